@@ -1,0 +1,202 @@
+"""What stages hand to each other: typed folders, readable without this project.
+
+Every table is parquet, every model opens with `from_pretrained`. A writer goes through `write_table` or
+`write_text`: temporary file, sync, rename, so that a reader never sees half a file.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    with scratch.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.rename(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_table(path: Path, table: "pl.DataFrame") -> None:
+    """Parquet, whole or not at all; the same rows give the same bytes."""
+    import io
+
+    buffer = io.BytesIO()
+    table.write_parquet(buffer, compression="zstd", statistics=False)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_table(path: Path) -> "pl.DataFrame":
+    import polars as pl
+
+    return pl.read_parquet(path)
+
+
+def note_cost(out: Path, **figures: float) -> None:
+    """Add figures (tokens, rows, engine seconds …) to the step's cost; they stay outside its content."""
+    path = out / COST_FILE
+    known = json.loads(path.read_text()) if path.exists() else {}
+    write_json(path, {**known, **figures})
+
+
+COST_FILE = "cost.json"
+KL = "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
+
+
+@dataclass(frozen=True)
+class Artifact:
+    path: Path
+
+
+@dataclass(frozen=True)
+class Prompts(Artifact):
+    """One part of the prompts, in hash order: `prompt_id, prompt` (messages), `columns` (JSON, for scorers)."""
+
+    def read(self) -> "pl.DataFrame":
+        return read_table(self.path / "prompts.parquet")
+
+    def columns(self) -> dict[str, dict[str, Any]]:
+        table = self.read()
+        return {key: json.loads(text) for key, text in zip(table["prompt_id"], table["columns"], strict=True)}
+
+
+@dataclass(frozen=True)
+class Fence(Artifact):
+    """Hashed word n-grams of every evaluation prompt: what training data must not contain."""
+
+    def read(self) -> "pl.DataFrame":
+        return read_table(self.path / "ngrams.parquet")
+
+
+@dataclass(frozen=True)
+class Model(Artifact):
+    """A base and at most one adapter. `model.json` says where they lie: here, in another step, or outside the store."""
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        return json.loads((self.path / "model.json").read_text())
+
+    @property
+    def weights(self) -> Path | str:
+        """What `from_pretrained` opens for the base: a folder, or a hub name together with `revision`."""
+        if "base" in self.record:
+            return self._base.weights
+        place = self.record["weights"]
+        return self.path / place if (self.path / place).exists() else place
+
+    @property
+    def revision(self) -> str | None:
+        return self._base.revision if "base" in self.record else self.record.get("revision")
+
+    @property
+    def adapter(self) -> Path | None:
+        return self.path / self.record["adapter"] if "adapter" in self.record else None
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / self.record["tokenizer"]
+
+    @property
+    def remote_code(self) -> bool:
+        return self._base.remote_code if "base" in self.record else self.record.get("remote_code", False)
+
+    @property
+    def _base(self) -> "Model":
+        """An adapter names its base as `stage/fingerprint`, beside it in the same store."""
+        return Model(self.path.parent.parent / self.record["base"])
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@dataclass(frozen=True)
+class Samples(Artifact):
+    """`samples/*.parquet`: one shard a file, rows by prompt id, setting and index."""
+
+    def shards(self) -> Iterator["pl.DataFrame"]:
+        for path in sorted((self.path / "samples").glob("*.parquet")):
+            yield read_table(path)
+
+    def read(self, setting: str | None = None) -> "pl.DataFrame":
+        import polars as pl
+
+        table = pl.concat(self.shards())
+        return table if setting is None else table.filter(pl.col("setting") == setting)
+
+
+@dataclass(frozen=True)
+class Scores(Artifact):
+    """`scores/*.parquet`: `sample_id, prompt_id, scorer, score` (null when it failed), `status, detail`."""
+
+    def read(self) -> "pl.DataFrame":
+        import polars as pl
+
+        return pl.concat([read_table(path) for path in sorted((self.path / "scores").glob("*.parquet"))])
+
+
+@dataclass(frozen=True)
+class Pairs(Artifact):
+    """`train.parquet, dev.parquet, unpaired.parquet, dropped.parquet, funnel.json`."""
+
+    def train(self) -> "pl.DataFrame":
+        return read_table(self.path / "train.parquet")
+
+    def dev(self) -> "pl.DataFrame":
+        return read_table(self.path / "dev.parquet")
+
+    def dropped(self) -> "pl.DataFrame":
+        return read_table(self.path / "dropped.parquet")
+
+    def funnel(self) -> dict[str, Any]:
+        return json.loads((self.path / "funnel.json").read_text())
+
+
+@dataclass(frozen=True)
+class Logps(Artifact):
+    """`logps.parquet`: `sample_id, prompt_id, logp` (sum over the completion), `tokens`."""
+
+    def read(self) -> "pl.DataFrame":
+        return read_table(self.path / "logps.parquet")
+
+
+@dataclass(frozen=True)
+class Report(Artifact):
+    def read(self) -> dict[str, Any]:
+        return json.loads((self.path / "report.json").read_text())
+
+
+MADE_BY: dict[str, type[Artifact]] = {
+    "prompts": Prompts,
+    "base": Model,
+    "sft": Model,
+    "sample": Samples,
+    "score": Scores,
+    "pair": Pairs,
+    "refer": Logps,
+    "train": Model,
+    "evaluate": Report,
+}
+
+
+def open_artifact(stage: str, path: Path, part: str | None = None) -> Artifact:
+    if part == "fence":
+        return Fence(path / part)
+    return MADE_BY[stage](path / part if part else path)

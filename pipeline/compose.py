@@ -1,0 +1,207 @@
+"""From the command line to a validated Config: Hydra composes, pydantic judges, every mistake is said at once."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from pipeline.config import Config
+from pipeline.errors import Refusal, nearest
+
+HOUSE = Path(__file__).parent.parent
+CONF = HOUSE / "conf"
+RECIPES = HOUSE / "recipes"
+
+OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line, with every value override as `++key=value`, so that pydantic alone judges keys."""
+
+    flags: list[str]
+    overrides: list[str]
+
+    @classmethod
+    def parse(cls, argv: list[str]) -> "Arguments":
+        flags, overrides, rest = [], [], iter(argv)
+        for word in rest:
+            if word in ("--config-dir", "-cd"):
+                flags += ["--config-dir", str(Path(next(rest, "")).absolute())]
+            elif word.startswith("-"):
+                flags.append(word)
+            else:
+                overrides.append(_override(word))
+        return cls(flags, overrides)
+
+    @property
+    def multirun(self) -> bool:
+        return any(flag in ("-m", "--multirun") for flag in self.flags)
+
+    @property
+    def searchpath(self) -> str:
+        """Where Hydra finds `recipes/`, whatever the working directory is."""
+        return f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in [HOUSE, *self.own_recipes])}]"
+
+    @property
+    def own_recipes(self) -> list[str]:
+        return [self.flags[self.flags.index("--config-dir") + 1]] if "--config-dir" in self.flags else []
+
+
+def _override(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise Refusal(f"{word}: not an override. Write key=value, such as train.beta=0.05 (see README, Commands).")
+    if "=" in value and not re.match(r"""['"\[{]|.*[\\(]""", value):
+        value = '"' + value.replace('"', '\\"') + '"'  # a path such as data/a=b.jsonl
+    group = "@" in key or key.lstrip("+~") == "recipes" or (CONF / key.lstrip("+~")).is_dir()
+    plain = group or key.startswith(("+", "~", "hydra.", "hydra/"))
+    return f"{'' if plain else '++'}{key}={value}"
+
+
+def compose(arguments: Arguments) -> tuple[list[Config], bool]:
+    """Every point of the command line, validated before the first runs, and whether they are a sweep."""
+    asked = _parsed(arguments.overrides)
+    first = _compose(arguments, [o.input_line for o in asked if not (arguments.multirun and o.is_sweep_override())])
+    if not (arguments.multirun or first.hydra.mode == _multirun()):
+        return [point(first, first.hydra)], False
+    params = [f"{key}={value}" for key, value in (first.hydra.sweeper.get("params") or {}).items()]
+    composed = [_compose(arguments, overrides) for overrides in _points([*_parsed(params), *asked])]
+    return [point(one, one.hydra) for one in composed], True
+
+
+def point(composed: DictConfig, hydra: Any) -> Config:
+    """One composed point, validated; `recipe` is the name under which its run is filed."""
+    choices = {key: str(value) for key, value in hydra.runtime.choices.items() if value is not None}
+    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    try:
+        raw: Any = OmegaConf.to_container(own, resolve=True)
+    except OmegaConfBaseException as error:
+        raise Refusal(f"{error.full_key or 'conf'}: {str(error).splitlines()[0]}") from error
+    return validated({**raw, "recipe": choices.get("recipes", "run")}, choices, list(hydra.overrides.task))
+
+
+def _multirun() -> Any:
+    from hydra.types import RunMode
+
+    return RunMode.MULTIRUN
+
+
+def _compose(arguments: Arguments, overrides: list[str]) -> DictConfig:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name="pipeline"):
+            return hydra_compose("config", [arguments.searchpath, *overrides], return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Refusal(_said_by_hydra(error, arguments.own_recipes)) from error
+
+
+def _parsed(overrides: list[str]) -> list[Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise Refusal(_said_by_hydra(error)) from error
+
+
+def _points(asked: list[Any]) -> Iterator[list[str]]:
+    """The overrides of each point of a sweep, as Hydra's basic sweeper makes them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    for batch in BasicSweeper.split_arguments(asked, None):
+        yield from batch
+
+
+def _said_by_hydra(error: Exception, own_recipes: list[str] | None = None) -> str:
+    """Hydra's composition errors in the house form."""
+    text = str(error)
+    if missing := re.search(r"Could not find '(\w+)/([^']+)'", text):
+        group, name = missing.groups()
+        folders = [RECIPES, *(Path(p) / "recipes" for p in own_recipes or [])] if group == "recipes" else [CONF / group]
+        known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
+        return f"{group}={name}: there is no {group}/{name}.yaml. {nearest(name, known)}"
+    return "command line: " + text.replace(
+        "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", ""
+    )
+
+
+# ── validation ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def validated(raw: dict[str, Any], choices: dict[str, str], overrides: list[str]) -> Config:
+    if absent := [".".join(path) for path, value in _leaves(raw) if value == "???"]:
+        raise Refusal("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        faults = [_fault(e, raw, choices, overrides) for e in error.errors(include_url=False)]
+        raise Refusal("\n".join(faults)) from error
+
+
+def _fault(error: Any, raw: dict[str, Any], choices: dict[str, str], overrides: list[str]) -> str:
+    path, parent, value = _locate(error["loc"], raw)
+    key = ".".join(path)
+    file = _file_of(path, choices)
+    source = _source(key, choices, overrides, file)
+    match error["type"]:
+        case "extra_forbidden":
+            of = f"stage '{path[0]}'" if len(path) > 1 else "the config"
+            known = [name for name in parent if name != path[-1]]
+            return f"{source}: {key} is not a knob of {of}. {nearest(path[-1], known)}  ({file})"
+        case "missing":
+            return f"{source}: {key} is missing.  ({file})"
+        case _:
+            said = error["msg"].removeprefix("Value error, ")
+            shown = f"{key}={value!r}: " if not isinstance(value, dict) else f"{key}: " if key else ""
+            return f"{source}: {shown}{said}.  ({file})" if key else said
+
+
+def _locate(loc: tuple[Any, ...], raw: Any) -> tuple[list[str], Any, Any]:
+    """The error's place in what was written: pydantic's own tags (which union member) are not in it."""
+    path: list[str] = []
+    parent, here = raw, raw
+    for index, item in enumerate(loc):
+        inside = (isinstance(here, dict) and item in here) or (isinstance(here, list) and isinstance(item, int))
+        if inside:
+            parent, here = here, here[item]
+        elif index == len(loc) - 1 and isinstance(here, dict) and item != here.get("kind"):
+            parent, here = here, None  # a missing key
+        else:
+            continue
+        path.append(str(item))
+    return path, parent if isinstance(parent, dict) else {}, here
+
+
+def _file_of(path: list[str], choices: dict[str, str]) -> str:
+    """The file in conf/ that writes this block: the longest mounted group that holds it."""
+    best, file = 0, "conf/config.yaml"
+    for mounted, choice in choices.items():
+        group, _, package = mounted.partition("@")
+        place = (package or group).split(".")
+        if path[: len(place)] == place and len(place) > best and group not in ("recipes",):
+            best, file = len(place), f"conf/{group}/{choice}.yaml"
+    return file
+
+
+def _source(key: str, choices: dict[str, str], overrides: list[str], file: str) -> str:
+    if any(override.lstrip("+~").partition("=")[0] == key for override in overrides):
+        return "command line"
+    return f"recipes/{choices['recipes']}.yaml" if "recipes" in choices else file
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, (*path, str(name)))
+    else:
+        yield path, value

@@ -1,0 +1,404 @@
+"""The shape of conf/: frozen models without defaults. Values live in conf/, shapes live here.
+
+A stage's block is the whole of its identity, apart from what stands under a key named `runtime`
+and from the places of local files, which enter by their content (see `Local`).
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from pydantic_core import core_schema
+
+from pipeline.errors import nearest
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Local(str):
+    """The path of a local file or folder: its content enters identity, its place does not."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(min_length=1))
+
+
+class Weights(Local):
+    """A model: a local folder (its content enters identity) or the name of a hub repository (its commit does)."""
+
+    @property
+    def local(self) -> bool:
+        return self.startswith((".", "/", "~")) or Path(self).exists()
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+# ── shared ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Limits(Block):
+    prompt: PositiveInt
+    completion: PositiveInt
+
+
+class Template(Block):
+    chat_template: Local | None
+    kwargs: dict[str, JsonValue]
+
+
+class Trust(Block):
+    """What a checkpoint may bring along that runs code on this machine; each is refused unless named."""
+
+    remote_code: bool
+    pickled_weights: bool
+
+
+# ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Split(Block):
+    dev: PositiveInt
+    test: PositiveInt
+
+
+class Fence(Block):
+    ngram: PositiveInt
+
+
+class PlaygroundPrompts(Block):
+    kind: Literal["playground"]
+    rows: PositiveInt
+    constraints: PositiveInt
+    seed: int
+    split: Split
+    fence: Fence
+
+
+class JsonlPrompts(Block):
+    kind: Literal["jsonl"]
+    path: Local
+    on_bad_row: Literal["fail", "skip"]
+    seed: int
+    split: Split
+    fence: Fence
+
+
+PromptsConfig = Annotated[PlaygroundPrompts | JsonlPrompts, Field(discriminator="kind")]
+
+
+# ── base, sft ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Checkpoint(Block):
+    kind: Literal["checkpoint"]
+    model: Weights
+    revision: str | None
+    trust: Trust
+    template: Template
+    dtype: Dtype
+
+
+class TinyBase(Block):
+    kind: Literal["tiny"]
+    vocabulary: PositiveInt
+    hidden: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    context: PositiveInt
+    seed: int
+
+
+BaseConfig = Annotated[Checkpoint | TinyBase, Field(discriminator="kind")]
+
+
+class PlaygroundDemonstrations(Block):
+    kind: Literal["playground"]
+    rows: PositiveInt
+    constraints: PositiveInt
+    obeyed: Share
+    seed: int
+
+
+class JsonlDemonstrations(Block):
+    kind: Literal["jsonl"]
+    path: Local
+    on_bad_row: Literal["fail", "skip"]
+
+
+DemonstrationsConfig = Annotated[PlaygroundDemonstrations | JsonlDemonstrations, Field(discriminator="kind")]
+
+
+class MicroBatch(Block):
+    micro_batch: PositiveInt
+    save_every: PositiveInt
+
+
+class SftTraining(Block):
+    kind: Literal["train"]
+    data: DemonstrationsConfig
+    fence: Fence
+    learning_rate: PositiveFloat
+    epochs: PositiveFloat
+    batch: PositiveInt
+    scheduler: str
+    warmup: Share
+    weight_decay: NonNegativeFloat
+    clip: PositiveFloat
+    max_length: PositiveInt
+    dtype: Dtype
+    gradient_checkpointing: bool
+    seed: int
+    template: Template
+    runtime: MicroBatch
+
+
+SftConfig = Annotated[Checkpoint | SftTraining, Field(discriminator="kind")]
+
+
+# ── sample ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class VllmRuntime(Block):
+    memory: Share
+    cpu_cache_gib: PositiveInt
+    max_sequences: PositiveInt
+
+
+class VllmBackend(Block):
+    kind: Literal["vllm"]
+    dtype: Dtype
+    enforce_eager: bool | None
+    prefix_caching: bool | None
+    runtime: VllmRuntime
+
+
+class Batch(Block):
+    batch: PositiveInt
+
+
+class TransformersBackend(Block):
+    kind: Literal["transformers"]
+    dtype: Dtype
+    runtime: Batch
+
+
+class ScriptedBackend(Block):
+    """No model at all: completions are a function of prompt and seed. For tests of everything around a backend."""
+
+    kind: Literal["scripted"]
+    vocabulary: Annotated[int, Field(ge=2)]
+
+
+BackendConfig = Annotated[VllmBackend | TransformersBackend | ScriptedBackend, Field(discriminator="kind")]
+
+
+class Setting(Block):
+    n: PositiveInt
+    temperature: NonNegativeFloat
+    top_p: Annotated[float, Field(gt=0, le=1)]
+
+    @model_validator(mode="after")
+    def _equal_samples(self) -> "Setting":
+        if self.n > 1 and self.temperature == 0:
+            raise ValueError(
+                f"n={self.n} at temperature=0 draws the same completion {self.n} times;"
+                " set n=1, or a temperature above 0"
+            )
+        return self
+
+
+class SampleRuntime(Block):
+    blocks: PositiveInt
+
+
+class SampleConfig(Block):
+    settings: Annotated[dict[str, Setting], Field(min_length=1)]
+    per_round: PositiveInt | None
+    limits: Limits
+    template_kwargs: dict[str, JsonValue]
+    seed: int
+    shard: PositiveInt
+    backend: BackendConfig
+    runtime: SampleRuntime
+
+    def draw(self, purpose: str, round: int = 1, wave: int = 0) -> "Draw":
+        return Draw(**dict(self), purpose=purpose, round=round, wave=wave)
+
+
+class Draw(SampleConfig):
+    """One sampling run: the user's block and which draw of it this is, so that no two draws share their seeds."""
+
+    purpose: str
+    round: PositiveInt
+    wave: NonNegativeInt
+
+
+# ── score, pair, refer ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class RuleScorer(Block):
+    kind: Literal["rules"]
+    rule: Literal["playground"]
+    gold: bool
+
+
+class ScoreConfig(Block):
+    scorers: Annotated[dict[str, RuleScorer], Field(min_length=1)]
+    max_failed: Share
+
+
+class DevPairs(Block):
+    share: Share
+    least: NonNegativeInt
+    most_share: Share
+
+
+class PairConfig(Block):
+    strategy: Literal["best_worst"]
+    scorer: str
+    min_margin: NonNegativeFloat
+    allow_truncated: bool
+    dev: DevPairs
+    seed: int
+
+
+class ReferRuntime(Block):
+    batch_tokens: PositiveInt
+
+
+class ReferConfig(Block):
+    dtype: Dtype
+    runtime: ReferRuntime
+
+
+# ── train ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class FullAdapter(Block):
+    kind: Literal["full"]
+    learning_rate: PositiveFloat
+
+
+class LoraAdapter(Block):
+    kind: Literal["lora"]
+    learning_rate: PositiveFloat
+    rank: PositiveInt
+    alpha: PositiveFloat
+    dropout: Share
+    targets: str | list[str]
+
+
+AdapterConfig = Annotated[FullAdapter | LoraAdapter, Field(discriminator="kind")]
+
+
+class TrainConfig(Block):
+    trainer: Literal["dpo"]
+    loss: Annotated[list[str], Field(min_length=1)]
+    loss_weights: list[float] | None
+    beta: PositiveFloat
+    logps: Literal["ready", "live", "none"]
+    adapter: AdapterConfig
+    learning_rate: PositiveFloat
+    epochs: PositiveFloat
+    batch: PositiveInt
+    scheduler: str
+    warmup: Share
+    weight_decay: NonNegativeFloat
+    clip: PositiveFloat
+    max_length: PositiveInt
+    dtype: Dtype
+    gradient_checkpointing: bool
+    eval_every: PositiveInt
+    seed: int
+    args: dict[str, JsonValue]
+    runtime: MicroBatch
+
+
+# ── exam, evaluate ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ExamConfig(Block):
+    split: Literal["test", "dev"]
+    sample: SampleConfig
+    score: ScoreConfig
+    refer: ReferConfig
+
+
+class EvaluateConfig(Block):
+    scorer: str
+    level: Annotated[float, Field(gt=0, lt=1)]
+    resamples: PositiveInt
+    seed: int
+
+
+# ── the whole ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Config(Block):
+    recipe: str
+    seed: int
+    rounds: PositiveInt
+    init: Literal["previous", "sft"]
+    reference: Literal["previous", "sft", "init"]
+    data: Literal["latest", "all"]
+    limits: Limits
+    max_length: PositiveInt
+    template: Template
+    dtype: Dtype
+
+    prompts: PromptsConfig
+    base: BaseConfig | None
+    sft: SftConfig
+    sample: SampleConfig
+    score: ScoreConfig
+    pair: PairConfig
+    refer: ReferConfig
+    train: TrainConfig
+    exam: ExamConfig
+    evaluate: EvaluateConfig
+
+    store: Path
+    runs: Path
+    until: str | None
+    dry_run: bool
+    verify: bool
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        """What no block can know alone; every mismatch is said at once."""
+        faults = list(_mismatches(self))
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+
+def _mismatches(cfg: Config) -> Iterator[str]:
+    marking = cfg.exam.score if cfg.exam.split == "test" else cfg.score
+    for knob, name, scorers in (
+        ("pair.scorer", cfg.pair.scorer, cfg.score.scorers),
+        ("evaluate.scorer", cfg.evaluate.scorer, marking.scorers),
+    ):
+        if name not in scorers:
+            yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
+    for name, scorer in cfg.score.scorers.items():
+        if scorer.gold:
+            yield f"score.scorers.{name}.gold=true: a gold scorer marks exams alone; move it to exam.score.scorers."
+    if isinstance(cfg.sft, SftTraining) and cfg.base is None:
+        yield (
+            "sft=train starts from a base model, and base is none."
+            " Give base=checkpoint base.model=NAME, or sft=checkpoint sft.model=NAME."
+        )

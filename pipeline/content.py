@@ -1,0 +1,88 @@
+"""What enters identity from outside the config: the bytes of local files and the commits of hub repositories."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Refusal
+
+BLOCK = 1 << 22
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(BLOCK):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a value that is hashed; what is not JSON, NaN included, raises."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+class ContentCache:
+    """Content hashes of local files by path, size, mtime and inode: a model of 16 GB is read once, not each time."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._known: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+        self._new = False
+
+    def of(self, path: Path) -> str:
+        """A file's hash, or that of a folder's names and hashes."""
+        path = path.expanduser()
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+            return digest_of({str(p.relative_to(path)): self._file(p) for p in inside})
+        if path.is_file():
+            return self._file(path)
+        raise Refusal(f"{path}: there is no such file or folder. Give the path of one that exists.")
+
+    def save(self) -> None:
+        if not self._new:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.file.with_name(f"{self.file.name}.{os.getpid()}")
+        scratch.write_text(json.dumps(self._known))
+        scratch.rename(self.file)
+
+    def _file(self, path: Path) -> str:
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+        if key not in self._known:
+            self._known[key] = sha256_of(path)
+            self._new = True
+        return self._known[key]
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def commit_of(name: str, revision: str | None) -> str:
+    """The commit that a hub repository's revision points to now."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        sha = HfApi().model_info(name, revision=revision).sha
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise Refusal(
+            f"{name}{f' at revision {revision}' if revision else ''}: no such model on the hub, and no local folder.\n"
+            f"  Check the name, set HF_TOKEN when it is gated, or give a folder as ./{name}."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise Refusal(
+            f"{name}: the hub cannot be reached to find its commit ({type(error).__name__}).\n"
+            f"  Give the commit as revision, or a local folder."
+        ) from error
+    assert sha is not None
+    return sha

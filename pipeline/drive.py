@@ -1,0 +1,90 @@
+"""One point from config to exit code: plan, run, story. What a person's Ctrl-C, SIGTERM and mistakes lead to."""
+
+import functools
+import json
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import write_text
+from pipeline.config import Config
+from pipeline.content import commit_of
+from pipeline.errors import Refusal
+from pipeline.plan import plan
+from pipeline.runner import StepFailed, dry_run, prepare, run, select
+from pipeline.step import pinned
+
+DONE, REFUSED, STOPPED = 0, 2, 75
+
+
+def drive(cfg: Config, story: Path | None = None) -> int:
+    """One point from config to exit code: plan it, then show the plan or run it."""
+    try:
+        cfg = cfg if cfg.dry_run else pinned(cfg, functools.cache(commit_of))
+        planned = prepare(cfg, select(plan(cfg), cfg.until))
+        if cfg.dry_run:
+            dry_run(cfg, planned)
+            return DONE
+        story = open_story(cfg, story)
+        print(report(run(cfg, planned, story), story))
+        return DONE
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return REFUSED
+    except StepFailed as failure:
+        print(failure, file=sys.stderr)
+        return failure.code
+    except Stopped as stopped:
+        print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
+        raise
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGINT: the same command resumes."""
+
+
+def stop_on_signals() -> None:
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+
+
+def open_story(cfg: Config, folder: Path | None = None) -> Path:
+    """`runs/<recipe>/<time>/` with the resolved config; `runs/latest` points to it."""
+    import yaml
+
+    story = folder or fresh_story(cfg)
+    (story / "steps").mkdir(parents=True, exist_ok=True)
+    write_text(story / "config.yaml", yaml.safe_dump(json.loads(cfg.model_dump_json()), sort_keys=False))
+    latest = cfg.runs / "latest"
+    scratch = cfg.runs / f".latest.{story.name}"
+    scratch.unlink(missing_ok=True)
+    scratch.symlink_to(story.absolute())
+    scratch.rename(latest)
+    return story
+
+
+def fresh_story(cfg: Config) -> Path:
+    wanted = cfg.runs / cfg.recipe / time.strftime("%Y-%m-%d_%H-%M-%S")
+    for attempt in range(1000):
+        path = wanted if attempt == 0 else wanted.with_name(f"{wanted.name}-{attempt + 1}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            continue
+    raise AssertionError(f"a thousand runs in one second at {wanted}")
+
+
+def report(last: Path, story: Path) -> Path:
+    """The report also lies with the run's story, where it outlives the store's folder; else the last Step's folder."""
+    if not (last / "report.html").exists():
+        return last
+    for file in last.glob("report.*"):
+        shutil.copyfile(file, story / file.name)
+    return story / "report.html"

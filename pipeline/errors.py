@@ -1,0 +1,18 @@
+"""What a person is told when something cannot go on: what was wrong, where, what was expected, what to type now."""
+
+
+class Refusal(Exception):
+    """Wrong usage, config or input: exit code 2, its text is printed as it stands and no traceback is shown."""
+
+
+class Broken(Exception):
+    """Something failed while it ran and we know what: exit code 1, its text is printed without a traceback."""
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`Did you mean beta? Known: beta, loss, …` for a word that is none of the known ones."""
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=2)
+    guess = f"Did you mean {' or '.join(close)}? " if close else ""
+    return f"{guess}Known: {', '.join(sorted(known))}"

@@ -1,0 +1,59 @@
+"""What a person watching a run sees: one line per Step, kept in `ledger.json` as well."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import write_json
+from pipeline.step import Step
+
+QUIET = 30.0  # seconds between two progress lines where there is no terminal
+
+
+class Ledger:
+    def __init__(self, story: Path | None):
+        self._file = story / "ledger.json" if story else None
+        self._lines: list[dict[str, Any]] = []
+        self._terminal = sys.stdout.isatty()
+        self._shown = time.monotonic()
+
+    def line(
+        self,
+        sign: str,
+        step: Step,
+        fingerprint: str,
+        seconds: float | None = None,
+        note: str = "",
+        counted: bool = True,
+    ) -> None:
+        """`■ sample    round 1   3fa9c1d2e4b5   12.3 s`; seconds of an earlier run stand in brackets."""
+        spent = "" if seconds is None else f"{seconds:.1f} s" if counted else f"({seconds:.1f} s)"
+        self._clear()
+        print(f"{sign} {step.stage:<9} {_label(step):<13} {fingerprint:<13} {spent:>10}  {note}".rstrip(), flush=True)
+        entry = {"sign": sign, "stage": step.stage, "label": step.label, "fingerprint": fingerprint, "seconds": seconds}
+        self._lines.append({**entry, "counted": counted})
+        self._shown = time.monotonic()
+        if self._file:
+            write_json(self._file, self._lines)
+
+    def running(self, step: Step, fingerprint: str, text: str) -> None:
+        """Repainted on a terminal; elsewhere a line now and then."""
+        line = f"● {step.stage:<9} {_label(step):<13} {fingerprint:<13} {text}"
+        if self._terminal:
+            print(f"\r\x1b[K{line}", end="", flush=True)
+        elif time.monotonic() - self._shown >= QUIET:
+            self._shown = time.monotonic()
+            print(line, flush=True)
+
+    def say(self, text: str) -> None:
+        self._clear()
+        print(f"  {text}", flush=True)
+
+    def _clear(self) -> None:
+        if self._terminal:
+            print("\r\x1b[K", end="")
+
+
+def _label(step: Step) -> str:
+    return f"round {step.label}" if isinstance(step.label, int) and step.label else str(step.label or "")

@@ -1,0 +1,47 @@
+"""The whole algorithm on one page. It builds Steps and runs nothing; read this first.
+
+A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
+"""
+
+from pipeline.config import Config, SftTraining
+from pipeline.step import Part, Step
+
+
+def plan(cfg: Config) -> Step:
+    prompts = Step("prompts", cfg.prompts)
+    base = Step("base", cfg.base) if cfg.base else None
+    trains = isinstance(cfg.sft, SftTraining)
+    sft = Step("sft", cfg.sft, base=base, fence=prompts / "fence") if trains else Step("sft", cfg.sft)
+
+    policy, models, pairs = sft, {"sft": sft}, []
+    for r in range(1, cfg.rounds + 1):
+        samples = Step("sample", cfg.sample.draw("train", round=r), at=r, policy=policy, prompts=prompts / "train")
+        scores = Step("score", cfg.score, at=r, samples=samples, prompts=prompts / "train")
+        pairs += [Step("pair", cfg.pair, at=r, samples=[samples], scores=[scores])]
+
+        init = {"previous": policy, "sft": sft}[cfg.init]
+        reference = {"previous": policy, "sft": sft, "init": init}[cfg.reference] if cfg.train.logps != "none" else None
+        rows = pairs if cfg.data == "all" else pairs[-1:]
+        logps = [Step("refer", cfg.refer, at=r, model=reference, rows=p) for p in rows if cfg.train.logps == "ready"]
+        policy = Step(
+            "train", cfg.train, at=r, init=init, reference=reference, pairs=rows, logps=logps, dev=prompts / "dev"
+        )
+        models[f"round-{r}"] = policy
+
+    models = {"base": base, **models} if base else models
+    part = prompts / cfg.exam.split
+    exams = {name: exam(cfg, sft, name, model, part) for name, model in models.items()}
+    return Step("evaluate", cfg.evaluate, at="report", prompts=part, exams=exams, chosen=policy, pairs=pairs)
+
+
+def exam(cfg: Config, sft: Step, name: str, model: Step, prompts: Part) -> dict[str, Step]:
+    """The same stages on other prompts. Only the label knows the round: a model is examined once, whoever asks."""
+    label = f"{prompts.part} {name}"
+    scorers = cfg.exam.score if prompts.part == "test" else cfg.score  # gold scorers and paid judges see test only
+    samples = Step("sample", cfg.exam.sample.draw("exam"), at=label, policy=model, prompts=prompts)
+    return {
+        "model": model,
+        "samples": samples,
+        "scores": Step("score", scorers, at=label, samples=samples, prompts=prompts),
+        "logps": Step("refer", cfg.exam.refer, at=label, model=sft, rows=samples),
+    }

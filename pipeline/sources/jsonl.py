@@ -1,0 +1,88 @@
+"""JSON lines as people really write them: every broken line is named with its number and its fault."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Refusal
+
+LONGEST = 1 << 20  # bytes in a line; a longer one is a file without line ends, not a prompt
+SHOWN = 10
+
+Check = Callable[[dict[str, Any]], str | None]  # the fault of a row, or None
+
+
+@dataclass
+class Lines:
+    """The good rows of a file and what was wrong with the others."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    bad: list[tuple[int, str]] = field(default_factory=list)
+
+
+def read_jsonl(path: Path, check: Check, on_bad_row: str) -> Lines:
+    """Rows that are JSON objects and pass `check`; `on_bad_row: fail` refuses the file with its first faults."""
+    lines = Lines()
+    for number, data in _numbered(path):
+        fault, row = _parse(data, number)
+        fault = fault or check(row)
+        if fault:
+            lines.bad.append((number, fault))
+        else:
+            lines.rows.append(row)
+    if lines.bad and on_bad_row == "fail":
+        shown = [f"  line {number}: {fault}" for number, fault in lines.bad[:SHOWN]]
+        more = [f"  … and {len(lines.bad) - SHOWN} more"] if len(lines.bad) > SHOWN else []
+        head = f"{path}: {len(lines.bad)} of {len(lines.bad) + len(lines.rows)} lines cannot be used:"
+        advice = "  Mend them, or skip and count them with prompts.on_bad_row=skip (sft.data.on_bad_row=skip)."
+        raise Refusal("\n".join([head, *shown, *more, advice]))
+    return lines
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers; of one that is too long only its beginning is kept in memory."""
+    try:
+        file = path.expanduser().open("rb")
+    except OSError as error:
+        raise Refusal(f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file.") from error
+    with file:
+        number = 0
+        while line := file.readline(LONGEST + 1):
+            number += 1
+            rest = line
+            while len(rest) == LONGEST + 1 and not rest.endswith(b"\n"):
+                rest = file.readline(LONGEST + 1)
+            if line.strip():
+                yield number, line
+
+
+def _parse(data: bytes, number: int) -> tuple[str | None, dict[str, Any]]:
+    if len(data) > LONGEST:
+        return f"longer than {LONGEST} bytes", {}
+    if number == 1 and data.startswith(b"\xef\xbb\xbf"):
+        return "starts with a byte order mark; save the file as UTF-8 without one", {}
+    try:
+        row = json.loads(data)
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {error.start}", {}
+    except (json.JSONDecodeError, RecursionError) as error:
+        return f"not JSON ({error})", {}
+    if not isinstance(row, dict):
+        return f"a JSON {type(row).__name__}, expected an object", {}
+    return _unwritable(row), row
+
+
+def _unwritable(value: Any) -> str | None:
+    """Characters that no parquet file and no tokenizer takes."""
+    if isinstance(value, str):
+        if "\0" in value:
+            return "holds a NUL character"
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "holds half of a surrogate pair, which is no character"
+        return None
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return next((fault for item in items if (fault := _unwritable(item))), None)

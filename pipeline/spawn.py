@@ -1,0 +1,76 @@
+"""One worker process: started in a group of its own, watched through its log, ended with us; and its last words."""
+
+import itertools
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.step import Step
+
+DONE, BROKE, REFUSED, FOUND = 0, 1, 2, 3  # the worker's exit codes; FOUND: another process built it meanwhile
+GRACE = 10.0  # seconds that a worker has to stop by itself
+
+
+def spawn(record: Path, log: Path, show: Callable[[str], None]) -> int:
+    """One worker in a process group of its own; its standard input is our pulse, so that it dies with us."""
+    command = [sys.executable, "-m", "pipeline.worker", str(record), "--follow"]
+    with log.open("wb") as output:
+        worker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    watch = LogWatch(log)
+    try:
+        while worker.poll() is None:
+            time.sleep(0.05)
+            if text := watch.latest():
+                show(text)
+    except BaseException:
+        end(worker)
+        raise
+    return worker.returncode
+
+
+def end(worker: "subprocess.Popen[bytes]") -> None:
+    """Ask, wait, insist. What the worker leaves running goes with its watcher."""
+    worker.send_signal(signal.SIGTERM)
+    try:
+        worker.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
+
+
+class LogWatch:
+    """The newest progress line of a growing log."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("r", errors="replace")
+
+    def latest(self) -> str | None:
+        lines = [line for line in self._file.read().splitlines() if line.startswith("▸ ")]
+        return lines[-1][2:].strip() if lines else None
+
+
+def failure(step: Step, fingerprint: str, code: int, log: Path) -> str:
+    """What a person needs to go on: the worker's own words, or its last lines, and the log's path."""
+    lines = log.read_text(errors="replace").splitlines()
+    where = f"{step.stage}/{fingerprint}"
+    if words := spoken(lines):
+        return f"{where}: {words}\n  The whole log: {log}"
+    cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    tail = [f"    {line}" for line in lines if not line.startswith("▸ ")][-12:]
+    return "\n".join([f"{where} failed: {cause}{hint}. Its last lines:", *tail, f"  The whole log: {log}"])
+
+
+def spoken(lines: list[str]) -> str:
+    """The message that the worker said last: from its `✗` on, with the indented lines under it."""
+    starts = [i for i, line in enumerate(lines) if line.startswith("✗ ")]
+    if not starts:
+        return ""
+    first, *rest = lines[starts[-1] :]
+    indented = list(itertools.takewhile(lambda line: line.startswith("  "), rest))
+    return "\n".join([first[2:], *indented])

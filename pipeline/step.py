@@ -1,0 +1,165 @@
+"""A Step: one stage on given inputs. It runs nothing; it knows what it is (`fingerprint`) and what it reads.
+
+An input is a Step, a part of one (`prompts / "test"`), or a list or dict of inputs; None is no edge.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from pipeline.config import Block, Local, Weights
+from pipeline.content import digest_of
+
+# Bump a stage's number when the meaning of what it makes changes, so that nothing made before is taken for it.
+STAGE_VERSIONS = {
+    "prompts": 1,
+    "base": 1,
+    "sft": 1,
+    "sample": 1,
+    "score": 1,
+    "pair": 1,
+    "refer": 1,
+    "train": 1,
+    "evaluate": 1,
+}
+
+Input = Union["Step", "Part", Sequence["Input"], Mapping[str, "Input"], None]
+ContentOf = Callable[[str], str]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of what a Step publishes; its fingerprint and content are the part's own."""
+
+    step: "Step"
+    part: str
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    stage: str
+    config: Block
+    label: int | str
+    inputs: dict[str, Any] = field(repr=False)
+
+    def __init__(self, stage: str, config: Block, at: int | str = 0, **inputs: Input):
+        object.__setattr__(self, "stage", stage)
+        object.__setattr__(self, "config", config)
+        object.__setattr__(self, "label", at)
+        object.__setattr__(self, "inputs", {name: _without_none(i) for name, i in inputs.items() if _edge(i)})
+
+    def __truediv__(self, part: str) -> Part:
+        return Part(self, part)
+
+    def edges(self) -> Iterator[tuple[str, "Step", str | None]]:
+        """Every input under its flat name: `exams.sft.samples`, Step, part."""
+        for name, value in self.inputs.items():
+            yield from _flatten(name, value)
+
+    def ancestors(self) -> list["Step"]:
+        """Everything this Step descends from and itself, inputs before what reads them, each once."""
+        order: dict[int, Step] = {}
+
+        def visit(step: Step) -> None:
+            if id(step) in order:
+                return
+            for _, source, _ in step.edges():
+                visit(source)
+            order[id(step)] = step
+
+        visit(self)
+        return list(order.values())
+
+
+class Identity:
+    """Fingerprints of Steps, each computed once. `content_of` hashes a local path, which is where the disk comes in."""
+
+    def __init__(self, content_of: ContentOf):
+        self._content_of = content_of
+        self._known: dict[int, str] = {}
+
+    def fingerprint(self, step: Step) -> str:
+        if id(step) not in self._known:
+            self._known[id(step)] = digest_of(
+                {
+                    "stage": step.stage,
+                    "version": STAGE_VERSIONS[step.stage],
+                    "config": self.config(step.config),
+                    "inputs": {name: self.of_input(source, part) for name, source, part in step.edges()},
+                }
+            )[:12]
+        return self._known[id(step)]
+
+    def of_input(self, step: Step, part: str | None) -> str:
+        return f"{self.fingerprint(step)}/{part}" if part else self.fingerprint(step)
+
+    def config(self, value: Any) -> Any:
+        """The JSON that enters identity: without `runtime`, local paths by their content."""
+        if isinstance(value, Block):
+            return {name: self.config(item) for name, item in value if name != "runtime"}
+        if isinstance(value, dict):
+            return {name: self.config(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.config(item) for item in value]
+        if isinstance(value, Weights) and not value.local:
+            return str(value)
+        if isinstance(value, Local):
+            return f"content:{self._content_of(value)}"
+        return value
+
+
+def floats(step: Step) -> bool:
+    """Whether identity still hangs on a hub revision that is not a commit: the fingerprint will change when it is."""
+    return any(_floating(ancestor.config) for ancestor in step.ancestors())
+
+
+def _floating(value: Any) -> bool:
+    if isinstance(value, Block):
+        model, revision = getattr(value, "model", None), getattr(value, "revision", None)
+        if isinstance(model, Weights) and not model.local and not is_commit(revision):
+            return True
+        return any(_floating(item) for _, item in value)
+    return False
+
+
+def pinned(value: Any, commit_of: Callable[[str, str | None], str]) -> Any:
+    """The same config with every floating hub revision replaced by its commit."""
+    if not isinstance(value, Block) or not _floating(value):
+        return value
+    changes = {name: pinned(item, commit_of) for name, item in value}
+    model, revision = changes.get("model"), changes.get("revision")
+    if isinstance(model, Weights) and not model.local and not is_commit(revision):
+        changes["revision"] = commit_of(model, revision)
+    return value.model_copy(update=changes)
+
+
+def is_commit(revision: str | None) -> bool:
+    return revision is not None and len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)
+
+
+def _edge(value: Input) -> bool:
+    return value is not None and value != [] and value != {}
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if _edge(item)}
+    if isinstance(value, list):
+        return [_without_none(item) for item in value if _edge(item)]
+    return value
+
+
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, Step, str | None]]:
+    match value:
+        case Step():
+            yield name, value, None
+        case Part():
+            yield name, value.step, value.part
+        case list():
+            for index, item in enumerate(value):
+                yield from _flatten(f"{name}.{index}", item)
+        case dict():
+            for key, item in value.items():
+                yield from _flatten(f"{name}.{key}", item)
+        case _:
+            raise TypeError(f"{name}: an input is a Step, a part, a list or dict of inputs or None, not {value!r}")

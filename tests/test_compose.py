@@ -1,0 +1,105 @@
+"""What a person is told about a mistake: where, what, what was expected, what to type. Exit code 2, nothing started."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.compose import Arguments, compose
+from pipeline.errors import Refusal
+from tests.house import HOUSE, composed
+
+
+def said(*words: str) -> str:
+    with pytest.raises(Refusal) as refusal:
+        compose(Arguments.parse(list(words)))
+    return str(refusal.value)
+
+
+def test_a_typo_in_a_key_names_its_source_its_neighbours_and_its_file():
+    assert said("recipes=smoke", "train.betta=1") == (
+        "command line: train.betta is not a knob of stage 'train'. Did you mean beta? Known: adapter, args, batch, "
+        "beta, clip, dtype, epochs, eval_every, gradient_checkpointing, learning_rate, logps, loss, loss_weights, "
+        "max_length, runtime, scheduler, seed, trainer, warmup, weight_decay  (conf/train/dpo.yaml)"
+    )
+
+
+def test_a_typo_deep_in_a_mounted_group_names_the_group_s_file():
+    text = said("recipes=smoke", "adapter@train.adapter=lora", "train.adapter.rnk=3")
+    assert (
+        "train.adapter.rnk is not a knob" in text and "Did you mean rank?" in text and "conf/adapter/lora.yaml" in text
+    )
+
+
+def test_a_wrong_type_and_a_wrong_value_are_said_at_once():
+    lines = said("recipes=smoke", "train.beta=-1", "sample.shard=many", "init=neither").splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("command line: ") for line in lines)
+    assert any("sample.shard='many'" in line for line in lines) and any("init='neither'" in line for line in lines)
+
+
+def test_a_missing_recipe_names_the_ones_there_are():
+    assert said("recipes=smok") == (
+        "recipes=smok: there is no recipes/smok.yaml. Did you mean smoke? Known: smoke, sweep_smoke"
+    )
+
+
+def test_a_missing_choice_of_a_group_names_the_ones_there_are():
+    assert "there is no train/dppo.yaml. Did you mean dpo?" in said("recipes=smoke", "train=dppo")
+
+
+def test_values_that_must_be_given_are_all_named():
+    text = said()
+    assert "Give prompts.path=VALUE" in text and "Give sft.model=VALUE" in text
+
+
+def test_equal_samples_are_refused():
+    text = said("recipes=smoke", "sample.settings.draw.temperature=0")
+    assert "n=8 at temperature=0 draws the same completion 8 times" in text
+
+
+def test_a_scorer_that_nobody_has_is_refused_before_anything_runs():
+    text = said("recipes=smoke", "pair.scorer=rewards", "evaluate.scorer=rewards")
+    assert "pair.scorer" in text and "evaluate.scorer" in text and "Known: rules" in text
+
+
+def test_a_gold_scorer_makes_no_pairs():
+    assert "gold" in said("recipes=smoke", "score.scorers.rules.gold=true")
+
+
+def test_sft_training_without_a_base_is_refused():
+    assert "base is none" in said("recipes=smoke", "base=none")
+
+
+def test_a_word_that_is_no_override_and_broken_grammar_are_in_the_house_form():
+    assert "bla: not an override" in said("bla")
+    assert said("recipes=smoke", "prompts.seed=[1").startswith("command line: ")
+
+
+def test_an_equals_sign_in_a_path_needs_no_quoting():
+    cfg = composed("sft.model=./m", "prompts.path=data/step=3,lr=1.jsonl")
+    assert cfg.prompts.path == "data/step=3,lr=1.jsonl"
+
+
+def test_a_recipe_s_mistake_is_laid_at_the_recipe(tmp_path):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("# @package _global_\ntrain: {betta: 3}\n")
+    text = said("--config-dir", str(tmp_path), "recipes=mine", "sft.model=./m", "prompts.path=p.jsonl")
+    assert text.startswith("recipes/mine.yaml: train.betta is not a knob")
+
+
+def test_a_user_s_own_recipe_folder_works_from_any_working_directory(tmp_path):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("# @package _global_\ndefaults: [smoke]\ntrain: {beta: 0.7}\n")
+    command = [sys.executable, "-m", "pipeline", "--config-dir", ".", "recipes=mine", "dry_run=true"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(HOUSE)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "train     round 2" in done.stdout
+
+
+def test_a_mistake_ends_with_2_and_prints_no_traceback(tmp_path):
+    command = [sys.executable, "-m", "pipeline", "recipes=smoke", "train.betta=1"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(HOUSE)}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

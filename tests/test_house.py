@@ -1,0 +1,265 @@
+"""The rules of the house that a machine can check."""
+
+import ast
+import importlib
+import inspect
+import re
+import types
+import typing
+from pathlib import Path
+
+import pytest
+
+from pipeline import artifacts
+from pipeline.plan import plan
+from pipeline.step import STAGE_VERSIONS, Step
+from tests.house import HOUSE, SMALL, composed, named
+
+SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
+RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
+CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
+
+DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step"}
+ROOMS = {"stages", "backends", "scorers", "sources", "training", "report"}
+LEAVES = {"errors", "content", "progress", "trl_args"}  # anyone may import these
+HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
+MAY_IMPORT = {
+    "artifacts": set(),
+    "config": set(),
+    "store": {"artifacts"},
+    "step": {"config"},
+    "plan": {"step", "config"},
+    "ledger": {"step", "artifacts"},
+    "spawn": {"step"},
+    "runner": {"step", "store", "spawn", "ledger", "config", "artifacts"},
+    "drive": {"plan", "runner", "step", "config", "artifacts"},
+    "compose": {"config"},
+    "sweep": {"compose", "drive", "config", "artifacts"},
+    "__main__": {"compose", "drive", "sweep"},
+    "worker": {"store", "artifacts", "stages"},
+    "stages": {"backends", "scorers", "sources", "training", "report", "artifacts", "config"},
+    "training": {"backends", "scorers", "artifacts", "config"},
+    "backends": {"artifacts", "config"},
+    "scorers": {"artifacts", "config"},
+    "sources": {"artifacts", "config"},
+    "report": {"artifacts", "config"},
+    "errors": set(),
+    "content": set(),
+    "progress": set(),
+    "trl_args": set(),
+    "__init__": set(),
+}
+
+
+def room(path: Path) -> str:
+    first = path.relative_to(HOUSE / "pipeline").parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def own_rooms(path: Path) -> set[str]:
+    names = {name for name in imported(path) if name.startswith("pipeline.")}
+    known = set(MAY_IMPORT)
+    return {part for name in names if (part := name.split(".")[1]) in known}
+
+
+def test_every_room_is_known():
+    assert {room(path) for path in SOURCES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(HOUSE)))
+def test_who_may_import_whom(path):
+    allowed = MAY_IMPORT[room(path)] | LEAVES | {room(path)}
+    if room(path) == "stages":
+        allowed = allowed - {"stages"}
+    assert own_rooms(path) - {"__init__"} <= allowed
+
+
+def test_importing_the_driver_imports_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = f"import sys; import pipeline.__main__, pipeline.sweep; print(sorted({HEAVY} & set(sys.modules)))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=HOUSE).strip() == "[]"
+
+
+def test_stages_are_the_same_everywhere():
+    files = {p.stem for p in (HOUSE / "pipeline" / "stages").glob("*.py")} - {"__init__"}
+    groups = {p.name for p in (HOUSE / "conf").iterdir() if p.is_dir()} - {"backend", "adapter", "exam"}
+    makefile = (HOUSE / "Makefile").read_text()
+    targets = set(re.search(r"^STAGES *:?= *(.*)$", makefile, re.M)[1].split())
+    assert files == set(STAGE_VERSIONS) == groups == targets == set(artifacts.MADE_BY)
+
+
+def test_configs_have_no_defaults():
+    from pipeline import config
+
+    blocks = [c for _, c in inspect.getmembers(config, inspect.isclass) if issubclass(c, config.Block)]
+    assert len(blocks) > 20
+    assert [f"{b.__name__}.{n}" for b in blocks for n, field in b.model_fields.items() if not field.is_required()] == []
+
+
+# ── every file of conf/ and recipes/ composes, validates and plans ────────────────────────────────────────────────
+
+GIVEN = ["prompts.path=prompts.jsonl", "sft.model=./model"]
+# What a file of a group needs beside it to make sense.
+BESIDE = {
+    "conf/prompts/playground.yaml": [GIVEN[1]],
+    "conf/sft/train.yaml": [GIVEN[0], "base=tiny"],
+    "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
+}
+MOUNTED = {
+    "backend": ["backend@sample.backend", "backend@exam.sample.backend"],
+    "adapter": ["adapter@train.adapter"],
+    "sample": ["sample@exam.sample"],
+}
+
+
+def words_for(path: Path) -> list[str]:
+    group, name = path.parent.name, path.stem
+    beside = BESIDE.get(path.relative_to(HOUSE).as_posix(), GIVEN)
+    if (group, name) == ("sample", "exam"):
+        return [*beside, "sample@exam.sample=exam"]
+    return [*beside, *(f"{place}={name}" for place in MOUNTED.get(group, [group]))]
+
+
+@pytest.mark.parametrize("path", [p for p in CONF if p.parent.name != "conf"], ids=lambda p: str(p.relative_to(HOUSE)))
+def test_every_file_of_conf_composes_and_plans(path):
+    assert plan(composed(*words_for(path))).stage == "evaluate"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_composes_and_plans(path):
+    assert plan(composed(f"recipes={path.stem}")).stage == "evaluate"
+
+
+def test_no_file_was_overlooked():
+    assert (len(CONF), len(RECIPES)) == (20, 2)
+
+
+def test_every_knob_has_a_word_on_it():
+    """Each line of conf/ that sets a plain value says why, on the line or above it."""
+    bare = []
+    for path in CONF:
+        above = ""
+        for line in path.read_text().splitlines():
+            key = re.match(r"\s*[\w]+: +[^\s#]", line)
+            if (
+                key
+                and "#" not in line
+                and not above.strip().startswith("#")
+                and not line.strip().startswith(("kind:", "- "))
+            ):
+                bare.append(f"{path.relative_to(HOUSE)}: {line.strip()}")
+            above = line
+    assert bare == []
+
+
+# ── the plan and the stages agree ─────────────────────────────────────────────────────────────────────────────────
+
+PLANS = [
+    ["recipes=smoke"],
+    ["recipes=sweep_smoke", "train.beta=0.1"],
+    ["recipes=smoke", "data=all", "reference=previous"],
+    ["recipes=smoke", "train.logps=none"],
+    ["recipes=smoke", "exam.split=dev", "rounds=3"],
+    SMALL,
+]
+
+
+@pytest.mark.parametrize("words", PLANS, ids=lambda words: " ".join(words)[:60])
+def test_every_step_fits_its_stage_s_signature(words):
+    for step in plan(composed(*words)).ancestors():
+        run = importlib.import_module(f"pipeline.stages.{step.stage}").run
+        hints = typing.get_type_hints(run)
+        signature = inspect.signature(run)
+        signature.bind(step.config, Path(), **step.inputs)
+        assert isinstance(step.config, union_members(hints["cfg"])), step.stage
+        assert issubclass(artifacts.MADE_BY[step.stage], hints["return"])
+        for name, value in step.inputs.items():
+            check_type(value, hints[name], f"{step.stage}.{name}")
+
+
+def union_members(hint: object) -> tuple:
+    if typing.get_origin(hint) is typing.Annotated:
+        return union_members(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(t for member in typing.get_args(hint) for t in union_members(member))
+    return (hint,)
+
+
+def check_type(value: object, hint: object, where: str) -> None:
+    if typing.get_origin(hint) is list:
+        assert isinstance(value, list), where
+        for item in value:
+            check_type(item, typing.get_args(hint)[0], where)
+    elif typing.get_origin(hint) is dict:
+        assert isinstance(value, dict), where
+        for item in value.values():
+            check_type(item, typing.get_args(hint)[1], where)
+    elif typing.is_typeddict(hint):
+        hints = typing.get_type_hints(hint)
+        for name, item in value.items():
+            check_type(item, hints[name], f"{where}.{name}")
+    elif len(members := union_members(hint)) > 1:
+        assert made_type(value) in members, where
+    else:
+        assert made_type(value) is hint, f"{where}: the plan gives {made_type(value)}, the stage takes {hint}"
+
+
+def made_type(value: object) -> type:
+    step, part = (value, None) if isinstance(value, Step) else (value.step, value.part)
+    return artifacts.Fence if part == "fence" else artifacts.MADE_BY[step.stage]
+
+
+@pytest.mark.parametrize("words", PLANS, ids=lambda words: " ".join(words)[:60])
+def test_test_prompts_reach_exams_and_the_evaluation_alone(words):
+    steps = plan(composed(*words)).ancestors()
+    readers = [s for s in steps for _, source, part in s.edges() if source.stage == "prompts" and part == "test"]
+    exam = {id(s) for s in readers}
+    for step in readers:
+        assert step.stage == "evaluate" or str(step.label).startswith("test "), f"{step.stage}@{step.label}"
+    forbidden = ("pair", "train", "sft", "reward", "offline", "gate")
+    for step in steps:
+        if step.stage in forbidden:
+            assert not exam & {id(a) for a in step.ancestors()}, (
+                f"{step.stage}@{step.label} descends from an exam on test"
+            )
+
+
+def test_whole_prompts_are_read_by_part_only():
+    for step in plan(composed("recipes=smoke")).ancestors():
+        assert all(part for _, source, part in step.edges() if source.stage == "prompts"), step.stage
+
+
+# ── habits ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(HOUSE)))
+def test_functions_are_short(path):
+    long = [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno + 1 > 60
+    ]
+    assert long == []
+
+
+def test_names_say_something():
+    assert [p for p in SOURCES if re.fullmatch(r"(utils?|helpers?|common|misc|manager)\.py", p.name)] == []
+
+
+def test_trained_rounds_and_exams_have_the_labels_that_until_knows():
+    labels = {str(step.label) for step in named(plan(composed("recipes=smoke"))).values()}
+    assert labels == {"0", "1", "2", "report", *(f"test {name}" for name in ("base", "sft", "round-1", "round-2"))}

@@ -1,0 +1,148 @@
+"""Identity: what is built anew when something changes, and what is not. Toy stages through the real runner."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.plan import plan
+from pipeline.step import Step, floats
+from tests.house import SMALL, Toys, composed, fingerprints, named
+
+GOLDEN = Path(__file__).parent / "golden" / "smoke.json"
+
+
+@pytest.fixture
+def toys(tmp_path):
+    return Toys(tmp_path)
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before if after.get(name) != before[name]}
+
+
+def test_beta_leaves_the_first_round_s_data_alone():
+    before, after = fingerprints("recipes=smoke"), fingerprints("recipes=smoke", "train.beta=0.3")
+    first = {f"{stage}@1" for stage in ("sample", "score", "pair", "refer")}
+    assert not first & changed(before, after)
+    assert "train@1" in changed(before, after)
+    assert {"sample@2", "train@2", "sample@test round-1", "evaluate@report"} <= changed(before, after)
+    assert not any(name.endswith(("test base", "test sft")) for name in changed(before, after))
+
+
+def test_a_third_round_builds_only_itself_its_exam_and_the_evaluation():
+    two, three = fingerprints("recipes=smoke"), fingerprints("recipes=smoke", "rounds=3")
+    assert changed(two, three) == {"evaluate@report"}
+    assert set(three) - set(two) == {
+        *(f"{stage}@3" for stage in ("sample", "score", "pair", "refer", "train")),
+        *(f"{stage}@test round-3" for stage in ("sample", "score", "refer")),
+    }
+
+
+def test_runtime_is_outside_identity():
+    assert fingerprints("recipes=smoke") == fingerprints(
+        "recipes=smoke",
+        "train.runtime.micro_batch=2",
+        "sample.backend.runtime.max_sequences=3",
+        "refer.runtime.batch_tokens=64",
+    )
+
+
+def test_spelling_of_a_number_is_outside_identity():
+    assert fingerprints("recipes=smoke", "train.learning_rate=1e-6") == fingerprints(
+        "recipes=smoke", "train.learning_rate=0.000001"
+    )
+
+
+def test_a_prompt_file_enters_by_content_not_by_place(tmp_path):
+    def of(name: str, text: str) -> dict[str, str]:
+        (tmp_path / name).write_text(text)
+        return fingerprints(*SMALL[1:], f"prompts.path={tmp_path / name}")
+
+    assert of("a.jsonl", '{"prompt": "one"}') == of("b=c.jsonl", '{"prompt": "one"}')
+    assert "prompts@0" in changed(of("a.jsonl", '{"prompt": "one"}'), of("a.jsonl", '{"prompt": "two"}'))
+
+
+def test_the_smoke_plan_has_the_fingerprints_it_had():
+    """A changed fingerprint rebuilds everybody's store: let it be a decision, then write the new ones down."""
+    assert fingerprints("recipes=smoke") == json.loads(GOLDEN.read_text())
+
+
+def test_without_reference_neither_refer_nor_its_edge_is_planned():
+    steps = named(plan(composed("recipes=smoke", "train.logps=none")))
+    assert not {"refer@1", "refer@2"} & set(steps)
+    assert {name for name, _, _ in steps["train@1"].edges()} == {"init", "pairs.0", "dev"}
+
+
+def test_init_and_reference_name_the_models_they_say():
+    steps = named(plan(composed("recipes=smoke", "init=previous", "reference=sft")))
+    assert steps["train@2"].inputs["init"] is steps["train@1"]
+    assert steps["train@2"].inputs["reference"] is steps["sft@0"]
+    steps = named(plan(composed("recipes=smoke", "init=sft", "reference=previous", "data=all")))
+    assert steps["train@2"].inputs["init"] is steps["sft@0"]
+    assert steps["train@2"].inputs["reference"] is steps["train@1"]
+    assert steps["train@2"].inputs["pairs"] == [steps["pair@1"], steps["pair@2"]]
+    assert [each.config for each in steps["train@2"].inputs["logps"]] == [steps["refer@2"].config] * 2
+
+
+def test_base_none_starts_the_report_at_sft():
+    steps = named(plan(composed(*SMALL)))
+    assert "base@0" not in steps
+    assert list(steps["evaluate@report"].inputs["exams"]) == ["sft", "round-1"]
+
+
+def test_exams_on_dev_read_dev_and_the_training_scorers():
+    evaluate = named(plan(composed("recipes=smoke", "exam.split=dev")))["evaluate@report"]
+    parts = {part for _, step, part in evaluate.edges() if step.stage == "prompts"}
+    assert parts == {"dev"}
+
+
+def test_a_floating_hub_revision_marks_everything_after_it():
+    steps = named(plan(composed(*SMALL, "sft.revision=null")))
+    assert floats(steps["train@1"]) and not floats(steps["prompts@0"])
+    assert not floats(named(plan(composed(*SMALL)))["train@1"])
+
+
+def test_an_input_that_is_no_step_is_refused():
+    with pytest.raises(TypeError, match="samples"):
+        list(Step("score", composed(*SMALL).score, samples="store/sample/abc").edges())  # type: ignore[arg-type]
+
+
+def test_the_second_run_builds_nothing_and_a_third_round_only_its_own(toys):
+    assert len(toys.built(toys.run(*SMALL))) == 14
+    assert toys.built(toys.run(*SMALL, "train.runtime.micro_batch=2")) == []
+    built = toys.built(toys.run(*SMALL, "rounds=2"))
+    assert built == [
+        *(f"{stage} round 2" for stage in ("sample", "score", "pair", "refer", "train")),
+        *(f"{stage} test round-2" for stage in ("sample", "score", "refer")),
+        "evaluate report",
+    ]
+
+
+def test_a_rebuilt_sample_with_the_same_bytes_rebuilds_itself_alone(toys):
+    toys.run(*SMALL)
+    drop_the_training_sample(toys)
+    assert toys.built(toys.run(*SMALL)) == ["sample round 1"]
+
+
+def test_a_rebuilt_sample_with_other_bytes_rebuilds_all_its_descendants(toys):
+    toys.run(*SMALL)
+    before = toys.manifests()
+    drop_the_training_sample(toys)
+    output = toys.run(*SMALL, salt="other")
+    assert toys.built(output) == [
+        *(f"{stage} round 1" for stage in ("sample", "score", "pair", "refer", "train")),
+        *(f"{stage} test round-1" for stage in ("sample", "score", "refer")),
+        "evaluate report",
+    ]
+    assert "was rebuilt" in output
+    aside = [p.name for p in (toys.folder / "store").glob("*/*.old-*")]
+    assert len(aside) == 8, "every stale artifact steps aside under its content's name"
+    assert {name for name, m in toys.manifests().items() if ".old-" not in name} == set(before)
+
+
+def drop_the_training_sample(toys: Toys) -> None:
+    import shutil
+
+    name = next(n for n, m in toys.manifests().items() if n.startswith("sample/") and m["config"]["purpose"] == "train")
+    shutil.rmtree(toys.folder / "store" / name)

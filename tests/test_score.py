@@ -1,0 +1,72 @@
+"""Scores: a rule that raises costs one null score, counted; past the limit the stage fails."""
+
+import polars as pl
+import pytest
+
+from pipeline.artifacts import Prompts, Samples, write_table
+from pipeline.errors import Broken
+from pipeline.scorers import rules
+from pipeline.stages.score import run
+from tests.house import composed
+from tests.test_pair import SAMPLE, sample_row
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """Ten prompts, one answer each and one KL draw, in two shards; the prompts in another order."""
+    names = [f"p{i}" for i in range(10)]
+    for shard in range(2):
+        rows = [sample_row(p, f"{p}-answer", f"answer to {p}", "stop") for p in names[shard::2]]
+        rows += [{**sample_row(p, f"{p}-kl", "drift", "stop"), "setting": "kl"} for p in names[shard::2]]
+        write_table(tmp_path / "sample" / "samples" / f"{shard:05d}.parquet", pl.DataFrame(rows, schema=SAMPLE))
+    table = pl.DataFrame(
+        [{"prompt_id": p, "prompt": [], "columns": f'{{"wanted": "answer to {p}"}}'} for p in names[::-1]]
+    )
+    write_table(tmp_path / "prompts" / "prompts.parquet", table)
+    return Samples(tmp_path / "sample"), Prompts(tmp_path / "prompts")
+
+
+def scored(out, drawn, rule, monkeypatch, *words):
+    monkeypatch.setitem(rules.RULES, "playground", rule)
+    samples, prompts = drawn
+    return run(composed("recipes=smoke", *words).score, out, samples=samples, prompts=prompts).read()
+
+
+def test_answers_meet_their_own_prompt_s_columns_and_kl_draws_are_left_out(tmp_path, drawn, monkeypatch):
+    table = scored(
+        tmp_path, drawn, lambda text, columns: {"": float(text == columns["wanted"]), "half": 0.5}, monkeypatch
+    )
+    assert sorted(table["sample_id"].unique()) == [f"p{i}-answer" for i in range(10)]
+    assert set(table.filter(pl.col("scorer") == "rules")["score"]) == {1.0}
+    assert set(table.filter(pl.col("scorer") == "rules/half")["score"]) == {0.5}
+
+
+def failing(text, columns):
+    if "p3" in text:
+        raise KeyError("no such constraint")
+    return {"": 1.0}
+
+
+def test_a_rule_that_raises_costs_one_null_score(tmp_path, drawn, monkeypatch):
+    table = scored(tmp_path, drawn, failing, monkeypatch, "score.max_failed=0.1")
+    failed = table.filter(pl.col("status") == "failed").row(0, named=True)
+    assert failed["sample_id"] == "p3-answer" and failed["score"] is None and "no such constraint" in failed["detail"]
+    assert table.filter(pl.col("score") == 1.0).height == 9
+
+
+def test_past_the_limit_the_stage_fails_and_names_the_file(tmp_path, drawn, monkeypatch):
+    with pytest.raises(Broken, match=r"1 of 10 scores failed \(most often: KeyError.*score.max_failed=0.05"):
+        scored(tmp_path, drawn, failing, monkeypatch, "score.max_failed=0.05")
+    assert pl.read_parquet(tmp_path / "failed.parquet")["sample_id"].to_list() == ["p3-answer"]
+
+
+def test_a_rule_s_nan_is_a_failed_score(tmp_path, drawn, monkeypatch):
+    with pytest.raises(Broken, match="10 of 10 scores failed"):
+        scored(tmp_path, drawn, lambda text, columns: {"": float("nan")}, monkeypatch)
+
+
+def test_marked_shards_are_not_marked_again(tmp_path, drawn, monkeypatch):
+    scored(tmp_path, drawn, lambda text, columns: {"": 1.0}, monkeypatch)
+    (tmp_path / "scores" / "00001.parquet").unlink()
+    table = scored(tmp_path, drawn, lambda text, columns: {"": 0.0}, monkeypatch)
+    assert table["score"].value_counts(sort=True)["count"].to_list() == [5, 5]
