@@ -1,0 +1,158 @@
+"""One examined model as numbers by prompt: its marks by scorer, its answers, its drift from SFT; and what it lacks."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline.artifacts import KL, Logps, Model, Samples, Scores
+from pipeline.errors import Broken
+
+ANSWER = "answer"
+NGRAM = 3
+# Scripts written without spaces count by character.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """One scorer's means by prompt; `asked` are the prompts it was to mark, `failed` the answers without a score."""
+
+    means: dict[str, float]
+    asked: frozenset[str]
+    failed: int
+
+
+@dataclass(frozen=True)
+class Examined:
+    name: str
+    path: Path
+    training: list[dict[str, Any]]
+    answers: pl.DataFrame  # with the primary score
+    marks: dict[str, Marks]
+    drift: dict[str, float]
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.path.name
+
+
+def read_exam(name: str, exam: Mapping[str, Any], prompt_ids: frozenset[str], primary: str) -> Examined:
+    model: Model = exam["model"]
+    samples, scores, logps = (exam.get(key) for key in ("samples", "scores", "logps"))
+    drawn = _drawn(samples)
+    answers = _answers(drawn)
+    if strangers := set(drawn["prompt_id"]) - prompt_ids:
+        raise Broken(
+            f"the exam of {name} answers {len(strangers)} prompts that are not among the {len(prompt_ids)} examined "
+            f"({min(strangers)} for one).\n  Its samples belong to another part of the prompts; build the exam again."
+        )
+    missing: list[str] = []
+    rows = _scores(name, scores, answers, prompt_ids, missing)
+    marks = _marks(rows, len(answers), prompt_ids)
+    answers = _with_score(answers, rows, primary)
+    drift = _drift(name, drawn, logps, missing)
+    return Examined(name, model.path, model.metrics(), answers, marks, drift, missing)
+
+
+def _drawn(samples: Samples | None) -> pl.DataFrame:
+    columns = ["prompt_id", "sample_id", "setting", "completion", "finish_reason", "logprob"]
+    shards = [
+        shard.select(*columns, tokens=pl.col("token_ids").list.len().cast(pl.Int64))
+        for shard in (samples.shards() if samples else [])
+    ]
+    if not shards:
+        text = dict.fromkeys(columns, pl.String)
+        return pl.DataFrame(schema={**text, "logprob": pl.Float64, "tokens": pl.Int64})
+    return pl.concat(shards)
+
+
+def _answers(drawn: pl.DataFrame) -> pl.DataFrame:
+    answers = drawn.filter(pl.col("setting") == ANSWER)
+    said_before = [repetition(text) for text in answers["completion"]]
+    return answers.with_columns(
+        truncated=(pl.col("finish_reason") == "length").cast(pl.Float64),
+        repetition=pl.Series(said_before, dtype=pl.Float64),
+    )
+
+
+def repetition(text: str) -> float:
+    """The share of an answer's word trigrams that it has used before."""
+    words = WORD.findall(text.lower())
+    grams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _scores(
+    name: str, scores: Scores | None, answers: pl.DataFrame, prompt_ids: frozenset[str], missing: list[str]
+) -> pl.DataFrame:
+    """The scores of these answers, each once."""
+    columns = {"sample_id": pl.String, "prompt_id": pl.String, "scorer": pl.String, "score": pl.Float64}
+    if answers.is_empty():
+        missing.append("it gave no answers, so it has no scores, lengths or examples")
+        return pl.DataFrame(schema=columns)
+    if silent := len(prompt_ids) - answers["prompt_id"].n_unique():
+        missing.append(f"it has no answer to {silent} of {len(prompt_ids)} prompts")
+    if scores is None:
+        missing.append("its answers were not scored")
+        return pl.DataFrame(schema=columns)
+    rows = scores.read().select(*columns).join(answers.select("sample_id"), on="sample_id", how="semi")
+    if rows.is_empty():
+        missing.append("no score belongs to one of its answers")
+    if not rows["score"].drop_nulls().is_finite().all():
+        raise Broken(f"the exam of {name} has a score that is not a finite number; a failed score must be null.")
+    if rows.select("sample_id", "scorer").is_duplicated().any():
+        raise Broken(f"the exam of {name} has two scores of one scorer for one answer; build its scores again.")
+    return rows.sort("sample_id", "scorer")
+
+
+def _marks(rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]) -> dict[str, Marks]:
+    scorers = rows["scorer"].unique().sort().to_list()
+    return {name: _of_scorer(name, rows.filter(pl.col("scorer") == name), answers, prompt_ids) for name in scorers}
+
+
+def _with_score(answers: pl.DataFrame, rows: pl.DataFrame, primary: str) -> pl.DataFrame:
+    scored = rows.filter(pl.col("scorer") == primary).select("sample_id", "score")
+    return answers.join(scored, on="sample_id", how="left", maintain_order="left", validate="1:1")
+
+
+def _of_scorer(scorer: str, rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]) -> Marks:
+    """A scorer marks every answer; its kinds (`scorer/kind`) mark those they apply to, which are those with a row."""
+    given = rows.filter(pl.col("score").is_not_null())
+    if is_kind(scorer):
+        return Marks(by_prompt(given, "score"), frozenset(rows["prompt_id"]), len(rows) - len(given))
+    return Marks(by_prompt(given, "score"), prompt_ids, answers - len(given))
+
+
+def is_kind(scorer: str) -> bool:
+    return "/" in scorer
+
+
+def by_prompt(table: pl.DataFrame, column: str) -> dict[str, float]:
+    """A prompt's answers are averaged first."""
+    means = table.group_by("prompt_id", maintain_order=True).agg(pl.col(column).mean())
+    return dict(means.sort("prompt_id").iter_rows())
+
+
+def _drift(name: str, drawn: pl.DataFrame, logps: Logps | None, missing: list[str]) -> dict[str, float]:
+    """log π(y) − log SFT(y) on own samples drawn at temperature 1 without truncation: its mean is KL(π‖SFT) in nats."""
+    rows = drawn.filter(pl.col("setting") == KL)
+    if logps is None or rows.is_empty():
+        if name != "sft":
+            what = (
+                f"the exam has no samples of the setting {KL}"
+                if rows.is_empty()
+                else "its samples have no log-probability under sft"
+            )
+            missing.append(f"KL to sft is not known: {what}")
+        return {}
+    joined = rows.join(logps.read().select("sample_id", "logp"), on="sample_id", how="inner", validate="1:1")
+    joined = joined.sort("sample_id")
+    known = joined.with_columns(gap=pl.col("logprob") - pl.col("logp")).filter(pl.col("gap").is_not_null())
+    if lost := len(rows) - len(known):
+        missing.append(f"{lost} of {len(rows)} samples for KL have no log-probability under sft and are left out")
+    return by_prompt(known, "gap")

@@ -1,0 +1,98 @@
+"""Is the chosen model better than SFT? A sentence with figures; where it is not, one naming the knob to turn next."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.report.wording import interval, level_text, number, signed
+
+LEAST_PROMPTS = 30
+# From here on the policy has left what SFT knows; below the other bound it has hardly learned.
+FAR_NATS, NEAR_NATS = 5.0, 0.1
+
+Better = Literal["yes", "no", "unclear"]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What the verdict rests on; `chosen` is None when the chosen model was not examined."""
+
+    split: str
+    prompts: int
+    scorer: str
+    level: float
+    chosen: str | None
+
+
+def verdict(exam: Exam, models: Sequence[Row], differences: Sequence[Row]) -> dict[str, str]:
+    better, why = _verdict(exam, models, differences)
+    return {"better": better, "why": why}
+
+
+def _verdict(exam: Exam, models: Sequence[Row], differences: Sequence[Row]) -> tuple[Better, str]:
+    if exam.chosen is None:
+        return "unclear", "The chosen model was not examined, so nothing can be said about it."
+    if exam.chosen == "sft":
+        return "no", "The chosen model is sft itself: no trained model was preferred to it."
+    gap = next((row for row in differences if (row["model"], row["scorer"]) == (exam.chosen, exam.scorer)), None)
+    if gap is None or not gap["n"]:
+        return "unclear", f"No {exam.split} prompt has a score of {exam.scorer} for both {exam.chosen} and sft."
+    if gap["n"] < LEAST_PROMPTS:
+        return "unclear", _too_few(exam, gap)
+    return _by_interval(exam, gap, {model["name"]: model for model in models})
+
+
+def _by_interval(exam: Exam, gap: Row, models: dict[str, Row]) -> tuple[Better, str]:
+    chosen = models[exam.chosen or ""]
+    means = [number(model["metrics"][exam.scorer]["mean"]) for model in (chosen, models["sft"])]
+    figures = (
+        f"On {gap['n']} {exam.split} prompts {exam.chosen} scores {means[0]} against sft's {means[1]} "
+        f"by {exam.scorer}: a difference of {signed(gap['mean'])}, {level_text(exam.level)} {interval(gap, signed)}."
+    )
+    if gap["low"] > 0:
+        return "yes", figures
+    if gap["high"] < 0:
+        return "no", f"{figures} {_after_no(chosen)}"
+    return "unclear", f"{figures} {_after_unclear(exam, gap, chosen)}"
+
+
+def _too_few(exam: Exam, gap: Row) -> str:
+    prompts = f"{gap['n']} {exam.split} prompt{'s are' if gap['n'] != 1 else ' is'}"
+    enough = exam.prompts >= LEAST_PROMPTS
+    remedy = "The others have no score: see what is missing." if enough else f"Raise prompts.split.{exam.split}."
+    return (
+        f"{prompts} too few to tell: {exam.chosen} differs from sft by {signed(gap['mean'])} in {exam.scorer}, "
+        f"and a verdict needs at least {LEAST_PROMPTS}. {remedy}"
+    )
+
+
+def _after_no(chosen: Row) -> str:
+    nats = chosen["kl"]["mean"]
+    if nats is not None and nats > FAR_NATS:
+        return f"It moved {number(nats, 1)} nats away from sft: lower train.learning_rate or raise train.beta."
+    return (
+        "The likely cause is too large a step or misleading pairs: lower train.learning_rate or raise pair.min_margin."
+    )
+
+
+def _after_unclear(exam: Exam, gap: Row, chosen: Row) -> str:
+    nats = chosen["kl"]["mean"]
+    if nats is not None and nats < NEAR_NATS:
+        return f"It hardly moved from sft ({number(nats, 2)} nats): raise train.learning_rate or train.epochs."
+    return (
+        f"So many prompts can detect a difference of {number(gap['detectable'])}: "
+        f"examine more (prompts.split.{exam.split}) or train further (rounds, train.learning_rate)."
+    )
+
+
+def headline(report: Row) -> str:
+    """The verdict in as few words as it takes."""
+    chosen = report["exam"]["chosen"] or "the chosen model"
+    match report["verdict"]["better"]:
+        case "yes":
+            return f"{chosen} is better than sft."
+        case "no":
+            return "No trained model is better than sft." if chosen == "sft" else f"{chosen} is worse than sft."
+        case _:
+            return f"It is unclear whether {chosen} is better than sft."

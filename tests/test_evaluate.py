@@ -1,0 +1,337 @@
+"""`evaluate` on finished exams: what stands in the report and its tables, and what may be missing."""
+
+import json
+import random
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+
+from pipeline.artifacts import read_table, write_json
+from pipeline.config import EvaluateConfig
+from pipeline.errors import Broken, Refusal
+from pipeline.stages import evaluate
+from tests import exams
+from tests.exams import answer, exam, model
+
+CONFIG = EvaluateConfig(scorer="rules", level=0.95, resamples=499, seed=1)
+IDS = [f"p{i:03d}" for i in range(60)]
+STAGE = {"base": "base", "sft": "sft", "round-1": "train", "round-2": "train"}
+LOG = [
+    {"step": 1, "loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.0},
+    {"step": 2, "loss": 0.5, "rewards/margins": 0.8, "rewards/accuracies": 0.9},
+    {"step": 2, "eval_loss": 0.6, "eval_rewards/margins": 0.4, "eval_rewards/accuracies": 0.7},
+    {"step": 2, "epoch": 1.0},
+]
+
+
+class Run:
+    """A finished run in a folder; its parts may be bent before it is evaluated."""
+
+    def __init__(self, folder, ids=IDS):
+        self.store, self.out = folder / "store", folder / "out"
+        self.out.mkdir(parents=True)
+        self.prompts = exams.prompts(self.store, ids)
+        self.exams, self.pairs = {}, []
+
+    def add(self, name, answers, kl=(), without=(), log=()):
+        of = model(self.store, STAGE[name], f"{len(self.exams):012x}", log)
+        self.exams[name] = exam(of, answers, kl, without)
+        return self
+
+    def evaluate(self, chosen="round-1", config=CONFIG):
+        of = self.exams[chosen]["model"] if chosen in self.exams else model(self.store, "train", "f" * 12)
+        parts = {"prompts": self.prompts, "exams": self.exams, "chosen": of, "pairs": self.pairs}
+        evaluate.run(config, self.out, **parts)
+        return json.loads((self.out / "report.json").read_text())
+
+
+def scored(value, ids=IDS, **more):
+    """One answer to every prompt: `value` is a number, or made from the prompt's place."""
+    return [answer(key, value(i) if callable(value) else value, **more) for i, key in enumerate(ids)]
+
+
+def named(rows, **wanted):
+    (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    return row
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def whole(run):
+    """Four models, two rounds: nothing is missing."""
+    rng = random.Random(0)
+    for index, name in enumerate(STAGE):
+        kinds = [{"open": float(rng.random() < 0.3 + 0.2 * index)} if i % 2 else {} for i in range(len(IDS))]
+        answers = [answer(key, rng.random() + 0.3 * index, kinds=kind) for key, kind in zip(IDS, kinds, strict=True)]
+        kl = [(key, -20.0 + index * rng.random(), -20.0) for key in IDS]
+        run.add(name, answers, kl, log=LOG if name.startswith("round") else ())
+    run.pairs = [exams.pairs(run.store, "1" * 12), exams.pairs(run.store, "2" * 12)]
+    steps = [("sample", 1, 10.0, {"tokens": 500}), ("sample", "test sft", 30.0, {"tokens": 1500}), ("pair", 1, 1.0, {})]
+    ancestors = []
+    for index, (stage, label, seconds, cost) in enumerate(steps):
+        folder = run.store / stage / f"{index:012d}"
+        write_json(folder / "manifest.json", {"seconds": seconds, "cost": cost})
+        ancestors.append({"stage": stage, "label": label, "fingerprint": folder.name, "path": str(folder)})
+    write_json(run.out / "step.json", {"ancestors": ancestors})
+    return run
+
+
+# ── the contract ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_report_json_has_the_contracts_keys(run):
+    report = whole(run).evaluate(chosen="round-2")
+    contract = {"models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
+    assert set(report) == contract | {"exam", "differences", "missing"}
+    assert [each["name"] for each in report["models"]] == list(STAGE)
+    for each in report["models"]:
+        assert set(each) == {"name", "fingerprint", "metrics", "tokens", "truncated", "repetition", "kl"}
+        assert set(each["metrics"]) == {"rules", "rules/open"}
+        assert set(each["metrics"]["rules"]) == {"mean", "low", "high", "n", "failed"}
+        assert set(each["tokens"]) == {"mean", "low", "high"}
+        assert set(each["kl"]) == {"mean", "low", "high", "n"}
+    for duel in report["duels"]:
+        figures = {"wins", "ties", "losses", "win_rate", "low", "high", "p_value"}
+        assert set(duel) == figures | {"a", "b", "judge", "length_adjusted", "flip_rate", "failed"}
+    for gap in report["differences"]:
+        figures = {"mean", "low", "high", "n", "missing", "detectable"}
+        assert set(gap) == figures | {"model", "scorer", "against"}
+    assert set(report["verdict"]) == {"better", "why"}
+    assert report["benchmarks"] == report["missing"] == []
+
+
+def test_each_round_meets_sft_and_the_round_before(run):
+    report = whole(run).evaluate(chosen="round-2")
+    fought = [(duel["a"], duel["b"]) for duel in report["duels"]]
+    assert fought == [("round-1", "sft"), ("round-2", "sft"), ("round-2", "round-1")]
+
+
+def test_training_and_funnel_come_round_by_round(run):
+    report = whole(run).evaluate()
+    assert [each["round"] for each in report["training"]] == ["round-1", "round-2"]
+    first = report["training"][0]
+    assert (first["steps"], first["loss"], first["margin"], first["accuracy"]) == (2, 0.5, 0.8, 0.9)
+    assert [point["step"] for point in first["curve"]] == [1, 2]
+    assert first["dev"] == [{"step": 2, "loss": 0.6, "margin": 0.4, "accuracy": 0.7}]
+    assert [(each["round"], each["pairs"]) for each in report["funnel"]] == [(1, 367), (2, 367)]
+
+
+def test_cost_sums_the_ancestors_by_stage(run):
+    cost = whole(run).evaluate()["cost"]
+    assert [row["stage"] for row in cost] == ["sample", "pair"]
+    assert (cost[0]["seconds"], cost[0]["tokens"], cost[0]["tokens_per_second"]) == (40.0, 2000, 50.0)
+    assert [(step["label"], step["seconds"]) for step in cost[0]["steps"]] == [("1", 10.0), ("test sft", 30.0)]
+    assert (cost[1]["tokens"], cost[1]["tokens_per_second"]) == (None, None)
+
+
+def test_without_the_list_of_ancestors_there_is_no_cost(run):
+    report = run.add("sft", scored(0.5)).add("round-1", scored(0.6)).evaluate()
+    assert report["cost"] == []
+
+
+def test_the_same_exams_give_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        whole(Run(tmp_path / name)).evaluate(chosen="round-2")
+    for file in ("report.json", "report.md", "report.html", "answers.parquet", "verdicts.parquet"):
+        assert (tmp_path / "one/out" / file).read_bytes() == (tmp_path / "two/out" / file).read_bytes()
+
+
+def test_it_loads_no_model():
+    code = "import sys, pipeline.stages.evaluate; print({'torch', 'transformers', 'vllm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# ── the figures ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_several_answers_to_a_prompt_are_averaged_first(run):
+    """p000 alone was answered three times: it still weighs as one prompt."""
+    many = [answer("p000", 1.0, index=i, tokens=30) for i in range(3)] + scored(0.0, IDS[1:])
+    report = run.add("sft", many).add("round-1", scored(0.0)).evaluate()
+    sft = report["models"][0]
+    assert sft["metrics"]["rules"]["mean"] == pytest.approx(1 / 60)
+    assert sft["metrics"]["rules"]["n"] == 60
+    assert sft["tokens"]["mean"] == pytest.approx((30 + 59 * 10) / 60)
+    duel = report["duels"][0]
+    assert (duel["wins"], duel["ties"], duel["losses"]) == (0, 59, 1)
+
+
+def test_a_failed_score_is_left_out_and_counted_and_no_tie(run):
+    half = scored(lambda i: None if i < 20 else 0.8)
+    report = run.add("sft", scored(0.5)).add("round-1", half).evaluate()
+    metric = report["models"][1]["metrics"]["rules"]
+    assert (metric["mean"], metric["n"], metric["failed"]) == (pytest.approx(0.8), 40, 20)
+    gap = named(report["differences"], model="round-1", scorer="rules")
+    assert (gap["mean"], gap["n"], gap["missing"]) == (pytest.approx(0.3), 40, 20)
+    duel = report["duels"][0]
+    assert (duel["wins"], duel["ties"], duel["losses"], duel["failed"]) == (40, 0, 0, 20)
+    answers = read_table(run.out / "answers.parquet").filter(pl.col("model") == "round-1")
+    assert answers["score"].null_count() == 20
+
+
+def test_one_failed_score_of_two_leaves_the_other(run):
+    answers = [answer("p000", None, index=0), answer("p000", 0.4, index=1), *scored(0.4, IDS[1:])]
+    metric = run.add("sft", answers).evaluate(chosen="sft")["models"][0]["metrics"]["rules"]
+    assert (metric["mean"], metric["n"], metric["failed"]) == (pytest.approx(0.4), 60, 1)
+
+
+def test_models_are_joined_by_prompt_whatever_the_order_of_rows(run):
+    """Each model's answers lie in an order of their own; the true difference on every prompt is 0.1."""
+    order = random.Random(5)
+    sft, better = scored(lambda i: i / 60), scored(lambda i: i / 60 + 0.1)
+    report = run.add("sft", order.sample(sft, 60)).add("round-1", order.sample(better, 60)).evaluate()
+    gap = named(report["differences"], model="round-1", scorer="rules")
+    assert (gap["low"], gap["mean"], gap["high"]) == pytest.approx((0.1, 0.1, 0.1))
+    assert report["duels"][0]["wins"] == 60
+    answers = read_table(run.out / "answers.parquet")
+    assert answers["prompt_id"].unique(maintain_order=True).to_list() == IDS
+    assert answers.filter(pl.col("prompt_id") == "p007")["score"].to_list() == pytest.approx([7 / 60, 7 / 60 + 0.1])
+
+
+def test_prompts_that_one_model_did_not_answer_are_missing_from_the_difference(run):
+    report = run.add("sft", scored(0.5)).add("round-1", scored(0.6, IDS[:40])).evaluate()
+    gap = named(report["differences"], model="round-1", scorer="rules")
+    assert (gap["n"], gap["missing"]) == (40, 20)
+    assert named(report["missing"], model="round-1", what="it has no answer to 20 of 60 prompts")
+
+
+def test_a_kind_counts_only_prompts_to_which_it_applies(run):
+    kinds = [answer(key, 0.5, kinds={"open": float(i < 15)} if i < 20 else {}) for i, key in enumerate(IDS)]
+    report = run.add("sft", kinds).add("round-1", kinds).evaluate()
+    metric = report["models"][0]["metrics"]["rules/open"]
+    assert (metric["mean"], metric["n"], metric["failed"]) == (0.75, 20, 0)
+    gap = named(report["differences"], scorer="rules/open")
+    assert (gap["n"], gap["missing"]) == (20, 0)
+
+
+def test_kl_is_the_mean_log_ratio_on_own_samples(run):
+    kl = [(key, -10.0, -10.0 - i) for i, key in enumerate(IDS)]
+    report = run.add("sft", scored(0.5)).add("round-1", scored(0.6), kl).evaluate()
+    found = report["models"][1]["kl"]
+    assert (found["mean"], found["n"]) == (pytest.approx(59 / 2), 60)
+    assert found["low"] < 59 / 2 < found["high"]
+
+
+def test_samples_for_kl_are_no_answers(run):
+    kl = [(key, -10.0, -11.0) for key in IDS]
+    report = run.add("sft", scored(0.5), kl).add("round-1", scored(0.6), kl).evaluate()
+    assert report["models"][0]["metrics"]["rules"]["n"] == 60
+    assert "Freely." not in read_table(run.out / "answers.parquet")["completion"].to_list()
+
+
+def test_truncation_and_length_come_from_the_answers(run):
+    cut = [
+        answer(key, 0.5, tokens=64 if i < 6 else 10, finish_reason="length" if i < 6 else "stop")
+        for i, key in enumerate(IDS)
+    ]
+    sft = run.add("sft", cut).evaluate(chosen="sft")["models"][0]
+    assert sft["truncated"] == pytest.approx(0.1)
+    assert sft["tokens"]["mean"] == pytest.approx((6 * 64 + 54 * 10) / 60)
+
+
+def test_verdicts_say_who_won_each_prompt(run):
+    run.add("sft", scored(0.5)).add("round-1", scored(lambda i: [0.2, 0.5, 0.9][i % 3])).evaluate()
+    table = read_table(run.out / "verdicts.parquet")
+    assert table.columns == ["prompt_id", "a", "b", "judge", "verdict", "score_a", "score_b"]
+    assert table.filter(pl.col("prompt_id") == "p001").row(0) == ("p001", "round-1", "sft", "rules", "tie", 0.5, 0.5)
+    assert dict(table["verdict"].value_counts().iter_rows()) == {"a": 20, "tie": 20, "b": 20}
+
+
+def test_a_better_model_is_called_better(run):
+    rng = random.Random(4)
+    report = (
+        run.add("sft", scored(lambda i: rng.random())).add("round-1", scored(lambda i: rng.random() + 0.4)).evaluate()
+    )
+    assert report["verdict"]["better"] == "yes"
+    assert report["verdict"]["why"] in (run.out / "report.md").read_text()
+    assert "round-1 is better than sft." in (run.out / "report.html").read_text()
+
+
+# ── what may be missing ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("lacking", [["scores"], ["logps"], ["samples"], ["samples", "scores", "logps"]])
+def test_the_report_is_written_although_one_model_lacks_something(run, lacking):
+    kl = [(key, -10.0, -11.0) for key in IDS]
+    run.add("sft", scored(0.5), kl).add("round-1", scored(0.6), kl, without=lacking).add("round-2", scored(0.9), kl)
+    report = run.evaluate(chosen="round-2")
+    assert {row["model"] for row in report["missing"]} == {"round-1"}
+    assert named(report["models"], name="round-2")["metrics"]["rules"]["mean"] == pytest.approx(0.9)
+    assert report["verdict"]["better"] == "yes"
+    for file in ("report.md", "report.html"):
+        assert report["missing"][0]["what"].split(":")[0] in (run.out / file).read_text()
+
+
+def test_the_chosen_model_without_scores_is_unclear(run):
+    report = run.add("sft", scored(0.5)).add("round-1", scored(0.6), without=["scores"]).evaluate()
+    assert report["verdict"]["better"] == "unclear"
+    assert report["models"][1]["metrics"] == {}
+
+
+def test_no_model_with_scores_at_all_still_gives_a_report(run):
+    report = run.add("sft", [], without=["scores"]).add("round-1", []).evaluate()
+    assert report["verdict"]["better"] == "unclear"
+    assert (run.out / "report.html").exists()
+
+
+def test_kl_without_log_probabilities_is_null_and_says_why(run):
+    report = run.add("sft", scored(0.5)).add("round-1", scored(0.6), without=["logps"]).evaluate()
+    assert report["models"][1]["kl"] == {"mean": None, "low": None, "high": None, "n": 0}
+    assert any(row["model"] == "round-1" and "KL" in row["what"] for row in report["missing"])
+
+
+def test_samples_without_a_log_probability_are_counted(run):
+    kl = [(key, -10.0, None if i < 5 else -12.0) for i, key in enumerate(IDS)]
+    report = run.add("sft", scored(0.5)).add("round-1", scored(0.6), kl).evaluate()
+    assert (report["models"][1]["kl"]["mean"], report["models"][1]["kl"]["n"]) == (pytest.approx(2.0), 55)
+    assert any("5 of 60 samples" in row["what"] for row in report["missing"])
+
+
+def test_twenty_prompts_are_too_few_for_a_verdict(tmp_path):
+    run = Run(tmp_path, IDS[:20])
+    report = run.add("sft", scored(0.1, IDS[:20])).add("round-1", scored(0.9, IDS[:20])).evaluate()
+    assert report["verdict"]["better"] == "unclear"
+    assert "20 test prompts are too few" in report["verdict"]["why"]
+
+
+def test_a_chosen_model_that_was_not_examined_is_unclear(run):
+    report = run.add("sft", scored(0.1)).add("round-1", scored(0.9)).evaluate(chosen="somebody else")
+    assert (report["exam"]["chosen"], report["verdict"]["better"]) == (None, "unclear")
+
+
+def test_sft_alone_is_a_report_too(run):
+    report = run.add("sft", scored(0.5)).evaluate(chosen="sft")
+    assert (report["duels"], report["differences"], report["verdict"]["better"]) == ([], [], "no")
+
+
+# ── refused ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_scorer_that_marked_nothing_is_refused_with_the_known_ones(run):
+    run.add("sft", scored(0.5))
+    with pytest.raises(Refusal, match=r"evaluate\.scorer=rule .*Did you mean rules\?"):
+        run.evaluate(chosen="sft", config=CONFIG.model_copy(update={"scorer": "rule"}))
+
+
+def test_answers_to_other_prompts_stop_the_evaluation(run):
+    run.add("sft", scored(0.5, ["stranger"]))
+    with pytest.raises(Broken, match="stranger"):
+        run.evaluate(chosen="sft")
+
+
+def test_a_score_that_is_no_number_stops_the_evaluation(run):
+    run.add("sft", scored(lambda i: float("nan") if i == 3 else 0.5))
+    with pytest.raises(Broken, match="not a finite number"):
+        run.evaluate(chosen="sft")
+
+
+def test_two_scores_for_one_answer_stop_the_evaluation(run):
+    run.add("sft", [*scored(0.5), answer("p000", 0.9)])
+    with pytest.raises(Broken, match="two scores"):
+        run.evaluate(chosen="sft")

@@ -1,0 +1,328 @@
+"""The statistics against data with a known truth, the sentences of the verdict, and the page as a file."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.report import svg
+from pipeline.report.card import card
+from pipeline.report.examined import repetition
+from pipeline.report.examples import choose
+from pipeline.report.page import page
+from pipeline.report.statistics import Sampling, contest, difference, estimate, sign_test
+from pipeline.report.verdict import Exam, verdict
+from pipeline.report.wording import number, p_value, seconds, share, signed
+
+FEW = Sampling(level=0.95, resamples=999, seed=0)
+
+
+# ── statistics ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_intervals_hold_the_true_mean_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    held = 0
+    for draw in range(400):
+        known = estimate(rng.normal(0.3, 1, 100).tolist(), Sampling(0.95, 499, draw))
+        held += known.low <= 0.3 <= known.high
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_a_lower_level_gives_a_narrower_interval():
+    values = np.random.default_rng(0).random(80).tolist()
+    wide, narrow = (estimate(values, Sampling(level, 999, 0)) for level in (0.95, 0.5))
+    assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
+
+
+@pytest.mark.parametrize("values", [[0.0] * 9, [0.7] * 300, [1 / 3, (0.1 + 0.2) / 0.9, 0.3 / 0.9]])
+def test_equal_values_give_an_interval_of_one_point(values):
+    known = estimate(values, FEW)
+    assert known.low == known.mean == known.high == pytest.approx(values[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 1 / 3, 0.5, 1.0, 1e6]), min_size=2, max_size=12))
+def test_an_interval_is_finite_and_holds_its_mean_whatever_the_data(values):
+    known = estimate(values, Sampling(0.95, 99, 0))
+    assert min(values) - 1e-9 <= known.low <= known.high <= max(values) + 1e-9
+
+
+def test_no_prompt_has_no_mean_and_one_has_no_interval():
+    assert (estimate([], FEW).mean, estimate([], FEW).low) == (None, None)
+    assert (estimate([0.4], FEW).mean, estimate([0.4], FEW).low) == (0.4, None)
+
+
+def test_differences_join_by_prompt_and_count_what_is_missing():
+    a = {"p3": 0.9, "p1": 0.5, "p2": 0.7, "only-a": 1.0}
+    b = {"p1": 0.4, "p2": 0.6, "p3": 0.8, "only-b": 0.0}
+    found = difference(a, b, wanted=6, sampling=FEW)
+    assert found.estimate.mean == pytest.approx(0.1)
+    assert (found.estimate.n, found.missing) == (3, 3)
+
+
+def test_pairing_sees_what_the_spread_between_prompts_hides():
+    rng = np.random.default_rng(1)
+    b = {str(i): value for i, value in enumerate(rng.normal(0, 5, 200))}
+    a = {key: value + 0.2 + noise for (key, value), noise in zip(b.items(), rng.normal(0, 0.1, 200), strict=True)}
+    found = difference(a, b, 200, FEW)
+    assert 0.17 < found.estimate.low < 0.2 < found.estimate.high < 0.23
+
+
+def test_the_detectable_difference_is_detected_in_four_cases_of_five():
+    rng = np.random.default_rng(2)
+    pilot = rng.normal(0, 1, 60)
+    pilot /= pilot.std(ddof=1)
+    zero = dict.fromkeys(map(str, range(60)), 0.0)
+    smallest = difference(dict(zip(zero, pilot.tolist(), strict=True)), zero, 60, FEW).detectable
+    found = [estimate(rng.normal(smallest, 1, 60).tolist(), Sampling(0.95, 499, i)).low > 0 for i in range(400)]
+    assert 0.74 <= sum(found) / 400 <= 0.88
+
+
+def test_ties_are_half_a_win_and_no_evidence():
+    a = {"p1": 1.0, "p2": 1.0, "p3": 0.1 + 0.2, "p4": 0.0}
+    b = {"p1": 0.0, "p2": 0.0, "p3": 0.3, "p4": 1.0}
+    found = contest(a, b, 4, FEW)
+    assert (found.wins, found.ties, found.losses) == (2, 1, 1)
+    assert found.rate.mean == pytest.approx((2 + 0.5) / 4)
+    assert found.p_value == pytest.approx(sign_test(2, 1))
+    assert found.verdicts == {"p1": "a", "p2": "a", "p3": "tie", "p4": "b"}
+
+
+def test_swapping_the_sides_of_a_contest_swaps_its_result():
+    rng = np.random.default_rng(3)
+    a, b = ({str(i): float(v) for i, v in enumerate(rng.integers(0, 3, 90))} for _ in range(2))
+    one, other = contest(a, b, 90, FEW), contest(b, a, 90, FEW)
+    assert (one.wins, one.ties, one.losses) == (other.losses, other.ties, other.wins)
+    assert one.rate.mean == pytest.approx(1 - other.rate.mean)
+    assert one.p_value == other.p_value
+
+
+def test_the_sign_test_knows_the_textbook():
+    assert sign_test(8, 2) == pytest.approx(0.109375)
+    assert sign_test(0, 0) == 1.0
+
+
+def test_repetition_counts_trigrams_used_before():
+    assert repetition("one two three four five") == 0
+    assert repetition("a b c a b c") == pytest.approx(1 / 4)
+    assert repetition("go go go go go go") == pytest.approx(3 / 4)
+    assert repetition("好好好好好") == pytest.approx(2 / 3)
+    assert repetition("") == repetition("two words") == 0
+
+
+# ── the verdict ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def judged(low, high, n=300, kl=1.5, chosen="round-1", prompts=300, split="test"):
+    mean = (low + high) / 2
+    gap = {"model": "round-1", "scorer": "rules", "mean": mean, "low": low, "high": high, "n": n, "detectable": 0.05}
+    models = [
+        {"name": name, "metrics": {"rules": {"mean": score}}, "kl": {"mean": kl}}
+        for name, score in (("sft", 0.5), ("round-1", 0.5 + mean))
+    ]
+    return verdict(Exam(split, prompts, "rules", 0.95, chosen), models, [gap])
+
+
+def test_the_verdict_follows_the_interval():
+    assert judged(0.01, 0.09)["better"] == "yes"
+    assert judged(-0.09, -0.01)["better"] == "no"
+    assert judged(-0.01, 0.09)["better"] == "unclear"
+    assert judged(0.0, 0.09)["better"] == "unclear"
+
+
+def test_a_yes_says_by_how_much_and_on_what():
+    why = judged(0.06, 0.14)["why"]
+    assert why == (
+        "On 300 test prompts round-1 scores 0.600 against sft's 0.500 by rules: "
+        "a difference of +0.100, 95 % interval +0.060 to +0.140."
+    )
+
+
+def test_fewer_than_thirty_prompts_are_unclear_however_large_the_difference():
+    few = judged(0.3, 0.5, n=29, prompts=29, split="dev")
+    assert few["better"] == "unclear"
+    assert "29 dev prompts are too few" in few["why"]
+    assert "prompts.split.dev" in few["why"]
+    assert judged(0.3, 0.5, n=30)["better"] == "yes"
+
+
+def test_few_scores_of_many_prompts_do_not_ask_for_more_prompts():
+    assert "prompts.split" not in judged(0.3, 0.5, n=12, prompts=300)["why"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kl", "knob"),
+    [
+        (-0.09, -0.01, 9.0, "train.beta"),
+        (-0.09, -0.01, 1.0, "pair.min_margin"),
+        (-0.09, -0.01, None, "pair.min_margin"),
+        (-0.01, 0.02, 0.01, "train.epochs"),
+        (-0.01, 0.02, 1.0, "prompts.split.test"),
+        (-0.01, 0.02, None, "prompts.split.test"),
+    ],
+)
+def test_what_is_not_better_names_the_next_knob(low, high, kl, knob):
+    assert knob in judged(low, high, kl=kl)["why"]
+
+
+def test_a_chosen_model_that_is_sft_or_was_not_examined():
+    assert judged(0.01, 0.09, chosen="sft")["better"] == "no"
+    assert judged(0.01, 0.09, chosen=None)["better"] == "unclear"
+    assert judged(0.01, 0.09, chosen="round-7")["better"] == "unclear"
+
+
+# ── words and shapes ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_numbers_are_written_for_people():
+    assert (number(0.12345), number(-0.5), number(12.345), number(None), number(-0.0001)) == (
+        "0.123", "−0.500", "12.3", "–", "0.000",
+    )  # fmt: skip
+    assert (signed(0.1), signed(-0.1), signed(0.0), signed(-0.00001)) == ("+0.100", "−0.100", "0.000", "0.000")
+    assert (share(0.645), p_value(0.0002), p_value(0.25)) == ("64.5 %", "< 0.001", "0.250")
+    assert (seconds(3.21), seconds(225), seconds(7261)) == ("3.2 s", "3 min 45 s", "2 h 01 min")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=0, max_size=6), st.booleans())
+def test_every_value_lies_on_its_scale_and_every_tick_too(values, tight):
+    on = svg.scale(values, 50, 400, tight=tight)
+    assert all(49.9 <= on(value) <= 400.1 for value in [*values, *on.ticks])
+    assert len(on.ticks) <= 12
+
+
+def test_a_scale_may_run_upwards():
+    up = svg.scale([0, 1], 200, 10)
+    assert up(1) < up(0)
+
+
+# ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def a_report(name="round-1"):
+    mark = {"mean": 0.6, "low": 0.5, "high": 0.7, "n": 40, "failed": 0}
+    estimate = {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 40}
+    model = {"fingerprint": "f", "metrics": {"rules": mark, "rules/open": mark}, "tokens": estimate, "truncated": 0.0}
+    gap = {"scorer": "rules", "against": "sft", "mean": 0.1, "low": 0.05, "high": 0.15, "n": 40, "missing": 0}
+    duel = {"judge": "rules", "wins": 20, "ties": 15, "losses": 5, "win_rate": 0.7, "low": 0.6, "high": 0.8}
+    more = {"length_adjusted": None, "flip_rate": None, "failed": 0, "p_value": 0.01}
+    curve = [{"step": i, "loss": 0.7 - i / 100, "margin": i / 10, "accuracy": 0.5} for i in range(1, 9)]
+    trained = {"round": "round-1", "fingerprint": "f", "steps": 8, "loss": 0.6, "margin": 0.8, "accuracy": 0.5}
+    return {
+        "exam": {"split": "test", "prompts": 40, "scorer": "rules", "level": 0.95, "chosen": name},
+        "verdict": {"better": "yes", "why": "Because <it> is 95 % so."},
+        "models": [{"name": n, **model, "repetition": 0.01, "kl": estimate} for n in ("sft", name)],
+        "differences": [{"model": name, **gap, "detectable": 0.05}],
+        "duels": [{"a": name, "b": "sft", **duel, **more}],
+        "benchmarks": [],
+        "funnel": [{"round": 1, "samples_in": 90, "dropped_samples": {"tie": 5}, "pairs": 40, "margin": {"q25": 1}}],
+        "training": [{**trained, "curve": curve, "dev": curve[::3]}],
+        "cost": [{"stage": "train", "seconds": 9.0, "tokens": 900, "tokens_per_second": 100.0, "steps": [{}]}],
+        "missing": [],
+    }
+
+
+def answers(*rows):
+    columns = ("prompt_id", "model", "completion", "score", "finish_reason", "prompt")
+    return pl.DataFrame([dict(zip(columns, row, strict=True)) for row in rows], schema_overrides={"score": pl.Float64})
+
+
+TWO = answers(
+    ("p1", "sft", "Tame.", 0.0, "stop", "What is <b>?"),
+    ("p1", "round-1", "<script>alert('x')</script> & \"so\"", 1.0, "length", "What is <b>?"),
+)
+
+
+class Page(HTMLParser):
+    """Every element with its attributes, and the text that a reader sees."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "line", "circle", "rect", "polyline"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere():
+    text = page(a_report(), TWO)
+    found = Page(text)
+    assert found.open == []  # every element is closed in its order
+    assert not re.search(r"https?://|//[a-z]|\bsrc=|\bhref=|url\(|@import|<script|<link|<iframe", text)
+
+
+def test_answers_and_names_stay_text():
+    text = page(a_report(name="<i>round"), TWO)
+    assert "<script" not in text
+    assert "<i>" not in text
+    text = page(a_report(), TWO)
+    seen = Page(text)
+    assert "<script>alert('x')</script> & \"so\"" in seen.text
+    assert "What is <b>?" in seen.text
+    assert "Because <it> is 95\u00a0% so." in seen.text
+
+
+def test_every_figure_is_drawn_and_its_numbers_stand_beside_it_as_text():
+    found = Page(page(a_report(), TWO))
+    figures = [tag for tag, _ in found.elements if tag == "figure"]
+    drawn = [attributes["aria-label"] for tag, attributes in found.elements if tag == "svg"]
+    assert len(figures) == len(drawn)
+    assert set(drawn) == {
+        "Score", "Score by kind", "Score against KL", "Win, tie, loss",
+        "Training loss", "Reward margin", "Pairs of round 1", "Time by stage",
+    }  # fmt: skip
+    for text in ("0.500 to 0.700", "0.6900", "samples in", "tie", "900"):
+        assert text in found.text
+
+
+def test_no_drawing_leaves_its_frame_or_holds_what_is_no_number():
+    text = page(a_report(), TWO)
+    drawings = re.findall(r"<svg.*?</svg>", text, re.S)
+    assert drawings
+    for drawing in drawings:
+        assert not re.search(r"nan|inf|None", drawing)
+        width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing).groups())
+        xs = [float(x) for x in re.findall(r' (?:x|x1|x2|cx)="([-\d.]+)"', drawing)]
+        ys = [float(y) for y in re.findall(r' (?:y|y1|y2|cy)="([-\d.]+)"', drawing)]
+        assert min(xs) >= 0
+        assert max(xs) <= width
+        assert min(ys) >= 0
+        assert max(ys) <= height
+
+
+def test_gains_come_first_then_losses_then_what_stayed():
+    rows = []
+    for index, (before, after) in enumerate([(0.5, 0.5), (0.0, 1.0), (1.0, 0.2), (0.5, 0.7), (0.0, None)]):
+        rows += [(f"p{index}", "sft", "x", before, "stop", "?"), (f"p{index}", "round-1", "y", after, "stop", "?")]
+    found = choose(answers(*rows), "round-1")
+    gaps = {title: [round(each.gap, 6) for each in group] for title, group in found.items()}
+    assert gaps == {"Gained most": [1.0, 0.2], "Lost most": [-0.8], "Unchanged": [0.0]}
+
+
+def test_the_card_is_a_table_that_no_name_can_break():
+    report = a_report(name="a|b*")
+    text = card(report)
+    row = next(line for line in text.splitlines() if line.startswith("| a\\|b\\*"))
+    heads = next(line for line in text.splitlines() if line.startswith("| model"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"(?<!\\)\|", heads))
+    assert "Because \\<it> is 95 % so." in text
