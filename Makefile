@@ -1,0 +1,65 @@
+# One target per stage and one per habit. RECIPE=name chooses a recipe, ARGS="key=value …" goes through as it stands.
+
+PYTHON := .venv/bin/python
+PIPELINE := $(PYTHON) -m pipeline
+STAGES := prompts base sft sample score pair refer train evaluate
+CHOSEN = $(if $(RECIPE),recipes=$(RECIPE))
+# The overrides that a recipe made for vLLM needs where there is none.
+WITHOUT_VLLM = $$($(PYTHON) requirements/backend.py)
+# The first of these that the locks are for.
+BASE_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all sweep bench
+
+help:
+	@echo 'make TARGET [RECIPE=name] [ARGS="key=value …"]'
+	@awk -F':.*## ' '/^[a-z$$][^:]*:.*## / { sub(/\$$\(STAGES\)/, "$(STAGES)", $$1); printf "  %-13s %s\n", $$1, $$2 }' Makefile
+
+install: ## .venv with the packages that fit this machine [SET=cpu|gpu|portable TORCH_INDEX=URL BASE_PYTHON=python3.11]
+	@base="$(BASE_PYTHON)"; test -n "$$base" || { echo "No Python 3.11, 3.12 or 3.13 was found. Install one, or" \
+		"name it: make install BASE_PYTHON=/path/to/python3.11" >&2; exit 2; }; \
+	$$base requirements/install.py $(if $(SET),--set $(SET)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
+lock: ## the locks from requirements/*.in, and what the locked TRL knows [ARGS=--upgrade]
+	$(or $(BASE_PYTHON),python3) requirements/lock.py $(ARGS)
+	@$(MAKE) trl_fields
+
+trl_fields: install
+	$(PYTHON) requirements/trl_fields.py
+
+smoke: install ## the whole pipeline on a tiny model, no GPU and no network needed
+	$(PIPELINE) recipes=smoke $(WITHOUT_VLLM) $(ARGS)
+
+test: install ## what must hold, on two cores in at most 25 minutes
+	$(PYTHON) -m pytest -m "not slow and not gpu and not browser" $(ARGS)
+
+test-fast: install ## the part without models, in at most 90 seconds
+	$(PYTHON) -m pytest -m "not slow and not gpu and not browser and not model" $(ARGS)
+
+test-slow: install ## the rest
+	$(PYTHON) -m pytest -m slow $(ARGS)
+
+test-browser: install ## the report in a real browser
+	$(PYTHON) -m pytest -m browser $(ARGS)
+
+check: install ## ruff and mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy pipeline
+
+plan: install ## what a run would do, doing nothing
+	$(PIPELINE) $(CHOSEN) dry_run=true $(ARGS)
+
+$(STAGES): install ## that stage and all it needs
+	$(PIPELINE) $(CHOSEN) until=$@ $(ARGS)
+
+all: install ## everything, up to the report
+	$(PIPELINE) $(CHOSEN) $(ARGS)
+
+sweep: install ## one run per point of a grid [RECIPE=sweep_smoke]
+	$(PIPELINE) $(or $(CHOSEN),recipes=sweep_smoke $(WITHOUT_VLLM)) $(ARGS)
+
+bench: install ## measured comparisons [BENCH=name for one of bench/]
+	@for file in $(or $(BENCH:%=bench/%.py),$(sort $(wildcard bench/*.py))); do $(PYTHON) $$file $(ARGS) || exit; done

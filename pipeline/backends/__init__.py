@@ -1,0 +1,73 @@
+"""What draws completions: one Protocol, one `match`. Token ids in, token ids out; it knows no prompts and no shards."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
+
+from pipeline.artifacts import Model
+from pipeline.config import BackendConfig, Limits, ScriptedBackend, TransformersBackend, VllmBackend
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion: each has its own seed, so what it becomes does not depend on who is drawn beside it."""
+
+    sample_id: str
+    prompt_token_ids: list[int]
+    temperature: float  # 0 is greedy
+    top_p: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    sample_id: str
+    token_ids: list[int]  # with the stop token that ended it, when one did
+    logprob: float  # sum over token_ids, before temperature and top_p
+    finish_reason: Literal["stop", "length"]
+
+
+class Text(Protocol):
+    """Messages to token ids and back; it needs no engine."""
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model can see; None when it names no limit."""
+        ...
+
+    def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]: ...
+
+    def decode(self, completion: Completion) -> str: ...
+
+
+class Backend(Protocol):
+    """`start` once, then `generate`. `model` is whole: an adapter has been merged into it."""
+
+    @property
+    def text(self) -> Text: ...
+
+    def start(self, model: Model, limits: Limits) -> Self: ...
+
+    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion]:
+        """Completions as they finish, in any order; a block is asked for when there is room for its requests."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_backend(cfg: BackendConfig, policy: Model) -> Backend:
+    match cfg:
+        case VllmBackend():
+            from pipeline.backends.vllm import Vllm
+
+            return Vllm(cfg, policy)
+        case TransformersBackend():
+            from pipeline.backends.transformers import Transformers
+
+            return Transformers(cfg, policy)
+        case ScriptedBackend():
+            from pipeline.backends.scripted import Scripted
+
+            return Scripted(cfg)

@@ -1,0 +1,141 @@
+"""vLLM. On a CPU the engine runs in this process and a block is drained before the next, so that the same shard gives
+the same bytes whatever was drawn before it; on a GPU it runs beside us and is refilled while the last block drains.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+from pipeline.artifacts import Model
+from pipeline.backends import Completion, Request
+from pipeline.backends.chat import Chat
+from pipeline.config import Limits, VllmBackend
+from pipeline.errors import Broken, Refusal
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    # Threads that spin while they wait cost a factor of ten on a CPU that others use too. Read when torch is loaded.
+    "OMP_WAIT_POLICY": "passive",
+}
+ENVIRONMENT_ON_CPU = {
+    # An engine in our own process starts in 2 s instead of 12, and needs no second copy of the libraries.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # One small function would be compiled at the first log-probability, and fail where there is no g++.
+    "TORCHDYNAMO_DISABLE": "1",
+}
+GIB = 1 << 30
+
+
+class Vllm:
+    def __init__(self, cfg: VllmBackend, policy: Model):
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self.cfg = cfg
+        self.text = Chat(policy)
+        self.limits: Limits
+        self.room: int  # how many requests may still be unfinished when the next block is submitted
+        self.engine: Any = None
+
+    def start(self, model: Model, limits: Limits) -> Self:
+        try:
+            from vllm import EngineArgs, LLMEngine
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise Refusal(
+                f"sample.backend: vLLM cannot be imported here ({error}).\n"
+                f"  Run `make install`, or draw with transformers: backend@sample.backend=transformers "
+                f"backend@exam.sample.backend=transformers"
+            ) from error
+        on_cpu = current_platform.is_cpu()
+        self.limits, self.room = limits, 0 if on_cpu else self.cfg.runtime.max_sequences
+        for name, value in (ENVIRONMENT_ON_CPU if on_cpu else {}).items():
+            os.environ.setdefault(name, value)
+        self.engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments(model, on_cpu)))
+        return self
+
+    def _arguments(self, model: Model, on_cpu: bool) -> dict[str, Any]:
+        longest = self.limits.prompt + self.limits.completion
+        longest = min(longest, self.text.context or longest)
+        return {
+            "model": str(model.weights),
+            "revision": model.revision,
+            "skip_tokenizer_init": True,  # ids go in and come out
+            "trust_remote_code": model.remote_code,
+            "dtype": self.cfg.dtype,
+            "max_model_len": longest,
+            "max_num_seqs": self.cfg.runtime.max_sequences,
+            "seed": 0,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            **(self._for_cpu(longest) if on_cpu else self._for_gpu()),
+        }
+
+    def _for_cpu(self, longest: int) -> dict[str, Any]:
+        return {
+            "enforce_eager": self.cfg.enforce_eager is not False,
+            "enable_prefix_caching": self.cfg.prefix_caching is True,
+            "kv_cache_memory_bytes": self.cfg.runtime.cpu_cache_gib * GIB,
+            # A request with a seed whose prefill is split kills vLLM on CPU.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(longest, 2048),
+        }
+
+    def _for_gpu(self) -> dict[str, Any]:
+        return {
+            "enforce_eager": self.cfg.enforce_eager is True,
+            "enable_prefix_caching": self.cfg.prefix_caching is not False,
+            "gpu_memory_utilization": self.cfg.runtime.memory,
+        }
+
+    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion]:
+        waiting = iter(blocks)
+        exhausted = False
+        while True:
+            while not exhausted and self.engine.get_num_unfinished_requests() <= self.room:
+                block = next(waiting, None)
+                exhausted = block is None
+                self._submit(block or [])
+            if not self.engine.has_unfinished_requests():
+                return
+            for output in self.engine.step():
+                if output.finished:
+                    yield _completion(output)
+
+    def _submit(self, block: list[Request]) -> None:
+        for request in block:
+            prompt = {"type": "token", "prompt_token_ids": request.prompt_token_ids}
+            self.engine.add_request(request.sample_id, prompt, self._parameters(request))
+
+    def _parameters(self, request: Request) -> "SamplingParams":
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=1,  # with n > 1 vLLM counts seeds up from the given one, and neighbours would be drawn again
+            temperature=request.temperature,
+            top_p=request.top_p,
+            seed=request.seed,
+            max_tokens=self.limits.completion,
+            stop_token_ids=self.text.stops,
+            logprobs=0,  # of the drawn token alone, before temperature
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.engine_core.shutdown()
+            self.engine = None
+
+
+def _completion(output: Any) -> Completion:
+    [drawn] = output.outputs
+    if drawn.finish_reason not in ("stop", "length"):
+        raise Broken(
+            f"vLLM ended the completion {output.request_id} with {drawn.finish_reason}; stop or length was expected."
+        )
+    return Completion(output.request_id, list(drawn.token_ids), drawn.cumulative_logprob, drawn.finish_reason)

@@ -1,0 +1,101 @@
+"""The stage `base`: the model before SFT, a checkpoint as it is or a tiny untrained one made from nothing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts import Model
+from pipeline.config import Checkpoint, PlaygroundDemonstrations, TinyBase
+from pipeline.errors import Refusal
+from pipeline.sources import playground
+from pipeline.sources.checkpoint import bring_in, save_weights
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+BOS, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
+ROLES = "<|system|>", "<|user|>", "<|assistant|>"
+SPECIAL = [PAD, BOS, END, *ROLES]
+BYTES = 256
+TEXTS = 3000  # conversations that the tokenizer is trained on: more change none of its merges
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def run(cfg: Checkpoint | TinyBase, out: Path) -> Model:
+    if isinstance(cfg, Checkpoint):
+        return bring_in(cfg, out)
+    _check(cfg)
+    tokenizer = tiny_tokenizer(cfg)
+    return save_weights(tiny_model(cfg, tokenizer), tokenizer, out)
+
+
+def tiny_tokenizer(cfg: TinyBase) -> "PreTrainedTokenizerFast":
+    """Byte-level BPE, so that nothing is unknown; the template alone writes BOS, so that there is exactly one."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=cfg.vocabulary,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    pieces.train_from_iterator(_texts(cfg.seed), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=pieces,
+        bos_token=BOS,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=list(ROLES),
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=cfg.context,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_model(cfg: TinyBase, tokenizer: "PreTrainedTokenizerFast") -> "LlamaForCausalLM":
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=cfg.hidden,
+        intermediate_size=cfg.hidden * 8 // 3,
+        num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads,
+        num_key_value_heads=cfg.heads,
+        max_position_embeddings=cfg.context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        return LlamaForCausalLM(config)
+
+
+def _texts(seed: int) -> Iterator[str]:
+    cfg = PlaygroundDemonstrations(kind="playground", rows=TEXTS, constraints=3, obeyed=0.5, seed=seed)
+    for row in playground.demonstrations(cfg):
+        yield from (message["content"] for message in row["messages"])
+
+
+def _check(cfg: TinyBase) -> None:
+    if cfg.vocabulary < BYTES + len(SPECIAL):
+        raise Refusal(
+            f"base.vocabulary={cfg.vocabulary}: {BYTES} bytes and {len(SPECIAL)} special tokens need a place each.\n"
+            f"  Give at least {BYTES + len(SPECIAL)}."
+        )
+    if cfg.hidden % (2 * cfg.heads):
+        raise Refusal(
+            f"base.hidden={cfg.hidden}, base.heads={cfg.heads}: a head's size has to be a whole even number.\n"
+            f"  Give hidden as a multiple of 2 × heads; vLLM on CPU wants heads of 32, 64 or 128."
+        )

@@ -1,0 +1,97 @@
+"""refer: log-probabilities of given token ids under a model, computed once: the reference of training, KL of an exam.
+
+Rows are sorted by length and done in chunks of a fixed number of rows, each a file: a killed run repeats one chunk.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Logps, Model, Pairs, Samples, note_cost, read_table, write_table
+from pipeline.config import ReferConfig
+from pipeline.errors import Broken, Refusal
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    import polars as pl
+
+CHUNK = 512  # rows; never from `runtime`, so that a resumed run finds the same chunks
+
+
+def run(cfg: ReferConfig, out: Path, *, model: Model, rows: Pairs | Samples) -> Logps:
+    table = wanted(rows)
+    chunks = [(out / "scratch" / f"chunk-{at:06d}.parquet", part) for at, part in enumerate(table.iter_slices(CHUNK))]
+    _compute(cfg, model, [(file, part) for file, part in chunks if not file.exists()], table)
+    write_table(out / "logps.parquet", _joined([file for file, _ in chunks]))
+    note_cost(out, rows=table.height, tokens=int(table["length"].sum()))
+    return Logps(out)
+
+
+def wanted(rows: Pairs | Samples) -> "pl.DataFrame":
+    """Each completion once: `sample_id, prompt_id, prompt_token_ids, token_ids`, longest first."""
+    import polars as pl
+
+    if isinstance(rows, Samples):
+        table = rows.read(setting="kl").select("sample_id", "prompt_id", "prompt_token_ids", "token_ids")
+    else:
+        table = pl.concat(_sides(pl.concat([rows.train(), rows.dev()])))
+    table = table.unique("sample_id").with_columns(
+        length=pl.col("prompt_token_ids").list.len() + pl.col("token_ids").list.len()
+    )
+    if (bare := table.filter(pl.col("prompt_token_ids").list.len() == 0)).height:
+        raise Refusal(
+            f"{rows.path}: {bare.height} rows have no prompt tokens ({bare['sample_id'][0]} is one): nothing stands "
+            f"before their first token, so it has no log-probability.\n  Use a chat template or a tokenizer with BOS."
+        )
+    return table.sort(["length", "sample_id"], descending=[True, False])
+
+
+def _sides(pairs: "pl.DataFrame") -> "Iterator[pl.DataFrame]":
+    import polars as pl
+
+    for side in ("chosen", "rejected"):
+        ids = pl.col(f"{side}_id").alias("sample_id"), "prompt_id"
+        yield pairs.select(*ids, "prompt_token_ids", pl.col(f"{side}_token_ids").alias("token_ids"))
+
+
+def _compute(cfg: ReferConfig, model: Model, missing: "list[tuple[Path, pl.DataFrame]]", table: "pl.DataFrame") -> None:
+    if not missing:
+        return
+    from pipeline.training import models
+
+    module = models.load(model, cfg.dtype).to(models.device())
+    models.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "refer")
+    progress = Progress("refer", table.height, "completions")
+    progress.resume_at(table.height - sum(part.height for _, part in missing))
+    for file, part in missing:
+        write_table(file, _measured(cfg, module, part))
+        progress.advance(part.height)
+
+
+def _measured(cfg: ReferConfig, module: Any, part: "pl.DataFrame") -> "pl.DataFrame":
+    import polars as pl
+
+    from pipeline.training.logps import completion_logps
+
+    columns = part["prompt_token_ids"].to_list(), part["token_ids"].to_list()
+    logps = completion_logps(module, *columns, cfg.runtime.batch_tokens)
+    if broken := sum(not math.isfinite(value) for value in logps):
+        raise Broken(
+            f"refer: {broken} of {len(logps)} completions have no finite log-probability under this model in "
+            f"{cfg.dtype}: nothing is published.\n  Try refer.dtype=float32; if that does not help, the weights are broken."
+        )
+    return part.select(
+        "sample_id",
+        "prompt_id",
+        pl.Series("logp", logps, dtype=pl.Float64),
+        pl.col("token_ids").list.len().cast(pl.Int64).alias("tokens"),
+    )
+
+
+def _joined(files: list[Path]) -> "pl.DataFrame":
+    import polars as pl
+
+    if files:
+        return pl.concat([read_table(file) for file in files]).sort("sample_id")
+    return pl.DataFrame(schema={"sample_id": pl.String, "prompt_id": pl.String, "logp": pl.Float64, "tokens": pl.Int64})

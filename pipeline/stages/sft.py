@@ -1,0 +1,114 @@
+"""The stage `sft`: a checkpoint as it is (checked, merged when it is an adapter), or one trained on demonstrations.
+
+Demonstrations that overlap an evaluation prompt, or are too long, are left out: `dropped.parquet`, `funnel.json`.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Fence, Model, note_cost, write_json
+from pipeline.config import Checkpoint, SftTraining
+from pipeline.errors import Refusal
+
+Row = dict[str, Any]
+
+
+def run(cfg: Checkpoint | SftTraining, out: Path, *, base: Model | None = None, fence: Fence | None = None) -> Model:
+    from pipeline.sources.checkpoint import bring_in
+
+    if isinstance(cfg, Checkpoint):
+        return bring_in(cfg, out)
+    if base is None or fence is None:
+        raise Refusal(
+            "sft=train needs a base model and the fence of the evaluation prompts.\n  Give base=tiny or checkpoint."
+        )
+    _refuse_indivisible(cfg)
+    return _train(cfg, out, base, fence)
+
+
+def _train(cfg: SftTraining, out: Path, base: Model, fence: Fence) -> Model:
+    _expose_one_device()
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports every training to its makers
+
+    from pipeline.sources.checkpoint import load_tokenizer, save_weights, torch_dtype
+    from pipeline.training import models, sft
+
+    tokenizer = load_tokenizer(base.tokenizer, cfg.template, str(base.path), base.remote_code)
+    examples = _examples(cfg, out, tokenizer, fence)
+    model = models.load_merged(base)
+    trainer, ledger = sft.trainer_for(cfg, model, tokenizer, examples, out)
+    checkpoint = ledger.newest_whole()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    models.check_finite(model)
+
+    tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
+    note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(examples))
+    shutil.rmtree(out / "scratch")
+    return save_weights(model.to(torch_dtype(cfg.dtype)), tokenizer, out)
+
+
+def _examples(cfg: SftTraining, out: Path, tokenizer: Any, fence: Fence) -> list[dict[str, list[int]]]:
+    """The demonstrations in tokens, without those that may not be trained on; every row is accounted for."""
+    from pipeline.sources.demonstrations import read_demonstrations
+    from pipeline.sources.fence import FenceCheck
+    from pipeline.training.sft import encode
+
+    lines = read_demonstrations(cfg.data)
+    check = FenceCheck(fence, cfg.fence.ngram)
+    examples = []
+    dropped = [_dropped(f"line {number}", "bad row", fault) for number, fault in lines.bad]
+    for number, row in enumerate(lines.rows, 1):
+        example = encode(tokenizer, row["messages"], cfg.template.kwargs)
+        length = len(example["prompt_ids"]) + len(example["completion_ids"])
+        if any(check.overlaps(message["content"]) for message in row["messages"]):
+            detail = f"shares {cfg.fence.ngram} words in a row with an evaluation prompt"
+            dropped.append(_dropped(f"row {number}", "overlap with evaluation", detail))
+        elif length > cfg.max_length:
+            dropped.append(
+                _dropped(f"row {number}", "too long", f"{length} tokens, sft.max_length is {cfg.max_length}")
+            )
+        else:
+            examples.append(example)
+    _account(out, len(lines.rows) + len(lines.bad), examples, dropped)
+    return examples
+
+
+def _account(out: Path, rows: int, examples: list[Any], dropped: list[Row]) -> None:
+    import polars as pl
+
+    from pipeline.artifacts import write_table
+
+    schema = {"row": pl.String, "reason": pl.String, "detail": pl.String}
+    table = pl.DataFrame(dropped, schema=schema)
+    reasons = dict(sorted(table["reason"].value_counts().rows()))
+    write_table(out / "dropped.parquet", table)
+    write_json(out / "funnel.json", {"in": rows, "out": len(examples), "dropped": reasons})
+    if not examples:
+        raise Refusal(
+            f"sft: of {rows} demonstrations none is left to train on ({reasons}).\n"
+            f"  Each one's reason is in {out / 'dropped.parquet'}. Raise sft.max_length, or give other demonstrations."
+        )
+
+
+def _dropped(row: str, reason: str, detail: str) -> Row:
+    return {"row": row, "reason": reason, "detail": detail}
+
+
+def _refuse_indivisible(cfg: SftTraining) -> None:
+    if cfg.batch % cfg.runtime.micro_batch:
+        fits = max(n for n in range(1, cfg.runtime.micro_batch + 1) if cfg.batch % n == 0)
+        raise Refusal(
+            f"sft.batch={cfg.batch} is not a multiple of sft.runtime.micro_batch={cfg.runtime.micro_batch}: an "
+            f"optimizer step would see other rows.\n  Give sft.runtime.micro_batch={fits}, or another batch."
+        )
+    if cfg.dtype == "float16":
+        raise Refusal("sft.dtype=float16: its gradients overflow without loss scaling. Give bfloat16 or float32.")
+
+
+def _expose_one_device() -> None:
+    """Several visible GPUs in one process become a DataParallel that TRL refuses: the first one is taken."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or "," in visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]

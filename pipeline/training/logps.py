@@ -1,0 +1,59 @@
+"""Log-probabilities of given token ids under a model: the one computation behind `refer` and the check at step 0."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Ids = list[int]
+
+
+def completion_logps(module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int) -> list[float]:
+    """The sum over each completion's tokens given its prompt; a result does not depend on what shared its batch."""
+    found = [0.0] * len(prompts)
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    for batch in by_length(lengths, batch_tokens):
+        values = _forward(module, [prompts[i] for i in batch], [completions[i] for i in batch])
+        for index, value in zip(batch, values, strict=True):
+            found[index] = value
+    return found
+
+
+def by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Positions in batches of at most `batch_tokens` after padding, alike in length; a longer row goes alone."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _forward(module: Any, prompts: list[Ids], completions: list[Ids]) -> list[float]:
+    import torch
+
+    rows = [p + c for p, c in zip(prompts, completions, strict=True)]
+    width, first = max(map(len, rows)), min(map(len, prompts)) - 1
+    ids = torch.zeros((len(rows), width), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for at, row in enumerate(rows):
+        ids[at, : len(row)] = torch.tensor(row)
+        mask[at, : len(row)] = 1
+    ids, mask = ids.to(module.device), mask.to(module.device)
+    with torch.no_grad():
+        # Only from the last token of the shortest prompt on: the vocabulary is what costs memory.
+        logits = module(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=width - first).logits
+        spans = [(len(p) - 1, len(p) + len(c) - 1) for p, c in zip(prompts, completions, strict=True)]
+        return [
+            _sum(logits[at, start - first : end - first], ids[at, start + 1 : end + 1])
+            for at, (start, end) in enumerate(spans)
+        ]
+
+
+def _sum(logits: "torch.Tensor", targets: "torch.Tensor") -> float:
+    """Row by row, so that the float32 copy is never larger than one completion's logits."""
+    picked = logits.float().log_softmax(-1).gather(-1, targets[:, None])
+    return picked.double().sum().item()

@@ -1,0 +1,191 @@
+"""A Model artifact as a torch module: a base and at most one adapter; and back, as the folder that names its base."""
+
+import copy
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Model, write_json
+from pipeline.config import LoraAdapter
+from pipeline.errors import Broken, Refusal
+
+if TYPE_CHECKING:
+    import polars as pl
+    import torch
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def device() -> "torch.device":
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_tokenizer(model: Model) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=model.remote_code)
+
+
+def load(model: Model, dtype: str) -> Any:
+    """The model as it is, adapter beside its base, for forward passes."""
+    module = _base(model, dtype)
+    if model.adapter:
+        module = _adapted(module, model, trainable=False)
+    return module.eval().requires_grad_(False)
+
+
+def load_merged(model: Model) -> Any:
+    """One set of float32 weights to train: an adapter is merged at full precision, never into rounded weights."""
+    module = _base(model, "float32")
+    if model.adapter:
+        module = _adapted(module, model, trainable=False).merge_and_unload()
+    return module.requires_grad_(True)
+
+
+def load_adapted(model: Model, adapter: LoraAdapter, dtype: str) -> Any:
+    """The model with an adapter to train: its own when it has one, a new one that changes nothing yet when not."""
+    if model.adapter:
+        return _adapted(_continued(model, adapter, _base(model, dtype)), model, trainable=True)
+    from peft import LoraConfig, get_peft_model
+
+    module = _base(model, dtype)
+    _check_targets(module, adapter.targets)
+    shape = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.targets,
+    )
+    return get_peft_model(module, shape)
+
+
+def base_name(model: Model) -> str:
+    """How an adapter's model.json names what it stands on: `stage/fingerprint`."""
+    return model.record["base"] if model.adapter else f"{model.path.parent.name}/{model.path.name}"
+
+
+def _base(model: Model, dtype: str) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(
+        model.weights, revision=model.revision, dtype=getattr(torch, dtype), trust_remote_code=model.remote_code
+    )
+
+
+def _adapted(module: Any, model: Model, trainable: bool) -> Any:
+    from peft import PeftModel
+
+    assert model.adapter is not None
+    recorded = json.loads((model.adapter / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    if recorded not in (base_name(model), str(model.weights)):
+        raise Refusal(
+            f"{model.adapter}: this adapter was made for the model {recorded}, and {model.path / 'model.json'} puts it on "
+            f"{base_name(model)}.\n  An adapter is only right on the weights it was trained on: give the one made for "
+            f"{base_name(model)}, or the model {recorded}."
+        )
+    module = PeftModel.from_pretrained(module, model.adapter, is_trainable=trainable)
+    # PEFT asks the hub about a base that is not a folder each time it saves; here it is one.
+    module.peft_config["default"].base_model_name_or_path = str(model.weights)
+    return module
+
+
+def _continued(model: Model, adapter: LoraAdapter, module: Any) -> Any:
+    assert model.adapter is not None
+    found = json.loads((model.adapter / ADAPTER_CONFIG).read_text())
+    for knob, name in (("rank", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout")):
+        if found[name] != (wanted := getattr(adapter, knob)):
+            raise Refusal(
+                f"train.adapter.{knob}={wanted}, but training continues the adapter in {model.path}, whose {knob} is "
+                f"{found[name]}.\n  Give train.adapter.{knob}={found[name]}, or init=sft, which starts a new adapter."
+            )
+    return module
+
+
+def _check_targets(module: Any, targets: str | list[str]) -> None:
+    if targets == "all-linear":
+        return
+    names = [name for name, _ in module.named_modules() if name]
+    leaves = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
+    head = next((name for name, part in module.named_modules() if part is module.get_output_embeddings()), None)
+    for target in [targets] if isinstance(targets, str) else targets:
+        hits = [name for name in names if _targets(target, name, pattern=isinstance(targets, str))]
+        if not hits or head in hits:
+            why = "its adapter would never be trained by TRL" if hits else "no module of this model has that name"
+            known = ", ".join(leaf for leaf in leaves if leaf != head)
+            raise Refusal(
+                f"train.adapter.targets: {target}: {why}.\n  Expected names of linear layers ({known}) or all-linear."
+            )
+
+
+def _targets(target: str, name: str, pattern: bool) -> bool:
+    """As PEFT reads it: one string is a pattern for the whole name, a list holds last parts of names."""
+    return bool(re.fullmatch(target, name)) if pattern else name == target or name.endswith(f".{target}")
+
+
+def _is_linear(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, torch.nn.Linear)
+
+
+def check_vocabulary(module: Any, columns: "list[pl.Series]", where: str) -> None:
+    known = module.get_input_embeddings().num_embeddings
+    highest = max((top for ids in columns if isinstance(top := ids.list.max().max(), int)), default=0)
+    if highest >= known:
+        raise Refusal(
+            f"{where}: token id {highest} is beyond the model's {known} embeddings: these tokens were made by another "
+            f"tokenizer.\n  Sample and pair with this model's own tokenizer, or give the model they were made for."
+        )
+
+
+def check_finite(module: Any) -> None:
+    import torch
+
+    broken = [name for name, weight in module.named_parameters() if not torch.isfinite(weight).all()]
+    if broken:
+        raise Broken(
+            f"{len(broken)} weights are not finite after training ({broken[0]} is the first): nothing is published.\n"
+            f"  Lower the learning rate, or use dtype=float32."
+        )
+
+
+def settings_of(module: Any) -> dict[str, Any]:
+    """What a trainer overwrites with its tokenizer's marks, to be published as it was."""
+    return {name: copy.deepcopy(getattr(module, name)) for name in ("config", "generation_config")}
+
+
+def save_full(module: Any, settings: dict[str, Any], init: Model, dtype: str, out: Path) -> Model:
+    import torch
+
+    for name, value in settings.items():
+        setattr(module, name, value)
+    shutil.rmtree(out / "weights", ignore_errors=True)
+    module.to(getattr(torch, dtype)).save_pretrained(out / "weights")
+    load_tokenizer(init).save_pretrained(out / "weights")
+    write_json(out / "model.json", {"weights": "weights", "tokenizer": "weights"})
+    return Model(out)
+
+
+def save_adapter(module: Any, init: Model, out: Path) -> Model:
+    """PEFT's folder, with the base named by what it is and not by where it lay."""
+    folder = out / "adapter"
+    shutil.rmtree(folder, ignore_errors=True)
+    module.save_pretrained(folder, selected_adapters=["default"])
+    (folder / "README.md").unlink(missing_ok=True)
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    config["base_model_name_or_path"] = init.weights if isinstance(init.weights, str) else base_name(init)
+    config["revision"] = init.revision
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()  # PEFT keeps a set, whose order differs from process to process
+    write_json(folder / ADAPTER_CONFIG, config)
+    load_tokenizer(init).save_pretrained(out / "tokenizer")
+    write_json(out / "model.json", {"base": base_name(init), "adapter": "adapter", "tokenizer": "tokenizer"})
+    return Model(out)

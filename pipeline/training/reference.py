@@ -1,0 +1,76 @@
+"""Is the reference right? Judged on a few pairs before the first optimizer step, from our own forward passes."""
+
+import math
+from typing import Any
+
+from pipeline.artifacts import Model
+from pipeline.config import TrainConfig
+from pipeline.errors import Broken
+from pipeline.training import models
+from pipeline.training.logps import completion_logps
+
+PAIRS = 16
+NATS_PER_SEQUENCE = 1e-3  # float32
+NATS_PER_TOKEN = 0.02  # half precision
+
+
+def check_elsewhere(cfg: TrainConfig, reference: Model, rows: dict[str, list[Any]]) -> None:
+    """Training starts from another model than its reference: the reference's values are computed again."""
+    module = models.load(reference, cfg.dtype).to(models.device())
+    _compare(cfg, _logps(cfg, module, rows), rows, "computed again with the reference model")
+
+
+def check_start(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
+    """Training starts from its reference: nothing has changed yet, so every log-ratio is 0 and the loss knows no margin."""
+    trainer.model.eval()
+    if cfg.logps == "ready":
+        with trainer.compute_loss_context_manager():
+            _compare(cfg, _logps(cfg, trainer.model, rows), rows, "of the model before its first step")
+    if list(cfg.loss) == ["sigmoid"] and not cfg.args.get("use_weighting"):
+        _compare_loss(cfg, trainer, rows)
+
+
+def _logps(cfg: TrainConfig, module: Any, rows: dict[str, list[Any]]) -> dict[str, list[float]]:
+    budget = cfg.max_length * cfg.runtime.micro_batch
+    return {
+        side: completion_logps(module, rows["prompt_ids"], rows[f"{side}_ids"], budget)
+        for side in ("chosen", "rejected")
+    }
+
+
+def _compare(cfg: TrainConfig, found: dict[str, list[float]], rows: dict[str, list[Any]], whose: str) -> None:
+    gaps, tokens = [], 0
+    for side in ("chosen", "rejected"):
+        gaps += [abs(a - b) for a, b in zip(found[side], rows[f"ref_{side}_logps"], strict=True)]
+        tokens += sum(map(len, rows[f"{side}_ids"]))
+    if cfg.dtype == "float32":
+        figure, limit, unit = max(gaps), NATS_PER_SEQUENCE, "nats in the worst sequence"
+    else:
+        figure, limit, unit = sum(gaps) / max(tokens, 1), NATS_PER_TOKEN, "nats per token"
+    if not figure <= limit:
+        raise Broken(
+            f"the reference is wrong: its ready log-probabilities differ from those {whose} by {figure:.4g} {unit} "
+            f"over {len(gaps)} sequences; at most {limit:g} is expected in {cfg.dtype}.\n"
+            f"  They belong to another model, other tokens or another dtype: compare refer.dtype with train.dtype, and "
+            f"let refer run again on the reference."
+        )
+
+
+def _compare_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
+    """TRL's own loss on the same pairs: ln 2 for the sigmoid loss, with the slack that the log-ratios have."""
+    import torch
+
+    pairs = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+    batch = trainer._prepare_inputs(trainer.data_collator(pairs))
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        loss = trainer.compute_loss(trainer.model, batch).item() / sum(cfg.loss_weights or [1.0])
+    trainer._metrics["eval"].clear()
+    tokens = sum(len(ids) for side in ("chosen", "rejected") for ids in rows[f"{side}_ids"]) / len(rows["prompt_ids"])
+    slack = 2 * NATS_PER_SEQUENCE if cfg.dtype == "float32" else NATS_PER_TOKEN * tokens
+    if not abs(loss - math.log(2)) <= cfg.beta * slack + 1e-6:
+        raise Broken(
+            f"the reference is wrong: training starts from its reference, so the first loss should be ln 2 = "
+            f"{math.log(2):.6f}, and TRL's is {loss:.6f} on {len(rows['prompt_ids'])} pairs.\n"
+            f"  Log-probabilities agree, so what reaches the trainer differs: this is a fault of the pipeline, not of "
+            f"your settings."
+        )

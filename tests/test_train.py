@@ -1,0 +1,387 @@
+"""DPO on ready token ids: the sampler's tokens, TRL's losses, a right reference, exact resume, nothing half right published."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.artifacts import Logps, Model, Pairs, write_json, write_table
+from pipeline.config import TrainConfig
+from pipeline.errors import Broken, Refusal
+from pipeline.stages import train
+from tests.preferences import LORA, dpo, write_logps, write_pairs
+from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.model
+
+
+class Round:
+    """A published SFT model with its pairs and their reference values, in a store of its own."""
+
+    def __init__(self, store: Path):
+        self.store = store
+        self.sft = tiny_model(store / "sft" / "aaaaaaaaaaaa")
+        self.other = tiny_model(store / "sft" / "cccccccccccc", seed=1)
+        self.pairs = write_pairs(store / "pair" / "aaaaaaaaaaaa", self.sft)
+        self.logps = write_logps(store / "refer" / "aaaaaaaaaaaa", self.sft, self.pairs)
+
+    def inputs(self, **changes) -> dict:
+        return {"init": self.sft, "reference": self.sft, "pairs": [self.pairs], "logps": [self.logps], **changes}
+
+    def train(self, name: str, cfg: TrainConfig, **changes) -> Model:
+        return train.run(cfg, self.store / "train" / name, **self.inputs(**changes))
+
+
+@pytest.fixture(scope="module")
+def round_(tmp_path_factory) -> Round:
+    return Round(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def full(round_) -> Model:
+    return round_.train("full", dpo())
+
+
+@pytest.fixture(scope="module")
+def lora(round_) -> Model:
+    return round_.train("lora", dpo(LORA))
+
+
+def published(model: Model) -> dict[str, bytes]:
+    files = [path for path in model.path.rglob("*") if path.is_file()]
+    names = {path.relative_to(model.path).as_posix(): path for path in files}
+    return {name: path.read_bytes() for name, path in names.items() if not name.startswith("scratch/")}
+
+
+def losses(model: Model) -> list[float]:
+    return [entry["loss"] for entry in model.metrics() if "loss" in entry]
+
+
+def chosen_logps(model: Model, pairs: Pairs) -> list[float]:
+    from pipeline.training import logps, models
+
+    rows = pairs.dev()
+    ids = rows["prompt_token_ids"].to_list(), rows["chosen_token_ids"].to_list()
+    return logps.completion_logps(models.load(model, "float32"), *ids, 512)
+
+
+def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model | None = None):
+    from pipeline.training import dpo as trainers
+
+    rows = {part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")}
+    init = init or round_.sft
+    return trainers.trainer_for(cfg, trainers.load_policy(cfg, init), init, round_.sft, rows, out)[0]
+
+
+# ── what is trained is what was sampled ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "<|end|>"])
+def test_the_batch_holds_the_sampler_s_own_ids(round_, tmp_path, pad):
+    """Also when padding is the end mark: what is learned follows from lengths, so the last token is always in it."""
+    model = Model(shutil.copytree(round_.sft.path, tmp_path / "sft" / "padded"))
+    file = model.tokenizer / "tokenizer_config.json"
+    write_json(file, {**json.loads(file.read_text()), "pad_token": pad})
+    trainer = trainer_on(round_, dpo(), tmp_path / "out", init=model)
+    assert trainer.processing_class.pad_token == pad
+
+    rows = round_.pairs.train().to_dicts()
+    expected = {
+        (*r["prompt_token_ids"], *r[f"{s}_token_ids"]): r[f"{s}_token_ids"]
+        for r in rows
+        for s in ("chosen", "rejected")
+    }
+    seen = set()
+    for batch in trainer.get_train_dataloader():
+        for ids, attended, learned in zip(
+            batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True
+        ):
+            row = tuple(ids[attended.bool()].tolist())
+            assert ids[learned.bool()].tolist() == expected[row]
+            assert row.count(1) == 1 and row[0] == 1  # one BOS
+            assert ids[learned.bool()][-1] == 2  # the end mark is learned
+            seen.add(row)
+    assert seen == set(expected)
+
+
+def test_losses_are_those_of_plain_trl_on_the_same_text(round_, full, tmp_path):
+    """TRL tokenises the conversations itself, loads its own reference and asks it as it goes."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from pipeline.training import dpo as trainers
+    from pipeline.training import models
+
+    settings = {
+        **trainers._fixed(dpo(), tmp_path, evaluates=False),
+        "precompute_ref_log_probs": False,
+        "save_strategy": "no",
+    }
+    plain = DPOTrainer(
+        model=models.load_merged(round_.sft),
+        args=DPOConfig(**settings),
+        train_dataset=Dataset.from_list(round_.pairs.train().select("prompt", "chosen", "rejected").to_dicts()),
+        processing_class=models.load_tokenizer(round_.sft),
+    )
+    assert plain.train_dataset["chosen_ids"] == round_.pairs.train()["chosen_token_ids"].to_list()
+    plain.train()
+    assert losses(full) == pytest.approx(
+        [entry["loss"] for entry in plain.state.log_history if "loss" in entry], abs=1e-5
+    )
+    assert len(losses(full)) == 6
+
+
+def test_every_pair_weighs_the_same_however_a_step_is_split(round_, full):
+    """24 pairs in steps of 9: the last step holds 6, in micro-batches of 9, or of 3, or of 1."""
+    whole, thirds, single = (losses(round_.train(f"micro-{n}", dpo(batch=9, micro_batch=n))) for n in (9, 3, 1))
+    assert thirds == pytest.approx(whole, abs=1e-5)
+    assert single == pytest.approx(whole, abs=1e-5)
+
+
+def test_micro_batches_that_do_not_fill_weigh_by_their_pairs(round_):
+    """24 pairs in steps of 10: the last step holds 4, which micro-batches of 5 and 10 take whole and those of 2 in two."""
+    whole, halves = (losses(round_.train(f"rest-{n}", dpo(batch=20, micro_batch=n, eval_every=9))) for n in (20, 5))
+    assert halves == pytest.approx(whole, abs=1e-5)
+
+
+# ── the reference ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_first_loss_is_that_of_no_margin(full, lora):
+    assert losses(full)[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses(lora)[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_values_of_another_model_are_caught_before_the_first_step(round_, tmp_path):
+    wrong = write_logps(tmp_path / "wrong", round_.other, round_.pairs)
+    with pytest.raises(Broken, match=r"the reference is wrong.*before its first step by [\d.]+ nats"):
+        round_.train("wrong", dpo(), logps=[wrong])
+    with pytest.raises(Broken, match="the reference is wrong.*computed again with the reference model"):
+        round_.train("wrong", dpo(), reference=round_.other)
+    assert not (round_.store / "train" / "wrong" / "model.json").exists()
+    assert not (round_.store / "train" / "wrong" / "metrics.jsonl").exists()
+
+
+def test_values_of_other_pairs_are_caught(round_, tmp_path):
+    """Every value is there, under the id of its neighbour."""
+    table = round_.logps.read()
+    write_table(
+        tmp_path / "logps.parquet", table.with_columns(logp=pl.col("logp").shift(1, fill_value=table["logp"][-1]))
+    )
+    with pytest.raises(Broken, match="the reference is wrong"):
+        round_.train("shifted", dpo(), logps=[Logps(tmp_path)])
+
+
+def test_training_from_elsewhere_takes_the_reference_s_values(round_, full):
+    """A second round: it starts from the first one's model and is still held to SFT."""
+    second = round_.train("second", dpo(), init=full)
+    assert losses(second)[0] != pytest.approx(math.log(2), abs=1e-4)
+
+
+@pytest.mark.parametrize("start", ["new adapter", "its own adapter", "held to the base", "held to another"])
+def test_live_and_ready_references_agree(round_, full, lora, tmp_path, start):
+    """TRL asks the disabled adapter, or a reference module, as it goes; `refer` asked them before."""
+    init, reference = {
+        "new adapter": (round_.sft, round_.sft),
+        "its own adapter": (lora, lora),
+        "held to the base": (lora, round_.sft),
+        "held to another": (lora, full),
+    }[start]
+    logps = write_logps(tmp_path / "logps", reference, round_.pairs)
+    ready = round_.train(f"ready {start}", dpo(LORA), init=init, reference=reference, logps=[logps])
+    live = round_.train(f"live {start}", dpo(LORA, logps="live"), init=init, reference=reference, logps=None)
+    assert losses(live) == pytest.approx(losses(ready), abs=1e-5)
+
+
+def test_bfloat16_starts_from_its_reference_too(round_, tmp_path):
+    logps = write_logps(tmp_path / "logps", round_.sft, round_.pairs, dtype="bfloat16")
+    model = round_.train("half", dpo(dtype="bfloat16"), logps=[logps])
+    assert json.loads((model.path / "weights" / "config.json").read_text())["dtype"] == "bfloat16"
+    wrong = write_logps(tmp_path / "wrong", round_.other, round_.pairs, dtype="bfloat16")
+    with pytest.raises(Broken, match="nats per token"):
+        round_.train("half wrong", dpo(dtype="bfloat16"), logps=[wrong])
+
+
+# ── what is published ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_what_is_published_is_what_was_trained(round_, kind, request):
+    """The last look at the dev pairs and the model opened from its folder give the same log-probabilities."""
+    model = request.getfixturevalue(kind)
+    last = [entry for entry in model.metrics() if "eval_loss" in entry][-1]
+    assert last["step"] == 6
+    found = chosen_logps(model, round_.pairs)
+    assert last["eval_logps/chosen"] == pytest.approx(sum(found) / len(found), abs=1e-3)
+    assert found != pytest.approx(chosen_logps(round_.sft, round_.pairs), abs=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_no_pickle_and_no_place_of_this_machine_is_published(round_, kind, request):
+    files = published(request.getfixturevalue(kind))
+    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".jsonl", ".jinja"}
+    assert not [name for name, data in files.items() if str(round_.store).encode() in data]
+
+
+def test_an_adapter_names_its_base_and_is_continued(round_, lora):
+    assert lora.record == {"base": "sft/aaaaaaaaaaaa", "adapter": "adapter", "tokenizer": "tokenizer"}
+    config = json.loads((lora.adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "sft/aaaaaaaaaaaa"
+    assert lora.weights == round_.sft.weights
+    second = round_.train("continued", dpo(LORA), init=lora)
+    assert second.record["base"] == "sft/aaaaaaaaaaaa"
+    assert sorted(path.name for path in second.adapter.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_full_training_of_an_adapter_starts_from_the_merged_weights(round_, lora, tmp_path):
+    logps = write_logps(tmp_path / "logps", lora, round_.pairs)
+    model = round_.train("merged", dpo(), init=lora, reference=lora, logps=[logps])
+    assert model.record == {"weights": "weights", "tokenizer": "weights"}
+    assert losses(model)[0] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_numbers_that_are_not_finite_stop_the_run(round_):
+    with pytest.raises(Broken, match="(loss|grad_norm) is (nan|inf) at step"):
+        round_.train("nan", dpo(learning_rate=1e30, warmup=0.0))
+    left = round_.store / "train" / "nan"
+    assert not (left / "model.json").exists() and not (left / "weights").exists()
+
+
+# ── killed and run again ──────────────────────────────────────────────────────────────────────────────────────────
+
+CHILD = """
+import json, os, signal, sys
+from pathlib import Path
+from transformers import Trainer
+from pipeline.artifacts import Logps, Model, Pairs
+from pipeline.config import TrainConfig
+from pipeline.stages import train
+from pipeline.training import callbacks
+
+store, out, config, moment = sys.argv[1:]
+kill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+plain_log, plain_save = callbacks.MetricsLog.on_log, Trainer._save_optimizer_and_scheduler
+
+def on_log(self, args, state, control, **kwargs):
+    plain_log(self, args, state, control, **kwargs)
+    if state.global_step == 3 and moment == "in a step":
+        kill()
+
+def save(self, folder):
+    if folder.endswith("checkpoint-4") and moment == "in a checkpoint":
+        kill()
+    plain_save(self, folder)
+
+callbacks.MetricsLog.on_log, Trainer._save_optimizer_and_scheduler = on_log, save
+sft = Model(Path(store, "sft/aaaaaaaaaaaa"))
+train.run(TrainConfig(**json.loads(config)), Path(out), init=sft, reference=sft,
+          pairs=[Pairs(Path(store, "pair/aaaaaaaaaaaa"))], logps=[Logps(Path(store, "refer/aaaaaaaaaaaa"))])
+"""
+
+
+@pytest.mark.parametrize(("kind", "moment"), [("full", "in a checkpoint"), ("lora", "in a step")])
+def test_a_killed_training_ends_with_the_same_bytes(round_, kind, moment, request, capfd):
+    whole = request.getfixturevalue(kind)
+    cfg, name = dpo(LORA) if kind == "lora" else dpo(), f"killed {kind}"
+    out = round_.store / "train" / name
+    command = [sys.executable, "-c", CHILD, str(round_.store), str(out), cfg.model_dump_json(), moment]
+    assert (
+        subprocess.run(command, cwd=Path(train.__file__).parents[2], capture_output=True).returncode == -signal.SIGKILL
+    )
+    assert (out / "scratch" / "checkpoints" / "checkpoint-2").is_dir()
+    (out / "scratch" / "checkpoints" / "checkpoint-99").mkdir()
+
+    again = round_.train(name, cfg)
+    said = capfd.readouterr().err
+    assert "checkpoint-99 is not whole" in said
+    assert "train 3/6" in said and "train 2/6" not in said  # the finished steps were not trained again
+    assert published(again) == {**published(whole)}
+
+
+def test_only_a_checkpoint_with_every_byte_is_whole(tmp_path, capsys):
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from pipeline.training.callbacks import CheckpointLedger
+
+    ledger = CheckpointLedger(tmp_path)
+    for step in (2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        for name in ("model.safetensors", "optimizer.pt"):
+            (folder / name).write_bytes(b"weights" * step)
+        ledger.on_save(TrainingArguments(str(tmp_path)), TrainerState(global_step=step), TrainerControl())
+    assert ledger.newest_whole() == tmp_path / "checkpoint-4"
+    assert not (tmp_path / "checkpoint-2").exists()
+
+    os.truncate(tmp_path / "checkpoint-4" / "optimizer.pt", 5)
+    assert ledger.newest_whole() is None
+    (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
+    assert ledger.newest_whole() is None
+    assert capsys.readouterr().err.count("checkpoint-4 is not whole") == 2
+
+
+# ── refused before anything is trained ────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_indivisible_batch_is_refused(round_):
+    with pytest.raises(Refusal, match="train.batch=4 is not a multiple .*=3.*\n.*micro_batch=2"):
+        round_.train("refused", dpo(micro_batch=3))
+
+
+def test_a_pair_too_long_is_refused_and_not_cut(round_):
+    with pytest.raises(Refusal, match=r"train: \d+ of 24 train pairs are longer than train.max_length=40 tokens"):
+        round_.train("refused", dpo(max_length=40))
+
+
+def test_a_pair_without_reference_values_is_refused(round_, tmp_path):
+    one = round_.pairs.train()["rejected_id"][5]
+    write_table(tmp_path / "logps.parquet", round_.logps.read().filter(pl.col("sample_id") != one))
+    with pytest.raises(Refusal, match=f"1 of 24 train pairs have no reference .*\n?.*{one}"):
+        round_.train("refused", dpo(), logps=[Logps(tmp_path)])
+
+
+def test_no_pairs_are_refused(round_, tmp_path):
+    write_table(tmp_path / "train.parquet", round_.pairs.train().clear())
+    write_table(tmp_path / "dev.parquet", round_.pairs.dev())
+    with pytest.raises(Refusal, match="not one pair to train on"):
+        round_.train("refused", dpo(), pairs=[Pairs(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        ({"targets": ["q_proj", "w_proj"]}, "targets: w_proj: no module .*\n.*q_proj.*all-linear"),
+        ({"targets": ["lm_head"]}, "lm_head: its adapter would never be trained"),
+        ({"targets": r".*\.attention\..*"}, "no module of this model has that name"),
+    ],
+)
+def test_targets_that_cannot_be_trained_are_refused(round_, adapter, words):
+    with pytest.raises(Refusal, match=words):
+        round_.train("refused", dpo({**LORA, **adapter}))
+
+
+def test_an_adapter_of_another_base_is_refused(round_, lora, tmp_path):
+    moved = Model(shutil.copytree(lora.path, round_.store / "train" / "moved"))
+    write_json(moved.path / "model.json", {**lora.record, "base": "sft/cccccccccccc"})
+    with pytest.raises(Refusal, match="made for the model sft/aaaaaaaaaaaa.*\n?.*sft/cccccccccccc"):
+        round_.train("refused", dpo(LORA), init=moved)
+    with pytest.raises(Refusal, match="adapter.rank=8, but training continues .* rank is 4"):
+        round_.train("refused", dpo({**LORA, "rank": 8}), init=lora)
+
+
+def test_tokens_of_another_tokenizer_are_refused(round_, tmp_path):
+    strange = round_.pairs.train().with_columns(chosen_token_ids=pl.lit([5, 999]))
+    write_table(tmp_path / "train.parquet", strange)
+    write_table(tmp_path / "dev.parquet", round_.pairs.dev())
+    with pytest.raises(Refusal, match="token id 999"):
+        round_.train("refused", dpo(), pairs=[Pairs(tmp_path)])

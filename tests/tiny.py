@@ -1,0 +1,70 @@
+"""Models made from nothing in a second: a BPE tokenizer with a chat template and a random Llama, as a Model artifact."""
+
+import json
+from pathlib import Path
+
+from pipeline.artifacts import Model
+
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MARKS = ["<pad>", "<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+WORDS = "name three short facts about the quiet river and the old lantern in one sentence without the letter z . , : ! 1 2 3"
+
+
+def tiny_tokenizer(folder: Path, template: str = CHAT, vocabulary: int = 320) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=MARKS, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([WORDS] * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<|end|>",
+        additional_special_tokens=MARKS[3:],
+    )
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+
+def tiny_llama(
+    folder: Path, *, hidden: int = 32, layers: int = 2, context: int = 256, seed: int = 0, **config: object
+) -> None:
+    """Weights large enough that the next token is no coin toss: greedy decoding has no near ties, and some answers end."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    torch.manual_seed(seed)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3 // 8 * 8,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=context,
+        initializer_range=0.2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **config,
+    )
+    LlamaForCausalLM(shape).save_pretrained(folder)
+
+
+def tiny_model(step: Path, *, template: str = CHAT, vocabulary: int = 320, **shape: object) -> Model:
+    """`step` plays a published folder `store/sft/<fingerprint>`."""
+    tiny_tokenizer(step / "weights", template, vocabulary)
+    tiny_llama(step / "weights", **shape)  # type: ignore[arg-type]
+    (step / "model.json").write_text(json.dumps({"weights": "weights", "tokenizer": "weights"}))
+    return Model(step)
