@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from pipeline.errors import nearest
+from pipeline.trl_args import check_args
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -316,16 +317,31 @@ class TrainConfig(Block):
     epochs: PositiveFloat
     batch: PositiveInt
     scheduler: str
-    warmup: Share
+    warmup: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NonNegativeFloat
     clip: PositiveFloat
     max_length: PositiveInt
-    dtype: Dtype
+    dtype: Literal["float32", "bfloat16"]  # float16 overflows without loss scaling
     gradient_checkpointing: bool
     eval_every: PositiveInt
     seed: int
     args: dict[str, JsonValue]
     runtime: MicroBatch
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> "TrainConfig":
+        if self.batch % self.runtime.micro_batch:
+            fits = max(n for n in range(1, self.runtime.micro_batch + 1) if self.batch % n == 0)
+            raise ValueError(
+                f"batch={self.batch} is not a multiple of runtime.micro_batch={self.runtime.micro_batch}: an optimizer "
+                f"step would see another number of pairs; give train.runtime.micro_batch={fits}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "TrainConfig":
+        check_args(self.trainer, self.args, self.loss, self.logps, getattr(self.adapter, "dropout", 0.0))
+        return self
 
 
 # ── exam, evaluate ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -397,6 +413,8 @@ def _mismatches(cfg: Config) -> Iterator[str]:
     for name, scorer in cfg.score.scorers.items():
         if scorer.gold:
             yield f"score.scorers.{name}.gold=true: a gold scorer marks exams alone; move it to exam.score.scorers."
+    if cfg.rounds > 1 and cfg.sample.per_round is None:
+        yield f"rounds={cfg.rounds} draw fresh prompts each: give sample.per_round=N, the prompts of one round."
     if isinstance(cfg.sft, SftTraining) and cfg.base is None:
         yield (
             "sft=train starts from a base model, and base is none."

@@ -125,9 +125,7 @@ def draw(drawing: "Drawing", backend: Backend, policy: Model, out: Path) -> None
         backend.close()
         shutil.rmtree(out / SCRATCH, ignore_errors=True)
     if missing := drawing.shards.missing():
-        raise Broken(
-            f"sample: the backend ended and left {len(missing)} shards without all their completions: {missing}."
-        )
+        raise Broken(f"sample: the backend ended without all completions of {len(missing)} shards ({missing[0]} …).")
 
 
 def merged(policy: Model, scratch: Path) -> Model:

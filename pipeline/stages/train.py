@@ -27,7 +27,6 @@ def run(
 ) -> Model:
     if reference is None:
         raise Refusal(f"train.trainer={cfg.trainer} needs a reference model: give train.logps=ready or live.")
-    _refuse_impossible(cfg)
     rows = {part: ready(cfg, pairs, part, logps or []) for part in ("train", "dev")}
     _expose_one_device()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports every training to its makers
@@ -55,17 +54,6 @@ def run(
     if isinstance(cfg.adapter, FullAdapter):
         return models.save_full(policy, settings, init, cfg.dtype, out)
     return models.save_adapter(policy, init, out)
-
-
-def _refuse_impossible(cfg: TrainConfig) -> None:
-    if cfg.batch % cfg.runtime.micro_batch:
-        fits = [n for n in range(1, cfg.batch + 1) if cfg.batch % n == 0 and n <= cfg.runtime.micro_batch]
-        raise Refusal(
-            f"train.batch={cfg.batch} is not a multiple of train.runtime.micro_batch={cfg.runtime.micro_batch}: an "
-            f"optimizer step would see another number of pairs.\n  Give train.runtime.micro_batch={fits[-1]}, or another batch."
-        )
-    if cfg.dtype == "float16":
-        raise Refusal("train.dtype=float16: its gradients overflow without loss scaling. Give bfloat16 or float32.")
 
 
 def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -> "pl.DataFrame":
