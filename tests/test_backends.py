@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -231,6 +232,13 @@ def fast(policy):
     backend = opened(VLLM, policy).start(policy, LIMITS)
     yield backend
     backend.close()
+
+
+@model
+def test_without_vllm_its_backend_says_what_to_type(policy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(Refusal, match=r"cannot be imported.*\n.*make install.*@sample.backend=transformers"):
+        opened(VLLM, policy).start(policy, LIMITS)
 
 
 @model

@@ -73,12 +73,18 @@ def chosen_logps(model: Model, pairs: Pairs) -> list[float]:
     return logps.completion_logps(models.load(model, "float32"), *ids, 512)
 
 
-def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model | None = None):
+def padded_with(round_: Round, pad: str, folder: Path) -> Model:
+    model = Model(shutil.copytree(round_.sft.path, folder))
+    file = model.tokenizer / "tokenizer_config.json"
+    write_json(file, {**json.loads(file.read_text()), "pad_token": pad})
+    return model
+
+
+def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model, reference: Model):
     from pipeline.training import dpo as trainers
 
     rows = {part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")}
-    init = init or round_.sft
-    return trainers.trainer_for(cfg, trainers.load_policy(cfg, init), init, round_.sft, rows, out)[0]
+    return trainers.trainer_for(cfg, trainers.load_policy(cfg, init), init, reference, rows, out)[0]
 
 
 # ── what is trained is what was sampled ───────────────────────────────────────────────────────────────────────────
@@ -87,10 +93,8 @@ def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model | None = 
 @pytest.mark.parametrize("pad", ["<pad>", "<|end|>"])
 def test_the_batch_holds_the_sampler_s_own_ids(round_, tmp_path, pad):
     """Also when padding is the end mark: what is learned follows from lengths, so the last token is always in it."""
-    model = Model(shutil.copytree(round_.sft.path, tmp_path / "sft" / "padded"))
-    file = model.tokenizer / "tokenizer_config.json"
-    write_json(file, {**json.loads(file.read_text()), "pad_token": pad})
-    trainer = trainer_on(round_, dpo(), tmp_path / "out", init=model)
+    padded = padded_with(round_, pad, tmp_path / "sft" / "padded")
+    trainer = trainer_on(round_, dpo(), tmp_path / "out", init=padded, reference=round_.sft)
     assert trainer.processing_class.pad_token == pad
 
     rows = round_.pairs.train().to_dicts()
@@ -141,7 +145,9 @@ def test_losses_are_those_of_plain_trl_on_the_same_text(round_, full, tmp_path):
 
 def test_every_pair_weighs_the_same_however_a_step_is_split(round_):
     """24 pairs in steps of 14: the last step holds 10, which micro-batches of 7 take as 7 and 3."""
-    whole, uneven = (losses(round_.train(f"micro-{n}", dpo(batch=14, micro_batch=n))) for n in (14, 7))
+    cfgs = [dpo(batch=14, micro_batch=size, warmup=0.0) for size in (14, 7)]
+    whole, uneven = (losses(round_.train(f"micro-{cfg.runtime.micro_batch}", cfg)) for cfg in cfgs)
+    assert abs(whole[1] - whole[0]) > 1e-3
     assert uneven == pytest.approx(whole, abs=1e-5)
 
 
@@ -171,6 +177,19 @@ def test_values_of_other_pairs_are_caught(round_, tmp_path):
     )
     with pytest.raises(Broken, match="the reference is wrong"):
         round_.train("shifted", dpo(), logps=[Logps(tmp_path)])
+
+
+def test_a_trainer_that_asks_another_reference_is_caught_by_its_first_loss(round_, tmp_path):
+    from pipeline.training import reference
+
+    rows = train.ready(dpo(logps="live"), [round_.pairs], "train", []).head(16).to_dict(as_series=False)
+    right, wrong = (
+        trainer_on(round_, dpo(logps="live"), tmp_path / model.path.name, init=round_.sft, reference=model)
+        for model in (round_.sft, round_.other)
+    )
+    reference.check_start(dpo(logps="live"), right, rows)
+    with pytest.raises(Broken, match=r"the first loss should be ln 2 = 0.693147, and TRL's is .* on 16 pairs"):
+        reference.check_start(dpo(logps="live"), wrong, rows)
 
 
 def test_training_from_elsewhere_takes_the_reference_s_values(round_, full):
@@ -224,6 +243,14 @@ def test_no_pickle_and_no_place_of_this_machine_is_published(round_, kind, reque
     assert not [name for name, data in files.items() if str(round_.store).encode() in data]
 
 
+def test_the_trainer_s_marks_do_not_reach_the_published_config(round_, tmp_path):
+    """TRL writes its tokenizer's padding into the model's config; a user's model keeps what it said."""
+    init = padded_with(round_, "<|end|>", tmp_path / "sft" / "padded")
+    model = round_.train("marks", dpo(batch=24), init=init)
+    for name in ("config.json", "generation_config.json"):
+        assert (model.weights / name).read_bytes() == (init.weights / name).read_bytes()
+
+
 def test_an_adapter_names_its_base_and_is_continued(round_, lora):
     assert lora.record == {"base": "sft/aaaaaaaaaaaa", "adapter": "adapter", "tokenizer": "tokenizer"}
     config = json.loads((lora.adapter / "adapter_config.json").read_text())
@@ -249,6 +276,18 @@ def test_numbers_that_are_not_finite_stop_the_run(round_):
         round_.train("nan", dpo(learning_rate=1e30, warmup=0.0))
     left = round_.store / "train" / "nan"
     assert not (left / "model.json").exists() and not (left / "weights").exists()
+
+
+def test_weights_that_are_not_finite_are_not_published():
+    import torch
+
+    from pipeline.training import models
+
+    layer = torch.nn.Linear(3, 2)
+    models.check_finite(layer)
+    layer.weight.data[1, 2] = math.inf
+    with pytest.raises(Broken, match=r"1 weights are not finite .*weight is the first"):
+        models.check_finite(layer)
 
 
 # ── killed and run again ──────────────────────────────────────────────────────────────────────────────────────────
