@@ -114,10 +114,9 @@ def test_a_user_s_own_recipe_folder_works_from_any_working_directory(tmp_path):
 
 
 def test_a_folder_named_like_a_knob_is_no_config_group(tmp_path):
-    """The house itself may hold store/ and runs/, and be the working directory."""
+    """The house, with its store/ and runs/, is on no search path of Hydra's; only conf/ is."""
+    assert Arguments.parse(["recipes=smoke"]).searchpath == ["hydra.searchpath=[]"]
     assert composed("recipes=smoke", "store=elsewhere", "runs=stories").store.name == "elsewhere"
-    (HOUSE / "store").mkdir(exist_ok=True)
-    assert composed("recipes=smoke", "store=elsewhere").store.name == "elsewhere"
     (tmp_path / "store").mkdir()
     assert "Hydra would take its folder 'store'" in said("--config-dir", str(tmp_path), "recipes=smoke")
 
