@@ -13,11 +13,18 @@ def plan(cfg: Config) -> Step:
     trains = isinstance(cfg.sft, SftTraining)
     sft = Step("sft", cfg.sft, base=base, fence=prompts / "fence") if trains else Step("sft", cfg.sft)
 
+    offline = Step("offline", cfg.offline, policy=sft, fence=prompts / "fence") if cfg.offline else None
+    prior = Step("refer", cfg.refer, at=1, model=sft, rows=offline) if offline and cfg.pair.asks_prior else None
+
     policy, models, pairs = sft, {"sft": sft}, []
     for r in range(1, cfg.rounds + 1):
-        samples = Step("sample", cfg.sample.draw("train", round=r), at=r, policy=policy, prompts=prompts / "train")
-        scores = Step("score", cfg.score, at=r, samples=samples, prompts=prompts / "train")
-        pairs += [Step("pair", cfg.pair, at=r, samples=[samples], scores=[scores])]
+        samples, scores = [], []
+        if cfg.pair.mix.on_policy:
+            samples += [Step("sample", cfg.sample.draw("train", round=r), at=r, policy=policy, prompts=prompts / "train")]
+            scores += [Step("score", cfg.score, at=r, samples=samples[-1], prompts=prompts / "train")]
+        gold = prompts / "train" if cfg.pair.asks_prompts else None
+        drawn = dict(policy=policy, samples=samples, scores=scores, prompts=gold)
+        pairs += [Step("pair", cfg.pair.of(r), at=r, **drawn, offline=offline, prior=prior)]
 
         init = {"previous": policy, "sft": sft}[cfg.init]
         reference = {"previous": policy, "sft": sft, "init": init}[cfg.reference] if cfg.train.logps != "none" else None
