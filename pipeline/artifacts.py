@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     import polars as pl
@@ -175,6 +175,15 @@ class Logps(Artifact):
 
     def read(self) -> "pl.DataFrame":
         return read_table(self.path / "logps.parquet")
+
+
+class Exam(TypedDict, total=False):
+    """What one examined model brings to `evaluate`; what could not be made is not there."""
+
+    model: Model
+    samples: Samples
+    scores: Scores
+    logps: Logps
 
 
 @dataclass(frozen=True)

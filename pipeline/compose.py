@@ -194,7 +194,8 @@ def _file_of(path: list[str], choices: dict[str, str]) -> str:
 
 
 def _source(key: str, choices: dict[str, str], overrides: list[str], file: str) -> str:
-    if any(override.lstrip("+~").partition("=")[0] == key for override in overrides):
+    given = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    if any(name == key or name.startswith(f"{key}.") for name in given):
         return "command line"
     return f"recipes/{choices['recipes']}.yaml" if "recipes" in choices else file
 

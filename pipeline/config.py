@@ -6,7 +6,7 @@ and from the places of local files, which enter by their content (see `Local`).
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from pipeline.errors import nearest
+from pipeline.trl_args import check_args
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -142,28 +143,43 @@ class JsonlDemonstrations(Block):
 DemonstrationsConfig = Annotated[PlaygroundDemonstrations | JsonlDemonstrations, Field(discriminator="kind")]
 
 
-class MicroBatch(Block):
+class TrainerRuntime(Block):
     micro_batch: PositiveInt
     save_every: PositiveInt
 
 
-class SftTraining(Block):
-    kind: Literal["train"]
-    data: DemonstrationsConfig
-    fence: Fence
+class Optimization(Block):
+    """What every trainer is told: the steps it takes, and on how many rows each."""
+
     learning_rate: PositiveFloat
     epochs: PositiveFloat
     batch: PositiveInt
     scheduler: str
-    warmup: Share
+    warmup: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NonNegativeFloat
     clip: PositiveFloat
     max_length: PositiveInt
-    dtype: Dtype
+    dtype: Literal["float32", "bfloat16"]  # float16 overflows without loss scaling
     gradient_checkpointing: bool
     seed: int
+    runtime: TrainerRuntime
+
+    @model_validator(mode="after")
+    def _whole_steps(self) -> Self:
+        if self.batch % self.runtime.micro_batch:
+            fits = max(n for n in range(1, self.runtime.micro_batch + 1) if self.batch % n == 0)
+            raise ValueError(
+                f"batch={self.batch} is not a multiple of runtime.micro_batch={self.runtime.micro_batch}: an optimizer "
+                f"step would see another number of rows; give runtime.micro_batch={fits}"
+            )
+        return self
+
+
+class SftTraining(Optimization):
+    kind: Literal["train"]
+    data: DemonstrationsConfig
+    fence: Fence
     template: Template
-    runtime: MicroBatch
 
 
 SftConfig = Annotated[Checkpoint | SftTraining, Field(discriminator="kind")]
@@ -212,7 +228,7 @@ class Setting(Block):
     top_p: Annotated[float, Field(gt=0, le=1)]
 
     @model_validator(mode="after")
-    def _equal_samples(self) -> "Setting":
+    def _equal_samples(self) -> Self:
         if self.n > 1 and self.temperature == 0:
             raise ValueError(
                 f"n={self.n} at temperature=0 draws the same completion {self.n} times;"
@@ -466,27 +482,20 @@ class LoraAdapter(Block):
 AdapterConfig = Annotated[FullAdapter | LoraAdapter, Field(discriminator="kind")]
 
 
-class TrainConfig(Block):
+class TrainConfig(Optimization):
     trainer: Literal["dpo"]
     loss: Annotated[list[str], Field(min_length=1)]
     loss_weights: list[float] | None
     beta: PositiveFloat
     logps: Literal["ready", "live", "none"]
     adapter: AdapterConfig
-    learning_rate: PositiveFloat
-    epochs: PositiveFloat
-    batch: PositiveInt
-    scheduler: str
-    warmup: Share
-    weight_decay: NonNegativeFloat
-    clip: PositiveFloat
-    max_length: PositiveInt
-    dtype: Dtype
-    gradient_checkpointing: bool
     eval_every: PositiveInt
-    seed: int
     args: dict[str, JsonValue]
-    runtime: MicroBatch
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        check_args(self.trainer, self.args, self.loss, self.logps, getattr(self.adapter, "dropout", 0.0))
+        return self
 
 
 # ── exam, evaluate ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -540,7 +549,7 @@ class Config(Block):
     verify: bool
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Config":
+    def _fits_together(self) -> Self:
         """What no block can know alone; every mismatch is said at once."""
         faults = list(_mismatches(self))
         if faults:
@@ -560,6 +569,8 @@ def _mismatches(cfg: Config) -> Iterator[str]:
     for name, scorer in cfg.score.scorers.items():
         if scorer.gold:
             yield f"score.scorers.{name}.gold=true: a gold scorer marks exams alone; move it to exam.score.scorers."
+    if cfg.rounds > 1 and cfg.sample.per_round is None:
+        yield f"rounds={cfg.rounds} draw fresh prompts each: give sample.per_round=N, the prompts of one round."
     if isinstance(cfg.sft, SftTraining) and cfg.base is None:
         yield (
             "sft=train starts from a base model, and base is none."

@@ -1,6 +1,7 @@
 """One worker process: started in a group of its own, watched through its log, ended with us; and its last words."""
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from pipeline.step import Step
 
 DONE, BROKE, REFUSED, FOUND = 0, 1, 2, 3  # the worker's exit codes; FOUND: another process built it meanwhile
+# Threads that spin while they wait make torch ten times slower on a CPU that others use too; read when it is loaded.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 GRACE = 10.0  # seconds that a worker has to stop by itself
 
 
@@ -19,7 +22,12 @@ def spawn(record: Path, log: Path, show: Callable[[str], None]) -> int:
     command = [sys.executable, "-m", "pipeline.worker", str(record), "--follow"]
     with log.open("wb") as output:
         worker = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env={**ENVIRONMENT, **os.environ},
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     watch = LogWatch(log)
     try:

@@ -66,15 +66,13 @@ SET_HERE = {
     "parallelism_config": "training runs in one process",
 }  # fmt: skip
 
-# Accepted by TRL and without effect here, where model and token ids arrive ready.
+# Read by TRL and without effect here, where model and token ids arrive ready.
 WITHOUT_EFFECT = {
-    "model_init_kwargs": "the model is loaded by the stage",
     "trust_remote_code": "the model is loaded by the stage: use trust.remote_code where the checkpoint comes in",
     "dataset_num_proc": "token ids come ready from the sampler",
     "truncation_mode": "nothing is cut: a pair longer than train.max_length is refused",
     "pad_token": "the tokenizer's own is used",
     "precompute_ref_batch_size": "reference values come from refer: use refer.runtime.batch_tokens",
-    "label_smoothing_factor": "it belongs to another trainer's loss",
 }
 
 
@@ -94,7 +92,7 @@ def check_args(trainer: str, args: Mapping[str, Any], loss: list[str], logps: st
     if dropout and args.get("disable_dropout", True):
         faults.append("adapter.dropout is switched off by TRL; add args.disable_dropout=false to have it")
     if faults:
-        raise ValueError("\n".join(faults))
+        raise ValueError("\n  ".join(faults))
 
 
 def _unknown_losses(loss: list[str]) -> Iterator[str]:
@@ -112,7 +110,7 @@ def _unusable_keys(trainer: str, args: Mapping[str, Any]) -> Iterator[str]:
             yield f"args.{key} is set by the stage: {SET_HERE.get(key, 'nothing is uploaded by a run')}"
         elif key not in known["fields"]:
             yield f"args.{key} is no field of TRL's {CONFIG_CLASS[trainer]}. {nearest(key, free)}"
-        elif key in ignored and key != "label_smoothing":
+        elif key in ignored:
             yield f"args.{key} would be ignored: {ignored[key]}"
 
 
@@ -140,8 +138,6 @@ def _keys_without_their_loss(args: Mapping[str, Any], loss: list[str]) -> Iterat
 
 def _keys_against_ready_values(args: Mapping[str, Any], logps: str) -> Iterator[str]:
     """Reference values made by `refer` are plain sums under one fixed model."""
-    if logps == "none":
-        yield "logps=none: every loss of DPO compares with a reference. Use ready or live"
     for key in ("ld_alpha", "sync_ref_model"):
         if args.get(key) not in (None, False) and logps == "ready":
             yield f"args.{key} changes the reference's values as training goes: use logps=live"

@@ -1,4 +1,4 @@
-"""Pairs written as the stage `pair` writes them, from text that the tiny tokenizer's own template turns into their ids."""
+"""Pairs as the stage `pair` writes them: text, and the ids that the tiny tokenizer's own template makes of it."""
 
 import random
 from pathlib import Path

@@ -67,6 +67,22 @@ def test_a_gold_scorer_makes_no_pairs():
     assert "gold" in said("recipes=smoke", "score.scorers.rules.gold=true")
 
 
+def test_flags_that_the_trainer_would_ignore_are_refused():
+    text = said("recipes=smoke", "train.args={padding_free: true, label_smoothing: 0.1, gradiant_clip: 1}")
+    assert text.startswith("command line: train: ")
+    assert "args.padding_free would be ignored" in text
+    assert "args.label_smoothing would be ignored by sigmoid" in text
+    assert "args.gradiant_clip is no field of TRL's DPOConfig" in text
+
+
+def test_a_flag_that_a_knob_sets_names_the_knob():
+    assert "use train.batch" in said("recipes=smoke", "train.args={per_device_train_batch_size: 4}")
+
+
+def test_a_loss_with_a_typo_names_the_nearest():
+    assert "Did you mean sigmoid" in said("recipes=smoke", "train.loss=[sigmoidd]")
+
+
 def test_sft_training_without_a_base_is_refused():
     assert "base is none" in said("recipes=smoke", "base=none")
 

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -148,12 +149,20 @@ def fresh(tmp_path, monkeypatch):
     return install
 
 
-def test_nothing_is_done_until_lock_project_or_place_change(fresh, tmp_path):
-    assert fresh.main()[0] == "installs"
-    fresh.record(fresh.want(fresh.fitting(), ""))
+@pytest.mark.parametrize("change", ["lock", "project", "place"])
+def test_nothing_is_done_until_something_changes(fresh, tmp_path, monkeypatch, change):
+    chosen = fresh.fitting()
+    assert fresh.main() == ("installs", chosen, False)
+    fresh.record(fresh.want(chosen, ""))
     assert fresh.main() == 0
-    (tmp_path / "requirements" / f"{fresh.fitting()}.txt").write_text("torch==2\n")
-    assert fresh.main() == ("installs", fresh.fitting(), False)
+    match change:
+        case "lock":
+            (tmp_path / "requirements" / f"{chosen}.txt").write_text("torch==2\n")
+        case "project":
+            (tmp_path / "pyproject.toml").write_text("[project]\n")
+        case "place":
+            monkeypatch.setattr(fresh, "ROOT", shutil.copytree(tmp_path, tmp_path / "moved"))
+    assert fresh.main() == ("installs", chosen, False)
 
 
 def test_a_set_is_remembered_and_never_put_on_top_of_another(fresh, monkeypatch, capsys):

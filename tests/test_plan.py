@@ -69,9 +69,17 @@ def test_the_smoke_plan_has_the_fingerprints_it_had():
 
 
 def test_without_reference_neither_refer_nor_its_edge_is_planned():
-    steps = named(plan(composed("recipes=smoke", "train.logps=none")))
+    cfg = composed("recipes=smoke")
+    without = cfg.train.model_copy(update={"logps": "none"})  # no objective of today has none
+    steps = named(plan(cfg.model_copy(update={"train": without})))
     assert not {"refer@1", "refer@2"} & set(steps)
     assert {name for name, _, _ in steps["train@1"].edges()} == {"init", "pairs.0", "dev"}
+
+
+def test_values_computed_as_it_goes_need_no_refer_step():
+    steps = named(plan(composed("recipes=smoke", "train.logps=live")))
+    assert not {"refer@1", "refer@2"} & set(steps)
+    assert steps["train@1"].inputs["reference"] is steps["sft@0"]
 
 
 def test_init_and_reference_name_the_models_they_say():

@@ -113,7 +113,7 @@ def test_tokens_of_another_tokenizer_are_refused(model, pairs, tmp_path):
     strange = pairs.train().with_columns(chosen_token_ids=pl.lit([5, 999]))
     write_table(tmp_path / "pairs" / "train.parquet", strange)
     write_table(tmp_path / "pairs" / "dev.parquet", pairs.dev())
-    with pytest.raises(Refusal, match="token id 999 .* 320 embeddings"):
+    with pytest.raises(Refusal, match=r"token id 999 .* 320 embeddings"):
         refer.run(config(), tmp_path / "out", model=model, rows=Pairs(tmp_path / "pairs"))
 
 

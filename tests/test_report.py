@@ -15,7 +15,7 @@ from pipeline.report.examined import repetition
 from pipeline.report.examples import choose
 from pipeline.report.page import page
 from pipeline.report.statistics import Sampling, contest, difference, estimate, sign_test
-from pipeline.report.verdict import Exam, verdict
+from pipeline.report.verdict import Question, verdict
 from pipeline.report.wording import number, p_value, seconds, share, signed
 
 FEW = Sampling(level=0.95, resamples=999, seed=0)
@@ -125,7 +125,7 @@ def judged(low, high, n=300, kl=1.5, chosen="round-1", prompts=300, split="test"
         {"name": name, "metrics": {"rules": {"mean": score}}, "kl": {"mean": kl}}
         for name, score in (("sft", 0.5), ("round-1", 0.5 + mean))
     ]
-    return verdict(Exam(split, prompts, "rules", 0.95, chosen), models, [gap])
+    return verdict(Question(split, prompts, "rules", 0.95, chosen), models, [gap])
 
 
 def test_the_verdict_follows_the_interval():

@@ -1,4 +1,4 @@
-"""Models made from nothing in a second: a BPE tokenizer with a chat template and a random Llama, as a Model artifact."""
+"""Models made from nothing in a second: a BPE tokenizer with a chat template and a random Llama, as an artifact."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,10 @@ CHAT = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 MARKS = ["<pad>", "<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
-WORDS = "name three short facts about the quiet river and the old lantern in one sentence without the letter z . , : ! 1 2 3"
+WORDS = (
+    "name three short facts about the quiet river and the old lantern in one sentence without the letter z "
+    ". , : ! 1 2 3"
+)
 
 
 def tiny_tokenizer(folder: Path, template: str = CHAT, vocabulary: int = 320) -> None:
@@ -39,7 +42,7 @@ def tiny_tokenizer(folder: Path, template: str = CHAT, vocabulary: int = 320) ->
 def tiny_llama(
     folder: Path, *, hidden: int = 32, layers: int = 2, context: int = 256, seed: int = 0, **config: object
 ) -> None:
-    """Weights large enough that the next token is no coin toss: greedy decoding has no near ties, and some answers end."""
+    """Weights so large that the next token is no coin toss: greedy decoding has no near ties, and some answers end."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

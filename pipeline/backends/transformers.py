@@ -115,7 +115,7 @@ class Draws:
 
         if (self.top_p == 1).all():
             return logprobs
-        ordered, order = logprobs.sort(-1, descending=True, stable=True)
+        ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
         likelier = ordered.exp().cumsum(-1) - ordered.exp()
         outside = (likelier >= self.top_p) & (self.top_p < 1)
         return logprobs.masked_fill(torch.zeros_like(outside).scatter_(1, order, outside), -torch.inf)

@@ -21,19 +21,16 @@ ENVIRONMENT = {
     # Threads that spin while they wait cost a factor of ten on a CPU that others use too. Read when torch is loaded.
     "OMP_WAIT_POLICY": "passive",
 }
-ENVIRONMENT_ON_CPU = {
-    # An engine in our own process starts in 2 s instead of 12, and needs no second copy of the libraries.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    # One small function would be compiled at the first log-probability, and fail where there is no g++.
-    "TORCHDYNAMO_DISABLE": "1",
-}
+# An engine in our own process starts in 2 s instead of 12, and needs no second copy of the libraries.
+ENVIRONMENT_ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+# One small function would be compiled at the first log-probability all the same, and fail where there is no g++.
+ENVIRONMENT_OF_EAGER = {"TORCHDYNAMO_DISABLE": "1"}
 GIB = 1 << 30
 
 
 class Vllm:
     def __init__(self, cfg: VllmBackend, policy: Model):
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        _set(ENVIRONMENT)
         self.cfg = cfg
         self.text = Chat(policy)
         self.limits: Limits
@@ -52,8 +49,8 @@ class Vllm:
             ) from error
         on_cpu = current_platform.is_cpu()
         self.limits, self.room = limits, 0 if on_cpu else self.cfg.runtime.max_sequences
-        for name, value in (ENVIRONMENT_ON_CPU if on_cpu else {}).items():
-            os.environ.setdefault(name, value)
+        if on_cpu:
+            _set(ENVIRONMENT_ON_CPU | (ENVIRONMENT_OF_EAGER if self.cfg.enforce_eager is not False else {}))
         self.engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments(model, on_cpu)))
         return self
 
@@ -130,6 +127,12 @@ class Vllm:
         if self.engine is not None:
             self.engine.engine_core.shutdown()
             self.engine = None
+
+
+def _set(environment: dict[str, str]) -> None:
+    """What the person set stands."""
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
 
 
 def _completion(output: Any) -> Completion:

@@ -1,14 +1,13 @@
 """One examined model as numbers by prompt: its marks by scorer, its answers, its drift from SFT; and what it lacks."""
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Logps, Model, Samples, Scores
+from pipeline.artifacts import KL, Exam, Logps, Samples, Scores
 from pipeline.errors import Broken
 
 ANSWER = "answer"
@@ -41,9 +40,9 @@ class Examined:
         return self.path.name
 
 
-def read_exam(name: str, exam: Mapping[str, Any], prompt_ids: frozenset[str], primary: str) -> Examined:
-    model: Model = exam["model"]
-    samples, scores, logps = (exam.get(key) for key in ("samples", "scores", "logps"))
+def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -> Examined:
+    model, samples = exam["model"], exam.get("samples")
+    scores, logps = exam.get("scores"), exam.get("logps")
     drawn = _drawn(samples)
     answers = _answers(drawn)
     if strangers := set(drawn["prompt_id"]) - prompt_ids:

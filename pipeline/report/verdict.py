@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Exam:
+class Question:
     """What the verdict rests on; `chosen` is None when the chosen model was not examined."""
 
     split: str
@@ -25,44 +25,50 @@ class Exam:
     chosen: str | None
 
 
-def verdict(exam: Exam, models: Sequence[Row], differences: Sequence[Row]) -> dict[str, str]:
-    better, why = _verdict(exam, models, differences)
+def verdict(question: Question, models: Sequence[Row], differences: Sequence[Row]) -> dict[str, str]:
+    better, why = _verdict(question, models, differences)
     return {"better": better, "why": why}
 
 
-def _verdict(exam: Exam, models: Sequence[Row], differences: Sequence[Row]) -> tuple[Better, str]:
-    if exam.chosen is None:
+def _verdict(question: Question, models: Sequence[Row], differences: Sequence[Row]) -> tuple[Better, str]:
+    if question.chosen is None:
         return "unclear", "The chosen model was not examined, so nothing can be said about it."
-    if exam.chosen == "sft":
+    if question.chosen == "sft":
         return "no", "The chosen model is sft itself: no trained model was preferred to it."
-    gap = next((row for row in differences if (row["model"], row["scorer"]) == (exam.chosen, exam.scorer)), None)
+    gap = next(
+        (row for row in differences if (row["model"], row["scorer"]) == (question.chosen, question.scorer)), None
+    )
     if gap is None or not gap["n"]:
-        return "unclear", f"No {exam.split} prompt has a score of {exam.scorer} for both {exam.chosen} and sft."
+        return (
+            "unclear",
+            f"No {question.split} prompt has a score of {question.scorer} for both {question.chosen} and sft.",
+        )
     if gap["n"] < LEAST_PROMPTS:
-        return "unclear", _too_few(exam, gap)
-    return _by_interval(exam, gap, {model["name"]: model for model in models})
+        return "unclear", _too_few(question, gap)
+    return _by_interval(question, gap, {model["name"]: model for model in models})
 
 
-def _by_interval(exam: Exam, gap: Row, models: dict[str, Row]) -> tuple[Better, str]:
-    chosen = models[exam.chosen or ""]
-    means = [number(model["metrics"][exam.scorer]["mean"]) for model in (chosen, models["sft"])]
+def _by_interval(question: Question, gap: Row, models: dict[str, Row]) -> tuple[Better, str]:
+    chosen = models[question.chosen or ""]
+    means = [number(model["metrics"][question.scorer]["mean"]) for model in (chosen, models["sft"])]
     figures = (
-        f"On {gap['n']} {exam.split} prompts {exam.chosen} scores {means[0]} against sft's {means[1]} "
-        f"by {exam.scorer}: a difference of {signed(gap['mean'])}, {level_text(exam.level)} {interval(gap, signed)}."
+        f"On {gap['n']} {question.split} prompts {question.chosen} scores {means[0]} against sft's {means[1]} "
+        f"by {question.scorer}: a difference of {signed(gap['mean'])},"
+        f" {level_text(question.level)} {interval(gap, signed)}."
     )
     if gap["low"] > 0:
         return "yes", figures
     if gap["high"] < 0:
         return "no", f"{figures} {_after_no(chosen)}"
-    return "unclear", f"{figures} {_after_unclear(exam, gap, chosen)}"
+    return "unclear", f"{figures} {_after_unclear(question, gap, chosen)}"
 
 
-def _too_few(exam: Exam, gap: Row) -> str:
-    prompts = f"{gap['n']} {exam.split} prompt{'s are' if gap['n'] != 1 else ' is'}"
-    enough = exam.prompts >= LEAST_PROMPTS
-    remedy = "The others have no score: see what is missing." if enough else f"Raise prompts.split.{exam.split}."
+def _too_few(question: Question, gap: Row) -> str:
+    prompts = f"{gap['n']} {question.split} prompt{'s are' if gap['n'] != 1 else ' is'}"
+    enough = question.prompts >= LEAST_PROMPTS
+    remedy = "The others have no score: see what is missing." if enough else f"Raise prompts.split.{question.split}."
     return (
-        f"{prompts} too few to tell: {exam.chosen} differs from sft by {signed(gap['mean'])} in {exam.scorer}, "
+        f"{prompts} too few to tell: {question.chosen} differs from sft by {signed(gap['mean'])} in {question.scorer}, "
         f"and a verdict needs at least {LEAST_PROMPTS}. {remedy}"
     )
 
@@ -76,13 +82,13 @@ def _after_no(chosen: Row) -> str:
     )
 
 
-def _after_unclear(exam: Exam, gap: Row, chosen: Row) -> str:
+def _after_unclear(question: Question, gap: Row, chosen: Row) -> str:
     nats = chosen["kl"]["mean"]
     if nats is not None and nats < NEAR_NATS:
         return f"It hardly moved from sft ({number(nats, 2)} nats): raise train.learning_rate or train.epochs."
     return (
         f"So many prompts can detect a difference of {number(gap['detectable'])}: "
-        f"examine more (prompts.split.{exam.split}) or train further (rounds, train.learning_rate)."
+        f"examine more (prompts.split.{question.split}) or train further (rounds, train.learning_rate)."
     )
 
 

@@ -29,12 +29,13 @@ LEADS = (
     "I would like to read about the {topic}.",
     "Say something true about the {topic}.",
 )
+# Words stand in an instruction as they would in an answer, without quotes: what looks alike is easy to learn to copy.
 PHRASES = {
     "sentences": ("Use exactly {count} sentences.", "Write {count} sentences.", "Make it {count} sentences long."),
-    "mention": ('Mention the word "{word}".', 'The word "{word}" has to appear.', 'Include the word "{word}".'),
-    "open": ('Open with the word "{word}".', 'Let "{word}" be the first word.', 'Begin with "{word}".'),
-    "close": ('End with "{sentence}"', 'Let the last sentence be "{sentence}"', 'Finish by saying "{sentence}"'),
-    "avoid": ('Never use the word "{word}".', 'Do without the word "{word}".', 'Avoid the word "{word}".'),
+    "mention": ("Mention the word {word}.", "The word {word} has to appear.", "Include the word {word}."),
+    "open": ("Open with the word {word}.", "Let {word} be the first word.", "Begin with {word}."),
+    "close": ("End with: {sentence}", "Let the last sentence be: {sentence}", "Finish by saying: {sentence}"),
+    "avoid": ("Never use the word {word}.", "Do without the word {word}.", "Avoid the word {word}."),
     "lower": ("Use no capital letters.", "Write everything in lower case.", "Keep every letter small."),
 }
 FRAMES = (
@@ -72,8 +73,7 @@ def prompts(rows: int, constraints: int, seed: int) -> Iterator[Row]:
             )
         if not repeats:
             known.add(text)
-            columns = {"category": topic.category, "topic": topic.name, "constraints": chosen}
-            yield {"prompt": [{"role": "user", "content": text}], "columns": columns}
+            yield {"prompt": [{"role": "user", "content": text}], "columns": _columns(topic, chosen)}
 
 
 def demonstrations(cfg: PlaygroundDemonstrations) -> Iterator[Row]:
@@ -83,7 +83,8 @@ def demonstrations(cfg: PlaygroundDemonstrations) -> Iterator[Row]:
         topic, chosen, text = _instruction(rng, cfg.constraints)
         obeyed = [rng.random() < cfg.obeyed for _ in chosen]
         reply = answer(rng, topic, chosen, obeyed)
-        yield {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]}
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
+        yield {"messages": messages, "columns": _columns(topic, chosen)}
 
 
 def answer(rng: random.Random, topic: Topic, constraints: list[Constraint], obeyed: list[bool]) -> str:
@@ -110,6 +111,10 @@ def _instruction(rng: random.Random, constraints: int) -> tuple[Topic, list[Cons
     chosen = [_constraint(rng, kind, topic) for kind in rng.sample(list(PHRASES), constraints)]
     lead = rng.choice(LEADS).format(topic=topic.name)
     return topic, chosen, " ".join([lead, *(_phrase(rng, constraint) for constraint in chosen)])
+
+
+def _columns(topic: Topic, constraints: list[Constraint]) -> Row:
+    return {"category": topic.category, "topic": topic.name, "constraints": constraints}
 
 
 def _constraint(rng: random.Random, kind: str, topic: Topic) -> Constraint:

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Model, Pairs, Prompts, Report, write_json, write_table, write_text
+from pipeline.artifacts import Exam, Model, Pairs, Prompts, Report, write_json, write_table, write_text
 from pipeline.config import EvaluateConfig
 from pipeline.errors import Refusal, nearest
 from pipeline.report import tables
@@ -18,7 +18,7 @@ from pipeline.report.cost import cost_of
 from pipeline.report.examined import Examined, read_exam
 from pipeline.report.examples import prompt_text
 from pipeline.report.page import page
-from pipeline.report.verdict import Exam, verdict
+from pipeline.report.verdict import Question, verdict
 
 
 def run(
@@ -26,7 +26,7 @@ def run(
     out: Path,
     *,
     prompts: Prompts,
-    exams: dict[str, dict[str, Any]],
+    exams: dict[str, Exam],
     chosen: Model,
     pairs: list[Pairs],
 ) -> Report:
@@ -34,8 +34,8 @@ def run(
     examined = [read_exam(name, exam, frozenset(asked["prompt_id"]), cfg.scorer) for name, exam in exams.items()]
     check_scorer(cfg.scorer, examined)
     fought = tables.duels(examined, cfg.scorer, tables.sampling(cfg))
-    exam = Exam(prompts.path.name, len(asked), cfg.scorer, cfg.level, name_of(chosen, examined))
-    report = assemble(cfg, out, exam, examined, fought, pairs)
+    question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, name_of(chosen, examined))
+    report = assemble(cfg, out, question, examined, fought, pairs)
     answers = answer_table(examined, asked)
 
     write_table(out / "answers.parquet", answers)
@@ -47,15 +47,20 @@ def run(
 
 
 def assemble(
-    cfg: EvaluateConfig, out: Path, exam: Exam, examined: list[Examined], fought: list[tables.Duel], pairs: list[Pairs]
+    cfg: EvaluateConfig,
+    out: Path,
+    question: Question,
+    examined: list[Examined],
+    fought: list[tables.Duel],
+    pairs: list[Pairs],
 ) -> dict[str, Any]:
     draw = tables.sampling(cfg)
     names = tables.scorers(examined, cfg.scorer)
     models = tables.models(examined, names, draw)
     differences = tables.differences(examined, names, draw)
     return {
-        "exam": asdict(exam),
-        "verdict": verdict(exam, models, differences),
+        "exam": asdict(question),
+        "verdict": verdict(question, models, differences),
         "models": models,
         "differences": differences,
         "duels": [tables.duel_row(duel) for duel in fought],

@@ -79,7 +79,7 @@ def _measured(cfg: ReferConfig, module: Any, part: "pl.DataFrame") -> "pl.DataFr
     if broken := sum(not math.isfinite(value) for value in logps):
         raise Broken(
             f"refer: {broken} of {len(logps)} completions have no finite log-probability under this model in "
-            f"{cfg.dtype}: nothing is published.\n  Try refer.dtype=float32; if that does not help, the weights are broken."
+            f"{cfg.dtype}: nothing is published.\n  Try refer.dtype=float32; else its weights are broken."
         )
     return part.select(
         "sample_id",

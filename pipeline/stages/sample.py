@@ -37,7 +37,7 @@ SAMPLE: dict[str, Any] = {
 }
 DROPPED: dict[str, Any] = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
 FIGURES = "completions", "tokens", "prompt_tokens", "truncated"
-SCRATCH = "merged"  # an adapter policy merged for this run; gone before anything is published
+MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
 
 
 def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts) -> Samples:
@@ -116,18 +116,16 @@ def draw(drawing: "Drawing", backend: Backend, policy: Model, out: Path) -> None
     started = time.monotonic()
     try:
         reads_weights = not isinstance(drawing.cfg.backend, ScriptedBackend)
-        whole = merged(policy, out / SCRATCH) if reads_weights and policy.adapter else policy
+        whole = merged(policy, out / MERGED) if reads_weights and policy.adapter else policy
         backend.start(whole, drawing.cfg.limits)
         note_cost(out, engine_start_seconds=round(time.monotonic() - started, 2))
         for completion in backend.generate(drawing.requests()):
             drawing.take(completion)
     finally:
         backend.close()
-        shutil.rmtree(out / SCRATCH, ignore_errors=True)
+        shutil.rmtree(out / MERGED, ignore_errors=True)
     if missing := drawing.shards.missing():
-        raise Broken(
-            f"sample: the backend ended and left {len(missing)} shards without all their completions: {missing}."
-        )
+        raise Broken(f"sample: the backend ended without all completions of {len(missing)} shards ({missing[0]} …).")
 
 
 def merged(policy: Model, scratch: Path) -> Model:

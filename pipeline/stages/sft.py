@@ -3,14 +3,13 @@
 Demonstrations that overlap an evaluation prompt, or are too long, are left out: `dropped.parquet`, `funnel.json`.
 """
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Fence, Model, note_cost, write_json
 from pipeline.config import Checkpoint, SftTraining
 from pipeline.errors import Refusal
+from pipeline.training.launch import expose_one_device
 
 Row = dict[str, Any]
 
@@ -24,14 +23,11 @@ def run(cfg: Checkpoint | SftTraining, out: Path, *, base: Model | None = None, 
         raise Refusal(
             "sft=train needs a base model and the fence of the evaluation prompts.\n  Give base=tiny or checkpoint."
         )
-    _refuse_indivisible(cfg)
     return _train(cfg, out, base, fence)
 
 
 def _train(cfg: SftTraining, out: Path, base: Model, fence: Fence) -> Model:
-    _expose_one_device()
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports every training to its makers
-
+    expose_one_device()
     from pipeline.sources.checkpoint import load_tokenizer, save_weights, torch_dtype
     from pipeline.training import models, sft
 
@@ -45,7 +41,6 @@ def _train(cfg: SftTraining, out: Path, base: Model, fence: Fence) -> Model:
 
     tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
     note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(examples))
-    shutil.rmtree(out / "scratch")
     return save_weights(model.to(torch_dtype(cfg.dtype)), tokenizer, out)
 
 
@@ -94,21 +89,3 @@ def _account(out: Path, rows: int, examples: list[Any], dropped: list[Row]) -> N
 
 def _dropped(row: str, reason: str, detail: str) -> Row:
     return {"row": row, "reason": reason, "detail": detail}
-
-
-def _refuse_indivisible(cfg: SftTraining) -> None:
-    if cfg.batch % cfg.runtime.micro_batch:
-        fits = max(n for n in range(1, cfg.runtime.micro_batch + 1) if cfg.batch % n == 0)
-        raise Refusal(
-            f"sft.batch={cfg.batch} is not a multiple of sft.runtime.micro_batch={cfg.runtime.micro_batch}: an "
-            f"optimizer step would see other rows.\n  Give sft.runtime.micro_batch={fits}, or another batch."
-        )
-    if cfg.dtype == "float16":
-        raise Refusal("sft.dtype=float16: its gradients overflow without loss scaling. Give bfloat16 or float32.")
-
-
-def _expose_one_device() -> None:
-    """Several visible GPUs in one process become a DataParallel that TRL refuses: the first one is taken."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or "," in visible:
-        os.environ["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]

@@ -3,13 +3,13 @@
 Checkpoints lie in `scratch/`: a killed run goes on from the newest whole one and ends with the same bytes (on CPU).
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import Logps, Model, Pairs, Prompts, note_cost
 from pipeline.config import FullAdapter, TrainConfig
 from pipeline.errors import Refusal
+from pipeline.training.launch import expose_one_device
 
 if TYPE_CHECKING:
     import polars as pl
@@ -27,10 +27,8 @@ def run(
 ) -> Model:
     if reference is None:
         raise Refusal(f"train.trainer={cfg.trainer} needs a reference model: give train.logps=ready or live.")
-    _refuse_impossible(cfg)
     rows = {part: ready(cfg, pairs, part, logps or []) for part in ("train", "dev")}
-    _expose_one_device()
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports every training to its makers
+    expose_one_device()
 
     from pipeline.training import dpo, models
     from pipeline.training import reference as checks
@@ -55,17 +53,6 @@ def run(
     if isinstance(cfg.adapter, FullAdapter):
         return models.save_full(policy, settings, init, cfg.dtype, out)
     return models.save_adapter(policy, init, out)
-
-
-def _refuse_impossible(cfg: TrainConfig) -> None:
-    if cfg.batch % cfg.runtime.micro_batch:
-        fits = [n for n in range(1, cfg.batch + 1) if cfg.batch % n == 0 and n <= cfg.runtime.micro_batch]
-        raise Refusal(
-            f"train.batch={cfg.batch} is not a multiple of train.runtime.micro_batch={cfg.runtime.micro_batch}: an "
-            f"optimizer step would see another number of pairs.\n  Give train.runtime.micro_batch={fits[-1]}, or another batch."
-        )
-    if cfg.dtype == "float16":
-        raise Refusal("train.dtype=float16: its gradients overflow without loss scaling. Give bfloat16 or float32.")
 
 
 def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -> "pl.DataFrame":
@@ -118,13 +105,6 @@ def _with_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl
             f"  refer has to run on the same pairs: {', '.join(str(one.path) for one in logps)} does not hold them."
         )
     return table
-
-
-def _expose_one_device() -> None:
-    """Several visible GPUs in one process become a DataParallel that TRL refuses: the first one is taken."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or "," in visible:
-        os.environ["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]
 
 
 def _tokens(table: "pl.DataFrame") -> int:

@@ -64,12 +64,12 @@ class FiniteGuard(TrainerCallback):
             if not math.isfinite(value := (logs or {}).get(name, 0.0)):
                 raise Broken(
                     f"{name} is {value} at step {state.global_step}: training stopped and nothing is published.\n"
-                    f"  Lower the learning rate, lower clip, or use dtype=float32; a broken init model does it at step 1."
+                    f"  Lower the learning rate or clip, or use dtype=float32; at step 1 the init model is broken."
                 )
 
 
 class CheckpointLedger(TrainerCallback):
-    """Which checkpoints in `folder` are whole: only those listed here, with every file at its size, are resumed from."""
+    """Which checkpoints in `folder` are whole: listed here, every file at its size. Others are not resumed from."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -112,7 +112,7 @@ def _only_wanted_adapters(policy: Any) -> None:
 
 def _arguments(cfg: TrainConfig, folder: Path, evaluates: bool) -> DPOConfig:
     try:
-        return DPOConfig(**_fixed(cfg, folder, evaluates), **cfg.args)  # type: ignore[arg-type]
+        return DPOConfig(**_fixed(cfg, folder, evaluates), **cfg.args)
     except (ValueError, TypeError) as error:
         raise Refusal(f"train: TRL does not take these settings: {error}") from error
 

@@ -57,7 +57,7 @@ def load_adapted(model: Model, adapter: LoraAdapter, dtype: str) -> Any:
     shape = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
-        lora_alpha=adapter.alpha,  # type: ignore[arg-type]
+        lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=adapter.targets,
     )
@@ -87,9 +87,9 @@ def _adapted(module: Any, model: Model, trainable: bool) -> Any:
     recorded = json.loads((model.adapter / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
     if recorded not in (base_name(model), str(model.weights)):
         raise Refusal(
-            f"{model.adapter}: this adapter was made for the model {recorded}, and {model.path / 'model.json'} puts it on "
-            f"{base_name(model)}.\n  An adapter is only right on the weights it was trained on: give the one made for "
-            f"{base_name(model)}, or the model {recorded}."
+            f"{model.adapter}: this adapter was made for the model {recorded}, and {model.path / 'model.json'} puts it "
+            f"on {base_name(model)}.\n  An adapter is only right on the weights it was trained on: give the one made "
+            f"for {base_name(model)}, or the model {recorded}."
         )
     module = PeftModel.from_pretrained(module, model.adapter, is_trainable=trainable)
     # PEFT asks the hub about a base that is not a folder each time it saves; here it is one.

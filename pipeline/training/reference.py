@@ -21,7 +21,7 @@ def check_elsewhere(cfg: TrainConfig, reference: Model, rows: dict[str, list[Any
 
 
 def check_start(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
-    """Training starts from its reference: nothing has changed yet, so every log-ratio is 0 and the loss knows no margin."""
+    """Training starts from its reference: nothing has changed yet, so log-ratios are 0 and the loss knows no margin."""
     trainer.model.eval()
     if cfg.logps == "ready":
         with trainer.compute_loss_context_manager():

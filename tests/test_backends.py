@@ -1,0 +1,294 @@
+import json
+import math
+import random
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from pydantic import TypeAdapter
+
+from pipeline.artifacts import Model
+from pipeline.backends import Backend, Completion, Request, open_backend
+from pipeline.config import BackendConfig, Limits
+from pipeline.errors import Refusal
+from pipeline.stages import sample
+from tests import test_sample
+from tests.tiny import CHAT, WORDS, tiny_model, tiny_tokenizer
+
+LIMITS = Limits(prompt=64, completion=40)
+END, OTHER_END = 2, 51
+VLLM = {
+    "kind": "vllm",
+    "dtype": "float32",
+    "enforce_eager": None,
+    "prefix_caching": None,
+    "runtime": {"memory": 0.5, "cpu_cache_gib": 1, "max_sequences": 64},
+}
+model = pytest.mark.model
+
+
+def transformers(batch: int) -> dict:
+    return {"kind": "transformers", "dtype": "float32", "runtime": {"batch": batch}}
+
+
+def opened(config: dict, policy: Model) -> Backend:
+    return open_backend(TypeAdapter(BackendConfig).validate_python(config), policy)
+
+
+def requests(backend: Backend, count: int, temperature: float, top_p: float = 1.0, name: str = "") -> list[Request]:
+    chance = random.Random(7)
+    contents = [" ".join(chance.choices(WORDS.split(), k=chance.randint(2, 12))) for _ in range(count)]
+    ids = [backend.text.encode([{"role": "user", "content": content}], {}) for content in contents]
+    return [Request(f"{name}{at}", prompt, temperature, top_p, 2**62 + at) for at, prompt in enumerate(ids)]
+
+
+def drawn(backend: Backend, *blocks: list[Request]) -> dict[str, Completion]:
+    return {completion.sample_id: completion for completion in backend.generate(blocks)}
+
+
+# ── scripted ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def scripted() -> Backend:
+    return opened({"kind": "scripted", "vocabulary": 50}, Model(Path("none"))).start(Model(Path("none")), LIMITS)
+
+
+def test_scripted_completions_are_a_function_of_prompt_and_seed(scripted):
+    asked = requests(scripted, 200, temperature=1.0)
+    first = drawn(scripted, asked)
+    assert drawn(scripted, asked[100:], asked[:100]) == first
+    assert len({tuple(completion.token_ids) for completion in first.values()}) == 200
+    assert {completion.finish_reason for completion in first.values()} == {"stop", "length"}
+    assert {len(c.token_ids) for c in first.values() if c.finish_reason == "length"} == {LIMITS.completion}
+    assert all(0 <= token < 50 for completion in first.values() for token in completion.token_ids)
+    assert all(0 < token < 50 for request in asked for token in request.prompt_token_ids)
+
+
+def test_scripted_greedy_completions_do_not_depend_on_the_seed(scripted):
+    ids = scripted.text.encode([{"role": "user", "content": "hello"}], {})
+    both = drawn(scripted, [Request("a", ids, 0.0, 1.0, 1), Request("b", ids, 0.0, 1.0, 2)])
+    assert both["a"].token_ids == both["b"].token_ids
+
+
+# ── the checkpoint's own words ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Model:
+    """Heads of 32, as vLLM on a CPU wants them; its tokenizer names one end of an answer, its config another."""
+    made = tiny_model(tmp_path_factory.mktemp("store") / "sft" / "0123456789ab", hidden=128)
+    file = made.path / "weights" / "generation_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "eos_token_id": OTHER_END, "repetition_penalty": 3.0}))
+    return made
+
+
+@model
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [("{{ bos_token }}" + CHAT, "two BOS"), (CHAT.removeprefix("{{ bos_token }}"), "no BOS"), (CHAT, None)],
+    ids=["two", "none", "one"],
+)
+def test_exactly_one_bos(policy, tmp_path, template, expected):
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    tiny_tokenizer(tmp_path / "tokenizer", template)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    begins = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = begins
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "model.json").write_text(json.dumps({"weights": str(policy.weights), "tokenizer": "tokenizer"}))
+    backend = opened(transformers(1), Model(tmp_path))
+    if expected is None:
+        ids = requests(backend, 1, 0.0)[0].prompt_token_ids
+        assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+    else:
+        with pytest.raises(Refusal, match=rf"{expected} \(<s>\).*\n.*template.chat_template=FILE"):
+            requests(backend, 1, 0.0)
+
+
+@model
+def test_a_prompt_that_the_template_refuses_is_named(policy, tmp_path):
+    template = "{{ raise_exception('no system role') }}"
+    tiny_tokenizer(tmp_path / "tokenizer", template)
+    (tmp_path / "model.json").write_text(json.dumps({"weights": str(policy.weights), "tokenizer": "tokenizer"}))
+    with pytest.raises(Refusal, match=r"does not render .*'hello'.*no system role"):
+        opened(transformers(1), Model(tmp_path)).text.encode([{"role": "user", "content": "hello"}], {})
+
+
+# ── transformers ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def slow(policy) -> Backend:
+    return opened(transformers(16), policy).start(policy, LIMITS)
+
+
+def raw_logprob(backend, request: Request, completion: Completion) -> float:
+    """By one forward pass over prompt and completion, unpadded."""
+    import torch
+
+    ids = torch.tensor([request.prompt_token_ids + completion.token_ids], device=backend.module.device)
+    with torch.inference_mode():
+        logits = backend.module(ids).logits[0, len(request.prompt_token_ids) - 1 : -1]
+    chosen = torch.tensor(completion.token_ids, device=logits.device).unsqueeze(1)
+    return logits.float().log_softmax(-1).gather(1, chosen).double().sum().item()
+
+
+@model
+def test_transformers_completions_do_not_depend_on_the_batch(policy, slow):
+    asked = requests(slow, 24, 0.9, 0.95, "s") + requests(slow, 8, 0.0, name="g")
+    together = drawn(slow, asked)
+    for batch in (1, 5):
+        apart = drawn(opened(transformers(batch), policy).start(policy, LIMITS), asked[::-1])
+        assert {key: c.token_ids for key, c in apart.items()} == {key: c.token_ids for key, c in together.items()}
+        assert all(apart[key].logprob == pytest.approx(c.logprob, abs=1e-3) for key, c in together.items())
+
+
+@model
+def test_transformers_logprobs_are_those_of_a_forward_pass_before_temperature(slow):
+    asked = requests(slow, 16, 1.7, 0.8)
+    completions = drawn(slow, asked)
+    for request in asked:
+        completion = completions[request.sample_id]
+        assert completion.logprob == pytest.approx(raw_logprob(slow, request, completion), abs=1e-3)
+
+
+@model
+@pytest.mark.parametrize("top_p", [0.2, 1.0])
+def test_transformers_draws_have_the_models_own_probabilities(policy, top_p):
+    """First tokens of 4,000 draws, against the softmax at temperature 2 cut to the nucleus."""
+    import torch
+    from scipy.stats import chisquare
+
+    backend = opened(transformers(500), policy).start(policy, Limits(prompt=64, completion=1))
+    ids = requests(backend, 1, 1.0)[0].prompt_token_ids
+    chance = random.Random(3)
+    seeds = [Request(str(at), ids, 2.0, top_p, chance.getrandbits(63)) for at in range(4000)]
+    first = torch.tensor([c.token_ids[0] for c in drawn(backend, seeds).values()])
+
+    with torch.inference_mode():
+        chances = (backend.module(torch.tensor([ids])).logits[0, -1].double() / 2).softmax(-1)
+    ordered, order = chances.sort(descending=True)
+    found = torch.bincount(first, minlength=len(chances))[order].double()
+    size = min(int((ordered.cumsum(0) < top_p).sum()) + 1, len(order))
+    assert found[size:].sum() == 0
+    cell = torch.arange(size).clamp(max=99)  # the rarest tokens are counted together
+    cells = torch.zeros(int(cell[-1]) + 1, dtype=torch.double)
+    expected = cells.index_add(0, cell, 4000 * ordered[:size] / ordered[:size].sum())
+    assert chisquare(cells.index_add(0, cell, found[:size]), expected).pvalue > 1e-3
+
+
+@model
+def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(policy, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    store = policy.path.parent.parent
+    torch.manual_seed(1)
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(policy.weights),
+        LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False),
+    )
+    lora = store / "train" / "00000000000a"
+    adapted.save_pretrained(lora / "adapter")
+    config = json.loads((lora / "adapter" / "adapter_config.json").read_text())
+    base = "sft/0123456789ab"
+    (lora / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+    tiny_tokenizer(lora / "tokenizer")
+    (lora / "model.json").write_text(json.dumps({"base": base, "adapter": "adapter", "tokenizer": "tokenizer"}))
+
+    rows = test_sample.run(tmp_path / "out", asked(tmp_path), Model(lora), backend=transformers(8), **SMALL)
+    row = rows.filter(setting="calm").row(0, named=True)
+    with torch.inference_mode():
+        logits = adapted(torch.tensor([row["prompt_token_ids"] + row["token_ids"]])).logits[0]
+    predicted = logits[len(row["prompt_token_ids"]) - 1 : -1].argmax(-1).tolist()
+    assert predicted == row["token_ids"]
+    assert set(rows["policy"]) == {"00000000000a"}
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "cost.json",
+        "dropped.parquet",
+        "samples",
+        "shards.json",
+    ]
+
+
+SMALL = {"limits": {"prompt": 64, "completion": 24}, "shard": 4}
+
+
+def asked(folder: Path):
+    return test_sample.ask(folder / "train", *(f"name {number} facts about the river" for number in range(12)))
+
+
+# ── vLLM: one engine for all of these ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def fast(policy):
+    backend = opened(VLLM, policy).start(policy, LIMITS)
+    yield backend
+    backend.close()
+
+
+@model
+def test_without_vllm_its_backend_says_what_to_type(policy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(Refusal, match=r"cannot be imported.*\n.*make install.*@sample.backend=transformers"):
+        opened(VLLM, policy).start(policy, LIMITS)
+
+
+@model
+def test_vllm_and_transformers_agree_on_greedy_tokens_and_logprobs(fast, slow):
+    asked = requests(fast, 100, 0.0)
+    theirs, ours = drawn(fast, asked), drawn(slow, asked)
+    assert {c.token_ids[-1] for c in ours.values() if c.finish_reason == "stop"} == {END, OTHER_END}
+    assert sum(theirs[r.sample_id].token_ids == ours[r.sample_id].token_ids for r in asked) == 100
+    assert {key: c.finish_reason for key, c in theirs.items()} == {key: c.finish_reason for key, c in ours.items()}
+    assert all(c.logprob == pytest.approx(ours[key].logprob, abs=1e-3) for key, c in theirs.items())
+
+
+@model
+def test_vllm_logprobs_are_raw_and_ends_are_part_of_the_tokens(fast, slow):
+    asked = requests(fast, 60, 1.5, 0.9)
+    completions = drawn(fast, asked)
+    ends = {c.token_ids[-1] for c in completions.values() if c.finish_reason == "stop"}
+    assert ends == {END, OTHER_END}
+    for request in asked:
+        completion = completions[request.sample_id]
+        assert completion.logprob == pytest.approx(raw_logprob(slow, request, completion), abs=1e-3)
+        inside = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
+        assert not {END, OTHER_END} & set(inside)
+        assert (len(completion.token_ids) == LIMITS.completion) or completion.finish_reason == "stop"
+        assert fast.text.decode(completion) == fast.text.tokenizer.decode(inside, skip_special_tokens=True)
+
+
+@model
+def test_vllm_draws_the_same_in_other_groupings(fast):
+    asked = requests(fast, 120, 0.9, 0.95)
+    together = drawn(fast, asked)
+    apart = drawn(fast, *(asked[start : start + 37] for start in range(0, 120, 37)))
+    assert {key: c.token_ids for key, c in apart.items()} == {key: c.token_ids for key, c in together.items()}
+    assert len({tuple(c.token_ids) for c in together.values()}) == 120
+    assert all(math.isfinite(c.logprob) and c.logprob < 0 for c in together.values())
+
+
+@model
+def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, monkeypatch):
+    class Started:
+        """The engine that already runs."""
+
+        text, generate = fast.text, fast.generate
+        start = close = staticmethod(lambda *_: None)
+
+    monkeypatch.setattr(sample, "open_backend", lambda *_: Started)
+    prompts = asked(tmp_path)
+    first = test_sample.run(tmp_path / "out", prompts, policy, backend=VLLM, limits=LIMITS.model_dump())
+    whole = test_sample.files(tmp_path / "out")
+    assert isinstance(first, pl.DataFrame) and len(whole) == 4
+    (tmp_path / "out" / "samples" / "00001.parquet").unlink()
+    test_sample.run(tmp_path / "out", prompts, policy, backend=VLLM, limits=LIMITS.model_dump())
+    assert test_sample.files(tmp_path / "out") == whole

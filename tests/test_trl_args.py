@@ -1,0 +1,74 @@
+"""What `train.args` may hold: what the installed TRL reads, and nothing that it ignores or that a knob already says."""
+
+import inspect
+import re
+
+import pytest
+
+from pipeline.errors import Refusal
+from pipeline.trl_args import CONFIG_CLASS, DPO_LOSSES, SET_HERE, SMOOTHED, WITHOUT_EFFECT, _trl_fields, check_args
+from tests.house import SMALL, composed
+
+
+def refused(args: dict, loss: str | list[str] = "sigmoid", logps: str = "ready", dropout: float = 0.0) -> str:
+    with pytest.raises(ValueError) as error:
+        check_args("dpo", args, [loss] if isinstance(loss, str) else loss, logps, dropout)
+    return str(error.value)
+
+
+def test_what_trl_reads_passes():
+    check_args(
+        "dpo", {"optim": "adafactor", "use_weighting": True, "f_divergence_type": "forward_kl"}, ["sigmoid"], "ready"
+    )
+    check_args("dpo", {"label_smoothing": 0.1}, ["robust", "sft"], "ready")
+    check_args("dpo", {"ld_alpha": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 8}, ["sigmoid"], "live")
+    check_args("dpo", {"disable_dropout": False}, ["ipo"], "ready", dropout=0.1)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"optimm": "adamw_torch"}, "args.optimm is no field of TRL's DPOConfig. Did you mean optim"),
+        ({"padding_free": True}, "args.padding_free would be ignored"),
+        ({"truncation_mode": "keep_start"}, "args.truncation_mode would be ignored: nothing is cut"),
+        ({"label_smoothing": 0.1}, "args.label_smoothing would be ignored by sigmoid: it is read by robust"),
+        ({"discopop_tau": 0.1}, "args.discopop_tau would be ignored without loss=[discopop]"),
+        (
+            {"ref_model_mixup_alpha": 0.1},
+            "args.ref_model_mixup_alpha would be ignored without args.sync_ref_model=true",
+        ),
+        ({"per_device_train_batch_size": 4}, "set by the stage: use train.batch"),
+        ({"hub_token": "x"}, "args.hub_token is set by the stage: nothing is uploaded"),
+        ({"ld_alpha": 0.5}, "args.ld_alpha changes the reference's values as training goes: use logps=live"),
+    ],
+)
+def test_what_would_be_ignored_or_contradicted_is_refused(args, words):
+    assert words in refused(args)
+
+
+def test_losses_and_their_own_needs():
+    assert "loss: sigmod is no loss of the installed TRL. Did you mean sigmoid" in refused({}, "sigmod")
+    assert "exo_pair needs args.label_smoothing" in refused({}, "exo_pair")
+    assert "adapter.dropout is switched off by TRL" in refused({}, dropout=0.1)
+
+
+def test_every_fault_is_said_at_once_on_the_command_line():
+    with pytest.raises(Refusal) as error:
+        composed(*SMALL, "train.args={padding_free: true, bata: 1}", "train.loss=[hinge,ippo]")
+    assert all(word in str(error.value) for word in ("padding_free", "bata", "ippo", "Did you mean ipo"))
+
+
+@pytest.mark.model
+def test_losses_and_who_reads_smoothing_are_those_of_the_installed_trl():
+    from trl import DPOTrainer
+
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    parts = dict(
+        zip(re.findall(r'if loss_type == "(\w+)"', source), re.split(r'if loss_type == "\w+"', source)[1:], strict=True)
+    )
+    assert set(parts) == set(DPO_LOSSES)
+    assert {name for name, part in parts.items() if "self.label_smoothing" in part} == set(SMOOTHED)
+
+
+def test_what_the_stage_sets_exists_in_trl():
+    assert {*SET_HERE, *WITHOUT_EFFECT} <= set(_trl_fields()[CONFIG_CLASS["dpo"]]["fields"])
