@@ -370,15 +370,7 @@ class Demonstration(Block):
 
 
 StrategyConfig = Annotated[
-    BestWorst
-    | BestRandom
-    | RandomPair
-    | TopBottom
-    | AllPairs
-    | Sigma
-    | MarginBand
-    | LengthMatched
-    | Demonstration,
+    BestWorst | BestRandom | RandomPair | TopBottom | AllPairs | Sigma | MarginBand | LengthMatched | Demonstration,
     Field(discriminator="kind"),
 ]
 
@@ -415,7 +407,9 @@ class Mix(Block):
     @model_validator(mode="after")
     def _of_one(self) -> "Mix":
         if abs(self.on_policy + self.offline - 1) > 1e-9:
-            raise ValueError(f"on_policy={self.on_policy} and offline={self.offline} are shares: they have to add up to 1")
+            raise ValueError(
+                f"on_policy={self.on_policy} and offline={self.offline} are shares: they have to add up to 1"
+            )
         return self
 
 
@@ -582,9 +576,12 @@ def _unmixable(cfg: Config) -> Iterator[str]:
     """Offline rows and rounds: who asks for what nobody gives."""
     mix = cfg.pair.mix
     if mix.offline and cfg.offline is None:
-        yield f"pair.mix.offline={mix.offline:g}: there are no offline rows. Give offline=file offline.source.path=FILE."
+        yield f"pair.mix.offline={mix.offline:g}: there are no offline rows. Give offline=file offline.source.path=FILE"
     if cfg.offline and not mix.offline:
-        yield "offline: pair.mix.offline=0 takes none of its rows. Give pair.mix.on_policy=0.5 pair.mix.offline=0.5, or offline=none."
+        yield (
+            "offline: pair.mix.offline=0 takes none of its rows."
+            " Give pair.mix.on_policy=0.5 pair.mix.offline=0.5, or offline=none."
+        )
     if cfg.rounds > 1 and not mix.on_policy:
         yield f"rounds={cfg.rounds}: with offline rows only, every round would train on the same rows. Give rounds=1."
     if cfg.rounds > 1 and mix.on_policy and mix.offline and mix.per_round is None:

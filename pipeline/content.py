@@ -78,7 +78,7 @@ def commit_of(name: str, revision: str | None) -> str:
         sha = info(data, revision=revision).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise Refusal(
-            f"{name}{f' at revision {revision}' if revision else ''}: no such repository on the hub, and no local folder.\n"
+            f"{name}{f' at revision {revision}' if revision else ''}: no such repository on the hub, no local folder.\n"
             f"  Check the name, set HF_TOKEN when it is gated, or give a folder as ./{name}."
         ) from error
     except (HfHubHTTPError, OSError) as error:

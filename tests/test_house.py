@@ -44,6 +44,8 @@ MAY_IMPORT = {
     "sources": {"artifacts", "config"},
     "pairing": {"backends", "artifacts", "config"},
     "report": {"artifacts", "config"},
+    "edit": {"artifacts"},
+    "why": {"artifacts"},
     "errors": set(),
     "content": set(),
     "progress": set(),

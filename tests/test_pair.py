@@ -168,11 +168,17 @@ def test_train_and_dev_are_split_by_prompt(paired):
 def test_the_gold_answer_against_the_worst_sample(tmp_path, paired, chat):
     columns = {"p": {"answer": "the gold answer"}, "q": {"answer": "a bad one"}, "r": {}}
     rows = [{"prompt_id": p, "prompt": [], "columns": json.dumps(c)} for p, c in columns.items()]
-    write_table(tmp_path / "prompts" / "prompts.parquet", pl.DataFrame(rows, schema_overrides={"prompt": pl.List(MESSAGE)}))
+    write_table(
+        tmp_path / "prompts" / "prompts.parquet", pl.DataFrame(rows, schema_overrides={"prompt": pl.List(MESSAGE)})
+    )
     prompts = Prompts(tmp_path / "prompts")
     pairs = paired(dict.fromkeys("pqr", GOOD_AND_BAD), "pair=demonstration", prompts=prompts)
     [row] = all_pairs(pairs).to_dicts()
-    assert (row["chosen"][0]["content"], row["rejected_id"], row["origin"]) == ("the gold answer", "p-1", "demonstration")
+    assert (row["chosen"][0]["content"], row["rejected_id"], row["origin"]) == (
+        "the gold answer",
+        "p-1",
+        "demonstration",
+    )
     assert row["chosen_token_ids"] == chat.answer(row["prompt"], "the gold answer", {}) and row["margin"] is None
     assert reasons(pairs) == {"q": "equal answers", "r": "no demonstration"}
 
@@ -185,7 +191,11 @@ def test_ties_are_kept_both_ways_when_asked(paired):
 
 def test_noise_is_estimated_from_scorers_annotators_and_flips(paired):
     answers = {f"p{i}": GOOD_AND_BAD for i in range(10)}
-    more = [score_row(p, f"{p}-{i}", float(i if n < 2 else -i), scorer="judge") for n, p in enumerate(answers) for i in (0, 1)]
+    more = [
+        score_row(p, f"{p}-{i}", float(i if n < 2 else -i), scorer="judge")
+        for n, p in enumerate(answers)
+        for i in (0, 1)
+    ]
     more += [{**row, "scorer": "rules/part"} for row in more]  # a criterion is no second opinion
     told = {"flip_rate": 0.3, "annotators": [1, 2, 3, 4]}
     details = {f"{p}-0": json.dumps(told) for p in answers}
@@ -202,7 +212,7 @@ def test_little_noise_suggests_no_smoothing_and_no_sign_no_estimate(paired):
 
 
 def test_filters_on_signs_use_what_the_scores_say(paired):
-    answers = {p: GOOD_AND_BAD for p in "pqr"}
+    answers = dict.fromkeys("pqr", GOOD_AND_BAD)
     details = {f"p-{i}": '{"flip_rate": 0.6}' for i in (0, 1)} | {"q-0": "the judge said {", "q-1": '{"flip_rate'}
     more = [score_row("r", f"r-{i}", float(i), scorer="judge") for i in (0, 1)]
     words = "pair.filters.max_flip_rate=0.5", "pair.filters.max_disagreement=0.5"
@@ -245,7 +255,10 @@ def test_all_samples_become_thumbs_when_asked(paired):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda row, chat: row["prompt_token_ids"].pop(2), r"the prompt's tokens differ .* in 1 of 1 pairs.*\n.*They part at 2"),
+        (
+            lambda row, chat: row["prompt_token_ids"].pop(2),
+            r"the prompt's tokens differ .* in 1 of 1 pairs.*\n.*They part at 2",
+        ),
         (lambda row, chat: row["prompt_token_ids"].insert(0, chat.bos), "chosen has not exactly one BOS"),
         (lambda row, chat: row["token_ids"].pop(), "chosen does not end with a stop token"),
         (lambda row, chat: row["token_ids"].insert(0, 40), "chosen's tokens do not read as its text"),
@@ -312,7 +325,9 @@ def test_a_mix_takes_its_shares_and_every_round_its_own_block(tmp_path, policy, 
 
 def test_a_mix_that_asks_for_more_than_there_is_says_so(tmp_path, paired, chat):
     answers = {f"p{i}": GOOD_AND_BAD for i in range(30)}
-    with pytest.raises(Refusal, match="30 pairs of the policy's own at a share of 0.5 ask for 30 offline pairs, and 20 are left"):
+    with pytest.raises(
+        Refusal, match="30 pairs of the policy's own at a share of 0.5 ask for 30 offline pairs, and 20 are left"
+    ):
         paired(answers, *MIXED, offline=offline_rows(tmp_path / "offline", chat, 20))
     with pytest.raises(Refusal, match="round 1 needs 20 offline rows, and there are 9"):
         paired(answers, *MIXED, offline=offline_rows(tmp_path / "offline", chat, 9))
@@ -323,7 +338,11 @@ ALONE = "offline=file", "offline.source.path=x", "pair.mix={on_policy: 0, offlin
 
 def test_offline_alone_needs_no_samples_and_passes_the_same_filters(tmp_path, policy, chat):
     rows = offline_rows(tmp_path / "offline", chat, 20)
-    logps = [{"sample_id": f"o{n}-{s}", "prompt_id": f"o{n}", "logp": -float(n), "tokens": 2} for n in range(20) for s in ("chosen", "rejected")]
+    logps = [
+        {"sample_id": f"o{n}-{s}", "prompt_id": f"o{n}", "logp": -float(n), "tokens": 2}
+        for n in range(20)
+        for s in ("chosen", "rejected")
+    ]
     write_table(tmp_path / "prior" / "logps.parquet", pl.DataFrame(logps))
     cfg = config(*ALONE, "pair.filters.min_reference=-5")
     pairs = run(cfg, tmp_path / "out", policy=policy, offline=rows, prior=Logps(tmp_path / "prior"))
@@ -333,7 +352,7 @@ def test_offline_alone_needs_no_samples_and_passes_the_same_filters(tmp_path, po
 
 # ── by hand ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-HAND = {p: GOOD_AND_BAD for p in "pqrst"}
+HAND = dict.fromkeys("pqrst", GOOD_AND_BAD)
 
 
 @pytest.fixture
@@ -351,7 +370,9 @@ def line(action: str, prompt: str, **more: str) -> dict:
 
 
 def test_edits_keep_drop_swap_and_replace_by_id(edited, chat):
-    pairs = edited(line("keep", "p"), line("drop", "q", why="unclear"), line("swap", "r"), line("replace", "s", chosen="by hand"))
+    pairs = edited(
+        line("keep", "p"), line("drop", "q", why="unclear"), line("swap", "r"), line("replace", "s", chosen="by hand")
+    )
     rows = {row["prompt_id"]: row for row in all_pairs(pairs).to_dicts()}
     assert set(rows) == set("prst") and reasons(pairs) == {"q": "dropped by hand"}
     assert (rows["r"]["chosen_id"], rows["r"]["rejected_id"], rows["r"]["margin"]) == ("r-1", "r-0", None)
@@ -380,6 +401,6 @@ def test_an_edit_that_cannot_be_made_is_refused(edited, lines, said):
 
 def test_one_sample_a_prompt_and_no_scores_at_all_leave_no_pair(paired):
     with pytest.raises(Refusal, match=r"no pair is left of 2 samples for 2 prompts:\n  one usable sample: 2"):
-        paired({p: GOOD_AND_BAD[:1] for p in "pq"})
+        paired(dict.fromkeys("pq", GOOD_AND_BAD[:1]))
     with pytest.raises(Refusal, match=r"\n  no score: 2\n  no usable sample: 1"):
         paired({"p": [("a", None, "stop"), ("b", None, "stop")]})

@@ -149,7 +149,15 @@ def test_scaling_the_scores_changes_no_pair(strategy, answers, scale):
 # ── what each strategy takes ──────────────────────────────────────────────────────────────────────────────────────
 
 
-SIX = {"p": [("one", 0.0, "stop"), ("twenty", 0.2, "stop"), ("three", 0.5, "stop"), ("fo", 0.6, "stop"), ("six", 1.0, "stop")]}
+SIX = {
+    "p": [
+        ("one", 0.0, "stop"),
+        ("twenty", 0.2, "stop"),
+        ("three", 0.5, "stop"),
+        ("fo", 0.6, "stop"),
+        ("six", 1.0, "stop"),
+    ]
+}
 
 
 @pytest.mark.parametrize(
@@ -223,7 +231,9 @@ def test_a_filter_s_limit_is_where_it_says(reason, word, loose, strict):
 
 def test_what_limits_would_cut_is_dropped():
     for change in ({"prompt_tokens": 5}, {"chosen_tokens": 7}, {"rejected_tokens": 7}):
-        _, dropped = choice.filtered(config("best_worst", "limits={prompt: 4, completion: 6}"), pl.DataFrame([PAIR | change]))
+        _, dropped = choice.filtered(
+            config("best_worst", "limits={prompt: 4, completion: 6}"), pl.DataFrame([PAIR | change])
+        )
         assert dropped["reason"].to_list() == ["longer than limits"]
 
 
@@ -251,7 +261,10 @@ def test_refusals_are_known_by_how_they_begin(text, is_one):
 
 
 def test_languages_other_than_those_asked_for_are_dropped():
-    texts = ["The old lantern hung above the quiet river all night long.", "Die alte Laterne hing die ganze Nacht über dem Fluss."]
+    texts = [
+        "The old lantern hung above the quiet river all night long.",
+        "Die alte Laterne hing die ganze Nacht über dem Fluss.",
+    ]
     answers = {"p": [(text, float(i), "stop") for i, text in enumerate(texts)]}
     found, _, _ = outcome(asking(languages=["en"]), *table(answers))
     assert found.dropped_samples.select("sample_id", "reason").rows() == [("1-p", "other language")]
@@ -271,7 +284,11 @@ def test_prompts_that_all_answers_solve_or_none_are_counted():
     answers = {"easy": [("a", 1.0, "stop"), ("b", 1.0, "stop")], "hard": [("a", 0.0, "stop"), ("b", 0.0, "stop")]}
     answers |= {"even": [("a", 0.5, "stop"), ("b", 0.5, "stop")]}
     found, kept, _ = outcome(config("best_worst"), *table(answers))
-    assert not kept.height and choice.ties(config("best_worst"), found.prompts) == {"prompts": 3, "all_easy": 1, "all_hard": 1}
+    assert not kept.height and choice.ties(config("best_worst"), found.prompts) == {
+        "prompts": 3,
+        "all_easy": 1,
+        "all_hard": 1,
+    }
 
 
 # ── duplicates ────────────────────────────────────────────────────────────────────────────────────────────────────

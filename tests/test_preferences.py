@@ -65,7 +65,13 @@ def rows(shape: str) -> list[dict]:
 
 
 def config(path: Path, *words: str):
-    given = ["recipes=smoke", "offline=file", "pair.mix={on_policy: 0, offline: 1}", "rounds=1", f"offline.source.path={path}"]
+    given = [
+        "recipes=smoke",
+        "offline=file",
+        "pair.mix={on_policy: 0, offline: 1}",
+        "rounds=1",
+        f"offline.source.path={path}",
+    ]
     return composed(*given, *words).offline
 
 
@@ -102,7 +108,17 @@ def tokenizer(policy):
     return AutoTokenizer.from_pretrained(policy.tokenizer)
 
 
-SHAPES = ["standard", "conversational", "implicit", "ultrafeedback", "argilla", "intel", "intel with system", "hh", "simpo"]
+SHAPES = [
+    "standard",
+    "conversational",
+    "implicit",
+    "ultrafeedback",
+    "argilla",
+    "intel",
+    "intel with system",
+    "hh",
+    "simpo",
+]
 WORDS = {"columns": ["offline.shape=columns", "offline.columns={prompt: frage, chosen: gut, rejected: schlecht}"]}
 SCORED = {"ultrafeedback", "argilla", "simpo", "online-rlhf"}
 
@@ -133,7 +149,10 @@ def test_multi_turn_transcripts_keep_their_turns(taken):
 
 
 def test_thumbs_become_unpaired_rows_with_class_counts(taken):
-    made = [{"prompt": q, "completion": c, "label": n % 2 == 0} for n, (q, c) in enumerate(zip(QUESTIONS, GOOD, strict=True))]
+    made = [
+        {"prompt": q, "completion": c, "label": n % 2 == 0}
+        for n, (q, c) in enumerate(zip(QUESTIONS, GOOD, strict=True))
+    ]
     pairs = taken(made[:9])
     assert pairs.train().height == 0 and pairs.funnel()["thumbs"] == {"up": 5, "down": 4}
     table = pl.read_parquet(pairs.path / "unpaired.parquet")
@@ -156,7 +175,9 @@ def test_rows_that_overlap_an_evaluation_prompt_are_left_out(taken):
 
 def test_a_row_that_repeats_another_is_dropped_by_name(taken):
     pairs = taken([*rows("standard"), rows("standard")[2]])
-    assert pairs.train().height == 10 and pairs.dropped().select("row", "reason").rows() == [(11, "repeats an earlier row")]
+    assert pairs.train().height == 10 and pairs.dropped().select("row", "reason").rows() == [
+        (11, "repeats an earlier row")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,10 +186,16 @@ def test_a_row_that_repeats_another_is_dropped_by_name(taken):
         ({"prompt": "q", "chosen": "same", "rejected": "same"}, "chosen and rejected are the same text"),
         ({"prompt": "q", "chosen": "  ", "rejected": "b"}, "chosen is empty"),
         ({"prompt": "q", "chosen": "a", "rejected": ""}, "rejected is empty"),
-        ({"chosen": user("q") + said("a") + user("more"), "rejected": user("q") + said("b")}, "the last turn of chosen is not"),
+        (
+            {"chosen": user("q") + said("a") + user("more"), "rejected": user("q") + said("b")},
+            "the last turn of chosen is not",
+        ),
         ({"chosen": user("q") + said("a"), "rejected": user("p") + said("b")}, "differ before their last turn"),
         ({"prompt": "q", "chosen": "a"}, "no rejected"),
-        ({"prompt": user("q") + said("a"), "chosen": "a", "rejected": "b"}, "the turn before the answer is not the user's"),
+        (
+            {"prompt": user("q") + said("a"), "chosen": "a", "rejected": "b"},
+            "the turn before the answer is not the user's",
+        ),
         ({"prompt": "q", "chosen": [{"role": "boss", "content": "a"}], "rejected": "b"}, "a message of chosen is not"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "the turn before the answer is not the user's"),
     ],

@@ -63,7 +63,7 @@ class Chat:
             ) from error
 
     def answer(self, messages: list[Message], text: str, kwargs: dict[str, Any]) -> list[int]:
-        """An answer that was not sampled, in the tokens that a sampler should have drawn: up to the one that ends it."""
+        """An answer that was not sampled, in the tokens a sampler should have drawn, up to the one that ends it."""
         shown = self.render(messages, kwargs, generation=True)
         whole = self.render([*messages, {"role": "assistant", "content": text}], kwargs, generation=False)
         if not whole.startswith(shown):

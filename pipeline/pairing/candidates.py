@@ -22,7 +22,7 @@ def candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.D
 
 
 def aligned(ids: pl.Series, own: pl.DataFrame) -> pl.DataFrame:
-    """`score` and `detail` of these sample ids. The stage `score` keeps the samples' order, and then nothing is joined."""
+    """`score` and `detail` of these sample ids. Scores that lie in the samples' order need no join."""
     if own.height == ids.len() and bool((own["sample_id"] == ids).all()):
         return own.select("score", "detail")
     strangers = own.join(ids.to_frame(), on="sample_id", how="anti")

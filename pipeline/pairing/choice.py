@@ -1,9 +1,10 @@
-"""From candidates to pairs: samples that may stand in one, prompts that can have one, what the strategy proposes, filters.
+"""From candidates to pairs: samples that may stand in one, prompts that can have one, proposals, filters.
 
-Every sample, prompt and proposed pair that goes is in `dropped` with its reason: in = out + dropped, for each of the three.
+Every sample, prompt and proposed pair that goes is dropped with its reason: in = out + dropped, for each of the three.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -95,7 +96,7 @@ def dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -
 
 
 def about_prompts(cfg: PairConfig, rows: pl.DataFrame, usable: pl.DataFrame) -> pl.DataFrame:
-    """One row a prompt: how many usable samples, their highest and lowest score, their pass rate, why it has no pair."""
+    """One row a prompt: its usable samples, their highest and lowest score, pass rate, why it has no pair."""
     firsts, _ = strategies.groups(rows)
     prompts = rows.select("prompt_id")[firsts]
     starts, numbers = strategies.groups(usable)
@@ -103,7 +104,7 @@ def about_prompts(cfg: PairConfig, rows: pl.DataFrame, usable: pl.DataFrame) -> 
     found = {"usable": np.zeros(len(firsts), dtype=np.uint32)}
     found["usable"][numbers] = np.diff(np.append(starts, len(score)))
     at = cfg.filters.pass_rate.at if cfg.filters.pass_rate else None
-    reduced = {"high": (np.maximum, score), "low": (np.minimum, score)}
+    reduced: dict[str, Any] = {"high": (np.maximum, score), "low": (np.minimum, score)}
     reduced |= {"pass_rate": (np.add, (score >= at).astype(float))} if at is not None else {}
     for name, (reduce, values) in reduced.items():
         found[name] = np.full(len(firsts), np.nan)
@@ -174,7 +175,11 @@ def filtered(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.Dat
     gone = np.flatnonzero(codes)
     detail = pl.format(
         "scores {} and {}, {} and {} tokens",
-        *(pl.col(f"{side}_{name}").cast(pl.String).fill_null("–") for name in ("score", "tokens") for side in ("chosen", "rejected")),
+        *(
+            pl.col(f"{side}_{name}").cast(pl.String).fill_null("–")
+            for name in ("score", "tokens")
+            for side in ("chosen", "rejected")
+        ),
     )
     dropped = pairs[gone].with_columns(filters.named(codes[gone], reasons), detail=detail)
     return (pairs if not len(gone) else pairs[np.flatnonzero(codes == 0)]), as_dropped("pair", dropped)
@@ -186,7 +191,7 @@ def as_dropped(kind: str, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def ties(cfg: PairConfig, prompts: pl.DataFrame) -> dict[str, int]:
-    """Prompts whose usable samples all score alike; all easy or all hard where that is the run's best or worst score."""
+    """Prompts whose usable samples score alike; all easy or all hard where that is the run's best or worst score."""
     several = prompts.filter((pl.col("usable") > 1) & (pl.col("high") == pl.col("low")))
     band = cfg.filters.pass_rate
     top = prompts["high"].drop_nans().max() if band is None else band.at

@@ -1,4 +1,4 @@
-"""What is trained is what was sampled: judged for every pair before anything is paid for, with the policy's own tokenizer.
+"""What is trained is what was sampled: judged for every pair, before anything is paid for, by the policy's tokenizer.
 
 A prompt's tokens are those of its template; one BOS; a stop token ends both answers; and the template that writes the
 whole conversation begins with the prompt that was sampled from.
@@ -25,7 +25,9 @@ def check(cfg: PairConfig, pairs: pl.DataFrame, chat: Chat) -> None:
         for fault, shown in _faults(cfg, row, chat):
             faults.setdefault(fault, []).append(f"pair {row['chosen_id']} over {row['rejected_id']}: {shown}")
     if faults:
-        told = [f"  {fault} in {len(rows)} of {pairs.height} pairs, first:\n  {rows[0]}" for fault, rows in faults.items()]
+        told = [
+            f"  {fault} in {len(rows)} of {pairs.height} pairs, first:\n  {rows[0]}" for fault, rows in faults.items()
+        ]
         raise Refusal(
             "\n".join(["pair: the tokens that would be trained are not those that the policy samples:", *told])
             + f"\n  The policy is {chat.where}. Give the template and template.kwargs that its samples were drawn with,"
@@ -57,7 +59,11 @@ def _bos(chat: Chat, ids: list[int]) -> str | None:
         return None
     found = ids.count(chat.bos)
     wanted = 1 if chat.begins or ids[:1] == [chat.bos] else 0
-    return None if found == wanted else f"{found} of {chat.tokenizer.bos_token}, the prompt begins {chat.spell(ids[:AROUND])}"
+    return (
+        None
+        if found == wanted
+        else f"{found} of {chat.tokenizer.bos_token}, the prompt begins {chat.spell(ids[:AROUND])}"
+    )
 
 
 def _read(chat: Chat, ids: list[int]) -> str:

@@ -12,6 +12,7 @@ import polars as pl
 WORDS = 3  # in a shingle
 PERMUTATIONS = 128
 BATCH = 8192  # texts
+COMPARED = 24  # samples of a prompt
 SEED = 20  # of the permutations: the same estimate each time
 MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -21,7 +22,9 @@ MIX = np.uint64(0x9E3779B97F4A7C15)
 
 def repeats(rows: pl.DataFrame) -> np.ndarray:
     """Which of `p, sample_id, completion` have a text that another sample of the prompt with a smaller id has."""
-    suspects = np.flatnonzero(_suspects(rows, "p", "completion"))
+    suspects = np.flatnonzero(_neighbours(_mixed(rows, "p", "completion"), rows["p"].to_numpy()))
+    if not len(suspects):
+        return np.zeros(rows.height, dtype=bool)
     again = rows.select("p", "completion", "sample_id")[suspects].with_columns(at=suspects)
     again = again.sort("sample_id").filter(~pl.struct("p", "completion").is_first_distinct())
     mask = np.zeros(rows.height, dtype=bool)
@@ -34,21 +37,39 @@ def repeated(*columns: str) -> pl.Expr:
 
     def search(packed: pl.Series) -> pl.Series:
         rows = packed.struct.unnest()
-        suspects = np.flatnonzero(_suspects(rows, *columns))
+        suspects = np.arange(rows.height)
+        for column in columns:  # few rows repeat the first one, and only they are looked at further
+            again = pl.Series(_mixed(rows[suspects], column)).is_duplicated().to_numpy()
+            suspects = suspects[again]
         mask = np.zeros(rows.height, dtype=bool)
-        mask[suspects] = ~rows[suspects].select(pl.struct(columns).is_first_distinct()).to_series().to_numpy()
+        if len(suspects):
+            mask[suspects] = ~rows[suspects].select(pl.struct(columns).is_first_distinct()).to_series().to_numpy()
         return pl.Series(mask)
 
     return pl.struct(columns).map_batches(search, return_dtype=pl.Boolean)
 
 
-def _suspects(rows: pl.DataFrame, *columns: str) -> np.ndarray:
-    """Rows whose columns hash like another's: few, so that only they are compared in full."""
+def _mixed(rows: pl.DataFrame, *columns: str) -> np.ndarray:
+    """One hash for each row's columns: rows that differ in it differ, and the few others are compared in full."""
     mixed = np.zeros(rows.height, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for hashes in rows.select(pl.col(name).hash() for name in columns).iter_columns():
             mixed = (mixed ^ hashes.to_numpy()) * MIX
-    return pl.Series(mixed).is_duplicated().to_numpy()
+    return mixed
+
+
+def _neighbours(hashes: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Which hashes come again. Rows of a group lie together, and a group of few is compared faster than looked up."""
+    starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1]))
+    largest = int(np.diff(np.append(starts, len(groups))).max(initial=1))
+    if largest > COMPARED:
+        return pl.Series(hashes).is_duplicated().to_numpy()
+    mask = np.zeros(len(hashes), dtype=bool)
+    for apart in range(1, largest):
+        same = hashes[apart:] == hashes[:-apart]
+        mask[apart:] |= same
+        mask[:-apart] |= same
+    return mask
 
 
 # ── near ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -67,10 +67,12 @@ def _swapped(row: Row) -> Row:
 
 
 def _replaced(number: int, edit: Row, row: Row, tokenise: Tokenise, made: dict[str, list[int]]) -> Row:
-    changed = [side for side in SIDES if edit.get(side, row[f"{side}_text"]) != row[f"{side}_text"]]
-    texts = {side: edit.get(side, row[f"{side}_text"]) for side in SIDES}
+    changed: list[str] = [side for side in SIDES if edit.get(side, row[f"{side}_text"]) != row[f"{side}_text"]]
+    texts: dict[str, Any] = {side: edit.get(side, row[f"{side}_text"]) for side in SIDES}
     if not changed or not all(isinstance(text, str) and text.strip() for text in texts.values()):
-        raise Refusal(f"pair.edits, line {number}: replace needs a new text as chosen or rejected, and neither may be empty.")
+        raise Refusal(
+            f"pair.edits, line {number}: replace needs a new text as chosen or rejected, and neither may be empty."
+        )
     if texts["chosen"] == texts["rejected"]:
         raise Refusal(f"pair.edits, line {number}: chosen and rejected would be the same text.")
     new = dict(row)

@@ -179,11 +179,13 @@ def asked(cfg: PairConfig, table: Mapping[str, Filter]) -> dict[str, pl.Expr]:
 
 def first_reasons(rows: pl.DataFrame, tests: Mapping[str, pl.Expr]) -> np.ndarray:
     """For each row 0, or 1 + the place of the first test that holds; a test on null does not hold."""
-    found = rows.select(test.fill_null(False).alias(reason) for reason, test in tests.items())
-    codes = np.zeros(rows.height, dtype=np.uint8)
-    for place in reversed(range(found.width)):
-        codes[found.to_series(place).to_numpy()] = place + 1
-    return codes
+    if not tests:
+        return np.zeros(rows.height, dtype=np.uint8)
+    flags = rows.select(test.alias(reason) for reason, test in tests.items())
+    code = pl.coalesce(
+        *(pl.when(reason).then(pl.lit(place, pl.UInt8)) for place, reason in enumerate(tests, 1)), pl.lit(0, pl.UInt8)
+    )
+    return flags.select(code).to_series().to_numpy().copy()
 
 
 def named(codes: np.ndarray, reasons: list[str]) -> pl.Series:

@@ -1,4 +1,4 @@
-"""The account of the pairs: every count, quantiles, twenty examples; as JSON, as one aligned table, as a dataset card."""
+"""The account of the pairs: every count, quantiles, twenty examples; as JSON, one aligned table, a dataset card."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -81,7 +81,9 @@ def _example(row: dict[str, Any]) -> dict[str, Any]:
         "prompt_id": row["prompt_id"],
         "prompt": _short(asked[-1] if asked else ""),
         **{side: _short(row[f"{side}_text"]) for side in ("chosen", "rejected")},
-        **{name: row[name] for name in ("chosen_score", "rejected_score", "chosen_tokens", "rejected_tokens", "origin")},
+        **{
+            name: row[name] for name in ("chosen_score", "rejected_score", "chosen_tokens", "rejected_tokens", "origin")
+        },
     }
 
 
@@ -141,9 +143,10 @@ tags: [preference, dpo]
 
 # Preference pairs
 
-TRL's conversational preference format (`prompt, chosen, rejected`), with ids, scores and the token ids that are trained.
-Chosen by `{story["strategy"]}` with the scores of `{story["scorer"]}`. `unpaired.parquet` holds {unpaired["up"]} answers with
-thumbs up and {unpaired["down"]} with thumbs down. `dropped.parquet` lists what was left out, each with its reason.
+TRL's conversational preference format (`prompt, chosen, rejected`), with ids, scores and token ids.
+Chosen by `{story["strategy"]}` with the scores of `{story["scorer"]}`.
+`unpaired.parquet` holds {unpaired["up"]} answers with thumbs up and {unpaired["down"]} with thumbs down.
+`dropped.parquet` lists what was left out, each with its reason.
 
 ```
 {table}

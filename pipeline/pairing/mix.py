@@ -1,6 +1,7 @@
 """Offline rows beside the policy's own pairs: a round's block of them, judged by the same filters, mixed by shares."""
 
 import hashlib
+
 import polars as pl
 
 from pipeline.artifacts import Logps, Pairs
@@ -13,13 +14,17 @@ def block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
     """The offline rows of this round, in an order of hashes; a prompt's rows lie together."""
     rows = pl.concat([offline.train(), offline.dev()])
     order = [hashlib.sha256(f"{cfg.seed}:{i}".encode()).hexdigest() for i in rows["prompt_id"]]
-    rows = rows.with_columns(pl.Series("order", order, dtype=pl.String)).sort("order", "chosen_id", "rejected_id").drop("order")
+    rows = (
+        rows.with_columns(pl.Series("order", order, dtype=pl.String))
+        .sort("order", "chosen_id", "rejected_id")
+        .drop("order")
+    )
     if (size := cfg.mix.per_round) is None:
         return rows
     if rows.height < (needed := size * cfg.round):
         raise Refusal(
-            f"pair.mix.per_round={size}: round {cfg.round} needs {needed} offline rows, and there are {rows.height} "
-            f"({offline.path}).\n  Give pair.mix.per_round={rows.height // cfg.round} or less, fewer rounds, or more rows."
+            f"pair.mix.per_round={size}: round {cfg.round} needs {needed} offline rows, and there are {rows.height}"
+            f" ({offline.path}).\n  Give pair.mix.per_round={rows.height // cfg.round} or less, or more rows."
         )
     return rows.slice((cfg.round - 1) * size, size)
 
@@ -63,7 +68,10 @@ def mixed(cfg: PairRound, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFram
     wanted = round(mine.height * cfg.mix.offline / cfg.mix.on_policy)
     if theirs.height < wanted:
         raise Refusal(_too_few(cfg, mine.height, wanted, theirs.height))
-    order = [hashlib.sha256(f"{cfg.seed}:{a}:{b}".encode()).hexdigest() for a, b in theirs.select("chosen_id", "rejected_id").rows()]
+    order = [
+        hashlib.sha256(f"{cfg.seed}:{a}:{b}".encode()).hexdigest()
+        for a, b in theirs.select("chosen_id", "rejected_id").rows()
+    ]
     theirs = theirs.with_columns(pl.Series("order", order, dtype=pl.String)).sort("order").drop("order")
     surplus = theirs.slice(wanted).with_columns(reason=pl.lit("not needed by the mix"))
     return pl.concat([mine, theirs.head(wanted)]), as_dropped("pair", surplus)
@@ -72,10 +80,10 @@ def mixed(cfg: PairRound, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFram
 def _too_few(cfg: PairRound, mine: int, wanted: int, there: int) -> str:
     most = there / (mine + there) if there else 0.0
     return (
-        f"pair.mix: {mine} pairs of the policy's own at a share of {cfg.mix.on_policy:g} ask for {wanted} offline pairs, "
-        f"and {there} are left after the filters.\n"
-        f"  Give more offline rows (or a larger pair.mix.per_round), or pair.mix.offline={int(most * 1000) / 1000:g} and "
-        f"pair.mix.on_policy={1 - int(most * 1000) / 1000:g}."
+        f"pair.mix: {mine} pairs of the policy's own at a share of {cfg.mix.on_policy:g} ask for {wanted} offline"
+        f" pairs, and {there} are left after the filters.\n"
+        f"  Give more offline rows (or a larger pair.mix.per_round), or pair.mix.offline={int(most * 1000) / 1000:g}"
+        f" and pair.mix.on_policy={1 - int(most * 1000) / 1000:g}."
     )
 
 

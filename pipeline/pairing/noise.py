@@ -25,7 +25,9 @@ def with_signs(pairs: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.Dat
 
 
 def without_signs(pairs: pl.DataFrame) -> pl.DataFrame:
-    return pairs.with_columns(pl.lit(None, pl.Float64).alias(name) for name in ("disagreement", "flip_rate", "annotators"))
+    return pairs.with_columns(
+        pl.lit(None, pl.Float64).alias(name) for name in ("disagreement", "flip_rate", "annotators")
+    )
 
 
 def _disagreement(known: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.Series:
@@ -34,7 +36,9 @@ def _disagreement(known: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.
     for name in other_scorers(scores, scorer):
         both = _both(known, scores.filter(pl.col("scorer") == name), "score")
         chosen, rejected = pl.col("chosen"), pl.col("rejected")
-        wrong = pl.when(chosen == rejected).then(0.5).when(chosen < rejected).then(1.0).when(chosen > rejected).then(0.0)
+        wrong = (
+            pl.when(chosen == rejected).then(0.5).when(chosen < rejected).then(1.0).when(chosen > rejected).then(0.0)
+        )
         verdicts.append(both.select(wrong.alias(name)))
     if not verdicts:
         return pl.Series([None] * known.height, dtype=pl.Float64)

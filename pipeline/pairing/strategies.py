@@ -1,7 +1,7 @@
 """Which samples of a prompt become a pair: one table, `strategy → function`.
 
 A strategy sees usable samples (`row, p, sample_id, score, tokens`, by prompt) and proposes `p, chosen, rejected`: rows.
-Ties between equal scores go by sample id; nothing depends on the order of rows. `chosen` is null where it is not a sample.
+Ties between equal scores go by sample id; nothing depends on the order of rows. A null `chosen` is not a sample.
 """
 
 from collections.abc import Callable, Mapping
@@ -160,16 +160,18 @@ def _differing(cfg: PairConfig, part: pl.DataFrame) -> pl.DataFrame:
 
 
 def _capped(cfg: PairConfig, pairs: pl.DataFrame, *order: str) -> pl.DataFrame:
-    """The first `pairs_per_prompt` of each prompt; `-margin` is the widest first. Equal ones go by both ids, either way."""
+    """The first `pairs_per_prompt` of each prompt; `-margin`: the widest first. Equal ones go by their two ids."""
     low, high = pl.min_horizontal("sample_id", "sample_id_r"), pl.max_horizontal("sample_id", "sample_id_r")
     by = [name.lstrip("-") for name in order]
     down = [name.startswith("-") for name in order]
-    ordered = pairs.with_columns(low=low, high=high).sort("p", *by, "low", "high", descending=[False, *down, False, False])
+    ordered = pairs.with_columns(low=low, high=high).sort(
+        "p", *by, "low", "high", descending=[False, *down, False, False]
+    )
     return ordered.filter(pl.int_range(pl.len()).over("p") < cfg.pairs_per_prompt).select("p", "chosen", "rejected")
 
 
 def _chance(cfg: PairConfig, rows: pl.DataFrame) -> pl.Series:
-    """A number for each sample that hangs on the seed, the prompt and the sample's place among its ids, on nothing else."""
+    """A number for each sample that hangs on the seed, the prompt and the sample's place among its ids alone."""
     place = rows.select(pl.col("sample_id").rank("ordinal").over("p")).to_series().to_numpy().astype(np.uint64)
     with np.errstate(over="ignore"):
         mixed = rows["prompt_id"].hash(cfg.seed).to_numpy() + place * np.uint64(0x9E3779B97F4A7C15)

@@ -1,7 +1,7 @@
 """Offline preferences in the shapes people have, each row turned into pairs and thumbs of one form, or into its fault.
 
-A pair: `prompt` (messages), `chosen`, `rejected` (texts), `chosen_score`, `rejected_score` (or None). A thumb: `prompt`,
-`completion`, `label`.
+A pair: `prompt` (messages), `chosen`, `rejected` (texts), `chosen_score`, `rejected_score` (or None).
+A thumb: `prompt`, `completion`, `label`.
 """
 
 import json
@@ -59,7 +59,9 @@ def rows_of(source: FileRows | HubRows) -> Lines:
     place = Path(source.path).expanduser()
     files = sorted(p for p in place.rglob("*") if p.suffix in READERS) if place.is_dir() else [place]
     if not files or files[0].suffix not in READERS:
-        raise Refusal(f"{place}: no rows to read. Give a file, or a folder of files, that ends in {', '.join(READERS)}.")
+        raise Refusal(
+            f"{place}: no rows to read. Give a file, or a folder of files, that ends in {', '.join(READERS)}."
+        )
     lines = Lines()
     for file in files:
         read = READERS[file.suffix](file)
@@ -188,7 +190,9 @@ def scored(cfg: OfflineConfig, row: Row) -> Converted:
     """The best against the worst of a list; and, where asked, every answer with its thumb."""
     names = _lists(row)
     if names is None:
-        raise Fault("no list of answers with a list of scores (responses and rewards, all_generated_responses and all_rm_scores)")
+        raise Fault(
+            "no answers with their scores (responses and rewards, or all_generated_responses and all_rm_scores)"
+        )
     texts, scores = row[names[0]], row[names[1]]
     if not isinstance(texts, list) or not isinstance(scores, list) or len(texts) != len(scores):
         raise Fault(f"{names[0]} and {names[1]} are not two lists of one length")
@@ -264,14 +268,20 @@ def _thumb(prompt: Messages, text: str, label: bool) -> Row:
 
 def _prompt(value: Any, system: Any = None) -> Messages:
     messages = [{"role": "user", "content": value}] if isinstance(value, str) else _messages(value, "prompt")
-    return [{"role": "system", "content": system}, *messages] if isinstance(system, str) and system.strip() else messages
+    return (
+        [{"role": "system", "content": system}, *messages] if isinstance(system, str) and system.strip() else messages
+    )
 
 
 def _messages(value: Any, name: str) -> Messages:
     if not isinstance(value, list) or not value:
         raise Fault(f"{name} is neither text nor a list of messages")
     for message in value:
-        if not isinstance(message, dict) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+        if (
+            not isinstance(message, dict)
+            or message.get("role") not in ROLES
+            or not isinstance(message.get("content"), str)
+        ):
             raise Fault(f"a message of {name} is not {{role: {'|'.join(ROLES)}, content: text}}")
     return [{"role": message["role"], "content": message["content"]} for message in value]
 

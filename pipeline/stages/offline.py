@@ -1,6 +1,6 @@
 """Offline preferences in the policy's own tokens, clear of the fence: pairs, and thumbs in `unpaired.parquet`.
 
-`dev.parquet` is empty: the stage `pair` splits by prompt. Every row that came in is in a pair, a thumb, or `dropped.parquet`.
+`dev.parquet` is empty: `pair` splits by prompt. Every row that came in is in a pair, a thumb, or `dropped.parquet`.
 """
 
 from collections.abc import Iterator

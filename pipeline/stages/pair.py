@@ -20,9 +20,9 @@ from pipeline.sources.jsonl import read_jsonl
 if TYPE_CHECKING:
     from pipeline.backends.chat import Chat
 
-ANSWERS: dict[str, Any] = {"sample_id": pl.String, "token_ids": pl.List(pl.Int64)}
+ANSWERS = pl.Schema([("sample_id", pl.String), ("token_ids", pl.List(pl.Int64))])
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-PROMPTS: dict[str, Any] = {"prompt_id": pl.String, "prompt": MESSAGES, "prompt_token_ids": pl.List(pl.Int64)}
+PROMPTS = pl.Schema([("prompt_id", pl.String), ("prompt", MESSAGES), ("prompt_token_ids", pl.List(pl.Int64))])
 
 
 def run(
@@ -62,7 +62,11 @@ class Work:
         self.story: dict[str, Any] = {
             "strategy": cfg.strategy.kind,
             "scorer": cfg.scorer,
-            **{"samples_in": 0, "dropped_samples": {}, "candidates": 0, "prompts_in": 0, "dropped_prompts": {}},
+            "samples_in": 0,
+            "dropped_samples": {},
+            "candidates": 0,
+            "prompts_in": 0,
+            "dropped_prompts": {},
             "ties": {"prompts": 0, "all_easy": 0, "all_hard": 0},
             "length_score_correlation": None,
         }
@@ -128,7 +132,12 @@ class Work:
             ids = self.chat.answer(asked[prompt_id], text, self.cfg.template_kwargs)
             name = digest_of([choice.DEMONSTRATION, prompt_id, text])[:16]
             gold.append({"prompt_id": prompt_id, "chosen_id": name, "chosen_text": text, "token_ids": ids})
-        schema = {"prompt_id": pl.String, "chosen_id": pl.String, "chosen_text": pl.String, "token_ids": pl.List(pl.Int64)}
+        schema: dict[str, Any] = {
+            "prompt_id": pl.String,
+            "chosen_id": pl.String,
+            "chosen_text": pl.String,
+            "token_ids": pl.List(pl.Int64),
+        }
         told = pl.DataFrame(gold, schema=schema)
         bare = told.filter(pl.col("chosen_id").is_null()).with_columns(reason=pl.lit("no demonstration"))
         self.dropped.append(choice.as_dropped("prompt", bare.select("prompt_id", "reason")))
@@ -136,7 +145,9 @@ class Work:
         told = told.drop_nulls("chosen_id")
         self._answer(told.select(pl.col("chosen_id").alias("sample_id"), "token_ids"))
         unscored = told.with_columns(
-            chosen_tokens=pl.col("token_ids").list.len(), chosen_score=pl.lit(None, pl.Float64), margin=pl.lit(None, pl.Float64)
+            chosen_tokens=pl.col("token_ids").list.len(),
+            chosen_score=pl.lit(None, pl.Float64),
+            margin=pl.lit(None, pl.Float64),
         )
         return pairs.join(unscored, on="prompt_id").select(*choice.JUDGED).cast(choice.JUDGED)  # type: ignore[arg-type]
 
@@ -147,18 +158,24 @@ class Work:
         fresh = rows.select(*PROMPTS).unique("prompt_id", keep="any").join(known, on="prompt_id", how="anti")
         self.prompts = pl.concat([self.prompts, fresh.cast(PROMPTS)])
         for side in ("chosen", "rejected"):
-            self._answer(rows.select(pl.col(f"{side}_id").alias("sample_id"), pl.col(f"{side}_token_ids").alias("token_ids")))
+            self._answer(
+                rows.select(pl.col(f"{side}_id").alias("sample_id"), pl.col(f"{side}_token_ids").alias("token_ids"))
+            )
         self.thumbs.append(mix.thumbs(self.cfg, offline).select(*split.THUMBS))
 
     def _answer(self, more: pl.DataFrame) -> None:
-        self.answers = pl.concat([self.answers, more.cast(ANSWERS)]).unique("sample_id", keep="first", maintain_order=True)
+        self.answers = pl.concat([self.answers, more.cast(ANSWERS)]).unique(
+            "sample_id", keep="first", maintain_order=True
+        )
 
     # ── what is left of it ────────────────────────────────────────────────────────────────────────────────────────
 
     def judge(self) -> None:
         """The filters of pairs, the same for all origins; then the mix."""
         cfg = self.cfg
-        pairs = choice.in_order(pl.concat([each.select(*JUDGED_WITH_SIGNS) for each in self.pairs], how="vertical_relaxed"))
+        pairs = choice.in_order(
+            pl.concat([each.select(*JUDGED_WITH_SIGNS) for each in self.pairs], how="vertical_relaxed")
+        )
         self.story["pairs_in"] = pairs.height
         if cfg.filters.repeats or cfg.filters.near:
             words = pl.col("prompt").list.eval(pl.element().struct.field("content")).list.join("\n")
@@ -220,7 +237,9 @@ class Work:
         up = int(thumbs["label"].sum())
         self.story |= {
             "dropped_pairs": funnel.counts(gone),
-            **{"pairs": out, "train": train.height, "dev": dev.height},
+            "pairs": out,
+            "train": train.height,
+            "dev": dev.height,
             "filters": funnel.by_filter(self.cfg, dropped),
             **funnel.about_pairs(self.kept),
             "noise": noise.estimate(self.kept),
