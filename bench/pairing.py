@@ -67,16 +67,11 @@ def made(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
         ]
     )
     starts = pl.Series([" ".join(words[draw.integers(0, len(words), 18)]) for _ in range(2000)])
-    odd = pl.Series(["", "I'm sorry, but I can't help with that."])
-    texts = (
-        starts.gather(draw.integers(0, len(starts), count))
-        + " "
-        + pl.Series(draw.integers(0, 40, count)).cast(pl.String)
-    )
-    chance = draw.random(count)
-    texts = pl.Series(np.where(chance < 0.02, 1, 0)).to_frame("i").select(
-        pl.when(pl.Series(chance < 0.01)).then(pl.lit(odd[0])).when(pl.Series(chance < 0.03)).then(pl.lit(odd[1])).otherwise(texts)
-    ).to_series()  # fmt: skip
+    numbers = pl.Series(draw.integers(0, 40, count)).cast(pl.String)
+    texts = starts.gather(draw.integers(0, len(starts), count)) + " " + numbers
+    chance = pl.Series(draw.random(count))
+    odd = pl.when(chance < 0.01).then(pl.lit("")).when(chance < 0.03).then(pl.lit("I'm sorry, but I can't help with it."))
+    texts = pl.select(odd.otherwise(texts)).to_series()
     ids = [hashlib.blake2b(str(i).encode(), digest_size=8).hexdigest() for i in range(count)]
     names = sorted(hashlib.blake2b(f"p{i}".encode(), digest_size=8).hexdigest() for i in range(prompts))
     samples = pl.DataFrame(

@@ -193,12 +193,10 @@ def as_dropped(kind: str, rows: pl.DataFrame) -> pl.DataFrame:
 def ties(cfg: PairConfig, prompts: pl.DataFrame) -> dict[str, int]:
     """Prompts whose usable samples score alike; all easy or all hard where that is the run's best or worst score."""
     several = prompts.filter((pl.col("usable") > 1) & (pl.col("high") == pl.col("low")))
-    band = cfg.filters.pass_rate
-    top = prompts["high"].drop_nans().max() if band is None else band.at
-    bottom = prompts["low"].drop_nans().min() if band is None else band.at
-    scored = prompts.filter(pl.col("usable") > 1)
-    if band is None:
-        easy, hard = several.filter(pl.col("low") == top), several.filter(pl.col("high") == bottom)
+    if (band := cfg.filters.pass_rate) is not None:
+        scored = prompts.filter(pl.col("usable") > 1)
+        easy, hard = scored.filter(pl.col("low") >= band.at), scored.filter(pl.col("high") < band.at)
     else:
-        easy, hard = scored.filter(pl.col("low") >= top), scored.filter(pl.col("high") < bottom)
+        best, worst = pl.lit(prompts["high"].drop_nans().max()), pl.lit(prompts["low"].drop_nans().min())
+        easy, hard = several.filter(pl.col("low") == best), several.filter(pl.col("high") == worst)
     return {"prompts": several.height, "all_easy": easy.height, "all_hard": hard.height}
