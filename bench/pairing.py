@@ -70,7 +70,9 @@ def made(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     numbers = pl.Series(draw.integers(0, 40, count)).cast(pl.String)
     texts = starts.gather(draw.integers(0, len(starts), count)) + " " + numbers
     chance = pl.Series(draw.random(count))
-    odd = pl.when(chance < 0.01).then(pl.lit("")).when(chance < 0.03).then(pl.lit("I'm sorry, but I can't help with it."))
+    odd = (
+        pl.when(chance < 0.01).then(pl.lit("")).when(chance < 0.03).then(pl.lit("I'm sorry, but I can't help with it."))
+    )
     texts = pl.select(odd.otherwise(texts)).to_series()
     ids = [hashlib.blake2b(str(i).encode(), digest_size=8).hexdigest() for i in range(count)]
     names = sorted(hashlib.blake2b(f"p{i}".encode(), digest_size=8).hexdigest() for i in range(prompts))

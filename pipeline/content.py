@@ -44,7 +44,7 @@ class ContentCache:
             return digest_of({str(p.relative_to(path)): self._file(p) for p in inside})
         if path.is_file():
             return self._file(path)
-        raise Refusal(f"{path}: there is no such file or folder. Give the path of one that exists.")
+        raise FileNotFoundError(path)
 
     def save(self) -> None:
         if not self._new:
@@ -70,7 +70,7 @@ def _hidden(relative: Path) -> bool:
 def commit_of(name: str, revision: str | None) -> str:
     """The commit that a hub repository's revision points to now; a dataset's name begins with `datasets/`."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         data = name.removeprefix("datasets/")
@@ -81,7 +81,7 @@ def commit_of(name: str, revision: str | None) -> str:
             f"{name}{f' at revision {revision}' if revision else ''}: no such repository on the hub, no local folder.\n"
             f"  Check the name, set HF_TOKEN when it is gated, or give a folder as ./{name}."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub's client lets its transport's own errors through, whatever that is today
         raise Refusal(
             f"{name}: the hub cannot be reached to find its commit ({type(error).__name__}).\n"
             f"  Give the commit as revision, or a local folder."

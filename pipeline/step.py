@@ -9,6 +9,7 @@ from typing import Any, Union
 
 from pipeline.config import Block, HubDataset, Local, Weights
 from pipeline.content import digest_of
+from pipeline.errors import Refusal
 
 # Bump a stage's number when the meaning of what it makes changes, so that nothing made before is taken for it.
 STAGE_VERSIONS = {
@@ -85,7 +86,7 @@ class Identity:
                 {
                     "stage": step.stage,
                     "version": STAGE_VERSIONS[step.stage],
-                    "config": self.config(step.config),
+                    "config": self.config(step.config, step.stage),
                     "inputs": {name: self.of_input(source, part) for name, source, part in step.edges()},
                 }
             )[:12]
@@ -94,19 +95,27 @@ class Identity:
     def of_input(self, step: Step, part: str | None) -> str:
         return f"{self.fingerprint(step)}/{part}" if part else self.fingerprint(step)
 
-    def config(self, value: Any) -> Any:
+    def config(self, value: Any, knob: str) -> Any:
         """The JSON that enters identity: without `runtime`, local paths by their content."""
         if isinstance(value, Block):
-            return {name: self.config(item) for name, item in value if name != "runtime"}
+            return {name: self.config(item, f"{knob}.{name}") for name, item in value if name != "runtime"}
         if isinstance(value, dict):
-            return {name: self.config(item) for name, item in value.items()}
+            return {name: self.config(item, f"{knob}.{name}") for name, item in value.items()}
         if isinstance(value, list | tuple):
-            return [self.config(item) for item in value]
+            return [self.config(item, knob) for item in value]
         if isinstance(value, Weights) and not value.local:
             return str(value)
         if isinstance(value, Local):
-            return f"content:{self._content_of(value)}"
+            return f"content:{self._content(value, knob)}"
         return value
+
+    def _content(self, path: str, knob: str) -> str:
+        try:
+            return self._content_of(path)
+        except FileNotFoundError as error:
+            raise Refusal(
+                f"{knob}={path}: there is no such file or folder. Give the path of one that exists."
+            ) from error
 
 
 def floats(step: Step) -> bool:

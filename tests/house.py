@@ -14,8 +14,8 @@ from pipeline.plan import plan
 from pipeline.step import Identity, Step
 
 HOUSE = Path(__file__).parent.parent
-# One round without base: 13 Steps, a third of a second each with toy stages.
-SMALL = ["recipes=smoke", "base=none", "sft=checkpoint", "sft.model=hub/model", f"sft.revision={'0' * 40}", "rounds=1"]
+# One round without base: 14 Steps, a third of a second each with toy stages.
+SMALL = ["prompts=playground", "sft.model=hub/model", f"sft.revision={'0' * 40}", "sample.per_round=100"]
 
 
 def composed(*arguments: str) -> Config:

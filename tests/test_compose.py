@@ -84,7 +84,7 @@ def test_a_loss_with_a_typo_names_the_nearest():
 
 
 def test_sft_training_without_a_base_is_refused():
-    assert "base is none" in said("recipes=smoke", "base=none")
+    assert "base is none" in said("prompts=playground", "sft=train")
 
 
 def test_a_word_that_is_no_override_and_broken_grammar_are_in_the_house_form():

@@ -20,7 +20,7 @@ def no_own_code(folder: Path, name: str, trust: Trust) -> None:
     if own_code and not trust.remote_code:
         raise Refusal(
             f"{name}: it brings Python code of its own (auto_map in {', '.join(own_code)}), to run on this machine.\n"
-            f"  Read that code, then give trust.remote_code=true if you trust it."
+            f"  Read that code, then give sft.trust.remote_code=true (base.trust.… for a base) if you trust it."
         )
 
 
@@ -86,7 +86,8 @@ def _only_pickled(folder: Path, name: str, trust: Trust) -> None:
     if not trust.pickled_weights:
         raise Refusal(
             f"{name}: it has no *.safetensors, only pickled weights ({', '.join(pickled)}), which can run code.\n"
-            f"  Convert them (save_pretrained writes safetensors), or give trust.pickled_weights=true."
+            f"  Convert them (save_pretrained writes safetensors), or give sft.trust.pickled_weights=true\n"
+            f"  (base.trust.… for a base)."
         )
 
 

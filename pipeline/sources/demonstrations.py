@@ -13,7 +13,7 @@ ROLES = "system", "user", "assistant"
 def read_demonstrations(cfg: DemonstrationsConfig) -> Lines:
     if cfg.kind == "playground":
         return Lines(rows=list(playground.demonstrations(cfg)))
-    return read_jsonl(Path(cfg.path), _fault, cfg.on_bad_row)
+    return read_jsonl(Path(cfg.path), _fault, cfg.on_bad_row, "sft.data.on_bad_row")
 
 
 def _fault(row: dict[str, Any]) -> str | None:

@@ -22,7 +22,7 @@ class Lines:
     bad: list[tuple[int, str]] = field(default_factory=list)
 
 
-def read_jsonl(path: Path, check: Check, on_bad_row: str) -> Lines:
+def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
     """Rows that are JSON objects and pass `check`; `on_bad_row: fail` refuses the file with its first faults."""
     lines = Lines()
     for number, data in _numbered(path):
@@ -36,7 +36,7 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str) -> Lines:
         shown = [f"  line {number}: {fault}" for number, fault in lines.bad[:SHOWN]]
         more = [f"  … and {len(lines.bad) - SHOWN} more"] if len(lines.bad) > SHOWN else []
         head = f"{path}: {len(lines.bad)} of {len(lines.bad) + len(lines.rows)} lines cannot be used:"
-        advice = "  Mend them, or skip and count them with prompts.on_bad_row=skip (sft.data.on_bad_row=skip)."
+        advice = f"  Mend them, or leave them out and count them with {knob}=skip."
         raise Refusal("\n".join([head, *shown, *more, advice]))
     return lines
 

@@ -72,7 +72,7 @@ def rows_of(source: FileRows | HubRows) -> Lines:
 
 
 def _jsonl(file: Path) -> Lines:
-    return read_jsonl(file, lambda row: None, "skip")
+    return read_jsonl(file, lambda row: None, "skip", "offline.on_bad_row")
 
 
 def _json(file: Path) -> Lines:

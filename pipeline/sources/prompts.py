@@ -23,7 +23,7 @@ def read_prompts(cfg: JsonlPrompts) -> Lines:
             seen.add(str(row["id"]))
         return fault
 
-    lines = read_jsonl(Path(cfg.path), check, cfg.on_bad_row)
+    lines = read_jsonl(Path(cfg.path), check, cfg.on_bad_row, "prompts.on_bad_row")
     lines.rows = [_row(row) for row in lines.rows]
     return lines
 

@@ -97,5 +97,5 @@ def _check(cfg: TinyBase) -> None:
     if cfg.hidden % (2 * cfg.heads):
         raise Refusal(
             f"base.hidden={cfg.hidden}, base.heads={cfg.heads}: a head's size has to be a whole even number.\n"
-            f"  Give hidden as a multiple of 2 × heads; vLLM on CPU wants heads of 32, 64 or 128."
+            f"  Give hidden as a multiple of 2 × heads; vLLM on a CPU wants heads of 32, 64 or 128."
         )

@@ -191,7 +191,7 @@ class Work:
         if self.cfg.edits is None:
             return
         path = Path(self.cfg.edits)
-        lines = read_jsonl(path, edits.fault, "skip")
+        lines = read_jsonl(path, edits.fault, "skip", "pair.edits")
         if lines.bad:
             faults = "\n".join(f"  line {number}: {fault}" for number, fault in lines.bad[:10])
             raise Refusal(f"pair.edits={path}: {len(lines.bad)} lines cannot be used:\n{faults}")
