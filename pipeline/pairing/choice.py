@@ -158,6 +158,9 @@ def _side(lean: pl.DataFrame, at: pl.Series, names: dict[str, str], side: str) -
 
 def in_order(pairs: pl.DataFrame) -> pl.DataFrame:
     """The one order of pairs: filters that compare a pair with earlier ones, and the files, go by it."""
+    prompts = pairs["prompt_id"]
+    if bool((prompts[1:] > prompts[:-1]).all()):  # one pair a prompt, and prompts are in order
+        return pairs
     return pairs.sort("prompt_id", "chosen_id", "rejected_id")
 
 
@@ -169,7 +172,8 @@ def filtered(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.Dat
     reasons = list(alone)
     for reason in (name for name in tests if name in filters.COMPARING):
         left = np.flatnonzero(codes == 0)
-        again = filters.first_reasons(pairs[left], {reason: tests[reason]})
+        compared = pairs.select(*dict.fromkeys(tests[reason].meta.root_names()))
+        again = filters.first_reasons(compared[left], {reason: tests[reason]})
         reasons.append(reason)
         codes[left[again > 0]] = len(reasons)
     gone = np.flatnonzero(codes)
