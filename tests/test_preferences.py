@@ -1,6 +1,7 @@
 """Offline preferences: every published shape to the exact token ids, every row accounted for, bad rows named."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import polars as pl
@@ -64,15 +65,15 @@ def rows(shape: str) -> list[dict]:
     return made
 
 
+@cache
+def composed_with(*words: str):
+    alone = ["pair.mix={on_policy: 0, offline: 1}", "rounds=1", "offline=file", "offline.source.path=x"]
+    return composed("recipes=smoke", *alone, *words).offline
+
+
 def config(path: Path, *words: str):
-    given = [
-        "recipes=smoke",
-        "offline=file",
-        "pair.mix={on_policy: 0, offline: 1}",
-        "rounds=1",
-        f"offline.source.path={path}",
-    ]
-    return composed(*given, *words).offline
+    cfg = composed_with(*words)
+    return cfg.model_copy(update={"source": cfg.source.model_copy(update={"path": str(path)})})
 
 
 @pytest.fixture
