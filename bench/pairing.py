@@ -86,6 +86,7 @@ def made(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
             "prompt_tokens": np.repeat(draw.integers(10, 200, prompts), SAMPLES).astype(np.uint32),
         }
     )
+    samples = samples.with_columns(second_bos=pl.Series(draw.random(count) < 0.001))
     score = pl.Series(draw.normal(size=count).round(2))
     scores = samples.select("sample_id", "prompt_id", scorer=pl.lit("rules"), score=score)
     return samples, scores.with_columns(detail=pl.lit(""))
@@ -115,7 +116,7 @@ REFUSAL = re.compile(filters.REFUSAL)
 def plain(samples: list[tuple], scores: list[tuple]) -> tuple[list[tuple], Counter]:
     """One dict by prompt, one pass over the rows, then one over the prompts; nothing is looked at twice."""
     asked, gone, by_prompt = CONFIG.filters, Counter(), {}
-    for (prompt, name, text, finish, tokens, asked_tokens), (scored, score) in zip(samples, scores, strict=True):
+    for (prompt, name, text, finish, tokens, asked_tokens, again), (scored, score) in zip(samples, scores, strict=True):
         if scored != name:
             raise ValueError("a score of another sample")
         if prompt not in by_prompt:
@@ -126,6 +127,8 @@ def plain(samples: list[tuple], scores: list[tuple]) -> tuple[list[tuple], Count
             gone["truncated"] += 1
         elif not text.strip():
             gone["empty"] += 1
+        elif again:
+            gone["second BOS"] += 1
         elif REFUSAL.search(text):
             gone["refusal"] += 1
         else:

@@ -262,7 +262,6 @@ def test_all_samples_become_thumbs_when_asked(paired):
         (lambda row, chat: row["prompt_token_ids"].insert(0, chat.bos), "chosen has not exactly one BOS"),
         (lambda row, chat: row["token_ids"].pop(), "chosen does not end with a stop token"),
         (lambda row, chat: row["token_ids"].insert(0, 40), "chosen's tokens do not read as its text"),
-        (lambda row, chat: row["token_ids"].insert(1, chat.bos), "chosen has not exactly one BOS"),
     ],
 )
 def test_what_is_trained_must_be_what_was_sampled(tmp_path, policy, chat, change, said):
@@ -275,6 +274,18 @@ def test_what_is_trained_must_be_what_was_sampled(tmp_path, policy, chat, change
     with pytest.raises(Refusal, match=said):
         run(config(), tmp_path / "out", policy=policy, **inputs)
     assert not (tmp_path / "out" / "train.parquet").exists()
+
+
+def test_an_answer_with_a_bos_of_its_own_is_dropped_and_counted(tmp_path, policy, chat):
+    rows = [sample_row(chat, "p", f"p-{i}", f"answer {i}", "stop") for i in range(3)]
+    rows[2]["token_ids"].insert(1, chat.bos)
+    write_table(tmp_path / "a" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
+    scores = [score_row("p", f"p-{i}", float(i)) for i in range(3)]
+    write_table(tmp_path / "b" / "scores" / "0.parquet", pl.DataFrame(scores, schema=SCORE))
+    inputs = {"samples": [Samples(tmp_path / "a")], "scores": [Scores(tmp_path / "b")]}
+    pairs = run(config(), tmp_path / "out", policy=policy, **inputs)
+    assert reasons(pairs) == {"p-2": "second BOS"}
+    assert all_pairs(pairs).select("chosen_id", "rejected_id").rows() == [("p-1", "p-0")]
 
 
 def test_another_template_than_the_sampler_s_stops_here(tmp_path, paired):

@@ -40,7 +40,9 @@ def table(answers: dict[str, list[tuple[str, float | None, str]]]) -> tuple[pl.D
     ]
     whole = pl.DataFrame(rows, schema={**dict.fromkeys(list(rows[0])[:4], pl.String), "score": pl.Float64})
     tokens = pl.col("completion").str.len_bytes().cast(pl.UInt32)
-    samples = whole.drop("score").with_columns(tokens=tokens, prompt_tokens=pl.lit(3, pl.UInt32))
+    samples = whole.drop("score").with_columns(
+        tokens=tokens, prompt_tokens=pl.lit(3, pl.UInt32), second_bos=pl.lit(False)
+    )
     return samples, whole.select("sample_id", "score", scorer=pl.lit("rules"), detail=pl.lit(""))
 
 

@@ -174,6 +174,13 @@ def test_rows_that_overlap_an_evaluation_prompt_are_left_out(taken):
     assert pairs.funnel()["dropped_rows"] == {"overlap with evaluation": 1} and pairs.funnel()["rows"] == 9
 
 
+@pytest.mark.parametrize("side", ["prompt", "chosen", "rejected"])
+def test_a_text_with_a_bos_in_it_is_left_out(taken, side):
+    made = [*rows("standard"), {"prompt": "q", "chosen": "a", "rejected": "b", side: "one <s> more"}]
+    pairs = taken(made)
+    assert pairs.train().height == 10 and pairs.dropped().select("row", "reason").rows() == [(11, "second BOS")]
+
+
 def test_a_row_that_repeats_another_is_dropped_by_name(taken):
     pairs = taken([*rows("standard"), rows("standard")[2]])
     assert pairs.train().height == 10 and pairs.dropped().select("row", "reason").rows() == [

@@ -28,6 +28,11 @@ class Chat:
         """Any id does: what is padded is masked."""
         return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
+    @property
+    def only_bos(self) -> int | None:
+        """BOS where it does nothing but begin a text; None where it also ends one, or where there is none."""
+        return None if self.bos in self.stops else self.bos
+
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
         from jinja2 import TemplateError
 

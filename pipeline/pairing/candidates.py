@@ -1,6 +1,7 @@
 """Samples with their scores, joined by id, in columns: what strategies choose from. A score is never moved by position.
 
-`rows`: `p` (number of the prompt), `prompt_id, sample_id, completion, finish_reason, score`, in the order of prompts.
+`rows`: `p` (number of the prompt), `prompt_id, sample_id, completion, finish_reason, tokens, prompt_tokens, second_bos,
+score, detail`, in the order of prompts.
 """
 
 import polars as pl

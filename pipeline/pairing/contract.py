@@ -55,9 +55,9 @@ def _faults(cfg: PairConfig, row: dict[str, Any], chat: Chat) -> Iterator[tuple[
 
 
 def _bos(chat: Chat, ids: list[int]) -> str | None:
-    if chat.bos is None or chat.bos in chat.stops:
+    if chat.only_bos is None:
         return None
-    found = ids.count(chat.bos)
+    found = ids.count(chat.only_bos)
     wanted = 1 if chat.begins or ids[:1] == [chat.bos] else 0
     return (
         None

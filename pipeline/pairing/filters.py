@@ -37,6 +37,11 @@ def empty(cfg: PairConfig) -> pl.Expr:
     return pl.col("completion").str.strip_chars_start().str.len_bytes() == 0
 
 
+def second_bos(cfg: PairConfig) -> pl.Expr:
+    """A weak model may draw BOS in the middle of its answer; what is trained has exactly one."""
+    return pl.col("second_bos")
+
+
 def refusal(cfg: PairConfig) -> pl.Expr | None:
     return None if cfg.filters.allow_refusals else pl.col("completion").str.contains(REFUSAL)
 
@@ -50,6 +55,7 @@ SAMPLES: Mapping[str, Filter] = {
     "no score": without_score,
     "truncated": truncated,
     "empty": empty,
+    "second BOS": second_bos,
     "refusal": refusal,
     "other language": other_language,
 }

@@ -5,9 +5,7 @@ from typing import Any
 
 from pipeline.config import DemonstrationsConfig
 from pipeline.sources import playground
-from pipeline.sources.jsonl import Lines, read_jsonl
-
-ROLES = "system", "user", "assistant"
+from pipeline.sources.jsonl import Lines, message_fault, read_jsonl
 
 
 def read_demonstrations(cfg: DemonstrationsConfig) -> Lines:
@@ -20,13 +18,8 @@ def _fault(row: dict[str, Any]) -> str | None:
     messages = row.get("messages")
     if not isinstance(messages, list) or len(messages) < 2:
         return "no field 'messages' with a list of at least a question and its answer"
-    for message in messages:
-        if (
-            not isinstance(message, dict)
-            or message.get("role") not in ROLES
-            or not isinstance(message.get("content"), str)
-        ):
-            return f"a message is not {{role: {'|'.join(ROLES)}, content: text}}"
+    if fault := message_fault(messages):
+        return fault
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         return "the last message is not an answer of the assistant"
     return None if any(m["role"] == "user" for m in messages) else "no message is the user's"

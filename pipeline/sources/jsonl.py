@@ -10,6 +10,7 @@ from pipeline.errors import Refusal
 
 LONGEST = 1 << 20  # bytes in a line; a longer one is a file without line ends, not a prompt
 SHOWN = 10
+ROLES = "system", "user", "assistant"
 
 Check = Callable[[dict[str, Any]], str | None]  # the fault of a row, or None
 
@@ -39,6 +40,18 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
         advice = f"  Mend them, or leave them out and count them with {knob}=skip."
         raise Refusal("\n".join([head, *shown, *more, advice]))
     return lines
+
+
+def message_fault(messages: list[Any]) -> str | None:
+    """What is wrong with a list of chat messages, or None."""
+    for message in messages:
+        if (
+            not isinstance(message, dict)
+            or message.get("role") not in ROLES
+            or not isinstance(message.get("content"), str)
+        ):
+            return f"a message is not {{role: {'|'.join(ROLES)}, content: text}}"
+    return None
 
 
 def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:

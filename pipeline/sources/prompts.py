@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import JsonlPrompts
-from pipeline.sources.jsonl import Lines, read_jsonl
-
-ROLES = "system", "user", "assistant"
+from pipeline.sources.jsonl import Lines, message_fault, read_jsonl
 
 
 def read_prompts(cfg: JsonlPrompts) -> Lines:
@@ -63,13 +61,8 @@ def _fault(row: dict[str, Any]) -> str | None:
         return None if prompt.strip() else "the prompt is empty"
     if not isinstance(prompt, list) or not prompt:
         return "'prompt' is neither text nor a list of messages"
-    for message in prompt:
-        if (
-            not isinstance(message, dict)
-            or message.get("role") not in ROLES
-            or not isinstance(message.get("content"), str)
-        ):
-            return f"a message is not {{role: {'|'.join(ROLES)}, content: text}}"
+    if fault := message_fault(prompt):
+        return fault
     if row.get("system") and prompt[0]["role"] == "system":
         return "has both 'system' and a system message"
     return (

@@ -54,6 +54,10 @@ def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Fence) -> Pairs:
             continue
         made = {(p["chosen_id"], p["rejected_id"]): p for p in map(words.pair, row["pairs"])}
         told = {(t["sample_id"], t["label"]): t for t in map(words.thumb, row["thumbs"])}
+        if any(words.second_bos(ids) for ids in [*made.values(), *told.values()]):
+            detail = "a text holds the tokenizer's BOS, which begins a text and nothing else"
+            dropped.append(_gone(row["row"], _prompt_id(row), "second BOS", detail))
+            continue
         if made.keys() <= pairs.keys() and told.keys() <= thumbs.keys():
             dropped.append(_gone(row["row"], _prompt_id(row), "repeats an earlier row", ""))
         pairs |= made
@@ -82,6 +86,11 @@ class Words:
         name, tokens = self._answer(row["prompt_id"], thumb["prompt"], thumb["completion"])
         answer = {"completion": _message(thumb["completion"]), "sample_id": name, "token_ids": tokens}
         return {**row, **answer, "label": thumb["label"]}
+
+    def second_bos(self, row: Row) -> bool:
+        asked = row["prompt_token_ids"].count(self.chat.only_bos)
+        answers = [ids for name, ids in row.items() if name.endswith("token_ids") and name != "prompt_token_ids"]
+        return asked > 1 or any(self.chat.only_bos in ids for ids in answers)
 
     def _prompt(self, messages: list[dict[str, str]]) -> Row:
         ids = self.chat.encode(messages, self.kwargs)

@@ -75,7 +75,7 @@ class Work:
 
     def take_samples(self, samples: list[Samples], scores: list[Scores], prompts: Prompts | None) -> None:
         cfg, marked = self.cfg, pl.concat([each.read() for each in scores])
-        drawn = pl.concat([lean(each) for each in samples])
+        drawn = pl.concat([lean(each, self.chat.only_bos) for each in samples])
         rows = candidates(drawn, marked, cfg.scorer)
         found = choice.proposed(cfg, rows)
         self.story |= self._about_samples(rows, found)
@@ -263,7 +263,7 @@ REMEDY = "Loosen pair.filters, choose another pair strategy, or draw more sample
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def lean(samples: Samples) -> pl.DataFrame:
+def lean(samples: Samples, bos: int | None) -> pl.DataFrame:
     """What pairs are chosen by: token ids stay on the disk, their number is enough."""
     shards = pl.scan_parquet(sorted((samples.path / "samples").glob("*.parquet")))
     return shards.select(
@@ -273,6 +273,7 @@ def lean(samples: Samples) -> pl.DataFrame:
         "finish_reason",
         tokens=pl.col("token_ids").list.len(),
         prompt_tokens=pl.col("prompt_token_ids").list.len(),
+        second_bos=pl.lit(False) if bos is None else pl.col("token_ids").list.contains(bos),
     ).collect(engine="streaming")
 
 

@@ -11,6 +11,7 @@ from pipeline.artifacts import Model, write_table
 from pipeline.config import FullAdapter, TrainConfig
 from pipeline.errors import Broken, Refusal
 from pipeline.training import models
+from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
 
 if TYPE_CHECKING:
@@ -117,33 +118,15 @@ def _arguments(cfg: TrainConfig, folder: Path, evaluates: bool) -> DPOConfig:
         raise Refusal(f"train: TRL does not take these settings: {error}") from error
 
 
-def _fixed(cfg: TrainConfig, folder: Path, evaluates: bool) -> dict[str, Any]:
+def _fixed(cfg: TrainConfig, checkpoints: Path, evaluates: bool) -> dict[str, Any]:
     return {
-        "output_dir": str(folder),
+        **arguments(cfg, checkpoints),
         "loss_type": list(cfg.loss),
         "loss_weights": cfg.loss_weights,
         "beta": cfg.beta,
         "precompute_ref_log_probs": cfg.logps == "ready",
-        "learning_rate": cfg.learning_rate,
-        "num_train_epochs": cfg.epochs,
-        "per_device_train_batch_size": cfg.runtime.micro_batch,
-        "per_device_eval_batch_size": cfg.runtime.micro_batch,
-        "gradient_accumulation_steps": cfg.batch // cfg.runtime.micro_batch,
-        "lr_scheduler_type": cfg.scheduler,
-        "warmup_steps": cfg.warmup,
-        "weight_decay": cfg.weight_decay,
-        "max_grad_norm": cfg.clip,
         "max_length": cfg.max_length,
-        "seed": cfg.seed,
-        "bf16": cfg.dtype == "bfloat16",
-        "gradient_checkpointing": cfg.gradient_checkpointing,
-        "use_cpu": not torch.cuda.is_available(),
+        "per_device_eval_batch_size": cfg.runtime.micro_batch,
         "eval_strategy": "steps" if evaluates else "no",
         "eval_steps": cfg.eval_every,
-        "save_strategy": "steps",
-        "save_steps": cfg.runtime.save_every,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "disable_tqdm": True,
-        "report_to": "none",
     }

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import SftTraining
 from pipeline.errors import Refusal
+from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
 
 Message = dict[str, str]
@@ -72,27 +72,9 @@ def _dataset(examples: list[Example]) -> Dataset:
     )
 
 
-def _arguments(cfg: SftTraining, folder: Path) -> dict[str, Any]:
+def _arguments(cfg: SftTraining, checkpoints: Path) -> dict[str, Any]:
     return {
-        "output_dir": str(folder),
-        "learning_rate": cfg.learning_rate,
-        "num_train_epochs": cfg.epochs,
-        "per_device_train_batch_size": cfg.runtime.micro_batch,
-        "gradient_accumulation_steps": cfg.batch // cfg.runtime.micro_batch,
-        "lr_scheduler_type": cfg.scheduler,
-        "warmup_steps": cfg.warmup,
-        "weight_decay": cfg.weight_decay,
-        "max_grad_norm": cfg.clip,
-        "bf16": cfg.dtype == "bfloat16",
-        "gradient_checkpointing": cfg.gradient_checkpointing,
+        **arguments(cfg, checkpoints),
         "max_length": None,  # nothing is cut: what is too long was left out and counted
         "dataset_kwargs": {"skip_prepare_dataset": True},
-        "seed": cfg.seed,
-        "use_cpu": not torch.cuda.is_available(),
-        "save_strategy": "steps",
-        "save_steps": cfg.runtime.save_every,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "disable_tqdm": True,
-        "report_to": "none",
     }
