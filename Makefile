@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 PIPELINE := $(PYTHON) -m pipeline
-STAGES := prompts base sft sample score pair refer train evaluate
+STAGES := prompts base sft offline sample score pair refer train evaluate
 CHOSEN = $(if $(RECIPE),recipes=$(RECIPE))
 # The overrides that a recipe made for vLLM needs where there is none.
 WITHOUT_VLLM = $$($(PYTHON) requirements/backend.py)
@@ -11,7 +11,7 @@ BASE_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; d
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all sweep bench
+.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all edit sweep bench
 
 help:
 	@echo 'make TARGET [RECIPE=name] [ARGS="key=value …"]'
@@ -57,6 +57,9 @@ $(STAGES): install ## that stage and all it needs
 
 all: install ## everything, up to the report
 	$(PIPELINE) $(CHOSEN) $(ARGS)
+
+edit: install ## a run's pairs as pairs.jsonl, to correct by hand and give back as pair.edits=FILE [RUN=runs/latest ROUND=1]
+	$(PYTHON) -m pipeline.edit $(or $(RUN),runs/latest) $(ROUND)
 
 sweep: install ## one run per point of a grid [RECIPE=sweep_smoke]
 	$(PIPELINE) $(or $(CHOSEN),recipes=sweep_smoke $(WITHOUT_VLLM)) $(ARGS)

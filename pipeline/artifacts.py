@@ -198,6 +198,7 @@ MADE_BY: dict[str, type[Artifact]] = {
     "sft": Model,
     "sample": Samples,
     "score": Scores,
+    "offline": Pairs,
     "pair": Pairs,
     "refer": Logps,
     "train": Model,

@@ -263,6 +263,43 @@ class Draw(SampleConfig):
     wave: NonNegativeInt
 
 
+# ── offline ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class HubDataset(str):
+    """The name of a hub dataset: its commit enters identity."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(min_length=1))
+
+
+class FileRows(Block):
+    kind: Literal["file"]
+    path: Local
+
+
+class HubRows(Block):
+    kind: Literal["hub"]
+    dataset: HubDataset
+    revision: str | None
+    subset: str | None
+    split: str
+
+
+Shape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "thumbs", "columns"]
+
+
+class OfflineConfig(Block):
+    source: Annotated[FileRows | HubRows, Field(discriminator="kind")]
+    shape: Shape
+    columns: dict[str, str]
+    thumbs_at: float | None
+    on_bad_row: Literal["fail", "skip"]
+    template_kwargs: dict[str, JsonValue]
+    fence: Fence
+
+
 # ── score, pair, refer ────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -283,13 +320,131 @@ class DevPairs(Block):
     most_share: Share
 
 
-class PairConfig(Block):
-    strategy: Literal["best_worst"]
-    scorer: str
-    min_margin: NonNegativeFloat
+class BestWorst(Block):
+    kind: Literal["best_worst"]
+
+
+class BestRandom(Block):
+    kind: Literal["best_random"]
+
+
+class RandomPair(Block):
+    kind: Literal["random"]
+
+
+class TopBottom(Block):
+    kind: Literal["top_bottom"]
+    k: PositiveInt
+
+
+class AllPairs(Block):
+    kind: Literal["all_pairs"]
+
+
+class Sigma(Block):
+    kind: Literal["sigma"]
+    below: PositiveFloat
+
+
+class MarginBand(Block):
+    kind: Literal["margin_band"]
+    low: Share
+    high: Share
+
+    @model_validator(mode="after")
+    def _a_band(self) -> "MarginBand":
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low} is not below high={self.high}: no margin lies between them")
+        return self
+
+
+class LengthMatched(Block):
+    kind: Literal["length_matched"]
+    ratio: Annotated[float, Field(ge=1)]
+
+
+class Demonstration(Block):
+    kind: Literal["demonstration"]
+    column: str
+    against: Literal["best", "worst"]
+
+
+StrategyConfig = Annotated[
+    BestWorst | BestRandom | RandomPair | TopBottom | AllPairs | Sigma | MarginBand | LengthMatched | Demonstration,
+    Field(discriminator="kind"),
+]
+
+
+class PassRate(Block):
+    at: float
+    least: Share
+    most: Share
+
+
+class Filters(Block):
+    """What may stand in a pair; null switches a filter off, and the funnel says that it was not asked."""
+
     allow_truncated: bool
+    allow_refusals: bool
+    languages: Annotated[list[str], Field(min_length=1)] | None
+    repeats: bool
+    pass_rate: PassRate | None
+    min_margin: NonNegativeFloat
+    min_chosen: float | None
+    max_rejected: float | None
+    max_length_ratio: Annotated[float, Field(ge=1)] | None
+    max_disagreement: Share | None
+    max_flip_rate: Share | None
+    min_reference: float | None
+    near: Annotated[float, Field(gt=0, lt=1)] | None
+
+
+class Mix(Block):
+    on_policy: Share
+    offline: Share
+    per_round: PositiveInt | None
+
+    @model_validator(mode="after")
+    def _of_one(self) -> "Mix":
+        if abs(self.on_policy + self.offline - 1) > 1e-9:
+            raise ValueError(
+                f"on_policy={self.on_policy} and offline={self.offline} are shares: they have to add up to 1"
+            )
+        return self
+
+
+class PairConfig(Block):
+    strategy: StrategyConfig
+    scorer: str
+    pairs_per_prompt: PositiveInt
+    ties: Literal["drop", "both"]
+    filters: Filters
+    mix: Mix
+    thumbs_at: float | None
+    edits: Local | None
+    limits: Limits
+    template_kwargs: dict[str, JsonValue]
     dev: DevPairs
     seed: int
+
+    @property
+    def asks_prior(self) -> bool:
+        """Whether offline rows need their log-probabilities under the SFT model before they can be judged."""
+        return self.filters.min_reference is not None
+
+    @property
+    def asks_prompts(self) -> bool:
+        """Whether the prompts' own columns hold a side of the pairs."""
+        return self.strategy.kind == "demonstration" and self.mix.on_policy > 0
+
+    def of(self, round: int) -> "PairRound":
+        return PairRound(**dict(self), round=round)
+
+
+class PairRound(PairConfig):
+    """The user's block and the round: which block of offline rows it takes."""
+
+    round: PositiveInt
 
 
 class ReferRuntime(Block):
@@ -377,6 +532,7 @@ class Config(Block):
     pair: PairConfig
     refer: ReferConfig
     train: TrainConfig
+    offline: OfflineConfig | None
     exam: ExamConfig
     evaluate: EvaluateConfig
 
@@ -403,6 +559,7 @@ def _mismatches(cfg: Config) -> Iterator[str]:
     ):
         if name not in scorers:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
+    yield from _unmixable(cfg)
     for name, scorer in cfg.score.scorers.items():
         if scorer.gold:
             yield f"score.scorers.{name}.gold=true: a gold scorer marks exams alone; move it to exam.score.scorers."
@@ -413,3 +570,21 @@ def _mismatches(cfg: Config) -> Iterator[str]:
             "sft=train starts from a base model, and base is none."
             " Give base=checkpoint base.model=NAME, or sft=checkpoint sft.model=NAME."
         )
+
+
+def _unmixable(cfg: Config) -> Iterator[str]:
+    """Offline rows and rounds: who asks for what nobody gives."""
+    mix = cfg.pair.mix
+    if mix.offline and cfg.offline is None:
+        yield f"pair.mix.offline={mix.offline:g}: there are no offline rows. Give offline=file offline.source.path=FILE"
+    if cfg.offline and not mix.offline:
+        yield (
+            "offline: pair.mix.offline=0 takes none of its rows."
+            " Give pair.mix.on_policy=0.5 pair.mix.offline=0.5, or offline=none."
+        )
+    if cfg.rounds > 1 and not mix.on_policy:
+        yield f"rounds={cfg.rounds}: with offline rows only, every round would train on the same rows. Give rounds=1."
+    if cfg.rounds > 1 and mix.on_policy and mix.offline and mix.per_round is None:
+        yield f"rounds={cfg.rounds}: each round takes a block of offline rows of its own. Give pair.mix.per_round=ROWS."
+    if not mix.offline and cfg.pair.asks_prior:
+        yield "pair.filters.min_reference: it is asked of offline rows alone, and pair.mix.offline=0 takes none."

@@ -68,15 +68,17 @@ def _hidden(relative: Path) -> bool:
 
 
 def commit_of(name: str, revision: str | None) -> str:
-    """The commit that a hub repository's revision points to now."""
+    """The commit that a hub repository's revision points to now; a dataset's name begins with `datasets/`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        sha = HfApi().model_info(name, revision=revision).sha
+        data = name.removeprefix("datasets/")
+        info = HfApi().model_info if data == name else HfApi().dataset_info
+        sha = info(data, revision=revision).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise Refusal(
-            f"{name}{f' at revision {revision}' if revision else ''}: no such model on the hub, and no local folder.\n"
+            f"{name}{f' at revision {revision}' if revision else ''}: no such repository on the hub, no local folder.\n"
             f"  Check the name, set HF_TOKEN when it is gated, or give a folder as ./{name}."
         ) from error
     except Exception as error:  # the hub's client lets its transport's own errors through, whatever that is today

@@ -4,7 +4,7 @@ A Step is one stage on given inputs (see step.py). The plan is the returned Step
 """
 
 from pipeline.config import Config, SftTraining
-from pipeline.step import Part, Step
+from pipeline.step import Input, Part, Step
 
 
 def plan(cfg: Config) -> Step:
@@ -13,18 +13,26 @@ def plan(cfg: Config) -> Step:
     trains = isinstance(cfg.sft, SftTraining)
     sft = Step("sft", cfg.sft, base=base, fence=prompts / "fence") if trains else Step("sft", cfg.sft)
 
+    offline = Step("offline", cfg.offline, policy=sft, fence=prompts / "fence") if cfg.offline else None
+    prior = Step("refer", cfg.refer, at=1, model=sft, rows=offline) if offline and cfg.pair.asks_prior else None
+
     policy, models, pairs = sft, {"sft": sft}, []
     for r in range(1, cfg.rounds + 1):
-        samples = Step("sample", cfg.sample.draw("train", round=r), at=r, policy=policy, prompts=prompts / "train")
-        scores = Step("score", cfg.score, at=r, samples=samples, prompts=prompts / "train")
-        pairs += [Step("pair", cfg.pair, at=r, samples=[samples], scores=[scores])]
+        samples, scores = [], []
+        if cfg.pair.mix.on_policy:
+            draw = cfg.sample.draw("train", round=r)
+            samples += [Step("sample", draw, at=r, policy=policy, prompts=prompts / "train")]
+            scores += [Step("score", cfg.score, at=r, samples=samples[-1], prompts=prompts / "train")]
+        gold = prompts / "train" if cfg.pair.asks_prompts else None
+        rows: dict[str, Input] = dict(samples=samples, scores=scores, prompts=gold, offline=offline, prior=prior)
+        pairs += [Step("pair", cfg.pair.of(r), at=r, policy=policy, **rows)]
 
         init = {"previous": policy, "sft": sft}[cfg.init]
         reference = {"previous": policy, "sft": sft, "init": init}[cfg.reference] if cfg.train.logps != "none" else None
-        rows = pairs if cfg.data == "all" else pairs[-1:]
-        logps = [Step("refer", cfg.refer, at=r, model=reference, rows=p) for p in rows if cfg.train.logps == "ready"]
+        latest = pairs if cfg.data == "all" else pairs[-1:]
+        logps = [Step("refer", cfg.refer, at=r, model=reference, rows=p) for p in latest if cfg.train.logps == "ready"]
         policy = Step(
-            "train", cfg.train, at=r, init=init, reference=reference, pairs=rows, logps=logps, dev=prompts / "dev"
+            "train", cfg.train, at=r, init=init, reference=reference, pairs=latest, logps=logps, dev=prompts / "dev"
         )
         models[f"round-{r}"] = policy
 

@@ -12,7 +12,7 @@ from pipeline.config import Config
 from pipeline.content import ContentCache
 from pipeline.errors import Refusal, nearest
 from pipeline.ledger import Ledger
-from pipeline.spawn import BROKE, DONE, FOUND, REFUSED, failure, spawn
+from pipeline.spawn import BROKE, DONE, FOUND, REFUSED, failure, spawn, told
 from pipeline.step import STAGE_VERSIONS, Identity, Step, floats
 
 
@@ -151,6 +151,8 @@ def _build(
         raise StepFailed(failure(step, fingerprint, code, log), REFUSED if code == REFUSED else BROKE)
     sign = "■" if code == DONE else "✓"
     ledger.line(sign, step, fingerprint, seconds=manifest["seconds"], counted=code == DONE)
+    for line in told(log):
+        ledger.say(line)
     return manifest
 
 

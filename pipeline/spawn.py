@@ -62,6 +62,11 @@ class LogWatch:
         return lines[-1][2:].strip() if lines else None
 
 
+def told(log: Path) -> list[str]:
+    """What a finished worker has to show: its lines that begin with `│`, such as the funnel of the pairs."""
+    return [line for line in log.read_text(errors="replace").splitlines() if line.startswith("│ ")]
+
+
 def failure(step: Step, fingerprint: str, code: int, log: Path) -> str:
     """What a person needs to go on: the worker's own words, or its last lines, and the log's path."""
     lines = log.read_text(errors="replace").splitlines()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union
 
-from pipeline.config import Block, Local, Weights
+from pipeline.config import Block, HubDataset, Local, Weights
 from pipeline.content import digest_of
 from pipeline.errors import Refusal
 
@@ -18,7 +18,8 @@ STAGE_VERSIONS = {
     "sft": 1,
     "sample": 1,
     "score": 1,
-    "pair": 1,
+    "offline": 1,
+    "pair": 2,
     "refer": 1,
     "train": 1,
     "evaluate": 1,
@@ -124,8 +125,7 @@ def floats(step: Step) -> bool:
 
 def _floating(value: Any) -> bool:
     if isinstance(value, Block):
-        model, revision = getattr(value, "model", None), getattr(value, "revision", None)
-        if isinstance(model, Weights) and not model.local and not is_commit(revision):
+        if _hub_name(value) and not is_commit(getattr(value, "revision", None)):
             return True
         return any(_floating(item) for _, item in value)
     return False
@@ -136,10 +136,18 @@ def pinned(value: Any, commit_of: Callable[[str, str | None], str]) -> Any:
     if not isinstance(value, Block) or not _floating(value):
         return value
     changes = {name: pinned(item, commit_of) for name, item in value}
-    model, revision = changes.get("model"), changes.get("revision")
-    if isinstance(model, Weights) and not model.local and not is_commit(revision):
-        changes["revision"] = commit_of(model, revision)
+    name, revision = _hub_name(value), changes.get("revision")
+    if name and not is_commit(revision):
+        changes["revision"] = commit_of(name, revision)
     return value.model_copy(update=changes)
+
+
+def _hub_name(value: Block) -> str | None:
+    """The hub repository that a block names, if any: a model's name, or `datasets/NAME`."""
+    model, dataset = getattr(value, "model", None), getattr(value, "dataset", None)
+    if isinstance(model, Weights) and not model.local:
+        return str(model)
+    return f"datasets/{dataset}" if isinstance(dataset, HubDataset) else None
 
 
 def is_commit(revision: str | None) -> bool:

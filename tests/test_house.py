@@ -20,7 +20,7 @@ RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
 DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step"}
-ROOMS = {"stages", "backends", "scorers", "sources", "training", "report"}
+ROOMS = {"stages", "backends", "scorers", "sources", "pairing", "training", "report"}
 LEAVES = {"errors", "content", "progress", "trl_args"}  # anyone may import these
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
 MAY_IMPORT = {
@@ -37,12 +37,15 @@ MAY_IMPORT = {
     "sweep": {"compose", "drive", "config", "artifacts"},
     "__main__": {"compose", "drive", "sweep"},
     "worker": {"store", "artifacts", "stages"},
-    "stages": {"backends", "scorers", "sources", "training", "report", "artifacts", "config"},
+    "stages": {"backends", "scorers", "sources", "pairing", "training", "report", "artifacts", "config"},
     "training": {"backends", "scorers", "artifacts", "config"},
     "backends": {"artifacts", "config"},
     "scorers": {"artifacts", "config"},
     "sources": {"artifacts", "config"},
+    "pairing": {"backends", "artifacts", "config"},
     "report": {"artifacts", "config"},
+    "edit": {"artifacts"},
+    "why": {"artifacts"},
     "errors": set(),
     "content": set(),
     "progress": set(),
@@ -113,11 +116,15 @@ def test_configs_have_no_defaults():
 # ── every file of conf/ and recipes/ composes, validates and plans ────────────────────────────────────────────────
 
 GIVEN = ["prompts.path=prompts.jsonl", "sft.model=./model"]
+HALF = ["pair.mix.on_policy=0.5", "pair.mix.offline=0.5"]
+ONLY = ["pair.mix.on_policy=0", "pair.mix.offline=1", "offline=file", "offline.source.path=recipes/smoke.yaml"]
 # What a file of a group needs beside it to make sense.
 BESIDE = {
     "conf/prompts/playground.yaml": [GIVEN[1]],
     "conf/sft/train.yaml": [GIVEN[0], "base=tiny"],
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
+    "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
+    "conf/offline/hub.yaml": [*GIVEN, *HALF, "offline.source.dataset=owner/name"],
 }
 MOUNTED = {
     "backend": ["backend@sample.backend", "backend@exam.sample.backend"],
@@ -145,7 +152,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (21, 2)
+    assert (len(CONF), len(RECIPES)) == (32, 2)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -180,6 +187,9 @@ PLANS = [
     ["recipes=smoke", "train.logps=live"],
     ["recipes=smoke", "exam.split=dev", "rounds=3"],
     SMALL,
+    ["recipes=smoke", *HALF, *ONLY[2:], "pair.mix.per_round=9", "pair.filters.min_reference=-4"],
+    [*SMALL, *ONLY],
+    ["recipes=smoke", "pair=demonstration"],
 ]
 
 

@@ -159,8 +159,8 @@ def test_few_scores_of_many_prompts_do_not_ask_for_more_prompts():
     ("low", "high", "kl", "knob"),
     [
         (-0.09, -0.01, 9.0, "train.beta"),
-        (-0.09, -0.01, 1.0, "pair.min_margin"),
-        (-0.09, -0.01, None, "pair.min_margin"),
+        (-0.09, -0.01, 1.0, "pair.filters.min_margin"),
+        (-0.09, -0.01, None, "pair.filters.min_margin"),
         (-0.01, 0.02, 0.01, "train.epochs"),
         (-0.01, 0.02, 1.0, "prompts.split.test"),
         (-0.01, 0.02, None, "prompts.split.test"),

@@ -8,7 +8,14 @@ from pipeline.errors import Broken
 from pipeline.scorers import rules
 from pipeline.stages.score import run
 from tests.house import composed
-from tests.test_pair import SAMPLE, sample_row
+from tests.test_pair import SAMPLE
+
+
+def sample_row(prompt: str, name: str, text: str) -> dict:
+    messages = [{"role": "user", "content": f"about {prompt}"}]
+    ids = {"prompt_token_ids": [1, *prompt.encode()], "token_ids": [*text.encode(), 2]}
+    told = {"prompt_id": prompt, "sample_id": name, "prompt": messages, "completion": text}
+    return {**told, **ids, "finish_reason": "stop", "setting": "draw"}
 
 
 @pytest.fixture
@@ -16,8 +23,8 @@ def drawn(tmp_path):
     """Ten prompts, one answer each and one KL draw, in two shards; the prompts in another order."""
     names = [f"p{i}" for i in range(10)]
     for shard in range(2):
-        rows = [sample_row(p, f"{p}-answer", f"answer to {p}", "stop") for p in names[shard::2]]
-        rows += [{**sample_row(p, f"{p}-kl", "drift", "stop"), "setting": "kl"} for p in names[shard::2]]
+        rows = [sample_row(p, f"{p}-answer", f"answer to {p}") for p in names[shard::2]]
+        rows += [{**sample_row(p, f"{p}-kl", "drift"), "setting": "kl"} for p in names[shard::2]]
         write_table(tmp_path / "sample" / "samples" / f"{shard:05d}.parquet", pl.DataFrame(rows, schema=SAMPLE))
     table = pl.DataFrame(
         [{"prompt_id": p, "prompt": [], "columns": f'{{"wanted": "answer to {p}"}}'} for p in names[::-1]]

@@ -41,7 +41,7 @@ COLUMNS = {
     "score": {"sample_id", "prompt_id", "scorer", "score", "status", "detail"},
     "pair": {
         *("prompt", "chosen", "rejected", "prompt_id", "chosen_id", "rejected_id", "chosen_score", "rejected_score"),
-        *("margin", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"),
+        *("margin", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "origin"),
     },
     "refer": {"sample_id", "prompt_id", "logp", "tokens"},
 }

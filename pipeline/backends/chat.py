@@ -1,5 +1,6 @@
 """A checkpoint's own words: its tokenizer with its chat template, its stop tokens, the length of its context."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.artifacts import Model
@@ -18,14 +19,19 @@ class Chat:
         self.where = str(model.path)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.stops = sorted({self.tokenizer.eos_token_id, *_generation_stops(model, config)})
-        self._bos = self.tokenizer.bos_token_id
+        self.bos: int | None = self.tokenizer.bos_token_id
         # A tokenizer that puts BOS before plain text has a model that was trained with one.
-        self._begins = self._bos is not None and self.tokenizer("a")["input_ids"][:1] == [self._bos]
+        self.begins = self.bos is not None and self.tokenizer("a")["input_ids"][:1] == [self.bos]
 
     @property
     def pad(self) -> int:
         """Any id does: what is padded is masked."""
         return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+
+    @property
+    def only_bos(self) -> int | None:
+        """BOS where it does nothing but begin a text; None where it also ends one, or where there is none."""
+        return None if self.bos in self.stops else self.bos
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
         from jinja2 import TemplateError
@@ -47,9 +53,47 @@ class Chat:
         ids = completion.token_ids[:-1] if ended else completion.token_ids
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def render(self, messages: list[Message], kwargs: dict[str, Any], generation: bool) -> str:
+        """What the template writes: a prompt up to where the answer begins, or a whole conversation."""
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation, **kwargs
+            )
+        except TemplateError as error:
+            raise Refusal(
+                f"{self.where}: its chat template does not render {str(messages)[:200]}: {error}.\n"
+                f"  Give the messages in the roles and the order it knows, or another template.chat_template=FILE."
+            ) from error
+
+    def answer(self, messages: list[Message], text: str, kwargs: dict[str, Any]) -> list[int]:
+        """An answer that was not sampled, in the tokens a sampler should have drawn, up to the one that ends it."""
+        shown = self.render(messages, kwargs, generation=True)
+        whole = self.render([*messages, {"role": "assistant", "content": text}], kwargs, generation=False)
+        if not whole.startswith(shown):
+            raise Refusal(
+                f"{self.where}: its chat template writes a prompt in one way alone and in another with its answer.\n"
+                f"  {differing(shown, whole[: len(shown)])}\n"
+                f"  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
+            )
+        ids: list[int] = self.tokenizer(whole[len(shown) :], add_special_tokens=False)["input_ids"]
+        ends = [at for at, token in enumerate(ids) if token in self.stops]
+        if not ends:
+            raise Refusal(
+                f"{self.where}: its chat template does not close an answer with a stop token "
+                f"({self.tokenizer.eos_token}): the model would never learn to stop.\n"
+                f"  Set eos_token in tokenizer_config.json to what ends a turn, or give template.chat_template=FILE."
+            )
+        return ids[: ends[-1] + 1]
+
+    def spell(self, ids: list[int]) -> list[str]:
+        """Each token as it is written in the vocabulary."""
+        return [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
+
     def _check_bos(self, ids: list[int]) -> None:
-        doubled = self._bos is not None and ids[:2] == [self._bos, self._bos]
-        missing = self._begins and ids[:1] != [self._bos]
+        doubled = self.bos is not None and ids[:2] == [self.bos, self.bos]
+        missing = self.begins and ids[:1] != [self.bos]
         if doubled or missing:
             raise Refusal(
                 f"{self.where}: a templated prompt begins with {'two' if doubled else 'no'} BOS "
@@ -57,6 +101,13 @@ class Chat:
                 f"  {'Remove one from' if doubled else 'Put {{ bos_token }} at the start of'} the chat template, "
                 f"and give it as template.chat_template=FILE."
             )
+
+
+def differing(one: Sequence[str], other: Sequence[str], around: int = 20) -> str:
+    """Where two texts or lists of tokens part, with what stands before and after."""
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    start, end = max(0, at - around), at + around
+    return f"They part at {at}: {one[start:end]!r} was expected, {other[start:end]!r} is there."
 
 
 def _generation_stops(model: Model, config: Any) -> list[int]:

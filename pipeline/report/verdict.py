@@ -78,7 +78,7 @@ def _after_no(chosen: Row) -> str:
     if nats is not None and nats > FAR_NATS:
         return f"It moved {number(nats, 1)} nats away from sft: lower train.learning_rate or raise train.beta."
     return (
-        "The likely cause is too large a step or misleading pairs: lower train.learning_rate or raise pair.min_margin."
+        "Too large a step or misleading pairs are likely: lower train.learning_rate or raise pair.filters.min_margin."
     )
 
 

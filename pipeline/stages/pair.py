@@ -1,212 +1,285 @@
-"""Chooses one pair a prompt, the best against the worst sample, and accounts for every sample and prompt it drops.
+"""The best pairs that the samples (and offline rows) hold, with every sample, prompt and pair accounted for.
 
 Joins are by id. Nothing here depends on the order of rows; ties between equal scores go by sample id.
 """
 
-import hashlib
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipeline.artifacts import Pairs, Samples, Scores, write_json, write_table
-from pipeline.config import PairConfig
+from pipeline.artifacts import Logps, Model, Pairs, Prompts, Samples, Scores, write_json, write_table, write_text
+from pipeline.config import Demonstration, PairRound
+from pipeline.content import digest_of
 from pipeline.errors import Broken, Refusal
+from pipeline.pairing import choice, contract, edits, funnel, mix, noise, split
+from pipeline.pairing.candidates import candidates
+from pipeline.sources.jsonl import read_jsonl
 
-DROPPED = {"prompt_id": pl.String, "sample_id": pl.String, "reason": pl.String, "detail": pl.String}
+if TYPE_CHECKING:
+    from pipeline.backends.chat import Chat
+
+ANSWERS = pl.Schema([("sample_id", pl.String), ("token_ids", pl.List(pl.Int64))])
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+PROMPTS = pl.Schema([("prompt_id", pl.String), ("prompt", MESSAGES), ("prompt_token_ids", pl.List(pl.Int64))])
 
 
-def run(cfg: PairConfig, out: Path, *, samples: list[Samples], scores: list[Scores]) -> Pairs:
-    drawn = pl.concat([each.read() for each in samples])
-    marked = with_scores(cfg, drawn, pl.concat([each.read() for each in scores]))
-    candidates, dropped_samples = keep_usable(cfg, marked)
-    pairs, dropped_prompts = best_against_worst(cfg, candidates, drawn)
-    train, dev = split(cfg, pairs)
+def run(
+    cfg: PairRound,
+    out: Path,
+    *,
+    policy: Model,
+    samples: list[Samples] | None = None,
+    scores: list[Scores] | None = None,
+    prompts: Prompts | None = None,
+    offline: Pairs | None = None,
+    prior: Logps | None = None,
+) -> Pairs:
+    from pipeline.backends.chat import Chat
 
-    dropped = pl.concat([dropped_samples, dropped_prompts]).sort("prompt_id", "sample_id", nulls_last=True)
-    story = funnel(drawn, dropped_samples, candidates, dropped_prompts, train, dev)
-    write_json(out / "funnel.json", story)
-    write_table(out / "dropped.parquet", dropped)
-    if not pairs.height:
-        counts = "\n".join(
-            f"  {reason}: {n}" for reason, n in {**story["dropped_samples"], **story["dropped_prompts"]}.items()
-        )
-        raise Refusal(
-            f"pair: no pair is left of {story['samples_in']} samples for {story['prompts_in']} prompts:\n{counts}"
-        )
-    write_table(out / "train.parquet", train)
-    write_table(out / "dev.parquet", dev)
-    write_table(out / "unpaired.parquet", unpaired(pairs))
+    work = Work(cfg, out, Chat(policy))
+    if samples:
+        work.take_samples(samples, scores or [], prompts)
+    if offline:
+        work.take_offline(offline, prior)
+    work.judge()
+    work.edit()
+    work.publish()
     return Pairs(out)
 
 
-def with_scores(cfg: PairConfig, drawn: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
-    """The samples with the chosen scorer's score; a sample without one has null and is dropped by name later."""
-    own = scores.filter(pl.col("scorer") == cfg.scorer).select("sample_id", "score")
-    if not own.height:
-        known = ", ".join(sorted(scores["scorer"].unique()))
-        raise Refusal(f"pair.scorer={cfg.scorer}: no such scorer in the scores. Known: {known}")
-    strangers = own.join(drawn, on="sample_id", how="anti")
-    if strangers.height:
-        raise Refusal(
-            f"pair: {strangers.height} of {own.height} scores are of samples that are not here,"
-            f" such as {strangers['sample_id'][0]}.\n"
-            "  The scores are of another sampling run. Score these samples."
+class Work:
+    """The rows on their way: proposals, what was dropped, and the prompts' and answers' own tokens, by id."""
+
+    def __init__(self, cfg: PairRound, out: Path, chat: "Chat"):
+        self.cfg, self.out, self.chat = cfg, out, chat
+        self.pairs: list[pl.DataFrame] = []
+        self.dropped: list[pl.DataFrame] = []
+        self.prompts = pl.DataFrame(schema=PROMPTS)
+        self.answers = pl.DataFrame(schema=ANSWERS)
+        self.thumbs: list[pl.DataFrame] = []
+        self.story: dict[str, Any] = {
+            "strategy": cfg.strategy.kind,
+            "scorer": cfg.scorer,
+            "samples_in": 0,
+            "dropped_samples": {},
+            "candidates": 0,
+            "prompts_in": 0,
+            "dropped_prompts": {},
+            "ties": {"prompts": 0, "all_easy": 0, "all_hard": 0},
+            "length_score_correlation": None,
+        }
+
+    # ── what comes in ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def take_samples(self, samples: list[Samples], scores: list[Scores], prompts: Prompts | None) -> None:
+        cfg, marked = self.cfg, pl.concat([each.read() for each in scores])
+        drawn = pl.concat([lean(each, self.chat.only_bos) for each in samples])
+        rows = candidates(drawn, marked, cfg.scorer)
+        found = choice.proposed(cfg, rows)
+        self.story |= self._about_samples(rows, found)
+        self.dropped += [found.dropped_samples, found.dropped_prompts]
+        self._remember(samples, rows, found.pairs)
+        pairs = found.pairs
+        if isinstance(cfg.strategy, Demonstration):
+            assert prompts is not None, "the plan gives a demonstration its prompts"
+            pairs = self._demonstrated(cfg.strategy, pairs, prompts)
+        signed = noise.with_signs(pairs, marked, cfg.scorer)
+        self.pairs.append(signed.with_columns(reference=pl.lit(None, pl.Float64)))
+
+    def _about_samples(self, rows: pl.DataFrame, found: choice.Proposed) -> dict[str, Any]:
+        story = {
+            "samples_in": rows.height,
+            "dropped_samples": funnel.counts(found.dropped_samples),
+            "candidates": found.usable,
+            "prompts_in": found.prompts.height,
+            "dropped_prompts": funnel.counts(found.dropped_prompts),
+            "ties": choice.ties(self.cfg, found.prompts),
+            "length_score_correlation": funnel.correlation(rows),
+        }
+        paired = found.pairs["prompt_id"].n_unique()
+        lost = rows.height - found.usable - found.dropped_samples.height
+        without = found.prompts.height - paired - found.dropped_prompts.height
+        if lost or without:
+            raise Broken(f"pair: {lost} samples and {without} prompts are unaccounted for: {story}")
+        return story
+
+    def _remember(self, samples: list[Samples], rows: pl.DataFrame, pairs: pl.DataFrame) -> None:
+        """The prompts and tokens of the proposals, and of every sample where thumbs are asked for; by id."""
+        at = self.cfg.thumbs_at
+        usable = rows.filter(pl.col("score").is_finite()) if at is not None else None
+        ids = pl.concat([pairs[f"{side}_id"] for side in ("chosen", "rejected") if f"{side}_id" in pairs.columns])
+        wanted = usable["sample_id"] if usable is not None else ids.unique()
+        full = pl.concat([whole(each, wanted) for each in samples])
+        self.prompts = full.select(*PROMPTS).unique("prompt_id", keep="any").cast(PROMPTS)
+        self.answers = full.select(*ANSWERS).cast(ANSWERS)
+        if usable is not None:
+            marked = full.join(usable.select("sample_id", label=pl.col("score") >= at), on="sample_id")
+            told = marked.with_columns(completion=split.message("completion")).sort("prompt_id", "sample_id")
+            self.thumbs.append(told.select(*split.THUMBS))
+
+    def _demonstrated(self, strategy: Demonstration, pairs: pl.DataFrame, prompts: Prompts) -> pl.DataFrame:
+        """The prompt's own answer as chosen, in the policy's tokens; a prompt without one makes no pair."""
+        columns = prompts.columns()
+        asked = dict(self.prompts.select("prompt_id", "prompt").iter_rows())
+        gold = []
+        for prompt_id in pairs["prompt_id"]:
+            text = columns.get(prompt_id, {}).get(strategy.column)
+            if not isinstance(text, str) or not text.strip():
+                gold.append({"prompt_id": prompt_id})
+                continue
+            ids = self.chat.answer(asked[prompt_id], text, self.cfg.template_kwargs)
+            name = digest_of([choice.DEMONSTRATION, prompt_id, text])[:16]
+            gold.append({"prompt_id": prompt_id, "chosen_id": name, "chosen_text": text, "token_ids": ids})
+        schema: dict[str, Any] = {
+            "prompt_id": pl.String,
+            "chosen_id": pl.String,
+            "chosen_text": pl.String,
+            "token_ids": pl.List(pl.Int64),
+        }
+        told = pl.DataFrame(gold, schema=schema)
+        bare = told.filter(pl.col("chosen_id").is_null()).with_columns(reason=pl.lit("no demonstration"))
+        self.dropped.append(choice.as_dropped("prompt", bare.select("prompt_id", "reason")))
+        self.story["dropped_prompts"] |= {"no demonstration": bare.height} if bare.height else {}
+        told = told.drop_nulls("chosen_id")
+        self._answer(told.select(pl.col("chosen_id").alias("sample_id"), "token_ids"))
+        unscored = told.with_columns(
+            chosen_tokens=pl.col("token_ids").list.len(),
+            chosen_score=pl.lit(None, pl.Float64),
+            margin=pl.lit(None, pl.Float64),
         )
-    return drawn.join(own, on="sample_id", how="left", validate="1:1")
+        return pairs.join(unscored, on="prompt_id").select(*choice.JUDGED).cast(choice.JUDGED)  # type: ignore[arg-type]
 
+    def take_offline(self, offline: Pairs, prior: Logps | None) -> None:
+        rows = mix.block(self.cfg, offline)
+        self.pairs.append(noise.without_signs(mix.judged(rows, prior)).select(*JUDGED_WITH_SIGNS))
+        known = self.prompts.select("prompt_id")
+        fresh = rows.select(*PROMPTS).unique("prompt_id", keep="any").join(known, on="prompt_id", how="anti")
+        self.prompts = pl.concat([self.prompts, fresh.cast(PROMPTS)])
+        for side in ("chosen", "rejected"):
+            self._answer(
+                rows.select(pl.col(f"{side}_id").alias("sample_id"), pl.col(f"{side}_token_ids").alias("token_ids"))
+            )
+        self.thumbs.append(mix.thumbs(self.cfg, offline).select(*split.THUMBS))
 
-def keep_usable(cfg: PairConfig, marked: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Samples that may stand in a pair, and the others with the first reason that holds."""
-    truncated = (pl.col("finish_reason") != "stop") & (not cfg.allow_truncated)
-    reason = (
-        pl.when(pl.col("score").is_null() | pl.col("score").is_nan())
-        .then(pl.lit("no score"))
-        .when(truncated)
-        .then(pl.lit("truncated"))
-        .when(pl.col("completion").str.strip_chars() == "")
-        .then(pl.lit("empty"))
-    )
-    judged = marked.with_columns(reason=reason)
-    dropped = judged.filter(pl.col("reason").is_not_null())
-    return judged.filter(pl.col("reason").is_null()).drop("reason"), _dropped(dropped, detail=pl.col("finish_reason"))
-
-
-def best_against_worst(
-    cfg: PairConfig, candidates: pl.DataFrame, drawn: pl.DataFrame
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """One row a prompt, or the reason why it has none."""
-    rows = (
-        drawn.select("prompt_id")
-        .unique()
-        .join(_side(candidates, "chosen", best=True), on="prompt_id", how="left")
-        .join(_side(candidates, "rejected", best=False), on="prompt_id", how="left")
-        .join(candidates.group_by("prompt_id").len("usable"), on="prompt_id", how="left")
-        .with_columns(margin=pl.col("chosen_score") - pl.col("rejected_score"))
-    )
-    reason = (
-        pl.when(pl.col("usable").is_null())
-        .then(pl.lit("no usable sample"))
-        .when(pl.col("usable") == 1)
-        .then(pl.lit("one usable sample"))
-        .when(pl.col("margin") <= 0)
-        .then(pl.lit("tie"))
-        .when(pl.col("margin") < cfg.min_margin)
-        .then(pl.lit("margin too small"))
-        .when(
-            (pl.col("chosen_text") == pl.col("rejected_text"))
-            | (pl.col("chosen_token_ids") == pl.col("rejected_token_ids"))
+    def _answer(self, more: pl.DataFrame) -> None:
+        self.answers = pl.concat([self.answers, more.cast(ANSWERS)]).unique(
+            "sample_id", keep="first", maintain_order=True
         )
-        .then(pl.lit("equal answers"))
-    )
-    judged = rows.with_columns(reason=reason, sample_id=pl.lit(None, pl.String))
-    kept = judged.filter(pl.col("reason").is_null()).drop("reason", "sample_id")
-    dropped = judged.filter(pl.col("reason").is_not_null())
-    detail = pl.format("best score {}, of {} usable samples", "chosen_score", "usable")
-    return as_pairs(kept, drawn), _dropped(dropped, detail)
+
+    # ── what is left of it ────────────────────────────────────────────────────────────────────────────────────────
+
+    def judge(self) -> None:
+        """The filters of pairs, the same for all origins; then the mix."""
+        cfg = self.cfg
+        pairs = choice.in_order(
+            pl.concat([each.select(*JUDGED_WITH_SIGNS) for each in self.pairs], how="vertical_relaxed")
+        )
+        self.story["pairs_in"] = pairs.height
+        if cfg.filters.repeats or cfg.filters.near:
+            words = pl.col("prompt").list.eval(pl.element().struct.field("content")).list.join("\n")
+            texts = self.prompts.select("prompt_id", prompt_text=words)
+            pairs = pairs.join(texts, on="prompt_id", how="left", maintain_order="left")
+        kept, dropped = choice.filtered(cfg, pairs)
+        self.dropped.append(dropped)
+        kept, surplus = mix.mixed(cfg, kept)
+        self.dropped.append(surplus)
+        self.kept = kept
+
+    def edit(self) -> None:
+        if self.cfg.edits is None:
+            return
+        path = Path(self.cfg.edits)
+        lines = read_jsonl(path, edits.fault, "skip", "pair.edits")
+        if lines.bad:
+            faults = "\n".join(f"  line {number}: {fault}" for number, fault in lines.bad[:10])
+            raise Refusal(f"pair.edits={path}: {len(lines.bad)} lines cannot be used:\n{faults}")
+        asked = dict(self.prompts.select("prompt_id", "prompt").iter_rows())
+
+        def tokenise(prompt_id: str, text: str) -> list[int]:
+            return self.chat.answer(asked[prompt_id], text, self.cfg.template_kwargs)
+
+        self.kept, dropped, made = edits.applied(self.kept, lines.rows, tokenise)
+        self.dropped.append(dropped)
+        new = {"sample_id": list(made), "token_ids": list(made.values())}
+        self._answer(pl.DataFrame(new, schema=ANSWERS))
+
+    # ── what goes out ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def publish(self) -> None:
+        dropped = pl.concat(self.dropped).sort("prompt_id", "sample_id", "chosen_id", "rejected_id", nulls_last=True)
+        pairs = split.as_pairs(self.kept, self.prompts, self.answers)
+        train, dev = split.split(self.cfg, pairs)
+        thumbs = self._thumbs(pairs)
+        self._account(dropped, train, dev, thumbs)
+        write_table(self.out / "dropped.parquet", dropped)
+        write_json(self.out / "funnel.json", self.story)
+        if not pairs.height and not any(each.height for each in self.thumbs):
+            raise Refusal(self._nothing_left())
+        contract.check(self.cfg, pairs, self.chat)
+        write_table(self.out / "train.parquet", train)
+        write_table(self.out / "dev.parquet", dev)
+        write_table(self.out / "unpaired.parquet", thumbs)
+        write_text(self.out / "README.md", funnel.card(self.story))
+        for line in funnel.lines(self.story):
+            print("│", line, file=sys.stderr, flush=True)
+
+    def _thumbs(self, pairs: pl.DataFrame) -> pl.DataFrame:
+        scored = self.cfg.thumbs_at is not None
+        parts = [*([] if scored else [split.sides(pairs)]), *self.thumbs]
+        return pl.concat(parts).unique(["sample_id", "label"]).sort("prompt_id", "sample_id", "label")
+
+    def _account(self, dropped: pl.DataFrame, train: pl.DataFrame, dev: pl.DataFrame, thumbs: pl.DataFrame) -> None:
+        """Rows in = rows out + rows dropped with a reason."""
+        gone = dropped.filter(pl.col("kind") == "pair")
+        out = train.height + dev.height
+        up = int(thumbs["label"].sum())
+        self.story |= {
+            "dropped_pairs": funnel.counts(gone),
+            "pairs": out,
+            "train": train.height,
+            "dev": dev.height,
+            "filters": funnel.by_filter(self.cfg, dropped),
+            **funnel.about_pairs(self.kept),
+            "noise": noise.estimate(self.kept),
+            "unpaired": {"up": up, "down": thumbs.height - up},
+            "examples": funnel.examples(self.kept, self.prompts),
+        }
+        if lost := self.story["pairs_in"] - out - gone.height:
+            raise Broken(f"pair: {lost} of {self.story['pairs_in']} proposed pairs are unaccounted for.")
+
+    def _nothing_left(self) -> str:
+        told = {**self.story["dropped_samples"], **self.story["dropped_prompts"], **self.story["dropped_pairs"]}
+        counts = "\n".join(f"  {reason}: {n}" for reason, n in told.items())
+        rows = f"{self.story['samples_in']} samples for {self.story['prompts_in']} prompts"
+        return f"pair: no pair is left of {rows}:\n{counts}\n  {self.out / 'dropped.parquet'} names each. {REMEDY}"
 
 
-def _side(candidates: pl.DataFrame, side: str, best: bool) -> pl.DataFrame:
-    """Each prompt's best or worst sample; among equals the one with the smallest id."""
-    order = candidates.select("prompt_id", "sample_id", "score").sort(["score", "sample_id"], descending=[best, False])
-    picked = order.unique("prompt_id", keep="first", maintain_order=True)
-    rows = candidates.join(picked.select("sample_id"), on="sample_id", how="semi")
-    return rows.select(
+JUDGED_WITH_SIGNS = [*choice.JUDGED, "disagreement", "flip_rate", "annotators", "reference"]
+REMEDY = "Loosen pair.filters, choose another pair strategy, or draw more samples (sample.settings.draw.n)."
+
+
+# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def lean(samples: Samples, bos: int | None) -> pl.DataFrame:
+    """What pairs are chosen by: token ids stay on the disk, their number is enough."""
+    shards = pl.scan_parquet(sorted((samples.path / "samples").glob("*.parquet")))
+    return shards.select(
         "prompt_id",
-        pl.col("sample_id").alias(f"{side}_id"),
-        pl.col("completion").alias(f"{side}_text"),
-        pl.col("token_ids").alias(f"{side}_token_ids"),
-        pl.col("score").alias(f"{side}_score"),
-    )
+        "sample_id",
+        "completion",
+        "finish_reason",
+        tokens=pl.col("token_ids").list.len(),
+        prompt_tokens=pl.col("prompt_token_ids").list.len(),
+        second_bos=pl.lit(False) if bos is None else pl.col("token_ids").list.contains(bos),
+    ).collect(engine="streaming")
 
 
-def as_pairs(kept: pl.DataFrame, drawn: pl.DataFrame) -> pl.DataFrame:
-    """TRL's conversational preference format, with ids, scores and the sampler's own tokens."""
-    prompts = drawn.select("prompt_id", "prompt", "prompt_token_ids").unique("prompt_id", keep="any")
-    return (
-        kept.join(prompts, on="prompt_id", how="left", validate="1:1")
-        .with_columns(chosen=_answer("chosen_text"), rejected=_answer("rejected_text"))
-        .select(
-            "prompt", "chosen", "rejected", "prompt_id", "chosen_id", "rejected_id", "chosen_score", "rejected_score",
-            "margin", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids",
-        )
-        .sort("prompt_id")
-    )  # fmt: skip
-
-
-def _answer(column: str) -> pl.Expr:
-    message = pl.struct(role=pl.lit("assistant"), content=pl.col(column))
-    return pl.concat_list(message)
-
-
-def split(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Train and dev by a hash of the prompt: all pairs of a prompt fall on one side."""
-    ids = sorted(pairs["prompt_id"].unique(), key=lambda i: hashlib.sha256(f"{cfg.seed}:{i}".encode()).digest())
-    wanted = max(cfg.dev.least, round(cfg.dev.share * len(ids)))
-    dev = set(ids[: min(wanted, int(cfg.dev.most_share * len(ids)))])
-    held_out = pl.col("prompt_id").is_in(list(dev))
-    return pairs.filter(~held_out), pairs.filter(held_out)
-
-
-def unpaired(pairs: pl.DataFrame) -> pl.DataFrame:
-    """The same answers as thumbs, for KTO."""
-    sides = [
-        pairs.select(
-            "prompt",
-            pl.col(side).alias("completion"),
-            pl.lit(label).alias("label"),
-            "prompt_id",
-            pl.col(f"{side}_id").alias("sample_id"),
-            "prompt_token_ids",
-            pl.col(f"{side}_token_ids").alias("token_ids"),
-        )
-        for side, label in (("chosen", True), ("rejected", False))
-    ]
-    return pl.concat(sides).sort("prompt_id", "sample_id")
-
-
-def funnel(
-    drawn: pl.DataFrame,
-    dropped_samples: pl.DataFrame,
-    candidates: pl.DataFrame,
-    dropped_prompts: pl.DataFrame,
-    train: pl.DataFrame,
-    dev: pl.DataFrame,
-) -> dict[str, Any]:
-    """Rows in = rows out + rows dropped with a reason, for samples and for prompts."""
-    pairs = pl.concat([train, dev])
-    story: dict[str, Any] = {
-        "samples_in": drawn.height,
-        "dropped_samples": _counts(dropped_samples),
-        "candidates": candidates.height,
-        "prompts_in": drawn["prompt_id"].n_unique(),
-        "dropped_prompts": _counts(dropped_prompts),
-        "pairs": pairs.height,
-        "train": train.height,
-        "dev": dev.height,
-        "margin": _quantiles(pairs["margin"]),
-        "chosen_score": _quantiles(pairs["chosen_score"]),
-        "rejected_score": _quantiles(pairs["rejected_score"]),
-        "chosen_tokens": _quantiles(pairs["chosen_token_ids"].list.len()),
-        "rejected_tokens": _quantiles(pairs["rejected_token_ids"].list.len()),
-    }
-    lost_samples = story["samples_in"] - story["candidates"] - dropped_samples.height
-    lost_prompts = story["prompts_in"] - story["pairs"] - dropped_prompts.height
-    if lost_samples or lost_prompts:
-        raise Broken(f"pair: {lost_samples} samples and {lost_prompts} prompts are unaccounted for: {story}")
-    return story
-
-
-def _dropped(rows: pl.DataFrame, detail: pl.Expr) -> pl.DataFrame:
-    return rows.select("prompt_id", "sample_id", "reason", detail=detail.cast(pl.String)).cast(DROPPED)  # type: ignore[arg-type]
-
-
-def _counts(dropped: pl.DataFrame) -> dict[str, int]:
-    return dict(sorted(dropped["reason"].value_counts().rows()))
-
-
-def _quantiles(values: pl.Series) -> dict[str, float]:
-    points = {"least": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "most": 1.0}
-    if values.is_empty():
-        return {}
-    return {name: round(float(values.quantile(point) or 0), 6) for name, point in points.items()}
+def whole(samples: Samples, ids: pl.Series) -> pl.DataFrame:
+    """The rows of these samples, with their tokens."""
+    shards = pl.scan_parquet(sorted((samples.path / "samples").glob("*.parquet")))
+    wanted = ids.drop_nulls().to_frame("sample_id").lazy()
+    columns = "prompt_id", "sample_id", "prompt", "completion", "prompt_token_ids", "token_ids"
+    return shards.select(*columns).join(wanted, on="sample_id", how="semi").collect(engine="streaming")

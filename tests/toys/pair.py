@@ -1,9 +1,9 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import PairConfig
+from pipeline.config import PairRound
 from tests.toys import make
 
 
-def run(cfg: PairConfig, out: Path, **inputs: Any) -> None:
+def run(cfg: PairRound, out: Path, **inputs: Any) -> None:
     make("pair", cfg, out, inputs)

@@ -1,0 +1,46 @@
+"""`make edit RUN=…`: a run's pairs as `pairs.jsonl`, one line each, to correct and give back as `pair.edits=FILE`.
+
+Set `action` to drop, swap or replace (and then change the text of chosen or rejected); what stays at keep stays.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import polars as pl
+
+from pipeline.artifacts import Pairs, write_text
+from pipeline.errors import Refusal
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        run, number = Path(arguments[0] if arguments else "runs/latest"), arguments[1] if len(arguments) > 1 else None
+        file = run / "pairs.jsonl"
+        write_text(file, "".join(f"{line}\n" for line in lines(pairs_of(run, number))))
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return 2
+    print(file)
+    return 0
+
+
+def pairs_of(run: Path, number: str | None) -> Pairs:
+    """The pairs of one round of a run, the last one unless it is named."""
+    found = {path.name.rpartition("-")[2]: path for path in sorted((run / "store").glob("*-pair-*"))}
+    if not found:
+        raise Refusal(f"{run}: no run with pairs. Give RUN=runs/RECIPE/TIME, a run that got as far as pair.")
+    if number is not None and number not in found:
+        raise Refusal(f"ROUND={number}: {run} has pairs of round {', '.join(found)}.")
+    return Pairs(found[number] if number else list(found.values())[-1])
+
+
+def lines(pairs: Pairs) -> list[str]:
+    texts = [pl.col(side).list.last().struct.field("content").alias(side) for side in ("prompt", "chosen", "rejected")]
+    ids = "prompt_id", "chosen_id", "rejected_id"
+    rows = pl.concat([pairs.train(), pairs.dev()]).sort(*ids).select(*ids, "chosen_score", "rejected_score", *texts)
+    return [json.dumps({"action": "keep", **row}, ensure_ascii=False) for row in rows.iter_rows(named=True)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""Samples with their scores, joined by id, in columns: what strategies choose from. A score is never moved by position.
+
+`rows`: `p` (number of the prompt), `prompt_id, sample_id, completion, finish_reason, tokens, prompt_tokens, second_bos,
+score, detail`, in the order of prompts.
+"""
+
+import polars as pl
+
+from pipeline.errors import Refusal, nearest
+
+
+def candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.DataFrame:
+    """Every sample, its prompt's number and the chosen scorer's score (null where there is none)."""
+    rows = samples if samples["prompt_id"].is_sorted() else samples.sort("prompt_id", maintain_order=True)
+    own = scores.lazy().filter(pl.col("scorer") == scorer).select("sample_id", "score", "detail").collect()
+    if not own.height:
+        known = sorted(scores["scorer"].unique())
+        raise Refusal(f"pair.scorer={scorer}: no such scorer in the scores. {nearest(scorer, known)}")
+    return rows.with_columns(
+        rows["prompt_id"].rle_id().set_sorted().alias("p"),
+        *aligned(rows["sample_id"], own).get_columns(),
+    )
+
+
+def aligned(ids: pl.Series, own: pl.DataFrame) -> pl.DataFrame:
+    """`score` and `detail` of these sample ids. Scores that lie in the samples' order need no join."""
+    if own.height == ids.len() and bool((own["sample_id"] == ids).all()):
+        return own.select("score", "detail")
+    strangers = own.join(ids.to_frame(), on="sample_id", how="anti")
+    if strangers.height:
+        raise Refusal(
+            f"pair: {strangers.height} of {own.height} scores are of samples that are not here,"
+            f" such as {strangers['sample_id'][0]}.\n"
+            "  The scores are of another sampling run. Score these samples."
+        )
+    joined = ids.to_frame().join(own, on="sample_id", how="left", validate="1:1", maintain_order="left")
+    return joined.select("score", "detail")
+
+
+def other_scorers(scores: pl.DataFrame, scorer: str) -> list[str]:
+    """Scorers beside the one that decides; a criterion (`rules/mention`) is a part of its scorer, not another one."""
+    names = scores["scorer"].unique().to_list()
+    return sorted(name for name in names if name != scorer and "/" not in name)

@@ -1,0 +1,98 @@
+"""Offline rows beside the policy's own pairs: a round's block of them, judged by the same filters, mixed by shares."""
+
+import hashlib
+
+import polars as pl
+
+from pipeline.artifacts import Logps, Pairs
+from pipeline.config import PairRound
+from pipeline.errors import Refusal
+from pipeline.pairing.choice import JUDGED, OFFLINE, as_dropped
+
+
+def block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
+    """The offline rows of this round, in an order of hashes; a prompt's rows lie together."""
+    rows = pl.concat([offline.train(), offline.dev()])
+    order = [hashlib.sha256(f"{cfg.seed}:{i}".encode()).hexdigest() for i in rows["prompt_id"]]
+    rows = (
+        rows.with_columns(pl.Series("order", order, dtype=pl.String))
+        .sort("order", "chosen_id", "rejected_id")
+        .drop("order")
+    )
+    if (size := cfg.mix.per_round) is None:
+        return rows
+    if rows.height < (needed := size * cfg.round):
+        raise Refusal(
+            f"pair.mix.per_round={size}: round {cfg.round} needs {needed} offline rows, and there are {rows.height}"
+            f" ({offline.path}).\n  Give pair.mix.per_round={rows.height // cfg.round} or less, or more rows."
+        )
+    return rows.slice((cfg.round - 1) * size, size)
+
+
+def judged(rows: pl.DataFrame, prior: Logps | None) -> pl.DataFrame:
+    """Offline rows in the columns that pairs are judged by; `reference` is the worse side's nats per token."""
+    table = rows.select(
+        "prompt_id",
+        pl.col("prompt_token_ids").list.len().alias("prompt_tokens"),
+        *(pl.lit(None, pl.UInt32).alias(side) for side in ("chosen", "rejected")),
+        *(each for side in ("chosen", "rejected") for each in _side(side)),
+        "margin",
+        origin=pl.lit(OFFLINE),
+    )
+    table = table.select(*JUDGED).cast(JUDGED)  # type: ignore[arg-type]
+    if prior is None:
+        return table.with_columns(reference=pl.lit(None, pl.Float64))
+    known = prior.read().select("sample_id", reference=pl.col("logp") / pl.col("tokens"))
+    for side in ("chosen", "rejected"):
+        named = known.rename({"sample_id": f"{side}_id", "reference": f"{side}_reference"})
+        table = table.join(named, on=f"{side}_id", how="left", maintain_order="left", validate="m:1")
+    sides = "chosen_reference", "rejected_reference"
+    return table.with_columns(reference=pl.min_horizontal(*sides)).drop(*sides)
+
+
+def _side(side: str) -> list[pl.Expr]:
+    return [
+        pl.col(f"{side}_id"),
+        pl.col(side).list.last().struct.field("content").alias(f"{side}_text"),
+        pl.col(f"{side}_token_ids").list.len().alias(f"{side}_tokens"),
+        pl.col(f"{side}_score"),
+    ]
+
+
+def mixed(cfg: PairRound, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """As many offline pairs as their share asks for beside all of the policy's own; the rest is dropped by name."""
+    mine = kept.filter(pl.col("origin") != OFFLINE)
+    theirs = kept.filter(pl.col("origin") == OFFLINE)
+    if cfg.mix.on_policy == 0:
+        return theirs, as_dropped("pair", theirs.clear().with_columns(reason=pl.lit("", pl.String)))
+    wanted = round(mine.height * cfg.mix.offline / cfg.mix.on_policy)
+    if theirs.height < wanted:
+        raise Refusal(_too_few(cfg, mine.height, wanted, theirs.height))
+    order = [
+        hashlib.sha256(f"{cfg.seed}:{a}:{b}".encode()).hexdigest()
+        for a, b in theirs.select("chosen_id", "rejected_id").rows()
+    ]
+    theirs = theirs.with_columns(pl.Series("order", order, dtype=pl.String)).sort("order").drop("order")
+    surplus = theirs.slice(wanted).with_columns(reason=pl.lit("not needed by the mix"))
+    return pl.concat([mine, theirs.head(wanted)]), as_dropped("pair", surplus)
+
+
+def _too_few(cfg: PairRound, mine: int, wanted: int, there: int) -> str:
+    most = there / (mine + there) if there else 0.0
+    return (
+        f"pair.mix: {mine} pairs of the policy's own at a share of {cfg.mix.on_policy:g} ask for {wanted} offline"
+        f" pairs, and {there} are left after the filters.\n"
+        f"  Give more offline rows (or a larger pair.mix.per_round), or pair.mix.offline={int(most * 1000) / 1000:g}"
+        f" and pair.mix.on_policy={1 - int(most * 1000) / 1000:g}."
+    )
+
+
+def thumbs(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
+    """This round's offline rows that came as thumbs: they belong to no pair."""
+    rows = pl.concat([offline.train(), offline.dev()]).select("chosen_id", "rejected_id")
+    table = pl.read_parquet(offline.path / "unpaired.parquet")
+    for side in ("chosen_id", "rejected_id"):
+        table = table.join(rows, left_on="sample_id", right_on=side, how="anti")
+    table = table.sort("sample_id")
+    size = cfg.mix.per_round
+    return table if size is None else table.slice((cfg.round - 1) * size, size)

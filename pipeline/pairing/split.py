@@ -1,0 +1,53 @@
+"""Pairs as files: TRL's conversational preference format, train and dev by prompt, and thumbs for KTO."""
+
+import hashlib
+
+import polars as pl
+
+from pipeline.config import PairConfig
+
+COLUMNS = (
+    "prompt", "chosen", "rejected", "prompt_id", "chosen_id", "rejected_id", "chosen_score", "rejected_score",
+    "margin", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "origin",
+)  # fmt: skip
+THUMBS = "prompt", "completion", "label", "prompt_id", "sample_id", "prompt_token_ids", "token_ids"
+
+
+def as_pairs(kept: pl.DataFrame, prompts: pl.DataFrame, answers: pl.DataFrame) -> pl.DataFrame:
+    """Joined by id: each pair's messages and the very tokens that were sampled."""
+    table = kept.join(prompts, on="prompt_id", how="left", validate="m:1")
+    for side in ("chosen", "rejected"):
+        tokens = answers.select(pl.col("sample_id").alias(f"{side}_id"), pl.col("token_ids").alias(f"{side}_token_ids"))
+        table = table.join(tokens, on=f"{side}_id", how="left", validate="m:1")
+    table = table.with_columns(chosen=message("chosen_text"), rejected=message("rejected_text"))
+    return table.select(*COLUMNS).sort("prompt_id", "chosen_id", "rejected_id")
+
+
+def message(column: str) -> pl.Expr:
+    return pl.concat_list(pl.struct(role=pl.lit("assistant"), content=pl.col(column)))
+
+
+def split(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Train and dev by a hash of the prompt: all pairs of a prompt fall on one side."""
+    ids = sorted(pairs["prompt_id"].unique(), key=lambda i: hashlib.sha256(f"{cfg.seed}:{i}".encode()).digest())
+    wanted = max(cfg.dev.least, round(cfg.dev.share * len(ids)))
+    dev = set(ids[: min(wanted, int(cfg.dev.most_share * len(ids)))])
+    held_out = pl.col("prompt_id").is_in(list(dev))
+    return pairs.filter(~held_out), pairs.filter(held_out)
+
+
+def sides(pairs: pl.DataFrame) -> pl.DataFrame:
+    """The pairs' answers as thumbs: chosen up, rejected down."""
+    parts = [
+        pairs.select(
+            "prompt",
+            pl.col(side).alias("completion"),
+            pl.lit(label).alias("label"),
+            "prompt_id",
+            pl.col(f"{side}_id").alias("sample_id"),
+            "prompt_token_ids",
+            pl.col(f"{side}_token_ids").alias("token_ids"),
+        )
+        for side, label in (("chosen", True), ("rejected", False))
+    ]
+    return pl.concat(parts).unique(["sample_id", "label"]).sort("prompt_id", "sample_id", "label")
