@@ -3,8 +3,8 @@
 import sys
 
 from pipeline.compose import Arguments, compose
-from pipeline.drive import STOPPED, Stopped, drive, stop_on_signals
-from pipeline.errors import Refusal
+from pipeline.drive import Stopped, drive, stop_on_signals
+from pipeline.errors import REFUSED, STOPPED, Refusal
 
 
 def main() -> int:
@@ -19,7 +19,7 @@ def main() -> int:
         return sweep(arguments, points)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
-        return 2
+        return REFUSED
     except Stopped:
         return STOPPED
 

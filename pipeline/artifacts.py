@@ -57,6 +57,7 @@ def note_cost(out: Path, **figures: float) -> None:
 
 
 COST_FILE = "cost.json"
+PLACE_FILE = "place.json"  # where a referred checkpoint lies: outside content, its bytes are what counts
 KL = "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
 
 
@@ -98,6 +99,8 @@ class Model(Artifact):
         """What `from_pretrained` opens for the base: a folder, or a hub name together with `revision`."""
         if "base" in self.record:
             return self._base.weights
+        if (self.path / PLACE_FILE).exists():
+            return Path(json.loads((self.path / PLACE_FILE).read_text())["weights"])
         place = self.record["weights"]
         return self.path / place if (self.path / place).exists() else place
 

@@ -1,11 +1,12 @@
 """From the command line to a validated Config: Hydra composes, pydantic judges, every mistake is said at once."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
@@ -15,6 +16,9 @@ from pipeline.errors import Refusal, nearest
 
 CONF = Path(__file__).parent.parent / "conf"
 RECIPES = CONF / "recipes"  # a link to recipes/, so that Hydra sees that folder of the house and no other
+
+FLAGS = "-m", "--multirun", "--config-dir", "-cd"
+USAGE = "Usage: python -m pipeline [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
 
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
 
@@ -30,10 +34,13 @@ class Arguments:
     def parse(cls, argv: list[str]) -> "Arguments":
         flags, overrides, rest = [], [], iter(argv)
         for word in rest:
-            if word in ("--config-dir", "-cd"):
-                flags += ["--config-dir", str(Path(next(rest, "")).absolute())]
-            elif word.startswith("-"):
+            flag, _, value = word.partition("=")
+            if flag in ("--config-dir", "-cd"):
+                flags += ["--config-dir", _folder(value or next(rest, ""))]
+            elif word in ("-m", "--multirun"):
                 flags.append(word)
+            elif word.startswith("-"):
+                raise Refusal(f"{word}: no such flag. {nearest(word, list(FLAGS))}\n  {USAGE}")
             else:
                 overrides.append(_override(word))
         return cls(flags, overrides)
@@ -60,12 +67,25 @@ class Arguments:
         return [str(folder)]
 
 
+def _is_odd(value: str) -> bool:
+    """Whether Hydra's grammar would trip over a value that is plainly text: not quoted, no list, no call, no sweep."""
+    meant = re.match(r"""['"\[{$]|(choice|range|interval|shuffle|sort|tag|glob)\(""", value)
+    return not meant and "\\" not in value and bool(re.search(r"[=()\[\]{}#']", value))
+
+
+def _folder(value: str) -> str:
+    folder = Path(value).absolute()
+    if not (folder / "recipes").is_dir():
+        raise Refusal(f"--config-dir {value}: there is no folder recipes/ in it. Give the folder that holds yours.")
+    return str(folder)
+
+
 def _override(word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals:
         raise Refusal(f"{word}: not an override. Write key=value, such as train.beta=0.05 (see README, Commands).")
-    if "=" in value and not re.match(r"""['"\[{]|.*[\\(]""", value):
-        value = '"' + value.replace('"', '\\"') + '"'  # a path such as data/a=b.jsonl
+    if _is_odd(value):
+        value = '"' + value.replace('"', '\\"') + '"'  # a path such as data/a=b(1).jsonl
     group = "@" in key or key.lstrip("+~") == "recipes" or (CONF / key.lstrip("+~")).is_dir()
     plain = group or key.startswith(("+", "~", "hydra.", "hydra/"))
     return f"{'' if plain else '++'}{key}={value}"
@@ -90,7 +110,11 @@ def point(composed: DictConfig, hydra: Any) -> Config:
         raw: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise Refusal(f"{error.full_key or 'conf'}: {str(error).splitlines()[0]}") from error
-    return validated({**raw, "recipe": choices.get("recipes", "run")}, choices, list(hydra.overrides.task))
+    if isinstance(raw.get("recipes"), dict):
+        raise Refusal(f"recipes/{choices['recipes']}.yaml: its first line has to be `# @package _global_`.")
+    unresolved = OmegaConf.to_container(own, resolve=False)
+    echoes = {path for path, value in _leaves(unresolved) if isinstance(value, str) and value.startswith("${")}
+    return validated({**raw, "recipe": choices.get("recipes", "run")}, choices, list(hydra.overrides.task), echoes)
 
 
 def _multirun() -> Any:
@@ -109,6 +133,8 @@ def _compose(arguments: Arguments, overrides: list[str]) -> DictConfig:
             return hydra_compose("config", [*arguments.searchpath, *overrides], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise Refusal(_said_by_hydra(error, arguments.own_recipes)) from error
+    except yaml.YAMLError as error:
+        raise Refusal(f"a file of conf/ or recipes/ is not YAML: {error}") from error
 
 
 def _parsed(overrides: list[str]) -> list[Any]:
@@ -145,14 +171,18 @@ def _said_by_hydra(error: Exception, own_recipes: list[str] | None = None) -> st
 # ── validation ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def validated(raw: dict[str, Any], choices: dict[str, str], overrides: list[str]) -> Config:
+def validated(
+    raw: dict[str, Any], choices: dict[str, str], overrides: list[str], echoes: Set[tuple[str, ...]] = frozenset()
+) -> Config:
+    """The Config, or every fault at once; `echoes` are values taken over from elsewhere, where their fault is said."""
     if absent := [".".join(path) for path, value in _leaves(raw) if value == "???"]:
         raise Refusal("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        faults = [_fault(e, raw, choices, overrides) for e in error.errors(include_url=False)]
-        raise Refusal("\n".join(faults)) from error
+        errors = error.errors(include_url=False)
+        own = [e for e in errors if not any(tuple(_locate(e["loc"], raw)[0][: len(at)]) == at for at in echoes)]
+        raise Refusal("\n".join(_fault(e, raw, choices, overrides) for e in own or errors)) from error
 
 
 def _fault(error: Any, raw: dict[str, Any], choices: dict[str, str], overrides: list[str]) -> str:

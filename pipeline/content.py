@@ -33,7 +33,7 @@ class ContentCache:
 
     def __init__(self, file: Path):
         self.file = file
-        self._known: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+        self._known = _read(file)
         self._new = False
 
     def of(self, path: Path) -> str:
@@ -61,6 +61,14 @@ class ContentCache:
             self._known[key] = sha256_of(path)
             self._new = True
         return self._known[key]
+
+
+def _read(file: Path) -> dict[str, str]:
+    """What was remembered; a cache that cannot be read is an empty one, and everything is hashed again."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _hidden(relative: Path) -> bool:

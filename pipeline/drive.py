@@ -12,12 +12,10 @@ from typing import Any
 from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.content import commit_of
-from pipeline.errors import Refusal
+from pipeline.errors import DONE, REFUSED, Refusal
 from pipeline.plan import plan
 from pipeline.runner import StepFailed, dry_run, prepare, run, select
 from pipeline.step import pinned
-
-DONE, REFUSED, STOPPED = 0, 2, 75
 
 
 def drive(cfg: Config, story: Path | None = None) -> int:
@@ -38,6 +36,7 @@ def drive(cfg: Config, story: Path | None = None) -> int:
         print(failure, file=sys.stderr)
         return failure.code
     except Stopped as stopped:
+        print()  # the line that was being painted ends here
         print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
         raise
 

@@ -1,5 +1,8 @@
 """What a person is told when something cannot go on: what was wrong, where, what was expected, what to type now."""
 
+# Exit codes. FOUND is between worker and driver alone: another process built the step meanwhile.
+DONE, BROKE, REFUSED, FOUND, STOPPED = 0, 1, 2, 3, 75
+
 
 class Refusal(Exception):
     """Wrong usage, config or input: exit code 2, its text is printed as it stands and no traceback is shown."""

@@ -1,5 +1,6 @@
 """What a person watching a run sees: one line per Step, kept in `ledger.json` as well."""
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -41,7 +42,8 @@ class Ledger:
         """Repainted on a terminal; elsewhere a line now and then."""
         line = f"● {step.stage:<9} {_label(step):<13} {fingerprint:<13} {text}"
         if self._terminal:
-            print(f"\r\x1b[K{line}", end="", flush=True)
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be painted over
+            print(f"\r\x1b[K{line[:width]}", end="", flush=True)
         elif time.monotonic() - self._shown >= QUIET:
             self._shown = time.monotonic()
             print(line, flush=True)

@@ -49,7 +49,7 @@ def exam(cfg: Config, sft: Step, name: str, model: Step, prompts: Part) -> dict[
     samples = Step("sample", cfg.exam.sample.draw("exam"), at=label, policy=model, prompts=prompts)
     return {
         "model": model,
+        "logps": Step("refer", cfg.exam.refer, at=label, model=sft, rows=samples),  # first: what sft is refused for
         "samples": samples,
         "scores": Step("score", scorers, at=label, samples=samples, prompts=prompts),
-        "logps": Step("refer", cfg.exam.refer, at=label, model=sft, rows=samples),
     }

@@ -1,5 +1,6 @@
 """Runs a plan: finds what is built, spawns one worker per Step for the rest, and prints the ledger."""
 
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ from pipeline import store
 from pipeline.artifacts import write_json
 from pipeline.config import Config
 from pipeline.content import ContentCache
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest
 from pipeline.ledger import Ledger
-from pipeline.spawn import BROKE, DONE, FOUND, REFUSED, failure, spawn, told
-from pipeline.step import STAGE_VERSIONS, Identity, Step, floats
+from pipeline.spawn import failure, spawn, told
+from pipeline.step import STAGE_VERSIONS, Identity, Step, floats, place_of
 
 
 class StepFailed(Exception):
@@ -59,7 +60,8 @@ def prepare(cfg: Config, targets: Iterable[Step]) -> Planned:
         for step in target.ancestors():
             order.setdefault(identity.fingerprint(step), step)
     if not cfg.dry_run:
-        _writable(cfg.store)
+        _writable("store", cfg.store)
+        _writable("runs", cfg.runs)
         cache.save()
     return Planned(list(order.values()), identity)
 
@@ -110,7 +112,7 @@ def _look(
         return None, ""
     if inputs is None:
         return None, "an input is to be built first"
-    reason = store.fault(final, manifest, inputs, cfg.verify)
+    reason = store.fault(final, manifest, inputs, place_of(step), cfg.verify)
     return (None, f"{step.stage}/{final.name} {reason}") if reason else (manifest, "")
 
 
@@ -150,7 +152,9 @@ def _build(
         ledger.line("✗", step, fingerprint, seconds=time.monotonic() - started)
         raise StepFailed(failure(step, fingerprint, code, log), REFUSED if code == REFUSED else BROKE)
     sign = "■" if code == DONE else "✓"
-    ledger.line(sign, step, fingerprint, seconds=manifest["seconds"], counted=code == DONE)
+    dropped = manifest["cost"].get("dropped")
+    note = f"{dropped} dropped (dropped.parquet)" if dropped else ""
+    ledger.line(sign, step, fingerprint, seconds=manifest["seconds"], note=note, counted=code == DONE)
     for line in told(log):
         ledger.say(line)
     return manifest
@@ -165,6 +169,7 @@ def _record(cfg: Config, planned: Planned, step: Step, inputs: Any, final: Path)
         "fingerprint": planned.fingerprint(step),
         "out": str(final),
         "verify": cfg.verify,
+        "place": place_of(step),
         "config": step.config.model_dump(mode="json"),
         "inputs": inputs,
         "ancestors": [
@@ -187,13 +192,13 @@ def _link(story: Path, root: Path, step: Step, fingerprint: str, number: int) ->
     link.symlink_to(store.folder(root, step.stage, fingerprint).absolute())
 
 
-def _writable(root: Path) -> None:
+def _writable(knob: str, root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / ".writable"
+        probe = root / f".writable-{os.getpid()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise Refusal(
-            f"store={root}: cannot be written ({error.strerror}).\n  Give a folder that can, as store=FOLDER."
+            f"{knob}={root}: cannot be written ({error.strerror}).\n  Give a folder that can, as {knob}=FOLDER."
         ) from error

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from pipeline.step import Step
 
-DONE, BROKE, REFUSED, FOUND = 0, 1, 2, 3  # the worker's exit codes; FOUND: another process built it meanwhile
 # Threads that spin while they wait make torch ten times slower on a CPU that others use too; read when it is loaded.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
-GRACE = 10.0  # seconds that a worker has to stop by itself
+GRACE = 10.0  # seconds until a worker that does not die of SIGTERM is killed
 
 
 def spawn(record: Path, log: Path, show: Callable[[str], None]) -> int:

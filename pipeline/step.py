@@ -5,6 +5,7 @@ An input is a Step, a part of one (`prompts / "test"`), or a list or dict of inp
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Union
 
 from pipeline.config import Block, HubDataset, Local, Weights
@@ -116,6 +117,12 @@ class Identity:
             raise Refusal(
                 f"{knob}={path}: there is no such file or folder. Give the path of one that exists."
             ) from error
+
+
+def place_of(step: Step) -> str | None:
+    """Where the local checkpoint lies that this Step refers to: outside identity, since the same bytes may move."""
+    model = getattr(step.config, "model", None)
+    return str(Path(model).expanduser().absolute()) if isinstance(model, Weights) and model.local else None
 
 
 def floats(step: Step) -> bool:

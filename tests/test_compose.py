@@ -9,6 +9,8 @@ from pipeline.compose import Arguments, compose
 from pipeline.errors import Refusal
 from tests.house import HOUSE, composed
 
+GIVEN = ["sft.model=./m", "prompts.path=p.jsonl"]
+
 
 def said(*words: str) -> str:
     with pytest.raises(Refusal) as refusal:
@@ -117,8 +119,45 @@ def test_a_folder_named_like_a_knob_is_no_config_group(tmp_path):
     """The house, with its store/ and runs/, is on no search path of Hydra's; only conf/ is."""
     assert Arguments.parse(["recipes=smoke"]).searchpath == ["hydra.searchpath=[]"]
     assert composed("recipes=smoke", "store=elsewhere", "runs=stories").store.name == "elsewhere"
+    (tmp_path / "recipes").mkdir()
     (tmp_path / "store").mkdir()
     assert "Hydra would take its folder 'store'" in said("--config-dir", str(tmp_path), "recipes=smoke")
+
+
+def test_an_unknown_flag_starts_nothing():
+    assert "--dry-run: no such flag" in said("recipes=smoke", "--dry-run")
+    assert "Usage:" in said("--help")
+    assert "no folder recipes/" in said("--config-dir=nowhere", "recipes=smoke")
+
+
+@pytest.mark.parametrize("name", ["a b(1)=x.jsonl", "a[1].jsonl", "it's.jsonl", "a{b}.jsonl", "a#b.jsonl"])
+def test_odd_characters_in_a_path_need_no_quoting(name):
+    assert composed("sft.model=./m", f"prompts.path=data/{name}").prompts.path == f"data/{name}"
+
+
+def test_a_recipe_without_its_first_line_and_one_that_is_no_yaml(tmp_path):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "bare.yaml").write_text("rounds: 2\n")
+    (tmp_path / "recipes" / "broken.yaml").write_text("rounds: [1\n")
+    assert "@package _global_" in said("--config-dir", str(tmp_path), "recipes=bare", *GIVEN)
+    assert "is not YAML" in said("--config-dir", str(tmp_path), "recipes=broken", *GIVEN)
+
+
+def test_a_value_taken_over_from_elsewhere_is_blamed_once():
+    assert said("recipes=smoke", "seed=abc").splitlines() == [
+        "command line: seed='abc': Input should be a valid integer, unable to parse string as an integer."
+        "  (conf/config.yaml)"
+    ]
+
+
+def test_demonstrations_come_from_a_file_when_asked():
+    words = ["prompts=playground", "base=tiny", "sft=train", "demonstrations@sft.data=jsonl", "sft.data.path=d.jsonl"]
+    assert composed(*words).sft.data.path == "d.jsonl"
+
+
+def test_values_of_another_dtype_and_a_fence_of_another_length_are_refused():
+    text = said("recipes=smoke", "refer.dtype=bfloat16", "sft.fence.ngram=5")
+    assert "refer.dtype=bfloat16 and train.dtype=float32" in text and "sft.fence.ngram=5 finds nothing" in text
 
 
 def test_a_mistake_ends_with_2_and_prints_no_traceback(tmp_path):

@@ -99,7 +99,13 @@ def test_importing_the_driver_imports_nothing_heavy():
 
 def test_stages_are_the_same_everywhere():
     files = {p.stem for p in (HOUSE / "pipeline" / "stages").glob("*.py")} - {"__init__"}
-    groups = {p.name for p in (HOUSE / "conf").iterdir() if p.is_dir()} - {"backend", "adapter", "exam", "recipes"}
+    groups = {p.name for p in (HOUSE / "conf").iterdir() if p.is_dir()} - {
+        "backend",
+        "adapter",
+        "demonstrations",
+        "exam",
+        "recipes",
+    }
     makefile = (HOUSE / "Makefile").read_text()
     targets = set(re.search(r"^STAGES *:?= *(.*)$", makefile, re.M)[1].split())
     assert files == set(STAGE_VERSIONS) == groups == targets == set(artifacts.MADE_BY)
@@ -123,12 +129,15 @@ BESIDE = {
     "conf/prompts/playground.yaml": [GIVEN[1]],
     "conf/sft/train.yaml": [GIVEN[0], "base=tiny"],
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
+    "conf/demonstrations/playground.yaml": [GIVEN[0], "base=tiny", "sft=train"],
+    "conf/demonstrations/jsonl.yaml": [GIVEN[0], "base=tiny", "sft=train", "sft.data.path=rows.jsonl"],
     "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
     "conf/offline/hub.yaml": [*GIVEN, *HALF, "offline.source.dataset=owner/name"],
 }
 MOUNTED = {
     "backend": ["backend@sample.backend", "backend@exam.sample.backend"],
     "adapter": ["adapter@train.adapter"],
+    "demonstrations": ["demonstrations@sft.data"],
     "sample": ["sample@exam.sample"],
 }
 
@@ -152,7 +161,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (32, 2)
+    assert (len(CONF), len(RECIPES)) == (34, 2)
 
 
 def test_every_knob_has_a_word_on_it():

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Model, Prompts, read_table, write_table
+from pipeline.backends import Completion
 from pipeline.backends.scripted import Scripted, ScriptedText
 from pipeline.config import Draw
 from pipeline.errors import Broken, Refusal
@@ -266,3 +267,10 @@ def test_the_backends_of_rounds_and_exams_are_chosen_apart():
 def test_the_exam_draws_for_kl_from_the_policy_itself():
     kl = composed("prompts.path=p.jsonl", "sft.model=./m").exam.sample.settings["kl"]
     assert (kl.n, kl.temperature, kl.top_p) == (1, 1.0, 1.0)
+
+
+def test_a_completion_without_a_finite_log_probability_is_never_taken(tmp_path: Path) -> None:
+    cfg = composed("recipes=smoke").sample.draw("train")
+    drawing = sample.Drawing(cfg, "policy", ScriptedText(8), sample.Shards(tmp_path, pl.DataFrame(), 1))
+    with pytest.raises(Broken, match="log-probability nan"):
+        drawing.take(Completion("any", [0], float("nan"), "length"))

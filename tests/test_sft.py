@@ -1,7 +1,10 @@
 """base and sft: the tiny model, what a checkpoint is refused for, adapters merged, training on exactly the answers."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ from pipeline.config import Checkpoint, SftTraining, TinyBase
 from pipeline.errors import Broken, Refusal
 from pipeline.sources import fence, playground
 from pipeline.stages import base, sft
-from pipeline.store import list_files
+from pipeline.store import content, list_files
+from tests.house import HOUSE
 from tests.tiny import CHAT, tiny_model
 
 TINY = TinyBase(kind="tiny", vocabulary=300, hidden=32, layers=1, heads=2, context=128, seed=0)
@@ -435,3 +439,22 @@ def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path) -> None:
         train(training(learning_rate=1e30, clip=1e30), tmp_path / "out")
     assert not (tmp_path / "out" / "model.json").exists()
     assert not (tmp_path / "out" / "weights").exists()
+
+
+def test_a_checkpoint_that_moved_is_opened_where_it_lies_now(folder: Path, tmp_path: Path) -> None:
+    """The same bytes are the same step; what lies at their old place by now must never be taken for them."""
+    words = ["prompts=playground", "dtype=float32", "until=sft"]
+
+    def built(place: Path) -> tuple[str, str, str]:
+        command = [sys.executable, "-m", "pipeline", f"sft.model={place}", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HOUSE)}, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        step = tmp_path / done.stdout.decode().splitlines()[-1]
+        manifest = json.loads((step / "manifest.json").read_text())
+        return step.name, content(manifest), str(Model(step).weights)
+
+    before = built(folder)
+    moved = folder.rename(folder.with_name("elsewhere"))
+    after = built(moved)
+    assert before[:2] == after[:2], "neither fingerprint nor content knows the place"
+    assert after[2] == str(moved) != before[2]

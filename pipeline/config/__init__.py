@@ -112,6 +112,16 @@ def _mismatches(cfg: Config) -> Iterator[str]:
             yield f"score.scorers.{name}.gold=true: a gold scorer marks exams alone; move it to exam.score.scorers."
     if cfg.rounds > 1 and cfg.sample.per_round is None:
         yield f"rounds={cfg.rounds} draw fresh prompts each: give sample.per_round=N, the prompts of one round."
+    if cfg.train.logps == "ready" and cfg.refer.dtype != cfg.train.dtype:
+        yield (
+            f"refer.dtype={cfg.refer.dtype} and train.dtype={cfg.train.dtype}: reference values of another dtype are"
+            " off at step 0. Give both alike, as dtype=…"
+        )
+    if isinstance(cfg.sft, SftTraining) and cfg.sft.fence.ngram != cfg.prompts.fence.ngram:
+        yield (
+            f"sft.fence.ngram={cfg.sft.fence.ngram} finds nothing in a fence of {cfg.prompts.fence.ngram} words."
+            " Give prompts.fence.ngram alone, the others follow it."
+        )
     if isinstance(cfg.sft, SftTraining) and cfg.base is None:
         yield (
             "sft=train starts from a base model, and base is none."

@@ -19,7 +19,7 @@ class Optimization(Block):
     learning_rate: PositiveFloat
     epochs: PositiveFloat
     batch: PositiveInt
-    scheduler: str
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"]
     warmup: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NonNegativeFloat
     clip: PositiveFloat

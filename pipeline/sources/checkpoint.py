@@ -6,7 +6,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Model, write_json
+from pipeline.artifacts import PLACE_FILE, Model, write_json
 from pipeline.config import Checkpoint, Dtype, Template, Weights
 from pipeline.content import ContentCache, commit_of
 from pipeline.errors import Refusal
@@ -112,7 +112,8 @@ def _with_weights(cfg: Checkpoint) -> list[str]:
 def _local(folder: Path, out: Path) -> dict[str, Any]:
     """The driver hashed this folder for the fingerprint; its cache in the store spares reading it again."""
     content = ContentCache(out.parent.parent / ".contents.json").of(folder)
-    return {"weights": str(folder), "revision": None, "content": content}
+    write_json(out / PLACE_FILE, {"weights": str(folder)})
+    return {"revision": None, "content": content}
 
 
 # ── an adapter ────────────────────────────────────────────────────────────────────────────────────────────────────

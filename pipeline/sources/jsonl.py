@@ -80,7 +80,7 @@ def _parse(data: bytes, number: int) -> tuple[str | None, dict[str, Any]]:
         row = json.loads(data)
     except UnicodeDecodeError as error:
         return f"not UTF-8 at byte {error.start}", {}
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return f"not JSON ({error})", {}
     if not isinstance(row, dict):
         return f"a JSON {type(row).__name__}, expected an object", {}
@@ -97,5 +97,5 @@ def _unwritable(value: Any) -> str | None:
         except UnicodeEncodeError:
             return "holds half of a surrogate pair, which is no character"
         return None
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    items = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
     return next((fault for item in items if (fault := _unwritable(item))), None)

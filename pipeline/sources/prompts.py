@@ -15,7 +15,7 @@ def read_prompts(cfg: JsonlPrompts) -> Lines:
 
     def check(row: dict[str, Any]) -> str | None:
         fault = _fault(row)
-        if fault is None and "id" in row:
+        if fault is None and row.get("id") is not None:
             if str(row["id"]) in seen:
                 return f"id {row['id']!r} stands on an earlier line already"
             seen.add(str(row["id"]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Prompts, write_json, write_table
+from pipeline.artifacts import Prompts, note_cost, write_json, write_table
 from pipeline.config import PromptsConfig
 from pipeline.errors import Broken, Refusal
 from pipeline.sources import fence, playground
@@ -35,6 +35,7 @@ def run(cfg: PromptsConfig, out: Path) -> Prompts:
     fenced = fence.grams_of(texts(pl.concat([dev, test])), cfg.fence.ngram)
     write_table(out / "fence" / "ngrams.parquet", fence.table(fenced))
     write_table(out / "dropped.parquet", dropped)
+    note_cost(out, dropped=dropped.height)
     write_json(out / "funnel.json", funnel(parts, dropped, rows.height + len(repeated) + len(bad)))
     return Prompts(out)
 

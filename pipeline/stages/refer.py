@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Logps, Model, Pairs, Samples, note_cost, read_table, write_table
+from pipeline.artifacts import KL, Logps, Model, Pairs, Samples, note_cost, read_table, write_table
 from pipeline.config import ReferConfig
 from pipeline.errors import Broken, Refusal
 from pipeline.progress import Progress
@@ -33,7 +33,7 @@ def wanted(rows: Pairs | Samples) -> "pl.DataFrame":
     import polars as pl
 
     if isinstance(rows, Samples):
-        table = rows.read(setting="kl").select("sample_id", "prompt_id", "prompt_token_ids", "token_ids")
+        table = rows.read(setting=KL).select("sample_id", "prompt_id", "prompt_token_ids", "token_ids")
     else:
         table = pl.concat(_sides(pl.concat([rows.train(), rows.dev()])))
     table = table.unique("sample_id").with_columns(

@@ -4,6 +4,7 @@ A shard that stands in `shards.json` with its hash is finished: a killed run rep
 """
 
 import json
+import math
 import shutil
 import time
 from collections import Counter
@@ -159,6 +160,11 @@ class Drawing:
             yield [request for _, request in asked]
 
     def take(self, completion: Completion) -> None:
+        if not math.isfinite(completion.logprob):
+            raise Broken(
+                f"sample: a completion has the log-probability {completion.logprob}: the policy's weights or its"
+                f" arithmetic in {self.cfg.backend.kind} are broken.\n  Try dtype=float32; check the checkpoint."
+            )
         shard = self._asked.pop(completion.sample_id)
         self._rows[shard][completion.sample_id] |= {
             "completion": self.text.decode(completion),

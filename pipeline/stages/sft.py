@@ -79,6 +79,7 @@ def _account(out: Path, rows: int, examples: list[Any], dropped: list[Row]) -> N
     table = pl.DataFrame(dropped, schema=schema)
     reasons = dict(sorted(table["reason"].value_counts().rows()))
     write_table(out / "dropped.parquet", table)
+    note_cost(out, dropped=table.height)
     write_json(out / "funnel.json", {"in": rows, "out": len(examples), "dropped": reasons})
     if not examples:
         raise Refusal(

@@ -75,9 +75,19 @@ def _base(model: Model, dtype: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(
-        model.weights, revision=model.revision, dtype=getattr(torch, dtype), trust_remote_code=model.remote_code
+    module, loading = AutoModelForCausalLM.from_pretrained(
+        model.weights,
+        revision=model.revision,
+        dtype=getattr(torch, dtype),
+        trust_remote_code=model.remote_code,
+        output_loading_info=True,
     )
+    if missing := sorted(loading["missing_keys"]):
+        raise Refusal(
+            f"{model.weights}: its weights lack {len(missing)} tensors ({missing[0]} is one), which would be random.\n"
+            f"  Give a checkpoint of a causal language model that is whole."
+        )
+    return module
 
 
 def _adapted(module: Any, model: Model, trainable: bool) -> Any:
