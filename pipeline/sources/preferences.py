@@ -13,8 +13,7 @@ from typing import Any
 
 from pipeline.config import FileRows, HubRows, OfflineConfig
 from pipeline.errors import Refusal, nearest
-from pipeline.sources.jsonl import Lines, read_jsonl
-from pipeline.sources.prompts import ROLES
+from pipeline.sources.jsonl import ROLES, Lines, read_jsonl
 
 Row = dict[str, Any]
 Messages = list[dict[str, str]]
