@@ -204,7 +204,7 @@ def test_a_row_that_repeats_another_is_dropped_by_name(taken):
             {"prompt": user("q") + said("a"), "chosen": "a", "rejected": "b"},
             "the turn before the answer is not the user's",
         ),
-        ({"prompt": "q", "chosen": [{"role": "boss", "content": "a"}], "rejected": "b"}, "a message of chosen is not"),
+        ({"prompt": "q", "chosen": [{"role": "boss", "content": "a"}], "rejected": "b"}, "chosen: a message is not"),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "the turn before the answer is not the user's"),
     ],
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.config import FileRows, HubRows, OfflineConfig
 from pipeline.errors import Refusal, nearest
-from pipeline.sources.jsonl import ROLES, Lines, read_jsonl
+from pipeline.sources.jsonl import Lines, message_fault, read_jsonl
 
 Row = dict[str, Any]
 Messages = list[dict[str, str]]
@@ -275,13 +275,8 @@ def _prompt(value: Any, system: Any = None) -> Messages:
 def _messages(value: Any, name: str) -> Messages:
     if not isinstance(value, list) or not value:
         raise Fault(f"{name} is neither text nor a list of messages")
-    for message in value:
-        if (
-            not isinstance(message, dict)
-            or message.get("role") not in ROLES
-            or not isinstance(message.get("content"), str)
-        ):
-            raise Fault(f"a message of {name} is not {{role: {'|'.join(ROLES)}, content: text}}")
+    if fault := message_fault(value):
+        raise Fault(f"{name}: {fault}")
     return [{"role": message["role"], "content": message["content"]} for message in value]
 
 
