@@ -13,9 +13,8 @@ from pydantic import ValidationError
 from pipeline.config import Config
 from pipeline.errors import Refusal, nearest
 
-HOUSE = Path(__file__).parent.parent
-CONF = HOUSE / "conf"
-RECIPES = HOUSE / "recipes"
+CONF = Path(__file__).parent.parent / "conf"
+RECIPES = CONF / "recipes"  # a link to recipes/, so that Hydra sees that folder of the house and no other
 
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
 
@@ -44,13 +43,21 @@ class Arguments:
         return any(flag in ("-m", "--multirun") for flag in self.flags)
 
     @property
-    def searchpath(self) -> str:
-        """Where Hydra finds `recipes/`, whatever the working directory is."""
-        return f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in [HOUSE, *self.own_recipes])}]"
+    def searchpath(self) -> list[str]:
+        """Where Hydra finds recipes beside our own, which conf/recipes links to."""
+        return [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in self.own_recipes)}]"]
 
     @property
     def own_recipes(self) -> list[str]:
-        return [self.flags[self.flags.index("--config-dir") + 1]] if "--config-dir" in self.flags else []
+        if "--config-dir" not in self.flags:
+            return []
+        folder = Path(self.flags[self.flags.index("--config-dir") + 1])
+        if taken := [name for name in Config.model_fields if (folder / name).is_dir() and not (CONF / name).is_dir()]:
+            raise Refusal(
+                f"--config-dir {folder}: Hydra would take its folder '{taken[0]}' for a config group.\n"
+                f"  Give a folder that holds recipes/ and no folder named like a knob."
+            )
+        return [str(folder)]
 
 
 def _override(word: str) -> str:
@@ -99,7 +106,7 @@ def _compose(arguments: Arguments, overrides: list[str]) -> DictConfig:
 
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="pipeline"):
-            return hydra_compose("config", [arguments.searchpath, *overrides], return_hydra_config=True)
+            return hydra_compose("config", [*arguments.searchpath, *overrides], return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise Refusal(_said_by_hydra(error, arguments.own_recipes)) from error
 

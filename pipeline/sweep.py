@@ -24,7 +24,7 @@ def sweep(arguments: Arguments, points: list[Config]) -> int:
         return max(drive(cfg) for cfg in points)
     folder = fresh_story(points[0]).absolute()
     print(f"{points[0].recipe}: {len(points)} points · {folder}")
-    sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, arguments.searchpath, f"hydra.sweep.dir={folder}"]
+    sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, f"hydra.sweep.dir={folder}"]
     launch()
     written = json.loads((folder / "points.json").read_text())
     print(folder / "points.json")

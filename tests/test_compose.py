@@ -113,6 +113,14 @@ def test_a_user_s_own_recipe_folder_works_from_any_working_directory(tmp_path):
     assert "train     round 2" in done.stdout
 
 
+def test_a_folder_named_like_a_knob_is_no_config_group(tmp_path):
+    """The house, with its store/ and runs/, is on no search path of Hydra's; only conf/ is."""
+    assert Arguments.parse(["recipes=smoke"]).searchpath == ["hydra.searchpath=[]"]
+    assert composed("recipes=smoke", "store=elsewhere", "runs=stories").store.name == "elsewhere"
+    (tmp_path / "store").mkdir()
+    assert "Hydra would take its folder 'store'" in said("--config-dir", str(tmp_path), "recipes=smoke")
+
+
 def test_a_mistake_ends_with_2_and_prints_no_traceback(tmp_path):
     command = [sys.executable, "-m", "pipeline", "recipes=smoke", "train.betta=1"]
     done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(HOUSE)}, capture_output=True, text=True)

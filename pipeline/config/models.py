@@ -1,0 +1,58 @@
+"""The model before SFT and the SFT model: checkpoints as they are, or made here."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from pipeline.config.block import Block, Dtype, Local, Share, Template, Trust, Weights
+from pipeline.config.prompts import Fence
+from pipeline.config.training import Optimization
+
+
+class Checkpoint(Block):
+    kind: Literal["checkpoint"]
+    model: Weights
+    revision: str | None
+    trust: Trust
+    template: Template
+    dtype: Dtype
+
+
+class TinyBase(Block):
+    kind: Literal["tiny"]
+    vocabulary: PositiveInt
+    hidden: PositiveInt
+    layers: PositiveInt
+    heads: PositiveInt
+    context: PositiveInt
+    seed: int
+
+
+BaseConfig = Annotated[Checkpoint | TinyBase, Field(discriminator="kind")]
+
+
+class PlaygroundDemonstrations(Block):
+    kind: Literal["playground"]
+    rows: PositiveInt
+    constraints: PositiveInt
+    obeyed: Share
+    seed: int
+
+
+class JsonlDemonstrations(Block):
+    kind: Literal["jsonl"]
+    path: Local
+    on_bad_row: Literal["fail", "skip"]
+
+
+DemonstrationsConfig = Annotated[PlaygroundDemonstrations | JsonlDemonstrations, Field(discriminator="kind")]
+
+
+class SftTraining(Optimization):
+    kind: Literal["train"]
+    data: DemonstrationsConfig
+    fence: Fence
+    template: Template
+
+
+SftConfig = Annotated[Checkpoint | SftTraining, Field(discriminator="kind")]

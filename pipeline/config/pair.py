@@ -1,0 +1,140 @@
+"""How pairs are chosen, filtered, mixed and split."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from pipeline.config.block import Block, Limits, Local, Share
+
+
+class DevPairs(Block):
+    share: Share
+    least: NonNegativeInt
+    most_share: Share
+
+
+class BestWorst(Block):
+    kind: Literal["best_worst"]
+
+
+class BestRandom(Block):
+    kind: Literal["best_random"]
+
+
+class RandomPair(Block):
+    kind: Literal["random"]
+
+
+class TopBottom(Block):
+    kind: Literal["top_bottom"]
+    k: PositiveInt
+
+
+class AllPairs(Block):
+    kind: Literal["all_pairs"]
+
+
+class Sigma(Block):
+    kind: Literal["sigma"]
+    below: PositiveFloat
+
+
+class MarginBand(Block):
+    kind: Literal["margin_band"]
+    low: Share
+    high: Share
+
+    @model_validator(mode="after")
+    def _a_band(self) -> "MarginBand":
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low} is not below high={self.high}: no margin lies between them")
+        return self
+
+
+class LengthMatched(Block):
+    kind: Literal["length_matched"]
+    ratio: Annotated[float, Field(ge=1)]
+
+
+class Demonstration(Block):
+    kind: Literal["demonstration"]
+    column: str
+    against: Literal["best", "worst"]
+
+
+StrategyConfig = Annotated[
+    BestWorst | BestRandom | RandomPair | TopBottom | AllPairs | Sigma | MarginBand | LengthMatched | Demonstration,
+    Field(discriminator="kind"),
+]
+
+
+class PassRate(Block):
+    at: float
+    least: Share
+    most: Share
+
+
+class Filters(Block):
+    """What may stand in a pair; null switches a filter off, and the funnel says that it was not asked."""
+
+    allow_truncated: bool
+    allow_refusals: bool
+    languages: Annotated[list[str], Field(min_length=1)] | None
+    repeats: bool
+    pass_rate: PassRate | None
+    min_margin: NonNegativeFloat
+    min_chosen: float | None
+    max_rejected: float | None
+    max_length_ratio: Annotated[float, Field(ge=1)] | None
+    max_disagreement: Share | None
+    max_flip_rate: Share | None
+    min_reference: float | None
+    near: Annotated[float, Field(gt=0, lt=1)] | None
+
+
+class Mix(Block):
+    on_policy: Share
+    offline: Share
+    per_round: PositiveInt | None
+
+    @model_validator(mode="after")
+    def _of_one(self) -> "Mix":
+        if abs(self.on_policy + self.offline - 1) > 1e-9:
+            raise ValueError(
+                f"on_policy={self.on_policy} and offline={self.offline} are shares: they have to add up to 1"
+            )
+        return self
+
+
+class PairConfig(Block):
+    strategy: StrategyConfig
+    scorer: str
+    pairs_per_prompt: PositiveInt
+    ties: Literal["drop", "both"]
+    filters: Filters
+    mix: Mix
+    thumbs_at: float | None
+    edits: Local | None
+    limits: Limits
+    template_kwargs: dict[str, JsonValue]
+    dev: DevPairs
+    seed: int
+
+    @property
+    def asks_prior(self) -> bool:
+        """Whether offline rows need their log-probabilities under the SFT model before they can be judged."""
+        return self.filters.min_reference is not None
+
+    @property
+    def asks_prompts(self) -> bool:
+        """Whether the prompts' own columns hold a side of the pairs."""
+        return self.strategy.kind == "demonstration" and self.mix.on_policy > 0
+
+    def of(self, round: int) -> "PairRound":
+        return PairRound(**dict(self), round=round)
+
+
+class PairRound(PairConfig):
+    """The user's block and the round: which block of offline rows it takes."""
+
+    round: PositiveInt

@@ -1,0 +1,27 @@
+"""What marks completions, and the log-probabilities that a reference or an exam needs."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from pipeline.config.block import Block, Dtype, Share
+
+
+class RuleScorer(Block):
+    kind: Literal["rules"]
+    rule: Literal["playground"]
+    gold: bool
+
+
+class ScoreConfig(Block):
+    scorers: Annotated[dict[str, RuleScorer], Field(min_length=1)]
+    max_failed: Share
+
+
+class ReferRuntime(Block):
+    batch_tokens: PositiveInt
+
+
+class ReferConfig(Block):
+    dtype: Dtype
+    runtime: ReferRuntime
