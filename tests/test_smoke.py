@@ -48,6 +48,9 @@ COLUMNS = {
 FILES = {"sample": "samples/*.parquet", "score": "scores/*.parquet", "pair": "train.parquet", "refer": "logps.parquet"}
 
 
+pytestmark = pytest.mark.timeout(1500)  # the fixture is a whole run
+
+
 def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "pipeline", *words]
 
