@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,9 @@ from tests.house import HOUSE, composed
 
 REQUIREMENTS = HOUSE / "requirements"
 SETS = ("cpu", "gpu", "portable")
+
+# Where pip installs: setuptools, once something imports it, adds old copies of its own to sys.path.
+SITE = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
 
 
 def script(name: str) -> ModuleType:
@@ -99,7 +103,7 @@ def test_this_environment_is_its_lock_and_the_lock_is_complete():
 
 @cache
 def here() -> dict[str, str]:
-    return {canonicalize_name(found.metadata["Name"]): found.version for found in metadata.distributions()}
+    return {canonicalize_name(found.metadata["Name"]): found.version for found in metadata.distributions(path=SITE)}
 
 
 def needs(name: str, extra: str) -> set[str]:
