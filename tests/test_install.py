@@ -203,6 +203,7 @@ def test_without_vllm_the_smoke_is_told_to_sample_with_transformers():
     assert "requirements/backend.py" in make("-n", "smoke")
 
 
+@pytest.mark.model  # imports TRL
 def test_what_trl_takes_and_ignores_is_what_the_installed_one_does():
     found = script("trl_fields").table()
     assert json.loads((HOUSE / "pipeline" / "trl_fields.json").read_text()) == found

@@ -25,6 +25,8 @@ TINY = TinyBase(kind="tiny", vocabulary=300, hidden=32, layers=1, heads=2, conte
 QUESTION = [{"role": "user", "content": "Tell me about the otter."}]
 ANSWERED = [*QUESTION, {"role": "assistant", "content": "It swims."}]
 
+pytestmark = pytest.mark.model  # each opens or trains a little model
+
 
 def checkpoint(folder: Path | str, **changes: Any) -> Checkpoint:
     values = {
