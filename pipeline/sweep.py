@@ -43,11 +43,7 @@ def launch(composed: DictConfig) -> None:
 
 def line_of(cfg: Config, story: Path, code: int, job: Any) -> dict[str, Any]:
     """What a point has to show: its overrides, its last model's score on the examined split, its KL, its report."""
-    line = {
-        "point": job.job.num,
-        "overrides": [word.lstrip("+") for word in job.overrides.task],
-        "status": STATUS.get(code, "failed"),
-    }
+    line = {"point": job.job.num, "overrides": _words(job), "status": STATUS.get(code, "failed")}
     report = story / "report.json"
     if code != 0 or not report.exists():
         return line
