@@ -20,7 +20,7 @@ RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
 DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step"}
-ROOMS = {"stages", "backends", "scorers", "sources", "pairing", "training", "report"}
+ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
 LEAVES = {"errors", "content", "progress", "trl_args"}  # anyone may import these
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
 MAY_IMPORT = {
@@ -37,8 +37,9 @@ MAY_IMPORT = {
     "sweep": {"compose", "drive", "config", "artifacts"},
     "__main__": {"compose", "drive", "sweep"},
     "worker": {"store", "artifacts", "stages"},
-    "stages": {"backends", "scorers", "sources", "pairing", "training", "report", "artifacts", "config"},
+    "stages": {"backends", "sampling", "scorers", "sources", "pairing", "training", "report", "artifacts", "config"},
     "training": {"backends", "scorers", "artifacts", "config"},
+    "sampling": {"backends", "artifacts", "config"},
     "backends": {"artifacts", "config"},
     "scorers": {"artifacts", "config"},
     "sources": {"artifacts", "config"},
@@ -101,6 +102,7 @@ def test_stages_are_the_same_everywhere():
     files = {p.stem for p in (HOUSE / "pipeline" / "stages").glob("*.py")} - {"__init__"}
     groups = {p.name for p in (HOUSE / "conf").iterdir() if p.is_dir()} - {
         "backend",
+        "scorer",
         "adapter",
         "demonstrations",
         "exam",
@@ -137,6 +139,7 @@ BESIDE = {
 MOUNTED = {
     "backend": ["backend@sample.backend", "backend@exam.sample.backend"],
     "adapter": ["adapter@train.adapter"],
+    "scorer": ["scorer@score.scorers.rules"],
     "demonstrations": ["demonstrations@sft.data"],
     "sample": ["sample@exam.sample"],
 }
@@ -161,7 +164,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (34, 2)
+    assert (len(CONF), len(RECIPES)) == (35, 2)
 
 
 def test_every_knob_has_a_word_on_it():

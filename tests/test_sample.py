@@ -15,6 +15,7 @@ from pipeline.backends import Completion
 from pipeline.backends.scripted import Scripted, ScriptedText
 from pipeline.config import Draw
 from pipeline.errors import Broken, Refusal
+from pipeline.sampling import admission, drawing, shards
 from pipeline.stages import sample
 from tests.house import HOUSE, composed
 
@@ -46,7 +47,7 @@ def ask(folder: Path, *contents: str) -> Prompts:
     rows = [
         (f"p{at * 7 % 11:02d}-{at:03d}", [{"role": "user", "content": text}], "{}") for at, text in enumerate(contents)
     ]
-    schema = {"prompt_id": pl.String, "prompt": sample.MESSAGES, "columns": pl.String}
+    schema = {"prompt_id": pl.String, "prompt": drawing.MESSAGES, "columns": pl.String}
     write_table(folder / "prompts.parquet", pl.DataFrame(rows, schema=schema, orient="row"))
     return Prompts(folder)
 
@@ -67,7 +68,7 @@ def files(out: Path) -> dict[str, bytes]:
 def test_every_prompt_gets_n_completions_of_each_setting(tmp_path, prompts):
     rows = run(tmp_path / "out", prompts)
     asked = sorted(prompts.read()["prompt_id"])
-    assert rows.columns == list(sample.SAMPLE)
+    assert rows.columns == list(drawing.SAMPLE)
     assert rows["prompt_id"].to_list() == [prompt for prompt in asked for _ in range(4)]
     assert rows["setting"].to_list() == ["calm", "draw", "draw", "draw"] * 10
     assert rows["sample_id"].n_unique() == 40
@@ -95,8 +96,8 @@ def test_no_two_draws_share_a_seed_or_an_id():
     seeds, ids = set(), set()
     for count, (seed, purpose, round, wave, setting, prompt, index) in enumerate(places, start=1):
         cfg = config(seed=seed, purpose=purpose, round=round, wave=wave)
-        seeds.add(sample.seed_of(cfg, setting, prompt, index))
-        ids |= {sample.sample_id_of(cfg, setting, prompt, index, policy) for policy in ("0a", "0b")}
+        seeds.add(drawing.seed_of(cfg, setting, prompt, index))
+        ids |= {drawing.sample_id_of(cfg, setting, prompt, index, policy) for policy in ("0a", "0b")}
         assert (len(seeds), len(ids)) == (count, 2 * count)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62
@@ -152,7 +153,7 @@ def test_a_prompt_whose_completion_would_not_fit_the_context_is_dropped(tmp_path
         context = len("user: say 9 things\n") + 32
 
     prompts = ask(tmp_path / "train", *(f"say {number} things" for number in (9, 10, 7)))
-    kept, dropped = sample.admitted(config(), Short(200), prompts.read())
+    kept, dropped = admission.admitted(config(), Short(200), prompts.read())
     assert sorted(row[0]["content"] for row in kept["prompt"]) == ["say 7 things", "say 9 things"]
     assert dropped["reason"].to_list() == ["context_too_short"]
 
@@ -271,6 +272,6 @@ def test_the_exam_draws_for_kl_from_the_policy_itself():
 
 def test_a_completion_without_a_finite_log_probability_is_never_taken(tmp_path: Path) -> None:
     cfg = composed("recipes=smoke").sample.draw("train")
-    drawing = sample.Drawing(cfg, "policy", ScriptedText(8), sample.Shards(tmp_path, pl.DataFrame(), 1))
+    draws = drawing.Drawing(cfg, "policy", ScriptedText(8), shards.Shards(tmp_path, pl.DataFrame(), 1))
     with pytest.raises(Broken, match="log-probability nan"):
-        drawing.take(Completion("any", [0], float("nan"), "length"))
+        draws.take(Completion("any", [0], float("nan"), "length"))

@@ -54,7 +54,7 @@ from pipeline.config.sample import (
     VllmBackend,
     VllmRuntime,
 )
-from pipeline.config.score import ReferConfig, ReferRuntime, RuleScorer, ScoreConfig
+from pipeline.config.score import ReferConfig, ReferRuntime, RuleScorer, ScoreConfig, ScorerConfig
 from pipeline.config.training import AdapterConfig, FullAdapter, LoraAdapter, Optimization, TrainConfig, TrainerRuntime
 from pipeline.errors import nearest
 

@@ -13,8 +13,11 @@ class RuleScorer(Block):
     gold: bool
 
 
+ScorerConfig = RuleScorer  # a union by `kind` as soon as there is a second one
+
+
 class ScoreConfig(Block):
-    scorers: Annotated[dict[str, RuleScorer], Field(min_length=1)]
+    scorers: Annotated[dict[str, ScorerConfig], Field(min_length=1)]
     max_failed: Share
 
 

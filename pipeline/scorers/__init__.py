@@ -1,0 +1,49 @@
+"""What marks completions: one Protocol, one `match`. A scorer sees one shard at a time and knows no files.
+
+A shard holds whole prompts. Each answer gets a mark; what could not be marked gets one without a score, never none.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.config import RuleScorer, ScorerConfig
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One completion with all that a scorer may look at; the candidates of a prompt lie side by side."""
+
+    sample_id: str
+    prompt_id: str
+    prompt: list[Message]
+    completion: str
+    columns: dict[str, Any]  # of its prompt: what the rule or the judge needs to know
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One score of one answer. Without a criterion it is the scorer's whole opinion; a failed one has no score."""
+
+    sample_id: str
+    score: float | None
+    criterion: str = ""
+    detail: str = ""  # why it failed, or what else the scorer knows (JSON), such as its flip rate
+
+
+class Scorer(Protocol):
+    """`mark` shard by shard, then `close`. What it needs to start, it starts with the first shard."""
+
+    def mark(self, answers: list[Answer]) -> Iterator[Mark]: ...
+
+    def close(self) -> None: ...
+
+
+def open_scorer(cfg: ScorerConfig) -> Scorer:
+    match cfg:
+        case RuleScorer():
+            from pipeline.scorers.rules import Rules
+
+            return Rules(cfg)

@@ -3,10 +3,36 @@
 A checker that cannot read its columns raises; a bad answer never does.
 """
 
+import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
+from pipeline.config import RuleScorer
+from pipeline.scorers import Answer, Mark
+
 Columns = dict[str, Any]
+
+
+class Rules:
+    def __init__(self, cfg: RuleScorer):
+        self.rule = RULES[cfg.rule]
+
+    def mark(self, answers: list[Answer]) -> Iterator[Mark]:
+        for answer in answers:
+            try:
+                scores = self.rule(answer.completion, answer.columns)
+            except Exception as error:  # a rule's fault must cost one score, not the run; it is counted
+                yield Mark(answer.sample_id, None, detail=f"{type(error).__name__}: {error}")
+                continue
+            for criterion, score in scores.items():
+                if math.isfinite(score):
+                    yield Mark(answer.sample_id, float(score), criterion)
+                else:
+                    yield Mark(answer.sample_id, None, criterion, f"the rule gave {score}")
+
+    def close(self) -> None:
+        pass
 
 
 def playground(completion: str, columns: Columns) -> dict[str, float]:

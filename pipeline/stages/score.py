@@ -3,18 +3,18 @@
 Shard by shard, as the samples lie: a killed run marks again only the shard it was in.
 """
 
-import math
-from collections.abc import Iterator
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from pipeline.artifacts import KL, Prompts, Samples, Scores, note_cost, read_table, write_table
-from pipeline.config import RuleScorer, ScoreConfig
+from pipeline.config import ScoreConfig
 from pipeline.errors import Broken
 from pipeline.progress import Progress
-from pipeline.scorers import rules
+from pipeline.scorers import Answer, Scorer, open_scorer
 
 SCORE = {
     "sample_id": pl.String,
@@ -29,39 +29,43 @@ SCORE = {
 def run(cfg: ScoreConfig, out: Path, *, samples: Samples, prompts: Prompts) -> Scores:
     columns = prompts.columns()
     shards = sorted((samples.path / "samples").glob("*.parquet"))
+    missing = [shard for shard in shards if not (out / "scores" / shard.name).exists()]
     progress = Progress("score", len(shards), "shards")
-    for shard in shards:
-        target = out / "scores" / shard.name
-        if not target.exists():
-            rows = read_table(shard).filter(pl.col("setting") != KL)
-            write_table(target, marks(cfg, rows, columns))
-        progress.advance()
+    progress.resume_at(len(shards) - len(missing))
+    with ExitStack() as open_scorers:
+        scorers = {name: open_scorer(scorer) for name, scorer in sorted(cfg.scorers.items())}
+        for scorer in scorers.values():
+            open_scorers.callback(scorer.close)
+        for shard in missing:
+            answers = answers_of(read_table(shard), columns)
+            write_table(out / "scores" / shard.name, marked(scorers, answers))
+            progress.advance()
     check_failures(cfg, out)
     return Scores(out)
 
 
-def marks(cfg: ScoreConfig, rows: pl.DataFrame, columns: dict[str, dict[str, Any]]) -> pl.DataFrame:
-    found = []
-    for row in rows.select("sample_id", "prompt_id", "completion").iter_rows(named=True):
-        for name, scorer in cfg.scorers.items():
-            for mark in by_rule(scorer, name, row["completion"], columns[row["prompt_id"]]):
-                found.append({"sample_id": row["sample_id"], "prompt_id": row["prompt_id"], **mark})
-    return pl.DataFrame(found, schema=SCORE)
+def answers_of(rows: pl.DataFrame, columns: dict[str, dict[str, Any]]) -> list[Answer]:
+    told = rows.filter(pl.col("setting") != KL).select("sample_id", "prompt_id", "prompt", "completion")
+    return [Answer(**row, columns=columns[row["prompt_id"]]) for row in told.iter_rows(named=True)]
 
 
-def by_rule(scorer: RuleScorer, name: str, completion: str, columns: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One mark, and one for each criterion that applies to this prompt, as `name/criterion`."""
-    try:
-        scores = rules.RULES[scorer.rule](completion, columns)
-    except Exception as error:  # a rule's fault must cost one score, not the run; it is counted against max_failed
-        yield {"scorer": name, "score": None, "status": "failed", "detail": f"{type(error).__name__}: {error}"}
-        return
-    for criterion, score in scores.items():
-        scorer_name = f"{name}/{criterion}" if criterion else name
-        if math.isfinite(score):
-            yield {"scorer": scorer_name, "score": float(score), "status": "ok", "detail": ""}
-        else:
-            yield {"scorer": scorer_name, "score": None, "status": "failed", "detail": f"the rule gave {score}"}
+def marked(scorers: dict[str, Scorer], answers: list[Answer]) -> pl.DataFrame:
+    """A row for each mark, in the order of the answers; a criterion's scorer is `name/criterion`."""
+    rows: dict[str, list[dict[str, Any]]] = {answer.sample_id: [] for answer in answers}
+    prompt_of = {answer.sample_id: answer.prompt_id for answer in answers}
+    for name, scorer in scorers.items():
+        for mark in scorer.mark(answers):
+            rows[mark.sample_id].append(
+                {
+                    "sample_id": mark.sample_id,
+                    "prompt_id": prompt_of[mark.sample_id],
+                    "scorer": f"{name}/{mark.criterion}" if mark.criterion else name,
+                    "score": mark.score,
+                    "status": "failed" if mark.score is None else "ok",
+                    "detail": mark.detail,
+                }
+            )
+    return pl.DataFrame(list(chain.from_iterable(rows.values())), schema=SCORE)
 
 
 def check_failures(cfg: ScoreConfig, out: Path) -> None:
