@@ -127,8 +127,11 @@ def test_a_byte_order_mark_is_named(tmp_path):
 
 
 def test_too_few_prompts_are_refused_with_the_counts(tmp_path):
-    with pytest.raises(Refusal, match=r"train 0, dev 1, test 3.*wanted test 3, dev 2"):
-        made(tmp_path, [{"prompt": f"question {i}"} for i in range(4)])
+    questions = [{"prompt": f"question {i}"} for i in range(6)]
+    with pytest.raises(Refusal, match="there are 5; dev 2 and test 3 leave nothing to train on"):
+        made(tmp_path, questions[:5])
+    with pytest.raises(Refusal, match=r"duplicate 1\) too few are left for train: train 0 \(wanted 1\), dev 2"):
+        made(tmp_path, [*questions[:5], {"prompt": "Question 0!"}])
 
 
 def test_a_file_without_prompts_and_one_that_is_not_there(tmp_path):
