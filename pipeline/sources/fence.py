@@ -17,7 +17,8 @@ SHOWN = 30  # words of a match
 
 def grams(text: str, ngram: int) -> set[int]:
     """The hashes of every run of `ngram` words; a shorter text has one: itself, which no longer text contains."""
-    return set(_in_order(_WORD.findall(text.lower()), ngram))
+    words, width = _runs(text, ngram)
+    return {_hash(words[i : i + width]) for i in range(len(words) - width + 1)}
 
 
 def grams_of(texts: Iterable[str], ngram: int) -> set[int]:
@@ -54,6 +55,7 @@ class Index:
     def __init__(self, ngram: int):
         self.ngram = ngram
         self._owner: dict[int, tuple[str, str]] = {}
+        self._ends: set[tuple[str, str]] = set()  # a gram's first and last word: few other runs need to be hashed
 
     @property
     def grams(self) -> Iterable[int]:
@@ -62,27 +64,29 @@ class Index:
     def add(self, of: str, prompt_id: str, turns: list[str]) -> None:
         """The user's words as a whole, and the opening alone; a later turn (`Why?`) means nothing by itself."""
         for text in ("\n".join(turns), turns[0]):
+            words, width = _runs(text, self.ngram)
+            self._ends.update(zip(words, words[width - 1 :], strict=False))
             for gram in grams(text, self.ngram):
                 self._owner.setdefault(gram, (of, prompt_id))
 
     def match(self, texts: Iterable[str]) -> Match | None:
         """The first match with as many words in a row as the two share."""
         for text in texts:
-            words = _WORD.findall(text.lower())
-            hashes = _in_order(words, self.ngram)
-            for start, gram in enumerate(hashes):
-                if owner := self._owner.get(gram):
-                    end = start
-                    while end + 1 < len(hashes) and self._owner.get(hashes[end + 1]) == owner:
-                        end += 1
-                    return Match(*owner, _shown(words[start : end + self.ngram]))
+            words, width = _runs(text, self.ngram)
+            likely = (at for at, ends in enumerate(zip(words, words[width - 1 :], strict=False)) if ends in self._ends)
+            owners = {at: owner for at in likely if (owner := self._owner.get(_hash(words[at : at + width])))}
+            if owners:
+                start = end = min(owners)
+                while owners.get(end + 1) == owners[start]:
+                    end += 1
+                return Match(*owners[start], _shown(words[start : end + width]))
         return None
 
 
-def _in_order(words: list[str], ngram: int) -> list[int]:
-    if len(words) < ngram:
-        return [_hash(["^", *words, "$"])]
-    return [_hash(words[i : i + ngram]) for i in range(len(words) - ngram + 1)]
+def _runs(text: str, ngram: int) -> tuple[list[str], int]:
+    """A text's words and how many of them make a gram; of a short text all, and its two ends are part of them."""
+    words = _WORD.findall(text.lower())
+    return (words, ngram) if len(words) >= ngram else (["^", *words, "$"], len(words) + 2)
 
 
 def _hash(words: list[str]) -> int:
@@ -90,4 +94,5 @@ def _hash(words: list[str]) -> int:
 
 
 def _shown(words: list[str]) -> str:
+    words = [word for word in words if word not in "^$"]
     return " ".join(words[:SHOWN]) + (f" … ({len(words)} words)" if len(words) > SHOWN else "")

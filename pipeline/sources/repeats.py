@@ -11,6 +11,8 @@ import polars as pl
 
 from pipeline import minhash
 
+BATCH = 4096
+
 _BEFORE, _AFTER = r"(?:(?<=\d)|(?<=\b[a-z]))", r"(?=\d|[a-z]\b)"
 _SIGNS = {"-": "minus", "*": "times", "/": "over", ".": "point"}  # between numbers or names of one letter
 _SIGN = re.compile(rf"{_BEFORE}\s?([-*/])\s?{_AFTER}|(?<=\d)(\.)(?=\d)|(?<![\w)])(-)(?=\d)")
@@ -38,26 +40,38 @@ def plain(text: str) -> str:
 
 def repeats(rows: pl.DataFrame, near: float | None) -> pl.DataFrame:
     """`prompt_id, reason, detail` and the row number `at` of every prompt that repeats one above it."""
-    texts = [
-        _compared(messages) for part in rows["prompt"].to_frame().iter_slices(4096) for messages in part.to_series()
-    ]
-    table = rows.select("prompt_id", text=pl.Series(texts, dtype=pl.String)).with_row_index("at")
-    first = table.filter(pl.col("text").is_first_distinct())
+    texts = (_compared(messages) for part in rows.iter_slices(BATCH) for messages in part["prompt"])
+    table = pl.DataFrame(texts, schema={"system": pl.String, "said": pl.String}, orient="row")
+    table = table.with_columns(rows["prompt_id"]).with_row_index("at")
+    first = table.filter(pl.struct("system", "said").is_first_distinct())
     again = table.join(first.select("at"), on="at", how="anti", maintain_order="left")
-    kept = again.join(first.select("text", kept="prompt_id"), on="text", maintain_order="left")
-    found = [kept.select(*_told("duplicate", pl.format("the same words as {}", "kept")))]
+    kept = first.select("system", "said", kept="prompt_id")
+    same = again.join(kept, on=["system", "said"], maintain_order="left")
+    found = [same.select(*_told("duplicate", "the same words as {}"))]
     if near is not None:
-        asked = first.filter(pl.col("text").str.contains(r"\w"))
-        earlier = pl.Series(minhash.nearest_above(asked["text"], near))
-        like = asked.with_columns(kept=asked["prompt_id"].gather(earlier.clip(0)), near=earlier >= 0).filter("near")
-        found.append(like.select(*_told("near duplicate", pl.format("nearly the same words as {}", "kept"))))
+        found.append(_alike(first.filter(pl.col("said").str.contains(r"\w")), near))
     return pl.concat(found)
 
 
-def _told(reason: str, detail: pl.Expr) -> list[pl.Expr]:
-    return [pl.col("at"), pl.col("prompt_id"), pl.lit(reason).alias("reason"), detail.alias("detail")]
+def _alike(asked: pl.DataFrame, near: float) -> pl.DataFrame:
+    """By what was said: sharing a long system prompt makes no two prompts alike, and another one makes them differ."""
+    earlier = pl.Series(minhash.nearest_above(asked["said"], near))
+    partner = asked[earlier.clip(0)] if asked.height else asked
+    like = asked.with_columns(kept=partner["prompt_id"], other=partner["system"])
+    like = like.filter((earlier >= 0) & (pl.col("other") == pl.col("system")))
+    return like.select(*_told("near duplicate", "nearly the same words as {}"))
 
 
-def _compared(messages: list[dict[str, str]]) -> str:
-    """Every message counts: under another system prompt the same question is another prompt."""
-    return " ".join(f"{message['role']} {plain(message['content'])}" for message in messages)
+def _told(reason: str, detail: str) -> list[pl.Expr]:
+    return [
+        pl.col("at"),
+        pl.col("prompt_id"),
+        pl.lit(reason).alias("reason"),
+        pl.format(detail, "kept").alias("detail"),
+    ]
+
+
+def _compared(messages: list[dict[str, str]]) -> tuple[str, str]:
+    """Its system prompt and what was said under it: the same question under another one is another prompt."""
+    system = [plain(message["content"]) for message in messages if message["role"] == "system"]
+    return " ".join(system), "\n".join(plain(message["content"]) for message in messages if message["role"] != "system")

@@ -34,19 +34,22 @@ def run(cfg: PromptsConfig, out: Path) -> Prompts:
     rows = account.keep(without_repeats(rows, cfg.near))
     rows = account.keep(capped(rows, cfg.caps))
 
+    fences = [indexed(cfg, sets)]
+    rows = account.keep(clear_of(rows, fences[0]))
     test, rows = held(cfg, "test", rows, account)
-    unseen = indexed(cfg, {**sets, "test": test})
-    rows = account.keep(clear_of(rows, unseen))
+    fences.append(indexed(cfg, {"test": test}))
+    rows = account.keep(clear_of(rows, fences[1]))
     dev, rows = held(cfg, "dev", rows, account)
-    dev = account.keep(clear_of(dev, unseen))
-    seen_by_dev = indexed(cfg, {"dev": dev})
-    train = account.keep(clear_of(rows, seen_by_dev))
+    for fence in fences:  # a dev set of its own has not been compared yet
+        dev = account.keep(clear_of(dev, fence))
+    fences.append(indexed(cfg, {"dev": dev}))
+    train = account.keep(clear_of(rows, fences[2]))
 
     parts = {"train": train, "dev": dev, "test": test}
     write_table(out / "dropped.parquet", account.dropped())
     check_parts(cfg, parts, account, out / "dropped.parquet")
     publish(out, parts, account)
-    write_table(out / "fence" / "ngrams.parquet", table({*unseen.grams, *seen_by_dev.grams}))
+    write_table(out / "fence" / "ngrams.parquet", table(set().union(*(fence.grams for fence in fences))))
     write_json(out / "funnel.json", story := funnel(parts, account, sets))
     for line in lines(story):
         print("│", line, file=sys.stderr, flush=True)
@@ -138,8 +141,10 @@ def indexed(cfg: PromptsConfig, sets: dict[str, pl.DataFrame]) -> Index:
 
 
 def clear_of(rows: pl.DataFrame, index: Index) -> Sorted:
-    """The rows that share no n-gram with an evaluation prompt, and those that do with which words of which prompt."""
-    found, progress = [], Progress("prompts", rows.height, "compared with evaluation prompts")
+    """The rows that share no n-gram with an evaluation prompt; and those that do, with which words of which prompt."""
+    if not index.grams:
+        return rows, pl.DataFrame(schema=DROPPED)
+    found, progress = [], Progress("prompts", rows.height, "prompts compared")
     for at, (prompt_id, texts) in enumerate(_texts(rows)):
         if match := index.match(texts):
             detail = f"{match.of} {match.prompt_id}: {match.words}"
