@@ -47,6 +47,7 @@ MAY_IMPORT = {
     "report": {"artifacts", "config"},
     "edit": {"artifacts"},
     "why": {"artifacts"},
+    "pilot": {"compose", "drive", "plan", "runner", "step", "store", "artifacts", "config"},
     "minhash": set(),
     "errors": set(),
     "content": set(),
