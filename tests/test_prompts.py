@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Fence, Prompts, read_table
-from pipeline.config import FileRows, PromptRows
+from pipeline.config import FileRows, HubRows, PromptRows
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.sources.fence import FenceCheck, grams
@@ -246,6 +246,24 @@ def test_the_same_prompts_from_every_kind_of_file(tmp_path):
         assert read_prompts(PromptRows(source=source, shape="auto", columns={}), "prompts").rows.equals(whole), name
 
 
+def test_a_hub_dataset_is_read_like_a_file_and_a_folder_of_splits_is_refused(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    rows = [{"prompt": f"question {i}", "answer": i} for i in range(3)]
+    (tmp_path / "owner").mkdir()
+    pl.DataFrame(rows).write_parquet(tmp_path / "owner" / "train.parquet")  # `datasets` takes a folder for a repository
+    hub = HubRows(kind="hub", dataset=str(tmp_path / "owner"), revision=None, subset=None, split="train")
+    got = read_prompts(PromptRows(source=hub, shape="auto", columns={}), "prompts").rows
+    assert got.equals(taken(tmp_path, rows).rows)
+    with pytest.raises(Refusal, match="owner cannot be read .*\n  Check its name, subset and split"):
+        read_prompts(PromptRows(source=hub.model_copy(update={"split": "x"}), shape="auto", columns={}), "prompts")
+
+    DatasetDict(train=Dataset.from_list(rows)).save_to_disk(str(tmp_path / "splits"))
+    source = FileRows(kind="file", path=str(tmp_path / "splits"))
+    with pytest.raises(Refusal, match="it holds train. Give one of them, such as .*splits/train"):
+        read_prompts(PromptRows(source=source, shape="auto", columns={}), "prompts")
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
@@ -285,12 +303,14 @@ def examined(tmp_path_factory) -> Path:
     """Prompts that hold an evaluation prompt in every disguise, sorted beside that evaluation set."""
     folder = tmp_path_factory.mktemp("examined")
     exam = folder / "exam.jsonl"
-    rows = [{"question_id": 81, "turns": [EXAM, "Why?"]}, {"question_id": 82, "turns": [SHORT]}]
+    turns = {81: [EXAM, "Why?"], 82: [SHORT], 83: ["Name a lake.", "Why?"]}
+    rows = [{"question_id": number, "turns": asked} for number, asked in turns.items()]
     exam.write_text("".join(json.dumps(row) + "\n" for row in rows))
     planted = [{"prompt": text, "id": name} for name, text in DISGUISES.items()]
     kept = [{"prompt": INNOCENT, "id": "innocent"}, {"prompt": f"{SHORT} One about cats.", "id": "longer"}]
     talk = [turn("user", "Name a river."), turn("assistant", "The Po."), turn("user", "Why?")]
-    rest = [{"prompt": "tell me A JOKE!", "id": "short"}, {"prompt": talk, "id": "talk"}]
+    short = [{"prompt": "tell me A JOKE!", "id": "short"}, {"prompt": "name a lake", "id": "opening"}]
+    rest = [*short, {"prompt": talk, "id": "talk"}]
     others = [{"prompt": f"question {i}", "id": f"q{i}"} for i in range(20)]
     words = f"prompts.evaluation={{mt_bench: {{source: {{kind: file, path: {exam}}}, shape: turns, columns:"
     made(
@@ -303,13 +323,14 @@ def test_an_evaluation_prompt_is_found_in_every_disguise_and_named(examined):
     dropped = {row["prompt_id"]: row for row in read_table(examined / "dropped.parquet").to_dicts()}
     gone = {name for name, row in dropped.items() if row["reason"] == "overlap with mt_bench"}
     repeats = {name for name, row in dropped.items() if row["reason"] == "duplicate"}  # of the disguises themselves
-    assert gone | repeats == {*DISGUISES, "short"} and len(repeats) == 2
+    assert gone | repeats == {*DISGUISES, "short", "opening"} and len(repeats) == 2
     shared = " ".join(EXAM.lower().replace(",", "").replace(".", "").split())
-    for name in gone - {"short"}:
+    for name in gone - {"short", "opening"}:
         of, _, words = dropped[name]["detail"].partition(": ")
         assert of == "mt_bench 81" and words in shared and len(words.split()) >= 13
     assert dropped["embedded"]["detail"] == f"mt_bench 81: {shared}"
     assert dropped["short"]["detail"] == "mt_bench 82: tell me a joke"
+    assert dropped["opening"]["detail"] == "mt_bench 83: name a lake"
 
 
 def test_a_prompt_on_the_same_topic_and_a_later_turn_alone_are_innocent(examined):
