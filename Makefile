@@ -36,7 +36,7 @@ test: install ## what must hold, on two cores in at most 25 minutes
 	$(PYTHON) -m pytest -m "not slow and not gpu and not browser" $(ARGS)
 
 test-fast: install ## the part without models, in at most 90 seconds
-	$(PYTHON) -m pytest -m "not slow and not gpu and not browser and not model" $(ARGS)
+	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model" $(ARGS)
 
 test-slow: install ## the rest
 	$(PYTHON) -m pytest -m slow $(ARGS)
