@@ -73,7 +73,8 @@ _REMEDY = {
 
 def build(step: dict[str, Any], final: Path) -> int:
     published = store.read_manifest(final)
-    if published and store.fault(final, published, step["inputs"], step["place"], step["verify"]) is None:
+    filled = published is not None and not store.hollow(published)
+    if published and filled and store.fault(final, published, step["inputs"], step["place"], step["verify"]) is None:
         return FOUND
     work = store.partial(final)
     sealed = store.read_manifest(work)

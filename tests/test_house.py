@@ -19,7 +19,7 @@ SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
 RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
-DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step"}
+DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step", "survey"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
 LEAVES = {"errors", "content", "progress", "trl_args"}  # anyone may import these
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
@@ -31,7 +31,8 @@ MAY_IMPORT = {
     "plan": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
-    "runner": {"step", "store", "spawn", "ledger", "config", "artifacts"},
+    "survey": {"step", "store"},
+    "runner": {"step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"plan", "runner", "step", "config", "artifacts"},
     "compose": {"config"},
     "sweep": {"compose", "drive", "config", "artifacts"},
@@ -47,6 +48,7 @@ MAY_IMPORT = {
     "report": {"artifacts", "config"},
     "edit": {"artifacts"},
     "why": {"artifacts"},
+    "usage": {"store"},
     "errors": set(),
     "content": set(),
     "progress": set(),
