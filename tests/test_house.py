@@ -49,11 +49,12 @@ MAY_IMPORT = {
     "edit": {"artifacts"},
     "why": {"artifacts"},
     "usage": {"store"},
+    "opened": {"artifacts"},
     "errors": set(),
     "content": set(),
     "progress": set(),
     "trl_args": set(),
-    "__init__": set(),
+    "__init__": {"opened"},
 }
 
 
