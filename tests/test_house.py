@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "runner": {"step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"plan", "runner", "step", "config", "artifacts"},
     "compose": {"config"},
-    "sweep": {"compose", "drive", "config", "artifacts"},
+    "sweep": {"compose", "drive", "store", "config", "artifacts", "report"},
     "__main__": {"compose", "drive", "sweep"},
     "worker": {"store", "artifacts", "stages"},
     "stages": {"backends", "sampling", "scorers", "sources", "pairing", "training", "report", "artifacts", "config"},
