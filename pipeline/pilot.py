@@ -23,8 +23,9 @@ from pipeline.content import commit_of
 from pipeline.drive import Stopped, drive, stop_on_signals
 from pipeline.errors import DONE, REFUSED, STOPPED, Refusal
 from pipeline.plan import plan
-from pipeline.runner import Planned, prepare, select
+from pipeline.runner import prepare, select
 from pipeline.step import Step, pinned
+from pipeline.survey import Planned
 
 FEW, MANY = 10, 50  # prompts of a round and of the exam
 ROUND, EXAM, ONCE = "round", "exam", "once"
@@ -100,7 +101,7 @@ def measured(cfg: Config) -> Iterator[Seen]:
     planned = prepare(cfg, select(plan(cfg), cfg.until))
     sizes = sizes_of(cfg, planned)
     for step in planned.steps:
-        path = store.folder(cfg.store, step.stage, planned.fingerprint(step))
+        path = planned.folder(step)
         if manifest := store.read_manifest(path):
             size = sum(entry["size"] for entry in manifest["files"])
             prompts = prompts_of(step, sizes)
@@ -121,7 +122,7 @@ def prompts_of(step: Step, sizes: Mapping[str, int]) -> int:
 def sizes_of(cfg: Config, planned: Planned) -> dict[str, int]:
     """How many prompts a round and an exam have; where the config leaves it open, all that `prompts` published."""
     [made] = [step for step in planned.steps if step.stage == "prompts"]
-    funnel = store.folder(cfg.store, "prompts", planned.fingerprint(made)) / "funnel.json"
+    funnel = planned.folder(made) / "funnel.json"
     parts = json.loads(funnel.read_text())["out"]
     drawn, asked = cfg.sample.per_round or parts["train"], cfg.exam.sample.per_round or parts[cfg.exam.split]
     return {ROUND: drawn, EXAM: asked, ONCE: 1}

@@ -19,7 +19,7 @@ SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
 RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
-DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step"}
+DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step", "survey"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
 LEAVES = {"errors", "content", "progress", "trl_args"}  # anyone may import these
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
@@ -31,10 +31,11 @@ MAY_IMPORT = {
     "plan": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
-    "runner": {"step", "store", "spawn", "ledger", "config", "artifacts"},
+    "survey": {"step", "store"},
+    "runner": {"step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"plan", "runner", "step", "config", "artifacts"},
     "compose": {"config"},
-    "sweep": {"compose", "drive", "config", "artifacts"},
+    "sweep": {"compose", "drive", "store", "config", "artifacts", "report"},
     "__main__": {"compose", "drive", "sweep"},
     "worker": {"store", "artifacts", "stages"},
     "stages": {"backends", "sampling", "scorers", "sources", "pairing", "training", "report", "artifacts", "config"},
@@ -47,13 +48,15 @@ MAY_IMPORT = {
     "report": {"artifacts", "config"},
     "edit": {"artifacts"},
     "why": {"artifacts"},
-    "pilot": {"compose", "drive", "plan", "runner", "step", "store", "artifacts", "config"},
+    "pilot": {"compose", "drive", "plan", "runner", "survey", "step", "store", "artifacts", "config"},
     "minhash": set(),
+    "usage": {"store"},
+    "opened": {"artifacts"},
     "errors": set(),
     "content": set(),
     "progress": set(),
     "trl_args": set(),
-    "__init__": set(),
+    "__init__": {"opened"},
 }
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline import pilot, store
+from pipeline import pilot
 from pipeline.artifacts import write_json
 from pipeline.errors import Refusal
 from pipeline.plan import plan
@@ -36,7 +36,7 @@ def pretend(cfg) -> None:
     """Every step of a pilot as if it had been built: its manifest and what the estimate reads of it."""
     planned = prepare(cfg, select(plan(cfg), cfg.until))
     for step in sorted(planned.steps, key=lambda step: step.stage != "prompts"):
-        path = store.folder(cfg.store, step.stage, planned.fingerprint(step))
+        path = planned.folder(step)
         for name, value in PUBLISHED.get(step.stage, {}).items():
             write_json(path / name, value)
         prompts = pilot.prompts_of(step, pilot.sizes_of(cfg, planned))
