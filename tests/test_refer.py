@@ -27,8 +27,8 @@ def pairs(model, tmp_path_factory) -> Pairs:
     return write_pairs(tmp_path_factory.mktemp("pairs"), model)
 
 
-def config(batch_tokens: int = 512) -> ReferConfig:
-    return ReferConfig(dtype="float32", runtime={"batch_tokens": batch_tokens})
+def config(batch_tokens: int = 512, workers: int = 1) -> ReferConfig:
+    return ReferConfig(dtype="float32", runtime={"batch_tokens": batch_tokens, "workers": workers})
 
 
 @cache

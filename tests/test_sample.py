@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline import crew
 from pipeline.artifacts import Model, Prompts, read_table, write_table
 from pipeline.backends import Completion
 from pipeline.backends.scripted import Scripted, ScriptedText
@@ -31,7 +32,7 @@ CONFIG = {
     "seed": 42,
     "shard": 4,
     "backend": {"kind": "scripted", "vocabulary": 200},
-    "runtime": {"blocks": 1},
+    "runtime": {"blocks": 1, "workers": 1},
     "purpose": "train",
     "round": 1,
     "wave": 0,
@@ -128,13 +129,13 @@ def test_the_order_of_settings_in_the_config_changes_nothing(tmp_path, prompts):
 def test_each_round_takes_its_own_block_in_the_order_the_prompts_lie_in(tmp_path, prompts):
     lie = prompts.read()["prompt_id"].to_list()
     for round, expected in ((1, lie[:4]), (2, lie[4:8])):
-        rows = run(tmp_path / str(round), prompts, round=round, per_round=4, runtime={"blocks": 2})
+        rows = run(tmp_path / str(round), prompts, round=round, per_round=4, runtime={"blocks": 2, "workers": 1})
         assert set(rows["prompt_id"]) == set(expected)
 
 
 def test_too_few_prompts_for_all_rounds_are_refused_in_the_first(tmp_path, prompts):
     with pytest.raises(Refusal, match=r"per_round=4.*need 12 prompts.*there are 10.*\n.*sample.per_round=3"):
-        run(tmp_path / "out", prompts, per_round=4, runtime={"blocks": 3})
+        run(tmp_path / "out", prompts, per_round=4, runtime={"blocks": 3, "workers": 1})
     assert not (tmp_path / "out").exists()
 
 
@@ -272,6 +273,6 @@ def test_the_exam_draws_for_kl_from_the_policy_itself():
 
 def test_a_completion_without_a_finite_log_probability_is_never_taken(tmp_path: Path) -> None:
     cfg = composed("recipes=smoke").sample.draw("train")
-    draws = drawing.Drawing(cfg, "policy", ScriptedText(8), shards.Shards(tmp_path, pl.DataFrame(), 1))
+    draws = drawing.Drawing(cfg, "policy", ScriptedText(8), shards.Shards(tmp_path, 1), crew.Alone([]))
     with pytest.raises(Broken, match="log-probability nan"):
         draws.take(Completion("any", [0], float("nan"), "length"))
