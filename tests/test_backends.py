@@ -3,6 +3,7 @@ import math
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter
 
 from pipeline.artifacts import Model
 from pipeline.backends import Backend, Completion, Request, open_backend
+from pipeline.backends.adapters import engine_rank
 from pipeline.config import BackendConfig, Limits
 from pipeline.errors import Refusal
 from pipeline.stages import sample
@@ -182,27 +184,36 @@ def test_transformers_draws_have_the_models_own_probabilities(policy, top_p):
     assert chisquare(cells.index_add(0, cell, found[:size]), expected).pvalue > 1e-3
 
 
-@model
-def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(policy, tmp_path):
+def adapted_from(policy: Model, name: str, **shape: object) -> tuple[Model, Any]:
+    """A published adapter of random matrices, and the module that it makes."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    store = policy.path.parent.parent
     torch.manual_seed(1)
-    adapted = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(policy.weights),
-        LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False),
-    )
-    lora = store / "train" / "00000000000a"
-    adapted.save_pretrained(lora / "adapter")
-    config = json.loads((lora / "adapter" / "adapter_config.json").read_text())
+    config = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": "all-linear", "init_lora_weights": False} | shape
+    module = get_peft_model(AutoModelForCausalLM.from_pretrained(policy.weights), LoraConfig(**config))
+    place = policy.path.parent.parent / "train" / name
+    module.save_pretrained(place / "adapter")
+    recorded = json.loads((place / "adapter" / "adapter_config.json").read_text())
     base = "sft/0123456789ab"
-    (lora / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
-    tiny_tokenizer(lora / "tokenizer")
-    (lora / "model.json").write_text(json.dumps({"base": base, "adapter": "adapter", "tokenizer": "tokenizer"}))
+    (place / "adapter" / "adapter_config.json").write_text(json.dumps({**recorded, "base_model_name_or_path": base}))
+    tiny_tokenizer(place / "tokenizer")
+    (place / "model.json").write_text(json.dumps({"base": base, "adapter": "adapter", "tokenizer": "tokenizer"}))
+    return Model(place), module
 
-    rows = test_sample.run(tmp_path / "out", asked(tmp_path), Model(lora), backend=transformers(8), **SMALL)
+
+@pytest.fixture(scope="module")
+def lora(policy) -> tuple[Model, Any]:
+    return adapted_from(policy, "00000000000a")
+
+
+@model
+def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(lora, tmp_path):
+    import torch
+
+    adapter, adapted = lora
+    rows = test_sample.run(tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL)
     row = rows.filter(setting="calm").row(0, named=True)
     with torch.inference_mode():
         logits = adapted(torch.tensor([row["prompt_token_ids"] + row["token_ids"]])).logits[0]
@@ -216,6 +227,28 @@ def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(policy, tmp_path):
         "samples",
         "shards.json",
     ]
+
+
+@model
+@pytest.mark.parametrize(
+    ("name", "shape", "beside"),
+    [
+        ("00000000000b", {"r": 24, "use_rslora": True}, 32),
+        ("00000000000c", {"use_dora": True}, None),
+        ("00000000000d", {"bias": "lora_only"}, None),
+        ("00000000000f", {"modules_to_save": ["lm_head"]}, None),
+        ("000000000010", {"target_modules": ["q_proj", "embed_tokens"]}, None),
+        ("000000000011", {"rank_pattern": {"q_proj": 100}}, 128),
+        ("000000000012", {"r": 600}, None),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_vllm_cannot_run_beside_its_base_is_merged(policy, tmp_path, name, shape, beside):
+    adapter, _ = adapted_from(policy, name, **shape)
+    served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
+    assert (served.adapter is None) == (beside is None)
+    if beside:
+        assert engine_rank(served.adapter) == beside
 
 
 SMALL = {"limits": {"prompt": 64, "completion": 24}, "shard": 4}
@@ -293,3 +326,20 @@ def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, mon
     (tmp_path / "out" / "samples" / "00001.parquet").unlink()
     test_sample.run(tmp_path / "out", prompts, policy, backend=VLLM, limits=LIMITS.model_dump())
     assert test_sample.files(tmp_path / "out") == whole
+
+
+# ── and one more, with an adapter ─────────────────────────────────────────────────────────────────────────────────
+
+
+@model
+def test_vllm_runs_an_adapter_beside_its_base_as_if_merged(lora, tmp_path):
+    adapter, _ = lora
+    assert sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path).adapter
+    prompts = test_sample.ask(tmp_path / "train", *(f"name {at} facts about the river" for at in range(100)))
+    how = {"limits": {"prompt": 64, "completion": 24}, "settings": {"calm": test_sample.CONFIG["settings"]["calm"]}}
+    beside = test_sample.run(tmp_path / "beside", prompts, adapter, backend=VLLM, **how)
+    merged = test_sample.run(tmp_path / "merged", prompts, adapter, backend=transformers(50), **how)
+    assert beside.height == 100
+    assert beside["sample_id"].equals(merged["sample_id"])
+    assert beside["token_ids"].equals(merged["token_ids"])
+    assert (beside["logprob"] - merged["logprob"]).abs().max() < 1e-3

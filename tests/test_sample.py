@@ -18,7 +18,7 @@ from pipeline.config import Draw
 from pipeline.errors import Broken, Refusal
 from pipeline.sampling import admission, drawing, shards
 from pipeline.stages import sample
-from tests.house import HOUSE, composed
+from tests.house import HOUSE, SMALL, Toys, composed
 
 POLICY = Model(Path("store/sft/0123456789ab"))
 CONFIG = {
@@ -254,6 +254,61 @@ def test_killed_in_the_middle_it_goes_on_from_the_shard_it_was_in(tmp_path):
     child(tmp_path / "whole").communicate()
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     assert (tmp_path / "killed" / "shards.json").read_bytes() == (tmp_path / "whole" / "shards.json").read_bytes()
+
+
+class Drawn(Toys):
+    """Real prompts and a real `sample` with the scripted backend, through the real runner."""
+
+    def environment(self, **toy: str) -> dict[str, str]:
+        return super().environment(**toy) | {"PIPELINE_STAGES": "tests.drawn"}
+
+    def drawn(self) -> list[Path]:
+        return sorted((self.folder / "store" / "sample").glob("*/samples/*.parquet"))
+
+    def processes(self, parent: int, what: str) -> list[int]:
+        """The stage of a driver and its watcher, or the hands of a stage."""
+        stats = [(int(stat.parent.name), stat.read_text().rpartition(")")[2].split()) for stat in _stats()]
+        found = [pid for pid, fields in stats if int(fields[1]) == parent]
+        return [pid for pid in found if what in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def _stats():
+    return [path for path in Path("/proc").glob("[0-9]*/stat") if os.access(path, os.R_OK)]
+
+
+SCRIPTED = [*SMALL, "until=sample", "backend@sample.backend=scripted", "sample.shard=1", "sample.per_round=300"]
+
+
+def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_undisturbed(tmp_path):
+    killed = Drawn(tmp_path)
+    driver = killed.start(*SCRIPTED, "sample.runtime.workers=2")
+    while len(killed.drawn()) < 10:
+        assert driver.poll() is None, driver.communicate()
+    [stage] = killed.processes(driver.pid, "pipeline.worker")
+    hands = killed.processes(stage, "spawn_main")
+    assert len(hands) == 2
+    os.kill(hands[0], signal.SIGKILL)
+    before = len(killed.drawn())
+    while len(killed.drawn()) < before + 20:  # the other goes on
+        assert driver.poll() is None, driver.communicate()
+    os.kill(stage, signal.SIGKILL)
+    driver.communicate()
+    done = {path.name: path.stat().st_mtime_ns for path in killed.drawn()}
+    assert 30 <= len(done) < 300
+
+    output = killed.run(*SCRIPTED, "sample.runtime.workers=2")
+    [line] = [line for line in output.splitlines() if line.startswith("■ sample")]
+    assert "300 prompts · " in line and " tok/s · " in line and "tokens each" in line and "% truncated" in line
+    again = [
+        name for name, at in done.items() if next(p for p in killed.drawn() if p.name == name).stat().st_mtime_ns > at
+    ]
+    assert len(again) <= 2, "a shard that was finished was drawn again"
+
+    step = json.loads((killed.drawn()[0].parent.parent / "step.json").read_text())
+    cfg = Draw.model_validate(step["config"] | {"runtime": {"blocks": 1, "workers": 1}})
+    inputs = {name: Path(source["path"]) for name, source in step["inputs"].items()}
+    sample.run(cfg, tmp_path / "whole", policy=Model(inputs["policy"]), prompts=Prompts(inputs["prompts"] / "train"))
+    assert files(tmp_path / "whole") == files(killed.drawn()[0].parent.parent)
 
 
 # ── the config ────────────────────────────────────────────────────────────────────────────────────────────────────
