@@ -16,9 +16,10 @@ from pipeline.backends import Completion
 from pipeline.backends.scripted import Scripted, ScriptedText
 from pipeline.config import Draw
 from pipeline.errors import Broken, Refusal
+from pipeline.plan import plan
 from pipeline.sampling import admission, drawing, shards
 from pipeline.stages import sample
-from tests.house import HOUSE, SMALL, Toys, composed
+from tests.house import HOUSE, SMALL, Toys, composed, named
 
 POLICY = Model(Path("store/sft/0123456789ab"))
 CONFIG = {
@@ -319,6 +320,14 @@ def test_the_backends_of_rounds_and_exams_are_chosen_apart():
     cfg = composed(*given, "backend@sample.backend=scripted", "backend@exam.sample.backend=transformers")
     assert (cfg.sample.backend.kind, cfg.exam.sample.backend.kind) == ("scripted", "transformers")
     assert composed(*given).sample.backend.kind == "vllm"
+
+
+def test_a_round_draws_from_the_model_that_was_examined_before_it():
+    steps = named(plan(composed("recipes=smoke", "rounds=3")))
+    for draws, examined in (("1", "sft"), ("2", "round-1"), ("3", "round-2")):
+        policy = steps[f"sample@{draws}"].inputs["policy"]
+        assert policy is steps[f"sample@test {examined}"].inputs["policy"]
+    assert steps["sample@3"].inputs["policy"].stage == "train"
 
 
 def test_the_exam_draws_for_kl_from_the_policy_itself():
