@@ -1,7 +1,11 @@
 import json
 import math
+import os
 import random
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +13,14 @@ import polars as pl
 import pytest
 from pydantic import TypeAdapter
 
-from pipeline.artifacts import Model
+from pipeline.artifacts import Model, Prompts
 from pipeline.backends import Backend, Completion, Request, open_backend
 from pipeline.backends.adapters import engine_rank
 from pipeline.config import BackendConfig, Limits
 from pipeline.errors import Refusal
 from pipeline.stages import sample
 from tests import test_sample
+from tests.house import HOUSE
 from tests.tiny import CHAT, WORDS, tiny_model, tiny_tokenizer
 
 LIMITS = Limits(prompt=64, completion=40)
@@ -310,15 +315,65 @@ def test_vllm_draws_the_same_in_other_groupings(fast):
     assert all(math.isfinite(c.logprob) and c.logprob < 0 for c in together.values())
 
 
-@model
-def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, monkeypatch):
+def running(backend: Backend):
     class Started:
         """The engine that already runs."""
 
-        text, generate = fast.text, fast.generate
+        text, generate = backend.text, backend.generate
         start = close = staticmethod(lambda *_: None)
 
-    monkeypatch.setattr(sample, "open_backend", lambda *_: Started)
+    return Started
+
+
+HANDS = """
+import sys
+from pathlib import Path
+from pipeline.artifacts import Model, Prompts
+from tests import test_backends as t
+t.draw(Path(sys.argv[1]), Prompts(Path(sys.argv[2])), Model(Path(sys.argv[3])), workers=int(sys.argv[4]))
+"""
+
+
+def draw(out: Path, prompts: Prompts, policy: Model, workers: int = 1) -> None:
+    how = {"limits": LIMITS.model_dump(), "shard": 3, "runtime": {"blocks": 1, "workers": workers}}
+    test_sample.run(out, prompts, policy, backend=VLLM, **how)
+
+
+@pytest.mark.slow
+@model
+def test_vllm_hands_and_their_stage_killed_leave_the_bytes_of_one_engine(fast, policy, tmp_path, monkeypatch):
+    prompts = test_sample.ask(tmp_path / "train", *(f"name {at} facts about the river" for at in range(600)))
+    out = tmp_path / "killed"
+
+    def child(workers: int) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", HANDS, *map(str, (out, prompts.path, policy.path, workers))]
+        return subprocess.Popen(command, cwd=HOUSE)
+
+    stage = child(workers=2)
+    wait_for_shards(out, 6, stage)
+    hands = test_sample.Drawn(tmp_path).processes(stage.pid, "spawn_main")
+    assert len(hands) == 2
+    os.kill(hands[0], signal.SIGKILL)
+    wait_for_shards(out, len(list((out / "samples").iterdir())) + 6, stage)
+    stage.kill()
+    stage.wait()
+    assert 12 <= len(json.loads((out / "shards.json").read_text())) < 200
+
+    assert child(workers=1).wait() == 0
+    monkeypatch.setattr(sample, "open_backend", lambda *_: running(fast))
+    draw(tmp_path / "whole", prompts, policy)
+    assert test_sample.files(out) == test_sample.files(tmp_path / "whole")
+
+
+def wait_for_shards(out: Path, count: int, stage: "subprocess.Popen[bytes]") -> None:
+    while not (out / "samples").exists() or len(list((out / "samples").glob("0*.parquet"))) < count:
+        assert stage.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+
+
+@model
+def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "open_backend", lambda *_: running(fast))
     prompts = asked(tmp_path)
     first = test_sample.run(tmp_path / "out", prompts, policy, backend=VLLM, limits=LIMITS.model_dump())
     whole = test_sample.files(tmp_path / "out")

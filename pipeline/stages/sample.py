@@ -26,17 +26,22 @@ def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts) -> Samples:
     kept, dropped = admitted(cfg, open_backend(cfg.backend, policy).text, block(cfg, prompts))
     write_table(out / "dropped.parquet", dropped)
     finished = Finished(shards, shards.lay_out(kept))
+    asked, lost = kept.height, dropped.height
+    del kept, dropped  # every hand reads what it needs
     if missing := finished.missing():
-        meter = Meter(finished.totals(), kept.height)
+        meter = Meter(finished.totals(), asked)
         try:
-            work = partial(draw, cfg, shards, policy, servable(cfg, policy, out))
+            served = servable(cfg, policy, out)
+            work = partial(draw, cfg, shards, policy, served)
             work_off(missing, work, hands(cfg), out / "scratch" / "workers", finished.add, meter.hear)
+            note_cost(out, **meter.cost())
+            if served is not policy and quantized(policy):
+                note_difference(cfg, policy, served, out)
         finally:
             shutil.rmtree(out / MERGED, ignore_errors=True)
-        note_cost(out, **meter.cost())
     shards.clear()
     totals = finished.totals()
-    note_cost(out, **totals, dropped=dropped.height, mean_tokens=round(totals["tokens"] / totals["completions"], 1))
+    note_cost(out, **totals, dropped=lost, mean_tokens=round(totals["tokens"] / totals["completions"], 1))
     return Samples(out)
 
 
@@ -70,9 +75,22 @@ def servable(cfg: Draw, policy: Model, out: Path) -> Model:
     from pipeline.training import models
 
     models.check_base(policy)
-    if isinstance(cfg.backend, VllmBackend) and serves(policy.adapter):
+    if isinstance(cfg.backend, VllmBackend) and serves(policy.adapter) and not quantized(policy):
         return policy
+    # What was trained beside a quantised base is merged with what those few bits say: no engine reads both as trained.
     shutil.rmtree(out / MERGED, ignore_errors=True)
     models.load_merged(policy).save_pretrained(out / MERGED / "weights")
     write_json(out / MERGED / "model.json", {"weights": "weights", "remote_code": policy.remote_code})
     return Model(out / MERGED)
+
+
+def quantized(policy: Model) -> bool:
+    return "quantization" in policy.record
+
+
+def note_difference(cfg: Draw, policy: Model, served: Model, out: Path) -> None:
+    """What sampling a QLoRA policy from whole weights costs in fidelity, for the report to name."""
+    from pipeline.training.difference import per_token
+
+    rows = next(Samples(out).shards())
+    note_cost(out, quantization_difference=per_token(policy, served, rows, "float32"))
