@@ -2,6 +2,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pipeline.backends.adapters import engine_rank
 from pipeline.config import BackendConfig, Limits
 from pipeline.errors import Refusal
 from pipeline.stages import sample
+from pipeline.training.difference import per_token
 from tests import test_sample
 from tests.house import HOUSE
 from tests.tiny import CHAT, WORDS, tiny_model, tiny_tokenizer
@@ -256,6 +258,26 @@ def test_what_vllm_cannot_run_beside_its_base_is_merged(policy, tmp_path, name, 
         assert engine_rank(served.adapter) == beside
 
 
+@model
+def test_the_difference_between_a_policy_and_what_is_sampled_for_it_is_measured(policy, lora, tmp_path):
+    adapter, _ = lora
+    merged = sample.servable(test_sample.config(backend=transformers(8)), adapter, tmp_path)
+    rows = test_sample.run(tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL)
+    assert per_token(adapter, merged, rows, "float32", "float32") < 1e-4
+    assert per_token(adapter, policy, rows, "float32", "float32") > 0.1
+
+
+@model
+def test_an_adapter_of_a_quantised_base_is_merged_and_its_difference_noted(lora, tmp_path):
+    adapter, _ = lora
+    bits = {"bits": 4, "double": True, "dtype": "float32"}
+    quantised = Model(shutil.copytree(adapter.path, adapter.path.with_name("00000000000q")))
+    (quantised.path / "model.json").write_text(json.dumps({**adapter.record, "quantization": bits}))
+    assert sample.servable(test_sample.config(backend=VLLM), quantised, tmp_path).adapter is None
+    test_sample.run(tmp_path / "out", asked(tmp_path), quantised, backend=transformers(8), **SMALL)
+    assert 0 <= json.loads((tmp_path / "out" / "cost.json").read_text())["quantization_difference"] < 0.01
+
+
 SMALL = {"limits": {"prompt": 64, "completion": 24}, "shard": 4}
 
 
@@ -357,7 +379,7 @@ def test_vllm_hands_and_their_stage_killed_leave_the_bytes_of_one_engine(fast, p
     wait_for_shards(out, len(list((out / "samples").iterdir())) + 6, stage)
     stage.kill()
     stage.wait()
-    assert 12 <= len(json.loads((out / "shards.json").read_text())) < 200
+    assert 10 <= len(json.loads((out / "shards.json").read_text())) < 200
 
     assert child(workers=1).wait() == 0
     monkeypatch.setattr(sample, "open_backend", lambda *_: running(fast))

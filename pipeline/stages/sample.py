@@ -92,5 +92,5 @@ def note_difference(cfg: Draw, policy: Model, served: Model, out: Path) -> None:
     """What sampling a QLoRA policy from whole weights costs in fidelity, for the report to name."""
     from pipeline.training.difference import per_token
 
-    rows = next(Samples(out).shards())
-    note_cost(out, quantization_difference=per_token(policy, served, rows, "float32"))
+    dtypes = policy.record["quantization"]["dtype"], getattr(cfg.backend, "dtype", "float32")
+    note_cost(out, quantization_difference=per_token(policy, served, next(Samples(out).shards()), *dtypes))

@@ -12,18 +12,20 @@ if TYPE_CHECKING:
 ROWS = 32  # completions: a thousand tokens and more
 
 
-def per_token(policy: Model, served: Model, rows: "pl.DataFrame", dtype: str) -> float:
+def per_token(policy: Model, served: Model, rows: "pl.DataFrame", trained_in: str, served_in: str) -> float:
     """The mean over tokens of |Δ log p| in nats, between the policy as it was trained and as it is sampled."""
     asked = rows.head(ROWS).select("prompt_token_ids", "token_ids").rows()
-    trained, drawn = _logps(models.load(policy, dtype), asked), _logps(models.load(served, dtype), asked)
-    return (trained - drawn).abs().mean().item()
+    as_trained = _logps(models.load(policy, trained_in), asked)
+    return (as_trained - _logps(models.load(served, served_in), asked)).abs().mean().item()
 
 
 def _logps(module: Any, rows: list[tuple[list[int], list[int]]]) -> "torch.Tensor":
     """Of every token of every completion, one sequence at a time."""
     import torch
 
-    module, found = module.to(models.device()), []
+    found = []
+    if module.device.type != models.device().type:  # what is quantised lies there, and may not be moved
+        module = module.to(models.device())
     with torch.inference_mode():
         for prompt, completion in rows:
             ids = torch.tensor([prompt + completion], device=module.device)
