@@ -1,10 +1,12 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +19,7 @@ from pipeline.backends.scripted import Scripted, ScriptedText
 from pipeline.config import Draw
 from pipeline.errors import Broken, Refusal
 from pipeline.plan import plan
-from pipeline.sampling import admission, drawing, shards
+from pipeline.sampling import admission, drawing, meter, shards
 from pipeline.stages import sample
 from tests.house import HOUSE, SMALL, Toys, composed, named
 
@@ -88,6 +90,21 @@ def test_cost_counts_what_was_drawn(tmp_path, prompts):
     assert cost["tokens"] == rows["token_ids"].list.len().sum()
     assert cost["prompt_tokens"] == rows["prompt_token_ids"].list.len().sum()
     assert cost["truncated"] == rows.filter(finish_reason="length").height > 0
+    assert cost["mean_tokens"] == pytest.approx(cost["tokens"] / 40, abs=0.05)
+    assert cost["tokens_per_second"] > 0
+
+
+def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
+    found = {"prompts": 10, "completions": 40, "tokens": 400, "prompt_tokens": 0, "truncated": 4}
+    watched = meter.Meter(found, prompts=20)
+    for seconds in (3.0, 5.0):
+        watched.hear({meter.ENGINE: seconds})
+    for prompts, tokens, truncated in ((4, 320, 0), (6, 480, 8)):
+        watched.hear({"prompts": prompts, "completions": 4 * prompts, "tokens": tokens, "truncated": truncated})
+    assert re.search(
+        r"sample 20/20 prompts · speed \d+ tok/s · length 15 tokens · truncated 15% · 0:00 left", capfd.readouterr().err
+    )
+    assert watched.cost()[meter.ENGINE] == 5.0
 
 
 # ── seeds and ids ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -267,17 +284,17 @@ class Drawn(Toys):
         return sorted((self.folder / "store" / "sample").glob("*/samples/*.parquet"))
 
     def processes(self, parent: int, what: str) -> list[int]:
-        """The stage of a driver and its watcher, or the hands of a stage."""
-        stats = [(int(stat.parent.name), stat.read_text().rpartition(")")[2].split()) for stat in _stats()]
-        found = [pid for pid, fields in stats if int(fields[1]) == parent]
-        return [pid for pid in found if what in Path(f"/proc/{pid}/cmdline").read_text()]
+        """The stage of a driver, or the hands of a stage."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # gone meanwhile
+                _, fields = (folder / "stat").read_text().rsplit(")", 1)
+                if int(fields.split()[1]) == parent and what in (folder / "cmdline").read_text():
+                    found.append(int(folder.name))
+        return sorted(found)
 
 
-def _stats():
-    return [path for path in Path("/proc").glob("[0-9]*/stat") if os.access(path, os.R_OK)]
-
-
-SCRIPTED = [*SMALL, "until=sample", "backend@sample.backend=scripted", "sample.shard=1", "sample.per_round=300"]
+SCRIPTED = [*SMALL, "until=sample", "backend@sample.backend=scripted", "sample.shard=1", "sample.per_round=150"]
 
 
 def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_undisturbed(tmp_path):
@@ -295,11 +312,11 @@ def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_un
     os.kill(stage, signal.SIGKILL)
     driver.communicate()
     done = {path.name: path.stat().st_mtime_ns for path in killed.drawn()}
-    assert 30 <= len(done) < 300
+    assert 30 <= len(done) < 150
 
     output = killed.run(*SCRIPTED, "sample.runtime.workers=2")
     [line] = [line for line in output.splitlines() if line.startswith("■ sample")]
-    assert "300 prompts · " in line and " tok/s · " in line and "tokens each" in line and "% truncated" in line
+    assert "150 prompts · " in line and " tok/s · " in line and "tokens each" in line and "% truncated" in line
     again = [
         name for name, at in done.items() if next(p for p in killed.drawn() if p.name == name).stat().st_mtime_ns > at
     ]
