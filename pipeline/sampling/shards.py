@@ -4,13 +4,14 @@ Hands read prompts and write files (`Shards`); the stage alone keeps the list (`
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import write_json, write_table
+from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.content import sha256_of
 
 FIGURES = "prompts", "completions", "tokens", "prompt_tokens", "truncated"
@@ -20,20 +21,21 @@ Entry = dict[str, Any]
 class Shards:
     def __init__(self, out: Path, size: int):
         self.out, self._size = out, size
-        self._asked = out / "scratch" / "asked.parquet"
+        self._asked = out / "scratch" / "asked"  # under the name of the file that they become
 
     def lay_out(self, prompts: pl.DataFrame) -> list[str]:
-        """Put the prompts where every hand can read its own, and name the files that they become."""
-        self._asked.parent.mkdir(parents=True, exist_ok=True)
-        prompts.write_parquet(self._asked, row_group_size=self._size)
-        return [f"{at:05d}.parquet" for at in range(-(-prompts.height // self._size))]
+        """Put the prompts where every hand finds those of its shard, and name the shards."""
+        self._asked.mkdir(parents=True, exist_ok=True)
+        parts = {f"{at:05d}.parquet": part for at, part in enumerate(prompts.iter_slices(self._size))}
+        for name, part in parts.items():
+            part.write_parquet(self._asked / name)
+        return list(parts)
 
     def clear(self) -> None:
-        self._asked.unlink(missing_ok=True)
+        shutil.rmtree(self._asked, ignore_errors=True)
 
     def prompts(self, name: str) -> Iterator[dict[str, Any]]:
-        start = int(Path(name).stem) * self._size
-        return pl.scan_parquet(self._asked).slice(start, self._size).collect().iter_rows(named=True)
+        return read_table(self._asked / name).iter_rows(named=True)
 
     def file(self, name: str) -> Path:
         return self.out / "samples" / name
