@@ -185,9 +185,11 @@ class _Crew:
         for pipe in connection.wait(list(by_pipe)):
             member = by_pipe[pipe]  # type: ignore[index]
             try:
-                self._hear(member, *member.pipe.recv())
-            except (EOFError, ConnectionResetError):
+                said = member.pipe.recv()
+            except (EOFError, OSError):  # its end, perhaps in the middle of a word
                 self._part_with(member)
+            else:
+                self._hear(member, *said)
         self._serve()
 
     def _hear(self, member: _Member, kind: str, *said: Any) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 from pipeline.artifacts import Model, Prompts, Samples, note_cost, write_json, write_table
 from pipeline.backends import open_backend
 from pipeline.backends.adapters import serves
-from pipeline.config import Draw, ScriptedBackend, VllmBackend
+from pipeline.config import Draw, TransformersBackend, VllmBackend
 from pipeline.crew import Environment, Hand, environments, work_off
 from pipeline.sampling.admission import admitted, block
 from pipeline.sampling.drawing import Drawing
 from pipeline.sampling.meter import ENGINE, Meter
 from pipeline.sampling.shards import Finished, Shards
 
+ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
 MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
 
 
@@ -28,26 +29,31 @@ def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts) -> Samples:
     finished = Finished(shards, shards.lay_out(kept))
     asked, lost = kept.height, dropped.height
     del kept, dropped  # every hand reads what it needs
-    if missing := finished.missing():
-        meter = Meter(finished.totals(), asked)
-        try:
-            served = servable(cfg, policy, out)
-            work = partial(draw, cfg, shards, policy, served)
-            work_off(missing, work, hands(cfg), out / "scratch" / "workers", finished.add, meter.hear)
-            note_cost(out, **meter.cost())
-            if served is not policy and quantized(policy):
-                note_difference(cfg, policy, served, out)
-        finally:
-            shutil.rmtree(out / MERGED, ignore_errors=True)
+    if finished.missing():
+        draw_missing(cfg, shards, finished, policy, asked)
     shards.clear()
     totals = finished.totals()
-    note_cost(out, **totals, dropped=lost, mean_tokens=round(totals["tokens"] / totals["completions"], 1))
+    note_cost(out, **totals, dropped=lost, mean_tokens=round(totals["tokens"] / max(totals["completions"], 1), 1))
     return Samples(out)
 
 
+def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, asked: int) -> None:
+    """By as many hands as there are; the list of what is finished is kept here."""
+    out, meter = shards.out, Meter(finished.totals(), asked)
+    try:
+        served = servable(cfg, policy, out)
+        work = partial(draw, cfg, shards, policy, served)
+        work_off(finished.missing(), work, hands(cfg), out / "scratch" / "workers", finished.add, meter.hear)
+        note_cost(out, **meter.cost())
+        if served is not policy and quantized(policy):
+            note_difference(cfg, policy, served, out)
+    finally:
+        shutil.rmtree(out / MERGED, ignore_errors=True)
+
+
 def hands(cfg: Draw) -> list[Environment]:
-    if isinstance(cfg.backend, ScriptedBackend):  # it has no engine that would fill a GPU
-        return [{}] if cfg.runtime.workers == "auto" else [{}] * cfg.runtime.workers
+    if not isinstance(cfg.backend, ENGINES):
+        return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
     together = cfg.backend.runtime.tensor_parallel if isinstance(cfg.backend, VllmBackend) else 1
     return environments(cfg.runtime.workers, "sample.runtime.workers", together)
 
@@ -70,7 +76,7 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
 
 def servable(cfg: Draw, policy: Model, out: Path) -> Model:
     """The policy as the backend can open it: with its adapter beside the base, or merged for this run only."""
-    if isinstance(cfg.backend, ScriptedBackend) or policy.adapter is None:
+    if not isinstance(cfg.backend, ENGINES) or policy.adapter is None:
         return policy
     from pipeline.training import models
 
