@@ -37,24 +37,25 @@ MANY, LESS = 100_000, 10_000
 ENGINE_RATIOS = "over_vllm", "over_defaults", "over_naive", "growth"
 
 
-def built(stage: str, *words: str) -> Path:
-    """The folder of a step of the real pipeline, which says so in its last line."""
-    command = [sys.executable, "-m", "pipeline", f"until={stage}", *words]
-    done = subprocess.run(command, cwd=HOUSE, check=True, capture_output=True, text=True)
-    return Path(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     store = next((word for word in sys.argv[1:] if word.startswith("store=")), "store=store")
     asked = [word for word in sys.argv[1:] if "=" not in word] or [*ENGINE_RATIOS, "memory"]
-    sft = Model((HOUSE / built("sft", "recipes=smoke", store)).absolute())
     found: dict[str, Ratio] = {}
-    if set(asked) & set(ENGINE_RATIOS):
-        part = (HOUSE / built("prompts", "recipes=smoke", store)).absolute() / "train"
-        found |= speeds(sft, Prompts(part))
-    if "memory" in asked:
-        found["memory"] = Ratio(list(memory(sft)), "<= 1.3")
+    with tempfile.TemporaryDirectory() as place:
+        smoke = "recipes=smoke", store, f"runs={place}/runs"
+        sft = Model(built("sft", *smoke))
+        if set(asked) & set(ENGINE_RATIOS):
+            found |= speeds(sft, Prompts(built("prompts", *smoke) / "train"))
+        if "memory" in asked:
+            found["memory"] = Ratio(list(memory(sft, Path(place))), "<= 1.3")
     report("sampling", found)
+
+
+def built(stage: str, *words: str) -> Path:
+    """The folder of a step of the real pipeline, which names it in its last line."""
+    command = [sys.executable, "-m", "pipeline", f"until={stage}", *words]
+    done = subprocess.run(command, cwd=HOUSE, check=True, stdout=subprocess.PIPE, text=True)
+    return (HOUSE / done.stdout.splitlines()[-1]).absolute()
 
 
 # ── speed ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -193,20 +194,17 @@ def silence() -> Iterator[None]:
 WORDS = "river", "stone", "amber", "quiet", "garden", "copper", "lantern", "valley", "marble", "orchard", "velvet"
 
 
-def memory(sft: Model) -> Iterator[float]:
+def memory(sft: Model, folder: Path) -> Iterator[float]:
     """Peak of driver and stage together; prompts and model come from the store, so that only `sample` runs."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        plans = {count: scripted(folder, count, sft) for count in (MANY, LESS)}
-        for words in plans.values():
-            built("prompts", *words)
-            built("sft", *words)
-        for _ in range(RUNS):
-            peaks = {count: peak(folder, words) for count, words in plans.items()}
-            print(
-                ", ".join(f"{count} prompts: {sum(found):.0f} MB {found}" for count, found in peaks.items()), flush=True
-            )
-            yield sum(peaks[MANY]) / sum(peaks[LESS])
+    plans = {count: scripted(folder, count, sft) for count in (MANY, LESS)}
+    for words in plans.values():
+        built("prompts", *words)
+        built("sft", *words)
+    for _ in range(RUNS):
+        peaks = {count: peak(folder, words) for count, words in plans.items()}
+        told = "; ".join(f"{count} prompts {' + '.join(map(str, found))} MB" for count, found in peaks.items())
+        print(f"driver and stage: {told}", flush=True)
+        yield sum(peaks[MANY]) / sum(peaks[LESS])
 
 
 def scripted(folder: Path, count: int, sft: Model) -> list[str]:
@@ -224,7 +222,7 @@ def scripted(folder: Path, count: int, sft: Model) -> list[str]:
     ]
 
 
-def peak(folder: Path, words: list[str]) -> list[float]:
+def peak(folder: Path, words: list[str]) -> list[int]:
     """MB of the driver and of every process under it, each at its own highest."""
     shutil.rmtree(folder / "store" / "sample", ignore_errors=True)
     command = [sys.executable, "-m", "pipeline", "until=sample", *words]
