@@ -21,7 +21,7 @@ CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
 DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step", "survey"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
-LEAVES = {"errors", "content", "progress", "trl_args"}  # anyone may import these
+LEAVES = {"errors", "content", "progress", "crew", "trl_args"}  # anyone may import these
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
 MAY_IMPORT = {
     "artifacts": set(),
@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "minhash": set(),
     "usage": {"store"},
     "opened": {"artifacts"},
+    "crew": set(),
     "errors": set(),
     "content": set(),
     "progress": set(),

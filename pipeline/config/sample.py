@@ -4,13 +4,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Dtype, Limits, Share
+from pipeline.config.block import Block, Dtype, Limits, Share, Workers
 
 
 class VllmRuntime(Block):
     memory: Share
     cpu_cache_gib: PositiveInt
     max_sequences: PositiveInt
+    tensor_parallel: PositiveInt
 
 
 class VllmBackend(Block):
@@ -58,6 +59,7 @@ class Setting(Block):
 
 class SampleRuntime(Block):
     blocks: PositiveInt
+    workers: Workers
 
 
 class SampleConfig(Block):
