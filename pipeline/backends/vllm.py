@@ -115,6 +115,7 @@ class Vllm:
             n=1,  # with n > 1 vLLM counts seeds up from the given one, and neighbours would be drawn again
             temperature=request.temperature,
             top_p=request.top_p,
+            min_p=request.min_p,
             seed=request.seed,
             max_tokens=self.limits.completion,
             stop_token_ids=self.text.stops,

@@ -10,7 +10,7 @@ import polars as pl
 from pipeline.artifacts import write_json, write_table
 from pipeline.content import sha256_of
 
-FIGURES = "completions", "tokens", "prompt_tokens", "truncated"
+FIGURES = "completions", "tokens", "reasoning_tokens", "prompt_tokens", "truncated", "stopped_by_string"
 
 
 class Shards:
@@ -28,13 +28,16 @@ class Shards:
         return self._prompts[name].iter_rows(named=True)
 
     def add(self, name: str, table: pl.DataFrame) -> None:
+        asked = pl.coalesce("asked_token_ids", "prompt_token_ids")
         write_table(self._folder / name, table)
         self._done[name] = {
             "sha256": sha256_of(self._folder / name),
             "completions": table.height,
             "tokens": int(table["token_ids"].list.len().sum()),
-            "prompt_tokens": int(table["prompt_token_ids"].list.len().sum()),
+            "reasoning_tokens": int(table["reasoning_tokens"].sum()),
+            "prompt_tokens": table.select(asked.list.len().sum()).item(),
             "truncated": table.filter(finish_reason="length").height,
+            "stopped_by_string": table["stop_string"].count(),
         }
         write_json(self._list, dict(sorted(self._done.items())))
 

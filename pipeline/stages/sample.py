@@ -7,22 +7,24 @@ import shutil
 import time
 from pathlib import Path
 
-from pipeline.artifacts import Model, Prompts, Samples, note_cost, write_json, write_table
+from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write_json, write_table
 from pipeline.backends import Backend, open_backend
 from pipeline.config import Draw, ScriptedBackend
 from pipeline.errors import Broken
-from pipeline.sampling.admission import admitted, block
-from pipeline.sampling.drawing import Drawing
+from pipeline.sampling.admission import admitted, asked
+from pipeline.sampling.drawing import Drawing, nothing
 from pipeline.sampling.shards import Shards
 
 MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
 
 
-def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts) -> Samples:
+def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts, scores: list[Scores] | None = None) -> Samples:
     backend = open_backend(cfg.backend, policy)
-    kept, dropped = admitted(cfg, backend.text, block(cfg, prompts))
+    kept, dropped = admitted(cfg, backend.text, asked(cfg, prompts, scores or []))
     write_table(out / "dropped.parquet", dropped)
     shards = Shards(out, kept, cfg.shard)
+    if not kept.height:  # a wave that no prompt needs
+        shards.add("00000.parquet", nothing())
     if shards.missing():
         draw(Drawing(cfg, policy.path.name, backend.text, shards), backend, policy, out)
     note_cost(out, **shards.totals(), prompts=kept.height, dropped=dropped.height)
