@@ -90,6 +90,7 @@ class Draws:
 
         self.temperature = torch.tensor([request.temperature for request in batch], device=device).unsqueeze(1)
         self.top_p = torch.tensor([request.top_p for request in batch], device=device).unsqueeze(1)
+        self.min_p = torch.tensor([request.min_p for request in batch], device=device).unsqueeze(1)
         self.generators = [torch.Generator(device).manual_seed(r.seed) if r.temperature else None for r in batch]
         self.logprobs: list[torch.Tensor] = []
 
@@ -106,8 +107,17 @@ class Draws:
 
         greedy = self.temperature == 0
         logprobs = (logits / torch.where(greedy, 1.0, self.temperature)).log_softmax(-1)
-        logprobs = torch.where(greedy, logprobs, self._nucleus(logprobs) + self._noise(logits))
+        logprobs = torch.where(greedy, logprobs, self._nucleus(self._likely(logprobs)) + self._noise(logits))
         return logprobs.argmax(-1, keepdim=True)
+
+    def _likely(self, logprobs: "torch.Tensor") -> "torch.Tensor":
+        """The tokens that are at least min_p times as likely as the likeliest, as they share the probability."""
+        import torch
+
+        if (self.min_p == 0).all():
+            return logprobs
+        outside = logprobs < logprobs.max(-1, keepdim=True).values + self.min_p.log()
+        return torch.where(self.min_p == 0, logprobs, logprobs.masked_fill(outside, -torch.inf).log_softmax(-1))
 
     def _nucleus(self, logprobs: "torch.Tensor") -> "torch.Tensor":
         """The smallest set of likeliest tokens that holds top_p of the probability; the others at minus infinity."""

@@ -1,5 +1,6 @@
 """What is drawn from a policy, and by which backend."""
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
@@ -111,8 +112,8 @@ class Drawn(Block):
         kl = self.settings.get(KL)
         plain = {"temperature": 1, "top_p": 1, "min_p": 0, "stop": [], "system": None, "few_shot": []}
         if kl and (moved := [name for name, value in plain.items() if getattr(kl, name) != value]):
-            told = ", ".join(f"{name}={plain[name]}" for name in moved)
-            raise ValueError(f"settings.{KL}: draws for the KL are the policy's own; give {told}")
+            told = ", ".join(f"{name}={json.dumps(plain[name])}" for name in moved)
+            raise ValueError(f"settings.{KL}: draws for the KL are the policy's own; give it {told}")
         return self
 
 
