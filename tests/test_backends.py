@@ -2,6 +2,7 @@ import json
 import math
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +13,7 @@ from pipeline.artifacts import Model
 from pipeline.backends import Backend, Completion, Request, open_backend
 from pipeline.config import BackendConfig, Limits
 from pipeline.errors import Refusal
+from pipeline.sampling.cutting import cut
 from pipeline.stages import sample
 from tests import test_sample
 from tests.tiny import CHAT, WORDS, tiny_model, tiny_tokenizer
@@ -278,6 +280,22 @@ def test_the_likeliest_tokens_alone_are_the_greedy_ones(fast, slow):
         wide = drawn(backend, requests(backend, 30, 2.0, min_p=0.01))
         assert {key: c.token_ids for key, c in narrow.items()} == {key: c.token_ids for key, c in greedy.items()}
         assert all(narrow[key].token_ids != c.token_ids for key, c in wide.items())
+
+
+@model
+def test_a_stop_string_saves_tokens_and_leaves_the_same_completions(fast, slow):
+    """One row in three is given a string of its own plain completion; an engine may end it there and not elsewhere."""
+    for backend in (fast, slow):
+        plain = drawn(backend, asked := requests(backend, 48, 0.9))
+        with_stop = [replace(r, stop=(backend.text.read(plain[r.sample_id].token_ids[5:8]),)) for r in asked[::3]]
+        stopped = drawn(backend, [*with_stop, *asked[1::3]])
+        assert all(stopped[r.sample_id].token_ids == plain[r.sample_id].token_ids for r in asked[1::3])
+        cuts = [[cut(backend.text, list(r.stop), c[r.sample_id]) for c in (plain, stopped)] for r in with_stop]
+        told = [[(completion.token_ids, completion.finish_reason, stop) for completion, stop in both] for both in cuts]
+        assert all(before == after for before, after in told)
+        assert sum(stop is not None for (_, _, stop), _ in told) > 12
+        lengths = [sum(len(c[r.sample_id].token_ids) for r in with_stop) for c in (plain, stopped)]
+        assert lengths[1] < (0.7 if backend is fast else 1.01) * lengths[0], "a batch of transformers' ends together"
 
 
 @model

@@ -27,7 +27,7 @@ class Request:
 class Completion:
     sample_id: str
     token_ids: list[int]  # with the stop token that ended it, when one did
-    logprob: float  # sum over token_ids, before temperature, min_p and top_p
+    logprob: float | None  # sum over token_ids, before temperature, min_p, top_p; None when ids are not those drawn
     finish_reason: Literal["stop", "length"]
 
 

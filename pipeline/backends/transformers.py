@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Request
 from pipeline.backends.chat import Chat
+from pipeline.backends.stopping import EndOfRows
 from pipeline.config import Limits, TransformersBackend
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ class Transformers:
         ids, mask = self._padded([request.prompt_token_ids for request in batch])
         draws = Draws(batch, self.module.device)
         with torch.inference_mode():
-            rows = self.module.generate(input_ids=ids, attention_mask=mask, logits_processor=[draws])
+            ends = [EndOfRows(self.text, batch, ids.shape[1])] if any(request.stop for request in batch) else []
+            shaped = {"logits_processor": [draws], "stopping_criteria": ends}
+            rows = self.module.generate(input_ids=ids, attention_mask=mask, **shaped)
         drawn = rows[:, ids.shape[1] :].tolist()
         logprobs = torch.stack(draws.logprobs, dim=1).double().cpu()
         return [self._completion(*row) for row in zip(batch, drawn, logprobs, strict=True)]

@@ -23,7 +23,7 @@ def cut(text: Text, stops: list[str], completion: Completion) -> tuple[Completio
         return completion, None
     _, at, stop = min(found)
     kept = [*up_to(text, ids, words[:at]), text.end]
-    return Completion(completion.sample_id, kept, completion.logprob, "stop"), stop
+    return Completion(completion.sample_id, kept, None, "stop"), stop
 
 
 def up_to(text: Text, ids: list[int], kept: str) -> list[int]:

@@ -72,7 +72,7 @@ class Drawing:
             yield [request for _, request in asked]
 
     def take(self, completion: Completion) -> None:
-        if not math.isfinite(completion.logprob):
+        if completion.logprob is not None and not math.isfinite(completion.logprob):
             raise Broken(
                 f"sample: a completion has the log-probability {completion.logprob}: the policy's weights or its"
                 f" arithmetic in {self.cfg.backend.kind} are broken.\n  Try dtype=float32; check the checkpoint."
@@ -84,7 +84,7 @@ class Drawing:
         row |= {
             "completion": self.text.decode(completion),
             "token_ids": completion.token_ids,
-            "logprob": None if stop else completion.logprob,
+            "logprob": completion.logprob,
             "finish_reason": completion.finish_reason,
             "stop_string": stop,
             "reasoning_tokens": cutting.thinking(self.text, self.cfg.reasoning, asked, completion),
