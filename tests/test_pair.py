@@ -222,7 +222,7 @@ def test_the_waves_of_a_round_are_one_set_of_candidates(tmp_path, policy, chat):
     pairs = run(config(), tmp_path / "out", policy=policy, samples=list(samples), scores=list(scores))
     told = all_pairs(pairs).select("prompt_id", "rejected_id").rows()
     assert told == [("p", "p-1"), ("tied", "wave-1-tied-0")]
-    assert pairs.funnel()["samples_in"] == 8
+    assert (pairs.funnel()["samples_in"], pairs.funnel()["waves"]) == (8, [6, 2, 0])
     assert pairs.funnel()["ties"] == {"prompts": 1, "all_easy": 0, "all_hard": 1}
 
 

@@ -73,7 +73,6 @@ def test_a_prompt_too_long_with_what_a_setting_shows_is_dropped_for_all(tmp_path
 
 
 def test_the_draws_for_kl_are_the_policy_s_own():
-    """As conf/ has them; anything else is refused (tests/test_compose.py)."""
     assert shape.KL == artifacts.KL
     plain = {"n": 1, "temperature": 1.0, "top_p": 1.0, **PLAIN}
     config(settings={"kl": plain})
