@@ -475,6 +475,7 @@ ROUND = {
     "best": [("one", 0.2, "stop"), ("two", 0.9, "stop"), ("three", 0.5, "stop")],
     "cut": [("one", 0.7, "stop"), ("two", 1.0, "length"), ("  ", 1.0, "stop")],
     "tied": [("one", 0.7, "stop"), ("two", 0.7, "stop")],
+    "begun": [("one", 0.7, "stop"), ("<s>two", 0.9, "stop")],
     "poor": [("one", 0.2, "stop"), ("two", 0.3, "stop")],
     "unscored": [("one", None, "stop"), ("two", 0.9, "length")],
     "endless": [("one", 0.9, "length"), ("two", 0.8, "length")],
@@ -487,8 +488,8 @@ def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path)
 
     made = tiny_model(tmp_path / "sft" / "x", layers=1)
     samples, scores = round_of(tmp_path / "in", made, ROUND)
-    best, dropped = best_samples(refitting(min_score=0.7), samples, scores)
-    assert best["sample_id"].to_list() == ["best-1", "cut-0", "tied-0"]
+    best, dropped = best_samples(refitting(min_score=0.7), samples, scores, bos=1)
+    assert best["sample_id"].to_list() == ["begun-0", "best-1", "cut-0", "tied-0"]
     drawn = pl.concat(each.read() for each in samples)
     for row in best.iter_rows(named=True):
         [sampled] = drawn.filter(sample_id=row["sample_id"]).to_dicts()
@@ -499,14 +500,10 @@ def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path)
         "endless": "no finished sample",
         "long": "too long",
     }
-    assert best_samples(refitting(), samples, scores)[0]["sample_id"].to_list() == [
-        "best-1",
-        "cut-0",
-        "poor-1",
-        "tied-0",
-    ]
+    everyone, _ = best_samples(refitting(), samples, scores, bos=1)
+    assert everyone["sample_id"].to_list() == ["begun-0", "best-1", "cut-0", "poor-1", "tied-0"]
     with pytest.raises(Refusal, match=r"refit.scorer=judge: no such scorer in the scores. .*rules"):
-        best_samples(refitting(scorer="judge"), samples, scores)
+        best_samples(refitting(scorer="judge"), samples, scores, bos=1)
 
 
 def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_of_itself(tmp_path: Path) -> None:

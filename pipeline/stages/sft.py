@@ -54,10 +54,11 @@ def _train(cfg: SftTraining, out: Path, base: Model, fence: Fence) -> Model:
 
 def _refit(cfg: Refit, out: Path, base: Model, samples: list[Samples], scores: list[Scores]) -> Model:
     expose_one_device()
+    from pipeline.backends.chat import Chat
     from pipeline.sources.best_samples import best_samples
     from pipeline.training import models
 
-    best, dropped = best_samples(cfg, samples, scores)
+    best, dropped = best_samples(cfg, samples, scores, Chat(base).only_bos)
     examples = best.select(prompt_ids="prompt_token_ids", completion_ids="token_ids").to_dicts()
     _account(out, best.height + dropped.height, examples, dropped.to_dicts(), BETTER)
     model = models.load_merged(base)
