@@ -133,7 +133,11 @@ class Model(Artifact):
 
 @dataclass(frozen=True)
 class Samples(Artifact):
-    """`samples/*.parquet`: one shard a file, rows by prompt id, setting and index."""
+    """`samples/*.parquet`: one shard a file, rows by prompt id, setting and index.
+
+    `prompt` and `prompt_token_ids` are what is trained; `asked_token_ids` is what the sampler was asked instead, null
+    where that is the same; `logprob` is of the drawn tokens after what was asked, null where a stop string cut them.
+    """
 
     def shards(self) -> Iterator["pl.DataFrame"]:
         for path in sorted((self.path / "samples").glob("*.parquet")):

@@ -18,16 +18,18 @@ def plan(cfg: Config) -> Step:
 
     policy, models, pairs = sft, {"sft": sft}, []
     for r in range(1, cfg.rounds + 1):
-        samples, scores = [], []
-        if cfg.pair.mix.on_policy:
-            draw = cfg.sample.draw("train", round=r)
-            samples += [Step("sample", draw, at=r, policy=policy, prompts=prompts / "train")]
+        samples: list[Step] = []
+        scores: list[Step] = []
+        waves = cfg.sample.waves(r, cfg.pair.scorer) if cfg.pair.mix.on_policy else []
+        for draw in waves:  # the first draws for every prompt, later ones where all scores so far tie
+            samples += [Step("sample", draw, at=r, policy=policy, prompts=prompts / "train", scores=scores)]
             scores += [Step("score", cfg.score, at=r, samples=samples[-1], prompts=prompts / "train")]
         gold = prompts / "train" if cfg.pair.asks_prompts else None
         rows: dict[str, Input] = dict(samples=samples, scores=scores, prompts=gold, offline=offline, prior=prior)
         pairs += [Step("pair", cfg.pair.of(r), at=r, policy=policy, **rows)]
 
-        init = {"previous": policy, "sft": sft}[cfg.init]
+        refit = Step("sft", cfg.refit, at=r, base=policy, samples=samples, scores=scores) if cfg.refit else None
+        init = {"previous": policy, "sft": sft, "refit": refit}[cfg.init]  # refit: SFT on each prompt's best sample
         reference = {"previous": policy, "sft": sft, "init": init}[cfg.reference] if cfg.train.logps != "none" else None
         latest = pairs if cfg.data == "all" else pairs[-1:]
         logps = [Step("refer", cfg.refer, at=r, model=reference, rows=p) for p in latest if cfg.train.logps == "ready"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.backends import Backend, Completion, Request, open_backend
 from pipeline.backends.adapters import engine_rank
 from pipeline.config import BackendConfig, Limits
 from pipeline.errors import Refusal
+from pipeline.sampling.cutting import cut
 from pipeline.stages import sample
 from pipeline.training.difference import per_token
 from tests import test_sample
@@ -45,11 +47,13 @@ def opened(config: dict, policy: Model) -> Backend:
     return open_backend(TypeAdapter(BackendConfig).validate_python(config), policy)
 
 
-def requests(backend: Backend, count: int, temperature: float, top_p: float = 1.0, name: str = "") -> list[Request]:
+def requests(
+    backend: Backend, count: int, temperature: float, top_p: float = 1.0, name: str = "", min_p: float = 0.0
+) -> list[Request]:
     chance = random.Random(7)
     contents = [" ".join(chance.choices(WORDS.split(), k=chance.randint(2, 12))) for _ in range(count)]
     ids = [backend.text.encode([{"role": "user", "content": content}], {}) for content in contents]
-    return [Request(f"{name}{at}", prompt, temperature, top_p, 2**62 + at) for at, prompt in enumerate(ids)]
+    return [Request(f"{name}{at}", prompt, temperature, top_p, 2**62 + at, min_p) for at, prompt in enumerate(ids)]
 
 
 def drawn(backend: Backend, *blocks: list[Request]) -> dict[str, Completion]:
@@ -167,23 +171,24 @@ def test_transformers_logprobs_are_those_of_a_forward_pass_before_temperature(sl
 
 
 @model
-@pytest.mark.parametrize("top_p", [0.2, 1.0])
-def test_transformers_draws_have_the_models_own_probabilities(policy, top_p):
-    """First tokens of 4,000 draws, against the softmax at temperature 2 cut to the nucleus."""
+@pytest.mark.parametrize(("top_p", "min_p"), [(0.2, 0.0), (1.0, 0.0), (0.8, 0.3)])
+def test_transformers_draws_have_the_models_own_probabilities(policy, top_p, min_p):
+    """First tokens of 4,000 draws, against the softmax at temperature 2 cut to the likely ones and to their nucleus."""
     import torch
     from scipy.stats import chisquare
 
     backend = opened(transformers(500), policy).start(policy, Limits(prompt=64, completion=1))
     ids = requests(backend, 1, 1.0)[0].prompt_token_ids
     chance = random.Random(3)
-    seeds = [Request(str(at), ids, 2.0, top_p, chance.getrandbits(63)) for at in range(4000)]
+    seeds = [Request(str(at), ids, 2.0, top_p, chance.getrandbits(63), min_p) for at in range(4000)]
     first = torch.tensor([c.token_ids[0] for c in drawn(backend, seeds).values()])
 
     with torch.inference_mode():
         chances = (backend.module(torch.tensor([ids])).logits[0, -1].double() / 2).softmax(-1)
-    ordered, order = chances.sort(descending=True)
+    chances = torch.where(chances < min_p * chances.max(), 0, chances)
+    ordered, order = (chances / chances.sum()).sort(descending=True)
     found = torch.bincount(first, minlength=len(chances))[order].double()
-    size = min(int((ordered.cumsum(0) < top_p).sum()) + 1, len(order))
+    size = min(int((ordered.cumsum(0) < top_p).sum()) + 1, int((ordered > 0).sum()))
     assert found[size:].sum() == 0
     cell = torch.arange(size).clamp(max=99)  # the rarest tokens are counted together
     cells = torch.zeros(int(cell[-1]) + 1, dtype=torch.double)
@@ -325,6 +330,32 @@ def test_vllm_logprobs_are_raw_and_ends_are_part_of_the_tokens(fast, slow):
         assert not {END, OTHER_END} & set(inside)
         assert (len(completion.token_ids) == LIMITS.completion) or completion.finish_reason == "stop"
         assert fast.text.decode(completion) == fast.text.tokenizer.decode(inside, skip_special_tokens=True)
+
+
+@model
+def test_the_likeliest_tokens_alone_are_the_greedy_ones(fast, slow):
+    """min_p=1 leaves one token to draw, whatever the temperature."""
+    for backend in (fast, slow):
+        greedy, narrow = drawn(backend, requests(backend, 30, 0.0)), drawn(backend, requests(backend, 30, 2.0, min_p=1))
+        wide = drawn(backend, requests(backend, 30, 2.0, min_p=0.01))
+        assert {key: c.token_ids for key, c in narrow.items()} == {key: c.token_ids for key, c in greedy.items()}
+        assert all(narrow[key].token_ids != c.token_ids for key, c in wide.items())
+
+
+@model
+def test_a_stop_string_saves_tokens_and_leaves_the_same_completions(fast, slow):
+    """One row in three is given a string of its own plain completion; an engine may end it there and not elsewhere."""
+    for backend in (fast, slow):
+        plain = drawn(backend, asked := requests(backend, 48, 0.9))
+        with_stop = [replace(r, stop=(backend.text.read(plain[r.sample_id].token_ids[5:8]),)) for r in asked[::3]]
+        stopped = drawn(backend, [*with_stop, *asked[1::3]])
+        assert all(stopped[r.sample_id].token_ids == plain[r.sample_id].token_ids for r in asked[1::3])
+        cuts = [[cut(backend.text, list(r.stop), c[r.sample_id]) for c in (plain, stopped)] for r in with_stop]
+        told = [[(completion.token_ids, completion.finish_reason, stop) for completion, stop in both] for both in cuts]
+        assert all(before == after for before, after in told)
+        assert sum(stop is not None for (_, _, stop), _ in told) > 12
+        lengths = [sum(len(c[r.sample_id].token_ids) for r in with_stop) for c in (plain, stopped)]
+        assert lengths[1] < (0.7 if backend is fast else 1.01) * lengths[0], "a batch of transformers' ends together"
 
 
 @model

@@ -42,7 +42,7 @@ def test_a_wrong_type_and_a_wrong_value_are_said_at_once():
 
 def test_a_missing_recipe_names_the_ones_there_are():
     assert said("recipes=smok") == (
-        "recipes=smok: there is no recipes/smok.yaml. Did you mean smoke? Known: smoke, sweep_smoke"
+        "recipes=smok: there is no recipes/smok.yaml. Did you mean smoke? Known: refit_smoke, smoke, sweep_smoke"
     )
 
 
@@ -58,6 +58,26 @@ def test_values_that_must_be_given_are_all_named():
 def test_equal_samples_are_refused():
     text = said("recipes=smoke", "sample.settings.draw.temperature=0")
     assert "n=8 at temperature=0 draws the same completion 8 times" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sample.settings.draw.n=0"], "sample.settings.draw.n=0: Input should be greater than 0"),
+        (["sample.settings.draw.min_p=1.5"], "sample.settings.draw.min_p=1.5: Input should be less than or equal to 1"),
+        (['sample.settings.draw.stop=[""]'], "sample.settings.draw.stop.0='': String should have at least 1 character"),
+        (["sample.settings.draw.few_shot=[{role: user, content: a}]"], "give each question with its answer"),
+        (["exam.sample.settings.kl.system=hi"], "exam.sample: settings.kl: draws for the KL are the policy's own"),
+        (["sample.settings.draw={n: 1, temperature: 0}", "sample.more=[4]"], "would draw the same again; give more=[]"),
+        (["exam.sample.more=[4]"], "Give exam.sample.more=[]"),
+        (["init=refit"], "init=refit: there is no refit block. Give init=refit refit=best"),
+        (["refit=best"], "refit: init=previous passes it by"),
+        (["init=refit", "refit=best", "refit.scorer=rewards"], "refit.scorer=rewards: there is no such scorer"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_setting_a_wave_or_a_refit_that_cannot_be_is_refused(words, expected):
+    assert expected in said("recipes=smoke", *words)
 
 
 def test_a_scorer_that_nobody_has_is_refused_before_anything_runs():

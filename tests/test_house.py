@@ -109,6 +109,8 @@ def test_stages_are_the_same_everywhere():
     groups = {p.name for p in (HOUSE / "conf").iterdir() if p.is_dir()} - {
         "backend",
         "scorer",
+        "setting",
+        "refit",
         "adapter",
         "demonstrations",
         "exam",
@@ -140,12 +142,14 @@ BESIDE = {
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
     "conf/demonstrations/playground.yaml": [GIVEN[0], "base=tiny", "sft=train"],
     "conf/demonstrations/jsonl.yaml": [GIVEN[0], "base=tiny", "sft=train", "sft.data.path=rows.jsonl"],
+    "conf/refit/best.yaml": [*GIVEN, "init=refit"],
     "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
     "conf/offline/hub.yaml": [*GIVEN, *HALF, "offline.source.dataset=owner/name"],
 }
 MOUNTED = {
     "backend": ["backend@sample.backend", "backend@exam.sample.backend"],
     "adapter": ["adapter@train.adapter"],
+    "setting": ["setting@sample.settings.draw"],
     "scorer": ["scorer@score.scorers.rules"],
     "demonstrations": ["demonstrations@sft.data"],
     "sample": ["sample@exam.sample"],
@@ -171,7 +175,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (36, 2)
+    assert (len(CONF), len(RECIPES)) == (39, 3)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -209,6 +213,7 @@ PLANS = [
     ["recipes=smoke", *HALF, *ONLY[2:], "pair.mix.per_round=9", "pair.filters.min_reference=-4"],
     [*SMALL, *ONLY],
     ["recipes=smoke", "pair=demonstration"],
+    ["recipes=refit_smoke", "rounds=2", "sample.per_round=200"],
 ]
 
 

@@ -207,6 +207,25 @@ def test_noise_is_estimated_from_scorers_annotators_and_flips(paired):
     assert noise["suggested_label_smoothing"] == {"cdpo": 0.49, "robust_dpo": 0.49}
 
 
+def test_the_waves_of_a_round_are_one_set_of_candidates(tmp_path, policy, chat):
+    """And a wave that drew nothing is read like any other; ties are counted after the last one."""
+    answers = {"p": GOOD_AND_BAD, "tied": [("a", 1.0, "stop")] * 2, "still": [("a", 0.0, "stop")] * 2}
+    first = drawn(tmp_path / "0", chat, answers, {}, [])
+    second = drawn(tmp_path / "1", chat, {"tied": [("b", 0.0, "stop")], "still": [("b", 0.0, "stop")]}, {}, [])
+    for part, kind in (("a/samples", SAMPLE), ("b/scores", SCORE)):
+        for file in (tmp_path / "1" / part).glob("*.parquet"):
+            renamed = pl.concat_str(pl.lit("wave-1-"), "sample_id").alias("sample_id")
+            write_table(file, pl.read_parquet(file).with_columns(renamed))
+        write_table(tmp_path / "2" / part / "00000.parquet", pl.DataFrame(schema=kind))
+    third = Samples(tmp_path / "2" / "a"), Scores(tmp_path / "2" / "b")
+    samples, scores = zip(first, second, third, strict=True)
+    pairs = run(config(), tmp_path / "out", policy=policy, samples=list(samples), scores=list(scores))
+    told = all_pairs(pairs).select("prompt_id", "rejected_id").rows()
+    assert told == [("p", "p-1"), ("tied", "wave-1-tied-0")]
+    assert (pairs.funnel()["samples_in"], pairs.funnel()["waves"]) == (8, [6, 2, 0])
+    assert pairs.funnel()["ties"] == {"prompts": 1, "all_easy": 0, "all_hard": 1}
+
+
 def test_little_noise_suggests_no_smoothing_and_no_sign_no_estimate(paired):
     assert paired({"p": GOOD_AND_BAD}).funnel()["noise"]["estimate"] is None
 

@@ -149,6 +149,30 @@ def test_a_rebuilt_sample_with_other_bytes_rebuilds_all_its_descendants(toys):
     assert {name for name, m in toys.manifests().items() if ".old-" not in name} == set(before)
 
 
+def test_waves_and_refits_are_built_in_their_round_and_once(toys):
+    words = [*SMALL, "init=refit", "refit=best", "until=train@1"]
+    tail = [f"{stage} round 1" for stage in ("sample", "score", "sft", "pair", "refer", "train")]
+    built = toys.built(toys.run(*words, "sample.more=[4]"))
+    assert [name for name in built if name.endswith("round 1")] == ["sample round 1", "score round 1", *tail]
+    built = toys.built(toys.run(*words, "sample.more=[4, 8]"))
+    assert built == tail, "the waves before the new one lie in the store"
+
+
+def test_a_refit_starts_from_the_round_s_policy_on_the_round_s_own_samples():
+    steps = named(plan(composed("recipes=refit_smoke", "rounds=2", "sample.per_round=200")))
+    refit = steps["sft@2"]
+    assert refit.inputs["base"] is steps["train@1"] and steps["train@2"].inputs["init"] is refit
+    assert refit.inputs["samples"] == steps["pair@2"].inputs["samples"] and len(refit.inputs["samples"]) == 3
+    assert refit.inputs["scores"] == steps["pair@2"].inputs["scores"]
+    assert steps["train@2"].inputs["reference"] is refit
+    read = [(s.stage, part) for step in refit.ancestors() for _, s, part in step.edges() if s.stage == "prompts"]
+    assert set(read) == {("prompts", "train"), ("prompts", "fence"), ("prompts", "dev")}
+    dev = [step for step in refit.ancestors() for _, s, part in step.edges() if part == "dev"]
+    assert {step.stage for step in dev} == {"train"}, "dev prompts watch the training of round 1, as without a refit"
+    first = steps["sft@1"].ancestors()
+    assert {part for step in first for _, s, part in step.edges() if s.stage == "prompts"} == {"train", "fence"}
+
+
 def drop_the_training_sample(toys: Toys) -> None:
     import shutil
 

@@ -24,14 +24,16 @@ from pipeline.stages import sample
 from tests.house import HOUSE, SMALL, Toys, composed, named
 
 POLICY = Model(Path("store/sft/0123456789ab"))
+PLAIN = {"min_p": 0.0, "stop": [], "system": None, "few_shot": []}
 CONFIG = {
     "settings": {
-        "draw": {"n": 3, "temperature": 0.8, "top_p": 0.9},
-        "calm": {"n": 1, "temperature": 0.0, "top_p": 1.0},
+        "draw": {"n": 3, "temperature": 0.8, "top_p": 0.9, **PLAIN},
+        "calm": {"n": 1, "temperature": 0.0, "top_p": 1.0, **PLAIN},
     },
     "per_round": None,
     "limits": {"prompt": 64, "completion": 32},
     "template_kwargs": {},
+    "reasoning": {"open": "<think>", "close": "</think>"},
     "seed": 42,
     "shard": 4,
     "backend": {"kind": "scripted", "vocabulary": 200},
@@ -39,6 +41,7 @@ CONFIG = {
     "purpose": "train",
     "round": 1,
     "wave": 0,
+    "ties_by": None,
 }
 
 

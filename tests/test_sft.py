@@ -12,12 +12,13 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from pipeline.artifacts import Fence, Model, write_table
-from pipeline.config import Checkpoint, SftTraining, TinyBase
+from pipeline.artifacts import Fence, Model, Samples, Scores, write_table
+from pipeline.config import Checkpoint, Refit, SftTraining, TinyBase
 from pipeline.errors import Broken, Refusal
 from pipeline.sources import fence, playground
 from pipeline.stages import base, sft
 from pipeline.store import content, list_files
+from tests import test_pair
 from tests.house import HOUSE
 from tests.tiny import CHAT, tiny_model
 
@@ -441,6 +442,95 @@ def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path) -> None:
         train(training(learning_rate=1e30, clip=1e30), tmp_path / "out")
     assert not (tmp_path / "out" / "model.json").exists()
     assert not (tmp_path / "out" / "weights").exists()
+
+
+# ── sft=refit ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def refitting(**changes: Any) -> Refit:
+    values = {**training().model_dump(exclude={"kind", "data", "fence", "template"}), "learning_rate": 1e-2, "batch": 4}
+    values |= {"kind": "refit", "scorer": "rules", "min_score": None, "runtime": {"micro_batch": 4, "save_every": 2}}
+    return Refit(**{**values, **changes})
+
+
+def round_of(folder: Path, made: Model, answers: dict[str, list]) -> tuple[list[Samples], list[Scores]]:
+    """`prompt → [(text, score, finish)]`, each prompt's first answer in one wave, the others in the next."""
+    samples, scores = [], []
+    chat = test_pair.Chat(made)
+    for wave, part in enumerate((slice(0, 1), slice(1, None))):
+        drawn, marks = [], []
+        for prompt, texts in answers.items():
+            for index, (text, score, finish) in [*enumerate(texts)][part]:
+                drawn.append(test_pair.sample_row(chat, prompt, f"{prompt}-{index}", text, finish))
+                marks.append(test_pair.score_row(prompt, f"{prompt}-{index}", score))
+        # Joins are by id: the scores lie in another order than the samples.
+        write_table(folder / f"a{wave}/samples/0.parquet", pl.DataFrame(drawn, schema=test_pair.SAMPLE))
+        write_table(folder / f"b{wave}/scores/0.parquet", pl.DataFrame(marks[::-1], schema=test_pair.SCORE))
+        samples.append(Samples(folder / f"a{wave}"))
+        scores.append(Scores(folder / f"b{wave}"))
+    return samples, scores
+
+
+ROUND = {
+    "best": [("one", 0.2, "stop"), ("two", 0.9, "stop"), ("three", 0.5, "stop")],
+    "cut": [("one", 0.7, "stop"), ("two", 1.0, "length"), ("  ", 1.0, "stop")],
+    "tied": [("one", 0.7, "stop"), ("two", 0.7, "stop")],
+    "begun": [("one", 0.7, "stop"), ("<s>two", 0.9, "stop")],
+    "poor": [("one", 0.2, "stop"), ("two", 0.3, "stop")],
+    "unscored": [("one", None, "stop"), ("two", 0.9, "length")],
+    "endless": [("one", 0.9, "length"), ("two", 0.8, "length")],
+    "long": [("so " * 300, 0.9, "stop"), ("two", 0.8, "stop")],
+}
+
+
+def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path) -> None:
+    from pipeline.sources.best_samples import best_samples
+
+    made = tiny_model(tmp_path / "sft" / "x", layers=1)
+    samples, scores = round_of(tmp_path / "in", made, ROUND)
+    best, dropped = best_samples(refitting(min_score=0.7), samples, scores, bos=1)
+    assert best["sample_id"].to_list() == ["begun-0", "best-1", "cut-0", "tied-0"]
+    drawn = pl.concat(each.read() for each in samples)
+    for row in best.iter_rows(named=True):
+        [sampled] = drawn.filter(sample_id=row["sample_id"]).to_dicts()
+        assert [row[name] == sampled[name] for name in ("prompt_token_ids", "token_ids")] == [True, True]
+    assert dict(dropped.select("row", "reason").rows()) == {
+        "poor": "score too low",
+        "unscored": "no score",
+        "endless": "no finished sample",
+        "long": "too long",
+    }
+    everyone, _ = best_samples(refitting(), samples, scores, bos=1)
+    assert everyone["sample_id"].to_list() == ["begun-0", "best-1", "cut-0", "poor-1", "tied-0"]
+    with pytest.raises(Refusal, match=r"refit.scorer=judge: no such scorer in the scores. .*rules"):
+        best_samples(refitting(scorer="judge"), samples, scores, bos=1)
+
+
+def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_of_itself(tmp_path: Path) -> None:
+    from pipeline.training import models
+    from pipeline.training.logps import completion_logps
+
+    made = tiny_model(tmp_path / "store" / "sft" / "x")
+    ends = {"eos_token_id": [2, 51]}
+    edit(Path(made.weights) / "generation_config.json", **ends)
+    answers = {f"p{i}": [(f"name {i} facts", 0.9, "stop"), ("the old lantern", 0.2, "stop")] for i in range(16)}
+    samples, scores = round_of(tmp_path / "in", made, answers)
+    out = tmp_path / "store" / "sft" / "y"
+    refit = sft.run(refitting(epochs=4.0), out, base=made, samples=samples, scores=scores)
+
+    rows = pl.concat(each.read() for each in samples).sort("sample_id")
+    gains = {}
+    for which in ("-0", "-1"):
+        told = rows.filter(pl.col("sample_id").str.ends_with(which))
+        ids = told["prompt_token_ids"].to_list(), told["token_ids"].to_list()
+        before, after = (sum(completion_logps(models.load(m, "float32"), *ids, 512)) for m in (made, refit))
+        gains[which] = after - before
+    assert gains["-0"] > 100 and gains["-0"] > 2 * gains["-1"], gains
+    assert json.loads((out / "weights" / "generation_config.json").read_text())["eos_token_id"] == [2, 51]
+    assert json.loads((out / "funnel.json").read_text()) == {"in": 16, "out": 16, "dropped": {}}
+    assert len(refit.metrics()) == 16
+    with pytest.raises(Refusal, match=r"of 16 demonstrations none is left .*score too low.*\n.*Lower refit.min_score"):
+        sft.run(refitting(min_score=2.0), tmp_path / "z", base=made, samples=samples, scores=scores)
 
 
 def test_a_checkpoint_that_moved_is_opened_where_it_lies_now(folder: Path, tmp_path: Path) -> None:

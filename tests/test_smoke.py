@@ -37,6 +37,7 @@ COLUMNS = {
     "sample": {
         *("prompt_id", "sample_id", "round", "prompt", "completion", "prompt_token_ids", "token_ids", "logprob"),
         *("finish_reason", "setting", "temperature", "policy"),
+        *("asked_token_ids", "stop_string", "reasoning_tokens"),
     },
     "score": {"sample_id", "prompt_id", "scorer", "score", "status", "detail"},
     "pair": {

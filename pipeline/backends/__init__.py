@@ -19,13 +19,15 @@ class Request:
     temperature: float  # 0 is greedy
     top_p: float
     seed: int
+    min_p: float = 0.0  # before top_p, after temperature
+    stop: tuple[str, ...] = ()  # an engine may end here to save tokens; the cut is made by whoever asked
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     sample_id: str
     token_ids: list[int]  # with the stop token that ended it, when one did
-    logprob: float  # sum over token_ids, before temperature and top_p
+    logprob: float | None  # sum over token_ids, before temperature, min_p, top_p; None when ids are not those drawn
     finish_reason: Literal["stop", "length"]
 
 
@@ -40,6 +42,19 @@ class Text(Protocol):
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]: ...
 
     def decode(self, completion: Completion) -> str: ...
+
+    def read(self, ids: list[int]) -> str:
+        """Every token as it is written, special ones included."""
+        ...
+
+    def pieces(self, text: str) -> list[int]:
+        """The tokens of plain text, with nothing put before or after."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+        ...
 
 
 class Backend(Protocol):

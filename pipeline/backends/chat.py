@@ -53,6 +53,16 @@ class Chat:
         ids = completion.token_ids[:-1] if ended else completion.token_ids
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def read(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def pieces(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    @property
+    def end(self) -> int:
+        return self.tokenizer.eos_token_id
+
     def render(self, messages: list[Message], kwargs: dict[str, Any], generation: bool) -> str:
         """What the template writes: a prompt up to where the answer begins, or a whole conversation."""
         from jinja2 import TemplateError

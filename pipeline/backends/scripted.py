@@ -20,6 +20,7 @@ SYLLABLES = [c + v for c in "bdfghklmnprstvwz" for v in "aeiou"]
 
 class ScriptedText:
     context = None
+    end = END
 
     def __init__(self, vocabulary: int):
         self.vocabulary = vocabulary
@@ -29,7 +30,14 @@ class ScriptedText:
         return [1 + byte % (self.vocabulary - 1) for byte in spoken.encode()]
 
     def decode(self, completion: Completion) -> str:
-        return " ".join(_word(token) for token in completion.token_ids if token != END)
+        return self.read(completion.token_ids)
+
+    def read(self, ids: list[int]) -> str:
+        return " ".join(_word(token) for token in ids if token != END)
+
+    def pieces(self, text: str) -> list[int]:
+        known = {_word(token): token for token in range(1, self.vocabulary)}
+        return [known[word] for word in text.split() if word in known]
 
 
 class Scripted:

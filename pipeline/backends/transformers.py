@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Request
 from pipeline.backends.chat import Chat
+from pipeline.backends.stopping import EndOfRows
 from pipeline.config import Limits, TransformersBackend
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ class Transformers:
         ids, mask = self._padded([request.prompt_token_ids for request in batch])
         draws = Draws(batch, self.module.device)
         with torch.inference_mode():
-            rows = self.module.generate(input_ids=ids, attention_mask=mask, logits_processor=[draws])
+            ends = [EndOfRows(self.text, batch, ids.shape[1])] if any(request.stop for request in batch) else []
+            shaped = {"logits_processor": [draws], "stopping_criteria": ends}
+            rows = self.module.generate(input_ids=ids, attention_mask=mask, **shaped)
         drawn = rows[:, ids.shape[1] :].tolist()
         logprobs = torch.stack(draws.logprobs, dim=1).double().cpu()
         return [self._completion(*row) for row in zip(batch, drawn, logprobs, strict=True)]
@@ -90,6 +93,7 @@ class Draws:
 
         self.temperature = torch.tensor([request.temperature for request in batch], device=device).unsqueeze(1)
         self.top_p = torch.tensor([request.top_p for request in batch], device=device).unsqueeze(1)
+        self.min_p = torch.tensor([request.min_p for request in batch], device=device).unsqueeze(1)
         self.generators = [torch.Generator(device).manual_seed(r.seed) if r.temperature else None for r in batch]
         self.logprobs: list[torch.Tensor] = []
 
@@ -106,8 +110,17 @@ class Draws:
 
         greedy = self.temperature == 0
         logprobs = (logits / torch.where(greedy, 1.0, self.temperature)).log_softmax(-1)
-        logprobs = torch.where(greedy, logprobs, self._nucleus(logprobs) + self._noise(logits))
+        logprobs = torch.where(greedy, logprobs, self._nucleus(self._likely(logprobs)) + self._noise(logits))
         return logprobs.argmax(-1, keepdim=True)
+
+    def _likely(self, logprobs: "torch.Tensor") -> "torch.Tensor":
+        """The tokens that are at least min_p times as likely as the likeliest, as they share the probability."""
+        import torch
+
+        if (self.min_p == 0).all():
+            return logprobs
+        outside = logprobs < logprobs.max(-1, keepdim=True).values + self.min_p.log()
+        return torch.where(self.min_p == 0, logprobs, logprobs.masked_fill(outside, -torch.inf).log_softmax(-1))
 
     def _nucleus(self, logprobs: "torch.Tensor") -> "torch.Tensor":
         """The smallest set of likeliest tokens that holds top_p of the probability; the others at minus infinity."""

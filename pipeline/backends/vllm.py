@@ -5,12 +5,13 @@ the same bytes whatever was drawn before it; on a GPU it runs beside us and is r
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Request
 from pipeline.backends.adapters import engine_rank
 from pipeline.backends.chat import Chat
+from pipeline.backends.stopping import Stopper
 from pipeline.config import Limits, VllmBackend
 from pipeline.errors import Broken, Refusal
 
@@ -40,6 +41,7 @@ class Vllm:
         self.room: int  # how many requests may still be unfinished when the next block is submitted
         self.engine: Any = None
         self.adapter: LoRARequest | None = None
+        self.growing: dict[str, tuple[Stopper, list[int]]] = {}  # what a stop string may end, and its tokens so far
 
     def start(self, model: Model, limits: Limits) -> Self:
         try:
@@ -106,11 +108,13 @@ class Vllm:
             if not self.engine.has_unfinished_requests():
                 return
             for output in self.engine.step():
-                if output.finished:
-                    yield _completion(output)
+                if completion := self._grown(output) if output.request_id in self.growing else _completion(output):
+                    yield completion
 
     def _submit(self, block: list[Request]) -> None:
         for request in block:
+            if request.stop:
+                self.growing[request.sample_id] = Stopper(self.text, request.stop), []
             prompt = {"type": "token", "prompt_token_ids": request.prompt_token_ids}
             self.engine.add_request(request.sample_id, prompt, self._parameters(request), lora_request=self.adapter)
 
@@ -122,13 +126,26 @@ class Vllm:
             n=1,  # with n > 1 vLLM counts seeds up from the given one, and neighbours would be drawn again
             temperature=request.temperature,
             top_p=request.top_p,
+            min_p=request.min_p,
             seed=request.seed,
             max_tokens=self.limits.completion,
             stop_token_ids=self.text.stops,
             logprobs=0,  # of the drawn token alone, before temperature
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if request.stop else RequestOutputKind.FINAL_ONLY,
         )
+
+    def _grown(self, output: Any) -> Completion | None:
+        """The completion, once it is finished or may end; its output brings new tokens alone."""
+        stopper, ids = self.growing[output.request_id]
+        ids += output.outputs[0].token_ids
+        if not output.finished:
+            if not stopper.sees(ids):
+                return None
+            self.engine.abort_request([output.request_id])
+        del self.growing[output.request_id]
+        logprob = output.outputs[0].cumulative_logprob
+        return Completion(output.request_id, ids, logprob, _reason(output) if output.finished else "length")
 
     def close(self) -> None:
         if self.engine is not None:
@@ -154,10 +171,15 @@ def _request(adapter: Path | None) -> "LoRARequest | None":
     return adapter and LoRARequest("policy", 1, str(adapter))
 
 
-def _completion(output: Any) -> Completion:
+def _completion(output: Any) -> Completion | None:
+    if not output.finished:
+        return None
     [drawn] = output.outputs
-    if drawn.finish_reason not in ("stop", "length"):
-        raise Broken(
-            f"vLLM ended the completion {output.request_id} with {drawn.finish_reason}; stop or length was expected."
-        )
-    return Completion(output.request_id, list(drawn.token_ids), drawn.cumulative_logprob, drawn.finish_reason)
+    return Completion(output.request_id, list(drawn.token_ids), drawn.cumulative_logprob, _reason(output))
+
+
+def _reason(output: Any) -> Literal["stop", "length"]:
+    reason = output.outputs[0].finish_reason
+    if reason not in ("stop", "length"):
+        raise Broken(f"vLLM ended the completion {output.request_id} with {reason}; stop or length was expected.")
+    return reason

@@ -18,6 +18,7 @@ from pipeline.config.models import (
     DemonstrationsConfig,
     JsonlDemonstrations,
     PlaygroundDemonstrations,
+    Refit,
     SftConfig,
     SftTraining,
     TinyBase,
@@ -57,11 +58,13 @@ from pipeline.config.sample import (
     BackendConfig,
     Batch,
     Draw,
+    Reasoning,
     SampleConfig,
     SampleRuntime,
     ScriptedBackend,
     Setting,
     TransformersBackend,
+    Turn,
     VllmBackend,
     VllmRuntime,
 )
@@ -82,7 +85,7 @@ class Config(Block):
     recipe: str
     seed: int
     rounds: PositiveInt
-    init: Literal["previous", "sft"]
+    init: Literal["previous", "sft", "refit"]
     reference: Literal["previous", "sft", "init"]
     data: Literal["latest", "all"]
     limits: Limits
@@ -98,6 +101,7 @@ class Config(Block):
     pair: PairConfig
     refer: ReferConfig
     train: TrainConfig
+    refit: Refit | None
     offline: OfflineConfig | None
     exam: ExamConfig
     evaluate: EvaluateConfig
@@ -127,6 +131,9 @@ def _mismatches(cfg: Config) -> Iterator[str]:
         if name not in scorers:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
     yield from _unmixable(cfg)
+    yield from _unfit(cfg)
+    if cfg.exam.sample.more:
+        yield "exam.sample.more: every model answers as often as the others. Give exam.sample.more=[]"
     for name, scorer in cfg.score.scorers.items():
         if scorer.gold:
             yield f"score.scorers.{name}.gold=true: a gold scorer marks exams alone; move it to exam.score.scorers."
@@ -165,3 +172,15 @@ def _unmixable(cfg: Config) -> Iterator[str]:
         yield f"rounds={cfg.rounds}: each round takes a block of offline rows of its own. Give pair.mix.per_round=ROWS."
     if not mix.offline and cfg.pair.asks_prior:
         yield "pair.filters.min_reference: it is asked of offline rows alone, and pair.mix.offline=0 takes none."
+
+
+def _unfit(cfg: Config) -> Iterator[str]:
+    """`init: refit` and the block that it starts from."""
+    if (cfg.init == "refit") != (cfg.refit is not None):
+        given = "init=refit: there is no refit block" if cfg.refit is None else f"refit: init={cfg.init} passes it by"
+        yield f"{given}. Give init=refit refit=best, or neither."
+    if cfg.refit and cfg.refit.scorer not in cfg.score.scorers:
+        known = nearest(cfg.refit.scorer, list(cfg.score.scorers))
+        yield f"refit.scorer={cfg.refit.scorer}: there is no such scorer. {known}"
+    if cfg.refit and not cfg.pair.mix.on_policy:
+        yield "init=refit: with offline rows only, there are no samples to start from. Give init=sft refit=none."

@@ -55,4 +55,12 @@ class SftTraining(Optimization):
     template: Template
 
 
+class Refit(Optimization):
+    """SFT on the best of a round's own samples."""
+
+    kind: Literal["refit"]
+    scorer: str
+    min_score: float | None
+
+
 SftConfig = Annotated[Checkpoint | SftTraining, Field(discriminator="kind")]

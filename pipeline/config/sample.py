@@ -1,10 +1,13 @@
 """What is drawn from a policy, and by which backend."""
 
-from typing import Annotated, Literal, Self
+import json
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from pipeline.config.block import Block, Dtype, Limits, Share, Workers
+
+KL = "kl"  # the setting of draws made for the KL estimate alone
 
 
 class VllmRuntime(Block):
@@ -42,10 +45,26 @@ class ScriptedBackend(Block):
 BackendConfig = Annotated[VllmBackend | TransformersBackend | ScriptedBackend, Field(discriminator="kind")]
 
 
+class Turn(Block):
+    role: Literal["user", "assistant"]
+    content: Annotated[str, Field(min_length=1)]
+
+
 class Setting(Block):
+    """One way to draw. `system` and `few_shot` are shown to the sampler alone: they are recorded and never trained."""
+
     n: PositiveInt
     temperature: NonNegativeFloat
     top_p: Annotated[float, Field(gt=0, le=1)]
+    min_p: Share
+    stop: list[Annotated[str, Field(min_length=1)]]
+    system: Annotated[str, Field(min_length=1)] | None
+    few_shot: list[Turn]
+
+    @property
+    def dressed(self) -> bool:
+        """Whether the sampler is asked with more than the prompt."""
+        return self.system is not None or bool(self.few_shot)
 
     @model_validator(mode="after")
     def _equal_samples(self) -> Self:
@@ -56,29 +75,85 @@ class Setting(Block):
             )
         return self
 
+    @model_validator(mode="after")
+    def _whole_examples(self) -> Self:
+        expected = ["user", "assistant"] * (len(self.few_shot) // 2)
+        if [turn.role for turn in self.few_shot] != expected:
+            raise ValueError("few_shot is not user, assistant, user, assistant …: give each question with its answer")
+        return self
+
+
+class Reasoning(Block):
+    """The marks around what a model thinks before it answers."""
+
+    open: Annotated[str, Field(min_length=1)]
+    close: Annotated[str, Field(min_length=1)]
+
 
 class SampleRuntime(Block):
     blocks: PositiveInt
     workers: Workers
 
 
-class SampleConfig(Block):
+class Drawn(Block):
+    """What the user's block and each of its draws have in common."""
+
     settings: Annotated[dict[str, Setting], Field(min_length=1)]
     per_round: PositiveInt | None
     limits: Limits
     template_kwargs: dict[str, JsonValue]
+    reasoning: Reasoning | None
     seed: int
     shard: PositiveInt
     backend: BackendConfig
     runtime: SampleRuntime
 
-    def draw(self, purpose: str, round: int = 1, wave: int = 0) -> "Draw":
-        return Draw(**dict(self), purpose=purpose, round=round, wave=wave)
+    @model_validator(mode="after")
+    def _kl_is_of_the_policy_itself(self) -> Self:
+        """The mean of draws that are cut, filtered or asked otherwise is no KL."""
+        kl = self.settings.get(KL)
+        plain = {"temperature": 1, "top_p": 1, "min_p": 0, "stop": [], "system": None, "few_shot": []}
+        if kl and (moved := [name for name, value in plain.items() if getattr(kl, name) != value]):
+            told = ", ".join(f"{name}={json.dumps(plain[name])}" for name in moved)
+            raise ValueError(f"settings.{KL}: draws for the KL are the policy's own; give it {told}")
+        return self
 
 
-class Draw(SampleConfig):
+class SampleConfig(Drawn):
+    more: list[PositiveInt]
+
+    @model_validator(mode="after")
+    def _more_differ(self) -> Self:
+        if self.more and not self._hot():
+            raise ValueError("more: every setting has temperature=0 and would draw the same again; give more=[]")
+        return self
+
+    def draw(self, purpose: str, round: int = 1) -> "Draw":
+        """One draw of all settings."""
+        return self._draw(purpose=purpose, round=round, wave=0, ties_by=None)
+
+    def waves(self, round: int, scorer: str) -> list["Draw"]:
+        """The draws of a round: the first of every prompt, each later one of those whose scores so far all tie."""
+        first = self.draw("train", round)
+        later = [
+            self._draw(purpose="train", round=round, wave=wave, ties_by=scorer, settings=self._hot(n))
+            for wave, n in enumerate(self.more, 1)
+        ]
+        return [first, *later]
+
+    def _draw(self, **which: Any) -> "Draw":
+        own = {name: value for name, value in self if name != "more"}
+        return Draw(**{**own, **which})
+
+    def _hot(self, n: int = 1) -> dict[str, Setting]:
+        """The settings that draw something else each time."""
+        return {name: s.model_copy(update={"n": n}) for name, s in self.settings.items() if s.temperature > 0}
+
+
+class Draw(Drawn):
     """One sampling run: the user's block and which draw of it this is, so that no two draws share their seeds."""
 
     purpose: str
     round: PositiveInt
     wave: NonNegativeInt
+    ties_by: str | None  # a later wave: the scorer by which the earlier ones' answers tie

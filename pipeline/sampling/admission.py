@@ -1,15 +1,33 @@
-"""Which prompts are drawn from: the round's block, and of it what fits. A prompt is dropped and counted, never cut."""
+"""Which prompts are drawn from: the round's block, in a later wave those whose scores tie, and of them what fits.
 
+A prompt is dropped and counted, never cut.
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Prompts
-from pipeline.backends import Text
+from pipeline.artifacts import Prompts, Scores
+from pipeline.backends import Message, Text
 from pipeline.config import Draw
 from pipeline.errors import Refusal
+from pipeline.sampling import asking
 
 DROPPED: dict[str, Any] = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
+
+
+def asked(cfg: Draw, prompts: Prompts, scores: list[Scores]) -> pl.DataFrame:
+    """The round's prompts; in a later wave those among them that it is for."""
+    rows = block(cfg, prompts)
+    return rows.join(tied(cfg, scores), on="prompt_id", how="semi") if cfg.ties_by else rows
+
+
+def tied(cfg: Draw, scores: list[Scores]) -> pl.DataFrame:
+    """The prompts that have answers so far, and no two of them with different scores."""
+    marks = pl.concat([each.read() for each in scores]).filter(pl.col("scorer") == cfg.ties_by)
+    known = pl.col("score").filter(pl.col("score").is_finite())
+    return marks.group_by("prompt_id").agg(different=known.n_unique()).filter(pl.col("different") < 2)
 
 
 def block(cfg: Draw, prompts: Prompts) -> pl.DataFrame:
@@ -33,10 +51,11 @@ def admitted(cfg: Draw, text: Text, rows: pl.DataFrame) -> tuple[pl.DataFrame, p
     rows = rows.sort("prompt_id")
     faults = []
     for row in rows.iter_rows(named=True):
-        if fault := too_long(cfg, text.context, len(text.encode(row["prompt"], cfg.template_kwargs))):
+        found = (too_long(cfg, text.context, *length) for length in lengths(cfg, text, row["prompt"]))
+        if fault := next(filter(None, found), None):
             faults.append({"prompt_id": row["prompt_id"], **fault})
     dropped = pl.DataFrame(faults, schema=DROPPED)
-    if dropped.height == rows.height:
+    if dropped.height == rows.height and not cfg.ties_by:
         example = f" (the first has {faults[0]['detail']})" if faults else ""
         raise Refusal(
             f"sample: none of {rows.height} prompts can be drawn from{example}.\n"
@@ -46,10 +65,19 @@ def admitted(cfg: Draw, text: Text, rows: pl.DataFrame) -> tuple[pl.DataFrame, p
     return kept, dropped
 
 
-def too_long(cfg: Draw, context: int | None, tokens: int) -> dict[str, str] | None:
+def lengths(cfg: Draw, text: Text, prompt: list[Message]) -> Iterator[tuple[int, str]]:
+    """The prompt's tokens as it is trained, then as each setting that shows more asks it."""
+    yield len(text.encode(prompt, cfg.template_kwargs)), ""
+    for name, setting in sorted(cfg.settings.items()):
+        if setting.dressed:
+            asked = text.encode(asking.shown(setting, prompt), cfg.template_kwargs)
+            yield len(asked), f" with what the setting {name} shows"
+
+
+def too_long(cfg: Draw, context: int | None, tokens: int, beside: str = "") -> dict[str, str] | None:
     if tokens > cfg.limits.prompt:
-        return {"reason": "prompt_too_long", "detail": f"{tokens} tokens, limits.prompt={cfg.limits.prompt}"}
+        return {"reason": "prompt_too_long", "detail": f"{tokens} tokens{beside}, limits.prompt={cfg.limits.prompt}"}
     if context is not None and tokens + cfg.limits.completion > context:
-        detail = f"{tokens} tokens, limits.completion={cfg.limits.completion}, a context of {context}"
+        detail = f"{tokens} tokens{beside}, limits.completion={cfg.limits.completion}, a context of {context}"
         return {"reason": "context_too_short", "detail": detail}
     return None

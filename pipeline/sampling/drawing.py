@@ -13,6 +13,7 @@ from pipeline.config import Draw
 from pipeline.content import digest_of
 from pipeline.crew import Hand
 from pipeline.errors import Broken
+from pipeline.sampling import asking, cutting
 from pipeline.sampling.shards import Shards
 
 NEWS = 0.5  # seconds between two words to whoever watches
@@ -24,13 +25,21 @@ SAMPLE: dict[str, Any] = {
     "prompt": MESSAGES,
     "completion": pl.String,
     "prompt_token_ids": pl.List(pl.Int64),
+    "asked_token_ids": pl.List(pl.Int64),  # the prompt as the sampler was asked, where its setting shows it more
     "token_ids": pl.List(pl.Int64),
-    "logprob": pl.Float64,
+    "logprob": pl.Float64,  # of what was drawn after what was asked; null where a stop string cut it short
     "finish_reason": pl.String,
+    "stop_string": pl.String,  # what it was cut before
+    "reasoning_tokens": pl.Int64,
     "setting": pl.String,
     "temperature": pl.Float64,
     "policy": pl.String,
 }
+
+
+def nothing() -> pl.DataFrame:
+    """What a wave publishes that found nothing to draw."""
+    return pl.DataFrame(schema=SAMPLE)
 
 
 def seed_of(cfg: Draw, setting: str, prompt_id: str, index: int) -> int:
@@ -76,18 +85,22 @@ class Drawing:
         return [request for _, request in asked]
 
     def take(self, completion: Completion) -> None:
-        if not math.isfinite(completion.logprob):
+        if completion.logprob is not None and not math.isfinite(completion.logprob):
             raise Broken(
                 f"sample: a completion has the log-probability {completion.logprob}: the policy's weights or its"
                 f" arithmetic in {self.cfg.backend.kind} are broken.\n  Try dtype=float32; check the checkpoint."
             )
         shard = self._asked.pop(completion.sample_id)
         row = self._rows[shard][completion.sample_id]
+        completion, stop = cutting.cut(self.text, self.cfg.settings[row["setting"]].stop, completion)
+        asked = row["asked_token_ids"] or row["prompt_token_ids"]
         row |= {
             "completion": self.text.decode(completion),
             "token_ids": completion.token_ids,
             "logprob": completion.logprob,
             "finish_reason": completion.finish_reason,
+            "stop_string": stop,
+            "reasoning_tokens": cutting.thinking(self.text, self.cfg.reasoning, asked, completion),
         }
         whole_prompt = self._came(row["prompt_id"])
         whole_shard = self._came(shard)
@@ -121,6 +134,8 @@ class Drawing:
     def _draws_of(self, prompt_id: str, prompt: list[Message]) -> Iterator[tuple[dict[str, Any], Request]]:
         cfg, ids = self.cfg, self.text.encode(prompt, self.cfg.template_kwargs)
         for name, setting in sorted(cfg.settings.items()):  # by name: their order in the config is not in identity
+            more = self.text.encode(asking.shown(setting, prompt), cfg.template_kwargs) if setting.dressed else None
+            how = (setting.temperature, setting.top_p)
             for index in range(setting.n):
                 sample_id = sample_id_of(cfg, name, prompt_id, index, self.policy)
                 row = {
@@ -129,9 +144,10 @@ class Drawing:
                     "round": cfg.round,
                     "prompt": prompt,
                     "prompt_token_ids": ids,
+                    "asked_token_ids": more,
                     "setting": name,
                     "temperature": setting.temperature,
                     "policy": self.policy,
                 }
                 seed = seed_of(cfg, name, prompt_id, index)
-                yield row, Request(sample_id, ids, setting.temperature, setting.top_p, seed)
+                yield row, Request(sample_id, more or ids, *how, seed, setting.min_p, tuple(setting.stop))

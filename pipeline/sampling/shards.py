@@ -14,7 +14,15 @@ import polars as pl
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.content import sha256_of
 
-FIGURES = "prompts", "completions", "tokens", "prompt_tokens", "truncated"
+FIGURES = (
+    "prompts",
+    "completions",
+    "tokens",
+    "reasoning_tokens",
+    "prompt_tokens",
+    "truncated",
+    "stopped_by_string",
+)
 Entry = dict[str, Any]
 
 
@@ -42,14 +50,17 @@ class Shards:
 
     def write(self, name: str, table: pl.DataFrame) -> Entry:
         """The file, whole or not at all, and what the list shall say of it."""
+        asked = pl.coalesce("asked_token_ids", "prompt_token_ids")
         write_table(self.file(name), table)
         return {
             "sha256": sha256_of(self.file(name)),
             "prompts": table["prompt_id"].n_unique(),
             "completions": table.height,
             "tokens": int(table["token_ids"].list.len().sum()),
-            "prompt_tokens": int(table["prompt_token_ids"].list.len().sum()),
+            "reasoning_tokens": int(table["reasoning_tokens"].sum()),
+            "prompt_tokens": table.select(asked.list.len().sum()).item(),
             "truncated": table.filter(finish_reason="length").height,
+            "stopped_by_string": table["stop_string"].count(),
         }
 
 

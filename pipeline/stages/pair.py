@@ -63,6 +63,7 @@ class Work:
             "strategy": cfg.strategy.kind,
             "scorer": cfg.scorer,
             "samples_in": 0,
+            "waves": [],
             "dropped_samples": {},
             "candidates": 0,
             "prompts_in": 0,
@@ -75,7 +76,9 @@ class Work:
 
     def take_samples(self, samples: list[Samples], scores: list[Scores], prompts: Prompts | None) -> None:
         cfg, marked = self.cfg, pl.concat([each.read() for each in scores])
-        drawn = pl.concat([lean(each, self.chat.only_bos) for each in samples])
+        waves = [lean(each, self.chat.only_bos) for each in samples]
+        self.story["waves"] = [wave.height for wave in waves]
+        drawn = pl.concat(waves)
         rows = candidates(drawn, marked, cfg.scorer)
         found = choice.proposed(cfg, rows)
         self.story |= self._about_samples(rows, found)

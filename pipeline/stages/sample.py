@@ -8,13 +8,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-from pipeline.artifacts import Model, Prompts, Samples, note_cost, write_json, write_table
+from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write_json, write_table
 from pipeline.backends import open_backend
 from pipeline.backends.adapters import serves
 from pipeline.config import Draw, TransformersBackend, VllmBackend
 from pipeline.crew import Environment, Hand, environments, work_off
-from pipeline.sampling.admission import admitted, block
-from pipeline.sampling.drawing import Drawing
+from pipeline.sampling.admission import admitted, asked
+from pipeline.sampling.drawing import Drawing, nothing
 from pipeline.sampling.meter import ENGINE, Meter
 from pipeline.sampling.shards import Finished, Shards
 
@@ -22,15 +22,17 @@ ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and 
 MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
 
 
-def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts) -> Samples:
+def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts, scores: list[Scores] | None = None) -> Samples:
     shards = Shards(out, cfg.shard)
-    kept, dropped = admitted(cfg, open_backend(cfg.backend, policy).text, block(cfg, prompts))
+    kept, dropped = admitted(cfg, open_backend(cfg.backend, policy).text, asked(cfg, prompts, scores or []))
     write_table(out / "dropped.parquet", dropped)
     finished = Finished(shards, shards.lay_out(kept))
-    asked, lost = kept.height, dropped.height
+    wanted, lost = kept.height, dropped.height
     del kept, dropped  # every hand reads what it needs
+    if not wanted:  # a wave that no prompt needs
+        finished.add("00000.parquet", shards.write("00000.parquet", nothing()))
     if finished.missing():
-        draw_missing(cfg, shards, finished, policy, asked)
+        draw_missing(cfg, shards, finished, policy, wanted)
     shards.clear()
     totals = finished.totals()
     note_cost(out, **totals, dropped=lost, mean_tokens=round(totals["tokens"] / max(totals["completions"], 1), 1))

@@ -1,24 +1,38 @@
 """The stage `sft`: a checkpoint as it is (checked, merged when it is an adapter), or one trained on demonstrations.
 
+`refit` trains a round's policy on the best of its own samples; their prompts are already clear of evaluation sets.
 Demonstrations that overlap an evaluation prompt, or are too long, are left out: `dropped.parquet`, `funnel.json`.
 """
 
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Fence, Model, note_cost, write_json
-from pipeline.config import Checkpoint, SftTraining
+from pipeline.artifacts import Fence, Model, Samples, Scores, note_cost, write_json
+from pipeline.config import Checkpoint, Refit, SftTraining
 from pipeline.errors import Refusal
 from pipeline.training.launch import expose_one_device
 
 Row = dict[str, Any]
+OTHERS = "Raise sft.max_length, or give other demonstrations."
+BETTER = "Lower refit.min_score, raise refit.max_length, or draw more samples (sample.settings.draw.n)."
 
 
-def run(cfg: Checkpoint | SftTraining, out: Path, *, base: Model | None = None, fence: Fence | None = None) -> Model:
+def run(
+    cfg: Checkpoint | SftTraining | Refit,
+    out: Path,
+    *,
+    base: Model | None = None,
+    fence: Fence | None = None,
+    samples: list[Samples] | None = None,
+    scores: list[Scores] | None = None,
+) -> Model:
     from pipeline.sources.checkpoint import bring_in
 
     if isinstance(cfg, Checkpoint):
         return bring_in(cfg, out)
+    if isinstance(cfg, Refit):
+        assert base and samples and scores, "the plan gives a refit its round"
+        return _refit(cfg, out, base, samples, scores)
     if base is None or fence is None:
         raise Refusal(
             "sft=train needs a base model and the fence of the evaluation prompts.\n  Give base=tiny or checkpoint."
@@ -29,19 +43,40 @@ def run(cfg: Checkpoint | SftTraining, out: Path, *, base: Model | None = None, 
 def _train(cfg: SftTraining, out: Path, base: Model, fence: Fence) -> Model:
     expose_one_device()
     from pipeline.sources.checkpoint import load_tokenizer, save_weights, torch_dtype
-    from pipeline.training import models, sft
+    from pipeline.training import models
 
     tokenizer = load_tokenizer(base.tokenizer, cfg.template, str(base.path), base.remote_code)
     examples = _examples(cfg, out, tokenizer, fence)
     model = models.load_merged(base)
+    _fit(cfg, out, model, tokenizer, examples)
+    return save_weights(model.to(torch_dtype(cfg.dtype)), tokenizer, out)
+
+
+def _refit(cfg: Refit, out: Path, base: Model, samples: list[Samples], scores: list[Scores]) -> Model:
+    expose_one_device()
+    from pipeline.backends.chat import Chat
+    from pipeline.sources.best_samples import best_samples
+    from pipeline.training import models
+
+    best, dropped = best_samples(cfg, samples, scores, Chat(base).only_bos)
+    examples = best.select(prompt_ids="prompt_token_ids", completion_ids="token_ids").to_dicts()
+    _account(out, best.height + dropped.height, examples, dropped.to_dicts(), BETTER)
+    model = models.load_merged(base)
+    settings = models.settings_of(model)
+    _fit(cfg, out, model, models.load_tokenizer(base), examples)
+    return models.save_full(model, settings, base, cfg.dtype, out)
+
+
+def _fit(cfg: SftTraining | Refit, out: Path, model: Any, tokenizer: Any, examples: list[dict[str, list[int]]]) -> None:
+    """Trains the model where it stands."""
+    from pipeline.training import models, sft
+
     trainer, ledger = sft.trainer_for(cfg, model, tokenizer, examples, out)
     checkpoint = ledger.newest_whole()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     models.check_finite(model)
-
     tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
     note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(examples))
-    return save_weights(model.to(torch_dtype(cfg.dtype)), tokenizer, out)
 
 
 def _examples(cfg: SftTraining, out: Path, tokenizer: Any, fence: Fence) -> list[dict[str, list[int]]]:
@@ -70,7 +105,7 @@ def _examples(cfg: SftTraining, out: Path, tokenizer: Any, fence: Fence) -> list
     return examples
 
 
-def _account(out: Path, rows: int, examples: list[Any], dropped: list[Row]) -> None:
+def _account(out: Path, rows: int, examples: list[Any], dropped: list[Row], remedy: str = OTHERS) -> None:
     import polars as pl
 
     from pipeline.artifacts import write_table
@@ -84,7 +119,7 @@ def _account(out: Path, rows: int, examples: list[Any], dropped: list[Row]) -> N
     if not examples:
         raise Refusal(
             f"sft: of {rows} demonstrations none is left to train on ({reasons}).\n"
-            f"  Each one's reason is in {out / 'dropped.parquet'}. Raise sft.max_length, or give other demonstrations."
+            f"  Each one's reason is in {out / 'dropped.parquet'}. {remedy}"
         )
 
 

@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from pipeline.config import SftTraining
+from pipeline.config import Optimization
 from pipeline.errors import Refusal
 from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
@@ -46,7 +46,7 @@ class ReadySFTTrainer(SFTTrainer):
 
 
 def trainer_for(
-    cfg: SftTraining, model: Any, tokenizer: Any, examples: list[Example], out: Path
+    cfg: Optimization, model: Any, tokenizer: Any, examples: list[Example], out: Path
 ) -> tuple[ReadySFTTrainer, CheckpointLedger]:
     scratch = out / "scratch"
     ledger = CheckpointLedger(scratch / "checkpoints")
@@ -72,7 +72,7 @@ def _dataset(examples: list[Example]) -> Dataset:
     )
 
 
-def _arguments(cfg: SftTraining, checkpoints: Path) -> dict[str, Any]:
+def _arguments(cfg: Optimization, checkpoints: Path) -> dict[str, Any]:
     return {
         **arguments(cfg, checkpoints),
         "max_length": None,  # nothing is cut: what is too long was left out and counted
