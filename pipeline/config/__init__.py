@@ -22,7 +22,7 @@ from pipeline.config.models import (
     SftTraining,
     TinyBase,
 )
-from pipeline.config.offline import FileRows, HubDataset, HubRows, OfflineConfig, Shape
+from pipeline.config.offline import FileRows, HubDataset, HubRows, OfflineConfig, PreferenceRows, Shape
 from pipeline.config.pair import (
     AllPairs,
     BestRandom,
@@ -42,6 +42,13 @@ from pipeline.config.pair import (
     TopBottom,
 )
 from pipeline.config.prompts import Fence, JsonlPrompts, PlaygroundPrompts, PromptsConfig, Split
+from pipeline.config.reward import (
+    GivenPreferences,
+    PlaygroundPreferences,
+    PreferencesConfig,
+    RewardConfig,
+    RewardTraining,
+)
 from pipeline.config.sample import (
     BackendConfig,
     Batch,
@@ -54,7 +61,15 @@ from pipeline.config.sample import (
     VllmBackend,
     VllmRuntime,
 )
-from pipeline.config.score import ReferConfig, ReferRuntime, RuleScorer, ScoreConfig, ScorerConfig
+from pipeline.config.score import (
+    ReferConfig,
+    ReferRuntime,
+    RewardModelRuntime,
+    RewardModelScorer,
+    RuleScorer,
+    ScoreConfig,
+    ScorerConfig,
+)
 from pipeline.config.training import AdapterConfig, FullAdapter, LoraAdapter, Optimization, TrainConfig, TrainerRuntime
 from pipeline.errors import nearest
 
@@ -74,6 +89,7 @@ class Config(Block):
     prompts: PromptsConfig
     base: BaseConfig | None
     sft: SftConfig
+    reward: RewardConfig | None
     sample: SampleConfig
     score: ScoreConfig
     pair: PairConfig
@@ -107,6 +123,7 @@ def _mismatches(cfg: Config) -> Iterator[str]:
         if name not in scorers:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
     yield from _unmixable(cfg)
+    yield from _rewardless(cfg)
     for name, scorer in cfg.score.scorers.items():
         if scorer.gold:
             yield f"score.scorers.{name}.gold=true: a gold scorer marks exams alone; move it to exam.score.scorers."
@@ -145,3 +162,25 @@ def _unmixable(cfg: Config) -> Iterator[str]:
         yield f"rounds={cfg.rounds}: each round takes a block of offline rows of its own. Give pair.mix.per_round=ROWS."
     if not mix.offline and cfg.pair.asks_prior:
         yield "pair.filters.min_reference: it is asked of offline rows alone, and pair.mix.offline=0 takes none."
+
+
+def _rewardless(cfg: Config) -> Iterator[str]:
+    """The reward model: who asks for one that is not there, and one that nobody asks."""
+    marking = {"score.scorers": cfg.score, "exam.score.scorers": cfg.exam.score}
+    asking = [place for place, scorers in marking.items() if scorers.asks_reward]
+    if asking and cfg.reward is None:
+        yield (
+            f"{asking[0]}: a scorer of kind reward_model has no model, and reward is none."
+            " Give reward=checkpoint reward.model=NAME, reward=train, or that scorer a model of its own."
+        )
+    if cfg.reward and not asking:
+        yield "reward: no scorer asks for it. Give score=reward, or +scorer@score.scorers.NAME=reward_model."
+    if not isinstance(cfg.reward, RewardTraining):
+        return
+    if cfg.reward.start == "base" and cfg.base is None:
+        yield "reward.start=base: base is none. Give base=checkpoint base.model=NAME, or reward.start=sft."
+    if cfg.reward.fence.ngram != cfg.prompts.fence.ngram:
+        yield (
+            f"reward.fence.ngram={cfg.reward.fence.ngram} finds nothing in a fence of {cfg.prompts.fence.ngram} words."
+            " Give prompts.fence.ngram alone, the others follow it."
+        )

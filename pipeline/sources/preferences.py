@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import FileRows, HubRows, OfflineConfig
+from pipeline.config import FileRows, HubRows, PreferenceRows
 from pipeline.errors import Refusal, nearest
 from pipeline.sources.jsonl import Lines, message_fault, read_jsonl
 
@@ -24,12 +24,12 @@ class Fault(Exception):
     """Why a row cannot be used."""
 
 
-def read_preferences(cfg: OfflineConfig) -> Lines:
+def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
     """Rows `{"pairs": [...], "thumbs": [...]}` with the broken ones by number; `on_bad_row: fail` refuses them."""
-    lines = rows_of(cfg.source)
-    shape = cfg.shape if cfg.shape != "auto" else shape_of(lines.rows[0] if lines.rows else {})
+    lines = rows_of(cfg.source, knob)
+    shape = cfg.shape if cfg.shape != "auto" else shape_of(lines.rows[0] if lines.rows else {}, knob)
     if shape == "columns" and not cfg.columns:
-        raise Refusal("offline.shape=columns: offline.columns says nothing. Give {prompt: …, chosen: …, rejected: …}.")
+        raise Refusal(f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …, chosen: …, rejected: …}}.")
     found = Lines(bad=list(lines.bad))
     numbers = [number for number in range(1, len(lines.rows) + len(lines.bad) + 1) if number not in dict(lines.bad)]
     for number, row in zip(numbers, lines.rows, strict=True):
@@ -38,23 +38,23 @@ def read_preferences(cfg: OfflineConfig) -> Lines:
         except Fault as fault:
             found.bad.append((number, str(fault)))
     if found.bad and cfg.on_bad_row == "fail":
-        raise Refusal(_refused(found, len(numbers) + len(lines.bad), shape))
+        raise Refusal(_refused(found, len(numbers) + len(lines.bad), shape, knob))
     return found
 
 
-def _refused(found: Lines, rows: int, shape: str) -> str:
+def _refused(found: Lines, rows: int, shape: str, knob: str) -> str:
     shown = [f"  row {number}: {fault}" for number, fault in sorted(found.bad)[:SHOWN]]
     more = [f"  … and {len(found.bad) - SHOWN} more"] if len(found.bad) > SHOWN else []
-    head = f"offline: {len(found.bad)} of {rows} rows cannot be used (read as {shape}):"
-    return "\n".join([head, *shown, *more, "  Mend them, or skip and count them with offline.on_bad_row=skip."])
+    head = f"{knob}: {len(found.bad)} of {rows} rows cannot be used (read as {shape}):"
+    return "\n".join([head, *shown, *more, f"  Mend them, or skip and count them with {knob}.on_bad_row=skip."])
 
 
 # ── where they lie ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def rows_of(source: FileRows | HubRows) -> Lines:
+def rows_of(source: FileRows | HubRows, knob: str) -> Lines:
     if isinstance(source, HubRows):
-        return Lines(rows=_from_hub(source))
+        return Lines(rows=_from_hub(source, knob))
     place = Path(source.path).expanduser()
     files = sorted(p for p in place.rglob("*") if p.suffix in READERS) if place.is_dir() else [place]
     if not files or files[0].suffix not in READERS:
@@ -71,7 +71,7 @@ def rows_of(source: FileRows | HubRows) -> Lines:
 
 
 def _jsonl(file: Path) -> Lines:
-    return read_jsonl(file, lambda row: None, "skip", "offline.on_bad_row")
+    return read_jsonl(file, lambda row: None, "skip", "on_bad_row")
 
 
 def _json(file: Path) -> Lines:
@@ -96,7 +96,7 @@ def _parquet(file: Path) -> Lines:
 READERS: Mapping[str, Callable[[Path], Lines]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
 
 
-def _from_hub(source: HubRows) -> list[Row]:
+def _from_hub(source: HubRows, knob: str) -> list[Row]:
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     from datasets import load_dataset
 
@@ -104,8 +104,8 @@ def _from_hub(source: HubRows) -> list[Row]:
         data = load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision)
     except (OSError, ValueError) as error:
         raise Refusal(
-            f"offline.source.dataset={source.dataset}: cannot be read ({str(error).splitlines()[0]}).\n"
-            "  Check its name, subset and split, and the network; or give offline=file offline.source.path=FOLDER."
+            f"{knob}.source.dataset={source.dataset}: cannot be read ({str(error).splitlines()[0]}).\n"
+            f"  Check its name, subset and split, and the network; or give its rows as a file: {knob}.source.path=FILE."
         ) from error
     return list(data)
 
@@ -113,7 +113,7 @@ def _from_hub(source: HubRows) -> list[Row]:
 # ── shapes ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def shape_of(row: Row) -> str:
+def shape_of(row: Row, knob: str = "offline") -> str:
     """By columns alone; transcripts are told from other texts by their first words."""
     has = set(row)
     if {"chosen_response", "rejected_response"} <= has:
@@ -127,12 +127,12 @@ def shape_of(row: Row) -> str:
     if {"prompt", "completion", "label"} <= has:
         return "thumbs"
     raise Refusal(
-        f"offline.shape=auto: no known shape has the columns {', '.join(sorted(has)) or '(none)'}.\n"
-        "  Give offline.shape=columns offline.columns={prompt: …, chosen: …, rejected: …}, with this file's own names."
+        f"{knob}.shape=auto: no known shape has the columns {', '.join(sorted(has)) or '(none)'}.\n"
+        f"  Give {knob}.shape=columns {knob}.columns={{prompt: …, chosen: …, rejected: …}}, with this file's own names."
     )
 
 
-def converted(cfg: OfflineConfig, shape: str, row: Row) -> Row:
+def converted(cfg: PreferenceRows, shape: str, row: Row) -> Row:
     pairs, thumbs = SHAPES[shape](cfg, row)
     for pair in pairs:
         _check_prompt(pair["prompt"])
@@ -151,7 +151,7 @@ def converted(cfg: OfflineConfig, shape: str, row: Row) -> Row:
 Converted = tuple[list[Row], list[Row]]
 
 
-def trl(cfg: OfflineConfig, row: Row) -> Converted:
+def trl(cfg: PreferenceRows, row: Row) -> Converted:
     """Standard, conversational, or with the prompt inside both answers; ultrafeedback_binarized writes it twice."""
     chosen, rejected = _side(row, "chosen"), _side(row, "rejected")
     prompt = _prompt(row["prompt"], row.get("system")) if row.get("prompt") is not None else None
@@ -167,25 +167,25 @@ def trl(cfg: OfflineConfig, row: Row) -> Converted:
     return [_pair(asked, *answers, row)], []
 
 
-def argilla(cfg: OfflineConfig, row: Row) -> Converted:
+def argilla(cfg: PreferenceRows, row: Row) -> Converted:
     scores = {"chosen_score": "chosen_avg_rating", "rejected_score": "rejected_avg_rating"}
     row = {**row, **{ours: row.get(theirs, row.get(ours)) for ours, theirs in scores.items()}}
     prompt = _prompt(_needed(row, "instruction"), row.get("system"))
     return [_pair(prompt, _text(row, "chosen_response"), _text(row, "rejected_response"), row)], []
 
 
-def intel(cfg: OfflineConfig, row: Row) -> Converted:
+def intel(cfg: PreferenceRows, row: Row) -> Converted:
     prompt = _prompt(_needed(row, "question"), row.get("system"))
     return [_pair(prompt, _text(row, "chosen"), _text(row, "rejected"), row)], []
 
 
-def hh(cfg: OfflineConfig, row: Row) -> Converted:
+def hh(cfg: PreferenceRows, row: Row) -> Converted:
     chosen, rejected = (transcript(_text(row, side)) for side in ("chosen", "rejected"))
     asked, answers = _common(chosen, rejected)
     return [_pair(asked, *answers, row)], []
 
 
-def scored(cfg: OfflineConfig, row: Row) -> Converted:
+def scored(cfg: PreferenceRows, row: Row) -> Converted:
     """The best against the worst of a list; and, where asked, every answer with its thumb."""
     names = _lists(row)
     if names is None:
@@ -208,7 +208,7 @@ def scored(cfg: OfflineConfig, row: Row) -> Converted:
     return [_pair(prompt, best[1], worst[1], {"chosen_score": best[0], "rejected_score": worst[0]})], thumbs
 
 
-def thumbs(cfg: OfflineConfig, row: Row) -> Converted:
+def thumbs(cfg: PreferenceRows, row: Row) -> Converted:
     label = _needed(row, "label")
     if label not in (True, False, 0, 1):
         raise Fault(f"label is {label!r}; expected true or false")
@@ -217,7 +217,7 @@ def thumbs(cfg: OfflineConfig, row: Row) -> Converted:
     return [], [_thumb(prompt, text, bool(label))]
 
 
-def columns(cfg: OfflineConfig, row: Row) -> Converted:
+def columns(cfg: PreferenceRows, row: Row) -> Converted:
     """By the user's own map; what it gives says which of our shapes it is."""
     if absent := [theirs for theirs in cfg.columns.values() if theirs not in row]:
         raise Fault(f"no column {', '.join(absent)}. {nearest(absent[0], list(row))}")
@@ -225,7 +225,7 @@ def columns(cfg: OfflineConfig, row: Row) -> Converted:
     return SHAPES[shape_of(ours)](cfg, ours)
 
 
-SHAPES: Mapping[str, Callable[[OfflineConfig, Row], Converted]] = {
+SHAPES: Mapping[str, Callable[[PreferenceRows, Row], Converted]] = {
     "trl": trl,
     "argilla": argilla,
     "intel": intel,
