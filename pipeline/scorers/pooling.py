@@ -148,7 +148,7 @@ class VllmPooling:
 
         os.environ |= {**ENVIRONMENT, **os.environ}
         try:
-            from vllm import LLM
+            from vllm import EngineArgs, LLMEngine
             from vllm.config import PoolerConfig
             from vllm.platforms import current_platform
         except ImportError as error:
@@ -160,13 +160,13 @@ class VllmPooling:
         if current_platform.is_cpu():
             os.environ |= {**ENVIRONMENT_ON_CPU, **ENVIRONMENT_OF_EAGER, **os.environ}
             placed = {"enforce_eager": True, "kv_cache_memory_bytes": GIB, "enable_chunked_prefill": False}
-        self.engine: Any = LLM(
+        arguments = EngineArgs(
             model=str(place.weights),
             revision=place.revision,
             trust_remote_code=place.remote_code,
             runner="pooling",
             pooler_config=PoolerConfig(use_activation=False),  # a sigmoid flattens what is far from zero
-            skip_tokenizer_init=True,
+            skip_tokenizer_init=True,  # ids go in
             dtype=cfg.dtype,
             max_model_len=limit,
             max_num_batched_tokens=max(limit, cfg.runtime.batch_tokens),
@@ -176,11 +176,20 @@ class VllmPooling:
             use_tqdm_on_load=False,
             **placed,
         )
+        self.engine: Any = LLMEngine.from_engine_args(arguments)
 
     def logits(self, rows: list[Row]) -> list[Logits]:
-        outputs = self.engine.classify([{"prompt_token_ids": row.ids} for row in rows], use_tqdm=False)
-        return [list(output.outputs.probs) for output in outputs]
+        from vllm import PoolingParams
+
+        for at, row in enumerate(rows):
+            prompt = {"type": "token", "prompt_token_ids": row.ids}
+            self.engine.add_request(str(at), prompt, PoolingParams(task="classify", use_activation=False))
+        found: dict[int, Logits] = {}
+        while self.engine.has_unfinished_requests():
+            done = [output for output in self.engine.step() if output.finished]
+            found |= {int(output.request_id): output.outputs.data.tolist() for output in done}
+        return [found[at] for at in range(len(rows))]
 
     def close(self) -> None:
-        self.engine.llm_engine.engine_core.shutdown()
+        self.engine.engine_core.shutdown()
         self.engine = None
