@@ -87,12 +87,13 @@ def load(start: Model, seed: int) -> Any:
     return module
 
 
-def pad_token(tokenizer: Any, examples: Sequence[Example]) -> str:
-    """A token that ends no text: the score is read at the last token that is no pad token."""
+def set_pad_token(tokenizer: Any, examples: Sequence[Example]) -> None:
+    """One that ends no text: transformers reads the score at the last token that is no pad token."""
     ends = {ids[-1] for example in examples for ids in _texts(example)}
     for token in (tokenizer.pad_token, tokenizer.unk_token, tokenizer.bos_token):
         if token is not None and tokenizer.convert_tokens_to_ids(token) not in ends:
-            return token
+            tokenizer.pad_token = token
+            return
     raise Refusal(
         f"{tokenizer.name_or_path}: its tokenizer has no pad token that is not also a text's last token, where a "
         f"reward is read.\n  Set pad_token in tokenizer_config.json to a token that stands in no text."
@@ -100,18 +101,17 @@ def pad_token(tokenizer: Any, examples: Sequence[Example]) -> str:
 
 
 def trainer_for(
-    cfg: RewardTraining, module: Any, tokenizer: Any, examples: list[Example], pad: str, out: Path
+    cfg: RewardTraining, module: Any, tokenizer: Any, examples: list[Example], out: Path
 ) -> tuple[ReadyRewardTrainer, CheckpointLedger]:
     scratch = out / "scratch"
     ledger = CheckpointLedger(scratch / "checkpoints")
-    told = {**arguments(cfg, scratch / "checkpoints"), "max_length": None, "pad_token": pad}
     shared: dict[str, Any] = {
         "model": module,
-        "args": RewardArguments(**told),
+        "args": RewardArguments(**arguments(cfg, scratch / "checkpoints"), max_length=None),
         "processing_class": tokenizer,
         "callbacks": [FiniteGuard(), MetricsLog(out / "metrics.jsonl"), ledger, ProgressLine("reward")],
     }
-    trainer = _by_kind(cfg, shared, tokenizer.convert_tokens_to_ids(pad), examples)
+    trainer = _by_kind(cfg, shared, tokenizer.pad_token_id, examples)
     trainer.remove_callback(PrinterCallback)
     if trainer.args.world_size != 1 or trainer.args.n_gpu > 1:
         raise Refusal("reward runs in one process on one device, and a launcher started more: start it without.")
