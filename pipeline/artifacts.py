@@ -204,6 +204,7 @@ MADE_BY: dict[str, type[Artifact]] = {
     "prompts": Prompts,
     "base": Model,
     "sft": Model,
+    "reward": Model,
     "sample": Samples,
     "score": Scores,
     "offline": Pairs,

@@ -3,7 +3,7 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
-from pipeline.config import Config, SftTraining
+from pipeline.config import Config, RewardTraining, SftTraining
 from pipeline.step import Input, Part, Step
 
 
@@ -13,6 +13,7 @@ def plan(cfg: Config) -> Step:
     trains = isinstance(cfg.sft, SftTraining)
     sft = Step("sft", cfg.sft, base=base, fence=prompts / "fence") if trains else Step("sft", cfg.sft)
 
+    reward = reward_model(cfg, base, sft, prompts / "fence") if cfg.reward else None
     offline = Step("offline", cfg.offline, policy=sft, fence=prompts / "fence") if cfg.offline else None
     prior = Step("refer", cfg.refer, at=1, model=sft, rows=offline) if offline and cfg.pair.asks_prior else None
 
@@ -21,9 +22,10 @@ def plan(cfg: Config) -> Step:
         samples: list[Step] = []
         scores: list[Step] = []
         waves = cfg.sample.waves(r, cfg.pair.scorer) if cfg.pair.mix.on_policy else []
+        asked = reward if cfg.score.asks_reward else None
         for draw in waves:  # the first draws for every prompt, later ones where all scores so far tie
             samples += [Step("sample", draw, at=r, policy=policy, prompts=prompts / "train", scores=scores)]
-            scores += [Step("score", cfg.score, at=r, samples=samples[-1], prompts=prompts / "train")]
+            scores += [Step("score", cfg.score, at=r, samples=samples[-1], prompts=prompts / "train", reward=asked)]
         gold = prompts / "train" if cfg.pair.asks_prompts else None
         rows: dict[str, Input] = dict(samples=samples, scores=scores, prompts=gold, offline=offline, prior=prior)
         pairs += [Step("pair", cfg.pair.of(r), at=r, policy=policy, **rows)]
@@ -40,18 +42,29 @@ def plan(cfg: Config) -> Step:
 
     models = {"base": base, **models} if base else models
     part = prompts / cfg.exam.split
-    exams = {name: exam(cfg, sft, name, model, part) for name, model in models.items()}
+    exams = {name: exam(cfg, sft, reward, name, model, part) for name, model in models.items()}
     return Step("evaluate", cfg.evaluate, at="report", prompts=part, exams=exams, chosen=policy, pairs=pairs)
 
 
-def exam(cfg: Config, sft: Step, name: str, model: Step, prompts: Part) -> dict[str, Step]:
+def reward_model(cfg: Config, base: Step | None, sft: Step, fence: Part) -> Step:
+    """As it is, or trained from a model: never on anything that `test` or `dev` holds."""
+    assert cfg.reward
+    if not isinstance(cfg.reward, RewardTraining):
+        return Step("reward", cfg.reward)
+    start = cfg.reward.start
+    model = {"sft": sft, "base": base}[start] if isinstance(start, str) else Step("base", start)
+    return Step("reward", cfg.reward, start=model, fence=fence)
+
+
+def exam(cfg: Config, sft: Step, reward: Step | None, name: str, model: Step, prompts: Part) -> dict[str, Step]:
     """The same stages on other prompts. Only the label knows the round: a model is examined once, whoever asks."""
     label = f"{prompts.part} {name}"
     scorers = cfg.exam.score if prompts.part == "test" else cfg.score  # gold scorers and paid judges see test only
+    asked = reward if scorers.asks_reward else None
     samples = Step("sample", cfg.exam.sample.draw("exam"), at=label, policy=model, prompts=prompts)
     return {
         "model": model,
         "logps": Step("refer", cfg.exam.refer, at=label, model=sft, rows=samples),  # first: what sft is refused for
         "samples": samples,
-        "scores": Step("score", scorers, at=label, samples=samples, prompts=prompts),
+        "scores": Step("score", scorers, at=label, samples=samples, prompts=prompts, reward=asked),
     }

@@ -17,6 +17,7 @@ STAGE_VERSIONS = {
     "prompts": 1,
     "base": 1,
     "sft": 1,
+    "reward": 1,
     "sample": 1,
     "score": 1,
     "offline": 1,

@@ -21,7 +21,7 @@ CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
 DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step", "survey"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
-LEAVES = {"errors", "content", "progress", "crew", "trl_args"}  # anyone may import these
+LEAVES = {"errors", "content", "progress", "crew", "batching", "trl_args"}  # anyone may import these
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
 MAY_IMPORT = {
     "artifacts": set(),
@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "training": {"backends", "scorers", "artifacts", "config"},
     "sampling": {"backends", "artifacts", "config"},
     "backends": {"artifacts", "config"},
-    "scorers": {"artifacts", "config"},
+    "scorers": {"backends", "sources", "artifacts", "config"},
     "sources": {"minhash", "artifacts", "config"},  # minhash: prompts and pairs drop near duplicates by one measure
     "pairing": {"minhash", "backends", "artifacts", "config"},
     "report": {"artifacts", "config"},
@@ -56,6 +56,7 @@ MAY_IMPORT = {
     "errors": set(),
     "content": set(),
     "progress": set(),
+    "batching": set(),
     "trl_args": set(),
     "__init__": {"opened"},
 }
@@ -113,6 +114,7 @@ def test_stages_are_the_same_everywhere():
         "refit",
         "adapter",
         "demonstrations",
+        "preferences",
         "exam",
         "recipes",
     }
@@ -132,6 +134,7 @@ def test_configs_have_no_defaults():
 # ── every file of conf/ and recipes/ composes, validates and plans ────────────────────────────────────────────────
 
 GIVEN = ["prompts.path=prompts.jsonl", "sft.model=./model"]
+REWARDED = ["scorer@score.scorers.rules=reward_model"]
 HALF = ["pair.mix.on_policy=0.5", "pair.mix.offline=0.5"]
 ONLY = ["pair.mix.on_policy=0", "pair.mix.offline=1", "offline=file", "offline.source.path=recipes/smoke.yaml"]
 # What a file of a group needs beside it to make sense.
@@ -145,6 +148,13 @@ BESIDE = {
     "conf/refit/best.yaml": [*GIVEN, "init=refit"],
     "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
     "conf/offline/hub.yaml": [*GIVEN, *HALF, "offline.source.dataset=owner/name"],
+    "conf/reward/checkpoint.yaml": [*GIVEN, *REWARDED, "reward.model=./reward"],
+    "conf/reward/train.yaml": [*GIVEN, *REWARDED],
+    "conf/preferences/playground.yaml": [*GIVEN, *REWARDED, "reward=train"],
+    "conf/preferences/file.yaml": [*GIVEN, *REWARDED, "reward=train", "reward.data.source.path=pairs.jsonl"],
+    "conf/preferences/hub.yaml": [*GIVEN, *REWARDED, "reward=train", "reward.data.source.dataset=owner/name"],
+    "conf/score/reward.yaml": [*GIVEN, "reward=train", "pair.scorer=reward", "evaluate.scorer=rules"],
+    "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
 }
 MOUNTED = {
     "backend": ["backend@sample.backend", "backend@exam.sample.backend"],
@@ -152,6 +162,7 @@ MOUNTED = {
     "setting": ["setting@sample.settings.draw"],
     "scorer": ["scorer@score.scorers.rules"],
     "demonstrations": ["demonstrations@sft.data"],
+    "preferences": ["preferences@reward.data"],
     "sample": ["sample@exam.sample"],
 }
 
@@ -175,7 +186,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (39, 3)
+    assert (len(CONF), len(RECIPES)) == (47, 4)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -214,6 +225,8 @@ PLANS = [
     [*SMALL, *ONLY],
     ["recipes=smoke", "pair=demonstration"],
     ["recipes=refit_smoke", "rounds=2", "sample.per_round=200"],
+    ["recipes=overoptimise"],
+    ["recipes=smoke", *REWARDED, "reward=checkpoint", "reward.model=./reward"],
 ]
 
 

@@ -143,6 +143,35 @@ def test_a_yes_says_by_how_much_and_on_what():
     )
 
 
+def doubted(rules: float, reward: float, n: int = 300) -> dict:
+    """Judged by rules, with the intervals of two scorers and of one kind around these means."""
+    models = [{"name": name, "metrics": {"rules": {"mean": 0.5}}, "kl": {"mean": 9.0}} for name in ("sft", "round-1")]
+    told = {"rules": rules, "reward": reward, "reward/open": -9.0}
+    gaps = [
+        {"model": "round-1", "scorer": name, "mean": mean, "low": mean - 0.04, "high": mean + 0.04, "n": 300}
+        for name, mean in told.items()
+    ]
+    gaps[1]["n"] = n
+    return verdict(
+        Question("test", 300, "rules", 0.95, "round-1"), models, [{**gap, "detectable": 0.1} for gap in gaps]
+    )
+
+
+@pytest.mark.parametrize(("rules", "better"), [(0.0, "unclear"), (-0.1, "no")])
+def test_a_reward_that_rose_alone_is_said_in_place_of_further_training(rules, better):
+    found = doubted(rules, reward=0.5)
+    assert found["better"] == better
+    assert "By reward it rose by +0.500, +0.460 to +0.540: it learned to please reward" in found["why"]
+    assert "train further" not in found["why"]
+    assert "reward" not in doubted(rules, reward=0.0)["why"] and "reward" not in doubted(rules, 0.5, n=9)["why"]
+
+
+def test_a_yes_that_another_scorer_does_not_share_says_so():
+    assert doubted(0.1, reward=0.02)["better"] == "yes"
+    assert "By reward it is not clearly better: +0.020, −0.020 to +0.060." in doubted(0.1, reward=0.02)["why"]
+    assert "reward" not in doubted(0.1, reward=0.1)["why"]
+
+
 def test_fewer_than_thirty_prompts_are_unclear_however_large_the_difference():
     few = judged(0.3, 0.5, n=29, prompts=29, split="dev")
     assert few["better"] == "unclear"

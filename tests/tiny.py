@@ -71,3 +71,39 @@ def tiny_model(step: Path, *, template: str = CHAT, vocabulary: int = 320, **sha
     tiny_llama(step / "weights", **shape)  # type: ignore[arg-type]
     (step / "model.json").write_text(json.dumps({"weights": "weights", "tokenizer": "weights"}))
     return Model(step)
+
+
+def tiny_classifier(folder: Path, kind: str = "llama", labels: int = 1, seed: int = 0, **config: object) -> None:
+    """A sequence classifier with weights so large that its scores differ: a Llama that reads chats, or an encoder."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+    (tiny_tokenizer if kind == "llama" else tiny_pair_tokenizer)(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+    known = {"vocab_size": len(tokenizer), "max_position_embeddings": 128, "initializer_range": 0.2}
+    marks = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    torch.manual_seed(seed)
+    made = AutoConfig.for_model(kind, **shape, **known, **marks, num_labels=labels, **config)
+    AutoModelForSequenceClassification.from_config(made).save_pretrained(folder)
+
+
+def tiny_pair_tokenizer(folder: Path) -> None:
+    """`[CLS] question [SEP] answer [SEP]`, with segments."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    tiny_tokenizer(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    bpe = tokenizer.backend_tokenizer
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<s> $A <|end|>", pair="<s> $A <|end|> $B:1 <|end|>:1", special_tokens=[("<s>", 1), ("<|end|>", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        cls_token="<s>",
+        sep_token="<|end|>",
+        pad_token="<pad>",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    (folder / "chat_template.jinja").unlink()

@@ -23,7 +23,7 @@ from pipeline.config.models import (
     SftTraining,
     TinyBase,
 )
-from pipeline.config.offline import OfflineConfig, Shape
+from pipeline.config.offline import OfflineConfig, PreferenceRows, Shape
 from pipeline.config.pair import (
     AllPairs,
     BestRandom,
@@ -53,6 +53,13 @@ from pipeline.config.prompts import (
     PromptShape,
     Split,
 )
+from pipeline.config.reward import (
+    GivenPreferences,
+    PlaygroundPreferences,
+    PreferencesConfig,
+    RewardConfig,
+    RewardTraining,
+)
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 from pipeline.config.sample import (
     BackendConfig,
@@ -68,7 +75,15 @@ from pipeline.config.sample import (
     VllmBackend,
     VllmRuntime,
 )
-from pipeline.config.score import ReferConfig, ReferRuntime, RuleScorer, ScoreConfig, ScorerConfig
+from pipeline.config.score import (
+    ReferConfig,
+    ReferRuntime,
+    RewardModelRuntime,
+    RewardModelScorer,
+    RuleScorer,
+    ScoreConfig,
+    ScorerConfig,
+)
 from pipeline.config.training import AdapterConfig, FullAdapter, LoraAdapter, Optimization, TrainConfig, TrainerRuntime
 from pipeline.errors import nearest
 
@@ -96,6 +111,7 @@ class Config(Block):
     prompts: PromptsConfig
     base: BaseConfig | None
     sft: SftConfig
+    reward: RewardConfig | None
     sample: SampleConfig
     score: ScoreConfig
     pair: PairConfig
@@ -134,6 +150,7 @@ def _mismatches(cfg: Config) -> Iterator[str]:
     yield from _unfit(cfg)
     if cfg.exam.sample.more:
         yield "exam.sample.more: every model answers as often as the others. Give exam.sample.more=[]"
+    yield from _rewardless(cfg)
     for name, scorer in cfg.score.scorers.items():
         if scorer.gold:
             yield f"score.scorers.{name}.gold=true: a gold scorer marks exams alone; move it to exam.score.scorers."
@@ -184,3 +201,25 @@ def _unfit(cfg: Config) -> Iterator[str]:
         yield f"refit.scorer={cfg.refit.scorer}: there is no such scorer. {known}"
     if cfg.refit and not cfg.pair.mix.on_policy:
         yield "init=refit: with offline rows only, there are no samples to start from. Give init=sft refit=none."
+
+
+def _rewardless(cfg: Config) -> Iterator[str]:
+    """The reward model: who asks for one that is not there, and one that nobody asks."""
+    marking = {"score.scorers": cfg.score, "exam.score.scorers": cfg.exam.score}
+    asking = [place for place, scorers in marking.items() if scorers.asks_reward]
+    if asking and cfg.reward is None:
+        yield (
+            f"{asking[0]}: a scorer of kind reward_model has no model, and reward is none."
+            " Give reward=checkpoint reward.model=NAME, reward=train, or that scorer a model of its own."
+        )
+    if cfg.reward and not asking:
+        yield "reward: no scorer asks for it. Give score=reward, or +scorer@score.scorers.NAME=reward_model."
+    if not isinstance(cfg.reward, RewardTraining):
+        return
+    if cfg.reward.start == "base" and cfg.base is None:
+        yield "reward.start=base: base is none. Give base=checkpoint base.model=NAME, or reward.start=sft."
+    if cfg.reward.fence.ngram != cfg.prompts.fence.ngram:
+        yield (
+            f"reward.fence.ngram={cfg.reward.fence.ngram} finds nothing in a fence of {cfg.prompts.fence.ngram} words."
+            " Give prompts.fence.ngram alone, the others follow it."
+        )

@@ -11,11 +11,16 @@ from pipeline.config.rows import FileRows, HubRows
 Shape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "thumbs", "columns"]
 
 
-class OfflineConfig(Block):
+class PreferenceRows(Block):
+    """Where preferences lie and what their rows look like."""
+
     source: Annotated[FileRows | HubRows, Field(discriminator="kind")]
     shape: Shape
     columns: dict[str, str]
     thumbs_at: float | None
     on_bad_row: Literal["fail", "skip"]
+
+
+class OfflineConfig(PreferenceRows):
     template_kwargs: dict[str, JsonValue]
     fence: Fence

@@ -1,10 +1,11 @@
 """Pairs as files: TRL's conversational preference format, train and dev by prompt, and thumbs for KTO."""
 
 import hashlib
+from collections.abc import Iterable
 
 import polars as pl
 
-from pipeline.config import PairConfig
+from pipeline.config import DevPairs, PairConfig
 
 COLUMNS = (
     "prompt", "chosen", "rejected", "prompt_id", "chosen_id", "rejected_id", "chosen_score", "rejected_score",
@@ -29,11 +30,15 @@ def message(column: str) -> pl.Expr:
 
 def split(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Train and dev by a hash of the prompt: all pairs of a prompt fall on one side."""
-    ids = sorted(pairs["prompt_id"].unique(), key=lambda i: hashlib.sha256(f"{cfg.seed}:{i}".encode()).digest())
-    wanted = max(cfg.dev.least, round(cfg.dev.share * len(ids)))
-    dev = set(ids[: min(wanted, int(cfg.dev.most_share * len(ids)))])
-    held_out = pl.col("prompt_id").is_in(list(dev))
-    return pairs.filter(~held_out), pairs.filter(held_out)
+    dev = held_out(pairs["prompt_id"], cfg.dev, cfg.seed)
+    on_dev = pl.col("prompt_id").is_in(list(dev))
+    return pairs.filter(~on_dev), pairs.filter(on_dev)
+
+
+def held_out(prompt_ids: Iterable[str], dev: DevPairs, seed: int) -> set[str]:
+    ids = sorted(set(prompt_ids), key=lambda i: hashlib.sha256(f"{seed}:{i}".encode()).digest())
+    wanted = max(dev.least, round(dev.share * len(ids)))
+    return set(ids[: min(wanted, int(dev.most_share * len(ids)))])
 
 
 def sides(pairs: pl.DataFrame) -> pl.DataFrame:

@@ -45,10 +45,16 @@ def _verdict(question: Question, models: Sequence[Row], differences: Sequence[Ro
         )
     if gap["n"] < LEAST_PROMPTS:
         return "unclear", _too_few(question, gap)
-    return _by_interval(question, gap, {model["name"]: model for model in models})
+    return _by_interval(question, gap, {model["name"]: model for model in models}, _others(question, differences))
 
 
-def _by_interval(question: Question, gap: Row, models: dict[str, Row]) -> tuple[Better, str]:
+def _others(question: Question, differences: Sequence[Row]) -> list[Row]:
+    """What the other scorers, without their kinds, say of the chosen model."""
+    told = [row for row in differences if row["model"] == question.chosen and row["n"] >= LEAST_PROMPTS]
+    return [row for row in told if row["scorer"] != question.scorer and "/" not in row["scorer"]]
+
+
+def _by_interval(question: Question, gap: Row, models: dict[str, Row], others: Sequence[Row]) -> tuple[Better, str]:
     chosen = models[question.chosen or ""]
     means = [number(model["metrics"][question.scorer]["mean"]) for model in (chosen, models["sft"])]
     figures = (
@@ -57,10 +63,23 @@ def _by_interval(question: Question, gap: Row, models: dict[str, Row]) -> tuple[
         f" {level_text(question.level)} {interval(gap, signed)}."
     )
     if gap["low"] > 0:
-        return "yes", figures
-    if gap["high"] < 0:
-        return "no", f"{figures} {_after_no(chosen)}"
-    return "unclear", f"{figures} {_after_unclear(question, gap, chosen)}"
+        return "yes", " ".join([figures, *(_does_not_follow(row) for row in others if row["low"] <= 0)])
+    word: Better = "no" if gap["high"] < 0 else "unclear"
+    if pleased := [row for row in others if row["low"] > 0]:
+        return word, f"{figures} {_over_optimised(question, pleased[0])}"
+    return word, f"{figures} {_after_no(chosen) if word == 'no' else _after_unclear(question, gap, chosen)}"
+
+
+def _does_not_follow(row: Row) -> str:
+    return f"By {row['scorer']} it is not clearly better: {signed(row['mean'])}, {interval(row, signed)}."
+
+
+def _over_optimised(question: Question, row: Row) -> str:
+    return (
+        f"By {row['scorer']} it rose by {signed(row['mean'])}, {interval(row, signed)}: it learned to please "
+        f"{row['scorer']}, and {question.scorer} does not follow. Take an earlier round, lower train.learning_rate or "
+        f"raise train.beta, or mend {row['scorer']}."
+    )
 
 
 def _too_few(question: Question, gap: Row) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.config import RuleScorer, ScorerConfig
+from pipeline.artifacts import Model
+from pipeline.config import RewardModelScorer, RuleScorer, ScorerConfig
 
 Message = dict[str, str]
 
@@ -41,9 +42,13 @@ class Scorer(Protocol):
     def close(self) -> None: ...
 
 
-def open_scorer(cfg: ScorerConfig) -> Scorer:
+def open_scorer(cfg: ScorerConfig, reward: Model | None = None) -> Scorer:
     match cfg:
         case RuleScorer():
             from pipeline.scorers.rules import Rules
 
             return Rules(cfg)
+        case RewardModelScorer():
+            from pipeline.scorers.reward_model import RewardModel
+
+            return RewardModel(cfg, reward)

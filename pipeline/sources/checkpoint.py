@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import PLACE_FILE, Model, write_json
-from pipeline.config import Checkpoint, Dtype, Template, Weights
+from pipeline.config import Checkpoint, Dtype, Template, Trust, Weights
 from pipeline.content import ContentCache, commit_of
 from pipeline.errors import Refusal
 from pipeline.sources import checkpoint_checks as checks
@@ -36,8 +36,38 @@ def bring_in(cfg: Checkpoint, out: Path) -> Model:
     return Model(out)
 
 
+def bring_in_classifier(cfg: Checkpoint, out: Path) -> Model:
+    """A reward model as a reference: how its scorers put a text to it is theirs to say."""
+    folder, commit = classifier(cfg.model, cfg.revision, cfg.trust)
+    opened_tokenizer(folder, cfg.template, cfg.model, cfg.trust.remote_code).save_pretrained(out / "tokenizer")
+    origin = {"weights": str(cfg.model), "revision": commit, "content": commit} if commit else _local(folder, out)
+    write_json(out / "model.json", {**origin, "tokenizer": "tokenizer", "remote_code": cfg.trust.remote_code})
+    return Model(out)
+
+
+def classifier(model: Weights, revision: str | None, trust: Trust) -> tuple[Path, str | None]:
+    """The folder of a sequence classifier that is whole, its head included; and its commit."""
+    folder, commit = _folder(model, revision, SMALL)
+    if (folder / ADAPTER).is_file():
+        raise Refusal(
+            f"{model}: it is an adapter; a reward model is opened whole.\n"
+            f"  Merge it into its base (PeftModel.merge_and_unload), save that, and give its folder."
+        )
+    checks.no_own_code(folder, model, trust)
+    folder, commit = _folder(model, commit, SMALL + LARGE + (checks.PICKLED if trust.pickled_weights else []))
+    checks.weights(folder, model, trust)
+    checks.classification_head(folder, model, trust)
+    return folder, commit
+
+
 def load_tokenizer(place: Path, template: Template, name: str, remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer with the template that the config gives, or its own; one of them has to work."""
+    tokenizer = opened_tokenizer(place, template, name, remote_code)
+    checks.template(tokenizer, template, name)
+    return tokenizer
+
+
+def opened_tokenizer(place: Path, template: Template, name: str, remote_code: bool) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
@@ -49,7 +79,6 @@ def load_tokenizer(place: Path, template: Template, name: str, remote_code: bool
         ) from error
     if template.chat_template:
         tokenizer.chat_template = _template_file(template.chat_template)
-    checks.template(tokenizer, template, name)
     return tokenizer
 
 

@@ -20,7 +20,7 @@ def no_own_code(folder: Path, name: str, trust: Trust) -> None:
     if own_code and not trust.remote_code:
         raise Refusal(
             f"{name}: it brings Python code of its own (auto_map in {', '.join(own_code)}), to run on this machine.\n"
-            f"  Read that code, then give sft.trust.remote_code=true (base.trust.… for a base) if you trust it."
+            f"  Read that code, then give sft.trust.remote_code=true (or base.trust.…, reward.trust.…) if you trust it."
         )
 
 
@@ -33,6 +33,20 @@ def weights(folder: Path, name: str, trust: Trust) -> None:
             raise Refusal(f"{name}: {path.name} names {', '.join(missing)}, not there.\n  Download it again.")
     for path in tensors:
         _whole(path, name)
+
+
+def classification_head(folder: Path, name: str, trust: Trust) -> None:
+    """transformers would make up a head that is not there and say so in a warning alone."""
+    head = _head(folder, trust)
+    stored = _stored_tensors(folder)
+    if not stored or not (missing := sorted(head - stored)):
+        return
+    kind = ", ".join(read_json(folder / "config.json").get("architectures") or ["its kind is not said"])
+    raise Refusal(
+        f"{name}: it is no reward model ({kind}): its weights lack the head that gives the score ({missing[0]}), "
+        f"which would be random.\n"
+        f"  Give a checkpoint that was saved as AutoModelForSequenceClassification, or train one with reward=train."
+    )
 
 
 def vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, name: str) -> None:
@@ -78,6 +92,33 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def _head(folder: Path, trust: Trust) -> set[str]:
+    """The names of what a classifier of this kind has beyond its base; nothing is read or filled in for that."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust.remote_code)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust.remote_code)
+    except ValueError as error:
+        raise Refusal(
+            f"{folder}: transformers knows no sequence classifier of this kind ({first_line(error)}).\n"
+            f"  Give a checkpoint that opens with AutoModelForSequenceClassification."
+        ) from error
+    return {key for key, _ in model.named_parameters() if not key.startswith(f"{model.base_model_prefix}.")}
+
+
+def _stored_tensors(folder: Path) -> set[str]:
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names |= set(file.keys())
+    return names
+
+
 def _only_pickled(folder: Path, name: str, trust: Trust) -> None:
     pickled = [path.name for pattern in PICKLED for path in sorted(folder.glob(pattern))]
     pickled = [file for file in pickled if file != "training_args.bin"]
@@ -87,7 +128,7 @@ def _only_pickled(folder: Path, name: str, trust: Trust) -> None:
         raise Refusal(
             f"{name}: it has no *.safetensors, only pickled weights ({', '.join(pickled)}), which can run code.\n"
             f"  Convert them (save_pretrained writes safetensors), or give sft.trust.pickled_weights=true\n"
-            f"  (base.trust.… for a base)."
+            f"  (base.trust.…, reward.trust.… for those)."
         )
 
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.config import PlaygroundDemonstrations
+from pipeline.config import PlaygroundDemonstrations, PlaygroundPreferences
 from pipeline.errors import Refusal
 from pipeline.sources.playground_topics import TOPICS, Topic
 
@@ -85,6 +85,31 @@ def demonstrations(cfg: PlaygroundDemonstrations) -> Iterator[Row]:
         reply = answer(rng, topic, chosen, obeyed)
         messages = [{"role": "user", "content": text}, {"role": "assistant", "content": reply}]
         yield {"messages": messages, "columns": _columns(topic, chosen)}
+
+
+def preferences(cfg: PlaygroundPreferences) -> Iterator[Row]:
+    """Two answers to each instruction, the one that obeys more of it chosen; `flipped` tells whether wrongly.
+
+    Flips are drawn beside the texts: the same rows with more wrong labels have every wrong label of those with fewer.
+    """
+    rng, flips = (random.Random(f"playground {what} {cfg.seed}") for what in ("preferences", "flips"))
+    for _ in range(cfg.rows):
+        topic, chosen, text = _instruction(rng, cfg.constraints)
+        sides = [[rng.random() < cfg.obeyed for _ in chosen] for _ in range(2)]
+        while sum(sides[0]) == sum(sides[1]):
+            sides = [[rng.random() < cfg.obeyed for _ in chosen] for _ in range(2)]
+        better, worse = ((answer(rng, topic, chosen, side), sum(side)) for side in sorted(sides, key=sum, reverse=True))
+        flipped = flips.random() < cfg.flipped
+        first, second = (worse, better) if flipped else (better, worse)
+        yield {
+            "prompt": [{"role": "user", "content": text}],
+            "columns": _columns(topic, chosen),
+            "chosen": first[0],
+            "rejected": second[0],
+            "chosen_score": first[1] / len(chosen),
+            "rejected_score": second[1] / len(chosen),
+            "flipped": flipped,
+        }
 
 
 def answer(rng: random.Random, topic: Topic, constraints: list[Constraint], obeyed: list[bool]) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pipeline.config import OfflineConfig
+from pipeline.config import PreferenceRows
 from pipeline.errors import Refusal, nearest
 from pipeline.sources.jsonl import Lines, message_fault
 from pipeline.sources.rows import Fault, Row, each_row
@@ -17,37 +17,37 @@ Messages = list[dict[str, str]]
 SHOWN = 10
 
 
-def read_preferences(cfg: OfflineConfig) -> Lines:
+def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
     """Rows `{"pairs": [...], "thumbs": [...]}` with the broken ones by number; `on_bad_row: fail` refuses them."""
-    rows, count = each_row(cfg.source, "offline"), 0
+    rows, count = each_row(cfg.source, knob), 0
     shape: str = cfg.shape
     if shape == "columns" and not cfg.columns:
-        raise Refusal("offline.shape=columns: offline.columns says nothing. Give {prompt: …, chosen: …, rejected: …}.")
+        raise Refusal(f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …, chosen: …, rejected: …}}.")
     found = Lines()
     for count, (_, fault, row) in enumerate(rows, start=1):
         try:
             if fault:
                 raise Fault(fault)
-            shape = shape if shape != "auto" else shape_of(row)
+            shape = shape if shape != "auto" else shape_of(row, knob)
             found.rows.append({"row": count, **converted(cfg, shape, row)})
         except Fault as known:
             found.bad.append((count, str(known)))
     if found.bad and cfg.on_bad_row == "fail":
-        raise Refusal(_refused(found, count, shape))
+        raise Refusal(_refused(found, count, shape, knob))
     return found
 
 
-def _refused(found: Lines, rows: int, shape: str) -> str:
+def _refused(found: Lines, rows: int, shape: str, knob: str) -> str:
     shown = [f"  row {number}: {fault}" for number, fault in sorted(found.bad)[:SHOWN]]
     more = [f"  … and {len(found.bad) - SHOWN} more"] if len(found.bad) > SHOWN else []
-    head = f"offline: {len(found.bad)} of {rows} rows cannot be used (read as {shape}):"
-    return "\n".join([head, *shown, *more, "  Mend them, or skip and count them with offline.on_bad_row=skip."])
+    head = f"{knob}: {len(found.bad)} of {rows} rows cannot be used (read as {shape}):"
+    return "\n".join([head, *shown, *more, f"  Mend them, or skip and count them with {knob}.on_bad_row=skip."])
 
 
 # ── shapes ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def shape_of(row: Row) -> str:
+def shape_of(row: Row, knob: str = "offline") -> str:
     """By columns alone; transcripts are told from other texts by their first words."""
     has = set(row)
     if {"chosen_response", "rejected_response"} <= has:
@@ -61,12 +61,12 @@ def shape_of(row: Row) -> str:
     if {"prompt", "completion", "label"} <= has:
         return "thumbs"
     raise Refusal(
-        f"offline.shape=auto: no known shape has the columns {', '.join(sorted(has)) or '(none)'}.\n"
-        "  Give offline.shape=columns offline.columns={prompt: …, chosen: …, rejected: …}, with this file's own names."
+        f"{knob}.shape=auto: no known shape has the columns {', '.join(sorted(has)) or '(none)'}.\n"
+        f"  Give {knob}.shape=columns {knob}.columns={{prompt: …, chosen: …, rejected: …}}, with this file's own names."
     )
 
 
-def converted(cfg: OfflineConfig, shape: str, row: Row) -> Row:
+def converted(cfg: PreferenceRows, shape: str, row: Row) -> Row:
     pairs, thumbs = SHAPES[shape](cfg, row)
     for pair in pairs:
         _check_prompt(pair["prompt"])
@@ -85,7 +85,7 @@ def converted(cfg: OfflineConfig, shape: str, row: Row) -> Row:
 Converted = tuple[list[Row], list[Row]]
 
 
-def trl(cfg: OfflineConfig, row: Row) -> Converted:
+def trl(cfg: PreferenceRows, row: Row) -> Converted:
     """Standard, conversational, or with the prompt inside both answers; ultrafeedback_binarized writes it twice."""
     chosen, rejected = _side(row, "chosen"), _side(row, "rejected")
     prompt = _prompt(row["prompt"], row.get("system")) if row.get("prompt") is not None else None
@@ -101,25 +101,25 @@ def trl(cfg: OfflineConfig, row: Row) -> Converted:
     return [_pair(asked, *answers, row)], []
 
 
-def argilla(cfg: OfflineConfig, row: Row) -> Converted:
+def argilla(cfg: PreferenceRows, row: Row) -> Converted:
     scores = {"chosen_score": "chosen_avg_rating", "rejected_score": "rejected_avg_rating"}
     row = {**row, **{ours: row.get(theirs, row.get(ours)) for ours, theirs in scores.items()}}
     prompt = _prompt(_needed(row, "instruction"), row.get("system"))
     return [_pair(prompt, _text(row, "chosen_response"), _text(row, "rejected_response"), row)], []
 
 
-def intel(cfg: OfflineConfig, row: Row) -> Converted:
+def intel(cfg: PreferenceRows, row: Row) -> Converted:
     prompt = _prompt(_needed(row, "question"), row.get("system"))
     return [_pair(prompt, _text(row, "chosen"), _text(row, "rejected"), row)], []
 
 
-def hh(cfg: OfflineConfig, row: Row) -> Converted:
+def hh(cfg: PreferenceRows, row: Row) -> Converted:
     chosen, rejected = (transcript(_text(row, side)) for side in ("chosen", "rejected"))
     asked, answers = _common(chosen, rejected)
     return [_pair(asked, *answers, row)], []
 
 
-def scored(cfg: OfflineConfig, row: Row) -> Converted:
+def scored(cfg: PreferenceRows, row: Row) -> Converted:
     """The best against the worst of a list; and, where asked, every answer with its thumb."""
     names = _lists(row)
     if names is None:
@@ -142,7 +142,7 @@ def scored(cfg: OfflineConfig, row: Row) -> Converted:
     return [_pair(prompt, best[1], worst[1], {"chosen_score": best[0], "rejected_score": worst[0]})], thumbs
 
 
-def thumbs(cfg: OfflineConfig, row: Row) -> Converted:
+def thumbs(cfg: PreferenceRows, row: Row) -> Converted:
     label = _needed(row, "label")
     if label not in (True, False, 0, 1):
         raise Fault(f"label is {label!r}; expected true or false")
@@ -151,7 +151,7 @@ def thumbs(cfg: OfflineConfig, row: Row) -> Converted:
     return [], [_thumb(prompt, text, bool(label))]
 
 
-def columns(cfg: OfflineConfig, row: Row) -> Converted:
+def columns(cfg: PreferenceRows, row: Row) -> Converted:
     """By the user's own map; what it gives says which of our shapes it is."""
     if absent := [theirs for theirs in cfg.columns.values() if theirs not in row]:
         raise Fault(f"no column {', '.join(absent)}. {nearest(absent[0], list(row))}")
@@ -159,7 +159,7 @@ def columns(cfg: OfflineConfig, row: Row) -> Converted:
     return SHAPES[shape_of(ours)](cfg, ours)
 
 
-SHAPES: Mapping[str, Callable[[OfflineConfig, Row], Converted]] = {
+SHAPES: Mapping[str, Callable[[PreferenceRows, Row], Converted]] = {
     "trl": trl,
     "argilla": argilla,
     "intel": intel,

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Prompts, Samples, Scores, note_cost, read_table, write_table
+from pipeline.artifacts import KL, Model, Prompts, Samples, Scores, note_cost, read_table, write_table
 from pipeline.config import ScoreConfig
 from pipeline.errors import Broken
 from pipeline.progress import Progress
@@ -26,14 +26,14 @@ SCORE = {
 }
 
 
-def run(cfg: ScoreConfig, out: Path, *, samples: Samples, prompts: Prompts) -> Scores:
+def run(cfg: ScoreConfig, out: Path, *, samples: Samples, prompts: Prompts, reward: Model | None = None) -> Scores:
     columns = prompts.columns()
     shards = sorted((samples.path / "samples").glob("*.parquet"))
     missing = [shard for shard in shards if not (out / "scores" / shard.name).exists()]
     progress = Progress("score", len(shards), "shards")
     progress.resume_at(len(shards) - len(missing))
     with ExitStack() as open_scorers:
-        scorers = {name: open_scorer(scorer) for name, scorer in sorted(cfg.scorers.items())}
+        scorers = {name: open_scorer(scorer, reward) for name, scorer in sorted(cfg.scorers.items())}
         for scorer in scorers.values():
             open_scorers.callback(scorer.close)
         for shard in missing:
@@ -68,10 +68,16 @@ def marked(scorers: dict[str, Scorer], answers: list[Answer]) -> pl.DataFrame:
     return pl.DataFrame(list(chain.from_iterable(rows.values())), schema=SCORE)
 
 
+def _cut(table: pl.DataFrame) -> dict[str, int]:
+    """Answers that a scorer saw without their beginning, as their details say."""
+    cut = table.filter(pl.col("detail").str.contains('"cut": '))
+    return {"cut": cut.height} if cut.height else {}
+
+
 def check_failures(cfg: ScoreConfig, out: Path) -> None:
     table = Scores(out).read()
     failed = table.filter(pl.col("score").is_null())
-    note_cost(out, scores=table.height, failed=failed.height)
+    note_cost(out, scores=table.height, failed=failed.height, **_cut(table))
     if failed.height <= cfg.max_failed * table.height:
         return
     write_table(out / "failed.parquet", failed)

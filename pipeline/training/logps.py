@@ -1,7 +1,8 @@
 """Log-probabilities of given token ids under a model: the one computation behind `refer` and the check at step 0."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from pipeline.batching import by_length
 
 if TYPE_CHECKING:
     import torch
@@ -18,18 +19,6 @@ def completion_logps(module: Any, prompts: list[Ids], completions: list[Ids], ba
         for index, value in zip(batch, values, strict=True):
             found[index] = value
     return found
-
-
-def by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Positions in batches of at most `batch_tokens` after padding, alike in length; a longer row goes alone."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def _forward(module: Any, prompts: list[Ids], completions: list[Ids]) -> list[float]:

@@ -1,0 +1,41 @@
+"""The reward model that marks with what people, or rules, prefer: a checkpoint as it is, or one trained here."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, PositiveInt
+
+from pipeline.config.block import Block, Share
+from pipeline.config.models import BaseConfig, Checkpoint
+from pipeline.config.offline import PreferenceRows
+from pipeline.config.pair import DevPairs
+from pipeline.config.prompts import Fence
+from pipeline.config.training import Optimization
+
+
+class PlaygroundPreferences(Block):
+    kind: Literal["playground"]
+    rows: PositiveInt
+    constraints: PositiveInt
+    obeyed: Annotated[float, Field(gt=0, lt=1)]  # at 0 and 1 no two answers differ
+    flipped: Share
+    seed: int
+
+
+class GivenPreferences(PreferenceRows):
+    kind: Literal["given"]
+
+
+PreferencesConfig = Annotated[PlaygroundPreferences | GivenPreferences, Field(discriminator="kind")]
+
+
+class RewardTraining(Optimization):
+    kind: Literal["train"]
+    start: Literal["sft", "base"] | BaseConfig
+    data: PreferencesConfig
+    learn_from: Literal["pairs", "thumbs"]
+    held_out: DevPairs
+    fence: Fence
+    template_kwargs: dict[str, JsonValue]
+
+
+RewardConfig = Annotated[Checkpoint | RewardTraining, Field(discriminator="kind")]

@@ -1,0 +1,135 @@
+"""The stage `reward`: a reward model as it is, or one trained on what was preferred, away from every evaluation prompt.
+
+`held_out.json` tells how often it agrees with labels it never saw; what was left out stands in `dropped.parquet`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import Fence, Model, note_cost, write_json, write_table
+from pipeline.config import Checkpoint, RewardTraining
+from pipeline.errors import Refusal
+from pipeline.training.launch import expose_one_device
+
+if TYPE_CHECKING:
+    from pipeline.scorers.reward_text import RewardText
+
+Row = dict[str, Any]
+
+
+def run(
+    cfg: Checkpoint | RewardTraining, out: Path, *, start: Model | None = None, fence: Fence | None = None
+) -> Model:
+    if isinstance(cfg, Checkpoint):
+        from pipeline.sources.checkpoint import bring_in_classifier
+
+        return bring_in_classifier(cfg, out)
+    if start is None or fence is None:
+        raise Refusal("reward=train needs a model to start from and the fence.\n  Give reward.start=sft or base.")
+    return _train(cfg, out, start, fence)
+
+
+def _train(cfg: RewardTraining, out: Path, start: Model, fence: Fence) -> Model:
+    expose_one_device()
+    from pipeline.scorers.reward_text import RewardText
+    from pipeline.sources.checkpoint import save_weights, torch_dtype
+    from pipeline.training import models, reward
+
+    tokenizer = models.load_tokenizer(start)
+    text = RewardText(tokenizer, "chat", cfg.template_kwargs, limit=None)
+    learned, held_out = _parts(cfg, out, _examples(cfg, out, text, fence))
+    reward.set_pad_token(tokenizer, [*learned, *held_out])
+    module = reward.load(start, cfg.seed)
+    trainer, ledger = reward.trainer_for(cfg, module, tokenizer, learned, out)
+    checkpoint = ledger.newest_whole()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    models.check_finite(module)
+
+    module.to(torch_dtype(cfg.dtype))
+    budget = 2 * cfg.max_length * cfg.runtime.micro_batch
+    figures = reward.accuracy(module, tokenizer.pad_token_id, held_out, budget)
+    write_json(out / "held_out.json", figures)
+    tokens = sum(len(ids) for e in learned for ids in (e["good_ids"], e["bad_ids"]) if ids)
+    note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(learned), **figures)
+    return save_weights(module, tokenizer, out)
+
+
+def _examples(cfg: RewardTraining, out: Path, text: "RewardText", fence: Fence) -> list[Row]:
+    """The judged answers in tokens, without those that may not be learned from; every row is accounted for."""
+    from pipeline.scorers.reward_text import Unreadable
+    from pipeline.sources.fence import FenceCheck
+    from pipeline.sources.judged import read_judged
+
+    lines = read_judged(cfg.data, cfg.learn_from)
+    check = FenceCheck(fence, cfg.fence.ngram)
+    dropped = [_dropped(number, "bad row", fault) for number, fault in lines.bad]
+    examples = []
+    for row in lines.rows:
+        if any(check.overlaps(said) for said in _said(row)):
+            detail = f"shares {cfg.fence.ngram} words in a row with an evaluation prompt"
+            dropped.append(_dropped(row["row"], "overlap with evaluation", detail))
+            continue
+        try:
+            example = _encoded(text, row)
+        except Unreadable as fault:
+            dropped.append(_dropped(row["row"], "unreadable", str(fault)))
+            continue
+        longest = max(len(example[side] or []) for side in ("good_ids", "bad_ids"))
+        if longest > cfg.max_length:
+            detail = f"{longest} tokens, reward.max_length is {cfg.max_length}"
+            dropped.append(_dropped(row["row"], "too long", detail))
+        else:
+            examples.append(example)
+    _account(cfg, out, len(lines.rows) + len(lines.bad), examples, dropped)
+    return examples
+
+
+def _encoded(text: "RewardText", row: Row) -> Row:
+    from pipeline.sources.prompts import prompt_row
+
+    ids = {f"{s}_ids": None if row[s] is None else text.row(row["prompt"], row[s]).ids for s in ("good", "bad")}
+    return {"prompt_id": prompt_row(row["prompt"], {})["prompt_id"], "flipped": row["flipped"], **ids}
+
+
+def _said(row: Row) -> Iterator[str]:
+    """Everything that would be learned from: the user's words as a whole, each turn, each answer."""
+    from pipeline.sources.prompts import text_of
+
+    yield text_of(row["prompt"])
+    yield from (message["content"] for message in row["prompt"])
+    yield from (row[side] for side in ("good", "bad") if row[side] is not None)
+
+
+def _account(cfg: RewardTraining, out: Path, rows: int, examples: list[Row], dropped: list[Row]) -> None:
+    import polars as pl
+
+    table = pl.DataFrame(dropped, schema={"row": pl.Int64, "reason": pl.String, "detail": pl.String}).sort("row")
+    reasons = dict(sorted(table["reason"].value_counts().rows()))
+    write_table(out / "dropped.parquet", table)
+    write_json(out / "funnel.json", {"in": rows, "out": len(examples), "dropped": reasons})
+    note_cost(out, dropped=table.height)
+    if not examples:
+        other = "thumbs" if cfg.learn_from == "pairs" else "pairs"
+        raise Refusal(
+            f"reward: of {rows} rows of {cfg.learn_from} none is left to learn from ({reasons}).\n"
+            f"  Each one's reason is in {out / 'dropped.parquet'}. Give other rows, or reward.learn_from={other}."
+        )
+
+
+def _parts(cfg: RewardTraining, out: Path, examples: list[Row]) -> tuple[list[Row], list[Row]]:
+    """To learn from, and held out by prompt."""
+    from pipeline.pairing.split import held_out
+
+    apart = held_out((example["prompt_id"] for example in examples), cfg.held_out, cfg.seed)
+    learned = [example for example in examples if example["prompt_id"] not in apart]
+    if not apart or not learned:
+        raise Refusal(
+            f"reward: {len(examples)} rows hold out {len(apart)} prompts and leave {len(learned)} rows to learn from.\n"
+            f"  Both need some: give more rows, or another reward.held_out.least or most_share."
+        )
+    return learned, [example for example in examples if example["prompt_id"] in apart]
+
+
+def _dropped(row: int, reason: str, detail: str) -> Row:
+    return {"row": row, "reason": reason, "detail": detail}
