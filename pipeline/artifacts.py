@@ -180,6 +180,15 @@ class Logps(Artifact):
         return read_table(self.path / "logps.parquet")
 
 
+@dataclass(frozen=True)
+class Verdicts(Artifact):
+    """`verdicts.parquet`, a row for each order: `prompt_id, a_id, b_id, order, winner` (a, b or tie; null when it
+    failed), `probability` (that a wins), `judge, model, status, detail`."""
+
+    def read(self) -> "pl.DataFrame":
+        return read_table(self.path / "verdicts.parquet")
+
+
 class Exam(TypedDict, total=False):
     """What one examined model brings to `evaluate`; what could not be made is not there."""
 
@@ -205,6 +214,7 @@ MADE_BY: dict[str, type[Artifact]] = {
     "pair": Pairs,
     "refer": Logps,
     "train": Model,
+    "duel": Verdicts,
     "evaluate": Report,
 }
 

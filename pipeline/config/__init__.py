@@ -12,6 +12,20 @@ from pydantic import PositiveInt, model_validator
 
 from pipeline.config.block import Block, Dtype, Limits, Local, Share, Template, Trust, Weights
 from pipeline.config.exam import EvaluateConfig, ExamConfig
+from pipeline.config.judge import (
+    AnthropicEngine,
+    DuelConfig,
+    EndpointEngine,
+    EngineConfig,
+    Judge,
+    JudgeRuntime,
+    PairwiseScorer,
+    Prices,
+    RubricScorer,
+    Scale,
+    ServiceRuntime,
+    VllmEngine,
+)
 from pipeline.config.models import (
     BaseConfig,
     Checkpoint,

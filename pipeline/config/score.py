@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from pipeline.config.block import Block, Dtype, Share
+from pipeline.config.judge import PairwiseScorer, RubricScorer
 
 
 class RuleScorer(Block):
@@ -13,7 +14,12 @@ class RuleScorer(Block):
     gold: bool
 
 
-ScorerConfig = RuleScorer  # a union by `kind` as soon as there is a second one
+ScorerConfig = Annotated[
+    RuleScorer
+    | RubricScorer
+    | PairwiseScorer,
+    Field(discriminator="kind"),
+]  # fmt: skip
 
 
 class ScoreConfig(Block):

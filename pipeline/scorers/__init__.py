@@ -5,9 +5,9 @@ A shard holds whole prompts. Each answer gets a mark; what could not be marked g
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from pipeline.config import RuleScorer, ScorerConfig
+from pipeline.config import PairwiseScorer, RubricScorer, RuleScorer, ScorerConfig
 
 Message = dict[str, str]
 
@@ -41,9 +41,24 @@ class Scorer(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Paid(Protocol):
+    """A scorer that costs more than time; its figures are of this process."""
+
+    def cost(self) -> dict[str, float]: ...
+
+
 def open_scorer(cfg: ScorerConfig) -> Scorer:
     match cfg:
         case RuleScorer():
             from pipeline.scorers.rules import Rules
 
             return Rules(cfg)
+        case RubricScorer():
+            from pipeline.scorers.judge import Rubric
+
+            return Rubric(cfg)
+        case PairwiseScorer():
+            from pipeline.scorers.judge import Pairwise
+
+            return Pairwise(cfg)
