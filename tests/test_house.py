@@ -103,6 +103,7 @@ def test_stages_are_the_same_everywhere():
     groups = {p.name for p in (HOUSE / "conf").iterdir() if p.is_dir()} - {
         "backend",
         "scorer",
+        "engine",
         "adapter",
         "demonstrations",
         "exam",
@@ -126,6 +127,7 @@ def test_configs_have_no_defaults():
 GIVEN = ["prompts.path=prompts.jsonl", "sft.model=./model"]
 HALF = ["pair.mix.on_policy=0.5", "pair.mix.offline=0.5"]
 ONLY = ["pair.mix.on_policy=0", "pair.mix.offline=1", "offline=file", "offline.source.path=recipes/smoke.yaml"]
+SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise")
 # What a file of a group needs beside it to make sense.
 BESIDE = {
     "conf/prompts/playground.yaml": [GIVEN[1]],
@@ -133,6 +135,11 @@ BESIDE = {
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
     "conf/demonstrations/playground.yaml": [GIVEN[0], "base=tiny", "sft=train"],
     "conf/demonstrations/jsonl.yaml": [GIVEN[0], "base=tiny", "sft=train", "sft.data.path=rows.jsonl"],
+    **{f"conf/scorer/{name}.yaml": [*GIVEN, f"{SCORER}.engine.model=judge"] for name in JUDGES},
+    "conf/engine/endpoint.yaml": [*GIVEN, "scorer@score.scorers.rules=rubric", f"{SCORER}.engine.model=judge"],
+    "conf/engine/anthropic.yaml": [*GIVEN, "scorer@score.scorers.rules=pairwise", f"{SCORER}.engine.model=judge"],
+    "conf/engine/vllm.yaml": [*GIVEN, "scorer@score.scorers.rules=pairwise", f"{SCORER}.engine.model=owner/judge"],
+    "conf/duel/default.yaml": [*GIVEN, "exam.duels.judge.engine.model=judge"],
     "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
     "conf/offline/hub.yaml": [*GIVEN, *HALF, "offline.source.dataset=owner/name"],
 }
@@ -140,6 +147,8 @@ MOUNTED = {
     "backend": ["backend@sample.backend", "backend@exam.sample.backend"],
     "adapter": ["adapter@train.adapter"],
     "scorer": ["scorer@score.scorers.rules"],
+    "engine": ["engine@score.scorers.rules.engine"],
+    "duel": ["+duel@exam.duels.judge"],
     "demonstrations": ["demonstrations@sft.data"],
     "sample": ["sample@exam.sample"],
 }
@@ -164,7 +173,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (35, 2)
+    assert (len(CONF), len(RECIPES)) == (42, 2)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -202,6 +211,7 @@ PLANS = [
     ["recipes=smoke", *HALF, *ONLY[2:], "pair.mix.per_round=9", "pair.filters.min_reference=-4"],
     [*SMALL, *ONLY],
     ["recipes=smoke", "pair=demonstration"],
+    ["recipes=smoke", "+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"],
 ]
 
 

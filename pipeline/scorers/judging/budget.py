@@ -21,17 +21,19 @@ class Budget:
         self.requests = self.tokens = 0  # of this process, for those who watch it
         self.money = 0.0
         self._in_flight: dict[Question, float] = {}
-        self.stopped = ""
 
-    def admits(self, question: Question) -> bool:
-        spent, dearest = self.store.spent(self.judge), self._dearest(question)
+    def against(self, question: Question) -> str:
+        """The cap that one more question could break, if any."""
+        spent = self.store.spent(self.judge)
         if self.max_requests is not None and spent.requests + len(self._in_flight) >= self.max_requests:
-            self.stopped = f"max_requests={self.max_requests}"
-        if self.max_cost is not None and self._money(spent) + sum(self._in_flight.values()) + dearest > self.max_cost:
-            self.stopped = f"max_cost={self.max_cost:g}"
-        if not self.stopped:
-            self._in_flight[question] = dearest
-        return not self.stopped
+            return f"max_requests={self.max_requests}"
+        owed = sum(self._in_flight.values()) + self._dearest(question)
+        if self.max_cost is not None and self._money(spent) + owed > self.max_cost:
+            return f"max_cost={self.max_cost:g}"
+        return ""
+
+    def admit(self, question: Question) -> None:
+        self._in_flight[question] = self._dearest(question)
 
     def settle(self, question: Question, reply: Reply) -> None:
         del self._in_flight[question]
@@ -39,15 +41,15 @@ class Budget:
         self.tokens += reply.tokens_in + reply.tokens_out
         self.money += self._money(Spent(1, reply.tokens_in, reply.tokens_out))
 
-    def check(self) -> None:
-        """After the last reply has come in and was kept: a cap that was met ends the step."""
-        if not self.stopped:
+    def check(self, question: Question) -> None:
+        """Asked with nothing in flight: a cap that stands in the way now ends the step."""
+        if not (cap := self.against(question)):
             return
         spent = self.store.spent(self.judge)
         money = f", {self._money(spent):.2f} in money" if self.prices else ""
-        knob = self.stopped.partition("=")[0]
+        knob = cap.partition("=")[0]
         raise Broken(
-            f"{self.judge}: its next request could go beyond engine.runtime.{self.stopped}. This store has sent it"
+            f"{self.judge}: its next request could go beyond engine.runtime.{cap}. This store has sent it"
             f" {spent.requests} requests, {spent.tokens_in + spent.tokens_out} tokens{money}.\n"
             f"  All of its verdicts are kept. Raise engine.runtime.{knob} and run the same command again."
         )

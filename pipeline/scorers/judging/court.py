@@ -1,5 +1,6 @@
 """Asks a judge what the store does not know, within its budget, and reads every reply."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -45,19 +46,20 @@ class Court:
         progress = Progress(f"judge {self.who.judge}", known + len(unknown), "verdicts")
         progress.resume_at(known)
         key_of = {question: key for key, question in unknown.items()}
-        replies = {}
-        for question, reply in self.engine.ask(self._admitted(unknown)):
-            replies[key_of[question]] = self.store.keep(key_of[question], self.who, question, reply)
-            self.budget.settle(question, reply)
-            progress.advance(1, **self.budget.facts())
-        self.budget.check()
+        replies, waiting = {}, deque(unknown.values())
+        while waiting:
+            self.budget.check(waiting[0])
+            for question, reply in self.engine.ask(self._admitted(waiting)):
+                replies[key_of[question]] = self.store.keep(key_of[question], self.who, question, reply)
+                self.budget.settle(question, reply)
+                progress.advance(1, **self.budget.facts())
         return replies
 
-    def _admitted(self, unknown: dict[str, Question]) -> Iterator[Question]:
-        for question in unknown.values():
-            if not self.budget.admits(question):
-                return
-            yield question
+    def _admitted(self, waiting: deque[Question]) -> Iterator[Question]:
+        """Until one does not fit beside those in flight: whether it fits at all is known when they have come in."""
+        while waiting and not self.budget.against(waiting[0]):
+            self.budget.admit(waiting[0])
+            yield waiting.popleft()
 
     def _key(self, question: Question) -> str:
         return digest_of([self.identity, [dict(message) for message in question.messages], question.labels])

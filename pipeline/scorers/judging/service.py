@@ -72,8 +72,9 @@ class Service:
         except self.library.APIConnectionError as error:
             return Reply(None, fault=f"{self.runtime.base_url} cannot be reached ({type(error.__cause__).__name__})")
         except self.library.APIStatusError as error:
-            said = f": {without_key(str(error.message), self.runtime)[:SHOWN]}" if error.status_code < 500 else ""
-            return Reply(None, fault=f"HTTP {error.status_code}{said}")
+            said = str(error.message).removeprefix(f"Error code: {error.status_code} - ")
+            why = f": {without_key(said, self.runtime)[:SHOWN]}" if error.status_code < 429 else ""
+            return Reply(None, fault=f"HTTP {error.status_code}{why}")
         except self.library.APIError as error:
             return Reply(None, fault=f"the reply is no {self.library.__name__} reply ({type(error).__name__})")
 
