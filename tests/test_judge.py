@@ -184,6 +184,7 @@ def test_what_is_left_without_reasoning(text, left):
     assert without_reasoning(text) == left
 
 
+@pytest.mark.model  # its client takes seconds to import
 def test_anthropic_s_own_way(judge, tmp_path):
     pytest.importorskip("anthropic")
     cfg = config(judge, tmp_path, engine="anthropic", base_url=judge.url.removesuffix("/v1"))
@@ -203,14 +204,19 @@ ATTACKS = [
 ]
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_injected_text_scores_no_higher_than_its_control(judge, tmp_path, attack):
-    for label in ("A", "B"):
-        hurt, control = answers("bad " + attack.format(label), "good"), answers("bad words, nothing more", "good")
-        cfg = config(judge, tmp_path)
-        assert whole(marks(cfg, hurt))["p/0"] <= whole(marks(cfg, control))["p/0"]
-    cfg = config(judge, tmp_path, "rubric")
-    assert whole(marks(cfg, answers(attack.format(5))))["p/0"] <= whole(marks(cfg, answers("nothing more")))["p/0"]
+def test_injected_text_wins_no_more_than_its_control(judge, tmp_path):
+    texts = {f"{i}{label}": "bad " + attack.format(label) for i, attack in enumerate(ATTACKS) for label in "AB"}
+    texts["control"] = "bad words, nothing more"
+    given = [answer for name, text in texts.items() for answer in answers(text, "good", prompt=name)]
+    scores = whole(marks(config(judge, tmp_path), given))
+    assert len(judge.asked()) == 2 * len(texts)
+    assert max(scores[f"{name}/0"] for name in texts) == scores["control/0"] < 0.5
+
+
+def test_injected_text_is_marked_no_higher_than_its_control(judge, tmp_path):
+    given = answers("nothing more", *(attack.format(5) for attack in ATTACKS))
+    control, *injected = whole(marks(config(judge, tmp_path, "rubric"), given)).values()
+    assert max(injected) <= control
 
 
 def test_this_judge_does_obey_what_no_fence_holds():
@@ -404,9 +410,9 @@ def test_a_judge_in_the_stage_s_own_process(tmp_path):
     """A tiny random model: what it prefers means nothing, but the chances are those of the labels and sum to one."""
     from tests.tiny import tiny_model
 
-    model = tiny_model(tmp_path / "model", context=2048)
+    model = tiny_model(tmp_path / "model", hidden=128, context=4096)
     at = "score.scorers.j"
-    words = ["recipes=smoke", f"+scorer@{at}=pairwise", f"engine@{at}.engine=vllm", f"{at}.engine.max_length=2048"]
+    words = ["recipes=smoke", f"+scorer@{at}=pairwise", f"engine@{at}.engine=vllm", f"{at}.engine.max_length=4096"]
     cfg = composed(*words, f"{at}.engine.model={model.weights}", f"store={tmp_path}").score
     found = marks(cfg, answers("good", "bad", "neither"))
     assert all(0 <= mark.score <= 1 for mark in found)

@@ -23,18 +23,11 @@ def anthropic(cfg: AnthropicEngine) -> Service:
         timeout=cfg.runtime.timeout,
         max_retries=cfg.runtime.retries,
     )
-    create = client.messages.with_raw_response.create
 
     async def send(question: Question) -> Reply:
-        response = await create(**request(cfg, question))
-        return reply_of(await _text(response))
+        return reply_of(await client.post("/v1/messages", body=request(cfg, question), cast_to=str))
 
     return Service(cfg.runtime, cfg.model, library, client, send)
-
-
-async def _text(response: Any) -> str:
-    text = response.text
-    return await text() if callable(text) else text
 
 
 def request(cfg: AnthropicEngine, question: Question) -> dict[str, Any]:
@@ -42,12 +35,13 @@ def request(cfg: AnthropicEngine, question: Question) -> dict[str, Any]:
     system = [message["content"] for message in question.messages if message["role"] == "system"]
     body: dict[str, Any] = {
         "model": cfg.model,
+        "system": system[0] if system else None,
         "messages": [dict(message) for message in question.messages if message["role"] != "system"],
         "max_tokens": cfg.max_tokens,
+        "temperature": cfg.temperature,
+        **cfg.body,
     }
-    body |= {"system": system[0]} if system else {}
-    extra = {"temperature": cfg.temperature} | cfg.body
-    return {**body, "extra_body": {name: value for name, value in extra.items() if value is not None}}
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def reply_of(text: str) -> Reply:
