@@ -130,6 +130,8 @@ class Server:
                 return 200, kind, b'{"choices": [{"words": 3}], "usage": "none"}'
             case "empty":
                 return 200, kind, b'{"choices": []}'
+            case "thinking":
+                return 200, kind, b'{"choices": [{"finish_reason": "length", "message": {"content": null}}]}'
             case "slow":
                 await asyncio.sleep(SLOW)
             case "stuck":

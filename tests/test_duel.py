@@ -10,6 +10,7 @@ import time
 import polars as pl
 import pytest
 
+from pipeline import worker
 from pipeline.artifacts import Samples, Verdicts, read_table, write_table
 from pipeline.config import DuelConfig
 from pipeline.errors import Broken
@@ -200,6 +201,18 @@ def test_sft_meets_each_round_and_each_round_the_one_before():
     step = planned["round-2", "round-1"]
     assert {step.inputs["a"].label, step.inputs["b"].label} == {"test round-2", "test round-1"}
     assert step.inputs["a"].label == "test round-2" and step.label == "test duel"
+
+
+def test_the_report_is_given_each_duel_by_its_names():
+    evaluate = plan(composed("recipes=smoke", "+duel@exam.duels.j=default", f"{AT}.engine.model=good"))
+    flat = {
+        name: {"stage": step.stage, "path": name, "part": part}
+        for name, step, part in evaluate.edges()
+        if name.startswith("duels")
+    }
+    given = worker._nested(flat)["duels"]["j"]
+    assert isinstance(given["round-1"]["sft"], Verdicts)
+    assert {new: list(olds) for new, olds in given.items()} == {"round-1": ["sft"], "round-2": ["sft", "round-1"]}
 
 
 def test_no_duel_is_fought_on_dev():

@@ -22,7 +22,7 @@ CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
 LEAVES = {"errors", "content", "progress", "trl_args"}  # anyone may import these
-HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
+HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
 MAY_IMPORT = {
     "artifacts": set(),
     "config": set(),

@@ -238,6 +238,7 @@ def test_a_judge_does_not_learn_whose_answer_it_reads(judge, tmp_path):
         ("garbage", "the server's reply is no JSON", 1),
         ("schema", "no choices[0].message.content", 1),
         ("empty", "has no choices", 1),
+        ("thinking", "ended at engine.max_tokens", 1),
         ("chatty", "the judge said 'I would say", 1),
         ("broken", "HTTP 500", 2),
         ("overloaded", "HTTP 429", 2),
@@ -286,6 +287,12 @@ def test_a_server_that_is_gone_is_given_up_on(judge, tmp_path):
     cfg = config(judge, tmp_path, base_url="http://127.0.0.1:9/v1", retries=0)
     with pytest.raises(Broken, match="50 requests in a row failed"):
         marks(cfg, answers(*(f"good {i}" for i in range(9))))
+
+
+def test_models_are_not_compared_by_how_their_own_answers_compare():
+    at = "exam.score.scorers.j"
+    with pytest.raises(Refusal, match=r"exam\.score\.scorers\.j compares.*\+duel@exam\.duels\.j=default"):
+        composed("recipes=smoke", f"+scorer@{at}=pairwise", f"{at}.engine.model=m")
 
 
 def test_a_key_in_the_config_is_refused_and_not_repeated():

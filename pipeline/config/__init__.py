@@ -120,6 +120,7 @@ def _mismatches(cfg: Config) -> Iterator[str]:
     ):
         if name not in scorers:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
+    yield from _incomparable(cfg)
     yield from _unmixable(cfg)
     for name, scorer in cfg.score.scorers.items():
         if scorer.gold:
@@ -141,6 +142,17 @@ def _mismatches(cfg: Config) -> Iterator[str]:
             "sft=train starts from a base model, and base is none."
             " Give base=checkpoint base.model=NAME, or sft=checkpoint sft.model=NAME."
         )
+
+
+def _incomparable(cfg: Config) -> Iterator[str]:
+    """A score among a prompt's own answers says nothing of two models: its mean is a half for both."""
+    where, marking = ("exam.score", cfg.exam.score) if cfg.exam.split == "test" else ("score", cfg.score)
+    for name, scorer in marking.scorers.items():
+        if isinstance(scorer, PairwiseScorer):
+            yield (
+                f"{where}.scorers.{name} compares a model's answers with each other, and would mark this exam"
+                f" (exam.split={cfg.exam.split}). Compare models on test by +duel@exam.duels.{name}=default"
+            )
 
 
 def _unmixable(cfg: Config) -> Iterator[str]:

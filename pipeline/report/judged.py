@@ -2,13 +2,12 @@
 
 import polars as pl
 
-from pipeline.artifacts import Verdicts
+from pipeline.artifacts import EQUAL, Verdicts
 from pipeline.report.examined import Examined, by_prompt
 from pipeline.report.statistics import Sampling, contest, length_adjusted
 from pipeline.report.tables import Duel, named
 
 POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
-EQUAL = "equal answers"  # nobody was asked about them
 
 
 def judged(duels: dict[str, dict[str, dict[str, Verdicts]]], examined: list[Examined], draw: Sampling) -> list[Duel]:

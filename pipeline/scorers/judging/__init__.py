@@ -27,7 +27,7 @@ class Question:
 class Reply:
     """What came back: the text with its first token's probabilities where the engine gives them, or why there is none.
 
-    A reply without text was not paid for and is asked for again next time.
+    A reply without text is no verdict: it is counted, and asked for again next time.
     """
 
     text: str | None

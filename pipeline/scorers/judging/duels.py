@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.artifacts import EQUAL
 from pipeline.scorers.judging.court import Court
 from pipeline.scorers.judging.reading import Reading
 
 NEEDS = {"first", "second"}
 LABELS = ("A", "B", "TIE")
-EQUAL = "equal answers"
 Winner = Literal["a", "b", "tie"]
 
 

@@ -85,6 +85,8 @@ def reply_of(text: str) -> Reply:
         "tokens_out": count(usage, "completion_tokens"),
     }
     match body.get("choices"):
+        case [{"finish_reason": "length", "message": {"content": None | ""}}, *_]:
+            return Reply(None, fault="the reply ended at engine.max_tokens before it said anything", **told)
         case [{"message": {"content": str(content)}} as choice, *_]:
             return Reply(content, _first(choice), **told)
         case []:

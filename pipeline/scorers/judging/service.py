@@ -36,7 +36,7 @@ class Service:
                 if not in_flight:
                     return
                 done, _ = self.loop.run_until_complete(asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED))
-                for task in done:
+                for task in sorted(done, key=lambda task: task.exception() is not None):  # what is paid for comes first
                     yield in_flight.pop(task), self._heard(task.result())
         finally:
             self._give_up(in_flight)
