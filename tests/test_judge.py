@@ -6,6 +6,7 @@ import json
 import re
 import sqlite3
 import traceback
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -21,7 +22,7 @@ from pipeline.scorers.judging.template import TITLES, Wording
 from pipeline.scorers.judging.verdicts import Asker, Spent, VerdictStore
 from pipeline.scorers.reasoning import without_reasoning
 from pipeline.stages import score
-from tests.house import composed
+from tests.house import SMALL, composed, fingerprints
 from tests.judges import KEY, fake_judge, verdict
 from tests.test_pair import SAMPLE
 from tests.test_score import sample_row
@@ -149,6 +150,21 @@ def test_each_criterion_is_a_row_and_the_mark_is_the_expected_one(judge, tmp_pat
     )
     assert len(judge.asked()) == 4
     assert json.loads(found[0].detail)["model"] == "good-2026-11-01"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"criteria": {"helpful": None}}, "criteria names none"),
+        ({"scale": {"low": 3, "high": 3}}, "is not below"),
+        ({"scale": {"low": 1, "high": 10}}, "less than or equal to 9"),
+        ({"form": "json"}, "engine.max_tokens=8 would cut it off"),
+        ({"max_cost": 3.0}, "max_cost needs prices"),
+    ],
+)
+def test_a_rubric_that_asks_nothing_or_cannot_be_answered(judge, tmp_path, knobs, said):
+    with pytest.raises(ValueError, match=said):
+        config(judge, tmp_path, "rubric", **knobs)
 
 
 def test_without_probabilities_the_mark_itself_counts(judge, tmp_path):
@@ -404,6 +420,19 @@ def test_the_same_question_has_the_same_words_and_another_text_another_fence(tmp
         return asked.messages[0]["content"].split()[0]
 
     assert nonce("a") == nonce("a") != nonce("a ")
+
+
+def test_shipped_templates_are_found_from_anywhere_and_enter_by_their_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    at = "score.scorers.j"
+    words = (*SMALL, f"+scorer@{at}=rubric", f"{at}.engine.model=m")
+    shipped = composed(*words).score.scorers["j"].template
+    copy = tmp_path / "copy.md"
+    copy.write_text(Path(shipped).read_text())
+    one, same = fingerprints(*words), fingerprints(*words, f"{at}.template=copy.md")
+    copy.write_text(f"{copy.read_text()} Think twice.")
+    other = fingerprints(*words, f"{at}.template=copy.md")
+    assert one == same and one["score@1"] != other["score@1"]
 
 
 # ── in the stage ──────────────────────────────────────────────────────────────────────────────────────────────────

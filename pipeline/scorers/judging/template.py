@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.content import digest_of
 from pipeline.errors import Refusal
-from pipeline.scorers.judging import Message, Question
+from pipeline.scorers.judging import Question
 
 SPLIT = "\n---\n"
 REPLY = {
@@ -51,18 +51,16 @@ class Wording:
         texts = digest_of([self.seed, sorted(judged.values())])
         nonce = texts[:16]
         fenced = {word: fence(nonce, TITLES[word], text) for word, text in judged.items()}
-        reply = REPLY[self.form].format(labels=_listed(labels))
-        whole = Template(self.text).substitute(fenced, nonce=nonce, reply=reply, **words)
-        # A `---` inside what is judged splits nothing: the file's own is the first, and stands before all of it.
-        system, split, user = whole.partition(SPLIT) if self._splits else ("", "", whole)
-        messages: list[Message] = [{"role": "system", "content": system.strip()}] if split else []
-        return Question((*messages, {"role": "user", "content": user.strip()}), labels, texts, order)
+        told = {**fenced, "nonce": nonce, "reply": REPLY[self.form].format(labels=_listed(labels)), **words}
+        messages = tuple(
+            {"role": role, "content": Template(part).substitute(told).strip()} for role, part in self._messages()
+        )
+        return Question(messages, labels, texts, order)
 
-    @property
-    def _splits(self) -> bool:
-        """Whether the instruction is a message of its own, with nothing in it that others wrote."""
-        head, split, _ = self.text.partition(SPLIT)
-        return bool(split) and not {f"${word}" for word in TITLES if f"${word}" in head}
+    def _messages(self) -> list[tuple[str, str]]:
+        """Split before anything is filled in: a `---` in what is judged splits nothing."""
+        head, split, tail = self.text.partition(SPLIT)
+        return [("system", head), ("user", tail)] if split else [("user", head)]
 
 
 TITLES = {"question": "request", "answer": "answer", "first": "first answer (A)", "second": "second answer (B)"}
