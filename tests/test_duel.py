@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -150,6 +151,7 @@ def test_killed_in_the_middle_of_500_verdicts_it_asks_each_once(config, tmp_path
         while len(judge.seen()) < 200:
             assert first.poll() is None, first.stdout.read()
             time.sleep(0.02)
+        assert KEY not in Path(f"/proc/{first.pid}/cmdline").read_text()
         os.kill(first.pid, signal.SIGKILL)
         said = first.communicate()[0]
         before = judge.counts()

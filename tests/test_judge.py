@@ -18,6 +18,7 @@ from pipeline.scorers import Answer, open_scorer
 from pipeline.scorers.judge import opponents
 from pipeline.scorers.judging import Question, Reply
 from pipeline.scorers.judging.duels import Side, Verdict
+from pipeline.scorers.judging.endpoint import request
 from pipeline.scorers.judging.template import TITLES, Wording
 from pipeline.scorers.judging.verdicts import Asker, Spent, VerdictStore
 from pipeline.scorers.reasoning import without_reasoning
@@ -186,6 +187,35 @@ def test_a_verdict_in_json_or_none(judge, tmp_path, model):
         assert whole(found) == {"p/0": 1.0, "p/1": 0.0}
     else:
         assert set(whole(found).values()) == {None} and "is no JSON: 'A'" in found[0].detail + found[1].detail
+
+
+@pytest.mark.parametrize(
+    ("form", "knobs", "has", "lacks"),
+    [
+        ("word", {}, {"max_tokens": 8, "temperature": 0, "top_logprobs": 20}, "structured_outputs"),
+        ("word", {"dialect": "vllm"}, {"structured_outputs": {"choice": ["A", "B"]}}, "response_format"),
+        ("word", {"dialect": "openai"}, {"logprobs": True}, "response_format"),
+        ("json", {"dialect": "plain"}, {}, "logprobs"),
+        ("word", {"temperature": None, "probabilities": False}, {}, "temperature"),
+        (
+            "word",
+            {"body": {"max_tokens": None, "max_completion_tokens": 90}},
+            {"max_completion_tokens": 90},
+            "max_tokens",
+        ),
+    ],
+)
+def test_what_a_request_says(judge, tmp_path, form, knobs, has, lacks):
+    cfg = config(judge, tmp_path, **knobs).scorers["j"].engine
+    body = request(cfg, form, Question(({"role": "user", "content": "?"},), ("A", "B"), "", ""))
+    assert body | has == body and lacks not in body
+
+
+@pytest.mark.parametrize(("dialect", "field"), [("vllm", "structured_outputs"), ("openai", "response_format")])
+def test_a_json_verdict_is_held_to_its_labels_where_the_server_can(judge, tmp_path, dialect, field):
+    cfg = config(judge, tmp_path, dialect=dialect, max_tokens=500).scorers["j"].engine
+    body = request(cfg, "json", Question(({"role": "user", "content": "?"},), ("A", "B"), "", ""))
+    assert "'enum': ['A', 'B']" in str(body[field]) and "logprobs" not in body
 
 
 def test_reasoning_is_hidden_from_the_judge(judge, tmp_path):
