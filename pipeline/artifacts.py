@@ -59,6 +59,7 @@ def note_cost(out: Path, **figures: float) -> None:
 COST_FILE = "cost.json"
 MODEL_FILE = "model.json"  # where a model's base and adapter lie
 PLACE_FILE = "place.json"  # where a referred checkpoint lies: outside content, its bytes are what counts
+EQUAL = "equal answers"  # the detail of a tie that no judge was asked about
 KL = "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
 
 
@@ -185,6 +186,15 @@ class Logps(Artifact):
         return read_table(self.path / "logps.parquet")
 
 
+@dataclass(frozen=True)
+class Verdicts(Artifact):
+    """`verdicts.parquet`, a row for each order: `prompt_id, a_id, b_id, order, winner` (a, b or tie; null when it
+    failed), `probability` (that a wins), `judge, model, status, detail`."""
+
+    def read(self) -> "pl.DataFrame":
+        return read_table(self.path / "verdicts.parquet")
+
+
 class Exam(TypedDict, total=False):
     """What one examined model brings to `evaluate`; what could not be made is not there."""
 
@@ -211,6 +221,7 @@ MADE_BY: dict[str, type[Artifact]] = {
     "pair": Pairs,
     "refer": Logps,
     "train": Model,
+    "duel": Verdicts,
     "evaluate": Report,
 }
 

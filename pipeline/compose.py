@@ -21,6 +21,7 @@ FLAGS = "-m", "--multirun", "--config-dir", "-cd"
 USAGE = "Usage: python -m pipeline [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
 
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
+OmegaConf.register_new_resolver("conf", lambda file: str(CONF / file), replace=True)  # wherever the command is typed
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,9 @@ def plan(cfg: Config) -> Step:
     models = {"base": base, **models} if base else models
     part = prompts / cfg.exam.split
     exams = {name: exam(cfg, sft, reward, name, model, part) for name, model in models.items()}
-    return Step("evaluate", cfg.evaluate, at="report", prompts=part, exams=exams, chosen=policy, pairs=pairs)
+    fought = duels(cfg, exams, part) if cfg.exam.split == "test" else None
+    story: dict[str, Input] = dict(exams=exams, chosen=policy, pairs=pairs, duels=fought)
+    return Step("evaluate", cfg.evaluate, at="report", prompts=part, **story)
 
 
 def reward_model(cfg: Config, base: Step | None, sft: Step, fence: Part) -> Step:
@@ -68,3 +70,15 @@ def exam(cfg: Config, sft: Step, reward: Step | None, name: str, model: Step, pr
         "samples": samples,
         "scores": Step("score", scorers, at=label, samples=samples, prompts=prompts, reward=asked),
     }
+
+
+def duels(cfg: Config, exams: dict[str, dict[str, Step]], prompts: Part) -> dict[str, dict[str, dict[str, Step]]]:
+    """Judge → newer model → older model: each round meets sft and the round before."""
+    line = [name for name in exams if name != "base"]
+    contests = dict.fromkeys([*((new, "sft") for new in line[1:]), *zip(line[1:], line, strict=False)])
+    fought: dict[str, dict[str, dict[str, Step]]] = {judge: {} for judge in cfg.exam.duels}
+    for judge, block in cfg.exam.duels.items():
+        for new, old in contests:
+            sides = {"a": exams[new]["samples"], "b": exams[old]["samples"]}
+            fought[judge].setdefault(new, {})[old] = Step("duel", block, at="test duel", prompts=prompts, **sides)
+    return fought

@@ -24,6 +24,7 @@ STAGE_VERSIONS = {
     "pair": 2,
     "refer": 1,
     "train": 1,
+    "duel": 1,
     "evaluate": 1,
 }
 

@@ -22,7 +22,7 @@ CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step", "survey"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
 LEAVES = {"errors", "content", "progress", "crew", "batching", "trl_args"}  # anyone may import these
-HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
+HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
 MAY_IMPORT = {
     "artifacts": set(),
     "config": set(),
@@ -112,6 +112,7 @@ def test_stages_are_the_same_everywhere():
         "scorer",
         "setting",
         "refit",
+        "engine",
         "adapter",
         "demonstrations",
         "preferences",
@@ -137,6 +138,7 @@ GIVEN = ["prompts.path=prompts.jsonl", "sft.model=./model"]
 REWARDED = ["scorer@score.scorers.rules=reward_model"]
 HALF = ["pair.mix.on_policy=0.5", "pair.mix.offline=0.5"]
 ONLY = ["pair.mix.on_policy=0", "pair.mix.offline=1", "offline=file", "offline.source.path=recipes/smoke.yaml"]
+SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise")
 # What a file of a group needs beside it to make sense.
 BESIDE = {
     "conf/prompts/playground.yaml": [GIVEN[1]],
@@ -146,6 +148,11 @@ BESIDE = {
     "conf/demonstrations/playground.yaml": [GIVEN[0], "base=tiny", "sft=train"],
     "conf/demonstrations/jsonl.yaml": [GIVEN[0], "base=tiny", "sft=train", "sft.data.path=rows.jsonl"],
     "conf/refit/best.yaml": [*GIVEN, "init=refit"],
+    **{f"conf/scorer/{name}.yaml": [*GIVEN, f"{SCORER}.engine.model=judge"] for name in JUDGES},
+    "conf/engine/endpoint.yaml": [*GIVEN, "scorer@score.scorers.rules=rubric", f"{SCORER}.engine.model=judge"],
+    "conf/engine/anthropic.yaml": [*GIVEN, "scorer@score.scorers.rules=pairwise", f"{SCORER}.engine.model=judge"],
+    "conf/engine/vllm.yaml": [*GIVEN, "scorer@score.scorers.rules=pairwise", f"{SCORER}.engine.model=owner/judge"],
+    "conf/duel/default.yaml": [*GIVEN, "exam.duels.judge.engine.model=judge"],
     "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
     "conf/offline/hub.yaml": [*GIVEN, *HALF, "offline.source.dataset=owner/name"],
     "conf/reward/checkpoint.yaml": [*GIVEN, *REWARDED, "reward.model=./reward"],
@@ -161,6 +168,8 @@ MOUNTED = {
     "adapter": ["adapter@train.adapter"],
     "setting": ["setting@sample.settings.draw"],
     "scorer": ["scorer@score.scorers.rules"],
+    "engine": ["engine@score.scorers.rules.engine"],
+    "duel": ["+duel@exam.duels.judge"],
     "demonstrations": ["demonstrations@sft.data"],
     "preferences": ["preferences@reward.data"],
     "sample": ["sample@exam.sample"],
@@ -186,7 +195,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (47, 4)
+    assert (len(CONF), len(RECIPES)) == (54, 4)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -227,6 +236,7 @@ PLANS = [
     ["recipes=refit_smoke", "rounds=2", "sample.per_round=200"],
     ["recipes=overoptimise"],
     ["recipes=smoke", *REWARDED, "reward=checkpoint", "reward.model=./reward"],
+    ["recipes=smoke", "+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"],
 ]
 
 

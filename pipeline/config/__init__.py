@@ -12,6 +12,20 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.block import Block, Dtype, Limits, Local, Share, Template, Trust, Weights
 from pipeline.config.exam import EvaluateConfig, ExamConfig
+from pipeline.config.judge import (
+    AnthropicEngine,
+    DuelConfig,
+    EndpointEngine,
+    EngineConfig,
+    Judge,
+    JudgeRuntime,
+    PairwiseScorer,
+    Prices,
+    RubricScorer,
+    Scale,
+    ServiceRuntime,
+    VllmEngine,
+)
 from pipeline.config.models import (
     BaseConfig,
     Checkpoint,
@@ -146,6 +160,7 @@ def _mismatches(cfg: Config) -> Iterator[str]:
     ):
         if name not in scorers:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
+    yield from _incomparable(cfg)
     yield from _unmixable(cfg)
     yield from _unfit(cfg)
     if cfg.exam.sample.more:
@@ -171,6 +186,17 @@ def _mismatches(cfg: Config) -> Iterator[str]:
             "sft=train starts from a base model, and base is none."
             " Give base=checkpoint base.model=NAME, or sft=checkpoint sft.model=NAME."
         )
+
+
+def _incomparable(cfg: Config) -> Iterator[str]:
+    """A score among a prompt's own answers says nothing of two models: its mean is a half for both."""
+    where, marking = ("exam.score", cfg.exam.score) if cfg.exam.split == "test" else ("score", cfg.score)
+    for name, scorer in marking.scorers.items():
+        if isinstance(scorer, PairwiseScorer):
+            yield (
+                f"{where}.scorers.{name} compares a model's answers with each other, and would mark this exam"
+                f" (exam.split={cfg.exam.split}). Compare models on test by +duel@exam.duels.{name}=default"
+            )
 
 
 def _unmixable(cfg: Config) -> Iterator[str]:

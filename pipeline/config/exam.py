@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from pipeline.config.block import Block
+from pipeline.config.judge import DuelConfig, Name
 from pipeline.config.sample import SampleConfig
 from pipeline.config.score import ReferConfig, ScoreConfig
 
@@ -14,6 +15,7 @@ class ExamConfig(Block):
     sample: SampleConfig
     score: ScoreConfig
     refer: ReferConfig
+    duels: dict[Name, DuelConfig]
 
 
 class EvaluateConfig(Block):

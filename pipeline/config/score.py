@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from pipeline.config.block import Block, Dtype, Share, Template, Trust, Weights, Workers
+from pipeline.config.judge import PairwiseScorer, RubricScorer
 
 
 class RuleScorer(Block):
@@ -44,7 +45,9 @@ class RewardModelScorer(Block):
 
 ScorerConfig = Annotated[
     RuleScorer
-    | RewardModelScorer,
+    | RewardModelScorer
+    | RubricScorer
+    | PairwiseScorer,
     Field(discriminator="kind"),
 ]  # fmt: skip
 

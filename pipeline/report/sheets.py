@@ -113,7 +113,10 @@ def _kind(report: Row, name: str) -> list[Cell]:
 
 def duels(report: Row) -> Sheet:
     columns = ("contest", "judge", "win rate", "wins", "ties", "losses", "p", "failed")
-    note = "By the mean score on each prompt; a tie is half a win, p is the sign test's on decisive prompts."
+    note = (
+        "By the mean score on each prompt, or by a judge's verdicts that hold in both orders; a tie is half a win, "
+        "p is the sign test's on decisive prompts."
+    )
     return Sheet("Win, tie, loss", note, columns, [_duel(duel) for duel in report["duels"]])
 
 

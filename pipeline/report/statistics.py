@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import binomtest, bootstrap
 
 # Two means of the same scores summed in another order differ in the last digits: that is a tie.
@@ -14,6 +16,8 @@ TIE = 1e-9
 # A difference of zero is rejected in 80 % of samples when the true one is (1.96 + 0.84) standard errors away.
 POWER_80 = 2.8
 CELLS_AT_ONCE = 4_000_000
+FEWEST = 10  # prompts, below which a curve says nothing
+PRIOR = 0.01  # keeps the curve finite where one side won them all
 
 ByPrompt = Mapping[str, float]
 
@@ -104,6 +108,25 @@ def contest(a: ByPrompt, b: ByPrompt, wanted: int, sampling: Sampling) -> Contes
     return Contest(
         wins, ties, losses, wanted - len(verdicts), rate, sign_test(wins, losses) if points else None, verdicts
     )
+
+
+def length_adjusted(points: ByPrompt, gaps: ByPrompt) -> float | None:
+    """The win rate that would be, were no answer longer than the other's: logit p = θ + φ tanh(gap / σ), at gap 0.
+
+    Below 15 % and above 85 % it bends towards the middle: read it beside the plain rate there.
+    """
+    common = _common(points, gaps)
+    if len(common) < FEWEST:
+        return None
+    won, gap = (np.array([table[key] for key in common], dtype=float) for table in (points, gaps))
+    spread = float(gap.std())
+    longer = np.tanh(gap / spread) if spread > TIE else np.zeros(len(gap))
+
+    def unlikely(at: np.ndarray) -> float:
+        logit = at[0] + at[1] * longer
+        return float(np.sum(np.logaddexp(0, logit) - won * logit) + PRIOR * at @ at)
+
+    return float(expit(minimize(unlikely, np.zeros(2)).x[0]))
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -7,7 +7,7 @@ import polars as pl
 
 from pipeline.config import EvaluateConfig
 from pipeline.report.examined import Examined, Marks, by_prompt
-from pipeline.report.statistics import Contest, Estimate, Sampling, contest, difference, estimate
+from pipeline.report.statistics import ByPrompt, Contest, Estimate, Sampling, contest, difference, estimate
 
 SFT = "sft"
 NOT_ASKED = Marks({}, frozenset(), 0)
@@ -15,12 +15,15 @@ NOT_ASKED = Marks({}, frozenset(), 0)
 
 @dataclass(frozen=True)
 class Duel:
-    """Two models on the same prompts; `a` is the newer one."""
+    """Two models on the same prompts; `a` is the newer one. `scores` are theirs by prompt."""
 
     a: Examined
     b: Examined
     judge: str
     contest: Contest
+    scores: tuple[ByPrompt, ByPrompt]
+    length_adjusted: float | None = None
+    flip_rate: float | None = None
 
 
 def sampling(cfg: EvaluateConfig) -> Sampling:
@@ -93,12 +96,13 @@ def duels(examined: list[Examined], scorer: str, draw: Sampling) -> list[Duel]:
     sft, rounds = named(examined, SFT), trained(examined)
     against_sft = [(model, sft) for model in rounds if sft]
     contests = [*against_sft, *zip(rounds[1:], rounds, strict=False)]
-    return [Duel(a, b, scorer, _contest(a, b, scorer, draw)) for a, b in contests]
+    return [_duel(a, b, scorer, draw) for a, b in contests]
 
 
-def _contest(a: Examined, b: Examined, scorer: str, draw: Sampling) -> Contest:
+def _duel(a: Examined, b: Examined, scorer: str, draw: Sampling) -> Duel:
     of_a, of_b = a.marks.get(scorer, NOT_ASKED), b.marks.get(scorer, NOT_ASKED)
-    return contest(of_a.means, of_b.means, len(of_a.asked | of_b.asked), draw)
+    found = contest(of_a.means, of_b.means, len(of_a.asked | of_b.asked), draw)
+    return Duel(a, b, scorer, found, (of_a.means, of_b.means))
 
 
 def duel_row(duel: Duel) -> dict[str, Any]:
@@ -114,8 +118,8 @@ def duel_row(duel: Duel) -> dict[str, Any]:
         "low": found.rate.low,
         "high": found.rate.high,
         "p_value": found.p_value,
-        "length_adjusted": None,
-        "flip_rate": None,
+        "length_adjusted": duel.length_adjusted,
+        "flip_rate": duel.flip_rate,
         "failed": found.missing,
     }
 
@@ -128,7 +132,7 @@ def verdict_table(fought: list[Duel]) -> pl.DataFrame:
             duel.b.name,
             duel.judge,
             verdict,
-            *(m.marks[duel.judge].means[prompt] for m in (duel.a, duel.b)),
+            *(scores[prompt] for scores in duel.scores),
         )
         for duel in fought
         for prompt, verdict in duel.contest.verdicts.items()

@@ -5,10 +5,10 @@ A shard holds whole prompts. Each answer gets a mark; what could not be marked g
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pipeline.artifacts import Model
-from pipeline.config import RewardModelScorer, RuleScorer, ScorerConfig
+from pipeline.config import PairwiseScorer, RewardModelScorer, RubricScorer, RuleScorer, ScorerConfig
 
 Message = dict[str, str]
 
@@ -42,6 +42,13 @@ class Scorer(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Paid(Protocol):
+    """A scorer that costs more than time; its figures are of this process."""
+
+    def cost(self) -> dict[str, float]: ...
+
+
 def open_scorer(cfg: ScorerConfig, reward: Model | None = None) -> Scorer:
     match cfg:
         case RuleScorer():
@@ -52,3 +59,11 @@ def open_scorer(cfg: ScorerConfig, reward: Model | None = None) -> Scorer:
             from pipeline.scorers.reward_model import RewardModel
 
             return RewardModel(cfg, reward)
+        case RubricScorer():
+            from pipeline.scorers.judge import Rubric
+
+            return Rubric(cfg)
+        case PairwiseScorer():
+            from pipeline.scorers.judge import Pairwise
+
+            return Pairwise(cfg)

@@ -1,13 +1,11 @@
-"""Answers without their reasoning, for scorers that should judge what the user reads."""
+"""What a reasoning model thinks before it answers, which nobody marks."""
 
 import re
 
-_THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
-
 
 def without_reasoning(text: str) -> str:
-    """Neither closed nor unclosed thoughts, nor one that the prompt had opened already."""
-    opened_before = text.find("</think>")
-    if opened_before >= 0 and "<think>" not in text[:opened_before]:
-        text = text[opened_before + len("</think>") :]
-    return _THOUGHT.sub("", text).strip()
+    """The answer alone: without `<think>…</think>`, without what stands before a lone `</think>` (a template may have
+    opened it), and empty where thinking never ended."""
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    text = text.rpartition("</think>")[2]
+    return text.partition("<think>")[0].strip()

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Exam, Model, Pairs, Prompts, Report, write_json, write_table, write_text
+from pipeline.artifacts import Exam, Model, Pairs, Prompts, Report, Verdicts, write_json, write_table, write_text
 from pipeline.config import EvaluateConfig
 from pipeline.errors import Refusal, nearest
 from pipeline.report import tables
@@ -17,6 +17,7 @@ from pipeline.report.card import card
 from pipeline.report.cost import cost_of
 from pipeline.report.examined import Examined, read_exam
 from pipeline.report.examples import prompt_text
+from pipeline.report.judged import judged
 from pipeline.report.page import page
 from pipeline.report.verdict import Question, verdict
 
@@ -29,11 +30,13 @@ def run(
     exams: dict[str, Exam],
     chosen: Model,
     pairs: list[Pairs],
+    duels: dict[str, dict[str, dict[str, Verdicts]]] | None = None,
 ) -> Report:
     asked = prompts.read()
     examined = [read_exam(name, exam, frozenset(asked["prompt_id"]), cfg.scorer) for name, exam in exams.items()]
     check_scorer(cfg.scorer, examined)
-    fought = tables.duels(examined, cfg.scorer, tables.sampling(cfg))
+    draw = tables.sampling(cfg)
+    fought = [*tables.duels(examined, cfg.scorer, draw), *judged(duels or {}, examined, draw)]
     question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, name_of(chosen, examined))
     report = assemble(cfg, out, question, examined, fought, pairs)
     answers = answer_table(examined, asked)

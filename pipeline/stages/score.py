@@ -3,6 +3,7 @@
 Shard by shard, as the samples lie: a killed run marks again only the shard it was in.
 """
 
+from collections import Counter
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.artifacts import KL, Model, Prompts, Samples, Scores, note_cost, r
 from pipeline.config import ScoreConfig
 from pipeline.errors import Broken
 from pipeline.progress import Progress
-from pipeline.scorers import Answer, Scorer, open_scorer
+from pipeline.scorers import Answer, Paid, Scorer, open_scorer
 
 SCORE = {
     "sample_id": pl.String,
@@ -39,6 +40,7 @@ def run(cfg: ScoreConfig, out: Path, *, samples: Samples, prompts: Prompts, rewa
         for shard in missing:
             answers = answers_of(read_table(shard), columns)
             write_table(out / "scores" / shard.name, marked(scorers, answers))
+            note_cost(out, **paid(scorers))
             progress.advance()
     check_failures(cfg, out)
     return Scores(out)
@@ -74,13 +76,25 @@ def _cut(table: pl.DataFrame) -> dict[str, int]:
     return {"cut": cut.height} if cut.height else {}
 
 
+def paid(scorers: dict[str, Scorer]) -> dict[str, float]:
+    """What the scorers have cost beside time, all together."""
+    bill: Counter[str] = Counter()
+    for scorer in scorers.values():
+        bill.update(scorer.cost() if isinstance(scorer, Paid) else {})
+    return dict(bill)
+
+
 def check_failures(cfg: ScoreConfig, out: Path) -> None:
     table = Scores(out).read()
     failed = table.filter(pl.col("score").is_null())
     note_cost(out, scores=table.height, failed=failed.height, **_cut(table))
     if failed.height <= cfg.max_failed * table.height:
+        (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return
     write_table(out / "failed.parquet", failed)
+    for shard in sorted((out / "scores").glob("*.parquet")):  # the same command marks these again
+        if read_table(shard)["score"].null_count():
+            shard.unlink()
     reason = failed["detail"].value_counts(sort=True)["detail"][0]
     raise Broken(
         f"{failed.height} of {table.height} scores failed (most often: {reason})."

@@ -1,0 +1,148 @@
+"""Judges: what is asked, by which engine, and what it may cost."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from pipeline.config.block import Block, Dtype, Local, Share, Weights
+from pipeline.config.sample import VllmRuntime
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]  # it becomes a part of scorers' and inputs' names
+
+
+class Prices(Block):
+    """Money for a million tokens."""
+
+    input: NonNegativeFloat
+    output: NonNegativeFloat
+
+
+class ServiceRuntime(Block):
+    base_url: str
+    api_key_env: str | None
+    concurrency: PositiveInt
+    timeout: PositiveFloat
+    retries: NonNegativeInt
+    prices: Prices | None
+    max_requests: PositiveInt | None
+    max_cost: PositiveFloat | None
+
+    @model_validator(mode="after")
+    def _keeps_secrets_and_counts(self) -> Self:
+        """What may hold a key is never repeated in a message."""
+        if self.api_key_env is not None and not self.api_key_env.isidentifier():
+            raise ValueError("api_key_env names an environment variable (OPENAI_API_KEY); a key stands in no config")
+        address = urlsplit(self.base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError("base_url is no address; give one such as http://localhost:8000/v1")
+        if address.username or address.password or address.query:
+            raise ValueError("base_url holds more than an address; name the key's variable as api_key_env")
+        if self.max_cost is not None and self.prices is None:
+            raise ValueError("max_cost needs prices; give prices={input: …, output: …} per million tokens")
+        return self
+
+
+class EndpointEngine(Block):
+    kind: Literal["endpoint"]
+    model: str
+    revision: str | None
+    dialect: Literal["plain", "openai", "vllm"]
+    probabilities: bool
+    temperature: NonNegativeFloat | None
+    max_tokens: PositiveInt
+    body: dict[str, JsonValue]
+    runtime: ServiceRuntime
+
+
+class AnthropicEngine(Block):
+    kind: Literal["anthropic"]
+    model: str
+    revision: str | None
+    temperature: NonNegativeFloat | None
+    max_tokens: PositiveInt
+    body: dict[str, JsonValue]
+    runtime: ServiceRuntime
+
+
+class VllmEngine(Block):
+    kind: Literal["vllm"]
+    model: Weights
+    revision: str | None
+    remote_code: bool
+    dtype: Dtype
+    max_length: PositiveInt
+    max_tokens: PositiveInt
+    template_kwargs: dict[str, JsonValue]
+    runtime: VllmRuntime
+
+
+EngineConfig = Annotated[
+    EndpointEngine | AnthropicEngine | VllmEngine,
+    Field(discriminator="kind"),
+]
+
+
+class JudgeRuntime(Block):
+    verdicts: Path
+
+
+class Judge(Block):
+    """What every judge is told, whatever it is asked."""
+
+    engine: EngineConfig
+    template: Local
+    form: Literal["word", "json"]
+    strip_reasoning: bool
+    seed: int
+    runtime: JudgeRuntime
+
+    @model_validator(mode="after")
+    def _has_room_to_reason(self) -> Self:
+        if self.form == "json" and self.engine.max_tokens < 64:
+            raise ValueError(
+                f"form=json writes a reason before its verdict: engine.max_tokens={self.engine.max_tokens} would cut it"
+                " off; give 500 or more"
+            )
+        return self
+
+
+class Scale(Block):
+    """Single digits, so that each mark is one token and its probability can be read."""
+
+    low: Annotated[int, Field(ge=0, le=9)]
+    high: Annotated[int, Field(ge=0, le=9)]
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low} is not below high={self.high}: a scale has at least two marks")
+        return self
+
+
+class RubricScorer(Judge):
+    kind: Literal["rubric"]
+    criteria: dict[Name, str | None]
+    scale: Scale
+    gold: bool
+
+    @property
+    def asked(self) -> dict[str, str]:
+        return {name: text for name, text in self.criteria.items() if text}
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if not self.asked:
+            raise ValueError("criteria names none: a rubric asks at least one thing; give criteria.NAME='what is good'")
+        return self
+
+
+class PairwiseScorer(Judge):
+    kind: Literal["pairwise"]
+    opponents: PositiveInt | None
+    gold: bool
+
+
+class DuelConfig(Judge):
+    max_failed: Share

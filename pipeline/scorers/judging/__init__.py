@@ -1,0 +1,62 @@
+"""What judges are made of: a question is asked once, by one engine, and what it answered is kept for good.
+
+`engines/` know services and models and nothing of verdicts; `template` writes a question; `court` asks it or finds its
+answer in `verdicts`; `duels` makes one verdict of both orders.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.config import AnthropicEngine, EndpointEngine, EngineConfig, VllmEngine
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """One thing asked of a judge. Its `labels` are all it may answer, and differ in their first token."""
+
+    messages: tuple[Message, ...]
+    labels: tuple[str, ...]
+    texts: str  # the hash of what is judged, in whichever order
+    order: str  # of two answers: `forth` or `back`
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back: the text with its first token's probabilities where the engine gives them, or why there is none.
+
+    A reply without text is no verdict: it is counted, and asked for again next time.
+    """
+
+    text: str | None
+    first: Mapping[str, float] | None = None
+    model: str = ""  # as the engine names itself
+    tokens_in: int = 0
+    tokens_out: int = 0
+    fault: str = ""
+
+
+class Engine(Protocol):
+    """`ask` takes questions when there is room for them and gives replies as they arrive, in any order."""
+
+    def ask(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Reply]]: ...
+
+    def close(self) -> None: ...
+
+
+def open_engine(cfg: EngineConfig, form: str) -> Engine:
+    match cfg:
+        case EndpointEngine():
+            from pipeline.scorers.judging.endpoint import endpoint
+
+            return endpoint(cfg, form)
+        case AnthropicEngine():
+            from pipeline.scorers.judging.anthropic import anthropic
+
+            return anthropic(cfg)
+        case VllmEngine():
+            from pipeline.scorers.judging.vllm import Vllm
+
+            return Vllm(cfg, form)

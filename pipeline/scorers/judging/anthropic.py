@@ -1,0 +1,61 @@
+"""Anthropic's API through its own client, which is an extra. It gives no token probabilities."""
+
+import json
+from typing import Any
+
+from pipeline.config import AnthropicEngine
+from pipeline.errors import Refusal
+from pipeline.scorers.judging import Question, Reply
+from pipeline.scorers.judging.service import Service, count, key_of
+
+
+def anthropic(cfg: AnthropicEngine) -> Service:
+    try:
+        import anthropic as library
+    except ImportError as error:
+        raise Refusal(
+            f"engine=anthropic: its client is an extra and is not installed ({error}).\n"
+            "  Type `.venv/bin/pip install anthropic`, or judge through another engine: engine=endpoint"
+        ) from error
+    client = library.AsyncAnthropic(
+        api_key=key_of(cfg.runtime),
+        base_url=cfg.runtime.base_url,
+        timeout=cfg.runtime.timeout,
+        max_retries=cfg.runtime.retries,
+    )
+
+    async def send(question: Question) -> Reply:
+        return reply_of(await client.post("/v1/messages", body=request(cfg, question), cast_to=str))
+
+    return Service(cfg.runtime, cfg.model, library, client, send)
+
+
+def request(cfg: AnthropicEngine, question: Question) -> dict[str, Any]:
+    """The instruction is no message here but a field of its own."""
+    system = [message["content"] for message in question.messages if message["role"] == "system"]
+    body: dict[str, Any] = {
+        "model": cfg.model,
+        "system": system[0] if system else None,
+        "messages": [dict(message) for message in question.messages if message["role"] != "system"],
+        "max_tokens": cfg.max_tokens,
+        "temperature": cfg.temperature,
+        **cfg.body,
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def reply_of(text: str) -> Reply:
+    """A message taken apart; whatever it is not is a fault and never an exception."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return Reply(None, fault="the server's reply is no JSON")
+    if not isinstance(body, dict) or not isinstance(body.get("content"), list):
+        return Reply(None, fault="the server's reply is no message")
+    usage: Any = body.get("usage") if isinstance(body.get("usage"), dict) else {}
+    tokens_in, tokens_out = count(usage, "input_tokens"), count(usage, "output_tokens")
+    said = [part["text"] for part in body["content"] if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    model = str(body.get("model") or "")
+    if not said:
+        return Reply(None, None, model, tokens_in, tokens_out, "the server's reply has no text")
+    return Reply("".join(said), None, model, tokens_in, tokens_out)

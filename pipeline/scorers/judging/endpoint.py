@@ -1,0 +1,113 @@
+"""Any server that speaks OpenAI's chat completions, through the `openai` client alone."""
+
+import json
+import math
+from typing import Any
+
+from pipeline.config import EndpointEngine
+from pipeline.errors import Refusal
+from pipeline.scorers.judging import Question, Reply
+from pipeline.scorers.judging.service import Service, count, key_of
+
+ALTERNATIVES = 20  # of the first token: as many as OpenAI gives
+
+
+def endpoint(cfg: EndpointEngine, form: str) -> Service:
+    try:
+        import openai
+    except ImportError as error:
+        raise Refusal(
+            f"engine=endpoint: the package openai is not installed ({error}). Type `make install`."
+        ) from error
+    client = openai.AsyncOpenAI(
+        api_key=key_of(cfg.runtime),
+        base_url=cfg.runtime.base_url,
+        timeout=cfg.runtime.timeout,
+        max_retries=cfg.runtime.retries,
+    )
+
+    async def send(question: Question) -> Reply:
+        """As text: a reply that is no completion is ours to name, and typed ones cost more than all the rest."""
+        return reply_of(await client.post("/chat/completions", body=request(cfg, form, question), cast_to=str))
+
+    return Service(cfg.runtime, cfg.model, openai, client, send)
+
+
+def request(cfg: EndpointEngine, form: str, question: Question) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": cfg.model,
+        "messages": [dict(message) for message in question.messages],
+        "max_tokens": cfg.max_tokens,
+        "temperature": cfg.temperature,
+    }
+    if cfg.probabilities and form == "word":
+        body |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
+    body |= _restricted(cfg.dialect, form, question.labels) | cfg.body
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _restricted(dialect: str, form: str, labels: tuple[str, ...]) -> dict[str, Any]:
+    """What keeps the reply to its form, where the server understands it."""
+    match dialect, form:
+        case "vllm", "word":
+            return {"structured_outputs": {"choice": list(labels)}}
+        case "vllm", "json":
+            return {"structured_outputs": {"json": schema(labels)}}
+        case "openai", "json":
+            named = {"name": "verdict", "strict": True, "schema": schema(labels)}
+            return {"response_format": {"type": "json_schema", "json_schema": named}}
+        case _:
+            return {}
+
+
+def schema(labels: tuple[str, ...]) -> dict[str, Any]:
+    """The reason comes first, so that the verdict follows from it."""
+    return {
+        "type": "object",
+        "properties": {"reason": {"type": "string"}, "verdict": {"type": "string", "enum": list(labels)}},
+        "required": ["reason", "verdict"],
+        "additionalProperties": False,
+    }
+
+
+def reply_of(text: str) -> Reply:
+    """A chat completion taken apart; whatever it is not is a fault and never an exception."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return Reply(None, fault="the server's reply is no JSON")
+    if not isinstance(body, dict):
+        return Reply(None, fault="the server's reply is no chat completion")
+    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
+    told: dict[str, Any] = {
+        "model": str(body.get("model") or ""),
+        "tokens_in": count(usage, "prompt_tokens"),
+        "tokens_out": count(usage, "completion_tokens"),
+    }
+    match body.get("choices"):
+        case [{"finish_reason": "length", "message": {"content": None | ""}}, *_]:
+            return Reply(None, fault="the reply ended at engine.max_tokens before it said anything", **told)
+        case [{"message": {"content": str(content)}} as choice, *_]:
+            return Reply(content, _first(choice), **told)
+        case []:
+            return Reply(None, fault="the server's reply has no choices", **told)
+        case _:
+            return Reply(None, fault="the server's reply has no choices[0].message.content", **told)
+
+
+def _first(choice: dict[str, Any]) -> dict[str, float] | None:
+    """The first token's alternatives with their probabilities."""
+    match choice.get("logprobs"):
+        case {"content": [{"top_logprobs": [_, *_] as likeliest}, *_]}:
+            known = [
+                (one["token"], math.exp(one["logprob"]))
+                for one in likeliest
+                if isinstance(one, dict) and isinstance(one.get("token"), str) and _is_logprob(one.get("logprob"))
+            ]
+            return {token: sum(chance for name, chance in known if name == token) for token, _ in known}
+        case _:
+            return None
+
+
+def _is_logprob(value: Any) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value) and value <= 1e-6
