@@ -151,16 +151,15 @@ class Rate:
 
 
 def rate(stage: str, kind: str, seen: list[Seen]) -> Rate:
-    """From the larger pilot; the fixed part is the engine's start, or where the line through a round's sizes begins."""
+    """From the larger pilot; the fixed part is where the line through a round's two sizes begins."""
     own = [one for one in seen if (one.stage, one.kind) == (stage, kind)]
     most = [one for one in own if one.prompts == max(each.prompts for each in own)]
     seconds = sum(one.seconds for one in most) / len(most)
     if kind == ONCE:
         return Rate(seconds, 0.0, True)
-    starts = [one.cost["engine_start_seconds"] for one in most if "engine_start_seconds" in one.cost]
-    fixed = sum(starts) / len(starts) if starts else _intercept([one for one in seen if one.stage == stage])
-    fixed = None if fixed is None else min(max(fixed, 0.0), seconds)
-    return Rate(fixed or 0.0, (seconds - (fixed or 0.0)) / most[0].prompts, fixed is not None)
+    start = _intercept([one for one in seen if one.stage == stage])
+    fixed = 0.0 if start is None else min(max(start, 0.0), seconds)
+    return Rate(fixed, (seconds - fixed) / most[0].prompts, start is not None)
 
 
 def _intercept(seen: list[Seen]) -> float | None:

@@ -40,7 +40,7 @@ def pretend(cfg) -> None:
         for name, value in PUBLISHED.get(step.stage, {}).items():
             write_json(path / name, value)
         prompts = pilot.prompts_of(step, pilot.sizes_of(cfg, planned))
-        cost = {"sample": {"engine_start_seconds": 30.0}, "score": {"judge_money": 0.01 * prompts}}.get(step.stage, {})
+        cost = {"judge_money": 0.01 * prompts} if step.stage == "score" else {}
         size = 1000 if step.stage in ("sft", "train") else 10 * prompts
         files = [{"path": "x", "size": size, "sha256": ""}]
         write_json(path / "manifest.json", {"files": files, "seconds": seconds(step, prompts), "cost": cost})
