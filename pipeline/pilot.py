@@ -172,10 +172,14 @@ def rate(stage: str, kind: str, seen: list[Seen]) -> Rate:
 
 def _intercept(seen: list[Seen]) -> float:
     """Where the line through a round's two sizes begins; with one size alone all of it is taken to grow."""
-    rounds = sorted((one.prompts, one.seconds) for one in seen if one.kind == ROUND)
-    if len({prompts for prompts, _ in rounds}) < 2:
+    sizes: dict[int, list[float]] = {}
+    for one in seen:
+        if one.kind == ROUND:
+            sizes.setdefault(one.prompts, []).append(one.seconds)
+    if len(sizes) < 2:
         return 0.0
-    (few, short), (many, long) = rounds[0], rounds[-1]
+    few, many = min(sizes), max(sizes)
+    short, long = (sum(sizes[prompts]) / len(sizes[prompts]) for prompts in (few, many))
     return short - few * max(0.0, long - short) / (many - few)
 
 
@@ -194,7 +198,7 @@ def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) ->
         row["steps"] += 1
         row["seconds"] += per.of(prompts)
         row["at_most"] += per.at_most(prompts)
-        grows = kind != ONCE and step.stage != "train"  # a model is as large whatever it was trained on
+        grows = kind != ONCE and step.stage not in ("sft", "train")  # a model is as large whatever it was trained on
         disk += one.size * (prompts / one.prompts if grows else 1)
         money += one.cost.get(MONEY, 0.0) * prompts / one.prompts
     stages = [{"stage": stage, "kind": kind, **row} for (stage, kind), row in rows.items()]
