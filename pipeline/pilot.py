@@ -140,35 +140,46 @@ def between(small: Config, large: Config, wall: float) -> float:
 
 @dataclass(frozen=True)
 class Rate:
-    """Seconds of one step: `fixed`, whatever it reads, and `each` for every prompt."""
+    """Seconds of one step: `fixed`, whatever it reads, and `each` for every prompt.
+
+    Where the sizes differ by less than the machine's own mood, the line sees no growth. So `most` says what a prompt
+    costs if all but the engine's measured start grows: the truth lies between the two.
+    """
 
     fixed: float
     each: float
-    known: bool  # whether the two were told apart; else all of it is taken to grow
+    start: float
+    most: float
 
     def of(self, prompts: int) -> float:
         return self.fixed + self.each * prompts
 
+    def at_most(self, prompts: int) -> float:
+        return self.start + self.most * prompts
+
 
 def rate(stage: str, kind: str, seen: list[Seen]) -> Rate:
-    """From the larger pilot; the fixed part is the engine's start, or where the line through a round's sizes begins."""
+    """From the larger pilot; the fixed part is where the line through a round's two sizes begins."""
     own = [one for one in seen if (one.stage, one.kind) == (stage, kind)]
     most = [one for one in own if one.prompts == max(each.prompts for each in own)]
-    seconds = sum(one.seconds for one in most) / len(most)
+    seconds, prompts = sum(one.seconds for one in most) / len(most), most[0].prompts
     if kind == ONCE:
-        return Rate(seconds, 0.0, True)
-    starts = [one.cost["engine_start_seconds"] for one in most if "engine_start_seconds" in one.cost]
-    fixed = sum(starts) / len(starts) if starts else _intercept([one for one in seen if one.stage == stage])
-    fixed = None if fixed is None else min(max(fixed, 0.0), seconds)
-    return Rate(fixed or 0.0, (seconds - (fixed or 0.0)) / most[0].prompts, fixed is not None)
+        return Rate(seconds, 0.0, seconds, 0.0)
+    start = min(seconds, *(one.cost.get("engine_start_seconds", 0.0) for one in most))
+    fixed = min(max(_intercept([one for one in seen if one.stage == stage]), start), seconds)
+    return Rate(fixed, (seconds - fixed) / prompts, start, (seconds - start) / prompts)
 
 
-def _intercept(seen: list[Seen]) -> float | None:
-    """Where the line through a round's two sizes begins."""
-    rounds = sorted((one.prompts, one.seconds) for one in seen if one.kind == ROUND)
-    if len({prompts for prompts, _ in rounds}) < 2:
-        return None
-    (few, short), (many, long) = rounds[0], rounds[-1]
+def _intercept(seen: list[Seen]) -> float:
+    """Where the line through a round's two sizes begins; with one size alone all of it is taken to grow."""
+    sizes: dict[int, list[float]] = {}
+    for one in seen:
+        if one.kind == ROUND:
+            sizes.setdefault(one.prompts, []).append(one.seconds)
+    if len(sizes) < 2:
+        return 0.0
+    few, many = min(sizes), max(sizes)
+    short, long = (sum(sizes[prompts]) / len(sizes[prompts]) for prompts in (few, many))
     return short - few * max(0.0, long - short) / (many - few)
 
 
@@ -181,9 +192,13 @@ def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) ->
         kind = kind_of(step)
         [*_, one] = sorted((s for s in seen if (s.stage, s.kind) == (step.stage, kind)), key=lambda s: s.prompts)
         prompts, per = prompts_of(step, sizes), rate(step.stage, kind, seen)
-        row = rows.setdefault((step.stage, kind), {**asdict(per), "steps": 0, "prompts": prompts, "seconds": 0.0})
-        row |= {"steps": row["steps"] + 1, "seconds": row["seconds"] + per.of(prompts)}
-        grows = kind != ONCE and step.stage != "train"  # a model is as large whatever it was trained on
+        row = rows.setdefault(
+            (step.stage, kind), {**asdict(per), "steps": 0, "prompts": prompts, "seconds": 0.0, "at_most": 0.0}
+        )
+        row["steps"] += 1
+        row["seconds"] += per.of(prompts)
+        row["at_most"] += per.at_most(prompts)
+        grows = kind != ONCE and step.stage not in ("sft", "train")  # a model is as large whatever it was trained on
         disk += one.size * (prompts / one.prompts if grows else 1)
         money += one.cost.get(MONEY, 0.0) * prompts / one.prompts
     stages = [{"stage": stage, "kind": kind, **row} for (stage, kind), row in rows.items()]
@@ -191,6 +206,7 @@ def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) ->
         "stages": stages,
         "between_steps": overhead * len(planned.steps),
         "hours": (sum(row["seconds"] for row in stages) + overhead * len(planned.steps)) / 3600,
+        "hours_at_most": (sum(row["at_most"] for row in stages) + overhead * len(planned.steps)) / 3600,
         "disk_bytes": round(disk),
         "judge_money": round(money, 4) if any(MONEY in one.cost for one in seen) else None,
         "ties": ties(seen),
@@ -227,16 +243,15 @@ def detectable(large: Config, seen: list[Seen], prompts: int) -> dict[str, Any] 
 
 
 def lines(told: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{'stage':<10} {'of':<6} {'steps':>5} {'prompts':>9} {'fixed':>10} {'per 1000':>10} {'whole run':>11}"
+    heads = "of", "steps", "prompts", "fixed s", "s per 1000", "whole run s", "at most s"
+    yield f"{'stage':<10}" + "".join(f"{head:>13}" for head in heads)
     for row in told["stages"]:
-        each = f"{1000 * row['each']:.1f} s" if row["kind"] != ONCE else ""
-        most = "≤" if not row["known"] else ""
-        yield (
-            f"{row['stage']:<10} {row['kind']:<6} {row['steps']:>5} {row['prompts'] if each else '':>9}"
-            f" {row['fixed']:>8.1f} s {each:>10} {most + format(row['seconds'], '.1f'):>9} s"
-        )
+        grows = row["kind"] != ONCE
+        counts = f"{row['kind']:>13}{row['steps']:>13}{row['prompts'] if grows else '':>13}"
+        each = f"{1000 * row['each']:.1f}" if grows else ""
+        yield f"{row['stage']:<10}{counts}{row['fixed']:>13.1f}{each:>13}{row['seconds']:>13.1f}{row['at_most']:>13.1f}"
     yield f"between steps {told['between_steps']:.1f} s"
-    yield f"time          {told['hours']:.2f} hours ({60 * told['hours']:.1f} minutes) on this machine, as busy as now"
+    yield f"time          {told['hours']:.2f} h, at most {told['hours_at_most']:.2f}, with the machine as busy as now"
     yield f"disk          {told['disk_bytes'] / 1e6:,.1f} MB in the store; checkpoints come on top while it trains"
     yield f"judge         {'no judge is paid' if told['judge_money'] is None else format(told['judge_money'], '.2f')}"
     if tied := told["ties"]:

@@ -40,7 +40,7 @@ def pretend(cfg) -> None:
         for name, value in PUBLISHED.get(step.stage, {}).items():
             write_json(path / name, value)
         prompts = pilot.prompts_of(step, pilot.sizes_of(cfg, planned))
-        cost = {"sample": {"engine_start_seconds": 30.0}, "score": {"judge_money": 0.01 * prompts}}.get(step.stage, {})
+        cost = {"score": {"judge_money": 0.01 * prompts}, "sample": {"engine_start_seconds": 4.0}}.get(step.stage, {})
         size = 1000 if step.stage in ("sft", "train") else 10 * prompts
         files = [{"path": "x", "size": size, "sha256": ""}]
         write_json(path / "manifest.json", {"files": files, "seconds": seconds(step, prompts), "cost": cost})
@@ -65,7 +65,11 @@ def test_what_grows_with_prompts_is_extrapolated_and_what_does_not_is_not(told):
     truth = sum(seconds(step, pilot.prompts_of(step, sizes)) for step in planned.steps if step.stage != "evaluate")
     report = 6.0 * 300 / 50  # one size alone: all of it is taken to grow
     assert 3600 * estimate["hours"] == pytest.approx(truth + report + 2.0 * len(planned.steps))
-    assert [row["stage"] for row in estimate["stages"] if not row["known"]] == ["evaluate"]
+    most = 2.0 * len(planned.steps)
+    for step in planned.steps:  # had all of it grown but the engine's measured start
+        start = {"sample": 4.0, **ONCE}.get(step.stage, 0.0)
+        most += start + (seconds(step, 50) - start) * pilot.prompts_of(step, sizes) / 50
+    assert 3600 * estimate["hours_at_most"] == pytest.approx(most)
 
 
 def test_a_round_that_trains_on_all_pairs_reads_those_of_every_round(told):
@@ -84,7 +88,7 @@ def test_disk_money_ties_and_what_can_be_detected(told):
     assert least == pytest.approx(0.1 * (50 / 300) ** 0.5)
     assert most == pytest.approx(2.8 * 2**0.5 * 0.1 / 1.96 * (50 / 300) ** 0.5, rel=1e-4)
     shown = "\n".join(pilot.lines(estimate))
-    assert "12% of prompts" in shown and "≤36.0 s" in shown and "in rules with 300 exam prompts" in shown
+    assert "12% of prompts" in shown and "in rules with 300 exam prompts" in shown
     json.dumps(estimate, allow_nan=False)
 
 
