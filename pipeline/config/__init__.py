@@ -46,6 +46,7 @@ from pipeline.config.reward import (
     GivenPreferences,
     PlaygroundPreferences,
     PreferencesConfig,
+    RewardCheckpoint,
     RewardConfig,
     RewardTraining,
 )
