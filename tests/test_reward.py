@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Model
-from pipeline.config import PlaygroundPreferences, RewardTraining, TrainerRuntime
+from pipeline.config import PlaygroundPreferences, RewardTraining
 from pipeline.errors import Broken, Refusal
 from pipeline.scorers import Answer
 from pipeline.scorers.rules import playground as rule
@@ -289,12 +289,12 @@ def test_the_stage_refuses_a_language_model_as_a_checkpoint(tmp_path: Path, star
         list(scorer(None).mark([]))
 
 
-SEEDS = 3
+SEEDS = 3  # one training's luck is as large as the effect: their means are compared
 
 
 @model
 def test_a_proxy_of_wrong_labels_agrees_less_with_the_gold_rule(tmp_path: Path) -> None:
-    """Of 200 pairs a fifth has the wrong label. Both are judged by 500 pairs held out, by the rule; SEEDS runs each."""
+    """Learned from 200 pairs, of which a fifth has the wrong label; judged on 1,000 others by the rule."""
     from pipeline.stages import base
     from tests.test_sft import TINY
 
@@ -303,12 +303,14 @@ def test_a_proxy_of_wrong_labels_agrees_less_with_the_gold_rule(tmp_path: Path) 
     def agreement(flipped: float) -> float:
         found = []
         for seed in range(SEEDS):
-            data = pairs_of(700, flipped, seed, constraints=6).model_dump()
-            apart = {"share": 0.7, "least": 500, "most_share": 0.9}
-            cfg = training(data=data, held_out=apart, seed=seed, learning_rate=5e-3, epochs=15, batch=20)
-            cfg = cfg.model_copy(update={"runtime": TrainerRuntime(micro_batch=20, save_every=1000)})
+            data = pairs_of(1200, flipped, seed, constraints=6).model_dump()
+            apart = {"share": 0.8, "least": 1000, "most_share": 0.9}
+            steps = {"learning_rate": 5e-3, "epochs": 15, "batch": 20}
+            runtime = {"micro_batch": 20, "save_every": 1000}
+            cfg = training(data=data, held_out=apart, seed=seed, runtime=runtime, **steps)
             made = train(cfg, tmp_path / f"{flipped}-{seed}", start)
             found.append(told(made.path, "held_out.json")["gold_accuracy"])
         return sum(found) / SEEDS
 
-    assert agreement(0.2) < agreement(0.0) - 0.01
+    noisy, clean = agreement(0.2), agreement(0.0)
+    assert noisy < clean, (noisy, clean)
