@@ -42,7 +42,8 @@ def test_a_wrong_type_and_a_wrong_value_are_said_at_once():
 
 def test_a_missing_recipe_names_the_ones_there_are():
     assert said("recipes=smok") == (
-        "recipes=smok: there is no recipes/smok.yaml. Did you mean smoke? Known: refit_smoke, smoke, sweep_smoke"
+        "recipes=smok: there is no recipes/smok.yaml. Did you mean smoke?"
+        " Known: overoptimise, refit_smoke, smoke, sweep_smoke"
     )
 
 

@@ -16,7 +16,7 @@ from pipeline.scorers.rules import playground as rule
 from pipeline.sources import playground
 from pipeline.sources.judged import read_judged
 from pipeline.stages import reward
-from tests.test_reward_model import marks, scorer
+from tests.test_reward_model import checkpoint, marks, scorer
 from tests.test_sft import edit, fenced, hashes
 from tests.tiny import CHAT, tiny_model
 
@@ -282,9 +282,35 @@ def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path, start: Model
 
 @model
 def test_the_stage_refuses_a_language_model_as_a_checkpoint(tmp_path: Path, start: Model) -> None:
-    from tests.test_sft import checkpoint
 
     with pytest.raises(Refusal, match="no reward model"):
         reward.run(checkpoint(start.weights), tmp_path / "out")
     with pytest.raises(Refusal, match="has no model"):
         list(scorer(None).mark([]))
+
+
+SEEDS = 3  # one training's luck is as large as the effect: their means are compared
+
+
+@model
+def test_a_proxy_of_wrong_labels_agrees_less_with_the_gold_rule(tmp_path: Path) -> None:
+    """Learned from 200 pairs, of which a fifth has the wrong label; judged on 1,000 others by the rule."""
+    from pipeline.stages import base
+    from tests.test_sft import TINY
+
+    start = base.run(TINY.model_copy(update={"vocabulary": 1024, "context": 512}), tmp_path / "base" / "tiny")
+
+    def agreement(flipped: float) -> float:
+        found = []
+        for seed in range(SEEDS):
+            data = pairs_of(1200, flipped, seed, constraints=6).model_dump()
+            apart = {"share": 0.8, "least": 1000, "most_share": 0.9}
+            steps = {"learning_rate": 5e-3, "epochs": 15, "batch": 20}
+            runtime = {"micro_batch": 20, "save_every": 1000}
+            cfg = training(data=data, held_out=apart, seed=seed, runtime=runtime, **steps)
+            made = train(cfg, tmp_path / f"{flipped}-{seed}", start)
+            found.append(told(made.path, "held_out.json")["gold_accuracy"])
+        return sum(found) / SEEDS
+
+    noisy, clean = agreement(0.2), agreement(0.0)
+    assert noisy < clean, (noisy, clean)

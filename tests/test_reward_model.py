@@ -13,7 +13,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline.artifacts import Model, Prompts, Samples, write_table
-from pipeline.config import ScorerConfig
+from pipeline.config import RewardCheckpoint, ScorerConfig
 from pipeline.errors import Broken, Refusal
 from pipeline.plan import plan
 from pipeline.scorers import Answer, Mark, open_scorer
@@ -45,6 +45,11 @@ def scorer(folder: Path | None, **changes: Any):
         "runtime": {"batch_tokens": 512, "memory": 0.5},
     }
     return open_scorer(TypeAdapter(ScorerConfig).validate_python({**values, **changes}))
+
+
+def checkpoint(folder: Path | str) -> RewardCheckpoint:
+    trust = {"remote_code": False, "pickled_weights": False}
+    return RewardCheckpoint(kind="checkpoint", model=str(folder), revision=None, trust=trust)
 
 
 def answers(count: int = 24, longest: int = 40) -> list[Answer]:
@@ -378,7 +383,6 @@ def test_a_scorer_s_hub_model_is_pinned_to_its_commit():
 @model
 def test_the_stage_marks_with_the_run_s_reward_model_and_counts_what_was_cut(tmp_path):
     from pipeline.stages import reward, score
-    from tests.test_sft import checkpoint
 
     tiny_classifier(tmp_path / "mine")
     rm = reward.run(checkpoint(tmp_path / "mine"), tmp_path / "store" / "reward" / "f.partial")

@@ -71,6 +71,7 @@ from pipeline.config.reward import (
     GivenPreferences,
     PlaygroundPreferences,
     PreferencesConfig,
+    RewardCheckpoint,
     RewardConfig,
     RewardTraining,
 )

@@ -4,12 +4,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, PositiveInt
 
-from pipeline.config.block import Block, Share
-from pipeline.config.models import BaseConfig, Checkpoint
+from pipeline.config.block import Block, Share, Trust, Weights
+from pipeline.config.models import BaseConfig
 from pipeline.config.offline import PreferenceRows
 from pipeline.config.pair import DevPairs
 from pipeline.config.prompts import Fence
 from pipeline.config.training import Optimization
+
+
+class RewardCheckpoint(Block):
+    kind: Literal["checkpoint"]
+    model: Weights
+    revision: str | None
+    trust: Trust
 
 
 class PlaygroundPreferences(Block):
@@ -38,4 +45,4 @@ class RewardTraining(Optimization):
     template_kwargs: dict[str, JsonValue]
 
 
-RewardConfig = Annotated[Checkpoint | RewardTraining, Field(discriminator="kind")]
+RewardConfig = Annotated[RewardCheckpoint | RewardTraining, Field(discriminator="kind")]

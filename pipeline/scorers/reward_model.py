@@ -75,7 +75,7 @@ class RewardModel:
             raise Refusal(
                 "a scorer of kind reward_model has no model: give it one, or the run reward=checkpoint or train."
             )
-        return place, opened_tokenizer(tokenizer, cfg.template, str(place.weights), place.remote_code)
+        return place, opened_tokenizer(tokenizer, cfg.template.chat_template, str(place.weights), place.remote_code)
 
 
 def _mark(sample_id: str, score: float, cut: int) -> Mark:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import PLACE_FILE, Model, write_json
-from pipeline.config import Checkpoint, Dtype, Template, Trust, Weights
+from pipeline.config import Checkpoint, Dtype, RewardCheckpoint, Template, Trust, Weights
 from pipeline.content import ContentCache, commit_of
 from pipeline.errors import Refusal
 from pipeline.sources import checkpoint_checks as checks
@@ -36,10 +36,10 @@ def bring_in(cfg: Checkpoint, out: Path) -> Model:
     return Model(out)
 
 
-def bring_in_classifier(cfg: Checkpoint, out: Path) -> Model:
+def bring_in_classifier(cfg: RewardCheckpoint, out: Path) -> Model:
     """A reward model as a reference: how its scorers put a text to it is theirs to say."""
     folder, commit = classifier(cfg.model, cfg.revision, cfg.trust)
-    opened_tokenizer(folder, cfg.template, cfg.model, cfg.trust.remote_code).save_pretrained(out / "tokenizer")
+    opened_tokenizer(folder, None, cfg.model, cfg.trust.remote_code).save_pretrained(out / "tokenizer")
     origin = {"weights": str(cfg.model), "revision": commit, "content": commit} if commit else _local(folder, out)
     write_json(out / "model.json", {**origin, "tokenizer": "tokenizer", "remote_code": cfg.trust.remote_code})
     return Model(out)
@@ -62,12 +62,12 @@ def classifier(model: Weights, revision: str | None, trust: Trust) -> tuple[Path
 
 def load_tokenizer(place: Path, template: Template, name: str, remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer with the template that the config gives, or its own; one of them has to work."""
-    tokenizer = opened_tokenizer(place, template, name, remote_code)
+    tokenizer = opened_tokenizer(place, template.chat_template, name, remote_code)
     checks.template(tokenizer, template, name)
     return tokenizer
 
 
-def opened_tokenizer(place: Path, template: Template, name: str, remote_code: bool) -> "PreTrainedTokenizerBase":
+def opened_tokenizer(place: Path, chat_template: str | None, name: str, remote_code: bool) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
@@ -77,8 +77,8 @@ def opened_tokenizer(place: Path, template: Template, name: str, remote_code: bo
             f"{name}: it has no tokenizer that opens ({first_line(error)}).\n"
             f"  Put tokenizer.json and tokenizer_config.json beside config.json."
         ) from error
-    if template.chat_template:
-        tokenizer.chat_template = _template_file(template.chat_template)
+    if chat_template:
+        tokenizer.chat_template = _template_file(chat_template)
     return tokenizer
 
 

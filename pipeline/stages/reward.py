@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Fence, Model, note_cost, write_json, write_table
-from pipeline.config import Checkpoint, RewardTraining
+from pipeline.config import RewardCheckpoint, RewardTraining
 from pipeline.errors import Refusal
 from pipeline.training.launch import expose_one_device
 
@@ -19,9 +19,9 @@ Row = dict[str, Any]
 
 
 def run(
-    cfg: Checkpoint | RewardTraining, out: Path, *, start: Model | None = None, fence: Fence | None = None
+    cfg: RewardCheckpoint | RewardTraining, out: Path, *, start: Model | None = None, fence: Fence | None = None
 ) -> Model:
-    if isinstance(cfg, Checkpoint):
+    if isinstance(cfg, RewardCheckpoint):
         from pipeline.sources.checkpoint import bring_in_classifier
 
         return bring_in_classifier(cfg, out)
