@@ -161,6 +161,7 @@ class _Crew:
         self.left = deque(shards)
         self.members: list[_Member] = []
         self._finish, self._tell = finish, tell
+        self._lost: _Member
 
     def run(self, work: Work, environments: list[Environment], logs: Path) -> None:
         logs.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ class _Crew:
         if self.left:
             raise Broken(
                 f"all {len(members)} workers ended before the work did: {len(self.left)} shards are missing "
-                f"({self.left[0]} …).\n  The last one {member.cause}. Its last lines:\n"
+                f"({self.left[0]} …).\n  The last one {self._lost.cause}. Its last lines:\n"
                 + "\n".join(f"    {line}" for line in self._lost.last_words())
             )
 
@@ -228,7 +229,7 @@ class _Crew:
         self.left.extendleft(reversed(member.claimed))
         if member.process.exitcode or member.claimed:
             self._lost = member
-            _say(f"│ {member.name} {member.cause}: its {len(member.claimed)} shards go to the others.")
+            _say(f"│ {member.name} {member.cause}: {len(member.claimed)} shards come back.")
         member.claimed = []
 
 

@@ -80,12 +80,14 @@ def test_a_killed_hand_gives_its_shard_back_even_the_last(tmp_path, capfd):
     have_done(tmp_path, [{}, {}], pause=0.02, dies=SHARDS[-1])
     assert all((tmp_path / shard).read_text().count("\n") == 1 for shard in SHARDS)
     errors = capfd.readouterr().err
-    assert "was killed by SIGKILL: its 1 shards go to the others." in errors
+    assert "was killed by SIGKILL: 1 shards come back." in errors
     assert "these are my last words" in errors
 
 
 def test_when_all_are_killed_their_last_words_are_told(tmp_path):
-    with pytest.raises(Broken, match=r"all 2 workers ended.*12 shards are missing \(shard-0(.|\n)*out of memory"):
+    with pytest.raises(
+        Broken, match=r"all 2 workers ended.*12 shards are missing \(shard-0.*\n.*killed by SIGKILL(.|\n)*out of memory"
+    ):
         work_off(SHARDS, die, [{}, {}], tmp_path)
 
 
