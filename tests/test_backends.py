@@ -355,7 +355,7 @@ def test_a_stop_string_saves_tokens_and_leaves_the_same_completions(fast, slow):
         assert all(before == after for before, after in told)
         assert sum(stop is not None for (_, _, stop), _ in told) > 12
         lengths = [sum(len(c[r.sample_id].token_ids) for r in with_stop) for c in (plain, stopped)]
-        assert lengths[1] < (0.7 if backend is fast else 1.01) * lengths[0], "a batch of transformers' ends together"
+        assert lengths[1] < 0.8 * lengths[0]
 
 
 @model

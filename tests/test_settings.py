@@ -21,11 +21,16 @@ from pipeline.sampling import asking, cutting, drawing
 from pipeline.stages import sample
 from pipeline.stages.score import SCORE
 from tests.house import SMALL, composed, fingerprints, named
-from tests.test_sample import CONFIG, PLAIN, POLICY, ask, config, files, prompts, run  # noqa: F401
+from tests.test_sample import PLAIN, POLICY, ask, config, files, run
 
 DRAW = {"n": 3, "temperature": 0.8, "top_p": 0.9, **PLAIN}
 FEW_SHOT = [{"role": "user", "content": "two?"}, {"role": "assistant", "content": "2."}]
 LONG = {"prompt": 200, "completion": 32}
+
+
+@pytest.fixture
+def prompts(tmp_path) -> artifacts.Prompts:
+    return ask(tmp_path / "train", *(f"say {number} things" for number in range(10)))
 
 
 def settings(**changes) -> dict:
@@ -36,7 +41,7 @@ def settings(**changes) -> dict:
 # ── shown to the sampler alone ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_only_the_sampler_is_shown_is_recorded_and_not_trained(tmp_path, prompts):  # noqa: F811
+def test_what_only_the_sampler_is_shown_is_recorded_and_not_trained(tmp_path, prompts):
     changes = settings(system="Be kind.", few_shot=FEW_SHOT)
     rows = run(tmp_path / "out", prompts, **changes)
     assert rows.group_by("prompt_id").agg(pl.col("prompt_token_ids", "prompt").n_unique())["prompt"].max() == 1
@@ -85,7 +90,7 @@ def test_the_draws_for_kl_are_the_policy_s_own():
 # ── stop strings ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_completion_is_cut_before_its_stop_string_ended_and_counted(tmp_path, prompts):  # noqa: F811
+def test_a_completion_is_cut_before_its_stop_string_ended_and_counted(tmp_path, prompts):
     whole = run(tmp_path / "whole", prompts, settings={"draw": DRAW})
     words = pl.Series([word for text in whole["completion"] for word in text.split()])
     stop = f" {words.value_counts(sort=True).row(0)[0]}"
@@ -111,7 +116,7 @@ def test_a_completion_is_cut_before_its_stop_string_ended_and_counted(tmp_path, 
     assert cost["tokens"] == cut["token_ids"].list.len().sum() < whole["token_ids"].list.len().sum()
 
 
-def test_a_stop_string_that_no_tokens_can_be_cut_before_breaks_with_words(tmp_path, prompts):  # noqa: F811
+def test_a_stop_string_that_no_tokens_can_be_cut_before_breaks_with_words(tmp_path, prompts):
     with pytest.raises(Broken, match=r"no tokens that read as .*\n.*begins where a word does"):
         run(tmp_path / "out", prompts, settings={"draw": {**DRAW, "stop": ["a"]}})
 
@@ -181,7 +186,7 @@ class TestCuttingTokens:
         assert cutting.thinking(text, None, text.pieces(prompt), completion) == 0
 
 
-def test_thinking_stands_in_a_column_and_in_the_cost(tmp_path, prompts):  # noqa: F811
+def test_thinking_stands_in_a_column_and_in_the_cost(tmp_path, prompts):
     whole = run(tmp_path / "whole", prompts)
     close = whole["completion"][0].split()[3]
     rows = run(tmp_path / "out", prompts, reasoning={"open": "ö", "close": close})
@@ -203,7 +208,7 @@ def scored(folder: Path, rows: pl.DataFrame, score_of) -> Scores:
     return Scores(folder)
 
 
-def test_a_later_wave_draws_only_where_all_scores_so_far_tie(tmp_path, prompts):  # noqa: F811
+def test_a_later_wave_draws_only_where_all_scores_so_far_tie(tmp_path, prompts):
     first = run(tmp_path / "0", prompts)
     tied, single, split, failed, *_ = names = first["prompt_id"].unique().sort().to_list()
 
@@ -227,7 +232,7 @@ def test_a_later_wave_draws_only_where_all_scores_so_far_tie(tmp_path, prompts):
     assert len(names) == 10
 
 
-def test_a_wave_that_no_prompt_needs_publishes_no_rows_and_starts_nothing(tmp_path, prompts, monkeypatch):  # noqa: F811
+def test_a_wave_that_no_prompt_needs_publishes_no_rows_and_starts_nothing(tmp_path, prompts, monkeypatch):
     first = run(tmp_path / "0", prompts)
     scores = scored(tmp_path / "s0", first, lambda row: int(row["sample_id"], 16) / 2**64)
     monkeypatch.setattr(Scripted, "start", lambda *_: pytest.fail("the backend was started"))

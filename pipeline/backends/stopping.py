@@ -35,15 +35,21 @@ class Stopper:
 
 
 class EndOfRows:
-    """Stoppers for a batch of transformers' generate: a stopping criterion that ends the rows which may end."""
+    """Stoppers for a batch of transformers' generate: a stopping criterion, and `at`, how long each ended row was."""
 
     def __init__(self, text: Text, batch: list[Request], width: int):
         self.width = width
-        self.stoppers = [Stopper(text, request.stop) if request.stop else None for request in batch]
+        self.at: list[int | None] = [None] * len(batch)
+        self._stoppers = {row: Stopper(text, request.stop) for row, request in enumerate(batch) if request.stop}
+
+    def __bool__(self) -> bool:
+        return bool(self._stoppers)
 
     def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor", **_: object) -> "torch.Tensor":
         import torch
 
-        drawn = input_ids[:, self.width :].tolist()
-        done = [s is not None and s.sees(row) for s, row in zip(self.stoppers, drawn, strict=True)]
-        return torch.tensor(done, device=input_ids.device)
+        for row, stopper in self._stoppers.items():
+            drawn = input_ids[row, self.width :].tolist()
+            if self.at[row] is None and stopper.sees(drawn):
+                self.at[row] = len(drawn)
+        return torch.tensor([at is not None for at in self.at], device=input_ids.device)

@@ -57,10 +57,10 @@ class Transformers:
         ids, mask = self._padded([request.prompt_token_ids for request in batch])
         draws = Draws(batch, self.module.device)
         with torch.inference_mode():
-            ends = [EndOfRows(self.text, batch, ids.shape[1])] if any(request.stop for request in batch) else []
-            shaped = {"logits_processor": [draws], "stopping_criteria": ends}
+            ends = EndOfRows(self.text, batch, ids.shape[1])
+            shaped = {"logits_processor": [draws], "stopping_criteria": [ends] if ends else []}
             rows = self.module.generate(input_ids=ids, attention_mask=mask, **shaped)
-        drawn = rows[:, ids.shape[1] :].tolist()
+        drawn = [row[:end] for row, end in zip(rows[:, ids.shape[1] :].tolist(), ends.at, strict=True)]
         logprobs = torch.stack(draws.logprobs, dim=1).double().cpu()
         return [self._completion(*row) for row in zip(batch, drawn, logprobs, strict=True)]
 
