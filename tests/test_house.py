@@ -21,7 +21,7 @@ CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
 DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
-LEAVES = {"errors", "content", "progress", "trl_args"}  # anyone may import these
+LEAVES = {"errors", "content", "progress", "trl_args", "language"}  # anyone may import these
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
 MAY_IMPORT = {
     "artifacts": set(),
@@ -47,10 +47,13 @@ MAY_IMPORT = {
     "report": {"artifacts", "config"},
     "edit": {"artifacts"},
     "why": {"artifacts"},
+    "label": {"artifacts", "scorers"},
+    "calibrate": {"compose", "scorers", "report", "artifacts", "config"},
     "errors": set(),
     "content": set(),
     "progress": set(),
     "trl_args": set(),
+    "language": set(),
     "__init__": set(),
 }
 
@@ -133,6 +136,11 @@ BESIDE = {
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
     "conf/demonstrations/playground.yaml": [GIVEN[0], "base=tiny", "sft=train"],
     "conf/demonstrations/jsonl.yaml": [GIVEN[0], "base=tiny", "sft=train", "sft.data.path=rows.jsonl"],
+    "conf/scorer/code.yaml": [*GIVEN, "score.scorers.rules.allow_code_execution=true"],
+    "conf/scorer/function.yaml": [*GIVEN, "score.scorers.rules.function=./my_scorer.py:score"],
+    "conf/scorer/labels.yaml": [*GIVEN, "score.scorers.rules.path=labels.jsonl"],
+    "conf/scorer/regex.yaml": [*GIVEN, "score.scorers.rules.pattern=done"],
+    "conf/scorer/ensemble.yaml": [*GIVEN, "+scorer@score.scorers.short=length", "score.scorers.rules.of={short: 1}"],
     "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
     "conf/offline/hub.yaml": [*GIVEN, *HALF, "offline.source.dataset=owner/name"],
 }
@@ -164,7 +172,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (35, 2)
+    assert (len(CONF), len(RECIPES)) == (45, 2)
 
 
 def test_every_knob_has_a_word_on_it():

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
-from pipeline.config.block import Block, Dtype, Limits, Local, Share, Template, Trust, Weights
+from pipeline.config.block import Block, Dtype, Function, Limits, Local, Share, Template, Trust, Weights
 from pipeline.config.exam import EvaluateConfig, ExamConfig
 from pipeline.config.models import (
     BaseConfig,
@@ -54,7 +54,26 @@ from pipeline.config.sample import (
     VllmBackend,
     VllmRuntime,
 )
-from pipeline.config.score import ReferConfig, ReferRuntime, RuleScorer, ScoreConfig, ScorerConfig
+from pipeline.config.score import (
+    CheckScorer,
+    CodeLimits,
+    CodeScorer,
+    EnsembleScorer,
+    FunctionScorer,
+    IfevalScorer,
+    JsonScorer,
+    LabelsScorer,
+    LanguageScorer,
+    LengthScorer,
+    MathScorer,
+    ReferConfig,
+    ReferRuntime,
+    RegexScorer,
+    RuleScorer,
+    ScoreConfig,
+    ScorerConfig,
+    Workers,
+)
 from pipeline.config.training import AdapterConfig, FullAdapter, LoraAdapter, Optimization, TrainConfig, TrainerRuntime
 from pipeline.errors import nearest
 
@@ -106,6 +125,12 @@ def _mismatches(cfg: Config) -> Iterator[str]:
     ):
         if name not in scorers:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
+    chief = marking.scorers.get(cfg.evaluate.scorer)
+    if isinstance(chief, EnsembleScorer) and chief.within_prompt:
+        yield (
+            f"evaluate.scorer={cfg.evaluate.scorer}: combine={chief.combine} compares the answers of one model to one"
+            " prompt and cannot tell models apart. Give a single scorer, or an ensemble with combine=min."
+        )
     yield from _unmixable(cfg)
     for name, scorer in cfg.score.scorers.items():
         if scorer.gold:

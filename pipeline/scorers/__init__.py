@@ -3,11 +3,11 @@
 A shard holds whole prompts. Each answer gets a mark; what could not be marked gets one without a score, never none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.config import RuleScorer, ScorerConfig
+from pipeline.config import EnsembleScorer, FunctionScorer, LabelsScorer, ScorerConfig
 
 Message = dict[str, str]
 
@@ -21,6 +21,7 @@ class Answer:
     prompt: list[Message]
     completion: str
     columns: dict[str, Any]  # of its prompt: what the rule or the judge needs to know
+    tokens: int | None = None  # how many were sampled, if it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,11 @@ class Mark:
     score: float | None
     criterion: str = ""
     detail: str = ""  # why it failed, or what else the scorer knows (JSON), such as its flip rate
+    abstained: bool = False  # it has no opinion on this answer, such as people who were not asked: that is no failure
+
+
+# A rule: `{"": whole, criterion: part}` of one answer; it raises when it cannot tell.
+Check = Callable[[Answer], dict[str, float]]
 
 
 class Scorer(Protocol):
@@ -43,7 +49,17 @@ class Scorer(Protocol):
 
 def open_scorer(cfg: ScorerConfig) -> Scorer:
     match cfg:
-        case RuleScorer():
+        case FunctionScorer():
+            from pipeline.scorers.function import UserFunction
+
+            return UserFunction(cfg)
+        case LabelsScorer():
+            from pipeline.scorers.labels import Labels
+
+            return Labels(cfg)
+        case EnsembleScorer():
+            raise TypeError("an ensemble marks nothing itself: see ensemble.combined")
+        case _:
             from pipeline.scorers.rules import Rules
 
             return Rules(cfg)
