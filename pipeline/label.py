@@ -55,7 +55,8 @@ def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
     """So many pairs in an order drawn by the seed, and how many prompts had none; which side is A is drawn as well."""
     sides = [answers(samples) for samples in sampled(run, asked.get("of"))]
     first, second = sides[0], sides[-1]
-    rows, short = [], 0
+    rows: list[Row] = []
+    short = 0
     for prompt_id in sorted(first.keys() & second.keys(), key=lambda name: drawn(asked["seed"], name)):
         if len(rows) == int(asked["pairs"]):
             break

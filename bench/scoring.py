@@ -1,0 +1,125 @@
+"""Scoring: what processes of its own gain for IFEval's checkers. python bench/scoring.py [RATIO …] [rows=20000]"""
+
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from measure import Ratio, in_turn, report
+
+ROWS = 20_000
+PER_SHARD = 2048
+RUNS = 2
+WORDS = (
+    "the quiet river bends around an old mill, where *lantern light* falls; on still water in the EVENING. We walked"
+    " along its bank until the path ended! What remained? A gate [name] of iron, - and a field.\n\n* Beyond it"
+).split(" ")
+
+
+def rules() -> Ratio:
+    """One process over the stage's own number of them: all of IFEval's checkers that this machine has the data for."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_samples(Path(folder))
+        pairs = list(in_turn(RUNS, lambda: stage_seconds(Path(folder), "auto"), lambda: stage_seconds(Path(folder), 1)))
+    for ours, one in pairs:
+        print(f"rules: {ours:.1f} s, one process {one:.1f} s")
+    return Ratio([one / ours for ours, one in pairs], ">= 1.6")
+
+
+def stage_seconds(folder: Path, workers: Any) -> float:
+    from pipeline.artifacts import Prompts, Samples
+    from pipeline.config import IfevalScorer, ScoreConfig, Workers
+    from pipeline.stages.score import run
+
+    scorer = IfevalScorer(kind="ifeval", reading="strict", gold=False, runtime=Workers(workers=workers))
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    started = time.monotonic()
+    run(
+        ScoreConfig(scorers={"ifeval": scorer}, max_failed=0.0),
+        folder / "out",
+        samples=Samples(folder),
+        prompts=Prompts(folder),
+    )
+    return time.monotonic() - started
+
+
+def make_samples(folder: Path) -> None:
+    """Each prompt gives three instructions; answers are words at random, as long as answers are."""
+    import json
+
+    import polars as pl
+
+    from pipeline.artifacts import write_table
+
+    asked = instructions()
+    draw = random.Random(0)
+    prompts = []
+    for at in range(0, rows_asked(), PER_SHARD):
+        shard = []
+        for number in range(at, min(at + PER_SHARD, rows_asked())):
+            chosen = draw.sample(sorted(asked), 3)
+            told = {"instruction_id_list": chosen, "kwargs": [asked[name] for name in chosen]}
+            name, text = f"p{number}", " ".join(draw.choice(WORDS) for _ in range(draw.randint(40, 200)))
+            prompts.append({"prompt_id": name, "prompt": [], "columns": json.dumps(told)})
+            ids = {"prompt_id": name, "sample_id": f"{name}-0", "setting": "draw", "token_ids": [1]}
+            shard.append({**ids, "prompt": [{"role": "user", "content": "Describe a river."}], "completion": text})
+        write_table(folder / "samples" / f"{at:06d}.parquet", pl.DataFrame(shard))
+    write_table(folder / "prompts.parquet", pl.DataFrame(prompts))
+
+
+def instructions() -> dict[str, dict[str, Any]]:
+    from pipeline.scorers.ifeval import NEED_PUNKT, has_punkt
+
+    known = {
+        "keywords:existence": {"keywords": ["river", "mill"]},
+        "keywords:frequency": {"keyword": "river", "frequency": 2, "relation": "at least"},
+        "keywords:forbidden_words": {"forbidden_words": ["sea"]},
+        "keywords:letter_frequency": {"letter": "q", "let_frequency": 3, "let_relation": "at least"},
+        "language:response_language": {"language": "en"},
+        "length_constraints:number_sentences": {"num_sentences": 4, "relation": "at least"},
+        "length_constraints:number_paragraphs": {"num_paragraphs": 2},
+        "length_constraints:number_words": {"num_words": 100, "relation": "at least"},
+        "length_constraints:nth_paragraph_first_word": {"num_paragraphs": 2, "nth_paragraph": 1, "first_word": "the"},
+        "detectable_content:number_placeholders": {"num_placeholders": 2},
+        "detectable_content:postscript": {"postscript_marker": "P.S."},
+        "detectable_format:number_bullet_lists": {"num_bullets": 3},
+        "detectable_format:constrained_response": {},
+        "detectable_format:number_highlighted_sections": {"num_highlights": 2},
+        "detectable_format:multiple_sections": {"section_spliter": "SECTION", "num_sections": 2},
+        "detectable_format:json_format": {},
+        "detectable_format:title": {},
+        "combination:two_responses": {},
+        "combination:repeat_prompt": {"prompt_to_repeat": "Describe a river."},
+        "startend:end_checker": {"end_phrase": "the end"},
+        "change_case:capital_word_frequency": {"capital_frequency": 3, "capital_relation": "at least"},
+        "change_case:english_capital": {},
+        "change_case:english_lowercase": {},
+        "punctuation:no_comma": {},
+        "startend:quotation": {},
+    }
+    if has_punkt():
+        return known
+    print(f"without nltk's punkt_tab: {len(known) - len(NEED_PUNKT)} of {len(known)} checkers")
+    return {name: given for name, given in known.items() if name not in NEED_PUNKT}
+
+
+RATIOS: dict[str, Callable[[], Ratio]] = {"rules": rules}
+
+
+def rows_asked() -> int:
+    return next((int(word.removeprefix("rows=")) for word in sys.argv[1:] if word.startswith("rows=")), ROWS)
+
+
+def main() -> None:
+    chosen = [word for word in sys.argv[1:] if "=" not in word] or list(RATIOS)
+    report("scoring", {name: RATIOS[name]() for name in chosen})
+
+
+if __name__ == "__main__":
+    main()
