@@ -16,10 +16,10 @@ from measure import Ratio, in_turn, report
 ROWS = 20_000
 PER_SHARD = 2048
 RUNS = 2
-WORDS = (
+TEXT = (
     "the quiet river bends around an old mill, where *lantern light* falls; on still water in the EVENING. We walked"
     " along its bank until the path ended! What remained? A gate [name] of iron, - and a field.\n\n* Beyond it"
-).split(" ")
+)
 
 
 def rules() -> Ratio:
@@ -58,14 +58,14 @@ def make_samples(folder: Path) -> None:
     from pipeline.artifacts import write_table
 
     asked = instructions()
-    draw = random.Random(0)
+    draw, words = random.Random(0), TEXT.split(" ")
     prompts = []
     for at in range(0, rows_asked(), PER_SHARD):
         shard = []
         for number in range(at, min(at + PER_SHARD, rows_asked())):
             chosen = draw.sample(sorted(asked), 3)
             told = {"instruction_id_list": chosen, "kwargs": [asked[name] for name in chosen]}
-            name, text = f"p{number}", " ".join(draw.choice(WORDS) for _ in range(draw.randint(40, 200)))
+            name, text = f"p{number}", " ".join(draw.choice(words) for _ in range(draw.randint(40, 200)))
             prompts.append({"prompt_id": name, "prompt": [], "columns": json.dumps(told)})
             ids = {"prompt_id": name, "sample_id": f"{name}-0", "setting": "draw", "token_ids": [1]}
             shard.append({**ids, "prompt": [{"role": "user", "content": "Describe a river."}], "completion": text})
