@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,30 +24,31 @@ TEXT = (
 
 
 def rules() -> Ratio:
-    """One process over the stage's own number of them: all of IFEval's checkers that this machine has the data for."""
+    """One process over the stage's own number of them, each a worker's whole life: imports, 20,000 answers, tables."""
     with tempfile.TemporaryDirectory() as folder:
         make_samples(Path(folder))
-        pairs = list(in_turn(RUNS, lambda: stage_seconds(Path(folder), "auto"), lambda: stage_seconds(Path(folder), 1)))
+        pairs = list(in_turn(RUNS, lambda: seconds(folder, "auto"), lambda: seconds(folder, "1")))
     for ours, one in pairs:
         print(f"rules: {ours:.1f} s, one process {one:.1f} s")
     return Ratio([one / ours for ours, one in pairs], ">= 1.6")
 
 
-def stage_seconds(folder: Path, workers: Any) -> float:
+def seconds(folder: str, workers: str) -> float:
+    started = time.monotonic()
+    subprocess.run([sys.executable, __file__, "stage", folder, workers], check=True, capture_output=True)
+    return time.monotonic() - started
+
+
+def stage(folder: Path, workers: str) -> None:
     from pipeline.artifacts import Prompts, Samples
     from pipeline.config import IfevalScorer, ScoreConfig, Workers
     from pipeline.stages.score import run
 
-    scorer = IfevalScorer(kind="ifeval", reading="strict", gold=False, runtime=Workers(workers=workers))
+    runtime = Workers(workers="auto" if workers == "auto" else int(workers))
+    scorer = IfevalScorer(kind="ifeval", reading="strict", gold=False, runtime=runtime)
     shutil.rmtree(folder / "out", ignore_errors=True)
-    started = time.monotonic()
-    run(
-        ScoreConfig(scorers={"ifeval": scorer}, max_failed=0.0),
-        folder / "out",
-        samples=Samples(folder),
-        prompts=Prompts(folder),
-    )
-    return time.monotonic() - started
+    cfg = ScoreConfig(scorers={"ifeval": scorer}, max_failed=0.0)
+    run(cfg, folder / "out", samples=Samples(folder), prompts=Prompts(folder))
 
 
 def make_samples(folder: Path) -> None:
@@ -65,7 +67,7 @@ def make_samples(folder: Path) -> None:
         for number in range(at, min(at + PER_SHARD, rows_asked())):
             chosen = draw.sample(sorted(asked), 3)
             told = {"instruction_id_list": chosen, "kwargs": [asked[name] for name in chosen]}
-            name, text = f"p{number}", " ".join(draw.choice(words) for _ in range(draw.randint(40, 200)))
+            name, text = f"p{number}", " ".join(draw.choice(words) for _ in range(draw.randint(100, 400)))
             prompts.append({"prompt_id": name, "prompt": [], "columns": json.dumps(told)})
             ids = {"prompt_id": name, "sample_id": f"{name}-0", "setting": "draw", "token_ids": [1]}
             shard.append({**ids, "prompt": [{"role": "user", "content": "Describe a river."}], "completion": text})
@@ -117,6 +119,9 @@ def rows_asked() -> int:
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["stage"]:
+        stage(Path(sys.argv[2]), sys.argv[3])
+        return
     chosen = [word for word in sys.argv[1:] if "=" not in word] or list(RATIOS)
     report("scoring", {name: RATIOS[name]() for name in chosen})
 
