@@ -65,6 +65,19 @@ def test_preferences_become_win_rates_whichever_way_round_they_were_shown(tmp_pa
     assert [score for score, _, _ in found.values()] == [1.0, 0.25, 0.25, None]
 
 
+def test_a_folder_of_each_annotator_s_file_is_read_as_one(tmp_path):
+    folder = tmp_path / "people"
+    folder.mkdir()
+    rows_file(folder / "verdicts-kim.jsonl", [{"a_id": "a", "b_id": "b", "verdict": "a", "annotator": "kim"}])
+    (folder / "sheet.csv").write_text("a_id,b_id,verdict,annotator\nb,a,b,lee\na,b,,mo\n")
+    (folder / "notes.txt").write_text("not a label")
+    found = labelled(folder, "ab")
+    assert json.loads(found["a"][2]) == {"annotators": [1.0, 1.0], "agreement": 1.0}
+    (folder / "sheet.csv").write_text("a_id,b_id,verdict\nb,a,b,lee\n")
+    with pytest.raises(Refusal, match="row 1: it has more cells than"):
+        labelled(folder, "ab")
+
+
 def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
     rows = [{"chosen_id": c, "rejected_id": r, "annotator": who}
             for who, c, r in (("kim", "a", "b"), ("lee", "a", "b"), ("mo", "b", "a"), ("kim", "a", "c"))]  # fmt: skip
@@ -81,6 +94,8 @@ def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
     [
         ([{"id": 3}], "l.jsonl:1: its columns are id. Expected sample_id\\+score or"),
         ([{"sample_id": "a", "score": "good"}], "score='good' is no number"),
+        ([{"sample_id": "a", "score": float("nan")}], "score=nan is no number"),
+        ([["a", 1]], "l.jsonl:1: this line is no JSON object"),
         ([{"a_id": "a", "b_id": "b", "verdict": "left"}], "verdict='left'. Expected a, b or tie"),
         ([{"a_id": "a", "b_id": "a", "verdict": "a"}], "a is compared with itself"),
         ([{"a_id": "a", "b_id": "b", "verdict": ""}], "no row has a label"),

@@ -1,7 +1,6 @@
 """Rules: what they mark, that they repeat exactly, and what a fault of theirs costs."""
 
 import json
-import os
 import socket
 import time
 from pathlib import Path
@@ -166,7 +165,7 @@ def test_ifeval_columns_that_cannot_be_read_cost_one_score():
 
 # ── mathematics ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-MATH = MathScorer(kind="math", column="answer", seconds=5, gold=False, runtime=ONE)
+MATH = MathScorer(kind="math", column="answer", seconds=30, gold=False, runtime=ONE)
 
 
 def test_results_that_are_equal_as_mathematics_are_right():
@@ -191,7 +190,7 @@ CODE = CodeScorer(
     column="tests",
     allow_code_execution=True,
     network=True,
-    limits=CodeLimits(seconds=5, cpu_seconds=1, memory_mb=512, file_mb=1),
+    limits=CodeLimits(seconds=30, cpu_seconds=1, memory_mb=512, file_mb=1),
     gold=False,
     runtime=ONE,
 )
@@ -213,24 +212,25 @@ def test_leaving_early_passes_nothing_and_printing_is_no_verdict():
 
 
 @pytest.mark.model
-def test_code_is_held_to_its_limits(tmp_path):
-    """Computing, sleeping, memory, files, and what it starts; and it sees none of this process' secrets."""
-    os.environ["PLANTED_KEY"] = "secret"
-    short = CODE.model_copy(update={"limits": CODE.limits.model_copy(update={"seconds": 0.8})})
+def test_code_is_held_to_its_limits():
+    """By the clock, of computing, memory and files: each by itself, with what keeps within it beside it."""
+    soon = CODE.model_copy(update={"limits": CODE.limits.model_copy(update={"seconds": 1.0})})
     begun = time.monotonic()
-    greedy = [
-        "while True: pass",
-        "import time; time.sleep(60)",
-        "x = bytearray(1 << 30)",
-        "open('f', 'wb').write(bytes(1 << 22))",
-    ]
-    assert coded(*greedy, cfg=short, tests=["pass"]) == [0.0] * 4
+    assert coded("import time; time.sleep(60)", cfg=soon, tests=["pass"]) == [0.0]
+    assert coded("while True: pass", tests=["pass"]) == [0.0]
+    assert time.monotonic() - begun < CODE.limits.seconds
+    within = ["x = bytearray(1 << 20)", "open('f', 'wb').write(bytes(1 << 16))"]
+    beyond = ["x = bytearray(1 << 30)", "f = open('f', 'wb'); f.write(bytes(1 << 22)); f.close()"]
+    assert coded(*within, *beyond, tests=["pass"]) == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.model
+def test_what_code_starts_ends_with_it_and_it_sees_no_secret(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLANTED_KEY", "secret")
     mark = tmp_path / "alive"
-    child = f"import subprocess; subprocess.Popen(['/bin/sh', '-c', 'sleep 1; touch {mark}'])"
-    assert coded(child, tests=["pass"]) == [1.0]
-    assert time.monotonic() - begun < 5
-    assert coded("import os", tests=["assert 'PLANTED_KEY' not in os.environ"]) == [1.0]
-    time.sleep(1.1)
+    child = f"import os, subprocess; subprocess.Popen(['/bin/sh', '-c', 'sleep 1; touch {mark}'])"
+    assert coded(child, tests=["assert 'PLANTED_KEY' not in os.environ"]) == [1.0]
+    time.sleep(1.5)
     assert not mark.exists()
 
 

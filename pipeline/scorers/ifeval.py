@@ -6,7 +6,8 @@ leaves open and guess languages by sampling: both are seeded before each answer,
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from typing import Any
 
 from pipeline.config import IfevalScorer
@@ -59,7 +60,8 @@ def _checkers() -> dict[str, Any]:
 
     download, nltk.download = nltk.download, lambda *_: False  # importing them would fetch data behind the user's back
     try:
-        from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
+        with redirect_stdout(StringIO()):  # it says that it has fetched them, fetched or not
+            from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
     finally:
         nltk.download = download
     langdetect.DetectorFactory.seed = 0

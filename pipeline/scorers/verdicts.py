@@ -9,6 +9,7 @@ verdict is empty was not judged.
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,12 @@ def _duel(place: str, a: str, b: str, a_wins: float, annotator: str) -> Duel:
 
 def _number(place: str, row: Row) -> float:
     try:
-        return float(row["score"])
-    except ValueError as error:
-        raise Refusal(f"{place}: score={row['score']!r} is no number.") from error
+        score = float(row["score"])
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise Refusal(f"{place}: score={row['score']!r} is no number. Leave it empty where nobody gave one.")
+    return score
 
 
 def verdict_of(place: str, told: Any) -> str | None:
@@ -94,28 +98,40 @@ def _shapes() -> str:
 
 
 def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
-    """Each row with the words for its place."""
+    """Each row with the words for its place; a folder's files, such as one of each annotator, are read as one."""
+    if path.is_dir():
+        for file in sorted(path.iterdir()):
+            yield from rows_of(file) if file.suffix.lower() in (".csv", ".jsonl") else ()
+        return
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(
             f"{path}: cannot be read as a text file ({type(error).__name__}). Give a JSONL or CSV file."
         ) from error
-    if path.suffix.lower() == ".csv":
-        for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
-            yield f"{path}, row {number}", {name: _unquoted(value) for name, value in row.items()}
-        return
+    yield from _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # an answer may be longer than csv expects
+    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
+        if None in row:
+            raise Refusal(
+                f"{path}, row {number}: it has more cells than the first line has names. Save it as CSV again."
+            )
+        yield f"{path}, row {number}", {name: _unquoted(value) for name, value in row.items()}
+
+
+def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise Refusal(
-                f"{path}:{number}: this line is no JSON. Expected one object a line, with {_shapes()}."
-            ) from error
+        except ValueError:
+            row = None
         if not isinstance(row, dict):
-            raise Refusal(f"{path}:{number}: this line is no JSON object. Expected {_shapes()}.")
+            raise Refusal(f"{path}:{number}: this line is no JSON object. Expected one a line, with {_shapes()}.")
         yield f"{path}:{number}", row
 
 
