@@ -22,7 +22,7 @@ from pipeline.config import (
     Workers,
 )
 from pipeline.errors import Refusal
-from pipeline.scorers import Answer, Mark, ifeval, open_scorer
+from pipeline.scorers import Answer, Mark, ifeval, open_scorer, rules
 from tests.house import SMALL, composed, fingerprints
 
 ONE = Workers(workers=1)
@@ -65,6 +65,9 @@ def test_json_has_to_be_json_and_fit_its_schema(tmp_path):
     assert scores(cfg.model_copy(update={"schema_file": None, "fenced": False}), *map(answer, good)) == [1.0, 0.0]
     schema.write_text('{"type": "no such type"}')
     with pytest.raises(Refusal, match="no JSON schema"):
+        scores(cfg, answer("{}"))
+    schema.write_text("{")
+    with pytest.raises(Refusal, match="cannot be read as JSON"):
         scores(cfg, answer("{}"))
 
 
@@ -253,7 +256,8 @@ def test_code_runs_only_where_that_was_allowed():
 
 
 @pytest.mark.model
-def test_marks_are_the_same_and_in_order_however_many_processes_check():
+def test_marks_are_the_same_and_in_order_however_many_processes_check(monkeypatch):
+    monkeypatch.setattr(rules, "WORTH_IT", 16)
     answers = [answer(f"It is {i}/4", name=f"s{i}", answer=f"{i % 3}/4") for i in range(20)]
     alone = marks(MATH, *answers)
     assert marks(MATH.model_copy(update={"runtime": Workers(workers=2)}), *answers) == alone

@@ -21,7 +21,7 @@ from pipeline.scorers import Answer, Check, Mark, texts
 Columns = dict[str, Any]
 
 CHUNK = 64  # answers that a process is given at once
-WORTH_IT = 16  # fewer answers are checked before a process has started
+WORTH_IT = 512  # fewer answers of a shard are checked before a process has started (3 seconds for IFEval's)
 
 
 class Rules:
@@ -45,8 +45,11 @@ class Rules:
 
     def _needs_processes(self, answers: int) -> bool:
         """Off the main thread always: there the alarm that limits a check's time cannot be set."""
+        if self.workers is None:
+            return False
+        least = 2 if isinstance(self.cfg, CodeScorer) else WORTH_IT  # code takes longer than that, answer by answer
         off_main = threading.current_thread() is not threading.main_thread()
-        return self.workers is not None and (off_main or (self.workers > 1 and answers >= WORTH_IT))
+        return off_main or (self.workers > 1 and answers >= least)
 
     def _marked_elsewhere(self, answers: list[Answer]) -> Iterator[Mark]:
         # spawn: a fork of a process with threads, such as polars', may never wake up

@@ -2,6 +2,8 @@
 
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 from pipeline.config import JsonScorer, LanguageScorer, LengthScorer, RegexScorer
 from pipeline.errors import Refusal
@@ -33,7 +35,7 @@ def _json(cfg: JsonScorer) -> Check:
     """1 for JSON that fits the schema, else 0; without a schema any JSON does. NaN and Infinity are not JSON."""
     import jsonschema
 
-    schema = json.loads(_read(cfg.schema_file)) if cfg.schema_file else {}
+    schema = _schema(cfg.schema_file) if cfg.schema_file else {}
     kind = jsonschema.validators.validator_for(schema)
     try:
         kind.check_schema(schema)
@@ -52,9 +54,11 @@ def _json(cfg: JsonScorer) -> Check:
     return fits
 
 
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8") as file:  # noqa: PTH123
-        return file.read()
+def _schema(path: str) -> Any:
+    try:
+        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal(f"schema_file={path}: cannot be read as JSON ({error}). Give a JSON schema file.") from error
 
 
 def _no_json(word: str) -> None:
