@@ -4,18 +4,20 @@ import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.config import Config
 from pipeline.errors import Refusal, nearest
 
 CONF = Path(__file__).parent.parent / "conf"
 RECIPES = CONF / "recipes"  # a link to recipes/, so that Hydra sees that folder of the house and no other
+
+Asked = TypeVar("Asked", bound=BaseModel)
 
 FLAGS = "-m", "--multirun", "--config-dir", "-cd"
 USAGE = "Usage: python -m pipeline [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
@@ -103,6 +105,14 @@ def compose(arguments: Arguments) -> tuple[list[Config], bool]:
     return [point(one, one.hydra) for one in composed], True
 
 
+def block(arguments: Arguments, shape: type[Asked]) -> Asked:
+    """The blocks of the config that a shape asks for, by themselves: for side doors, whatever else has no value yet."""
+    composed = _compose(arguments, [override.input_line for override in _parsed(arguments.overrides)])
+    choices = {key: str(value) for key, value in composed.hydra.runtime.choices.items() if value is not None}
+    raw = {name: OmegaConf.to_container(composed[name], resolve=True) for name in shape.model_fields}
+    return validated(raw, choices, list(composed.hydra.overrides.task), shape)
+
+
 def point(composed: DictConfig, hydra: Any) -> Config:
     """One composed point, validated; `recipe` is the name under which its run is filed."""
     choices = {key: str(value) for key, value in hydra.runtime.choices.items() if value is not None}
@@ -115,7 +125,8 @@ def point(composed: DictConfig, hydra: Any) -> Config:
         raise Refusal(f"recipes/{choices['recipes']}.yaml: its first line has to be `# @package _global_`.")
     unresolved = OmegaConf.to_container(own, resolve=False)
     echoes = {path for path, value in _leaves(unresolved) if isinstance(value, str) and value.startswith("${")}
-    return validated({**raw, "recipe": choices.get("recipes", "run")}, choices, list(hydra.overrides.task), echoes)
+    named = {**raw, "recipe": choices.get("recipes", "run")}
+    return validated(named, choices, list(hydra.overrides.task), Config, echoes)
 
 
 def _multirun() -> Any:
@@ -173,13 +184,17 @@ def _said_by_hydra(error: Exception, own_recipes: list[str] | None = None) -> st
 
 
 def validated(
-    raw: dict[str, Any], choices: dict[str, str], overrides: list[str], echoes: Set[tuple[str, ...]] = frozenset()
-) -> Config:
+    raw: dict[str, Any],
+    choices: dict[str, str],
+    overrides: list[str],
+    shape: type[Asked],
+    echoes: Set[tuple[str, ...]] = frozenset(),
+) -> Asked:
     """The Config, or every fault at once; `echoes` are values taken over from elsewhere, where their fault is said."""
     if absent := [".".join(path) for path, value in _leaves(raw) if value == "???"]:
         raise Refusal("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
     try:
-        return Config.model_validate(raw)
+        return shape.model_validate(raw)
     except ValidationError as error:
         errors = error.errors(include_url=False)
         own = [e for e in errors if not any(tuple(_locate(e["loc"], raw)[0][: len(at)]) == at for at in echoes)]

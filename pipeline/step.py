@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
 
-from pipeline.config import Block, HubDataset, Local, Weights
+from pipeline.config import Block, Function, HubDataset, Local, Weights
 from pipeline.content import digest_of
 from pipeline.errors import Refusal
 
@@ -108,6 +108,8 @@ class Identity:
             return [self.config(item, knob) for item in value]
         if isinstance(value, Weights) and not value.local:
             return str(value)
+        if isinstance(value, Function) and value.file:
+            return f"content:{self._content(value.file, knob)}:{value.name}"
         if isinstance(value, Local):
             return f"content:{self._content(value, knob)}"
         return value

@@ -21,7 +21,7 @@ CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
 DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step", "survey"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
-LEAVES = {"errors", "content", "progress", "crew", "batching", "trl_args"}  # anyone may import these
+LEAVES = {"errors", "content", "progress", "crew", "batching", "trl_args", "language"}  # anyone may import these
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
 MAY_IMPORT = {
     "artifacts": set(),
@@ -53,12 +53,15 @@ MAY_IMPORT = {
     "usage": {"store"},
     "opened": {"artifacts"},
     "crew": set(),
+    "label": {"artifacts", "scorers"},
+    "calibrate": {"compose", "scorers", "report", "artifacts", "config"},
     "errors": set(),
     "content": set(),
     "progress": set(),
     "batching": set(),
     "trl_args": set(),
     "__init__": {"opened"},
+    "language": set(),
 }
 
 
@@ -153,6 +156,11 @@ BESIDE = {
     "conf/engine/anthropic.yaml": [*GIVEN, "scorer@score.scorers.rules=pairwise", f"{SCORER}.engine.model=judge"],
     "conf/engine/vllm.yaml": [*GIVEN, "scorer@score.scorers.rules=pairwise", f"{SCORER}.engine.model=owner/judge"],
     "conf/duel/default.yaml": [*GIVEN, "exam.duels.judge.engine.model=judge"],
+    "conf/scorer/code.yaml": [*GIVEN, "score.scorers.rules.allow_code_execution=true"],
+    "conf/scorer/function.yaml": [*GIVEN, "score.scorers.rules.function=./my_scorer.py:score"],
+    "conf/scorer/labels.yaml": [*GIVEN, "score.scorers.rules.path=labels.jsonl"],
+    "conf/scorer/regex.yaml": [*GIVEN, "score.scorers.rules.pattern=done"],
+    "conf/scorer/ensemble.yaml": [*GIVEN, "+scorer@score.scorers.short=length", "score.scorers.rules.of={short: 1}"],
     "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
     "conf/offline/hub.yaml": [*GIVEN, *HALF, "offline.source.dataset=owner/name"],
     "conf/reward/checkpoint.yaml": [*GIVEN, *REWARDED, "reward.model=./reward"],
@@ -195,7 +203,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (54, 4)
+    assert (len(CONF), len(RECIPES)) == (64, 4)
 
 
 def test_every_knob_has_a_word_on_it():

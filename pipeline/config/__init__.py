@@ -10,7 +10,20 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Dtype, Limits, Local, Share, Template, Trust, Weights
+from pipeline.config.block import Block, Dtype, Function, Limits, Local, Share, Template, Trust, Weights
+from pipeline.config.checks import (
+    CheckRuntime,
+    CheckScorer,
+    CodeLimits,
+    CodeScorer,
+    IfevalScorer,
+    JsonScorer,
+    LanguageScorer,
+    LengthScorer,
+    MathScorer,
+    RegexScorer,
+    RuleScorer,
+)
 from pipeline.config.exam import EvaluateConfig, ExamConfig
 from pipeline.config.judge import (
     AnthropicEngine,
@@ -91,11 +104,13 @@ from pipeline.config.sample import (
     VllmRuntime,
 )
 from pipeline.config.score import (
+    EnsembleScorer,
+    FunctionScorer,
+    LabelsScorer,
     ReferConfig,
     ReferRuntime,
     RewardModelRuntime,
     RewardModelScorer,
-    RuleScorer,
     ScoreConfig,
     ScorerConfig,
 )
@@ -162,6 +177,12 @@ def _mismatches(cfg: Config) -> Iterator[str]:
         if name not in scorers:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
     yield from _incomparable(cfg)
+    chief = marking.scorers.get(cfg.evaluate.scorer)
+    if isinstance(chief, EnsembleScorer) and chief.within_prompt:
+        yield (
+            f"evaluate.scorer={cfg.evaluate.scorer}: combine={chief.combine} compares the answers of one model to one"
+            " prompt and cannot tell models apart. Give a single scorer, or an ensemble with combine=min."
+        )
     yield from _unmixable(cfg)
     yield from _unfit(cfg)
     if cfg.exam.sample.more:

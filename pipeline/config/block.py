@@ -27,6 +27,36 @@ class Weights(Local):
         return self.startswith((".", "/", "~")) or Path(self).exists()
 
 
+class Function(str):
+    """A function of the user's own: `./file.py:name`, whose file enters identity by content, or `package.module.name`.
+
+    What the file imports, and what an installed package holds, is not seen: rename the scorer when that changes.
+    """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(cls._checked, core_schema.str_schema())
+
+    @classmethod
+    def _checked(cls, text: str) -> "Function":
+        function = cls(text)
+        if not (function.name.isidentifier() and function.place):
+            raise ValueError("a function is written ./file.py:name or package.module.name")
+        return function
+
+    @property
+    def file(self) -> Local | None:
+        return Local(self.place) if ":" in self else None
+
+    @property
+    def place(self) -> str:
+        return self.rpartition(":" if ":" in self else ".")[0]
+
+    @property
+    def name(self) -> str:
+        return self.rpartition(":" if ":" in self else ".")[2]
+
+
 class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 

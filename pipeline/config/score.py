@@ -1,17 +1,14 @@
 """What marks completions, and the log-probabilities that a reference or an exam needs."""
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Dtype, Share, Template, Trust, Weights, Workers
+from pipeline.config.block import Block, Dtype, Function, Local, Share, Template, Trust, Weights, Workers
+from pipeline.config.checks import CheckScorer
 from pipeline.config.judge import PairwiseScorer, RubricScorer
-
-
-class RuleScorer(Block):
-    kind: Literal["rules"]
-    rule: Literal["playground"]
-    gold: bool
+from pipeline.errors import nearest
 
 
 class RewardModelRuntime(Block):
@@ -43,11 +40,51 @@ class RewardModelScorer(Block):
         return self
 
 
+class FunctionScorer(Block):
+    kind: Literal["function"]
+    function: Function
+    gold: bool
+
+
+class LabelsScorer(Block):
+    kind: Literal["labels"]
+    path: Local
+    combine: Literal["majority", "mean"]
+    min_agreement: Share
+    gold: bool
+
+
+class EnsembleScorer(Block):
+    kind: Literal["ensemble"]
+    of: Annotated[dict[str, PositiveFloat], Field(min_length=1)]
+    combine: Literal["mean_rank", "mean_z", "min", "majority"]
+    gates: dict[str, float]
+    gold: bool
+
+    @property
+    def members(self) -> list[str]:
+        return sorted({*self.of, *self.gates})
+
+    @property
+    def within_prompt(self) -> bool:
+        """Whether its scores only say how a prompt's answers compare: their mean is the same for any model."""
+        return self.combine != "min"
+
+    @model_validator(mode="after")
+    def _no_idle_weight(self) -> Self:
+        if self.combine == "min" and set(self.of.values()) != {1.0}:
+            raise ValueError("combine=min takes the lowest score and knows no weights. Give each member the weight 1")
+        return self
+
+
 ScorerConfig = Annotated[
-    RuleScorer
+    CheckScorer
     | RewardModelScorer
     | RubricScorer
-    | PairwiseScorer,
+    | PairwiseScorer
+    | FunctionScorer
+    | LabelsScorer
+    | EnsembleScorer,
     Field(discriminator="kind"),
 ]  # fmt: skip
 
@@ -60,6 +97,22 @@ class ScoreConfig(Block):
     def asks_reward(self) -> bool:
         """Whether a scorer marks with the model of the run's own stage `reward`."""
         return any(isinstance(scorer, RewardModelScorer) and scorer.model is None for scorer in self.scorers.values())
+
+    @model_validator(mode="after")
+    def _ensembles_have_members(self) -> Self:
+        if faults := list(_unfit_ensembles(self.scorers)):
+            raise ValueError("\n".join(faults))
+        return self
+
+
+def _unfit_ensembles(scorers: dict[str, Any]) -> Iterator[str]:
+    single = [name for name, scorer in scorers.items() if scorer.kind != "ensemble"]
+    for name, ensemble in scorers.items():
+        for member in ensemble.members if ensemble.kind == "ensemble" else []:
+            if member not in single:
+                yield f"scorers.{name}: {member} is no single scorer beside it. {nearest(member, single)}"
+            elif scorers[member].gold and not ensemble.gold:
+                yield f"scorers.{name}: its member {member} is gold, so it has to be gold as well"
 
 
 class ReferRuntime(Block):

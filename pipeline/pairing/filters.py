@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 
 from pipeline.config import PairConfig
-from pipeline.pairing import duplicates, language
+from pipeline.language import check_languages, language_of
+from pipeline.pairing import duplicates
 
 Filter = Callable[[PairConfig], pl.Expr | None]
 
@@ -47,8 +48,10 @@ def refusal(cfg: PairConfig) -> pl.Expr | None:
 
 
 def other_language(cfg: PairConfig) -> pl.Expr | None:
-    wanted = cfg.filters.languages
-    return None if wanted is None else language.is_none_of(pl.col("completion"), wanted)
+    if (wanted := cfg.filters.languages) is None:
+        return None
+    check_languages(wanted, "pair.filters.languages")
+    return ~pl.col("completion").map_elements(language_of, return_dtype=pl.String).is_in(wanted)
 
 
 SAMPLES: Mapping[str, Filter] = {

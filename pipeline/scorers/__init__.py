@@ -3,12 +3,20 @@
 A shard holds whole prompts. Each answer gets a mark; what could not be marked gets one without a score, never none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from pipeline.artifacts import Model
-from pipeline.config import PairwiseScorer, RewardModelScorer, RubricScorer, RuleScorer, ScorerConfig
+from pipeline.config import (
+    EnsembleScorer,
+    FunctionScorer,
+    LabelsScorer,
+    PairwiseScorer,
+    RewardModelScorer,
+    RubricScorer,
+    ScorerConfig,
+)
 
 Message = dict[str, str]
 
@@ -22,6 +30,7 @@ class Answer:
     prompt: list[Message]
     completion: str
     columns: dict[str, Any]  # of its prompt: what the rule or the judge needs to know
+    tokens: int | None = None  # how many were sampled, if it was
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,11 @@ class Mark:
     score: float | None
     criterion: str = ""
     detail: str = ""  # why it failed, or what else the scorer knows (JSON), such as its flip rate
+    abstained: bool = False  # it has no opinion on this answer, such as people who were not asked: that is no failure
+
+
+# A rule: `{"": whole, criterion: part}` of one answer; it raises when it cannot tell.
+Check = Callable[[Answer], dict[str, float]]
 
 
 class Scorer(Protocol):
@@ -51,10 +65,6 @@ class Paid(Protocol):
 
 def open_scorer(cfg: ScorerConfig, reward: Model | None = None) -> Scorer:
     match cfg:
-        case RuleScorer():
-            from pipeline.scorers.rules import Rules
-
-            return Rules(cfg)
         case RewardModelScorer():
             from pipeline.scorers.reward_model import RewardModel
 
@@ -67,3 +77,17 @@ def open_scorer(cfg: ScorerConfig, reward: Model | None = None) -> Scorer:
             from pipeline.scorers.judge import Pairwise
 
             return Pairwise(cfg)
+        case FunctionScorer():
+            from pipeline.scorers.function import UserFunction
+
+            return UserFunction(cfg)
+        case LabelsScorer():
+            from pipeline.scorers.labels import Labels
+
+            return Labels(cfg)
+        case EnsembleScorer():
+            raise TypeError("an ensemble marks nothing itself: see ensemble.combined")
+        case _:
+            from pipeline.scorers.rules import Rules
+
+            return Rules(cfg)

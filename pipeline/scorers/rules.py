@@ -1,38 +1,125 @@
-"""Scores that need no model: pure functions of a completion and its prompt's columns, `{"": whole, criterion: part}`.
+"""Scores that need no model: pure functions of one answer, `{"": whole, criterion: part}`.
 
-A checker that cannot read its columns raises; a bad answer never does.
+A check that cannot read its columns raises; a bad answer never does. Slow checks run in processes of their own: the
+marks are the same and in the same order, however many there are.
 """
 
 import math
+import multiprocessing
+import os
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from pipeline.config import RuleScorer
-from pipeline.scorers import Answer, Mark
+from pipeline.config import CheckScorer, CodeScorer, IfevalScorer, MathScorer, RuleScorer
+from pipeline.errors import Broken, Refusal
+from pipeline.scorers import Answer, Check, Mark, texts
 
 Columns = dict[str, Any]
 
+CHUNK = 64  # answers that a process is given at once
+WORTH_IT = 512  # fewer answers of a shard are checked before a process has started (3 seconds for IFEval's)
+
 
 class Rules:
-    def __init__(self, cfg: RuleScorer):
-        self.rule = RULES[cfg.rule]
+    def __init__(self, cfg: CheckScorer):
+        self.cfg = cfg
+        self.workers = workers_of(cfg)
+        self._check: Check | None = None
+        self._processes: ProcessPoolExecutor | None = None
 
     def mark(self, answers: list[Answer]) -> Iterator[Mark]:
+        if self._needs_processes(len(answers)):
+            yield from self._marked_elsewhere(answers)
+            return
+        self._check = self._check or check_of(self.cfg)
         for answer in answers:
-            try:
-                scores = self.rule(answer.completion, answer.columns)
-            except Exception as error:  # a rule's fault must cost one score, not the run; it is counted
-                yield Mark(answer.sample_id, None, detail=f"{type(error).__name__}: {error}")
-                continue
-            for criterion, score in scores.items():
-                if math.isfinite(score):
-                    yield Mark(answer.sample_id, float(score), criterion)
-                else:
-                    yield Mark(answer.sample_id, None, criterion, f"the rule gave {score}")
+            yield from marks_of(self._check, answer)
 
     def close(self) -> None:
-        pass
+        if self._processes:
+            self._processes.shutdown(cancel_futures=True)
+
+    def _needs_processes(self, answers: int) -> bool:
+        """Off the main thread always: there the alarm that limits a check's time cannot be set."""
+        if self.workers is None:
+            return False
+        least = 2 if isinstance(self.cfg, CodeScorer) else WORTH_IT  # code takes longer than that, answer by answer
+        off_main = threading.current_thread() is not threading.main_thread()
+        return off_main or (self.workers > 1 and answers >= least)
+
+    def _marked_elsewhere(self, answers: list[Answer]) -> Iterator[Mark]:
+        # spawn: a fork of a process with threads, such as polars', may never wake up
+        self._processes = self._processes or ProcessPoolExecutor(
+            self.workers, multiprocessing.get_context("spawn"), initializer=_open, initargs=(self.cfg,)
+        )
+        size = max(1, min(CHUNK, math.ceil(len(answers) / (4 * (self.workers or 1)))))
+        try:
+            for marks in self._processes.map(_marked, [answers[i : i + size] for i in range(0, len(answers), size)]):
+                yield from marks
+        except BrokenProcessPool as error:
+            raise Broken(
+                f"a process that checks answers ({self.cfg.kind}) was killed, perhaps for want of memory."
+                " Give the scorer runtime.workers=1 and run the same command again."
+            ) from error
+
+
+def workers_of(cfg: CheckScorer) -> int | None:
+    """How many processes check, or None where a check is quicker than handing an answer over."""
+    if not isinstance(cfg, IfevalScorer | MathScorer | CodeScorer):
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if cfg.runtime.workers == "auto" else cfg.runtime.workers
+
+
+_opened: list[Check] = []  # the check of a process that was started to check
+
+
+def _open(cfg: CheckScorer) -> None:
+    _opened.append(check_of(cfg))
+
+
+def _marked(answers: list[Answer]) -> list[Mark]:
+    return [mark for answer in answers for mark in marks_of(_opened[0], answer)]
+
+
+def check_of(cfg: CheckScorer) -> Check:
+    match cfg:
+        case RuleScorer():
+            rule = RULES[cfg.rule]
+            return lambda answer: rule(answer.completion, answer.columns)
+        case IfevalScorer():
+            from pipeline.scorers import ifeval
+
+            return ifeval.check(cfg)
+        case MathScorer():
+            from pipeline.scorers import mathematics
+
+            return mathematics.check(cfg)
+        case CodeScorer():
+            from pipeline.scorers import code
+
+            return code.check(cfg)
+        case _:
+            return texts.check(cfg)
+
+
+def marks_of(check: Check, answer: Answer) -> Iterator[Mark]:
+    try:
+        scores = check(answer)
+    except Refusal:
+        raise
+    except Exception as error:  # a rule's fault must cost one score, not the run; it is counted
+        yield Mark(answer.sample_id, None, detail=f"{type(error).__name__}: {error}")
+        return
+    for criterion, score in scores.items():
+        if math.isfinite(score):
+            yield Mark(answer.sample_id, float(score), criterion)
+        else:
+            yield Mark(answer.sample_id, None, criterion, f"the rule gave {score}")
 
 
 def playground(completion: str, columns: Columns) -> dict[str, float]:

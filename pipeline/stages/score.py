@@ -12,10 +12,11 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, Model, Prompts, Samples, Scores, note_cost, read_table, write_table
-from pipeline.config import ScoreConfig
-from pipeline.errors import Broken
+from pipeline.config import EnsembleScorer, ScoreConfig
+from pipeline.errors import Broken, Refusal
 from pipeline.progress import Progress
-from pipeline.scorers import Answer, Paid, Scorer, open_scorer
+from pipeline.scorers import Answer, Mark, Paid, Scorer, open_scorer
+from pipeline.scorers.ensemble import combined
 
 SCORE = {
     "sample_id": pl.String,
@@ -34,36 +35,48 @@ def run(cfg: ScoreConfig, out: Path, *, samples: Samples, prompts: Prompts, rewa
     progress = Progress("score", len(shards), "shards")
     progress.resume_at(len(shards) - len(missing))
     with ExitStack() as open_scorers:
-        scorers = {name: open_scorer(scorer, reward) for name, scorer in sorted(cfg.scorers.items())}
+        ensembles = {name: one for name, one in sorted(cfg.scorers.items()) if isinstance(one, EnsembleScorer)}
+        single = {name: one for name, one in sorted(cfg.scorers.items()) if name not in ensembles}
+        scorers = {name: open_scorer(one, reward) for name, one in single.items()}
         for scorer in scorers.values():
             open_scorers.callback(scorer.close)
         for shard in missing:
             answers = answers_of(read_table(shard), columns)
-            write_table(out / "scores" / shard.name, marked(scorers, answers))
+            write_table(out / "scores" / shard.name, marked(scorers, ensembles, answers))
             note_cost(out, **paid(scorers))
             progress.advance()
+    check_opinions(out)
     check_failures(cfg, out)
     return Scores(out)
 
 
 def answers_of(rows: pl.DataFrame, columns: dict[str, dict[str, Any]]) -> list[Answer]:
-    told = rows.filter(pl.col("setting") != KL).select("sample_id", "prompt_id", "prompt", "completion")
+    told = rows.filter(pl.col("setting") != KL).select(
+        "sample_id", "prompt_id", "prompt", "completion", tokens=pl.col("token_ids").list.len()
+    )
     return [Answer(**row, columns=columns[row["prompt_id"]]) for row in told.iter_rows(named=True)]
 
 
-def marked(scorers: dict[str, Scorer], answers: list[Answer]) -> pl.DataFrame:
+def marked(scorers: dict[str, Scorer], ensembles: dict[str, EnsembleScorer], answers: list[Answer]) -> pl.DataFrame:
     """A row for each mark, in the order of the answers; a criterion's scorer is `name/criterion`."""
     rows: dict[str, list[dict[str, Any]]] = {answer.sample_id: [] for answer in answers}
     prompt_of = {answer.sample_id: answer.prompt_id for answer in answers}
-    for name, scorer in scorers.items():
-        for mark in scorer.mark(answers):
+    whole: dict[str, dict[str, Mark]] = {}
+    for name, marks in chain(
+        ((name, scorer.mark(answers)) for name, scorer in scorers.items()),
+        ((name, combined(ensemble, answers, whole)) for name, ensemble in ensembles.items()),
+    ):
+        whole[name] = {}
+        for mark in marks:
+            if not mark.criterion:
+                whole[name][mark.sample_id] = mark
             rows[mark.sample_id].append(
                 {
                     "sample_id": mark.sample_id,
                     "prompt_id": prompt_of[mark.sample_id],
                     "scorer": f"{name}/{mark.criterion}" if mark.criterion else name,
                     "score": mark.score,
-                    "status": "failed" if mark.score is None else "ok",
+                    "status": status_of(mark),
                     "detail": mark.detail,
                 }
             )
@@ -84,16 +97,22 @@ def paid(scorers: dict[str, Scorer]) -> dict[str, float]:
     return dict(bill)
 
 
+def status_of(mark: Mark) -> str:
+    if mark.score is not None:
+        return "ok"
+    return "abstained" if mark.abstained else "failed"
+
+
 def check_failures(cfg: ScoreConfig, out: Path) -> None:
     table = Scores(out).read()
-    failed = table.filter(pl.col("score").is_null())
+    failed = table.filter(pl.col("status") == "failed")
     note_cost(out, scores=table.height, failed=failed.height, **_cut(table))
     if failed.height <= cfg.max_failed * table.height:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return
     write_table(out / "failed.parquet", failed)
     for shard in sorted((out / "scores").glob("*.parquet")):  # the same command marks these again
-        if read_table(shard)["score"].null_count():
+        if (read_table(shard)["status"] == "failed").any():
             shard.unlink()
     reason = failed["detail"].value_counts(sort=True)["detail"][0]
     raise Broken(
@@ -101,3 +120,13 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
         f" The limit is score.max_failed={cfg.max_failed}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or mend the scorer and run the same command again."
     )
+
+
+def check_opinions(out: Path) -> None:
+    """A scorer without an opinion on a single answer was given the labels, or the answers, of something else."""
+    silent = Scores(out).read().group_by("scorer").agg((pl.col("status") == "abstained").all()).filter("status")
+    for name in silent["scorer"].sort():
+        raise Refusal(
+            f"score.scorers.{name}: it has no opinion on any of these answers.\n"
+            "  Labels hold for the very samples that people saw. Give labels of these, or take the scorer out."
+        )

@@ -1,0 +1,114 @@
+"""Scorers that are functions of one answer and its prompt's columns."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from pipeline.config.block import Block, Local, Workers
+
+
+class CheckRuntime(Block):
+    workers: Workers
+
+
+class RuleScorer(Block):
+    kind: Literal["rules"]
+    rule: Literal["playground"]
+    gold: bool
+
+
+class RegexScorer(Block):
+    kind: Literal["regex"]
+    pattern: str
+    whole: bool
+    wanted: bool
+    gold: bool
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Self:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise ValueError(f"pattern={self.pattern} is no regular expression: {error}") from error
+        return self
+
+
+class JsonScorer(Block):
+    kind: Literal["json"]
+    schema_file: Local | None
+    fenced: bool
+    gold: bool
+
+
+class LengthScorer(Block):
+    kind: Literal["length"]
+    unit: Literal["tokens", "words", "characters"]
+    least: NonNegativeInt
+    most: PositiveInt
+    gold: bool
+
+    @model_validator(mode="after")
+    def _a_band(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"least={self.least} is above most={self.most}: no length lies between them")
+        return self
+
+
+class LanguageScorer(Block):
+    kind: Literal["language"]
+    languages: Annotated[list[str], Field(min_length=1)]
+    gold: bool
+
+
+class IfevalScorer(Block):
+    kind: Literal["ifeval"]
+    reading: Literal["strict", "loose"]
+    gold: bool
+    runtime: CheckRuntime
+
+
+class MathScorer(Block):
+    kind: Literal["math"]
+    column: str
+    seconds: PositiveInt
+    gold: bool
+    runtime: CheckRuntime
+
+
+class CodeLimits(Block):
+    seconds: PositiveFloat
+    cpu_seconds: PositiveInt
+    memory_mb: PositiveInt
+    file_mb: PositiveInt
+
+
+class CodeScorer(Block):
+    kind: Literal["code"]
+    column: str
+    allow_code_execution: bool
+    network: bool
+    limits: CodeLimits
+    gold: bool
+    runtime: CheckRuntime
+
+    @model_validator(mode="after")
+    def _allowed(self) -> Self:
+        if not self.allow_code_execution:
+            raise ValueError(
+                "this scorer runs code that a model wrote, on this machine, and that was not allowed."
+                " Give allow_code_execution=true where nothing can be harmed"
+            )
+        return self
+
+
+CheckScorer = (
+    RuleScorer
+    | RegexScorer
+    | JsonScorer
+    | LengthScorer
+    | LanguageScorer
+    | IfevalScorer
+    | MathScorer
+    | CodeScorer
+)  # fmt: skip

@@ -1,0 +1,156 @@
+"""`make label RUN=…`: pairs of answers for people to judge, blind: a page that opens offline, a spreadsheet, Argilla.
+
+`of=1` takes two answers of each prompt that round 1 sampled; `of=test-sft,test-round-1` one of each of two examined
+models. The page's verdicts.jsonl, or the filled spreadsheet, is what the scorer `labels` and `calibrate` read.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline.artifacts import KL, Samples, write_text
+from pipeline.errors import Refusal, nearest
+from pipeline.scorers.verdicts import FORMULA
+
+PAGE = Path(__file__).with_suffix(".html")
+USAGE = "python -m pipeline.label [RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0], with RUN=runs/latest"
+COLUMNS = ("prompt_id", "a_id", "b_id", "verdict", "annotator", "prompt", "a", "b")
+
+Row = dict[str, Any]
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        run, asked = parsed(arguments)
+        rows, short = pairs(run, asked)
+        write(run / "label", rows)
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return 2
+    if short:
+        print(f"{short} prompts have no two different answers and are left out", file=sys.stderr)
+    print(f"{len(rows)} pairs. Open it in a browser; it needs no network:", file=sys.stderr)
+    print(run / "label" / "pairs.html")
+    return 0
+
+
+def parsed(arguments: list[str]) -> tuple[Path, dict[str, str]]:
+    asked = {"pairs": "100", "seed": "0"} | dict(word.split("=", 1) for word in arguments if "=" in word)
+    places = [word for word in arguments if "=" not in word]
+    if unknown := set(asked) - {"of", "pairs", "seed"} or set(places[1:]):
+        raise Refusal(f"{min(unknown)}: not understood. {nearest(min(unknown), ['of', 'pairs', 'seed'])}\n  {USAGE}")
+    if not (asked["pairs"].isdigit() and int(asked["pairs"])):
+        raise Refusal(f"pairs={asked['pairs']}: how many pairs to judge is a whole number from 1.\n  {USAGE}")
+    return Path(places[0] if places else "runs/latest"), asked
+
+
+def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
+    """So many pairs in an order drawn by the seed, and how many prompts had none; which side is A is drawn as well."""
+    sides = [answers(samples) for samples in sampled(run, asked.get("of"))]
+    first, second = sides[0], sides[-1]
+    rows: list[Row] = []
+    short = 0
+    for prompt_id in sorted(first.keys() & second.keys(), key=lambda name: drawn(asked["seed"], name)):
+        if len(rows) == int(asked["pairs"]):
+            break
+        two = two_of(first[prompt_id], second[prompt_id], asked["seed"])
+        if two is None:
+            short += 1
+            continue
+        a, b = two
+        ids = {"prompt_id": prompt_id, "a_id": a["sample_id"], "b_id": b["sample_id"]}
+        rows.append({**ids, "prompt": a["prompt"], "a": a["completion"], "b": b["completion"]})
+    if not rows:
+        raise Refusal(f"{run}: no prompt there has two different answers to compare. Give of=… another sampling.")
+    return rows, short
+
+
+def sampled(run: Path, of: str | None) -> list[Samples]:
+    found = {path.name.split("-", 2)[2]: path for path in sorted((run / "store").glob("*-sample-*"))}
+    rounds = [name for name in found if name.isdigit()]
+    if not found:
+        raise Refusal(f"{run}: no run with samples lies there. Give one that got as far as sample.\n  {USAGE}")
+    wanted = (
+        of.split(",") if of else sorted(rounds or found, key=lambda name: (name.isdigit() and int(name), name))[-1:]
+    )
+    for name in wanted:
+        if name not in found:
+            raise Refusal(f"of={of}: {run} has no samples of {name}. {nearest(name, list(found))}")
+    if len(wanted) > 2:
+        raise Refusal(f"of={of}: a pair has two sides. Name one sampling, or two.")
+    return [Samples(found[name]) for name in wanted]
+
+
+def answers(samples: Samples) -> dict[str, list[Row]]:
+    rows = samples.read().filter(pl.col("setting") != KL).select("prompt_id", "sample_id", "prompt", "completion")
+    by_prompt: dict[str, list[Row]] = {}
+    for row in rows.iter_rows(named=True):
+        by_prompt.setdefault(row["prompt_id"], []).append(row)
+    return by_prompt
+
+
+def two_of(first: list[Row], second: list[Row], seed: str) -> tuple[Row, Row] | None:
+    """One answer of each side, different texts, in an order that the seed draws."""
+    couples = [(a, b) for a in first for b in second if a["completion"] != b["completion"]]
+    if not couples:
+        return None
+    return min(
+        couples + [(b, a) for a, b in couples], key=lambda two: drawn(seed, two[0]["sample_id"], two[1]["sample_id"])
+    )
+
+
+def drawn(*words: str) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+# ── what is written ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write(folder: Path, rows: list[Row]) -> None:
+    write_text(folder / "pairs.html", page(rows))
+    write_text(folder / "pairs.csv", spreadsheet(rows))
+    write_text(folder / "pairs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records(rows)))
+
+
+def page(rows: list[Row]) -> str:
+    """The texts go in as JSON in which no tag can begin or end; the page writes them as text, never as HTML."""
+    told = json.dumps({"name": drawn(*(f"{row['a_id']} {row['b_id']}" for row in rows))[:12], "pairs": rows})
+    return PAGE.read_text().replace("{{ pairs }}", told.replace("<", "\\u003c"))
+
+
+def spreadsheet(rows: list[Row]) -> str:
+    """Fill in verdict (a, b or tie). A text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, COLUMNS, restval="")
+    table.writeheader()
+    for row in rows:
+        told = {**row, "prompt": as_text(row["prompt"])}
+        table.writerow({name: f"'{value}" if value.startswith(FORMULA) else value for name, value in told.items()})
+    return text.getvalue()
+
+
+def records(rows: list[Row]) -> Iterator[Row]:
+    """As `argilla.Record(**row)` takes them, for a dataset with the text fields prompt, a and b."""
+    for row in rows:
+        yield {
+            "id": f"{row['a_id']} {row['b_id']}",
+            "fields": {"prompt": as_text(row["prompt"]), "a": row["a"], "b": row["b"]},
+            "metadata": {name: row[name] for name in ("prompt_id", "a_id", "b_id")},
+        }
+
+
+def as_text(messages: list[dict[str, str]]) -> str:
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,112 @@
+"""Whether an answer follows IFEval's verifiable instructions, judged by lm-eval's 25 checkers.
+
+It reads the columns `instruction_id_list` and `kwargs` as IFEval's own file has them. The checkers draw what a prompt
+leaves open and guess languages by sampling: both are seeded before each answer, so a verdict repeats exactly.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from typing import Any
+
+from pipeline.config import IfevalScorer
+from pipeline.errors import Refusal, nearest
+from pipeline.scorers import Answer, Check
+
+# These two split text with nltk's model of English, which is data of its own.
+NEED_PUNKT = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
+NO_PUNKT = """\
+nltk's data punkt_tab is not on this machine, and {asked} needs it.
+  Fetch it once: python -m nltk.downloader punkt_tab (with NLTK_DATA=FOLDER, if it lies in a folder of yours).
+  Then run the same command again."""
+
+
+def check(cfg: IfevalScorer) -> Check:
+    """The share of instructions followed; as criteria that share and the whole prompt, in both readings."""
+    checkers = _checkers()
+    punkt = has_punkt()
+
+    def followed(answer: Answer) -> dict[str, float]:
+        asked = answer.columns["instruction_id_list"]
+        if not punkt and (needing := NEED_PUNKT.intersection(asked)):
+            raise Refusal(NO_PUNKT.format(asked=min(needing)))
+        with _seeded():
+            strict, loose = _verdicts(checkers, answer)
+        found = {
+            "instruction_strict": sum(strict) / len(strict),
+            "instruction_loose": sum(loose) / len(loose),
+            "prompt_strict": float(all(strict)),
+            "prompt_loose": float(all(loose)),
+        }
+        return {"": found[f"instruction_{cfg.reading}"], **found}
+
+    return followed
+
+
+def has_punkt() -> bool:
+    import nltk
+
+    try:
+        nltk.data.find("tokenizers/punkt_tab/english")
+    except LookupError:
+        return False
+    return True
+
+
+def _checkers() -> dict[str, Any]:
+    import langdetect
+    import nltk
+
+    download, nltk.download = nltk.download, lambda *_: False  # importing them would fetch data behind the user's back
+    try:
+        with redirect_stdout(StringIO()):  # it says that it has fetched them, fetched or not
+            from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
+    finally:
+        nltk.download = download
+    langdetect.DetectorFactory.seed = 0
+    return INSTRUCTION_DICT
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    before = random.getstate()
+    random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+def _verdicts(checkers: dict[str, Any], answer: Answer) -> tuple[list[bool], list[bool]]:
+    """Of each instruction, whether the answer follows it, and whether it or a trimmed one does (the loose reading)."""
+    names, arguments = answer.columns["instruction_id_list"], answer.columns["kwargs"]
+    if not names or len(names) != len(arguments):
+        raise ValueError(f"{len(names)} instructions and {len(arguments)} kwargs: each needs its own")
+    texts = trimmed(answer.completion)
+    built = [_built(checkers, name, given, answer) for name, given in zip(names, arguments, strict=True)]
+    strict = [_follows(one, answer.completion) for one in built]
+    loose = [ok or any(_follows(one, text) for text in texts) for one, ok in zip(built, strict, strict=True)]
+    return strict, loose
+
+
+def _built(checkers: dict[str, Any], name: str, given: dict[str, Any], answer: Answer) -> Any:
+    if name not in checkers:
+        raise ValueError(f"{name} is none of IFEval's instructions. {nearest(name, list(checkers))}")
+    one = checkers[name](name)
+    one.build_description(**{key: value for key, value in given.items() if value})
+    if "prompt" in (one.get_instruction_args() or {}):
+        one.build_description(prompt=answer.prompt[-1]["content"])
+    return one
+
+
+def _follows(one: Any, text: str) -> bool:
+    return bool(text.strip()) and bool(one.check_following(text))
+
+
+def trimmed(text: str) -> list[str]:
+    """What the loose reading tries besides: without the first line, the last, both, and each without asterisks."""
+    lines = text.split("\n")
+    parts = [text, *("\n".join(some).strip() for some in (lines[1:], lines[:-1], lines[1:-1]))]
+    whole = dict.fromkeys([*parts, *(part.replace("*", "") for part in parts)])
+    return [part for part in whole if part != text]

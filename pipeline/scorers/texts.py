@@ -1,0 +1,97 @@
+"""Rules on the text alone: a pattern, JSON, a length, a language."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import JsonScorer, LanguageScorer, LengthScorer, RegexScorer
+from pipeline.errors import Refusal
+from pipeline.language import check_languages, language_of
+from pipeline.scorers import Answer, Check
+
+FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
+
+
+def check(cfg: RegexScorer | JsonScorer | LengthScorer | LanguageScorer) -> Check:
+    match cfg:
+        case RegexScorer():
+            return _regex(cfg)
+        case JsonScorer():
+            return _json(cfg)
+        case LengthScorer():
+            return _length(cfg)
+        case LanguageScorer():
+            return _language(cfg)
+
+
+def _regex(cfg: RegexScorer) -> Check:
+    pattern = re.compile(cfg.pattern)
+    found = pattern.fullmatch if cfg.whole else pattern.search
+    return lambda answer: {"": float((found(answer.completion) is not None) == cfg.wanted)}
+
+
+def _json(cfg: JsonScorer) -> Check:
+    """1 for JSON that fits the schema, else 0; without a schema any JSON does. NaN and Infinity are not JSON."""
+    import jsonschema
+
+    schema = _schema(cfg.schema_file) if cfg.schema_file else {}
+    kind = jsonschema.validators.validator_for(schema)
+    try:
+        kind.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise Refusal(f"schema_file={cfg.schema_file}: no JSON schema: {error.message}") from error
+    validator = kind(schema)
+
+    def fits(answer: Answer) -> dict[str, float]:
+        fenced = FENCED.fullmatch(answer.completion) if cfg.fenced else None
+        try:
+            value = json.loads(fenced[1] if fenced else answer.completion, parse_constant=_no_json)
+        except (ValueError, RecursionError):
+            return {"": 0.0}
+        return {"": float(validator.is_valid(value))}
+
+    return fits
+
+
+def _schema(path: str) -> Any:
+    try:
+        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal(f"schema_file={path}: cannot be read as JSON ({error}). Give a JSON schema file.") from error
+
+
+def _no_json(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _length(cfg: LengthScorer) -> Check:
+    """1 within the band; outside it the nearer edge over the length, or the length over it: further off is worse."""
+
+    def within(answer: Answer) -> dict[str, float]:
+        length = _counted(answer, cfg.unit)
+        if length < cfg.least:
+            return {"": length / cfg.least}
+        return {"": 1.0 if length <= cfg.most else cfg.most / length}
+
+    return within
+
+
+def _counted(answer: Answer, unit: str) -> int:
+    if unit == "words":
+        return len(answer.completion.split())
+    if unit == "characters":
+        return len(answer.completion)
+    if answer.tokens is None:
+        raise ValueError("this answer was not sampled, so its tokens are not known; count words or characters")
+    return answer.tokens
+
+
+def _language(cfg: LanguageScorer) -> Check:
+    check_languages(cfg.languages, "languages")
+
+    def spoken(answer: Answer) -> dict[str, float]:
+        text = answer.completion
+        return {"": float(bool(re.search(r"[^\W\d_]", text)) and language_of(text) in cfg.languages)}
+
+    return spoken

@@ -1,0 +1,143 @@
+"""What people said about answers, read from files: ratings, duels by id, and duels with their texts.
+
+JSONL or CSV, a row for each annotator's word, in one of three shapes:
+`sample_id, score` · `chosen_id, rejected_id` · `a_id, b_id, verdict` (a, b or tie); and
+`annotator` where there are several. The last is what `make label` writes, with `prompt, a, b` beside it. A row whose
+verdict is empty was not judged.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import Refusal
+
+Row = dict[str, Any]
+A_WINS = {"a": 1.0, "tie": 0.5, "b": 0.0}
+SHAPES = (("sample_id", "score"), ("chosen_id", "rejected_id"), ("a_id", "b_id", "verdict"))
+
+
+@dataclass(frozen=True)
+class Rating:
+    sample_id: str
+    score: float
+    annotator: str
+
+
+@dataclass(frozen=True)
+class Duel:
+    """One annotator's verdict on two answers, a_id before b_id in the order of ids."""
+
+    a_id: str
+    b_id: str
+    a_wins: float  # 1, 0 or a tie's 0.5
+    annotator: str
+
+
+def read_labels(path: Path) -> list[Rating] | list[Duel]:
+    said: dict[tuple[str, ...], Rating | Duel] = {}
+    for place, row in rows_of(path):
+        label = _label(place, row)
+        if label is None:
+            continue
+        ids = (label.sample_id,) if isinstance(label, Rating) else (label.a_id, label.b_id)
+        if said.setdefault((*ids, label.annotator), label) != label:
+            raise Refusal(f"{place}: {label.annotator or 'the annotator'} said something else about {' and '.join(ids)}"
+                          " before. Keep one of the two rows, or name the annotators.")  # fmt: skip
+    if not said:
+        raise Refusal(f"{path}: no row has a label. Give rows with {_shapes()}.")
+    if len({type(label) for label in said.values()}) > 1:
+        raise Refusal(
+            f"{path}: some rows are scores and some are preferences. Give each in a file and a scorer of its own."
+        )
+    return list(said.values())  # type: ignore[return-value]
+
+
+def _label(place: str, row: Row) -> Rating | Duel | None:
+    annotator = str(row.get("annotator") or "")
+    if "sample_id" in row and "score" in row:
+        return None if row["score"] in (None, "") else Rating(str(row["sample_id"]), _number(place, row), annotator)
+    if "chosen_id" in row and "rejected_id" in row:
+        return _duel(place, str(row["chosen_id"]), str(row["rejected_id"]), 1.0, annotator)
+    if {"a_id", "b_id", "verdict"} <= row.keys():
+        verdict = verdict_of(place, row["verdict"])
+        return None if verdict is None else _duel(place, str(row["a_id"]), str(row["b_id"]), A_WINS[verdict], annotator)
+    raise Refusal(f"{place}: its columns are {', '.join(row)}. Expected {_shapes()}.")
+
+
+def _duel(place: str, a: str, b: str, a_wins: float, annotator: str) -> Duel:
+    if a == b:
+        raise Refusal(f"{place}: {a} is compared with itself. Give the ids of two answers.")
+    return Duel(a, b, a_wins, annotator) if a < b else Duel(b, a, 1 - a_wins, annotator)
+
+
+def _number(place: str, row: Row) -> float:
+    try:
+        score = float(row["score"])
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise Refusal(f"{place}: score={row['score']!r} is no number. Leave it empty where nobody gave one.")
+    return score
+
+
+def verdict_of(place: str, told: Any) -> str | None:
+    word = str(told or "").strip().lower()
+    if word and word not in A_WINS:
+        raise Refusal(f"{place}: verdict={told!r}. Expected a, b or tie, or nothing where nobody judged.")
+    return word or None
+
+
+def _shapes() -> str:
+    return " or ".join("+".join(shape) for shape in SHAPES)
+
+
+def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
+    """Each row with the words for its place; a folder's files, such as one of each annotator, are read as one."""
+    if path.is_dir():
+        for file in sorted(path.iterdir()):
+            yield from rows_of(file) if file.suffix.lower() in (".csv", ".jsonl") else ()
+        return
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(
+            f"{path}: cannot be read as a text file ({type(error).__name__}). Give a JSONL or CSV file."
+        ) from error
+    yield from _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # an answer may be longer than csv expects
+    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
+        if None in row:
+            raise Refusal(
+                f"{path}, row {number}: it has more cells than the first line has names. Save it as CSV again."
+            )
+        yield f"{path}, row {number}", {name: _unquoted(value) for name, value in row.items()}
+
+
+def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise Refusal(f"{path}:{number}: this line is no JSON object. Expected one a line, with {_shapes()}.")
+        yield f"{path}:{number}", row
+
+
+def _unquoted(value: str | None) -> str | None:
+    """`make label` puts an apostrophe before what a spreadsheet would take for a formula."""
+    return value[1:] if value and value[0] == "'" and value[1:2] in FORMULA else value
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
