@@ -23,7 +23,7 @@ VLLM = {
     "dtype": "float32",
     "enforce_eager": None,
     "prefix_caching": None,
-    "runtime": {"memory": 0.5, "cpu_cache_gib": 1, "max_sequences": 64},
+    "runtime": {"tensor_parallel": 1, "memory": 0.5, "cpu_cache_gib": 1, "max_sequences": 64},
 }
 model = pytest.mark.model
 

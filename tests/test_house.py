@@ -21,7 +21,7 @@ CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
 DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
-LEAVES = {"errors", "content", "progress", "trl_args"}  # anyone may import these
+LEAVES = {"errors", "content", "progress", "served", "trl_args"}  # anyone may import these
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
 MAY_IMPORT = {
     "artifacts": set(),
@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "errors": set(),
     "content": set(),
     "progress": set(),
+    "served": set(),
     "trl_args": set(),
     "__init__": set(),
 }
@@ -131,6 +132,10 @@ BESIDE = {
     "conf/prompts/playground.yaml": [GIVEN[1]],
     "conf/sft/train.yaml": [GIVEN[0], "base=tiny"],
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
+    "conf/backend/endpoint.yaml": [
+        *GIVEN,
+        "sample.backend={model: m, runtime: {base_url: 'http://localhost:8000/v1'}}",
+    ],
     "conf/demonstrations/playground.yaml": [GIVEN[0], "base=tiny", "sft=train"],
     "conf/demonstrations/jsonl.yaml": [GIVEN[0], "base=tiny", "sft=train", "sft.data.path=rows.jsonl"],
     "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
@@ -148,6 +153,8 @@ MOUNTED = {
 def words_for(path: Path) -> list[str]:
     group, name = path.parent.name, path.stem
     beside = BESIDE.get(path.relative_to(HOUSE).as_posix(), GIVEN)
+    if (group, name) == ("backend", "endpoint"):
+        return [*beside, "backend@sample.backend=endpoint"]
     if (group, name) == ("sample", "exam"):
         return [*beside, "sample@exam.sample=exam"]
     return [*beside, *(f"{place}={name}" for place in MOUNTED.get(group, [group]))]
@@ -164,7 +171,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (35, 2)
+    assert (len(CONF), len(RECIPES)) == (36, 2)
 
 
 def test_every_knob_has_a_word_on_it():

@@ -64,6 +64,7 @@ class Vllm:
             "trust_remote_code": model.remote_code,
             "dtype": self.cfg.dtype,
             "max_model_len": longest,
+            "tensor_parallel_size": self.cfg.runtime.tensor_parallel,
             "max_num_seqs": self.cfg.runtime.max_sequences,
             "seed": 0,
             "disable_log_stats": True,

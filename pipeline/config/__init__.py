@@ -46,6 +46,9 @@ from pipeline.config.sample import (
     BackendConfig,
     Batch,
     Draw,
+    EndpointBackend,
+    EndpointRuntime,
+    Prices,
     SampleConfig,
     SampleRuntime,
     ScriptedBackend,
@@ -107,6 +110,7 @@ def _mismatches(cfg: Config) -> Iterator[str]:
         if name not in scorers:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
     yield from _unmixable(cfg)
+    yield from _unserved(cfg)
     for name, scorer in cfg.score.scorers.items():
         if scorer.gold:
             yield f"score.scorers.{name}.gold=true: a gold scorer marks exams alone; move it to exam.score.scorers."
@@ -126,6 +130,20 @@ def _mismatches(cfg: Config) -> Iterator[str]:
         yield (
             "sft=train starts from a base model, and base is none."
             " Give base=checkpoint base.model=NAME, or sft=checkpoint sft.model=NAME."
+        )
+
+
+def _unserved(cfg: Config) -> Iterator[str]:
+    """An endpoint serves one model that nobody here restarts: who would be drawn from it under another's name."""
+    if cfg.exam.sample.backend.kind == "endpoint":
+        yield (
+            "backend@exam.sample.backend=endpoint: a server has one model, and exams are of base, sft and each round."
+            " Give backend@exam.sample.backend=vllm or transformers."
+        )
+    if cfg.rounds > 1 and cfg.sample.backend.kind == "endpoint" and cfg.pair.mix.on_policy:
+        yield (
+            f"rounds={cfg.rounds}: round 2 draws from the model that round 1 trained, which the endpoint does not"
+            " serve. Give rounds=1, or backend@sample.backend=vllm or transformers."
         )
 
 

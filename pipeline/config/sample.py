@@ -1,13 +1,25 @@
 """What is drawn from a policy, and by which backend."""
 
+import re
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from pipeline.config.block import Block, Dtype, Limits, Share
 
 
 class VllmRuntime(Block):
+    tensor_parallel: PositiveInt
     memory: Share
     cpu_cache_gib: PositiveInt
     max_sequences: PositiveInt
@@ -38,7 +50,48 @@ class ScriptedBackend(Block):
     vocabulary: Annotated[int, Field(ge=2)]
 
 
-BackendConfig = Annotated[VllmBackend | TransformersBackend | ScriptedBackend, Field(discriminator="kind")]
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an address such as http://localhost:8000/v1 was expected")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("an address carries no key: name its environment variable in api_key_env")
+    return url
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("the name of an environment variable was expected, never the key itself")
+    return name
+
+
+class Prices(Block):
+    input: NonNegativeFloat
+    output: NonNegativeFloat
+
+
+class EndpointRuntime(Block):
+    base_url: Annotated[str, AfterValidator(_address)]
+    api_key_env: Annotated[str, AfterValidator(_variable)] | None
+    requests: PositiveInt
+    max_retries: NonNegativeInt
+    timeout: PositiveFloat
+    tolerance: PositiveFloat
+    prices: Prices
+
+
+class EndpointBackend(Block):
+    """A server of the user's naming. Where it stands is no identity; what it is asked for is."""
+
+    kind: Literal["endpoint"]
+    model: Annotated[str, Field(min_length=1)]
+    require_token_ids: bool
+    runtime: EndpointRuntime
+
+
+BackendConfig = Annotated[
+    VllmBackend | TransformersBackend | EndpointBackend | ScriptedBackend, Field(discriminator="kind")
+]
 
 
 class Setting(Block):
@@ -58,6 +111,7 @@ class Setting(Block):
 
 class SampleRuntime(Block):
     blocks: PositiveInt
+    max_failed: Share
 
 
 class SampleConfig(Block):

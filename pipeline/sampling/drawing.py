@@ -7,10 +7,11 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.backends import Completion, Message, Request, Text
+from pipeline.backends import Completion, Failed, Message, Request, Text
 from pipeline.config import Draw
 from pipeline.content import digest_of
 from pipeline.errors import Broken
+from pipeline.sampling.failures import Failures
 from pipeline.sampling.meter import Meter
 from pipeline.sampling.shards import Shards
 
@@ -50,6 +51,9 @@ class Drawing:
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}  # shard → sample id → row, in the order of the file
         self._asked: dict[str, str] = {}  # sample id → shard, for what has not come yet
         self._left: Counter[str] = Counter()  # shard → how many that are
+        self._lost: Counter[str] = Counter()  # shard → how many of its rows failed
+        per_prompt = sum(setting.n for setting in cfg.settings.values())
+        self.failures = Failures(shards.out, cfg.runtime.max_failed, shards.height * per_prompt)
         self._meter: Meter
 
     def requests(self) -> Iterator[list[Request]]:
@@ -62,23 +66,37 @@ class Drawing:
             self._left[shard] = len(asked)
             yield [request for _, request in asked]
 
-    def take(self, completion: Completion) -> None:
-        if not math.isfinite(completion.logprob):
+    def take(self, drawn: Completion | Failed) -> None:
+        if isinstance(drawn, Failed):
+            shard = self._lose(drawn)
+        else:
+            columns = self._columns(drawn)
+            shard = self._asked.pop(drawn.sample_id)
+            self._rows[shard][drawn.sample_id] |= columns
+        self._meter.count(drawn)
+        self._left[shard] -= 1
+        if not self._left[shard]:
+            rows = list(self._rows.pop(shard).values())
+            self.shards.add(shard, pl.DataFrame(rows, schema=SAMPLE), failed=self._lost[shard])
+
+    def _lose(self, failed: Failed) -> str:
+        shard = self._asked.pop(failed.sample_id)
+        self._lost[shard] += 1
+        self.failures.add(self._rows[shard].pop(failed.sample_id), failed.reason)
+        return shard
+
+    def _columns(self, completion: Completion) -> dict[str, Any]:
+        if completion.logprob is not None and not math.isfinite(completion.logprob):
             raise Broken(
                 f"sample: a completion has the log-probability {completion.logprob}: the policy's weights or its"
                 f" arithmetic in {self.cfg.backend.kind} are broken.\n  Try dtype=float32; check the checkpoint."
             )
-        shard = self._asked.pop(completion.sample_id)
-        self._rows[shard][completion.sample_id] |= {
+        return {
             "completion": self.text.decode(completion),
             "token_ids": completion.token_ids,
             "logprob": completion.logprob,
             "finish_reason": completion.finish_reason,
         }
-        self._meter.count(completion)
-        self._left[shard] -= 1
-        if not self._left[shard]:
-            self.shards.add(shard, pl.DataFrame(list(self._rows.pop(shard).values()), schema=SAMPLE))
 
     def _draws_of(self, prompt_id: str, prompt: list[Message]) -> Iterator[tuple[dict[str, Any], Request]]:
         cfg, ids = self.cfg, self.text.encode(prompt, self.cfg.template_kwargs)

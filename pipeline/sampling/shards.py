@@ -10,12 +10,13 @@ import polars as pl
 from pipeline.artifacts import write_json, write_table
 from pipeline.content import sha256_of
 
-FIGURES = "completions", "tokens", "prompt_tokens", "truncated"
+FIGURES = "completions", "tokens", "prompt_tokens", "truncated", "retokenised", "failed"
 
 
 class Shards:
     def __init__(self, out: Path, prompts: pl.DataFrame, size: int):
         self.height = prompts.height
+        self.out = out
         self._list, self._folder = out / "shards.json", out / "samples"
         self._prompts = {f"{at:05d}.parquet": part for at, part in enumerate(prompts.iter_slices(size))}
         known = json.loads(self._list.read_text()) if self._list.exists() else {}
@@ -27,7 +28,7 @@ class Shards:
     def prompts(self, name: str) -> Iterator[dict[str, Any]]:
         return self._prompts[name].iter_rows(named=True)
 
-    def add(self, name: str, table: pl.DataFrame) -> None:
+    def add(self, name: str, table: pl.DataFrame, failed: int = 0) -> None:
         write_table(self._folder / name, table)
         self._done[name] = {
             "sha256": sha256_of(self._folder / name),
@@ -35,12 +36,16 @@ class Shards:
             "tokens": int(table["token_ids"].list.len().sum()),
             "prompt_tokens": int(table["prompt_token_ids"].list.len().sum()),
             "truncated": table.filter(finish_reason="length").height,
+            "retokenised": table["logprob"].null_count(),
+            "failed": failed,
         }
         write_json(self._list, dict(sorted(self._done.items())))
 
     def totals(self) -> dict[str, int]:
-        return {figure: sum(entry[figure] for entry in self._done.values()) for figure in FIGURES}
+        return {figure: sum(entry.get(figure, 0) for entry in self._done.values()) for figure in FIGURES}
 
     def _whole(self, name: str, entry: dict[str, Any]) -> bool:
+        """What failed in an earlier attempt is asked for again."""
         file = self._folder / name
-        return name in self._prompts and file.exists() and sha256_of(file) == entry["sha256"]
+        whole = name in self._prompts and file.exists() and sha256_of(file) == entry["sha256"]
+        return whole and not entry.get("failed")

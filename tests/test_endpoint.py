@@ -1,0 +1,285 @@
+"""The backend `endpoint` against real servers on loopback: a faulty one of ours, and vLLM's own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.artifacts import Model, read_table
+from pipeline.errors import Broken, Refusal
+from tests import test_sample
+from tests.house import HOUSE, composed
+from tests.servers import Fault, Server, drawn_by, serving
+from tests.test_backends import opened, transformers
+from tests.tiny import tiny_model
+
+model = pytest.mark.model
+LIMITS = {"prompt": 64, "completion": 24}
+PROMPTS = 10  # in shards of 4, four draws each
+KEY = "sk-planted-0123456789"
+
+
+def endpoint(base_url: str, require_token_ids: bool = True, name: str = "served", **runtime: object) -> dict:
+    known = {"api_key_env": None, "requests": 4, "max_retries": 2, "timeout": 60.0, "tolerance": 0.01}
+    prices = {"input": 1.0, "output": 3.0}
+    return {
+        "kind": "endpoint",
+        "model": name,
+        "require_token_ids": require_token_ids,
+        "runtime": {"base_url": base_url, "prices": prices, **known, **runtime},
+    }
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Model:
+    """Heads of 32, as vLLM on a CPU wants them."""
+    return tiny_model(tmp_path_factory.mktemp("store") / "sft" / "0123456789ab", hidden=128)
+
+
+@pytest.fixture(scope="module")
+def complete(policy):
+    from pipeline.config import Limits
+
+    return drawn_by(opened(transformers(1), policy).start(policy, Limits(**LIMITS)))
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    return test_sample.ask(tmp_path / "train", *(f"name {number} facts about the river" for number in range(PROMPTS)))
+
+
+def run(out: Path, prompts, policy: Model, backend: dict, max_failed: float = 0.0) -> pl.DataFrame:
+    runtime = {"blocks": 1, "max_failed": max_failed}
+    return test_sample.run(out, prompts, policy, backend=backend, limits=LIMITS, runtime=runtime)
+
+
+def once(fault: str, every: int = 3) -> Fault:
+    """The first try of every third request fails."""
+    return lambda seed, tries: fault if tries == 1 and seed % every == 0 else None
+
+
+def always(fault: str, every: int) -> Fault:
+    return lambda seed, tries: fault if seed % every == 0 else None
+
+
+# ── the same columns ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@model
+def test_a_server_of_the_policy_gives_what_the_policy_gives_here(complete, policy, prompts, tmp_path):
+    with serving(complete) as server:
+        rows = run(tmp_path / "a", prompts, policy, endpoint(server.base_url))
+    here = run(tmp_path / "b", prompts, policy, transformers(4))
+    assert rows.drop("logprob").equals(here.drop("logprob"))
+    assert (rows["logprob"] - here["logprob"]).abs().max() < 1e-3
+    assert set(server.tries.values()) == {1} and len(server.tries) == PROMPTS * 4
+    cost = json.loads((tmp_path / "a" / "cost.json").read_text())
+    assert cost["price"] == pytest.approx((cost["prompt_tokens"] + 3 * cost["tokens"]) / 1e6)
+    assert not (tmp_path / "a" / "failed.parquet").exists()
+
+
+@model
+def test_without_token_ids_text_is_cut_again_and_says_so(complete, policy, prompts, tmp_path):
+    def bare(body):
+        assert not {"return_token_ids", "stop_token_ids", "logprobs"} & set(body)
+        return {key: value for key, value in complete(body).items() if key in ("index", "text", "finish_reason")}
+
+    with serving(bare, root=str(policy.weights)) as server:
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False))
+    assert rows["logprob"].null_count() == rows.height == PROMPTS * 4
+    assert json.loads((tmp_path / "out" / "cost.json").read_text())["retokenised"] == rows.height
+    here = run(tmp_path / "here", prompts, policy, transformers(4))
+    assert rows["completion"].to_list() == here["completion"].to_list()
+    ended = rows.filter(finish_reason="stop")
+    assert ended.height and set(ended["token_ids"].list.last()) == {2}
+
+
+# ── a server with faults ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@model
+@pytest.mark.parametrize("fault", ["429", "500", "hang", "half"])
+def test_what_goes_wrong_once_is_asked_again(complete, policy, prompts, tmp_path, fault):
+    limit = 2.0 if fault == "hang" else 60.0
+    with serving(complete, once(fault)) as server:
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, requests=8, timeout=limit))
+    assert rows.height == PROMPTS * 4
+    assert {tries: seed % 3 == 0 for seed, tries in server.tries.items()} == {1: False, 2: True}
+
+
+@model
+@pytest.mark.parametrize(
+    ("fault", "reason", "tries"),
+    [
+        ("429", "Error code: 429", 3),
+        ("500", "Error code: 500", 3),
+        ("half", "the connection broke", 3),
+        ("400", "Error code: 400", 1),
+        ("junk", "the answer holds no completion", 1),
+        ("no json", "the answer holds no completion", 1),
+    ],
+)
+def test_what_stays_wrong_is_listed_and_kept_out(complete, policy, prompts, tmp_path, fault, reason, tries):
+    with serving(complete, always(fault, every=5)) as server:
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, requests=8), max_failed=0.5)
+    failed = read_table(tmp_path / "out" / "failed.parquet")
+    assert 0 < failed.height and rows.height + failed.height == PROMPTS * 4
+    assert not set(failed["sample_id"]) & set(rows["sample_id"])
+    assert all(said.startswith(reason) for said in failed["reason"])
+    assert {server.tries[seed] for seed in server.tries if seed % 5 == 0} == {tries}
+    assert json.loads((tmp_path / "out" / "cost.json").read_text())["failed"] == failed.height
+
+
+@model
+def test_past_the_limit_it_stops_and_the_next_run_asks_only_for_what_is_missing(complete, policy, prompts, tmp_path):
+    with serving(complete, always("500", every=5)) as server:
+        with pytest.raises(Broken, match=r"of 40 completions failed .*500.*\n.*failed.parquet.*run the same command"):
+            run(tmp_path / "out", prompts, policy, endpoint(server.base_url, max_retries=0), max_failed=0.1)
+        came = {seed for seed in server.tries if seed % 5}
+        assert read_table(tmp_path / "out" / "failed.parquet").height == 5
+        server.fault, server.tries = lambda seed, tries: None, type(server.tries)()
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+        again = came & set(server.tries)
+    assert rows.height == 40 and rows["sample_id"].n_unique() == 40
+    assert len(again) <= 4  # under way when it stopped
+    assert not (tmp_path / "out" / "failed.parquet").exists()
+    assert not list((tmp_path / "out" / "scratch" / "journal").iterdir())
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from pipeline.artifacts import Model, Prompts
+from tests import test_endpoint as t
+out, prompts, policy, base_url = sys.argv[1:]
+t.run(Path(out), Prompts(Path(prompts)), Model(Path(policy)), t.endpoint(base_url))
+"""
+
+
+def child(out: Path, prompts, policy: Model, server: Server) -> "subprocess.Popen[bytes]":
+    words = [sys.executable, "-c", CHILD, str(out), str(prompts.path), str(policy.path), server.base_url]
+    return subprocess.Popen(words, cwd=HOUSE, stderr=subprocess.DEVNULL)
+
+
+@model
+def test_killed_inside_a_shard_it_asks_only_for_what_had_not_come(complete, policy, prompts, tmp_path):
+    with serving(complete) as server:
+        killed = child(tmp_path / "out", prompts, policy, server)
+        while len(server.tries) < 22:  # in the second shard
+            assert killed.poll() is None
+            time.sleep(0.002)
+        killed.kill()
+        killed.wait()
+        lines = (tmp_path / "out" / "scratch" / "journal").glob("*.jsonl")
+        assert sum(len(file.read_text().splitlines()) for file in lines) > 0
+        before = set(server.tries)
+        server.tries.clear()
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+    assert rows["sample_id"].n_unique() == rows.height == 40
+    assert len(set(server.tries) & before) <= 4  # under way when it was killed
+    assert rows.drop("logprob").equals(run(tmp_path / "b", prompts, policy, transformers(4)).drop("logprob"))
+
+
+# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@model
+def test_a_server_of_another_model_is_refused_with_the_names_it_has(complete, policy, prompts, tmp_path):
+    with serving(complete, id="other") as server, pytest.raises(Refusal, match=r"does not serve served, but other\.\n"):
+        run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+    assert not server.tries
+
+
+@model
+def test_another_model_under_the_policy_s_name_is_refused_by_measure(complete, prompts, tmp_path):
+    other = tiny_model(tmp_path / "store" / "sft" / "ba9876543210", hidden=128, seed=1)
+    with serving(complete) as server, pytest.raises(Refusal, match=r"not the policy sft/ba98.*nats a token.*\n.*Serve"):
+        run(tmp_path / "out", prompts, other, endpoint(server.base_url))
+    assert not server.tries
+
+
+@model
+def test_unmeasured_the_server_has_to_call_the_policy_by_its_name(complete, policy, prompts, tmp_path):
+    with serving(complete) as server, pytest.raises(Refusal, match=r"--served-model-name sft/0123456789ab"):
+        run(tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False))
+
+
+@model
+@pytest.mark.parametrize(
+    ("missing", "said"), [("token_ids", "without token ids"), ("logprobs", "without a log-probability")]
+)
+def test_a_server_that_gives_no_token_ids_is_refused_saying_what_to_set(
+    complete, policy, prompts, tmp_path, missing, said
+):
+    def bare(body):
+        return {**complete(body), missing: None}
+
+    with serving(bare) as server, pytest.raises(Refusal, match=rf"{said}.*\n.*return_token_ids.*require_token_ids=fa"):
+        run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+
+
+@model
+def test_a_server_with_a_shorter_context_is_refused(complete, policy, prompts, tmp_path):
+    with (
+        serving(complete, max_model_len=50) as server,
+        pytest.raises(Refusal, match=r"of 50 tokens.*need 88.*\n.*-len"),
+    ):
+        run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+
+
+@model
+def test_a_key_that_is_not_taken_or_not_there_stops_at_once(complete, policy, prompts, tmp_path, monkeypatch):
+    monkeypatch.setenv("WRONG_KEY", KEY)
+    with serving(complete, key="another") as server:
+        for variable, said in ((None, "a request without a key"), ("WRONG_KEY", "the key in WRONG_KEY")):
+            with pytest.raises(Refusal, match=f"does not accept {said}") as refusal:
+                run(tmp_path / "out", prompts, policy, endpoint(server.base_url, api_key_env=variable))
+            assert KEY not in str(refusal.getrepr(showlocals=False))
+        with pytest.raises(Refusal, match=r"UNSET_KEY: this environment variable is not set"):
+            run(tmp_path / "out", prompts, policy, endpoint(server.base_url, api_key_env="UNSET_KEY"))
+    assert not server.tries
+
+
+@model
+def test_a_key_taken_back_on_the_way_stops_at_once(complete, policy, prompts, tmp_path):
+    with serving(complete, lambda seed, tries: "403" if len(server.tries) > 9 else None) as server:
+        with pytest.raises(Refusal, match="does not accept"):
+            run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+    assert len(server.tries) < 20 and max(server.tries.values()) == 1
+
+
+@model
+def test_where_no_server_answers_it_is_refused(policy, prompts, tmp_path):
+    with pytest.raises(Refusal, match=r"http://127.0.0.1:9/v1: no server answers there"):
+        run(tmp_path / "out", prompts, policy, endpoint("http://127.0.0.1:9/v1"))
+
+
+GIVEN = ["prompts.path=p.jsonl", "sft.model=./m", "backend@sample.backend=endpoint", "sample.backend.model=m"]
+URL = "sample.backend.runtime.base_url"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], f"{URL} has no value yet"),
+        ([f"{URL}=localhost:8000"], "an address such as http://localhost:8000/v1 was expected"),
+        ([f"{URL}=http://me:secret@localhost/v1"], "an address carries no key"),
+        ([f"{URL}=http://h/v1", "sample.backend.runtime.api_key_env=sk-123"], "the name of an environment variable"),
+        ([f"{URL}=http://h/v1", "rounds=2", "sample.per_round=9"], "round 2 draws from the model that round 1 trained"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_the_door(words, said):
+    with pytest.raises(Refusal, match=said):
+        composed(*GIVEN, *words)
+
+
+def test_an_exam_through_an_endpoint_is_refused_at_the_door():
+    words = ["exam.sample.backend.model=m", "exam.sample.backend.runtime.base_url=http://h/v1"]
+    with pytest.raises(Refusal, match="exams are of base, sft and each round"):
+        composed(*GIVEN[:2], "backend@exam.sample.backend=endpoint", *words)
