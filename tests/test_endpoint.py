@@ -1,11 +1,15 @@
 """The backend `endpoint` against real servers on loopback: a faulty one of ours, and vLLM's own."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import polars as pl
@@ -129,7 +133,7 @@ def test_what_stays_wrong_is_listed_and_kept_out(complete, policy, prompts, tmp_
     with serving(complete, always(fault, every=5)) as server:
         rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, requests=8), max_failed=0.5)
     failed = read_table(tmp_path / "out" / "failed.parquet")
-    assert 0 < failed.height and rows.height + failed.height == PROMPTS * 4
+    assert failed.height > 0 and rows.height + failed.height == PROMPTS * 4
     assert not set(failed["sample_id"]) & set(rows["sample_id"])
     assert all(said.startswith(reason) for said in failed["reason"])
     assert {server.tries[seed] for seed in server.tries if seed % 5 == 0} == {tries}
@@ -283,3 +287,119 @@ def test_an_exam_through_an_endpoint_is_refused_at_the_door():
     words = ["exam.sample.backend.model=m", "exam.sample.backend.runtime.base_url=http://h/v1"]
     with pytest.raises(Refusal, match="exams are of base, sft and each round"):
         composed(*GIVEN[:2], "backend@exam.sample.backend=endpoint", *words)
+
+
+# ── vLLM's own server ─────────────────────────────────────────────────────────────────────────────────────────────
+
+VLLM = [
+    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--gpu-memory-utilization", "0.3"),
+    # A request with a seed whose prefill is split kills vLLM on CPU.
+    *("--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048", "--no-enable-prefix-caching"),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class VllmServer:
+    """vLLM's own server in a process group of its own; `kill` is kill -9 of all of it."""
+
+    def __init__(self, policy: Model, log: Path, port: int):
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        words = ["--model", str(policy.weights), "--served-model-name", "served", "--port", str(port), *VLLM]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words],
+            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_API_KEY": KEY},
+            stdout=log.open("ab"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.log = log
+
+    def wait(self) -> "VllmServer":
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                urllib.request.urlopen(self.base_url.replace("/v1", "/health"), timeout=1)
+                return self
+            except OSError:
+                time.sleep(0.5)
+        raise AssertionError(self.log.read_text()[-3000:])
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def vllm(policy, tmp_path, monkeypatch):
+    monkeypatch.setenv("SERVER_KEY", KEY)
+    server = VllmServer(policy, tmp_path / "server.log", free_port())
+    yield server
+    server.kill()
+
+
+def of_vllm(server: VllmServer, **runtime: object) -> dict:
+    return endpoint(server.base_url, api_key_env="SERVER_KEY", requests=16, **runtime)
+
+
+def killed_after(server: VllmServer, out: Path, completions: int) -> threading.Thread:
+    """Kills the server once so many completions are written down."""
+
+    def watch() -> None:
+        while sum(len(file.read_bytes().splitlines()) for file in out.glob("scratch/journal/*")) < completions:
+            time.sleep(0.005)
+        server.kill()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def broken_on_the_way(server: VllmServer, out: Path, prompts, policy: Model) -> int:
+    """Draws until the server is killed; how many completions are kept."""
+    watcher = killed_after(server, out, 8)
+    with pytest.raises(Broken, match=r"the connection broke.*\n.*what came is kept"):
+        run(out, prompts, policy, of_vllm(server, max_retries=1), max_failed=0.02)
+    watcher.join()
+    finished = sum(read_table(file).height for file in (out / "samples").glob("*"))
+    return finished + sum(len(file.read_text().splitlines()) for file in out.glob("scratch/journal/*"))
+
+
+@pytest.fixture
+def many(tmp_path):
+    return test_sample.ask(tmp_path / "many", *(f"name {number} words about the old lantern" for number in range(100)))
+
+
+@model
+def test_vllm_s_server_gives_the_policy_s_tokens_and_its_death_loses_nothing(vllm, policy, many, tmp_path):
+    vllm.wait()
+    greedy = {"calm": {"n": 1, "temperature": 0.0, "top_p": 1.0}}
+    shape = {"limits": LIMITS, "settings": greedy, "runtime": {"blocks": 1, "max_failed": 0.0}, "shard": 25}
+    theirs = test_sample.run(tmp_path / "theirs", many, policy, backend=of_vllm(vllm), **shape)
+    ours = test_sample.run(tmp_path / "ours", many, policy, backend=transformers(16), **shape)
+    assert theirs.height == 100 and theirs.drop("logprob").equals(ours.drop("logprob"))
+    assert (theirs["logprob"] - ours["logprob"]).abs().max() < 1e-3
+
+    assert 8 <= broken_on_the_way(vllm, tmp_path / "out", many, policy) < 400
+
+
+@model
+@pytest.mark.slow
+def test_a_vllm_server_killed_and_started_again_is_asked_for_the_rest(vllm, policy, many, tmp_path):
+    out = tmp_path / "out"
+    kept = broken_on_the_way(vllm.wait(), out, many, policy)
+    again = VllmServer(policy, vllm.log, int(vllm.base_url.split(":")[2].split("/")[0])).wait()
+    try:
+        rows = run(out, many, policy, of_vllm(again), max_failed=0.0)
+        whole = run(tmp_path / "whole", many, policy, of_vllm(again), max_failed=0.0)
+    finally:
+        again.kill()
+    answered = vllm.log.read_text().count('POST /v1/completions HTTP/1.1" 200')
+    assert rows.drop("logprob").equals(whole.drop("logprob"))
+    assert answered <= 400 + 400 + 16 + 3 * 4  # under way at the kill, and the measuring of each start
+    assert kept < 400
