@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline import door
 from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.content import commit_of
 from pipeline.errors import DONE, REFUSED, Refusal
 from pipeline.plan import plan
-from pipeline.runner import StepFailed, dry_run, prepare, run, select
+from pipeline.runner import StepFailed, dry_run, prepare, run, select, unbuilt
 from pipeline.step import pinned
 
 
@@ -26,6 +27,7 @@ def drive(cfg: Config, story: Path | None = None) -> int:
         if cfg.dry_run:
             dry_run(cfg, planned)
             return DONE
+        door.check(unbuilt(cfg, planned))
         story = open_story(cfg, story)
         print(report(run(cfg, planned, story), story))
         return DONE

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import door, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config
 from pipeline.content import ContentCache
@@ -66,6 +66,12 @@ def prepare(cfg: Config, targets: Iterable[Step]) -> Planned:
     return Planned(list(order.values()), identity)
 
 
+def unbuilt(cfg: Config, planned: Planned) -> list[Step]:
+    """The Steps of which the store has nothing yet."""
+    folders = {step: store.folder(cfg.store, step.stage, planned.fingerprint(step)) for step in planned.steps}
+    return [step for step, folder in folders.items() if store.read_manifest(folder) is None]
+
+
 def dry_run(cfg: Config, planned: Planned) -> None:
     """The ledger of what is there and what a run would build; touches nothing."""
     ledger, to_do = Ledger(None), 0
@@ -98,6 +104,7 @@ def run(cfg: Config, planned: Planned, story: Path) -> Path:
         else:
             ledger.line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
         contents[fingerprint] = manifest
+        door.check_prompts(step, store.folder(cfg.store, step.stage, fingerprint), planned.steps[number:])
         _link(story, cfg.store, step, fingerprint, number)
     return store.folder(cfg.store, planned.steps[-1].stage, planned.fingerprint(planned.steps[-1]))
 

@@ -19,7 +19,7 @@ SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
 RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
-DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step"}
+DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "door", "runner", "spawn", "ledger", "step"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
 LEAVES = {"errors", "content", "progress", "served", "trl_args"}  # anyone may import these
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
@@ -31,8 +31,9 @@ MAY_IMPORT = {
     "plan": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
-    "runner": {"step", "store", "spawn", "ledger", "config", "artifacts"},
-    "drive": {"plan", "runner", "step", "config", "artifacts"},
+    "door": {"step", "config"},
+    "runner": {"door", "step", "store", "spawn", "ledger", "config", "artifacts"},
+    "drive": {"door", "plan", "runner", "step", "config", "artifacts"},
     "compose": {"config"},
     "sweep": {"compose", "drive", "config", "artifacts"},
     "__main__": {"compose", "drive", "sweep"},

@@ -17,6 +17,7 @@ from pipeline.backends.policy_check import check_measured, check_named
 from pipeline.config import EndpointBackend, Limits
 from pipeline.errors import Refusal
 
+KNOB = "sample.backend"  # exams are never drawn from a server
 # The server's own generation config would add these where a request is silent.
 AS_ASKED = {"repetition_penalty": 1.0, "top_k": 0, "min_p": 0.0}
 
@@ -27,7 +28,7 @@ class Endpoint:
         self.text = Chat(policy)
         self.where = cfg.runtime.base_url
         self.client: Any = None
-        self._key = served.key_of(cfg.runtime.api_key_env)
+        self._key = served.key_of(KNOB, cfg.runtime)
         self._longest: int
         self._loop: asyncio.AbstractEventLoop
 
@@ -35,7 +36,7 @@ class Endpoint:
         from openai import AsyncOpenAI
 
         runtime = self.cfg.runtime
-        card = served.card_of(self.where, runtime.api_key_env, self.cfg.model)
+        card = served.card_of(KNOB, runtime, self.cfg.model)
         self._check_context(card, limits)
         self._loop, self._longest = asyncio.new_event_loop(), limits.completion
         self.client = AsyncOpenAI(
@@ -69,7 +70,7 @@ class Endpoint:
         try:
             choice = await self.choice(request, self._longest)
         except (AuthenticationError, PermissionDeniedError):
-            raise served.unaccepted(self.where, self.cfg.runtime.api_key_env) from None
+            raise served.unaccepted(KNOB, self.cfg.runtime) from None
         except NotFoundError:
             raise Refusal(
                 f"{self.where}: it no longer serves {self.cfg.model}.\n"

@@ -134,3 +134,15 @@ class Draw(SampleConfig):
     purpose: str
     round: PositiveInt
     wave: NonNegativeInt
+
+    def short_of(self, rows: int) -> str | None:
+        """What to say when so many prompts do not last for all rounds."""
+        if self.per_round is None or rows >= (needed := self.per_round * max(self.runtime.blocks, self.round)):
+            return None
+        rounds = max(self.runtime.blocks, self.round)
+        fits = rows // rounds
+        return (
+            f"sample.per_round={self.per_round}: rounds={rounds} need {needed} prompts, and there are {rows}.\n"
+            f"  Give {f'sample.per_round={fits} or less, ' if fits else ''}fewer rounds, more prompts, or"
+            f" sample.per_round=null, which draws from all prompts in every round."
+        )
