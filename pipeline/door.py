@@ -7,23 +7,49 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline import served
-from pipeline.config import Draw, EndpointBackend, VllmBackend
+from pipeline.config import Checkpoint, Draw, EndpointBackend, TinyBase, VllmBackend
 from pipeline.errors import Refusal
 from pipeline.step import Step
 
 
 def check(coming: Iterable[Step]) -> None:
     """Of the Steps that are to be built alone: what is in the store needs no GPU and no server."""
-    known: list[object] = []
-    for backend in (step.config.backend for step in coming if isinstance(step.config, Draw)):
-        if backend in known:
+    asked: list[object] = []
+    for step in coming:
+        if not isinstance(step.config, Draw):
             continue
-        known.append(backend)
+        check_context(step, step.config)
+        if (backend := step.config.backend) in asked:
+            continue
+        asked.append(backend)
         match backend:
             case VllmBackend() if backend.runtime.tensor_parallel > 1:
                 check_gpus(backend.runtime.tensor_parallel)
             case EndpointBackend():
                 served.card_of("sample.backend", backend.runtime, backend.model)
+
+
+def check_context(step: Step, cfg: Draw) -> None:
+    """Where completions alone fill the context no prompt fits, however short."""
+    contexts = [context for ancestor in step.ancestors() if (context := context_of(ancestor))]
+    if contexts and cfg.limits.completion >= min(contexts):
+        raise Refusal(
+            f"limits.completion={cfg.limits.completion}: the model has a context of {min(contexts)} tokens, so no"
+            f" prompt fits before such a completion.\n  Lower limits.completion, or give a model with a longer context."
+        )
+
+
+def context_of(step: Step) -> int | None:
+    """What is known of it before anything is opened: of a model to be made, and of a local checkpoint."""
+    match step.config:
+        case TinyBase():
+            return step.config.context
+        case Checkpoint():
+            config = Path(step.config.model).expanduser() / "config.json"
+            known = json.loads(config.read_text()) if step.config.model.local and config.is_file() else {}
+            return known.get("max_position_embeddings")
+        case _:
+            return None
 
 
 def check_gpus(wanted: int) -> None:

@@ -259,6 +259,41 @@ def test_a_key_taken_back_on_the_way_stops_at_once(complete, policy, prompts, tm
 
 
 @model
+def test_the_key_is_in_no_file_and_on_no_screen(complete, policy, tmp_path):
+    """Through the command line, with a server that repeats the key in each of its errors."""
+    lines = [
+        json.dumps({"prompt": f"name {at} {what} about the river"}) for at in range(8) for what in ("facts", "tales")
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    words = [
+        *("prompts.path=p.jsonl", f"sft.model={policy.weights}", "dtype=float32", "until=sample", "sample.shard=4"),
+        *("prompts.split.test=2", "prompts.split.dev=2", "prompts.fence.ngram=13", "limits.prompt=64"),
+        *("limits.completion=24", "backend@sample.backend=endpoint", "sample.backend.model=served"),
+        *("sample.backend.runtime.api_key_env=SERVER_KEY", "sample.backend.runtime.max_retries=1"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE), "SERVER_KEY": KEY, "OPENAI_LOG": "debug"}
+
+    def pipeline(*more: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "pipeline", *words, *more]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    with serving(complete, always("500", every=4), key=KEY) as server:
+        address = f"{URL}={server.base_url}"
+        broke = pipeline(address, "sample.runtime.max_failed=0")
+        done = pipeline(address, "sample.runtime.max_failed=0.9")
+        server.key = "another"
+        refused = pipeline(address, "seed=43")
+    assert [code for code, _ in (broke, done, refused)] == [1, 0, 2]
+    assert "completions failed" in broke[1] and "failed.parquet" in done[1]
+    assert "does not accept the key in SERVER_KEY" in refused[1]
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) > 20 and list(tmp_path.glob("store/sample/*/failed.parquet"))
+    assert not [file for file in files if KEY.encode() in file.read_bytes()]
+    assert KEY not in broke[1] + done[1] + refused[1]
+
+
+@model
 def test_where_no_server_answers_it_is_refused(policy, prompts, tmp_path):
     with pytest.raises(Refusal, match=r"http://127.0.0.1:9/v1: no server answers there"):
         run(tmp_path / "out", prompts, policy, endpoint("http://127.0.0.1:9/v1"))
