@@ -11,7 +11,8 @@ from pipeline import door
 from pipeline.backends.memory import GIB, Needs, needs_of, shortage
 from pipeline.errors import Refusal
 from pipeline.plan import plan
-from tests.house import HOUSE, composed
+from tests.house import HOUSE, composed, identity_of
+from tests.test_backends import LIMITS, VLLM, opened
 from tests.tiny import tiny_model
 
 GIVEN = ["prompts.path=p.jsonl", "sft.model=hub/model"]
@@ -45,6 +46,18 @@ def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there)
             door.check(asked)
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sample.settings.draw.n=0", r"sample.settings.draw.n=0: Input should be greater than 0\..*conf/sample"),
+        ("sft.model=./nowhere", r"sft.model=./nowhere: there is no such file or folder"),
+    ],
+)
+def test_what_cannot_be_drawn(word, said):
+    with pytest.raises(Refusal, match=said):
+        identity_of(plan(composed("prompts=playground", "sft.model=hub/model", word)))
+
+
 def test_completions_that_fill_the_context():
     words = ["recipes=smoke", "backend@sample.backend=transformers", "backend@exam.sample.backend=transformers"]
     door.check(steps(*words))
@@ -76,6 +89,22 @@ def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
     assert said is not None
     assert "needs 20 GiB at least (16 of weights, 4 for one longest sequence), and there are 18" in said
     assert "Lower limits.prompt" in said and "tensor_parallel=2 or more" in said
+
+
+class SmallGpu:
+    """What vLLM's platform says on a GPU of 64 KiB."""
+
+    is_cuda_alike = staticmethod(lambda: True)
+    get_device_total_memory = staticmethod(lambda: 1 << 16)
+
+
+@pytest.mark.model
+def test_a_gpu_too_small_is_refused_before_an_engine_starts(tmp_path):
+    policy = tiny_model(tmp_path / "model")
+    backend = opened(VLLM, policy)
+    backend.limits = LIMITS
+    with pytest.raises(Refusal, match=r"the policy needs .* and there are 3.05e-05 .*\n.*tensor_parallel="):
+        backend._check_memory(policy, SmallGpu)
 
 
 @pytest.mark.model

@@ -29,6 +29,7 @@ class Endpoint:
         self.where = cfg.runtime.base_url
         self.client: Any = None
         self._key = served.key_of(KNOB, cfg.runtime)
+        self._pending: set[asyncio.Task[Completion | Failed]] = set()
         self._longest: int
         self._loop: asyncio.AbstractEventLoop
 
@@ -50,19 +51,15 @@ class Endpoint:
 
     def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
         waiting = chain.from_iterable(blocks)
-        pending: set[asyncio.Task[Completion | Failed]] = set()
-        try:
-            while True:
-                free = self.cfg.runtime.requests - len(pending)
-                pending |= {self._loop.create_task(self._ask(request)) for request in islice(waiting, free)}
-                if not pending:
-                    return
-                first = asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                done, pending = self._loop.run_until_complete(first)
-                for task in done:
-                    yield task.result()
-        finally:
-            self._cancel(pending)
+        while True:
+            free = self.cfg.runtime.requests - len(self._pending)
+            self._pending |= {self._loop.create_task(self._ask(request)) for request in islice(waiting, free)}
+            if not self._pending:
+                return
+            first = asyncio.wait(self._pending, return_when=asyncio.FIRST_COMPLETED)
+            done, self._pending = self.wait(first)
+            for task in done:
+                yield task.result()
 
     async def _ask(self, request: Request) -> Completion | Failed:
         from openai import AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
@@ -157,14 +154,14 @@ class Endpoint:
                 f"  Start it with --max-model-len {needed}, or lower the limits."
             )
 
-    def _cancel(self, pending: set[Any]) -> None:
-        for task in pending:
-            task.cancel()
-        if pending:
-            self._loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-
     def close(self) -> None:
         if self.client is not None:
-            self._loop.run_until_complete(self.client.close())
+            self.wait(self._end())
             self._loop.close()
             self.client = None
+
+    async def _end(self) -> None:
+        for task in self._pending:
+            task.cancel()
+        await asyncio.gather(*self._pending, return_exceptions=True)
+        await self.client.close()

@@ -79,8 +79,9 @@ def _mean_gap(model: Model, prompt: list[int], drawn: list[tuple[list[int], list
 
 def check_named(endpoint: "Endpoint", card: dict[str, Any]) -> None:
     """Without token ids nothing can be measured: the server has to call the policy by its name."""
-    name, where = name_of(endpoint.policy), endpoint.where
-    if not {card["id"], card.get("root")} & {name, str(endpoint.policy.weights)}:
+    policy, name, where = endpoint.policy, name_of(endpoint.policy), endpoint.where
+    names = {name} if policy.adapter else {name, str(policy.weights)}  # an adapter's weights are its base's
+    if not {card["id"], card.get("root")} & names:
         raise Refusal(
             f"{where}: it serves {card['id']}, and the policy is {name}. With require_token_ids=false nothing can be"
             f" measured, so the names have to agree.\n  Start it with --served-model-name {name} and give model={name}."
