@@ -141,6 +141,16 @@ def test_what_stays_wrong_is_listed_and_kept_out(complete, policy, prompts, tmp_
 
 
 @model
+def test_a_server_that_hangs_is_given_up_on(complete, policy, prompts, tmp_path):
+    with serving(complete, always("hang", every=5)) as server:
+        backend = endpoint(server.base_url, requests=8, timeout=2.0, max_retries=0)
+        rows = run(tmp_path / "out", prompts, policy, backend, max_failed=0.5)
+    failed = read_table(tmp_path / "out" / "failed.parquet")
+    assert set(failed["reason"]) == {"no answer within 2 seconds"}
+    assert failed.height > 0 and rows.height + failed.height == PROMPTS * 4
+
+
+@model
 def test_past_the_limit_it_stops_and_the_next_run_asks_only_for_what_is_missing(complete, policy, prompts, tmp_path):
     with serving(complete, always("500", every=5)) as server:
         with pytest.raises(Broken, match=r"of 40 completions failed .*500.*\n.*failed.parquet.*run the same command"):
