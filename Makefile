@@ -11,7 +11,7 @@ BASE_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; d
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all edit sweep bench
+.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all edit sweep store prune bench
 
 help:
 	@echo 'make TARGET [RECIPE=name] [ARGS="key=value …"]'
@@ -36,7 +36,7 @@ test: install ## what must hold, on two cores in at most 25 minutes
 	$(PYTHON) -m pytest -m "not slow and not gpu and not browser" $(ARGS)
 
 test-fast: install ## the part without models, in at most 90 seconds
-	$(PYTHON) -m pytest -m "not slow and not gpu and not browser and not model" $(ARGS)
+	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model" $(ARGS)
 
 test-slow: install ## the rest
 	$(PYTHON) -m pytest -m slow $(ARGS)
@@ -63,6 +63,12 @@ edit: install ## a run's pairs as pairs.jsonl, to correct by hand and give back 
 
 sweep: install ## one run per point of a grid [RECIPE=sweep_smoke]
 	$(PIPELINE) $(or $(CHOSEN),recipes=sweep_smoke $(WITHOUT_VLLM)) $(ARGS)
+
+store: install ## what lies in the store and which runs use it
+	$(PYTHON) -m pipeline.usage $(ARGS)
+
+prune: install ## what no run names: listed, and with ARGS="--yes" removed
+	$(PYTHON) -m pipeline.usage --prune $(ARGS)
 
 bench: install ## measured comparisons [BENCH=name for one of bench/]
 	@for file in $(or $(BENCH:%=bench/%.py),$(sort $(wildcard bench/*.py))); do $(PYTHON) $$file $(ARGS) || exit; done

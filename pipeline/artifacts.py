@@ -57,6 +57,7 @@ def note_cost(out: Path, **figures: float) -> None:
 
 
 COST_FILE = "cost.json"
+MODEL_FILE = "model.json"  # where a model's base and adapter lie
 PLACE_FILE = "place.json"  # where a referred checkpoint lies: outside content, its bytes are what counts
 KL = "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
 
@@ -92,7 +93,7 @@ class Model(Artifact):
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        return json.loads((self.path / "model.json").read_text())
+        return json.loads((self.path / MODEL_FILE).read_text())
 
     @property
     def weights(self) -> Path | str:

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest
 from pipeline.ledger import Ledger
 from pipeline.spawn import failure, spawn, told
 from pipeline.step import STAGE_VERSIONS, Identity, Step, floats, place_of
+from pipeline.survey import PRUNED, Planned, inputs_of, look, read_by, survey
 
 
 class StepFailed(Exception):
@@ -23,17 +23,6 @@ class StepFailed(Exception):
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
-
-
-@dataclass(frozen=True)
-class Planned:
-    """The Steps of one run in order, each fingerprint once."""
-
-    steps: list[Step]
-    identity: Identity
-
-    def fingerprint(self, step: Step) -> str:
-        return self.identity.fingerprint(step)
 
 
 def select(last: Step, until: str | None) -> list[Step]:
@@ -53,6 +42,7 @@ def select(last: Step, until: str | None) -> list[Step]:
 
 
 def prepare(cfg: Config, targets: Iterable[Step]) -> Planned:
+    targets = list(targets)
     cache = ContentCache(cfg.store / ".contents.json")
     identity = Identity(lambda path: cache.of(Path(path)))
     order: dict[str, Step] = {}
@@ -63,90 +53,58 @@ def prepare(cfg: Config, targets: Iterable[Step]) -> Planned:
         _writable("store", cfg.store)
         _writable("runs", cfg.runs)
         cache.save()
-    return Planned(list(order.values()), identity)
-
-
-def unbuilt(cfg: Config, planned: Planned) -> list[Step]:
-    """The Steps of which the store has nothing yet."""
-    folders = {step: store.folder(cfg.store, step.stage, planned.fingerprint(step)) for step in planned.steps}
-    return [step for step, folder in folders.items() if store.read_manifest(folder) is None]
+    return Planned(list(order.values()), targets, identity, cfg.store)
 
 
 def dry_run(cfg: Config, planned: Planned) -> None:
     """The ledger of what is there and what a run would build; touches nothing."""
-    ledger, to_do = Ledger(None), 0
-    contents: dict[str, store.Manifest] = {}
+    ledger, found = Ledger(None), survey(planned, cfg.verify)
     for step in planned.steps:
-        inputs = _inputs(cfg.store, planned, step, contents)
-        manifest, reason = _look(cfg, planned, step, inputs)
-        if manifest is None:
-            to_do += 1
-        else:
-            contents[planned.fingerprint(step)] = manifest
+        manifest, reason = found[planned.fingerprint(step)]
         mark = "~" if floats(step) else ""
         ledger.line("○" if manifest is None else "✓", step, planned.fingerprint(step) + mark, note=reason)
-    print(f"{len(planned.steps)} steps, {to_do} to do")
+    print(f"{len(planned.steps)} steps, {sum(manifest is None for manifest, _ in found.values())} to do")
 
 
 def run(cfg: Config, planned: Planned, story: Path) -> Path:
     """Build what is missing, in order; returns the folder of the last Step."""
     ledger = Ledger(story)
-    contents: dict[str, store.Manifest] = {}
+    write_json(story / store.PLAN, {planned.fingerprint(step): step.stage for step in planned.steps})
     print(f"{cfg.recipe}: {len(planned.steps)} steps · {story}")
+    while not _built(cfg, planned, story, ledger):
+        ledger.say("a pruned step came out differently, and what follows it reads more that was pruned: once more")
+    return planned.folder(planned.steps[-1])
+
+
+def _built(cfg: Config, planned: Planned, story: Path, ledger: Ledger) -> bool:
+    """One pass over the plan; False where a Step has to run whose inputs were pruned, which nobody could foresee."""
+    to_do = {fingerprint for fingerprint, (manifest, _) in survey(planned, verify=False).items() if manifest is None}
+    contents: dict[str, store.Manifest] = {}
     for number, step in enumerate(planned.steps):
         fingerprint = planned.fingerprint(step)
-        inputs = _inputs(cfg.store, planned, step, contents)
-        manifest, reason = _look(cfg, planned, step, inputs)
+        inputs = inputs_of(planned, step, contents)
+        manifest, reason = look(planned, step, inputs, cfg.verify)
+        if manifest and store.hollow(manifest) and fingerprint in to_do:
+            manifest, reason = None, f"{step.stage}/{fingerprint} {PRUNED}"
         if manifest is None:
+            if any(store.hollow(contents[name]) for name in read_by(planned, step) & contents.keys()):
+                return False
             if reason:
                 ledger.say(reason)
             manifest = _build(cfg, planned, step, inputs, story, number, ledger)
         else:
             ledger.line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
         contents[fingerprint] = manifest
-        door.check_prompts(step, store.folder(cfg.store, step.stage, fingerprint), planned.steps[number:])
-        _link(story, cfg.store, step, fingerprint, number)
-    return store.folder(cfg.store, planned.steps[-1].stage, planned.fingerprint(planned.steps[-1]))
-
-
-def _look(
-    cfg: Config, planned: Planned, step: Step, inputs: dict[str, Any] | None
-) -> tuple[store.Manifest | None, str]:
-    """The manifest of a Step that counts as built from these inputs, or None and why it does not."""
-    final = store.folder(cfg.store, step.stage, planned.fingerprint(step))
-    manifest = store.read_manifest(final)
-    if manifest is None:
-        return None, ""
-    if inputs is None:
-        return None, "an input is to be built first"
-    reason = store.fault(final, manifest, inputs, place_of(step), cfg.verify)
-    return (None, f"{step.stage}/{final.name} {reason}") if reason else (manifest, "")
-
-
-def _inputs(
-    root: Path, planned: Planned, step: Step, contents: dict[str, store.Manifest]
-) -> dict[str, dict[str, Any]] | None:
-    """Each input's place, fingerprint and content, by flat name; None while one of them is not built."""
-    found = {}
-    for name, source, part in step.edges():
-        fingerprint = planned.fingerprint(source)
-        if fingerprint not in contents:
-            return None
-        found[name] = {
-            "stage": source.stage,
-            "fingerprint": planned.identity.of_input(source, part),
-            "content": store.content(contents[fingerprint], part),
-            "path": str(store.folder(root, source.stage, fingerprint).absolute()),
-            "part": part,
-        }
-    return found
+        door.check_prompts(step, planned.folder(step), planned.steps[number:])
+        _link(story, step, planned.folder(step), number)
+    return True
 
 
 def _build(
     cfg: Config, planned: Planned, step: Step, inputs: Any, story: Path, number: int, ledger: Ledger
 ) -> store.Manifest:
     fingerprint = planned.fingerprint(step)
-    final = store.folder(cfg.store, step.stage, fingerprint).absolute()
+    final = planned.folder(step).absolute()
     name = f"{number:02d}-{step.stage}-{fingerprint}"
     record, log = story / "steps" / f"{name}.json", story / "logs" / f"{name}.log"
     write_json(record, _record(cfg, planned, step, inputs, final))
@@ -184,19 +142,19 @@ def _record(cfg: Config, planned: Planned, step: Step, inputs: Any, final: Path)
                 "stage": a.stage,
                 "label": a.label,
                 "fingerprint": planned.fingerprint(a),
-                "path": str(store.folder(cfg.store, a.stage, planned.fingerprint(a)).absolute()),
+                "path": str(planned.folder(a).absolute()),
             }
             for a in step.ancestors()[:-1]
         ],
     }
 
 
-def _link(story: Path, root: Path, step: Step, fingerprint: str, number: int) -> None:
+def _link(story: Path, step: Step, folder: Path, number: int) -> None:
     label = f"-{step.label}".replace(" ", "-") if step.label else ""
     link = story / "store" / f"{number:02d}-{step.stage}{label}"
     link.parent.mkdir(exist_ok=True)
     link.unlink(missing_ok=True)
-    link.symlink_to(store.folder(root, step.stage, fingerprint).absolute())
+    link.symlink_to(folder.absolute())
 
 
 def _writable(knob: str, root: Path) -> None:

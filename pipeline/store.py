@@ -1,6 +1,7 @@
 """The store: finished steps under `<stage>/<fingerprint>/`, unfinished ones beside them as `.partial`, one writer each.
 
 A manifest is written last and one rename publishes; whatever has a whole manifest under its final name is finished.
+A hollow step has been pruned: its manifest still says what was made, its files are gone until somebody reads them.
 """
 
 import fcntl
@@ -14,11 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import COST_FILE, PLACE_FILE, write_json
+from pipeline.artifacts import COST_FILE, MODEL_FILE, PLACE_FILE, write_json
 from pipeline.content import digest_of, sha256_of
 
 MANIFEST = "manifest.json"
 STEP = "step.json"
+PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, built or not, which pruning keeps
 SCRATCH = "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published
 _OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE}
 
@@ -56,7 +58,7 @@ def fault(
         recorded = manifest["inputs"].get(name)
         if recorded is None or recorded["content"] != source["content"]:
             return f"stale: {source['stage']}/{source['fingerprint']} was rebuilt"
-    for entry in manifest["files"]:
+    for entry in [] if hollow(manifest) else manifest["files"]:
         file = path / entry["path"]
         if not file.is_file():
             return f"damaged: {entry['path']} is missing"
@@ -65,6 +67,28 @@ def fault(
         if verify and sha256_of(file) != entry["sha256"]:
             return f"damaged: {entry['path']} has other bytes than its manifest says"
     return None
+
+
+def hollow(manifest: Manifest) -> bool:
+    return manifest.get("hollow", False)
+
+
+def hollow_out(path: Path, manifest: Manifest) -> None:
+    """Remove a step's files. The mark comes first: what is killed on the way is hollow, never damaged."""
+    write_json(path / MANIFEST, {**manifest, "hollow": True})
+    for child in path.iterdir():
+        if child.name == MANIFEST:
+            continue
+        shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+
+
+def bases(path: Path) -> list[str]:
+    """The fingerprints of the models that a model's weights lie on: an adapter names its base, which may do so too."""
+    try:
+        stage, _, fingerprint = json.loads((path / MODEL_FILE).read_text()).get("base", "").partition("/")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [fingerprint, *bases(path.parent.parent / stage / fingerprint)] if fingerprint else []
 
 
 def list_files(path: Path) -> list[dict[str, Any]]:
@@ -92,6 +116,9 @@ def publish(work: Path, final: Path) -> None:
     shutil.rmtree(work / SCRATCH, ignore_errors=True)
     if final.exists():
         old = read_manifest(final)
+        if old and hollow(old):
+            shutil.rmtree(final)
+    if final.exists():
         aside = final.with_name(f"{final.name}.old-{content(old) if old else 'unknown'}")
         shutil.rmtree(aside, ignore_errors=True)
         final.rename(aside)

@@ -1,8 +1,12 @@
-"""A multirun: Hydra launches the points, each writes its line in `points.json`; one failing point stops no other."""
+"""A multirun: Hydra launches the points, each writes its line in `points.json`; one failing point stops no other.
+
+At its end the best point on dev inside the KL budget is examined on test, and `sweep.html` shows them all.
+"""
 
 import fcntl
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +14,18 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from pipeline import store
 from pipeline.artifacts import write_text
 from pipeline.compose import CONF, Arguments, point
 from pipeline.config import Config
 from pipeline.drive import drive, fresh_story
+from pipeline.errors import BROKE, DONE
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
 
 
 def sweep(arguments: Arguments, points: list[Config]) -> int:
-    """Run every point; 1 when one of them did not finish. The last line is the path of `points.json`."""
+    """Run every point; 1 when one of them did not finish. The last line is the path of the page that compares them."""
     if points[0].dry_run:
         return max(drive(cfg) for cfg in points)
     folder = fresh_story(points[0]).absolute()
@@ -27,8 +33,10 @@ def sweep(arguments: Arguments, points: list[Config]) -> int:
     sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, f"hydra.sweep.dir={folder}"]
     launch()
     written = json.loads((folder / "points.json").read_text())
-    print(folder / "points.json")
-    return 0 if len(written) == len(points) and all(line["status"] == "done" for line in written) else 1
+    finished = len(written) == len(points) and all(line["status"] == "done" for line in written)
+    page, code = close(points[0], folder, written)
+    print(page)
+    return code or (DONE if finished else BROKE)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -50,7 +58,57 @@ def line_of(cfg: Config, story: Path, code: int, job: Any) -> dict[str, Any]:
     model = json.loads(report.read_text())["models"][-1]
     score = model["metrics"].get(cfg.evaluate.scorer, {}).get("mean")
     kl = (model["kl"] or {}).get("mean")
-    return {**line, f"{cfg.exam.split}_score": score, "kl": kl, "report": str(story / "report.html")}
+    return {**line, "split": cfg.exam.split, "score": score, "kl": kl, "report": str(story / "report.html")}
+
+
+# ── the end of it ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def close(cfg: Config, folder: Path, points: list[dict[str, Any]]) -> tuple[Path, int]:
+    """The page of all points and the exit code of the best one's second run; `points.json` where none was examined."""
+    from pipeline.report.grid import Grid, best_of, grid_page
+
+    if not any("score" in point for point in points):
+        return folder / "points.json", DONE
+    best = best_of(points, cfg.sweep.kl_budget)
+    code, report = DONE, None
+    if best and cfg.exam.split == "dev" and cfg.sweep.retest:
+        print(f"\npoint {best['point']} again, on test: {' '.join(best['overrides'])}", flush=True)
+        code = drive(on_test(folder / str(best["point"])), folder / "best")
+        report = "best/report.html" if code == DONE else None
+    if best and cfg.sweep.keep == "best":
+        let_go(cfg, folder, best)
+    command = " ".join(
+        ["python -m pipeline", *(best["overrides"] if best else []), "hydra.mode=RUN", "exam.split=test"]
+    )
+    grid = Grid(cfg.recipe, points, cfg.exam.split, cfg.sweep.kl_budget, best, command, report)
+    write_text(folder / "sweep.html", grid_page(grid))
+    return folder / "sweep.html", code
+
+
+def on_test(story: Path) -> Config:
+    """A point's own resolved config, with its exams on the test prompts."""
+    import yaml
+
+    told = yaml.safe_load((story / "config.yaml").read_text())
+    return Config.model_validate({**told, "exam": {**told["exam"], "split": "test"}})
+
+
+def let_go(cfg: Config, folder: Path, best: Mapping[str, Any]) -> None:
+    """Empty the models that only the other points of this sweep have trained."""
+    kept = set().union(
+        *(
+            json.loads(plan.read_text())
+            for plan in cfg.runs.rglob(store.PLAN)
+            if plan.parent.parent.resolve() != folder or plan.parent.name in (str(best["point"]), "best")
+        )
+    )
+    for plan in folder.glob(f"*/{store.PLAN}"):
+        for fingerprint, stage in json.loads(plan.read_text()).items():
+            place = store.folder(cfg.store, stage, fingerprint)
+            manifest = store.read_manifest(place)
+            if stage == "train" and fingerprint not in kept and manifest:
+                store.hollow_out(place, manifest)
 
 
 def _words(job: Any) -> list[str]:

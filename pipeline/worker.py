@@ -73,7 +73,8 @@ _REMEDY = {
 
 def build(step: dict[str, Any], final: Path) -> int:
     published = store.read_manifest(final)
-    if published and store.fault(final, published, step["inputs"], step["place"], step["verify"]) is None:
+    filled = published is not None and not store.hollow(published)
+    if published and filled and store.fault(final, published, step["inputs"], step["place"], step["verify"]) is None:
         return FOUND
     work = store.partial(final)
     sealed = store.read_manifest(work)
@@ -89,9 +90,11 @@ def run_stage(step: dict[str, Any], work: Path) -> None:
     before = _read(work / store.STEP)
     if before and before["inputs"] != step["inputs"]:
         shutil.rmtree(work)
+        before = None
+    spent = _spent_before(work, before) if before else 0.0
     work.mkdir(parents=True, exist_ok=True)
     (work / store.MANIFEST).unlink(missing_ok=True)
-    write_json(work / store.STEP, step)
+    write_json(work / store.STEP, {**step, "spent": spent})
 
     run = importlib.import_module(f"{STAGES}.{step['stage']}").run
     config = TypeAdapter(get_type_hints(run)["cfg"]).validate_python(step["config"])
@@ -100,7 +103,14 @@ def run_stage(step: dict[str, Any], work: Path) -> None:
     for left in work.rglob(".*.tmp"):
         left.unlink()
     _check_inputs(step)
-    store.seal(work, _manifest(step, work, time.monotonic() - started))
+    store.seal(work, _manifest(step, work, spent + time.monotonic() - started))
+
+
+def _spent_before(work: Path, before: dict[str, Any]) -> float:
+    """Seconds of the attempts that ended here unfinished: each from its start to the last file that it wrote."""
+    began = (work / store.STEP).stat().st_mtime
+    ended = max(file.stat().st_mtime for file in work.rglob("*") if file.is_file())
+    return before["spent"] + ended - began
 
 
 def _manifest(step: dict[str, Any], work: Path, seconds: float) -> store.Manifest:

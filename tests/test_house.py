@@ -19,7 +19,7 @@ SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
 RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
-DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "door", "runner", "spawn", "ledger", "step"}
+DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "door", "runner", "spawn", "ledger", "step", "survey"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
 LEAVES = {"errors", "content", "progress", "served", "trl_args"}  # anyone may import these
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars"}
@@ -32,10 +32,11 @@ MAY_IMPORT = {
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
     "door": {"step", "config"},
-    "runner": {"door", "step", "store", "spawn", "ledger", "config", "artifacts"},
-    "drive": {"door", "plan", "runner", "step", "config", "artifacts"},
+    "survey": {"step", "store"},
+    "runner": {"door", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
+    "drive": {"door", "survey", "plan", "runner", "step", "config", "artifacts"},
     "compose": {"config"},
-    "sweep": {"compose", "drive", "config", "artifacts"},
+    "sweep": {"compose", "drive", "store", "config", "artifacts", "report"},
     "__main__": {"compose", "drive", "sweep"},
     "worker": {"store", "artifacts", "stages"},
     "stages": {"backends", "sampling", "scorers", "sources", "pairing", "training", "report", "artifacts", "config"},
@@ -48,12 +49,14 @@ MAY_IMPORT = {
     "report": {"artifacts", "config"},
     "edit": {"artifacts"},
     "why": {"artifacts"},
+    "usage": {"store"},
+    "opened": {"artifacts"},
     "errors": set(),
     "content": set(),
     "progress": set(),
     "served": set(),
     "trl_args": set(),
-    "__init__": set(),
+    "__init__": {"opened"},
 }
 
 

@@ -298,7 +298,8 @@ def test_prompts_that_all_answers_solve_or_none_are_counted():
 
 def test_a_repeated_answer_goes_and_the_smallest_id_stays():
     rows = pl.DataFrame({"p": [0, 0, 0, 1], "sample_id": ["c", "a", "b", "d"], "completion": ["x", "x", "y", "x"]})
-    assert duplicates.repeats(rows).tolist() == [True, False, False, False]
+    assert duplicates.repeats(rows, np.arange(4)).tolist() == [0]
+    assert duplicates.repeats(rows, np.array([0, 2, 3])).tolist() == []
 
 
 def sentences(count: int, words: int, seed: int = 0) -> list[list[str]]:

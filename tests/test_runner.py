@@ -53,7 +53,7 @@ def undisturbed(tmp_path: Path) -> dict:
 
 
 def test_a_worker_killed_in_the_middle_is_resumed_where_it_was(toys, tmp_path):
-    driver = toys.start(*UNTIL_SAMPLE, hang="sample")
+    driver = toys.start(*UNTIL_SAMPLE, hang="sample", pause="sample:1")
     worker, child = hanging_worker(toys)
     os.kill(worker, signal.SIGKILL)
     output, _ = driver.communicate(timeout=30)
@@ -64,6 +64,8 @@ def test_a_worker_killed_in_the_middle_is_resumed_where_it_was(toys, tmp_path):
     toys.run(*UNTIL_SAMPLE)
     assert toys.notes("shard sample") == [f"shard sample - {shard}" for shard in range(3)], "no shard is made twice"
     assert toys.files() == undisturbed(tmp_path)
+    [manifest] = (toys.folder / "store" / "sample").glob("*/manifest.json")
+    assert 1 < json.loads(manifest.read_text())["seconds"] < 20, "the killed attempt's seconds count too"
 
 
 def test_a_killed_driver_takes_its_worker_along_and_the_next_run_is_the_only_writer(toys, tmp_path):

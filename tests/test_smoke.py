@@ -188,6 +188,9 @@ def test_the_sweep_builds_what_its_points_share_once(tmp_path):
     shared = ["prompts", "base", "sft", *(f"{stage} round 1" for stage in ("sample", "score", "pair", "refer"))]
     exams = [f"{stage} dev {model}" for stage in ("sample", "score", "refer") for model in ("base", "sft")]
     assert {name: names.count(name) for name in [*shared, *exams]} == dict.fromkeys([*shared, *exams], 1)
-    points = json.loads(Path(done.stdout.splitlines()[-1]).read_text())
+    page = tmp_path / done.stdout.splitlines()[-1]
+    assert page.name == "sweep.html" and (page.parent / "best" / "report.html").exists()
+    points = json.loads((page.parent / "points.json").read_text())
     assert [p["status"] for p in points] == ["done"] * 4
-    assert len({(p["dev_score"], p["kl"]) for p in points}) == 4
+    assert len({(p["score"], p["kl"]) for p in points}) == 4
+    assert {f"{stage} test round-1" for stage in ("sample", "score", "refer")} <= set(names), "the best one, on test"

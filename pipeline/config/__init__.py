@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.block import Block, Dtype, Limits, Local, Share, Template, Trust, Weights
 from pipeline.config.exam import EvaluateConfig, ExamConfig
@@ -62,6 +62,14 @@ from pipeline.config.training import AdapterConfig, FullAdapter, LoraAdapter, Op
 from pipeline.errors import nearest
 
 
+class Sweep(Block):
+    """What happens when a multirun ends."""
+
+    kl_budget: PositiveFloat | None
+    retest: bool
+    keep: Literal["best", "all"]
+
+
 class Config(Block):
     recipe: str
     seed: int
@@ -85,6 +93,7 @@ class Config(Block):
     offline: OfflineConfig | None
     exam: ExamConfig
     evaluate: EvaluateConfig
+    sweep: Sweep
 
     store: Path
     runs: Path

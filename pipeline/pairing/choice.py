@@ -52,10 +52,9 @@ class Proposed:
 def proposed(cfg: PairConfig, rows: pl.DataFrame) -> Proposed:
     codes, reasons = judge_samples(cfg, rows)
     kept = np.flatnonzero(codes == 0)
-    usable = _usable(cfg, rows, kept)
-    prompts = about_prompts(cfg, rows, usable)
+    prompts = about_prompts(cfg, rows, kept)
     fit = prompts["code"].to_numpy() == 0
-    pairs = strategies.propose(cfg, usable if fit.all() else usable.filter(pl.Series(fit[usable["p"].to_numpy()])))
+    pairs = strategies.propose(cfg, usable(cfg, rows, kept[fit[rows["p"].to_numpy()[kept]]]))
     prompts = _without_pair(prompts, pairs)
     return Proposed(
         sides(cfg, rows, pairs),
@@ -73,17 +72,15 @@ def judge_samples(cfg: PairConfig, rows: pl.DataFrame) -> tuple[np.ndarray, list
     tests = filters.asked(cfg, filters.SAMPLES)
     codes, reasons = filters.first_reasons(rows, tests), list(tests)
     if cfg.filters.repeats:
-        left = np.flatnonzero(codes == 0)
-        part = rows.select("p", "sample_id", "completion")
-        again = duplicates.repeats(part if len(left) == rows.height else part[left])
-        codes[left[again]] = len(reasons) + 1
+        codes[duplicates.repeats(rows, among=np.flatnonzero(codes == 0))] = len(reasons) + 1
         reasons.append(filters.REPEATS)
     return codes, reasons
 
 
-def _usable(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
-    lean = rows.select("p", "prompt_id", "sample_id", "score", "tokens").with_row_index("row")
-    return lean if len(kept) == rows.height else lean[kept]
+def usable(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
+    """What strategies see of these rows; texts are copied, so only those that are asked for."""
+    columns = ["p", "sample_id", "score", "tokens", *strategies.ALSO_READ.get(cfg.strategy.kind, [])]
+    return rows.select(columns)[kept].with_columns(row=pl.Series(kept.astype(np.uint32)))
 
 
 def dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -> pl.DataFrame:
@@ -95,12 +92,12 @@ def dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def about_prompts(cfg: PairConfig, rows: pl.DataFrame, usable: pl.DataFrame) -> pl.DataFrame:
+def about_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
     """One row a prompt: its usable samples, their highest and lowest score, pass rate, why it has no pair."""
     firsts, _ = strategies.groups(rows)
     prompts = rows.select("prompt_id")[firsts]
-    starts, numbers = strategies.groups(usable)
-    score = usable["score"].to_numpy()
+    starts, numbers = strategies.groups(rows.select("p")[kept])
+    score = rows["score"].to_numpy()[kept]
     found = {"usable": np.zeros(len(firsts), dtype=np.uint32)}
     found["usable"][numbers] = np.diff(np.append(starts, len(score)))
     at = cfg.filters.pass_rate.at if cfg.filters.pass_rate else None

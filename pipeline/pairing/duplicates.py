@@ -20,16 +20,13 @@ MIX = np.uint64(0x9E3779B97F4A7C15)
 # ── exact ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def repeats(rows: pl.DataFrame) -> np.ndarray:
-    """Which of `p, sample_id, completion` have a text that another sample of the prompt with a smaller id has."""
-    suspects = np.flatnonzero(_neighbours(_mixed(rows, "p", "completion"), rows["p"].to_numpy()))
-    if not len(suspects):
-        return np.zeros(rows.height, dtype=bool)
+def repeats(rows: pl.DataFrame, among: np.ndarray) -> np.ndarray:
+    """Which of `among` (places in `p, sample_id, completion`) repeat the text of a smaller id of their prompt there."""
+    hashes, numbers = _mixed(rows, "p", "completion")[among], rows["p"].to_numpy()[among]
+    suspects = among[_neighbours(hashes, numbers)]
     again = rows.select("p", "completion", "sample_id")[suspects].with_columns(at=suspects)
     again = again.sort("sample_id").filter(~pl.struct("p", "completion").is_first_distinct())
-    mask = np.zeros(rows.height, dtype=bool)
-    mask[again["at"].to_numpy()] = True
-    return mask
+    return np.sort(again["at"].to_numpy())
 
 
 def repeated(*columns: str) -> pl.Expr:

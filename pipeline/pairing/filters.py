@@ -34,7 +34,7 @@ def truncated(cfg: PairConfig) -> pl.Expr | None:
 
 
 def empty(cfg: PairConfig) -> pl.Expr:
-    return pl.col("completion").str.strip_chars_start().str.len_bytes() == 0
+    return pl.col("completion").str.contains(r"^\s*$")  # stripping would copy every text
 
 
 def second_bos(cfg: PairConfig) -> pl.Expr:

@@ -191,3 +191,4 @@ STRATEGIES: Mapping[str, Strategy] = {
     "length_matched": length_matched,
     "demonstration": demonstration,
 }
+ALSO_READ = {"random": ["prompt_id"], "best_random": ["prompt_id"]}  # a sample's chance hangs on its prompt's id

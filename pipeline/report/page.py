@@ -23,10 +23,10 @@ BADGES = {"yes": "Better", "no": "Not better", "unclear": "Unclear"}
 
 
 def page(report: Row, answers: pl.DataFrame) -> str:
-    figures = "\n".join(_figure(figure) for figure in (*of_models(report), *of_process(report)))
+    figures = "\n".join(figure_html(figure) for figure in (*of_models(report), *of_process(report)))
     sections = [
         _missing(report),
-        *(_section(sheet) for sheet in sheets.all_sheets(report)),
+        *(section_html(sheet) for sheet in sheets.all_sheets(report)),
         f'<section><h2>Figures</h2><div class="figures">{figures}</div></section>' if figures else "",
         examples_html(answers, report["exam"]["chosen"]),
     ]
@@ -77,7 +77,7 @@ def _missing(report: Row) -> str:
     return f'<section class="missing"><h2>What is missing</h2><ul>{items}</ul></section>'
 
 
-def _section(sheet: Sheet) -> str:
+def section_html(sheet: Sheet) -> str:
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in sheet.columns)
     body = "\n".join(_row(sheet, row) for row in sheet.rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -98,7 +98,7 @@ def _cell(cell: Cell, column: str) -> str:
     return f'<td data-label="{escape(column)}"><span><span{tone}>{escape(cell.text)}</span>{detail}</span></td>'
 
 
-def _figure(figure: Figure) -> str:
+def figure_html(figure: Figure) -> str:
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in figure.columns)
     body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in figure.rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

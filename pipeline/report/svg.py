@@ -96,6 +96,11 @@ def bar(at: Point, width: float, height: float, kind: str) -> str:
     return f'<rect class="{kind}" x="{x}" y="{y}" width="{wide}" height="{high}" rx="2"/>'
 
 
+def shaded(at: Point, width: float, height: float, kind: str, shade: float) -> str:
+    """A rectangle whose colour says a share from 0 to 1, light enough for words on it."""
+    return bar(at, width, height, kind).replace("/>", f' fill-opacity="{0.08 + 0.5 * shade:.2f}"/>')
+
+
 def words(at: Point, text: str, kind: str = "", anchor: str = "start") -> str:
     named = f' class="{kind}"' if kind else ""
     return f'<text{named} x="{_n(at[0])}" y="{_n(at[1])}" text-anchor="{anchor}">{escape(text)}</text>'

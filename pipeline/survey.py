@@ -1,0 +1,90 @@
+"""What of a plan is built: each Step's manifest where it counts as built from its inputs, else why it does not."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import store
+from pipeline.step import Identity, Step, place_of
+
+Found = tuple[store.Manifest | None, str]  # a Step's manifest, or None and why it has to run
+PRUNED = "was pruned, and its files are needed"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The Steps of one run in order, each fingerprint once, and which of them it is run for."""
+
+    steps: list[Step]
+    targets: list[Step]
+    identity: Identity
+    root: Path
+
+    def fingerprint(self, step: Step) -> str:
+        return self.identity.fingerprint(step)
+
+    def folder(self, step: Step) -> Path:
+        return store.folder(self.root, step.stage, self.fingerprint(step))
+
+
+def unbuilt(planned: Planned) -> list[Step]:
+    """The Steps of which the store has nothing at all."""
+    return [step for step in planned.steps if store.read_manifest(planned.folder(step)) is None]
+
+
+def survey(planned: Planned, verify: bool) -> dict[str, Found]:
+    """By fingerprint: the manifest of each Step that need not run, or None and why. What has to run reads files, so
+    a hollow Step that it reads has to run too, and so on."""
+    contents: dict[str, store.Manifest] = {}
+    found: dict[str, Found] = {}
+    for step in planned.steps:
+        fingerprint = planned.fingerprint(step)
+        found[fingerprint] = look(planned, step, inputs_of(planned, step, contents), verify)
+        if manifest := found[fingerprint][0]:
+            contents[fingerprint] = manifest
+    read = {planned.fingerprint(step) for step in planned.targets}
+    for step in reversed(planned.steps):
+        fingerprint = planned.fingerprint(step)
+        manifest, _ = found[fingerprint]
+        if manifest and store.hollow(manifest) and fingerprint in read:
+            found[fingerprint] = None, PRUNED
+        if found[fingerprint][0] is None:
+            read |= read_by(planned, step)
+    return found
+
+
+def read_by(planned: Planned, step: Step) -> set[str]:
+    """What a Step opens when it runs: its inputs, and the bases of those that are adapters."""
+    read = set()
+    for _, source, _ in step.edges():
+        read |= {planned.fingerprint(source), *store.bases(planned.folder(source))}
+    return read
+
+
+def look(planned: Planned, step: Step, inputs: dict[str, Any] | None, verify: bool) -> Found:
+    """The manifest of a Step that counts as built from these inputs, or None and why it does not."""
+    final = planned.folder(step)
+    manifest = store.read_manifest(final)
+    if manifest is None:
+        return None, ""
+    if inputs is None:
+        return None, "an input is to be built first"
+    reason = store.fault(final, manifest, inputs, place_of(step), verify)
+    return (None, f"{step.stage}/{final.name} {reason}") if reason else (manifest, "")
+
+
+def inputs_of(planned: Planned, step: Step, contents: dict[str, store.Manifest]) -> dict[str, dict[str, Any]] | None:
+    """Each input's place, fingerprint and content, by flat name; None while one of them is not built."""
+    found = {}
+    for name, source, part in step.edges():
+        fingerprint = planned.fingerprint(source)
+        if fingerprint not in contents:
+            return None
+        found[name] = {
+            "stage": source.stage,
+            "fingerprint": planned.identity.of_input(source, part),
+            "content": store.content(contents[fingerprint], part),
+            "path": str(planned.folder(source).absolute()),
+            "part": part,
+        }
+    return found
