@@ -205,7 +205,10 @@ def test_killed_inside_a_shard_it_asks_only_for_what_had_not_come(complete, poli
 
 @model
 def test_a_server_of_another_model_is_refused_with_the_names_it_has(complete, policy, prompts, tmp_path):
-    with serving(complete, id="other") as server, pytest.raises(Refusal, match=r"does not serve served, but other\.\n"):
+    with (
+        serving(complete, id="other") as server,
+        pytest.raises(Refusal, match=r"model=served: .* does not serve it, but other\.\n"),
+    ):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
     assert not server.tries
 
