@@ -11,7 +11,7 @@ BASE_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; d
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all edit sweep store prune bench
+.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all pilot edit sweep store prune bench
 
 help:
 	@echo 'make TARGET [RECIPE=name] [ARGS="key=value …"]'
@@ -57,6 +57,9 @@ $(STAGES): install ## that stage and all it needs
 
 all: install ## everything, up to the report
 	$(PIPELINE) $(CHOSEN) $(ARGS)
+
+pilot: install ## 50 prompts through every stage, then hours, disk, judge money and ties of the whole run, extrapolated
+	$(PYTHON) -m pipeline.pilot $(CHOSEN) $(ARGS)
 
 edit: install ## a run's pairs as pairs.jsonl, to correct by hand and give back as pair.edits=FILE [RUN=runs/latest ROUND=1]
 	$(PYTHON) -m pipeline.edit $(or $(RUN),runs/latest) $(ROUND)

@@ -57,5 +57,20 @@ class Ledger:
             print("\r\x1b[K", end="")
 
 
+def told_in_short(cost: dict[str, Any]) -> str:
+    """What stands beside a finished Step: how much it drew, how fast, how long, and what it dropped."""
+    parts = []
+    if "tokens_per_second" in cost:
+        parts = [
+            f"{cost['prompts']} prompts",
+            f"{cost['tokens_per_second']:.0f} tok/s",
+            f"{cost['mean_tokens']:.0f} tokens each",
+            f"{cost['truncated'] / cost['completions']:.1%} truncated",
+        ]
+    if dropped := cost.get("dropped"):
+        parts.append(f"{dropped} dropped (dropped.parquet)")
+    return " · ".join(parts)
+
+
 def _label(step: Step) -> str:
     return f"round {step.label}" if isinstance(step.label, int) and step.label else str(step.label or "")

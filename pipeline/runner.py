@@ -11,7 +11,7 @@ from pipeline.artifacts import write_json
 from pipeline.config import Config
 from pipeline.content import ContentCache
 from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, told_in_short
 from pipeline.spawn import failure, spawn, told
 from pipeline.step import STAGE_VERSIONS, Identity, Step, floats, place_of
 from pipeline.survey import PRUNED, Planned, inputs_of, look, read_by, survey
@@ -117,8 +117,7 @@ def _build(
         ledger.line("✗", step, fingerprint, seconds=time.monotonic() - started)
         raise StepFailed(failure(step, fingerprint, code, log), REFUSED if code == REFUSED else BROKE)
     sign = "■" if code == DONE else "✓"
-    dropped = manifest["cost"].get("dropped")
-    note = f"{dropped} dropped (dropped.parquet)" if dropped else ""
+    note = told_in_short(manifest["cost"])
     ledger.line(sign, step, fingerprint, seconds=manifest["seconds"], note=note, counted=code == DONE)
     for line in told(log):
         ledger.say(line)

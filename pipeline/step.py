@@ -135,11 +135,13 @@ def _floating(value: Any) -> bool:
         if _hub_name(value) and not is_commit(getattr(value, "revision", None)):
             return True
         return any(_floating(item) for _, item in value)
-    return False
+    return isinstance(value, dict) and any(_floating(item) for item in value.values())
 
 
 def pinned(value: Any, commit_of: Callable[[str, str | None], str]) -> Any:
     """The same config with every floating hub revision replaced by its commit."""
+    if isinstance(value, dict):
+        return {name: pinned(item, commit_of) for name, item in value.items()}
     if not isinstance(value, Block) or not _floating(value):
         return value
     changes = {name: pinned(item, commit_of) for name, item in value}

@@ -43,7 +43,8 @@ def write_pairs(folder: Path, model: Model, train: int = 24, dev: int = 4, seed:
 
 
 def write_logps(folder: Path, model: Model, pairs: Pairs, dtype: str = "float32") -> Logps:
-    return refer.run(ReferConfig(dtype=dtype, runtime={"batch_tokens": 512}), folder, model=model, rows=pairs)
+    cfg = ReferConfig(dtype=dtype, runtime={"batch_tokens": 512, "workers": 1})
+    return refer.run(cfg, folder, model=model, rows=pairs)
 
 
 FULL = {"kind": "full", "learning_rate": 1e-3}

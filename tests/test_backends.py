@@ -1,19 +1,28 @@
 import json
 import math
+import os
 import random
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 from pydantic import TypeAdapter
 
-from pipeline.artifacts import Model
+from pipeline.artifacts import Model, Prompts
 from pipeline.backends import Backend, Completion, Request, open_backend
+from pipeline.backends.adapters import engine_rank
 from pipeline.config import BackendConfig, Limits
 from pipeline.errors import Refusal
 from pipeline.stages import sample
+from pipeline.training.difference import per_token
 from tests import test_sample
+from tests.house import HOUSE
 from tests.tiny import CHAT, WORDS, tiny_model, tiny_tokenizer
 
 LIMITS = Limits(prompt=64, completion=40)
@@ -23,7 +32,7 @@ VLLM = {
     "dtype": "float32",
     "enforce_eager": None,
     "prefix_caching": None,
-    "runtime": {"tensor_parallel": 1, "memory": 0.5, "cpu_cache_gib": 1, "max_sequences": 64},
+    "runtime": {"memory": 0.5, "cpu_cache_gib": 1, "max_sequences": 64, "tensor_parallel": 1},
 }
 model = pytest.mark.model
 
@@ -182,27 +191,36 @@ def test_transformers_draws_have_the_models_own_probabilities(policy, top_p):
     assert chisquare(cells.index_add(0, cell, found[:size]), expected).pvalue > 1e-3
 
 
-@model
-def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(policy, tmp_path):
+def adapted_from(policy: Model, name: str, **shape: object) -> tuple[Model, Any]:
+    """A published adapter of random matrices, and the module that it makes."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    store = policy.path.parent.parent
     torch.manual_seed(1)
-    adapted = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(policy.weights),
-        LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False),
-    )
-    lora = store / "train" / "00000000000a"
-    adapted.save_pretrained(lora / "adapter")
-    config = json.loads((lora / "adapter" / "adapter_config.json").read_text())
+    config = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": "all-linear", "init_lora_weights": False} | shape
+    module = get_peft_model(AutoModelForCausalLM.from_pretrained(policy.weights), LoraConfig(**config))
+    place = policy.path.parent.parent / "train" / name
+    module.save_pretrained(place / "adapter")
+    recorded = json.loads((place / "adapter" / "adapter_config.json").read_text())
     base = "sft/0123456789ab"
-    (lora / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
-    tiny_tokenizer(lora / "tokenizer")
-    (lora / "model.json").write_text(json.dumps({"base": base, "adapter": "adapter", "tokenizer": "tokenizer"}))
+    (place / "adapter" / "adapter_config.json").write_text(json.dumps({**recorded, "base_model_name_or_path": base}))
+    tiny_tokenizer(place / "tokenizer")
+    (place / "model.json").write_text(json.dumps({"base": base, "adapter": "adapter", "tokenizer": "tokenizer"}))
+    return Model(place), module
 
-    rows = test_sample.run(tmp_path / "out", asked(tmp_path), Model(lora), backend=transformers(8), **SMALL)
+
+@pytest.fixture(scope="module")
+def lora(policy) -> tuple[Model, Any]:
+    return adapted_from(policy, "00000000000a")
+
+
+@model
+def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(lora, tmp_path):
+    import torch
+
+    adapter, adapted = lora
+    rows = test_sample.run(tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL)
     row = rows.filter(setting="calm").row(0, named=True)
     with torch.inference_mode():
         logits = adapted(torch.tensor([row["prompt_token_ids"] + row["token_ids"]])).logits[0]
@@ -216,6 +234,48 @@ def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(policy, tmp_path):
         "samples",
         "shards.json",
     ]
+
+
+@model
+@pytest.mark.parametrize(
+    ("name", "shape", "beside"),
+    [
+        ("00000000000b", {"r": 24, "use_rslora": True}, 32),
+        ("00000000000c", {"use_dora": True}, None),
+        ("00000000000d", {"bias": "lora_only"}, None),
+        ("00000000000f", {"modules_to_save": ["lm_head"]}, None),
+        ("000000000010", {"target_modules": ["q_proj", "embed_tokens"]}, None),
+        ("000000000011", {"rank_pattern": {"q_proj": 100}}, 128),
+        ("000000000012", {"r": 600}, None),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_vllm_cannot_run_beside_its_base_is_merged(policy, tmp_path, name, shape, beside):
+    adapter, _ = adapted_from(policy, name, **shape)
+    served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
+    assert (served.adapter is None) == (beside is None)
+    if beside:
+        assert engine_rank(served.adapter) == beside
+
+
+@model
+def test_the_difference_between_a_policy_and_what_is_sampled_for_it_is_measured(policy, lora, tmp_path):
+    adapter, _ = lora
+    merged = sample.servable(test_sample.config(backend=transformers(8)), adapter, tmp_path)
+    rows = test_sample.run(tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL)
+    assert per_token(adapter, merged, rows, "float32", "float32") < 1e-4
+    assert per_token(adapter, policy, rows, "float32", "float32") > 0.1
+
+
+@model
+def test_an_adapter_of_a_quantised_base_is_merged_and_its_difference_noted(lora, tmp_path):
+    adapter, _ = lora
+    bits = {"bits": 4, "double": True, "dtype": "float32"}
+    quantised = Model(shutil.copytree(adapter.path, adapter.path.with_name("00000000000q")))
+    (quantised.path / "model.json").write_text(json.dumps({**adapter.record, "quantization": bits}))
+    assert sample.servable(test_sample.config(backend=VLLM), quantised, tmp_path).adapter is None
+    test_sample.run(tmp_path / "out", asked(tmp_path), quantised, backend=transformers(8), **SMALL)
+    assert 0 <= json.loads((tmp_path / "out" / "cost.json").read_text())["quantization_difference"] < 0.01
 
 
 SMALL = {"limits": {"prompt": 64, "completion": 24}, "shard": 4}
@@ -277,15 +337,65 @@ def test_vllm_draws_the_same_in_other_groupings(fast):
     assert all(math.isfinite(c.logprob) and c.logprob < 0 for c in together.values())
 
 
-@model
-def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, monkeypatch):
+def running(backend: Backend):
     class Started:
         """The engine that already runs."""
 
-        text, generate = fast.text, fast.generate
+        text, generate = backend.text, backend.generate
         start = close = staticmethod(lambda *_: None)
 
-    monkeypatch.setattr(sample, "open_backend", lambda *_: Started)
+    return Started
+
+
+HANDS = """
+import sys
+from pathlib import Path
+from pipeline.artifacts import Model, Prompts
+from tests import test_backends as t
+t.draw(Path(sys.argv[1]), Prompts(Path(sys.argv[2])), Model(Path(sys.argv[3])), workers=int(sys.argv[4]))
+"""
+
+
+def draw(out: Path, prompts: Prompts, policy: Model, workers: int = 1) -> None:
+    how = {"limits": LIMITS.model_dump(), "shard": 3, "runtime": {"blocks": 1, "workers": workers}}
+    test_sample.run(out, prompts, policy, backend=VLLM, **how)
+
+
+@pytest.mark.slow
+@model
+def test_vllm_hands_and_their_stage_killed_leave_the_bytes_of_one_engine(fast, policy, tmp_path, monkeypatch):
+    prompts = test_sample.ask(tmp_path / "train", *(f"name {at} facts about the river" for at in range(600)))
+    out = tmp_path / "killed"
+
+    def child(workers: int) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", HANDS, *map(str, (out, prompts.path, policy.path, workers))]
+        return subprocess.Popen(command, cwd=HOUSE)
+
+    stage = child(workers=2)
+    wait_for_shards(out, 6, stage)
+    hands = test_sample.Drawn(tmp_path).processes(stage.pid, "spawn_main")
+    assert len(hands) == 2
+    os.kill(hands[0], signal.SIGKILL)
+    wait_for_shards(out, len(list((out / "samples").iterdir())) + 6, stage)
+    stage.kill()
+    stage.wait()
+    assert 10 <= len(json.loads((out / "shards.json").read_text())) < 200
+
+    assert child(workers=1).wait() == 0
+    monkeypatch.setattr(sample, "open_backend", lambda *_: running(fast))
+    draw(tmp_path / "whole", prompts, policy)
+    assert test_sample.files(out) == test_sample.files(tmp_path / "whole")
+
+
+def wait_for_shards(out: Path, count: int, stage: "subprocess.Popen[bytes]") -> None:
+    while not (out / "samples").exists() or len(list((out / "samples").glob("0*.parquet"))) < count:
+        assert stage.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+
+
+@model
+def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "open_backend", lambda *_: running(fast))
     prompts = asked(tmp_path)
     first = test_sample.run(tmp_path / "out", prompts, policy, backend=VLLM, limits=LIMITS.model_dump())
     whole = test_sample.files(tmp_path / "out")
@@ -293,3 +403,20 @@ def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, mon
     (tmp_path / "out" / "samples" / "00001.parquet").unlink()
     test_sample.run(tmp_path / "out", prompts, policy, backend=VLLM, limits=LIMITS.model_dump())
     assert test_sample.files(tmp_path / "out") == whole
+
+
+# ── and one more, with an adapter ─────────────────────────────────────────────────────────────────────────────────
+
+
+@model
+def test_vllm_runs_an_adapter_beside_its_base_as_if_merged(lora, tmp_path):
+    adapter, _ = lora
+    assert sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path).adapter
+    prompts = test_sample.ask(tmp_path / "train", *(f"name {at} facts about the river" for at in range(100)))
+    how = {"limits": {"prompt": 64, "completion": 24}, "settings": {"calm": test_sample.CONFIG["settings"]["calm"]}}
+    beside = test_sample.run(tmp_path / "beside", prompts, adapter, backend=VLLM, **how)
+    merged = test_sample.run(tmp_path / "merged", prompts, adapter, backend=transformers(50), **how)
+    assert beside.height == 100
+    assert beside["sample_id"].equals(merged["sample_id"])
+    assert beside["token_ids"].equals(merged["token_ids"])
+    assert (beside["logprob"] - merged["logprob"]).abs().max() < 1e-3

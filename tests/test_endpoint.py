@@ -59,7 +59,7 @@ def prompts(tmp_path):
 
 
 def run(out: Path, prompts, policy: Model, backend: dict, max_failed: float = 0.0) -> pl.DataFrame:
-    runtime = {"blocks": 1, "max_failed": max_failed}
+    runtime = {"blocks": 1, "workers": 1, "max_failed": max_failed}
     return test_sample.run(out, prompts, policy, backend=backend, limits=LIMITS, runtime=runtime)
 
 
@@ -427,7 +427,12 @@ def many(tmp_path):
 def test_vllm_s_server_gives_the_policy_s_tokens_and_its_death_loses_nothing(vllm, policy, many, tmp_path):
     vllm.wait()
     greedy = {"calm": {"n": 1, "temperature": 0.0, "top_p": 1.0}}
-    shape = {"limits": LIMITS, "settings": greedy, "runtime": {"blocks": 1, "max_failed": 0.0}, "shard": 25}
+    shape = {
+        "limits": LIMITS,
+        "settings": greedy,
+        "runtime": {"blocks": 1, "workers": 1, "max_failed": 0.0},
+        "shard": 25,
+    }
     theirs = test_sample.run(tmp_path / "theirs", many, policy, backend=of_vllm(vllm), **shape)
     ours = test_sample.run(tmp_path / "ours", many, policy, backend=transformers(16), **shape)
     assert theirs.height == 100 and theirs.drop("logprob").equals(ours.drop("logprob"))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import minhash
 from pipeline.pairing import choice, duplicates, filters, strategies
 from pipeline.pairing.candidates import candidates
 from tests.house import composed
@@ -312,15 +313,15 @@ def test_near_duplicates_are_found_and_others_are_left():
     near = [[*words[:30], "changed", *words[31:]] for words in made[:40]]  # 3 of 58 triples differ: overlap 0.90
     far = [[*words[:20], *sentences(1, 40, seed=9 + at)[0]] for at, words in enumerate(made[:40])]  # overlap 0.2
     texts = pl.Series([" ".join(words) for words in [*made, *near, *far]])
-    found = duplicates.near_above(texts, 0.8)
+    found = minhash.nearest_above(texts, 0.8) >= 0
     assert not found[:300].any() and found[300:340].mean() > 0.9 and not found[340:].any()
 
 
 def test_near_duplicates_do_not_hang_on_batches(monkeypatch):
     texts = pl.Series([" ".join(words) for words in sentences(50, 20)] * 2 + ["", "one", "one two"])
-    whole = duplicates.near_above(texts, 0.9)
-    monkeypatch.setattr(duplicates, "BATCH", 7)
-    assert np.array_equal(whole, duplicates.near_above(texts, 0.9)) and whole.sum() == 50
+    whole = minhash.nearest_above(texts, 0.9) >= 0
+    monkeypatch.setattr(minhash, "BATCH", 7)
+    assert np.array_equal(whole, minhash.nearest_above(texts, 0.9) >= 0) and whole.sum() == 50
 
 
 def test_near_filters_name_both_kinds():

@@ -27,8 +27,8 @@ def pairs(model, tmp_path_factory) -> Pairs:
     return write_pairs(tmp_path_factory.mktemp("pairs"), model)
 
 
-def config(batch_tokens: int = 512) -> ReferConfig:
-    return ReferConfig(dtype="float32", runtime={"batch_tokens": batch_tokens})
+def config(batch_tokens: int = 512, workers: int = 1) -> ReferConfig:
+    return ReferConfig(dtype="float32", runtime={"batch_tokens": batch_tokens, "workers": workers})
 
 
 @cache
@@ -99,7 +99,7 @@ def test_a_killed_run_keeps_its_finished_chunks(model, pairs, tmp_path, monkeypa
     monkeypatch.setattr(refer, "CHUNK", 8)
     whole = refer.run(config(), tmp_path / "whole", model=model, rows=pairs)
     shutil.copytree(tmp_path / "whole" / "scratch", tmp_path / "again" / "scratch")
-    chunks = sorted((tmp_path / "again" / "scratch").iterdir())
+    chunks = sorted((tmp_path / "again" / "scratch").glob("chunk-*"))
     assert len(chunks) == 7
     chunks[3].unlink()
     before = {path.name: path.stat().st_mtime_ns for path in chunks if path.exists()}
@@ -107,6 +107,15 @@ def test_a_killed_run_keeps_its_finished_chunks(model, pairs, tmp_path, monkeypa
     assert {path.name: path.stat().st_mtime_ns for path in chunks if path.name in before} == before
     assert again.read().select("sample_id", "tokens").equals(whole.read().select("sample_id", "tokens"))
     assert (again.read()["logp"] - whole.read()["logp"]).abs().max() < 1e-4
+
+
+def test_two_workers_give_the_bytes_of_one(model, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(refer, "CHUNK", 8)
+    for workers in (1, 2):
+        refer.run(config(workers=workers), tmp_path / str(workers), model=model, rows=pairs)
+    one, two = ((tmp_path / str(workers) / "logps.parquet").read_bytes() for workers in (1, 2))
+    assert one == two
+    assert len(list((tmp_path / "2" / "scratch" / "workers").iterdir())) == 2
 
 
 def test_tokens_of_another_tokenizer_are_refused(model, pairs, tmp_path):

@@ -1,23 +1,27 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from pipeline import crew
 from pipeline.artifacts import Model, Prompts, read_table, write_table
 from pipeline.backends import Completion
 from pipeline.backends.scripted import Scripted, ScriptedText
 from pipeline.config import Draw
 from pipeline.errors import Broken, Refusal
-from pipeline.sampling import admission, drawing, shards
+from pipeline.plan import plan
+from pipeline.sampling import admission, drawing, meter, shards
 from pipeline.stages import sample
-from tests.house import HOUSE, composed
+from tests.house import HOUSE, SMALL, Toys, composed, named
 
 POLICY = Model(Path("store/sft/0123456789ab"))
 CONFIG = {
@@ -31,7 +35,7 @@ CONFIG = {
     "seed": 42,
     "shard": 4,
     "backend": {"kind": "scripted", "vocabulary": 200},
-    "runtime": {"blocks": 1, "max_failed": 0.01},
+    "runtime": {"blocks": 1, "workers": 1, "max_failed": 0.01},
     "purpose": "train",
     "round": 1,
     "wave": 0,
@@ -86,6 +90,21 @@ def test_cost_counts_what_was_drawn(tmp_path, prompts):
     assert cost["tokens"] == rows["token_ids"].list.len().sum()
     assert cost["prompt_tokens"] == rows["prompt_token_ids"].list.len().sum()
     assert cost["truncated"] == rows.filter(finish_reason="length").height > 0
+    assert cost["mean_tokens"] == pytest.approx(cost["tokens"] / 40, abs=0.05)
+    assert cost["tokens_per_second"] > 0
+
+
+def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
+    found = {"prompts": 10, "completions": 40, "tokens": 400, "prompt_tokens": 0, "truncated": 4}
+    watched = meter.Meter(found, prompts=20)
+    for seconds in (3.0, 5.0):
+        watched.hear({meter.ENGINE: seconds})
+    for prompts, tokens, truncated in ((4, 320, 0), (6, 480, 8)):
+        watched.hear({"prompts": prompts, "completions": 4 * prompts, "tokens": tokens, "truncated": truncated})
+    assert re.search(
+        r"sample 20/20 prompts · speed \d+ tok/s · length 15 tokens · truncated 15% · 0:00 left", capfd.readouterr().err
+    )
+    assert watched.cost()[meter.ENGINE] == 5.0
 
 
 # ── seeds and ids ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -128,13 +147,19 @@ def test_the_order_of_settings_in_the_config_changes_nothing(tmp_path, prompts):
 def test_each_round_takes_its_own_block_in_the_order_the_prompts_lie_in(tmp_path, prompts):
     lie = prompts.read()["prompt_id"].to_list()
     for round, expected in ((1, lie[:4]), (2, lie[4:8])):
-        rows = run(tmp_path / str(round), prompts, round=round, per_round=4, runtime={"blocks": 2, "max_failed": 0.01})
+        rows = run(
+            tmp_path / str(round),
+            prompts,
+            round=round,
+            per_round=4,
+            runtime={"blocks": 2, "workers": 1, "max_failed": 0.01},
+        )
         assert set(rows["prompt_id"]) == set(expected)
 
 
 def test_too_few_prompts_for_all_rounds_are_refused_in_the_first(tmp_path, prompts):
     with pytest.raises(Refusal, match=r"per_round=4.*need 12 prompts.*there are 10.*\n.*sample.per_round=3"):
-        run(tmp_path / "out", prompts, per_round=4, runtime={"blocks": 3, "max_failed": 0.01})
+        run(tmp_path / "out", prompts, per_round=4, runtime={"blocks": 3, "workers": 1, "max_failed": 0.01})
     assert not (tmp_path / "out").exists()
 
 
@@ -255,6 +280,61 @@ def test_killed_in_the_middle_it_goes_on_from_the_shard_it_was_in(tmp_path):
     assert (tmp_path / "killed" / "shards.json").read_bytes() == (tmp_path / "whole" / "shards.json").read_bytes()
 
 
+class Drawn(Toys):
+    """Real prompts and a real `sample` with the scripted backend, through the real runner."""
+
+    def environment(self, **toy: str) -> dict[str, str]:
+        return super().environment(**toy) | {"PIPELINE_STAGES": "tests.drawn"}
+
+    def drawn(self) -> list[Path]:
+        return sorted((self.folder / "store" / "sample").glob("*/samples/*.parquet"))
+
+    def processes(self, parent: int, what: str) -> list[int]:
+        """The stage of a driver, or the hands of a stage."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # gone meanwhile
+                _, fields = (folder / "stat").read_text().rsplit(")", 1)
+                if int(fields.split()[1]) == parent and what in (folder / "cmdline").read_text():
+                    found.append(int(folder.name))
+        return sorted(found)
+
+
+SCRIPTED = [*SMALL, "until=sample", "backend@sample.backend=scripted", "sample.shard=1", "sample.per_round=150"]
+
+
+def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_undisturbed(tmp_path):
+    killed = Drawn(tmp_path)
+    driver = killed.start(*SCRIPTED, "sample.runtime.workers=2")
+    while len(killed.drawn()) < 10:
+        assert driver.poll() is None, driver.communicate()
+    [stage] = killed.processes(driver.pid, "pipeline.worker")
+    hands = killed.processes(stage, "spawn_main")
+    assert len(hands) == 2
+    os.kill(hands[0], signal.SIGKILL)
+    before = len(killed.drawn())
+    while len(killed.drawn()) < before + 20:  # the other goes on
+        assert driver.poll() is None, driver.communicate()
+    os.kill(stage, signal.SIGKILL)
+    driver.communicate()
+    done = {path.name: path.stat().st_mtime_ns for path in killed.drawn()}
+    assert 30 <= len(done) < 150
+
+    output = killed.run(*SCRIPTED, "sample.runtime.workers=2")
+    [line] = [line for line in output.splitlines() if line.startswith("■ sample")]
+    assert "150 prompts · " in line and " tok/s · " in line and "tokens each" in line and "% truncated" in line
+    again = [
+        name for name, at in done.items() if next(p for p in killed.drawn() if p.name == name).stat().st_mtime_ns > at
+    ]
+    assert len(again) <= 2, "a shard that was finished was drawn again"
+
+    step = json.loads((killed.drawn()[0].parent.parent / "step.json").read_text())
+    cfg = Draw.model_validate(step["config"] | {"runtime": {"blocks": 1, "workers": 1, "max_failed": 0.01}})
+    inputs = {name: Path(source["path"]) for name, source in step["inputs"].items()}
+    sample.run(cfg, tmp_path / "whole", policy=Model(inputs["policy"]), prompts=Prompts(inputs["prompts"] / "train"))
+    assert files(tmp_path / "whole") == files(killed.drawn()[0].parent.parent)
+
+
 # ── the config ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -265,6 +345,14 @@ def test_the_backends_of_rounds_and_exams_are_chosen_apart():
     assert composed(*given).sample.backend.kind == "vllm"
 
 
+def test_a_round_draws_from_the_model_that_was_examined_before_it():
+    steps = named(plan(composed("recipes=smoke", "rounds=3")))
+    for draws, examined in (("1", "sft"), ("2", "round-1"), ("3", "round-2")):
+        policy = steps[f"sample@{draws}"].inputs["policy"]
+        assert policy is steps[f"sample@test {examined}"].inputs["policy"]
+    assert steps["sample@3"].inputs["policy"].stage == "train"
+
+
 def test_the_exam_draws_for_kl_from_the_policy_itself():
     kl = composed("prompts.path=p.jsonl", "sft.model=./m").exam.sample.settings["kl"]
     assert (kl.n, kl.temperature, kl.top_p) == (1, 1.0, 1.0)
@@ -272,6 +360,6 @@ def test_the_exam_draws_for_kl_from_the_policy_itself():
 
 def test_a_completion_without_a_finite_log_probability_is_never_taken(tmp_path: Path) -> None:
     cfg = composed("recipes=smoke").sample.draw("train")
-    draws = drawing.Drawing(cfg, "policy", ScriptedText(8), shards.Shards(tmp_path, pl.DataFrame(), 1))
+    draws = drawing.Drawing(cfg, "policy", ScriptedText(8), shards.Shards(tmp_path, 1), crew.Alone([]))
     with pytest.raises(Broken, match="log-probability nan"):
         draws.take(Completion("any", [0], float("nan"), "length"))

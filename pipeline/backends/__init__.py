@@ -58,7 +58,7 @@ class Text(Protocol):
 
 
 class Backend(Protocol):
-    """`start` once, then `generate`. `model` is whole: an adapter has been merged into it."""
+    """`start` once, then `generate`. `model` has an adapter only where this backend runs it as it is (`adapters`)."""
 
     @property
     def text(self) -> Text: ...

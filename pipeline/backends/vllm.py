@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Request
+from pipeline.backends.adapters import engine_rank
 from pipeline.backends.chat import Chat
 from pipeline.backends.memory import needs_of, shortage
 from pipeline.config import Limits, VllmBackend
@@ -16,6 +17,7 @@ from pipeline.errors import Broken, Refusal
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
 
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -38,6 +40,7 @@ class Vllm:
         self.limits: Limits
         self.room: int  # how many requests may still be unfinished when the next block is submitted
         self.engine: Any = None
+        self.adapter: LoRARequest | None = None
 
     def start(self, model: Model, limits: Limits) -> Self:
         try:
@@ -56,6 +59,7 @@ class Vllm:
         else:
             self._check_memory(model, current_platform)
         self.engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments(model, on_cpu)))
+        self.adapter = _request(model.adapter)
         return self
 
     def _check_memory(self, model: Model, platform: Any) -> None:
@@ -80,12 +84,12 @@ class Vllm:
             "trust_remote_code": model.remote_code,
             "dtype": self.cfg.dtype,
             "max_model_len": longest,
-            "tensor_parallel_size": self.cfg.runtime.tensor_parallel,
             "max_num_seqs": self.cfg.runtime.max_sequences,
             "seed": 0,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             **(self._for_cpu(longest) if on_cpu else self._for_gpu()),
+            **_for_adapter(model.adapter),
         }
 
     def _for_cpu(self, longest: int) -> dict[str, Any]:
@@ -103,6 +107,7 @@ class Vllm:
             "enforce_eager": self.cfg.enforce_eager is True,
             "enable_prefix_caching": self.cfg.prefix_caching is not False,
             "gpu_memory_utilization": self.cfg.runtime.memory,
+            "tensor_parallel_size": self.cfg.runtime.tensor_parallel,
         }
 
     def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion]:
@@ -122,7 +127,7 @@ class Vllm:
     def _submit(self, block: list[Request]) -> None:
         for request in block:
             prompt = {"type": "token", "prompt_token_ids": request.prompt_token_ids}
-            self.engine.add_request(request.sample_id, prompt, self._parameters(request))
+            self.engine.add_request(request.sample_id, prompt, self._parameters(request), lora_request=self.adapter)
 
     def _parameters(self, request: Request) -> "SamplingParams":
         from vllm import SamplingParams
@@ -163,6 +168,18 @@ def _set(environment: dict[str, str]) -> None:
     """What the person set stands."""
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+
+
+def _for_adapter(adapter: Path | None) -> dict[str, Any]:
+    if adapter is None:
+        return {}
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": engine_rank(adapter)}
+
+
+def _request(adapter: Path | None) -> "LoRARequest | None":
+    from vllm.lora.request import LoRARequest
+
+    return adapter and LoRARequest("policy", 1, str(adapter))
 
 
 def _completion(output: Any) -> Completion:

@@ -22,7 +22,7 @@ from pipeline.config.models import (
     SftTraining,
     TinyBase,
 )
-from pipeline.config.offline import FileRows, HubDataset, HubRows, OfflineConfig, Shape
+from pipeline.config.offline import OfflineConfig, Shape
 from pipeline.config.pair import (
     AllPairs,
     BestRandom,
@@ -41,7 +41,18 @@ from pipeline.config.pair import (
     StrategyConfig,
     TopBottom,
 )
-from pipeline.config.prompts import Fence, JsonlPrompts, PlaygroundPrompts, PromptsConfig, Split
+from pipeline.config.prompts import (
+    Caps,
+    Fence,
+    FilePrompts,
+    HubPrompts,
+    PlaygroundPrompts,
+    PromptRows,
+    PromptsConfig,
+    PromptShape,
+    Split,
+)
+from pipeline.config.rows import FileRows, HubDataset, HubRows
 from pipeline.config.sample import (
     BackendConfig,
     Batch,

@@ -8,6 +8,7 @@ from pydantic_core import core_schema
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Workers = Literal["auto"] | PositiveInt  # processes of one stage, each with GPUs of its own
 
 
 class Local(str):

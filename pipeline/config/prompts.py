@@ -1,19 +1,48 @@
-"""Where prompts come from and how they are split."""
+"""Where prompts come from, what is left out of them, and how they are split."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, field_validator
 
 from pipeline.config.block import Block, Local
+from pipeline.config.rows import FileRows, HubDataset, HubRows
+
+PromptShape = Literal["auto", "prompt", "messages", "alpaca", "sharegpt", "turns", "question", "columns"]
+
+
+class PromptRows(Block):
+    """A set of prompts with what is needed to read it."""
+
+    source: Annotated[FileRows | HubRows, Field(discriminator="kind")]
+    shape: PromptShape
+    columns: dict[str, str]
+
+
+def _of_path(value: Any) -> Any:
+    """A path alone means: a file whose columns tell its shape."""
+    return {"source": {"kind": "file", "path": value}, "shape": "auto", "columns": {}} if type(value) is str else value
+
+
+NamedRows = Annotated[PromptRows, BeforeValidator(_of_path)]
+# So many prompts of the source, or a set of its own.
+Held = Annotated[
+    Annotated[PositiveInt, Tag("count")] | Annotated[NamedRows, Tag("set")],
+    Discriminator(lambda value: "set" if isinstance(value, str | dict | PromptRows) else "count"),
+]
 
 
 class Split(Block):
-    dev: PositiveInt
-    test: PositiveInt
+    dev: Held
+    test: Held
 
 
 class Fence(Block):
     ngram: PositiveInt
+
+
+class Caps(Block):
+    column: str
+    most: PositiveInt
 
 
 class PlaygroundPrompts(Block):
@@ -24,14 +53,53 @@ class PlaygroundPrompts(Block):
     split: Split
     fence: Fence
 
+    # Its prompts are few words put together anew: alike on purpose, and no set of anybody's.
+    near: ClassVar[None] = None
+    caps: ClassVar[None] = None
+    evaluation: ClassVar[dict[str, PromptRows]] = {}
 
-class JsonlPrompts(Block):
-    kind: Literal["jsonl"]
-    path: Local
+
+class GivenPrompts(Block):
+    """What is asked of prompts that a user brings, wherever they lie."""
+
+    shape: PromptShape
+    columns: dict[str, str]
     on_bad_row: Literal["fail", "skip"]
+    near: Annotated[float, Field(gt=0, le=1)] | None
+    caps: Caps | None
+    evaluation: dict[str, NamedRows]
     seed: int
     split: Split
     fence: Fence
 
+    @field_validator("evaluation")
+    @classmethod
+    def _names(cls, sets: dict[str, PromptRows]) -> dict[str, PromptRows]:
+        if taken := sorted({"train", "dev", "test"} & sets.keys()):
+            raise ValueError(f"{taken[0]} names a part of the prompts themselves; call the set something else")
+        return sets
 
-PromptsConfig = Annotated[PlaygroundPrompts | JsonlPrompts, Field(discriminator="kind")]
+
+class FilePrompts(GivenPrompts):
+    kind: Literal["file"]
+    path: Local
+
+    @property
+    def given(self) -> PromptRows:
+        return PromptRows(source=FileRows(kind="file", path=self.path), shape=self.shape, columns=self.columns)
+
+
+class HubPrompts(GivenPrompts):
+    kind: Literal["hub"]
+    dataset: HubDataset
+    revision: str | None
+    subset: str | None
+    hub_split: str
+
+    @property
+    def given(self) -> PromptRows:
+        place = {"dataset": self.dataset, "revision": self.revision, "subset": self.subset, "split": self.hub_split}
+        return PromptRows(source=HubRows(kind="hub", **place), shape=self.shape, columns=self.columns)
+
+
+PromptsConfig = Annotated[PlaygroundPrompts | FilePrompts | HubPrompts, Field(discriminator="kind")]

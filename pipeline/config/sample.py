@@ -15,14 +15,14 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.block import Block, Dtype, Limits, Share
+from pipeline.config.block import Block, Dtype, Limits, Share, Workers
 
 
 class VllmRuntime(Block):
-    tensor_parallel: PositiveInt
     memory: Share
     cpu_cache_gib: PositiveInt
     max_sequences: PositiveInt
+    tensor_parallel: PositiveInt
 
 
 class VllmBackend(Block):
@@ -112,6 +112,7 @@ class Setting(Block):
 class SampleRuntime(Block):
     blocks: PositiveInt
     max_failed: Share
+    workers: Workers
 
 
 class SampleConfig(Block):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from pipeline.config.block import Block, Dtype, Share
+from pipeline.config.block import Block, Dtype, Share, Workers
 
 
 class RuleScorer(Block):
@@ -23,6 +23,7 @@ class ScoreConfig(Block):
 
 class ReferRuntime(Block):
     batch_tokens: PositiveInt
+    workers: Workers
 
 
 class ReferConfig(Block):

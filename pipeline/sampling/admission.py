@@ -36,7 +36,8 @@ def admitted(cfg: Draw, text: Text, rows: pl.DataFrame) -> tuple[pl.DataFrame, p
             f"sample: none of {rows.height} prompts can be drawn from{example}.\n"
             f"  Raise limits.prompt, lower limits.completion, or give shorter prompts."
         )
-    return rows.join(dropped, on="prompt_id", how="anti", maintain_order="left"), dropped
+    kept = rows.join(dropped, on="prompt_id", how="anti", maintain_order="left") if faults else rows
+    return kept, dropped
 
 
 def too_long(cfg: Draw, context: int | None, tokens: int) -> dict[str, str] | None:

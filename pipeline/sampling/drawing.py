@@ -1,6 +1,7 @@
 """Requests out, completions back into their shards, joined by id; a shard is written when its last one has come."""
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,11 +11,12 @@ import polars as pl
 from pipeline.backends import Completion, Failed, Message, Request, Text
 from pipeline.config import Draw
 from pipeline.content import digest_of
+from pipeline.crew import Hand
 from pipeline.errors import Broken
 from pipeline.sampling.failures import Failures
-from pipeline.sampling.meter import Meter
 from pipeline.sampling.shards import Shards
 
+NEWS = 0.5  # seconds between two words to whoever watches
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 SAMPLE: dict[str, Any] = {
     "prompt_id": pl.String,
@@ -46,44 +48,52 @@ def _name_of(cfg: Draw, setting: str, prompt_id: str, index: int) -> list[str | 
 
 
 class Drawing:
-    def __init__(self, cfg: Draw, policy: str, text: Text, shards: Shards):
-        self.cfg, self.policy, self.text, self.shards = cfg, policy, text, shards
+    def __init__(self, cfg: Draw, policy: str, text: Text, shards: Shards, hand: Hand):
+        self.cfg, self.policy, self.text, self.shards, self.hand = cfg, policy, text, shards, hand
+        self._next: str | None = None  # claimed, not yet asked for
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}  # shard → sample id → row, in the order of the file
         self._asked: dict[str, str] = {}  # sample id → shard, for what has not come yet
-        self._left: Counter[str] = Counter()  # shard → how many that are
+        self._left: Counter[str] = Counter()  # shard, and prompt → how many that are
         self._lost: Counter[str] = Counter()  # shard → how many of its rows failed
-        per_prompt = sum(setting.n for setting in cfg.settings.values())
-        self.failures = Failures(shards.out, cfg.runtime.max_failed, shards.height * per_prompt)
-        self._meter: Meter
+        self.failures = Failures(cfg, shards)
+        self._news: Counter[str] = Counter()
+        self._told = 0.0
+
+    def claim(self) -> bool:
+        """Wait until there is a shard to draw; false when all are done."""
+        self._next = self.hand.claim()
+        return self._next is not None
 
     def requests(self) -> Iterator[list[Request]]:
-        """One block a shard, made when the backend asks for it."""
-        self._meter = Meter(self.shards, sum(setting.n for setting in self.cfg.settings.values()))
-        for shard in self.shards.missing():
-            asked = [draw for prompt in self.shards.prompts(shard) for draw in self._draws_of(**prompt)]
-            self._rows[shard] = {row["sample_id"]: row for row, _ in asked}
-            self._asked |= dict.fromkeys(self._rows[shard], shard)
-            self._left[shard] = len(asked)
-            yield [request for _, request in asked]
+        """One block a shard, made when the backend asks for it; the end when there is none to claim just now."""
+        while self._next is not None:
+            yield self._ask(self._next)
+            self._next = self.hand.claim(wait=False)
+
+    def _ask(self, shard: str) -> list[Request]:
+        asked = [draw for prompt in self.shards.prompts(shard) for draw in self._draws_of(**prompt)]
+        self._rows[shard] = {row["sample_id"]: row for row, _ in asked}
+        self._asked |= dict.fromkeys(self._rows[shard], shard)
+        self._left[shard] = len(asked)
+        self._left.update(row["prompt_id"] for row, _ in asked)
+        return [request for _, request in asked]
 
     def take(self, drawn: Completion | Failed) -> None:
+        columns = {} if isinstance(drawn, Failed) else self._columns(drawn)
+        shard = self._asked.pop(drawn.sample_id)
+        row = self._rows[shard][drawn.sample_id] | columns
         if isinstance(drawn, Failed):
-            shard = self._lose(drawn)
+            del self._rows[shard][drawn.sample_id]
+            self._lost[shard] += 1
+            self.failures.add(row, drawn.reason)
         else:
-            columns = self._columns(drawn)
-            shard = self._asked.pop(drawn.sample_id)
-            self._rows[shard][drawn.sample_id] |= columns
-        self._meter.count(drawn)
-        self._left[shard] -= 1
-        if not self._left[shard]:
-            rows = list(self._rows.pop(shard).values())
-            self.shards.add(shard, pl.DataFrame(rows, schema=SAMPLE), failed=self._lost[shard])
-
-    def _lose(self, failed: Failed) -> str:
-        shard = self._asked.pop(failed.sample_id)
-        self._lost[shard] += 1
-        self.failures.add(self._rows[shard].pop(failed.sample_id), failed.reason)
-        return shard
+            self._rows[shard][drawn.sample_id] = row
+        whole_prompt = self._came(row["prompt_id"])
+        whole_shard = self._came(shard)
+        if whole_shard:
+            rows = pl.DataFrame(list(self._rows.pop(shard).values()), schema=SAMPLE)
+            self.hand.finish(shard, self.shards.write(shard, rows, failed=self._lost[shard]))
+        self._tell(drawn, whole_prompt, now=whole_shard)
 
     def _columns(self, completion: Completion) -> dict[str, Any]:
         if completion.logprob is not None and not math.isfinite(completion.logprob):
@@ -97,6 +107,32 @@ class Drawing:
             "logprob": completion.logprob,
             "finish_reason": completion.finish_reason,
         }
+
+    def check_whole(self) -> None:
+        if self._rows:
+            raise Broken(
+                f"sample: the backend ended without all completions of {len(self._rows)} shards ({min(self._rows)} …)."
+            )
+
+    def _came(self, what: str) -> bool:
+        """Count one completion less to wait for; whether it was the last."""
+        self._left[what] -= 1
+        if self._left[what]:
+            return False
+        del self._left[what]
+        return True
+
+    def _tell(self, drawn: Completion | Failed, whole_prompt: bool, now: bool) -> None:
+        self._news["prompts"] += whole_prompt
+        if isinstance(drawn, Failed):
+            self._news["failed"] += 1
+        else:
+            cut = drawn.finish_reason == "length"
+            self._news.update(completions=1, tokens=len(drawn.token_ids), truncated=cut)
+        if now or time.monotonic() - self._told > NEWS:
+            self.hand.tell(**self._news)
+            self._news.clear()
+            self._told = time.monotonic()
 
     def _draws_of(self, prompt_id: str, prompt: list[Message]) -> Iterator[tuple[dict[str, Any], Request]]:
         cfg, ids = self.cfg, self.text.encode(prompt, self.cfg.template_kwargs)

@@ -1,12 +1,14 @@
 """Completions that a server did not give: listed in `failed.parquet`, kept out of the samples; too many end the run."""
 
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import polars as pl
 
 from pipeline.artifacts import write_table
+from pipeline.config import Draw
 from pipeline.errors import Broken
+from pipeline.sampling.shards import Shards
 
 FAILED: dict[str, Any] = {
     "prompt_id": pl.String,
@@ -19,10 +21,15 @@ FAILED: dict[str, Any] = {
 class Failures:
     """Of this attempt, which are all there are: a shard that lost rows is drawn again in the next."""
 
-    def __init__(self, out: Path, most: float, asked: int):
-        self._file, self._most, self._asked = out / "failed.parquet", most, asked
+    def __init__(self, cfg: Draw, shards: Shards):
+        self._cfg, self._shards, self._most = cfg, shards, cfg.runtime.max_failed
+        self._file = shards.out / "failed.parquet"
         self._rows: list[dict[str, str]] = []
         self._file.unlink(missing_ok=True)
+
+    @cached_property
+    def _asked(self) -> int:
+        return self._shards.height * sum(setting.n for setting in self._cfg.settings.values())
 
     def add(self, row: dict[str, Any], reason: str) -> None:
         self._rows.append({**{name: row[name] for name in FAILED if name != "reason"}, "reason": reason})

@@ -1,33 +1,52 @@
-"""What a person watching a draw sees."""
+"""What a person watching a draw sees, joined over all hands: how far, how fast, how long, how often cut short."""
 
 import time
+from collections import Counter
 
-from pipeline.backends import Completion, Failed
+from pipeline.crew import Figures
 from pipeline.progress import Progress
-from pipeline.sampling.shards import Shards
+
+ENGINE = "engine_start_seconds"
 
 
 class Meter:
-    def __init__(self, shards: Shards, per_prompt: int):
-        found = shards.totals()
-        self._completions, self._tokens, self._truncated = found["completions"], found["tokens"], found["truncated"]
-        self._failed = 0
-        self._found, self._started = self._tokens, time.monotonic()
-        self._progress = Progress("sample", shards.height * per_prompt, "completions")
-        self._progress.resume_at(self._completions)
+    """`found` is what an earlier attempt left: it counts as done, and not in the speed."""
 
-    def count(self, drawn: Completion | Failed) -> None:
-        if isinstance(drawn, Failed):
-            self._failed += 1
+    def __init__(self, found: dict[str, int], prompts: int):
+        self._prompts, self._found = prompts, found["tokens"]
+        self._sums: Counter[str] = Counter(found)
+        self._progress: Progress | None = None
+        self._started = time.monotonic()
+        self._engine = 0.0
+
+    def hear(self, figures: Figures) -> None:
+        """A hand's engine has started, or it has drawn this much more."""
+        if ENGINE in figures:
+            self._engine = max(self._engine, figures[ENGINE])
+            if self._progress is None:
+                self._started = time.monotonic()
+                self._progress = Progress("sample", self._prompts, "prompts")
+                self._progress.resume_at(self._sums["prompts"])
         else:
-            self._completions += 1
-            self._tokens += len(drawn.token_ids)
-            self._truncated += drawn.finish_reason == "length"
-        speed = (self._tokens - self._found) / max(time.monotonic() - self._started, 0.001)
-        facts = {
-            "speed": f"{speed:.0f} tok/s",
-            "length": f"{self._tokens / max(self._completions, 1):.0f} tokens",
-            "truncated": f"{self._truncated / max(self._completions, 1):.0%}",
-            **({"failed": str(self._failed)} if self._failed else {}),
-        }
-        self._progress.advance(1, **facts)
+            done = min(int(figures["prompts"]), self._prompts - self._sums["prompts"])
+            self._sums.update({name: int(figure) for name, figure in figures.items()} | {"prompts": done})
+            self._show(done)
+
+    def _show(self, done: int) -> None:
+        if self._progress is not None:
+            completions = max(self._sums["completions"], 1)
+            failed = {"failed": str(count)} if (count := self._sums["failed"]) else {}
+            facts = {
+                "speed": f"{self._speed():.0f} tok/s",
+                "length": f"{self._sums['tokens'] / completions:.0f} tokens",
+                "truncated": f"{self._sums['truncated'] / completions:.0%}",
+                **failed,
+            }
+            self._progress.advance(done, **facts)
+
+    def _speed(self) -> float:
+        return (self._sums["tokens"] - self._found) / max(time.monotonic() - self._started, 0.001)
+
+    def cost(self) -> Figures:
+        """Of this attempt alone, from the moment that an engine stood."""
+        return {ENGINE: round(self._engine, 2), "tokens_per_second": round(self._speed(), 1)}

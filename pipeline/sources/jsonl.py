@@ -26,8 +26,7 @@ class Lines:
 def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
     """Rows that are JSON objects and pass `check`; `on_bad_row: fail` refuses the file with its first faults."""
     lines = Lines()
-    for number, data in _numbered(path):
-        fault, row = _parse(data, number)
+    for number, fault, row in each_line(path):
         fault = fault or check(row)
         if fault:
             lines.bad.append((number, fault))
@@ -40,6 +39,12 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
         advice = f"  Mend them, or leave them out and count them with {knob}=skip."
         raise Refusal("\n".join([head, *shown, *more, advice]))
     return lines
+
+
+def each_line(path: Path) -> Iterator[tuple[int, str | None, dict[str, Any]]]:
+    """Every line that is not blank, one at a time: its number, its fault or None, its object."""
+    for number, data in _numbered(path):
+        yield number, *_parse(data, number)
 
 
 def message_fault(messages: list[Any]) -> str | None:
@@ -84,10 +89,10 @@ def _parse(data: bytes, number: int) -> tuple[str | None, dict[str, Any]]:
         return f"not JSON ({error})", {}
     if not isinstance(row, dict):
         return f"a JSON {type(row).__name__}, expected an object", {}
-    return _unwritable(row), row
+    return unwritable(row), row
 
 
-def _unwritable(value: Any) -> str | None:
+def unwritable(value: Any) -> str | None:
     """Characters that no parquet file and no tokenizer takes."""
     if isinstance(value, str):
         if "\0" in value:
@@ -98,4 +103,4 @@ def _unwritable(value: Any) -> str | None:
             return "holds half of a surrogate pair, which is no character"
         return None
     items = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-    return next((fault for item in items if (fault := _unwritable(item))), None)
+    return next((fault for item in items if (fault := unwritable(item))), None)

@@ -4,41 +4,36 @@ A pair: `prompt` (messages), `chosen`, `rejected` (texts), `chosen_score`, `reje
 A thumb: `prompt`, `completion`, `label`.
 """
 
-import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from pipeline.config import FileRows, HubRows, OfflineConfig
+from pipeline.config import OfflineConfig
 from pipeline.errors import Refusal, nearest
-from pipeline.sources.jsonl import Lines, message_fault, read_jsonl
+from pipeline.sources.jsonl import Lines, message_fault
+from pipeline.sources.rows import Fault, Row, each_row
 
-Row = dict[str, Any]
 Messages = list[dict[str, str]]
 SHOWN = 10
 
 
-class Fault(Exception):
-    """Why a row cannot be used."""
-
-
 def read_preferences(cfg: OfflineConfig) -> Lines:
     """Rows `{"pairs": [...], "thumbs": [...]}` with the broken ones by number; `on_bad_row: fail` refuses them."""
-    lines = rows_of(cfg.source)
-    shape = cfg.shape if cfg.shape != "auto" else shape_of(lines.rows[0] if lines.rows else {})
+    rows, count = each_row(cfg.source, "offline"), 0
+    shape: str = cfg.shape
     if shape == "columns" and not cfg.columns:
         raise Refusal("offline.shape=columns: offline.columns says nothing. Give {prompt: …, chosen: …, rejected: …}.")
-    found = Lines(bad=list(lines.bad))
-    numbers = [number for number in range(1, len(lines.rows) + len(lines.bad) + 1) if number not in dict(lines.bad)]
-    for number, row in zip(numbers, lines.rows, strict=True):
+    found = Lines()
+    for count, (_, fault, row) in enumerate(rows, start=1):
         try:
-            found.rows.append({"row": number, **converted(cfg, shape, row)})
-        except Fault as fault:
-            found.bad.append((number, str(fault)))
+            if fault:
+                raise Fault(fault)
+            shape = shape if shape != "auto" else shape_of(row)
+            found.rows.append({"row": count, **converted(cfg, shape, row)})
+        except Fault as known:
+            found.bad.append((count, str(known)))
     if found.bad and cfg.on_bad_row == "fail":
-        raise Refusal(_refused(found, len(numbers) + len(lines.bad), shape))
+        raise Refusal(_refused(found, count, shape))
     return found
 
 
@@ -47,67 +42,6 @@ def _refused(found: Lines, rows: int, shape: str) -> str:
     more = [f"  … and {len(found.bad) - SHOWN} more"] if len(found.bad) > SHOWN else []
     head = f"offline: {len(found.bad)} of {rows} rows cannot be used (read as {shape}):"
     return "\n".join([head, *shown, *more, "  Mend them, or skip and count them with offline.on_bad_row=skip."])
-
-
-# ── where they lie ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def rows_of(source: FileRows | HubRows) -> Lines:
-    if isinstance(source, HubRows):
-        return Lines(rows=_from_hub(source))
-    place = Path(source.path).expanduser()
-    files = sorted(p for p in place.rglob("*") if p.suffix in READERS) if place.is_dir() else [place]
-    if not files or files[0].suffix not in READERS:
-        raise Refusal(
-            f"{place}: no rows to read. Give a file, or a folder of files, that ends in {', '.join(READERS)}."
-        )
-    lines = Lines()
-    for file in files:
-        read = READERS[file.suffix](file)
-        before = len(lines.rows) + len(lines.bad)
-        lines.bad += [(before + number, fault) for number, fault in read.bad]
-        lines.rows += read.rows
-    return lines
-
-
-def _jsonl(file: Path) -> Lines:
-    return read_jsonl(file, lambda row: None, "skip", "offline.on_bad_row")
-
-
-def _json(file: Path) -> Lines:
-    try:
-        rows = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise Refusal(f"{file}: cannot be read as JSON ({error}). Expected a list of objects.") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise Refusal(f"{file}: expected a JSON list of objects; one object a line belongs in a .jsonl file.")
-    return Lines(rows=rows)
-
-
-def _parquet(file: Path) -> Lines:
-    import polars as pl
-
-    try:
-        return Lines(rows=pl.read_parquet(file).to_dicts())
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise Refusal(f"{file}: cannot be read as parquet ({error}).") from error
-
-
-READERS: Mapping[str, Callable[[Path], Lines]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
-
-
-def _from_hub(source: HubRows) -> list[Row]:
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-    from datasets import load_dataset
-
-    try:
-        data = load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision)
-    except (OSError, ValueError) as error:
-        raise Refusal(
-            f"offline.source.dataset={source.dataset}: cannot be read ({str(error).splitlines()[0]}).\n"
-            "  Check its name, subset and split, and the network; or give offline=file offline.source.path=FOLDER."
-        ) from error
-    return list(data)
 
 
 # ── shapes ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,70 +1,265 @@
-"""Prompts in the shapes people have, as rows `prompt_id, prompt` (messages) and `columns` (the rest of the row)."""
+"""Prompts in the shapes people have, as rows `prompt_id, prompt` (messages) and `columns` (what the shape leaves over).
+
+Of a conversation the prompt is everything up to the last turn of the user; an answer after it becomes the column
+`answer`. A row may have a `system` prompt and an `id` in every shape.
+"""
 
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from pipeline.config import JsonlPrompts
-from pipeline.sources.jsonl import Lines, message_fault, read_jsonl
+import polars as pl
+
+from pipeline.config import FileRows, PromptRows
+from pipeline.errors import Refusal, nearest
+from pipeline.sources.jsonl import SHOWN, message_fault
+from pipeline.sources.rows import BATCH, Fault, Row, each_row
+
+Messages = list[dict[str, str]]
+ROW: dict[str, Any] = {
+    "prompt_id": pl.String,
+    "prompt": pl.List(pl.Struct({"role": pl.String, "content": pl.String})),
+    "columns": pl.String,
+    "hash": pl.String,
+    "asked": pl.List(pl.String),
+}
 
 
-def read_prompts(cfg: JsonlPrompts) -> Lines:
-    """`{"prompt": text or messages, "system"?: text, "id"?: …, any column that a scorer or a slice needs}` a line."""
+@dataclass
+class Read:
+    """The usable rows of a set of prompts, and place and fault of each of the others."""
+
+    rows: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=ROW))
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_prompts(asked: PromptRows, knob: str, on_bad_row: str = "fail") -> Read:
+    """By batches, so that only one of them exists as Python objects at a time."""
+    if asked.shape == "columns" and not asked.columns:
+        raise Refusal(f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …}} with the file's names.")
+    read = Read()
+    rows = _converted(asked, knob, read.bad)
+    batches = (pl.DataFrame(batch, schema=ROW) for batch in iter(lambda: list(islice(rows, BATCH)), []))
+    read.rows = pl.concat([read.rows, *batches])
+    if read.bad and on_bad_row == "fail":
+        raise Refusal(_refused(asked, knob, read))
+    if not read.rows.height:
+        raise Refusal(f'{_name(asked)}: holds no prompt. Expected rows such as {{"prompt": "Who are you?"}}.')
+    return read
+
+
+def _converted(asked: PromptRows, knob: str, bad: list[tuple[str, str]]) -> Iterator[Row]:
+    shape: str = asked.shape
     seen: set[str] = set()
-
-    def check(row: dict[str, Any]) -> str | None:
-        fault = _fault(row)
-        if fault is None and row.get("id") is not None:
-            if str(row["id"]) in seen:
-                return f"id {row['id']!r} stands on an earlier line already"
-            seen.add(str(row["id"]))
-        return fault
-
-    lines = read_jsonl(Path(cfg.path), check, cfg.on_bad_row, "prompts.on_bad_row")
-    lines.rows = [_row(row) for row in lines.rows]
-    return lines
+    for place, fault, row in each_row(asked.source, knob):
+        try:
+            if fault:
+                raise Fault(fault)
+            row = _renamed(asked.columns, row)
+            shape = shape if shape not in BY_COLUMNS else shape_of(row, knob)
+            yield _new(converted(shape, row), seen)
+        except Fault as known:
+            bad.append((place, str(known)))
 
 
-def prompt_row(messages: list[dict[str, str]], columns: dict[str, Any], given: Any = None) -> dict[str, Any]:
+def _new(row: Row, seen: set[str]) -> Row:
+    """A hash may come again, of the same prompt; a name given by hand may not."""
+    if row.pop("named"):
+        if row["prompt_id"] in seen:
+            raise Fault(f"id {row['prompt_id']!r} stands on an earlier line already")
+        seen.add(row["prompt_id"])
+    return row
+
+
+def _refused(asked: PromptRows, knob: str, read: Read) -> str:
+    shown = [f"  {place}: {fault}" for place, fault in read.bad[:SHOWN]]
+    more = [f"  … and {len(read.bad) - SHOWN} more"] if len(read.bad) > SHOWN else []
+    head = f"{_name(asked)}: {len(read.bad)} of {len(read.bad) + read.rows.height} rows cannot be used:"
+    skip = "" if "." in knob else f", or leave them out and count them with {knob}.on_bad_row=skip"
+    return "\n".join([head, *shown, *more, f"  Mend them{skip}."])
+
+
+def _name(asked: PromptRows) -> str:
+    return asked.source.path if isinstance(asked.source, FileRows) else asked.source.dataset
+
+
+# ── one row ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prompt_row(messages: Messages, columns: Row, given: Any = None) -> Row:
     """One row of the `prompts` table; without an id of its own a prompt is named by the hash of its messages."""
     text = json.dumps(messages, sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {
         "prompt_id": digest[:16] if given is None else str(given),
         "prompt": [{"role": m["role"], "content": m["content"]} for m in messages],
-        "columns": json.dumps(columns, sort_keys=True, ensure_ascii=False),
+        "columns": _json(columns),
         "hash": digest,
+        "asked": [m["content"] for m in messages if m["role"] == "user"],
     }
 
 
-def text_of(messages: list[dict[str, str]]) -> str:
+def text_of(messages: Messages) -> str:
     """What is compared with evaluation prompts: the user's words."""
     return "\n".join(m["content"] for m in messages if m["role"] == "user")
 
 
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    prompt, system, given = row.pop("prompt"), row.pop("system", None), row.pop("id", None)
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    if system:
-        messages = [{"role": "system", "content": system}, *messages]
-    return prompt_row(messages, row, given)
+def converted(shape: str, row: Row) -> Row:
+    """A row of the table; `named` says whether it brought an id."""
+    row = dict(row)
+    system, given = row.pop("system", None), _id(row.pop("id", None))
+    messages = _with_system(SHAPES[shape](row), system)
+    made = prompt_row(messages, row, given)
+    return {**made, "asked": row["turns"] if shape == "turns" else made["asked"], "named": given is not None}
 
 
-def _fault(row: dict[str, Any]) -> str | None:
-    if "prompt" not in row:
-        return f"no field 'prompt' (it has: {', '.join(sorted(row)) or 'none'})"
-    prompt = row["prompt"]
-    if "system" in row and not isinstance(row["system"], str | None):
-        return "'system' is not text"
-    if isinstance(prompt, str):
-        return None if prompt.strip() else "the prompt is empty"
-    if not isinstance(prompt, list) or not prompt:
-        return "'prompt' is neither text nor a list of messages"
-    if fault := message_fault(prompt):
-        return fault
-    if row.get("system") and prompt[0]["role"] == "system":
-        return "has both 'system' and a system message"
-    return (
-        None if prompt[-1]["role"] == "user" and prompt[-1]["content"].strip() else "the last message is not the user's"
+def _renamed(names: Mapping[str, str], row: Row) -> Row:
+    if absent := [theirs for theirs in names.values() if theirs not in row]:
+        raise Fault(f"no column {', '.join(absent)}. {nearest(absent[0], list(row))}")
+    ours = {ours: row[theirs] for ours, theirs in names.items()}
+    return {**{name: value for name, value in row.items() if name not in names.values()}, **ours}
+
+
+def _with_system(messages: Messages, system: Any) -> Messages:
+    if not isinstance(system, str | None):
+        raise Fault("'system' is not text")
+    if system and messages[0]["role"] == "system":
+        raise Fault("has both 'system' and a system message")
+    if messages[-1]["role"] != "user":
+        raise Fault("the last message is not the user's")
+    if not messages[-1]["content"].strip():
+        raise Fault("the prompt is empty")
+    return [{"role": "system", "content": system}, *messages] if system else messages
+
+
+def _id(given: Any) -> Any:
+    if given is None or (isinstance(given, int) and not isinstance(given, bool)):
+        return given
+    if not isinstance(given, str) or not given.strip():
+        raise Fault(f"id is {given!r}; expected a text or a whole number")
+    return given
+
+
+def _json(columns: Row) -> str:
+    try:
+        return json.dumps(columns, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        raise Fault("; ".join(filter(None, (_odd(name, value) for name, value in columns.items())))) from None
+
+
+def _odd(name: str, value: Any) -> str | None:
+    try:
+        json.dumps({name: value}, allow_nan=False)
+    except TypeError as error:
+        return f"column {name!r} is not JSON ({error})"
+    except ValueError:
+        return f"column {name!r} holds NaN or an infinity; leave the value out, or write null"
+    return None
+
+
+# ── shapes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def shape_of(row: Row, knob: str) -> str:
+    """By the first row's columns alone."""
+    if shape := next((shape for name, shape in KNOWN_BY.items() if name in row), None):
+        return shape
+    raise Fault(
+        f"no field 'prompt' (it has: {', '.join(sorted(row)) or 'none'}) nor what tells another shape. Give"
+        f" {knob}.columns={{prompt: …}} with this file's own name for it"
     )
+
+
+def _prompt(row: Row) -> Messages:
+    return _asked(_needed(row, "prompt"), "prompt")
+
+
+def _question(row: Row) -> Messages:
+    return _asked(_needed(row, "question"), "question")
+
+
+def _conversation(row: Row) -> Messages:
+    return _up_to_the_user(_messages(_needed(row, "messages"), "messages"), row)
+
+
+def _sharegpt(row: Row) -> Messages:
+    turns = _needed(row, "conversations")
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise Fault("'conversations' is not a list of {from, value}")
+    if odd := {str(turn.get("from")) for turn in turns} - SPEAKERS.keys():
+        raise Fault(f"a turn is from {', '.join(sorted(odd))}. Known: {', '.join(SPEAKERS)}")
+    messages = [{"role": SPEAKERS[turn["from"]], "content": turn.get("value")} for turn in turns]
+    return _up_to_the_user(_messages(messages, "conversations"), row)
+
+
+def _alpaca(row: Row) -> Messages:
+    """Self-Instruct keeps the input in a list of instances; of several each would be a prompt, and a row is one."""
+    instruction, given = _needed(row, "instruction"), row.pop("input", None)
+    if (instances := row.get("instances")) and isinstance(instances, list):
+        if len(instances) > 1 or not isinstance(instances[0], dict):
+            raise Fault(f"'instances' holds {len(instances)}; write one row for each, with instruction and input")
+        given = given or instances[0].get("input")
+    if not isinstance(instruction, str) or not isinstance(given, str | None):
+        raise Fault("instruction and input are not both text")
+    return _asked(f"{instruction}\n\n{given}" if given and given.strip() else instruction, "instruction")
+
+
+def _turns(row: Row) -> Messages:
+    """The first question; the others stay in `turns`, and the fence knows them all."""
+    turns = row["turns"] if row.get("turns") else None
+    if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
+        raise Fault("'turns' is not a list of texts")
+    return _asked(turns[0], "turns")
+
+
+BY_COLUMNS = "auto", "columns"
+SHAPES: Mapping[str, Callable[[Row], Messages]] = {
+    "prompt": _prompt,
+    "messages": _conversation,
+    "sharegpt": _sharegpt,
+    "alpaca": _alpaca,
+    "turns": _turns,
+    "question": _question,
+}
+# The column that tells a shape, the surest first: many a set carries its prompt twice.
+KNOWN_BY = {
+    "prompt": "prompt",
+    "messages": "messages",
+    "conversations": "sharegpt",
+    "instruction": "alpaca",
+    "turns": "turns",
+    "question": "question",
+}
+SPEAKERS = {
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
+    "assistant": "assistant", "bing": "assistant", "bard": "assistant",
+}  # fmt: skip
+
+
+def _needed(row: Row, name: str) -> Any:
+    if name not in row:
+        raise Fault(f"no field {name!r} (it has: {', '.join(sorted(row)) or 'none'})")
+    return row.pop(name)
+
+
+def _asked(value: Any, name: str) -> Messages:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else _messages(value, name)
+
+
+def _messages(value: Any, name: str) -> Messages:
+    if not isinstance(value, list) or not value:
+        raise Fault(f"'{name}' is neither text nor a list of messages")
+    if fault := message_fault(value):
+        raise Fault(fault)
+    return value
+
+
+def _up_to_the_user(messages: Messages, row: Row) -> Messages:
+    """An answer after the user's last turn is no part of the prompt."""
+    if messages[-1]["role"] != "assistant":
+        return messages
+    row.setdefault("answer", messages[-1]["content"])
+    return messages[:-1] or messages

@@ -1,107 +1,215 @@
-"""Prompts in, four parts out: `train`, `dev`, `test` in hash order, and `fence`, the n-grams of dev and test.
+"""Prompts in, four parts out: `train`, `dev`, `test` in hash order, and `fence`, the n-grams of all evaluation prompts.
 
 Every row that came in is in a part or in `dropped.parquet`; `funnel.json` has the counts.
 """
 
 import hashlib
+import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from pipeline.artifacts import Prompts, note_cost, write_json, write_table
-from pipeline.config import PromptsConfig
-from pipeline.errors import Broken, Refusal
-from pipeline.sources import fence, playground
-from pipeline.sources.prompts import prompt_row, read_prompts, text_of
+from pipeline.config import Caps, PlaygroundPrompts, PromptsConfig
+from pipeline.errors import Broken, Refusal, nearest
+from pipeline.progress import Progress
+from pipeline.sources import playground
+from pipeline.sources.fence import Index, table
+from pipeline.sources.prompts import ROW, Read, prompt_row, read_prompts
+from pipeline.sources.repeats import repeats
 
 DROPPED = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
+BATCH = 4096
+Sorted = tuple[pl.DataFrame, pl.DataFrame]  # the rows that stay, and DROPPED of the others
 
 
 def run(cfg: PromptsConfig, out: Path) -> Prompts:
-    rows, bad = read(cfg)
-    rows, repeated = without_repeats(rows)
-    rows = in_hash_order(rows, cfg.seed)
-    test, rest = rows.head(cfg.split.test), rows.slice(cfg.split.test)
-    rest, near_test = clear_of(rest, test, cfg.fence.ngram, "test")
-    dev, rest = rest.head(cfg.split.dev), rest.slice(cfg.split.dev)
-    train, near_dev = clear_of(rest, dev, cfg.fence.ngram, "dev")
+    sets = {name: read_prompts(asked, f"prompts.evaluation.{name}").rows for name, asked in cfg.evaluation.items()}
+    account = Account()
+    rows = in_hash_order(account.take(read(cfg)), cfg.seed)
+    check_source(cfg, rows.height)
+    rows = account.keep(without_repeats(rows, cfg.near))
+    rows = account.keep(capped(rows, cfg.caps))
+
+    fences = [indexed(cfg, sets)]
+    rows = account.keep(clear_of(rows, fences[0]))
+    test, rows = held(cfg, "test", rows, account)
+    fences.append(indexed(cfg, {"test": test}))
+    rows = account.keep(clear_of(rows, fences[1]))
+    dev, rows = held(cfg, "dev", rows, account)
+    for fence in fences:  # a dev set of its own has not been compared yet
+        dev = account.keep(clear_of(dev, fence))
+    fences.append(indexed(cfg, {"dev": dev}))
+    train = account.keep(clear_of(rows, fences[2]))
 
     parts = {"train": train, "dev": dev, "test": test}
-    dropped = pl.DataFrame([*bad, *repeated, *near_test, *near_dev], schema=DROPPED)
-    check_sizes(cfg, parts)
-    for name, part in parts.items():
-        write_table(out / name / "prompts.parquet", part.select("prompt_id", "prompt", "columns"))
-    fenced = fence.grams_of(texts(pl.concat([dev, test])), cfg.fence.ngram)
-    write_table(out / "fence" / "ngrams.parquet", fence.table(fenced))
-    write_table(out / "dropped.parquet", dropped)
-    note_cost(out, dropped=dropped.height)
-    write_json(out / "funnel.json", funnel(parts, dropped, rows.height + len(repeated) + len(bad)))
+    write_table(out / "dropped.parquet", account.dropped())
+    check_parts(cfg, parts, account, out / "dropped.parquet")
+    publish(out, parts, account)
+    write_table(out / "fence" / "ngrams.parquet", table(set().union(*(fence.grams for fence in fences))))
+    write_json(out / "funnel.json", story := funnel(parts, account, sets))
+    for line in lines(story):
+        print("│", line, file=sys.stderr, flush=True)
     return Prompts(out)
 
 
-def read(cfg: PromptsConfig) -> tuple[pl.DataFrame, list[dict[str, str]]]:
-    """The rows of the source, and its broken lines where they are skipped."""
-    if cfg.kind == "playground":
+class Account:
+    """What came in and what was left out, with its reason."""
+
+    def __init__(self) -> None:
+        self.rows_in = 0
+        self._dropped = [pl.DataFrame(schema=DROPPED)]
+
+    def take(self, read: Read) -> pl.DataFrame:
+        self.rows_in += read.rows.height + len(read.bad)
+        bad = [{"prompt_id": place, "reason": "bad row", "detail": fault} for place, fault in read.bad]
+        self._dropped.append(pl.DataFrame(bad, schema=DROPPED))
+        return read.rows
+
+    def keep(self, rows: Sorted) -> pl.DataFrame:
+        kept, gone = rows
+        self._dropped.append(gone.select(*DROPPED))
+        return kept
+
+    def dropped(self) -> pl.DataFrame:
+        return pl.concat(self._dropped)
+
+    def reasons(self) -> dict[str, int]:
+        return dict(sorted(self.dropped()["reason"].value_counts().rows()))
+
+    def told(self) -> str:
+        return ", ".join(f"{reason} {count}" for reason, count in self.reasons().items()) or "nothing was dropped"
+
+
+def read(cfg: PromptsConfig) -> Read:
+    if isinstance(cfg, PlaygroundPrompts):
         made = playground.prompts(cfg.rows, cfg.constraints, cfg.seed)
-        return pl.DataFrame([prompt_row(row["prompt"], row["columns"]) for row in made]), []
-    lines = read_prompts(cfg)
-    if not lines.rows:
-        raise Refusal(f"{cfg.path}: holds no prompt. Expected one JSON object with a field 'prompt' a line.")
-    return pl.DataFrame(lines.rows), [_dropped(f"line {number}", "bad row", fault) for number, fault in lines.bad]
+        return Read(pl.DataFrame([prompt_row(row["prompt"], row["columns"]) for row in made], schema=ROW))
+    return read_prompts(cfg.given, "prompts", cfg.on_bad_row)
 
 
-def without_repeats(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[dict[str, str]]]:
-    first = rows.filter(pl.col("hash").is_first_distinct())
-    again = rows.filter(~pl.col("hash").is_first_distinct()).join(first.select("hash", kept="prompt_id"), on="hash")
-    repeated = [
-        _dropped(i, "duplicate", f"the same messages as {kept}") for i, kept in again.select("prompt_id", "kept").rows()
-    ]
-    return first, repeated
+# ── sorting ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def in_hash_order(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
     """By a hash of seed and text: the order that splits and rounds draw from, whatever the file's own order was."""
     order = [hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in rows["hash"]]
-    return rows.with_columns(pl.Series("order", order)).sort("order").drop("order")
+    return (
+        rows.with_columns(pl.Series("order", order, dtype=pl.String))
+        .sort("order", "prompt_id", "columns")
+        .drop("order")
+    )
 
 
-def clear_of(
-    rows: pl.DataFrame, exam: pl.DataFrame, ngram: int, name: str
-) -> tuple[pl.DataFrame, list[dict[str, str]]]:
-    """The rows that share no n-gram with an evaluation part, and those that do."""
-    fenced = fence.grams_of(texts(exam), ngram)
-    near = pl.Series([fence.overlaps(text, fenced, ngram) for text in texts(rows)], dtype=pl.Boolean)
-    detail = f"shares {ngram} words in a row with a {name} prompt"
-    return rows.filter(~near), [_dropped(i, f"overlap with {name}", detail) for i in rows.filter(near)["prompt_id"]]
+def without_repeats(rows: pl.DataFrame, near: float | None) -> Sorted:
+    again = repeats(rows, near)
+    return _without(rows, again["at"]), again
 
 
-def texts(rows: pl.DataFrame) -> list[str]:
-    return [text_of(messages) for messages in rows["prompt"].to_list()]
+def capped(rows: pl.DataFrame, caps: Caps | None) -> Sorted:
+    """So many of each category, the first in hash order; rows without one are a category of their own."""
+    if caps is None:
+        return rows, pl.DataFrame(schema=DROPPED)
+    columns = [json.loads(text) for text in rows["columns"]]
+    if known := sorted(set().union(*columns) if caps.column not in set().union(*columns) else ()):
+        raise Refusal(f"prompts.caps.column={caps.column}: no row has this column. {nearest(caps.column, known)}")
+    named = rows.select("prompt_id", category=pl.Series([json.dumps(each.get(caps.column)) for each in columns]))
+    place = pl.int_range(pl.len()).over("category")
+    over = named.with_row_index("at").filter(place >= caps.most)
+    detail = pl.format("{} has {} prompts before it in hash order", "category", pl.lit(caps.most))
+    return _without(rows, over["at"]), over.with_columns(reason=pl.lit("over the cap"), detail=detail)
 
 
-def check_sizes(cfg: PromptsConfig, parts: dict[str, pl.DataFrame]) -> None:
-    wanted = {"test": cfg.split.test, "dev": cfg.split.dev, "train": 1}
-    short = {name: rows for name, rows in wanted.items() if parts[name].height < rows}
-    if short:
-        has = ", ".join(f"{name} {part.height}" for name, part in parts.items())
+def held(cfg: PromptsConfig, name: str, rows: pl.DataFrame, account: Account) -> Sorted:
+    """An evaluation part, and what is left: so many of the rows, or a set of its own."""
+    wanted = getattr(cfg.split, name)
+    if isinstance(wanted, int):
+        return rows.head(wanted), rows.slice(wanted)
+    own = account.take(read_prompts(wanted, f"prompts.split.{name}"))
+    return account.keep(without_repeats(in_hash_order(own, cfg.seed), near=None)), rows
+
+
+def indexed(cfg: PromptsConfig, sets: dict[str, pl.DataFrame]) -> Index:
+    index = Index(cfg.fence.ngram)
+    for name, rows in sets.items():
+        for prompt_id, asked in rows.select("prompt_id", "asked").iter_rows():
+            index.add(name, prompt_id, asked)
+    return index
+
+
+def clear_of(rows: pl.DataFrame, index: Index) -> Sorted:
+    """The rows that share no n-gram with an evaluation prompt; and those that do, with which words of which prompt."""
+    if not index.grams:
+        return rows, pl.DataFrame(schema=DROPPED)
+    found, progress = [], Progress("prompts", rows.height, "prompts compared")
+    for at, (prompt_id, texts) in enumerate(_texts(rows)):
+        if match := index.match(texts):
+            detail = f"{match.of} {match.prompt_id}: {match.words}"
+            found.append({"at": at, "prompt_id": prompt_id, "reason": f"overlap with {match.of}", "detail": detail})
+        progress.advance()
+    near = pl.DataFrame(found, schema={"at": pl.UInt32, **DROPPED})
+    return _without(rows, near["at"]), near
+
+
+def _texts(rows: pl.DataFrame) -> Iterator[tuple[str, list[str]]]:
+    """What a prompt could have taken from elsewhere: the user's words as a whole, and each message."""
+    for part in rows.select("prompt_id", "asked", "prompt").iter_slices(BATCH):
+        for prompt_id, asked, messages in part.iter_rows():
+            yield prompt_id, list(dict.fromkeys(["\n".join(asked), *(message["content"] for message in messages)]))
+
+
+def _without(rows: pl.DataFrame, at: pl.Series) -> pl.DataFrame:
+    return rows.with_row_index("at").filter(~pl.col("at").is_in(at.implode())).drop("at")
+
+
+# ── the account ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_source(cfg: PromptsConfig, prompts: int) -> None:
+    """What can never be enough is said before any comparing."""
+    wanted = {name: n for name, n in cfg.split if isinstance(n, int)}
+    if prompts <= sum(wanted.values()):
+        asked = " and ".join(f"{name} {n}" for name, n in wanted.items())
         raise Refusal(
-            f"prompts: after duplicates and overlap there are too few: {has};"
-            f" wanted test {cfg.split.test}, dev {cfg.split.dev} and at least one to train on.\n"
-            "  Give more prompts, or lower prompts.split.test and prompts.split.dev."
+            f"prompts: there are {prompts}; {asked} leave nothing to train on.\n"
+            f"  Give more prompts, or lower {' and '.join(f'prompts.split.{name}' for name in wanted)}."
         )
 
 
-def funnel(parts: dict[str, pl.DataFrame], dropped: pl.DataFrame, rows_in: int) -> dict[str, Any]:
-    """Rows in = rows out + rows dropped with a reason."""
-    reasons = dict(sorted(dropped["reason"].value_counts().rows()))
+def check_parts(cfg: PromptsConfig, parts: dict[str, pl.DataFrame], account: Account, listed: Path) -> None:
+    wanted = {"train": 1, **{name: n if isinstance(n, int) else 1 for name, n in cfg.split}}
+    short = [name for name, part in parts.items() if part.height < wanted[name]]
+    if short:
+        has = ", ".join(f"{name} {part.height} (wanted {wanted[name]})" for name, part in parts.items())
+        raise Refusal(
+            f"prompts: after what was dropped ({account.told()}) too few are left for {' and '.join(short)}: {has}.\n"
+            f"  Each one's reason is in {listed}. Give more prompts, or lower prompts.split.test and prompts.split.dev."
+        )
+
+
+def publish(out: Path, parts: dict[str, pl.DataFrame], account: Account) -> None:
+    for name, part in parts.items():
+        write_table(out / name / "prompts.parquet", part.select("prompt_id", "prompt", "columns"))
+    note_cost(out, prompts=sum(part.height for part in parts.values()), dropped=account.dropped().height)
+
+
+def funnel(parts: dict[str, pl.DataFrame], account: Account, sets: dict[str, pl.DataFrame]) -> dict[str, Any]:
+    """Rows in = rows out + rows dropped with a reason; and how many prompts each evaluation set put up the fence."""
+    reasons, rows_in = account.reasons(), account.rows_in
     rows_out = {name: part.height for name, part in parts.items()}
     if rows_in != sum(rows_out.values()) + sum(reasons.values()):
         raise Broken(
             f"prompts: {rows_in} rows came in, {rows_out} went out and {reasons} were dropped: some are unaccounted for"
         )
-    return {"in": rows_in, "out": rows_out, "dropped": reasons}
+    evaluation = {name: rows.height for name, rows in sets.items()}
+    return {"in": rows_in, "out": rows_out, "dropped": reasons, "evaluation": evaluation}
 
 
-def _dropped(prompt_id: str, reason: str, detail: str) -> dict[str, str]:
-    return {"prompt_id": prompt_id, "reason": reason, "detail": detail}
+def lines(story: dict[str, Any]) -> list[str]:
+    dropped = [(f"  − {reason}", count) for reason, count in story["dropped"].items()]
+    rows = [("prompts in", story["in"]), *dropped, *story["out"].items()]
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {count:>8}" for name, count in rows]

@@ -5,11 +5,13 @@ Rows are sorted by length and done in chunks of a fixed number of rows, each a f
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import KL, Logps, Model, Pairs, Samples, note_cost, read_table, write_table
 from pipeline.config import ReferConfig
+from pipeline.crew import Hand, environments, work_off
 from pipeline.errors import Broken, Refusal
 from pipeline.progress import Progress
 
@@ -17,13 +19,20 @@ if TYPE_CHECKING:
     import polars as pl
 
 CHUNK = 512  # rows; never from `runtime`, so that a resumed run finds the same chunks
+ROWS = "rows.parquet"  # where every hand reads them
+WORKERS = "refer.runtime.workers"
 
 
 def run(cfg: ReferConfig, out: Path, *, model: Model, rows: Pairs | Samples) -> Logps:
-    table = wanted(rows)
-    chunks = [(out / "scratch" / f"chunk-{at:06d}.parquet", part) for at, part in enumerate(table.iter_slices(CHUNK))]
-    _compute(cfg, model, [(file, part) for file, part in chunks if not file.exists()], table)
-    write_table(out / "logps.parquet", _joined([file for file, _ in chunks]))
+    table, scratch = wanted(rows), out / "scratch"
+    chunks = [f"chunk-{at:06d}.parquet" for at in range(-(-table.height // CHUNK))]
+    if missing := [chunk for chunk in chunks if not (scratch / chunk).exists()]:
+        write_table(scratch / ROWS, table)
+        progress = Progress("refer", table.height, "completions")
+        progress.resume_at(table.height - sum(min(CHUNK, table.height - _start(chunk, CHUNK)) for chunk in missing))
+        work, hands = partial(measure, cfg, model, scratch, CHUNK), environments(cfg.runtime.workers, WORKERS)
+        work_off(missing, work, hands, scratch / "workers", tell=lambda done: progress.advance(int(done["rows"])))
+    write_table(out / "logps.parquet", _joined([scratch / chunk for chunk in chunks]))
     note_cost(out, rows=table.height, tokens=int(table["length"].sum()))
     return Logps(out)
 
@@ -55,18 +64,22 @@ def _sides(pairs: "pl.DataFrame") -> "Iterator[pl.DataFrame]":
         yield pairs.select(*ids, "prompt_token_ids", pl.col(f"{side}_token_ids").alias("token_ids"))
 
 
-def _compute(cfg: ReferConfig, model: Model, missing: "list[tuple[Path, pl.DataFrame]]", table: "pl.DataFrame") -> None:
-    if not missing:
-        return
+def measure(cfg: ReferConfig, model: Model, scratch: Path, size: int, hand: Hand) -> None:
+    """One hand's part: the model is opened once."""
     from pipeline.training import models
 
+    table = read_table(scratch / ROWS)
     module = models.load(model, cfg.dtype).to(models.device())
     models.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "refer")
-    progress = Progress("refer", table.height, "completions")
-    progress.resume_at(table.height - sum(part.height for _, part in missing))
-    for file, part in missing:
-        write_table(file, _measured(cfg, module, part))
-        progress.advance(part.height)
+    for chunk in iter(hand.claim, None):
+        part = table.slice(_start(chunk, size), size)
+        write_table(scratch / chunk, _measured(cfg, module, part))
+        hand.tell(rows=part.height)
+        hand.finish(chunk)
+
+
+def _start(chunk: str, size: int) -> int:
+    return int(Path(chunk).stem.removeprefix("chunk-")) * size
 
 
 def _measured(cfg: ReferConfig, module: Any, part: "pl.DataFrame") -> "pl.DataFrame":

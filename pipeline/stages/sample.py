@@ -6,57 +6,82 @@ A shard that stands in `shards.json` with its hash is finished: a killed run rep
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from pipeline.artifacts import Model, Prompts, Samples, note_cost, write_json, write_table
-from pipeline.backends import Backend, Completion, Failed, open_backend
-from pipeline.config import Draw, EndpointBackend, ScriptedBackend
-from pipeline.errors import Broken
+from pipeline.backends import open_backend
+from pipeline.backends.adapters import serves
+from pipeline.config import Draw, EndpointBackend, TransformersBackend, VllmBackend
+from pipeline.crew import Environment, Hand, environments, work_off
 from pipeline.sampling.admission import admitted, block
 from pipeline.sampling.drawing import Drawing
 from pipeline.sampling.journal import Journal
-from pipeline.sampling.shards import Shards
+from pipeline.sampling.meter import ENGINE, Meter
+from pipeline.sampling.shards import Finished, Shards
 
+ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
 JOURNAL = "scratch/journal"  # what a server has given of the shards under way
 MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
 
 
 def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts) -> Samples:
-    backend = open_backend(cfg.backend, policy)
-    kept, dropped = admitted(cfg, backend.text, block(cfg, prompts))
+    shards = Shards(out, cfg.shard)
+    kept, dropped = admitted(cfg, open_backend(cfg.backend, policy).text, block(cfg, prompts))
     write_table(out / "dropped.parquet", dropped)
-    shards = Shards(out, kept, cfg.shard)
-    if shards.missing():
-        draw(Drawing(cfg, policy.path.name, backend.text, shards), backend, policy, out)
-    totals = shards.totals()
-    note_cost(out, **totals, **paid(cfg, totals), prompts=kept.height, dropped=dropped.height)
+    finished = Finished(shards, shards.lay_out(kept))
+    asked, lost = kept.height, dropped.height
+    del kept, dropped  # every hand reads what it needs
+    if finished.missing():
+        draw_missing(cfg, shards, finished, policy, asked)
+    shards.clear()
+    totals = finished.totals()
+    note_cost(out, **paid(cfg, totals))
+    note_cost(out, **totals, dropped=lost, mean_tokens=round(totals["tokens"] / max(totals["completions"], 1), 1))
     return Samples(out)
 
 
-def draw(drawing: Drawing, backend: Backend, policy: Model, out: Path) -> None:
+def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, asked: int) -> None:
+    """By as many hands as there are; the list of what is finished is kept here."""
+    out, meter = shards.out, Meter(finished.totals(), asked)
+    try:
+        served = servable(cfg, policy, out)
+        work = partial(draw, cfg, shards, policy, served)
+        work_off(finished.missing(), work, hands(cfg), out / "scratch" / "workers", finished.add, meter.hear)
+        note_cost(out, **meter.cost())
+        if served is not policy and quantized(policy):
+            note_difference(cfg, policy, served, out)
+    finally:
+        shutil.rmtree(out / MERGED, ignore_errors=True)
+
+
+def hands(cfg: Draw) -> list[Environment]:
+    if isinstance(cfg.backend, EndpointBackend):
+        return [{}]  # one hand keeps as many requests under way as the server takes
+    if not isinstance(cfg.backend, ENGINES):
+        return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
+    together = cfg.backend.runtime.tensor_parallel if isinstance(cfg.backend, VllmBackend) else 1
+    return environments(cfg.runtime.workers, "sample.runtime.workers", together)
+
+
+def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) -> None:
+    """One hand's part: its engine starts once and is given the next shard before the last one drains."""
+    backend = open_backend(cfg.backend, policy)
+    drawing = Drawing(cfg, policy.path.name, backend.text, shards, hand)
+    journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, EndpointBackend) else None
     started = time.monotonic()
     try:
-        reads_weights = not isinstance(drawing.cfg.backend, ScriptedBackend)
-        whole = merged(policy, out / MERGED) if reads_weights and policy.adapter else policy
-        backend.start(whole, drawing.cfg.limits)
-        note_cost(out, engine_start_seconds=round(time.monotonic() - started, 2))
-        for drawn in drawn_from(backend, drawing, out):
-            drawing.take(drawn)
+        backend.start(served, cfg.limits)
+        hand.tell(**{ENGINE: time.monotonic() - started})
+        while drawing.claim():
+            asked = drawing.requests()
+            for drawn in journal.through(backend, asked) if journal else backend.generate(asked):
+                drawing.take(drawn)
+            drawing.check_whole()
+        if told := drawing.failures.write():
+            print("│", told, file=sys.stderr, flush=True)
     finally:
         backend.close()
-        shutil.rmtree(out / MERGED, ignore_errors=True)
-    if missing := drawing.shards.missing():
-        raise Broken(f"sample: the backend ended without all completions of {len(missing)} shards ({missing[0]} …).")
-    if told := drawing.failures.write():
-        print("│", told, file=sys.stderr, flush=True)
-
-
-def drawn_from(backend: Backend, drawing: Drawing, out: Path) -> Iterator[Completion | Failed]:
-    """From a server each completion is written down at once: it was paid for."""
-    if isinstance(drawing.cfg.backend, EndpointBackend):
-        return Journal(out / JOURNAL).through(backend, drawing.requests())
-    return backend.generate(drawing.requests())
 
 
 def paid(cfg: Draw, totals: dict[str, int]) -> dict[str, float]:
@@ -67,11 +92,29 @@ def paid(cfg: Draw, totals: dict[str, int]) -> dict[str, float]:
     return {"price": (prices.input * totals["prompt_tokens"] + prices.output * totals["tokens"]) / 1e6}
 
 
-def merged(policy: Model, scratch: Path) -> Model:
-    """The policy with its adapter in its weights, at full precision, for this run only."""
+def servable(cfg: Draw, policy: Model, out: Path) -> Model:
+    """The policy as the backend can open it: with its adapter beside the base, or merged for this run only."""
+    if not isinstance(cfg.backend, (*ENGINES, EndpointBackend)) or policy.adapter is None:
+        return policy
     from pipeline.training import models
 
-    shutil.rmtree(scratch, ignore_errors=True)
-    models.load_merged(policy).save_pretrained(scratch / "weights")
-    write_json(scratch / "model.json", {"weights": "weights", "remote_code": policy.remote_code})
-    return Model(scratch)
+    models.check_base(policy)
+    if isinstance(cfg.backend, VllmBackend) and serves(policy.adapter) and not quantized(policy):
+        return policy
+    # What was trained beside a quantised base is merged with what those few bits say: no engine reads both as trained.
+    shutil.rmtree(out / MERGED, ignore_errors=True)
+    models.load_merged(policy).save_pretrained(out / MERGED / "weights")
+    write_json(out / MERGED / "model.json", {"weights": "weights", "remote_code": policy.remote_code})
+    return Model(out / MERGED)
+
+
+def quantized(policy: Model) -> bool:
+    return "quantization" in policy.record
+
+
+def note_difference(cfg: Draw, policy: Model, served: Model, out: Path) -> None:
+    """What sampling a QLoRA policy from whole weights costs in fidelity, for the report to name."""
+    from pipeline.training.difference import per_token
+
+    dtypes = policy.record["quantization"]["dtype"], getattr(cfg.backend, "dtype", "float32")
+    note_cost(out, quantization_difference=per_token(policy, served, next(Samples(out).shards()), *dtypes))

@@ -93,6 +93,15 @@ def _base(model: Model, dtype: str) -> Any:
 def _adapted(module: Any, model: Model, trainable: bool) -> Any:
     from peft import PeftModel
 
+    check_base(model)
+    module = PeftModel.from_pretrained(module, model.adapter, is_trainable=trainable)
+    # PEFT asks the hub about a base that is not a folder each time it saves; here it is one.
+    module.peft_config["default"].base_model_name_or_path = str(model.weights)
+    return module
+
+
+def check_base(model: Model) -> None:
+    """An adapter stands on the weights that it was trained on."""
     assert model.adapter is not None
     recorded = json.loads((model.adapter / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
     if recorded not in (base_name(model), str(model.weights)):
@@ -101,10 +110,6 @@ def _adapted(module: Any, model: Model, trainable: bool) -> Any:
             f"on {base_name(model)}.\n  An adapter is only right on the weights it was trained on: give the one made "
             f"for {base_name(model)}, or the model {recorded}."
         )
-    module = PeftModel.from_pretrained(module, model.adapter, is_trainable=trainable)
-    # PEFT asks the hub about a base that is not a folder each time it saves; here it is one.
-    module.peft_config["default"].base_model_name_or_path = str(model.weights)
-    return module
 
 
 def _continued(model: Model, adapter: LoraAdapter, module: Any) -> Any:

@@ -1,0 +1,103 @@
+"""The pilot's arithmetic over the real plan: steps that take `fixed + each × prompts` are extrapolated to the truth."""
+
+import json
+
+import pytest
+
+from pipeline import pilot
+from pipeline.artifacts import write_json
+from pipeline.errors import Refusal
+from pipeline.plan import plan
+from pipeline.runner import prepare, select
+from tests.house import SMALL, composed
+
+FIXED = {"sample": 30.0, "score": 1.0, "pair": 2.0, "refer": 5.0, "train": 10.0}
+EACH = {"sample": 0.5, "score": 0.01, "pair": 0.02, "refer": 0.1, "train": 0.4}
+ONCE = {"prompts": 3.0, "sft": 100.0}
+REPORT = {
+    "differences": [{"model": "round-1", "scorer": "rules", "n": 50, "detectable": 0.1}],
+    "models": [{"name": "sft", "metrics": {"rules": {"low": 0.4, "high": 0.6, "n": 50}}}],
+}
+PUBLISHED = {
+    "prompts": {"funnel.json": {"out": {"train": 2000, "dev": 200, "test": 300}}},
+    "pair": {"funnel.json": {"prompts_in": 50, "ties": {"prompts": 6, "all_easy": 4, "all_hard": 2}}},
+    "evaluate": {"report.json": REPORT},
+}
+WORDS = [*SMALL[:3], "sample.per_round=400", "rounds=2", "data=all", "prompts.split.test=300"]
+
+
+def seconds(step, prompts: int) -> float:
+    if step.stage in ONCE or step.stage == "evaluate":
+        return ONCE.get(step.stage, 6.0)
+    return FIXED[step.stage] + EACH[step.stage] * prompts
+
+
+def pretend(cfg) -> None:
+    """Every step of a pilot as if it had been built: its manifest and what the estimate reads of it."""
+    planned = prepare(cfg, select(plan(cfg), cfg.until))
+    for step in sorted(planned.steps, key=lambda step: step.stage != "prompts"):
+        path = planned.folder(step)
+        for name, value in PUBLISHED.get(step.stage, {}).items():
+            write_json(path / name, value)
+        prompts = pilot.prompts_of(step, pilot.sizes_of(cfg, planned))
+        cost = {"sample": {"engine_start_seconds": 30.0}, "score": {"judge_money": 0.01 * prompts}}.get(step.stage, {})
+        size = 1000 if step.stage in ("sft", "train") else 10 * prompts
+        files = [{"path": "x", "size": size, "sha256": ""}]
+        write_json(path / "manifest.json", {"files": files, "seconds": seconds(step, prompts), "cost": cost})
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("pilot")
+    places = [f"store={tmp_path / 'store'}", f"runs={tmp_path / 'runs'}"]
+    whole = composed(*WORDS, *places)
+    small, large = (composed(*WORDS, *places, *pilot.lowered(whole, n)) for n in (pilot.FEW, pilot.MANY))
+    small = small.model_copy(update={"until": "train@1"})
+    pretend(small), pretend(large)
+    seen = [*pilot.measured(small), *pilot.measured(large)]
+    return whole, pilot.estimate(whole, large, seen, overhead=2.0)
+
+
+def test_what_grows_with_prompts_is_extrapolated_and_what_does_not_is_not(told):
+    whole, estimate = told
+    planned = prepare(whole, [plan(whole)])
+    sizes = pilot.sizes_of(whole, planned)
+    truth = sum(seconds(step, pilot.prompts_of(step, sizes)) for step in planned.steps if step.stage != "evaluate")
+    report = 6.0 * 300 / 50  # one size alone: all of it is taken to grow
+    assert 3600 * estimate["hours"] == pytest.approx(truth + report + 2.0 * len(planned.steps))
+    assert [row["stage"] for row in estimate["stages"] if not row["known"]] == ["evaluate"]
+
+
+def test_a_round_that_trains_on_all_pairs_reads_those_of_every_round(told):
+    _, estimate = told
+    [train] = [row for row in estimate["stages"] if row["stage"] == "train"]
+    assert train["steps"] == 2 and train["seconds"] == pytest.approx(2 * 10 + 0.4 * (400 + 800))
+
+
+def test_disk_money_ties_and_what_can_be_detected(told):
+    _, estimate = told
+    assert estimate["judge_money"] == pytest.approx(0.01 * (2 * 400 + 3 * 300))
+    drawn, asked = 10 * 400 * (2 + 2 + 2), 10 * 300 * 10  # sample, score, pair a round; three exams and the report
+    assert estimate["disk_bytes"] == 3 * 1000 + 10 + drawn + 10 * 400 * 2 + asked
+    assert estimate["ties"] == {"of": 50, "prompts": 6, "all_easy": 4, "all_hard": 2}
+    least, most = estimate["detectable"]["least"], estimate["detectable"]["most"]
+    assert least == pytest.approx(0.1 * (50 / 300) ** 0.5)
+    assert most == pytest.approx(2.8 * 2**0.5 * 0.1 / 1.96 * (50 / 300) ** 0.5, rel=1e-4)
+    shown = "\n".join(pilot.lines(estimate))
+    assert "12% of prompts" in shown and "≤36.0 s" in shown and "in rules with 300 exam prompts" in shown
+    json.dumps(estimate, allow_nan=False)
+
+
+def test_a_pilot_changes_how_many_prompts_are_asked_and_nothing_else():
+    whole = composed(*WORDS, "exam.sample.per_round=20")
+    words = pilot.lowered(whole, 50)
+    assert words == ["sample.per_round=50", "exam.sample.per_round=20", "rounds=1", "runs=runs/pilot"]
+    lowered = composed(*WORDS, *words)
+    assert (lowered.prompts, lowered.sft, lowered.train) == (whole.prompts, whole.sft, whole.train)
+
+
+def test_a_pilot_is_of_one_whole_run():
+    with pytest.raises(Refusal, match="not a sweep"):
+        pilot.one(["recipes=sweep_smoke"])
+    with pytest.raises(Refusal, match="goes through every stage"):
+        pilot.one(["recipes=smoke", "until=score"])
