@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline import door
 from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.content import commit_of
@@ -16,6 +17,7 @@ from pipeline.errors import DONE, REFUSED, Refusal
 from pipeline.plan import plan
 from pipeline.runner import StepFailed, dry_run, prepare, run, select
 from pipeline.step import pinned
+from pipeline.survey import unbuilt
 
 
 def drive(cfg: Config, story: Path | None = None) -> int:
@@ -26,6 +28,7 @@ def drive(cfg: Config, story: Path | None = None) -> int:
         if cfg.dry_run:
             dry_run(cfg, planned)
             return DONE
+        door.check(unbuilt(planned))
         story = open_story(cfg, story)
         print(report(run(cfg, planned, story), story))
         return DONE

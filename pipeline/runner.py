@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline import store
+from pipeline import door, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config
 from pipeline.content import ContentCache
@@ -95,6 +95,7 @@ def _built(cfg: Config, planned: Planned, story: Path, ledger: Ledger) -> bool:
         else:
             ledger.line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
         contents[fingerprint] = manifest
+        door.check_prompts(step, planned.folder(step), planned.steps[number:])
         _link(story, step, planned.folder(step), number)
     return True
 

@@ -27,6 +27,11 @@ class Planned:
         return store.folder(self.root, step.stage, self.fingerprint(step))
 
 
+def unbuilt(planned: Planned) -> list[Step]:
+    """The Steps of which the store has nothing at all."""
+    return [step for step in planned.steps if store.read_manifest(planned.folder(step)) is None]
+
+
 def survey(planned: Planned, verify: bool) -> dict[str, Found]:
     """By fingerprint: the manifest of each Step that need not run, or None and why. What has to run reads files, so
     a hollow Step that it reads has to run too, and so on."""

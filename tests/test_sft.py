@@ -133,6 +133,26 @@ def a_shard_missing(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def a_tensor_missing(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_shape(folder: Path) -> None:
+    edit(folder / "config.json", intermediate_size=64)
+
+
+def classifier(folder: Path) -> None:
+    edit(folder / "config.json", architectures=["LlamaForSequenceClassification"])
+
+
+def no_text_model(folder: Path) -> None:
+    edit(folder / "config.json", architectures=None, model_type="vit")
+
+
 def own_code(folder: Path) -> None:
     edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})
 
@@ -159,6 +179,10 @@ def broken_template(folder: Path) -> None:
         (pickled, r"only pickled weights \(pytorch_model.bin\).*\n.*trust.pickled_weights=true"),
         (cut_short, "model.safetensors does not open"),
         (a_shard_missing, "names model-00002-of-00002.safetensors, not there"),
+        (a_tensor_missing, r"lack 1 tensors \(model.layers.1.mlp.up_proj.weight is one\)"),
+        (other_shape, "weights do not fit its config.json"),
+        (classifier, "LlamaForSequenceClassification, which is no causal language model"),
+        (no_text_model, "no causal language model"),
         (own_code, r"auto_map in config.json.*\n.*trust.remote_code=true"),
         (small_embedding, "320 tokens, its embedding 100 rows"),
         (no_eos, "no EOS token"),

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
 from pipeline.artifacts import Model
-from pipeline.config import BackendConfig, Limits, ScriptedBackend, TransformersBackend, VllmBackend
+from pipeline.config import (
+    BackendConfig,
+    EndpointBackend,
+    Limits,
+    ScriptedBackend,
+    TransformersBackend,
+    VllmBackend,
+)
 
 Message = dict[str, str]
 
@@ -29,6 +36,14 @@ class Completion:
     token_ids: list[int]  # with the stop token that ended it, when one did
     logprob: float | None  # sum over token_ids, before temperature, min_p, top_p; None when ids are not those drawn
     finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A completion that a server did not give, for all the tries it was granted."""
+
+    sample_id: str
+    reason: str
 
 
 class Text(Protocol):
@@ -65,7 +80,7 @@ class Backend(Protocol):
 
     def start(self, model: Model, limits: Limits) -> Self: ...
 
-    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion]:
+    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
         """Completions as they finish, in any order; a block is asked for when there is room for its requests."""
         ...
 
@@ -82,6 +97,10 @@ def open_backend(cfg: BackendConfig, policy: Model) -> Backend:
             from pipeline.backends.transformers import Transformers
 
             return Transformers(cfg, policy)
+        case EndpointBackend():
+            from pipeline.backends.endpoint import Endpoint
+
+            return Endpoint(cfg, policy)
         case ScriptedBackend():
             from pipeline.backends.scripted import Scripted
 

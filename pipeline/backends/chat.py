@@ -16,6 +16,7 @@ class Chat:
         config = AutoConfig.from_pretrained(
             model.weights, revision=model.revision, trust_remote_code=model.remote_code
         ).get_text_config()
+        self.config = config
         self.where = str(model.path)
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.stops = sorted({self.tokenizer.eos_token_id, *_generation_stops(model, config)})

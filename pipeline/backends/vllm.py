@@ -11,6 +11,7 @@ from pipeline.artifacts import Model
 from pipeline.backends import Completion, Request
 from pipeline.backends.adapters import engine_rank
 from pipeline.backends.chat import Chat
+from pipeline.backends.memory import needs_of, shortage
 from pipeline.backends.stopping import Stopper
 from pipeline.config import Limits, VllmBackend
 from pipeline.errors import Broken, Refusal
@@ -57,13 +58,27 @@ class Vllm:
         self.limits, self.room = limits, 0 if on_cpu else self.cfg.runtime.max_sequences
         if on_cpu:
             _set(ENVIRONMENT_ON_CPU | (ENVIRONMENT_OF_EAGER if self.cfg.enforce_eager is not False else {}))
+        else:
+            self._check_memory(model, current_platform)
         self.engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments(model, on_cpu)))
         self.adapter = _request(model.adapter)
         return self
 
-    def _arguments(self, model: Model, on_cpu: bool) -> dict[str, Any]:
+    def _check_memory(self, model: Model, platform: Any) -> None:
+        """An engine that runs out of memory says so after minutes, and in other words."""
+        if not platform.is_cuda_alike() or (files := _files(model)) is None:
+            return
+        needs = needs_of(files, self.text.config, self.cfg.dtype, self._longest())
+        runtime = self.cfg.runtime
+        if short := shortage(needs, platform.get_device_total_memory(), runtime.memory, runtime.tensor_parallel):
+            raise Refusal(short)
+
+    def _longest(self) -> int:
         longest = self.limits.prompt + self.limits.completion
-        longest = min(longest, self.text.context or longest)
+        return min(longest, self.text.context or longest)
+
+    def _arguments(self, model: Model, on_cpu: bool) -> dict[str, Any]:
+        longest = self._longest()
         return {
             "model": str(model.weights),
             "revision": model.revision,
@@ -151,6 +166,19 @@ class Vllm:
         if self.engine is not None:
             self.engine.engine_core.shutdown()
             self.engine = None
+
+
+def _files(model: Model) -> Path | None:
+    """Where its weights lie; None for a hub model that is not here yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(model.weights, Path):
+        return model.weights
+    try:
+        return Path(snapshot_download(model.weights, revision=model.revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
 
 
 def _set(environment: dict[str, str]) -> None:

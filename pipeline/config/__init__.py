@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Dtype, Function, Limits, Local, Share, Template, Trust, Weights
+from pipeline.config.block import Block, Dtype, Function, Limits, Local, Prices, Share, Template, Trust, Weights
 from pipeline.config.checks import (
     CheckRuntime,
     CheckScorer,
@@ -33,7 +33,6 @@ from pipeline.config.judge import (
     Judge,
     JudgeRuntime,
     PairwiseScorer,
-    Prices,
     RubricScorer,
     Scale,
     ServiceRuntime,
@@ -93,6 +92,8 @@ from pipeline.config.sample import (
     BackendConfig,
     Batch,
     Draw,
+    EndpointBackend,
+    EndpointRuntime,
     Reasoning,
     SampleConfig,
     SampleRuntime,
@@ -188,6 +189,7 @@ def _mismatches(cfg: Config) -> Iterator[str]:
     if cfg.exam.sample.more:
         yield "exam.sample.more: every model answers as often as the others. Give exam.sample.more=[]"
     yield from _rewardless(cfg)
+    yield from _unserved(cfg)
     for name, scorer in cfg.score.scorers.items():
         if scorer.gold:
             yield f"score.scorers.{name}.gold=true: a gold scorer marks exams alone; move it to exam.score.scorers."
@@ -219,6 +221,27 @@ def _incomparable(cfg: Config) -> Iterator[str]:
                 f"{where}.scorers.{name} compares a model's answers with each other, and would mark this exam"
                 f" (exam.split={cfg.exam.split}). Compare models on test by +duel@exam.duels.{name}=default"
             )
+
+
+def _unserved(cfg: Config) -> Iterator[str]:
+    """An endpoint serves one model that nobody here restarts: who would be drawn from it under another's name."""
+    if cfg.exam.sample.backend.kind == "endpoint":
+        yield (
+            "backend@exam.sample.backend=endpoint: a server has one model, and exams are of base, sft and each round."
+            " Give backend@exam.sample.backend=vllm or transformers."
+        )
+    served = cfg.sample.backend
+    if (
+        served.kind == "endpoint"
+        and not served.require_token_ids
+        and any(s.min_p for s in cfg.sample.settings.values())
+    ):
+        yield "sample.settings: min_p is no field that every server knows. Give min_p=0, or require_token_ids=true."
+    if cfg.rounds > 1 and cfg.sample.backend.kind == "endpoint" and cfg.pair.mix.on_policy:
+        yield (
+            f"rounds={cfg.rounds}: round 2 draws from the model that round 1 trained, which the endpoint does not"
+            " serve. Give rounds=1, or backend@sample.backend=vllm or transformers."
+        )
 
 
 def _unmixable(cfg: Config) -> Iterator[str]:

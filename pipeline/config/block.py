@@ -1,9 +1,11 @@
 """What every block of the config is: frozen, without defaults, refusing unknown keys; and what several share."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, NonNegativeFloat, PositiveInt
 from pydantic_core import core_schema
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -76,3 +78,30 @@ class Trust(Block):
 
     remote_code: bool
     pickled_weights: bool
+
+
+class Prices(Block):
+    """Money for a million tokens."""
+
+    input: NonNegativeFloat
+    output: NonNegativeFloat
+
+
+def _address(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("an address such as http://localhost:8000/v1 was expected")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("an address carries no key: name its environment variable in api_key_env")
+    return url
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("the name of an environment variable was expected, never the key itself")
+    return name
+
+
+# What a message may repeat: where a server stands, and under which name its key is kept.
+Address = Annotated[str, AfterValidator(_address)]
+Variable = Annotated[str, AfterValidator(_variable)]

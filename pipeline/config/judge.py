@@ -6,17 +6,10 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Dtype, Local, Share, Weights
+from pipeline.config.block import Block, Dtype, Local, Prices, Share, Weights
 from pipeline.config.sample import VllmRuntime
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]  # it becomes a part of scorers' and inputs' names
-
-
-class Prices(Block):
-    """Money for a million tokens."""
-
-    input: NonNegativeFloat
-    output: NonNegativeFloat
 
 
 class ServiceRuntime(Block):

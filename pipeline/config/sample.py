@@ -3,9 +3,17 @@
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from pipeline.config.block import Block, Dtype, Limits, Share, Workers
+from pipeline.config.block import Address, Block, Dtype, Limits, Prices, Share, Variable, Workers
 
 KL = "kl"  # the setting of draws made for the KL estimate alone
 
@@ -42,7 +50,28 @@ class ScriptedBackend(Block):
     vocabulary: Annotated[int, Field(ge=2)]
 
 
-BackendConfig = Annotated[VllmBackend | TransformersBackend | ScriptedBackend, Field(discriminator="kind")]
+class EndpointRuntime(Block):
+    base_url: Address
+    api_key_env: Variable | None
+    requests: PositiveInt
+    max_retries: NonNegativeInt
+    timeout: PositiveFloat
+    tolerance: PositiveFloat
+    prices: Prices
+
+
+class EndpointBackend(Block):
+    """A server of the user's naming. Where it stands is no identity; what it is asked for is."""
+
+    kind: Literal["endpoint"]
+    model: Annotated[str, Field(min_length=1)]
+    require_token_ids: bool
+    runtime: EndpointRuntime
+
+
+BackendConfig = Annotated[
+    VllmBackend | TransformersBackend | EndpointBackend | ScriptedBackend, Field(discriminator="kind")
+]
 
 
 class Turn(Block):
@@ -92,6 +121,7 @@ class Reasoning(Block):
 
 class SampleRuntime(Block):
     blocks: PositiveInt
+    max_failed: Share
     workers: Workers
 
 
@@ -157,3 +187,15 @@ class Draw(Drawn):
     round: PositiveInt
     wave: NonNegativeInt
     ties_by: str | None  # a later wave: the scorer by which the earlier ones' answers tie
+
+    def short_of(self, rows: int) -> str | None:
+        """What to say when so many prompts do not last for all rounds."""
+        if self.per_round is None or rows >= (needed := self.per_round * max(self.runtime.blocks, self.round)):
+            return None
+        rounds = max(self.runtime.blocks, self.round)
+        fits = rows // rounds
+        return (
+            f"sample.per_round={self.per_round}: rounds={rounds} need {needed} prompts, and there are {rows}.\n"
+            f"  Give {f'sample.per_round={fits} or less, ' if fits else ''}fewer rounds, more prompts, or"
+            f" sample.per_round=null, which draws from all prompts in every round."
+        )

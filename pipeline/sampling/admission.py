@@ -35,14 +35,8 @@ def block(cfg: Draw, prompts: Prompts) -> pl.DataFrame:
     rows = prompts.read().select("prompt_id", "prompt")
     if cfg.per_round is None:
         return rows
-    rounds = max(cfg.runtime.blocks, cfg.round)
-    if rows.height < (needed := cfg.per_round * rounds):
-        fits = rows.height // rounds
-        raise Refusal(
-            f"sample.per_round={cfg.per_round}: rounds={rounds} need {needed} prompts, and there are {rows.height} "
-            f"({prompts.path}).\n  Give {f'sample.per_round={fits} or less, ' if fits else ''}fewer rounds, more "
-            f"prompts, or sample.per_round=null, which draws from all prompts in every round."
-        )
+    if short := cfg.short_of(rows.height):
+        raise Refusal(short)
     return rows.slice((cfg.round - 1) * cfg.per_round, cfg.per_round)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.backends import Completion, Message, Request, Text
+from pipeline.backends import Completion, Failed, Message, Request, Text
 from pipeline.config import Draw
 from pipeline.content import digest_of
 from pipeline.crew import Hand
 from pipeline.errors import Broken
 from pipeline.sampling import asking, cutting
+from pipeline.sampling.failures import Failures
 from pipeline.sampling.shards import Shards
 
 NEWS = 0.5  # seconds between two words to whoever watches
@@ -62,6 +63,8 @@ class Drawing:
         self._rows: dict[str, dict[str, dict[str, Any]]] = {}  # shard → sample id → row, in the order of the file
         self._asked: dict[str, str] = {}  # sample id → shard, for what has not come yet
         self._left: Counter[str] = Counter()  # shard, and prompt → how many that are
+        self._lost: Counter[str] = Counter()  # shard → how many of its rows failed
+        self.failures = Failures(cfg, shards)
         self._news: Counter[str] = Counter()
         self._told = 0.0
 
@@ -84,17 +87,35 @@ class Drawing:
         self._left.update(row["prompt_id"] for row, _ in asked)
         return [request for _, request in asked]
 
-    def take(self, completion: Completion) -> None:
+    def take(self, drawn: Completion | Failed) -> None:
+        if isinstance(drawn, Completion):
+            self._check(drawn)
+        shard = self._asked.pop(drawn.sample_id)
+        row = self._rows[shard][drawn.sample_id]
+        if isinstance(drawn, Failed):
+            del self._rows[shard][drawn.sample_id]
+            self._lost[shard] += 1
+            self.failures.add(row, drawn.reason)
+        else:
+            drawn, stop = cutting.cut(self.text, self.cfg.settings[row["setting"]].stop, drawn)
+            row |= self._columns(row, drawn, stop)
+        whole_prompt = self._came(row["prompt_id"])
+        whole_shard = self._came(shard)
+        if whole_shard:
+            rows = pl.DataFrame(list(self._rows.pop(shard).values()), schema=SAMPLE)
+            self.hand.finish(shard, self.shards.write(shard, rows, failed=self._lost[shard]))
+        self._tell(drawn, whole_prompt, now=whole_shard)
+
+    def _check(self, completion: Completion) -> None:
         if completion.logprob is not None and not math.isfinite(completion.logprob):
             raise Broken(
                 f"sample: a completion has the log-probability {completion.logprob}: the policy's weights or its"
                 f" arithmetic in {self.cfg.backend.kind} are broken.\n  Try dtype=float32; check the checkpoint."
             )
-        shard = self._asked.pop(completion.sample_id)
-        row = self._rows[shard][completion.sample_id]
-        completion, stop = cutting.cut(self.text, self.cfg.settings[row["setting"]].stop, completion)
+
+    def _columns(self, row: dict[str, Any], completion: Completion, stop: str | None) -> dict[str, Any]:
         asked = row["asked_token_ids"] or row["prompt_token_ids"]
-        row |= {
+        return {
             "completion": self.text.decode(completion),
             "token_ids": completion.token_ids,
             "logprob": completion.logprob,
@@ -102,12 +123,6 @@ class Drawing:
             "stop_string": stop,
             "reasoning_tokens": cutting.thinking(self.text, self.cfg.reasoning, asked, completion),
         }
-        whole_prompt = self._came(row["prompt_id"])
-        whole_shard = self._came(shard)
-        if whole_shard:
-            rows = list(self._rows.pop(shard).values())
-            self.hand.finish(shard, self.shards.write(shard, pl.DataFrame(rows, schema=SAMPLE)))
-        self._tell(completion, whole_prompt, now=whole_shard)
 
     def check_whole(self) -> None:
         if self._rows:
@@ -123,9 +138,13 @@ class Drawing:
         del self._left[what]
         return True
 
-    def _tell(self, completion: Completion, whole_prompt: bool, now: bool) -> None:
-        cut = completion.finish_reason == "length"
-        self._news.update(prompts=whole_prompt, completions=1, tokens=len(completion.token_ids), truncated=cut)
+    def _tell(self, drawn: Completion | Failed, whole_prompt: bool, now: bool) -> None:
+        self._news["prompts"] += whole_prompt
+        if isinstance(drawn, Failed):
+            self._news["failed"] += 1
+        else:
+            cut = drawn.finish_reason == "length"
+            self._news.update(completions=1, tokens=len(drawn.token_ids), truncated=cut)
         if now or time.monotonic() - self._told > NEWS:
             self.hand.tell(**self._news)
             self._news.clear()

@@ -34,13 +34,15 @@ class Meter:
 
     def _show(self, done: int) -> None:
         if self._progress is not None:
-            completions = self._sums["completions"]
-            self._progress.advance(
-                done,
-                speed=f"{self._speed():.0f} tok/s",
-                length=f"{self._sums['tokens'] / completions:.0f} tokens",
-                truncated=f"{self._sums['truncated'] / completions:.0%}",
-            )
+            completions = max(self._sums["completions"], 1)
+            failed = {"failed": str(count)} if (count := self._sums["failed"]) else {}
+            facts = {
+                "speed": f"{self._speed():.0f} tok/s",
+                "length": f"{self._sums['tokens'] / completions:.0f} tokens",
+                "truncated": f"{self._sums['truncated'] / completions:.0%}",
+                **failed,
+            }
+            self._progress.advance(done, **facts)
 
     def _speed(self) -> float:
         return (self._sums["tokens"] - self._found) / max(time.monotonic() - self._started, 0.001)

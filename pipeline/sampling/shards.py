@@ -22,6 +22,8 @@ FIGURES = (
     "prompt_tokens",
     "truncated",
     "stopped_by_string",
+    "retokenised",
+    "failed",
 )
 Entry = dict[str, Any]
 
@@ -48,7 +50,12 @@ class Shards:
     def file(self, name: str) -> Path:
         return self.out / "samples" / name
 
-    def write(self, name: str, table: pl.DataFrame) -> Entry:
+    @property
+    def height(self) -> int:
+        """Of all prompts that are asked."""
+        return pl.scan_parquet(self._asked / "*.parquet").select(pl.len()).collect().item()
+
+    def write(self, name: str, table: pl.DataFrame, failed: int = 0) -> Entry:
         """The file, whole or not at all, and what the list shall say of it."""
         asked = pl.coalesce("asked_token_ids", "prompt_token_ids")
         write_table(self.file(name), table)
@@ -61,6 +68,8 @@ class Shards:
             "prompt_tokens": table.select(asked.list.len().sum()).item(),
             "truncated": table.filter(finish_reason="length").height,
             "stopped_by_string": table["stop_string"].count(),
+            "retokenised": table.filter(pl.col("logprob").is_null() & pl.col("stop_string").is_null()).height,
+            "failed": failed,
         }
 
 
@@ -72,6 +81,7 @@ class Finished:
             name: entry
             for name, entry in known.items()
             if name in names and shards.file(name).exists() and sha256_of(shards.file(name)) == entry["sha256"]
+            if not entry.get("failed")  # what a server did not give is asked for again
         }
 
     def missing(self) -> list[str]:
@@ -82,4 +92,4 @@ class Finished:
         write_json(self._list, dict(sorted(self._done.items())))
 
     def totals(self) -> dict[str, int]:
-        return {figure: sum(entry[figure] for entry in self._done.values()) for figure in FIGURES}
+        return {figure: sum(entry.get(figure, 0) for entry in self._done.values()) for figure in FIGURES}

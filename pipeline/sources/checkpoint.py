@@ -26,10 +26,12 @@ def bring_in(cfg: Checkpoint, out: Path) -> Model:
     if (folder / ADAPTER).is_file():
         return _merge(cfg, folder, out)
     checks.no_own_code(folder, cfg.model, cfg.trust)
+    checks.causal(folder, cfg.model)
     tokenizer = load_tokenizer(folder, cfg.template, cfg.model, cfg.trust.remote_code)
     checks.vocabulary(tokenizer, folder, cfg.model)
     folder, commit = _folder(cfg.model, commit, _with_weights(cfg))
     checks.weights(folder, cfg.model, cfg.trust)
+    checks.complete(folder, cfg.model, cfg.trust)
     tokenizer.save_pretrained(out / "tokenizer")
     origin = {"weights": str(cfg.model), "revision": commit, "content": commit} if commit else _local(folder, out)
     write_json(out / "model.json", {**origin, "tokenizer": "tokenizer", "remote_code": cfg.trust.remote_code})
@@ -182,5 +184,7 @@ def _base_of(cfg: Checkpoint, adapter: Path) -> Path:
             f"  The base is named in {adapter / ADAPTER} (base_model_name_or_path)."
         ) from refusal
     checks.no_own_code(base, name, cfg.trust)
+    checks.causal(base, name)
     checks.weights(base, name, cfg.trust)
+    checks.complete(base, name, cfg.trust)
     return base

@@ -49,6 +49,49 @@ def classification_head(folder: Path, name: str, trust: Trust) -> None:
     )
 
 
+def causal(folder: Path, name: str) -> None:
+    """The head that its weights were trained with: another one would be random."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    config = read_json(folder / "config.json")
+    if "AutoModelForCausalLM" in config.get("auto_map", {}):
+        return
+    named = config.get("architectures") or [KNOWN.get(config.get("model_type", ""), "no architecture")]
+    if named[0] not in KNOWN.values():
+        raise Refusal(
+            f"{name}: its config.json says {named[0]}, which is no causal language model that transformers knows.\n"
+            f"  Give a checkpoint that AutoModelForCausalLM opens, such as one of a LlamaForCausalLM."
+        )
+
+
+def complete(folder: Path, name: str, trust: Trust) -> None:
+    """Every tensor that the model has is in its files, in its shape: opened without storage, nothing is read."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if not list(folder.glob("*.safetensors")) or "quantization_config" in read_json(folder / "config.json"):
+        return
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        _, found = AutoModelForCausalLM.from_pretrained(
+            folder, device_map="meta", output_loading_info=True, trust_remote_code=trust.remote_code
+        )
+    except (RuntimeError, ValueError) as error:
+        raise Refusal(
+            f"{name}: its weights do not fit its config.json ({first_line(error)}).\n"
+            f"  Give the config.json that belongs to these weights, or download both again."
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if missing := sorted(found["missing_keys"]):
+        raise Refusal(
+            f"{name}: its weights lack {len(missing)} tensors ({missing[0]} is one), which would be random.\n"
+            f"  Give a checkpoint of a causal language model that is whole."
+        )
+
+
 def vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, name: str) -> None:
     config = read_json(folder / "config.json")
     rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))

@@ -4,6 +4,7 @@ A shard that stands in `shards.json` with its hash is finished: a killed run rep
 """
 
 import shutil
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,14 +12,16 @@ from pathlib import Path
 from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write_json, write_table
 from pipeline.backends import open_backend
 from pipeline.backends.adapters import serves
-from pipeline.config import Draw, TransformersBackend, VllmBackend
+from pipeline.config import Draw, EndpointBackend, TransformersBackend, VllmBackend
 from pipeline.crew import Environment, Hand, environments, work_off
 from pipeline.sampling.admission import admitted, asked
 from pipeline.sampling.drawing import Drawing, nothing
+from pipeline.sampling.journal import Journal
 from pipeline.sampling.meter import ENGINE, Meter
 from pipeline.sampling.shards import Finished, Shards
 
 ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
+JOURNAL = "scratch/journal"  # what a server has given of the shards under way
 MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
 
 
@@ -35,6 +38,7 @@ def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts, scores: list[S
         draw_missing(cfg, shards, finished, policy, wanted)
     shards.clear()
     totals = finished.totals()
+    note_cost(out, **paid(cfg, totals))
     note_cost(out, **totals, dropped=lost, mean_tokens=round(totals["tokens"] / max(totals["completions"], 1), 1))
     return Samples(out)
 
@@ -54,6 +58,8 @@ def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, a
 
 
 def hands(cfg: Draw) -> list[Environment]:
+    if isinstance(cfg.backend, EndpointBackend):
+        return [{}]  # one hand keeps as many requests under way as the server takes
     if not isinstance(cfg.backend, ENGINES):
         return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
     together = cfg.backend.runtime.tensor_parallel if isinstance(cfg.backend, VllmBackend) else 1
@@ -64,21 +70,33 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
     """One hand's part: its engine starts once and is given the next shard before the last one drains."""
     backend = open_backend(cfg.backend, policy)
     drawing = Drawing(cfg, policy.path.name, backend.text, shards, hand)
+    journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, EndpointBackend) else None
     started = time.monotonic()
     try:
         backend.start(served, cfg.limits)
         hand.tell(**{ENGINE: time.monotonic() - started})
         while drawing.claim():
-            for completion in backend.generate(drawing.requests()):
-                drawing.take(completion)
+            asked = drawing.requests()
+            for drawn in journal.through(backend, asked) if journal else backend.generate(asked):
+                drawing.take(drawn)
             drawing.check_whole()
+        if told := drawing.failures.write():
+            print("│", told, file=sys.stderr, flush=True)
     finally:
         backend.close()
 
 
+def paid(cfg: Draw, totals: dict[str, int]) -> dict[str, float]:
+    """What a server asks for all this, when its prices are known."""
+    if not isinstance(cfg.backend, EndpointBackend):
+        return {}
+    prices = cfg.backend.runtime.prices
+    return {"price": (prices.input * totals["prompt_tokens"] + prices.output * totals["tokens"]) / 1e6}
+
+
 def servable(cfg: Draw, policy: Model, out: Path) -> Model:
     """The policy as the backend can open it: with its adapter beside the base, or merged for this run only."""
-    if not isinstance(cfg.backend, ENGINES) or policy.adapter is None:
+    if not isinstance(cfg.backend, (*ENGINES, EndpointBackend)) or policy.adapter is None:
         return policy
     from pipeline.training import models
 

@@ -1,0 +1,167 @@
+"""Any OpenAI-compatible server that the user names: our token ids in, one request and one seed for each completion.
+
+The `openai` client alone retries; what it gives up on is a Failed. A key that is not taken, or a model that is gone,
+stops the run.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, Self
+
+from pipeline import served
+from pipeline.artifacts import Model
+from pipeline.backends import Completion, Failed, Request
+from pipeline.backends.chat import Chat
+from pipeline.backends.policy_check import check_measured, check_named
+from pipeline.config import EndpointBackend, Limits
+from pipeline.errors import Refusal
+
+KNOB = "sample.backend"  # exams are never drawn from a server
+# The server's own generation config would add these where a request is silent.
+AS_ASKED = {"repetition_penalty": 1.0, "top_k": 0}
+
+
+class Endpoint:
+    def __init__(self, cfg: EndpointBackend, policy: Model):
+        self.cfg, self.policy = cfg, policy
+        self.text = Chat(policy)
+        self.where = cfg.runtime.base_url
+        self.client: Any = None
+        self._key = served.key_of(KNOB, cfg.runtime)
+        self._pending: set[asyncio.Task[Completion | Failed]] = set()
+        self._longest: int
+        self._loop: asyncio.AbstractEventLoop
+
+    def start(self, model: Model, limits: Limits) -> Self:
+        from openai import AsyncOpenAI
+
+        runtime = self.cfg.runtime
+        card = served.card_of(KNOB, runtime, self.cfg.model)
+        self._check_context(card, limits)
+        self._loop, self._longest = asyncio.new_event_loop(), limits.completion
+        self.client = AsyncOpenAI(
+            base_url=self.where, api_key=self._key, timeout=runtime.timeout, max_retries=runtime.max_retries
+        )
+        if self.cfg.require_token_ids:
+            check_measured(self, model)
+        else:
+            check_named(self, card)
+        return self
+
+    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
+        waiting = chain.from_iterable(blocks)
+        while True:
+            free = self.cfg.runtime.requests - len(self._pending)
+            self._pending |= {self._loop.create_task(self._ask(request)) for request in islice(waiting, free)}
+            if not self._pending:
+                return
+            first = asyncio.wait(self._pending, return_when=asyncio.FIRST_COMPLETED)
+            done, self._pending = self.wait(first)
+            for task in done:
+                yield task.result()
+
+    async def _ask(self, request: Request) -> Completion | Failed:
+        from openai import AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
+
+        try:
+            choice = await self.choice(request, self._longest)
+        except (AuthenticationError, PermissionDeniedError):
+            raise served.unaccepted(KNOB, self.cfg.runtime) from None
+        except NotFoundError:
+            raise Refusal(
+                f"{self.where}: it no longer serves {self.cfg.model}.\n"
+                f"  Serve it again and run the same command: completions that came are kept."
+            ) from None
+        except (OpenAIError, served.Unreadable) as error:
+            return Failed(request.sample_id, self.said(error))
+        return self._completion(request, choice)
+
+    async def choice(self, request: Request, longest: int) -> Any:
+        """The one choice of the server's answer, as it came."""
+        try:
+            answer = await self.client.completions.create(**self._parameters(request, longest))
+            [choice] = answer.choices
+        except (AttributeError, TypeError, ValueError):
+            raise served.Unreadable("the answer holds no completion") from None
+        return choice
+
+    def _parameters(self, request: Request, longest: int) -> dict[str, Any]:
+        plain = {
+            "model": self.cfg.model,
+            "prompt": request.prompt_token_ids,
+            "max_tokens": longest,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed,
+        }
+        if not self.cfg.require_token_ids:
+            return plain
+        extra = {**AS_ASKED, "min_p": request.min_p, "stop_token_ids": self.text.stops, "return_token_ids": True}
+        return {**plain, "logprobs": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "extra_body": extra}
+
+    def _completion(self, request: Request, choice: Any) -> Completion | Failed:
+        if choice.finish_reason not in ("stop", "length"):
+            return Failed(request.sample_id, f"the server ended it with {choice.finish_reason}")
+        if not self.cfg.require_token_ids:
+            return self._cut_again(request, choice)
+        if fault := self.fault(request, choice):
+            return Failed(request.sample_id, fault)
+        logprob = sum(choice.logprobs.token_logprobs)
+        return Completion(request.sample_id, choice.token_ids, logprob, choice.finish_reason)
+
+    def fault(self, request: Request, choice: Any) -> str | None:
+        """Why its tokens cannot be taken for those drawn, if so."""
+        ids, logprobs = getattr(choice, "token_ids", None), choice.logprobs and choice.logprobs.token_logprobs
+        if not isinstance(ids, list) or not ids:
+            return "it came without token ids"
+        if not logprobs or len(logprobs) != len(ids):
+            return "it came without a log-probability for each token"
+        if (read := getattr(choice, "prompt_token_ids", None)) is not None and read != request.prompt_token_ids:
+            return "the server read another prompt than it was given"
+        if choice.finish_reason == "stop" and ids[-1] not in self.text.stops:
+            return "it was stopped at a token that ends no answer of the policy"
+        return None
+
+    def _cut_again(self, request: Request, choice: Any) -> Completion:
+        """Text in the policy's own tokens: not those that were drawn, so their log-probability is not known."""
+        ids = self.text.tokenizer(choice.text, add_special_tokens=False)["input_ids"]
+        if choice.finish_reason == "stop":
+            ids = [*ids, self.text.tokenizer.eos_token_id]
+        return Completion(request.sample_id, ids, None, choice.finish_reason)
+
+    def said(self, error: Exception) -> str:
+        """Why a request failed, in a few words; a server that repeats the key in its answer is not quoted with it."""
+        from openai import APIConnectionError, APITimeoutError
+
+        if isinstance(error, APITimeoutError):
+            return f"no answer within {self.cfg.runtime.timeout:g} seconds"
+        if isinstance(error, APIConnectionError):
+            return "the connection broke"
+        text = str(error).replace(self._key, "[key]") if self.cfg.runtime.api_key_env else str(error)
+        return text.splitlines()[0][:200]
+
+    def wait(self, work: Any) -> Any:
+        return self._loop.run_until_complete(work)
+
+    def _check_context(self, card: dict[str, Any], limits: Limits) -> None:
+        theirs, needed = card.get("max_model_len"), limits.prompt + limits.completion
+        needed = min(needed, self.text.context or needed)
+        if theirs and theirs < needed:
+            raise Refusal(
+                f"{self.where}: it serves {self.cfg.model} with a context of {theirs} tokens, and limits.prompt="
+                f"{limits.prompt} with limits.completion={limits.completion} need {needed}.\n"
+                f"  Start it with --max-model-len {needed}, or lower the limits."
+            )
+
+    def close(self) -> None:
+        if self.client is not None:
+            self.wait(self._end())
+            self._loop.close()
+            self.client = None
+
+    async def _end(self) -> None:
+        for task in self._pending:
+            task.cancel()
+        await asyncio.gather(*self._pending, return_exceptions=True)
+        await self.client.close()

@@ -1,0 +1,122 @@
+"""What is refused before anything is built, because machine or config cannot do it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import door
+from pipeline.backends.memory import GIB, Needs, needs_of, shortage
+from pipeline.errors import Refusal
+from pipeline.plan import plan
+from tests.house import HOUSE, composed, identity_of
+from tests.test_backends import LIMITS, VLLM, opened
+from tests.tiny import tiny_model
+
+GIVEN = ["prompts.path=p.jsonl", "sft.model=hub/model"]
+
+
+@pytest.fixture
+def two_gpus(tmp_path, monkeypatch):
+    """A tool as the driver of NVIDIA brings it, on a machine with two."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: a)'\necho 'GPU 1: A (UUID: b)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def steps(*words: str) -> list:
+    return plan(composed(*words)).ancestors()
+
+
+@pytest.mark.parametrize(("wanted", "visible", "there"), [(2, None, 2), (3, None, 2), (2, "1", 1), (2, "", 0)])
+def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    asked = steps(*GIVEN, f"sample.backend.runtime.tensor_parallel={wanted}")
+    door.check(step for step in asked if step.stage != "sample")  # what is built needs no GPU
+    if wanted <= there:
+        door.check(asked)
+    else:
+        with pytest.raises(Refusal, match=rf"tensor_parallel={wanted}: this machine shows {there} GPUs.*\n  Give"):
+            door.check(asked)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sample.settings.draw.n=0", r"sample.settings.draw.n=0: Input should be greater than 0\..*conf/sample"),
+        ("sft.model=./nowhere", r"sft.model=./nowhere: there is no such file or folder"),
+    ],
+)
+def test_what_cannot_be_drawn(word, said):
+    with pytest.raises(Refusal, match=said):
+        identity_of(plan(composed("prompts=playground", "sft.model=hub/model", word)))
+
+
+def test_completions_that_fill_the_context():
+    words = ["recipes=smoke", "backend@sample.backend=transformers", "backend@exam.sample.backend=transformers"]
+    door.check(steps(*words))
+    with pytest.raises(Refusal, match=r"limits.completion=4096: the model has a context of \d+ tokens"):
+        door.check(steps(*words, "limits.completion=4096"))
+
+
+@pytest.mark.model
+def test_prompts_that_do_not_last_are_refused_before_sft_is_trained(tmp_path):
+    words = ["recipes=smoke", "rounds=9", "backend@sample.backend=scripted", "backend@exam.sample.backend=scripted"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(HOUSE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "per_round=400: rounds=9 need 3600 prompts, and there are " in done.stderr
+    assert not (tmp_path / "store" / "sft").exists()
+
+
+def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
+    needs = Needs(weights=16 * GIB, cache=4 * GIB)
+    assert shortage(needs, 80 * GIB, 0.9, 1) is None
+    assert shortage(needs, 12 * GIB, 0.9, 2) is None
+    said = shortage(needs, 20 * GIB, 0.9, 1)
+    assert said is not None
+    assert "needs 20 GiB at least (16 of weights, 4 for one longest sequence), and there are 18" in said
+    assert "Lower limits.prompt" in said and "tensor_parallel=2 or more" in said
+
+
+class SmallGpu:
+    """What vLLM's platform says on a GPU of 64 KiB."""
+
+    is_cuda_alike = staticmethod(lambda: True)
+    get_device_total_memory = staticmethod(lambda: 1 << 16)
+
+
+@pytest.mark.model
+def test_a_gpu_too_small_is_refused_before_an_engine_starts(tmp_path):
+    policy = tiny_model(tmp_path / "model")
+    backend = opened(VLLM, policy)
+    backend.limits = LIMITS
+    with pytest.raises(Refusal, match=r"the policy needs .* and there are 3.05e-05 .*\n.*tensor_parallel="):
+        backend._check_memory(policy, SmallGpu)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_needs_are_those_of_the_model_in_its_dtype(tmp_path, dtype, size):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+    folder = Path(tiny_model(tmp_path / "model", hidden=64).weights)
+    config = AutoConfig.from_pretrained(folder)
+    module = AutoModelForCausalLM.from_pretrained(folder)
+    kept = module(torch.ones(1, 10, dtype=torch.long), past_key_values=DynamicCache(config=config)).past_key_values
+    numbers = sum(layer.keys.numel() + layer.values.numel() for layer in kept.layers)
+    needs = needs_of(folder, config, dtype, longest=10)
+    assert needs == Needs(size * sum(weight.numel() for weight in module.parameters()), size * numbers)

@@ -1,0 +1,458 @@
+"""The backend `endpoint` against real servers on loopback: a faulty one of ours, and vLLM's own."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.artifacts import Model, read_table
+from pipeline.errors import Broken, Refusal
+from tests import test_sample
+from tests.house import HOUSE, composed
+from tests.servers import Fault, Server, drawn_by, serving
+from tests.test_backends import opened, transformers
+from tests.tiny import tiny_model
+
+model = pytest.mark.model
+LIMITS = {"prompt": 64, "completion": 24}
+PROMPTS = 10  # in shards of 4, four draws each
+KEY = "sk-planted-0123456789"
+
+
+def endpoint(base_url: str, require_token_ids: bool = True, name: str = "served", **runtime: object) -> dict:
+    known = {"api_key_env": None, "requests": 4, "max_retries": 2, "timeout": 60.0, "tolerance": 0.01}
+    prices = {"input": 1.0, "output": 3.0}
+    return {
+        "kind": "endpoint",
+        "model": name,
+        "require_token_ids": require_token_ids,
+        "runtime": {"base_url": base_url, "prices": prices, **known, **runtime},
+    }
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Model:
+    """Heads of 32, as vLLM on a CPU wants them."""
+    return tiny_model(tmp_path_factory.mktemp("store") / "sft" / "0123456789ab", hidden=128)
+
+
+@pytest.fixture(scope="module")
+def complete(policy):
+    from pipeline.config import Limits
+
+    return drawn_by(opened(transformers(1), policy).start(policy, Limits(**LIMITS)))
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    return test_sample.ask(tmp_path / "train", *(f"name {number} facts about the river" for number in range(PROMPTS)))
+
+
+def run(out: Path, prompts, policy: Model, backend: dict, max_failed: float = 0.0) -> pl.DataFrame:
+    runtime = {"blocks": 1, "workers": 1, "max_failed": max_failed}
+    return test_sample.run(out, prompts, policy, backend=backend, limits=LIMITS, runtime=runtime)
+
+
+def once(fault: str, every: int = 3) -> Fault:
+    """The first try of every third request fails."""
+    return lambda seed, tries: fault if tries == 1 and seed % every == 0 else None
+
+
+def always(fault: str, every: int) -> Fault:
+    return lambda seed, tries: fault if seed % every == 0 else None
+
+
+# ── the same columns ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@model
+def test_a_server_of_the_policy_gives_what_the_policy_gives_here(complete, policy, prompts, tmp_path):
+    with serving(complete) as server:
+        rows = run(tmp_path / "a", prompts, policy, endpoint(server.base_url))
+    here = run(tmp_path / "b", prompts, policy, transformers(4))
+    assert rows.drop("logprob").equals(here.drop("logprob"))
+    assert (rows["logprob"] - here["logprob"]).abs().max() < 1e-3
+    assert set(server.tries.values()) == {1} and len(server.tries) == PROMPTS * 4
+    cost = json.loads((tmp_path / "a" / "cost.json").read_text())
+    assert cost["price"] == pytest.approx((cost["prompt_tokens"] + 3 * cost["tokens"]) / 1e6)
+    assert not (tmp_path / "a" / "failed.parquet").exists()
+
+
+@model
+def test_without_token_ids_text_is_cut_again_and_says_so(complete, policy, prompts, tmp_path):
+    def bare(body):
+        assert not {"return_token_ids", "stop_token_ids", "logprobs"} & set(body)
+        return {key: value for key, value in complete(body).items() if key in ("index", "text", "finish_reason")}
+
+    with serving(bare, root=str(policy.weights)) as server:
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False))
+    assert rows["logprob"].null_count() == rows.height == PROMPTS * 4
+    assert json.loads((tmp_path / "out" / "cost.json").read_text())["retokenised"] == rows.height
+    here = run(tmp_path / "here", prompts, policy, transformers(4))
+    assert rows["completion"].to_list() == here["completion"].to_list()
+    ended = rows.filter(finish_reason="stop")
+    assert ended.height and set(ended["token_ids"].list.last()) == {2}
+
+
+# ── a server with faults ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@model
+@pytest.mark.parametrize("fault", ["429", "500", "hang", "half"])
+def test_what_goes_wrong_once_is_asked_again(complete, policy, prompts, tmp_path, fault):
+    limit = 2.0 if fault == "hang" else 60.0
+    with serving(complete, once(fault)) as server:
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, requests=8, timeout=limit))
+    assert rows.height == PROMPTS * 4
+    assert {tries: seed % 3 == 0 for seed, tries in server.tries.items()} == {1: False, 2: True}
+
+
+@model
+@pytest.mark.parametrize(
+    ("fault", "reason", "tries"),
+    [
+        ("429", "Error code: 429", 3),
+        ("500", "Error code: 500", 3),
+        ("half", "the connection broke", 3),
+        ("400", "Error code: 400", 1),
+        ("junk", "the answer holds no completion", 1),
+        ("no json", "the answer holds no completion", 1),
+    ],
+)
+def test_what_stays_wrong_is_listed_and_kept_out(complete, policy, prompts, tmp_path, fault, reason, tries):
+    with serving(complete, always(fault, every=5)) as server:
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, requests=8), max_failed=0.5)
+    failed = read_table(tmp_path / "out" / "failed.parquet")
+    assert failed.height > 0 and rows.height + failed.height == PROMPTS * 4
+    assert not set(failed["sample_id"]) & set(rows["sample_id"])
+    assert all(said.startswith(reason) for said in failed["reason"])
+    assert {server.tries[seed] for seed in server.tries if seed % 5 == 0} == {tries}
+    assert json.loads((tmp_path / "out" / "cost.json").read_text())["failed"] == failed.height
+
+
+@model
+def test_a_server_that_hangs_is_given_up_on(complete, policy, prompts, tmp_path):
+    with serving(complete, always("hang", every=5)) as server:
+        backend = endpoint(server.base_url, requests=8, timeout=2.0, max_retries=0)
+        rows = run(tmp_path / "out", prompts, policy, backend, max_failed=0.5)
+    failed = read_table(tmp_path / "out" / "failed.parquet")
+    assert set(failed["reason"]) == {"no answer within 2 seconds"}
+    assert failed.height > 0 and rows.height + failed.height == PROMPTS * 4
+
+
+@model
+def test_past_the_limit_it_stops_and_the_next_run_asks_only_for_what_is_missing(complete, policy, prompts, tmp_path):
+    with serving(complete, always("500", every=5)) as server:
+        with pytest.raises(Broken, match=r"of 40 completions failed .*500.*\n.*failed.parquet.*run the same command"):
+            run(tmp_path / "out", prompts, policy, endpoint(server.base_url, max_retries=0), max_failed=0.1)
+        came = {seed for seed in server.tries if seed % 5}
+        assert read_table(tmp_path / "out" / "failed.parquet").height == 5
+        server.fault, server.tries = lambda seed, tries: None, type(server.tries)()
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+        again = came & set(server.tries)
+    assert rows.height == 40 and rows["sample_id"].n_unique() == 40
+    assert len(again) <= 4  # under way when it stopped
+    assert not (tmp_path / "out" / "failed.parquet").exists()
+    assert not list((tmp_path / "out" / "scratch" / "journal").iterdir())
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from pipeline.artifacts import Model, Prompts
+from tests import test_endpoint as t
+out, prompts, policy, base_url = sys.argv[1:]
+t.run(Path(out), Prompts(Path(prompts)), Model(Path(policy)), t.endpoint(base_url))
+"""
+
+
+def child(out: Path, prompts, policy: Model, server: Server) -> "subprocess.Popen[bytes]":
+    words = [sys.executable, "-c", CHILD, str(out), str(prompts.path), str(policy.path), server.base_url]
+    return subprocess.Popen(words, cwd=HOUSE, stderr=subprocess.DEVNULL)
+
+
+@model
+def test_killed_inside_a_shard_it_asks_only_for_what_had_not_come(complete, policy, prompts, tmp_path):
+    with serving(complete) as server:
+        killed = child(tmp_path / "out", prompts, policy, server)
+        while len(server.tries) < 22:  # in the second shard
+            assert killed.poll() is None
+            time.sleep(0.002)
+        killed.kill()
+        killed.wait()
+        lines = (tmp_path / "out" / "scratch" / "journal").glob("*.jsonl")
+        assert sum(len(file.read_text().splitlines()) for file in lines) > 0
+        before = set(server.tries)
+        server.tries.clear()
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+    assert rows["sample_id"].n_unique() == rows.height == 40
+    assert len(set(server.tries) & before) <= 4  # under way when it was killed
+    assert rows.drop("logprob").equals(run(tmp_path / "b", prompts, policy, transformers(4)).drop("logprob"))
+
+
+# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@model
+def test_a_server_of_another_model_is_refused_with_the_names_it_has(complete, policy, prompts, tmp_path):
+    with (
+        serving(complete, id="other") as server,
+        pytest.raises(Refusal, match=r"model=served: .* does not serve it, but other\.\n"),
+    ):
+        run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+    assert not server.tries
+
+
+@model
+def test_another_model_under_the_policy_s_name_is_refused_by_measure(complete, prompts, tmp_path):
+    other = tiny_model(tmp_path / "store" / "sft" / "ba9876543210", hidden=128, seed=1)
+    with serving(complete) as server, pytest.raises(Refusal, match=r"not the policy sft/ba98.*nats a token.*\n.*Serve"):
+        run(tmp_path / "out", prompts, other, endpoint(server.base_url))
+    assert not server.tries
+
+
+@model
+def test_unmeasured_the_server_has_to_call_the_policy_by_its_name(complete, policy, prompts, tmp_path):
+    with serving(complete) as server, pytest.raises(Refusal, match=r"--served-model-name sft/0123456789ab"):
+        run(tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False))
+
+
+@model
+@pytest.mark.parametrize(
+    ("missing", "said"), [("token_ids", "without token ids"), ("logprobs", "without a log-probability")]
+)
+def test_a_server_that_gives_no_token_ids_is_refused_saying_what_to_set(
+    complete, policy, prompts, tmp_path, missing, said
+):
+    def bare(body):
+        return {**complete(body), missing: None}
+
+    with serving(bare) as server, pytest.raises(Refusal, match=rf"{said}.*\n.*return_token_ids.*require_token_ids=fa"):
+        run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+
+
+@model
+def test_a_server_with_a_shorter_context_is_refused(complete, policy, prompts, tmp_path):
+    with (
+        serving(complete, max_model_len=50) as server,
+        pytest.raises(Refusal, match=r"of 50 tokens.*need 88.*\n.*-len"),
+    ):
+        run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+
+
+@model
+def test_a_key_that_is_not_taken_or_not_there_stops_at_once(complete, policy, prompts, tmp_path, monkeypatch):
+    monkeypatch.setenv("WRONG_KEY", KEY)
+    with serving(complete, key="another") as server:
+        for variable, said in ((None, "a request without a key"), ("WRONG_KEY", "the key in WRONG_KEY")):
+            with pytest.raises(Refusal, match=f"does not accept {said}") as refusal:
+                run(tmp_path / "out", prompts, policy, endpoint(server.base_url, api_key_env=variable))
+            assert KEY not in str(refusal.getrepr(showlocals=False))
+        with pytest.raises(Refusal, match=r"UNSET_KEY: this environment variable is not set"):
+            run(tmp_path / "out", prompts, policy, endpoint(server.base_url, api_key_env="UNSET_KEY"))
+    assert not server.tries
+
+
+@model
+def test_a_key_taken_back_on_the_way_stops_at_once(complete, policy, prompts, tmp_path):
+    with serving(complete, lambda seed, tries: "403" if len(server.tries) > 9 else None) as server:
+        with pytest.raises(Refusal, match="does not accept"):
+            run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+    assert len(server.tries) < 20 and max(server.tries.values()) == 1
+
+
+@model
+def test_the_key_is_in_no_file_and_on_no_screen(complete, policy, tmp_path):
+    """Through the command line, with a server that repeats the key in each of its errors."""
+    lines = [
+        json.dumps({"prompt": f"name {at} {what} about the river"}) for at in range(8) for what in ("facts", "tales")
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    words = [
+        *("prompts.path=p.jsonl", f"sft.model={policy.weights}", "dtype=float32", "until=sample", "sample.shard=4"),
+        *("prompts.split.test=2", "prompts.split.dev=2", "prompts.fence.ngram=13", "limits.prompt=64"),
+        *("limits.completion=24", "backend@sample.backend=endpoint", "sample.backend.model=served"),
+        *("sample.backend.runtime.api_key_env=SERVER_KEY", "sample.backend.runtime.max_retries=1"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE), "SERVER_KEY": KEY, "OPENAI_LOG": "debug"}
+
+    def pipeline(*more: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "pipeline", *words, *more]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    with serving(complete, always("500", every=4), key=KEY) as server:
+        address = f"{URL}={server.base_url}"
+        broke = pipeline(address, "sample.runtime.max_failed=0")
+        done = pipeline(address, "sample.runtime.max_failed=0.9")
+        server.key = "another"
+        refused = pipeline(address, "seed=43")
+    assert [code for code, _ in (broke, done, refused)] == [1, 0, 2]
+    assert "completions failed" in broke[1] and "failed.parquet" in done[1]
+    assert "does not accept the key in SERVER_KEY" in refused[1]
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(files) > 20 and list(tmp_path.glob("store/sample/*/failed.parquet"))
+    assert not [file for file in files if KEY.encode() in file.read_bytes()]
+    assert KEY not in broke[1] + done[1] + refused[1]
+
+
+@model
+def test_where_no_server_answers_it_is_refused(policy, prompts, tmp_path):
+    with pytest.raises(Refusal, match=r"http://127.0.0.1:9/v1: no server answers there"):
+        run(tmp_path / "out", prompts, policy, endpoint("http://127.0.0.1:9/v1"))
+
+
+GIVEN = ["prompts.path=p.jsonl", "sft.model=./m", "backend@sample.backend=endpoint", "sample.backend.model=m"]
+URL = "sample.backend.runtime.base_url"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], f"{URL} has no value yet"),
+        ([f"{URL}=localhost:8000"], "an address such as http://localhost:8000/v1 was expected"),
+        ([f"{URL}=http://me:secret@localhost/v1"], "an address carries no key"),
+        ([f"{URL}=http://h/v1", "sample.backend.runtime.api_key_env=sk-123"], "the name of an environment variable"),
+        ([f"{URL}=http://h/v1", "rounds=2", "sample.per_round=9"], "round 2 draws from the model that round 1 trained"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_the_door(words, said):
+    with pytest.raises(Refusal, match=said):
+        composed(*GIVEN, *words)
+
+
+def test_an_exam_through_an_endpoint_is_refused_at_the_door():
+    words = ["exam.sample.backend.model=m", "exam.sample.backend.runtime.base_url=http://h/v1"]
+    with pytest.raises(Refusal, match="exams are of base, sft and each round"):
+        composed(*GIVEN[:2], "backend@exam.sample.backend=endpoint", *words)
+
+
+# ── vLLM's own server ─────────────────────────────────────────────────────────────────────────────────────────────
+
+VLLM = [
+    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--gpu-memory-utilization", "0.3"),
+    # A request with a seed whose prefill is split kills vLLM on CPU.
+    *("--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048", "--no-enable-prefix-caching"),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class VllmServer:
+    """vLLM's own server in a process group of its own; `kill` is kill -9 of all of it."""
+
+    def __init__(self, policy: Model, log: Path, port: int):
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        words = ["--model", str(policy.weights), "--served-model-name", "served", "--port", str(port), *VLLM]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words],
+            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_API_KEY": KEY},
+            stdout=log.open("ab"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.log = log
+
+    def wait(self) -> "VllmServer":
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                urllib.request.urlopen(self.base_url.replace("/v1", "/health"), timeout=1)
+                return self
+            except OSError:
+                time.sleep(0.5)
+        raise AssertionError(self.log.read_text()[-3000:])
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def vllm(policy, tmp_path, monkeypatch):
+    monkeypatch.setenv("SERVER_KEY", KEY)
+    server = VllmServer(policy, tmp_path / "server.log", free_port())
+    yield server
+    server.kill()
+
+
+def of_vllm(server: VllmServer, **runtime: object) -> dict:
+    return endpoint(server.base_url, api_key_env="SERVER_KEY", requests=16, **runtime)
+
+
+def killed_after(server: VllmServer, out: Path, completions: int) -> threading.Thread:
+    """Kills the server once so many completions are written down."""
+
+    def watch() -> None:
+        while sum(len(file.read_bytes().splitlines()) for file in out.glob("scratch/journal/*")) < completions:
+            time.sleep(0.005)
+        server.kill()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def broken_on_the_way(server: VllmServer, out: Path, prompts, policy: Model) -> int:
+    """Draws until the server is killed; how many completions are kept."""
+    watcher = killed_after(server, out, 8)
+    with pytest.raises(Broken, match=r"the connection broke.*\n.*what came is kept"):
+        run(out, prompts, policy, of_vllm(server, max_retries=1), max_failed=0.02)
+    watcher.join()
+    finished = sum(read_table(file).height for file in (out / "samples").glob("*"))
+    return finished + sum(len(file.read_text().splitlines()) for file in out.glob("scratch/journal/*"))
+
+
+@pytest.fixture
+def many(tmp_path):
+    return test_sample.ask(tmp_path / "many", *(f"name {number} words about the old lantern" for number in range(100)))
+
+
+@model
+def test_vllm_s_server_gives_the_policy_s_tokens_and_its_death_loses_nothing(vllm, policy, many, tmp_path):
+    vllm.wait()
+    greedy = {"calm": {"n": 1, "temperature": 0.0, "top_p": 1.0}}
+    shape = {
+        "limits": LIMITS,
+        "settings": greedy,
+        "runtime": {"blocks": 1, "workers": 1, "max_failed": 0.0},
+        "shard": 25,
+    }
+    theirs = test_sample.run(tmp_path / "theirs", many, policy, backend=of_vllm(vllm), **shape)
+    ours = test_sample.run(tmp_path / "ours", many, policy, backend=transformers(16), **shape)
+    assert theirs.height == 100 and theirs.drop("logprob").equals(ours.drop("logprob"))
+    assert (theirs["logprob"] - ours["logprob"]).abs().max() < 1e-3
+
+    assert 8 <= broken_on_the_way(vllm, tmp_path / "out", many, policy) < 400
+
+
+@model
+@pytest.mark.slow
+def test_a_vllm_server_killed_and_started_again_is_asked_for_the_rest(vllm, policy, many, tmp_path):
+    out = tmp_path / "out"
+    kept = broken_on_the_way(vllm.wait(), out, many, policy)
+    again = VllmServer(policy, vllm.log, int(vllm.base_url.split(":")[2].split("/")[0])).wait()
+    try:
+        rows = run(out, many, policy, of_vllm(again), max_failed=0.0)
+        whole = run(tmp_path / "whole", many, policy, of_vllm(again), max_failed=0.0)
+    finally:
+        again.kill()
+    answered = vllm.log.read_text().count('POST /v1/completions HTTP/1.1" 200')
+    assert rows.drop("logprob").equals(whole.drop("logprob"))
+    assert answered <= 400 + 400 + 16 + 3 * 4  # under way at the kill, and the measuring of each start
+    assert kept < 400
