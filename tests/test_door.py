@@ -49,7 +49,7 @@ def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there)
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("sample.settings.draw.n=0", r"sample.settings.draw.n=0: Input should be greater than 0\..*conf/sample"),
+        ("sample.settings.draw.n=0", r"sample.settings.draw.n=0: Input should be greater than 0\..*conf/setting"),
         ("sft.model=./nowhere", r"sft.model=./nowhere: there is no such file or folder"),
     ],
 )

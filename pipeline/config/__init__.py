@@ -236,7 +236,7 @@ def _unserved(cfg: Config) -> Iterator[str]:
         and not served.require_token_ids
         and any(s.min_p for s in cfg.sample.settings.values())
     ):
-        yield "sample.settings: min_p is no field that every server knows. Give min_p=0, or require_token_ids=true."
+        yield "sample.settings: not every server knows min_p. Give min_p=0, or sample.backend.require_token_ids=true."
     if cfg.rounds > 1 and cfg.sample.backend.kind == "endpoint" and cfg.pair.mix.on_policy:
         yield (
             f"rounds={cfg.rounds}: round 2 draws from the model that round 1 trained, which the endpoint does not"
