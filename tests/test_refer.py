@@ -28,7 +28,7 @@ def pairs(model, tmp_path_factory) -> Pairs:
 
 
 def config(batch_tokens: int = 512) -> ReferConfig:
-    return ReferConfig(dtype="float32", runtime={"batch_tokens": batch_tokens})
+    return ReferConfig(dtype="float32", quantization=None, runtime={"batch_tokens": batch_tokens})
 
 
 @cache

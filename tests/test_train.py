@@ -81,7 +81,7 @@ def padded_with(round_: Round, pad: str, folder: Path) -> Model:
 
 
 def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model, reference: Model):
-    from pipeline.training import dpo as trainers
+    from pipeline.training import trainers
 
     rows = {part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")}
     return trainers.trainer_for(cfg, trainers.load_policy(cfg, init), init, reference, rows, out)[0]
@@ -121,11 +121,10 @@ def test_losses_are_those_of_plain_trl_on_the_same_text(round_, full, tmp_path):
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from pipeline.training import dpo as trainers
-    from pipeline.training import models
+    from pipeline.training import models, trainers
 
     settings = {
-        **trainers._fixed(dpo(), tmp_path, evaluates=False),
+        **trainers.settings(dpo(), tmp_path, evaluates=False),
         "precompute_ref_log_probs": False,
         "save_strategy": "no",
     }

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from pipeline.config.block import Block, Dtype, Share
+from pipeline.config.training import Quantization
 
 
 class RuleScorer(Block):
@@ -27,4 +28,5 @@ class ReferRuntime(Block):
 
 class ReferConfig(Block):
     dtype: Dtype
+    quantization: Quantization | None
     runtime: ReferRuntime

@@ -60,7 +60,7 @@ def _compute(cfg: ReferConfig, model: Model, missing: "list[tuple[Path, pl.DataF
         return
     from pipeline.training import models
 
-    module = models.load(model, cfg.dtype).to(models.device())
+    module = models.load(model, cfg.dtype, cfg.quantization)
     models.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "refer")
     progress = Progress("refer", table.height, "completions")
     progress.resume_at(table.height - sum(part.height for _, part in missing))

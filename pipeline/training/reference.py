@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from pipeline.artifacts import Model
-from pipeline.config import TrainConfig
+from pipeline.config import FullAdapter, TrainConfig
 from pipeline.errors import Broken
 from pipeline.training import models
 from pipeline.training.logps import completion_logps
@@ -16,7 +16,8 @@ NATS_PER_TOKEN = 0.02  # half precision
 
 def check_elsewhere(cfg: TrainConfig, reference: Model, rows: dict[str, list[Any]]) -> None:
     """Training starts from another model than its reference: the reference's values are computed again."""
-    module = models.load(reference, cfg.dtype).to(models.device())
+    quantization = None if isinstance(cfg.adapter, FullAdapter) else cfg.adapter.quantization
+    module = models.load(reference, cfg.dtype, quantization)
     _compare(cfg, _logps(cfg, module, rows), rows, "computed again with the reference model")
 
 
@@ -26,7 +27,7 @@ def check_start(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> N
     if cfg.logps == "ready":
         with trainer.compute_loss_context_manager():
             _compare(cfg, _logps(cfg, trainer.model, rows), rows, "of the model before its first step")
-    if list(cfg.loss) == ["sigmoid"] and not cfg.args.get("use_weighting"):
+    if cfg.trainer == "dpo" and cfg.loss in (["sigmoid"], ["cdpo"]) and not cfg.args.get("use_weighting"):
         _compare_loss(cfg, trainer, rows)
 
 
