@@ -412,7 +412,7 @@ def test_an_adapter_of_another_base_is_refused(round_, lora, tmp_path):
 
 
 def test_tokens_of_another_tokenizer_are_refused(round_, tmp_path):
-    strange = round_.pairs.train().with_columns(chosen_token_ids=pl.lit([5, 999]))
+    strange = round_.pairs.train().with_columns(rejected_token_ids=pl.lit([5, 999]))
     write_table(tmp_path / "train.parquet", strange)
     write_table(tmp_path / "dev.parquet", round_.pairs.dev())
     with pytest.raises(Refusal, match="token id 999"):

@@ -105,6 +105,15 @@ def _base(model: Model, dtype: str, quantization: Quantization | None = None) ->
             f"{model.weights}: its weights lack {len(missing)} tensors ({missing[0]} is one), which would be random.\n"
             f"  Give a checkpoint of a causal language model that is whole."
         )
+    return _one_arithmetic(module) if quantization else module
+
+
+def _one_arithmetic(module: Any) -> Any:
+    """On some CPUs bitsandbytes packs 4-bit layers anew for bfloat16 when gradients are off: other numbers than in
+    training, and none at all for widths that are no multiple of 32."""
+    for layer in module.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     return module
 
 
