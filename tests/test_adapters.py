@@ -80,7 +80,7 @@ def logits(module, pairs: Pairs) -> torch.Tensor:
 def test_every_kind_starts_from_its_reference_and_learns(round_, name):
     """The step-0 check of the stage passed; the first loss says the same, and the dev pairs are told apart better."""
     model = round_.kind(name)
-    assert losses(model)[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses(model)[0] == pytest.approx(math.log(2), abs=1e-5 if name != "8 bits" else 1e-3)
     evals = [entry for entry in model.metrics() if "eval_loss" in entry]
     assert evals[-1]["eval_loss"] < math.log(2) - 0.005
     shape = json.loads((model.adapter / "adapter_config.json").read_text())
@@ -99,9 +99,11 @@ def test_the_merged_copy_gives_the_adapter_s_logits(round_, name):
     merged = logits(AutoModelForCausalLM.from_pretrained(model.path / "merged"), round_.pairs)
     again = logits(models.load_merged(model), round_.pairs)
     base = logits(models.load(round_.sft, "float32"), round_.pairs)
-    slack = LOGIT if name != "8 bits" else 0.1  # bitsandbytes rounds the activations to 8 bits as well
-    assert (adapter - merged).abs().max() < slack and (merged - again).abs().max() < 1e-5
-    assert (adapter - base).abs().max() > 10 * LOGIT
+    assert (merged - again).abs().max() < 1e-5
+    if name == "8 bits":  # bitsandbytes rounds the activations too, which nothing merged does
+        assert (adapter - merged).abs().mean() < 0.1 < (adapter - base).abs().mean() / 2
+    else:
+        assert (adapter - merged).abs().max() < LOGIT < (adapter - base).abs().max() / 10
     assert (model.path / "merged" / "tokenizer.json").exists()
 
 
@@ -157,9 +159,9 @@ def test_the_same_adapter_is_trained_on(round_, name, reference):
 @pytest.mark.model
 def test_an_adapter_is_continued_in_its_own_form_only(round_):
     with pytest.raises(Refusal, match=r"adapter.quantization=None, but training continues .* quantization is\s+bits=4"):
-        round_.train("refused", dpo(LORA), init=round_.kind("qlora"), logps=[])
+        round_.train("refused", dpo(LORA), init=round_.kind("qlora"))
     with pytest.raises(Refusal, match=r"adapter.dora=False, but training continues .* whose dora is True"):
-        round_.train("refused", dpo(LORA), init=round_.kind("dora"), logps=[])
+        round_.train("refused", dpo(LORA), init=round_.kind("dora"))
 
 
 @pytest.mark.model

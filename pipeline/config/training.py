@@ -79,7 +79,7 @@ class LoraAdapter(Block):
     def _quantized_or_not(self) -> Self:
         if (self.kind == "qlora") != (self.quantization is not None):
             raise ValueError(
-                f"kind={self.kind} and quantization do not fit: choose adapter@train.adapter=lora or qlora"
+                f"kind={self.kind} does not fit its quantization: choose adapter@train.adapter=lora or qlora"
             )
         return self
 

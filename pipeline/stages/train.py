@@ -36,6 +36,8 @@ def run(
     from pipeline.training import reference as checks
 
     _refuse_other_tokens(pairs, models.load_tokenizer(init))
+    if init.adapter and not isinstance(cfg.adapter, FullAdapter):
+        models.check_continued(init, cfg.adapter)
     first = rows["train"].head(checks.PAIRS).to_dict(as_series=False)
     starts_from_reference = reference is not None and reference.path == init.path
     if cfg.logps == "ready" and reference and not starts_from_reference:

@@ -57,7 +57,7 @@ def load_merged(model: Model) -> Any:
 def load_adapted(model: Model, adapter: LoraAdapter, dtype: str) -> Any:
     """The model with an adapter to train: its own when it has one, a new one that changes nothing yet when not."""
     if model.adapter:
-        _check_continued(model, adapter)
+        check_continued(model, adapter)
         return _adapted(_base(model, dtype, adapter.quantization), model, trainable=True)
     from peft import LoraConfig, get_peft_model
 
@@ -139,6 +139,15 @@ def _adapted(module: Any, model: Model, trainable: bool) -> Any:
     from peft import PeftModel
 
     assert model.adapter is not None
+    _check_base(model)
+    module = PeftModel.from_pretrained(module, model.adapter, is_trainable=trainable)
+    # PEFT asks the hub about a base that is not a folder each time it saves; here it is one.
+    module.peft_config["default"].base_model_name_or_path = str(model.weights)
+    return module
+
+
+def _check_base(model: Model) -> None:
+    assert model.adapter is not None
     recorded = json.loads((model.adapter / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
     if recorded not in (base_name(model), str(model.weights)):
         raise Refusal(
@@ -146,10 +155,6 @@ def _adapted(module: Any, model: Model, trainable: bool) -> Any:
             f"on {base_name(model)}.\n  An adapter is only right on the weights it was trained on: give the one made "
             f"for {base_name(model)}, or the model {recorded}."
         )
-    module = PeftModel.from_pretrained(module, model.adapter, is_trainable=trainable)
-    # PEFT asks the hub about a base that is not a folder each time it saves; here it is one.
-    module.peft_config["default"].base_model_name_or_path = str(model.weights)
-    return module
 
 
 CONTINUED = {
@@ -157,8 +162,9 @@ CONTINUED = {
 }  # fmt: skip
 
 
-def _check_continued(model: Model, adapter: LoraAdapter) -> None:
+def check_continued(model: Model, adapter: LoraAdapter) -> None:
     """Before any weight is read: the adapter that training goes on with is the one that the config describes."""
+    _check_base(model)
     assert model.adapter is not None
     shape = json.loads((model.adapter / ADAPTER_CONFIG).read_text())
     found = {knob: shape.get(name, False) for knob, name in CONTINUED.items()}
