@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Model, write_json
 from pipeline.config import LoraAdapter, Quantization
 from pipeline.errors import Broken, Refusal
+from pipeline.training import quantized
 
 if TYPE_CHECKING:
     import polars as pl
@@ -32,7 +33,7 @@ def load_tokenizer(model: Model) -> Any:
 
 def load(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
     """The model as it is, for forward passes: adapter beside its base, which is quantised as asked or as recorded."""
-    quantization = quantization or quantization_of(model)
+    quantization = quantization or quantized.quantization_of(model)
     module = _base(model, dtype, quantization)
     if model.adapter:
         module = _adapted(module, model, trainable=False)
@@ -45,7 +46,7 @@ def load_merged(model: Model) -> Any:
 
     An adapter of a quantised base was trained beside what those few bits say: it is merged with that, in float32.
     """
-    if quantization := quantization_of(model):
+    if quantization := quantized.quantization_of(model):
         module = _base(model, model.record["quantization"]["dtype"], quantization).dequantize().float()
     else:
         module = _base(model, "float32")
@@ -80,12 +81,6 @@ def base_name(model: Model) -> str:
     return model.record["base"] if model.adapter else f"{model.path.parent.name}/{model.path.name}"
 
 
-def quantization_of(model: Model) -> Quantization | None:
-    """How the base was kept in memory while its adapter was trained."""
-    found = model.record.get("quantization")
-    return Quantization(bits=found["bits"], double=found["double"]) if found else None
-
-
 def _base(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
@@ -98,41 +93,14 @@ def _base(model: Model, dtype: str, quantization: Quantization | None = None) ->
         dtype=getattr(torch, dtype),
         trust_remote_code=model.remote_code,
         output_loading_info=True,
-        **_quantized(quantization, dtype),
+        **quantized.loading(quantization, dtype, device()),
     )
     if missing := sorted(loading["missing_keys"]):
         raise Refusal(
             f"{model.weights}: its weights lack {len(missing)} tensors ({missing[0]} is one), which would be random.\n"
             f"  Give a checkpoint of a causal language model that is whole."
         )
-    return _one_arithmetic(module) if quantization else module
-
-
-def _one_arithmetic(module: Any) -> Any:
-    """On some CPUs bitsandbytes packs 4-bit layers anew for bfloat16 when gradients are off: other numbers than in
-    training, and none at all for widths that are no multiple of 32."""
-    for layer in module.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
-    return module
-
-
-def _quantized(quantization: Quantization | None, dtype: str) -> dict[str, Any]:
-    if quantization is None:
-        return {}
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if quantization.bits == 8:
-        config = BitsAndBytesConfig(load_in_8bit=True)
-    else:
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=quantization.double,
-            bnb_4bit_compute_dtype=getattr(torch, dtype),
-        )
-    return {"quantization_config": config, "device_map": {"": str(device())}}
+    return quantized.in_one_arithmetic(module) if quantization else module
 
 
 def _adapted(module: Any, model: Model, trainable: bool) -> Any:
@@ -168,7 +136,7 @@ def check_continued(model: Model, adapter: LoraAdapter) -> None:
     assert model.adapter is not None
     shape = json.loads((model.adapter / ADAPTER_CONFIG).read_text())
     found = {knob: shape.get(name, False) for knob, name in CONTINUED.items()}
-    found["quantization"] = quantization_of(model)
+    found["quantization"] = quantized.quantization_of(model)
     for knob, value in found.items():
         if value != (wanted := getattr(adapter, knob)):
             raise Refusal(
