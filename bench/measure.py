@@ -17,9 +17,10 @@ class Ratio:
 
     values: list[float]
     goal: str | None
+    middle: Callable[[list[float]], float] = statistics.median
 
     def line(self) -> dict[str, Any]:
-        middle = statistics.median(self.values)
+        middle = self.middle(self.values)
         shape = {"value": middle, "low": min(self.values), "high": max(self.values)}
         return {**{name: round(value, 4) for name, value in shape.items()}, "goal": self.goal, "holds": self.holds}
 
@@ -28,7 +29,7 @@ class Ratio:
         if self.goal is None:
             return None
         sign, limit = self.goal.split()
-        middle, bound = statistics.median(self.values), float(limit)
+        middle, bound = self.middle(self.values), float(limit)
         return {"<": middle < bound, "<=": middle <= bound, ">=": middle >= bound, ">": middle > bound}[sign]
 
 

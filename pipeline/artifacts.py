@@ -171,6 +171,10 @@ class Pairs(Artifact):
     def dev(self) -> "pl.DataFrame":
         return read_table(self.path / "dev.parquet")
 
+    def thumbs(self) -> "pl.DataFrame":
+        """Single answers with a label, of the prompts in train and dev alike."""
+        return read_table(self.path / "unpaired.parquet")
+
     def dropped(self) -> "pl.DataFrame":
         return read_table(self.path / "dropped.parquet")
 

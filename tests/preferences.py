@@ -43,18 +43,23 @@ def write_pairs(folder: Path, model: Model, train: int = 24, dev: int = 4, seed:
 
 
 def write_logps(folder: Path, model: Model, pairs: Pairs, dtype: str = "float32") -> Logps:
-    cfg = ReferConfig(dtype=dtype, runtime={"batch_tokens": 512, "workers": 1})
+    cfg = ReferConfig(dtype=dtype, quantization=None, runtime={"batch_tokens": 512, "workers": 1})
     return refer.run(cfg, folder, model=model, rows=pairs)
 
 
 FULL = {"kind": "full", "learning_rate": 1e-3}
-LORA = {"kind": "lora", "learning_rate": 1e-3, "rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+LORA = {
+    "kind": "lora", "learning_rate": 1e-3, "rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear",
+    "rank_stabilized": False, "dora": False, "quantization": None, "save_merged": False,
+}  # fmt: skip
+QLORA = {**LORA, "kind": "qlora", "quantization": {"bits": 4, "double": True}}
 
 
 def dpo(adapter: dict[str, Any] = FULL, micro_batch: int = 2, save_every: int = 2, **changes: Any) -> TrainConfig:
     """24 pairs, 4 a step: six steps."""
     knobs = {
-        "trainer": "dpo", "loss": ["sigmoid"], "loss_weights": None, "beta": 0.1, "logps": "ready", "adapter": adapter,
+        "trainer": "dpo", "loss": ["sigmoid"], "loss_weights": None, "beta": 0.1, "logps": "ready", "together": None,
+        "adapter": adapter,
         "learning_rate": adapter["learning_rate"], "epochs": 1, "batch": 4, "scheduler": "cosine", "warmup": 0.1,
         "weight_decay": 0.0, "clip": 1.0, "max_length": 128, "dtype": "float32", "gradient_checkpointing": False,
         "eval_every": 4, "seed": 0, "args": {}, "runtime": {"micro_batch": micro_batch, "save_every": save_every},

@@ -28,7 +28,8 @@ def pairs(model, tmp_path_factory) -> Pairs:
 
 
 def config(batch_tokens: int = 512, workers: int = 1) -> ReferConfig:
-    return ReferConfig(dtype="float32", runtime={"batch_tokens": batch_tokens, "workers": workers})
+    runtime = {"batch_tokens": batch_tokens, "workers": workers}
+    return ReferConfig(dtype="float32", quantization=None, runtime=runtime)
 
 
 @cache

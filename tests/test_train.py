@@ -81,7 +81,7 @@ def padded_with(round_: Round, pad: str, folder: Path) -> Model:
 
 
 def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model, reference: Model):
-    from pipeline.training import dpo as trainers
+    from pipeline.training import trainers
 
     rows = {part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")}
     return trainers.trainer_for(cfg, trainers.load_policy(cfg, init), init, reference, rows, out)[0]
@@ -121,11 +121,10 @@ def test_losses_are_those_of_plain_trl_on_the_same_text(round_, full, tmp_path):
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from pipeline.training import dpo as trainers
-    from pipeline.training import models
+    from pipeline.training import models, trainers
 
     settings = {
-        **trainers._fixed(dpo(), tmp_path, evaluates=False),
+        **trainers.settings(dpo(), tmp_path, evaluates=False),
         "precompute_ref_log_probs": False,
         "save_strategy": "no",
     }
@@ -413,7 +412,7 @@ def test_an_adapter_of_another_base_is_refused(round_, lora, tmp_path):
 
 
 def test_tokens_of_another_tokenizer_are_refused(round_, tmp_path):
-    strange = round_.pairs.train().with_columns(chosen_token_ids=pl.lit([5, 999]))
+    strange = round_.pairs.train().with_columns(rejected_token_ids=pl.lit([5, 999]))
     write_table(tmp_path / "train.parquet", strange)
     write_table(tmp_path / "dev.parquet", round_.pairs.dev())
     with pytest.raises(Refusal, match="token id 999"):

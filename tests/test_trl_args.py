@@ -6,7 +6,18 @@ import re
 import pytest
 
 from pipeline.errors import Refusal
-from pipeline.trl_args import CONFIG_CLASS, DPO_LOSSES, SET_HERE, SMOOTHED, WITHOUT_EFFECT, _trl_fields, check_args
+from pipeline.trl_args import (
+    CONFIG_CLASS,
+    DPO_LOSSES,
+    GONE_ARGS,
+    GONE_LOSSES,
+    LOSSES,
+    SET_HERE,
+    SMOOTHED,
+    WITHOUT_EFFECT,
+    _trl_fields,
+    check_args,
+)
 from tests.house import SMALL, composed
 
 
@@ -31,7 +42,7 @@ def test_what_trl_reads_passes():
         ({"optimm": "adamw_torch"}, "args.optimm is no field of TRL's DPOConfig. Did you mean optim"),
         ({"padding_free": True}, "args.padding_free would be ignored"),
         ({"truncation_mode": "keep_start"}, "args.truncation_mode would be ignored: nothing is cut"),
-        ({"label_smoothing": 0.1}, "args.label_smoothing would be ignored by sigmoid: it is read by robust"),
+        ({"label_smoothing": 0.1}, "args.label_smoothing would be ignored by sigmoid: use train=cdpo"),
         ({"discopop_tau": 0.1}, "args.discopop_tau would be ignored without loss=[discopop]"),
         (
             {"ref_model_mixup_alpha": 0.1},
@@ -67,8 +78,24 @@ def test_losses_and_who_reads_smoothing_are_those_of_the_installed_trl():
         zip(re.findall(r'if loss_type == "(\w+)"', source), re.split(r'if loss_type == "\w+"', source)[1:], strict=True)
     )
     assert set(parts) == set(DPO_LOSSES)
-    assert {name for name, part in parts.items() if "self.label_smoothing" in part} == set(SMOOTHED)
+    assert {name for name, part in parts.items() if "self.label_smoothing" in part} == set(SMOOTHED["dpo"]) - {"cdpo"}
 
 
 def test_what_the_stage_sets_exists_in_trl():
-    assert {*SET_HERE, *WITHOUT_EFFECT} <= set(_trl_fields()[CONFIG_CLASS["dpo"]]["fields"])
+    fields = {field for trainer in CONFIG_CLASS.values() for field in _trl_fields()[trainer]["fields"]}
+    assert {*SET_HERE, *WITHOUT_EFFECT} <= fields
+
+
+def test_what_is_called_gone_is_gone():
+    assert not set(GONE_ARGS) & set(_trl_fields()["DPOConfig"]["fields"])
+    assert not set(GONE_LOSSES) & set(LOSSES["dpo"])
+
+
+@pytest.mark.model
+def test_the_other_trainers_have_the_losses_that_are_listed():
+    import trl.experimental.cpo
+    from trl import KTOConfig
+
+    source = inspect.getsource(trl.experimental.cpo.CPOTrainer.cpo_loss)
+    assert set(re.findall(r'self.loss_type == "(\w+)"', source)) == set(LOSSES["cpo"])
+    assert set(KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"]) == set(LOSSES["kto"])

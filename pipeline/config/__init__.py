@@ -115,7 +115,15 @@ from pipeline.config.score import (
     ScoreConfig,
     ScorerConfig,
 )
-from pipeline.config.training import AdapterConfig, FullAdapter, LoraAdapter, Optimization, TrainConfig, TrainerRuntime
+from pipeline.config.training import (
+    AdapterConfig,
+    FullAdapter,
+    LoraAdapter,
+    Optimization,
+    Quantization,
+    TrainConfig,
+    TrainerRuntime,
+)
 from pipeline.errors import nearest
 
 
@@ -199,6 +207,12 @@ def _mismatches(cfg: Config) -> Iterator[str]:
         yield (
             f"refer.dtype={cfg.refer.dtype} and train.dtype={cfg.train.dtype}: reference values of another dtype are"
             " off at step 0. Give both alike, as dtype=…"
+        )
+    quantization = None if isinstance(cfg.train.adapter, FullAdapter) else cfg.train.adapter.quantization
+    if cfg.train.logps == "ready" and cfg.refer.quantization != quantization:
+        yield (
+            "refer.quantization: reference values of a base in another form than the policy's are off at step 0."
+            " Leave it out: it follows train.adapter.quantization."
         )
     if isinstance(cfg.sft, SftTraining) and cfg.sft.fence.ngram != cfg.prompts.fence.ngram:
         yield (

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from pipeline.config.block import Block, Dtype, Function, Local, Share, Template, Trust, Weights, Workers
 from pipeline.config.checks import CheckScorer
 from pipeline.config.judge import PairwiseScorer, RubricScorer
+from pipeline.config.training import Quantization
 from pipeline.errors import nearest
 
 
@@ -122,4 +123,5 @@ class ReferRuntime(Block):
 
 class ReferConfig(Block):
     dtype: Dtype
+    quantization: Quantization | None
     runtime: ReferRuntime

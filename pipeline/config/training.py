@@ -1,11 +1,13 @@
 """What is trained and how: optimisation, adapters, the objective."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.block import Block, Share
-from pipeline.trl_args import check_args
+from pipeline.trl_args import check_args, looks_at_rows_together
+
+PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
 
 
 class TrainerRuntime(Block):
@@ -40,34 +42,84 @@ class Optimization(Block):
         return self
 
 
+def refuse_prompt_tuning(adapter: Any) -> Any:
+    if isinstance(adapter, dict) and (kind := adapter.get("kind")) in PROMPT_TUNING:
+        raise ValueError(
+            f"kind={kind}: it trains virtual tokens before the prompt instead of weights, so it cannot be merged, vLLM "
+            f"does not sample from it, and a next round could not go on from it. Use lora, qlora or full"
+        )
+    return adapter
+
+
 class FullAdapter(Block):
     kind: Literal["full"]
     learning_rate: PositiveFloat
 
 
+class Quantization(Block):
+    """How the frozen base of QLoRA is kept in memory."""
+
+    bits: Literal[4, 8]
+    double: bool
+
+
 class LoraAdapter(Block):
-    kind: Literal["lora"]
+    kind: Literal["lora", "qlora"]
     learning_rate: PositiveFloat
     rank: PositiveInt
     alpha: PositiveFloat
+    rank_stabilized: bool
+    dora: bool
     dropout: Share
     targets: str | list[str]
+    quantization: Quantization | None
+    save_merged: bool
+
+    @model_validator(mode="after")
+    def _quantized_or_not(self) -> Self:
+        if (self.kind == "qlora") != (self.quantization is not None):
+            raise ValueError(
+                f"kind={self.kind} does not fit its quantization: choose adapter@train.adapter=lora or qlora"
+            )
+        return self
 
 
-AdapterConfig = Annotated[FullAdapter | LoraAdapter, Field(discriminator="kind")]
+AdapterConfig = Annotated[FullAdapter | LoraAdapter, Field(discriminator="kind"), BeforeValidator(refuse_prompt_tuning)]
 
 
 class TrainConfig(Optimization):
-    trainer: Literal["dpo"]
+    trainer: Literal["dpo", "cpo", "orpo", "kto"]
     loss: Annotated[list[str], Field(min_length=1)]
     loss_weights: list[float] | None
     beta: PositiveFloat
     logps: Literal["ready", "live", "none"]
+    together: PositiveInt | None
     adapter: AdapterConfig
     eval_every: PositiveInt
     args: dict[str, JsonValue]
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
-        check_args(self.trainer, self.args, self.loss, self.logps, getattr(self.adapter, "dropout", 0.0))
+        dropout = getattr(self.adapter, "dropout", 0.0)
+        check_args(self.trainer, self.args, self.loss, self.logps, dropout, self.adapter.kind)
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss):
+            raise ValueError(f"loss_weights has {len(self.loss_weights)} weights for {len(self.loss)} losses")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_together(self) -> Self:
+        """`runtime` changes no result: where the rows of one forward pass matter, their number is `together`."""
+        coupled = looks_at_rows_together(self.trainer, self.args, self.loss)
+        names = ", ".join(self.loss)
+        if not coupled and self.together is not None:
+            raise ValueError(f"together={self.together} would be ignored: every row counts by itself in {names}")
+        if coupled and self.together is None:
+            raise ValueError(f"together: {names} looks at several rows at once; give their number, such as together=8")
+        if coupled and self.runtime.micro_batch != self.together:
+            raise ValueError(
+                f"runtime.micro_batch={self.runtime.micro_batch}: {names} looks at together={self.together} rows at "
+                f"once; give train.together={self.runtime.micro_batch}, which is another experiment"
+            )
+        if self.trainer == "kto" and self.together == 1:
+            raise ValueError("together=1: kto estimates its KL from the other rows; give 2 or more, such as together=8")
         return self

@@ -157,6 +157,7 @@ def _merge(cfg: Checkpoint, adapter: Path, out: Path) -> Model:
     from transformers import AutoModelForCausalLM
 
     base = _base_of(cfg, adapter)
+    checks.unquantised(base, cfg.model)
     own = (adapter / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(adapter if own else base, cfg.template, cfg.model, cfg.trust.remote_code)
     widened = bool(checks.read_json(adapter / ADAPTER).get("modules_to_save"))  # it may carry an embedding of its own

@@ -92,6 +92,15 @@ def complete(folder: Path, name: str, trust: Trust) -> None:
         )
 
 
+def unquantised(base: Path, adapter: str) -> None:
+    """Before an adapter is merged: weights of a few bits would round away what it learned."""
+    if read_json(base / "config.json").get("quantization_config"):
+        raise Refusal(
+            f"{adapter}: it is an adapter, and its base {base} is quantised: merging into so few bits loses it.\n"
+            f"  Name the unquantised base in {adapter}/adapter_config.json (base_model_name_or_path)."
+        )
+
+
 def vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, name: str) -> None:
     config = read_json(folder / "config.json")
     rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))

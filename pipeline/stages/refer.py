@@ -69,7 +69,7 @@ def measure(cfg: ReferConfig, model: Model, scratch: Path, size: int, hand: Hand
     from pipeline.training import models
 
     table = read_table(scratch / ROWS)
-    module = models.load(model, cfg.dtype).to(models.device())
+    module = models.load(model, cfg.dtype, cfg.quantization)
     models.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "refer")
     for chunk in iter(hand.claim, None):
         part = table.slice(_start(chunk, size), size)

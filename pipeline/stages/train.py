@@ -4,7 +4,7 @@ Checkpoints lie in `scratch/`: a killed run goes on from the newest whole one an
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Logps, Model, Pairs, Prompts, note_cost
 from pipeline.config import FullAdapter, TrainConfig
@@ -13,6 +13,8 @@ from pipeline.training.launch import expose_one_device
 
 if TYPE_CHECKING:
     import polars as pl
+
+SHOWN = 16  # pairs that are read to see whose tokens they are
 
 
 def run(
@@ -25,24 +27,26 @@ def run(
     logps: list[Logps] | None = None,
     dev: Prompts | None = None,
 ) -> Model:
-    if reference is None:
-        raise Refusal(f"train.trainer={cfg.trainer} needs a reference model: give train.logps=ready or live.")
+    if reference is None and cfg.logps != "none":
+        raise Refusal(f"train.logps={cfg.logps} needs a reference model, and the plan gives none.")
     rows = {part: ready(cfg, pairs, part, logps or []) for part in ("train", "dev")}
     expose_one_device()
 
-    from pipeline.training import dpo, models
+    from pipeline.training import models, trainers
     from pipeline.training import reference as checks
 
+    _refuse_other_tokens(pairs, models.load_tokenizer(init))
+    if init.adapter and not isinstance(cfg.adapter, FullAdapter):
+        models.check_continued(init, cfg.adapter)
     first = rows["train"].head(checks.PAIRS).to_dict(as_series=False)
-    starts_from_reference = reference.path == init.path
-    if cfg.logps == "ready" and not starts_from_reference:
+    starts_from_reference = reference is not None and reference.path == init.path
+    if cfg.logps == "ready" and reference and not starts_from_reference:
         checks.check_elsewhere(cfg, reference, first)
 
-    policy = dpo.load_policy(cfg, init)
-    columns = [rows[part][name] for part in rows for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
-    models.check_vocabulary(policy, columns, "train")
+    policy = trainers.load_policy(cfg, init)
+    models.check_vocabulary(policy, [rows[part][name] for part in rows for name in ids_of(rows[part])], "train")
     settings = models.settings_of(policy)
-    trainer, ledger = dpo.trainer_for(cfg, policy, init, reference, rows, out)
+    trainer, ledger = trainers.trainer_for(cfg, policy, init, reference, rows, out)
     if starts_from_reference:
         checks.check_start(cfg, trainer, first)
 
@@ -52,19 +56,26 @@ def run(
     note_cost(out, tokens=round(cfg.epochs * _tokens(rows["train"])), pairs=rows["train"].height)
     if isinstance(cfg.adapter, FullAdapter):
         return models.save_full(policy, settings, init, cfg.dtype, out)
-    return models.save_adapter(policy, init, out)
+    return models.save_adapter(policy, init, cfg.adapter, cfg.dtype, out)
+
+
+def ids_of(table: "pl.DataFrame") -> list[str]:
+    return [name for name in table.columns if name.endswith("_ids")]
 
 
 def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -> "pl.DataFrame":
     """The trainer's columns, joined by sample id; a pair too long or without reference values is refused, never cut."""
     import polars as pl
 
+    if cfg.trainer == "kto":
+        return thumbs(cfg, pairs, part)
     table = pl.concat([getattr(one, part)() for one in pairs])
     if part == "train" and not table.height:
         raise Refusal(
             f"train: there is not one pair to train on ({pairs[0].path / 'funnel.json'} says where they went)."
         )
-    _refuse_too_long(cfg, table, part)
+    answer = pl.max_horizontal(pl.col("chosen_token_ids").list.len(), pl.col("rejected_token_ids").list.len())
+    _refuse_too_long(cfg, table.select(length=pl.col("prompt_token_ids").list.len() + answer), f"{part} pairs")
     sides = [f"{side}_{what}" for side in ("chosen", "rejected") for what in ("id", "token_ids")]
     table = table.select("prompt_token_ids", *sides)
     if cfg.logps == "ready":
@@ -74,16 +85,48 @@ def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -
     return table.select(*ids, *values)
 
 
-def _refuse_too_long(cfg: TrainConfig, table: "pl.DataFrame", part: str) -> None:
+def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
+    """Single answers with their label, for KTO; those to the dev pairs' prompts are the dev part."""
     import polars as pl
 
-    answer = pl.max_horizontal(pl.col("chosen_token_ids").list.len(), pl.col("rejected_token_ids").list.len())
-    lengths = table.select(length=pl.col("prompt_token_ids").list.len() + answer)["length"].to_list()
-    if over := sum(length > cfg.max_length for length in lengths):
+    from pipeline.training.kto import in_training_order
+
+    held_out = pl.concat([one.dev() for one in pairs])["prompt_id"].unique()
+    table = pl.concat([one.thumbs() for one in pairs]).unique(["sample_id", "label"])
+    if table["label"].n_unique() < 2:
+        up = int(table["label"].sum())
         raise Refusal(
-            f"train: {over} of {table.height} {part} pairs are longer than train.max_length={cfg.max_length} tokens "
-            f"(the longest has {max(lengths)}): they would be cut.\n  Raise train.max_length, or lower limits."
+            f"train.trainer=kto learns from thumbs up and thumbs down, and {pairs[0].path / 'unpaired.parquet'} has "
+            f"{up} up and {table.height - up} down.\n  Give pair.thumbs_at=SCORE, which makes a thumb of every scored "
+            f"answer, or offline rows with labels; or train=dpo on pairs."
         )
+    table = table.filter(pl.col("prompt_id").is_in(held_out.implode()) == (part == "dev"))
+    length = pl.col("prompt_token_ids").list.len() + pl.col("token_ids").list.len()
+    _refuse_too_long(cfg, table.select(length=length), f"{part} thumbs")
+    ids = pl.col("prompt_token_ids").alias("prompt_ids"), pl.col("token_ids").alias("completion_ids")
+    return in_training_order(table.select("sample_id", *ids, "label"), cfg.together, cfg.seed)
+
+
+def _refuse_too_long(cfg: TrainConfig, lengths: "pl.DataFrame", what: str) -> None:
+    over = lengths.filter(lengths["length"] > cfg.max_length)["length"].to_list()
+    if over:
+        raise Refusal(
+            f"train: {len(over)} of {lengths.height} {what} are longer than train.max_length={cfg.max_length} tokens "
+            f"(the longest has {max(over)}): they would be cut.\n  Raise train.max_length, or lower limits."
+        )
+
+
+def _refuse_other_tokens(pairs: list[Pairs], tokenizer: Any) -> None:
+    """Ids and text of a pair say the same in the policy's own tokenizer, or the pairs are another model's."""
+    for one in pairs:
+        rows = one.train().head(SHOWN).select("chosen", "chosen_token_ids").rows()
+        read = [(turns[-1]["content"], tokenizer.decode(ids, skip_special_tokens=True)) for turns, ids in rows]
+        if read and not any(text.strip() == found.strip() for text, found in read):
+            text, found = read[0]
+            raise Refusal(
+                f"{one.path}: its token ids are not of the policy's tokenizer: the answer {text[:40]!r} reads "
+                f"{found[:40]!r} there.\n  Sample and pair with the model that is trained, or train theirs."
+            )
 
 
 def _with_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl.DataFrame":
@@ -108,6 +151,6 @@ def _with_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl
 
 
 def _tokens(table: "pl.DataFrame") -> int:
-    """What one epoch reads: each pair's prompt twice."""
-    lengths = [int(table[name].list.len().sum()) for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
-    return 2 * lengths[0] + lengths[1] + lengths[2]
+    """What one epoch reads: the prompt with each answer."""
+    lengths = {name: int(table[name].list.len().sum()) for name in ids_of(table)}
+    return lengths["prompt_ids"] * (len(lengths) - 2) + sum(lengths.values())

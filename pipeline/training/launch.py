@@ -8,4 +8,5 @@ def expose_one_device() -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None or "," in visible:
         os.environ["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # the locks pin it, and tests hold what is used of it
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports every training to its makers

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model, write_json
-from pipeline.config import LoraAdapter
+from pipeline.config import LoraAdapter, Quantization
 from pipeline.errors import Broken, Refusal
+from pipeline.training import quantized
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,35 +31,46 @@ def load_tokenizer(model: Model) -> Any:
     return AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=model.remote_code)
 
 
-def load(model: Model, dtype: str) -> Any:
-    """The model as it is, adapter beside its base, for forward passes."""
-    module = _base(model, dtype)
+def load(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
+    """The model as it is, for forward passes: adapter beside its base, which is quantised as asked or as recorded."""
+    quantization = quantization or quantized.quantization_of(model)
+    module = _base(model, dtype, quantization)
     if model.adapter:
         module = _adapted(module, model, trainable=False)
-    return module.eval().requires_grad_(False)
+    module = module.eval().requires_grad_(False)
+    return module if quantization else module.to(device())  # what is quantised lies on its device
 
 
 def load_merged(model: Model) -> Any:
-    """One set of float32 weights to train: an adapter is merged at full precision, never into rounded weights."""
-    module = _base(model, "float32")
+    """One set of float32 weights to train: an adapter is merged at full precision, never into rounded weights.
+
+    An adapter of a quantised base was trained beside what those few bits say: it is merged with that, in float32.
+    """
+    if quantization := quantized.quantization_of(model):
+        module = _base(model, model.record["quantization"]["dtype"], quantization).dequantize().float()
+    else:
+        module = _base(model, "float32")
     if model.adapter:
-        module = _adapted(module, model, trainable=False).merge_and_unload()
+        module = _adapted(module, model, trainable=False).merge_and_unload(safe_merge=True)
     return module.requires_grad_(True)
 
 
 def load_adapted(model: Model, adapter: LoraAdapter, dtype: str) -> Any:
     """The model with an adapter to train: its own when it has one, a new one that changes nothing yet when not."""
     if model.adapter:
-        return _adapted(_continued(model, adapter, _base(model, dtype)), model, trainable=True)
+        check_continued(model, adapter)
+        return _adapted(_base(model, dtype, adapter.quantization), model, trainable=True)
     from peft import LoraConfig, get_peft_model
 
-    module = _base(model, dtype)
+    module = _base(model, dtype, adapter.quantization)
     _check_targets(module, adapter.targets)
     shape = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
+        use_rslora=adapter.rank_stabilized,
+        use_dora=adapter.dora,
         target_modules=adapter.targets,
     )
     return get_peft_model(module, shape)
@@ -69,7 +81,7 @@ def base_name(model: Model) -> str:
     return model.record["base"] if model.adapter else f"{model.path.parent.name}/{model.path.name}"
 
 
-def _base(model: Model, dtype: str) -> Any:
+def _base(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -81,13 +93,14 @@ def _base(model: Model, dtype: str) -> Any:
         dtype=getattr(torch, dtype),
         trust_remote_code=model.remote_code,
         output_loading_info=True,
+        **quantized.loading(quantization, dtype, device()),
     )
     if missing := sorted(loading["missing_keys"]):
         raise Refusal(
             f"{model.weights}: its weights lack {len(missing)} tensors ({missing[0]} is one), which would be random.\n"
             f"  Give a checkpoint of a causal language model that is whole."
         )
-    return module
+    return quantized.in_one_arithmetic(module) if quantization else module
 
 
 def _adapted(module: Any, model: Model, trainable: bool) -> Any:
@@ -112,16 +125,24 @@ def check_base(model: Model) -> None:
         )
 
 
-def _continued(model: Model, adapter: LoraAdapter, module: Any) -> Any:
+CONTINUED = {
+    "rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora", "dora": "use_dora",
+}  # fmt: skip
+
+
+def check_continued(model: Model, adapter: LoraAdapter) -> None:
+    """Before any weight is read: the adapter that training goes on with is the one that the config describes."""
+    check_base(model)
     assert model.adapter is not None
-    found = json.loads((model.adapter / ADAPTER_CONFIG).read_text())
-    for knob, name in (("rank", "r"), ("alpha", "lora_alpha"), ("dropout", "lora_dropout")):
-        if found[name] != (wanted := getattr(adapter, knob)):
+    shape = json.loads((model.adapter / ADAPTER_CONFIG).read_text())
+    found = {knob: shape.get(name, False) for knob, name in CONTINUED.items()}
+    found["quantization"] = quantized.quantization_of(model)
+    for knob, value in found.items():
+        if value != (wanted := getattr(adapter, knob)):
             raise Refusal(
                 f"train.adapter.{knob}={wanted}, but training continues the adapter in {model.path}, whose {knob} is "
-                f"{found[name]}.\n  Give train.adapter.{knob}={found[name]}, or init=sft, which starts a new adapter."
+                f"{value}.\n  Give train.adapter.{knob}={value}, or init=sft, which starts a new adapter."
             )
-    return module
 
 
 def _check_targets(module: Any, targets: str | list[str]) -> None:
@@ -189,8 +210,8 @@ def save_full(module: Any, settings: dict[str, Any], init: Model, dtype: str, ou
     return Model(out)
 
 
-def save_adapter(module: Any, init: Model, out: Path) -> Model:
-    """PEFT's folder, with the base named by what it is and not by where it lay."""
+def save_adapter(module: Any, init: Model, adapter: LoraAdapter, dtype: str, out: Path) -> Model:
+    """PEFT's folder, with the base named by what it is and not by where it lay; merged as well when that is asked."""
     folder = out / "adapter"
     shutil.rmtree(folder, ignore_errors=True)
     module.save_pretrained(folder, selected_adapters=["default"])
@@ -202,5 +223,19 @@ def save_adapter(module: Any, init: Model, out: Path) -> Model:
         config["target_modules"].sort()  # PEFT keeps a set, whose order differs from process to process
     write_json(folder / ADAPTER_CONFIG, config)
     load_tokenizer(init).save_pretrained(out / "tokenizer")
-    write_json(out / "model.json", {"base": base_name(init), "adapter": "adapter", "tokenizer": "tokenizer"})
+    record = {"base": base_name(init), "adapter": "adapter", "tokenizer": "tokenizer"}
+    bits = {"quantization": {**adapter.quantization.model_dump(), "dtype": dtype}} if adapter.quantization else {}
+    write_json(out / "model.json", {**record, **bits})
+    if adapter.save_merged:
+        _save_merged(Model(out), dtype)
     return Model(out)
+
+
+def _save_merged(model: Model, dtype: str) -> None:
+    """A copy of the whole model for tools that take no adapter: merged in float32 and rounded once."""
+    import torch
+
+    merged = load_merged(model)
+    shutil.rmtree(model.path / "merged", ignore_errors=True)
+    merged.to(getattr(torch, dtype)).save_pretrained(model.path / "merged")
+    load_tokenizer(model).save_pretrained(model.path / "merged")

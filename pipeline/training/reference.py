@@ -4,19 +4,19 @@ import math
 from typing import Any
 
 from pipeline.artifacts import Model
-from pipeline.config import TrainConfig
+from pipeline.config import FullAdapter, Quantization, TrainConfig
 from pipeline.errors import Broken
 from pipeline.training import models
 from pipeline.training.logps import completion_logps
 
 PAIRS = 16
 NATS_PER_SEQUENCE = 1e-3  # float32
-NATS_PER_TOKEN = 0.02  # half precision
+NATS_PER_TOKEN = 0.02  # half precision, and 8-bit bases: they round activations by what shares their batch
 
 
 def check_elsewhere(cfg: TrainConfig, reference: Model, rows: dict[str, list[Any]]) -> None:
     """Training starts from another model than its reference: the reference's values are computed again."""
-    module = models.load(reference, cfg.dtype).to(models.device())
+    module = models.load(reference, cfg.dtype, _quantization(cfg))
     _compare(cfg, _logps(cfg, module, rows), rows, "computed again with the reference model")
 
 
@@ -26,8 +26,17 @@ def check_start(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> N
     if cfg.logps == "ready":
         with trainer.compute_loss_context_manager():
             _compare(cfg, _logps(cfg, trainer.model, rows), rows, "of the model before its first step")
-    if list(cfg.loss) == ["sigmoid"] and not cfg.args.get("use_weighting"):
+    if cfg.trainer == "dpo" and cfg.loss in (["sigmoid"], ["cdpo"]) and not cfg.args.get("use_weighting"):
         _compare_loss(cfg, trainer, rows)
+
+
+def _quantization(cfg: TrainConfig) -> Quantization | None:
+    return None if isinstance(cfg.adapter, FullAdapter) else cfg.adapter.quantization
+
+
+def _exact(cfg: TrainConfig) -> bool:
+    quantization = _quantization(cfg)
+    return cfg.dtype == "float32" and not (quantization and quantization.bits == 8)
 
 
 def _logps(cfg: TrainConfig, module: Any, rows: dict[str, list[Any]]) -> dict[str, list[float]]:
@@ -43,7 +52,7 @@ def _compare(cfg: TrainConfig, found: dict[str, list[float]], rows: dict[str, li
     for side in ("chosen", "rejected"):
         gaps += [abs(a - b) for a, b in zip(found[side], rows[f"ref_{side}_logps"], strict=True)]
         tokens += sum(map(len, rows[f"{side}_ids"]))
-    if cfg.dtype == "float32":
+    if _exact(cfg):
         figure, limit, unit = max(gaps), NATS_PER_SEQUENCE, "nats in the worst sequence"
     else:
         figure, limit, unit = sum(gaps) / max(tokens, 1), NATS_PER_TOKEN, "nats per token"
@@ -66,7 +75,7 @@ def _compare_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) ->
         loss = trainer.compute_loss(trainer.model, batch).item() / sum(cfg.loss_weights or [1.0])
     trainer._metrics["eval"].clear()
     tokens = sum(len(ids) for side in ("chosen", "rejected") for ids in rows[f"{side}_ids"]) / len(rows["prompt_ids"])
-    slack = 2 * NATS_PER_SEQUENCE if cfg.dtype == "float32" else NATS_PER_TOKEN * tokens
+    slack = 2 * NATS_PER_SEQUENCE if _exact(cfg) else NATS_PER_TOKEN * tokens
     if not abs(loss - math.log(2)) <= cfg.beta * slack + 1e-6:
         raise Broken(
             f"the reference is wrong: training starts from its reference, so the first loss should be ln 2 = "

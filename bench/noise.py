@@ -1,0 +1,122 @@
+"""Flipped labels: cDPO and robust DPO against DPO on the playground's pairs, 30 % of them turned round, three seeds.
+
+SFT, samples, scores, pairs and reference values come from the smoke recipe's own store (`store=…`, built when missing)
+and are shared: a pair that is turned round keeps its ids, so its reference values stay. Each training then answers
+prompts that nothing was trained on. `gain` is cDPO's mean rule score minus DPO's on the same flipped pairs, seed by
+seed, and `robust` the same of robust DPO: which of the two counts is said here and not chosen by the outcome.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import polars as pl
+from measure import Ratio, report
+
+from pipeline.artifacts import Logps, Model, Pairs, Prompts, write_table
+from pipeline.compose import Arguments, compose
+from pipeline.config import Config
+from pipeline.content import ContentCache
+from pipeline.plan import plan
+from pipeline.stages import sample, score, train
+from pipeline.step import Identity, Step
+
+FLIPPED, SEEDS, ANSWERS = 0.3, (0, 1, 2), 2
+OBJECTIVES = ("dpo", "cdpo", "robust")
+SMOKE = ["recipes=smoke", "rounds=1", "backend@exam.sample.backend=transformers"]
+# The share of wrong labels is known here. Robust keeps DPO's β, so that the loss alone differs.
+KNOBS = {
+    "dpo": [],
+    "cdpo": [f"train.args.label_smoothing={FLIPPED}"],
+    "robust": [f"train.args.label_smoothing={FLIPPED}", "train.beta=0.1"],
+}
+
+
+def composed(objective: str, *words: str) -> Config:
+    points, _ = compose(Arguments.parse([*SMOKE, f"train={objective}", *KNOBS[objective], *words]))
+    return points[0]
+
+
+class Shared:
+    """What all trainings read, in the store of the smoke recipe."""
+
+    def __init__(self, store: Path):
+        command = [sys.executable, "-m", "pipeline", *SMOKE, f"store={store}", "until=refer@1"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        steps = {f"{step.stage}@{step.label}": step for step in plan(composed("dpo")).ancestors()}
+        identity = Identity(lambda path: ContentCache(store / ".contents.json").of(Path(path)))
+
+        def place(step: Step) -> Path:
+            return store / step.stage / identity.fingerprint(step)
+
+        self.sft = Model(place(steps["sft@0"]))
+        self.pairs = Pairs(place(steps["pair@1"]))
+        self.logps = Logps(place(steps["refer@1"]))
+        self.prompts = Prompts(place(steps["prompts@0"]) / "test")
+        draw: Any = steps["sample@test round-1"].config
+        answer = draw.settings["answer"].model_copy(update={"n": ANSWERS})
+        self.exam = draw.model_copy(update={"settings": {"answer": answer}})
+        self.scorers: Any = steps["score@test round-1"].config
+
+
+def turned_round(pairs: Pairs, seed: int, folder: Path) -> Pairs:
+    """The same pairs with chosen and rejected swapped in a share of them; the dev pairs stay as they are."""
+    table = pairs.train()
+    wrong = pl.Series([True] * round(FLIPPED * table.height) + [False] * (table.height - round(FLIPPED * table.height)))
+    wrong = wrong.shuffle(seed=seed)
+    sides = [name.removeprefix("chosen_") for name in table.columns if name.startswith("chosen_")]
+    swaps = [("chosen", "rejected"), *((f"chosen_{side}", f"rejected_{side}") for side in sides)]
+    columns = [
+        pl.when(wrong).then(pl.col(other)).otherwise(pl.col(one)).alias(one)
+        for pair in swaps
+        for one, other in (pair, pair[::-1])
+    ]
+    write_table(folder / "train.parquet", table.with_columns(columns))
+    write_table(folder / "dev.parquet", pairs.dev())
+    return Pairs(folder)
+
+
+def rule_score(shared: Shared, model: Model, out: Path) -> float:
+    """The mean over the test prompts of the gold rule: what the playground itself asked for."""
+    answers = sample.run(shared.exam, out / "answers", policy=model, prompts=shared.prompts)
+    marks = score.run(shared.scorers, out / "scores", samples=answers, prompts=shared.prompts).read()
+    return marks.filter(pl.col("scorer") == "rules").group_by("prompt_id").agg(pl.col("score").mean())["score"].mean()
+
+
+def trained(shared: Shared, objective: str, seed: int, folder: Path) -> float:
+    cfg = composed(objective, f"train.seed={seed}").train
+    pairs = turned_round(shared.pairs, seed, folder / f"pairs-{seed}")
+    out = shared.sft.path.parent.parent / "train" / f"noise-{objective}-{seed}"
+    try:
+        logps = [shared.logps]
+        model = train.run(cfg, out, init=shared.sft, reference=shared.sft, pairs=[pairs], logps=logps)
+        return rule_score(shared, model, folder / f"{objective}-{seed}")
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+def main() -> None:
+    given = dict(word.split("=", 1) for word in sys.argv[1:])
+    shared = Shared(Path(given.get("store", "store")).absolute())
+    gains: dict[str, list[float]] = {"cdpo": [], "robust": []}
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"SFT {rule_score(shared, shared.sft, Path(folder) / 'sft'):.4f}", flush=True)
+        for seed in SEEDS:
+            found = {name: trained(shared, name, seed, Path(folder)) for name in OBJECTIVES}
+            print(f"seed {seed}: " + ", ".join(f"{name} {mark:.4f}" for name, mark in found.items()), flush=True)
+            for name, values in gains.items():
+                values.append(found[name] - found["dpo"])
+    for name, values in gains.items():
+        print(f"{name} - dpo: mean {mean(values):+.4f}, from {min(values):+.4f} to {max(values):+.4f}")
+    report("noise", {"gain": Ratio(gains["cdpo"], "> 0", mean), "robust": Ratio(gains["robust"], None, mean)})
+
+
+if __name__ == "__main__":
+    main()

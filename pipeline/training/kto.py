@@ -1,0 +1,53 @@
+"""KTO by TRL on thumbs whose token ids are ready, each with a neighbour's answer for the KL estimate."""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from trl import KTOConfig, KTOTrainer
+
+from pipeline.config import TrainConfig
+from pipeline.training.ready import ReadyTrainer
+
+if TYPE_CHECKING:
+    import polars as pl
+    from datasets import Dataset
+
+Arguments = KTOConfig
+
+
+class Trainer(ReadyTrainer, KTOTrainer):
+    """Takes `prompt_ids, completion_ids, KL_completion_ids, label` as they are."""
+
+    def _prepare_dataset(self, dataset: "Dataset", *args: Any) -> "Dataset":
+        return dataset
+
+    @staticmethod
+    def rows_in(batch: dict[str, Any]) -> int:
+        return batch["label"].shape[0]
+
+
+def settings(cfg: TrainConfig) -> dict[str, Any]:
+    return {"loss_type": cfg.loss[0]}
+
+
+def in_training_order(thumbs: "pl.DataFrame", together: int | None, seed: int) -> "pl.DataFrame":
+    """TRL trains on thumbs in the order given, since a row's KL answer is the one before it in its micro-batch.
+
+    The order is shuffled by hash: side by side, answers to one prompt would be each other's mismatch.
+    """
+    import polars as pl
+
+    keys = [
+        hashlib.sha256(f"{seed}:{name}:{label}".encode()).hexdigest()
+        for name, label in thumbs.select("sample_id", "label").rows()
+    ]
+    table = thumbs.with_columns(pl.Series("order", keys, dtype=pl.String)).sort("order").drop("order", "sample_id")
+    if together is None:
+        return table
+    answers = table["completion_ids"].to_list()
+    turned = [one for at in range(0, len(answers), together) for one in _turned(answers[at : at + together])]
+    return table.with_columns(pl.Series("KL_completion_ids", turned, dtype=table.schema["completion_ids"]))
+
+
+def _turned(answers: list[Any]) -> list[Any]:
+    return [answers[-1], *answers[:-1]]
