@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model
 from pipeline.training import models
-from pipeline.training.quantized import quantization_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -16,7 +15,7 @@ ROWS = 32  # completions: a thousand tokens and more
 def per_token(policy: Model, served: Model, rows: "pl.DataFrame", trained_in: str, served_in: str) -> float:
     """The mean over tokens of |Δ log p| in nats, between the policy as it was trained and as it is sampled."""
     asked = rows.head(ROWS).select("prompt_token_ids", "token_ids").rows()
-    as_trained = _logps(models.load(policy, trained_in, quantization_of(policy)), asked)
+    as_trained = _logps(models.load(policy, trained_in), asked)
     return (as_trained - _logps(models.load(served, served_in), asked)).abs().mean().item()
 
 
