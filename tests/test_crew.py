@@ -65,7 +65,8 @@ def have_done(folder: Path, hands: list[dict[str, str]], **how) -> Seen:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_every_shard_is_done_once_and_every_hand_opens_once(tmp_path, count):
+def test_every_shard_is_done_once_and_every_hand_opens_once(tmp_path, count, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # training sets it for its whole process
     hands = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(count)] if count > 1 else [{}]
     have_done(tmp_path, hands, pause=0.1 if count > 1 else 0.0)
     lines = [(tmp_path / shard).read_text() for shard in SHARDS]

@@ -426,7 +426,7 @@ def many(tmp_path):
 @model
 def test_vllm_s_server_gives_the_policy_s_tokens_and_its_death_loses_nothing(vllm, policy, many, tmp_path):
     vllm.wait()
-    greedy = {"calm": {"n": 1, "temperature": 0.0, "top_p": 1.0}}
+    greedy = {"calm": {"n": 1, "temperature": 0.0, "top_p": 1.0, **test_sample.PLAIN}}
     shape = {
         "limits": LIMITS,
         "settings": greedy,
