@@ -4,6 +4,7 @@
 score, detail`, in the order of prompts.
 """
 
+import numpy as np
 import polars as pl
 
 from pipeline.errors import Refusal, nearest
@@ -11,15 +12,22 @@ from pipeline.errors import Refusal, nearest
 
 def candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.DataFrame:
     """Every sample, its prompt's number and the chosen scorer's score (null where there is none)."""
-    rows = samples if samples["prompt_id"].is_sorted() else samples.sort("prompt_id", maintain_order=True)
+    rows, numbers = by_prompt(samples)
     own = scores.lazy().filter(pl.col("scorer") == scorer).select("sample_id", "score", "detail").collect()
     if not own.height:
         known = sorted(scores["scorer"].unique())
         raise Refusal(f"pair.scorer={scorer}: no such scorer in the scores. {nearest(scorer, known)}")
-    return rows.with_columns(
-        rows["prompt_id"].rle_id().set_sorted().alias("p"),
-        *aligned(rows["sample_id"], own).get_columns(),
-    )
+    return rows.with_columns(numbers, *aligned(rows["sample_id"], own).get_columns())
+
+
+def by_prompt(samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+    """The samples in the order of prompts, as they mostly lie already, and each one's prompt's number `p`."""
+    ids = samples["prompt_id"]
+    new = np.append(True, (ids[1:] != ids[:-1]).to_numpy()) if len(ids) else np.zeros(0, dtype=bool)
+    firsts = ids.filter(pl.Series(new))
+    if not bool((firsts[1:] > firsts[:-1]).all()):
+        return by_prompt(samples.sort("prompt_id", maintain_order=True))
+    return samples, pl.Series("p", np.cumsum(new, dtype=np.uint32) - np.uint32(1)).set_sorted()
 
 
 def aligned(ids: pl.Series, own: pl.DataFrame) -> pl.DataFrame:
