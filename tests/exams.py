@@ -46,7 +46,7 @@ def prompts(store: Path, ids: Sequence[str], text: str = "Tell me about {}.", pa
 
 def answer(prompt: str, score: float | None, text: str = "An answer.", index: int = 0, **more: Any) -> dict[str, Any]:
     """One answer and its score; `kinds` are the scores of the criteria that apply to its prompt."""
-    plain = {"tokens": 10, "finish_reason": "stop", "kinds": {}}
+    plain = {"tokens": 10, "finish_reason": "stop", "kinds": {}, "abstained": False}
     return {
         "prompt_id": prompt,
         "sample_id": f"{prompt}/{index}",
@@ -102,7 +102,8 @@ def _marks(answers: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     for a in answers:
         scores = {SCORER: a["score"], **{f"{SCORER}/{kind}": value for kind, value in a["kinds"].items()}}
         for scorer, score in scores.items():
-            rows.append((a["sample_id"], a["prompt_id"], scorer, score, "failed" if score is None else "ok", ""))
+            status = "ok" if score is not None else "abstained" if a["abstained"] else "failed"
+            rows.append((a["sample_id"], a["prompt_id"], scorer, score, status, ""))
     return rows
 
 

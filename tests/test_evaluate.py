@@ -181,6 +181,17 @@ def test_one_failed_score_of_two_leaves_the_other(run):
     assert (metric["mean"], metric["n"], metric["failed"]) == (pytest.approx(0.4), 60, 1)
 
 
+def test_answers_on_which_a_scorer_abstained_did_not_fail(run):
+    """People marked the answers to some prompts alone; one of their marks could not be read."""
+    silent = [answer(key, None, abstained=True) for key in IDS[41:]]
+    answers = [*scored(0.5, IDS[:39]), answer(IDS[39], None), answer(IDS[40], None, abstained=True), *silent]
+    report = run.add("sft", answers).add("round-1", [*answers, answer(IDS[40], 0.5, index=1)]).evaluate()
+    assert [model["metrics"]["rules"]["failed"] for model in report["models"]] == [1, 1]
+    assert [model["metrics"]["rules"]["n"] for model in report["models"]] == [39, 40]
+    gap = named(report["differences"], model="round-1", scorer="rules")
+    assert (gap["n"], gap["missing"], report["duels"][0]["failed"]) == (39, 2, 2)  # p039 in both, p040 in one
+
+
 def test_models_are_joined_by_prompt_whatever_the_order_of_rows(run):
     """Each model's answers lie in an order of their own; the true difference on every prompt is 0.1."""
     order = random.Random(5)
