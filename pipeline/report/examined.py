@@ -64,12 +64,13 @@ def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -
 def _drawn(samples: Samples | None) -> pl.DataFrame:
     columns = ["prompt_id", "sample_id", "setting", "completion", "finish_reason", "logprob"]
     shards = [
-        shard.select(*columns, tokens=pl.col("token_ids").list.len().cast(pl.Int64))
+        shard.select(*columns, "reasoning_tokens", tokens=pl.col("token_ids").list.len().cast(pl.Int64))
         for shard in (samples.shards() if samples else [])
     ]
     if not shards:
         text = dict.fromkeys(columns, pl.String)
-        return pl.DataFrame(schema={**text, "logprob": pl.Float64, "tokens": pl.Int64})
+        counts = {"reasoning_tokens": pl.Int64, "tokens": pl.Int64}
+        return pl.DataFrame(schema={**text, "logprob": pl.Float64, **counts})
     return pl.concat(shards)
 
 
