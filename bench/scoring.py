@@ -54,13 +54,13 @@ def seconds(folder: str, workers: str) -> float:
 
 def stage(folder: Path, workers: str) -> None:
     from pipeline.artifacts import Prompts, Samples
-    from pipeline.config import CheckRuntime, IfevalScorer, ScoreConfig
+    from pipeline.config import CheckRuntime, IfevalScorer, ScoreConfig, ScoreRuntime
     from pipeline.stages.score import run
 
     runtime = CheckRuntime(workers="auto" if workers == "auto" else int(workers))
     scorer = IfevalScorer(kind="ifeval", reading="strict", gold=False, runtime=runtime)
     shutil.rmtree(folder / "out", ignore_errors=True)
-    cfg = ScoreConfig(scorers={"ifeval": scorer}, max_failed=0.0)
+    cfg = ScoreConfig(scorers={"ifeval": scorer}, max_failed=0.0, runtime=ScoreRuntime(workers=1))
     run(cfg, folder / "out", samples=Samples(folder), prompts=Prompts(folder))
 
 

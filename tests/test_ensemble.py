@@ -108,7 +108,9 @@ def test_members_keep_their_rows_and_pairs_see_them_disagree(tmp_path):
         kind="ensemble", of={"length": 1.0, "letter": 1.0}, combine="mean_rank", gates={}, gold=False
     )
     cfg = ScoreConfig(
-        scorers={"both": ensemble, "length": member("length"), "letter": member("first_letter")}, max_failed=0.0
+        scorers={"both": ensemble, "length": member("length"), "letter": member("first_letter")},
+        max_failed=0.0,
+        runtime={"workers": 1},
     )
     table = run(cfg, tmp_path / "out", samples=Samples(tmp_path / "s"), prompts=Prompts(tmp_path / "p")).read()
     assert table.group_by("scorer").len().sort("scorer").rows() == [("both", 6), ("length", 6), ("letter", 6)]

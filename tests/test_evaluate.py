@@ -8,7 +8,7 @@ import sys
 import polars as pl
 import pytest
 
-from pipeline.artifacts import read_table, write_json
+from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.config import EvaluateConfig
 from pipeline.errors import Broken, Refusal
 from pipeline.stages import evaluate
@@ -72,13 +72,20 @@ def whole(run):
         run.add(name, answers, kl, log=LOG if name.startswith("round") else ())
     run.pairs = [exams.pairs(run.store, "1" * 12), exams.pairs(run.store, "2" * 12)]
     steps = [("sample", 1, 10.0, {"tokens": 500}), ("sample", "test sft", 30.0, {"tokens": 1500}), ("pair", 1, 1.0, {})]
-    ancestors = []
-    for index, (stage, label, seconds, cost) in enumerate(steps):
-        folder = run.store / stage / f"{index:012d}"
-        write_json(folder / "manifest.json", {"seconds": seconds, "cost": cost})
-        ancestors.append({"stage": stage, "label": label, "fingerprint": folder.name, "path": str(folder)})
-    write_json(run.out / "step.json", {"ancestors": ancestors})
+    for stage, label, seconds, cost in steps:
+        add_step(run, stage, label, cost, {}, seconds)
     return run
+
+
+def add_step(run, stage, label, cost, config, seconds=1.0):
+    """An ancestor of the report, as its manifest tells."""
+    listing = run.out / "step.json"
+    ancestors = json.loads(listing.read_text())["ancestors"] if listing.exists() else []
+    folder = run.store / stage / f"{len(ancestors):012d}"
+    write_json(folder / "manifest.json", {"seconds": seconds, "cost": cost, "config": config})
+    ancestors.append({"stage": stage, "label": label, "fingerprint": folder.name, "path": str(folder)})
+    write_json(listing, {"ancestors": ancestors})
+    return folder
 
 
 # ── the contract ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -90,7 +97,8 @@ def test_report_json_has_the_contracts_keys(run):
     assert set(report) == contract | {"exam", "differences", "missing"}
     assert [each["name"] for each in report["models"]] == list(STAGE)
     for each in report["models"]:
-        assert set(each) == {"name", "fingerprint", "metrics", "tokens", "truncated", "repetition", "kl"}
+        figures = {"tokens", "reasoning_tokens", "truncated", "repetition", "kl"}
+        assert set(each) == figures | {"name", "fingerprint", "metrics"}
         assert set(each["metrics"]) == {"rules", "rules/open"}
         assert set(each["metrics"]["rules"]) == {"mean", "low", "high", "n", "failed"}
         assert set(each["tokens"]) == {"mean", "low", "high"}
@@ -118,7 +126,37 @@ def test_training_and_funnel_come_round_by_round(run):
     assert (first["steps"], first["loss"], first["margin"], first["accuracy"]) == (2, 0.5, 0.8, 0.9)
     assert [point["step"] for point in first["curve"]] == [1, 2]
     assert first["dev"] == [{"step": 2, "loss": 0.6, "margin": 0.4, "accuracy": 0.7}]
-    assert [(each["round"], each["pairs"]) for each in report["funnel"]] == [(1, 367), (2, 367)]
+    assert [(each["round"], each["pairs"]) for each in report["funnel"]["pairs"]] == [(1, 367), (2, 367)]
+
+
+def test_what_was_lost_before_the_pairs_is_in_the_funnel_with_its_reasons(run):
+    """Rounds come first, by wave; an exam's samples were pruned, so that its counts are all that is known."""
+    story = {"in": 130, "dropped": {"near duplicate": 7, "overlap with test": 3}, "out": {"train": 60, "test": 60}}
+    prompts = add_step(run, "prompts", 0, {}, {})
+    write_json(prompts / "funnel.json", story)
+    cost = {"prompts": 60, "completions": 200, "tokens": 1000, "truncated": 20, "stopped_by_string": 4}
+    exam_cost = {**cost, "dropped": 2, "reasoning_tokens": 400, "quantization_difference": 0.02}
+    add_step(run, "sample", "test round-1", exam_cost, {"wave": 0})
+    add_step(run, "sample", 1, {"prompts": 0, "completions": 0, "tokens": 0}, {"wave": 1})
+    first = add_step(run, "sample", 1, {**cost, "dropped": 3, "failed": 1}, {"wave": 0})
+    write_table(first / "dropped.parquet", pl.DataFrame({"reason": ["prompt_too_long"] * 2 + ["context_too_short"]}))
+    write_table(first / "failed.parquet", pl.DataFrame({"reason": ["HTTP 500"]}))
+    funnel = run.add("sft", scored(0.5)).add("round-1", scored(0.6)).evaluate()["funnel"]
+
+    assert funnel["prompts"] == story
+    assert [(draw["label"], draw["wave"]) for draw in funnel["samples"]] == [(1, 0), (1, 1), ("test round-1", 0)]
+    whole, wave, examined = funnel["samples"]
+    assert whole["dropped"] == {"context_too_short": 1, "prompt_too_long": 2} and whole["failed"] == {"HTTP 500": 1}
+    assert (whole["prompts"], whole["completions"], whole["truncated"], whole["stopped_by_string"]) == (60, 200, 20, 4)
+    assert (whole["tokens"], whole["reasoning_tokens"], whole["quantization_difference"]) == (5.0, None, None)
+    assert (wave["prompts"], wave["tokens"]) == (0, None)
+    assert (examined["reasoning_tokens"], examined["quantization_difference"]) == (2.0, 0.02)
+    assert examined["dropped"] == {"reasons no longer kept": 2}
+
+
+def test_reasoning_is_told_apart_from_the_answer(run):
+    report = run.add("sft", scored(0.5)).add("round-1", scored(0.6, tokens=30, reasoning_tokens=20)).evaluate()
+    assert [model["reasoning_tokens"] for model in report["models"]] == [None, 20]
 
 
 def test_cost_sums_the_ancestors_by_stage(run):
@@ -179,6 +217,17 @@ def test_one_failed_score_of_two_leaves_the_other(run):
     answers = [answer("p000", None, index=0), answer("p000", 0.4, index=1), *scored(0.4, IDS[1:])]
     metric = run.add("sft", answers).evaluate(chosen="sft")["models"][0]["metrics"]["rules"]
     assert (metric["mean"], metric["n"], metric["failed"]) == (pytest.approx(0.4), 60, 1)
+
+
+def test_answers_on_which_a_scorer_abstained_did_not_fail(run):
+    """People marked the answers to some prompts alone; one of their marks could not be read."""
+    silent = [answer(key, None, abstained=True) for key in IDS[41:]]
+    answers = [*scored(0.5, IDS[:39]), answer(IDS[39], None), answer(IDS[40], None, abstained=True), *silent]
+    report = run.add("sft", answers).add("round-1", [*answers, answer(IDS[40], 0.5, index=1)]).evaluate()
+    assert [model["metrics"]["rules"]["failed"] for model in report["models"]] == [1, 1]
+    assert [model["metrics"]["rules"]["n"] for model in report["models"]] == [39, 40]
+    gap = named(report["differences"], model="round-1", scorer="rules")
+    assert (gap["n"], gap["missing"], report["duels"][0]["failed"]) == (39, 2, 2)  # p039 in both, p040 in one
 
 
 def test_models_are_joined_by_prompt_whatever_the_order_of_rows(run):

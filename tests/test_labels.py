@@ -116,7 +116,7 @@ def test_what_nobody_labelled_is_no_failure_but_labels_of_other_samples_are_refu
     def scored(name: str, label: dict) -> pl.DataFrame:
         path = Local(rows_file(tmp_path / name, [label]))
         labels = LabelsScorer(kind="labels", path=path, combine="majority", min_agreement=0, gold=False)
-        cfg = ScoreConfig(scorers={"people": labels}, max_failed=0.0)
+        cfg = ScoreConfig(scorers={"people": labels}, max_failed=0.0, runtime={"workers": 1})
         out = tmp_path / f"out-{name}"
         return run_score(cfg, out, samples=Samples(tmp_path / "s"), prompts=Prompts(tmp_path / "p")).read()
 

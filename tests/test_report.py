@@ -237,6 +237,7 @@ def a_report(name="round-1"):
     mark = {"mean": 0.6, "low": 0.5, "high": 0.7, "n": 40, "failed": 0}
     estimate = {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 40}
     model = {"fingerprint": "f", "metrics": {"rules": mark, "rules/open": mark}, "tokens": estimate, "truncated": 0.0}
+    model |= {"reasoning_tokens": 0.4}
     gap = {"scorer": "rules", "against": "sft", "mean": 0.1, "low": 0.05, "high": 0.15, "n": 40, "missing": 0}
     duel = {"judge": "rules", "wins": 20, "ties": 15, "losses": 5, "win_rate": 0.7, "low": 0.6, "high": 0.8}
     more = {"length_adjusted": None, "flip_rate": None, "failed": 0, "p_value": 0.01}
@@ -249,11 +250,31 @@ def a_report(name="round-1"):
         "differences": [{"model": name, **gap, "detectable": 0.05}],
         "duels": [{"a": name, "b": "sft", **duel, **more}],
         "benchmarks": [],
-        "funnel": [{"round": 1, "samples_in": 90, "dropped_samples": {"tie": 5}, "pairs": 40, "margin": {"q25": 1}}],
+        "funnel": {
+            "prompts": {"in": 140, "dropped": {"near duplicate": 7}, "out": {"train": 93, "dev": 0, "test": 40}},
+            "samples": [draw(label=1), draw(label=1, wave=1, failed={"HTTP 500": 2}), draw(label="test round-1")],
+            "pairs": [
+                {
+                    "round": 1,
+                    "samples_in": 90,
+                    "dropped_samples": {"tie": 5},
+                    "pairs": 40,
+                    "margin": {"q25": 1},
+                    "ties": {"prompts": 9, "all_easy": 6, "all_hard": 3},
+                }
+            ],
+        },
         "training": [{**trained, "curve": curve, "dev": curve[::3]}],
         "cost": [{"stage": "train", "seconds": 9.0, "tokens": 900, "tokens_per_second": 100.0, "steps": [{}]}],
         "missing": [],
     }
+
+
+def draw(label, wave=0, failed=None):
+    """As many tokens were thought as answered; the policy was trained beside a quantised base."""
+    lost = {"prompts": 20, "dropped": {"prompt_too_long": 3}, "completions": 80, "failed": failed or {}}
+    counts = {"truncated": 8, "stopped_by_string": 1, "tokens": 30.0, "reasoning_tokens": 15.0}
+    return {"label": label, "wave": wave, "fingerprint": "f", **lost, **counts, "quantization_difference": 0.0123}
 
 
 def answers(*rows):
@@ -337,6 +358,30 @@ def test_no_drawing_leaves_its_frame_or_holds_what_is_no_number():
         assert max(xs) <= width
         assert min(ys) >= 0
         assert max(ys) <= height
+
+
+def test_what_got_lost_on_the_way_is_on_the_page_and_the_card():
+    report = a_report()
+    seen, written = Page(page(report, TWO)).text, card(report).replace("\\", "")
+    for text in (
+        "− near duplicate",
+        "prompt_too_long 3",
+        "HTTP 500 2",
+        "round 1, wave 1",
+        "10.0 %",
+        "of which 15.0 thinking",
+        "of which 0.4 thinking",
+        "After round 1's last wave 6 prompts are all easy and 3 all hard.",
+        "test round-1: sampled on the dequantised base; mean |Δ log p| per token 0.0123 nats",
+    ):
+        assert text in seen and text in written
+
+
+def test_a_run_without_waves_or_quantised_bases_says_nothing_of_them():
+    report = a_report()
+    report["funnel"]["samples"] = [{**draw(label=1), "quantization_difference": None, "reasoning_tokens": None}]
+    report["models"] = [{**model, "reasoning_tokens": None} for model in report["models"]]
+    assert not re.search("wave|dequantised|thinking", card(report))
 
 
 def test_gains_come_first_then_losses_then_what_stayed():

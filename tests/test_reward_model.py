@@ -2,8 +2,13 @@
 
 import json
 import math
+import multiprocessing
+import os
 import random
 import shutil
+import signal
+import threading
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +25,10 @@ from pipeline.scorers import Answer, Mark, open_scorer
 from pipeline.scorers.reasoning import without_reasoning
 from pipeline.scorers.reward_model import check_probes
 from pipeline.scorers.reward_text import Row
+from pipeline.stages import score
 from tests.house import SMALL, composed, fingerprints, named
 from tests.test_pair import SAMPLE
+from tests.test_score import sample_row
 from tests.tiny import CHAT, WORDS, tiny_classifier, tiny_model
 
 model = pytest.mark.model
@@ -401,3 +408,64 @@ def test_the_stage_marks_with_the_run_s_reward_model_and_counts_what_was_cut(tmp
     marked = score.run(cfg, tmp_path / "out", samples=samples, prompts=asked, reward=Model(rm.path)).read()
     assert marked["scorer"].to_list() == ["reward"] * 2 and marked["score"].null_count() == 0
     assert json.loads((tmp_path / "out" / "cost.json").read_text()) == {"scores": 2, "failed": 0, "cut": 1}
+
+
+# ── several hands ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory) -> tuple[Samples, Prompts]:
+    """Six shards of four answers."""
+    folder, said = tmp_path_factory.mktemp("shelf"), answers()
+    for at in range(0, len(said), 4):
+        rows = [sample_row(one.prompt_id, one.sample_id, one.completion) for one in said[at : at + 4]]
+        write_table(folder / "sample" / "samples" / f"{at:05d}.parquet", pl.DataFrame(rows, schema=SAMPLE))
+    prompts = pl.DataFrame([{"prompt_id": one.prompt_id, "prompt": [], "columns": "{}"} for one in said])
+    write_table(folder / "prompts" / "prompts.parquet", prompts)
+    return Samples(folder / "sample"), Prompts(folder / "prompts")
+
+
+def marked_by(workers: int, folder: Path, shelf: tuple[Samples, Prompts], out: Path) -> dict[str, bytes]:
+    """A reward model, a rule beside it and an ensemble of both: what the stage publishes."""
+    words = ["recipes=smoke", "+scorer@score.scorers.own=reward_model", f"score.scorers.own.model={folder}"]
+    words += ["scorer@score.scorers.rules=length", "+scorer@score.scorers.both=ensemble"]
+    words += ["score.scorers.both.of={own: 1, rules: 1}", f"score.runtime.workers={workers}"]
+    samples, prompts = shelf
+    score.run(composed(*words).score, out, samples=samples, prompts=prompts)
+    return {path.name: path.read_bytes() for path in (out / "scores").iterdir()}
+
+
+@model
+def test_two_workers_give_the_bytes_of_one(made, shelf, tmp_path):
+    one = marked_by(1, made(), shelf, tmp_path / "1")
+    assert len(one) == 6 and marked_by(2, made(), shelf, tmp_path / "2") == one
+    assert {path.name for path in (tmp_path / "2/scratch/workers").iterdir()} == {"worker-0.log", "worker-1.log"}
+    assert not (tmp_path / "1/scratch/workers").exists()
+
+
+@model
+def test_a_killed_worker_gives_its_shard_back(made, shelf, tmp_path, capfd):
+    killer = threading.Thread(target=kill_the_first_that_opens_its_model)
+    killer.start()
+    two = marked_by(2, made(), shelf, tmp_path / "2")
+    killer.join()
+    assert "was killed by SIGKILL: 1 shards come back" in capfd.readouterr().err
+    assert two == marked_by(1, made(), shelf, tmp_path / "1")
+
+
+def kill_the_first_that_opens_its_model() -> None:
+    """It has claimed a shard by then; torch is loaded for the model alone."""
+    while True:
+        for hand in multiprocessing.active_children():
+            if "libtorch" in Path(f"/proc/{hand.pid}/maps").read_text():
+                return os.kill(hand.pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def test_only_models_that_run_here_are_what_workers_share():
+    words = ["+scorer@score.scorers.own=reward_model", "score.scorers.own.model=./rm"]
+    words += ["+scorer@score.scorers.paid=pairwise", "score.scorers.paid.engine.model=m"]
+    words += ["+scorer@score.scorers.judge=rubric", "engine@score.scorers.judge.engine=vllm"]
+    words += ["score.scorers.judge.engine.model=./judge", "score.scorers.judge.engine.runtime.tensor_parallel=2"]
+    cfg = composed("recipes=smoke", *words).score
+    assert (list(cfg.local), cfg.gpus_each, list(cfg.others)) == (["judge", "own"], 2, ["paid", "rules"])

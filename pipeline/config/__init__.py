@@ -114,6 +114,7 @@ from pipeline.config.score import (
     RewardModelScorer,
     ScoreConfig,
     ScorerConfig,
+    ScoreRuntime,
 )
 from pipeline.config.training import (
     AdapterConfig,

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.block import Block, Dtype, Function, Local, Share, Template, Trust, Weights, Workers
 from pipeline.config.checks import CheckScorer
-from pipeline.config.judge import PairwiseScorer, RubricScorer
+from pipeline.config.judge import Judge, PairwiseScorer, RubricScorer, VllmEngine
 from pipeline.config.training import Quantization
 from pipeline.errors import nearest
 
@@ -90,9 +90,34 @@ ScorerConfig = Annotated[
 ]  # fmt: skip
 
 
+class ScoreRuntime(Block):
+    workers: Workers
+
+
 class ScoreConfig(Block):
     scorers: Annotated[dict[str, ScorerConfig], Field(min_length=1)]
     max_failed: Share
+    runtime: ScoreRuntime
+
+    @property
+    def local(self) -> dict[str, ScorerConfig]:
+        """Those that run a model on this machine: what workers share."""
+        return {name: scorer for name, scorer in sorted(self.scorers.items()) if gpus_of(scorer)}
+
+    @property
+    def others(self) -> dict[str, ScorerConfig]:
+        """Those that pay a server, have processes of their own, or are soon done."""
+        apart = {*self.local, *self.ensembles}
+        return {name: scorer for name, scorer in sorted(self.scorers.items()) if name not in apart}
+
+    @property
+    def ensembles(self) -> dict[str, EnsembleScorer]:
+        return {name: one for name, one in sorted(self.scorers.items()) if isinstance(one, EnsembleScorer)}
+
+    @property
+    def gpus_each(self) -> int:
+        """GPUs of one worker: its models are opened side by side."""
+        return max(map(gpus_of, self.local.values()), default=1)
 
     @property
     def asks_reward(self) -> bool:
@@ -104,6 +129,17 @@ class ScoreConfig(Block):
         if faults := list(_unfit_ensembles(self.scorers)):
             raise ValueError("\n".join(faults))
         return self
+
+
+def gpus_of(scorer: Any) -> int:
+    """How many GPUs share the model that a scorer opens here; 0: it opens none."""
+    match scorer:
+        case RewardModelScorer():
+            return 1
+        case Judge(engine=VllmEngine() as engine):
+            return engine.runtime.tensor_parallel
+        case _:
+            return 0
 
 
 def _unfit_ensembles(scorers: dict[str, Any]) -> Iterator[str]:

@@ -18,7 +18,10 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]
 
 @dataclass(frozen=True)
 class Marks:
-    """One scorer's means by prompt; `asked` are the prompts it was to mark, `failed` the answers without a score."""
+    """One scorer's means by prompt; `asked` are the prompts it was to mark, `failed` the answers that it could not.
+
+    An answer on which it abstained is neither: people were not asked about it.
+    """
 
     means: dict[str, float]
     asked: frozenset[str]
@@ -61,12 +64,13 @@ def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -
 def _drawn(samples: Samples | None) -> pl.DataFrame:
     columns = ["prompt_id", "sample_id", "setting", "completion", "finish_reason", "logprob"]
     shards = [
-        shard.select(*columns, tokens=pl.col("token_ids").list.len().cast(pl.Int64))
+        shard.select(*columns, "reasoning_tokens", tokens=pl.col("token_ids").list.len().cast(pl.Int64))
         for shard in (samples.shards() if samples else [])
     ]
     if not shards:
         text = dict.fromkeys(columns, pl.String)
-        return pl.DataFrame(schema={**text, "logprob": pl.Float64, "tokens": pl.Int64})
+        counts = {"reasoning_tokens": pl.Int64, "tokens": pl.Int64}
+        return pl.DataFrame(schema={**text, "logprob": pl.Float64, **counts})
     return pl.concat(shards)
 
 
@@ -90,7 +94,7 @@ def _scores(
     name: str, scores: Scores | None, answers: pl.DataFrame, prompt_ids: frozenset[str], missing: list[str]
 ) -> pl.DataFrame:
     """The scores of these answers, each once."""
-    columns = {"sample_id": pl.String, "prompt_id": pl.String, "scorer": pl.String, "score": pl.Float64}
+    columns = dict.fromkeys(("sample_id", "prompt_id", "scorer", "status"), pl.String) | {"score": pl.Float64}
     if answers.is_empty():
         missing.append("it gave no answers, so it has no scores, lengths or examples")
         return pl.DataFrame(schema=columns)
@@ -121,10 +125,12 @@ def _with_score(answers: pl.DataFrame, rows: pl.DataFrame, primary: str) -> pl.D
 
 def _of_scorer(scorer: str, rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]) -> Marks:
     """A scorer marks every answer; its kinds (`scorer/kind`) mark those they apply to, which are those with a row."""
-    given = rows.filter(pl.col("score").is_not_null())
+    given, silent = rows.filter(pl.col("score").is_not_null()), rows.filter(status="abstained")
+    told = rows.filter(pl.col("status") != "abstained")
     if is_kind(scorer):
-        return Marks(by_prompt(given, "score"), frozenset(rows["prompt_id"]), len(rows) - len(given))
-    return Marks(by_prompt(given, "score"), prompt_ids, answers - len(given))
+        return Marks(by_prompt(given, "score"), frozenset(told["prompt_id"]), len(told) - len(given))
+    asked = prompt_ids - (frozenset(silent["prompt_id"]) - frozenset(told["prompt_id"]))
+    return Marks(by_prompt(given, "score"), asked, answers - len(silent) - len(given))
 
 
 def is_kind(scorer: str) -> bool:

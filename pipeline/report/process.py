@@ -13,7 +13,8 @@ STEP = 24
 
 
 def of_process(report: Row) -> list[Figure]:
-    made = [*(curves(report, *each) for each in CURVES), *(funnel(pairs) for pairs in report["funnel"]), cost(report)]
+    funnels = [funnel(pairs) for pairs in report["funnel"]["pairs"]]
+    made = [*(curves(report, *each) for each in CURVES), *funnels, cost(report)]
     return [figure for figure in made if figure is not None]
 
 

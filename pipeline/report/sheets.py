@@ -1,6 +1,6 @@
 """The report's tables as rows of text, made from report.json alone, for the page and for the model card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ class Sheet:
 
 
 def all_sheets(report: Row) -> list[Sheet]:
-    return [sheet for sheet in (models(report), kinds(report), duels(report), training(report)) if sheet.rows]
+    sheets = models(report), kinds(report), duels(report), prompts(report), samples(report), training(report)
+    return [sheet for sheet in sheets if sheet.rows]
 
 
 def models(report: Row) -> Sheet:
@@ -58,6 +59,7 @@ def _how_sure(report: Row) -> str:
 def _model(report: Row, model: Row, scorer: str) -> list[Cell]:
     mark, kl, tokens = model["metrics"].get(scorer, UNMARKED), model["kl"], model["tokens"]
     failed = f"{count(mark['failed'])} without score" if mark["failed"] else ""
+    thought = f"of which {number(model['reasoning_tokens'], 1)} thinking" if model["reasoning_tokens"] else ""
     duel = next((d for d in report["duels"] if (d["a"], d["b"], d["judge"]) == (model["name"], "sft", scorer)), None)
     return [
         Cell(model["name"]),
@@ -66,7 +68,7 @@ def _model(report: Row, model: Row, scorer: str) -> list[Cell]:
         Cell(f"{duel['wins']} · {duel['ties']} · {duel['losses']}", f"wins {share(duel['win_rate'])}")
         if duel
         else Cell(UNKNOWN),
-        Cell(number(tokens["mean"], 1), _detail(interval(tokens, lambda value: number(value, 1)))),
+        Cell(number(tokens["mean"], 1), _detail(interval(tokens, lambda value: number(value, 1)), thought)),
         Cell(share(model["truncated"])),
         Cell(share(model["repetition"])),
         Cell(number(kl["mean"], 2), _detail(interval(kl, lambda value: number(value, 2)))),
@@ -132,6 +134,58 @@ def _duel(duel: Row) -> list[Cell]:
         Cell(p_value(duel["p_value"])),
         Cell(count(duel["failed"])),
     ]
+
+
+def prompts(report: Row) -> Sheet:
+    story = report["funnel"]["prompts"] or {"in": 0, "dropped": {}, "out": {}}
+    counts = [("in", story["in"]), *((f"− {reason}", n) for reason, n in story["dropped"].items())]
+    rows = [[Cell(name), Cell(count(n))] for name, n in (*counts, *story["out"].items())] if story["in"] else []
+    return Sheet("Prompts", "What came in, what was left out and why, and what each part holds.", ("part", "prompts"), rows)
+
+
+def samples(report: Row) -> Sheet:
+    columns = ("draw", "prompts", "dropped", "completions", "failed", "truncated", "stopped by string", "tokens")
+    rows = [_draw(draw) for draw in report["funnel"]["samples"]]
+    return Sheet("Samples", " ".join(_of_samples(report["funnel"])), columns, rows)
+
+
+def _draw(draw: Row) -> list[Cell]:
+    cut = draw["truncated"] / draw["completions"] if draw["completions"] else None
+    thought = f"of which {number(draw['reasoning_tokens'], 1)} thinking" if draw["reasoning_tokens"] else ""
+    return [
+        Cell(_name_of(draw)),
+        Cell(count(draw["prompts"])),
+        _lost(draw["dropped"]),
+        Cell(count(draw["completions"])),
+        _lost(draw["failed"]),
+        Cell(share(cut)),
+        Cell(count(draw["stopped_by_string"])),
+        Cell(number(draw["tokens"], 1), thought),
+    ]
+
+
+def _name_of(draw: Row) -> str:
+    if isinstance(draw["label"], str):
+        return draw["label"]
+    return f"round {draw['label']}" + (f", wave {draw['wave']}" if draw["wave"] else "")
+
+
+def _lost(reasons: Mapping[str, int]) -> Cell:
+    return Cell(count(sum(reasons.values())), _detail(*(f"{reason} {n}" for reason, n in reasons.items())))
+
+
+def _of_samples(funnel: Row) -> Iterator[str]:
+    yield "What each draw asked for and got; prompts are dropped for their length, never cut."
+    for pairs in funnel["pairs"]:
+        if any(draw["wave"] and draw["label"] == pairs["round"] for draw in funnel["samples"]):
+            easy, hard = (count(pairs["ties"][which]) for which in ("all_easy", "all_hard"))
+            yield f"After round {pairs['round']}'s last wave {easy} prompts are all easy and {hard} all hard."
+    for draw in funnel["samples"]:
+        if (gap := draw["quantization_difference"]) is not None:
+            yield (
+                f"{_name_of(draw)}: sampled on the dequantised base; "
+                f"mean |Δ log p| per token {number(gap, 4)} nats against the policy as it was trained."
+            )
 
 
 def training(report: Row) -> Sheet:

@@ -47,6 +47,7 @@ def _model(model: Examined, names: list[str], draw: Sampling) -> dict[str, Any]:
         "fingerprint": model.fingerprint,
         "metrics": {name: _metric(model.marks[name], draw) for name in names if name in model.marks},
         "tokens": _bounds(estimate([*by_prompt(answers, "tokens").values()], draw)),
+        "reasoning_tokens": _mean(answers, "reasoning_tokens") or None,
         "truncated": _mean(answers, "truncated"),
         "repetition": _mean(answers, "repetition"),
         "kl": _with_n(estimate([*model.drift.values()], draw)),

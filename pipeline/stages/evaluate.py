@@ -17,6 +17,7 @@ from pipeline.report.card import card
 from pipeline.report.cost import cost_of
 from pipeline.report.examined import Examined, read_exam
 from pipeline.report.examples import prompt_text
+from pipeline.report.funnel import funnel_of
 from pipeline.report.judged import judged
 from pipeline.report.page import page
 from pipeline.report.verdict import Question, verdict
@@ -68,7 +69,7 @@ def assemble(
         "differences": differences,
         "duels": [tables.duel_row(duel) for duel in fought],
         "benchmarks": [],
-        "funnel": [{"round": number, **made.funnel()} for number, made in enumerate(pairs, start=1)],
+        "funnel": funnel_of(out, pairs),
         "training": tables.training(examined),
         "cost": cost_of(out),
         "missing": tables.missing(examined),

@@ -1,10 +1,13 @@
 """Marks every completion with every scorer. A score that fails is null and counted, never 0.
 
-Shard by shard, as the samples lie: a killed run marks again only the shard it was in.
+Shard by shard, as the samples lie: a killed run marks again only the shards it was in. Models that run here mark first,
+by as many hands as there are; everything else marks in this process, since it keeps its own requests or processes.
 """
 
-from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, Model, Prompts, Samples, Scores, note_cost, read_table, write_table
-from pipeline.config import EnsembleScorer, ScoreConfig
+from pipeline.config import EnsembleScorer, ScoreConfig, ScorerConfig
+from pipeline.crew import Hand, environments, work_off
 from pipeline.errors import Broken, Refusal
 from pipeline.progress import Progress
 from pipeline.scorers import Answer, Mark, Paid, Scorer, open_scorer
@@ -26,58 +30,124 @@ SCORE = {
     "status": pl.String,
     "detail": pl.String,
 }
+MARK = {
+    "scorer": pl.String,
+    "sample_id": pl.String,
+    "score": pl.Float64,
+    "criterion": pl.String,
+    "detail": pl.String,
+    "abstained": pl.Boolean,
+}
+MARKS = "scratch/marks"  # of the models that run here, until the others' stand beside them
+Marked = dict[str, list[Mark]]  # by scorer
 
 
 def run(cfg: ScoreConfig, out: Path, *, samples: Samples, prompts: Prompts, reward: Model | None = None) -> Scores:
-    columns = prompts.columns()
-    shards = sorted((samples.path / "samples").glob("*.parquet"))
-    missing = [shard for shard in shards if not (out / "scores" / shard.name).exists()]
+    told = Told(samples, prompts)
+    shards = sorted(path.name for path in (samples.path / "samples").glob("*.parquet"))
+    missing = [shard for shard in shards if not (out / "scores" / shard).exists()]
+    bill = mark_by_hands(cfg, out, told, reward, missing)
     progress = Progress("score", len(shards), "shards")
     progress.resume_at(len(shards) - len(missing))
-    with ExitStack() as open_scorers:
-        ensembles = {name: one for name, one in sorted(cfg.scorers.items()) if isinstance(one, EnsembleScorer)}
-        single = {name: one for name, one in sorted(cfg.scorers.items()) if name not in ensembles}
-        scorers = {name: open_scorer(one, reward) for name, one in single.items()}
-        for scorer in scorers.values():
-            open_scorers.callback(scorer.close)
+    with opened(cfg.others, reward) as scorers:
         for shard in missing:
-            answers = answers_of(read_table(shard), columns)
-            write_table(out / "scores" / shard.name, marked(scorers, ensembles, answers))
-            note_cost(out, **paid(scorers))
+            answers = told.answers(shard)
+            marks = read_marks(out / MARKS / shard) if cfg.local else {}
+            marks |= {name: [*scorer.mark(answers)] for name, scorer in scorers.items()}
+            write_table(out / "scores" / shard, table_of(marks, cfg.ensembles, answers))
+            note_cost(out, **total(bill, paid(scorers)))
             progress.advance()
     check_opinions(out)
     check_failures(cfg, out)
     return Scores(out)
 
 
-def answers_of(rows: pl.DataFrame, columns: dict[str, dict[str, Any]]) -> list[Answer]:
-    told = rows.filter(pl.col("setting") != KL).select(
-        "sample_id", "prompt_id", "prompt", "completion", tokens=pl.col("token_ids").list.len()
-    )
-    return [Answer(**row, columns=columns[row["prompt_id"]]) for row in told.iter_rows(named=True)]
+@dataclass(frozen=True)
+class Told:
+    """The answers of each shard, with what their prompts tell of them."""
+
+    samples: Samples
+    prompts: Prompts
+
+    @cached_property
+    def _columns(self) -> dict[str, dict[str, Any]]:
+        return self.prompts.columns()
+
+    def answers(self, shard: str) -> list[Answer]:
+        rows = read_table(self.samples.path / "samples" / shard)
+        told = rows.filter(pl.col("setting") != KL).select(
+            "sample_id", "prompt_id", "prompt", "completion", tokens=pl.col("token_ids").list.len()
+        )
+        return [Answer(**row, columns=self._columns[row["prompt_id"]]) for row in told.iter_rows(named=True)]
 
 
-def marked(scorers: dict[str, Scorer], ensembles: dict[str, EnsembleScorer], answers: list[Answer]) -> pl.DataFrame:
+@contextmanager
+def opened(scorers: Mapping[str, ScorerConfig], reward: Model | None) -> Iterator[dict[str, Scorer]]:
+    with ExitStack() as open_scorers:
+        found = {name: open_scorer(one, reward) for name, one in scorers.items()}
+        for scorer in found.values():
+            open_scorers.callback(scorer.close)
+        yield found
+
+
+# ── models that run here ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def mark_by_hands(cfg: ScoreConfig, out: Path, told: Told, reward: Model | None, shards: list[str]) -> dict[str, float]:
+    """Each hand opens every model once. What they cost beside time comes back."""
+    missing = [shard for shard in shards if not (out / MARKS / shard).exists()]
+    if not cfg.local or not missing:
+        return {}
+    progress, bills = Progress(f"score by {', '.join(cfg.local)}", len(missing), "shards"), list[dict[str, float]]()
+
+    def finish(_: str, bill: dict[str, float]) -> None:
+        bills.append(bill)
+        progress.advance()
+
+    work = partial(mark, cfg.local, told, reward, out / MARKS)
+    hands = environments(cfg.runtime.workers, "score.runtime.workers", cfg.gpus_each)
+    work_off(missing, work, hands, out / "scratch" / "workers", finish)
+    return total(*bills)
+
+
+def mark(scorers: dict[str, ScorerConfig], told: Told, reward: Model | None, marks: Path, hand: Hand) -> None:
+    """One hand's part; with each shard it tells what that one cost."""
+    with opened(scorers, reward) as here:
+        spent: dict[str, float] = {}
+        for shard in iter(hand.claim, None):
+            answers = told.answers(shard)
+            rows = [{"scorer": name, **asdict(one)} for name, scorer in here.items() for one in scorer.mark(answers)]
+            write_table(marks / shard, pl.DataFrame(rows, schema=MARK))
+            before, spent = spent, paid(here)
+            hand.finish(shard, {name: figure - before.get(name, 0) for name, figure in spent.items()})
+
+
+def read_marks(path: Path) -> Marked:
+    marks: Marked = {}
+    for row in read_table(path).iter_rows(named=True):
+        marks.setdefault(row.pop("scorer"), []).append(Mark(**row))
+    return marks
+
+
+# ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def table_of(single: Marked, ensembles: Mapping[str, EnsembleScorer], answers: list[Answer]) -> pl.DataFrame:
     """A row for each mark, in the order of the answers; a criterion's scorer is `name/criterion`."""
-    rows: dict[str, list[dict[str, Any]]] = {answer.sample_id: [] for answer in answers}
+    whole = {name: {m.sample_id: m for m in marks if not m.criterion} for name, marks in single.items()}
+    joint = {name: [*combined(ensemble, answers, whole)] for name, ensemble in ensembles.items()}
     prompt_of = {answer.sample_id: answer.prompt_id for answer in answers}
-    whole: dict[str, dict[str, Mark]] = {}
-    for name, marks in chain(
-        ((name, scorer.mark(answers)) for name, scorer in scorers.items()),
-        ((name, combined(ensemble, answers, whole)) for name, ensemble in ensembles.items()),
-    ):
-        whole[name] = {}
-        for mark in marks:
-            if not mark.criterion:
-                whole[name][mark.sample_id] = mark
-            rows[mark.sample_id].append(
+    rows: dict[str, list[dict[str, Any]]] = {answer.sample_id: [] for answer in answers}
+    for name, marks in (*sorted(single.items()), *joint.items()):
+        for one in marks:
+            rows[one.sample_id].append(
                 {
-                    "sample_id": mark.sample_id,
-                    "prompt_id": prompt_of[mark.sample_id],
-                    "scorer": f"{name}/{mark.criterion}" if mark.criterion else name,
-                    "score": mark.score,
-                    "status": status_of(mark),
-                    "detail": mark.detail,
+                    "sample_id": one.sample_id,
+                    "prompt_id": prompt_of[one.sample_id],
+                    "scorer": f"{name}/{one.criterion}" if one.criterion else name,
+                    "score": one.score,
+                    "status": status_of(one),
+                    "detail": one.detail,
                 }
             )
     return pl.DataFrame(list(chain.from_iterable(rows.values())), schema=SCORE)
@@ -91,10 +161,11 @@ def _cut(table: pl.DataFrame) -> dict[str, int]:
 
 def paid(scorers: dict[str, Scorer]) -> dict[str, float]:
     """What the scorers have cost beside time, all together."""
-    bill: Counter[str] = Counter()
-    for scorer in scorers.values():
-        bill.update(scorer.cost() if isinstance(scorer, Paid) else {})
-    return dict(bill)
+    return total(*(scorer.cost() for scorer in scorers.values() if isinstance(scorer, Paid)))
+
+
+def total(*bills: dict[str, float]) -> dict[str, float]:
+    return {name: sum(bill.get(name, 0) for bill in bills) for name in dict.fromkeys(chain(*bills))}
 
 
 def status_of(mark: Mark) -> str:
@@ -114,6 +185,7 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
     for shard in sorted((out / "scores").glob("*.parquet")):  # the same command marks these again
         if (read_table(shard)["status"] == "failed").any():
             shard.unlink()
+            (out / MARKS / shard.name).unlink(missing_ok=True)
     reason = failed["detail"].value_counts(sort=True)["detail"][0]
     raise Broken(
         f"{failed.height} of {table.height} scores failed (most often: {reason})."
