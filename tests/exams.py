@@ -31,6 +31,7 @@ SAMPLE = {
     "token_ids": pl.List(pl.Int64),
     "finish_reason": TEXT,
     "logprob": NUMBER,
+    "reasoning_tokens": pl.Int64,
 }
 SCORE = {"sample_id": TEXT, "prompt_id": TEXT, "scorer": TEXT, "score": NUMBER, "status": TEXT, "detail": TEXT}
 LOGP = {"sample_id": TEXT, "prompt_id": TEXT, "logp": NUMBER, "tokens": pl.Int64}
@@ -45,8 +46,8 @@ def prompts(store: Path, ids: Sequence[str], text: str = "Tell me about {}.", pa
 
 
 def answer(prompt: str, score: float | None, text: str = "An answer.", index: int = 0, **more: Any) -> dict[str, Any]:
-    """One answer and its score; `kinds` are the scores of the criteria that apply to its prompt."""
-    plain = {"tokens": 10, "finish_reason": "stop", "kinds": {}}
+    """One answer and its score; `kinds` are scores of the criteria that apply to its prompt, `others` other scorers'."""
+    plain = {"tokens": 10, "finish_reason": "stop", "kinds": {}, "others": {}, "reasoning_tokens": 0}
     return {
         "prompt_id": prompt,
         "sample_id": f"{prompt}/{index}",
@@ -91,8 +92,17 @@ def _write(path: Path, rows: list[tuple[Any, ...]], schema: Mapping[str, Any]) -
 def _drawn(
     answers: Sequence[Mapping[str, Any]], kl: Sequence[tuple[str, float, float | None]]
 ) -> list[tuple[Any, ...]]:
-    freely = [(prompt, f"{prompt}/kl", "kl", "Freely.", [7] * 10, "stop", logprob) for prompt, logprob, _ in kl]
-    plain = ("prompt_id", "sample_id", "setting", "completion", "token_ids", "finish_reason", "logprob")
+    freely = [(prompt, f"{prompt}/kl", "kl", "Freely.", [7] * 10, "stop", logprob, 0) for prompt, logprob, _ in kl]
+    plain = (
+        "prompt_id",
+        "sample_id",
+        "setting",
+        "completion",
+        "token_ids",
+        "finish_reason",
+        "logprob",
+        "reasoning_tokens",
+    )
     rows = [{**a, "setting": "answer", "token_ids": [7] * a["tokens"], "logprob": -1.0 * a["tokens"]} for a in answers]
     return [*(tuple(row[key] for key in plain) for row in rows), *freely]
 
@@ -100,7 +110,11 @@ def _drawn(
 def _marks(answers: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     for a in answers:
-        scores = {SCORER: a["score"], **{f"{SCORER}/{kind}": value for kind, value in a["kinds"].items()}}
+        scores = {
+            SCORER: a["score"],
+            **{f"{SCORER}/{kind}": value for kind, value in a["kinds"].items()},
+            **a["others"],
+        }
         for scorer, score in scores.items():
             rows.append((a["sample_id"], a["prompt_id"], scorer, score, "failed" if score is None else "ok", ""))
     return rows

@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import read_table, write_json
-from pipeline.config import EvaluateConfig
+from pipeline.config import Evaluation
 from pipeline.errors import Broken, Refusal
 from pipeline.stages import evaluate
 from tests import exams
 from tests.exams import answer, exam, model
 
-CONFIG = EvaluateConfig(scorer="rules", level=0.95, resamples=499, seed=1)
+CONFIG = Evaluation(scorer="rules", slices=[], level=0.95, resamples=499, seed=1, training="rules", gold=[])
 IDS = [f"p{i:03d}" for i in range(60)]
 STAGE = {"base": "base", "sft": "sft", "round-1": "train", "round-2": "train"}
 LOG = [
@@ -87,19 +87,21 @@ def whole(run):
 def test_report_json_has_the_contracts_keys(run):
     report = whole(run).evaluate(chosen="round-2")
     contract = {"models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
-    assert set(report) == contract | {"exam", "differences", "missing"}
+    doubts = {"slices", "control", "proxy", "ceiling"}
+    assert set(report) == contract | {"exam", "differences", "missing"} | doubts
     assert [each["name"] for each in report["models"]] == list(STAGE)
     for each in report["models"]:
-        assert set(each) == {"name", "fingerprint", "metrics", "tokens", "truncated", "repetition", "kl"}
+        habits = {"reasoning", "distinct", "refusals", "markdown", "opening", "other_language"}
+        assert set(each) == {"name", "fingerprint", "metrics", "tokens", "truncated", "repetition", "kl"} | habits
         assert set(each["metrics"]) == {"rules", "rules/open"}
         assert set(each["metrics"]["rules"]) == {"mean", "low", "high", "n", "failed"}
         assert set(each["tokens"]) == {"mean", "low", "high"}
         assert set(each["kl"]) == {"mean", "low", "high", "n"}
     for duel in report["duels"]:
         figures = {"wins", "ties", "losses", "win_rate", "low", "high", "p_value"}
-        assert set(duel) == figures | {"a", "b", "judge", "length_adjusted", "flip_rate", "failed"}
+        assert set(duel) == figures | {"a", "b", "judge", "length_adjusted", "flip_rate", "failed", "p_holm"}
     for gap in report["differences"]:
-        figures = {"mean", "low", "high", "n", "missing", "detectable"}
+        figures = {"mean", "low", "high", "n", "missing", "detectable", "p_value", "p_holm", "better", "same", "worse"}
         assert set(gap) == figures | {"model", "scorer", "against"}
     assert set(report["verdict"]) == {"better", "why"}
     assert report["benchmarks"] == report["missing"] == []

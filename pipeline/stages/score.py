@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, Model, Prompts, Samples, Scores, note_cost, read_table, write_table
-from pipeline.config import EnsembleScorer, ScoreConfig
+from pipeline.config import BestScored, EnsembleScorer, ScoreConfig
 from pipeline.errors import Broken, Refusal
 from pipeline.progress import Progress
 from pipeline.scorers import Answer, Mark, Paid, Scorer, open_scorer
@@ -28,8 +28,17 @@ SCORE = {
 }
 
 
-def run(cfg: ScoreConfig, out: Path, *, samples: Samples, prompts: Prompts, reward: Model | None = None) -> Scores:
+def run(
+    cfg: ScoreConfig | BestScored,
+    out: Path,
+    *,
+    samples: Samples,
+    prompts: Prompts,
+    reward: Model | None = None,
+    best: Scores | None = None,
+) -> Scores:
     columns = prompts.columns()
+    wanted = best_of(cfg.best_by, best) if best and isinstance(cfg, BestScored) else None
     shards = sorted((samples.path / "samples").glob("*.parquet"))
     missing = [shard for shard in shards if not (out / "scores" / shard.name).exists()]
     progress = Progress("score", len(shards), "shards")
@@ -41,13 +50,21 @@ def run(cfg: ScoreConfig, out: Path, *, samples: Samples, prompts: Prompts, rewa
         for scorer in scorers.values():
             open_scorers.callback(scorer.close)
         for shard in missing:
-            answers = answers_of(read_table(shard), columns)
+            rows = read_table(shard)
+            answers = answers_of(rows if wanted is None else rows.join(wanted, on="sample_id", how="semi"), columns)
             write_table(out / "scores" / shard.name, marked(scorers, ensembles, answers))
             note_cost(out, **paid(scorers))
             progress.advance()
     check_opinions(out)
     check_failures(cfg, out)
     return Scores(out)
+
+
+def best_of(scorer: str, scores: Scores) -> pl.DataFrame:
+    """The answer of each prompt that a scorer marks highest, if it marked any; equal ones go by sample id."""
+    known = scores.read().filter((pl.col("scorer") == scorer) & pl.col("score").is_not_null())
+    ranked = known.sort("score", "sample_id", descending=[True, False])
+    return ranked.unique("prompt_id", keep="first", maintain_order=True).select("sample_id")
 
 
 def answers_of(rows: pl.DataFrame, columns: dict[str, dict[str, Any]]) -> list[Answer]:
