@@ -3,7 +3,7 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
-from pipeline.config import Config, RewardTraining, SftTraining
+from pipeline.config import BEST_OF, CONTROL, Config, Draw, RewardTraining, ScoreConfig, SftTraining
 from pipeline.step import Input, Part, Step
 
 
@@ -43,9 +43,11 @@ def plan(cfg: Config) -> Step:
     models = {"base": base, **models} if base else models
     part = prompts / cfg.exam.split
     exams = {name: exam(cfg, sft, reward, name, model, part) for name, model in models.items()}
+    if cfg.exam.split == "test":
+        exams |= {name: again(cfg, sft, reward, name, draw, part) for name, draw in cfg.exam.rows()}
     fought = duels(cfg, exams, part) if cfg.exam.split == "test" else None
     story: dict[str, Input] = dict(exams=exams, chosen=policy, pairs=pairs, duels=fought)
-    return Step("evaluate", cfg.evaluate, at="report", prompts=part, **story)
+    return Step("evaluate", cfg.evaluate.told(cfg.pair.scorer, cfg.exam.gold), at="report", prompts=part, **story)
 
 
 def reward_model(cfg: Config, base: Step | None, sft: Step, fence: Part) -> Step:
@@ -72,10 +74,30 @@ def exam(cfg: Config, sft: Step, reward: Step | None, name: str, model: Step, pr
     }
 
 
+def again(cfg: Config, sft: Step, reward: Step | None, name: str, draw: Draw, prompts: Part) -> dict[str, Step]:
+    """SFT once more, drawn otherwise: the A/A control, the best of n by the scorer that makes pairs, with a prompt."""
+    label = f"{prompts.part} {name}"
+    samples = Step("sample", draw, at=label, policy=sft, prompts=prompts)
+    marking: dict[str, Input] = dict(samples=samples, prompts=prompts)
+    scorers: ScoreConfig = cfg.exam.score
+    best: Step | None = None
+    if name.startswith(BEST_OF):
+        asked = reward if cfg.score.asks_reward else None
+        best = Step("score", cfg.score, at=label, reward=asked, **marking)
+        scorers = scorers.of_best(cfg.pair.scorer)
+    asked = reward if scorers.asks_reward else None
+    return {
+        "model": sft,
+        "samples": samples,
+        "scores": Step("score", scorers, at=label, reward=asked, best=best, **marking),
+    }
+
+
 def duels(cfg: Config, exams: dict[str, dict[str, Step]], prompts: Part) -> dict[str, dict[str, dict[str, Step]]]:
-    """Judge → newer model → older model: each round meets sft and the round before."""
-    line = [name for name in exams if name != "base"]
+    """Judge → newer model → older model: each round meets sft and the round before, and the control meets sft."""
+    line = [name for name in exams if name == "sft" or name.startswith("round-")]
     contests = dict.fromkeys([*((new, "sft") for new in line[1:]), *zip(line[1:], line, strict=False)])
+    contests |= {(CONTROL, "sft"): None} if CONTROL in exams else {}
     fought: dict[str, dict[str, dict[str, Step]]] = {judge: {} for judge in cfg.exam.duels}
     for judge, block in cfg.exam.duels.items():
         for new, old in contests:

@@ -29,9 +29,9 @@ SAMPLE = {
     "setting": TEXT,
     "completion": TEXT,
     "token_ids": pl.List(pl.Int64),
-    "reasoning_tokens": pl.Int64,
     "finish_reason": TEXT,
     "logprob": NUMBER,
+    "reasoning_tokens": pl.Int64,
 }
 SCORE = {"sample_id": TEXT, "prompt_id": TEXT, "scorer": TEXT, "score": NUMBER, "status": TEXT, "detail": TEXT}
 LOGP = {"sample_id": TEXT, "prompt_id": TEXT, "logp": NUMBER, "tokens": pl.Int64}
@@ -46,8 +46,15 @@ def prompts(store: Path, ids: Sequence[str], text: str = "Tell me about {}.", pa
 
 
 def answer(prompt: str, score: float | None, text: str = "An answer.", index: int = 0, **more: Any) -> dict[str, Any]:
-    """One answer and its score; `kinds` are the scores of the criteria that apply to its prompt."""
-    plain = {"tokens": 10, "finish_reason": "stop", "reasoning_tokens": 0, "kinds": {}, "abstained": False}
+    """One answer and its score; `kinds` are scores of the criteria that apply to it, `others` other scorers'."""
+    plain = {
+        "tokens": 10,
+        "finish_reason": "stop",
+        "reasoning_tokens": 0,
+        "kinds": {},
+        "others": {},
+        "abstained": False,
+    }
     return {
         "prompt_id": prompt,
         "sample_id": f"{prompt}/{index}",
@@ -92,7 +99,7 @@ def _write(path: Path, rows: list[tuple[Any, ...]], schema: Mapping[str, Any]) -
 def _drawn(
     answers: Sequence[Mapping[str, Any]], kl: Sequence[tuple[str, float, float | None]]
 ) -> list[tuple[Any, ...]]:
-    freely = [(prompt, f"{prompt}/kl", "kl", "Freely.", [7] * 10, 0, "stop", logprob) for prompt, logprob, _ in kl]
+    freely = [(prompt, f"{prompt}/kl", "kl", "Freely.", [7] * 10, "stop", logprob, 0) for prompt, logprob, _ in kl]
     rows = [{**a, "setting": "answer", "token_ids": [7] * a["tokens"], "logprob": -1.0 * a["tokens"]} for a in answers]
     return [*(tuple(row[key] for key in SAMPLE) for row in rows), *freely]
 
@@ -100,7 +107,11 @@ def _drawn(
 def _marks(answers: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     for a in answers:
-        scores = {SCORER: a["score"], **{f"{SCORER}/{kind}": value for kind, value in a["kinds"].items()}}
+        scores = {
+            SCORER: a["score"],
+            **{f"{SCORER}/{kind}": value for kind, value in a["kinds"].items()},
+            **a["others"],
+        }
         for scorer, score in scores.items():
             status = "ok" if score is not None else "abstained" if a["abstained"] else "failed"
             rows.append((a["sample_id"], a["prompt_id"], scorer, score, status, ""))

@@ -14,7 +14,7 @@ from pipeline.plan import plan
 from pipeline.step import Identity, Step
 
 HOUSE = Path(__file__).parent.parent
-# One round without base: 14 Steps, a third of a second each with toy stages.
+# One round without base: 16 Steps, a third of a second each with toy stages.
 SMALL = ["prompts=playground", "sft.model=hub/model", f"sft.revision={'0' * 40}", "sample.per_round=100"]
 
 

@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import read_table, write_json, write_table
-from pipeline.config import EvaluateConfig
+from pipeline.config import Evaluation
 from pipeline.errors import Broken, Refusal
 from pipeline.stages import evaluate
 from tests import exams
 from tests.exams import answer, exam, model
 
-CONFIG = EvaluateConfig(scorer="rules", level=0.95, resamples=499, seed=1)
+CONFIG = Evaluation(scorer="rules", slices=[], level=0.95, resamples=499, seed=1, training="rules", gold=[])
 IDS = [f"p{i:03d}" for i in range(60)]
 STAGE = {"base": "base", "sft": "sft", "round-1": "train", "round-2": "train"}
 LOG = [
@@ -94,20 +94,21 @@ def add_step(run, stage, label, cost, config, seconds=1.0):
 def test_report_json_has_the_contracts_keys(run):
     report = whole(run).evaluate(chosen="round-2")
     contract = {"models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
-    assert set(report) == contract | {"exam", "differences", "missing"}
+    doubts = {"slices", "control", "proxy", "ceiling"}
+    assert set(report) == contract | {"exam", "differences", "missing"} | doubts
     assert [each["name"] for each in report["models"]] == list(STAGE)
     for each in report["models"]:
-        figures = {"tokens", "reasoning_tokens", "truncated", "repetition", "kl"}
-        assert set(each) == figures | {"name", "fingerprint", "metrics"}
+        habits = {"reasoning", "distinct", "refusals", "markdown", "opening", "other_language"}
+        assert set(each) == {"name", "fingerprint", "metrics", "tokens", "truncated", "repetition", "kl"} | habits
         assert set(each["metrics"]) == {"rules", "rules/open"}
         assert set(each["metrics"]["rules"]) == {"mean", "low", "high", "n", "failed"}
         assert set(each["tokens"]) == {"mean", "low", "high"}
         assert set(each["kl"]) == {"mean", "low", "high", "n"}
     for duel in report["duels"]:
         figures = {"wins", "ties", "losses", "win_rate", "low", "high", "p_value"}
-        assert set(duel) == figures | {"a", "b", "judge", "length_adjusted", "flip_rate", "failed"}
+        assert set(duel) == figures | {"a", "b", "judge", "length_adjusted", "flip_rate", "failed", "p_holm"}
     for gap in report["differences"]:
-        figures = {"mean", "low", "high", "n", "missing", "detectable"}
+        figures = {"mean", "low", "high", "n", "missing", "detectable", "p_value", "p_holm", "better", "same", "worse"}
         assert set(gap) == figures | {"model", "scorer", "against"}
     assert set(report["verdict"]) == {"better", "why"}
     assert report["benchmarks"] == report["missing"] == []
@@ -156,7 +157,7 @@ def test_what_was_lost_before_the_pairs_is_in_the_funnel_with_its_reasons(run):
 
 def test_reasoning_is_told_apart_from_the_answer(run):
     report = run.add("sft", scored(0.5)).add("round-1", scored(0.6, tokens=30, reasoning_tokens=20)).evaluate()
-    assert [model["reasoning_tokens"] for model in report["models"]] == [None, 20]
+    assert [(m["tokens"]["mean"], m["reasoning"]["mean"]) for m in report["models"]] == [(10, 0), (10, 20)]
 
 
 def test_cost_sums_the_ancestors_by_stage(run):

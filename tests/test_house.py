@@ -21,7 +21,18 @@ CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
 DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "door", "runner", "spawn", "ledger", "step", "survey"}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
-LEAVES = {"errors", "content", "progress", "served", "crew", "batching", "trl_args", "language"}  # anyone may import
+LEAVES = {
+    "errors",
+    "content",
+    "progress",
+    "served",
+    "crew",
+    "batching",
+    "trl_args",
+    "language",
+    "refusal",
+    "reasoning",
+}  # anyone may import
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
 MAY_IMPORT = {
     "artifacts": set(),
@@ -64,6 +75,8 @@ MAY_IMPORT = {
     "trl_args": set(),
     "__init__": {"opened"},
     "language": set(),
+    "refusal": set(),
+    "reasoning": set(),
 }
 
 
@@ -186,7 +199,6 @@ MOUNTED = {
     "duel": ["+duel@exam.duels.judge"],
     "demonstrations": ["demonstrations@sft.data"],
     "preferences": ["preferences@reward.data"],
-    "sample": ["sample@exam.sample"],
 }
 
 
@@ -253,6 +265,7 @@ PLANS = [
     ["recipes=overoptimise"],
     ["recipes=smoke", *REWARDED, "reward=checkpoint", "reward.model=./reward"],
     ["recipes=smoke", "+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"],
+    [*SMALL, "exam.best_of=4", "exam.prompted={system: Be brief., few_shot: []}"],
 ]
 
 

@@ -14,6 +14,7 @@ import pytest
 from pipeline.artifacts import Prompts, Samples, write_table
 from pipeline.config import ScoreConfig
 from pipeline.errors import Broken, Refusal
+from pipeline.reasoning import without_reasoning
 from pipeline.scorers import Answer, open_scorer
 from pipeline.scorers.judge import opponents
 from pipeline.scorers.judging import Question, Reply
@@ -21,7 +22,6 @@ from pipeline.scorers.judging.duels import Side, Verdict
 from pipeline.scorers.judging.endpoint import request
 from pipeline.scorers.judging.template import TITLES, Wording
 from pipeline.scorers.judging.verdicts import Asker, Spent, VerdictStore
-from pipeline.scorers.reasoning import without_reasoning
 from pipeline.stages import score
 from tests.house import SMALL, composed, fingerprints
 from tests.judges import KEY, fake_judge, verdict

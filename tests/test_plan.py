@@ -96,7 +96,7 @@ def test_init_and_reference_name_the_models_they_say():
 def test_base_none_starts_the_report_at_sft():
     steps = named(plan(composed(*SMALL)))
     assert "base@0" not in steps
-    assert list(steps["evaluate@report"].inputs["exams"]) == ["sft", "round-1"]
+    assert list(steps["evaluate@report"].inputs["exams"]) == ["sft", "round-1", "control"]
 
 
 def test_exams_on_dev_read_dev_and_the_training_scorers():
@@ -117,7 +117,7 @@ def test_an_input_that_is_no_step_is_refused():
 
 
 def test_the_second_run_builds_nothing_and_a_third_round_only_its_own(toys):
-    assert len(toys.built(toys.run(*SMALL))) == 14
+    assert len(toys.built(toys.run(*SMALL))) == 16
     assert toys.built(toys.run(*SMALL, "train.runtime.micro_batch=2")) == []
     built = toys.built(toys.run(*SMALL, "rounds=2"))
     assert built == [

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline.report import svg
 from pipeline.report.card import card
-from pipeline.report.examined import repetition
 from pipeline.report.examples import choose
+from pipeline.report.habits import repetition
 from pipeline.report.page import page
 from pipeline.report.statistics import Sampling, contest, difference, estimate, sign_test
 from pipeline.report.verdict import Question, verdict
@@ -237,10 +237,13 @@ def a_report(name="round-1"):
     mark = {"mean": 0.6, "low": 0.5, "high": 0.7, "n": 40, "failed": 0}
     estimate = {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 40}
     model = {"fingerprint": "f", "metrics": {"rules": mark, "rules/open": mark}, "tokens": estimate, "truncated": 0.0}
-    model |= {"reasoning_tokens": 0.4}
+    begun = {"text": "the <u> river", "share": 0.5}
+    model |= {"distinct": {"2": 0.9}, "refusals": 0.0, "markdown": 0.1, "opening": begun, "reasoning": estimate}
+    model |= {"other_language": {"share": None, "n": 0}}
     gap = {"scorer": "rules", "against": "sft", "mean": 0.1, "low": 0.05, "high": 0.15, "n": 40, "missing": 0}
+    gap |= {"p_value": 0.01, "p_holm": 0.02, "better": 0.5, "same": 0.3, "worse": 0.2}
     duel = {"judge": "rules", "wins": 20, "ties": 15, "losses": 5, "win_rate": 0.7, "low": 0.6, "high": 0.8}
-    more = {"length_adjusted": None, "flip_rate": None, "failed": 0, "p_value": 0.01}
+    more = {"length_adjusted": None, "flip_rate": None, "failed": 0, "p_value": 0.01, "p_holm": 0.02}
     curve = [{"step": i, "loss": 0.7 - i / 100, "margin": i / 10, "accuracy": 0.5} for i in range(1, 9)]
     trained = {"round": "round-1", "fingerprint": "f", "steps": 8, "loss": 0.6, "margin": 0.8, "accuracy": 0.5}
     return {
@@ -267,6 +270,10 @@ def a_report(name="round-1"):
         "training": [{**trained, "curve": curve, "dev": curve[::3]}],
         "cost": [{"stage": "train", "seconds": 9.0, "tokens": 900, "tokens_per_second": 100.0, "steps": [{}]}],
         "missing": [],
+        "slices": [],
+        "control": None,
+        "proxy": None,
+        "ceiling": None,
     }
 
 
@@ -370,7 +377,6 @@ def test_what_got_lost_on_the_way_is_on_the_page_and_the_card():
         "round 1, wave 1",
         "10.0 %",
         "of which 15.0 thinking",
-        "of which 0.4 thinking",
         "After round 1's last wave 6 prompts are all easy and 3 all hard.",
         "test round-1: sampled on the dequantised base; mean |Δ log p| per token 0.0123 nats",
     ):
@@ -380,7 +386,6 @@ def test_what_got_lost_on_the_way_is_on_the_page_and_the_card():
 def test_a_run_without_waves_or_quantised_bases_says_nothing_of_them():
     report = a_report()
     report["funnel"]["samples"] = [{**draw(label=1), "quantization_difference": None, "reasoning_tokens": None}]
-    report["models"] = [{**model, "reasoning_tokens": None} for model in report["models"]]
     assert not re.search("wave|dequantised|thinking", card(report))
 
 

@@ -21,8 +21,8 @@ from pipeline.artifacts import Model, Prompts, Samples, write_table
 from pipeline.config import RewardCheckpoint, ScorerConfig
 from pipeline.errors import Broken, Refusal
 from pipeline.plan import plan
+from pipeline.reasoning import without_reasoning
 from pipeline.scorers import Answer, Mark, open_scorer
-from pipeline.scorers.reasoning import without_reasoning
 from pipeline.scorers.reward_model import check_probes
 from pipeline.scorers.reward_text import Row
 from pipeline.stages import score

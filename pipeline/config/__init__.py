@@ -24,7 +24,7 @@ from pipeline.config.checks import (
     RegexScorer,
     RuleScorer,
 )
-from pipeline.config.exam import EvaluateConfig, ExamConfig
+from pipeline.config.exam import BEST_OF, CONTROL, PROMPTED, EvaluateConfig, Evaluation, ExamConfig, Prompted
 from pipeline.config.judge import (
     AnthropicEngine,
     DuelConfig,
@@ -89,6 +89,7 @@ from pipeline.config.reward import (
 )
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 from pipeline.config.sample import (
+    ANSWER,
     BackendConfig,
     Batch,
     Draw,
@@ -105,6 +106,7 @@ from pipeline.config.sample import (
     VllmRuntime,
 )
 from pipeline.config.score import (
+    BestScored,
     EnsembleScorer,
     FunctionScorer,
     LabelsScorer,

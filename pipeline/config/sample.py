@@ -16,6 +16,7 @@ from pydantic import (
 from pipeline.config.block import Address, Block, Dtype, Limits, Prices, Share, Variable, Workers
 
 KL = "kl"  # the setting of draws made for the KL estimate alone
+ANSWER = "answer"  # the setting that an exam's scorers and judges read
 
 
 class VllmRuntime(Block):
@@ -161,6 +162,11 @@ class SampleConfig(Drawn):
     def draw(self, purpose: str, round: int = 1) -> "Draw":
         """One draw of all settings."""
         return self._draw(purpose=purpose, round=round, wave=0, ties_by=None)
+
+    def answers(self, purpose: str, **changes: Any) -> "Draw":
+        """One draw of an exam's answers alone, some of it drawn otherwise."""
+        settings = {ANSWER: self.settings[ANSWER].model_copy(update=changes)}
+        return self._draw(purpose=purpose, round=1, wave=0, ties_by=None, settings=settings)
 
     def waves(self, round: int, scorer: str) -> list["Draw"]:
         """The draws of a round: the first of every prompt, each later one of those whose scores so far all tie."""

@@ -124,11 +124,20 @@ class ScoreConfig(Block):
         """Whether a scorer marks with the model of the run's own stage `reward`."""
         return any(isinstance(scorer, RewardModelScorer) and scorer.model is None for scorer in self.scorers.values())
 
+    def of_best(self, scorer: str) -> "BestScored":
+        return BestScored(**dict(self), best_by=scorer)
+
     @model_validator(mode="after")
     def _ensembles_have_members(self) -> Self:
         if faults := list(_unfit_ensembles(self.scorers)):
             raise ValueError("\n".join(faults))
         return self
+
+
+class BestScored(ScoreConfig):
+    """The same scorers for each prompt's best answer alone, by a scorer that marked them all."""
+
+    best_by: str
 
 
 def gpus_of(scorer: Any) -> int:

@@ -12,15 +12,9 @@ import polars as pl
 from pipeline.config import PairConfig
 from pipeline.language import check_languages, language_of
 from pipeline.pairing import duplicates
+from pipeline.refusal import REFUSAL
 
 Filter = Callable[[PairConfig], pl.Expr | None]
-
-# How a refusal begins, in English: what follows such words rarely answers.
-REFUSAL = (
-    r"(?i)^\W*(i(’|')?m (really |very |so )?sorry|sorry, (but )?i|i apologi[sz]e, but"
-    r"|i (can(’|')?t|cannot|am unable to|am not able to|won(’|')?t|will not)\b|i(’|')?m (unable|not able) to"
-    r"|as an ai\b|unfortunately, i (can|am))"
-)
 
 
 # ── samples ───────────────────────────────────────────────────────────────────────────────────────────────────────

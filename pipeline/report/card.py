@@ -10,6 +10,8 @@ from pipeline.report.verdict import headline
 
 def card(report: Mapping[str, Any]) -> str:
     parts = ["# Evaluation", f"**{_plain(headline(report))}** {_plain(report['verdict']['why'])}"]
+    if report["control"] and report["control"]["stable"] is False:
+        parts.append(f"**A/A control:** {_plain(report['control']['why'])}")
     if report["missing"]:
         lines = "\n".join(f"- {_plain(row['model'])}: {_plain(row['what'])}" for row in report["missing"])
         parts.append(f"Missing:\n\n{lines}")

@@ -1,6 +1,5 @@
 """One examined model as numbers by prompt: its marks by scorer, its answers, its drift from SFT; and what it lacks."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, Exam, Logps, Samples, Scores
+from pipeline.config import ANSWER, BEST_OF, CONTROL, PROMPTED
 from pipeline.errors import Broken
+from pipeline.report.habits import with_habits
 
-ANSWER = "answer"
-NGRAM = 3
-# Scripts written without spaces count by character.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+SFT = "sft"
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,8 @@ def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -
     model, samples = exam["model"], exam.get("samples")
     scores, logps = exam.get("scores"), exam.get("logps")
     drawn = _drawn(samples)
+    if name.startswith(BEST_OF):
+        drawn = _marked(drawn, scores)
     answers = _answers(drawn)
     if strangers := set(drawn["prompt_id"]) - prompt_ids:
         raise Broken(
@@ -62,32 +62,30 @@ def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -
 
 
 def _drawn(samples: Samples | None) -> pl.DataFrame:
-    columns = ["prompt_id", "sample_id", "setting", "completion", "finish_reason", "logprob"]
+    columns = ["prompt_id", "sample_id", "setting", "completion", "finish_reason", "logprob", "reasoning_tokens"]
     shards = [
-        shard.select(*columns, "reasoning_tokens", tokens=pl.col("token_ids").list.len().cast(pl.Int64))
+        shard.select(*columns, tokens=pl.col("token_ids").list.len().cast(pl.Int64))
         for shard in (samples.shards() if samples else [])
     ]
     if not shards:
         text = dict.fromkeys(columns, pl.String)
-        counts = {"reasoning_tokens": pl.Int64, "tokens": pl.Int64}
-        return pl.DataFrame(schema={**text, "logprob": pl.Float64, **counts})
+        return pl.DataFrame(schema={**text, "logprob": pl.Float64, "reasoning_tokens": pl.Int64, "tokens": pl.Int64})
     return pl.concat(shards)
 
 
 def _answers(drawn: pl.DataFrame) -> pl.DataFrame:
-    answers = drawn.filter(pl.col("setting") == ANSWER)
-    said_before = [repetition(text) for text in answers["completion"]]
-    return answers.with_columns(
-        truncated=(pl.col("finish_reason") == "length").cast(pl.Float64),
-        repetition=pl.Series(said_before, dtype=pl.Float64),
-    )
+    return with_habits(drawn.filter(pl.col("setting") == ANSWER))
 
 
-def repetition(text: str) -> float:
-    """The share of an answer's word trigrams that it has used before."""
-    words = WORD.findall(text.lower())
-    grams = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+def _marked(drawn: pl.DataFrame, scores: Scores | None) -> pl.DataFrame:
+    """The best of n are those answers that the exam's scorers were shown; the others are none."""
+    shown = scores.read().select("sample_id").unique() if scores else drawn.select("sample_id").clear()
+    return drawn.join(shown, on="sample_id", how="semi", maintain_order="left")
+
+
+def is_again(name: str) -> bool:
+    """Whether a row is SFT itself, drawn once more."""
+    return name in (CONTROL, PROMPTED) or name.startswith(BEST_OF)
 
 
 def _scores(
@@ -147,7 +145,7 @@ def _drift(name: str, drawn: pl.DataFrame, logps: Logps | None, missing: list[st
     """log π(y) − log SFT(y) on own samples drawn at temperature 1 without truncation: its mean is KL(π‖SFT) in nats."""
     rows = drawn.filter(pl.col("setting") == KL)
     if logps is None or rows.is_empty():
-        if name != "sft":
+        if name != SFT and not is_again(name):
             what = (
                 f"the exam has no samples of the setting {KL}"
                 if rows.is_empty()

@@ -115,7 +115,9 @@ def _spot(name: str, spots: list[svg.Point], index: int, ends: list[float]) -> l
 
 def contests(report: Row) -> Figure | None:
     """Wins, ties and losses as parts of one bar."""
-    fought = [duel for duel in report["duels"] if duel["wins"] + duel["ties"] + duel["losses"]]
+    others = {name for m in report["models"] for name in m["metrics"]} - {report["exam"]["scorer"]}
+    fought = [duel for duel in report["duels"] if duel["judge"] not in others]  # each judge, and the primary scorer
+    fought = [duel for duel in fought if duel["wins"] + duel["ties"] + duel["losses"]]
     if not fought:
         return None
     judges = {duel["judge"] for duel in fought}

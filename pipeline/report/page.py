@@ -25,6 +25,7 @@ BADGES = {"yes": "Better", "no": "Not better", "unclear": "Unclear"}
 def page(report: Row, answers: pl.DataFrame) -> str:
     figures = "\n".join(figure_html(figure) for figure in (*of_models(report), *of_process(report)))
     sections = [
+        _unstable(report),
         _missing(report),
         *(section_html(sheet) for sheet in sheets.all_sheets(report)),
         f'<section><h2>Figures</h2><div class="figures">{figures}</div></section>' if figures else "",
@@ -68,6 +69,12 @@ def _tiles(report: Row) -> str:
 
 def _counts(duel: Row | None) -> str:
     return f"{count(duel['wins'])} wins, {count(duel['ties'])} ties, {count(duel['losses'])} losses" if duel else ""
+
+
+def _unstable(report: Row) -> str:
+    if report["control"] is None or report["control"]["stable"] is not False:
+        return ""
+    return f'<section class="missing"><h2>A/A control</h2><p>{escape(report["control"]["why"])}</p></section>'
 
 
 def _missing(report: Row) -> str:
@@ -118,17 +125,24 @@ def _terms(exam: Row) -> list[tuple[str, str]]:
         (
             "Score",
             f"The mean of {exam['scorer']} over prompts; several answers to one prompt are averaged first. "
-            "Failed scores are left out and counted, never 0.",
+            "Failed scores are left out and counted, never 0. control is sft drawn again in other seeds.",
         ),
         (
             "Interval",
             f"{level_text(exam['level'])} by bootstrap over prompts (BCa). "
             "Δ is the paired difference: the same prompts answered by both.",
         ),
+        (
+            "p",
+            "Of a difference by random signs, of a contest by the sign test; corrected by Holm's method within a "
+            "scorer's models, a judge's contests, a column's slices, and the control's tests. report.json has both.",
+        ),
         ("KL to sft", "In nats per answer, on the model's own samples at temperature 1 without truncation."),
         (
-            "Truncated, repetition",
-            "Answers that met the token limit; the share of an answer's word trigrams that it has used before.",
+            "How they write",
+            "Truncated: answers that met the token limit. Repetition: the share of an answer's word trigrams that it "
+            "has used before. Tokens are without reasoning. Other language than the prompt's, among texts of 40 "
+            "characters or more.",
         ),
         (
             "Files beside this one",

@@ -4,9 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.config import CONTROL
 from pipeline.report.wording import UNKNOWN, count, interval, level_text, number, p_value, seconds, share, signed
 
 Row = Mapping[str, Any]
+STEADY = 0.15, 0.85  # plain win rates outside of which the length-adjusted one bends
 UNMARKED = {"mean": None, "low": None, "high": None, "n": 0, "failed": 0}
 
 
@@ -27,8 +29,18 @@ class Sheet:
 
 
 def all_sheets(report: Row) -> list[Sheet]:
-    sheets = models(report), kinds(report), duels(report), prompts(report), samples(report), training(report)
-    return [sheet for sheet in sheets if sheet.rows]
+    made = (
+        models(report),
+        habits(report),
+        kinds(report),
+        slices(report),
+        proxy(report),
+        duels(report),
+        prompts(report),
+        samples(report),
+        training(report),
+    )
+    return [sheet for sheet in made if sheet.rows]
 
 
 def models(report: Row) -> Sheet:
@@ -37,10 +49,9 @@ def models(report: Row) -> Sheet:
         "model",
         exam["scorer"],
         "Δ over sft",
-        "win · tie · loss",
+        "p",
+        "better · same · worse",
         "tokens",
-        "truncated",
-        "repetition",
         "KL to sft",
     )
     rows = [_model(report, model, exam["scorer"]) for model in report["models"]]
@@ -49,29 +60,83 @@ def models(report: Row) -> Sheet:
 
 def _how_sure(report: Row) -> str:
     exam = report["exam"]
-    smallest = next(
-        (gap["detectable"] for gap in report["differences"] if _is(gap, exam["chosen"], exam["scorer"])), None
-    )
-    power = f" So many can detect a difference of {number(smallest)} in four cases of five." if smallest else ""
-    return f"{count(exam['prompts'])} {exam['split']} prompts; with each mean its {level_text(exam['level'])}.{power}"
+    shown = f"{count(exam['prompts'])} {exam['split']} prompts; with each mean its {level_text(exam['level'])}."
+    told = [shown, _power(report), (report["control"] or {}).get("why", ""), _captured(report)]
+    return " ".join(f"{text[0].upper()}{text[1:]}" for text in told if text)
+
+
+def _power(report: Row) -> str:
+    """The chosen model's smallest detectable difference, or that of the last one that was held against sft."""
+    exam = report["exam"]
+    known = [gap for gap in report["differences"] if gap["scorer"] == exam["scorer"] and gap["detectable"] is not None]
+    of = next((gap for gap in known if gap["model"] == exam["chosen"]), known[-1] if known else None)
+    if of is None:
+        return "How small a difference so many can detect is not known without scores of two models."
+    return f"So many can detect a difference of {number(of['detectable'])} in four cases of five."
+
+
+def _captured(report: Row) -> str:
+    best = report["ceiling"]
+    if best is None:
+        return ""
+    if best["share"] is None:
+        return f"{best['model']} is not clearly better than sft: its scorer offers nothing to capture."
+    return f"{report['exam']['chosen']} gained {share(best['share'])} of what {best['model']} gains."
 
 
 def _model(report: Row, model: Row, scorer: str) -> list[Cell]:
     mark, kl, tokens = model["metrics"].get(scorer, UNMARKED), model["kl"], model["tokens"]
     failed = f"{count(mark['failed'])} without score" if mark["failed"] else ""
-    thought = f"of which {number(model['reasoning_tokens'], 1)} thinking" if model["reasoning_tokens"] else ""
-    duel = next((d for d in report["duels"] if (d["a"], d["b"], d["judge"]) == (model["name"], "sft", scorer)), None)
+    gap = next((row for row in report["differences"] if _is(row, model["name"], scorer)), None)
     return [
         Cell(model["name"]),
         Cell(number(mark["mean"]), _detail(interval(mark), failed)),
         _gap(report, model["name"], scorer),
-        Cell(f"{duel['wins']} · {duel['ties']} · {duel['losses']}", f"wins {share(duel['win_rate'])}")
-        if duel
-        else Cell(UNKNOWN),
-        Cell(number(tokens["mean"], 1), _detail(interval(tokens, lambda value: number(value, 1)), thought)),
+        Cell(p_value(gap["p_holm"]) if gap else UNKNOWN),
+        _sides(gap),
+        Cell(number(tokens["mean"], 1), _detail(interval(tokens, lambda value: number(value, 1)))),
+        Cell(number(kl["mean"], 2), _detail(interval(kl, lambda value: number(value, 2)))),
+    ]
+
+
+def _sides(gap: Row | None) -> Cell:
+    if gap is None or gap["better"] is None:
+        return Cell(UNKNOWN)
+    return Cell(" · ".join(f"{100 * gap[side]:.0f} %" for side in ("better", "same", "worse")))
+
+
+def habits(report: Row) -> Sheet:
+    """How they write, whatever the score."""
+    columns = (
+        "model",
+        "truncated",
+        "repetition",
+        "distinct-2",
+        "refusals",
+        "Markdown",
+        "other language",
+        "commonest opening",
+        "reasoning",
+    )
+    note = "Shares of answers by prompt; distinct-2 is the share of all answers' word pairs that differ."
+    return Sheet(
+        "How they write", note, columns, [_habit(model) for model in report["models"]], report["exam"]["chosen"]
+    )
+
+
+def _habit(model: Row) -> list[Cell]:
+    opening, strange = model["opening"], model["other_language"]
+    begun = f"“{opening['text']}”" if opening["text"] else ""
+    return [
+        Cell(model["name"]),
         Cell(share(model["truncated"])),
         Cell(share(model["repetition"])),
-        Cell(number(kl["mean"], 2), _detail(interval(kl, lambda value: number(value, 2)))),
+        Cell(number(model["distinct"]["2"])),
+        Cell(share(model["refusals"])),
+        Cell(share(model["markdown"])),
+        Cell(share(strange["share"]), f"{count(strange['n'])} prompts" if strange["n"] else "texts too short"),
+        Cell(share(opening["share"]), begun),
+        Cell(number(model["reasoning"]["mean"], 1), "tokens"),
     ]
 
 
@@ -79,8 +144,12 @@ def _gap(report: Row, model: str | None, scorer: str) -> Cell:
     gap = next((row for row in report["differences"] if _is(row, model, scorer)), None)
     if gap is None or gap["mean"] is None:
         return Cell(UNKNOWN)
+    return _gain(gap)
+
+
+def _gain(gap: Row, *more: str) -> Cell:
     tone = "up" if (gap["low"] or 0) > 0 else "down" if (gap["high"] or 0) < 0 else ""
-    return Cell(signed(gap["mean"]), _detail(interval(gap, signed)), tone)
+    return Cell(signed(gap["mean"]), _detail(interval(gap, signed), *more), tone)
 
 
 def _is(row: Row, model: str | None, scorer: str) -> bool:
@@ -93,7 +162,7 @@ def _detail(*texts: str) -> str:
 
 def kinds(report: Row) -> Sheet:
     """Every other scorer on its own scale, and every kind of the primary one, over the prompts it applies to."""
-    exam, listed = report["exam"], report["models"]
+    exam, listed = report["exam"], _listed(report)
     names = dict.fromkeys(name for model in listed for name in model["metrics"] if name != exam["scorer"])
     columns = (
         "scorer",
@@ -106,18 +175,58 @@ def kinds(report: Row) -> Sheet:
 
 
 def _kind(report: Row, name: str) -> list[Cell]:
-    marks = [model["metrics"].get(name, UNMARKED) for model in report["models"]]
+    marks = [model["metrics"].get(name, UNMARKED) for model in _listed(report)]
     shown = name.removeprefix(f"{report['exam']['scorer']}/")
     means = [Cell(number(mark["mean"]), _detail(interval(mark))) for mark in marks]
     gap = [_gap(report, report["exam"]["chosen"], name)] if report["exam"]["chosen"] else []
     return [Cell(shown), Cell(count(max(mark["n"] for mark in marks))), *means, *gap]
 
 
+def _listed(report: Row) -> list[Row]:
+    """The models that a reader compares: the control has its sentence."""
+    return [model for model in report["models"] if model["name"] != CONTROL]
+
+
+def slices(report: Row) -> Sheet:
+    """Where the chosen model gained and where it lost."""
+    exam = report["exam"]
+    models = [name for name in ("sft", exam["chosen"]) if name]
+    note = f"{exam['scorer']} where a prompt's column has this value; p is corrected for the slices of a column."
+    named: dict[str, dict[str, Row]] = {}
+    for row in report["slices"]:
+        named.setdefault(f"{row['column']}: {row['value']}", {})[row["model"]] = row
+    columns = ("slice", "prompts", *models, "Δ over sft", "p")
+    return Sheet("Slice by slice", note, columns, [_slice(name, of, models) for name, of in named.items()])
+
+
+def _slice(name: str, of: dict[str, Row], models: Sequence[str]) -> list[Cell]:
+    prompts = max(row["prompts"] for row in of.values())
+    known = [of.get(model, UNMARKED) for model in models]
+    means = [Cell(number(row["mean"]), _detail(interval(row))) for row in known]
+    gain = known[-1].get("gain")
+    if gain is None or gain["mean"] is None:
+        return [Cell(name), Cell(count(prompts)), *means, Cell(UNKNOWN), Cell(UNKNOWN)]
+    return [Cell(name), Cell(count(prompts)), *means, _gain(gain), Cell(p_value(gain["p_holm"]))]
+
+
+def proxy(report: Row) -> Sheet:
+    """What was optimised beside what was not."""
+    told = report["proxy"]
+    note = "A gain of the scorer that made the pairs, which one that made none does not share, is no gain."
+    columns = ("model", f"Δ {told['training']}" if told else "", "gold scorer", "Δ gold", "KL to sft")
+    rows = [
+        [Cell(r["model"]), _gain(r["proxy"]), Cell(r["scorer"]), _gain(r["gold"]), Cell(number(r["kl"], 2))]
+        for r in (told["rounds"] if told else [])
+    ]
+    return Sheet("Gold and proxy", note, columns, rows, report["exam"]["chosen"])
+
+
 def duels(report: Row) -> Sheet:
-    columns = ("contest", "judge", "win rate", "wins", "ties", "losses", "p", "failed")
+    columns = ("contest", "judge", "win rate", "wins", "ties", "losses", "p", "length-adjusted", "flips", "failed")
     note = (
         "By the mean score on each prompt, or by a judge's verdicts that hold in both orders; a tie is half a win, "
-        "p is the sign test's on decisive prompts."
+        "p is the sign test's on decisive prompts, corrected for a judge's contests. Length-adjusted: were no answer "
+        "longer than the other's; flips: prompts on which a judge changes its mind with the order."
     )
     return Sheet("Win, tie, loss", note, columns, [_duel(duel) for duel in report["duels"]])
 
@@ -131,7 +240,9 @@ def _duel(duel: Row) -> list[Cell]:
         Cell(duel["judge"]),
         rate,
         *counts,
-        Cell(p_value(duel["p_value"])),
+        Cell(p_value(duel["p_holm"])),
+        _adjusted(duel),
+        Cell(share(duel["flip_rate"])),
         Cell(count(duel["failed"])),
     ]
 
@@ -140,7 +251,9 @@ def prompts(report: Row) -> Sheet:
     story = report["funnel"]["prompts"] or {"in": 0, "dropped": {}, "out": {}}
     counts = [("in", story["in"]), *((f"− {reason}", n) for reason, n in story["dropped"].items())]
     rows = [[Cell(name), Cell(count(n))] for name, n in (*counts, *story["out"].items())] if story["in"] else []
-    return Sheet("Prompts", "What came in, what was left out and why, and what each part holds.", ("part", "prompts"), rows)
+    return Sheet(
+        "Prompts", "What came in, what was left out and why, and what each part holds.", ("part", "prompts"), rows
+    )
 
 
 def samples(report: Row) -> Sheet:
@@ -186,6 +299,13 @@ def _of_samples(funnel: Row) -> Iterator[str]:
                 f"{_name_of(draw)}: sampled on the dequantised base; "
                 f"mean |Δ log p| per token {number(gap, 4)} nats against the policy as it was trained."
             )
+
+
+def _adjusted(duel: Row) -> Cell:
+    """The curve bends towards the middle where one side wins nearly all."""
+    rate = duel["length_adjusted"]
+    warning = "read the plain rate" if rate is not None and not STEADY[0] <= duel["win_rate"] <= STEADY[1] else ""
+    return Cell(share(rate), warning)
 
 
 def training(report: Row) -> Sheet:

@@ -43,9 +43,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
+    """Of two models' values on the same prompts; `better`, `same` and `worse` are shares of these prompts."""
+
     estimate: Estimate
     missing: int
     detectable: float | None
+    p_value: float | None
+    better: float | None
+    same: float | None
+    worse: float | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,9 @@ def difference(a: ByPrompt, b: ByPrompt, wanted: int, sampling: Sampling) -> Dif
     common = _common(a, b)
     gaps = [a[key] - b[key] for key in common]
     smallest = POWER_80 * float(np.std(gaps, ddof=1)) / len(gaps) ** 0.5 if len(gaps) > 1 else None
-    return Difference(estimate(gaps, sampling), wanted - len(common), smallest)
+    sides = [_verdict(gap) for gap in gaps]
+    shares = [sides.count(side) / len(sides) if sides else None for side in ("a", "tie", "b")]
+    return Difference(estimate(gaps, sampling), wanted - len(common), smallest, sign_flip(gaps, sampling), *shares)
 
 
 def contest(a: ByPrompt, b: ByPrompt, wanted: int, sampling: Sampling) -> Contest:
@@ -132,6 +140,36 @@ def length_adjusted(points: ByPrompt, gaps: ByPrompt) -> float | None:
 def sign_test(wins: int, losses: int) -> float:
     decisive = wins + losses
     return float(binomtest(wins, decisive, 0.5).pvalue) if decisive else 1.0
+
+
+def sign_flip(gaps: Sequence[float], sampling: Sampling) -> float | None:
+    """How often the mean is as far from 0 when each prompt's difference may as well have the other sign."""
+    data = np.asarray(gaps, dtype=float)
+    if not len(data):
+        return None
+    told = data[np.abs(data) > TIE]
+    seen, found, left = abs(told.sum()) - TIE * len(data), 0, sampling.resamples
+    rng = np.random.default_rng(sampling.seed)
+    while left > 0:
+        rows = min(left, max(1, CELLS_AT_ONCE // max(len(told), 1)))
+        signs = rng.integers(0, 2, (rows, len(told)), dtype=np.int8) * 2 - 1
+        found += int((np.abs(signs @ told) >= seen).sum())
+        left -= rows
+    return (1 + found) / (1 + sampling.resamples)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Each p-value as it counts among its family: whoever rejects below α errs once in α families at most.
+
+    A test that could not be made (None) is none of the family.
+    """
+    made = sorted((value, place) for place, value in enumerate(p_values) if value is not None)
+    counted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (value, place) in enumerate(made):
+        largest = max(largest, min(1.0, value * (len(made) - rank)))
+        counted[place] = largest
+    return counted
 
 
 def _verdict(gap: float) -> str:

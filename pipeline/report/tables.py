@@ -1,15 +1,16 @@
 """From examined models to report.json: models, duels, differences, training, and what is missing."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from pipeline.config import EvaluateConfig
-from pipeline.report.examined import Examined, Marks, by_prompt
+from pipeline.config import CONTROL, EvaluateConfig
+from pipeline.report.examined import SFT, Examined, Marks, by_prompt, is_kind
+from pipeline.report.habits import commonest_opening, distinct, other_language
 from pipeline.report.statistics import ByPrompt, Contest, Estimate, Sampling, contest, difference, estimate
 
-SFT = "sft"
 NOT_ASKED = Marks({}, frozenset(), 0)
 
 
@@ -36,20 +37,29 @@ def scorers(examined: list[Examined], primary: str) -> list[str]:
     return sorted(names, key=lambda name: (not name.startswith((primary, f"{primary}/")), name.split("/")))
 
 
-def models(examined: list[Examined], names: list[str], draw: Sampling) -> list[dict[str, Any]]:
-    return [_model(model, names, draw) for model in examined]
+def models(
+    examined: list[Examined], names: list[str], asked: Mapping[str, str], draw: Sampling
+) -> list[dict[str, Any]]:
+    """`asked` are the words that each prompt ends with."""
+    return [_model(model, names, asked, draw) for model in examined]
 
 
-def _model(model: Examined, names: list[str], draw: Sampling) -> dict[str, Any]:
+def _model(model: Examined, names: list[str], asked: Mapping[str, str], draw: Sampling) -> dict[str, Any]:
     answers = model.answers
+    strange = [*other_language(answers, asked).values()]
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,
         "metrics": {name: _metric(model.marks[name], draw) for name in names if name in model.marks},
-        "tokens": _bounds(estimate([*by_prompt(answers, "tokens").values()], draw)),
-        "reasoning_tokens": _mean(answers, "reasoning_tokens") or None,
+        "tokens": bounds(estimate([*by_prompt(answers, "tokens").values()], draw)),
+        "reasoning": bounds(estimate([*by_prompt(answers, "reasoning_tokens").values()], draw)),
         "truncated": _mean(answers, "truncated"),
         "repetition": _mean(answers, "repetition"),
+        "distinct": distinct(answers),
+        "refusals": _mean(answers, "refusals"),
+        "markdown": _mean(answers, "markdown"),
+        "opening": commonest_opening(answers),
+        "other_language": {"share": sum(strange) / len(strange) if strange else None, "n": len(strange)},
         "kl": _with_n(estimate([*model.drift.values()], draw)),
     }
 
@@ -63,12 +73,12 @@ def _mean(answers: pl.DataFrame, column: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _bounds(known: Estimate) -> dict[str, Any]:
+def bounds(known: Estimate) -> dict[str, Any]:
     return {"mean": known.mean, "low": known.low, "high": known.high}
 
 
 def _with_n(known: Estimate) -> dict[str, Any]:
-    return {**_bounds(known), "n": known.n}
+    return {**bounds(known), "n": known.n}
 
 
 def differences(examined: list[Examined], names: list[str], draw: Sampling) -> list[dict[str, Any]]:
@@ -88,16 +98,19 @@ def differences(examined: list[Examined], names: list[str], draw: Sampling) -> l
 def _difference(model: Examined, sft: Examined, scorer: str, draw: Sampling) -> dict[str, Any]:
     a, b = model.marks.get(scorer, NOT_ASKED), sft.marks.get(scorer, NOT_ASKED)
     found = difference(a.means, b.means, len(a.asked | b.asked), draw)
-    facts = {"missing": found.missing, "detectable": found.detectable}
+    facts = {"missing": found.missing, "detectable": found.detectable, "p_value": found.p_value}
+    facts |= {"better": found.better, "same": found.same, "worse": found.worse}
     return {"model": model.name, "scorer": scorer, "against": SFT, **_with_n(found.estimate), **facts}
 
 
-def duels(examined: list[Examined], scorer: str, draw: Sampling) -> list[Duel]:
-    """Each round against SFT and against the round before, by the mean score on each prompt."""
+def duels(examined: list[Examined], names: Sequence[str], draw: Sampling) -> list[Duel]:
+    """Each round against SFT and against the round before, SFT drawn again against SFT: by each scorer's means."""
     sft, rounds = named(examined, SFT), trained(examined)
     against_sft = [(model, sft) for model in rounds if sft]
-    contests = [*against_sft, *zip(rounds[1:], rounds, strict=False)]
-    return [_duel(a, b, scorer, draw) for a, b in contests]
+    control = named(examined, CONTROL)
+    drawn_again = [(control, sft)] if control and sft else []
+    contests = [*against_sft, *zip(rounds[1:], rounds, strict=False), *drawn_again]
+    return [_duel(a, b, name, draw) for name in names if not is_kind(name) for a, b in contests]
 
 
 def _duel(a: Examined, b: Examined, scorer: str, draw: Sampling) -> Duel:
@@ -185,7 +198,7 @@ def missing(examined: list[Examined]) -> list[dict[str, str]]:
     return [{"model": model.name, "what": what} for model in examined for what in model.missing]
 
 
-def named(examined: list[Examined], name: str) -> Examined | None:
+def named(examined: Sequence[Examined], name: str) -> Examined | None:
     return next((model for model in examined if model.name == name), None)
 
 

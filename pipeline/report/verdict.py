@@ -16,13 +16,18 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """What the verdict rests on; `chosen` is None when the chosen model was not examined."""
+    """What the verdict rests on; `chosen` is None when the chosen model was not examined.
+
+    `training` made the pairs, the `gold` scorers made none.
+    """
 
     split: str
     prompts: int
     scorer: str
     level: float
     chosen: str | None
+    training: str | None = None
+    gold: tuple[str, ...] = ()
 
 
 def verdict(question: Question, models: Sequence[Row], differences: Sequence[Row]) -> dict[str, str]:
@@ -62,12 +67,32 @@ def _by_interval(question: Question, gap: Row, models: dict[str, Row], others: S
         f"by {question.scorer}: a difference of {signed(gap['mean'])},"
         f" {level_text(question.level)} {interval(gap, signed)}."
     )
+    if gap["low"] > 0 and (flat := _flat_gold(question, others)):
+        return "unclear", f"{figures} {_proxy_alone(question, flat)}"
     if gap["low"] > 0:
         return "yes", " ".join([figures, *(_does_not_follow(row) for row in others if row["low"] <= 0)])
     word: Better = "no" if gap["high"] < 0 else "unclear"
     if pleased := [row for row in others if row["low"] > 0]:
         return word, f"{figures} {_over_optimised(question, pleased[0])}"
     return word, f"{figures} {_after_no(chosen) if word == 'no' else _after_unclear(question, gap, chosen)}"
+
+
+def _flat_gold(question: Question, others: Sequence[Row]) -> Row | None:
+    """A gold scorer that does not see what the scorer that made the pairs sees."""
+    if question.scorer != question.training:
+        return None
+    return next((row for row in others if row["scorer"] in question.gold and row["low"] <= 0), None)
+
+
+def _proxy_alone(question: Question, gold: Row) -> str:
+    return (
+        f"But {question.scorer} made the pairs, and {gold['scorer']}, which made none, does not follow: "
+        f"{signed(gold['mean'])}, {interval(gold, signed)}. It learned to please {question.scorer}. {_HOLD_BACK}"
+        f"{question.scorer}."
+    )
+
+
+_HOLD_BACK = "Take an earlier round, lower train.learning_rate or raise train.beta, or mend "
 
 
 def _does_not_follow(row: Row) -> str:
@@ -77,8 +102,7 @@ def _does_not_follow(row: Row) -> str:
 def _over_optimised(question: Question, row: Row) -> str:
     return (
         f"By {row['scorer']} it rose by {signed(row['mean'])}, {interval(row, signed)}: it learned to please "
-        f"{row['scorer']}, and {question.scorer} does not follow. Take an earlier round, lower train.learning_rate or "
-        f"raise train.beta, or mend {row['scorer']}."
+        f"{row['scorer']}, and {question.scorer} does not follow. {_HOLD_BACK}{row['scorer']}."
     )
 
 
@@ -114,6 +138,8 @@ def _after_unclear(question: Question, gap: Row, chosen: Row) -> str:
 def headline(report: Row) -> str:
     """The verdict in as few words as it takes."""
     chosen = report["exam"]["chosen"] or "the chosen model"
+    if report["proxy"] and report["proxy"]["over_optimised"]:
+        return f"{chosen} learned to please {report['proxy']['training']}; the gold score does not follow."
     match report["verdict"]["better"]:
         case "yes":
             return f"{chosen} is better than sft."

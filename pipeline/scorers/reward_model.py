@@ -11,9 +11,9 @@ from typing import Any
 from pipeline.artifacts import Model
 from pipeline.config import RewardModelScorer
 from pipeline.errors import Broken, Refusal, nearest
+from pipeline.reasoning import without_reasoning
 from pipeline.scorers import Answer, Mark
 from pipeline.scorers.pooling import Engine, Logits, Place, open_engine
-from pipeline.scorers.reasoning import without_reasoning
 from pipeline.scorers.reward_text import RewardText, Row, Unreadable
 
 # Unlike in length, so that they are padded when they share a batch.

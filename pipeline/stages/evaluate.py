@@ -10,21 +10,23 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Exam, Model, Pairs, Prompts, Report, Verdicts, write_json, write_table, write_text
-from pipeline.config import EvaluateConfig
+from pipeline.config import CONTROL, Evaluation
 from pipeline.errors import Refusal, nearest
-from pipeline.report import tables
+from pipeline.report import doubts, tables
 from pipeline.report.card import card
 from pipeline.report.cost import cost_of
 from pipeline.report.examined import Examined, read_exam
 from pipeline.report.examples import prompt_text
+from pipeline.report.families import corrected
 from pipeline.report.funnel import funnel_of
 from pipeline.report.judged import judged
 from pipeline.report.page import page
+from pipeline.report.slices import slices
 from pipeline.report.verdict import Question, verdict
 
 
 def run(
-    cfg: EvaluateConfig,
+    cfg: Evaluation,
     out: Path,
     *,
     prompts: Prompts,
@@ -36,38 +38,45 @@ def run(
     asked = prompts.read()
     examined = [read_exam(name, exam, frozenset(asked["prompt_id"]), cfg.scorer) for name, exam in exams.items()]
     check_scorer(cfg.scorer, examined)
-    draw = tables.sampling(cfg)
-    fought = [*tables.duels(examined, cfg.scorer, draw), *judged(duels or {}, examined, draw)]
-    question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, name_of(chosen, examined))
-    report = assemble(cfg, out, question, examined, fought, pairs)
+    draw, names = tables.sampling(cfg), tables.scorers(examined, cfg.scorer)
+    fought = [*tables.duels(examined, names, draw), *judged(duels or {}, examined, draw)]
+    report = assemble(cfg, out, prompts, name_of(chosen, examined), examined, fought, pairs)
     answers = answer_table(examined, asked)
 
     write_table(out / "answers.parquet", answers)
     write_table(out / "verdicts.parquet", tables.verdict_table(fought))
     write_json(out / "report.json", report)
     write_text(out / "report.md", card(report))
-    write_text(out / "report.html", page(report, answers))
+    write_text(out / "report.html", page(report, answers.filter(pl.col("model") != CONTROL)))
     return Report(out)
 
 
 def assemble(
-    cfg: EvaluateConfig,
+    cfg: Evaluation,
     out: Path,
-    question: Question,
+    prompts: Prompts,
+    chosen: str | None,
     examined: list[Examined],
     fought: list[tables.Duel],
     pairs: list[Pairs],
 ) -> dict[str, Any]:
-    draw = tables.sampling(cfg)
+    draw, told, asked = tables.sampling(cfg), prompts.columns(), last_words(prompts)
+    question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, cfg.training, tuple(cfg.gold))
     names = tables.scorers(examined, cfg.scorer)
-    models = tables.models(examined, names, draw)
-    differences = tables.differences(examined, names, draw)
+    models = tables.models(examined, names, asked, draw)
+    differences, contests = corrected(
+        tables.differences(examined, names, draw), [tables.duel_row(duel) for duel in fought]
+    )
     return {
         "exam": asdict(question),
         "verdict": verdict(question, models, differences),
         "models": models,
         "differences": differences,
-        "duels": [tables.duel_row(duel) for duel in fought],
+        "duels": contests,
+        "slices": slices(cfg.slices, told, examined, cfg.scorer, draw),
+        "control": doubts.control(question, differences, contests),
+        "proxy": doubts.proxy(question, models, differences),
+        "ceiling": doubts.ceiling(question, differences),
         "benchmarks": [],
         "funnel": funnel_of(out, pairs),
         "training": tables.training(examined),
@@ -80,6 +89,11 @@ def check_scorer(scorer: str, examined: list[Examined]) -> None:
     known = sorted({name for model in examined for name in model.marks})
     if known and scorer not in known:
         raise Refusal(f"evaluate.scorer={scorer} marked no answer of this exam. {nearest(scorer, known)}")
+
+
+def last_words(prompts: Prompts) -> dict[str, str]:
+    """What each prompt ends with, which is what its answer answers."""
+    return {key: messages[-1]["content"] for key, messages in prompts.read().select("prompt_id", "prompt").iter_rows()}
 
 
 def name_of(chosen: Model, examined: list[Examined]) -> str | None:

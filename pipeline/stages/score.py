@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, Model, Prompts, Samples, Scores, note_cost, read_table, write_table
-from pipeline.config import EnsembleScorer, ScoreConfig, ScorerConfig
+from pipeline.config import BestScored, EnsembleScorer, ScoreConfig, ScorerConfig
 from pipeline.crew import Hand, environments, work_off
 from pipeline.errors import Broken, Refusal
 from pipeline.progress import Progress
@@ -42,8 +42,16 @@ MARKS = "scratch/marks"  # of the models that run here, until the others' stand 
 Marked = dict[str, list[Mark]]  # by scorer
 
 
-def run(cfg: ScoreConfig, out: Path, *, samples: Samples, prompts: Prompts, reward: Model | None = None) -> Scores:
-    told = Told(samples, prompts)
+def run(
+    cfg: ScoreConfig | BestScored,
+    out: Path,
+    *,
+    samples: Samples,
+    prompts: Prompts,
+    reward: Model | None = None,
+    best: Scores | None = None,
+) -> Scores:
+    told = Told(samples, prompts, best_of(cfg.best_by, best) if best and isinstance(cfg, BestScored) else None)
     shards = sorted(path.name for path in (samples.path / "samples").glob("*.parquet"))
     missing = [shard for shard in shards if not (out / "scores" / shard).exists()]
     bill = mark_by_hands(cfg, out, told, reward, missing)
@@ -68,6 +76,7 @@ class Told:
 
     samples: Samples
     prompts: Prompts
+    wanted: pl.DataFrame | None  # the sample ids that are asked for; None: all
 
     @cached_property
     def _columns(self) -> dict[str, dict[str, Any]]:
@@ -75,10 +84,18 @@ class Told:
 
     def answers(self, shard: str) -> list[Answer]:
         rows = read_table(self.samples.path / "samples" / shard)
+        rows = rows if self.wanted is None else rows.join(self.wanted, on="sample_id", how="semi")
         told = rows.filter(pl.col("setting") != KL).select(
             "sample_id", "prompt_id", "prompt", "completion", tokens=pl.col("token_ids").list.len()
         )
         return [Answer(**row, columns=self._columns[row["prompt_id"]]) for row in told.iter_rows(named=True)]
+
+
+def best_of(scorer: str, scores: Scores) -> pl.DataFrame:
+    """The answer of each prompt that a scorer marks highest, if it marked any; equal ones go by sample id."""
+    known = scores.read().filter((pl.col("scorer") == scorer) & pl.col("score").is_not_null())
+    ranked = known.sort("score", "sample_id", descending=[True, False])
+    return ranked.unique("prompt_id", keep="first", maintain_order=True).select("sample_id")
 
 
 @contextmanager

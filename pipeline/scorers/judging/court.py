@@ -7,12 +7,12 @@ from pathlib import Path
 from pipeline.config import EngineConfig, Judge, VllmEngine
 from pipeline.content import ContentCache, digest_of
 from pipeline.progress import Progress
+from pipeline.reasoning import without_reasoning
 from pipeline.scorers.judging import Engine, Question, Reply, open_engine
 from pipeline.scorers.judging.budget import Budget
 from pipeline.scorers.judging.reading import Reading, read
 from pipeline.scorers.judging.template import Wording
 from pipeline.scorers.judging.verdicts import Asker, VerdictStore
-from pipeline.scorers.reasoning import without_reasoning
 
 
 class Court:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.reasoning import without_reasoning
 from pipeline.scorers.judging import Reply
-from pipeline.scorers.reasoning import without_reasoning
 
 SHOWN = 80
 MOST = 0.5  # with less on the labels the first token was not yet the answer, and what follows it counts alone

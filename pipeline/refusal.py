@@ -1,0 +1,7 @@
+"""How a refusal begins, in English: what follows such words rarely answers."""
+
+REFUSAL = (
+    r"(?i)^\W*(i(’|')?m (really |very |so )?sorry|sorry, (but )?i|i apologi[sz]e, but"
+    r"|i (can(’|')?t|cannot|am unable to|am not able to|won(’|')?t|will not)\b|i(’|')?m (unable|not able) to"
+    r"|as an ai\b|unfortunately, i (can|am))"
+)
