@@ -140,7 +140,9 @@ def prompts(report: Row) -> Sheet:
     story = report["funnel"]["prompts"] or {"in": 0, "dropped": {}, "out": {}}
     counts = [("in", story["in"]), *((f"− {reason}", n) for reason, n in story["dropped"].items())]
     rows = [[Cell(name), Cell(count(n))] for name, n in (*counts, *story["out"].items())] if story["in"] else []
-    return Sheet("Prompts", "What came in, what was left out and why, and what each part holds.", ("part", "prompts"), rows)
+    return Sheet(
+        "Prompts", "What came in, what was left out and why, and what each part holds.", ("part", "prompts"), rows
+    )
 
 
 def samples(report: Row) -> Sheet:
