@@ -213,6 +213,8 @@ def _fault(error: Any, raw: dict[str, Any], choices: dict[str, str], overrides: 
             return f"{source}: {key} is not a knob of {of}. {nearest(path[-1], known)}  ({file})"
         case "missing":
             return f"{source}: {key} is missing.  ({file})"
+        case "unshown":
+            return f"{source}: {key}: {error['msg']}.  ({file})"
         case _:
             said = error["msg"].removeprefix("Value error, ")
             shown = f"{key}={value!r}: " if not isinstance(value, dict) else f"{key}: " if key else ""

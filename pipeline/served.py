@@ -1,13 +1,18 @@
-"""What a server says about itself before anything is asked of it: that it answers, takes our key, and has the model."""
+"""Servers, whoever asks them: one way to be let in, to ask, and to say what went wrong without telling a key.
+
+`library` is the client's package (openai, anthropic): both name their errors alike, and it alone retries.
+"""
 
 import os
 from typing import Any, Protocol
 
 from pipeline.errors import Refusal
 
+SHOWN = 200  # characters of what a server says
+
 
 class Place(Protocol):
-    """Where a server stands and what opens it: a block of the config."""
+    """Where a server stands, what opens it and how patient we are: a block of the config."""
 
     @property
     def base_url(self) -> str: ...
@@ -15,21 +20,37 @@ class Place(Protocol):
     @property
     def api_key_env(self) -> str | None: ...
 
+    @property
+    def timeout(self) -> float: ...
+
+    @property
+    def retries(self) -> int: ...
+
 
 class Unreadable(Exception):
     """An answer with code 200 in which there is no completion."""
+
+
+def client(make: Any, knob: str, place: Place) -> Any:
+    """`make` is the client's class."""
+    key = key_of(knob, place)
+    return make(api_key=key, base_url=place.base_url, timeout=place.timeout, max_retries=place.retries)
 
 
 def key_of(knob: str, place: Place) -> str:
     """The key's value, for the client alone: it is never written, shown or put into a message."""
     if place.api_key_env is None:
         return "none"  # or the client would send whatever OPENAI_API_KEY holds
-    if not (key := os.environ.get(place.api_key_env)):
+    if not (key := _held(place)):
         raise Refusal(
             f"{knob}.runtime.api_key_env={place.api_key_env}: this environment variable is not set.\n"
             f"  Type `export {place.api_key_env}=…` with the server's key, or give null for a server without keys."
         )
     return key
+
+
+def _held(place: Place) -> str:
+    return os.environ.get(place.api_key_env or "", "").strip()
 
 
 def card_of(knob: str, place: Place, model: str) -> dict[str, Any]:
@@ -38,10 +59,10 @@ def card_of(knob: str, place: Place, model: str) -> dict[str, Any]:
 
     url, knob_of_url = place.base_url, f"{knob}.runtime.base_url={place.base_url}"
     try:
-        with OpenAI(base_url=url, api_key=key_of(knob, place), timeout=30) as client:
-            cards = {card.id: card.model_dump() for card in client.models.list().data}
-    except (AuthenticationError, PermissionDeniedError):
-        raise unaccepted(knob, place) from None
+        with OpenAI(base_url=url, api_key=key_of(knob, place), timeout=30) as asking:
+            cards = {card.id: card.model_dump() for card in asking.models.list().data}
+    except (AuthenticationError, PermissionDeniedError) as error:
+        raise unaccepted(knob, place, error.status_code) from None
     except APIConnectionError:
         raise Refusal(
             f"{knob_of_url}: no server answers there.\n  Start it, or give the address of one that runs."
@@ -60,9 +81,32 @@ def card_of(knob: str, place: Place, model: str) -> dict[str, Any]:
     return cards[model]
 
 
-def unaccepted(knob: str, place: Place) -> Refusal:
-    wanted = f"the key in {place.api_key_env}" if place.api_key_env else "a request without a key"
-    return Refusal(
-        f"{place.base_url}: the server does not accept {wanted}.\n"
-        f"  Put a key that it takes into an environment variable, and name it as {knob}.runtime.api_key_env=NAME."
+def unaccepted(knob: str, place: Place, status: int) -> Refusal:
+    variable = place.api_key_env
+    wanted = f"the key in {variable}" if variable else "a request without a key"
+    remedy = (
+        f"Set {variable} to a key that may use this model, and run the same command again."
+        if variable
+        else f"Put a key that it takes into an environment variable, and name it as {knob}.runtime.api_key_env=NAME."
     )
+    return Refusal(f"{place.base_url}: HTTP {status}, the server does not accept {wanted}.\n  {remedy}")
+
+
+def fault(library: Any, place: Place, error: Exception) -> str:
+    """Why a request got no reply, in a few words. A server that repeats the key is not quoted with it."""
+    if isinstance(error, library.APITimeoutError):
+        return f"no reply within {place.timeout:g} seconds"
+    if isinstance(error, library.APIConnectionError):
+        return f"the connection broke ({type(error.__cause__).__name__})"
+    if isinstance(error, library.APIStatusError):
+        said = str(error.message).removeprefix(f"Error code: {error.status_code} - ")
+        # What a busy or broken server adds differs each time and tells nothing.
+        return f"HTTP {error.status_code}" + (f": {_quoted(place, said)}" if error.status_code < 429 else "")
+    if isinstance(error, library.APIError):
+        return f"the reply is no {library.__name__} reply ({type(error).__name__})"
+    return _quoted(place, str(error))
+
+
+def _quoted(place: Place, text: str) -> str:
+    key = _held(place)
+    return " ".join((text.replace(key, "[the key]") if key else text).split())[:SHOWN]

@@ -30,7 +30,7 @@ KEY = "sk-planted-0123456789"
 
 
 def endpoint(base_url: str, require_token_ids: bool = True, name: str = "served", **runtime: object) -> dict:
-    known = {"api_key_env": None, "requests": 4, "max_retries": 2, "timeout": 60.0, "tolerance": 0.01}
+    known = {"api_key_env": None, "concurrency": 4, "retries": 2, "timeout": 60.0, "tolerance": 0.01}
     prices = {"input": 1.0, "output": 3.0}
     return {
         "kind": "endpoint",
@@ -112,7 +112,7 @@ def test_without_token_ids_text_is_cut_again_and_says_so(complete, policy, promp
 def test_what_goes_wrong_once_is_asked_again(complete, policy, prompts, tmp_path, fault):
     limit = 2.0 if fault == "hang" else 60.0
     with serving(complete, once(fault)) as server:
-        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, requests=8, timeout=limit))
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, concurrency=8, timeout=limit))
     assert rows.height == PROMPTS * 4
     assert {tries: seed % 3 == 0 for seed, tries in server.tries.items()} == {1: False, 2: True}
 
@@ -121,17 +121,17 @@ def test_what_goes_wrong_once_is_asked_again(complete, policy, prompts, tmp_path
 @pytest.mark.parametrize(
     ("fault", "reason", "tries"),
     [
-        ("429", "Error code: 429", 3),
-        ("500", "Error code: 500", 3),
+        ("429", "HTTP 429", 3),
+        ("500", "HTTP 500", 3),
         ("half", "the connection broke", 3),
-        ("400", "Error code: 400", 1),
+        ("400", "HTTP 400", 1),
         ("junk", "the answer holds no completion", 1),
         ("no json", "the answer holds no completion", 1),
     ],
 )
 def test_what_stays_wrong_is_listed_and_kept_out(complete, policy, prompts, tmp_path, fault, reason, tries):
     with serving(complete, always(fault, every=5)) as server:
-        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, requests=8), max_failed=0.5)
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, concurrency=8), max_failed=0.5)
     failed = read_table(tmp_path / "out" / "failed.parquet")
     assert failed.height > 0 and rows.height + failed.height == PROMPTS * 4
     assert not set(failed["sample_id"]) & set(rows["sample_id"])
@@ -143,10 +143,10 @@ def test_what_stays_wrong_is_listed_and_kept_out(complete, policy, prompts, tmp_
 @model
 def test_a_server_that_hangs_is_given_up_on(complete, policy, prompts, tmp_path):
     with serving(complete, always("hang", every=5)) as server:
-        backend = endpoint(server.base_url, requests=8, timeout=2.0, max_retries=0)
+        backend = endpoint(server.base_url, concurrency=8, timeout=2.0, retries=0)
         rows = run(tmp_path / "out", prompts, policy, backend, max_failed=0.5)
     failed = read_table(tmp_path / "out" / "failed.parquet")
-    assert set(failed["reason"]) == {"no answer within 2 seconds"}
+    assert set(failed["reason"]) == {"no reply within 2 seconds"}
     assert failed.height > 0 and rows.height + failed.height == PROMPTS * 4
 
 
@@ -154,7 +154,7 @@ def test_a_server_that_hangs_is_given_up_on(complete, policy, prompts, tmp_path)
 def test_past_the_limit_it_stops_and_the_next_run_asks_only_for_what_is_missing(complete, policy, prompts, tmp_path):
     with serving(complete, always("500", every=5)) as server:
         with pytest.raises(Broken, match=r"of 40 completions failed .*500.*\n.*failed.parquet.*run the same command"):
-            run(tmp_path / "out", prompts, policy, endpoint(server.base_url, max_retries=0), max_failed=0.1)
+            run(tmp_path / "out", prompts, policy, endpoint(server.base_url, retries=0), max_failed=0.1)
         came = {seed for seed in server.tries if seed % 5}
         assert read_table(tmp_path / "out" / "failed.parquet").height == 5
         server.fault, server.tries = lambda seed, tries: None, type(server.tries)()
@@ -282,7 +282,7 @@ def test_the_key_is_in_no_file_and_on_no_screen(complete, policy, tmp_path):
         *("prompts.path=p.jsonl", f"sft.model={policy.weights}", "dtype=float32", "until=sample", "sample.shard=4"),
         *("prompts.split.test=2", "prompts.split.dev=2", "prompts.fence.ngram=13", "limits.prompt=64"),
         *("limits.completion=24", "backend@sample.backend=endpoint", "sample.backend.model=served"),
-        *("sample.backend.runtime.api_key_env=SERVER_KEY", "sample.backend.runtime.max_retries=1"),
+        *("sample.backend.runtime.api_key_env=SERVER_KEY", "sample.backend.runtime.retries=1"),
     ]
     environment = {**os.environ, "PYTHONPATH": str(HOUSE), "SERVER_KEY": KEY, "OPENAI_LOG": "debug"}
 
@@ -327,8 +327,9 @@ URL = "sample.backend.runtime.base_url"
     ],
 )
 def test_what_cannot_be_is_refused_at_the_door(words, said):
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(Refusal, match=said) as refusal:
         composed(*GIVEN, *words)
+    assert not any(secret in str(refusal.value) for secret in ("me:secret", "sk-123"))
 
 
 def test_an_exam_through_an_endpoint_is_refused_at_the_door():
@@ -392,7 +393,7 @@ def vllm(policy, tmp_path, monkeypatch):
 
 
 def of_vllm(server: VllmServer, **runtime: object) -> dict:
-    return endpoint(server.base_url, api_key_env="SERVER_KEY", requests=16, **runtime)
+    return endpoint(server.base_url, api_key_env="SERVER_KEY", concurrency=16, **runtime)
 
 
 def killed_after(server: VllmServer, out: Path, completions: int) -> threading.Thread:
@@ -412,7 +413,7 @@ def broken_on_the_way(server: VllmServer, out: Path, prompts, policy: Model) -> 
     """Draws until the server is killed; how many completions are kept."""
     watcher = killed_after(server, out, 8)
     with pytest.raises(Broken, match=r"the connection broke.*\n.*what came is kept"):
-        run(out, prompts, policy, of_vllm(server, max_retries=1), max_failed=0.02)
+        run(out, prompts, policy, of_vllm(server, retries=1), max_failed=0.02)
     watcher.join()
     finished = sum(read_table(file).height for file in (out / "samples").glob("*"))
     return finished + sum(len(file.read_text().splitlines()) for file in out.glob("scratch/journal/*"))

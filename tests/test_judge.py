@@ -335,7 +335,7 @@ def test_401_stops_at_once_and_tells_no_key(judge, tmp_path):
 
 def test_a_key_that_is_not_set_is_asked_for(judge, tmp_path, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
-    with pytest.raises(Refusal, match="JUDGE_KEY is not set"):
+    with pytest.raises(Refusal, match="JUDGE_KEY: this environment variable is not set"):
         marks(config(judge, tmp_path), answers("good", "bad"))
 
 

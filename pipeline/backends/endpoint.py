@@ -28,7 +28,7 @@ class Endpoint:
         self.text = Chat(policy)
         self.where = cfg.runtime.base_url
         self.client: Any = None
-        self._key = served.key_of(KNOB, cfg.runtime)
+        served.key_of(KNOB, cfg.runtime)  # said before a minute is spent
         self._pending: set[asyncio.Task[Completion | Failed]] = set()
         self._longest: int
         self._loop: asyncio.AbstractEventLoop
@@ -36,13 +36,10 @@ class Endpoint:
     def start(self, model: Model, limits: Limits) -> Self:
         from openai import AsyncOpenAI
 
-        runtime = self.cfg.runtime
-        card = served.card_of(KNOB, runtime, self.cfg.model)
+        card = served.card_of(KNOB, self.cfg.runtime, self.cfg.model)
         self._check_context(card, limits)
         self._loop, self._longest = asyncio.new_event_loop(), limits.completion
-        self.client = AsyncOpenAI(
-            base_url=self.where, api_key=self._key, timeout=runtime.timeout, max_retries=runtime.max_retries
-        )
+        self.client = served.client(AsyncOpenAI, KNOB, self.cfg.runtime)
         if self.cfg.require_token_ids:
             check_measured(self, model)
         else:
@@ -52,7 +49,7 @@ class Endpoint:
     def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
         waiting = chain.from_iterable(blocks)
         while True:
-            free = self.cfg.runtime.requests - len(self._pending)
+            free = self.cfg.runtime.concurrency - len(self._pending)
             self._pending |= {self._loop.create_task(self._ask(request)) for request in islice(waiting, free)}
             if not self._pending:
                 return
@@ -66,8 +63,8 @@ class Endpoint:
 
         try:
             choice = await self.choice(request, self._longest)
-        except (AuthenticationError, PermissionDeniedError):
-            raise served.unaccepted(KNOB, self.cfg.runtime) from None
+        except (AuthenticationError, PermissionDeniedError) as error:
+            raise served.unaccepted(KNOB, self.cfg.runtime, error.status_code) from None
         except NotFoundError:
             raise Refusal(
                 f"{self.where}: it no longer serves {self.cfg.model}.\n"
@@ -131,15 +128,9 @@ class Endpoint:
         return Completion(request.sample_id, ids, None, choice.finish_reason)
 
     def said(self, error: Exception) -> str:
-        """Why a request failed, in a few words; a server that repeats the key in its answer is not quoted with it."""
-        from openai import APIConnectionError, APITimeoutError
+        import openai
 
-        if isinstance(error, APITimeoutError):
-            return f"no answer within {self.cfg.runtime.timeout:g} seconds"
-        if isinstance(error, APIConnectionError):
-            return "the connection broke"
-        text = str(error).replace(self._key, "[key]") if self.cfg.runtime.api_key_env else str(error)
-        return text.splitlines()[0][:200]
+        return served.fault(openai, self.cfg.runtime, error)
 
     def wait(self, work: Any) -> Any:
         return self._loop.run_until_complete(work)

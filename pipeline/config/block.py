@@ -2,11 +2,21 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, LiteralString, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, NonNegativeFloat, PositiveInt
-from pydantic_core import core_schema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+from pydantic_core import PydanticCustomError, core_schema
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -87,21 +97,38 @@ class Prices(Block):
     output: NonNegativeFloat
 
 
+class Unshown(PydanticCustomError):
+    """What is wrong with a value that may hold a key: it is never repeated."""
+
+    def __new__(cls, said: LiteralString) -> Self:
+        return super().__new__(cls, "unshown", said)
+
+
 def _address(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("an address such as http://localhost:8000/v1 was expected")
+        raise Unshown("an address such as http://localhost:8000/v1 was expected")
     if parts.username or parts.password or parts.query:
-        raise ValueError("an address carries no key: name its environment variable in api_key_env")
+        raise Unshown("an address carries no key: name its environment variable in api_key_env")
     return url
 
 
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError("the name of an environment variable was expected, never the key itself")
+        raise Unshown("the name of an environment variable was expected, never the key itself")
     return name
 
 
 # What a message may repeat: where a server stands, and under which name its key is kept.
 Address = Annotated[str, AfterValidator(_address)]
 Variable = Annotated[str, AfterValidator(_variable)]
+
+
+class Server(Block):
+    """Where a server of the user's naming stands, what opens it and how it is asked: none of it is identity."""
+
+    base_url: Address
+    api_key_env: Variable | None
+    concurrency: PositiveInt
+    timeout: PositiveFloat
+    retries: NonNegativeInt

@@ -2,36 +2,22 @@
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Dtype, Local, Prices, Share, Weights
+from pipeline.config.block import Block, Dtype, Local, Prices, Server, Share, Weights
 from pipeline.config.sample import VllmRuntime
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]  # it becomes a part of scorers' and inputs' names
 
 
-class ServiceRuntime(Block):
-    base_url: str
-    api_key_env: str | None
-    concurrency: PositiveInt
-    timeout: PositiveFloat
-    retries: NonNegativeInt
+class ServiceRuntime(Server):
     prices: Prices | None
     max_requests: PositiveInt | None
     max_cost: PositiveFloat | None
 
     @model_validator(mode="after")
-    def _keeps_secrets_and_counts(self) -> Self:
-        """What may hold a key is never repeated in a message."""
-        if self.api_key_env is not None and not self.api_key_env.isidentifier():
-            raise ValueError("api_key_env names an environment variable (OPENAI_API_KEY); a key stands in no config")
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError("base_url is no address; give one such as http://localhost:8000/v1")
-        if address.username or address.password or address.query:
-            raise ValueError("base_url holds more than an address; name the key's variable as api_key_env")
+    def _knows_its_prices(self) -> Self:
         if self.max_cost is not None and self.prices is None:
             raise ValueError("max_cost needs prices; give prices={input: …, output: …} per million tokens")
         return self

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.block import Address, Block, Dtype, Limits, Prices, Share, Variable, Workers
+from pipeline.config.block import Block, Dtype, Limits, Prices, Server, Share, Workers
 
 KL = "kl"  # the setting of draws made for the KL estimate alone
 ANSWER = "answer"  # the setting that an exam's scorers and judges read
@@ -51,12 +51,7 @@ class ScriptedBackend(Block):
     vocabulary: Annotated[int, Field(ge=2)]
 
 
-class EndpointRuntime(Block):
-    base_url: Address
-    api_key_env: Variable | None
-    requests: PositiveInt
-    max_retries: NonNegativeInt
-    timeout: PositiveFloat
+class EndpointRuntime(Server):
     tolerance: PositiveFloat
     prices: Prices
 

@@ -3,10 +3,11 @@
 import json
 from typing import Any
 
+from pipeline import served
 from pipeline.config import AnthropicEngine
 from pipeline.errors import Refusal
 from pipeline.scorers.judging import Question, Reply
-from pipeline.scorers.judging.service import Service, count, key_of
+from pipeline.scorers.judging.service import KNOB, Service, count
 
 
 def anthropic(cfg: AnthropicEngine) -> Service:
@@ -17,12 +18,7 @@ def anthropic(cfg: AnthropicEngine) -> Service:
             f"engine=anthropic: its client is an extra and is not installed ({error}).\n"
             "  Type `.venv/bin/pip install anthropic`, or judge through another engine: engine=endpoint"
         ) from error
-    client = library.AsyncAnthropic(
-        api_key=key_of(cfg.runtime),
-        base_url=cfg.runtime.base_url,
-        timeout=cfg.runtime.timeout,
-        max_retries=cfg.runtime.retries,
-    )
+    client = served.client(library.AsyncAnthropic, KNOB, cfg.runtime)
 
     async def send(question: Question) -> Reply:
         return reply_of(await client.post("/v1/messages", body=request(cfg, question), cast_to=str))

@@ -4,10 +4,11 @@ import json
 import math
 from typing import Any
 
+from pipeline import served
 from pipeline.config import EndpointEngine
 from pipeline.errors import Refusal
 from pipeline.scorers.judging import Question, Reply
-from pipeline.scorers.judging.service import Service, count, key_of
+from pipeline.scorers.judging.service import KNOB, Service, count
 
 ALTERNATIVES = 20  # of the first token: as many as OpenAI gives
 
@@ -19,12 +20,7 @@ def endpoint(cfg: EndpointEngine, form: str) -> Service:
         raise Refusal(
             f"engine=endpoint: the package openai is not installed ({error}). Type `make install`."
         ) from error
-    client = openai.AsyncOpenAI(
-        api_key=key_of(cfg.runtime),
-        base_url=cfg.runtime.base_url,
-        timeout=cfg.runtime.timeout,
-        max_retries=cfg.runtime.retries,
-    )
+    client = served.client(openai.AsyncOpenAI, KNOB, cfg.runtime)
 
     async def send(question: Question) -> Reply:
         """As text: a reply that is no completion is ours to name, and typed ones cost more than all the rest."""
