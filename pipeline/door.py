@@ -4,10 +4,22 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable
+from functools import cache, partial
 from pathlib import Path
 
 from pipeline import served
-from pipeline.config import Checkpoint, Draw, EndpointBackend, TinyBase, VllmBackend
+from pipeline.artifacts import Prompts
+from pipeline.config import (
+    Checkpoint,
+    Draw,
+    DuelConfig,
+    EndpointBackend,
+    Judge,
+    ScoreConfig,
+    ServiceRuntime,
+    TinyBase,
+    VllmBackend,
+)
 from pipeline.errors import Refusal
 from pipeline.step import Step
 
@@ -16,6 +28,7 @@ def check(coming: Iterable[Step]) -> None:
     """Of the Steps that are to be built alone: what is in the store needs no GPU and no server."""
     asked: list[object] = []
     for step in coming:
+        check_keys(step)
         if not isinstance(step.config, Draw):
             continue
         check_context(step, step.config)
@@ -27,6 +40,20 @@ def check(coming: Iterable[Step]) -> None:
                 check_gpus(backend.runtime.tensor_parallel)
             case EndpointBackend():
                 served.card_of("sample.backend", backend.runtime, backend.model)
+
+
+def check_keys(step: Step) -> None:
+    """A judge may be asked after hours; whether its key is there is known now."""
+    match step.config:
+        case ScoreConfig():
+            judges = {f"the scorer {name}": one for name, one in step.config.scorers.items() if isinstance(one, Judge)}
+        case DuelConfig():
+            judges = {f"the judge of {step.label or 'the duel'}": step.config}
+        case _:
+            judges = {}
+    for name, judge in judges.items():
+        if isinstance(judge.engine.runtime, ServiceRuntime):
+            served.key_of(f"{name}: engine", judge.engine.runtime)
 
 
 def check_context(step: Step, cfg: Draw) -> None:
@@ -74,15 +101,36 @@ def visible_gpus() -> int:
 
 
 def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
-    """Whether these prompts last for all rounds, as soon as they are counted and before anything is trained."""
+    """Whether these prompts last for all rounds and tell what is asked of them, before anything is trained on them."""
     funnel = folder / "funnel.json"
     if made.stage != "prompts" or not funnel.exists():
         return
     rows = json.loads(funnel.read_text())["out"]
+    told = cache(partial(told_in, folder))
     for step in coming:
         cfg = step.config
+        if isinstance(cfg, ScoreConfig):
+            for part in {part for _, source, part in step.edges() if source is made and part}:
+                check_columns(cfg, told(part))
         if not isinstance(cfg, Draw):
             continue
         for _, source, part in step.edges():
             if source is made and part in rows and (short := cfg.short_of(rows[part])):
                 raise Refusal(short)
+
+
+def told_in(folder: Path, part: str) -> set[str]:
+    """The columns that some prompt of a part has beside its text."""
+    return {name for columns in Prompts(folder / part).columns().values() for name in columns}
+
+
+def check_columns(cfg: ScoreConfig, told: set[str]) -> None:
+    for name, scorer in cfg.scorers.items():
+        missing = [column for column in getattr(scorer, "reads", ()) if column not in told]
+        if missing:
+            raise Refusal(
+                f"the scorer {name} ({scorer.kind}) reads the prompts' column {missing[0]}, and no prompt has it"
+                f" (they have {', '.join(sorted(told)) or 'none beside their text'}).\n"
+                "  Give prompts with that column, or choose who marks: score=own +scorer@score.scorers.NAME=FILE"
+                " +scorer@exam.score.scorers.NAME=FILE pair.scorer=NAME, FILE one of conf/scorer/."
+            )

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import door
+from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.backends.memory import GIB, Needs, needs_of, shortage
 from pipeline.errors import Refusal
 from pipeline.plan import plan
+from tests import exams
 from tests.house import HOUSE, composed, identity_of
 from tests.test_backends import LIMITS, VLLM, opened
 from tests.tiny import tiny_model
@@ -120,3 +122,35 @@ def test_needs_are_those_of_the_model_in_its_dtype(tmp_path, dtype, size):
     numbers = sum(layer.keys.numel() + layer.values.numel() for layer in kept.layers)
     needs = needs_of(folder, config, dtype, longest=10)
     assert needs == Needs(size * sum(weight.numel() for weight in module.parameters()), size * numbers)
+
+
+def at_the_door(folder: Path, *words: str) -> None:
+    """As soon as the prompts are there, whose one column is `category`."""
+    write_json(folder / "funnel.json", {"out": dict.fromkeys(("train", "dev", "test"), 1)})
+    for part in ("train", "dev", "test"):
+        table = read_table(exams.prompts(folder, ["p"]).path / "prompts.parquet")
+        write_table(folder / part / "prompts.parquet", table)
+    planned = steps(*GIVEN, *words)
+    door.check_prompts(next(step for step in planned if step.stage == "prompts"), folder, planned)
+
+
+def test_columns_that_no_prompt_has_are_missed_before_anything_is_drawn(tmp_path):
+    math = ["score=own", "pair.scorer=m", *(f"+scorer@{at}.scorers.m=math" for at in ("score", "exam.score"))]
+    with pytest.raises(Refusal, match=r"(?s)scorer rules .* column constraints, .* have category.*score=own"):
+        at_the_door(tmp_path)
+    with pytest.raises(Refusal, match=r"scorer m \(math\) reads the prompts' column answer"):
+        at_the_door(tmp_path, *math)
+    at_the_door(tmp_path, *math, *(f"{at}.scorers.m.column=category" for at in ("score", "exam.score")))
+
+
+def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):
+    judges = (
+        ["+scorer@score.scorers.j=rubric", "score.scorers.j.engine.model=good"],
+        ["+duel@exam.duels.j=default", "exam.duels.j.engine.model=good"],
+    )
+    for judge in judges:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+        door.check(steps(*GIVEN, *judge))
+        monkeypatch.delenv("OPENAI_API_KEY")
+        with pytest.raises(Refusal, match=r"api_key_env=OPENAI_API_KEY: this environment variable is not set"):
+            door.check(steps(*GIVEN, *judge))

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "plan": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
-    "door": {"step", "config"},
+    "door": {"step", "artifacts", "config"},
     "survey": {"step", "store"},
     "runner": {"door", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"door", "survey", "plan", "runner", "step", "config", "artifacts"},
@@ -187,8 +187,9 @@ BESIDE = {
     "conf/preferences/playground.yaml": [*GIVEN, *REWARDED, "reward=train"],
     "conf/preferences/file.yaml": [*GIVEN, *REWARDED, "reward=train", "reward.data.source.path=pairs.jsonl"],
     "conf/preferences/hub.yaml": [*GIVEN, *REWARDED, "reward=train", "reward.data.source.dataset=owner/name"],
-    "conf/score/reward.yaml": [*GIVEN, "reward=train", "pair.scorer=reward", "evaluate.scorer=rules"],
+    "conf/score/reward.yaml": [*GIVEN, "reward=train", "pair.scorer=reward"],
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
+    "conf/score/own.yaml": [*GIVEN, *(f"+scorer@{place}.scorers.rules=length" for place in ("score", "exam.score"))],
 }
 MOUNTED = {
     "backend": ["backend@sample.backend", "backend@exam.sample.backend"],
@@ -223,7 +224,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (89, 4)
+    assert (len(CONF), len(RECIPES)) == (90, 4)
 
 
 def test_every_knob_has_a_word_on_it():

@@ -403,7 +403,7 @@ def test_the_stage_marks_with_the_run_s_reward_model_and_counts_what_was_cut(tmp
     write_table(tmp_path / "sample" / "samples" / "00000.parquet", table)
     prompts = pl.DataFrame([{"prompt_id": "p", "prompt": [], "columns": "{}"}])
     write_table(tmp_path / "prompts" / "prompts.parquet", prompts)
-    cfg = composed("recipes=smoke", "score=reward", "reward=train", "pair.scorer=reward", "evaluate.scorer=rules").score
+    cfg = composed("recipes=smoke", "score=reward", "reward=train", "pair.scorer=reward").score
     samples, asked = Samples(tmp_path / "sample"), Prompts(tmp_path / "prompts")
     marked = score.run(cfg, tmp_path / "out", samples=samples, prompts=asked, reward=Model(rm.path)).read()
     assert marked["scorer"].to_list() == ["reward"] * 2 and marked["score"].null_count() == 0

@@ -285,6 +285,9 @@ def raising(completions, wish, **columns):
 def odd(completions, **columns):
     return [float("nan"), "many"]
 
+def leaving(completions, **columns):
+    raise SystemExit(3)
+
 async def later(completions, **columns):
     return []
 """
@@ -321,6 +324,7 @@ def always(completions, **columns):
     [
         ("short", ["the function gave 1 scores for 2 completions"] * 2),
         ("raising", ["ZeroDivisionError: division by zero"] * 2),
+        ("leaving", ["SystemExit: 3"] * 2),
         ("odd", ["the function gave nan", "the function gave 'many', which is no number"]),
     ],
 )

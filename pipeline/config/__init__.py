@@ -186,7 +186,12 @@ def _mismatches(cfg: Config) -> Iterator[str]:
         ("pair.scorer", cfg.pair.scorer, cfg.score.scorers),
         ("evaluate.scorer", cfg.evaluate.scorer, marking.scorers),
     ):
-        if name not in scorers:
+        if name not in scorers and name in cfg.score.scorers:
+            yield (
+                f"{knob}={name}: it marks samples, and no exams. Give +scorer@exam.score.scorers.{name}=FILE as well, or"
+                f" {knob}=ANOTHER. {nearest(name, list(scorers))}"
+            )
+        elif name not in scorers:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
     yield from _incomparable(cfg)
     chief = marking.scorers.get(cfg.evaluate.scorer)

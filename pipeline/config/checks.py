@@ -17,6 +17,11 @@ class RuleScorer(Block):
     rule: Literal["playground"]
     gold: bool
 
+    @property
+    def reads(self) -> list[str]:
+        """The prompts' columns that it cannot do without."""
+        return ["constraints"]
+
 
 class RegexScorer(Block):
     kind: Literal["regex"]
@@ -67,6 +72,10 @@ class IfevalScorer(Block):
     gold: bool
     runtime: CheckRuntime
 
+    @property
+    def reads(self) -> list[str]:
+        return ["instruction_id_list", "kwargs"]
+
 
 class MathScorer(Block):
     kind: Literal["math"]
@@ -74,6 +83,10 @@ class MathScorer(Block):
     seconds: PositiveInt
     gold: bool
     runtime: CheckRuntime
+
+    @property
+    def reads(self) -> list[str]:
+        return [self.column]
 
 
 class CodeLimits(Block):
@@ -91,6 +104,10 @@ class CodeScorer(Block):
     limits: CodeLimits
     gold: bool
     runtime: CheckRuntime
+
+    @property
+    def reads(self) -> list[str]:
+        return [self.column]
 
     @model_validator(mode="after")
     def _allowed(self) -> Self:

@@ -36,7 +36,10 @@ class UserFunction:
     def _marks(self, function: Callable[..., Any], answers: list[Answer]) -> Iterator[Mark]:
         try:
             scores = list(function(**arguments(answers)))
-        except Exception as error:  # a fault of the function costs its rows, not the run; they are counted
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a fault of the function costs its rows, not the run; they are counted
             yield from (Mark(answer.sample_id, None, detail=last_line(error)) for answer in answers)
             return
         if len(scores) != len(answers):
@@ -71,7 +74,7 @@ def arguments(answers: list[Answer]) -> dict[str, list[Any]]:
 def load(name: Function) -> Callable[..., Any]:
     try:
         module = _from_file(name.file) if name.file else importlib.import_module(name.place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Refusal(
             f"function={name}: {name.place} cannot be imported ({last_line(error)}).\n"
             "  Give ./file.py:name or package.module.name, and see that it imports by itself."

@@ -40,7 +40,9 @@ def _json(cfg: JsonScorer) -> Check:
     try:
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
-        raise Refusal(f"schema_file={cfg.schema_file}: no JSON schema: {error.message}") from error
+        raise Refusal(
+            f"schema_file={cfg.schema_file}: no JSON schema: {error.message}. Give a JSON schema file."
+        ) from error
     validator = kind(schema)
 
     def fits(answer: Answer) -> dict[str, float]:
