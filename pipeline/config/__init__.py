@@ -25,6 +25,7 @@ from pipeline.config.checks import (
     RuleScorer,
 )
 from pipeline.config.exam import EvaluateConfig, ExamConfig
+from pipeline.config.guards import GuardsConfig
 from pipeline.config.judge import (
     AnthropicEngine,
     DuelConfig,

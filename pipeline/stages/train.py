@@ -32,7 +32,7 @@ def run(
     rows = {part: ready(cfg, pairs, part, logps or []) for part in ("train", "dev")}
     expose_one_device()
 
-    from pipeline.training import models, trainers
+    from pipeline.training import account, guards, models, trainers
     from pipeline.training import reference as checks
 
     _refuse_other_tokens(pairs, models.load_tokenizer(init))
@@ -46,13 +46,16 @@ def run(
     policy = trainers.load_policy(cfg, init)
     models.check_vocabulary(policy, [rows[part][name] for part in rows for name in ids_of(rows[part])], "train")
     settings = models.settings_of(policy)
-    trainer, ledger = trainers.trainer_for(cfg, policy, init, reference, rows, out)
+    watch = guards.guards_for(cfg, init, reference, dev, rows["dev"], out)
+    trainer, ledger = trainers.trainer_for(cfg, policy, init, reference, rows, out, watch)
     if starts_from_reference:
         checks.check_start(cfg, trainer, first)
 
     checkpoint = ledger.newest_whole()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    kept = watch.finish(trainer.state.global_step, trainer.state.log_history)
     models.check_finite(policy)
+    account.write(out, trainer.state, kept, watch.stopped)
     note_cost(out, tokens=round(cfg.epochs * _tokens(rows["train"])), pairs=rows["train"].height)
     if isinstance(cfg.adapter, FullAdapter):
         return models.save_full(policy, settings, init, cfg.dtype, out)

@@ -12,6 +12,7 @@ from pipeline.errors import Broken, Refusal
 from pipeline.training import models
 from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
+from pipeline.training.guards import Guards
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,7 +50,13 @@ def load_policy(cfg: TrainConfig, init: Model) -> Any:
 
 
 def trainer_for(
-    cfg: TrainConfig, policy: Any, init: Model, reference: Model | None, rows: "dict[str, pl.DataFrame]", out: Path
+    cfg: TrainConfig,
+    policy: Any,
+    init: Model,
+    reference: Model | None,
+    rows: "dict[str, pl.DataFrame]",
+    out: Path,
+    guards: Guards,
 ) -> tuple[Any, CheckpointLedger]:
     scratch, kind = out / "scratch", trainer_kind(cfg.trainer)
     data = {part: _dataset(table, part, scratch) for part, table in rows.items() if table.height}
@@ -63,8 +70,9 @@ def trainer_for(
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
         processing_class=_tokenizer(init),
-        callbacks=[FiniteGuard(), MetricsLog(out / "metrics.jsonl"), ledger, ProgressLine("train")],
+        callbacks=[FiniteGuard(), MetricsLog(out / "metrics.jsonl"), ledger, ProgressLine("train"), guards],
     )
+    guards.watch(trainer)
     trainer.remove_callback(PrinterCallback)
     _only_wanted_adapters(policy)
     _in_their_own_precision(policy, weights)
@@ -99,10 +107,7 @@ def _dataset(table: "pl.DataFrame", part: str, scratch: Path) -> "Dataset":
 
 def _reference(cfg: TrainConfig, policy: Any, init: Model, reference: Model) -> Any:
     """The module that TRL asks as it goes; none when its values are ready, or when the policy without adapter is it."""
-    if cfg.logps != "live":
-        return None
-    bare = reference.adapter is None and models.base_name(init) == models.base_name(reference)
-    if bare and hasattr(policy, "peft_config"):
+    if cfg.logps != "live" or models.is_bare_base(policy, init, reference):
         return None
     if not isinstance(cfg.adapter, FullAdapter) and cfg.adapter.quantization and not reference.adapter:
         return models.load(reference, cfg.dtype, cfg.adapter.quantization)
