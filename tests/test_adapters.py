@@ -37,7 +37,9 @@ class Round:
         self.made: dict[str, Model] = {}
 
     def logps(self, name: str, model: Model, adapter: dict):
-        cfg = ReferConfig(dtype="float32", quantization=adapter["quantization"], runtime={"batch_tokens": 512})
+        cfg = ReferConfig(
+            dtype="float32", quantization=adapter["quantization"], runtime={"batch_tokens": 512, "workers": 1}
+        )
         return refer.run(cfg, self.store / "refer" / name, model=model, rows=self.pairs)
 
     def train(self, name: str, cfg: TrainConfig, **changes) -> Model:

@@ -36,7 +36,7 @@ def chosen(name: str) -> TrainConfig:
 def objective(name: str, **changes: object) -> TrainConfig:
     """The objective as conf/ has it, on a tiny model's scale."""
     cfg = chosen(name)
-    runtime = cfg.runtime.model_copy(update={"micro_batch": ROWS})
+    runtime = cfg.runtime.model_copy(update={"micro_batch": ROWS, "usual_rate": 1e-3})
     together = ROWS if cfg.together else None
     shaped = cfg.model_copy(update={"runtime": runtime, "together": together, "learning_rate": 1e-3, **changes})
     return TrainConfig(**shaped.model_dump())

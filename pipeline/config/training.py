@@ -16,6 +16,14 @@ class TrainerRuntime(Block):
     save_every: PositiveInt
 
 
+class LaunchedRuntime(TrainerRuntime):
+    """Where and by how many it is trained; `usual_rate` judges the learning rate and enters nothing."""
+
+    processes: PositiveInt | Literal["auto"]
+    launch: Literal["torchrun", "accelerate"]
+    usual_rate: PositiveFloat
+
+
 class Optimization(Block):
     """What every trainer is told: the steps it takes, and on how many rows each."""
 
@@ -99,6 +107,17 @@ class TrainConfig(Optimization):
     eval_every: PositiveInt
     guards: GuardsConfig
     args: dict[str, JsonValue]
+    runtime: LaunchedRuntime
+
+    @model_validator(mode="after")
+    def _no_rate_of_another_objective(self) -> Self:
+        if self.learning_rate > 10 * (usual := self.runtime.usual_rate):
+            raise ValueError(
+                f"learning_rate={self.learning_rate:g} is over ten times what is usual here ({usual:g}): it "
+                f"breaks models more often than it trains them; if you mean it, give "
+                f"runtime.usual_rate={self.learning_rate:g}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:

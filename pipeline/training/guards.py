@@ -3,6 +3,7 @@
 It holds no state of its own: every decision is read from the trainer's history, which checkpoints carry.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,9 @@ class Guards(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        keep_until(self.answers, state.global_step)
-        self.weights.forget_after(state.global_step)
+        if state.is_world_process_zero:
+            keep_until(self.answers, state.global_step)
+            self.weights.forget_after(state.global_step)
         if not state.global_step and self.trainer.eval_dataset is not None:
             self.trainer.evaluate()  # what everything later is compared with
 
@@ -49,7 +51,7 @@ class Guards(TrainerCallback):
         seen = decisions.looks(state.log_history)
         self._warn(seen)
         if state.global_step and self.cfg.guards.may_stop:
-            if decisions.kept(self.cfg.guards, seen) == state.global_step:
+            if state.is_world_process_zero and decisions.kept(self.cfg.guards, seen) == state.global_step:
                 self.weights.save(self.trainer.model, state.global_step)
             self.stopped = decisions.reason_to_stop(self.cfg.guards, seen)
         if self.stopped:
@@ -74,7 +76,7 @@ class Guards(TrainerCallback):
 
     def _chosen(self, state: Any) -> dict[str, float]:
         """The log-probability of the chosen answers per token, and how far it has fallen since the start."""
-        if not self.pairs["answers"] or self.trainer.args.world_size > 1:
+        if not self.pairs["answers"]:
             return {}
         module, budget = self.trainer.model.eval(), self.cfg.max_length * self.cfg.runtime.micro_batch
         with self.trainer.compute_loss_context_manager():
@@ -119,10 +121,18 @@ class Guards(TrainerCallback):
 
 
 def guards_for(
-    cfg: TrainConfig, init: Model, reference: Model | None, dev: Prompts | None, pairs: "pl.DataFrame", out: Path
+    cfg: TrainConfig,
+    init: Model,
+    reference: Model | None,
+    dev: Prompts | None,
+    pairs: "pl.DataFrame",
+    out: Path,
+    processes: int = 1,
 ) -> Guards:
     """`pairs` is the trainer's dev table. An objective without reference is compared to where it starts."""
     guards = cfg.guards
+    if processes > 1:
+        return _of_several(cfg, pairs, out, processes)
     if guards.may_stop and not pairs.height:
         raise Refusal("train.guards: a training without dev pairs is never looked at. Give pair.dev.share above 0.")
     own = OwnAnswers(cfg, init, reference or init, dev) if dev and guards.prompts and pairs.height else None
@@ -134,6 +144,18 @@ def guards_for(
     return Guards(cfg, own, _chosen_of(pairs), out)
 
 
+def _of_several(cfg: TrainConfig, pairs: "pl.DataFrame", out: Path, processes: int) -> Guards:
+    """What one process would see alone is not looked at; what the trainer gathers from all of them is."""
+    asked = [name for name in ("kl_budget", "fall_budget") if getattr(cfg.guards, name) is not None]
+    if asked or cfg.guards.stop_on == "score":
+        raise Refusal(
+            f"train.guards.{asked[0] if asked else 'stop_on=score'} is read by one process alone, and {processes} "
+            f"train together.\n  Give train.runtime.processes=1, or stop_on=loss, accuracy or margin of the dev pairs."
+        )
+    say(f"{processes} processes train together: KL, own answers and the fall of chosen ones are not looked at")
+    return Guards(cfg, None, _chosen_of(pairs.clear()), out)
+
+
 def _chosen_of(pairs: "pl.DataFrame") -> dict[str, list[Any]]:
     """Chosen answers of pairs, or thumbs up."""
     good = pairs.filter("label") if "label" in pairs.columns else pairs
@@ -142,4 +164,5 @@ def _chosen_of(pairs: "pl.DataFrame") -> dict[str, list[Any]]:
 
 
 def say(text: str) -> None:
-    print(f"! train: {text}.", file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"! train: {text}.", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """From a config to what trains it: the policy, the reference that TRL asks, one of four TRL trainers on ready ids."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,14 +60,16 @@ def trainer_for(
     guards: Guards,
 ) -> tuple[Any, CheckpointLedger]:
     scratch, kind = out / "scratch", trainer_kind(cfg.trainer)
-    data = {part: _dataset(table, part, scratch) for part, table in rows.items() if table.height}
+    args = _arguments(cfg, scratch / "checkpoints", evaluates=rows["dev"].height > 0)
+    with args.main_process_first(desc="pairs"):  # the others read what the first one made of them
+        data = {part: _dataset(table, part, scratch) for part, table in rows.items() if table.height}
     ledger = CheckpointLedger(scratch / "checkpoints")
     weights = {name: weight.data for name, weight in policy.named_parameters() if weight.requires_grad}
     asked = {} if reference is None else {"ref_model": _reference(cfg, policy, init, reference)}
     trainer = kind.Trainer(
         model=policy,
         **asked,
-        args=_arguments(cfg, scratch / "checkpoints", evaluates="dev" in data),
+        args=args,
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
         processing_class=_tokenizer(init),
@@ -76,8 +79,6 @@ def trainer_for(
     trainer.remove_callback(PrinterCallback)
     _only_wanted_adapters(policy)
     _in_their_own_precision(policy, weights)
-    if (processes := trainer.args.world_size) != 1 or trainer.args.n_gpu > 1:
-        raise Refusal(f"train runs in one process on one device, and a launcher started {processes}: start it without.")
     return trainer, ledger
 
 
@@ -96,7 +97,8 @@ def _dataset(table: "pl.DataFrame", part: str, scratch: Path) -> "Dataset":
 
     datasets.disable_progress_bars()
     file = scratch / "pairs" / f"{part}.parquet"
-    write_table(file, table)
+    if int(os.environ.get("RANK", 0)) == 0:
+        write_table(file, table)
     data = datasets.load_dataset("parquet", data_files=str(file), cache_dir=str(scratch / "cache"), split="train")
     if not pl.DataFrame(data.data.table).equals(table):
         raise Broken(
