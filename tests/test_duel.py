@@ -55,7 +55,7 @@ def config(judge, shipped, tmp_path, monkeypatch):
 def answered(folder, name, texts):
     """`prompt → its answers`, and a KL draw of each, which is no answer."""
     rows = [
-        (prompt, f"{name}/{prompt}/{i}", setting, text, [1], 0, "stop", -1.0)
+        (prompt, f"{name}/{prompt}/{i}", setting, text, [1], "stop", -1.0, 0)
         for prompt, answers in texts.items()
         for i, (setting, text) in enumerate([*(("answer", text) for text in answers), ("kl", "good " * 9)])
     ]
@@ -202,7 +202,7 @@ def test_sft_meets_each_round_and_each_round_the_one_before():
     ]
     step = planned["round-2", "round-1"]
     assert {step.inputs["a"].label, step.inputs["b"].label} == {"test round-2", "test round-1"}
-    assert step.inputs["a"].label == "test round-2" and step.label == "round-2 round-1"
+    assert step.inputs["a"].label == "test round-2" and step.label == "test round-2, round-1"
 
 
 def test_the_report_is_given_each_duel_by_its_names():

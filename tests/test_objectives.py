@@ -36,7 +36,7 @@ def chosen(name: str) -> TrainConfig:
 def objective(name: str, **changes: object) -> TrainConfig:
     """The objective as conf/ has it, on a tiny model's scale."""
     cfg = chosen(name)
-    runtime = cfg.runtime.model_copy(update={"micro_batch": ROWS})
+    runtime = cfg.runtime.model_copy(update={"micro_batch": ROWS, "usual_rate": 1e-3})
     together = ROWS if cfg.together else None
     shaped = cfg.model_copy(update={"runtime": runtime, "together": together, "learning_rate": 1e-3, **changes})
     return TrainConfig(**shaped.model_dump())
@@ -255,12 +255,14 @@ class Two:
         self.logps = write_logps(store / "refer" / "aaaaaaaaaaaa", self.reference, self.pairs)
 
     def trainer(self, cfg: TrainConfig, out: Path):
-        from pipeline.training import trainers
+        from pipeline.training import guards, trainers
 
         logps = [self.logps] if cfg.logps == "ready" else []
         rows = {part: train.ready(cfg, [self.pairs], part, logps) for part in ("train", "dev")}
         reference = None if cfg.logps == "none" else self.reference
-        return trainers.trainer_for(cfg, trainers.load_policy(cfg, self.policy), self.policy, reference, rows, out)[0]
+        watch = guards.guards_for(cfg, self.policy, reference, None, rows["dev"], out)
+        policy = trainers.load_policy(cfg, self.policy)
+        return trainers.trainer_for(cfg, policy, self.policy, reference, rows, out, watch)[0]
 
     def run(self, cfg: TrainConfig, name: str, **changes) -> Model:
         given = {"init": self.policy, "reference": self.reference, "pairs": [self.pairs], "logps": [self.logps]}

@@ -81,10 +81,11 @@ def padded_with(round_: Round, pad: str, folder: Path) -> Model:
 
 
 def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model, reference: Model):
-    from pipeline.training import trainers
+    from pipeline.training import guards, trainers
 
     rows = {part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")}
-    return trainers.trainer_for(cfg, trainers.load_policy(cfg, init), init, reference, rows, out)[0]
+    watch = guards.guards_for(cfg, init, reference, None, rows["dev"], out)
+    return trainers.trainer_for(cfg, trainers.load_policy(cfg, init), init, reference, rows, out, watch)[0]
 
 
 # ── what is trained is what was sampled ───────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ class Transformers:
 
     def start(self, model: Model, limits: Limits) -> Self:
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         logging.disable_progress_bar()
@@ -34,6 +34,13 @@ class Transformers:
             dtype=getattr(torch, self.cfg.dtype),
             trust_remote_code=model.remote_code,
         )
+        self.take(module.to("cuda" if torch.cuda.is_available() else "cpu").eval(), limits)
+        return self
+
+    def take(self, module: Any, limits: Limits) -> None:
+        """Draw from a module that is loaded, such as one in training."""
+        from transformers import GenerationConfig
+
         # The checkpoint's own generation_config would add penalties and cuts that nobody asked for here.
         module.generation_config = GenerationConfig(
             do_sample=False,
@@ -41,8 +48,7 @@ class Transformers:
             eos_token_id=self.text.stops,
             pad_token_id=self.text.pad,
         )
-        self.module = module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        return self
+        self.module = module
 
     def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion]:
         size = self.cfg.runtime.batch
@@ -56,7 +62,7 @@ class Transformers:
 
         ids, mask = self._padded([request.prompt_token_ids for request in batch])
         draws = Draws(batch, self.module.device)
-        with torch.inference_mode():
+        with torch.no_grad():  # inference_mode would mark what a module in training caches
             ends = EndOfRows(self.text, batch, ids.shape[1])
             shaped = {"logits_processor": [draws], "stopping_criteria": [ends] if ends else []}
             rows = self.module.generate(input_ids=ids, attention_mask=mask, **shaped)

@@ -25,6 +25,7 @@ from pipeline.config.checks import (
     RuleScorer,
 )
 from pipeline.config.exam import BEST_OF, CONTROL, PROMPTED, EvaluateConfig, Evaluation, ExamConfig, Prompted
+from pipeline.config.guards import GuardsConfig
 from pipeline.config.judge import (
     AnthropicEngine,
     DuelConfig,
@@ -188,8 +189,8 @@ def _mismatches(cfg: Config) -> Iterator[str]:
     ):
         if name not in scorers and name in cfg.score.scorers:
             yield (
-                f"{knob}={name}: it marks samples, and no exams. Give +scorer@exam.score.scorers.{name}=FILE as well, or"
-                f" {knob}=ANOTHER. {nearest(name, list(scorers))}"
+                f"{knob}={name}: it marks samples, and no exams. Give +scorer@exam.score.scorers.{name}=FILE as well,"
+                f" or {knob}=ANOTHER. {nearest(name, list(scorers))}"
             )
         elif name not in scorers:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.block import Block, Share
+from pipeline.config.guards import GuardsConfig
 from pipeline.trl_args import check_args, looks_at_rows_together
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
@@ -13,6 +14,14 @@ PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning
 class TrainerRuntime(Block):
     micro_batch: PositiveInt
     save_every: PositiveInt
+
+
+class LaunchedRuntime(TrainerRuntime):
+    """Where and by how many it is trained; `usual_rate` judges the learning rate and enters nothing."""
+
+    processes: PositiveInt | Literal["auto"]
+    launch: Literal["torchrun", "accelerate"]
+    usual_rate: PositiveFloat
 
 
 class Optimization(Block):
@@ -96,12 +105,28 @@ class TrainConfig(Optimization):
     together: PositiveInt | None
     adapter: AdapterConfig
     eval_every: PositiveInt
+    guards: GuardsConfig
     args: dict[str, JsonValue]
+    runtime: LaunchedRuntime
+
+    @model_validator(mode="after")
+    def _no_rate_of_another_objective(self) -> Self:
+        if self.learning_rate > 10 * (usual := self.runtime.usual_rate):
+            raise ValueError(
+                f"learning_rate={self.learning_rate:g} is over ten times what is usual here ({usual:g}): it "
+                f"breaks models more often than it trains them; if you mean it, give "
+                f"runtime.usual_rate={self.learning_rate:g}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
         dropout = getattr(self.adapter, "dropout", 0.0)
         check_args(self.trainer, self.args, self.loss, self.logps, dropout, self.adapter.kind)
+        if self.trainer == "kto" and self.guards.stop_on == "accuracy":
+            raise ValueError(
+                "guards.stop_on=accuracy: thumbs come alone, and no pair is told apart; take loss or margin"
+            )
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss):
             raise ValueError(f"loss_weights has {len(self.loss_weights)} weights for {len(self.loss)} losses")
         return self

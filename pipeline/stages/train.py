@@ -6,10 +6,10 @@ Checkpoints lie in `scratch/`: a killed run goes on from the newest whole one an
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Logps, Model, Pairs, Prompts, note_cost
-from pipeline.config import FullAdapter, TrainConfig
+from pipeline.artifacts import Logps, Model, Pairs, Prompts, note_cost, write_table
+from pipeline.config import TrainConfig
 from pipeline.errors import Refusal
-from pipeline.training.launch import expose_one_device
+from pipeline.training import launch
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,34 +29,24 @@ def run(
 ) -> Model:
     if reference is None and cfg.logps != "none":
         raise Refusal(f"train.logps={cfg.logps} needs a reference model, and the plan gives none.")
+    count = launch.processes(cfg)
     rows = {part: ready(cfg, pairs, part, logps or []) for part in ("train", "dev")}
-    expose_one_device()
+    if count == 1:
+        launch.expose_one_device()
 
-    from pipeline.training import models, trainers
-    from pipeline.training import reference as checks
+    from pipeline.training import models
 
     _refuse_other_tokens(pairs, models.load_tokenizer(init))
-    if init.adapter and not isinstance(cfg.adapter, FullAdapter):
-        models.check_continued(init, cfg.adapter)
-    first = rows["train"].head(checks.PAIRS).to_dict(as_series=False)
-    starts_from_reference = reference is not None and reference.path == init.path
-    if cfg.logps == "ready" and reference and not starts_from_reference:
-        checks.check_elsewhere(cfg, reference, first)
+    if count == 1:
+        from pipeline.training import session
 
-    policy = trainers.load_policy(cfg, init)
-    models.check_vocabulary(policy, [rows[part][name] for part in rows for name in ids_of(rows[part])], "train")
-    settings = models.settings_of(policy)
-    trainer, ledger = trainers.trainer_for(cfg, policy, init, reference, rows, out)
-    if starts_from_reference:
-        checks.check_start(cfg, trainer, first)
-
-    checkpoint = ledger.newest_whole()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    models.check_finite(policy)
+        session.train(cfg, out, init, reference, dev, rows)
+    else:
+        for part, table in rows.items():
+            write_table(out / "scratch" / "pairs" / f"{part}.parquet", table)
+        launch.in_ranks(cfg, count, out, {"init": init, "reference": reference, "dev": dev})
     note_cost(out, tokens=round(cfg.epochs * _tokens(rows["train"])), pairs=rows["train"].height)
-    if isinstance(cfg.adapter, FullAdapter):
-        return models.save_full(policy, settings, init, cfg.dtype, out)
-    return models.save_adapter(policy, init, cfg.adapter, cfg.dtype, out)
+    return Model(out)
 
 
 def ids_of(table: "pl.DataFrame") -> list[str]:

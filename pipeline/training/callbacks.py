@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from pipeline.artifacts import write_json, write_text
@@ -30,9 +31,8 @@ class MetricsLog(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _step(line) <= state.global_step]
-        write_text(self.path, "".join(f"{line}\n" for line in kept))
+        if state.is_world_process_zero:
+            keep_until(self.path, state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         figures = {name: value for name, value in (logs or {}).items() if not name.endswith(UNSTABLE)}
@@ -40,6 +40,12 @@ class MetricsLog(TrainerCallback):
             return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": state.global_step, **figures}, allow_nan=False) + "\n")
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Lines of steps that will be taken again go; a training that starts has none."""
+    lines = path.read_text().splitlines() if step and path.exists() else []
+    write_text(path, "".join(f"{line}\n" for line in lines if _step(line) <= step))
 
 
 def _step(line: str) -> float:
@@ -60,7 +66,7 @@ class FiniteGuard(TrainerCallback):
         control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        for name in ("loss", "grad_norm", "eval_loss"):
+        for name in ("loss", "grad_norm", "eval_loss", "eval_chosen_logp", "eval_kl"):
             if not math.isfinite(value := (logs or {}).get(name, 0.0)):
                 raise Broken(
                     f"{name} is {value} at step {state.global_step}: training stopped and nothing is published.\n"
@@ -81,6 +87,8 @@ class CheckpointLedger(TrainerCallback):
             control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # each process writes the state of its own generators
         if not state.is_world_process_zero:
             return
         newest = self.folder / f"checkpoint-{state.global_step}"
@@ -133,11 +141,15 @@ class ProgressLine(TrainerCallback):
         self._line = Progress(self.what, state.max_steps, "steps")
         self._line.resume_at(state.global_step)
         self._started = time.monotonic()
+        self._kl: dict[str, str] = {}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or "loss" not in (logs := logs or {}):
+        logs = logs or {}
+        if "eval_kl" in logs:
+            self._kl = {"kl": f"{logs['eval_kl']:.3g}"}  # of the last look
+        if not state.is_world_process_zero or "loss" not in logs:
             return
-        facts = {name: form.format(logs[key]) for key, (name, form) in SHOWN.items() if key in logs}
+        facts = self._kl | {name: form.format(logs[key]) for key, (name, form) in SHOWN.items() if key in logs}
         if "num_tokens" in logs:
             facts["tok/s"] = f"{logs['num_tokens'] / (time.monotonic() - self._started):.0f}"
         self._line.advance(state.global_step - self._line.done, **facts)

@@ -81,6 +81,12 @@ def base_name(model: Model) -> str:
     return model.record["base"] if model.adapter else f"{model.path.parent.name}/{model.path.name}"
 
 
+def is_bare_base(module: Any, init: Model, reference: Model) -> bool:
+    """Whether the module, made from `init`, gives the reference's answers once its adapter is disabled."""
+    bare = reference.adapter is None and base_name(init) == base_name(reference)
+    return bare and hasattr(module, "peft_config")
+
+
 def _base(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
     import torch
     from transformers import AutoModelForCausalLM

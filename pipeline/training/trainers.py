@@ -1,5 +1,6 @@
 """From a config to what trains it: the policy, the reference that TRL asks, one of four TRL trainers on ready ids."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from pipeline.errors import Broken, Refusal
 from pipeline.training import models
 from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
+from pipeline.training.guards import Guards
 
 if TYPE_CHECKING:
     import polars as pl
@@ -49,27 +51,34 @@ def load_policy(cfg: TrainConfig, init: Model) -> Any:
 
 
 def trainer_for(
-    cfg: TrainConfig, policy: Any, init: Model, reference: Model | None, rows: "dict[str, pl.DataFrame]", out: Path
+    cfg: TrainConfig,
+    policy: Any,
+    init: Model,
+    reference: Model | None,
+    rows: "dict[str, pl.DataFrame]",
+    out: Path,
+    guards: Guards,
 ) -> tuple[Any, CheckpointLedger]:
     scratch, kind = out / "scratch", trainer_kind(cfg.trainer)
-    data = {part: _dataset(table, part, scratch) for part, table in rows.items() if table.height}
+    args = _arguments(cfg, scratch / "checkpoints", evaluates=rows["dev"].height > 0)
+    with args.main_process_first(desc="pairs"):  # the others read what the first one made of them
+        data = {part: _dataset(table, part, scratch) for part, table in rows.items() if table.height}
     ledger = CheckpointLedger(scratch / "checkpoints")
     weights = {name: weight.data for name, weight in policy.named_parameters() if weight.requires_grad}
     asked = {} if reference is None else {"ref_model": _reference(cfg, policy, init, reference)}
     trainer = kind.Trainer(
         model=policy,
         **asked,
-        args=_arguments(cfg, scratch / "checkpoints", evaluates="dev" in data),
+        args=args,
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
         processing_class=_tokenizer(init),
-        callbacks=[FiniteGuard(), MetricsLog(out / "metrics.jsonl"), ledger, ProgressLine("train")],
+        callbacks=[FiniteGuard(), MetricsLog(out / "metrics.jsonl"), ledger, ProgressLine("train"), guards],
     )
+    guards.watch(trainer)
     trainer.remove_callback(PrinterCallback)
     _only_wanted_adapters(policy)
     _in_their_own_precision(policy, weights)
-    if (processes := trainer.args.world_size) != 1 or trainer.args.n_gpu > 1:
-        raise Refusal(f"train runs in one process on one device, and a launcher started {processes}: start it without.")
     return trainer, ledger
 
 
@@ -88,7 +97,8 @@ def _dataset(table: "pl.DataFrame", part: str, scratch: Path) -> "Dataset":
 
     datasets.disable_progress_bars()
     file = scratch / "pairs" / f"{part}.parquet"
-    write_table(file, table)
+    if int(os.environ.get("RANK", 0)) == 0:
+        write_table(file, table)
     data = datasets.load_dataset("parquet", data_files=str(file), cache_dir=str(scratch / "cache"), split="train")
     if not pl.DataFrame(data.data.table).equals(table):
         raise Broken(
@@ -99,10 +109,7 @@ def _dataset(table: "pl.DataFrame", part: str, scratch: Path) -> "Dataset":
 
 def _reference(cfg: TrainConfig, policy: Any, init: Model, reference: Model) -> Any:
     """The module that TRL asks as it goes; none when its values are ready, or when the policy without adapter is it."""
-    if cfg.logps != "live":
-        return None
-    bare = reference.adapter is None and models.base_name(init) == models.base_name(reference)
-    if bare and hasattr(policy, "peft_config"):
+    if cfg.logps != "live" or models.is_bare_base(policy, init, reference):
         return None
     if not isinstance(cfg.adapter, FullAdapter) and cfg.adapter.quantization and not reference.adapter:
         return models.load(reference, cfg.dtype, cfg.adapter.quantization)

@@ -1,0 +1,42 @@
+"""What watches a training between its steps, and what stops it."""
+
+from typing import Literal, Self
+
+from pydantic import JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from pipeline.config.block import Block
+from pipeline.config.checks import CheckScorer
+
+
+class GuardsConfig(Block):
+    prompts: NonNegativeInt
+    tokens: PositiveInt
+    template_kwargs: dict[str, JsonValue]
+    warn_kl: PositiveFloat
+    kl_budget: PositiveFloat | None
+    warn_fall: PositiveFloat
+    fall_budget: PositiveFloat | None
+    stop_on: Literal["loss", "accuracy", "margin", "score"] | None
+    patience: PositiveInt
+    scorer: CheckScorer | None
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether the published weights may be those of an earlier look than the last."""
+        return any(each is not None for each in (self.kl_budget, self.fall_budget, self.stop_on))
+
+    @property
+    def asks_answers(self) -> bool:
+        """Whether what stops the training is read from the policy's own answers."""
+        return self.kl_budget is not None or self.stop_on == "score"
+
+    @model_validator(mode="after")
+    def _answers_are_drawn(self) -> Self:
+        if self.asks_answers and not self.prompts:
+            raise ValueError("prompts=0 draws no answers, and kl_budget or stop_on=score needs them; give prompts=64")
+        if self.stop_on == "score" and self.scorer is None:
+            raise ValueError(
+                "stop_on=score needs a scorer for the policy's own answers; give one of the rules, such as "
+                "+scorer@train.guards.scorer=regex with train.guards.scorer.pattern=…"
+            )
+        return self

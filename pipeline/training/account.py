@@ -1,0 +1,18 @@
+"""What a training says about itself when it is over: `training.json`, and its symptoms in words."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import Model, write_json
+from pipeline.training.symptoms import symptoms
+
+
+def write(out: Path, state: Any, kept: int, stopped: str | None) -> None:
+    """`steps` were taken of those `planned`; the published weights are of step `kept`."""
+    found = symptoms(Model(out).metrics())
+    told = [{"symptom": one.name, "cause": one.cause, "knob": one.knob} for one in found]
+    figures = {"steps": state.global_step, "planned": state.max_steps, "kept": kept, "stopped": stopped}
+    write_json(out / "training.json", {**figures, "symptoms": told})
+    for one in found:
+        print(f"! train: {one.name}: {one.cause}.\n  {one.knob}.", file=sys.stderr)

@@ -1,0 +1,54 @@
+"""Trained weights of an earlier step, on the disk until the training ends: what stopping too late goes back to."""
+
+from pathlib import Path
+from typing import Any
+
+
+class KeptWeights:
+    """The wanted ones, and those that were wanted when the newest checkpoint was made: a resumed run may want them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.secured = self._newest()
+
+    def save(self, module: Any, step: int) -> None:
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        scratch = self.folder / "new.tmp"
+        save_file({name: weight.data.contiguous() for name, weight in _trained(module)}, scratch)
+        scratch.rename(self._file(step))
+        self._drop({self.secured, step})
+
+    def restore(self, module: Any, step: int) -> None:
+        from safetensors.torch import load_file
+
+        saved = load_file(self._file(step))
+        for name, weight in _trained(module):
+            weight.data.copy_(saved[name])
+
+    def secure(self) -> None:
+        self.secured = self._newest()
+
+    def forget_after(self, step: int) -> None:
+        """Of steps that are taken again."""
+        self._drop({known for known in self._steps() if known <= step})
+        self.secured = self._newest()
+
+    def _drop(self, keep: set[int | None]) -> None:
+        for step in self._steps():
+            if step not in keep:
+                self._file(step).unlink()
+
+    def _newest(self) -> int | None:
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        return [int(file.stem) for file in self.folder.glob("*.safetensors")]
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"{step}.safetensors"
+
+
+def _trained(module: Any) -> list[tuple[str, Any]]:
+    return [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]

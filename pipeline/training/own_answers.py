@@ -1,0 +1,120 @@
+"""What a policy in training says by itself: answers to fixed dev prompts, how far they are from the reference's."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from pipeline.artifacts import Model, Prompts
+from pipeline.backends import Completion, Request
+from pipeline.backends.transformers import Transformers
+from pipeline.config import Limits, TrainConfig, TransformersBackend
+from pipeline.content import digest_of
+from pipeline.errors import Broken
+from pipeline.scorers import Answer, open_scorer
+from pipeline.training import models
+from pipeline.training.decisions import KL, SCORE, TOKENS
+from pipeline.training.logps import completion_logps
+
+AT_ONCE = 64  # answers drawn together: one row is one key-value cache
+SHOWN = 4  # answers that a person reads
+
+
+class OwnAnswers:
+    """The same prompts and the same seeds at each look: what differs is the policy."""
+
+    def __init__(self, cfg: TrainConfig, init: Model, held_to: Model, dev: Prompts):
+        self.cfg, self.init, self.held_to = cfg, init, held_to
+        self.limits = Limits(prompt=cfg.max_length, completion=cfg.guards.tokens)
+        backend = {"kind": "transformers", "dtype": cfg.dtype, "runtime": {"batch": AT_ONCE}}
+        self.engine = Transformers(TransformersBackend(**backend), init)
+        self.rows = list(self._fitting(dev))
+        self.columns = dev.columns()
+        self.scorer = open_scorer(cfg.guards.scorer) if cfg.guards.scorer else None
+
+    def _fitting(self, dev: Prompts) -> Iterator[tuple[dict[str, Any], Request]]:
+        """The first prompts that leave room for an answer; longer ones are no prompts of this experiment."""
+        found = 0
+        for row in dev.read().iter_rows(named=True):
+            ids = self.engine.text.encode(row["prompt"], self.cfg.guards.template_kwargs)
+            if found < self.cfg.guards.prompts and len(ids) + self.cfg.guards.tokens <= self.cfg.max_length:
+                found += 1
+                seed = int(digest_of([self.cfg.seed, "guard", row["prompt_id"]])[:16], 16) >> 1
+                yield row, Request(row["prompt_id"], ids, temperature=1.0, top_p=1.0, seed=seed)
+
+    def look(self, trainer: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """The figures, and the answers that are shown."""
+        policy = trainer.model.eval()
+        with trainer.compute_loss_context_manager():
+            drawn = self._drawn(policy)
+            here = self._logps(policy, drawn)
+            with reference_of(self.cfg, policy, self.init, self.held_to) as reference:
+                there = self._logps(reference, drawn)
+        figures = {
+            KL: fmean(a - b for a, b in zip(here, there, strict=True)),
+            TOKENS: fmean(len(one.token_ids) for one in drawn),
+        }
+        texts = [self.engine.text.decode(one) for one in drawn]
+        if self.scorer:
+            figures[SCORE] = self._score(drawn, texts)
+        shown = [
+            {"prompt_id": row["prompt_id"], "prompt": row["prompt"][-1]["content"], "answer": text}
+            for (row, _), text in zip(self.rows[:SHOWN], texts, strict=False)
+        ]
+        return figures, shown
+
+    def _drawn(self, policy: Any) -> list[Completion]:
+        own = policy.generation_config
+        try:
+            self.engine.take(policy, self.limits)
+            found = {one.sample_id: one for one in self.engine.generate([[request for _, request in self.rows]])}
+        finally:
+            self.engine.close()
+            policy.generation_config = own
+        return [found[request.sample_id] for _, request in self.rows]
+
+    def _logps(self, module: Any, drawn: list[Completion]) -> list[float]:
+        prompts = [request.prompt_token_ids for _, request in self.rows]
+        budget = self.cfg.max_length * self.cfg.runtime.micro_batch
+        return completion_logps(module, prompts, [one.token_ids for one in drawn], budget)
+
+    def _score(self, drawn: list[Completion], texts: list[str]) -> float:
+        assert self.scorer
+        answers = [
+            Answer(one.sample_id, row["prompt_id"], row["prompt"], text, self.columns[row["prompt_id"]], tokens)
+            for (row, _), one, text in zip(self.rows, drawn, texts, strict=True)
+            for tokens in [len(one.token_ids)]
+        ]
+        whole = [mark for mark in self.scorer.mark(answers) if not mark.criterion]
+        if failed := [mark for mark in whole if mark.score is None]:
+            raise Broken(
+                f"train.guards.scorer could not mark {len(failed)} of {len(whole)} answers ({failed[0].detail}).\n"
+                f"  Give a scorer that marks every answer to a dev prompt, or train.guards.scorer=null."
+            )
+        return fmean(mark.score for mark in whole if mark.score is not None)
+
+
+@contextmanager
+def reference_of(cfg: TrainConfig, policy: Any, init: Model, held_to: Model) -> Iterator[Any]:
+    """The policy without its adapter where that is the reference; else loaded for this look and freed after it."""
+    if models.is_bare_base(policy, init, held_to):
+        with policy.disable_adapter():
+            yield policy
+        return
+    yield models.load(held_to, cfg.dtype, getattr(cfg.adapter, "quantization", None)).eval()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def show(step: int, shown: list[dict[str, Any]], file: Path) -> None:
+    """Into the artifact; the log has them in short."""
+    import json
+    import sys
+
+    with file.open("a") as lines:
+        for each in shown:
+            lines.write(json.dumps({"step": step, **each}, ensure_ascii=False) + "\n")
+            print(f"  step {step} · {each['prompt'][:60]!r} → {each['answer'][:100]!r}", file=sys.stderr)

@@ -1,0 +1,50 @@
+"""One of several processes that train together: `python -m pipeline.training.rank order.json`, under a launcher."""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from pipeline.artifacts import Model, Prompts, read_table, write_json
+from pipeline.config import TrainConfig
+from pipeline.errors import Broken, Refusal
+
+
+def main() -> int:
+    die_with_parent()
+    path = Path(sys.argv[1])
+    order = json.loads(path.read_text())
+    opened = {name: Model(Path(order[name])) if order[name] else None for name in ("init", "reference")}
+    dev = Prompts(Path(order["dev"])) if order["dev"] else None
+    rows = {part: read_table(path.parent / "pairs" / f"{part}.parquet") for part in ("train", "dev")}
+    assert opened["init"]
+
+    from pipeline.training import session
+
+    try:
+        session.train(
+            TrainConfig(**order["config"]),
+            Path(order["out"]),
+            opened["init"],
+            opened["reference"],
+            dev,
+            rows,
+            processes=order["processes"],
+        )
+    except (Refusal, Broken) as error:
+        if os.environ.get("RANK", "0") == "0":
+            write_json(path.with_name("fault.json"), {"refusal": isinstance(error, Refusal), "text": str(error)})
+        raise
+    return 0
+
+
+def die_with_parent() -> None:
+    """A launcher starts sessions of their own, which a kill of the step's group would leave behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

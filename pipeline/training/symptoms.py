@@ -1,0 +1,100 @@
+"""What the literature warns of, read from metrics.jsonl after training: a pure function and one table."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import log
+from statistics import fmean, pstdev
+from typing import Any
+
+from pipeline.training.decisions import COLUMN, SCORE, TOKENS, looks
+
+Row = dict[str, Any]
+LEAST = 8  # logged steps, below which a curve says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Symptom:
+    name: str
+    seen: Callable[[Sequence[Row]], bool]
+    cause: str
+    knob: str
+
+
+def symptoms(rows: Sequence[Row]) -> list[Symptom]:
+    return [symptom for symptom in TABLE if symptom.seen(rows)]
+
+
+def _stuck(rows: Sequence[Row]) -> bool:
+    """The last quarter of the losses is where a policy without any margin has them."""
+    loss = _curve(rows, "loss")
+    return len(loss) >= LEAST and abs(fmean(loss[-len(loss) // 4 :]) - log(2)) < 0.005
+
+
+def _both_rise(rows: Sequence[Row]) -> bool:
+    return all(_gain(_curve(rows, f"rewards/{side}")) > 0.05 for side in ("chosen", "rejected"))
+
+
+def _margin_without_gain(rows: Sequence[Row]) -> bool:
+    """Three looks in a row widen the margin, the last one by no less than half the first, and the score is past its
+    best."""
+    seen = [look for look in looks(list(rows)) if SCORE in look and COLUMN["margin"] in look][-4:]
+    margins, scores = [look[COLUMN["margin"]] for look in seen], [look[SCORE] for look in seen]
+    grows = [b - a for a, b in pairwise(margins)]
+    return len(seen) == 4 and min(grows) > 0 and grows[-1] >= grows[0] / 2 and scores[-1] < max(scores) - 0.01
+
+
+def _swings(rows: Sequence[Row]) -> bool:
+    """In the second half the loss spreads by more than a third of what it is."""
+    loss = _curve(rows, "loss")
+    late = loss[len(loss) // 2 :]
+    return len(loss) >= LEAST and fmean(late) > 0.1 and pstdev(late) > fmean(late) / 3
+
+
+def _longer(rows: Sequence[Row]) -> bool:
+    tokens = [look[TOKENS] for look in looks(list(rows)) if TOKENS in look]
+    return len(tokens) > 1 and tokens[-1] > 1.5 * tokens[0]
+
+
+def _curve(rows: Sequence[Row], name: str) -> list[float]:
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def _gain(curve: list[float]) -> float:
+    """From its first third to its last."""
+    third = len(curve) // 3
+    return fmean(curve[-third:]) - fmean(curve[:third]) if len(curve) >= LEAST else 0.0
+
+
+TABLE = (
+    Symptom(
+        "the loss stays at 0.693",
+        _stuck,
+        "the policy hardly moves, or nothing tells chosen from rejected",
+        "raise train.learning_rate; look at the margins of the pairs (pair.filters, pair.noise)",
+    ),
+    Symptom(
+        "chosen and rejected rewards both rise",
+        _both_rise,
+        "what both sides share is learned, such as style or format, and not what sets them apart",
+        "raise train.beta; give pairs that differ in what counts (pair=best_worst, pair.filters)",
+    ),
+    Symptom(
+        "the margin grows without plateau while the dev score falls",
+        _margin_without_gain,
+        "the reward is over-optimised: pairs are told apart ever better and answers get worse",
+        "lower train.learning_rate, raise train.beta, or stop in time: train.guards.stop_on=score",
+    ),
+    Symptom(
+        "the loss swings",
+        _swings,
+        "steps are too large, or each is of too few pairs",
+        "lower train.learning_rate, raise train.batch or train.warmup",
+    ),
+    Symptom(
+        "answers have grown past 1.5 times their length",
+        _longer,
+        "chosen answers are longer than rejected ones, and length is what is learned",
+        "pair=length_matched, train=sigmoid_norm or train=ld_dpo; see the length-adjusted figures of the report",
+    ),
+)

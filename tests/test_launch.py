@@ -1,0 +1,83 @@
+"""How many processes train, how they share a batch, and what they are held to: the losses of one."""
+
+import sys
+
+import polars as pl
+import pytest
+from pydantic import ValidationError
+
+from pipeline.artifacts import Model
+from pipeline.errors import Refusal
+from pipeline.training import launch
+from tests.house import SMALL, composed
+from tests.preferences import LORA, dpo
+from tests.test_guards import Round, account, seen
+
+
+@pytest.fixture(scope="module")
+def round_(tmp_path_factory) -> Round:
+    return Round(tmp_path_factory.mktemp("store"))
+
+
+def weights(model: Model) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(model.adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.model
+def test_two_processes_give_the_losses_of_one_with_the_summed_batch(round_):
+    one = round_.train("one", dpo(LORA, batch=8))
+    two = round_.train("two", dpo(LORA, batch=8, processes=2))
+    assert len(seen(one, "loss")) == 3
+    assert seen(two, "loss") == pytest.approx(seen(one, "loss"), abs=1e-5)
+    assert seen(two, "eval_loss") == pytest.approx(seen(one, "eval_loss"), abs=1e-5)
+    assert account(two)["kept"] == 3 and not seen(two, "eval_kl")
+    together = weights(two)
+    assert all((together[name] - weight).abs().max() < 1e-4 for name, weight in weights(one).items())
+
+
+@pytest.mark.model
+def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
+    """On a CPU `accelerate launch` starts one process of the two, and says nothing; its rank tells the stage."""
+    alone = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    monkeypatch.setattr(launch, "_launcher", lambda cfg, count: alone)
+    with pytest.raises(Refusal, match=r"train.runtime.processes=2: the launcher started 1 "):
+        round_.train("unreached", dpo(batch=8, processes=2))
+    assert not (round_.store / "train" / "unreached" / "model.json").exists()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("asked", [{"kl_budget": 3.0}, {"fall_budget": 1.0}])
+def test_what_one_process_sees_alone_stops_no_other(round_, asked, capsys):
+    from pipeline.training import guards
+
+    given = round_.sft, round_.sft, round_.dev, pl.DataFrame({"prompt_ids": [[1]], "chosen_ids": [[2]]}), round_.store
+    with pytest.raises(Refusal, match=rf"{next(iter(asked))} is read by one process alone, and 2 train together"):
+        guards.guards_for(dpo(guards=asked), *given, processes=2)
+    guards.guards_for(dpo(), *given, processes=2)
+    assert "2 processes train together: KL, own answers" in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_share_out_is_refused():
+    assert launch.processes(dpo(batch=12, micro_batch=2, processes=3)) == 3
+    with pytest.raises(Refusal, match=r"train.batch=4 does not share out to 3 processes .*micro_batch=2"):
+        launch.processes(dpo(batch=4, processes=3))
+
+
+def test_a_rate_far_above_the_usual_one_is_refused_unless_it_is_named():
+    with pytest.raises(ValidationError, match=r"learning_rate=0.01 is over ten times what is usual here \(0.0005\)"):
+        dpo(learning_rate=1e-2, usual_rate=5e-4)
+    assert dpo(learning_rate=1e-2, usual_rate=1e-2).learning_rate == 1e-2
+
+
+@pytest.mark.parametrize(("name", "rate"), [("dpo", 5e-7), ("orpo", 8e-6)])
+def test_each_objective_brings_its_usual_rate(name, rate):
+    cfg = composed(*SMALL, f"train={name}").train
+    assert cfg.learning_rate == cfg.runtime.usual_rate == rate
+
+
+@pytest.mark.model
+def test_a_rate_far_below_the_usual_one_is_said(round_, capfd):
+    round_.train("slow", dpo(learning_rate=1e-6, usual_rate=5e-5, batch=24))
+    assert "learning_rate=1e-06 is under a tenth of what is usual here (5e-05)" in capfd.readouterr().err
