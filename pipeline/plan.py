@@ -63,7 +63,7 @@ def reward_model(cfg: Config, base: Step | None, sft: Step, fence: Part) -> Step
 def exam(cfg: Config, sft: Step, reward: Step | None, name: str, model: Step, prompts: Part) -> dict[str, Step]:
     """The same stages on other prompts. Only the label knows the round: a model is examined once, whoever asks."""
     label = f"{prompts.part} {name}"
-    scorers = cfg.exam.score if prompts.part == "test" else cfg.score  # gold scorers and paid judges see test only
+    _, scorers = cfg.marking
     asked = reward if scorers.asks_reward else None
     samples = Step("sample", cfg.exam.sample.draw("exam"), at=label, policy=model, prompts=prompts)
     return {

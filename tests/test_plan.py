@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.step import Step, floats
 from tests.house import SMALL, Toys, composed, fingerprints, named
@@ -97,6 +98,19 @@ def test_base_none_starts_the_report_at_sft():
     steps = named(plan(composed(*SMALL)))
     assert "base@0" not in steps
     assert list(steps["evaluate@report"].inputs["exams"]) == ["sft", "round-1", "control"]
+
+
+def test_a_judge_that_compares_makes_pairs_while_others_mark_the_dev_exams():
+    judge = ["+scorer@score.scorers.judge=pairwise", "score.scorers.judge.engine.model=m", "pair.scorer=judge"]
+    words = ["recipes=smoke", "exam.split=dev", "evaluate.scorer=rules", *judge]
+    with pytest.raises(Refusal, match=r"score\.scorers\.judge compares.*\+score@exam\.dev_score=rules"):
+        composed(*words)
+    steps = named(plan(composed(*words, "+score@exam.dev_score=rules")))
+    assert set(steps["score@1"].config.scorers) == {"judge", "rules"}
+    assert set(steps["score@dev sft"].config.scorers) == {"rules"}
+    gold = ["+score@exam.dev_score=rules", "exam.dev_score.scorers.rules.gold=true"]
+    with pytest.raises(Refusal, match=r"exam\.dev_score\.scorers\.rules\.gold=true: a gold scorer marks"):
+        composed(*words, *gold)
 
 
 def test_exams_on_dev_read_dev_and_the_training_scorers():

@@ -172,6 +172,13 @@ class Config(Block):
     dry_run: bool
     verify: bool
 
+    @property
+    def marking(self) -> tuple[str, ScoreConfig]:
+        """What marks the exams, and under which knob it stands: gold scorers and paid judges see test only."""
+        if self.exam.split == "test":
+            return "exam.score", self.exam.score
+        return ("exam.dev_score", self.exam.dev_score) if self.exam.dev_score else ("score", self.score)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         """What no block can know alone; every mismatch is said at once."""
@@ -182,7 +189,7 @@ class Config(Block):
 
 
 def _mismatches(cfg: Config) -> Iterator[str]:
-    marking = cfg.exam.score if cfg.exam.split == "test" else cfg.score
+    _, marking = cfg.marking
     for knob, name, scorers in (
         ("pair.scorer", cfg.pair.scorer, cfg.score.scorers),
         ("evaluate.scorer", cfg.evaluate.scorer, marking.scorers),
@@ -207,9 +214,7 @@ def _mismatches(cfg: Config) -> Iterator[str]:
         yield "exam.sample.more: every model answers as often as the others. Give exam.sample.more=[]"
     yield from _rewardless(cfg)
     yield from _unserved(cfg)
-    for name, scorer in cfg.score.scorers.items():
-        if scorer.gold:
-            yield f"score.scorers.{name}.gold=true: a gold scorer marks exams alone; move it to exam.score.scorers."
+    yield from _misplaced_gold(cfg)
     if cfg.rounds > 1 and cfg.sample.per_round is None:
         yield f"rounds={cfg.rounds} draw fresh prompts each: give sample.per_round=N, the prompts of one round."
     if cfg.train.logps == "ready" and cfg.refer.dtype != cfg.train.dtype:
@@ -237,13 +242,23 @@ def _mismatches(cfg: Config) -> Iterator[str]:
 
 def _incomparable(cfg: Config) -> Iterator[str]:
     """A score among a prompt's own answers says nothing of two models: its mean is a half for both."""
-    where, marking = ("exam.score", cfg.exam.score) if cfg.exam.split == "test" else ("score", cfg.score)
+    where, marking = cfg.marking
+    apart = " Mark dev by others: +score@exam.dev_score=rules." if cfg.exam.split == "dev" else ""
     for name, scorer in marking.scorers.items():
         if isinstance(scorer, PairwiseScorer):
             yield (
                 f"{where}.scorers.{name} compares a model's answers with each other, and would mark this exam"
-                f" (exam.split={cfg.exam.split}). Compare models on test by +duel@exam.duels.{name}=default"
+                f" (exam.split={cfg.exam.split}).{apart} Compare models on test by +duel@exam.duels.{name}=default"
             )
+
+
+def _misplaced_gold(cfg: Config) -> Iterator[str]:
+    """What chooses, pairs or points of a sweep, never sees the scorer that tells whether choosing overdid it."""
+    for where, choosing in (("score", cfg.score), ("exam.dev_score", cfg.exam.dev_score)):
+        for name, scorer in choosing.scorers.items() if choosing else ():
+            if scorer.gold:
+                knob = f"{where}.scorers.{name}.gold=true"
+                yield f"{knob}: a gold scorer marks exams on test alone; move it to exam.score.scorers."
 
 
 def _unserved(cfg: Config) -> Iterator[str]:
@@ -299,8 +314,8 @@ def _unfit(cfg: Config) -> Iterator[str]:
 
 def _rewardless(cfg: Config) -> Iterator[str]:
     """The reward model: who asks for one that is not there, and one that nobody asks."""
-    marking = {"score.scorers": cfg.score, "exam.score.scorers": cfg.exam.score}
-    asking = [place for place, scorers in marking.items() if scorers.asks_reward]
+    marking = {"score": cfg.score, "exam.score": cfg.exam.score, "exam.dev_score": cfg.exam.dev_score}
+    asking = [f"{place}.scorers" for place, scorers in marking.items() if scorers and scorers.asks_reward]
     if asking and cfg.reward is None:
         yield (
             f"{asking[0]}: a scorer of kind reward_model has no model, and reward is none."

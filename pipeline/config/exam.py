@@ -25,6 +25,7 @@ class ExamConfig(Block):
     split: Literal["test", "dev"]
     sample: SampleConfig
     score: ScoreConfig
+    dev_score: ScoreConfig | None
     refer: ReferConfig
     duels: dict[Name, DuelConfig]
     control: bool
