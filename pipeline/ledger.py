@@ -67,6 +67,8 @@ def told_in_short(cost: dict[str, Any]) -> str:
             f"{cost['mean_tokens']:.0f} tokens each",
             f"{cost['truncated'] / cost['completions']:.1%} truncated",
         ]
+    if "processes" in cost:
+        parts.append(f"{cost['processes']} processes, which do not look at KL")
     if dropped := cost.get("dropped"):
         parts.append(f"{dropped} dropped (dropped.parquet)")
     return " · ".join(parts)

@@ -154,6 +154,9 @@ def test_past_the_kl_budget_training_stops_and_the_last_weights_within_it_are_pu
     assert (
         "over train.guards.kl_budget" in account(model)["stopped"] and "step 2 are published" in capfd.readouterr().err
     )
+    told = (model.path / "README.md").read_text()
+    assert "Weights of step 2 of 6 planned. Stopped at step 3: KL to" in told and "start: sft/aaaaaaaaaaaa" in told
+    assert f"| KL to the reference on own answers, nats | {kl[2]:.4g} |" in told
     assert chosen_logp(model, round_) == pytest.approx(seen(free, "eval_chosen_logp")[2], abs=1e-4)
     assert chosen_logp(model, round_) != pytest.approx(seen(free, "eval_chosen_logp")[3], abs=1e-4)
 

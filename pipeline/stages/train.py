@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Logps, Model, Pairs, Prompts, note_cost, write_table
 from pipeline.config import TrainConfig
 from pipeline.errors import Refusal
-from pipeline.training import launch
+from pipeline.training import card, launch
 
 if TYPE_CHECKING:
     import polars as pl
@@ -45,6 +45,11 @@ def run(
         for part, table in rows.items():
             write_table(out / "scratch" / "pairs" / f"{part}.parquet", table)
         launch.in_ranks(cfg, count, out, {"init": init, "reference": reference, "dev": dev})
+        note_cost(out, processes=count)
+    held_to = [reference] if reference else []
+    card.write(
+        cfg, out, {"start": [init], "reference": held_to, "pairs": [*pairs], "reference values": [*(logps or [])]}
+    )
     note_cost(out, tokens=round(cfg.epochs * _tokens(rows["train"])), pairs=rows["train"].height)
     return Model(out)
 
