@@ -44,13 +44,12 @@ def check(coming: Iterable[Step]) -> None:
 
 def check_keys(step: Step) -> None:
     """A judge may be asked after hours; whether its key is there is known now."""
+    judges: dict[str, Judge] = {}
     match step.config:
         case ScoreConfig():
             judges = {f"the scorer {name}": one for name, one in step.config.scorers.items() if isinstance(one, Judge)}
         case DuelConfig():
-            judges = {f"the judge of {step.label or 'the duel'}": step.config}
-        case _:
-            judges = {}
+            judges = {f"the duel {step.label}": step.config}
     for name, judge in judges.items():
         if isinstance(judge.engine.runtime, ServiceRuntime):
             served.key_of(f"{name}: engine", judge.engine.runtime)
@@ -110,8 +109,9 @@ def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     for step in coming:
         cfg = step.config
         if isinstance(cfg, ScoreConfig):
-            for part in {part for _, source, part in step.edges() if source is made and part}:
-                check_columns(cfg, told(part))
+            for _, source, part in step.edges():
+                if source is made and part:
+                    check_columns(cfg, told(part))
         if not isinstance(cfg, Draw):
             continue
         for _, source, part in step.edges():

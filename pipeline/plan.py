@@ -80,5 +80,5 @@ def duels(cfg: Config, exams: dict[str, dict[str, Step]], prompts: Part) -> dict
     for judge, block in cfg.exam.duels.items():
         for new, old in contests:
             sides = {"a": exams[new]["samples"], "b": exams[old]["samples"]}
-            fought[judge].setdefault(new, {})[old] = Step("duel", block, at=f"{new} {old}", prompts=prompts, **sides)
+            fought[judge].setdefault(new, {})[old] = Step("duel", block, at=f"test {new} {old}", prompts=prompts, **sides)
     return fought

@@ -185,8 +185,8 @@ def _mismatches(cfg: Config) -> Iterator[str]:
     ):
         if name not in scorers and name in cfg.score.scorers:
             yield (
-                f"{knob}={name}: it marks samples, and no exams. Give +scorer@exam.score.scorers.{name}=FILE as well, or"
-                f" {knob}=ANOTHER. {nearest(name, list(scorers))}"
+                f"{knob}={name}: it marks samples, and no exams. Give +scorer@exam.score.scorers.{name}=FILE as well,"
+                f" or {knob}=ANOTHER. {nearest(name, list(scorers))}"
             )
         elif name not in scorers:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
