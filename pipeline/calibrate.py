@@ -21,7 +21,7 @@ from pipeline.report.statistics import Estimate
 from pipeline.report.wording import UNKNOWN, interval, number, share, signed
 from pipeline.scorers import Answer, Mark, open_scorer
 from pipeline.scorers.ensemble import combined
-from pipeline.scorers.judged import Judged, read_judged
+from pipeline.scorers.human_pairs import Judged, read_judged
 
 USAGE = "python -m pipeline.calibrate FILE [scorer=NAME,…] [out=calibration.json] [recipes=NAME] [key=value …]"
 LONGER, COIN, PEOPLE = "longer wins", "random", "people"
@@ -123,7 +123,12 @@ def calibrated(judged: list[Judged], scorers: dict[str, tuple[Verdicts, Verdicts
 
 
 def distrusted(name: str, gained: Estimate) -> Iterator[str]:
-    if gained.low is None or gained.low <= 0:
+    if gained.mean is None:
+        yield (
+            f"{name} could mark no two answers of any pair. These files hold texts alone: a scorer that reads the"
+            " prompts' columns cannot be calibrated on them."
+        )
+    elif gained.low is None or gained.low <= 0:
         yield (
             f"{name} does not beat '{LONGER}': {signed(gained.mean)} agreement ({interval(asdict(gained), signed)})."
             " Do not trust it on texts like these."
@@ -145,7 +150,7 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
     yield from aligned([HEAD, *(cells(name, row) for name, row in rows.items())])
     yield ""
     yield "agreement by how long the answer is that people prefer, against the other (pairs)"
-    kinds = next(iter(rows.values()))["by_length"]
+    kinds = rows[LONGER]["by_length"]  # of all pairs: a scorer may have failed at some
     table = [["", *(f"{kind} ({row['pairs']})" for kind, row in kinds.items())]]
     for name, row in rows.items():
         table.append([name, *(number(cell["agreement"]) for cell in row["by_length"].values())])

@@ -49,7 +49,7 @@ def check_keys(step: Step) -> None:
         case ScoreConfig():
             judges = {f"the scorer {name}": one for name, one in step.config.scorers.items() if isinstance(one, Judge)}
         case DuelConfig():
-            judges = {f"the judge of {step.label or 'the duel'}": step.config}
+            judges = {f"the duel {step.label}": step.config}
     for name, judge in judges.items():
         if isinstance(judge.engine.runtime, ServiceRuntime):
             served.key_of(f"{name}: engine", judge.engine.runtime)
@@ -109,8 +109,9 @@ def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     for step in coming:
         cfg = step.config
         if isinstance(cfg, ScoreConfig):
-            for read in {part for _, source, part in step.edges() if source is made and part}:
-                check_columns(cfg, told(read))
+            for _, source, part in step.edges():
+                if source is made and part:
+                    check_columns(cfg, told(part))
         if not isinstance(cfg, Draw):
             continue
         for _, source, part in step.edges():

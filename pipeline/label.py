@@ -17,7 +17,7 @@ import polars as pl
 
 from pipeline.artifacts import KL, Samples, write_text
 from pipeline.errors import Refusal, nearest
-from pipeline.scorers.verdicts import FORMULA
+from pipeline.scorers.label_files import FORMULA
 
 PAGE = Path(__file__).with_suffix(".html")
 USAGE = "python -m pipeline.label [RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0], with RUN=runs/latest"

@@ -101,7 +101,7 @@ def duels(cfg: Config, exams: dict[str, dict[str, Step]], prompts: Part) -> dict
     fought: dict[str, dict[str, dict[str, Step]]] = {judge: {} for judge in cfg.exam.duels}
     for judge, block in cfg.exam.duels.items():
         for new, old in contests:
+            label = f"test {new} {old}"
             sides = {"a": exams[new]["samples"], "b": exams[old]["samples"]}
-            label = f"{prompts.part} {new}, {old}"
             fought[judge].setdefault(new, {})[old] = Step("duel", block, at=label, prompts=prompts, **sides)
     return fought

@@ -202,7 +202,7 @@ def test_sft_meets_each_round_and_each_round_the_one_before():
     ]
     step = planned["round-2", "round-1"]
     assert {step.inputs["a"].label, step.inputs["b"].label} == {"test round-2", "test round-1"}
-    assert step.inputs["a"].label == "test round-2" and step.label == "test round-2, round-1"
+    assert step.inputs["a"].label == "test round-2" and step.label == "test round-2 round-1"
 
 
 def test_the_report_is_given_each_duel_by_its_names():

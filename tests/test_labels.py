@@ -16,7 +16,7 @@ from pipeline.config import LabelsScorer, Local, ScoreConfig
 from pipeline.errors import Refusal
 from pipeline.pairing.noise import with_signs
 from pipeline.scorers import Answer, open_scorer
-from pipeline.scorers.judged import read_judged
+from pipeline.scorers.human_pairs import read_judged
 from pipeline.stages.score import run as run_score
 from tests.test_pair import SAMPLE
 from tests.test_score import sample_row
@@ -309,6 +309,9 @@ def test_a_scorer_that_does_not_beat_length_is_warned_of(tmp_path, capsys):
 def test_what_a_scorer_cannot_mark_is_counted_and_a_coin_knows_nothing(tmp_path):
     told = calibrated(tmp_path, people_s(tmp_path, 200, pairs=400), "scorer=rules")  # no constraints to check
     assert told["scorers"]["rules"]["failed"] == 400 and told["scorers"]["rules"]["agreement"]["mean"] is None
+    assert "rules could mark no two answers" in told["warnings"][0]
+    head = next(line for line in calibrate.lines(told) if "about as long" in line)
+    assert sum(map(int, re.findall(r"\((\d+)\)", head))) == 400  # of all pairs, not of those that the scorer marked
     assert told["scorers"]["random"]["agreement"]["low"] < 0.5 < told["scorers"]["random"]["agreement"]["high"]
     assert told["warnings"]
 

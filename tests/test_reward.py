@@ -14,7 +14,7 @@ from pipeline.errors import Broken, Refusal
 from pipeline.scorers import Answer
 from pipeline.scorers.rules import playground as rule
 from pipeline.sources import playground
-from pipeline.sources.judged import read_judged
+from pipeline.sources.reward_rows import read_judged
 from pipeline.stages import reward
 from tests.test_reward_model import checkpoint, marks, scorer
 from tests.test_sft import edit, fenced, hashes

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.config import LabelsScorer
 from pipeline.scorers import Answer, Mark
-from pipeline.scorers.verdicts import Duel, Rating, read_labels
+from pipeline.scorers.label_files import Duel, Rating, read_labels
 
 Votes = Mapping[str, float]  # annotator → value
 

@@ -59,7 +59,7 @@ def _examples(cfg: RewardTraining, out: Path, text: "RewardText", fence: Fence) 
     """The judged answers in tokens, without those that may not be learned from; every row is accounted for."""
     from pipeline.scorers.reward_text import Unreadable
     from pipeline.sources.fence import FenceCheck
-    from pipeline.sources.judged import read_judged
+    from pipeline.sources.reward_rows import read_judged
 
     lines = read_judged(cfg.data, cfg.learn_from)
     check = FenceCheck(fence, cfg.fence.ngram)

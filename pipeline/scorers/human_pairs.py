@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Refusal
-from pipeline.scorers.verdicts import A_WINS, rows_of, verdict_of
+from pipeline.scorers.label_files import A_WINS, rows_of, verdict_of
 
 Row = dict[str, Any]
 OF_NUMBER = {"0": 0.5, "1": 1.0, "2": 0.0}
