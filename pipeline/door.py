@@ -18,8 +18,10 @@ from pipeline.config import (
     ScoreConfig,
     ServiceRuntime,
     TinyBase,
+    TransformersBackend,
     VllmBackend,
 )
+from pipeline.config.block import Workers
 from pipeline.errors import Refusal
 from pipeline.step import Step
 
@@ -32,12 +34,15 @@ def check(coming: Iterable[Step]) -> None:
         if not isinstance(step.config, Draw):
             continue
         check_context(step, step.config)
-        if (backend := step.config.backend) in asked:
+        backend, workers = step.config.backend, step.config.runtime.workers
+        if (backend, workers) in asked:
             continue
-        asked.append(backend)
+        asked.append((backend, workers))
         match backend:
-            case VllmBackend() if backend.runtime.tensor_parallel > 1:
-                check_gpus(backend.runtime.tensor_parallel)
+            case VllmBackend():
+                check_gpus(backend.runtime.tensor_parallel, workers)
+            case TransformersBackend():
+                check_gpus(1, workers)
             case EndpointBackend():
                 served.card_of("sample.backend", backend.runtime, backend.model)
 
@@ -78,14 +83,21 @@ def context_of(step: Step) -> int | None:
             return None
 
 
-def check_gpus(wanted: int) -> None:
-    if (there := visible_gpus()) < wanted:
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        of = "" if hidden is None else f" (CUDA_VISIBLE_DEVICES={hidden})"
-        raise Refusal(
-            f"sample.backend.runtime.tensor_parallel={wanted}: this machine shows {there} GPUs{of}.\n"
-            f"  Give {f'a number up to {there}' if there else '1'}, or run where there are {wanted}."
-        )
+def check_gpus(together: int, workers: Workers) -> None:
+    """For each engine those that it spans; without any GPU an engine that spans none may have others beside it."""
+    wanted = together * (1 if workers == "auto" else workers)
+    if wanted == 1 or (there := visible_gpus()) >= wanted or (together == 1 and not there):
+        return
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    of = "" if hidden is None else f" (CUDA_VISIBLE_DEVICES={hidden})"
+    if there < together:
+        knob, most = f"sample.backend.runtime.tensor_parallel={together}", there or 1
+    else:
+        knob, most = f"sample.runtime.workers={workers} of {together} GPUs each", there // together
+    raise Refusal(
+        f"{knob}: this machine shows {there} GPUs{of}.\n"
+        f"  Give {f'a number up to {most}' if most > 1 else '1'}, or run where there are {wanted}."
+    )
 
 
 def visible_gpus() -> int:

@@ -160,14 +160,19 @@ class Rate:
 
 def rate(stage: str, kind: str, seen: list[Seen]) -> Rate:
     """From the larger pilot; the fixed part is where the line through a round's two sizes begins."""
-    own = [one for one in seen if (one.stage, one.kind) == (stage, kind)]
-    most = [one for one in own if one.prompts == max(each.prompts for each in own)]
+    most = largest(stage, kind, seen)
     seconds, prompts = sum(one.seconds for one in most) / len(most), most[0].prompts
     if kind == ONCE:
         return Rate(seconds, 0.0, seconds, 0.0)
     start = min(seconds, *(one.cost.get("engine_start_seconds", 0.0) for one in most))
     fixed = min(max(_intercept([one for one in seen if one.stage == stage]), start), seconds)
     return Rate(fixed, (seconds - fixed) / prompts, start, (seconds - start) / prompts)
+
+
+def largest(stage: str, kind: str, seen: list[Seen]) -> list[Seen]:
+    """The steps of the larger pilot; several where a round draws in waves."""
+    own = [one for one in seen if (one.stage, one.kind) == (stage, kind)]
+    return [one for one in own if one.prompts == max(each.prompts for each in own)]
 
 
 def _intercept(seen: list[Seen]) -> float:
@@ -190,7 +195,7 @@ def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) ->
     disk, money = 0.0, 0.0
     for step in planned.steps:
         kind = kind_of(step)
-        [*_, one] = sorted((s for s in seen if (s.stage, s.kind) == (step.stage, kind)), key=lambda s: s.prompts)
+        alike = largest(step.stage, kind, seen)
         prompts, per = prompts_of(step, sizes), rate(step.stage, kind, seen)
         row = rows.setdefault(
             (step.stage, kind), {**asdict(per), "steps": 0, "prompts": prompts, "seconds": 0.0, "at_most": 0.0}
@@ -199,8 +204,9 @@ def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) ->
         row["seconds"] += per.of(prompts)
         row["at_most"] += per.at_most(prompts)
         grows = kind != ONCE and step.stage not in ("sft", "train")  # a model is as large whatever it was trained on
-        disk += one.size * (prompts / one.prompts if grows else 1)
-        money += one.cost.get(MONEY, 0.0) * prompts / one.prompts
+        times = prompts / alike[0].prompts
+        disk += sum(one.size for one in alike) / len(alike) * (times if grows else 1)
+        money += sum(one.cost.get(MONEY, 0.0) for one in alike) / len(alike) * times
     stages = [{"stage": stage, "kind": kind, **row} for (stage, kind), row in rows.items()]
     return {
         "stages": stages,

@@ -48,6 +48,15 @@ def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there)
             door.check(asked)
 
 
+@pytest.mark.parametrize("word", ["backend@sample.backend=vllm", "backend@sample.backend=transformers"])
+def test_more_workers_than_gpus_are_refused_before_anything_is_trained(two_gpus, monkeypatch, word):
+    door.check(steps(*GIVEN, word, "sample.runtime.workers=2"))
+    with pytest.raises(Refusal, match=r"workers=3 of 1 GPUs each: this machine shows 2 .*\n  Give a number up to 2"):
+        door.check(steps(*GIVEN, word, "sample.runtime.workers=3"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    door.check(steps(*GIVEN, word, "sample.runtime.workers=3"))  # on a CPU they share its cores
+
+
 @pytest.mark.parametrize(
     ("word", "said"),
     [

@@ -104,6 +104,36 @@ def test_without_token_ids_text_is_cut_again_and_says_so(complete, policy, promp
     assert ended.height and set(ended["token_ids"].list.last()) == {2}
 
 
+@model
+def test_text_that_is_odd_becomes_an_answer_of_the_policy_or_a_failed_row(policy, prompts, tmp_path):
+    """Its end spelled out, nothing at all, half a character, and far more than was asked for."""
+    texts = "Yes <|end|> and no.", None, "\ud800", "river " * 100
+
+    def odd(body):
+        return {"index": 0, "text": texts[body["seed"] % len(texts)], "finish_reason": "stop"}
+
+    with serving(odd, root=str(policy.weights)) as server:
+        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False), 0.9)
+    failed = read_table(tmp_path / "out" / "failed.parquet")
+    assert set(failed["reason"]) == {"the answer holds no text"} and rows.height + failed.height == PROMPTS * 4
+    ended, longer = rows.filter(finish_reason="stop"), rows.filter(finish_reason="length")
+    assert set(ended["completion"]) == {texts[0]} and set(ended["token_ids"].list.count_matches(2)) == {1}
+    assert set(longer["completion"]) == {texts[3]} and ended.height, "it counts as truncated, and nobody cut it"
+
+
+@model
+def test_more_tokens_than_were_asked_for_are_a_failed_row(complete, policy, prompts, tmp_path):
+    def longer(body):
+        answer = complete(body)
+        if body["seed"] < 100:
+            return answer
+        ids, logprobs = [5] * (LIMITS["completion"] + 1), [-1.0] * (LIMITS["completion"] + 1)
+        return {**answer, "token_ids": ids, "logprobs": {"token_logprobs": logprobs}, "finish_reason": "length"}
+
+    with serving(longer) as server, pytest.raises(Broken, match="more than the 24 tokens that were asked for"):
+        run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+
+
 # ── a server with faults ──────────────────────────────────────────────────────────────────────────────────────────
 
 

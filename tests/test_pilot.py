@@ -1,11 +1,13 @@
 """The pilot's arithmetic over the real plan: steps that take `fixed + each × prompts` are extrapolated to the truth."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from pipeline import pilot
 from pipeline.artifacts import write_json
+from pipeline.config import Config
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.runner import prepare, select
@@ -46,15 +48,19 @@ def pretend(cfg) -> None:
         write_json(path / "manifest.json", {"files": files, "seconds": seconds(step, prompts), "cost": cost})
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("pilot")
-    places = [f"store={tmp_path / 'store'}", f"runs={tmp_path / 'runs'}"]
-    whole = composed(*WORDS, *places)
-    small, large = (composed(*WORDS, *places, *pilot.lowered(whole, n)) for n in (pilot.FEW, pilot.MANY))
+def piloted(tmp_path, *words: str) -> tuple[Config, Config, list[pilot.Seen]]:
+    """The whole run, the larger pilot, and what both pilots measured."""
+    words = *WORDS, f"store={tmp_path / 'store'}", f"runs={tmp_path / 'runs'}", *words
+    whole = composed(*words)
+    small, large = (composed(*words, *pilot.lowered(whole, n)) for n in (pilot.FEW, pilot.MANY))
     small = small.model_copy(update={"until": "train@1"})
     pretend(small), pretend(large)
-    seen = [*pilot.measured(small), *pilot.measured(large)]
+    return whole, large, [*pilot.measured(small), *pilot.measured(large)]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    whole, large, seen = piloted(tmp_path_factory.mktemp("pilot"))
     return whole, pilot.estimate(whole, large, seen, overhead=2.0)
 
 
@@ -90,6 +96,13 @@ def test_disk_money_ties_and_what_can_be_detected(told):
     shown = "\n".join(pilot.lines(estimate))
     assert "12% of prompts" in shown and "in rules with 300 exam prompts" in shown
     json.dumps(estimate, allow_nan=False)
+
+
+def test_a_later_wave_that_drew_nothing_makes_no_other_wave_free(tmp_path):
+    whole, large, seen = piloted(tmp_path, "sample.more=[4]")
+    later = [one for one in seen if (one.stage, one.kind, one.prompts) == ("score", pilot.ROUND, pilot.MANY)][-1]
+    seen[seen.index(later)] = replace(later, size=0, cost={"judge_money": 0.0})
+    assert pilot.estimate(whole, large, seen, 0.0)["judge_money"] == pytest.approx(0.01 * (2 * 400 + 3 * 300))
 
 
 def test_a_pilot_changes_how_many_prompts_are_asked_and_nothing_else():

@@ -104,6 +104,8 @@ class Endpoint:
             return self._cut_again(request, choice)
         if fault := self.fault(request, choice):
             return Failed(request.sample_id, fault)
+        if len(choice.token_ids) > self._longest:
+            return Failed(request.sample_id, f"it has more than the {self._longest} tokens that were asked for")
         logprob = sum(choice.logprobs.token_logprobs)
         return Completion(request.sample_id, choice.token_ids, logprob, choice.finish_reason)
 
@@ -120,12 +122,17 @@ class Endpoint:
             return "it was stopped at a token that ends no answer of the policy"
         return None
 
-    def _cut_again(self, request: Request, choice: Any) -> Completion:
-        """Text in the policy's own tokens: not those that were drawn, so their log-probability is not known."""
-        ids = self.text.tokenizer(choice.text, add_special_tokens=False)["input_ids"]
-        if choice.finish_reason == "stop":
-            ids = [*ids, self.text.tokenizer.eos_token_id]
-        return Completion(request.sample_id, ids, None, choice.finish_reason)
+    def _cut_again(self, request: Request, choice: Any) -> Completion | Failed:
+        """Text in the policy's own tokens: not those that were drawn, so their log-probability is not known.
+
+        A special token that is spelled out is text as well. What is longer than was asked for counts as truncated.
+        """
+        if not _is_text(choice.text):
+            return Failed(request.sample_id, "the answer holds no text")
+        ids = self.text.tokenizer(choice.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ended = choice.finish_reason == "stop" and len(ids) < self._longest
+        whole = [*ids, self.text.tokenizer.eos_token_id] if ended else ids
+        return Completion(request.sample_id, whole, None, "stop" if ended else "length")
 
     def said(self, error: Exception) -> str:
         import openai
@@ -156,3 +163,12 @@ class Endpoint:
             task.cancel()
         await asyncio.gather(*self._pending, return_exceptions=True)
         await self.client.close()
+
+
+def _is_text(given: Any) -> bool:
+    """JSON can hold half a character, which no tokenizer and no file takes."""
+    try:
+        given.encode()
+    except (AttributeError, UnicodeEncodeError):
+        return False
+    return True
