@@ -46,7 +46,7 @@ def prompts(store: Path, ids: Sequence[str], text: str = "Tell me about {}.", pa
 
 
 def answer(prompt: str, score: float | None, text: str = "An answer.", index: int = 0, **more: Any) -> dict[str, Any]:
-    """One answer and its score; `kinds` are scores of the criteria that apply to its prompt, `others` other scorers'."""
+    """One answer and its score; `kinds`: of the criteria that apply to its prompt; `others`: by other scorers."""
     plain = {"tokens": 10, "finish_reason": "stop", "kinds": {}, "others": {}, "reasoning_tokens": 0}
     return {
         "prompt_id": prompt,

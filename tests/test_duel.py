@@ -55,7 +55,7 @@ def config(judge, shipped, tmp_path, monkeypatch):
 def answered(folder, name, texts):
     """`prompt → its answers`, and a KL draw of each, which is no answer."""
     rows = [
-        (prompt, f"{name}/{prompt}/{i}", setting, text, [1], "stop", -1.0)
+        (prompt, f"{name}/{prompt}/{i}", setting, text, [1], "stop", -1.0, 0)
         for prompt, answers in texts.items()
         for i, (setting, text) in enumerate([*(("answer", text) for text in answers), ("kl", "good " * 9)])
     ]

@@ -105,6 +105,7 @@ def _sides(gap: Row | None) -> Cell:
 
 def habits(report: Row) -> Sheet:
     """How they write, whatever the score."""
+    thinks = any(model["reasoning"]["mean"] for model in report["models"])
     columns = (
         "model",
         "truncated",
@@ -114,15 +115,15 @@ def habits(report: Row) -> Sheet:
         "Markdown",
         "other language",
         "commonest opening",
-        "reasoning",
+        *(["reasoning"] if thinks else []),
     )
     note = "Shares of answers by prompt; distinct-2 is the share of all answers' word pairs that differ."
     return Sheet(
-        "How they write", note, columns, [_habit(model) for model in report["models"]], report["exam"]["chosen"]
+        "How they write", note, columns, [_habit(model, thinks) for model in report["models"]], report["exam"]["chosen"]
     )
 
 
-def _habit(model: Row) -> list[Cell]:
+def _habit(model: Row, thinks: bool) -> list[Cell]:
     opening, strange = model["opening"], model["other_language"]
     begun = f"“{opening['text']}”" if opening["text"] else ""
     return [
@@ -134,7 +135,7 @@ def _habit(model: Row) -> list[Cell]:
         Cell(share(model["markdown"])),
         Cell(share(strange["share"]), f"{count(strange['n'])} prompts" if strange["n"] else "texts too short"),
         Cell(share(opening["share"]), begun),
-        Cell(number(model["reasoning"]["mean"], 1), "tokens"),
+        *([Cell(number(model["reasoning"]["mean"], 1), "tokens")] if thinks else []),
     ]
 
 
