@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.report.statistics import Sampling, contest, difference, holm, sign_flip, sign_test
+from pipeline.report.statistics import Sampling, contest, difference, holm, length_adjusted, sign_flip, sign_test
 
 LEVEL = 0.05
 
@@ -87,3 +87,28 @@ def test_holm_knows_the_textbook():
 def test_the_same_tests_corrected_together_are_stricter_than_one():
     wins = sign_test(30, 14)
     assert wins < LEVEL < min(holm([wins] * 3))
+
+
+def judged(win, seed: int = 0, judges: int = 20) -> tuple[float, float]:
+    """The mean plain and the mean length-adjusted rate over judges of 500 prompts; a's answers are 30 tokens longer."""
+    rng, plain, adjusted = np.random.default_rng(seed), [], []
+    for _ in range(judges):
+        gaps = rng.normal(30, 40, 500).round()
+        points = (rng.random(500) < win(gaps)).astype(float)
+        won, longer = (dict(zip(map(str, range(500)), each.tolist(), strict=True)) for each in (points, gaps))
+        plain.append(points.mean())
+        adjusted.append(length_adjusted(won, longer))
+    return float(np.mean(plain)), float(np.mean(adjusted))
+
+
+@pytest.mark.parametrize("steep", [1 / 25, 1 / 10])
+def test_a_judge_that_rewards_length_alone_is_adjusted_to_a_half(steep):
+    plain, adjusted = judged(lambda gaps: 1 / (1 + np.exp(-gaps * steep)))
+    assert adjusted == pytest.approx(0.5, abs=0.03)
+    assert plain > 0.65
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5, 0.65, 0.8])
+def test_a_judge_that_ignores_length_is_left_as_it_is(rate):
+    plain, adjusted = judged(lambda gaps: np.full(len(gaps), rate))
+    assert adjusted == pytest.approx(plain, abs=0.02)
