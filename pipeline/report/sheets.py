@@ -59,8 +59,9 @@ def models(report: Row) -> Sheet:
 def _how_sure(report: Row) -> str:
     exam = report["exam"]
     shown = f"{count(exam['prompts'])} {exam['split']} prompts; with each mean its {level_text(exam['level'])}."
-    told = [shown, _power(report), (report["control"] or {}).get("why", ""), _captured(report)]
-    return " ".join(f"{text[0].upper()}{text[1:]}" for text in told if text)
+    control = report["control"]
+    steady = control["why"] if control and control["stable"] is not False else ""  # else it stands at the top
+    return " ".join(text for text in (shown, _power(report), steady, _captured(report)) if text)
 
 
 def _power(report: Row) -> str:
@@ -78,8 +79,8 @@ def _captured(report: Row) -> str:
     if best is None:
         return ""
     if best["share"] is None:
-        return f"{best['model']} is not clearly better than sft: its scorer offers nothing to capture."
-    return f"{report['exam']['chosen']} gained {share(best['share'])} of what {best['model']} gains."
+        return f"Even {best['model']} is not clearly better than sft: there is nothing to capture."
+    return f"Of what {best['model']} gains over sft, {report['exam']['chosen']} gains {share(best['share'])}."
 
 
 def _model(report: Row, model: Row, scorer: str) -> list[Cell]:
