@@ -11,6 +11,7 @@ import pytest
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.config import Evaluation
 from pipeline.errors import Broken, Refusal
+from pipeline.report.statistics import holm
 from pipeline.stages import evaluate
 from tests import exams
 from tests.exams import answer, exam, model
@@ -18,6 +19,7 @@ from tests.exams import answer, exam, model
 CONFIG = Evaluation(scorer="rules", slices=[], level=0.95, resamples=499, seed=1, training="rules", gold=[])
 IDS = [f"p{i:03d}" for i in range(60)]
 STAGE = {"base": "base", "sft": "sft", "round-1": "train", "round-2": "train"}
+AGAIN = {"control": "sft", "best-of-4": "sft", "prompted": "sft"}
 LOG = [
     {"step": 1, "loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.0},
     {"step": 2, "loss": 0.5, "rewards/margins": 0.8, "rewards/accuracies": 0.9},
@@ -36,7 +38,7 @@ class Run:
         self.exams, self.pairs = {}, []
 
     def add(self, name, answers, kl=(), without=(), log=()):
-        of = model(self.store, STAGE[name], f"{len(self.exams):012x}", log)
+        of = model(self.store, {**STAGE, **AGAIN}[name], f"{len(self.exams):012x}", log)
         self.exams[name] = exam(of, answers, kl, without)
         return self
 
@@ -301,6 +303,125 @@ def test_a_better_model_is_called_better(run):
     assert report["verdict"]["better"] == "yes"
     assert report["verdict"]["why"] in (run.out / "report.md").read_text()
     assert "round-1 is better than sft." in (run.out / "report.html").read_text()
+
+
+# ── how they write ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_habits_are_shares_by_prompt_and_leave_thinking_out(run):
+    texts = [
+        "I'm sorry, but no.",
+        "<think>I cannot know.</think>Sure, here it is.",
+        "# Title\nwords",
+        "Sure, here we go.",
+    ]
+    sft = [answer(key, 0.5, texts[i % 4], tokens=30, reasoning_tokens=10 * (i % 4 == 1)) for i, key in enumerate(IDS)]
+    found = run.add("sft", sft).evaluate(chosen="sft")["models"][0]
+    assert (found["refusals"], found["markdown"]) == (0.25, 0.25)
+    assert found["opening"] == {"text": "i'm sorry but", "share": 0.25}
+    assert (found["tokens"]["mean"], found["reasoning"]["mean"]) == (pytest.approx(27.5), pytest.approx(2.5))
+    assert found["distinct"]["1"] == pytest.approx(12 / (15 * (4 + 4 + 2 + 4)))
+    assert found["other_language"] == {"share": None, "n": 0}
+
+
+def test_an_answer_in_another_language_than_its_prompt_is_counted(tmp_path):
+    run = Run(tmp_path)
+    run.prompts = exams.prompts(
+        run.store, IDS, "Please describe the old lighthouse by the sea, number {}, in two lines."
+    )
+    english = "The old lighthouse stands above the grey sea and has done so for more than two hundred years."
+    german = "Der alte Leuchtturm steht über dem grauen Meer und tut das schon seit mehr als zweihundert Jahren."
+    sft = [answer(key, 0.5, german if i < 15 else english) for i, key in enumerate(IDS)]
+    assert run.add("sft", sft).evaluate(chosen="sft")["models"][0]["other_language"] == {"share": 0.25, "n": 60}
+
+
+def test_slices_are_over_their_own_prompts(tmp_path):
+    run = Run(tmp_path)
+    kinds = [json.dumps({"category": "code"} if i < 20 else {"category": "prose"} if i < 50 else {}) for i in range(60)]
+    table = run.prompts.read().with_columns(columns=pl.Series(kinds))
+    write_table(run.prompts.path / "prompts.parquet", table)
+    run.add("sft", scored(0.5)).add("round-1", scored(lambda i: 0.9 if i < 20 else 0.5 - i % 2 / 10))
+    report = run.evaluate(config=CONFIG.model_copy(update={"slices": ["category"]}))
+    own = [row for row in report["slices"] if row["model"] == "round-1"]
+    assert [(row["value"], row["prompts"], row["n"]) for row in own] == [
+        ("prose", 30, 30),
+        ("code", 20, 20),
+        ("–", 10, 10),
+    ]
+    assert named(own, value="code")["gain"]["mean"] == pytest.approx(0.4)
+    assert named(own, value="code")["gain"]["p_holm"] == pytest.approx(3 * named(own, value="code")["gain"]["p_value"])
+    assert "category: prose" in (run.out / "report.md").read_text()
+    with pytest.raises(Refusal, match=r"no prompt has the column categry.*Did you mean category\?"):
+        run.evaluate(config=CONFIG.model_copy(update={"slices": ["categry"]}))
+
+
+# ── what the figures are held against ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_family_is_one_scorer_s_models(run):
+    report = whole(run).evaluate(chosen="round-2")
+    own = [gap for gap in report["differences"] if gap["scorer"] == "rules"]
+    assert [gap["model"] for gap in own] == ["base", "round-1", "round-2"]
+    assert [gap["p_holm"] for gap in own] == holm([gap["p_value"] for gap in own])
+    assert any(gap["p_holm"] > gap["p_value"] for gap in own)
+
+
+def again(run, control):
+    """SFT, one round, and SFT again: as often above SFT as below it, but for what the control adds."""
+    run.add("sft", scored(lambda i: i / 60)).add("round-1", scored(lambda i: i / 60 + 0.1))
+    return run.add("control", scored(lambda i: i / 60 + 0.1 * (-1) ** i + control))
+
+
+def test_sft_drawn_again_is_a_row_and_says_that_the_machinery_holds(run):
+    report = again(run, 0.0).evaluate()
+    assert report["control"]["stable"] is True and report["control"]["tests"] == 2
+    assert [model["name"] for model in report["models"]] == ["sft", "round-1", "control"]
+    assert named(report["differences"], model="control")["p_value"] > 0.05
+    assert named(report["duels"], a="control", b="sft")
+    assert report["control"]["why"] in (run.out / "report.md").read_text()
+    assert not [row for row in report["missing"] if row["model"] == "control" and "KL" in row["what"]]
+
+
+def test_a_control_that_differs_is_said_at_the_top(run):
+    report = again(run, 0.5).evaluate()
+    assert report["control"]["stable"] is False
+    for file in ("report.md", "report.html"):
+        assert "The machinery or the scorer is unstable" in (run.out / file).read_text()
+
+
+def golden(run, gold):
+    rng = random.Random(0)
+    for name, gain in (("sft", 0.0), ("round-1", 1.0)):
+        run.add(name, [answer(key, rng.random() + gain, others={"gold": rng.random() + gold * gain}) for key in IDS])
+    return run.evaluate(config=CONFIG.model_copy(update={"gold": ["gold"]}))
+
+
+def test_a_proxy_that_rose_alone_is_no_yes(run):
+    report = golden(run, 0.0)
+    assert report["proxy"]["over_optimised"] is True
+    [row] = report["proxy"]["rounds"]
+    assert row["proxy"]["low"] > 0.5 and row["gold"]["low"] < 0 < row["gold"]["high"]
+    assert report["verdict"]["better"] == "unclear" and "It learned to please rules" in report["verdict"]["why"]
+    assert "round-1 learned to please rules" in (run.out / "report.html").read_text()
+
+
+def test_a_gold_score_that_follows_leaves_the_yes(run):
+    report = golden(run, 1.0)
+    assert (report["proxy"]["over_optimised"], report["verdict"]["better"]) == (False, "yes")
+
+
+def test_the_best_of_n_are_the_answers_that_were_marked_and_the_ceiling(run):
+    rng = random.Random(0)
+    noise = [rng.random() / 10 for _ in IDS]
+    run.add("sft", scored(0.5)).add("round-1", scored(lambda i: 0.6 + noise[i]))
+    run.add("best-of-4", [answer(key, 0.7 + 2 * noise[i], index=j) for i, key in enumerate(IDS) for j in range(4)])
+    scores = run.exams["best-of-4"]["scores"].path / "scores" / "0.parquet"
+    write_table(scores, read_table(scores).filter(pl.col("sample_id").str.ends_with("/2")))
+    report = run.evaluate()
+    assert read_table(run.out / "answers.parquet").filter(pl.col("model") == "best-of-4").height == 60
+    assert named(report["models"], name="best-of-4")["metrics"]["rules"]["failed"] == 0
+    mean = sum(noise) / 60
+    assert report["ceiling"]["share"] == pytest.approx((0.1 + mean) / (0.2 + 2 * mean))
 
 
 # ── what may be missing ───────────────────────────────────────────────────────────────────────────────────────────

@@ -119,6 +119,25 @@ def test_exams_on_dev_read_dev_and_the_training_scorers():
     assert parts == {"dev"}
 
 
+def test_rows_around_training_are_sft_in_seeds_of_their_own_and_change_no_other_exam():
+    more = ["exam.best_of=4", "exam.prompted={system: Be brief., few_shot: []}"]
+    without, whole = fingerprints(*SMALL, "exam.control=false"), fingerprints(*SMALL, *more)
+    assert changed(without, whole) == {"evaluate@report"}
+    steps = named(plan(composed(*SMALL, *more)))
+    drawn = [steps[f"sample@test {name}"] for name in ("control", "best-of-4", "prompted")]
+    assert [each.config.purpose for each in drawn] == ["control", "best-of", "prompted"]
+    assert [each.config.settings["answer"].n for each in drawn] == [1, 4, 1]
+    assert drawn[2].config.settings["answer"].system == "Be brief."
+    assert all(each.inputs["policy"] is steps["sft@0"] and set(each.config.settings) == {"answer"} for each in drawn)
+    best = steps["evaluate@report"].inputs["exams"]["best-of-4"]["scores"]
+    assert (best.config.best_by, best.inputs["best"].config) == ("rules", composed(*SMALL).score)
+
+
+def test_on_dev_nothing_is_drawn_again():
+    exams = named(plan(composed(*SMALL, "exam.split=dev", "exam.best_of=4")))["evaluate@report"].inputs["exams"]
+    assert list(exams) == ["sft", "round-1"]
+
+
 def test_a_floating_hub_revision_marks_everything_after_it():
     steps = named(plan(composed(*SMALL, "sft.revision=null")))
     assert floats(steps["train@1"]) and not floats(steps["prompts@0"])

@@ -10,8 +10,11 @@ import pytest
 from pipeline.artifacts import Model, Pairs, Samples, write_table
 from pipeline.config import ReferConfig
 from pipeline.errors import Broken, Refusal
-from pipeline.stages import refer
+from pipeline.report.examined import read_exam
+from pipeline.stages import refer, sample
 from tests.preferences import write_pairs
+from tests.test_sample import PLAIN, ask
+from tests.test_sample import config as drawing
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.model
@@ -84,6 +87,45 @@ def test_an_exam_refers_only_its_kl_draws(model, tmp_path):
     table = refer.run(config(), tmp_path / "out", model=model, rows=Samples(tmp_path / "exam")).read()
     assert table["sample_id"].to_list() == ["kl-0"]
     assert table["logp"][0] == pytest.approx(alone(model, [1, 4, 9], [7, 8, 2]), abs=1e-4)
+
+
+def exact_kl(policy: Model, sft: Model, prompt: list[int]) -> float:
+    """KL of answers of two tokens, over every first token and all that can follow it."""
+    import torch
+
+    def after(of: Model, ids: list[list[int]]) -> "torch.Tensor":
+        with torch.no_grad():
+            return opened(of)(torch.tensor(ids)).logits[:, -1].double().log_softmax(-1)
+
+    first, first_sft = after(policy, [prompt])[0], after(sft, [prompt])[0]
+    longer = [[*prompt, token] for token in range(len(first))]
+    second, second_sft = after(policy, longer), after(sft, longer)
+    further = (second.exp() * (second - second_sft)).sum(-1)
+    further[opened(policy).config.eos_token_id] = 0.0  # the answer is over
+    return float((first.exp() * (first - first_sft + further)).sum())
+
+
+def test_kl_of_an_exam_is_the_exact_one_where_all_answers_can_be_counted(tmp_path):
+    """Two models unlike each other, answers of two tokens at most, 1,500 draws of each of two prompts."""
+    sft, policy = (tiny_model(tmp_path / "store" / "sft" / (key * 12), seed=seed) for key, seed in (("a", 0), ("b", 1)))
+    asked = ask(tmp_path / "prompts", "the river", "the lantern")
+    kl = {"n": 1500, "temperature": 1.0, "top_p": 1.0, **PLAIN}
+    backend = {"kind": "transformers", "dtype": "float32", "runtime": {"batch": 500}}
+    limits = {"prompt": 64, "completion": 2}
+    drawn = sample.run(
+        drawing(settings={"kl": kl, "answer": {**kl, "n": 1}}, backend=backend, limits=limits),
+        tmp_path / "drawn",
+        policy=policy,
+        prompts=asked,
+    )
+    logps = refer.run(config(8192), tmp_path / "logps", model=sft, rows=drawn)
+    exam = {"model": policy, "samples": drawn, "logps": logps}
+    found = read_exam("round-1", exam, frozenset(asked.read()["prompt_id"]), "rules").drift
+    table = drawn.read("kl").unique("prompt_id")
+    for prompt, ids in table.select("prompt_id", "prompt_token_ids").iter_rows():
+        exact = exact_kl(policy, sft, ids)
+        assert exact > 0.5
+        assert found[prompt] == pytest.approx(exact, rel=0.08)
 
 
 def test_no_rows_give_an_empty_table_and_load_no_model(pairs, tmp_path):

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from pipeline.artifacts import Prompts, Samples, write_table
+from pipeline.artifacts import Prompts, Samples, Scores, write_table
 from pipeline.errors import Broken
 from pipeline.scorers import rules
 from pipeline.stages.score import run
@@ -77,3 +77,23 @@ def test_marked_shards_are_not_marked_again(tmp_path, drawn, monkeypatch):
     (tmp_path / "scores" / "00001.parquet").unlink()
     table = scored(tmp_path, drawn, lambda text, columns: {"": 0.0}, monkeypatch)
     assert table["score"].value_counts(sort=True)["count"].to_list() == [5, 5]
+
+
+def test_only_each_prompt_s_best_answer_is_shown_to_the_scorers(tmp_path, monkeypatch):
+    """Four prompts of three answers: the second is best but where its score failed, equal ones go by sample id."""
+    rows = [sample_row(f"p{p}", f"p{p}-{i}", f"answer {i}") for p in range(4) for i in range(3)]
+    write_table(tmp_path / "sample" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
+    table = pl.DataFrame([{"prompt_id": f"p{p}", "prompt": [], "columns": "{}"} for p in range(4)])
+    write_table(tmp_path / "prompts" / "prompts.parquet", table)
+    marks = {"p0": [0.1, 0.9, 0.2], "p1": [0.3, None, 0.2], "p2": [0.5, 0.5, 0.1], "p3": [None, None, None]}
+    known = [(f"{p}-{i}", p, "train", score) for p, scores in marks.items() for i, score in enumerate(scores)]
+    known += [(f"{p}-{i}", p, "other", float(i)) for p in marks for i in range(3)]
+    schema = {"sample_id": pl.String, "prompt_id": pl.String, "scorer": pl.String, "score": pl.Float64}
+    write_table(tmp_path / "best" / "scores" / "0.parquet", pl.DataFrame(known, schema=schema, orient="row"))
+    shown = []
+    monkeypatch.setitem(rules.RULES, "playground", lambda text, columns: shown.append(text) or {"": 1.0})
+    cfg = composed("recipes=smoke").score.of_best("train")
+    parts = {"samples": Samples(tmp_path / "sample"), "prompts": Prompts(tmp_path / "prompts")}
+    found = run(cfg, tmp_path / "out", **parts, best=Scores(tmp_path / "best")).read()
+    assert sorted(found["sample_id"]) == ["p0-1", "p1-0", "p2-0"]
+    assert sorted(shown) == ["answer 0", "answer 0", "answer 1"]

@@ -23,14 +23,14 @@ def control(question: Question, differences: Sequence[Row], duels: Sequence[Row]
 
 def _of_control(tested: Sequence[Row], found: Sequence[Row]) -> str:
     if not tested:
-        return "sft drawn again could not be compared with sft: see what is missing."
+        return "Drawn again, sft could not be compared with itself: see what is missing."
     if not found:
         least = min(row["p_holm"] for row in tested)
         tests = "the one test" if len(tested) == 1 else f"any of {len(tested)} tests"
-        return f"sft drawn again does not differ from itself by {tests} (least p {p_value(least)})."
+        return f"Drawn again, sft does not differ from itself by {tests} (least p {p_value(least)})."
     told = "; ".join(_test(row) for row in found)
     return (
-        f"sft drawn again differs from itself {told}. The machinery or the scorer is unstable: "
+        f"Drawn again, sft differs from itself {told}. The machinery or the scorer is unstable: "
         "believe no difference of this size before the cause is found."
     )
 

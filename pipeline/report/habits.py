@@ -19,7 +19,7 @@ OPENING = 3  # words
 DISTINCT = 50  # words of each answer: over whole texts, longer answers would seem poorer
 FEWEST, MOST = 40, 1000  # characters that tell a language; more tell no more
 # Scripts written without spaces count by character.
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)*")
 # A heading, a list, bold words, a fence or a table.
 MARKDOWN = r"(?m)^\s{0,3}(#{1,6} |[-*+] |\d+[.)] |```|\|.+\|)|\*\*\S[^*\n]*\*\*"
 

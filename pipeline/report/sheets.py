@@ -61,8 +61,9 @@ def models(report: Row) -> Sheet:
 def _how_sure(report: Row) -> str:
     exam = report["exam"]
     shown = f"{count(exam['prompts'])} {exam['split']} prompts; with each mean its {level_text(exam['level'])}."
-    told = [shown, _power(report), (report["control"] or {}).get("why", ""), _captured(report)]
-    return " ".join(f"{text[0].upper()}{text[1:]}" for text in told if text)
+    control = report["control"]
+    steady = control["why"] if control and control["stable"] is not False else ""  # else it stands at the top
+    return " ".join(text for text in (shown, _power(report), steady, _captured(report)) if text)
 
 
 def _power(report: Row) -> str:
@@ -80,8 +81,8 @@ def _captured(report: Row) -> str:
     if best is None:
         return ""
     if best["share"] is None:
-        return f"{best['model']} is not clearly better than sft: its scorer offers nothing to capture."
-    return f"{report['exam']['chosen']} gained {share(best['share'])} of what {best['model']} gains."
+        return f"Even {best['model']} is not clearly better than sft: there is nothing to capture."
+    return f"Of what {best['model']} gains over sft, {report['exam']['chosen']} gains {share(best['share'])}."
 
 
 def _model(report: Row, model: Row, scorer: str) -> list[Cell]:
@@ -107,6 +108,7 @@ def _sides(gap: Row | None) -> Cell:
 
 def habits(report: Row) -> Sheet:
     """How they write, whatever the score."""
+    thinks = any(model["reasoning"]["mean"] for model in report["models"])
     columns = (
         "model",
         "truncated",
@@ -116,15 +118,15 @@ def habits(report: Row) -> Sheet:
         "Markdown",
         "other language",
         "commonest opening",
-        "reasoning",
+        *(["reasoning"] if thinks else []),
     )
     note = "Shares of answers by prompt; distinct-2 is the share of all answers' word pairs that differ."
     return Sheet(
-        "How they write", note, columns, [_habit(model) for model in report["models"]], report["exam"]["chosen"]
+        "How they write", note, columns, [_habit(model, thinks) for model in report["models"]], report["exam"]["chosen"]
     )
 
 
-def _habit(model: Row) -> list[Cell]:
+def _habit(model: Row, thinks: bool) -> list[Cell]:
     opening, strange = model["opening"], model["other_language"]
     begun = f"“{opening['text']}”" if opening["text"] else ""
     return [
@@ -136,7 +138,7 @@ def _habit(model: Row) -> list[Cell]:
         Cell(share(model["markdown"])),
         Cell(share(strange["share"]), f"{count(strange['n'])} prompts" if strange["n"] else "texts too short"),
         Cell(share(opening["share"]), begun),
-        Cell(number(model["reasoning"]["mean"], 1), "tokens"),
+        *([Cell(number(model["reasoning"]["mean"], 1), "tokens")] if thinks else []),
     ]
 
 
