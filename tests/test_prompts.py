@@ -89,6 +89,14 @@ def test_overlap_is_blind_to_case_and_punctuation():
     assert grams("tell me", 4).isdisjoint(grams("tell me please why it is", 4)), "a short text is itself as a whole"
 
 
+def test_overlap_is_blind_to_how_letters_are_stored_and_marked():
+    plain = grams("der große café ist offen", 4)
+    assert grams("DER GROSSE CAFÉ IST OFFEN", 4) == plain, "capitals of a letter that has none"
+    assert grams("der große cafe\u0301 ist offen", 4) == plain, "an accent of its own"
+    assert grams("der gro\u00adße ca\u200bfé ist offen", 4) == plain, "characters that are not seen"
+    assert grams("_der_ _große_ ｃａｆé ist__offen", 4) == plain, "emphasis and wide letters"
+
+
 def test_columns_and_system_prompts_travel(tmp_path):
     lines = [{"prompt": f"question {i}", "system": "Be brief.", "answer": i, "id": f"q{i}"} for i in range(8)]
     out = made(tmp_path, lines)
@@ -389,6 +397,7 @@ def test_a_changed_evaluation_set_is_another_identity_and_a_hub_one_floats(tmp_p
 
 def test_prompts_that_differ_in_case_punctuation_or_space_are_one():
     assert plain("Tell me:  WHY?\n") == plain("tell me why") and plain("?!") == "?!" != plain("??")
+    assert plain("a ca\u200bfe\u0301?") == plain("a café"), "nor in how a letter is stored, nor in what is not seen"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Overlap with evaluation prompts: hashed word n-grams, blind to case and punctuation."""
+"""Overlap with evaluation prompts: hashed word n-grams, blind to case, punctuation and how a letter is stored."""
 
 import hashlib
 import re
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import polars as pl
 
 from pipeline.artifacts import Fence
+from pipeline.sources.letters import folded
 
 # Scripts that put no space between words: each of their characters counts as one.
 _DENSE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_WORD = re.compile(rf"[{_DENSE}]|[^\W{_DENSE}]+")
+_WORD = re.compile(rf"[{_DENSE}]|[^\W_{_DENSE}]+")
 SHOWN = 30  # words of a match
 
 
@@ -85,7 +86,7 @@ class Index:
 
 def _runs(text: str, ngram: int) -> tuple[list[str], int]:
     """A text's words and how many of them make a gram; of a short text all, and its two ends are part of them."""
-    words = _WORD.findall(text.lower())
+    words = _WORD.findall(folded(text, "NFKC"))
     return (words, ngram) if len(words) >= ngram else (["^", *words, "$"], len(words) + 2)
 
 

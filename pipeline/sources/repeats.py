@@ -10,6 +10,7 @@ import unicodedata
 import polars as pl
 
 from pipeline import minhash
+from pipeline.sources.letters import folded
 
 BATCH = 4096
 
@@ -34,7 +35,7 @@ _PLAIN = {
 
 def plain(text: str) -> str:
     """The words that remain when case, punctuation and white space are set aside; a text without words is itself."""
-    spelled = _SIGN.sub(lambda found: f" {_SIGNS[found[found.lastindex or 0]]} ", text.casefold())
+    spelled = _SIGN.sub(lambda found: f" {_SIGNS[found[found.lastindex or 0]]} ", folded(text, "NFC"))
     return " ".join(spelled.translate(_PLAIN).split()) or text.strip()
 
 
