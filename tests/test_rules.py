@@ -231,7 +231,9 @@ def test_code_is_held_to_its_limits():
 def test_what_code_starts_ends_with_it_and_it_sees_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("PLANTED_KEY", "secret")
     mark = tmp_path / "alive"
-    child = f"import os, subprocess; subprocess.Popen(['/bin/sh', '-c', 'sleep 1; touch {mark}'])"
+    child = (
+        f"import os, subprocess; subprocess.Popen(['/bin/sh', '-c', 'sleep 1; touch {mark}'], start_new_session=True)"
+    )
     assert coded(child, tests=["assert 'PLANTED_KEY' not in os.environ"]) == [1.0]
     time.sleep(1.5)
     assert not mark.exists()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 MB = 1 << 20
-NEW_USER_AND_NETWORK = 0x10000000 | 0x40000000
+NEW_USER, NEW_PROCESSES, NEW_NETWORK = 0x10000000, 0x20000000, 0x40000000
 DIE_WITH_PARENT = 1
 NO_NETWORK_SIGN = "no network namespace"
 
@@ -22,7 +22,12 @@ def confine(limits: dict[str, int], network: bool, say: Callable[[object], None]
 
         system = ctypes.CDLL(None)
         system.prctl(DIE_WITH_PARENT, 9)
-        if not network and system.unshare(NEW_USER_AND_NETWORK):
+        apart = not system.unshare(NEW_USER | NEW_PROCESSES | (0 if network else NEW_NETWORK))
+        if apart and (child := os.fork()):  # the child is its world's first process: what it starts ends with it
+            os.waitpid(child, 0)
+            os._exit(0)
+        system.prctl(DIE_WITH_PARENT, 9)
+        if not apart and not network:
             say(NO_NETWORK_SIGN)
             sys.exit(1)
     elif not network:
