@@ -86,8 +86,13 @@ def test_a_round_that_trains_on_all_pairs_reads_those_of_every_round(told):
 
 def test_disk_money_ties_and_what_can_be_detected(told):
     _, estimate = told
-    assert estimate["judge_money"] == pytest.approx(0.01 * (2 * 400 + 3 * 300))
-    drawn, asked = 10 * 400 * (2 + 2 + 2), 10 * 300 * 10  # sample, score, pair a round; three exams and the report
+    assert estimate["judge_money"] == pytest.approx(
+        0.01 * (2 * 400 + 4 * 300)
+    )  # exams: of sft, two rounds, and the control
+    drawn, asked = (
+        10 * 400 * (2 + 2 + 2),
+        10 * 300 * 12,
+    )  # sample, score, pair a round; four exams, one without KL, and the report
     assert estimate["disk_bytes"] == 3 * 1000 + 10 + drawn + 10 * 400 * 2 + asked
     assert estimate["ties"] == {"of": 50, "prompts": 6, "all_easy": 4, "all_hard": 2}
     least, most = estimate["detectable"]["least"], estimate["detectable"]["most"]
