@@ -104,10 +104,10 @@ SET_HERE = {
     "report_to": "every step is in metrics.jsonl",
     "remove_unused_columns": "the stage hands over the trainer's own columns",
     "push_to_hub": "nothing is uploaded by a run",
-    "deepspeed": "training runs in one process",
-    "fsdp": "training runs in one process",
-    "fsdp_config": "training runs in one process",
-    "parallelism_config": "training runs in one process",
+    "deepspeed": "use train.runtime.processes and train.runtime.launch",
+    "fsdp": "use train.runtime.processes and train.runtime.launch",
+    "fsdp_config": "use train.runtime.processes and train.runtime.launch",
+    "parallelism_config": "use train.runtime.processes and train.runtime.launch",
 }  # fmt: skip
 
 # Read by TRL and without effect here, where model and token ids arrive ready.
