@@ -58,7 +58,7 @@ $(STAGES): install ## that stage and all it needs
 all: install ## everything, up to the report
 	$(PIPELINE) $(CHOSEN) $(ARGS)
 
-pilot: install ## 50 prompts through every stage, then hours, disk, judge money and ties of the whole run, extrapolated
+pilot: install ## 50 prompts through every stage, then hours, disk, money and ties of the whole run, extrapolated
 	$(PYTHON) -m pipeline.pilot $(CHOSEN) $(ARGS)
 
 edit: install ## a run's pairs as pairs.jsonl, to correct by hand and give back as pair.edits=FILE [RUN=runs/latest ROUND=1]

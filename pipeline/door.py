@@ -86,7 +86,7 @@ def context_of(step: Step) -> int | None:
 def check_gpus(together: int, workers: Workers) -> None:
     """For each engine those that it spans; without any GPU an engine that spans none may have others beside it."""
     wanted = together * (1 if workers == "auto" else workers)
-    if wanted == 1 or (there := visible_gpus()) >= wanted or (together == 1 and not there):
+    if wanted == 1 or (there := gpus_there()) >= wanted or (together == 1 and not there):
         return
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     of = "" if hidden is None else f" (CUDA_VISIBLE_DEVICES={hidden})"
@@ -100,7 +100,7 @@ def check_gpus(together: int, workers: Workers) -> None:
     )
 
 
-def visible_gpus() -> int:
+def gpus_there() -> int:
     """Asked of the driver's own tool: loading CUDA here would take memory from the workers."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True, timeout=60).stdout

@@ -29,7 +29,7 @@ from pipeline.survey import Planned
 
 FEW, MANY = 10, 50  # prompts of a round and of the exam
 ROUND, EXAM, ONCE = "round", "exam", "once"
-MONEY = "judge_money"  # of a step's cost, where it paid somebody
+MONEY = "money"  # of a step's cost, where it paid a judge or a server to sample from
 POWER_80 = 2.8  # standard errors that a true difference has to be away from zero to be seen four times in five
 
 
@@ -214,7 +214,7 @@ def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) ->
         "hours": (sum(row["seconds"] for row in stages) + overhead * len(planned.steps)) / 3600,
         "hours_at_most": (sum(row["at_most"] for row in stages) + overhead * len(planned.steps)) / 3600,
         "disk_bytes": round(disk),
-        "judge_money": round(money, 4) if any(MONEY in one.cost for one in seen) else None,
+        "money": round(money, 4) if any(MONEY in one.cost for one in seen) else None,
         "ties": ties(seen),
         "detectable": detectable(large, seen, sizes[EXAM]),
     }
@@ -259,7 +259,7 @@ def lines(told: Mapping[str, Any]) -> Iterator[str]:
     yield f"between steps {told['between_steps']:.1f} s"
     yield f"time          {told['hours']:.2f} h, at most {told['hours_at_most']:.2f}, with the machine as busy as now"
     yield f"disk          {told['disk_bytes'] / 1e6:,.1f} MB in the store; checkpoints come on top while it trains"
-    yield f"judge         {'no judge is paid' if told['judge_money'] is None else format(told['judge_money'], '.2f')}"
+    yield f"money         {'nobody is paid' if told['money'] is None else format(told['money'], '.2f')}"
     if tied := told["ties"]:
         among = f"{tied['all_easy']} all easy, {tied['all_hard']} all hard, of {tied['of']}"
         yield f"ties          {tied['prompts'] / tied['of']:.0%} of prompts ({among}): they make no pair"

@@ -84,7 +84,7 @@ def test_a_server_of_the_policy_gives_what_the_policy_gives_here(complete, polic
     assert (rows["logprob"] - here["logprob"]).abs().max() < 1e-3
     assert set(server.tries.values()) == {1} and len(server.tries) == PROMPTS * 4
     cost = json.loads((tmp_path / "a" / "cost.json").read_text())
-    assert cost["price"] == pytest.approx((cost["prompt_tokens"] + 3 * cost["tokens"]) / 1e6)
+    assert cost["money"] == pytest.approx((cost["prompt_tokens"] + 3 * cost["tokens"]) / 1e6)
     assert not (tmp_path / "a" / "failed.parquet").exists()
 
 

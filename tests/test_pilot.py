@@ -42,7 +42,7 @@ def pretend(cfg) -> None:
         for name, value in PUBLISHED.get(step.stage, {}).items():
             write_json(path / name, value)
         prompts = pilot.prompts_of(step, pilot.sizes_of(cfg, planned))
-        cost = {"score": {"judge_money": 0.01 * prompts}, "sample": {"engine_start_seconds": 4.0}}.get(step.stage, {})
+        cost = {"score": {"money": 0.01 * prompts}, "sample": {"engine_start_seconds": 4.0}}.get(step.stage, {})
         size = 1000 if step.stage in ("sft", "train") else 10 * prompts
         files = [{"path": "x", "size": size, "sha256": ""}]
         write_json(path / "manifest.json", {"files": files, "seconds": seconds(step, prompts), "cost": cost})
@@ -87,7 +87,7 @@ def test_a_round_that_trains_on_all_pairs_reads_those_of_every_round(told):
 def test_disk_money_ties_and_what_can_be_detected(told):
     _, estimate = told
     # Two rounds, and the exams of sft, both rounds and the control.
-    assert estimate["judge_money"] == pytest.approx(0.01 * (2 * 400 + 4 * 300))
+    assert estimate["money"] == pytest.approx(0.01 * (2 * 400 + 4 * 300))
     # sample, score and pair of each round; four exams, one of them without KL, and the report.
     drawn, asked = 10 * 400 * (2 + 2 + 2), 10 * 300 * 12
     assert estimate["disk_bytes"] == 3 * 1000 + 10 + drawn + 10 * 400 * 2 + asked
@@ -103,8 +103,8 @@ def test_disk_money_ties_and_what_can_be_detected(told):
 def test_a_later_wave_that_drew_nothing_makes_no_other_wave_free(tmp_path):
     whole, large, seen = piloted(tmp_path, "sample.more=[4]")
     later = [one for one in seen if (one.stage, one.kind, one.prompts) == ("score", pilot.ROUND, pilot.MANY)][-1]
-    seen[seen.index(later)] = replace(later, size=0, cost={"judge_money": 0.0})
-    assert pilot.estimate(whole, large, seen, 0.0)["judge_money"] == pytest.approx(0.01 * (2 * 400 + 4 * 300))
+    seen[seen.index(later)] = replace(later, size=0, cost={"money": 0.0})
+    assert pilot.estimate(whole, large, seen, 0.0)["money"] == pytest.approx(0.01 * (2 * 400 + 4 * 300))
 
 
 def test_a_pilot_changes_how_many_prompts_are_asked_and_nothing_else():

@@ -14,7 +14,7 @@ from pipeline.errors import Broken, Refusal
 from pipeline.scorers import Answer
 from pipeline.scorers.rules import playground as rule
 from pipeline.sources import playground
-from pipeline.sources.reward_rows import read_judged
+from pipeline.sources.reward_rows import read_reward_rows
 from pipeline.stages import reward
 from tests.test_reward_model import checkpoint, marks, scorer
 from tests.test_sft import edit, fenced, hashes
@@ -109,14 +109,17 @@ def preferred(at: int, good: str = "The Nile.", bad: str = "No.") -> dict:
 
 def test_pairs_and_thumbs_are_read_and_pairs_have_two_sides(tmp_path: Path) -> None:
     pair = training(data=given(tmp_path, [preferred(1)])).data
-    [row] = read_judged(pair, "pairs").rows
+    [row] = read_reward_rows(pair, "pairs").rows
     assert (row["good"], row["bad"], row["flipped"]) == ("The Nile.", "No.", None)
-    assert [(r["good"], r["bad"]) for r in read_judged(pair, "thumbs").rows] == [("The Nile.", None), (None, "No.")]
+    assert [(r["good"], r["bad"]) for r in read_reward_rows(pair, "thumbs").rows] == [
+        ("The Nile.", None),
+        (None, "No."),
+    ]
     thumbs = [{"prompt": ASKED, "completion": text, "label": label} for text, label in (("a", True), ("b", False))]
-    rows = read_judged(training(data=given(tmp_path, thumbs)).data, "thumbs").rows
+    rows = read_reward_rows(training(data=given(tmp_path, thumbs)).data, "thumbs").rows
     assert [(row["good"], row["bad"]) for row in rows] == [("a", None), (None, "b")]
     with pytest.raises(Refusal, match="reward.data: 1 of 1 rows"):
-        read_judged(training(data=given(tmp_path, [{**preferred(1), "rejected": ""}])).data, "pairs")
+        read_reward_rows(training(data=given(tmp_path, [{**preferred(1), "rejected": ""}])).data, "pairs")
 
 
 @model

@@ -292,7 +292,7 @@ def training(**changes: Any) -> SftTraining:
 
 
 def fenced(folder: Path, texts: list[str], ngram: int = 13) -> Fence:
-    write_table(folder / "ngrams.parquet", fence.table(fence.grams_of(texts, ngram)))
+    write_table(folder / "ngrams.parquet", fence.table(gram for text in texts for gram in fence.grams(text, ngram)))
     return Fence(folder)
 
 

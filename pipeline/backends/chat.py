@@ -35,17 +35,7 @@ class Chat:
         return None if self.bos in self.stops else self.bos
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
-        from jinja2 import TemplateError
-
-        try:
-            ids = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **kwargs
-            )
-        except TemplateError as error:
-            raise Refusal(
-                f"{self.where}: its chat template does not render the prompt {str(messages)[:200]}: {error}.\n"
-                f"  Give the messages in the roles and the order it knows, or another template.chat_template=FILE."
-            ) from error
+        ids: list[int] = self._templated(messages, add_generation_prompt=True, return_dict=False, **kwargs)
         self._check_bos(ids)
         return ids
 
@@ -66,12 +56,13 @@ class Chat:
 
     def render(self, messages: list[Message], kwargs: dict[str, Any], generation: bool) -> str:
         """What the template writes: a prompt up to where the answer begins, or a whole conversation."""
+        return self._templated(messages, tokenize=False, add_generation_prompt=generation, **kwargs)
+
+    def _templated(self, messages: list[Message], **how: Any) -> Any:
         from jinja2 import TemplateError
 
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation, **kwargs
-            )
+            return self.tokenizer.apply_chat_template(messages, **how)
         except TemplateError as error:
             raise Refusal(
                 f"{self.where}: its chat template does not render {str(messages)[:200]}: {error}.\n"

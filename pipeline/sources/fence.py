@@ -22,10 +22,6 @@ def grams(text: str, ngram: int) -> set[int]:
     return {_hash(words[i : i + width]) for i in range(len(words) - width + 1)}
 
 
-def grams_of(texts: Iterable[str], ngram: int) -> set[int]:
-    return set().union(*(grams(text, ngram) for text in texts))
-
-
 def table(fenced: Iterable[int]) -> pl.DataFrame:
     return pl.DataFrame({"gram": sorted(fenced)}, schema={"gram": pl.UInt64})
 

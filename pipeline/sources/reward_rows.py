@@ -15,7 +15,7 @@ from pipeline.sources.preferences import read_preferences
 Row = dict[str, Any]
 
 
-def read_judged(cfg: PreferencesConfig, learn_from: Literal["pairs", "thumbs"]) -> Lines:
+def read_reward_rows(cfg: PreferencesConfig, learn_from: Literal["pairs", "thumbs"]) -> Lines:
     """The rows of one kind; pairs give their two sides as thumbs where there are no others."""
     lines = Lines()
     if isinstance(cfg, PlaygroundPreferences):

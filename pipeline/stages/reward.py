@@ -59,9 +59,9 @@ def _examples(cfg: RewardTraining, out: Path, text: "RewardText", fence: Fence) 
     """The judged answers in tokens, without those that may not be learned from; every row is accounted for."""
     from pipeline.scorers.reward_text import Unreadable
     from pipeline.sources.fence import FenceCheck
-    from pipeline.sources.reward_rows import read_judged
+    from pipeline.sources.reward_rows import read_reward_rows
 
-    lines = read_judged(cfg.data, cfg.learn_from)
+    lines = read_reward_rows(cfg.data, cfg.learn_from)
     check = FenceCheck(fence, cfg.fence.ngram)
     dropped = [_dropped(number, "bad row", fault) for number, fault in lines.bad]
     examples = []

@@ -91,7 +91,7 @@ def paid(cfg: Draw, totals: dict[str, int]) -> dict[str, float]:
     if not isinstance(cfg.backend, EndpointBackend):
         return {}
     prices = cfg.backend.runtime.prices
-    return {"price": (prices.input * totals["prompt_tokens"] + prices.output * totals["tokens"]) / 1e6}
+    return {"money": (prices.input * totals["prompt_tokens"] + prices.output * totals["tokens"]) / 1e6}
 
 
 def servable(cfg: Draw, policy: Model, out: Path) -> Model:

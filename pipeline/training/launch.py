@@ -1,6 +1,6 @@
 """How a training is started: in one process on one visible device, or in several under a launcher.
 
-What runs in each of several processes is `training/rank.py`. Called before torch is loaded.
+What runs in each of several processes is `training/rank.py`. Called before CUDA is.
 """
 
 import json

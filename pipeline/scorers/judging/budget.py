@@ -59,7 +59,7 @@ class Budget:
         return {"requests": f"{self.requests}", "tokens": f"{self.tokens}", **money}
 
     def cost(self) -> dict[str, float]:
-        money = {"judge_money": round(self.money, 6)} if self.prices else {}
+        money = {"money": round(self.money, 6)} if self.prices else {}
         return {"judge_requests": self.requests, "judge_tokens": self.tokens, **money}
 
     def _money(self, spent: Spent) -> float:
