@@ -12,7 +12,7 @@ from string import Template
 from typing import Any
 
 from pipeline.report import svg
-from pipeline.report.sheets import Cell, Sheet
+from pipeline.report.sheet import Cell, Sheet
 from pipeline.report.svg import WIDTH, Figure
 from pipeline.report.wording import UNKNOWN, number
 

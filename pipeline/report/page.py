@@ -12,7 +12,7 @@ from pipeline.report import sheets
 from pipeline.report.examples import examples_html
 from pipeline.report.figures import of_models
 from pipeline.report.process import of_process
-from pipeline.report.sheets import Cell, Sheet
+from pipeline.report.sheet import UNMARKED, Cell, Sheet
 from pipeline.report.svg import Figure
 from pipeline.report.verdict import headline
 from pipeline.report.wording import count, interval, level_text, number, share, signed
@@ -54,7 +54,7 @@ def _tiles(report: Row) -> str:
         (d for d in report["differences"] if (d["model"], d["scorer"]) == (exam["chosen"], exam["scorer"])), None
     )
     duel = next((d for d in report["duels"] if (d["a"], d["b"]) == (exam["chosen"], "sft")), None)
-    scores = [number(model["metrics"].get(exam["scorer"], sheets.UNMARKED)["mean"]) for model in (sft, chosen)]
+    scores = [number(model["metrics"].get(exam["scorer"], UNMARKED)["mean"]) for model in (sft, chosen)]
     tiles = [
         (f"Score by {exam['scorer']}", signed(gap["mean"] if gap else None), f"from {scores[0]} to {scores[1]}"),
         ("Win rate against sft", share(duel["win_rate"] if duel else None), _counts(duel)),

@@ -1,0 +1,92 @@
+"""The tables of how the models came to be: prompts, samples, training, and what it cost."""
+
+from collections.abc import Iterator, Mapping
+
+from pipeline.report.sheet import Cell, Row, Sheet, detail
+from pipeline.report.wording import count, number, seconds, share
+
+
+def prompts(report: Row) -> Sheet:
+    story = report["funnel"]["prompts"] or {"in": 0, "dropped": {}, "out": {}}
+    counts = [("in", story["in"]), *((f"− {reason}", n) for reason, n in story["dropped"].items())]
+    rows = [[Cell(name), Cell(count(n))] for name, n in (*counts, *story["out"].items())] if story["in"] else []
+    return Sheet(
+        "Prompts", "What came in, what was left out and why, and what each part holds.", ("part", "prompts"), rows
+    )
+
+
+def samples(report: Row) -> Sheet:
+    columns = ("draw", "prompts", "dropped", "completions", "failed", "truncated", "stopped by string", "tokens")
+    rows = [_draw(draw) for draw in report["funnel"]["samples"]]
+    return Sheet("Samples", " ".join(_of_samples(report["funnel"])), columns, rows)
+
+
+def _draw(draw: Row) -> list[Cell]:
+    cut = draw["truncated"] / draw["completions"] if draw["completions"] else None
+    thought = f"of which {number(draw['reasoning_tokens'], 1)} thinking" if draw["reasoning_tokens"] else ""
+    return [
+        Cell(_name_of(draw)),
+        Cell(count(draw["prompts"])),
+        _lost(draw["dropped"]),
+        Cell(count(draw["completions"])),
+        _lost(draw["failed"]),
+        Cell(share(cut)),
+        Cell(count(draw["stopped_by_string"])),
+        Cell(number(draw["tokens"], 1), thought),
+    ]
+
+
+def _name_of(draw: Row) -> str:
+    if isinstance(draw["label"], str):
+        return draw["label"]
+    return f"round {draw['label']}" + (f", wave {draw['wave']}" if draw["wave"] else "")
+
+
+def _lost(reasons: Mapping[str, int]) -> Cell:
+    return Cell(count(sum(reasons.values())), detail(*(f"{reason} {n}" for reason, n in reasons.items())))
+
+
+def _of_samples(funnel: Row) -> Iterator[str]:
+    yield "What each draw asked for and got; prompts are dropped for their length, never cut."
+    for pairs in funnel["pairs"]:
+        if any(draw["wave"] and draw["label"] == pairs["round"] for draw in funnel["samples"]):
+            easy, hard = (count(pairs["ties"][which]) for which in ("all_easy", "all_hard"))
+            yield f"After round {pairs['round']}'s last wave {easy} prompts are all easy and {hard} all hard."
+    for draw in funnel["samples"]:
+        if (gap := draw["quantization_difference"]) is not None:
+            yield (
+                f"{_name_of(draw)}: sampled on the dequantised base; "
+                f"mean |Δ log p| per token {number(gap, 4)} nats against the policy as it was trained."
+            )
+
+
+def training(report: Row) -> Sheet:
+    columns = ("round", "steps", "loss", "margin", "accuracy")
+    rows = [
+        [Cell(r["round"]), Cell(count(r["steps"])), *(Cell(number(r[k])) for k in ("loss", "margin", "accuracy"))]
+        for r in report["training"]
+    ]
+    return Sheet(
+        "Training", "The mean over the last tenth of each round's batches, as the trainer logged them.", columns, rows
+    )
+
+
+def cost(report: Row) -> Sheet:
+    total = sum(row["seconds"] for row in report["cost"])
+    columns = ("stage", "steps", "time", "share", "tokens", "tokens/s")
+    rows = [_stage(row, total) for row in report["cost"]]
+    return Sheet(
+        "Cost", f"{seconds(total)} in all; what came from the store counts as when it was built.", columns, rows
+    )
+
+
+def _stage(row: Row, total: float) -> list[Cell]:
+    part = row["seconds"] / total if total else None
+    figures = (
+        str(len(row["steps"])),
+        seconds(row["seconds"]),
+        share(part),
+        count(row["tokens"]),
+        count(row["tokens_per_second"]),
+    )
+    return [Cell(row["stage"]), *map(Cell, figures)]
