@@ -5,8 +5,9 @@ At its end the best point on dev inside the KL budget is examined on test, and `
 
 import fcntl
 import json
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from pipeline import store
+from pipeline import store, usage
 from pipeline.artifacts import write_text
 from pipeline.compose import CONF, Arguments, point
 from pipeline.config import Config
@@ -34,7 +35,7 @@ def sweep(arguments: Arguments, points: list[Config]) -> int:
     launch()
     written = json.loads((folder / "points.json").read_text())
     finished = len(written) == len(points) and all(line["status"] == "done" for line in written)
-    page, code = close(points[0], folder, written)
+    page, code = close(points[0], folder, written, arguments.flags)
     print(page)
     return code or (DONE if finished else BROKE)
 
@@ -50,21 +51,22 @@ def launch(composed: DictConfig) -> None:
 
 
 def line_of(cfg: Config, story: Path, code: int, job: Any) -> dict[str, Any]:
-    """What a point has to show: its overrides, its last model's score on the examined split, its KL, its report."""
+    """What a point has to show: its overrides, its chosen model's score on the examined split, its KL, its report."""
     line = {"point": job.job.num, "overrides": _words(job), "status": STATUS.get(code, "failed")}
     report = story / "report.json"
     if code != 0 or not report.exists():
         return line
-    model = json.loads(report.read_text())["models"][-1]
-    score = model["metrics"].get(cfg.evaluate.scorer, {}).get("mean")
-    kl = (model["kl"] or {}).get("mean")
+    told = json.loads(report.read_text())
+    model = next((model for model in told["models"] if model["name"] == told["exam"]["chosen"]), None)
+    score = model and model["metrics"].get(cfg.evaluate.scorer, {}).get("mean")
+    kl = model and model["kl"]["mean"]
     return {**line, "split": cfg.exam.split, "score": score, "kl": kl, "report": str(story / "report.html")}
 
 
 # ── the end of it ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def close(cfg: Config, folder: Path, points: list[dict[str, Any]]) -> tuple[Path, int]:
+def close(cfg: Config, folder: Path, points: list[dict[str, Any]], flags: Sequence[str] = ()) -> tuple[Path, int]:
     """The page of all points and the exit code of the best one's second run; `points.json` where none was examined."""
     from pipeline.report.grid import Grid, best_of, grid_page
 
@@ -77,13 +79,17 @@ def close(cfg: Config, folder: Path, points: list[dict[str, Any]]) -> tuple[Path
         code = drive(on_test(folder / str(best["point"])), folder / "best")
         report = "best/report.html" if code == DONE else None
     if best and cfg.sweep.keep == "best":
-        let_go(cfg, folder, best)
-    command = " ".join(
-        ["python -m pipeline", *(best["overrides"] if best else []), "hydra.mode=RUN", "exam.split=test"]
-    )
-    grid = Grid(cfg.recipe, points, cfg.exam.split, cfg.sweep.kl_budget, best, command, report)
+        let_go(cfg, folder, [point for point in points if point is not best])
+    grid = Grid(cfg.recipe, points, cfg.exam.split, cfg.sweep.kl_budget, best, command(best, flags), report)
     write_text(folder / "sweep.html", grid_page(grid))
     return folder / "sweep.html", code
+
+
+def command(best: Mapping[str, Any] | None, flags: Sequence[str]) -> str:
+    """What a person types to have the best point once more, by itself, examined on test."""
+    own = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    words = best["overrides"] if best else []
+    return shlex.join(["python", "-m", "pipeline", *own, *words, "hydra.mode=RUN", "exam.split=test"])
 
 
 def on_test(story: Path) -> Config:
@@ -94,26 +100,20 @@ def on_test(story: Path) -> Config:
     return Config.model_validate({**told, "exam": {**told["exam"], "split": "test"}})
 
 
-def let_go(cfg: Config, folder: Path, best: Mapping[str, Any]) -> None:
-    """Empty the models that only the other points of this sweep have trained."""
-    kept = set().union(
-        *(
-            json.loads(plan.read_text())
-            for plan in cfg.runs.rglob(store.PLAN)
-            if plan.parent.parent.resolve() != folder or plan.parent.name in (str(best["point"]), "best")
-        )
-    )
-    for plan in folder.glob(f"*/{store.PLAN}"):
-        for fingerprint, stage in json.loads(plan.read_text()).items():
-            place = store.folder(cfg.store, stage, fingerprint)
-            manifest = store.read_manifest(place)
-            if stage == "train" and fingerprint not in kept and manifest:
-                store.hollow_out(place, manifest)
+def let_go(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> None:
+    """Empty the models that these points of the sweep have trained and no other run names."""
+    ours = folder.relative_to(cfg.runs.absolute())
+    losers = {(ours / str(point["point"])).as_posix() for point in points}
+    for fingerprint, runs in usage.named(cfg.runs).items():
+        place = store.folder(cfg.store, "train", fingerprint)
+        manifest = store.read_manifest(place)
+        if manifest and not store.hollow(manifest) and losers.issuperset(runs):
+            store.hollow_out(place, manifest)
 
 
 def _words(job: Any) -> list[str]:
-    """The overrides as a person types them."""
-    return [word.lstrip("+") for word in job.overrides.task]
+    """The overrides as a person types them: a lone plus is theirs, it adds a scorer or a judge."""
+    return [word.removeprefix("++") for word in job.overrides.task]
 
 
 def write_line(file: Path, line: dict[str, Any]) -> None:

@@ -261,6 +261,8 @@ def test_verdicts_stand_in_the_report_by_prompt(tmp_path):
     assert row["flip_rate"] == pytest.approx((1 + 0.5) / 6) and row["p_value"] == 1.0
     table = read_table(run.out / "verdicts.parquet").filter(pl.col("judge") == "gpt")
     assert table.filter(pl.col("prompt_id") == "p006").select("verdict", "score_a").row(0) == ("a", 0.75)
+    orders = dict(table.select("prompt_id", "orders").iter_rows())
+    assert (orders["p002"], orders["p006"]) == (["a", "b"], ["a", "a", "a", "tie"])
 
 
 def test_answers_that_nobody_was_asked_about_are_no_steadiness_of_the_judge(tmp_path):

@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "runner": {"door", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"door", "survey", "plan", "runner", "step", "config", "artifacts"},
     "compose": {"config"},
-    "sweep": {"compose", "drive", "store", "config", "artifacts", "report"},
+    "sweep": {"compose", "drive", "store", "usage", "config", "artifacts", "report"},
     "__main__": {"compose", "drive", "sweep"},
     "worker": {"store", "artifacts", "stages"},
     "stages": {"backends", "sampling", "scorers", "sources", "pairing", "training", "report", "artifacts", "config"},

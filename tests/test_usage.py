@@ -40,7 +40,8 @@ def test_what_a_run_names_is_not_pruned_and_the_rest_only_when_asked_for(toys):
     forget_runs(toys)
     before = toys.files()
     assert "Nothing was removed" in usage(toys, "--prune", code=2)
-    assert toys.files() == before and all((toys.folder / "store").glob("*/*/shard-0.txt"))
+    shards = [toys.folder / "store" / name / "shard-0.txt" for name in before if not name.startswith("prompts/")]
+    assert toys.files() == before and len(shards) == 4 and all(shard.is_file() for shard in shards)
     usage(toys, "--prune", "--yes")
     assert toys.files() == before, "manifests stay"
     assert not list((toys.folder / "store").rglob("shard-*.txt"))
@@ -101,8 +102,3 @@ def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_aga
 def test_a_folder_without_a_store_and_unknown_words_are_refused(toys):
     assert "no store lies here" in usage(toys, code=2)
     assert "--force: unknown" in usage(toys, "--force", code=2)
-
-
-def test_the_make_targets_are_there():
-    makefile = (HOUSE / "Makefile").read_text()
-    assert "\nstore: install" in makefile and "\nprune: install" in makefile

@@ -39,7 +39,7 @@ def rates(report: Row) -> Figure | None:
         y, (low, high) = 40 * index + 30, _ends(duel)
         kind = "win" if low > 0.5 else "loss" if high < 0.5 else "c0"
         parts += [
-            svg.words((0, y - 12), named(duel, fought), "name"),
+            svg.words((0, y - 12), named(duel, fought), "name halo"),
             svg.line((on(low), y), (on(high), y), f"whisker {kind}"),
             svg.dot((on(duel["win_rate"]), y), kind),
             svg.words((WIDTH - 4, y + 4), share(duel["win_rate"]), "value", "end"),

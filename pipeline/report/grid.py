@@ -67,7 +67,7 @@ def _kl(point: Point) -> float:
 def grid_page(grid: Grid) -> str:
     drawn = [heat(grid, "score", f"Score on {grid.split}"), heat(grid, "kl", "KL to sft, nats"), frontier(grid)]
     figures = figures_html([figure for figure in drawn if figure])
-    sections = [figures, section_html(all_points(grid)), _again(grid)]
+    sections = [_again(grid), figures, section_html(all_points(grid))]
     told = "yes" if grid.best else "no", f"{len(grid.done)} of {len(grid.points)} points", headline(grid), lead(grid)
     return document(told, sections)
 
@@ -115,7 +115,8 @@ def heat(grid: Grid, what: str, title: str) -> Figure | None:
     cells: dict[tuple[str, str], Point] = {}
     for point in sorted(grid.done, key=lambda p: p["score"]):
         cells[values(point).get(rows or "", ""), values(point).get(columns, "")] = point
-    down, across = (_in_order({place[side] for place in _places(grid, rows, columns)}) for side in (0, 1))
+    places = _places(grid, rows, columns)
+    down, across = (_in_order({place[side] for place in places}) for side in (0, 1))
     left = 12 + 8 * max((len(name) for name in down), default=0)
     wide = (WIDTH - left) / len(across)
     known = [point[what] for point in cells.values() if point[what] is not None]
@@ -123,6 +124,8 @@ def heat(grid: Grid, what: str, title: str) -> Figure | None:
     for i, row in enumerate(down):
         parts.append(svg.words((left - 8, TOP + CELL * i + CELL / 2 + 4), row, "tick", "end"))
         for j, column in enumerate(across):
+            if (row, column) not in places:  # a sweep need not be a whole grid
+                continue
             parts += _cell(cells.get((row, column)), what, (left + wide * j, TOP + CELL * i), wide, known, grid.best)
     caption = f"{rows} down, {columns} across" if rows else columns
     drawing = svg.drawing(title, TOP + CELL * len(down) + 4, parts)
@@ -171,17 +174,25 @@ def frontier(grid: Grid) -> Figure | None:
         parts.append(svg.line((across(grid.budget), 12), (across(grid.budget), 200), "way dashed"))
     undominated = sorted((p for p in spots if not dominated(p, spots)), key=_kl)
     parts.append(svg.curve([(across(max(p["kl"], 0.0)), up(p["score"])) for p in undominated], "way"))
-    for point in sorted(spots, key=lambda p: not dominated(p, spots)):
+    taken: list[svg.Point] = []
+    for point in sorted(spots, key=lambda p: dominated(p, spots)):
         kind = "cb" if dominated(point, spots) else "c2"
         at = across(max(point["kl"], 0.0)), up(point["score"])
-        parts += [svg.dot(at, kind), svg.words((at[0] + 8, at[1] - 6), str(point["point"]), "tick")]
-    caption = "Each point by its number; grey: another one scores no lower with no more KL."
+        taken.append(_free(at, taken))
+        parts += [svg.dot(at, kind, 7 if point is grid.best else 5), svg.words(taken[-1], str(point["point"]), "tick")]
+    caption = "Each point by its number, the best one larger; grey: another one scores no lower with no more KL."
     rows = [
         [str(p["point"]), _named(grid, p), number(p["kl"]), number(p["score"]), "yes" if dominated(p, spots) else ""]
         for p in spots
     ]
     drawing = svg.drawing("Score against KL", 240, parts)
     return Figure("Score against KL", caption, drawing, ("point", "knobs", "KL, nats", "score", "dominated"), rows)
+
+
+def _free(at: svg.Point, taken: Sequence[svg.Point]) -> svg.Point:
+    """A place for a name beside its point that no other name has yet."""
+    places = [(at[0] + right, at[1] + down) for right, down in ((8, -6), (8, 16), (-20, -6), (-20, 16))]
+    return next((p for p in places if all(abs(p[0] - x) > 16 or abs(p[1] - y) > 12 for x, y in taken)), places[0])
 
 
 def all_points(grid: Grid) -> Sheet:
