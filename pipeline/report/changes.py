@@ -11,7 +11,7 @@ from pipeline.report.examined import SFT, Examined, by_prompt
 from pipeline.report.habits import other_language
 from pipeline.report.sheet import Row
 from pipeline.report.statistics import ByPrompt, Sampling, difference, holm
-from pipeline.report.wording import UNKNOWN, interval, share, signed
+from pipeline.report.wording import UNKNOWN, interval, number, share, signed
 
 HABITS = {
     "tokens": "Tokens per answer",
@@ -21,11 +21,6 @@ HABITS = {
     "markdown": "Answers with Markdown",
     "other_language": "Answers in another language",
 }
-
-
-NOTE = (
-    "Against sft, prompt by prompt; what has a p below the level, corrected for the tests of its family, has changed."
-)
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,11 @@ def _change(habit: str, model: Examined, sft: Examined, asked: Mapping[str, str]
 
 
 # ── from report.json to sentences ─────────────────────────────────────────────────────────────────────────────────
+
+
+def note(report: Row) -> str:
+    least = number(1 - report["exam"]["level"], 2)
+    return f"Against sft, prompt by prompt. Changed has what has a p below {least}, corrected for its family of tests."
 
 
 def told(report: Row) -> list[Change]:

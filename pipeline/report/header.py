@@ -45,7 +45,7 @@ def changed_html(report: Row) -> str:
     if not told:
         return ""
     body = "".join(_list(title, found) for title, found in lists)
-    return f'<div class="changes">{body}</div><p class="note">{escape(changes.NOTE)}</p>'
+    return f'<div class="changes">{body}</div><p class="note">{escape(changes.note(report))}</p>'
 
 
 def _list(title: str, found: list[changes.Change]) -> str:
