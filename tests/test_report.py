@@ -432,6 +432,15 @@ def test_no_drawing_leaves_its_frame_or_holds_what_is_no_number():
         assert max(ys) <= height
 
 
+def test_a_long_name_is_shortened_in_the_drawing_and_whole_in_its_table():
+    name = "meta-llama/Llama-3.1-8B-Instruct"
+    text = page(a_report(name=name), TWO)
+    score = text[text.index('id="figure-score"') : text.index("</figure>", text.index('id="figure-score"'))]
+    assert "meta-llama/Llama-3.1-…</text>" in score and f"<td>{name}</td>" in score
+    starts = [float(x) for x in re.findall(r'class="whisker[^"]*" x1="([\d.]+)"', score)]
+    assert min(starts) > 9 * svg.LONGEST
+
+
 def test_what_got_lost_on_the_way_is_on_the_page_and_the_card():
     report = a_report()
     seen, written = Page(page(report, TWO)).text, card(report).replace("\\", "")

@@ -9,7 +9,7 @@ from pipeline.report.svg import ROW, WIDTH, Figure, Scale, colour
 from pipeline.report.wording import count, interval, number, signed
 
 Row = Mapping[str, Any]
-LEFT, RIGHT = 92, WIDTH - 66
+RIGHT = WIDTH - 66
 
 
 def of_models(report: Row) -> list[Figure]:
@@ -22,7 +22,8 @@ def scores(report: Row) -> Figure | None:
     marked = [(m["name"], m["metrics"][scorer]) for m in report["models"] if m["metrics"].get(scorer, {}).get("n")]
     if not marked:
         return None
-    on = svg.scale([end for _, mark in marked for end in _ends(mark)], LEFT, RIGHT)
+    left = svg.beside(name for name, _ in marked)
+    on = svg.scale([end for _, mark in marked for end in _ends(mark)], left, RIGHT)
     bottom = ROW * len(marked) + 8
     parts = svg.x_axis(on, 4, bottom)
     for index, (name, mark) in enumerate(marked):
@@ -36,7 +37,7 @@ def scores(report: Row) -> Figure | None:
 def _mean_and_interval(on: Scale, y: float, name: str, mark: Row) -> list[str]:
     low, high = _ends(mark)
     return [
-        svg.words((LEFT - 10, y + 4), name, "name", "end"),
+        svg.words((on.start - 10, y + 4), svg.short(name), "name", "end"),
         svg.line((on(low), y), (on(high), y), f"whisker {colour(name)}"),
         svg.dot((on(mark["mean"]), y), colour(name)),
         svg.words((WIDTH - 4, y + 4), number(mark["mean"]), "value", "end"),
@@ -84,11 +85,12 @@ def kinds(report: Row) -> Figure | None:
     means = {name.partition("/")[2]: both for name, both in means.items() if None not in both}
     if not means:
         return None
-    on, bottom = svg.scale([mean for both in means.values() for mean in both], LEFT, RIGHT), ROW * len(means) + 8
+    left, bottom = svg.beside(means), ROW * len(means) + 8
+    on = svg.scale([mean for both in means.values() for mean in both], left, RIGHT)
     parts = svg.x_axis(on, 4, bottom)
     for index, (name, both) in enumerate(means.items()):
         parts += _dumbbell(on, ROW * index + ROW / 2 + 4, name, both, colour(chosen))
-    key, height = svg.legend([("sft", "swatch c0"), (chosen, f"swatch {colour(chosen)}")], LEFT, bottom + 44)
+    key, height = svg.legend([("sft", "swatch c0"), (chosen, f"swatch {colour(chosen)}")], left, bottom + 44)
     drawing = svg.drawing("Score by kind", height, [*parts, *key])
     rows = [(name, number(before), number(after), signed(after - before)) for name, (before, after) in means.items()]
     caption = f"Each part of {scorer}, from sft to {chosen}."
@@ -98,7 +100,7 @@ def kinds(report: Row) -> Figure | None:
 def _dumbbell(on: Scale, y: float, name: str, both: list[float], kind: str) -> list[str]:
     before, after = both
     return [
-        svg.words((LEFT - 10, y + 4), name, "name", "end"),
+        svg.words((on.start - 10, y + 4), svg.short(name), "name", "end"),
         svg.line((on(before), y), (on(after), y), "whisker link"),
         svg.dot((on(before), y), "c0"),
         svg.dot((on(after), y), kind),

@@ -8,6 +8,7 @@ from html import escape
 WIDTH = 440
 ROW = 30
 COLOURS = 6
+LONGEST = 22  # letters of a name beside a drawing
 
 Point = tuple[float, float]
 
@@ -104,6 +105,16 @@ def shaded(at: Point, width: float, height: float, kind: str, shade: float) -> s
 def words(at: Point, text: str, kind: str = "", anchor: str = "start") -> str:
     named = f' class="{kind}"' if kind else ""
     return f'<text{named} x="{_n(at[0])}" y="{_n(at[1])}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def beside(names: Iterable[str]) -> float:
+    """Where a drawing begins whose rows are named at its left."""
+    return max(92.0, 12 + 9 * max((len(short(name)) for name in names), default=0))
+
+
+def short(name: str) -> str:
+    """A name that fits beside a drawing; the table below has all of it."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def x_axis(on: Scale, top: float, bottom: float, title: str = "", texts: Sequence[str] = ()) -> list[str]:
