@@ -3,7 +3,6 @@
 import random
 import shutil
 import string
-import time
 
 import polars as pl
 import pytest
@@ -175,9 +174,8 @@ def test_two_thousand_prompts_and_four_models_stay_small_and_open_at_once(opened
         orient="row",
     )
     text = page(report, answers(*rows), verdicts)
-    started = time.monotonic()
     tab = opened(text)
-    seconds = time.monotonic() - started
+    seconds = tab.evaluate("performance.now()") / 1000  # since the page was asked for
     print(f"{len(text.encode()) / 1e6:.1f} MB, opened in {seconds:.2f} s")
     assert tab.locator("#asked output").inner_text() == "2,000 of 2,000 prompts"
     assert len(text.encode()) < MOST_BYTES and seconds < MOST_SECONDS

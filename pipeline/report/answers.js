@@ -4,7 +4,8 @@
   const at = id => document.getElementById(id);
   const form = at("asked"), list = at("found"), more = at("more");
   if (!form || !window.DecompressionStream) return;
-  const bytes = Uint8Array.from(atob(at("packed").textContent), letter => letter.charCodeAt(0));
+  const letters = atob(at("packed").textContent), bytes = new Uint8Array(letters.length);
+  for (let place = 0; place < letters.length; place++) bytes[place] = letters.charCodeAt(place);
   const whole = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const { models, contests, prompts } = await new Response(whole).json();
   const PAGE = 20, SAID = { a: contest => contest.a, b: contest => contest.b, tie: () => "a tie" };
@@ -20,14 +21,11 @@
   const number = value => Math.abs(value).toFixed(3);
   const signed = value => (value > 0 ? "+" : value < 0 ? "−" : "") + number(value);
   const plain = value => (value < 0 ? "−" : "") + number(value);
+  const words = prompt => prompt.words ??= [prompt.prompt, ...prompt.answers.flat().map(answer => answer[0])].join("\n").toLowerCase();
   const flips = orders => orders.some((said, place) => place % 2 && said && orders[place - 1] && said !== orders[place - 1]);
   const verdict = prompt => prompt.verdicts[form.contest.value];
   const winner = told => SAID[told[0]](contests[form.contest.value]);
 
-  for (const prompt of prompts) {
-    const texts = prompt.answers.flat().map(answer => answer[0]);
-    prompt.text = [prompt.prompt, ...texts].join("\n").toLowerCase();
-  }
   contests.forEach((each, place) => form.contest.append(option(place, `${each.a} against ${each.b}, by ${each.judge}`)));
 
   function ask() {
@@ -41,7 +39,7 @@
   }
 
   function fits(prompt, text, who) {
-    if (!prompt.text.includes(text)) return false;
+    if (text && !words(prompt).includes(text)) return false;
     const told = verdict(prompt);
     return !who || Boolean(told) && (who === "flip" ? flips(told[2]) : told[0] === who);
   }
