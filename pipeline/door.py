@@ -16,6 +16,7 @@ from pipeline.config import (
     EndpointBackend,
     Judge,
     ScoreConfig,
+    ServedModel,
     ServiceRuntime,
     TinyBase,
     TransformersBackend,
@@ -43,6 +44,8 @@ def check(coming: Iterable[Step]) -> None:
                 check_gpus(backend.runtime.tensor_parallel, workers)
             case TransformersBackend():
                 check_gpus(1, workers)
+            case ServedModel():
+                served.key_of(f"exam.others of the model {backend.model}", backend.runtime)
             case EndpointBackend():
                 served.card_of("sample.backend", backend.runtime, backend.model)
 

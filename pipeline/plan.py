@@ -3,7 +3,17 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
-from pipeline.config import BEST_OF, CONTROL, Config, Draw, RewardTraining, ScoreConfig, SftTraining
+from pipeline.config import (
+    BEST_OF,
+    CONTROL,
+    Config,
+    Draw,
+    OtherModel,
+    RewardTraining,
+    ScoreConfig,
+    ServedModel,
+    SftTraining,
+)
 from pipeline.step import Input, Part, Step
 
 
@@ -44,6 +54,7 @@ def plan(cfg: Config) -> Step:
     part = prompts / cfg.exam.split
     exams = {name: exam(cfg, sft, reward, name, model, part) for name, model in models.items()}
     if cfg.exam.split == "test":
+        exams |= {name: other(cfg, sft, reward, name, model, part) for name, model in cfg.exam.others.items()}
         exams |= {name: again(cfg, sft, reward, name, draw, part) for name, draw in cfg.exam.rows()}
     fought = duels(cfg, exams, part) if cfg.exam.split == "test" else None
     story: dict[str, Input] = dict(exams=exams, chosen=policy, pairs=pairs, duels=fought)
@@ -74,6 +85,18 @@ def exam(cfg: Config, sft: Step, reward: Step | None, name: str, model: Step, pr
     }
 
 
+def other(
+    cfg: Config, sft: Step, reward: Step | None, name: str, brought: OtherModel, prompts: Part
+) -> dict[str, Step]:
+    """A model of somebody else's, asked and marked as ours are; what a server holds is measured in sft's tokens."""
+    label = f"{prompts.part} {name}"
+    asked = reward if cfg.exam.score.asks_reward else None
+    model = Step("base", brought, at=label, like=sft if isinstance(brought, ServedModel) else None)
+    samples = Step("sample", cfg.exam.sample.answers_of(brought), at=label, policy=model, prompts=prompts)
+    scores = Step("score", cfg.exam.score, at=label, samples=samples, prompts=prompts, reward=asked)
+    return {"model": model, "samples": samples, "scores": scores}
+
+
 def again(cfg: Config, sft: Step, reward: Step | None, name: str, draw: Draw, prompts: Part) -> dict[str, Step]:
     """SFT once more, drawn otherwise: the A/A control, the best of n by the scorer that makes pairs, with a prompt."""
     label = f"{prompts.part} {name}"
@@ -94,9 +117,10 @@ def again(cfg: Config, sft: Step, reward: Step | None, name: str, draw: Draw, pr
 
 
 def duels(cfg: Config, exams: dict[str, dict[str, Step]], prompts: Part) -> dict[str, dict[str, dict[str, Step]]]:
-    """Judge → newer model → older model: each round meets sft and the round before, and the control meets sft."""
+    """Judge → newer model → older: rounds meet sft and the round before, others sft and the last round."""
     line = [name for name in exams if name == "sft" or name.startswith("round-")]
     contests = dict.fromkeys([*((new, "sft") for new in line[1:]), *zip(line[1:], line, strict=False)])
+    contests |= dict.fromkeys((name, old) for name in cfg.exam.others for old in dict.fromkeys(("sft", line[-1])))
     contests |= {(CONTROL, "sft"): None} if CONTROL in exams else {}
     fought: dict[str, dict[str, dict[str, Step]]] = {judge: {} for judge in cfg.exam.duels}
     for judge, block in cfg.exam.duels.items():

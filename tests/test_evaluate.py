@@ -19,7 +19,7 @@ from tests.exams import answer, exam, model
 CONFIG = Evaluation(scorer="rules", slices=[], level=0.95, resamples=499, seed=1, training="rules", gold=[])
 IDS = [f"p{i:03d}" for i in range(60)]
 STAGE = {"base": "base", "sft": "sft", "round-1": "train", "round-2": "train"}
-AGAIN = {"control": "sft", "best-of-4": "sft", "prompted": "sft"}
+AGAIN = {"control": "sft", "best-of-4": "sft", "prompted": "sft", "rival": "base"}
 LOG = [
     {"step": 1, "loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.0},
     {"step": 2, "loss": 0.5, "rewards/margins": 0.8, "rewards/accuracies": 0.9},

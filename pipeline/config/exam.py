@@ -7,11 +7,13 @@ from pydantic import Field, PositiveInt, model_validator
 
 from pipeline.config.block import Block
 from pipeline.config.judge import DuelConfig, Name
+from pipeline.config.models import OtherModel
 from pipeline.config.sample import ANSWER, Draw, SampleConfig, Turn
 from pipeline.config.score import ReferConfig, ScoreConfig
 
 # Rows of the table that are SFT drawn once more.
 CONTROL, PROMPTED, BEST_OF = "control", "prompted", "best-of-"
+TAKEN = "base", "sft", CONTROL, PROMPTED
 
 
 class Prompted(Block):
@@ -31,6 +33,7 @@ class ExamConfig(Block):
     control: bool
     best_of: Annotated[int, Field(ge=2)] | None
     prompted: Prompted | None
+    others: dict[Name, OtherModel]
 
     @property
     def gold(self) -> list[str]:
@@ -45,6 +48,12 @@ class ExamConfig(Block):
             yield f"{BEST_OF}{self.best_of}", self.sample.answers("best-of", n=self.best_of)
         if self.prompted:
             yield PROMPTED, self.sample.answers(PROMPTED, **dict(self.prompted))
+
+    @model_validator(mode="after")
+    def _others_have_names_of_their_own(self) -> Self:
+        if taken := [name for name in self.others if name in TAKEN or name.startswith(("round-", BEST_OF))]:
+            raise ValueError(f"others.{taken[0]}: the table has a row of that name already. Give it another name")
+        return self
 
     @model_validator(mode="after")
     def _rows_can_be_drawn(self) -> Self:

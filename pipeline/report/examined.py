@@ -88,6 +88,11 @@ def is_again(name: str) -> bool:
     return name in (CONTROL, PROMPTED) or name.startswith(BEST_OF)
 
 
+def is_other(name: str) -> bool:
+    """Whether a row is a model that this run neither started from nor trained."""
+    return name not in ("base", SFT) and not name.startswith("round-") and not is_again(name)
+
+
 def _scores(
     name: str, scores: Scores | None, answers: pl.DataFrame, prompt_ids: frozenset[str], missing: list[str]
 ) -> pl.DataFrame:
@@ -144,6 +149,9 @@ def by_prompt(table: pl.DataFrame, column: str) -> dict[str, float]:
 def _drift(name: str, drawn: pl.DataFrame, logps: Logps | None, missing: list[str]) -> dict[str, float]:
     """log π(y) − log SFT(y) on own samples drawn at temperature 1 without truncation: its mean is KL(π‖SFT) in nats."""
     rows = drawn.filter(pl.col("setting") == KL)
+    if is_other(name):
+        missing.append("KL to sft is not asked: it is a model of its own, whose tokens need not be sft's")
+        return {}
     if logps is None or rows.is_empty():
         if name != SFT and not is_again(name):
             what = (

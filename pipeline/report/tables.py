@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.config import CONTROL, EvaluateConfig
-from pipeline.report.examined import SFT, Examined, Marks, by_prompt, is_kind
+from pipeline.report.examined import SFT, Examined, Marks, by_prompt, is_kind, is_other
 from pipeline.report.habits import commonest_opening, distinct, other_language
 from pipeline.report.statistics import ByPrompt, Contest, Estimate, Sampling, contest, difference, estimate
 
@@ -104,12 +104,15 @@ def _difference(model: Examined, sft: Examined, scorer: str, draw: Sampling) -> 
 
 
 def duels(examined: list[Examined], names: Sequence[str], draw: Sampling) -> list[Duel]:
-    """Each round against SFT and against the round before, SFT drawn again against SFT: by each scorer's means."""
+    """Rounds against SFT and the round before, others against SFT and the last round, SFT drawn again against SFT."""
     sft, rounds = named(examined, SFT), trained(examined)
     against_sft = [(model, sft) for model in rounds if sft]
     control = named(examined, CONTROL)
     drawn_again = [(control, sft)] if control and sft else []
-    contests = [*against_sft, *zip(rounds[1:], rounds, strict=False), *drawn_again]
+    others = [
+        (model, old) for model in examined if is_other(model.name) for old in ([sft] if sft else []) + rounds[-1:]
+    ]
+    contests = [*against_sft, *zip(rounds[1:], rounds, strict=False), *others, *drawn_again]
     return [_duel(a, b, name, draw) for name in names if not is_kind(name) for a, b in contests]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write_json, write_table
 from pipeline.backends import open_backend
 from pipeline.backends.adapters import serves
-from pipeline.config import Draw, EndpointBackend, TransformersBackend, VllmBackend
+from pipeline.config import Draw, EndpointBackend, ServedModel, TransformersBackend, VllmBackend
 from pipeline.crew import Environment, Hand, environments, work_off
 from pipeline.sampling.admission import admitted, asked
 from pipeline.sampling.drawing import Drawing, nothing
@@ -21,6 +21,7 @@ from pipeline.sampling.meter import ENGINE, Meter
 from pipeline.sampling.shards import Finished, Shards
 
 ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
+SERVERS = EndpointBackend, ServedModel  # those where each completion is paid for
 JOURNAL = "scratch/journal"  # what a server has given of the shards under way
 MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
 
@@ -58,7 +59,7 @@ def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, a
 
 
 def hands(cfg: Draw) -> list[Environment]:
-    if isinstance(cfg.backend, EndpointBackend):
+    if isinstance(cfg.backend, SERVERS):
         return [{}]  # one hand keeps as many requests under way as the server takes
     if not isinstance(cfg.backend, ENGINES):
         return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
@@ -70,7 +71,7 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
     """One hand's part: its engine starts once and is given the next shard before the last one drains."""
     backend = open_backend(cfg.backend, policy)
     drawing = Drawing(cfg, policy.path.name, backend.text, shards, hand)
-    journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, EndpointBackend) else None
+    journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, SERVERS) else None
     started = time.monotonic()
     try:
         backend.start(served, cfg.limits)
@@ -88,7 +89,7 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
 
 def paid(cfg: Draw, totals: dict[str, int]) -> dict[str, float]:
     """What a server asks for all this, when its prices are known."""
-    if not isinstance(cfg.backend, EndpointBackend):
+    if not isinstance(cfg.backend, SERVERS):
         return {}
     prices = cfg.backend.runtime.prices
     return {"money": (prices.input * totals["prompt_tokens"] + prices.output * totals["tokens"]) / 1e6}

@@ -1,0 +1,120 @@
+"""Other models in the table: asked the same prompts, by a folder's own template or by name from a server."""
+
+import json
+
+import pytest
+
+from pipeline.artifacts import read_table
+from pipeline.config import Checkpoint, ServedModel
+from pipeline.errors import Refusal
+from pipeline.plan import plan
+from pipeline.stages import base, sample
+from tests import test_sample
+from tests.house import SMALL, composed, fingerprints, named
+from tests.servers import serving
+from tests.test_evaluate import Run, scored
+from tests.test_evaluate import named as row_of
+from tests.tiny import tiny_model
+
+RIVAL = ["+other@exam.others.rival=served", "exam.others.rival.model=served"]
+RIVAL += ["exam.others.rival.runtime.base_url=http://127.0.0.1:1/v1"]
+OLD = ["+other@exam.others.old=checkpoint", "exam.others.old.model=owner/old", f"exam.others.old.revision={'a' * 40}"]
+JUDGE = ["+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"]
+
+
+def test_another_model_has_an_exam_of_its_own_and_changes_no_other():
+    before, after = fingerprints(*SMALL), fingerprints(*SMALL, *RIVAL, *OLD)
+    assert {name for name in before if after[name] != before[name]} == {"evaluate@report"}
+    steps = named(plan(composed(*SMALL, *RIVAL, *OLD)))
+    for name, kind in (("rival", ServedModel), ("old", Checkpoint)):
+        model, drawn = steps[f"base@test {name}"], steps[f"sample@test {name}"]
+        assert isinstance(model.config, kind) and drawn.inputs["policy"] is model
+        assert set(drawn.config.settings) == {"answer"}, "no draws for a KL that there is not"
+        assert f"refer@test {name}" not in steps
+    assert steps["base@test rival"].inputs["like"] is steps["sft@0"]
+    assert steps["sample@test rival"].config.backend == steps["base@test rival"].config
+    assert steps["sample@test old"].config.backend == steps["sample@test sft"].config.backend
+    assert list(steps["evaluate@report"].inputs["exams"]) == ["sft", "round-1", "rival", "old", "control"]
+
+
+def test_where_a_server_stands_is_no_identity_and_whose_weights_it_holds_is():
+    def of(*words):
+        return fingerprints(*SMALL, *RIVAL, *words)["sample@test rival"]
+
+    assert of() == of("exam.others.rival.runtime.base_url=http://elsewhere/v1")
+    assert of() != of("exam.others.rival.revision=tuesday")
+
+
+def test_others_meet_sft_and_the_last_round_in_every_duel():
+    steps = named(plan(composed("recipes=smoke", *RIVAL, *JUDGE)))
+    fought = {name.removeprefix("duel@test ") for name in steps if name.startswith("duel")}
+    assert fought == {"round-1 sft", "round-2 sft", "round-2 round-1", "rival sft", "rival round-2"}
+
+
+def test_a_sweep_s_points_are_not_compared_with_others_on_dev():
+    assert "base@test rival" not in named(plan(composed(*SMALL, *RIVAL, "exam.split=dev")))
+
+
+@pytest.mark.parametrize("name", ["sft", "control", "round-1", "best-of-4"])
+def test_a_name_that_the_table_has_already_is_refused(name):
+    with pytest.raises(Refusal, match=rf"others\.{name}: the table has a row of that name"):
+        composed(*SMALL, *(word.replace("rival", name) for word in RIVAL))
+
+
+def test_another_model_is_a_row_with_differences_and_contests_and_no_kl(tmp_path):
+    run = Run(tmp_path)
+    run.add("sft", scored(0.5)).add("round-1", scored(0.7)).add("rival", scored(0.9))
+    report = run.evaluate()
+    assert row_of(report["differences"], model="rival")["mean"] == pytest.approx(0.4)
+    met = [(duel["a"], duel["b"], duel["wins"]) for duel in report["duels"] if duel["a"] == "rival"]
+    assert met == [("rival", "sft", 60), ("rival", "round-1", 60)]
+    assert row_of(report["models"], name="rival")["kl"]["mean"] is None
+    assert "KL to sft is not asked" in row_of(report["missing"], model="rival")["what"]
+    assert report["verdict"]["better"] == "yes", "the question is still whether round-1 is better than sft"
+
+
+# ── by name, from a server ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def chat(body):
+    """Repeats what it was asked, with two seeds apart; the last of the asked gets no text at all."""
+    [question] = body["messages"]
+    assert set(body) == {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "reasoning_effort"}
+    if "9 facts" in question["content"]:
+        return {"message": {"content": None}, "finish_reason": "content_filter"}
+    return {"message": {"content": f"  Wohl:\n\u00e4 {question['content']} <s>"}, "finish_reason": "stop"}
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("store") / "sft" / "0123456789ab")
+
+
+def served(url, **runtime):
+    known = {"api_key_env": None, "concurrency": 4, "retries": 0, "timeout": 60.0}
+    prices = {"prices": {"input": 1.0, "output": 3.0}}
+    body = {"reasoning_effort": "low"}
+    return ServedModel(
+        kind="served", model="m", revision=None, body=body, runtime={"base_url": url, **known, **prices, **runtime}
+    )
+
+
+@pytest.mark.model
+def test_what_a_server_says_comes_through_to_the_letter_and_is_measured_in_sft_s_tokens(sft, tmp_path):
+    prompts = test_sample.ask(tmp_path / "test", *(f"name {number} facts about the river" for number in range(10)))
+    with serving(chat) as server:
+        cfg = served(server.base_url)
+        rival = base.run(cfg, sft.path.parent.parent / "base" / "abcabcabcabc", like=sft)
+        runtime = {"blocks": 1, "workers": 3, "max_failed": 0.5}
+        limits = {"prompt": 64, "completion": 100}
+        asked = test_sample.config(backend=dict(cfg), limits=limits, runtime=runtime)
+        rows = sample.run(asked, tmp_path / "out", policy=rival, prompts=prompts).read()
+    lost = read_table(tmp_path / "out" / "failed.parquet")
+    assert rows.height == 36 and lost.height == 4
+    assert lost["reason"].unique().to_list() == ["the server ended it with content_filter and gave no text"]
+    for row in rows.iter_rows(named=True):
+        assert row["completion"] == f"  Wohl:\n\u00e4 {row['prompt'][0]['content']} <s>"
+        assert row["logprob"] is None and row["policy"] == "abcabcabcabc"
+    assert json.loads((rival.path / "model.json").read_text())["base"] == "sft/0123456789ab"
+    assert not list(rival.path.rglob("*.safetensors")), "a measure is no copy of a model"
+    assert json.loads((tmp_path / "out" / "cost.json").read_text())["money"] > 0
