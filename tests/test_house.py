@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "opened": {"artifacts"},
     "crew": set(),
     "label": {"artifacts", "scorers"},
+    "compare": {"report", "artifacts"},
     "calibrate": {"compose", "scorers", "report", "artifacts", "config"},
     "errors": set(),
     "content": set(),
@@ -155,7 +156,10 @@ def test_configs_have_no_defaults():
 
 GIVEN = ["prompts.path=prompts.jsonl", "sft.model=./model"]
 REWARDED = ["scorer@score.scorers.rules=reward_model"]
-RIVAL = ["+other@exam.others.rival=served", "exam.others.rival={model: m, runtime: {base_url: 'http://localhost:1/v1'}}"]
+RIVAL = [
+    "+other@exam.others.rival=served",
+    "exam.others.rival={model: m, runtime: {base_url: 'http://localhost:1/v1'}}",
+]
 HALF = ["pair.mix.on_policy=0.5", "pair.mix.offline=0.5"]
 ONLY = ["pair.mix.on_policy=0", "pair.mix.offline=1", "offline=file", "offline.source.path=recipes/smoke.yaml"]
 SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise")

@@ -17,11 +17,11 @@ def card(report: Mapping[str, Any]) -> str:
         lines = "\n".join(f"- {_plain(row['model'])}: {_plain(row['what'])}" for row in report["missing"])
         parts.append(f"Missing:\n\n{lines}")
     tables = [*all_sheets(report), origin_sheets.cost(report)]
-    parts += [_section(sheet) for sheet in tables if sheet.rows]
+    parts += [section(sheet) for sheet in tables if sheet.rows]
     return "\n\n".join(parts) + "\n"
 
 
-def _section(sheet: Sheet) -> str:
+def section(sheet: Sheet) -> str:
     rule = ["---", *("---:" for _ in sheet.columns[1:])]
     lines = [[_plain(column) for column in sheet.columns], rule, *([_cell(cell) for cell in row] for row in sheet.rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -44,6 +44,22 @@ def page(report: Row, answers: pl.DataFrame) -> str:
     )
 
 
+def document(verdict: tuple[str, str, str, str], sections: list[str], below: str = "", footer: str = "") -> str:
+    """A whole page under its verdict: kind, badge, headline, lead."""
+    kind, badge, title, lead = map(escape, verdict)
+    return Template((HERE / "page.html").read_text()).substitute(
+        title=title,
+        headline=title,
+        style=(HERE / "page.css").read_text(),
+        better=kind,
+        badge=badge,
+        lead=lead,
+        tiles=below,
+        sections="\n".join(section for section in sections if section),
+        footer=footer,
+    )
+
+
 def _tiles(report: Row) -> str:
     """The four figures that one asks for first: how much better, how often, how long, how far."""
     models, exam = {model["name"]: model for model in report["models"]}, report["exam"]

@@ -87,7 +87,7 @@ def differences(examined: list[Examined], names: list[str], draw: Sampling) -> l
     if sft is None:
         return []
     return [
-        _difference(model, sft, name, draw)
+        difference_of(model, sft, name, draw)
         for model in examined
         if model is not sft
         for name in names
@@ -95,12 +95,12 @@ def differences(examined: list[Examined], names: list[str], draw: Sampling) -> l
     ]
 
 
-def _difference(model: Examined, sft: Examined, scorer: str, draw: Sampling) -> dict[str, Any]:
+def difference_of(model: Examined, sft: Examined, scorer: str, draw: Sampling) -> dict[str, Any]:
     a, b = model.marks.get(scorer, NOT_ASKED), sft.marks.get(scorer, NOT_ASKED)
     found = difference(a.means, b.means, len(a.asked | b.asked), draw)
     facts = {"missing": found.missing, "detectable": found.detectable, "p_value": found.p_value}
     facts |= {"better": found.better, "same": found.same, "worse": found.worse}
-    return {"model": model.name, "scorer": scorer, "against": SFT, **_with_n(found.estimate), **facts}
+    return {"model": model.name, "scorer": scorer, "against": sft.name, **_with_n(found.estimate), **facts}
 
 
 def duels(examined: list[Examined], names: Sequence[str], draw: Sampling) -> list[Duel]:
@@ -113,10 +113,10 @@ def duels(examined: list[Examined], names: Sequence[str], draw: Sampling) -> lis
         (model, old) for model in examined if is_other(model.name) for old in ([sft] if sft else []) + rounds[-1:]
     ]
     contests = [*against_sft, *zip(rounds[1:], rounds, strict=False), *others, *drawn_again]
-    return [_duel(a, b, name, draw) for name in names if not is_kind(name) for a, b in contests]
+    return [duel_of(a, b, name, draw) for name in names if not is_kind(name) for a, b in contests]
 
 
-def _duel(a: Examined, b: Examined, scorer: str, draw: Sampling) -> Duel:
+def duel_of(a: Examined, b: Examined, scorer: str, draw: Sampling) -> Duel:
     of_a, of_b = a.marks.get(scorer, NOT_ASKED), b.marks.get(scorer, NOT_ASKED)
     found = contest(of_a.means, of_b.means, len(of_a.asked | of_b.asked), draw)
     return Duel(a, b, scorer, found, (of_a.means, of_b.means))
