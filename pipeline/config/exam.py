@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from pipeline.config.block import Block
+from pipeline.config.block import Block, Local
 from pipeline.config.judge import DuelConfig, Name
 from pipeline.config.models import OtherModel
 from pipeline.config.sample import ANSWER, Draw, SampleConfig, Turn
@@ -72,6 +72,7 @@ class ExamConfig(Block):
 class EvaluateConfig(Block):
     scorer: str
     slices: list[str]
+    labels: dict[Name, Local]
     level: Annotated[float, Field(gt=0, lt=1)]
     resamples: PositiveInt
     seed: int

@@ -41,6 +41,9 @@ def mismatches(cfg: "Config") -> Iterator[str]:
     yield from _rewardless(cfg)
     yield from _unserved(cfg)
     yield from _misplaced_gold(cfg)
+    for name in cfg.evaluate.labels:
+        if name in cfg.exam.duels or name in marking.scorers:
+            yield f"evaluate.labels.{name}: a judge or scorer of that name marks this exam. Give people another name."
     if cfg.rounds > 1 and cfg.sample.per_round is None:
         yield f"rounds={cfg.rounds} draw fresh prompts each: give sample.per_round=N, the prompts of one round."
     if cfg.train.logps == "ready" and cfg.refer.dtype != cfg.train.dtype:
