@@ -96,7 +96,7 @@ def add_step(run, stage, label, cost, config, seconds=1.0):
 def test_report_json_has_the_contracts_keys(run):
     report = whole(run).evaluate(chosen="round-2")
     contract = {"models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
-    doubts = {"slices", "control", "proxy", "ceiling", "people"}
+    doubts = {"slices", "control", "proxy", "ceiling", "people", "chats"}
     assert set(report) == contract | {"exam", "differences", "missing"} | doubts
     assert [each["name"] for each in report["models"]] == list(STAGE)
     for each in report["models"]:

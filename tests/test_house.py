@@ -137,6 +137,7 @@ def test_stages_are_the_same_everywhere():
         "preferences",
         "exam",
         "other",
+        "chat",
         "recipes",
     }
     makefile = (HOUSE / "Makefile").read_text()
@@ -160,6 +161,9 @@ RIVAL = [
     "+other@exam.others.rival=served",
     "exam.others.rival={model: m, runtime: {base_url: 'http://localhost:1/v1'}}",
 ]
+ASKED = "prompts.evaluation.questions=recipes/smoke.yaml"
+CHATS = [ASKED, "+chat@exam.chats.questions=two_turns", "+score@exam.chats.questions.score=rules"]
+CHATS += ["+duel@exam.chats.questions.duels.judge=default", "exam.chats.questions.duels.judge.engine.model=judge"]
 HALF = ["pair.mix.on_policy=0.5", "pair.mix.offline=0.5"]
 ONLY = ["pair.mix.on_policy=0", "pair.mix.offline=1", "offline=file", "offline.source.path=recipes/smoke.yaml"]
 SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise")
@@ -197,6 +201,7 @@ BESIDE = {
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
     "conf/other/checkpoint.yaml": [*GIVEN, "exam.others.rival.model=owner/name"],
     "conf/other/served.yaml": [*GIVEN, *RIVAL[1:]],
+    **{f"conf/chat/{name}.yaml": [*GIVEN, ASKED] for name in ("single", "two_turns")},
     "conf/score/own.yaml": [*GIVEN, *(f"+scorer@{place}.scorers.rules=length" for place in ("score", "exam.score"))],
 }
 MOUNTED = {
@@ -207,6 +212,7 @@ MOUNTED = {
     "engine": ["engine@score.scorers.rules.engine"],
     "duel": ["+duel@exam.duels.judge"],
     "other": ["+other@exam.others.rival"],
+    "chat": ["+chat@exam.chats.questions"],
     "demonstrations": ["demonstrations@sft.data"],
     "preferences": ["preferences@reward.data"],
 }
@@ -233,7 +239,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (92, 4)
+    assert (len(CONF), len(RECIPES)) == (94, 4)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -276,7 +282,7 @@ PLANS = [
     ["recipes=smoke", *REWARDED, "reward=checkpoint", "reward.model=./reward"],
     ["recipes=smoke", "+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"],
     [*SMALL, "exam.best_of=4", "exam.prompted={system: Be brief., few_shot: []}"],
-    [*SMALL, *RIVAL],
+    [*GIVEN, *RIVAL, *CHATS],
 ]
 
 

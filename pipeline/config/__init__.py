@@ -24,7 +24,16 @@ from pipeline.config.checks import (
     RegexScorer,
     RuleScorer,
 )
-from pipeline.config.exam import BEST_OF, CONTROL, PROMPTED, EvaluateConfig, Evaluation, ExamConfig, Prompted
+from pipeline.config.exam import (
+    BEST_OF,
+    CONTROL,
+    PROMPTED,
+    ChatConfig,
+    EvaluateConfig,
+    Evaluation,
+    ExamConfig,
+    Prompted,
+)
 from pipeline.config.fitting import mismatches
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.judge import (
@@ -80,6 +89,7 @@ from pipeline.config.prompts import (
     PromptRows,
     PromptsConfig,
     PromptShape,
+    Questions,
     Split,
 )
 from pipeline.config.reward import (
@@ -95,6 +105,7 @@ from pipeline.config.sample import (
     ANSWER,
     BackendConfig,
     Batch,
+    Conversation,
     Draw,
     EndpointBackend,
     EndpointRuntime,

@@ -23,6 +23,14 @@ class Prompted(Block):
     few_shot: list[Turn]
 
 
+class ChatConfig(Block):
+    """A set of questions of prompts.evaluation, asked of every model of the table."""
+
+    turns: PositiveInt
+    score: ScoreConfig | None
+    duels: dict[Name, DuelConfig]
+
+
 class ExamConfig(Block):
     split: Literal["test", "dev"]
     sample: SampleConfig
@@ -34,6 +42,7 @@ class ExamConfig(Block):
     best_of: Annotated[int, Field(ge=2)] | None
     prompted: Prompted | None
     others: dict[Name, OtherModel]
+    chats: dict[Name, ChatConfig]
 
     @property
     def gold(self) -> list[str]:
@@ -59,6 +68,11 @@ class ExamConfig(Block):
     def _rows_can_be_drawn(self) -> Self:
         if ANSWER not in self.sample.settings:
             raise ValueError(f"sample.settings: scorers and judges read the setting {ANSWER}. Name one of them so")
+        if self.sample.settings[ANSWER].n > 1 and (long := [name for name, of in self.chats.items() if of.turns > 1]):
+            raise ValueError(
+                f"chats.{long[0]}: of several answers to a turn, none is the one that the next turn follows."
+                f" Give sample.settings.{ANSWER}.n=1, or chats.{long[0]}.turns=1"
+            )
         if self.best_of and self.sample.settings[ANSWER].temperature == 0:
             raise ValueError(
                 f"best_of={self.best_of}: at temperature=0 all answers are the same."

@@ -41,9 +41,7 @@ def mismatches(cfg: "Config") -> Iterator[str]:
     yield from _rewardless(cfg)
     yield from _unserved(cfg)
     yield from _misplaced_gold(cfg)
-    for name in cfg.evaluate.labels:
-        if name in cfg.exam.duels or name in marking.scorers:
-            yield f"evaluate.labels.{name}: a judge or scorer of that name marks this exam. Give people another name."
+    yield from _nameless(cfg)
     if cfg.rounds > 1 and cfg.sample.per_round is None:
         yield f"rounds={cfg.rounds} draw fresh prompts each: give sample.per_round=N, the prompts of one round."
     if cfg.train.logps == "ready" and cfg.refer.dtype != cfg.train.dtype:
@@ -109,6 +107,19 @@ def _unserved(cfg: "Config") -> Iterator[str]:
             f"rounds={cfg.rounds}: round 2 draws from the model that round 1 trained, which the endpoint does not"
             " serve. Give rounds=1, or backend@sample.backend=vllm or transformers."
         )
+
+
+def _nameless(cfg: "Config") -> Iterator[str]:
+    """Names in the exam that stand for something elsewhere: a set of questions, and people beside judges."""
+    for name in cfg.exam.chats:
+        if name not in cfg.prompts.evaluation:
+            yield (
+                f"exam.chats.{name}: prompts.evaluation has no set of that name. Give prompts.evaluation.{name}=FILE,"
+                " which keeps its questions out of training as well (prompts=file or hub)."
+            )
+    for name in cfg.evaluate.labels:
+        if name in cfg.exam.duels or name in cfg.marking[1].scorers:
+            yield f"evaluate.labels.{name}: a judge or scorer of that name marks this exam. Give people another name."
 
 
 def _unmixable(cfg: "Config") -> Iterator[str]:

@@ -182,6 +182,13 @@ class SampleConfig(Drawn):
         exam = self.answers("exam")
         return exam.model_copy(update={"backend": other}) if isinstance(other, ServedModel) else exam
 
+    def conversation(self, turns: int, other: Block | None = None) -> "Draw":
+        """What is asked of a model in a chat benchmark: as an exam's answers, in as many turns."""
+        single = self.answers("chat")
+        if isinstance(other, ServedModel):
+            single = single.model_copy(update={"backend": other})
+        return Conversation(**dict(single), turns=turns) if turns > 1 else single
+
     def waves(self, round: int, scorer: str) -> list["Draw"]:
         """The draws of a round: the first of every prompt, each later one of those whose scores so far all tie."""
         first = self.draw("train", round)
@@ -220,3 +227,19 @@ class Draw(Drawn):
             f"  Give {f'sample.per_round={fits} or less, ' if fits else ''}fewer rounds, more prompts, or"
             f" sample.per_round=null, which draws from all prompts in every round."
         )
+
+
+class Conversation(Draw):
+    """Several turns, each a draw of its own after the model's own answers so far."""
+
+    turns: Annotated[int, Field(ge=2)]
+
+    def turn(self, number: int) -> Draw:
+        """The first is as any other draw; a later one has another setting's name, and room for what was said."""
+        [(name, setting)] = self.settings.items()
+        room = number * self.limits.prompt + (number - 1) * self.limits.completion
+        changes = {
+            "settings": {name if number == 1 else f"turn-{number}": setting},
+            "limits": Limits(prompt=room, completion=self.limits.completion),
+        }
+        return Draw(**{**{key: value for key, value in self if key != "turns"}, **changes})

@@ -9,11 +9,24 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Exam, Model, Pairs, Prompts, Report, Verdicts, write_json, write_table, write_text
+from pipeline.artifacts import (
+    ChatSet,
+    Exam,
+    Model,
+    Pairs,
+    Prompts,
+    Report,
+    Verdicts,
+    write_json,
+    write_table,
+    write_text,
+)
 from pipeline.config import CONTROL, EvaluateConfig, Evaluation
 from pipeline.errors import Refusal, nearest
 from pipeline.report import doubts, tables
+from pipeline.report.answer_files import write_answers
 from pipeline.report.card import card
+from pipeline.report.chats import chat_report
 from pipeline.report.cost import cost_of
 from pipeline.report.examined import Examined, read_exam
 from pipeline.report.examples import prompt_text
@@ -36,6 +49,7 @@ def run(
     chosen: Model,
     pairs: list[Pairs],
     duels: dict[str, dict[str, dict[str, Verdicts]]] | None = None,
+    chats: dict[str, ChatSet] | None = None,
 ) -> Report:
     asked = prompts.read()
     examined = [read_exam(name, exam, frozenset(asked["prompt_id"]), cfg.scorer) for name, exam in exams.items()]
@@ -45,7 +59,9 @@ def run(
     people = said_by_people(cfg, examined, fought)
     fought += people.duels
     report = assemble(cfg, out, prompts, name_of(chosen, examined), examined, fought, pairs)
-    report |= {"people": people.agreement, "missing": [*report["missing"], *people.missing]}
+    told, untold = chats_told(cfg, out, chats or {})
+    lacking = [*report["missing"], *people.missing, *untold]
+    report |= {"people": people.agreement, "chats": told, "missing": lacking}
     answers = answer_table(examined, asked)
 
     write_table(out / "answers.parquet", answers)
@@ -88,6 +104,19 @@ def assemble(
         "cost": cost_of(out),
         "missing": tables.missing(examined),
     }
+
+
+def chats_told(
+    cfg: EvaluateConfig, out: Path, chats: dict[str, ChatSet]
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Each set's part of the report, and its answers in the files that others' tools read."""
+    told, lacking = {}, []
+    for name, chat in chats.items():
+        told[name], missing = chat_report(name, chat, tables.sampling(cfg))
+        lacking += missing
+        for model, exam in chat["exams"].items():
+            write_answers(out / "answers" / name, name, chat["prompts"], model, exam)
+    return told, lacking
 
 
 @dataclass

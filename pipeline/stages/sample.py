@@ -12,8 +12,9 @@ from pathlib import Path
 from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write_json, write_table
 from pipeline.backends import open_backend
 from pipeline.backends.adapters import serves
-from pipeline.config import Draw, EndpointBackend, ServedModel, TransformersBackend, VllmBackend
+from pipeline.config import Conversation, Draw, EndpointBackend, ServedModel, TransformersBackend, VllmBackend
 from pipeline.crew import Environment, Hand, environments, work_off
+from pipeline.sampling import turns
 from pipeline.sampling.admission import admitted, asked
 from pipeline.sampling.drawing import Drawing, nothing
 from pipeline.sampling.journal import Journal
@@ -26,7 +27,11 @@ JOURNAL = "scratch/journal"  # what a server has given of the shards under way
 MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
 
 
-def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts, scores: list[Scores] | None = None) -> Samples:
+def run(
+    cfg: Draw | Conversation, out: Path, *, policy: Model, prompts: Prompts, scores: list[Scores] | None = None
+) -> Samples:
+    if isinstance(cfg, Conversation):
+        return converse(cfg, out, policy, prompts)
     shards = Shards(out, cfg.shard)
     kept, dropped = admitted(cfg, open_backend(cfg.backend, policy).text, asked(cfg, prompts, scores or []))
     write_table(out / "dropped.parquet", dropped)
@@ -42,6 +47,15 @@ def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts, scores: list[S
     note_cost(out, **paid(cfg, totals))
     note_cost(out, **totals, dropped=lost, mean_tokens=round(totals["tokens"] / max(totals["completions"], 1), 1))
     return Samples(out)
+
+
+def converse(cfg: Conversation, out: Path, policy: Model, prompts: Prompts) -> Samples:
+    """Turn after turn, each in a folder of its own: a killed run goes on in the turn that it was in."""
+    said = run(cfg.turn(1), turns.folder(out, 1), policy=policy, prompts=prompts)
+    for turn in range(2, cfg.turns + 1):
+        asked = turns.following(prompts, said, turn - 1, turns.folder(out, turn) / "asked")
+        said = run(cfg.turn(turn), turns.folder(out, turn), policy=policy, prompts=asked)
+    return turns.gather(out, cfg.turns)
 
 
 def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, asked: int) -> None:
