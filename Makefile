@@ -11,7 +11,7 @@ BASE_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; d
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate compare sweep store prune bench
+.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate compare sweep report store prune bench
 
 help:
 	@echo 'make TARGET [RECIPE=name] [ARGS="key=value …"]'
@@ -75,6 +75,9 @@ compare: install ## runs or models in one report, on their common prompts [ARGS=
 
 sweep: install ## one run per point of a grid [RECIPE=sweep_smoke]
 	$(PIPELINE) $(or $(CHOSEN),recipes=sweep_smoke $(WITHOUT_VLLM)) $(ARGS)
+
+report: install ## a run's report once more, by the code as it is now; loads no model [RUN=runs/latest]
+	$(PYTHON) -m pipeline.reprint $(or $(RUN),runs/latest)
 
 store: install ## what lies in the store and which runs use it
 	$(PYTHON) -m pipeline.usage $(ARGS)

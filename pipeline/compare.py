@@ -1,7 +1,7 @@
 """`python -m pipeline.compare A B …`: finished runs or examined models in one report, on their common prompts.
 
 It reads what the store holds and loads no model. Each of A, B … is [NAME=]PLACE (see report/found.py); the first is
-what the others are held against. Writes report.html, .md, .json and answers.parquet.
+what the others are held against. Writes report.html, .md, .json and its tables.
 """
 
 import sys
@@ -29,14 +29,14 @@ def main(arguments: list[str]) -> int:
     try:
         words, store, out = parsed(arguments)
         found = named_apart([find(word, store) for word in words])
-        report, examined = compared(found, SAMPLING)
+        report, examined, verdicts = compared(found, SAMPLING)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return 2
     print(f"{report['ground']['asked']} prompts are common to {', '.join(each.name for each in found)}")
     for text in (*report["ground"]["apart"], report["verdict"]["why"]):
         print(text)
-    write(out, report, answers_of(found, examined))
+    write(out, report, answers_of(found, examined), verdicts)
     print(out / "report.html")
     return 0
 
@@ -70,11 +70,12 @@ def answers_of(found: list[Found], examined: list[Examined]) -> pl.DataFrame:
     return pl.concat(parts).join(texts, on="prompt_id", how="inner", maintain_order="left").select(columns)
 
 
-def write(out: Path, report: dict[str, Any], answers: pl.DataFrame) -> None:
+def write(out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl.DataFrame) -> None:
     write_table(out / "answers.parquet", answers)
+    write_table(out / "verdicts.parquet", verdicts)
     write_json(out / "report.json", report)
     write_text(out / "report.md", compared_page.card(report))
-    write_text(out / "report.html", compared_page.page(report, answers))
+    write_text(out / "report.html", compared_page.page(report, answers, verdicts))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ STAGE_VERSIONS = {
     "refer": 1,
     "train": 1,
     "duel": 1,
-    "evaluate": 2,
+    "evaluate": 3,
 }
 
 Input = Union["Step", "Part", Sequence["Input"], Mapping[str, "Input"], None]

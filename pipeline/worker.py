@@ -98,7 +98,7 @@ def run_stage(step: dict[str, Any], work: Path) -> None:
 
     run = importlib.import_module(f"{STAGES}.{step['stage']}").run
     config = TypeAdapter(get_type_hints(run)["cfg"]).validate_python(step["config"])
-    run(config, work, **_nested(step["inputs"]))
+    run(config, work, **opened(step["inputs"]))
 
     for left in work.rglob(".*.tmp"):
         left.unlink()
@@ -139,7 +139,7 @@ def _check_inputs(step: dict[str, Any]) -> None:
             )
 
 
-def _nested(inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def opened(inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Flat names back into the stage's keywords: `exams.sft.samples` into dicts, `scores.0` into a list."""
     tree: dict[str, Any] = {}
     for name, source in inputs.items():

@@ -97,7 +97,7 @@ def test_report_json_has_the_contracts_keys(run):
     report = whole(run).evaluate(chosen="round-2")
     contract = {"models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
     doubts = {"slices", "control", "proxy", "ceiling", "people", "chats"}
-    assert set(report) == contract | {"exam", "differences", "missing"} | doubts
+    assert set(report) == contract | {"exam", "differences", "missing", "changes", "distributions"} | doubts
     assert [each["name"] for each in report["models"]] == list(STAGE)
     for each in report["models"]:
         habits = {"reasoning", "distinct", "refusals", "markdown", "opening", "other_language"}
@@ -105,7 +105,7 @@ def test_report_json_has_the_contracts_keys(run):
         assert set(each["metrics"]) == {"rules", "rules/open"}
         assert set(each["metrics"]["rules"]) == {"mean", "low", "high", "n", "failed"}
         assert set(each["tokens"]) == {"mean", "low", "high"}
-        assert set(each["kl"]) == {"mean", "low", "high", "n"}
+        assert set(each["kl"]) == {"mean", "low", "high", "n", "why"}
     for duel in report["duels"]:
         figures = {"wins", "ties", "losses", "win_rate", "low", "high", "p_value"}
         assert set(duel) == figures | {"a", "b", "judge", "length_adjusted", "flip_rate", "failed", "p_holm"}
@@ -290,8 +290,9 @@ def test_truncation_and_length_come_from_the_answers(run):
 def test_verdicts_say_who_won_each_prompt(run):
     run.add("sft", scored(0.5)).add("round-1", scored(lambda i: [0.2, 0.5, 0.9][i % 3])).evaluate()
     table = read_table(run.out / "verdicts.parquet")
-    assert table.columns == ["prompt_id", "a", "b", "judge", "verdict", "score_a", "score_b"]
-    assert table.filter(pl.col("prompt_id") == "p001").row(0) == ("p001", "round-1", "sft", "rules", "tie", 0.5, 0.5)
+    assert table.columns == ["prompt_id", "a", "b", "judge", "verdict", "orders", "score_a", "score_b"]
+    row = table.filter(pl.col("prompt_id") == "p001").row(0)
+    assert row == ("p001", "round-1", "sft", "rules", "tie", [], 0.5, 0.5)
     assert dict(table["verdict"].value_counts().iter_rows()) == {"a": 20, "tie": 20, "b": 20}
 
 
@@ -322,6 +323,26 @@ def test_habits_are_shares_by_prompt_and_leave_thinking_out(run):
     assert (found["tokens"]["mean"], found["reasoning"]["mean"]) == (pytest.approx(27.5), pytest.approx(2.5))
     assert found["distinct"]["1"] == pytest.approx(12 / (15 * (4 + 4 + 2 + 4)))
     assert found["other_language"] == {"share": None, "n": 0}
+
+
+def test_habits_of_the_chosen_model_are_held_against_sft_s(run):
+    """Its answers are longer on every prompt, and cut on two in sixty: the first is a change, the second is none."""
+    longer = [answer(key, 0.5, tokens=15, finish_reason="length" if i < 2 else "stop") for i, key in enumerate(IDS)]
+    report = run.add("sft", scored(0.5)).add("round-1", longer).evaluate()
+    rows = {row["habit"]: row for row in report["changes"]}
+    assert (rows["tokens"]["mean"], rows["tokens"]["n"]) == (5.0, 60) and rows["tokens"]["p_holm"] < 0.05
+    assert rows["truncated"]["mean"] == pytest.approx(2 / 60) and rows["truncated"]["p_holm"] > 0.05
+    assert rows["other_language"]["n"] == 0 and rows["other_language"]["p_holm"] is None
+
+
+def test_distributions_count_every_prompt_once_between_common_edges(run):
+    run.add("sft", scored(lambda i: i % 3 / 2)).add("round-1", scored(1.0, tokens=30))
+    found = {each["what"]: each for each in run.evaluate()["distributions"]}
+    scores, tokens = found["score"], found["tokens"]
+    assert (scores["edges"][0], scores["edges"][-1]) == (0.0, 1.0)
+    assert scores["prompts"]["sft"][0] == scores["prompts"]["sft"][-1] == 20 and scores["prompts"]["round-1"][-1] == 60
+    for each in (scores, tokens):
+        assert all(sum(counts) == 60 and len(counts) == len(each["edges"]) - 1 for counts in each["prompts"].values())
 
 
 def test_an_answer_in_another_language_than_its_prompt_is_counted(tmp_path):
@@ -380,6 +401,7 @@ def test_sft_drawn_again_is_a_row_and_says_that_the_machinery_holds(run):
     assert named(report["duels"], a="control", b="sft")
     assert report["control"]["why"] in (run.out / "report.md").read_text()
     assert not [row for row in report["missing"] if row["model"] == "control" and "KL" in row["what"]]
+    assert named(report["models"], name="control")["kl"]["why"] == "sft's own answers"
 
 
 def test_a_control_that_differs_is_said_at_the_top(run):
@@ -453,7 +475,8 @@ def test_no_model_with_scores_at_all_still_gives_a_report(run):
 
 def test_kl_without_log_probabilities_is_null_and_says_why(run):
     report = run.add("sft", scored(0.5)).add("round-1", scored(0.6), without=["logps"]).evaluate()
-    assert report["models"][1]["kl"] == {"mean": None, "low": None, "high": None, "n": 0}
+    reason = "the exam has no samples of the setting kl"
+    assert report["models"][1]["kl"] == {"mean": None, "low": None, "high": None, "n": 0, "why": reason}
     assert any(row["model"] == "round-1" and "KL" in row["what"] for row in report["missing"])
 
 

@@ -66,6 +66,7 @@ MAY_IMPORT = {
     "opened": {"artifacts"},
     "crew": set(),
     "label": {"artifacts", "scorers"},
+    "reprint": {"worker", "store", "stages", "config"},
     "compare": {"report", "artifacts"},
     "calibrate": {"compose", "scorers", "report", "artifacts", "config"},
     "errors": set(),

@@ -1,6 +1,10 @@
 """The statistics against data with a known truth, the sentences of the verdict, and the page as a file."""
 
+import json
 import re
+import zlib
+from base64 import b64decode, b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 
 import numpy as np
@@ -235,7 +239,7 @@ def test_a_scale_may_run_upwards():
 
 def a_report(name="round-1"):
     mark = {"mean": 0.6, "low": 0.5, "high": 0.7, "n": 40, "failed": 0}
-    estimate = {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 40}
+    estimate = {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 40, "why": None}
     model = {"fingerprint": "f", "metrics": {"rules": mark, "rules/open": mark}, "tokens": estimate, "truncated": 0.0}
     begun = {"text": "the <u> river", "share": 0.5}
     model |= {"distinct": {"2": 0.9}, "refusals": 0.0, "markdown": 0.1, "opening": begun, "reasoning": estimate}
@@ -243,6 +247,7 @@ def a_report(name="round-1"):
     gap = {"scorer": "rules", "against": "sft", "mean": 0.1, "low": 0.05, "high": 0.15, "n": 40, "missing": 0}
     gap |= {"p_value": 0.01, "p_holm": 0.02, "better": 0.5, "same": 0.3, "worse": 0.2}
     duel = {"judge": "rules", "wins": 20, "ties": 15, "losses": 5, "win_rate": 0.7, "low": 0.6, "high": 0.8}
+    asked = {"judge": "prompted judge", "flip_rate": 0.125}
     more = {"length_adjusted": None, "flip_rate": None, "failed": 0, "p_value": 0.01, "p_holm": 0.02}
     curve = [{"step": i, "loss": 0.7 - i / 100, "margin": i / 10, "accuracy": 0.5} for i in range(1, 9)]
     trained = {"round": "round-1", "fingerprint": "f", "steps": 8, "loss": 0.6, "margin": 0.8, "accuracy": 0.5}
@@ -251,7 +256,9 @@ def a_report(name="round-1"):
         "verdict": {"better": "yes", "why": "Because <it> is 95 % so."},
         "models": [{"name": n, **model, "repetition": 0.01, "kl": estimate} for n in ("sft", name)],
         "differences": [{"model": name, **gap, "detectable": 0.05}],
-        "duels": [{"a": name, "b": "sft", **duel, **more}],
+        "duels": [{"a": name, "b": "sft", **duel, **more}, {"a": name, "b": "sft", **duel, **more, **asked}],
+        "changes": [change("tokens", -2.0, 0.001), change("refusals", 0.004, 0.5)],
+        "distributions": [{"what": "score", "edges": [0.0, 0.5, 1.0], "prompts": {"sft": [30, 10], name: [0, 40]}}],
         "benchmarks": [],
         "people": [],
         "chats": {},
@@ -277,6 +284,10 @@ def a_report(name="round-1"):
         "proxy": None,
         "ceiling": None,
     }
+
+
+def change(habit, mean, p_holm):
+    return {"habit": habit, "mean": mean, "low": mean - 0.01, "high": mean + 0.01, "n": 40, "p_holm": p_holm}
 
 
 def draw(label, wave=0, failed=None):
@@ -310,7 +321,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        if tag not in ("meta", "line", "circle", "rect", "polyline"):
+        if tag not in ("meta", "input", "line", "circle", "rect", "polyline"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -327,14 +338,15 @@ def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere():
     text = page(a_report(), TWO)
     found = Page(text)
     assert found.open == []  # every element is closed in its order
-    assert not re.search(r"https?://|//[a-z]|\bsrc=|\bhref=|url\(|@import|<script|<link|<iframe", text)
+    assert not re.search(r"https?://|\bsrc=|url\(|@import|<link|<iframe|fetch|XMLHttpRequest", text)
+    assert "default-src 'none'" in text and 'href="' not in text.replace('href="#', "")
 
 
 def test_answers_and_names_stay_text():
     text = page(a_report(name="<i>round"), TWO)
-    assert "<script" not in text
     assert "<i>" not in text
     text = page(a_report(), TWO)
+    assert len(re.findall("<script", text)) == 2 and "<script>alert" not in text  # the packed answers, and our own
     seen = Page(text)
     assert "<script>alert('x')</script> & \"so\"" in seen.text
     assert "What is <b>?" in seen.text
@@ -348,10 +360,63 @@ def test_every_figure_is_drawn_and_its_numbers_stand_beside_it_as_text():
     assert len(figures) == len(drawn)
     assert set(drawn) == {
         "Score", "Score by kind", "Score against KL", "Win, tie, loss",
+        "Scores before and after", "Win rates", "Judge flips",
         "Training loss", "Reward margin", "Pairs of round 1", "Time by stage",
     }  # fmt: skip
-    for text in ("0.500 to 0.700", "0.6900", "samples in", "tie", "900"):
+    for text in ("0.500 to 0.700", "0.6900", "samples in", "tie", "900", "12.5 %", "60.0 % to 80.0 %", "0.5 to 1.0"):
         assert text in found.text
+
+
+def test_the_page_runs_its_own_script_alone():
+    """The policy names the script by its hash, so that one which slipped in with a text would not run."""
+    text = page(a_report(), TWO)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    told = b64encode(sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{told}'" in text
+
+
+def test_every_answer_and_both_orders_of_each_verdict_are_packed_into_the_page():
+    columns = {"prompt_id": ["p1", "p1"], "a": "round-1", "b": "sft", "judge": ["rules", "prompted judge"]}
+    said = {"verdict": ["a", "tie"], "orders": [[], ["a", "b"]], "score_a": [1.0, 0.5], "score_b": [0.0, 0.5]}
+    text = page(a_report(), TWO, pl.DataFrame({**columns, **said}))
+    (data,) = re.findall(r'id="packed">([^<]*)<', text)
+    told = json.loads(zlib.decompress(b64decode(data)))
+    assert [model["name"] for model in told["models"]] == ["sft", "round-1"]
+    assert told["prompts"] == [
+        {
+            "prompt": "What is <b>?",
+            "answers": [[["Tame.", 0.0, 0]], [["<script>alert('x')</script> & \"so\"", 1.0, 1]]],
+            "verdicts": {"0": ["a", 1.0, []], "1": ["tie", 0.0, ["a", "b"]]},
+        }
+    ]
+
+
+def test_what_changed_and_what_did_not_stand_apart():
+    report = a_report()
+    report["differences"][0]["p_holm"] = 0.2
+    for text in (Page(page(report, TWO)).text, card(report).replace("\\", "")):
+        changed, _, rest = text.partition("What changed")[2].partition("What did not, as far as can be told")
+        assert "Tokens per answer" in changed and "−2.0 (−2.0 to −2.0)" in changed
+        assert "judged by prompted judge" in changed and "rules" not in changed
+        assert "Score by rules" in rest and "Refusals" in rest and "+0.4 points (−0.6 to +1.4)" in rest
+
+
+@pytest.mark.parametrize("better", ["yes", "no", "unclear"])
+def test_a_verdict_that_is_no_yes_links_to_funnel_calibration_and_flips(better):
+    report = a_report()
+    report["verdict"]["better"] = better
+    found = Page(page(report, TWO))
+    links = [attributes["href"][1:] for tag, attributes in found.elements if tag == "a"]
+    ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert links == ([] if better == "yes" else ["figure-pairs-of-round-1", "believed", "figure-judge-flips"])
+    assert set(links) <= set(ids) and len(ids) == len(set(ids))
+    assert "make calibrate FILE=" in found.text and "changed its mind" in found.text
+
+
+def test_a_model_without_kl_says_why():
+    report = a_report()
+    report["models"][1]["kl"] = {"mean": None, "low": None, "high": None, "n": 0, "why": "sft's own answers"}
+    assert "– sft's own answers" in Page(page(report, TWO)).text and "(sft's own answers)" in card(report)
 
 
 def test_no_drawing_leaves_its_frame_or_holds_what_is_no_number():

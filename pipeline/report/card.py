@@ -1,9 +1,9 @@
 """report.md: the verdict and the tables in Markdown, to be pasted into a model card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.report import origin_sheets
+from pipeline.report import changes, origin_sheets
 from pipeline.report.sheet import Cell, Sheet
 from pipeline.report.sheets import all_sheets
 from pipeline.report.verdict import headline
@@ -16,9 +16,17 @@ def card(report: Mapping[str, Any]) -> str:
     if report["missing"]:
         lines = "\n".join(f"- {_plain(row['model'])}: {_plain(row['what'])}" for row in report["missing"])
         parts.append(f"Missing:\n\n{lines}")
+    told = changes.told(report)
+    parts += [_changes("What changed", [each for each in told if each.changed])]
+    parts += [_changes("What did not, as far as can be told", [each for each in told if not each.changed])]
     tables = [*all_sheets(report), origin_sheets.cost(report)]
     parts += [section(sheet) for sheet in tables if sheet.rows]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _changes(title: str, found: Sequence[changes.Change]) -> str:
+    lines = [f"- {_plain(each.name)}: {_plain(each.figures)}" for each in found]
+    return "\n".join([f"## {title}\n", *lines]) if lines else ""
 
 
 def section(sheet: Sheet) -> str:

@@ -34,7 +34,8 @@ class Ground:
         return self.scorers[0] if self.scorers else None
 
 
-def compared(found: Sequence[Found], draw: Sampling) -> tuple[dict[str, Any], list[Examined]]:
+def compared(found: Sequence[Found], draw: Sampling) -> tuple[dict[str, Any], list[Examined], pl.DataFrame]:
+    """The report, the models as far as they are compared, and who won on which prompt."""
     ground = common_ground(found)
     examined = [read(each, ground) for each in found]
     first, *others = examined
@@ -50,7 +51,7 @@ def compared(found: Sequence[Found], draw: Sampling) -> tuple[dict[str, Any], li
         "duels": duels,
         "missing": tables.missing(examined),
     }
-    return {**report, "verdict": verdict(report)}, examined
+    return {**report, "verdict": verdict(report)}, examined, tables.verdict_table(fought)
 
 
 # ── what they have in common ──────────────────────────────────────────────────────────────────────────────────────

@@ -1,28 +1,30 @@
 """The comparison as a page and as Markdown, made from its report and the answers alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 import polars as pl
 
 from pipeline.report import contest_sheets, model_sheets
+from pipeline.report.answers import answers_html
 from pipeline.report.card import section
-from pipeline.report.page import document, section_html
+from pipeline.report.page import BADGES, HERE, document, section_html
 from pipeline.report.sheet import UNMARKED, Cell, Sheet, detail, gap_of
 from pipeline.report.wording import UNKNOWN, count, interval, level_text, number, p_value
 
 Row = Mapping[str, Any]
-BADGES = {"yes": "Better", "no": "Not better", "unclear": "Unclear"}
-SHOWN = 20  # prompts whose answers stand on the page
 
 
-def page(report: Row, answers: pl.DataFrame) -> str:
-    told = report["verdict"]
-    sections = [_said(report), *map(section_html, sheets(report)), _answers(report, answers)]
-    return document(
-        (told["better"], BADGES[told["better"]], told["headline"], told["why"]), sections, footer=_footer(report)
-    )
+def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame) -> str:
+    told, exam = report["verdict"], {"chosen": None, "scorer": report["ground"]["chief"]}
+    sections = [
+        _said(report),
+        *map(section_html, sheets(report)),
+        answers_html({**report, "exam": exam}, answers, verdicts),
+    ]
+    head = told["better"], BADGES[told["better"]], told["headline"], told["why"]
+    return document(head, sections, footer=_footer(report), script=(HERE / "answers.js").read_text())
 
 
 def card(report: Row) -> str:
@@ -90,29 +92,6 @@ def _notes(report: Row) -> list[str]:
 def _said(report: Row) -> str:
     items = "".join(f"<li>{escape(text)}</li>" for text in _notes(report))
     return f'<section class="missing"><h2>What is not compared</h2><ul>{items}</ul></section>' if items else ""
-
-
-def _answers(report: Row, answers: pl.DataFrame) -> str:
-    """The prompts on which the last model differs most from the first, either way."""
-    first, last = report["models"][0]["name"], report["models"][-1]["name"]
-    means = answers.group_by("prompt_id", "model", maintain_order=True).agg(pl.col("score").mean())
-    of = {name: means.filter(pl.col("model") == name).select("prompt_id", "score") for name in (first, last)}
-    gaps = of[last].join(of[first], on="prompt_id", suffix="_first").drop_nulls()
-    gaps = gaps.with_columns(gap=pl.col("score") - pl.col("score_first"))
-    ranked = gaps.sort(pl.col("gap").abs(), "prompt_id", descending=[True, False])["prompt_id"].head(SHOWN)
-    body = "".join(_prompt(answers.filter(pl.col("prompt_id") == key).to_dicts()) for key in ranked)
-    note = f"Where {last} differs most from {first}. All answers are in answers.parquet."
-    return f'<section><h2>Answers</h2><p class="note">{escape(note)}</p>{body}</section>' if body else ""
-
-
-def _prompt(rows: Sequence[Row]) -> str:
-    answers = "".join(
-        f'<div class="answer cb"><h4>{escape(row["model"])} <span>{number(row["score"])}</span></h4>'
-        f'<div class="scroll" tabindex="0"><p>{escape(row["completion"])}</p></div></div>'
-        for row in rows
-    )
-    asked = f'<summary><span class="ask">{escape(rows[0]["prompt"])}</span></summary>'
-    return f'<details class="example">{asked}<div class="answers">{answers}</div></details>'
 
 
 def _footer(report: Row) -> str:

@@ -35,6 +35,7 @@ class Examined:
     marks: dict[str, Marks]
     drift: dict[str, float]
     missing: list[str] = field(default_factory=list)
+    no_drift: str | None = None  # why there is none
 
     @property
     def fingerprint(self) -> str:
@@ -57,8 +58,11 @@ def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -
     rows = _scores(name, scores, answers, prompt_ids, missing)
     marks = _marks(rows, len(answers), prompt_ids)
     answers = _with_score(answers, rows, primary)
-    drift = _drift(name, drawn, logps, missing)
-    return Examined(name, model.path, model.metrics(), answers, marks, drift, missing)
+    drift = _drift(drawn, logps, missing)
+    reason = None if drift else _no_drift(name, drawn)
+    if reason and not (name == SFT or is_again(name) or is_other(name)):
+        missing.append(f"KL to sft is not known: {reason}")
+    return Examined(name, model.path, model.metrics(), answers, marks, drift, missing, reason)
 
 
 def _drawn(samples: Samples | None) -> pl.DataFrame:
@@ -146,20 +150,20 @@ def by_prompt(table: pl.DataFrame, column: str) -> dict[str, float]:
     return dict(means.sort("prompt_id").iter_rows())
 
 
-def _drift(name: str, drawn: pl.DataFrame, logps: Logps | None, missing: list[str]) -> dict[str, float]:
+def _no_drift(name: str, drawn: pl.DataFrame) -> str:
+    if is_again(name):
+        return "sft's own answers"
+    if is_other(name):
+        return "it is a model of its own, whose tokens need not be sft's"
+    if KL not in drawn["setting"]:
+        return f"the exam has no samples of the setting {KL}"
+    return "its samples have no log-probability under sft"
+
+
+def _drift(drawn: pl.DataFrame, logps: Logps | None, missing: list[str]) -> dict[str, float]:
     """log π(y) − log SFT(y) on own samples drawn at temperature 1 without truncation: its mean is KL(π‖SFT) in nats."""
     rows = drawn.filter(pl.col("setting") == KL)
-    if is_other(name):
-        missing.append("KL to sft is not asked: it is a model of its own, whose tokens need not be sft's")
-        return {}
     if logps is None or rows.is_empty():
-        if name != SFT and not is_again(name):
-            what = (
-                f"the exam has no samples of the setting {KL}"
-                if rows.is_empty()
-                else "its samples have no log-probability under sft"
-            )
-            missing.append(f"KL to sft is not known: {what}")
         return {}
     joined = rows.join(logps.read().select("sample_id", "logp"), on="sample_id", how="inner", validate="1:1")
     joined = joined.sort("sample_id")

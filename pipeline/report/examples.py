@@ -57,11 +57,7 @@ def _examples(answers: pl.DataFrame, gaps: pl.DataFrame) -> list[Example]:
 
 
 def examples_html(answers: pl.DataFrame, chosen: str | None) -> str:
-    parts = [_group(title, found) for title, found in choose(answers, chosen).items()]
-    if not parts:
-        return ""
-    note = f"Sorted by what {escape(chosen or '')} gained over sft on the prompt. The whole list is in answers.parquet."
-    return f'<section><h2>Answers side by side</h2><p class="note">{note}</p>{"".join(parts)}</section>'
+    return "".join(_group(title, found) for title, found in choose(answers, chosen).items())
 
 
 def _group(title: str, found: Sequence[Example]) -> str:

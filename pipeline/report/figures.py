@@ -1,18 +1,19 @@
-"""Figures of what the models do: score, its kinds, what it cost in KL, contests. Drawn from report.json alone."""
+"""Figures of what the models do: score and length, the score's kinds, what it cost in KL; from report.json alone."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from pipeline.report import svg
 from pipeline.report.svg import ROW, WIDTH, Figure, Scale, colour
-from pipeline.report.wording import count, interval, number, p_value, share, signed
+from pipeline.report.wording import count, interval, number, signed
 
 Row = Mapping[str, Any]
 LEFT, RIGHT = 92, WIDTH - 66
 
 
 def of_models(report: Row) -> list[Figure]:
-    made = [scores(report), kinds(report), reward_and_kl(report), contests(report)]
+    made = [scores(report), *spreads(report), kinds(report), reward_and_kl(report)]
     return [figure for figure in made if figure is not None]
 
 
@@ -40,6 +41,36 @@ def _mean_and_interval(on: Scale, y: float, name: str, mark: Row) -> list[str]:
         svg.dot((on(mark["mean"]), y), colour(name)),
         svg.words((WIDTH - 4, y + 4), number(mark["mean"]), "value", "end"),
     ]
+
+
+SPREADS = {"score": "Scores before and after", "tokens": "Lengths before and after"}
+NAMES = {"score": "mean score on a prompt", "tokens": "tokens per answer"}
+
+
+def spreads(report: Row) -> list[Figure]:
+    return [_spread(each) for each in report["distributions"]]
+
+
+def _spread(each: Row) -> Figure:
+    """Bars of both models beside each other in every bin."""
+    edges, title = each["edges"], SPREADS[each["what"]]
+    across = svg.scale(edges, 44, WIDTH - 20, tight=True)
+    most = max(n for counts in each["prompts"].values() for n in counts)
+    up = svg.scale([0, most], 170, 12)
+    parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 170, 170, NAMES[each["what"]])]
+    wide = (across(edges[1]) - across(edges[0]) - 3) / len(each["prompts"])
+    for place, (name, counts) in enumerate(each["prompts"].items()):
+        for edge, n in zip(edges, counts, strict=False):
+            at = across(edge) + 1.5 + place * wide, up(n)
+            parts += [svg.bar(at, wide - 1, up.start - up(n), colour(name))] if n else []
+    key, height = svg.legend([(name, f"swatch {colour(name)}") for name in each["prompts"]], 44, 224)
+    texts = svg.tick_text(edges)
+    rows = [
+        (f"{low} to {high}", *(count(counts[i]) for counts in each["prompts"].values()))
+        for i, (low, high) in enumerate(pairwise(texts))
+    ]
+    drawing = svg.drawing(title, height, [*parts, *key])
+    return Figure(title, f"How many prompts have which {NAMES[each['what']]}.", drawing, ("", *each["prompts"]), rows)
 
 
 def kinds(report: Row) -> Figure | None:
@@ -111,49 +142,6 @@ def _spot(name: str, spots: list[svg.Point], index: int, ends: list[float]) -> l
         svg.dot((x, y), colour(name)),
         svg.words(at, name, "name", "end" if to_left else "start"),
     ]
-
-
-def contests(report: Row) -> Figure | None:
-    """Wins, ties and losses as parts of one bar."""
-    others = {name for m in report["models"] for name in m["metrics"]} - {report["exam"]["scorer"]}
-    fought = [duel for duel in report["duels"] if duel["judge"] not in others]  # each judge, and the primary scorer
-    fought = [duel for duel in fought if duel["wins"] + duel["ties"] + duel["losses"]]
-    if not fought:
-        return None
-    judges = {duel["judge"] for duel in fought}
-    parts: list[str] = []
-    for index, duel in enumerate(fought):
-        by = f", {duel['judge']}" if len(judges) > 1 else ""
-        parts += [svg.words((0, 46 * index + 14), f"{duel['a']} against {duel['b']}{by}", "name")]
-        parts += _split_bar(duel, 46 * index + 20)
-    key, height = svg.legend([(word, f"swatch {kind}") for word, kind, _ in _SIDES], 0, 46 * len(fought) + 20)
-    drawing = svg.drawing("Win, tie, loss", height, [*parts, *key])
-    columns = ("a", "b", "judge", "wins", "ties", "losses", "win rate", "interval", "p")
-    caption = "Prompts on which the first model has the higher, an equal or the lower mean score."
-    rows = [_contest_row(duel) for duel in fought]
-    return Figure("Win, tie, loss", caption, drawing, columns, rows)
-
-
-_SIDES = (("wins", "win", "on-colour"), ("ties", "tie", ""), ("losses", "loss", "on-colour"))
-
-
-def _split_bar(duel: Row, top: float) -> list[str]:
-    parts, x = [], 0.0
-    total = sum(duel[key] for key, _, _ in _SIDES)
-    for key, kind, ink in _SIDES:
-        width = WIDTH * duel[key] / total
-        if duel[key]:
-            parts.append(svg.bar((x, top), width - 1.5, 18, kind))
-        if width > 28:
-            parts.append(svg.words((x + 7, top + 13.5), str(duel[key]), f"inside {ink}".strip()))
-        x += width
-    return parts
-
-
-def _contest_row(duel: Row) -> tuple[str, ...]:
-    counts = [count(duel[key]) for key, _, _ in _SIDES]
-    rate = share(duel["win_rate"]), interval(duel, share), p_value(duel["p_value"])
-    return (duel["a"], duel["b"], duel["judge"], *counts, *rate)
 
 
 def _ends(mark: Row) -> tuple[float, float]:

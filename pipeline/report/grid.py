@@ -7,17 +7,15 @@ lower with no more KL, and is better in one of the two.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
-from string import Template
 from typing import Any
 
 from pipeline.report import svg
+from pipeline.report.page import document, figures_html, section_html
 from pipeline.report.sheet import Cell, Sheet
 from pipeline.report.svg import WIDTH, Figure
 from pipeline.report.wording import UNKNOWN, number
 
 Point = Mapping[str, Any]
-HERE = Path(__file__).parent
 TOP, CELL = 24, 44  # of a heat map: the column's names, a row's height
 
 
@@ -67,26 +65,11 @@ def _kl(point: Point) -> float:
 
 
 def grid_page(grid: Grid) -> str:
-    from pipeline.report.page import figure_html, section_html
-
     drawn = [heat(grid, "score", f"Score on {grid.split}"), heat(grid, "kl", "KL to sft, nats"), frontier(grid)]
-    figures = "\n".join(figure_html(figure) for figure in drawn if figure)
-    sections = [
-        f'<section><h2>Figures</h2><div class="figures">{figures}</div></section>' if figures else "",
-        section_html(all_points(grid)),
-        _again(grid),
-    ]
-    return Template((HERE / "page.html").read_text()).substitute(
-        title=escape(headline(grid)),
-        style=(HERE / "page.css").read_text(),
-        better="yes" if grid.best else "no",
-        badge=f"{len(grid.done)} of {len(grid.points)} points",
-        headline=escape(headline(grid)),
-        lead=escape(lead(grid)),
-        tiles="",
-        sections="\n".join(section for section in sections if section),
-        footer="",
-    )
+    figures = figures_html([figure for figure in drawn if figure])
+    sections = [figures, section_html(all_points(grid)), _again(grid)]
+    told = "yes" if grid.best else "no", f"{len(grid.done)} of {len(grid.points)} points", headline(grid), lead(grid)
+    return document(told, sections)
 
 
 def headline(grid: Grid) -> str:

@@ -36,7 +36,14 @@ def duel(judge: str, a: Examined, b: Examined, rows: pl.DataFrame, draw: Samplin
         (points, against),
         length_adjusted(points, gaps),
         sum(flips) / len(flips) if flips else None,
+        orders(rows),
     )
+
+
+def orders(rows: pl.DataFrame) -> dict[str, list[str | None]]:
+    """What was said of each pair of a prompt's answers, in both orders one after the other."""
+    sorted_rows = rows.sort("prompt_id", "a_id", "b_id", "order")
+    return dict(sorted_rows.group_by("prompt_id", maintain_order=True).agg("winner").iter_rows())
 
 
 def _both_orders(rows: pl.DataFrame) -> pl.DataFrame:

@@ -60,8 +60,12 @@ def _model(report: Row, model: Row, scorer: str) -> list[Cell]:
         Cell(p_value(gap["p_holm"]) if gap else UNKNOWN),
         _sides(gap),
         Cell(number(tokens["mean"], 1), detail(interval(tokens, lambda value: number(value, 1)))),
-        Cell(number(kl["mean"], 2), detail(interval(kl, lambda value: number(value, 2)))),
+        Cell(number(kl["mean"], 2), _drift(kl)),
     ]
+
+
+def _drift(kl: Row) -> str:
+    return (kl["why"] or "") if kl["mean"] is None else detail(interval(kl, lambda value: number(value, 2)))
 
 
 def _sides(gap: Row | None) -> Cell:

@@ -1,6 +1,7 @@
-"""report.html: one file for offline, light and dark, desk and phone; made from report.json and the answers alone."""
+"""report.html: one file for offline, light and dark, desk and phone; made from the report's own files alone."""
 
-from collections.abc import Mapping
+from base64 import b64encode
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from string import Template
@@ -8,83 +9,63 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.report import sheets
-from pipeline.report.examples import examples_html
+from pipeline.report import header
+from pipeline.report.answers import answers_html
+from pipeline.report.contest_figures import of_contests
 from pipeline.report.figures import of_models
 from pipeline.report.process import of_process
-from pipeline.report.sheet import UNMARKED, Cell, Sheet
+from pipeline.report.sheet import Cell, Row, Sheet, anchor
+from pipeline.report.sheets import all_sheets
 from pipeline.report.svg import Figure
+from pipeline.report.trust import trust_html
 from pipeline.report.verdict import headline
-from pipeline.report.wording import count, interval, level_text, number, share, signed
+from pipeline.report.wording import level_text
 
-Row = Mapping[str, Any]
 HERE = Path(__file__).parent
 BADGES = {"yes": "Better", "no": "Not better", "unclear": "Unclear"}
 
 
-def page(report: Row, answers: pl.DataFrame) -> str:
-    figures = "\n".join(figure_html(figure) for figure in (*of_models(report), *of_process(report)))
-    sections = [
-        _unstable(report),
-        _missing(report),
-        *(section_html(sheet) for sheet in sheets.all_sheets(report)),
-        f'<section><h2>Figures</h2><div class="figures">{figures}</div></section>' if figures else "",
-        examples_html(answers, report["exam"]["chosen"]),
-    ]
-    return Template((HERE / "page.html").read_text()).substitute(
-        title=escape(headline(report)),
-        style=(HERE / "page.css").read_text(),
-        better=report["verdict"]["better"],
-        badge=BADGES[report["verdict"]["better"]],
-        headline=escape(headline(report)),
-        lead=escape(report["verdict"]["why"].replace(" %", "\u00a0%")),
-        tiles=_tiles(report),
-        sections="\n".join(section for section in sections if section),
+def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame | None = None) -> str:
+    """`answers` and `verdicts` as their tables have them; without verdicts no contest can be looked through."""
+    better = report["verdict"]["better"]
+    figures = figures_html([*of_models(report), *of_contests(report), *of_process(report)])
+    models, *others = (section_html(sheet) for sheet in all_sheets(report))
+    tail = [trust_html(report), answers_html(report, answers, verdicts), *others]
+    sections = [_unstable(report), _missing(report), models, header.changed_html(report), figures, *tail]
+    why = report["verdict"]["why"].replace(" %", "\u00a0%")
+    return document(
+        (better, BADGES[better], headline(report), why),
+        sections,
+        below=f"{header.links(report)}{header.tiles(report)}",
         footer=_footer(report),
+        script=(HERE / "answers.js").read_text(),
     )
 
 
-def document(verdict: tuple[str, str, str, str], sections: list[str], below: str = "", footer: str = "") -> str:
-    """A whole page under its verdict: kind, badge, headline, lead."""
+def document(
+    verdict: tuple[str, str, str, str], sections: list[str], below: str = "", footer: str = "", script: str = ""
+) -> str:
+    """A whole page under its verdict (kind, badge, headline, lead). It runs this one script, and asks for nothing."""
     kind, badge, title, lead = map(escape, verdict)
+    style = (HERE / "page.css").read_text()
+    allowed = f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" if script else "'none'"
     return Template((HERE / "page.html").read_text()).substitute(
         title=title,
-        headline=title,
-        style=(HERE / "page.css").read_text(),
+        style=style,
+        allowed=allowed,
         better=kind,
         badge=badge,
         lead=lead,
-        tiles=below,
+        below=below,
         sections="\n".join(section for section in sections if section),
         footer=footer,
+        script=f"<script>{script}</script>" if script else "",
     )
 
 
-def _tiles(report: Row) -> str:
-    """The four figures that one asks for first: how much better, how often, how long, how far."""
-    models, exam = {model["name"]: model for model in report["models"]}, report["exam"]
-    chosen, sft = models.get(exam["chosen"]), models.get("sft")
-    if not chosen or not sft or chosen is sft:
-        return ""
-    gap = next(
-        (d for d in report["differences"] if (d["model"], d["scorer"]) == (exam["chosen"], exam["scorer"])), None
-    )
-    duel = next((d for d in report["duels"] if (d["a"], d["b"]) == (exam["chosen"], "sft")), None)
-    scores = [number(model["metrics"].get(exam["scorer"], UNMARKED)["mean"]) for model in (sft, chosen)]
-    tiles = [
-        (f"Score by {exam['scorer']}", signed(gap["mean"] if gap else None), f"from {scores[0]} to {scores[1]}"),
-        ("Win rate against sft", share(duel["win_rate"] if duel else None), _counts(duel)),
-        ("Tokens per answer", number(chosen["tokens"]["mean"], 1), f"sft {number(sft['tokens']['mean'], 1)}"),
-        ("KL to sft, nats", number(chosen["kl"]["mean"], 2), interval(chosen["kl"], lambda value: number(value, 2))),
-    ]
-    body = "".join(
-        f"<div><dt>{escape(a)}</dt><dd><b>{escape(b)}</b><small>{escape(c)}</small></dd></div>" for a, b, c in tiles
-    )
-    return f'<dl class="tiles">{body}</dl>'
-
-
-def _counts(duel: Row | None) -> str:
-    return f"{count(duel['wins'])} wins, {count(duel['ties'])} ties, {count(duel['losses'])} losses" if duel else ""
+def figures_html(figures: list[Figure]) -> str:
+    drawn = "\n".join(figure_html(figure) for figure in figures)
+    return f'<section id="figures"><h2>Figures</h2><div class="figures">{drawn}</div></section>' if figures else ""
 
 
 def _unstable(report: Row) -> str:
@@ -105,7 +86,8 @@ def section_html(sheet: Sheet) -> str:
     body = "\n".join(_row(sheet, row) for row in sheet.rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     note = f'<p class="note">{escape(sheet.note)}</p>' if sheet.note else ""
-    return f'<section><h2>{escape(sheet.title)}</h2>{note}<div class="sheet cards" tabindex="0">{table}</div></section>'
+    title = f'<h2 id="{anchor(sheet.title)}">{escape(sheet.title)}</h2>'
+    return f'<section>{title}{note}<div class="sheet cards" tabindex="0">{table}</div></section>'
 
 
 def _row(sheet: Sheet, row: list[Cell] | Any) -> str:
@@ -125,8 +107,9 @@ def figure_html(figure: Figure) -> str:
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in figure.columns)
     body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in figure.rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    caption = f"<figcaption><b>{escape(figure.title)}</b><span>{escape(figure.caption)}</span></figcaption>"
     return (
-        f"<figure><figcaption><b>{escape(figure.title)}</b><span>{escape(figure.caption)}</span></figcaption>{figure.drawing}"
+        f'<figure id="{anchor(figure.title, "figure")}">{caption}{figure.drawing}'
         f'<details><summary>Numbers</summary><div class="scroll" tabindex="0">{table}</div></details></figure>'
     )
 

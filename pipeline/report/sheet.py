@@ -1,5 +1,6 @@
 """What a table of the report is: rows of text, for the page and for the model card alike."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,11 @@ class Sheet:
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     chosen: str | None = None
+
+
+def anchor(title: str, kind: str = "table") -> str:
+    """What a link within the page is called."""
+    return f"{kind}-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def row_of(report: Row, model: str | None, scorer: str) -> Row | None:

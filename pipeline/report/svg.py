@@ -106,10 +106,10 @@ def words(at: Point, text: str, kind: str = "", anchor: str = "start") -> str:
     return f'<text{named} x="{_n(at[0])}" y="{_n(at[1])}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def x_axis(on: Scale, top: float, bottom: float, title: str = "") -> list[str]:
+def x_axis(on: Scale, top: float, bottom: float, title: str = "", texts: Sequence[str] = ()) -> list[str]:
     """Vertical grid lines with their numbers below."""
     parts = []
-    for tick, text in zip(on.ticks, tick_text(on.ticks), strict=True):
+    for tick, text in zip(on.ticks, texts or tick_text(on.ticks), strict=True):
         parts += [
             line((on(tick), top), (on(tick), bottom), "grid"),
             words((on(tick), bottom + 16), text, "tick", "middle"),

@@ -1,7 +1,7 @@
 """From examined models to report.json: models, duels, differences, training, and what is missing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
@@ -16,7 +16,9 @@ NOT_ASKED = Marks({}, frozenset(), 0)
 
 @dataclass(frozen=True)
 class Duel:
-    """Two models on the same prompts; `a` is the newer one. `scores` are theirs by prompt."""
+    """Two models on the same prompts; `a` is the newer one. `scores` are theirs by prompt.
+
+    `orders` is what a judge said of a prompt's answers each time that it was asked (null: no verdict)."""
 
     a: Examined
     b: Examined
@@ -25,6 +27,7 @@ class Duel:
     scores: tuple[ByPrompt, ByPrompt]
     length_adjusted: float | None = None
     flip_rate: float | None = None
+    orders: Mapping[str, list[str | None]] = field(default_factory=dict)
 
 
 def sampling(cfg: EvaluateConfig) -> Sampling:
@@ -60,7 +63,7 @@ def _model(model: Examined, names: list[str], asked: Mapping[str, str], draw: Sa
         "markdown": _mean(answers, "markdown"),
         "opening": commonest_opening(answers),
         "other_language": {"share": sum(strange) / len(strange) if strange else None, "n": len(strange)},
-        "kl": _with_n(estimate([*model.drift.values()], draw)),
+        "kl": {**_with_n(estimate([*model.drift.values()], draw)), "why": model.no_drift},
     }
 
 
@@ -149,18 +152,20 @@ def verdict_table(fought: list[Duel]) -> pl.DataFrame:
             duel.b.name,
             duel.judge,
             verdict,
+            duel.orders.get(prompt, []),
             *(scores[prompt] for scores in duel.scores),
         )
         for duel in fought
         for prompt, verdict in duel.contest.verdicts.items()
     ]
     text, figure = pl.String, pl.Float64
-    columns = {
+    columns: dict[str, Any] = {
         "prompt_id": text,
         "a": text,
         "b": text,
         "judge": text,
         "verdict": text,
+        "orders": pl.List(text),
         "score_a": figure,
         "score_b": figure,
     }

@@ -20,7 +20,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def share(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{100 * value:.1f} %"
+    return UNKNOWN if value is None else _minus(f"{100 * value:.1f} %")
 
 
 def count(value: float | None) -> str:

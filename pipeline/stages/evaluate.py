@@ -26,8 +26,10 @@ from pipeline.errors import Refusal, nearest
 from pipeline.report import doubts, tables
 from pipeline.report.answer_files import write_answers
 from pipeline.report.card import card
+from pipeline.report.changes import changes
 from pipeline.report.chats import chat_report
 from pipeline.report.cost import cost_of
+from pipeline.report.distributions import distributions
 from pipeline.report.examined import Examined, read_exam
 from pipeline.report.examples import prompt_text
 from pipeline.report.families import corrected
@@ -65,10 +67,11 @@ def run(
     answers = answer_table(examined, asked)
 
     write_table(out / "answers.parquet", answers)
-    write_table(out / "verdicts.parquet", tables.verdict_table(fought))
+    verdicts = tables.verdict_table(fought)
+    write_table(out / "verdicts.parquet", verdicts)
     write_json(out / "report.json", report)
     write_text(out / "report.md", card(report))
-    write_text(out / "report.html", page(report, answers.filter(pl.col("model") != CONTROL)))
+    write_text(out / "report.html", page(report, answers.filter(pl.col("model") != CONTROL), verdicts))
     return Report(out)
 
 
@@ -94,6 +97,8 @@ def assemble(
         "models": models,
         "differences": differences,
         "duels": contests,
+        "changes": changes(examined, chosen, asked, draw),
+        "distributions": distributions(examined, chosen, cfg.scorer),
         "slices": slices(cfg.slices, told, examined, cfg.scorer, draw),
         "control": doubts.control(question, differences, contests),
         "proxy": doubts.proxy(question, models, differences),
