@@ -5,7 +5,7 @@ import json
 import polars as pl
 import pytest
 
-from pipeline.artifacts import Prompts, Samples, write_table
+from pipeline.artifacts import Prompts, Samples, read_table, write_table
 from pipeline.config import Conversation, Questions
 from pipeline.errors import Refusal
 from pipeline.plan import plan
@@ -284,3 +284,18 @@ def test_a_model_that_answered_nothing_is_named_and_the_rest_written(tmp_path):
     report = run.report()
     assert {"model": "round-1 on mt", "what": "it has no answer in turn 1 to 40 of 40 questions"} in report["missing"]
     assert row_of(report["chats"]["mt"]["models"], name="sft")["metrics"]["rules"]["n"] == 40
+
+
+def test_people_are_shown_first_turns_alone(tmp_path):
+    from pipeline import label
+
+    told = {"p": ["one", "two"]}
+    for name in ("sft", "round-1"):
+        samples = talk(tmp_path, name, {key: [f"{name} {said}" for said in texts] for key, texts in told.items()})
+        file = samples.path / "samples" / "0.parquet"
+        messages = [[{"role": "user", "content": "Who?"}]] * 2
+        write_table(file, read_table(file).with_columns(prompt=pl.Series(messages)))
+        (tmp_path / "run" / "store").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / "store" / f"07-sample-test-{name}-mt").symlink_to(samples.path)
+    [row], _ = label.pairs(tmp_path / "run", {"pairs": "9", "seed": "0", "of": "test-sft-mt,test-round-1-mt"})
+    assert {row["a"], row["b"]} == {"sft one", "round-1 one"}

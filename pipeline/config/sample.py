@@ -183,10 +183,9 @@ class SampleConfig(Drawn):
         return exam.model_copy(update={"backend": other}) if isinstance(other, ServedModel) else exam
 
     def conversation(self, turns: int, other: Block | None = None) -> "Draw":
-        """What is asked of a model in a chat benchmark: as an exam's answers, in as many turns."""
-        single = self.answers("chat")
-        if isinstance(other, ServedModel):
-            single = single.model_copy(update={"backend": other})
+        """What is asked of a model in a chat benchmark: as an exam's answers, the whole set, in as many turns."""
+        changes = {"per_round": None, **({"backend": other} if isinstance(other, ServedModel) else {})}
+        single = self.answers("chat").model_copy(update=changes)
         return Conversation(**dict(single), turns=turns) if turns > 1 else single
 
     def waves(self, round: int, scorer: str) -> list["Draw"]:
