@@ -487,6 +487,24 @@ def test_samples_without_a_log_probability_are_counted(run):
     assert any("5 of 60 samples" in row["what"] for row in report["missing"])
 
 
+@pytest.mark.parametrize("of", ["sft", "round-1"])
+def test_where_one_of_the_two_answered_nothing_the_verdict_and_the_page_say_so(run, of):
+    answers = {"sft": scored(0.5), "round-1": scored(0.9), of: []}
+    report = run.add("sft", answers["sft"]).add("round-1", answers["round-1"]).evaluate()
+    assert report["verdict"]["better"] == "unclear"
+    assert "for both round-1 and sft: see what is missing" in report["verdict"]["why"]
+    assert named(report["missing"], model=of, what="it gave no answers, so it has no scores, lengths or examples")
+    assert "it gave no answers" in (run.out / "report.html").read_text()
+
+
+def test_scores_missing_for_some_prompts_of_one_model_are_counted_and_the_rest_compared(run):
+    run.add("sft", scored(0.5)).add("round-1", scored(lambda i: None if i < 15 else 0.9))
+    report = run.evaluate()
+    gap = named(report["differences"], model="round-1")
+    assert (gap["n"], gap["missing"], report["verdict"]["better"]) == (45, 15, "yes")
+    assert "15 without score" in (run.out / "report.md").read_text()
+
+
 def test_twenty_prompts_are_too_few_for_a_verdict(tmp_path):
     run = Run(tmp_path, IDS[:20])
     report = run.add("sft", scored(0.1, IDS[:20])).add("round-1", scored(0.9, IDS[:20])).evaluate()

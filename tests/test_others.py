@@ -61,6 +61,11 @@ def test_a_name_that_the_table_has_already_is_refused(name):
         composed(*SMALL, *(word.replace("rival", name) for word in RIVAL))
 
 
+def test_what_a_server_may_not_know_is_not_asked_of_it():
+    with pytest.raises(Refusal, match=r"exam\.others\.rival: not every server knows min_p"):
+        composed(*SMALL, *RIVAL, "exam.sample.settings.answer.min_p=0.1")
+
+
 def test_another_model_is_a_row_with_differences_and_contests_and_no_kl(tmp_path):
     run = Run(tmp_path)
     run.add("sft", scored(0.5)).add("round-1", scored(0.7)).add("rival", scored(0.9))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.judge import PairwiseScorer
 from pipeline.config.models import SftTraining
 from pipeline.config.reward import RewardTraining
+from pipeline.config.sample import ANSWER
 from pipeline.config.score import EnsembleScorer
 from pipeline.config.training import FullAdapter
 from pipeline.errors import nearest
@@ -95,6 +96,9 @@ def _unserved(cfg: "Config") -> Iterator[str]:
             "backend@exam.sample.backend=endpoint: a server has one model, and exams are of base, sft and each round."
             " Give backend@exam.sample.backend=vllm or transformers."
         )
+    others = [name for name, other in cfg.exam.others.items() if other.kind == "served"]
+    if others and cfg.exam.sample.settings[ANSWER].min_p:
+        yield f"exam.others.{others[0]}: not every server knows min_p. Give exam.sample.settings.{ANSWER}.min_p=0."
     served = cfg.sample.backend
     if (
         served.kind == "endpoint"
