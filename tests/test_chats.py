@@ -6,14 +6,15 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Prompts, Samples, read_table, write_table
-from pipeline.config import Conversation, Questions
+from pipeline.config import Conversation, ExamConfig, Questions
+from pipeline.config.fitting import mismatches
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.stages import duel, sample
 from pipeline.stages import prompts as prompts_stage
 from tests import exams, test_sample
 from tests.exams import answer
-from tests.house import composed, fingerprints, named
+from tests.house import composed, identity_of, named
 from tests.test_evaluate import CONFIG, Run, scored
 from tests.test_evaluate import named as row_of
 from tests.test_sample import POLICY
@@ -48,10 +49,24 @@ def asked(folder, rows, name="questions"):
 # ── the plan ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_set_is_asked_of_every_model_and_changes_nothing_before_it():
-    before, after = fingerprints(*GIVEN, TWO[0], *RIVAL), fingerprints(*GIVEN, *TWO, *JUDGE, *RIVAL)
+@pytest.fixture(scope="module")
+def cfg():
+    return composed(*GIVEN, *TWO, *JUDGE, *RIVAL)
+
+
+def of_exam(cfg, **changes):
+    """The same config with another exam."""
+    return cfg.model_copy(update={"exam": cfg.exam.model_copy(update=changes)})
+
+
+def identities(cfg):
+    return {name: identity_of(step) for name, step in named(plan(cfg)).items()}
+
+
+def test_a_set_is_asked_of_every_model_and_changes_nothing_before_it(cfg):
+    before, after = identities(of_exam(cfg, chats={})), identities(cfg)
     assert {name for name in before if after[name] != before[name]} == {"evaluate@report"}
-    steps = named(plan(composed(*GIVEN, *TWO, *JUDGE, *RIVAL)))
+    steps = named(plan(cfg))
     of = ("sft", "round-1", "rival")
     assert all(f"{stage}@test {name} mt" in steps for stage in ("sample", "score") for name in of)
     assert {name for name in steps if name.startswith("duel")} == {
@@ -61,22 +76,20 @@ def test_a_set_is_asked_of_every_model_and_changes_nothing_before_it():
     assert (drawn.config.turns, set(drawn.config.settings)) == (2, {"answer"})
     assert steps["sample@test rival mt"].config.backend.kind == "served"
     assert drawn.inputs["prompts"].step is steps["prompts@test mt"]
+    assert "prompts@test mt" not in named(plan(of_exam(cfg, split="dev")))
 
 
-def test_a_set_that_is_not_behind_the_fence_is_refused():
-    with pytest.raises(Refusal, match=r"exam\.chats\.mt: prompts\.evaluation has no set of that name"):
-        composed(*GIVEN, *TWO[1:])
-    steps = named(plan(composed(*GIVEN, *TWO)))
-    assert steps["prompts@test mt"].config.rows == steps["prompts@0"].config.evaluation["mt"]
+def test_a_set_that_is_not_behind_the_fence_is_refused(cfg):
+    """What is asked is what the fence was given: there is no other place to name it."""
+    assert named(plan(cfg))["prompts@test mt"].config.rows == cfg.prompts.evaluation["mt"]
+    bare = cfg.model_copy(update={"prompts": cfg.prompts.model_copy(update={"evaluation": {}})})
+    assert any("exam.chats.mt: prompts.evaluation has no set" in fault for fault in mismatches(bare))
 
 
-def test_several_answers_to_a_turn_cannot_be_followed():
-    with pytest.raises(Refusal, match=r"chats\.mt: of several answers"):
-        composed(*GIVEN, *TWO, "exam.sample.settings.answer.n=2")
-
-
-def test_on_dev_no_set_is_asked():
-    assert "prompts@test mt" not in named(plan(composed(*GIVEN, *TWO, "exam.split=dev")))
+def test_several_answers_to_a_turn_cannot_be_followed(cfg):
+    several = {**cfg.exam.sample.settings, "answer": cfg.exam.sample.settings["answer"].model_copy(update={"n": 2})}
+    with pytest.raises(ValueError, match=r"chats\.mt: of several answers"):
+        ExamConfig(**{**dict(cfg.exam), "sample": cfg.exam.sample.model_copy(update={"settings": several})})
 
 
 # ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────────

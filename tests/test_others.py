@@ -5,12 +5,12 @@ import json
 import pytest
 
 from pipeline.artifacts import read_table
-from pipeline.config import Checkpoint, ServedModel
-from pipeline.errors import Refusal
+from pipeline.config import Checkpoint, ExamConfig, ServedModel
+from pipeline.config.fitting import mismatches
 from pipeline.plan import plan
 from pipeline.stages import base, sample
 from tests import test_sample
-from tests.house import SMALL, composed, fingerprints, named
+from tests.house import SMALL, composed, identity_of, named
 from tests.servers import serving
 from tests.test_evaluate import Run, scored
 from tests.test_evaluate import named as row_of
@@ -22,10 +22,24 @@ OLD = ["+other@exam.others.old=checkpoint", "exam.others.old.model=owner/old", f
 JUDGE = ["+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"]
 
 
-def test_another_model_has_an_exam_of_its_own_and_changes_no_other():
-    before, after = fingerprints(*SMALL), fingerprints(*SMALL, *RIVAL, *OLD)
+@pytest.fixture(scope="module")
+def cfg():
+    return composed(*SMALL, *RIVAL, *OLD, *JUDGE)
+
+
+def of_exam(cfg, **changes):
+    """The same config with another exam."""
+    return cfg.model_copy(update={"exam": cfg.exam.model_copy(update=changes)})
+
+
+def identities(cfg):
+    return {name: identity_of(step) for name, step in named(plan(cfg)).items()}
+
+
+def test_another_model_has_an_exam_of_its_own_and_changes_no_other(cfg):
+    before, after = identities(of_exam(cfg, others={})), identities(cfg)
     assert {name for name in before if after[name] != before[name]} == {"evaluate@report"}
-    steps = named(plan(composed(*SMALL, *RIVAL, *OLD)))
+    steps = named(plan(cfg))
     for name, kind in (("rival", ServedModel), ("old", Checkpoint)):
         model, drawn = steps[f"base@test {name}"], steps[f"sample@test {name}"]
         assert isinstance(model.config, kind) and drawn.inputs["policy"] is model
@@ -37,33 +51,37 @@ def test_another_model_has_an_exam_of_its_own_and_changes_no_other():
     assert list(steps["evaluate@report"].inputs["exams"]) == ["sft", "round-1", "rival", "old", "control"]
 
 
-def test_where_a_server_stands_is_no_identity_and_whose_weights_it_holds_is():
-    def of(*words):
-        return fingerprints(*SMALL, *RIVAL, *words)["sample@test rival"]
+def test_where_a_server_stands_is_no_identity_and_whose_weights_it_holds_is(cfg):
+    def of(**changes):
+        rival = cfg.exam.others["rival"].model_copy(update=changes)
+        return identities(of_exam(cfg, others={"rival": rival}))["sample@test rival"]
 
-    assert of() == of("exam.others.rival.runtime.base_url=http://elsewhere/v1")
-    assert of() != of("exam.others.rival.revision=tuesday")
-
-
-def test_others_meet_sft_and_the_last_round_in_every_duel():
-    steps = named(plan(composed("recipes=smoke", *RIVAL, *JUDGE)))
-    fought = {name.removeprefix("duel@test ") for name in steps if name.startswith("duel")}
-    assert fought == {"round-1 sft", "round-2 sft", "round-2 round-1", "rival sft", "rival round-2"}
+    moved = cfg.exam.others["rival"].runtime.model_copy(update={"base_url": "http://elsewhere/v1"})
+    assert of() == of(runtime=moved)
+    assert of() != of(revision="tuesday")
 
 
-def test_a_sweep_s_points_are_not_compared_with_others_on_dev():
-    assert "base@test rival" not in named(plan(composed(*SMALL, *RIVAL, "exam.split=dev")))
+def test_others_meet_sft_and_the_last_round_in_every_duel(cfg):
+    steps = named(plan(cfg.model_copy(update={"rounds": 2})))
+    fought = {name.removeprefix("duel@test ") for name in steps if name.startswith("duel") and "old" not in name}
+    rounds = {"round-1 sft", "round-2 sft", "round-2 round-1", "control sft"}
+    assert fought == rounds | {"rival sft", "rival round-2"}
+
+
+def test_a_sweep_s_points_are_not_compared_with_others_on_dev(cfg):
+    assert "base@test rival" not in named(plan(of_exam(cfg, split="dev")))
 
 
 @pytest.mark.parametrize("name", ["sft", "control", "round-1", "best-of-4"])
-def test_a_name_that_the_table_has_already_is_refused(name):
-    with pytest.raises(Refusal, match=rf"others\.{name}: the table has a row of that name"):
-        composed(*SMALL, *(word.replace("rival", name) for word in RIVAL))
+def test_a_name_that_the_table_has_already_is_refused(cfg, name):
+    with pytest.raises(ValueError, match=rf"others\.{name}: the table has a row of that name"):
+        ExamConfig(**{**dict(cfg.exam), "others": {name: cfg.exam.others["rival"]}})
 
 
-def test_what_a_server_may_not_know_is_not_asked_of_it():
-    with pytest.raises(Refusal, match=r"exam\.others\.rival: not every server knows min_p"):
-        composed(*SMALL, *RIVAL, "exam.sample.settings.answer.min_p=0.1")
+def test_what_a_server_may_not_know_is_not_asked_of_it(cfg):
+    settings = {"answer": cfg.exam.sample.settings["answer"].model_copy(update={"min_p": 0.1})}
+    bent = of_exam(cfg, sample=cfg.exam.sample.model_copy(update={"settings": settings}))
+    assert any("exam.others.rival: not every server knows min_p" in fault for fault in mismatches(bent))
 
 
 def test_another_model_is_a_row_with_differences_and_contests_and_no_kl(tmp_path):

@@ -50,9 +50,18 @@ NO_ONE = {"chosen": None}
 def _models(report: Row) -> Sheet:
     ground, first = report["ground"], report["models"][0]["name"]
     chief = ground["chief"]
-    note = f"{count(ground['asked'])} common prompts; with each mean its {level_text(ground['level'])}."
+    note = (
+        f"{count(ground['asked'])} common prompts; with each mean its {level_text(ground['level'])}. {_power(report)}"
+    )
     columns = ("model", chief or "no common scorer", f"Δ over {first}", "p", "tokens", "KL to its own sft")
     return Sheet("Models", note, columns, [_model(report, model, chief) for model in report["models"]])
+
+
+def _power(report: Row) -> str:
+    """The smallest difference that each of them could show."""
+    gaps = [row for row in report["differences"] if row["scorer"] == report["ground"]["chief"]]
+    known = [f"{number(row['detectable'])} ({row['model']})" for row in gaps if row["detectable"] is not None]
+    return f"So many can detect a difference of {', '.join(known)} in four cases of five." if known else ""
 
 
 def _model(report: Row, model: Row, chief: str | None) -> list[Cell]:
