@@ -2,10 +2,11 @@
 
 import json
 
+import polars as pl
 import pytest
 
 from pipeline import compare
-from pipeline.artifacts import read_table, write_json
+from pipeline.artifacts import read_table, write_json, write_table
 from tests import exams
 from tests.exams import answer
 from tests.test_evaluate import CONFIG, IDS, Run, named, scored
@@ -172,3 +173,23 @@ def test_pruned_answers_are_refused(two, tmp_path, capsys):
     for step in (tmp_path / "a" / "store" / "sample").glob("*/step.json"):
         step.unlink()
     assert "were pruned" in refused(capsys, *two)
+
+
+def test_what_a_judge_said_of_these_very_answers_counts_whichever_was_a(tmp_path):
+    """sft was a: it won ten prompts in both orders, lost the others but five, on which the order decided."""
+    a = Finished(tmp_path, "a").add("sft", scored(0.4)).add("round-1", scored(0.6))
+    rows = [
+        (key, f"{key}/0", f"{key}/0", order, winner, "ok", "")
+        for i, key in enumerate(IDS)
+        for order, winner in (("ab", "a" if i < 15 else "b"), ("ba", "a" if i < 10 else "b"))
+    ]
+    names = ("prompt_id", "a_id", "b_id", "order", "winner", "status", "detail")
+    table = pl.DataFrame(rows, schema=names, orient="row").with_columns(probability=pl.lit(0.5))
+    fought = a.store / "duel" / "dddddddddddd"
+    write_table(fought / "verdicts.parquet", table)
+    sides = {"a": source(a.exams["sft"]["samples"]), "b": source(a.exams["round-1"]["samples"])}
+    write_json(fought / "step.json", {"config": {"engine": {"model": "judge-7"}}, "inputs": sides})
+    story = a.finish()
+    duel = named(report_of(tmp_path, f"sft={story}:sft", f"new={story}")["duels"], judge="judge-7")
+    assert (duel["a"], duel["wins"], duel["ties"], duel["losses"]) == ("new", 45, 5, 10)
+    assert duel["flip_rate"] == pytest.approx(5 / 60)

@@ -13,8 +13,10 @@ from pipeline.errors import Refusal
 from pipeline.report import tables
 from pipeline.report.examined import Examined, Marks, read_exam
 from pipeline.report.families import corrected
-from pipeline.report.found import Found
+from pipeline.report.found import Found, verdicts_between
+from pipeline.report.judged import duel
 from pipeline.report.statistics import Sampling
+from pipeline.report.tables import Duel
 from pipeline.report.verdict import LEAST_PROMPTS, Better
 from pipeline.report.wording import interval, level_text, number, signed
 
@@ -42,7 +44,9 @@ def compared(found: Sequence[Found], draw: Sampling) -> tuple[dict[str, Any], li
     names = [name for name in tables.scorers(examined, ground.chief or "") if name.partition("/")[0] in ground.scorers]
     gaps = [tables.difference_of(model, first, name, draw) for model in others for name in names]
     fought = [tables.duel_of(model, first, name, draw) for name in names if "/" not in name for model in others]
-    differences, duels = corrected(gaps, [tables.duel_row(duel) for duel in fought])
+    for model, of in zip(others, found[1:], strict=True):
+        fought += _judged(model, of, first, found[0], ground, draw)
+    differences, duels = corrected(gaps, [tables.duel_row(one) for one in fought])
     report = {
         "compared": [{"name": each.name, "row": each.row, "model": str(each.exam["model"].path)} for each in found],
         "ground": {**asdict(ground), "asked": len(ground.asked), "level": draw.level, "chief": ground.chief},
@@ -52,6 +56,15 @@ def compared(found: Sequence[Found], draw: Sampling) -> tuple[dict[str, Any], li
         "missing": tables.missing(examined),
     }
     return {**report, "verdict": verdict(report)}, examined, tables.verdict_table(fought)
+
+
+def _judged(model: Examined, of: Found, first: Examined, beside: Found, ground: Ground, draw: Sampling) -> list[Duel]:
+    """What judges said already: of these two models' answers, on common prompts."""
+    told = verdicts_between(of, beside)
+    return [
+        duel(judge, model, first, rows.filter(pl.col("prompt_id").is_in(list(ground.asked))), draw)
+        for judge, rows in told
+    ]
 
 
 # ── what they have in common ──────────────────────────────────────────────────────────────────────────────────────

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import MADE_BY, Exam, Logps, Model, Prompts, Report, Samples, Scores
+import polars as pl
+
+from pipeline.artifacts import MADE_BY, Exam, Logps, Model, Prompts, Report, Samples, Scores, Verdicts
 from pipeline.errors import Refusal, nearest
 
 Record = dict[str, Any]
@@ -41,6 +43,31 @@ def find(word: str, store: Path) -> Found:
     if row:
         raise Refusal(f"{word}: {place} is one model, and :{row} chooses one of a run's. {EXPECTED}")
     return found
+
+
+def verdicts_between(one: Found, other: Found) -> list[tuple[str, pl.DataFrame]]:
+    """Judge and verdicts, as said with `one` as a, of every duel that the store has of these very answers."""
+    ours, theirs = (each.exam["samples"].path for each in (one, other))
+    found = []
+    for a, b in ((ours, theirs), (theirs, ours)):
+        for step in _readers(ours.parent.parent, "duel", "a", a.name):
+            record = _record(step)
+            if record["inputs"]["b"]["fingerprint"] == b.name:
+                rows = Verdicts(step).read()
+                found.append((record["config"]["engine"]["model"], rows if a == ours else turned(rows)))
+    return found
+
+
+def turned(rows: pl.DataFrame) -> pl.DataFrame:
+    """The same verdicts with the two sides called the other way round."""
+    sides = {"a": "b", "b": "a", "tie": "tie"}
+    return rows.with_columns(
+        a_id=pl.col("b_id"),
+        b_id=pl.col("a_id"),
+        winner=pl.col("winner").replace_strict(sides, default=None),
+        order=pl.col("order").replace_strict({"ab": "ba", "ba": "ab"}, default=None),
+        probability=1 - pl.col("probability"),
+    )
 
 
 def _of_run(run: Path, row: str, name: str) -> Found:
