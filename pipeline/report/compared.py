@@ -48,7 +48,7 @@ def compared(found: Sequence[Found], draw: Sampling) -> tuple[dict[str, Any], li
         fought += _judged(model, of, first, found[0], ground, draw)
     differences, duels = corrected(gaps, [tables.duel_row(one) for one in fought])
     report = {
-        "compared": [{"name": each.name, "row": each.row, "model": str(each.exam["model"].path)} for each in found],
+        "compared": [{"name": each.name, "row": each.row, "model": _address(each)} for each in found],
         "ground": {**asdict(ground), "asked": len(ground.asked), "level": draw.level, "chief": ground.chief},
         "models": tables.models(examined, names, ground.asked, draw),
         "differences": differences,
@@ -56,6 +56,12 @@ def compared(found: Sequence[Found], draw: Sampling) -> tuple[dict[str, Any], li
         "missing": tables.missing(examined),
     }
     return {**report, "verdict": verdict(report)}, examined, tables.verdict_table(fought)
+
+
+def _address(found: Found) -> str:
+    """Where the store has it: `train/3fa9c1d2e4b5`."""
+    path = found.exam["model"].path
+    return f"{path.parent.name}/{path.name}"
 
 
 def _judged(model: Examined, of: Found, first: Examined, beside: Found, ground: Ground, draw: Sampling) -> list[Duel]:

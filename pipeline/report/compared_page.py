@@ -23,7 +23,7 @@ def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame) -> str:
         *map(section_html, sheets(report)),
         answers_html({**report, "exam": exam}, answers, verdicts),
     ]
-    head = told["better"], BADGES[told["better"]], told["headline"], told["why"]
+    head = told["better"], BADGES[told["better"]], told["headline"], told["why"].replace(" %", "\u00a0%")
     return document(head, sections, footer=_footer(report), script=(HERE / "answers.js").read_text())
 
 
