@@ -45,7 +45,7 @@ def check(coming: Iterable[Step]) -> None:
             case TransformersBackend():
                 check_gpus(1, workers)
             case ServedModel():
-                served.key_of(f"exam.others of the model {backend.model}", backend.runtime)
+                served.key_of(f"exam.others.{str(step.label).split()[1]}", backend.runtime)  # `test NAME`
             case EndpointBackend():
                 served.card_of("sample.backend", backend.runtime, backend.model)
 

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from pipeline import door
 from pipeline.artifacts import read_table
 from pipeline.config import Checkpoint, ExamConfig, ServedModel
 from pipeline.config.fitting import mismatches
+from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.stages import base, sample
 from tests import test_sample
@@ -82,6 +84,15 @@ def test_what_a_server_may_not_know_is_not_asked_of_it(cfg):
     settings = {"answer": cfg.exam.sample.settings["answer"].model_copy(update={"min_p": 0.1})}
     bent = of_exam(cfg, sample=cfg.exam.sample.model_copy(update={"settings": settings}))
     assert any("exam.others.rival: not every server knows min_p" in fault for fault in mismatches(bent))
+
+
+def test_a_key_that_is_not_there_is_said_before_anything_is_built(cfg, monkeypatch):
+    monkeypatch.delenv("RIVAL_KEY", raising=False)
+    rival = cfg.exam.others["rival"]
+    locked = rival.model_copy(update={"runtime": rival.runtime.model_copy(update={"api_key_env": "RIVAL_KEY"})})
+    step = named(plan(of_exam(cfg, others={"rival": locked})))["sample@test rival"]
+    with pytest.raises(Refusal, match=r"exam\.others\.rival\.runtime\.api_key_env=RIVAL_KEY"):
+        door.check([step])
 
 
 def test_another_model_is_a_row_with_differences_and_contests_and_no_kl(tmp_path):
