@@ -164,7 +164,7 @@ def test_the_second_turn_s_tokens_are_the_template_s(tmp_path):
     from tests.tiny import tiny_model
 
     policy = tiny_model(tmp_path / "store" / "sft" / "0123456789ab")
-    rows = drawn(tmp_path, policy=policy, backend=transformers(4).model_dump(), limits={"prompt": 64, "completion": 24})
+    rows = drawn(tmp_path, policy=policy, backend=transformers(4), limits={"prompt": 64, "completion": 24})
     text = Chat(policy)
     for row in rows.filter(setting="turn-2").iter_rows(named=True):
         assert row["prompt_token_ids"] == text.encode(row["prompt"], {})
