@@ -11,7 +11,7 @@ BASE_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; d
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate sweep report store prune bench
+.PHONY: help install lock trl_fields smoke test test-fast test-slow test-browser check plan $(STAGES) all pilot edit label calibrate compare sweep report store prune bench
 
 help:
 	@echo 'make TARGET [RECIPE=name] [ARGS="key=value …"]'
@@ -69,6 +69,9 @@ label: install ## pairs of answers for people to judge, as a page that works off
 
 calibrate: install ## scorers against people's verdicts [FILE=verdicts.jsonl ARGS="scorer=NAME …"]
 	$(PYTHON) -m pipeline.calibrate $(FILE) $(CHOSEN) $(ARGS)
+
+compare: install ## runs or models in one report, on their common prompts [ARGS="runs/smoke/A runs/smoke/B"]
+	$(PYTHON) -m pipeline.compare $(ARGS)
 
 sweep: install ## one run per point of a grid [RECIPE=sweep_smoke]
 	$(PIPELINE) $(or $(CHOSEN),recipes=sweep_smoke $(WITHOUT_VLLM)) $(ARGS)

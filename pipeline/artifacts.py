@@ -208,6 +208,14 @@ class Exam(TypedDict, total=False):
     logps: Logps
 
 
+class ChatSet(TypedDict, total=False):
+    """One set of questions beside the test prompts: what every model answered, and what judges said of it."""
+
+    prompts: Prompts
+    exams: dict[str, Exam]
+    duels: dict[str, dict[str, dict[str, Verdicts]]]
+
+
 @dataclass(frozen=True)
 class Report(Artifact):
     def read(self) -> dict[str, Any]:

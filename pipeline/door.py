@@ -16,6 +16,7 @@ from pipeline.config import (
     EndpointBackend,
     Judge,
     ScoreConfig,
+    ServedModel,
     ServiceRuntime,
     TinyBase,
     TransformersBackend,
@@ -43,6 +44,8 @@ def check(coming: Iterable[Step]) -> None:
                 check_gpus(backend.runtime.tensor_parallel, workers)
             case TransformersBackend():
                 check_gpus(1, workers)
+            case ServedModel():
+                served.key_of(f"exam.others.{str(step.label).split()[1]}", backend.runtime)  # `test NAME`
             case EndpointBackend():
                 served.card_of("sample.backend", backend.runtime, backend.model)
 

@@ -21,6 +21,7 @@ from pipeline.scorers.label_files import FORMULA
 
 PAGE = Path(__file__).with_suffix(".html")
 USAGE = "python -m pipeline.label [RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0], with RUN=runs/latest"
+LATER = "turn-"
 COLUMNS = ("prompt_id", "a_id", "b_id", "verdict", "annotator", "prompt", "a", "b")
 
 Row = dict[str, Any]
@@ -89,7 +90,9 @@ def sampled(run: Path, of: str | None) -> list[Samples]:
 
 
 def answers(samples: Samples) -> dict[str, list[Row]]:
-    rows = samples.read().filter(pl.col("setting") != KL).select("prompt_id", "sample_id", "prompt", "completion")
+    """Not those of a conversation's later turns, which on each side answer to something else."""
+    told = samples.read().filter((pl.col("setting") != KL) & ~pl.col("setting").str.starts_with(LATER))
+    rows = told.select("prompt_id", "sample_id", "prompt", "completion")
     by_prompt: dict[str, list[Row]] = {}
     for row in rows.iter_rows(named=True):
         by_prompt.setdefault(row["prompt_id"], []).append(row)

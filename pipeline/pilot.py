@@ -121,7 +121,7 @@ def prompts_of(step: Step, sizes: Mapping[str, int]) -> int:
 
 def sizes_of(cfg: Config, planned: Planned) -> dict[str, int]:
     """How many prompts a round and an exam have; where the config leaves it open, all that `prompts` published."""
-    [made] = [step for step in planned.steps if step.stage == "prompts"]
+    [made] = [step for step in planned.steps if step.stage == "prompts" and not step.label]
     funnel = planned.folder(made) / "funnel.json"
     parts = json.loads(funnel.read_text())["out"]
     drawn, asked = cfg.sample.per_round or parts["train"], cfg.exam.sample.per_round or parts[cfg.exam.split]

@@ -3,7 +3,21 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
-from pipeline.config import BEST_OF, CONTROL, Config, Draw, RewardTraining, ScoreConfig, SftTraining
+from collections.abc import Mapping
+
+from pipeline.config import (
+    BEST_OF,
+    CONTROL,
+    Config,
+    Draw,
+    DuelConfig,
+    OtherModel,
+    Questions,
+    RewardTraining,
+    ScoreConfig,
+    ServedModel,
+    SftTraining,
+)
 from pipeline.step import Input, Part, Step
 
 
@@ -41,12 +55,14 @@ def plan(cfg: Config) -> Step:
         models[f"round-{r}"] = policy
 
     models = {"base": base, **models} if base else models
-    part = prompts / cfg.exam.split
+    part, asks = prompts / cfg.exam.split, dict[str, Input]()
     exams = {name: exam(cfg, sft, reward, name, model, part) for name, model in models.items()}
     if cfg.exam.split == "test":
+        exams |= {name: other(cfg, sft, reward, name, model, part) for name, model in cfg.exam.others.items()}
+        asks = {name: chat(cfg, reward, name, exams) for name in cfg.exam.chats}
         exams |= {name: again(cfg, sft, reward, name, draw, part) for name, draw in cfg.exam.rows()}
-    fought = duels(cfg, exams, part) if cfg.exam.split == "test" else None
-    story: dict[str, Input] = dict(exams=exams, chosen=policy, pairs=pairs, duels=fought)
+    fought = duels(cfg, cfg.exam.duels, exams, part) if cfg.exam.split == "test" else None
+    story: dict[str, Input] = dict(exams=exams, chosen=policy, pairs=pairs, duels=fought, chats=asks)
     return Step("evaluate", cfg.evaluate.told(cfg.pair.scorer, cfg.exam.gold), at="report", prompts=part, **story)
 
 
@@ -74,6 +90,34 @@ def exam(cfg: Config, sft: Step, reward: Step | None, name: str, model: Step, pr
     }
 
 
+def other(
+    cfg: Config, sft: Step, reward: Step | None, name: str, brought: OtherModel, prompts: Part
+) -> dict[str, Step]:
+    """A model of somebody else's, asked and marked as ours are; what a server holds is measured in sft's tokens."""
+    label = f"{prompts.part} {name}"
+    asked = reward if cfg.exam.score.asks_reward else None
+    model = Step("base", brought, at=label, like=sft if isinstance(brought, ServedModel) else None)
+    samples = Step("sample", cfg.exam.sample.answers_of(brought), at=label, policy=model, prompts=prompts)
+    scores = Step("score", cfg.exam.score, at=label, samples=samples, prompts=prompts, reward=asked)
+    return {"model": model, "samples": samples, "scores": scores}
+
+
+def chat(cfg: Config, reward: Step | None, name: str, exams: dict[str, dict[str, Step]]) -> dict[str, Input]:
+    """A set of questions beside the test prompts, asked of every model of the table."""
+    block = cfg.exam.chats[name]
+    questions = Step("prompts", Questions(rows=cfg.prompts.evaluation[name]), at=f"test {name}") / "test"
+    asked = reward if block.score and block.score.asks_reward else None
+    told: dict[str, dict[str, Step]] = {}
+    for of, exam in exams.items():
+        label, draw = f"test {of} {name}", cfg.exam.sample.conversation(block.turns, cfg.exam.others.get(of))
+        samples = Step("sample", draw, at=label, policy=exam["model"], prompts=questions)
+        told[of] = {"model": exam["model"], "samples": samples}
+        if block.score:
+            marking: dict[str, Input] = dict(samples=samples, prompts=questions, reward=asked)
+            told[of]["scores"] = Step("score", block.score, at=label, **marking)
+    return {"prompts": questions, "exams": told, "duels": duels(cfg, block.duels, told, questions, f" {name}")}
+
+
 def again(cfg: Config, sft: Step, reward: Step | None, name: str, draw: Draw, prompts: Part) -> dict[str, Step]:
     """SFT once more, drawn otherwise: the A/A control, the best of n by the scorer that makes pairs, with a prompt."""
     label = f"{prompts.part} {name}"
@@ -93,15 +137,18 @@ def again(cfg: Config, sft: Step, reward: Step | None, name: str, draw: Draw, pr
     }
 
 
-def duels(cfg: Config, exams: dict[str, dict[str, Step]], prompts: Part) -> dict[str, dict[str, dict[str, Step]]]:
-    """Judge → newer model → older model: each round meets sft and the round before, and the control meets sft."""
+def duels(
+    cfg: Config, judges: Mapping[str, DuelConfig], exams: dict[str, dict[str, Step]], prompts: Part, on: str = ""
+) -> dict[str, dict[str, dict[str, Step]]]:
+    """Judge → newer model → older: rounds meet sft and the round before, others sft and the last round."""
     line = [name for name in exams if name == "sft" or name.startswith("round-")]
     contests = dict.fromkeys([*((new, "sft") for new in line[1:]), *zip(line[1:], line, strict=False)])
+    contests |= dict.fromkeys((name, old) for name in cfg.exam.others for old in dict.fromkeys(("sft", line[-1])))
     contests |= {(CONTROL, "sft"): None} if CONTROL in exams else {}
-    fought: dict[str, dict[str, dict[str, Step]]] = {judge: {} for judge in cfg.exam.duels}
-    for judge, block in cfg.exam.duels.items():
+    fought: dict[str, dict[str, dict[str, Step]]] = {judge: {} for judge in judges}
+    for judge, block in judges.items():
         for new, old in contests:
-            label = f"test {new} {old}"
+            label = f"test {new} {old}{on}"
             sides = {"a": exams[new]["samples"], "b": exams[old]["samples"]}
             fought[judge].setdefault(new, {})[old] = Step("duel", block, at=label, prompts=prompts, **sides)
     return fought

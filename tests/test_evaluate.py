@@ -16,10 +16,10 @@ from pipeline.stages import evaluate
 from tests import exams
 from tests.exams import answer, exam, model
 
-CONFIG = Evaluation(scorer="rules", slices=[], level=0.95, resamples=499, seed=1, training="rules", gold=[])
+CONFIG = Evaluation(scorer="rules", slices=[], labels={}, level=0.95, resamples=499, seed=1, training="rules", gold=[])
 IDS = [f"p{i:03d}" for i in range(60)]
 STAGE = {"base": "base", "sft": "sft", "round-1": "train", "round-2": "train"}
-AGAIN = {"control": "sft", "best-of-4": "sft", "prompted": "sft"}
+AGAIN = {"control": "sft", "best-of-4": "sft", "prompted": "sft", "rival": "base"}
 LOG = [
     {"step": 1, "loss": 0.69, "rewards/margins": 0.0, "rewards/accuracies": 0.0},
     {"step": 2, "loss": 0.5, "rewards/margins": 0.8, "rewards/accuracies": 0.9},
@@ -96,7 +96,7 @@ def add_step(run, stage, label, cost, config, seconds=1.0):
 def test_report_json_has_the_contracts_keys(run):
     report = whole(run).evaluate(chosen="round-2")
     contract = {"models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
-    doubts = {"slices", "control", "proxy", "ceiling"}
+    doubts = {"slices", "control", "proxy", "ceiling", "people", "chats"}
     assert set(report) == contract | {"exam", "differences", "missing", "changes", "distributions"} | doubts
     assert [each["name"] for each in report["models"]] == list(STAGE)
     for each in report["models"]:
@@ -485,6 +485,24 @@ def test_samples_without_a_log_probability_are_counted(run):
     report = run.add("sft", scored(0.5)).add("round-1", scored(0.6), kl).evaluate()
     assert (report["models"][1]["kl"]["mean"], report["models"][1]["kl"]["n"]) == (pytest.approx(2.0), 55)
     assert any("5 of 60 samples" in row["what"] for row in report["missing"])
+
+
+@pytest.mark.parametrize("of", ["sft", "round-1"])
+def test_where_one_of_the_two_answered_nothing_the_verdict_and_the_page_say_so(run, of):
+    answers = {"sft": scored(0.5), "round-1": scored(0.9), of: []}
+    report = run.add("sft", answers["sft"]).add("round-1", answers["round-1"]).evaluate()
+    assert report["verdict"]["better"] == "unclear"
+    assert "for both round-1 and sft: see what is missing" in report["verdict"]["why"]
+    assert named(report["missing"], model=of, what="it gave no answers, so it has no scores, lengths or examples")
+    assert "it gave no answers" in (run.out / "report.html").read_text()
+
+
+def test_scores_missing_for_some_prompts_of_one_model_are_counted_and_the_rest_compared(run):
+    run.add("sft", scored(0.5)).add("round-1", scored(lambda i: None if i < 15 else 0.9))
+    report = run.evaluate()
+    gap = named(report["differences"], model="round-1")
+    assert (gap["n"], gap["missing"], report["verdict"]["better"]) == (45, 15, "yes")
+    assert "15 without score" in (run.out / "report.md").read_text()
 
 
 def test_twenty_prompts_are_too_few_for_a_verdict(tmp_path):

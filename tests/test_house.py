@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "crew": set(),
     "label": {"artifacts", "scorers"},
     "reprint": {"worker", "store", "stages", "config"},
+    "compare": {"report", "artifacts"},
     "calibrate": {"compose", "scorers", "report", "artifacts", "config"},
     "errors": set(),
     "content": set(),
@@ -136,6 +137,8 @@ def test_stages_are_the_same_everywhere():
         "demonstrations",
         "preferences",
         "exam",
+        "other",
+        "chat",
         "recipes",
     }
     makefile = (HOUSE / "Makefile").read_text()
@@ -155,6 +158,13 @@ def test_configs_have_no_defaults():
 
 GIVEN = ["prompts.path=prompts.jsonl", "sft.model=./model"]
 REWARDED = ["scorer@score.scorers.rules=reward_model"]
+RIVAL = [
+    "+other@exam.others.rival=served",
+    "exam.others.rival={model: m, runtime: {base_url: 'http://localhost:1/v1'}}",
+]
+ASKED = "prompts.evaluation.questions=recipes/smoke.yaml"
+CHATS = [ASKED, "+chat@exam.chats.questions=two_turns", "+score@exam.chats.questions.score=rules"]
+CHATS += ["+duel@exam.chats.questions.duels.judge=default", "exam.chats.questions.duels.judge.engine.model=judge"]
 HALF = ["pair.mix.on_policy=0.5", "pair.mix.offline=0.5"]
 ONLY = ["pair.mix.on_policy=0", "pair.mix.offline=1", "offline=file", "offline.source.path=recipes/smoke.yaml"]
 SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise")
@@ -190,6 +200,9 @@ BESIDE = {
     "conf/preferences/hub.yaml": [*GIVEN, *REWARDED, "reward=train", "reward.data.source.dataset=owner/name"],
     "conf/score/reward.yaml": [*GIVEN, "reward=train", "pair.scorer=reward"],
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
+    "conf/other/checkpoint.yaml": [*GIVEN, "exam.others.rival.model=owner/name"],
+    "conf/other/served.yaml": [*GIVEN, *RIVAL[1:]],
+    **{f"conf/chat/{name}.yaml": [*GIVEN, ASKED] for name in ("single", "two_turns")},
     "conf/score/own.yaml": [*GIVEN, *(f"+scorer@{place}.scorers.rules=length" for place in ("score", "exam.score"))],
 }
 MOUNTED = {
@@ -199,6 +212,8 @@ MOUNTED = {
     "scorer": ["scorer@score.scorers.rules"],
     "engine": ["engine@score.scorers.rules.engine"],
     "duel": ["+duel@exam.duels.judge"],
+    "other": ["+other@exam.others.rival"],
+    "chat": ["+chat@exam.chats.questions"],
     "demonstrations": ["demonstrations@sft.data"],
     "preferences": ["preferences@reward.data"],
 }
@@ -225,7 +240,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (90, 4)
+    assert (len(CONF), len(RECIPES)) == (94, 4)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -268,6 +283,7 @@ PLANS = [
     ["recipes=smoke", *REWARDED, "reward=checkpoint", "reward.model=./reward"],
     ["recipes=smoke", "+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"],
     [*SMALL, "exam.best_of=4", "exam.prompted={system: Be brief., few_shot: []}"],
+    [*GIVEN, *RIVAL, *CHATS],
 ]
 
 

@@ -260,6 +260,8 @@ def a_report(name="round-1"):
         "changes": [change("tokens", -2.0, 0.001), change("refusals", 0.004, 0.5)],
         "distributions": [{"what": "score", "edges": [0.0, 0.5, 1.0], "prompts": {"sft": [30, 10], name: [0, 40]}}],
         "benchmarks": [],
+        "people": [],
+        "chats": {},
         "funnel": {
             "prompts": {"in": 140, "dropped": {"near duplicate": 7}, "out": {"train": 93, "dev": 0, "test": 40}},
             "samples": [draw(label=1), draw(label=1, wave=1, failed={"HTTP 500": 2}), draw(label="test round-1")],

@@ -10,6 +10,7 @@ from pipeline.config import (
     EndpointBackend,
     Limits,
     ScriptedBackend,
+    ServedModel,
     TransformersBackend,
     VllmBackend,
 )
@@ -28,6 +29,7 @@ class Request:
     seed: int
     min_p: float = 0.0  # before top_p, after temperature
     stop: tuple[str, ...] = ()  # an engine may end here to save tokens; the cut is made by whoever asked
+    messages: tuple[Message, ...] = ()  # what the ids say, for a model that is asked in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Completion:
     token_ids: list[int]  # with the stop token that ended it, when one did
     logprob: float | None  # sum over token_ids, before temperature, min_p, top_p; None when ids are not those drawn
     finish_reason: Literal["stop", "length"]
+    text: str | None = None  # as it came, where the ids are only its measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-def open_backend(cfg: BackendConfig, policy: Model) -> Backend:
+def open_backend(cfg: BackendConfig | ServedModel, policy: Model) -> Backend:
     match cfg:
         case VllmBackend():
             from pipeline.backends.vllm import Vllm
@@ -101,6 +104,10 @@ def open_backend(cfg: BackendConfig, policy: Model) -> Backend:
             from pipeline.backends.endpoint import Endpoint
 
             return Endpoint(cfg, policy)
+        case ServedModel():
+            from pipeline.backends.by_name import ByName
+
+            return ByName(cfg, policy)
         case ScriptedBackend():
             from pipeline.backends.scripted import Scripted
 

@@ -127,7 +127,7 @@ class Endpoint:
 
         A special token that is spelled out is text as well. What is longer than was asked for counts as truncated.
         """
-        if not _is_text(choice.text):
+        if not is_text(choice.text):
             return Failed(request.sample_id, "the answer holds no text")
         ids = self.text.tokenizer(choice.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         ended = choice.finish_reason == "stop" and len(ids) < self._longest
@@ -165,7 +165,7 @@ class Endpoint:
         await self.client.close()
 
 
-def _is_text(given: Any) -> bool:
+def is_text(given: Any) -> bool:
     """JSON can hold half a character, which no tokenizer and no file takes."""
     try:
         given.encode()

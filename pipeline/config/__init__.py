@@ -24,7 +24,16 @@ from pipeline.config.checks import (
     RegexScorer,
     RuleScorer,
 )
-from pipeline.config.exam import BEST_OF, CONTROL, PROMPTED, EvaluateConfig, Evaluation, ExamConfig, Prompted
+from pipeline.config.exam import (
+    BEST_OF,
+    CONTROL,
+    PROMPTED,
+    ChatConfig,
+    EvaluateConfig,
+    Evaluation,
+    ExamConfig,
+    Prompted,
+)
 from pipeline.config.fitting import mismatches
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.judge import (
@@ -45,6 +54,7 @@ from pipeline.config.models import (
     Checkpoint,
     DemonstrationsConfig,
     JsonlDemonstrations,
+    OtherModel,
     PlaygroundDemonstrations,
     Refit,
     SftConfig,
@@ -79,6 +89,7 @@ from pipeline.config.prompts import (
     PromptRows,
     PromptsConfig,
     PromptShape,
+    Questions,
     Split,
 )
 from pipeline.config.reward import (
@@ -94,6 +105,7 @@ from pipeline.config.sample import (
     ANSWER,
     BackendConfig,
     Batch,
+    Conversation,
     Draw,
     EndpointBackend,
     EndpointRuntime,
@@ -101,6 +113,8 @@ from pipeline.config.sample import (
     SampleConfig,
     SampleRuntime,
     ScriptedBackend,
+    ServedModel,
+    ServedRuntime,
     Setting,
     TransformersBackend,
     Turn,

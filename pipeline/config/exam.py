@@ -5,13 +5,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from pipeline.config.block import Block
+from pipeline.config.block import Block, Local
 from pipeline.config.judge import DuelConfig, Name
+from pipeline.config.models import OtherModel
 from pipeline.config.sample import ANSWER, Draw, SampleConfig, Turn
 from pipeline.config.score import ReferConfig, ScoreConfig
 
 # Rows of the table that are SFT drawn once more.
 CONTROL, PROMPTED, BEST_OF = "control", "prompted", "best-of-"
+TAKEN = "base", "sft", CONTROL, PROMPTED
 
 
 class Prompted(Block):
@@ -19,6 +21,14 @@ class Prompted(Block):
 
     system: Annotated[str, Field(min_length=1)] | None
     few_shot: list[Turn]
+
+
+class ChatConfig(Block):
+    """A set of questions of prompts.evaluation, asked of every model of the table."""
+
+    turns: PositiveInt
+    score: ScoreConfig | None
+    duels: dict[Name, DuelConfig]
 
 
 class ExamConfig(Block):
@@ -31,6 +41,8 @@ class ExamConfig(Block):
     control: bool
     best_of: Annotated[int, Field(ge=2)] | None
     prompted: Prompted | None
+    others: dict[Name, OtherModel]
+    chats: dict[Name, ChatConfig]
 
     @property
     def gold(self) -> list[str]:
@@ -47,9 +59,20 @@ class ExamConfig(Block):
             yield PROMPTED, self.sample.answers(PROMPTED, **dict(self.prompted))
 
     @model_validator(mode="after")
+    def _others_have_names_of_their_own(self) -> Self:
+        if taken := [name for name in self.others if name in TAKEN or name.startswith(("round-", BEST_OF))]:
+            raise ValueError(f"others.{taken[0]}: the table has a row of that name already. Give it another name")
+        return self
+
+    @model_validator(mode="after")
     def _rows_can_be_drawn(self) -> Self:
         if ANSWER not in self.sample.settings:
             raise ValueError(f"sample.settings: scorers and judges read the setting {ANSWER}. Name one of them so")
+        if self.sample.settings[ANSWER].n > 1 and (long := [name for name, of in self.chats.items() if of.turns > 1]):
+            raise ValueError(
+                f"chats.{long[0]}: of several answers to a turn, none is the one that the next turn follows."
+                f" Give sample.settings.{ANSWER}.n=1, or chats.{long[0]}.turns=1"
+            )
         if self.best_of and self.sample.settings[ANSWER].temperature == 0:
             raise ValueError(
                 f"best_of={self.best_of}: at temperature=0 all answers are the same."
@@ -63,6 +86,7 @@ class ExamConfig(Block):
 class EvaluateConfig(Block):
     scorer: str
     slices: list[str]
+    labels: dict[Name, Local]
     level: Annotated[float, Field(gt=0, lt=1)]
     resamples: PositiveInt
     seed: int

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.judge import PairwiseScorer
 from pipeline.config.models import SftTraining
 from pipeline.config.reward import RewardTraining
+from pipeline.config.sample import ANSWER
 from pipeline.config.score import EnsembleScorer
 from pipeline.config.training import FullAdapter
 from pipeline.errors import nearest
@@ -41,6 +42,7 @@ def mismatches(cfg: "Config") -> Iterator[str]:
     yield from _rewardless(cfg)
     yield from _unserved(cfg)
     yield from _misplaced_gold(cfg)
+    yield from _nameless(cfg)
     if cfg.rounds > 1 and cfg.sample.per_round is None:
         yield f"rounds={cfg.rounds} draw fresh prompts each: give sample.per_round=N, the prompts of one round."
     if cfg.train.logps == "ready" and cfg.refer.dtype != cfg.train.dtype:
@@ -94,6 +96,9 @@ def _unserved(cfg: "Config") -> Iterator[str]:
             "backend@exam.sample.backend=endpoint: a server has one model, and exams are of base, sft and each round."
             " Give backend@exam.sample.backend=vllm or transformers."
         )
+    others = [name for name, other in cfg.exam.others.items() if other.kind == "served"]
+    if others and cfg.exam.sample.settings[ANSWER].min_p:
+        yield f"exam.others.{others[0]}: not every server knows min_p. Give exam.sample.settings.{ANSWER}.min_p=0."
     served = cfg.sample.backend
     if (
         served.kind == "endpoint"
@@ -106,6 +111,19 @@ def _unserved(cfg: "Config") -> Iterator[str]:
             f"rounds={cfg.rounds}: round 2 draws from the model that round 1 trained, which the endpoint does not"
             " serve. Give rounds=1, or backend@sample.backend=vllm or transformers."
         )
+
+
+def _nameless(cfg: "Config") -> Iterator[str]:
+    """Names in the exam that stand for something elsewhere: a set of questions, and people beside judges."""
+    for name in cfg.exam.chats:
+        if name not in cfg.prompts.evaluation:
+            yield (
+                f"exam.chats.{name}: prompts.evaluation has no set of that name. Give prompts.evaluation.{name}=FILE,"
+                " which keeps its questions out of training as well (prompts=file or hub)."
+            )
+    for name in cfg.evaluate.labels:
+        if name in cfg.exam.duels or name in cfg.marking[1].scorers:
+            yield f"evaluate.labels.{name}: a judge or scorer of that name marks this exam. Give people another name."
 
 
 def _unmixable(cfg: "Config") -> Iterator[str]:

@@ -6,6 +6,7 @@ from pydantic import Field, PositiveInt
 
 from pipeline.config.block import Block, Dtype, Local, Share, Template, Trust, Weights
 from pipeline.config.prompts import Fence
+from pipeline.config.sample import ServedModel
 from pipeline.config.training import Optimization
 
 
@@ -63,4 +64,6 @@ class Refit(Optimization):
     min_score: float | None
 
 
+# A model beside those of the run: opened here, or asked where it is served.
+OtherModel = Annotated[Checkpoint | ServedModel, Field(discriminator="kind")]
 SftConfig = Annotated[Checkpoint | SftTraining, Field(discriminator="kind")]

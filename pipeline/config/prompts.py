@@ -31,6 +31,12 @@ Held = Annotated[
 ]
 
 
+class Questions(Block):
+    """One set of prompts.evaluation by itself, to be asked in exams."""
+
+    rows: PromptRows
+
+
 class Split(Block):
     dev: Held
     test: Held

@@ -1,7 +1,7 @@
 """What is drawn from a policy, and by which backend."""
 
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, Union
 
 from pydantic import (
     Field,
@@ -70,6 +70,20 @@ BackendConfig = Annotated[
 ]
 
 
+class ServedRuntime(Server):
+    prices: Prices
+
+
+class ServedModel(Block):
+    """A model that is asked in words alone, by the name that its server has for it. Nobody here trains it."""
+
+    kind: Literal["served"]
+    model: Annotated[str, Field(min_length=1)]
+    revision: str | None
+    body: dict[str, JsonValue]
+    runtime: ServedRuntime
+
+
 class Turn(Block):
     role: Literal["user", "assistant"]
     content: Annotated[str, Field(min_length=1)]
@@ -131,7 +145,6 @@ class Drawn(Block):
     reasoning: Reasoning | None
     seed: int
     shard: PositiveInt
-    backend: BackendConfig
     runtime: SampleRuntime
 
     @model_validator(mode="after")
@@ -146,6 +159,7 @@ class Drawn(Block):
 
 
 class SampleConfig(Drawn):
+    backend: BackendConfig
     more: list[PositiveInt]
 
     @model_validator(mode="after")
@@ -162,6 +176,17 @@ class SampleConfig(Drawn):
         """One draw of an exam's answers alone, some of it drawn otherwise."""
         settings = {ANSWER: self.settings[ANSWER].model_copy(update=changes)}
         return self._draw(purpose=purpose, round=1, wave=0, ties_by=None, settings=settings)
+
+    def answers_of(self, other: Block) -> "Draw":
+        """What an exam asks of a model that is nobody's policy here: no draws for a KL that it does not have."""
+        exam = self.answers("exam")
+        return exam.model_copy(update={"backend": other}) if isinstance(other, ServedModel) else exam
+
+    def conversation(self, turns: int, other: Block | None = None) -> "Draw":
+        """What is asked of a model in a chat benchmark: as an exam's answers, the whole set, in as many turns."""
+        changes = {"per_round": None, **({"backend": other} if isinstance(other, ServedModel) else {})}
+        single = self.answers("chat").model_copy(update=changes)
+        return Conversation(**dict(single), turns=turns) if turns > 1 else single
 
     def waves(self, round: int, scorer: str) -> list["Draw"]:
         """The draws of a round: the first of every prompt, each later one of those whose scores so far all tie."""
@@ -184,6 +209,7 @@ class SampleConfig(Drawn):
 class Draw(Drawn):
     """One sampling run: the user's block and which draw of it this is, so that no two draws share their seeds."""
 
+    backend: Annotated[Union[BackendConfig, ServedModel], Field(discriminator="kind")]  # noqa: UP007
     purpose: str
     round: PositiveInt
     wave: NonNegativeInt
@@ -200,3 +226,19 @@ class Draw(Drawn):
             f"  Give {f'sample.per_round={fits} or less, ' if fits else ''}fewer rounds, more prompts, or"
             f" sample.per_round=null, which draws from all prompts in every round."
         )
+
+
+class Conversation(Draw):
+    """Several turns, each a draw of its own after the model's own answers so far."""
+
+    turns: Annotated[int, Field(ge=2)]
+
+    def turn(self, number: int) -> Draw:
+        """The first is as any other draw; a later one has another setting's name, and room for what was said."""
+        [(name, setting)] = self.settings.items()
+        room = number * self.limits.prompt + (number - 1) * self.limits.completion
+        changes = {
+            "settings": {name if number == 1 else f"turn-{number}": setting},
+            "limits": Limits(prompt=room, completion=self.limits.completion),
+        }
+        return Draw(**{**{key: value for key, value in self if key != "turns"}, **changes})

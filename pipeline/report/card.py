@@ -20,7 +20,7 @@ def card(report: Mapping[str, Any]) -> str:
     parts += [_changes("What changed", [each for each in told if each.changed])]
     parts += [_changes("What did not, as far as can be told", [each for each in told if not each.changed])]
     tables = [*all_sheets(report), origin_sheets.cost(report)]
-    parts += [_section(sheet) for sheet in tables if sheet.rows]
+    parts += [section(sheet) for sheet in tables if sheet.rows]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -29,7 +29,7 @@ def _changes(title: str, found: Sequence[changes.Change]) -> str:
     return "\n".join([f"## {title}\n", *lines]) if lines else ""
 
 
-def _section(sheet: Sheet) -> str:
+def section(sheet: Sheet) -> str:
     rule = ["---", *("---:" for _ in sheet.columns[1:])]
     lines = [[_plain(column) for column in sheet.columns], rule, *([_cell(cell) for cell in row] for row in sheet.rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)

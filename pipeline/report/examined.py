@@ -60,7 +60,7 @@ def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -
     answers = _with_score(answers, rows, primary)
     drift = _drift(drawn, logps, missing)
     reason = None if drift else _no_drift(name, drawn)
-    if reason and not (name == SFT or is_again(name)):
+    if reason and not (name == SFT or is_again(name) or is_other(name)):
         missing.append(f"KL to sft is not known: {reason}")
     return Examined(name, model.path, model.metrics(), answers, marks, drift, missing, reason)
 
@@ -90,6 +90,11 @@ def _marked(drawn: pl.DataFrame, scores: Scores | None) -> pl.DataFrame:
 def is_again(name: str) -> bool:
     """Whether a row is SFT itself, drawn once more."""
     return name in (CONTROL, PROMPTED) or name.startswith(BEST_OF)
+
+
+def is_other(name: str) -> bool:
+    """Whether a row is a model that this run neither started from nor trained."""
+    return name not in ("base", SFT) and not name.startswith("round-") and not is_again(name)
 
 
 def _scores(
@@ -148,6 +153,8 @@ def by_prompt(table: pl.DataFrame, column: str) -> dict[str, float]:
 def _no_drift(name: str, drawn: pl.DataFrame) -> str:
     if is_again(name):
         return "sft's own answers"
+    if is_other(name):
+        return "it is a model of its own, whose tokens need not be sft's"
     if KL not in drawn["setting"]:
         return f"the exam has no samples of the setting {KL}"
     return "its samples have no log-probability under sft"

@@ -1,6 +1,8 @@
 """All tables of the report in their order, made from report.json alone, for the page and for the model card."""
 
 from pipeline.report import contest_sheets, model_sheets, origin_sheets
+from pipeline.report.chat_sheets import chats
+from pipeline.report.people_sheet import people
 from pipeline.report.sheet import Row, Sheet
 
 
@@ -12,6 +14,8 @@ def all_sheets(report: Row) -> list[Sheet]:
         model_sheets.slices(report),
         model_sheets.proxy(report),
         contest_sheets.duels(report),
+        people(report),
+        *chats(report),
         origin_sheets.prompts(report),
         origin_sheets.samples(report),
         origin_sheets.training(report),

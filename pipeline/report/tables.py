@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.config import CONTROL, EvaluateConfig
-from pipeline.report.examined import SFT, Examined, Marks, by_prompt, is_kind
+from pipeline.report.examined import SFT, Examined, Marks, by_prompt, is_kind, is_other
 from pipeline.report.habits import commonest_opening, distinct, other_language
 from pipeline.report.statistics import ByPrompt, Contest, Estimate, Sampling, contest, difference, estimate
 
@@ -90,7 +90,7 @@ def differences(examined: list[Examined], names: list[str], draw: Sampling) -> l
     if sft is None:
         return []
     return [
-        _difference(model, sft, name, draw)
+        difference_of(model, sft, name, draw)
         for model in examined
         if model is not sft
         for name in names
@@ -98,25 +98,28 @@ def differences(examined: list[Examined], names: list[str], draw: Sampling) -> l
     ]
 
 
-def _difference(model: Examined, sft: Examined, scorer: str, draw: Sampling) -> dict[str, Any]:
+def difference_of(model: Examined, sft: Examined, scorer: str, draw: Sampling) -> dict[str, Any]:
     a, b = model.marks.get(scorer, NOT_ASKED), sft.marks.get(scorer, NOT_ASKED)
     found = difference(a.means, b.means, len(a.asked | b.asked), draw)
     facts = {"missing": found.missing, "detectable": found.detectable, "p_value": found.p_value}
     facts |= {"better": found.better, "same": found.same, "worse": found.worse}
-    return {"model": model.name, "scorer": scorer, "against": SFT, **_with_n(found.estimate), **facts}
+    return {"model": model.name, "scorer": scorer, "against": sft.name, **_with_n(found.estimate), **facts}
 
 
 def duels(examined: list[Examined], names: Sequence[str], draw: Sampling) -> list[Duel]:
-    """Each round against SFT and against the round before, SFT drawn again against SFT: by each scorer's means."""
+    """Rounds against SFT and the round before, others against SFT and the last round, SFT drawn again against SFT."""
     sft, rounds = named(examined, SFT), trained(examined)
     against_sft = [(model, sft) for model in rounds if sft]
     control = named(examined, CONTROL)
     drawn_again = [(control, sft)] if control and sft else []
-    contests = [*against_sft, *zip(rounds[1:], rounds, strict=False), *drawn_again]
-    return [_duel(a, b, name, draw) for name in names if not is_kind(name) for a, b in contests]
+    others = [
+        (model, old) for model in examined if is_other(model.name) for old in ([sft] if sft else []) + rounds[-1:]
+    ]
+    contests = [*against_sft, *zip(rounds[1:], rounds, strict=False), *others, *drawn_again]
+    return [duel_of(a, b, name, draw) for name in names if not is_kind(name) for a, b in contests]
 
 
-def _duel(a: Examined, b: Examined, scorer: str, draw: Sampling) -> Duel:
+def duel_of(a: Examined, b: Examined, scorer: str, draw: Sampling) -> Duel:
     of_a, of_b = a.marks.get(scorer, NOT_ASKED), b.marks.get(scorer, NOT_ASKED)
     found = contest(of_a.means, of_b.means, len(of_a.asked | of_b.asked), draw)
     return Duel(a, b, scorer, found, (of_a.means, of_b.means))

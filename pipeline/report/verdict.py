@@ -46,7 +46,8 @@ def _verdict(question: Question, models: Sequence[Row], differences: Sequence[Ro
     if gap is None or not gap["n"]:
         return (
             "unclear",
-            f"No {question.split} prompt has a score of {question.scorer} for both {question.chosen} and sft.",
+            f"No {question.split} prompt has a score of {question.scorer} for both {question.chosen} and sft:"
+            " see what is missing.",
         )
     if gap["n"] < LEAST_PROMPTS:
         return "unclear", _too_few(question, gap)

@@ -116,7 +116,7 @@ class Drawing:
     def _columns(self, row: dict[str, Any], completion: Completion, stop: str | None) -> dict[str, Any]:
         asked = row["asked_token_ids"] or row["prompt_token_ids"]
         return {
-            "completion": self.text.decode(completion),
+            "completion": self.text.decode(completion) if completion.text is None else completion.text,
             "token_ids": completion.token_ids,
             "logprob": completion.logprob,
             "finish_reason": completion.finish_reason,
@@ -169,4 +169,5 @@ class Drawing:
                     "policy": self.policy,
                 }
                 seed = seed_of(cfg, name, prompt_id, index)
-                yield row, Request(sample_id, more or ids, *how, seed, setting.min_p, tuple(setting.stop))
+                asked = tuple(asking.shown(setting, prompt))
+                yield row, Request(sample_id, more or ids, *how, seed, setting.min_p, tuple(setting.stop), asked)

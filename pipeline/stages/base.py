@@ -1,11 +1,12 @@
-"""The stage `base`: the model before SFT, a checkpoint as it is or a tiny untrained one made from nothing."""
+"""The stage `base`: the model before SFT, a checkpoint as it is or a tiny untrained one; or another to compare with."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts import Model
-from pipeline.config import Checkpoint, PlaygroundDemonstrations, TinyBase
+from pipeline.artifacts import Model, write_json
+from pipeline.config import Checkpoint, PlaygroundDemonstrations, ServedModel, TinyBase
 from pipeline.errors import Refusal
 from pipeline.sources import playground
 from pipeline.sources.checkpoint import bring_in, save_weights
@@ -17,6 +18,7 @@ BOS, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 ROLES = "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = [PAD, BOS, END, *ROLES]
 BYTES = 256
+WEIGHTS = shutil.ignore_patterns("*.safetensors*", "*.bin*", "config.json", "generation_config.json")
 TEXTS = 3000  # conversations that the tokenizer is trained on: more change none of its merges
 
 CHAT_TEMPLATE = (
@@ -25,12 +27,23 @@ CHAT_TEMPLATE = (
 )
 
 
-def run(cfg: Checkpoint | TinyBase, out: Path) -> Model:
+def run(cfg: Checkpoint | TinyBase | ServedModel, out: Path, *, like: Model | None = None) -> Model:
     if isinstance(cfg, Checkpoint):
         return bring_in(cfg, out)
+    if isinstance(cfg, ServedModel):
+        assert like
+        return served_model(cfg, like, out)
     _check(cfg)
     tokenizer = tiny_tokenizer(cfg)
     return save_weights(tiny_model(cfg, tokenizer), tokenizer, out)
+
+
+def served_model(cfg: ServedModel, like: Model, out: Path) -> Model:
+    """A name, and the model in whose tokens its prompts and answers are measured."""
+    shutil.copytree(like.tokenizer, out / "tokenizer", dirs_exist_ok=True, ignore=WEIGHTS)
+    measure = f"{like.path.parent.name}/{like.path.name}"
+    write_json(out / "model.json", {"served": cfg.model, "base": measure, "tokenizer": "tokenizer"})
+    return Model(out)
 
 
 def tiny_tokenizer(cfg: TinyBase) -> "PreTrainedTokenizerFast":

@@ -4,13 +4,14 @@ It goes on where it was killed: every verdict lies in the judge's store. A promp
 a row that says so; a failed verdict is null and counted, never a tie.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Prompts, Samples, Verdicts, note_cost, write_table
+from pipeline.artifacts import KL, Prompts, Samples, Verdicts, note_cost, write_table
 from pipeline.config import DuelConfig
 from pipeline.errors import Broken
 from pipeline.scorers.judging.court import Court
@@ -36,7 +37,8 @@ def run(cfg: DuelConfig, out: Path, *, prompts: Prompts, a: Samples, b: Samples)
     court = Court(cfg, NEEDS)
     try:
         met, unanswered = contests(prompts, a, b)
-        bouts = [Bout(conversation(one["prompt"]), *map(court.shown, (one["a"], one["b"]))) for one in met]
+        sides = [[joined([*map(court.shown, one[side])]) for side in ("a", "b")] for one in met]
+        bouts = [Bout(conversation(one["prompt"]), *shown) for one, shown in zip(met, sides, strict=True)]
         verdicts = fought(court, bouts)
         judge = court.who.judge
     finally:
@@ -50,14 +52,21 @@ def run(cfg: DuelConfig, out: Path, *, prompts: Prompts, a: Samples, b: Samples)
 
 
 def contests(prompts: Prompts, a: Samples, b: Samples) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Each prompt's answers two by two in the order of their ids, and the prompts that a model did not answer."""
+    """Each prompt's answers two by two in the order of their ids, and the prompts that a model did not answer.
+
+    Of several turns the whole conversation is one answer, which a model that ended it sooner did not give.
+    """
     of_a, of_b = _answers(a), _answers(b)
     met, unanswered = [], []
-    for prompt_id, prompt in prompts.read().select("prompt_id", "prompt").iter_rows():
-        ours, theirs = of_a.get(prompt_id, []), of_b.get(prompt_id, [])
-        for (a_id, text_a), (b_id, text_b) in zip(ours, theirs, strict=False):
+    for prompt_id, prompt, columns in prompts.read().select("prompt_id", "prompt", "columns").iter_rows():
+        given = [of.get(prompt_id, []) for of in (of_a, of_b)]
+        turns = max((len(texts) for answers in given for _, texts in answers), default=1)
+        ours, theirs = ([answer for answer in answers if len(answer[1]) == turns] for answers in given)
+        later = json.loads(columns).get("turns", [])[1:turns] if turns > 1 else []
+        asked = [*prompt, *({"role": "user", "content": question} for question in later)]
+        for (a_id, texts_a), (b_id, texts_b) in zip(ours, theirs, strict=False):
             ids = {"prompt_id": prompt_id, "a_id": a_id, "b_id": b_id}
-            met.append({**ids, "prompt": prompt, "a": text_a, "b": text_b})
+            met.append({**ids, "prompt": asked, "a": texts_a, "b": texts_b})
         if not ours or not theirs:
             unanswered.append(
                 {"prompt_id": prompt_id, "by": [n for n, given in (("a", ours), ("b", theirs)) if not given]}
@@ -65,12 +74,24 @@ def contests(prompts: Prompts, a: Samples, b: Samples) -> tuple[list[dict[str, A
     return met, unanswered
 
 
-def _answers(samples: Samples) -> dict[str, list[tuple[str, str]]]:
-    rows = samples.read(ANSWER).select("prompt_id", "sample_id", "completion").sort("prompt_id", "sample_id")
-    found: dict[str, list[tuple[str, str]]] = {}
-    for prompt_id, *answer in rows.iter_rows():
-        found.setdefault(prompt_id, []).append((answer[0], answer[1]))
+def _answers(samples: Samples) -> dict[str, list[tuple[str, list[str]]]]:
+    """By prompt each answer's id and what it says in each turn; later turns follow a prompt's one answer."""
+    rows = samples.read().filter(pl.col("setting") != KL)
+    rows = rows.sort("prompt_id", pl.col("setting") != ANSWER, "setting", "sample_id")
+    found: dict[str, list[tuple[str, list[str]]]] = {}
+    for prompt_id, setting, name, text in rows.select("prompt_id", "setting", "sample_id", "completion").iter_rows():
+        if setting == ANSWER:
+            found.setdefault(prompt_id, []).append((name, [text]))
+        elif prompt_id in found:
+            found[prompt_id][0][1].append(text)
     return found
+
+
+def joined(texts: list[str]) -> str:
+    """What a judge reads of one side."""
+    if len(texts) == 1:
+        return texts[0]
+    return "\n\n".join(f"Answer {turn}:\n{text}" for turn, text in enumerate(texts, 1))
 
 
 def _rows(one: dict[str, Any], verdict: Verdict, judge: str) -> Iterator[dict[str, Any]]:

@@ -3,18 +3,31 @@
 A model without scores, answers or log-probabilities is named under `missing`; the rest of the report is still written.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Exam, Model, Pairs, Prompts, Report, Verdicts, write_json, write_table, write_text
-from pipeline.config import CONTROL, Evaluation
+from pipeline.artifacts import (
+    ChatSet,
+    Exam,
+    Model,
+    Pairs,
+    Prompts,
+    Report,
+    Verdicts,
+    write_json,
+    write_table,
+    write_text,
+)
+from pipeline.config import CONTROL, EvaluateConfig, Evaluation
 from pipeline.errors import Refusal, nearest
 from pipeline.report import doubts, tables
+from pipeline.report.answer_files import write_answers
 from pipeline.report.card import card
 from pipeline.report.changes import changes
+from pipeline.report.chats import chat_report
 from pipeline.report.cost import cost_of
 from pipeline.report.distributions import distributions
 from pipeline.report.examined import Examined, read_exam
@@ -23,8 +36,10 @@ from pipeline.report.families import corrected
 from pipeline.report.funnel import funnel_of
 from pipeline.report.judged import judged
 from pipeline.report.page import page
+from pipeline.report.people import Vote, agreement_row, duel_of_people, heard
 from pipeline.report.slices import slices
 from pipeline.report.verdict import Question, verdict
+from pipeline.scorers.label_files import Duel, read_labels
 
 
 def run(
@@ -36,13 +51,19 @@ def run(
     chosen: Model,
     pairs: list[Pairs],
     duels: dict[str, dict[str, dict[str, Verdicts]]] | None = None,
+    chats: dict[str, ChatSet] | None = None,
 ) -> Report:
     asked = prompts.read()
     examined = [read_exam(name, exam, frozenset(asked["prompt_id"]), cfg.scorer) for name, exam in exams.items()]
     check_scorer(cfg.scorer, examined)
     draw, names = tables.sampling(cfg), tables.scorers(examined, cfg.scorer)
     fought = [*tables.duels(examined, names, draw), *judged(duels or {}, examined, draw)]
+    people = said_by_people(cfg, examined, fought)
+    fought += people.duels
     report = assemble(cfg, out, prompts, name_of(chosen, examined), examined, fought, pairs)
+    told, untold = chats_told(cfg, out, chats or {})
+    lacking = [*report["missing"], *people.missing, *untold]
+    report |= {"people": people.agreement, "chats": told, "missing": lacking}
     answers = answer_table(examined, asked)
 
     write_table(out / "answers.parquet", answers)
@@ -88,6 +109,49 @@ def assemble(
         "cost": cost_of(out),
         "missing": tables.missing(examined),
     }
+
+
+def chats_told(
+    cfg: EvaluateConfig, out: Path, chats: dict[str, ChatSet]
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Each set's part of the report, and its answers in the files that others' tools read."""
+    told, lacking = {}, []
+    for name, chat in chats.items():
+        told[name], missing = chat_report(name, chat, tables.sampling(cfg))
+        lacking += missing
+        for model, exam in chat["exams"].items():
+            write_answers(out / "answers" / name, name, chat["prompts"], model, exam)
+    return told, lacking
+
+
+@dataclass
+class Said:
+    """By people, of these models: contests, how far the judges agree with them, and what was left out."""
+
+    duels: list[tables.Duel] = field(default_factory=list)
+    agreement: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[dict[str, str]] = field(default_factory=list)
+
+
+def said_by_people(cfg: EvaluateConfig, examined: list[Examined], fought: list[tables.Duel]) -> Said:
+    said = Said()
+    for name, path in sorted(cfg.labels.items()):
+        found, lost = heard(votes_in(name, path), examined)
+        said.duels += [duel_of_people(name, one, tables.sampling(cfg)) for one in found]
+        said.agreement += [agreement_row(name, one, fought) for one in found]
+        said.missing += [{"model": name, "what": what} for what in lost]
+    return said
+
+
+def votes_in(name: str, path: str) -> list[Vote]:
+    told = read_labels(Path(path).expanduser())
+    votes = [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in told if isinstance(one, Duel)]
+    if not votes:
+        raise Refusal(
+            f"evaluate.labels.{name}={path}: it has scores of single answers, and a contest needs verdicts on two.\n"
+            f"  Mount it as a scorer: +scorer@exam.score.scorers.{name}=labels exam.score.scorers.{name}.path={path}"
+        )
+    return votes
 
 
 def check_scorer(scorer: str, examined: list[Examined]) -> None:

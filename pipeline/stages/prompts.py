@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Prompts, note_cost, write_json, write_table
-from pipeline.config import Caps, PlaygroundPrompts, PromptsConfig
+from pipeline.config import Caps, PlaygroundPrompts, PromptsConfig, Questions
 from pipeline.errors import Broken, Refusal, nearest
 from pipeline.progress import Progress
 from pipeline.sources import playground
@@ -26,7 +26,9 @@ BATCH = 4096
 Sorted = tuple[pl.DataFrame, pl.DataFrame]  # the rows that stay, and DROPPED of the others
 
 
-def run(cfg: PromptsConfig, out: Path) -> Prompts:
+def run(cfg: PromptsConfig | Questions, out: Path) -> Prompts:
+    if isinstance(cfg, Questions):
+        return questions(cfg, out)
     sets = {name: read_prompts(asked, f"prompts.evaluation.{name}").rows for name, asked in cfg.evaluation.items()}
     account = Account()
     rows = in_hash_order(account.take(read(cfg)), cfg.seed)
@@ -53,6 +55,15 @@ def run(cfg: PromptsConfig, out: Path) -> Prompts:
     write_json(out / "funnel.json", story := funnel(parts, account, sets))
     for line in lines(story):
         print("│", line, file=sys.stderr, flush=True)
+    return Prompts(out)
+
+
+def questions(cfg: Questions, out: Path) -> Prompts:
+    """A set as it was given, in its own order; a question that stands there twice is one."""
+    rows = read_prompts(cfg.rows, "prompts.evaluation").rows
+    asked = rows.unique("prompt_id", keep="first", maintain_order=True)
+    write_table(out / "test" / "prompts.parquet", asked.select("prompt_id", "prompt", "columns"))
+    note_cost(out, prompts=asked.height, dropped=rows.height - asked.height)
     return Prompts(out)
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write_json, write_table
 from pipeline.backends import open_backend
 from pipeline.backends.adapters import serves
-from pipeline.config import Draw, EndpointBackend, TransformersBackend, VllmBackend
+from pipeline.config import Conversation, Draw, EndpointBackend, ServedModel, TransformersBackend, VllmBackend
 from pipeline.crew import Environment, Hand, environments, work_off
+from pipeline.sampling import turns
 from pipeline.sampling.admission import admitted, asked
 from pipeline.sampling.drawing import Drawing, nothing
 from pipeline.sampling.journal import Journal
@@ -21,11 +22,16 @@ from pipeline.sampling.meter import ENGINE, Meter
 from pipeline.sampling.shards import Finished, Shards
 
 ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
+SERVERS = EndpointBackend, ServedModel  # those where each completion is paid for
 JOURNAL = "scratch/journal"  # what a server has given of the shards under way
 MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
 
 
-def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts, scores: list[Scores] | None = None) -> Samples:
+def run(
+    cfg: Draw | Conversation, out: Path, *, policy: Model, prompts: Prompts, scores: list[Scores] | None = None
+) -> Samples:
+    if isinstance(cfg, Conversation):
+        return converse(cfg, out, policy, prompts)
     shards = Shards(out, cfg.shard)
     kept, dropped = admitted(cfg, open_backend(cfg.backend, policy).text, asked(cfg, prompts, scores or []))
     write_table(out / "dropped.parquet", dropped)
@@ -43,6 +49,15 @@ def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts, scores: list[S
     return Samples(out)
 
 
+def converse(cfg: Conversation, out: Path, policy: Model, prompts: Prompts) -> Samples:
+    """Turn after turn, each in a folder of its own: a killed run goes on in the turn that it was in."""
+    said = run(cfg.turn(1), turns.folder(out, 1), policy=policy, prompts=prompts)
+    for turn in range(2, cfg.turns + 1):
+        asked = turns.following(prompts, said, turn - 1, turns.folder(out, turn) / "asked")
+        said = run(cfg.turn(turn), turns.folder(out, turn), policy=policy, prompts=asked)
+    return turns.gather(out, cfg.turns)
+
+
 def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, asked: int) -> None:
     """By as many hands as there are; the list of what is finished is kept here."""
     out, meter = shards.out, Meter(finished.totals(), asked)
@@ -58,7 +73,7 @@ def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, a
 
 
 def hands(cfg: Draw) -> list[Environment]:
-    if isinstance(cfg.backend, EndpointBackend):
+    if isinstance(cfg.backend, SERVERS):
         return [{}]  # one hand keeps as many requests under way as the server takes
     if not isinstance(cfg.backend, ENGINES):
         return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
@@ -70,7 +85,7 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
     """One hand's part: its engine starts once and is given the next shard before the last one drains."""
     backend = open_backend(cfg.backend, policy)
     drawing = Drawing(cfg, policy.path.name, backend.text, shards, hand)
-    journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, EndpointBackend) else None
+    journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, SERVERS) else None
     started = time.monotonic()
     try:
         backend.start(served, cfg.limits)
@@ -88,7 +103,7 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
 
 def paid(cfg: Draw, totals: dict[str, int]) -> dict[str, float]:
     """What a server asks for all this, when its prices are known."""
-    if not isinstance(cfg.backend, EndpointBackend):
+    if not isinstance(cfg.backend, SERVERS):
         return {}
     prices = cfg.backend.runtime.prices
     return {"money": (prices.input * totals["prompt_tokens"] + prices.output * totals["tokens"]) / 1e6}

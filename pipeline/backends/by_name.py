@@ -1,0 +1,112 @@
+"""A model that only a server holds, asked in words by its name: what comes back is text.
+
+Its tokens are those that the model it is measured by would need for that text; there is no log-probability.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, Self
+
+from pipeline import served
+from pipeline.artifacts import Model
+from pipeline.backends import Completion, Failed, Request
+from pipeline.backends.chat import Chat
+from pipeline.backends.endpoint import is_text
+from pipeline.config import Limits, ServedModel
+from pipeline.errors import Refusal
+
+KNOB = "exam.others"
+
+
+class ByName:
+    def __init__(self, cfg: ServedModel, policy: Model):
+        self.cfg = cfg
+        self.text = Chat(policy)
+        self.client: Any = None
+        self._pending: set[asyncio.Task[Completion | Failed]] = set()
+        self._longest: int
+        self._loop: asyncio.AbstractEventLoop
+
+    def start(self, model: Model, limits: Limits) -> Self:
+        from openai import AsyncOpenAI
+
+        self._loop, self._longest = asyncio.new_event_loop(), limits.completion
+        self.client = served.client(AsyncOpenAI, KNOB, self.cfg.runtime)
+        return self
+
+    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
+        waiting = chain.from_iterable(blocks)
+        while True:
+            free = self.cfg.runtime.concurrency - len(self._pending)
+            self._pending |= {self._loop.create_task(self._ask(request)) for request in islice(waiting, free)}
+            if not self._pending:
+                return
+            first = asyncio.wait(self._pending, return_when=asyncio.FIRST_COMPLETED)
+            done, self._pending = self._loop.run_until_complete(first)
+            for task in done:
+                yield task.result()
+
+    async def _ask(self, request: Request) -> Completion | Failed:
+        import openai
+
+        try:
+            reply = await self.client.post("/chat/completions", body=self._body(request), cast_to=str)
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise served.unaccepted(KNOB, self.cfg.runtime, error.status_code) from None
+        except openai.NotFoundError:
+            raise Refusal(
+                f"{self.cfg.runtime.base_url}: it does not serve {self.cfg.model}.\n"
+                "  Give the name that it has there, and an address up to and with /v1."
+            ) from None
+        except openai.OpenAIError as error:
+            return Failed(request.sample_id, served.fault(openai, self.cfg.runtime, error))
+        return self._completion(request, reply)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self.cfg.model,
+            "messages": [dict(message) for message in request.messages],
+            "max_tokens": self._longest,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+            "seed": request.seed >> 32,  # some servers take no more than 32 bits
+            **self.cfg.body,
+        }
+        return {name: value for name, value in body.items() if value is not None}
+
+    def _completion(self, request: Request, reply: str) -> Completion | Failed:
+        match _read(reply):
+            case {"choices": [{"message": {"content": str(text)}, "finish_reason": "stop" | "length" as why}, *_]} if (
+                is_text(text)
+            ):
+                return Completion(request.sample_id, self._measured(text, why), None, why, text)
+            case {"choices": [{"finish_reason": str(why)}, *_]}:
+                return Failed(request.sample_id, f"the server ended it with {why} and gave no text")
+            case _:
+                return Failed(request.sample_id, "the reply is no chat completion")
+
+    def _measured(self, text: str, why: str) -> list[int]:
+        """A special token that is spelled out is text as well."""
+        ids: list[int] = self.text.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return [*ids, self.text.end] if why == "stop" else ids
+
+    def close(self) -> None:
+        if self.client is not None:
+            self._loop.run_until_complete(self._end())
+            self._loop.close()
+            self.client = None
+
+    async def _end(self) -> None:
+        for task in self._pending:
+            task.cancel()
+        await asyncio.gather(*self._pending, return_exceptions=True)
+        await self.client.close()
+
+
+def _read(reply: str) -> Any:
+    try:
+        return json.loads(reply)
+    except ValueError:
+        return None

@@ -1,0 +1,82 @@
+"""`python -m pipeline.compare A B …`: finished runs or examined models in one report, on their common prompts.
+
+It reads what the store holds and loads no model. Each of A, B … is [NAME=]PLACE (see report/found.py); the first is
+what the others are held against. Writes report.html, .md, .json and its tables.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline.artifacts import write_json, write_table, write_text
+from pipeline.errors import Refusal
+from pipeline.report import compared_page
+from pipeline.report.compared import compared
+from pipeline.report.examined import Examined
+from pipeline.report.examples import prompt_text
+from pipeline.report.found import Found, find
+from pipeline.report.statistics import Sampling
+
+USAGE = "python -m pipeline.compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME]"
+SAMPLING = Sampling(level=0.95, resamples=9999, seed=42)
+OWN = "store", "out"
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        words, store, out = parsed(arguments)
+        found = named_apart([find(word, store) for word in words])
+        report, examined, verdicts = compared(found, SAMPLING)
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return 2
+    print(f"{report['ground']['asked']} prompts are common to {', '.join(each.name for each in found)}")
+    for text in (*report["ground"]["apart"], report["verdict"]["why"]):
+        print(text)
+    write(out, report, answers_of(found, examined), verdicts)
+    print(out / "report.html")
+    return 0
+
+
+def parsed(arguments: list[str]) -> tuple[list[str], Path, Path]:
+    own = {key: value for word in arguments for key, _, value in [word.partition("=")] if key in OWN}
+    words = [word for word in arguments if word.partition("=")[0] not in OWN]
+    if len(words) < 2:
+        raise Refusal(f"Give at least two runs or models to compare: {USAGE}")
+    fresh = Path("runs") / "compare" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    return words, Path(own.get("store", "store")), Path(own.get("out", fresh))
+
+
+def named_apart(found: list[Found]) -> list[Found]:
+    names = [each.name for each in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Refusal(
+            f"{twice[0]}: two of them have this name. Give one another: NAME=PLACE, such as before=runs/latest:sft."
+        )
+    return found
+
+
+def answers_of(found: list[Found], examined: list[Examined]) -> pl.DataFrame:
+    """Every answer to a common prompt, model by model."""
+    asked = found[0].prompts.read().select("prompt_id", "prompt")
+    texts = pl.DataFrame(
+        {"prompt_id": asked["prompt_id"], "prompt": [prompt_text(p) for p in asked["prompt"].to_list()]}
+    )
+    columns = ["prompt_id", "sample_id", "model", "completion", "score", "tokens", "finish_reason", "prompt"]
+    parts = [model.answers.with_columns(model=pl.lit(model.name)) for model in examined]
+    return pl.concat(parts).join(texts, on="prompt_id", how="inner", maintain_order="left").select(columns)
+
+
+def write(out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl.DataFrame) -> None:
+    write_table(out / "answers.parquet", answers)
+    write_table(out / "verdicts.parquet", verdicts)
+    write_json(out / "report.json", report)
+    write_text(out / "report.md", compared_page.card(report))
+    write_text(out / "report.html", compared_page.page(report, answers, verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

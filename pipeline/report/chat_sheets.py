@@ -1,0 +1,39 @@
+"""Sets of questions as tables: each model's mean and turns by each scorer, and the judges' contests."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from pipeline.report import contest_sheets
+from pipeline.report.chats import TURN
+from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gap_of, row_of
+from pipeline.report.wording import UNKNOWN, count, interval, number, p_value
+
+
+def chats(report: Row) -> Iterator[Sheet]:
+    for name, chat in report["chats"].items():
+        yield _scores(name, chat, report["exam"]["chosen"])
+        contests = contest_sheets.duels(chat)
+        yield replace(contests, title=f"{name}: win, tie, loss")
+
+
+def _scores(name: str, chat: Row, chosen: str | None) -> Sheet:
+    turns = range(1, chat["turns"] + 1) if chat["turns"] > 1 else ()
+    columns = ("model", "scorer", "mean", *(f"turn {turn}" for turn in turns), "Δ over sft", "p", "tokens per answer")
+    note = f"{count(chat['prompts'])} questions. Answers for AlpacaEval's and FastChat's tools are in answers/{name}."
+    rows = [_row(chat, model, scorer, turns) for model in chat["models"] for scorer in chat["scorers"] or [UNKNOWN]]
+    return Sheet(name, note, columns, rows, chosen)
+
+
+def _row(chat: Row, model: Row, scorer: str, turns: range | tuple[()]) -> list[Cell]:
+    of = {name: model["metrics"].get(name, UNMARKED) for name in (scorer, *(f"{scorer}{TURN}{t}" for t in turns))}
+    gap = row_of(chat, model["name"], scorer)
+    failed = f"{count(of[scorer]['failed'])} failed" if of[scorer]["failed"] else ""
+    return [
+        Cell(model["name"]),
+        Cell(scorer),
+        Cell(number(of[scorer]["mean"]), detail(interval(of[scorer]), failed)),
+        *(Cell(number(of[f"{scorer}{TURN}{turn}"]["mean"])) for turn in turns),
+        gap_of(chat, model["name"], scorer),
+        Cell(p_value(gap["p_holm"]) if gap else UNKNOWN),
+        Cell(number(model["tokens"]["mean"], 1)),
+    ]
