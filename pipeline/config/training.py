@@ -21,6 +21,7 @@ class LaunchedRuntime(TrainerRuntime):
 
     processes: PositiveInt | Literal["auto"]
     launch: Literal["torchrun", "accelerate"]
+    by_length: bool
     usual_rate: PositiveFloat
 
 
