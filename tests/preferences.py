@@ -70,6 +70,7 @@ def dpo(
     launch: str = "torchrun",
     usual_rate: float | None = None,
     by_length: bool = True,
+    watch: str = "alone",
     **changes: Any,
 ) -> TrainConfig:
     """24 pairs, 4 a step: six steps."""
@@ -79,6 +80,7 @@ def dpo(
         "processes": processes,
         "launch": launch,
         "by_length": by_length,
+        "watch": watch,
     }
     runtime["usual_rate"] = usual_rate or changes.get("learning_rate", adapter["learning_rate"])
     knobs = {

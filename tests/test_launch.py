@@ -11,7 +11,7 @@ from pipeline.errors import Refusal
 from pipeline.training import launch
 from tests.house import SMALL, composed
 from tests.preferences import LORA, dpo
-from tests.test_guards import Round, account, seen
+from tests.test_guards import NEVER, Round, account, seen
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +81,30 @@ def test_each_objective_brings_its_usual_rate(name, rate):
 def test_a_rate_far_below_the_usual_one_is_said(round_, capfd):
     round_.train("slow", dpo(learning_rate=1e-6, usual_rate=5e-5, batch=24))
     assert "learning_rate=1e-06 is under a tenth of what is usual here (5e-05)" in capfd.readouterr().err
+
+
+@pytest.mark.model
+def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(round_):
+    """Five dev prompts between two: the shares are not alike, and what is shown comes from both."""
+    rates = {"learning_rate": 2e-2, "warmup": 0.0, "scheduler": "constant", "eval_every": 1, "batch": 8}
+    guards = {"prompts": 5, "stop_on": "score", "scorer": NEVER}
+    free = round_.train("seen by one", dpo(LORA, **rates, guards=guards))
+    kl = seen(free, "eval_kl")
+    guards["kl_budget"] = (kl[1] + kl[2]) / 2
+    assert kl[1] < guards["kl_budget"] < kl[2]
+    one = round_.train("stopped by one", dpo(LORA, **rates, guards=guards))
+    two = round_.train("stopped by two", dpo(LORA, **rates, guards=guards, processes=2, watch="always"))
+    assert account(two) == account(one) and account(two)["kept"] == 1 < account(two)["steps"]
+    for figure, slack in (("eval_kl", 1e-3), ("eval_tokens", 0), ("eval_chosen_logp", 1e-4), ("eval_score", 0)):
+        assert seen(two, figure) == pytest.approx(seen(one, figure), abs=slack)
+    assert (two.path / "answers.jsonl").read_bytes() == (one.path / "answers.jsonl").read_bytes()
+    assert all((weights(two)[name] - weight).abs().max() < 1e-3 for name, weight in weights(one).items())
+
+
+def test_parts_of_weights_answer_nothing(round_, monkeypatch):
+    from pipeline.training import guards
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    given = round_.sft, round_.sft, round_.dev, pl.DataFrame({"prompt_ids": [[1]], "chosen_ids": [[2]]}), round_.store
+    with pytest.raises(Refusal, match=r"watch=always: the processes hold parts of the weights"):
+        guards.guards_for(dpo(watch="always"), *given, processes=2)

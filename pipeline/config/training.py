@@ -22,6 +22,7 @@ class LaunchedRuntime(TrainerRuntime):
     processes: PositiveInt | Literal["auto"]
     launch: Literal["torchrun", "accelerate"]
     by_length: bool
+    watch: Literal["alone", "always"]
     usual_rate: PositiveFloat
 
 
