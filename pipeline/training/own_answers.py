@@ -1,5 +1,6 @@
 """What a policy in training says by itself: answers to fixed dev prompts, how far they are from the reference's."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +56,8 @@ class OwnAnswers:
         with trainer.compute_loss_context_manager():
             drawn = self._drawn(policy, rows)
             here = self._logps(policy, rows, drawn)
-            with reference_of(self.cfg, policy, self.init, self.held_to) as reference:
-                there = self._logps(reference, rows, drawn)
+            there = self._reference_logps(policy, rows, drawn)
+        give_memory_back()
         texts = [self.engine.text.decode(one) for one in drawn]
         tokens = gathered([len(one.token_ids) for one in drawn])
         figures = {KL: fmean(gathered([a - b for a, b in zip(here, there, strict=True)])), TOKENS: fmean(tokens)}
@@ -77,6 +78,11 @@ class OwnAnswers:
             self.engine.close()
             policy.generation_config = own
         return [found[request.sample_id] for _, request in rows]
+
+    def _reference_logps(self, policy: Any, rows: list[Row], drawn: list[Completion]) -> list[float]:
+        """Of its own, so that nothing names a loaded reference any more when memory is given back."""
+        with reference_of(self.cfg, policy, self.init, self.held_to) as reference:
+            return self._logps(reference, rows, drawn)
 
     def _logps(self, module: Any, rows: list[Row], drawn: list[Completion]) -> list[float]:
         prompts = [request.prompt_token_ids for _, request in rows]
@@ -101,12 +107,17 @@ class OwnAnswers:
 
 @contextmanager
 def reference_of(cfg: TrainConfig, policy: Any, init: Model, held_to: Model) -> Iterator[Any]:
-    """The policy without its adapter where that is the reference; else loaded for this look and freed after it."""
+    """The policy without its adapter where that is the reference; else loaded for this look."""
     if models.is_bare_base(policy, init, held_to):
         with policy.disable_adapter():
             yield policy
         return
     yield models.load(held_to, cfg.dtype, getattr(cfg.adapter, "quantization", None)).eval()
+
+
+def give_memory_back() -> None:
+    """A loaded model's modules name each other: without a collection its weights would stay beside the training."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
