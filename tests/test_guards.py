@@ -110,25 +110,20 @@ def test_four_answers_are_kept_for_every_look(round_):
 
 
 @pytest.mark.model
-def test_a_reference_that_is_loaded_for_a_look_is_gone_after_it(round_, monkeypatch):
+def test_a_reference_that_is_loaded_for_a_look_is_gone_when_its_memory_is_given_back(round_, monkeypatch):
     import weakref
 
     from pipeline.training import models, own_answers
 
-    loaded, alive, load, look = [], [], models.load, own_answers.OwnAnswers.look
+    loaded, alive, load = [], [], models.load
 
     def remembered(*args):
         module = load(*args)
         loaded.append(weakref.ref(module))
         return module
 
-    def watched(self, trainer):
-        found = look(self, trainer)
-        alive.append([one() is not None for one in loaded])
-        return found
-
     monkeypatch.setattr(own_answers.models, "load", remembered)
-    monkeypatch.setattr(own_answers.OwnAnswers, "look", watched)
+    monkeypatch.setattr(own_answers, "give_memory_back", lambda: alive.append([one() is not None for one in loaded]))
     round_.train("freed", dpo(eval_every=3))
     assert alive == [[False], [False] * 2, [False] * 3]
 

@@ -1,6 +1,5 @@
 """What a policy in training says by itself: answers to fixed dev prompts, how far they are from the reference's."""
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,8 +115,7 @@ def reference_of(cfg: TrainConfig, policy: Any, init: Model, held_to: Model) -> 
 
 
 def give_memory_back() -> None:
-    """A loaded model's modules name each other: without a collection its weights would stay beside the training."""
-    gc.collect()
+    """To the device: what a loaded reference held there would else stay with this process."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
