@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from pipeline.artifacts import Model
 from pipeline.errors import Refusal
+from pipeline.ledger import told_in_short
 from pipeline.training import launch
 from tests.house import SMALL, composed
 from tests.preferences import LORA, dpo
@@ -57,6 +58,11 @@ def test_what_one_process_sees_alone_stops_no_other(round_, asked, capsys):
         guards.guards_for(dpo(guards=asked), *given, processes=2)
     guards.guards_for(dpo(), *given, processes=2)
     assert "2 processes train together: KL, own answers" in capsys.readouterr().err
+
+
+def test_the_ledger_says_whether_several_looked():
+    assert told_in_short({"processes": 2, "watched": False}) == "2 processes, which do not look at KL"
+    assert told_in_short({"processes": 2, "watched": True}) == "2 processes"
 
 
 def test_a_batch_that_does_not_share_out_is_refused():

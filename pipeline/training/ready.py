@@ -38,4 +38,4 @@ class ReadyTrainer:
         sharded = self.accelerator.distributed_type.value in WHOLE  # type: ignore[attr-defined]
         if not self.by_length or sharded:
             return []
-        return [module for module in (self.model, getattr(self, "ref_model", None)) if module]  # type: ignore[attr-defined]
+        return [module for module in (self.model, getattr(self, "ref_model", None)) if module is not None]  # type: ignore[attr-defined]
