@@ -3,9 +3,9 @@
 `refer`: reference values are ready, where TRL asks a second model as it goes; what `refer` itself takes is said apart.
 `lengths`: the same, and rows of like length share a pass, over TRL's defaults. `padding`: what that alone gives.
 
-Answers are of log-normal length (median 60 tokens, σ 0.8, at most 512), 16 pairs a step, of which the default of 8 are
-in memory at once on both sides, gradient checkpointing as both have it by default. All three train
-in turn on a random model that is large enough for arithmetic to be what takes time; their losses are held to be equal.
+Answers are of log-normal length (median 60 tokens, σ 0.8, at most 512), 16 pairs a step, of which both sides have their
+default of 8 in memory at once, with gradient checkpointing as both have it by default. All three train in turn, on a
+random model that is large enough for arithmetic to be what takes time; their losses are held to be equal, step by step.
 """
 
 import random
