@@ -68,7 +68,7 @@ def told_in_short(cost: dict[str, Any]) -> str:
             f"{cost['truncated'] / cost['completions']:.1%} truncated",
         ]
     if "processes" in cost:
-        parts.append(f"{cost['processes']} processes, which do not look at KL")
+        parts.append(f"{cost['processes']} processes" + ("" if cost.get("watched") else ", which do not look at KL"))
     if dropped := cost.get("dropped"):
         parts.append(f"{dropped} dropped (dropped.parquet)")
     return " · ".join(parts)

@@ -56,7 +56,7 @@ GONE_ARGS = {
     "base_model_attribute_name": "TRL finds it by itself",
     "warmup_ratio": "use train.warmup, a share of the steps",
     "evaluation_strategy": "use train.eval_every",
-    "group_by_length": "use args.train_sampling_strategy",
+    "group_by_length": "use train.runtime.by_length, which computes no padding and leaves the draw as it is",
 }
 
 # Set by the stage itself: what to use instead.
@@ -116,6 +116,7 @@ WITHOUT_EFFECT = {
     "dataset_num_proc": "token ids come ready from the sampler",
     "truncation_mode": "nothing is cut: a pair longer than train.max_length is refused",
     "pad_token": "the tokenizer's own is used",
+    "length_column_name": "use train.runtime.by_length, which computes no padding and leaves the draw as it is",
     "precompute_ref_batch_size": "reference values come from refer: use refer.runtime.batch_tokens",
 }
 
@@ -134,6 +135,7 @@ def check_args(
         *_unusable_keys(trainer, args),
         *_keys_without_their_loss(trainer, args, loss),
         *_keys_against_the_reference(trainer, args, logps, adapter),
+        *_other_draws(args),
     ]
     if dropout and args.get("disable_dropout", True):
         faults.append("adapter.dropout is switched off by TRL; add args.disable_dropout=false to have it")
@@ -202,6 +204,14 @@ def _smoothing(trainer: str, args: Mapping[str, Any], loss: list[str]) -> Iterat
         yield f"args.label_smoothing={smoothing}: the share of wrong labels, from 0 to below 0.5"
     if "exo_pair" in loss and not smoothing:
         yield "loss exo_pair needs args.label_smoothing above 0 (its paper uses 0.001)"
+
+
+def _other_draws(args: Mapping[str, Any]) -> Iterator[str]:
+    if (strategy := args.get("train_sampling_strategy")) in ("group_by_length", "batch_rebalance"):
+        yield (
+            f"args.train_sampling_strategy={strategy} reads one length of a row, and a pair has two: use "
+            f"runtime.by_length=true, which computes no padding and leaves the draw as it is"
+        )
 
 
 def _keys_against_the_reference(trainer: str, args: Mapping[str, Any], logps: str, adapter: str) -> Iterator[str]:

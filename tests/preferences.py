@@ -69,6 +69,8 @@ def dpo(
     processes: int | str = 1,
     launch: str = "torchrun",
     usual_rate: float | None = None,
+    by_length: bool = True,
+    watch: str = "alone",
     **changes: Any,
 ) -> TrainConfig:
     """24 pairs, 4 a step: six steps."""
@@ -77,6 +79,8 @@ def dpo(
         "save_every": save_every,
         "processes": processes,
         "launch": launch,
+        "by_length": by_length,
+        "watch": watch,
     }
     runtime["usual_rate"] = usual_rate or changes.get("learning_rate", adapter["learning_rate"])
     knobs = {

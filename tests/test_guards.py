@@ -92,7 +92,7 @@ def test_kl_is_nothing_at_the_start_and_is_that_of_the_published_model_at_the_en
 
     own = OwnAnswers(cfg, round_.sft, round_.sft, round_.dev)
     policy, reference = models.load(model, "float32"), models.load(round_.sft, "float32")
-    drawn = own._drawn(policy)
+    drawn = own._drawn(policy, own.rows)
     prompts, answers = [request.prompt_token_ids for _, request in own.rows], [one.token_ids for one in drawn]
     here, there = (logps.completion_logps(module, prompts, answers, 512) for module in (policy, reference))
     assert kl[6] == pytest.approx((sum(here) - sum(there)) / len(here), abs=1e-3)
@@ -107,6 +107,25 @@ def test_four_answers_are_kept_for_every_look(round_):
     assert [row["step"] for row in rows] == [0] * 4 + [3] * 4 + [6] * 4
     assert [row["prompt_id"] for row in rows[:4]] == [row["prompt_id"] for row in rows[4:8]] == ["d0", "d1", "d2", "d3"]
     assert all(row["prompt"] for row in rows) and any(row["answer"] for row in rows)
+
+
+@pytest.mark.model
+def test_a_reference_that_is_loaded_for_a_look_is_gone_when_its_memory_is_given_back(round_, monkeypatch):
+    import weakref
+
+    from pipeline.training import models, own_answers
+
+    loaded, alive, load = [], [], models.load
+
+    def remembered(*args):
+        module = load(*args)
+        loaded.append(weakref.ref(module))
+        return module
+
+    monkeypatch.setattr(own_answers.models, "load", remembered)
+    monkeypatch.setattr(own_answers, "give_memory_back", lambda: alive.append([one() is not None for one in loaded]))
+    round_.train("freed", dpo(eval_every=3))
+    assert alive == [[False], [False] * 2, [False] * 3]
 
 
 @pytest.mark.model

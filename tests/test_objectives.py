@@ -367,21 +367,35 @@ def test_the_loss_on_thumbs_is_the_paper_s(two, tmp_path, name):
     cfg = objective(name, args={"desirable_weight": 1.5, "undesirable_weight": 0.5})
     trainer = two.trainer(cfg, tmp_path)
     groups = [[trainer.train_dataset[at + i] for i in range(ROWS)] for at in range(0, 32, ROWS)]
-    rows = next(group for group in groups if {row["label"] for row in group} == {True, False})
-
-    def ratio(row: dict, answer: str) -> Tensor:
-        return torch.stack(
-            [token_logps(m, row["prompt_ids"], row[answer])[0].sum() for m in (two.policy, two.reference)]
-        ).diff().neg()[0]  # fmt: skip
-
-    shift = torch.tensor(0.0)
+    mixed = [group for group in groups if {row["label"] for row in group} == {True, False}]
     if name == "kto":
-        shift = torch.stack([ratio(row, "KL_completion_ids") for row in rows]).mean().clamp(min=0)
+        shifts = [mismatched_kl(two, rows) for rows in mixed]
+        trainer._metrics["eval"].clear()
+        for rows in mixed:
+            loss_of(trainer, rows)
+        assert trainer._metrics["eval"]["kl"] == pytest.approx([max(shift, 0.0) for shift in shifts], abs=1e-3)
+        rows = mixed[shifts.index(max(shifts))]
+        shift = max(shifts)
+        assert shift > 0.1  # where it is not, the loss would not know it
+    else:
+        rows, shift = mixed[0], 0.0
     losses = []
     for row in rows:
         sign, weight = (1, 1.5) if row["label"] else (-1, 0.5)
-        losses.append(weight * (1 - sigma(cfg.beta * sign * (ratio(row, "completion_ids") - shift))))
+        losses.append(weight * (1 - sigma(cfg.beta * sign * (ratio(two, row, "completion_ids") - shift))))
     assert loss_of(trainer, rows) == pytest.approx(torch.stack(losses).mean().item(), rel=2e-5)
+
+
+def ratio(two: Two, row: dict, answer: str) -> Tensor:
+    policy, reference = (
+        token_logps(module, row["prompt_ids"], row[answer])[0].sum() for module in (two.policy, two.reference)
+    )
+    return policy - reference
+
+
+def mismatched_kl(two: Two, rows: list[dict]) -> float:
+    """z₀ of 2402.01306 before it is cut at zero: the mean log-ratio of each prompt with another row's answer."""
+    return torch.stack([ratio(two, row, "KL_completion_ids") for row in rows]).mean().item()
 
 
 @pytest.mark.model

@@ -50,6 +50,10 @@ def test_what_trl_reads_passes():
         ),
         ({"per_device_train_batch_size": 4}, "set by the stage: use train.batch"),
         ({"hub_token": "x"}, "args.hub_token is set by the stage: nothing is uploaded"),
+        (
+            {"train_sampling_strategy": "group_by_length"},
+            "train_sampling_strategy=group_by_length reads one length of a row, and a pair has two: use runtime.by_l",
+        ),
         ({"ld_alpha": 0.5}, "args.ld_alpha changes the reference's values as training goes: use logps=live"),
     ],
 )

@@ -21,6 +21,8 @@ class LaunchedRuntime(TrainerRuntime):
 
     processes: PositiveInt | Literal["auto"]
     launch: Literal["torchrun", "accelerate"]
+    by_length: bool
+    watch: Literal["alone", "always"]
     usual_rate: PositiveFloat
 
 

@@ -45,7 +45,7 @@ def run(
         for part, table in rows.items():
             write_table(out / "scratch" / "pairs" / f"{part}.parquet", table)
         launch.in_ranks(cfg, count, out, {"init": init, "reference": reference, "dev": dev})
-        note_cost(out, processes=count)
+        note_cost(out, processes=count, watched=cfg.runtime.watch == "always")
     held_to = [reference] if reference else []
     card.write(
         cfg, out, {"start": [init], "reference": held_to, "pairs": [*pairs], "reference values": [*(logps or [])]}

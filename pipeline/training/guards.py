@@ -19,6 +19,7 @@ from pipeline.training.decisions import FALL, KL
 from pipeline.training.kept_weights import KeptWeights
 from pipeline.training.logps import completion_logps
 from pipeline.training.own_answers import OwnAnswers, show
+from pipeline.training.shares import gathered, share
 
 if TYPE_CHECKING:
     import polars as pl
@@ -67,7 +68,8 @@ class Guards(TrainerCallback):
         if self.own:
             known, shown = self.own.look(self.trainer)
             figures |= known
-            show(state.global_step, shown, self.answers)
+            if state.is_world_process_zero:
+                show(state.global_step, shown, self.answers)
         if figures:
             asked = self.trainer.control.should_log
             state.log_history.append({**figures, "step": state.global_step})
@@ -79,8 +81,9 @@ class Guards(TrainerCallback):
         if not self.pairs["answers"]:
             return {}
         module, budget = self.trainer.model.eval(), self.cfg.max_length * self.cfg.runtime.micro_batch
+        prompts, answers = share(self.pairs["prompts"]), share(self.pairs["answers"])
         with self.trainer.compute_loss_context_manager():
-            sums = completion_logps(module, self.pairs["prompts"], self.pairs["answers"], budget)
+            sums = gathered(completion_logps(module, prompts, answers, budget))
         now = sum(sums) / sum(map(len, self.pairs["answers"]))
         start = next((look[CHOSEN] for look in state.log_history if CHOSEN in look), now)
         return {CHOSEN: now, FALL: start - now}
@@ -131,8 +134,13 @@ def guards_for(
 ) -> Guards:
     """`pairs` is the trainer's dev table. An objective without reference is compared to where it starts."""
     guards = cfg.guards
-    if processes > 1:
+    if processes > 1 and cfg.runtime.watch == "alone":
         return _of_several(cfg, pairs, out, processes)
+    if processes > 1 and any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED")):
+        raise Refusal(
+            "train.runtime.watch=always: the processes hold parts of the weights, and none can answer by itself.\n"
+            "  Give train.runtime.watch=alone, or launch with whole weights in each."
+        )
     if guards.may_stop and not pairs.height:
         raise Refusal("train.guards: a training without dev pairs is never looked at. Give pair.dev.share above 0.")
     own = OwnAnswers(cfg, init, reference or init, dev) if dev and guards.prompts and pairs.height else None
@@ -145,14 +153,18 @@ def guards_for(
 
 
 def _of_several(cfg: TrainConfig, pairs: "pl.DataFrame", out: Path, processes: int) -> Guards:
-    """What one process would see alone is not looked at; what the trainer gathers from all of them is."""
+    """Unasked, only what the trainer gathers from all of them is looked at: own answers keep every device waiting."""
     asked = [name for name in ("kl_budget", "fall_budget") if getattr(cfg.guards, name) is not None]
     if asked or cfg.guards.stop_on == "score":
         raise Refusal(
             f"train.guards.{asked[0] if asked else 'stop_on=score'} is read by one process alone, and {processes} "
-            f"train together.\n  Give train.runtime.processes=1, or stop_on=loss, accuracy or margin of the dev pairs."
+            f"train together.\n  Give train.runtime.watch=always, train.runtime.processes=1, or stop_on=loss, accuracy "
+            f"or margin of the dev pairs."
         )
-    say(f"{processes} processes train together: KL, own answers and the fall of chosen ones are not looked at")
+    say(
+        f"{processes} processes train together: KL, own answers and the fall of chosen ones are not looked at "
+        f"(train.runtime.watch=always does)"
+    )
     return Guards(cfg, None, _chosen_of(pairs.clear()), out)
 
 

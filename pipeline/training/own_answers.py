@@ -18,6 +18,9 @@ from pipeline.scorers import Answer, open_scorer
 from pipeline.training import models
 from pipeline.training.decisions import KL, SCORE, TOKENS
 from pipeline.training.logps import completion_logps
+from pipeline.training.shares import gathered, share
+
+Row = tuple[dict[str, Any], Request]
 
 AT_ONCE = 64  # answers drawn together: one row is one key-value cache
 SHOWN = 4  # answers that a person reads
@@ -35,7 +38,7 @@ class OwnAnswers:
         self.columns = dev.columns()
         self.scorer = open_scorer(cfg.guards.scorer) if cfg.guards.scorer else None
 
-    def _fitting(self, dev: Prompts) -> Iterator[tuple[dict[str, Any], Request]]:
+    def _fitting(self, dev: Prompts) -> Iterator[Row]:
         """The first prompts that leave room for an answer; longer ones are no prompts of this experiment."""
         found = 0
         for row in dev.read().iter_rows(named=True):
@@ -46,49 +49,53 @@ class OwnAnswers:
                 yield row, Request(row["prompt_id"], ids, temperature=1.0, top_p=1.0, seed=seed)
 
     def look(self, trainer: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """The figures, and the answers that are shown."""
+        """The figures, and the answers that are shown. Each of several processes draws its share of them."""
         policy = trainer.model.eval()
+        rows = share(self.rows)
         with trainer.compute_loss_context_manager():
-            drawn = self._drawn(policy)
-            here = self._logps(policy, drawn)
-            with reference_of(self.cfg, policy, self.init, self.held_to) as reference:
-                there = self._logps(reference, drawn)
-        figures = {
-            KL: fmean(a - b for a, b in zip(here, there, strict=True)),
-            TOKENS: fmean(len(one.token_ids) for one in drawn),
-        }
+            drawn = self._drawn(policy, rows)
+            here = self._logps(policy, rows, drawn)
+            there = self._reference_logps(policy, rows, drawn)
+        give_memory_back()
         texts = [self.engine.text.decode(one) for one in drawn]
+        tokens = gathered([len(one.token_ids) for one in drawn])
+        figures = {KL: fmean(gathered([a - b for a, b in zip(here, there, strict=True)])), TOKENS: fmean(tokens)}
         if self.scorer:
-            figures[SCORE] = self._score(drawn, texts)
+            figures[SCORE] = self._score(rows, drawn, texts)
         shown = [
             {"prompt_id": row["prompt_id"], "prompt": row["prompt"][-1]["content"], "answer": text}
-            for (row, _), text in zip(self.rows[:SHOWN], texts, strict=False)
+            for (row, _), text in zip(self.rows[:SHOWN], gathered(texts), strict=False)
         ]
         return figures, shown
 
-    def _drawn(self, policy: Any) -> list[Completion]:
+    def _drawn(self, policy: Any, rows: list[Row]) -> list[Completion]:
         own = policy.generation_config
         try:
             self.engine.take(policy, self.limits)
-            found = {one.sample_id: one for one in self.engine.generate([[request for _, request in self.rows]])}
+            found = {one.sample_id: one for one in self.engine.generate([[request for _, request in rows]])}
         finally:
             self.engine.close()
             policy.generation_config = own
-        return [found[request.sample_id] for _, request in self.rows]
+        return [found[request.sample_id] for _, request in rows]
 
-    def _logps(self, module: Any, drawn: list[Completion]) -> list[float]:
-        prompts = [request.prompt_token_ids for _, request in self.rows]
+    def _reference_logps(self, policy: Any, rows: list[Row], drawn: list[Completion]) -> list[float]:
+        """Of its own, so that nothing names a loaded reference any more when memory is given back."""
+        with reference_of(self.cfg, policy, self.init, self.held_to) as reference:
+            return self._logps(reference, rows, drawn)
+
+    def _logps(self, module: Any, rows: list[Row], drawn: list[Completion]) -> list[float]:
+        prompts = [request.prompt_token_ids for _, request in rows]
         budget = self.cfg.max_length * self.cfg.runtime.micro_batch
         return completion_logps(module, prompts, [one.token_ids for one in drawn], budget)
 
-    def _score(self, drawn: list[Completion], texts: list[str]) -> float:
+    def _score(self, rows: list[Row], drawn: list[Completion], texts: list[str]) -> float:
         assert self.scorer
         answers = [
             Answer(one.sample_id, row["prompt_id"], row["prompt"], text, self.columns[row["prompt_id"]], tokens)
-            for (row, _), one, text in zip(self.rows, drawn, texts, strict=True)
+            for (row, _), one, text in zip(rows, drawn, texts, strict=True)
             for tokens in [len(one.token_ids)]
         ]
-        whole = [mark for mark in self.scorer.mark(answers) if not mark.criterion]
+        whole = gathered([mark for mark in self.scorer.mark(answers) if not mark.criterion])
         if failed := [mark for mark in whole if mark.score is None]:
             raise Broken(
                 f"train.guards.scorer could not mark {len(failed)} of {len(whole)} answers ({failed[0].detail}).\n"
@@ -99,12 +106,16 @@ class OwnAnswers:
 
 @contextmanager
 def reference_of(cfg: TrainConfig, policy: Any, init: Model, held_to: Model) -> Iterator[Any]:
-    """The policy without its adapter where that is the reference; else loaded for this look and freed after it."""
+    """The policy without its adapter where that is the reference; else loaded for this look."""
     if models.is_bare_base(policy, init, held_to):
         with policy.disable_adapter():
             yield policy
         return
     yield models.load(held_to, cfg.dtype, getattr(cfg.adapter, "quantization", None)).eval()
+
+
+def give_memory_back() -> None:
+    """To the device: what a loaded reference held there would else stay with this process."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -75,6 +75,7 @@ def trainer_for(
         processing_class=_tokenizer(init),
         callbacks=[FiniteGuard(), MetricsLog(out / "metrics.jsonl"), ledger, ProgressLine("train"), guards],
     )
+    trainer.by_length = cfg.runtime.by_length
     guards.watch(trainer)
     trainer.remove_callback(PrinterCallback)
     _only_wanted_adapters(policy)

@@ -1,0 +1,186 @@
+"""One epoch of DPO over plain TRL's DPOTrainer on the same pairs. python bench/training.py [pairs=48] [rounds=5]
+
+`refer`: reference values are ready, where TRL asks a second model as it goes; what `refer` itself takes is said apart.
+`lengths`: the same, and rows of like length share a pass, over TRL's defaults. `padding`: what that alone gives.
+
+Answers are of log-normal length (median 60 tokens, σ 0.8, at most 512), 16 pairs a step, of which both sides have their
+default of 8 in memory at once, with gradient checkpointing as both have it by default. All three train in turn, on a
+random model that is large enough for arithmetic to be what takes time; their losses are held to be equal, step by step.
+"""
+
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import datasets
+import polars as pl
+from measure import Ratio, report
+
+from pipeline.artifacts import Logps, Model, Pairs, write_table
+from pipeline.config import ReferConfig, TrainConfig
+from pipeline.stages import refer, train
+from tests.preferences import dpo
+from tests.tiny import WORDS, tiny_model
+
+MEDIAN, SPREAD, CAP = 60, 0.8, 512
+BATCH, MICRO_BATCH, PAIRS, ROUNDS = 16, 8, 48, 5
+EQUAL = 1e-4
+SHAPE = {"hidden": 256, "layers": 4, "context": 1024}
+Losses = list[float]
+
+
+def written(folder: Path, sft: Model, count: int) -> Pairs:
+    """Words at random, and the ids that the tokenizer makes of them."""
+    from transformers import AutoTokenizer
+
+    tokenizer, draw = AutoTokenizer.from_pretrained(sft.tokenizer), random.Random(0)
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    sizes = {word: len(ids(f" {word}")) for word in WORDS.split()}
+
+    def text(tokens: int) -> str:
+        words: list[str] = []
+        while tokens > 0:
+            words.append(draw.choice(list(sizes)))
+            tokens -= sizes[words[-1]]
+        return " ".join(words)
+
+    def row(number: int) -> dict[str, Any]:
+        prompt = [{"role": "user", "content": text(draw.randint(10, 40))}]
+        shown = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        made = {"prompt_id": f"p{number}", "prompt": prompt, "prompt_token_ids": ids(shown)}
+        for side in ("chosen", "rejected"):
+            answer = text(min(CAP, round(MEDIAN * draw.lognormvariate(0, SPREAD))) - 1)
+            made[f"{side}_id"], made[f"{side}_token_ids"] = f"p{number}-{side}", ids(answer + "<|end|>")
+            made[side] = [{"role": "assistant", "content": answer}]
+        return made
+
+    rows = pl.DataFrame([row(number) for number in range(count)])
+    write_table(folder / "train.parquet", rows)
+    write_table(folder / "dev.parquet", rows.clear())
+    return Pairs(folder)
+
+
+def config(by_length: bool) -> TrainConfig:
+    form = {"kind": "full", "learning_rate": 3e-4}
+    knobs: dict[str, Any] = {
+        "batch": BATCH,
+        "max_length": 1024,
+        "gradient_checkpointing": True,
+        "scheduler": "constant",
+    }
+    return dpo(form, micro_batch=MICRO_BATCH, save_every=10_000, by_length=by_length, warmup=0.0, **knobs)
+
+
+def timed(trainer: Any) -> tuple[float, Losses]:
+    started = time.monotonic()
+    trainer.train()
+    return time.monotonic() - started, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def ours(sft: Model, pairs: Pairs, logps: Logps, out: Path, by_length: bool) -> tuple[float, Losses]:
+    """The stage's own trainer and callbacks."""
+    from pipeline.training import guards, trainers
+
+    cfg = config(by_length)
+    rows = {part: train.ready(cfg, [pairs], part, [logps]) for part in ("train", "dev")}
+    watch = guards.guards_for(cfg, sft, sft, None, rows["dev"], out)
+    return timed(trainers.trainer_for(cfg, trainers.load_policy(cfg, sft), sft, sft, rows, out, watch)[0])
+
+
+def theirs(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
+    """TRL loads its own reference. What is set is what its defaults leave open, or our side has too."""
+    from transformers import PrinterCallback
+    from trl import DPOConfig, DPOTrainer
+
+    from pipeline.training import models
+
+    cfg = config(by_length=False)
+    args = DPOConfig(
+        output_dir=str(out),
+        gradient_accumulation_steps=BATCH // MICRO_BATCH,
+        num_train_epochs=cfg.epochs,
+        learning_rate=cfg.learning_rate,
+        lr_scheduler_type=cfg.scheduler,
+        warmup_steps=cfg.warmup,
+        seed=cfg.seed,
+        bf16=False,
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    assert args.per_device_train_batch_size == MICRO_BATCH and args.gradient_checkpointing
+    trainer = DPOTrainer(
+        model=models.load_merged(sft),
+        args=args,
+        train_dataset=datasets.Dataset.from_list(pairs.train().select("prompt", "chosen", "rejected").to_dicts()),
+        processing_class=models.load_tokenizer(sft),
+    )
+    trainer.remove_callback(PrinterCallback)
+    assert trainer.ref_model is not None
+    assert trainer.train_dataset["rejected_ids"] == pairs.train()["rejected_token_ids"].to_list()
+    return timed(trainer)
+
+
+def main() -> None:
+    given = dict(word.split("=", 1) for word in sys.argv[1:])
+    count, rounds = int(given.get("pairs", PAIRS)), int(given.get("rounds", ROUNDS))
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sft = tiny_model(folder / "sft" / "bench", **SHAPE)
+        pairs = written(folder / "pairs", sft, count)
+        started = time.monotonic()
+        cfg = ReferConfig(dtype="float32", quantization=None, runtime={"batch_tokens": 8192, "workers": 1})
+        logps = refer.run(cfg, folder / "refer", model=sft, rows=pairs)
+        print(f"refer itself: {time.monotonic() - started:.1f} s, once for every training on these pairs", flush=True)
+        sides = {
+            "lengths": lambda: ours(sft, pairs, logps, folder / "out", by_length=True),
+            "ready": lambda: ours(sft, pairs, logps, folder / "out", by_length=False),
+            "trl": lambda: theirs(sft, pairs, folder / "out"),
+        }
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
+        for number in range(-1, rounds):  # the first of each does not count
+            losses = {}
+            for side, epoch in sides.items():
+                taken, losses[side] = epoch()
+                shutil.rmtree(folder / "out", ignore_errors=True)
+                if number >= 0:
+                    seconds[side].append(taken)
+            hold_equal(losses)
+            if number >= 0:
+                print(", ".join(f"{side} {taken[-1]:.1f} s" for side, taken in seconds.items()), flush=True)
+    report("training", ratios(seconds))
+
+
+def hold_equal(losses: dict[str, Losses]) -> None:
+    for side, found in losses.items():
+        gaps = [abs(a - b) for a, b in zip(found, losses["trl"], strict=True)]
+        assert max(gaps) < EQUAL, f"{side}: losses differ from TRL's by {max(gaps):.2g}"
+    print(f"{len(gaps)} losses equal TRL's, from {losses['trl'][0]:.4f} to {losses['trl'][-1]:.4f}", flush=True)
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, Ratio]:
+    def over(one: str, other: str) -> list[float]:
+        return [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
+
+    return {
+        "refer": Ratio(over("ready", "trl"), "<= 0.85"),
+        "lengths": Ratio(over("lengths", "trl"), "<= 0.70"),
+        "padding": Ratio(over("lengths", "ready"), None),
+    }
+
+
+if __name__ == "__main__":
+    main()
