@@ -116,6 +116,15 @@ def test_a_word_that_is_no_override_and_broken_grammar_are_in_the_house_form():
     assert said("recipes=smoke", "prompts.seed=[1").startswith("command line: ")
 
 
+def test_what_a_recipe_mounts_can_be_taken_out(tmp_path):
+    own = tmp_path / "recipes" / "own.yaml"
+    own.parent.mkdir()
+    own.write_text("# @package _global_\n# Own.\ndefaults: [smoke, /scorer@score.scorers.short: length, _self_]\n")
+    words = ["--config-dir", str(tmp_path), "recipes=own"]
+    assert set(composed(*words).score.scorers) == {"rules", "short"}
+    assert set(composed(*words, "~scorer@score.scorers.short").score.scorers) == {"rules"}
+
+
 def test_an_equals_sign_in_a_path_needs_no_quoting():
     cfg = composed("sft.model=./m", "prompts.path=data/step=3,lr=1.jsonl")
     assert cfg.prompts.path == "data/step=3,lr=1.jsonl"
