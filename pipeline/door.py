@@ -114,7 +114,8 @@ def context_of(step: Step) -> int | None:
 
 
 def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None:
-    """`engine` and `stage` are the blocks whose `runtime` says so. For each engine those that it spans; without any GPU an engine that spans none may have others beside it."""
+    """`engine` and `stage` are the blocks whose `runtime` says so. For each engine those that it spans; without any GPU
+    an engine that spans none may have others beside it."""
     wanted = together * (1 if workers == "auto" else workers)
     if wanted == 1 or (there := gpus_there()) >= wanted or (together == 1 and not there):
         return
