@@ -20,7 +20,7 @@ class Place(Protocol):
 
 
 def whole(kind: Any, place: Place, dtype: str, new_head: bool = False, **more: Any) -> Any:
-    """`kind` is a class such as AutoModelForCausalLM, `more` what it is told beside; a new head is meant to be random."""
+    """`kind` is a class such as AutoModelForCausalLM, `more` what it is told besides; a new head may be random."""
     import torch
     from transformers.utils import logging
 
