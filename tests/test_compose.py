@@ -82,6 +82,12 @@ def test_a_setting_a_wave_or_a_refit_that_cannot_be_is_refused(words, expected):
     assert expected in said("recipes=smoke", *words)
 
 
+def test_one_sample_of_a_prompt_is_refused_where_it_makes_no_pair():
+    one = ["recipes=smoke", "sample.settings.draw.n=1"]
+    assert "sample.settings.draw.n=1: one sample of a prompt makes no pair" in said(*one)
+    composed(*one, "pair=demonstration")
+
+
 def test_a_scorer_that_nobody_has_is_refused_before_anything_runs():
     text = said("recipes=smoke", "pair.scorer=rewards", "evaluate.scorer=rewards")
     assert "pair.scorer" in text and "evaluate.scorer" in text and "Known: rules" in text
