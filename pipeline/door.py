@@ -162,6 +162,16 @@ def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
                 raise Refusal(short)
 
 
+def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
+    """Whether offline rows last for all rounds, before anything is drawn to stand beside them."""
+    if made.stage != "offline":
+        return
+    rows = json.loads((folder / "funnel.json").read_text())["pairs"]
+    for step in coming:
+        if isinstance(step.config, PairRound) and (short := step.config.short_of(rows)):
+            raise Refusal(short)
+
+
 def told_in(folder: Path, part: str) -> set[str]:
     """The columns that some prompt of a part has beside its text."""
     return {name for columns in Prompts(folder / part).columns().values() for name in columns}

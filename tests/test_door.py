@@ -117,6 +117,19 @@ def test_what_scorers_are_given_is_read_before_anything_is_sampled(tmp_path, mon
             door.check([scoring])
 
 
+def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_path):
+    mix = "pair.mix={on_policy: 0.5, offline: 0.5, per_round: 20}"
+    planned = steps("recipes=smoke", "offline=file", f"offline.source.path={tmp_path}", mix)
+    [made] = [step for step in planned if step.stage == "offline"]
+    [drawn] = [step for step in planned if (step.stage, step.label) == ("sample", 1)]
+    assert planned.index(made) < planned.index(drawn)
+    write_json(tmp_path / "funnel.json", {"pairs": 39})
+    with pytest.raises(Refusal, match=r"per_round=20: round 2 needs 40 offline rows, and there are 39\.\n.*19 or less"):
+        door.check_offline(made, tmp_path, planned)
+    write_json(tmp_path / "funnel.json", {"pairs": 40})
+    door.check_offline(made, tmp_path, planned)
+
+
 def test_an_unknown_language_of_pairs():
     with pytest.raises(Refusal, match=r"pair\.filters\.languages: klingon is no language"):
         door.check(step for step in steps("recipes=smoke", "pair.filters.languages=[klingon]") if step.stage == "pair")
