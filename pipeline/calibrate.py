@@ -5,6 +5,7 @@ two who read nothing: longer wins, and a coin. Prints a table, writes calibratio
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +16,7 @@ from typing import Any
 from pipeline.artifacts import write_json
 from pipeline.compose import Arguments, block
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import BROKE, REFUSED, Broken, Refusal, nearest
 from pipeline.report.agreement import Pair, calibration, gain, people_s_own
 from pipeline.report.statistics import Estimate
 from pipeline.report.wording import UNKNOWN, interval, number, share, signed
@@ -39,13 +40,20 @@ def main(arguments: list[str]) -> int:
         judged = read_judged(file)
         cfg = block(Arguments.parse(overrides), Calibrated).score
         told = calibrated(judged, {name: verdicts_by(cfg, name, judged) for name in names})
-    except Refusal as refusal:
-        print(refusal, file=sys.stderr)
-        return 2
-    print("\n".join(lines(told)))
+    except (Refusal, Broken) as fault:
+        print(fault, file=sys.stderr)
+        return REFUSED if isinstance(fault, Refusal) else BROKE
     write_json(out, {"file": file.name, **told})
-    print(out)
+    show([*lines(told), str(out)])
     return 0
+
+
+def show(told: list[str]) -> None:
+    """A reader that has seen enough, such as `head`, is no fault."""
+    try:
+        print("\n".join(told), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself writes at its end
 
 
 def parsed(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:

@@ -85,6 +85,8 @@ def _folder(value: str) -> str:
 
 def _override(word: str) -> str:
     key, equals, value = word.partition("=")
+    if not equals and word.startswith("~"):
+        return word  # takes out what a recipe or `+group@place` mounted
     if not equals:
         raise Refusal(f"{word}: not an override. Write key=value, such as train.beta=0.05 (see README, Commands).")
     if _is_odd(value):

@@ -14,7 +14,11 @@ from pipeline.config import (
     Draw,
     DuelConfig,
     EndpointBackend,
+    FunctionScorer,
+    JsonScorer,
     Judge,
+    LanguageScorer,
+    PairRound,
     ScoreConfig,
     ServedModel,
     ServiceRuntime,
@@ -23,7 +27,10 @@ from pipeline.config import (
     VllmBackend,
 )
 from pipeline.config.block import Workers
+from pipeline.config.score import gpus_of
 from pipeline.errors import Refusal
+from pipeline.given import check_function, schema_of
+from pipeline.language import check_languages
 from pipeline.step import Step
 
 
@@ -32,6 +39,7 @@ def check(coming: Iterable[Step]) -> None:
     asked: list[object] = []
     for step in coming:
         check_keys(step)
+        check_own(step)
         if not isinstance(step.config, Draw):
             continue
         check_context(step, step.config)
@@ -41,9 +49,9 @@ def check(coming: Iterable[Step]) -> None:
         asked.append((backend, workers))
         match backend:
             case VllmBackend():
-                check_gpus(backend.runtime.tensor_parallel, workers)
+                check_gpus("sample.backend", backend.runtime.tensor_parallel, "sample", workers)
             case TransformersBackend():
-                check_gpus(1, workers)
+                check_gpus("sample.backend", 1, "sample", workers)
             case ServedModel():
                 served.key_of(f"exam.others.{str(step.label).split()[1]}", backend.runtime)  # `test NAME`
             case EndpointBackend():
@@ -61,6 +69,28 @@ def check_keys(step: Step) -> None:
     for name, judge in judges.items():
         if isinstance(judge.engine.runtime, ServiceRuntime):
             served.key_of(f"{name}: engine", judge.engine.runtime)
+
+
+def check_own(step: Step) -> None:
+    """What scorers and filters are given: languages that are known, a schema that is one, a function that is there."""
+    match step.config:
+        case ScoreConfig() as cfg:
+            for name, scorer in cfg.scorers.items():
+                check_scorer(f"the scorer {name}", scorer)
+            for name, scorer in cfg.local.items():
+                check_gpus(f"score.scorers.{name}.engine", gpus_of(scorer), "score", cfg.runtime.workers)
+        case PairRound(filters=filters) if filters.languages:
+            check_languages(filters.languages, "pair.filters.languages")
+
+
+def check_scorer(name: str, scorer: object) -> None:
+    match scorer:
+        case LanguageScorer():
+            check_languages(scorer.languages, f"{name}: languages")
+        case JsonScorer(schema_file=str(path)):
+            schema_of(path)
+        case FunctionScorer(function=own):
+            check_function(own, own.place, own.name, own.file is not None)
 
 
 def check_context(step: Step, cfg: Draw) -> None:
@@ -86,17 +116,18 @@ def context_of(step: Step) -> int | None:
             return None
 
 
-def check_gpus(together: int, workers: Workers) -> None:
-    """For each engine those that it spans; without any GPU an engine that spans none may have others beside it."""
+def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None:
+    """`engine` and `stage` are the blocks whose `runtime` says so. For each engine those that it spans; without any GPU
+    an engine that spans none may have others beside it."""
     wanted = together * (1 if workers == "auto" else workers)
     if wanted == 1 or (there := gpus_there()) >= wanted or (together == 1 and not there):
         return
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     of = "" if hidden is None else f" (CUDA_VISIBLE_DEVICES={hidden})"
     if there < together:
-        knob, most = f"sample.backend.runtime.tensor_parallel={together}", there or 1
+        knob, most = f"{engine}.runtime.tensor_parallel={together}", there or 1
     else:
-        knob, most = f"sample.runtime.workers={workers} of {together} GPUs each", there // together
+        knob, most = f"{stage}.runtime.workers={workers} of {together} GPUs each", there // together
     raise Refusal(
         f"{knob}: this machine shows {there} GPUs{of}.\n"
         f"  Give {f'a number up to {most}' if most > 1 else '1'}, or run where there are {wanted}."
@@ -132,6 +163,16 @@ def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
         for _, source, part in step.edges():
             if source is made and part in rows and (short := cfg.short_of(rows[part])):
                 raise Refusal(short)
+
+
+def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
+    """Whether offline rows last for all rounds, before anything is drawn to stand beside them."""
+    if made.stage != "offline":
+        return
+    rows = json.loads((folder / "funnel.json").read_text())["pairs"]
+    for step in coming:
+        if isinstance(step.config, PairRound) and (short := step.config.short_of(rows)):
+            raise Refusal(short)
 
 
 def told_in(folder: Path, part: str) -> set[str]:

@@ -41,7 +41,7 @@ def plan(cfg: Config) -> Step:
             samples += [Step("sample", draw, at=r, policy=policy, prompts=prompts / "train", scores=scores)]
             scores += [Step("score", cfg.score, at=r, samples=samples[-1], prompts=prompts / "train", reward=asked)]
         gold = prompts / "train" if cfg.pair.asks_prompts else None
-        rows: dict[str, Input] = dict(samples=samples, scores=scores, prompts=gold, offline=offline, prior=prior)
+        rows: dict[str, Input] = dict(offline=offline, prior=prior, samples=samples, scores=scores, prompts=gold)
         pairs += [Step("pair", cfg.pair.of(r), at=r, policy=policy, **rows)]
 
         refit = Step("sft", cfg.refit, at=r, base=policy, samples=samples, scores=scores) if cfg.refit else None

@@ -31,10 +31,11 @@ class Unreadable(Exception):
     """An answer with code 200 in which there is no completion."""
 
 
-def client(make: Any, knob: str, place: Place) -> Any:
-    """`make` is the client's class."""
+def client(make: Any, knob: str, place: Place, transport: Any = None) -> Any:
+    """`make` is the client's class, `transport` what carries its requests if not its own."""
     key = key_of(knob, place)
-    return make(api_key=key, base_url=place.base_url, timeout=place.timeout, max_retries=place.retries)
+    patience = {"timeout": place.timeout, "max_retries": place.retries}
+    return make(api_key=key, base_url=place.base_url, http_client=transport, **patience)
 
 
 def key_of(knob: str, place: Place) -> str:
@@ -94,10 +95,11 @@ def unaccepted(knob: str, place: Place, status: int) -> Refusal:
 
 def fault(library: Any, place: Place, error: Exception) -> str:
     """Why a request got no reply, in a few words. A server that repeats the key is not quoted with it."""
-    if isinstance(error, library.APITimeoutError):
-        return f"no reply within {place.timeout:g} seconds"
     if isinstance(error, library.APIConnectionError):
-        return f"the connection broke ({type(error.__cause__).__name__})"
+        cause = _first_cause(error)
+        if isinstance(cause, TimeoutError):
+            return f"no reply within {place.timeout:g} seconds"
+        return f"the connection broke ({type(cause).__name__})"
     if isinstance(error, library.APIStatusError):
         said = str(error.message).removeprefix(f"Error code: {error.status_code} - ")
         # What a busy or broken server adds differs each time and tells nothing.
@@ -105,6 +107,13 @@ def fault(library: Any, place: Place, error: Exception) -> str:
     if isinstance(error, library.APIError):
         return f"the reply is no {library.__name__} reply ({type(error).__name__})"
     return _quoted(place, str(error))
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What lies below it all: aiohttp's transport calls a closed connection a timeout as well."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _quoted(place: Place, text: str) -> str:

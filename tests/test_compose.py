@@ -82,6 +82,12 @@ def test_a_setting_a_wave_or_a_refit_that_cannot_be_is_refused(words, expected):
     assert expected in said("recipes=smoke", *words)
 
 
+def test_one_sample_of_a_prompt_is_refused_where_it_makes_no_pair():
+    one = ["recipes=smoke", "sample.settings.draw.n=1"]
+    assert "sample.settings.draw.n=1: one sample of a prompt makes no pair" in said(*one)
+    composed(*one, "pair=demonstration")
+
+
 def test_a_scorer_that_nobody_has_is_refused_before_anything_runs():
     text = said("recipes=smoke", "pair.scorer=rewards", "evaluate.scorer=rewards")
     assert "pair.scorer" in text and "evaluate.scorer" in text and "Known: rules" in text
@@ -114,6 +120,15 @@ def test_sft_training_without_a_base_is_refused():
 def test_a_word_that_is_no_override_and_broken_grammar_are_in_the_house_form():
     assert "bla: not an override" in said("bla")
     assert said("recipes=smoke", "prompts.seed=[1").startswith("command line: ")
+
+
+def test_what_a_recipe_mounts_can_be_taken_out(tmp_path):
+    own = tmp_path / "recipes" / "own.yaml"
+    own.parent.mkdir()
+    own.write_text("# @package _global_\n# Own.\ndefaults: [smoke, /scorer@score.scorers.short: length, _self_]\n")
+    words = ["--config-dir", str(tmp_path), "recipes=own"]
+    assert set(composed(*words).score.scorers) == {"rules", "short"}
+    assert set(composed(*words, "~scorer@score.scorers.short").score.scorers) == {"rules"}
 
 
 def test_an_equals_sign_in_a_path_needs_no_quoting():

@@ -10,8 +10,10 @@ import pytest
 from pipeline import door
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.backends.memory import GIB, Needs, needs_of, shortage
+from pipeline.config import ScoreConfig
 from pipeline.errors import Refusal
 from pipeline.plan import plan
+from pipeline.step import Step
 from tests import exams
 from tests.house import HOUSE, composed, identity_of
 from tests.test_backends import LIMITS, VLLM, opened
@@ -55,6 +57,82 @@ def test_more_workers_than_gpus_are_refused_before_anything_is_trained(two_gpus,
         door.check(steps(*GIVEN, word, "sample.runtime.workers=3"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     door.check(steps(*GIVEN, word, "sample.runtime.workers=3"))  # on a CPU they share its cores
+
+
+def test_more_scorers_than_gpus(two_gpus):
+    marks = [*GIVEN, "score=reward", "reward=checkpoint", "reward.model=hub/reward", "pair.scorer=reward"]
+    door.check(steps(*marks, "score.runtime.workers=2"))
+    with pytest.raises(Refusal, match=r"score.runtime.workers=3 of 1 GPUs each: this machine shows 2"):
+        door.check(steps(*marks, "score.runtime.workers=3"))
+    at = "score.scorers.judge"
+    judge = [f"+scorer@{at}=rubric", f"engine@{at}.engine=vllm", f"{at}.engine.model=hub/judge"]
+    with pytest.raises(Refusal, match=r"judge.engine.runtime.tensor_parallel=3: this machine shows 2"):
+        door.check(steps(*marks, *judge, f"{at}.engine.runtime.tensor_parallel=3"))
+
+
+OWN = """\
+from elsewhere import taken
+import a.b as borrowed
+async def later(completions): ...
+def sooner(completions):
+    inside = 1
+if True:
+    def perhaps(completions): ...
+made = lambda completions: []
+"""
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"kind": "language", "languages": ["en", "xx"]}, "scorer s: languages: xx is no language that is told apart"),
+        ({"kind": "json", "schema_file": "no.json", "fenced": True}, "no JSON schema: 'nothing' is not valid"),
+        ({"kind": "json", "schema_file": "own.py", "fenced": True}, "cannot be read as JSON"),
+        ({"kind": "json", "schema_file": "yes.json", "fenced": True}, None),
+        *(
+            ({"kind": "function", "function": function}, said)
+            for function, said in {
+                "./own.py:soner": r"has no function soner\. Did you mean sooner",
+                "./own.py:inside": "has no function inside",
+                "./own.py:later": "it is async",
+                "./no.json:later": "has no function later",
+                "nowhere_installed.module.score": "there is no package nowhere_installed",
+                "json.decoder.scan": None,
+                **{f"./own.py:{name}": None for name in ("taken", "borrowed", "sooner", "perhaps", "made")},
+            }.items()
+        ),
+    ],
+)
+def test_what_scorers_are_given_is_read_before_anything_is_sampled(tmp_path, monkeypatch, knobs, said):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
+    Path("yes.json").write_text('{"type": "object"}')
+    Path("no.json").write_text('{"type": "nothing"}')
+    cfg = ScoreConfig(scorers={"s": {**knobs, "gold": False}}, max_failed=0, runtime={"workers": 1})
+    scoring = Step("score", cfg)
+    if said is None:
+        door.check([scoring])
+    else:
+        with pytest.raises(Refusal, match=said):
+            door.check([scoring])
+
+
+def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_path):
+    mix = "pair.mix={on_policy: 0.5, offline: 0.5, per_round: 20}"
+    planned = steps("recipes=smoke", "offline=file", f"offline.source.path={tmp_path}", mix)
+    [made] = [step for step in planned if step.stage == "offline"]
+    [drawn] = [step for step in planned if (step.stage, step.label) == ("sample", 1)]
+    assert planned.index(made) < planned.index(drawn)
+    write_json(tmp_path / "funnel.json", {"pairs": 39})
+    with pytest.raises(Refusal, match=r"per_round=20: round 2 needs 40 offline rows, and there are 39\.\n.*19 or less"):
+        door.check_offline(made, tmp_path, planned)
+    write_json(tmp_path / "funnel.json", {"pairs": 40})
+    door.check_offline(made, tmp_path, planned)
+
+
+def test_an_unknown_language_of_pairs():
+    with pytest.raises(Refusal, match=r"pair\.filters\.languages: klingon is no language"):
+        door.check(step for step in steps("recipes=smoke", "pair.filters.languages=[klingon]") if step.stage == "pair")
 
 
 @pytest.mark.parametrize(

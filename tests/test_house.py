@@ -32,6 +32,7 @@ LEAVES = {
     "language",
     "refusal",
     "reasoning",
+    "given",
 }  # anyone may import
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
 MAY_IMPORT = {
@@ -79,6 +80,7 @@ MAY_IMPORT = {
     "language": set(),
     "refusal": set(),
     "reasoning": set(),
+    "given": set(),
 }
 
 

@@ -345,6 +345,13 @@ def test_a_server_that_is_gone_is_given_up_on(judge, tmp_path):
         marks(cfg, answers(*(f"good {i}" for i in range(9))))
 
 
+def test_a_server_that_calls_every_request_wrong_is_not_asked_fifty_times(judge, tmp_path):
+    cfg = config(judge, tmp_path, model="picky", concurrency=2)
+    with pytest.raises(Refusal, match=r"calls every request wrong.*no logprobs for \[the key\](.|\n)*probabilities"):
+        marks(cfg, answers(*(str(i) for i in range(9))))
+    assert len(judge.asked()) <= 10
+
+
 def test_models_are_not_compared_by_how_their_own_answers_compare():
     at = "exam.score.scorers.j"
     with pytest.raises(Refusal, match=r"exam\.score\.scorers\.j compares.*\+duel@exam\.duels\.j=default"):

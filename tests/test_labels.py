@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -277,6 +279,15 @@ def people_s(tmp_path: Path, shorter_is_better: int, pairs: int = 40) -> Path:
 
 
 SHORTER = ["+scorer@score.scorers.short=length", "score.scorers.short.least=0", "score.scorers.short.most=1"]
+
+
+def test_a_reader_that_leaves_early_is_no_fault(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as left:
+        monkeypatch.setattr(sys, "stdout", left)
+        calibrate.show(["a table"])
+        left.write("and what Python itself has to say")  # which it does when it closes
 
 
 def calibrated(tmp_path: Path, file: Path, *words: str) -> dict:

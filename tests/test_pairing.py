@@ -70,6 +70,7 @@ answers_of_a_prompt = st.lists(
 )
 batches = st.dictionaries(st.sampled_from([f"p{i}" for i in range(8)]), answers_of_a_prompt, min_size=1)
 quietly = settings(max_examples=10, deadline=None)
+thoroughly = settings(max_examples=50, deadline=None)
 every = pytest.mark.parametrize("strategy", [*SYMMETRIC, *OTHERS])
 
 
@@ -263,6 +264,14 @@ def test_refusals_are_known_by_how_they_begin(text, is_one):
     assert pl.DataFrame({"completion": [text]}).select(test).item() == is_one
 
 
+@thoroughly
+@given(st.lists(st.text(" \t\n\x0b\x1f\x85\u00a0\u2003\u3000!a~é", max_size=4), min_size=1))
+def test_an_answer_of_white_space_alone_is_empty(texts):
+    rows = pl.DataFrame({"completion": texts})
+    found = rows.select(filters.empty(config("best_worst"))).to_series()
+    assert found.to_list() == rows["completion"].str.contains(r"^\s*$").to_list()
+
+
 def test_languages_other_than_those_asked_for_are_dropped():
     texts = [
         "The old lantern hung above the quiet river all night long.",
@@ -301,6 +310,16 @@ def test_a_repeated_answer_goes_and_the_smallest_id_stays():
     rows = pl.DataFrame({"p": [0, 0, 0, 1], "sample_id": ["c", "a", "b", "d"], "completion": ["x", "x", "y", "x"]})
     assert duplicates.repeats(rows, np.arange(4)).tolist() == [0]
     assert duplicates.repeats(rows, np.array([0, 2, 3])).tolist() == []
+
+
+@thoroughly
+@given(st.lists(st.tuples(st.integers(0, 2), st.text("ab", max_size=14)), max_size=12))
+def test_every_repeated_answer_of_a_prompt_is_found(drawn):
+    """Also among those that are as long and begin alike."""
+    rows = pl.DataFrame(sorted(drawn), schema={"p": pl.UInt32, "completion": pl.String}, orient="row")
+    rows = rows.with_columns(sample_id=pl.int_range(pl.len()).cast(pl.String).str.zfill(2))
+    again = ~rows.select(pl.struct("p", "completion").is_first_distinct()).to_series()
+    assert duplicates.repeats(rows, np.arange(rows.height)).tolist() == again.arg_true().to_list()
 
 
 def sentences(count: int, words: int, seed: int = 0) -> list[list[str]]:

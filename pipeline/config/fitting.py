@@ -36,6 +36,7 @@ def mismatches(cfg: "Config") -> Iterator[str]:
             " prompt and cannot tell models apart. Give a single scorer, or an ensemble with combine=min."
         )
     yield from _unmixable(cfg)
+    yield from _alone(cfg)
     yield from _unfit(cfg)
     if cfg.exam.sample.more:
         yield "exam.sample.more: every model answers as often as the others. Give exam.sample.more=[]"
@@ -142,6 +143,17 @@ def _unmixable(cfg: "Config") -> Iterator[str]:
         yield f"rounds={cfg.rounds}: each round takes a block of offline rows of its own. Give pair.mix.per_round=ROWS."
     if not mix.offline and cfg.pair.asks_prior:
         yield "pair.filters.min_reference: it is asked of offline rows alone, and pair.mix.offline=0 takes none."
+
+
+def _alone(cfg: "Config") -> Iterator[str]:
+    """A pair needs two samples, unless a prompt's own answer is one side or each sample is a thumb."""
+    drawn = sum(setting.n for setting in cfg.sample.settings.values()) + sum(cfg.sample.more)
+    lone = cfg.pair.strategy.kind == "demonstration" or cfg.pair.thumbs_at is not None
+    if drawn == 1 and cfg.pair.mix.on_policy and not lone:
+        yield (
+            f"sample.settings.{next(iter(cfg.sample.settings))}.n=1: one sample of a prompt makes no pair."
+            " Give n=2 or more, or pair=demonstration."
+        )
 
 
 def _unfit(cfg: "Config") -> Iterator[str]:

@@ -138,3 +138,12 @@ class PairRound(PairConfig):
     """The user's block and the round: which block of offline rows it takes."""
 
     round: PositiveInt
+
+    def short_of(self, rows: int) -> str | None:
+        """What to say when so many offline rows do not last for this round."""
+        if (size := self.mix.per_round) is None or rows >= (needed := size * self.round):
+            return None
+        return (
+            f"pair.mix.per_round={size}: round {self.round} needs {needed} offline rows, and there are {rows}.\n"
+            f"  Give pair.mix.per_round={rows // self.round} or less, or more rows."
+        )

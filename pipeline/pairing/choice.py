@@ -182,8 +182,9 @@ def filtered(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.Dat
             for side in ("chosen", "rejected")
         ),
     )
-    dropped = pairs[gone].with_columns(filters.named(codes[gone], reasons), detail=detail)
-    return (pairs if not len(gone) else pairs[np.flatnonzero(codes == 0)]), as_dropped("pair", dropped)
+    told = "prompt_id", *(f"{side}_{name}" for side in ("chosen", "rejected") for name in ("id", "score", "tokens"))
+    dropped = pairs.select(told)[gone].with_columns(filters.named(codes[gone], reasons), detail=detail)
+    return pairs.filter(pl.Series(codes == 0)), as_dropped("pair", dropped)
 
 
 def as_dropped(kind: str, rows: pl.DataFrame) -> pl.DataFrame:

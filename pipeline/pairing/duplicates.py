@@ -13,8 +13,10 @@ COMPARED = 24  # samples of a prompt
 
 def repeats(rows: pl.DataFrame, among: np.ndarray) -> np.ndarray:
     """Which of `among` (places in `p, sample_id, completion`) repeat the text of a smaller id of their prompt there."""
-    hashes, numbers = _mixed(rows, "p", "completion")[among], rows["p"].to_numpy()[among]
-    suspects = among[_neighbours(hashes, numbers)]
+    numbers = rows["p"].to_numpy()
+    suspects = among[_neighbours(glance(rows["completion"])[among], numbers[among])]
+    hashes = _mixed(rows.select("p", "completion")[suspects], "p", "completion")
+    suspects = suspects[_neighbours(hashes, numbers[suspects])]
     again = rows.select("p", "completion", "sample_id")[suspects].with_columns(at=suspects)
     again = again.sort("sample_id").filter(~pl.struct("p", "completion").is_first_distinct())
     return np.sort(again["at"].to_numpy())
@@ -27,14 +29,21 @@ def repeated(*columns: str) -> pl.Expr:
         rows = packed.struct.unnest()
         suspects = np.arange(rows.height)
         for column in columns:  # few rows repeat the first one, and only they are looked at further
-            again = pl.Series(_mixed(rows[suspects], column)).is_duplicated().to_numpy()
-            suspects = suspects[again]
+            hashes = pl.Series(_mixed(rows.select(column)[suspects], column))
+            again = hashes.n_unique() < hashes.len()
+            suspects = suspects[hashes.is_duplicated().to_numpy()] if again else suspects[:0]
         mask = np.zeros(rows.height, dtype=bool)
         if len(suspects):
             mask[suspects] = ~rows[suspects].select(pl.struct(columns).is_first_distinct()).to_series().to_numpy()
         return pl.Series(mask)
 
     return pl.struct(columns).map_batches(search, return_dtype=pl.Boolean)
+
+
+def glance(texts: pl.Series) -> np.ndarray:
+    """Length and first four bytes in one number, which Arrow keeps together: no text itself is read."""
+    views = texts.to_arrow(compat_level=pl.CompatLevel.newest())
+    return np.frombuffer(views.buffers()[1], np.uint64)[2 * views.offset : 2 * (views.offset + len(views)) : 2]
 
 
 def _mixed(rows: pl.DataFrame, *columns: str) -> np.ndarray:

@@ -29,7 +29,13 @@ def truncated(cfg: PairConfig) -> pl.Expr | None:
 
 
 def empty(cfg: PairConfig) -> pl.Expr:
-    return pl.col("completion").str.contains(r"^\s*$")  # stripping would copy every text
+    def search(texts: pl.Series) -> pl.Series:
+        """White space lies below `!` or beyond ASCII: only a text that begins there is looked at further."""
+        mask = (texts < "!") | (texts > "\x7f")
+        at = mask.arg_true()
+        return mask.scatter(at, texts.gather(at).str.contains(r"^\s*$"))
+
+    return pl.col("completion").map_batches(search, return_dtype=pl.Boolean)
 
 
 def second_bos(cfg: PairConfig) -> pl.Expr:

@@ -19,14 +19,10 @@ def block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
         .sort("order", "chosen_id", "rejected_id")
         .drop("order")
     )
-    if (size := cfg.mix.per_round) is None:
-        return rows
-    if rows.height < (needed := size * cfg.round):
-        raise Refusal(
-            f"pair.mix.per_round={size}: round {cfg.round} needs {needed} offline rows, and there are {rows.height}"
-            f" ({offline.path}).\n  Give pair.mix.per_round={rows.height // cfg.round} or less, or more rows."
-        )
-    return rows.slice((cfg.round - 1) * size, size)
+    if short := cfg.short_of(rows.height):
+        raise Refusal(short)
+    size = cfg.mix.per_round
+    return rows if size is None else rows.slice((cfg.round - 1) * size, size)
 
 
 def judged(rows: pl.DataFrame, prior: Logps | None) -> pl.DataFrame:

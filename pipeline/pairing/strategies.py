@@ -74,8 +74,17 @@ def extreme(usable: pl.DataFrame, which: str) -> pl.DataFrame:
     score = usable["score"].to_numpy()
     reached = (np.maximum if which == "max" else np.minimum).reduceat(score, starts)
     lengths = np.diff(np.append(starts, len(score)))
-    rows = usable.select("p", "row", "score", "sample_id")[np.flatnonzero(score == np.repeat(reached, lengths))]
-    return rows if rows.height == len(starts) else _first(rows)
+    return usable.select("p", "row", "score")[_smallest(usable, np.flatnonzero(score == np.repeat(reached, lengths)))]
+
+
+def _smallest(usable: pl.DataFrame, at: np.ndarray) -> np.ndarray:
+    """Of each prompt's rows among these the one with the smallest id; few prompts have several."""
+    numbers = usable["p"].to_numpy()[at]
+    again = numbers[1:] == numbers[:-1]
+    several = np.append(again, False) | np.append(False, again)
+    tied = usable.select("p", "sample_id")[at[several]].with_columns(at=at[several])
+    first = tied.sort("p", "sample_id").unique("p", keep="first", maintain_order=True)["at"].to_numpy()
+    return np.sort(np.append(at[~several], first))
 
 
 def groups(rows: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.backends.whole import whole
 from pipeline.batching import by_length
 from pipeline.config import RewardModelScorer
 from pipeline.errors import Refusal
@@ -45,8 +46,9 @@ def open_engine(cfg: RewardModelScorer, place: Place, tokenizer: Any, limit: int
 class TransformersPooling:
     def __init__(self, cfg: RewardModelScorer, place: Place, tokenizer: Any):
         import torch
+        from transformers import AutoModelForSequenceClassification
 
-        self.module = load(place, cfg.dtype).eval().requires_grad_(False)
+        self.module = whole(AutoModelForSequenceClassification, place, cfg.dtype).eval().requires_grad_(False)
         self.module.to("cuda" if torch.cuda.is_available() else "cpu")
         self.pad = pad_for(self.module, tokenizer)
         self.batch_tokens = cfg.runtime.batch_tokens
@@ -56,27 +58,6 @@ class TransformersPooling:
 
     def close(self) -> None:
         self.module = None
-
-
-def load(place: Place, dtype: str) -> Any:
-    import torch
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    module, loading = AutoModelForSequenceClassification.from_pretrained(
-        place.weights,
-        revision=place.revision,
-        dtype=getattr(torch, dtype),
-        trust_remote_code=place.remote_code,
-        output_loading_info=True,
-    )
-    if missing := sorted(loading["missing_keys"]):
-        raise Refusal(
-            f"{place.weights}: its weights lack {len(missing)} tensors ({missing[0]} is one), which would be random.\n"
-            f"  Give a checkpoint that was saved as AutoModelForSequenceClassification, whole."
-        )
-    return module
 
 
 def pad_for(module: Any, tokenizer: Any) -> int:

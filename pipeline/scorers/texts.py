@@ -2,11 +2,9 @@
 
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 from pipeline.config import JsonScorer, LanguageScorer, LengthScorer, RegexScorer
-from pipeline.errors import Refusal
+from pipeline.given import schema_of
 from pipeline.language import check_languages, language_of
 from pipeline.scorers import Answer, Check
 
@@ -35,15 +33,8 @@ def _json(cfg: JsonScorer) -> Check:
     """1 for JSON that fits the schema, else 0; without a schema any JSON does. NaN and Infinity are not JSON."""
     import jsonschema
 
-    schema = _schema(cfg.schema_file) if cfg.schema_file else {}
-    kind = jsonschema.validators.validator_for(schema)
-    try:
-        kind.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise Refusal(
-            f"schema_file={cfg.schema_file}: no JSON schema: {error.message}. Give a JSON schema file."
-        ) from error
-    validator = kind(schema)
+    schema = schema_of(cfg.schema_file) if cfg.schema_file else {}
+    validator = jsonschema.validators.validator_for(schema)(schema)
 
     def fits(answer: Answer) -> dict[str, float]:
         fenced = FENCED.fullmatch(answer.completion) if cfg.fenced else None
@@ -54,13 +45,6 @@ def _json(cfg: JsonScorer) -> Check:
         return {"": float(validator.is_valid(value))}
 
     return fits
-
-
-def _schema(path: str) -> Any:
-    try:
-        return json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Refusal(f"schema_file={path}: cannot be read as JSON ({error}). Give a JSON schema file.") from error
 
 
 def _no_json(word: str) -> None:

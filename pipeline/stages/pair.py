@@ -256,10 +256,15 @@ class Work:
         told = {**self.story["dropped_samples"], **self.story["dropped_prompts"], **self.story["dropped_pairs"]}
         counts = "\n".join(f"  {reason}: {n}" for reason, n in told.items())
         rows = f"{self.story['samples_in']} samples for {self.story['prompts_in']} prompts"
-        return f"pair: no pair is left of {rows}:\n{counts}\n  {self.out / 'dropped.parquet'} names each. {REMEDY}"
+        unscored = self.story["dropped_samples"].get("no score") == self.story["samples_in"] > 0
+        remedy = UNSCORED.format(scorer=self.cfg.scorer) if unscored else REMEDY
+        return f"pair: no pair is left of {rows}:\n{counts}\n  {self.out / 'dropped.parquet'} names each.\n  {remedy}"
 
 
 JUDGED_WITH_SIGNS = [*choice.JUDGED, "disagreement", "flip_rate", "annotators", "reference"]
+UNSCORED = (
+    "Every score of {scorer} is null: its rows in score's table say why. Mend the scorer, or give pair.scorer=ANOTHER."
+)
 REMEDY = "Loosen pair.filters, choose another pair strategy, or draw more samples (sample.settings.draw.n)."
 
 

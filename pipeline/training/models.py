@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model, write_json
+from pipeline.backends.whole import whole
 from pipeline.config import LoraAdapter, Quantization
 from pipeline.errors import Broken, Refusal
 from pipeline.training import quantized
@@ -88,24 +89,9 @@ def is_bare_base(module: Any, init: Model, reference: Model) -> bool:
 
 
 def _base(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
-    import torch
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    module, loading = AutoModelForCausalLM.from_pretrained(
-        model.weights,
-        revision=model.revision,
-        dtype=getattr(torch, dtype),
-        trust_remote_code=model.remote_code,
-        output_loading_info=True,
-        **quantized.loading(quantization, dtype, device()),
-    )
-    if missing := sorted(loading["missing_keys"]):
-        raise Refusal(
-            f"{model.weights}: its weights lack {len(missing)} tensors ({missing[0]} is one), which would be random.\n"
-            f"  Give a checkpoint of a causal language model that is whole."
-        )
+    module = whole(AutoModelForCausalLM, model, dtype, **quantized.loading(quantization, dtype, device()))
     return quantized.in_one_arithmetic(module) if quantization else module
 
 

@@ -12,6 +12,7 @@ from trl import RewardConfig as RewardArguments
 from trl import RewardTrainer
 
 from pipeline.artifacts import Model
+from pipeline.backends.whole import whole
 from pipeline.config import RewardTraining
 from pipeline.errors import Broken, Refusal
 from pipeline.scorers.pooling import forward
@@ -67,24 +68,9 @@ def load(start: Model, seed: int) -> Any:
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
     logging.set_verbosity_error()  # that the head is new is what we want
     set_seed(seed)
-    module, loading = AutoModelForSequenceClassification.from_pretrained(
-        start.weights,
-        revision=start.revision,
-        num_labels=1,
-        dtype=torch.float32,
-        trust_remote_code=start.remote_code,
-        output_loading_info=True,
-    )
-    body = f"{module.base_model_prefix}."
-    if missing := sorted(name for name in loading["missing_keys"] if name.startswith(body)):
-        raise Refusal(
-            f"{start.weights}: its weights lack {len(missing)} tensors ({missing[0]} is one), which would be random.\n"
-            f"  Give a checkpoint that is whole, as sft.model, base.model or reward.start."
-        )
-    return module
+    return whole(AutoModelForSequenceClassification, start, "float32", new_head=True, num_labels=1)
 
 
 def set_pad_token(tokenizer: Any, examples: Sequence[Example]) -> None:

@@ -4,7 +4,7 @@
 answer in `verdicts`; `duels` makes one verdict of both orders.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,12 +36,16 @@ class Reply:
     tokens_in: int = 0
     tokens_out: int = 0
     fault: str = ""
+    unfit: bool = False  # the question itself was refused, whoever asks it
+
+
+Hear = Callable[[Question, Reply], None]
 
 
 class Engine(Protocol):
-    """`ask` takes questions when there is room for them and gives replies as they arrive, in any order."""
+    """`ask` takes questions when there is room for them and lets hear of replies as they arrive, in any order."""
 
-    def ask(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Reply]]: ...
+    def ask(self, questions: Iterable[Question], hear: Hear) -> None: ...
 
     def close(self) -> None: ...
 

@@ -18,7 +18,7 @@ def anthropic(cfg: AnthropicEngine) -> Service:
             f"engine=anthropic: its client is an extra and is not installed ({error}).\n"
             "  Type `.venv/bin/pip install anthropic`, or judge through another engine: engine=endpoint"
         ) from error
-    client = served.client(library.AsyncAnthropic, KNOB, cfg.runtime)
+    client = served.client(library.AsyncAnthropic, KNOB, cfg.runtime, library.DefaultAioHttpClient())
 
     async def send(question: Question) -> Reply:
         return reply_of(await client.post("/v1/messages", body=request(cfg, question), cast_to=str))

@@ -24,6 +24,8 @@ class Budget:
 
     def against(self, question: Question) -> str:
         """The cap that one more question could break, if any."""
+        if self.max_requests is None and self.max_cost is None:
+            return ""
         spent = self.store.spent(self.judge)
         if self.max_requests is not None and spent.requests + len(self._in_flight) >= self.max_requests:
             return f"max_requests={self.max_requests}"

@@ -33,27 +33,34 @@ class Court:
     def readings(self, questions: Sequence[Question]) -> list[Reading]:
         """One for each question, in their order; equal questions are asked once."""
         keys = [self._key(question) for question in questions]
-        replies = self.store.known(dict.fromkeys(keys))
-        unknown = {key: question for key, question in zip(keys, questions, strict=True) if key not in replies}
-        if unknown:
-            replies |= self._ask(unknown, known=len(replies))
-        return [
-            read(replies[key], question.labels, self.cfg.form) for key, question in zip(keys, questions, strict=True)
-        ]
+        question_of = dict(zip(keys, questions, strict=True))
+        known = self.store.known(question_of)
+        readings = {key: self._read(question_of[key], reply) for key, reply in known.items()}
+        if unknown := {key: question for key, question in question_of.items() if key not in known}:
+            readings |= self._ask(unknown, len(known))
+        return [readings[key] for key in keys]
 
-    def _ask(self, unknown: dict[str, Question], known: int) -> dict[str, Reply]:
+    def _ask(self, unknown: dict[str, Question], known: int) -> dict[str, Reading]:
         self.engine = self.engine or open_engine(self.cfg.engine, self.cfg.form)
         progress = Progress(f"judge {self.who.judge}", known + len(unknown), "verdicts")
         progress.resume_at(known)
         key_of = {question: key for key, question in unknown.items()}
-        replies, waiting = {}, deque(unknown.values())
+        readings, waiting = dict[str, Reading](), deque(unknown.values())
+
+        def hear(question: Question, reply: Reply) -> None:
+            """Written down before anything else happens: it is paid for."""
+            key = key_of[question]
+            readings[key] = self._read(question, self.store.keep(key, self.who, question, reply))
+            self.budget.settle(question, reply)
+            progress.advance(1, **self.budget.facts())
+
         while waiting:
             self.budget.check(waiting[0])
-            for question, reply in self.engine.ask(self._admitted(waiting)):
-                replies[key_of[question]] = self.store.keep(key_of[question], self.who, question, reply)
-                self.budget.settle(question, reply)
-                progress.advance(1, **self.budget.facts())
-        return replies
+            self.engine.ask(self._admitted(waiting), hear)
+        return readings
+
+    def _read(self, question: Question, reply: Reply) -> Reading:
+        return read(reply, question.labels, self.cfg.form)
 
     def _admitted(self, waiting: deque[Question]) -> Iterator[Question]:
         """Until one does not fit beside those in flight: whether it fits at all is known when they have come in."""

@@ -20,7 +20,7 @@ def endpoint(cfg: EndpointEngine, form: str) -> Service:
         raise Refusal(
             f"engine=endpoint: the package openai is not installed ({error}). Type `make install`."
         ) from error
-    client = served.client(openai.AsyncOpenAI, KNOB, cfg.runtime)
+    client = served.client(openai.AsyncOpenAI, KNOB, cfg.runtime, openai.DefaultAioHttpClient())
 
     async def send(question: Question) -> Reply:
         """As text: a reply that is no completion is ours to name, and typed ones cost more than all the rest."""

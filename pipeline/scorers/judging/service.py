@@ -1,6 +1,6 @@
 """Requests to a service: so many in flight, retried by the service's own client alone, faults told without secrets.
 
-The event loop runs only while somebody waits for a reply; between two replies nothing happens behind their back.
+The event loop runs only within `ask`: nothing happens behind the asker's back.
 """
 
 import asyncio
@@ -10,9 +10,10 @@ from typing import Any
 from pipeline import served
 from pipeline.config import ServiceRuntime
 from pipeline.errors import Broken, Refusal
-from pipeline.scorers.judging import Question, Reply
+from pipeline.scorers.judging import Hear, Question, Reply
 
 HOPELESS = 50  # requests in a row without a reply, each after all of its retries: the rest would fare no better
+UNFIT = 8  # first requests that the server all calls wrong: so are the others, made like them
 KNOB = "engine"
 
 Send = Callable[[Question], Awaitable[Reply]]
@@ -25,37 +26,41 @@ class Service:
         self.runtime, self.model = runtime, model
         self.library, self.client, self.send = library, client, send
         self.loop = asyncio.new_event_loop()
-        self._silent = 0
+        self._silent = self._unfit = 0
+        self._answered = False
 
-    def ask(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Reply]]:
-        waiting, in_flight = iter(questions), dict[asyncio.Task[Reply], Question]()
+    def ask(self, questions: Iterable[Question], hear: Hear) -> None:
+        waiting = iter(questions)
+        lines = [self.loop.create_task(self._line(waiting, hear)) for _ in range(self.runtime.concurrency)]
         try:
-            while True:
-                while len(in_flight) < self.runtime.concurrency and (question := next(waiting, None)):
-                    in_flight[self.loop.create_task(self._reply(question))] = question
-                if not in_flight:
-                    return
-                done, _ = self.loop.run_until_complete(asyncio.wait(in_flight, return_when=asyncio.FIRST_COMPLETED))
-                for task in sorted(done, key=lambda task: task.exception() is not None):  # what is paid for comes first
-                    yield in_flight.pop(task), self._heard(task.result())
+            self.loop.run_until_complete(asyncio.gather(*lines))
         finally:
-            self._give_up(in_flight)
+            for line in lines:
+                line.cancel()
+            self.loop.run_until_complete(asyncio.gather(*lines, return_exceptions=True))
 
-    def _heard(self, reply: Reply) -> Reply:
+    async def _line(self, waiting: Iterator[Question], hear: Hear) -> None:
+        """Who has heard an answer takes the next question of all at once."""
+        for question in waiting:
+            hear(question, self._checked(await self._reply(question)))
+
+    def _checked(self, reply: Reply) -> Reply:
         self._silent = self._silent + 1 if reply.text is None else 0
+        self._unfit += reply.unfit
+        self._answered |= reply.text is not None
+        if self._unfit >= UNFIT and not self._answered:
+            raise Refusal(
+                f"{self.model} at {self.runtime.base_url}: the server calls every request wrong (the last:"
+                f" {reply.fault}).\n  Look at what they hold: engine.temperature, engine.max_tokens and, with"
+                " engine=endpoint, engine.probabilities and engine.dialect;\n"
+                "  engine.body.NAME=null leaves the field NAME out."
+            )
         if self._silent >= HOPELESS:
             raise Broken(
                 f"{self.model} at {self.runtime.base_url}: {HOPELESS} requests in a row failed (the last:"
                 f" {reply.fault}).\n  All verdicts so far are kept. Run the same command again when the server is well."
             )
         return reply
-
-    def _give_up(self, in_flight: Iterable["asyncio.Task[Reply]"]) -> None:
-        tasks = list(in_flight)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
     async def _reply(self, question: Question) -> Reply:
         """A request's end. What every other request would meet too stops the stage; the rest is one failed verdict."""
@@ -71,7 +76,8 @@ class Service:
                 "  Give another engine.model, or the engine.runtime.base_url that its documents name (most end in /v1)."
             ) from None
         except library.APIError as error:
-            return Reply(None, fault=served.fault(library, self.runtime, error))
+            unfit = isinstance(error, library.BadRequestError | library.UnprocessableEntityError)
+            return Reply(None, fault=served.fault(library, self.runtime, error), unfit=unfit)
 
     def close(self) -> None:
         self.loop.run_until_complete(self.client.close())

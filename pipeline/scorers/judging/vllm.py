@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.config import VllmEngine
 from pipeline.errors import Refusal
-from pipeline.scorers.judging import Question, Reply
+from pipeline.scorers.judging import Hear, Question, Reply
 from pipeline.scorers.judging.endpoint import schema
 
 ALTERNATIVES = 20
@@ -58,11 +58,12 @@ class Vllm:
             **room,
         }
 
-    def ask(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Reply]]:
+    def ask(self, questions: Iterable[Question], hear: Hear) -> None:
         """In blocks of as many as run at a time: a killed stage loses one block."""
         waiting, room = list(questions), self.cfg.runtime.max_sequences
         for start in range(0, len(waiting), room):
-            yield from self._answered(waiting[start : start + room])
+            for question, reply in self._answered(waiting[start : start + room]):
+                hear(question, reply)
 
     def _answered(self, block: list[Question]) -> Iterator[tuple[Question, Reply]]:
         ids = {question: self._ids(question) for question in block}
