@@ -249,10 +249,23 @@ def _file_of(path: list[str], choices: dict[str, str]) -> str:
 
 
 def _source(key: str, choices: dict[str, str], overrides: list[str], file: str) -> str:
-    given = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    if any(name == key or name.startswith(f"{key}.") for name in given):
+    if any(_gives(override, key.split(".")) for override in _parsed(overrides)):
         return "command line"
     return f"recipes/{choices['recipes']}.yaml" if "recipes" in choices else file
+
+
+def _gives(override: Any, path: list[str]) -> bool:
+    """Whether it writes what stands at this path: by itself, a part of it, or a list or dict that holds it."""
+    place, value = override.key_or_group.split("."), override.value()
+    if place[: len(path)] == path or path[: len(place)] != place:
+        return place[: len(path)] == path
+    for name in path[len(place) :]:
+        inside = dict(enumerate(value)) if isinstance(value, list) else value if isinstance(value, dict) else {}
+        key = next((key for key in inside if str(key) == name), None)
+        if key is None:
+            return False
+        value = inside[key]
+    return True
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

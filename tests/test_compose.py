@@ -41,6 +41,18 @@ def test_a_wrong_type_and_a_wrong_value_are_said_at_once():
     assert any("sample.shard='many'" in line for line in lines) and any("init='neither'" in line for line in lines)
 
 
+def test_a_fault_inside_a_list_or_a_dict_is_laid_at_who_gave_it(tmp_path):
+    text = said("recipes=smoke", "sample.more=[4,0]", "sample.settings={draw: {n: 0, stop: [a, '']}}")
+    places = "sample.more.1=0", "sample.settings.draw.n=0", "sample.settings.draw.stop.1=''"
+    assert all(f"command line: {place}: " in text for place in places)
+    own = tmp_path / "recipes" / "mine.yaml"
+    own.parent.mkdir()
+    own.write_text("# @package _global_\nsample: {more: [4, 0], settings: {draw: {n: 0, stop: [a, '']}}}\n")
+    beside = "sample.settings={draw: {temperature: 0.5}}"  # holds the place of none of them
+    text = said("--config-dir", str(tmp_path), "recipes=mine", beside, *GIVEN)
+    assert all(f"recipes/mine.yaml: {place}: " in text for place in places)
+
+
 def test_a_missing_recipe_names_the_ones_there_are():
     assert said("recipes=smok") == (
         "recipes=smok: there is no recipes/smok.yaml. Did you mean smoke?"

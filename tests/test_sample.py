@@ -181,7 +181,7 @@ def test_a_prompt_whose_completion_would_not_fit_the_context_is_dropped(tmp_path
         context = len("user: say 9 things\n") + 32
 
     prompts = ask(tmp_path / "train", *(f"say {number} things" for number in (9, 10, 7)))
-    kept, dropped = admission.admitted(config(), Short(200), prompts.read())
+    kept, dropped = admission.admitted(config(), lambda: Short(200), prompts.read())
     assert sorted(row[0]["content"] for row in kept["prompt"]) == ["say 7 things", "say 9 things"]
     assert dropped["reason"].to_list() == ["context_too_short"]
 

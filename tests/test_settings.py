@@ -235,7 +235,7 @@ def test_a_later_wave_draws_only_where_all_scores_so_far_tie(tmp_path, prompts):
 def test_a_wave_that_no_prompt_needs_publishes_no_rows_and_starts_nothing(tmp_path, prompts, monkeypatch):
     first = run(tmp_path / "0", prompts)
     scores = scored(tmp_path / "s0", first, lambda row: int(row["sample_id"], 16) / 2**64)
-    monkeypatch.setattr(Scripted, "start", lambda *_: pytest.fail("the backend was started"))
+    monkeypatch.setattr(sample, "open_backend", lambda *_: pytest.fail("a backend, and so a tokenizer, was opened"))
     made = sample.run(config(wave=1, ties_by="rules"), tmp_path / "1", policy=POLICY, prompts=prompts, scores=[scores])
     assert made.read().schema == first.schema and made.read().is_empty()
     before = files(tmp_path / "1")

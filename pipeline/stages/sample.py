@@ -27,7 +27,7 @@ MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before 
 
 def run(cfg: Draw, out: Path, *, policy: Model, prompts: Prompts, scores: list[Scores] | None = None) -> Samples:
     shards = Shards(out, cfg.shard)
-    kept, dropped = admitted(cfg, open_backend(cfg.backend, policy).text, asked(cfg, prompts, scores or []))
+    kept, dropped = admitted(cfg, lambda: open_backend(cfg.backend, policy).text, asked(cfg, prompts, scores or []))
     write_table(out / "dropped.parquet", dropped)
     finished = Finished(shards, shards.lay_out(kept))
     wanted, lost = kept.height, dropped.height
