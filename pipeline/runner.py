@@ -96,6 +96,7 @@ def _built(cfg: Config, planned: Planned, story: Path, ledger: Ledger) -> bool:
             ledger.line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
         contents[fingerprint] = manifest
         door.check_prompts(step, planned.folder(step), planned.steps[number:])
+        door.check_lengths(step, planned.folder, planned.steps[number:])
         _link(story, step, planned.folder(step), number)
     return True
 
