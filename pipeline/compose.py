@@ -198,10 +198,13 @@ def validated(
     except ValidationError as error:
         errors = error.errors(include_url=False)
         own = [e for e in errors if not any(tuple(_locate(e["loc"], raw)[0][: len(at)]) == at for at in echoes)]
-        raise Refusal("\n".join(_fault(e, raw, choices, overrides) for e in own or errors)) from error
+        unknown = [_locate(e["loc"], raw)[0] for e in errors if e["type"] == "extra_forbidden"]
+        raise Refusal("\n".join(_fault(e, raw, choices, overrides, unknown) for e in own or errors)) from error
 
 
-def _fault(error: Any, raw: dict[str, Any], choices: dict[str, str], overrides: list[str]) -> str:
+def _fault(
+    error: Any, raw: dict[str, Any], choices: dict[str, str], overrides: list[str], unknown: list[list[str]]
+) -> str:
     path, parent, value = _locate(error["loc"], raw)
     key = ".".join(path)
     file = _file_of(path, choices)
@@ -209,7 +212,7 @@ def _fault(error: Any, raw: dict[str, Any], choices: dict[str, str], overrides: 
     match error["type"]:
         case "extra_forbidden":
             of = f"stage '{path[0]}'" if len(path) > 1 else "the config"
-            known = [name for name in parent if name != path[-1]]
+            known = [name for name in parent if [*path[:-1], name] not in unknown]
             return f"{source}: {key} is not a knob of {of}. {nearest(path[-1], known)}  ({file})"
         case "missing":
             return f"{source}: {key} is missing.  ({file})"

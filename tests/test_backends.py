@@ -84,7 +84,7 @@ def test_the_smoke_run_s_prompts_fit_its_limits_with_the_scripted_backend(script
     cfg = composed("recipes=smoke", "backend@sample.backend=scripted")
     asked = playground.prompts(cfg.prompts.rows, cfg.prompts.constraints, cfg.seed)
     lengths = [len(scripted.text.encode(row["prompt"], {})) for row in asked]
-    assert len(lengths) == cfg.prompts.rows and 10 < min(lengths) and max(lengths) <= cfg.sample.limits.prompt
+    assert len(lengths) == cfg.prompts.rows and min(lengths) > 10 and max(lengths) <= cfg.sample.limits.prompt
 
 
 def test_scripted_greedy_completions_do_not_depend_on_the_seed(scripted):

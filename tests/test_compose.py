@@ -27,6 +27,11 @@ def test_a_typo_in_a_key_names_its_source_its_neighbours_and_its_file():
     )
 
 
+def test_what_is_no_knob_is_not_told_to_be_known_beside_another():
+    for line in said("recipes=smoke", "refer.microbatch=1", "refer.quantisation=1").splitlines():
+        assert "microbatch" not in line.split("Known:")[1] and "quantisation" not in line.split("Known:")[1]
+
+
 def test_a_typo_deep_in_a_mounted_group_names_the_group_s_file():
     text = said("recipes=smoke", "adapter@train.adapter=lora", "train.adapter.rnk=3")
     assert (
