@@ -132,7 +132,7 @@ class Endpoint:
 
     def _holds_stop(self, request: Request, choice: Any) -> bool:
         """A server may read a first word with the space before it, and would end where no other backend does."""
-        words = self.text.read(choice.token_ids or [])
+        words = self.text.read(getattr(choice, "token_ids", None) or [])
         return any(stop in words for stop in request.stop)
 
     def _cut_again(self, request: Request, choice: Any) -> Completion | Failed:
