@@ -128,19 +128,27 @@ def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
     door.check(draws)
 
 
+SCRIPTED = "backend@sample.backend=scripted", "backend@exam.sample.backend=scripted"
+
+
 @pytest.mark.model
-def test_prompts_that_do_not_last_are_refused_before_sft_is_trained(tmp_path):
-    words = ["recipes=smoke", "rounds=9", "backend@sample.backend=scripted", "backend@exam.sample.backend=scripted"]
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rounds=9", *SCRIPTED], "per_round=400: rounds=9 need 3600 prompts, and there are "),
+        (["base.context=80"], "in a context of 80: 16 tokens are left for a prompt, and the shortest of "),
+    ],
+)
+def test_prompts_that_do_not_last_or_fit_are_refused_before_sft_is_trained(tmp_path, words, said):
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *words],
+        [sys.executable, "-m", "pipeline", "recipes=smoke", *words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(HOUSE)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 2
-    assert "per_round=400: rounds=9 need 3600 prompts, and there are " in done.stderr
+    assert done.returncode == 2 and said in done.stderr
     assert not (tmp_path / "store" / "sft").exists()
 
 
