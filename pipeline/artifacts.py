@@ -82,7 +82,7 @@ class Prompts(Artifact):
 
 @dataclass(frozen=True)
 class Fence(Artifact):
-    """Hashed word n-grams of every evaluation prompt: what training data must not contain."""
+    """Hashed word n-grams of every evaluation prompt, and of how many words: what training data must not contain."""
 
     def read(self) -> "pl.DataFrame":
         return read_table(self.path / "ngrams.parquet")

@@ -200,10 +200,13 @@ def validated(
     except ValidationError as error:
         errors = error.errors(include_url=False)
         own = [e for e in errors if not any(tuple(_locate(e["loc"], raw)[0][: len(at)]) == at for at in echoes)]
-        raise Refusal("\n".join(_fault(e, raw, choices, overrides) for e in own or errors)) from error
+        unknown = [_locate(e["loc"], raw)[0] for e in errors if e["type"] == "extra_forbidden"]
+        raise Refusal("\n".join(_fault(e, raw, choices, overrides, unknown) for e in own or errors)) from error
 
 
-def _fault(error: Any, raw: dict[str, Any], choices: dict[str, str], overrides: list[str]) -> str:
+def _fault(
+    error: Any, raw: dict[str, Any], choices: dict[str, str], overrides: list[str], unknown: list[list[str]]
+) -> str:
     path, parent, value = _locate(error["loc"], raw)
     key = ".".join(path)
     file = _file_of(path, choices)
@@ -211,7 +214,7 @@ def _fault(error: Any, raw: dict[str, Any], choices: dict[str, str], overrides: 
     match error["type"]:
         case "extra_forbidden":
             of = f"stage '{path[0]}'" if len(path) > 1 else "the config"
-            known = [name for name in parent if name != path[-1]]
+            known = [name for name in parent if [*path[:-1], name] not in unknown]
             return f"{source}: {key} is not a knob of {of}. {nearest(path[-1], known)}  ({file})"
         case "missing":
             return f"{source}: {key} is missing.  ({file})"
@@ -251,10 +254,23 @@ def _file_of(path: list[str], choices: dict[str, str]) -> str:
 
 
 def _source(key: str, choices: dict[str, str], overrides: list[str], file: str) -> str:
-    given = [override.lstrip("+~").partition("=")[0] for override in overrides]
-    if any(name == key or name.startswith(f"{key}.") for name in given):
+    if any(_gives(override, key.split(".")) for override in _parsed(overrides)):
         return "command line"
     return f"recipes/{choices['recipes']}.yaml" if "recipes" in choices else file
+
+
+def _gives(override: Any, path: list[str]) -> bool:
+    """Whether it writes what stands at this path: by itself, a part of it, or a list or dict that holds it."""
+    place, value = override.key_or_group.split("."), override.value()
+    if place[: len(path)] == path or path[: len(place)] != place:
+        return place[: len(path)] == path
+    for name in path[len(place) :]:
+        inside = dict(enumerate(value)) if isinstance(value, list) else value if isinstance(value, dict) else {}
+        key = next((key for key in inside if str(key) == name), None)
+        if key is None:
+            return False
+        value = inside[key]
+    return True
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -91,7 +91,8 @@ def commit_of(name: str, revision: str | None) -> str:
         ) from error
     except Exception as error:  # the hub's client lets its transport's own errors through, whatever that is today
         raise Refusal(
-            f"{name}: the hub cannot be reached to find its commit ({type(error).__name__}).\n"
+            f"{name}: no such folder is here, and the hub cannot be reached to find its commit"
+            f" ({type(error).__name__}).\n"
             f"  Give the commit as revision, or a local folder."
         ) from error
     assert sha is not None

@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
 from pipeline import served
-from pipeline.artifacts import Prompts
+from pipeline.artifacts import MODEL_FILE, Model, Prompts
 from pipeline.config import (
     Checkpoint,
     Draw,
@@ -20,6 +20,7 @@ from pipeline.config import (
     LanguageScorer,
     PairRound,
     ScoreConfig,
+    ScriptedBackend,
     ServedModel,
     ServiceRuntime,
     TinyBase,
@@ -31,7 +32,7 @@ from pipeline.config.score import gpus_of
 from pipeline.errors import Refusal
 from pipeline.given import check_function, schema_of
 from pipeline.language import check_languages
-from pipeline.step import Step
+from pipeline.step import Part, Step
 
 
 def check(coming: Iterable[Step]) -> None:
@@ -95,12 +96,24 @@ def check_scorer(name: str, scorer: object) -> None:
 
 def check_context(step: Step, cfg: Draw) -> None:
     """Where completions alone fill the context no prompt fits, however short."""
-    contexts = [context for ancestor in step.ancestors() if (context := context_of(ancestor))]
-    if contexts and cfg.limits.completion >= min(contexts):
+    context = known_context(step)
+    if context and cfg.limits.completion >= context:
         raise Refusal(
-            f"limits.completion={cfg.limits.completion}: the model has a context of {min(contexts)} tokens, so no"
+            f"limits.completion={cfg.limits.completion}: the model has a context of {context} tokens, so no"
             f" prompt fits before such a completion.\n  Lower limits.completion, or give a model with a longer context."
         )
+
+
+def line_of(draw: Step) -> Iterator[Step]:
+    """Who is drawn from, what that was trained from, and so on: one tokenizer, one context."""
+    model: Step | None = draw.inputs["policy"]
+    while model:
+        yield model
+        model = model.inputs.get("init") or model.inputs.get("base")
+
+
+def known_context(draw: Step) -> int | None:
+    return min((context for model in line_of(draw) if (context := context_of(model))), default=None)
 
 
 def context_of(step: Step) -> int | None:
@@ -145,6 +158,14 @@ def gpus_there() -> int:
     return there if named is None else min(there, len([name for name in named.split(",") if name.strip()]))
 
 
+def check_made(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
+    """What only a Step's artifact can tell, asked before the next Step is started."""
+    coming = list(coming)
+    check_prompts(made, folder_of(made), coming)
+    check_offline(made, folder_of(made), coming)
+    check_lengths(made, folder_of, coming)
+
+
 def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     """Whether these prompts last for all rounds and tell what is asked of them, before anything is trained on them."""
     funnel = folder / "funnel.json"
@@ -173,6 +194,54 @@ def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     for step in coming:
         if isinstance(step.config, PairRound) and (short := step.config.short_of(rows)):
             raise Refusal(short)
+
+
+def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
+    """Whether any prompt can fit, once the tokenizer of who will answer is there: before SFT is trained, where it is.
+
+    Counted is a prompt's last turn alone, so that only what fits under no template is refused; where some prompts fit,
+    the others are dropped and counted by `sample`.
+    """
+    if made.stage not in ("base", "sft") or not (count := counter(folder_of(made))):
+        return
+    seen: set[tuple[Path, int]] = set()
+    for step in coming:
+        cfg = step.config
+        if not isinstance(cfg, Draw) or isinstance(cfg.backend, ScriptedBackend) or made not in line_of(step):
+            continue
+        asked: Part = step.inputs["prompts"]
+        context = known_context(step)
+        room = min(cfg.limits.prompt, context - cfg.limits.completion) if context else cfg.limits.prompt
+        table = folder_of(asked.step) / asked.part
+        if (table, room) not in seen and (table / "prompts.parquet").exists():
+            check_room(cfg, context, room, Prompts(table), count)
+        seen.add((table, room))
+
+
+def check_room(cfg: Draw, context: int | None, room: int, prompts: Prompts, count: Callable[[str], int]) -> None:
+    lengths = []
+    for (messages,) in prompts.read().select("prompt").iter_rows():
+        lengths.append(count(messages[-1]["content"].strip()))
+        if lengths[-1] <= room:
+            return
+    beside = f", beside limits.completion={cfg.limits.completion} in a context of {context}" if context else ""
+    raise Refusal(
+        f"limits.prompt={cfg.limits.prompt}{beside}: {room} tokens are left for a prompt, and the shortest of"
+        f" {len(lengths)} has {min(lengths)} in its last turn alone.\n"
+        f"  Raise limits.prompt, lower limits.completion, or give shorter prompts."
+    )
+
+
+def counter(folder: Path) -> Callable[[str], int] | None:
+    """Of a model's tokens in a text, template and special tokens apart; without torch, in milliseconds."""
+    if not (folder / MODEL_FILE).exists() or not (file := Model(folder).tokenizer / "tokenizer.json").exists():
+        return None
+    from tokenizers import Tokenizer
+
+    pieces = Tokenizer.from_file(str(file))
+    pieces.no_truncation()
+    pieces.no_padding()
+    return lambda text: len(pieces.encode(text, add_special_tokens=False).ids)
 
 
 def told_in(folder: Path, part: str) -> set[str]:

@@ -65,7 +65,7 @@ def told_in_short(cost: dict[str, Any]) -> str:
             f"{cost['prompts']} prompts",
             f"{cost['tokens_per_second']:.0f} tok/s",
             f"{cost['mean_tokens']:.0f} tokens each",
-            f"{cost['truncated'] / cost['completions']:.1%} truncated",
+            f"{cost['truncated'] / max(cost['completions'], 1):.1%} truncated",
         ]
     if "processes" in cost:
         parts.append(f"{cost['processes']} processes" + ("" if cost.get("watched") else ", which do not look at KL"))

@@ -95,8 +95,7 @@ def _built(cfg: Config, planned: Planned, story: Path, ledger: Ledger) -> bool:
         else:
             ledger.line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
         contents[fingerprint] = manifest
-        door.check_prompts(step, planned.folder(step), planned.steps[number:])
-        door.check_offline(step, planned.folder(step), planned.steps[number:])
+        door.check_made(step, planned.folder, planned.steps[number:])
         _link(story, step, planned.folder(step), number)
     return True
 

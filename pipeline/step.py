@@ -14,7 +14,7 @@ from pipeline.errors import Refusal
 
 # Bump a stage's number when the meaning of what it makes changes, so that nothing made before is taken for it.
 STAGE_VERSIONS = {
-    "prompts": 2,
+    "prompts": 3,
     "base": 1,
     "sft": 1,
     "reward": 1,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from pipeline.backends import Backend, Request
+from pipeline.backends import Backend, Request, Text
 
 Body = dict[str, Any]
 Fault = Callable[[int, int], str | None]
@@ -97,11 +97,12 @@ def drawn_by(backend: Backend) -> Callable[[Body], Body]:
     def complete(body: Body) -> Body:
         request = Request("x", body["prompt"], body["temperature"], body["top_p"], body["seed"])
         [completion] = backend.generate([[request]])
-        ids = completion.token_ids
+        ids, stop = up_to_stop(backend.text, completion.token_ids, body.get("stop", []))
         return {
             "index": 0,
             "text": backend.text.decode(completion),
-            "finish_reason": completion.finish_reason,
+            "finish_reason": "stop" if stop else completion.finish_reason,
+            "stop_reason": stop,
             "token_ids": ids,
             "prompt_token_ids": body["prompt"],
             # What matters of them is their sum, and for the policy each: so they come from one forward pass.
@@ -109,6 +110,14 @@ def drawn_by(backend: Backend) -> Callable[[Body], Body]:
         }
 
     return complete
+
+
+def up_to_stop(text: Text, ids: list[int], stops: list[str]) -> tuple[list[int], str | None]:
+    """The tokens until a stop string is complete, and that string."""
+    for size in range(len(ids)):
+        if found := [stop for stop in stops if stop in text.read(ids[:size])]:
+            return ids[:size], found[0]
+    return ids, None
 
 
 def token_logprobs(backend: Any, prompt: list[int], ids: list[int]) -> list[float]:

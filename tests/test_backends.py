@@ -21,10 +21,11 @@ from pipeline.backends.adapters import engine_rank
 from pipeline.config import BackendConfig, Limits
 from pipeline.errors import Refusal
 from pipeline.sampling.cutting import cut
+from pipeline.sources import playground
 from pipeline.stages import sample
 from pipeline.training.difference import per_token
 from tests import test_sample
-from tests.house import HOUSE
+from tests.house import HOUSE, composed
 from tests.tiny import CHAT, WORDS, tiny_model, tiny_tokenizer
 
 LIMITS = Limits(prompt=64, completion=40)
@@ -77,6 +78,13 @@ def test_scripted_completions_are_a_function_of_prompt_and_seed(scripted):
     assert {len(c.token_ids) for c in first.values() if c.finish_reason == "length"} == {LIMITS.completion}
     assert all(0 <= token < 50 for completion in first.values() for token in completion.token_ids)
     assert all(0 < token < 50 for request in asked for token in request.prompt_token_ids)
+
+
+def test_the_smoke_run_s_prompts_fit_its_limits_with_the_scripted_backend(scripted):
+    cfg = composed("recipes=smoke", "backend@sample.backend=scripted")
+    asked = playground.prompts(cfg.prompts.rows, cfg.prompts.constraints, cfg.seed)
+    lengths = [len(scripted.text.encode(row["prompt"], {})) for row in asked]
+    assert len(lengths) == cfg.prompts.rows and min(lengths) > 10 and max(lengths) <= cfg.sample.limits.prompt
 
 
 def test_scripted_greedy_completions_do_not_depend_on_the_seed(scripted):

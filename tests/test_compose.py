@@ -27,6 +27,11 @@ def test_a_typo_in_a_key_names_its_source_its_neighbours_and_its_file():
     )
 
 
+def test_what_is_no_knob_is_not_told_to_be_known_beside_another():
+    for line in said("recipes=smoke", "refer.microbatch=1", "refer.quantisation=1").splitlines():
+        assert "microbatch" not in line.split("Known:")[1] and "quantisation" not in line.split("Known:")[1]
+
+
 def test_a_typo_deep_in_a_mounted_group_names_the_group_s_file():
     text = said("recipes=smoke", "adapter@train.adapter=lora", "train.adapter.rnk=3")
     assert (
@@ -39,6 +44,18 @@ def test_a_wrong_type_and_a_wrong_value_are_said_at_once():
     assert len(lines) == 3
     assert all(line.startswith("command line: ") for line in lines)
     assert any("sample.shard='many'" in line for line in lines) and any("init='neither'" in line for line in lines)
+
+
+def test_a_fault_inside_a_list_or_a_dict_is_laid_at_who_gave_it(tmp_path):
+    text = said("recipes=smoke", "sample.more=[4,0]", "sample.settings={draw: {n: 0, stop: [a, '']}}")
+    places = "sample.more.1=0", "sample.settings.draw.n=0", "sample.settings.draw.stop.1=''"
+    assert all(f"command line: {place}: " in text for place in places)
+    own = tmp_path / "recipes" / "mine.yaml"
+    own.parent.mkdir()
+    own.write_text("# @package _global_\nsample: {more: [4, 0], settings: {draw: {n: 0, stop: [a, '']}}}\n")
+    beside = "sample.settings={draw: {temperature: 0.5}}"  # holds the place of none of them
+    text = said("--config-dir", str(tmp_path), "recipes=mine", beside, *GIVEN)
+    assert all(f"recipes/mine.yaml: {place}: " in text for place in places)
 
 
 def test_a_missing_recipe_names_the_ones_there_are():

@@ -154,19 +154,78 @@ def test_completions_that_fill_the_context():
         door.check(steps(*words, "limits.completion=4096"))
 
 
+def spelled(folder: Path) -> Path:
+    """A model's folder as far as its tokenizer, whose tokens are words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    pieces = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    pieces.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pieces.enable_truncation(3)  # as some checkpoints bring it
+    write_json(folder / "model.json", {"weights": "weights", "tokenizer": "weights"})
+    (folder / "weights").mkdir()
+    pieces.save(str(folder / "weights" / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("word", "room"),
+    [("limits.prompt=5", 5), ("base.context=70", 6), ("limits.prompt=7", None)],
+)
+def test_prompts_that_fit_nowhere_are_refused_before_sft_is_trained(tmp_path, word, room):
+    """Seven words the shortest."""
+    *planned, _ = steps("recipes=smoke", word)
+    made = next(step for step in planned if step.stage == "base")
+    spelled(tmp_path / "base")
+    texts = ["say six things of a river ?", "and " * 90]
+    asked = [exams.prompts(tmp_path, texts, "{}", part).path for part in ("train", "test")]
+    folders = {"base": tmp_path / "base", "prompts": asked[0].parent}
+
+    def check(coming: list, by: Step = made) -> None:
+        door.check_lengths(by, lambda step: folders.get(step.stage, tmp_path / step.stage), coming)
+
+    if room is None:
+        return check(planned)
+    with pytest.raises(Refusal, match=rf"{room} tokens are left for a prompt, and the shortest of 2 has 7 .*\n  Raise"):
+        check(planned)
+    check([step for step in planned if step.stage != "sample"])
+    check(planned, next(step for step in planned if step.stage == "sft"))  # nothing of it is there yet
+    for part in asked:
+        (part / "prompts.parquet").unlink()  # pruned
+    return check(planned)
+
+
+def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
+    words = [
+        "reward=train",
+        "reward.start={kind: tiny, vocabulary: 300, hidden: 64, layers: 1, heads: 1, context: 9, seed: 1}",
+    ]
+    words += ["score=reward", "pair.scorer=reward", "sample.more=[4]", "evaluate.scorer=reward"]
+    draws = [step for step in steps("recipes=smoke", *words) if step.stage == "sample"]
+    assert {model.stage for draw in draws for model in door.line_of(draw)} == {"base", "sft", "train"}
+    door.check(draws)
+
+
+SCRIPTED = "backend@sample.backend=scripted", "backend@exam.sample.backend=scripted"
+
+
 @pytest.mark.model
-def test_prompts_that_do_not_last_are_refused_before_sft_is_trained(tmp_path):
-    words = ["recipes=smoke", "rounds=9", "backend@sample.backend=scripted", "backend@exam.sample.backend=scripted"]
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rounds=9", *SCRIPTED], "per_round=400: rounds=9 need 3600 prompts, and there are "),
+        (["base.context=80"], "in a context of 80: 16 tokens are left for a prompt, and the shortest of "),
+    ],
+)
+def test_prompts_that_do_not_last_or_fit_are_refused_before_sft_is_trained(tmp_path, words, said):
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *words],
+        [sys.executable, "-m", "pipeline", "recipes=smoke", *words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(HOUSE)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 2
-    assert "per_round=400: rounds=9 need 3600 prompts, and there are " in done.stderr
+    assert done.returncode == 2 and said in done.stderr
     assert not (tmp_path / "store" / "sft").exists()
 
 

@@ -16,6 +16,8 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Model, read_table
+from pipeline.backends import Request
+from pipeline.config import Limits
 from pipeline.errors import Broken, Refusal
 from tests import test_sample
 from tests.house import HOUSE, composed
@@ -48,8 +50,6 @@ def policy(tmp_path_factory) -> Model:
 
 @pytest.fixture(scope="module")
 def complete(policy):
-    from pipeline.config import Limits
-
     return drawn_by(opened(transformers(1), policy).start(policy, Limits(**LIMITS)))
 
 
@@ -86,6 +86,42 @@ def test_a_server_of_the_policy_gives_what_the_policy_gives_here(complete, polic
     cost = json.loads((tmp_path / "a" / "cost.json").read_text())
     assert cost["money"] == pytest.approx((cost["prompt_tokens"] + 3 * cost["tokens"]) / 1e6)
     assert not (tmp_path / "a" / "failed.parquet").exists()
+
+
+STOPS = {"draw": {"n": 4, "temperature": 1.0, "top_p": 1.0, **test_sample.PLAIN, "stop": ["e", "an"]}}
+
+
+@model
+def test_a_server_ends_at_stop_strings_and_the_rows_are_the_same(complete, policy, prompts, tmp_path):
+    came = []
+
+    def told(body):
+        came.append(complete(body))
+        return came[-1]
+
+    def drawn(out: str, backend: dict) -> pl.DataFrame:
+        return test_sample.run(tmp_path / out, prompts, policy, backend=backend, limits=LIMITS, settings=STOPS)
+
+    with serving(told) as server:
+        rows = drawn("a", endpoint(server.base_url))
+    ended = [choice for choice in came if choice["stop_reason"]]
+    assert rows.drop("logprob").equals(drawn("b", transformers(4)).drop("logprob"))
+    assert len(ended) == rows["stop_string"].count() > 10, "the server ended all that are cut"
+    assert all(choice["token_ids"][-1] != 2 for choice in ended), "and they bring no token past the string"
+
+
+@model
+def test_where_the_server_alone_sees_a_stop_string_it_is_asked_again_without(complete, policy, prompts, tmp_path):
+    def odd(body):
+        early = {"finish_reason": "stop", "stop_reason": "never said"} if body.get("stop") else {}
+        return complete({**body, "stop": []}) | early
+
+    stops = {"draw": {**STOPS["draw"], "stop": ["never said"]}}
+    with serving(odd) as server:
+        backend = endpoint(server.base_url)
+        rows = test_sample.run(tmp_path / "a", prompts, policy, backend=backend, limits=LIMITS, settings=stops)
+    here = test_sample.run(tmp_path / "b", prompts, policy, backend=transformers(4), limits=LIMITS, settings=stops)
+    assert rows.drop("logprob").equals(here.drop("logprob")) and set(server.tries.values()) == {2}
 
 
 @model
@@ -457,7 +493,8 @@ def many(tmp_path):
 @model
 def test_vllm_s_server_gives_the_policy_s_tokens_and_its_death_loses_nothing(vllm, policy, many, tmp_path):
     vllm.wait()
-    greedy = {"calm": {"n": 1, "temperature": 0.0, "top_p": 1.0, **test_sample.PLAIN}}
+    calm = {"n": 1, "temperature": 0.0, "top_p": 1.0, **test_sample.PLAIN}
+    greedy = {"calm": calm, "calm stopped": {**calm, "stop": STOPS["draw"]["stop"]}}
     shape = {
         "limits": LIMITS,
         "settings": greedy,
@@ -466,10 +503,24 @@ def test_vllm_s_server_gives_the_policy_s_tokens_and_its_death_loses_nothing(vll
     }
     theirs = test_sample.run(tmp_path / "theirs", many, policy, backend=of_vllm(vllm), **shape)
     ours = test_sample.run(tmp_path / "ours", many, policy, backend=transformers(16), **shape)
-    assert theirs.height == 100 and theirs.drop("logprob").equals(ours.drop("logprob"))
+    assert theirs.height == 200 and theirs.drop("logprob").equals(ours.drop("logprob"))
     assert (theirs["logprob"] - ours["logprob"]).abs().max() < 1e-3
+    assert stopped_early(of_vllm(vllm), policy, theirs.filter(pl.col("stop_string").is_not_null()))
 
     assert 8 <= broken_on_the_way(vllm, tmp_path / "out", many, policy) < 400
+
+
+def stopped_early(backend: dict, policy: Model, cut: pl.DataFrame) -> bool:
+    """Whether the server drew nothing past the stop strings."""
+    server = opened(backend, policy).start(policy, Limits(**LIMITS))
+    stops = tuple(STOPS["draw"]["stop"])
+    asked = [
+        Request(str(at), ids, 0.0, 1.0, at, stop=stops) for at, ids in enumerate(cut["prompt_token_ids"].to_list())
+    ]
+    came = {drawn.sample_id: drawn for drawn in server.generate([asked])}
+    server.close()
+    longest = max(len(came[str(at)].token_ids) - len(kept) for at, kept in enumerate(cut["token_ids"].to_list()))
+    return cut.height > 50 and longest <= 2  # tokens that the string itself may lie in, instead of EOS
 
 
 @model

@@ -94,6 +94,12 @@ def test_init_and_reference_name_the_models_they_say():
     assert [each.config for each in steps["train@2"].inputs["logps"]] == [steps["refer@2"].config] * 2
 
 
+def test_what_a_round_draws_from_is_what_was_examined_after_the_round_before():
+    steps = named(plan(composed("recipes=smoke")))
+    for drawn, examined in (("sample@1", "sample@test sft"), ("sample@2", "sample@test round-1")):
+        assert steps[drawn].inputs["policy"] is steps[examined].inputs["policy"]
+
+
 def test_base_none_starts_the_report_at_sft():
     steps = named(plan(composed(*SMALL)))
     assert "base@0" not in steps

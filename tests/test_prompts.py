@@ -77,7 +77,7 @@ def test_train_shares_no_ngram_with_dev_or_test(tmp_path):
         {"prompt": f"{SENTENCE.format(i)}" if i % 3 == 0 else f"a question of its own, number {i}"} for i in range(60)
     ]
     out = made(tmp_path, lines, "prompts.fence.ngram=8")
-    fenced = set(read_table(out / "fence" / "ngrams.parquet")["gram"])
+    fenced = set(read_table(out / "fence" / "ngrams.parquet").rows())
     for message in Prompts(out / "train").read()["prompt"].to_list():
         assert fenced.isdisjoint(grams(message[-1]["content"], 8))
     assert len(read_table(out / "dropped.parquet")) > 0
@@ -304,6 +304,13 @@ DISGUISES = {
 }
 INNOCENT = "Write a letter to the mayor of a small harbour town about the lighthouse, asking her to repaint its door."
 SHORT = "Tell me a joke."
+BRIEF = "Explain why the tides rise and fall each day."  # nine words, fewer than the n-gram
+BRIEFS = {
+    "brief": BRIEF.upper(),
+    "brief embedded": f"Answer as a pirate would: {BRIEF} Mind your language!",
+    "brief at the end of a long one": "word " * 30 + "explain: why the tides rise, and fall each day",
+}
+NEAR_BRIEF = "Explain why the tides rise and fall each night, and what the moon has to do with that."
 
 
 @pytest.fixture(scope="module")
@@ -311,11 +318,12 @@ def examined(tmp_path_factory) -> Path:
     """Prompts that hold an evaluation prompt in every disguise, sorted beside that evaluation set."""
     folder = tmp_path_factory.mktemp("examined")
     exam = folder / "exam.jsonl"
-    turns = {81: [EXAM, "Why?"], 82: [SHORT], 83: ["Name a lake.", "Why?"]}
+    turns = {81: [EXAM, "Why?"], 82: [SHORT], 83: ["Name a lake.", "Why?"], 84: [BRIEF, "And why at night?"]}
     rows = [{"question_id": number, "turns": asked} for number, asked in turns.items()]
     exam.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    planted = [{"prompt": text, "id": name} for name, text in DISGUISES.items()]
+    planted = [{"prompt": text, "id": name} for name, text in (DISGUISES | BRIEFS).items()]
     kept = [{"prompt": INNOCENT, "id": "innocent"}, {"prompt": f"{SHORT} One about cats.", "id": "longer"}]
+    kept += [{"prompt": NEAR_BRIEF, "id": "near brief"}]
     talk = [turn("user", "Name a river."), turn("assistant", "The Po."), turn("user", "Why?")]
     short = [{"prompt": "tell me A JOKE!", "id": "short"}, {"prompt": "name a lake", "id": "opening"}]
     rest = [*short, {"prompt": talk, "id": "talk"}]
@@ -331,24 +339,27 @@ def test_an_evaluation_prompt_is_found_in_every_disguise_and_named(examined):
     dropped = {row["prompt_id"]: row for row in read_table(examined / "dropped.parquet").to_dicts()}
     gone = {name for name, row in dropped.items() if row["reason"] == "overlap with mt_bench"}
     repeats = {name for name, row in dropped.items() if row["reason"] == "duplicate"}  # of the disguises themselves
-    assert gone | repeats == {*DISGUISES, "short", "opening"} and len(repeats) == 2
+    assert gone | repeats == {*DISGUISES, *BRIEFS, "short", "opening"} and len(repeats) == 2
     shared = " ".join(EXAM.lower().replace(",", "").replace(".", "").split())
-    for name in gone - {"short", "opening"}:
+    for name in gone - {*BRIEFS, "short", "opening"}:
         of, _, words = dropped[name]["detail"].partition(": ")
         assert of == "mt_bench 81" and words in shared and len(words.split()) >= 13
     assert dropped["embedded"]["detail"] == f"mt_bench 81: {shared}"
     assert dropped["short"]["detail"] == "mt_bench 82: tell me a joke"
     assert dropped["opening"]["detail"] == "mt_bench 83: name a lake"
+    whole = "mt_bench 84: explain why the tides rise and fall each day"
+    assert {dropped[name]["detail"] for name in BRIEFS} == {whole}
 
 
 def test_a_prompt_on_the_same_topic_and_a_later_turn_alone_are_innocent(examined):
     everywhere = set().union(*(ids(examined, part) for part in ("train", "dev", "test")))
-    assert {"innocent", "longer", "talk"} <= everywhere
+    assert {"innocent", "longer", "talk", "near brief"} <= everywhere
 
 
 def test_the_fence_keeps_evaluation_sets_from_other_training_data(examined):
     check = FenceCheck(Fence(examined / "fence"), 13)
     assert check.overlaps(f"First this. {EXAM}") and check.overlaps(SHORT) and not check.overlaps(INNOCENT)
+    assert all(map(check.overlaps, BRIEFS.values())) and not check.overlaps(NEAR_BRIEF)
 
 
 def test_a_character_of_a_script_without_spaces_is_a_word():

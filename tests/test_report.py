@@ -277,7 +277,16 @@ def a_report(name="round-1"):
             ],
         },
         "training": [{**trained, "curve": curve, "dev": curve[::3]}],
-        "cost": [{"stage": "train", "seconds": 9.0, "tokens": 900, "tokens_per_second": 100.0, "steps": [{}]}],
+        "cost": [
+            {
+                "stage": "train",
+                "seconds": 9.0,
+                "engine_start_seconds": None,
+                "tokens": 900,
+                "tokens_per_second": 100.0,
+                "steps": [{}],
+            }
+        ],
         "missing": [],
         "slices": [],
         "control": None,

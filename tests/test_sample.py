@@ -167,7 +167,7 @@ def test_too_few_prompts_for_all_rounds_are_refused_in_the_first(tmp_path, promp
 
 
 def test_a_prompt_too_long_is_dropped_and_listed_never_cut(tmp_path):
-    prompts = ask(tmp_path / "train", "short", "long " * 30, "short too", "longer " * 40)
+    prompts = ask(tmp_path / "train", "short", "long " * 64, "short too", "longer " * 80)
     rows = run(tmp_path / "out", prompts)
     dropped = read_table(tmp_path / "out" / "dropped.parquet")
     assert set(dropped["reason"]) == {"prompt_too_long"}
@@ -178,17 +178,17 @@ def test_a_prompt_too_long_is_dropped_and_listed_never_cut(tmp_path):
 
 def test_a_prompt_whose_completion_would_not_fit_the_context_is_dropped(tmp_path):
     class Short(ScriptedText):
-        context = len("user: say 9 things\n") + 32
+        context = 4 + 32  # user: say 9 things
 
-    prompts = ask(tmp_path / "train", *(f"say {number} things" for number in (9, 10, 7)))
-    kept, dropped = admission.admitted(config(), Short(200), prompts.read())
+    prompts = ask(tmp_path / "train", *(f"say {number} things" for number in (9, "so many", 7)))
+    kept, dropped = admission.admitted(config(), lambda: Short(200), prompts.read())
     assert sorted(row[0]["content"] for row in kept["prompt"]) == ["say 7 things", "say 9 things"]
     assert dropped["reason"].to_list() == ["context_too_short"]
 
 
 def test_no_prompt_left_is_refused(tmp_path, prompts):
-    with pytest.raises(Refusal, match=r"none of 10 prompts.*limits.prompt=5.*\n.*Raise limits.prompt"):
-        run(tmp_path / "out", prompts, limits={"prompt": 5, "completion": 32})
+    with pytest.raises(Refusal, match=r"none of 10 prompts.*limits.prompt=3.*\n.*Raise limits.prompt"):
+        run(tmp_path / "out", prompts, limits={"prompt": 3, "completion": 32})
 
 
 # ── resuming ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -67,14 +67,14 @@ def test_the_prompt_s_own_system_text_stays_below_the_setting_s():
 
 
 def test_a_prompt_too_long_with_what_a_setting_shows_is_dropped_for_all(tmp_path):
-    asked = ask(tmp_path / "train", "short", "long " * 30)
+    asked = ask(tmp_path / "train", "short", "long " * 164)
     changes = settings(system="Be kind.")
     assert run(tmp_path / "plain", asked, limits=LONG).height == 8
     rows = run(tmp_path / "out", asked, **{**changes, "limits": {"prompt": 165, "completion": 32}})
     dropped = artifacts.read_table(tmp_path / "out" / "dropped.parquet")
     assert rows["prompt_id"].n_unique() == 1
     [detail] = dropped["detail"]
-    assert detail == "174 tokens with what the setting other shows, limits.prompt=165"
+    assert detail == "168 tokens with what the setting other shows, limits.prompt=165"
 
 
 def test_the_draws_for_kl_are_the_policy_s_own():
@@ -188,10 +188,11 @@ class TestCuttingTokens:
 
 def test_thinking_stands_in_a_column_and_in_the_cost(tmp_path, prompts):
     whole = run(tmp_path / "whole", prompts)
-    close = whole["completion"][0].split()[3]
+    words = whole["completion"][0].split()
+    close = next(word for word in words[3:] if len(word) == 4)  # two syllables: it is part of no other word
     rows = run(tmp_path / "out", prompts, reasoning={"open": "ö", "close": close})
     counted = [row.split().index(close) + 1 if close in row.split() else 0 for row in rows["completion"]]
-    assert rows["reasoning_tokens"].to_list() == counted and counted[0] == 4
+    assert rows["reasoning_tokens"].to_list() == counted and counted[0] == words.index(close) + 1
     assert json.loads((tmp_path / "out" / "cost.json").read_text())["reasoning_tokens"] == sum(counted)
     assert whole["reasoning_tokens"].sum() == 0
 
@@ -235,7 +236,7 @@ def test_a_later_wave_draws_only_where_all_scores_so_far_tie(tmp_path, prompts):
 def test_a_wave_that_no_prompt_needs_publishes_no_rows_and_starts_nothing(tmp_path, prompts, monkeypatch):
     first = run(tmp_path / "0", prompts)
     scores = scored(tmp_path / "s0", first, lambda row: int(row["sample_id"], 16) / 2**64)
-    monkeypatch.setattr(Scripted, "start", lambda *_: pytest.fail("the backend was started"))
+    monkeypatch.setattr(sample, "open_backend", lambda *_: pytest.fail("a backend, and so a tokenizer, was opened"))
     made = sample.run(config(wave=1, ties_by="rules"), tmp_path / "1", policy=POLICY, prompts=prompts, scores=[scores])
     assert made.read().schema == first.schema and made.read().is_empty()
     before = files(tmp_path / "1")

@@ -6,6 +6,7 @@ stops the run.
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, Self
 
@@ -63,6 +64,9 @@ class Endpoint:
 
         try:
             choice = await self.choice(request, self._longest)
+            if _at_string(request, choice) and not self._holds_stop(request, choice):
+                request = replace(request, stop=())
+                choice = await self.choice(request, self._longest)
         except (AuthenticationError, PermissionDeniedError) as error:
             raise served.unaccepted(KNOB, self.cfg.runtime, error.status_code) from None
         except NotFoundError:
@@ -93,8 +97,10 @@ class Endpoint:
             "seed": request.seed,
         }
         if not self.cfg.require_token_ids:
-            return plain
+            return plain  # without stop strings: text that ended at one looks like text that ended by itself
         extra = {**AS_ASKED, "min_p": request.min_p, "stop_token_ids": self.text.stops, "return_token_ids": True}
+        if request.stop:  # looked for in what the cut reads, special tokens included
+            extra |= {"stop": list(request.stop), "skip_special_tokens": False}
         return {**plain, "logprobs": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "extra_body": extra}
 
     def _completion(self, request: Request, choice: Any) -> Completion | Failed:
@@ -107,7 +113,8 @@ class Endpoint:
         if len(choice.token_ids) > self._longest:
             return Failed(request.sample_id, f"it has more than the {self._longest} tokens that were asked for")
         logprob = sum(choice.logprobs.token_logprobs)
-        return Completion(request.sample_id, choice.token_ids, logprob, choice.finish_reason)
+        whole = not _at_string(request, choice)  # whoever asked cuts before the string
+        return Completion(request.sample_id, choice.token_ids, logprob, choice.finish_reason if whole else "length")
 
     def fault(self, request: Request, choice: Any) -> str | None:
         """Why its tokens cannot be taken for those drawn, if so."""
@@ -118,9 +125,15 @@ class Endpoint:
             return "it came without a log-probability for each token"
         if (read := getattr(choice, "prompt_token_ids", None)) is not None and read != request.prompt_token_ids:
             return "the server read another prompt than it was given"
-        if choice.finish_reason == "stop" and ids[-1] not in self.text.stops:
+        stopped = choice.finish_reason == "stop" and not _at_string(request, choice)
+        if stopped and ids[-1] not in self.text.stops:
             return "it was stopped at a token that ends no answer of the policy"
         return None
+
+    def _holds_stop(self, request: Request, choice: Any) -> bool:
+        """A server may read a first word with the space before it, and would end where no other backend does."""
+        words = self.text.read(getattr(choice, "token_ids", None) or [])
+        return any(stop in words for stop in request.stop)
 
     def _cut_again(self, request: Request, choice: Any) -> Completion | Failed:
         """Text in the policy's own tokens: not those that were drawn, so their log-probability is not known.
@@ -163,6 +176,11 @@ class Endpoint:
             task.cancel()
         await asyncio.gather(*self._pending, return_exceptions=True)
         await self.client.close()
+
+
+def _at_string(request: Request, choice: Any) -> bool:
+    """Whether it was ended early by a stop string, with all tokens up to where that is complete."""
+    return choice.finish_reason == "stop" and getattr(choice, "stop_reason", None) in request.stop
 
 
 def is_text(given: Any) -> bool:

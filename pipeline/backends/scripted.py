@@ -1,12 +1,14 @@
 """A backend without model, tokenizer or torch: completions are a function of prompt ids and seed. For tests.
 
-Token 0 ends a completion; a prompt is its UTF-8 bytes, folded into the vocabulary; an answer's words are syllables.
+Token 0 ends a completion; a prompt has a token a word, as many as real ones, so that the same limits fit it; an
+answer's words are syllables.
 """
 
 import math
 import random
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
+from zlib import crc32
 
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Message, Request
@@ -27,7 +29,7 @@ class ScriptedText:
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
         spoken = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
-        return [1 + byte % (self.vocabulary - 1) for byte in spoken.encode()]
+        return [1 + crc32(word.encode()) % (self.vocabulary - 1) for word in spoken.split()]
 
     def decode(self, completion: Completion) -> str:
         return self.read(completion.token_ids)

@@ -8,7 +8,7 @@ from pipeline.report.ancestors import Ancestor, ancestors_of
 
 
 def cost_of(out: Path) -> list[dict[str, Any]]:
-    """One row per stage in the order of the main line. Tokens/s are over the whole time, start of engines included."""
+    """One row per stage in the order of the main line. The start of engines stands apart and is in no tokens/s."""
     steps: dict[str, list[dict[str, Any]]] = {}
     for ancestor in ancestors_of(out):
         steps.setdefault(ancestor.stage, []).append(_step(ancestor))
@@ -24,6 +24,19 @@ def _stage(stage: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = sum(step["seconds"] or 0.0 for step in steps)
     with_tokens = [step for step in steps if step.get("tokens") is not None]
     tokens = sum(step["tokens"] for step in with_tokens) if with_tokens else None
-    busy = sum(step["seconds"] or 0.0 for step in with_tokens)
-    speed = tokens / busy if tokens is not None and busy else None
-    return {"stage": stage, "seconds": seconds, "tokens": tokens, "tokens_per_second": speed, "steps": steps}
+    busy = sum(_busy(step) for step in with_tokens)
+    starts = [step["engine_start_seconds"] for step in steps if "engine_start_seconds" in step]
+    return {
+        "stage": stage,
+        "seconds": seconds,
+        "engine_start_seconds": sum(starts) if starts else None,
+        "tokens": tokens,
+        "tokens_per_second": tokens / busy if tokens is not None and busy else None,
+        "steps": steps,
+    }
+
+
+def _busy(step: dict[str, Any]) -> float:
+    """Seconds that its tokens took: at the speed that it measured itself, or all of its time."""
+    speed = step.get("tokens_per_second")
+    return step["tokens"] / speed if speed else step["seconds"] or 0.0

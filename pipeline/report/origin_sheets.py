@@ -73,11 +73,13 @@ def training(report: Row) -> Sheet:
 
 def cost(report: Row) -> Sheet:
     total = sum(row["seconds"] for row in report["cost"])
-    columns = ("stage", "steps", "time", "share", "tokens", "tokens/s")
+    columns = ("stage", "steps", "time", "share", "engine start", "tokens", "tokens/s")
     rows = [_stage(row, total) for row in report["cost"]]
-    return Sheet(
-        "Cost", f"{seconds(total)} in all; what came from the store counts as when it was built.", columns, rows
+    note = (
+        f"{seconds(total)} in all; what came from the store counts as when it was built."
+        " Sampling's tokens/s are those of drawing, from the moment that an engine stood."
     )
+    return Sheet("Cost", note, columns, rows)
 
 
 def _stage(row: Row, total: float) -> list[Cell]:
@@ -86,6 +88,7 @@ def _stage(row: Row, total: float) -> list[Cell]:
         str(len(row["steps"])),
         seconds(row["seconds"]),
         share(part),
+        seconds(row["engine_start_seconds"]),
         count(row["tokens"]),
         count(row["tokens_per_second"]),
     )

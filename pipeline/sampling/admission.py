@@ -3,7 +3,7 @@
 A prompt is dropped and counted, never cut.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import polars as pl
@@ -40,9 +40,11 @@ def block(cfg: Draw, prompts: Prompts) -> pl.DataFrame:
     return rows.slice((cfg.round - 1) * cfg.per_round, cfg.per_round)
 
 
-def admitted(cfg: Draw, text: Text, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def admitted(cfg: Draw, open_text: Callable[[], Text], rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The prompts that fit, by id, and the list of those that do not: a prompt is never cut."""
-    rows = rows.sort("prompt_id")
+    if cfg.ties_by and rows.is_empty():  # a wave that no prompt needs needs no tokenizer
+        return rows, pl.DataFrame(schema=DROPPED)
+    text, rows = open_text(), rows.sort("prompt_id")
     faults = []
     for row in rows.iter_rows(named=True):
         found = (too_long(cfg, text.context, *length) for length in lengths(cfg, text, row["prompt"]))

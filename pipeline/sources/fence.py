@@ -1,4 +1,8 @@
-"""Overlap with evaluation prompts: hashed word n-grams, blind to case, punctuation and how a letter is stored."""
+"""Overlap with evaluation prompts: hashed word n-grams, blind to case, punctuation and how a letter is stored.
+
+A prompt shorter than the n-gram is found as a whole: inside a longer text from `LEAST` words on, below that only where
+the text is nothing else.
+"""
 
 import hashlib
 import re
@@ -13,28 +17,47 @@ from pipeline.sources.letters import folded
 # Scripts that put no space between words: each of their characters counts as one.
 _DENSE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_DENSE}]|[^\W_{_DENSE}]+")
+LEAST = (
+    8  # words that two texts hardly share by chance: of fewer, such as `write a poem about the sea`, many begin alike
+)
+WHOLE = 0  # the width of a text that is compared from its first to its last word
 SHOWN = 30  # words of a match
 
-
-def grams(text: str, ngram: int) -> set[int]:
-    """The hashes of every run of `ngram` words; a shorter text has one: itself, which no longer text contains."""
-    words, width = _runs(text, ngram)
-    return {_hash(words[i : i + width]) for i in range(len(words) - width + 1)}
+Gram = tuple[int, int, int]  # a hash, of how many words, and the hash of the first few: one look tells most texts apart
 
 
-def table(fenced: Iterable[int]) -> pl.DataFrame:
-    return pl.DataFrame({"gram": sorted(fenced)}, schema={"gram": pl.UInt64})
+def grams(text: str, ngram: int) -> set[Gram]:
+    """What a text may share with no training text: each run of `ngram` words; of a shorter text all its words."""
+    words = _words(text)
+    if len(words) >= ngram:
+        return {_gram(words[at : at + ngram]) for at in range(len(words) - ngram + 1)}
+    inside = {_gram(words)} if len(words) >= LEAST else set()
+    return {_whole(words), *inside}
+
+
+def table(fenced: Iterable[Gram]) -> pl.DataFrame:
+    schema = {"gram": pl.UInt64, "words": pl.UInt16, "opening": pl.UInt64}
+    return pl.DataFrame(sorted(fenced), schema=schema, orient="row")
 
 
 class FenceCheck:
     """What a stage that brings in training data asks of each text."""
 
     def __init__(self, fence: Fence, ngram: int):
+        known = fence.read()
         self._ngram = ngram
-        self._fenced = set(fence.read()["gram"])
+        self._fenced: set[Gram] = set(known.rows())
+        self._openings = set(known["opening"])
+        self._widths = set(known["words"]) - {WHOLE}
+        self.fault = f"shares {ngram} words in a row with an evaluation prompt, or all of a shorter one"
 
     def overlaps(self, text: str) -> bool:
-        return not self._fenced.isdisjoint(grams(text, self._ngram))
+        words = _words(text)
+        if len(words) < self._ngram and _whole(words) in self._fenced:
+            return True
+        few = min(LEAST, self._ngram)
+        starts = (at for at in range(len(words) - few + 1) if _hash(words[at : at + few]) in self._openings)
+        return any(_gram(words[at : at + width]) in self._fenced for at in starts for width in self._widths)
 
 
 @dataclass(frozen=True)
@@ -51,39 +74,57 @@ class Index:
 
     def __init__(self, ngram: int):
         self.ngram = ngram
-        self._owner: dict[int, tuple[str, str]] = {}
-        self._ends: set[tuple[str, str]] = set()  # a gram's first and last word: few other runs need to be hashed
+        self._owner: dict[Gram, tuple[str, str]] = {}
+        # By width a run's first and last word: few other runs need to be hashed.
+        self._ends: dict[int, set[tuple[str, str]]] = {}
 
     @property
-    def grams(self) -> Iterable[int]:
+    def grams(self) -> Iterable[Gram]:
         return self._owner.keys()
 
     def add(self, of: str, prompt_id: str, turns: list[str]) -> None:
         """The user's words as a whole, and the opening alone; a later turn (`Why?`) means nothing by itself."""
         for text in ("\n".join(turns), turns[0]):
-            words, width = _runs(text, self.ngram)
-            self._ends.update(zip(words, words[width - 1 :], strict=False))
+            words = _words(text)
             for gram in grams(text, self.ngram):
                 self._owner.setdefault(gram, (of, prompt_id))
+            width = min(len(words), self.ngram)
+            if width >= min(LEAST, self.ngram):
+                self._ends.setdefault(width, set()).update(zip(words, words[width - 1 :], strict=False))
 
     def match(self, texts: Iterable[str]) -> Match | None:
         """The first match with as many words in a row as the two share."""
         for text in texts:
-            words, width = _runs(text, self.ngram)
-            likely = (at for at, ends in enumerate(zip(words, words[width - 1 :], strict=False)) if ends in self._ends)
-            owners = {at: owner for at in likely if (owner := self._owner.get(_hash(words[at : at + width])))}
-            if owners:
-                start = end = min(owners)
-                while owners.get(end + 1) == owners[start]:
-                    end += 1
-                return Match(*owners[start], _shown(words[start : end + width]))
+            words = _words(text)
+            if len(words) < self.ngram and (owner := self._owner.get(_whole(words))):
+                return Match(*owner, _shown(words))
+            for width in sorted(self._ends, reverse=True):
+                if found := self._longest(words, width):
+                    return found
         return None
 
+    def _longest(self, words: list[str], width: int) -> Match | None:
+        ends = enumerate(zip(words, words[width - 1 :], strict=False))
+        likely = (at for at, pair in ends if pair in self._ends[width])
+        owners = {at: owner for at in likely if (owner := self._owner.get(_gram(words[at : at + width])))}
+        if not owners:
+            return None
+        start = end = min(owners)
+        while owners.get(end + 1) == owners[start]:
+            end += 1
+        return Match(*owners[start], _shown(words[start : end + width]))
 
-def _runs(text: str, ngram: int) -> tuple[list[str], int]:
-    """A text's words and how many of them make a gram; of a short text all, and its two ends are part of them."""
-    words = _WORD.findall(folded(text, "NFKC"))
-    return (words, ngram) if len(words) >= ngram else (["^", *words, "$"], len(words) + 2)
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(folded(text, "NFKC"))
+
+
+def _gram(words: list[str]) -> Gram:
+    return _hash(words), len(words), _hash(words[:LEAST])
+
+
+def _whole(words: list[str]) -> Gram:
+    return _hash(["^", *words, "$"]), WHOLE, 0
 
 
 def _hash(words: list[str]) -> int:
@@ -91,5 +132,4 @@ def _hash(words: list[str]) -> int:
 
 
 def _shown(words: list[str]) -> str:
-    words = [word for word in words if word not in "^$"]
     return " ".join(words[:SHOWN]) + (f" … ({len(words)} words)" if len(words) > SHOWN else "")

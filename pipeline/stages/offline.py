@@ -49,8 +49,7 @@ def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Fence) -> Pairs:
     for row in lines.rows:
         progress.advance()
         if any(check.overlaps(text) for text in _texts(row)):
-            detail = f"shares {cfg.fence.ngram} words in a row with an evaluation prompt"
-            dropped.append(_gone(row["row"], _prompt_id(row), "overlap with evaluation", detail))
+            dropped.append(_gone(row["row"], _prompt_id(row), "overlap with evaluation", check.fault))
             continue
         made = {(p["chosen_id"], p["rejected_id"]): p for p in map(words.pair, row["pairs"])}
         told = {(t["sample_id"], t["label"]): t for t in map(words.thumb, row["thumbs"])}

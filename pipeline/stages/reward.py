@@ -67,8 +67,7 @@ def _examples(cfg: RewardTraining, out: Path, text: "RewardText", fence: Fence) 
     examples = []
     for row in lines.rows:
         if any(check.overlaps(said) for said in _said(row)):
-            detail = f"shares {cfg.fence.ngram} words in a row with an evaluation prompt"
-            dropped.append(_dropped(row["row"], "overlap with evaluation", detail))
+            dropped.append(_dropped(row["row"], "overlap with evaluation", check.fault))
             continue
         try:
             example = _encoded(text, row)

@@ -33,7 +33,7 @@ def run(
     if isinstance(cfg, Conversation):
         return converse(cfg, out, policy, prompts)
     shards = Shards(out, cfg.shard)
-    kept, dropped = admitted(cfg, open_backend(cfg.backend, policy).text, asked(cfg, prompts, scores or []))
+    kept, dropped = admitted(cfg, lambda: open_backend(cfg.backend, policy).text, asked(cfg, prompts, scores or []))
     write_table(out / "dropped.parquet", dropped)
     finished = Finished(shards, shards.lay_out(kept))
     wanted, lost = kept.height, dropped.height

@@ -93,8 +93,7 @@ def _examples(cfg: SftTraining, out: Path, tokenizer: Any, fence: Fence) -> list
         example = encode(tokenizer, row["messages"], cfg.template.kwargs)
         length = len(example["prompt_ids"]) + len(example["completion_ids"])
         if any(check.overlaps(message["content"]) for message in row["messages"]):
-            detail = f"shares {cfg.fence.ngram} words in a row with an evaluation prompt"
-            dropped.append(_dropped(f"row {number}", "overlap with evaluation", detail))
+            dropped.append(_dropped(f"row {number}", "overlap with evaluation", check.fault))
         elif length > cfg.max_length:
             dropped.append(
                 _dropped(f"row {number}", "too long", f"{length} tokens, sft.max_length is {cfg.max_length}")
