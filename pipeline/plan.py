@@ -17,7 +17,9 @@ def plan(cfg: Config) -> Step:
     offline = Step("offline", cfg.offline, policy=sft, fence=prompts / "fence") if cfg.offline else None
     prior = Step("refer", cfg.refer, at=1, model=sft, rows=offline) if offline and cfg.pair.asks_prior else None
 
+    dev = prompts / "dev"
     policy, models, pairs = sft, {"sft": sft}, []
+    watched: dict[str, dict[str, Input]] = {}  # the gate's exams, each model's once
     for r in range(1, cfg.rounds + 1):
         samples: list[Step] = []
         scores: list[Step] = []
@@ -35,10 +37,12 @@ def plan(cfg: Config) -> Step:
         reference = {"previous": policy, "sft": sft, "init": init}[cfg.reference] if cfg.train.logps != "none" else None
         latest = pairs if cfg.data == "all" else pairs[-1:]
         logps = [Step("refer", cfg.refer, at=r, model=reference, rows=p) for p in latest if cfg.train.logps == "ready"]
-        policy = Step(
-            "train", cfg.train, at=r, init=init, reference=reference, pairs=latest, logps=logps, dev=prompts / "dev"
-        )
+        policy = Step("train", cfg.train, at=r, init=init, reference=reference, pairs=latest, logps=logps, dev=dev)
         models[f"round-{r}"] = policy
+        if cfg.gate:  # points to the best model so far, which may be an earlier one: the next round goes on from it
+            news = [name for name in models if name not in watched]
+            watched |= {name: exam(cfg, sft, reward, name, models[name], dev) for name in news}
+            policy = Step("gate", cfg.gate, at=r, exams=dict(watched))
 
     models = {"base": base, **models} if base else models
     part = prompts / cfg.exam.split
@@ -60,21 +64,23 @@ def reward_model(cfg: Config, base: Step | None, sft: Step, fence: Part) -> Step
     return Step("reward", cfg.reward, start=model, fence=fence)
 
 
-def exam(cfg: Config, sft: Step, reward: Step | None, name: str, model: Step, prompts: Part) -> dict[str, Step]:
+def exam(cfg: Config, sft: Step, reward: Step | None, name: str, model: Step, prompts: Part) -> dict[str, Input]:
     """The same stages on other prompts. Only the label knows the round: a model is examined once, whoever asks."""
     label = f"{prompts.part} {name}"
-    _, scorers = cfg.marking
+    _, scorers = cfg.marking_on(prompts.part)
+    benchmarks = cfg.benchmark if prompts.part == "test" else {}
     asked = reward if scorers.asks_reward else None
     samples = Step("sample", cfg.exam.sample.draw("exam"), at=label, policy=model, prompts=prompts)
     return {
         "model": model,
         "logps": Step("refer", cfg.exam.refer, at=label, model=sft, rows=samples),  # first: what sft is refused for
+        "metrics": {each: Step("benchmark", b, at=f"{label} {each}", model=model) for each, b in benchmarks.items()},
         "samples": samples,
         "scores": Step("score", scorers, at=label, samples=samples, prompts=prompts, reward=asked),
     }
 
 
-def again(cfg: Config, sft: Step, reward: Step | None, name: str, draw: Draw, prompts: Part) -> dict[str, Step]:
+def again(cfg: Config, sft: Step, reward: Step | None, name: str, draw: Draw, prompts: Part) -> dict[str, Input]:
     """SFT once more, drawn otherwise: the A/A control, the best of n by the scorer that makes pairs, with a prompt."""
     label = f"{prompts.part} {name}"
     samples = Step("sample", draw, at=label, policy=sft, prompts=prompts)
@@ -93,7 +99,7 @@ def again(cfg: Config, sft: Step, reward: Step | None, name: str, draw: Draw, pr
     }
 
 
-def duels(cfg: Config, exams: dict[str, dict[str, Step]], prompts: Part) -> dict[str, dict[str, dict[str, Step]]]:
+def duels(cfg: Config, exams: dict[str, dict[str, Input]], prompts: Part) -> dict[str, dict[str, dict[str, Step]]]:
     """Judge → newer model → older model: each round meets sft and the round before, and the control meets sft."""
     line = [name for name in exams if name == "sft" or name.startswith("round-")]
     contests = dict.fromkeys([*((new, "sft") for new in line[1:]), *zip(line[1:], line, strict=False)])
