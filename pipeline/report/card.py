@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.report import sheets
+from pipeline.report.benchmark_sheets import more_sheets
 from pipeline.report.sheets import Cell, Sheet
 from pipeline.report.verdict import headline
 
@@ -15,7 +16,7 @@ def card(report: Mapping[str, Any]) -> str:
     if report["missing"]:
         lines = "\n".join(f"- {_plain(row['model'])}: {_plain(row['what'])}" for row in report["missing"])
         parts.append(f"Missing:\n\n{lines}")
-    tables = [*sheets.all_sheets(report), sheets.cost(report)]
+    tables = [*sheets.all_sheets(report), *more_sheets(report), sheets.cost(report)]
     parts += [_section(sheet) for sheet in tables if sheet.rows]
     return "\n\n".join(parts) + "\n"
 

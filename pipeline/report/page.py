@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.report import sheets
+from pipeline.report.benchmark_sheets import more_sheets
 from pipeline.report.examples import examples_html
 from pipeline.report.figures import of_models
 from pipeline.report.process import of_process
@@ -27,7 +28,7 @@ def page(report: Row, answers: pl.DataFrame) -> str:
     sections = [
         _unstable(report),
         _missing(report),
-        *(section_html(sheet) for sheet in sheets.all_sheets(report)),
+        *(section_html(sheet) for sheet in (*sheets.all_sheets(report), *more_sheets(report))),
         f'<section><h2>Figures</h2><div class="figures">{figures}</div></section>' if figures else "",
         examples_html(answers, report["exam"]["chosen"]),
     ]

@@ -140,6 +140,8 @@ def headline(report: Row) -> str:
     chosen = report["exam"]["chosen"] or "the chosen model"
     if report["proxy"] and report["proxy"]["over_optimised"]:
         return f"{chosen} learned to please {report['proxy']['training']}; the gold score does not follow."
+    if lost := [row["name"] for row in report["retention"] if row["state"] == "lost"]:
+        return f"{chosen} lost {', '.join(lost)}."
     match report["verdict"]["better"]:
         case "yes":
             return f"{chosen} is better than sft."

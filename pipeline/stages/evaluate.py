@@ -13,12 +13,14 @@ from pipeline.artifacts import Exam, Model, Pairs, Prompts, Report, Verdicts, wr
 from pipeline.config import CONTROL, Evaluation
 from pipeline.errors import Refusal, nearest
 from pipeline.report import doubts, tables
+from pipeline.report.benchmarks import absences, benchmarks, held, retention
 from pipeline.report.card import card
 from pipeline.report.cost import cost_of
 from pipeline.report.examined import Examined, read_exam
 from pipeline.report.examples import prompt_text
 from pipeline.report.families import corrected
 from pipeline.report.funnel import funnel_of
+from pipeline.report.gates import gates
 from pipeline.report.judged import judged
 from pipeline.report.page import page
 from pipeline.report.slices import slices
@@ -40,7 +42,8 @@ def run(
     check_scorer(cfg.scorer, examined)
     draw, names = tables.sampling(cfg), tables.scorers(examined, cfg.scorer)
     fought = [*tables.duels(examined, names, draw), *judged(duels or {}, examined, draw)]
-    report = assemble(cfg, out, prompts, name_of(chosen, examined), examined, fought, pairs)
+    published = benchmarks(exams, draw)
+    report = assemble(cfg, out, prompts, name_of(chosen, examined), examined, fought, pairs, published)
     answers = answer_table(examined, asked)
 
     write_table(out / "answers.parquet", answers)
@@ -59,6 +62,7 @@ def assemble(
     examined: list[Examined],
     fought: list[tables.Duel],
     pairs: list[Pairs],
+    published: list[dict[str, Any]],
 ) -> dict[str, Any]:
     draw, told, asked = tables.sampling(cfg), prompts.columns(), last_words(prompts)
     question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, cfg.training, tuple(cfg.gold))
@@ -67,9 +71,10 @@ def assemble(
     differences, contests = corrected(
         tables.differences(examined, names, draw), [tables.duel_row(duel) for duel in fought]
     )
+    retained = retention(cfg.retention, question, published, differences)
     return {
         "exam": asdict(question),
-        "verdict": verdict(question, models, differences),
+        "verdict": held(verdict(question, models, differences), retained),
         "models": models,
         "differences": differences,
         "duels": contests,
@@ -77,11 +82,13 @@ def assemble(
         "control": doubts.control(question, differences, contests),
         "proxy": doubts.proxy(question, models, differences),
         "ceiling": doubts.ceiling(question, differences),
-        "benchmarks": [],
+        "benchmarks": published,
+        "retention": retained,
+        "gates": gates(out),
         "funnel": funnel_of(out, pairs),
         "training": tables.training(examined),
         "cost": cost_of(out),
-        "missing": tables.missing(examined),
+        "missing": [*tables.missing(examined), *absences(published)],
     }
 
 
