@@ -101,9 +101,10 @@ def _unretained(cfg: "Config") -> Iterator[str]:
     _, marking = cfg.marking
     known = [*cfg.benchmark, *marking.scorers]
     for name in cfg.evaluate.retention:
-        if name.partition("/")[0] not in known:
+        scorer = name.partition("/")[0]  # or one of its criteria
+        if name not in cfg.benchmark and scorer not in marking.scorers:
             yield f"evaluate.retention.{name}: no benchmark and no scorer has this name. {nearest(name, known)}"
-        elif cfg.exam.split != "test" and name.partition("/")[0] in cfg.benchmark:
+        elif cfg.exam.split != "test" and name in cfg.benchmark:
             yield f"evaluate.retention.{name}: benchmarks belong to exams on test. Give exam.split=test"
 
 

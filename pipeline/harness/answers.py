@@ -14,12 +14,13 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from pipeline.artifacts import Model, write_json
-from pipeline.config import BenchmarkConfig, VllmBackend
+from pipeline.config import BenchmarkConfig, TransformersBackend, VllmBackend
 from pipeline.errors import Broken, Refusal
 from pipeline.progress import Progress
 from pipeline.training import models
 
 CHUNK = 512  # requests; never from `runtime`, so that a resumed run finds the same chunks
+CELLS = 1 << 30  # logits of one batch, 4 GiB in float32: with a large vocabulary fewer requests go together
 MERGED = "merged"  # an adapter merged for vLLM; gone before anything is published
 
 
@@ -79,7 +80,9 @@ class Chunks(LM):
         self.asked, self.cut = 0, 0
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        self.cut += sum(len(self.model.tok_encode("".join(each.args))) > self.model.max_length for each in requests)
+        lengths = [len(self.model.tok_encode("".join(each.args))) for each in requests]
+        self.cut += sum(length > self.model.max_length for length in lengths)
+        self._narrow(min(max(lengths), self.model.max_length))
         return [(logp, greedy) for logp, greedy in self._answers("loglikelihood", requests)]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
@@ -97,6 +100,12 @@ class Chunks(LM):
     @property
     def tokenizer_name(self) -> str:
         return self.model.tokenizer_name
+
+    def _narrow(self, longest: int) -> None:
+        """transformers keeps the logits of every token of a batch; vLLM does not."""
+        if isinstance(self.cfg.backend, TransformersBackend):
+            fits = max(1, CELLS // (longest * self.model.vocab_size))
+            self.model.batch_size_per_gpu = min(self.cfg.backend.runtime.batch, fits)
 
     def _longest(self, wishes: dict[str, Any]) -> int:
         longest: int = normalize_gen_kwargs(wishes, self.model.max_gen_toks)["max_gen_toks"]

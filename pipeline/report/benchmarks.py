@@ -72,7 +72,7 @@ def absences(rows: Sequence[Row]) -> list[dict[str, str]]:
     for row in rows:
         if row["absent"]:
             reasons.setdefault((row["benchmark"], row["absent"]), []).append(row["model"])
-    return [{"model": ", ".join(models), "what": why} for (_, why), models in reasons.items()]
+    return [{"model": ", ".join(models), "what": " ".join(why.split())} for (_, why), models in reasons.items()]
 
 
 # ── what may not be lost ──────────────────────────────────────────────────────────────────────────────────────────
@@ -91,14 +91,13 @@ def _change(
     name: str, question: Question, rows: Sequence[Row], differences: Sequence[Row]
 ) -> tuple[Row | None, bool, str]:
     """The chosen model's difference to SFT, whether higher is better, and why it is not known."""
-    benchmark, _, metric = name.partition("/")
-    own = [row for row in rows if (row["benchmark"], row["model"]) == (benchmark, question.chosen)]
+    own = [row for row in rows if (row["benchmark"], row["model"], row["chief"]) == (name, question.chosen, True)]
     if not own:
         gap = next((d for d in differences if (d["model"], d["scorer"]) == (question.chosen, name)), None)
         return gap, True, f"no prompt has a score of {name} for both models"
-    row = next((row for row in own if (row["metric"] == metric if metric else row["chief"])), None)
-    if row is None or row["absent"]:
-        return None, True, "the benchmark is absent" if row else f"the benchmark has no figure {metric}"
+    [row] = own
+    if row["absent"]:
+        return None, True, "the benchmark is absent"
     return row["gain"], row["higher_is_better"] is not False, "its questions cannot be paired with those of sft"
 
 
