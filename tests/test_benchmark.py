@@ -49,6 +49,11 @@ import random
 def marks(doc, answers):
     return {"long": len(answers[0]) > 60, "letters": random.random()}
 """
+GROUP = """
+group: both
+task: [choice, other]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+"""
 AWAY = """
 task: away
 dataset_path: nobody/has-this-dataset
@@ -69,7 +74,8 @@ def sft(tmp_path_factory) -> Model:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     made, draw = tmp_path_factory.mktemp("tasks"), random.Random(0)
-    for name, task in (("choice", COMMON + CHOICE), ("written", COMMON + WRITTEN), ("away", AWAY)):
+    files = {"choice": COMMON + CHOICE, "other": COMMON + CHOICE.replace("task: choice", "task: other"), "both": GROUP}
+    for name, task in {**files, "written": COMMON + WRITTEN, "away": AWAY}.items():
         write_text(made / f"{name}.yaml", task)
     write_text(made / "marks.py", MARKS)
     for split, rows in (("test", 24), ("train", 4)):
@@ -81,7 +87,7 @@ def folder(tmp_path_factory) -> Path:
 
 def config(folder: Path, task: str, **more) -> BenchmarkConfig:
     chosen = composed(*SMALL, "+benchmark@benchmark.mine=task", f"benchmark.mine.task={task}", "dtype=float32")
-    metric = {"choice": "acc,none", "written": "long,none", "away": "acc,none"}[task]
+    metric = "long,none" if task == "written" else "acc,none"
     told = {"tasks": str(folder), "data": {"test": str(folder / "test.jsonl")}, "metric": metric, "seed": 1, **more}
     return BenchmarkConfig.model_validate({**chosen.benchmark["mine"].model_dump(), **told})
 
@@ -103,6 +109,17 @@ def test_figures_are_the_means_of_a_row_for_each_question_and_repeat_exactly(tmp
     assert read["chief"]["higher_is_better"] is (task == "choice")
     benchmark.run(cfg, tmp_path / "two", model=sft)
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+
+
+@pytest.mark.model
+def test_a_group_s_figure_is_over_the_questions_of_all_its_tasks(tmp_path, sft, folder):
+    found = benchmark.run(config(folder, "both", data=str(folder), limit=9), tmp_path, model=sft)
+    read, items = found.read(), found.items()
+    assert (read["chief"]["task"], read["chief"]["n"], items["task"].unique().sort().to_list()) == (
+        "both", 18, ["choice", "other"]
+    )  # fmt: skip
+    assert read["chief"]["value"] == pytest.approx(items["value"].mean())
+    assert {row["task"] for row in read["figures"]} == {"both", "choice", "other"}
 
 
 @pytest.mark.model
@@ -163,6 +180,7 @@ def test_what_does_not_fit_into_the_context_is_counted_or_refused(tmp_path, fold
         ("choice", {"task": "choise"}, r"has no task choise\.\n  Did you mean choice"),
         ("choice", {"metric": "f1,none"}, r"metric=f1,none is none of its figures\.\n  Known: acc,none"),
         ("choice", {"few_shot": 2}, r"2 solved examples from its split train.*\n?.*data\.train=FILE"),
+        ("both", {}, r"it is a group, and its tasks have rows of their own"),
         ("choice", {"data": {"dev": "test.jsonl"}}, r"stand in the split test"),
         ("choice", {"data": {"test": "test.parket"}}, r"files of one kind"),
         ("written", {"data": {"test": "marks.py"}}, r"files of one kind"),

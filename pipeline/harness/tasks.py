@@ -35,10 +35,9 @@ def tasks_of(cfg: BenchmarkConfig, cache: Path) -> Any:
         kind = "group" if check_known(cfg, manager) else "task"
         spec = {kind: cfg.task, **changes(cfg, manager, cache)}
         group = _loaded(cfg, manager, {"group": "benchmark", "task": [spec]})
-    tasks = group.get_all_tasks()
-    if any("ifeval" in task.task_name for task in tasks) and not has_punkt():
+    if any("ifeval" in task.task_name for task in group.get_all_tasks()) and not has_punkt():
         raise Absent(NO_PUNKT.format(asked=cfg.task))
-    check_metric(cfg, tasks)
+    check_metric(cfg, group)
     return group
 
 
@@ -159,10 +158,16 @@ def _named(data: Any) -> str:
     return ", ".join(data.values()) if isinstance(data, dict) else data
 
 
-def check_metric(cfg: BenchmarkConfig, tasks: list[Any]) -> None:
-    """Before anything is asked: whether the figure that the report shows will be there."""
+def check_metric(cfg: BenchmarkConfig, group: Any) -> None:
+    """Before anything is asked: whether the figure that the report shows will be there. A group names its own."""
+    tasks = group.get_all_tasks()
     offered = {f"{metric},{each.name}" for task in tasks for metric in task.aggregation() for each in task._filters}
+    for own in group.get_all_groups():
+        if own.name == cfg.task:
+            aggregated = {each.metric for each in own.aggregate_metric_list or []}
+            offered = {name for name in offered if name.partition(",")[0] in aggregated}
     if cfg.metric not in offered:
-        raise Refusal(
-            f"benchmark {cfg.task}: metric={cfg.metric} is none of its figures.\n  Known: {', '.join(sorted(offered))}"
+        known = (
+            f"Known: {', '.join(sorted(offered))}" if offered else "It has none over all its tasks: give one of them."
         )
+        raise Refusal(f"benchmark {cfg.task}: metric={cfg.metric} is none of its figures.\n  {known}")
