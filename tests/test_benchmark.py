@@ -41,13 +41,13 @@ output_type: generate_until
 doc_to_target: "{{answer}}"
 process_results: !function marks.marks
 generation_kwargs: {until: [], do_sample: false, max_gen_toks: 200}
-metric_list: [{metric: long, aggregation: mean, higher_is_better: false}, {metric: letters, aggregation: mean}]
+metric_list: [{metric: odd, aggregation: mean, higher_is_better: false}, {metric: letters, aggregation: mean}]
 """
 MARKS = """
 import random
 
 def marks(doc, answers):
-    return {"long": len(answers[0]) > 60, "letters": random.random()}
+    return {"odd": len(answers[0]) % 2, "letters": random.random()}
 """
 GROUP = """
 group: both
@@ -85,9 +85,9 @@ def folder(tmp_path_factory) -> Path:
     return made
 
 
-def config(folder: Path, task: str, **more) -> BenchmarkConfig:
-    chosen = composed(*SMALL, "+benchmark@benchmark.mine=task", f"benchmark.mine.task={task}", "dtype=float32")
-    metric = "long,none" if task == "written" else "acc,none"
+def config(folder: Path, named_task: str, **more) -> BenchmarkConfig:
+    chosen = composed(*SMALL, "+benchmark@benchmark.mine=task", f"benchmark.mine.task={named_task}", "dtype=float32")
+    metric = "odd,none" if named_task == "written" else "acc,none"
     told = {"tasks": str(folder), "data": {"test": str(folder / "test.jsonl")}, "metric": metric, "seed": 1, **more}
     return BenchmarkConfig.model_validate({**chosen.benchmark["mine"].model_dump(), **told})
 

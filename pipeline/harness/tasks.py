@@ -24,21 +24,21 @@ class Absent(Exception):
     """Why a benchmark cannot be asked on this machine now."""
 
 
-def tasks_of(cfg: BenchmarkConfig, cache: Path) -> Any:
-    """lm-eval's group of one benchmark, its rows read. `cache` is where local files are kept in lm-eval's form."""
+def tasks_of(cfg: BenchmarkConfig, cache: Path) -> tuple[Any, list[Any]]:
+    """lm-eval's task or group with its rows read, and its single tasks. `cache` keeps local files in lm-eval's form."""
     if cfg.data is None and not hub_answers():
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when datasets is imported
     with no_download():
         from lm_eval.tasks import TaskManager
 
         manager = TaskManager(include_path=cfg.tasks, include_defaults=cfg.tasks is None)
-        kind = "group" if check_known(cfg, manager) else "task"
-        spec = {kind: cfg.task, **changes(cfg, manager, cache)}
-        group = _loaded(cfg, manager, {"group": "benchmark", "task": [spec]})
-    if any("ifeval" in task.task_name for task in group.get_all_tasks()) and not has_punkt():
+        check_known(cfg, manager)
+        asked = _loaded(cfg, manager, changes(cfg, manager, cache))
+    tasks = asked.get_all_tasks() if cfg.task in manager.all_groups else [asked]
+    if any("ifeval" in task.task_name for task in tasks) and not has_punkt():
         raise Absent(NO_PUNKT.format(asked=cfg.task))
-    check_metric(cfg, group)
-    return group
+    check_metric(cfg, asked, tasks)
+    return asked, tasks
 
 
 def hub_answers() -> bool:
@@ -56,8 +56,7 @@ def hub_answers() -> bool:
     return True
 
 
-def check_known(cfg: BenchmarkConfig, manager: Any) -> bool:
-    """Whether it is a group of tasks."""
+def check_known(cfg: BenchmarkConfig, manager: Any) -> None:
     of = f"the folder {cfg.tasks}" if cfg.tasks else "lm-eval"
     if cfg.task in manager.all_tags:
         members = ", ".join(sorted(manager.task_index[cfg.task].tags)[:8])
@@ -71,7 +70,6 @@ def check_known(cfg: BenchmarkConfig, manager: Any) -> bool:
             f"benchmark: {of} has no task {cfg.task}.\n"
             f"  {f'Did you mean {close}?' if close else 'All its tasks: python -m lm_eval ls tasks'}"
         )
-    return cfg.task in manager.all_groups
 
 
 def changes(cfg: BenchmarkConfig, manager: Any, cache: Path) -> dict[str, Any]:
@@ -128,12 +126,13 @@ def _splits(cfg: BenchmarkConfig, given: set[str], own: dict[str, Any]) -> dict[
     return {name: None for name in SPLITS if own.get(name) and own[name] not in given}
 
 
-def _loaded(cfg: BenchmarkConfig, manager: Any, spec: dict[str, Any]) -> Any:
+def _loaded(cfg: BenchmarkConfig, manager: Any, changed: dict[str, Any]) -> Any:
+    """Through the manager's factory: its front door changes single tasks alone, and no group's."""
     from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
 
     try:
-        return manager.load([spec])["groups"]["benchmark"]
+        return manager._factory.build(manager.task_index[cfg.task], overrides=changed, registry=manager.task_index)
     except ImportError as error:
         raise Absent(
             f"benchmark {cfg.task}: lm-eval needs a package that is not installed ({error}).\n"
@@ -158,14 +157,12 @@ def _named(data: Any) -> str:
     return ", ".join(data.values()) if isinstance(data, dict) else data
 
 
-def check_metric(cfg: BenchmarkConfig, group: Any) -> None:
+def check_metric(cfg: BenchmarkConfig, asked: Any, tasks: list[Any]) -> None:
     """Before anything is asked: whether the figure that the report shows will be there. A group names its own."""
-    tasks = group.get_all_tasks()
     offered = {f"{metric},{each.name}" for task in tasks for metric in task.aggregation() for each in task._filters}
-    for own in group.get_all_groups():
-        if own.name == cfg.task:
-            aggregated = {each.metric for each in own.aggregate_metric_list or []}
-            offered = {name for name in offered if name.partition(",")[0] in aggregated}
+    if tasks != [asked]:
+        aggregated = {each.metric for each in asked.aggregate_metric_list or []}
+        offered = {name for name in offered if name.partition(",")[0] in aggregated}
     if cfg.metric not in offered:
         known = (
             f"Known: {', '.join(sorted(offered))}" if offered else "It has none over all its tasks: give one of them."

@@ -8,6 +8,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ ROW = "task", "doc_id", "doc", "metric", "value"
 def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
     os.environ.setdefault("TQDM_DISABLE", "1")
     try:
-        group = tasks_of(cfg, out / "scratch" / "rows")
+        asked, tasks = tasks_of(cfg, out / "scratch" / "rows")
     except Absent as absent:
         write_text(out / ABSENT_FILE, f"{absent}\n")
         print("│", str(absent).replace("\n", "\n│ "), file=sys.stderr, flush=True)
@@ -31,28 +32,33 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
     from pipeline.harness.answers import Chunks, opened
 
     scratch = out / "scratch"
-    asked = Chunks(cfg, opened(cfg, model, scratch), scratch / "answers")
-    results = evaluated(cfg, group, asked)
+    answering = Chunks(cfg, opened(cfg, model, scratch), scratch / "answers")
+    results = evaluated(cfg, asked, tasks, answering)
     write_items(out / "items.parquet", results["samples"])
     figures = [*figures_of(results)]
     chief = next(row for row in figures if (row["task"], row["metric"]) == (cfg.task, cfg.metric))
     told = {key: {task: results[key][task] for task in leaves(results, cfg.task)} for key in ("versions", "n-shot")}
-    facts = {"versions": told["versions"], "few_shot": told["n-shot"], "cut": asked.cut}
+    facts = {
+        "lm_eval": version("lm-eval"),
+        "versions": told["versions"],
+        "few_shot": told["n-shot"],
+        "cut": answering.cut,
+    }
     write_json(out / "metrics.json", {"task": cfg.task, "chief": chief, **facts, "figures": figures})
-    note_cost(out, requests=asked.asked)
+    note_cost(out, requests=answering.asked)
     return Metrics(out)
 
 
-def evaluated(cfg: BenchmarkConfig, group: Any, asked: Any) -> dict[str, Any]:
+def evaluated(cfg: BenchmarkConfig, asked: Any, tasks: list[Any], answering: Any) -> dict[str, Any]:
     from langdetect import DetectorFactory
     from lm_eval import simple_evaluate
 
     DetectorFactory.seed = 0
-    for task in group.get_all_tasks():
+    for task in tasks:
         task.process_results = repeatable(task.process_results)
     results: dict[str, Any] = simple_evaluate(
-        model=asked,
-        tasks=[group],
+        model=answering,
+        tasks=[asked],
         limit=cfg.limit,
         gen_kwargs={"max_gen_toks": cfg.max_new_tokens} if cfg.max_new_tokens else None,
         apply_chat_template=cfg.chat,
