@@ -57,6 +57,7 @@ def _by_vllm(cfg: BenchmarkConfig, backend: VllmBackend, model: Model, scratch: 
         tensor_parallel_size=backend.runtime.tensor_parallel,
         max_batch_size=backend.runtime.max_sequences,
         seed=cfg.seed,
+        batch_size=CHUNK,  # with "auto" vLLM shows a bar, and divides by its time: 0 where bars are off
         **shared,
     )
 
