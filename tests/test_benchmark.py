@@ -16,7 +16,7 @@ from pipeline.config import BenchmarkConfig
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.stages import benchmark
-from tests.house import HOUSE, SMALL, composed, named
+from tests.house import HOUSE, SMALL, Toys, composed, named
 from tests.tiny import tiny_model
 
 WORDS = ["river", "lantern", "garden", "market", "bridge", "harbour", "forest", "winter"]
@@ -228,6 +228,16 @@ def test_what_was_absent_is_looked_for_again_and_leaves_nothing_behind(tmp_path)
         store.publish(work, final)
         assert store.fault(final, store.read_manifest(final), {}) == "is looked for again: it was not to be had"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.slow
+def test_an_absent_benchmark_alone_is_asked_again_until_it_is_there(tmp_path):
+    toys, words = Toys(tmp_path), [*SMALL, "benchmark=gsm8k"]
+    again = ["benchmark test sft gsm8k", "benchmark test round-1 gsm8k"]
+    assert "evaluate report" in toys.built(toys.run(*words, absent="yes"))
+    assert toys.built(toys.run(*words, absent="yes")) == again, "the same reason changes no report"
+    assert toys.built(toys.run(*words)) == [*again, "evaluate report"]
+    assert toys.built(toys.run(*words)) == []
 
 
 def test_each_model_has_a_step_for_each_benchmark_on_test_alone():
