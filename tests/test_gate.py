@@ -9,6 +9,7 @@ from pipeline.artifacts import open_artifact, write_json
 from pipeline.config import GateConfig
 from pipeline.errors import Broken, Refusal
 from pipeline.plan import plan
+from pipeline.runner import select
 from pipeline.stages import gate
 from tests.exams import answer, exam, model
 from tests.house import SMALL, composed, fingerprints, named
@@ -113,3 +114,9 @@ def test_a_gate_that_nobody_can_ask_is_refused():
     marked = ["score@exam.score=rules", "evaluate.scorer=rules", "gate=best", "gate.scorer=judge"]
     with pytest.raises(Refusal, match=r"gate\.scorer=judge compares a model's answers with each other"):
         composed(*SMALL, *judge, *marked)
+
+
+def test_a_stage_that_is_off_says_where_it_is_switched_on():
+    with pytest.raises(Refusal, match=r"until=gate: this plan has no stage gate, it is off.*conf/gate/"):
+        select(plan(composed(*SMALL)), "gate")
+    assert [step.label for step in select(plan(composed("recipes=smoke", "gate=best")), "gate")] == [1]
