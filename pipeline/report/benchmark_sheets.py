@@ -19,7 +19,7 @@ def benchmarks(report: Row) -> Sheet:
     rows = [row for row in report["benchmarks"] if row["chief"] or row["absent"]]
     models = list(dict.fromkeys(row["model"] for row in rows))
     chosen = report["exam"]["chosen"]
-    columns = ("benchmark", "questions", *models, *([f"Δ {chosen}"] if chosen in models else []))
+    columns = ("benchmark", "figure", "questions", *models, *([f"Δ {chosen}"] if chosen in models else []))
     names = dict.fromkeys(row["benchmark"] for row in rows)
     note = (
         "One figure of each with its standard error, and the paired difference to sft on the same questions;"
@@ -34,7 +34,7 @@ def _benchmark(name: str, rows: Sequence[Row], models: Sequence[str], chosen: st
     questions = Cell(count(there[0]["n"]), _cut(there)) if there else Cell(UNKNOWN)
     figures = [_figure(own.get(model)) for model in models]
     gain = [_gain(own.get(chosen))] if chosen in models else []
-    return [Cell(name, there[0]["metric"] if there else "absent"), questions, *figures, *gain]
+    return [Cell(name), Cell(there[0]["metric"] if there else "absent"), questions, *figures, *gain]
 
 
 def _cut(there: Sequence[Row]) -> str:
