@@ -2,7 +2,7 @@
 
 PYTHON := .venv/bin/python
 PIPELINE := $(PYTHON) -m pipeline
-STAGES := prompts base sft reward offline sample score pair refer train duel evaluate
+STAGES := prompts base sft reward offline sample score pair refer train gate benchmark duel evaluate
 CHOSEN = $(if $(RECIPE),recipes=$(RECIPE))
 # The overrides that a recipe made for vLLM needs where there is none.
 WITHOUT_VLLM = $$($(PYTHON) requirements/backend.py)

@@ -59,6 +59,7 @@ def note_cost(out: Path, **figures: float) -> None:
 COST_FILE = "cost.json"
 MODEL_FILE = "model.json"  # where a model's base and adapter lie
 PLACE_FILE = "place.json"  # where a referred checkpoint lies: outside content, its bytes are what counts
+ABSENT_FILE = "absent.txt"  # why a step that may fail has made nothing; it is tried again whenever it is planned
 EQUAL = "equal answers"  # the detail of a tie that no judge was asked about
 KL = "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
 
@@ -199,6 +200,24 @@ class Verdicts(Artifact):
         return read_table(self.path / "verdicts.parquet")
 
 
+@dataclass(frozen=True)
+class Metrics(Artifact):
+    """One benchmark of one model. `metrics.json`: figures (`task, metric, value, stderr, n, higher_is_better`), which
+    is the chief one, how many prompts were cut. `items.parquet`: `task, doc_id, doc` (a hash), `metric, value` of every
+    question. Where it could not be asked, `absent.txt` says why and there is nothing else."""
+
+    @property
+    def absent(self) -> str | None:
+        path = self.path / ABSENT_FILE
+        return path.read_text().strip() if path.exists() else None
+
+    def read(self) -> dict[str, Any]:
+        return json.loads((self.path / "metrics.json").read_text())
+
+    def items(self) -> "pl.DataFrame":
+        return read_table(self.path / "items.parquet")
+
+
 class Exam(TypedDict, total=False):
     """What one examined model brings to `evaluate`; what could not be made is not there."""
 
@@ -206,6 +225,7 @@ class Exam(TypedDict, total=False):
     samples: Samples
     scores: Scores
     logps: Logps
+    metrics: dict[str, Metrics]
 
 
 class ChatSet(TypedDict, total=False):
@@ -233,6 +253,8 @@ MADE_BY: dict[str, type[Artifact]] = {
     "pair": Pairs,
     "refer": Logps,
     "train": Model,
+    "gate": Model,
+    "benchmark": Metrics,
     "duel": Verdicts,
     "evaluate": Report,
 }
@@ -241,4 +263,6 @@ MADE_BY: dict[str, type[Artifact]] = {
 def open_artifact(stage: str, path: Path, part: str | None = None) -> Artifact:
     if part == "fence":
         return Fence(path / part)
+    if stage == "gate":  # opened as the model that it points to
+        return Model(path.parent.parent / json.loads((path / MODEL_FILE).read_text())["target"])
     return MADE_BY[stage](path / part if part else path)

@@ -31,7 +31,9 @@ def plan(cfg: Config) -> Step:
     offline = Step("offline", cfg.offline, policy=sft, fence=prompts / "fence") if cfg.offline else None
     prior = Step("refer", cfg.refer, at=1, model=sft, rows=offline) if offline and cfg.pair.asks_prior else None
 
+    dev = prompts / "dev"
     policy, models, pairs = sft, {"sft": sft}, []
+    watched: dict[str, dict[str, Input]] = {}  # the gate's exams, each model's once
     for r in range(1, cfg.rounds + 1):
         samples: list[Step] = []
         scores: list[Step] = []
@@ -49,10 +51,12 @@ def plan(cfg: Config) -> Step:
         reference = {"previous": policy, "sft": sft, "init": init}[cfg.reference] if cfg.train.logps != "none" else None
         latest = pairs if cfg.data == "all" else pairs[-1:]
         logps = [Step("refer", cfg.refer, at=r, model=reference, rows=p) for p in latest if cfg.train.logps == "ready"]
-        policy = Step(
-            "train", cfg.train, at=r, init=init, reference=reference, pairs=latest, logps=logps, dev=prompts / "dev"
-        )
+        policy = Step("train", cfg.train, at=r, init=init, reference=reference, pairs=latest, logps=logps, dev=dev)
         models[f"round-{r}"] = policy
+        if cfg.gate:  # points to the best model so far, which may be an earlier one: the next round goes on from it
+            news = [name for name in models if name not in watched]
+            watched |= {name: exam(cfg, sft, reward, name, models[name], dev) for name in news}
+            policy = Step("gate", cfg.gate, at=r, exams=dict(watched))
 
     models = {"base": base, **models} if base else models
     part, asks = prompts / cfg.exam.split, dict[str, Input]()
@@ -76,15 +80,17 @@ def reward_model(cfg: Config, base: Step | None, sft: Step, fence: Part) -> Step
     return Step("reward", cfg.reward, start=model, fence=fence)
 
 
-def exam(cfg: Config, sft: Step, reward: Step | None, name: str, model: Step, prompts: Part) -> dict[str, Step]:
+def exam(cfg: Config, sft: Step, reward: Step | None, name: str, model: Step, prompts: Part) -> dict[str, Input]:
     """The same stages on other prompts. Only the label knows the round: a model is examined once, whoever asks."""
     label = f"{prompts.part} {name}"
-    _, scorers = cfg.marking
+    _, scorers = cfg.marking_on(prompts.part)
+    benchmarks = cfg.benchmark if prompts.part == "test" else {}
     asked = reward if scorers.asks_reward else None
     samples = Step("sample", cfg.exam.sample.draw("exam"), at=label, policy=model, prompts=prompts)
     return {
         "model": model,
         "logps": Step("refer", cfg.exam.refer, at=label, model=sft, rows=samples),  # first: what sft is refused for
+        "metrics": {each: Step("benchmark", b, at=f"{label} {each}", model=model) for each, b in benchmarks.items()},
         "samples": samples,
         "scores": Step("score", scorers, at=label, samples=samples, prompts=prompts, reward=asked),
     }
@@ -92,7 +98,7 @@ def exam(cfg: Config, sft: Step, reward: Step | None, name: str, model: Step, pr
 
 def other(
     cfg: Config, sft: Step, reward: Step | None, name: str, brought: OtherModel, prompts: Part
-) -> dict[str, Step]:
+) -> dict[str, Input]:
     """A model of somebody else's, asked and marked as ours are; what a server holds is measured in sft's tokens."""
     label = f"{prompts.part} {name}"
     asked = reward if cfg.exam.score.asks_reward else None
@@ -102,12 +108,12 @@ def other(
     return {"model": model, "samples": samples, "scores": scores}
 
 
-def chat(cfg: Config, reward: Step | None, name: str, exams: dict[str, dict[str, Step]]) -> dict[str, Input]:
+def chat(cfg: Config, reward: Step | None, name: str, exams: dict[str, dict[str, Input]]) -> dict[str, Input]:
     """A set of questions beside the test prompts, asked of every model of the table."""
     block = cfg.exam.chats[name]
     questions = Step("prompts", Questions(rows=cfg.prompts.evaluation[name]), at=f"test {name}") / "test"
     asked = reward if block.score and block.score.asks_reward else None
-    told: dict[str, dict[str, Step]] = {}
+    told: dict[str, dict[str, Input]] = {}
     for of, exam in exams.items():
         label, draw = f"test {of} {name}", cfg.exam.sample.conversation(block.turns, cfg.exam.others.get(of))
         samples = Step("sample", draw, at=label, policy=exam["model"], prompts=questions)
@@ -118,7 +124,7 @@ def chat(cfg: Config, reward: Step | None, name: str, exams: dict[str, dict[str,
     return {"prompts": questions, "exams": told, "duels": duels(cfg, block.duels, told, questions, f" {name}")}
 
 
-def again(cfg: Config, sft: Step, reward: Step | None, name: str, draw: Draw, prompts: Part) -> dict[str, Step]:
+def again(cfg: Config, sft: Step, reward: Step | None, name: str, draw: Draw, prompts: Part) -> dict[str, Input]:
     """SFT once more, drawn otherwise: the A/A control, the best of n by the scorer that makes pairs, with a prompt."""
     label = f"{prompts.part} {name}"
     samples = Step("sample", draw, at=label, policy=sft, prompts=prompts)
@@ -138,7 +144,7 @@ def again(cfg: Config, sft: Step, reward: Step | None, name: str, draw: Draw, pr
 
 
 def duels(
-    cfg: Config, judges: Mapping[str, DuelConfig], exams: dict[str, dict[str, Step]], prompts: Part, on: str = ""
+    cfg: Config, judges: Mapping[str, DuelConfig], exams: dict[str, dict[str, Input]], prompts: Part, on: str = ""
 ) -> dict[str, dict[str, dict[str, Step]]]:
     """Judge → newer model → older: rounds meet sft and the round before, others sft and the last round."""
     line = [name for name in exams if name == "sft" or name.startswith("round-")]

@@ -37,6 +37,10 @@ def select(last: Step, until: str | None) -> list[Step]:
             return labelled[-1:]
     if found and not label:
         return found
+    if stage in STAGE_VERSIONS and not found:
+        raise Refusal(
+            f"until={until}: this plan has no stage {stage}, it is off. What switches it on lies in conf/{stage}/."
+        )
     has = sorted({f"{s.stage}@{s.label}" if isinstance(s.label, int) and s.label else s.stage for s in everything})
     raise Refusal(f"until={until}: the plan has no such step. {nearest(until, has)}")
 

@@ -24,6 +24,8 @@ STAGE_VERSIONS = {
     "pair": 2,
     "refer": 1,
     "train": 1,
+    "gate": 1,
+    "benchmark": 1,
     "duel": 1,
     "evaluate": 3,
 }

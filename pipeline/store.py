@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import COST_FILE, MODEL_FILE, PLACE_FILE, write_json
+from pipeline.artifacts import ABSENT_FILE, COST_FILE, MODEL_FILE, PLACE_FILE, write_json
 from pipeline.content import digest_of, sha256_of
 
 MANIFEST = "manifest.json"
@@ -54,6 +54,8 @@ def fault(
     """Why what lies at `path` does not count as built from these inputs, or None when it does."""
     if (path / PLACE_FILE).exists() and json.loads((path / PLACE_FILE).read_text())["weights"] != place:
         return f"moved: its checkpoint now lies at {place}"
+    if absent(manifest):
+        return "is looked for again: it was not to be had"
     for name, source in inputs.items():
         recorded = manifest["inputs"].get(name)
         if recorded is None or recorded["content"] != source["content"]:
@@ -67,6 +69,11 @@ def fault(
         if verify and sha256_of(file) != entry["sha256"]:
             return f"damaged: {entry['path']} has other bytes than its manifest says"
     return None
+
+
+def absent(manifest: Manifest) -> bool:
+    """Whether the step said why it could make nothing: that may have changed."""
+    return any(entry["path"] == ABSENT_FILE for entry in manifest["files"])
 
 
 def hollow(manifest: Manifest) -> bool:
@@ -83,9 +90,11 @@ def hollow_out(path: Path, manifest: Manifest) -> None:
 
 
 def bases(path: Path) -> list[str]:
-    """The fingerprints of the models that a model's weights lie on: an adapter names its base, which may do so too."""
+    """The fingerprints of what a model's weights lie on: an adapter names its base, which may do so too, and a pointer
+    its target."""
     try:
-        stage, _, fingerprint = json.loads((path / MODEL_FILE).read_text()).get("base", "").partition("/")
+        record = json.loads((path / MODEL_FILE).read_text())
+        stage, _, fingerprint = (record.get("base") or record.get("target", "")).partition("/")
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [fingerprint, *bases(path.parent.parent / stage / fingerprint)] if fingerprint else []
@@ -116,7 +125,7 @@ def publish(work: Path, final: Path) -> None:
     shutil.rmtree(work / SCRATCH, ignore_errors=True)
     if final.exists():
         old = read_manifest(final)
-        if old and hollow(old):
+        if old and (hollow(old) or absent(old)):
             shutil.rmtree(final)
     if final.exists():
         aside = final.with_name(f"{final.name}.old-{content(old) if old else 'unknown'}")

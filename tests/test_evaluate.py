@@ -16,7 +16,17 @@ from pipeline.stages import evaluate
 from tests import exams
 from tests.exams import answer, exam, model
 
-CONFIG = Evaluation(scorer="rules", slices=[], labels={}, level=0.95, resamples=499, seed=1, training="rules", gold=[])
+CONFIG = Evaluation(
+    scorer="rules",
+    slices=[],
+    labels={},
+    level=0.95,
+    resamples=499,
+    seed=1,
+    training="rules",
+    gold=[],
+    retention={},
+)
 IDS = [f"p{i:03d}" for i in range(60)]
 STAGE = {"base": "base", "sft": "sft", "round-1": "train", "round-2": "train"}
 AGAIN = {"control": "sft", "best-of-4": "sft", "prompted": "sft", "rival": "base"}
@@ -96,7 +106,7 @@ def add_step(run, stage, label, cost, config, seconds=1.0):
 def test_report_json_has_the_contracts_keys(run):
     report = whole(run).evaluate(chosen="round-2")
     contract = {"models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
-    doubts = {"slices", "control", "proxy", "ceiling", "people", "chats"}
+    doubts = {"slices", "control", "proxy", "ceiling", "people", "chats", "retention", "gates"}
     assert set(report) == contract | {"exam", "differences", "missing", "changes", "distributions"} | doubts
     assert [each["name"] for each in report["models"]] == list(STAGE)
     for each in report["models"]:

@@ -20,7 +20,7 @@ RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
 DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "door", "runner", "spawn", "ledger", "step", "survey"}
-ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
+ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "harness", "report"}
 LEAVES = {
     "errors",
     "content",
@@ -51,7 +51,8 @@ MAY_IMPORT = {
     "sweep": {"compose", "drive", "store", "usage", "config", "artifacts", "report"},
     "__main__": {"compose", "drive", "sweep"},
     "worker": {"store", "artifacts", "stages"},
-    "stages": {"backends", "sampling", "scorers", "sources", "pairing", "training", "report", "artifacts", "config"},
+    "stages": {*ROOMS, "artifacts", "config"} - {"stages"},
+    "harness": {"training", "scorers", "artifacts", "config"},
     "training": {"backends", "scorers", "artifacts", "config"},
     "sampling": {"backends", "artifacts", "config"},
     "backends": {"artifacts", "config"},
@@ -228,6 +229,8 @@ def words_for(path: Path) -> list[str]:
         return [*beside, "backend@sample.backend=endpoint"]
     if (group, name) == ("sample", "exam"):
         return [*beside, "sample@exam.sample=exam"]
+    if (group, name) == ("benchmark", "task"):
+        return [*beside, "+benchmark@benchmark.mine=task", "benchmark.mine.task=hellaswag"]
     return [*beside, *(f"{place}={name}" for place in MOUNTED.get(group, [group]))]
 
 
@@ -242,7 +245,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (94, 4)
+    assert (len(CONF), len(RECIPES)) == (103, 4)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -286,6 +289,7 @@ PLANS = [
     ["recipes=smoke", "+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"],
     [*SMALL, "exam.best_of=4", "exam.prompted={system: Be brief., few_shot: []}"],
     [*GIVEN, *RIVAL, *CHATS],
+    ["recipes=smoke", "gate=best", "benchmark=[gsm8k,ifeval]", "evaluate.retention={gsm8k: 0.02}"],
 ]
 
 

@@ -262,6 +262,8 @@ def a_report(name="round-1"):
         "benchmarks": [],
         "people": [],
         "chats": {},
+        "retention": [],
+        "gates": [],
         "funnel": {
             "prompts": {"in": 140, "dropped": {"near duplicate": 7}, "out": {"train": 93, "dev": 0, "test": 40}},
             "samples": [draw(label=1), draw(label=1, wave=1, failed={"HTTP 500": 2}), draw(label="test round-1")],

@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
+from pipeline.config.benchmark import BenchmarkConfig, GateConfig
 from pipeline.config.block import Block, Dtype, Function, Limits, Local, Prices, Share, Template, Trust, Weights
 from pipeline.config.checks import (
     CheckRuntime,
@@ -43,6 +44,7 @@ from pipeline.config.judge import (
     EngineConfig,
     Judge,
     JudgeRuntime,
+    Name,
     PairwiseScorer,
     RubricScorer,
     Scale,
@@ -176,7 +178,9 @@ class Config(Block):
     train: TrainConfig
     refit: Refit | None
     offline: OfflineConfig | None
+    gate: GateConfig | None
     exam: ExamConfig
+    benchmark: dict[Name, BenchmarkConfig]
     evaluate: EvaluateConfig
     sweep: Sweep
 
@@ -188,8 +192,12 @@ class Config(Block):
 
     @property
     def marking(self) -> tuple[str, ScoreConfig]:
-        """What marks the exams, and under which knob it stands: gold scorers and paid judges see test only."""
-        if self.exam.split == "test":
+        """What marks the exams that the report compares, and under which knob it stands."""
+        return self.marking_on(self.exam.split)
+
+    def marking_on(self, split: str) -> tuple[str, ScoreConfig]:
+        """Gold scorers and paid judges see test only."""
+        if split == "test":
             return "exam.score", self.exam.score
         return ("exam.dev_score", self.exam.dev_score) if self.exam.dev_score else ("score", self.score)
 

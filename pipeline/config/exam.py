@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from pipeline.config.block import Block, Local
 from pipeline.config.judge import DuelConfig, Name
@@ -88,6 +88,7 @@ class EvaluateConfig(Block):
     slices: list[str]
     labels: dict[Name, Local]
     level: Annotated[float, Field(gt=0, lt=1)]
+    retention: dict[str, NonNegativeFloat]
     resamples: PositiveInt
     seed: int
 

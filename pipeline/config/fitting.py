@@ -35,6 +35,8 @@ def mismatches(cfg: "Config") -> Iterator[str]:
             f"evaluate.scorer={cfg.evaluate.scorer}: combine={chief.combine} compares the answers of one model to one"
             " prompt and cannot tell models apart. Give a single scorer, or an ensemble with combine=min."
         )
+    yield from _ungated(cfg)
+    yield from _unretained(cfg)
     yield from _unmixable(cfg)
     yield from _alone(cfg)
     yield from _unfit(cfg)
@@ -79,6 +81,34 @@ def _incomparable(cfg: "Config") -> Iterator[str]:
                 f"{where}.scorers.{name} compares a model's answers with each other, and would mark this exam"
                 f" (exam.split={cfg.exam.split}).{apart} Compare models on test by +duel@exam.duels.{name}=default"
             )
+
+
+def _ungated(cfg: "Config") -> Iterator[str]:
+    """The gate compares models by what marks their dev exams."""
+    if cfg.gate is None:
+        return
+    where, marking = cfg.marking_on("dev")
+    chief = marking.scorers.get(cfg.gate.scorer)
+    if chief is None:
+        known = nearest(cfg.gate.scorer, [*marking.scorers])
+        yield f"gate.scorer={cfg.gate.scorer}: {where} has no such scorer. {known}"
+    elif isinstance(chief, PairwiseScorer) or (isinstance(chief, EnsembleScorer) and chief.within_prompt):
+        yield (
+            f"gate.scorer={cfg.gate.scorer} compares a model's answers with each other and cannot tell models apart."
+            " Give gate.scorer=ANOTHER, and +score@exam.dev_score=FILE where no other marks dev."
+        )
+
+
+def _unretained(cfg: "Config") -> Iterator[str]:
+    """What may not be lost has to be measured."""
+    _, marking = cfg.marking
+    known = [*cfg.benchmark, *marking.scorers]
+    for name in cfg.evaluate.retention:
+        scorer = name.partition("/")[0]  # or one of its criteria
+        if name not in cfg.benchmark and scorer not in marking.scorers:
+            yield f"evaluate.retention.{name}: no benchmark and no scorer has this name. {nearest(name, known)}"
+        elif cfg.exam.split != "test" and name in cfg.benchmark:
+            yield f"evaluate.retention.{name}: benchmarks belong to exams on test. Give exam.split=test"
 
 
 def _misplaced_gold(cfg: "Config") -> Iterator[str]:

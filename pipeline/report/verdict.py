@@ -136,11 +136,21 @@ def _after_unclear(question: Question, gap: Row, chosen: Row) -> str:
     )
 
 
+def _gained(report: Row) -> bool:
+    asked = report["exam"]["chosen"], report["exam"]["scorer"]
+    return any((row["model"], row["scorer"]) == asked and (row["low"] or 0) > 0 for row in report["differences"])
+
+
 def headline(report: Row) -> str:
     """The verdict in as few words as it takes."""
     chosen = report["exam"]["chosen"] or "the chosen model"
     if report["proxy"] and report["proxy"]["over_optimised"]:
         return f"{chosen} learned to please {report['proxy']['training']}; the gold score does not follow."
+    lost, unknown = ([row["name"] for row in report["retention"] if row["state"] == s] for s in ("lost", "unknown"))
+    if lost:
+        return f"{chosen} lost {', '.join(lost)}."
+    if unknown and report["verdict"]["better"] == "unclear" and _gained(report):
+        return f"{chosen} scores better than sft; whether {', '.join(unknown)} was kept is not known."
     match report["verdict"]["better"]:
         case "yes":
             return f"{chosen} is better than sft."

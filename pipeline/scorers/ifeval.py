@@ -56,16 +56,24 @@ def has_punkt() -> bool:
 
 def _checkers() -> dict[str, Any]:
     import langdetect
-    import nltk
 
-    download, nltk.download = nltk.download, lambda *_: False  # importing them would fetch data behind the user's back
-    try:
-        with redirect_stdout(StringIO()):  # it says that it has fetched them, fetched or not
-            from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
-    finally:
-        nltk.download = download
+    with no_download():
+        from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
     langdetect.DetectorFactory.seed = 0
     return INSTRUCTION_DICT
+
+
+@contextmanager
+def no_download() -> Iterator[None]:
+    """Importing the checkers would fetch nltk's data behind the user's back, and says so, fetched or not."""
+    import nltk
+
+    download, nltk.download = nltk.download, lambda *_: False
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        nltk.download = download
 
 
 @contextmanager

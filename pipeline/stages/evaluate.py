@@ -25,6 +25,7 @@ from pipeline.config import CONTROL, EvaluateConfig, Evaluation
 from pipeline.errors import Refusal, nearest
 from pipeline.report import doubts, tables
 from pipeline.report.answer_files import write_answers
+from pipeline.report.benchmarks import absences, benchmarks, held, retention
 from pipeline.report.card import card
 from pipeline.report.changes import changes
 from pipeline.report.chats import chat_report
@@ -34,6 +35,7 @@ from pipeline.report.examined import Examined, read_exam
 from pipeline.report.examples import prompt_text
 from pipeline.report.families import corrected
 from pipeline.report.funnel import funnel_of
+from pipeline.report.gates import gates
 from pipeline.report.judged import judged
 from pipeline.report.page import page
 from pipeline.report.people import Vote, agreement_row, duel_of_people, heard
@@ -60,7 +62,8 @@ def run(
     fought = [*tables.duels(examined, names, draw), *judged(duels or {}, examined, draw)]
     people = said_by_people(cfg, examined, fought)
     fought += people.duels
-    report = assemble(cfg, out, prompts, name_of(chosen, examined), examined, fought, pairs)
+    published = benchmarks(exams, draw)
+    report = assemble(cfg, out, prompts, name_of(chosen, examined), examined, fought, pairs, published)
     told, untold = chats_told(cfg, out, chats or {})
     lacking = [*report["missing"], *people.missing, *untold]
     report |= {"people": people.agreement, "chats": told, "missing": lacking}
@@ -83,6 +86,7 @@ def assemble(
     examined: list[Examined],
     fought: list[tables.Duel],
     pairs: list[Pairs],
+    published: list[dict[str, Any]],
 ) -> dict[str, Any]:
     draw, told, asked = tables.sampling(cfg), prompts.columns(), last_words(prompts)
     question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, cfg.training, tuple(cfg.gold))
@@ -91,9 +95,10 @@ def assemble(
     differences, contests = corrected(
         tables.differences(examined, names, draw), [tables.duel_row(duel) for duel in fought]
     )
+    retained = retention(cfg.retention, question, published, differences)
     return {
         "exam": asdict(question),
-        "verdict": verdict(question, models, differences),
+        "verdict": held(verdict(question, models, differences), retained),
         "models": models,
         "differences": differences,
         "duels": contests,
@@ -103,11 +108,13 @@ def assemble(
         "control": doubts.control(question, differences, contests),
         "proxy": doubts.proxy(question, models, differences),
         "ceiling": doubts.ceiling(question, differences),
-        "benchmarks": [],
+        "benchmarks": published,
+        "retention": retained,
+        "gates": gates(out),
         "funnel": funnel_of(out, pairs),
         "training": tables.training(examined),
         "cost": cost_of(out),
-        "missing": tables.missing(examined),
+        "missing": [*tables.missing(examined), *absences(published)],
     }
 
 

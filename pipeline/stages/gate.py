@@ -1,0 +1,84 @@
+"""Points to the best model so far, by the answers of SFT and every round to the dev prompts: what goes on from here.
+
+A later model replaces the best so far when it stays within the KL budget and gains more than `min_gain` over it, prompt
+by prompt. The pointer holds its target's content, so that a rebuilt target makes the pointer's users stale.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import MODEL_FILE, Exam, Model, write_json
+from pipeline.config import ANSWER, GateConfig
+from pipeline.content import digest_of
+from pipeline.errors import Broken, Refusal
+from pipeline.report.examined import SFT, Examined, read_exam
+
+
+@dataclass(frozen=True)
+class Candidate:
+    name: str
+    means: dict[str, float]  # by prompt
+    kl: float | None
+
+
+def run(cfg: GateConfig, out: Path, *, exams: dict[str, Exam]) -> Model:
+    candidates = [candidate(cfg, name, exam) for name, exam in exams.items()]
+    best, rows = chosen(cfg, candidates)
+    target = exams[best.name]["model"]
+    record = {"target": f"{target.path.parent.name}/{target.path.name}", "content": content_of(target)}
+    write_json(out / "gate.json", {"scorer": cfg.scorer, "chosen": best.name, "candidates": rows})
+    write_json(out / MODEL_FILE, record)
+    return target
+
+
+def candidate(cfg: GateConfig, name: str, exam: Exam) -> Candidate:
+    asked = frozenset(exam["samples"].read(ANSWER)["prompt_id"])
+    examined: Examined = read_exam(name, exam, asked, cfg.scorer)
+    if not (marks := examined.marks.get(cfg.scorer)) or not marks.means:
+        raise Broken(
+            f"gate: no answer of {name} to a dev prompt has a score of {cfg.scorer}, so it cannot be compared."
+        )
+    drift = [*examined.drift.values()]
+    kl = 0.0 if name == SFT else sum(drift) / len(drift) if drift else None
+    if kl is None and cfg.kl_budget is not None:
+        raise Refusal(
+            f"gate.kl_budget={cfg.kl_budget:g}: it is not known how far {name} moved from sft: its exam draws nothing"
+            " for the KL.\n  Give +setting@exam.sample.settings.kl=default with temperature 1, or gate.kl_budget=null."
+        )
+    return Candidate(name, marks.means, kl)
+
+
+def chosen(cfg: GateConfig, candidates: list[Candidate]) -> tuple[Candidate, list[dict[str, Any]]]:
+    """The best of all in their order, and what each was held against and why it came out so."""
+    best, rows = candidates[0], [row(candidates[0], None, None, "begins")]
+    for later in candidates[1:]:
+        gain = paired_gain(later, best)
+        outcome = judged(cfg, later, gain)
+        rows.append(row(later, best, gain, outcome))
+        best = later if outcome == "better" else best
+    return best, rows
+
+
+def judged(cfg: GateConfig, later: Candidate, gain: float) -> str:
+    if cfg.kl_budget is not None and later.kl is not None and later.kl > cfg.kl_budget:
+        return "too far"
+    return "better" if gain > cfg.min_gain else "not better"
+
+
+def paired_gain(later: Candidate, best: Candidate) -> float:
+    common = sorted(later.means.keys() & best.means.keys())
+    if not common:
+        raise Broken(f"gate: {later.name} and {best.name} have no dev prompt in common that both have a score for.")
+    return sum(later.means[key] - best.means[key] for key in common) / len(common)
+
+
+def row(of: Candidate, against: Candidate | None, gain: float | None, outcome: str) -> dict[str, Any]:
+    told = {"model": of.name, "mean": sum(of.means.values()) / len(of.means), "n": len(of.means), "kl": of.kl}
+    return {**told, "against": against.name if against else None, "gain": gain, "outcome": outcome}
+
+
+def content_of(model: Model) -> str:
+    """Of the files that the model's step published."""
+    return digest_of(json.loads((model.path / "manifest.json").read_text())["files"])[:16]

@@ -1,0 +1,260 @@
+"""The stage `benchmark`: lm-eval on a tiny model and local files, multiple choice and generated answers."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline import store
+from pipeline.artifacts import ABSENT_FILE, Metrics, Model, write_json, write_text
+from pipeline.config import BenchmarkConfig
+from pipeline.errors import Refusal
+from pipeline.plan import plan
+from pipeline.stages import benchmark
+from tests.house import HOUSE, SMALL, Toys, composed, named
+from tests.tiny import tiny_model
+
+WORDS = ["river", "lantern", "garden", "market", "bridge", "harbour", "forest", "winter"]
+COMMON = """
+dataset_path: json
+test_split: test
+doc_to_text: "{{question}}"
+num_fewshot: 0
+metadata: {version: 1.0}
+"""
+CHOICE = """
+task: choice
+output_type: multiple_choice
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+fewshot_split: train
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+WRITTEN = """
+task: written
+output_type: generate_until
+doc_to_target: "{{answer}}"
+process_results: !function marks.marks
+generation_kwargs: {until: [], do_sample: false, max_gen_toks: 200}
+metric_list: [{metric: odd, aggregation: mean, higher_is_better: false}, {metric: letters, aggregation: mean}]
+"""
+MARKS = """
+import random
+
+def marks(doc, answers):
+    return {"odd": len(answers[0]) % 2, "letters": random.random()}
+"""
+GROUP = """
+group: both
+task: [choice, other]
+aggregate_metric_list: [{metric: acc, weight_by_size: true}]
+"""
+AWAY = """
+task: away
+dataset_path: nobody/has-this-dataset
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: 0
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory) -> Model:
+    return tiny_model(tmp_path_factory.mktemp("store") / "sft" / "a", context=256)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    made, draw = tmp_path_factory.mktemp("tasks"), random.Random(0)
+    files = {"choice": COMMON + CHOICE, "other": COMMON + CHOICE.replace("task: choice", "task: other"), "both": GROUP}
+    for name, task in {**files, "written": COMMON + WRITTEN, "away": AWAY}.items():
+        write_text(made / f"{name}.yaml", task)
+    write_text(made / "marks.py", MARKS)
+    for split, rows in (("test", 24), ("train", 4)):
+        asked = [{"question": f"Where is the {draw.choice(WORDS)}, {i}?", "answer": 0} for i in range(rows)]
+        lines = [json.dumps({**row, "choices": draw.sample(WORDS, 3)}) for row in asked]
+        write_text(made / f"{split}.jsonl", "\n".join(lines))
+    return made
+
+
+def config(folder: Path, named_task: str, **more) -> BenchmarkConfig:
+    chosen = composed(*SMALL, "+benchmark@benchmark.mine=task", f"benchmark.mine.task={named_task}", "dtype=float32")
+    metric = "odd,none" if named_task == "written" else "acc,none"
+    told = {"tasks": str(folder), "data": {"test": str(folder / "test.jsonl")}, "metric": metric, "seed": 1, **more}
+    return BenchmarkConfig.model_validate({**chosen.benchmark["mine"].model_dump(), **told})
+
+
+def bytes_of(out: Path) -> dict[str, bytes]:
+    return {entry["path"]: (out / entry["path"]).read_bytes() for entry in store.list_files(out)}
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("task", "more"), [("choice", {}), ("written", {"max_new_tokens": 24})])
+def test_figures_are_the_means_of_a_row_for_each_question_and_repeat_exactly(tmp_path, sft, folder, task, more):
+    cfg = config(folder, task, **more)
+    found = benchmark.run(cfg, tmp_path / "one", model=sft)
+    read, items = found.read(), found.items()
+    chief = items.filter(pl.col("metric") == cfg.metric)
+    assert read["chief"]["value"] == pytest.approx(chief["value"].mean()) and 0 < read["chief"]["value"] < 1
+    assert (read["chief"]["n"], chief["doc_id"].to_list()) == (24, list(range(24)))
+    assert (read["cut"], read["versions"]) == (0, {task: 1.0}) and chief["doc"].n_unique() == 24
+    assert read["chief"]["higher_is_better"] is (task == "choice")
+    benchmark.run(cfg, tmp_path / "two", model=sft)
+    assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two")
+
+
+@pytest.mark.model
+def test_a_group_s_figure_is_over_the_questions_of_all_its_tasks(tmp_path, sft, folder):
+    found = benchmark.run(config(folder, "both", data=str(folder), limit=9), tmp_path, model=sft)
+    read, items = found.read(), found.items()
+    assert (read["chief"]["task"], read["chief"]["n"], items["task"].unique().sort().to_list()) == (
+        "both", 18, ["choice", "other"]
+    )  # fmt: skip
+    assert read["chief"]["value"] == pytest.approx(items["value"].mean())
+    assert {row["task"] for row in read["figures"]} == {"both", "choice", "other"}
+
+
+@pytest.mark.model
+def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(tmp_path, sft, folder, monkeypatch):
+    from pipeline.harness import answers
+
+    cfg, asked = config(folder, "choice"), []
+    monkeypatch.setattr(answers, "CHUNK", 20)
+    benchmark.run(cfg, tmp_path / "whole", model=sft)
+    finite = answers.Chunks._finite
+
+    def dying(self, given):
+        asked.append(len(given))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return finite(self, given)
+
+    monkeypatch.setattr(answers.Chunks, "_finite", dying)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run(cfg, tmp_path / "killed", model=sft)
+    benchmark.run(cfg, tmp_path / "killed", model=sft)
+    assert asked == [20, 20, 20, 20, 12], "72 choices: two chunks were kept, the third was asked again"
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.model
+def test_the_model_s_own_chat_template_frames_examples_and_question(tmp_path, sft, folder, monkeypatch):
+    from pipeline.harness import answers
+
+    seen, ask = [], answers.Chunks._answers
+    monkeypatch.setattr(
+        answers.Chunks, "_answers", lambda self, *w: [seen.append((self.model, w[1]))] and ask(self, *w)
+    )
+    data = {split: str(folder / f"{split}.jsonl") for split in ("test", "train")}
+    benchmark.run(config(folder, "choice", data=data, few_shot=2, limit=3), tmp_path / "chat", model=sft)
+    benchmark.run(config(folder, "choice", chat=False, limit=3), tmp_path / "plain", model=sft)
+    [model, shown], [_, plain] = seen
+    prompt = shown[0].args[0]
+    assert prompt.startswith("<s><|user|>Where is the") and prompt.endswith("?<|end|><|assistant|>")
+    assert prompt.count("<|user|>") == prompt.count("<|assistant|>") == 3
+    assert model.tok_encode(prompt).count(model.tokenizer.bos_token_id) == 1
+    assert len(shown) == len(plain) == 9 and "<|" not in plain[0].args[0]
+
+
+@pytest.mark.model
+def test_what_does_not_fit_into_the_context_is_counted_or_refused(tmp_path, folder):
+    short = tiny_model(tmp_path / "sft" / "short", context=48)
+    found = benchmark.run(config(folder, "written", max_new_tokens=32), tmp_path / "cut", model=short)
+    assert found.read()["cut"] == 24
+    with pytest.raises(Refusal, match="up to 200 tokens, and the model has a context of 48"):
+        benchmark.run(config(folder, "written"), tmp_path / "long", model=short)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("task", "more", "said"),
+    [
+        ("choice", {"task": "choise"}, r"has no task choise\.\n  Did you mean choice"),
+        ("choice", {"metric": "f1,none"}, r"metric=f1,none is none of its figures\.\n  Known: acc,none"),
+        ("choice", {"few_shot": 2}, r"2 solved examples from its split train.*\n?.*data\.train=FILE"),
+        ("both", {}, r"it is a group, and its tasks have rows of their own"),
+        ("choice", {"data": {"dev": "test.jsonl"}}, r"stand in the split test"),
+        ("choice", {"data": {"test": "test.parket"}}, r"files of one kind"),
+        ("written", {"data": {"test": "marks.py"}}, r"files of one kind"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_any_model_is_opened(tmp_path, folder, task, more, said):
+    if isinstance(more.get("data"), dict):
+        more = {"data": {split: str(folder / name) for split, name in more["data"].items()}}
+    with pytest.raises(Refusal, match=said):
+        benchmark.run(config(folder, task, **more), tmp_path / "out", model=Model(tmp_path / "none"))
+
+
+@pytest.mark.model
+def test_rows_of_another_shape_are_refused_with_the_file_s_name(tmp_path, folder):
+    write_text(tmp_path / "odd.jsonl", '{"frage": "Wo?"}\n')
+    with pytest.raises(Refusal, match=r"its rows cannot be read from .*odd\.jsonl"):
+        benchmark.run(
+            config(folder, "choice", data={"test": str(tmp_path / "odd.jsonl")}), tmp_path, model=Model(tmp_path)
+        )
+
+
+@pytest.mark.model
+def test_a_benchmark_that_is_not_on_this_machine_publishes_why(tmp_path, folder):
+    write_json(tmp_path / "cfg.json", config(folder, "away", data=None).model_dump(mode="json"))
+    code = (
+        "import sys; from pathlib import Path; from pipeline.config import BenchmarkConfig as Config\n"
+        "from pipeline.artifacts import Model; from pipeline.stages import benchmark; root = Path(sys.argv[1])\n"
+        "cfg = Config.model_validate_json((root / 'cfg.json').read_text())\n"
+        "benchmark.run(cfg, root / 'out', model=Model(root))"
+    )
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=HOUSE, env=offline)
+    told = Metrics(tmp_path / "out").absent
+    assert told and told.startswith(
+        "benchmark away: its rows are not on this machine, and the hub does not give them ("
+    )
+    assert [entry["path"] for entry in store.list_files(tmp_path / "out")] == [ABSENT_FILE]
+
+
+def test_what_was_absent_is_looked_for_again_and_leaves_nothing_behind(tmp_path):
+    work, final = tmp_path / "x.partial", tmp_path / "x"
+    for said in ("No network.", "Still none."):
+        write_text(work / ABSENT_FILE, said)
+        store.seal(work, {"inputs": {}, "files": store.list_files(work)})
+        store.publish(work, final)
+        assert store.fault(final, store.read_manifest(final), {}) == "is looked for again: it was not to be had"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.slow
+def test_an_absent_benchmark_alone_is_asked_again_until_it_is_there(tmp_path):
+    toys, words = Toys(tmp_path), [*SMALL, "benchmark=gsm8k"]
+    again = ["benchmark test sft gsm8k", "benchmark test round-1 gsm8k"]
+    assert "evaluate report" in toys.built(toys.run(*words, absent="yes"))
+    assert toys.built(toys.run(*words, absent="yes")) == again, "the same reason changes no report"
+    assert toys.built(toys.run(*words)) == [*again, "evaluate report"]
+    assert toys.built(toys.run(*words)) == []
+
+
+def test_each_model_has_a_step_for_each_benchmark_on_test_alone():
+    words = ["recipes=smoke", "benchmark=[gsm8k,ifeval]", "gate=best"]
+    last = plan(composed(*words))
+    labels = {str(step.label) for step in last.ancestors() if step.stage == "benchmark"}
+    models = ("base", "sft", "round-1", "round-2")
+    assert labels == {f"test {model} {name}" for model in models for name in ("gsm8k", "ifeval")}
+    exams = named(last)["evaluate@report"].inputs["exams"]
+    assert {name for name, exam in exams.items() if "metrics" in exam} == set(models)
+    dev = plan(composed(*words, "exam.split=dev"))
+    assert not [step for step in dev.ancestors() if step.stage == "benchmark"]
+
+
+def test_what_may_not_be_lost_has_to_be_measured():
+    with pytest.raises(Refusal, match=r"evaluate\.retention\.gsm8: no benchmark and no scorer.*Did you mean gsm8k"):
+        composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8: 0.02}")
+    with pytest.raises(Refusal, match=r"evaluate\.retention\.gsm8k: benchmarks belong to exams on test"):
+        composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02}", "exam.split=dev")
+    composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02, rules: 0}")
