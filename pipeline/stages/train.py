@@ -31,13 +31,14 @@ def run(
         raise Refusal(f"train.logps={cfg.logps} needs a reference model, and the plan gives none.")
     count = launch.processes(cfg)
     rows = {part: ready(cfg, pairs, part, logps or []) for part in ("train", "dev")}
-    if count == 1:
+    world = count * cfg.runtime.machines
+    if world == 1:
         launch.expose_one_device()
 
     from pipeline.training import models
 
     _refuse_other_tokens(pairs, models.load_tokenizer(init))
-    if count == 1:
+    if world == 1:
         from pipeline.training import session
 
         session.train(cfg, out, init, reference, dev, rows)
@@ -45,7 +46,7 @@ def run(
         for part, table in rows.items():
             write_table(out / "scratch" / "pairs" / f"{part}.parquet", table)
         launch.in_ranks(cfg, count, out, {"init": init, "reference": reference, "dev": dev})
-        note_cost(out, processes=count)
+        note_cost(out, processes=world)
     held_to = [reference] if reference else []
     card.write(
         cfg, out, {"start": [init], "reference": held_to, "pairs": [*pairs], "reference values": [*(logps or [])]}

@@ -78,7 +78,7 @@ class Guards(TrainerCallback):
         """The log-probability of the chosen answers per token, and how far it has fallen since the start."""
         if not self.pairs["answers"]:
             return {}
-        module, budget = self.trainer.model.eval(), self.cfg.max_length * self.cfg.runtime.micro_batch
+        module, budget = self.trainer.model.eval(), self.cfg.max_length * self.cfg.runtime.at_once
         with self.trainer.compute_loss_context_manager():
             sums = completion_logps(module, self.pairs["prompts"], self.pairs["answers"], budget)
         now = sum(sums) / sum(map(len, self.pairs["answers"]))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 ADAPTER_CONFIG = "adapter_config.json"
+State = dict[str, Any]  # tensors by their name
 
 
 def device() -> "torch.device":
@@ -188,10 +189,12 @@ def check_vocabulary(module: Any, columns: "list[pl.Series]", where: str) -> Non
         )
 
 
-def check_finite(module: Any) -> None:
+def check_finite(module: Any, whole: State | None = None) -> None:
+    """`whole` holds the weights where the module has but a part of them; so it does wherever one is published."""
     import torch
 
-    broken = [name for name, weight in module.named_parameters() if not torch.isfinite(weight).all()]
+    weights = module.named_parameters() if whole is None else whole.items()
+    broken = [name for name, weight in weights if not torch.isfinite(weight).all()]
     if broken:
         raise Broken(
             f"{len(broken)} weights are not finite after training ({broken[0]} is the first): nothing is published.\n"
@@ -204,23 +207,28 @@ def settings_of(module: Any) -> dict[str, Any]:
     return {name: copy.deepcopy(getattr(module, name)) for name in ("config", "generation_config")}
 
 
-def save_full(module: Any, settings: dict[str, Any], init: Model, dtype: str, out: Path) -> Model:
+def save_full(
+    module: Any, settings: dict[str, Any], init: Model, dtype: str, out: Path, whole: State | None = None
+) -> Model:
     import torch
 
     for name, value in settings.items():
         setattr(module, name, value)
     shutil.rmtree(out / "weights", ignore_errors=True)
-    module.to(getattr(torch, dtype)).save_pretrained(out / "weights")
+    whole = whole and {name: weight.to(getattr(torch, dtype)) for name, weight in whole.items()}
+    module.to(getattr(torch, dtype)).save_pretrained(out / "weights", state_dict=whole)
     load_tokenizer(init).save_pretrained(out / "weights")
     write_json(out / "model.json", {"weights": "weights", "tokenizer": "weights"})
     return Model(out)
 
 
-def save_adapter(module: Any, init: Model, adapter: LoraAdapter, dtype: str, out: Path) -> Model:
+def save_adapter(
+    module: Any, init: Model, adapter: LoraAdapter, dtype: str, out: Path, whole: State | None = None
+) -> Model:
     """PEFT's folder, with the base named by what it is and not by where it lay; merged as well when that is asked."""
     folder = out / "adapter"
     shutil.rmtree(folder, ignore_errors=True)
-    module.save_pretrained(folder, selected_adapters=["default"])
+    module.save_pretrained(folder, selected_adapters=["default"], state_dict=whole)
     (folder / "README.md").unlink(missing_ok=True)
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
     config["base_model_name_or_path"] = init.weights if isinstance(init.weights, str) else base_name(init)

@@ -14,6 +14,7 @@ from pipeline.errors import Broken, Refusal
 
 def main() -> int:
     die_with_parent()
+    take_own_device()
     path = Path(sys.argv[1])
     order = json.loads(path.read_text())
     opened = {name: Model(Path(order[name])) if order[name] else None for name in ("init", "reference")}
@@ -31,7 +32,7 @@ def main() -> int:
             opened["reference"],
             dev,
             rows,
-            processes=order["processes"],
+            processes=order["processes"] * order["config"]["runtime"]["machines"],
         )
     except (Refusal, Broken) as error:
         if os.environ.get("RANK", "0") == "0":
@@ -44,6 +45,14 @@ def die_with_parent() -> None:
     """A launcher starts sessions of their own, which a kill of the step's group would leave behind."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def take_own_device() -> None:
+    """Before any weight is read: a model on plain `cuda` would lie on the first GPU of the machine, for all of them."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
 if __name__ == "__main__":
