@@ -81,6 +81,7 @@ def dpo(
         "machines": 1,
         "address": None,
         "port": 29500,
+        "memory": 0.9,
         "gpu_hour": None,
         **(runtime or {}),
     }

@@ -19,7 +19,20 @@ SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
 RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
-DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "door", "runner", "spawn", "ledger", "step", "survey"}
+DRIVER = {
+    "__main__",
+    "compose",
+    "sweep",
+    "drive",
+    "plan",
+    "door",
+    "runner",
+    "spawn",
+    "ledger",
+    "step",
+    "survey",
+    "forecast",
+}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "report"}
 LEAVES = {
     "errors",
@@ -32,6 +45,9 @@ LEAVES = {
     "language",
     "refusal",
     "reasoning",
+    "machine",
+    "footprint",
+    "outlook",
 }  # anyone may import
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
 MAY_IMPORT = {
@@ -44,7 +60,7 @@ MAY_IMPORT = {
     "spawn": {"step"},
     "door": {"step", "artifacts", "config"},
     "survey": {"step", "store"},
-    "runner": {"door", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
+    "runner": {"door", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"door", "survey", "plan", "runner", "step", "config", "artifacts"},
     "compose": {"config"},
     "sweep": {"compose", "drive", "store", "config", "artifacts", "report"},
@@ -77,6 +93,10 @@ MAY_IMPORT = {
     "language": set(),
     "refusal": set(),
     "reasoning": set(),
+    "machine": set(),
+    "footprint": {"config"},
+    "outlook": {"config"},
+    "forecast": {"store", "step", "survey", "artifacts", "config"},
 }
 
 

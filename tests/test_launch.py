@@ -7,11 +7,12 @@ import sys
 
 import polars as pl
 import pytest
+import torch
 from pydantic import ValidationError
 
 from pipeline.artifacts import Model
 from pipeline.config import LaunchedRuntime, launching
-from pipeline.errors import Refusal
+from pipeline.errors import Broken, Refusal
 from pipeline.training import launch, models
 from tests.house import HOUSE, SMALL, composed
 from tests.preferences import FULL, LORA, QLORA, dpo
@@ -76,6 +77,32 @@ def test_weights_in_shares_train_and_are_published_whole(round_, monkeypatch, ad
     pairs = dict(expected.named_parameters()), dict(found.named_parameters())
     assert pairs[0].keys() == pairs[1].keys()
     assert all((weight - pairs[1][name]).abs().max() < 1e-4 for name, weight in pairs[0].items())
+
+
+@pytest.mark.model
+def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monkeypatch):
+    """No memory at the third step: half as many rows at once from the newest checkpoint, and the same optimizer steps."""
+    from pipeline.training import dpo as trl_dpo
+
+    step, asked = trl_dpo.Trainer.training_step, []
+
+    def full(self, model, inputs, *args):
+        rows = self.rows_in(inputs)
+        asked.append(rows)
+        if rows == 4 and len(asked) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(trl_dpo.Trainer, "training_step", full)
+    short = round_.train("short", dpo(LORA, batch=4, micro_batch="auto", save_every=1))
+    assert asked == [4, 4, 4, *[2] * 8]
+    assert json.loads((short.path / "cost.json").read_text())["micro_batch"] == 2
+    monkeypatch.undo()
+    plain = seen(round_.train("plain", dpo(LORA, batch=4, micro_batch=4)), "loss")
+    assert seen(short, "loss") == pytest.approx(plain, abs=1e-5)
+    monkeypatch.setattr(trl_dpo.Trainer, "training_step", full)
+    with pytest.raises(Broken, match=r"ran out with 4 rows at once.\n  Give train.runtime.micro_batch=2 or auto"):
+        round_.train("given", dpo(LORA, batch=4, micro_batch=4))
 
 
 @pytest.mark.model

@@ -33,6 +33,7 @@ class LaunchedRuntime(TrainerRuntime):
     machines: PositiveInt
     address: str | None
     port: PositiveInt
+    memory: PositiveFloat
     usual_rate: PositiveFloat
     gpu_hour: NonNegativeFloat | None
 

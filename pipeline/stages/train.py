@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Logps, Model, Pairs, Prompts, note_cost, write_table
 from pipeline.config import TrainConfig
 from pipeline.errors import Refusal
-from pipeline.training import card, launch
+from pipeline.training import ahead, card, launch
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,6 +31,7 @@ def run(
         raise Refusal(f"train.logps={cfg.logps} needs a reference model, and the plan gives none.")
     count = launch.processes(cfg)
     rows = {part: ready(cfg, pairs, part, logps or []) for part in ("train", "dev")}
+    auto, cfg = cfg.runtime.micro_batch == "auto", ahead.look_ahead(cfg, init, rows["train"], count, out)
     world = count * cfg.runtime.machines
     if world == 1:
         launch.expose_one_device()
@@ -38,14 +39,17 @@ def run(
     from pipeline.training import models
 
     _refuse_other_tokens(pairs, models.load_tokenizer(init))
-    if world == 1:
-        from pipeline.training import session
 
-        session.train(cfg, out, init, reference, dev, rows)
-    else:
-        for part, table in rows.items():
-            write_table(out / "scratch" / "pairs" / f"{part}.parquet", table)
-        launch.in_ranks(cfg, count, out, {"init": init, "reference": reference, "dev": dev})
+    def start(cfg: TrainConfig) -> None:
+        if world > 1:
+            for part, table in rows.items():
+                write_table(out / "scratch" / "pairs" / f"{part}.parquet", table)
+            launch.in_ranks(cfg, count, out, {"init": init, "reference": reference, "dev": dev})
+        else:
+            launch.alone(cfg, out, init, reference, dev, rows)
+
+    ahead.in_memory(cfg, auto, out, start)
+    if world > 1:
         note_cost(out, processes=world)
     held_to = [reference] if reference else []
     card.write(

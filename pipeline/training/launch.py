@@ -4,19 +4,25 @@ What runs in each of several processes is `training/rank.py`. Called before CUDA
 runs on the first one, and each of the others joins it: `python -m pipeline.training.launch ORDER MACHINE`.
 """
 
+import gc
 import json
 import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Artifact, write_json
+from pipeline.artifacts import Artifact, Model, Prompts, write_json
 from pipeline.config import TrainConfig
 from pipeline.errors import REFUSED, Broken, Refusal
 from pipeline.progress import SIGN
+from pipeline.training.ahead import OutOfMemory
 
+if TYPE_CHECKING:
+    import polars as pl
+
+NO_MEMORY = "no-memory"  # in scratch, by whichever process it happened to
 RANK = "pipeline.training.rank"
 TRL_NAMES = {"ddp": "multi_gpu"}  # the others have one name there and here
 
@@ -44,11 +50,35 @@ def processes(cfg: TrainConfig) -> int:
     return cfg.runtime.count(gpus)
 
 
+def alone(
+    cfg: TrainConfig,
+    out: Path,
+    init: Model,
+    reference: Model | None,
+    dev: Prompts | None,
+    rows: "dict[str, pl.DataFrame]",
+) -> None:
+    """In this process. What an attempt held on the device is given back before the next one."""
+    import torch
+
+    from pipeline.training import session
+
+    try:
+        return session.train(cfg, out, init, reference, dev, rows)
+    except torch.OutOfMemoryError as error:
+        full = str(error)
+    gc.collect()
+    torch.cuda.empty_cache()
+    raise OutOfMemory(full)
+
+
 def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact | None]) -> None:
     """Start `count` processes on this machine, wait for them, and say what the first of them said."""
     scratch = out / "scratch"
     fault, order = scratch / "fault.json", scratch / "order.json"
-    fault.unlink(missing_ok=True)
+    full = scratch / NO_MEMORY
+    for old in (fault, full):
+        old.unlink(missing_ok=True)
     paths = {name: str(one.path.absolute()) if one else None for name, one in inputs.items()}
     told = {"config": cfg.model_dump(mode="json"), "out": str(out.absolute()), "processes": count, **paths}
     write_json(order, told)
@@ -58,6 +88,8 @@ def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact
     if fault.exists():
         said: dict[str, Any] = json.loads(fault.read_text())
         raise (Refusal if said["refusal"] else Broken)(said["text"])
+    if full.exists():
+        raise OutOfMemory
     if code:
         raise Broken(f"train: {count} processes under {cfg.runtime.launch} ended with {code}; the log has their words.")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.artifacts import Model, Prompts, read_table, write_json
 from pipeline.config import TrainConfig
 from pipeline.errors import Broken, Refusal
+from pipeline.training.launch import NO_MEMORY
 
 
 def main() -> int:
@@ -21,6 +22,8 @@ def main() -> int:
     dev = Prompts(Path(order["dev"])) if order["dev"] else None
     rows = {part: read_table(path.parent / "pairs" / f"{part}.parquet") for part in ("train", "dev")}
     assert opened["init"]
+
+    import torch
 
     from pipeline.training import session
 
@@ -37,6 +40,9 @@ def main() -> int:
     except (Refusal, Broken) as error:
         if os.environ.get("RANK", "0") == "0":
             write_json(path.with_name("fault.json"), {"refusal": isinstance(error, Refusal), "text": str(error)})
+        raise
+    except torch.OutOfMemoryError:
+        path.with_name(NO_MEMORY).touch()
         raise
     return 0
 
