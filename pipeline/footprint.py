@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
 
-GIB = 1 << 30
+GIB, MIB = 1 << 30, 1 << 20
 SIZE = {"float32": 4, "bfloat16": 2}
 OPTIMIZERS = {"adafactor": 0, "sgd": 0, "lion": 4, "8bit": 2}  # bytes a parameter, by a part of the name; AdamW's is 8
 TILE = 4096 * 32768  # logits that TRL's fused head has in memory at once
@@ -79,7 +79,7 @@ class Memory:
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in ("weights", "gradients", "optimizer", "activations", "logits")}
-        return f"{gib(self.total)} GiB: " + ", ".join(f"{name} {gib(size)}" for name, size in parts.items())
+        return f"{amount(self.total)} (" + ", ".join(f"{name} {amount(size)}" for name, size in parts.items()) + ")"
 
 
 def memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -> Memory:
@@ -197,5 +197,5 @@ def steps(cfg: TrainConfig, rows: int) -> int:
     return math.ceil(cfg.epochs * math.ceil(rows / cfg.batch))
 
 
-def gib(size: float) -> str:
-    return f"{size / GIB:.3g}"
+def amount(size: float) -> str:
+    return f"{size / GIB:.3g} GiB" if size >= GIB else f"{size / MIB:.3g} MiB"

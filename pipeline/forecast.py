@@ -27,7 +27,7 @@ def check(planned: Planned, coming: list[Step]) -> None:
         if fault := machine.missing_gpus() or cfg.runtime.unfit(cfg.batch, gpus):
             raise Refusal(fault)
         if shape := shape_of(planned, step.inputs["init"]):
-            least = outlook.short_of_memory(shape, cfg, 1, 1, cfg.runtime.world(gpus))
+            least = outlook.short_of_memory(shape, cfg, 0, 0, cfg.runtime.world(gpus))
             if short := least or outlook.short_of_disk(shape, cfg, planned.root):
                 raise Refusal(short)
 

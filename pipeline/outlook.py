@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import footprint, machine
 from pipeline.config import TrainConfig
-from pipeline.footprint import Shape, gib
+from pipeline.footprint import Shape, amount
 
 ON_A_CPU = 8  # rows at once: more are padded more there, and nothing is gained
 BINS = 8
@@ -46,7 +46,7 @@ def room(cfg: TrainConfig) -> tuple[float, str]:
     size, where = machine.memory()
     sharing = 1 if machine.gpus() else cfg.runtime.count(0)
     among = f", for each of {sharing} processes" if sharing > 1 else ""
-    said = f"runtime.memory={cfg.runtime.memory:g} of {gib(size)} GiB of {where}{among}"
+    said = f"runtime.memory={cfg.runtime.memory:g} of {amount(size)} of {where}{among}"
     return size * cfg.runtime.memory / sharing, said
 
 
@@ -59,8 +59,9 @@ def told(
         return
     rows, space = rows_at_once(shape, cfg, longest, world), footprint.disk(shape, cfg)
     needs, (has, said) = footprint.memory(shape, cfg, rows, longest, world), room(cfg)
-    yield f"memory   {needs} · {rows} rows at once · there are {gib(has)} GiB ({said})"
-    yield f"disk     {gib(space.most)} GiB at most, of it two checkpoints of {gib(space.checkpoint)}"
+    yield f"memory   {needs} for {rows} rows at once"
+    yield f"         there are {amount(has)} ({said})"
+    yield f"disk     {amount(space.most)} at most, of it two checkpoints of {amount(space.checkpoint)}"
     if tokens is None:
         return
     if hours := _hours(shape, cfg, tokens, world, rate):
@@ -80,13 +81,15 @@ def _hours(shape: Shape, cfg: TrainConfig, tokens: int, world: int, rate: float 
 
 
 def short_of_memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -> str | None:
+    """With no rows: whatever it will read."""
     needs, (has, said) = footprint.memory(shape, cfg, rows, longest, world), room(cfg)
     if needs.total <= has:
         return None
+    least = f"about {needs} for {rows} rows of {longest} tokens at once" if rows else f"at least {needs}"
     fewer = "train.runtime.micro_batch, " if rows > 1 and cfg.together is None else ""
     return (
-        f"train needs about {needs} with {rows} rows of {longest} tokens at once.\n"
-        f"  There are {gib(has)} GiB ({said}).\n"
+        f"train needs {least}.\n"
+        f"  There are {amount(has)} ({said}).\n"
         f"  Lower {fewer}limits, or give train.gradient_checkpointing=true, adapter@train.adapter=lora or qlora, or "
         f"train.runtime.launch=fsdp2 on several GPUs; a higher train.runtime.memory overrules the estimate."
     )
@@ -100,7 +103,7 @@ def short_of_disk(shape: Shape, cfg: TrainConfig, folder: Path) -> str | None:
         return None
     models = needs.published + 2 * needs.kept
     return (
-        f"train needs {gib(needs.most)} GiB of disk: a checkpoint of {gib(needs.checkpoint)} beside the one before it, "
-        f"and {gib(models)} of models. {there} has {gib(free)} free.\n"
+        f"train needs {amount(needs.most)} of disk: a checkpoint of {amount(needs.checkpoint)} beside the one before, "
+        f"and {amount(models)} of models. {there} has {amount(free)} free.\n"
         f"  Free space (make prune lists what no run names), give another store=FOLDER, or adapter@train.adapter=lora."
     )

@@ -81,7 +81,7 @@ def test_weights_in_shares_train_and_are_published_whole(round_, monkeypatch, ad
 
 @pytest.mark.model
 def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monkeypatch):
-    """No memory at the third step: half as many rows at once from the newest checkpoint, and the same optimizer steps."""
+    """No memory at the third step: half as many rows from the newest checkpoint, and optimizer steps as before."""
     from pipeline.training import dpo as trl_dpo
 
     step, asked = trl_dpo.Trainer.training_step, []
