@@ -13,6 +13,7 @@ from pipeline import footprint, outlook
 from pipeline.artifacts import Model, note_cost, write_json
 from pipeline.config import TrainConfig
 from pipeline.errors import Broken, Refusal
+from pipeline.progress import SIGN
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,8 +34,9 @@ def look_ahead(cfg: TrainConfig, init: Model, table: "pl.DataFrame", count: int,
     write_json(out / "ahead.json", {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": found})
     cfg = with_rows(cfg, _settled(cfg, shape, longest, world, out))
     rows = cfg.runtime.at_once
-    first = f"ahead    {steps} steps of {cfg.batch} · {table.height:,} rows · {tokens:,} tokens"
-    say(first, outlook.spread(found), *outlook.told(shape, cfg, longest, world, tokens))
+    first = f"{steps} steps of {cfg.batch} · {table.height:,} rows · {tokens:,} tokens"
+    print(SIGN, "train", first, f"· {rows} at once", file=sys.stderr)
+    say(f"ahead    {first}", outlook.spread(found), *outlook.told(shape, cfg, longest, world, tokens))
     note_cost(out, micro_batch=rows)
     if shape:
         needs = footprint.memory(shape, cfg, rows, longest, world)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +33,8 @@ def load_tokenizer(model: Model) -> Any:
 
 def load(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
     """The model as it is, for forward passes: adapter beside its base, which is quantised as asked or as recorded."""
+    if model.adapter:
+        check_base(model)
     quantization = quantization or quantized.quantization_of(model)
     module = _base(model, dtype, quantization)
     if model.adapter:
@@ -47,6 +48,8 @@ def load_merged(model: Model) -> Any:
 
     An adapter of a quantised base was trained beside what those few bits say: it is merged with that, in float32.
     """
+    if model.adapter:
+        check_base(model)
     if quantization := quantized.quantization_of(model):
         module = _base(model, model.record["quantization"]["dtype"], quantization).dequantize().float()
     else:
@@ -64,7 +67,6 @@ def load_adapted(model: Model, adapter: LoraAdapter, dtype: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     module = _base(model, dtype, adapter.quantization)
-    _check_targets(module, adapter.targets)
     shape = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
@@ -113,7 +115,6 @@ def _base(model: Model, dtype: str, quantization: Quantization | None = None) ->
 def _adapted(module: Any, model: Model, trainable: bool) -> Any:
     from peft import PeftModel
 
-    check_base(model)
     module = PeftModel.from_pretrained(module, model.adapter, is_trainable=trainable)
     # PEFT asks the hub about a base that is not a folder each time it saves; here it is one.
     module.peft_config["default"].base_model_name_or_path = str(model.weights)
@@ -150,33 +151,6 @@ def check_continued(model: Model, adapter: LoraAdapter) -> None:
                 f"train.adapter.{knob}={wanted}, but training continues the adapter in {model.path}, whose {knob} is "
                 f"{value}.\n  Give train.adapter.{knob}={value}, or init=sft, which starts a new adapter."
             )
-
-
-def _check_targets(module: Any, targets: str | list[str]) -> None:
-    if targets == "all-linear":
-        return
-    names = [name for name, _ in module.named_modules() if name]
-    leaves = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
-    head = next((name for name, part in module.named_modules() if part is module.get_output_embeddings()), None)
-    for target in [targets] if isinstance(targets, str) else targets:
-        hits = [name for name in names if _targets(target, name, pattern=isinstance(targets, str))]
-        if not hits or head in hits:
-            why = "its adapter would never be trained by TRL" if hits else "no module of this model has that name"
-            known = ", ".join(leaf for leaf in leaves if leaf != head)
-            raise Refusal(
-                f"train.adapter.targets: {target}: {why}.\n  Expected names of linear layers ({known}) or all-linear."
-            )
-
-
-def _targets(target: str, name: str, pattern: bool) -> bool:
-    """As PEFT reads it: one string is a pattern for the whole name, a list holds last parts of names."""
-    return bool(re.fullmatch(target, name)) if pattern else name == target or name.endswith(f".{target}")
-
-
-def _is_linear(module: Any) -> bool:
-    import torch
-
-    return isinstance(module, torch.nn.Linear)
 
 
 def check_vocabulary(module: Any, columns: "list[pl.Series]", where: str) -> None:

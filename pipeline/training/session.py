@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Model, Prompts
 from pipeline.config import KINDS, FullAdapter, TrainConfig
 from pipeline.errors import Refusal
-from pipeline.training import account, guards, models, reference, sharded, trainers
+from pipeline.training import account, blueprint, guards, models, reference, sharded, trainers
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,8 +22,7 @@ def train(
     processes: int = 1,
 ) -> None:
     """`rows` are the trainer's own columns; `held_to` is the reference."""
-    if init.adapter and not isinstance(cfg.adapter, FullAdapter):
-        models.check_continued(init, cfg.adapter)
+    blueprint.check(cfg, init, [column for table in rows.values() for column in table if column.name.endswith("_ids")])
     first = rows["train"].head(reference.PAIRS).to_dict(as_series=False)
     starts_from_reference = held_to is not None and held_to.path == init.path
     if cfg.logps == "ready" and held_to and not starts_from_reference:
@@ -36,8 +35,6 @@ def train(
         )
 
     policy = trainers.load_policy(cfg, init)
-    ids = [column for table in rows.values() for column in table if column.name.endswith("_ids")]
-    models.check_vocabulary(policy, ids, "train")
     settings = models.settings_of(policy)
     watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)
     trainer, ledger = trainers.trainer_for(cfg, policy, init, held_to, rows, out, watch)
