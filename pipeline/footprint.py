@@ -133,12 +133,13 @@ def _activations(shape: Shape, cfg: TrainConfig, tokens: int) -> float:
     """What a backward pass reads again. With checkpointing that is each block's input, and one block in full."""
     size, full = SIZE[cfg.dtype], isinstance(cfg.adapter, FullAdapter)
     stream = 4 if full else size  # full weights are float32, and so is what flows between the blocks
-    norms = 2 * (4 + stream) * shape.hidden
+    norms = 2 * (4 + stream if full else 4) * shape.hidden  # frozen scales need no normalised copy
     attention = size * (2 * shape.queries + 2 * shape.keys)
     gates = size * 3 * shape.inner
-    read = size * (2 * shape.hidden + shape.inner)  # by the linear layers; an adapter's reads a float32 copy each
-    if not full:
-        read = 4 * (5 * shape.hidden + shape.queries + shape.inner)
+    # By the linear layers: five of them read the block's width, and mixed precision rounds a copy for each.
+    read = size * ((5 if cfg.dtype == "bfloat16" else 2) * shape.hidden + shape.inner)
+    if not full and cfg.dtype == "bfloat16":
+        read += size * shape.queries
     block = norms + attention + gates + read
     kept = shape.layers * stream * shape.hidden + block if cfg.gradient_checkpointing else shape.layers * block
     return float(tokens * kept)

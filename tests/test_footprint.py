@@ -67,12 +67,51 @@ def test_the_state_of_a_training_by_hand(config, adapter, gigabytes):
 
 def test_activations_of_a_7b_by_hand():
     """2 × 1024 tokens; 32 inputs of 4096 float32 between blocks, and one block:
-    norms 2 × 8 × 4096, heads 2 × (2 + 2) × 4096, gates 2 × 3 × 11008, inputs 2 × (2 × 4096 + 11008)."""
+    norms 2 × 8 × 4096, heads 2 × (2 + 2) × 4096, gates 2 × 3 × 11008, inputs 2 × (5 × 4096 + 11008)."""
     found = footprint.memory(shape(LLAMA_7B), settled(FULL), 1, 1024, 1)
-    block = 16 * 4096 + 8 * 4096 + 6 * 11008 + 2 * (2 * 4096 + 11008)
+    block = 16 * 4096 + 8 * 4096 + 6 * 11008 + 2 * (5 * 4096 + 11008)
     assert found.activations == 2048 * (32 * 4 * 4096 + block)
     whole = settled(FULL).model_copy(update={"gradient_checkpointing": False})
     assert footprint.memory(shape(LLAMA_7B), whole, 1, 1024, 1).activations == 2048 * 32 * block
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
+def test_activations_are_those_that_torch_keeps(adapter, dtype):
+    """Every tensor that autograd saves for a backward pass through six blocks, without checkpointing."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
+        vocab_size=300,
+    )  # fmt: skip
+    whole, mixed = LlamaForCausalLM(config), dtype == "bfloat16"
+    if adapter is LORA:
+        held = whole.to(getattr(torch, dtype))
+        module = get_peft_model(held, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    else:
+        module = whole
+    weights = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed),
+    ):
+        whole.model(input_ids=torch.randint(0, 300, (4, 128)))
+    found = shape(config.to_dict())
+    rounded = 2 * found.packed if mixed and adapter is FULL else 0  # counted among the weights
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - rounded
+    cfg = dpo(adapter, dtype=dtype, max_length=128)
+    assert footprint.memory(found, cfg, 2, 128, 1).activations == pytest.approx(measured, rel=0.05)
 
 
 def test_processes_share_what_their_launcher_shares():

@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "door": {"step", "artifacts", "config"},
     "survey": {"step", "store"},
     "runner": {"door", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
-    "drive": {"door", "survey", "plan", "runner", "step", "config", "artifacts"},
+    "drive": {"door", "forecast", "survey", "plan", "runner", "step", "config", "artifacts"},
     "compose": {"config"},
     "sweep": {"compose", "drive", "store", "config", "artifacts", "report"},
     "__main__": {"compose", "drive", "sweep"},
