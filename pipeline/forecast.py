@@ -44,11 +44,11 @@ def lines(planned: Planned, found: dict[str, Found]) -> Iterator[str]:
 def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
     sides = 1 if cfg.trainer == "kto" else 2
     known = _lengths(planned, step, cfg)
-    rows = len(known) // sides if known else _rows_at_most(planned, step)
+    rows = len(known) // sides if known else _rows_at_most(planned, step, 2 // sides)
     longest = max(known, default=cfg.max_length)
     tokens = None
     if rows is None:
-        yield "how many pairs is not known before the prompts are counted"
+        yield "how many rows is not known before prompts and pairs are counted"
     else:
         tokens = round(cfg.epochs * (sum(known) if known else rows * sides * cfg.max_length))
         most = "" if known else "at most "
@@ -73,15 +73,18 @@ def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
     return [length for name in answers for length in (prompt + table[name].list.len()).to_list()]
 
 
-def _rows_at_most(planned: Planned, step: Step) -> int | None:
-    """As many pairs for each prompt of the rounds as `pair` may make; filters and ties take some of them away."""
+def _rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
+    """As many pairs for each prompt as `pair` may make, or their thumbs; filters and ties take some of them away."""
     total = 0
     for source in step.inputs["pairs"]:
         draws = [one.config for one in source.inputs.get("samples", []) if isinstance(one.config, Draw)]
         prompts = draws[0].per_round if draws else None
         if prompts is None and (prompts := _prompts(planned)) is None:
             return None
-        total += prompts * source.config.pairs_per_prompt
+        every_answer = source.config.thumbs_at is not None and of_each > 1
+        if every_answer or "offline" in source.inputs:
+            return None
+        total += prompts * source.config.pairs_per_prompt * of_each
     return total
 
 

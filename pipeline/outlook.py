@@ -66,7 +66,7 @@ def told(
         return
     if hours := _hours(shape, cfg, tokens, world, rate):
         price = cfg.runtime.gpu_hour
-        money = "" if price is None else f" · money {hours * world * price:.2f}"
+        money = "" if price is None or not machine.gpus() else f" · money {hours * world * price:.2f}"
         source = "as measured before" if rate else "by the GPU's name"
         yield f"time     {hours:.2f} h on {world}, {source}{money}"
     else:

@@ -212,6 +212,14 @@ def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     assert any(f"time     {hours:.2f} h on 1, by the GPU's name · money {hours * 2.5:.2f}" in line for line in shown)
 
 
+def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
+    card()
+    for words, said in ([], "at most 4 steps of 64 · 200 rows"), (["pair.thumbs_at=0.5"], "how many rows is not known"):
+        planned = planned_on(tmp_path, LLAMA_1B, "train=kto", *words)
+        shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
+        assert said in shown[0]
+
+
 def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, tmp_path):
     card(24)
     planned = planned_on(tmp_path, LLAMA_7B)
