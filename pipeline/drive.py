@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import door
+from pipeline import door, forecast
 from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.content import commit_of
@@ -29,6 +29,7 @@ def drive(cfg: Config, story: Path | None = None) -> int:
             dry_run(cfg, planned)
             return DONE
         door.check(unbuilt(planned))
+        forecast.check(planned, unbuilt(planned))
         story = open_story(cfg, story)
         print(report(run(cfg, planned, story), story))
         return DONE

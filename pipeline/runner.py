@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pipeline import door, store
+from pipeline import door, forecast, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config
 from pipeline.content import ContentCache
@@ -68,6 +68,8 @@ def dry_run(cfg: Config, planned: Planned) -> None:
         mark = "~" if floats(step) else ""
         ledger.line("○" if manifest is None else "✓", step, planned.fingerprint(step) + mark, note=reason)
     print(f"{len(planned.steps)} steps, {sum(manifest is None for manifest, _ in found.values())} to do")
+    for said in forecast.lines(planned, found):
+        print(said)
 
 
 def run(cfg: Config, planned: Planned, story: Path) -> Path:

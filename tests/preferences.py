@@ -63,7 +63,7 @@ GUARDS = {
 
 def dpo(
     adapter: dict[str, Any] = FULL,
-    micro_batch: int = 2,
+    micro_batch: int | str = 2,
     save_every: int = 2,
     guards: dict[str, Any] | None = None,
     processes: int | str = 1,
@@ -71,24 +71,31 @@ def dpo(
     usual_rate: float | None = None,
     by_length: bool = True,
     watch: str = "alone",
+    runtime: dict[str, Any] | None = None,
     **changes: Any,
 ) -> TrainConfig:
     """24 pairs, 4 a step: six steps."""
-    runtime: dict[str, Any] = {
+    where: dict[str, Any] = {
         "micro_batch": micro_batch,
         "save_every": save_every,
         "processes": processes,
         "launch": launch,
         "by_length": by_length,
         "watch": watch,
+        "machines": 1,
+        "address": None,
+        "port": 29500,
+        "memory": 0.9,
+        "gpu_hour": None,
+        **(runtime or {}),
     }
-    runtime["usual_rate"] = usual_rate or changes.get("learning_rate", adapter["learning_rate"])
+    where["usual_rate"] = usual_rate or changes.get("learning_rate", adapter["learning_rate"])
     knobs = {
         "trainer": "dpo", "loss": ["sigmoid"], "loss_weights": None, "beta": 0.1, "logps": "ready", "together": None,
         "adapter": adapter,
         "learning_rate": adapter["learning_rate"], "epochs": 1, "batch": 4, "scheduler": "cosine", "warmup": 0.1,
         "weight_decay": 0.0, "clip": 1.0, "max_length": 128, "dtype": "float32", "gradient_checkpointing": False,
         "eval_every": 4, "guards": {**GUARDS, **(guards or {})},
-        "seed": 0, "args": {}, "runtime": runtime,
+        "seed": 0, "args": {}, "runtime": where,
     }  # fmt: skip
     return TrainConfig(**{**knobs, **changes})

@@ -19,7 +19,20 @@ SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
 RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
-DRIVER = {"__main__", "compose", "sweep", "drive", "plan", "door", "runner", "spawn", "ledger", "step", "survey"}
+DRIVER = {
+    "__main__",
+    "compose",
+    "sweep",
+    "drive",
+    "plan",
+    "door",
+    "runner",
+    "spawn",
+    "ledger",
+    "step",
+    "survey",
+    "forecast",
+}
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "harness", "report"}
 LEAVES = {
     "errors",
@@ -33,6 +46,9 @@ LEAVES = {
     "refusal",
     "reasoning",
     "given",
+    "machine",
+    "footprint",
+    "outlook",
 }  # anyone may import
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
 MAY_IMPORT = {
@@ -45,8 +61,8 @@ MAY_IMPORT = {
     "spawn": {"step"},
     "door": {"step", "artifacts", "config"},
     "survey": {"step", "store"},
-    "runner": {"door", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
-    "drive": {"door", "survey", "plan", "runner", "step", "config", "artifacts"},
+    "runner": {"door", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
+    "drive": {"door", "forecast", "survey", "plan", "runner", "step", "config", "artifacts"},
     "compose": {"config"},
     "sweep": {"compose", "drive", "store", "usage", "config", "artifacts", "report"},
     "__main__": {"compose", "drive", "sweep"},
@@ -82,6 +98,10 @@ MAY_IMPORT = {
     "refusal": set(),
     "reasoning": set(),
     "given": set(),
+    "machine": set(),
+    "footprint": {"config"},
+    "outlook": {"config"},
+    "forecast": {"store", "step", "survey", "artifacts", "config"},
 }
 
 

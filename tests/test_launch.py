@@ -1,17 +1,22 @@
 """How many processes train, how they share a batch, and what they are held to: the losses of one."""
 
+import json
+import socket
+import subprocess
 import sys
 
 import polars as pl
 import pytest
+import torch
 from pydantic import ValidationError
 
 from pipeline.artifacts import Model
-from pipeline.errors import Refusal
+from pipeline.config import LaunchedRuntime, launching
+from pipeline.errors import Broken, Refusal
 from pipeline.ledger import told_in_short
-from pipeline.training import launch
-from tests.house import SMALL, composed
-from tests.preferences import LORA, dpo
+from pipeline.training import launch, models
+from tests.house import HOUSE, SMALL, composed
+from tests.preferences import FULL, LORA, QLORA, dpo
 from tests.test_guards import NEVER, Round, account, seen
 
 
@@ -42,8 +47,8 @@ def test_two_processes_give_the_losses_of_one_with_the_summed_batch(round_):
 def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
     """On a CPU `accelerate launch` starts one process of the two, and says nothing; its rank tells the stage."""
     alone = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    monkeypatch.setattr(launch, "_launcher", lambda cfg, count: alone)
-    with pytest.raises(Refusal, match=r"train.runtime.processes=2: the launcher started 1 "):
+    monkeypatch.setattr(launch, "launcher", lambda cfg, count, machine: alone)
+    with pytest.raises(Refusal, match=r"the launcher started 1 processes of kind NO, and 2 of MULTI_GPU or MULTI_CPU"):
         round_.train("unreached", dpo(batch=8, processes=2))
     assert not (round_.store / "train" / "unreached" / "model.json").exists()
 
@@ -65,10 +70,132 @@ def test_the_ledger_says_whether_several_looked():
     assert told_in_short({"processes": 2, "watched": True}) == "2 processes"
 
 
-def test_a_batch_that_does_not_share_out_is_refused():
-    assert launch.processes(dpo(batch=12, micro_batch=2, processes=3)) == 3
-    with pytest.raises(Refusal, match=r"train.batch=4 does not share out to 3 processes .*micro_batch=2"):
-        launch.processes(dpo(batch=4, processes=3))
+@pytest.mark.model
+@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
+def test_weights_in_shares_train_and_are_published_whole(round_, monkeypatch, adapter):
+    """FSDP2 as TRL has it, over gloo: no process has the model, and the published one is that of one process."""
+    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
+    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)  # which asks for GPUs
+    whole = round_.train(f"whole-{adapter['kind']}", dpo(adapter, batch=8))
+    shared = round_.train(f"shared-{adapter['kind']}", dpo(adapter, batch=8, processes=2, launch="fsdp2"))
+    assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
+    expected, found = (models.load(one, "float32") for one in (whole, shared))
+    pairs = dict(expected.named_parameters()), dict(found.named_parameters())
+    assert pairs[0].keys() == pairs[1].keys()
+    assert all((weight - pairs[1][name]).abs().max() < 1e-4 for name, weight in pairs[0].items())
+
+
+@pytest.mark.model
+def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monkeypatch):
+    """No memory at the third step: half as many rows from the newest checkpoint, and optimizer steps as before."""
+    from pipeline.training import dpo as trl_dpo
+
+    step, asked = trl_dpo.Trainer.training_step, []
+
+    def full(self, model, inputs, *args):
+        rows = self.rows_in(inputs)
+        asked.append(rows)
+        if rows == 4 and len(asked) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(trl_dpo.Trainer, "training_step", full)
+    short = round_.train("short", dpo(LORA, batch=4, micro_batch="auto", save_every=1))
+    assert asked == [4, 4, 4, *[2] * 8]
+    assert json.loads((short.path / "cost.json").read_text())["micro_batch"] == 2
+    monkeypatch.undo()
+    plain = seen(round_.train("plain", dpo(LORA, batch=4, micro_batch=4)), "loss")
+    assert seen(short, "loss") == pytest.approx(plain, abs=1e-5)
+    monkeypatch.setattr(trl_dpo.Trainer, "training_step", full)
+    with pytest.raises(Broken, match=r"ran out with 4 rows at once.\n  Give train.runtime.micro_batch=2 or auto"):
+        round_.train("given", dpo(LORA, batch=4, micro_batch=4))
+
+
+@pytest.mark.model
+def test_two_machines_give_the_losses_of_one(round_, tmp_path):
+    """The second machine is a second launcher here, started by what the first one says."""
+    cfg = dpo(LORA, batch=8, processes=1, runtime={"machines": 2, "address": "127.0.0.1", "port": free_port()})
+    order = round_.store / "train" / "apart" / "scratch" / "order.json"
+    wait = f"while [ ! -f {order} ]; do sleep 0.2; done; exec {sys.executable} -m pipeline.training.launch {order} 1"
+    other = subprocess.Popen(["sh", "-c", wait], cwd=HOUSE)
+    apart = round_.train("apart", cfg)
+    assert other.wait(60) == 0
+    assert seen(apart, "loss") == pytest.approx(seen(round_.train("near", dpo(LORA, batch=8)), "loss"), abs=1e-5)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_a_machine_that_nobody_waits_for_is_told_so(tmp_path):
+    with pytest.raises(Refusal, match=r"order.json: no training waits there.\n  Start it on the first machine"):
+        launch.join(tmp_path / "order.json", 1)
+    cfg = dpo(runtime={"machines": 2, "address": "a"})
+    (tmp_path / "order.json").write_text(json.dumps({"config": cfg.model_dump(mode="json")}))
+    with pytest.raises(Refusal, match=r"machine 2: train.runtime.machines=2.*\n  Give a number from 1 to 1"):
+        launch.join(tmp_path / "order.json", 2)
+
+
+MEET = {"machines": 2, "address": "head", "port": 6000}
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
+def test_accelerate_takes_what_it_is_told_with_trl_s_own_config(name):
+    """Read by accelerate's own parser; DeepSpeed and several GPUs are not here to be started."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    def understood(**runtime):
+        command = launch.launcher(dpo(launch=name, dtype="bfloat16", runtime=runtime), 4, machine=1)
+        args = launch_command_parser().parse_args([*command[3:], "-m", "pipeline.training.rank", "order.json"])
+        return _validate_launch_command(args)[0]
+
+    here, apart = understood(), understood(**MEET)
+    assert (here.num_processes, here.num_machines, here.main_process_port) == (4, 1, 0)
+    assert (apart.num_processes, apart.num_machines, apart.machine_rank) == (8, 2, 1)
+    assert (apart.main_process_ip, apart.main_process_port, apart.mixed_precision) == ("head", 6000, "bf16")
+    assert (here.multi_gpu, here.use_deepspeed, here.use_fsdp) == (name == "ddp", name[:4] == "zero", name == "fsdp2")
+    if name == "fsdp2":
+        assert here.fsdp_cpu_ram_efficient_loading == "false" and here.fsdp_state_dict_type == "FULL_STATE_DICT"
+    elif name != "ddp":
+        assert here.zero_stage == int(name[-1])
+    if name == "zero3":
+        assert here.zero3_save_16bit_model  # without it nothing whole could be published
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given", "said"),
+    [
+        (0, {"processes": 3}, None),
+        (2, {"processes": 3}, "processes=3: this machine shows 2 GPUs, and each process takes one.\n  Give"),
+        (4, {"processes": "auto", "launch": "fsdp2"}, None),
+        (0, {"processes": 2, "launch": "fsdp2"}, "launch=fsdp2 shares a model among GPUs, and this machine shows none"),
+        (1, {"processes": "auto", "launch": "fsdp2"}, "among several processes, and there is one"),
+        (1, {"processes": "auto", "launch": "fsdp2", "runtime": MEET}, None),
+        (5, {"processes": "auto", "micro_batch": "auto"}, "batch=24 does not share out to 5 processes.\n  Give"),
+        (3, {"processes": "auto", "micro_batch": 12}, "to 3 processes of train.runtime.micro_batch=12"),
+        (4, {"processes": "auto", "launch": "zero3"}, "zero3 needs the package deepspeed, which is not installed"),
+    ],
+)  # fmt: skip
+def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
+    monkeypatch.setattr(launching, "find_spec", lambda name: None)
+    cfg = dpo(**{"batch": 24, **given})
+    fault = cfg.runtime.unfit(cfg.batch, gpus)
+    assert fault is None if said is None else said in fault
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"adapter": QLORA, "launch": "zero3"}, "those of adapter=qlora are packed into few bits"),
+        ({"launch": "fsdp2", "guards": {"stop_on": "loss"}}, "what stops a training early .* back to whole weights"),
+        ({"runtime": {"machines": 2}}, "machines=2 need an address: give runtime.address=HOST"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(given, said):
+    with pytest.raises(ValidationError, match=said):
+        dpo(**given)
 
 
 def test_a_rate_far_above_the_usual_one_is_refused_unless_it_is_named():

@@ -20,7 +20,7 @@ from pipeline.stages import base, sft
 from pipeline.store import content, list_files
 from tests import test_pair
 from tests.house import HOUSE
-from tests.tiny import CHAT, tiny_model
+from tests.tiny import CHAT, tiny_llama, tiny_model
 
 TINY = TinyBase(kind="tiny", vocabulary=300, hidden=32, layers=1, heads=2, context=128, seed=0)
 QUESTION = [{"role": "user", "content": "Tell me about the otter."}]
@@ -256,6 +256,10 @@ def test_an_adapter_is_merged_with_its_base(folder: Path, tmp_path: Path, dtype:
         (
             lambda adapter, base_folder: (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin"),
             "only pickled weights",
+        ),
+        (
+            lambda adapter, base_folder: tiny_llama(base_folder, hidden=64),
+            "has other sizes than the layers of its base .*\n  Name",
         ),
     ],
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.benchmark import BenchmarkConfig, GateConfig
 from pipeline.config.block import Block, Dtype, Function, Limits, Local, Prices, Share, Template, Trust, Weights
@@ -51,6 +51,7 @@ from pipeline.config.judge import (
     ServiceRuntime,
     VllmEngine,
 )
+from pipeline.config.launching import KINDS, SHARDED, SHARED, LaunchedRuntime, TrainerRuntime
 from pipeline.config.models import (
     BaseConfig,
     Checkpoint,
@@ -143,7 +144,6 @@ from pipeline.config.training import (
     Optimization,
     Quantization,
     TrainConfig,
-    TrainerRuntime,
 )
 
 
@@ -153,6 +153,12 @@ class Sweep(Block):
     kl_budget: PositiveFloat | None
     retest: bool
     keep: Literal["best", "all"]
+
+
+class Cost(Block):
+    """What things cost here: prices, for the estimates."""
+
+    gpu_hour: NonNegativeFloat | None
 
 
 class Config(Block):
@@ -183,6 +189,7 @@ class Config(Block):
     benchmark: dict[Name, BenchmarkConfig]
     evaluate: EvaluateConfig
     sweep: Sweep
+    cost: Cost
 
     store: Path
     runs: Path

@@ -6,24 +6,10 @@ from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, Positi
 
 from pipeline.config.block import Block, Share
 from pipeline.config.guards import GuardsConfig
+from pipeline.config.launching import SHARDED, LaunchedRuntime, TrainerRuntime
 from pipeline.trl_args import check_args, looks_at_rows_together
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
-
-
-class TrainerRuntime(Block):
-    micro_batch: PositiveInt
-    save_every: PositiveInt
-
-
-class LaunchedRuntime(TrainerRuntime):
-    """Where and by how many it is trained; `usual_rate` judges the learning rate and enters nothing."""
-
-    processes: PositiveInt | Literal["auto"]
-    launch: Literal["torchrun", "accelerate"]
-    by_length: bool
-    watch: Literal["alone", "always"]
-    usual_rate: PositiveFloat
 
 
 class Optimization(Block):
@@ -44,7 +30,7 @@ class Optimization(Block):
 
     @model_validator(mode="after")
     def _whole_steps(self) -> Self:
-        if self.batch % self.runtime.micro_batch:
+        if isinstance(self.runtime.micro_batch, int) and self.batch % self.runtime.micro_batch:
             fits = max(n for n in range(1, self.runtime.micro_batch + 1) if self.batch % n == 0)
             raise ValueError(
                 f"batch={self.batch} is not a multiple of runtime.micro_batch={self.runtime.micro_batch}: an optimizer "
@@ -134,6 +120,21 @@ class TrainConfig(Optimization):
         return self
 
     @model_validator(mode="after")
+    def _whole_in_each_process(self) -> Self:
+        launch = self.runtime.launch
+        if launch in SHARDED and self.adapter.kind == "qlora":
+            raise ValueError(
+                f"runtime.launch={launch} takes weights apart, and those of adapter=qlora are packed into few bits: "
+                f"nobody has shown that they come back right. Use adapter=lora, or runtime.launch=ddp or zero2"
+            )
+        if launch in SHARDED and self.guards.may_stop:
+            raise ValueError(
+                f"runtime.launch={launch}: what stops a training early (guards.stop_on, kl_budget, fall_budget) goes "
+                f"back to whole weights, and no process has them. Use runtime.launch=ddp or zero2, or give none of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rows_together(self) -> Self:
         """`runtime` changes no result: where the rows of one forward pass matter, their number is `together`."""
         coupled = looks_at_rows_together(self.trainer, self.args, self.loss)
@@ -142,7 +143,7 @@ class TrainConfig(Optimization):
             raise ValueError(f"together={self.together} would be ignored: every row counts by itself in {names}")
         if coupled and self.together is None:
             raise ValueError(f"together: {names} looks at several rows at once; give their number, such as together=8")
-        if coupled and self.runtime.micro_batch != self.together:
+        if coupled and self.runtime.micro_batch not in (self.together, "auto"):
             raise ValueError(
                 f"runtime.micro_batch={self.runtime.micro_batch}: {names} looks at together={self.together} rows at "
                 f"once; give train.together={self.runtime.micro_batch}, which is another experiment"

@@ -166,7 +166,16 @@ def _merge(cfg: Checkpoint, adapter: Path, out: Path) -> Model:
     opened = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=cfg.trust.remote_code)
     if widened and len(tokenizer) > opened.get_input_embeddings().num_embeddings:
         opened.resize_token_embeddings(len(tokenizer))
-    merged = PeftModel.from_pretrained(opened, str(adapter)).merge_and_unload(safe_merge=True)
+    try:
+        adapted = PeftModel.from_pretrained(opened, str(adapter))
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise Refusal(
+            f"{cfg.model}: this adapter has other sizes than the layers of its base {base}.\n"
+            f"  Name the model that it was trained on in {adapter / ADAPTER} (base_model_name_or_path)."
+        ) from error
+    merged = adapted.merge_and_unload(safe_merge=True)
     return save_weights(merged.to(torch_dtype(cfg.dtype)), tokenizer, out)
 
 

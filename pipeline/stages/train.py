@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Logps, Model, Pairs, Prompts, note_cost, write_table
 from pipeline.config import TrainConfig
 from pipeline.errors import Refusal
-from pipeline.training import card, launch
+from pipeline.training import ahead, card, launch
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,21 +31,26 @@ def run(
         raise Refusal(f"train.logps={cfg.logps} needs a reference model, and the plan gives none.")
     count = launch.processes(cfg)
     rows = {part: ready(cfg, pairs, part, logps or []) for part in ("train", "dev")}
-    if count == 1:
+    auto, cfg = cfg.runtime.micro_batch == "auto", ahead.look_ahead(cfg, init, rows["train"], count, out)
+    world = count * cfg.runtime.machines
+    if world == 1:
         launch.expose_one_device()
 
     from pipeline.training import models
 
     _refuse_other_tokens(pairs, models.load_tokenizer(init))
-    if count == 1:
-        from pipeline.training import session
 
-        session.train(cfg, out, init, reference, dev, rows)
-    else:
-        for part, table in rows.items():
-            write_table(out / "scratch" / "pairs" / f"{part}.parquet", table)
-        launch.in_ranks(cfg, count, out, {"init": init, "reference": reference, "dev": dev})
-        note_cost(out, processes=count, watched=cfg.runtime.watch == "always")
+    def start(cfg: TrainConfig) -> None:
+        if world > 1:
+            for part, table in rows.items():
+                write_table(out / "scratch" / "pairs" / f"{part}.parquet", table)
+            launch.in_ranks(cfg, count, out, {"init": init, "reference": reference, "dev": dev})
+        else:
+            launch.alone(cfg, out, init, reference, dev, rows)
+
+    ahead.in_memory(cfg, auto, out, start)
+    if world > 1:
+        note_cost(out, processes=world, watched=cfg.runtime.watch == "always")
     held_to = [reference] if reference else []
     card.write(
         cfg, out, {"start": [init], "reference": held_to, "pairs": [*pairs], "reference values": [*(logps or [])]}

@@ -80,7 +80,7 @@ class Guards(TrainerCallback):
         """The log-probability of the chosen answers per token, and how far it has fallen since the start."""
         if not self.pairs["answers"]:
             return {}
-        module, budget = self.trainer.model.eval(), self.cfg.max_length * self.cfg.runtime.micro_batch
+        module, budget = self.trainer.model.eval(), self.cfg.max_length * self.cfg.runtime.at_once
         prompts, answers = share(self.pairs["prompts"]), share(self.pairs["answers"])
         with self.trainer.compute_loss_context_manager():
             sums = gathered(completion_logps(module, prompts, answers, budget))

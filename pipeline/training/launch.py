@@ -1,18 +1,30 @@
 """How a training is started: in one process on one visible device, or in several under a launcher.
 
-What runs in each of several processes is `training/rank.py`. Called before CUDA is.
+What runs in each of several processes is `training/rank.py`. Called before CUDA is. With several machines the stage
+runs on the first one, and each of the others joins it: `python -m pipeline.training.launch ORDER MACHINE`.
 """
 
+import gc
 import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Artifact, write_json
+from pipeline.artifacts import Artifact, Model, Prompts, write_json
 from pipeline.config import TrainConfig
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import REFUSED, Broken, Refusal
+from pipeline.progress import SIGN
+from pipeline.training.ahead import OutOfMemory
+
+if TYPE_CHECKING:
+    import polars as pl
+
+NO_MEMORY = "no-memory"  # in scratch, by whichever process it happened to
+RANK = "pipeline.training.rank"
+TRL_NAMES = {"ddp": "multi_gpu"}  # the others have one name there and here
 
 
 def expose_one_device() -> None:
@@ -29,51 +41,119 @@ def be_quiet() -> None:
 
 
 def processes(cfg: TrainConfig) -> int:
-    """How many train together: one per GPU unless a number is given. Refused when `batch` does not share out evenly."""
+    """How many train together on this machine; refused where so many cannot."""
     from pipeline.crew import visible_gpus
 
-    asked = cfg.runtime.processes
-    wanted = max(1, len(visible_gpus())) if asked == "auto" else asked
-    if cfg.batch % (cfg.runtime.micro_batch * wanted):
-        raise Refusal(
-            f"train.batch={cfg.batch} does not share out to {wanted} processes of "
-            f"train.runtime.micro_batch={cfg.runtime.micro_batch} pairs.\n"
-            f"  Give a batch that is a multiple of {cfg.runtime.micro_batch * wanted}, another "
-            f"train.runtime.micro_batch, or train.runtime.processes."
-        )
-    return wanted
+    gpus = len(visible_gpus())
+    if fault := cfg.runtime.unfit(cfg.batch, gpus):
+        raise Refusal(fault)
+    return cfg.runtime.count(gpus)
+
+
+def alone(
+    cfg: TrainConfig,
+    out: Path,
+    init: Model,
+    reference: Model | None,
+    dev: Prompts | None,
+    rows: "dict[str, pl.DataFrame]",
+) -> None:
+    """In this process. What an attempt held on the device is given back before the next one."""
+    import torch
+
+    from pipeline.training import session
+
+    try:
+        return session.train(cfg, out, init, reference, dev, rows)
+    except torch.OutOfMemoryError as error:
+        full = str(error)
+    gc.collect()
+    torch.cuda.empty_cache()
+    raise OutOfMemory(full)
 
 
 def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact | None]) -> None:
     """Start `count` processes on this machine, wait for them, and say what the first of them said."""
     scratch = out / "scratch"
-    fault = scratch / "fault.json"
-    fault.unlink(missing_ok=True)
-    paths = {name: str(one.path) if one else None for name, one in inputs.items()}
-    order = {"config": cfg.model_dump(mode="json"), "out": str(out), "processes": count, **paths}
-    write_json(scratch / "order.json", order)
-    be_quiet()
-    command = [*_launcher(cfg, count), "-m", "pipeline.training.rank", str(scratch / "order.json")]
-    code = subprocess.run(command, env=_environment()).returncode
+    fault, order = scratch / "fault.json", scratch / "order.json"
+    full = scratch / NO_MEMORY
+    for old in (fault, full):
+        old.unlink(missing_ok=True)
+    paths = {name: str(one.path.absolute()) if one else None for name, one in inputs.items()}
+    told = {"config": cfg.model_dump(mode="json"), "out": str(out.absolute()), "processes": count, **paths}
+    write_json(order, told)
+    for machine in range(1, cfg.runtime.machines):
+        print(f"{SIGN} train waits: on machine {machine} type python -m {__name__} {order} {machine}", file=sys.stderr)
+    code = _run(cfg, count, order, machine=0)
     if fault.exists():
         said: dict[str, Any] = json.loads(fault.read_text())
         raise (Refusal if said["refusal"] else Broken)(said["text"])
+    if full.exists():
+        raise OutOfMemory
     if code:
         raise Broken(f"train: {count} processes under {cfg.runtime.launch} ended with {code}; the log has their words.")
 
 
-def _launcher(cfg: TrainConfig, count: int) -> list[str]:
-    if cfg.runtime.launch == "accelerate":
-        from importlib.util import find_spec
+def join(order: Path, machine: int) -> int:
+    """One more machine's processes, of a training whose first machine has begun; the exit code of their launcher."""
+    if not order.is_file():
+        raise Refusal(f"{order}: no training waits there.\n  Start it on the first machine, which says what to type.")
+    told = json.loads(order.read_text())
+    cfg = TrainConfig(**told["config"])
+    if not 0 < machine < cfg.runtime.machines:
+        raise Refusal(
+            f"machine {machine}: train.runtime.machines={cfg.runtime.machines}, and the first of them has begun.\n"
+            f"  Give a number from 1 to {cfg.runtime.machines - 1}, another one on each machine."
+        )
+    return _run(cfg, told["processes"], order, machine)
 
-        trl = find_spec("trl")
-        assert trl and trl.origin
-        config = Path(trl.origin).parent / "accelerate_configs" / "multi_gpu.yaml"
-        given = ["--config_file", str(config), "--num_processes", str(count), "--mixed_precision", "no"]
-        return [sys.executable, "-m", "accelerate.commands.launch", *given]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+
+def _run(cfg: TrainConfig, count: int, order: Path, machine: int) -> int:
+    be_quiet()
+    command = [*launcher(cfg, count, machine), "-m", RANK, str(order)]
+    return subprocess.run(command, env=_environment()).returncode
+
+
+def launcher(cfg: TrainConfig, count: int, machine: int) -> list[str]:
+    """The command before `-m MODULE`: torchrun, or `accelerate launch` with the config of that name in TRL's wheel."""
+    asked = cfg.runtime
+    if asked.launch in ("auto", "torchrun"):
+        return [sys.executable, "-m", "torch.distributed.run", *_torchrun(cfg, count, machine)]
+    trl = find_spec("trl")
+    assert trl and trl.origin
+    config = Path(trl.origin).parent / "accelerate_configs" / f"{TRL_NAMES.get(asked.launch, asked.launch)}.yaml"
+    meet = ["--main_process_port", "0"]  # a free one
+    if asked.machines > 1:
+        meet = ["--num_machines", str(asked.machines), "--machine_rank", str(machine)]
+        meet += ["--main_process_ip", str(asked.address), "--main_process_port", str(asked.port)]
+    precision = ["--mixed_precision", "bf16" if cfg.dtype == "bfloat16" else "no"]
+    given = ["--config_file", str(config), "--num_processes", str(count * asked.machines), *meet, *precision]
+    if asked.launch == "fsdp2":
+        # Otherwise what is loaded once the group stands, such as a live reference, is empty on all but the first.
+        given += ["--fsdp_cpu_ram_efficient_loading", "false"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *given]
+
+
+def _torchrun(cfg: TrainConfig, count: int, machine: int) -> list[str]:
+    asked, each = cfg.runtime, ["--nproc_per_node", str(count)]
+    if asked.machines == 1:
+        return ["--standalone", *each]
+    meet = ["--master_addr", str(asked.address), "--master_port", str(asked.port)]
+    return ["--nnodes", str(asked.machines), "--node_rank", str(machine), *meet, *each]
 
 
 def _environment() -> dict[str, str]:
     """Threads as in one process: torchrun says at length that it takes one for each."""
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+def main(order: str, machine: str) -> int:
+    try:
+        return join(Path(order), int(machine))
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return REFUSED
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 ADAPTER_CONFIG = "adapter_config.json"
+State = dict[str, Any]  # tensors by their name
 
 
 def device() -> "torch.device":
@@ -34,6 +34,8 @@ def load_tokenizer(model: Model) -> Any:
 
 def load(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
     """The model as it is, for forward passes: adapter beside its base, which is quantised as asked or as recorded."""
+    if model.adapter:
+        check_base(model)
     quantization = quantization or quantized.quantization_of(model)
     module = _base(model, dtype, quantization)
     if model.adapter:
@@ -47,6 +49,8 @@ def load_merged(model: Model) -> Any:
 
     An adapter of a quantised base was trained beside what those few bits say: it is merged with that, in float32.
     """
+    if model.adapter:
+        check_base(model)
     if quantization := quantized.quantization_of(model):
         module = _base(model, model.record["quantization"]["dtype"], quantization).dequantize().float()
     else:
@@ -64,7 +68,6 @@ def load_adapted(model: Model, adapter: LoraAdapter, dtype: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     module = _base(model, dtype, adapter.quantization)
-    _check_targets(module, adapter.targets)
     shape = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
@@ -98,7 +101,6 @@ def _base(model: Model, dtype: str, quantization: Quantization | None = None) ->
 def _adapted(module: Any, model: Model, trainable: bool) -> Any:
     from peft import PeftModel
 
-    check_base(model)
     module = PeftModel.from_pretrained(module, model.adapter, is_trainable=trainable)
     # PEFT asks the hub about a base that is not a folder each time it saves; here it is one.
     module.peft_config["default"].base_model_name_or_path = str(model.weights)
@@ -137,33 +139,6 @@ def check_continued(model: Model, adapter: LoraAdapter) -> None:
             )
 
 
-def _check_targets(module: Any, targets: str | list[str]) -> None:
-    if targets == "all-linear":
-        return
-    names = [name for name, _ in module.named_modules() if name]
-    leaves = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
-    head = next((name for name, part in module.named_modules() if part is module.get_output_embeddings()), None)
-    for target in [targets] if isinstance(targets, str) else targets:
-        hits = [name for name in names if _targets(target, name, pattern=isinstance(targets, str))]
-        if not hits or head in hits:
-            why = "its adapter would never be trained by TRL" if hits else "no module of this model has that name"
-            known = ", ".join(leaf for leaf in leaves if leaf != head)
-            raise Refusal(
-                f"train.adapter.targets: {target}: {why}.\n  Expected names of linear layers ({known}) or all-linear."
-            )
-
-
-def _targets(target: str, name: str, pattern: bool) -> bool:
-    """As PEFT reads it: one string is a pattern for the whole name, a list holds last parts of names."""
-    return bool(re.fullmatch(target, name)) if pattern else name == target or name.endswith(f".{target}")
-
-
-def _is_linear(module: Any) -> bool:
-    import torch
-
-    return isinstance(module, torch.nn.Linear)
-
-
 def check_vocabulary(module: Any, columns: "list[pl.Series]", where: str) -> None:
     known = module.get_input_embeddings().num_embeddings
     highest = max((top for ids in columns if isinstance(top := ids.list.max().max(), int)), default=0)
@@ -174,10 +149,12 @@ def check_vocabulary(module: Any, columns: "list[pl.Series]", where: str) -> Non
         )
 
 
-def check_finite(module: Any) -> None:
+def check_finite(module: Any, whole: State | None = None) -> None:
+    """`whole` holds the weights where the module has but a part of them; so it does wherever one is published."""
     import torch
 
-    broken = [name for name, weight in module.named_parameters() if not torch.isfinite(weight).all()]
+    weights = module.named_parameters() if whole is None else whole.items()
+    broken = [name for name, weight in weights if not torch.isfinite(weight).all()]
     if broken:
         raise Broken(
             f"{len(broken)} weights are not finite after training ({broken[0]} is the first): nothing is published.\n"
@@ -190,23 +167,28 @@ def settings_of(module: Any) -> dict[str, Any]:
     return {name: copy.deepcopy(getattr(module, name)) for name in ("config", "generation_config")}
 
 
-def save_full(module: Any, settings: dict[str, Any], init: Model, dtype: str, out: Path) -> Model:
+def save_full(
+    module: Any, settings: dict[str, Any], init: Model, dtype: str, out: Path, whole: State | None = None
+) -> Model:
     import torch
 
     for name, value in settings.items():
         setattr(module, name, value)
     shutil.rmtree(out / "weights", ignore_errors=True)
-    module.to(getattr(torch, dtype)).save_pretrained(out / "weights")
+    whole = whole and {name: weight.to(getattr(torch, dtype)) for name, weight in whole.items()}
+    module.to(getattr(torch, dtype)).save_pretrained(out / "weights", state_dict=whole)
     load_tokenizer(init).save_pretrained(out / "weights")
     write_json(out / "model.json", {"weights": "weights", "tokenizer": "weights"})
     return Model(out)
 
 
-def save_adapter(module: Any, init: Model, adapter: LoraAdapter, dtype: str, out: Path) -> Model:
+def save_adapter(
+    module: Any, init: Model, adapter: LoraAdapter, dtype: str, out: Path, whole: State | None = None
+) -> Model:
     """PEFT's folder, with the base named by what it is and not by where it lay; merged as well when that is asked."""
     folder = out / "adapter"
     shutil.rmtree(folder, ignore_errors=True)
-    module.save_pretrained(folder, selected_adapters=["default"])
+    module.save_pretrained(folder, selected_adapters=["default"], state_dict=whole)
     (folder / "README.md").unlink(missing_ok=True)
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
     config["base_model_name_or_path"] = init.weights if isinstance(init.weights, str) else base_name(init)

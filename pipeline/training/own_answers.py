@@ -85,7 +85,7 @@ class OwnAnswers:
 
     def _logps(self, module: Any, rows: list[Row], drawn: list[Completion]) -> list[float]:
         prompts = [request.prompt_token_ids for _, request in rows]
-        budget = self.cfg.max_length * self.cfg.runtime.micro_batch
+        budget = self.cfg.max_length * self.cfg.runtime.at_once
         return completion_logps(module, prompts, [one.token_ids for one in drawn], budget)
 
     def _score(self, rows: list[Row], drawn: list[Completion], texts: list[str]) -> float:

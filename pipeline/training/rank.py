@@ -10,16 +10,20 @@ from pathlib import Path
 from pipeline.artifacts import Model, Prompts, read_table, write_json
 from pipeline.config import TrainConfig
 from pipeline.errors import Broken, Refusal
+from pipeline.training.launch import NO_MEMORY
 
 
 def main() -> int:
     die_with_parent()
+    take_own_device()
     path = Path(sys.argv[1])
     order = json.loads(path.read_text())
     opened = {name: Model(Path(order[name])) if order[name] else None for name in ("init", "reference")}
     dev = Prompts(Path(order["dev"])) if order["dev"] else None
     rows = {part: read_table(path.parent / "pairs" / f"{part}.parquet") for part in ("train", "dev")}
     assert opened["init"]
+
+    import torch
 
     from pipeline.training import session
 
@@ -31,11 +35,14 @@ def main() -> int:
             opened["reference"],
             dev,
             rows,
-            processes=order["processes"],
+            processes=order["processes"] * order["config"]["runtime"]["machines"],
         )
     except (Refusal, Broken) as error:
         if os.environ.get("RANK", "0") == "0":
             write_json(path.with_name("fault.json"), {"refusal": isinstance(error, Refusal), "text": str(error)})
+        raise
+    except torch.OutOfMemoryError:
+        path.with_name(NO_MEMORY).touch()
         raise
     return 0
 
@@ -44,6 +51,14 @@ def die_with_parent() -> None:
     """A launcher starts sessions of their own, which a kill of the step's group would leave behind."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def take_own_device() -> None:
+    """Before any weight is read: a model on plain `cuda` would lie on the first GPU of the machine, for all of them."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
 if __name__ == "__main__":

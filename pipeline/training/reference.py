@@ -40,7 +40,7 @@ def _exact(cfg: TrainConfig) -> bool:
 
 
 def _logps(cfg: TrainConfig, module: Any, rows: dict[str, list[Any]]) -> dict[str, list[float]]:
-    budget = cfg.max_length * cfg.runtime.micro_batch
+    budget = cfg.max_length * cfg.runtime.at_once
     return {
         side: completion_logps(module, rows["prompt_ids"], rows[f"{side}_ids"], budget)
         for side in ("chosen", "rejected")

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model, Prompts
-from pipeline.config import FullAdapter, TrainConfig
+from pipeline.config import KINDS, FullAdapter, TrainConfig
 from pipeline.errors import Refusal
-from pipeline.training import account, guards, models, reference, trainers
+from pipeline.training import account, blueprint, guards, models, reference, sharded, trainers
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,8 +22,7 @@ def train(
     processes: int = 1,
 ) -> None:
     """`rows` are the trainer's own columns; `held_to` is the reference."""
-    if init.adapter and not isinstance(cfg.adapter, FullAdapter):
-        models.check_continued(init, cfg.adapter)
+    blueprint.check(cfg, init, [column for table in rows.values() for column in table if column.name.endswith("_ids")])
     first = rows["train"].head(reference.PAIRS).to_dict(as_series=False)
     starts_from_reference = held_to is not None and held_to.path == init.path
     if cfg.logps == "ready" and held_to and not starts_from_reference:
@@ -36,34 +35,34 @@ def train(
         )
 
     policy = trainers.load_policy(cfg, init)
-    ids = [column for table in rows.values() for column in table if column.name.endswith("_ids")]
-    models.check_vocabulary(policy, ids, "train")
     settings = models.settings_of(policy)
     watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)
     trainer, ledger = trainers.trainer_for(cfg, policy, init, held_to, rows, out, watch)
-    _check_processes(trainer, processes)
+    _check_processes(trainer, cfg, processes)
     if starts_from_reference:
         reference.check_start(cfg, trainer, first)
 
     checkpoint = ledger.newest_whole()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    whole = sharded.gathered(trainer)
     if not trainer.is_world_process_zero():
         return
     kept = watch.finish(trainer.state.global_step, trainer.state.log_history)
-    models.check_finite(policy)
+    models.check_finite(policy, whole)
     account.write(out, trainer.state, kept, watch.stopped)
     if isinstance(cfg.adapter, FullAdapter):
-        models.save_full(policy, settings, init, cfg.dtype, out)
+        models.save_full(policy, settings, init, cfg.dtype, out, whole)
     else:
-        models.save_adapter(policy, init, cfg.adapter, cfg.dtype, out)
+        models.save_adapter(policy, init, cfg.adapter, cfg.dtype, out, whole)
 
 
-def _check_processes(trainer: Any, wanted: int) -> None:
+def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:
     """A launcher that does not find what it was asked for runs what it finds, and says nothing."""
     there, kind = trainer.args.world_size, trainer.accelerator.distributed_type.value
-    expected = ("NO",) if wanted == 1 else ("MULTI_GPU", "MULTI_CPU")
+    expected = ("NO",) if wanted == 1 else KINDS[cfg.runtime.launch]
     if there != wanted or kind not in expected or trainer.args.n_gpu > 1:
         raise Refusal(
-            f"train.runtime.processes={wanted}: the launcher started {there} ({kind}), and {' or '.join(expected)} was "
-            f"expected.\n  Give train.runtime.launch=torchrun, or as many processes as this machine has GPUs."
+            f"train.runtime.launch={cfg.runtime.launch}: the launcher started {there} processes of kind {kind}, and "
+            f"{wanted} of {' or '.join(expected)} were expected.\n"
+            f"  Give train.runtime.launch=torchrun, or as many train.runtime.processes as this machine has GPUs."
         )

@@ -1,0 +1,109 @@
+"""What a training will take, in words: alike before a run (`forecast`) and before a first step (`training/ahead`)."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import footprint, machine
+from pipeline.config import TrainConfig
+from pipeline.footprint import Shape, amount
+
+ON_A_CPU = 8  # rows at once: more are padded more there, and nothing is gained
+BINS = 8
+
+
+def histogram(lengths: list[int]) -> dict[str, Any]:
+    width = -(-(max(lengths) + 1) // BINS)
+    counts = [0] * BINS
+    for length in lengths:
+        counts[length // width] += 1
+    return {"width": width, "counts": counts, "longest": max(lengths)}
+
+
+def spread(found: dict[str, Any]) -> str:
+    return (
+        f"lengths  {' '.join(map(str, found['counts']))} in bins of {found['width']} tokens, up to {found['longest']}"
+    )
+
+
+def rows_at_once(shape: Shape | None, cfg: TrainConfig, longest: int, world: int) -> int:
+    """The `micro_batch` that was given, or what `auto` comes to: the most that fit, by the estimate."""
+    if cfg.runtime.micro_batch != "auto":
+        return cfg.runtime.micro_batch
+    if cfg.together is not None:
+        return cfg.together
+    each = cfg.batch // world
+    if shape is None or not machine.gpus():
+        each = max(n for n in range(1, min(each, ON_A_CPU) + 1) if each % n == 0)
+    if shape is None:
+        return each
+    return footprint.most_rows(shape, cfg, each, longest, world, room(cfg)[0])
+
+
+def room(cfg: TrainConfig) -> tuple[float, str]:
+    """Bytes that one process may fill, and of what: its GPU, or its share of the machine's own memory."""
+    size, where = machine.memory()
+    sharing = 1 if machine.gpus() else cfg.runtime.count(0)
+    among = f", for each of {sharing} processes" if sharing > 1 else ""
+    said = f"runtime.memory={cfg.runtime.memory:g} of {amount(size)} of {where}{among}"
+    return size * cfg.runtime.memory / sharing, said
+
+
+def told(
+    shape: Shape | None, cfg: TrainConfig, longest: int, world: int, tokens: int | None, rate: float | None = None
+) -> Iterator[str]:
+    """`rate`: tokens a second as they were measured, where they were."""
+    if shape is None:
+        yield "memory   not known: the model is not there yet, or of a kind without estimate"
+        return
+    rows, space = rows_at_once(shape, cfg, longest, world), footprint.disk(shape, cfg)
+    needs, (has, said) = footprint.memory(shape, cfg, rows, longest, world), room(cfg)
+    yield f"memory   {needs} for {rows} rows at once"
+    yield f"         there are {amount(has)} ({said})"
+    yield f"disk     {amount(space.most)} at most, of it two checkpoints of {amount(space.checkpoint)}"
+    if tokens is None:
+        return
+    if hours := _hours(shape, cfg, tokens, world, rate):
+        price = cfg.runtime.gpu_hour
+        money = "" if price is None or not machine.gpus() else f" · money {hours * world * price:.2f}"
+        source = "as measured before" if rate else "by the GPU's name"
+        yield f"time     {hours:.2f} h on {world}, {source}{money}"
+    else:
+        yield "time     not known before it is measured: make pilot"
+
+
+def _hours(shape: Shape, cfg: TrainConfig, tokens: int, world: int, rate: float | None) -> float | None:
+    if rate:
+        return tokens / rate / 3600
+    speed = machine.speed()
+    return footprint.work(shape, cfg, tokens) / speed / world / 3600 if speed else None
+
+
+def short_of_memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -> str | None:
+    """With no rows: whatever it will read."""
+    needs, (has, said) = footprint.memory(shape, cfg, rows, longest, world), room(cfg)
+    if needs.total <= has:
+        return None
+    least = f"about {needs} for {rows} rows of {longest} tokens at once" if rows else f"at least {needs}"
+    fewer = "train.runtime.micro_batch, " if rows > 1 and cfg.together is None else ""
+    return (
+        f"train needs {least}.\n"
+        f"  There are {amount(has)} ({said}).\n"
+        f"  Lower {fewer}limits, or give train.gradient_checkpointing=true, adapter@train.adapter=lora or qlora, or "
+        f"train.runtime.launch=fsdp2 on several GPUs; a higher train.runtime.memory overrules the estimate."
+    )
+
+
+def short_of_disk(shape: Shape, cfg: TrainConfig, folder: Path) -> str | None:
+    needs = footprint.disk(shape, cfg)
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    if needs.most <= free:
+        return None
+    models = needs.published + 2 * needs.kept
+    return (
+        f"train needs {amount(needs.most)} of disk: a checkpoint of {amount(needs.checkpoint)} beside the one before, "
+        f"and {amount(models)} of models. {there} has {amount(free)} free.\n"
+        f"  Free space (make prune lists what no run names), give another store=FOLDER, or adapter@train.adapter=lora."
+    )

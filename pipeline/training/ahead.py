@@ -1,0 +1,97 @@
+"""Before the first step, and before any weight is read: what the training will take, refused where it is too much.
+
+It settles `micro_batch: auto`, and takes fewer where the estimate was wrong and memory ran out.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import footprint, outlook
+from pipeline.artifacts import Model, note_cost, write_json
+from pipeline.config import TrainConfig
+from pipeline.errors import Broken, Refusal
+from pipeline.progress import SIGN
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SETTLED = "micro_batch.json"  # in scratch: what a resumed training goes on with
+
+
+class OutOfMemory(Exception):
+    """A process of this training could not get the device memory that it asked for."""
+
+
+def look_ahead(cfg: TrainConfig, init: Model, table: "pl.DataFrame", count: int, out: Path) -> TrainConfig:
+    """Says what it will take and refuses what cannot be; answers the config with a number for `micro_batch`."""
+    lengths, world, shape = sides(table), count * cfg.runtime.machines, shape_in(init)
+    longest, steps = max(lengths), footprint.steps(cfg, table.height)
+    tokens = round(cfg.epochs * sum(lengths))
+    found = outlook.histogram(lengths)
+    write_json(out / "ahead.json", {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": found})
+    cfg = with_rows(cfg, _settled(cfg, shape, longest, world, out))
+    rows = cfg.runtime.at_once
+    first = f"{steps} steps of {cfg.batch} · {table.height:,} rows · {tokens:,} tokens"
+    print(SIGN, "train", first, f"· {rows} at once", file=sys.stderr)
+    say(f"ahead    {first}", outlook.spread(found), *outlook.told(shape, cfg, longest, world, tokens))
+    note_cost(out, micro_batch=rows)
+    if shape:
+        needs = footprint.memory(shape, cfg, rows, longest, world)
+        note_cost(out, memory_estimate_gib=round(needs.total / footprint.GIB, 3))
+        short = outlook.short_of_memory(shape, cfg, rows, longest, world) or outlook.short_of_disk(shape, cfg, out)
+        if short:
+            raise Refusal(short)
+    return cfg
+
+
+def sides(table: "pl.DataFrame") -> list[int]:
+    """Tokens of each sequence that is trained on: a prompt with one of its answers."""
+    prompt = table["prompt_ids"].list.len()
+    answers = [name for name in ("completion_ids", "chosen_ids", "rejected_ids") if name in table.columns]
+    return [length for name in answers for length in (prompt + table[name].list.len()).to_list()]
+
+
+def shape_in(init: Model) -> footprint.Shape | None:
+    file = Path(init.weights) / "config.json"
+    return footprint.shape_of(json.loads(file.read_text())) if file.is_file() else None
+
+
+def _settled(cfg: TrainConfig, shape: footprint.Shape | None, longest: int, world: int, out: Path) -> int:
+    known = out / "scratch" / SETTLED
+    if cfg.runtime.micro_batch == "auto" and known.exists():
+        found: int = json.loads(known.read_text())
+        return found
+    return outlook.rows_at_once(shape, cfg, longest, world)
+
+
+def with_rows(cfg: TrainConfig, rows: int) -> TrainConfig:
+    return cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"micro_batch": rows})})
+
+
+def in_memory(cfg: TrainConfig, auto: bool, out: Path, train: Callable[[TrainConfig], None]) -> None:
+    """Trains; where memory runs out and the number was ours, again with fewer rows, from the newest checkpoint."""
+    while True:
+        try:
+            return train(cfg)
+        except OutOfMemory as error:
+            rows = cfg.runtime.at_once
+            fewer = max((n for n in range(1, rows) if rows % n == 0), default=0)
+            if not fewer or not auto or cfg.together is not None:
+                instead = f"train.runtime.micro_batch={fewer} or auto, " if fewer and cfg.together is None else ""
+                raise Broken(
+                    f"train: the device's memory ran out with {rows} rows at once.\n"
+                    f"  Give {instead}train.gradient_checkpointing=true, lower limits, or adapter@train.adapter=lora; "
+                    f"the same command goes on from the newest checkpoint."
+                ) from error
+        say(f"memory ran out with {rows} rows at once: {fewer} from here on")
+        cfg = with_rows(cfg, fewer)
+        write_json(out / "scratch" / SETTLED, fewer)
+        note_cost(out, micro_batch=fewer)
+
+
+def say(*lines: str) -> None:
+    """Into the log at once, and on the screen when the Step is done."""
+    print("\n".join(f"│ {line}" for line in lines), file=sys.stderr, flush=True)

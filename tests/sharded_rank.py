@@ -1,0 +1,24 @@
+"""A rank whose accelerate shards on a CPU too: there it takes FSDP for plain DDP, although torch shards over gloo.
+
+Only the name of what was asked is put right; sharding, gathering and saving are torch's, accelerate's and ours.
+"""
+
+import sys
+
+from accelerate import state
+
+from pipeline.training import rank
+
+plain = state.AcceleratorState.__init__
+
+
+def on_a_cpu_too(self, *args, fsdp_plugin=None, **kwargs):
+    plain(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None:
+        self.distributed_type = state.PartialState._shared_state["distributed_type"] = state.DistributedType.FSDP
+        self.fsdp_plugin = fsdp_plugin
+
+
+if __name__ == "__main__":
+    state.AcceleratorState.__init__ = on_a_cpu_too
+    sys.exit(rank.main())

@@ -1,0 +1,248 @@
+"""What a training is said to take: against figures worked out by hand, and what is refused or chosen by it."""
+
+import json
+
+import pytest
+
+from pipeline import footprint, forecast, machine, outlook
+from pipeline.errors import Refusal
+from pipeline.plan import plan
+from pipeline.runner import prepare
+from tests.house import composed
+from tests.preferences import FULL, LORA, QLORA, dpo
+
+# As their config.json has them; the parameter counts beside them are those of the published weights.
+LLAMA_1B = {
+    "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256, "tie_word_embeddings": True,
+}  # fmt: skip
+LLAMA_7B = {
+    "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 32, "vocab_size": 32000, "tie_word_embeddings": False,
+}  # fmt: skip
+PARAMETERS = [(LLAMA_1B, 1_235_814_400), (LLAMA_7B, 6_738_415_616)]
+RANK_16 = {**LORA, "rank": 16}
+
+
+def shape(config: dict) -> footprint.Shape:
+    found = footprint.shape_of(config)
+    assert found
+    return found
+
+
+def settled(adapter, **changes):
+    return dpo(adapter, dtype="bfloat16", gradient_checkpointing=True, max_length=2048, **changes)
+
+
+@pytest.mark.parametrize(("config", "published"), PARAMETERS)
+def test_parameters_are_counted_as_the_published_weights_have_them(config, published):
+    assert shape(config).parameters == published
+
+
+def test_a_model_of_another_kind_is_not_guessed_at():
+    assert footprint.shape_of({"n_embd": 768}) is None
+    assert footprint.shape_of({**LLAMA_1B, "num_experts": 8}) is None
+    assert footprint.shape_of({"text_config": LLAMA_1B}) == shape(LLAMA_1B)
+
+
+@pytest.mark.parametrize(
+    ("config", "adapter", "gigabytes"),
+    [
+        # Weights 4, gradients 4, Adam 8 bytes a parameter, and 2 for rounded copies of the linear layers' 973,078,528.
+        (LLAMA_1B, FULL, (4 * 1.2358 + 2 * 0.9731, 4 * 1.2358, 8 * 1.2358)),
+        # 16 × (inputs + outputs) of seven layers, 16 times: 11,272,192 in float32, beside 2 bytes a parameter.
+        (LLAMA_1B, {**RANK_16}, (2 * 1.2358 + 4 * 0.01127, 4 * 0.01127, 8 * 0.01127)),
+        # The linear layers' 973,078,528 in 4 bits and 1/64 × (1 + 4/256) bytes of scales; embeddings in bfloat16.
+        (LLAMA_1B, {**QLORA, "rank": 16}, (0.51587 * 0.9731 + 2 * 0.26274 + 4 * 0.01127, 4 * 0.01127, 8 * 0.01127)),
+        (LLAMA_7B, FULL, (4 * 6.7384 + 2 * 6.4760, 4 * 6.7384, 8 * 6.7384)),
+        (LLAMA_7B, {**RANK_16}, (2 * 6.7384 + 4 * 0.03998, 4 * 0.03998, 8 * 0.03998)),
+        (LLAMA_7B, {**QLORA, "rank": 16}, (0.51587 * 6.4760 + 2 * 0.26241 + 4 * 0.03998, 4 * 0.03998, 8 * 0.03998)),
+    ],
+    ids=["1B full", "1B LoRA", "1B QLoRA", "7B full", "7B LoRA", "7B QLoRA"],
+)
+def test_the_state_of_a_training_by_hand(config, adapter, gigabytes):
+    found = footprint.memory(shape(config), settled(adapter), 1, 1, 1)
+    assert (found.weights, found.gradients, found.optimizer) == pytest.approx([g * 1e9 for g in gigabytes], rel=2e-3)
+
+
+def test_activations_of_a_7b_by_hand():
+    """2 × 1024 tokens; 32 inputs of 4096 float32 between blocks, and one block:
+    norms 2 × 8 × 4096, heads 2 × (2 + 2) × 4096, gates 2 × 3 × 11008, inputs 2 × (5 × 4096 + 11008)."""
+    found = footprint.memory(shape(LLAMA_7B), settled(FULL), 1, 1024, 1)
+    block = 16 * 4096 + 8 * 4096 + 6 * 11008 + 2 * (5 * 4096 + 11008)
+    assert found.activations == 2048 * (32 * 4 * 4096 + block)
+    whole = settled(FULL).model_copy(update={"gradient_checkpointing": False})
+    assert footprint.memory(shape(LLAMA_7B), whole, 1, 1024, 1).activations == 2048 * 32 * block
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
+def test_activations_are_those_that_torch_keeps(adapter, dtype):
+    """Every tensor that autograd saves for a backward pass through six blocks, without checkpointing."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
+        vocab_size=300,
+    )  # fmt: skip
+    whole, mixed = LlamaForCausalLM(config), dtype == "bfloat16"
+    if adapter is LORA:
+        held = whole.to(getattr(torch, dtype))
+        module = get_peft_model(held, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
+    else:
+        module = whole
+    weights = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed),
+    ):
+        whole.model(input_ids=torch.randint(0, 300, (4, 128)))
+    found = shape(config.to_dict())
+    rounded = 2 * found.packed if mixed and adapter is FULL else 0  # counted among the weights
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - rounded
+    cfg = dpo(adapter, dtype=dtype, max_length=128)
+    assert footprint.memory(found, cfg, 2, 128, 1).activations == pytest.approx(measured, rel=0.05)
+
+
+def test_processes_share_what_their_launcher_shares():
+    def of(launch: str) -> footprint.Memory:
+        return footprint.memory(shape(LLAMA_7B), settled(FULL, batch=8, processes=4, launch=launch), 2, 512, 4)
+
+    ddp, zero1, zero2, fsdp = (of(name) for name in ("ddp", "zero1", "zero2", "fsdp2"))
+    assert (zero1.optimizer, zero1.gradients) == (ddp.optimizer / 4, ddp.gradients)
+    assert (zero2.optimizer, zero2.gradients, zero2.weights) == (zero1.optimizer, ddp.gradients / 4, ddp.weights)
+    assert ddp.weights / 4 < fsdp.weights < ddp.weights / 4 * 1.15  # one block is whole at a time
+    assert ddp.activations == fsdp.activations
+
+
+def test_disk_by_hand():
+    full, lora = (footprint.disk(shape(LLAMA_7B), settled(adapter)) for adapter in (FULL, RANK_16))
+    assert full.checkpoint == pytest.approx(12 * 6.7384e9, rel=1e-4) and full.published == 2 * 6_738_415_616
+    assert full.most == 2 * full.checkpoint + full.published
+    assert lora.most == pytest.approx((2 * 12 + 4) * 0.03998e9, rel=1e-3)
+
+
+# ── on a machine ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """Puts a driver's tool there, which tells of these GPUs."""
+
+    def put(*gibibytes: float, name: str = "NVIDIA H100 80GB HBM3", visible: str | None = None) -> None:
+        tool = tmp_path / "bin" / "nvidia-smi"
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text("#!/bin/sh\n" + "".join(f"echo '{name}, {int(g * 1024)}'\n" for g in gibibytes))
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+        monkeypatch.delenv(machine.VISIBLE, raising=False)
+        if visible is not None:
+            monkeypatch.setenv(machine.VISIBLE, visible)
+
+    return put
+
+
+def test_auto_takes_the_most_rows_that_fit_and_divide(card):
+    cfg = settled(RANK_16, batch=48, micro_batch="auto")
+    card(80)
+    most = outlook.rows_at_once(shape(LLAMA_7B), cfg, 2048, 1)
+    assert 48 % most == 0 and most > 1
+    room = outlook.room(cfg)[0]
+    larger = next(n for n in range(most + 1, 49) if 48 % n == 0)
+    taken = [footprint.memory(shape(LLAMA_7B), cfg, n, 2048, 1).total for n in (most, larger)]
+    assert taken[0] <= room < taken[1]
+    card(24)
+    assert outlook.rows_at_once(shape(LLAMA_7B), cfg, 2048, 1) < most
+    assert outlook.rows_at_once(shape(LLAMA_7B), settled(RANK_16, batch=48, micro_batch=3), 2048, 1) == 3
+
+
+def test_auto_on_a_cpu_and_where_rows_belong_together(card):
+    card()
+    assert outlook.rows_at_once(None, dpo(batch=20, micro_batch="auto"), 100, 1) == 5
+    coupled = dpo(batch=12, micro_batch="auto", loss=["aot"], together=6, args={"label_smoothing": 0.0})
+    assert outlook.rows_at_once(None, coupled, 100, 1) == 6
+
+
+def test_too_little_memory_says_what_it_needs_what_there_is_and_what_to_lower(card):
+    card(24)
+    said = outlook.short_of_memory(shape(LLAMA_7B), settled(FULL), 2, 2048, 1)
+    assert said and "weights 37.2 GiB, gradients 25.1 GiB, optimizer 50.2 GiB" in said
+    assert "There are 21.6 GiB (runtime.memory=0.9 of 24 GiB of NVIDIA H100" in said
+    assert "Lower train.runtime.micro_batch, limits, or give" in said and "adapter@train.adapter=lora or qlora" in said
+    overruled = settled(FULL, runtime={"memory": 9.0})
+    assert outlook.short_of_memory(shape(LLAMA_7B), overruled, 2, 2048, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("there", "visible", "fault"), [(2, "0,1", False), (2, "2", True), (0, "0", True), (0, "", False)]
+)
+def test_a_gpu_that_is_asked_for_and_is_not_there(card, there, visible, fault):
+    card(*[80] * there, visible=visible)
+    said = machine.missing_gpus()
+    assert bool(said) is fault
+    assert said is None or f"CUDA_VISIBLE_DEVICES={visible}: there is no GPU {visible} on this machine" in said
+
+
+def planned_on(tmp_path, config: dict, *words: str):
+    model = tmp_path / "model"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text(json.dumps(config))
+    given = ["prompts=playground", f"sft.model={model}", "sample.per_round=100", f"store={tmp_path / 'store'}"]
+    return prepare(composed(*given, "dry_run=true", *words), [plan(composed(*given, "dry_run=true", *words))])
+
+
+def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
+    card(80)
+    planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=lora", "cost.gpu_hour=2.5")
+    shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
+    assert shown[0] == "  train round 1: at most 2 steps of 64 · 100 rows · 409,600 tokens"
+    assert any("memory" in line and "weights 12.7 GiB" in line for line in shown)
+    # 2 × (2 + 1 for checkpointing) operations a parameter and token, at 35 % of 989e12 a second.
+    hours = 6 * 6.738e9 * 409_600 / (0.35 * 989e12) / 3600
+    assert any(f"time     {hours:.2f} h on 1, by the GPU's name · money {hours * 2.5:.2f}" in line for line in shown)
+
+
+def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
+    card()
+    for words, said in ([], "at most 4 steps of 64 · 200 rows"), (["pair.thumbs_at=0.5"], "how many rows is not known"):
+        planned = planned_on(tmp_path, LLAMA_1B, "train=kto", *words)
+        shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
+        assert said in shown[0]
+
+
+def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, tmp_path):
+    card(24)
+    planned = planned_on(tmp_path, LLAMA_7B)
+    with pytest.raises(Refusal, match="train needs at least 113 GiB .weights"):
+        forecast.check(planned, planned.steps)
+    card(80, 80, visible="3")
+    with pytest.raises(Refusal, match="CUDA_VISIBLE_DEVICES=3: there is no GPU 3"):
+        forecast.check(planned, planned.steps)
+    card(80, 80)
+    two = planned_on(tmp_path, LLAMA_1B, "train.runtime.processes=3")
+    with pytest.raises(Refusal, match="processes=3: this machine shows 2 GPUs"):
+        forecast.check(two, two.steps)
+
+
+def test_a_disk_that_is_too_small_is_refused(card, tmp_path, monkeypatch):
+    from shutil import _ntuple_diskusage
+
+    card(80)
+    monkeypatch.setattr(outlook.shutil, "disk_usage", lambda path: _ntuple_diskusage(0, 0, 10 * footprint.GIB))
+    said = outlook.short_of_disk(shape(LLAMA_1B), settled(FULL), tmp_path / "not" / "yet")
+    assert (
+        said
+        and "needs 29.9 GiB of disk: a checkpoint of 13.8 GiB beside the one before," in said
+        and "10 GiB free" in said
+    )
+    assert outlook.short_of_disk(shape(LLAMA_1B), settled(RANK_16), tmp_path) is None
