@@ -28,8 +28,9 @@ from pipeline.plan import plan
 from pipeline.stages import sample, score, train
 from pipeline.step import Identity, Step
 
-FLIPPED, SEEDS, ANSWERS = 0.3, (0, 1, 2), 2
+FLIPPED, SEEDS, ANSWERS = 0.3, (0, 1, 2), 4
 OBJECTIVES = ("dpo", "cdpo", "robust")
+GIVEN = [word for word in sys.argv[1:] if word.startswith("train.")]  # another setting: train.epochs=1
 SMOKE = ["recipes=smoke", "rounds=1", "backend@exam.sample.backend=transformers"]
 # The share of wrong labels is known here. Robust keeps DPO's β, so that the loss alone differs.
 KNOBS = {
@@ -40,7 +41,7 @@ KNOBS = {
 
 
 def composed(objective: str, *words: str) -> Config:
-    points, _ = compose(Arguments.parse([*SMOKE, f"train={objective}", *KNOBS[objective], *words]))
+    points, _ = compose(Arguments.parse([*SMOKE, f"train={objective}", *KNOBS[objective], *GIVEN, *words]))
     return points[0]
 
 

@@ -107,7 +107,7 @@ def _build(
     final = planned.folder(step).absolute()
     name = f"{number:02d}-{step.stage}-{fingerprint}"
     record, log = story / "steps" / f"{name}.json", story / "logs" / f"{name}.log"
-    write_json(record, _record(cfg, planned, step, inputs, final))
+    write_json(record, {**_record(cfg, planned, step, inputs, final), "story": str(story.absolute())})
     log.parent.mkdir(exist_ok=True)
 
     started = time.monotonic()

@@ -69,6 +69,7 @@ def dpo(
     processes: int | str = 1,
     launch: str = "torchrun",
     usual_rate: float | None = None,
+    tracker: dict[str, Any] | None = None,
     **changes: Any,
 ) -> TrainConfig:
     """24 pairs, 4 a step: six steps."""
@@ -77,6 +78,7 @@ def dpo(
         "save_every": save_every,
         "processes": processes,
         "launch": launch,
+        "tracker": tracker,
     }
     runtime["usual_rate"] = usual_rate or changes.get("learning_rate", adapter["learning_rate"])
     knobs = {

@@ -134,6 +134,7 @@ def test_stages_are_the_same_everywhere():
         "adapter",
         "demonstrations",
         "preferences",
+        "tracker",
         "exam",
         "recipes",
     }
@@ -224,7 +225,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (90, 4)
+    assert (len(CONF), len(RECIPES)) == (93, 4)
 
 
 def test_every_knob_has_a_word_on_it():

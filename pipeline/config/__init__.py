@@ -120,6 +120,7 @@ from pipeline.config.score import (
     ScorerConfig,
     ScoreRuntime,
 )
+from pipeline.config.tracker import Tensorboard, TrackerConfig, Wandb
 from pipeline.config.training import (
     AdapterConfig,
     FullAdapter,
@@ -164,6 +165,7 @@ class Config(Block):
     offline: OfflineConfig | None
     exam: ExamConfig
     evaluate: EvaluateConfig
+    tracker: TrackerConfig | None
     sweep: Sweep
 
     store: Path

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, Positi
 
 from pipeline.config.block import Block, Share
 from pipeline.config.guards import GuardsConfig
+from pipeline.config.tracker import TrackerConfig
 from pipeline.trl_args import check_args, looks_at_rows_together
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
@@ -14,6 +15,7 @@ PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning
 class TrainerRuntime(Block):
     micro_batch: PositiveInt
     save_every: PositiveInt
+    tracker: TrackerConfig | None
 
 
 class LaunchedRuntime(TrainerRuntime):

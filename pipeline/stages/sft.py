@@ -69,11 +69,10 @@ def _refit(cfg: Refit, out: Path, base: Model, samples: list[Samples], scores: l
 
 def _fit(cfg: SftTraining | Refit, out: Path, model: Any, tokenizer: Any, examples: list[dict[str, list[int]]]) -> None:
     """Trains the model where it stands."""
-    from pipeline.training import models, sft
+    from pipeline.training import models, sft, tracking
 
     trainer, ledger = sft.trainer_for(cfg, model, tokenizer, examples, out)
-    checkpoint = ledger.newest_whole()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    tracking.train(trainer, ledger.newest_whole())
     models.check_finite(model)
     tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
     note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(examples))

@@ -14,6 +14,7 @@ from pipeline.training import models
 from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
 from pipeline.training.guards import Guards
+from pipeline.training.tracking import Tracked
 
 if TYPE_CHECKING:
     import polars as pl
@@ -73,7 +74,14 @@ def trainer_for(
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
         processing_class=_tokenizer(init),
-        callbacks=[FiniteGuard(), MetricsLog(out / "metrics.jsonl"), ledger, ProgressLine("train"), guards],
+        callbacks=[
+            FiniteGuard(),
+            MetricsLog(out / "metrics.jsonl"),
+            ledger,
+            ProgressLine("train"),
+            guards,
+            Tracked(cfg.runtime.tracker, out),
+        ],
     )
     guards.watch(trainer)
     trainer.remove_callback(PrinterCallback)
