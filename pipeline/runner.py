@@ -134,6 +134,7 @@ def _record(cfg: Config, planned: Planned, step: Step, inputs: Any, final: Path)
         "out": str(final),
         "verify": cfg.verify,
         "place": place_of(step),
+        "command": f"{cfg.command} until={step.stage}" + (f"@{step.label}" if step.label else ""),
         "config": step.config.model_dump(mode="json"),
         "inputs": inputs,
         "ancestors": [

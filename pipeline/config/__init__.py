@@ -142,6 +142,7 @@ class Sweep(Block):
 
 class Config(Block):
     recipe: str
+    command: str
     seed: int
     rounds: PositiveInt
     init: Literal["previous", "sft", "refit"]

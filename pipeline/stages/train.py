@@ -3,13 +3,14 @@
 Checkpoints lie in `scratch/`: a killed run goes on from the newest whole one and ends with the same bytes (on CPU).
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Logps, Model, Pairs, Prompts, note_cost, write_table
 from pipeline.config import TrainConfig
 from pipeline.errors import Refusal
-from pipeline.training import card, launch
+from pipeline.training import card, curves, launch
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,6 +48,7 @@ def run(
         launch.in_ranks(cfg, count, out, {"init": init, "reference": reference, "dev": dev})
         note_cost(out, processes=count)
     held_to = [reference] if reference else []
+    curves.draw(Model(out).metrics(), json.loads((out / "training.json").read_text())["kept"], out)
     card.write(
         cfg, out, {"start": [init], "reference": held_to, "pairs": [*pairs], "reference values": [*(logps or [])]}
     )
