@@ -35,9 +35,9 @@ def plan(cfg: Config) -> Step:
         reference = {"previous": policy, "sft": sft, "init": init}[cfg.reference] if cfg.train.logps != "none" else None
         latest = pairs if cfg.data == "all" else pairs[-1:]
         logps = [Step("refer", cfg.refer, at=r, model=reference, rows=p) for p in latest if cfg.train.logps == "ready"]
-        policy = Step(
-            "train", cfg.train, at=r, init=init, reference=reference, pairs=latest, logps=logps, dev=prompts / "dev"
-        )
+        fence = prompts / "fence" if cfg.train.rehearsal else None
+        held: dict[str, Input] = dict(reference=reference, logps=logps, dev=prompts / "dev", fence=fence)
+        policy = Step("train", cfg.train, at=r, init=init, pairs=latest, **held)
         models[f"round-{r}"] = policy
 
     models = {"base": base, **models} if base else models

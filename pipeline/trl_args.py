@@ -118,6 +118,10 @@ WITHOUT_EFFECT = {
     "dataset_num_proc": "token ids come ready from the sampler",
     "truncation_mode": "nothing is cut: a pair longer than train.max_length is refused",
     "pad_token": "the tokenizer's own is used",
+    **dict.fromkeys(
+        ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        "trackio shows no training here: use tracker=wandb or tensorboard",
+    ),
     "precompute_ref_batch_size": "reference values come from refer: use refer.runtime.batch_tokens",
 }
 

@@ -87,6 +87,6 @@ def dpo(
         "learning_rate": adapter["learning_rate"], "epochs": 1, "batch": 4, "scheduler": "cosine", "warmup": 0.1,
         "weight_decay": 0.0, "clip": 1.0, "max_length": 128, "dtype": "float32", "gradient_checkpointing": False,
         "eval_every": 4, "guards": {**GUARDS, **(guards or {})},
-        "seed": 0, "args": {}, "runtime": runtime,
+        "rehearsal": None, "seed": 0, "args": {}, "runtime": runtime,
     }  # fmt: skip
     return TrainConfig(**{**knobs, **changes})

@@ -135,6 +135,7 @@ def test_stages_are_the_same_everywhere():
         "demonstrations",
         "preferences",
         "tracker",
+        "rehearsal",
         "exam",
         "recipes",
     }
@@ -201,6 +202,7 @@ MOUNTED = {
     "duel": ["+duel@exam.duels.judge"],
     "demonstrations": ["demonstrations@sft.data"],
     "preferences": ["preferences@reward.data"],
+    "rehearsal": ["+rehearsal@train.rehearsal"],
 }
 
 
@@ -225,7 +227,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (93, 4)
+    assert (len(CONF), len(RECIPES)) == (94, 4)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -262,6 +264,7 @@ PLANS = [
     SMALL,
     ["recipes=smoke", *HALF, *ONLY[2:], "pair.mix.per_round=9", "pair.filters.min_reference=-4"],
     [*SMALL, *ONLY],
+    ["recipes=smoke", "+rehearsal@train.rehearsal=default"],
     ["recipes=smoke", "pair=demonstration"],
     ["recipes=refit_smoke", "rounds=2", "sample.per_round=200"],
     ["recipes=overoptimise"],

@@ -50,6 +50,9 @@ def test_what_trl_reads_passes():
         ),
         ({"per_device_train_batch_size": 4}, "set by the stage: use train.batch"),
         ({"hub_token": "x"}, "args.hub_token is set by the stage: nothing is uploaded"),
+        ({"push_to_hub": True}, "args.push_to_hub is set by the stage: nothing is uploaded"),
+        ({"report_to": "wandb"}, "args.report_to is set by the stage: use tracker=wandb"),
+        ({"trackio_space_id": "x"}, "args.trackio_space_id would be ignored: trackio shows no training here"),
         ({"ld_alpha": 0.5}, "args.ld_alpha changes the reference's values as training goes: use logps=live"),
     ],
 )

@@ -24,6 +24,12 @@ from pipeline.config.checks import (
     RegexScorer,
     RuleScorer,
 )
+from pipeline.config.demonstrations import (
+    DemonstrationsConfig,
+    JsonlDemonstrations,
+    PlaygroundDemonstrations,
+    RehearsalConfig,
+)
 from pipeline.config.exam import BEST_OF, CONTROL, PROMPTED, EvaluateConfig, Evaluation, ExamConfig, Prompted
 from pipeline.config.fitting import mismatches
 from pipeline.config.guards import GuardsConfig
@@ -43,9 +49,6 @@ from pipeline.config.judge import (
 from pipeline.config.models import (
     BaseConfig,
     Checkpoint,
-    DemonstrationsConfig,
-    JsonlDemonstrations,
-    PlaygroundDemonstrations,
     Refit,
     SftConfig,
     SftTraining,

@@ -30,11 +30,11 @@ class FenceCheck:
     """What a stage that brings in training data asks of each text."""
 
     def __init__(self, fence: Fence, ngram: int):
-        self._ngram = ngram
+        self.ngram = ngram
         self._fenced = set(fence.read()["gram"])
 
     def overlaps(self, text: str) -> bool:
-        return not self._fenced.isdisjoint(grams(text, self._ngram))
+        return not self._fenced.isdisjoint(grams(text, self.ngram))
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ PANELS = (
     ),
     Panel("KL of own answers, nats", (Line("eval_kl", "", BLUE),), level=0.0),
     Panel("Length of own answers, tokens", (Line("eval_tokens", "", BLUE),)),
+    Panel("NLL of rehearsed demonstrations", (Line("rehearsal/nll", "", GREY),)),
     Panel("Score of own answers", (Line("eval_score", "", BLUE),)),
 )
 
