@@ -5,13 +5,13 @@ A mixin that stands before TRL's class; `rows_in` says how many rows a batch of 
 
 from typing import Any
 
-from pipeline.training import rehearsal
+from pipeline.training.rehearsal import Rehearsal, loss_of
 
 REHEARSED = "rehearsed"  # a micro-batch's share of the step's demonstrations
 
 
 class ReadyTrainer:
-    rehearsal: rehearsal.Rehearsal | None = None
+    rehearsal: Rehearsal | None = None
 
     @staticmethod
     def rows_in(batch: dict[str, Any]) -> int:
@@ -42,7 +42,7 @@ class ReadyTrainer:
         return loss + self._rehearse(model, rehearsed, loss.device) if rehearsed else loss
 
     def _rehearse(self, model: Any, slots: Any, device: Any) -> Any:
-        term = rehearsal.loss(model, slots, device)
+        term = loss_of(model, slots, device)
         assert self.rehearsal
         nll = self.accelerator.gather(term.detach() / self.rehearsal.weight).mean().item()  # type: ignore[attr-defined]
         self._nlls = [*getattr(self, "_nlls", []), nll]

@@ -37,7 +37,7 @@ class Rehearsal:
         return [slots[part::parts] for part in range(parts)]
 
 
-def loss(model: Any, slots: list[Slot], device: torch.device) -> torch.Tensor:
+def loss_of(model: Any, slots: list[Slot], device: torch.device) -> torch.Tensor:
     """The weighted sum of each row's negative log-likelihood per token of its answer."""
     rows = [row["prompt_ids"] + row["completion_ids"] for row, _ in slots]
     ids = torch.zeros((len(rows), max(map(len, rows))), dtype=torch.long)
