@@ -4,6 +4,7 @@ SFT, samples, scores, pairs and reference values come from the smoke recipe's ow
 and are shared: a pair that is turned round keeps its ids, so its reference values stay. Each training then answers
 prompts that nothing was trained on. `gain` is cDPO's mean rule score minus DPO's on the same flipped pairs, seed by
 seed, and `robust` the same of robust DPO: which of the two counts is said here and not chosen by the outcome.
+Words that begin with `train.` are another setting: `train.epochs=6`.
 """
 
 import shutil

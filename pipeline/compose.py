@@ -130,10 +130,13 @@ def point(composed: DictConfig, hydra: Any) -> Config:
     return validated(named, choices, list(hydra.overrides.task), Config, echoes)
 
 
+PASSING = "store", "runs", "until", "dry_run", "verify", "tracker"  # change nothing of what is made
+
+
 def command_of(hydra: Any) -> str:
-    """What is typed for this point alone, without what says where, how far and whether to run it."""
+    """What is typed for this point alone, without what says where and how far it runs and who watches."""
     typed = [word.removeprefix("++") for word in hydra.overrides.task]
-    words = [word for word in typed if word.partition("=")[0] not in ("store", "runs", "until", "dry_run", "verify")]
+    words = [word for word in typed if re.split(r"[.=]", word)[0] not in PASSING]
     own = [word for folder in hydra.searchpath for word in ("--config-dir", folder.removeprefix("file://"))]
     alone = ["hydra.mode=RUN"] if hydra.mode == _multirun() else []
     return " ".join(["python -m pipeline", *map(shlex.quote, [*own, *words, *alone])])
