@@ -80,8 +80,9 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
     rows = {part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")}
     rows["rehearsal"] = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, clear)
     policy = trainers.load_policy(cfg, round_.sft)
-    watch = guards.guards_for(cfg, round_.sft, round_.sft, None, rows["dev"], tmp_path)
-    trainer, _ = trainers.trainer_for(cfg, policy, round_.sft, round_.sft, rows, tmp_path, watch)
+    reference = None if cfg.logps == "none" else round_.sft
+    watch = guards.guards_for(cfg, round_.sft, reference, None, rows["dev"], tmp_path)
+    trainer, _ = trainers.trainer_for(cfg, policy, round_.sft, reference, rows, tmp_path, watch)
     policy.train()
     by_ids = {tuple(tokenizer.apply_chat_template(turns, return_dict=False)): turns for turns in conversations(40, 5)}
     expected = [
