@@ -4,6 +4,7 @@ SFT, samples, scores, pairs and reference values come from the smoke recipe's ow
 and are shared: a pair that is turned round keeps its ids, so its reference values stay. Each training then answers
 prompts that nothing was trained on. `gain` is cDPO's mean rule score minus DPO's on the same flipped pairs, seed by
 seed, and `robust` the same of robust DPO: which of the two counts is said here and not chosen by the outcome.
+Words that begin with `train.` are another setting: `train.epochs=6`.
 """
 
 import shutil
@@ -28,8 +29,9 @@ from pipeline.plan import plan
 from pipeline.stages import sample, score, train
 from pipeline.step import Identity, Step
 
-FLIPPED, SEEDS, ANSWERS = 0.3, (0, 1, 2), 2
+FLIPPED, SEEDS, ANSWERS = 0.3, (0, 1, 2), 4
 OBJECTIVES = ("dpo", "cdpo", "robust")
+GIVEN = [word for word in sys.argv[1:] if word.startswith("train.")]  # another setting: train.epochs=1
 SMOKE = ["recipes=smoke", "rounds=1", "backend@exam.sample.backend=transformers"]
 # The share of wrong labels is known here. Robust keeps DPO's β, so that the loss alone differs.
 KNOBS = {
@@ -40,7 +42,7 @@ KNOBS = {
 
 
 def composed(objective: str, *words: str) -> Config:
-    points, _ = compose(Arguments.parse([*SMOKE, f"train={objective}", *KNOBS[objective], *words]))
+    points, _ = compose(Arguments.parse([*SMOKE, f"train={objective}", *KNOBS[objective], *GIVEN, *words]))
     return points[0]
 
 

@@ -58,6 +58,7 @@ def note_cost(out: Path, **figures: float) -> None:
 
 COST_FILE = "cost.json"
 MODEL_FILE = "model.json"  # where a model's base and adapter lie
+CARD_FILE = "README.md"  # for people: outside content, since no stage reads it
 PLACE_FILE = "place.json"  # where a referred checkpoint lies: outside content, its bytes are what counts
 ABSENT_FILE = "absent.txt"  # why a step that may fail has made nothing; it is tried again whenever it is planned
 EQUAL = "equal answers"  # the detail of a tie that no judge was asked about

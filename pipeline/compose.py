@@ -1,6 +1,7 @@
 """From the command line to a validated Config: Hydra composes, pydantic judges, every mistake is said at once."""
 
 import re
+import shlex
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def block(arguments: Arguments, shape: type[Asked]) -> Asked:
 
 
 def point(composed: DictConfig, hydra: Any) -> Config:
-    """One composed point, validated; `recipe` is the name under which its run is filed."""
+    """One composed point, validated; `recipe` is the name under which its run is filed, `command` what makes it."""
     choices = {key: str(value) for key, value in hydra.runtime.choices.items() if value is not None}
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
@@ -127,8 +128,20 @@ def point(composed: DictConfig, hydra: Any) -> Config:
         raise Refusal(f"recipes/{choices['recipes']}.yaml: its first line has to be `# @package _global_`.")
     unresolved = OmegaConf.to_container(own, resolve=False)
     echoes = {path for path, value in _leaves(unresolved) if isinstance(value, str) and value.startswith("${")}
-    named = {**raw, "recipe": choices.get("recipes", "run")}
+    named = {**raw, "recipe": choices.get("recipes", "run"), "command": command_of(hydra)}
     return validated(named, choices, list(hydra.overrides.task), Config, echoes)
+
+
+PASSING = "store", "runs", "until", "dry_run", "verify", "tracker"  # change nothing of what is made
+
+
+def command_of(hydra: Any) -> str:
+    """What is typed for this point alone, without what says where and how far it runs and who watches."""
+    typed = [word.removeprefix("++") for word in hydra.overrides.task]
+    words = [word for word in typed if re.split(r"[.=]", word)[0] not in PASSING]
+    own = [word for folder in hydra.searchpath for word in ("--config-dir", folder.removeprefix("file://"))]
+    alone = ["hydra.mode=RUN"] if hydra.mode == _multirun() else []
+    return " ".join(["python -m pipeline", *map(shlex.quote, [*own, *words, *alone])])
 
 
 def _multirun() -> Any:

@@ -5,7 +5,10 @@ import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
+from importlib.util import find_spec
+from netrc import NetrcParseError, netrc
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipeline import served
 from pipeline.artifacts import MODEL_FILE, Model, Prompts
@@ -18,14 +21,17 @@ from pipeline.config import (
     JsonScorer,
     Judge,
     LanguageScorer,
+    Optimization,
     PairRound,
     ScoreConfig,
     ScriptedBackend,
     ServedModel,
     ServiceRuntime,
     TinyBase,
+    TrackerConfig,
     TransformersBackend,
     VllmBackend,
+    Wandb,
 )
 from pipeline.config.block import Workers
 from pipeline.config.score import gpus_of
@@ -65,6 +71,8 @@ def check_keys(step: Step) -> None:
     match step.config:
         case ScoreConfig():
             judges = {f"the scorer {name}": one for name, one in step.config.scorers.items() if isinstance(one, Judge)}
+        case Optimization():
+            check_tracker(step.config.runtime.tracker)
         case DuelConfig():
             judges = {f"the duel {step.label}": step.config}
     for name, judge in judges.items():
@@ -92,6 +100,33 @@ def check_scorer(name: str, scorer: object) -> None:
             schema_of(path)
         case FunctionScorer(function=own):
             check_function(own, own.place, own.name, own.file is not None)
+
+
+def check_tracker(tracker: TrackerConfig | None) -> None:
+    """It is opened when a training starts, which may be after hours; what it needs is known now."""
+    if tracker and not find_spec(tracker.kind):
+        raise Refusal(
+            f"tracker={tracker.kind}: the package {tracker.kind} is not installed.\n"
+            f"  Type `make install`, whose lock holds it, or give tracker=none."
+        )
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    if isinstance(tracker, Wandb) and tracker.mode == "online" and not _key_for(host):
+        raise Refusal(
+            f"tracker=wandb: there is no key for {host}: WANDB_API_KEY is not set, and the netrc file does not name "
+            f"it.\n  Type `export WANDB_API_KEY=…` or `wandb login`; or give tracker.mode=offline, which needs no key."
+        )
+
+
+def _key_for(host: str) -> bool:
+    """As W&B looks for it: the environment, then what `wandb login` has stored."""
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        stored = netrc(file).authenticators(host) if file.is_file() else None
+    except (NetrcParseError, OSError):
+        stored = None  # W&B reads no key there either
+    return any(os.environ.get(name, "").strip() for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")) or bool(
+        stored
+    )
 
 
 def check_context(step: Step, cfg: Draw) -> None:

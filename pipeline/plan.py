@@ -51,7 +51,9 @@ def plan(cfg: Config) -> Step:
         reference = {"previous": policy, "sft": sft, "init": init}[cfg.reference] if cfg.train.logps != "none" else None
         latest = pairs if cfg.data == "all" else pairs[-1:]
         logps = [Step("refer", cfg.refer, at=r, model=reference, rows=p) for p in latest if cfg.train.logps == "ready"]
-        policy = Step("train", cfg.train, at=r, init=init, reference=reference, pairs=latest, logps=logps, dev=dev)
+        fence = prompts / "fence" if cfg.train.rehearsal else None
+        held: dict[str, Input] = dict(reference=reference, logps=logps, dev=dev, fence=fence)
+        policy = Step("train", cfg.train, at=r, init=init, pairs=latest, **held)
         models[f"round-{r}"] = policy
         if cfg.gate:  # points to the best model so far, which may be an earlier one: the next round goes on from it
             news = [name for name in models if name not in watched]

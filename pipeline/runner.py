@@ -113,7 +113,7 @@ def _build(
     final = planned.folder(step).absolute()
     name = f"{number:02d}-{step.stage}-{fingerprint}"
     record, log = story / "steps" / f"{name}.json", story / "logs" / f"{name}.log"
-    write_json(record, _record(cfg, planned, step, inputs, final))
+    write_json(record, {**_record(cfg, planned, step, inputs, final), "story": str(story.absolute())})
     log.parent.mkdir(exist_ok=True)
 
     started = time.monotonic()
@@ -140,6 +140,7 @@ def _record(cfg: Config, planned: Planned, step: Step, inputs: Any, final: Path)
         "out": str(final),
         "verify": cfg.verify,
         "place": place_of(step),
+        "command": f"{cfg.command} until={step.stage}" + (f"@{step.label}" if step.label else ""),
         "config": step.config.model_dump(mode="json"),
         "inputs": inputs,
         "ancestors": [

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import ABSENT_FILE, COST_FILE, MODEL_FILE, PLACE_FILE, write_json
+from pipeline.artifacts import ABSENT_FILE, CARD_FILE, COST_FILE, MODEL_FILE, PLACE_FILE, write_json
 from pipeline.content import digest_of, sha256_of
 
 MANIFEST = "manifest.json"
 STEP = "step.json"
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, built or not, which pruning keeps
 SCRATCH = "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published
-_OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE}
+_OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE, CARD_FILE}
 
 Manifest = dict[str, Any]
 

@@ -101,7 +101,9 @@ SET_HERE = {
     "logging_steps": "every step is in metrics.jsonl",
     "logging_nan_inf_filter": "a loss that is not finite stops the training",
     "disable_tqdm": "the stage shows its own progress",
-    "report_to": "every step is in metrics.jsonl",
+    "report_to": "use tracker=wandb or tensorboard; every step is in metrics.jsonl all the same",
+    "run_name": "use tracker.name",
+    "project": "use tracker.project",
     "remove_unused_columns": "the stage hands over the trainer's own columns",
     "push_to_hub": "nothing is uploaded by a run",
     "deepspeed": "use train.runtime.processes and train.runtime.launch",
@@ -117,6 +119,10 @@ WITHOUT_EFFECT = {
     "truncation_mode": "nothing is cut: a pair longer than train.max_length is refused",
     "pad_token": "the tokenizer's own is used",
     "length_column_name": "use train.runtime.by_length, which computes no padding and leaves the draw as it is",
+    **dict.fromkeys(
+        ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        "trackio shows no training here: use tracker=wandb or tensorboard",
+    ),
     "precompute_ref_batch_size": "reference values come from refer: use refer.runtime.batch_tokens",
 }
 

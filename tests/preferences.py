@@ -72,6 +72,7 @@ def dpo(
     by_length: bool = True,
     watch: str = "alone",
     runtime: dict[str, Any] | None = None,
+    tracker: dict[str, Any] | None = None,
     **changes: Any,
 ) -> TrainConfig:
     """24 pairs, 4 a step: six steps."""
@@ -80,6 +81,7 @@ def dpo(
         "save_every": save_every,
         "processes": processes,
         "launch": launch,
+        "tracker": tracker,
         "by_length": by_length,
         "watch": watch,
         "machines": 1,
@@ -96,6 +98,6 @@ def dpo(
         "learning_rate": adapter["learning_rate"], "epochs": 1, "batch": 4, "scheduler": "cosine", "warmup": 0.1,
         "weight_decay": 0.0, "clip": 1.0, "max_length": 128, "dtype": "float32", "gradient_checkpointing": False,
         "eval_every": 4, "guards": {**GUARDS, **(guards or {})},
-        "seed": 0, "args": {}, "runtime": where,
+        "rehearsal": None, "seed": 0, "args": {}, "runtime": where,
     }  # fmt: skip
     return TrainConfig(**{**knobs, **changes})

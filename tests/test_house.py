@@ -159,6 +159,8 @@ def test_stages_are_the_same_everywhere():
         "adapter",
         "demonstrations",
         "preferences",
+        "tracker",
+        "rehearsal",
         "exam",
         "other",
         "chat",
@@ -239,6 +241,7 @@ MOUNTED = {
     "chat": ["+chat@exam.chats.questions"],
     "demonstrations": ["demonstrations@sft.data"],
     "preferences": ["preferences@reward.data"],
+    "rehearsal": ["+rehearsal@train.rehearsal"],
 }
 
 
@@ -265,7 +268,7 @@ def test_every_recipe_composes_and_plans(path):
 
 
 def test_no_file_was_overlooked():
-    assert (len(CONF), len(RECIPES)) == (103, 4)
+    assert (len(CONF), len(RECIPES)) == (107, 4)
 
 
 def test_every_knob_has_a_word_on_it():
@@ -302,6 +305,7 @@ PLANS = [
     SMALL,
     ["recipes=smoke", *HALF, *ONLY[2:], "pair.mix.per_round=9", "pair.filters.min_reference=-4"],
     [*SMALL, *ONLY],
+    ["recipes=smoke", "+rehearsal@train.rehearsal=default"],
     ["recipes=smoke", "pair=demonstration"],
     ["recipes=refit_smoke", "rounds=2", "sample.per_round=200"],
     ["recipes=overoptimise"],

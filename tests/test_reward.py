@@ -49,7 +49,7 @@ def training(**changes: Any) -> RewardTraining:
         "dtype": "float32",
         "gradient_checkpointing": False,
         "seed": 0,
-        "runtime": {"micro_batch": 16, "save_every": 2},
+        "runtime": {"micro_batch": 16, "save_every": 2, "tracker": None},
     }
     return RewardTraining(**{**values, **changes})
 
@@ -216,7 +216,7 @@ def test_training_stopped_after_a_checkpoint_ends_with_the_bytes_of_an_uninterru
 @pytest.mark.parametrize("learn_from", ["pairs", "thumbs"])
 def test_half_the_micro_batch_gives_the_same_losses(tmp_path: Path, start: Model, learn_from: str) -> None:
     def losses(micro_batch: int) -> list[float]:
-        runtime = {"micro_batch": micro_batch, "save_every": 100}
+        runtime = {"micro_batch": micro_batch, "save_every": 100, "tracker": None}
         cfg = training(learn_from=learn_from, runtime=runtime)
         return [line["loss"] for line in train(cfg, tmp_path / f"{micro_batch}", start).metrics()]
 
@@ -309,7 +309,7 @@ def test_a_proxy_of_wrong_labels_agrees_less_with_the_gold_rule(tmp_path: Path) 
             data = pairs_of(1200, flipped, seed, constraints=6).model_dump()
             apart = {"share": 0.8, "least": 1000, "most_share": 0.9}
             steps = {"learning_rate": 5e-3, "epochs": 15, "batch": 20}
-            runtime = {"micro_batch": 20, "save_every": 1000}
+            runtime = {"micro_batch": 20, "save_every": 1000, "tracker": None}
             cfg = training(data=data, held_out=apart, seed=seed, runtime=runtime, **steps)
             made = train(cfg, tmp_path / f"{flipped}-{seed}", start)
             found.append(told(made.path, "held_out.json")["gold_accuracy"])

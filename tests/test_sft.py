@@ -290,7 +290,7 @@ def training(**changes: Any) -> SftTraining:
         "gradient_checkpointing": False,
         "seed": 0,
         "template": {"chat_template": None, "kwargs": {}},
-        "runtime": {"micro_batch": 8, "save_every": 2},
+        "runtime": {"micro_batch": 8, "save_every": 2, "tracker": None},
     }
     return SftTraining(**{**values, **changes})
 
@@ -407,7 +407,7 @@ def test_training_stopped_after_a_checkpoint_ends_with_the_bytes_of_an_uninterru
 
 @pytest.mark.model
 def test_half_the_micro_batch_gives_the_same_losses(tmp_path: Path) -> None:
-    halves = train(training(runtime={"micro_batch": 4, "save_every": 100}), tmp_path / "halves")
+    halves = train(training(runtime={"micro_batch": 4, "save_every": 100, "tracker": None}), tmp_path / "halves")
     whole = train(training(), tmp_path / "whole")
     losses = [[line["loss"] for line in model.metrics()] for model in (halves, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -435,7 +435,7 @@ def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"runtime": {"micro_batch": 3, "save_every": 2}}, "give runtime.micro_batch=2"),
+        ({"runtime": {"micro_batch": 3, "save_every": 2, "tracker": None}}, "give runtime.micro_batch=2"),
         ({"dtype": "float16"}, "bfloat16"),
     ],
 )
@@ -477,7 +477,12 @@ def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path) -> None:
 
 def refitting(**changes: Any) -> Refit:
     values = {**training().model_dump(exclude={"kind", "data", "fence", "template"}), "learning_rate": 1e-2, "batch": 4}
-    values |= {"kind": "refit", "scorer": "rules", "min_score": None, "runtime": {"micro_batch": 4, "save_every": 2}}
+    values |= {
+        "kind": "refit",
+        "scorer": "rules",
+        "min_score": None,
+        "runtime": {"micro_batch": 4, "save_every": 2, "tracker": None},
+    }
     return Refit(**{**values, **changes})
 
 

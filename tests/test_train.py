@@ -239,7 +239,7 @@ def test_what_is_published_is_what_was_trained(round_, kind, request):
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_no_pickle_and_no_place_of_this_machine_is_published(round_, kind, request):
     files = published(request.getfixturevalue(kind))
-    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".jsonl", ".jinja", ".md"}
+    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".jsonl", ".jinja", ".md", ".png"}
     assert not [name for name, data in files.items() if str(round_.store).encode() in data]
 
 

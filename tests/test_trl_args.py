@@ -54,6 +54,9 @@ def test_what_trl_reads_passes():
             {"train_sampling_strategy": "group_by_length"},
             "train_sampling_strategy=group_by_length reads one length of a row, and a pair has two: use runtime.by_l",
         ),
+        ({"push_to_hub": True}, "args.push_to_hub is set by the stage: nothing is uploaded"),
+        ({"report_to": "wandb"}, "args.report_to is set by the stage: use tracker=wandb"),
+        ({"trackio_space_id": "x"}, "args.trackio_space_id would be ignored: trackio shows no training here"),
         ({"ld_alpha": 0.5}, "args.ld_alpha changes the reference's values as training goes: use logps=live"),
     ],
 )

@@ -25,6 +25,12 @@ from pipeline.config.checks import (
     RegexScorer,
     RuleScorer,
 )
+from pipeline.config.demonstrations import (
+    DemonstrationsConfig,
+    JsonlDemonstrations,
+    PlaygroundDemonstrations,
+    RehearsalConfig,
+)
 from pipeline.config.exam import (
     BEST_OF,
     CONTROL,
@@ -55,10 +61,7 @@ from pipeline.config.launching import KINDS, SHARDED, SHARED, LaunchedRuntime, T
 from pipeline.config.models import (
     BaseConfig,
     Checkpoint,
-    DemonstrationsConfig,
-    JsonlDemonstrations,
     OtherModel,
-    PlaygroundDemonstrations,
     Refit,
     SftConfig,
     SftTraining,
@@ -137,6 +140,7 @@ from pipeline.config.score import (
     ScorerConfig,
     ScoreRuntime,
 )
+from pipeline.config.tracker import Tensorboard, TrackerConfig, Wandb
 from pipeline.config.training import (
     AdapterConfig,
     FullAdapter,
@@ -163,6 +167,7 @@ class Cost(Block):
 
 class Config(Block):
     recipe: str
+    command: str
     seed: int
     rounds: PositiveInt
     init: Literal["previous", "sft", "refit"]
@@ -188,6 +193,7 @@ class Config(Block):
     exam: ExamConfig
     benchmark: dict[Name, BenchmarkConfig]
     evaluate: EvaluateConfig
+    tracker: TrackerConfig | None
     sweep: Sweep
     cost: Cost
 

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.block import Block
+from pipeline.config.tracker import TrackerConfig
 
 Launch = Literal["auto", "torchrun", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
@@ -22,6 +23,7 @@ SHARDED = ("zero3", "fsdp2")  # of the weights too: no process has the model by 
 class TrainerRuntime(Block):
     micro_batch: PositiveInt
     save_every: PositiveInt
+    tracker: TrackerConfig | None
 
 
 class LaunchedRuntime(TrainerRuntime):

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from pipeline.config.block import Block, Dtype, Local, Share, Template, Trust, Weights
+from pipeline.config.block import Block, Dtype, Template, Trust, Weights
+from pipeline.config.demonstrations import DemonstrationsConfig
 from pipeline.config.prompts import Fence
 from pipeline.config.sample import ServedModel
 from pipeline.config.training import Optimization
@@ -30,23 +31,6 @@ class TinyBase(Block):
 
 
 BaseConfig = Annotated[Checkpoint | TinyBase, Field(discriminator="kind")]
-
-
-class PlaygroundDemonstrations(Block):
-    kind: Literal["playground"]
-    rows: PositiveInt
-    constraints: PositiveInt
-    obeyed: Share
-    seed: int
-
-
-class JsonlDemonstrations(Block):
-    kind: Literal["jsonl"]
-    path: Local
-    on_bad_row: Literal["fail", "skip"]
-
-
-DemonstrationsConfig = Annotated[PlaygroundDemonstrations | JsonlDemonstrations, Field(discriminator="kind")]
 
 
 class SftTraining(Optimization):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.block import Block, Share
+from pipeline.config.demonstrations import Rehearsed
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.launching import SHARDED, LaunchedRuntime, TrainerRuntime
 from pipeline.trl_args import check_args, looks_at_rows_together
@@ -94,6 +95,7 @@ class TrainConfig(Optimization):
     adapter: AdapterConfig
     eval_every: PositiveInt
     guards: GuardsConfig
+    rehearsal: Rehearsed
     args: dict[str, JsonValue]
     runtime: LaunchedRuntime
 

@@ -1,17 +1,45 @@
 """Demonstrations for SFT: rows `{"messages": [...]}` that end with an answer, and the broken lines of a file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import DemonstrationsConfig
 from pipeline.sources import playground
+from pipeline.sources.fence import FenceCheck
 from pipeline.sources.jsonl import Lines, message_fault, read_jsonl
 
+Row = dict[str, Any]
+Example = dict[str, list[int]]
 
-def read_demonstrations(cfg: DemonstrationsConfig) -> Lines:
+
+def read_demonstrations(cfg: DemonstrationsConfig, knob: str = "sft.data") -> Lines:
     if cfg.kind == "playground":
         return Lines(rows=list(playground.demonstrations(cfg)))
-    return read_jsonl(Path(cfg.path), _fault, cfg.on_bad_row, "sft.data.on_bad_row")
+    return read_jsonl(Path(cfg.path), _fault, cfg.on_bad_row, f"{knob}.on_bad_row")
+
+
+def in_tokens(
+    lines: Lines, encode: Callable[[list[Row]], Example], check: FenceCheck, max_length: int, stage: str
+) -> tuple[list[Example], list[Row]]:
+    """Those that may be trained on, and each of the others with its reason."""
+    examples = []
+    dropped = [_dropped(f"line {number}", "bad row", fault) for number, fault in lines.bad]
+    for number, row in enumerate(lines.rows, 1):
+        example = encode(row["messages"])
+        length = len(example["prompt_ids"]) + len(example["completion_ids"])
+        if any(check.overlaps(message["content"]) for message in row["messages"]):
+            dropped.append(_dropped(f"row {number}", "overlap with evaluation", check.fault))
+        elif length > max_length:
+            detail = f"{length} tokens, {stage}.max_length is {max_length}"
+            dropped.append(_dropped(f"row {number}", "too long", detail))
+        else:
+            examples.append(example)
+    return examples, dropped
+
+
+def _dropped(row: str, reason: str, detail: str) -> Row:
+    return {"row": row, "reason": reason, "detail": detail}
 
 
 def _fault(row: dict[str, Any]) -> str | None:

@@ -34,7 +34,7 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Fence) -> Model:
     expose_one_device()
     from pipeline.scorers.reward_text import RewardText
     from pipeline.sources.checkpoint import save_weights, torch_dtype
-    from pipeline.training import models, reward
+    from pipeline.training import models, reward, tracking
 
     tokenizer = models.load_tokenizer(start)
     text = RewardText(tokenizer, "chat", cfg.template_kwargs, limit=None)
@@ -42,8 +42,7 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Fence) -> Model:
     reward.set_pad_token(tokenizer, [*learned, *held_out])
     module = reward.load(start, cfg.seed)
     trainer, ledger = reward.trainer_for(cfg, module, tokenizer, learned, out)
-    checkpoint = ledger.newest_whole()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    tracking.train(trainer, ledger.newest_whole())
     models.check_finite(module)
 
     module.to(torch_dtype(cfg.dtype))

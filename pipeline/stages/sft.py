@@ -4,6 +4,7 @@
 Demonstrations that overlap an evaluation prompt, or are too long, are left out: `dropped.parquet`, `funnel.json`.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,10 @@ def _refit(cfg: Refit, out: Path, base: Model, samples: list[Samples], scores: l
 
 def _fit(cfg: SftTraining | Refit, out: Path, model: Any, tokenizer: Any, examples: list[dict[str, list[int]]]) -> None:
     """Trains the model where it stands."""
-    from pipeline.training import models, sft
+    from pipeline.training import models, sft, tracking
 
     trainer, ledger = sft.trainer_for(cfg, model, tokenizer, examples, out)
-    checkpoint = ledger.newest_whole()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    tracking.train(trainer, ledger.newest_whole())
     models.check_finite(model)
     tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
     note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(examples))
@@ -81,25 +81,13 @@ def _fit(cfg: SftTraining | Refit, out: Path, model: Any, tokenizer: Any, exampl
 
 def _examples(cfg: SftTraining, out: Path, tokenizer: Any, fence: Fence) -> list[dict[str, list[int]]]:
     """The demonstrations in tokens, without those that may not be trained on; every row is accounted for."""
-    from pipeline.sources.demonstrations import read_demonstrations
+    from pipeline.sources.demonstrations import in_tokens, read_demonstrations
     from pipeline.sources.fence import FenceCheck
     from pipeline.training.sft import encode
 
     lines = read_demonstrations(cfg.data)
-    check = FenceCheck(fence, cfg.fence.ngram)
-    examples = []
-    dropped = [_dropped(f"line {number}", "bad row", fault) for number, fault in lines.bad]
-    for number, row in enumerate(lines.rows, 1):
-        example = encode(tokenizer, row["messages"], cfg.template.kwargs)
-        length = len(example["prompt_ids"]) + len(example["completion_ids"])
-        if any(check.overlaps(message["content"]) for message in row["messages"]):
-            dropped.append(_dropped(f"row {number}", "overlap with evaluation", check.fault))
-        elif length > cfg.max_length:
-            dropped.append(
-                _dropped(f"row {number}", "too long", f"{length} tokens, sft.max_length is {cfg.max_length}")
-            )
-        else:
-            examples.append(example)
+    tokens = partial(encode, tokenizer, kwargs=cfg.template.kwargs)
+    examples, dropped = in_tokens(lines, tokens, FenceCheck(fence, cfg.fence.ngram), cfg.max_length, "sft")
     _account(out, len(lines.rows) + len(lines.bad), examples, dropped)
     return examples
 
@@ -120,7 +108,3 @@ def _account(out: Path, rows: int, examples: list[Any], dropped: list[Row], reme
             f"sft: of {rows} demonstrations none is left to train on ({reasons}).\n"
             f"  Each one's reason is in {out / 'dropped.parquet'}. {remedy}"
         )
-
-
-def _dropped(row: str, reason: str, detail: str) -> Row:
-    return {"row": row, "reason": reason, "detail": detail}

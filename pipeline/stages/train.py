@@ -3,13 +3,15 @@
 Checkpoints lie in `scratch/`: a killed run goes on from the newest whole one and ends with the same bytes (on CPU).
 """
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Logps, Model, Pairs, Prompts, note_cost, write_table
-from pipeline.config import TrainConfig
+from pipeline.artifacts import Fence, Logps, Model, Pairs, Prompts, note_cost, write_json, write_table
+from pipeline.config import RehearsalConfig, TrainConfig
 from pipeline.errors import Refusal
-from pipeline.training import ahead, card, launch
+from pipeline.training import ahead, card, curves, launch
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,6 +28,7 @@ def run(
     reference: Model | None = None,
     logps: list[Logps] | None = None,
     dev: Prompts | None = None,
+    fence: Fence | None = None,
 ) -> Model:
     if reference is None and cfg.logps != "none":
         raise Refusal(f"train.logps={cfg.logps} needs a reference model, and the plan gives none.")
@@ -38,7 +41,10 @@ def run(
 
     from pipeline.training import models
 
-    _refuse_other_tokens(pairs, models.load_tokenizer(init))
+    tokenizer = models.load_tokenizer(init)
+    _refuse_other_tokens(pairs, tokenizer)
+    if cfg.rehearsal:
+        rows["rehearsal"] = demonstrations(cfg, cfg.rehearsal, out, tokenizer, fence)
 
     def start(cfg: TrainConfig) -> None:
         if world > 1:
@@ -52,6 +58,7 @@ def run(
     if world > 1:
         note_cost(out, processes=world, watched=cfg.runtime.watch == "always")
     held_to = [reference] if reference else []
+    curves.draw(Model(out).metrics(), json.loads((out / "training.json").read_text())["kept"], out)
     card.write(
         cfg, out, {"start": [init], "reference": held_to, "pairs": [*pairs], "reference values": [*(logps or [])]}
     )
@@ -105,6 +112,33 @@ def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
     _refuse_too_long(cfg, table.select(length=length), f"{part} thumbs")
     ids = pl.col("prompt_token_ids").alias("prompt_ids"), pl.col("token_ids").alias("completion_ids")
     return in_training_order(table.select("sample_id", *ids, "label"), cfg.together, cfg.seed)
+
+
+def demonstrations(
+    cfg: TrainConfig, rehearsal: RehearsalConfig, out: Path, tokenizer: Any, fence: Fence | None
+) -> "pl.DataFrame":
+    """What is rehearsed, in the policy's tokens and clear of evaluation prompts; every row is accounted for."""
+    import polars as pl
+
+    from pipeline.sources.demonstrations import in_tokens, read_demonstrations
+    from pipeline.sources.fence import FenceCheck
+    from pipeline.training.sft import encode
+
+    assert fence, "the plan gives a training that brings in demonstrations the fence"
+    lines = read_demonstrations(rehearsal.data, "train.rehearsal.data")
+    tokens = partial(encode, tokenizer, kwargs=rehearsal.template_kwargs)
+    examples, dropped = in_tokens(lines, tokens, FenceCheck(fence, rehearsal.fence.ngram), cfg.max_length, "train")
+    table = pl.DataFrame(dropped, schema=dict.fromkeys(("row", "reason", "detail"), pl.String))
+    write_table(out / "rehearsal" / "dropped.parquet", table)
+    reasons = dict(sorted(table["reason"].value_counts().rows()))
+    counts = {"in": len(lines.rows) + len(lines.bad), "out": len(examples), "dropped": reasons}
+    write_json(out / "rehearsal" / "funnel.json", counts)
+    if not examples:
+        raise Refusal(
+            f"train.rehearsal: of {counts['in']} demonstrations none is left ({reasons}).\n"
+            f"  Raise train.max_length, or give others as train.rehearsal.data; train.rehearsal=null trains without."
+        )
+    return pl.DataFrame(examples)
 
 
 def _refuse_too_long(cfg: TrainConfig, lengths: "pl.DataFrame", what: str) -> None:

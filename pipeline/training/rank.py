@@ -20,7 +20,7 @@ def main() -> int:
     order = json.loads(path.read_text())
     opened = {name: Model(Path(order[name])) if order[name] else None for name in ("init", "reference")}
     dev = Prompts(Path(order["dev"])) if order["dev"] else None
-    rows = {part: read_table(path.parent / "pairs" / f"{part}.parquet") for part in ("train", "dev")}
+    rows = {file.stem: read_table(file) for file in (path.parent / "pairs").glob("*.parquet")}
     assert opened["init"]
 
     import torch

@@ -19,6 +19,7 @@ from pipeline.scorers.pooling import forward
 from pipeline.scorers.reward_text import Row as Text
 from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
+from pipeline.training.tracking import Tracked
 
 Ids = list[int]
 Example = dict[str, Any]  # good_ids, bad_ids (None: there is no such side), flipped
@@ -95,7 +96,13 @@ def trainer_for(
         "model": module,
         "args": RewardArguments(**arguments(cfg, scratch / "checkpoints"), max_length=None),
         "processing_class": tokenizer,
-        "callbacks": [FiniteGuard(), MetricsLog(out / "metrics.jsonl"), ledger, ProgressLine("reward")],
+        "callbacks": [
+            FiniteGuard(),
+            MetricsLog(out / "metrics.jsonl"),
+            ledger,
+            ProgressLine("reward"),
+            Tracked(cfg.runtime.tracker, out),
+        ],
     }
     trainer = _by_kind(cfg, shared, tokenizer.pad_token_id, examples)
     trainer.remove_callback(PrinterCallback)

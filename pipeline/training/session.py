@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Model, Prompts
 from pipeline.config import KINDS, FullAdapter, TrainConfig
 from pipeline.errors import Refusal
-from pipeline.training import account, blueprint, guards, models, reference, sharded, trainers
+from pipeline.training import account, blueprint, guards, models, reference, sharded, tracking, trainers
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,8 +42,7 @@ def train(
     if starts_from_reference:
         reference.check_start(cfg, trainer, first)
 
-    checkpoint = ledger.newest_whole()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    tracking.train(trainer, ledger.newest_whole())
     whole = sharded.gathered(trainer)
     if not trainer.is_world_process_zero():
         return

@@ -11,6 +11,7 @@ from pipeline.config import Optimization
 from pipeline.errors import Refusal
 from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
+from pipeline.training.tracking import Tracked
 
 Message = dict[str, str]
 Example = dict[str, list[int]]
@@ -55,7 +56,13 @@ def trainer_for(
         args=SFTConfig(**_arguments(cfg, scratch / "checkpoints")),
         train_dataset=_dataset(examples),
         processing_class=tokenizer,
-        callbacks=[FiniteGuard(), MetricsLog(out / "metrics.jsonl"), ledger, ProgressLine("sft")],
+        callbacks=[
+            FiniteGuard(),
+            MetricsLog(out / "metrics.jsonl"),
+            ledger,
+            ProgressLine("sft"),
+            Tracked(cfg.runtime.tracker, out),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.args.world_size != 1 or trainer.args.n_gpu > 1:

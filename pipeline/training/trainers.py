@@ -14,10 +14,14 @@ from pipeline.training import models
 from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
 from pipeline.training.guards import Guards
+from pipeline.training.rehearsal import rehearsal_of
+from pipeline.training.tracking import Tracked
 
 if TYPE_CHECKING:
     import polars as pl
     from datasets import Dataset
+
+PARTS = "train", "dev"  # the pairs; beside them lie demonstrations to rehearse
 
 
 def trainer_kind(name: str) -> Any:
@@ -62,7 +66,7 @@ def trainer_for(
     scratch, kind = out / "scratch", trainer_kind(cfg.trainer)
     args = _arguments(cfg, scratch / "checkpoints", evaluates=rows["dev"].height > 0)
     with args.main_process_first(desc="pairs"):  # the others read what the first one made of them
-        data = {part: _dataset(table, part, scratch) for part, table in rows.items() if table.height}
+        data = {part: _dataset(table, part, scratch) for part, table in rows.items() if part in PARTS and table.height}
     ledger = CheckpointLedger(scratch / "checkpoints")
     weights = {name: weight.data for name, weight in policy.named_parameters() if weight.requires_grad}
     asked = {} if reference is None else {"ref_model": _reference(cfg, policy, init, reference)}
@@ -73,10 +77,18 @@ def trainer_for(
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
         processing_class=_tokenizer(init),
-        callbacks=[FiniteGuard(), MetricsLog(out / "metrics.jsonl"), ledger, ProgressLine("train"), guards],
+        callbacks=[
+            FiniteGuard(),
+            MetricsLog(out / "metrics.jsonl"),
+            ledger,
+            ProgressLine("train"),
+            guards,
+            Tracked(cfg.runtime.tracker, out),
+        ],
     )
     trainer.by_length = cfg.runtime.by_length
     guards.watch(trainer)
+    trainer.rehearsal = rehearsal_of(cfg, rows)
     trainer.remove_callback(PrinterCallback)
     _only_wanted_adapters(policy)
     _in_their_own_precision(policy, weights)
