@@ -35,8 +35,8 @@ smoke: install ## the whole pipeline on a tiny model, no GPU and no network need
 test: install ## what must hold, on two cores in at most 25 minutes
 	$(PYTHON) -m pytest -m "not slow and not gpu and not browser" $(ARGS)
 
-test-fast: install ## the part without models, in at most 90 seconds
-	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model" $(ARGS)
+test-fast: install ## the part without models and whole runs, in at most 90 seconds
+	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model and not long" $(ARGS)
 
 test-slow: install ## the rest
 	$(PYTHON) -m pytest -m slow $(ARGS)

@@ -89,7 +89,7 @@ def _rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
 
 
 def _prompts(planned: Planned) -> int | None:
-    [made] = [step for step in planned.steps if step.stage == "prompts"]
+    [made] = [step for step in planned.steps if step.stage == "prompts" and not step.label]  # chat sets have labels
     funnel = planned.folder(made) / "funnel.json"
     return int(json.loads(funnel.read_text())["out"]["train"]) if funnel.exists() else None
 

@@ -67,9 +67,9 @@ def dry_run(cfg: Config, planned: Planned) -> None:
         manifest, reason = found[planned.fingerprint(step)]
         mark = "~" if floats(step) else ""
         ledger.line("○" if manifest is None else "✓", step, planned.fingerprint(step) + mark, note=reason)
-    print(f"{len(planned.steps)} steps, {sum(manifest is None for manifest, _ in found.values())} to do")
     for said in forecast.lines(planned, found):
         print(said)
+    print(f"{len(planned.steps)} steps, {sum(manifest is None for manifest, _ in found.values())} to do")
 
 
 def run(cfg: Config, planned: Planned, story: Path) -> Path:

@@ -11,6 +11,8 @@ from pipeline import door
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.backends.memory import GIB, Needs, needs_of, shortage
 from pipeline.config import ScoreConfig
+from pipeline.door import contexts
+from pipeline.door.made import check_lengths, check_offline, check_prompts
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.step import Step
@@ -27,7 +29,7 @@ def two_gpus(tmp_path, monkeypatch):
     """A tool as the driver of NVIDIA brings it, on a machine with two."""
     tool = tmp_path / "bin" / "nvidia-smi"
     tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\necho 'GPU 0: A (UUID: a)'\necho 'GPU 1: A (UUID: b)'\n")
+    tool.write_text("#!/bin/sh\necho 'A, 80000'\necho 'A, 80000'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -125,9 +127,9 @@ def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_
     assert planned.index(made) < planned.index(drawn)
     write_json(tmp_path / "funnel.json", {"pairs": 39})
     with pytest.raises(Refusal, match=r"per_round=20: round 2 needs 40 offline rows, and there are 39\.\n.*19 or less"):
-        door.check_offline(made, tmp_path, planned)
+        check_offline(made, tmp_path, planned)
     write_json(tmp_path / "funnel.json", {"pairs": 40})
-    door.check_offline(made, tmp_path, planned)
+    check_offline(made, tmp_path, planned)
 
 
 def test_an_unknown_language_of_pairs():
@@ -181,7 +183,7 @@ def test_prompts_that_fit_nowhere_are_refused_before_sft_is_trained(tmp_path, wo
     folders = {"base": tmp_path / "base", "prompts": asked[0].parent}
 
     def check(coming: list, by: Step = made) -> None:
-        door.check_lengths(by, lambda step: folders.get(step.stage, tmp_path / step.stage), coming)
+        check_lengths(by, lambda step: folders.get(step.stage, tmp_path / step.stage), coming)
 
     if room is None:
         return check(planned)
@@ -201,7 +203,7 @@ def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
     ]
     words += ["score=reward", "pair.scorer=reward", "sample.more=[4]", "evaluate.scorer=reward"]
     draws = [step for step in steps("recipes=smoke", *words) if step.stage == "sample"]
-    assert {model.stage for draw in draws for model in door.line_of(draw)} == {"base", "sft", "train"}
+    assert {model.stage for draw in draws for model in contexts.line_of(draw)} == {"base", "sft", "train"}
     door.check(draws)
 
 
@@ -277,7 +279,7 @@ def at_the_door(folder: Path, *words: str) -> None:
         table = read_table(exams.prompts(folder, ["p"]).path / "prompts.parquet")
         write_table(folder / part / "prompts.parquet", table)
     planned = steps(*GIVEN, *words)
-    door.check_prompts(next(step for step in planned if step.stage == "prompts"), folder, planned)
+    check_prompts(next(step for step in planned if step.stage == "prompts"), folder, planned)
 
 
 def test_columns_that_no_prompt_has_are_missed_before_anything_is_drawn(tmp_path):

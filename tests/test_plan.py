@@ -155,6 +155,7 @@ def test_an_input_that_is_no_step_is_refused():
         list(Step("score", composed(*SMALL).score, samples="store/sample/abc").edges())  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_the_second_run_builds_nothing_and_a_third_round_only_its_own(toys):
     assert len(toys.built(toys.run(*SMALL))) == 16
     assert toys.built(toys.run(*SMALL, "train.runtime.micro_batch=2")) == []
@@ -166,12 +167,14 @@ def test_the_second_run_builds_nothing_and_a_third_round_only_its_own(toys):
     ]
 
 
+@pytest.mark.long
 def test_a_rebuilt_sample_with_the_same_bytes_rebuilds_itself_alone(toys):
     toys.run(*SMALL)
     drop_the_training_sample(toys)
     assert toys.built(toys.run(*SMALL)) == ["sample round 1"]
 
 
+@pytest.mark.long
 def test_a_rebuilt_sample_with_other_bytes_rebuilds_all_its_descendants(toys):
     toys.run(*SMALL)
     before = toys.manifests()
@@ -188,6 +191,7 @@ def test_a_rebuilt_sample_with_other_bytes_rebuilds_all_its_descendants(toys):
     assert {name for name, m in toys.manifests().items() if ".old-" not in name} == set(before)
 
 
+@pytest.mark.long
 def test_waves_and_refits_are_built_in_their_round_and_once(toys):
     words = [*SMALL, "init=refit", "refit=best", "until=train@1"]
     tail = [f"{stage} round 1" for stage in ("sample", "score", "sft", "pair", "refer", "train")]

@@ -169,6 +169,7 @@ def test_dry_run_shows_and_touches_nothing(toys):
     assert [p.name for p in toys.folder.iterdir()] == []
 
 
+@pytest.mark.long
 def test_a_failing_point_does_not_stop_the_others(toys):
     sweep = [*SMALL, "until=train", "-m", "train.beta=0.1,0.2", "train.args={}"]
     output = toys.run(*sweep, code=1, refuse="train")
@@ -182,6 +183,7 @@ def test_every_point_is_judged_before_the_first_runs(toys):
     assert "train.beta=-1" in output and not toys.notes("start")
 
 
+@pytest.mark.long
 def test_a_sweep_builds_shared_steps_once(toys):
     output = toys.run(*SMALL, "until=train", "-m", "train.beta=0.1,0.2")
     assert toys.built(output) == [
@@ -191,6 +193,7 @@ def test_a_sweep_builds_shared_steps_once(toys):
     ]
 
 
+@pytest.mark.long
 def test_stopping_a_sweep_stops_all_of_it(toys):
     driver = toys.start(*SMALL, "until=sample", "-m", "sample.seed=1,2", hang="sample")
     hanging_worker(toys)

@@ -306,6 +306,7 @@ class Drawn(Toys):
 SCRIPTED = [*SMALL, "until=sample", "backend@sample.backend=scripted", "sample.shard=1", "sample.per_round=150"]
 
 
+@pytest.mark.long
 def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_undisturbed(tmp_path):
     killed = Drawn(tmp_path)
     driver = killed.start(*SCRIPTED, "sample.runtime.workers=2")

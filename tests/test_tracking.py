@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import door
 from pipeline.artifacts import Model, write_json
 from pipeline.config import Tensorboard, Wandb
+from pipeline.door import outside
 from pipeline.errors import Refusal
 from tests.house import SMALL, Toys, fingerprints
 from tests.preferences import dpo
@@ -135,19 +135,19 @@ def test_wandb_without_its_key_is_refused_at_the_door(tmp_path, monkeypatch):
     assert "`wandb login`; or give tracker.mode=offline" in said and not list((tmp_path / "runs").iterdir())
 
     online = WANDB.model_copy(update={"mode": "online"})
-    door.check_tracker(WANDB)
+    outside.check_tracker(WANDB)
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
-    door.check_tracker(online)
+    outside.check_tracker(online)
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
     with pytest.raises(Refusal, match=r"no key for wandb\.example\.org"):
-        door.check_tracker(online)
+        outside.check_tracker(online)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    door.check_tracker(online)
+    outside.check_tracker(online)
 
 
 def test_a_tracker_that_is_not_installed_is_refused_at_the_door(monkeypatch):
-    monkeypatch.setattr(door, "find_spec", lambda name: None)
+    monkeypatch.setattr(outside, "find_spec", lambda name: None)
     with pytest.raises(
         Refusal, match=r"tracker=tensorboard: the package tensorboard is not installed.*\n.*make install"
     ):
-        door.check_tracker(Tensorboard(kind="tensorboard"))
+        outside.check_tracker(Tensorboard(kind="tensorboard"))

@@ -47,6 +47,7 @@ def test_what_a_run_names_is_not_pruned_and_the_rest_only_when_asked_for(toys):
     assert not list((toys.folder / "store").rglob("shard-*.txt"))
 
 
+@pytest.mark.long
 def test_after_pruning_nothing_is_built_but_what_somebody_reads(toys):
     toys.run(*UNTIL_PAIR)
     made = toys.files()
@@ -59,6 +60,7 @@ def test_after_pruning_nothing_is_built_but_what_somebody_reads(toys):
     assert not hollow, "pair reads samples and scores, and these the prompts and the policy"
 
 
+@pytest.mark.long
 def test_a_hollow_step_that_nobody_reads_stays_hollow(toys):
     toys.run(*UNTIL_PAIR)
     forget_runs(toys)
@@ -70,6 +72,7 @@ def test_a_hollow_step_that_nobody_reads_stays_hollow(toys):
     assert "4 to do" in toys.run(*UNTIL_PAIR, "dry_run=true")
 
 
+@pytest.mark.long
 def test_a_refilled_step_with_other_content_makes_what_follows_run(toys):
     toys.run(*UNTIL_PAIR)
     forget_runs(toys)
@@ -79,6 +82,7 @@ def test_a_refilled_step_with_other_content_makes_what_follows_run(toys):
     assert "0 to do" in toys.run(*UNTIL_PAIR, "dry_run=true", salt="other")
 
 
+@pytest.mark.long
 def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_again(tmp_path, monkeypatch, capsys):
     """A sample that comes out differently makes score run, which reads a model that nobody else asked for."""
     cfg = composed(*SMALL, f"store={tmp_path}/store", f"runs={tmp_path}/runs")

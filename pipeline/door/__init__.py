@@ -1,0 +1,33 @@
+"""What is refused at once: of Steps before anything is built, of an artifact before the next Step is started."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pipeline.config import Draw
+from pipeline.door.contexts import check_context
+from pipeline.door.given import check_given
+from pipeline.door.made import check_lengths, check_offline, check_prompts
+from pipeline.door.outside import check_engine, check_keys
+from pipeline.step import Step
+
+
+def check(coming: Iterable[Step]) -> None:
+    """Of the Steps that are to be built alone: what is in the store needs no GPU and no server."""
+    engines: list[object] = []
+    for step in coming:
+        check_keys(step)
+        check_given(step)
+        if isinstance(step.config, Draw):
+            check_context(step, step.config)
+            engine = step.config.backend, step.config.runtime.workers
+            if engine not in engines:
+                check_engine(step, *engine)
+            engines.append(engine)
+
+
+def check_made(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
+    """What only a Step's artifact can tell, asked before the next Step is started."""
+    coming = list(coming)
+    check_prompts(made, folder_of(made), coming)
+    check_offline(made, folder_of(made), coming)
+    check_lengths(made, folder_of, coming)

@@ -1,0 +1,44 @@
+"""How long a context the model of a draw has, as far as it is known before it is opened."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.config import Checkpoint, Draw, TinyBase
+from pipeline.errors import Refusal
+from pipeline.step import Step
+
+
+def check_context(step: Step, cfg: Draw) -> None:
+    """Where completions alone fill the context no prompt fits, however short."""
+    context = known_context(step)
+    if context and cfg.limits.completion >= context:
+        raise Refusal(
+            f"limits.completion={cfg.limits.completion}: the model has a context of {context} tokens, so no"
+            f" prompt fits before such a completion.\n  Lower limits.completion, or give a model with a longer context."
+        )
+
+
+def line_of(draw: Step) -> Iterator[Step]:
+    """Who is drawn from, what that was trained from, and so on: one tokenizer, one context."""
+    model: Step | None = draw.inputs["policy"]
+    while model:
+        yield model
+        model = model.inputs.get("init") or model.inputs.get("base")
+
+
+def known_context(draw: Step) -> int | None:
+    return min((context for model in line_of(draw) if (context := context_of(model))), default=None)
+
+
+def context_of(step: Step) -> int | None:
+    """What is known of it before anything is opened: of a model to be made, and of a local checkpoint."""
+    match step.config:
+        case TinyBase():
+            return step.config.context
+        case Checkpoint():
+            config = Path(step.config.model).expanduser() / "config.json"
+            known = json.loads(config.read_text()) if step.config.model.local and config.is_file() else {}
+            return known.get("max_position_embeddings")
+        case _:
+            return None

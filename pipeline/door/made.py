@@ -1,0 +1,107 @@
+"""What only an artifact can tell: whether prompts and offline rows last, have the columns, and fit the context."""
+
+import json
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from pathlib import Path
+
+from pipeline.artifacts import MODEL_FILE, Model, Prompts
+from pipeline.config import Draw, PairRound, ScoreConfig, ScriptedBackend
+from pipeline.door.contexts import known_context, line_of
+from pipeline.errors import Refusal
+from pipeline.step import Part, Step
+
+
+def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
+    """Whether these prompts last for all rounds and tell what is asked of them, before anything is trained on them."""
+    funnel = folder / "funnel.json"
+    if made.stage != "prompts" or not funnel.exists():
+        return
+    rows = json.loads(funnel.read_text())["out"]
+    told = cache(partial(told_in, folder))
+    for step in coming:
+        cfg = step.config
+        if isinstance(cfg, ScoreConfig):
+            for _, source, part in step.edges():
+                if source is made and part:
+                    check_columns(cfg, told(part))
+        if not isinstance(cfg, Draw):
+            continue
+        for _, source, part in step.edges():
+            if source is made and part in rows and (short := cfg.short_of(rows[part])):
+                raise Refusal(short)
+
+
+def told_in(folder: Path, part: str) -> set[str]:
+    """The columns that some prompt of a part has beside its text."""
+    return {name for columns in Prompts(folder / part).columns().values() for name in columns}
+
+
+def check_columns(cfg: ScoreConfig, told: set[str]) -> None:
+    for name, scorer in cfg.scorers.items():
+        missing = [column for column in getattr(scorer, "reads", ()) if column not in told]
+        if missing:
+            raise Refusal(
+                f"the scorer {name} ({scorer.kind}) reads the prompts' column {missing[0]}, and no prompt has it"
+                f" (they have {', '.join(sorted(told)) or 'none beside their text'}).\n"
+                "  Give prompts with that column, or choose who marks: score=own +scorer@score.scorers.NAME=FILE"
+                " +scorer@exam.score.scorers.NAME=FILE pair.scorer=NAME, FILE one of conf/scorer/."
+            )
+
+
+def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
+    """Whether offline rows last for all rounds, before anything is drawn to stand beside them."""
+    if made.stage != "offline":
+        return
+    rows = json.loads((folder / "funnel.json").read_text())["pairs"]
+    for step in coming:
+        if isinstance(step.config, PairRound) and (short := step.config.short_of(rows)):
+            raise Refusal(short)
+
+
+def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
+    """Whether any prompt can fit, once the tokenizer of who will answer is there: before SFT is trained, where it is.
+
+    Counted is a prompt's last turn alone, so that only what fits under no template is refused; where some prompts fit,
+    the others are dropped and counted by `sample`.
+    """
+    if made.stage not in ("base", "sft") or not (count := counter(folder_of(made))):
+        return
+    seen: set[tuple[Path, int]] = set()
+    for step in coming:
+        cfg = step.config
+        if not isinstance(cfg, Draw) or isinstance(cfg.backend, ScriptedBackend) or made not in line_of(step):
+            continue
+        asked: Part = step.inputs["prompts"]
+        context = known_context(step)
+        room = min(cfg.limits.prompt, context - cfg.limits.completion) if context else cfg.limits.prompt
+        table = folder_of(asked.step) / asked.part
+        if (table, room) not in seen and (table / "prompts.parquet").exists():
+            check_room(cfg, context, room, Prompts(table), count)
+        seen.add((table, room))
+
+
+def check_room(cfg: Draw, context: int | None, room: int, prompts: Prompts, count: Callable[[str], int]) -> None:
+    lengths = []
+    for (messages,) in prompts.read().select("prompt").iter_rows():
+        lengths.append(count(messages[-1]["content"].strip()))
+        if lengths[-1] <= room:
+            return
+    beside = f", beside limits.completion={cfg.limits.completion} in a context of {context}" if context else ""
+    raise Refusal(
+        f"limits.prompt={cfg.limits.prompt}{beside}: {room} tokens are left for a prompt, and the shortest of"
+        f" {len(lengths)} has {min(lengths)} in its last turn alone.\n"
+        f"  Raise limits.prompt, lower limits.completion, or give shorter prompts."
+    )
+
+
+def counter(folder: Path) -> Callable[[str], int] | None:
+    """Of a model's tokens in a text, template and special tokens apart; without torch, in milliseconds."""
+    if not (folder / MODEL_FILE).exists() or not (file := Model(folder).tokenizer / "tokenizer.json").exists():
+        return None
+    from tokenizers import Tokenizer
+
+    pieces = Tokenizer.from_file(str(file))
+    pieces.no_truncation()
+    pieces.no_padding()
+    return lambda text: len(pieces.encode(text, add_special_tokens=False).ids)
