@@ -17,6 +17,7 @@ from pipeline.config import (
     Draw,
     DuelConfig,
     EndpointBackend,
+    Evaluation,
     FunctionScorer,
     JsonScorer,
     Judge,
@@ -35,7 +36,7 @@ from pipeline.config import (
 )
 from pipeline.config.block import Workers
 from pipeline.config.score import gpus_of
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, nearest
 from pipeline.given import check_function, schema_of
 from pipeline.language import check_languages
 from pipeline.step import Part, Step
@@ -214,6 +215,8 @@ def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
             for _, source, part in step.edges():
                 if source is made and part:
                     check_columns(cfg, told(part))
+        if isinstance(cfg, Evaluation):
+            check_slices(cfg, told(step.inputs["prompts"].part))
         if not isinstance(cfg, Draw):
             continue
         for _, source, part in step.edges():
@@ -294,3 +297,9 @@ def check_columns(cfg: ScoreConfig, told: set[str]) -> None:
                 "  Give prompts with that column, or choose who marks: score=own +scorer@score.scorers.NAME=FILE"
                 " +scorer@exam.score.scorers.NAME=FILE pair.scorer=NAME, FILE one of conf/scorer/."
             )
+
+
+def check_slices(cfg: Evaluation, told: set[str]) -> None:
+    for column in cfg.slices:
+        if column not in told:
+            raise Refusal(f"evaluate.slices: no prompt has the column {column}. {nearest(column, [*told])}")
