@@ -466,6 +466,15 @@ def test_the_best_of_n_are_the_answers_that_were_marked_and_the_ceiling(run):
     assert report["ceiling"]["share"] == pytest.approx((0.1 + mean) / (0.2 + 2 * mean))
 
 
+def test_where_sft_is_chosen_it_is_not_held_against_itself(run):
+    for name, score in {"sft": 0.5, "round-1": 0.5, "best-of-4": 0.9}.items():
+        run.add(name, [answer(key, score, kinds={"lower": score}) for key in IDS])
+    run.evaluate("sft", CONFIG.model_copy(update={"slices": ["category"]}))
+    told = (run.out / "report.md").read_text()
+    assert "best-of-4 gains +0.400 over sft: so much there is to capture." in told
+    assert "| slice | prompts | sft |\n" in told and "Δ sft" not in told
+
+
 # ── what may be missing ───────────────────────────────────────────────────────────────────────────────────────────
 
 
