@@ -214,7 +214,8 @@ def validated(
         errors = error.errors(include_url=False)
         own = [e for e in errors if not any(tuple(_locate(e["loc"], raw)[0][: len(at)]) == at for at in echoes)]
         unknown = [_locate(e["loc"], raw)[0] for e in errors if e["type"] == "extra_forbidden"]
-        raise Refusal("\n".join(_fault(e, raw, choices, overrides, unknown) for e in own or errors)) from error
+        faults = dict.fromkeys(_fault(e, raw, choices, overrides, unknown) for e in own or errors)
+        raise Refusal("\n".join(faults)) from error
 
 
 def _fault(
@@ -229,8 +230,13 @@ def _fault(
             of = f"stage '{path[0]}'" if len(path) > 1 else "the config"
             known = [name for name in parent if [*path[:-1], name] not in unknown]
             return f"{source}: {key} is not a knob of {of}. {nearest(path[-1], known)}  ({file})"
+        case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
+            at = _source(path[0], choices, overrides, file)
+            return f"{at}: {path[0]} is none, which takes no knobs. Choose another file of conf/{path[0]}/.  ({file})"
         case "missing":
             return f"{source}: {key} is missing.  ({file})"
+        case "union_tag_not_found":
+            return f"{source}: {key}.kind is missing.  ({file})"
         case "unshown":
             return f"{source}: {key}: {error['msg']}.  ({file})"
         case _:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import footprint, machine, outlook, store
-from pipeline.artifacts import MODEL_FILE, Model, Pairs
+from pipeline.artifacts import MODEL_FILE, Model, Pairs, open_artifact
 from pipeline.config import Checkpoint, Draw, TinyBase, TrainConfig
 from pipeline.errors import Refusal
 from pipeline.step import Step
@@ -98,7 +98,9 @@ def shape_of(planned: Planned, step: Step) -> footprint.Shape | None:
     """Of a model that is there, that is made here, or that another one is made from."""
     folder = planned.folder(step)
     if (folder / MODEL_FILE).exists():
-        return _shape_in(Path(Model(folder).weights))
+        model = open_artifact(step.stage, folder)
+        assert isinstance(model, Model)
+        return _shape_in(Path(model.weights)) if (model.path / MODEL_FILE).exists() else None
     match step.config:
         case TinyBase() as tiny:
             inner = int(tiny.hidden * INNER)
@@ -108,6 +110,8 @@ def shape_of(planned: Planned, step: Step) -> footprint.Shape | None:
         case Checkpoint():
             local = step.config.model.local
             return _shape_in(Path(step.config.model).expanduser()) if local else _shape_in_cache(step.config)
+    if step.stage == "gate":  # whichever it chooses, all of them were made from sft
+        return shape_of(planned, step.inputs["exams"]["sft"]["model"])
     above = step.inputs.get("init") or step.inputs.get("base")
     return shape_of(planned, above) if isinstance(above, Step) else None
 

@@ -258,6 +258,14 @@ def test_each_turn_has_its_mean_and_the_whole_its_difference(tmp_path):
     assert ">mt</h2>" in page and "turn 2" in page
 
 
+def test_a_set_that_nothing_marks_has_no_columns_of_marks(tmp_path):
+    run = Chat(tmp_path).talk("sft", 0.6, 0.2).talk("round-1", 0.8, 0.6)
+    for exam in run.asked.values():
+        exam.pop("scores")
+    run.report()
+    assert "| model | tokens per answer |" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_answers_are_written_as_fastchat_reads_them(tmp_path):
     run = Chat(tmp_path).talk("sft", 0.6, 0.2)
     run.report()

@@ -36,6 +36,7 @@ class Finished(Run):
                 record(exam["scores"], label, {"scorers": self.scorers}, {"samples": source(exam["samples"])})
             record(exam["logps"], label, {}, {"rows": source(exam["samples"])})
             inputs |= {f"exams.{name}.{key}": source(artifact) for key, artifact in exam.items()}
+            inputs[f"exams.{name}.metrics.gsm8k"] = {"stage": "benchmark", "fingerprint": "bbbbbbbbbbbb", "part": None}
         final = self.store / "evaluate" / "eeeeeeeeeeee"
         final.parent.mkdir()
         self.out.rename(final)

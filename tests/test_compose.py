@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.compose import Arguments, compose
 from pipeline.errors import Refusal
-from tests.house import HOUSE, composed
+from tests.house import HOUSE, SMALL, composed
 
 GIVEN = ["sft.model=./m", "prompts.path=p.jsonl"]
 
@@ -25,6 +25,15 @@ def test_a_typo_in_a_key_names_its_source_its_neighbours_and_its_file():
         "loss_weights, max_length, rehearsal, runtime, scheduler, seed, together, trainer, warmup, "
         "weight_decay  (conf/train/dpo.yaml)"
     )
+
+
+@pytest.mark.parametrize("knob", ["gate.min_gain=0.1", "reward.start=sft", "benchmark.gsm8k.limit=3"])
+def test_a_knob_of_a_group_that_is_off_says_where_it_is_switched_on(knob):
+    group = knob.partition(".")[0]
+    with pytest.raises(Refusal) as refusal:
+        composed(*SMALL, knob)
+    said = f"command line: {group} is none, which takes no knobs. Choose another file of conf/{group}/."
+    assert str(refusal.value) == f"{said}  (conf/{group}/none.yaml)"
 
 
 def test_what_is_no_knob_is_not_told_to_be_known_beside_another():

@@ -288,7 +288,10 @@ def test_columns_that_no_prompt_has_are_missed_before_anything_is_drawn(tmp_path
         at_the_door(tmp_path)
     with pytest.raises(Refusal, match=r"scorer m \(math\) reads the prompts' column answer"):
         at_the_door(tmp_path, *math)
-    at_the_door(tmp_path, *math, *(f"{at}.scorers.m.column=category" for at in ("score", "exam.score")))
+    math += [f"{at}.scorers.m.column=category" for at in ("score", "exam.score")]
+    at_the_door(tmp_path, *math, "evaluate.slices=[category]")
+    with pytest.raises(Refusal, match=r"evaluate\.slices: no prompt has the column kategory\. Did you mean category"):
+        at_the_door(tmp_path, *math, "evaluate.slices=[kategory]")
 
 
 def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):

@@ -466,6 +466,15 @@ def test_the_best_of_n_are_the_answers_that_were_marked_and_the_ceiling(run):
     assert report["ceiling"]["share"] == pytest.approx((0.1 + mean) / (0.2 + 2 * mean))
 
 
+def test_where_sft_is_chosen_it_is_not_held_against_itself(run):
+    for name, score in {"sft": 0.5, "round-1": 0.5, "best-of-4": 0.9}.items():
+        run.add(name, [answer(key, score, kinds={"lower": score}) for key in IDS])
+    run.evaluate("sft", CONFIG.model_copy(update={"slices": ["category"]}))
+    told = (run.out / "report.md").read_text()
+    assert "best-of-4 gains +0.400 over sft: so much there is to capture." in told
+    assert "| slice | prompts | sft |\n" in told and "Δ sft" not in told
+
+
 # ── what may be missing ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -515,6 +524,15 @@ def test_where_one_of_the_two_answered_nothing_the_verdict_and_the_page_say_so(r
     assert "for both round-1 and sft: see what is missing" in report["verdict"]["why"]
     assert named(report["missing"], model=of, what="it gave no answers, so it has no scores, lengths or examples")
     assert "it gave no answers" in (run.out / "report.html").read_text()
+
+
+def test_a_model_whose_answers_are_empty_is_named(run):
+    mute = [answer(key, 0.0, text=" " if i else "Yes.") for i, key in enumerate(IDS)]
+    report = run.add("sft", scored(0.5)).add("round-1", mute).evaluate()
+    assert named(
+        report["missing"], model="round-1", what="59 of its 60 answers are empty, and are marked as they stand"
+    )
+    assert [row["what"] for row in report["missing"] if row["model"] == "sft"] == []
 
 
 def test_scores_missing_for_some_prompts_of_one_model_are_counted_and_the_rest_compared(run):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pipeline import footprint, forecast, machine, outlook
+from pipeline.artifacts import write_json
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.runner import prepare
@@ -210,6 +211,20 @@ def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     # 2 × (2 + 1 for checkpointing) operations a parameter and token, at 35 % of 989e12 a second.
     hours = 6 * 6.738e9 * 409_600 / (0.35 * 989e12) / 3600
     assert any(f"time     {hours:.2f} h on 1, by the GPU's name · money {hours * 2.5:.2f}" in line for line in shown)
+
+
+def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, tmp_path):
+    card(80)
+    planned = planned_on(tmp_path, LLAMA_1B, "rounds=2", "gate=best")
+    steps = {(step.stage, step.label): step for step in planned.steps}
+    init = steps["train", 2].inputs["init"]
+    assert init is steps["gate", 1]
+    assert forecast.shape_of(planned, init) == shape(LLAMA_1B), "before the gate"
+    sft = planned.folder(steps["sft", 0])
+    write_json(sft / "model.json", {"weights": str(tmp_path / "model")})
+    write_json(planned.folder(init) / "model.json", {"target": f"sft/{sft.name}", "content": "0"})
+    assert forecast.shape_of(planned, init) == shape(LLAMA_1B), "behind its pointer"
+    forecast.check(planned, planned.steps)
 
 
 def test_a_plan_counts_thumbs_for_kto(card, tmp_path):

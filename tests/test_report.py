@@ -205,6 +205,8 @@ def test_what_is_not_better_names_the_next_knob(low, high, kl, knob):
 
 def test_a_chosen_model_that_is_sft_or_was_not_examined():
     assert judged(0.01, 0.09, chosen="sft")["better"] == "no"
+    for kl, knob in ((6.0, "lower train.learning_rate"), (0.01, "raise train.learning_rate"), (1.0, "min_margin")):
+        assert knob in judged(0.01, 0.09, kl=kl, chosen="sft")["why"], "it says what to turn so that a round is chosen"
     assert judged(0.01, 0.09, chosen=None)["better"] == "unclear"
     assert judged(0.01, 0.09, chosen="round-7")["better"] == "unclear"
 

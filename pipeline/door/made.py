@@ -6,9 +6,9 @@ from functools import cache, partial
 from pathlib import Path
 
 from pipeline.artifacts import MODEL_FILE, Model, Prompts
-from pipeline.config import Draw, PairRound, ScoreConfig, ScriptedBackend
+from pipeline.config import Draw, Evaluation, PairRound, ScoreConfig, ScriptedBackend
 from pipeline.door.contexts import known_context, line_of
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, nearest
 from pipeline.step import Part, Step
 
 
@@ -25,6 +25,8 @@ def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
             for _, source, part in step.edges():
                 if source is made and part:
                     check_columns(cfg, told(part))
+        if isinstance(cfg, Evaluation):
+            check_slices(cfg, told(step.inputs["prompts"].part))
         if not isinstance(cfg, Draw):
             continue
         for _, source, part in step.edges():
@@ -47,6 +49,12 @@ def check_columns(cfg: ScoreConfig, told: set[str]) -> None:
                 "  Give prompts with that column, or choose who marks: score=own +scorer@score.scorers.NAME=FILE"
                 " +scorer@exam.score.scorers.NAME=FILE pair.scorer=NAME, FILE one of conf/scorer/."
             )
+
+
+def check_slices(cfg: Evaluation, told: set[str]) -> None:
+    for column in cfg.slices:
+        if column not in told:
+            raise Refusal(f"evaluate.slices: no prompt has the column {column}. {nearest(column, [*told])}")
 
 
 def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:

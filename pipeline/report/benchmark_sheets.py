@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.report.examined import SFT
 from pipeline.report.sheet import Cell, Sheet
 from pipeline.report.wording import UNKNOWN, count, interval, number, signed
 
@@ -13,7 +14,7 @@ STATES = {"kept": "kept", "perhaps": "perhaps lost", "lost": "lost", "unknown": 
 def benchmarks(report: Row) -> Sheet:
     rows = [row for row in report["benchmarks"] if row["chief"] or row["absent"]]
     models = list(dict.fromkeys(row["model"] for row in rows))
-    chosen = report["exam"]["chosen"]
+    chosen = report["exam"]["chosen"] if report["exam"]["chosen"] != SFT else None  # which has no difference
     columns = ("benchmark", "figure", "questions", *models, *([f"Δ {chosen}"] if chosen in models else []))
     names = dict.fromkeys(row["benchmark"] for row in rows)
     note = (

@@ -8,6 +8,8 @@ from pipeline.report.chats import TURN
 from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gap_of, row_of
 from pipeline.report.wording import UNKNOWN, count, interval, number, p_value
 
+TOKENS = "tokens per answer"
+
 
 def chats(report: Row) -> Iterator[Sheet]:
     for name, chat in report["chats"].items():
@@ -18,9 +20,12 @@ def chats(report: Row) -> Iterator[Sheet]:
 
 def _scores(name: str, chat: Row, chosen: str | None) -> Sheet:
     turns = range(1, chat["turns"] + 1) if chat["turns"] > 1 else ()
-    columns = ("model", "scorer", "mean", *(f"turn {turn}" for turn in turns), "Δ over sft", "p", "tokens per answer")
     note = f"{count(chat['prompts'])} questions. Answers for AlpacaEval's and FastChat's tools are in answers/{name}."
-    rows = [_row(chat, model, scorer, turns) for model in chat["models"] for scorer in chat["scorers"] or [UNKNOWN]]
+    if not chat["scorers"]:
+        rows = [[Cell(model["name"]), _tokens(model)] for model in chat["models"]]
+        return Sheet(name, note, ("model", TOKENS), rows, chosen)
+    columns = ("model", "scorer", "mean", *(f"turn {turn}" for turn in turns), "Δ over sft", "p", TOKENS)
+    rows = [_row(chat, model, scorer, turns) for scorer in chat["scorers"] for model in chat["models"]]
     return Sheet(name, note, columns, rows, chosen)
 
 
@@ -35,5 +40,9 @@ def _row(chat: Row, model: Row, scorer: str, turns: range | tuple[()]) -> list[C
         *(Cell(number(of[f"{scorer}{TURN}{turn}"]["mean"])) for turn in turns),
         gap_of(chat, model["name"], scorer),
         Cell(p_value(gap["p_holm"]) if gap else UNKNOWN),
-        Cell(number(model["tokens"]["mean"], 1)),
+        _tokens(model),
     ]
+
+
+def _tokens(model: Row) -> Cell:
+    return Cell(number(model["tokens"]["mean"], 1))

@@ -107,6 +107,8 @@ def _scores(
         return pl.DataFrame(schema=columns)
     if silent := len(prompt_ids) - answers["prompt_id"].n_unique():
         missing.append(f"it has no answer to {silent} of {len(prompt_ids)} prompts")
+    if empty := answers.filter(pl.col("completion").str.strip_chars() == "").height:
+        missing.append(f"{empty} of its {len(answers)} answers are empty, and are marked as they stand")
     if scores is None:
         missing.append("its answers were not scored")
         return pl.DataFrame(schema=columns)

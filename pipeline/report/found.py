@@ -81,7 +81,7 @@ def _of_run(run: Path, row: str, name: str) -> Found:
     if chosen not in exams:
         raise Refusal(f"{run}:{chosen}: its table has no such row. {nearest(str(chosen), list(exams))}")
     told = name or "/".join(run.resolve().parts[-2:]) + (f":{row}" if row else "")
-    parts = {part: _place(folder, source) for part, source in exams[chosen].items()}
+    parts = {part: _place(folder, source) for part, source in exams[chosen].items() if part != "metrics"}
     return _found(told, chosen, parts, step["config"]["scorer"])
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from pipeline.config import CONTROL
+from pipeline.report.examined import SFT
 from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gain, gap_of, row_of
-from pipeline.report.wording import UNKNOWN, count, interval, level_text, number, p_value, share
+from pipeline.report.wording import UNKNOWN, count, interval, level_text, number, p_value, share, signed
 
 
 def models(report: Row) -> Sheet:
@@ -44,6 +45,8 @@ def _captured(report: Row) -> str:
     best = report["ceiling"]
     if best is None:
         return ""
+    if best["share"] is None and (best["low"] or 0) > 0:
+        return f"{best['model']} gains {signed(best['mean'])} over sft: so much there is to capture."
     if best["share"] is None:
         return f"Even {best['model']} is not clearly better than sft: there is nothing to capture."
     return f"Of what {best['model']} gains over sft, {report['exam']['chosen']} gains {share(best['share'])}."
@@ -118,7 +121,7 @@ def kinds(report: Row) -> Sheet:
         "scorer",
         "prompts",
         *(model["name"] for model in listed),
-        *([f"Δ {exam['chosen']}"] if exam["chosen"] else []),
+        *([f"Δ {exam['chosen']}"] if _apart(exam) else []),
     )
     rows = [_kind(report, name) for name in names]
     return Sheet("Kind by kind", "What the score is made of, each over the prompts it applies to.", columns, rows)
@@ -128,8 +131,13 @@ def _kind(report: Row, name: str) -> list[Cell]:
     marks = [model["metrics"].get(name, UNMARKED) for model in _listed(report)]
     shown = name.removeprefix(f"{report['exam']['scorer']}/")
     means = [Cell(number(mark["mean"]), detail(interval(mark))) for mark in marks]
-    gap = [gap_of(report, report["exam"]["chosen"], name)] if report["exam"]["chosen"] else []
+    gap = [gap_of(report, report["exam"]["chosen"], name)] if _apart(report["exam"]) else []
     return [Cell(shown), Cell(count(max(mark["n"] for mark in marks))), *means, *gap]
+
+
+def _apart(exam: Row) -> bool:
+    """Whether the chosen model can differ from SFT at all."""
+    return exam["chosen"] not in (None, SFT)
 
 
 def _listed(report: Row) -> list[Row]:
@@ -140,12 +148,12 @@ def _listed(report: Row) -> list[Row]:
 def slices(report: Row) -> Sheet:
     """Where the chosen model gained and where it lost."""
     exam = report["exam"]
-    models = [name for name in ("sft", exam["chosen"]) if name]
+    models = [SFT, exam["chosen"]] if _apart(exam) else [SFT]
     note = f"{exam['scorer']} where a prompt's column has this value; p is corrected for the slices of a column."
     named: dict[str, dict[str, Row]] = {}
     for row in report["slices"]:
         named.setdefault(f"{row['column']}: {row['value']}", {})[row["model"]] = row
-    columns = ("slice", "prompts", *models, "Δ over sft", "p")
+    columns = ("slice", "prompts", *models, *(("Δ over sft", "p") if _apart(exam) else ()))
     return Sheet("Slice by slice", note, columns, [_slice(name, of, models) for name, of in named.items()])
 
 
@@ -154,6 +162,8 @@ def _slice(name: str, of: dict[str, Row], models: Sequence[str]) -> list[Cell]:
     known = [of.get(model, UNMARKED) for model in models]
     means = [Cell(number(row["mean"]), detail(interval(row))) for row in known]
     won = known[-1].get("gain")
+    if models == [SFT]:
+        return [Cell(name), Cell(count(prompts)), *means]
     if won is None or won["mean"] is None:
         return [Cell(name), Cell(count(prompts)), *means, Cell(UNKNOWN), Cell(UNKNOWN)]
     return [Cell(name), Cell(count(prompts)), *means, gain(won), Cell(p_value(won["p_holm"]))]

@@ -39,7 +39,7 @@ def _verdict(question: Question, models: Sequence[Row], differences: Sequence[Ro
     if question.chosen is None:
         return "unclear", "The chosen model was not examined, so nothing can be said about it."
     if question.chosen == "sft":
-        return "no", "The chosen model is sft itself: no trained model was preferred to it."
+        return "no", f"The chosen model is sft itself: no trained model was preferred to it.{_after_none(models)}"
     gap = next(
         (row for row in differences if (row["model"], row["scorer"]) == (question.chosen, question.scorer)), None
     )
@@ -117,10 +117,19 @@ def _too_few(question: Question, gap: Row) -> str:
     )
 
 
-def _after_no(chosen: Row) -> str:
-    nats = chosen["kl"]["mean"]
+def _after_none(models: Sequence[Row]) -> str:
+    """By the last of those that were passed by."""
+    rounds = [model for model in models if model["name"].startswith("round-")]
+    if not rounds:
+        return ""
+    name, nats = rounds[-1]["name"], rounds[-1]["kl"]["mean"]
+    return f" {_hardly(name, nats) if nats is not None and nats < NEAR_NATS else _after_no(rounds[-1], name)}"
+
+
+def _after_no(model: Row, who: str = "It") -> str:
+    nats = model["kl"]["mean"]
     if nats is not None and nats > FAR_NATS:
-        return f"It moved {number(nats, 1)} nats away from sft: lower train.learning_rate or raise train.beta."
+        return f"{who} moved {number(nats, 1)} nats away from sft: lower train.learning_rate or raise train.beta."
     return (
         "Too large a step or misleading pairs are likely: lower train.learning_rate or raise pair.filters.min_margin."
     )
@@ -129,11 +138,15 @@ def _after_no(chosen: Row) -> str:
 def _after_unclear(question: Question, gap: Row, chosen: Row) -> str:
     nats = chosen["kl"]["mean"]
     if nats is not None and nats < NEAR_NATS:
-        return f"It hardly moved from sft ({number(nats, 2)} nats): raise train.learning_rate or train.epochs."
+        return _hardly("It", nats)
     return (
         f"So many prompts can detect a difference of {number(gap['detectable'])}: "
         f"examine more (prompts.split.{question.split}) or train further (rounds, train.learning_rate)."
     )
+
+
+def _hardly(who: str, nats: float) -> str:
+    return f"{who} hardly moved from sft ({number(nats, 2)} nats): raise train.learning_rate or train.epochs."
 
 
 def _gained(report: Row) -> bool:
