@@ -11,8 +11,8 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.report.contest_figures import shown
 from pipeline.report.examples import examples_html
+from pipeline.report.figures.contests import shown
 from pipeline.report.sheet import Row
 from pipeline.report.svg import colour
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.report import contest_sheets, model_sheets
 from pipeline.report.answers import answers_html
 from pipeline.report.card import section
 from pipeline.report.page import BADGES, HERE, document, section_html
 from pipeline.report.sheet import UNMARKED, Cell, Sheet, detail, gap_of
+from pipeline.report.sheets import contests, models
 from pipeline.report.wording import UNKNOWN, count, interval, level_text, number, p_value
 
 Row = Mapping[str, Any]
@@ -38,8 +38,8 @@ def sheets(report: Row) -> list[Sheet]:
     made = (
         _models(report),
         _kinds(report),
-        contest_sheets.duels(report),
-        model_sheets.habits({**report, "exam": NO_ONE}),
+        contests.duels(report),
+        models.habits({**report, "exam": NO_ONE}),
     )
     return [sheet for sheet in made if sheet.rows]
 
