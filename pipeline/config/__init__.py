@@ -109,6 +109,7 @@ from pipeline.config.reward import (
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 from pipeline.config.sample import (
     ANSWER,
+    LATER,
     BackendConfig,
     Batch,
     Conversation,
