@@ -9,7 +9,7 @@ import polars as pl
 from pipeline.report.answers import answers_html
 from pipeline.report.card import section
 from pipeline.report.page import BADGES, HERE, document, section_html
-from pipeline.report.sheet import UNMARKED, Cell, Sheet, detail, gap_of
+from pipeline.report.sheet import UNMARKED, Cell, Sheet, detail, gap_of, row_of
 from pipeline.report.sheets import contests, models
 from pipeline.report.wording import UNKNOWN, count, interval, level_text, number, p_value
 
@@ -66,7 +66,7 @@ def _power(report: Row) -> str:
 
 def _model(report: Row, model: Row, chief: str | None) -> list[Cell]:
     mark, kl, tokens = model["metrics"].get(chief, UNMARKED), model["kl"], model["tokens"]
-    gap = next((row for row in report["differences"] if (row["model"], row["scorer"]) == (model["name"], chief)), None)
+    gap = row_of(report, model["name"], chief or "")
     lost = f"{count(mark['failed'])} without score" if mark["failed"] else ""
     return [
         Cell(model["name"]),
