@@ -1,19 +1,15 @@
 """The comparison as a page and as Markdown, made from its report and the answers alone."""
 
-from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 import polars as pl
 
 from pipeline.report.answers import answers_html
 from pipeline.report.card import section
 from pipeline.report.page import BADGES, HERE, document, section_html
-from pipeline.report.sheet import UNMARKED, Cell, Sheet, detail, gap_of, row_of
+from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gap_of, row_of
 from pipeline.report.sheets import contests, models
 from pipeline.report.wording import UNKNOWN, count, interval, level_text, number, p_value
-
-Row = Mapping[str, Any]
 
 
 def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame) -> str:

@@ -1,14 +1,13 @@
 """Figures of how the models came to be: training curves, pair funnel, time by stage. Drawn from report.json alone."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pipeline.report import svg
+from pipeline.report.sheet import Row
 from pipeline.report.sheets import origins
 from pipeline.report.svg import ROW, WIDTH, Figure, Point, colour
 from pipeline.report.wording import count, number, seconds, share
 
-Row = Mapping[str, Any]
 MOST_POINTS = 300
 STEP = 24
 
