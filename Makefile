@@ -15,7 +15,8 @@ BASE_PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; d
 
 help:
 	@echo 'make TARGET [RECIPE=name] [ARGS="key=value …"]'
-	@awk -F':.*## ' '/^[a-z$$][^:]*:.*## / { sub(/\$$\(STAGES\)/, "$(STAGES)", $$1); printf "  %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F':.*## ' '/^[a-z$$][^:]*:.*## / { if (sub(/\$$\(STAGES\)/, "$(STAGES)", $$1)) $$1 = $$1 sprintf("\n  %13s", ""); \
+		printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 install: ## .venv with the packages that fit this machine [SET=cpu|gpu|portable TORCH_INDEX=URL BASE_PYTHON=python3.11]
 	@base="$(BASE_PYTHON)"; test -n "$$base" || { echo "No Python 3.11, 3.12 or 3.13 was found. Install one, or" \
@@ -52,7 +53,7 @@ check: install ## ruff and mypy
 plan: install ## what a run would do, doing nothing
 	$(PIPELINE) $(CHOSEN) dry_run=true $(ARGS)
 
-$(STAGES): install ## that stage and all it needs
+$(STAGES): install ## one stage, and all it needs
 	$(PIPELINE) $(CHOSEN) until=$@ $(ARGS)
 
 all: install ## everything, up to the report

@@ -14,9 +14,8 @@ import polars as pl
 from pipeline.artifacts import write_json, write_table, write_text
 from pipeline.errors import Refusal
 from pipeline.report import compared_page
+from pipeline.report.answers import answer_table
 from pipeline.report.compared import compared
-from pipeline.report.examined import Examined
-from pipeline.report.examples import prompt_text
 from pipeline.report.found import Found, find
 from pipeline.report.statistics import Sampling
 
@@ -36,7 +35,7 @@ def main(arguments: list[str]) -> int:
     print(f"{report['ground']['asked']} prompts are common to {', '.join(each.name for each in found)}")
     for text in (*report["ground"]["apart"], report["verdict"]["why"]):
         print(text)
-    write(out, report, answers_of(found, examined), verdicts)
+    write(out, report, answer_table(examined, found[0].prompts.read()), verdicts)
     print(out / "report.html")
     return 0
 
@@ -57,17 +56,6 @@ def named_apart(found: list[Found]) -> list[Found]:
             f"{twice[0]}: two of them have this name. Give one another: NAME=PLACE, such as before=runs/latest:sft."
         )
     return found
-
-
-def answers_of(found: list[Found], examined: list[Examined]) -> pl.DataFrame:
-    """Every answer to a common prompt, model by model."""
-    asked = found[0].prompts.read().select("prompt_id", "prompt")
-    texts = pl.DataFrame(
-        {"prompt_id": asked["prompt_id"], "prompt": [prompt_text(p) for p in asked["prompt"].to_list()]}
-    )
-    columns = ["prompt_id", "sample_id", "model", "completion", "score", "tokens", "finish_reason", "prompt"]
-    parts = [model.answers.with_columns(model=pl.lit(model.name)) for model in examined]
-    return pl.concat(parts).join(texts, on="prompt_id", how="inner", maintain_order="left").select(columns)
 
 
 def write(out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl.DataFrame) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, Samples, write_text
+from pipeline.config import LATER
 from pipeline.errors import Refusal, nearest
 from pipeline.scorers.label_files import FORMULA
 
 PAGE = Path(__file__).with_suffix(".html")
 USAGE = "python -m pipeline.label [RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0], with RUN=runs/latest"
-LATER = "turn-"
 COLUMNS = ("prompt_id", "a_id", "b_id", "verdict", "annotator", "prompt", "a", "b")
 
 Row = dict[str, Any]

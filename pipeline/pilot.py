@@ -56,7 +56,7 @@ def pilot(words: list[str]) -> int:
     if large.dry_run:
         return DONE
     seen = [*measured(small), *measured(large)]
-    told = estimate(whole, large, seen, between(small, large, time.monotonic() - started))
+    told = estimate(whole, large, seen, between(large, time.monotonic() - started))
     file = (large.runs / "latest").resolve() / "pilot.json"
     write_json(file, told)
     print("\n".join([*lines(told), str(file)]))
@@ -130,7 +130,7 @@ def sizes_of(cfg: Config, planned: Planned) -> dict[str, int]:
     return {ROUND: drawn, EXAM: asked, ONCE: 1}
 
 
-def between(small: Config, large: Config, wall: float) -> float:
+def between(large: Config, wall: float) -> float:
     """Seconds that a step costs beside its own: starting its process, publishing, looking at the store."""
     stories = sorted((large.runs / large.recipe).iterdir())[-2:]
     built = [line for story in stories for line in json.loads((story / "ledger.json").read_text()) if line["counted"]]

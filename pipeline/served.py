@@ -97,7 +97,7 @@ def fault(library: Any, place: Place, error: Exception) -> str:
     """Why a request got no reply, in a few words. A server that repeats the key is not quoted with it."""
     if isinstance(error, library.APIConnectionError):
         cause = _first_cause(error)
-        if isinstance(cause, TimeoutError):
+        if isinstance(cause, TimeoutError) or type(cause).__name__.endswith("Timeout"):  # httpx's are none of Python's
             return f"no reply within {place.timeout:g} seconds"
         return f"the connection broke ({type(cause).__name__})"
     if isinstance(error, library.APIStatusError):

@@ -3,10 +3,8 @@
 Its tokens are those that the model it is measured by would need for that text; there is no log-probability.
 """
 
-import asyncio
 import json
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
 from typing import Any, Self
 
 from pipeline import served
@@ -14,6 +12,7 @@ from pipeline.artifacts import Model
 from pipeline.backends import Completion, Failed, Request
 from pipeline.backends.chat import Chat
 from pipeline.backends.endpoint import is_text
+from pipeline.backends.under_way import UnderWay
 from pipeline.config import Limits, ServedModel
 from pipeline.errors import Refusal
 
@@ -24,35 +23,24 @@ class ByName:
     def __init__(self, cfg: ServedModel, policy: Model):
         self.cfg = cfg
         self.text = Chat(policy)
-        self.client: Any = None
-        self._pending: set[asyncio.Task[Completion | Failed]] = set()
+        self._under_way = UnderWay(cfg.runtime.concurrency)
         self._longest: int
-        self._loop: asyncio.AbstractEventLoop
 
     def start(self, model: Model, limits: Limits) -> Self:
         from openai import AsyncOpenAI
 
-        self._loop, self._longest = asyncio.new_event_loop(), limits.completion
-        self.client = served.client(AsyncOpenAI, KNOB, self.cfg.runtime)
+        self._longest = limits.completion
+        self._under_way.open(served.client(AsyncOpenAI, KNOB, self.cfg.runtime))
         return self
 
     def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
-        waiting = chain.from_iterable(blocks)
-        while True:
-            free = self.cfg.runtime.concurrency - len(self._pending)
-            self._pending |= {self._loop.create_task(self._ask(request)) for request in islice(waiting, free)}
-            if not self._pending:
-                return
-            first = asyncio.wait(self._pending, return_when=asyncio.FIRST_COMPLETED)
-            done, self._pending = self._loop.run_until_complete(first)
-            for task in done:
-                yield task.result()
+        return self._under_way.answers(blocks, self._ask)
 
     async def _ask(self, request: Request) -> Completion | Failed:
         import openai
 
         try:
-            reply = await self.client.post("/chat/completions", body=self._body(request), cast_to=str)
+            reply = await self._under_way.client.post("/chat/completions", body=self._body(request), cast_to=str)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise served.unaccepted(KNOB, self.cfg.runtime, error.status_code) from None
         except openai.NotFoundError:
@@ -81,28 +69,15 @@ class ByName:
             case {"choices": [{"message": {"content": str(text)}, "finish_reason": "stop" | "length" as why}, *_]} if (
                 is_text(text)
             ):
-                return Completion(request.sample_id, self._measured(text, why), None, why, text)
+                ids = self.text.spelled(text)
+                return Completion(request.sample_id, [*ids, self.text.end] if why == "stop" else ids, None, why, text)
             case {"choices": [{"finish_reason": str(why)}, *_]}:
                 return Failed(request.sample_id, f"the server ended it with {why} and gave no text")
             case _:
                 return Failed(request.sample_id, "the reply is no chat completion")
 
-    def _measured(self, text: str, why: str) -> list[int]:
-        """A special token that is spelled out is text as well."""
-        ids: list[int] = self.text.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return [*ids, self.text.end] if why == "stop" else ids
-
     def close(self) -> None:
-        if self.client is not None:
-            self._loop.run_until_complete(self._end())
-            self._loop.close()
-            self.client = None
-
-    async def _end(self) -> None:
-        for task in self._pending:
-            task.cancel()
-        await asyncio.gather(*self._pending, return_exceptions=True)
-        await self.client.close()
+        self._under_way.close()
 
 
 def _read(reply: str) -> Any:

@@ -50,6 +50,11 @@ class Chat:
     def pieces(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def spelled(self, text: str) -> list[int]:
+        """The tokens of text that came without any: a special token that is spelled out there is text as well."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids
+
     @property
     def end(self) -> int:
         return self.tokenizer.eos_token_id

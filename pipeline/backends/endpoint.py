@@ -4,10 +4,8 @@ The `openai` client alone retries; what it gives up on is a Failed. A key that i
 stops the run.
 """
 
-import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import chain, islice
 from typing import Any, Self
 
 from pipeline import served
@@ -15,6 +13,7 @@ from pipeline.artifacts import Model
 from pipeline.backends import Completion, Failed, Request
 from pipeline.backends.chat import Chat
 from pipeline.backends.policy_check import check_measured, check_named
+from pipeline.backends.under_way import UnderWay
 from pipeline.config import EndpointBackend, Limits
 from pipeline.errors import Refusal
 
@@ -28,19 +27,17 @@ class Endpoint:
         self.cfg, self.policy = cfg, policy
         self.text = Chat(policy)
         self.where = cfg.runtime.base_url
-        self.client: Any = None
         served.key_of(KNOB, cfg.runtime)  # said before a minute is spent
-        self._pending: set[asyncio.Task[Completion | Failed]] = set()
+        self._under_way = UnderWay(cfg.runtime.concurrency)
         self._longest: int
-        self._loop: asyncio.AbstractEventLoop
 
     def start(self, model: Model, limits: Limits) -> Self:
         from openai import AsyncOpenAI
 
         card = served.card_of(KNOB, self.cfg.runtime, self.cfg.model)
         self._check_context(card, limits)
-        self._loop, self._longest = asyncio.new_event_loop(), limits.completion
-        self.client = served.client(AsyncOpenAI, KNOB, self.cfg.runtime)
+        self._longest = limits.completion
+        self._under_way.open(served.client(AsyncOpenAI, KNOB, self.cfg.runtime))
         if self.cfg.require_token_ids:
             check_measured(self, model)
         else:
@@ -48,16 +45,7 @@ class Endpoint:
         return self
 
     def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
-        waiting = chain.from_iterable(blocks)
-        while True:
-            free = self.cfg.runtime.concurrency - len(self._pending)
-            self._pending |= {self._loop.create_task(self._ask(request)) for request in islice(waiting, free)}
-            if not self._pending:
-                return
-            first = asyncio.wait(self._pending, return_when=asyncio.FIRST_COMPLETED)
-            done, self._pending = self.wait(first)
-            for task in done:
-                yield task.result()
+        return self._under_way.answers(blocks, self._ask)
 
     async def _ask(self, request: Request) -> Completion | Failed:
         from openai import AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
@@ -81,7 +69,7 @@ class Endpoint:
     async def choice(self, request: Request, longest: int) -> Any:
         """The one choice of the server's answer, as it came."""
         try:
-            answer = await self.client.completions.create(**self._parameters(request, longest))
+            answer = await self._under_way.client.completions.create(**self._parameters(request, longest))
             [choice] = answer.choices
         except (AttributeError, TypeError, ValueError):
             raise served.Unreadable("the answer holds no completion") from None
@@ -138,13 +126,13 @@ class Endpoint:
     def _cut_again(self, request: Request, choice: Any) -> Completion | Failed:
         """Text in the policy's own tokens: not those that were drawn, so their log-probability is not known.
 
-        A special token that is spelled out is text as well. What is longer than was asked for counts as truncated.
+        What is longer than was asked for counts as truncated.
         """
         if not is_text(choice.text):
             return Failed(request.sample_id, "the answer holds no text")
-        ids = self.text.tokenizer(choice.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = self.text.spelled(choice.text)
         ended = choice.finish_reason == "stop" and len(ids) < self._longest
-        whole = [*ids, self.text.tokenizer.eos_token_id] if ended else ids
+        whole = [*ids, self.text.end] if ended else ids
         return Completion(request.sample_id, whole, None, "stop" if ended else "length")
 
     def said(self, error: Exception) -> str:
@@ -153,7 +141,7 @@ class Endpoint:
         return served.fault(openai, self.cfg.runtime, error)
 
     def wait(self, work: Any) -> Any:
-        return self._loop.run_until_complete(work)
+        return self._under_way.wait(work)
 
     def _check_context(self, card: dict[str, Any], limits: Limits) -> None:
         theirs, needed = card.get("max_model_len"), limits.prompt + limits.completion
@@ -166,16 +154,7 @@ class Endpoint:
             )
 
     def close(self) -> None:
-        if self.client is not None:
-            self.wait(self._end())
-            self._loop.close()
-            self.client = None
-
-    async def _end(self) -> None:
-        for task in self._pending:
-            task.cancel()
-        await asyncio.gather(*self._pending, return_exceptions=True)
-        await self.client.close()
+        self._under_way.close()
 
 
 def _at_string(request: Request, choice: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.benchmark import BenchmarkConfig, GateConfig
+from pipeline.config.benchmark import BenchmarkConfig
 from pipeline.config.block import Block, Dtype, Function, Limits, Local, Prices, Share, Template, Trust, Weights
 from pipeline.config.checks import (
     CheckRuntime,
@@ -39,6 +39,7 @@ from pipeline.config.exam import (
     EvaluateConfig,
     Evaluation,
     ExamConfig,
+    GateConfig,
     Prompted,
 )
 from pipeline.config.fitting import mismatches
@@ -109,6 +110,7 @@ from pipeline.config.reward import (
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 from pipeline.config.sample import (
     ANSWER,
+    LATER,
     BackendConfig,
     Batch,
     Conversation,

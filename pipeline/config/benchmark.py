@@ -1,8 +1,8 @@
-"""Published benchmarks that a model is examined by, and the gate that chooses which model goes on after a round."""
+"""Published benchmarks that a model is examined by."""
 
 from typing import Annotated
 
-from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
 
 from pipeline.config.block import Block, Local
 from pipeline.config.sample import TransformersBackend, VllmBackend
@@ -21,9 +21,3 @@ class BenchmarkConfig(Block):
     max_new_tokens: PositiveInt | None
     seed: int
     backend: Annotated[TransformersBackend | VllmBackend, Field(discriminator="kind")]
-
-
-class GateConfig(Block):
-    scorer: str
-    kl_budget: PositiveFloat | None
-    min_gain: NonNegativeFloat

@@ -1,9 +1,9 @@
-"""How models are examined, and what the report says of it."""
+"""How models are examined, which of them goes on, and what the report says of it."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.block import Block, Local
 from pipeline.config.judge import DuelConfig, Name
@@ -81,6 +81,12 @@ class ExamConfig(Block):
         if self.prompted and not (self.prompted.system or self.prompted.few_shot):
             raise ValueError("prompted: nothing is shown beside the prompt. Give system or few_shot, or prompted=null")
         return self
+
+
+class GateConfig(Block):
+    scorer: str
+    kl_budget: PositiveFloat | None
+    min_gain: NonNegativeFloat
 
 
 class EvaluateConfig(Block):

@@ -16,25 +16,8 @@ if TYPE_CHECKING:
 
 
 def mismatches(cfg: "Config") -> Iterator[str]:
-    _, marking = cfg.marking
-    for knob, name, scorers in (
-        ("pair.scorer", cfg.pair.scorer, cfg.score.scorers),
-        ("evaluate.scorer", cfg.evaluate.scorer, marking.scorers),
-    ):
-        if name not in scorers and name in cfg.score.scorers:
-            yield (
-                f"{knob}={name}: it marks samples, and no exams. Give +scorer@exam.score.scorers.{name}=FILE as well,"
-                f" or {knob}=ANOTHER. {nearest(name, list(scorers))}"
-            )
-        elif name not in scorers:
-            yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
+    yield from _unmarked(cfg)
     yield from _incomparable(cfg)
-    chief = marking.scorers.get(cfg.evaluate.scorer)
-    if isinstance(chief, EnsembleScorer) and chief.within_prompt:
-        yield (
-            f"evaluate.scorer={cfg.evaluate.scorer}: combine={chief.combine} compares the answers of one model to one"
-            " prompt and cannot tell models apart. Give a single scorer, or an ensemble with combine=min."
-        )
     yield from _ungated(cfg)
     yield from _unretained(cfg)
     yield from _unmixable(cfg)
@@ -48,27 +31,24 @@ def mismatches(cfg: "Config") -> Iterator[str]:
     yield from _nameless(cfg)
     if cfg.rounds > 1 and cfg.sample.per_round is None:
         yield f"rounds={cfg.rounds} draw fresh prompts each: give sample.per_round=N, the prompts of one round."
-    if cfg.train.logps == "ready" and cfg.refer.dtype != cfg.train.dtype:
-        yield (
-            f"refer.dtype={cfg.refer.dtype} and train.dtype={cfg.train.dtype}: reference values of another dtype are"
-            " off at step 0. Give both alike, as dtype=…"
-        )
-    quantization = None if isinstance(cfg.train.adapter, FullAdapter) else cfg.train.adapter.quantization
-    if cfg.train.logps == "ready" and cfg.refer.quantization != quantization:
-        yield (
-            "refer.quantization: reference values of a base in another form than the policy's are off at step 0."
-            " Leave it out: it follows train.adapter.quantization."
-        )
-    if isinstance(cfg.sft, SftTraining) and cfg.sft.fence.ngram != cfg.prompts.fence.ngram:
-        yield (
-            f"sft.fence.ngram={cfg.sft.fence.ngram} finds nothing in a fence of {cfg.prompts.fence.ngram} words."
-            " Give prompts.fence.ngram alone, the others follow it."
-        )
-    if isinstance(cfg.sft, SftTraining) and cfg.base is None:
-        yield (
-            "sft=train starts from a base model, and base is none."
-            " Give base=checkpoint base.model=NAME, or sft=checkpoint sft.model=NAME."
-        )
+    yield from _off_at_step_0(cfg)
+    yield from _untrainable(cfg)
+
+
+def _unmarked(cfg: "Config") -> Iterator[str]:
+    """Scorers that something goes by, and that mark nothing there."""
+    _, marking = cfg.marking
+    for knob, name, scorers in (
+        ("pair.scorer", cfg.pair.scorer, cfg.score.scorers),
+        ("evaluate.scorer", cfg.evaluate.scorer, marking.scorers),
+    ):
+        if name not in scorers and name in cfg.score.scorers:
+            yield (
+                f"{knob}={name}: it marks samples, and no exams. Give +scorer@exam.score.scorers.{name}=FILE as well,"
+                f" or {knob}=ANOTHER. {nearest(name, list(scorers))}"
+            )
+        elif name not in scorers:
+            yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
 
 
 def _incomparable(cfg: "Config") -> Iterator[str]:
@@ -81,6 +61,12 @@ def _incomparable(cfg: "Config") -> Iterator[str]:
                 f"{where}.scorers.{name} compares a model's answers with each other, and would mark this exam"
                 f" (exam.split={cfg.exam.split}).{apart} Compare models on test by +duel@exam.duels.{name}=default"
             )
+    chief = marking.scorers.get(cfg.evaluate.scorer)
+    if isinstance(chief, EnsembleScorer) and chief.within_prompt:
+        yield (
+            f"evaluate.scorer={cfg.evaluate.scorer}: combine={chief.combine} compares the answers of one model to one"
+            " prompt and cannot tell models apart. Give a single scorer, or an ensemble with combine=min."
+        )
 
 
 def _ungated(cfg: "Config") -> Iterator[str]:
@@ -217,4 +203,33 @@ def _rewardless(cfg: "Config") -> Iterator[str]:
         yield (
             f"reward.fence.ngram={cfg.reward.fence.ngram} finds nothing in a fence of {cfg.prompts.fence.ngram} words."
             " Give prompts.fence.ngram alone, the others follow it."
+        )
+
+
+def _off_at_step_0(cfg: "Config") -> Iterator[str]:
+    """Ready reference values have to come from the form of the model that the training holds them against."""
+    if cfg.train.logps == "ready" and cfg.refer.dtype != cfg.train.dtype:
+        yield (
+            f"refer.dtype={cfg.refer.dtype} and train.dtype={cfg.train.dtype}: reference values of another dtype are"
+            " off at step 0. Give both alike, as dtype=…"
+        )
+    quantization = None if isinstance(cfg.train.adapter, FullAdapter) else cfg.train.adapter.quantization
+    if cfg.train.logps == "ready" and cfg.refer.quantization != quantization:
+        yield (
+            "refer.quantization: reference values of a base in another form than the policy's are off at step 0."
+            " Leave it out: it follows train.adapter.quantization."
+        )
+
+
+def _untrainable(cfg: "Config") -> Iterator[str]:
+    """What sft=train needs beside it."""
+    if isinstance(cfg.sft, SftTraining) and cfg.sft.fence.ngram != cfg.prompts.fence.ngram:
+        yield (
+            f"sft.fence.ngram={cfg.sft.fence.ngram} finds nothing in a fence of {cfg.prompts.fence.ngram} words."
+            " Give prompts.fence.ngram alone, the others follow it."
+        )
+    if isinstance(cfg.sft, SftTraining) and cfg.base is None:
+        yield (
+            "sft=train starts from a base model, and base is none."
+            " Give base=checkpoint base.model=NAME, or sft=checkpoint sft.model=NAME."
         )

@@ -17,6 +17,7 @@ from pipeline.config.block import Block, Dtype, Limits, Prices, Server, Share, W
 
 KL = "kl"  # the setting of draws made for the KL estimate alone
 ANSWER = "answer"  # the setting that an exam's scorers and judges read
+LATER = "turn-"  # with a number: the settings of a conversation's later turns
 
 
 class VllmRuntime(Block):
@@ -238,7 +239,7 @@ class Conversation(Draw):
         [(name, setting)] = self.settings.items()
         room = number * self.limits.prompt + (number - 1) * self.limits.completion
         changes = {
-            "settings": {name if number == 1 else f"turn-{number}": setting},
+            "settings": {name if number == 1 else f"{LATER}{number}": setting},
             "limits": Limits(prompt=room, completion=self.limits.completion),
         }
         return Draw(**{**{key: value for key, value in self if key != "turns"}, **changes})

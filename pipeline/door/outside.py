@@ -39,8 +39,10 @@ def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Work
 
 
 def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None:
-    """`engine` and `stage` are the blocks whose `runtime` says so. For each engine those that it spans; without any GPU
-    an engine that spans none may have others beside it."""
+    """Whether this machine has `together` GPUs for each of the workers; `engine` and `stage` name the blocks to mend.
+
+    Without any GPU, engines that would take one each share the CPU.
+    """
     wanted = together * (1 if workers == "auto" else workers)
     if wanted == 1 or (there := len(machine.gpus())) >= wanted or (together == 1 and not there):
         return

@@ -6,7 +6,6 @@ context from the left, in silence: here it is counted.
 
 import json
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def _by_vllm(cfg: BenchmarkConfig, backend: VllmBackend, model: Model, scratch: 
             f"benchmark {cfg.task}: lm-eval's vLLM does not start here ({error}).\n"
             "  It wants the build for GPUs: give backend@benchmark.NAME.backend=transformers."
         ) from error
-    served = _merged(model, backend, scratch) if model.adapter else model
+    served = models.merged_in(scratch / MERGED, model, backend.dtype) if model.adapter else model
     return VLLM(
         pretrained=str(served.weights),
         revision=served.revision,
@@ -60,16 +59,6 @@ def _by_vllm(cfg: BenchmarkConfig, backend: VllmBackend, model: Model, scratch: 
         batch_size=CHUNK,  # with "auto" vLLM shows a bar, and divides by its time: 0 where bars are off
         **shared,
     )
-
-
-def _merged(model: Model, backend: VllmBackend, scratch: Path) -> Model:
-    import torch
-
-    models.check_base(model)
-    shutil.rmtree(scratch / MERGED, ignore_errors=True)
-    models.load_merged(model).to(getattr(torch, backend.dtype)).save_pretrained(scratch / MERGED / "weights")
-    write_json(scratch / MERGED / "model.json", {"weights": "weights", "remote_code": model.remote_code})
-    return Model(scratch / MERGED)
 
 
 class Chunks(LM):

@@ -1,4 +1,4 @@
-"""All models' answers side by side: packed into the page, and shown by answers.js when somebody looks for them.
+"""All models' answers side by side: as a table, and packed into the page, where answers.js shows what is looked for.
 
 Without scripts the page shows the largest gains and losses alone. Texts travel as compressed JSON in base64, in which
 no tag can begin, and the script writes them as text, never as HTML.
@@ -7,15 +7,18 @@ no tag can begin, and the script writes them as text, never as HTML.
 import json
 import zlib
 from base64 import b64encode
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
-from pipeline.report.contest_figures import shown
-from pipeline.report.examples import examples_html
+from pipeline.report.examined import Examined
+from pipeline.report.examples import examples_html, prompt_text
+from pipeline.report.figures.contests import shown
 from pipeline.report.sheet import Row
 from pipeline.report.svg import colour
 
+COLUMNS = "prompt_id", "sample_id", "model", "completion", "score", "tokens", "finish_reason", "prompt"
 DIGITS = 6
 
 BROWSER = """
@@ -30,6 +33,18 @@ BROWSER = """
 <div id="found" class="sheet" hidden></div>
 <button id="more" type="button" hidden>Show more</button>
 """
+
+
+def answer_table(examined: Sequence[Examined], asked: pl.DataFrame) -> pl.DataFrame:
+    """Every answer of every model to these prompts, with its primary score, prompt by prompt."""
+    texts = [prompt_text(messages) for messages in asked["prompt"].to_list()]
+    prompts = pl.DataFrame({"prompt_id": asked["prompt_id"], "prompt": texts}).with_row_index("place")
+    parts = [
+        model.answers.with_columns(model=pl.lit(model.name), order=pl.lit(order)).with_row_index("index")
+        for order, model in enumerate(examined)
+    ]
+    table = pl.concat(parts).join(prompts, on="prompt_id", how="inner", validate="m:1")
+    return table.sort("place", "order", "index").select(COLUMNS)
 
 
 def answers_html(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame | None) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.report import changes, origin_sheets
+from pipeline.report import changes
 from pipeline.report.sheet import Cell, Sheet
-from pipeline.report.sheets import all_sheets
+from pipeline.report.sheets import all_sheets, origins
 from pipeline.report.verdict import headline
 
 
@@ -19,7 +19,7 @@ def card(report: Mapping[str, Any]) -> str:
     told = changes.told(report)
     parts += [_changes("What changed", [each for each in told if each.changed])]
     parts += [_changes("What did not, as far as can be told", [each for each in told if not each.changed])]
-    tables = [*all_sheets(report), origin_sheets.cost(report)]
+    tables = [*all_sheets(report), origins.cost(report)]
     parts += [section(sheet) for sheet in tables if sheet.rows]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, ChatSet, Exam
+from pipeline.config import ANSWER
 from pipeline.report import tables
 from pipeline.report.examined import SFT, Examined, Marks, by_prompt
 from pipeline.report.families import corrected
@@ -17,7 +18,6 @@ from pipeline.report.habits import with_habits
 from pipeline.report.judged import judged
 from pipeline.report.statistics import Sampling, estimate
 
-FIRST = "answer"
 TURN = " turn "  # `judge turn 2` beside `judge`, the mean
 
 
@@ -64,7 +64,7 @@ def said(exam: Exam) -> pl.DataFrame:
     columns = ["prompt_id", "sample_id", "setting", "completion", "finish_reason", "reasoning_tokens"]
     rows = exam["samples"].read().filter(pl.col("setting") != KL)
     turn = (
-        pl.when(pl.col("setting") == FIRST).then(1).otherwise(pl.col("setting").str.extract(r"(\d+)$").cast(pl.Int64))
+        pl.when(pl.col("setting") == ANSWER).then(1).otherwise(pl.col("setting").str.extract(r"(\d+)$").cast(pl.Int64))
     )
     tokens = pl.col("token_ids").list.len().cast(pl.Int64)
     return rows.select(*columns, tokens=tokens, turn=turn).sort("prompt_id", "turn", "sample_id")

@@ -3,7 +3,7 @@
 The first is what the others are held against. What could not be compared is named, and never compared silently.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,10 +17,8 @@ from pipeline.report.found import Found, verdicts_between
 from pipeline.report.judged import duel
 from pipeline.report.statistics import Sampling
 from pipeline.report.tables import Duel
-from pipeline.report.verdict import LEAST_PROMPTS, Better
+from pipeline.report.verdict import LEAST_PROMPTS, Better, Row
 from pipeline.report.wording import interval, level_text, number, signed
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

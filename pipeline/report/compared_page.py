@@ -1,19 +1,15 @@
 """The comparison as a page and as Markdown, made from its report and the answers alone."""
 
-from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 import polars as pl
 
-from pipeline.report import contest_sheets, model_sheets
 from pipeline.report.answers import answers_html
 from pipeline.report.card import section
 from pipeline.report.page import BADGES, HERE, document, section_html
-from pipeline.report.sheet import UNMARKED, Cell, Sheet, detail, gap_of
+from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gap_of, row_of
+from pipeline.report.sheets import contests, models
 from pipeline.report.wording import UNKNOWN, count, interval, level_text, number, p_value
-
-Row = Mapping[str, Any]
 
 
 def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame) -> str:
@@ -38,8 +34,8 @@ def sheets(report: Row) -> list[Sheet]:
     made = (
         _models(report),
         _kinds(report),
-        contest_sheets.duels(report),
-        model_sheets.habits({**report, "exam": NO_ONE}),
+        contests.duels(report),
+        models.habits({**report, "exam": NO_ONE}),
     )
     return [sheet for sheet in made if sheet.rows]
 
@@ -66,7 +62,7 @@ def _power(report: Row) -> str:
 
 def _model(report: Row, model: Row, chief: str | None) -> list[Cell]:
     mark, kl, tokens = model["metrics"].get(chief, UNMARKED), model["kl"], model["tokens"]
-    gap = next((row for row in report["differences"] if (row["model"], row["scorer"]) == (model["name"], chief)), None)
+    gap = row_of(report, model["name"], chief or "")
     lost = f"{count(mark['failed'])} without score" if mark["failed"] else ""
     return [
         Cell(model["name"]),

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import MADE_BY, Exam, Logps, Model, Prompts, Report, Samples, Scores, Verdicts
+from pipeline.config import ANSWER
 from pipeline.errors import Refusal, nearest
 
 Record = dict[str, Any]
@@ -136,7 +137,7 @@ def _found(name: str, row: str, parts: dict[str, Path], chief: str | None) -> Fo
         exam["scores"] = Scores(parts["scores"])
     if "logps" in parts:
         exam["logps"] = Logps(parts["logps"])
-    setting = {"limits": drawn["config"]["limits"], **drawn["config"]["settings"]["answer"]}
+    setting = {"limits": drawn["config"]["limits"], **drawn["config"]["settings"][ANSWER]}
     return Found(name, row, exam, prompts, setting, _scorers(parts.get("scores")), chief)
 
 

@@ -3,7 +3,7 @@
 from html import escape
 
 from pipeline.report import changes, trust
-from pipeline.report.contest_figures import shown
+from pipeline.report.figures.contests import shown
 from pipeline.report.sheet import UNMARKED, Row, anchor, row_of
 from pipeline.report.wording import count, interval, number, share, signed
 

@@ -11,9 +11,7 @@ import polars as pl
 
 from pipeline.report import header
 from pipeline.report.answers import answers_html
-from pipeline.report.contest_figures import of_contests
-from pipeline.report.figures import of_models
-from pipeline.report.process import of_process
+from pipeline.report.figures import all_figures
 from pipeline.report.sheet import Cell, Row, Sheet, anchor
 from pipeline.report.sheets import all_sheets
 from pipeline.report.svg import Figure
@@ -28,7 +26,7 @@ BADGES = {"yes": "Better", "no": "Not better", "unclear": "Unclear"}
 def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame | None = None) -> str:
     """`answers` and `verdicts` as their tables have them; without verdicts no contest can be looked through."""
     better = report["verdict"]["better"]
-    figures = figures_html([*of_models(report), *of_contests(report), *of_process(report)])
+    figures = figures_html(all_figures(report))
     models, *others = (section_html(sheet) for sheet in all_sheets(report))
     tail = [trust_html(report), answers_html(report, answers, verdicts), *others]
     sections = [_unstable(report), _missing(report), models, header.changed_html(report), figures, *tail]

@@ -66,7 +66,7 @@ def heard(votes: Sequence[Vote], examined: Sequence[Examined]) -> tuple[list[Hea
     for vote in votes:
         ids = vote.a_id, vote.b_id
         known = [owner[name] for name in ids if name in owner]
-        if fault := _fault(ids, known, owner):
+        if fault := _fault(ids, known):
             lost[fault].append(next((name for name in ids if name not in owner), " and ".join(ids)))
             continue
         (a, prompt), (b, _) = known
@@ -77,7 +77,7 @@ def heard(votes: Sequence[Vote], examined: Sequence[Examined]) -> tuple[list[Hea
     return [found[key] for key in sorted(found)], said
 
 
-def _fault(ids: tuple[str, str], known: Sequence[tuple[int, str]], owner: Mapping[str, Any]) -> str | None:
+def _fault(ids: tuple[str, str], known: Sequence[tuple[int, str]]) -> str | None:
     if len(known) < len(ids):
         return "are on answers that no model of this exam gave and are left out"
     if known[0][0] == known[1][0]:

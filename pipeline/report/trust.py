@@ -6,7 +6,7 @@ Where a check was not made, its sentence says how to make it.
 from collections.abc import Iterator
 from html import escape
 
-from pipeline.report.contest_figures import shown
+from pipeline.report.figures.contests import shown
 from pipeline.report.sheet import Row
 from pipeline.report.wording import share
 

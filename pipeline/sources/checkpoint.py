@@ -6,7 +6,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import PLACE_FILE, Model, write_json
+from pipeline.artifacts import MODEL_FILE, PLACE_FILE, Model, write_json
 from pipeline.config import Checkpoint, Dtype, RewardCheckpoint, Template, Trust, Weights
 from pipeline.content import ContentCache, commit_of
 from pipeline.errors import Refusal
@@ -34,7 +34,7 @@ def bring_in(cfg: Checkpoint, out: Path) -> Model:
     checks.complete(folder, cfg.model, cfg.trust)
     tokenizer.save_pretrained(out / "tokenizer")
     origin = {"weights": str(cfg.model), "revision": commit, "content": commit} if commit else _local(folder, out)
-    write_json(out / "model.json", {**origin, "tokenizer": "tokenizer", "remote_code": cfg.trust.remote_code})
+    write_json(out / MODEL_FILE, {**origin, "tokenizer": "tokenizer", "remote_code": cfg.trust.remote_code})
     return Model(out)
 
 
@@ -43,7 +43,7 @@ def bring_in_classifier(cfg: RewardCheckpoint, out: Path) -> Model:
     folder, commit = classifier(cfg.model, cfg.revision, cfg.trust)
     opened_tokenizer(folder, None, cfg.model, cfg.trust.remote_code).save_pretrained(out / "tokenizer")
     origin = {"weights": str(cfg.model), "revision": commit, "content": commit} if commit else _local(folder, out)
-    write_json(out / "model.json", {**origin, "tokenizer": "tokenizer", "remote_code": cfg.trust.remote_code})
+    write_json(out / MODEL_FILE, {**origin, "tokenizer": "tokenizer", "remote_code": cfg.trust.remote_code})
     return Model(out)
 
 
@@ -91,7 +91,7 @@ def save_weights(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase",
     logging.disable_progress_bar()
     model.save_pretrained(out / "weights")
     tokenizer.save_pretrained(out / "weights")
-    write_json(out / "model.json", {"weights": "weights", "tokenizer": "weights"})
+    write_json(out / MODEL_FILE, {"weights": "weights", "tokenizer": "weights"})
     return Model(out)
 
 

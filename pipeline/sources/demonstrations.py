@@ -1,4 +1,4 @@
-"""Demonstrations for SFT: rows `{"messages": [...]}` that end with an answer, and the broken lines of a file."""
+"""Demonstrations for SFT and rehearsal: rows `{"messages": [...]}` that end with an answer, and the broken lines."""
 
 from collections.abc import Callable
 from pathlib import Path

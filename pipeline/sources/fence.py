@@ -17,9 +17,8 @@ from pipeline.sources.letters import folded
 # Scripts that put no space between words: each of their characters counts as one.
 _DENSE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
 _WORD = re.compile(rf"[{_DENSE}]|[^\W_{_DENSE}]+")
-LEAST = (
-    8  # words that two texts hardly share by chance: of fewer, such as `write a poem about the sea`, many begin alike
-)
+# Words that two texts hardly share by chance: with fewer, such as `write a poem about the sea`, many begin alike.
+LEAST = 8
 WHOLE = 0  # the width of a text that is compared from its first to its last word
 SHOWN = 30  # words of a match
 

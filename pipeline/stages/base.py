@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts import Model, write_json
+from pipeline.artifacts import MODEL_FILE, Model, write_json
 from pipeline.config import Checkpoint, PlaygroundDemonstrations, ServedModel, TinyBase
 from pipeline.errors import Refusal
 from pipeline.sources import playground
@@ -42,7 +42,7 @@ def served_model(cfg: ServedModel, like: Model, out: Path) -> Model:
     """A name, and the model in whose tokens its prompts and answers are measured."""
     shutil.copytree(like.tokenizer, out / "tokenizer", dirs_exist_ok=True, ignore=WEIGHTS)
     measure = f"{like.path.parent.name}/{like.path.name}"
-    write_json(out / "model.json", {"served": cfg.model, "base": measure, "tokenizer": "tokenizer"})
+    write_json(out / MODEL_FILE, {"served": cfg.model, "base": measure, "tokenizer": "tokenizer"})
     return Model(out)
 
 

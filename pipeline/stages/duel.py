@@ -12,13 +12,12 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, Prompts, Samples, Verdicts, note_cost, write_table
-from pipeline.config import DuelConfig
+from pipeline.config import ANSWER, DuelConfig
 from pipeline.errors import Broken
 from pipeline.scorers.judging.court import Court
 from pipeline.scorers.judging.duels import NEEDS, Bout, Verdict, fought
 from pipeline.scorers.judging.template import conversation
 
-ANSWER = "answer"
 VERDICT = {
     "prompt_id": pl.String,
     "a_id": pl.String,

@@ -25,6 +25,7 @@ from pipeline.config import CONTROL, EvaluateConfig, Evaluation
 from pipeline.errors import Refusal, nearest
 from pipeline.report import doubts, tables
 from pipeline.report.answer_files import write_answers
+from pipeline.report.answers import answer_table
 from pipeline.report.benchmarks import absences, benchmarks, held, retention
 from pipeline.report.card import card
 from pipeline.report.changes import changes
@@ -32,7 +33,6 @@ from pipeline.report.chats import chat_report
 from pipeline.report.cost import cost_of
 from pipeline.report.distributions import distributions
 from pipeline.report.examined import Examined, read_exam
-from pipeline.report.examples import prompt_text
 from pipeline.report.families import corrected
 from pipeline.report.funnel import funnel_of
 from pipeline.report.gates import gates
@@ -174,16 +174,3 @@ def last_words(prompts: Prompts) -> dict[str, str]:
 
 def name_of(chosen: Model, examined: list[Examined]) -> str | None:
     return next((model.name for model in examined if model.path == chosen.path), None)
-
-
-def answer_table(examined: list[Examined], asked: pl.DataFrame) -> pl.DataFrame:
-    """Every answer of every model with its primary score, prompt by prompt."""
-    texts = [prompt_text(messages) for messages in asked["prompt"].to_list()]
-    prompts = pl.DataFrame({"prompt_id": asked["prompt_id"], "prompt": texts}).with_row_index("place")
-    parts = [
-        model.answers.with_columns(model=pl.lit(model.name), order=pl.lit(order)).with_row_index("index")
-        for order, model in enumerate(examined)
-    ]
-    columns = ["prompt_id", "sample_id", "model", "completion", "score", "tokens", "finish_reason", "prompt"]
-    table = pl.concat(parts).join(prompts, on="prompt_id", how="inner", validate="m:1")
-    return table.sort("place", "order", "index").select(columns)

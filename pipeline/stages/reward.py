@@ -38,7 +38,7 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Fence) -> Model:
 
     tokenizer = models.load_tokenizer(start)
     text = RewardText(tokenizer, "chat", cfg.template_kwargs, limit=None)
-    learned, held_out = _parts(cfg, out, _examples(cfg, out, text, fence))
+    learned, held_out = _parts(cfg, _examples(cfg, out, text, fence))
     reward.set_pad_token(tokenizer, [*learned, *held_out])
     module = reward.load(start, cfg.seed)
     trainer, ledger = reward.trainer_for(cfg, module, tokenizer, learned, out)
@@ -115,7 +115,7 @@ def _account(cfg: RewardTraining, out: Path, rows: int, examples: list[Row], dro
         )
 
 
-def _parts(cfg: RewardTraining, out: Path, examples: list[Row]) -> tuple[list[Row], list[Row]]:
+def _parts(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row]]:
     """To learn from, and held out by prompt."""
     from pipeline.pairing.split import held_out
 

@@ -9,7 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write_json, write_table
+from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write_table
 from pipeline.backends import open_backend
 from pipeline.backends.adapters import serves
 from pipeline.config import Conversation, Draw, EndpointBackend, ServedModel, TransformersBackend, VllmBackend
@@ -119,10 +119,7 @@ def servable(cfg: Draw, policy: Model, out: Path) -> Model:
     if isinstance(cfg.backend, VllmBackend) and serves(policy.adapter) and not quantized(policy):
         return policy
     # What was trained beside a quantised base is merged with what those few bits say: no engine reads both as trained.
-    shutil.rmtree(out / MERGED, ignore_errors=True)
-    models.load_merged(policy).save_pretrained(out / MERGED / "weights")
-    write_json(out / MERGED / "model.json", {"weights": "weights", "remote_code": policy.remote_code})
-    return Model(out / MERGED)
+    return models.merged_in(out / MERGED, policy)
 
 
 def quantized(policy: Model) -> bool:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import machine
 from pipeline.artifacts import Artifact, Model, Prompts, write_json
 from pipeline.config import TrainConfig
 from pipeline.errors import REFUSED, Broken, Refusal
@@ -29,9 +30,9 @@ TRL_NAMES = {"ddp": "multi_gpu"}  # the others have one name there and here
 
 def expose_one_device() -> None:
     """Several visible GPUs in one process become a DataParallel that TRL refuses: the first one is taken."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or "," in visible:
-        os.environ["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]
+    visible = os.environ.get(machine.VISIBLE)
+    if (visible is None and machine.gpus()) or (visible and "," in visible):
+        os.environ[machine.VISIBLE] = (visible or "0").split(",")[0]
     be_quiet()
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Model, write_json
+from pipeline.artifacts import MODEL_FILE, Model, write_json
 from pipeline.backends.whole import whole
 from pipeline.config import LoraAdapter, Quantization
 from pipeline.errors import Broken, Refusal
@@ -58,6 +58,16 @@ def load_merged(model: Model) -> Any:
     if model.adapter:
         module = _adapted(module, model, trainable=False).merge_and_unload(safe_merge=True)
     return module.requires_grad_(True)
+
+
+def merged_in(folder: Path, model: Model, dtype: str = "float32") -> Model:
+    """Whole weights for an engine that cannot open this adapter as it is; who asked for them removes the folder."""
+    import torch
+
+    shutil.rmtree(folder, ignore_errors=True)
+    load_merged(model).to(getattr(torch, dtype)).save_pretrained(folder / "weights")
+    write_json(folder / MODEL_FILE, {"weights": "weights", "remote_code": model.remote_code})
+    return Model(folder)
 
 
 def load_adapted(model: Model, adapter: LoraAdapter, dtype: str) -> Any:
@@ -178,7 +188,7 @@ def save_full(
     whole = whole and {name: weight.to(getattr(torch, dtype)) for name, weight in whole.items()}
     module.to(getattr(torch, dtype)).save_pretrained(out / "weights", state_dict=whole)
     load_tokenizer(init).save_pretrained(out / "weights")
-    write_json(out / "model.json", {"weights": "weights", "tokenizer": "weights"})
+    write_json(out / MODEL_FILE, {"weights": "weights", "tokenizer": "weights"})
     return Model(out)
 
 
@@ -199,7 +209,7 @@ def save_adapter(
     load_tokenizer(init).save_pretrained(out / "tokenizer")
     record = {"base": base_name(init), "adapter": "adapter", "tokenizer": "tokenizer"}
     bits = {"quantization": {**adapter.quantization.model_dump(), "dtype": dtype}} if adapter.quantization else {}
-    write_json(out / "model.json", {**record, **bits})
+    write_json(out / MODEL_FILE, {**record, **bits})
     if adapter.save_merged:
         _save_merged(Model(out), dtype)
     return Model(out)

@@ -1,14 +1,12 @@
 """Figures of what the models do: score and length, the score's kinds, what it cost in KL; from report.json alone."""
 
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 from pipeline.report import svg
+from pipeline.report.sheet import Row
 from pipeline.report.svg import ROW, WIDTH, Figure, Scale, colour
 from pipeline.report.wording import count, interval, number, signed
 
-Row = Mapping[str, Any]
 RIGHT = WIDTH - 66
 
 

@@ -1,13 +1,11 @@
 """The report's table of benchmarks: each model's figure, the chosen model's difference to SFT, what it may lose."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from pipeline.report.examined import SFT
-from pipeline.report.sheet import Cell, Sheet
+from pipeline.report.sheet import Cell, Row, Sheet
 from pipeline.report.wording import UNKNOWN, count, interval, number, signed
 
-Row = Mapping[str, Any]
 STATES = {"kept": "kept", "perhaps": "perhaps lost", "lost": "lost", "unknown": "not known"}
 
 

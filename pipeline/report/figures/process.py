@@ -1,13 +1,13 @@
 """Figures of how the models came to be: training curves, pair funnel, time by stage. Drawn from report.json alone."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from pipeline.report import origin_sheets, svg
+from pipeline.report import svg
+from pipeline.report.sheet import Row
+from pipeline.report.sheets import origins
 from pipeline.report.svg import ROW, WIDTH, Figure, Point, colour
 from pipeline.report.wording import count, number, seconds, share
 
-Row = Mapping[str, Any]
 MOST_POINTS = 300
 STEP = 24
 
@@ -109,7 +109,7 @@ def cost(report: Row) -> Figure | None:
         text = f"{seconds(row['seconds'])}, {share(row['seconds'] / total)}"
         parts += [svg.words((82, y + 4), row["stage"], "name", "end"), svg.bar((92, y - 8), max(width, 1), 16, "flow")]
         parts += [svg.words((100 + width, y + 4), text, "value")]
-    sheet = origin_sheets.cost(report)
+    sheet = origins.cost(report)
     rows = [[cell.text for cell in row] for row in sheet.rows]
     return Figure(
         "Time by stage", sheet.note, svg.drawing("Time by stage", ROW * len(stages), parts), sheet.columns, rows

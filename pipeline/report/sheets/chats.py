@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pipeline.report import contest_sheets
 from pipeline.report.chats import TURN
 from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gap_of, row_of
+from pipeline.report.sheets import contests
 from pipeline.report.wording import UNKNOWN, count, interval, number, p_value
 
 TOKENS = "tokens per answer"
@@ -14,8 +14,8 @@ TOKENS = "tokens per answer"
 def chats(report: Row) -> Iterator[Sheet]:
     for name, chat in report["chats"].items():
         yield _scores(name, chat, report["exam"]["chosen"])
-        contests = contest_sheets.duels(chat)
-        yield replace(contests, title=f"{name}: win, tie, loss")
+        fought = contests.duels(chat)
+        yield replace(fought, title=f"{name}: win, tie, loss")
 
 
 def _scores(name: str, chat: Row, chosen: str | None) -> Sheet:
