@@ -83,8 +83,8 @@ def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact
     paths = {name: str(one.path.absolute()) if one else None for name, one in inputs.items()}
     told = {"config": cfg.model_dump(mode="json"), "out": str(out.absolute()), "processes": count, **paths}
     write_json(order, told)
-    for machine in range(1, cfg.runtime.machines):
-        print(f"{SIGN} train waits: on machine {machine} type python -m {__name__} {order} {machine}", file=sys.stderr)
+    for other in range(1, cfg.runtime.machines):
+        print(f"{SIGN} train waits: on machine {other} type python -m {__name__} {order} {other}", file=sys.stderr)
     code = _run(cfg, count, order, machine=0)
     if fault.exists():
         said: dict[str, Any] = json.loads(fault.read_text())
