@@ -83,7 +83,10 @@ class Memory:
 
 
 def memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -> Memory:
-    """With `rows` pairs of at most `longest` tokens a side in memory at once, on each of `world` devices."""
+    """With `rows` pairs of at most `longest` tokens a side in memory at once, on each of `world` devices.
+
+    Demonstrations that are rehearsed with them are taken to be as long, and all of their logits are there.
+    """
     trained = trained_in(shape, cfg)
     weights, gradients = _weights(shape, cfg), 4.0 * trained
     optimizer = float(_optimizer(cfg) * trained)
@@ -94,9 +97,10 @@ def memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) 
         gradients /= world
     if launch in ("zero3", "fsdp2"):
         weights = weights / world + 4.0 * shape.packed / shape.layers  # one block at a time is whole
-    tokens = rows * longest * (1 if cfg.trainer == "kto" else 2)
-    looked = rows * cfg.max_length
-    return Memory(weights, gradients, optimizer, _activations(shape, cfg, tokens), _logits(shape, cfg, tokens, looked))
+    tokens, looked = rows * longest * (1 if cfg.trainer == "kto" else 2), rows * cfg.max_length
+    beside = longest * (-(-cfg.rehearsed // (cfg.batch // rows)) if rows else 0)
+    logits = _logits(shape, cfg, tokens, looked) + 3 * 4 * beside * shape.vocabulary
+    return Memory(weights, gradients, optimizer, _activations(shape, cfg, tokens + beside), logits)
 
 
 def trained_in(shape: Shape, cfg: TrainConfig) -> int:

@@ -24,7 +24,7 @@ def check(planned: Planned, coming: list[Step]) -> None:
         cfg = step.config
         if not isinstance(cfg, TrainConfig):
             continue
-        if fault := machine.missing_gpus() or cfg.runtime.unfit(cfg.batch, gpus):
+        if fault := machine.missing_gpus() or cfg.unfit(gpus):
             raise Refusal(fault)
         if shape := shape_of(planned, step.inputs["init"]):
             least = outlook.short_of_memory(shape, cfg, 0, 0, cfg.runtime.world(gpus))
@@ -50,9 +50,11 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
     if rows is None:
         yield "how many rows is not known before prompts and pairs are counted"
     else:
-        tokens = round(cfg.epochs * (sum(known) if known else rows * sides * cfg.max_length))
+        steps, total = footprint.steps(cfg, rows), sum(known) if known else rows * sides * cfg.max_length
+        beside = steps * cfg.rehearsed * total / max(rows * sides, 1)  # as if demonstrations were as long
+        tokens = round(cfg.epochs * total + beside)
         most = "" if known else "at most "
-        yield f"{most}{footprint.steps(cfg, rows)} steps of {cfg.batch} · {rows:,} rows · {tokens:,} tokens"
+        yield f"{most}{steps} steps of {cfg.batch} · {rows:,} rows · {tokens:,} tokens"
     if known:
         yield outlook.spread(outlook.histogram(known))
     shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(machine.gpus()))

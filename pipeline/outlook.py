@@ -31,8 +31,8 @@ def rows_at_once(shape: Shape | None, cfg: TrainConfig, longest: int, world: int
     """The `micro_batch` that was given, or what `auto` comes to: the most that fit, by the estimate."""
     if cfg.runtime.micro_batch != "auto":
         return cfg.runtime.micro_batch
-    if cfg.together is not None:
-        return cfg.together
+    if together := cfg.together_in_each(world):
+        return together
     each = cfg.batch // world
     if shape is None or not machine.gpus():
         each = max(n for n in range(1, min(each, ON_A_CPU) + 1) if each % n == 0)
