@@ -3,8 +3,10 @@
 It knows decoders with gated layers (Llama, Qwen, Mistral, Gemma and their kin); of another shape it says nothing.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
@@ -56,6 +58,11 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
     embeddings = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
     norms = hidden * (2 * layers + 1)
     return Shape(bare.packed + embeddings + norms, hidden, inner, layers, heads * size, keys, vocabulary)
+
+
+def shape_in(folder: Path) -> Shape | None:
+    file = folder / "config.json"
+    return shape_of(json.loads(file.read_text())) if file.is_file() else None
 
 
 @dataclass(frozen=True)

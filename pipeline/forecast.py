@@ -69,10 +69,7 @@ def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
     if any(not (folder / "train.parquet").is_file() for folder in folders):
         return []
     tables = [Pairs(folder).thumbs() if cfg.trainer == "kto" else Pairs(folder).train() for folder in folders]
-    table = pl.concat(tables)
-    prompt = table["prompt_token_ids"].list.len()
-    answers = [name for name in ("token_ids", "chosen_token_ids", "rejected_token_ids") if name in table.columns]
-    return [length for name in answers for length in (prompt + table[name].list.len()).to_list()]
+    return outlook.sides(pl.concat(tables), "token_ids")
 
 
 def _rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
@@ -80,8 +77,8 @@ def _rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
     total = 0
     for source in step.inputs["pairs"]:
         draws = [one.config for one in source.inputs.get("samples", []) if isinstance(one.config, Draw)]
-        prompts = draws[0].per_round if draws else None
-        if prompts is None and (prompts := _prompts(planned)) is None:
+        prompts = (draws[0].per_round if draws else None) or (prompts_published(planned) or {}).get("train")
+        if prompts is None:
             return None
         every_answer = source.config.thumbs_at is not None and of_each > 1
         if every_answer or "offline" in source.inputs:
@@ -90,17 +87,18 @@ def _rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
     return total
 
 
-def _prompts(planned: Planned) -> int | None:
-    [made] = [step for step in planned.steps if step.stage == "prompts"]
+def prompts_published(planned: Planned) -> dict[str, int] | None:
+    """How many of each part; None where they are not there yet."""
+    [made] = [step for step in planned.steps if step.stage == "prompts" and not step.label]
     funnel = planned.folder(made) / "funnel.json"
-    return int(json.loads(funnel.read_text())["out"]["train"]) if funnel.exists() else None
+    return json.loads(funnel.read_text())["out"] if funnel.exists() else None
 
 
 def shape_of(planned: Planned, step: Step) -> footprint.Shape | None:
     """Of a model that is there, that is made here, or that another one is made from."""
     folder = planned.folder(step)
     if (folder / MODEL_FILE).exists():
-        return _shape_in(Path(Model(folder).weights))
+        return footprint.shape_in(Path(Model(folder).weights))
     match step.config:
         case TinyBase() as tiny:
             inner = int(tiny.hidden * INNER)
@@ -109,14 +107,9 @@ def shape_of(planned: Planned, step: Step) -> footprint.Shape | None:
             return footprint.shape_of({**sizes, **heads, "tie_word_embeddings": True})
         case Checkpoint():
             local = step.config.model.local
-            return _shape_in(Path(step.config.model).expanduser()) if local else _shape_in_cache(step.config)
+            return footprint.shape_in(Path(step.config.model).expanduser()) if local else _shape_in_cache(step.config)
     above = step.inputs.get("init") or step.inputs.get("base")
     return shape_of(planned, above) if isinstance(above, Step) else None
-
-
-def _shape_in(folder: Path) -> footprint.Shape | None:
-    file = folder / "config.json"
-    return footprint.shape_of(json.loads(file.read_text())) if file.is_file() else None
 
 
 def _shape_in_cache(cfg: Checkpoint) -> footprint.Shape | None:
@@ -124,7 +117,7 @@ def _shape_in_cache(cfg: Checkpoint) -> footprint.Shape | None:
     from huggingface_hub import try_to_load_from_cache
 
     file = try_to_load_from_cache(str(cfg.model), "config.json", revision=cfg.revision)
-    return _shape_in(Path(file).parent) if isinstance(file, str) else None
+    return footprint.shape_in(Path(file).parent) if isinstance(file, str) else None
 
 
 def _measured(planned: Planned, step: Step) -> float | None:

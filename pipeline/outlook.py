@@ -3,14 +3,24 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import footprint, machine
 from pipeline.config import TrainConfig
 from pipeline.footprint import Shape, amount
 
+if TYPE_CHECKING:
+    import polars as pl
+
 ON_A_CPU = 8  # rows at once: more are padded more there, and nothing is gained
 BINS = 8
+
+
+def sides(table: "pl.DataFrame", ids: str = "ids") -> list[int]:
+    """Tokens of each sequence that is trained on: a prompt with one of its answers. `ids`: how its columns end."""
+    prompt = table[f"prompt_{ids}"].list.len()
+    answers = ["completion_ids", "token_ids", f"chosen_{ids}", f"rejected_{ids}"]
+    return [n for name in answers if name in table.columns for n in (prompt + table[name].list.len()).to_list()]
 
 
 def histogram(lengths: list[int]) -> dict[str, Any]:

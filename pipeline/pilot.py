@@ -23,6 +23,7 @@ from pipeline.config import Config
 from pipeline.content import commit_of
 from pipeline.drive import Stopped, drive, stop_on_signals
 from pipeline.errors import DONE, REFUSED, STOPPED, Refusal
+from pipeline.forecast import prompts_published
 from pipeline.plan import plan
 from pipeline.runner import prepare, select
 from pipeline.step import Step, pinned
@@ -124,9 +125,8 @@ def prompts_of(step: Step, sizes: Mapping[str, int]) -> int:
 
 def sizes_of(cfg: Config, planned: Planned) -> dict[str, int]:
     """How many prompts a round and an exam have; where the config leaves it open, all that `prompts` published."""
-    [made] = [step for step in planned.steps if step.stage == "prompts" and not step.label]
-    funnel = planned.folder(made) / "funnel.json"
-    parts = json.loads(funnel.read_text())["out"]
+    parts = prompts_published(planned)
+    assert parts, "a pilot has built them"
     drawn, asked = cfg.sample.per_round or parts["train"], cfg.exam.sample.per_round or parts[cfg.exam.split]
     return {ROUND: drawn, EXAM: asked, ONCE: 1}
 

@@ -8,7 +8,7 @@ from pipeline import footprint, forecast, machine, outlook
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.runner import prepare
-from tests.house import composed
+from tests.house import SMALL, composed
 from tests.preferences import FULL, LORA, QLORA, dpo
 
 # As their config.json has them; the parameter counts beside them are those of the published weights.
@@ -210,6 +210,17 @@ def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     # 2 × (2 + 1 for checkpointing) operations a parameter and token, at 35 % of 989e12 a second.
     hours = 6 * 6.738e9 * 409_600 / (0.35 * 989e12) / 3600
     assert any(f"time     {hours:.2f} h on 1, by the GPU's name · money {hours * 2.5:.2f}" in line for line in shown)
+
+
+def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
+    """Four demonstrations for eight pairs: with two pairs at once one of them, its logits as a whole."""
+    plain = settled(FULL, batch=8)
+    rehearsing = composed(*SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5").train
+    cfg = plain.model_copy(update={"rehearsal": rehearsing.rehearsal})
+    assert cfg.rehearsed == 4
+    without, found = (footprint.memory(shape(LLAMA_1B), one, 2, 512, 1) for one in (plain, cfg))
+    assert found.logits - without.logits == 12 * 512 * shape(LLAMA_1B).vocabulary
+    assert found.activations == pytest.approx(without.activations * 5 / 4)
 
 
 def test_a_plan_counts_thumbs_for_kto(card, tmp_path):

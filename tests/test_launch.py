@@ -227,7 +227,7 @@ def test_accelerate_takes_what_it_is_told_with_trl_s_own_config(name):
         (4, {"processes": "auto", **KTO, "together": 8}, None),
         (8, {"processes": "auto", **KTO, "together": 8}, "together=8 does not share out to 8 processes: kto looks at"),
         (3, {"processes": "auto", **KTO, "together": 8}, "or a train.together that is a multiple of 6, which"),
-        (4, {"processes": "auto", **KTO, "together": 8, "micro_batch": 8}, "which is 2 in each.\n  Give"),
+        (4, {"processes": "auto", **KTO, "batch": 64, "together": 8, "micro_batch": 8}, "which is 2 in each.\n  Give"),
         (2, {"processes": "auto", **AOT, "together": 8}, "does not share out to 2 processes of train.together=8 rows"),
         (4, {"processes": "auto", "launch": "zero3"}, "zero3 needs the package deepspeed, which is not installed"),
     ],
@@ -244,8 +244,8 @@ def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
     [
         ({"adapter": QLORA, "launch": "zero3"}, "those of adapter=qlora are packed into few bits"),
         ({"launch": "fsdp2", "guards": {"stop_on": "loss"}}, "what stops a training early .* back to whole weights"),
-        ({**AOT, "together": 3}, "batch=4 is not a multiple of together=3: aot looks at as many rows at once"),
-        ({**KTO, "together": 4, "micro_batch": 3}, "micro_batch=3: kto looks at together=4 rows"),
+        ({**AOT, "together": 3}, "batch=4 is not a multiple of together=3: aot looks at so many rows at once"),
+        ({**KTO, "batch": 12, "together": 4, "micro_batch": 3}, "micro_batch=3: kto looks at together=4 rows"),
         ({"runtime": {"machines": 2}}, "machines=2 need an address: give runtime.address=HOST"),
     ],
 )  # fmt: skip

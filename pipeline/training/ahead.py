@@ -28,9 +28,9 @@ class OutOfMemory(Exception):
 
 def look_ahead(cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", world: int, out: Path) -> TrainConfig:
     """Says what it will take and refuses what cannot be; answers the config with a number for `micro_batch`."""
-    table, shape = rows["train"], shape_in(init)
-    lengths, steps, tokens = sides(table), footprint.steps(cfg, table.height), tokens_read(cfg, rows)
-    longest = max(sides(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths)
+    table, shape = rows["train"], footprint.shape_in(Path(init.weights))
+    lengths, steps, tokens = outlook.sides(table), footprint.steps(cfg, table.height), tokens_read(cfg, rows)
+    longest = max(outlook.sides(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths)
     found = outlook.histogram(lengths)
     write_json(out / "ahead.json", {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": found})
     cfg = with_rows(cfg, _settled(cfg, shape, longest, world, out))
@@ -48,22 +48,10 @@ def look_ahead(cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", w
     return cfg
 
 
-def sides(table: "pl.DataFrame") -> list[int]:
-    """Tokens of each sequence that is trained on: a prompt with one of its answers."""
-    prompt = table["prompt_ids"].list.len()
-    answers = [name for name in ("completion_ids", "chosen_ids", "rejected_ids") if name in table.columns]
-    return [length for name in answers for length in (prompt + table[name].list.len()).to_list()]
-
-
 def tokens_read(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> int:
     """By the whole training, demonstrations beside the pairs too."""
-    beside = fmean(sides(rows["rehearsal"])) * cfg.rehearsed if cfg.rehearsal else 0.0
-    return round(cfg.epochs * sum(sides(rows["train"])) + beside * footprint.steps(cfg, rows["train"].height))
-
-
-def shape_in(init: Model) -> footprint.Shape | None:
-    file = Path(init.weights) / "config.json"
-    return footprint.shape_of(json.loads(file.read_text())) if file.is_file() else None
+    beside = fmean(outlook.sides(rows["rehearsal"])) * cfg.rehearsed if cfg.rehearsal else 0.0
+    return round(cfg.epochs * sum(outlook.sides(rows["train"])) + beside * footprint.steps(cfg, rows["train"].height))
 
 
 def _settled(cfg: TrainConfig, shape: footprint.Shape | None, longest: int, world: int, out: Path) -> int:
