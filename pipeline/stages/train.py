@@ -4,6 +4,7 @@ Checkpoints lie in `scratch/`: a killed run goes on from the newest whole one an
 """
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,8 +63,18 @@ def run(
     card.write(
         cfg, out, {"start": [init], "reference": held_to, "pairs": [*pairs], "reference values": [*(logps or [])]}
     )
+    if cfg.runtime.keep_checkpoints:
+        _keep_checkpoints(out)
     note_cost(out, tokens=ahead.tokens_read(cfg, rows), pairs=rows["train"].height)
     return Model(out)
+
+
+def _keep_checkpoints(out: Path) -> None:
+    """Into the run's folder: with an optimizer's state, and pickles of this machine, they are no part of a Model."""
+    step = json.loads((out / "step.json").read_text())
+    kept = Path(step["story"]) / "checkpoints" / (step["stage"] + (f"-{step['label']}" if step["label"] else ""))
+    shutil.rmtree(kept, ignore_errors=True)  # of an attempt that was cut off here
+    shutil.copytree(out / "scratch" / "checkpoints", kept)
 
 
 def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -> "pl.DataFrame":
