@@ -22,7 +22,7 @@ def test_a_typo_in_a_key_names_its_source_its_neighbours_and_its_file():
     assert said("recipes=smoke", "train.betta=1") == (
         "command line: train.betta is not a knob of stage 'train'. Did you mean beta? Known: adapter, args, batch, "
         "beta, clip, dtype, epochs, eval_every, gradient_checkpointing, guards, learning_rate, logps, loss, "
-        "loss_weights, max_length, runtime, scheduler, seed, together, trainer, warmup, "
+        "loss_weights, max_length, rehearsal, runtime, scheduler, seed, together, trainer, warmup, "
         "weight_decay  (conf/train/dpo.yaml)"
     )
 
