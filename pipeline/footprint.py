@@ -3,8 +3,10 @@
 It knows decoders with gated layers (Llama, Qwen, Mistral, Gemma and their kin); of another shape it says nothing.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
@@ -58,6 +60,11 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
     return Shape(bare.packed + embeddings + norms, hidden, inner, layers, heads * size, keys, vocabulary)
 
 
+def shape_in(folder: Path) -> Shape | None:
+    file = folder / "config.json"
+    return shape_of(json.loads(file.read_text())) if file.is_file() else None
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes on one device at the peak."""
@@ -83,7 +90,10 @@ class Memory:
 
 
 def memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -> Memory:
-    """With `rows` pairs of at most `longest` tokens a side in memory at once, on each of `world` devices."""
+    """With `rows` pairs of at most `longest` tokens a side in memory at once, on each of `world` devices.
+
+    Demonstrations that are rehearsed with them are taken to be as long, and all of their logits are there.
+    """
     trained = trained_in(shape, cfg)
     weights, gradients = _weights(shape, cfg), 4.0 * trained
     optimizer = float(_optimizer(cfg) * trained)
@@ -94,9 +104,10 @@ def memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) 
         gradients /= world
     if launch in ("zero3", "fsdp2"):
         weights = weights / world + 4.0 * shape.packed / shape.layers  # one block at a time is whole
-    tokens = rows * longest * (1 if cfg.trainer == "kto" else 2)
-    looked = rows * cfg.max_length
-    return Memory(weights, gradients, optimizer, _activations(shape, cfg, tokens), _logits(shape, cfg, tokens, looked))
+    tokens, looked = rows * longest * (1 if cfg.trainer == "kto" else 2), rows * cfg.max_length
+    beside = longest * (-(-cfg.rehearsed // (cfg.batch // rows)) if rows else 0)
+    logits = _logits(shape, cfg, tokens, looked) + 3 * 4 * beside * shape.vocabulary
+    return Memory(weights, gradients, optimizer, _activations(shape, cfg, tokens + beside), logits)
 
 
 def trained_in(shape: Shape, cfg: TrainConfig) -> int:

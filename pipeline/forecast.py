@@ -24,7 +24,7 @@ def check(planned: Planned, coming: list[Step]) -> None:
         cfg = step.config
         if not isinstance(cfg, TrainConfig):
             continue
-        if fault := machine.missing_gpus() or cfg.runtime.unfit(cfg.batch, gpus):
+        if fault := machine.missing_gpus() or cfg.unfit(gpus):
             raise Refusal(fault)
         if shape := shape_of(planned, step.inputs["init"]):
             least = outlook.short_of_memory(shape, cfg, 0, 0, cfg.runtime.world(gpus))
@@ -50,9 +50,11 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
     if rows is None:
         yield "how many rows is not known before prompts and pairs are counted"
     else:
-        tokens = round(cfg.epochs * (sum(known) if known else rows * sides * cfg.max_length))
+        steps, total = footprint.steps(cfg, rows), sum(known) if known else rows * sides * cfg.max_length
+        beside = steps * cfg.rehearsed * total / max(rows * sides, 1)  # as if demonstrations were as long
+        tokens = round(cfg.epochs * total + beside)
         most = "" if known else "at most "
-        yield f"{most}{footprint.steps(cfg, rows)} steps of {cfg.batch} · {rows:,} rows · {tokens:,} tokens"
+        yield f"{most}{steps} steps of {cfg.batch} · {rows:,} rows · {tokens:,} tokens"
     if known:
         yield outlook.spread(outlook.histogram(known))
     shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(machine.gpus()))
@@ -67,10 +69,7 @@ def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
     if any(not (folder / "train.parquet").is_file() for folder in folders):
         return []
     tables = [Pairs(folder).thumbs() if cfg.trainer == "kto" else Pairs(folder).train() for folder in folders]
-    table = pl.concat(tables)
-    prompt = table["prompt_token_ids"].list.len()
-    answers = [name for name in ("token_ids", "chosen_token_ids", "rejected_token_ids") if name in table.columns]
-    return [length for name in answers for length in (prompt + table[name].list.len()).to_list()]
+    return outlook.sides(pl.concat(tables), "token_ids")
 
 
 def _rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
@@ -78,8 +77,8 @@ def _rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
     total = 0
     for source in step.inputs["pairs"]:
         draws = [one.config for one in source.inputs.get("samples", []) if isinstance(one.config, Draw)]
-        prompts = draws[0].per_round if draws else None
-        if prompts is None and (prompts := _prompts(planned)) is None:
+        prompts = (draws[0].per_round if draws else None) or (prompts_published(planned) or {}).get("train")
+        if prompts is None:
             return None
         every_answer = source.config.thumbs_at is not None and of_each > 1
         if every_answer or "offline" in source.inputs:
@@ -88,10 +87,11 @@ def _rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
     return total
 
 
-def _prompts(planned: Planned) -> int | None:
+def prompts_published(planned: Planned) -> dict[str, int] | None:
+    """How many of each part; None where they are not there yet."""
     [made] = [step for step in planned.steps if step.stage == "prompts" and not step.label]  # chat sets have labels
     funnel = planned.folder(made) / "funnel.json"
-    return int(json.loads(funnel.read_text())["out"]["train"]) if funnel.exists() else None
+    return json.loads(funnel.read_text())["out"] if funnel.exists() else None
 
 
 def shape_of(planned: Planned, step: Step) -> footprint.Shape | None:
@@ -100,7 +100,7 @@ def shape_of(planned: Planned, step: Step) -> footprint.Shape | None:
     if (folder / MODEL_FILE).exists():
         model = open_artifact(step.stage, folder)
         assert isinstance(model, Model)
-        return _shape_in(Path(model.weights)) if (model.path / MODEL_FILE).exists() else None
+        return footprint.shape_in(Path(model.weights)) if (model.path / MODEL_FILE).exists() else None
     match step.config:
         case TinyBase() as tiny:
             inner = int(tiny.hidden * INNER)
@@ -109,16 +109,11 @@ def shape_of(planned: Planned, step: Step) -> footprint.Shape | None:
             return footprint.shape_of({**sizes, **heads, "tie_word_embeddings": True})
         case Checkpoint():
             local = step.config.model.local
-            return _shape_in(Path(step.config.model).expanduser()) if local else _shape_in_cache(step.config)
+            return footprint.shape_in(Path(step.config.model).expanduser()) if local else _shape_in_cache(step.config)
     if step.stage == "gate":  # whichever it chooses, all of them were made from sft
         return shape_of(planned, step.inputs["exams"]["sft"]["model"])
     above = step.inputs.get("init") or step.inputs.get("base")
     return shape_of(planned, above) if isinstance(above, Step) else None
-
-
-def _shape_in(folder: Path) -> footprint.Shape | None:
-    file = folder / "config.json"
-    return footprint.shape_of(json.loads(file.read_text())) if file.is_file() else None
 
 
 def _shape_in_cache(cfg: Checkpoint) -> footprint.Shape | None:
@@ -126,7 +121,7 @@ def _shape_in_cache(cfg: Checkpoint) -> footprint.Shape | None:
     from huggingface_hub import try_to_load_from_cache
 
     file = try_to_load_from_cache(str(cfg.model), "config.json", revision=cfg.revision)
-    return _shape_in(Path(file).parent) if isinstance(file, str) else None
+    return footprint.shape_in(Path(file).parent) if isinstance(file, str) else None
 
 
 def _measured(planned: Planned, step: Step) -> float | None:

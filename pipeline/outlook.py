@@ -3,14 +3,24 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import footprint, machine
 from pipeline.config import TrainConfig
 from pipeline.footprint import Shape, amount
 
+if TYPE_CHECKING:
+    import polars as pl
+
 ON_A_CPU = 8  # rows at once: more are padded more there, and nothing is gained
 BINS = 8
+
+
+def sides(table: "pl.DataFrame", ids: str = "ids") -> list[int]:
+    """Tokens of each sequence that is trained on: a prompt with one of its answers. `ids`: how its columns end."""
+    prompt = table[f"prompt_{ids}"].list.len()
+    answers = ["completion_ids", "token_ids", f"chosen_{ids}", f"rejected_{ids}"]
+    return [n for name in answers if name in table.columns for n in (prompt + table[name].list.len()).to_list()]
 
 
 def histogram(lengths: list[int]) -> dict[str, Any]:
@@ -31,8 +41,8 @@ def rows_at_once(shape: Shape | None, cfg: TrainConfig, longest: int, world: int
     """The `micro_batch` that was given, or what `auto` comes to: the most that fit, by the estimate."""
     if cfg.runtime.micro_batch != "auto":
         return cfg.runtime.micro_batch
-    if cfg.together is not None:
-        return cfg.together
+    if together := cfg.together_in_each(world):
+        return together
     each = cfg.batch // world
     if shape is None or not machine.gpus():
         each = max(n for n in range(1, min(each, ON_A_CPU) + 1) if each % n == 0)

@@ -2,7 +2,8 @@
 
 The pilot is the run itself with `sample.per_round` and `exam.sample.per_round` lowered, in the same store: what does
 not hang on them (prompts, base, SFT) is built once and found there by the whole run. Two sizes tell a stage's fixed
-part (an engine's start, a model's load) from what each prompt adds.
+part (an engine's start, a model's load) from what each prompt adds. It measures where `forecast` reckons: a dry run
+knows one training's steps and its memory before anything runs; the pilot knows what all stages took on this machine.
 """
 
 import functools
@@ -15,13 +16,14 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from pipeline import store
+from pipeline import machine, store
 from pipeline.artifacts import write_json
 from pipeline.compose import Arguments, compose
 from pipeline.config import Config
 from pipeline.content import commit_of
 from pipeline.drive import Stopped, drive, stop_on_signals
 from pipeline.errors import DONE, REFUSED, STOPPED, Refusal
+from pipeline.forecast import prompts_published
 from pipeline.plan import plan
 from pipeline.runner import prepare, select
 from pipeline.step import Step, pinned
@@ -123,9 +125,8 @@ def prompts_of(step: Step, sizes: Mapping[str, int]) -> int:
 
 def sizes_of(cfg: Config, planned: Planned) -> dict[str, int]:
     """How many prompts a round and an exam have; where the config leaves it open, all that `prompts` published."""
-    [made] = [step for step in planned.steps if step.stage == "prompts" and not step.label]
-    funnel = planned.folder(made) / "funnel.json"
-    parts = json.loads(funnel.read_text())["out"]
+    parts = prompts_published(planned)
+    assert parts, "a pilot has built them"
     drawn, asked = cfg.sample.per_round or parts["train"], cfg.exam.sample.per_round or parts[cfg.exam.split]
     return {ROUND: drawn, EXAM: asked, ONCE: 1}
 
@@ -210,16 +211,25 @@ def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) ->
         disk += sum(one.size for one in alike) / len(alike) * (times if grows else 1)
         money += sum(one.cost.get(MONEY, 0.0) for one in alike) / len(alike) * times
     stages = [{"stage": stage, "kind": kind, **row} for (stage, kind), row in rows.items()]
+    idle = overhead * len(planned.steps)
+    hours, most = ((sum(row[name] for row in stages) + idle) / 3600 for name in ("seconds", "at_most"))
     return {
         "stages": stages,
-        "between_steps": overhead * len(planned.steps),
-        "hours": (sum(row["seconds"] for row in stages) + overhead * len(planned.steps)) / 3600,
-        "hours_at_most": (sum(row["at_most"] for row in stages) + overhead * len(planned.steps)) / 3600,
+        "between_steps": idle,
+        "hours": hours,
+        "hours_at_most": most,
+        "gpu_money": gpu_money(whole, hours),
         "disk_bytes": round(disk),
         "money": round(money, 4) if any(MONEY in one.cost for one in seen) else None,
         "ties": ties(seen),
         "detectable": detectable(large, seen, sizes[EXAM]),
     }
+
+
+def gpu_money(cfg: Config, hours: float) -> float | None:
+    """A machine is paid while it waits too: every GPU that it shows, and every hour."""
+    gpus, price = len(machine.gpus()), cfg.cost.gpu_hour
+    return None if price is None or not gpus else round(hours * gpus * price, 4)
 
 
 def ties(seen: list[Seen]) -> dict[str, int] | None:
@@ -261,7 +271,9 @@ def lines(told: Mapping[str, Any]) -> Iterator[str]:
     yield f"between steps {told['between_steps']:.1f} s"
     yield f"time          {told['hours']:.2f} h, at most {told['hours_at_most']:.2f}, with the machine as busy as now"
     yield f"disk          {told['disk_bytes'] / 1e6:,.1f} MB in the store; checkpoints come on top while it trains"
-    yield f"money         {'nobody is paid' if told['money'] is None else format(told['money'], '.2f')}"
+    paid = {"judges and servers": told["money"], "the GPUs of this machine": told["gpu_money"]}
+    owed = [f"{money:.2f} for {what}" for what, money in paid.items() if money is not None]
+    yield f"money         {' · '.join(owed) or 'nobody is paid'}"
     if tied := told["ties"]:
         among = f"{tied['all_easy']} all easy, {tied['all_hard']} all hard, of {tied['of']}"
         yield f"ties          {tied['prompts'] / tied['of']:.0%} of prompts ({among}): they make no pair"

@@ -89,6 +89,7 @@ def dpo(
         "port": 29500,
         "memory": 0.9,
         "gpu_hour": None,
+        "keep_checkpoints": False,
         **(runtime or {}),
     }
     where["usual_rate"] = usual_rate or changes.get("learning_rate", adapter["learning_rate"])

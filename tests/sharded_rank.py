@@ -19,6 +19,10 @@ def on_a_cpu_too(self, *args, fsdp_plugin=None, **kwargs):
         self.fsdp_plugin = fsdp_plugin
 
 
-if __name__ == "__main__":
+def shard_on_a_cpu_too():
     state.AcceleratorState.__init__ = on_a_cpu_too
+
+
+if __name__ == "__main__":
+    shard_on_a_cpu_too()
     sys.exit(rank.main())

@@ -9,7 +9,7 @@ from pipeline.artifacts import write_json
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.runner import prepare
-from tests.house import composed
+from tests.house import SMALL, composed
 from tests.preferences import FULL, LORA, QLORA, dpo
 
 # As their config.json has them; the parameter counts beside them are those of the published weights.
@@ -225,6 +225,17 @@ def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, 
     write_json(planned.folder(init) / "model.json", {"target": f"sft/{sft.name}", "content": "0"})
     assert forecast.shape_of(planned, init) == shape(LLAMA_1B), "behind its pointer"
     forecast.check(planned, planned.steps)
+
+
+def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
+    """Four demonstrations for eight pairs: with two pairs at once one of them, its logits as a whole."""
+    plain = settled(FULL, batch=8)
+    rehearsing = composed(*SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5").train
+    cfg = plain.model_copy(update={"rehearsal": rehearsing.rehearsal})
+    assert cfg.rehearsed == 4
+    without, found = (footprint.memory(shape(LLAMA_1B), one, 2, 512, 1) for one in (plain, cfg))
+    assert found.logits - without.logits == 12 * 512 * shape(LLAMA_1B).vocabulary
+    assert found.activations == pytest.approx(without.activations * 5 / 4)
 
 
 def test_a_plan_counts_thumbs_for_kto(card, tmp_path):

@@ -80,7 +80,7 @@ MAY_IMPORT = {
     "report": {"artifacts", "config"},
     "edit": {"artifacts"},
     "why": {"artifacts"},
-    "pilot": {"compose", "drive", "plan", "runner", "survey", "step", "store", "artifacts", "config"},
+    "pilot": {"forecast", "compose", "drive", "plan", "runner", "survey", "step", "store", "artifacts", "config"},
     "minhash": set(),
     "usage": {"store"},
     "opened": {"artifacts"},

@@ -10,14 +10,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.artifacts import Model
+from pipeline.artifacts import Model, Pairs, write_table
 from pipeline.config import LaunchedRuntime, launching
 from pipeline.errors import Broken, Refusal
 from pipeline.ledger import told_in_short
 from pipeline.training import launch, models
 from tests.house import HOUSE, SMALL, composed
 from tests.preferences import FULL, LORA, QLORA, dpo
-from tests.test_guards import NEVER, Round, account, seen
+from tests.test_guards import NEVER, Round, account, published, seen, thumb
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,32 @@ def test_two_processes_give_the_losses_of_one_with_the_summed_batch(round_):
     assert account(two)["kept"] == 3 and not seen(two, "eval_kl")
     together = weights(two)
     assert all((together[name] - weight).abs().max() < 1e-4 for name, weight in weights(one).items())
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["dpo", "simpo", "aot", "kto"])
+def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round_, name, tmp_path):
+    """24 pairs by ten: four are left, all in one process; 48 thumbs by twenty: eight are left, five of them in one."""
+    others = {
+        "dpo": {"micro_batch": 5, "batch": 10, "epochs": 2},
+        "simpo": {"trainer": "cpo", "loss": ["simpo"], "logps": "none", "args": {"cpo_alpha": 0.0}, "batch": 10},
+        "aot": {"loss": ["aot"], "together": 5, "micro_batch": 5, "batch": 10},
+        "kto": {"trainer": "kto", "loss": ["kto"], "logps": "live", "together": 10, "batch": 20, "micro_batch": "auto"},
+    }
+    cfg = {**others[name], "eval_every": 2, "learning_rate": 5e-3}
+    cfg.setdefault("micro_batch", 5)
+    both = pl.concat([round_.pairs.train(), round_.pairs.dev()])
+    thumbs = pl.concat([thumb(both, "chosen", True), thumb(both, "rejected", False)])
+    write_table(tmp_path / "unpaired.parquet", thumbs)
+    for part in ("train", "dev"):
+        write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, part)())
+    given = {"pairs": [Pairs(tmp_path)], "reference": None if name == "simpo" else round_.sft}
+    one = round_.train(f"last-{name}", dpo(LORA, **cfg), **given)
+    two = round_.train(f"last-{name}-two", dpo(LORA, processes=2, **cfg), **given)
+    for figure in ("loss", "eval_loss", *(["kto_kl", "eval_kto_kl"] if name == "kto" else ["rewards/margins"])):
+        assert seen(two, figure) and seen(two, figure) == pytest.approx(seen(one, figure), abs=1e-5), figure
+    if name == "kto":
+        assert any(kl > 1e-3 for kl in seen(one, "kto_kl").values())
 
 
 @pytest.mark.model
@@ -83,6 +109,27 @@ def test_weights_in_shares_train_and_are_published_whole(round_, monkeypatch, ad
     pairs = dict(expected.named_parameters()), dict(found.named_parameters())
     assert pairs[0].keys() == pairs[1].keys()
     assert all((weight - pairs[1][name]).abs().max() < 1e-4 for name, weight in pairs[0].items())
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "asked", ["torchrun", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2"))]
+)
+def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(round_, monkeypatch, asked, capfd):
+    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
+    cfg = dpo(LORA, processes=2, launch=asked, save_every=2)
+    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
+    whole = round_.train(f"undisturbed {asked}", cfg)
+    monkeypatch.setattr(launch, "RANK", "tests.killed_rank")
+    with pytest.raises(Broken, match=r"2 processes under \w+ ended with"):
+        round_.train(f"killed {asked}", cfg)
+    assert not (round_.store / "train" / f"killed {asked}" / "model.json").exists()
+    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
+    capfd.readouterr()
+    again = round_.train(f"killed {asked}", cfg)
+    said = capfd.readouterr().err
+    assert "train 3/6" in said and "train 2/6" not in said  # the finished steps were not taken again
+    assert published(again) == published(whole)
 
 
 @pytest.mark.model
@@ -138,6 +185,8 @@ def test_a_machine_that_nobody_waits_for_is_told_so(tmp_path):
         launch.join(tmp_path / "order.json", 2)
 
 
+KTO = {"trainer": "kto", "loss": ["kto"], "logps": "live", "micro_batch": "auto"}
+AOT = {"loss": ["aot"], "micro_batch": "auto"}
 MEET = {"machines": 2, "address": "head", "port": 6000}
 
 
@@ -175,13 +224,18 @@ def test_accelerate_takes_what_it_is_told_with_trl_s_own_config(name):
         (1, {"processes": "auto", "launch": "fsdp2", "runtime": MEET}, None),
         (5, {"processes": "auto", "micro_batch": "auto"}, "batch=24 does not share out to 5 processes.\n  Give"),
         (3, {"processes": "auto", "micro_batch": 12}, "to 3 processes of train.runtime.micro_batch=12"),
+        (4, {"processes": "auto", **KTO, "together": 8}, None),
+        (8, {"processes": "auto", **KTO, "together": 8}, "together=8 does not share out to 8 processes: kto looks at"),
+        (3, {"processes": "auto", **KTO, "together": 8}, "or a train.together that is a multiple of 6, which"),
+        (4, {"processes": "auto", **KTO, "batch": 64, "together": 8, "micro_batch": 8}, "which is 2 in each.\n  Give"),
+        (2, {"processes": "auto", **AOT, "together": 8}, "does not share out to 2 processes of train.together=8 rows"),
         (4, {"processes": "auto", "launch": "zero3"}, "zero3 needs the package deepspeed, which is not installed"),
     ],
 )  # fmt: skip
 def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
     monkeypatch.setattr(launching, "find_spec", lambda name: None)
     cfg = dpo(**{"batch": 24, **given})
-    fault = cfg.runtime.unfit(cfg.batch, gpus)
+    fault = cfg.unfit(gpus)
     assert fault is None if said is None else said in fault
 
 
@@ -190,6 +244,8 @@ def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
     [
         ({"adapter": QLORA, "launch": "zero3"}, "those of adapter=qlora are packed into few bits"),
         ({"launch": "fsdp2", "guards": {"stop_on": "loss"}}, "what stops a training early .* back to whole weights"),
+        ({**AOT, "together": 3}, "batch=4 is not a multiple of together=3: aot looks at so many rows at once"),
+        ({**KTO, "batch": 12, "together": 4, "micro_batch": 3}, "micro_batch=3: kto looks at together=4 rows"),
         ({"runtime": {"machines": 2}}, "machines=2 need an address: give runtime.address=HOST"),
     ],
 )  # fmt: skip

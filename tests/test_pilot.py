@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import pilot
+from pipeline import machine, pilot
 from pipeline.artifacts import write_json
 from pipeline.config import Config
 from pipeline.errors import Refusal
@@ -105,6 +105,16 @@ def test_a_later_wave_that_drew_nothing_makes_no_other_wave_free(tmp_path):
     later = [one for one in seen if (one.stage, one.kind, one.prompts) == ("score", pilot.ROUND, pilot.MANY)][-1]
     seen[seen.index(later)] = replace(later, size=0, cost={"money": 0.0})
     assert pilot.estimate(whole, large, seen, 0.0)["money"] == pytest.approx(0.01 * (2 * 400 + 4 * 300))
+
+
+def test_the_gpus_are_paid_for_every_hour_that_they_are_there(told, monkeypatch):
+    whole = told[0].model_copy(update={"cost": told[0].cost.model_copy(update={"gpu_hour": 2.5})})
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("NVIDIA H100", 80 << 30)] * 2)
+    assert pilot.gpu_money(whole, hours=3.0) == 15 and pilot.gpu_money(told[0], hours=3.0) is None
+    shown = "\n".join(pilot.lines({**told[1], "gpu_money": 15.0}))
+    assert "20.00 for judges and servers · 15.00 for the GPUs of this machine" in shown
+    monkeypatch.setattr(machine, "gpus", list)
+    assert pilot.gpu_money(whole, hours=3.0) is None
 
 
 def test_a_pilot_changes_how_many_prompts_are_asked_and_nothing_else():

@@ -128,6 +128,8 @@ def test_what_is_learned_does_not_depend_on_how_a_step_is_split(round_, taught, 
     assert seen(split, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
     assert seen(split, "rehearsal/nll") == pytest.approx(seen(whole, "rehearsal/nll"), abs=1e-5)
     assert published(split).keys() == published(whole).keys()
+    plain = seen(round_.train("unrehearsed", rehearsing(taught, share=0, micro_batch=4)), "loss")
+    assert seen(whole, "loss")[1] == pytest.approx(plain[1], abs=1e-5)  # that of the pairs, wherever it is looked at
 
 
 @pytest.mark.model

@@ -32,9 +32,9 @@ def story(tmp_path) -> Path:
     return folder
 
 
-def tracked(round_: Round, name: str, story: Path, tracker) -> Model:
+def tracked(round_: Round, name: str, story: Path, tracker, **runtime) -> Model:
     """Trained as the worker has it done: `step.json` lies in the folder and says where the run's story is."""
-    cfg = dpo(tracker=tracker.model_dump(), learning_rate=3e-3, usual_rate=3e-3)
+    cfg = dpo(tracker=tracker and tracker.model_dump(), runtime=runtime, learning_rate=3e-3, usual_rate=3e-3)
     step = {"stage": "train", "label": 1, "fingerprint": name, "story": str(story), "config": cfg.model_dump()}
     (round_.store / "train" / name).mkdir(parents=True)
     write_json(round_.store / "train" / name / "step.json", step)
@@ -119,6 +119,14 @@ def services() -> list[int]:
     listed = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
     return [int(pid) for pid, parent, name in rows if int(parent) == os.getpid() and "wandb-core" in name]
+
+
+@pytest.mark.model
+def test_checkpoints_are_kept_when_asked_beside_the_model_and_not_in_it(round_, plain, story):
+    model = tracked(round_, "kept", story, None, keep_checkpoints=True)
+    kept = story / "checkpoints" / "train-1"
+    assert (kept / "checkpoint-4" / "optimizer.pt").is_file() and (kept / "checkpoints.json").is_file()
+    assert published(model) == published(plain)
 
 
 def test_a_tracker_changes_no_fingerprint():

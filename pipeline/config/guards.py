@@ -7,6 +7,8 @@ from pydantic import JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, mode
 from pipeline.config.block import Block
 from pipeline.config.checks import CheckScorer
 
+MOST_PROMPTS = 64  # whose KL is known to a fraction of a nat; each look draws and reads all of their answers
+
 
 class GuardsConfig(Block):
     prompts: NonNegativeInt
@@ -34,6 +36,12 @@ class GuardsConfig(Block):
     def _answers_are_drawn(self) -> Self:
         if self.asks_answers and not self.prompts:
             raise ValueError("prompts=0 draws no answers, and kl_budget or stop_on=score needs them; give prompts=64")
+        if self.prompts > MOST_PROMPTS:
+            raise ValueError(
+                f"prompts={self.prompts}: every look answers each of them, and more than {MOST_PROMPTS} make looks "
+                f"slow and their figures hardly surer; give prompts={MOST_PROMPTS}, and exam.sample.per_round for the "
+                f"proof at the end"
+            )
         if self.stop_on == "score" and self.scorer is None:
             raise ValueError(
                 "stop_on=score needs a scorer for the policy's own answers; give one of the rules, such as "

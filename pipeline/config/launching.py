@@ -38,6 +38,7 @@ class LaunchedRuntime(TrainerRuntime):
     by_length: bool
     watch: Literal["alone", "always"]
     memory: PositiveFloat
+    keep_checkpoints: bool
     usual_rate: PositiveFloat
     gpu_hour: NonNegativeFloat | None
 

@@ -140,16 +140,60 @@ class TrainConfig(Optimization):
     def _rows_together(self) -> Self:
         """`runtime` changes no result: where the rows of one forward pass matter, their number is `together`."""
         coupled = looks_at_rows_together(self.trainer, self.args, self.loss)
-        names = ", ".join(self.loss)
+        names, micro = ", ".join(self.loss), self.runtime.micro_batch
         if not coupled and self.together is not None:
             raise ValueError(f"together={self.together} would be ignored: every row counts by itself in {names}")
-        if coupled and self.together is None:
+        if not coupled:
+            return self
+        if self.together is None:
             raise ValueError(f"together: {names} looks at several rows at once; give their number, such as together=8")
-        if coupled and self.runtime.micro_batch not in (self.together, "auto"):
+        if micro != "auto" and (self.together % micro if self.trainer == "kto" else micro != self.together):
             raise ValueError(
-                f"runtime.micro_batch={self.runtime.micro_batch}: {names} looks at together={self.together} rows at "
-                f"once; give train.together={self.runtime.micro_batch}, which is another experiment"
+                f"runtime.micro_batch={micro}: {names} looks at together={self.together} rows at once; give "
+                f"train.together={micro}, which is another experiment"
             )
         if self.trainer == "kto" and self.together == 1:
             raise ValueError("together=1: kto estimates its KL from the other rows; give 2 or more, such as together=8")
+        if self.batch % self.together:
+            raise ValueError(
+                f"batch={self.batch} is not a multiple of together={self.together}: {names} looks at so many rows at "
+                f"once, and an optimizer step would see a part of them"
+            )
         return self
+
+    @property
+    def rehearsed(self) -> int:
+        """Demonstrations beside the pairs of each step."""
+        return max(1, round(self.rehearsal.share * self.batch)) if self.rehearsal else 0
+
+    def together_in_each(self, world: int) -> int | None:
+        """Of `together` rows those of one process: TRL averages kto's KL over all, and other losses look in one."""
+        return self.together // world if self.together and self.trainer == "kto" else self.together
+
+    def unfit(self, gpus: int) -> str | None:
+        """Why so many cannot train this here; None: they can."""
+        world = self.runtime.world(gpus)
+        if fault := self.runtime.unfit(self.batch, gpus):
+            return fault
+        return self._not_shared_out(self.together, world) if self.together else None
+
+    def _not_shared_out(self, together: int, world: int) -> str | None:
+        kto, micro = self.trainer == "kto", self.runtime.micro_batch
+        if kto and (together % world or together // world < 2):
+            return (
+                f"train.together={together} does not share out to {world} processes: kto looks at so many rows over "
+                f"all of them, two or more in each.\n"
+                f"  Give other train.runtime.processes, or a train.together that is a multiple of {2 * world}, which "
+                f"is another experiment."
+            )
+        if kto and micro not in ("auto", together // world):
+            return (
+                f"train.runtime.micro_batch={micro}: kto looks at train.together={together} rows over all {world} "
+                f"processes, which is {together // world} in each.\n  Give train.runtime.micro_batch=auto."
+            )
+        if not kto and self.batch % (together * world):
+            return (
+                f"train.batch={self.batch} does not share out to {world} processes of train.together={together} rows.\n"
+                f"  Give a batch that is a multiple of {together * world}, or other train.runtime.processes."
+            )
+        return None

@@ -4,6 +4,7 @@ Checkpoints lie in `scratch/`: a killed run goes on from the newest whole one an
 """
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,6 @@ def run(
         raise Refusal(f"train.logps={cfg.logps} needs a reference model, and the plan gives none.")
     count = launch.processes(cfg)
     rows = {part: ready(cfg, pairs, part, logps or []) for part in ("train", "dev")}
-    auto, cfg = cfg.runtime.micro_batch == "auto", ahead.look_ahead(cfg, init, rows["train"], count, out)
     world = count * cfg.runtime.machines
     if world == 1:
         launch.expose_one_device()
@@ -45,6 +45,7 @@ def run(
     _refuse_other_tokens(pairs, tokenizer)
     if cfg.rehearsal:
         rows["rehearsal"] = demonstrations(cfg, cfg.rehearsal, out, tokenizer, fence)
+    auto, cfg = cfg.runtime.micro_batch == "auto", ahead.look_ahead(cfg, init, rows, world, out)
 
     def start(cfg: TrainConfig) -> None:
         if world > 1:
@@ -62,12 +63,18 @@ def run(
     card.write(
         cfg, out, {"start": [init], "reference": held_to, "pairs": [*pairs], "reference values": [*(logps or [])]}
     )
-    note_cost(out, tokens=round(cfg.epochs * _tokens(rows["train"])), pairs=rows["train"].height)
+    if cfg.runtime.keep_checkpoints:
+        _keep_checkpoints(out)
+    note_cost(out, tokens=ahead.tokens_read(cfg, rows), pairs=rows["train"].height)
     return Model(out)
 
 
-def ids_of(table: "pl.DataFrame") -> list[str]:
-    return [name for name in table.columns if name.endswith("_ids")]
+def _keep_checkpoints(out: Path) -> None:
+    """Into the run's folder: with an optimizer's state, and pickles of this machine, they are no part of a Model."""
+    step = json.loads((out / "step.json").read_text())
+    kept = Path(step["story"]) / "checkpoints" / (step["stage"] + (f"-{step['label']}" if step["label"] else ""))
+    shutil.rmtree(kept, ignore_errors=True)  # of an attempt that was cut off here
+    shutil.copytree(out / "scratch" / "checkpoints", kept)
 
 
 def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -> "pl.DataFrame":
@@ -182,9 +189,3 @@ def _with_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl
             f"  refer has to run on the same pairs: {', '.join(str(one.path) for one in logps)} does not hold them."
         )
     return table
-
-
-def _tokens(table: "pl.DataFrame") -> int:
-    """What one epoch reads: the prompt with each answer."""
-    lengths = {name: int(table[name].list.len().sum()) for name in ids_of(table)}
-    return lengths["prompt_ids"] * (len(lengths) - 2) + sum(lengths.values())

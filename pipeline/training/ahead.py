@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pipeline import footprint, outlook
@@ -25,38 +26,32 @@ class OutOfMemory(Exception):
     """A process of this training could not get the device memory that it asked for."""
 
 
-def look_ahead(cfg: TrainConfig, init: Model, table: "pl.DataFrame", count: int, out: Path) -> TrainConfig:
+def look_ahead(cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", world: int, out: Path) -> TrainConfig:
     """Says what it will take and refuses what cannot be; answers the config with a number for `micro_batch`."""
-    lengths, world, shape = sides(table), count * cfg.runtime.machines, shape_in(init)
-    longest, steps = max(lengths), footprint.steps(cfg, table.height)
-    tokens = round(cfg.epochs * sum(lengths))
+    table, shape = rows["train"], footprint.shape_in(Path(init.weights))
+    lengths, steps, tokens = outlook.sides(table), footprint.steps(cfg, table.height), tokens_read(cfg, rows)
+    longest = max(outlook.sides(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths)
     found = outlook.histogram(lengths)
     write_json(out / "ahead.json", {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": found})
     cfg = with_rows(cfg, _settled(cfg, shape, longest, world, out))
-    rows = cfg.runtime.at_once
+    at_once = cfg.runtime.at_once
     first = f"{steps} steps of {cfg.batch} · {table.height:,} rows · {tokens:,} tokens"
-    print(SIGN, "train", first, f"· {rows} at once", file=sys.stderr)
+    print(SIGN, "train", first, f"· {at_once} at once", file=sys.stderr)
     say(f"ahead    {first}", outlook.spread(found), *outlook.told(shape, cfg, longest, world, tokens))
-    note_cost(out, micro_batch=rows)
+    note_cost(out, micro_batch=at_once)
     if shape:
-        needs = footprint.memory(shape, cfg, rows, longest, world)
+        needs = footprint.memory(shape, cfg, at_once, longest, world)
         note_cost(out, memory_estimate_gib=round(needs.total / footprint.GIB, 3))
-        short = outlook.short_of_memory(shape, cfg, rows, longest, world) or outlook.short_of_disk(shape, cfg, out)
+        short = outlook.short_of_memory(shape, cfg, at_once, longest, world) or outlook.short_of_disk(shape, cfg, out)
         if short:
             raise Refusal(short)
     return cfg
 
 
-def sides(table: "pl.DataFrame") -> list[int]:
-    """Tokens of each sequence that is trained on: a prompt with one of its answers."""
-    prompt = table["prompt_ids"].list.len()
-    answers = [name for name in ("completion_ids", "chosen_ids", "rejected_ids") if name in table.columns]
-    return [length for name in answers for length in (prompt + table[name].list.len()).to_list()]
-
-
-def shape_in(init: Model) -> footprint.Shape | None:
-    file = Path(init.weights) / "config.json"
-    return footprint.shape_of(json.loads(file.read_text())) if file.is_file() else None
+def tokens_read(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> int:
+    """By the whole training, demonstrations beside the pairs too."""
+    beside = fmean(outlook.sides(rows["rehearsal"])) * cfg.rehearsed if cfg.rehearsal else 0.0
+    return round(cfg.epochs * sum(outlook.sides(rows["train"])) + beside * footprint.steps(cfg, rows["train"].height))
 
 
 def _settled(cfg: TrainConfig, shape: footprint.Shape | None, longest: int, world: int, out: Path) -> int:

@@ -25,6 +25,22 @@ class Trainer(ReadyTrainer, KTOTrainer):
     def rows_in(batch: dict[str, Any]) -> int:
         return batch["label"].shape[0]
 
+    def _compute_kl_logps(self, model: Any, batch: dict[str, Any]) -> Any:
+        """TRL takes the mean of the processes' means: weighed so that it is the mean of their rows."""
+        logps = super()._compute_kl_logps(model, batch)
+        if self.part is None or logps is None:
+            return logps
+        world = self.args.world_size
+        counted = world if self.model.training else min(world, self.part.of)  # a look's last is cut to what has rows
+        return logps * (self.part.rows * counted / self.part.of)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Its KL is of answers to other prompts; `kl` is what the guards call that of the policy's own."""
+        seen = self._metrics["train" if self.model.training else "eval"]
+        if "kl" in seen:
+            seen["kto_kl"] = seen.pop("kl")
+        super().log(logs, *args, **kwargs)
+
 
 def settings(cfg: TrainConfig) -> dict[str, Any]:
     return {"loss_type": cfg.loss[0]}

@@ -46,7 +46,7 @@ def processes(cfg: TrainConfig) -> int:
     from pipeline.crew import visible_gpus
 
     gpus = len(visible_gpus())
-    if fault := cfg.runtime.unfit(cfg.batch, gpus):
+    if fault := cfg.unfit(gpus):
         raise Refusal(fault)
     return cfg.runtime.count(gpus)
 

@@ -63,5 +63,4 @@ def _order(seed: int, turn: int, count: int) -> list[int]:
 def rehearsal_of(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> Rehearsal | None:
     if cfg.rehearsal is None:
         return None
-    count = max(1, round(cfg.rehearsal.share * cfg.batch))
-    return Rehearsal(rows["rehearsal"].to_dicts(), count, cfg.rehearsal.weight, cfg.seed)
+    return Rehearsal(rows["rehearsal"].to_dicts(), cfg.rehearsed, cfg.rehearsal.weight, cfg.seed)

@@ -1,7 +1,11 @@
 """What several processes look at together: each takes its share of the rows, and all of them know what each found."""
 
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as group
 
 Row = TypeVar("Row")
@@ -20,6 +24,44 @@ def gathered(found: list[Row]) -> list[Row]:
     parts: list[list[Row]] = [[] for _ in range(count)]
     group.all_gather_object(parts, found)
     return [parts[at % count][at // count] for at in range(sum(map(len, parts)))]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Of the rows that all processes read at once, how many this one has: the last of an epoch may be too few."""
+
+    rows: int
+    of: int
+    full: bool
+
+
+def parts_of(rows: int, each: int, count: int) -> list[Part]:
+    """Those of this process, as accelerate deals them out: `each` to one process after the other, `count` times."""
+    rank, world = (group.get_rank(), group.get_world_size()) if _several() else (0, 1)
+    at_once = [max(0, min(each * world, rows - turn * each * world)) for turn in range(count)]
+    return [Part(max(0, min(each, of - rank * each)), of, of == each * world) for of in at_once]
+
+
+@contextmanager
+def gathered_by_rows(accelerator: Any, part: Part | None) -> Iterator[None]:
+    """Inside, what processes have of unlike many rows is gathered too, for TRL's figures: its own way waits forever."""
+    if part is None or part.full or not _several() or "gather" in vars(accelerator):
+        yield
+        return
+    plain = accelerator.gather
+
+    def gather(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.dim():
+            return plain(tensor)
+        found: list[Any] = [None] * group.get_world_size()
+        group.all_gather_object(found, tensor[: part.rows].detach().cpu())
+        return torch.cat(found).to(tensor.device)
+
+    accelerator.gather = gather
+    try:
+        yield
+    finally:
+        del accelerator.gather
 
 
 def _several() -> bool:
