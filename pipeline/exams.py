@@ -10,7 +10,7 @@ from typing import Literal
 from pipeline.config import BEST_OF, CONTROL, Config, Draw, DuelConfig, OtherModel, Questions, ScoreConfig, ServedModel
 from pipeline.step import Input, Part, Step
 
-Exam = dict[str, Input]
+ExamSteps = dict[str, Input]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Exams:
     sft: Step
     reward: Step | None
 
-    def of(self, name: str, model: Step, split: Literal["dev", "test"]) -> Exam:
+    def of(self, name: str, model: Step, split: Literal["dev", "test"]) -> ExamSteps:
         part, label = self.prompts / split, f"{split} {name}"
         tasks = self.cfg.benchmark if split == "test" else {}
         samples = Step("sample", self.cfg.exam.sample.draw("exam"), at=label, policy=model, prompts=part)
@@ -36,13 +36,13 @@ class Exams:
         reward = self.reward if scorers.asks_reward else None
         return Step("score", scorers, at=label, samples=samples, prompts=part, reward=reward, best=best)
 
-    def others(self) -> dict[str, Exam]:
+    def others(self) -> dict[str, ExamSteps]:
         return {name: self.other(name, brought) for name, brought in self.cfg.exam.others.items()}
 
-    def redrawn(self) -> dict[str, Exam]:
+    def redrawn(self) -> dict[str, ExamSteps]:
         return {name: self.again(name, draw) for name, draw in self.cfg.exam.rows()}
 
-    def other(self, name: str, brought: OtherModel) -> Exam:
+    def other(self, name: str, brought: OtherModel) -> ExamSteps:
         """Asked and marked as ours are; the answers of a model that a server holds are measured in sft's tokens."""
         part, label = self.prompts / "test", f"test {name}"
         like = self.sft if isinstance(brought, ServedModel) else None
@@ -50,7 +50,7 @@ class Exams:
         samples = Step("sample", self.cfg.exam.sample.answers_of(brought), at=label, policy=model, prompts=part)
         return {"model": model, "samples": samples, "scores": self.marks(self.cfg.exam.score, label, samples, part)}
 
-    def again(self, name: str, draw: Draw) -> Exam:
+    def again(self, name: str, draw: Draw) -> ExamSteps:
         """SFT once more: the A/A control, the best of n by the scorer that makes pairs, with a prompt."""
         part, label = self.prompts / "test", f"test {name}"
         samples = Step("sample", draw, at=label, policy=self.sft, prompts=part)
@@ -60,11 +60,11 @@ class Exams:
             scorers = scorers.of_best(self.cfg.pair.scorer)
         return {"model": self.sft, "samples": samples, "scores": self.marks(scorers, label, samples, part, best)}
 
-    def chat(self, name: str, exams: Mapping[str, Exam]) -> dict[str, Input]:
+    def chat(self, name: str, exams: Mapping[str, ExamSteps]) -> dict[str, Input]:
         """A set of questions beside the test prompts, asked of every model of the table."""
         block = self.cfg.exam.chats[name]
         questions = Step("prompts", Questions(rows=self.cfg.prompts.evaluation[name]), at=f"test {name}") / "test"
-        told: dict[str, Exam] = {}
+        told: dict[str, ExamSteps] = {}
         for of, exam in exams.items():
             draw = self.cfg.exam.sample.conversation(block.turns, self.cfg.exam.others.get(of))
             label, model = f"test {of} {name}", exam["model"]
@@ -74,7 +74,7 @@ class Exams:
         return {"prompts": questions, "exams": told, "duels": self.duels(block.duels, told, questions, f" {name}")}
 
     def duels(
-        self, judges: Mapping[str, DuelConfig], exams: Mapping[str, Exam], part: Part, on: str = ""
+        self, judges: Mapping[str, DuelConfig], exams: Mapping[str, ExamSteps], part: Part, on: str = ""
     ) -> dict[str, dict[str, dict[str, Step]]]:
         """Judge → newer model → older: rounds meet sft and the round before, others sft and the last round."""
         line = [name for name in exams if name == "sft" or name.startswith("round-")]

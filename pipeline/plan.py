@@ -4,7 +4,7 @@ A Step is one stage on given inputs (see step.py). The plan is the returned Step
 """
 
 from pipeline.config import Config, RewardTraining, SftTraining
-from pipeline.exams import Exam, Exams
+from pipeline.exams import Exams, ExamSteps
 from pipeline.step import Input, Part, Step
 
 
@@ -20,7 +20,7 @@ def plan(cfg: Config) -> Step:
 
     exams = Exams(cfg, prompts, sft, reward)
     policy, models, pairs = sft, {"sft": sft}, []
-    watched: dict[str, Exam] = {}  # the gate's exams, each model's once
+    watched: dict[str, ExamSteps] = {}  # the gate's exams, each model's once
     for r in range(1, cfg.rounds + 1):
         samples: list[Step] = []
         scores: list[Step] = []

@@ -91,7 +91,7 @@ class Identity:
                 {
                     "stage": step.stage,
                     "version": STAGE_VERSIONS[step.stage],
-                    "config": self.config(step.config, step.stage),
+                    "config": self.config(step.config, f"{step.label}: {step.stage}" if of_exam(step) else step.stage),
                     "inputs": {name: self.of_input(source, part) for name, source, part in step.edges()},
                 }
             )[:12]
@@ -123,6 +123,11 @@ class Identity:
             raise Refusal(
                 f"{knob}={path}: there is no such file or folder. Give the path of one that exists."
             ) from error
+
+
+def of_exam(step: Step) -> bool:
+    """Where several Steps have the same block, its label says whose fault it is."""
+    return isinstance(step.label, str)
 
 
 def place_of(step: Step) -> str | None:

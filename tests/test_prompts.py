@@ -7,12 +7,14 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.artifacts import Fence, Prompts, read_table
+from pipeline.artifacts import Fence, Prompts, read_table, write_table
 from pipeline.config import FileRows, HubRows, PromptRows
 from pipeline.errors import Refusal
 from pipeline.plan import plan
-from pipeline.sources.fence import FenceCheck, grams
+from pipeline.sources.fence import FenceCheck, Index, grams, table
 from pipeline.sources.prompts import Read, read_prompts
 from pipeline.sources.repeats import plain
 from pipeline.stages.prompts import run
@@ -443,3 +445,17 @@ def test_caps_keep_so_many_of_each_category_whatever_the_order(tmp_path):
     assert set().union(*(ids(out, part) for part in ("train", "dev", "test"))) == first
     with pytest.raises(Refusal, match="caps.column=categorie: no row has this column. Did you mean category"):
         made(tmp_path, lines, "prompts.caps={column: categorie, most: 6}")
+
+
+WORDS = st.lists(st.sampled_from("ab"), min_size=1, max_size=14).map(" ".join)
+
+
+@settings(max_examples=300, deadline=None)
+@given(asked=st.lists(WORDS, min_size=1, max_size=3), text=WORDS, ngram=st.sampled_from([3, 5, 10]))
+def test_prompts_and_every_other_stage_agree_on_what_overlaps(tmp_path_factory, asked, text, ngram):
+    index = Index(ngram)
+    for number, prompt in enumerate(asked):
+        index.add("set", str(number), [prompt])
+    folder = tmp_path_factory.mktemp("fence")
+    write_table(folder / "ngrams.parquet", table(index.grams))
+    assert (index.match([text]) is not None) == FenceCheck(Fence(folder), ngram).overlaps(text)

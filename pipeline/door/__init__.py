@@ -5,9 +5,9 @@ from pathlib import Path
 
 from pipeline.config import Draw
 from pipeline.door.contexts import check_context
-from pipeline.door.given import check_given
 from pipeline.door.made import check_lengths, check_offline, check_prompts
 from pipeline.door.outside import check_engine, check_keys
+from pipeline.door.scorers import check_given
 from pipeline.step import Step
 
 
