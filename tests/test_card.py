@@ -113,6 +113,7 @@ def test_a_point_s_command_makes_that_point_alone():
     assert not several and (points[0].train.beta, points[0].train.learning_rate) == (0.2, 6e-5)
 
 
+@pytest.mark.long
 def test_the_driver_tells_each_step_its_command(tmp_path):
     Toys(tmp_path).run(*SMALL, "until=sample@1")
     [record] = (tmp_path / "runs" / "run").glob("*/steps/*-sample-*.json")

@@ -52,6 +52,7 @@ def undisturbed(tmp_path: Path) -> dict:
     return other.files()
 
 
+@pytest.mark.long
 def test_a_worker_killed_in_the_middle_is_resumed_where_it_was(toys, tmp_path):
     driver = toys.start(*UNTIL_SAMPLE, hang="sample", pause="sample:1")
     worker, child = hanging_worker(toys)
@@ -68,6 +69,7 @@ def test_a_worker_killed_in_the_middle_is_resumed_where_it_was(toys, tmp_path):
     assert 1 < json.loads(manifest.read_text())["seconds"] < 20, "the killed attempt's seconds count too"
 
 
+@pytest.mark.long
 def test_a_killed_driver_takes_its_worker_along_and_the_next_run_is_the_only_writer(toys, tmp_path):
     driver = toys.start(*UNTIL_SAMPLE, hang="sample")
     worker, child = hanging_worker(toys)
@@ -79,6 +81,7 @@ def test_a_killed_driver_takes_its_worker_along_and_the_next_run_is_the_only_wri
     assert toys.notes("shard sample") == [f"shard sample - {shard}" for shard in range(3)]
 
 
+@pytest.mark.long
 def test_killed_before_the_rename_only_the_rename_is_left_to_do(toys):
     toys.run(*UNTIL_SAMPLE)
     published = next((toys.folder / "store" / "sample").glob("[0-9a-f]*"))
@@ -88,6 +91,7 @@ def test_killed_before_the_rename_only_the_rename_is_left_to_do(toys):
     assert len(toys.notes("start sample")) == 1, "the stage did not run again"
 
 
+@pytest.mark.long
 def test_killed_after_the_rename_the_step_is_found(toys):
     driver = toys.start(*SMALL, "until=score@1", hang="score")
     wait_for(lambda: toys.notes("child"))
@@ -97,6 +101,7 @@ def test_killed_after_the_rename_the_step_is_found(toys):
     assert "✓ sample" in output and toys.built(output) == ["score round 1"]
 
 
+@pytest.mark.long
 def test_a_second_run_of_the_same_step_waits_names_the_owner_and_reuses(toys):
     first = toys.start(*UNTIL_SAMPLE, pause="sample:3")
     wait_for(lambda: toys.notes("start sample"))
@@ -109,6 +114,7 @@ def test_a_second_run_of_the_same_step_waits_names_the_owner_and_reuses(toys):
     assert f"waiting for pid {toys.notes('start sample')[0].split()[2]} on " in logs
 
 
+@pytest.mark.long
 def test_a_stale_lock_stops_nobody(toys):
     toys.run(*UNTIL_SAMPLE)
     published = next((toys.folder / "store" / "sample").glob("[0-9a-f]*"))
@@ -119,6 +125,7 @@ def test_a_stale_lock_stops_nobody(toys):
 
 
 @pytest.mark.parametrize(("verify", "damage"), [("false", b"cut"), ("true", None)], ids=["size", "hash"])
+@pytest.mark.long
 def test_a_damaged_file_is_noticed_and_made_again(toys, verify, damage):
     toys.run(*UNTIL_SAMPLE)
     file = next((toys.folder / "store" / "sample").glob("[0-9a-f]*/shard-1.txt"))
@@ -130,6 +137,7 @@ def test_a_damaged_file_is_noticed_and_made_again(toys, verify, damage):
 
 
 @pytest.mark.parametrize("word", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.long
 def test_stopped_by_a_signal_it_says_75_and_goes_on(toys, word):
     driver = toys.start(*UNTIL_SAMPLE, hang="sample")
     worker, child = hanging_worker(toys)
@@ -151,6 +159,7 @@ def test_a_stage_that_breaks_ends_with_1_its_last_lines_and_the_log(toys):
     assert "ValueError: the toy broke" in output and ".log" in output
 
 
+@pytest.mark.long
 def test_a_full_disk_is_a_refusal_and_keeps_what_is_done(toys):
     output = toys.run(*UNTIL_SAMPLE, code=2, full="sample")
     assert "No space left on device" in output and "store=" in output and "Traceback" not in output
@@ -203,6 +212,7 @@ def test_stopping_a_sweep_stops_all_of_it(toys):
     assert len(toys.notes("start sample")) == 1
 
 
+@pytest.mark.long
 def test_a_step_can_be_run_again_by_hand_from_its_folder(toys):
     toys.run(*UNTIL_SAMPLE)
     published = next((toys.folder / "store" / "sample").glob("[0-9a-f]*"))
@@ -214,6 +224,7 @@ def test_a_step_can_be_run_again_by_hand_from_its_folder(toys):
     assert toys.built(toys.run(*UNTIL_SAMPLE)) == []
 
 
+@pytest.mark.long
 def test_latest_points_to_the_last_run_and_links_into_the_store(toys):
     toys.run(*UNTIL_SAMPLE)
     latest = toys.folder / "runs" / "latest"

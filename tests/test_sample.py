@@ -260,6 +260,7 @@ print(sorted({"torch", "transformers", "tokenizers", "vllm"} & set(sys.modules))
 """
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_it_goes_on_from_the_shard_it_was_in(tmp_path):
     """And with the scripted backend it never loads torch or a tokenizer."""
     prompts = ask(tmp_path / "train", *(f"say {number} things" for number in range(300)))

@@ -127,6 +127,7 @@ def test_models_open_with_from_pretrained_and_hold_no_pickles(finished):
             ".jinja",
             ".parquet",
             ".md",
+            ".png",
         }
 
 

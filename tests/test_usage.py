@@ -32,6 +32,7 @@ def forget_runs(toys: Toys) -> None:
     (toys.folder / "runs").mkdir()
 
 
+@pytest.mark.long
 def test_what_a_run_names_is_not_pruned_and_the_rest_only_when_asked_for(toys):
     toys.run(*UNTIL_PAIR)
     listed = usage(toys)
