@@ -34,7 +34,7 @@ smoke: install ## the whole pipeline on a tiny model, no GPU and no network need
 	$(PIPELINE) recipes=smoke $(WITHOUT_VLLM) $(ARGS)
 
 test: install ## what must hold, on two cores in at most 25 minutes
-	$(PYTHON) -m pytest -m "not slow and not gpu and not browser" $(ARGS)
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not browser" $(ARGS)
 
 test-fast: install ## the part without models and whole runs, in at most 90 seconds
 	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model and not long" $(ARGS)
