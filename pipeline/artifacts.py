@@ -56,6 +56,8 @@ def note_cost(out: Path, **figures: float) -> None:
     write_json(path, {**known, **figures})
 
 
+STEP_FILE = "step.json"  # what the driver asked of a step
+MANIFEST_FILE = "manifest.json"
 COST_FILE = "cost.json"
 MODEL_FILE = "model.json"  # where a model's base and adapter lie
 CARD_FILE = "README.md"  # for people: outside content, since no stage reads it
@@ -63,6 +65,18 @@ PLACE_FILE = "place.json"  # where a referred checkpoint lies: outside content, 
 ABSENT_FILE = "absent.txt"  # why a step that may fail has made nothing; it is tried again whenever it is planned
 EQUAL = "equal answers"  # the detail of a tie that no judge was asked about
 KL = "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Inputs by their flat names as a tree: `exams.sft.samples`."""
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        place = tree
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = value
+    return tree
 
 
 @dataclass(frozen=True)

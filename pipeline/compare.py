@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import write_json, write_table, write_text
-from pipeline.errors import Refusal
+from pipeline.errors import REFUSED, Refusal
 from pipeline.report import compared_page
 from pipeline.report.answers import answer_table
 from pipeline.report.compared import compared
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         report, examined, verdicts = compared(found, SAMPLING)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
-        return 2
+        return REFUSED
     print(f"{report['ground']['asked']} prompts are common to {', '.join(each.name for each in found)}")
     for text in (*report["ground"]["apart"], report["verdict"]["why"]):
         print(text)

@@ -28,6 +28,12 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def content(manifest: dict[str, Any], part: str | None = None) -> str:
+    """The hash of what a step made (or of one part of it): of names, sizes and hashes, not of when or how long."""
+    files = [f for f in manifest["files"] if part is None or f["path"].startswith(f"{part}/")]
+    return digest_of(sorted((f["path"], f["size"], f["sha256"]) for f in files))[:16]
+
+
 class ContentCache:
     """Content hashes of local files by path, size, mtime and inode: a model of 16 GB is read once, not each time."""
 

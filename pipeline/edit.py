@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import Pairs, write_text
-from pipeline.errors import Refusal
+from pipeline.errors import REFUSED, Refusal
 
 
 def main(arguments: list[str]) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
         write_text(file, "".join(f"{line}\n" for line in lines(pairs_of(run, number))))
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
-        return 2
+        return REFUSED
     print(file)
     return 0
 

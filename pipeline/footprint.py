@@ -4,12 +4,14 @@ It knows decoders with gated layers (Llama, Qwen, Mistral, Gemma and their kin);
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
+from pipeline.config.launching import SHARDED, SHARED
 
 GIB, MIB = 1 << 30, 1 << 20
 SIZE = {"float32": 4, "bfloat16": 2}
@@ -98,11 +100,11 @@ def memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) 
     weights, gradients = _weights(shape, cfg), 4.0 * trained
     optimizer = float(_optimizer(cfg) * trained)
     launch = cfg.runtime.launch
-    if launch in ("zero1", "zero2", "zero3", "fsdp2"):
+    if launch in SHARED:
         optimizer /= world
-    if launch in ("zero2", "zero3", "fsdp2"):
+    if launch in SHARED and launch != "zero1":
         gradients /= world
-    if launch in ("zero3", "fsdp2"):
+    if launch in SHARDED:
         weights = weights / world + 4.0 * shape.packed / shape.layers  # one block at a time is whole
     tokens, looked = rows * longest * (1 if cfg.trainer == "kto" else 2), rows * cfg.max_length
     beside = longest * (-(-cfg.rehearsed // (cfg.batch // rows)) if rows else 0)
@@ -204,8 +206,6 @@ def work(shape: Shape, cfg: TrainConfig, tokens: int) -> float:
 
 def steps(cfg: TrainConfig, rows: int) -> int:
     """As transformers counts them: an epoch's last step may be a short one."""
-    import math
-
     return math.ceil(cfg.epochs * math.ceil(rows / cfg.batch))
 
 

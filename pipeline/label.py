@@ -17,7 +17,8 @@ import polars as pl
 
 from pipeline.artifacts import KL, Samples, write_text
 from pipeline.config import LATER
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import REFUSED, Refusal, nearest
+from pipeline.report.examples import prompt_text
 from pipeline.scorers.label_files import FORMULA
 
 PAGE = Path(__file__).with_suffix(".html")
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
         write(run / "label", rows)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
-        return 2
+        return REFUSED
     if short:
         print(f"{short} prompts have no two different answers and are left out", file=sys.stderr)
     print(f"{len(rows)} pairs. Open it in a browser; it needs no network:", file=sys.stderr)
@@ -134,7 +135,7 @@ def spreadsheet(rows: list[Row]) -> str:
     table = csv.DictWriter(text, COLUMNS, restval="")
     table.writeheader()
     for row in rows:
-        told = {**row, "prompt": as_text(row["prompt"])}
+        told = {**row, "prompt": prompt_text(row["prompt"])}
         table.writerow({name: f"'{value}" if value.startswith(FORMULA) else value for name, value in told.items()})
     return text.getvalue()
 
@@ -144,15 +145,9 @@ def records(rows: list[Row]) -> Iterator[Row]:
     for row in rows:
         yield {
             "id": f"{row['a_id']} {row['b_id']}",
-            "fields": {"prompt": as_text(row["prompt"]), "a": row["a"], "b": row["b"]},
+            "fields": {"prompt": prompt_text(row["prompt"]), "a": row["a"], "b": row["b"]},
             "metadata": {name: row[name] for name in ("prompt_id", "a_id", "b_id")},
         }
-
-
-def as_text(messages: list[dict[str, str]]) -> str:
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 if __name__ == "__main__":

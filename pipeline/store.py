@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import ABSENT_FILE, CARD_FILE, COST_FILE, MODEL_FILE, PLACE_FILE, write_json
-from pipeline.content import digest_of, sha256_of
+from pipeline.artifacts import MANIFEST_FILE as MANIFEST
+from pipeline.artifacts import STEP_FILE as STEP
+from pipeline.content import content, sha256_of
 
-MANIFEST = "manifest.json"
-STEP = "step.json"
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, built or not, which pruning keeps
 SCRATCH = "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published
 _OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE, CARD_FILE}
@@ -40,12 +40,6 @@ def read_manifest(path: Path) -> Manifest | None:
         return json.loads((path / MANIFEST).read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
-
-
-def content(manifest: Manifest, part: str | None = None) -> str:
-    """The hash of what a step made (or of one part of it): of names, sizes and hashes, not of when or how long."""
-    files = [f for f in manifest["files"] if part is None or f["path"].startswith(f"{part}/")]
-    return digest_of(sorted((f["path"], f["size"], f["sha256"]) for f in files))[:16]
 
 
 def fault(

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import Pairs, Samples, Scores
-from pipeline.errors import Refusal
+from pipeline.errors import REFUSED, Refusal
 
 SHOWN = 300  # characters of an answer
 
@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         print("\n".join(story(arguments[0], Path(arguments[1] if len(arguments) > 1 else "runs/latest"))))
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
-        return 2
+        return REFUSED
     return 0
 
 

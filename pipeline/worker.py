@@ -22,7 +22,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 
 from pipeline import store
-from pipeline.artifacts import COST_FILE, open_artifact, write_json
+from pipeline.artifacts import COST_FILE, nested, open_artifact, write_json
 from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Broken, Refusal
 from pipeline.progress import SIGN
 
@@ -141,14 +141,8 @@ def _check_inputs(step: dict[str, Any]) -> None:
 
 def opened(inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Flat names back into the stage's keywords: `exams.sft.samples` into dicts, `scores.0` into a list."""
-    tree: dict[str, Any] = {}
-    for name, source in inputs.items():
-        *path, last = name.split(".")
-        place = tree
-        for key in path:
-            place = place.setdefault(key, {})
-        place[last] = open_artifact(source["stage"], Path(source["path"]), source["part"])
-    return {name: _lists(value) for name, value in tree.items()}
+    found = {name: open_artifact(of["stage"], Path(of["path"]), of["part"]) for name, of in inputs.items()}
+    return {name: _lists(value) for name, value in nested(found).items()}
 
 
 def _lists(value: Any) -> Any:

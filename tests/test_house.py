@@ -85,7 +85,7 @@ MAY_IMPORT = {
     "usage": {"store"},
     "opened": {"artifacts"},
     "crew": set(),
-    "label": {"scorers", "artifacts", "config"},
+    "label": {"report", "scorers", "artifacts", "config"},
     "reprint": {"worker", "store", "stages", "config"},
     "compare": {"report", "artifacts"},
     "calibrate": {"compose", "scorers", "report", "artifacts", "config"},

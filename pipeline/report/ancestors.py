@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import MANIFEST_FILE, STEP_FILE
+
 
 @dataclass(frozen=True)
 class Ancestor:
@@ -32,11 +34,11 @@ class Ancestor:
 
 def ancestors_of(out: Path) -> list[Ancestor]:
     """Inputs before what reads them; none when a stage is called without a step."""
-    listing = out / "step.json"
+    listing = out / STEP_FILE
     listed = json.loads(listing.read_text()).get("ancestors", []) if listing.exists() else []
     return [_ancestor(each["stage"], each["label"], out / each["path"]) for each in listed]
 
 
 def _ancestor(stage: str, label: int | str, path: Path) -> Ancestor:
-    manifest = path / "manifest.json"
+    manifest = path / MANIFEST_FILE
     return Ancestor(stage, label, path, json.loads(manifest.read_text()) if manifest.exists() else {})

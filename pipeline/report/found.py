@@ -11,12 +11,23 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import MADE_BY, Exam, Logps, Model, Prompts, Report, Samples, Scores, Verdicts
+from pipeline.artifacts import (
+    MADE_BY,
+    STEP_FILE,
+    Exam,
+    Logps,
+    Model,
+    Prompts,
+    Report,
+    Samples,
+    Scores,
+    Verdicts,
+    nested,
+)
 from pipeline.config import ANSWER
 from pipeline.errors import Refusal, nearest
 
 Record = dict[str, Any]
-STEP = "step.json"
 EXPECTED = "Give a finished run (runs/latest), one of its models (runs/latest:sft), or an examined model's fingerprint."
 
 
@@ -73,11 +84,11 @@ def turned(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _of_run(run: Path, row: str, name: str) -> Found:
     reports = sorted((run / "store").glob("[0-9]*-evaluate-*"))
-    if not reports or not (reports[-1] / STEP).exists():
+    if not reports or not (reports[-1] / STEP_FILE).exists():
         raise Refusal(f"{run}: no report lies there, so nothing says which models were examined. {EXPECTED}")
     folder = reports[-1].resolve()
     step = _record(folder)
-    exams = _tree(step)["exams"]
+    exams = nested(step["inputs"])["exams"]
     chosen = row or Report(folder).read()["exam"]["chosen"]
     if chosen not in exams:
         raise Refusal(f"{run}:{chosen}: its table has no such row. {nearest(str(chosen), list(exams))}")
@@ -113,8 +124,8 @@ def _of_model(model: Path, name: str) -> Found:
 
 def _readers(store: Path, stage: str, edge: str, fingerprint: str) -> list[Path]:
     """The steps of a stage that read this one."""
-    steps = [path.parent for path in sorted((store / stage).glob(f"*/{STEP}")) if ".partial" not in path.parent.name]
-    known = [step for step in steps if ".old-" not in step.name]
+    steps = [path.parent for path in sorted((store / stage).glob(f"*/{STEP_FILE}"))]
+    known = [step for step in steps if ".partial" not in step.name and ".old-" not in step.name]
     return [step for step in known if _record(step)["inputs"].get(edge, {}).get("fingerprint") == fingerprint]
 
 
@@ -127,7 +138,7 @@ def _only(model: Path, what: str, steps: list[Path]) -> list[Path]:
 
 def _found(name: str, row: str, parts: dict[str, Path], chief: str | None) -> Found:
     for part, path in parts.items():
-        if part != "model" and not (path / STEP).exists():
+        if part != "model" and not (path / STEP_FILE).exists():
             raise Refusal(f"{name}: its {part} ({path}) were pruned. Run it again, and they are made anew.")
     drawn = _record(parts["samples"])
     source = drawn["inputs"]["prompts"]
@@ -161,19 +172,7 @@ def _identity(value: Any) -> Any:
 
 
 def _record(step: Path) -> Record:
-    return json.loads((step / STEP).read_text())
-
-
-def _tree(step: Record) -> Record:
-    """The inputs' flat names as a tree: `exams.sft.samples`."""
-    tree: Record = {}
-    for name, source in step["inputs"].items():
-        *path, last = name.split(".")
-        place = tree
-        for key in path:
-            place = place.setdefault(key, {})
-        place[last] = source
-    return tree
+    return json.loads((step / STEP_FILE).read_text())
 
 
 def _place(reader: Path, source: Record) -> Path:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import MODEL_FILE, Exam, Model, write_json
+from pipeline.artifacts import MANIFEST_FILE, MODEL_FILE, Exam, Model, write_json
 from pipeline.config import ANSWER, GateConfig
-from pipeline.content import digest_of
+from pipeline.content import content
 from pipeline.errors import Broken, Refusal
 from pipeline.report.examined import SFT, Examined, read_exam
 
@@ -27,7 +27,8 @@ def run(cfg: GateConfig, out: Path, *, exams: dict[str, Exam]) -> Model:
     candidates = [candidate(cfg, name, exam) for name, exam in exams.items()]
     best, rows = chosen(cfg, candidates)
     target = exams[best.name]["model"]
-    record = {"target": f"{target.path.parent.name}/{target.path.name}", "content": content_of(target)}
+    manifest = json.loads((target.path / MANIFEST_FILE).read_text())
+    record = {"target": f"{target.path.parent.name}/{target.path.name}", "content": content(manifest)}
     write_json(out / "gate.json", {"scorer": cfg.scorer, "chosen": best.name, "candidates": rows})
     write_json(out / MODEL_FILE, record)
     return target
@@ -77,8 +78,3 @@ def paired_gain(later: Candidate, best: Candidate) -> float:
 def row(of: Candidate, against: Candidate | None, gain: float | None, outcome: str) -> dict[str, Any]:
     told = {"model": of.name, "mean": sum(of.means.values()) / len(of.means), "n": len(of.means), "kl": of.kl}
     return {**told, "against": against.name if against else None, "gain": gain, "outcome": outcome}
-
-
-def content_of(model: Model) -> str:
-    """Of the files that the model's step published."""
-    return digest_of(json.loads((model.path / "manifest.json").read_text())["files"])[:16]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Fence, Logps, Model, Pairs, Prompts, note_cost, write_json, write_table
+from pipeline.artifacts import STEP_FILE, Fence, Logps, Model, Pairs, Prompts, note_cost, write_json, write_table
 from pipeline.config import RehearsalConfig, TrainConfig
 from pipeline.errors import Refusal
 from pipeline.training import ahead, card, curves, launch
@@ -71,8 +71,10 @@ def run(
 
 def _keep_checkpoints(out: Path) -> None:
     """Into the run's folder: with an optimizer's state, and pickles of this machine, they are no part of a Model."""
-    step = json.loads((out / "step.json").read_text())
-    kept = Path(step["story"]) / "checkpoints" / (step["stage"] + (f"-{step['label']}" if step["label"] else ""))
+    from pipeline.training.tracking import story_name
+
+    step = json.loads((out / STEP_FILE).read_text())
+    kept = Path(step["story"]) / "checkpoints" / story_name(step)
     shutil.rmtree(kept, ignore_errors=True)  # of an attempt that was cut off here
     shutil.copytree(out / "scratch" / "checkpoints", kept)
 

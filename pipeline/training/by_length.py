@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-PASS = (
-    128  # tokens whose computing takes as long as one more pass costs, in kernels that are too small to fill a device
-)
+PASS = 128  # one more pass costs as much as computing so many tokens: its kernels are too small to fill a device
 Rows = list[int]
 
 

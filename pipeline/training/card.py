@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import CARD_FILE, Artifact, Model, write_text
+from pipeline.artifacts import CARD_FILE, MANIFEST_FILE, STEP_FILE, Artifact, Model, write_text
 from pipeline.config import FullAdapter, TrainConfig
 from pipeline.training import curves
 
@@ -64,7 +64,7 @@ def name_of(artifact: Artifact) -> str:
 
 def _step(out: Path) -> dict[str, Any]:
     """What the driver said of this training; nothing where the stage was called without it."""
-    file = out / "step.json"
+    file = out / STEP_FILE
     return json.loads(file.read_text()) if file.exists() else {}
 
 
@@ -85,7 +85,7 @@ def _named(step: dict[str, Any], key: str) -> Iterator[str]:
     """The hub repositories that its ancestors name: of the models before training, and of every dataset."""
     for ancestor in step.get("ancestors", []):
         if key == "dataset" or ancestor["stage"] in ("base", "sft"):
-            manifest = Path(ancestor["path"], "manifest.json")
+            manifest = Path(ancestor["path"], MANIFEST_FILE)
             yield from _values(json.loads(manifest.read_text())["config"], key)
 
 

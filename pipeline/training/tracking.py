@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
+from pipeline.artifacts import STEP_FILE
 from pipeline.config import TrackerConfig, Wandb
 
 PATIENCE = 60.0  # seconds that a training waits for a server, at its start and at its end
@@ -46,7 +47,7 @@ class Tracked(TrainerCallback):
 
     def _show(self) -> None:
         assert self.cfg
-        self._tracker = self._tracker or opened(self.cfg, json.loads((self.out / "step.json").read_text()))
+        self._tracker = self._tracker or opened(self.cfg, json.loads((self.out / STEP_FILE).read_text()))
         for row in self._metrics.new():
             figures = {_filed(name): value for name, value in row.items() if name not in ("step", "epoch")}
             self._tracker.figures(row["step"], figures)
@@ -87,8 +88,13 @@ def _filed(name: str) -> str:
 
 def opened(cfg: TrackerConfig, step: dict[str, Any]) -> Tracker:
     story = Path(step["story"])
-    named = step["stage"] + (f"-{step['label']}" if step["label"] else "")
+    named = story_name(step)
     return WandbRun(cfg, step, story, named) if isinstance(cfg, Wandb) else EventFiles(story / "tensorboard" / named)
+
+
+def story_name(step: dict[str, Any]) -> str:
+    """What a training's own folder in the run is called: `train-1`."""
+    return step["stage"] + (f"-{step['label']}" if step["label"] else "")
 
 
 class WandbRun:
