@@ -1,24 +1,22 @@
-"""From the command line to a validated Config: Hydra composes, pydantic judges, every mistake is said at once."""
+"""From the command line to a validated Config: Hydra composes, `validation` judges, every mistake is said at once."""
 
 import re
 import shlex
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
 
 from pipeline.config import Config
 from pipeline.errors import Refusal, nearest
+from pipeline.validation import Asked, Written, leaves, validated
 
 CONF = Path(__file__).parent.parent / "conf"
 RECIPES = CONF / "recipes"  # a link to recipes/, so that Hydra sees that folder of the house and no other
-
-Asked = TypeVar("Asked", bound=BaseModel)
 
 FLAGS = "-m", "--multirun", "--config-dir", "-cd"
 USAGE = "Usage: python -m pipeline [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
@@ -111,25 +109,29 @@ def compose(arguments: Arguments) -> tuple[list[Config], bool]:
 def block(arguments: Arguments, shape: type[Asked]) -> Asked:
     """The blocks of the config that a shape asks for, by themselves: for side doors, whatever else has no value yet."""
     composed = _compose(arguments, [override.input_line for override in _parsed(arguments.overrides)])
-    choices = {key: str(value) for key, value in composed.hydra.runtime.choices.items() if value is not None}
     raw = {name: OmegaConf.to_container(composed[name], resolve=True) for name in shape.model_fields}
-    return validated(raw, choices, list(composed.hydra.overrides.task), shape)
+    return validated(_written(raw, composed.hydra), shape)
 
 
 def point(composed: DictConfig, hydra: Any) -> Config:
     """One composed point, validated; `recipe` is the name under which its run is filed, `command` what makes it."""
-    choices = {key: str(value) for key, value in hydra.runtime.choices.items() if value is not None}
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
         raw: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise Refusal(f"{error.full_key or 'conf'}: {str(error).splitlines()[0]}") from error
+    choices = hydra.runtime.choices
     if isinstance(raw.get("recipes"), dict):
         raise Refusal(f"recipes/{choices['recipes']}.yaml: its first line has to be `# @package _global_`.")
     unresolved = OmegaConf.to_container(own, resolve=False)
-    echoes = {path for path, value in _leaves(unresolved) if isinstance(value, str) and value.startswith("${")}
-    named = {**raw, "recipe": choices.get("recipes", "run"), "command": command_of(hydra)}
-    return validated(named, choices, list(hydra.overrides.task), Config, echoes)
+    echoes = {place for place, value in leaves(unresolved) if isinstance(value, str) and value.startswith("${")}
+    named = {**raw, "recipe": choices.get("recipes") or "run", "command": command_of(hydra)}
+    return validated(_written(named, hydra), Config, echoes)
+
+
+def _written(raw: dict[str, Any], hydra: Any) -> Written:
+    choices = {key: str(value) for key, value in hydra.runtime.choices.items() if value is not None}
+    return Written(raw, choices, _parsed(list(hydra.overrides.task)))
 
 
 PASSING = "store", "runs", "until", "dry_run", "verify", "tracker"  # change nothing of what is made
@@ -193,108 +195,3 @@ def _said_by_hydra(error: Exception, own_recipes: list[str] | None = None) -> st
     return "command line: " + text.replace(
         "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", ""
     )
-
-
-# ── validation ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def validated(
-    raw: dict[str, Any],
-    choices: dict[str, str],
-    overrides: list[str],
-    shape: type[Asked],
-    echoes: Set[tuple[str, ...]] = frozenset(),
-) -> Asked:
-    """The Config, or every fault at once; `echoes` are values taken over from elsewhere, where their fault is said."""
-    if absent := [".".join(path) for path, value in _leaves(raw) if value == "???"]:
-        raise Refusal("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
-    try:
-        return shape.model_validate(raw)
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-        own = [e for e in errors if not any(tuple(_locate(e["loc"], raw)[0][: len(at)]) == at for at in echoes)]
-        unknown = [_locate(e["loc"], raw)[0] for e in errors if e["type"] == "extra_forbidden"]
-        faults = dict.fromkeys(_fault(e, raw, choices, overrides, unknown) for e in own or errors)
-        raise Refusal("\n".join(faults)) from error
-
-
-def _fault(
-    error: Any, raw: dict[str, Any], choices: dict[str, str], overrides: list[str], unknown: list[list[str]]
-) -> str:
-    path, parent, value = _locate(error["loc"], raw)
-    key = ".".join(path)
-    file = _file_of(path, choices)
-    source = _source(key, choices, overrides, file)
-    match error["type"]:
-        case "extra_forbidden":
-            of = f"stage '{path[0]}'" if len(path) > 1 else "the config"
-            known = [name for name in parent if [*path[:-1], name] not in unknown]
-            return f"{source}: {key} is not a knob of {of}. {nearest(path[-1], known)}  ({file})"
-        case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
-            at = _source(path[0], choices, overrides, file)
-            return f"{at}: {path[0]} is none, which takes no knobs. Choose another file of conf/{path[0]}/.  ({file})"
-        case "missing":
-            return f"{source}: {key} is missing.  ({file})"
-        case "union_tag_not_found":
-            return f"{source}: {key}.kind is missing.  ({file})"
-        case "unshown":
-            return f"{source}: {key}: {error['msg']}.  ({file})"
-        case _:
-            said = error["msg"].removeprefix("Value error, ")
-            shown = f"{key}={value!r}: " if not isinstance(value, dict) else f"{key}: " if key else ""
-            return f"{source}: {shown}{said}.  ({file})" if key else said
-
-
-def _locate(loc: tuple[Any, ...], raw: Any) -> tuple[list[str], Any, Any]:
-    """The error's place in what was written: pydantic's own tags (which union member) are not in it."""
-    path: list[str] = []
-    parent, here = raw, raw
-    for index, item in enumerate(loc):
-        inside = (isinstance(here, dict) and item in here) or (isinstance(here, list) and isinstance(item, int))
-        if inside:
-            parent, here = here, here[item]
-        elif index == len(loc) - 1 and isinstance(here, dict) and item != here.get("kind"):
-            parent, here = here, None  # a missing key
-        else:
-            continue
-        path.append(str(item))
-    return path, parent if isinstance(parent, dict) else {}, here
-
-
-def _file_of(path: list[str], choices: dict[str, str]) -> str:
-    """The file in conf/ that writes this block: the longest mounted group that holds it."""
-    best, file = 0, "conf/config.yaml"
-    for mounted, choice in choices.items():
-        group, _, package = mounted.partition("@")
-        place = (package or group).split(".")
-        if path[: len(place)] == place and len(place) > best and group not in ("recipes",):
-            best, file = len(place), f"conf/{group}/{choice}.yaml"
-    return file
-
-
-def _source(key: str, choices: dict[str, str], overrides: list[str], file: str) -> str:
-    if any(_gives(override, key.split(".")) for override in _parsed(overrides)):
-        return "command line"
-    return f"recipes/{choices['recipes']}.yaml" if "recipes" in choices else file
-
-
-def _gives(override: Any, path: list[str]) -> bool:
-    """Whether it writes what stands at this path: by itself, a part of it, or a list or dict that holds it."""
-    place, value = override.key_or_group.split("."), override.value()
-    if place[: len(path)] == path or path[: len(place)] != place:
-        return place[: len(path)] == path
-    for name in path[len(place) :]:
-        inside = dict(enumerate(value)) if isinstance(value, list) else value if isinstance(value, dict) else {}
-        key = next((key for key in inside if str(key) == name), None)
-        if key is None:
-            return False
-        value = inside[key]
-    return True
-
-
-def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _leaves(item, (*path, str(name)))
-    else:
-        yield path, value

@@ -55,6 +55,11 @@ def test_a_wrong_type_and_a_wrong_value_are_said_at_once():
     assert any("sample.shard='many'" in line for line in lines) and any("init='neither'" in line for line in lines)
 
 
+def test_a_typo_in_a_key_hides_no_fault_of_the_values_beside_it():
+    lines = said("recipes=smoke", "sample.settings.draw.temprature=1", "sample.settings.draw.temperature=0").splitlines()
+    assert len(lines) == 2 and "temprature is not a knob" in lines[0] and "draws the same" in lines[1]
+
+
 def test_a_fault_inside_a_list_or_a_dict_is_laid_at_who_gave_it(tmp_path):
     text = said("recipes=smoke", "sample.more=[4,0]", "sample.settings={draw: {n: 0, stop: [a, '']}}")
     places = "sample.more.1=0", "sample.settings.draw.n=0", "sample.settings.draw.stop.1=''"

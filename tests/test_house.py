@@ -22,6 +22,7 @@ CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 DRIVER = {
     "__main__",
     "compose",
+    "validation",
     "sweep",
     "drive",
     "plan",
@@ -65,7 +66,8 @@ MAY_IMPORT = {
     "survey": {"step", "store"},
     "runner": {"door", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"door", "forecast", "survey", "plan", "runner", "step", "config", "artifacts"},
-    "compose": {"config"},
+    "compose": {"config", "validation"},
+    "validation": set(),
     "sweep": {"compose", "drive", "store", "usage", "config", "artifacts", "report"},
     "__main__": {"compose", "drive", "sweep"},
     "worker": {"store", "artifacts", "stages"},

@@ -1,0 +1,147 @@
+"""pydantic judges what Hydra composed: every fault at once, each with who wrote it and what to write instead."""
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import Refusal, nearest
+
+Asked = TypeVar("Asked", bound=BaseModel)
+Place = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was composed, from which files of conf/ (`choices`), under which overrides of Hydra's parser (`typed`)."""
+
+    raw: dict[str, Any]
+    choices: dict[str, str]
+    typed: list[Any]
+
+    def file(self, place: Place) -> str:
+        """The file in conf/ that writes this block: the longest mounted group that holds it."""
+        best, file = 0, "conf/config.yaml"
+        for mounted, choice in self.choices.items():
+            group, _, package = mounted.partition("@")
+            of = tuple((package or group).split("."))
+            if place[: len(of)] == of and len(of) > best and group != "recipes":
+                best, file = len(of), f"conf/{group}/{choice}.yaml"
+        return file
+
+    def source(self, place: Place) -> str:
+        if any(_gives(override, place) for override in self.typed):
+            return "command line"
+        return f"recipes/{self.choices['recipes']}.yaml" if "recipes" in self.choices else self.file(place)
+
+
+def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozenset()) -> Asked:
+    """The config, or every fault at once; `echoes` are values taken over from elsewhere, where their fault is said."""
+    if absent := [".".join(place) for place, value in leaves(written.raw) if value == "???"]:
+        raise Refusal("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
+    try:
+        return shape.model_validate(written.raw)
+    except ValidationError as error:
+        errors = _errors(error)
+        unknown = {_located(e["loc"], written.raw).place for e in errors if e["type"] == "extra_forbidden"}
+        errors += _behind(unknown, errors, written.raw, shape)
+        own = [e for e in errors if not _echoed(_located(e["loc"], written.raw).place, echoes)]
+        faults = dict.fromkeys(_fault(e, written, unknown) for e in own or errors)
+        raise Refusal("\n".join(faults)) from error
+
+
+def _errors(error: ValidationError) -> list[Any]:
+    return list(error.errors(include_url=False))
+
+
+def _echoed(place: Place, echoes: Set[Place]) -> bool:
+    return any(place[: len(echo)] == echo for echo in echoes)
+
+
+def _behind(unknown: Set[Place], said: list[Any], raw: dict[str, Any], shape: type[BaseModel]) -> list[Any]:
+    """The faults that pydantic looks for only in blocks without unknown keys."""
+    if not unknown:
+        return []
+    try:
+        shape.model_validate(_without(raw, unknown))
+    except ValidationError as error:
+        known = {(e["loc"], e["type"]) for e in said}
+        return [e for e in _errors(error) if (e["loc"], e["type"]) not in known]
+    return []
+
+
+def _without(value: Any, places: Set[Place], here: Place = ()) -> Any:
+    if isinstance(value, list):
+        return [_without(item, places, (*here, str(index))) for index, item in enumerate(value)]
+    if not isinstance(value, dict):
+        return value
+    inside = ((name, item, (*here, str(name))) for name, item in value.items())
+    return {name: _without(item, places, place) for name, item, place in inside if place not in places}
+
+
+def _fault(error: Any, written: Written, unknown: Set[Place]) -> str:
+    place, parent, value = _located(error["loc"], written.raw)
+    key, file, source = ".".join(place), written.file(place), written.source(place)
+    match error["type"]:
+        case "extra_forbidden":
+            of = f"stage '{place[0]}'" if len(place) > 1 else "the config"
+            known = [name for name in parent if (*place[:-1], name) not in unknown]
+            return f"{source}: {key} is not a knob of {of}. {nearest(place[-1], known)}  ({file})"
+        case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
+            at, group = written.source(place[:1]), place[0]
+            return f"{at}: {group} is none, which takes no knobs. Choose another file of conf/{group}/.  ({file})"
+        case "missing":
+            return f"{source}: {key} is missing.  ({file})"
+        case "union_tag_not_found":
+            return f"{source}: {key}.kind is missing.  ({file})"
+        case "unshown":
+            return f"{source}: {key}: {error['msg']}.  ({file})"
+        case _:
+            said = error["msg"].removeprefix("Value error, ")
+            shown = f"{key}={value!r}: " if not isinstance(value, dict) else f"{key}: " if key else ""
+            return f"{source}: {shown}{said}.  ({file})" if key else said
+
+
+class Located(NamedTuple):
+    place: Place
+    parent: dict[str, Any]
+    value: Any
+
+
+def _located(loc: tuple[Any, ...], raw: Any) -> Located:
+    """The error's place in what was written: pydantic's own tags (which union member) are not in it."""
+    place: Place = ()
+    parent, here = raw, raw
+    for index, item in enumerate(loc):
+        inside = (isinstance(here, dict) and item in here) or (isinstance(here, list) and isinstance(item, int))
+        if inside:
+            parent, here = here, here[item]
+        elif index == len(loc) - 1 and isinstance(here, dict) and item != here.get("kind"):
+            parent, here = here, None  # a missing key
+        else:
+            continue
+        place += (str(item),)
+    return Located(place, parent if isinstance(parent, dict) else {}, here)
+
+
+def _gives(override: Any, place: Place) -> bool:
+    """Whether it writes what stands at this place: by itself, a part of it, or a list or dict that holds it."""
+    of, value = tuple(override.key_or_group.split(".")), override.value()
+    if of[: len(place)] == place or place[: len(of)] != of:
+        return of[: len(place)] == place
+    for name in place[len(of) :]:
+        inside = dict(enumerate(value)) if isinstance(value, list) else value if isinstance(value, dict) else {}
+        key = next((key for key in inside if str(key) == name), None)
+        if key is None:
+            return False
+        value = inside[key]
+    return True
+
+
+def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from leaves(item, (*place, str(name)))
+    else:
+        yield place, value
