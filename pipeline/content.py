@@ -28,6 +28,13 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def without_runtime(config: Any) -> Any:
+    """A config as it stands in `step.json`, without what changes no result."""
+    if isinstance(config, dict):
+        return {name: without_runtime(value) for name, value in config.items() if name != "runtime"}
+    return [without_runtime(item) for item in config] if isinstance(config, list) else config
+
+
 def content(manifest: dict[str, Any], part: str | None = None) -> str:
     """The hash of what a step made (or of one part of it): of names, sizes and hashes, not of when or how long."""
     files = [f for f in manifest["files"] if part is None or f["path"].startswith(f"{part}/")]

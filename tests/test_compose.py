@@ -56,7 +56,9 @@ def test_a_wrong_type_and_a_wrong_value_are_said_at_once():
 
 
 def test_a_typo_in_a_key_hides_no_fault_of_the_values_beside_it():
-    lines = said("recipes=smoke", "sample.settings.draw.temprature=1", "sample.settings.draw.temperature=0").splitlines()
+    lines = said(
+        "recipes=smoke", "sample.settings.draw.temprature=1", "sample.settings.draw.temperature=0"
+    ).splitlines()
     assert len(lines) == 2 and "temprature is not a knob" in lines[0] and "draws the same" in lines[1]
 
 

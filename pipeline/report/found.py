@@ -25,6 +25,7 @@ from pipeline.artifacts import (
     nested,
 )
 from pipeline.config import ANSWER
+from pipeline.content import without_runtime
 from pipeline.errors import Refusal, nearest
 
 Record = dict[str, Any]
@@ -160,15 +161,9 @@ def _scorers(scores: Path | None) -> dict[str, Any]:
     reward = step["inputs"].get("reward", {}).get("fingerprint")
     of_run = {"kind": "reward_model", "model": None}
     return {
-        name: [_identity(one), reward if of_run.items() <= one.items() else None]
+        name: [without_runtime(one), reward if of_run.items() <= one.items() else None]
         for name, one in step["config"]["scorers"].items()
     }
-
-
-def _identity(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _identity(item) for key, item in value.items() if key != "runtime"}
-    return [_identity(item) for item in value] if isinstance(value, list) else value
 
 
 def _record(step: Path) -> Record:

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from pipeline.artifacts import STEP_FILE
 from pipeline.config import TrackerConfig, Wandb
+from pipeline.content import without_runtime
 
 PATIENCE = 60.0  # seconds that a training waits for a server, at its start and at its end
 Row = dict[str, Any]
@@ -111,7 +112,7 @@ class WandbRun:
             group=cfg.group or group,
             name="/".join(part for part in (cfg.name, point, named) if part),
             job_type=step["stage"],
-            config={**_identity(step["config"]), "fingerprint": step["fingerprint"]},
+            config={**without_runtime(step["config"]), "fingerprint": step["fingerprint"]},
             dir=story,
             settings=wandb.Settings(**quiet, init_timeout=PATIENCE, finish_timeout=PATIENCE),
         )
@@ -152,10 +153,6 @@ def grouped(story: Path) -> tuple[str, str | None]:
     point = story.name if story.name.isdigit() or story.name == "best" else None
     of = story.parent if point else story
     return f"{of.parent.name}/{of.name}", point
-
-
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name != "runtime"}
 
 
 def train(trainer: Any, checkpoint: Path | None) -> None:

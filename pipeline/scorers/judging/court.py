@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.config import EngineConfig, Judge, VllmEngine
-from pipeline.content import ContentCache, digest_of
+from pipeline.content import ContentCache, digest_of, without_runtime
 from pipeline.progress import Progress
 from pipeline.reasoning import without_reasoning
 from pipeline.scorers.judging import Engine, Question, Reply, open_engine
@@ -84,7 +84,7 @@ def name_of(engine: EngineConfig) -> str:
 
 def _identity(cfg: Judge) -> str:
     """What a verdict depends on beside the words of its question: never where a server or a folder is."""
-    told = cfg.engine.model_dump(mode="json", exclude={"runtime"})
+    told = without_runtime(cfg.engine.model_dump(mode="json"))
     if isinstance(cfg.engine, VllmEngine) and cfg.engine.model.local:
         hashes = ContentCache(cfg.runtime.verdicts.parent / ".contents.json")
         told["model"] = f"content:{hashes.of(Path(cfg.engine.model))}"
