@@ -396,7 +396,8 @@ t.draw(Path(sys.argv[1]), Prompts(Path(sys.argv[2])), Model(Path(sys.argv[3])), 
 
 
 def draw(out: Path, prompts: Prompts, policy: Model, workers: int = 1) -> None:
-    how = {"limits": LIMITS.model_dump(), "shard": 3, "runtime": {"blocks": 1, "workers": workers}}
+    runtime = {**test_sample.CONFIG["runtime"], "workers": workers}
+    how = {"limits": LIMITS.model_dump(), "shard": 3, "runtime": runtime}
     test_sample.run(out, prompts, policy, backend=VLLM, **how)
 
 
