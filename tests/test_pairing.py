@@ -308,8 +308,8 @@ def test_prompts_that_all_answers_solve_or_none_are_counted():
 
 def test_a_repeated_answer_goes_and_the_smallest_id_stays():
     rows = pl.DataFrame({"p": [0, 0, 0, 1], "sample_id": ["c", "a", "b", "d"], "completion": ["x", "x", "y", "x"]})
-    assert duplicates.repeats(rows, np.arange(4)).tolist() == [0]
-    assert duplicates.repeats(rows, np.array([0, 2, 3])).tolist() == []
+    assert duplicates.repeats(rows, np.array([True, True, True, True])).tolist() == [0]
+    assert duplicates.repeats(rows, np.array([True, False, True, True])).tolist() == []
 
 
 @thoroughly
@@ -319,7 +319,7 @@ def test_every_repeated_answer_of_a_prompt_is_found(drawn):
     rows = pl.DataFrame(sorted(drawn), schema={"p": pl.UInt32, "completion": pl.String}, orient="row")
     rows = rows.with_columns(sample_id=pl.int_range(pl.len()).cast(pl.String).str.zfill(2))
     again = ~rows.select(pl.struct("p", "completion").is_first_distinct()).to_series()
-    assert duplicates.repeats(rows, np.arange(rows.height)).tolist() == again.arg_true().to_list()
+    assert duplicates.repeats(rows, np.ones(rows.height, dtype=bool)).tolist() == again.arg_true().to_list()
 
 
 def sentences(count: int, words: int, seed: int = 0) -> list[list[str]]:

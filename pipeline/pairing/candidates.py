@@ -25,7 +25,7 @@ def by_prompt(samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     ids = samples["prompt_id"]
     new = np.append(True, (ids[1:] != ids[:-1]).to_numpy()) if len(ids) else np.zeros(0, dtype=bool)
     firsts = ids.filter(pl.Series(new))
-    if not bool((firsts[1:] > firsts[:-1]).all()):
+    if not firsts.is_sorted():
         return by_prompt(samples.sort("prompt_id", maintain_order=True))
     return samples, pl.Series("p", np.cumsum(new, dtype=np.uint32) - np.uint32(1)).set_sorted()
 

@@ -51,17 +51,16 @@ class Proposed:
 
 def proposed(cfg: PairConfig, rows: pl.DataFrame) -> Proposed:
     codes, reasons = judge_samples(cfg, rows)
-    kept = np.flatnonzero(codes == 0)
+    kept = usable(cfg, rows, codes == 0)
     prompts = about_prompts(cfg, rows, kept)
-    fit = prompts["code"].to_numpy() == 0
-    pairs = strategies.propose(cfg, usable(cfg, rows, kept[fit[rows["p"].to_numpy()[kept]]]))
+    pairs = strategies.propose(cfg, of_fit_prompts(kept, prompts))
     prompts = _without_pair(prompts, pairs)
     return Proposed(
         sides(cfg, rows, pairs),
         dropped_samples(rows, codes, reasons),
         dropped_prompts(cfg, prompts),
         prompts,
-        len(kept),
+        kept.height,
     )
 
 
@@ -72,15 +71,23 @@ def judge_samples(cfg: PairConfig, rows: pl.DataFrame) -> tuple[np.ndarray, list
     tests = filters.asked(cfg, filters.SAMPLES)
     codes, reasons = filters.first_reasons(rows, tests), list(tests)
     if cfg.filters.repeats:
-        codes[duplicates.repeats(rows, among=np.flatnonzero(codes == 0))] = len(reasons) + 1
+        codes[duplicates.repeats(rows, among=codes == 0)] = len(reasons) + 1
         reasons.append(filters.REPEATS)
     return codes, reasons
 
 
 def usable(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
     """What strategies see of these rows; texts are copied, so only those that are asked for."""
-    columns = ["p", "sample_id", "score", "tokens", *strategies.ALSO_READ.get(cfg.strategy.kind, [])]
-    return rows.select(columns)[kept].with_columns(row=pl.Series(kept.astype(np.uint32)))
+    columns = ["p", "sample_id", "score", *strategies.ALSO_READ.get(cfg.strategy.kind, [])]
+    return rows.select(columns).with_row_index("row").filter(pl.Series(kept))
+
+
+def of_fit_prompts(kept: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
+    """The usable rows of the prompts that can have a pair, each with its prompt's highest and lowest score."""
+    fit = prompts["code"].to_numpy() == 0
+    rows = kept.filter(pl.Series(np.repeat(fit, prompts["usable"].to_numpy())))
+    own = {name: prompts[name].to_numpy()[fit] for name in ("high", "low", "usable")}
+    return rows.with_columns(pl.Series(name, np.repeat(own[name], own["usable"])) for name in ("high", "low"))
 
 
 def dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -> pl.DataFrame:
@@ -92,12 +99,11 @@ def dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def about_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
+def about_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
     """One row a prompt: its usable samples, their highest and lowest score, pass rate, why it has no pair."""
     firsts, _ = strategies.groups(rows)
-    prompts = rows.select("prompt_id")[firsts]
-    starts, numbers = strategies.groups(rows.select("p")[kept])
-    score = rows["score"].to_numpy()[kept]
+    starts, numbers = strategies.groups(kept)
+    score = kept["score"].to_numpy()
     found = {"usable": np.zeros(len(firsts), dtype=np.uint32)}
     found["usable"][numbers] = np.diff(np.append(starts, len(score)))
     at = cfg.filters.pass_rate.at if cfg.filters.pass_rate else None
@@ -107,7 +113,7 @@ def about_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.D
         found[name] = np.full(len(firsts), np.nan)
         if len(starts):
             found[name][numbers] = reduce.reduceat(values, starts)
-    table = prompts.with_columns(pl.Series(name, values) for name, values in found.items())
+    table = rows.select("prompt_id")[firsts].with_columns(pl.Series(name, values) for name, values in found.items())
     if at is not None:
         table = table.with_columns(pl.col("pass_rate") / pl.col("usable"))
     return table.with_columns(code=filters.first_reasons(table, filters.asked(cfg, filters.PROMPTS)))
