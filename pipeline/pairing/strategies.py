@@ -1,8 +1,8 @@
 """Which samples of a prompt become a pair: one table, `strategy → function`.
 
-A strategy sees usable samples by prompt (`row, p, sample_id, score`, their prompt's `high` and `low`, what it also reads)
-and proposes `p, chosen, rejected`: rows. Ties between equal scores go by sample id; nothing depends on the order of rows.
-A null `chosen` is not a sample.
+A strategy sees usable samples by prompt (`row, p, sample_id, score`, their prompt's `high` and `low`, what it asks for in
+`ALSO_READ`) and proposes `p, chosen, rejected`: rows. Ties between equal scores go by sample id; nothing depends on the
+order of rows. A null `chosen` is not a sample.
 """
 
 from collections.abc import Callable, Mapping
