@@ -51,16 +51,16 @@ class Proposed:
 
 def proposed(cfg: PairConfig, rows: pl.DataFrame) -> Proposed:
     codes, reasons = judge_samples(cfg, rows)
-    kept = usable(cfg, rows, codes == 0)
+    kept = codes == 0
     prompts = about_prompts(cfg, rows, kept)
-    pairs = strategies.propose(cfg, of_fit_prompts(kept, prompts))
+    pairs = strategies.propose(cfg, usable(cfg, rows, kept, prompts))
     prompts = _without_pair(prompts, pairs)
     return Proposed(
         sides(cfg, rows, pairs),
         dropped_samples(rows, codes, reasons),
         dropped_prompts(cfg, prompts),
         prompts,
-        kept.height,
+        int(kept.sum()),
     )
 
 
@@ -76,18 +76,11 @@ def judge_samples(cfg: PairConfig, rows: pl.DataFrame) -> tuple[np.ndarray, list
     return codes, reasons
 
 
-def usable(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
-    """What strategies see of these rows; texts are copied, so only those that are asked for."""
+def usable(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray, prompts: pl.DataFrame) -> pl.DataFrame:
+    """What strategies see: the kept rows of prompts that can have a pair, in the columns that are asked for."""
     columns = ["p", "sample_id", "score", *strategies.ALSO_READ.get(cfg.strategy.kind, [])]
-    return rows.select(columns).with_row_index("row").filter(pl.Series(kept))
-
-
-def of_fit_prompts(kept: pl.DataFrame, prompts: pl.DataFrame) -> pl.DataFrame:
-    """The usable rows of the prompts that can have a pair, each with its prompt's highest and lowest score."""
     fit = prompts["code"].to_numpy() == 0
-    rows = kept.filter(pl.Series(np.repeat(fit, prompts["usable"].to_numpy())))
-    own = {name: prompts[name].to_numpy()[fit] for name in ("high", "low", "usable")}
-    return rows.with_columns(pl.Series(name, np.repeat(own[name], own["usable"])) for name in ("high", "low"))
+    return rows.select(columns).with_row_index("row").filter(pl.Series(kept & fit[rows["p"].to_numpy()]))
 
 
 def dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -> pl.DataFrame:
@@ -99,22 +92,23 @@ def dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -
 # ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def about_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: pl.DataFrame) -> pl.DataFrame:
+def about_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
     """One row a prompt: its usable samples, their highest and lowest score, pass rate, why it has no pair."""
-    firsts, _ = strategies.groups(rows)
-    starts, numbers = strategies.groups(kept)
-    score = kept["score"].to_numpy()
+    firsts, _ = strategies.groups(rows["p"].to_numpy())
+    at = np.flatnonzero(kept)
+    starts, numbers = strategies.groups(rows["p"].to_numpy()[at])
+    score = rows["score"].to_numpy()[at]
     found = {"usable": np.zeros(len(firsts), dtype=np.uint32)}
     found["usable"][numbers] = np.diff(np.append(starts, len(score)))
-    at = cfg.filters.pass_rate.at if cfg.filters.pass_rate else None
+    band = cfg.filters.pass_rate
     reduced: dict[str, Any] = {"high": (np.maximum, score), "low": (np.minimum, score)}
-    reduced |= {"pass_rate": (np.add, (score >= at).astype(float))} if at is not None else {}
+    reduced |= {"pass_rate": (np.add, (score >= band.at).astype(float))} if band else {}
     for name, (reduce, values) in reduced.items():
         found[name] = np.full(len(firsts), np.nan)
         if len(starts):
             found[name][numbers] = reduce.reduceat(values, starts)
     table = rows.select("prompt_id")[firsts].with_columns(pl.Series(name, values) for name, values in found.items())
-    if at is not None:
+    if band:
         table = table.with_columns(pl.col("pass_rate") / pl.col("usable"))
     return table.with_columns(code=filters.first_reasons(table, filters.asked(cfg, filters.PROMPTS)))
 

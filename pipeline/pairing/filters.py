@@ -190,13 +190,12 @@ def asked(cfg: PairConfig, table: Mapping[str, Filter]) -> dict[str, pl.Expr]:
 
 def first_reasons(rows: pl.DataFrame, tests: Mapping[str, pl.Expr]) -> np.ndarray:
     """For each row 0, or 1 + the place of the first test that holds; a test on null does not hold."""
-    if not tests:
-        return np.zeros(rows.height, dtype=np.uint8)
-    flags = rows.select(test.alias(reason) for reason, test in tests.items())
-    code = pl.coalesce(
-        *(pl.when(reason).then(pl.lit(place, pl.UInt8)) for place, reason in enumerate(tests, 1)), pl.lit(0, pl.UInt8)
-    )
-    return flags.select(code).to_series().to_numpy().copy()
+    codes = np.zeros(rows.height, dtype=np.uint8)
+    if tests:
+        flags = rows.select(test.alias(reason) for reason, test in tests.items()).fill_null(False)
+        for place, reason in reversed([*enumerate(tests, 1)]):
+            np.copyto(codes, np.uint8(place), where=flags[reason].to_numpy())
+    return codes
 
 
 def named(codes: np.ndarray, reasons: list[str]) -> pl.Series:

@@ -1,8 +1,8 @@
 """Which samples of a prompt become a pair: one table, `strategy → function`.
 
-A strategy sees usable samples by prompt (`row, p, sample_id, score`, their prompt's `high` and `low`, what it asks for in
-`ALSO_READ`) and proposes `p, chosen, rejected`: rows. Ties between equal scores go by sample id; nothing depends on the
-order of rows. A null `chosen` is not a sample.
+A strategy sees usable samples by prompt (`row, p, sample_id, score`, and what it asks for in `ALSO_READ`) and proposes
+`p, chosen, rejected`: rows. Ties between equal scores go by sample id; nothing depends on the order of rows. A null
+`chosen` is not a sample.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,22 +29,24 @@ def propose(cfg: PairConfig, usable: pl.DataFrame) -> pl.DataFrame:
 
 
 def best_worst(cfg: PairConfig, usable: pl.DataFrame) -> pl.DataFrame:
-    best, worst = extreme(usable, "high"), extreme(usable, "low")
+    best, worst = extreme(usable, "max"), extreme(usable, "min")
     pairs = best.select("p", chosen="row").with_columns(rejected=worst["row"])
     return pairs.filter(best["score"] > worst["score"])
 
 
 def best_random(cfg: PairConfig, usable: pl.DataFrame) -> pl.DataFrame:
-    worse = _worse(usable)
+    best = extreme(usable, "max").select("p", chosen="row", top="score")
+    worse = usable.join(best, on="p").filter(pl.col("score") < pl.col("top"))
     return _first(worse.with_columns(order=_chance(cfg, worse)), "order").select("p", "chosen", rejected="row")
 
 
 def sigma(cfg: PairConfig, usable: pl.DataFrame) -> pl.DataFrame:
     """The best, and among the worse the one whose score is nearest to the prompt's µ − below·σ."""
     assert isinstance(cfg.strategy, Sigma)
+    best = extreme(usable, "max").select("p", chosen="row", top="score")
     score = pl.col("score")
     target = usable.group_by("p").agg(target=score.mean() - cfg.strategy.below * score.std(ddof=0))
-    worse = _worse(usable).join(target, on="p")
+    worse = usable.join(best, on="p").join(target, on="p").filter(score < pl.col("top"))
     return _first(worse.with_columns(order=(score - pl.col("target")).abs()), "order").select(
         "p", "chosen", rejected="row"
     )
@@ -52,30 +54,28 @@ def sigma(cfg: PairConfig, usable: pl.DataFrame) -> pl.DataFrame:
 
 def demonstration(cfg: PairConfig, usable: pl.DataFrame) -> pl.DataFrame:
     """A sample of each prompt to stand against its gold answer, which is no sample."""
-    against = "high" if getattr(cfg.strategy, "against", "worst") == "best" else "low"
+    against = "max" if getattr(cfg.strategy, "against", "worst") == "best" else "min"
     return extreme(usable, against).select("p", chosen=pl.lit(None, pl.UInt32), rejected="row")
 
 
 def both_ways(usable: pl.DataFrame) -> pl.DataFrame:
     """Where all samples of a prompt tie: its two smallest ids, each over the other."""
-    tied = usable.filter(pl.col("high") == pl.col("low")).sort("p", "sample_id")
+    alike = pl.col("score").max().over("p") == pl.col("score").min().over("p")
+    tied = usable.filter(alike).sort("p", "sample_id")
     two = tied.group_by("p", maintain_order=True).agg(pl.col("row").head(2)).filter(pl.col("row").list.len() == 2)
     one, other = pl.col("row").list.get(0), pl.col("row").list.get(1)
     return pl.concat([two.select("p", chosen=a, rejected=b) for a, b in ((one, other), (other, one))])
 
 
-def extreme(usable: pl.DataFrame, end: str) -> pl.DataFrame:
-    """Each prompt's best (`high`) or worst (`low`) sample, in the order of prompts; among equals the smallest id."""
+def extreme(usable: pl.DataFrame, which: str) -> pl.DataFrame:
+    """Each prompt's best or worst sample, in the order of prompts; among equals the one with the smallest id."""
     if not usable.height:
         return usable
-    at = np.flatnonzero(usable["score"].to_numpy() == usable[end].to_numpy())
-    return usable.select("p", "row", "score")[_smallest(usable, at)]
-
-
-def _worse(usable: pl.DataFrame) -> pl.DataFrame:
-    """The samples below their prompt's best, and which that is."""
-    best = extreme(usable, "high").select("p", chosen="row")
-    return usable.filter(pl.col("score") < pl.col("high")).join(best, on="p")
+    starts, _ = groups(usable["p"].to_numpy())
+    score = usable["score"].to_numpy()
+    reached = (np.maximum if which == "max" else np.minimum).reduceat(score, starts)
+    lengths = np.diff(np.append(starts, len(score)))
+    return usable.select("p", "row", "score")[_smallest(usable, np.flatnonzero(score == np.repeat(reached, lengths)))]
 
 
 def _smallest(usable: pl.DataFrame, at: np.ndarray) -> np.ndarray:
@@ -88,9 +88,8 @@ def _smallest(usable: pl.DataFrame, at: np.ndarray) -> np.ndarray:
     return np.sort(np.append(at[~several], first))
 
 
-def groups(rows: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def groups(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each prompt's rows begin, and its number."""
-    numbers = rows["p"].to_numpy()
     starts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1])) if len(numbers) else np.zeros(0, dtype=int)
     return starts, numbers[starts]
 
@@ -157,7 +156,7 @@ def length_matched(cfg: PairConfig, usable: pl.DataFrame) -> pl.DataFrame:
 
 def _each(cfg: PairConfig, usable: pl.DataFrame, take: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
     """What `take` leaves of every two samples of a prompt that differ enough; some thousand prompts at a time."""
-    starts, _ = groups(usable)
+    starts, _ = groups(usable["p"].to_numpy())
     ends = np.append(starts[PROMPTS::PROMPTS], usable.height)
     parts = [usable[int(start) : int(end)] for start, end in zip(np.append(0, ends[:-1]), ends, strict=True)]
     return pl.concat([take(_differing(cfg, part)) for part in parts])
