@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline import minhash
 from pipeline.pairing import choice, duplicates, filters, strategies
 from pipeline.pairing.candidates import candidates
+from pipeline.refusal import REFUSAL
 from tests.house import composed
 
 SYMMETRIC = ["best_worst", "random", "top_bottom", "all_pairs", "margin_band", "length_matched"]
@@ -270,6 +271,15 @@ def test_an_answer_of_white_space_alone_is_empty(texts):
     rows = pl.DataFrame({"completion": texts})
     found = rows.select(filters.empty(config("best_worst"))).to_series()
     assert found.to_list() == rows["completion"].str.contains(r"^\s*$").to_list()
+
+
+@thoroughly
+@given(st.lists(st.one_of(st.from_regex(REFUSAL), st.text("isouamn's’ ſ\t_.", max_size=4)), max_size=12))
+def test_every_refusal_is_found_by_how_it_begins(texts):
+    """Most texts are not read: their first two bytes are enough to tell."""
+    rows = pl.DataFrame({"completion": texts}, schema={"completion": pl.String})
+    found = rows.select(filters.refusal(asking(allow_refusals=False))).to_series()
+    assert found.to_list() == rows["completion"].str.contains(REFUSAL).to_list()
 
 
 def test_languages_other_than_those_asked_for_are_dropped():

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -155,6 +157,18 @@ def test_ifeval_without_nltk_s_data_refuses_what_needs_it_and_marks_the_rest(mon
     ):
         marks(IFEVAL, asking("One. Two.", length_constraints__number_sentences={"num_sentences": 2}))
     assert scores(IFEVAL, asking("no", punctuation__no_comma={})) == [1.0]
+
+
+def test_ifeval_s_checkers_load_nothing_large_and_leave_the_rest_of_lm_eval_as_it_was():
+    code = """if True:
+        import sys
+        from pipeline.scorers import ifeval
+        checkers = ifeval._checkers()
+        print(len(checkers), {"torch", "datasets", "pandas", "scipy", "sklearn", "lm_eval.tasks"} & {*sys.modules})
+        import scipy, lm_eval.tasks
+        print(lm_eval.tasks.TaskManager.__name__)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "25 set()\nTaskManager\n", done.stderr
 
 
 @pytest.mark.model
