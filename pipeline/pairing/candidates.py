@@ -7,7 +7,36 @@ score`, in the order of prompts.
 import numpy as np
 import polars as pl
 
+from pipeline.artifacts import Samples
 from pipeline.errors import Refusal, nearest
+
+
+def lean(samples: Samples, bos: int | None) -> pl.DataFrame:
+    """What pairs are chosen by: token ids stay on the disk, their number is enough."""
+    return (
+        _shards(samples)
+        .select(
+            "prompt_id",
+            "sample_id",
+            "completion",
+            "finish_reason",
+            tokens=pl.col("token_ids").list.len(),
+            prompt_tokens=pl.col("prompt_token_ids").list.len(),
+            second_bos=pl.lit(False) if bos is None else pl.col("token_ids").list.contains(bos),
+        )
+        .collect(engine="streaming")
+    )
+
+
+def whole(samples: Samples, ids: pl.Series) -> pl.DataFrame:
+    """The rows of these samples, with their tokens."""
+    wanted = ids.drop_nulls().to_frame("sample_id").lazy()
+    columns = "prompt_id", "sample_id", "prompt", "completion", "prompt_token_ids", "token_ids"
+    return _shards(samples).select(*columns).join(wanted, on="sample_id", how="semi").collect(engine="streaming")
+
+
+def _shards(samples: Samples) -> pl.LazyFrame:
+    return pl.scan_parquet(sorted((samples.path / "samples").glob("*.parquet")))
 
 
 def candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.DataFrame:
