@@ -135,7 +135,9 @@ def nothing_left(story: dict[str, Any], dropped: Path) -> str:
 UNSCORED = (
     "Every score of {scorer} is null: its rows in score's table say why. Mend the scorer, or give pair.scorer=ANOTHER."
 )
-REMEDY = "Loosen pair.filters, choose another pair strategy, or draw more samples (sample.settings.draw.n)."
+REMEDY = (
+    "Loosen pair.filters or raise limits, choose another pair strategy, or draw more samples (sample.settings.draw.n)."
+)
 
 
 def card(story: dict[str, Any]) -> str:
