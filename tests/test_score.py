@@ -62,7 +62,7 @@ def test_a_rule_that_raises_costs_one_null_score(tmp_path, drawn, monkeypatch):
 
 
 def test_past_the_limit_the_stage_fails_and_names_the_file(tmp_path, drawn, monkeypatch):
-    with pytest.raises(Broken, match=r"1 of 10 scores failed \(most often: KeyError.*score.max_failed=0.05"):
+    with pytest.raises(Broken, match=r"1 of 10 scores failed \(most often rules: KeyError.*score.max_failed=0.05"):
         scored(tmp_path, drawn, failing, monkeypatch, "score.max_failed=0.05")
     assert pl.read_parquet(tmp_path / "failed.parquet")["sample_id"].to_list() == ["p3-answer"]
 

@@ -214,9 +214,9 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
         if (read_table(shard)["status"] == "failed").any():
             shard.unlink()
             (out / MARKS / shard.name).unlink(missing_ok=True)
-    reason = failed["detail"].value_counts(sort=True)["detail"][0]
+    scorer, reason = failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail").row(-1)[:2]
     raise Broken(
-        f"{failed.height} of {table.height} scores failed (most often: {reason})."
+        f"{failed.height} of {table.height} scores failed (most often {scorer}: {reason})."
         f" The limit is score.max_failed={cfg.max_failed}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or mend the scorer and run the same command again."
     )
