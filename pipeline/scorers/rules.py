@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.config import CheckScorer, CodeScorer, IfevalScorer, MathScorer, RuleScorer
@@ -59,13 +60,20 @@ class Rules:
         )
         size = max(1, min(CHUNK, math.ceil(len(answers) / (4 * (self.workers or 1)))))
         parts = [answers[i : i + size] for i in range(0, len(answers), size)]
-        return _drawn([self._processes.submit(_marked, part) for part in parts], self.cfg)
+        with all_alive(self.cfg):
+            return _drawn([self._processes.submit(_marked, part) for part in parts], self.cfg)
 
 
 def _drawn(parts: list[Future[list[Mark]]], cfg: CheckScorer) -> Iterator[Mark]:
-    try:
+    with all_alive(cfg):
         for part in parts:
             yield from part.result()
+
+
+@contextmanager
+def all_alive(cfg: CheckScorer) -> Iterator[None]:
+    try:
+        yield
     except BrokenProcessPool as error:
         raise Broken(
             f"a process that checks answers ({cfg.kind}) was killed, perhaps for want of memory."
