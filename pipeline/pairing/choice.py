@@ -53,7 +53,8 @@ def proposed(cfg: PairConfig, rows: pl.DataFrame) -> Proposed:
     codes, reasons = judge_samples(cfg, rows)
     kept = codes == 0
     prompts = about_prompts(cfg, rows, kept)
-    pairs = strategies.propose(cfg, usable(cfg, rows, kept, prompts))
+    fit = prompts["code"].to_numpy() == 0
+    pairs = strategies.propose(cfg, strategies.Usable(rows, kept & fit[rows["p"].to_numpy()]))
     prompts = _without_pair(prompts, pairs)
     return Proposed(
         sides(cfg, rows, pairs),
@@ -74,13 +75,6 @@ def judge_samples(cfg: PairConfig, rows: pl.DataFrame) -> tuple[np.ndarray, list
         codes[duplicates.repeats(rows, among=codes == 0)] = len(reasons) + 1
         reasons.append(filters.REPEATS)
     return codes, reasons
-
-
-def usable(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray, prompts: pl.DataFrame) -> pl.DataFrame:
-    """What strategies see: the kept rows of prompts that can have a pair, in the columns that are asked for."""
-    columns = ["p", "sample_id", "score", *strategies.ALSO_READ.get(cfg.strategy.kind, [])]
-    fit = prompts["code"].to_numpy() == 0
-    return rows.select(columns).with_row_index("row").filter(pl.Series(kept & fit[rows["p"].to_numpy()]))
 
 
 def dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -> pl.DataFrame:
