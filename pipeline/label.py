@@ -141,7 +141,8 @@ def spreadsheet(rows: list[Row]) -> str:
 
 
 def records(rows: list[Row]) -> Iterator[Row]:
-    """As `argilla.Record(**row)` takes them, for a dataset with the text fields prompt, a and b."""
+    """As `argilla.Record(**row)` takes them, for a dataset with the text fields prompt, a and b, and a label question
+    `verdict` (a, b or tie). What its `records.to_json` writes is read back like the page's verdicts."""
     for row in rows:
         yield {
             "id": f"{row['a_id']} {row['b_id']}",

@@ -5,3 +5,4 @@ REFUSAL = (
     r"|i (can(’|')?t|cannot|am unable to|am not able to|won(’|')?t|will not)\b|i(’|')?m (unable|not able) to"
     r"|as an ai\b|unfortunately, i (can|am))"
 )
+OPENING = rb"(?i)\W|.[\x80-\xff]|i\W|im|so|as|un"  # the first two bytes of every text that it matches

@@ -80,6 +80,40 @@ def test_a_folder_of_each_annotator_s_file_is_read_as_one(tmp_path):
         labelled(folder, "ab")
 
 
+def exported(said: dict[str, dict[str, str]], question: str = "verdict") -> list[dict]:
+    """As Argilla's `records.to_json` writes what `label.records` brought in, and who said what of it."""
+    return [
+        {
+            "id": pair,
+            "fields": {"prompt": "q", **dict(zip("ab", pair.split(), strict=True))},
+            "metadata": {"prompt_id": "p", **dict(zip(("a_id", "b_id"), pair.split(), strict=True))},
+            "suggestions": {},
+            "responses": {question: [{"value": value, "user_id": who} for who, value in answers.items()]}
+            if answers
+            else {},
+            "vectors": {},
+            "_server_id": "0b1c",
+        }
+        for pair, answers in said.items()
+    ]
+
+
+def test_what_argilla_exports_is_read_back(tmp_path):
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps(exported({"a b": {"kim": "a", "lee": "tie"}, "c a": {"kim": "b"}, "b c": {}})))
+    found = labelled(file, "abc", "mean")
+    assert [score for score, _, _ in found.values()] == [0.875, 0.25, 0.0]
+    first, second = read_judged(file)
+    assert (first.first, first.second, first.votes) == ("a", "b", {"kim": 1.0, "lee": 0.5})
+    assert first.prompt[0]["content"] == "q" and second.verdict == 0.0
+    file.write_text(json.dumps(exported({"a b": {"kim": "a"}}, "preference")))
+    with pytest.raises(Refusal, match="record 1: people answer preference there, and not verdict"):
+        labelled(file, "ab")
+    file.write_text("[]")
+    with pytest.raises(Refusal, match="it is no list of Argilla's records"):
+        labelled(file, "ab")
+
+
 def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
     rows = [{"chosen_id": c, "rejected_id": r, "annotator": who}
             for who, c, r in (("kim", "a", "b"), ("lee", "a", "b"), ("mo", "b", "a"), ("kim", "a", "c"))]  # fmt: skip
@@ -230,8 +264,8 @@ LONG, SHORT = "a long answer with many words that says little", "brief"
 def test_the_published_formats_are_read(tmp_path):
     panda = [{"idx": 0, "motivation_app": "x", "instruction": "Sum up.", "input": "A text.", "response1": "one",
               "response2": "two", "annotator1": 1, "annotator2": 0, "annotator3": 1},
-             {"idx": 1, "instruction": "Say.", "input": "", "response1": "one", "response2": "two", "annotator1": 2,
-              "annotator2": 0, "annotator3": 1}]  # fmt: skip
+             {"idx": 1, "instruction": "Say.", "input": float("nan"), "response1": "one", "response2": "two",
+              "annotator1": 2, "annotator2": 0, "annotator3": 1}]  # fmt: skip
     (tmp_path / "testset-v1.json").write_text(json.dumps(panda))
     first, second = read_judged(tmp_path / "testset-v1.json")
     assert first.prompt[0]["content"] == "Sum up.\n\nA text." and second.prompt[0]["content"] == "Say."

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline import minhash
 from pipeline.pairing import choice, duplicates, filters, strategies
 from pipeline.pairing.candidates import candidates
+from pipeline.refusal import REFUSAL
 from tests.house import composed
 
 SYMMETRIC = ["best_worst", "random", "top_bottom", "all_pairs", "margin_band", "length_matched"]
@@ -272,6 +273,15 @@ def test_an_answer_of_white_space_alone_is_empty(texts):
     assert found.to_list() == rows["completion"].str.contains(r"^\s*$").to_list()
 
 
+@thoroughly
+@given(st.lists(st.one_of(st.from_regex(REFUSAL), st.text("isouamn's’ ſ\t_.", max_size=4)), max_size=12))
+def test_every_refusal_is_found_by_how_it_begins(texts):
+    """Most texts are not read: their first two bytes are enough to tell."""
+    rows = pl.DataFrame({"completion": texts}, schema={"completion": pl.String})
+    found = rows.select(filters.refusal(asking(allow_refusals=False))).to_series()
+    assert found.to_list() == rows["completion"].str.contains(REFUSAL).to_list()
+
+
 def test_languages_other_than_those_asked_for_are_dropped():
     texts = [
         "The old lantern hung above the quiet river all night long.",
@@ -308,8 +318,8 @@ def test_prompts_that_all_answers_solve_or_none_are_counted():
 
 def test_a_repeated_answer_goes_and_the_smallest_id_stays():
     rows = pl.DataFrame({"p": [0, 0, 0, 1], "sample_id": ["c", "a", "b", "d"], "completion": ["x", "x", "y", "x"]})
-    assert duplicates.repeats(rows, np.arange(4)).tolist() == [0]
-    assert duplicates.repeats(rows, np.array([0, 2, 3])).tolist() == []
+    assert duplicates.repeats(rows, np.array([True, True, True, True])).tolist() == [0]
+    assert duplicates.repeats(rows, np.array([True, False, True, True])).tolist() == []
 
 
 @thoroughly
@@ -319,7 +329,7 @@ def test_every_repeated_answer_of_a_prompt_is_found(drawn):
     rows = pl.DataFrame(sorted(drawn), schema={"p": pl.UInt32, "completion": pl.String}, orient="row")
     rows = rows.with_columns(sample_id=pl.int_range(pl.len()).cast(pl.String).str.zfill(2))
     again = ~rows.select(pl.struct("p", "completion").is_first_distinct()).to_series()
-    assert duplicates.repeats(rows, np.arange(rows.height)).tolist() == again.arg_true().to_list()
+    assert duplicates.repeats(rows, np.ones(rows.height, dtype=bool)).tolist() == again.arg_true().to_list()
 
 
 def sentences(count: int, words: int, seed: int = 0) -> list[list[str]]:

@@ -205,15 +205,22 @@ def test_a_row_that_repeats_another_is_dropped_by_name(taken):
             "the turn before the answer is not the user's",
         ),
         ({"prompt": "q", "chosen": [{"role": "boss", "content": "a"}], "rejected": "b"}, "chosen: a message is not"),
-        ({"prompt": "", "chosen": "a", "rejected": "b"}, "the turn before the answer is not the user's"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "the prompt is empty"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_and_can_be_skipped(taken, row, said_of_it):
     made = [*rows("standard"), row]
-    with pytest.raises(Refusal, match=rf"1 of 11 rows cannot be used \(read as trl\):\n  row 11: .*{said_of_it}"):
+    said = rf"offline.source.path=.*: 1 of 11 rows cannot be used \(read as trl\):\n  row 11: .*{said_of_it}"
+    with pytest.raises(Refusal, match=said):
         taken(made)
     pairs = taken(made, "offline.on_bad_row=skip")
     assert pairs.train().height == 10 and pairs.dropped()["detail"].str.contains(said_of_it).all()
+
+
+def test_a_score_that_is_nan_is_none(taken):
+    made = [{"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": float("nan"), "score_rejected": 1.0}]
+    [row] = taken(made).train().to_dicts()
+    assert row["chosen_score"] is None and row["rejected_score"] == 1.0 and row["margin"] is None
 
 
 def test_scored_lists_without_a_difference_are_bad_rows(taken):

@@ -1,8 +1,12 @@
 """Rules: what they mark, that they repeat exactly, and what a fault of theirs costs."""
 
 import json
+import multiprocessing
 import socket
+import subprocess
+import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,7 +25,7 @@ from pipeline.config import (
     MathScorer,
     RegexScorer,
 )
-from pipeline.errors import Refusal
+from pipeline.errors import Broken, Refusal
 from pipeline.scorers import Answer, Mark, ifeval, open_scorer, rules
 from tests.house import SMALL, composed, fingerprints
 
@@ -157,6 +161,18 @@ def test_ifeval_without_nltk_s_data_refuses_what_needs_it_and_marks_the_rest(mon
     assert scores(IFEVAL, asking("no", punctuation__no_comma={})) == [1.0]
 
 
+def test_ifeval_s_checkers_load_nothing_large_and_leave_the_rest_of_lm_eval_as_it_was():
+    code = """if True:
+        import sys
+        from pipeline.scorers import ifeval
+        checkers = ifeval._checkers()
+        print(len(checkers), {"torch", "datasets", "pandas", "scipy", "sklearn", "lm_eval.tasks"} & {*sys.modules})
+        import scipy, lm_eval.tasks
+        print(lm_eval.tasks.TaskManager.__name__)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "25 set()\nTaskManager\n", done.stderr
+
+
 @pytest.mark.model
 def test_ifeval_columns_that_cannot_be_read_cost_one_score():
     wrong = [answer("x"), answer("x", instruction_id_list=["a:b"], kwargs=[{}]),
@@ -266,6 +282,21 @@ def test_marks_are_the_same_and_in_order_however_many_processes_check(monkeypatc
     assert [mark.sample_id for mark in alone] == [f"s{i}" for i in range(20)]
     assert {mark.score for mark in alone} == {0.0, 1.0}
     assert [mark for at in range(0, 20, 7) for mark in marks(MATH, *answers[at : at + 7])] == alone
+
+
+@pytest.mark.model
+def test_a_process_that_was_killed_is_said_with_what_to_do(monkeypatch):
+    """Also to the shard that is handed over next: its answers are given out before this one's marks are read."""
+    monkeypatch.setattr(rules, "WORTH_IT", 2)
+    answers = [answer("It is 1/4", name=f"s{i}", answer="1/4") for i in range(4)]
+    with closing(open_scorer(MATH.model_copy(update={"runtime": CheckRuntime(workers=2)}))) as scorer:
+        assert len(list(scorer.mark(answers))) == 4
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        for _ in range(2):
+            with pytest.raises(Broken, match="a process that checks answers .* was killed"):
+                list(scorer.mark(answers))
 
 
 # ── a function of the user's ──────────────────────────────────────────────────────────────────────────────────────

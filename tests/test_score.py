@@ -5,8 +5,8 @@ import pytest
 
 from pipeline.artifacts import Prompts, Samples, Scores, write_table
 from pipeline.errors import Broken
-from pipeline.scorers import rules
-from pipeline.stages.score import run
+from pipeline.scorers import Mark, rules
+from pipeline.stages.score import Told, begun, run
 from tests.house import composed
 from tests.test_pair import SAMPLE
 
@@ -62,7 +62,7 @@ def test_a_rule_that_raises_costs_one_null_score(tmp_path, drawn, monkeypatch):
 
 
 def test_past_the_limit_the_stage_fails_and_names_the_file(tmp_path, drawn, monkeypatch):
-    with pytest.raises(Broken, match=r"1 of 10 scores failed \(most often: KeyError.*score.max_failed=0.05"):
+    with pytest.raises(Broken, match=r"1 of 10 scores failed \(most often rules: KeyError.*score.max_failed=0.05"):
         scored(tmp_path, drawn, failing, monkeypatch, "score.max_failed=0.05")
     assert pl.read_parquet(tmp_path / "failed.parquet")["sample_id"].to_list() == ["p3-answer"]
 
@@ -77,6 +77,29 @@ def test_marked_shards_are_not_marked_again(tmp_path, drawn, monkeypatch):
     (tmp_path / "scores" / "00001.parquet").unlink()
     table = scored(tmp_path, drawn, lambda text, columns: {"": 0.0}, monkeypatch)
     assert table["score"].value_counts(sort=True)["count"].to_list() == [5, 5]
+
+
+class Waiting:
+    """Begins with a shard when it is told of it, as processes do."""
+
+    def __init__(self):
+        self.told = []
+
+    def mark(self, answers):
+        self.told.append([answer.sample_id for answer in answers])
+        return iter([Mark(answer.sample_id, 1.0) for answer in answers])
+
+    def close(self):
+        pass
+
+
+def test_a_shard_is_handed_over_once_the_next_one_has_begun(drawn):
+    scorer, shards = Waiting(), ["00000.parquet", "00001.parquet"]
+    coming = begun(shards, Told(*drawn, None), {"rules": scorer})
+    shard, answers, marks = next(coming)
+    assert shard == shards[0] and len(scorer.told) == 2
+    assert [answer.sample_id for answer in answers] == [mark.sample_id for mark in marks["rules"]] == scorer.told[0]
+    assert [shard for shard, _, _ in coming] == shards[1:] and len(scorer.told) == 2
 
 
 def test_only_each_prompt_s_best_answer_is_shown_to_the_scorers(tmp_path, monkeypatch):

@@ -1,23 +1,52 @@
 """Samples with their scores, joined by id, in columns: what strategies choose from. A score is never moved by position.
 
 `rows`: `p` (number of the prompt), `prompt_id, sample_id, completion, finish_reason, tokens, prompt_tokens, second_bos,
-score, detail`, in the order of prompts.
+score`, in the order of prompts.
 """
 
 import numpy as np
 import polars as pl
 
+from pipeline.artifacts import Samples
 from pipeline.errors import Refusal, nearest
+
+
+def lean(samples: Samples, bos: int | None) -> pl.DataFrame:
+    """What pairs are chosen by: token ids stay on the disk, their number is enough."""
+    return (
+        _shards(samples)
+        .select(
+            "prompt_id",
+            "sample_id",
+            "completion",
+            "finish_reason",
+            tokens=pl.col("token_ids").list.len(),
+            prompt_tokens=pl.col("prompt_token_ids").list.len(),
+            second_bos=pl.lit(False) if bos is None else pl.col("token_ids").list.contains(bos),
+        )
+        .collect(engine="streaming")
+    )
+
+
+def whole(samples: Samples, ids: pl.Series) -> pl.DataFrame:
+    """The rows of these samples, with their tokens."""
+    wanted = ids.drop_nulls().to_frame("sample_id").lazy()
+    columns = "prompt_id", "sample_id", "prompt", "completion", "prompt_token_ids", "token_ids"
+    return _shards(samples).select(*columns).join(wanted, on="sample_id", how="semi").collect(engine="streaming")
+
+
+def _shards(samples: Samples) -> pl.LazyFrame:
+    return pl.scan_parquet(sorted((samples.path / "samples").glob("*.parquet")))
 
 
 def candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.DataFrame:
     """Every sample, its prompt's number and the chosen scorer's score (null where there is none)."""
     rows, numbers = by_prompt(samples)
-    own = scores.lazy().filter(pl.col("scorer") == scorer).select("sample_id", "score", "detail").collect()
+    own = scores.lazy().filter(pl.col("scorer") == scorer).select("sample_id", "score").collect()
     if not own.height:
         known = sorted(scores["scorer"].unique())
         raise Refusal(f"pair.scorer={scorer}: no such scorer in the scores. {nearest(scorer, known)}")
-    return rows.with_columns(numbers, *aligned(rows["sample_id"], own).get_columns())
+    return rows.with_columns(numbers, score_of(rows["sample_id"], own))
 
 
 def by_prompt(samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
@@ -25,15 +54,15 @@ def by_prompt(samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
     ids = samples["prompt_id"]
     new = np.append(True, (ids[1:] != ids[:-1]).to_numpy()) if len(ids) else np.zeros(0, dtype=bool)
     firsts = ids.filter(pl.Series(new))
-    if not bool((firsts[1:] > firsts[:-1]).all()):
+    if not firsts.is_sorted():
         return by_prompt(samples.sort("prompt_id", maintain_order=True))
     return samples, pl.Series("p", np.cumsum(new, dtype=np.uint32) - np.uint32(1)).set_sorted()
 
 
-def aligned(ids: pl.Series, own: pl.DataFrame) -> pl.DataFrame:
-    """`score` and `detail` of these sample ids. Scores that lie in the samples' order need no join."""
+def score_of(ids: pl.Series, own: pl.DataFrame) -> pl.Series:
+    """`score` of these sample ids. Scores that lie in the samples' order need no join."""
     if own.height == ids.len() and bool((own["sample_id"] == ids).all()):
-        return own.select("score", "detail")
+        return own["score"]
     strangers = own.join(ids.to_frame(), on="sample_id", how="anti")
     if strangers.height:
         raise Refusal(
@@ -41,8 +70,7 @@ def aligned(ids: pl.Series, own: pl.DataFrame) -> pl.DataFrame:
             f" such as {strangers['sample_id'][0]}.\n"
             "  The scores are of another sampling run. Score these samples."
         )
-    joined = ids.to_frame().join(own, on="sample_id", how="left", validate="1:1", maintain_order="left")
-    return joined.select("score", "detail")
+    return ids.to_frame().join(own, on="sample_id", how="left", validate="1:1", maintain_order="left")["score"]
 
 
 def other_scorers(scores: pl.DataFrame, scorer: str) -> list[str]:

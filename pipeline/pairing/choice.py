@@ -51,17 +51,17 @@ class Proposed:
 
 def proposed(cfg: PairConfig, rows: pl.DataFrame) -> Proposed:
     codes, reasons = judge_samples(cfg, rows)
-    kept = np.flatnonzero(codes == 0)
+    kept = codes == 0
     prompts = about_prompts(cfg, rows, kept)
     fit = prompts["code"].to_numpy() == 0
-    pairs = strategies.propose(cfg, usable(cfg, rows, kept[fit[rows["p"].to_numpy()[kept]]]))
+    pairs = strategies.propose(cfg, strategies.Usable(rows, kept & fit[rows["p"].to_numpy()]))
     prompts = _without_pair(prompts, pairs)
     return Proposed(
         sides(cfg, rows, pairs),
         dropped_samples(rows, codes, reasons),
         dropped_prompts(cfg, prompts),
         prompts,
-        len(kept),
+        int(kept.sum()),
     )
 
 
@@ -72,15 +72,9 @@ def judge_samples(cfg: PairConfig, rows: pl.DataFrame) -> tuple[np.ndarray, list
     tests = filters.asked(cfg, filters.SAMPLES)
     codes, reasons = filters.first_reasons(rows, tests), list(tests)
     if cfg.filters.repeats:
-        codes[duplicates.repeats(rows, among=np.flatnonzero(codes == 0))] = len(reasons) + 1
+        codes[duplicates.repeats(rows, among=codes == 0)] = len(reasons) + 1
         reasons.append(filters.REPEATS)
     return codes, reasons
-
-
-def usable(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
-    """What strategies see of these rows; texts are copied, so only those that are asked for."""
-    columns = ["p", "sample_id", "score", "tokens", *strategies.ALSO_READ.get(cfg.strategy.kind, [])]
-    return rows.select(columns)[kept].with_columns(row=pl.Series(kept.astype(np.uint32)))
 
 
 def dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -> pl.DataFrame:
@@ -94,21 +88,21 @@ def dropped_samples(rows: pl.DataFrame, codes: np.ndarray, reasons: list[str]) -
 
 def about_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.DataFrame:
     """One row a prompt: its usable samples, their highest and lowest score, pass rate, why it has no pair."""
-    firsts, _ = strategies.groups(rows)
-    prompts = rows.select("prompt_id")[firsts]
-    starts, numbers = strategies.groups(rows.select("p")[kept])
-    score = rows["score"].to_numpy()[kept]
+    firsts, _ = strategies.groups(rows["p"].to_numpy())
+    at = np.flatnonzero(kept)
+    starts, numbers = strategies.groups(rows["p"].to_numpy()[at])
+    score = rows["score"].to_numpy()[at]
     found = {"usable": np.zeros(len(firsts), dtype=np.uint32)}
     found["usable"][numbers] = np.diff(np.append(starts, len(score)))
-    at = cfg.filters.pass_rate.at if cfg.filters.pass_rate else None
+    band = cfg.filters.pass_rate
     reduced: dict[str, Any] = {"high": (np.maximum, score), "low": (np.minimum, score)}
-    reduced |= {"pass_rate": (np.add, (score >= at).astype(float))} if at is not None else {}
+    reduced |= {"pass_rate": (np.add, (score >= band.at).astype(float))} if band else {}
     for name, (reduce, values) in reduced.items():
         found[name] = np.full(len(firsts), np.nan)
         if len(starts):
             found[name][numbers] = reduce.reduceat(values, starts)
-    table = prompts.with_columns(pl.Series(name, values) for name, values in found.items())
-    if at is not None:
+    table = rows.select("prompt_id")[firsts].with_columns(pl.Series(name, values) for name, values in found.items())
+    if band:
         table = table.with_columns(pl.col("pass_rate") / pl.col("usable"))
     return table.with_columns(code=filters.first_reasons(table, filters.asked(cfg, filters.PROMPTS)))
 

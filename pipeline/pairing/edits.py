@@ -18,7 +18,7 @@ Tokenise = Callable[[str, str], list[int]]  # prompt id, new text → its tokens
 
 def fault(row: Row) -> str | None:
     if absent := [name for name in ("action", *IDS) if not isinstance(row.get(name), str)]:
-        return f"no {', '.join(absent)}; expected action, chosen_id and rejected_id"
+        return f"no {', '.join(absent)}; expected action (keep, drop, swap or replace), chosen_id and rejected_id"
     return None if row["action"] in ACTIONS else f"action {row['action']!r}: {nearest(row['action'], ACTIONS)}"
 
 
@@ -41,7 +41,7 @@ def applied(
             case "keep":
                 _unchanged(number, edit, row)
             case "drop":
-                dropped.append({**rows.pop(key), "reason": "dropped by hand", "detail": edit.get("why", "")})
+                dropped.append({**rows.pop(key), "reason": "dropped by hand", "detail": str(edit.get("why", ""))})
             case "swap":
                 rows[key] = _swapped(row)
             case "replace":

@@ -12,9 +12,11 @@ import polars as pl
 from pipeline.config import PairConfig
 from pipeline.language import check_languages, language_of
 from pipeline.pairing import duplicates
-from pipeline.refusal import REFUSAL
+from pipeline.pairing.glance import matching
+from pipeline.refusal import OPENING, REFUSAL
 
 Filter = Callable[[PairConfig], pl.Expr | None]
+BLANK = rb"[\s\x80-\xff][\0\s\x80-\xff]|\0"  # the first two bytes of every text without a letter
 
 
 # ── samples ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -29,13 +31,7 @@ def truncated(cfg: PairConfig) -> pl.Expr | None:
 
 
 def empty(cfg: PairConfig) -> pl.Expr:
-    def search(texts: pl.Series) -> pl.Series:
-        """White space lies below `!` or beyond ASCII: only a text that begins there is looked at further."""
-        mask = (texts < "!") | (texts > "\x7f")
-        at = mask.arg_true()
-        return mask.scatter(at, texts.gather(at).str.contains(r"^\s*$"))
-
-    return pl.col("completion").map_batches(search, return_dtype=pl.Boolean)
+    return _matching(r"^\s*$", BLANK)
 
 
 def second_bos(cfg: PairConfig) -> pl.Expr:
@@ -44,7 +40,7 @@ def second_bos(cfg: PairConfig) -> pl.Expr:
 
 
 def refusal(cfg: PairConfig) -> pl.Expr | None:
-    return None if cfg.filters.allow_refusals else pl.col("completion").str.contains(REFUSAL)
+    return None if cfg.filters.allow_refusals else _matching(REFUSAL, OPENING)
 
 
 def other_language(cfg: PairConfig) -> pl.Expr | None:
@@ -52,6 +48,12 @@ def other_language(cfg: PairConfig) -> pl.Expr | None:
         return None
     check_languages(wanted, "pair.filters.languages")
     return ~pl.col("completion").map_elements(language_of, return_dtype=pl.String).is_in(wanted)
+
+
+def _matching(pattern: str, opening: bytes) -> pl.Expr:
+    return pl.col("completion").map_batches(
+        lambda texts: matching(texts, pattern, opening), return_dtype=pl.Boolean, is_elementwise=True
+    )
 
 
 SAMPLES: Mapping[str, Filter] = {
@@ -188,13 +190,12 @@ def asked(cfg: PairConfig, table: Mapping[str, Filter]) -> dict[str, pl.Expr]:
 
 def first_reasons(rows: pl.DataFrame, tests: Mapping[str, pl.Expr]) -> np.ndarray:
     """For each row 0, or 1 + the place of the first test that holds; a test on null does not hold."""
-    if not tests:
-        return np.zeros(rows.height, dtype=np.uint8)
-    flags = rows.select(test.alias(reason) for reason, test in tests.items())
-    code = pl.coalesce(
-        *(pl.when(reason).then(pl.lit(place, pl.UInt8)) for place, reason in enumerate(tests, 1)), pl.lit(0, pl.UInt8)
-    )
-    return flags.select(code).to_series().to_numpy().copy()
+    codes = np.zeros(rows.height, dtype=np.uint8)
+    if tests:
+        flags = rows.select(test.alias(reason) for reason, test in tests.items()).fill_null(False)
+        for place, reason in reversed([*enumerate(tests, 1)]):
+            np.copyto(codes, np.uint8(place), where=flags[reason].to_numpy())
+    return codes
 
 
 def named(codes: np.ndarray, reasons: list[str]) -> pl.Series:

@@ -1,6 +1,7 @@
 """The account of the pairs: every count, quantiles, twenty examples; as JSON, one aligned table, a dataset card."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -120,6 +121,23 @@ def _last_words(story: dict[str, Any]) -> Iterable[str]:
     if (noise := story["noise"]["estimate"]) is not None:
         smoothing = story["noise"]["suggested_label_smoothing"]["robust_dpo"]
         yield f"label noise about {noise:.0%}; suggested label smoothing {smoothing:g}"
+
+
+def nothing_left(story: dict[str, Any], dropped: Path) -> str:
+    told = {**story["dropped_samples"], **story["dropped_prompts"], **story["dropped_pairs"]}
+    counts = "\n".join(f"  {reason}: {n}" for reason, n in told.items())
+    rows = f"{story['samples_in']} samples for {story['prompts_in']} prompts"
+    unscored = story["dropped_samples"].get("no score") == story["samples_in"] > 0
+    remedy = UNSCORED.format(scorer=story["scorer"]) if unscored else REMEDY
+    return f"pair: no pair is left of {rows}:\n{counts}\n  {dropped} names each.\n  {remedy}"
+
+
+UNSCORED = (
+    "Every score of {scorer} is null: its rows in score's table say why. Mend the scorer, or give pair.scorer=ANOTHER."
+)
+REMEDY = (
+    "Loosen pair.filters or raise limits, choose another pair strategy, or draw more samples (sample.settings.draw.n)."
+)
 
 
 def card(story: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""Pairs of answers that people judged, with their texts: PandaLM's and LLMBar's files as published, and our own.
+"""Pairs of answers that people judged, with their texts: PandaLM's and LLMBar's files as published, and our own, also
+by way of Argilla.
 
 A vote is 1 where the first answer is better, 0 where the second is, 0.5 for a tie.
 """
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Refusal
-from pipeline.scorers.label_files import A_WINS, rows_of, verdict_of
+from pipeline.scorers.label_files import A_WINS, of_argilla, rows_of, verdict_of
 
 Row = dict[str, Any]
 OF_NUMBER = {"0": 0.5, "1": 1.0, "2": 0.0}
 EXPECTED = (
     "Expected PandaLM's testset-v1.json (idx, instruction, input, response1, response2, annotator1 …), LLMBar's"
-    " dataset.json (input, output_1, output_2, label), or the verdicts that make label saves (prompt, a, b, verdict)."
+    " dataset.json (input, output_1, output_2, label), the verdicts that make label saves (prompt, a, b, verdict), or"
+    " what Argilla exports of its pairs (records.to_json)."
 )
 
 
@@ -43,8 +45,8 @@ class Judged:
 
 
 def read_judged(path: Path) -> list[Judged]:
-    if path.suffix == ".json":
-        found = [_published(f"{path}, row {number}", number, row) for number, row in enumerate(_list(path), 1)]
+    if path.suffix == ".json" and not of_argilla(rows := _list(path)):
+        found = [_published(f"{path}, row {number}", number, row) for number, row in enumerate(rows, 1)]
     else:
         found = list(_own(path))
     if not found:
@@ -64,16 +66,21 @@ def _list(path: Path) -> list[Row]:
 
 def _published(place: str, number: int, row: Row) -> Judged:
     if {"instruction", "response1", "response2", "annotator1"} <= row.keys():
-        question = "\n\n".join(text for text in (row["instruction"], row.get("input")) if text)
+        question = "\n\n".join(text for text in (_text(row["instruction"]), _text(row.get("input"))) if text)
         people = [name for name in row if name.startswith("annotator")]
         votes = {name: _vote(place, row[name]) for name in people}
-        first, second = row["response1"], row["response2"]
+        first, second = _text(row["response1"]), _text(row["response2"])
     elif {"input", "output_1", "output_2", "label"} <= row.keys():
         question, first, second = row["input"], row["output_1"], row["output_2"]
         votes = {"label": _vote(place, row["label"])}
     else:
         raise Refusal(f"{place}: its columns are {', '.join(row)}. {EXPECTED}")
     return Judged(f"pair-{number}", [{"role": "user", "content": question}], first, second, votes)
+
+
+def _text(told: str | float | None) -> str:
+    """PandaLM's file has NaN where there is no input, as pandas writes what is empty."""
+    return told if isinstance(told, str) else ""
 
 
 def _vote(place: str, told: Any) -> float:

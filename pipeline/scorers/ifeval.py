@@ -5,8 +5,10 @@ leaves open and guess languages by sampling: both are seeded before each answer,
 """
 
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec, module_from_spec
 from io import StringIO
 from typing import Any
 
@@ -45,10 +47,8 @@ def check(cfg: IfevalScorer) -> Check:
 
 
 def has_punkt() -> bool:
-    import nltk
-
     try:
-        nltk.data.find("tokenizers/punkt_tab/english")
+        lean_nltk().data.find("tokenizers/punkt_tab/english")
     except LookupError:
         return False
     return True
@@ -57,7 +57,7 @@ def has_punkt() -> bool:
 def _checkers() -> dict[str, Any]:
     import langdetect
 
-    with no_download():
+    with no_download(), unopened("lm_eval.tasks"):
         from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
     langdetect.DetectorFactory.seed = 0
     return INSTRUCTION_DICT
@@ -66,14 +66,41 @@ def _checkers() -> dict[str, Any]:
 @contextmanager
 def no_download() -> Iterator[None]:
     """Importing the checkers would fetch nltk's data behind the user's back, and says so, fetched or not."""
-    import nltk
-
+    nltk = lean_nltk()
     download, nltk.download = nltk.download, lambda *_: False
     try:
         with redirect_stdout(StringIO()):
             yield
     finally:
         nltk.download = download
+
+
+def lean_nltk() -> Any:
+    """Without the large packages that it takes when they are there, for parts that no checker uses."""
+    large = [name for name in ("scipy", "sklearn") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(large))  # type: ignore[arg-type]  # importing a None says that it is not there
+    try:
+        import nltk
+    finally:
+        for name in large:
+            del sys.modules[name]
+    return nltk
+
+
+@contextmanager
+def unopened(package: str) -> Iterator[None]:
+    """Its modules can be imported meanwhile without its own first file, which loads datasets and much else."""
+    if package in sys.modules:
+        yield
+        return
+    spec = find_spec(package)
+    assert spec is not None, package
+    sys.modules[package] = module_from_spec(spec)
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if f"{name}.".startswith(f"{package}.")]:
+            del sys.modules[name]
 
 
 @contextmanager

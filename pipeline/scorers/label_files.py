@@ -3,7 +3,7 @@
 JSONL or CSV, a row for each annotator's word, in one of three shapes:
 `sample_id, score` · `chosen_id, rejected_id` · `a_id, b_id, verdict` (a, b or tie); and
 `annotator` where there are several. The last is what `make label` writes, with `prompt, a, b` beside it. A row whose
-verdict is empty was not judged.
+verdict is empty was not judged. Argilla's export of those pairs (`records.to_json`) is read as such rows.
 """
 
 import csv
@@ -101,7 +101,7 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
     """Each row with the words for its place; a folder's files, such as one of each annotator, are read as one."""
     if path.is_dir():
         for file in sorted(path.iterdir()):
-            yield from rows_of(file) if file.suffix.lower() in (".csv", ".jsonl") else ()
+            yield from rows_of(file) if file.suffix.lower() in READERS else ()
         return
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -109,7 +109,7 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
         raise Refusal(
             f"{path}: cannot be read as a text file ({type(error).__name__}). Give a JSONL or CSV file."
         ) from error
-    yield from _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
+    yield from READERS.get(path.suffix.lower(), _jsonl_rows)(path, text)
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
@@ -135,9 +135,37 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
         yield f"{path}:{number}", row
 
 
+def _argilla_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
+    """A record is a pair, with the answers of all who were asked for its `verdict`."""
+    try:
+        records = json.loads(text)
+    except ValueError:
+        records = None
+    if not isinstance(records, list) or not of_argilla(records):
+        raise Refusal(
+            f"{path}: it is no list of Argilla's records (records.to_json). Give a JSONL or CSV file with {_shapes()}."
+        )
+    for number, record in enumerate(records, 1):
+        asked = {name: answers for name, answers in record["responses"].items() if answers}
+        if asked and "verdict" not in asked:
+            raise Refusal(
+                f"{path}, record {number}: people answer {', '.join(asked)} there, and not verdict."
+                " Name the dataset's question verdict, with the labels a, b and tie."
+            )
+        for said in asked.get("verdict", []):
+            told = {**record["fields"], **record["metadata"]}
+            yield f"{path}, record {number}", {**told, "verdict": said["value"], "annotator": said["user_id"]}
+
+
+def of_argilla(rows: list[Any]) -> bool:
+    parts = {"fields", "metadata", "responses"}
+    return bool(rows) and all(isinstance(row, dict) and parts <= row.keys() for row in rows)
+
+
 def _unquoted(value: str | None) -> str | None:
     """`make label` puts an apostrophe before what a spreadsheet would take for a formula."""
     return value[1:] if value and value[0] == "'" and value[1:2] in FORMULA else value
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
+READERS = {".csv": _csv_rows, ".json": _argilla_rows, ".jsonl": _jsonl_rows}

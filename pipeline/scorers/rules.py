@@ -10,8 +10,9 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from pipeline.config import CheckScorer, CodeScorer, IfevalScorer, MathScorer, RuleScorer
@@ -32,12 +33,8 @@ class Rules:
         self._processes: ProcessPoolExecutor | None = None
 
     def mark(self, answers: list[Answer]) -> Iterator[Mark]:
-        if self._needs_processes(len(answers)):
-            yield from self._marked_elsewhere(answers)
-            return
-        self._check = self._check or check_of(self.cfg)
-        for answer in answers:
-            yield from marks_of(self._check, answer)
+        """Processes are at work on these answers from this call on; this one is when the marks are asked for."""
+        return self._marked_elsewhere(answers) if self._needs_processes(len(answers)) else self._marked_here(answers)
 
     def close(self) -> None:
         if self._processes:
@@ -51,20 +48,37 @@ class Rules:
         off_main = threading.current_thread() is not threading.main_thread()
         return off_main or (self.workers > 1 and answers >= least)
 
+    def _marked_here(self, answers: list[Answer]) -> Iterator[Mark]:
+        self._check = self._check or check_of(self.cfg)
+        for answer in answers:
+            yield from marks_of(self._check, answer)
+
     def _marked_elsewhere(self, answers: list[Answer]) -> Iterator[Mark]:
         # spawn: a fork of a process with threads, such as polars', may never wake up
         self._processes = self._processes or ProcessPoolExecutor(
             self.workers, multiprocessing.get_context("spawn"), initializer=_open, initargs=(self.cfg,)
         )
         size = max(1, min(CHUNK, math.ceil(len(answers) / (4 * (self.workers or 1)))))
-        try:
-            for marks in self._processes.map(_marked, [answers[i : i + size] for i in range(0, len(answers), size)]):
-                yield from marks
-        except BrokenProcessPool as error:
-            raise Broken(
-                f"a process that checks answers ({self.cfg.kind}) was killed, perhaps for want of memory."
-                " Give the scorer runtime.workers=1 and run the same command again."
-            ) from error
+        parts = [answers[i : i + size] for i in range(0, len(answers), size)]
+        with all_alive(self.cfg):
+            return _drawn([self._processes.submit(_marked, part) for part in parts], self.cfg)
+
+
+def _drawn(parts: list[Future[list[Mark]]], cfg: CheckScorer) -> Iterator[Mark]:
+    with all_alive(cfg):
+        for part in parts:
+            yield from part.result()
+
+
+@contextmanager
+def all_alive(cfg: CheckScorer) -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise Broken(
+            f"a process that checks answers ({cfg.kind}) was killed, perhaps for want of memory."
+            " Give the scorer runtime.workers=1 and run the same command again."
+        ) from error
 
 
 def workers_of(cfg: CheckScorer) -> int | None:

@@ -6,9 +6,10 @@ A thumb: `prompt`, `completion`, `label`.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
 from typing import Any
 
-from pipeline.config import PreferenceRows
+from pipeline.config import HubRows, PreferenceRows
 from pipeline.errors import Refusal, nearest
 from pipeline.sources.jsonl import Lines, message_fault
 from pipeline.sources.rows import Fault, Row, each_row
@@ -33,14 +34,15 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
         except Fault as known:
             found.bad.append((count, str(known)))
     if found.bad and cfg.on_bad_row == "fail":
-        raise Refusal(_refused(found, count, shape, knob))
+        source = f"dataset={cfg.source.dataset}" if isinstance(cfg.source, HubRows) else f"path={cfg.source.path}"
+        raise Refusal(_refused(found, count, shape, f"{knob}.source.{source}", knob))
     return found
 
 
-def _refused(found: Lines, rows: int, shape: str, knob: str) -> str:
+def _refused(found: Lines, rows: int, shape: str, source: str, knob: str) -> str:
     shown = [f"  row {number}: {fault}" for number, fault in sorted(found.bad)[:SHOWN]]
     more = [f"  … and {len(found.bad) - SHOWN} more"] if len(found.bad) > SHOWN else []
-    head = f"{knob}: {len(found.bad)} of {rows} rows cannot be used (read as {shape}):"
+    head = f"{source}: {len(found.bad)} of {rows} rows cannot be used (read as {shape}):"
     return "\n".join([head, *shown, *more, f"  Mend them, or skip and count them with {knob}.on_bad_row=skip."])
 
 
@@ -129,7 +131,7 @@ def scored(cfg: PreferenceRows, row: Row) -> Converted:
     texts, scores = row[names[0]], row[names[1]]
     if not isinstance(texts, list) or not isinstance(scores, list) or len(texts) != len(scores):
         raise Fault(f"{names[0]} and {names[1]} are not two lists of one length")
-    known = [(float(s), t) for t, s in zip(texts, scores, strict=True) if isinstance(s, int | float) and s == s]
+    known = [(float(s), t) for t, s in zip(texts, scores, strict=True) if isinstance(s, int | float) and isfinite(s)]
     if not known or not all(isinstance(text, str) for _, text in known):
         raise Fault("no answer has a score")
     prompt = _prompt(_needed(row, "prompt"), row.get("system"))
@@ -191,7 +193,7 @@ def _pair(prompt: Messages, chosen: str, rejected: str, row: Row) -> Row:
     scores = {}
     for ours, theirs in _SCORES:
         value = row.get(ours, row.get(theirs))
-        scores[ours] = float(value) if isinstance(value, int | float) else None
+        scores[ours] = float(value) if isinstance(value, int | float) and isfinite(value) else None
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **scores}
 
 
@@ -254,5 +256,7 @@ def _users(messages: Messages) -> Iterator[str] | list[str]:
 
 
 def _check_prompt(messages: Messages) -> None:
-    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+    if not messages or messages[-1]["role"] != "user":
         raise Fault("the turn before the answer is not the user's")
+    if not messages[-1]["content"].strip():
+        raise Fault("the prompt is empty")

@@ -4,6 +4,7 @@ Joins are by id. Nothing here depends on the order of rows; ties between equal s
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,9 @@ import polars as pl
 
 from pipeline.artifacts import Logps, Model, Pairs, Prompts, Samples, Scores, write_json, write_table, write_text
 from pipeline.config import Demonstration, PairRound
-from pipeline.content import digest_of
 from pipeline.errors import Broken, Refusal
-from pipeline.pairing import choice, contract, edits, funnel, mix, noise, split
-from pipeline.pairing.candidates import candidates
+from pipeline.pairing import choice, contract, demonstrations, edits, funnel, mix, noise, split
+from pipeline.pairing.candidates import candidates, lean, whole
 from pipeline.sources.jsonl import read_jsonl
 
 if TYPE_CHECKING:
@@ -124,35 +124,14 @@ class Work:
 
     def _demonstrated(self, strategy: Demonstration, pairs: pl.DataFrame, prompts: Prompts) -> pl.DataFrame:
         """The prompt's own answer as chosen, in the policy's tokens; a prompt without one makes no pair."""
-        columns = prompts.columns()
-        asked = dict(self.prompts.select("prompt_id", "prompt").iter_rows())
-        gold = []
-        for prompt_id in pairs["prompt_id"]:
-            text = columns.get(prompt_id, {}).get(strategy.column)
-            if not isinstance(text, str) or not text.strip():
-                gold.append({"prompt_id": prompt_id})
-                continue
-            ids = self.chat.answer(asked[prompt_id], text, self.cfg.template_kwargs)
-            name = digest_of([choice.DEMONSTRATION, prompt_id, text])[:16]
-            gold.append({"prompt_id": prompt_id, "chosen_id": name, "chosen_text": text, "token_ids": ids})
-        schema: dict[str, Any] = {
-            "prompt_id": pl.String,
-            "chosen_id": pl.String,
-            "chosen_text": pl.String,
-            "token_ids": pl.List(pl.Int64),
-        }
-        told = pl.DataFrame(gold, schema=schema)
-        bare = told.filter(pl.col("chosen_id").is_null()).with_columns(reason=pl.lit("no demonstration"))
-        self.dropped.append(choice.as_dropped("prompt", bare.select("prompt_id", "reason")))
-        self.story["dropped_prompts"] |= {"no demonstration": bare.height} if bare.height else {}
-        told = told.drop_nulls("chosen_id")
-        self._answer(told.select(pl.col("chosen_id").alias("sample_id"), "token_ids"))
-        unscored = told.with_columns(
-            chosen_tokens=pl.col("token_ids").list.len(),
-            chosen_score=pl.lit(None, pl.Float64),
-            margin=pl.lit(None, pl.Float64),
-        )
-        return pairs.join(unscored, on="prompt_id").select(*choice.JUDGED).cast(choice.JUDGED)  # type: ignore[arg-type]
+        asked = pairs.select("prompt_id").join(self.prompts, on="prompt_id", how="left", maintain_order="left")
+        gold = demonstrations.gold(strategy.column, asked, prompts)
+        told = demonstrations.in_tokens(gold, partial(self.chat.answer, kwargs=self.cfg.template_kwargs))
+        bare = gold.filter(pl.col("text").is_null()).select("prompt_id", reason=pl.lit(demonstrations.NONE))
+        self.dropped.append(choice.as_dropped("prompt", bare))
+        self.story["dropped_prompts"] |= funnel.counts(bare)
+        self._answer(told.select(sample_id="chosen_id", token_ids="token_ids"))
+        return demonstrations.over(pairs, told)
 
     def take_offline(self, offline: Pairs, prior: Logps | None) -> None:
         rows = mix.block(self.cfg, offline)
@@ -219,7 +198,7 @@ class Work:
         write_table(self.out / "dropped.parquet", dropped)
         write_json(self.out / "funnel.json", self.story)
         if not pairs.height and not any(each.height for each in self.thumbs):
-            raise Refusal(self._nothing_left())
+            raise Refusal(funnel.nothing_left(self.story, self.out / "dropped.parquet"))
         contract.check(self.cfg, pairs, self.chat)
         write_table(self.out / "train.parquet", train)
         write_table(self.out / "dev.parquet", dev)
@@ -252,42 +231,5 @@ class Work:
         if lost := self.story["pairs_in"] - out - gone.height:
             raise Broken(f"pair: {lost} of {self.story['pairs_in']} proposed pairs are unaccounted for.")
 
-    def _nothing_left(self) -> str:
-        told = {**self.story["dropped_samples"], **self.story["dropped_prompts"], **self.story["dropped_pairs"]}
-        counts = "\n".join(f"  {reason}: {n}" for reason, n in told.items())
-        rows = f"{self.story['samples_in']} samples for {self.story['prompts_in']} prompts"
-        unscored = self.story["dropped_samples"].get("no score") == self.story["samples_in"] > 0
-        remedy = UNSCORED.format(scorer=self.cfg.scorer) if unscored else REMEDY
-        return f"pair: no pair is left of {rows}:\n{counts}\n  {self.out / 'dropped.parquet'} names each.\n  {remedy}"
-
 
 JUDGED_WITH_SIGNS = [*choice.JUDGED, "disagreement", "flip_rate", "annotators", "reference"]
-UNSCORED = (
-    "Every score of {scorer} is null: its rows in score's table say why. Mend the scorer, or give pair.scorer=ANOTHER."
-)
-REMEDY = "Loosen pair.filters, choose another pair strategy, or draw more samples (sample.settings.draw.n)."
-
-
-# ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def lean(samples: Samples, bos: int | None) -> pl.DataFrame:
-    """What pairs are chosen by: token ids stay on the disk, their number is enough."""
-    shards = pl.scan_parquet(sorted((samples.path / "samples").glob("*.parquet")))
-    return shards.select(
-        "prompt_id",
-        "sample_id",
-        "completion",
-        "finish_reason",
-        tokens=pl.col("token_ids").list.len(),
-        prompt_tokens=pl.col("prompt_token_ids").list.len(),
-        second_bos=pl.lit(False) if bos is None else pl.col("token_ids").list.contains(bos),
-    ).collect(engine="streaming")
-
-
-def whole(samples: Samples, ids: pl.Series) -> pl.DataFrame:
-    """The rows of these samples, with their tokens."""
-    shards = pl.scan_parquet(sorted((samples.path / "samples").glob("*.parquet")))
-    wanted = ids.drop_nulls().to_frame("sample_id").lazy()
-    columns = "prompt_id", "sample_id", "prompt", "completion", "prompt_token_ids", "token_ids"
-    return shards.select(*columns).join(wanted, on="sample_id", how="semi").collect(engine="streaming")

@@ -40,6 +40,7 @@ MARK = {
 }
 MARKS = "scratch/marks"  # of the models that run here, until the others' stand beside them
 Marked = dict[str, list[Mark]]  # by scorer
+Begun = tuple[str, list[Answer], dict[str, Iterator[Mark]]]  # a shard, and its marks as they come
 
 
 def run(
@@ -58,10 +59,9 @@ def run(
     progress = Progress("score", len(shards), "shards")
     progress.resume_at(len(shards) - len(missing))
     with opened(cfg.others, reward) as scorers:
-        for shard in missing:
-            answers = told.answers(shard)
+        for shard, answers, coming in begun(missing, told, scorers):
             marks = read_marks(out / MARKS / shard) if cfg.local else {}
-            marks |= {name: [*scorer.mark(answers)] for name, scorer in scorers.items()}
+            marks |= {name: [*each] for name, each in coming.items()}
             write_table(out / "scores" / shard, table_of(marks, cfg.ensembles, answers))
             note_cost(out, **total(bill, paid(scorers)))
             progress.advance()
@@ -105,6 +105,17 @@ def opened(scorers: Mapping[str, ScorerConfig], reward: Model | None) -> Iterato
         for scorer in found.values():
             open_scorers.callback(scorer.close)
         yield found
+
+
+def begun(shards: list[str], told: Told, scorers: dict[str, Scorer]) -> Iterator[Begun]:
+    """Each shard once the next one has begun: processes that mark need not wait until this one is written."""
+    waiting: list[Begun] = []
+    for shard in shards:
+        answers = told.answers(shard)
+        waiting.append((shard, answers, {name: scorer.mark(answers) for name, scorer in scorers.items()}))
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
 
 
 # ── models that run here ──────────────────────────────────────────────────────────────────────────────────────────
@@ -203,9 +214,9 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
         if (read_table(shard)["status"] == "failed").any():
             shard.unlink()
             (out / MARKS / shard.name).unlink(missing_ok=True)
-    reason = failed["detail"].value_counts(sort=True)["detail"][0]
+    scorer, reason = failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail").row(-1)[:2]
     raise Broken(
-        f"{failed.height} of {table.height} scores failed (most often: {reason})."
+        f"{failed.height} of {table.height} scores failed (most often {scorer}: {reason})."
         f" The limit is score.max_failed={cfg.max_failed}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or mend the scorer and run the same command again."
     )
