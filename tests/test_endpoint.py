@@ -63,6 +63,10 @@ def run(out: Path, prompts, policy: Model, backend: dict, max_failed: float = 0.
     return test_sample.run(out, prompts, policy, backend=backend, limits=LIMITS, runtime=runtime)
 
 
+def cost_of(out: Path) -> dict:
+    return json.loads((out / "cost.json").read_text())
+
+
 def once(fault: str, every: int = 3) -> Fault:
     """The first try of every third request fails."""
     return lambda seed, tries: fault if tries == 1 and seed % every == 0 else None
@@ -83,7 +87,7 @@ def test_a_server_of_the_policy_gives_what_the_policy_gives_here(complete, polic
     assert rows.drop("logprob").equals(here.drop("logprob"))
     assert (rows["logprob"] - here["logprob"]).abs().max() < 1e-3
     assert set(server.tries.values()) == {1} and len(server.tries) == PROMPTS * 4
-    cost = json.loads((tmp_path / "a" / "cost.json").read_text())
+    cost = cost_of(tmp_path / "a")
     assert cost["money"] == pytest.approx((cost["prompt_tokens"] + 3 * cost["tokens"]) / 1e6)
     assert not (tmp_path / "a" / "failed.parquet").exists()
 
@@ -122,6 +126,29 @@ def test_where_the_server_alone_sees_a_stop_string_it_is_asked_again_without(com
         rows = test_sample.run(tmp_path / "a", prompts, policy, backend=backend, limits=LIMITS, settings=stops)
     here = test_sample.run(tmp_path / "b", prompts, policy, backend=transformers(4), limits=LIMITS, settings=stops)
     assert rows.drop("logprob").equals(here.drop("logprob")) and set(server.tries.values()) == {2}
+    cost = cost_of(tmp_path / "a")
+    assert (cost["billed_prompt_tokens"], cost["billed_tokens"]) == (2 * cost["prompt_tokens"], 2 * cost["tokens"])
+
+
+@model
+@pytest.mark.parametrize("counts", [True, False])
+def test_what_is_cut_here_costs_what_the_server_wrote(complete, policy, prompts, tmp_path, counts):
+    """A server that knows no stop strings, whose template has seven tokens more than ours; or that does not count."""
+    came = []
+
+    def on_and_on(body):
+        choice = complete({**body, "stop": []})
+        if body["seed"] >= 100:  # none of those that measure the policy
+            came.append((len(body["prompt"]) + 7 * counts, len(choice["token_ids"])))
+        usage = {"prompt_tokens": len(body["prompt"]) + 7, "completion_tokens": len(choice["token_ids"])}
+        return {**choice, "usage": usage} if counts else choice
+
+    with serving(on_and_on) as server:
+        backend = endpoint(server.base_url)
+        test_sample.run(tmp_path / "out", prompts, policy, backend=backend, limits=LIMITS, settings=STOPS)
+    cost, (read, written) = cost_of(tmp_path / "out"), map(sum, zip(*came, strict=True))
+    assert cost["stopped_by_string"] > 10 and written > cost["tokens"]
+    assert cost["money"] == pytest.approx((read + 3 * written) / 1e6)
 
 
 @model
@@ -133,7 +160,7 @@ def test_without_token_ids_text_is_cut_again_and_says_so(complete, policy, promp
     with serving(bare, root=str(policy.weights)) as server:
         rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False))
     assert rows["logprob"].null_count() == rows.height == PROMPTS * 4
-    assert json.loads((tmp_path / "out" / "cost.json").read_text())["retokenised"] == rows.height
+    assert cost_of(tmp_path / "out")["retokenised"] == rows.height
     here = run(tmp_path / "here", prompts, policy, transformers(4))
     assert rows["completion"].to_list() == here["completion"].to_list()
     ended = rows.filter(finish_reason="stop")
@@ -193,6 +220,7 @@ def test_what_goes_wrong_once_is_asked_again(complete, policy, prompts, tmp_path
         ("400", "HTTP 400", 1),
         ("junk", "the answer holds no completion", 1),
         ("no json", "the answer holds no completion", 1),
+        ("bare", "the answer holds a completion without finish_reason", 1),
     ],
 )
 def test_what_stays_wrong_is_listed_and_kept_out(complete, policy, prompts, tmp_path, fault, reason, tries):
@@ -203,7 +231,7 @@ def test_what_stays_wrong_is_listed_and_kept_out(complete, policy, prompts, tmp_
     assert not set(failed["sample_id"]) & set(rows["sample_id"])
     assert all(said.startswith(reason) for said in failed["reason"])
     assert {server.tries[seed] for seed in server.tries if seed % 5 == 0} == {tries}
-    assert json.loads((tmp_path / "out" / "cost.json").read_text())["failed"] == failed.height
+    assert cost_of(tmp_path / "out")["failed"] == failed.height
 
 
 @model
@@ -228,6 +256,7 @@ def test_past_the_limit_it_stops_and_the_next_run_asks_only_for_what_is_missing(
         again = came & set(server.tries)
     assert rows.height == 40 and rows["sample_id"].n_unique() == 40
     assert len(again) <= 4  # under way when it stopped
+    assert cost_of(tmp_path / "out")["billed_tokens"] == rows["token_ids"].list.len().sum()
     assert not (tmp_path / "out" / "failed.parquet").exists()
     assert not list((tmp_path / "out" / "scratch" / "journal").iterdir())
 

@@ -33,12 +33,24 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Billed:
+    """Tokens that a server is paid for, as it counts them: read and written, in every request for one completion."""
+
+    read: int = 0
+    written: int = 0
+
+    def __add__(self, other: "Billed") -> "Billed":
+        return Billed(self.read + other.read, self.written + other.written)
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     sample_id: str
     token_ids: list[int]  # with the stop token that ended it, when one did
     logprob: float | None  # sum over token_ids, before temperature, min_p, top_p; None when ids are not those drawn
     finish_reason: Literal["stop", "length"]
     text: str | None = None  # as it came, where the ids are only its measure
+    billed: Billed = Billed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,7 @@ class Failed:
 
     sample_id: str
     reason: str
+    billed: Billed = Billed()
 
 
 class Text(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.backends import Backend, Completion, Failed, Request
+from pipeline.backends import Backend, Billed, Completion, Failed, Request
 
 
 class Journal:
@@ -61,4 +61,4 @@ def _read(file: Path) -> dict[str, Completion]:
     """Whole lines alone: the last may have been cut short by a kill."""
     lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
     file.write_text("".join(lines))
-    return {row["sample_id"]: Completion(**row) for row in map(json.loads, lines)}
+    return {row["sample_id"]: Completion(**row | {"billed": Billed(**row["billed"])}) for row in map(json.loads, lines)}

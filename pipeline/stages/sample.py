@@ -12,13 +12,13 @@ from pathlib import Path
 from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write_table
 from pipeline.backends import open_backend
 from pipeline.backends.adapters import serves
-from pipeline.config import Conversation, Draw, EndpointBackend, ServedModel, TransformersBackend, VllmBackend
+from pipeline.config import Conversation, Draw, EndpointBackend, Prices, ServedModel, TransformersBackend, VllmBackend
 from pipeline.crew import Environment, Hand, environments, work_off
 from pipeline.sampling import turns
 from pipeline.sampling.admission import admitted, asked
 from pipeline.sampling.drawing import Drawing, nothing
 from pipeline.sampling.journal import Journal
-from pipeline.sampling.meter import ENGINE, Meter
+from pipeline.sampling.meter import ENGINE, Meter, money
 from pipeline.sampling.shards import Finished, Shards
 
 ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
@@ -44,7 +44,7 @@ def run(
         draw_missing(cfg, shards, finished, policy, wanted)
     shards.clear()
     totals = finished.totals()
-    note_cost(out, **paid(cfg, totals))
+    note_cost(out, **money(prices(cfg), totals))
     note_cost(out, **totals, dropped=lost, mean_tokens=round(totals["tokens"] / max(totals["completions"], 1), 1))
     return Samples(out)
 
@@ -60,7 +60,7 @@ def converse(cfg: Conversation, out: Path, policy: Model, prompts: Prompts) -> S
 
 def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, asked: int) -> None:
     """By as many hands as there are; the list of what is finished is kept here."""
-    out, meter = shards.out, Meter(finished.totals(), asked)
+    out, meter = shards.out, Meter(finished.totals(), asked, prices(cfg))
     try:
         served = servable(cfg, policy, out)
         work = partial(draw, cfg, shards, policy, served)
@@ -101,12 +101,8 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
         backend.close()
 
 
-def paid(cfg: Draw, totals: dict[str, int]) -> dict[str, float]:
-    """What a server asks for all this, when its prices are known."""
-    if not isinstance(cfg.backend, SERVERS):
-        return {}
-    prices = cfg.backend.runtime.prices
-    return {"money": (prices.input * totals["prompt_tokens"] + prices.output * totals["tokens"]) / 1e6}
+def prices(cfg: Draw) -> Prices | None:
+    return cfg.backend.runtime.prices if isinstance(cfg.backend, SERVERS) else None
 
 
 def servable(cfg: Draw, policy: Model, out: Path) -> Model:
