@@ -9,7 +9,6 @@ import pytest
 
 from pipeline import door
 from pipeline.artifacts import read_table, write_json, write_table
-from pipeline.backends.memory import GIB, Needs, needs_of, shortage
 from pipeline.config import ScoreConfig
 from pipeline.door import contexts
 from pipeline.door.made import check_lengths, check_offline, check_prompts
@@ -18,8 +17,6 @@ from pipeline.plan import plan
 from pipeline.step import Step
 from tests import exams
 from tests.house import HOUSE, composed, identity_of
-from tests.test_backends import LIMITS, VLLM, opened
-from tests.tiny import tiny_model
 
 GIVEN = ["prompts.path=p.jsonl", "sft.model=hub/model"]
 
@@ -229,47 +226,6 @@ def test_prompts_that_do_not_last_or_fit_are_refused_before_sft_is_trained(tmp_p
     )
     assert done.returncode == 2 and said in done.stderr
     assert not (tmp_path / "store" / "sft").exists()
-
-
-def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
-    needs = Needs(weights=16 * GIB, cache=4 * GIB)
-    assert shortage(needs, 80 * GIB, 0.9, 1) is None
-    assert shortage(needs, 12 * GIB, 0.9, 2) is None
-    said = shortage(needs, 20 * GIB, 0.9, 1)
-    assert said is not None
-    assert "needs 20 GiB at least (16 of weights, 4 for one longest sequence), and there are 18" in said
-    assert "Lower limits.prompt" in said and "tensor_parallel=2 or more" in said
-
-
-class SmallGpu:
-    """What vLLM's platform says on a GPU of 64 KiB."""
-
-    is_cuda_alike = staticmethod(lambda: True)
-    get_device_total_memory = staticmethod(lambda: 1 << 16)
-
-
-@pytest.mark.model
-def test_a_gpu_too_small_is_refused_before_an_engine_starts(tmp_path):
-    policy = tiny_model(tmp_path / "model")
-    backend = opened(VLLM, policy)
-    backend.limits = LIMITS
-    with pytest.raises(Refusal, match=r"the policy needs .* and there are 3.05e-05 .*\n.*tensor_parallel="):
-        backend._check_memory(policy, SmallGpu)
-
-
-@pytest.mark.model
-@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
-def test_needs_are_those_of_the_model_in_its_dtype(tmp_path, dtype, size):
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
-
-    folder = Path(tiny_model(tmp_path / "model", hidden=64).weights)
-    config = AutoConfig.from_pretrained(folder)
-    module = AutoModelForCausalLM.from_pretrained(folder)
-    kept = module(torch.ones(1, 10, dtype=torch.long), past_key_values=DynamicCache(config=config)).past_key_values
-    numbers = sum(layer.keys.numel() + layer.values.numel() for layer in kept.layers)
-    needs = needs_of(folder, config, dtype, longest=10)
-    assert needs == Needs(size * sum(weight.numel() for weight in module.parameters()), size * numbers)
 
 
 def at_the_door(folder: Path, *words: str) -> None:

@@ -49,6 +49,7 @@ LEAVES = {
     "given",
     "machine",
     "footprint",
+    "engines",
     "outlook",
 }  # anyone may import
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
@@ -102,6 +103,7 @@ MAY_IMPORT = {
     "given": set(),
     "machine": set(),
     "footprint": {"config"},
+    "engines": set(),
     "outlook": {"config"},
     "forecast": {"store", "step", "survey", "artifacts", "config"},
 }

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from pipeline import engines
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Request
 from pipeline.backends.adapters import engine_rank
 from pipeline.backends.chat import Chat
-from pipeline.backends.memory import needs_of, shortage
 from pipeline.backends.stopping import Stopper
 from pipeline.config import Limits, VllmBackend
 from pipeline.errors import Broken, Refusal
@@ -68,9 +68,10 @@ class Vllm:
         """An engine that runs out of memory says so after minutes, and in other words."""
         if not platform.is_cuda_alike() or (files := _files(model)) is None:
             return
-        needs = needs_of(files, self.text.config, self.cfg.dtype, self._longest())
-        runtime = self.cfg.runtime
-        if short := shortage(needs, platform.get_device_total_memory(), runtime.memory, runtime.tensor_parallel):
+        needs, runtime = engines.needs_in(files, self.cfg.dtype, self._longest()), self.cfg.runtime
+        device = platform.get_device_total_memory()
+        place = engines.Place("sample.backend", device, runtime.memory, runtime.tensor_parallel)
+        if needs and (short := engines.shortage(needs, place)):
             raise Refusal(short)
 
     def _longest(self) -> int:
