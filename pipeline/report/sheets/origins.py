@@ -59,8 +59,8 @@ def _of_samples(funnel: Row) -> Iterator[str]:
 def ties(report: Row) -> Sheet:
     columns = ("round", "prompts", "alike", "all easy", "all hard")
     note = (
-        "Prompts whose samples all score alike make no pair. All easy: at the best score that a sample of the round has,"
-        " all hard: at its worst; or on one side of pair.filters.pass_rate, where that is set."
+        "Prompts whose samples all score alike make no pair. All easy: at the best score of any sample of the round,"
+        " all hard: at the worst; or on one side of pair.filters.pass_rate, where that is set."
     )
     rows = [_tied(pairs) for pairs in report["funnel"]["pairs"] if pairs["prompts_in"]]
     return Sheet("Easy and hard prompts", note, columns, rows)
