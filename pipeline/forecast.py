@@ -18,6 +18,7 @@ from pipeline.config import (
     TransformersBackend,
     VllmBackend,
 )
+from pipeline.content import here
 from pipeline.errors import Refusal
 from pipeline.step import Step
 from pipeline.survey import Found, Planned
@@ -163,10 +164,8 @@ def weights_of(planned: Planned, step: Step) -> Path | None:
     if (folder / MODEL_FILE).exists():
         model = open_artifact(origin.stage, folder)
         assert isinstance(model, Model)
-        return _local(model.weights, model.revision) if (model.path / MODEL_FILE).exists() else None
-    if isinstance(cfg := origin.config, Checkpoint):
-        return _local(Path(cfg.model).expanduser() if cfg.model.local else str(cfg.model), cfg.revision)
-    return None
+        return here(model.weights, model.revision) if (model.path / MODEL_FILE).exists() else None
+    return here(origin.config.place, origin.config.revision) if isinstance(origin.config, Checkpoint) else None
 
 
 def _origin(planned: Planned, step: Step) -> Step:
@@ -177,16 +176,6 @@ def _origin(planned: Planned, step: Step) -> Step:
         return _origin(planned, step.inputs["exams"]["sft"]["model"])
     above = step.inputs.get("init") or step.inputs.get("base")
     return _origin(planned, above) if isinstance(above, Step) else step
-
-
-def _local(weights: Path | str, revision: str | None) -> Path | None:
-    """A hub model where it was downloaded before; no network is asked."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if isinstance(weights, Path):
-        return weights
-    file = try_to_load_from_cache(weights, "config.json", revision=revision)
-    return Path(file).parent if isinstance(file, str) else None
 
 
 def _measured(planned: Planned, step: Step) -> float | None:

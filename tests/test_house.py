@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "exams": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
-    "door": {"step", "artifacts", "config"},
+    "door": {"step", "sampling", "artifacts", "config"},  # sampling: what no prompt fits is refused in one way
     "survey": {"step", "store"},
     "runner": {"door", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"door", "forecast", "survey", "plan", "runner", "step", "config", "artifacts"},

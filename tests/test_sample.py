@@ -188,7 +188,7 @@ def test_a_prompt_whose_completion_would_not_fit_the_context_is_dropped(tmp_path
 
 
 def test_no_prompt_left_is_refused(tmp_path, prompts):
-    with pytest.raises(Refusal, match=r"none of 10 prompts.*limits.prompt=3.*\n.*Raise limits.prompt"):
+    with pytest.raises(Refusal, match=r"limits.prompt=3: 3 tokens .*the shortest of 10 has 4.*\n  Raise"):
         run(tmp_path / "out", prompts, limits={"prompt": 3, "completion": 32})
 
 

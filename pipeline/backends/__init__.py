@@ -62,8 +62,8 @@ class Failed:
     billed: Billed = Billed()
 
 
-class Text(Protocol):
-    """Messages to token ids and back; it needs no engine."""
+class Counting(Protocol):
+    """Messages to token ids, and how many of them there may be."""
 
     @property
     def context(self) -> int | None:
@@ -71,6 +71,10 @@ class Text(Protocol):
         ...
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]: ...
+
+
+class Text(Counting, Protocol):
+    """Messages to token ids and back; it needs no engine."""
 
     def decode(self, completion: Completion) -> str: ...
 

@@ -14,6 +14,7 @@ from pipeline.backends.adapters import engine_rank
 from pipeline.backends.chat import Chat
 from pipeline.backends.stopping import Stopper
 from pipeline.config import Limits, VllmBackend
+from pipeline.content import here
 from pipeline.errors import Broken, Refusal
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Vllm:
 
     def _check_memory(self, model: Model, platform: Any) -> None:
         """An engine that runs out of memory says so after minutes, and in other words."""
-        if not platform.is_cuda_alike() or (files := _files(model)) is None:
+        if not platform.is_cuda_alike() or (files := here(model.weights, model.revision)) is None:
             return
         needs, runtime = engines.needs_in(files, self.cfg.dtype, self._longest()), self.cfg.runtime
         device = platform.get_device_total_memory()
@@ -167,19 +168,6 @@ class Vllm:
         if self.engine is not None:
             self.engine.engine_core.shutdown()
             self.engine = None
-
-
-def _files(model: Model) -> Path | None:
-    """Where its weights lie; None for a hub model that is not here yet."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    if isinstance(model.weights, Path):
-        return model.weights
-    try:
-        return Path(snapshot_download(model.weights, revision=model.revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
 
 
 def _set(environment: dict[str, str]) -> None:
