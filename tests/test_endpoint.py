@@ -16,9 +16,11 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Model, read_table
-from pipeline.backends import Request
+from pipeline.backends import Billed, Completion, Failed, Request
+from pipeline.backends.under_way import UnderWay
 from pipeline.config import Limits
 from pipeline.errors import Broken, Refusal
+from pipeline.sampling.journal import Journal
 from tests import test_sample
 from tests.house import HOUSE, composed
 from tests.servers import Fault, Server, drawn_by, serving
@@ -195,6 +197,68 @@ def test_more_tokens_than_were_asked_for_are_a_failed_row(complete, policy, prom
 
     with serving(longer) as server, pytest.raises(Broken, match="more than the 24 tokens that were asked for"):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+
+
+@model
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"token_ids": ["token_id:5"]}, "without token ids"),
+        ({"logprobs": {"token_logprobs": [None]}, "token_ids": [5]}, "without a log-probability for each token"),
+    ],
+)
+def test_ids_that_are_no_numbers_are_a_failed_row(complete, policy, prompts, tmp_path, odd, said):
+    with (
+        serving(lambda body: complete(body) | (odd if body["seed"] >= 100 else {})) as server,
+        pytest.raises(Broken, match=said),
+    ):
+        run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+
+
+def test_what_came_beside_a_fault_is_handed_on_before_it():
+    class Client:
+        async def close(self) -> None: ...
+
+    async def ask(request: Request) -> Completion | Failed:
+        if request.sample_id == "refused":
+            raise Refusal("the key was taken back")
+        return Failed("f", "no") if request.sample_id == "f" else Completion(request.sample_id, [1], None, "stop")
+
+    under_way = UnderWay(9)
+    under_way.open(Client())
+    names = ["refused", "f", *map(str, range(7))]
+    came = under_way.answers([[Request(name, [1], 0.0, 1.0, 1) for name in names]], ask)
+    assert {next(came).sample_id for _ in range(7)} == set(names[2:])
+    assert next(came) == Failed("f", "no")
+    with pytest.raises(Refusal, match="taken back"):
+        next(came)
+    under_way.close()
+
+
+def test_a_kill_while_the_journal_is_opened_again_loses_nothing(tmp_path, monkeypatch):
+    """Nor does the line that an earlier kill has cut short spoil the next."""
+    requests = [Request(str(at), [1], 0.0, 1.0, at) for at in range(3)]
+
+    class Backend:
+        def generate(self, blocks):
+            for block in blocks:
+                yield from (Completion(r.sample_id, [7, 8], -0.5, "stop", None, Billed(3, 2)) for r in block)
+
+    first = Journal(tmp_path).through(Backend(), [requests])
+    came = [next(first), next(first)]
+    [file] = tmp_path.iterdir()
+    file.write_text(file.read_text() + '{"sample_id": "2", "tok')
+
+    def killed(path: Path, text: str) -> None:
+        path.open("w").close()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(Path, "write_text", killed)
+        next(Journal(tmp_path).through(Backend(), [requests[:2]]))
+    assert file.read_text().count("\n") == 2
+    again = {drawn.sample_id: drawn for drawn in Journal(tmp_path).through(Backend(), [requests])}
+    assert [again["0"], again["1"]] == came and set(again) == {"0", "1", "2"} and not list(tmp_path.iterdir())
 
 
 # ── a server with faults ──────────────────────────────────────────────────────────────────────────────────────────

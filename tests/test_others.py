@@ -154,5 +154,11 @@ def test_what_a_server_says_comes_through_to_the_letter_and_is_measured_in_sft_s
         assert row["logprob"] is None and row["policy"] == "abcabcabcabc"
     assert json.loads((rival.path / "model.json").read_text())["base"] == "sft/0123456789ab"
     assert not list(rival.path.rglob("*.safetensors")), "a measure is no copy of a model"
+    stop = {"draw": {**test_sample.CONFIG["settings"]["draw"], "stop": [" facts", "never"]}}
+    with serving(chat) as server:
+        asked = test_sample.config(backend=dict(served(server.base_url)), limits=limits, runtime=runtime, settings=stop)
+        cut = sample.run(asked, tmp_path / "cut", policy=rival, prompts=prompts).read()
+    assert set(cut["stop_string"]) == {" facts"} and not any("facts" in said for said in cut["completion"])
+    assert all(said.startswith("  Wohl:\n\u00e4 name ") for said in cut["completion"])
     money = json.loads((tmp_path / "out" / "cost.json").read_text())["money"]
     assert money == pytest.approx(40 * (10 + 3 * 500) / 1e6), "also for what it thought, and for what it withheld"

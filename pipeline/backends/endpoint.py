@@ -120,9 +120,9 @@ class Endpoint:
     def fault(self, request: Request, choice: Any) -> str | None:
         """Why its tokens cannot be taken for those drawn, if so."""
         ids, logprobs = getattr(choice, "token_ids", None), choice.logprobs and choice.logprobs.token_logprobs
-        if not isinstance(ids, list) or not ids:
+        if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
             return "it came without token ids"
-        if not logprobs or len(logprobs) != len(ids):
+        if not logprobs or len(logprobs) != len(ids) or any(type(one) not in (int, float) for one in logprobs):
             return "it came without a log-probability for each token"
         if (read := getattr(choice, "prompt_token_ids", None)) is not None and read != request.prompt_token_ids:
             return "the server read another prompt than it was given"

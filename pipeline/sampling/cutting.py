@@ -24,7 +24,7 @@ def cut(text: Text, stops: list[str], completion: Completion) -> tuple[Completio
         return completion, None
     _, at, stop = min(found)
     kept = [*up_to(text, ids, words[:at]), text.end]
-    return replace(completion, token_ids=kept, logprob=None, finish_reason="stop"), stop
+    return replace(completion, token_ids=kept, logprob=None, finish_reason="stop", text=None), stop
 
 
 def up_to(text: Text, ids: list[int], kept: str) -> list[int]:

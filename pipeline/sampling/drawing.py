@@ -156,7 +156,8 @@ class Drawing:
     def _draws_of(self, prompt_id: str, prompt: list[Message]) -> Iterator[tuple[dict[str, Any], Request]]:
         cfg, ids = self.cfg, self.text.encode(prompt, self.cfg.template_kwargs)
         for name, setting in sorted(cfg.settings.items()):  # by name: their order in the config is not in identity
-            more = self.text.encode(asking.shown(setting, prompt), cfg.template_kwargs) if setting.dressed else None
+            shown = asking.shown(setting, prompt)
+            more = self.text.encode(shown, cfg.template_kwargs) if setting.dressed else None
             how = (setting.temperature, setting.top_p)
             for index in range(setting.n):
                 sample_id = sample_id_of(cfg, name, prompt_id, index, self.policy)
@@ -172,5 +173,4 @@ class Drawing:
                     "policy": self.policy,
                 }
                 seed = seed_of(cfg, name, prompt_id, index)
-                asked = tuple(asking.shown(setting, prompt))
-                yield row, Request(sample_id, more or ids, *how, seed, setting.min_p, tuple(setting.stop), asked)
+                yield row, Request(sample_id, more or ids, *how, seed, setting.min_p, tuple(setting.stop), tuple(shown))

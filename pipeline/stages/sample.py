@@ -13,7 +13,8 @@ from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write
 from pipeline.backends import open_backend
 from pipeline.backends.adapters import serves
 from pipeline.config import Conversation, Draw, EndpointBackend, Prices, ServedModel, TransformersBackend, VllmBackend
-from pipeline.crew import Environment, Hand, environments, work_off
+from pipeline.crew import Hand, work_off
+from pipeline.gpus import Environment, environments
 from pipeline.sampling import turns
 from pipeline.sampling.admission import admitted, asked
 from pipeline.sampling.drawing import Drawing, nothing
