@@ -290,6 +290,7 @@ def a_report(name="round-1"):
                 "engine_start_seconds": None,
                 "tokens": 900,
                 "tokens_per_second": 100.0,
+                "money": None,
                 "steps": [{}],
             }
         ],
@@ -477,6 +478,13 @@ def test_a_run_without_waves_or_quantised_bases_says_nothing_of_them():
     report = a_report()
     report["funnel"]["samples"] = [{**draw(label=1), "quantization_difference": None, "reasoning_tokens": None}]
     assert not re.search("wave|dequantised|thinking", card(report))
+
+
+def test_what_judges_and_servers_were_paid_is_in_the_cost_table():
+    report = a_report()
+    assert "money" not in card(report)
+    report["cost"][0]["money"] = 3.456
+    assert "| money |" in card(report) and "3.46 |" in card(report) and "3.46" in Page(page(report, TWO)).text
 
 
 def test_prompts_that_are_all_easy_or_all_hard_are_counted_for_every_round():

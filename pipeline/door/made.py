@@ -77,7 +77,7 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
     from pipeline.door.words import Words
     from pipeline.sampling.admission import block, check_one_fits
 
-    seen: set[str] = set()
+    words, seen = cache(partial(Words, tokenizer)), set[str]()
     for step in coming:
         cfg = step.config
         if not isinstance(cfg, Draw) or isinstance(cfg.backend, ScriptedBackend) or made not in line_of(step):
@@ -86,7 +86,7 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
         table, template, context = folder_of(asked.step) / asked.part, template_after(made, step), known_context(step)
         alike = f"{table} {template} {context} {cfg.model_dump_json(exclude={'seed', 'wave', 'purpose', 'runtime'})}"
         if alike not in seen and not cfg.ties_by and (table / "prompts.parquet").exists():
-            check_one_fits(cfg, Words(tokenizer, template, context), block(cfg, Prompts(table)))
+            check_one_fits(cfg, words(template, context), block(cfg, Prompts(table)))
         seen.add(alike)
 
 

@@ -86,8 +86,9 @@ def training(report: Row) -> Sheet:
 
 def cost(report: Row) -> Sheet:
     total = sum(row["seconds"] for row in report["cost"])
-    columns = ("stage", "steps", "time", "share", "engine start", "tokens", "tokens/s")
-    rows = [_stage(row, total) for row in report["cost"]]
+    names = ["stage", "steps", "time", "share", "engine start", "tokens", "tokens/s"]
+    columns = [*names, "money"] if any(row["money"] for row in report["cost"]) else names  # where somebody was paid
+    rows = [_stage(row, total)[: len(columns)] for row in report["cost"]]
     note = (
         f"{seconds(total)} in all; what came from the store counts as when it was built."
         " Sampling's tokens/s are those of drawing, from the moment that an engine stood."
@@ -104,5 +105,6 @@ def _stage(row: Row, total: float) -> list[Cell]:
         seconds(row["engine_start_seconds"]),
         count(row["tokens"]),
         count(row["tokens_per_second"]),
+        number(row["money"], 2),
     )
     return [Cell(row["stage"]), *map(Cell, figures)]
