@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pipeline.footprint import GIB, Shape, shape_of
+from pipeline.footprint import Shape, amount, shape_of
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOATS = {"F64", "F32", "F16", "BF16"}  # loaded in the dtype that was asked for; what is quantised stays as it is
@@ -28,10 +28,8 @@ class Needs:
         return self.weights + self.cache
 
     def __str__(self) -> str:
-        return (
-            f"{_gib(self.total)} GiB at least ({_gib(self.weights)} of weights, {_gib(self.cache)} for one longest"
-            " sequence)"
-        )
+        parts = f"weights {amount(self.weights)}, one longest sequence {amount(self.cache)}"
+        return f"{amount(self.total)} at least ({parts})"
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ class Place:
 
     def __str__(self) -> str:
         of_each = f" on each of {self.gpus} GPUs" if self.gpus > 1 else ""
-        return f"{_gib(self.room)}{of_each}" + (f" (memory={self.share:g} of {_gib(self.device)})" if self.vllm else "")
+        of = f" (memory={self.share:g} of {amount(self.device)})" if self.vllm else ""
+        return f"{amount(self.room)}{of_each}{of}"
 
 
 def shortage(needs: Needs, place: Place) -> str | None:
@@ -120,7 +119,3 @@ def _bytes(tensor: dict[str, Any], dtype: str) -> int:
     if kind in FLOATS:
         return numbers * BYTES[dtype]
     return numbers * BITS.get(kind.split("_")[0], 8) // 8
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.3g}"

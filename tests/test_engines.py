@@ -25,7 +25,7 @@ def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
     assert shortage(needs, Place("sample.backend", 12 * GIB, 0.9, 2)) is None
     said = shortage(needs, Place("sample.backend", 20 * GIB, 0.9, 1))
     assert said is not None
-    assert "needs 20 GiB at least (16 of weights, 4 for one longest sequence), and there are 18" in said
+    assert "needs 20 GiB at least (weights 16 GiB, one longest sequence 4 GiB), and there are 18 GiB (memory=" in said
     assert "Lower limits.prompt" in said and "tensor_parallel=2 or more" in said
 
 
@@ -41,7 +41,7 @@ def test_a_gpu_too_small_is_refused_before_an_engine_starts(tmp_path):
     policy = tiny_model(tmp_path / "model")
     backend = opened(VLLM, policy)
     backend.limits = LIMITS
-    with pytest.raises(Refusal, match=r"the policy needs .* and there are 3.05e-05 .*\n.*tensor_parallel="):
+    with pytest.raises(Refusal, match=r"the policy needs .* and there are 0.0312 MiB .*\n.*tensor_parallel="):
         backend._check_memory(policy, SmallGpu)
 
 
@@ -69,9 +69,9 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
     card(80, 12)
     with pytest.raises(Refusal) as refusal:
         forecast.check(planned, planned.steps)
-    needs, runtime = "13.6 GiB at least (12.6 of weights, 1 for one longest sequence)", "exam.sample.backend.runtime"
+    needs, runtime = "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)", "exam.sample.backend.runtime"
     assert str(refusal.value) == (
-        f"exam.sample.backend: the policy needs {needs}, and there are 10.8 (memory=0.9 of 12).\n"
+        f"exam.sample.backend: the policy needs {needs}, and there are 10.8 GiB (memory=0.9 of 12 GiB).\n"
         "  Lower limits.prompt or limits.completion, give dtype=bfloat16 where it is float32,"
         f" raise {runtime}.memory, or give {runtime}.tensor_parallel=2 or more."
     )
@@ -96,10 +96,10 @@ def test_a_policy_that_the_run_makes_is_judged_by_what_it_is_made_from(card, tmp
 
     write_json(tmp_path / "model" / "config.json", LLAMA_7B)
     card(12)
-    assert "needs 25.2 GiB at least (25.1 of weights" in refused("base=checkpoint", f"base.model={tmp_path / 'model'}")
+    assert "needs 25.2 GiB at least (weights 25.1 GiB" in refused("base=checkpoint", f"base.model={tmp_path / 'model'}")
     card(0.01)
     by_hand = refused("base.hidden=512", *TRANSFORMERS)
-    assert "at least (0.0" in by_hand and "and there are 0.00977.\n" in by_hand
+    assert " MiB at least (weights " in by_hand and "and there are 10 MiB.\n" in by_hand
     assert by_hand.endswith("or draw with vLLM on several GPUs.")
 
 

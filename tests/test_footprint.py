@@ -190,8 +190,8 @@ def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     card(80)
     planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=lora", "cost.gpu_hour=2.5")
     shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
-    engine = "13.6 GiB at least (12.6 of weights, 1 for one longest sequence)"
-    assert shown[0] == f"  sample test sft and 3 more: memory {engine} · there are 72 (memory=0.9 of 80)"
+    engine = "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)"
+    assert shown[0] == f"  sample test sft and 3 more: memory {engine} · there are 72 GiB (memory=0.9 of 80 GiB)"
     assert shown[1] == "  train round 1: at most 2 steps of 64 · 100 rows · 409,600 tokens"
     assert any("memory" in line and "weights 12.7 GiB" in line for line in shown)
     # 2 × (2 + 1 for checkpointing) operations a parameter and token, at 35 % of 989e12 a second.
