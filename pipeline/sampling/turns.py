@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Prompts, Samples, note_cost, read_table, write_table
+from pipeline.artifacts import Prompts, Samples, note_cost, noted_cost, read_table, write_table
 from pipeline.backends import Message
 from pipeline.errors import Refusal
 from pipeline.reasoning import without_reasoning
@@ -64,7 +64,7 @@ def gather(out: Path, turns: int) -> Samples:
 
 def _costs(places: list[Path]) -> dict[str, float]:
     """What adds up is added up; a speed and a mean do not."""
-    costs = [json.loads((place / "cost.json").read_text()) for place in places]
+    costs = [noted_cost(place) for place in places]
     sums: dict[str, float] = {}
     for name, figure in (item for cost in costs for item in cost.items()):
         if name not in ("mean_tokens", "tokens_per_second", DIFFERENCE):
