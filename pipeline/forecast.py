@@ -164,7 +164,10 @@ def weights_of(planned: Planned, step: Step) -> Path | None:
     if (folder / MODEL_FILE).exists():
         model = open_artifact(origin.stage, folder)
         assert isinstance(model, Model)
-        return here(model.weights, model.revision) if (model.path / MODEL_FILE).exists() else None
+        try:
+            return here(model.weights, model.revision)
+        except FileNotFoundError:  # pruned, it or an adapter's base
+            return None
     return here(origin.config.place, origin.config.revision) if isinstance(origin.config, Checkpoint) else None
 
 

@@ -18,6 +18,7 @@ from pipeline.backends import Completion
 from pipeline.backends.scripted import Scripted, ScriptedText
 from pipeline.config import Draw, Prices
 from pipeline.errors import Broken, Refusal
+from pipeline.ledger import told_in_short
 from pipeline.plan import plan
 from pipeline.sampling import admission, drawing, meter, shards
 from pipeline.stages import sample
@@ -109,6 +110,8 @@ def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
     said = r"sample 20/20 prompts · speed \d+ tok/s · length 15 tokens · truncated 15% · money 3\.50 · 0:00 left"
     assert re.search(said, capfd.readouterr().err)
     assert watched.cost()[meter.ENGINE] == 5.0
+    told = {"prompts": 20, "mean_tokens": 15.0, "tokens_per_second": 9.0, "truncated": 12, "completions": 80}
+    assert told_in_short({**told, "money": 3.5}).endswith("15 tokens each · 15.0% truncated · money 3.50")
 
 
 # ── seeds and ids ─────────────────────────────────────────────────────────────────────────────────────────────────
