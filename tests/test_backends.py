@@ -387,22 +387,22 @@ def test_vllm_draws_the_same_in_other_groupings(fast):
 @model
 def test_on_a_gpu_the_next_block_is_submitted_before_the_last_one_drains(fast, monkeypatch):
     """Which is `room`: how many may be unfinished when the next block is asked for; none on a CPU."""
-    asked = requests(fast, 60, 0.9)
+    asked = requests(fast, 120, 0.9)
 
     def unfinished(room: int) -> tuple[list[int], dict[str, list[int]]]:
         monkeypatch.setattr(fast, "room", room)
         left: list[int] = []
 
         def blocks():
-            for start in range(0, 60, 20):
+            for start in range(0, 120, 40):
                 left.append(fast.engine.get_num_unfinished_requests())
-                yield asked[start : start + 20]
+                yield asked[start : start + 40]
 
         return left, {completion.sample_id: completion.token_ids for completion in fast.generate(blocks())}
 
     assert fast.room == 0
-    (drained, apart), (refilled, flowing) = unfinished(0), unfinished(8)
-    assert drained == [0, 0, 0] and all(0 < left <= 8 for left in refilled[1:])
+    (drained, apart), (refilled, flowing) = unfinished(0), unfinished(39)
+    assert drained == [0, 0, 0] and all(0 < left <= 39 for left in refilled[1:])
     assert apart == flowing
 
 
