@@ -57,7 +57,7 @@ def shortage(needs: Needs, place: Place) -> str | None:
     """What to say when it does not fit: what it needs, what there is, what to lower."""
     if needs.total <= place.room * place.gpus:
         return None
-    enough = -(-needs.total // place.room)
+    enough = -(-needs.total // max(place.room, 1))
     runtime = f"{place.knob}.runtime"
     more = f"raise {runtime}.memory, or give {runtime}.tensor_parallel={enough} or more"
     return (

@@ -23,6 +23,7 @@ def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
     needs = Needs(weights=16 * GIB, cache=4 * GIB)
     assert shortage(needs, Place("sample.backend", 80 * GIB, 0.9, 1)) is None
     assert shortage(needs, Place("sample.backend", 12 * GIB, 0.9, 2)) is None
+    assert shortage(needs, Place("sample.backend", 12 * GIB, 0.0, 2))
     said = shortage(needs, Place("sample.backend", 20 * GIB, 0.9, 1))
     assert said is not None
     assert "needs 20 GiB at least (weights 16 GiB, one longest sequence 4 GiB), and there are 18 GiB (memory=" in said
