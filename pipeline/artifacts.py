@@ -51,9 +51,12 @@ def read_table(path: Path) -> "pl.DataFrame":
 
 def note_cost(out: Path, **figures: float) -> None:
     """Add figures (tokens, rows, engine seconds …) to the step's cost; they stay outside its content."""
+    write_json(out / COST_FILE, {**noted_cost(out), **figures})
+
+
+def noted_cost(out: Path) -> dict[str, float]:
     path = out / COST_FILE
-    known = json.loads(path.read_text()) if path.exists() else {}
-    write_json(path, {**known, **figures})
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 STEP_FILE = "step.json"  # what the driver asked of a step

@@ -88,6 +88,16 @@ def _hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts)
 
 
+def here(weights: Path | str, revision: str | None) -> Path | None:
+    """The folder of a model: its own, or where a hub repository was downloaded before. No network is asked."""
+    if isinstance(weights, Path):
+        return weights
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(weights, "config.json", revision=revision)
+    return Path(file).parent if isinstance(file, str) else None
+
+
 def commit_of(name: str, revision: str | None) -> str:
     """The commit that a hub repository's revision points to now; a dataset's name begins with `datasets/`."""
     from huggingface_hub import HfApi

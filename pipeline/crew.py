@@ -13,14 +13,12 @@ from collections.abc import Callable
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from pipeline.errors import BROKE, Broken, Refusal
+from pipeline.gpus import GPUS, Environment
 
-Environment = dict[str, str]
 Figures = dict[str, float]
-Workers = int | Literal["auto"]
-GPUS = "CUDA_VISIBLE_DEVICES"
 LAST_WORDS = 12  # lines of a dead hand's log that are shown
 
 
@@ -65,31 +63,6 @@ def work_off(
         work(Alone(shards, finish, tell))
     else:
         _Crew(shards, finish, tell).run(work, environments[: len(shards)], logs)
-
-
-def environments(workers: Workers, knob: str, gpus_each: int = 1) -> list[Environment]:
-    """One for each hand, naming the GPUs it may see. `auto`: as many as the GPUs give, and one without GPU."""
-    gpus = visible_gpus() if (workers, gpus_each) != (1, 1) else []  # which loads torch
-    if not gpus and gpus_each == 1:
-        return [{}] * (1 if workers == "auto" else workers)
-    groups = [gpus[at : at + gpus_each] for at in range(0, len(gpus) - gpus_each + 1, gpus_each)]
-    wanted = max(len(groups), 1) if workers == "auto" else workers
-    if wanted > len(groups):
-        raise Refusal(
-            f"{knob}={workers}: {wanted} engines of {gpus_each} GPUs each need {wanted * gpus_each} GPUs, and "
-            f"{len(gpus)} can be seen here.\n  Give fewer workers or a smaller tensor_parallel"
-            f"{f', or name more GPUs in {GPUS}' if GPUS in os.environ else ''}."
-        )
-    return [{GPUS: ",".join(group)} for group in groups[:wanted]]
-
-
-def visible_gpus() -> list[str]:
-    """By the names that were given (numbers or UUIDs), or by number; counted without opening any."""
-    import torch
-
-    count = torch.cuda.device_count()
-    named = [name.strip() for name in os.environ[GPUS].split(",")] if GPUS in os.environ else map(str, range(count))
-    return list(named)[:count]
 
 
 class Alone:
@@ -165,9 +138,11 @@ class _Crew:
 
     def run(self, work: Work, environments: list[Environment], logs: Path) -> None:
         logs.mkdir(parents=True, exist_ok=True)
-        members = [_Member(number, work, environment, logs) for number, environment in enumerate(environments)]
-        self.members = list(members)
+        members: list[_Member] = []
         try:
+            for number, environment in enumerate(environments):
+                members.append(_Member(number, work, environment, logs))
+            self.members = list(members)
             while self.members:
                 self._listen()
         finally:

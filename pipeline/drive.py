@@ -27,6 +27,7 @@ def drive(cfg: Config, story: Path | None = None) -> int:
         planned = prepare(cfg, select(plan(cfg), cfg.until))
         if cfg.dry_run:
             dry_run(cfg, planned)
+            forecast.check_engines(planned, unbuilt(planned))
             return DONE
         door.check(unbuilt(planned))
         forecast.check(planned, unbuilt(planned))

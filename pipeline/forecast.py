@@ -1,4 +1,4 @@
-"""What the trainings of a plan will take, as far as it is known before anything runs: shown by a dry run.
+"""What the draws and trainings of a plan will take, as far as it is known before anything runs: shown by a dry run.
 
 Exact where the pairs are in the store, at most so much where they are not; silent about what nobody knows yet.
 """
@@ -7,9 +7,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline import footprint, machine, outlook, store
+from pipeline import engines, footprint, machine, outlook, store
 from pipeline.artifacts import MODEL_FILE, Model, Pairs, open_artifact
-from pipeline.config import Checkpoint, Draw, TinyBase, TrainConfig
+from pipeline.config import (
+    Checkpoint,
+    Conversation,
+    Draw,
+    TinyBase,
+    TrainConfig,
+    TransformersBackend,
+    VllmBackend,
+)
+from pipeline.content import here
 from pipeline.errors import Refusal
 from pipeline.step import Step
 from pipeline.survey import Found, Planned
@@ -18,7 +27,8 @@ INNER = 8 / 3  # a tiny model's gates are so much wider than the model
 
 
 def check(planned: Planned, coming: list[Step]) -> None:
-    """Refuses trainings that cannot run here whatever their pairs are: no such GPU, too little memory or disk."""
+    """Refuses what cannot run here: an engine that no GPU holds, and trainings whatever their pairs are."""
+    check_engines(planned, coming)
     gpus = len(machine.gpus())
     for step in coming:
         cfg = step.config
@@ -32,13 +42,54 @@ def check(planned: Planned, coming: list[Step]) -> None:
                 raise Refusal(short)
 
 
+def check_engines(planned: Planned, coming: list[Step]) -> None:
+    """Refuses draws from a model that the GPUs here cannot hold."""
+    for _, needs, place in _engines(planned, coming):
+        if place and (short := engines.shortage(needs, place)):
+            raise Refusal(short)
+
+
 def lines(planned: Planned, found: dict[str, Found]) -> Iterator[str]:
-    """A block for each training that is to do."""
-    for step in planned.steps:
-        if isinstance(step.config, TrainConfig) and found[planned.fingerprint(step)][0] is None:
+    """What engines need, once for all draws that are alike; then a block for each training that is to do."""
+    to_do = [step for step in planned.steps if found[planned.fingerprint(step)][0] is None]
+    alike: dict[str, list[str]] = {}
+    for step, needs, place in _engines(planned, to_do):
+        there = f"there are {place}" if place else "on a GPU; here there is none"
+        label = f"round {step.label}" if isinstance(step.label, int) else step.label
+        alike.setdefault(f"memory {needs} · {there}", []).append(label)
+    for said, labels in alike.items():
+        yield f"  sample {labels[0]}{f' and {len(labels) - 1} more' if labels[1:] else ''}: {said}"
+    for step in to_do:
+        if isinstance(step.config, TrainConfig):
             shown = list(_of(planned, step, step.config))
             yield f"  train round {step.label}: {shown[0]}"
             yield from (f"    {line}" for line in shown[1:])
+
+
+def _engines(planned: Planned, steps: list[Step]) -> Iterator[tuple[Step, engines.Needs, engines.Place | None]]:
+    """What the engine of each draw takes, where it is known, and the smallest GPU that it may have, if there is one."""
+    smallest = min((gpu.memory for gpu in machine.gpus()), default=0)
+    for step in steps:
+        if isinstance(step.config, Draw) and (needs := _engine_needs(planned, step, step.config)):
+            yield step, needs, _place(step, step.config, smallest) if smallest else None
+
+
+def _engine_needs(planned: Planned, step: Step, cfg: Draw) -> engines.Needs | None:
+    if not isinstance(cfg.backend, VllmBackend | TransformersBackend):
+        return None
+    limits = cfg.turn(cfg.turns).limits if isinstance(cfg, Conversation) else cfg.limits
+    how, policy = (cfg.backend.dtype, limits.prompt + limits.completion), step.inputs["policy"]
+    if folder := weights_of(planned, policy):
+        return engines.needs_in(folder, *how)
+    shape = shape_of(planned, policy)
+    return engines.needs_of(shape, *how) if shape else None
+
+
+def _place(step: Step, cfg: Draw, device: int) -> engines.Place:
+    knob = "exam.sample.backend" if isinstance(step.label, str) else "sample.backend"
+    if isinstance(cfg.backend, VllmBackend):
+        return engines.Place(knob, device, cfg.backend.runtime.memory, cfg.backend.runtime.tensor_parallel)
+    return engines.Place(knob, device, 1.0, 1, vllm=False)
 
 
 def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
@@ -96,32 +147,38 @@ def prompts_published(planned: Planned) -> dict[str, int] | None:
 
 def shape_of(planned: Planned, step: Step) -> footprint.Shape | None:
     """Of a model that is there, that is made here, or that another one is made from."""
-    folder = planned.folder(step)
+    if folder := weights_of(planned, step):
+        return footprint.shape_in(folder)
+    if isinstance(tiny := _origin(planned, step).config, TinyBase):
+        inner = int(tiny.hidden * INNER)
+        sizes = {"hidden_size": tiny.hidden, "intermediate_size": inner, "num_hidden_layers": tiny.layers}
+        heads = {"num_attention_heads": tiny.heads, "vocab_size": tiny.vocabulary}
+        return footprint.shape_of({**sizes, **heads, "tie_word_embeddings": True})
+    return None
+
+
+def weights_of(planned: Planned, step: Step) -> Path | None:
+    """Where the weights of a model lie, or of the one that it is made from; None where they are not here yet."""
+    origin = _origin(planned, step)
+    folder = planned.folder(origin)
     if (folder / MODEL_FILE).exists():
-        model = open_artifact(step.stage, folder)
+        model = open_artifact(origin.stage, folder)
         assert isinstance(model, Model)
-        return footprint.shape_in(Path(model.weights)) if (model.path / MODEL_FILE).exists() else None
-    match step.config:
-        case TinyBase() as tiny:
-            inner = int(tiny.hidden * INNER)
-            sizes = {"hidden_size": tiny.hidden, "intermediate_size": inner, "num_hidden_layers": tiny.layers}
-            heads = {"num_attention_heads": tiny.heads, "vocab_size": tiny.vocabulary}
-            return footprint.shape_of({**sizes, **heads, "tie_word_embeddings": True})
-        case Checkpoint():
-            local = step.config.model.local
-            return footprint.shape_in(Path(step.config.model).expanduser()) if local else _shape_in_cache(step.config)
+        try:
+            return here(model.weights, model.revision)
+        except FileNotFoundError:  # pruned, it or an adapter's base
+            return None
+    return here(origin.config.place, origin.config.revision) if isinstance(origin.config, Checkpoint) else None
+
+
+def _origin(planned: Planned, step: Step) -> Step:
+    """The first model that is there, going back to what each was made from; else the one that begins the line."""
+    if (planned.folder(step) / MODEL_FILE).exists():
+        return step
     if step.stage == "gate":  # whichever it chooses, all of them were made from sft
-        return shape_of(planned, step.inputs["exams"]["sft"]["model"])
+        return _origin(planned, step.inputs["exams"]["sft"]["model"])
     above = step.inputs.get("init") or step.inputs.get("base")
-    return shape_of(planned, above) if isinstance(above, Step) else None
-
-
-def _shape_in_cache(cfg: Checkpoint) -> footprint.Shape | None:
-    """A hub model that was downloaded before; no network is asked."""
-    from huggingface_hub import try_to_load_from_cache
-
-    file = try_to_load_from_cache(str(cfg.model), "config.json", revision=cfg.revision)
-    return footprint.shape_in(Path(file).parent) if isinstance(file, str) else None
+    return _origin(planned, above) if isinstance(above, Step) else step
 
 
 def _measured(planned: Planned, step: Step) -> float | None:

@@ -67,6 +67,8 @@ def told_in_short(cost: dict[str, Any]) -> str:
             f"{cost['mean_tokens']:.0f} tokens each",
             f"{cost['truncated'] / max(cost['completions'], 1):.1%} truncated",
         ]
+    if money := cost.get("money"):
+        parts.append(f"money {money:.2f}")
     if "processes" in cost:
         parts.append(f"{cost['processes']} processes" + ("" if cost.get("watched") else ", which do not look at KL"))
     if dropped := cost.get("dropped"):

@@ -109,6 +109,12 @@ def fault(library: Any, place: Place, error: Exception) -> str:
     return _quoted(place, str(error))
 
 
+def counted(usage: Any, name: str, otherwise: int = 0) -> int:
+    """A figure of a reply's usage; `otherwise` where the server keeps none."""
+    value = usage.get(name) if isinstance(usage, dict) else getattr(usage, name, None)
+    return value if isinstance(value, int) and value >= 0 else otherwise
+
+
 def _first_cause(error: BaseException) -> BaseException:
     """What lies below it all: aiohttp's transport calls a closed connection a timeout as well."""
     while error.__cause__ is not None:

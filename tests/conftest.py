@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "OMP_WAIT_POLICY": "passive",  # spinning threads are ten times slower on a machine that others use too
@@ -11,3 +13,20 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
     "WANDB_MODE": "offline",
 }
+
+
+@pytest.fixture
+def card(tmp_path, monkeypatch):
+    """Puts a driver's tool there, which tells of these GPUs."""
+
+    def put(*gibibytes: float, name: str = "NVIDIA H100 80GB HBM3", visible: str | None = None) -> None:
+        tool = tmp_path / "bin" / "nvidia-smi"
+        tool.parent.mkdir(exist_ok=True)
+        tool.write_text("#!/bin/sh\n" + "".join(f"echo '{name}, {int(g * 1024)}'\n" for g in gibibytes))
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    return put

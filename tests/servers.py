@@ -54,8 +54,9 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None:
             return self.fail(fault)
         with self.server.lock:
-            choice = self.server.complete(body)
-        return self.answer(200, {"id": "x", "object": "text_completion", "choices": [choice]})
+            choice = dict(self.server.complete(body))
+        counted = {"usage": choice.pop("usage")} if "usage" in choice else {}
+        return self.answer(200, {"id": "x", "object": "text_completion", "choices": [choice], **counted})
 
     def knows_key(self) -> bool:
         return self.server.key is None or self.headers["authorization"] == f"Bearer {self.server.key}"
@@ -73,6 +74,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             case "junk":
                 self.answer(200, {"id": "x", "choices": []})
+            case "bare":
+                self.answer(200, {"id": "x", "choices": [{"index": 0, "text": "a"}]})
             case "no json":
                 self.answer(200, None)
             case _:

@@ -288,7 +288,15 @@ def test_an_adapter_of_a_quantised_base_is_merged_and_its_difference_noted(lora,
     (quantised.path / "model.json").write_text(json.dumps({**adapter.record, "quantization": bits}))
     assert sample.servable(test_sample.config(backend=VLLM), quantised, tmp_path).adapter is None
     test_sample.run(tmp_path / "out", asked(tmp_path), quantised, backend=transformers(8), **SMALL)
-    assert 0 <= json.loads((tmp_path / "out" / "cost.json").read_text())["quantization_difference"] < 0.01
+    noted = tmp_path / "out" / "cost.json"
+    told = json.loads(noted.read_text())
+    assert 0 <= told["quantization_difference"] < 0.01
+    # Killed after the last shard and before it was measured: nothing is drawn again, and it is measured.
+    noted.write_text(json.dumps({name: figure for name, figure in told.items() if name != "quantization_difference"}))
+    drawn_at = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").iterdir()}
+    test_sample.run(tmp_path / "out", asked(tmp_path), quantised, backend=transformers(8), **SMALL)
+    assert json.loads(noted.read_text()) == told
+    assert {file: file.stat().st_mtime_ns for file in drawn_at} == drawn_at
 
 
 SMALL = {"limits": {"prompt": 64, "completion": 24}, "shard": 4}
@@ -374,6 +382,28 @@ def test_vllm_draws_the_same_in_other_groupings(fast):
     assert {key: c.token_ids for key, c in apart.items()} == {key: c.token_ids for key, c in together.items()}
     assert len({tuple(c.token_ids) for c in together.values()}) == 120
     assert all(math.isfinite(c.logprob) and c.logprob < 0 for c in together.values())
+
+
+@model
+def test_on_a_gpu_the_next_block_is_submitted_before_the_last_one_drains(fast, monkeypatch):
+    """Which is `room`: how many may be unfinished when the next block is asked for; none on a CPU."""
+    asked = requests(fast, 120, 0.9)
+
+    def unfinished(room: int) -> tuple[list[int], dict[str, list[int]]]:
+        monkeypatch.setattr(fast, "room", room)
+        left: list[int] = []
+
+        def blocks():
+            for start in range(0, 120, 40):
+                left.append(fast.engine.get_num_unfinished_requests())
+                yield asked[start : start + 40]
+
+        return left, {completion.sample_id: completion.token_ids for completion in fast.generate(blocks())}
+
+    assert fast.room == 0
+    (drained, apart), (refilled, flowing) = unfinished(0), unfinished(39)
+    assert drained == [0, 0, 0] and all(0 < left <= 39 for left in refilled[1:])
+    assert apart == flowing
 
 
 def running(backend: Backend):

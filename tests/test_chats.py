@@ -5,11 +5,12 @@ import json
 import polars as pl
 import pytest
 
-from pipeline.artifacts import Prompts, Samples, read_table, write_table
+from pipeline.artifacts import Prompts, Samples, note_cost, read_table, write_table
 from pipeline.config import Conversation, ExamConfig, Questions
 from pipeline.config.fitting import mismatches
 from pipeline.errors import Refusal
 from pipeline.plan import plan
+from pipeline.sampling import turns
 from pipeline.stages import duel, sample
 from pipeline.stages import prompts as prompts_stage
 from tests import exams, test_sample
@@ -320,3 +321,14 @@ def test_people_are_shown_first_turns_alone(tmp_path):
         (tmp_path / "run" / "store" / f"07-sample-test-{name}-mt").symlink_to(samples.path)
     [row], _ = label.pairs(tmp_path / "run", {"pairs": "9", "seed": "0", "of": "test-sft-mt,test-round-1-mt"})
     assert {row["a"], row["b"]} == {"sft one", "round-1 one"}
+
+
+def test_costs_of_turns_add_up_and_means_do_not(tmp_path):
+    for turn, gap in ((1, 0.01), (2, 0.03)):
+        (turns.folder(tmp_path, turn) / "samples").mkdir(parents=True)
+        figures = {"tokens": 10 * turn, "completions": 2, "money": 0.5, "tokens_per_second": 9.0, "mean_tokens": 5.0}
+        note_cost(turns.folder(tmp_path, turn), quantization_difference=gap, **figures)
+    turns.gather(tmp_path, 2)
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    summed = {"tokens": 30, "completions": 4, "money": 1.0, "mean_tokens": 7.5}
+    assert cost == {**summed, "quantization_difference": 0.03}, "nats a token, where they are worst"

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import crew
-from pipeline.crew import Hand, environments, work_off
+from pipeline import crew, gpus
+from pipeline.crew import Hand, work_off
 from pipeline.errors import Broken, Refusal
+from pipeline.gpus import environments
 from tests.house import HOUSE
 
 SHARDS = [f"shard-{at:02d}" for at in range(12)]
@@ -66,11 +67,15 @@ def have_done(folder: Path, hands: list[dict[str, str]], **how) -> Seen:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_every_shard_is_done_once_and_every_hand_opens_once(tmp_path, count, monkeypatch):
+    """Two engines that share two GPUs each see those and no other, in processes of their own."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # training sets it for its whole process
-    hands = [{"CUDA_VISIBLE_DEVICES": str(number)} for number in range(count)] if count > 1 else [{}]
+    there = ["4", "5", "6", "7", "8"] if count > 1 else []
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: there)
+    hands = environments("auto", "sample.runtime.workers", count)
     have_done(tmp_path, hands, pause=0.1 if count > 1 else 0.0)
     lines = [(tmp_path / shard).read_text() for shard in SHARDS]
-    assert len({line.split()[-1] for line in lines}) == (count if count > 1 else len(SHARDS))
+    seen = {line.partition(" ")[2].strip() for line in lines}
+    assert seen == ({"4,5", "6,7"} if there else {""})
     assert all(line.count("\n") == 1 for line in lines)
     opened = {int(path.name.split("-")[1]) for path in tmp_path.glob("opened-*")}
     assert len(opened) == count
@@ -95,6 +100,22 @@ def test_when_all_are_killed_their_last_words_are_told(tmp_path):
 def test_a_refusal_of_one_hand_is_the_stage_s_own(tmp_path):
     with pytest.raises(Refusal, match="the prompts are bad"):
         have_done(tmp_path, [{}, {}], faulty=SHARDS[4])
+
+
+def test_a_hand_that_cannot_be_started_leaves_no_other_behind(tmp_path, monkeypatch):
+    started = []
+
+    class Member(crew._Member):
+        def __init__(self, number: int, *rest):
+            if number == 1:
+                raise OSError("no more processes")
+            super().__init__(number, *rest)
+            started.append(self.process)
+
+    monkeypatch.setattr(crew, "_Member", Member)
+    with pytest.raises(OSError, match="no more processes"):
+        work_off(SHARDS, partial(write, tmp_path, pause=60), [{}, {}], tmp_path)
+    assert [process.is_alive() for process in started] == [False]
 
 
 PARENT = """
@@ -138,7 +159,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "workers", "each", "expected"),
+    ("there", "workers", "each", "expected"),
     [
         ("", "auto", 1, [None]),
         ("", 3, 1, [None] * 3),
@@ -150,14 +171,16 @@ def alive(pid: int) -> bool:
         ("0,1,2,3", 1, 2, ["0,1"]),
     ],
 )
-def test_each_hand_gets_gpus_of_its_own(monkeypatch, gpus, workers, each, expected):
-    monkeypatch.setattr(crew, "visible_gpus", lambda: [gpu for gpu in gpus.split(",") if gpu])
+def test_each_hand_gets_gpus_of_its_own(monkeypatch, there, workers, each, expected):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [gpu for gpu in there.split(",") if gpu])
     found = environments(workers, "sample.runtime.workers", each)
     assert [hand.get("CUDA_VISIBLE_DEVICES") for hand in found] == expected
 
 
-@pytest.mark.parametrize(("gpus", "workers", "each"), [("0,1", "auto", 4), ("0,1", 2, 2), ("0", 2, 1), ("", "auto", 2)])
-def test_more_gpus_than_there_are_is_refused(monkeypatch, gpus, workers, each):
-    monkeypatch.setattr(crew, "visible_gpus", lambda: [gpu for gpu in gpus.split(",") if gpu])
+@pytest.mark.parametrize(
+    ("there", "workers", "each"), [("0,1", "auto", 4), ("0,1", 2, 2), ("0", 2, 1), ("", "auto", 2)]
+)
+def test_more_gpus_than_there_are_is_refused(monkeypatch, there, workers, each):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [gpu for gpu in there.split(",") if gpu])
     with pytest.raises(Refusal, match=rf"sample.runtime.workers={workers}: .* GPUs.*\n.*Give fewer workers"):
         environments(workers, "sample.runtime.workers", each)

@@ -1,5 +1,6 @@
 """What is refused before anything is built, because machine or config cannot do it."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -9,17 +10,18 @@ import pytest
 
 from pipeline import door
 from pipeline.artifacts import read_table, write_json, write_table
-from pipeline.backends.memory import GIB, Needs, needs_of, shortage
+from pipeline.backends.chat import Chat
 from pipeline.config import ScoreConfig
 from pipeline.door import contexts
 from pipeline.door.made import check_lengths, check_offline, check_prompts
+from pipeline.door.words import Words
 from pipeline.errors import Refusal
 from pipeline.plan import plan
+from pipeline.sampling.admission import admitted
 from pipeline.step import Step
-from tests import exams
+from tests import exams, test_sample
 from tests.house import HOUSE, composed, identity_of
-from tests.test_backends import LIMITS, VLLM, opened
-from tests.tiny import tiny_model
+from tests.tiny import CHAT, tiny_model
 
 GIVEN = ["prompts.path=p.jsonl", "sft.model=hub/model"]
 
@@ -35,6 +37,7 @@ def two_gpus(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
+@functools.cache
 def steps(*words: str) -> list:
     return plan(composed(*words)).ancestors()
 
@@ -156,7 +159,10 @@ def test_completions_that_fill_the_context():
         door.check(steps(*words, "limits.completion=4096"))
 
 
-def spelled(folder: Path) -> Path:
+TALK = "{% for m in messages %}{{ m.role }} : {{ m.content }} ;\n{% endfor %}{% generation %}me :{% endgeneration %}"
+
+
+def spelled(folder: Path, template: str | None) -> Path:
     """A model's folder as far as its tokenizer, whose tokens are words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -166,34 +172,100 @@ def spelled(folder: Path) -> Path:
     write_json(folder / "model.json", {"weights": "weights", "tokenizer": "weights"})
     (folder / "weights").mkdir()
     pieces.save(str(folder / "weights" / "tokenizer.json"))
+    if template is not None:
+        (folder / "weights" / "chat_template.jinja").write_text(template)
     return folder
 
 
 @pytest.mark.parametrize(
-    ("word", "room"),
-    [("limits.prompt=5", 5), ("base.context=70", 6), ("limits.prompt=7", None)],
+    ("template", "words", "said"),
+    [
+        (None, ["base.context=70"], "limits.prompt=64, beside limits.completion=64 in a context of 70: 6 tokens"),
+        (
+            TALK,
+            ["limits.prompt=11"],
+            "512: 11 tokens are left for a prompt, and the shortest of 2 has 12 with",
+        ),
+        (TALK, ["limits.prompt=12"], None),
+        (TALK, ["template.chat_template=longer.jinja", "limits.prompt=12"], "the shortest of 2 has 13 with its"),
+        (TALK, ["sample.settings.draw.system=Be brief", "limits.prompt=15"], "has 17 with its template with what the"),
+        ("{{ raise_exception('no') }}", ["limits.prompt=7"], None),
+        ("{% unknown %}", ["limits.prompt=7"], None),
+    ],
 )
-def test_prompts_that_fit_nowhere_are_refused_before_sft_is_trained(tmp_path, word, room):
-    """Seven words the shortest."""
-    *planned, _ = steps("recipes=smoke", word)
+def test_prompts_that_fit_nowhere_are_refused_before_sft_is_trained(tmp_path, monkeypatch, template, words, said):
+    """Seven words the shortest, and five more that a template puts around them."""
+    monkeypatch.chdir(tmp_path)
+    Path("longer.jinja").write_text(f"well {TALK}")
+    planned = steps("recipes=smoke", "rounds=1", "sample.per_round=2", *words)
     made = next(step for step in planned if step.stage == "base")
-    spelled(tmp_path / "base")
     texts = ["say six things of a river ?", "and " * 90]
     asked = [exams.prompts(tmp_path, texts, "{}", part).path for part in ("train", "test")]
-    folders = {"base": tmp_path / "base", "prompts": asked[0].parent}
+    folders = {"base": spelled(tmp_path / "base", template), "prompts": asked[0].parent}
+    # What base answers is shown with its own template; its exam is no question here.
+    coming = [step for step in planned if step.label != "test base"]
 
     def check(coming: list, by: Step = made) -> None:
         check_lengths(by, lambda step: folders.get(step.stage, tmp_path / step.stage), coming)
 
-    if room is None:
-        return check(planned)
-    with pytest.raises(Refusal, match=rf"{room} tokens are left for a prompt, and the shortest of 2 has 7 .*\n  Raise"):
-        check(planned)
-    check([step for step in planned if step.stage != "sample"])
-    check(planned, next(step for step in planned if step.stage == "sft"))  # nothing of it is there yet
+    if said is None:
+        return check(coming)
+    with pytest.raises(Refusal) as refusal:
+        check(coming)
+    assert said in str(refusal.value)
+    remedy = "Lower limits.completion, give a model with" if "context of 70" in said else "Raise limits.prompt, or give"
+    assert f"\n  {remedy}" in str(refusal.value)
+    check([step for step in coming if step.stage != "sample"])
+    check(coming, next(step for step in planned if step.stage == "sft"))  # nothing of it is there yet
     for part in asked:
         (part / "prompts.parquet").unlink()  # pruned
-    return check(planned)
+    return check(coming)
+
+
+def test_each_round_s_own_prompts_have_to_fit(tmp_path):
+    """The first round's do, and of the second round's none."""
+    planned = steps("recipes=smoke", "sample.per_round=1", "limits.prompt=7")
+    made = next(step for step in planned if step.stage == "base")
+    folder = exams.prompts(tmp_path, ["say six things of a river ?", "and " * 90], "{}", "train").path.parent
+    folders = {"base": spelled(tmp_path / "base", None), "prompts": folder}
+    with pytest.raises(Refusal, match="7 tokens are left for a prompt, and the shortest of 1 has 90"):
+        check_lengths(made, lambda step: folders.get(step.stage, tmp_path / step.stage), planned)
+
+
+TEMPLATES = [
+    CHAT,
+    "{{- bos_token }}{% for m in messages %}{% if loop.last %}{% break %}{% endif %}\n {{- m | tojson }}\n{% endfor %}",
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}{{ style }}{{ pad_token }}",
+    "{% if tools is none and add_generation_prompt %}{{ messages[0]['content'].strip() }}\n{{ eos_token }}{% endif %}",
+]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_door_counts_what_the_sampler_counts(tmp_path, template):
+    policy = tiny_model(tmp_path / "sft", template=template)
+    chat, words = Chat(policy), Words(policy.tokenizer, None, 256)
+    for content in ("  name three <|end|> facts ", "Ünï\n'\"", ""):
+        messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": content}]
+        for kwargs in ({}, {"style": "calm river"}):
+            assert words.encode(messages, kwargs) == chat.encode(messages, kwargs) != []
+    (tmp_path / "other.jinja").write_text("river " * 9)
+    assert len(Words(policy.tokenizer, tmp_path / "other.jinja", 256).encode(messages, {})) > 9
+
+
+@pytest.mark.model
+def test_a_prompt_that_only_the_template_makes_too_long_is_dropped_and_counted(tmp_path):
+    chat = Chat(tiny_model(tmp_path / "sft"))
+    texts = ["the river", "the river and the lantern", "the river and the old lantern and the quiet river"]
+    asked = test_sample.ask(tmp_path / "train", *texts).read()
+    bare = len(chat.pieces(texts[1]))
+    limits = {"prompt": bare, "completion": 8}
+    kept, dropped = admitted(test_sample.config(limits=limits), lambda: chat, asked)
+    assert [row[0]["content"] for row in kept["prompt"]] == texts[:1]
+    lengths = [len(chat.encode([{"role": "user", "content": text}], {})) for text in texts[1:]]
+    assert lengths[0] > bare >= len(chat.pieces(texts[1])) and len(chat.pieces(texts[2])) > bare
+    told = [f"{tokens} tokens, limits.prompt={bare}" for tokens in lengths]
+    assert sorted(dropped["detail"]) == sorted(told) and set(dropped["reason"]) == {"prompt_too_long"}
 
 
 def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
@@ -229,47 +301,6 @@ def test_prompts_that_do_not_last_or_fit_are_refused_before_sft_is_trained(tmp_p
     )
     assert done.returncode == 2 and said in done.stderr
     assert not (tmp_path / "store" / "sft").exists()
-
-
-def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
-    needs = Needs(weights=16 * GIB, cache=4 * GIB)
-    assert shortage(needs, 80 * GIB, 0.9, 1) is None
-    assert shortage(needs, 12 * GIB, 0.9, 2) is None
-    said = shortage(needs, 20 * GIB, 0.9, 1)
-    assert said is not None
-    assert "needs 20 GiB at least (16 of weights, 4 for one longest sequence), and there are 18" in said
-    assert "Lower limits.prompt" in said and "tensor_parallel=2 or more" in said
-
-
-class SmallGpu:
-    """What vLLM's platform says on a GPU of 64 KiB."""
-
-    is_cuda_alike = staticmethod(lambda: True)
-    get_device_total_memory = staticmethod(lambda: 1 << 16)
-
-
-@pytest.mark.model
-def test_a_gpu_too_small_is_refused_before_an_engine_starts(tmp_path):
-    policy = tiny_model(tmp_path / "model")
-    backend = opened(VLLM, policy)
-    backend.limits = LIMITS
-    with pytest.raises(Refusal, match=r"the policy needs .* and there are 3.05e-05 .*\n.*tensor_parallel="):
-        backend._check_memory(policy, SmallGpu)
-
-
-@pytest.mark.model
-@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
-def test_needs_are_those_of_the_model_in_its_dtype(tmp_path, dtype, size):
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
-
-    folder = Path(tiny_model(tmp_path / "model", hidden=64).weights)
-    config = AutoConfig.from_pretrained(folder)
-    module = AutoModelForCausalLM.from_pretrained(folder)
-    kept = module(torch.ones(1, 10, dtype=torch.long), past_key_values=DynamicCache(config=config)).past_key_values
-    numbers = sum(layer.keys.numel() + layer.values.numel() for layer in kept.layers)
-    needs = needs_of(folder, config, dtype, longest=10)
-    assert needs == Needs(size * sum(weight.numel() for weight in module.parameters()), size * numbers)
 
 
 def at_the_door(folder: Path, *words: str) -> None:

@@ -16,9 +16,11 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Model, read_table
-from pipeline.backends import Request
+from pipeline.backends import Billed, Completion, Failed, Request
+from pipeline.backends.under_way import UnderWay
 from pipeline.config import Limits
 from pipeline.errors import Broken, Refusal
+from pipeline.sampling.journal import Journal
 from tests import test_sample
 from tests.house import HOUSE, composed
 from tests.servers import Fault, Server, drawn_by, serving
@@ -63,6 +65,10 @@ def run(out: Path, prompts, policy: Model, backend: dict, max_failed: float = 0.
     return test_sample.run(out, prompts, policy, backend=backend, limits=LIMITS, runtime=runtime)
 
 
+def cost_of(out: Path) -> dict:
+    return json.loads((out / "cost.json").read_text())
+
+
 def once(fault: str, every: int = 3) -> Fault:
     """The first try of every third request fails."""
     return lambda seed, tries: fault if tries == 1 and seed % every == 0 else None
@@ -83,7 +89,7 @@ def test_a_server_of_the_policy_gives_what_the_policy_gives_here(complete, polic
     assert rows.drop("logprob").equals(here.drop("logprob"))
     assert (rows["logprob"] - here["logprob"]).abs().max() < 1e-3
     assert set(server.tries.values()) == {1} and len(server.tries) == PROMPTS * 4
-    cost = json.loads((tmp_path / "a" / "cost.json").read_text())
+    cost = cost_of(tmp_path / "a")
     assert cost["money"] == pytest.approx((cost["prompt_tokens"] + 3 * cost["tokens"]) / 1e6)
     assert not (tmp_path / "a" / "failed.parquet").exists()
 
@@ -122,6 +128,29 @@ def test_where_the_server_alone_sees_a_stop_string_it_is_asked_again_without(com
         rows = test_sample.run(tmp_path / "a", prompts, policy, backend=backend, limits=LIMITS, settings=stops)
     here = test_sample.run(tmp_path / "b", prompts, policy, backend=transformers(4), limits=LIMITS, settings=stops)
     assert rows.drop("logprob").equals(here.drop("logprob")) and set(server.tries.values()) == {2}
+    cost = cost_of(tmp_path / "a")
+    assert (cost["billed_prompt_tokens"], cost["billed_tokens"]) == (2 * cost["prompt_tokens"], 2 * cost["tokens"])
+
+
+@model
+@pytest.mark.parametrize("counts", [True, False])
+def test_what_is_cut_here_costs_what_the_server_wrote(complete, policy, prompts, tmp_path, counts):
+    """A server that knows no stop strings, whose template has seven tokens more than ours; or that does not count."""
+    came = []
+
+    def on_and_on(body):
+        choice = complete({**body, "stop": []})
+        if body["seed"] >= 100:  # none of those that measure the policy
+            came.append((len(body["prompt"]) + 7 * counts, len(choice["token_ids"])))
+        usage = {"prompt_tokens": len(body["prompt"]) + 7, "completion_tokens": len(choice["token_ids"])}
+        return {**choice, "usage": usage} if counts else choice
+
+    with serving(on_and_on) as server:
+        backend = endpoint(server.base_url)
+        test_sample.run(tmp_path / "out", prompts, policy, backend=backend, limits=LIMITS, settings=STOPS)
+    cost, (read, written) = cost_of(tmp_path / "out"), map(sum, zip(*came, strict=True))
+    assert cost["stopped_by_string"] > 10 and written > cost["tokens"]
+    assert cost["money"] == pytest.approx((read + 3 * written) / 1e6)
 
 
 @model
@@ -133,7 +162,7 @@ def test_without_token_ids_text_is_cut_again_and_says_so(complete, policy, promp
     with serving(bare, root=str(policy.weights)) as server:
         rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False))
     assert rows["logprob"].null_count() == rows.height == PROMPTS * 4
-    assert json.loads((tmp_path / "out" / "cost.json").read_text())["retokenised"] == rows.height
+    assert cost_of(tmp_path / "out")["retokenised"] == rows.height
     here = run(tmp_path / "here", prompts, policy, transformers(4))
     assert rows["completion"].to_list() == here["completion"].to_list()
     ended = rows.filter(finish_reason="stop")
@@ -170,6 +199,68 @@ def test_more_tokens_than_were_asked_for_are_a_failed_row(complete, policy, prom
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
 
 
+@model
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"token_ids": ["token_id:5"]}, "without token ids"),
+        ({"logprobs": {"token_logprobs": [None]}, "token_ids": [5]}, "without a log-probability for each token"),
+    ],
+)
+def test_ids_that_are_no_numbers_are_a_failed_row(complete, policy, prompts, tmp_path, odd, said):
+    with (
+        serving(lambda body: complete(body) | (odd if body["seed"] >= 100 else {})) as server,
+        pytest.raises(Broken, match=said),
+    ):
+        run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
+
+
+def test_what_came_beside_a_fault_is_handed_on_before_it():
+    class Client:
+        async def close(self) -> None: ...
+
+    async def ask(request: Request) -> Completion | Failed:
+        if request.sample_id == "refused":
+            raise Refusal("the key was taken back")
+        return Failed("f", "no") if request.sample_id == "f" else Completion(request.sample_id, [1], None, "stop")
+
+    under_way = UnderWay(9)
+    under_way.open(Client())
+    names = ["refused", "f", *map(str, range(7))]
+    came = under_way.answers([[Request(name, [1], 0.0, 1.0, 1) for name in names]], ask)
+    assert {next(came).sample_id for _ in range(7)} == set(names[2:])
+    assert next(came) == Failed("f", "no")
+    with pytest.raises(Refusal, match="taken back"):
+        next(came)
+    under_way.close()
+
+
+def test_a_kill_while_the_journal_is_opened_again_loses_nothing(tmp_path, monkeypatch):
+    """Nor does the line that an earlier kill has cut short spoil the next."""
+    requests = [Request(str(at), [1], 0.0, 1.0, at) for at in range(3)]
+
+    class Backend:
+        def generate(self, blocks):
+            for block in blocks:
+                yield from (Completion(r.sample_id, [7, 8], -0.5, "stop", None, Billed(3, 2)) for r in block)
+
+    first = Journal(tmp_path).through(Backend(), [requests])
+    came = [next(first), next(first)]
+    [file] = tmp_path.iterdir()
+    file.write_text(file.read_text() + '{"sample_id": "2", "tok')
+
+    def killed(path: Path, text: str) -> None:
+        path.open("w").close()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+        patched.setattr(Path, "write_text", killed)
+        next(Journal(tmp_path).through(Backend(), [requests[:2]]))
+    assert file.read_text().count("\n") == 2
+    again = {drawn.sample_id: drawn for drawn in Journal(tmp_path).through(Backend(), [requests])}
+    assert [again["0"], again["1"]] == came and set(again) == {"0", "1", "2"} and not list(tmp_path.iterdir())
+
+
 # ── a server with faults ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -193,6 +284,7 @@ def test_what_goes_wrong_once_is_asked_again(complete, policy, prompts, tmp_path
         ("400", "HTTP 400", 1),
         ("junk", "the answer holds no completion", 1),
         ("no json", "the answer holds no completion", 1),
+        ("bare", "the answer holds a completion without finish_reason", 1),
     ],
 )
 def test_what_stays_wrong_is_listed_and_kept_out(complete, policy, prompts, tmp_path, fault, reason, tries):
@@ -203,7 +295,7 @@ def test_what_stays_wrong_is_listed_and_kept_out(complete, policy, prompts, tmp_
     assert not set(failed["sample_id"]) & set(rows["sample_id"])
     assert all(said.startswith(reason) for said in failed["reason"])
     assert {server.tries[seed] for seed in server.tries if seed % 5 == 0} == {tries}
-    assert json.loads((tmp_path / "out" / "cost.json").read_text())["failed"] == failed.height
+    assert cost_of(tmp_path / "out")["failed"] == failed.height
 
 
 @model
@@ -228,6 +320,7 @@ def test_past_the_limit_it_stops_and_the_next_run_asks_only_for_what_is_missing(
         again = came & set(server.tries)
     assert rows.height == 40 and rows["sample_id"].n_unique() == 40
     assert len(again) <= 4  # under way when it stopped
+    assert cost_of(tmp_path / "out")["billed_tokens"] == rows["token_ids"].list.len().sum()
     assert not (tmp_path / "out" / "failed.parquet").exists()
     assert not list((tmp_path / "out" / "scratch" / "journal").iterdir())
 

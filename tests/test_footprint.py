@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import footprint, forecast, machine, outlook
 from pipeline.artifacts import write_json
+from pipeline.door import contexts
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.runner import prepare
@@ -136,23 +137,6 @@ def test_disk_by_hand():
 # ── on a machine ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def card(tmp_path, monkeypatch):
-    """Puts a driver's tool there, which tells of these GPUs."""
-
-    def put(*gibibytes: float, name: str = "NVIDIA H100 80GB HBM3", visible: str | None = None) -> None:
-        tool = tmp_path / "bin" / "nvidia-smi"
-        tool.parent.mkdir(exist_ok=True)
-        tool.write_text("#!/bin/sh\n" + "".join(f"echo '{name}, {int(g * 1024)}'\n" for g in gibibytes))
-        tool.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
-        monkeypatch.delenv(machine.VISIBLE, raising=False)
-        if visible is not None:
-            monkeypatch.setenv(machine.VISIBLE, visible)
-
-    return put
-
-
 def test_auto_takes_the_most_rows_that_fit_and_divide(card):
     cfg = settled(RANK_16, batch=48, micro_batch="auto")
     card(80)
@@ -199,14 +183,17 @@ def planned_on(tmp_path, config: dict, *words: str):
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text(json.dumps(config))
     given = ["prompts=playground", f"sft.model={model}", "sample.per_round=100", f"store={tmp_path / 'store'}"]
-    return prepare(composed(*given, "dry_run=true", *words), [plan(composed(*given, "dry_run=true", *words))])
+    cfg = composed(*given, "dry_run=true", *words)
+    return prepare(cfg, [plan(cfg)])
 
 
 def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     card(80)
     planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=lora", "cost.gpu_hour=2.5")
     shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
-    assert shown[0] == "  train round 1: at most 2 steps of 64 · 100 rows · 409,600 tokens"
+    engine = "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)"
+    assert shown[0] == f"  sample test sft and 3 more: memory {engine} · there are 72 GiB (memory=0.9 of 80 GiB)"
+    assert shown[1] == "  train round 1: at most 2 steps of 64 · 100 rows · 409,600 tokens"
     assert any("memory" in line and "weights 12.7 GiB" in line for line in shown)
     # 2 × (2 + 1 for checkpointing) operations a parameter and token, at 35 % of 989e12 a second.
     hours = 6 * 6.738e9 * 409_600 / (0.35 * 989e12) / 3600
@@ -219,11 +206,15 @@ def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, 
     steps = {(step.stage, step.label): step for step in planned.steps}
     init = steps["train", 2].inputs["init"]
     assert init is steps["gate", 1]
+    assert [*contexts.line_of(steps["sample", 2])] == [steps["gate", 1], steps["sft", 0]], "who knows the context"
     assert forecast.shape_of(planned, init) == shape(LLAMA_1B), "before the gate"
     sft = planned.folder(steps["sft", 0])
     write_json(sft / "model.json", {"weights": str(tmp_path / "model")})
     write_json(planned.folder(init) / "model.json", {"target": f"sft/{sft.name}", "content": "0"})
     assert forecast.shape_of(planned, init) == shape(LLAMA_1B), "behind its pointer"
+    forecast.check(planned, planned.steps)
+    write_json(sft / "model.json", {"base": "train/pruned", "adapter": "adapter", "tokenizer": "tokenizer"})
+    assert forecast.shape_of(planned, init) is None
     forecast.check(planned, planned.steps)
 
 
@@ -243,7 +234,8 @@ def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
     for words, said in ([], "at most 4 steps of 64 · 200 rows"), (["pair.thumbs_at=0.5"], "how many rows is not known"):
         planned = planned_on(tmp_path, LLAMA_1B, "train=kto", *words)
         shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
-        assert said in shown[0]
+        assert "memory 2.36 GiB at least" in shown[0] and shown[0].endswith("on a GPU; here there is none")
+        assert said in shown[1]
 
 
 def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, tmp_path):

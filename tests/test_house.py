@@ -42,6 +42,7 @@ LEAVES = {
     "progress",
     "served",
     "crew",
+    "gpus",
     "batching",
     "trl_args",
     "language",
@@ -50,6 +51,7 @@ LEAVES = {
     "given",
     "machine",
     "footprint",
+    "engines",
     "outlook",
 }  # anyone may import
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
@@ -62,7 +64,7 @@ MAY_IMPORT = {
     "exams": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
-    "door": {"step", "artifacts", "config"},
+    "door": {"step", "sampling", "artifacts", "config"},  # sampling: what no prompt fits is refused in one way
     "survey": {"step", "store"},
     "runner": {"door", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"door", "forecast", "survey", "plan", "runner", "step", "config", "artifacts"},
@@ -87,6 +89,7 @@ MAY_IMPORT = {
     "usage": {"store"},
     "opened": {"artifacts"},
     "crew": set(),
+    "gpus": set(),
     "label": {"report", "scorers", "artifacts", "config"},
     "reprint": {"worker", "store", "stages", "config"},
     "compare": {"report", "artifacts"},
@@ -104,6 +107,7 @@ MAY_IMPORT = {
     "given": set(),
     "machine": set(),
     "footprint": {"config"},
+    "engines": set(),
     "outlook": {"config"},
     "forecast": {"store", "step", "survey", "artifacts", "config"},
 }

@@ -115,9 +115,11 @@ def chat(body):
     """Repeats what it was asked, with two seeds apart; the last of the asked gets no text at all."""
     [question] = body["messages"]
     assert set(body) == {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "reasoning_effort"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 500}  # most of them thought and never shown
     if "9 facts" in question["content"]:
-        return {"message": {"content": None}, "finish_reason": "content_filter"}
-    return {"message": {"content": f"  Wohl:\n\u00e4 {question['content']} <s>"}, "finish_reason": "stop"}
+        return {"message": {"content": None}, "finish_reason": "content_filter", "usage": usage}
+    said = f"  Wohl:\n\u00e4 {question['content']} <s>"
+    return {"message": {"content": said}, "finish_reason": "stop", "usage": usage}
 
 
 @pytest.fixture(scope="module")
@@ -152,4 +154,11 @@ def test_what_a_server_says_comes_through_to_the_letter_and_is_measured_in_sft_s
         assert row["logprob"] is None and row["policy"] == "abcabcabcabc"
     assert json.loads((rival.path / "model.json").read_text())["base"] == "sft/0123456789ab"
     assert not list(rival.path.rglob("*.safetensors")), "a measure is no copy of a model"
-    assert json.loads((tmp_path / "out" / "cost.json").read_text())["money"] > 0
+    stop = {"draw": {**test_sample.CONFIG["settings"]["draw"], "stop": [" facts", "never"]}}
+    with serving(chat) as server:
+        asked = test_sample.config(backend=dict(served(server.base_url)), limits=limits, runtime=runtime, settings=stop)
+        cut = sample.run(asked, tmp_path / "cut", policy=rival, prompts=prompts).read()
+    assert set(cut["stop_string"]) == {" facts"} and not any("facts" in said for said in cut["completion"])
+    assert all(said.startswith("  Wohl:\n\u00e4 name ") for said in cut["completion"])
+    money = json.loads((tmp_path / "out" / "cost.json").read_text())["money"]
+    assert money == pytest.approx(40 * (10 + 3 * 500) / 1e6), "also for what it thought, and for what it withheld"

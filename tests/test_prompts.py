@@ -445,6 +445,8 @@ def test_caps_keep_so_many_of_each_category_whatever_the_order(tmp_path):
     assert set().union(*(ids(out, part) for part in ("train", "dev", "test"))) == first
     with pytest.raises(Refusal, match="caps.column=categorie: no row has this column. Did you mean category"):
         made(tmp_path, lines, "prompts.caps={column: categorie, most: 6}")
+    with pytest.raises(Refusal, match="caps.column=category: no row has this column. They have none beside"):
+        made(tmp_path, [{"prompt": f"say {i} things"} for i in range(20)], "prompts.caps={column: category, most: 6}")
 
 
 WORDS = st.lists(st.sampled_from("ab"), min_size=1, max_size=14).map(" ".join)

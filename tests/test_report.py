@@ -18,6 +18,7 @@ from pipeline.report.card import card
 from pipeline.report.examples import choose
 from pipeline.report.habits import repetition
 from pipeline.report.page import page
+from pipeline.report.sheets import all_sheets
 from pipeline.report.statistics import Sampling, contest, difference, estimate, sign_test
 from pipeline.report.verdict import Question, verdict
 from pipeline.report.wording import number, p_value, seconds, share, signed
@@ -273,6 +274,7 @@ def a_report(name="round-1"):
                 {
                     "round": 1,
                     "samples_in": 90,
+                    "prompts_in": 45,
                     "dropped_samples": {"tie": 5},
                     "pairs": 40,
                     "margin": {"q25": 1},
@@ -288,6 +290,7 @@ def a_report(name="round-1"):
                 "engine_start_seconds": None,
                 "tokens": 900,
                 "tokens_per_second": 100.0,
+                "money": None,
                 "steps": [{}],
             }
         ],
@@ -466,7 +469,6 @@ def test_what_got_lost_on_the_way_is_on_the_page_and_the_card():
         "round 1, wave 1",
         "10.0 %",
         "of which 15.0 thinking",
-        "After round 1's last wave 6 prompts are all easy and 3 all hard.",
         "test round-1: sampled on the dequantised base; mean |Δ log p| per token 0.0123 nats",
     ):
         assert text in seen and text in written
@@ -476,6 +478,24 @@ def test_a_run_without_waves_or_quantised_bases_says_nothing_of_them():
     report = a_report()
     report["funnel"]["samples"] = [{**draw(label=1), "quantization_difference": None, "reasoning_tokens": None}]
     assert not re.search("wave|dequantised|thinking", card(report))
+
+
+def test_what_judges_and_servers_were_paid_is_in_the_cost_table():
+    report = a_report()
+    assert "money" not in card(report)
+    report["cost"][0]["money"] = 3.456
+    assert "| money |" in card(report) and "3.46 |" in card(report) and "3.46" in Page(page(report, TWO)).text
+
+
+def test_prompts_that_are_all_easy_or_all_hard_are_counted_for_every_round():
+    report = a_report()
+    report["funnel"]["samples"] = [draw(label=1)]  # also where nothing was drawn twice
+    [easy_and_hard] = [sheet for sheet in all_sheets(report) if sheet.columns[-2:] == ("all easy", "all hard")]
+    assert [cell.text for cell in easy_and_hard.rows[0]] == ["round 1", "45", "9", "6", "3"]
+    assert easy_and_hard.rows[0][2].detail == "20.0 %"
+    assert easy_and_hard.title in Page(page(report, TWO)).text and f"## {easy_and_hard.title}" in card(report)
+    report["funnel"]["pairs"][0]["prompts_in"] = 0  # of offline pairs alone nothing was drawn
+    assert easy_and_hard.title not in card(report)
 
 
 def test_gains_come_first_then_losses_then_what_stayed():

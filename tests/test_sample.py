@@ -16,8 +16,9 @@ from pipeline import crew
 from pipeline.artifacts import Model, Prompts, read_table, write_table
 from pipeline.backends import Completion
 from pipeline.backends.scripted import Scripted, ScriptedText
-from pipeline.config import Draw
+from pipeline.config import Draw, Prices
 from pipeline.errors import Broken, Refusal
+from pipeline.ledger import told_in_short
 from pipeline.plan import plan
 from pipeline.sampling import admission, drawing, meter, shards
 from pipeline.stages import sample
@@ -99,15 +100,18 @@ def test_cost_counts_what_was_drawn(tmp_path, prompts):
 
 def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
     found = {"prompts": 10, "completions": 40, "tokens": 400, "prompt_tokens": 0, "truncated": 4}
-    watched = meter.Meter(found, prompts=20)
+    found |= {"billed_prompt_tokens": 10**6, "billed_tokens": 0}
+    watched = meter.Meter(found, 20, Prices(input=2, output=3))
     for seconds in (3.0, 5.0):
         watched.hear({meter.ENGINE: seconds})
     for prompts, tokens, truncated in ((4, 320, 0), (6, 480, 8)):
-        watched.hear({"prompts": prompts, "completions": 4 * prompts, "tokens": tokens, "truncated": truncated})
-    assert re.search(
-        r"sample 20/20 prompts · speed \d+ tok/s · length 15 tokens · truncated 15% · 0:00 left", capfd.readouterr().err
-    )
+        drawn = {"prompts": prompts, "completions": 4 * prompts, "tokens": tokens, "truncated": truncated}
+        watched.hear({**drawn, "billed_tokens": 250_000})
+    said = r"sample 20/20 prompts · speed \d+ tok/s · length 15 tokens · truncated 15% · money 3\.50 · 0:00 left"
+    assert re.search(said, capfd.readouterr().err)
     assert watched.cost()[meter.ENGINE] == 5.0
+    told = {"prompts": 20, "mean_tokens": 15.0, "tokens_per_second": 9.0, "truncated": 12, "completions": 80}
+    assert told_in_short({**told, "money": 3.5}).endswith("15 tokens each · 15.0% truncated · money 3.50")
 
 
 # ── seeds and ids ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -187,7 +191,7 @@ def test_a_prompt_whose_completion_would_not_fit_the_context_is_dropped(tmp_path
 
 
 def test_no_prompt_left_is_refused(tmp_path, prompts):
-    with pytest.raises(Refusal, match=r"none of 10 prompts.*limits.prompt=3.*\n.*Raise limits.prompt"):
+    with pytest.raises(Refusal, match=r"limits.prompt=3: 3 tokens .*the shortest of 10 has 4.*\n  Raise"):
         run(tmp_path / "out", prompts, limits={"prompt": 3, "completion": 32})
 
 

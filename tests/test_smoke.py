@@ -15,6 +15,7 @@ import datasets
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.artifacts import Samples
 from tests.house import HOUSE
 
 SMALL = [
@@ -176,6 +177,19 @@ def test_the_smoke_recipe_shows_that_training_helped(tmp_path):
     assert gain["mean"] >= 0.08 and gain["low"] > 0 and gain["n"] >= 300
     duel = next(d for d in report["duels"] if (d["a"], d["b"]) == ("round-2", "sft"))
     assert duel["wins"] > duel["losses"]
+    by_vllm, by_transformers = (greedy_answers(tmp_path, backend) for backend in ("vllm", "transformers"))
+    assert len(by_vllm) == 100 and by_vllm == by_transformers
+
+
+def greedy_answers(folder: Path, backend: str) -> dict[str, list[int]]:
+    """The tokens of the SFT model to 100 test prompts."""
+    calm = ["exam.sample.settings.answer.temperature=0", "exam.sample.settings.answer.top_p=1"]
+    words = ["recipes=smoke", "until=sample@test sft", f"backend@exam.sample.backend={backend}", *calm]
+    asked = command(*words, "exam.sample.per_round=100")
+    done = subprocess.run(asked, cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = Samples(folder / done.stdout.splitlines()[-1]).read("answer")
+    return dict(rows.select("prompt_id", "token_ids").iter_rows())
 
 
 @pytest.mark.slow

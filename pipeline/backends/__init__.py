@@ -33,12 +33,24 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Billed:
+    """Tokens that a server is paid for, as it counts them: read and written, in every request for one completion."""
+
+    read: int = 0
+    written: int = 0
+
+    def __add__(self, other: "Billed") -> "Billed":
+        return Billed(self.read + other.read, self.written + other.written)
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     sample_id: str
     token_ids: list[int]  # with the stop token that ended it, when one did
     logprob: float | None  # sum over token_ids, before temperature, min_p, top_p; None when ids are not those drawn
     finish_reason: Literal["stop", "length"]
     text: str | None = None  # as it came, where the ids are only its measure
+    billed: Billed = Billed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +59,11 @@ class Failed:
 
     sample_id: str
     reason: str
+    billed: Billed = Billed()
 
 
-class Text(Protocol):
-    """Messages to token ids and back; it needs no engine."""
+class Counting(Protocol):
+    """Messages to token ids, and how many of them there may be."""
 
     @property
     def context(self) -> int | None:
@@ -58,6 +71,10 @@ class Text(Protocol):
         ...
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]: ...
+
+
+class Text(Counting, Protocol):
+    """Messages to token ids and back; it needs no engine."""
 
     def decode(self, completion: Completion) -> str: ...
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pipeline import served
 from pipeline.artifacts import Model
-from pipeline.backends import Completion, Failed, Request
+from pipeline.backends import Billed, Completion, Failed, Request
 from pipeline.backends.chat import Chat
 from pipeline.backends.endpoint import is_text
 from pipeline.backends.under_way import UnderWay
@@ -50,7 +50,7 @@ class ByName:
             ) from None
         except openai.OpenAIError as error:
             return Failed(request.sample_id, served.fault(openai, self.cfg.runtime, error))
-        return self._completion(request, reply)
+        return self._completion(request, _read(reply))
 
     def _body(self, request: Request) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -64,15 +64,17 @@ class ByName:
         }
         return {name: value for name, value in body.items() if value is not None}
 
-    def _completion(self, request: Request, reply: str) -> Completion | Failed:
-        match _read(reply):
+    def _completion(self, request: Request, reply: dict[str, Any]) -> Completion | Failed:
+        match reply:
             case {"choices": [{"message": {"content": str(text)}, "finish_reason": "stop" | "length" as why}, *_]} if (
                 is_text(text)
             ):
                 ids = self.text.spelled(text)
-                return Completion(request.sample_id, [*ids, self.text.end] if why == "stop" else ids, None, why, text)
+                whole = [*ids, self.text.end] if why == "stop" else ids
+                return Completion(request.sample_id, whole, None, why, text, _billed(reply, request, len(ids)))
             case {"choices": [{"finish_reason": str(why)}, *_]}:
-                return Failed(request.sample_id, f"the server ended it with {why} and gave no text")
+                reason = f"the server ended it with {why} and gave no text"
+                return Failed(request.sample_id, reason, _billed(reply, request, 0))
             case _:
                 return Failed(request.sample_id, "the reply is no chat completion")
 
@@ -80,8 +82,15 @@ class ByName:
         self._under_way.close()
 
 
-def _read(reply: str) -> Any:
+def _read(reply: str) -> dict[str, Any]:
     try:
-        return json.loads(reply)
+        read = json.loads(reply)
     except ValueError:
-        return None
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _billed(reply: dict[str, Any], request: Request, came: int) -> Billed:
+    """Thinking that the server keeps to itself is in its own count alone."""
+    usage, asked = reply.get("usage"), len(request.prompt_token_ids)
+    return Billed(served.counted(usage, "prompt_tokens", asked), served.counted(usage, "completion_tokens", came))

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pipeline import served
 from pipeline.artifacts import Model
-from pipeline.backends import Completion, Failed, Request
+from pipeline.backends import Billed, Completion, Failed, Request
 from pipeline.backends.chat import Chat
 from pipeline.backends.policy_check import check_measured, check_named
 from pipeline.backends.under_way import UnderWay
@@ -50,11 +50,13 @@ class Endpoint:
     async def _ask(self, request: Request) -> Completion | Failed:
         from openai import AuthenticationError, NotFoundError, OpenAIError, PermissionDeniedError
 
+        billed = Billed()
         try:
-            choice = await self.choice(request, self._longest)
+            choice, billed = await self.choice(request, self._longest)
             if _at_string(request, choice) and not self._holds_stop(request, choice):
                 request = replace(request, stop=())
-                choice = await self.choice(request, self._longest)
+                choice, again = await self.choice(request, self._longest)
+                billed += again
         except (AuthenticationError, PermissionDeniedError) as error:
             raise served.unaccepted(KNOB, self.cfg.runtime, error.status_code) from None
         except NotFoundError:
@@ -63,17 +65,28 @@ class Endpoint:
                 f"  Serve it again and run the same command: completions that came are kept."
             ) from None
         except (OpenAIError, served.Unreadable) as error:
-            return Failed(request.sample_id, self.said(error))
-        return self._completion(request, choice)
+            return Failed(request.sample_id, self.said(error), billed)
+        return replace(self._completion(request, choice), billed=billed)
 
-    async def choice(self, request: Request, longest: int) -> Any:
-        """The one choice of the server's answer, as it came."""
+    async def choice(self, request: Request, longest: int) -> tuple[Any, Billed]:
+        """The one choice of the server's answer, as it came, and what the server is paid for it."""
         try:
             answer = await self._under_way.client.completions.create(**self._parameters(request, longest))
             [choice] = answer.choices
+            missing = {"text", "finish_reason"} - choice.model_fields_set  # the client does not look
         except (AttributeError, TypeError, ValueError):
             raise served.Unreadable("the answer holds no completion") from None
-        return choice
+        if missing:
+            raise served.Unreadable(f"the answer holds a completion without {min(missing)}")
+        return choice, self._billed(getattr(answer, "usage", None), request, choice)
+
+    def _billed(self, usage: Any, request: Request, choice: Any) -> Billed:
+        """What was sent and what came, where the server does not count."""
+        came = getattr(choice, "token_ids", None) or (self.text.spelled(choice.text) if is_text(choice.text) else [])
+        return Billed(
+            served.counted(usage, "prompt_tokens", len(request.prompt_token_ids)),
+            served.counted(usage, "completion_tokens", len(came)),
+        )
 
     def _parameters(self, request: Request, longest: int) -> dict[str, Any]:
         plain = {
@@ -107,9 +120,9 @@ class Endpoint:
     def fault(self, request: Request, choice: Any) -> str | None:
         """Why its tokens cannot be taken for those drawn, if so."""
         ids, logprobs = getattr(choice, "token_ids", None), choice.logprobs and choice.logprobs.token_logprobs
-        if not isinstance(ids, list) or not ids:
+        if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
             return "it came without token ids"
-        if not logprobs or len(logprobs) != len(ids):
+        if not logprobs or len(logprobs) != len(ids) or any(type(one) not in (int, float) for one in logprobs):
             return "it came without a log-probability for each token"
         if (read := getattr(choice, "prompt_token_ids", None)) is not None and read != request.prompt_token_ids:
             return "the server read another prompt than it was given"

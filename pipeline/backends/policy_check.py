@@ -29,7 +29,7 @@ def check_measured(endpoint: "Endpoint", model: Model) -> None:
     ids = endpoint.text.encode(QUESTION, {})
     requests = [Request(f"draw {at}", ids, 1.0, 1.0, at) for at in range(DRAWS)]
     try:
-        choices = [endpoint.wait(endpoint.choice(request, TOKENS)) for request in requests]
+        choices = [endpoint.wait(endpoint.choice(request, TOKENS))[0] for request in requests]
     except (OpenAIError, served.Unreadable) as error:
         raise Refusal(
             f"{endpoint.where}: it does not complete a prompt of token ids ({endpoint.said(error)}).\n  {_REMEDY}"

@@ -31,7 +31,7 @@ class UnderWay:
             if not self._tasks:
                 return
             done, self._tasks = self.wait(asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED))
-            for task in done:
+            for task in sorted(done, key=_what_came_first):
                 yield task.result()
 
     def wait(self, work: Awaitable[Any]) -> Any:
@@ -48,3 +48,10 @@ class UnderWay:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.client.close()
+
+
+def _what_came_first(task: "asyncio.Task[Completion | Failed]") -> int:
+    """A failure may end the run; what came beside it is paid for and is handed on before."""
+    if task.exception() is not None:
+        return 2
+    return isinstance(task.result(), Failed)

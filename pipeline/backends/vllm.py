@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from pipeline import engines
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Request
 from pipeline.backends.adapters import engine_rank
 from pipeline.backends.chat import Chat
-from pipeline.backends.memory import needs_of, shortage
 from pipeline.backends.stopping import Stopper
 from pipeline.config import Limits, VllmBackend
+from pipeline.content import here
 from pipeline.errors import Broken, Refusal
 
 if TYPE_CHECKING:
@@ -66,11 +67,12 @@ class Vllm:
 
     def _check_memory(self, model: Model, platform: Any) -> None:
         """An engine that runs out of memory says so after minutes, and in other words."""
-        if not platform.is_cuda_alike() or (files := _files(model)) is None:
+        if not platform.is_cuda_alike() or (files := here(model.weights, model.revision)) is None:
             return
-        needs = needs_of(files, self.text.config, self.cfg.dtype, self._longest())
-        runtime = self.cfg.runtime
-        if short := shortage(needs, platform.get_device_total_memory(), runtime.memory, runtime.tensor_parallel):
+        needs, runtime = engines.needs_in(files, self.cfg.dtype, self._longest()), self.cfg.runtime
+        device = platform.get_device_total_memory()
+        place = engines.Place("sample.backend", device, runtime.memory, runtime.tensor_parallel)
+        if needs and (short := engines.shortage(needs, place)):
             raise Refusal(short)
 
     def _longest(self) -> int:
@@ -166,19 +168,6 @@ class Vllm:
         if self.engine is not None:
             self.engine.engine_core.shutdown()
             self.engine = None
-
-
-def _files(model: Model) -> Path | None:
-    """Where its weights lie; None for a hub model that is not here yet."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    if isinstance(model.weights, Path):
-        return model.weights
-    try:
-        return Path(snapshot_download(model.weights, revision=model.revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
 
 
 def _set(environment: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """The model before SFT and the SFT model: checkpoints as they are, or made here."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -18,6 +19,11 @@ class Checkpoint(Block):
     trust: Trust
     template: Template
     dtype: Dtype
+
+    @property
+    def place(self) -> Path | str:
+        """A local folder, or a hub name."""
+        return Path(self.model).expanduser() if self.model.local else str(self.model)
 
 
 class TinyBase(Block):

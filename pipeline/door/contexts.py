@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from pipeline.config import Checkpoint, Draw, TinyBase
+from pipeline.content import here
 from pipeline.errors import Refusal
 from pipeline.step import Step
 
@@ -24,7 +24,10 @@ def line_of(draw: Step) -> Iterator[Step]:
     model: Step | None = draw.inputs["policy"]
     while model:
         yield model
-        model = model.inputs.get("init") or model.inputs.get("base")
+        if model.stage == "gate":  # whichever it chooses, all of them were made from sft
+            model = model.inputs["exams"]["sft"]["model"]
+        else:
+            model = model.inputs.get("init") or model.inputs.get("base")
 
 
 def known_context(draw: Step) -> int | None:
@@ -32,13 +35,14 @@ def known_context(draw: Step) -> int | None:
 
 
 def context_of(step: Step) -> int | None:
-    """What is known of it before anything is opened: of a model to be made, and of a local checkpoint."""
+    """What is known of it before anything is opened: of a model to be made, and of a checkpoint that is here."""
     match step.config:
         case TinyBase():
             return step.config.context
         case Checkpoint():
-            config = Path(step.config.model).expanduser() / "config.json"
-            known = json.loads(config.read_text()) if step.config.model.local and config.is_file() else {}
-            return known.get("max_position_embeddings")
+            folder = here(step.config.place, step.config.revision)
+            file = folder / "config.json" if folder else None
+            known = json.loads(file.read_text()) if file and file.is_file() else {}
+            return known.get("text_config", known).get("max_position_embeddings")
         case _:
             return None

@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from pipeline.artifacts import MODEL_FILE, Model, Prompts
-from pipeline.config import Draw, Evaluation, PairRound, ScoreConfig, ScriptedBackend
+from pipeline.config import Draw, Evaluation, PairRound, ScoreConfig, ScriptedBackend, SftTraining
 from pipeline.door.contexts import known_context, line_of
 from pipeline.errors import Refusal, nearest
 from pipeline.step import Part, Step
@@ -70,46 +70,38 @@ def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
 def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
     """Whether any prompt can fit, once the tokenizer of who will answer is there: before SFT is trained, where it is.
 
-    Counted is a prompt's last turn alone, so that only what fits under no template is refused; where some prompts fit,
-    the others are dropped and counted by `sample`.
+    Where some prompts fit, the others are dropped and counted by `sample`.
     """
-    if made.stage not in ("base", "sft") or not (count := counter(folder_of(made))):
+    if made.stage not in ("base", "sft") or not (tokenizer := tokenizer_in(folder_of(made))):
         return
-    seen: set[tuple[Path, int]] = set()
+    from pipeline.door.words import Words
+    from pipeline.sampling.admission import block, check_one_fits
+
+    words, seen = cache(partial(Words, tokenizer)), set[str]()
     for step in coming:
         cfg = step.config
         if not isinstance(cfg, Draw) or isinstance(cfg.backend, ScriptedBackend) or made not in line_of(step):
             continue
         asked: Part = step.inputs["prompts"]
-        context = known_context(step)
-        room = min(cfg.limits.prompt, context - cfg.limits.completion) if context else cfg.limits.prompt
-        table = folder_of(asked.step) / asked.part
-        if (table, room) not in seen and (table / "prompts.parquet").exists():
-            check_room(cfg, context, room, Prompts(table), count)
-        seen.add((table, room))
+        table, template, context = folder_of(asked.step) / asked.part, template_after(made, step), known_context(step)
+        alike = f"{table} {template} {context} {cfg.model_dump_json(exclude={'seed', 'wave', 'purpose', 'runtime'})}"
+        if alike not in seen and not cfg.ties_by and (table / "prompts.parquet").exists():
+            check_one_fits(cfg, words(template, context), block(cfg, Prompts(table)))
+        seen.add(alike)
 
 
-def check_room(cfg: Draw, context: int | None, room: int, prompts: Prompts, count: Callable[[str], int]) -> None:
-    lengths = []
-    for (messages,) in prompts.read().select("prompt").iter_rows():
-        lengths.append(count(messages[-1]["content"].strip()))
-        if lengths[-1] <= room:
-            return
-    beside = f", beside limits.completion={cfg.limits.completion} in a context of {context}" if context else ""
-    raise Refusal(
-        f"limits.prompt={cfg.limits.prompt}{beside}: {room} tokens are left for a prompt, and the shortest of"
-        f" {len(lengths)} has {min(lengths)} in its last turn alone.\n"
-        f"  Raise limits.prompt, lower limits.completion, or give shorter prompts."
-    )
-
-
-def counter(folder: Path) -> Callable[[str], int] | None:
-    """Of a model's tokens in a text, template and special tokens apart; without torch, in milliseconds."""
-    if not (folder / MODEL_FILE).exists() or not (file := Model(folder).tokenizer / "tokenizer.json").exists():
+def tokenizer_in(folder: Path) -> Path | None:
+    if not (folder / MODEL_FILE).exists():
         return None
-    from tokenizers import Tokenizer
+    place = Model(folder).tokenizer
+    return place if (place / "tokenizer.json").exists() else None
 
-    pieces = Tokenizer.from_file(str(file))
-    pieces.no_truncation()
-    pieces.no_padding()
-    return lambda text: len(pieces.encode(text, add_special_tokens=False).ids)
+
+def template_after(made: Step, draw: Step) -> Path | None:
+    """The template that a model trained from `made` is to be given, if it is not the one that is there."""
+    for model in line_of(draw):
+        if model is made:
+            return None
+        if isinstance(model.config, SftTraining) and model.config.template.chat_template:
+            return Path(model.config.template.chat_template).expanduser()
+    return None

@@ -1,4 +1,4 @@
-"""Where the time went: seconds and tokens of every step that the report descends from, summed by stage."""
+"""Where time and money went: of every step that the report descends from, summed by stage."""
 
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,13 @@ def _stage(stage: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
     tokens = sum(step["tokens"] for step in with_tokens) if with_tokens else None
     busy = sum(_busy(step) for step in with_tokens)
     starts = [step["engine_start_seconds"] for step in steps if "engine_start_seconds" in step]
+    paid = [step["money"] for step in steps if step.get("money")]
     return {
         "stage": stage,
         "seconds": seconds,
         "engine_start_seconds": sum(starts) if starts else None,
         "tokens": tokens,
+        "money": sum(paid) if paid else None,
         "tokens_per_second": tokens / busy if tokens is not None and busy else None,
         "steps": steps,
     }

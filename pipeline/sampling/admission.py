@@ -9,11 +9,12 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Prompts, Scores
-from pipeline.backends import Message, Text
+from pipeline.backends import Counting, Message, Text
 from pipeline.config import Draw
 from pipeline.errors import Refusal
 from pipeline.sampling import asking
 
+Length = tuple[int, str]  # tokens, and what they hold beside the prompt
 DROPPED: dict[str, Any] = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
 
 
@@ -45,23 +46,43 @@ def admitted(cfg: Draw, open_text: Callable[[], Text], rows: pl.DataFrame) -> tu
     if cfg.ties_by and rows.is_empty():  # a wave that no prompt needs needs no tokenizer
         return rows, pl.DataFrame(schema=DROPPED)
     text, rows = open_text(), rows.sort("prompt_id")
-    faults = []
+    faults, most = [], []
     for row in rows.iter_rows(named=True):
-        found = (too_long(cfg, text.context, *length) for length in lengths(cfg, text, row["prompt"]))
-        if fault := next(filter(None, found), None):
+        asked = list(lengths(cfg, text, row["prompt"]))
+        most.append(max(asked))
+        if fault := too_long(cfg, text.context, asked):
             faults.append({"prompt_id": row["prompt_id"], **fault})
+    if len(faults) == rows.height and not cfg.ties_by:
+        raise Refusal(none_fits(cfg, text.context, most))
     dropped = pl.DataFrame(faults, schema=DROPPED)
-    if dropped.height == rows.height and not cfg.ties_by:
-        example = f" (the first has {faults[0]['detail']})" if faults else ""
-        raise Refusal(
-            f"sample: none of {rows.height} prompts can be drawn from{example}.\n"
-            f"  Raise limits.prompt, lower limits.completion, or give shorter prompts."
-        )
     kept = rows.join(dropped, on="prompt_id", how="anti", maintain_order="left") if faults else rows
     return kept, dropped
 
 
-def lengths(cfg: Draw, text: Text, prompt: list[Message]) -> Iterator[tuple[int, str]]:
+def check_one_fits(cfg: Draw, text: Counting, rows: pl.DataFrame) -> None:
+    """Refuses a draw that `admitted` would, as soon as there is a tokenizer."""
+    most = []
+    for prompt in rows["prompt"]:
+        asked = list(lengths(cfg, text, prompt))
+        if not too_long(cfg, text.context, asked):
+            return
+        most.append(max(asked))
+    raise Refusal(none_fits(cfg, text.context, most))
+
+
+def none_fits(cfg: Draw, context: int | None, most: list[Length]) -> str:
+    limits, (shortest, beside) = cfg.limits, min(most, default=(0, ""))
+    known = f", beside limits.completion={limits.completion} in a context of {context}" if context else ""
+    crowded = context is not None and context - limits.completion < limits.prompt
+    room = context - limits.completion if context is not None and crowded else limits.prompt
+    remedy = "Lower limits.completion, give a model with a longer context" if crowded else "Raise limits.prompt"
+    return (
+        f"limits.prompt={limits.prompt}{known}: {room} tokens are left for a prompt, and the shortest of {len(most)}"
+        f" has {shortest} with its template{beside}.\n  {remedy}, or give shorter prompts."
+    )
+
+
+def lengths(cfg: Draw, text: Counting, prompt: list[Message]) -> Iterator[Length]:
     """The prompt's tokens as it is trained, then as each setting that shows more asks it."""
     yield len(text.encode(prompt, cfg.template_kwargs)), ""
     for name, setting in sorted(cfg.settings.items()):
@@ -70,10 +91,13 @@ def lengths(cfg: Draw, text: Text, prompt: list[Message]) -> Iterator[tuple[int,
             yield len(asked), f" with what the setting {name} shows"
 
 
-def too_long(cfg: Draw, context: int | None, tokens: int, beside: str = "") -> dict[str, str] | None:
-    if tokens > cfg.limits.prompt:
-        return {"reason": "prompt_too_long", "detail": f"{tokens} tokens{beside}, limits.prompt={cfg.limits.prompt}"}
-    if context is not None and tokens + cfg.limits.completion > context:
-        detail = f"{tokens} tokens{beside}, limits.completion={cfg.limits.completion}, a context of {context}"
-        return {"reason": "context_too_short", "detail": detail}
+def too_long(cfg: Draw, context: int | None, asked: list[Length]) -> dict[str, str] | None:
+    """Why a prompt of these lengths cannot be drawn from, if so."""
+    limits = cfg.limits
+    for tokens, beside in asked:
+        if tokens > limits.prompt:
+            return {"reason": "prompt_too_long", "detail": f"{tokens} tokens{beside}, limits.prompt={limits.prompt}"}
+        if context is not None and tokens + limits.completion > context:
+            detail = f"{tokens} tokens{beside}, limits.completion={limits.completion}, a context of {context}"
+            return {"reason": "context_too_short", "detail": detail}
     return None

@@ -5,6 +5,7 @@ drawn, token for token; only where a stop string begins inside a token is that t
 """
 
 from bisect import bisect_left
+from dataclasses import replace
 
 from pipeline.backends import Completion, Text
 from pipeline.config import Reasoning
@@ -23,7 +24,7 @@ def cut(text: Text, stops: list[str], completion: Completion) -> tuple[Completio
         return completion, None
     _, at, stop = min(found)
     kept = [*up_to(text, ids, words[:at]), text.end]
-    return Completion(completion.sample_id, kept, None, "stop"), stop
+    return replace(completion, token_ids=kept, logprob=None, finish_reason="stop", text=None), stop
 
 
 def up_to(text: Text, ids: list[int], kept: str) -> list[int]:

@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import polars as pl
 
-from pipeline.backends import Completion, Failed, Message, Request, Text
+from pipeline.backends import Billed, Completion, Failed, Message, Request, Text
 from pipeline.config import Draw
 from pipeline.content import digest_of
 from pipeline.crew import Hand
@@ -64,6 +64,7 @@ class Drawing:
         self._asked: dict[str, str] = {}  # sample id → shard, for what has not come yet
         self._left: Counter[str] = Counter()  # shard, and prompt → how many that are
         self._lost: Counter[str] = Counter()  # shard → how many of its rows failed
+        self._billed: defaultdict[str, Billed] = defaultdict(Billed)  # shard → what all of its rows cost
         self.failures = Failures(cfg, shards)
         self._news: Counter[str] = Counter()
         self._told = 0.0
@@ -92,6 +93,7 @@ class Drawing:
             self._check(drawn)
         shard = self._asked.pop(drawn.sample_id)
         row = self._rows[shard][drawn.sample_id]
+        self._billed[shard] += drawn.billed
         if isinstance(drawn, Failed):
             del self._rows[shard][drawn.sample_id]
             self._lost[shard] += 1
@@ -103,7 +105,7 @@ class Drawing:
         whole_shard = self._came(shard)
         if whole_shard:
             rows = pl.DataFrame(list(self._rows.pop(shard).values()), schema=SAMPLE)
-            self.hand.finish(shard, self.shards.write(shard, rows, failed=self._lost[shard]))
+            self.hand.finish(shard, self.shards.write(shard, rows, self._lost[shard], self._billed.pop(shard)))
         self._tell(drawn, whole_prompt, now=whole_shard)
 
     def _check(self, completion: Completion) -> None:
@@ -139,7 +141,8 @@ class Drawing:
         return True
 
     def _tell(self, drawn: Completion | Failed, whole_prompt: bool, now: bool) -> None:
-        self._news["prompts"] += whole_prompt
+        billed = drawn.billed
+        self._news.update(prompts=whole_prompt, billed_prompt_tokens=billed.read, billed_tokens=billed.written)
         if isinstance(drawn, Failed):
             self._news["failed"] += 1
         else:
@@ -153,7 +156,8 @@ class Drawing:
     def _draws_of(self, prompt_id: str, prompt: list[Message]) -> Iterator[tuple[dict[str, Any], Request]]:
         cfg, ids = self.cfg, self.text.encode(prompt, self.cfg.template_kwargs)
         for name, setting in sorted(cfg.settings.items()):  # by name: their order in the config is not in identity
-            more = self.text.encode(asking.shown(setting, prompt), cfg.template_kwargs) if setting.dressed else None
+            shown = asking.shown(setting, prompt)
+            more = self.text.encode(shown, cfg.template_kwargs) if setting.dressed else None
             how = (setting.temperature, setting.top_p)
             for index in range(setting.n):
                 sample_id = sample_id_of(cfg, name, prompt_id, index, self.policy)
@@ -169,5 +173,4 @@ class Drawing:
                     "policy": self.policy,
                 }
                 seed = seed_of(cfg, name, prompt_id, index)
-                asked = tuple(asking.shown(setting, prompt))
-                yield row, Request(sample_id, more or ids, *how, seed, setting.min_p, tuple(setting.stop), asked)
+                yield row, Request(sample_id, more or ids, *how, seed, setting.min_p, tuple(setting.stop), tuple(shown))

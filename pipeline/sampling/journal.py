@@ -4,12 +4,13 @@ One file of JSON lines for each block under way. It goes when its block has all 
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.backends import Backend, Completion, Failed, Request
+from pipeline.backends import Backend, Billed, Completion, Failed, Request
 
 
 class Journal:
@@ -58,7 +59,9 @@ class Journal:
 
 
 def _read(file: Path) -> dict[str, Completion]:
-    """Whole lines alone: the last may have been cut short by a kill."""
-    lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    file.write_text("".join(lines))
-    return {row["sample_id"]: Completion(**row) for row in map(json.loads, lines)}
+    """Whole lines alone: the last may have been cut short by a kill, and goes where it lies."""
+    written = file.read_bytes()
+    whole = written[: written.rfind(b"\n") + 1]
+    os.truncate(file, len(whole))
+    lines = whole.splitlines()
+    return {row["sample_id"]: Completion(**row | {"billed": Billed(**row["billed"])}) for row in map(json.loads, lines)}

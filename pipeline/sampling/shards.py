@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import read_table, write_json, write_table
+from pipeline.backends import Billed
 from pipeline.content import sha256_of
 
 FIGURES = (
@@ -24,7 +25,10 @@ FIGURES = (
     "stopped_by_string",
     "retokenised",
     "failed",
+    "billed_prompt_tokens",
+    "billed_tokens",
 )
+FREE = Billed()
 Entry = dict[str, Any]
 
 
@@ -55,7 +59,7 @@ class Shards:
         """Of all prompts that are asked."""
         return pl.scan_parquet(self._asked / "*.parquet").select(pl.len()).collect().item()
 
-    def write(self, name: str, table: pl.DataFrame, failed: int = 0) -> Entry:
+    def write(self, name: str, table: pl.DataFrame, failed: int = 0, billed: Billed = FREE) -> Entry:
         """The file, whole or not at all, and what the list shall say of it."""
         asked = pl.coalesce("asked_token_ids", "prompt_token_ids")
         write_table(self.file(name), table)
@@ -70,6 +74,8 @@ class Shards:
             "stopped_by_string": table["stop_string"].count(),
             "retokenised": table.filter(pl.col("logprob").is_null() & pl.col("stop_string").is_null()).height,
             "failed": failed,
+            "billed_prompt_tokens": billed.read,
+            "billed_tokens": billed.written,
         }
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Prompts, Samples, note_cost, read_table, write_table
+from pipeline.artifacts import Prompts, Samples, note_cost, noted_cost, read_table, write_table
 from pipeline.backends import Message
 from pipeline.errors import Refusal
 from pipeline.reasoning import without_reasoning
 
 TURNS = "scratch/turns"
 LISTS = "dropped.parquet", "failed.parquet"
+DIFFERENCE = "quantization_difference"
 
 
 def folder(out: Path, turn: int) -> Path:
@@ -62,10 +63,11 @@ def gather(out: Path, turns: int) -> Samples:
 
 
 def _costs(places: list[Path]) -> dict[str, float]:
-    """What adds up is added up; a speed does not."""
+    """What adds up is added up; a speed and a mean do not."""
+    costs = [noted_cost(place) for place in places]
     sums: dict[str, float] = {}
-    for place in places:
-        for name, figure in json.loads((place / "cost.json").read_text()).items():
-            if name not in ("mean_tokens", "tokens_per_second"):
-                sums[name] = round(sums.get(name, 0) + figure, 6)
-    return {**sums, "mean_tokens": round(sums["tokens"] / max(sums["completions"], 1), 1)}
+    for name, figure in (item for cost in costs for item in cost.items()):
+        if name not in ("mean_tokens", "tokens_per_second", DIFFERENCE):
+            sums[name] = round(sums.get(name, 0) + figure, 6)
+    largest = {DIFFERENCE: max(gaps)} if (gaps := [cost[DIFFERENCE] for cost in costs if DIFFERENCE in cost]) else {}
+    return {**sums, **largest, "mean_tokens": round(sums["tokens"] / max(sums["completions"], 1), 1)}

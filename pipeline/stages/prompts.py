@@ -125,8 +125,9 @@ def capped(rows: pl.DataFrame, caps: Caps | None) -> Sorted:
     if caps is None:
         return rows, pl.DataFrame(schema=DROPPED)
     columns = [json.loads(text) for text in rows["columns"]]
-    if known := sorted(set().union(*columns) if caps.column not in set().union(*columns) else ()):
-        raise Refusal(f"prompts.caps.column={caps.column}: no row has this column. {nearest(caps.column, known)}")
+    if caps.column not in (known := set().union(*columns)):
+        said = nearest(caps.column, sorted(known)) if known else "They have none beside their text; give caps=null."
+        raise Refusal(f"prompts.caps.column={caps.column}: no row has this column. {said}")
     named = rows.select("prompt_id", category=pl.Series([json.dumps(each.get(caps.column)) for each in columns]))
     place = pl.int_range(pl.len()).over("category")
     over = named.with_row_index("at").filter(place >= caps.most)

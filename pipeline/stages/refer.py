@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import KL, Logps, Model, Pairs, Samples, note_cost, read_table, write_table
 from pipeline.config import ReferConfig
-from pipeline.crew import Hand, environments, work_off
+from pipeline.crew import Hand, work_off
 from pipeline.errors import Broken, Refusal
+from pipeline.gpus import environments
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:

@@ -9,20 +9,22 @@ import time
 from functools import partial
 from pathlib import Path
 
-from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, write_table
+from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, noted_cost, write_table
 from pipeline.backends import open_backend
 from pipeline.backends.adapters import serves
-from pipeline.config import Conversation, Draw, EndpointBackend, ServedModel, TransformersBackend, VllmBackend
-from pipeline.crew import Environment, Hand, environments, work_off
+from pipeline.config import Conversation, Draw, EndpointBackend, Prices, ServedModel, TransformersBackend, VllmBackend
+from pipeline.crew import Hand, work_off
+from pipeline.gpus import Environment, environments
 from pipeline.sampling import turns
 from pipeline.sampling.admission import admitted, asked
 from pipeline.sampling.drawing import Drawing, nothing
 from pipeline.sampling.journal import Journal
-from pipeline.sampling.meter import ENGINE, Meter
+from pipeline.sampling.meter import ENGINE, Meter, money
 from pipeline.sampling.shards import Finished, Shards
 
 ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
 SERVERS = EndpointBackend, ServedModel  # those where each completion is paid for
+OPENING = *ENGINES, EndpointBackend  # those that open the policy here, to draw from it or to know it again
 JOURNAL = "scratch/journal"  # what a server has given of the shards under way
 MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
 
@@ -40,11 +42,11 @@ def run(
     del kept, dropped  # every hand reads what it needs
     if not wanted:  # a wave that no prompt needs
         finished.add("00000.parquet", shards.write("00000.parquet", nothing()))
-    if finished.missing():
+    if finished.missing() or (wanted and owes_difference(cfg, out, policy)):
         draw_missing(cfg, shards, finished, policy, wanted)
     shards.clear()
     totals = finished.totals()
-    note_cost(out, **paid(cfg, totals))
+    note_cost(out, **money(prices(cfg), totals))
     note_cost(out, **totals, dropped=lost, mean_tokens=round(totals["tokens"] / max(totals["completions"], 1), 1))
     return Samples(out)
 
@@ -60,13 +62,14 @@ def converse(cfg: Conversation, out: Path, policy: Model, prompts: Prompts) -> S
 
 def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, asked: int) -> None:
     """By as many hands as there are; the list of what is finished is kept here."""
-    out, meter = shards.out, Meter(finished.totals(), asked)
+    out, meter = shards.out, Meter(finished.totals(), asked, prices(cfg))
     try:
         served = servable(cfg, policy, out)
-        work = partial(draw, cfg, shards, policy, served)
-        work_off(finished.missing(), work, hands(cfg), out / "scratch" / "workers", finished.add, meter.hear)
-        note_cost(out, **meter.cost())
-        if served is not policy and quantized(policy):
+        if missing := finished.missing():
+            work = partial(draw, cfg, shards, policy, served)
+            work_off(missing, work, hands(cfg), out / "scratch" / "workers", finished.add, meter.hear)
+            note_cost(out, **meter.cost())
+        if owes_difference(cfg, out, policy):
             note_difference(cfg, policy, served, out)
     finally:
         shutil.rmtree(out / MERGED, ignore_errors=True)
@@ -101,17 +104,13 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
         backend.close()
 
 
-def paid(cfg: Draw, totals: dict[str, int]) -> dict[str, float]:
-    """What a server asks for all this, when its prices are known."""
-    if not isinstance(cfg.backend, SERVERS):
-        return {}
-    prices = cfg.backend.runtime.prices
-    return {"money": (prices.input * totals["prompt_tokens"] + prices.output * totals["tokens"]) / 1e6}
+def prices(cfg: Draw) -> Prices | None:
+    return cfg.backend.runtime.prices if isinstance(cfg.backend, SERVERS) else None
 
 
 def servable(cfg: Draw, policy: Model, out: Path) -> Model:
     """The policy as the backend can open it: with its adapter beside the base, or merged for this run only."""
-    if not isinstance(cfg.backend, (*ENGINES, EndpointBackend)) or policy.adapter is None:
+    if not isinstance(cfg.backend, OPENING) or policy.adapter is None:
         return policy
     from pipeline.training import models
 
@@ -126,9 +125,16 @@ def quantized(policy: Model) -> bool:
     return "quantization" in policy.record
 
 
+def owes_difference(cfg: Draw, out: Path, policy: Model) -> bool:
+    """Whether it was sampled merged though it was trained beside a quantised base, and what that means is not noted."""
+    if not isinstance(cfg.backend, OPENING) or policy.adapter is None or not quantized(policy):
+        return False
+    return turns.DIFFERENCE not in noted_cost(out)
+
+
 def note_difference(cfg: Draw, policy: Model, served: Model, out: Path) -> None:
     """What sampling a QLoRA policy from whole weights costs in fidelity, for the report to name."""
     from pipeline.training.difference import per_token
 
     dtypes = policy.record["quantization"]["dtype"], getattr(cfg.backend, "dtype", "float32")
-    note_cost(out, quantization_difference=per_token(policy, served, next(Samples(out).shards()), *dtypes))
+    note_cost(out, **{turns.DIFFERENCE: per_token(policy, served, next(Samples(out).shards()), *dtypes)})

@@ -16,8 +16,9 @@ import polars as pl
 
 from pipeline.artifacts import KL, Model, Prompts, Samples, Scores, note_cost, read_table, write_table
 from pipeline.config import BestScored, EnsembleScorer, ScoreConfig, ScorerConfig
-from pipeline.crew import Hand, environments, work_off
+from pipeline.crew import Hand, work_off
 from pipeline.errors import Broken, Refusal
+from pipeline.gpus import environments
 from pipeline.progress import Progress
 from pipeline.scorers import Answer, Mark, Paid, Scorer, open_scorer
 from pipeline.scorers.ensemble import combined

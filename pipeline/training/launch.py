@@ -43,7 +43,7 @@ def be_quiet() -> None:
 
 def processes(cfg: TrainConfig) -> int:
     """How many train together on this machine; refused where so many cannot."""
-    from pipeline.crew import visible_gpus
+    from pipeline.gpus import visible_gpus
 
     gpus = len(visible_gpus())
     if fault := cfg.unfit(gpus):

@@ -19,6 +19,7 @@ def all_sheets(report: Row) -> list[Sheet]:
         gates.gates(report),
         origins.prompts(report),
         origins.samples(report),
+        origins.ties(report),
         origins.training(report),
     )
     return [sheet for sheet in made if sheet.rows]

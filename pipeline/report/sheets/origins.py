@@ -48,16 +48,29 @@ def _lost(reasons: Mapping[str, int]) -> Cell:
 
 def _of_samples(funnel: Row) -> Iterator[str]:
     yield "What each draw asked for and got; prompts are dropped for their length, never cut."
-    for pairs in funnel["pairs"]:
-        if any(draw["wave"] and draw["label"] == pairs["round"] for draw in funnel["samples"]):
-            easy, hard = (count(pairs["ties"][which]) for which in ("all_easy", "all_hard"))
-            yield f"After round {pairs['round']}'s last wave {easy} prompts are all easy and {hard} all hard."
     for draw in funnel["samples"]:
         if (gap := draw["quantization_difference"]) is not None:
             yield (
                 f"{_name_of(draw)}: sampled on the dequantised base; "
                 f"mean |Δ log p| per token {number(gap, 4)} nats against the policy as it was trained."
             )
+
+
+def ties(report: Row) -> Sheet:
+    columns = ("round", "prompts", "alike", "all easy", "all hard")
+    note = (
+        "Prompts whose samples all score alike make no pair. All easy: at the best score of any sample of the round,"
+        " all hard: at the worst; or on one side of pair.filters.pass_rate, where that is set."
+    )
+    rows = [_tied(pairs) for pairs in report["funnel"]["pairs"] if pairs["prompts_in"]]
+    return Sheet("Easy and hard prompts", note, columns, rows)
+
+
+def _tied(pairs: Row) -> list[Cell]:
+    prompts, tied = pairs["prompts_in"], pairs["ties"]
+    alike = Cell(count(tied["prompts"]), share(tied["prompts"] / prompts))
+    easy, hard = (Cell(count(tied[which])) for which in ("all_easy", "all_hard"))
+    return [Cell(f"round {pairs['round']}"), Cell(count(prompts)), alike, easy, hard]
 
 
 def training(report: Row) -> Sheet:
@@ -73,8 +86,9 @@ def training(report: Row) -> Sheet:
 
 def cost(report: Row) -> Sheet:
     total = sum(row["seconds"] for row in report["cost"])
-    columns = ("stage", "steps", "time", "share", "engine start", "tokens", "tokens/s")
-    rows = [_stage(row, total) for row in report["cost"]]
+    names = ["stage", "steps", "time", "share", "engine start", "tokens", "tokens/s"]
+    columns = [*names, "money"] if any(row["money"] for row in report["cost"]) else names  # where somebody was paid
+    rows = [_stage(row, total)[: len(columns)] for row in report["cost"]]
     note = (
         f"{seconds(total)} in all; what came from the store counts as when it was built."
         " Sampling's tokens/s are those of drawing, from the moment that an engine stood."
@@ -91,5 +105,6 @@ def _stage(row: Row, total: float) -> list[Cell]:
         seconds(row["engine_start_seconds"]),
         count(row["tokens"]),
         count(row["tokens_per_second"]),
+        number(row["money"], 2),
     )
     return [Cell(row["stage"]), *map(Cell, figures)]

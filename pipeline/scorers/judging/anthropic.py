@@ -7,7 +7,7 @@ from pipeline import served
 from pipeline.config import AnthropicEngine
 from pipeline.errors import Refusal
 from pipeline.scorers.judging import Question, Reply
-from pipeline.scorers.judging.service import KNOB, Service, count
+from pipeline.scorers.judging.service import KNOB, Service
 
 
 def anthropic(cfg: AnthropicEngine) -> Service:
@@ -48,8 +48,7 @@ def reply_of(text: str) -> Reply:
         return Reply(None, fault="the server's reply is no JSON")
     if not isinstance(body, dict) or not isinstance(body.get("content"), list):
         return Reply(None, fault="the server's reply is no message")
-    usage: Any = body.get("usage") if isinstance(body.get("usage"), dict) else {}
-    tokens_in, tokens_out = count(usage, "input_tokens"), count(usage, "output_tokens")
+    tokens_in, tokens_out = (served.counted(body.get("usage"), name) for name in ("input_tokens", "output_tokens"))
     said = [part["text"] for part in body["content"] if isinstance(part, dict) and isinstance(part.get("text"), str)]
     model = str(body.get("model") or "")
     if not said:

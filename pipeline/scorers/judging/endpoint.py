@@ -8,7 +8,7 @@ from pipeline import served
 from pipeline.config import EndpointEngine
 from pipeline.errors import Refusal
 from pipeline.scorers.judging import Question, Reply
-from pipeline.scorers.judging.service import KNOB, Service, count
+from pipeline.scorers.judging.service import KNOB, Service
 
 ALTERNATIVES = 20  # of the first token: as many as OpenAI gives
 
@@ -74,11 +74,11 @@ def reply_of(text: str) -> Reply:
         return Reply(None, fault="the server's reply is no JSON")
     if not isinstance(body, dict):
         return Reply(None, fault="the server's reply is no chat completion")
-    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
+    usage = body.get("usage")
     told: dict[str, Any] = {
         "model": str(body.get("model") or ""),
-        "tokens_in": count(usage, "prompt_tokens"),
-        "tokens_out": count(usage, "completion_tokens"),
+        "tokens_in": served.counted(usage, "prompt_tokens"),
+        "tokens_out": served.counted(usage, "completion_tokens"),
     }
     match body.get("choices"):
         case [{"finish_reason": "length", "message": {"content": None | ""}}, *_]:

@@ -82,9 +82,3 @@ class Service:
     def close(self) -> None:
         self.loop.run_until_complete(self.client.close())
         self.loop.close()
-
-
-def count(usage: Any, name: str) -> int:
-    """A figure of a reply's usage; 0 where the server keeps none."""
-    value = usage.get(name)
-    return value if isinstance(value, int) and value >= 0 else 0

@@ -1,0 +1,35 @@
+"""Which GPUs each of several processes may see: groups of equal size, told by CUDA_VISIBLE_DEVICES."""
+
+import os
+from typing import Literal
+
+from pipeline.errors import Refusal
+
+Environment = dict[str, str]
+Workers = int | Literal["auto"]
+GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+def environments(workers: Workers, knob: str, gpus_each: int = 1) -> list[Environment]:
+    """One for each hand, naming the GPUs it may see. `auto`: as many as the GPUs give, and one without GPU."""
+    gpus = visible_gpus() if (workers, gpus_each) != (1, 1) else []  # which loads torch
+    if not gpus and gpus_each == 1:
+        return [{}] * (1 if workers == "auto" else workers)
+    groups = [gpus[at : at + gpus_each] for at in range(0, len(gpus) - gpus_each + 1, gpus_each)]
+    wanted = max(len(groups), 1) if workers == "auto" else workers
+    if wanted > len(groups):
+        raise Refusal(
+            f"{knob}={workers}: {wanted} engines of {gpus_each} GPUs each need {wanted * gpus_each} GPUs, and "
+            f"{len(gpus)} can be seen here.\n  Give fewer workers or a smaller tensor_parallel"
+            f"{f', or name more GPUs in {GPUS}' if GPUS in os.environ else ''}."
+        )
+    return [{GPUS: ",".join(group)} for group in groups[:wanted]]
+
+
+def visible_gpus() -> list[str]:
+    """By the names that were given (numbers or UUIDs), or by number; counted without opening any."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ[GPUS].split(",")] if GPUS in os.environ else map(str, range(count))
+    return list(named)[:count]

@@ -1,0 +1,151 @@
+"""What an engine takes of a GPU, and what that refuses: at the door, in `make plan`, before an engine starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import engines, forecast
+from pipeline.artifacts import write_json
+from pipeline.drive import drive
+from pipeline.engines import Needs, Place, shortage
+from pipeline.errors import DONE, REFUSED, Refusal
+from pipeline.footprint import GIB
+from pipeline.plan import plan
+from pipeline.runner import prepare
+from tests.house import composed
+from tests.test_backends import LIMITS, VLLM, opened
+from tests.test_footprint import LLAMA_1B, LLAMA_7B, planned_on, shape
+from tests.tiny import tiny_model
+
+
+def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
+    needs = Needs(weights=16 * GIB, cache=4 * GIB)
+    assert shortage(needs, Place("sample.backend", 80 * GIB, 0.9, 1)) is None
+    assert shortage(needs, Place("sample.backend", 12 * GIB, 0.9, 2)) is None
+    assert shortage(needs, Place("sample.backend", 12 * GIB, 0.0, 2))
+    said = shortage(needs, Place("sample.backend", 20 * GIB, 0.9, 1))
+    assert said is not None
+    assert "needs 20 GiB at least (weights 16 GiB, one longest sequence 4 GiB), and there are 18 GiB (memory=" in said
+    assert "Lower limits.prompt" in said and "tensor_parallel=2 or more" in said
+
+
+class SmallGpu:
+    """What vLLM's platform says on a GPU of 64 KiB."""
+
+    is_cuda_alike = staticmethod(lambda: True)
+    get_device_total_memory = staticmethod(lambda: 1 << 16)
+
+
+@pytest.mark.model
+def test_a_gpu_too_small_is_refused_before_an_engine_starts(tmp_path):
+    policy = tiny_model(tmp_path / "model")
+    backend = opened(VLLM, policy)
+    backend.limits = LIMITS
+    with pytest.raises(Refusal, match=r"the policy needs .* and there are 0.0312 MiB .*\n.*tensor_parallel="):
+        backend._check_memory(policy, SmallGpu)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_needs_are_those_of_the_model_in_its_dtype(tmp_path, dtype, size):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+    folder = Path(tiny_model(tmp_path / "model", hidden=64).weights)
+    config = AutoConfig.from_pretrained(folder)
+    module = AutoModelForCausalLM.from_pretrained(folder)
+    kept = module(torch.ones(1, 10, dtype=torch.long), past_key_values=DynamicCache(config=config)).past_key_values
+    numbers = sum(layer.keys.numel() + layer.values.numel() for layer in kept.layers)
+    needs = engines.needs_in(folder, dtype, longest=10)
+    assert needs == Needs(size * sum(weight.numel() for weight in module.parameters()), size * numbers)
+
+
+TRANSFORMERS = ["backend@sample.backend=transformers", "backend@exam.sample.backend=transformers"]
+
+
+def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp_path):
+    """A training of an adapter of four bits would find room."""
+    planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=qlora")
+    card(80, 12)
+    with pytest.raises(Refusal) as refusal:
+        forecast.check(planned, planned.steps)
+    needs, runtime = "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)", "exam.sample.backend.runtime"
+    assert str(refusal.value) == (
+        f"exam.sample.backend: the policy needs {needs}, and there are 10.8 GiB (memory=0.9 of 12 GiB).\n"
+        "  Lower limits.prompt or limits.completion, give dtype=bfloat16 where it is float32,"
+        f" raise {runtime}.memory, or give {runtime}.tensor_parallel=2 or more."
+    )
+    with pytest.raises(Refusal, match=r"^sample.backend: the policy needs"):
+        forecast.check_engines(planned, [step for step in planned.steps if step.label == 1])
+    forecast.check_engines(planned, [step for step in planned.steps if step.stage != "sample"])  # what is built
+    for gpus in ((), (24,)):
+        card(*gpus)
+        forecast.check_engines(planned, planned.steps)
+    card(12, 12)
+    both = [f"{at}.backend.runtime.tensor_parallel=2" for at in ("sample", "exam.sample")]
+    forecast.check_engines(shared := planned_on(tmp_path, LLAMA_7B, *both), shared.steps)
+
+
+def test_a_policy_that_the_run_makes_is_judged_by_what_it_is_made_from(card, tmp_path):
+    def refused(*words: str) -> str:
+        cfg = composed("recipes=smoke", *words, f"store={tmp_path / 'store'}", "dry_run=true")
+        planned = prepare(cfg, [plan(cfg)])
+        with pytest.raises(Refusal) as refusal:
+            forecast.check_engines(planned, planned.steps)
+        return str(refusal.value)
+
+    write_json(tmp_path / "model" / "config.json", LLAMA_7B)
+    card(12)
+    assert "needs 25.2 GiB at least (weights 25.1 GiB" in refused("base=checkpoint", f"base.model={tmp_path / 'model'}")
+    card(0.01)
+    by_hand = refused("base.hidden=512", *TRANSFORMERS)
+    assert " MiB at least (weights " in by_hand and "and there are 10 MiB.\n" in by_hand
+    assert by_hand.endswith("or draw with vLLM on several GPUs.")
+
+
+def test_make_plan_shows_the_plan_and_refuses_as_a_run_would(card, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "model" / "config.json", LLAMA_7B)
+    given = ["prompts=playground", f"sft.model={tmp_path / 'model'}", "sample.per_round=100", f"store={tmp_path / 's'}"]
+    cfg = composed(*given, "dry_run=true")
+    card(12)
+    assert drive(cfg) == REFUSED
+    shown = capsys.readouterr()
+    assert " to do\n" in shown.out and "sample.backend: the policy needs 13.6 GiB" in shown.err
+    card(24)
+    assert drive(cfg) == DONE
+
+
+def weights_file(file: Path, numbers: int) -> None:
+    header = json.dumps({"w": {"dtype": "BF16", "shape": [numbers], "data_offsets": [0, 2 * numbers]}}).encode()
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def test_weights_that_lie_there_twice_count_once(tmp_path):
+    write_json(tmp_path / "config.json", LLAMA_1B)
+    for name, numbers in (("model-00001", 300), ("model-00002", 500), ("consolidated", 800)):
+        weights_file(tmp_path / f"{name}.safetensors", numbers)
+    index = {"weight_map": {"a": "model-00001.safetensors", "b": "model-00002.safetensors"}}
+    write_json(tmp_path / engines.INDEX, index)
+    assert engines.needs_in(tmp_path, "bfloat16", 0) == engines.Needs(1600, 0)
+    weights_file(tmp_path / "model.safetensors", 700)
+    (tmp_path / engines.INDEX).unlink()
+    assert engines.needs_in(tmp_path, "float32", 0) == engines.Needs(2800, 0)
+
+
+@pytest.mark.parametrize(
+    ("also", "tokens"),
+    [
+        ({}, 1000),
+        ({"max_position_embeddings": 600}, 600),
+        ({"sliding_window": 100}, 100),
+        ({"sliding_window": 100, "layer_types": ["sliding_attention", "full_attention"] * 8}, 500),
+        ({"kv_lora_rank": 64}, 0),
+    ],
+)
+def test_the_cache_counts_layers_that_keep_the_whole_sequence(also, tokens):
+    config = {**LLAMA_1B, "num_hidden_layers": 16, **also}
+    each = 2 * 16 * shape(LLAMA_1B).keys * 2
+    assert engines.cache(config, "bfloat16", 1000) == tokens * each
+    assert engines.cache({"text_config": config}, "bfloat16", 1000) == tokens * each
