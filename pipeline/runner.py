@@ -136,6 +136,7 @@ def _record(cfg: Config, planned: Planned, step: Step, inputs: Any, final: Path)
         "stage": step.stage,
         "version": STAGE_VERSIONS[step.stage],
         "label": step.label,
+        "knob": step.knob,
         "fingerprint": planned.fingerprint(step),
         "out": str(final),
         "verify": cfg.verify,

@@ -58,6 +58,15 @@ def test_a_question_that_changed_between_two_models_is_no_pair(tmp_path):
     assert rows[2]["gain"] == {**rows[2]["gain"], "n": 0, "missing": 80, "mean": None}
 
 
+def test_a_question_that_only_one_model_has_a_figure_for_is_counted_as_missing(tmp_path):
+    found = examined(tmp_path, sft=[1] * 40, round_1=[1] * 39 + [0])
+    unweighed = pl.when(pl.col("doc_id") < 39).then("value")
+    items = found["round-1"]["metrics"]["quiz"].items().with_columns(value=unweighed)
+    write_table(tmp_path / "round_1" / "items.parquet", items)
+    gain = benchmarks(found, DRAW)[2]["gain"]
+    assert (gain["n"], gain["missing"], gain["mean"]) == (39, 1, 0)
+
+
 @pytest.mark.parametrize(
     ("limit", "later", "state"),
     [
