@@ -91,18 +91,25 @@ def sampled(run: Path, of: str | None) -> list[Samples]:
 
 
 def answers(samples: Samples) -> dict[str, list[Row]]:
-    """Not those of a conversation's later turns, which on each side answer to something else."""
-    told = samples.read().filter((pl.col("setting") != KL) & ~pl.col("setting").str.starts_with(LATER))
-    rows = told.select("prompt_id", "sample_id", "prompt", "completion")
+    """Of several turns the whole conversation is one answer, under the id of its first."""
+    told = samples.read().filter(pl.col("setting") != KL)
+    told = told.select("prompt_id", "sample_id", "prompt", "completion", "setting", turns=pl.lit(1))
+    later = pl.col("setting").str.starts_with(LATER)
     by_prompt: dict[str, list[Row]] = {}
-    for row in rows.iter_rows(named=True):
+    for row in told.filter(~later).iter_rows(named=True):
         by_prompt.setdefault(row["prompt_id"], []).append(row)
+    turn = pl.col("setting").str.strip_prefix(LATER).cast(pl.Int64)
+    for row in told.filter(later).sort("prompt_id", turn).iter_rows(named=True):
+        for first in by_prompt.get(row["prompt_id"], []):
+            first["completion"] += f"\n\n[{row['prompt'][-1]['content']}]\n\n{row['completion']}"
+            first["turns"] += 1
     return by_prompt
 
 
 def two_of(first: list[Row], second: list[Row], seed: str) -> tuple[Row, Row] | None:
-    """One answer of each side, different texts, in an order that the seed draws."""
-    couples = [(a, b) for a in first for b in second if a["completion"] != b["completion"]]
+    """One answer of each side, different texts in as many turns, in an order that the seed draws."""
+    alike = [(a, b) for a in first for b in second if a["turns"] == b["turns"]]
+    couples = [(a, b) for a, b in alike if a["completion"] != b["completion"]]
     if not couples:
         return None
     return min(

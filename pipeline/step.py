@@ -27,7 +27,7 @@ STAGE_VERSIONS = {
     "gate": 1,
     "benchmark": 1,
     "duel": 1,
-    "evaluate": 3,
+    "evaluate": 4,
 }
 
 Input = Union["Step", "Part", Sequence["Input"], Mapping[str, "Input"], None]
