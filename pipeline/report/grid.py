@@ -179,7 +179,10 @@ def frontier(grid: Grid) -> Figure | None:
         kind = "cb" if dominated(point, spots) else "c2"
         at = across(max(point["kl"], 0.0)), up(point["score"])
         taken.append(_free(at, taken))
-        parts += [svg.dot(at, kind, 7 if point is grid.best else 5), svg.words(taken[-1], str(point["point"]), "tick")]
+        parts += [
+            svg.dot(at, kind, 7 if point is grid.best else 5),
+            svg.words(taken[-1], str(point["point"]), "tick halo"),
+        ]
     caption = "Each point by its number, the best one larger; grey: another one scores no lower with no more KL."
     rows = [
         [str(p["point"]), _named(grid, p), number(p["kl"]), number(p["score"]), "yes" if dominated(p, spots) else ""]
