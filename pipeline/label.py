@@ -55,7 +55,7 @@ def parsed(arguments: list[str]) -> tuple[Path, dict[str, str]]:
 
 def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
     """So many pairs in an order drawn by the seed, and how many prompts had none; which side is A is drawn as well."""
-    sides = [answers(samples) for samples in sampled(run, asked.get("of"))]
+    sides = [answers(draws) for draws in sampled(run, asked.get("of"))]
     first, second = sides[0], sides[-1]
     rows: list[Row] = []
     short = 0
@@ -74,8 +74,11 @@ def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
     return rows, short
 
 
-def sampled(run: Path, of: str | None) -> list[Samples]:
-    found = {path.name.split("-", 2)[2]: path for path in sorted((run / "store").glob("*-sample-*"))}
+def sampled(run: Path, of: str | None) -> list[list[Samples]]:
+    """Of each side every draw: a round's later waves are answers as well."""
+    found: dict[str, list[Samples]] = {}
+    for path in sorted((run / "store").glob("*-sample-*")):
+        found.setdefault(path.name.split("-", 2)[2], []).append(Samples(path))
     rounds = [name for name in found if name.isdigit()]
     if not found:
         raise Refusal(f"{run}: no run with samples lies there. Give one that got as far as sample.\n  {USAGE}")
@@ -87,13 +90,14 @@ def sampled(run: Path, of: str | None) -> list[Samples]:
             raise Refusal(f"of={of}: {run} has no samples of {name}. {nearest(name, list(found))}")
     if len(wanted) > 2:
         raise Refusal(f"of={of}: a pair has two sides. Name one sampling, or two.")
-    return [Samples(found[name]) for name in wanted]
+    return [found[name] for name in wanted]
 
 
-def answers(samples: Samples) -> dict[str, list[Row]]:
+def answers(draws: list[Samples]) -> dict[str, list[Row]]:
     """Of several turns the whole conversation is one answer, under the id of its first."""
-    told = samples.read().filter(pl.col("setting") != KL)
-    told = told.select("prompt_id", "sample_id", "prompt", "completion", "setting", turns=pl.lit(1))
+    columns = "prompt_id", "sample_id", "prompt", "completion", "setting"
+    told = pl.concat([draw.read().filter(pl.col("setting") != KL).select(columns) for draw in draws])
+    told = told.with_columns(turns=pl.lit(1))
     later = pl.col("setting").str.starts_with(LATER)
     by_prompt: dict[str, list[Row]] = {}
     for row in told.filter(~later).iter_rows(named=True):

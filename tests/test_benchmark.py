@@ -369,3 +369,29 @@ def test_mmlu_reads_a_folder_as_the_hub_has_it_and_weighs_all_its_questions(tmp_
     assert (len(subjects), items["task"].n_unique(), read["chief"]["n"]) == (57, 57, 60)
     assert read["chief"]["value"] == pytest.approx(items["value"].mean()) and 0.1 < read["chief"]["value"] < 0.5
     assert {*read["few_shot"].values()} == {2}
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.timeout(900)
+def test_vllm_gives_the_choices_the_shares_that_transformers_gives_them(tmp_path):
+    """lm-eval asks for the version of a package `vllm`, which a build for CPUs is not called."""
+    model = tiny_model(tmp_path / "store" / "sft" / "c", context=512, hidden=128)
+    write_text(tmp_path / "name" / "vllm-0.32.0+cpu.dist-info" / "METADATA", "Name: vllm\nVersion: 0.32.0+cpu\n")
+    code = (
+        "import sys; from pathlib import Path; from pipeline.config import BenchmarkConfig as Config\n"
+        "from pipeline.artifacts import Model; from pipeline.stages import benchmark; root = Path(sys.argv[1])\n"
+        "if __name__ == '__main__':\n"
+        "    cfg = Config.model_validate_json((root / 'cfg.json').read_text())\n"
+        "    benchmark.run(cfg, root / 'out', model=Model(Path(sys.argv[2])))"
+    )
+    shares = {}
+    for engine in ("transformers", "vllm"):
+        cfg = published(tmp_path / engine, "truthfulqa", f"backend@benchmark.truthfulqa.backend={engine}")
+        write_json(tmp_path / engine / "cfg.json", cfg.model_dump(mode="json"))
+        write_text(tmp_path / "one.py", code)
+        words = [sys.executable, str(tmp_path / "one.py"), str(tmp_path / engine), str(model.path)]
+        paths = os.pathsep.join([str(HOUSE), str(tmp_path / "name")])
+        subprocess.run(words, check=True, cwd=HOUSE, env={**os.environ, "PYTHONPATH": paths})
+        shares[engine] = Metrics(tmp_path / engine / "out").items()["value"].to_list()
+    assert shares["vllm"] == pytest.approx(shares["transformers"], abs=1e-3)
