@@ -63,7 +63,7 @@ def _change(habit: str, model: Examined, sft: Examined, asked: Mapping[str, str]
 
 def note(report: Row) -> str:
     least = number(1 - report["exam"]["level"], 2)
-    return f"Against sft, prompt by prompt. Changed has what has a p below {least}, corrected for its family of tests."
+    return f"Against sft, prompt by prompt; changed is what has a p below {least}, corrected for its family of tests."
 
 
 def told(report: Row) -> list[Change]:
