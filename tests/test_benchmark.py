@@ -1,17 +1,17 @@
 """The stage `benchmark`: lm-eval on a tiny model and local files, multiple choice and generated answers."""
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import polars as pl
 import pytest
-from datasets import DatasetInfo
-from lm_eval import tasks as lm_eval_tasks
 
 from pipeline import store
 from pipeline.artifacts import ABSENT_FILE, STEP_FILE, Metrics, Model, write_json, write_table, write_text
@@ -19,6 +19,7 @@ from pipeline.config import BenchmarkConfig
 from pipeline.errors import Refusal
 from pipeline.harness import tasks
 from pipeline.plan import plan
+from pipeline.report.benchmarks import absences
 from pipeline.stages import benchmark
 from pipeline.step import Identity
 from tests.house import HOUSE, SMALL, Toys, composed, named
@@ -237,7 +238,10 @@ def test_a_step_s_knob_is_where_its_block_stands_and_no_part_of_its_identity():
         Identity(lambda path: Path(path).read_text()).fingerprint(astray)
 
 
+@pytest.mark.model
 def test_rows_of_the_hub_are_asked_in_the_revision_that_is_given_and_recorded():
+    from datasets import DatasetInfo
+
     commit, read = "a" * 40, f"hf://datasets/cais/mmlu@{'b' * 40}/x/test.parquet"
     [cfg] = composed(*SMALL, "benchmark=mmlu", f"benchmark.mmlu.revision={commit}").benchmark.values()
     assert tasks.changes(cfg, "benchmark.mmlu", None, Path()) == {"dataset_kwargs": {"revision": commit}}
@@ -245,6 +249,28 @@ def test_rows_of_the_hub_are_asked_in_the_revision_that_is_given_and_recorded():
     assert tasks.rows_of([task, task]) == {"cais/mmlu": "b" * 40}
     with pytest.raises(Refusal, match="data lies on this machine, and revision is of the hub's rows"):
         composed(*SMALL, "benchmark=mmlu", "benchmark.mmlu={revision: main, data: x}")
+
+
+def test_a_figure_that_is_no_number_is_published_as_none_and_named_in_the_report():
+    found = {"acc,none": math.nan, "acc_stderr,none": "N/A", "alias": "quiz"}
+    counts = {"n-samples": {"quiz": {"effective": 3}}, "higher_is_better": {}, "group_subtasks": {}}
+    [chief] = benchmark.figures_of({"results": {"quiz": found}, **counts}, ("quiz", "acc,none"))
+    assert (chief["value"], chief["stderr"], chief["n"]) == (None, None, 3)
+    rows = [{"benchmark": "quiz", "model": "base", "chief": True, "absent": None, **chief}]
+    assert absences(rows)[0]["what"].startswith("benchmark quiz: acc,none is no number")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("gsm8k", "{test: FILE, train: FILE}"), ("arc", "{test: FILE}"), ("truthfulqa", "{validation: FILE}")],
+)
+def test_the_advice_names_the_splits_that_the_task_asks_for(name, wanted):
+    from lm_eval.tasks import TaskManager
+
+    [cfg] = composed(*SMALL, f"benchmark={name}").benchmark.values()
+    manager = TaskManager(include_path=str(OWN_TASKS / SHAPES[name][0]), include_defaults=False)
+    assert tasks._files_of(cfg, manager) == wanted
 
 
 def test_what_was_absent_is_looked_for_again_and_leaves_nothing_behind(tmp_path):
@@ -290,7 +316,7 @@ def test_what_may_not_be_lost_has_to_be_measured():
 # ── the published tasks, in the shape of the hub's rows ─────────────────────────────────────────────────────────────
 
 
-OWN_TASKS = Path(lm_eval_tasks.__file__).parent  # one folder of them is indexed in no time
+OWN_TASKS = Path(str(find_spec("lm_eval").origin)).parent / "tasks"  # one folder of them is indexed in no time
 
 
 def choice(draw, at):

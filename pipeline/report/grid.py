@@ -168,10 +168,10 @@ def frontier(grid: Grid) -> Figure | None:
     if len(spots) < 2:
         return None
     across = svg.scale([0.0, *(max(point["kl"], 0.0) for point in spots)], 52, WIDTH - 24)
-    up = svg.scale([point["score"] for point in spots], 200, 12)
-    parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 12, 200, "KL to sft, nats")]
+    up = svg.scale([point["score"] for point in spots], 200, 20)
+    parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 20, 200, "KL to sft, nats")]
     if grid.budget is not None and across.low <= grid.budget <= across.high:
-        parts.append(svg.line((across(grid.budget), 12), (across(grid.budget), 200), "way dashed"))
+        parts.append(svg.line((across(grid.budget), 20), (across(grid.budget), 200), "way dashed"))
     undominated = sorted((p for p in spots if not dominated(p, spots)), key=_kl)
     parts.append(svg.curve([(across(max(p["kl"], 0.0)), up(p["score"])) for p in undominated], "way"))
     taken: list[svg.Point] = []
