@@ -101,10 +101,14 @@ def test_a_certain_loss_is_a_no_and_an_unknown_one_no_yes():
     lost, perhaps, unknown, kept = (
         {"state": s, "why": f"A {s} thing."} for s in ("lost", "perhaps", "unknown", "kept")
     )
-    assert held(yes, [kept]) == yes
-    assert held(yes, [kept, lost])["better"] == "no" and "But A lost thing." in held(yes, [lost])["why"]
-    assert held(yes, [perhaps]) == {"better": "yes", "why": "It is. A perhaps thing."}
-    assert held(yes, [unknown])["better"] == "unclear" and held(no, [unknown])["better"] == "no"
+    assert held(yes, [kept], "round-2") == yes
+    verdict = held(yes, [kept, lost], "round-2")
+    assert verdict["better"] == "no" and "But A lost thing. Take an earlier round, lower train" in verdict["why"]
+    assert "But A lost thing. Lower train.learning_rate" in held(yes, [lost], "round-1")["why"], (
+        "there is none before it"
+    )
+    assert held(yes, [perhaps], "round-1") == {"better": "yes", "why": "It is. A perhaps thing."}
+    assert held(yes, [unknown], "round-1")["better"] == "unclear" and held(no, [unknown], "round-1")["better"] == "no"
 
 
 def test_an_absent_benchmark_is_named_with_its_reason_and_the_report_is_whole(tmp_path):

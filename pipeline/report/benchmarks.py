@@ -8,7 +8,7 @@ import polars as pl
 from pipeline.artifacts import Exam, Metrics
 from pipeline.report.examined import SFT
 from pipeline.report.statistics import Sampling, difference, holm
-from pipeline.report.verdict import LEAST_PROMPTS, Question, Row
+from pipeline.report.verdict import LEAST_PROMPTS, Question, Row, hold_back
 from pipeline.report.wording import interval, number, signed
 
 NO_FIGURE = "benchmark {benchmark}: {metric} is no number, since some question has an answer too unlikely to be weighed"
@@ -130,13 +130,13 @@ def _words(name: str, limit: float, state: str, figures: str) -> str:
             return f"{name} was kept ({figures}; {number(limit)} was allowed)."
 
 
-def held(verdict: Mapping[str, str], retained: Sequence[Row]) -> dict[str, str]:
+def held(verdict: Mapping[str, str], retained: Sequence[Row], chosen: str | None) -> dict[str, str]:
     """The verdict with what was lost on the way: a certain loss is a *no*, an unknown one no *yes*."""
     lost, open_ = ([row for row in retained if row["state"] in states] for states in (["lost"], ["perhaps", "unknown"]))
     better, why = verdict["better"], verdict["why"]
     if lost:
         told = " ".join(row["why"] for row in lost)
-        why, better = f"{why} But {told} Lower train.learning_rate, raise train.beta or take an earlier round.", "no"
+        why, better = f"{why} But {told} {hold_back(chosen)}.", "no"
     elif better == "yes" and any(row["state"] == "unknown" for row in open_):
         better = "unclear"
     return {"better": better, "why": " ".join([why, *(row["why"] for row in open_)])}

@@ -109,7 +109,7 @@ def assemble(
     retained = retention(cfg.retention, question, published, differences)
     return {
         "exam": asdict(question),
-        "verdict": held(verdict(question, models, differences), retained),
+        "verdict": held(verdict(question, models, differences), retained, chosen),
         "models": models,
         "differences": differences,
         "duels": contests,
