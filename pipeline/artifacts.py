@@ -70,7 +70,7 @@ KL = "kl"  # the setting of draws made for the KL estimate alone: they are not s
 def knob_of(out: Path, otherwise: str) -> str:
     """Where the person's config has this step's block, for words that name a knob of it."""
     step = out / STEP_FILE
-    return str(json.loads(step.read_text())["knob"]) if step.exists() else otherwise
+    return str(json.loads(step.read_text()).get("knob", otherwise)) if step.exists() else otherwise
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
