@@ -402,7 +402,7 @@ def test_mmlu_reads_a_folder_as_the_hub_has_it_and_weighs_all_its_questions(tmp_
 @pytest.mark.timeout(900)
 def test_vllm_gives_the_choices_the_shares_that_transformers_gives_them(tmp_path):
     """lm-eval asks for the version of a package `vllm`, which a build for CPUs is not called."""
-    model = tiny_model(tmp_path / "store" / "sft" / "c", context=512, hidden=128)
+    model = tiny_model(tmp_path / "store" / "sft" / "c", context=1024, hidden=128)
     write_text(tmp_path / "name" / "vllm-0.32.0+cpu.dist-info" / "METADATA", "Name: vllm\nVersion: 0.32.0+cpu\n")
     code = (
         "import sys; from pathlib import Path; from pipeline.config import BenchmarkConfig as Config\n"
