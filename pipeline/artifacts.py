@@ -70,6 +70,12 @@ EQUAL = "equal answers"  # the detail of a tie that no judge was asked about
 KL = "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
 
 
+def knob_of(out: Path, otherwise: str) -> str:
+    """Where the person's config has this step's block, for words that name a knob of it."""
+    step = out / STEP_FILE
+    return str(json.loads(step.read_text()).get("knob", otherwise)) if step.exists() else otherwise
+
+
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
     """Inputs by their flat names as a tree: `exams.sft.samples`."""
     tree: dict[str, Any] = {}

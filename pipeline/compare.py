@@ -19,16 +19,20 @@ from pipeline.report.compared import compared
 from pipeline.report.found import Found, find
 from pipeline.report.statistics import Sampling
 
-USAGE = "python -m pipeline.compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME]"
-SAMPLING = Sampling(level=0.95, resamples=9999, seed=42)
-OWN = "store", "out"
+USAGE = (
+    "python -m pipeline.compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95]"
+    " [resamples=9999] [seed=42]"
+)
+# Of the intervals, as evaluate.level and the like of a run.
+DRAWN: dict[str, type] = {"level": float, "resamples": int, "seed": int}
+OWN = "store", "out", *DRAWN
 
 
 def main(arguments: list[str]) -> int:
     try:
-        words, store, out = parsed(arguments)
+        words, store, out, draw = parsed(arguments)
         found = named_apart([find(word, store) for word in words])
-        report, examined, verdicts = compared(found, SAMPLING)
+        report, examined, verdicts = compared(found, draw)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
@@ -40,13 +44,27 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def parsed(arguments: list[str]) -> tuple[list[str], Path, Path]:
+def parsed(arguments: list[str]) -> tuple[list[str], Path, Path, Sampling]:
     own = {key: value for word in arguments for key, _, value in [word.partition("=")] if key in OWN}
     words = [word for word in arguments if word.partition("=")[0] not in OWN]
     if len(words) < 2:
         raise Refusal(f"Give at least two runs or models to compare: {USAGE}")
     fresh = Path("runs") / "compare" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    return words, Path(own.get("store", "store")), Path(own.get("out", fresh))
+    return words, Path(own.get("store", "store")), Path(own.get("out", fresh)), drawn(own)
+
+
+def drawn(own: dict[str, str]) -> Sampling:
+    given = {"level": "0.95", "resamples": "9999", "seed": "42"} | {name: own[name] for name in DRAWN if name in own}
+    try:
+        draw = Sampling(**{name: kind(given[name]) for name, kind in DRAWN.items()})
+    except ValueError as error:
+        raise Refusal(f"compare: {error}. Give numbers: {USAGE}") from error
+    if not 0 < draw.level < 1 or draw.resamples < 1:
+        raise Refusal(
+            f"level={draw.level:g} resamples={draw.resamples}: a level lies between 0 and 1, and at least one"
+            f" resample is drawn.\n  {USAGE}"
+        )
+    return draw
 
 
 def named_apart(found: list[Found]) -> list[Found]:

@@ -23,18 +23,24 @@ class Exams:
     def of(self, name: str, model: Step, split: Literal["dev", "test"]) -> ExamSteps:
         part, label = self.prompts / split, f"{split} {name}"
         tasks = self.cfg.benchmark if split == "test" else {}
-        samples = Step("sample", self.cfg.exam.sample.draw("exam"), at=label, policy=model, prompts=part)
+        asked = self.cfg.exam.sample.draw("exam")
+        samples = Step("sample", asked, at=label, knob="exam.sample", policy=model, prompts=part)
         return {
             "model": model,
-            "logps": Step("refer", self.cfg.exam.refer, at=label, model=self.sft, rows=samples),
-            "metrics": {task: Step("benchmark", b, at=f"{label} {task}", model=model) for task, b in tasks.items()},
+            "logps": Step("refer", self.cfg.exam.refer, at=label, knob="exam.refer", model=self.sft, rows=samples),
+            "metrics": {
+                task: Step("benchmark", block, at=f"{label} {task}", knob=f"benchmark.{task}", model=model)
+                for task, block in tasks.items()
+            },
             "samples": samples,
-            "scores": self.marks(self.cfg.marking_on(split)[1], label, samples, part),
+            "scores": self.marks(*self.cfg.marking_on(split), label, samples, part),
         }
 
-    def marks(self, scorers: ScoreConfig, label: str, samples: Step, part: Part, best: Step | None = None) -> Step:
+    def marks(
+        self, knob: str, scorers: ScoreConfig, label: str, samples: Step, part: Part, best: Step | None = None
+    ) -> Step:
         reward = self.reward if scorers.asks_reward else None
-        return Step("score", scorers, at=label, samples=samples, prompts=part, reward=reward, best=best)
+        return Step("score", scorers, at=label, knob=knob, samples=samples, prompts=part, reward=reward, best=best)
 
     def others(self) -> dict[str, ExamSteps]:
         return {name: self.other(name, brought) for name, brought in self.cfg.exam.others.items()}
@@ -44,37 +50,51 @@ class Exams:
 
     def other(self, name: str, brought: OtherModel) -> ExamSteps:
         """Asked and marked as ours are; the answers of a model that a server holds are measured in sft's tokens."""
-        part, label = self.prompts / "test", f"test {name}"
+        part, label, knob = self.prompts / "test", f"test {name}", f"exam.others.{name}"
         like = self.sft if isinstance(brought, ServedModel) else None
-        model = Step("base", brought, at=label, like=like)
-        samples = Step("sample", self.cfg.exam.sample.answers_of(brought), at=label, policy=model, prompts=part)
-        return {"model": model, "samples": samples, "scores": self.marks(self.cfg.exam.score, label, samples, part)}
+        model = Step("base", brought, at=label, knob=knob, like=like)
+        asked = self.cfg.exam.sample.answers_of(brought)
+        samples = Step("sample", asked, at=label, knob=self.asks(name), policy=model, prompts=part)
+        scores = self.marks("exam.score", self.cfg.exam.score, label, samples, part)
+        return {"model": model, "samples": samples, "scores": scores}
+
+    def asks(self, name: str) -> str:
+        """Where it stands who draws a model's answers: a server that holds it, or the exam's own engine."""
+        return f"exam.others.{name}" if isinstance(self.cfg.exam.others.get(name), ServedModel) else "exam.sample"
 
     def again(self, name: str, draw: Draw) -> ExamSteps:
         """SFT once more: the A/A control, the best of n by the scorer that makes pairs, with a prompt."""
         part, label = self.prompts / "test", f"test {name}"
-        samples = Step("sample", draw, at=label, policy=self.sft, prompts=part)
+        samples = Step("sample", draw, at=label, knob="exam.sample", policy=self.sft, prompts=part)
         scorers, best = self.cfg.exam.score, None
         if name.startswith(BEST_OF):
-            best = self.marks(self.cfg.score, label, samples, part)
+            best = self.marks("score", self.cfg.score, label, samples, part)
             scorers = scorers.of_best(self.cfg.pair.scorer)
-        return {"model": self.sft, "samples": samples, "scores": self.marks(scorers, label, samples, part, best)}
+        scores = self.marks("exam.score", scorers, label, samples, part, best)
+        return {"model": self.sft, "samples": samples, "scores": scores}
 
     def chat(self, name: str, exams: Mapping[str, ExamSteps]) -> dict[str, Input]:
         """A set of questions beside the test prompts, asked of every model of the table."""
-        block = self.cfg.exam.chats[name]
-        questions = Step("prompts", Questions(rows=self.cfg.prompts.evaluation[name]), at=f"test {name}") / "test"
+        block, knob = self.cfg.exam.chats[name], f"exam.chats.{name}"
+        rows = Questions(rows=self.cfg.prompts.evaluation[name])
+        questions = Step("prompts", rows, at=f"test {name}", knob=f"prompts.evaluation.{name}") / "test"
         told: dict[str, ExamSteps] = {}
         for of, exam in exams.items():
             draw = self.cfg.exam.sample.conversation(block.turns, self.cfg.exam.others.get(of))
             label, model = f"test {of} {name}", exam["model"]
-            samples = Step("sample", draw, at=label, policy=model, prompts=questions)
-            marks = {"scores": self.marks(block.score, label, samples, questions)} if block.score else {}
-            told[of] = {"model": model, "samples": samples, **marks}
-        return {"prompts": questions, "exams": told, "duels": self.duels(block.duels, told, questions, f" {name}")}
+            samples = Step("sample", draw, at=label, knob=self.asks(of), policy=model, prompts=questions)
+            told[of] = {"model": model, "samples": samples}
+            if block.score:
+                told[of]["scores"] = self.marks(f"{knob}.score", block.score, label, samples, questions)
+        return {"prompts": questions, "exams": told, "duels": self.duels(block.duels, told, questions, knob, name)}
 
     def duels(
-        self, judges: Mapping[str, DuelConfig], exams: Mapping[str, ExamSteps], part: Part, on: str = ""
+        self,
+        judges: Mapping[str, DuelConfig],
+        exams: Mapping[str, ExamSteps],
+        part: Part,
+        knob: str = "exam",
+        *on: str,
     ) -> dict[str, dict[str, dict[str, Step]]]:
         """Judge → newer model → older: rounds meet sft and the round before, others sft and the last round."""
         line = [name for name in exams if name == "sft" or name.startswith("round-")]
@@ -87,6 +107,7 @@ class Exams:
         for judge, block in judges.items():
             for new, old in contests:
                 sides = {"a": exams[new]["samples"], "b": exams[old]["samples"]}
-                duel = Step("duel", block, at=f"test {new} {old}{on}", prompts=part, **sides)
+                label = " ".join(("test", new, old, *on))
+                duel = Step("duel", block, at=label, knob=f"{knob}.duels.{judge}", prompts=part, **sides)
                 fought[judge].setdefault(new, {})[old] = duel
         return fought

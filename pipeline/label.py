@@ -55,7 +55,7 @@ def parsed(arguments: list[str]) -> tuple[Path, dict[str, str]]:
 
 def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
     """So many pairs in an order drawn by the seed, and how many prompts had none; which side is A is drawn as well."""
-    sides = [answers(samples) for samples in sampled(run, asked.get("of"))]
+    sides = [answers(draws) for draws in sampled(run, asked.get("of"))]
     first, second = sides[0], sides[-1]
     rows: list[Row] = []
     short = 0
@@ -74,8 +74,11 @@ def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
     return rows, short
 
 
-def sampled(run: Path, of: str | None) -> list[Samples]:
-    found = {path.name.split("-", 2)[2]: path for path in sorted((run / "store").glob("*-sample-*"))}
+def sampled(run: Path, of: str | None) -> list[list[Samples]]:
+    """Of each side every draw: a round's later waves are answers as well."""
+    found: dict[str, list[Samples]] = {}
+    for path in sorted((run / "store").glob("*-sample-*")):
+        found.setdefault(path.name.split("-", 2)[2], []).append(Samples(path))
     rounds = [name for name in found if name.isdigit()]
     if not found:
         raise Refusal(f"{run}: no run with samples lies there. Give one that got as far as sample.\n  {USAGE}")
@@ -87,22 +90,30 @@ def sampled(run: Path, of: str | None) -> list[Samples]:
             raise Refusal(f"of={of}: {run} has no samples of {name}. {nearest(name, list(found))}")
     if len(wanted) > 2:
         raise Refusal(f"of={of}: a pair has two sides. Name one sampling, or two.")
-    return [Samples(found[name]) for name in wanted]
+    return [found[name] for name in wanted]
 
 
-def answers(samples: Samples) -> dict[str, list[Row]]:
-    """Not those of a conversation's later turns, which on each side answer to something else."""
-    told = samples.read().filter((pl.col("setting") != KL) & ~pl.col("setting").str.starts_with(LATER))
-    rows = told.select("prompt_id", "sample_id", "prompt", "completion")
+def answers(draws: list[Samples]) -> dict[str, list[Row]]:
+    """Of several turns the whole conversation is one answer, under the id of its first."""
+    columns = "prompt_id", "sample_id", "prompt", "completion", "setting"
+    told = pl.concat([draw.read().filter(pl.col("setting") != KL).select(columns) for draw in draws])
+    told = told.with_columns(turns=pl.lit(1))
+    later = pl.col("setting").str.starts_with(LATER)
     by_prompt: dict[str, list[Row]] = {}
-    for row in rows.iter_rows(named=True):
+    for row in told.filter(~later).iter_rows(named=True):
         by_prompt.setdefault(row["prompt_id"], []).append(row)
+    turn = pl.col("setting").str.strip_prefix(LATER).cast(pl.Int64)
+    for row in told.filter(later).sort("prompt_id", turn).iter_rows(named=True):
+        for first in by_prompt.get(row["prompt_id"], []):
+            first["completion"] += f"\n\n[{row['prompt'][-1]['content']}]\n\n{row['completion']}"
+            first["turns"] += 1
     return by_prompt
 
 
 def two_of(first: list[Row], second: list[Row], seed: str) -> tuple[Row, Row] | None:
-    """One answer of each side, different texts, in an order that the seed draws."""
-    couples = [(a, b) for a in first for b in second if a["completion"] != b["completion"]]
+    """One answer of each side, different texts in as many turns, in an order that the seed draws."""
+    alike = [(a, b) for a in first for b in second if a["turns"] == b["turns"]]
+    couples = [(a, b) for a, b in alike if a["completion"] != b["completion"]]
     if not couples:
         return None
     return min(

@@ -261,11 +261,11 @@ def detectable(large: Config, seen: list[Seen], prompts: int) -> dict[str, Any] 
 
 
 def lines(told: Mapping[str, Any]) -> Iterator[str]:
-    heads = "of", "steps", "prompts", "fixed s", "s per 1000", "whole run s", "at most s"
-    yield f"{'stage':<10}" + "".join(f"{head:>13}" for head in heads)
+    heads = "steps", "prompts", "fixed s", "s per 1000", "whole run s", "at most s"
+    yield f"{'stage':<10}{'of':<13}" + "".join(f"{head:>13}" for head in heads)
     for row in told["stages"]:
         grows = row["kind"] != ONCE
-        counts = f"{row['kind']:>13}{row['steps']:>13}{row['prompts'] if grows else '':>13}"
+        counts = f"{row['kind']:<13}{row['steps']:>13}{row['prompts'] if grows else '':>13}"
         each = f"{1000 * row['each']:.1f}" if grows else ""
         yield f"{row['stage']:<10}{counts}{row['fixed']:>13.1f}{each:>13}{row['seconds']:>13.1f}{row['at_most']:>13.1f}"
     yield f"between steps {told['between_steps']:.1f} s"

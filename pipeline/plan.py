@@ -3,6 +3,8 @@
 A Step is one stage on given inputs (see step.py). The plan is the returned Step and its ancestors.
 """
 
+from typing import Any
+
 from pipeline.config import Config, RewardTraining, SftTraining
 from pipeline.exams import Exams, ExamSteps
 from pipeline.step import Input, Part, Step
@@ -30,7 +32,7 @@ def plan(cfg: Config) -> Step:
             samples += [Step("sample", draw, at=r, policy=policy, prompts=prompts / "train", scores=scores)]
             scores += [Step("score", cfg.score, at=r, samples=samples[-1], prompts=prompts / "train", reward=asked)]
         gold = prompts / "train" if cfg.pair.asks_prompts else None
-        rows: dict[str, Input] = dict(offline=offline, prior=prior, samples=samples, scores=scores, prompts=gold)
+        rows: dict[str, Any] = dict(offline=offline, prior=prior, samples=samples, scores=scores, prompts=gold)
         pairs += [Step("pair", cfg.pair.of(r), at=r, policy=policy, **rows)]
 
         refit = Step("sft", cfg.refit, at=r, base=policy, samples=samples, scores=scores) if cfg.refit else None
@@ -39,7 +41,7 @@ def plan(cfg: Config) -> Step:
         latest = pairs if cfg.data == "all" else pairs[-1:]
         logps = [Step("refer", cfg.refer, at=r, model=reference, rows=p) for p in latest if cfg.train.logps == "ready"]
         fence = prompts / "fence" if cfg.train.rehearsal else None
-        held: dict[str, Input] = dict(reference=reference, logps=logps, dev=prompts / "dev", fence=fence)
+        held: dict[str, Any] = dict(reference=reference, logps=logps, dev=prompts / "dev", fence=fence)
         policy = Step("train", cfg.train, at=r, init=init, pairs=latest, **held)
         models[f"round-{r}"] = policy
         if cfg.gate:  # points to the best model so far, which may be an earlier one: the next round goes on from it
@@ -57,7 +59,7 @@ def plan(cfg: Config) -> Step:
         chats = {name: exams.chat(name, examined) for name in cfg.exam.chats}
         examined |= exams.redrawn()
         duels = exams.duels(cfg.exam.duels, examined, prompts / split)
-    story: dict[str, Input] = dict(exams=examined, chosen=policy, pairs=pairs, duels=duels, chats=chats)
+    story: dict[str, Any] = dict(exams=examined, chosen=policy, pairs=pairs, duels=duels, chats=chats)
     told = cfg.evaluate.told(cfg.pair.scorer, cfg.exam.gold)
     return Step("evaluate", told, at="report", prompts=prompts / split, **story)
 

@@ -111,7 +111,7 @@ def _build(
 ) -> store.Manifest:
     fingerprint = planned.fingerprint(step)
     final = planned.folder(step).absolute()
-    name = f"{number:02d}-{step.stage}-{fingerprint}"
+    name = f"{number:03d}-{step.stage}-{fingerprint}"
     record, log = story / "steps" / f"{name}.json", story / "logs" / f"{name}.log"
     write_json(record, {**_record(cfg, planned, step, inputs, final), "story": str(story.absolute())})
     log.parent.mkdir(exist_ok=True)
@@ -136,6 +136,7 @@ def _record(cfg: Config, planned: Planned, step: Step, inputs: Any, final: Path)
         "stage": step.stage,
         "version": STAGE_VERSIONS[step.stage],
         "label": step.label,
+        "knob": step.knob,
         "fingerprint": planned.fingerprint(step),
         "out": str(final),
         "verify": cfg.verify,
@@ -157,7 +158,7 @@ def _record(cfg: Config, planned: Planned, step: Step, inputs: Any, final: Path)
 
 def _link(story: Path, step: Step, folder: Path, number: int) -> None:
     label = f"-{step.label}".replace(" ", "-") if step.label else ""
-    link = story / "store" / f"{number:02d}-{step.stage}{label}"
+    link = story / "store" / f"{number:03d}-{step.stage}{label}"
     link.parent.mkdir(exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(folder.absolute())

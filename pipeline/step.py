@@ -27,7 +27,7 @@ STAGE_VERSIONS = {
     "gate": 1,
     "benchmark": 1,
     "duel": 1,
-    "evaluate": 3,
+    "evaluate": 4,
 }
 
 Input = Union["Step", "Part", Sequence["Input"], Mapping[str, "Input"], None]
@@ -47,12 +47,14 @@ class Step:
     stage: str
     config: Block
     label: int | str
+    knob: str  # where the person's config has its block, for words that name it; outside identity, as the label is
     inputs: dict[str, Any] = field(repr=False)
 
-    def __init__(self, stage: str, config: Block, at: int | str = 0, **inputs: Input):
+    def __init__(self, stage: str, config: Block, at: int | str = 0, knob: str | None = None, **inputs: Input):
         object.__setattr__(self, "stage", stage)
         object.__setattr__(self, "config", config)
         object.__setattr__(self, "label", at)
+        object.__setattr__(self, "knob", knob or stage)
         object.__setattr__(self, "inputs", {name: _without_none(i) for name, i in inputs.items() if _edge(i)})
 
     def __truediv__(self, part: str) -> Part:
@@ -91,7 +93,7 @@ class Identity:
                 {
                     "stage": step.stage,
                     "version": STAGE_VERSIONS[step.stage],
-                    "config": self.config(step.config, f"{step.label}: {step.stage}" if of_exam(step) else step.stage),
+                    "config": self.config(step.config, step.knob),
                     "inputs": {name: self.of_input(source, part) for name, source, part in step.edges()},
                 }
             )[:12]
@@ -123,11 +125,6 @@ class Identity:
             raise Refusal(
                 f"{knob}={path}: there is no such file or folder. Give the path of one that exists."
             ) from error
-
-
-def of_exam(step: Step) -> bool:
-    """Where several Steps have the same block, its label says whose fault it is."""
-    return isinstance(step.label, str)
 
 
 def place_of(step: Step) -> str | None:

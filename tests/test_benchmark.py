@@ -1,21 +1,27 @@
 """The stage `benchmark`: lm-eval on a tiny model and local files, multiple choice and generated answers."""
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 
 from pipeline import store
-from pipeline.artifacts import ABSENT_FILE, Metrics, Model, write_json, write_text
+from pipeline.artifacts import ABSENT_FILE, STEP_FILE, Metrics, Model, write_json, write_table, write_text
 from pipeline.config import BenchmarkConfig
 from pipeline.errors import Refusal
+from pipeline.harness import tasks
 from pipeline.plan import plan
+from pipeline.report.benchmarks import absences
 from pipeline.stages import benchmark
+from pipeline.step import Identity
 from tests.house import HOUSE, SMALL, Toys, composed, named
 from tests.tiny import tiny_model
 
@@ -177,13 +183,14 @@ def test_what_does_not_fit_into_the_context_is_counted_or_refused(tmp_path, fold
 @pytest.mark.parametrize(
     ("task", "more", "said"),
     [
-        ("choice", {"task": "choise"}, r"has no task choise\.\n  Did you mean choice"),
-        ("choice", {"metric": "f1,none"}, r"metric=f1,none is none of its figures\.\n  Known: acc,none"),
-        ("choice", {"few_shot": 2}, r"2 solved examples from its split train.*\n?.*data\.train=FILE"),
+        ("choice", {"task": "choise"}, r"task=choise: the folder .* has no such task\.\n  Did you mean choice"),
+        ("choice", {"metric": "f1,none"}, r"metric=f1,none: choice has no such figure\.\n  Known: acc,none"),
+        ("choice", {"few_shot": 2}, r"2 solved examples from its split train.*\n?.*benchmark\.NAME\.data\.train=FILE"),
         ("both", {}, r"it is a group, and its tasks have rows of their own"),
         ("choice", {"data": {"dev": "test.jsonl"}}, r"stand in the split test"),
         ("choice", {"data": {"test": "test.parket"}}, r"files of one kind"),
         ("written", {"data": {"test": "marks.py"}}, r"files of one kind"),
+        ("choice", {"template_kwargs": {"enable_thinking": True}}, r"weighs given choices.*has the model think first"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_any_model_is_opened(tmp_path, folder, task, more, said):
@@ -196,7 +203,7 @@ def test_what_cannot_be_asked_is_refused_before_any_model_is_opened(tmp_path, fo
 @pytest.mark.model
 def test_rows_of_another_shape_are_refused_with_the_file_s_name(tmp_path, folder):
     write_text(tmp_path / "odd.jsonl", '{"frage": "Wo?"}\n')
-    with pytest.raises(Refusal, match=r"its rows cannot be read from .*odd\.jsonl"):
+    with pytest.raises(Refusal, match=r"the rows of choice cannot be read from .*odd\.jsonl"):
         benchmark.run(
             config(folder, "choice", data={"test": str(tmp_path / "odd.jsonl")}), tmp_path, model=Model(tmp_path)
         )
@@ -205,6 +212,7 @@ def test_rows_of_another_shape_are_refused_with_the_file_s_name(tmp_path, folder
 @pytest.mark.model
 def test_a_benchmark_that_is_not_on_this_machine_publishes_why(tmp_path, folder):
     write_json(tmp_path / "cfg.json", config(folder, "away", data=None).model_dump(mode="json"))
+    write_json(tmp_path / "out" / STEP_FILE, {"knob": "benchmark.mine"})
     code = (
         "import sys; from pathlib import Path; from pipeline.config import BenchmarkConfig as Config\n"
         "from pipeline.artifacts import Model; from pipeline.stages import benchmark; root = Path(sys.argv[1])\n"
@@ -217,7 +225,52 @@ def test_a_benchmark_that_is_not_on_this_machine_publishes_why(tmp_path, folder)
     assert told and told.startswith(
         "benchmark away: its rows are not on this machine, and the hub does not give them ("
     )
+    assert told.endswith("Run the same command with a network, or give benchmark.mine.data={test: FILE}.")
     assert [entry["path"] for entry in store.list_files(tmp_path / "out")] == [ABSENT_FILE]
+
+
+def test_a_step_s_knob_is_where_its_block_stands_and_no_part_of_its_identity():
+    steps = named(plan(composed(*SMALL, "benchmark=[gsm8k,arc]", "exam.control=true")))
+    assert steps["benchmark@test sft gsm8k"].knob == "benchmark.gsm8k"
+    assert (steps["score@test control"].knob, steps["score@1"].knob) == ("exam.score", "score")
+    astray = plan(composed(*SMALL, "benchmark=arc", "benchmark.arc.data=/nowhere"))
+    with pytest.raises(Refusal, match=r"^benchmark\.arc\.data=/nowhere: there is no such file"):
+        Identity(lambda path: Path(path).read_text()).fingerprint(astray)
+
+
+@pytest.mark.model
+def test_rows_of_the_hub_are_asked_in_the_revision_that_is_given_and_recorded():
+    from datasets import DatasetInfo
+
+    commit, read = "a" * 40, f"hf://datasets/cais/mmlu@{'b' * 40}/x/test.parquet"
+    [cfg] = composed(*SMALL, "benchmark=mmlu", f"benchmark.mmlu.revision={commit}").benchmark.values()
+    assert tasks.changes(cfg, "benchmark.mmlu", None, Path()) == {"dataset_kwargs": {"revision": commit}}
+    task = SimpleNamespace(dataset={"test": SimpleNamespace(info=DatasetInfo(download_checksums={read: {}}))})
+    assert tasks.rows_of([task, task]) == {"cais/mmlu": "b" * 40}
+    with pytest.raises(Refusal, match="data lies on this machine, and revision is of the hub's rows"):
+        composed(*SMALL, "benchmark=mmlu", "benchmark.mmlu={revision: main, data: x}")
+
+
+def test_a_figure_that_is_no_number_is_published_as_none_and_named_in_the_report():
+    found = {"acc,none": math.nan, "acc_stderr,none": "N/A", "alias": "quiz"}
+    counts = {"n-samples": {"quiz": {"effective": 3}}, "higher_is_better": {}, "group_subtasks": {}}
+    [chief] = benchmark.figures_of({"results": {"quiz": found}, **counts}, ("quiz", "acc,none"))
+    assert (chief["value"], chief["stderr"], chief["n"]) == (None, None, 3)
+    rows = [{"benchmark": "quiz", "model": "base", "chief": True, "absent": None, **chief}]
+    assert absences(rows)[0]["what"].startswith("benchmark quiz: acc,none is no number")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("gsm8k", "{test: FILE, train: FILE}"), ("arc", "{test: FILE}"), ("truthfulqa", "{validation: FILE}")],
+)
+def test_the_advice_names_the_splits_that_the_task_asks_for(name, wanted):
+    from lm_eval.tasks import TaskManager
+
+    [cfg] = composed(*SMALL, f"benchmark={name}").benchmark.values()
+    manager = TaskManager(include_path=str(OWN_TASKS / SHAPES[name][0]), include_defaults=False)
+    assert tasks._files_of(cfg, manager) == wanted
 
 
 def test_what_was_absent_is_looked_for_again_and_leaves_nothing_behind(tmp_path):
@@ -258,3 +311,113 @@ def test_what_may_not_be_lost_has_to_be_measured():
     with pytest.raises(Refusal, match=r"evaluate\.retention\.gsm8k: benchmarks belong to exams on test"):
         composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02}", "exam.split=dev")
     composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02, rules: 0}")
+
+
+# ── the published tasks, in the shape of the hub's rows ─────────────────────────────────────────────────────────────
+
+
+OWN_TASKS = Path(str(find_spec("lm_eval").origin)).parent / "tasks"  # one folder of them is indexed in no time
+
+
+def choice(draw, at):
+    return {"question": f"Where is the {draw.choice(WORDS)}, {at}?", "choices": draw.sample(WORDS, 4)}
+
+
+def arc(draw, at):
+    asked = choice(draw, at)
+    return {**asked, "choices": {"text": asked["choices"], "label": [*"ABCD"]}, "answerKey": draw.choice("ABCD")}
+
+
+def mc(draw, at):
+    asked = choice(draw, at)
+    told = {"choices": asked["choices"], "labels": [1, 0, 0, 0]}
+    return {"question": asked["question"], "mc1_targets": told, "mc2_targets": {**told, "labels": [1, 1, 0, 0]}}
+
+
+def sum_of(draw, at):
+    few, more = draw.randrange(2, 9), draw.randrange(2, 9)
+    asked = f"Ann has {few} {draw.choice(WORDS)}s, then {more} more. How many, {at}?"
+    return {"question": asked, "answer": f"{few}+{more}=<<{few}+{more}={few + more}>>{few + more}.\n#### {few + more}"}
+
+
+SHAPES = {
+    "arc": ("arc", arc, {"test": 12, "train": 2}),
+    "truthfulqa": ("truthfulqa", mc, {"validation": 12}),
+    "gsm8k": ("gsm8k", sum_of, {"test": 8, "train": 5}),
+}
+
+
+def published(folder, name, *more):
+    """The benchmark as its file in conf/ has it, with rows of ours."""
+    own, row, splits = SHAPES[name]
+    draw, data = random.Random(0), {}
+    for split, rows in splits.items():
+        data[split] = str(folder / f"{split}.jsonl")
+        write_text(Path(data[split]), "".join(json.dumps(row(draw, at)) + "\n" for at in range(rows)))
+    given = ", ".join(f"{split}: {file}" for split, file in data.items())
+    words = [f"benchmark={name}", f"benchmark.{name}.tasks={OWN_TASKS / own}", f"benchmark.{name}.data={{{given}}}"]
+    return composed(*SMALL, "dtype=float32", *words, *more).benchmark[name]
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory) -> Model:
+    return tiny_model(tmp_path_factory.mktemp("store") / "sft" / "b", context=1024)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", SHAPES)
+def test_each_published_task_reads_rows_of_the_hub_s_shape(tmp_path, roomy, name):
+    short = ["benchmark.gsm8k.max_new_tokens=16"] if name == "gsm8k" else []
+    cfg = published(tmp_path, name, *short)
+    found = benchmark.run(cfg, tmp_path / "out", model=roomy)
+    read, items = found.read(), found.items().filter(pl.col("metric") == cfg.metric)
+    assert (read["chief"]["n"], items.height, read["cut"]) == (max(SHAPES[name][2].values()), read["chief"]["n"], 0)
+    assert read["chief"]["value"] == pytest.approx(items["value"].mean())
+    assert name == "gsm8k" or 0 < read["chief"]["value"] < 1  # sixteen tokens by chance are no sum
+    assert read["few_shot"] == {cfg.task: 5 if name == "gsm8k" else 0}
+
+
+@pytest.mark.model
+def test_mmlu_reads_a_folder_as_the_hub_has_it_and_weighs_all_its_questions(tmp_path, roomy):
+    subjects = sorted(file.stem.removeprefix("mmlu_") for file in (OWN_TASKS / "mmlu/default").glob("mmlu_*.yaml"))
+    draw, card = random.Random(0), "---\nconfigs:\n"
+    for subject in subjects:
+        card += f"- config_name: {subject}\n  data_files:\n"
+        for split, rows in (("test", 1 + subject.startswith("a")), ("dev", 2)):
+            asked = [{**choice(draw, at), "subject": subject, "answer": draw.randrange(4)} for at in range(rows)]
+            write_table(tmp_path / "hub" / subject / f"{split}-00000-of-00001.parquet", pl.DataFrame(asked))
+            card += f"  - split: {split}\n    path: {subject}/{split}-*\n"
+    write_text(tmp_path / "hub" / "README.md", card + "---\n")
+    words = [f"benchmark.mmlu.tasks={OWN_TASKS / 'mmlu/default'}", f"benchmark.mmlu.data={tmp_path / 'hub'}"]
+    cfg = composed(*SMALL, "dtype=float32", "benchmark=mmlu", *words, "benchmark.mmlu.few_shot=2").benchmark["mmlu"]
+    found = benchmark.run(cfg, tmp_path / "out", model=roomy)
+    read, items = found.read(), found.items()
+    assert (len(subjects), items["task"].n_unique(), read["chief"]["n"]) == (57, 57, 60)
+    assert read["chief"]["value"] == pytest.approx(items["value"].mean()) and 0.1 < read["chief"]["value"] < 0.5
+    assert {*read["few_shot"].values()} == {2}
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.timeout(900)
+def test_vllm_gives_the_choices_the_shares_that_transformers_gives_them(tmp_path):
+    """lm-eval asks for the version of a package `vllm`, which a build for CPUs is not called."""
+    model = tiny_model(tmp_path / "store" / "sft" / "c", context=1024, hidden=128)
+    write_text(tmp_path / "name" / "vllm-0.32.0+cpu.dist-info" / "METADATA", "Name: vllm\nVersion: 0.32.0+cpu\n")
+    code = (
+        "import sys; from pathlib import Path; from pipeline.config import BenchmarkConfig as Config\n"
+        "from pipeline.artifacts import Model; from pipeline.stages import benchmark; root = Path(sys.argv[1])\n"
+        "if __name__ == '__main__':\n"
+        "    cfg = Config.model_validate_json((root / 'cfg.json').read_text())\n"
+        "    benchmark.run(cfg, root / 'out', model=Model(Path(sys.argv[2])))"
+    )
+    shares = {}
+    for engine in ("transformers", "vllm"):
+        cfg = published(tmp_path / engine, "truthfulqa", f"backend@benchmark.truthfulqa.backend={engine}")
+        write_json(tmp_path / engine / "cfg.json", cfg.model_dump(mode="json"))
+        write_text(tmp_path / "one.py", code)
+        words = [sys.executable, str(tmp_path / "one.py"), str(tmp_path / engine), str(model.path)]
+        paths = os.pathsep.join([str(HOUSE), str(tmp_path / "name")])
+        subprocess.run(words, check=True, cwd=HOUSE, env={**os.environ, "PYTHONPATH": paths})
+        shares[engine] = Metrics(tmp_path / engine / "out").items()["value"].to_list()
+    assert shares["vllm"] == pytest.approx(shares["transformers"], abs=1e-3)

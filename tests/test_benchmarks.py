@@ -58,6 +58,15 @@ def test_a_question_that_changed_between_two_models_is_no_pair(tmp_path):
     assert rows[2]["gain"] == {**rows[2]["gain"], "n": 0, "missing": 80, "mean": None}
 
 
+def test_a_question_that_only_one_model_has_a_figure_for_is_counted_as_missing(tmp_path):
+    found = examined(tmp_path, sft=[1] * 40, round_1=[1] * 39 + [0])
+    unweighed = pl.when(pl.col("doc_id") < 39).then("value")
+    items = found["round-1"]["metrics"]["quiz"].items().with_columns(value=unweighed)
+    write_table(tmp_path / "round_1" / "items.parquet", items)
+    gain = benchmarks(found, DRAW)[2]["gain"]
+    assert (gain["n"], gain["missing"], gain["mean"]) == (39, 1, 0)
+
+
 @pytest.mark.parametrize(
     ("limit", "later", "state"),
     [
@@ -92,10 +101,14 @@ def test_a_certain_loss_is_a_no_and_an_unknown_one_no_yes():
     lost, perhaps, unknown, kept = (
         {"state": s, "why": f"A {s} thing."} for s in ("lost", "perhaps", "unknown", "kept")
     )
-    assert held(yes, [kept]) == yes
-    assert held(yes, [kept, lost])["better"] == "no" and "But A lost thing." in held(yes, [lost])["why"]
-    assert held(yes, [perhaps]) == {"better": "yes", "why": "It is. A perhaps thing."}
-    assert held(yes, [unknown])["better"] == "unclear" and held(no, [unknown])["better"] == "no"
+    assert held(yes, [kept], "round-2") == yes
+    verdict = held(yes, [kept, lost], "round-2")
+    assert verdict["better"] == "no" and "But A lost thing. Take an earlier round, lower train" in verdict["why"]
+    assert "But A lost thing. Lower train.learning_rate" in held(yes, [lost], "round-1")["why"], (
+        "there is none before it"
+    )
+    assert held(yes, [perhaps], "round-1") == {"better": "yes", "why": "It is. A perhaps thing."}
+    assert held(yes, [unknown], "round-1")["better"] == "unclear" and held(no, [unknown], "round-1")["better"] == "no"
 
 
 def test_an_absent_benchmark_is_named_with_its_reason_and_the_report_is_whole(tmp_path):

@@ -109,7 +109,9 @@ def test_filters_sorting_and_both_orders(opened):
     tab.select_option("[name=winner]", "flip")
     assert count.inner_text() == "6 of 30 prompts"
     tab.locator("#found summary").nth(1).click()
-    lines = tab.locator("#found details").nth(1).locator(".judged li").all_inner_texts()
+    said = tab.locator("#found details").nth(1).locator(".judged li")
+    said.first.wait_for()  # an entry is filled when it has opened
+    lines = said.all_inner_texts()
     assert "round-1 first: round-1, sft first: sft" in lines[1] and "a tie" in lines[1]
 
 

@@ -233,12 +233,12 @@ class Chat(Run):
         self.asked[name] = made
         return self
 
-    def report(self):
+    def report(self, **changes):
         from pipeline.stages import evaluate
 
         chats = {"mt": {"prompts": self.questions, "exams": self.asked}}
         parts = {"prompts": self.prompts, "exams": self.exams, "pairs": [], "chats": chats}
-        evaluate.run(CONFIG, self.out, chosen=self.exams["round-1"]["model"], **parts)
+        evaluate.run(CONFIG.model_copy(update=changes), self.out, chosen=self.exams["round-1"]["model"], **parts)
         return json.loads((self.out / "report.json").read_text())
 
 
@@ -282,22 +282,33 @@ def test_answers_are_written_as_fastchat_reads_them(tmp_path):
     assert file.read_bytes() == before
 
 
-def test_answers_are_written_as_alpaca_eval_reads_them(tmp_path):
+def written(folder, name, rows, model, texts):
+    """The set's answers in the files of others' tools."""
     from pipeline.report.answer_files import write_answers
+    from pipeline.report.chats import read_set
 
-    questions = asked(tmp_path / "q", ALPACA)
-    [key] = questions.read()["prompt_id"]
-    exam = {"samples": talk(tmp_path, "sft", {key: ["I am it."]})}
-    write_answers(tmp_path / "out", "alpaca", questions, "sft", exam)
-    told = json.loads((tmp_path / "out" / "alpaca_eval" / "sft.json").read_text())
+    questions = asked(folder / f"{name}-q", rows)
+    told = dict(zip(questions.read()["prompt_id"], texts, strict=True))
+    exam = {"model": exams.model(folder / "store", "sft", "a" * 12), "samples": talk(folder, model, told)}
+    write_answers(folder / "out", read_set(name, {"prompts": questions, "exams": {model: exam}}))
+    return folder / "out"
+
+
+def test_answers_are_written_as_alpaca_eval_reads_them(tmp_path):
+    out = written(tmp_path, "alpaca", ALPACA, "sft", [["I am it."]])
+    told = json.loads((out / "alpaca_eval" / "sft.json").read_text())
     assert told == [{"dataset": "koala", "instruction": "Who are you?", "output": "I am it.", "generator": "sft"}]
-    arena = asked(tmp_path / "arena", ARENA_HARD)
-    exam = {"samples": talk(tmp_path, "b", {key: ["Do."] for key in arena.read()["prompt_id"]})}
-    write_answers(tmp_path / "out", "arena", arena, "b", exam)
-    lines = (tmp_path / "out" / "model_answer" / "b.jsonl").read_text().splitlines()
+    written(tmp_path, "arena", ARENA_HARD, "b", [["Do."], ["Do."]])
+    lines = (out / "model_answer" / "b.jsonl").read_text().splitlines()
     assert [json.loads(line)["question_id"] for line in lines] == ["328c", "b43c"]
-    told = json.loads((tmp_path / "out" / "alpaca_eval" / "b.json").read_text())
+    told = json.loads((out / "alpaca_eval" / "b.json").read_text())
     assert {row["dataset"] for row in told} == {"arena"}
+
+
+def test_a_conversation_that_broke_off_is_not_written_as_a_whole_one(tmp_path):
+    out = written(tmp_path, "mt", MT_BENCH, "sft", [["Sun.", "A sun."], ["4"]])
+    [line] = (out / "model_answer" / "sft.jsonl").read_text().splitlines()
+    assert json.loads(line)["question_id"] == 81
 
 
 def test_a_model_that_answered_nothing_is_named_and_the_rest_written(tmp_path):
@@ -308,19 +319,45 @@ def test_a_model_that_answered_nothing_is_named_and_the_rest_written(tmp_path):
     assert row_of(report["chats"]["mt"]["models"], name="sft")["metrics"]["rules"]["n"] == 40
 
 
-def test_people_are_shown_first_turns_alone(tmp_path):
+def labelled(tmp_path, texts):
+    """The pairs that people are shown of conversations that went so."""
     from pipeline import label
 
-    told = {"p": ["one", "two"]}
-    for name in ("sft", "round-1"):
-        samples = talk(tmp_path, name, {key: [f"{name} {said}" for said in texts] for key, texts in told.items()})
+    for name, told in texts.items():
+        samples = talk(tmp_path, name, {"p": told})
         file = samples.path / "samples" / "0.parquet"
-        messages = [[{"role": "user", "content": "Who?"}]] * 2
+        messages = [[{"role": "user", "content": "And why?"}]] * len(told)
         write_table(file, read_table(file).with_columns(prompt=pl.Series(messages)))
         (tmp_path / "run" / "store").mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / "store" / f"07-sample-test-{name}-mt").symlink_to(samples.path)
-    [row], _ = label.pairs(tmp_path / "run", {"pairs": "9", "seed": "0", "of": "test-sft-mt,test-round-1-mt"})
-    assert {row["a"], row["b"]} == {"sft one", "round-1 one"}
+    return label.pairs(tmp_path / "run", {"pairs": "9", "seed": "0", "of": "test-sft-mt,test-round-1-mt"})
+
+
+def test_people_are_shown_whole_conversations(tmp_path):
+    [row], _ = labelled(tmp_path, {"sft": ["It is.", "It was."], "round-1": ["Yes.", "So."]})
+    assert {row["a"], row["b"]} == {"It is.\n\n[And why?]\n\nIt was.", "Yes.\n\n[And why?]\n\nSo."}
+    assert {row["a_id"], row["b_id"]} == {"sft/p/1", "round-1/p/1"}
+
+
+def test_half_a_conversation_is_not_judged_against_a_whole_one(tmp_path):
+    with pytest.raises(Refusal, match="no prompt there has two different answers"):
+        labelled(tmp_path, {"sft": ["It is.", "It was."], "round-1": ["Yes."]})
+
+
+def test_people_s_verdicts_on_a_set_are_a_judge_of_that_set(tmp_path):
+    run = Chat(tmp_path).talk("sft", 0.6, 0.2).talk("round-1", 0.8, 0.6)
+    keys = run.questions.read()["prompt_id"].to_list()
+    rows = [{"a_id": f"sft/{key}/1", "b_id": f"round-1/{key}/1", "verdict": "b"} for key in keys[:35]]
+    rows.append({"a_id": f"sft/{keys[36]}/1", "b_id": "nobody", "verdict": "b"})
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = run.report(labels={"people": str(tmp_path / "v.jsonl")})
+    [duel] = report["chats"]["mt"]["duels"]
+    assert (duel["judge"], duel["a"], duel["b"], duel["wins"]) == ("people", "round-1", "sft", 35)
+    assert "people" not in {row["judge"] for row in report["duels"]}
+    [told] = report["people"]
+    assert (told["on"], told["prompts"]) == ("mt", 35)
+    [lost] = [row["what"] for row in report["missing"] if row["model"] == "people"]
+    assert lost.startswith("1 of 36 verdicts are on answers that no model of this exam gave")
 
 
 def test_costs_of_turns_add_up_and_means_do_not(tmp_path):

@@ -97,6 +97,14 @@ def test_two_runs_are_compared_by_what_they_chose_on_common_prompts(two, tmp_pat
     assert read_table(tmp_path / "compared" / "answers.parquet").height == 100
 
 
+def test_its_intervals_are_drawn_as_one_says(two, tmp_path, capsys):
+    wide, narrow = (report_of(tmp_path, *two, *words) for words in ([], ["level=0.5", "resamples=99"]))
+    assert (wide["ground"]["level"], narrow["ground"]["level"]) == (0.95, 0.5)
+    capsys.readouterr()
+    assert "level=95 resamples=9999" in refused(capsys, *two, "level=95")
+    assert "compare: could not convert string to float: 'high'" in refused(capsys, *two, "level=high")
+
+
 def test_models_of_a_run_and_of_the_store_may_be_named(two, tmp_path):
     model = (tmp_path / "b" / "store" / "train").glob("*")
     [folder] = model

@@ -326,13 +326,15 @@ def test_columns_that_no_prompt_has_are_missed_before_anything_is_drawn(tmp_path
 
 
 def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):
-    judges = (
-        ["+scorer@score.scorers.j=rubric", "score.scorers.j.engine.model=good"],
-        ["+duel@exam.duels.j=default", "exam.duels.j.engine.model=good"],
-    )
-    for judge in judges:
+    judges = {
+        "score.scorers.j.engine": ["+scorer@score.scorers.j=rubric", "score.scorers.j.engine.model=good"],
+        "exam.duels.j.engine": ["+duel@exam.duels.j=default", "exam.duels.j.engine.model=good"],
+    }
+    for knob, judge in judges.items():
         monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
         door.check(steps(*GIVEN, *judge))
         monkeypatch.delenv("OPENAI_API_KEY")
-        with pytest.raises(Refusal, match=r"api_key_env=OPENAI_API_KEY: this environment variable is not set"):
+        with pytest.raises(
+            Refusal, match=rf"^{knob}\.runtime\.api_key_env=OPENAI_API_KEY: this environment variable is"
+        ):
             door.check(steps(*GIVEN, *judge))

@@ -74,7 +74,7 @@ MAY_IMPORT = {
     "__main__": {"compose", "drive", "sweep"},
     "worker": {"store", "artifacts", "stages"},
     "stages": {*ROOMS, "artifacts", "config"} - {"stages"},
-    "harness": {"training", "scorers", "artifacts", "config"},
+    "harness": {"training", "scorers", "backends", "artifacts", "config"},
     "training": {"backends", "scorers", "artifacts", "config"},
     "sampling": {"backends", "artifacts", "config"},
     "backends": {"artifacts", "config"},

@@ -179,6 +179,12 @@ def run(tmp_path) -> Path:
     return tmp_path / "run"
 
 
+def test_a_round_s_later_waves_are_shown_as_well(run):
+    rows = [sample_row("late", f"late-{i}", f"wave {i}") for i in range(2)]
+    write_table(run / "store" / "05-sample-1" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
+    assert {"late", "p1"} <= {row["prompt_id"] for row in label.pairs(run, {"of": "1", "pairs": "99", "seed": "0"})[0]}
+
+
 def written(run: Path, *words: str) -> list[dict]:
     assert label.main([str(run), *words]) == 0
     page = (run / "label" / "pairs.html").read_text()

@@ -6,7 +6,10 @@ import polars as pl
 import pytest
 
 import pipeline
+from pipeline import runner
 from pipeline.artifacts import write_json, write_table
+from pipeline.config import Block
+from pipeline.step import Step
 
 
 @pytest.fixture
@@ -45,3 +48,9 @@ def test_what_is_not_there_is_said_with_what_is(run, tmp_path):
         run.scores  # noqa: B018
     with pytest.raises(FileNotFoundError, match="no run lies here"):
         pipeline.open(tmp_path / "elsewhere")
+
+
+def test_links_past_a_hundred_steps_still_lie_in_the_order_of_the_plan(tmp_path):
+    for number, round_ in ((9, 1), (99, 2), (100, 3)):
+        runner._link(tmp_path, Step("pair", Block(), round_), tmp_path / "none", number)
+    assert [path.name.rpartition("-")[2] for path in sorted((tmp_path / "store").iterdir())] == ["1", "2", "3"]

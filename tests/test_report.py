@@ -6,6 +6,7 @@ import zlib
 from base64 import b64decode, b64encode
 from hashlib import sha256
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -13,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.report import svg
+from pipeline.report import changes, svg, tables
 from pipeline.report.card import card
 from pipeline.report.examples import choose
 from pipeline.report.habits import repetition
-from pipeline.report.page import page
-from pipeline.report.sheets import all_sheets
+from pipeline.report.page import page, section_html
+from pipeline.report.sheet import Cell, Sheet, worded
+from pipeline.report.sheets import all_sheets, contests
 from pipeline.report.statistics import Sampling, contest, difference, estimate, sign_test
 from pipeline.report.verdict import Question, verdict
 from pipeline.report.wording import number, p_value, seconds, share, signed
@@ -358,6 +360,44 @@ def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere():
     assert "default-src 'none'" in text and 'href="' not in text.replace('href="#', "")
 
 
+def test_words_begin_at_the_left_edge_of_their_column_and_figures_end_at_the_right_one():
+    found = Page(page(a_report(), TWO))
+    sides = {a["data-label"]: a.get("class") for tag, a in found.elements if tag == "td" and "data-label" in a}
+    assert sides["judge"] == "words"
+    assert {sides[name] for name in ("win rate", "wins", "p", "flips", "length-adjusted", "tokens", "steps")} == {None}
+    assert worded([("a", "6e-5", "−0.1", "< 0.001", "–", "4o-mini", "12 min 03 s")]) == [
+        True, False, False, False, False, True, False
+    ]  # fmt: skip
+    text = card(a_report())
+    assert "| contest | judge | win rate | wins |" in text and "| --- | --- | ---: | ---: |" in text
+
+
+def test_a_contest_that_was_lost_on_every_prompt_is_told_as_lost():
+    report = a_report()
+    lost = {"win_rate": 0.0, "low": 0.0, "high": 0.0, "wins": 0, "ties": 0, "losses": 40}
+    report["duels"] = [{**report["duels"][1], **lost}]
+    [change] = [each for each in changes.told(report) if "judged by" in each.name]
+    assert (change.changed, change.tone) == (True, "down")
+    assert contests.duels(report).rows[0][2].tone == "down"
+
+
+def test_a_scorer_whose_name_begins_like_the_primary_one_is_not_its_kind():
+    models = [SimpleNamespace(marks=dict.fromkeys(("mathematics/x", "math/x", "math", "algebra")))]
+    assert tables.scorers(models, "math") == ["math", "math/x", "algebra", "mathematics/x"]
+
+
+def test_a_row_s_name_keeps_what_is_said_of_it():
+    sheet = Sheet("Set", "", ("contest", "n"), [[Cell("round-1 against sft", "on mt_bench"), Cell("1")]])
+    assert "on mt_bench" in Page(section_html(sheet)).text
+
+
+def test_names_in_the_funnel_stay_inside_the_drawing():
+    report = a_report()
+    report["funnel"]["pairs"][0]["dropped_samples"] = {"repeats an earlier answer of its prompt": 5}
+    text = page(report, TWO)
+    assert ">repeats an earlier an…</text>" in text and ">repeats an earlier answer of its prompt</td>" in text
+
+
 def test_answers_and_names_stay_text():
     text = page(a_report(name="<i>round"), TWO)
     assert "<i>" not in text
@@ -454,7 +494,7 @@ def test_a_long_name_is_shortened_in_the_drawing_and_whole_in_its_table():
     name = "meta-llama/Llama-3.1-8B-Instruct"
     text = page(a_report(name=name), TWO)
     score = text[text.index('id="figure-score"') : text.index("</figure>", text.index('id="figure-score"'))]
-    assert "meta-llama/Llama-3.1-…</text>" in score and f"<td>{name}</td>" in score
+    assert "meta-llama/Llama-3.1-…</text>" in score and f"<td class=words>{name}</td>" in score
     starts = [float(x) for x in re.findall(r'class="whisker[^"]*" x1="([\d.]+)"', score)]
     assert min(starts) > 9 * svg.LONGEST
 

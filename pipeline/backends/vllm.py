@@ -36,7 +36,7 @@ GIB = 1 << 30
 
 class Vllm:
     def __init__(self, cfg: VllmBackend, policy: Model):
-        _set(ENVIRONMENT)
+        set_unset(ENVIRONMENT)
         self.cfg = cfg
         self.text = Chat(policy)
         self.limits: Limits
@@ -58,7 +58,7 @@ class Vllm:
         on_cpu = current_platform.is_cpu()
         self.limits, self.room = limits, 0 if on_cpu else self.cfg.runtime.max_sequences
         if on_cpu:
-            _set(ENVIRONMENT_ON_CPU | (ENVIRONMENT_OF_EAGER if self.cfg.enforce_eager is not False else {}))
+            set_unset(ENVIRONMENT_ON_CPU | (ENVIRONMENT_OF_EAGER if self.cfg.enforce_eager is not False else {}))
         else:
             self._check_memory(model, current_platform)
         self.engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments(model, on_cpu)))
@@ -170,7 +170,7 @@ class Vllm:
             self.engine = None
 
 
-def _set(environment: dict[str, str]) -> None:
+def set_unset(environment: dict[str, str]) -> None:
     """What the person set stands."""
     for name, value in environment.items():
         os.environ.setdefault(name, value)

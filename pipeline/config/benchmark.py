@@ -1,8 +1,8 @@
 """Published benchmarks that a model is examined by."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
 from pipeline.config.block import Block, Local
 from pipeline.config.sample import TransformersBackend, VllmBackend
@@ -12,6 +12,7 @@ class BenchmarkConfig(Block):
     task: Annotated[str, Field(min_length=1)]
     tasks: Local | None
     data: Local | dict[str, Local] | None
+    revision: str | None
     metric: Annotated[str, Field(pattern=r"^[^,]+,[^,]+$")]  # as lm-eval writes them: acc,none
     few_shot: NonNegativeInt | None
     limit: PositiveInt | None
@@ -21,3 +22,9 @@ class BenchmarkConfig(Block):
     max_new_tokens: PositiveInt | None
     seed: int
     backend: Annotated[TransformersBackend | VllmBackend, Field(discriminator="kind")]
+
+    @model_validator(mode="after")
+    def _of_the_hub(self) -> Self:
+        if self.data is not None and self.revision is not None:
+            raise ValueError("data lies on this machine, and revision is of the hub's rows. Leave one of them null")
+        return self

@@ -139,7 +139,8 @@ def _nameless(cfg: "Config") -> Iterator[str]:
                 " which keeps its questions out of training as well (prompts=file or hub)."
             )
     for name in cfg.evaluate.labels:
-        if name in cfg.exam.duels or name in cfg.marking[1].scorers:
+        judges = {judge for chat in cfg.exam.chats.values() for judge in chat.duels}
+        if name in {*judges, *cfg.exam.duels, *cfg.marking[1].scorers}:
             yield f"evaluate.labels.{name}: a judge or scorer of that name marks this exam. Give people another name."
 
 

@@ -33,7 +33,7 @@ def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Work
         case TransformersBackend():
             check_gpus("sample.backend", 1, "sample", workers)
         case ServedModel():
-            served.key_of(f"exam.others.{str(step.label).split()[1]}", backend.runtime)  # `test NAME`
+            served.key_of(step.knob, backend.runtime)
         case EndpointBackend():
             served.card_of("sample.backend", backend.runtime, backend.model)
 
@@ -63,14 +63,15 @@ def check_keys(step: Step) -> None:
     judges: dict[str, Judge] = {}
     match step.config:
         case ScoreConfig():
-            judges = {f"the scorer {name}": one for name, one in step.config.scorers.items() if isinstance(one, Judge)}
+            scorers = step.config.scorers.items()
+            judges = {f"{step.knob}.scorers.{name}": one for name, one in scorers if isinstance(one, Judge)}
         case Optimization():
             check_tracker(step.config.runtime.tracker)
         case DuelConfig():
-            judges = {f"the duel {step.label}": step.config}
-    for name, judge in judges.items():
+            judges = {step.knob: step.config}
+    for knob, judge in judges.items():
         if isinstance(judge.engine.runtime, ServiceRuntime):
-            served.key_of(f"{name}: engine", judge.engine.runtime)
+            served.key_of(f"{knob}.engine", judge.engine.runtime)
 
 
 def check_tracker(tracker: TrackerConfig | None) -> None:

@@ -13,6 +13,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from pipeline.artifacts import Model, write_json
+from pipeline.backends.vllm import ENVIRONMENT, ENVIRONMENT_OF_EAGER, ENVIRONMENT_ON_CPU, GIB, set_unset
 from pipeline.config import BenchmarkConfig, TransformersBackend, VllmBackend
 from pipeline.errors import Broken, Refusal
 from pipeline.progress import Progress
@@ -23,55 +24,81 @@ CELLS = 1 << 30  # logits of one batch, 4 GiB in float32: with a large vocabular
 MERGED = "merged"  # an adapter merged for vLLM; gone before anything is published
 
 
-def opened(cfg: BenchmarkConfig, model: Model, scratch: Path) -> LM:
+def opened(cfg: BenchmarkConfig, knob: str, model: Model, scratch: Path) -> LM:
     """lm-eval's own way to each of the two engines."""
-    shared: dict[str, Any] = {"chat_template_args": cfg.template_kwargs, "think_end_token": cfg.thinks_until}
     if isinstance(cfg.backend, VllmBackend):
-        return _by_vllm(cfg, cfg.backend, model, scratch, shared)
+        return _by_vllm(cfg, cfg.backend, knob, model, scratch)
     from lm_eval.models.huggingface import HFLM
 
-    module = models.load(model, cfg.backend.dtype)
-    batch = cfg.backend.runtime.batch
-    return HFLM(pretrained=module, tokenizer=models.load_tokenizer(model), backend="causal", batch_size=batch, **shared)
+    return HFLM(
+        pretrained=models.load(model, cfg.backend.dtype),
+        tokenizer=models.load_tokenizer(model),
+        backend="causal",
+        batch_size=cfg.backend.runtime.batch,
+        chat_template_args=dict(cfg.template_kwargs),
+        think_end_token=cfg.thinks_until,
+    )
 
 
-def _by_vllm(cfg: BenchmarkConfig, backend: VllmBackend, model: Model, scratch: Path, shared: dict[str, Any]) -> LM:
+def _by_vllm(cfg: BenchmarkConfig, backend: VllmBackend, knob: str, model: Model, scratch: Path) -> LM:
+    set_unset(ENVIRONMENT)
     try:
         from lm_eval.models.vllm_causallms import VLLM
+        from vllm.platforms import current_platform
     except ImportError as error:
         raise Refusal(
             f"benchmark {cfg.task}: lm-eval's vLLM does not start here ({error}).\n"
-            "  It wants the build for GPUs: give backend@benchmark.NAME.backend=transformers."
+            f"  It wants the build for GPUs: give backend@{knob}.backend=transformers."
         ) from error
     served = models.merged_in(scratch / MERGED, model, backend.dtype) if model.adapter else model
+    more = dict(cfg.template_kwargs)
     return VLLM(
         pretrained=str(served.weights),
         revision=served.revision,
         tokenizer=str(model.tokenizer),
         trust_remote_code=model.remote_code,
         dtype=backend.dtype,
-        enforce_eager=backend.enforce_eager is True,
-        enable_prefix_caching=backend.prefix_caching is not False,
-        gpu_memory_utilization=backend.runtime.memory,
-        tensor_parallel_size=backend.runtime.tensor_parallel,
         max_batch_size=backend.runtime.max_sequences,
         seed=cfg.seed,
         batch_size=CHUNK,  # with "auto" vLLM shows a bar, and divides by its time: 0 where bars are off
-        **shared,
+        enable_thinking=more.pop("enable_thinking", None),  # among the others it would be dropped
+        chat_template_args=more,
+        think_end_token=cfg.thinks_until,
+        **(_on_cpu(backend) if current_platform.is_cpu() else _on_gpu(backend)),
     )
+
+
+def _on_cpu(backend: VllmBackend) -> dict[str, Any]:
+    set_unset(ENVIRONMENT_ON_CPU | (ENVIRONMENT_OF_EAGER if backend.enforce_eager is not False else {}))
+    return {
+        "enforce_eager": backend.enforce_eager is not False,
+        "enable_prefix_caching": backend.prefix_caching is True,
+        "kv_cache_memory_bytes": backend.runtime.cpu_cache_gib * GIB,
+    }
+
+
+def _on_gpu(backend: VllmBackend) -> dict[str, Any]:
+    return {
+        "enforce_eager": backend.enforce_eager is True,
+        "enable_prefix_caching": backend.prefix_caching is not False,
+        "gpu_memory_utilization": backend.runtime.memory,
+        "tensor_parallel_size": backend.runtime.tensor_parallel,
+    }
 
 
 class Chunks(LM):
     """A model that keeps what it has answered."""
 
-    def __init__(self, cfg: BenchmarkConfig, model: Any, folder: Path):
+    def __init__(self, cfg: BenchmarkConfig, knob: str, model: Any, folder: Path):
         super().__init__()
-        self.cfg, self.model, self.folder = cfg, model, folder
+        self.cfg, self.knob, self.model, self.folder = cfg, knob, model, folder
         self.asked, self.cut = 0, 0
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         lengths = [len(self.model.tok_encode("".join(each.args))) for each in requests]
-        self.cut += sum(length > self.model.max_length for length in lengths)
+        # transformers is not shown a choice's last token; vLLM has to draw one more.
+        room = self.model.max_length + (1 if isinstance(self.cfg.backend, TransformersBackend) else -1)
+        self.cut += sum(length > room for length in lengths)
         self._narrow(min(max(lengths), self.model.max_length))
         return [(logp, greedy) for logp, greedy in self._answers("loglikelihood", requests)]
 
@@ -102,7 +129,7 @@ class Chunks(LM):
         if longest >= self.model.max_length:
             raise Refusal(
                 f"benchmark {self.cfg.task}: it asks for answers of up to {longest} tokens, and the model has a context"
-                f" of {self.model.max_length}.\n  Give max_new_tokens={self.model.max_length // 2} or less."
+                f" of {self.model.max_length}.\n  Give {self.knob}.max_new_tokens={self.model.max_length // 2} or less."
             )
         return longest
 
@@ -125,7 +152,7 @@ class Chunks(LM):
         if not all(math.isfinite(value) for value in figures):
             raise Broken(
                 f"benchmark {self.cfg.task}: some answer has no finite log-probability under this model in"
-                f" {self.cfg.backend.dtype}.\n  Try backend.dtype=float32; else its weights are broken."
+                f" {self.cfg.backend.dtype}.\n  Try {self.knob}.backend.dtype=float32; else its weights are broken."
             )
         return answers
 

@@ -11,33 +11,38 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Exam, Prompts, write_json, write_text
+from pipeline.artifacts import Prompts, write_json, write_text
 from pipeline.content import digest_of
 from pipeline.reasoning import without_reasoning
-from pipeline.report.chats import said
+from pipeline.report.chats import QuestionSet, said
 
 IDS = "question_id", "uid"  # MT-Bench's and Arena-Hard's word for it
 NO_TIME = 0.0  # a file of the store says nothing of when it was made
 
 
-def write_answers(folder: Path, name: str, questions: Prompts, model: str, exam: Exam) -> None:
-    answers = said(exam)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in fastchat(questions, model, answers)]
-    write_text(folder / "model_answer" / f"{model}.jsonl", "".join(lines))
-    if answers["turn"].max() == 1:
-        write_json(folder / "alpaca_eval" / f"{model}.json", [*alpaca_eval(name, questions, model, answers)])
+def write_answers(folder: Path, of: QuestionSet) -> None:
+    questions = of.chat["prompts"]
+    for model, exam in of.chat["exams"].items():
+        answers = said(exam)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in fastchat(of, model, answers)]
+        write_text(folder / "model_answer" / f"{model}.jsonl", "".join(lines))
+        if max(of.asked.values(), default=1) == 1:
+            write_json(folder / "alpaca_eval" / f"{model}.json", [*alpaca_eval(of.name, questions, model, answers)])
 
 
-def fastchat(questions: Prompts, model: str, answers: pl.DataFrame) -> Iterator[dict[str, Any]]:
-    """A choice for each answer to the first turn; of several turns there is one."""
-    told = questions.columns()
-    for prompt_id in questions.read()["prompt_id"]:
+def fastchat(of: QuestionSet, model: str, answers: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    """A choice for each answer to the first turn; of several turns there is one.
+
+    A conversation that broke off is left out: the tool then names the question, where it would fail at the turn.
+    """
+    told = of.chat["prompts"].columns()
+    for prompt_id in of.chat["prompts"].read()["prompt_id"]:
         rows = answers.filter(pl.col("prompt_id") == prompt_id)
         turns = [
             [without_reasoning(text) for text in rows.filter(pl.col("turn") == turn)["completion"]]
             for turn in rows["turn"].unique().sort()
         ]
-        if not turns:
+        if len(turns) < of.asked[prompt_id]:
             continue
         yield {
             "question_id": next((told[prompt_id][name] for name in IDS if name in told[prompt_id]), prompt_id),

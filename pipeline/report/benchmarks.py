@@ -8,9 +8,10 @@ import polars as pl
 from pipeline.artifacts import Exam, Metrics
 from pipeline.report.examined import SFT
 from pipeline.report.statistics import Sampling, difference, holm
-from pipeline.report.verdict import LEAST_PROMPTS, Question, Row
+from pipeline.report.verdict import LEAST_PROMPTS, Question, Row, hold_back
 from pipeline.report.wording import interval, number, signed
 
+NO_FIGURE = "benchmark {benchmark}: {metric} is no number, since some question has an answer too unlikely to be weighed"
 FIGURES = "task", "metric", "value", "stderr", "n", "higher_is_better"
 
 
@@ -46,18 +47,21 @@ def _of_model(name: str, model: str, exam: Exam, exams: Mapping[str, Exam], draw
 def _gain(of: Metrics, sft: Metrics, metric: str, draw: Sampling) -> dict[str, Any] | None:
     """By question; None where a figure is no mean over questions."""
     a, b = _by_question(of, metric), _by_question(sft, metric)
-    if not a or not b:
+    if not _told(a) or not _told(b):
         return None
-    found = difference(a, b, len(a.keys() | b.keys()), draw)
+    found = difference(_told(a), _told(b), len(a.keys() | b.keys()), draw)
     told = {"mean": found.estimate.mean, "low": found.estimate.low, "high": found.estimate.high, "n": found.estimate.n}
     return {**told, "missing": found.missing, "detectable": found.detectable, "p_value": found.p_value}
 
 
-def _by_question(metrics: Metrics, metric: str) -> dict[str, float]:
+def _by_question(metrics: Metrics, metric: str) -> dict[str, float | None]:
     """The hash of a question is part of its name: rows that changed between two models are no pair."""
     key = pl.concat_str("task", "doc_id", "doc", separator="/")
-    rows = metrics.items().filter(pl.col("metric") == metric, pl.col("value").is_not_null())
-    return dict(rows.select(key, "value").iter_rows())
+    return dict(metrics.items().filter(pl.col("metric") == metric).select(key, "value").iter_rows())
+
+
+def _told(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _correct(rows: Sequence[dict[str, Any]]) -> None:
@@ -67,11 +71,12 @@ def _correct(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def absences(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """One line for each benchmark that is not there: for which models and why."""
+    """One line for each benchmark that is not there, or has no figure: for which models and why."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        if row["absent"]:
-            reasons.setdefault((row["benchmark"], row["absent"]), []).append(row["model"])
+        why = row["absent"] or (NO_FIGURE.format(**row) if row["chief"] and row["value"] is None else None)
+        if why:
+            reasons.setdefault((row["benchmark"], why), []).append(row["model"])
     return [{"model": ", ".join(models), "what": " ".join(why.split())} for (_, why), models in reasons.items()]
 
 
@@ -125,13 +130,13 @@ def _words(name: str, limit: float, state: str, figures: str) -> str:
             return f"{name} was kept ({figures}; {number(limit)} was allowed)."
 
 
-def held(verdict: Mapping[str, str], retained: Sequence[Row]) -> dict[str, str]:
+def held(verdict: Mapping[str, str], retained: Sequence[Row], chosen: str | None) -> dict[str, str]:
     """The verdict with what was lost on the way: a certain loss is a *no*, an unknown one no *yes*."""
     lost, open_ = ([row for row in retained if row["state"] in states] for states in (["lost"], ["perhaps", "unknown"]))
     better, why = verdict["better"], verdict["why"]
     if lost:
         told = " ".join(row["why"] for row in lost)
-        why, better = f"{why} But {told} Lower train.learning_rate, raise train.beta or take an earlier round.", "no"
+        why, better = f"{why} But {told} {hold_back(chosen)}.", "no"
     elif better == "yes" and any(row["state"] == "unknown" for row in open_):
         better = "unclear"
     return {"better": better, "why": " ".join([why, *(row["why"] for row in open_)])}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report import changes
-from pipeline.report.sheet import Cell, Sheet
+from pipeline.report.sheet import Cell, Sheet, worded
 from pipeline.report.sheets import all_sheets, origins
 from pipeline.report.verdict import headline
 
@@ -30,7 +30,8 @@ def _changes(title: str, found: Sequence[changes.Change]) -> str:
 
 
 def section(sheet: Sheet) -> str:
-    rule = ["---", *("---:" for _ in sheet.columns[1:])]
+    words = worded([[cell.text for cell in row] for row in sheet.rows])
+    rule = ["---", *("---" if of else "---:" for of in words[1:])]
     lines = [[_plain(column) for column in sheet.columns], rule, *([_cell(cell) for cell in row] for row in sheet.rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {sheet.title}\n\n{_plain(sheet.note)}\n\n{table}"

@@ -63,7 +63,7 @@ def _change(habit: str, model: Examined, sft: Examined, asked: Mapping[str, str]
 
 def note(report: Row) -> str:
     least = number(1 - report["exam"]["level"], 2)
-    return f"Against sft, prompt by prompt. Changed has what has a p below {least}, corrected for its family of tests."
+    return f"Against sft, prompt by prompt; changed is what has a p below {least}, corrected for its family of tests."
 
 
 def told(report: Row) -> list[Change]:
@@ -71,7 +71,8 @@ def told(report: Row) -> list[Change]:
     exam, least = report["exam"], 1 - report["exam"]["level"]
     gaps = [row for row in report["differences"] if row["model"] == exam["chosen"] and row["n"]]
     fought = [row for row in report["duels"] if (row["a"], row["b"]) == (exam["chosen"], SFT)]
-    judged = [row for row in fought if row["judge"] not in {gap["scorer"] for gap in gaps} and row["win_rate"]]
+    scorers = {gap["scorer"] for gap in gaps}
+    judged = [row for row in fought if row["judge"] not in scorers and row["win_rate"] is not None]
     habits = [row for row in report["changes"] if row["n"]]
     return [
         *(_scored(row, least) for row in gaps),

@@ -4,7 +4,9 @@ A question's mean counts where all its turns have a score: half a conversation i
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -16,15 +18,37 @@ from pipeline.report.examined import SFT, Examined, Marks, by_prompt
 from pipeline.report.families import corrected
 from pipeline.report.habits import with_habits
 from pipeline.report.judged import judged
+from pipeline.report.people import Said, Vote, said_of
 from pipeline.report.statistics import Sampling, estimate
 
 TURN = " turn "  # `judge turn 2` beside `judge`, the mean
 
 
-def chat_report(name: str, chat: ChatSet, draw: Sampling) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """What stands in the report of one set, and what is missing of it."""
+@dataclass(frozen=True)
+class QuestionSet:
+    """One set as its models answered it; `asked` says in how many turns each question was."""
+
+    name: str
+    chat: ChatSet
+    asked: dict[str, int]
+    examined: list[Examined]
+
+    def has(self, vote: Vote) -> bool:
+        return vote.a_id in self.answers or vote.b_id in self.answers
+
+    @cached_property
+    def answers(self) -> frozenset[str]:
+        return frozenset(sample for model in self.examined for sample in model.answers["sample_id"])
+
+
+def read_set(name: str, chat: ChatSet) -> QuestionSet:
     asked = turns_asked(chat)
-    examined = [read_chat(model, exam, asked) for model, exam in chat["exams"].items()]
+    return QuestionSet(name, chat, asked, [read_chat(model, exam, asked) for model, exam in chat["exams"].items()])
+
+
+def chat_report(of: QuestionSet, votes: Mapping[str, Sequence[Vote]], draw: Sampling) -> tuple[dict[str, Any], Said]:
+    """What stands in the report of one set; what people said of it, with all that is missing of it."""
+    asked, examined = of.asked, of.examined
     sft = tables.named(examined, SFT)
     names = sorted({scorer for model in examined for scorer in model.marks})
     whole = [name for name in names if TURN not in name]
@@ -34,12 +58,14 @@ def chat_report(name: str, chat: ChatSet, draw: Sampling) -> tuple[dict[str, Any
         for scorer in whole
         if sft and model is not sft
     ]
-    fought = judged(chat.get("duels") or {}, examined, draw)
-    differences, duels = corrected(gaps, [tables.duel_row(duel) for duel in fought])
-    missing = [{"model": f"{row['model']} on {name}", "what": row["what"]} for row in tables.missing(examined)]
+    fought = judged(of.chat.get("duels") or {}, examined, draw)
+    people = said_of(examined, votes, fought, draw, of.name)
+    differences, duels = corrected(gaps, [tables.duel_row(duel) for duel in (*fought, *people.duels)])
+    lacking = tables.missing(examined)
+    people.missing += [{"model": f"{row['model']} on {of.name}", "what": row["what"]} for row in lacking]
     models = [_model(model, names, draw) for model in examined]
     told = {"prompts": len(asked), "turns": max(asked.values(), default=0)}
-    return {**told, "scorers": whole, "models": models, "differences": differences, "duels": duels}, missing
+    return {**told, "scorers": whole, "models": models, "differences": differences, "duels": duels}, people
 
 
 def turns_asked(chat: ChatSet) -> dict[str, int]:

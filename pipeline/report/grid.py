@@ -168,10 +168,10 @@ def frontier(grid: Grid) -> Figure | None:
     if len(spots) < 2:
         return None
     across = svg.scale([0.0, *(max(point["kl"], 0.0) for point in spots)], 52, WIDTH - 24)
-    up = svg.scale([point["score"] for point in spots], 200, 12)
-    parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 12, 200, "KL to sft, nats")]
+    up = svg.scale([point["score"] for point in spots], 200, 20)
+    parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 20, 200, "KL to sft, nats")]
     if grid.budget is not None and across.low <= grid.budget <= across.high:
-        parts.append(svg.line((across(grid.budget), 12), (across(grid.budget), 200), "way dashed"))
+        parts.append(svg.line((across(grid.budget), 20), (across(grid.budget), 200), "way dashed"))
     undominated = sorted((p for p in spots if not dominated(p, spots)), key=_kl)
     parts.append(svg.curve([(across(max(p["kl"], 0.0)), up(p["score"])) for p in undominated], "way"))
     taken: list[svg.Point] = []
@@ -179,7 +179,10 @@ def frontier(grid: Grid) -> Figure | None:
         kind = "cb" if dominated(point, spots) else "c2"
         at = across(max(point["kl"], 0.0)), up(point["score"])
         taken.append(_free(at, taken))
-        parts += [svg.dot(at, kind, 7 if point is grid.best else 5), svg.words(taken[-1], str(point["point"]), "tick")]
+        parts += [
+            svg.dot(at, kind, 7 if point is grid.best else 5),
+            svg.words(taken[-1], str(point["point"]), "tick halo"),
+        ]
     caption = "Each point by its number, the best one larger; grey: another one scores no lower with no more KL."
     rows = [
         [str(p["point"]), _named(grid, p), number(p["kl"]), number(p["score"]), "yes" if dominated(p, spots) else ""]

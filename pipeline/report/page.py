@@ -1,18 +1,18 @@
 """report.html: one file for offline, light and dark, desk and phone; made from the report's own files alone."""
 
 from base64 import b64encode
+from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
 
 import polars as pl
 
 from pipeline.report import header
 from pipeline.report.answers import answers_html
 from pipeline.report.figures import all_figures
-from pipeline.report.sheet import Cell, Row, Sheet, anchor
+from pipeline.report.sheet import Cell, Row, Sheet, anchor, worded
 from pipeline.report.sheets import all_sheets
 from pipeline.report.svg import Figure
 from pipeline.report.trust import trust_html
@@ -20,6 +20,7 @@ from pipeline.report.verdict import headline
 from pipeline.report.wording import level_text
 
 HERE = Path(__file__).parent
+TALL = 420  # from here on a figure stands beside two others
 BADGES = {"yes": "Better", "no": "Not better", "unclear": "Unclear"}
 
 
@@ -80,36 +81,55 @@ def _missing(report: Row) -> str:
 
 
 def section_html(sheet: Sheet) -> str:
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in sheet.columns)
-    body = "\n".join(_row(sheet, row) for row in sheet.rows)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    words = worded([[cell.text for cell in row] for row in sheet.rows])
+    body = "\n".join(_row(sheet, row, words) for row in sheet.rows)
+    table = f"<table>{_head(sheet.columns, words)}<tbody>{body}</tbody></table>"
     note = f'<p class="note">{escape(sheet.note)}</p>' if sheet.note else ""
     title = f'<h2 id="{anchor(sheet.title)}">{escape(sheet.title)}</h2>'
     return f'<section>{title}{note}<div class="sheet cards" tabindex="0">{table}</div></section>'
 
 
-def _row(sheet: Sheet, row: list[Cell] | Any) -> str:
+def _head(columns: Sequence[str], words: Sequence[bool]) -> str:
+    cells = (f'<th scope="col"{_side(of)}>{escape(name)}</th>' for name, of in zip(columns, words, strict=True))
+    return f"<thead><tr>{''.join(cells)}</tr></thead>"
+
+
+def _side(words: bool) -> str:
+    return " class=words" if words else ""
+
+
+def _row(sheet: Sheet, row: Sequence[Cell], words: Sequence[bool]) -> str:
     is_chosen = sheet.chosen is not None and row[0].text == sheet.chosen
     chip = '<span class="chip">chosen</span>' if is_chosen else ""
-    cells = "".join(_cell(cell, column) for cell, column in zip(row[1:], sheet.columns[1:], strict=True))
-    return f'<tr{" class=chosen" if is_chosen else ""}><th scope="row">{escape(row[0].text)}{chip}</th>{cells}</tr>'
+    cells = "".join(map(_cell, row[1:], sheet.columns[1:], words[1:]))
+    named = f"{escape(row[0].text)}{chip}{_detail(row[0])}"
+    return f'<tr{" class=chosen" if is_chosen else ""}><th scope="row">{named}</th>{cells}</tr>'
 
 
-def _cell(cell: Cell, column: str) -> str:
+def _cell(cell: Cell, column: str, words: bool) -> str:
     tone = f' class="{cell.tone}"' if cell.tone else ""
-    detail = f" <small class=soft>{escape(cell.detail)}</small>" if cell.detail else ""
-    return f'<td data-label="{escape(column)}"><span><span{tone}>{escape(cell.text)}</span>{detail}</span></td>'
+    told = f"<span><span{tone}>{escape(cell.text)}</span>{_detail(cell)}</span>"
+    return f'<td{_side(words)} data-label="{escape(column)}">{told}</td>'
 
 
 def figure_html(figure: Figure) -> str:
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in figure.columns)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in row)}</tr>" for row in figure.rows)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    words = worded(figure.rows)
+    body = "".join(f"<tr>{''.join(map(_figure_cell, row, words))}</tr>" for row in figure.rows)
+    table = f"<table>{_head(figure.columns, words)}<tbody>{body}</tbody></table>"
     caption = f"<figcaption><b>{escape(figure.title)}</b><span>{escape(figure.caption)}</span></figcaption>"
+    tall = " class=tall" if figure.height > TALL else ""
     return (
-        f'<figure id="{anchor(figure.title, "figure")}">{caption}{figure.drawing}'
+        f'<figure{tall} id="{anchor(figure.title, "figure")}">{caption}{figure.drawing}'
         f'<details><summary>Numbers</summary><div class="scroll" tabindex="0">{table}</div></details></figure>'
     )
+
+
+def _detail(cell: Cell) -> str:
+    return f" <small class=soft>{escape(cell.detail)}</small>" if cell.detail else ""
+
+
+def _figure_cell(text: str, words: bool) -> str:
+    return f"<td{_side(words)}>{escape(text)}</td>"
 
 
 def _footer(report: Row) -> str:

@@ -54,6 +54,32 @@ class Heard:
         return found
 
 
+@dataclass
+class Said:
+    """By people, of these models: contests, how far the judges agree with them, and what was left out."""
+
+    duels: list[Duel] = field(default_factory=list)
+    agreement: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[dict[str, str]] = field(default_factory=list)
+
+
+def said_of(
+    examined: Sequence[Examined],
+    votes: Mapping[str, Sequence[Vote]],
+    fought: Sequence[Duel],
+    draw: Sampling,
+    on: str | None = None,
+) -> Said:
+    """`votes` by who gave them, `fought` the judges' contests; `on` names the set of questions, None is the exam's."""
+    said = Said()
+    for name, given in votes.items():
+        found, lost = heard(given, examined)
+        said.duels += [duel_of_people(name, one, draw) for one in found]
+        said.agreement += [{**agreement_row(name, one, fought), "on": on} for one in found]
+        said.missing += [{"model": name, "what": what} for what in lost]
+    return said
+
+
 def heard(votes: Sequence[Vote], examined: Sequence[Examined]) -> tuple[list[Heard], list[str]]:
     """The verdicts by the two models they are on, and what is said of those that are on none."""
     owner = {

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.report.wording import UNKNOWN, interval, signed
 
 Row = Mapping[str, Any]
+FIGURE = re.compile(r"[<+−]? ?\d[\d,.]*(e[+-]?\d+)?(?![\w-])").match
 UNMARKED = {"mean": None, "low": None, "high": None, "n": 0, "failed": 0}
 
 
@@ -25,6 +26,12 @@ class Sheet:
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     chosen: str | None = None
+
+
+def worded(rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Of each column whether it holds words, which begin at its left edge; figures end at its right one."""
+    columns = zip(*rows, strict=True)
+    return [any(text != UNKNOWN and not FIGURE(text) for text in column if text) for column in columns]
 
 
 def anchor(title: str, kind: str = "table") -> str:

@@ -23,6 +23,10 @@ class Figure:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    @property
+    def height(self) -> float:
+        return float(self.drawing.split('"', 2)[1].split()[-1])  # of the viewBox, which stands first
+
 
 def colour(model: str) -> str:
     """base and sft are grey; rounds go through the colours in order."""

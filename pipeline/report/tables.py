@@ -37,7 +37,7 @@ def sampling(cfg: EvaluateConfig) -> Sampling:
 def scorers(examined: list[Examined], primary: str) -> list[str]:
     """The primary scorer, its kinds, then the others."""
     names = {name for model in examined for name in model.marks}
-    return sorted(names, key=lambda name: (not name.startswith((primary, f"{primary}/")), name.split("/")))
+    return sorted(names, key=lambda name: (name.partition("/")[0] != primary, name.split("/")))
 
 
 def models(

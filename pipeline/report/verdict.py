@@ -88,12 +88,15 @@ def _flat_gold(question: Question, others: Sequence[Row]) -> Row | None:
 def _proxy_alone(question: Question, gold: Row) -> str:
     return (
         f"But {question.scorer} made the pairs, and {gold['scorer']}, which made none, does not follow: "
-        f"{signed(gold['mean'])}, {interval(gold, signed)}. It learned to please {question.scorer}. {_HOLD_BACK}"
-        f"{question.scorer}."
+        f"{signed(gold['mean'])}, {interval(gold, signed)}. It learned to please {question.scorer}. "
+        f"{hold_back(question.chosen)}, or mend {question.scorer}."
     )
 
 
-_HOLD_BACK = "Take an earlier round, lower train.learning_rate or raise train.beta, or mend "
+def hold_back(chosen: str | None) -> str:
+    """What keeps a model nearer to SFT; before the first round there is none to take."""
+    nearer = "lower train.learning_rate or raise train.beta"
+    return nearer.capitalize() if chosen == "round-1" else f"Take an earlier round, {nearer}"
 
 
 def _does_not_follow(row: Row) -> str:
@@ -103,7 +106,8 @@ def _does_not_follow(row: Row) -> str:
 def _over_optimised(question: Question, row: Row) -> str:
     return (
         f"By {row['scorer']} it rose by {signed(row['mean'])}, {interval(row, signed)}: it learned to please "
-        f"{row['scorer']}, and {question.scorer} does not follow. {_HOLD_BACK}{row['scorer']}."
+        f"{row['scorer']}, and {question.scorer} does not follow. "
+        f"{hold_back(question.chosen)}, or mend {row['scorer']}."
     )
 
 

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import ABSENT_FILE, Metrics, Model, note_cost, write_json, write_table, write_text
+from pipeline.artifacts import ABSENT_FILE, Metrics, Model, knob_of, note_cost, write_json, write_table, write_text
 from pipeline.config import BenchmarkConfig
-from pipeline.harness.tasks import Absent, tasks_of
+from pipeline.harness.tasks import Absent, rows_of, tasks_of
 
 NO_FIGURES = {"alias", "name", "sample_len", "sample_count"}
 BOOTSTRAPS = 1000  # for the errors of those figures that are no plain mean
@@ -23,8 +23,9 @@ ROW = "task", "doc_id", "doc", "metric", "value"
 
 def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
     os.environ.setdefault("TQDM_DISABLE", "1")
+    knob = knob_of(out, "benchmark.NAME")
     try:
-        asked, tasks = tasks_of(cfg, out / "scratch" / "rows")
+        asked, tasks = tasks_of(cfg, knob, out / "scratch" / "rows")
     except Absent as absent:
         write_text(out / ABSENT_FILE, f"{absent}\n")
         print("│", str(absent).replace("\n", "\n│ "), file=sys.stderr, flush=True)
@@ -32,14 +33,15 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
     from pipeline.harness.answers import Chunks, opened
 
     scratch = out / "scratch"
-    answering = Chunks(cfg, opened(cfg, model, scratch), scratch / "answers")
+    answering = Chunks(cfg, knob, opened(cfg, knob, model, scratch), scratch / "answers")
     results = evaluated(cfg, asked, tasks, answering)
     write_items(out / "items.parquet", results["samples"])
-    figures = [*figures_of(results)]
+    figures = [*figures_of(results, (cfg.task, cfg.metric))]
     chief = next(row for row in figures if (row["task"], row["metric"]) == (cfg.task, cfg.metric))
     told = {key: {task: results[key][task] for task in leaves(results, cfg.task)} for key in ("versions", "n-shot")}
     facts = {
         "lm_eval": version("lm-eval"),
+        "rows": rows_of(tasks),
         "versions": told["versions"],
         "few_shot": told["n-shot"],
         "cut": answering.cut,
@@ -82,14 +84,16 @@ def repeatable(process: Callable[..., Any]) -> Callable[..., Any]:
     return marked
 
 
-def figures_of(results: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every task's and group's figures, under the names that lm-eval gives them."""
+def figures_of(results: dict[str, Any], chief: tuple[str, str]) -> Iterator[dict[str, Any]]:
+    """Every task's and group's figures, as lm-eval names them; the chief one even where it is no number."""
     for task, found in sorted({**results["results"], **results.get("groups", {})}.items()):
         asked = sum(of["effective"] for name, of in results["n-samples"].items() if name in leaves(results, task))
         for key in sorted(found):
             metric, _, cleaned = key.partition(",")
             value = number(found[key])
-            if key in NO_FIGURES or metric.endswith("_stderr") or not cleaned or value is None:
+            if key in NO_FIGURES or metric.endswith("_stderr") or not cleaned:
+                continue
+            if value is None and (task, key) != chief:
                 continue
             higher = results["higher_is_better"].get(task, {}).get(metric)
             error = number(found.get(f"{metric}_stderr,{cleaned}"))

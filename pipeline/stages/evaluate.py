@@ -3,7 +3,7 @@
 A model without scores, answers or log-probabilities is named under `missing`; the rest of the report is still written.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.artifacts import (
     write_table,
     write_text,
 )
-from pipeline.config import CONTROL, EvaluateConfig, Evaluation
+from pipeline.config import CONTROL, Evaluation
 from pipeline.errors import Refusal, nearest
 from pipeline.report import doubts, tables
 from pipeline.report.answer_files import write_answers
@@ -29,7 +29,7 @@ from pipeline.report.answers import answer_table
 from pipeline.report.benchmarks import absences, benchmarks, held, retention
 from pipeline.report.card import card
 from pipeline.report.changes import changes
-from pipeline.report.chats import chat_report
+from pipeline.report.chats import QuestionSet, chat_report, read_set
 from pipeline.report.cost import cost_of
 from pipeline.report.distributions import distributions
 from pipeline.report.examined import Examined, read_exam
@@ -38,7 +38,7 @@ from pipeline.report.funnel import funnel_of
 from pipeline.report.gates import gates
 from pipeline.report.judged import judged
 from pipeline.report.page import page
-from pipeline.report.people import Vote, agreement_row, duel_of_people, heard
+from pipeline.report.people import Said, Vote, said_of
 from pipeline.report.slices import slices
 from pipeline.report.verdict import Question, verdict
 from pipeline.scorers.label_files import Duel, read_labels
@@ -59,46 +59,57 @@ def run(
     examined = [read_exam(name, exam, frozenset(asked["prompt_id"]), cfg.scorer) for name, exam in exams.items()]
     check_scorer(cfg.scorer, examined)
     draw, names = tables.sampling(cfg), tables.scorers(examined, cfg.scorer)
-    fought = [*tables.duels(examined, names, draw), *judged(duels or {}, examined, draw)]
-    people = said_by_people(cfg, examined, fought)
-    fought += people.duels
-    published = benchmarks(exams, draw)
-    report = assemble(cfg, out, prompts, name_of(chosen, examined), examined, fought, pairs, published)
-    told, untold = chats_told(cfg, out, chats or {})
-    lacking = [*report["missing"], *people.missing, *untold]
-    report |= {"people": people.agreement, "chats": told, "missing": lacking}
+    votes = {name: votes_in(name, path) for name, path in sorted(cfg.labels.items())}
+    sets = [read_set(name, chat) for name, chat in (chats or {}).items()]
+    judges = [*tables.duels(examined, names, draw), *judged(duels or {}, examined, draw)]
+    people = said_of(examined, {name: apart(given, sets) for name, given in votes.items()}, judges, draw)
+    told = {of.name: chat_report(of, {name: on(of, given) for name, given in votes.items()}, draw) for of in sets}
+    fought = [*judges, *people.duels]
+    found = Findings(examined, fought, benchmarks(exams, draw), people, told)
+    report = assemble(cfg, out, prompts, name_of(chosen, examined), found, pairs)
     answers = answer_table(examined, asked)
 
     write_table(out / "answers.parquet", answers)
     verdicts = tables.verdict_table(fought)
     write_table(out / "verdicts.parquet", verdicts)
     write_json(out / "report.json", report)
+    for of in sets:
+        write_answers(out / "answers" / of.name, of)
     write_text(out / "report.md", card(report))
     write_text(out / "report.html", page(report, answers.filter(pl.col("model") != CONTROL), verdicts))
     return Report(out)
 
 
+@dataclass(frozen=True)
+class Findings:
+    """All that was read, in the order of the plan."""
+
+    examined: list[Examined]
+    fought: list[tables.Duel]
+    published: list[dict[str, Any]]
+    people: Said
+    chats: dict[str, tuple[dict[str, Any], Said]]
+
+    def missing(self) -> list[dict[str, str]]:
+        own = [*tables.missing(self.examined), *absences(self.published), *self.people.missing]
+        return [*own, *(row for _, said in self.chats.values() for row in said.missing)]
+
+
 def assemble(
-    cfg: Evaluation,
-    out: Path,
-    prompts: Prompts,
-    chosen: str | None,
-    examined: list[Examined],
-    fought: list[tables.Duel],
-    pairs: list[Pairs],
-    published: list[dict[str, Any]],
+    cfg: Evaluation, out: Path, prompts: Prompts, chosen: str | None, found: Findings, pairs: list[Pairs]
 ) -> dict[str, Any]:
     draw, told, asked = tables.sampling(cfg), prompts.columns(), last_words(prompts)
     question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, cfg.training, tuple(cfg.gold))
+    examined, published = found.examined, found.published
     names = tables.scorers(examined, cfg.scorer)
     models = tables.models(examined, names, asked, draw)
     differences, contests = corrected(
-        tables.differences(examined, names, draw), [tables.duel_row(duel) for duel in fought]
+        tables.differences(examined, names, draw), [tables.duel_row(duel) for duel in found.fought]
     )
     retained = retention(cfg.retention, question, published, differences)
     return {
         "exam": asdict(question),
-        "verdict": held(verdict(question, models, differences), retained),
+        "verdict": held(verdict(question, models, differences), retained, chosen),
         "models": models,
         "differences": differences,
         "duels": contests,
@@ -111,43 +122,22 @@ def assemble(
         "benchmarks": published,
         "retention": retained,
         "gates": gates(out),
+        "people": [*found.people.agreement, *(row for _, said in found.chats.values() for row in said.agreement)],
+        "chats": {name: chat for name, (chat, _) in found.chats.items()},
         "funnel": funnel_of(out, pairs),
         "training": tables.training(examined),
         "cost": cost_of(out),
-        "missing": [*tables.missing(examined), *absences(published)],
+        "missing": found.missing(),
     }
 
 
-def chats_told(
-    cfg: EvaluateConfig, out: Path, chats: dict[str, ChatSet]
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Each set's part of the report, and its answers in the files that others' tools read."""
-    told, lacking = {}, []
-    for name, chat in chats.items():
-        told[name], missing = chat_report(name, chat, tables.sampling(cfg))
-        lacking += missing
-        for model, exam in chat["exams"].items():
-            write_answers(out / "answers" / name, name, chat["prompts"], model, exam)
-    return told, lacking
+def on(of: QuestionSet, votes: list[Vote]) -> list[Vote]:
+    return [vote for vote in votes if of.has(vote)]
 
 
-@dataclass
-class Said:
-    """By people, of these models: contests, how far the judges agree with them, and what was left out."""
-
-    duels: list[tables.Duel] = field(default_factory=list)
-    agreement: list[dict[str, Any]] = field(default_factory=list)
-    missing: list[dict[str, str]] = field(default_factory=list)
-
-
-def said_by_people(cfg: EvaluateConfig, examined: list[Examined], fought: list[tables.Duel]) -> Said:
-    said = Said()
-    for name, path in sorted(cfg.labels.items()):
-        found, lost = heard(votes_in(name, path), examined)
-        said.duels += [duel_of_people(name, one, tables.sampling(cfg)) for one in found]
-        said.agreement += [agreement_row(name, one, fought) for one in found]
-        said.missing += [{"model": name, "what": what} for what in lost]
-    return said
+def apart(votes: list[Vote], sets: list[QuestionSet]) -> list[Vote]:
+    """Those on no set of questions: on the exam's prompts, or on nothing."""
+    return [vote for vote in votes if not any(of.has(vote) for of in sets)]
 
 
 def votes_in(name: str, path: str) -> list[Vote]:

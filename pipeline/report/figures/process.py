@@ -69,17 +69,17 @@ def funnel(pairs: Row) -> Figure | None:
     if not bars:
         return None
     parts: list[str] = []
-    longest = 1
+    left, longest = svg.beside(name for name, _, _ in bars), 1
     y = -STEP / 2
     for name, value, kind in bars:
         y += STEP
         if name.endswith(" in"):  # samples and prompts are counted on scales of their own
             longest, y = value or 1, y + (10 if parts else 0)
-        width = (WIDTH - 214) * min(value / longest, 1)
-        parts += [svg.words((142, y + 4), name, "name" if kind == "flow" else "tick", "end")]
+        width = (WIDTH - left - 64) * min(value / longest, 1)
+        parts += [svg.words((left - 8, y + 4), svg.short(name), "name" if kind == "flow" else "tick", "end")]
         parts += [
-            svg.bar((150, y - 6), max(width, 1), 12, kind),
-            svg.words((158 + width, y + 4), count(value), "value"),
+            svg.bar((left, y - 6), max(width, 1), 12, kind),
+            svg.words((left + 8 + width, y + 4), count(value), "value"),
         ]
     title = f"Pairs of round {pairs['round']}"
     caption = "From samples to pairs, then from prompts to pairs; what was dropped is orange."

@@ -17,7 +17,8 @@ def duels(report: Row) -> Sheet:
 
 
 def _duel(duel: Row) -> list[Cell]:
-    tone = "up" if (duel["low"] or 0) > 0.5 else "down" if (duel["high"] or 1) < 0.5 else ""
+    low, high = (duel["low"], duel["high"]) if duel["low"] is not None else (0.5, 0.5)
+    tone = "up" if low > 0.5 else "down" if high < 0.5 else ""
     rate = Cell(share(duel["win_rate"]), detail(interval(duel, share)), tone)
     counts = [Cell(count(duel[key])) for key in ("wins", "ties", "losses")]
     return [

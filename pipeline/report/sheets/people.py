@@ -37,7 +37,7 @@ def _against(told: Row) -> list[tuple[str, Mapping[str, Any]]]:
 def _row(told: Row, name: str, row: Mapping[str, Any]) -> list[Cell]:
     annotators = f"{told['annotators']} annotators" if told["annotators"] > 1 else ""
     return [
-        Cell(f"{told['a']} against {told['b']}"),
+        Cell(f"{told['a']} against {told['b']}", f"on {told['on']}" if told["on"] else ""),
         Cell(told["people"], annotators),
         Cell(count(told["prompts"])),
         Cell(name),
