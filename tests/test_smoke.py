@@ -179,6 +179,28 @@ def test_the_smoke_recipe_shows_that_training_helped(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_full_lora_and_qlora_each_raise_the_dev_score(tmp_path):
+    """Three trainings of one SFT model on the same pairs; the third reads reference values of its own, quantised base."""
+    rates = {"full": "3e-4", "lora": "1e-3", "qlora": "1e-3"}
+    shared = ["prompts", "base", "sft", *(f"{stage} round 1" for stage in ("sample", "score", "pair"))]
+    shared += [f"{stage} dev sft" for stage in ("sample", "score", "refer")]
+    for adapter, rate in rates.items():
+        rated = [f"train.learning_rate={rate}", f"train.runtime.usual_rate={rate}"]
+        words = [f"adapter@train.adapter={adapter}", *rated, "exam.split=dev", "rounds=1"]
+        done = subprocess.run(
+            command("recipes=smoke", *words), cwd=tmp_path, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = {" ".join(line[2:26].split()) for line in done.stdout.splitlines() if line.startswith("✓")}
+        assert found >= set(shared if adapter != "full" else []), done.stdout
+        report = json.loads((tmp_path / done.stdout.splitlines()[-1]).with_name("report.json").read_text())
+        gain = next(d for d in report["differences"] if (d["model"], d["scorer"]) == ("round-1", "rules"))
+        assert report["exam"]["split"] == "dev" and gain["low"] > 0, (adapter, gain)
+        print(adapter, {model["name"]: model["metrics"]["rules"]["mean"] for model in report["models"]}, gain)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_sweep_builds_what_its_points_share_once(tmp_path):
     done = subprocess.run(

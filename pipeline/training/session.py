@@ -40,13 +40,15 @@ def train(
     trainer, ledger = trainers.trainer_for(cfg, policy, init, held_to, rows, out, watch)
     _check_processes(trainer, cfg, processes)
     if starts_from_reference:
-        reference.check_start(cfg, trainer, first)
+        with sharded.still_whole(trainer):
+            reference.check_start(cfg, trainer, first)
 
     tracking.train(trainer, ledger.newest_whole())
     whole = sharded.gathered(trainer)
+    sharded.load_whole_again(trainer)
     if not trainer.is_world_process_zero():
         return
-    kept = watch.finish(trainer.state.global_step, trainer.state.log_history)
+    kept = watch.finish(trainer.state.global_step, trainer.state.log_history, sharded.trained(trainer, whole))
     models.check_finite(policy, whole)
     account.write(out, trainer.state, kept, watch.stopped)
     if isinstance(cfg.adapter, FullAdapter):
