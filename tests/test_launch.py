@@ -118,7 +118,7 @@ def test_weights_in_shares_train_and_are_published_whole(round_, monkeypatch, ad
     """As TRL has it, over gloo: no process has the whole state, and what is published is that of one process."""
     monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
     monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)  # which asks for GPUs
-    whole = round_.train(f"whole-{adapter['kind']}", dpo(adapter, batch=8))
+    whole = round_.train(f"whole-{adapter['kind']}-{asked}", dpo(adapter, batch=8))
     shared = round_.train(f"shared-{adapter['kind']}-{asked}", dpo(adapter, batch=8, processes=2, launch=asked))
     assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
     assert furthest(shared, whole) < 1e-4
@@ -130,7 +130,7 @@ def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_pub
     monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
     monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
     cfg = {**FAST, "learning_rate": 1e-1, "guards": {"stop_on": "loss", "patience": 2}}
-    whole = round_.train("best of one", dpo(**cfg))
+    whole = round_.train(f"best of one {asked}", dpo(**cfg))
     shared = round_.train(f"best of two {asked}", dpo(**cfg, processes=2, launch=asked))
     assert account(shared) == account(whole) and account(whole)["kept"] < account(whole)["steps"] < 6
     assert furthest(shared, whole) < 1e-3
@@ -138,7 +138,7 @@ def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_pub
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    "asked", ["torchrun", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2"))]
+    "asked", ["torchrun", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2")), *SHARING[1:]]
 )
 def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(round_, monkeypatch, asked, capfd):
     monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
@@ -268,7 +268,7 @@ def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
     ("given", "said"),
     [
         ({"adapter": QLORA, "launch": "zero3"}, "those of adapter=qlora are packed into few bits"),
-        ({"launch": "fsdp2", "guards": {"kl_budget": 3.0}}, "each process answer by itself.* stop_on=loss, accuracy"),
+        ({"launch": "fsdp2", "guards": {"kl_budget": 3.0}}, "each process answer by itself.*guards.stop_on=loss"),
         ({"launch": "zero3", "guards": {"fall_budget": 1.0}}, "each process answer by itself, and none has the weigh"),
         ({"launch": "fsdp2", "watch": "always"}, "each process answer by itself, and none has the weights"),
         ({**AOT, "together": 3}, "batch=4 is not a multiple of together=3: aot looks at so many rows at once"),
@@ -305,15 +305,18 @@ def test_a_rate_far_below_the_usual_one_is_said(round_, capfd):
 
 
 @pytest.mark.model
-def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(round_):
+@pytest.mark.parametrize("asked", ["torchrun", SHARING[1]])
+def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(round_, monkeypatch, asked):
     """Five dev prompts between two: the shares are not alike, and what is shown comes from both."""
+    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
     rates = {"learning_rate": 2e-2, "warmup": 0.0, "scheduler": "constant", "eval_every": 1}
     guards = {"prompts": 5, "scorer": NEVER}
-    kl = seen(round_.train("seen by one", dpo(LORA, **rates, guards=guards)), "eval_kl")
+    kl = seen(round_.train(f"seen by one {asked}", dpo(LORA, **rates, guards=guards)), "eval_kl")
     over = next(step for step in range(2, 7) if kl[step] > (before := max(kl[at] for at in range(step))) + 0.02)
     guards["kl_budget"] = (before + kl[over]) / 2
-    one = round_.train("stopped by one", dpo(LORA, **rates, guards=guards))
-    two = round_.train("stopped by two", dpo(LORA, **rates, guards=guards, processes=2, watch="always"))
+    one = round_.train(f"stopped by one {asked}", dpo(LORA, **rates, guards=guards))
+    shared = dpo(LORA, **rates, guards=guards, processes=2, watch="always", launch=asked)
+    two = round_.train(f"stopped by two {asked}", shared)
     assert account(two)["steps"] == over == account(one)["steps"]
     assert account(two)["kept"] == over - 1 == account(one)["kept"]
     for figure, slack in (("eval_kl", 1e-3), ("eval_tokens", 0), ("eval_chosen_logp", 1e-4), ("eval_score", 0)):

@@ -181,7 +181,7 @@ def test_the_smoke_recipe_shows_that_training_helped(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_full_lora_and_qlora_each_raise_the_dev_score(tmp_path):
-    """Three trainings of one SFT model on the same pairs; the third reads reference values of its own, quantised base."""
+    """Three trainings of one SFT model on the same pairs; the third reads values of its own, quantised base."""
     rates = {"full": "3e-4", "lora": "1e-3", "qlora": "1e-3"}
     shared = ["prompts", "base", "sft", *(f"{stage} round 1" for stage in ("sample", "score", "pair"))]
     shared += [f"{stage} dev sft" for stage in ("sample", "score", "refer")]
