@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,6 +177,32 @@ def test_the_smoke_recipe_shows_that_training_helped(tmp_path):
     assert gain["mean"] >= 0.08 and gain["low"] > 0 and gain["n"] >= 300
     duel = next(d for d in report["duels"] if (d["a"], d["b"]) == ("round-2", "sft"))
     assert duel["wins"] > duel["losses"]
+
+
+@pytest.mark.model
+def test_a_training_that_sigterm_stops_goes_on_to_the_same_files(finished, tmp_path):
+    shutil.copytree(finished[0] / "store", tmp_path / "store")
+    [other] = steps(tmp_path, "train")
+    words = command(*SMALL, "train.beta=0.2", "until=train@1")
+    driver = subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    while driver.poll() is None and not list(
+        tmp_path.glob("store/train/*.partial/scratch/checkpoints/checkpoints.json")
+    ):
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGTERM)
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 75 and "SIGTERM; the same command goes on" in said
+    assert steps(tmp_path, "train") == [other]
+
+    made = []
+    for first_step_again in (False, True):
+        subprocess.run(words, cwd=tmp_path, env=environment(), check=True)
+        [log] = (tmp_path / "runs" / "latest").glob("logs/*-train-*.log")
+        assert ("▸ train 1/" in log.read_text()) == first_step_again
+        [step] = set(steps(tmp_path, "train")) - {other}
+        made.append(json.loads((step / "manifest.json").read_text())["files"])
+        shutil.rmtree(step)
+    assert made[0] == made[1]
 
 
 @pytest.mark.slow
