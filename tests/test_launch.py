@@ -17,8 +17,9 @@ from pipeline.errors import Broken, Refusal
 from pipeline.ledger import told_in_short
 from pipeline.training import launch, models
 from tests.house import HOUSE, SMALL, composed
-from tests.preferences import FULL, LORA, QLORA, dpo
+from tests.preferences import FULL, LORA, QLORA, dpo, write_logps
 from tests.test_guards import FAST, NEVER, Round, account, published, seen, thumb
+from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,16 @@ def test_weights_in_shares_train_and_are_published_whole(round_, monkeypatch, ad
     shared = round_.train(f"shared-{adapter['kind']}-{asked}", dpo(adapter, batch=8, processes=2, launch=asked))
     assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
     assert furthest(shared, whole) < 1e-4
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("asked", SHARING)
+def test_weights_in_shares_are_held_to_their_reference_too(round_, monkeypatch, asked, tmp_path):
+    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
+    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
+    wrong = write_logps(tmp_path, tiny_model(tmp_path / "sft" / "other", seed=1), round_.pairs)
+    with pytest.raises(Broken, match=r"the reference is wrong.*before its first step by [\d.]+ nats"):
+        round_.train(f"wrong {asked}", dpo(batch=8, processes=2, launch=asked), logps=[wrong])
 
 
 @pytest.mark.model

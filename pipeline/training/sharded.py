@@ -1,28 +1,8 @@
-"""Weights that no process has whole (ZeRO-3, FSDP): taken apart at the first step, gathered to be kept or published."""
+"""Weights that no process has as a whole (ZeRO-3, FSDP): gathered to be kept or published."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from pipeline.training.models import State
-
-
-@contextmanager
-def still_whole(trainer: Any) -> Iterator[None]:
-    """Before the first step: TRL's fused head asks each weight where ZeRO-3 has put it, which has not yet begun."""
-    if not _by_zero3(trainer):
-        yield
-        return
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-
-    untouched = [weight for weight in trainer.model.parameters() if not hasattr(weight, "ds_status")]
-    for weight in untouched:
-        weight.ds_status = ZeroParamStatus.AVAILABLE
-    try:
-        yield
-    finally:
-        for weight in untouched:
-            del weight.ds_status
 
 
 def gathered(trainer: Any) -> State | None:
