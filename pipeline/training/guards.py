@@ -52,6 +52,7 @@ class Guards(TrainerCallback):
         self._look(state)
         seen = decisions.looks(state.log_history)
         self._warn(seen)
+        self._check_measured(seen[-1])
         if state.global_step and self.cfg.guards.may_stop:
             if decisions.kept(self.cfg.guards, seen) == state.global_step:
                 trained = sharded.trained(self.trainer, sharded.gathered(self.trainer))
@@ -106,6 +107,15 @@ class Guards(TrainerCallback):
                 f"{guards.warn_fall:g}: likelihood is displaced to answers nobody saw. Take train=rpo (the chosen "
                 f"answer's own loss), raise train.beta, drop near-equal pairs (pair.filters), or give "
                 f"train.guards.fall_budget"
+            )
+
+    def _check_measured(self, look: decisions.Look) -> None:
+        """Thumbs alone have a margin where both kinds share a batch, and may not."""
+        stop_on = self.cfg.guards.stop_on
+        if stop_on and decisions.COLUMN[stop_on] not in look:
+            raise Broken(
+                f"train.guards.stop_on={stop_on}: the look at step {look['step']} knows no such figure, since no batch "
+                f"of dev thumbs holds both kinds.\n  Give train.guards.stop_on=loss, or a larger pair.dev.least."
             )
 
     def finish(self, step: int, history: list[dict[str, Any]], trained: State) -> int:

@@ -79,7 +79,8 @@ def _compare(cfg: TrainConfig, found: dict[str, list[float]], rows: dict[str, li
         gaps += [abs(a - b) for a, b in zip(found[side], rows[f"ref_{side}_logps"], strict=True)]
         tokens += sum(map(len, rows[f"{side}_ids"]))
     if _exact(cfg):
-        figure, limit, unit = max(gaps), NATS_PER_SEQUENCE, "nats in the worst sequence"
+        worst = max(gaps, key=lambda gap: math.inf if math.isnan(gap) else gap)
+        figure, limit, unit = worst, NATS_PER_SEQUENCE, "nats in the worst sequence"
     else:
         figure, limit, unit = sum(gaps) / max(tokens, 1), NATS_PER_TOKEN, "nats per token"
     if not figure <= limit:
