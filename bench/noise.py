@@ -123,8 +123,8 @@ def main() -> None:
                 values.append(found[name] - found["dpo"])
     for name, values in gains.items():
         print(f"{name} - dpo: mean {mean(values):+.4f}, from {min(values):+.4f} to {max(values):+.4f}")
-    others = {name: Ratio(gains[name], None, mean) for name in ("robust", "clean")}
-    report("noise", {"gain": Ratio(gains["cdpo"], "> 0", mean), **others})
+    ratios = {"gain": Ratio(gains["cdpo"], "> 0", mean), "robust": Ratio(gains["robust"], "> 0", mean)}
+    report("noise", {**ratios, "clean": Ratio(gains["clean"], None, mean)})
 
 
 if __name__ == "__main__":
