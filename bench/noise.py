@@ -6,11 +6,12 @@ prompts that nothing was trained on. `gain` is cDPO's mean rule score minus DPO'
 seed, and `robust` the same of robust DPO: which of the two counts is said here and not chosen by the outcome.
 `clean` is DPO on the right labels minus DPO on flipped ones: where that is nothing, there is nothing to win back.
 
-Why this setting. In the recipe's one epoch at β 0.1 no |βΔ| leaves the middle of the logistic function, where the
-losses differ by a factor that Adam takes out; after six epochs flips still cost DPO less than 0.01, and after twelve
-the right labels are over-optimised too. At β 0.5 six epochs fit every label, the wrong ones as well, with the policy
-near its best on right ones: chosen by DPO alone, on a seed that is not measured. ε is the true share of wrong labels.
-Words that begin with `train.` are another setting: `train.epochs=1 train.beta=0.1`.
+Why this setting. In the recipe's one epoch no |βΔ| leaves the middle of the logistic function, where the losses differ
+by a factor that Adam takes out; after six epochs flips still cost DPO less than 0.01. After twelve it has fit every
+label, the wrong ones as well, and is past its best: what cDPO, whose margin ends at log((1−ε)/ε)/β, is made for. The
+other setting tried, `train.beta=0.5 train.epochs=6`, fits every label near DPO's best: there that end is 1.7 nats, cDPO
+hardly leaves SFT and loses, and robust DPO, which weighs no misfit without bound, gains. Both were chosen by DPO alone,
+on a seed that is not measured; ε is the true share of wrong labels.
 """
 
 import shutil
@@ -37,7 +38,7 @@ from pipeline.step import Identity, Step
 
 FLIPPED, SEEDS, ANSWERS = 0.3, (0, 1, 2), 8
 OBJECTIVES = ("dpo", "cdpo", "robust")
-SETTING = ["train.beta=0.5", "train.epochs=6"]  # of all three, so that the loss alone differs
+SETTING = ["train.beta=0.1", "train.epochs=12"]  # of all three, so that the loss alone differs
 UNSEEN = ["train.guards.prompts=0", "train.eval_every=1000"]  # looks change nothing, and take time
 GIVEN = [word for word in sys.argv[1:] if word.startswith("train.")]  # another setting
 SMOKE = ["recipes=smoke", "rounds=1", "backend@exam.sample.backend=transformers"]
