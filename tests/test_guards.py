@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from pipeline.artifacts import Model, Prompts, write_table
+from pipeline.artifacts import Model, Pairs, Prompts, write_table
 from pipeline.config import TrainConfig
 from pipeline.errors import Broken, Refusal
 from pipeline.stages import train
@@ -237,7 +237,7 @@ def test_a_stopped_training_that_was_cut_off_ends_with_the_same_bytes(round_, mo
     whole = round_.train("whole", cfg)
     steps, finish = account(whole)["steps"], room.Guards.finish
 
-    def cut(self, step, history):
+    def cut(self, *given):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(room.Guards, "finish", cut)
@@ -257,6 +257,20 @@ def test_what_cannot_be_watched_is_refused():
         dpo(guards={"stop_on": "score"})
     with pytest.raises(ValidationError, match="no pair is told apart"):
         dpo(trainer="kto", logps="live", loss=["kto"], together=2, guards={"stop_on": "accuracy"})
+
+
+@pytest.mark.model
+def test_a_margin_that_thumbs_of_one_kind_do_not_have_is_said(round_, tmp_path):
+    """TRL logs none where no batch holds both kinds, as when every dev thumb is up."""
+    up = thumb(pl.concat([round_.pairs.train(), round_.pairs.dev()]), "chosen", True)
+    write_table(tmp_path / "unpaired.parquet", pl.concat([up, thumb(round_.pairs.train(), "rejected", False)]))
+    for part in ("train", "dev"):
+        write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, part)())
+    cfg = dpo(trainer="kto", loss=["kto"], logps="live", together=2, guards={"stop_on": "margin"})
+    with pytest.raises(
+        Broken, match=r"stop_on=margin: the look at step 0 knows no such figure.*\n  Give .*stop_on=loss"
+    ):
+        round_.train("one kind", cfg, pairs=[Pairs(tmp_path)], logps=None)
 
 
 @pytest.mark.model

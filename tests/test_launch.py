@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import polars as pl
 import pytest
@@ -16,8 +17,9 @@ from pipeline.errors import Broken, Refusal
 from pipeline.ledger import told_in_short
 from pipeline.training import launch, models
 from tests.house import HOUSE, SMALL, composed
-from tests.preferences import FULL, LORA, QLORA, dpo
-from tests.test_guards import NEVER, Round, account, published, seen, thumb
+from tests.preferences import FULL, LORA, QLORA, dpo, write_logps
+from tests.test_guards import FAST, NEVER, Round, account, published, seen, thumb
+from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,9 @@ def test_what_one_process_sees_alone_stops_no_other(round_, asked, capsys):
     with pytest.raises(Refusal, match=rf"{next(iter(asked))} is read by one process alone, and 2 train together"):
         guards.guards_for(dpo(guards=asked), *given, processes=2)
     guards.guards_for(dpo(), *given, processes=2)
+    bare = *given[:3], given[3].clear(), given[4]
+    with pytest.raises(Refusal, match="a training without dev pairs is never looked at"):
+        guards.guards_for(dpo(guards={"stop_on": "loss"}), *bare, processes=2)
     assert "2 processes train together: KL, own answers" in capsys.readouterr().err
 
 
@@ -96,24 +101,55 @@ def test_the_ledger_says_whether_several_looked():
     assert told_in_short({"processes": 2, "watched": True}) == "2 processes"
 
 
+DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is no dependency, and not installed here")
+SHARING = ["fsdp2", *(pytest.param(name, marks=[pytest.mark.slow, DEEPSPEED]) for name in ("zero2", "zero3"))]
+
+
+def furthest(one: Model, other: Model) -> float:
+    """The largest difference of a weight between two models that have the same ones."""
+    weights, others = (dict(models.load(model, "float32").named_parameters()) for model in (one, other))
+    assert weights.keys() == others.keys()
+    return max((weight - others[name]).abs().max().item() for name, weight in weights.items())
+
+
 @pytest.mark.model
+@pytest.mark.parametrize("asked", SHARING)
 @pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
-def test_weights_in_shares_train_and_are_published_whole(round_, monkeypatch, adapter):
-    """FSDP2 as TRL has it, over gloo: no process has the model, and the published one is that of one process."""
+def test_weights_in_shares_train_and_are_published_whole(round_, monkeypatch, adapter, asked):
+    """As TRL has it, over gloo: no process has the whole state, and what is published is that of one process."""
     monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
     monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)  # which asks for GPUs
-    whole = round_.train(f"whole-{adapter['kind']}", dpo(adapter, batch=8))
-    shared = round_.train(f"shared-{adapter['kind']}", dpo(adapter, batch=8, processes=2, launch="fsdp2"))
+    whole = round_.train(f"whole-{adapter['kind']}-{asked}", dpo(adapter, batch=8))
+    shared = round_.train(f"shared-{adapter['kind']}-{asked}", dpo(adapter, batch=8, processes=2, launch=asked))
     assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
-    expected, found = (models.load(one, "float32") for one in (whole, shared))
-    pairs = dict(expected.named_parameters()), dict(found.named_parameters())
-    assert pairs[0].keys() == pairs[1].keys()
-    assert all((weight - pairs[1][name]).abs().max() < 1e-4 for name, weight in pairs[0].items())
+    assert furthest(shared, whole) < 1e-4
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("asked", SHARING)
+def test_weights_in_shares_are_held_to_their_reference_too(round_, monkeypatch, asked, tmp_path):
+    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
+    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
+    wrong = write_logps(tmp_path, tiny_model(tmp_path / "sft" / "other", seed=1), round_.pairs)
+    with pytest.raises(Broken, match=r"the reference is wrong.*before its first step by [\d.]+ nats"):
+        round_.train(f"wrong {asked}", dpo(batch=8, processes=2, launch=asked), logps=[wrong])
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("asked", SHARING)
+def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_published(round_, monkeypatch, asked):
+    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
+    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
+    cfg = {**FAST, "learning_rate": 1e-1, "guards": {"stop_on": "loss", "patience": 2}}
+    whole = round_.train(f"best of one {asked}", dpo(**cfg))
+    shared = round_.train(f"best of two {asked}", dpo(**cfg, processes=2, launch=asked))
+    assert account(shared) == account(whole) and account(whole)["kept"] < account(whole)["steps"] < 6
+    assert furthest(shared, whole) < 1e-3
 
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    "asked", ["torchrun", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2"))]
+    "asked", ["torchrun", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2")), *SHARING[1:]]
 )
 def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(round_, monkeypatch, asked, capfd):
     monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
@@ -243,7 +279,9 @@ def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
     ("given", "said"),
     [
         ({"adapter": QLORA, "launch": "zero3"}, "those of adapter=qlora are packed into few bits"),
-        ({"launch": "fsdp2", "guards": {"stop_on": "loss"}}, "what stops a training early .* back to whole weights"),
+        ({"launch": "fsdp2", "guards": {"kl_budget": 3.0}}, "each process answer by itself.*guards.stop_on=loss"),
+        ({"launch": "zero3", "guards": {"fall_budget": 1.0}}, "each process answer by itself, and none has the weigh"),
+        ({"launch": "fsdp2", "watch": "always"}, "each process answer by itself, and none has the weights"),
         ({**AOT, "together": 3}, "batch=4 is not a multiple of together=3: aot looks at so many rows at once"),
         ({**KTO, "batch": 12, "together": 4, "micro_batch": 3}, "micro_batch=3: kto looks at together=4 rows"),
         ({"runtime": {"machines": 2}}, "machines=2 need an address: give runtime.address=HOST"),
@@ -252,6 +290,11 @@ def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
 def test_what_does_not_go_together(given, said):
     with pytest.raises(ValidationError, match=said):
         dpo(**given)
+
+
+def test_what_all_processes_find_together_may_stop_them():
+    assert dpo(launch="fsdp2", guards={"stop_on": "loss"}).guards.may_stop
+    assert dpo(launch="zero2", watch="always", guards={"kl_budget": 3.0}).guards.looks_alone
 
 
 def test_a_rate_far_above_the_usual_one_is_refused_unless_it_is_named():
@@ -273,27 +316,21 @@ def test_a_rate_far_below_the_usual_one_is_said(round_, capfd):
 
 
 @pytest.mark.model
-def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(round_):
+@pytest.mark.parametrize("asked", ["torchrun", SHARING[1]])
+def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(round_, monkeypatch, asked):
     """Five dev prompts between two: the shares are not alike, and what is shown comes from both."""
+    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
     rates = {"learning_rate": 2e-2, "warmup": 0.0, "scheduler": "constant", "eval_every": 1}
     guards = {"prompts": 5, "scorer": NEVER}
-    kl = seen(round_.train("seen by one", dpo(LORA, **rates, guards=guards)), "eval_kl")
+    kl = seen(round_.train(f"seen by one {asked}", dpo(LORA, **rates, guards=guards)), "eval_kl")
     over = next(step for step in range(2, 7) if kl[step] > (before := max(kl[at] for at in range(step))) + 0.02)
     guards["kl_budget"] = (before + kl[over]) / 2
-    one = round_.train("stopped by one", dpo(LORA, **rates, guards=guards))
-    two = round_.train("stopped by two", dpo(LORA, **rates, guards=guards, processes=2, watch="always"))
+    one = round_.train(f"stopped by one {asked}", dpo(LORA, **rates, guards=guards))
+    shared = dpo(LORA, **rates, guards=guards, processes=2, watch="always", launch=asked)
+    two = round_.train(f"stopped by two {asked}", shared)
     assert account(two)["steps"] == over == account(one)["steps"]
     assert account(two)["kept"] == over - 1 == account(one)["kept"]
     for figure, slack in (("eval_kl", 1e-3), ("eval_tokens", 0), ("eval_chosen_logp", 1e-4), ("eval_score", 0)):
         assert seen(two, figure) == pytest.approx(seen(one, figure), abs=slack)
     assert (two.path / "answers.jsonl").read_bytes() == (one.path / "answers.jsonl").read_bytes()
     assert all((weights(two)[name] - weight).abs().max() < 1e-3 for name, weight in weights(one).items())
-
-
-def test_parts_of_weights_answer_nothing(round_, monkeypatch):
-    from pipeline.training import guards
-
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    given = round_.sft, round_.sft, round_.dev, pl.DataFrame({"prompt_ids": [[1]], "chosen_ids": [[2]]}), round_.store
-    with pytest.raises(Refusal, match=r"watch=always: the processes hold parts of the weights"):
-        guards.guards_for(dpo(watch="always"), *given, processes=2)

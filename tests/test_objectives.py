@@ -582,6 +582,11 @@ def test_the_table_lists_every_objective_with_its_logps():
         assert (cfg.logps, "thumbs" if cfg.trainer == "kto" else "pairs") == (logps, food), name
 
 
+def test_every_objective_says_when_to_choose_it():
+    said = {path.stem: path.read_text().partition("\n")[0] for path in (HOUSE / "conf" / "train").glob("*.yaml")}
+    assert [name for name, line in said.items() if not re.search(r": (when|the place to begin)\b", line)] == []
+
+
 def order(name: str) -> int:
     return DOCS.read_text().index(f"| `{name}` |")
 

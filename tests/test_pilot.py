@@ -5,10 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import machine, pilot
+from pipeline import machine
 from pipeline.artifacts import write_json
 from pipeline.config import Config
 from pipeline.errors import Refusal
+from pipeline.pilot.__main__ import FEW, MANY, lowered, one
+from pipeline.pilot.estimate import estimate, gpu_money
+from pipeline.pilot.seen import ROUND, Seen, measured, prompts_of, sizes_of
+from pipeline.pilot.words import lines
 from pipeline.plan import plan
 from pipeline.runner import prepare, select
 from tests.house import SMALL, composed
@@ -41,92 +45,92 @@ def pretend(cfg) -> None:
         path = planned.folder(step)
         for name, value in PUBLISHED.get(step.stage, {}).items():
             write_json(path / name, value)
-        prompts = pilot.prompts_of(step, pilot.sizes_of(cfg, planned))
+        prompts = prompts_of(step, sizes_of(cfg, planned))
         cost = {"score": {"money": 0.01 * prompts}, "sample": {"engine_start_seconds": 4.0}}.get(step.stage, {})
         size = 1000 if step.stage in ("sft", "train") else 10 * prompts
         files = [{"path": "x", "size": size, "sha256": ""}]
         write_json(path / "manifest.json", {"files": files, "seconds": seconds(step, prompts), "cost": cost})
 
 
-def piloted(tmp_path, *words: str) -> tuple[Config, Config, list[pilot.Seen]]:
+def piloted(tmp_path, *words: str) -> tuple[Config, Config, list[Seen]]:
     """The whole run, the larger pilot, and what both pilots measured."""
     words = *WORDS, f"store={tmp_path / 'store'}", f"runs={tmp_path / 'runs'}", *words
     whole = composed(*words)
-    small, large = (composed(*words, *pilot.lowered(whole, n)) for n in (pilot.FEW, pilot.MANY))
+    small, large = (composed(*words, *lowered(whole, n)) for n in (FEW, MANY))
     small = small.model_copy(update={"until": "train@1"})
     pretend(small), pretend(large)
-    return whole, large, [*pilot.measured(small), *pilot.measured(large)]
+    return whole, large, [*measured(small), *measured(large)]
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     whole, large, seen = piloted(tmp_path_factory.mktemp("pilot"))
-    return whole, pilot.estimate(whole, large, seen, overhead=2.0)
+    return whole, estimate(whole, large, seen, overhead=2.0)
 
 
 def test_what_grows_with_prompts_is_extrapolated_and_what_does_not_is_not(told):
-    whole, estimate = told
+    whole, found = told
     planned = prepare(whole, [plan(whole)])
-    sizes = pilot.sizes_of(whole, planned)
-    truth = sum(seconds(step, pilot.prompts_of(step, sizes)) for step in planned.steps if step.stage != "evaluate")
+    sizes = sizes_of(whole, planned)
+    truth = sum(seconds(step, prompts_of(step, sizes)) for step in planned.steps if step.stage != "evaluate")
     report = 6.0 * 300 / 50  # one size alone: all of it is taken to grow
-    assert 3600 * estimate["hours"] == pytest.approx(truth + report + 2.0 * len(planned.steps))
+    assert 3600 * found["hours"] == pytest.approx(truth + report + 2.0 * len(planned.steps))
     most = 2.0 * len(planned.steps)
     for step in planned.steps:  # had all of it grown but the engine's measured start
         start = {"sample": 4.0, **ONCE}.get(step.stage, 0.0)
-        most += start + (seconds(step, 50) - start) * pilot.prompts_of(step, sizes) / 50
-    assert 3600 * estimate["hours_at_most"] == pytest.approx(most)
+        most += start + (seconds(step, 50) - start) * prompts_of(step, sizes) / 50
+    assert 3600 * found["hours_at_most"] == pytest.approx(most)
 
 
 def test_a_round_that_trains_on_all_pairs_reads_those_of_every_round(told):
-    _, estimate = told
-    [train] = [row for row in estimate["stages"] if row["stage"] == "train"]
+    _, found = told
+    [train] = [row for row in found["stages"] if row["stage"] == "train"]
     assert train["steps"] == 2 and train["seconds"] == pytest.approx(2 * 10 + 0.4 * (400 + 800))
 
 
 def test_disk_money_ties_and_what_can_be_detected(told):
-    _, estimate = told
+    _, found = told
     # Two rounds, and the exams of sft, both rounds and the control.
-    assert estimate["money"] == pytest.approx(0.01 * (2 * 400 + 4 * 300))
+    assert found["money"] == pytest.approx(0.01 * (2 * 400 + 4 * 300))
     # sample, score and pair of each round; four exams, one of them without KL, and the report.
     drawn, asked = 10 * 400 * (2 + 2 + 2), 10 * 300 * 12
-    assert estimate["disk_bytes"] == 3 * 1000 + 10 + drawn + 10 * 400 * 2 + asked
-    assert estimate["ties"] == {"of": 50, "prompts": 6, "all_easy": 4, "all_hard": 2}
-    least, most = estimate["detectable"]["least"], estimate["detectable"]["most"]
+    assert found["disk_bytes"] == 3 * 1000 + 10 + drawn + 10 * 400 * 2 + asked
+    assert found["ties"] == {"of": 50, "prompts": 6, "all_easy": 4, "all_hard": 2}
+    least, most = found["detectable"]["least"], found["detectable"]["most"]
     assert least == pytest.approx(0.1 * (50 / 300) ** 0.5)
     assert most == pytest.approx(2.8 * 2**0.5 * 0.1 / 1.96 * (50 / 300) ** 0.5, rel=1e-4)
-    shown = "\n".join(pilot.lines(estimate))
+    shown = "\n".join(lines(found))
     assert "12% of prompts" in shown and "in rules with 300 exam prompts" in shown
-    json.dumps(estimate, allow_nan=False)
+    json.dumps(found, allow_nan=False)
 
 
 def test_a_later_wave_that_drew_nothing_makes_no_other_wave_free(tmp_path):
     whole, large, seen = piloted(tmp_path, "sample.more=[4]")
-    later = [one for one in seen if (one.stage, one.kind, one.prompts) == ("score", pilot.ROUND, pilot.MANY)][-1]
+    later = [each for each in seen if (each.stage, each.kind, each.prompts) == ("score", ROUND, MANY)][-1]
     seen[seen.index(later)] = replace(later, size=0, cost={"money": 0.0})
-    assert pilot.estimate(whole, large, seen, 0.0)["money"] == pytest.approx(0.01 * (2 * 400 + 4 * 300))
+    assert estimate(whole, large, seen, 0.0)["money"] == pytest.approx(0.01 * (2 * 400 + 4 * 300))
 
 
 def test_the_gpus_are_paid_for_every_hour_that_they_are_there(told, monkeypatch):
     whole = told[0].model_copy(update={"cost": told[0].cost.model_copy(update={"gpu_hour": 2.5})})
     monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("NVIDIA H100", 80 << 30)] * 2)
-    assert pilot.gpu_money(whole, hours=3.0) == 15 and pilot.gpu_money(told[0], hours=3.0) is None
-    shown = "\n".join(pilot.lines({**told[1], "gpu_money": 15.0}))
+    assert gpu_money(whole, hours=3.0) == 15 and gpu_money(told[0], hours=3.0) is None
+    shown = "\n".join(lines({**told[1], "gpu_money": 15.0}))
     assert "20.00 for judges and servers · 15.00 for the GPUs of this machine" in shown
     monkeypatch.setattr(machine, "gpus", list)
-    assert pilot.gpu_money(whole, hours=3.0) is None
+    assert gpu_money(whole, hours=3.0) is None
 
 
 def test_a_pilot_changes_how_many_prompts_are_asked_and_nothing_else():
     whole = composed(*WORDS, "exam.sample.per_round=20")
-    words = pilot.lowered(whole, 50)
+    words = lowered(whole, 50)
     assert words == ["sample.per_round=50", "exam.sample.per_round=20", "rounds=1", "runs=runs/pilot"]
-    lowered = composed(*WORDS, *words)
-    assert (lowered.prompts, lowered.sft, lowered.train) == (whole.prompts, whole.sft, whole.train)
+    small = composed(*WORDS, *words)
+    assert (small.prompts, small.sft, small.train) == (whole.prompts, whole.sft, whole.train)
 
 
 def test_a_pilot_is_of_one_whole_run():
     with pytest.raises(Refusal, match="not a sweep"):
-        pilot.one(["recipes=sweep_smoke"])
+        one(["recipes=sweep_smoke"])
     with pytest.raises(Refusal, match="goes through every stage"):
-        pilot.one(["recipes=smoke", "until=score"])
+        one(["recipes=smoke", "until=score"])

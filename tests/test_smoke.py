@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,54 @@ def greedy_answers(folder: Path, backend: str) -> dict[str, list[int]]:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = Samples(folder / done.stdout.splitlines()[-1]).read("answer")
     return dict(rows.select("prompt_id", "token_ids").iter_rows())
+
+
+@pytest.mark.model
+def test_a_training_that_sigterm_stops_goes_on_to_the_same_files(finished, tmp_path):
+    shutil.copytree(finished[0] / "store", tmp_path / "store")
+    [other] = steps(tmp_path, "train")
+    words = command(*SMALL, "train.beta=0.2", "until=train@1")
+    driver = subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    while driver.poll() is None and not list(
+        tmp_path.glob("store/train/*.partial/scratch/checkpoints/checkpoints.json")
+    ):
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGTERM)
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 75 and "SIGTERM; the same command goes on" in said
+    assert steps(tmp_path, "train") == [other]
+
+    made = []
+    for first_step_again in (False, True):
+        subprocess.run(words, cwd=tmp_path, env=environment(), check=True)
+        [log] = (tmp_path / "runs" / "latest").glob("logs/*-train-*.log")
+        assert ("▸ train 1/" in log.read_text()) == first_step_again
+        [step] = set(steps(tmp_path, "train")) - {other}
+        made.append(json.loads((step / "manifest.json").read_text())["files"])
+        shutil.rmtree(step)
+    assert made[0] == made[1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_full_lora_and_qlora_each_raise_the_dev_score(tmp_path):
+    """Three trainings of one SFT model on the same pairs; the third reads values of its own, quantised base."""
+    rates = {"full": "3e-4", "lora": "1e-3", "qlora": "1e-3"}
+    shared = ["prompts", "base", "sft", *(f"{stage} round 1" for stage in ("sample", "score", "pair"))]
+    shared += [f"{stage} dev sft" for stage in ("sample", "score", "refer")]
+    for adapter, rate in rates.items():
+        rated = [f"train.learning_rate={rate}", f"train.runtime.usual_rate={rate}"]
+        words = [f"adapter@train.adapter={adapter}", *rated, "exam.split=dev", "rounds=1"]
+        done = subprocess.run(
+            command("recipes=smoke", *words), cwd=tmp_path, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = {" ".join(line[2:26].split()) for line in done.stdout.splitlines() if line.startswith("✓")}
+        assert found >= set(shared if adapter != "full" else []), done.stdout
+        report = json.loads((tmp_path / done.stdout.splitlines()[-1]).with_name("report.json").read_text())
+        gain = next(d for d in report["differences"] if (d["model"], d["scorer"]) == ("round-1", "rules"))
+        assert report["exam"]["split"] == "dev" and gain["low"] > 0, (adapter, gain)
+        print(adapter, {model["name"]: model["metrics"]["rules"]["mean"] for model in report["models"]}, gain)
 
 
 @pytest.mark.slow

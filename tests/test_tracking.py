@@ -159,3 +159,16 @@ def test_a_tracker_that_is_not_installed_is_refused_at_the_door(monkeypatch):
         Refusal, match=r"tracker=tensorboard: the package tensorboard is not installed.*\n.*make install"
     ):
         outside.check_tracker(Tensorboard(kind="tensorboard"))
+
+
+@pytest.mark.model
+def test_a_server_that_is_not_there_stops_nothing(round_, plain, story, monkeypatch, capfd):
+    from pipeline.training import tracking
+
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens at the port for discarding
+    monkeypatch.setattr(tracking, "PATIENCE", 2.0)
+    model = tracked(round_, "online", story, WANDB.model_copy(update={"mode": "online"}))
+    said = "".join(capfd.readouterr())
+    assert said.count("! tracker=wandb failed") == 1 and KEY not in said
+    assert published(model) == published(plain)

@@ -151,6 +151,13 @@ def test_every_pair_weighs_the_same_however_a_step_is_split(round_):
     assert uneven == pytest.approx(whole, abs=1e-5)
 
 
+def test_what_a_cluster_says_of_other_processes_changes_nothing_here(round_, full, monkeypatch):
+    """Kubernetes' jobs set these for every container; one that trains alone would take a quarter of each step."""
+    for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert losses(round_.train("in a cluster", dpo(micro_batch=1))) == pytest.approx(losses(full), abs=1e-5)
+
+
 # ── the reference ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -167,6 +174,16 @@ def test_values_of_another_model_are_caught_before_the_first_step(round_, tmp_pa
         round_.train("wrong", dpo(), reference=round_.other)
     assert not (round_.store / "train" / "wrong" / "model.json").exists()
     assert not (round_.store / "train" / "wrong" / "metrics.jsonl").exists()
+
+
+def test_a_value_that_is_no_number_is_no_small_difference():
+    from pipeline.training import reference
+
+    rows = {f"ref_{side}_logps": [-1.0, -2.0, -3.0] for side in ("chosen", "rejected")}
+    rows |= {f"{side}_ids": [[1]] * 3 for side in ("chosen", "rejected")}
+    found = {"chosen": [-1.0, -2.0, -3.0], "rejected": [-1.0, math.nan, -3.0]}
+    with pytest.raises(Broken, match="the reference is wrong.* by nan nats"):
+        reference._compare(dpo(), found, rows, "of the model")
 
 
 def test_values_of_other_pairs_are_caught(round_, tmp_path):

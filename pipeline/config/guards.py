@@ -32,6 +32,11 @@ class GuardsConfig(Block):
         """Whether what stops the training is read from the policy's own answers."""
         return self.kl_budget is not None or self.stop_on == "score"
 
+    @property
+    def looks_alone(self) -> bool:
+        """Whether what stops the training is seen by our own looks; of the trainer's own, all processes know."""
+        return self.asks_answers or self.fall_budget is not None
+
     @model_validator(mode="after")
     def _answers_are_drawn(self) -> Self:
         if self.asks_answers and not self.prompts:

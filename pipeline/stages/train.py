@@ -34,17 +34,10 @@ def run(
     if reference is None and cfg.logps != "none":
         raise Refusal(f"train.logps={cfg.logps} needs a reference model, and the plan gives none.")
     count = launch.processes(cfg)
-    rows = {part: ready(cfg, pairs, part, logps or []) for part in ("train", "dev")}
     world = count * cfg.runtime.machines
     if world == 1:
         launch.expose_one_device()
-
-    from pipeline.training import models
-
-    tokenizer = models.load_tokenizer(init)
-    _refuse_other_tokens(pairs, tokenizer)
-    if cfg.rehearsal:
-        rows["rehearsal"] = demonstrations(cfg, cfg.rehearsal, out, tokenizer, fence)
+    rows = _rows(cfg, out, init, pairs, logps or [], fence)
     auto, cfg = cfg.runtime.micro_batch == "auto", ahead.look_ahead(cfg, init, rows, world, out)
 
     def start(cfg: TrainConfig) -> None:
@@ -56,17 +49,28 @@ def run(
             launch.alone(cfg, out, init, reference, dev, rows)
 
     ahead.in_memory(cfg, auto, out, start)
-    if world > 1:
-        note_cost(out, processes=world, watched=cfg.runtime.watch == "always")
     held_to = [reference] if reference else []
     curves.draw(Model(out).metrics(), json.loads((out / "training.json").read_text())["kept"], out)
-    card.write(
-        cfg, out, {"start": [init], "reference": held_to, "pairs": [*pairs], "reference values": [*(logps or [])]}
-    )
+    card.write(cfg, out, {"start": [init], "reference": held_to, "pairs": pairs, "reference values": logps or []})
     if cfg.runtime.keep_checkpoints:
         _keep_checkpoints(out)
-    note_cost(out, tokens=ahead.tokens_read(cfg, rows), pairs=rows["train"].height)
+    several = {"processes": world, "watched": cfg.runtime.watch == "always"} if world > 1 else {}
+    note_cost(out, tokens=ahead.tokens_read(cfg, rows), pairs=rows["train"].height, **several)
     return Model(out)
+
+
+def _rows(
+    cfg: TrainConfig, out: Path, init: Model, pairs: list[Pairs], logps: list[Logps], fence: Fence | None
+) -> "dict[str, pl.DataFrame]":
+    """The trainer's columns of the pairs, and of what is rehearsed beside them: all in the policy's own tokens."""
+    from pipeline.training import models
+
+    rows = {part: ready(cfg, pairs, part, logps) for part in ("train", "dev")}
+    tokenizer = models.load_tokenizer(init)
+    _refuse_other_tokens(pairs, tokenizer)
+    if cfg.rehearsal:
+        rows["rehearsal"] = demonstrations(cfg, cfg.rehearsal, out, tokenizer, fence)
+    return rows
 
 
 def _keep_checkpoints(out: Path) -> None:

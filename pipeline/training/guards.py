@@ -13,11 +13,12 @@ from transformers import TrainerCallback
 from pipeline.artifacts import Model, Prompts
 from pipeline.config import TrainConfig
 from pipeline.errors import Broken, Refusal
-from pipeline.training import decisions
+from pipeline.training import decisions, sharded
 from pipeline.training.callbacks import keep_until
 from pipeline.training.decisions import FALL, KL
 from pipeline.training.kept_weights import KeptWeights
 from pipeline.training.logps import completion_logps
+from pipeline.training.models import State
 from pipeline.training.own_answers import OwnAnswers, show
 from pipeline.training.shares import gathered, share
 
@@ -51,9 +52,12 @@ class Guards(TrainerCallback):
         self._look(state)
         seen = decisions.looks(state.log_history)
         self._warn(seen)
+        self._check_measured(seen[-1])
         if state.global_step and self.cfg.guards.may_stop:
-            if state.is_world_process_zero and decisions.kept(self.cfg.guards, seen) == state.global_step:
-                self.weights.save(self.trainer.model, state.global_step)
+            if decisions.kept(self.cfg.guards, seen) == state.global_step:
+                trained = sharded.trained(self.trainer, sharded.gathered(self.trainer))
+                if state.is_world_process_zero:
+                    self.weights.save(trained, state.global_step)
             self.stopped = decisions.reason_to_stop(self.cfg.guards, seen)
         if self.stopped:
             control.should_training_stop = True
@@ -105,8 +109,17 @@ class Guards(TrainerCallback):
                 f"train.guards.fall_budget"
             )
 
-    def finish(self, step: int, history: list[dict[str, Any]]) -> int:
-        """Puts the weights to be published into the policy; answers the step that they are of."""
+    def _check_measured(self, look: decisions.Look) -> None:
+        """Thumbs alone have a margin where both kinds share a batch, and may not."""
+        stop_on = self.cfg.guards.stop_on
+        if stop_on and decisions.COLUMN[stop_on] not in look:
+            raise Broken(
+                f"train.guards.stop_on={stop_on}: the look at step {look['step']} knows no such figure, since no batch "
+                f"of dev thumbs holds both kinds.\n  Give train.guards.stop_on=loss, or a larger pair.dev.least."
+            )
+
+    def finish(self, step: int, history: list[dict[str, Any]], trained: State) -> int:
+        """Puts the weights to be published in the place of the last ones; answers the step that they are of."""
         guards, seen = self.cfg.guards, decisions.looks(history)
         if not guards.may_stop or not seen:
             return step
@@ -119,7 +132,7 @@ class Guards(TrainerCallback):
         if self.stopped:
             say(f"stopped at step {step}: {self.stopped}. The weights of step {kept} are published")
         if kept != step:
-            self.weights.restore(self.trainer.model, kept)
+            self.weights.restore(trained, kept)
         return kept
 
 
@@ -134,15 +147,10 @@ def guards_for(
 ) -> Guards:
     """`pairs` is the trainer's dev table. An objective without reference is compared to where it starts."""
     guards = cfg.guards
-    if processes > 1 and cfg.runtime.watch == "alone":
-        return _of_several(cfg, pairs, out, processes)
-    if processes > 1 and any(os.environ.get(f"ACCELERATE_USE_{kind}") == "true" for kind in ("FSDP", "DEEPSPEED")):
-        raise Refusal(
-            "train.runtime.watch=always: the processes hold parts of the weights, and none can answer by itself.\n"
-            "  Give train.runtime.watch=alone, or launch with whole weights in each."
-        )
     if guards.may_stop and not pairs.height:
         raise Refusal("train.guards: a training without dev pairs is never looked at. Give pair.dev.share above 0.")
+    if processes > 1 and cfg.runtime.watch == "alone":
+        return _of_several(cfg, pairs, out, processes)
     own = OwnAnswers(cfg, init, reference or init, dev) if dev and guards.prompts and pairs.height else None
     if own is not None and not own.rows:
         say(f"no dev prompt leaves room for {guards.tokens} tokens (train.guards.tokens): no KL is known")
@@ -154,8 +162,8 @@ def guards_for(
 
 def _of_several(cfg: TrainConfig, pairs: "pl.DataFrame", out: Path, processes: int) -> Guards:
     """Unasked, only what the trainer gathers from all of them is looked at: own answers keep every device waiting."""
-    asked = [name for name in ("kl_budget", "fall_budget") if getattr(cfg.guards, name) is not None]
-    if asked or cfg.guards.stop_on == "score":
+    if cfg.guards.looks_alone:
+        asked = [name for name in ("kl_budget", "fall_budget") if getattr(cfg.guards, name) is not None]
         raise Refusal(
             f"train.guards.{asked[0] if asked else 'stop_on=score'} is read by one process alone, and {processes} "
             f"train together.\n  Give train.runtime.watch=always, train.runtime.processes=1, or stop_on=loss, accuracy "

@@ -1,7 +1,8 @@
 """Trained weights of an earlier step, on the disk until the training ends: what stopping too late goes back to."""
 
 from pathlib import Path
-from typing import Any
+
+from pipeline.training.models import State
 
 
 class KeptWeights:
@@ -11,21 +12,21 @@ class KeptWeights:
         self.folder = folder
         self.secured = self._newest()
 
-    def save(self, module: Any, step: int) -> None:
+    def save(self, trained: State, step: int) -> None:
         from safetensors.torch import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
         scratch = self.folder / "new.tmp"
-        save_file({name: weight.data.contiguous() for name, weight in _trained(module)}, scratch)
+        once = {weight.data_ptr(): (name, weight.contiguous()) for name, weight in trained.items()}  # tied ones are one
+        save_file(dict(once.values()), scratch)
         scratch.rename(self._file(step))
         self._drop({self.secured, step})
 
-    def restore(self, module: Any, step: int) -> None:
+    def restore(self, trained: State, step: int) -> None:
         from safetensors.torch import load_file
 
-        saved = load_file(self._file(step))
-        for name, weight in _trained(module):
-            weight.data.copy_(saved[name])
+        for name, weight in load_file(self._file(step)).items():
+            trained[name].copy_(weight)
 
     def secure(self) -> None:
         self.secured = self._newest()
@@ -48,7 +49,3 @@ class KeptWeights:
 
     def _file(self, step: int) -> Path:
         return self.folder / f"{step}.safetensors"
-
-
-def _trained(module: Any) -> list[tuple[str, Any]]:
-    return [(name, weight) for name, weight in module.named_parameters() if weight.requires_grad]

@@ -25,11 +25,17 @@ if TYPE_CHECKING:
 
 NO_MEMORY = "no-memory"  # in scratch, by whichever process it happened to
 RANK = "pipeline.training.rank"
+PLACES = "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"  # a process among others, as launchers tell it
 TRL_NAMES = {"ddp": "multi_gpu"}  # the others have one name there and here
 
 
 def expose_one_device() -> None:
-    """Several visible GPUs in one process become a DataParallel that TRL refuses: the first one is taken."""
+    """Several visible GPUs in one process become a DataParallel that TRL refuses: the first one is taken.
+
+    A cluster may have told this process of others, which trains alone all the same: it would share the batch with them.
+    """
+    for name in PLACES:
+        os.environ.pop(name, None)
     visible = os.environ.get(machine.VISIBLE)
     if (visible is None and machine.gpus()) or (visible and "," in visible):
         os.environ[machine.VISIBLE] = (visible or "0").split(",")[0]

@@ -1,7 +1,9 @@
 """Is the reference right? Judged on a few pairs before the first optimizer step, from our own forward passes."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
 
 from pipeline.artifacts import Model
 from pipeline.config import FullAdapter, Quantization, TrainConfig
@@ -9,9 +11,33 @@ from pipeline.errors import Broken
 from pipeline.training import models
 from pipeline.training.logps import completion_logps
 
+if TYPE_CHECKING:
+    import polars as pl
+
 PAIRS = 16
 NATS_PER_SEQUENCE = 1e-3  # float32
 NATS_PER_TOKEN = 0.02  # half precision, and 8-bit bases: they round activations by what shares their batch
+
+
+class StartCheck(TrainerCallback):
+    """Once every process has its part of the model on its own device, and nothing has changed yet.
+
+    `held`: training starts from its reference.
+    """
+
+    def __init__(self, cfg: TrainConfig, rows: "dict[str, pl.DataFrame]", held: bool):
+        self.cfg, self.rows, self.held = cfg, first(rows), held
+
+    def watch(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.held and not state.global_step:
+            check_start(self.cfg, self.trainer, self.rows)
+
+
+def first(rows: "dict[str, pl.DataFrame]") -> dict[str, list[Any]]:
+    return rows["train"].head(PAIRS).to_dict(as_series=False)
 
 
 def check_elsewhere(cfg: TrainConfig, reference: Model, rows: dict[str, list[Any]]) -> None:
@@ -53,7 +79,8 @@ def _compare(cfg: TrainConfig, found: dict[str, list[float]], rows: dict[str, li
         gaps += [abs(a - b) for a, b in zip(found[side], rows[f"ref_{side}_logps"], strict=True)]
         tokens += sum(map(len, rows[f"{side}_ids"]))
     if _exact(cfg):
-        figure, limit, unit = max(gaps), NATS_PER_SEQUENCE, "nats in the worst sequence"
+        worst = max(gaps, key=lambda gap: math.inf if math.isnan(gap) else gap)
+        figure, limit, unit = worst, NATS_PER_SEQUENCE, "nats in the worst sequence"
     else:
         figure, limit, unit = sum(gaps) / max(tokens, 1), NATS_PER_TOKEN, "nats per token"
     if not figure <= limit:

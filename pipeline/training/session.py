@@ -23,36 +23,35 @@ def train(
 ) -> None:
     """`rows` are the trainer's own columns; `held_to` is the reference."""
     blueprint.check(cfg, init, [column for table in rows.values() for column in table if column.name.endswith("_ids")])
-    first = rows["train"].head(reference.PAIRS).to_dict(as_series=False)
-    starts_from_reference = held_to is not None and held_to.path == init.path
-    if cfg.logps == "ready" and held_to and not starts_from_reference:
-        reference.check_elsewhere(cfg, held_to, first)
+    if cfg.logps == "ready" and held_to and held_to.path != init.path:
+        reference.check_elsewhere(cfg, held_to, reference.first(rows))
 
-    if cfg.learning_rate < cfg.runtime.usual_rate / 10:
-        guards.say(
-            f"learning_rate={cfg.learning_rate:g} is under a tenth of what is usual here "
-            f"({cfg.runtime.usual_rate:g}): expect little to change"
-        )
-
+    _say_what_is_slow(cfg)
     policy = trainers.load_policy(cfg, init)
     settings = models.settings_of(policy)
     watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)
     trainer, ledger = trainers.trainer_for(cfg, policy, init, held_to, rows, out, watch)
     _check_processes(trainer, cfg, processes)
-    if starts_from_reference:
-        reference.check_start(cfg, trainer, first)
 
     tracking.train(trainer, ledger.newest_whole())
     whole = sharded.gathered(trainer)
-    if not trainer.is_world_process_zero():
-        return
-    kept = watch.finish(trainer.state.global_step, trainer.state.log_history)
-    models.check_finite(policy, whole)
-    account.write(out, trainer.state, kept, watch.stopped)
-    if isinstance(cfg.adapter, FullAdapter):
-        models.save_full(policy, settings, init, cfg.dtype, out, whole)
-    else:
-        models.save_adapter(policy, init, cfg.adapter, cfg.dtype, out, whole)
+    sharded.load_whole_again(trainer)
+    if trainer.is_world_process_zero():
+        kept = watch.finish(trainer.state.global_step, trainer.state.log_history, sharded.trained(trainer, whole))
+        models.check_finite(policy, whole)
+        account.write(out, trainer.state, kept, watch.stopped)
+        if isinstance(cfg.adapter, FullAdapter):
+            models.save_full(policy, settings, init, cfg.dtype, out, whole)
+        else:
+            models.save_adapter(policy, init, cfg.adapter, cfg.dtype, out, whole)
+
+
+def _say_what_is_slow(cfg: TrainConfig) -> None:
+    if cfg.learning_rate < cfg.runtime.usual_rate / 10:
+        guards.say(
+            f"learning_rate={cfg.learning_rate:g} is under a tenth of what is usual here "
+            f"({cfg.runtime.usual_rate:g}): expect little to change"
+        )
 
 
 def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:

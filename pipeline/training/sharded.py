@@ -1,23 +1,34 @@
-"""Weights that no process has as a whole (ZeRO-3, FSDP): gathered once, when the training is over, to be published."""
+"""Weights that no process has as a whole (ZeRO-3, FSDP): gathered to be kept or published."""
 
 from typing import Any
 
+from pipeline.training.models import State
 
-def gathered(trainer: Any) -> "dict[str, Any] | None":
+
+def gathered(trainer: Any) -> State | None:
     """Every weight by name, on the first process; None where the module has them itself. A call of all processes."""
     accelerator = trainer.accelerator
-    if trainer.is_deepspeed_enabled and accelerator.state.deepspeed_plugin.zero_stage == 3:
-        state = accelerator.get_state_dict(trainer.deepspeed)
-        _load_whole_again()
-    elif trainer.is_fsdp_enabled:
-        state = accelerator.get_state_dict(trainer.model)
-    else:
-        return None
-    return state or {}
+    if _by_zero3(trainer):
+        return accelerator.get_state_dict(trainer.deepspeed) or {}
+    if trainer.is_fsdp_enabled:
+        return accelerator.get_state_dict(trainer.model) or {}
+    return None
 
 
-def _load_whole_again() -> None:
+def trained(trainer: Any, whole: State | None) -> State:
+    """Of these, or of the module's own where it has them itself, the weights that are trained."""
+    named = trainer.model.named_parameters(remove_duplicate=False)  # a tied one under each of its names
+    own = {name: weight.data for name, weight in named if weight.requires_grad}
+    return own if whole is None else {name: weight for name, weight in whole.items() if name in own}
+
+
+def load_whole_again(trainer: Any) -> None:
     """While ZeRO-3 is on, `from_pretrained` waits for the other processes, and those have ended when we merge."""
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    if _by_zero3(trainer):
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    unset_hf_deepspeed_config()
+        unset_hf_deepspeed_config()
+
+
+def _by_zero3(trainer: Any) -> bool:
+    return bool(trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3)

@@ -77,8 +77,12 @@ class Tail:
         self.file, self._read = file, 0
 
     def new(self) -> list[Row]:
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
-        fresh, self._read = lines[self._read :], len(lines)
+        if not self.file.exists():
+            return []
+        with self.file.open("rb") as file:
+            file.seek(self._read)
+            fresh = file.readlines()
+            self._read = file.tell()
         return [json.loads(line) for line in fresh]
 
 

@@ -14,6 +14,7 @@ from pipeline.training import models
 from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
 from pipeline.training.guards import Guards
+from pipeline.training.reference import StartCheck
 from pipeline.training.rehearsal import rehearsal_of
 from pipeline.training.tracking import Tracked
 
@@ -63,33 +64,25 @@ def trainer_for(
     out: Path,
     guards: Guards,
 ) -> tuple[Any, CheckpointLedger]:
-    scratch, kind = out / "scratch", trainer_kind(cfg.trainer)
-    args = _arguments(cfg, scratch / "checkpoints", evaluates=rows["dev"].height > 0)
-    with args.main_process_first(desc="pairs"):  # the others read what the first one made of them
-        data = {part: _dataset(table, part, scratch) for part, table in rows.items() if part in PARTS and table.height}
-    ledger = CheckpointLedger(scratch / "checkpoints")
+    ledger = CheckpointLedger(out / "scratch" / "checkpoints")
+    args = _arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
+    data = _datasets(args, rows, out / "scratch")
     weights = {name: weight.data for name, weight in policy.named_parameters() if weight.requires_grad}
     asked = {} if reference is None else {"ref_model": _reference(cfg, policy, init, reference)}
-    trainer = kind.Trainer(
+    start = StartCheck(cfg, rows, held=reference is not None and reference.path == init.path)
+    trainer = trainer_kind(cfg.trainer).Trainer(
         model=policy,
         **asked,
         args=args,
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
         processing_class=_tokenizer(init),
-        callbacks=[
-            FiniteGuard(),
-            MetricsLog(out / "metrics.jsonl"),
-            ledger,
-            ProgressLine("train"),
-            guards,
-            Tracked(cfg.runtime.tracker, out),
-        ],
+        callbacks=[start, *_callbacks(cfg, out, ledger, guards)],
     )
-    trainer.by_length = cfg.runtime.by_length
-    guards.watch(trainer)
-    trainer.rehearsal = rehearsal_of(cfg, rows)
     trainer.remove_callback(PrinterCallback)
+    trainer.by_length, trainer.rehearsal = cfg.runtime.by_length, rehearsal_of(cfg, rows)
+    for each in (start, guards):
+        each.watch(trainer)
     _only_wanted_adapters(policy)
     _in_their_own_precision(policy, weights)
     return trainer, ledger
@@ -101,6 +94,17 @@ def _tokenizer(init: Model) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _callbacks(cfg: TrainConfig, out: Path, ledger: CheckpointLedger, guards: Guards) -> list[Any]:
+    """In this order: what is no number reaches no file, what is looked at comes after what the trainer itself logs."""
+    written, shown = MetricsLog(out / "metrics.jsonl"), Tracked(cfg.runtime.tracker, out)
+    return [FiniteGuard(), written, ledger, ProgressLine("train"), guards, shown]
+
+
+def _datasets(args: Any, rows: "dict[str, pl.DataFrame]", scratch: Path) -> "dict[str, Dataset]":
+    with args.main_process_first(desc="pairs"):  # the others read what the first one made of them
+        return {part: _dataset(rows[part], part, scratch) for part in PARTS if rows[part].height}
 
 
 def _dataset(table: "pl.DataFrame", part: str, scratch: Path) -> "Dataset":
