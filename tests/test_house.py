@@ -65,13 +65,8 @@ MAY_IMPORT = {
     "exams": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
-    "door": {
-        "lineage",
-        "step",
-        "sampling",
-        "artifacts",
-        "config",
-    },  # sampling: what no prompt fits is refused in one way
+    # Whether any prompt fits is asked in sampling's own way.
+    "door": {"lineage", "step", "sampling", "artifacts", "config"},
     "survey": {"step", "store"},
     "runner": {"door", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"door", "forecast", "survey", "plan", "runner", "step", "config", "artifacts"},
