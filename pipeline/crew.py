@@ -15,8 +15,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline import machine
 from pipeline.errors import BROKE, Broken, Refusal
-from pipeline.gpus import GPUS, Environment
+from pipeline.gpus import Environment
 
 Figures = dict[str, float]
 LAST_WORDS = 12  # lines of a dead hand's log that are shown
@@ -105,7 +106,8 @@ class _Member:
 
     def __init__(self, number: int, work: Work, environment: Environment, logs: Path):
         self.log = logs / f"worker-{number}.log"
-        self.name = f"worker {number}" + (f" (GPU {environment[GPUS]})" if GPUS in environment else "")
+        gpus = environment.get(machine.VISIBLE)
+        self.name = f"worker {number} (GPU {gpus})" if gpus else f"worker {number}"
         self.claimed: list[str] = []
         self.waits = False
         self.pipe, theirs = get_context("spawn").Pipe()

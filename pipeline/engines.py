@@ -86,13 +86,14 @@ def needs_of(shape: Shape, dtype: str, longest: int) -> Needs:
 def cache(config: Mapping[str, Any], dtype: str, longest: int) -> int:
     """Bytes of keys and values that one sequence takes in layers that see all of it; 0 where the config is silent."""
     config = config.get("text_config", config)
-    heads = config.get("num_key_value_heads") or config.get("num_attention_heads")
+    queries, width = config.get("num_attention_heads"), config.get("hidden_size")
+    heads = config.get("num_key_value_heads") or queries
+    size = config.get("head_dim") or (queries and width and width // queries)
     kinds = config.get("layer_types") or ["full_attention"] * (config.get("num_hidden_layers") or 0)
-    if not heads or config.get("kv_lora_rank"):  # what is compressed takes far less
+    if not heads or not size or config.get("kv_lora_rank"):  # what is compressed takes far less
         return 0
     if config.get("sliding_window") and not config.get("layer_types"):
         longest = min(longest, config["sliding_window"])
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     tokens = min(longest, config.get("max_position_embeddings") or longest)
     return 2 * kinds.count("full_attention") * heads * size * BYTES[dtype] * tokens
 

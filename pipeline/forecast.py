@@ -5,25 +5,14 @@ Exact where the pairs are in the store, at most so much where they are not; sile
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 from pipeline import engines, footprint, machine, outlook, store
-from pipeline.artifacts import MODEL_FILE, Model, Pairs, open_artifact
-from pipeline.config import (
-    Checkpoint,
-    Conversation,
-    Draw,
-    TinyBase,
-    TrainConfig,
-    TransformersBackend,
-    VllmBackend,
-)
-from pipeline.content import here
+from pipeline.artifacts import Pairs
+from pipeline.config import Conversation, Draw, TrainConfig, TransformersBackend, VllmBackend
 from pipeline.errors import Refusal
+from pipeline.lineage import shape_of, weights_of
 from pipeline.step import Step
 from pipeline.survey import Found, Planned
-
-INNER = 8 / 3  # a tiny model's gates are so much wider than the model
 
 
 def check(planned: Planned, coming: list[Step]) -> None:
@@ -86,7 +75,7 @@ def _engine_needs(planned: Planned, step: Step, cfg: Draw) -> engines.Needs | No
 
 
 def _place(step: Step, cfg: Draw, device: int) -> engines.Place:
-    knob = "exam.sample.backend" if isinstance(step.label, str) else "sample.backend"
+    knob = f"{step.knob}.backend"
     if isinstance(cfg.backend, VllmBackend):
         return engines.Place(knob, device, cfg.backend.runtime.memory, cfg.backend.runtime.tensor_parallel)
     return engines.Place(knob, device, 1.0, 1, vllm=False)
@@ -143,42 +132,6 @@ def prompts_published(planned: Planned) -> dict[str, int] | None:
     [made] = [step for step in planned.steps if step.stage == "prompts" and not step.label]  # chat sets have labels
     funnel = planned.folder(made) / "funnel.json"
     return json.loads(funnel.read_text())["out"] if funnel.exists() else None
-
-
-def shape_of(planned: Planned, step: Step) -> footprint.Shape | None:
-    """Of a model that is there, that is made here, or that another one is made from."""
-    if folder := weights_of(planned, step):
-        return footprint.shape_in(folder)
-    if isinstance(tiny := _origin(planned, step).config, TinyBase):
-        inner = int(tiny.hidden * INNER)
-        sizes = {"hidden_size": tiny.hidden, "intermediate_size": inner, "num_hidden_layers": tiny.layers}
-        heads = {"num_attention_heads": tiny.heads, "vocab_size": tiny.vocabulary}
-        return footprint.shape_of({**sizes, **heads, "tie_word_embeddings": True})
-    return None
-
-
-def weights_of(planned: Planned, step: Step) -> Path | None:
-    """Where the weights of a model lie, or of the one that it is made from; None where they are not here yet."""
-    origin = _origin(planned, step)
-    folder = planned.folder(origin)
-    if (folder / MODEL_FILE).exists():
-        model = open_artifact(origin.stage, folder)
-        assert isinstance(model, Model)
-        try:
-            return here(model.weights, model.revision)
-        except FileNotFoundError:  # pruned, it or an adapter's base
-            return None
-    return here(origin.config.place, origin.config.revision) if isinstance(origin.config, Checkpoint) else None
-
-
-def _origin(planned: Planned, step: Step) -> Step:
-    """The first model that is there, going back to what each was made from; else the one that begins the line."""
-    if (planned.folder(step) / MODEL_FILE).exists():
-        return step
-    if step.stage == "gate":  # whichever it chooses, all of them were made from sft
-        return _origin(planned, step.inputs["exams"]["sft"]["model"])
-    above = step.inputs.get("init") or step.inputs.get("base")
-    return _origin(planned, above) if isinstance(above, Step) else step
 
 
 def _measured(planned: Planned, step: Step) -> float | None:

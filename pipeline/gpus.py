@@ -4,10 +4,10 @@ import os
 from typing import Literal
 
 from pipeline.errors import Refusal
+from pipeline.machine import VISIBLE
 
 Environment = dict[str, str]
 Workers = int | Literal["auto"]
-GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def environments(workers: Workers, knob: str, gpus_each: int = 1) -> list[Environment]:
@@ -21,9 +21,9 @@ def environments(workers: Workers, knob: str, gpus_each: int = 1) -> list[Enviro
         raise Refusal(
             f"{knob}={workers}: {wanted} engines of {gpus_each} GPUs each need {wanted * gpus_each} GPUs, and "
             f"{len(gpus)} can be seen here.\n  Give fewer workers or a smaller tensor_parallel"
-            f"{f', or name more GPUs in {GPUS}' if GPUS in os.environ else ''}."
+            f"{f', or name more GPUs in {VISIBLE}' if VISIBLE in os.environ else ''}."
         )
-    return [{GPUS: ",".join(group)} for group in groups[:wanted]]
+    return [{VISIBLE: ",".join(group)} for group in groups[:wanted]]
 
 
 def visible_gpus() -> list[str]:
@@ -31,5 +31,6 @@ def visible_gpus() -> list[str]:
     import torch
 
     count = torch.cuda.device_count()
-    named = [name.strip() for name in os.environ[GPUS].split(",")] if GPUS in os.environ else map(str, range(count))
+    told = os.environ.get(VISIBLE)
+    named = map(str, range(count)) if told is None else (name.strip() for name in told.split(","))
     return list(named)[:count]

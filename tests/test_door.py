@@ -1,6 +1,7 @@
 """What is refused before anything is built, because machine or config cannot do it."""
 
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -12,10 +13,10 @@ from pipeline import door
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.backends.chat import Chat
 from pipeline.config import ScoreConfig
-from pipeline.door import contexts
 from pipeline.door.made import check_lengths, check_offline, check_prompts
 from pipeline.door.words import Words
 from pipeline.errors import Refusal
+from pipeline.lineage import line_of
 from pipeline.plan import plan
 from pipeline.sampling.admission import admitted
 from pipeline.step import Step
@@ -27,14 +28,8 @@ GIVEN = ["prompts.path=p.jsonl", "sft.model=hub/model"]
 
 
 @pytest.fixture
-def two_gpus(tmp_path, monkeypatch):
-    """A tool as the driver of NVIDIA brings it, on a machine with two."""
-    tool = tmp_path / "bin" / "nvidia-smi"
-    tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\necho 'A, 80000'\necho 'A, 80000'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def two_gpus(card):
+    card(80, 80)
 
 
 @functools.cache
@@ -53,6 +48,13 @@ def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there)
     else:
         with pytest.raises(Refusal, match=rf"tensor_parallel={wanted}: this machine shows {there} GPUs.*\n  Give"):
             door.check(asked)
+
+
+def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
+    with pytest.raises(Refusal, match=r"^exam.sample.backend.runtime.tensor_parallel=3: this machine shows 2 GPUs"):
+        door.check(steps(*GIVEN, "exam.sample.backend.runtime.tensor_parallel=3"))
+    with pytest.raises(Refusal, match=r"^exam.sample.runtime.workers=3 of 1 GPUs each: this machine shows 2 GPUs"):
+        door.check(steps(*GIVEN, "exam.sample.runtime.workers=3"))
 
 
 @pytest.mark.parametrize("word", ["backend@sample.backend=vllm", "backend@sample.backend=transformers"])
@@ -254,6 +256,20 @@ def test_the_door_counts_what_the_sampler_counts(tmp_path, template):
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("several", [False, True])
+def test_the_door_knows_the_template_of_an_older_checkpoint(tmp_path, several):
+    """It stands in the tokenizer's config, and no file beside it."""
+    policy = tiny_model(tmp_path / "sft")
+    (policy.tokenizer / "chat_template.jinja").unlink()
+    file = policy.tokenizer / "tokenizer_config.json"
+    named = [{"name": "default", "template": CHAT}, {"name": "tool_use", "template": "no"}]
+    write_json(file, {**json.loads(file.read_text()), "chat_template": named if several else CHAT})
+    messages = [{"role": "user", "content": "name three facts"}]
+    found = Words(policy.tokenizer, None, 256).encode(messages, {})
+    assert found == Chat(policy).encode(messages, {}) and len(found) > len(Chat(policy).pieces("name three facts"))
+
+
+@pytest.mark.model
 def test_a_prompt_that_only_the_template_makes_too_long_is_dropped_and_counted(tmp_path):
     chat = Chat(tiny_model(tmp_path / "sft"))
     texts = ["the river", "the river and the lantern", "the river and the old lantern and the quiet river"]
@@ -275,7 +291,7 @@ def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
     ]
     words += ["score=reward", "pair.scorer=reward", "sample.more=[4]", "evaluate.scorer=reward"]
     draws = [step for step in steps("recipes=smoke", *words) if step.stage == "sample"]
-    assert {model.stage for draw in draws for model in contexts.line_of(draw)} == {"base", "sft", "train"}
+    assert {model.stage for draw in draws for model in line_of(draw.inputs["policy"])} == {"base", "sft", "train"}
     door.check(draws)
 
 

@@ -142,6 +142,9 @@ def test_weights_that_lie_there_twice_count_once(tmp_path):
         ({"sliding_window": 100}, 100),
         ({"sliding_window": 100, "layer_types": ["sliding_attention", "full_attention"] * 8}, 500),
         ({"kv_lora_rank": 64}, 0),
+        ({"head_dim": None}, 1000),
+        ({"head_dim": None, "hidden_size": None}, 0),
+        ({"head_dim": None, "num_attention_heads": None}, 0),
     ],
 )
 def test_the_cache_counts_layers_that_keep_the_whole_sequence(also, tokens):

@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from pipeline import footprint, forecast, machine, outlook
+from pipeline import footprint, forecast, lineage, machine, outlook
 from pipeline.artifacts import write_json
-from pipeline.door import contexts
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.runner import prepare
@@ -206,15 +205,15 @@ def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, 
     steps = {(step.stage, step.label): step for step in planned.steps}
     init = steps["train", 2].inputs["init"]
     assert init is steps["gate", 1]
-    assert [*contexts.line_of(steps["sample", 2])] == [steps["gate", 1], steps["sft", 0]], "who knows the context"
-    assert forecast.shape_of(planned, init) == shape(LLAMA_1B), "before the gate"
+    assert [*lineage.line_of(init)] == [steps["gate", 1], steps["sft", 0]], "who knows the context"
+    assert lineage.shape_of(planned, init) == shape(LLAMA_1B), "before the gate"
     sft = planned.folder(steps["sft", 0])
     write_json(sft / "model.json", {"weights": str(tmp_path / "model")})
     write_json(planned.folder(init) / "model.json", {"target": f"sft/{sft.name}", "content": "0"})
-    assert forecast.shape_of(planned, init) == shape(LLAMA_1B), "behind its pointer"
+    assert lineage.shape_of(planned, init) == shape(LLAMA_1B), "behind its pointer"
     forecast.check(planned, planned.steps)
     write_json(sft / "model.json", {"base": "train/pruned", "adapter": "adapter", "tokenizer": "tokenizer"})
-    assert forecast.shape_of(planned, init) is None
+    assert lineage.shape_of(planned, init) is None
     forecast.check(planned, planned.steps)
 
 

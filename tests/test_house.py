@@ -34,6 +34,7 @@ DRIVER = {
     "step",
     "survey",
     "forecast",
+    "lineage",
 }
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "harness", "report"}
 LEAVES = {
@@ -64,7 +65,8 @@ MAY_IMPORT = {
     "exams": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
-    "door": {"step", "sampling", "artifacts", "config"},  # sampling: what no prompt fits is refused in one way
+    # Whether any prompt fits is asked in sampling's own way.
+    "door": {"lineage", "step", "sampling", "artifacts", "config"},
     "survey": {"step", "store"},
     "runner": {"door", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"door", "forecast", "survey", "plan", "runner", "step", "config", "artifacts"},
@@ -109,7 +111,8 @@ MAY_IMPORT = {
     "footprint": {"config"},
     "engines": set(),
     "outlook": {"config"},
-    "forecast": {"store", "step", "survey", "artifacts", "config"},
+    "lineage": {"step", "survey", "artifacts", "config"},
+    "forecast": {"lineage", "store", "step", "survey", "artifacts", "config"},
 }
 
 

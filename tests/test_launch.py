@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -15,7 +16,7 @@ from pipeline.artifacts import Model, Pairs, write_table
 from pipeline.config import LaunchedRuntime, launching
 from pipeline.errors import Broken, Refusal
 from pipeline.ledger import told_in_short
-from pipeline.training import launch, models
+from pipeline.training import launch, models, sharded
 from tests.house import HOUSE, SMALL, composed
 from tests.preferences import FULL, LORA, QLORA, dpo, write_logps
 from tests.test_guards import FAST, NEVER, Round, account, published, seen, thumb
@@ -334,3 +335,15 @@ def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(r
         assert seen(two, figure) == pytest.approx(seen(one, figure), abs=slack)
     assert (two.path / "answers.jsonl").read_bytes() == (one.path / "answers.jsonl").read_bytes()
     assert all((weights(two)[name] - weight).abs().max() < 1e-3 for name, weight in weights(one).items())
+
+
+def test_weights_that_are_gathered_under_other_names_are_no_trained_ones():
+    """A tied one may come under one of its names; the processes that gather nothing hold nothing."""
+    module = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2, bias=False), "b": torch.nn.Linear(2, 2, bias=False)})
+    module["b"].weight = module["a"].weight
+    trainer, weight = SimpleNamespace(model=module), torch.ones(2, 2)
+    assert set(sharded.trained(trainer, None)) == {"a.weight", "b.weight"}
+    assert sharded.trained(trainer, {}) == {}
+    assert sharded.trained(trainer, {"a.weight": weight, "frozen": weight}) == {"a.weight": weight}
+    with pytest.raises(Broken, match=r"lack a.weight: what is kept"):
+        sharded.trained(trainer, {"module.a.weight": weight})

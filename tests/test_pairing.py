@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipeline import minhash
 from pipeline.pairing import choice, duplicates, filters, strategies
 from pipeline.pairing.candidates import candidates
-from pipeline.refusal import REFUSAL
+from pipeline.pairing.glance import glance, matching
+from pipeline.refusal import OPENING, REFUSAL
 from tests.house import composed
 
 SYMMETRIC = ["best_worst", "random", "top_bottom", "all_pairs", "margin_band", "length_matched"]
@@ -280,6 +281,16 @@ def test_every_refusal_is_found_by_how_it_begins(texts):
     rows = pl.DataFrame({"completion": texts}, schema={"completion": pl.String})
     found = rows.select(filters.refusal(asking(allow_refusals=False))).to_series()
     assert found.to_list() == rows["completion"].str.contains(REFUSAL).to_list()
+
+
+def test_texts_are_seen_through_slices_and_chunks():
+    kept, apart = ["", "i", "I'm sorry, I cannot say anything of that"], pl.Series(["I'm sorry"])
+    texts = pl.concat([apart, pl.Series(kept[:1]), pl.Series(kept[1:])], rechunk=False)
+    for some in (texts[1:], texts.rechunk()[1:], texts.filter(pl.Series([False, True, True, True]))):
+        assert some.to_list() == kept
+        assert matching(some, REFUSAL, OPENING).to_list() == [False, False, True]
+        assert glance(some).tolist() == glance(pl.Series(kept)).tolist()
+    assert matching(texts[:0], REFUSAL, OPENING).to_list() == []
 
 
 def test_languages_other_than_those_asked_for_are_dropped():

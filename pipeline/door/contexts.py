@@ -1,11 +1,11 @@
 """How long a context the model of a draw has, as far as it is known before it is opened."""
 
 import json
-from collections.abc import Iterator
 
 from pipeline.config import Checkpoint, Draw, TinyBase
 from pipeline.content import here
 from pipeline.errors import Refusal
+from pipeline.lineage import line_of
 from pipeline.step import Step
 
 
@@ -19,19 +19,8 @@ def check_context(step: Step, cfg: Draw) -> None:
         )
 
 
-def line_of(draw: Step) -> Iterator[Step]:
-    """Who is drawn from, what that was trained from, and so on: one tokenizer, one context."""
-    model: Step | None = draw.inputs["policy"]
-    while model:
-        yield model
-        if model.stage == "gate":  # whichever it chooses, all of them were made from sft
-            model = model.inputs["exams"]["sft"]["model"]
-        else:
-            model = model.inputs.get("init") or model.inputs.get("base")
-
-
 def known_context(draw: Step) -> int | None:
-    return min((context for model in line_of(draw) if (context := context_of(model))), default=None)
+    return min((context for model in line_of(draw.inputs["policy"]) if (context := context_of(model))), default=None)
 
 
 def context_of(step: Step) -> int | None:

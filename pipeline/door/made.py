@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pipeline.artifacts import MODEL_FILE, Model, Prompts
 from pipeline.config import Draw, Evaluation, PairRound, ScoreConfig, ScriptedBackend, SftTraining
-from pipeline.door.contexts import known_context, line_of
+from pipeline.door.contexts import known_context
 from pipeline.errors import Refusal, nearest
+from pipeline.lineage import line_of
 from pipeline.step import Part, Step
 
 
@@ -80,7 +81,9 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
     words, seen = cache(partial(Words, tokenizer)), set[str]()
     for step in coming:
         cfg = step.config
-        if not isinstance(cfg, Draw) or isinstance(cfg.backend, ScriptedBackend) or made not in line_of(step):
+        if not isinstance(cfg, Draw) or isinstance(cfg.backend, ScriptedBackend):
+            continue
+        if made not in line_of(step.inputs["policy"]):
             continue
         asked: Part = step.inputs["prompts"]
         table, template, context = folder_of(asked.step) / asked.part, template_after(made, step), known_context(step)
@@ -99,7 +102,7 @@ def tokenizer_in(folder: Path) -> Path | None:
 
 def template_after(made: Step, draw: Step) -> Path | None:
     """The template that a model trained from `made` is to be given, if it is not the one that is there."""
-    for model in line_of(draw):
+    for model in line_of(draw.inputs["policy"]):
         if model is made:
             return None
         if isinstance(model.config, SftTraining) and model.config.template.chat_template:

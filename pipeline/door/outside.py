@@ -29,25 +29,25 @@ from pipeline.step import Step
 def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Workers) -> None:
     match backend:
         case VllmBackend():
-            check_gpus("sample.backend", backend.runtime.tensor_parallel, "sample", workers)
+            check_gpus(f"{step.knob}.backend", backend.runtime.tensor_parallel, step.knob, workers)
         case TransformersBackend():
-            check_gpus("sample.backend", 1, "sample", workers)
+            check_gpus(f"{step.knob}.backend", 1, step.knob, workers)
         case ServedModel():
             served.key_of(step.knob, backend.runtime)
         case EndpointBackend():
-            served.card_of("sample.backend", backend.runtime, backend.model)
+            served.card_of(f"{step.knob}.backend", backend.runtime, backend.model)
 
 
 def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None:
-    """Whether this machine has `together` GPUs for each of the workers; `engine` and `stage` name the blocks to mend.
+    """Whether this machine has `together` GPUs for each of the workers; `engine` and `stage` are the knobs to mend.
 
     Without any GPU, engines that would take one each share the CPU.
     """
     wanted = together * (1 if workers == "auto" else workers)
     if wanted == 1 or (there := len(machine.gpus())) >= wanted or (together == 1 and not there):
         return
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    of = "" if hidden is None else f" (CUDA_VISIBLE_DEVICES={hidden})"
+    hidden = os.environ.get(machine.VISIBLE)
+    of = "" if hidden is None else f" ({machine.VISIBLE}={hidden})"
     if there < together:
         knob, most = f"{engine}.runtime.tensor_parallel={together}", there or 1
     else:

@@ -27,8 +27,9 @@ class Words:
         self._pieces = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
         self._pieces.no_truncation()
         self._pieces.no_padding()
-        self._special = _special_tokens(tokenizer / "tokenizer_config.json")
-        self._template = _compiled(template or tokenizer / "chat_template.jinja")
+        told = _read(tokenizer / "tokenizer_config.json")
+        self._special = _special_tokens(told)
+        self._template = _compiled(template.read_text() if template else _own_template(tokenizer, told))
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
         ids: list[int] = self._pieces.encode(self._shown(messages, kwargs), add_special_tokens=False).ids
@@ -55,22 +56,36 @@ class Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _compiled(file: Path) -> Any:
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _own_template(tokenizer: Path, told: dict[str, Any]) -> str | None:
+    """A file beside the tokenizer; in older checkpoints a text of its config, or several by name."""
+    file = tokenizer / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text()
+    known = told.get("chat_template")
+    if isinstance(known, list):
+        known = {one["name"]: one["template"] for one in known}.get("default")
+    return known
+
+
+def _compiled(template: str | None) -> Any:
     """As transformers compiles it; None where there is none, or one that is no template here."""
-    if not file.is_file():
+    if template is None:
         return None
     known = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     known.filters["tojson"] = _json
     known.globals |= {"raise_exception": _raise, "strftime_now": datetime.now().strftime}
     try:
-        return known.from_string(file.read_text())
+        return known.from_string(template)
     except TemplateError:
         return None
 
 
-def _special_tokens(file: Path) -> dict[str, str]:
-    known = json.loads(file.read_text()) if file.is_file() else {}
-    named = {name: value for name, value in known.items() if name.endswith("_token")}
+def _special_tokens(told: dict[str, Any]) -> dict[str, str]:
+    named = {name: value for name, value in told.items() if name.endswith("_token")}
     written = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
     return {name: value for name, value in written.items() if isinstance(value, str)}
 

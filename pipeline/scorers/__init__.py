@@ -49,7 +49,10 @@ Check = Callable[[Answer], dict[str, float]]
 
 
 class Scorer(Protocol):
-    """`mark` shard by shard, then `close`. What it needs to start, it starts with the first shard."""
+    """`mark` shard by shard, then `close`. What it needs to start, it starts with the first shard.
+
+    It is called for the next shard before the marks of this one are read: what works elsewhere may begin.
+    """
 
     def mark(self, answers: list[Answer]) -> Iterator[Mark]: ...
 

@@ -6,7 +6,7 @@ leaves open and guess languages by sampling: both are seeded before each answer,
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec, module_from_spec
 from io import StringIO
@@ -57,7 +57,10 @@ def has_punkt() -> bool:
 def _checkers() -> dict[str, Any]:
     import langdetect
 
-    with no_download(), unopened("lm_eval.tasks"):
+    tasks = find_spec("lm_eval.tasks")
+    assert tasks is not None
+    unopened = module_from_spec(tasks)  # its own first file would load datasets and much else
+    with no_download(), standing_in({"lm_eval.tasks": unopened}):
         from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
     langdetect.DetectorFactory.seed = 0
     return INSTRUCTION_DICT
@@ -77,29 +80,20 @@ def no_download() -> Iterator[None]:
 
 def lean_nltk() -> Any:
     """Without the large packages that it takes when they are there, for parts that no checker uses."""
-    large = [name for name in ("scipy", "sklearn") if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(large))  # type: ignore[arg-type]  # importing a None says that it is not there
-    try:
+    with standing_in({"scipy": None, "sklearn": None}):  # importing a None says that it is not there
         import nltk
-    finally:
-        for name in large:
-            del sys.modules[name]
     return nltk
 
 
 @contextmanager
-def unopened(package: str) -> Iterator[None]:
-    """Its modules can be imported meanwhile without its own first file, which loads datasets and much else."""
-    if package in sys.modules:
-        yield
-        return
-    spec = find_spec(package)
-    assert spec is not None, package
-    sys.modules[package] = module_from_spec(spec)
+def standing_in(packages: Mapping[str, Any]) -> Iterator[None]:
+    """These are found in the place of packages that nobody has imported; they go again, with all beneath them."""
+    ours = {name: package for name, package in packages.items() if name not in sys.modules}
+    sys.modules.update(ours)
     try:
         yield
     finally:
-        for name in [name for name in sys.modules if f"{name}.".startswith(f"{package}.")]:
+        for name in [name for name in sys.modules if any(f"{name}.".startswith(f"{of}.") for of in ours)]:
             del sys.modules[name]
 
 

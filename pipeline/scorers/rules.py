@@ -33,7 +33,7 @@ class Rules:
         self._processes: ProcessPoolExecutor | None = None
 
     def mark(self, answers: list[Answer]) -> Iterator[Mark]:
-        """Processes are at work on these answers from this call on; this one is when the marks are asked for."""
+        """Processes begin with these answers at this call; without them each mark is made when it is asked for."""
         return self._marked_elsewhere(answers) if self._needs_processes(len(answers)) else self._marked_here(answers)
 
     def close(self) -> None:

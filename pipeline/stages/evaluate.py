@@ -58,19 +58,13 @@ def run(
     asked = prompts.read()
     examined = [read_exam(name, exam, frozenset(asked["prompt_id"]), cfg.scorer) for name, exam in exams.items()]
     check_scorer(cfg.scorer, examined)
-    draw, names = tables.sampling(cfg), tables.scorers(examined, cfg.scorer)
-    votes = {name: votes_in(name, path) for name, path in sorted(cfg.labels.items())}
     sets = [read_set(name, chat) for name, chat in (chats or {}).items()]
-    judges = [*tables.duels(examined, names, draw), *judged(duels or {}, examined, draw)]
-    people = said_of(examined, {name: apart(given, sets) for name, given in votes.items()}, judges, draw)
-    told = {of.name: chat_report(of, {name: on(of, given) for name, given in votes.items()}, draw) for of in sets}
-    fought = [*judges, *people.duels]
-    found = Findings(examined, fought, benchmarks(exams, draw), people, told)
+    found = findings(cfg, examined, benchmarks(exams, tables.sampling(cfg)), duels or {}, sets)
     report = assemble(cfg, out, prompts, name_of(chosen, examined), found, pairs)
     answers = answer_table(examined, asked)
 
     write_table(out / "answers.parquet", answers)
-    verdicts = tables.verdict_table(fought)
+    verdicts = tables.verdict_table(found.fought)
     write_table(out / "verdicts.parquet", verdicts)
     write_json(out / "report.json", report)
     for of in sets:
@@ -93,6 +87,22 @@ class Findings:
     def missing(self) -> list[dict[str, str]]:
         own = [*tables.missing(self.examined), *absences(self.published), *self.people.missing]
         return [*own, *(row for _, said in self.chats.values() for row in said.missing)]
+
+
+def findings(
+    cfg: Evaluation,
+    examined: list[Examined],
+    published: list[dict[str, Any]],
+    duels: dict[str, dict[str, dict[str, Verdicts]]],
+    sets: list[QuestionSet],
+) -> Findings:
+    """People's verdicts go to the set of questions that they are on, the others to the exam."""
+    draw, names = tables.sampling(cfg), tables.scorers(examined, cfg.scorer)
+    votes = {name: votes_in(name, path) for name, path in sorted(cfg.labels.items())}
+    judges = [*tables.duels(examined, names, draw), *judged(duels, examined, draw)]
+    people = said_of(examined, {name: apart(given, sets) for name, given in votes.items()}, judges, draw)
+    told = {of.name: chat_report(of, {name: on(of, given) for name, given in votes.items()}, draw) for of in sets}
+    return Findings(examined, [*judges, *people.duels], published, people, told)
 
 
 def assemble(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.errors import Broken
 from pipeline.training.models import State
 
 
@@ -18,8 +19,14 @@ def gathered(trainer: Any) -> State | None:
 def trained(trainer: Any, whole: State | None) -> State:
     """Of these, or of the module's own where it has them itself, the weights that are trained."""
     named = trainer.model.named_parameters(remove_duplicate=False)  # a tied one under each of its names
-    own = {name: weight.data for name, weight in named if weight.requires_grad}
-    return own if whole is None else {name: weight for name, weight in whole.items() if name in own}
+    own = {name: weight for name, weight in named if weight.requires_grad}
+    if whole is None:
+        return {name: weight.data for name, weight in own.items()}
+    found = {name: weight for name, weight in whole.items() if name in own}
+    if whole and {id(own[name]) for name in found} != {id(weight) for weight in own.values()}:
+        lost = min(own.keys() - found.keys())
+        raise Broken(f"train: the weights that were gathered lack {lost}: what is kept would not be what was trained.")
+    return found
 
 
 def load_whole_again(trainer: Any) -> None:
