@@ -83,6 +83,7 @@ def test_a_missing_recipe_names_the_ones_there_are():
 
 def test_a_missing_choice_of_a_group_names_the_ones_there_are():
     assert "there is no train/dppo.yaml. Did you mean dpo" in said("recipes=smoke", "train=dppo")
+    assert "there is no benchmark/gsm.yaml. Did you mean gsm8k" in said("recipes=smoke", "benchmark=[arc,gsm]")
 
 
 def test_values_that_must_be_given_are_all_named():
