@@ -19,7 +19,6 @@ from pipeline.report.answers import answer_table
 from pipeline.report.compared import compared
 from pipeline.report.found import Found, find
 from pipeline.report.statistics import Sampling
-from pipeline.runner import writable
 
 USAGE = (
     "python -m pipeline.compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95]"
@@ -34,8 +33,8 @@ def main(arguments: list[str]) -> int:
     try:
         words, store, out, draw = parsed(arguments)
         found = named_apart([find(word, store) for word in words])
-        writable("out", out)
         report, examined, verdicts = compared(found, draw)
+        made(out)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
@@ -80,6 +79,15 @@ def named_apart(found: list[Found]) -> list[Found]:
             f"{twice[0]}: two of them have this name. Give one another: NAME=PLACE, such as before=runs/latest:sft."
         )
     return found
+
+
+def made(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(
+            f"out={out}: cannot be written ({error.strerror}). Give a folder that can, as out=FOLDER."
+        ) from error
 
 
 def write(out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl.DataFrame) -> None:

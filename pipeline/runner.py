@@ -54,8 +54,8 @@ def prepare(cfg: Config, targets: Iterable[Step]) -> Planned:
         for step in target.ancestors():
             order.setdefault(identity.fingerprint(step), step)
     if not cfg.dry_run:
-        writable("store", cfg.store)
-        writable("runs", cfg.runs)
+        _writable("store", cfg.store)
+        _writable("runs", cfg.runs)
         cache.save()
     return Planned(list(order.values()), targets, identity, cfg.store)
 
@@ -164,7 +164,7 @@ def _link(story: Path, step: Step, folder: Path, number: int) -> None:
     link.symlink_to(folder.absolute())
 
 
-def writable(knob: str, root: Path) -> None:
+def _writable(knob: str, root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         probe = root / f".writable-{os.getpid()}"

@@ -427,7 +427,7 @@ def test_what_the_model_wrote_comes_back_as_it_is(edited):
         ([line("replace", "p", chosen="a bad one")], "chosen and rejected would be the same text"),
         ([line("replace", "p")], "replace needs a new text"),
         ([{"action": "drop"}], "no chosen_id, rejected_id"),
-        ([line("replace", "p", chosen="a\0b")], "the new text holds a NUL character"),
+        ([line("replace", "p", chosen="a\0b")], "line 1: holds a NUL character"),
         ([line("drop", "p"), line("swap", "p")], "line 2: no pair has"),
     ],
 )

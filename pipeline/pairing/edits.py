@@ -8,7 +8,6 @@ import polars as pl
 from pipeline.content import digest_of
 from pipeline.errors import Refusal, nearest
 from pipeline.pairing.choice import EDITED, as_dropped
-from pipeline.sources.jsonl import unwritable
 
 ACTIONS = ["keep", "drop", "swap", "replace"]
 IDS = "chosen_id", "rejected_id"
@@ -20,10 +19,12 @@ Tokenise = Callable[[str, str], list[int]]  # prompt id, new text → its tokens
 def fault(row: Row) -> str | None:
     if absent := [name for name in ("action", *IDS) if not isinstance(row.get(name), str)]:
         return f"no {', '.join(absent)}; expected action (keep, drop, swap or replace), chosen_id and rejected_id"
-    if row["action"] not in ACTIONS:
-        return f"action {row['action']!r}: {nearest(row['action'], ACTIONS)}"
-    # The texts are the model's, whatever it wrote; what a person wrote instead is looked at where it is taken.
-    return unwritable({name: value for name, value in row.items() if name not in SIDES and name != "prompt"})
+    return None if row["action"] in ACTIONS else f"action {row['action']!r}: {nearest(row['action'], ACTIONS)}"
+
+
+def typed(row: Row) -> Row:
+    """What a person may have written: unless it replaces one, a line's texts are the model's, whatever is in them."""
+    return row if row["action"] == "replace" else {name: row[name] for name in row if name not in SIDES}
 
 
 def applied(
@@ -79,8 +80,6 @@ def _replaced(number: int, edit: Row, row: Row, tokenise: Tokenise, made: dict[s
         )
     if texts["chosen"] == texts["rejected"]:
         raise Refusal(f"pair.edits, line {number}: chosen and rejected would be the same text.")
-    if odd := unwritable([texts[side] for side in changed]):
-        raise Refusal(f"pair.edits, line {number}: the new text {odd}. Write it without.")
     new = dict(row)
     for side in changed:
         ids = tokenise(row["prompt_id"], texts[side])
