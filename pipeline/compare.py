@@ -6,13 +6,14 @@ what the others are held against. Writes report.html, .md, .json and its tables.
 
 import sys
 import time
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from pipeline.artifacts import write_json, write_table, write_text
-from pipeline.errors import REFUSED, Refusal
+from pipeline.errors import REFUSED, Refusal, nearest
 from pipeline.report import compared_page
 from pipeline.report.answers import answer_table
 from pipeline.report.compared import compared
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> int:
         words, store, out, draw = parsed(arguments)
         found = named_apart([find(word, store) for word in words])
         report, examined, verdicts = compared(found, draw)
+        made(out)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
@@ -47,6 +49,9 @@ def main(arguments: list[str]) -> int:
 def parsed(arguments: list[str]) -> tuple[list[str], Path, Path, Sampling]:
     own = {key: value for word in arguments for key, _, value in [word.partition("=")] if key in OWN}
     words = [word for word in arguments if word.partition("=")[0] not in OWN]
+    for key, _, place in (word.rpartition("=") for word in words):
+        if get_close_matches(key, OWN) and not Path(place).exists():
+            raise Refusal(f"{key}={place}: not understood. {nearest(key, list(OWN))}\n  {USAGE}")
     if len(words) < 2:
         raise Refusal(f"Give at least two runs or models to compare: {USAGE}")
     fresh = Path("runs") / "compare" / time.strftime("%Y-%m-%d_%H-%M-%S")
@@ -59,10 +64,10 @@ def drawn(own: dict[str, str]) -> Sampling:
         draw = Sampling(**{name: kind(given[name]) for name, kind in DRAWN.items()})
     except ValueError as error:
         raise Refusal(f"compare: {error}. Give numbers: {USAGE}") from error
-    if not 0 < draw.level < 1 or draw.resamples < 1:
+    if not 0 < draw.level < 1 or draw.resamples < 2 or draw.seed < 0:
         raise Refusal(
-            f"level={draw.level:g} resamples={draw.resamples}: a level lies between 0 and 1, and at least one"
-            f" resample is drawn.\n  {USAGE}"
+            f"level={draw.level:g} resamples={draw.resamples} seed={draw.seed}: a level lies between 0 and 1, at least"
+            f" two resamples are drawn, and a seed is no less than 0.\n  {USAGE}"
         )
     return draw
 
@@ -74,6 +79,15 @@ def named_apart(found: list[Found]) -> list[Found]:
             f"{twice[0]}: two of them have this name. Give one another: NAME=PLACE, such as before=runs/latest:sft."
         )
     return found
+
+
+def made(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(
+            f"out={out}: cannot be written ({error.strerror}). Give a folder that can, as out=FOLDER."
+        ) from error
 
 
 def write(out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl.DataFrame) -> None:

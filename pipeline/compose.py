@@ -187,7 +187,7 @@ def _points(asked: list[Any]) -> Iterator[list[str]]:
 def _said_by_hydra(error: Exception, own_recipes: list[str] | None = None) -> str:
     """Hydra's composition errors in the house form."""
     text = str(error)
-    if missing := re.search(r"Could not find '(\w+)/([^']+)'", text):
+    if missing := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
         group, name = missing.groups()
         folders = [RECIPES, *(Path(p) / "recipes" for p in own_recipes or [])] if group == "recipes" else [CONF / group]
         known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})

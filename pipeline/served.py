@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pipeline.errors import Refusal
 
 SHOWN = 200  # characters of what a server says
+PATIENCE = 15  # seconds for a list of models, which is asked for twice: nobody waits longer to hear that it hangs
 
 
 class Place(Protocol):
@@ -60,7 +61,7 @@ def card_of(knob: str, place: Place, model: str) -> dict[str, Any]:
 
     url, knob_of_url = place.base_url, f"{knob}.runtime.base_url={place.base_url}"
     try:
-        with OpenAI(base_url=url, api_key=key_of(knob, place), timeout=30) as asking:
+        with OpenAI(base_url=url, api_key=key_of(knob, place), timeout=PATIENCE, max_retries=1) as asking:
             cards = {card.id: card.model_dump() for card in asking.models.list().data}
     except (AuthenticationError, PermissionDeniedError) as error:
         raise unaccepted(knob, place, error.status_code) from None

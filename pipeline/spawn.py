@@ -75,7 +75,9 @@ def failure(step: Step, fingerprint: str, code: int, log: Path) -> str:
     cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     hint = " (out of memory?)" if code == -signal.SIGKILL else ""
     tail = [f"    {line}" for line in lines if not line.startswith("▸ ")][-12:]
-    return "\n".join([f"{where} failed: {cause}{hint}. Its last lines:", *tail, f"  The whole log: {log}"])
+    head = f"{where} failed: {cause}{hint}." + (" Its last lines:" if tail else "")
+    advice = ["  The same command goes on from here."] if code < 0 else []
+    return "\n".join([head, *tail, *advice, f"  The whole log: {log}"])
 
 
 def spoken(lines: list[str]) -> str:

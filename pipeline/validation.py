@@ -44,11 +44,27 @@ def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozens
         return shape.model_validate(written.raw)
     except ValidationError as error:
         errors = _errors(error)
-        unknown = {_located(e["loc"], written.raw).place for e in errors if e["type"] == "extra_forbidden"}
+        unknown = _places(errors, "extra_forbidden", written.raw)
         errors += _behind(unknown, errors, written.raw, shape)
         own = [e for e in errors if not _echoed(_located(e["loc"], written.raw).place, echoes)]
-        faults = dict.fromkeys(_fault(e, written, unknown) for e in own or errors)
+        names = _Names(unknown, _places(errors, "missing", written.raw))
+        faults = dict.fromkeys(_fault(e, written, names) for e in own or errors)
         raise Refusal("\n".join(faults)) from error
+
+
+class _Names(NamedTuple):
+    """What nobody knows, and what is known and was left out."""
+
+    unknown: Set[Place]
+    missing: Set[Place]
+
+    def known(self, parent: dict[str, Any], beside: Place) -> list[str]:
+        left_out = [place[-1] for place in self.missing if place[:-1] == beside]
+        return [name for name in parent if (*beside, name) not in self.unknown] + left_out
+
+
+def _places(errors: list[Any], kind: str, raw: Any) -> Set[Place]:
+    return {_located(e["loc"], raw).place for e in errors if e["type"] == kind}
 
 
 def _errors(error: ValidationError) -> list[Any]:
@@ -80,14 +96,14 @@ def _without(value: Any, places: Set[Place], here: Place = ()) -> Any:
     return {name: _without(item, places, place) for name, item, place in inside if place not in places}
 
 
-def _fault(error: Any, written: Written, unknown: Set[Place]) -> str:
+def _fault(error: Any, written: Written, names: _Names) -> str:
     place, parent, value = _located(error["loc"], written.raw)
     key, file, source = ".".join(place), written.file(place), written.source(place)
     match error["type"]:
         case "extra_forbidden":
             of = f"stage '{place[0]}'" if len(place) > 1 else "the config"
-            known = [name for name in parent if (*place[:-1], name) not in unknown]
-            return f"{source}: {key} is not a knob of {of}. {nearest(place[-1], known)}  ({file})"
+            known = nearest(place[-1], names.known(parent, place[:-1]))
+            return f"{source}: {key} is not a knob of {of}. {known}  ({file})"
         case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
             at, group = written.source(place[:1]), place[0]
             return f"{at}: {group} is none, which takes no knobs. Choose another file of conf/{group}/.  ({file})"
@@ -95,6 +111,8 @@ def _fault(error: Any, written: Written, unknown: Set[Place]) -> str:
             return f"{source}: {key} is missing.  ({file})"
         case "union_tag_not_found":
             return f"{source}: {key}.kind is missing.  ({file})"
+        case "too_short" if place[-1] == "scorers":
+            return f"{source}: {key} is empty. Give +scorer@{key}.NAME=FILE, with a file of conf/scorer/.  ({file})"
         case "unshown":
             return f"{source}: {key}: {error['msg']}.  ({file})"
         case _:

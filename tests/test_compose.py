@@ -83,6 +83,7 @@ def test_a_missing_recipe_names_the_ones_there_are():
 
 def test_a_missing_choice_of_a_group_names_the_ones_there_are():
     assert "there is no train/dppo.yaml. Did you mean dpo" in said("recipes=smoke", "train=dppo")
+    assert "there is no benchmark/gsm.yaml. Did you mean gsm8k" in said("recipes=smoke", "benchmark=[arc,gsm]")
 
 
 def test_values_that_must_be_given_are_all_named():
@@ -211,6 +212,22 @@ def test_a_recipe_without_its_first_line_and_one_that_is_no_yaml(tmp_path):
     (tmp_path / "recipes" / "broken.yaml").write_text("rounds: [1\n")
     assert "@package _global_" in said("--config-dir", str(tmp_path), "recipes=bare", *GIVEN)
     assert "is not YAML" in said("--config-dir", str(tmp_path), "recipes=broken", *GIVEN)
+
+
+def test_a_key_left_out_beside_a_typo_is_what_was_meant():
+    assert "systm is not a knob of stage 'exam'. Did you mean system?" in said(
+        "recipes=smoke", "exam.prompted={systm: a}"
+    )
+
+
+def test_an_exam_without_scorers_says_how_one_is_mounted():
+    text = said(*GIVEN, "score=own", "+scorer@score.scorers.m=math", "pair.scorer=m")
+    assert "exam.score.scorers is empty. Give +scorer@exam.score.scorers.NAME=FILE" in text
+
+
+def test_a_seed_that_no_library_takes_is_refused_once():
+    assert said("recipes=smoke", "seed=-1").startswith("command line: seed=-1: ")
+    assert "\n" not in said("recipes=smoke", "seed=-1")
 
 
 def test_a_value_taken_over_from_elsewhere_is_blamed_once():

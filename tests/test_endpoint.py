@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline import served
 from pipeline.artifacts import Model, read_table
 from pipeline.backends import Billed, Completion, Failed, Request
 from pipeline.backends.under_way import UnderWay
@@ -469,6 +470,17 @@ def test_the_key_is_in_no_file_and_on_no_screen(complete, policy, tmp_path):
 def test_where_no_server_answers_it_is_refused(policy, prompts, tmp_path):
     with pytest.raises(Refusal, match=r"http://127.0.0.1:9/v1: no server answers there"):
         run(tmp_path / "out", prompts, policy, endpoint("http://127.0.0.1:9/v1"))
+
+
+def test_a_server_that_takes_the_call_and_says_nothing_is_not_waited_for_long(monkeypatch):
+    monkeypatch.setattr(served, "PATIENCE", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}/v1"
+        backend = composed(*GIVEN, f"{URL}={url}").sample.backend
+        begun = time.monotonic()
+        with pytest.raises(Refusal, match="no server answers there"):
+            served.card_of("sample.backend", backend.runtime, "m")
+        assert time.monotonic() - begun < 10
 
 
 GIVEN = ["prompts.path=p.jsonl", "sft.model=./m", "backend@sample.backend=endpoint", "sample.backend.model=m"]

@@ -412,6 +412,12 @@ def test_edits_keep_drop_swap_and_replace_by_id(edited, chat):
     assert pairs.funnel()["origin"] == {"edited": 1, "on-policy": 3}
 
 
+def test_what_the_model_wrote_comes_back_as_it_is(edited):
+    odd = {"p": [("a\0b", 1.0, "stop"), ("a bad one", 0.0, "stop")]}
+    pairs = edited(line("swap", "p", chosen="a\0b", rejected="a bad one"), answers=HAND | odd)
+    assert {row["prompt_id"]: row["chosen_id"] for row in all_pairs(pairs).to_dicts()}["p"] == "p-1"
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
@@ -421,6 +427,7 @@ def test_edits_keep_drop_swap_and_replace_by_id(edited, chat):
         ([line("replace", "p", chosen="a bad one")], "chosen and rejected would be the same text"),
         ([line("replace", "p")], "replace needs a new text"),
         ([{"action": "drop"}], "no chosen_id, rejected_id"),
+        ([line("replace", "p", chosen="a\0b")], "line 1: holds a NUL character"),
         ([line("drop", "p"), line("swap", "p")], "line 2: no pair has"),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.benchmark import BenchmarkConfig
-from pipeline.config.block import Block, Dtype, Function, Limits, Local, Prices, Share, Template, Trust, Weights
+from pipeline.config.block import Block, Dtype, Function, Limits, Local, Prices, Seed, Share, Template, Trust, Weights
 from pipeline.config.checks import (
     CheckRuntime,
     CheckScorer,
@@ -170,7 +170,7 @@ class Cost(Block):
 class Config(Block):
     recipe: str
     command: str
-    seed: int
+    seed: Seed
     rounds: PositiveInt
     init: Literal["previous", "sft", "refit"]
     reference: Literal["previous", "sft", "init"]

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Local
+from pipeline.config.block import Block, Local, Seed
 from pipeline.config.sample import TransformersBackend, VllmBackend
 
 
@@ -20,7 +20,7 @@ class BenchmarkConfig(Block):
     template_kwargs: dict[str, JsonValue]
     thinks_until: str | None
     max_new_tokens: PositiveInt | None
-    seed: int
+    seed: Seed
     backend: Annotated[TransformersBackend | VllmBackend, Field(discriminator="kind")]
 
     @model_validator(mode="after")

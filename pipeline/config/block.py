@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, core_schema
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and torch both take
 Dtype = Literal["float32", "bfloat16", "float16"]
 Workers = Literal["auto"] | PositiveInt  # processes of one stage, each with GPUs of its own
 

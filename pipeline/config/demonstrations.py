@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, PositiveFloat, PositiveInt
 
-from pipeline.config.block import Block, Local, Share
+from pipeline.config.block import Block, Local, Seed, Share
 from pipeline.config.prompts import Fence
 
 
@@ -13,7 +13,7 @@ class PlaygroundDemonstrations(Block):
     rows: PositiveInt
     constraints: PositiveInt
     obeyed: Share
-    seed: int
+    seed: Seed
 
 
 class JsonlDemonstrations(Block):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Local
+from pipeline.config.block import Block, Local, Seed
 from pipeline.config.judge import DuelConfig, Name
 from pipeline.config.models import OtherModel
 from pipeline.config.sample import ANSWER, Draw, SampleConfig, Turn
@@ -96,7 +96,7 @@ class EvaluateConfig(Block):
     level: Annotated[float, Field(gt=0, lt=1)]
     retention: dict[str, NonNegativeFloat]
     resamples: PositiveInt
-    seed: int
+    seed: Seed
 
     def told(self, training: str, gold: list[str]) -> "Evaluation":
         return Evaluation(**dict(self), training=training, gold=gold)

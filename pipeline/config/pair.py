@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Limits, Local, Share
+from pipeline.config.block import Block, Limits, Local, Seed, Share
 
 
 class DevPairs(Block):
@@ -118,7 +118,7 @@ class PairConfig(Block):
     limits: Limits
     template_kwargs: dict[str, JsonValue]
     dev: DevPairs
-    seed: int
+    seed: Seed
 
     @property
     def asks_prior(self) -> bool:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, field_validator
 
-from pipeline.config.block import Block, Local
+from pipeline.config.block import Block, Local, Seed
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 
 PromptShape = Literal["auto", "prompt", "messages", "alpaca", "sharegpt", "turns", "question", "columns"]
@@ -55,7 +55,7 @@ class PlaygroundPrompts(Block):
     kind: Literal["playground"]
     rows: PositiveInt
     constraints: PositiveInt
-    seed: int
+    seed: Seed
     split: Split
     fence: Fence
 
@@ -74,7 +74,7 @@ class GivenPrompts(Block):
     near: Annotated[float, Field(gt=0, le=1)] | None
     caps: Caps | None
     evaluation: dict[str, NamedRows]
-    seed: int
+    seed: Seed
     split: Split
     fence: Fence
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, PositiveInt
 
-from pipeline.config.block import Block, Share, Trust, Weights
+from pipeline.config.block import Block, Seed, Share, Trust, Weights
 from pipeline.config.models import BaseConfig
 from pipeline.config.offline import PreferenceRows
 from pipeline.config.pair import DevPairs
@@ -25,7 +25,7 @@ class PlaygroundPreferences(Block):
     constraints: PositiveInt
     obeyed: Annotated[float, Field(gt=0, lt=1)]  # at 0 and 1 no two answers differ
     flipped: Share
-    seed: int
+    seed: Seed
 
 
 class GivenPreferences(PreferenceRows):

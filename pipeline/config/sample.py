@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.block import Block, Dtype, Limits, Prices, Server, Share, Workers
+from pipeline.config.block import Block, Dtype, Limits, Prices, Seed, Server, Share, Workers
 
 KL = "kl"  # the setting of draws made for the KL estimate alone
 ANSWER = "answer"  # the setting that an exam's scorers and judges read
@@ -144,7 +144,7 @@ class Drawn(Block):
     limits: Limits
     template_kwargs: dict[str, JsonValue]
     reasoning: Reasoning | None
-    seed: int
+    seed: Seed
     shard: PositiveInt
     runtime: SampleRuntime
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Share
+from pipeline.config.block import Block, Seed, Share
 from pipeline.config.demonstrations import Rehearsed
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.launching import SHARDED, LaunchedRuntime, TrainerRuntime
@@ -26,7 +26,7 @@ class Optimization(Block):
     max_length: PositiveInt
     dtype: Literal["float32", "bfloat16"]  # float16 overflows without loss scaling
     gradient_checkpointing: bool
-    seed: int
+    seed: Seed
     runtime: TrainerRuntime
 
     @model_validator(mode="after")

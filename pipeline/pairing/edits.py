@@ -22,6 +22,11 @@ def fault(row: Row) -> str | None:
     return None if row["action"] in ACTIONS else f"action {row['action']!r}: {nearest(row['action'], ACTIONS)}"
 
 
+def typed(row: Row) -> Row:
+    """What a person may have written: unless it replaces one, a line's texts are the model's, whatever is in them."""
+    return row if row["action"] == "replace" else {name: row[name] for name in row if name not in SIDES}
+
+
 def applied(
     pairs: pl.DataFrame, edits: Iterable[Row], tokenise: Tokenise
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, list[int]]]:

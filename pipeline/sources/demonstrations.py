@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.config import DemonstrationsConfig
 from pipeline.sources import playground
 from pipeline.sources.fence import FenceCheck
-from pipeline.sources.jsonl import Lines, message_fault, read_jsonl
+from pipeline.sources.jsonl import Lines, message_fault, read_jsonl, unwritable
 
 Row = dict[str, Any]
 Example = dict[str, list[int]]
@@ -50,4 +50,4 @@ def _fault(row: dict[str, Any]) -> str | None:
         return fault
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         return "the last message is not an answer of the assistant"
-    return None if any(m["role"] == "user" for m in messages) else "no message is the user's"
+    return unwritable(row) if any(m["role"] == "user" for m in messages) else "no message is the user's"

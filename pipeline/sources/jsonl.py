@@ -89,7 +89,7 @@ def _parse(data: bytes, number: int) -> tuple[str | None, dict[str, Any]]:
         return f"not JSON ({error})", {}
     if not isinstance(row, dict):
         return f"a JSON {type(row).__name__}, expected an object", {}
-    return unwritable(row), row
+    return None, row
 
 
 def unwritable(value: Any) -> str | None:

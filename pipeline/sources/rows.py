@@ -52,7 +52,7 @@ def _counted(rows: Iterable[Row]) -> Iterator[Found]:
 
 def _jsonl(file: Path) -> Iterator[Found]:
     for number, fault, row in each_line(file):
-        yield f"line {number}", fault, row
+        yield f"line {number}", fault or unwritable(row), row
 
 
 def _json(file: Path) -> Iterator[Found]:

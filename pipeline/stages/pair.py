@@ -15,7 +15,7 @@ from pipeline.config import Demonstration, PairRound
 from pipeline.errors import Broken, Refusal
 from pipeline.pairing import choice, contract, demonstrations, edits, funnel, mix, noise, split
 from pipeline.pairing.candidates import candidates, lean, whole
-from pipeline.sources.jsonl import read_jsonl
+from pipeline.sources.jsonl import read_jsonl, unwritable
 
 if TYPE_CHECKING:
     from pipeline.backends.chat import Chat
@@ -173,7 +173,7 @@ class Work:
         if self.cfg.edits is None:
             return
         path = Path(self.cfg.edits)
-        lines = read_jsonl(path, edits.fault, "skip", "pair.edits")
+        lines = read_jsonl(path, lambda row: edits.fault(row) or unwritable(edits.typed(row)), "skip", "pair.edits")
         if lines.bad:
             faults = "\n".join(f"  line {number}: {fault}" for number, fault in lines.bad[:10])
             raise Refusal(f"pair.edits={path}: {len(lines.bad)} lines cannot be used:\n{faults}")
