@@ -95,7 +95,7 @@ class EvaluateConfig(Block):
     labels: dict[Name, Local]
     level: Annotated[float, Field(gt=0, lt=1)]
     retention: dict[str, NonNegativeFloat]
-    resamples: PositiveInt
+    resamples: Annotated[int, Field(ge=2)]
     seed: Seed
 
     def told(self, training: str, gold: list[str]) -> "Evaluation":
