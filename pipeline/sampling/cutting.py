@@ -6,6 +6,7 @@ drawn, token for token; only where a stop string begins inside a token is that t
 
 from bisect import bisect_left
 from dataclasses import replace
+from functools import lru_cache
 
 from pipeline.backends import Completion, Text
 from pipeline.config import Reasoning
@@ -57,8 +58,14 @@ def thinking(text: Text, marks: Reasoning | None, asked: list[int], completion: 
     words = text.read(inside(completion))
     if (at := words.find(marks.close)) >= 0:
         return reaching(text, completion.token_ids, at + len(marks.close))
-    opened = marks.open in words or text.read(asked[-TAIL:]).rstrip().endswith(marks.open)
+    opened = marks.open in words or opens(text, marks.open, tuple(asked[-TAIL:]))
     return len(completion.token_ids) if opened else 0
+
+
+@lru_cache(maxsize=4096)
+def opens(text: Text, mark: str, asked: tuple[int, ...]) -> bool:
+    """Whether a prompt that ends so has opened the thinking: asked of each of its samples, and read once."""
+    return text.read([*asked]).rstrip().endswith(mark)
 
 
 def inside(completion: Completion) -> list[int]:
