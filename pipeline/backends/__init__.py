@@ -91,6 +91,10 @@ class Text(Counting, Protocol):
         """The token that ends an answer."""
         ...
 
+    def __hash__(self) -> int:
+        """By identity: what one of them reads may be remembered."""
+        ...
+
 
 class Backend(Protocol):
     """`start` once, then `generate`. `model` has an adapter only where this backend runs it as it is (`adapters`)."""
