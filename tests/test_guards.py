@@ -23,9 +23,9 @@ FAST = {"learning_rate": 2e-2, "warmup": 0.0, "scheduler": "constant", "eval_eve
 class Round:
     """A published SFT model, pairs, thumbs, reference values and dev prompts."""
 
-    def __init__(self, store: Path):
+    def __init__(self, store: Path, **shape: object):
         self.store = store
-        self.sft = tiny_model(store / "sft" / "aaaaaaaaaaaa")
+        self.sft = tiny_model(store / "sft" / "aaaaaaaaaaaa", **shape)
         self.pairs = write_pairs(store / "pair" / "aaaaaaaaaaaa", self.sft)
         thumbs = pl.concat([thumb(self.pairs.train(), "chosen", True), thumb(self.pairs.train(), "rejected", False)])
         write_table(self.pairs.path / "unpaired.parquet", thumbs)

@@ -40,7 +40,14 @@ def tiny_tokenizer(folder: Path, template: str = CHAT, vocabulary: int = 320) ->
 
 
 def tiny_llama(
-    folder: Path, *, hidden: int = 32, layers: int = 2, context: int = 256, seed: int = 0, **config: object
+    folder: Path,
+    *,
+    hidden: int = 32,
+    layers: int = 2,
+    context: int = 256,
+    spread: float = 0.2,
+    seed: int = 0,
+    **config: object,
 ) -> None:
     """Weights so large that the next token is no coin toss: greedy decoding has no near ties, and some answers end."""
     import torch
@@ -56,7 +63,7 @@ def tiny_llama(
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=context,
-        initializer_range=0.2,
+        initializer_range=spread,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

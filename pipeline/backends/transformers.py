@@ -37,8 +37,11 @@ class Transformers:
         self.take(module.to("cuda" if torch.cuda.is_available() else "cpu").eval(), limits)
         return self
 
-    def take(self, module: Any, limits: Limits) -> None:
-        """Draw from a module that is loaded, such as one in training."""
+    def take(self, module: Any, limits: Limits, in_step: bool = False) -> None:
+        """Draw from a module that is loaded, such as one in training.
+
+        `in_step`: its weights are shared by processes, of which each goes on until the last has drawn its rows.
+        """
         from transformers import GenerationConfig
 
         # The checkpoint's own generation_config would add penalties and cuts that nobody asked for here.
@@ -48,7 +51,7 @@ class Transformers:
             eos_token_id=self.text.stops,
             pad_token_id=self.text.pad,
         )
-        self.module = module
+        self.module, self.in_step = module, in_step
 
     def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion]:
         size = self.cfg.runtime.batch
@@ -65,7 +68,7 @@ class Transformers:
         with torch.no_grad():  # inference_mode would mark what a module in training caches
             ends = EndOfRows(self.text, batch, ids.shape[1])
             shaped = {"logits_processor": [draws], "stopping_criteria": [ends] if ends else []}
-            rows = self.module.generate(input_ids=ids, attention_mask=mask, **shaped)
+            rows = self.module.generate(input_ids=ids, attention_mask=mask, synced_gpus=self.in_step, **shaped)
         drawn = [row[:end] for row, end in zip(rows[:, ids.shape[1] :].tolist(), ends.at, strict=True)]
         logprobs = torch.stack(draws.logprobs, dim=1).double().cpu()
         return [self._completion(*row) for row in zip(batch, drawn, logprobs, strict=True)]

@@ -129,12 +129,6 @@ class TrainConfig(Optimization):
                 f"runtime.launch={launch} takes weights apart, and those of adapter=qlora are packed into few bits: "
                 f"nobody has shown that they come back right. Use adapter=lora, or runtime.launch=ddp or zero2"
             )
-        if launch in SHARDED and (self.guards.looks_alone or self.runtime.watch == "always"):
-            raise ValueError(
-                f"runtime.launch={launch}: guards.kl_budget, fall_budget, stop_on=score and runtime.watch=always have "
-                f"each process answer by itself, and none has the weights for it. Use guards.stop_on=loss, accuracy or "
-                f"margin, which all of them find together, or runtime.launch=ddp or zero2"
-            )
         return self
 
     @model_validator(mode="after")

@@ -17,10 +17,9 @@ from pipeline.training import decisions, sharded
 from pipeline.training.callbacks import keep_until
 from pipeline.training.decisions import FALL, KL
 from pipeline.training.kept_weights import KeptWeights
-from pipeline.training.logps import completion_logps
+from pipeline.training.logps import logps_of_all
 from pipeline.training.models import State
 from pipeline.training.own_answers import OwnAnswers, show
-from pipeline.training.shares import gathered, share
 
 if TYPE_CHECKING:
     import polars as pl
@@ -85,9 +84,8 @@ class Guards(TrainerCallback):
         if not self.pairs["answers"]:
             return {}
         module, budget = self.trainer.model.eval(), self.cfg.max_length * self.cfg.runtime.at_once
-        prompts, answers = share(self.pairs["prompts"]), share(self.pairs["answers"])
         with self.trainer.compute_loss_context_manager():
-            sums = gathered(completion_logps(module, prompts, answers, budget))
+            sums = logps_of_all(module, self.pairs["prompts"], self.pairs["answers"], budget)
         now = sum(sums) / sum(map(len, self.pairs["answers"]))
         start = next((look[CHOSEN] for look in state.log_history if CHOSEN in look), now)
         return {CHOSEN: now, FALL: start - now}

@@ -1,4 +1,4 @@
-"""Log-probabilities of given token ids under a model: the one computation behind `refer` and the check at step 0."""
+"""Log-probabilities of given token ids under a model: the one computation behind `refer` and every look at a policy."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,28 @@ Ids = list[int]
 
 def completion_logps(module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int) -> list[float]:
     """The sum over each completion's tokens given its prompt; a result does not depend on what shared its batch."""
-    found = [0.0] * len(prompts)
-    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
-    for batch in by_length(lengths, batch_tokens):
+    found = _found(module, prompts, completions, _batches(prompts, completions, batch_tokens))
+    return [found[at] for at in range(len(prompts))]
+
+
+def logps_of_all(module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int) -> list[float]:
+    """The same, of batches that several processes deal out to each other; every one of them knows all."""
+    from pipeline.training.shares import in_step, pooled
+
+    found = pooled(_found(module, prompts, completions, in_step(_batches(prompts, completions, batch_tokens))))
+    return [found[at] for at in range(len(prompts))]
+
+
+def _batches(prompts: list[Ids], completions: list[Ids], batch_tokens: int) -> list[list[int]]:
+    return list(by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], batch_tokens))
+
+
+def _found(module: Any, prompts: list[Ids], completions: list[Ids], batches: list[list[int]]) -> dict[int, float]:
+    """By the row's position."""
+    found: dict[int, float] = {}
+    for batch in batches:
         values = _forward(module, [prompts[i] for i in batch], [completions[i] for i in batch])
-        for index, value in zip(batch, values, strict=True):
-            found[index] = value
+        found |= dict(zip(batch, values, strict=True))
     return found
 
 

@@ -34,14 +34,19 @@ def load_tokenizer(model: Model) -> Any:
 
 def load(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
     """The model as it is, for forward passes: adapter beside its base, which is quantised as asked or as recorded."""
+    quantization = quantization or quantized.quantization_of(model)
+    module = opened(model, dtype, quantization)
+    return module if quantization else module.to(device())  # what is quantised lies on its device
+
+
+def opened(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
+    """The same where it was read."""
     if model.adapter:
         check_base(model)
-    quantization = quantization or quantized.quantization_of(model)
     module = _base(model, dtype, quantization)
     if model.adapter:
         module = _adapted(module, model, trainable=False)
-    module = module.eval().requires_grad_(False)
-    return module if quantization else module.to(device())  # what is quantised lies on its device
+    return module.eval().requires_grad_(False)
 
 
 def load_merged(model: Model) -> Any:

@@ -15,10 +15,10 @@ from pipeline.config import Limits, TrainConfig, TransformersBackend
 from pipeline.content import digest_of
 from pipeline.errors import Broken
 from pipeline.scorers import Answer, open_scorer
-from pipeline.training import models
+from pipeline.training import models, sharded
 from pipeline.training.decisions import KL, SCORE, TOKENS
-from pipeline.training.logps import completion_logps
-from pipeline.training.shares import gathered, share
+from pipeline.training.logps import logps_of_all
+from pipeline.training.shares import gathered, in_step, pooled, share
 
 Row = tuple[dict[str, Any], Request]
 
@@ -49,53 +49,54 @@ class OwnAnswers:
                 yield row, Request(row["prompt_id"], ids, temperature=1.0, top_p=1.0, seed=seed)
 
     def look(self, trainer: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """The figures, and the answers that are shown. Each of several processes draws its share of them."""
-        policy = trainer.model.eval()
-        rows = share(self.rows)
+        """The figures, and the answers that are shown. Several processes draw, read and score together."""
+        trainer.model.eval()
         with trainer.compute_loss_context_manager():
-            drawn = self._drawn(policy, rows)
-            here = self._logps(policy, rows, drawn)
-            there = self._reference_logps(policy, rows, drawn)
+            drawn = self._drawn(trainer)
+            here = self._logps(trainer.model, drawn)
+            there = self._reference_logps(trainer, drawn)
         give_memory_back()
         texts = [self.engine.text.decode(one) for one in drawn]
-        tokens = gathered([len(one.token_ids) for one in drawn])
-        figures = {KL: fmean(gathered([a - b for a, b in zip(here, there, strict=True)])), TOKENS: fmean(tokens)}
+        kl = fmean(a - b for a, b in zip(here, there, strict=True))
+        figures = {KL: kl, TOKENS: fmean(len(one.token_ids) for one in drawn)}
         if self.scorer:
-            figures[SCORE] = self._score(rows, drawn, texts)
+            figures[SCORE] = self._score(drawn, texts)
         shown = [
             {"prompt_id": row["prompt_id"], "prompt": row["prompt"][-1]["content"], "answer": text}
-            for (row, _), text in zip(self.rows[:SHOWN], gathered(texts), strict=False)
+            for (row, _), text in zip(self.rows[:SHOWN], texts, strict=False)
         ]
         return figures, shown
 
-    def _drawn(self, policy: Any, rows: list[Row]) -> list[Completion]:
+    def _drawn(self, trainer: Any) -> list[Completion]:
+        policy, requests = trainer.model, [request for _, request in self.rows]
         own = policy.generation_config
         try:
-            self.engine.take(policy, self.limits)
-            found = {one.sample_id: one for one in self.engine.generate([[request for _, request in rows]])}
+            self.engine.take(policy, self.limits, in_step=sharded.is_sharded(trainer))
+            drawn = pooled({one.sample_id: one for one in self.engine.generate([in_step(requests)])})
         finally:
             self.engine.close()
             policy.generation_config = own
-        return [found[request.sample_id] for _, request in rows]
+        return [drawn[request.sample_id] for request in requests]
 
-    def _reference_logps(self, policy: Any, rows: list[Row], drawn: list[Completion]) -> list[float]:
+    def _reference_logps(self, trainer: Any, drawn: list[Completion]) -> list[float]:
         """Of its own, so that nothing names a loaded reference any more when memory is given back."""
-        with reference_of(self.cfg, policy, self.init, self.held_to) as reference:
-            return self._logps(reference, rows, drawn)
+        with reference_of(self.cfg, trainer, self.init, self.held_to) as reference:
+            return self._logps(reference, drawn)
 
-    def _logps(self, module: Any, rows: list[Row], drawn: list[Completion]) -> list[float]:
-        prompts = [request.prompt_token_ids for _, request in rows]
+    def _logps(self, module: Any, drawn: list[Completion]) -> list[float]:
+        prompts = [request.prompt_token_ids for _, request in self.rows]
         budget = self.cfg.max_length * self.cfg.runtime.at_once
-        return completion_logps(module, prompts, [one.token_ids for one in drawn], budget)
+        return logps_of_all(module, prompts, [one.token_ids for one in drawn], budget)
 
-    def _score(self, rows: list[Row], drawn: list[Completion], texts: list[str]) -> float:
+    def _score(self, drawn: list[Completion], texts: list[str]) -> float:
+        """Each process asks about its share: a judge may cost money."""
         assert self.scorer
         answers = [
             Answer(one.sample_id, row["prompt_id"], row["prompt"], text, self.columns[row["prompt_id"]], tokens)
-            for (row, _), one, text in zip(rows, drawn, texts, strict=True)
+            for (row, _), one, text in zip(self.rows, drawn, texts, strict=True)
             for tokens in [len(one.token_ids)]
         ]
-        whole = gathered([mark for mark in self.scorer.mark(answers) if not mark.criterion])
+        whole = gathered([mark for mark in self.scorer.mark(share(answers)) if not mark.criterion])
         if failed := [mark for mark in whole if mark.score is None]:
             raise Broken(
                 f"train.guards.scorer could not mark {len(failed)} of {len(whole)} answers ({failed[0].detail}).\n"
@@ -105,13 +106,16 @@ class OwnAnswers:
 
 
 @contextmanager
-def reference_of(cfg: TrainConfig, policy: Any, init: Model, held_to: Model) -> Iterator[Any]:
+def reference_of(cfg: TrainConfig, trainer: Any, init: Model, held_to: Model) -> Iterator[Any]:
     """The policy without its adapter where that is the reference; else loaded for this look."""
-    if models.is_bare_base(policy, init, held_to):
-        with policy.disable_adapter():
-            yield policy
-        return
-    yield models.load(held_to, cfg.dtype, getattr(cfg.adapter, "quantization", None)).eval()
+    if models.is_bare_base(trainer.model, init, held_to):
+        with trainer.model.disable_adapter():
+            yield trainer.model
+    elif sharded.is_sharded(trainer):
+        with sharded.loaded(trainer, held_to, cfg.dtype) as reference:
+            yield reference
+    else:
+        yield models.load(held_to, cfg.dtype, getattr(cfg.adapter, "quantization", None))
 
 
 def give_memory_back() -> None:

@@ -1,9 +1,53 @@
-"""Weights that no process has as a whole (ZeRO-3, FSDP): gathered to be kept or published."""
+"""Weights that no process has as a whole (ZeRO-3, FSDP): gathered to be kept or published, loaded to be looked at."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from transformers import TrainerCallback
+
+from pipeline.artifacts import Model
 from pipeline.errors import Broken
+from pipeline.training import models
 from pipeline.training.models import State
+
+
+class KnownHead(TrainerCallback):
+    """TRL's losses read the head's weights by themselves, without the head's forward pass: ZeRO-3 has to be told.
+
+    Else they are taken apart again before their gradient arrives, unless something before has left them whole.
+    """
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if args.deepspeed_plugin is None or args.deepspeed_plugin.zero_stage != 3:
+            return
+        from deepspeed import zero
+
+        whole = model.get_base_model() if hasattr(model, "peft_config") else model
+        for weight in whole.get_output_embeddings().parameters():
+            zero.register_external_parameter(whole, weight)
+
+
+def is_sharded(trainer: Any) -> bool:
+    return _by_zero3(trainer) or bool(trainer.is_fsdp_enabled)
+
+
+@contextmanager
+def loaded(trainer: Any, model: Model, dtype: str) -> Iterator[Any]:
+    """One more model for forward passes, shared among the processes as the trained one is. A call of all of them."""
+    module = models.opened(model, dtype)
+    if not _by_zero3(trainer):
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+        yield fsdp2_prepare_model(trainer.accelerator, module)
+        return
+    from trl.models.utils import prepare_deepspeed
+
+    engine = prepare_deepspeed(module, trainer.accelerator)
+    try:
+        yield engine
+    finally:
+        engine.destroy()
 
 
 def gathered(trainer: Any) -> State | None:

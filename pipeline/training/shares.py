@@ -9,11 +9,21 @@ import torch
 import torch.distributed as group
 
 Row = TypeVar("Row")
+Key = TypeVar("Key")
 
 
 def share(rows: list[Row]) -> list[Row]:
     """Every n-th, so that no process gets the long ones alone; all of them where one process is alone."""
     return rows[group.get_rank() :: group.get_world_size()] if _several() else rows
+
+
+def in_step(whole: list[Row]) -> list[Row]:
+    """Of what is done one after the other, what this process does: as many as each does, so some is done twice.
+
+    Weights that processes share are brought together for each pass of any of them: nobody may be done early.
+    """
+    rank, world = place()
+    return [whole[at % len(whole)] for at in range(rank, -(-len(whole) // world) * world, world)]
 
 
 def gathered(found: list[Row]) -> list[Row]:
@@ -37,7 +47,7 @@ class Part:
 
 def parts_of(rows: int, each: int, count: int) -> list[Part]:
     """Those of this process, as accelerate deals them out: `each` to one process after the other, `count` times."""
-    rank, world = (group.get_rank(), group.get_world_size()) if _several() else (0, 1)
+    rank, world = place()
     at_once = [max(0, min(each * world, rows - turn * each * world)) for turn in range(count)]
     return [Part(max(0, min(each, of - rank * each)), of, of == each * world) for of in at_once]
 
@@ -62,6 +72,20 @@ def gathered_by_rows(accelerator: Any, part: Part | None) -> Iterator[None]:
         yield
     finally:
         del accelerator.gather
+
+
+def pooled(found: dict[Key, Row]) -> dict[Key, Row]:
+    """What all processes found, each of them the same: of what two of them did, what the later one found."""
+    if not _several():
+        return found
+    parts: list[dict[Key, Row]] = [{} for _ in range(group.get_world_size())]
+    group.all_gather_object(parts, found)
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def place() -> tuple[int, int]:
+    """Which process this is, and of how many."""
+    return (group.get_rank(), group.get_world_size()) if _several() else (0, 1)
 
 
 def _several() -> bool:

@@ -16,6 +16,7 @@ from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLo
 from pipeline.training.guards import Guards
 from pipeline.training.reference import StartCheck
 from pipeline.training.rehearsal import rehearsal_of
+from pipeline.training.sharded import KnownHead
 from pipeline.training.tracking import Tracked
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def trainer_for(
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
         processing_class=_tokenizer(init),
-        callbacks=[start, *_callbacks(cfg, out, ledger, guards)],
+        callbacks=[KnownHead(), start, *_callbacks(cfg, out, ledger, guards)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.by_length, trainer.rehearsal = cfg.runtime.by_length, rehearsal_of(cfg, rows)
