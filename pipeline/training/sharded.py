@@ -41,6 +41,7 @@ def loaded(trainer: Any, model: Model, dtype: str) -> Iterator[Any]:
 
         yield fsdp2_prepare_model(trainer.accelerator, module)
         return
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
     from trl.models.utils import prepare_deepspeed
 
     engine = prepare_deepspeed(module, trainer.accelerator)
@@ -48,6 +49,7 @@ def loaded(trainer: Any, model: Model, dtype: str) -> Iterator[Any]:
         yield engine
     finally:
         engine.destroy()
+        FWD_MODULE_STACK.remove(module)  # which DeepSpeed leaves there, and all of its weights with it
 
 
 def gathered(trainer: Any) -> State | None:
