@@ -16,6 +16,8 @@ GIB, MIB = 1 << 30, 1 << 20
 SIZE = {"float32": 4, "bfloat16": 2}
 OPTIMIZERS = {"adafactor": 0, "sgd": 0, "lion": 4, "8bit": 2}  # bytes a parameter, by a part of the name; AdamW's is 8
 
+FOUR_NORMS, NORMED_HEADS = ("gemma2", "gemma3"), ("qwen3", "gemma3")
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -27,6 +29,8 @@ class Shape:
     keys: int
     vocabulary: int
     tied: bool  # the output layer is the embeddings
+    norms: int  # of the block's width, in each block
+    normed_heads: bool  # queries and keys by norms of their own
 
     def linear(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of each linear layer of a block."""
@@ -60,9 +64,12 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
     hidden, inner, layers, heads, vocabulary = (config[name] for name in names)
     size = config.get("head_dim") or hidden // heads
     keys = (config.get("num_key_value_heads") or heads) * size
-    bare = Shape(0, hidden, inner, layers, heads * size, keys, vocabulary, bool(config.get("tie_word_embeddings")))
-    embeddings = vocabulary * hidden * (1 if bare.tied else 2)
-    return replace(bare, parameters=bare.packed + embeddings + hidden * (2 * layers + 1))
+    kind = str(config.get("model_type", ""))
+    tied = bool(config.get("tie_word_embeddings", kind.startswith("gemma")))  # only Gemma's are unless it says no
+    norms, normed = 4 if kind.startswith(FOUR_NORMS) else 2, kind.startswith(NORMED_HEADS)
+    bare = Shape(0, hidden, inner, layers, heads * size, keys, vocabulary, tied, norms, normed)
+    embeddings = vocabulary * hidden * (1 if tied else 2)
+    return replace(bare, parameters=bare.packed + embeddings + hidden * (norms * layers + 1))
 
 
 def shape_in(folder: Path) -> Shape | None:

@@ -73,11 +73,13 @@ class Training:
         yield self._at(rounded, early + self.head, self.tokens * (kept + self.after + self.into_head), self._head)
         first = kept + self.passing + (self.block if checkpointing else 0)
         last = self.longest + self.block + self.passing
-        own = self.head if early <= self.buckets else waiting
-        yield self._at(rounded, early + own + self.largest, read * first)
-        yield self._at(self.rounded / layers, gathered + waiting + self.largest, read * last)
+        to_come = 0.0 if self.accumulates else self.head  # the embeddings' gradient
+        yield self._at(rounded, early + max(waiting, to_come) + self.largest, read * first)
+        yield self._at(self.rounded / layers, gathered - to_come + waiting + self.largest, read * last)
         yield self._at(0, gathered + self.embeddings, 0)
-        yield self._at(self.rounded, self.buckets, 0, self._look)
+        # The reference of whole weights is read for a look and given back; an adapter's is what it stands on.
+        beside = self.size * self.shape.parameters if self.full and self.cfg.guards.prompts else 0
+        yield self._at(self.rounded + beside, self.buckets, 0, self._look)
 
     def _at(self, rounded: float, gradients: float, activations: float, logits: float = 0.0) -> Memory:
         return Memory(self.weights + rounded, gradients, self.optimizer, activations, logits)
@@ -132,9 +134,13 @@ class Training:
         return 4.0 * self.trained / (self.world if shared else 1) + self.buckets
 
     @property
+    def accumulates(self) -> bool:
+        """Gradients are there before the last backward pass, of the micro-batches before."""
+        return self.rows > 0 and self.cfg.batch // self.world > self.rows
+
+    @property
     def gradients_before(self) -> float:
-        """Those of the micro-batches before: none where one of them is the whole step."""
-        return self.gradients if self.rows and self.cfg.batch // self.world > self.rows else self.buckets
+        return self.gradients if self.accumulates else self.buckets
 
     @property
     def head(self) -> float:
@@ -144,8 +150,7 @@ class Training:
     @property
     def embeddings(self) -> float:
         """Dense, while it is added to what is there: of tied ones the head's as well, and the sum of the two."""
-        there = self.gradients_before > self.buckets
-        return self.head * ((2 if self.shape.tied else 0) + there)
+        return self.head * ((2 if self.shape.tied else 0) + self.accumulates)
 
     @property
     def largest(self) -> float:
@@ -173,6 +178,11 @@ class Training:
         return (4 + self.stream if self.full else 4) * self.shape.hidden  # frozen scales need no normalised copy
 
     @property
+    def head_norms(self) -> int:
+        """Of queries and keys, which come from a linear layer in its precision."""
+        return (4 + self.size if self.full else 4) * (self.shape.queries + self.shape.keys)
+
+    @property
     def block(self) -> int:
         """What a block's backward pass reads again."""
         size, shape, mixed = self.size, self.shape, self.cfg.dtype == "bfloat16"
@@ -184,7 +194,8 @@ class Training:
         read = size * ((5 if mixed else 2) * shape.hidden + shape.inner)
         if not self.full and mixed:
             read += size * shape.queries
-        return 2 * self.norm + attention + gates + read
+        norms = self.shape.norms * self.norm + (self.head_norms if self.shape.normed_heads else 0)
+        return norms + attention + gates + read
 
     @property
     def passing(self) -> int:
@@ -221,7 +232,8 @@ class Training:
     @property
     def _logits_backward(self) -> float:
         """Two parts of the loss read them, and their gradients are added; without a kernel for it there are copies."""
-        return (12.0 if self.gpu else 18.0) * self.at_once
+        head = self.head / 2 if self.at_once and self.cfg.dtype == "bfloat16" else 0.0  # rounded
+        return (12.0 if self.gpu else 18.0) * self.at_once + head
 
     @property
     def _head(self) -> float:
@@ -237,10 +249,21 @@ class Training:
 
     @property
     def _look(self) -> float:
-        """All that were read together, and in float32 one answer's once more; in mixed precision first as they came."""
-        read, one = self.rows * self.cfg.max_length, self.cfg.max_length if self.rows else 0
-        mixed = 6.0 * read if self.cfg.dtype == "bfloat16" else 0.0
-        return self.vocabulary * max(mixed, 4.0 * (read + one))
+        """Of one longest row or of shorter ones that have no more tokens: in float32, and as log-probabilities."""
+        return 8.0 * self.vocabulary * self.cfg.max_length if self.rows else 0.0
+
+    # ── answers of its own ────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def between_steps(self) -> float:
+        return self.weights + self.rounded + self.buckets + self.optimizer
+
+    @property
+    def answer(self) -> float:
+        """One that is drawn: what attention remembers of it, and what a pass over its prompt holds of a block."""
+        cached = (self.stream + self.size) * self.shape.keys * self.shape.layers  # keys turn in the stream's precision
+        prompt = max(1, self.cfg.max_length - self.cfg.guards.tokens)
+        return float(self.cfg.max_length * cached + prompt * (self.size * 3 * self.shape.inner + self.passing))
 
 
 def _base(shape: Shape, adapter: LoraAdapter, size: int) -> float:

@@ -56,6 +56,12 @@ def needs(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -
     return moments.memory(shape, cfg, rows, longest, world, gpu=bool(machine.gpus()))
 
 
+def answers_at_once(shape: Shape, cfg: TrainConfig, most: int) -> int:
+    """Of those that a policy in training draws of its own: by the memory that is free between two steps."""
+    training = moments.Training(shape, cfg, 0, 0, cfg.runtime.world(len(machine.gpus())), bool(machine.gpus()))
+    return max(1, min(most, int((room(cfg)[0] - training.between_steps) // training.answer)))
+
+
 def room(cfg: TrainConfig) -> tuple[float, str]:
     """Bytes that one process may fill, and of what: its GPU, or its share of the machine's own memory."""
     size, where = machine.memory()

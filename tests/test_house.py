@@ -52,6 +52,7 @@ LEAVES = {
     "given",
     "machine",
     "footprint",
+    "moments",
     "engines",
     "outlook",
 }  # anyone may import
@@ -109,6 +110,7 @@ MAY_IMPORT = {
     "given": set(),
     "machine": set(),
     "footprint": {"config"},
+    "moments": {"config"},
     "engines": set(),
     "outlook": {"config"},
     "lineage": {"step", "survey", "artifacts", "config"},

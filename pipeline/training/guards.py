@@ -84,10 +84,10 @@ class Guards(TrainerCallback):
         """The log-probability of the chosen answers per token, and how far it has fallen since the start."""
         if not self.pairs["answers"]:
             return {}
-        module, budget = self.trainer.model.eval(), self.cfg.max_length * self.cfg.runtime.at_once
+        module = self.trainer.model.eval()
         prompts, answers = share(self.pairs["prompts"]), share(self.pairs["answers"])
         with self.trainer.compute_loss_context_manager():
-            sums = gathered(completion_logps(module, prompts, answers, budget))
+            sums = gathered(completion_logps(module, prompts, answers, self.cfg.max_length))
         now = sum(sums) / sum(map(len, self.pairs["answers"]))
         start = next((look[CHOSEN] for look in state.log_history if CHOSEN in look), now)
         return {CHOSEN: now, FALL: start - now}

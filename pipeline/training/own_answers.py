@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pipeline import footprint, outlook
 from pipeline.artifacts import Model, Prompts
 from pipeline.backends import Completion, Request
 from pipeline.backends.transformers import Transformers
@@ -22,7 +23,7 @@ from pipeline.training.shares import gathered, share
 
 Row = tuple[dict[str, Any], Request]
 
-AT_ONCE = 64  # answers drawn together: one row is one key-value cache
+AT_ONCE = 64  # answers drawn together, where there is room for them: one row is one key-value cache
 SHOWN = 4  # answers that a person reads
 
 
@@ -32,7 +33,7 @@ class OwnAnswers:
     def __init__(self, cfg: TrainConfig, init: Model, held_to: Model, dev: Prompts):
         self.cfg, self.init, self.held_to = cfg, init, held_to
         self.limits = Limits(prompt=cfg.max_length, completion=cfg.guards.tokens)
-        backend = {"kind": "transformers", "dtype": cfg.dtype, "runtime": {"batch": AT_ONCE}}
+        backend = {"kind": "transformers", "dtype": cfg.dtype, "runtime": {"batch": _at_once(cfg, init)}}
         self.engine = Transformers(TransformersBackend(**backend), init)
         self.rows = list(self._fitting(dev))
         self.columns = dev.columns()
@@ -85,8 +86,7 @@ class OwnAnswers:
 
     def _logps(self, module: Any, rows: list[Row], drawn: list[Completion]) -> list[float]:
         prompts = [request.prompt_token_ids for _, request in rows]
-        budget = self.cfg.max_length * self.cfg.runtime.at_once
-        return completion_logps(module, prompts, [one.token_ids for one in drawn], budget)
+        return completion_logps(module, prompts, [one.token_ids for one in drawn], self.cfg.max_length)
 
     def _score(self, rows: list[Row], drawn: list[Completion], texts: list[str]) -> float:
         assert self.scorer
@@ -102,6 +102,12 @@ class OwnAnswers:
                 f"  Give a scorer that marks every answer to a dev prompt, or train.guards.scorer=null."
             )
         return fmean(mark.score for mark in whole if mark.score is not None)
+
+
+def _at_once(cfg: TrainConfig, init: Model) -> int:
+    """As many as fit beside the weights and the optimizer's state, which stay where they are."""
+    shape = footprint.shape_in(Path(init.weights))
+    return outlook.answers_at_once(shape, cfg, AT_ONCE) if shape else AT_ONCE
 
 
 @contextmanager

@@ -66,9 +66,8 @@ def _exact(cfg: TrainConfig) -> bool:
 
 
 def _logps(cfg: TrainConfig, module: Any, rows: dict[str, list[Any]]) -> dict[str, list[float]]:
-    budget = cfg.max_length * cfg.runtime.at_once
     return {
-        side: completion_logps(module, rows["prompt_ids"], rows[f"{side}_ids"], budget)
+        side: completion_logps(module, rows["prompt_ids"], rows[f"{side}_ids"], cfg.max_length)
         for side in ("chosen", "rejected")
     }
 
@@ -92,15 +91,23 @@ def _compare(cfg: TrainConfig, found: dict[str, list[float]], rows: dict[str, li
         )
 
 
-def _compare_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
-    """TRL's own loss on the same pairs: ln 2 for the sigmoid loss, with the slack that the log-ratios have."""
+def _first_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> float:
+    """Over as many at once as a step has in memory."""
     import torch
 
     pairs = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
-    batch = trainer._prepare_inputs(trainer.data_collator(pairs))
-    with torch.no_grad(), trainer.compute_loss_context_manager():
-        loss = trainer.compute_loss(trainer.model, batch).item() / sum(cfg.loss_weights or [1.0])
+    total, each = 0.0, cfg.runtime.at_once
+    for some in (pairs[at : at + each] for at in range(0, len(pairs), each)):
+        batch = trainer._prepare_inputs(trainer.data_collator(some))
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            total += trainer.compute_loss(trainer.model, batch).item() * len(some)
     trainer._metrics["eval"].clear()
+    return total / len(pairs) / sum(cfg.loss_weights or [1.0])
+
+
+def _compare_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
+    """TRL's own loss on the same pairs: ln 2 for the sigmoid loss, with the slack that the log-ratios have."""
+    loss = _first_loss(cfg, trainer, rows)
     tokens = sum(len(ids) for side in ("chosen", "rejected") for ids in rows[f"{side}_ids"]) / len(rows["prompt_ids"])
     slack = 2 * NATS_PER_SEQUENCE if _exact(cfg) else NATS_PER_TOKEN * tokens
     if not abs(loss - math.log(2)) <= cfg.beta * slack + 1e-6:
