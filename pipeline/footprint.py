@@ -100,9 +100,14 @@ class Disk:
     kept: float  # weights that an early stop may go back to
 
     @property
+    def models(self) -> float:
+        """Kept ones are two at most, and a third while it is written."""
+        return self.published + 3 * self.kept
+
+    @property
     def most(self) -> float:
         """While a checkpoint is written, the one before it is still there."""
-        return 2 * self.checkpoint + self.published + 2 * self.kept
+        return 2 * self.checkpoint + self.models
 
 
 def disk(shape: Shape, cfg: TrainConfig) -> Disk:

@@ -122,9 +122,8 @@ def short_of_disk(shape: Shape, cfg: TrainConfig, folder: Path) -> str | None:
     free = shutil.disk_usage(there).free
     if needs.most <= free:
         return None
-    models = needs.published + 2 * needs.kept
     return (
         f"train needs {amount(needs.most)} of disk: a checkpoint of {amount(needs.checkpoint)} beside the one before, "
-        f"and {amount(models)} of models. {there} has {amount(free)} free.\n"
+        f"and {amount(needs.models)} of models. {there} has {amount(free)} free.\n"
         f"  Free space (make prune lists what no run names), give another store=FOLDER, or adapter@train.adapter=lora."
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import moments
+from pipeline import footprint, moments
 from pipeline.artifacts import Model, write_json
 from pipeline.config import TrainConfig
 from pipeline.footprint import shape_in
@@ -110,12 +110,14 @@ def test_bytes_of_two_steps(models, tmp_path, adapter, dtype, checkpointing):
     assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch"), [("tied", 2), ("untied", 2), ("untied", 4)])
 def test_bytes_of_an_output_layer_and_of_gradients_that_accumulate(models, tmp_path, name, batch):
     cfg = settled(FULL, gradient_checkpointing=True, batch=batch)
     assert said(cfg, models[name]).total == pytest.approx(measured(cfg, models[name], tmp_path), rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "adapter"), [("qwen3", FULL), ("gemma2", RANK_16)], ids=["qwen3", "gemma2"])
 def test_bytes_of_blocks_with_more_norms(models, tmp_path, name, adapter):
     cfg = settled(adapter)
@@ -143,6 +145,7 @@ def test_bytes_of_a_whole_tile_of_logits(models, tmp_path, monkeypatch):
     assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
 
 
+@pytest.mark.slow
 def test_bytes_of_demonstrations_beside_the_pairs(models, tmp_path):
     rehearsal = composed(*SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5").train.rehearsal
     cfg = settled(FULL).model_copy(update={"rehearsal": rehearsal})
@@ -177,3 +180,38 @@ def test_bytes_of_a_look(models, tmp_path, dtype):
     shape = shape_in(Path(init.weights))
     *_, look = moments.Training(shape, cfg, 4, LONGEST, 1, gpu=False).moments()
     assert look.logits == pytest.approx(held.most - held.held, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adapter", [FULL, {**RANK_16, "save_merged": True}], ids=["full", "lora"])
+def test_bytes_on_the_disk(models, adapter, dtype):
+    """Of a checkpoint, of weights that an early stop may go back to, and of what is published."""
+    from pipeline.training import guards, trainers
+    from pipeline.training import models as opened
+
+    init = models["tied"]
+    cfg = settled(adapter, dtype=dtype, save_every=1, eval_every=1, guards={"stop_on": "loss"})
+    out = init.path.parent.parent / "train" / f"{cfg.adapter.kind} {dtype}"
+    rows = rows_for(cfg, LONGEST)
+    rows["dev"] = rows["train"].head(2)
+    policy = trainers.load_policy(cfg, init)
+    settings = opened.settings_of(policy)
+    watch = guards.guards_for(cfg, init, init, None, rows["dev"], out)
+    trainers.trainer_for(cfg, policy, init, Model(init.path.parent), rows, out, watch)[0].train()
+    if adapter is FULL:
+        opened.save_full(policy, settings, init, dtype, out)
+    else:
+        opened.save_adapter(policy, init, cfg.adapter, dtype, out)
+    shape = shape_in(Path(init.weights))
+    assert shape
+    space = footprint.disk(shape, cfg)
+    [checkpoint], kept = (out / "scratch" / "checkpoints").glob("*-1"), [*(out / "scratch" / "kept").iterdir()]
+    assert space.checkpoint == pytest.approx(size(checkpoint), rel=0.05)
+    assert len(kept) <= 2 and space.kept == pytest.approx(kept[0].stat().st_size, rel=0.02)
+    assert space.published == pytest.approx(
+        sum(size(part) for part in out.iterdir() if part.name != "scratch"), rel=0.05
+    )
+
+
+def size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
