@@ -82,9 +82,14 @@ def trained_in(shape: Shape, cfg: TrainConfig) -> int:
     if isinstance(cfg.adapter, FullAdapter):
         return shape.parameters
     linear = shape.linear()
-    named = cfg.adapter.targets if isinstance(cfg.adapter.targets, list) else list(linear)
-    beside = [sum(linear[name]) for name in (target.rpartition(".")[2] for target in named) if name in linear]
-    return shape.layers * cfg.adapter.rank * sum(beside)
+    return shape.layers * cfg.adapter.rank * sum(sum(linear[name]) for name in adapted_in(shape, cfg.adapter))
+
+
+def adapted_in(shape: Shape, adapter: LoraAdapter) -> list[str]:
+    """The linear layers of a block that have an adapter beside them."""
+    linear = shape.linear()
+    named = adapter.targets if isinstance(adapter.targets, list) else list(linear)
+    return [name for name in (target.rpartition(".")[2] for target in named) if name in linear]
 
 
 def optimizer_bytes(cfg: TrainConfig) -> int:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
 from pipeline.config.launching import SHARDED, SHARED
-from pipeline.footprint import SIZE, Shape, amount, optimizer_bytes, trained_in
+from pipeline.footprint import SIZE, Shape, adapted_in, amount, optimizer_bytes, trained_in
 
 ROWS, COLUMNS = 4096, 32768  # of the tile of logits that TRL's fused head has in memory
 AT_ONCE = "cpo", "orpo"  # the trainers without that head
@@ -65,7 +65,8 @@ class Training:
         checkpointing, layers = self.cfg.gradient_checkpointing, self.shape.layers
         read, early, gathered = self.tokens + self.beside, self.gradients_before, self.gradients
         kept = self.longest + layers * (self.stream * self.shape.hidden if checkpointing else self.block)
-        rounded = self.rounded / layers if checkpointing else self.rounded  # a block that is run again rounds its own
+        # A block that is run again rounds its own.
+        rounded = self.rounded / layers if checkpointing and self.full else self.rounded
         waiting = self.head if self.shape.tied else 0.0  # its gradient is added when the embeddings' is there as well
 
         yield self._at(self.rounded, early, read * (kept + self.after), self._read_forward)
@@ -75,7 +76,9 @@ class Training:
         last = self.longest + self.block + self.passing
         to_come = 0.0 if self.accumulates else self.head  # the embeddings' gradient
         yield self._at(rounded, early + max(waiting, to_come) + self.largest, read * first)
-        yield self._at(self.rounded / layers, gathered - to_come + waiting + self.largest, read * last)
+        yield self._at(
+            self.rounded / (layers if self.full else 1), gathered - to_come + waiting + self.largest, read * last
+        )
         yield self._at(0, gathered + self.embeddings, 0)
         # The reference of whole weights is read for a look and given back; an adapter's is what it stands on.
         beside = self.size * self.shape.parameters if self.full and self.cfg.guards.prompts else 0
@@ -89,6 +92,18 @@ class Training:
     @property
     def full(self) -> bool:
         return isinstance(self.cfg.adapter, FullAdapter)
+
+    @property
+    def mixed(self) -> bool:
+        return self.cfg.dtype == "bfloat16"
+
+    @cached_property
+    def adapted(self) -> list[str]:
+        return adapted_in(self.shape, self.cfg.adapter) if isinstance(self.cfg.adapter, LoraAdapter) else []
+
+    @property
+    def dora(self) -> bool:
+        return isinstance(self.cfg.adapter, LoraAdapter) and self.cfg.adapter.dora
 
     @property
     def size(self) -> int:
@@ -110,10 +125,12 @@ class Training:
 
     @property
     def rounded(self) -> float:
-        """Mixed precision keeps its bfloat16 copies until the pass ends; of a quantised base one layer is unpacked."""
+        """Mixed precision keeps its bfloat16 copies until the pass ends; of a quantised base one layer is unpacked,
+        and DoRA adds one layer's adapter to it in float32 to know the norms."""
         if isinstance(self.cfg.adapter, LoraAdapter):
-            return float(self.size * self.shape.largest) if self.cfg.adapter.quantization else 0.0
-        copies = float(self.size * self.shape.packed) if self.cfg.dtype == "bfloat16" else 0.0
+            unpacked = self.size if self.cfg.adapter.quantization else 0
+            return float((unpacked + (12 if self.dora else 0)) * self.shape.largest)
+        copies = float(self.size * self.shape.packed) if self.mixed else 0.0
         return copies / self.world if self.cfg.runtime.launch in SHARDED else copies
 
     @property
@@ -155,7 +172,7 @@ class Training:
     @property
     def largest(self) -> float:
         """One linear layer's gradient before it is added, as it was computed and in float32."""
-        return float((6 if self.cfg.dtype == "bfloat16" else 4) * self.shape.largest) if self.full else 0.0
+        return float((6 if self.mixed else 4) * self.shape.largest) if self.full else 0.0
 
     # ── what a token takes ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -185,25 +202,42 @@ class Training:
     @property
     def block(self) -> int:
         """What a block's backward pass reads again."""
-        size, shape, mixed = self.size, self.shape, self.cfg.dtype == "bfloat16"
+        size, shape = self.size, self.shape
         # With a mask there is no kernel for grouped heads: keys and values are repeated, and each call makes of it
         # numbers of its own to be added.
         attention = size * (4 * shape.queries + self.longest)
         gates = size * 3 * shape.inner
-        # By the linear layers: five of them read the block's width, and mixed precision rounds a copy for each.
-        read = size * ((5 if mixed else 2) * shape.hidden + shape.inner)
-        if not self.full and mixed:
-            read += size * shape.queries
-        norms = self.shape.norms * self.norm + (self.head_norms if self.shape.normed_heads else 0)
-        return norms + attention + gates + read
+        norms = shape.norms * self.norm + (self.head_norms if shape.normed_heads else 0)
+        return norms + attention + gates + (self.read_by_linear if self.full else self.read_by_adapters)
+
+    @property
+    def read_by_linear(self) -> int:
+        """Five of them read the block's width, and mixed precision rounds a copy for each."""
+        return self.size * ((5 if self.mixed else 2) * self.shape.hidden + self.shape.inner)
+
+    @property
+    def read_by_adapters(self) -> int:
+        """Frozen layers keep nothing. DoRA reads what its layer gave and what the adapter adds as well."""
+        linear, names = self.shape.linear(), set(self.adapted)
+        if self.mixed:
+            read = sum(linear[name][0] for name in names)
+        else:  # what several read is kept once; o_proj's is counted with attention
+            read = self.shape.hidden * (
+                bool(names & {"q_proj", "k_proj", "v_proj"}) + bool(names & {"gate_proj", "up_proj"})
+            )
+            read += self.shape.inner if "down_proj" in names else 0
+        given = 2 * sum(linear[name][1] for name in names) if self.dora else 0
+        return self.size * (read + given)
 
     @property
     def passing(self) -> int:
         """The widest that comes and goes: the gates' gradients, or the float32 copy that an adapter makes of their
-        product, with four tensors of the stream that the block has not let go by then."""
-        if self.full or self.cfg.dtype == "float32":
-            return 2 * self.size * self.shape.inner
-        return (self.size + 4) * self.shape.inner + 4 * self.stream * self.shape.hidden
+        product, with four tensors of the stream that the block has not let go by then; DoRA's results in float32."""
+        inner = self.shape.inner
+        if self.full or not self.mixed:
+            return 2 * self.size * inner
+        widest = (self.size + 4) * inner if "down_proj" in self.adapted else 2 * self.size * inner
+        return widest + 4 * self.stream * self.shape.hidden + (8 * inner if self.dora else 0)
 
     @property
     def after(self) -> int:
@@ -232,7 +266,7 @@ class Training:
     @property
     def _logits_backward(self) -> float:
         """Two parts of the loss read them, and their gradients are added; without a kernel for it there are copies."""
-        head = self.head / 2 if self.at_once and self.cfg.dtype == "bfloat16" else 0.0  # rounded
+        head = self.head / 2 if self.at_once and self.mixed else 0.0  # rounded
         return (12.0 if self.gpu else 18.0) * self.at_once + head
 
     @property
@@ -244,7 +278,7 @@ class Training:
         if self.cfg.trainer in AT_ONCE:
             return 0.0
         rows, columns = min(ROWS, self.tokens), min(COLUMNS, self.vocabulary)
-        cast = self.size * columns * self.shape.hidden if self.full and self.cfg.dtype == "bfloat16" else 0
+        cast = self.size * columns * self.shape.hidden if self.full and self.mixed else 0
         return self.size * rows * COLUMNS + cast + (0 if self.gpu else folded * rows * columns)
 
     @property
