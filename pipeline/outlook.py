@@ -59,7 +59,7 @@ def needs(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -
 def answers_at_once(shape: Shape, cfg: TrainConfig, most: int) -> int:
     """Of those that a policy in training draws of its own: by the memory that is free between two steps."""
     training = moments.Training(shape, cfg, 0, 0, cfg.runtime.world(len(machine.gpus())), bool(machine.gpus()))
-    return max(1, min(most, int((room(cfg)[0] - training.between_steps) // training.answer)))
+    return max(1, min(most, int((room(cfg)[0] - training.between_steps) // training.token.answer)))
 
 
 def room(cfg: TrainConfig) -> tuple[float, str]:

@@ -96,7 +96,7 @@ def test_a_step_of_one_micro_batch_has_no_gradients_until_its_backward_pass():
 def test_a_gpu_folds_logits_without_the_copies_of_a_cpu():
     cfg = settled(RANK_16)
     gpu, cpu = (training(shape(LLAMA_1B), cfg, 1, 512, there) for there in (True, False))
-    assert gpu._head == 2 * 1024 * 32768 and cpu._head == gpu._head + 29 * 1024 * 32768
+    assert gpu._tile(29) == 2 * 1024 * 32768 and cpu._tile(29) == gpu._tile(29) + 29 * 1024 * 32768
 
 
 def test_own_answers_are_drawn_as_many_at_once_as_fit_beside_the_state(card):
@@ -122,7 +122,7 @@ def test_processes_share_what_their_launcher_shares():
     assert (zero1.optimizer, zero1.gradients) == (ddp.optimizer / 4, alone.gradients)
     assert (zero2.optimizer, zero2.gradients, zero2.weights) == (zero1.optimizer, alone.gradients / 4, ddp.weights)
     assert ddp.weights / 4 < fsdp.weights < ddp.weights / 4 * 1.15  # one block is whole at a time
-    assert ddp.block == fsdp.block
+    assert ddp.token.block == fsdp.token.block
 
 
 def test_ddp_holds_a_copy_of_the_gradients(tmp_path):

@@ -53,6 +53,7 @@ LEAVES = {
     "machine",
     "footprint",
     "moments",
+    "activations",
     "engines",
     "outlook",
 }  # anyone may import
@@ -111,6 +112,7 @@ MAY_IMPORT = {
     "machine": set(),
     "footprint": {"config"},
     "moments": {"config"},
+    "activations": {"config"},
     "engines": set(),
     "outlook": {"config"},
     "lineage": {"step", "survey", "artifacts", "config"},

@@ -11,7 +11,7 @@ from pipeline.artifacts import Model, write_json
 from pipeline.config import TrainConfig
 from pipeline.footprint import shape_in
 from tests.house import SMALL, composed
-from tests.preferences import FULL, LORA, dpo
+from tests.preferences import FULL, LORA, QLORA, dpo
 from tests.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.model
@@ -135,6 +135,23 @@ def test_bytes_of_blocks_with_more_norms(models, tmp_path, name, adapter):
 )
 def test_bytes_of_other_trainers(models, tmp_path, adapter, changes):
     cfg = settled(adapter, **changes)
+    assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointed"])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {**RANK_16, "dora": True},
+        {**RANK_16, "targets": ["q_proj", "v_proj"]},
+        {**QLORA, "rank": 16},
+        {**QLORA, "rank": 16, "quantization": {"bits": 8, "double": False}},
+    ],
+    ids=["dora", "two layers", "4 bits", "8 bits"],
+)
+def test_bytes_of_other_adapters(models, tmp_path, adapter, checkpointing):
+    cfg = settled(adapter, gradient_checkpointing=checkpointing)
     assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
 
 
