@@ -175,6 +175,23 @@ def test_rows_that_share_a_pass_with_others_of_their_length_take_no_more_than_is
     assert 0.7 * said(cfg, models["tied"]).total < found < 1.02 * said(cfg, models["tied"]).total
 
 
+def test_ddp_holds_a_copy_of_the_gradients(tmp_path):
+    import torch
+    from torch import distributed
+
+    from tests.bytes_held import BytesHeld
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with BytesHeld() as held:
+            alone = torch.nn.Linear(512, 512, bias=False)
+            module = torch.nn.parallel.DistributedDataParallel(alone)
+            module(torch.ones(1, 512)).sum().backward()
+        assert held.held == pytest.approx(3 * 4 * 512 * 512, rel=0.01)  # weights, gradients, buckets
+    finally:
+        distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes_of_a_look(models, tmp_path, dtype):
     """Through accelerate's wrapper, which gives logits back in float32."""
