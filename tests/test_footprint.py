@@ -50,6 +50,13 @@ def test_a_model_of_another_kind_is_not_guessed_at():
     assert footprint.shape_of({"text_config": LLAMA_1B}) == shape(LLAMA_1B)
 
 
+def test_an_output_layer_is_the_embeddings_where_the_config_or_else_the_family_says_so():
+    unsaid = {name: value for name, value in LLAMA_7B.items() if name != "tie_word_embeddings"}
+    found = {kind: shape({**unsaid, "model_type": kind}) for kind in ("llama", "gemma2", "gemma3_text")}
+    assert [one.tied for one in found.values()] == [False, True, True]
+    assert found["llama"].parameters - found["gemma2"].parameters == 32000 * 4096 - 2 * 32 * 4096, "two more norms each"
+
+
 @pytest.mark.parametrize(
     ("config", "adapter", "gigabytes"),
     [
