@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import footprint, machine
+from pipeline import footprint, machine, moments
 from pipeline.config import TrainConfig
 from pipeline.footprint import Shape, amount
 
@@ -48,7 +48,18 @@ def rows_at_once(shape: Shape | None, cfg: TrainConfig, longest: int, world: int
         each = max(n for n in range(1, min(each, ON_A_CPU) + 1) if each % n == 0)
     if shape is None:
         return each
-    return footprint.most_rows(shape, cfg, each, longest, world, room(cfg)[0])
+    return moments.most_rows(shape, cfg, each, longest, world, room(cfg)[0], gpu=bool(machine.gpus()))
+
+
+def needs(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -> moments.Memory:
+    """Of the kind of device that is here."""
+    return moments.memory(shape, cfg, rows, longest, world, gpu=bool(machine.gpus()))
+
+
+def answers_at_once(shape: Shape, cfg: TrainConfig, most: int) -> int:
+    """Of those that a policy in training draws of its own: by the memory that is free between two steps."""
+    training = moments.Training(shape, cfg, 0, 0, cfg.runtime.world(len(machine.gpus())), bool(machine.gpus()))
+    return max(1, min(most, int((room(cfg)[0] - training.between_steps) // training.token.answer)))
 
 
 def room(cfg: TrainConfig) -> tuple[float, str]:
@@ -68,8 +79,8 @@ def told(
         yield "memory   not known: the model is not there yet, or of a kind without estimate"
         return
     rows, space = rows_at_once(shape, cfg, longest, world), footprint.disk(shape, cfg)
-    needs, (has, said) = footprint.memory(shape, cfg, rows, longest, world), room(cfg)
-    yield f"memory   {needs} for {rows} rows at once"
+    takes, (has, said) = needs(shape, cfg, rows, longest, world), room(cfg)
+    yield f"memory   {takes} for {rows} rows at once"
     yield f"         there are {amount(has)} ({said})"
     yield f"disk     {amount(space.most)} at most, of it two checkpoints of {amount(space.checkpoint)}"
     if tokens is None:
@@ -92,10 +103,10 @@ def _hours(shape: Shape, cfg: TrainConfig, tokens: int, world: int, rate: float 
 
 def short_of_memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -> str | None:
     """With no rows: whatever it will read."""
-    needs, (has, said) = footprint.memory(shape, cfg, rows, longest, world), room(cfg)
-    if needs.total <= has:
+    takes, (has, said) = needs(shape, cfg, rows, longest, world), room(cfg)
+    if takes.total <= has:
         return None
-    least = f"about {needs} for {rows} rows of {longest} tokens at once" if rows else f"at least {needs}"
+    least = f"about {takes} for {rows} rows of {longest} tokens at once" if rows else f"at least {takes}"
     fewer = "train.runtime.micro_batch, " if rows > 1 and cfg.together is None else ""
     return (
         f"train needs {least}.\n"
@@ -111,9 +122,8 @@ def short_of_disk(shape: Shape, cfg: TrainConfig, folder: Path) -> str | None:
     free = shutil.disk_usage(there).free
     if needs.most <= free:
         return None
-    models = needs.published + 2 * needs.kept
     return (
         f"train needs {amount(needs.most)} of disk: a checkpoint of {amount(needs.checkpoint)} beside the one before, "
-        f"and {amount(models)} of models. {there} has {amount(free)} free.\n"
+        f"and {amount(needs.models)} of models. {there} has {amount(free)} free.\n"
         f"  Free space (make prune lists what no run names), give another store=FOLDER, or adapter@train.adapter=lora."
     )

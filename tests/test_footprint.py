@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline import footprint, forecast, lineage, machine, outlook
+from pipeline import footprint, forecast, lineage, machine, moments, outlook
 from pipeline.artifacts import write_json
 from pipeline.errors import Refusal
 from pipeline.plan import plan
@@ -31,6 +31,10 @@ def shape(config: dict) -> footprint.Shape:
     return found
 
 
+def training(known: footprint.Shape, cfg, rows: int, longest: int, gpu: bool = True, world: int = 1):
+    return moments.Training(known, cfg, rows, longest, world, gpu)
+
+
 def settled(adapter, **changes):
     return dpo(adapter, dtype="bfloat16", gradient_checkpointing=True, max_length=2048, **changes)
 
@@ -46,84 +50,86 @@ def test_a_model_of_another_kind_is_not_guessed_at():
     assert footprint.shape_of({"text_config": LLAMA_1B}) == shape(LLAMA_1B)
 
 
+def test_an_output_layer_is_the_embeddings_where_the_config_or_else_the_family_says_so():
+    unsaid = {name: value for name, value in LLAMA_7B.items() if name != "tie_word_embeddings"}
+    found = {kind: shape({**unsaid, "model_type": kind}) for kind in ("llama", "gemma2", "gemma3_text")}
+    assert [one.tied for one in found.values()] == [False, True, True]
+    assert found["llama"].parameters - found["gemma2"].parameters == 32000 * 4096 - 2 * 32 * 4096, "two more norms each"
+
+
 @pytest.mark.parametrize(
     ("config", "adapter", "gigabytes"),
     [
         # Weights 4, gradients 4, Adam 8 bytes a parameter, and 2 for rounded copies of the linear layers' 973,078,528.
-        (LLAMA_1B, FULL, (4 * 1.2358 + 2 * 0.9731, 4 * 1.2358, 8 * 1.2358)),
+        (LLAMA_1B, FULL, (4 * 1.2358, 2 * 0.9731, 4 * 1.2358, 8 * 1.2358)),
         # 16 × (inputs + outputs) of seven layers, 16 times: 11,272,192 in float32, beside 2 bytes a parameter.
-        (LLAMA_1B, {**RANK_16}, (2 * 1.2358 + 4 * 0.01127, 4 * 0.01127, 8 * 0.01127)),
-        # The linear layers' 973,078,528 in 4 bits and 1/64 × (1 + 4/256) bytes of scales; embeddings in bfloat16.
-        (LLAMA_1B, {**QLORA, "rank": 16}, (0.51587 * 0.9731 + 2 * 0.26274 + 4 * 0.01127, 4 * 0.01127, 8 * 0.01127)),
-        (LLAMA_7B, FULL, (4 * 6.7384 + 2 * 6.4760, 4 * 6.7384, 8 * 6.7384)),
-        (LLAMA_7B, {**RANK_16}, (2 * 6.7384 + 4 * 0.03998, 4 * 0.03998, 8 * 0.03998)),
-        (LLAMA_7B, {**QLORA, "rank": 16}, (0.51587 * 6.4760 + 2 * 0.26241 + 4 * 0.03998, 4 * 0.03998, 8 * 0.03998)),
+        (LLAMA_1B, {**RANK_16}, (2 * 1.2358 + 4 * 0.01127, 0, 4 * 0.01127, 8 * 0.01127)),
+        # The linear layers' 973,078,528 in 4 bits and 1/64 × (1 + 4/256) bytes of scales; embeddings in bfloat16, and
+        # one layer's 2048 × 8192 as it is unpacked.
+        (LLAMA_1B, {**QLORA, "rank": 16}, (0.51587 * 0.9731 + 2 * 0.26274 + 4 * 0.01127, 0.03355, 0.04509, 0.09018)),
+        (LLAMA_7B, FULL, (4 * 6.7384, 2 * 6.4760, 4 * 6.7384, 8 * 6.7384)),
+        (LLAMA_7B, {**RANK_16}, (2 * 6.7384 + 4 * 0.03998, 0, 4 * 0.03998, 8 * 0.03998)),
+        (LLAMA_7B, {**QLORA, "rank": 16}, (0.51587 * 6.4760 + 2 * 0.26241 + 4 * 0.03998, 0.09018, 0.15991, 0.31982)),
     ],
     ids=["1B full", "1B LoRA", "1B QLoRA", "7B full", "7B LoRA", "7B QLoRA"],
 )
 def test_the_state_of_a_training_by_hand(config, adapter, gigabytes):
-    found = footprint.memory(shape(config), settled(adapter), 1, 1, 1)
-    assert (found.weights, found.gradients, found.optimizer) == pytest.approx([g * 1e9 for g in gigabytes], rel=2e-3)
+    found = training(shape(config), settled(adapter), 1, 1)
+    state = found.weights, found.rounded, found.gradients, found.optimizer
+    assert state == pytest.approx([g * 1e9 for g in gigabytes], rel=2e-3)
 
 
-def test_activations_of_a_7b_by_hand():
-    """2 × 1024 tokens; 32 inputs of 4096 float32 between blocks, and one block:
-    norms 2 × 8 × 4096, heads 2 × (2 + 2) × 4096, gates 2 × 3 × 11008, inputs 2 × (5 × 4096 + 11008)."""
-    found = footprint.memory(shape(LLAMA_7B), settled(FULL), 1, 1024, 1)
-    block = 16 * 4096 + 8 * 4096 + 6 * 11008 + 2 * (5 * 4096 + 11008)
-    assert found.activations == 2048 * (32 * 4 * 4096 + block)
+def test_the_fullest_moment_of_a_7b_by_hand():
+    """2 × 1024 tokens. With checkpointing it is the end of the forward pass, where all rounded copies are there: 32
+    inputs of 4096 float32, the mask, the last norm in and out, its output and a copy. Without, the head's backward
+    pass: blocks of norms 2 × 8 × 4096, heads 2 × 4 × 4096, the mask, gates 6 × 11008, inputs 2 × (5 × 4096 + 11008)."""
+    found = moments.memory(shape(LLAMA_7B), settled(FULL), 1, 1024, 1)
+    after = 8 * 4096 + 2 * 4 * 4096
+    assert found.activations == 2048 * (32 * 4 * 4096 + 1024 + after)
+    assert found.weights == 4 * 6_738_415_616 + 2 * 6_476_005_376
+    assert found.gradients == 4 * 6_738_415_616, "of the three micro-batches before"
     whole = settled(FULL).model_copy(update={"gradient_checkpointing": False})
-    assert footprint.memory(shape(LLAMA_7B), whole, 1, 1024, 1).activations == 2048 * 32 * block
+    block = 16 * 4096 + 2 * (4 * 4096 + 1024) + 6 * 11008 + 2 * (5 * 4096 + 11008)
+    found = moments.memory(shape(LLAMA_7B), whole, 1, 1024, 1)
+    assert found.activations == 2048 * (32 * block + 1024 + after + 4 * 4096)
+    assert found.gradients == 4 * (6_738_415_616 + 32000 * 4096), "the output layer's beside them"
 
 
-@pytest.mark.model
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
-def test_activations_are_those_that_torch_keeps(adapter, dtype):
-    """Every tensor that autograd saves for a backward pass through six blocks, without checkpointing."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
+def test_a_step_of_one_micro_batch_has_no_gradients_until_its_backward_pass():
+    one, four = (moments.memory(shape(LLAMA_7B), settled(FULL, batch=n, micro_batch=1), 1, 1024, 1) for n in (1, 4))
+    assert one.total < four.total - 0.5 * 4 * 6_738_415_616
 
-    config = LlamaConfig(
-        hidden_size=256, intermediate_size=704, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4,
-        vocab_size=300,
-    )  # fmt: skip
-    whole, mixed = LlamaForCausalLM(config), dtype == "bfloat16"
-    if adapter is LORA:
-        held = whole.to(getattr(torch, dtype))
-        module = get_peft_model(held, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"))
-    else:
-        module = whole
-    weights = {weight.untyped_storage().data_ptr() for weight in module.parameters()}
-    kept: dict[int, torch.Tensor] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+def test_a_gpu_folds_logits_without_the_copies_of_a_cpu():
+    cfg = settled(RANK_16)
+    gpu, cpu = (training(shape(LLAMA_1B), cfg, 1, 512, there) for there in (True, False))
+    assert gpu._tile(29) == 2 * 1024 * 32768 and cpu._tile(29) == gpu._tile(29) + 29 * 1024 * 32768
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed),
-    ):
-        whole.model(input_ids=torch.randint(0, 300, (4, 128)))
-    found = shape(config.to_dict())
-    rounded = 2 * found.packed if mixed and adapter is FULL else 0  # counted among the weights
-    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - rounded
-    cfg = dpo(adapter, dtype=dtype, max_length=128)
-    assert footprint.memory(found, cfg, 2, 128, 1).activations == pytest.approx(measured, rel=0.05)
+
+def test_own_answers_are_drawn_as_many_at_once_as_fit_beside_the_state(card):
+    """2048 tokens of 32 × 2 × 4096 bfloat16 are 1 GiB each; the weights take 12.7 GiB, and a prompt some more."""
+    cfg = settled(RANK_16)
+    card(80)
+    assert 30 < outlook.answers_at_once(shape(LLAMA_7B), cfg, 64) < 58
+    card(24)
+    assert 4 < outlook.answers_at_once(shape(LLAMA_7B), cfg, 64) < 9
+    card(12)
+    assert outlook.answers_at_once(shape(LLAMA_7B), cfg, 64) == 1
+    card(80)
+    assert outlook.answers_at_once(shape(LLAMA_1B), cfg, 64) == 64
 
 
 def test_processes_share_what_their_launcher_shares():
-    def of(launch: str) -> footprint.Memory:
-        return footprint.memory(shape(LLAMA_7B), settled(FULL, batch=8, processes=4, launch=launch), 2, 512, 4)
+    def of(launch: str, processes: int = 4) -> moments.Training:
+        cfg = settled(FULL, batch=8, processes=processes, launch=launch)
+        return training(shape(LLAMA_7B), cfg, 2, 512, world=processes)
 
-    ddp, zero1, zero2, fsdp = (of(name) for name in ("ddp", "zero1", "zero2", "fsdp2"))
-    assert (zero1.optimizer, zero1.gradients) == (ddp.optimizer / 4, ddp.gradients)
-    assert (zero2.optimizer, zero2.gradients, zero2.weights) == (zero1.optimizer, ddp.gradients / 4, ddp.weights)
+    alone, ddp, zero1, zero2, fsdp = of("ddp", 1), of("ddp"), of("zero1"), of("zero2"), of("fsdp2")
+    assert ddp.gradients == 2 * alone.gradients, "what is sent is a copy"
+    assert (zero1.optimizer, zero1.gradients) == (ddp.optimizer / 4, alone.gradients)
+    assert (zero2.optimizer, zero2.gradients, zero2.weights) == (zero1.optimizer, alone.gradients / 4, ddp.weights)
     assert ddp.weights / 4 < fsdp.weights < ddp.weights / 4 * 1.15  # one block is whole at a time
-    assert ddp.activations == fsdp.activations
+    assert ddp.token.block == fsdp.token.block
 
 
 def test_disk_by_hand():
@@ -143,7 +149,7 @@ def test_auto_takes_the_most_rows_that_fit_and_divide(card):
     assert 48 % most == 0 and most > 1
     room = outlook.room(cfg)[0]
     larger = next(n for n in range(most + 1, 49) if 48 % n == 0)
-    taken = [footprint.memory(shape(LLAMA_7B), cfg, n, 2048, 1).total for n in (most, larger)]
+    taken = [moments.memory(shape(LLAMA_7B), cfg, n, 2048, 1).total for n in (most, larger)]
     assert taken[0] <= room < taken[1]
     card(24)
     assert outlook.rows_at_once(shape(LLAMA_7B), cfg, 2048, 1) < most
@@ -223,9 +229,9 @@ def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
     rehearsing = composed(*SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5").train
     cfg = plain.model_copy(update={"rehearsal": rehearsing.rehearsal})
     assert cfg.rehearsed == 4
-    without, found = (footprint.memory(shape(LLAMA_1B), one, 2, 512, 1) for one in (plain, cfg))
-    assert found.logits - without.logits == 12 * 512 * shape(LLAMA_1B).vocabulary
-    assert found.activations == pytest.approx(without.activations * 5 / 4)
+    without, found = (training(shape(LLAMA_1B), one, 2, 512) for one in (plain, cfg))
+    assert (without.at_once, found.at_once) == (0, 512 * shape(LLAMA_1B).vocabulary)
+    assert (without.tokens, found.tokens, without.beside, found.beside) == (2048, 2048, 0, 512)
 
 
 def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
@@ -240,7 +246,7 @@ def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
 def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, tmp_path):
     card(24)
     planned = planned_on(tmp_path, LLAMA_7B)
-    with pytest.raises(Refusal, match="train needs at least 113 GiB .weights"):
+    with pytest.raises(Refusal, match="train needs at least 101 GiB .weights"):
         forecast.check(planned, planned.steps)
     card(80, 80, visible="3")
     with pytest.raises(Refusal, match="CUDA_VISIBLE_DEVICES=3: there is no GPU 3"):

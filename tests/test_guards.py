@@ -110,6 +110,15 @@ def test_four_answers_are_kept_for_every_look(round_):
 
 
 @pytest.mark.model
+def test_answers_are_the_same_however_many_there_is_memory_for(round_, monkeypatch):
+    together = round_.train("together", dpo(eval_every=6))
+    monkeypatch.setattr("pipeline.outlook.answers_at_once", lambda *given: 1)
+    alone = round_.train("alone", dpo(eval_every=6))
+    first, second = ((model.path / "answers.jsonl").read_text() for model in (together, alone))
+    assert first == second
+
+
+@pytest.mark.model
 def test_a_reference_that_is_loaded_for_a_look_is_gone_when_its_memory_is_given_back(round_, monkeypatch):
     import weakref
 

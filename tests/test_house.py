@@ -52,6 +52,8 @@ LEAVES = {
     "given",
     "machine",
     "footprint",
+    "moments",
+    "activations",
     "engines",
     "outlook",
 }  # anyone may import
@@ -109,6 +111,8 @@ MAY_IMPORT = {
     "given": set(),
     "machine": set(),
     "footprint": {"config"},
+    "moments": {"config"},
+    "activations": {"config"},
     "engines": set(),
     "outlook": {"config"},
     "lineage": {"step", "survey", "artifacts", "config"},

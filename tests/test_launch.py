@@ -34,6 +34,13 @@ def wide(tmp_path_factory) -> Round:
     return Round(tmp_path_factory.mktemp("wide"), hidden=384, spread=0.05)
 
 
+@pytest.fixture
+def on_a_cpu(monkeypatch) -> None:
+    """What shares weights asks for GPUs, and accelerate for them too; torch shares over gloo all the same."""
+    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
+    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
+
+
 def weights(model: Model) -> dict:
     from safetensors.torch import load_file
 
@@ -122,10 +129,8 @@ def furthest(one: Model, other: Model) -> float:
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
 @pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
-def test_weights_in_shares_train_and_are_published_whole(wide, monkeypatch, adapter, asked):
+def test_weights_in_shares_train_and_are_published_whole(wide, on_a_cpu, adapter, asked):
     """As TRL has it, over gloo: no process has the whole state, and what is published is that of one process."""
-    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
-    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)  # which asks for GPUs
     whole = wide.train(f"whole-{adapter['kind']}-{asked}", dpo(adapter, batch=8))
     shared = wide.train(f"shared-{adapter['kind']}-{asked}", dpo(adapter, batch=8, processes=2, launch=asked))
     assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
@@ -135,22 +140,39 @@ def test_weights_in_shares_train_and_are_published_whole(wide, monkeypatch, adap
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
 @pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
-def test_weights_in_shares_train_in_half_precision(wide, monkeypatch, adapter, asked):
+def test_weights_in_shares_train_in_half_precision(wide, on_a_cpu, adapter, asked):
     """What is trained stays in float32, beside a base that is not."""
-    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
-    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
-    cfg, logps = dpo(adapter, batch=8, dtype="bfloat16"), write_logps(wide.store / "b", wide.sft, wide.pairs, "bfloat16")
-    whole = wide.train(f"half-{adapter['kind']}-{asked}", cfg, logps=[logps])
-    shared = dpo(adapter, batch=8, dtype="bfloat16", processes=2, launch=asked)
-    model = wide.train(f"half-shared-{adapter['kind']}-{asked}", shared, logps=[logps])
-    assert seen(model, "loss") == pytest.approx(seen(whole, "loss"), abs=2e-2)
+    cfg = {"adapter": adapter, "batch": 8, "dtype": "bfloat16"}
+    logps = [write_logps(wide.store / "b", wide.sft, wide.pairs, "bfloat16")]
+    whole = wide.train(f"half-{adapter['kind']}-{asked}", dpo(**cfg), logps=logps)
+    shared = wide.train(f"half-shared-{adapter['kind']}-{asked}", dpo(**cfg, processes=2, launch=asked), logps=logps)
+    assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("asked", SHARING)
+@pytest.mark.parametrize("held_to", ["asked as it goes", "an adapter", "what an adapter stands on"])
+def test_weights_in_shares_have_any_reference(wide, on_a_cpu, held_to, asked):
+    """The trainer's own one; one that is loaded for each look; one that training does not start from."""
+    first = wide.train(f"before {held_to} {asked}", dpo(LORA, batch=8))
+    logps = [write_logps(wide.store / f"of {held_to} {asked}", first, wide.pairs)]
+    cfg, given = {
+        "asked as it goes": ({"adapter": FULL, "logps": "live"}, {"logps": None}),
+        "an adapter": ({"adapter": LORA}, {"init": first, "reference": first, "logps": logps}),
+        "what an adapter stands on": ({"adapter": LORA}, {"init": first}),
+    }[held_to]
+    cfg = {"batch": 8, "eval_every": 1, "guards": {"prompts": 3}, **cfg}
+    whole = wide.train(f"one {held_to} {asked}", dpo(**cfg), **given)
+    two = dpo(**cfg, processes=2, launch=asked, watch="always")
+    shared = wide.train(f"two {held_to} {asked}", two, **given)
+    assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
+    assert seen(shared, "eval_kl") == pytest.approx(seen(whole, "eval_kl"), abs=1e-3)
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
-def test_weights_in_shares_are_held_to_their_reference_too(wide, monkeypatch, asked, tmp_path):
-    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
-    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
+def test_weights_in_shares_are_held_to_their_reference_too(wide, on_a_cpu, asked, tmp_path):
     wrong = write_logps(tmp_path, tiny_model(tmp_path / "sft" / "other", seed=1), wide.pairs)
     with pytest.raises(Broken, match=r"the reference is wrong.*before its first step by [\d.]+ nats"):
         wide.train(f"wrong {asked}", dpo(batch=8, processes=2, launch=asked), logps=[wrong])
@@ -158,9 +180,7 @@ def test_weights_in_shares_are_held_to_their_reference_too(wide, monkeypatch, as
 
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
-def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_published(wide, monkeypatch, asked):
-    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
-    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
+def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_published(wide, on_a_cpu, asked):
     cfg = {**FAST, "learning_rate": 1e-1, "guards": {"stop_on": "loss", "patience": 2}}
     whole = wide.train(f"best of one {asked}", dpo(**cfg))
     shared = wide.train(f"best of two {asked}", dpo(**cfg, processes=2, launch=asked))
@@ -172,10 +192,8 @@ def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_pub
 @pytest.mark.parametrize(
     "asked", ["torchrun", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2")), *SHARING[1:]]
 )
-def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(wide, monkeypatch, asked, capfd):
-    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
+def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(wide, on_a_cpu, monkeypatch, asked, capfd):
     cfg = dpo(LORA, processes=2, launch=asked, save_every=2)
-    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
     whole = wide.train(f"undisturbed {asked}", cfg)
     monkeypatch.setattr(launch, "RANK", "tests.killed_rank")
     with pytest.raises(Broken, match=r"2 processes under \w+ ended with"):
@@ -339,12 +357,8 @@ def test_a_rate_far_below_the_usual_one_is_said(round_, capfd):
 @pytest.mark.model
 @pytest.mark.parametrize("asked", ["torchrun", *SHARING])
 @pytest.mark.parametrize(("adapter", "prompts"), [(FULL, 2), (LORA, 5)], ids=["full", "lora"])
-def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(
-    wide, monkeypatch, adapter, prompts, asked
-):
+def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(wide, on_a_cpu, adapter, prompts, asked):
     """Of two answers one ends long before the other, in another process; five make shares that are not alike."""
-    monkeypatch.setattr(launch, "RANK", "tests.sharded_rank")
-    monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
     rate = 5e-4 if adapter == FULL else 5e-3
     rates = {"learning_rate": rate, "warmup": 0.0, "scheduler": "constant", "eval_every": 1}
     guards = {"prompts": prompts, "tokens": 64, "scorer": NEVER}

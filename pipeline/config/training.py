@@ -157,6 +157,11 @@ class TrainConfig(Optimization):
         return self
 
     @property
+    def keeps_reference(self) -> bool:
+        """Whether the trainer has the reference with it all the time, as it is: one that moves is no reference."""
+        return self.logps == "live" and not self.args.get("sync_ref_model")
+
+    @property
     def rehearsed(self) -> int:
         """Demonstrations beside the pairs of each step."""
         return max(1, round(self.rehearsal.share * self.batch)) if self.rehearsal else 0

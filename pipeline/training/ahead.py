@@ -40,8 +40,8 @@ def look_ahead(cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", w
     say(f"ahead    {first}", outlook.spread(found), *outlook.told(shape, cfg, longest, world, tokens))
     note_cost(out, micro_batch=at_once)
     if shape:
-        needs = footprint.memory(shape, cfg, at_once, longest, world)
-        note_cost(out, memory_estimate_gib=round(needs.total / footprint.GIB, 3))
+        takes = outlook.needs(shape, cfg, at_once, longest, world)
+        note_cost(out, memory_estimate_gib=round(takes.total / footprint.GIB, 3))
         short = outlook.short_of_memory(shape, cfg, at_once, longest, world) or outlook.short_of_disk(shape, cfg, out)
         if short:
             raise Refusal(short)

@@ -83,9 +83,9 @@ class Guards(TrainerCallback):
         """The log-probability of the chosen answers per token, and how far it has fallen since the start."""
         if not self.pairs["answers"]:
             return {}
-        module, budget = self.trainer.model.eval(), self.cfg.max_length * self.cfg.runtime.at_once
+        module = self.trainer.model.eval()
         with self.trainer.compute_loss_context_manager():
-            sums = logps_of_all(module, self.pairs["prompts"], self.pairs["answers"], budget)
+            sums = logps_of_all(module, self.pairs["prompts"], self.pairs["answers"], self.cfg.max_length)
         now = sum(sums) / sum(map(len, self.pairs["answers"]))
         start = next((look[CHOSEN] for look in state.log_history if CHOSEN in look), now)
         return {CHOSEN: now, FALL: start - now}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pipeline import footprint, outlook
 from pipeline.artifacts import Model, Prompts
 from pipeline.backends import Completion, Request
 from pipeline.backends.transformers import Transformers
@@ -22,7 +23,7 @@ from pipeline.training.shares import gathered, in_step, pooled, share
 
 Row = tuple[dict[str, Any], Request]
 
-AT_ONCE = 64  # answers drawn together: one row is one key-value cache
+AT_ONCE = 64  # answers drawn together, where there is room for them: one row is one key-value cache
 SHOWN = 4  # answers that a person reads
 
 
@@ -32,7 +33,7 @@ class OwnAnswers:
     def __init__(self, cfg: TrainConfig, init: Model, held_to: Model, dev: Prompts):
         self.cfg, self.init, self.held_to = cfg, init, held_to
         self.limits = Limits(prompt=cfg.max_length, completion=cfg.guards.tokens)
-        backend = {"kind": "transformers", "dtype": cfg.dtype, "runtime": {"batch": AT_ONCE}}
+        backend = {"kind": "transformers", "dtype": cfg.dtype, "runtime": {"batch": _at_once(cfg, init)}}
         self.engine = Transformers(TransformersBackend(**backend), init)
         self.rows = list(self._fitting(dev))
         self.columns = dev.columns()
@@ -85,8 +86,7 @@ class OwnAnswers:
 
     def _logps(self, module: Any, drawn: list[Completion]) -> list[float]:
         prompts = [request.prompt_token_ids for _, request in self.rows]
-        budget = self.cfg.max_length * self.cfg.runtime.at_once
-        return logps_of_all(module, prompts, [one.token_ids for one in drawn], budget)
+        return logps_of_all(module, prompts, [one.token_ids for one in drawn], self.cfg.max_length)
 
     def _score(self, drawn: list[Completion], texts: list[str]) -> float:
         """Each process asks about its share: a judge may cost money."""
@@ -105,12 +105,20 @@ class OwnAnswers:
         return fmean(mark.score for mark in whole if mark.score is not None)
 
 
+def _at_once(cfg: TrainConfig, init: Model) -> int:
+    """As many as fit beside the weights and the optimizer's state, which stay where they are."""
+    shape = footprint.shape_in(Path(init.weights))
+    return outlook.answers_at_once(shape, cfg, AT_ONCE) if shape else AT_ONCE
+
+
 @contextmanager
 def reference_of(cfg: TrainConfig, trainer: Any, init: Model, held_to: Model) -> Iterator[Any]:
-    """The policy without its adapter where that is the reference; else loaded for this look."""
+    """The policy without its adapter where that is it, or the one that the trainer asks; else loaded for this look."""
     if models.is_bare_base(trainer.model, init, held_to):
         with trainer.model.disable_adapter():
             yield trainer.model
+    elif cfg.keeps_reference:
+        yield trainer.ref_model
     elif sharded.is_sharded(trainer):
         with sharded.loaded(trainer, held_to, cfg.dtype) as reference:
             yield reference

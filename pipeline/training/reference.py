@@ -7,8 +7,9 @@ from transformers import TrainerCallback
 
 from pipeline.artifacts import Model
 from pipeline.config import FullAdapter, Quantization, TrainConfig
+from pipeline.config.launching import SHARDED
 from pipeline.errors import Broken
-from pipeline.training import models
+from pipeline.training import models, sharded
 from pipeline.training.logps import completion_logps
 
 if TYPE_CHECKING:
@@ -17,33 +18,43 @@ if TYPE_CHECKING:
 PAIRS = 16
 NATS_PER_SEQUENCE = 1e-3  # float32
 NATS_PER_TOKEN = 0.02  # half precision, and 8-bit bases: they round activations by what shares their batch
+AGAIN = "computed again with the reference model"
 
 
 class StartCheck(TrainerCallback):
-    """Once every process has its part of the model on its own device, and nothing has changed yet.
+    """Once every process has its part of the model on its own device, and nothing has changed yet."""
 
-    `held`: training starts from its reference.
-    """
-
-    def __init__(self, cfg: TrainConfig, rows: "dict[str, pl.DataFrame]", held: bool):
-        self.cfg, self.rows, self.held = cfg, first(rows), held
+    def __init__(self, cfg: TrainConfig, rows: "dict[str, pl.DataFrame]", init: Model, reference: Model | None):
+        self.cfg, self.rows = cfg, first(rows)
+        self.init, self.reference = init, reference
 
     def watch(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.held and not state.global_step:
+        if self.reference is None or state.global_step:
+            return
+        if self.reference.path == self.init.path:
             check_start(self.cfg, self.trainer, self.rows)
+        elif self.cfg.logps == "ready" and sharded.is_sharded(self.trainer):
+            with sharded.loaded(self.trainer, self.reference, self.cfg.dtype) as module:
+                _compare(self.cfg, _logps(self.cfg, module, self.rows), self.rows, AGAIN)
 
 
 def first(rows: "dict[str, pl.DataFrame]") -> dict[str, list[Any]]:
     return rows["train"].head(PAIRS).to_dict(as_series=False)
 
 
-def check_elsewhere(cfg: TrainConfig, reference: Model, rows: dict[str, list[Any]]) -> None:
-    """Training starts from another model than its reference: the reference's values are computed again."""
-    module = models.load(reference, cfg.dtype, _quantization(cfg))
-    _compare(cfg, _logps(cfg, module, rows), rows, "computed again with the reference model")
+def check_elsewhere(cfg: TrainConfig, init: Model, reference: Model | None, rows: "dict[str, pl.DataFrame]") -> None:
+    """Training starts from another model than its reference, whose values are computed again before both are there.
+
+    Where processes share weights none could hold it: `StartCheck` has them do it together.
+    """
+    if reference is None or reference.path == init.path or cfg.runtime.launch in SHARDED:
+        return
+    if cfg.logps == "ready":
+        module = models.load(reference, cfg.dtype, _quantization(cfg))
+        _compare(cfg, _logps(cfg, module, first(rows)), first(rows), AGAIN)
 
 
 def check_start(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
@@ -66,9 +77,8 @@ def _exact(cfg: TrainConfig) -> bool:
 
 
 def _logps(cfg: TrainConfig, module: Any, rows: dict[str, list[Any]]) -> dict[str, list[float]]:
-    budget = cfg.max_length * cfg.runtime.at_once
     return {
-        side: completion_logps(module, rows["prompt_ids"], rows[f"{side}_ids"], budget)
+        side: completion_logps(module, rows["prompt_ids"], rows[f"{side}_ids"], cfg.max_length)
         for side in ("chosen", "rejected")
     }
 
@@ -92,15 +102,23 @@ def _compare(cfg: TrainConfig, found: dict[str, list[float]], rows: dict[str, li
         )
 
 
-def _compare_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
-    """TRL's own loss on the same pairs: ln 2 for the sigmoid loss, with the slack that the log-ratios have."""
+def _first_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> float:
+    """Over as many at once as a step has in memory."""
     import torch
 
     pairs = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
-    batch = trainer._prepare_inputs(trainer.data_collator(pairs))
-    with torch.no_grad(), trainer.compute_loss_context_manager():
-        loss = trainer.compute_loss(trainer.model, batch).item() / sum(cfg.loss_weights or [1.0])
+    total, each = 0.0, cfg.runtime.at_once
+    for some in (pairs[at : at + each] for at in range(0, len(pairs), each)):
+        batch = trainer._prepare_inputs(trainer.data_collator(some))
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            total += trainer.compute_loss(trainer.model, batch).item() * len(some)
     trainer._metrics["eval"].clear()
+    return total / len(pairs) / sum(cfg.loss_weights or [1.0])
+
+
+def _compare_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
+    """TRL's own loss on the same pairs: ln 2 for the sigmoid loss, with the slack that the log-ratios have."""
+    loss = _first_loss(cfg, trainer, rows)
     tokens = sum(len(ids) for side in ("chosen", "rejected") for ids in rows[f"{side}_ids"]) / len(rows["prompt_ids"])
     slack = 2 * NATS_PER_SEQUENCE if _exact(cfg) else NATS_PER_TOKEN * tokens
     if not abs(loss - math.log(2)) <= cfg.beta * slack + 1e-6:

@@ -23,8 +23,7 @@ def train(
 ) -> None:
     """`rows` are the trainer's own columns; `held_to` is the reference."""
     blueprint.check(cfg, init, [column for table in rows.values() for column in table if column.name.endswith("_ids")])
-    if cfg.logps == "ready" and held_to and held_to.path != init.path:
-        reference.check_elsewhere(cfg, held_to, reference.first(rows))
+    reference.check_elsewhere(cfg, init, held_to, rows)
 
     _say_what_is_slow(cfg)
     policy = trainers.load_policy(cfg, init)

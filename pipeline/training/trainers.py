@@ -66,11 +66,12 @@ def trainer_for(
     guards: Guards,
 ) -> tuple[Any, CheckpointLedger]:
     ledger = CheckpointLedger(out / "scratch" / "checkpoints")
-    args = _arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
-    data = _datasets(args, rows, out / "scratch")
     weights = {name: weight.data for name, weight in policy.named_parameters() if weight.requires_grad}
     asked = {} if reference is None else {"ref_model": _reference(cfg, policy, init, reference)}
-    start = StartCheck(cfg, rows, held=reference is not None and reference.path == init.path)
+    # What is loaded once these stand comes in shares under ZeRO-3, and no adapter can be merged into those.
+    args = _arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
+    data = _datasets(args, rows, out / "scratch")
+    start = StartCheck(cfg, rows, init, reference)
     trainer = trainer_kind(cfg.trainer).Trainer(
         model=policy,
         **asked,

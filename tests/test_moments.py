@@ -1,0 +1,251 @@
+"""What a training is said to hold: against the bytes of every tensor that a real training of it held at its fullest."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import footprint, moments
+from pipeline.artifacts import Model, write_json
+from pipeline.config import TrainConfig
+from pipeline.footprint import shape_in
+from tests.house import SMALL, composed
+from tests.preferences import FULL, LORA, QLORA, dpo
+from tests.tiny import tiny_tokenizer
+
+pytestmark = pytest.mark.model
+
+RANK_16 = {**LORA, "rank": 16}
+LONGEST, PROMPT = 128, 40
+# Widths as of Llama 3.2 1B, divided by eight; a vocabulary of a few thousand, so that logits weigh as they do there.
+WIDTHS = {
+    "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8, "head_dim": 32,
+    "num_key_value_heads": 2, "vocab_size": 4096, "max_position_embeddings": 2 * LONGEST,
+}  # fmt: skip
+KINDS = {
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "untied": ("llama", {"tie_word_embeddings": False}),
+    "qwen3": ("qwen3", {"tie_word_embeddings": True}),
+    "gemma2": ("gemma2", {"tie_word_embeddings": True, "attn_implementation": "sdpa"}),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Model]:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    store, made = tmp_path_factory.mktemp("store"), {}
+    for name, (kind, more) in KINDS.items():
+        step = store / "sft" / name
+        tiny_tokenizer(step / "weights")
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **WIDTHS, **more)).save_pretrained(step / "weights")
+        write_json(step / "model.json", {"weights": "weights", "tokenizer": "weights"})
+        made[name] = Model(step)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def narrow_tiles(monkeypatch):
+    """Without, what a CPU makes of a tile of logits is so large here that it hides all else."""
+    monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 128)
+    monkeypatch.setattr(moments, "COLUMNS", 128)
+
+
+def settled(adapter: dict[str, Any], **changes) -> TrainConfig:
+    """Two micro-batches a step."""
+    usual = {"dtype": "bfloat16", "max_length": LONGEST, "by_length": False, "batch": 4, "micro_batch": 2}
+    return dpo(adapter, **{**usual, "save_every": 100, **changes})
+
+
+def rows_for(cfg: TrainConfig, least: int):
+    """As the trainers read them; every other row has `LONGEST` tokens, the rest are padded to it."""
+    import polars as pl
+
+    draw = random.Random(0)
+
+    def row(number: int, sides: list[str]) -> dict[str, Any]:
+        length = least if number % 2 else LONGEST
+        ids = {f"{side}_ids": [draw.randrange(10, 300) for _ in range(length - PROMPT)] for side in sides}
+        return {"prompt_ids": [1] * PROMPT, **ids}
+
+    count = range(2 * cfg.batch)
+    if cfg.trainer == "kto":
+        sides = ["completion", "KL_completion"]
+        return {"train": pl.DataFrame([{**row(number, sides), "label": number % 4 < 2} for number in count])}
+    ready = {"ref_chosen_logps": -500.0, "ref_rejected_logps": -500.0} if cfg.logps == "ready" else {}
+    demonstrations = pl.DataFrame([row(2 * number, ["completion"]) for number in count])
+    train = pl.DataFrame([{**row(number, ["chosen", "rejected"]), **ready} for number in count])
+    return {"train": train, "rehearsal": demonstrations}
+
+
+def measured(cfg: TrainConfig, init: Model, out: Path, least: int = LONGEST - 5) -> int:
+    """The most bytes at once, from the reading of the weights to the end of the second optimizer step."""
+    from pipeline.training import guards, trainers
+    from tests.bytes_held import BytesHeld
+
+    rows = rows_for(cfg, least)
+    rows["dev"] = rows["train"].clear()
+    # Ready values are made up here: of another model than this, nobody compares them before the first step.
+    reference = {"ready": Model(init.path.parent), "live": init, "none": None}[cfg.logps]
+    with BytesHeld() as held:
+        policy = trainers.load_policy(cfg, init)
+        watch = guards.guards_for(cfg, init, reference, None, rows["dev"], out)
+        trainers.trainer_for(cfg, policy, init, reference, rows, out, watch)[0].train()
+    return held.most
+
+
+def said(cfg: TrainConfig, init: Model) -> moments.Memory:
+    shape = shape_in(Path(init.weights))
+    assert shape
+    *step, _ = moments.Training(shape, cfg, cfg.runtime.at_once, LONGEST, 1, gpu=False).moments()
+    return max(step, key=lambda moment: moment.total)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointed"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adapter", [FULL, RANK_16], ids=["full", "lora"])
+def test_bytes_of_two_steps(models, tmp_path, adapter, dtype, checkpointing):
+    cfg = settled(adapter, dtype=dtype, gradient_checkpointing=checkpointing)
+    assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "batch"), [("tied", 2), ("untied", 2), ("untied", 4)])
+def test_bytes_of_an_output_layer_and_of_gradients_that_accumulate(models, tmp_path, name, batch):
+    cfg = settled(FULL, gradient_checkpointing=True, batch=batch)
+    assert said(cfg, models[name]).total == pytest.approx(measured(cfg, models[name], tmp_path), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "adapter"), [("qwen3", FULL), ("gemma2", RANK_16)], ids=["qwen3", "gemma2"])
+def test_bytes_of_blocks_with_more_norms(models, tmp_path, name, adapter):
+    cfg = settled(adapter)
+    assert said(cfg, models[name]).total == pytest.approx(measured(cfg, models[name], tmp_path), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "changes"),
+    [
+        (FULL, {"trainer": "cpo", "loss": ["sigmoid"], "logps": "none", "together": 2}),
+        (RANK_16, {"trainer": "orpo", "loss": ["orpo"], "logps": "none", "together": 2}),
+        (RANK_16, {"trainer": "kto", "loss": ["kto"], "logps": "live", "together": 4, "micro_batch": 4}),
+    ],
+    ids=["cpo", "orpo", "kto"],
+)
+def test_bytes_of_other_trainers(models, tmp_path, adapter, changes):
+    cfg = settled(adapter, **changes)
+    assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointed"])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {**RANK_16, "dora": True},
+        {**RANK_16, "targets": ["q_proj", "v_proj"]},
+        {**QLORA, "rank": 16},
+        {**QLORA, "rank": 16, "quantization": {"bits": 8, "double": False}},
+    ],
+    ids=["dora", "two layers", "4 bits", "8 bits"],
+)
+def test_bytes_of_other_adapters(models, tmp_path, adapter, checkpointing):
+    cfg = settled(adapter, gradient_checkpointing=checkpointing)
+    assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
+
+
+def test_bytes_of_a_whole_tile_of_logits(models, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    cfg = settled(RANK_16, gradient_checkpointing=True)
+    assert said(cfg, models["tied"]).logits > 0.5 * said(cfg, models["tied"]).total
+    assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
+
+
+@pytest.mark.slow
+def test_bytes_of_demonstrations_beside_the_pairs(models, tmp_path):
+    rehearsal = composed(*SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5").train.rehearsal
+    cfg = settled(FULL).model_copy(update={"rehearsal": rehearsal})
+    assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.1)
+
+
+def test_rows_that_share_a_pass_with_others_of_their_length_take_no_more_than_is_said(models, tmp_path):
+    cfg = settled(FULL, by_length=True)
+    found = measured(cfg, models["tied"], tmp_path, least=LONGEST // 2)
+    assert 0.7 * said(cfg, models["tied"]).total < found < 1.02 * said(cfg, models["tied"]).total
+
+
+def test_ddp_holds_a_copy_of_the_gradients(tmp_path):
+    import torch
+    from torch import distributed
+
+    from tests.bytes_held import BytesHeld
+
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with BytesHeld() as held:
+            alone = torch.nn.Linear(512, 512, bias=False)
+            module = torch.nn.parallel.DistributedDataParallel(alone)
+            module(torch.ones(1, 512)).sum().backward()
+        assert held.held == pytest.approx(3 * 4 * 512 * 512, rel=0.01)  # weights, gradients, buckets
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes_of_a_look(models, tmp_path, dtype):
+    """Through accelerate's wrapper, which gives logits back in float32."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    from pipeline.training import trainers
+    from pipeline.training.logps import completion_logps
+    from tests.bytes_held import BytesHeld
+
+    cfg = settled(RANK_16, dtype=dtype)
+    init = models["tied"]
+    policy = trainers.load_policy(cfg, init).eval()
+    AcceleratorState._reset_state(True)  # of the trainings before, which may have been in another precision
+    module = Accelerator(cpu=True, mixed_precision="bf16" if dtype == "bfloat16" else "no").prepare_model(policy)
+    with BytesHeld() as held:
+        for weight in module.parameters():
+            held.see(weight)
+        completion_logps(module, [[1] * 2] * 3, [[5] * (LONGEST - 2)] * 3, cfg.max_length)
+    shape = shape_in(Path(init.weights))
+    *_, look = moments.Training(shape, cfg, 4, LONGEST, 1, gpu=False).moments()
+    assert look.logits == pytest.approx(held.most - held.held, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("adapter", [FULL, {**RANK_16, "save_merged": True}], ids=["full", "lora"])
+def test_bytes_on_the_disk(models, adapter, dtype):
+    """Of a checkpoint, of weights that an early stop may go back to, and of what is published."""
+    from pipeline.training import guards, trainers
+    from pipeline.training import models as opened
+
+    init = models["tied"]
+    cfg = settled(adapter, dtype=dtype, save_every=1, eval_every=1, guards={"stop_on": "loss"})
+    out = init.path.parent.parent / "train" / f"{cfg.adapter.kind} {dtype}"
+    rows = rows_for(cfg, LONGEST)
+    rows["dev"] = rows["train"].head(2)
+    policy = trainers.load_policy(cfg, init)
+    settings = opened.settings_of(policy)
+    watch = guards.guards_for(cfg, init, init, None, rows["dev"], out)
+    trainers.trainer_for(cfg, policy, init, Model(init.path.parent), rows, out, watch)[0].train()
+    if adapter is FULL:
+        opened.save_full(policy, settings, init, dtype, out)
+    else:
+        opened.save_adapter(policy, init, cfg.adapter, dtype, out)
+    shape = shape_in(Path(init.weights))
+    assert shape
+    space = footprint.disk(shape, cfg)
+    [checkpoint], kept = (out / "scratch" / "checkpoints").glob("*-1"), [*(out / "scratch" / "kept").iterdir()]
+    assert space.checkpoint == pytest.approx(size(checkpoint), rel=0.05)
+    assert len(kept) <= 2 and space.kept == pytest.approx(kept[0].stat().st_size, rel=0.02)
+    assert space.published == pytest.approx(
+        sum(size(part) for part in out.iterdir() if part.name != "scratch"), rel=0.05
+    )
+
+
+def size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
