@@ -1,6 +1,7 @@
 """A W&B server on this machine: it answers what the installed client asks of one, and keeps what it was sent."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -120,15 +121,17 @@ ANSWERS: dict[str, Callable[[WandbServer, dict[str, Any]], Any]] = {
 
 
 def project(told: dict[str, Any]) -> dict[str, Any]:
-    entity = told["entity"] or "me"
+    entity = told.get("entity") or "me"
     return {"id": "p", "name": told["project"], "entity": {"id": "e", "name": entity}}
 
 
 class Quiet(ThreadingHTTPServer):
     daemon_threads = True
 
-    def handle_error(self, *_: object) -> None:
-        """A client that hangs up."""
+    def handle_error(self, *where: Any) -> None:
+        """A client that hangs up is no news."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*where)
 
 
 class Handler(BaseHTTPRequestHandler):

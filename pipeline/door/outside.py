@@ -102,11 +102,10 @@ def _check_wandb_key() -> None:
 
     What a setting holds is not repeated: it may be the key.
     """
+    from wandb import teardown
     from wandb.errors import Error
     from wandb.sdk import wandb_setup
     from wandb.sdk.lib import wbauth
-
-    from wandb import teardown
 
     fault, mend = None, "Type `export WANDB_API_KEY=…` or `wandb login`"
     try:

@@ -25,7 +25,7 @@ KNOWN = {
     r"[Tt]imed out|deadline exceeded|giving up": "its server does not answer",
     r"not logged in|error 401": "its server does not take the key",
     r"permission|error 403": "its server does not let the key write to this project",
-    r"not found|error 404": "its server knows no such project or entity",
+    r"(project|entity).* not found|error 404": "its server knows no such project or entity",
 }
 Row = dict[str, Any]
 
@@ -72,9 +72,8 @@ class Tracked(TrainerCallback):
             act()
         except Exception as error:
             if not self.broken:
-                _say(
-                    self.cfg.kind, f"failed ({_why(error)}): training goes on without it; metrics.jsonl has every step"
-                )
+                fate = "training goes on without it; metrics.jsonl has every step"
+                _say(self.cfg.kind, f"failed ({_why(error)}): {fate}")
             self.broken = True
 
 
