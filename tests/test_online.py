@@ -108,7 +108,9 @@ def test_the_server_is_told_all_of_a_training_and_the_key_in_its_one_place(round
 
 
 @pytest.mark.model
-def test_a_training_that_failed_and_is_run_again_is_one_run_with_every_step_once(round_, tmp_path, server, monkeypatch):
+def test_a_training_that_failed_and_is_run_again_is_one_run_with_every_step_once(
+    round_, tmp_path, server, monkeypatch, capfd
+):
     log = MetricsLog.on_log
 
     def failing(self, args, state, control, **kwargs):
@@ -128,7 +130,7 @@ def test_a_training_that_failed_and_is_run_again_is_one_run_with_every_step_once
     [run] = server.runs.values()
     assert without_answers(run.rows) == shown(model.metrics()) and run.exit_codes == [1, 0]
     assert [step for step, row in run.rows if "dev/answers" in row] == [0, 4, 6]
-    assert run.told["displayName"] == "3/train-1"
+    assert run.told["displayName"] == "3/train-1" and "wandb" not in capfd.readouterr().err
 
 
 class ByHand:
