@@ -28,6 +28,7 @@ def drive(cfg: Config, story: Path | None = None) -> int:
         if cfg.dry_run:
             dry_run(cfg, planned)
             forecast.check_engines(planned, unbuilt(planned))
+            door.check_trackers(unbuilt(planned))
             return DONE
         door.check(unbuilt(planned))
         forecast.check(planned, unbuilt(planned))

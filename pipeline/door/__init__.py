@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pipeline.config import Draw
+from pipeline.config import Draw, Optimization
 from pipeline.door.contexts import check_context
 from pipeline.door.made import check_lengths, check_offline, check_prompts
-from pipeline.door.outside import check_engine, check_keys
+from pipeline.door.outside import check_engine, check_keys, check_tracker
 from pipeline.door.scorers import check_given
 from pipeline.step import Step
 
@@ -23,6 +23,13 @@ def check(coming: Iterable[Step]) -> None:
             if engine not in engines:
                 check_engine(step, *engine)
             engines.append(engine)
+
+
+def check_trackers(coming: Iterable[Step]) -> None:
+    """A dry run asks this too: it takes no network, and a tracker is this machine's, whoever runs the engines."""
+    for step in coming:
+        if isinstance(step.config, Optimization):
+            check_tracker(step.config.runtime.tracker)
 
 
 def check_made(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:

@@ -2,9 +2,8 @@
 
 import os
 from importlib.util import find_spec
-from netrc import NetrcParseError, netrc
-from pathlib import Path
-from urllib.parse import urlsplit
+
+from pydantic import ValidationError
 
 from pipeline import machine, served
 from pipeline.config import (
@@ -24,6 +23,8 @@ from pipeline.config import (
 from pipeline.config.block import Workers
 from pipeline.errors import Refusal
 from pipeline.step import Step
+
+SILENCED = {"WANDB_MODE": ("offline", "dryrun", "disabled"), "WANDB_DISABLED": ("true", "1", "yes", "on")}
 
 
 def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Workers) -> None:
@@ -81,21 +82,42 @@ def check_tracker(tracker: TrackerConfig | None) -> None:
             f"tracker={tracker.kind}: the package {tracker.kind} is not installed.\n"
             f"  Type `make install`, whose lock holds it, or give tracker=none."
         )
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    if isinstance(tracker, Wandb) and tracker.mode == "online" and not _key_for(host):
-        raise Refusal(
-            f"tracker=wandb: there is no key for {host}: WANDB_API_KEY is not set, and the netrc file does not name "
-            f"it.\n  Type `export WANDB_API_KEY=…` or `wandb login`; or give tracker.mode=offline, which needs no key."
-        )
+    if isinstance(tracker, Wandb) and tracker.mode == "online":
+        _check_wandb_may_send()
+        _check_wandb_key()
 
 
-def _key_for(host: str) -> bool:
-    """As W&B looks for it: the environment, then what `wandb login` has stored."""
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+def _check_wandb_may_send() -> None:
+    """Two words that contradict each other: nothing leaves this machine against one of them."""
+    for name, off in SILENCED.items():
+        if (value := os.environ.get(name, "")).lower() in off:
+            raise Refusal(
+                f"tracker=wandb: tracker.mode=online, and {name}={value} is set.\n"
+                f"  Give tracker.mode=offline or tracker=none, or type `unset {name}`."
+            )
+
+
+def _check_wandb_key() -> None:
+    """W&B itself is asked, without its server: its settings say which server it is, and it knows where the key lies.
+
+    What a setting holds is not repeated: it may be the key.
+    """
+    from wandb import teardown
+    from wandb.errors import Error
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    fault, mend = None, "Type `export WANDB_API_KEY=…` or `wandb login`"
     try:
-        stored = netrc(file).authenticators(host) if file.is_file() else None
-    except (NetrcParseError, OSError):
-        stored = None  # W&B reads no key there either
-    return any(os.environ.get(name, "").strip() for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")) or bool(
-        stored
-    )
+        host = wandb_setup.singleton().settings.base_url
+        if not wbauth.authenticate_session(host=host, source="door", prompt=False, update_session=False):
+            fault = f"there is no key for {host}: WANDB_API_KEY is not set, and the netrc file does not name it."
+    except Error as error:
+        fault = f"its key: {error}"
+    except ValidationError as error:
+        first = error.errors()[0]
+        fault, mend = f"WANDB_{str(first['loc'][0]).upper()}: {first['msg']}", "Mend it where it is set"
+    finally:
+        teardown()
+    if fault:
+        raise Refusal(f"tracker=wandb: {fault}\n  {mend}; or give tracker.mode=offline, which needs no key.")

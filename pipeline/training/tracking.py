@@ -4,26 +4,34 @@ What it writes lies in the run's folder, which `step.json` names, never in the a
 that a resumed training is shown from its first step. Whatever fails here is said once, and training goes on.
 """
 
+import html
 import json
+import re
+import secrets
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
-from pipeline.artifacts import STEP_FILE
+from pipeline.artifacts import STEP_FILE, write_text
 from pipeline.config import TrackerConfig, Wandb
 from pipeline.content import without_runtime
 
 PATIENCE = 60.0  # seconds that a training waits for a server, at its start and at its end
+KNOWN = {
+    r"[Tt]imed out|deadline exceeded|giving up": "its server does not answer",
+    r"not logged in|error 401": "its server does not take the key",
+    r"permission|error 403": "its server does not let the key write to this project",
+    r"(project|entity).* not found|error 404": "its server knows no such project or entity",
+}
 Row = dict[str, Any]
 
 
 class Tracker(Protocol):
-    def figures(self, step: int, named: dict[str, float]) -> None: ...
-
-    def answers(self, rows: list[Row]) -> None: ...
+    def show(self, step: int, figures: dict[str, float], answers: list[Row]) -> None: ...
 
     def close(self, failed: bool) -> None: ...
 
@@ -48,26 +56,36 @@ class Tracked(TrainerCallback):
 
     def _show(self) -> None:
         assert self.cfg
-        self._tracker = self._tracker or opened(self.cfg, json.loads((self.out / STEP_FILE).read_text()))
+        self._tracker = self._tracker or opened(self.cfg, self.out)
+        figures: dict[int, dict[str, float]] = defaultdict(dict)
+        answers: dict[int, list[Row]] = defaultdict(list)
         for row in self._metrics.new():
-            figures = {_filed(name): value for name, value in row.items() if name not in ("step", "epoch")}
-            self._tracker.figures(row["step"], figures)
-        if rows := self._answers.new():
-            self._tracker.answers(rows)
+            figures[row["step"]] |= {_filed(name): row[name] for name in row if name not in ("step", "epoch")}
+        for row in self._answers.new():
+            answers[row["step"]].append(row)
+        for step in sorted({*figures, *answers}):
+            self._tracker.show(step, figures[step], answers[step])
 
     def _trying(self, act: Callable[[], None]) -> None:
-        """An exception's own words are not repeated: a server's may hold the key."""
         assert self.cfg
         try:
             act()
         except Exception as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-            said = (
-                f"! tracker={self.cfg.kind} failed ({why}): training goes on without it; metrics.jsonl has every step"
-            )
             if not self.broken:
-                print(said, file=sys.stderr, flush=True)
+                fate = "training goes on without it; metrics.jsonl has every step"
+                _say(self.cfg.kind, f"failed ({_why(error)}): {fate}")
             self.broken = True
+
+
+def _say(kind: str, text: str) -> None:
+    print(f"! tracker={kind} {text}", file=sys.stderr, flush=True)
+
+
+def _why(error: Exception) -> str:
+    """An exception's own words are not repeated: a server's may hold the key."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return next((said for words, said in KNOWN.items() if re.search(words, str(error))), type(error).__name__)
 
 
 class Tail:
@@ -91,10 +109,19 @@ def _filed(name: str) -> str:
     return f"dev/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
 
 
-def opened(cfg: TrackerConfig, step: dict[str, Any]) -> Tracker:
-    story = Path(step["story"])
-    named = story_name(step)
-    return WandbRun(cfg, step, story, named) if isinstance(cfg, Wandb) else EventFiles(story / "tensorboard" / named)
+def opened(cfg: TrackerConfig, out: Path) -> Tracker:
+    step = json.loads((out / STEP_FILE).read_text())
+    if isinstance(cfg, Wandb):
+        return WandbRun(cfg, step, remembered_id(out / "scratch") if cfg.mode == "online" else None)
+    return EventFiles(Path(step["story"]) / "tensorboard" / story_name(step))
+
+
+def remembered_id(scratch: Path) -> str:
+    """What W&B calls this training; killed and run again it has the same, so that a person sees one run."""
+    file = scratch / "wandb-run"
+    if not file.exists():
+        write_text(file, secrets.token_hex(4))
+    return file.read_text()
 
 
 def story_name(step: dict[str, Any]) -> str:
@@ -103,33 +130,51 @@ def story_name(step: dict[str, Any]) -> str:
 
 
 class WandbRun:
-    def __init__(self, cfg: Wandb, step: dict[str, Any], story: Path, named: str):
+    """With an `id` the run that has it goes on; offline, where none can be asked for, every attempt is a whole one."""
+
+    def __init__(self, cfg: Wandb, step: dict[str, Any], id: str | None):
         import wandb
 
-        self._table = wandb.Table
+        story = Path(step["story"])
         group, point = grouped(story)
+        wandb.setup(wandb.Settings(show_info=False))  # a server's own words are repeated there
         quiet = {"silent": True, "console": "off", "disable_git": True, "disable_code": True, "save_code": False}
+        patient = {"init_timeout": PATIENCE, "finish_timeout": PATIENCE, "finish_timeout_raises": True}
+        self._html = wandb.Html
         self._run = wandb.init(
             mode=cfg.mode,
+            id=id,
+            resume="allow" if id else None,
             project=cfg.project,
             entity=cfg.entity,
             group=cfg.group or group,
-            name="/".join(part for part in (cfg.name, point, named) if part),
+            name="/".join(part for part in (cfg.name, point, story_name(step)) if part),
             job_type=step["stage"],
             config={**without_runtime(step["config"]), "fingerprint": step["fingerprint"]},
             dir=story,
-            settings=wandb.Settings(**quiet, init_timeout=PATIENCE, finish_timeout=PATIENCE),
+            settings=wandb.Settings(**quiet, **patient, stop_fn=_not_stopped),
         )
 
-    def figures(self, step: int, named: dict[str, float]) -> None:
-        self._run.log(named, step=step)
-
-    def answers(self, rows: list[Row]) -> None:
-        table = self._table(columns=[*rows[0]], data=[list(row.values()) for row in rows])
-        self._run.log({"dev/answers": table}, step=rows[-1]["step"])
+    def show(self, step: int, figures: dict[str, float], answers: list[Row]) -> None:
+        """What W&B has from before a kill it would take at no step again."""
+        if step < self._run.starting_step:
+            return
+        self._run.log(figures, step=step)
+        if answers:  # as a page: for a table W&B asks its server about the name, and the training waits
+            self._run.log({"dev/answers": self._html(page(answers), inject=False)}, step=step)
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=1 if failed else 0)
+
+
+def _not_stopped() -> None:
+    """W&B's own way is to interrupt the training."""
+    _say("wandb", "was asked to stop the run: a tracker stops no training; press Ctrl-C where it runs")
+
+
+def page(answers: list[Row]) -> str:
+    cells = (f"<tr><td>{html.escape(row['prompt'])}<td>{html.escape(row['answer'])}" for row in answers)
+    return f'<meta charset="utf-8"><table border="1" style="white-space: pre-wrap">{"".join(cells)}</table>'
 
 
 class EventFiles:
@@ -138,15 +183,13 @@ class EventFiles:
 
         self._writer = SummaryWriter(str(folder))
 
-    def figures(self, step: int, named: dict[str, float]) -> None:
-        for name, value in named.items():
+    def show(self, step: int, figures: dict[str, float], answers: list[Row]) -> None:
+        for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def answers(self, rows: list[Row]) -> None:
-        for row in rows:
+        for row in answers:
             text = f"**{row['prompt']}**\n\n{row['answer']}"
-            self._writer.add_text(f"dev/answers/{row['prompt_id']}", text, row["step"])
+            self._writer.add_text(f"dev/answers/{row['prompt_id']}", text, step)
+        self._writer.flush()
 
     def close(self, failed: bool) -> None:
         self._writer.close()
