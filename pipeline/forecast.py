@@ -44,8 +44,7 @@ def lines(planned: Planned, found: dict[str, Found]) -> Iterator[str]:
     alike: dict[str, list[str]] = {}
     for step, needs, place in _engines(planned, to_do):
         there = f"there are {place}" if place else "on a GPU; here there is none"
-        label = f"round {step.label}" if isinstance(step.label, int) else step.label
-        alike.setdefault(f"memory {needs} · {there}", []).append(label)
+        alike.setdefault(f"memory {needs} · {there}", []).append(step.when)
     for said, labels in alike.items():
         yield f"  sample {labels[0]}{f' and {len(labels) - 1} more' if labels[1:] else ''}: {said}"
     for step in to_do:

@@ -31,7 +31,7 @@ class Ledger:
         """`■ sample    round 1   3fa9c1d2e4b5   12.3 s`; seconds of an earlier run stand in brackets."""
         spent = "" if seconds is None else f"{seconds:.1f} s" if counted else f"({seconds:.1f} s)"
         self._clear()
-        print(f"{sign} {step.stage:<9} {_label(step):<13} {fingerprint:<13} {spent:>10}  {note}".rstrip(), flush=True)
+        print(f"{sign} {step.stage:<9} {step.when:<13} {fingerprint:<13} {spent:>10}  {note}".rstrip(), flush=True)
         entry = {"sign": sign, "stage": step.stage, "label": step.label, "fingerprint": fingerprint, "seconds": seconds}
         self._lines.append({**entry, "counted": counted})
         self._shown = time.monotonic()
@@ -40,7 +40,7 @@ class Ledger:
 
     def running(self, step: Step, fingerprint: str, text: str) -> None:
         """Repainted on a terminal; elsewhere a line now and then."""
-        line = f"● {step.stage:<9} {_label(step):<13} {fingerprint:<13} {text}"
+        line = f"● {step.stage:<9} {step.when:<13} {fingerprint:<13} {text}"
         if self._terminal:
             width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be painted over
             print(f"\r\x1b[K{line[:width]}", end="", flush=True)
@@ -74,7 +74,3 @@ def told_in_short(cost: dict[str, Any]) -> str:
     if dropped := cost.get("dropped"):
         parts.append(f"{dropped} dropped (dropped.parquet)")
     return " · ".join(parts)
-
-
-def _label(step: Step) -> str:
-    return f"round {step.label}" if isinstance(step.label, int) and step.label else str(step.label or "")

@@ -57,6 +57,11 @@ class Step:
         object.__setattr__(self, "knob", knob or stage)
         object.__setattr__(self, "inputs", {name: _without_none(i) for name, i in inputs.items() if _edge(i)})
 
+    @property
+    def when(self) -> str:
+        """Its label as a person reads it: `round 1`, `test sft`, nothing before the rounds."""
+        return f"round {self.label}" if isinstance(self.label, int) and self.label else str(self.label or "")
+
     def __truediv__(self, part: str) -> Part:
         return Part(self, part)
 

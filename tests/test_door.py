@@ -3,8 +3,10 @@
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from pipeline.backends.chat import Chat
 from pipeline.config import ScoreConfig
 from pipeline.door.made import check_lengths, check_offline, check_prompts
 from pipeline.door.words import Words
+from pipeline.drive import drive
 from pipeline.errors import Refusal
 from pipeline.lineage import line_of
 from pipeline.plan import plan
@@ -354,3 +357,58 @@ def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):
             Refusal, match=rf"^{knob}\.runtime\.api_key_env=OPENAI_API_KEY: this environment variable is"
         ):
             door.check(steps(*GIVEN, *judge))
+
+
+def asked_at(url: str) -> list[str]:
+    """A judge of samples, one of two models and another model, all behind one server."""
+    given = {
+        "score.scorers.j.engine": ["+scorer@score.scorers.j=rubric"],
+        "exam.duels.j.engine": ["+duel@exam.duels.j=default"],
+        "exam.others.big": ["+other@exam.others.big=served"],
+    }
+    named = [word for knob in given for word in (f"{knob}.model=m", f"{knob}.runtime.base_url={url}")]
+    return [*(word for words in given.values() for word in words), *named]
+
+
+@pytest.fixture
+def port(monkeypatch):
+    """Somebody listens there, with no proxy before it."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(5)
+        yield listening
+
+
+def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(tmp_path, monkeypatch, capsys, port):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    url = f"http://127.0.0.1:{port.getsockname()[1]}/v1"
+    planned = steps("recipes=smoke", *asked_at(url))
+    assert list(door.silent(planned)) == []
+    with port.accept()[0] as heard:
+        assert heard.recv(100) == b""  # a connection and nothing else: no key
+    port.close()
+    where = "score.scorers.j.engine.runtime.base_url"
+    [said] = door.silent(planned)
+    silence = f"! {where}={url}: no server answers there now"
+    assert said.startswith(f"{silence} (Connection refused).\n  score round 1 asks it first: ")
+    assert said.endswith(f"or give {where}=ADDRESS of one that runs.")
+    later = [step for step in planned if step.stage != "score"]  # marked already
+    assert "! exam.others.big.runtime.base_url=" in next(door.silent(later))
+    assert not list(door.silent(step for step in later if step.stage not in ("sample", "duel")))
+
+    words = "recipes=smoke", "dry_run=true", *(f"{at}={tmp_path / at}" for at in ("store", "runs")), *asked_at(url)
+    assert drive(composed(*words)) == 0 and silence in capsys.readouterr().err
+    assert drive(composed(*words, "until=sample")) == 0 and capsys.readouterr().err == ""
+
+
+def test_whether_a_server_answers_is_known_soon_whatever_the_network_does(monkeypatch, port):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: time.sleep(9))
+    monkeypatch.setattr("pipeline.door.servers.PATIENCE", 0.1)
+    planned, started = steps("recipes=smoke", *asked_at("http://far.example/v1")), time.monotonic()
+    assert "(nothing within 0.1 s)" in next(door.silent(planned))
+    assert time.monotonic() - started < 2
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")  # it alone can tell
+    monkeypatch.setenv("no_proxy", "near.example")
+    assert not list(door.silent(planned))
+    assert list(door.silent(steps("recipes=smoke", *asked_at("http://near.example:99999/v1"))))

@@ -8,6 +8,7 @@ from pipeline.door.contexts import check_context
 from pipeline.door.made import check_lengths, check_offline, check_prompts
 from pipeline.door.outside import check_engine, check_keys
 from pipeline.door.scorers import check_given
+from pipeline.door.servers import silent as silent
 from pipeline.step import Step
 
 

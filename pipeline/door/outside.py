@@ -9,19 +9,16 @@ from urllib.parse import urlsplit
 from pipeline import machine, served
 from pipeline.config import (
     BackendConfig,
-    DuelConfig,
     EndpointBackend,
-    Judge,
     Optimization,
-    ScoreConfig,
     ServedModel,
-    ServiceRuntime,
     TrackerConfig,
     TransformersBackend,
     VllmBackend,
     Wandb,
 )
 from pipeline.config.block import Workers
+from pipeline.door.servers import servers_of
 from pipeline.errors import Refusal
 from pipeline.step import Step
 
@@ -32,8 +29,6 @@ def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Work
             check_gpus(f"{step.knob}.backend", backend.runtime.tensor_parallel, step.knob, workers)
         case TransformersBackend():
             check_gpus(f"{step.knob}.backend", 1, step.knob, workers)
-        case ServedModel():
-            served.key_of(step.knob, backend.runtime)
         case EndpointBackend():
             served.card_of(f"{step.knob}.backend", backend.runtime, backend.model)
 
@@ -59,19 +54,11 @@ def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None
 
 
 def check_keys(step: Step) -> None:
-    """Judges and trackers may be asked after hours; whether their keys are there is known now."""
-    judges: dict[str, Judge] = {}
-    match step.config:
-        case ScoreConfig():
-            scorers = step.config.scorers.items()
-            judges = {f"{step.knob}.scorers.{name}": one for name, one in scorers if isinstance(one, Judge)}
-        case Optimization():
-            check_tracker(step.config.runtime.tracker)
-        case DuelConfig():
-            judges = {step.knob: step.config}
-    for knob, judge in judges.items():
-        if isinstance(judge.engine.runtime, ServiceRuntime):
-            served.key_of(f"{knob}.engine", judge.engine.runtime)
+    """Servers and trackers may be asked after hours; whether their keys are there is known now."""
+    for knob, server in servers_of(step):
+        served.key_of(knob, server)
+    if isinstance(step.config, Optimization):
+        check_tracker(step.config.runtime.tracker)
 
 
 def check_tracker(tracker: TrackerConfig | None) -> None:
