@@ -88,7 +88,7 @@ def marks_by(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[str, Ma
     if isinstance(scorer, EnsembleScorer):
         members = {member: marks_by(cfg, member, answers) for member in scorer.members}
         return {mark.sample_id: mark for mark in combined(scorer, answers, members)}
-    with closing(open_scorer(scorer)) as opened:
+    with closing(open_scorer(scorer, knob=f"score.scorers.{name}")) as opened:
         return {mark.sample_id: mark for mark in opened.mark(answers) if not mark.criterion}
 
 

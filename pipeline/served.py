@@ -91,7 +91,8 @@ def unaccepted(knob: str, place: Place, status: int) -> Refusal:
         if variable
         else f"Put a key that it takes into an environment variable, and name it as {knob}.runtime.api_key_env=NAME."
     )
-    return Refusal(f"{place.base_url}: HTTP {status}, the server does not accept {wanted}.\n  {remedy}")
+    where = f"{knob}.runtime.base_url={place.base_url}"
+    return Refusal(f"{where}: HTTP {status}, the server does not accept {wanted}.\n  {remedy}")
 
 
 def fault(library: Any, place: Place, error: Exception) -> str:

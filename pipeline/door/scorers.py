@@ -14,7 +14,7 @@ def check_given(step: Step) -> None:
             for name, scorer in cfg.scorers.items():
                 check_scorer(f"the scorer {name}", scorer)
             for name, scorer in cfg.local.items():
-                check_gpus(f"score.scorers.{name}.engine", gpus_of(scorer), "score", cfg.runtime.workers)
+                check_gpus(f"{step.knob}.scorers.{name}.engine", gpus_of(scorer), step.knob, cfg.runtime.workers)
         case PairRound(filters=filters) if filters.languages:
             check_languages(filters.languages, "pair.filters.languages")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import write_table
+from pipeline.artifacts import knob_of, write_table
 from pipeline.config import Draw
 from pipeline.errors import Broken
 from pipeline.sampling.shards import Shards
@@ -45,9 +45,10 @@ class Failures:
 
     def _too_many(self) -> Broken:
         self.write()
+        knob = f"{knob_of(self._shards.out, 'sample')}.runtime.max_failed"
         return Broken(
             f"sample: {len(self._rows)} of {self._asked} completions failed (most often: {self._often()})."
-            f" The limit is sample.runtime.max_failed={self._most:g}.\n  They are listed in {self._file}."
+            f" The limit is {knob}={self._most:g}.\n  They are listed in {self._file}."
             " Mend the server, or raise the limit, and run the same command again: what came is kept."
         )
 
