@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import write_json
+from pipeline.plural import many
 from pipeline.step import Step
 
 QUIET = 30.0  # seconds between two progress lines where there is no terminal
@@ -62,7 +63,7 @@ def told_in_short(cost: dict[str, Any]) -> str:
     parts = []
     if "tokens_per_second" in cost:
         parts = [
-            f"{cost['prompts']} prompts",
+            many(cost["prompts"], "prompt"),
             f"{cost['tokens_per_second']:.0f} tok/s",
             f"{cost['mean_tokens']:.0f} tokens each",
             f"{cost['truncated'] / max(cost['completions'], 1):.1%} truncated",

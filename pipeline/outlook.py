@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import footprint, machine
 from pipeline.config import TrainConfig
 from pipeline.footprint import Shape, amount
+from pipeline.plural import many
 
 if TYPE_CHECKING:
     import polars as pl
@@ -69,7 +70,7 @@ def told(
         return
     rows, space = rows_at_once(shape, cfg, longest, world), footprint.disk(shape, cfg)
     needs, (has, said) = footprint.memory(shape, cfg, rows, longest, world), room(cfg)
-    yield f"memory   {needs} for {rows} rows at once"
+    yield f"memory   {needs} for {many(rows, 'row')} at once"
     yield f"         there are {amount(has)} ({said})"
     yield f"disk     {amount(space.most)} at most, of it two checkpoints of {amount(space.checkpoint)}"
     if tokens is None:
@@ -95,7 +96,7 @@ def short_of_memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, wor
     needs, (has, said) = footprint.memory(shape, cfg, rows, longest, world), room(cfg)
     if needs.total <= has:
         return None
-    least = f"about {needs} for {rows} rows of {longest} tokens at once" if rows else f"at least {needs}"
+    least = f"about {needs} for {many(rows, 'row')} of {longest} tokens at once" if rows else f"at least {needs}"
     fewer = "train.runtime.micro_batch, " if rows > 1 and cfg.together is None else ""
     return (
         f"train needs {least}.\n"

@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.content import ContentCache
 from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest
 from pipeline.ledger import Ledger, told_in_short
+from pipeline.plural import many
 from pipeline.spawn import failure, spawn, told
 from pipeline.step import STAGE_VERSIONS, Identity, Step, floats, place_of
 from pipeline.survey import PRUNED, Planned, inputs_of, look, read_by, survey
@@ -69,14 +70,14 @@ def dry_run(cfg: Config, planned: Planned) -> None:
         ledger.line("○" if manifest is None else "✓", step, planned.fingerprint(step) + mark, note=reason)
     for said in forecast.lines(planned, found):
         print(said)
-    print(f"{len(planned.steps)} steps, {sum(manifest is None for manifest, _ in found.values())} to do")
+    print(f"{many(len(planned.steps), 'step')}, {sum(manifest is None for manifest, _ in found.values())} to do")
 
 
 def run(cfg: Config, planned: Planned, story: Path) -> Path:
     """Build what is missing, in order; returns the folder of the last Step."""
     ledger = Ledger(story)
     write_json(story / store.PLAN, {planned.fingerprint(step): step.stage for step in planned.steps})
-    print(f"{cfg.recipe}: {len(planned.steps)} steps · {story}")
+    print(f"{cfg.recipe}: {many(len(planned.steps), 'step')} · {story}")
     while not _built(cfg, planned, story, ledger):
         ledger.say("a pruned step came out differently, and what follows it reads more that was pruned: once more")
     return planned.folder(planned.steps[-1])

@@ -100,7 +100,7 @@ def fault(library: Any, place: Place, error: Exception) -> str:
     if isinstance(error, library.APIConnectionError):
         cause = _first_cause(error)
         if isinstance(cause, TimeoutError) or type(cause).__name__.endswith("Timeout"):  # httpx's are none of Python's
-            return f"no reply within {place.timeout:g} seconds"
+            return f"no reply within {place.timeout:g} s"
         return f"the connection broke ({type(cause).__name__})"
     if isinstance(error, library.APIStatusError):
         said = str(error.message).removeprefix(f"Error code: {error.status_code} - ")

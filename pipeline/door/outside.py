@@ -20,6 +20,7 @@ from pipeline.config import (
 from pipeline.config.block import Workers
 from pipeline.door.servers import servers_of
 from pipeline.errors import Refusal
+from pipeline.plural import many
 from pipeline.step import Step
 
 
@@ -46,9 +47,9 @@ def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None
     if there < together:
         knob, most = f"{engine}.runtime.tensor_parallel={together}", there or 1
     else:
-        knob, most = f"{stage}.runtime.workers={workers} of {together} GPUs each", there // together
+        knob, most = f"{stage}.runtime.workers={workers} of {many(together, 'GPU')} each", there // together
     raise Refusal(
-        f"{knob}: this machine shows {there} GPUs{of}.\n"
+        f"{knob}: this machine shows {many(there, 'GPU')}{of}.\n"
         f"  Give {f'a number up to {most}' if most > 1 else '1'}, or run where there are {wanted}."
     )
 

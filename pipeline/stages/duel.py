@@ -14,6 +14,7 @@ import polars as pl
 from pipeline.artifacts import KL, Prompts, Samples, Verdicts, knob_of, note_cost, write_table
 from pipeline.config import ANSWER, DuelConfig
 from pipeline.errors import Broken
+from pipeline.plural import many
 from pipeline.scorers.judging.court import Court
 from pipeline.scorers.judging.duels import NEEDS, Bout, Verdict, fought
 from pipeline.scorers.judging.template import conversation
@@ -123,7 +124,7 @@ def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame) -> None:
     write_table(out / "failed.parquet", failed)
     knob, reason = knob_of(out, KNOB), failed["detail"].value_counts(sort=True)["detail"][0]
     raise Broken(
-        f"{failed.height} of {asked.height} verdicts failed (most often: {reason})."
+        f"{failed.height} of {many(asked.height, 'verdict')} failed (most often: {reason})."
         f" The limit is {knob}.max_failed={cfg.max_failed}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or mend the judge and run the same command again."
     )

@@ -19,6 +19,7 @@ from pipeline.config import BestScored, EnsembleScorer, ScoreConfig, ScorerConfi
 from pipeline.crew import Hand, work_off
 from pipeline.errors import Broken, Refusal
 from pipeline.gpus import environments
+from pipeline.plural import many
 from pipeline.progress import Progress
 from pipeline.scorers import Answer, Mark, Paid, Scorer, open_scorer
 from pipeline.scorers.ensemble import combined
@@ -220,7 +221,7 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
     knob = f"{knob_of(out, KNOB)}.max_failed={cfg.max_failed}"
     scorer, reason = failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail").row(-1)[:2]
     raise Broken(
-        f"{failed.height} of {table.height} scores failed (most often {scorer}: {reason})."
+        f"{failed.height} of {many(table.height, 'score')} failed (most often {scorer}: {reason})."
         f" The limit is {knob}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or mend the scorer and run the same command again."
     )

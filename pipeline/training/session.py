@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Model, Prompts
 from pipeline.config import KINDS, FullAdapter, TrainConfig
 from pipeline.errors import Refusal
+from pipeline.plural import many
 from pipeline.training import account, blueprint, guards, models, reference, sharded, tracking, trainers
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:
     expected = ("NO",) if wanted == 1 else KINDS[cfg.runtime.launch]
     if there != wanted or kind not in expected or trainer.args.n_gpu > 1:
         raise Refusal(
-            f"train.runtime.launch={cfg.runtime.launch}: the launcher started {there} processes of kind {kind}, and "
-            f"{wanted} of {' or '.join(expected)} were expected.\n"
+            f"train.runtime.launch={cfg.runtime.launch}: the launcher started {many(there, 'process')} of kind {kind},"
+            f" and {wanted} of {' or '.join(expected)} were expected.\n"
             f"  Give train.runtime.launch=torchrun, or as many train.runtime.processes as this machine has GPUs."
         )

@@ -2,6 +2,7 @@
 
 from pipeline.config import EngineConfig, ServiceRuntime
 from pipeline.errors import Broken
+from pipeline.plural import many
 from pipeline.scorers.judging import Question, Reply
 from pipeline.scorers.judging.verdicts import Spent, VerdictStore
 
@@ -51,7 +52,7 @@ class Budget:
         money = f", {self._money(spent):.2f} in money" if self.prices else ""
         raise Broken(
             f"{self.judge}: its next request could go beyond {self.knob}.{cap}. This store has sent it"
-            f" {spent.requests} requests, {spent.tokens_in + spent.tokens_out} tokens{money}.\n"
+            f" {many(spent.requests, 'request')}, {spent.tokens_in + spent.tokens_out} tokens{money}.\n"
             f"  All of its verdicts are kept. Raise {self.knob}.{cap.partition('=')[0]} and run the same command again."
         )
 
