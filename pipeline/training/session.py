@@ -27,7 +27,7 @@ def train(
     if cfg.logps == "ready" and held_to and held_to.path != init.path:
         reference.check_elsewhere(cfg, held_to, reference.first(rows))
 
-    _say_what_is_slow(cfg)
+    _say_a_low_rate(cfg)
     policy = trainers.load_policy(cfg, init)
     settings = models.settings_of(policy)
     watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)
@@ -47,7 +47,7 @@ def train(
             models.save_adapter(policy, init, cfg.adapter, cfg.dtype, out, whole)
 
 
-def _say_what_is_slow(cfg: TrainConfig) -> None:
+def _say_a_low_rate(cfg: TrainConfig) -> None:
     if cfg.learning_rate < cfg.runtime.usual_rate / 10:
         guards.say(
             f"learning_rate={cfg.learning_rate:g} is under a tenth of what is usual here "
