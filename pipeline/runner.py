@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pipeline import door, forecast, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config
 from pipeline.content import ContentCache
-from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest
+from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest, together
 from pipeline.ledger import Ledger, told_in_short
 from pipeline.plural import many
 from pipeline.spawn import failure, spawn, told
@@ -50,10 +51,10 @@ def prepare(cfg: Config, targets: Iterable[Step]) -> Planned:
     targets = list(targets)
     cache = ContentCache(cfg.store / ".contents.json")
     identity = Identity(lambda path: cache.of(Path(path)))
+    steps = [step for target in targets for step in target.ancestors()]
     order: dict[str, Step] = {}
-    for target in targets:
-        for step in target.ancestors():
-            order.setdefault(identity.fingerprint(step), step)
+    for fingerprint, step in zip(together(partial(identity.fingerprint, one) for one in steps), steps, strict=True):
+        order.setdefault(fingerprint, step)
     if not cfg.dry_run:
         _writable("store", cfg.store)
         _writable("runs", cfg.runs)

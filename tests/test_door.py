@@ -1,5 +1,6 @@
 """What is refused before anything is built, because machine or config cannot do it."""
 
+import errno
 import functools
 import json
 import os
@@ -21,8 +22,9 @@ from pipeline.drive import drive
 from pipeline.errors import Refusal
 from pipeline.lineage import line_of
 from pipeline.plan import plan
+from pipeline.runner import prepare
 from pipeline.sampling.admission import admitted
-from pipeline.step import Step
+from pipeline.step import Identity, Step
 from tests import exams, test_sample
 from tests.house import HOUSE, composed, identity_of
 from tests.tiny import CHAT, tiny_model
@@ -157,6 +159,36 @@ def test_an_unknown_language_of_pairs():
 def test_what_cannot_be_drawn(word, said):
     with pytest.raises(Refusal, match=said):
         identity_of(plan(composed("prompts=playground", "sft.model=hub/model", word)))
+
+
+def test_every_file_that_is_not_there_is_said_at_once(tmp_path):
+    given = {"prompts.path": "no.jsonl", "prompts.split.test": "nor.jsonl", "sft.model": "./nowhere"}
+    cfg = composed(*(f"{knob}={path}" for knob, path in given.items()), f"store={tmp_path}", "dry_run=true")
+    with pytest.raises(Refusal) as refusal:
+        prepare(cfg, [plan(cfg)])
+    said = str(refusal.value).splitlines()
+    assert len(said) == 3 and all("there is no such file or folder. Give the path of one" in line for line in said)
+    assert {line.split("=")[1].split(":")[0] for line in said} == {*given.values()}
+
+
+def test_a_file_that_may_not_be_read_is_refused():
+    def locked(path: str) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    with pytest.raises(Refusal, match=r"^prompts.path=p.jsonl: cannot be read \(Permission denied\). Give"):
+        Identity(locked).fingerprint(steps(*GIVEN)[0])
+
+
+def test_all_that_is_wrong_at_the_door_is_said_at_once(tmp_path):
+    (tmp_path / "marks.csv").write_text("sample_id,score\na,1\n")
+    (tmp_path / "people.csv").write_text("sample_id,score\na,high\n")
+    people = ["+scorer@score.scorers.people=labels", f"score.scorers.people.path={tmp_path}/people.csv"]
+    words = [*people, f"evaluate.labels.panel={tmp_path}/marks.csv", "pair.filters.languages=[xx]"]
+    with pytest.raises(Refusal) as refusal:
+        door.check(steps(*GIVEN, *words, "rounds=2", "sample.per_round=9"))
+    said = str(refusal.value)
+    assert said.count("xx is no language") == said.count("score='high' is no number") == 1
+    assert "evaluate.labels.panel=" in said and "a contest needs verdicts on two" in said
 
 
 def test_completions_that_fill_the_context():

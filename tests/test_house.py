@@ -66,8 +66,8 @@ MAY_IMPORT = {
     "exams": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
-    # Whether any prompt fits is asked in sampling's own way.
-    "door": {"lineage", "step", "sampling", "artifacts", "config"},
+    # Whether any prompt fits is asked in sampling's own way, and people's labels are read as scorers read them.
+    "door": {"lineage", "step", "sampling", "scorers", "artifacts", "config"},
     "survey": {"step", "store"},
     "runner": {"door", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"door", "forecast", "survey", "plan", "runner", "step", "config", "artifacts"},

@@ -58,6 +58,18 @@ def read_labels(path: Path) -> list[Rating] | list[Duel]:
     return list(said.values())  # type: ignore[return-value]
 
 
+def read_votes(path: str, knob: str) -> list[Duel]:
+    """For contests of models, which marks of single answers decide nothing about."""
+    votes = [one for one in read_labels(Path(path).expanduser()) if isinstance(one, Duel)]
+    if not votes:
+        name = knob.rpartition(".")[2]
+        raise Refusal(
+            f"{knob}={path}: it has scores of single answers, and a contest needs verdicts on two.\n"
+            f"  Mount it as a scorer: +scorer@exam.score.scorers.{name}=labels exam.score.scorers.{name}.path={path}"
+        )
+    return votes
+
+
 def _label(place: str, row: Row) -> Rating | Duel | None:
     annotator = str(row.get("annotator") or "")
     if "sample_id" in row and "score" in row:

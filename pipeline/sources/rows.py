@@ -84,11 +84,8 @@ def _csv(file: Path) -> Iterator[Found]:
             lines = csv.reader(text, strict=True)
             header = _header(file, next(lines, []))
             for cells in lines:
-                uneven = (
-                    f"{many(len(cells), 'cell')} under {many(len(header), 'column')}"
-                    if len(cells) != len(header)
-                    else None
-                )
+                wide = many(len(cells), "cell")
+                uneven = None if len(cells) == len(header) else f"{wide} under {many(len(header), 'column')}"
                 row = dict(zip(header, cells, strict=False))
                 if cells:
                     yield f"line {lines.line_num}", uneven or unwritable(row), row
