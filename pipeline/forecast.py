@@ -94,7 +94,7 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
         beside = steps * cfg.rehearsed * total / max(rows * sides, 1)  # as if demonstrations were as long
         tokens = round(cfg.epochs * total + beside)
         most = "" if known else "at most "
-        yield f"{most}{many(steps, 'step')} of {cfg.batch} · {many(rows, 'row', True)} · {tokens:,} tokens"
+        yield f"{most}{many(steps, 'step')} of {cfg.batch} · {many(rows, 'row', grouped=True)} · {tokens:,} tokens"
     if known:
         yield outlook.spread(outlook.histogram(known))
     shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(machine.gpus()))

@@ -10,7 +10,6 @@ from pipeline.errors import Refusal, nearest
 
 Asked = TypeVar("Asked", bound=BaseModel)
 Place = tuple[str, ...]
-LONE = "one value for a list"
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozens
         return shape.model_validate(written.raw)
     except ValidationError as error:
         errors = _once(_errors(error), written.raw)
-        unknown, alone = (_places(errors, kind, written.raw) for kind in ("extra_forbidden", LONE))
+        unknown, alone = (_places(errors, kind, written.raw) for kind in ("extra_forbidden", "lone"))
         errors += _behind(unknown, alone, errors, written.raw, shape)
         own = [e for e in errors if not _echoed(_located(e["loc"], written.raw).place, echoes)]
         names = _Names(unknown, _places(errors, "missing", written.raw))
@@ -83,7 +82,7 @@ def _once(errors: list[Any], raw: Any) -> list[Any]:
         place, _, value = _located(error["loc"], raw)
         is_leaf = isinstance(value, str | int | float) and error["type"] != "unshown"
         if error["type"] == "list_type" and is_leaf:
-            error = {**error, "type": LONE}
+            error = {**error, "type": "lone"}
         known = found.setdefault(place if is_leaf else number, error)
         if known is not error:
             said = f"{known['msg']} or {error['msg'].removeprefix('Input should be ')}"
@@ -131,7 +130,7 @@ def _fault(error: Any, written: Written, names: _Names) -> str:
             return f"{source}: {key}.kind is missing.  ({file})"
         case "too_short" if place[-1] == "scorers":
             return f"{source}: {key} is empty. Give +scorer@{key}.NAME=FILE, with a file of conf/scorer/.  ({file})"
-        case str(kind) if kind == LONE:
+        case "lone":
             return f"{source}: {key}={value}: a list was expected; it stands in brackets: {key}=[{value}].  ({file})"
         case "unshown":
             return f"{source}: {key}: {error['msg']}.  ({file})"

@@ -36,7 +36,7 @@ def look_ahead(cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", w
     write_json(out / "ahead.json", {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": found})
     cfg = with_rows(cfg, _settled(cfg, shape, longest, world, out))
     at_once = cfg.runtime.at_once
-    first = f"{many(steps, 'step')} of {cfg.batch} · {many(table.height, 'row', True)} · {tokens:,} tokens"
+    first = f"{many(steps, 'step')} of {cfg.batch} · {many(table.height, 'row', grouped=True)} · {tokens:,} tokens"
     print(SIGN, "train", first, f"· {at_once} at once", file=sys.stderr)
     say(f"ahead    {first}", outlook.spread(found), *outlook.told(shape, cfg, longest, world, tokens))
     note_cost(out, micro_batch=at_once)
