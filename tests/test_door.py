@@ -431,6 +431,10 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(tmp_path, monk
     assert "! exam.others.big.runtime.base_url=" in next(door.silent(later))
     assert not list(door.silent(step for step in later if step.stage not in ("sample", "duel")))
 
+    drawing = ["backend@sample.backend=endpoint", "sample.backend.model=m", f"sample.backend.runtime.base_url={url}"]
+    [said] = door.silent(steps(*GIVEN, *drawing))
+    assert said.startswith("! sample.backend.runtime.base_url=") and "\n  A run is refused without it: start" in said
+
     words = "recipes=smoke", "dry_run=true", *(f"{at}={tmp_path / at}" for at in ("store", "runs")), *asked_at(url)
     assert drive(composed(*words)) == 0 and silence in capsys.readouterr().err
     assert drive(composed(*words, "until=sample")) == 0 and capsys.readouterr().err == ""

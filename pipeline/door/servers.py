@@ -46,8 +46,14 @@ def silent(coming: Iterable[Step]) -> Iterator[str]:
         if why:
             yield (
                 f"! {knob}={url}: no server answers there now ({why}).\n"
-                f"  {step.stage} {step.when} asks it first: start it by then, or give {knob}=ADDRESS of one that runs."
+                f"  {_soonest(step)}, or give {knob}=ADDRESS of one that runs."
             )
+
+
+def _soonest(step: Step) -> str:
+    if isinstance(step.config, Draw) and isinstance(step.config.backend, EndpointBackend):
+        return "A run is refused without it: start it before"  # it is measured to serve the policy
+    return f"{step.stage} {step.when} asks it first: start it by then"
 
 
 def _faults(urls: list[str]) -> dict[str, str]:
