@@ -1,4 +1,4 @@
-"""Servers that this run will ask in words, and whether anybody answers there yet: said and not refused, since a judge
+"""Servers that this run will ask, and whether anybody answers there yet: said and not refused, since a judge
 is often started later, on the same GPUs. A connection is opened and closed again; no key is sent.
 """
 
