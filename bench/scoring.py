@@ -148,7 +148,7 @@ def _requests_per_second(cfg: DuelConfig, run: int) -> float:
     bouts = [Bout(f"Question {i} of run {run}?", f"good {i}", f"bad {i}") for i in range(BOUTS + 1)]
     with tempfile.TemporaryDirectory() as folder:
         store = cfg.runtime.model_copy(update={"verdicts": Path(folder) / "verdicts.sqlite"})
-        court = Court(cfg.model_copy(update={"runtime": store}), NEEDS)
+        court = Court(cfg.model_copy(update={"runtime": store}), NEEDS, "exam.duels.bench")
         fought(court, bouts[BOUTS:])
         started = time.perf_counter()
         verdicts = fought(court, bouts[:BOUTS])

@@ -71,9 +71,9 @@ KL = "kl"  # the setting of draws made for the KL estimate alone: they are not s
 
 
 def knob_of(out: Path, otherwise: str) -> str:
-    """Where the person's config has this step's block, for words that name a knob of it."""
-    step = out / STEP_FILE
-    return str(json.loads(step.read_text()).get("knob", otherwise)) if step.exists() else otherwise
+    """Where the person's config has the block of the step that works in `out`, for words that name a knob of it."""
+    asked = next((file for folder in (out, *out.parents) if (file := folder / STEP_FILE).exists()), None)
+    return str(json.loads(asked.read_text()).get("knob", otherwise)) if asked else otherwise
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pipeline.artifacts import write_json
 from pipeline.compose import Arguments, block
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
 from pipeline.errors import BROKE, REFUSED, Broken, Refusal, nearest
+from pipeline.plural import many
 from pipeline.report.agreement import Pair, calibration, gain, people_s_own
 from pipeline.report.statistics import Estimate
 from pipeline.report.wording import UNKNOWN, interval, number, share, signed
@@ -88,7 +89,7 @@ def marks_by(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[str, Ma
     if isinstance(scorer, EnsembleScorer):
         members = {member: marks_by(cfg, member, answers) for member in scorer.members}
         return {mark.sample_id: mark for mark in combined(scorer, answers, members)}
-    with closing(open_scorer(scorer)) as opened:
+    with closing(open_scorer(scorer, knob=f"score.scorers.{name}")) as opened:
         return {mark.sample_id: mark for mark in opened.mark(answers) if not mark.criterion}
 
 
@@ -149,7 +150,7 @@ HEAD = ["", "agreement", "95 %", "exact", "κ", "ties", "first", "longer", "flip
 def lines(told: dict[str, Any]) -> Iterator[str]:
     rows = told["scorers"]
     people = told["people_prefer"]
-    yield f"{told['pairs']} pairs judged by people, {told['split']} of them without a majority"
+    yield f"{many(told['pairs'], 'pair')} judged by people, {told['split']} of them without a majority"
     yield (
         f"people prefer the first answer in {share(people['first'])} and the longer one in {share(people['longer'])}"
         " of their decisions"

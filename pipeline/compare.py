@@ -14,6 +14,7 @@ import polars as pl
 
 from pipeline.artifacts import write_json, write_table, write_text
 from pipeline.errors import REFUSED, Refusal, nearest
+from pipeline.plural import many
 from pipeline.report import compared_page
 from pipeline.report.answers import answer_table
 from pipeline.report.compared import compared
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
-    print(f"{report['ground']['asked']} prompts are common to {', '.join(each.name for each in found)}")
+    print(f"common to {', '.join(each.name for each in found)}: {many(report['ground']['asked'], 'prompt')}")
     for text in (*report["ground"]["apart"], report["verdict"]["why"]):
         print(text)
     write(out, report, answer_table(examined, found[0].prompts.read()), verdicts)

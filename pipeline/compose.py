@@ -21,6 +21,10 @@ RECIPES = CONF / "recipes"  # a link to recipes/, so that Hydra sees that folder
 FLAGS = "-m", "--multirun", "--config-dir", "-cd"
 USAGE = "Usage: python -m pipeline [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
 
+READABLE = """\
+  Write key=value: the key as in train.beta; the value a number, a word, [a, b], {a: 1}, or in quotes within quotes
+  whatever holds more than that: 'key="any text [at all"'."""
+
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
 OmegaConf.register_new_resolver("conf", lambda file: str(CONF / file), replace=True)  # wherever the command is typed
 
@@ -170,10 +174,15 @@ def _parsed(overrides: list[str]) -> list[Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise Refusal(_said_by_hydra(error)) from error
+    parser, read, faults = OverridesParser.create(), [], []
+    for word in overrides:
+        try:
+            read.append(parser.parse_override(word))
+        except HydraException as error:
+            faults.append(f"command line: {word.removeprefix('++')}: Hydra cannot read it ({error}).")
+    if faults:
+        raise Refusal("\n".join([*faults, READABLE]))
+    return read
 
 
 def _points(asked: list[Any]) -> Iterator[list[str]]:

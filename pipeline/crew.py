@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from pipeline import machine
 from pipeline.errors import BROKE, Broken, Refusal
 from pipeline.gpus import Environment
+from pipeline.plural import many
 
 Figures = dict[str, float]
 LAST_WORDS = 12  # lines of a dead hand's log that are shown
@@ -153,7 +154,7 @@ class _Crew:
                 _say(member.log.read_text(errors="replace") if member.log.exists() else "")
         if self.left:
             raise Broken(
-                f"all {len(members)} workers ended before the work did: {len(self.left)} shards are missing "
+                f"none of {many(len(members), 'worker')} is left, and {many(len(self.left), 'shard')} still to do "
                 f"({self.left[0]} …).\n  The last one {self._lost.cause}. Its last lines:\n"
                 + "\n".join(f"    {line}" for line in self._lost.last_words())
             )
@@ -206,7 +207,7 @@ class _Crew:
         self.left.extendleft(reversed(member.claimed))
         if member.process.exitcode or member.claimed:
             self._lost = member
-            _say(f"│ {member.name} {member.cause}: {len(member.claimed)} shards come back.")
+            _say(f"│ {member.name} {member.cause} and gives back {many(len(member.claimed), 'shard')}.")
         member.claimed = []
 
 

@@ -17,7 +17,7 @@ from pipeline.errors import DONE, REFUSED, Refusal
 from pipeline.plan import plan
 from pipeline.runner import StepFailed, dry_run, prepare, run, select
 from pipeline.step import pinned
-from pipeline.survey import unbuilt
+from pipeline.survey import Planned, unbuilt
 
 
 def drive(cfg: Config, story: Path | None = None) -> int:
@@ -27,11 +27,13 @@ def drive(cfg: Config, story: Path | None = None) -> int:
         planned = prepare(cfg, select(plan(cfg), cfg.until))
         if cfg.dry_run:
             dry_run(cfg, planned)
+            warn(planned)
             forecast.check_engines(planned, unbuilt(planned))
             door.check_trackers(unbuilt(planned))
             return DONE
         door.check(unbuilt(planned))
         forecast.check(planned, unbuilt(planned))
+        warn(planned)
         story = open_story(cfg, story)
         print(report(run(cfg, planned, story), story))
         return DONE
@@ -45,6 +47,12 @@ def drive(cfg: Config, story: Path | None = None) -> int:
         print()  # the line that was being painted ends here
         print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
         raise
+
+
+def warn(planned: Planned) -> None:
+    """What may be in order by the time that it is needed."""
+    for said in door.silent(unbuilt(planned)):
+        print(said, file=sys.stderr, flush=True)
 
 
 class Stopped(BaseException):

@@ -1,7 +1,12 @@
 """What a person is told when something cannot go on: what was wrong, where, what was expected, what to type now."""
 
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
 # Exit codes. FOUND is between worker and driver alone: another process built the step meanwhile.
 DONE, BROKE, REFUSED, FOUND, STOPPED = 0, 1, 2, 3, 75
+
+Answer = TypeVar("Answer")
 
 
 class Refusal(Exception):
@@ -10,6 +15,19 @@ class Refusal(Exception):
 
 class Broken(Exception):
     """Something failed while it ran and we know what: exit code 1, its text is printed without a traceback."""
+
+
+def together(asked: Iterable[Callable[[], Answer]]) -> list[Answer]:
+    """What each of them answers; where some refuse, all that they say, at once."""
+    answers, faults = [], dict[str, None]()
+    for one in asked:
+        try:
+            answers.append(one())
+        except Refusal as refusal:
+            faults[str(refusal)] = None
+    if faults:
+        raise Refusal("\n".join(faults))
+    return answers
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -11,6 +11,7 @@ from pipeline.artifacts import Pairs
 from pipeline.config import Conversation, Draw, TrainConfig, TransformersBackend, VllmBackend
 from pipeline.errors import Refusal
 from pipeline.lineage import shape_of, weights_of
+from pipeline.plural import many
 from pipeline.step import Step
 from pipeline.survey import Found, Planned
 
@@ -44,8 +45,7 @@ def lines(planned: Planned, found: dict[str, Found]) -> Iterator[str]:
     alike: dict[str, list[str]] = {}
     for step, needs, place in _engines(planned, to_do):
         there = f"there are {place}" if place else "on a GPU; here there is none"
-        label = f"round {step.label}" if isinstance(step.label, int) else step.label
-        alike.setdefault(f"memory {needs} · {there}", []).append(label)
+        alike.setdefault(f"memory {needs} · {there}", []).append(step.when)
     for said, labels in alike.items():
         yield f"  sample {labels[0]}{f' and {len(labels) - 1} more' if labels[1:] else ''}: {said}"
     for step in to_do:
@@ -94,7 +94,7 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
         beside = steps * cfg.rehearsed * total / max(rows * sides, 1)  # as if demonstrations were as long
         tokens = round(cfg.epochs * total + beside)
         most = "" if known else "at most "
-        yield f"{most}{steps} steps of {cfg.batch} · {rows:,} rows · {tokens:,} tokens"
+        yield f"{most}{many(steps, 'step')} of {cfg.batch} · {many(rows, 'row', grouped=True)} · {tokens:,} tokens"
     if known:
         yield outlook.spread(outlook.histogram(known))
     shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(machine.gpus()))

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pipeline.errors import Refusal
 from pipeline.machine import VISIBLE
+from pipeline.plural import many
 
 Environment = dict[str, str]
 Workers = int | Literal["auto"]
@@ -19,8 +20,9 @@ def environments(workers: Workers, knob: str, gpus_each: int = 1) -> list[Enviro
     wanted = max(len(groups), 1) if workers == "auto" else workers
     if wanted > len(groups):
         raise Refusal(
-            f"{knob}={workers}: {wanted} engines of {gpus_each} GPUs each need {wanted * gpus_each} GPUs, and "
-            f"{len(gpus)} can be seen here.\n  Give fewer workers or a smaller tensor_parallel"
+            f"{knob}={workers}: {many(wanted, 'engine')} of {many(gpus_each, 'GPU')} each would take "
+            f"{wanted * gpus_each}, and {len(gpus)} can be seen here.\n"
+            f"  Give fewer workers or a smaller tensor_parallel"
             f"{f', or name more GPUs in {VISIBLE}' if VISIBLE in os.environ else ''}."
         )
     return [{VISIBLE: ",".join(group)} for group in groups[:wanted]]

@@ -18,6 +18,7 @@ import polars as pl
 from pipeline.artifacts import KL, Samples, write_text
 from pipeline.config import LATER
 from pipeline.errors import REFUSED, Refusal, nearest
+from pipeline.plural import many
 from pipeline.report.examples import prompt_text
 from pipeline.scorers.label_files import FORMULA
 
@@ -37,8 +38,8 @@ def main(arguments: list[str]) -> int:
         print(refusal, file=sys.stderr)
         return REFUSED
     if short:
-        print(f"{short} prompts have no two different answers and are left out", file=sys.stderr)
-    print(f"{len(rows)} pairs. Open it in a browser; it needs no network:", file=sys.stderr)
+        print(f"left out: {many(short, 'prompt')} without two different answers", file=sys.stderr)
+    print(f"{many(len(rows), 'pair')}. Open it in a browser; it needs no network:", file=sys.stderr)
     print(run / "label" / "pairs.html")
     return 0
 

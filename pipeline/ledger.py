@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import write_json
+from pipeline.plural import many
 from pipeline.step import Step
 
 QUIET = 30.0  # seconds between two progress lines where there is no terminal
@@ -31,7 +32,7 @@ class Ledger:
         """`■ sample    round 1   3fa9c1d2e4b5   12.3 s`; seconds of an earlier run stand in brackets."""
         spent = "" if seconds is None else f"{seconds:.1f} s" if counted else f"({seconds:.1f} s)"
         self._clear()
-        print(f"{sign} {step.stage:<9} {_label(step):<13} {fingerprint:<13} {spent:>10}  {note}".rstrip(), flush=True)
+        print(f"{sign} {step.stage:<9} {step.when:<13} {fingerprint:<13} {spent:>10}  {note}".rstrip(), flush=True)
         entry = {"sign": sign, "stage": step.stage, "label": step.label, "fingerprint": fingerprint, "seconds": seconds}
         self._lines.append({**entry, "counted": counted})
         self._shown = time.monotonic()
@@ -40,7 +41,7 @@ class Ledger:
 
     def running(self, step: Step, fingerprint: str, text: str) -> None:
         """Repainted on a terminal; elsewhere a line now and then."""
-        line = f"● {step.stage:<9} {_label(step):<13} {fingerprint:<13} {text}"
+        line = f"● {step.stage:<9} {step.when:<13} {fingerprint:<13} {text}"
         if self._terminal:
             width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be painted over
             print(f"\r\x1b[K{line[:width]}", end="", flush=True)
@@ -62,7 +63,7 @@ def told_in_short(cost: dict[str, Any]) -> str:
     parts = []
     if "tokens_per_second" in cost:
         parts = [
-            f"{cost['prompts']} prompts",
+            many(cost["prompts"], "prompt"),
             f"{cost['tokens_per_second']:.0f} tok/s",
             f"{cost['mean_tokens']:.0f} tokens each",
             f"{cost['truncated'] / max(cost['completions'], 1):.1%} truncated",
@@ -74,7 +75,3 @@ def told_in_short(cost: dict[str, Any]) -> str:
     if dropped := cost.get("dropped"):
         parts.append(f"{dropped} dropped (dropped.parquet)")
     return " · ".join(parts)
-
-
-def _label(step: Step) -> str:
-    return f"round {step.label}" if isinstance(step.label, int) and step.label else str(step.label or "")

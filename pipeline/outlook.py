@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import footprint, machine, moments
 from pipeline.config import TrainConfig
 from pipeline.footprint import Shape, amount
+from pipeline.plural import many
 
 if TYPE_CHECKING:
     import polars as pl
@@ -80,7 +81,7 @@ def told(
         return
     rows, space = rows_at_once(shape, cfg, longest, world), footprint.disk(shape, cfg)
     takes, (has, said) = needs(shape, cfg, rows, longest, world), room(cfg)
-    yield f"memory   {takes} for {rows} rows at once"
+    yield f"memory   {takes} for {many(rows, 'row')} at once"
     yield f"         there are {amount(has)} ({said})"
     yield f"disk     {amount(space.most)} at most, of it two checkpoints of {amount(space.checkpoint)}"
     if tokens is None:
@@ -106,7 +107,7 @@ def short_of_memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, wor
     takes, (has, said) = needs(shape, cfg, rows, longest, world), room(cfg)
     if takes.total <= has:
         return None
-    least = f"about {takes} for {rows} rows of {longest} tokens at once" if rows else f"at least {takes}"
+    least = f"about {takes} for {many(rows, 'row')} of {longest} tokens at once" if rows else f"at least {takes}"
     fewer = "train.runtime.micro_batch, " if rows > 1 and cfg.together is None else ""
     return (
         f"train needs {least}.\n"

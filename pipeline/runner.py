@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from pipeline import door, forecast, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config
 from pipeline.content import ContentCache
-from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest
+from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest, together
 from pipeline.ledger import Ledger, told_in_short
+from pipeline.plural import many
 from pipeline.spawn import failure, spawn, told
 from pipeline.step import STAGE_VERSIONS, Identity, Step, floats, place_of
 from pipeline.survey import PRUNED, Planned, inputs_of, look, read_by, survey
@@ -49,10 +51,10 @@ def prepare(cfg: Config, targets: Iterable[Step]) -> Planned:
     targets = list(targets)
     cache = ContentCache(cfg.store / ".contents.json")
     identity = Identity(lambda path: cache.of(Path(path)))
+    steps = [step for target in targets for step in target.ancestors()]
     order: dict[str, Step] = {}
-    for target in targets:
-        for step in target.ancestors():
-            order.setdefault(identity.fingerprint(step), step)
+    for fingerprint, step in zip(together(partial(identity.fingerprint, one) for one in steps), steps, strict=True):
+        order.setdefault(fingerprint, step)
     if not cfg.dry_run:
         _writable("store", cfg.store)
         _writable("runs", cfg.runs)
@@ -69,14 +71,14 @@ def dry_run(cfg: Config, planned: Planned) -> None:
         ledger.line("○" if manifest is None else "✓", step, planned.fingerprint(step) + mark, note=reason)
     for said in forecast.lines(planned, found):
         print(said)
-    print(f"{len(planned.steps)} steps, {sum(manifest is None for manifest, _ in found.values())} to do")
+    print(f"{many(len(planned.steps), 'step')}, {sum(manifest is None for manifest, _ in found.values())} to do")
 
 
 def run(cfg: Config, planned: Planned, story: Path) -> Path:
     """Build what is missing, in order; returns the folder of the last Step."""
     ledger = Ledger(story)
     write_json(story / store.PLAN, {planned.fingerprint(step): step.stage for step in planned.steps})
-    print(f"{cfg.recipe}: {len(planned.steps)} steps · {story}")
+    print(f"{cfg.recipe}: {many(len(planned.steps), 'step')} · {story}")
     while not _built(cfg, planned, story, ledger):
         ledger.say("a pruned step came out differently, and what follows it reads more that was pruned: once more")
     return planned.folder(planned.steps[-1])

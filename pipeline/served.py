@@ -91,7 +91,8 @@ def unaccepted(knob: str, place: Place, status: int) -> Refusal:
         if variable
         else f"Put a key that it takes into an environment variable, and name it as {knob}.runtime.api_key_env=NAME."
     )
-    return Refusal(f"{place.base_url}: HTTP {status}, the server does not accept {wanted}.\n  {remedy}")
+    where = f"{knob}.runtime.base_url={place.base_url}"
+    return Refusal(f"{where}: HTTP {status}, the server does not accept {wanted}.\n  {remedy}")
 
 
 def fault(library: Any, place: Place, error: Exception) -> str:
@@ -99,7 +100,7 @@ def fault(library: Any, place: Place, error: Exception) -> str:
     if isinstance(error, library.APIConnectionError):
         cause = _first_cause(error)
         if isinstance(cause, TimeoutError) or type(cause).__name__.endswith("Timeout"):  # httpx's are none of Python's
-            return f"no reply within {place.timeout:g} seconds"
+            return f"no reply within {place.timeout:g} s"
         return f"the connection broke ({type(cause).__name__})"
     if isinstance(error, library.APIStatusError):
         said = str(error.message).removeprefix(f"Error code: {error.status_code} - ")

@@ -1,6 +1,5 @@
 """One worker process: started in a group of its own, watched through its log, ended with us; and its last words."""
 
-import itertools
 import os
 import signal
 import subprocess
@@ -81,10 +80,12 @@ def failure(step: Step, fingerprint: str, code: int, log: Path) -> str:
 
 
 def spoken(lines: list[str]) -> str:
-    """The message that the worker said last: from its `✗` on, with the indented lines under it."""
-    starts = [i for i, line in enumerate(lines) if line.startswith("✗ ")]
-    if not starts:
-        return ""
-    first, *rest = lines[starts[-1] :]
-    indented = list(itertools.takewhile(lambda line: line.startswith("  "), rest))
-    return "\n".join([first[2:], *indented])
+    """What the worker said last: each fault from its `✗` on, with the indented lines under it."""
+    said: list[str] = []
+    speaks = False
+    for line in lines:
+        if line.startswith("✗ ") and not speaks:
+            said = []
+        speaks = line.startswith("✗ ") or (speaks and line.startswith("  "))
+        said += [line.removeprefix("✗ ")] if speaks else []
+    return "\n".join(said)

@@ -5,12 +5,13 @@ An input is a Step, a part of one (`prompts / "test"`), or a list or dict of inp
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
 from pipeline.config import Block, Function, HubDataset, Local, Weights
 from pipeline.content import digest_of
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, together
 
 # Bump a stage's number when the meaning of what it makes changes, so that nothing made before is taken for it.
 STAGE_VERSIONS = {
@@ -56,6 +57,11 @@ class Step:
         object.__setattr__(self, "label", at)
         object.__setattr__(self, "knob", knob or stage)
         object.__setattr__(self, "inputs", {name: _without_none(i) for name, i in inputs.items() if _edge(i)})
+
+    @property
+    def when(self) -> str:
+        """Its label as a person reads it: `round 1`, `test sft`, nothing before the rounds."""
+        return f"round {self.label}" if isinstance(self.label, int) and self.label else str(self.label or "")
 
     def __truediv__(self, part: str) -> Part:
         return Part(self, part)
@@ -105,9 +111,9 @@ class Identity:
     def config(self, value: Any, knob: str) -> Any:
         """The JSON that enters identity: without `runtime`, local paths by their content."""
         if isinstance(value, Block):
-            return {name: self.config(item, f"{knob}.{name}") for name, item in value if name != "runtime"}
+            return self._each({name: item for name, item in value if name != "runtime"}, knob)
         if isinstance(value, dict):
-            return {name: self.config(item, f"{knob}.{name}") for name, item in value.items()}
+            return self._each(value, knob)
         if isinstance(value, list | tuple):
             return [self.config(item, knob) for item in value]
         if isinstance(value, Weights) and not value.local:
@@ -118,12 +124,20 @@ class Identity:
             return f"content:{self._content(value, knob)}"
         return value
 
+    def _each(self, values: Mapping[str, Any], knob: str) -> dict[str, Any]:
+        told = together(partial(self.config, item, f"{knob}.{name}") for name, item in values.items())
+        return dict(zip(values, told, strict=True))
+
     def _content(self, path: str, knob: str) -> str:
         try:
             return self._content_of(path)
         except FileNotFoundError as error:
             raise Refusal(
                 f"{knob}={path}: there is no such file or folder. Give the path of one that exists."
+            ) from error
+        except OSError as error:
+            raise Refusal(
+                f"{knob}={path}: cannot be read ({error.strerror}). Give the path of one that can."
             ) from error
 
 

@@ -21,6 +21,7 @@ from pipeline.compose import CONF, Arguments, point
 from pipeline.config import Config
 from pipeline.drive import drive, fresh_story
 from pipeline.errors import BROKE, DONE
+from pipeline.plural import many
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
 
@@ -30,7 +31,7 @@ def sweep(arguments: Arguments, points: list[Config]) -> int:
     if points[0].dry_run:
         return max(drive(cfg) for cfg in points)
     folder = fresh_story(points[0]).absolute()
-    print(f"{points[0].recipe}: {len(points)} points · {folder}")
+    print(f"{points[0].recipe}: {many(len(points), 'point')} · {folder}")
     sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, f"hydra.sweep.dir={folder}"]
     launch()
     written = json.loads((folder / "points.json").read_text())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.errors import DONE, REFUSED, Refusal
+from pipeline.plural import many
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def show(found: list[Kept]) -> None:
     for each in found:
         users = f"{each.runs[-1]}{f' and {len(each.runs) - 1} more' if each.runs[1:] else ''}" if each.runs else "–"
         print(f"{each.path.parent.name:<10} {each.path.name:<40} {each.state:<10} {megabytes(each.size):>12}  {users}")
-    print(f"{len(found)} steps, {megabytes(sum(each.size for each in found))}")
+    print(f"{many(len(found), 'step')}, {megabytes(sum(each.size for each in found))}")
 
 
 def megabytes(size: int) -> str:

@@ -43,9 +43,9 @@ def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozens
     try:
         return shape.model_validate(written.raw)
     except ValidationError as error:
-        errors = _errors(error)
-        unknown = _places(errors, "extra_forbidden", written.raw)
-        errors += _behind(unknown, errors, written.raw, shape)
+        errors = _once(_errors(error), written.raw)
+        unknown, alone = (_places(errors, kind, written.raw) for kind in ("extra_forbidden", "lone"))
+        errors += _behind(unknown, alone, errors, written.raw, shape)
         own = [e for e in errors if not _echoed(_located(e["loc"], written.raw).place, echoes)]
         names = _Names(unknown, _places(errors, "missing", written.raw))
         faults = dict.fromkeys(_fault(e, written, names) for e in own or errors)
@@ -75,25 +75,42 @@ def _echoed(place: Place, echoes: Set[Place]) -> bool:
     return any(place[: len(echo)] == echo for echo in echoes)
 
 
-def _behind(unknown: Set[Place], said: list[Any], raw: dict[str, Any], shape: type[BaseModel]) -> list[Any]:
-    """The faults that pydantic looks for only in blocks without unknown keys."""
-    if not unknown:
+def _once(errors: list[Any], raw: Any) -> list[Any]:
+    """What no alternative takes, such as `auto` or a number, is one fault; so is one value where a list is wanted."""
+    found: dict[Any, Any] = {}
+    for number, error in enumerate(errors):
+        place, _, value = _located(error["loc"], raw)
+        is_leaf = isinstance(value, str | int | float) and error["type"] != "unshown"
+        if error["type"] == "list_type" and is_leaf:
+            error = {**error, "type": "lone"}
+        known = found.setdefault(place if is_leaf else number, error)
+        if known is not error:
+            said = f"{known['msg']} or {error['msg'].removeprefix('Input should be ')}"
+            found[place] = {**known, "type": "alternatives", "msg": said}
+    return list(found.values())
+
+
+def _behind(
+    unknown: Set[Place], alone: Set[Place], said: list[Any], raw: dict[str, Any], shape: type[BaseModel]
+) -> list[Any]:
+    """The faults that pydantic looks for only in blocks without unknown keys, and in lists that are lists."""
+    if not unknown and not alone:
         return []
     try:
-        shape.model_validate(_without(raw, unknown))
+        shape.model_validate(_mended(raw, unknown, alone))
     except ValidationError as error:
         known = {(e["loc"], e["type"]) for e in said}
-        return [e for e in _errors(error) if (e["loc"], e["type"]) not in known]
+        return [e for e in _once(_errors(error), raw) if (e["loc"], e["type"]) not in known]
     return []
 
 
-def _without(value: Any, places: Set[Place], here: Place = ()) -> Any:
+def _mended(value: Any, unknown: Set[Place], alone: Set[Place], here: Place = ()) -> Any:
     if isinstance(value, list):
-        return [_without(item, places, (*here, str(index))) for index, item in enumerate(value)]
+        return [_mended(item, unknown, alone, (*here, str(index))) for index, item in enumerate(value)]
     if not isinstance(value, dict):
-        return value
+        return [value] if here in alone else value
     inside = ((name, item, (*here, str(name))) for name, item in value.items())
-    return {name: _without(item, places, place) for name, item, place in inside if place not in places}
+    return {name: _mended(item, unknown, alone, place) for name, item, place in inside if place not in unknown}
 
 
 def _fault(error: Any, written: Written, names: _Names) -> str:
@@ -113,6 +130,8 @@ def _fault(error: Any, written: Written, names: _Names) -> str:
             return f"{source}: {key}.kind is missing.  ({file})"
         case "too_short" if place[-1] == "scorers":
             return f"{source}: {key} is empty. Give +scorer@{key}.NAME=FILE, with a file of conf/scorer/.  ({file})"
+        case "lone":
+            return f"{source}: {key}={value}: a list was expected; it stands in brackets: {key}=[{value}].  ({file})"
         case "unshown":
             return f"{source}: {key}: {error['msg']}.  ({file})"
         case _:

@@ -12,6 +12,7 @@ import polars as pl
 
 from pipeline.artifacts import Pairs, Samples, Scores
 from pipeline.errors import REFUSED, Refusal
+from pipeline.plural import many
 
 SHOWN = 300  # characters of an answer
 
@@ -61,10 +62,10 @@ def sampled(samples: Samples, label: str, prompt_id: str, scores: dict[str, list
     rows = pl.concat(shard.filter(pl.col("prompt_id") == prompt_id) for shard in samples.shards())
     if not rows.height:
         return
-    yield f"{'round ' if label.isdigit() else ''}{label}: {rows.height} answers to"
+    yield f"{'round ' if label.isdigit() else ''}{label}: {many(rows.height, 'answer')} to"
     yield from (f"  {message['role']}: {_short(message['content'])}" for message in rows["prompt"][0])
     for row in rows.sort("setting", "sample_id").iter_rows(named=True):
-        told = [*scores.get(row["sample_id"], ["no score"]), f"{len(row['token_ids'])} tokens", row["finish_reason"]]
+        told = [*scores.get(row["sample_id"], ["no score"]), many(len(row["token_ids"]), "token"), row["finish_reason"]]
         yield f"  {row['sample_id']}  {row['setting']}: {', '.join(told)}"
         yield f"    {_short(row['completion'])}"
 

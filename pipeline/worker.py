@@ -59,8 +59,9 @@ def _disk_fault(error: Exception) -> int | None:
 
 
 def say(message: str) -> None:
-    """The words that the driver repeats to the person (see spawn.spoken)."""
-    print("✗", message, file=sys.stderr, flush=True)
+    """The words that the driver repeats to the person (see spawn.spoken); several faults may be said at once."""
+    lines = (line if line.startswith("  ") else f"✗ {line}" for line in message.splitlines())
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 _REMEDY = {

@@ -44,8 +44,8 @@ def transformers(batch: int) -> dict:
     return {"kind": "transformers", "dtype": "float32", "runtime": {"batch": batch}}
 
 
-def opened(config: dict, policy: Model) -> Backend:
-    return open_backend(TypeAdapter(BackendConfig).validate_python(config), policy)
+def opened(config: dict, policy: Model, knob: str = "sample") -> Backend:
+    return open_backend(TypeAdapter(BackendConfig).validate_python(config), policy, knob)
 
 
 def requests(
@@ -319,8 +319,9 @@ def fast(policy):
 @model
 def test_without_vllm_its_backend_says_what_to_type(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(Refusal, match=r"cannot be imported.*\n.*make install.*@sample.backend=transformers"):
-        opened(VLLM, policy).start(policy, LIMITS)
+    said = r"^exam.sample.backend: vLLM cannot be imported.*\n.*make install.*@sample.backend=transformers"
+    with pytest.raises(Refusal, match=said):
+        opened(VLLM, policy, "exam.sample").start(policy, LIMITS)
 
 
 @model

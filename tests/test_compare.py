@@ -89,11 +89,11 @@ def test_two_runs_are_compared_by_what_they_chose_on_common_prompts(two, tmp_pat
     assert (report["duels"][0]["wins"], report["verdict"]["better"]) == (50, "yes")
     said = capsys.readouterr().out
     assert said.splitlines()[-1] == str(tmp_path / "compared" / "report.html")
-    assert "50 prompts are common to all (smoke/a 60, smoke/b 50)" in said
+    assert "common to all: 50 prompts (smoke/a 60, smoke/b 50)" in said
     page = (tmp_path / "compared" / "report.html").read_text()
     assert "smoke/b is better than smoke/a" in page and "://" not in page
     assert "So many can detect a difference of" in page
-    assert "50 prompts are common" in (tmp_path / "compared" / "report.md").read_text()
+    assert "common to all: 50 prompts" in (tmp_path / "compared" / "report.md").read_text()
     assert read_table(tmp_path / "compared" / "answers.parquet").height == 100
 
 

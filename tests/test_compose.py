@@ -147,13 +147,34 @@ def test_a_loss_with_a_typo_names_the_nearest():
     assert "Did you mean sigmoid" in said("recipes=smoke", "train.loss=[sigmoidd]")
 
 
+def test_a_value_where_a_list_is_wanted_is_said_with_what_is_wrong_in_it():
+    [alone] = said("recipes=smoke", "train.loss=hinge").splitlines()
+    where = "a list was expected; it stands in brackets"
+    assert alone == f"command line: train.loss=hinge: {where}: train.loss=[hinge].  (conf/train/dpo.yaml)"
+    unlisted, unknown = said("recipes=smoke", "train.loss=sigmod").splitlines()
+    assert where in unlisted and "sigmod is no loss of the installed TRL. Did you mean sigmoid or" in unknown
+
+
+def test_what_no_alternative_takes_is_one_fault():
+    [fault] = said("recipes=smoke", "sample.runtime.workers=0").splitlines()
+    assert fault.startswith("command line: sample.runtime.workers=0: Input should be 'auto' or greater than 0.")
+    two = said("recipes=smoke", "sample.runtime.workers=many", "train.runtime.micro_batch=0").splitlines()
+    assert len(two) == 2 and {line.split("=")[0].split(": ")[1] for line in two} == {
+        "sample.runtime.workers",
+        "train.runtime.micro_batch",
+    }
+
+
 def test_sft_training_without_a_base_is_refused():
     assert "base is none" in said("prompts=playground", "sft=train")
 
 
 def test_a_word_that_is_no_override_and_broken_grammar_are_in_the_house_form():
     assert "bla: not an override" in said("bla")
-    assert said("recipes=smoke", "prompts.seed=[1").startswith("command line: ")
+    faults = said("recipes=smoke", "prompts.seed=[1", "train..beta=3", "rounds=2").splitlines()
+    assert faults[0].startswith("command line: prompts.seed=[1: Hydra cannot read it (no viable alternative")
+    assert faults[1].startswith("command line: train..beta=3: Hydra cannot read it (")
+    assert faults[2].startswith("  Write key=value: ") and not any("hydra.cc" in fault for fault in faults)
 
 
 def test_what_a_recipe_mounts_can_be_taken_out(tmp_path):

@@ -86,13 +86,14 @@ def test_a_killed_hand_gives_its_shard_back_even_the_last(tmp_path, capfd):
     have_done(tmp_path, [{}, {}], pause=0.02, dies=SHARDS[-1])
     assert all((tmp_path / shard).read_text().count("\n") == 1 for shard in SHARDS)
     errors = capfd.readouterr().err
-    assert "was killed by SIGKILL: 1 shards come back." in errors
+    assert "was killed by SIGKILL and gives back 1 shard." in errors
     assert "these are my last words" in errors
 
 
 def test_when_all_are_killed_their_last_words_are_told(tmp_path):
     with pytest.raises(
-        Broken, match=r"all 2 workers ended.*12 shards are missing \(shard-0.*\n.*killed by SIGKILL(.|\n)*out of memory"
+        Broken,
+        match=r"none of 2 workers is left, and 12 shards still to do \(shard-0.*\n.*killed by SIG(.|\n)*out of memory",
     ):
         work_off(SHARDS, die, [{}, {}], tmp_path)
 
@@ -182,5 +183,5 @@ def test_each_hand_gets_gpus_of_its_own(monkeypatch, there, workers, each, expec
 )
 def test_more_gpus_than_there_are_is_refused(monkeypatch, there, workers, each):
     monkeypatch.setattr(gpus, "visible_gpus", lambda: [gpu for gpu in there.split(",") if gpu])
-    with pytest.raises(Refusal, match=rf"sample.runtime.workers={workers}: .* GPUs.*\n.*Give fewer workers"):
+    with pytest.raises(Refusal, match=rf"sample.runtime.workers={workers}: .* GPU.*\n.*Give fewer workers"):
         environments(workers, "sample.runtime.workers", each)

@@ -1,10 +1,13 @@
 """What is refused before anything is built, because machine or config cannot do it."""
 
+import errno
 import functools
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,11 +18,13 @@ from pipeline.backends.chat import Chat
 from pipeline.config import ScoreConfig
 from pipeline.door.made import check_lengths, check_offline, check_prompts
 from pipeline.door.words import Words
+from pipeline.drive import drive
 from pipeline.errors import Refusal
 from pipeline.lineage import line_of
 from pipeline.plan import plan
+from pipeline.runner import prepare
 from pipeline.sampling.admission import admitted
-from pipeline.step import Step
+from pipeline.step import Identity, Step
 from tests import exams, test_sample
 from tests.house import HOUSE, composed, identity_of
 from tests.tiny import CHAT, tiny_model
@@ -37,30 +42,32 @@ def steps(*words: str) -> list:
     return plan(composed(*words)).ancestors()
 
 
-@pytest.mark.parametrize(("wanted", "visible", "there"), [(2, None, 2), (3, None, 2), (2, "1", 1), (2, "", 0)])
+@pytest.mark.parametrize(
+    ("wanted", "visible", "there"), [(2, None, "2 GPUs"), (3, None, "2 GPUs"), (2, "1", "1 GPU"), (2, "", "0 GPUs")]
+)
 def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     asked = steps(*GIVEN, f"sample.backend.runtime.tensor_parallel={wanted}")
     door.check(step for step in asked if step.stage != "sample")  # what is built needs no GPU
-    if wanted <= there:
+    if there == "2 GPUs" and wanted == 2:
         door.check(asked)
     else:
-        with pytest.raises(Refusal, match=rf"tensor_parallel={wanted}: this machine shows {there} GPUs.*\n  Give"):
+        with pytest.raises(Refusal, match=rf"tensor_parallel={wanted}: this machine shows {there}[. ].*\n  Give"):
             door.check(asked)
 
 
 def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
     with pytest.raises(Refusal, match=r"^exam.sample.backend.runtime.tensor_parallel=3: this machine shows 2 GPUs"):
         door.check(steps(*GIVEN, "exam.sample.backend.runtime.tensor_parallel=3"))
-    with pytest.raises(Refusal, match=r"^exam.sample.runtime.workers=3 of 1 GPUs each: this machine shows 2 GPUs"):
+    with pytest.raises(Refusal, match=r"^exam.sample.runtime.workers=3 of 1 GPU each: this machine shows 2 GPUs"):
         door.check(steps(*GIVEN, "exam.sample.runtime.workers=3"))
 
 
 @pytest.mark.parametrize("word", ["backend@sample.backend=vllm", "backend@sample.backend=transformers"])
 def test_more_workers_than_gpus_are_refused_before_anything_is_trained(two_gpus, monkeypatch, word):
     door.check(steps(*GIVEN, word, "sample.runtime.workers=2"))
-    with pytest.raises(Refusal, match=r"workers=3 of 1 GPUs each: this machine shows 2 .*\n  Give a number up to 2"):
+    with pytest.raises(Refusal, match=r"workers=3 of 1 GPU each: this machine shows 2 .*\n  Give a number up to 2"):
         door.check(steps(*GIVEN, word, "sample.runtime.workers=3"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     door.check(steps(*GIVEN, word, "sample.runtime.workers=3"))  # on a CPU they share its cores
@@ -69,7 +76,7 @@ def test_more_workers_than_gpus_are_refused_before_anything_is_trained(two_gpus,
 def test_more_scorers_than_gpus(two_gpus):
     marks = [*GIVEN, "score=reward", "reward=checkpoint", "reward.model=hub/reward", "pair.scorer=reward"]
     door.check(steps(*marks, "score.runtime.workers=2"))
-    with pytest.raises(Refusal, match=r"score.runtime.workers=3 of 1 GPUs each: this machine shows 2"):
+    with pytest.raises(Refusal, match=r"score.runtime.workers=3 of 1 GPU each: this machine shows 2"):
         door.check(steps(*marks, "score.runtime.workers=3"))
     at = "score.scorers.judge"
     judge = [f"+scorer@{at}=rubric", f"engine@{at}.engine=vllm", f"{at}.engine.model=hub/judge"]
@@ -152,6 +159,36 @@ def test_an_unknown_language_of_pairs():
 def test_what_cannot_be_drawn(word, said):
     with pytest.raises(Refusal, match=said):
         identity_of(plan(composed("prompts=playground", "sft.model=hub/model", word)))
+
+
+def test_every_file_that_is_not_there_is_said_at_once(tmp_path):
+    given = {"prompts.path": "no.jsonl", "prompts.split.test": "nor.jsonl", "sft.model": "./nowhere"}
+    cfg = composed(*(f"{knob}={path}" for knob, path in given.items()), f"store={tmp_path}", "dry_run=true")
+    with pytest.raises(Refusal) as refusal:
+        prepare(cfg, [plan(cfg)])
+    said = str(refusal.value).splitlines()
+    assert len(said) == 3 and all("there is no such file or folder. Give the path of one" in line for line in said)
+    assert {line.split("=")[1].split(":")[0] for line in said} == {*given.values()}
+
+
+def test_a_file_that_may_not_be_read_is_refused():
+    def locked(path: str) -> str:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    with pytest.raises(Refusal, match=r"^prompts.path=p.jsonl: cannot be read \(Permission denied\). Give"):
+        Identity(locked).fingerprint(steps(*GIVEN)[0])
+
+
+def test_all_that_is_wrong_at_the_door_is_said_at_once(tmp_path):
+    (tmp_path / "marks.csv").write_text("sample_id,score\na,1\n")
+    (tmp_path / "people.csv").write_text("sample_id,score\na,high\n")
+    people = ["+scorer@score.scorers.people=labels", f"score.scorers.people.path={tmp_path}/people.csv"]
+    words = [*people, f"evaluate.labels.panel={tmp_path}/marks.csv", "pair.filters.languages=[xx]"]
+    with pytest.raises(Refusal) as refusal:
+        door.check(steps(*GIVEN, *words, "rounds=2", "sample.per_round=9"))
+    said = str(refusal.value)
+    assert said.count("xx is no language") == said.count("score='high' is no number") == 1
+    assert "evaluate.labels.panel=" in said and "a contest needs verdicts on two" in said
 
 
 def test_completions_that_fill_the_context():
@@ -354,3 +391,62 @@ def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):
             Refusal, match=rf"^{knob}\.runtime\.api_key_env=OPENAI_API_KEY: this environment variable is"
         ):
             door.check(steps(*GIVEN, *judge))
+
+
+def asked_at(url: str) -> list[str]:
+    """A judge of samples, one of two models and another model, all behind one server."""
+    given = {
+        "score.scorers.j.engine": ["+scorer@score.scorers.j=rubric"],
+        "exam.duels.j.engine": ["+duel@exam.duels.j=default"],
+        "exam.others.big": ["+other@exam.others.big=served"],
+    }
+    named = [word for knob in given for word in (f"{knob}.model=m", f"{knob}.runtime.base_url={url}")]
+    return [*(word for words in given.values() for word in words), *named]
+
+
+@pytest.fixture
+def port(monkeypatch):
+    """Somebody listens there, with no proxy before it."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(5)
+        yield listening
+
+
+def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(tmp_path, monkeypatch, capsys, port):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    url = f"http://127.0.0.1:{port.getsockname()[1]}/v1"
+    planned = steps("recipes=smoke", *asked_at(url))
+    assert list(door.silent(planned)) == []
+    with port.accept()[0] as heard:
+        assert heard.recv(100) == b""  # a connection and nothing else: no key
+    port.close()
+    where = "score.scorers.j.engine.runtime.base_url"
+    [said] = door.silent(planned)
+    silence = f"! {where}={url}: no server answers there now"
+    assert said.startswith(f"{silence} (Connection refused).\n  score round 1 asks it first: ")
+    assert said.endswith(f"or give {where}=ADDRESS of one that runs.")
+    later = [step for step in planned if step.stage != "score"]  # marked already
+    assert "! exam.others.big.runtime.base_url=" in next(door.silent(later))
+    assert not list(door.silent(step for step in later if step.stage not in ("sample", "duel")))
+
+    drawing = ["backend@sample.backend=endpoint", "sample.backend.model=m", f"sample.backend.runtime.base_url={url}"]
+    [said] = door.silent(steps(*GIVEN, *drawing))
+    assert said.startswith("! sample.backend.runtime.base_url=") and "\n  A run is refused without it: start" in said
+
+    words = "recipes=smoke", "dry_run=true", *(f"{at}={tmp_path / at}" for at in ("store", "runs")), *asked_at(url)
+    assert drive(composed(*words)) == 0 and silence in capsys.readouterr().err
+    assert drive(composed(*words, "until=sample")) == 0 and capsys.readouterr().err == ""
+
+
+def test_whether_a_server_answers_is_known_soon_whatever_the_network_does(monkeypatch, port):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: time.sleep(9) or [])
+    monkeypatch.setattr("pipeline.door.servers.PATIENCE", 0.1)
+    planned, started = steps("recipes=smoke", *asked_at("http://far.example/v1")), time.monotonic()
+    assert "(nothing within 0.1 s)" in next(door.silent(planned))
+    assert time.monotonic() - started < 2
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")  # it alone can tell
+    monkeypatch.setenv("no_proxy", "near.example")
+    assert not list(door.silent(planned))
+    assert list(door.silent(steps("recipes=smoke", *asked_at("http://near.example:99999/v1"))))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import polars as pl
 import pytest
 
 from pipeline import worker
-from pipeline.artifacts import Samples, Verdicts, read_table, write_table
+from pipeline.artifacts import Samples, Verdicts, read_table, write_json, write_table
 from pipeline.config import DuelConfig
 from pipeline.errors import Broken
 from pipeline.plan import plan
@@ -175,9 +176,11 @@ def test_killed_in_the_middle_of_500_verdicts_it_asks_each_once(config, tmp_path
 @pytest.mark.model
 def test_a_denied_key_is_in_no_traceback_and_no_file(config, judge, tmp_path):
     inputs = edges(tmp_path, A, B)
+    write_json(tmp_path / "out" / "step.json", {"knob": "exam.chats.mt.duels.j"})
     worker = alone(config(model="denied"), tmp_path / "out", inputs)
     said = worker.communicate()[0]
-    assert worker.returncode != 0 and "Traceback" in said and "HTTP 401" in said
+    assert worker.returncode != 0 and "Traceback" in said
+    assert re.search(r"exam\.chats\.mt\.duels\.j\.engine\.runtime\.base_url=\S+ HTTP 401", said)
     assert KEY not in said
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 

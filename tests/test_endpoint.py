@@ -305,7 +305,7 @@ def test_a_server_that_hangs_is_given_up_on(complete, policy, prompts, tmp_path)
         backend = endpoint(server.base_url, concurrency=8, timeout=2.0, retries=0)
         rows = run(tmp_path / "out", prompts, policy, backend, max_failed=0.5)
     failed = read_table(tmp_path / "out" / "failed.parquet")
-    assert set(failed["reason"]) == {"no reply within 2 seconds"}
+    assert set(failed["reason"]) == {"no reply within 2 s"}
     assert failed.height > 0 and rows.height + failed.height == PROMPTS * 4
 
 

@@ -529,9 +529,7 @@ def test_where_one_of_the_two_answered_nothing_the_verdict_and_the_page_say_so(r
 def test_a_model_whose_answers_are_empty_is_named(run):
     mute = [answer(key, 0.0, text=" " if i else "Yes.") for i, key in enumerate(IDS)]
     report = run.add("sft", scored(0.5)).add("round-1", mute).evaluate()
-    assert named(
-        report["missing"], model="round-1", what="59 of its 60 answers are empty, and are marked as they stand"
-    )
+    assert named(report["missing"], model="round-1", what="empty: 59 of its 60 answers, marked as they stand")
     assert [row["what"] for row in report["missing"] if row["model"] == "sft"] == []
 
 

@@ -41,6 +41,7 @@ LEAVES = {
     "errors",
     "content",
     "progress",
+    "plural",
     "served",
     "crew",
     "gpus",
@@ -67,8 +68,8 @@ MAY_IMPORT = {
     "exams": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
-    # Whether any prompt fits is asked in sampling's own way.
-    "door": {"lineage", "step", "sampling", "artifacts", "config"},
+    # Whether any prompt fits is asked in sampling's own way, and people's labels are read as scorers read them.
+    "door": {"lineage", "step", "sampling", "scorers", "artifacts", "config"},
     "survey": {"step", "store"},
     "runner": {"door", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"door", "forecast", "survey", "plan", "runner", "step", "config", "artifacts"},
@@ -106,6 +107,7 @@ MAY_IMPORT = {
     "trl_args": set(),
     "__init__": {"opened"},
     "language": set(),
+    "plural": set(),
     "refusal": set(),
     "reasoning": set(),
     "given": set(),

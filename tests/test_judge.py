@@ -28,6 +28,8 @@ from tests.judges import KEY, fake_judge, verdict
 from tests.test_pair import SAMPLE
 from tests.test_score import sample_row
 
+KNOB = "exam.score.scorers.j.engine"
+
 
 @pytest.fixture(scope="module")
 def running():
@@ -70,7 +72,7 @@ def answers(*texts, prompt="p"):
 
 
 def marks(cfg, given):
-    scorer = open_scorer(cfg.scorers["j"])
+    scorer = open_scorer(cfg.scorers["j"], knob=KNOB.removesuffix(".engine"))
     try:
         return list(scorer.mark(given))
     finally:
@@ -299,7 +301,7 @@ def test_a_judge_does_not_learn_whose_answer_it_reads(judge, tmp_path):
         ("broken", "HTTP 500", 2),
         ("overloaded", "HTTP 429", 2),
         ("picky", "HTTP 400: no logprobs for [the key]", 1),
-        ("stuck", "no reply within 0.2 seconds", 2),
+        ("stuck", "no reply within 0.2 s", 2),
     ],
 )
 def test_a_failed_verdict_is_null_with_its_reason_and_retries_end(judge, tmp_path, model, reason, times):
@@ -327,16 +329,21 @@ def test_a_failed_comparison_costs_those_who_met_in_it(judge, tmp_path):
 
 def test_401_stops_at_once_and_tells_no_key(judge, tmp_path):
     cfg = config(judge, tmp_path, model="denied", concurrency=4)
-    with pytest.raises(Refusal, match=r"HTTP 401.*the key in JUDGE_KEY(.|\n)*Set JUDGE_KEY") as caught:
+    said = rf"^{KNOB}.runtime.base_url=.*HTTP 401.*the key in JUDGE_KEY(.|\n)*Set JUDGE_KEY"
+    with pytest.raises(Refusal, match=said) as caught:
         marks(cfg, answers(*(str(i) for i in range(12))))
     assert len(judge.asked()) <= 4
     assert KEY not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_key_that_is_not_set_is_asked_for(judge, tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", ["endpoint", pytest.param("anthropic", marks=pytest.mark.model)])
+def test_what_a_server_will_not_have_is_named_by_the_whole_knob(judge, tmp_path, monkeypatch, engine):
+    keyless = config(judge, tmp_path, engine=engine, api_key_env=None)
+    with pytest.raises(Refusal, match=rf"a request without a key\.\n.* name it as {KNOB}.runtime.api_key_env=NAME"):
+        marks(keyless, answers("good", "bad"))
     monkeypatch.delenv("JUDGE_KEY")
-    with pytest.raises(Refusal, match="JUDGE_KEY: this environment variable is not set"):
-        marks(config(judge, tmp_path), answers("good", "bad"))
+    with pytest.raises(Refusal, match=rf"^{KNOB}.runtime.api_key_env=JUDGE_KEY: this environment variable is not"):
+        marks(config(judge, tmp_path, engine=engine), answers("good", "bad"))
 
 
 def test_a_server_that_is_gone_is_given_up_on(judge, tmp_path):
@@ -347,7 +354,7 @@ def test_a_server_that_is_gone_is_given_up_on(judge, tmp_path):
 
 def test_a_server_that_calls_every_request_wrong_is_not_asked_fifty_times(judge, tmp_path):
     cfg = config(judge, tmp_path, model="picky", concurrency=2)
-    with pytest.raises(Refusal, match=r"calls every request wrong.*no logprobs for \[the key\](.|\n)*probabilities"):
+    with pytest.raises(Refusal, match=rf"calls every request wrong.*no logprobs for \[the key\](.|\n)*of {KNOB};"):
         marks(cfg, answers(*(str(i) for i in range(9))))
     assert len(judge.asked()) <= 10
 
@@ -408,7 +415,7 @@ def test_the_first_reply_to_a_question_stands(tmp_path):
 def test_a_cap_on_requests_is_never_passed_and_what_is_paid_for_is_kept(judge, tmp_path):
     given = answers("good", "bad", "good good", "worse")
     with pytest.raises(
-        Broken, match=r"max_requests=5.* 5 requests, 505 tokens(.|\n)*Raise engine.runtime.max_requests"
+        Broken, match=rf"max_requests=5.* 5 requests, 505 tokens(.|\n)*Raise {KNOB}.runtime.max_requests "
     ):
         marks(config(judge, tmp_path, max_requests=5), given)
     assert len(judge.asked()) == 5

@@ -114,6 +114,73 @@ def test_what_argilla_exports_is_read_back(tmp_path):
         labelled(file, "ab")
 
 
+WHO = [f"3f1c4c3e-0000-4000-8000-00000000000{number}" for number in range(4)]
+STATES = ["submitted", "submitted", "draft", "discarded"]
+
+
+def flattened(**pairs: list[str | None]) -> list[dict]:
+    """As Argilla's `records.to_datasets()` has the same records: a list in each of three columns, or nothing."""
+    rows = []
+    for (a, b), answers in pairs.items():
+        told = {"id": f"{a}{b}", "status": "completed", "prompt": "q", "a": a, "b": b, "a_id": a, "b_id": b}
+        given = {"": answers, ".users": WHO[: len(answers)], ".status": STATES[: len(answers)]}
+        rows.append(told | {f"verdict.responses{name}": column or None for name, column in given.items()})
+    return rows
+
+
+def read_as_said(file: Path) -> None:
+    found = labelled(file, "abc", "mean")
+    assert [score for score, _, _ in found.values()] == [0.875, 0.25, 0.0]
+    first, second = read_judged(file)
+    assert first.votes == {WHO[0]: 1.0, WHO[1]: 0.5} and second.votes == {WHO[0]: 0.0}
+    assert (first.first, first.second, first.prompt[0]["content"]) == ("a", "b", "q")
+
+
+SAID = {"ab": ["a", "tie", "b", None], "ca": ["b"], "bc": []}
+
+
+@pytest.mark.model  # datasets takes seconds to import
+def test_argilla_s_records_are_read_as_datasets_prints_them(tmp_path):
+    """Its lists are NumPy's: without commas, and over several lines."""
+    from datasets import Dataset
+
+    file = tmp_path / "records.csv"
+    Dataset.from_list(flattened(**SAID)).to_csv(str(file))
+    assert f"['{WHO[0]}'\n '{WHO[1]}'" in file.read_text()
+    read_as_said(file)
+
+
+def test_argilla_s_flat_records_are_read_from_python_s_lists(tmp_path):
+    rows = flattened(**SAID)
+    read_as_said(rows_file(tmp_path / "records.jsonl", rows))
+    with (tmp_path / "records.csv").open("w", newline="") as text:
+        writer = csv.DictWriter(text, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert "['a', 'tie', 'b', None]" in (tmp_path / "records.csv").read_text()
+    read_as_said(tmp_path / "records.csv")
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ({"verdict.responses": "['a' ... 'b']"}, "is no list of words .*\n.*records.to_json"),
+        ({"verdict.responses": "a"}, "is no list of words .*\n.*records.to_json"),
+        ({"verdict.responses": "['a' 'b']", "verdict.responses.users": "['kim']"}, "as many of each were expected"),
+        ({"verdict.responses": "['x']", "verdict.responses.users": "['kim']"}, "verdict='x'. Expected a, b or tie"),
+        ({"better.responses": "['a']"}, "row 1: people answer better there, and not verdict. Name the dataset's"),
+    ],
+)
+def test_a_flat_export_that_says_something_else_is_refused(tmp_path, cells, said):
+    file = tmp_path / "records.csv"
+    with file.open("w", newline="") as text:
+        writer = csv.DictWriter(text, ["a_id", "b_id", *cells])
+        writer.writeheader()
+        writer.writerow({"a_id": "a", "b_id": "b", **cells})
+    with pytest.raises(Refusal, match=said):
+        labelled(file, "ab")
+
+
 def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
     rows = [{"chosen_id": c, "rejected_id": r, "annotator": who}
             for who, c, r in (("kim", "a", "b"), ("lee", "a", "b"), ("mo", "b", "a"), ("kim", "a", "c"))]  # fmt: skip

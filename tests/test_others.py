@@ -5,11 +5,12 @@ import json
 import pytest
 
 from pipeline import door
-from pipeline.artifacts import read_table
+from pipeline.artifacts import read_table, write_json
 from pipeline.config import Checkpoint, ExamConfig, ServedModel
 from pipeline.config.fitting import mismatches
 from pipeline.errors import Refusal
 from pipeline.plan import plan
+from pipeline.sampling.turns import folder
 from pipeline.stages import base, sample
 from tests import test_sample
 from tests.house import SMALL, composed, identity_of, named
@@ -162,3 +163,17 @@ def test_what_a_server_says_comes_through_to_the_letter_and_is_measured_in_sft_s
     assert all(said.startswith("  Wohl:\n\u00e4 name ") for said in cut["completion"])
     money = json.loads((tmp_path / "out" / "cost.json").read_text())["money"]
     assert money == pytest.approx(40 * (10 + 3 * 500) / 1e6), "also for what it thought, and for what it withheld"
+
+
+@pytest.mark.model
+def test_a_key_that_a_server_does_not_take_is_named_by_the_other_s_own_knob(sft, tmp_path):
+    """Also in a later turn of a conversation, which is drawn in a folder within the step's."""
+    write_json(tmp_path / "out" / "step.json", {"knob": "exam.others.rival"})
+    with serving(chat, key="another") as server:
+        cfg = served(server.base_url)
+        rival = base.run(cfg, sft.path.parent.parent / "base" / "defdefdefdef", like=sft)
+        asked = test_sample.config(backend=dict(cfg), limits={"prompt": 64, "completion": 9})
+        prompts = test_sample.ask(tmp_path / "test", "name a river")
+        said = r"^exam\.others\.rival\.runtime\.base_url=(.|\n)* name it as exam\.others\.rival\.runtime\.api_key_env="
+        with pytest.raises(Refusal, match=said):
+            sample.run(asked, folder(tmp_path / "out", 2), policy=rival, prompts=prompts)

@@ -8,8 +8,9 @@ import pytest
 from pipeline import machine
 from pipeline.artifacts import write_json
 from pipeline.config import Config
+from pipeline.drive import open_story
 from pipeline.errors import Refusal
-from pipeline.pilot.__main__ import FEW, MANY, lowered, one
+from pipeline.pilot.__main__ import FEW, MANY, latest, lowered, one
 from pipeline.pilot.estimate import estimate, gpu_money
 from pipeline.pilot.seen import ROUND, Seen, measured, prompts_of, sizes_of
 from pipeline.pilot.words import lines
@@ -134,3 +135,12 @@ def test_a_pilot_is_of_one_whole_run():
         one(["recipes=sweep_smoke"])
     with pytest.raises(Refusal, match="goes through every stage"):
         one(["recipes=smoke", "until=score"])
+
+
+def test_the_estimate_s_place_is_told_as_a_run_s_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "elsewhere")
+    cfg = composed(*WORDS, "runs=runs/pilot")
+    story = open_story(cfg)
+    assert latest(cfg.runs) == story and not story.is_absolute()

@@ -236,7 +236,7 @@ def test_an_unknown_shape_is_refused_with_what_to_type(taken):
 
 
 def test_nothing_left_is_refused_with_the_counts(taken):
-    with pytest.raises(Refusal, match="of 1 rows none is left"):
+    with pytest.raises(Refusal, match="of 1 row none is left"):
         taken(rows("standard")[:1], "offline.fence.ngram=8", fenced=QUESTIONS[0])
 
 

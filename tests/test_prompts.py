@@ -380,6 +380,17 @@ def test_test_prompts_from_a_file_of_their_own(tmp_path):
     assert funnel["out"] == {"train": 7, "dev": 2, "test": 1}
 
 
+def test_what_is_wrong_with_several_files_is_said_at_once(tmp_path):
+    good = written(tmp_path, [{"prompt": f"question {i}"} for i in range(20)])
+    (tmp_path / "torn.jsonl").write_text('{"prompt": "a"}\n{"prompt"\n')
+    (tmp_path / "listed.json").write_text('{"prompt": "a"}')
+    sets = f"prompts.split.test={tmp_path}/torn.jsonl", f"prompts.evaluation={{mt: {tmp_path}/listed.json}}"
+    with pytest.raises(Refusal) as refusal:
+        run(config(good, *sets), tmp_path / "out")
+    assert "listed.json: expected a JSON list" in str(refusal.value)
+    assert "torn.jsonl: 1 of 2 rows cannot be used:\n  line 2: " in str(refusal.value)
+
+
 def test_an_empty_test_set_is_refused(tmp_path):
     with pytest.raises(Refusal, match=r"prompts.split.test=0: Input should be greater than 0"):
         composed("sft.model=./m", "prompts.path=p.jsonl", "prompts.split.test=0")

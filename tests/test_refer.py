@@ -173,7 +173,7 @@ def test_a_prompt_without_tokens_is_refused(model, pairs, tmp_path):
     bare = pairs.train().with_columns(prompt_token_ids=pl.lit([], dtype=pl.List(pl.Int64)))
     write_table(tmp_path / "pairs" / "train.parquet", bare)
     write_table(tmp_path / "pairs" / "dev.parquet", pairs.dev())
-    with pytest.raises(Refusal, match="48 rows have no prompt tokens"):
+    with pytest.raises(Refusal, match="48 rows without prompt tokens"):
         refer.run(config(), tmp_path / "out", model=model, rows=Pairs(tmp_path / "pairs"))
 
 

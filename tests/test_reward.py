@@ -118,7 +118,7 @@ def test_pairs_and_thumbs_are_read_and_pairs_have_two_sides(tmp_path: Path) -> N
     thumbs = [{"prompt": ASKED, "completion": text, "label": label} for text, label in (("a", True), ("b", False))]
     rows = read_reward_rows(training(data=given(tmp_path, thumbs)).data, "thumbs").rows
     assert [(row["good"], row["bad"]) for row in rows] == [("a", None), (None, "b")]
-    with pytest.raises(Refusal, match=r"reward.data.source.path=.*rows.jsonl: 1 of 1 rows"):
+    with pytest.raises(Refusal, match=r"reward.data.source.path=.*rows.jsonl: 1 of 1 row "):
         read_reward_rows(training(data=given(tmp_path, [{**preferred(1), "rejected": ""}])).data, "pairs")
 
 

@@ -281,7 +281,7 @@ def changed(folder: Path, name: str, rows: Any, value: float) -> None:
         (no_template, {}, r"no chat template.*\n.*input=pair"),
         (raising_template, {}, r"does not render it: no assistant here.*\n.*template.chat_template=FILE"),
         (a_causal_model, {}, r"no reward model \(LlamaForCausalLM\).*score.weight.*random.*\n.*reward=train"),
-        (not_whole, {}, r"lack 1 tensors \(model.norm.weight"),
+        (not_whole, {}, r"lack 1 tensor \(model.norm.weight"),
         (the_same_for_all, {}, "tells nothing apart"),
         (lambda folder: None, {"label": "LABEL_9"}, "no label LABEL_9.*Known: LABEL_0"),
         (lambda folder: None, {"max_length": 999}, "can see 128 tokens"),
@@ -449,7 +449,7 @@ def test_a_killed_worker_gives_its_shard_back(made, shelf, tmp_path, capfd):
     killer.start()
     two = marked_by(2, made(), shelf, tmp_path / "2")
     killer.join()
-    assert "was killed by SIGKILL: 1 shards come back" in capfd.readouterr().err
+    assert "was killed by SIGKILL and gives back 1 shard." in capfd.readouterr().err
     assert two == marked_by(1, made(), shelf, tmp_path / "1")
 
 

@@ -355,7 +355,7 @@ def always(completions, **columns):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("short", ["the function gave 1 scores for 2 completions"] * 2),
+        ("short", ["the function gave 1 score for 2 completions"] * 2),
         ("raising", ["ZeroDivisionError: division by zero"] * 2),
         ("leaving", ["SystemExit: 3"] * 2),
         ("odd", ["the function gave nan", "the function gave 'many', which is no number"]),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import worker
+from pipeline.spawn import spoken
 from tests.house import SMALL, Toys
 
 UNTIL_SAMPLE = [*SMALL, "until=sample"]
@@ -236,3 +238,11 @@ def test_latest_points_to_the_last_run_and_links_into_the_store(toys):
     assert (latest / "config.yaml").exists() and (latest / "ledger.json").exists()
     linked = next((latest / "store").glob("*-sample-1"))
     assert linked.resolve().parent.name == "sample" and (linked / "manifest.json").exists()
+
+
+def test_all_that_a_worker_says_at_its_end_is_repeated_and_nothing_else(capsys):
+    print("✗ of a library\n  and more of it\nwork goes on", file=sys.stderr)
+    worker.say("one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it.")
+    lines = [*capsys.readouterr().err.splitlines(), "exit"]
+    assert spoken(lines) == "one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it."
+    assert spoken(["nothing", "  was said"]) == ""

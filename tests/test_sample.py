@@ -251,7 +251,7 @@ def test_a_backend_that_loses_a_completion_breaks_the_run(tmp_path, prompts, mon
         yield from (self.complete(request) for request in requests[:-1])
 
     monkeypatch.setattr(Scripted, "generate", lossy)
-    with pytest.raises(Broken, match=r"without all completions of 1 shards .00002.parquet"):
+    with pytest.raises(Broken, match=r"without all completions of 1 shard .00002.parquet"):
         run(tmp_path / "out", prompts)
 
 

@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from pipeline.artifacts import Prompts, Samples, Scores, write_table
+from pipeline.artifacts import Prompts, Samples, Scores, write_json, write_table
 from pipeline.errors import Broken
 from pipeline.scorers import Mark, rules
 from pipeline.stages.score import Told, begun, run
@@ -62,7 +62,9 @@ def test_a_rule_that_raises_costs_one_null_score(tmp_path, drawn, monkeypatch):
 
 
 def test_past_the_limit_the_stage_fails_and_names_the_file(tmp_path, drawn, monkeypatch):
-    with pytest.raises(Broken, match=r"1 of 10 scores failed \(most often rules: KeyError.*score.max_failed=0.05"):
+    write_json(tmp_path / "step.json", {"knob": "exam.dev_score"})
+    said = r"1 of 10 scores failed \(most often rules: KeyError.*limit is exam.dev_score.max_failed=0.05"
+    with pytest.raises(Broken, match=said):
         scored(tmp_path, drawn, failing, monkeypatch, "score.max_failed=0.05")
     assert pl.read_parquet(tmp_path / "failed.parquet")["sample_id"].to_list() == ["p3-answer"]
 

@@ -179,7 +179,7 @@ def broken_template(folder: Path) -> None:
         (pickled, r"only pickled weights \(pytorch_model.bin\).*\n.*trust.pickled_weights=true"),
         (cut_short, "model.safetensors does not open"),
         (a_shard_missing, "names model-00002-of-00002.safetensors, not there"),
-        (a_tensor_missing, r"lack 1 tensors \(model.layers.1.mlp.up_proj.weight is one\)"),
+        (a_tensor_missing, r"lack 1 tensor \(model.layers.1.mlp.up_proj.weight is one\)"),
         (other_shape, "weights do not fit its config.json"),
         (classifier, "LlamaForSequenceClassification, which is no causal language model"),
         (no_text_model, "no causal language model"),

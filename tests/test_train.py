@@ -303,7 +303,7 @@ def test_weights_that_are_not_finite_are_not_published():
     layer = torch.nn.Linear(3, 2)
     models.check_finite(layer)
     layer.weight.data[1, 2] = math.inf
-    with pytest.raises(Broken, match=r"1 weights are not finite .*weight is the first"):
+    with pytest.raises(Broken, match=r"training has left 1 weight not finite .*weight is the first"):
         models.check_finite(layer)
 
 
@@ -389,14 +389,14 @@ def test_a_batch_that_micro_batches_cannot_make_is_refused():
 
 
 def test_a_pair_too_long_is_refused_and_not_cut(round_):
-    with pytest.raises(Refusal, match=r"train: \d+ of 24 train pairs are longer than train.max_length=40 tokens"):
+    with pytest.raises(Refusal, match=r"train: \d+ of 24 train pairs cannot fit into train.max_length=40 tokens"):
         round_.train("refused", dpo(max_length=40))
 
 
 def test_a_pair_without_reference_values_is_refused(round_, tmp_path):
     one = round_.pairs.train()["rejected_id"][5]
     write_table(tmp_path / "logps.parquet", round_.logps.read().filter(pl.col("sample_id") != one))
-    with pytest.raises(Refusal, match=rf"1 of 24 train pairs have no reference .*\n?.*{one}"):
+    with pytest.raises(Refusal, match=rf"no reference log-probability for 1 of 24 train pairs .*\n?.*{one}"):
         round_.train("refused", dpo(), logps=[Logps(tmp_path)])
 
 

@@ -111,12 +111,13 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-def open_backend(cfg: BackendConfig | ServedModel, policy: Model) -> Backend:
+def open_backend(cfg: BackendConfig | ServedModel, policy: Model, knob: str = "sample") -> Backend:
+    """`knob`: where the person's config has the block that draws, for words that name a knob of it."""
     match cfg:
         case VllmBackend():
             from pipeline.backends.vllm import Vllm
 
-            return Vllm(cfg, policy)
+            return Vllm(cfg, policy, f"{knob}.backend")
         case TransformersBackend():
             from pipeline.backends.transformers import Transformers
 
@@ -124,11 +125,11 @@ def open_backend(cfg: BackendConfig | ServedModel, policy: Model) -> Backend:
         case EndpointBackend():
             from pipeline.backends.endpoint import Endpoint
 
-            return Endpoint(cfg, policy)
+            return Endpoint(cfg, policy, f"{knob}.backend")
         case ServedModel():
             from pipeline.backends.by_name import ByName
 
-            return ByName(cfg, policy)
+            return ByName(cfg, policy, knob)
         case ScriptedBackend():
             from pipeline.backends.scripted import Scripted
 

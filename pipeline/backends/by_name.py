@@ -16,12 +16,10 @@ from pipeline.backends.under_way import UnderWay
 from pipeline.config import Limits, ServedModel
 from pipeline.errors import Refusal
 
-KNOB = "exam.others"
-
 
 class ByName:
-    def __init__(self, cfg: ServedModel, policy: Model):
-        self.cfg = cfg
+    def __init__(self, cfg: ServedModel, policy: Model, knob: str):
+        self.cfg, self.knob = cfg, knob
         self.text = Chat(policy)
         self._under_way = UnderWay(cfg.runtime.concurrency)
         self._longest: int
@@ -30,7 +28,7 @@ class ByName:
         from openai import AsyncOpenAI
 
         self._longest = limits.completion
-        self._under_way.open(served.client(AsyncOpenAI, KNOB, self.cfg.runtime))
+        self._under_way.open(served.client(AsyncOpenAI, self.knob, self.cfg.runtime))
         return self
 
     def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
@@ -42,10 +40,10 @@ class ByName:
         try:
             reply = await self._under_way.client.post("/chat/completions", body=self._body(request), cast_to=str)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise served.unaccepted(KNOB, self.cfg.runtime, error.status_code) from None
+            raise served.unaccepted(self.knob, self.cfg.runtime, error.status_code) from None
         except openai.NotFoundError:
             raise Refusal(
-                f"{self.cfg.runtime.base_url}: it does not serve {self.cfg.model}.\n"
+                f"{self.knob}.model={self.cfg.model}: {self.cfg.runtime.base_url} does not serve it.\n"
                 "  Give the name that it has there, and an address up to and with /v1."
             ) from None
         except openai.OpenAIError as error:

@@ -17,27 +17,26 @@ from pipeline.backends.under_way import UnderWay
 from pipeline.config import EndpointBackend, Limits
 from pipeline.errors import Refusal
 
-KNOB = "sample.backend"  # exams are never drawn from a server
 # The server's own generation config would add these where a request is silent.
 AS_ASKED = {"repetition_penalty": 1.0, "top_k": 0}
 
 
 class Endpoint:
-    def __init__(self, cfg: EndpointBackend, policy: Model):
-        self.cfg, self.policy = cfg, policy
+    def __init__(self, cfg: EndpointBackend, policy: Model, knob: str):
+        self.cfg, self.policy, self.knob = cfg, policy, knob
         self.text = Chat(policy)
         self.where = cfg.runtime.base_url
-        served.key_of(KNOB, cfg.runtime)  # said before a minute is spent
+        served.key_of(knob, cfg.runtime)  # said before a minute is spent
         self._under_way = UnderWay(cfg.runtime.concurrency)
         self._longest: int
 
     def start(self, model: Model, limits: Limits) -> Self:
         from openai import AsyncOpenAI
 
-        card = served.card_of(KNOB, self.cfg.runtime, self.cfg.model)
+        card = served.card_of(self.knob, self.cfg.runtime, self.cfg.model)
         self._check_context(card, limits)
         self._longest = limits.completion
-        self._under_way.open(served.client(AsyncOpenAI, KNOB, self.cfg.runtime))
+        self._under_way.open(served.client(AsyncOpenAI, self.knob, self.cfg.runtime))
         if self.cfg.require_token_ids:
             check_measured(self, model)
         else:
@@ -58,7 +57,7 @@ class Endpoint:
                 choice, again = await self.choice(request, self._longest)
                 billed += again
         except (AuthenticationError, PermissionDeniedError) as error:
-            raise served.unaccepted(KNOB, self.cfg.runtime, error.status_code) from None
+            raise served.unaccepted(self.knob, self.cfg.runtime, error.status_code) from None
         except NotFoundError:
             raise Refusal(
                 f"{self.where}: it no longer serves {self.cfg.model}.\n"

@@ -35,9 +35,9 @@ GIB = 1 << 30
 
 
 class Vllm:
-    def __init__(self, cfg: VllmBackend, policy: Model):
+    def __init__(self, cfg: VllmBackend, policy: Model, knob: str):
         set_unset(ENVIRONMENT)
-        self.cfg = cfg
+        self.cfg, self.knob = cfg, knob
         self.text = Chat(policy)
         self.limits: Limits
         self.room: int  # how many requests may still be unfinished when the next block is submitted
@@ -51,9 +51,9 @@ class Vllm:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise Refusal(
-                f"sample.backend: vLLM cannot be imported here ({error}).\n"
-                f"  Run `make install`, or draw with transformers: backend@sample.backend=transformers "
-                f"backend@exam.sample.backend=transformers"
+                f"{self.knob}: vLLM cannot be imported here ({error}).\n"
+                "  Run `make install`, or draw with transformers: backend@sample.backend=transformers "
+                "backend@exam.sample.backend=transformers"
             ) from error
         on_cpu = current_platform.is_cpu()
         self.limits, self.room = limits, 0 if on_cpu else self.cfg.runtime.max_sequences
@@ -71,7 +71,7 @@ class Vllm:
             return
         needs, runtime = engines.needs_in(files, self.cfg.dtype, self._longest()), self.cfg.runtime
         device = platform.get_device_total_memory()
-        place = engines.Place("sample.backend", device, runtime.memory, runtime.tensor_parallel)
+        place = engines.Place(self.knob, device, runtime.memory, runtime.tensor_parallel)
         if needs and (short := engines.shortage(needs, place)):
             raise Refusal(short)
 

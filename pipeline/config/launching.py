@@ -7,6 +7,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 
 from pipeline.config.block import Block
 from pipeline.config.tracker import TrackerConfig
+from pipeline.plural import many
 
 Launch = Literal["auto", "torchrun", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
@@ -73,8 +74,8 @@ class LaunchedRuntime(TrainerRuntime):
             )
         if gpus and count > gpus:
             return (
-                f"train.runtime.processes={count}: this machine shows {gpus} GPUs, and each process takes one.\n"
-                f"  Give train.runtime.processes=auto or up to {gpus}, or run where there are {count}."
+                f"train.runtime.processes={count}: this machine shows {many(gpus, 'GPU')}, and each process takes"
+                f" one.\n  Give train.runtime.processes=auto or up to {gpus}, or run where there are {count}."
             )
         if self.launch in SHARED and not gpus:
             return (

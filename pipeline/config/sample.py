@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from pipeline.config.block import Block, Dtype, Limits, Prices, Seed, Server, Share, Workers
+from pipeline.plural import many
 
 KL = "kl"  # the setting of draws made for the KL estimate alone
 ANSWER = "answer"  # the setting that an exam's scorers and judges read
@@ -223,7 +224,7 @@ class Draw(Drawn):
         rounds = max(self.runtime.blocks, self.round)
         fits = rows // rounds
         return (
-            f"sample.per_round={self.per_round}: rounds={rounds} need {needed} prompts, and there are {rows}.\n"
+            f"sample.per_round={self.per_round}: rounds={rounds} need {many(needed, 'prompt')}, and there are {rows}.\n"
             f"  Give {f'sample.per_round={fits} or less, ' if fits else ''}fewer rounds, more prompts, or"
             f" sample.per_round=null, which draws from all prompts in every round."
         )

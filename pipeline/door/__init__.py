@@ -1,27 +1,34 @@
 """What is refused at once: of Steps before anything is built, of an artifact before the next Step is started."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from pipeline.config import Draw, Optimization
 from pipeline.door.contexts import check_context
 from pipeline.door.made import check_lengths, check_offline, check_prompts
 from pipeline.door.outside import check_engine, check_keys, check_tracker
-from pipeline.door.scorers import check_given
+from pipeline.door.scorers import checks_of_given
+from pipeline.door.servers import silent as silent
+from pipeline.errors import together
 from pipeline.step import Step
 
 
 def check(coming: Iterable[Step]) -> None:
-    """Of the Steps that are to be built alone: what is in the store needs no GPU and no server."""
+    """Of the Steps that are to be built alone: what is in the store needs no GPU and no server. All is said at once."""
+    together(_checks(coming))
+
+
+def _checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
     engines: list[object] = []
     for step in coming:
-        check_keys(step)
-        check_given(step)
+        yield partial(check_keys, step)
+        yield from checks_of_given(step)
         if isinstance(step.config, Draw):
-            check_context(step, step.config)
+            yield partial(check_context, step, step.config)
             engine = step.config.backend, step.config.runtime.workers
             if engine not in engines:
-                check_engine(step, *engine)
+                yield partial(check_engine, step, *engine)
             engines.append(engine)
 
 

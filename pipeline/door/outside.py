@@ -8,20 +8,18 @@ from pydantic import ValidationError
 from pipeline import machine, served
 from pipeline.config import (
     BackendConfig,
-    DuelConfig,
     EndpointBackend,
-    Judge,
     Optimization,
-    ScoreConfig,
     ServedModel,
-    ServiceRuntime,
     TrackerConfig,
     TransformersBackend,
     VllmBackend,
     Wandb,
 )
 from pipeline.config.block import Workers
+from pipeline.door.servers import servers_of
 from pipeline.errors import Refusal
+from pipeline.plural import many
 from pipeline.step import Step
 
 SILENCED = {"WANDB_MODE": ("offline", "dryrun", "disabled"), "WANDB_DISABLED": ("true", "1", "yes", "on")}
@@ -33,8 +31,6 @@ def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Work
             check_gpus(f"{step.knob}.backend", backend.runtime.tensor_parallel, step.knob, workers)
         case TransformersBackend():
             check_gpus(f"{step.knob}.backend", 1, step.knob, workers)
-        case ServedModel():
-            served.key_of(step.knob, backend.runtime)
         case EndpointBackend():
             served.card_of(f"{step.knob}.backend", backend.runtime, backend.model)
 
@@ -52,27 +48,19 @@ def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None
     if there < together:
         knob, most = f"{engine}.runtime.tensor_parallel={together}", there or 1
     else:
-        knob, most = f"{stage}.runtime.workers={workers} of {together} GPUs each", there // together
+        knob, most = f"{stage}.runtime.workers={workers} of {many(together, 'GPU')} each", there // together
     raise Refusal(
-        f"{knob}: this machine shows {there} GPUs{of}.\n"
+        f"{knob}: this machine shows {many(there, 'GPU')}{of}.\n"
         f"  Give {f'a number up to {most}' if most > 1 else '1'}, or run where there are {wanted}."
     )
 
 
 def check_keys(step: Step) -> None:
-    """Judges and trackers may be asked after hours; whether their keys are there is known now."""
-    judges: dict[str, Judge] = {}
-    match step.config:
-        case ScoreConfig():
-            scorers = step.config.scorers.items()
-            judges = {f"{step.knob}.scorers.{name}": one for name, one in scorers if isinstance(one, Judge)}
-        case Optimization():
-            check_tracker(step.config.runtime.tracker)
-        case DuelConfig():
-            judges = {step.knob: step.config}
-    for knob, judge in judges.items():
-        if isinstance(judge.engine.runtime, ServiceRuntime):
-            served.key_of(f"{knob}.engine", judge.engine.runtime)
+    """Servers and trackers may be asked after hours; whether their keys are there is known now."""
+    for knob, server in servers_of(step):
+        served.key_of(knob, server)
+    if isinstance(step.config, Optimization):
+        check_tracker(step.config.runtime.tracker)
 
 
 def check_tracker(tracker: TrackerConfig | None) -> None:

@@ -1,22 +1,39 @@
-"""What scorers and filters are given: languages that are known, a schema that is one, a function that is there."""
+"""What scorers, filters and reports are given: known languages, a schema, a function that is there, people's words."""
 
-from pipeline.config import FunctionScorer, JsonScorer, LanguageScorer, PairRound, ScoreConfig
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from pipeline.config import (
+    Evaluation,
+    FunctionScorer,
+    JsonScorer,
+    LabelsScorer,
+    LanguageScorer,
+    PairRound,
+    ScoreConfig,
+)
 from pipeline.config.score import gpus_of
 from pipeline.door.outside import check_gpus
 from pipeline.given import check_function, schema_of
 from pipeline.language import check_languages
+from pipeline.scorers.label_files import read_labels, read_votes
 from pipeline.step import Step
 
 
-def check_given(step: Step) -> None:
+def checks_of_given(step: Step) -> Iterator[Callable[[], object]]:
     match step.config:
         case ScoreConfig() as cfg:
             for name, scorer in cfg.scorers.items():
-                check_scorer(f"the scorer {name}", scorer)
+                yield partial(check_scorer, f"the scorer {name}", scorer)
             for name, scorer in cfg.local.items():
-                check_gpus(f"score.scorers.{name}.engine", gpus_of(scorer), "score", cfg.runtime.workers)
+                engine = f"{step.knob}.scorers.{name}.engine"
+                yield partial(check_gpus, engine, gpus_of(scorer), step.knob, cfg.runtime.workers)
         case PairRound(filters=filters) if filters.languages:
-            check_languages(filters.languages, "pair.filters.languages")
+            yield partial(check_languages, filters.languages, "pair.filters.languages")
+        case Evaluation(labels=labels):
+            for name, path in labels.items():
+                yield partial(read_votes, path, f"evaluate.labels.{name}")
 
 
 def check_scorer(name: str, scorer: object) -> None:
@@ -27,3 +44,5 @@ def check_scorer(name: str, scorer: object) -> None:
             schema_of(path)
         case FunctionScorer(function=own):
             check_function(own, own.place, own.name, own.file is not None)
+        case LabelsScorer(path=path):
+            read_labels(Path(path).expanduser())

@@ -9,6 +9,7 @@ import polars as pl
 
 from pipeline.artifacts import Samples
 from pipeline.errors import Refusal, nearest
+from pipeline.plural import many
 
 
 def lean(samples: Samples, bos: int | None) -> pl.DataFrame:
@@ -66,8 +67,8 @@ def score_of(ids: pl.Series, own: pl.DataFrame) -> pl.Series:
     strangers = own.join(ids.to_frame(), on="sample_id", how="anti")
     if strangers.height:
         raise Refusal(
-            f"pair: {strangers.height} of {own.height} scores are of samples that are not here,"
-            f" such as {strangers['sample_id'][0]}.\n"
+            f"pair: samples that are not here, such as {strangers['sample_id'][0]}, have {strangers.height} of"
+            f" {many(own.height, 'score')}.\n"
             "  The scores are of another sampling run. Score these samples."
         )
     return ids.to_frame().join(own, on="sample_id", how="left", validate="1:1", maintain_order="left")["score"]

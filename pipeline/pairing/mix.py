@@ -8,6 +8,7 @@ from pipeline.artifacts import Logps, Pairs
 from pipeline.config import PairRound
 from pipeline.errors import Refusal
 from pipeline.pairing.choice import JUDGED, OFFLINE, as_dropped
+from pipeline.plural import many
 
 
 def block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
@@ -76,8 +77,8 @@ def mixed(cfg: PairRound, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFram
 def _too_few(cfg: PairRound, mine: int, wanted: int, there: int) -> str:
     most = there / (mine + there) if there else 0.0
     return (
-        f"pair.mix: {mine} pairs of the policy's own at a share of {cfg.mix.on_policy:g} ask for {wanted} offline"
-        f" pairs, and {there} are left after the filters.\n"
+        f"pair.mix: a share of {cfg.mix.on_policy:g} for {many(mine, 'pair')} of the policy's own asks for"
+        f" {many(wanted, 'offline pair')}, and the filters leave {there}.\n"
         f"  Give more offline rows (or a larger pair.mix.per_round), or pair.mix.offline={int(most * 1000) / 1000:g}"
         f" and pair.mix.on_policy={1 - int(most * 1000) / 1000:g}."
     )

@@ -3,6 +3,7 @@
 import functools
 import sys
 import time
+from pathlib import Path
 
 from pipeline.artifacts import write_json
 from pipeline.compose import Arguments, compose
@@ -42,10 +43,15 @@ def pilot(words: list[str]) -> int:
         return DONE
     seen = [*measured(small), *measured(large)]
     told = estimate(whole, large, seen, between(large, time.monotonic() - started))
-    file = (large.runs / "latest").resolve() / "pilot.json"
+    file = latest(large.runs) / "pilot.json"
     write_json(file, told)
     print("\n".join([*lines(told), str(file)]))
     return DONE
+
+
+def latest(runs: Path) -> Path:
+    """The newest run's own folder, as the person named the folder of all runs."""
+    return runs / (runs / "latest").resolve().relative_to(runs.resolve())
 
 
 def one(words: list[str]) -> Config:

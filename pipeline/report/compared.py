@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.errors import Refusal
+from pipeline.plural import many
 from pipeline.report import tables
 from pipeline.report.examined import Examined, Marks, read_exam
 from pipeline.report.families import corrected
@@ -86,7 +87,11 @@ def common_ground(found: Sequence[Found]) -> Ground:
     everywhere = [name for name in found[0].scorers if all(_same(each, found[0], name) for each in found)]
     chiefs = [each.chief for each in found if each.chief in everywhere]
     scorers = sorted(everywhere, key=lambda name: (name not in chiefs[:1], name))
-    said = [f"{len(shared)} prompts are common to all ({counts})."] if len({*map(len, asked), len(shared)}) > 1 else []
+    said = (
+        [f"common to all: {many(len(shared), 'prompt')} ({counts})."]
+        if len({*map(len, asked), len(shared)}) > 1
+        else []
+    )
     said += [*_apart(found, everywhere), *_drawn_otherwise(found)]
     return Ground({key: asked[0][key][-1]["content"] for key in shared}, scorers, said)
 

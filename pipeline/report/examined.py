@@ -9,6 +9,7 @@ import polars as pl
 from pipeline.artifacts import KL, Exam, Logps, Samples, Scores
 from pipeline.config import ANSWER, BEST_OF, CONTROL, PROMPTED
 from pipeline.errors import Broken
+from pipeline.plural import many
 from pipeline.report.habits import with_habits
 
 SFT = "sft"
@@ -51,7 +52,7 @@ def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -
     answers = _answers(drawn)
     if strangers := set(drawn["prompt_id"]) - prompt_ids:
         raise Broken(
-            f"the exam of {name} answers {len(strangers)} prompts that are not among the {len(prompt_ids)} examined "
+            f"the exam of {name} answers {many(len(strangers), 'prompt')} outside the {len(prompt_ids)} examined "
             f"({min(strangers)} for one).\n  Its samples belong to another part of the prompts; build the exam again."
         )
     missing: list[str] = []
@@ -108,7 +109,7 @@ def _scores(
     if silent := len(prompt_ids) - answers["prompt_id"].n_unique():
         missing.append(f"it has no answer to {silent} of {len(prompt_ids)} prompts")
     if empty := answers.filter(pl.col("completion").str.strip_chars() == "").height:
-        missing.append(f"{empty} of its {len(answers)} answers are empty, and are marked as they stand")
+        missing.append(f"empty: {empty} of its {many(len(answers), 'answer')}, marked as they stand")
     if scores is None:
         missing.append("its answers were not scored")
         return pl.DataFrame(schema=columns)
@@ -171,5 +172,5 @@ def _drift(drawn: pl.DataFrame, logps: Logps | None, missing: list[str]) -> dict
     joined = joined.sort("sample_id")
     known = joined.with_columns(gap=pl.col("logprob") - pl.col("logp")).filter(pl.col("gap").is_not_null())
     if lost := len(rows) - len(known):
-        missing.append(f"{lost} of {len(rows)} samples for KL have no log-probability under sft and are left out")
+        missing.append(f"left out {lost} of {len(rows)} samples for KL without a log-probability under sft")
     return by_prompt(known, "gap")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pipeline.plural import many
 from pipeline.report.agreement import Pair, calibration, people_s_own
 from pipeline.report.examined import Examined, by_prompt
 from pipeline.report.judged import POINTS
@@ -99,7 +100,7 @@ def heard(votes: Sequence[Vote], examined: Sequence[Examined]) -> tuple[list[Hea
         newer, older, points = (a, b, vote.a_wins) if a > b else (b, a, 1 - vote.a_wins)
         here = found.setdefault((newer, older), Heard(examined[newer], examined[older]))
         here.add(prompt, ids if a > b else ids[::-1], points, vote.annotator)
-    said = [f"{len(names)} of {len(votes)} verdicts {fault}: {_named(names)}" for fault, names in lost.items()]
+    said = [f"{len(names)} of {many(len(votes), 'verdict')} {fault}: {_named(names)}" for fault, names in lost.items()]
     return [found[key] for key in sorted(found)], said
 
 

@@ -13,6 +13,7 @@ from pipeline.config import Draw
 from pipeline.content import digest_of
 from pipeline.crew import Hand
 from pipeline.errors import Broken
+from pipeline.plural import many
 from pipeline.sampling import asking, cutting
 from pipeline.sampling.failures import Failures
 from pipeline.sampling.shards import Shards
@@ -129,7 +130,8 @@ class Drawing:
     def check_whole(self) -> None:
         if self._rows:
             raise Broken(
-                f"sample: the backend ended without all completions of {len(self._rows)} shards ({min(self._rows)} …)."
+                f"sample: the backend ended without all completions of {many(len(self._rows), 'shard')}"
+                f" ({min(self._rows)} …)."
             )
 
     def _came(self, what: str) -> bool:

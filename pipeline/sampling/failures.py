@@ -5,9 +5,10 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import write_table
+from pipeline.artifacts import knob_of, write_table
 from pipeline.config import Draw
 from pipeline.errors import Broken
+from pipeline.plural import many
 from pipeline.sampling.shards import Shards
 
 FAILED: dict[str, Any] = {
@@ -41,13 +42,14 @@ class Failures:
         if not self._rows:
             return None
         write_table(self._file, self._table())
-        return f"{len(self._rows)} of {self._asked} completions failed ({self._often()}): {self._file.name}"
+        return f"{len(self._rows)} of {many(self._asked, 'completion')} failed ({self._often()}): {self._file.name}"
 
     def _too_many(self) -> Broken:
         self.write()
+        knob = f"{knob_of(self._shards.out, 'sample')}.runtime.max_failed"
         return Broken(
-            f"sample: {len(self._rows)} of {self._asked} completions failed (most often: {self._often()})."
-            f" The limit is sample.runtime.max_failed={self._most:g}.\n  They are listed in {self._file}."
+            f"sample: {len(self._rows)} of {many(self._asked, 'completion')} failed (most often: {self._often()})."
+            f" The limit is {knob}={self._most:g}.\n  They are listed in {self._file}."
             " Mend the server, or raise the limit, and run the same command again: what came is kept."
         )
 

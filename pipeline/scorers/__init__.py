@@ -66,7 +66,8 @@ class Paid(Protocol):
     def cost(self) -> dict[str, float]: ...
 
 
-def open_scorer(cfg: ScorerConfig, reward: Model | None = None) -> Scorer:
+def open_scorer(cfg: ScorerConfig, reward: Model | None = None, knob: str = "scorer") -> Scorer:
+    """`knob`: where the person's config has this scorer, for words that name a knob of it."""
     match cfg:
         case RewardModelScorer():
             from pipeline.scorers.reward_model import RewardModel
@@ -75,11 +76,11 @@ def open_scorer(cfg: ScorerConfig, reward: Model | None = None) -> Scorer:
         case RubricScorer():
             from pipeline.scorers.judge import Rubric
 
-            return Rubric(cfg)
+            return Rubric(cfg, knob)
         case PairwiseScorer():
             from pipeline.scorers.judge import Pairwise
 
-            return Pairwise(cfg)
+            return Pairwise(cfg, knob)
         case FunctionScorer():
             from pipeline.scorers.function import UserFunction
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.config import Function, FunctionScorer
 from pipeline.errors import Refusal, nearest
+from pipeline.plural import many
 from pipeline.scorers import Answer, Mark
 
 
@@ -43,7 +44,7 @@ class UserFunction:
             yield from (Mark(answer.sample_id, None, detail=last_line(error)) for answer in answers)
             return
         if len(scores) != len(answers):
-            detail = f"the function gave {len(scores)} scores for {len(answers)} completions"
+            detail = f"the function gave {many(len(scores), 'score')} for {many(len(answers), 'completion')}"
             yield from (Mark(answer.sample_id, None, detail=detail) for answer in answers)
             return
         for answer, score in zip(answers, scores, strict=True):

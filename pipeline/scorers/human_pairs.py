@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Refusal
-from pipeline.scorers.label_files import A_WINS, of_argilla, rows_of, verdict_of
+from pipeline.scorers.argilla import of_argilla
+from pipeline.scorers.label_files import A_WINS, rows_of, verdict_of
 
 Row = dict[str, Any]
 OF_NUMBER = {"0": 0.5, "1": 1.0, "2": 0.0}
 EXPECTED = (
     "Expected PandaLM's testset-v1.json (idx, instruction, input, response1, response2, annotator1 …), LLMBar's"
     " dataset.json (input, output_1, output_2, label), the verdicts that make label saves (prompt, a, b, verdict), or"
-    " what Argilla exports of its pairs (records.to_json)."
+    " what Argilla exports of its pairs (records.to_json, or records.to_datasets().to_csv)."
 )
 
 

@@ -16,9 +16,9 @@ from pipeline.scorers.judging.template import conversation
 class Rubric:
     """A row for each criterion (the expected mark; the mark itself where no probabilities are known) and their mean."""
 
-    def __init__(self, cfg: RubricScorer):
+    def __init__(self, cfg: RubricScorer, knob: str):
         self.cfg = cfg
-        self.court = Court(cfg, {"answer", "criterion"})
+        self.court = Court(cfg, {"answer", "criterion"}, knob)
         self.labels = tuple(str(mark) for mark in range(cfg.scale.low, cfg.scale.high + 1))
 
     def mark(self, answers: list[Answer]) -> Iterator[Mark]:
@@ -66,9 +66,9 @@ class Pairwise:
     """An answer's score is its mean probability of winning. One with a failed comparison has no score: the others'
     means are over all that they met, and its own would not be."""
 
-    def __init__(self, cfg: PairwiseScorer):
+    def __init__(self, cfg: PairwiseScorer, knob: str):
         self.cfg = cfg
-        self.court = Court(cfg, NEEDS)
+        self.court = Court(cfg, NEEDS, knob)
 
     def mark(self, answers: list[Answer]) -> Iterator[Mark]:
         prompts = [list(group) for _, group in groupby(answers, key=lambda answer: answer.prompt_id)]

@@ -3,7 +3,7 @@
 JSONL or CSV, a row for each annotator's word, in one of three shapes:
 `sample_id, score` · `chosen_id, rejected_id` · `a_id, b_id, verdict` (a, b or tie); and
 `annotator` where there are several. The last is what `make label` writes, with `prompt, a, b` beside it. A row whose
-verdict is empty was not judged. Argilla's export of those pairs (`records.to_json`) is read as such rows.
+verdict is empty was not judged. Argilla's exports of those pairs are read as such rows (see `argilla`).
 """
 
 import csv
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Refusal
+from pipeline.scorers import argilla
 
 Row = dict[str, Any]
 A_WINS = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -56,6 +57,18 @@ def read_labels(path: Path) -> list[Rating] | list[Duel]:
             f"{path}: some rows are scores and some are preferences. Give each in a file and a scorer of its own."
         )
     return list(said.values())  # type: ignore[return-value]
+
+
+def read_votes(path: str, knob: str) -> list[Duel]:
+    """For contests of models, which marks of single answers decide nothing about."""
+    votes = [one for one in read_labels(Path(path).expanduser()) if isinstance(one, Duel)]
+    if not votes:
+        name = knob.rpartition(".")[2]
+        raise Refusal(
+            f"{knob}={path}: it has scores of single answers, and a contest needs verdicts on two.\n"
+            f"  Mount it as a scorer: +scorer@exam.score.scorers.{name}=labels exam.score.scorers.{name}.path={path}"
+        )
+    return votes
 
 
 def _label(place: str, row: Row) -> Rating | Duel | None:
@@ -109,7 +122,8 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
         raise Refusal(
             f"{path}: cannot be read as a text file ({type(error).__name__}). Give a JSONL or CSV file."
         ) from error
-    yield from READERS.get(path.suffix.lower(), _jsonl_rows)(path, text)
+    for place, row in READERS.get(path.suffix.lower(), _jsonl_rows)(path, text):
+        yield from argilla.flat_rows(place, row) if argilla.is_flat(row) else [(place, row)]
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
@@ -136,30 +150,7 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
 
 
 def _argilla_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
-    """A record is a pair, with the answers of all who were asked for its `verdict`."""
-    try:
-        records = json.loads(text)
-    except ValueError:
-        records = None
-    if not isinstance(records, list) or not of_argilla(records):
-        raise Refusal(
-            f"{path}: it is no list of Argilla's records (records.to_json). Give a JSONL or CSV file with {_shapes()}."
-        )
-    for number, record in enumerate(records, 1):
-        asked = {name: answers for name, answers in record["responses"].items() if answers}
-        if asked and "verdict" not in asked:
-            raise Refusal(
-                f"{path}, record {number}: people answer {', '.join(asked)} there, and not verdict."
-                " Name the dataset's question verdict, with the labels a, b and tie."
-            )
-        for said in asked.get("verdict", []):
-            told = {**record["fields"], **record["metadata"]}
-            yield f"{path}, record {number}", {**told, "verdict": said["value"], "annotator": said["user_id"]}
-
-
-def of_argilla(rows: list[Any]) -> bool:
-    parts = {"fields", "metadata", "responses"}
-    return bool(rows) and all(isinstance(row, dict) and parts <= row.keys() for row in rows)
+    return argilla.nested_rows(path, text, _shapes())
 
 
 def _unquoted(value: str | None) -> str | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Template, Trust
 from pipeline.errors import Refusal
+from pipeline.plural import many
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +88,7 @@ def complete(folder: Path, name: str, trust: Trust) -> None:
         logging.set_verbosity(verbosity)
     if missing := sorted(found["missing_keys"]):
         raise Refusal(
-            f"{name}: its weights lack {len(missing)} tensors ({missing[0]} is one), which would be random.\n"
+            f"{name}: its weights lack {many(len(missing), 'tensor')} ({missing[0]} is one), which would be random.\n"
             f"  Give a checkpoint of a causal language model that is whole."
         )
 

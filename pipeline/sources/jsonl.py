@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Refusal
+from pipeline.plural import many
 
 LONGEST = 1 << 20  # bytes in a line; a longer one is a file without line ends, not a prompt
 SHOWN = 10
@@ -35,7 +36,7 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
     if lines.bad and on_bad_row == "fail":
         shown = [f"  line {number}: {fault}" for number, fault in lines.bad[:SHOWN]]
         more = [f"  … and {len(lines.bad) - SHOWN} more"] if len(lines.bad) > SHOWN else []
-        head = f"{path}: {len(lines.bad)} of {len(lines.bad) + len(lines.rows)} lines cannot be used:"
+        head = f"{path}: {len(lines.bad)} of {many(len(lines.bad) + len(lines.rows), 'line')} cannot be used:"
         advice = f"  Mend them, or leave them out and count them with {knob}=skip."
         raise Refusal("\n".join([head, *shown, *more, advice]))
     return lines

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config import HubRows, PreferenceRows
 from pipeline.errors import Refusal, nearest
+from pipeline.plural import many
 from pipeline.sources.jsonl import Lines, message_fault
 from pipeline.sources.rows import Fault, Row, each_row
 
@@ -42,7 +43,7 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
 def _refused(found: Lines, rows: int, shape: str, source: str, knob: str) -> str:
     shown = [f"  row {number}: {fault}" for number, fault in sorted(found.bad)[:SHOWN]]
     more = [f"  … and {len(found.bad) - SHOWN} more"] if len(found.bad) > SHOWN else []
-    head = f"{source}: {len(found.bad)} of {rows} rows cannot be used (read as {shape}):"
+    head = f"{source}: {len(found.bad)} of {many(rows, 'row')} cannot be used (read as {shape}):"
     return "\n".join([head, *shown, *more, f"  Mend them, or skip and count them with {knob}.on_bad_row=skip."])
 
 

@@ -14,6 +14,7 @@ import polars as pl
 
 from pipeline.config import FileRows, PromptRows
 from pipeline.errors import Refusal, nearest
+from pipeline.plural import many
 from pipeline.sources.jsonl import SHOWN
 from pipeline.sources.prompt_shapes import BY_COLUMNS, SHAPES, Messages, shape_of
 from pipeline.sources.rows import BATCH, Fault, Row, each_row
@@ -76,7 +77,7 @@ def _new(row: Row, seen: set[str]) -> Row:
 def _refused(asked: PromptRows, knob: str, read: Read) -> str:
     shown = [f"  {place}: {fault}" for place, fault in read.bad[:SHOWN]]
     more = [f"  … and {len(read.bad) - SHOWN} more"] if len(read.bad) > SHOWN else []
-    head = f"{_name(asked)}: {len(read.bad)} of {len(read.bad) + read.rows.height} rows cannot be used:"
+    head = f"{_name(asked)}: {len(read.bad)} of {many(len(read.bad) + read.rows.height, 'row')} cannot be used:"
     skip = "" if "." in knob else f", or leave them out and count them with {knob}.on_bad_row=skip"
     return "\n".join([head, *shown, *more, f"  Mend them{skip}."])
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.config import FileRows, HubRows
 from pipeline.errors import Refusal
+from pipeline.plural import many
 from pipeline.sources.jsonl import LONGEST, each_line, unwritable
 
 Row = dict[str, Any]
@@ -83,7 +84,8 @@ def _csv(file: Path) -> Iterator[Found]:
             lines = csv.reader(text, strict=True)
             header = _header(file, next(lines, []))
             for cells in lines:
-                uneven = f"{len(cells)} cells under {len(header)} columns" if len(cells) != len(header) else None
+                wide = many(len(cells), "cell")
+                uneven = None if len(cells) == len(header) else f"{wide} under {many(len(header), 'column')}"
                 row = dict(zip(header, cells, strict=False))
                 if cells:
                     yield f"line {lines.line_num}", uneven or unwritable(row), row

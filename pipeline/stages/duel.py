@@ -11,13 +11,15 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Prompts, Samples, Verdicts, note_cost, write_table
+from pipeline.artifacts import KL, Prompts, Samples, Verdicts, knob_of, note_cost, write_table
 from pipeline.config import ANSWER, DuelConfig
 from pipeline.errors import Broken
+from pipeline.plural import many
 from pipeline.scorers.judging.court import Court
 from pipeline.scorers.judging.duels import NEEDS, Bout, Verdict, fought
 from pipeline.scorers.judging.template import conversation
 
+KNOB = "exam.duels.NAME"  # of its block, where the driver names none
 VERDICT = {
     "prompt_id": pl.String,
     "a_id": pl.String,
@@ -33,7 +35,7 @@ VERDICT = {
 
 
 def run(cfg: DuelConfig, out: Path, *, prompts: Prompts, a: Samples, b: Samples) -> Verdicts:
-    court = Court(cfg, NEEDS)
+    court = Court(cfg, NEEDS, knob_of(out, KNOB))
     try:
         met, unanswered = contests(prompts, a, b)
         sides = [[joined([*map(court.shown, one[side])]) for side in ("a", "b")] for one in met]
@@ -120,9 +122,9 @@ def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame) -> None:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return
     write_table(out / "failed.parquet", failed)
-    reason = failed["detail"].value_counts(sort=True)["detail"][0]
+    knob, reason = knob_of(out, KNOB), failed["detail"].value_counts(sort=True)["detail"][0]
     raise Broken(
-        f"{failed.height} of {asked.height} verdicts failed (most often: {reason})."
-        f" The limit is max_failed={cfg.max_failed}.\n  They are listed in {out / 'failed.parquet'}."
+        f"{failed.height} of {many(asked.height, 'verdict')} failed (most often: {reason})."
+        f" The limit is {knob}.max_failed={cfg.max_failed}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or mend the judge and run the same command again."
     )

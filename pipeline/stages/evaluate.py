@@ -41,7 +41,7 @@ from pipeline.report.page import page
 from pipeline.report.people import Said, Vote, said_of
 from pipeline.report.slices import slices
 from pipeline.report.verdict import Question, verdict
-from pipeline.scorers.label_files import Duel, read_labels
+from pipeline.scorers.label_files import read_votes
 
 
 def run(
@@ -151,14 +151,8 @@ def apart(votes: list[Vote], sets: list[QuestionSet]) -> list[Vote]:
 
 
 def votes_in(name: str, path: str) -> list[Vote]:
-    told = read_labels(Path(path).expanduser())
-    votes = [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in told if isinstance(one, Duel)]
-    if not votes:
-        raise Refusal(
-            f"evaluate.labels.{name}={path}: it has scores of single answers, and a contest needs verdicts on two.\n"
-            f"  Mount it as a scorer: +scorer@exam.score.scorers.{name}=labels exam.score.scorers.{name}.path={path}"
-        )
-    return votes
+    told = read_votes(path, f"evaluate.labels.{name}")
+    return [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in told]
 
 
 def check_scorer(scorer: str, examined: list[Examined]) -> None:

@@ -13,6 +13,7 @@ from pipeline.artifacts import Fence, Model, Pairs, write_json, write_table
 from pipeline.config import OfflineConfig
 from pipeline.content import digest_of
 from pipeline.errors import Refusal
+from pipeline.plural import many
 from pipeline.progress import Progress
 from pipeline.sources.fence import FenceCheck
 from pipeline.sources.preferences import read_preferences
@@ -131,7 +132,8 @@ def _write(out: Path, pairs: list[Row], thumbs: list[Row], dropped: list[Row], r
     write_json(out / "funnel.json", {**story, "thumbs": {"up": up, "down": unpaired.height - up}})
     if not table.height and not unpaired.height:
         raise Refusal(
-            f"offline: of {rows_in} rows none is left ({counts}).\n  Each one's reason is in {out / 'dropped.parquet'}."
+            f"offline: of {many(rows_in, 'row')} none is left ({counts}).\n"
+            f"  Each one's reason is in {out / 'dropped.parquet'}."
         )
     write_table(out / "train.parquet", table)
     write_table(out / "dev.parquet", table.clear())

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, note_cost, write_json, write_table
 from pipeline.config import Caps, PlaygroundPrompts, PromptsConfig, Questions
-from pipeline.errors import Broken, Refusal, nearest
+from pipeline.errors import Broken, Refusal, nearest, together
 from pipeline.progress import Progress
 from pipeline.sources import playground
 from pipeline.sources.fence import Index, table
@@ -29,19 +30,20 @@ Sorted = tuple[pl.DataFrame, pl.DataFrame]  # the rows that stay, and DROPPED of
 def run(cfg: PromptsConfig | Questions, out: Path) -> Prompts:
     if isinstance(cfg, Questions):
         return questions(cfg, out)
-    sets = {name: read_prompts(asked, f"prompts.evaluation.{name}").rows for name, asked in cfg.evaluation.items()}
+    read = given(cfg)
+    sets = {name: read[f"evaluation.{name}"].rows for name in cfg.evaluation}
     account = Account()
-    rows = in_hash_order(account.take(read(cfg)), cfg.seed)
+    rows = in_hash_order(account.take(read.pop("source")), cfg.seed)
     check_source(cfg, rows.height)
     rows = account.keep(without_repeats(rows, cfg.near))
     rows = account.keep(capped(rows, cfg.caps))
 
     fences = [indexed(cfg, sets)]
     rows = account.keep(clear_of(rows, fences[0]))
-    test, rows = held(cfg, "test", rows, account)
+    test, rows = held(cfg, "test", read, rows, account)
     fences.append(indexed(cfg, {"test": test}))
     rows = account.keep(clear_of(rows, fences[1]))
-    dev, rows = held(cfg, "dev", rows, account)
+    dev, rows = held(cfg, "dev", read, rows, account)
     for fence in fences:  # a dev set of its own has not been compared yet
         dev = account.keep(clear_of(dev, fence))
     fences.append(indexed(cfg, {"dev": dev}))
@@ -95,7 +97,16 @@ class Account:
         return ", ".join(f"{reason} {count}" for reason, count in self.reasons().items()) or "nothing was dropped"
 
 
-def read(cfg: PromptsConfig) -> Read:
+def given(cfg: PromptsConfig) -> dict[str, Read]:
+    """The source and every set beside it, by their knobs; what is wrong with several of them is said at once."""
+    sets = {f"evaluation.{name}": asked for name, asked in cfg.evaluation.items()}
+    sets |= {f"split.{name}": asked for name, asked in cfg.split if not isinstance(asked, int)}
+    beside = {name: partial(read_prompts, asked, f"prompts.{name}") for name, asked in sets.items()}
+    reads = {"source": partial(source, cfg), **beside}
+    return dict(zip(reads, together(reads.values()), strict=True))
+
+
+def source(cfg: PromptsConfig) -> Read:
     if isinstance(cfg, PlaygroundPrompts):
         made = playground.prompts(cfg.rows, cfg.constraints, cfg.seed)
         return Read(pl.DataFrame([prompt_row(row["prompt"], row["columns"]) for row in made], schema=ROW))
@@ -135,12 +146,12 @@ def capped(rows: pl.DataFrame, caps: Caps | None) -> Sorted:
     return _without(rows, over["at"]), over.with_columns(reason=pl.lit("over the cap"), detail=detail)
 
 
-def held(cfg: PromptsConfig, name: str, rows: pl.DataFrame, account: Account) -> Sorted:
+def held(cfg: PromptsConfig, name: str, read: dict[str, Read], rows: pl.DataFrame, account: Account) -> Sorted:
     """An evaluation part, and what is left: so many of the rows, or a set of its own."""
     wanted = getattr(cfg.split, name)
     if isinstance(wanted, int):
         return rows.head(wanted), rows.slice(wanted)
-    own = account.take(read_prompts(wanted, f"prompts.split.{name}"))
+    own = account.take(read[f"split.{name}"])
     return account.keep(without_repeats(in_hash_order(own, cfg.seed), near=None)), rows
 
 

@@ -14,6 +14,7 @@ from pipeline.config import ReferConfig
 from pipeline.crew import Hand, work_off
 from pipeline.errors import Broken, Refusal
 from pipeline.gpus import environments
+from pipeline.plural import many
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ def wanted(rows: Pairs | Samples) -> "pl.DataFrame":
     )
     if (bare := table.filter(pl.col("prompt_token_ids").list.len() == 0)).height:
         raise Refusal(
-            f"{rows.path}: {bare.height} rows have no prompt tokens ({bare['sample_id'][0]} is one): nothing stands "
-            f"before their first token, so it has no log-probability.\n  Use a chat template or a tokenizer with BOS."
+            f"{rows.path}: {many(bare.height, 'row')} without prompt tokens ({bare['sample_id'][0]} is one): nothing"
+            f" stands before their first token, so it has no log-probability.\n"
+            f"  Use a chat template or a tokenizer with BOS."
         )
     return table.sort(["length", "sample_id"], descending=[True, False])
 
@@ -92,7 +94,7 @@ def _measured(cfg: ReferConfig, module: Any, part: "pl.DataFrame") -> "pl.DataFr
     logps = completion_logps(module, *columns, cfg.runtime.batch_tokens)
     if broken := sum(not math.isfinite(value) for value in logps):
         raise Broken(
-            f"refer: {broken} of {len(logps)} completions have no finite log-probability under this model in "
+            f"refer: no finite log-probability for {broken} of {many(len(logps), 'completion')} under this model in "
             f"{cfg.dtype}: nothing is published.\n  Try refer.dtype=float32; else its weights are broken."
         )
     return part.select(

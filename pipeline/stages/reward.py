@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Fence, Model, note_cost, write_json, write_table
 from pipeline.config import RewardCheckpoint, RewardTraining
 from pipeline.errors import Refusal
+from pipeline.plural import many
 from pipeline.training.launch import expose_one_device
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _account(cfg: RewardTraining, out: Path, rows: int, examples: list[Row], dro
     if not examples:
         other = "thumbs" if cfg.learn_from == "pairs" else "pairs"
         raise Refusal(
-            f"reward: of {rows} rows of {cfg.learn_from} none is left to learn from ({reasons}).\n"
+            f"reward: of {many(rows, 'row')} of {cfg.learn_from} none is left to learn from ({reasons}).\n"
             f"  Each one's reason is in {out / 'dropped.parquet'}. Give other rows, or reward.learn_from={other}."
         )
 
@@ -123,7 +124,8 @@ def _parts(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Ro
     learned = [example for example in examples if example["prompt_id"] not in apart]
     if not apart or not learned:
         raise Refusal(
-            f"reward: {len(examples)} rows hold out {len(apart)} prompts and leave {len(learned)} rows to learn from.\n"
+            f"reward: of {many(len(examples), 'row')}, to hold out {many(len(apart), 'prompt')} leaves"
+            f" {len(learned)} to learn from.\n"
             f"  Both need some: give more rows, or another reward.held_out.least or most_share."
         )
     return learned, [example for example in examples if example["prompt_id"] in apart]

@@ -9,8 +9,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from pipeline.artifacts import Model, Prompts, Samples, Scores, note_cost, noted_cost, write_table
-from pipeline.backends import open_backend
+from pipeline.artifacts import Model, Prompts, Samples, Scores, knob_of, note_cost, noted_cost, write_table
+from pipeline.backends import Backend, open_backend
 from pipeline.backends.adapters import serves
 from pipeline.config import Conversation, Draw, EndpointBackend, Prices, ServedModel, TransformersBackend, VllmBackend
 from pipeline.crew import Hand, work_off
@@ -22,6 +22,7 @@ from pipeline.sampling.journal import Journal
 from pipeline.sampling.meter import ENGINE, Meter, money
 from pipeline.sampling.shards import Finished, Shards
 
+KNOB = "sample"  # of its block, where the driver names none
 ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
 SERVERS = EndpointBackend, ServedModel  # those where each completion is paid for
 OPENING = *ENGINES, EndpointBackend  # those that open the policy here, to draw from it or to know it again
@@ -35,7 +36,7 @@ def run(
     if isinstance(cfg, Conversation):
         return converse(cfg, out, policy, prompts)
     shards = Shards(out, cfg.shard)
-    kept, dropped = admitted(cfg, lambda: open_backend(cfg.backend, policy).text, asked(cfg, prompts, scores or []))
+    kept, dropped = admitted(cfg, lambda: opened(cfg, out, policy).text, asked(cfg, prompts, scores or []))
     write_table(out / "dropped.parquet", dropped)
     finished = Finished(shards, shards.lay_out(kept))
     wanted, lost = kept.height, dropped.height
@@ -67,7 +68,7 @@ def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, a
         served = servable(cfg, policy, out)
         if missing := finished.missing():
             work = partial(draw, cfg, shards, policy, served)
-            work_off(missing, work, hands(cfg), out / "scratch" / "workers", finished.add, meter.hear)
+            work_off(missing, work, hands(cfg, out), out / "scratch" / "workers", finished.add, meter.hear)
             note_cost(out, **meter.cost())
         if owes_difference(cfg, out, policy):
             note_difference(cfg, policy, served, out)
@@ -75,18 +76,18 @@ def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, a
         shutil.rmtree(out / MERGED, ignore_errors=True)
 
 
-def hands(cfg: Draw) -> list[Environment]:
+def hands(cfg: Draw, out: Path) -> list[Environment]:
     if isinstance(cfg.backend, SERVERS):
         return [{}]  # one hand keeps as many requests under way as the server takes
     if not isinstance(cfg.backend, ENGINES):
         return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
     together = cfg.backend.runtime.tensor_parallel if isinstance(cfg.backend, VllmBackend) else 1
-    return environments(cfg.runtime.workers, "sample.runtime.workers", together)
+    return environments(cfg.runtime.workers, f"{knob_of(out, KNOB)}.runtime.workers", together)
 
 
 def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) -> None:
     """One hand's part: its engine starts once and is given the next shard before the last one drains."""
-    backend = open_backend(cfg.backend, policy)
+    backend = opened(cfg, shards.out, policy)
     drawing = Drawing(cfg, policy.path.name, backend.text, shards, hand)
     journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, SERVERS) else None
     started = time.monotonic()
@@ -102,6 +103,10 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
             print("│", told, file=sys.stderr, flush=True)
     finally:
         backend.close()
+
+
+def opened(cfg: Draw, out: Path, policy: Model) -> Backend:
+    return open_backend(cfg.backend, policy, knob_of(out, KNOB))
 
 
 def prices(cfg: Draw) -> Prices | None:

@@ -14,15 +14,17 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Model, Prompts, Samples, Scores, note_cost, read_table, write_table
+from pipeline.artifacts import KL, Model, Prompts, Samples, Scores, knob_of, note_cost, read_table, write_table
 from pipeline.config import BestScored, EnsembleScorer, ScoreConfig, ScorerConfig
 from pipeline.crew import Hand, work_off
 from pipeline.errors import Broken, Refusal
 from pipeline.gpus import environments
+from pipeline.plural import many
 from pipeline.progress import Progress
 from pipeline.scorers import Answer, Mark, Paid, Scorer, open_scorer
 from pipeline.scorers.ensemble import combined
 
+KNOB = "score"  # of its block, where the driver names none
 SCORE = {
     "sample_id": pl.String,
     "prompt_id": pl.String,
@@ -59,7 +61,7 @@ def run(
     bill = mark_by_hands(cfg, out, told, reward, missing)
     progress = Progress("score", len(shards), "shards")
     progress.resume_at(len(shards) - len(missing))
-    with opened(cfg.others, reward) as scorers:
+    with opened(cfg.others, reward, out) as scorers:
         for shard, answers, coming in begun(missing, told, scorers):
             marks = read_marks(out / MARKS / shard) if cfg.local else {}
             marks |= {name: [*each] for name, each in coming.items()}
@@ -100,9 +102,10 @@ def best_of(scorer: str, scores: Scores) -> pl.DataFrame:
 
 
 @contextmanager
-def opened(scorers: Mapping[str, ScorerConfig], reward: Model | None) -> Iterator[dict[str, Scorer]]:
+def opened(scorers: Mapping[str, ScorerConfig], reward: Model | None, out: Path) -> Iterator[dict[str, Scorer]]:
+    knob = f"{knob_of(out, KNOB)}.scorers"
     with ExitStack() as open_scorers:
-        found = {name: open_scorer(one, reward) for name, one in scorers.items()}
+        found = {name: open_scorer(one, reward, f"{knob}.{name}") for name, one in scorers.items()}
         for scorer in found.values():
             open_scorers.callback(scorer.close)
         yield found
@@ -133,20 +136,20 @@ def mark_by_hands(cfg: ScoreConfig, out: Path, told: Told, reward: Model | None,
         bills.append(bill)
         progress.advance()
 
-    work = partial(mark, cfg.local, told, reward, out / MARKS)
-    hands = environments(cfg.runtime.workers, "score.runtime.workers", cfg.gpus_each)
+    work = partial(mark, cfg.local, told, reward, out)
+    hands = environments(cfg.runtime.workers, f"{knob_of(out, KNOB)}.runtime.workers", cfg.gpus_each)
     work_off(missing, work, hands, out / "scratch" / "workers", finish)
     return total(*bills)
 
 
-def mark(scorers: dict[str, ScorerConfig], told: Told, reward: Model | None, marks: Path, hand: Hand) -> None:
+def mark(scorers: dict[str, ScorerConfig], told: Told, reward: Model | None, out: Path, hand: Hand) -> None:
     """One hand's part; with each shard it tells what that one cost."""
-    with opened(scorers, reward) as here:
+    with opened(scorers, reward, out) as here:
         spent: dict[str, float] = {}
         for shard in iter(hand.claim, None):
             answers = told.answers(shard)
             rows = [{"scorer": name, **asdict(one)} for name, scorer in here.items() for one in scorer.mark(answers)]
-            write_table(marks / shard, pl.DataFrame(rows, schema=MARK))
+            write_table(out / MARKS / shard, pl.DataFrame(rows, schema=MARK))
             before, spent = spent, paid(here)
             hand.finish(shard, {name: figure - before.get(name, 0) for name, figure in spent.items()})
 
@@ -215,10 +218,11 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
         if (read_table(shard)["status"] == "failed").any():
             shard.unlink()
             (out / MARKS / shard.name).unlink(missing_ok=True)
+    knob = f"{knob_of(out, KNOB)}.max_failed={cfg.max_failed}"
     scorer, reason = failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail").row(-1)[:2]
     raise Broken(
-        f"{failed.height} of {table.height} scores failed (most often {scorer}: {reason})."
-        f" The limit is score.max_failed={cfg.max_failed}.\n  They are listed in {out / 'failed.parquet'}."
+        f"{failed.height} of {many(table.height, 'score')} failed (most often {scorer}: {reason})."
+        f" The limit is {knob}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or mend the scorer and run the same command again."
     )
 
@@ -228,6 +232,6 @@ def check_opinions(out: Path) -> None:
     silent = Scores(out).read().group_by("scorer").agg((pl.col("status") == "abstained").all()).filter("status")
     for name in silent["scorer"].sort():
         raise Refusal(
-            f"score.scorers.{name}: it has no opinion on any of these answers.\n"
+            f"{knob_of(out, KNOB)}.scorers.{name}: it has no opinion on any of these answers.\n"
             "  Labels hold for the very samples that people saw. Give labels of these, or take the scorer out."
         )

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.artifacts import Fence, Model, Samples, Scores, note_cost, write_json
 from pipeline.config import Checkpoint, Refit, SftTraining
 from pipeline.errors import Refusal
+from pipeline.plural import many
 from pipeline.training.launch import expose_one_device
 
 Row = dict[str, Any]
@@ -105,6 +106,6 @@ def _account(out: Path, rows: int, examples: list[Any], dropped: list[Row], reme
     write_json(out / "funnel.json", {"in": rows, "out": len(examples), "dropped": reasons})
     if not examples:
         raise Refusal(
-            f"sft: of {rows} demonstrations none is left to train on ({reasons}).\n"
+            f"sft: of {many(rows, 'demonstration')} none is left to train on ({reasons}).\n"
             f"  Each one's reason is in {out / 'dropped.parquet'}. {remedy}"
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import STEP_FILE, Fence, Logps, Model, Pairs, Prompts, note_cost, write_json, write_table
 from pipeline.config import RehearsalConfig, TrainConfig
 from pipeline.errors import Refusal
+from pipeline.plural import many
 from pipeline.training import ahead, card, curves, launch
 
 if TYPE_CHECKING:
@@ -144,11 +145,11 @@ def demonstrations(
     table = pl.DataFrame(dropped, schema=dict.fromkeys(("row", "reason", "detail"), pl.String))
     write_table(out / "rehearsal" / "dropped.parquet", table)
     reasons = dict(sorted(table["reason"].value_counts().rows()))
-    counts = {"in": len(lines.rows) + len(lines.bad), "out": len(examples), "dropped": reasons}
+    counts: dict[str, Any] = {"in": len(lines.rows) + len(lines.bad), "out": len(examples), "dropped": reasons}
     write_json(out / "rehearsal" / "funnel.json", counts)
     if not examples:
         raise Refusal(
-            f"train.rehearsal: of {counts['in']} demonstrations none is left ({reasons}).\n"
+            f"train.rehearsal: of {many(counts['in'], 'demonstration')} none is left ({reasons}).\n"
             f"  Raise train.max_length, or give others as train.rehearsal.data; train.rehearsal=null trains without."
         )
     return pl.DataFrame(examples)
@@ -158,7 +159,7 @@ def _refuse_too_long(cfg: TrainConfig, lengths: "pl.DataFrame", what: str) -> No
     over = lengths.filter(lengths["length"] > cfg.max_length)["length"].to_list()
     if over:
         raise Refusal(
-            f"train: {len(over)} of {lengths.height} {what} are longer than train.max_length={cfg.max_length} tokens "
+            f"train: {len(over)} of {lengths.height} {what} cannot fit into train.max_length={cfg.max_length} tokens "
             f"(the longest has {max(over)}): they would be cut.\n  Raise train.max_length, or lower limits."
         )
 
@@ -190,7 +191,7 @@ def _with_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl
     missing = table.filter(pl.any_horizontal(pl.col("^ref_.*$").is_null()))
     if missing.height:
         raise Refusal(
-            f"train: {missing.height} of {table.height} {part} pairs have no reference log-probability "
+            f"train: no reference log-probability for {missing.height} of {table.height} {part} pairs "
             f"(chosen {missing['chosen_id'][0]}, rejected {missing['rejected_id'][0]} is one).\n"
             f"  refer has to run on the same pairs: {', '.join(str(one.path) for one in logps)} does not hold them."
         )

@@ -14,6 +14,7 @@ from pipeline import footprint, outlook
 from pipeline.artifacts import Model, note_cost, write_json
 from pipeline.config import TrainConfig
 from pipeline.errors import Broken, Refusal
+from pipeline.plural import many
 from pipeline.progress import SIGN
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def look_ahead(cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", w
     write_json(out / "ahead.json", {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": found})
     cfg = with_rows(cfg, _settled(cfg, shape, longest, world, out))
     at_once = cfg.runtime.at_once
-    first = f"{steps} steps of {cfg.batch} · {table.height:,} rows · {tokens:,} tokens"
+    first = f"{many(steps, 'step')} of {cfg.batch} · {many(table.height, 'row', grouped=True)} · {tokens:,} tokens"
     print(SIGN, "train", first, f"· {at_once} at once", file=sys.stderr)
     say(f"ahead    {first}", outlook.spread(found), *outlook.told(shape, cfg, longest, world, tokens))
     note_cost(out, micro_batch=at_once)
@@ -77,11 +78,11 @@ def in_memory(cfg: TrainConfig, auto: bool, out: Path, train: Callable[[TrainCon
             if not fewer or not auto or cfg.together is not None:
                 instead = f"train.runtime.micro_batch={fewer} or auto, " if fewer and cfg.together is None else ""
                 raise Broken(
-                    f"train: the device's memory ran out with {rows} rows at once.\n"
+                    f"train: the device's memory ran out with {many(rows, 'row')} at once.\n"
                     f"  Give {instead}train.gradient_checkpointing=true, lower limits, or adapter@train.adapter=lora; "
                     f"the same command goes on from the newest checkpoint."
                 ) from error
-        say(f"memory ran out with {rows} rows at once: {fewer} from here on")
+        say(f"memory ran out with {many(rows, 'row')} at once: {fewer} from here on")
         cfg = with_rows(cfg, fewer)
         write_json(out / "scratch" / SETTLED, fewer)
         note_cost(out, micro_batch=fewer)

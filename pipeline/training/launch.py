@@ -17,6 +17,7 @@ from pipeline import machine
 from pipeline.artifacts import Artifact, Model, Prompts, write_json
 from pipeline.config import TrainConfig
 from pipeline.errors import REFUSED, Broken, Refusal
+from pipeline.plural import many
 from pipeline.progress import SIGN
 from pipeline.training.ahead import OutOfMemory
 
@@ -98,7 +99,9 @@ def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact
     if full.exists():
         raise OutOfMemory
     if code:
-        raise Broken(f"train: {count} processes under {cfg.runtime.launch} ended with {code}; the log has their words.")
+        raise Broken(
+            f"train: {many(count, 'process')} under {cfg.runtime.launch} ended with {code}; the log has their words."
+        )
 
 
 def join(order: Path, machine: int) -> int:

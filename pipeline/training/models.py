@@ -10,6 +10,7 @@ from pipeline.artifacts import MODEL_FILE, Model, write_json
 from pipeline.backends.whole import whole
 from pipeline.config import LoraAdapter, Quantization
 from pipeline.errors import Broken, Refusal
+from pipeline.plural import many
 from pipeline.training import quantized
 
 if TYPE_CHECKING:
@@ -172,8 +173,8 @@ def check_finite(module: Any, whole: State | None = None) -> None:
     broken = [name for name, weight in weights if not torch.isfinite(weight).all()]
     if broken:
         raise Broken(
-            f"{len(broken)} weights are not finite after training ({broken[0]} is the first): nothing is published.\n"
-            f"  Lower the learning rate, or use dtype=float32."
+            f"training has left {many(len(broken), 'weight')} not finite ({broken[0]} is the first): nothing is"
+            f" published.\n  Lower the learning rate, or use dtype=float32."
         )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Model, Prompts
 from pipeline.config import KINDS, FullAdapter, TrainConfig
 from pipeline.errors import Refusal
+from pipeline.plural import many
 from pipeline.training import account, blueprint, guards, models, reference, sharded, tracking, trainers
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def train(
     blueprint.check(cfg, init, [column for table in rows.values() for column in table if column.name.endswith("_ids")])
     reference.check_elsewhere(cfg, init, held_to, rows)
 
-    _say_what_is_slow(cfg)
+    _say_a_low_rate(cfg)
     policy = trainers.load_policy(cfg, init)
     settings = models.settings_of(policy)
     watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)
@@ -45,7 +46,7 @@ def train(
             models.save_adapter(policy, init, cfg.adapter, cfg.dtype, out, whole)
 
 
-def _say_what_is_slow(cfg: TrainConfig) -> None:
+def _say_a_low_rate(cfg: TrainConfig) -> None:
     if cfg.learning_rate < cfg.runtime.usual_rate / 10:
         guards.say(
             f"learning_rate={cfg.learning_rate:g} is under a tenth of what is usual here "
@@ -59,7 +60,7 @@ def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:
     expected = ("NO",) if wanted == 1 else KINDS[cfg.runtime.launch]
     if there != wanted or kind not in expected or trainer.args.n_gpu > 1:
         raise Refusal(
-            f"train.runtime.launch={cfg.runtime.launch}: the launcher started {there} processes of kind {kind}, and "
-            f"{wanted} of {' or '.join(expected)} were expected.\n"
+            f"train.runtime.launch={cfg.runtime.launch}: the launcher started {many(there, 'process')} of kind {kind},"
+            f" and {wanted} of {' or '.join(expected)} were expected.\n"
             f"  Give train.runtime.launch=torchrun, or as many train.runtime.processes as this machine has GPUs."
         )

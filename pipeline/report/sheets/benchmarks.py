@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipeline.plural import many
 from pipeline.report.examined import SFT
 from pipeline.report.sheet import Cell, Row, Sheet
 from pipeline.report.wording import UNKNOWN, count, interval, number, signed
@@ -34,7 +35,7 @@ def _benchmark(name: str, rows: Sequence[Row], models: Sequence[str], chosen: st
 def _cut(there: Sequence[Row]) -> str:
     """lm-eval cuts a prompt that does not fit into the context."""
     most = max(row["cut"] for row in there)
-    return f"{count(most)} requests cut to fit" if most else ""
+    return f"{many(most, 'request', grouped=True)} cut to fit" if most else ""
 
 
 def _figure(row: Row | None) -> Cell:

@@ -50,17 +50,18 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def open_engine(cfg: EngineConfig, form: str) -> Engine:
+def open_engine(cfg: EngineConfig, form: str, knob: str) -> Engine:
+    """`knob`: where the person's config has this engine."""
     match cfg:
         case EndpointEngine():
             from pipeline.scorers.judging.endpoint import endpoint
 
-            return endpoint(cfg, form)
+            return endpoint(cfg, form, knob)
         case AnthropicEngine():
             from pipeline.scorers.judging.anthropic import anthropic
 
-            return anthropic(cfg)
+            return anthropic(cfg, knob)
         case VllmEngine():
             from pipeline.scorers.judging.vllm import Vllm
 
-            return Vllm(cfg, form)
+            return Vllm(cfg, form, knob)

@@ -7,23 +7,23 @@ from pipeline import served
 from pipeline.config import AnthropicEngine
 from pipeline.errors import Refusal
 from pipeline.scorers.judging import Question, Reply
-from pipeline.scorers.judging.service import KNOB, Service
+from pipeline.scorers.judging.service import Service
 
 
-def anthropic(cfg: AnthropicEngine) -> Service:
+def anthropic(cfg: AnthropicEngine, knob: str) -> Service:
     try:
         import anthropic as library
     except ImportError as error:
         raise Refusal(
-            f"engine=anthropic: its client is an extra and is not installed ({error}).\n"
-            "  Type `.venv/bin/pip install anthropic`, or judge through another engine: engine=endpoint"
+            f"engine@{knob}=anthropic: its client is an extra and is not installed ({error}).\n"
+            f"  Type `.venv/bin/pip install anthropic`, or judge through another engine: engine@{knob}=endpoint"
         ) from error
-    client = served.client(library.AsyncAnthropic, KNOB, cfg.runtime, library.DefaultAioHttpClient())
+    client = served.client(library.AsyncAnthropic, knob, cfg.runtime, library.DefaultAioHttpClient())
 
     async def send(question: Question) -> Reply:
         return reply_of(await client.post("/v1/messages", body=request(cfg, question), cast_to=str))
 
-    return Service(cfg.runtime, cfg.model, library, client, send)
+    return Service(knob, cfg.runtime, cfg.model, library, client, send)
 
 
 def request(cfg: AnthropicEngine, question: Question) -> dict[str, Any]:

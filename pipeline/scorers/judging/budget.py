@@ -2,6 +2,7 @@
 
 from pipeline.config import EngineConfig, ServiceRuntime
 from pipeline.errors import Broken
+from pipeline.plural import many
 from pipeline.scorers.judging import Question, Reply
 from pipeline.scorers.judging.verdicts import Spent, VerdictStore
 
@@ -12,8 +13,8 @@ OVERHEAD = 16  # tokens that a template puts around each message
 class Budget:
     """A question is admitted only if it fits with the dearest end of all that are in flight."""
 
-    def __init__(self, judge: str, cfg: EngineConfig, store: VerdictStore):
-        self.judge, self.store, self.longest = judge, store, cfg.max_tokens
+    def __init__(self, judge: str, cfg: EngineConfig, store: VerdictStore, knob: str):
+        self.judge, self.store, self.knob, self.longest = judge, store, f"{knob}.runtime", cfg.max_tokens
         paid = cfg.runtime if isinstance(cfg.runtime, ServiceRuntime) else None
         self.prices = paid.prices if paid else None
         self.max_requests = paid.max_requests if paid else None
@@ -49,11 +50,10 @@ class Budget:
             return
         spent = self.store.spent(self.judge)
         money = f", {self._money(spent):.2f} in money" if self.prices else ""
-        knob = cap.partition("=")[0]
         raise Broken(
-            f"{self.judge}: its next request could go beyond engine.runtime.{cap}. This store has sent it"
-            f" {spent.requests} requests, {spent.tokens_in + spent.tokens_out} tokens{money}.\n"
-            f"  All of its verdicts are kept. Raise engine.runtime.{knob} and run the same command again."
+            f"{self.judge}: its next request could go beyond {self.knob}.{cap}. This store has sent it"
+            f" {many(spent.requests, 'request')}, {spent.tokens_in + spent.tokens_out} tokens{money}.\n"
+            f"  All of its verdicts are kept. Raise {self.knob}.{cap.partition('=')[0]} and run the same command again."
         )
 
     def facts(self) -> dict[str, str]:

@@ -16,13 +16,16 @@ from pipeline.scorers.judging.verdicts import Asker, VerdictStore
 
 
 class Court:
-    """`needs` are the words that its template has to use. The engine starts with the first question it has to ask."""
+    """`needs` are the words that its template has to use, `knob` is where the person's config has this judge.
 
-    def __init__(self, cfg: Judge, needs: set[str]):
-        self.cfg = cfg
+    The engine starts with the first question that it has to ask.
+    """
+
+    def __init__(self, cfg: Judge, needs: set[str], knob: str):
+        self.cfg, self.knob = cfg, f"{knob}.engine"
         self.wording = Wording(cfg.template, needs, cfg.form, cfg.seed)
         self.store = VerdictStore(cfg.runtime.verdicts)
-        self.budget = Budget(name_of(cfg.engine), cfg.engine, self.store)
+        self.budget = Budget(name_of(cfg.engine), cfg.engine, self.store, self.knob)
         self.identity = _identity(cfg)
         self.who = Asker(name_of(cfg.engine), cfg.engine.revision or "", digest_of(self.wording.text)[:16])
         self.engine: Engine | None = None
@@ -41,7 +44,7 @@ class Court:
         return [readings[key] for key in keys]
 
     def _ask(self, unknown: dict[str, Question], known: int) -> dict[str, Reading]:
-        self.engine = self.engine or open_engine(self.cfg.engine, self.cfg.form)
+        self.engine = self.engine or open_engine(self.cfg.engine, self.cfg.form, self.knob)
         progress = Progress(f"judge {self.who.judge}", known + len(unknown), "verdicts")
         progress.resume_at(known)
         key_of = {question: key for key, question in unknown.items()}

@@ -8,25 +8,25 @@ from pipeline import served
 from pipeline.config import EndpointEngine
 from pipeline.errors import Refusal
 from pipeline.scorers.judging import Question, Reply
-from pipeline.scorers.judging.service import KNOB, Service
+from pipeline.scorers.judging.service import Service
 
 ALTERNATIVES = 20  # of the first token: as many as OpenAI gives
 
 
-def endpoint(cfg: EndpointEngine, form: str) -> Service:
+def endpoint(cfg: EndpointEngine, form: str, knob: str) -> Service:
     try:
         import openai
     except ImportError as error:
         raise Refusal(
-            f"engine=endpoint: the package openai is not installed ({error}). Type `make install`."
+            f"engine@{knob}=endpoint: the package openai is not installed ({error}). Type `make install`."
         ) from error
-    client = served.client(openai.AsyncOpenAI, KNOB, cfg.runtime, openai.DefaultAioHttpClient())
+    client = served.client(openai.AsyncOpenAI, knob, cfg.runtime, openai.DefaultAioHttpClient())
 
     async def send(question: Question) -> Reply:
         """As text: a reply that is no completion is ours to name, and typed ones cost more than all the rest."""
         return reply_of(await client.post("/chat/completions", body=request(cfg, form, question), cast_to=str))
 
-    return Service(cfg.runtime, cfg.model, openai, client, send)
+    return Service(knob, cfg.runtime, cfg.model, openai, client, send)
 
 
 def request(cfg: EndpointEngine, form: str, question: Question) -> dict[str, Any]:

@@ -14,16 +14,15 @@ from pipeline.scorers.judging import Hear, Question, Reply
 
 HOPELESS = 50  # requests in a row without a reply, each after all of its retries: the rest would fare no better
 UNFIT = 8  # first requests that the server all calls wrong: so are the others, made like them
-KNOB = "engine"
 
 Send = Callable[[Question], Awaitable[Reply]]
 
 
 class Service:
-    """`library` is the client's package (see `served`), `send` is one request."""
+    """`knob` is the engine's own, `library` the client's package (see `served`), `send` is one request."""
 
-    def __init__(self, runtime: ServiceRuntime, model: str, library: Any, client: Any, send: Send):
-        self.runtime, self.model = runtime, model
+    def __init__(self, knob: str, runtime: ServiceRuntime, model: str, library: Any, client: Any, send: Send):
+        self.knob, self.runtime, self.model = knob, runtime, model
         self.library, self.client, self.send = library, client, send
         self.loop = asyncio.new_event_loop()
         self._silent = self._unfit = 0
@@ -51,9 +50,8 @@ class Service:
         if self._unfit >= UNFIT and not self._answered:
             raise Refusal(
                 f"{self.model} at {self.runtime.base_url}: the server calls every request wrong (the last:"
-                f" {reply.fault}).\n  Look at what they hold: engine.temperature, engine.max_tokens and, with"
-                " engine=endpoint, engine.probabilities and engine.dialect;\n"
-                "  engine.body.NAME=null leaves the field NAME out."
+                f" {reply.fault}).\n  Look at what they hold: temperature, max_tokens, body and, where it has them,"
+                f" probabilities and dialect of {self.knob};\n  {self.knob}.body.NAME=null leaves the field NAME out."
             )
         if self._silent >= HOPELESS:
             raise Broken(
@@ -69,11 +67,12 @@ class Service:
             return await self.send(question)
         except (library.AuthenticationError, library.PermissionDeniedError) as error:
             # Not from the error itself: it holds request and headers.
-            raise served.unaccepted(KNOB, self.runtime, error.status_code) from None
+            raise served.unaccepted(self.knob, self.runtime, error.status_code) from None
         except library.NotFoundError:
             raise Refusal(
                 f"{self.model} at {self.runtime.base_url}: HTTP 404, there is no such model or address.\n"
-                "  Give another engine.model, or the engine.runtime.base_url that its documents name (most end in /v1)."
+                f"  Give another {self.knob}.model, or the {self.knob}.runtime.base_url that its documents name"
+                " (most end in /v1)."
             ) from None
         except library.APIError as error:
             unfit = isinstance(error, library.BadRequestError | library.UnprocessableEntityError)

@@ -19,7 +19,7 @@ ENVIRONMENT_ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABL
 
 
 class Vllm:
-    def __init__(self, cfg: VllmEngine, form: str):
+    def __init__(self, cfg: VllmEngine, form: str, knob: str):
         self.cfg, self.form = cfg, form
         self.name = Path(cfg.model).name if cfg.model.local else str(cfg.model)
         _set(ENVIRONMENT)
@@ -28,8 +28,8 @@ class Vllm:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise Refusal(
-                f"engine=vllm: vLLM cannot be imported here ({error}).\n"
-                "  Run `make install`, or judge through a server: engine=endpoint"
+                f"engine@{knob}=vllm: vLLM cannot be imported here ({error}).\n"
+                f"  Run `make install`, or judge through a server: engine@{knob}=endpoint"
             ) from error
         on_cpu = current_platform.is_cpu()
         if on_cpu:

@@ -1,0 +1,17 @@
+"""Counts as a person says them: one is one."""
+
+import pytest
+
+from pipeline.plural import many
+
+SAID = "0 rows", "1 row", "2 rows", "1 process", "3 processes"
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_a_count_and_its_noun_agree(said):
+    count, noun = said.split()
+    assert many(int(count), {"rows": "row", "processes": "process"}.get(noun, noun)) == said
+
+
+def test_figures_that_are_read_have_commas():
+    assert (many(12000, "pair"), many(12000, "pair", grouped=True)) == ("12000 pairs", "12,000 pairs")
