@@ -96,6 +96,13 @@ def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
 
 
 @pytest.mark.model
+def test_what_breaks_one_process_is_said_whichever_it_is(round_, monkeypatch):
+    monkeypatch.setattr(launch, "RANK", "tests.second_rank")
+    with pytest.raises(Broken, match=r"^a process that checks answers was killed\.$"):
+        round_.train("second", dpo(batch=8, processes=2))
+
+
+@pytest.mark.model
 @pytest.mark.parametrize("asked", [{"kl_budget": 3.0}, {"fall_budget": 1.0}])
 def test_what_one_process_sees_alone_stops_no_other(round_, asked, capsys):
     from pipeline.training import guards
