@@ -90,7 +90,7 @@ def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
     """On a CPU `accelerate launch` starts one process of the two, and says nothing; its rank tells the stage."""
     alone = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     monkeypatch.setattr(launch, "launcher", lambda cfg, count, machine: alone)
-    with pytest.raises(Refusal, match=r"the launcher started 1 processes of kind NO, and 2 of MULTI_GPU or MULTI_CPU"):
+    with pytest.raises(Refusal, match=r"the launcher started 1 process of kind NO, and 2 of MULTI_GPU or MULTI_CPU"):
         round_.train("unreached", dpo(batch=8, processes=2))
     assert not (round_.store / "train" / "unreached" / "model.json").exists()
 
