@@ -188,7 +188,7 @@ def test_weights_in_shares_are_held_to_their_reference_too(wide, on_a_cpu, asked
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
 def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_published(wide, on_a_cpu, asked):
-    cfg = {**FAST, "learning_rate": 1e-1, "guards": {"stop_on": "loss", "patience": 2}}
+    cfg = {**FAST, "learning_rate": 1e-2, "guards": {"stop_on": "accuracy", "patience": 2}}
     whole = wide.train(f"best of one {asked}", dpo(**cfg))
     shared = wide.train(f"best of two {asked}", dpo(**cfg, processes=2, launch=asked))
     assert account(shared) == account(whole) and account(whole)["kept"] < account(whole)["steps"] < 6
