@@ -13,7 +13,8 @@ from pipeline.config.launching import SHARDED, SHARED
 from pipeline.footprint import Shape, amount, optimizer_bytes, trained_in
 
 ROWS, COLUMNS = 4096, 32768  # of the tile of logits that TRL's fused head has in memory
-AT_ONCE = "cpo", "orpo"  # the trainers without that head
+COPIED_FORWARD, COPIED_BACKWARD = 13, 29  # bytes for each logit of a tile, where no GPU's kernel does without
+UNTILED = "cpo", "orpo"  # the trainers without that head, which have all logits at once
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def most_rows(
 
 @dataclass(frozen=True)
 class Training:
+    """One of `world` processes, and what it holds in bytes."""
+
     shape: Shape
     cfg: TrainConfig
     rows: int
@@ -78,7 +81,7 @@ class Training:
         yield self._at(self.rounded, before, self.read * kept, self._read_forward)
         yield self._at(self.rounded_behind, before, self.read * kept, self._logits_backward)
         kept += self.token.into_head
-        yield self._at(self.rounded_behind, before + self.head, self.tokens * kept, self._tile(29))
+        yield self._at(self.rounded_behind, before + self.head, self.tokens * kept, self._tile(COPIED_BACKWARD))
 
     def _back_through_blocks(self) -> Iterator[Memory]:
         """The last block first, with what all others keep; in the end the first one, with all gradients."""
@@ -204,27 +207,28 @@ class Training:
     # ── logits ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def at_once(self) -> int:
-        return self.shape.vocabulary * (self.beside + (self.tokens if self.cfg.trainer in AT_ONCE else 0))
+    def untiled(self) -> int:
+        """How many are all there."""
+        return self.shape.vocabulary * (self.beside + (self.tokens if self.cfg.trainer in UNTILED else 0))
 
     @property
     def _read_forward(self) -> float:
         """In float32; for the chosen half once more as it is laid out anew, and as log-probabilities."""
-        return 8.0 * self.at_once + self._tile(13)
+        return 8.0 * self.untiled + self._tile(COPIED_FORWARD)
 
     @property
     def _logits_backward(self) -> float:
         """Two parts of the loss read them, and their gradients are added; without a kernel for it there are copies."""
-        head = self.head / 2 if self.at_once and self.token.mixed else 0.0  # rounded
-        return (12.0 if self.gpu else 18.0) * self.at_once + head
+        head = self.head / 2 if self.untiled and self.token.mixed else 0.0  # rounded
+        return (12.0 if self.gpu else 18.0) * self.untiled + head
 
-    def _tile(self, folded: int) -> float:
-        """A tile, the weights that made it, and on a CPU the copies that a GPU's kernel does without."""
-        if self.cfg.trainer in AT_ONCE:
+    def _tile(self, copied: int) -> float:
+        """A tile, the weights that made it, and on a CPU the copies of it."""
+        if self.cfg.trainer in UNTILED:
             return 0.0
         rows, columns = min(ROWS, self.tokens), min(COLUMNS, self.shape.vocabulary)
         cast = self.token.size * columns * self.shape.hidden if self.token.full and self.token.mixed else 0
-        return self.token.size * rows * COLUMNS + cast + (0 if self.gpu else folded * rows * columns)
+        return self.token.size * rows * COLUMNS + cast + (0 if self.gpu else copied * rows * columns)
 
     @property
     def _look(self) -> float:

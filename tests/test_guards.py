@@ -92,7 +92,7 @@ def test_kl_is_nothing_at_the_start_and_is_that_of_the_published_model_at_the_en
 
     own = OwnAnswers(cfg, round_.sft, round_.sft, round_.dev)
     policy, reference = models.load(model, "float32"), models.load(round_.sft, "float32")
-    drawn = own._drawn(policy, own.rows)
+    drawn = own._drawn(policy, in_step=False)
     prompts, answers = [request.prompt_token_ids for _, request in own.rows], [one.token_ids for one in drawn]
     here, there = (logps.completion_logps(module, prompts, answers, 512) for module in (policy, reference))
     assert kl[6] == pytest.approx((sum(here) - sum(there)) / len(here), abs=1e-3)

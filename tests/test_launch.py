@@ -90,9 +90,16 @@ def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
     """On a CPU `accelerate launch` starts one process of the two, and says nothing; its rank tells the stage."""
     alone = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     monkeypatch.setattr(launch, "launcher", lambda cfg, count, machine: alone)
-    with pytest.raises(Refusal, match=r"the launcher started 1 processes of kind NO, and 2 of MULTI_GPU or MULTI_CPU"):
+    with pytest.raises(Refusal, match=r"the launcher started 1 process of kind NO, and 2 of MULTI_GPU or MULTI_CPU"):
         round_.train("unreached", dpo(batch=8, processes=2))
     assert not (round_.store / "train" / "unreached" / "model.json").exists()
+
+
+@pytest.mark.model
+def test_what_breaks_one_process_is_said_whichever_it_is(round_, monkeypatch):
+    monkeypatch.setattr(launch, "RANK", "tests.second_rank")
+    with pytest.raises(Broken, match=r"^a process that checks answers was killed\.$"):
+        round_.train("second", dpo(batch=8, processes=2))
 
 
 @pytest.mark.model

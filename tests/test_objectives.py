@@ -555,7 +555,7 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
         (["train=simpo", "train.logps=ready"], r"logps=ready: not with trainer cpo"),
         (["train=kto", "train.logps=ready"], r"logps=ready: not with trainer kto"),
         (["train=simpo", "train.loss=[sigmoid,simpo]"], r"cpo takes one loss, not 2"),
-        (["train=rpo", "train.loss_weights=[1]"], r"loss_weights has 1 weights for 2 losses"),
+        (["train=rpo", "train.loss_weights=[1]"], r"loss_weights has 1 weight for 2 losses"),
         (["train=tr_dpo", "adapter@train.adapter=lora"], r"sync_ref_model moves a whole reference"),
         (["train.loss=[sigmoid,sft]"], r"sigmoid, sft looks at several rows at once; give their number"),
         (["train=rpo", "train.runtime.micro_batch=4"], r"give train.together=4, which is another experiment"),

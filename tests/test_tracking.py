@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,8 @@ def test_a_tracker_that_cannot_be_opened_stops_nothing(round_, plain, story, cap
 @pytest.mark.model
 def test_a_tracker_that_dies_on_the_way_stops_nothing(round_, plain, story, capfd, monkeypatch):
     """Its service is killed at the third step."""
+    import wandb
+
     from pipeline.training.callbacks import MetricsLog
 
     log = MetricsLog.on_log
@@ -112,6 +115,8 @@ def test_a_tracker_that_dies_on_the_way_stops_nothing(round_, plain, story, capf
     model = tracked(round_, "killed", story, WANDB)
     assert capfd.readouterr().err.count("! tracker=wandb failed") == 1
     assert published(model) == published(plain)
+    with suppress(OSError):
+        wandb.teardown()  # it remembers the one that was killed
 
 
 def services() -> list[int]:

@@ -8,6 +8,7 @@ from pipeline.config.block import Block, Seed, Share
 from pipeline.config.demonstrations import Rehearsed
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.launching import SHARDED, LaunchedRuntime, TrainerRuntime
+from pipeline.plural import many
 from pipeline.trl_args import check_args, looks_at_rows_together
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
@@ -118,7 +119,8 @@ class TrainConfig(Optimization):
                 "guards.stop_on=accuracy: thumbs come alone, and no pair is told apart; take loss or margin"
             )
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss):
-            raise ValueError(f"loss_weights has {len(self.loss_weights)} weights for {len(self.loss)} losses")
+            weights = many(len(self.loss_weights), "weight")
+            raise ValueError(f"loss_weights has {weights} for {many(len(self.loss), 'loss')}")
         return self
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from pipeline.training.ahead import OutOfMemory
 if TYPE_CHECKING:
     import polars as pl
 
+FAULTS = "fault-*.json"  # in scratch, of each process that knows what broke it
 NO_MEMORY = "no-memory"  # in scratch, by whichever process it happened to
 RANK = "pipeline.training.rank"
 PLACES = "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"  # a process among others, as launchers tell it
@@ -81,11 +82,10 @@ def alone(
 
 
 def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact | None]) -> None:
-    """Start `count` processes on this machine, wait for them, and say what the first of them said."""
+    """Start `count` processes on this machine, wait for them, and say what broke the first that knows."""
     scratch = out / "scratch"
-    fault, order = scratch / "fault.json", scratch / "order.json"
-    full = scratch / NO_MEMORY
-    for old in (fault, full):
+    order, full = scratch / "order.json", scratch / NO_MEMORY
+    for old in (*scratch.glob(FAULTS), full):
         old.unlink(missing_ok=True)
     paths = {name: str(one.path.absolute()) if one else None for name, one in inputs.items()}
     told = {"config": cfg.model_dump(mode="json"), "out": str(out.absolute()), "processes": count, **paths}
@@ -93,8 +93,8 @@ def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact
     for other in range(1, cfg.runtime.machines):
         print(f"{SIGN} train waits: on machine {other} type python -m {__name__} {order} {other}", file=sys.stderr)
     code = _run(cfg, count, order, machine=0)
-    if fault.exists():
-        said: dict[str, Any] = json.loads(fault.read_text())
+    if faults := sorted(scratch.glob(FAULTS)):
+        said: dict[str, Any] = json.loads(faults[0].read_text())
         raise (Refusal if said["refusal"] else Broken)(said["text"])
     if full.exists():
         raise OutOfMemory

@@ -16,10 +16,9 @@ from pipeline.config import Limits, TrainConfig, TransformersBackend
 from pipeline.content import digest_of
 from pipeline.errors import Broken
 from pipeline.scorers import Answer, open_scorer
-from pipeline.training import models, sharded
+from pipeline.training import models, sharded, shares
 from pipeline.training.decisions import KL, SCORE, TOKENS
 from pipeline.training.logps import logps_of_all
-from pipeline.training.shares import gathered, in_step, pooled, share
 
 Row = tuple[dict[str, Any], Request]
 
@@ -33,8 +32,9 @@ class OwnAnswers:
     def __init__(self, cfg: TrainConfig, init: Model, held_to: Model, dev: Prompts):
         self.cfg, self.init, self.held_to = cfg, init, held_to
         self.limits = Limits(prompt=cfg.max_length, completion=cfg.guards.tokens)
-        backend = {"kind": "transformers", "dtype": cfg.dtype, "runtime": {"batch": _at_once(cfg, init)}}
+        backend = {"kind": "transformers", "dtype": cfg.dtype, "runtime": {"batch": AT_ONCE}}
         self.engine = Transformers(TransformersBackend(**backend), init)
+        self.at_once = _at_once(cfg, init)
         self.rows = list(self._fitting(dev))
         self.columns = dev.columns()
         self.scorer = open_scorer(cfg.guards.scorer) if cfg.guards.scorer else None
@@ -53,7 +53,7 @@ class OwnAnswers:
         """The figures, and the answers that are shown. Several processes draw, read and score together."""
         trainer.model.eval()
         with trainer.compute_loss_context_manager():
-            drawn = self._drawn(trainer)
+            drawn = self._drawn(trainer.model, in_step=sharded.is_sharded(trainer))
             here = self._logps(trainer.model, drawn)
             there = self._reference_logps(trainer, drawn)
         give_memory_back()
@@ -68,16 +68,21 @@ class OwnAnswers:
         ]
         return figures, shown
 
-    def _drawn(self, trainer: Any) -> list[Completion]:
-        policy, requests = trainer.model, [request for _, request in self.rows]
+    def _drawn(self, policy: Any, in_step: bool) -> list[Completion]:
         own = policy.generation_config
         try:
-            self.engine.take(policy, self.limits, in_step=sharded.is_sharded(trainer))
-            drawn = pooled({one.sample_id: one for one in self.engine.generate([in_step(requests)])})
+            self.engine.take(policy, self.limits, in_step)
+            drawn = shares.pooled({one.sample_id: one for one in self.engine.generate(self._blocks())})
         finally:
             self.engine.close()
             policy.generation_config = own
-        return [drawn[request.sample_id] for request in requests]
+        return [drawn[request.sample_id] for _, request in self.rows]
+
+    def _blocks(self) -> list[list[Request]]:
+        """As many in each process, whatever room its own device has: those that share weights draw block by block."""
+        by_length = sorted((request for _, request in self.rows), key=lambda one: len(one.prompt_token_ids))
+        mine, each = shares.in_step(by_length), min(shares.gathered([self.at_once]))
+        return [mine[at : at + each] for at in range(0, len(mine), each)]
 
     def _reference_logps(self, trainer: Any, drawn: list[Completion]) -> list[float]:
         """Of its own, so that nothing names a loaded reference any more when memory is given back."""
@@ -89,14 +94,16 @@ class OwnAnswers:
         return logps_of_all(module, prompts, [one.token_ids for one in drawn], self.cfg.max_length)
 
     def _score(self, drawn: list[Completion], texts: list[str]) -> float:
-        """Each process asks about its share: a judge may cost money."""
+        """Each answer is marked by one process: whether code ends in time may differ, and all have to stop alike."""
         assert self.scorer
         answers = [
-            Answer(one.sample_id, row["prompt_id"], row["prompt"], text, self.columns[row["prompt_id"]], tokens)
+            Answer(
+                one.sample_id, row["prompt_id"], row["prompt"], text, self.columns[row["prompt_id"]], len(one.token_ids)
+            )
             for (row, _), one, text in zip(self.rows, drawn, texts, strict=True)
-            for tokens in [len(one.token_ids)]
         ]
-        whole = gathered([mark for mark in self.scorer.mark(share(answers)) if not mark.criterion])
+        mine = self.scorer.mark(shares.share(answers))
+        whole = shares.gathered([mark for mark in mine if not mark.criterion])
         if failed := [mark for mark in whole if mark.score is None]:
             raise Broken(
                 f"train.guards.scorer could not mark {len(failed)} of {len(whole)} answers ({failed[0].detail}).\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.artifacts import Model, Prompts, read_table, write_json
 from pipeline.config import TrainConfig
 from pipeline.errors import Broken, Refusal
-from pipeline.training.launch import NO_MEMORY
+from pipeline.training.launch import FAULTS, NO_MEMORY
 
 
 def main() -> int:
@@ -38,8 +38,8 @@ def main() -> int:
             processes=order["processes"] * order["config"]["runtime"]["machines"],
         )
     except (Refusal, Broken) as error:
-        if os.environ.get("RANK", "0") == "0":
-            write_json(path.with_name("fault.json"), {"refusal": isinstance(error, Refusal), "text": str(error)})
+        said = {"refusal": isinstance(error, Refusal), "text": str(error)}
+        write_json(path.with_name(FAULTS.replace("*", os.environ.get("RANK", "0"))), said)
         raise
     except torch.OutOfMemoryError:
         path.with_name(NO_MEMORY).touch()

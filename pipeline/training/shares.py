@@ -14,7 +14,8 @@ Key = TypeVar("Key")
 
 def share(rows: list[Row]) -> list[Row]:
     """Every n-th, so that no process gets the long ones alone; all of them where one process is alone."""
-    return rows[group.get_rank() :: group.get_world_size()] if _several() else rows
+    rank, world = place()
+    return rows[rank::world]
 
 
 def in_step(whole: list[Row]) -> list[Row]:
