@@ -16,7 +16,7 @@ from pipeline.artifacts import Model, Pairs, write_table
 from pipeline.config import LaunchedRuntime, launching
 from pipeline.errors import Broken, Refusal
 from pipeline.ledger import told_in_short
-from pipeline.training import launch, models, sharded
+from pipeline.training import blueprint, launch, models, sharded
 from tests.house import HOUSE, SMALL, composed
 from tests.preferences import FULL, LORA, QLORA, dpo, write_logps
 from tests.test_guards import FAST, NEVER, Round, account, published, seen, thumb
@@ -333,6 +333,15 @@ def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
 def test_what_does_not_go_together(given, said):
     with pytest.raises(ValidationError, match=said):
         dpo(**given)
+
+
+def test_a_reference_in_few_bits_is_not_taken_apart(tmp_path):
+    packed = tiny_model(tmp_path / "train" / "packed")
+    quantization = {"bits": 4, "double": True, "dtype": "float32"}
+    (packed.path / "model.json").write_text(json.dumps({**packed.record, "quantization": quantization}))
+    blueprint.check_shared(dpo(launch="zero2"), packed)
+    with pytest.raises(Refusal, match=r"fsdp2 shares the reference's weights too, and those under train/packed are"):
+        blueprint.check_shared(dpo(launch="fsdp2"), Model(packed.path))
 
 
 def test_what_all_processes_find_together_may_stop_them():

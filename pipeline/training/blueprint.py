@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model
 from pipeline.config import LoraAdapter, TrainConfig
+from pipeline.config.launching import SHARDED
 from pipeline.errors import Refusal
 from pipeline.training import models
+from pipeline.training.quantized import quantization_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,6 +24,16 @@ def check(cfg: TrainConfig, init: Model, ids: "list[pl.Series]") -> None:
         models.check_continued(init, cfg.adapter)
     else:
         check_targets(module, cfg.adapter.targets)
+
+
+def check_shared(cfg: TrainConfig, held_to: Model) -> None:
+    """Packed weights are not taken apart, and unpacked ones would be another reference."""
+    if cfg.runtime.launch in SHARDED and quantization_of(held_to):
+        raise Refusal(
+            f"train.runtime.launch={cfg.runtime.launch} shares the reference's weights too, and those under "
+            f"{held_to.path.parent.name}/{held_to.path.name} are packed into few bits.\n"
+            f"  Give train.runtime.launch=ddp or zero2, which leave it whole in each process."
+        )
 
 
 def blueprint(model: Model) -> Any:

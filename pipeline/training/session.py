@@ -24,6 +24,7 @@ def train(
 ) -> None:
     """`rows` are the trainer's own columns; `held_to` is the reference."""
     blueprint.check(cfg, init, [column for table in rows.values() for column in table if column.name.endswith("_ids")])
+    blueprint.check_shared(cfg, held_to or init)
     reference.check_elsewhere(cfg, init, held_to, rows)
 
     _say_a_low_rate(cfg)
