@@ -19,17 +19,20 @@ from pipeline.survey import Found, Planned
 def check(planned: Planned, coming: list[Step]) -> None:
     """Refuses what cannot run here: an engine that no GPU holds, and trainings whatever their pairs are."""
     check_engines(planned, coming)
-    gpus = len(machine.gpus())
     for step in coming:
-        cfg = step.config
-        if not isinstance(cfg, TrainConfig):
-            continue
-        if fault := machine.missing_gpus() or cfg.unfit(gpus):
+        if isinstance(step.config, TrainConfig) and (fault := _unfit(planned, step, step.config)):
             raise Refusal(fault)
-        if shape := shape_of(planned, step.inputs["init"]):
-            least = outlook.short_of_memory(shape, cfg, 0, 0, cfg.runtime.world(gpus))
-            if short := least or outlook.short_of_disk(shape, cfg, planned.root):
-                raise Refusal(short)
+
+
+def _unfit(planned: Planned, step: Step, cfg: TrainConfig, rows: int = 0, longest: int = 0) -> str | None:
+    """Why this cannot be trained here, whatever its pairs are or by what is known of them; None: it can."""
+    gpus = len(machine.gpus())
+    if fault := machine.missing_gpus() or cfg.unfit(gpus):
+        return fault
+    if shape := shape_of(planned, step.inputs["init"]):
+        short = outlook.short_of_memory(shape, cfg, rows, longest, cfg.runtime.world(gpus))
+        return short or outlook.short_of_disk(shape, cfg, planned.root)
+    return None
 
 
 def check_engines(planned: Planned, coming: list[Step]) -> None:
@@ -99,6 +102,11 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
         yield outlook.spread(outlook.histogram(known))
     shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(machine.gpus()))
     yield from outlook.told(shape, cfg, longest, world, tokens, _measured(planned, step))
+    if cfg.low_rate:
+        yield f"! {cfg.low_rate}"
+    at_once = outlook.rows_at_once(shape, cfg, longest, world) if known else 0
+    if fault := _unfit(planned, step, cfg, at_once, longest if known else 0):
+        yield from f"! a run here refuses this: {fault}".splitlines()
 
 
 def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:

@@ -202,7 +202,7 @@ def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     assert any("memory" in line and "weights 12.7 GiB" in line for line in shown)
     # 2 × (2 + 1 for checkpointing) operations a parameter and token, at 35 % of 989e12 a second.
     hours = 6 * 6.738e9 * 409_600 / (0.35 * 989e12) / 3600
-    assert any(f"time     {hours:.2f} h on 1, by the GPU's name · money {hours * 2.5:.2f}" in line for line in shown)
+    assert any(f"time     {hours * 60:.1f} min on 1, by the GPU's name · money {hours * 2.5:.2f}" in at for at in shown)
 
 
 def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, tmp_path):
@@ -245,9 +245,12 @@ def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
 
 def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, tmp_path):
     card(24)
-    planned = planned_on(tmp_path, LLAMA_7B)
+    planned = planned_on(tmp_path, LLAMA_7B, "train.learning_rate=1e-8")
     with pytest.raises(Refusal, match="train needs at least 101 GiB .weights"):
         forecast.check(planned, planned.steps)
+    shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
+    assert any("! a run here refuses this: train needs at least 101 GiB (weights" in line for line in shown)
+    assert "    ! learning_rate=1e-08 is under a tenth of what is usual here (5e-07): expect little to change" in shown
     card(80, 80, visible="3")
     with pytest.raises(Refusal, match="CUDA_VISIBLE_DEVICES=3: there is no GPU 3"):
         forecast.check(planned, planned.steps)
