@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from pipeline import engines, footprint, machine, outlook, store
 from pipeline.artifacts import Pairs
-from pipeline.config import Conversation, Draw, TrainConfig, TransformersBackend, VllmBackend
-from pipeline.errors import Refusal
+from pipeline.config import Conversation, Draw, LoraAdapter, TrainConfig, TransformersBackend, VllmBackend
+from pipeline.errors import Refusal, nearest
 from pipeline.lineage import shape_of, weights_of
 from pipeline.plural import many
 from pipeline.step import Step
@@ -29,9 +29,24 @@ def _unfit(planned: Planned, step: Step, cfg: TrainConfig, rows: int = 0, longes
     gpus = len(machine.gpus())
     if fault := machine.missing_gpus() or cfg.unfit(gpus):
         return fault
+    if fault := _no_such_layer(planned, step, cfg):
+        return fault
     if shape := shape_of(planned, step.inputs["init"]):
         short = outlook.short_of_memory(shape, cfg, rows, longest, cfg.runtime.world(gpus))
         return short or outlook.short_of_disk(shape, cfg, planned.root)
+    return None
+
+
+def _no_such_layer(planned: Planned, step: Step, cfg: TrainConfig) -> str | None:
+    """Told by the files of the weights, where they are here; a pattern is read where the model is known as modules."""
+    folder = weights_of(planned, step.inputs["init"])
+    if folder is None or not isinstance(cfg.adapter, LoraAdapter) or isinstance(cfg.adapter.targets, str):
+        return None
+    layers = footprint.layers_in(folder)
+    for target in cfg.adapter.targets:
+        if layers and not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            known = sorted({name for layer in layers if (name := layer.rpartition(".")[2]).endswith("proj")})
+            return f"train.adapter.targets: {target}: no layer of this model has that name. {nearest(target, known)}"
     return None
 
 

@@ -260,6 +260,20 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
         forecast.check(two, two.steps)
 
 
+def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, tmp_path):
+    card()
+    named = {"model.embed_tokens.weight": "1", "model.layers.0.self_attn.q_proj.weight": "1"}
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "model" / "model.safetensors.index.json", {"weight_map": named})
+    wrong, right = (
+        planned_on(tmp_path, LLAMA_1B, "adapter@train.adapter=lora", f"train.adapter.targets={names}")
+        for names in ("[q_proj,q_prjo]", "[q_proj]")
+    )
+    with pytest.raises(Refusal, match=r"targets: q_prjo: no layer of this model has that name. Did you mean q_proj"):
+        forecast.check(wrong, wrong.steps)
+    forecast.check(right, right.steps)
+
+
 def test_a_disk_that_is_too_small_is_refused(card, tmp_path, monkeypatch):
     from shutil import _ntuple_diskusage
 

@@ -423,7 +423,8 @@ def test_no_pairs_are_refused(round_, tmp_path):
     [
         ({"targets": ["q_proj", "w_proj"]}, "targets: w_proj: no module .*\n.*q_proj.*all-linear"),
         ({"targets": ["lm_head"]}, "lm_head: its adapter would never be trained"),
-        ({"targets": r".*\.attention\..*"}, "no module of this model has that name"),
+        ({"targets": r".*\.attention\..*"}, "no module's whole name is like that"),
+        ({"targets": "q_proj"}, r"no module's whole name .*\n.*linear layers, in brackets \(.*q_proj"),
     ],
 )
 def test_targets_that_cannot_be_trained_are_refused(round_, adapter, words):
