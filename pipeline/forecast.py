@@ -131,8 +131,12 @@ def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
     folders = [planned.folder(source) for source in step.inputs["pairs"]]
     if any(not (folder / "train.parquet").is_file() for folder in folders):
         return []
-    tables = [Pairs(folder).thumbs() if cfg.trainer == "kto" else Pairs(folder).train() for folder in folders]
-    return outlook.sides(pl.concat(tables), "token_ids")
+    made = [Pairs(folder) for folder in folders]
+    if cfg.trainer != "kto":
+        return outlook.sides(pl.concat(one.train() for one in made), "token_ids")
+    held_out = pl.concat(one.dev()["prompt_id"] for one in made)
+    thumbs = pl.concat(one.thumbs() for one in made).unique(["sample_id", "label"])
+    return outlook.sides(thumbs.filter(~pl.col("prompt_id").is_in(held_out.implode())), "token_ids")
 
 
 def _rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:

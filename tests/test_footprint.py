@@ -2,10 +2,11 @@
 
 import json
 
+import polars as pl
 import pytest
 
 from pipeline import footprint, forecast, lineage, machine, moments, outlook
-from pipeline.artifacts import write_json
+from pipeline.artifacts import write_json, write_table
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.runner import prepare
@@ -241,6 +242,19 @@ def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
         shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
         assert "memory 2.36 GiB at least" in shown[0] and shown[0].endswith("on a GPU; here there is none")
         assert said in shown[1]
+
+
+def test_a_plan_counts_the_thumbs_that_are_there_without_those_of_dev_prompts(card, tmp_path):
+    card()
+    planned = planned_on(tmp_path, LLAMA_1B, "train=kto")
+    folder = planned.folder(next(step for step in planned.steps if step.stage == "pair"))
+    ids = {"prompt_token_ids": [[1]] * 4, "token_ids": [[2]] * 4}
+    thumbs = {"prompt_id": list("aabb"), "sample_id": list("stuv"), **ids, "label": [True, False] * 2}
+    write_table(folder / "unpaired.parquet", pl.DataFrame(thumbs))
+    for part, prompt in ("train", "a"), ("dev", "b"):
+        write_table(folder / f"{part}.parquet", pl.DataFrame({"prompt_id": [prompt]}))
+    shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
+    assert "1 step of 64 · 2 rows · 4 tokens" in shown[1]
 
 
 def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, tmp_path):
