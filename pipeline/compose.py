@@ -119,6 +119,7 @@ def block(arguments: Arguments, shape: type[Asked]) -> Asked:
 
 def point(composed: DictConfig, hydra: Any) -> Config:
     """One composed point, validated; `recipe` is the name under which its run is filed, `command` what makes it."""
+    _refuse_files_as_values(hydra.overrides.task, hydra.runtime.choices)
     own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     try:
         raw: Any = OmegaConf.to_container(own, resolve=True)
@@ -131,6 +132,18 @@ def point(composed: DictConfig, hydra: Any) -> Config:
     echoes = {place for place, value in leaves(unresolved) if isinstance(value, str) and value.startswith("${")}
     named = {**raw, "recipe": choices.get("recipes") or "run", "command": command_of(hydra)}
     return validated(_written(named, hydra), Config, echoes)
+
+
+def _refuse_files_as_values(words: list[str], choices: dict[str, Any]) -> None:
+    """`train.adapter=lora` would put a word where the knobs of a file belong."""
+    for word in words:
+        key, _, value = word.removeprefix("++").partition("=")
+        for mounted in choices:
+            group, _, place = mounted.partition("@")
+            if place == key and (CONF / group / f"{value}.yaml").is_file():
+                raise Refusal(
+                    f"{key}={value}: a file of conf/{group}/ is chosen where it is mounted. Type {mounted}={value}"
+                )
 
 
 def _written(raw: dict[str, Any], hydra: Any) -> Written:

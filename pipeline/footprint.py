@@ -77,6 +77,21 @@ def shape_in(folder: Path) -> Shape | None:
     return shape_of(json.loads(file.read_text())) if file.is_file() else None
 
 
+def layers_in(folder: Path) -> set[str]:
+    """Names of the modules that have a weight; none where a model of this kind, or its files, are not known here."""
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if shape_in(folder) is None:
+        return set()
+    if index.is_file():
+        names = json.loads(index.read_text())["weight_map"]
+    elif whole.is_file():
+        with whole.open("rb") as file:
+            names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    else:
+        return set()
+    return {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
+
+
 def trained_in(shape: Shape, cfg: TrainConfig) -> int:
     """Parameters that are trained: all, or an adapter's."""
     if isinstance(cfg.adapter, FullAdapter):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from pipeline import engines, footprint, machine, outlook, store
 from pipeline.artifacts import Pairs
-from pipeline.config import Conversation, Draw, TrainConfig, TransformersBackend, VllmBackend
-from pipeline.errors import Refusal
+from pipeline.config import Conversation, Draw, LoraAdapter, TrainConfig, TransformersBackend, VllmBackend
+from pipeline.errors import Refusal, nearest
 from pipeline.lineage import shape_of, weights_of
 from pipeline.plural import many
 from pipeline.step import Step
@@ -19,17 +19,35 @@ from pipeline.survey import Found, Planned
 def check(planned: Planned, coming: list[Step]) -> None:
     """Refuses what cannot run here: an engine that no GPU holds, and trainings whatever their pairs are."""
     check_engines(planned, coming)
-    gpus = len(machine.gpus())
     for step in coming:
-        cfg = step.config
-        if not isinstance(cfg, TrainConfig):
-            continue
-        if fault := machine.missing_gpus() or cfg.unfit(gpus):
+        if isinstance(step.config, TrainConfig) and (fault := _unfit(planned, step, step.config)):
             raise Refusal(fault)
-        if shape := shape_of(planned, step.inputs["init"]):
-            least = outlook.short_of_memory(shape, cfg, 0, 0, cfg.runtime.world(gpus))
-            if short := least or outlook.short_of_disk(shape, cfg, planned.root):
-                raise Refusal(short)
+
+
+def _unfit(planned: Planned, step: Step, cfg: TrainConfig, rows: int = 0, longest: int = 0) -> str | None:
+    """Why this cannot be trained here, whatever its pairs are or by what is known of them; None: it can."""
+    gpus = len(machine.gpus())
+    if fault := machine.missing_gpus() or cfg.unfit(gpus):
+        return fault
+    if fault := _no_such_layer(planned, step, cfg):
+        return fault
+    if shape := shape_of(planned, step.inputs["init"]):
+        short = outlook.short_of_memory(shape, cfg, rows, longest, cfg.runtime.world(gpus))
+        return short or outlook.short_of_disk(shape, cfg, planned.root)
+    return None
+
+
+def _no_such_layer(planned: Planned, step: Step, cfg: TrainConfig) -> str | None:
+    """Told by the files of the weights, where they are here; a pattern is read where the model is known as modules."""
+    folder = weights_of(planned, step.inputs["init"])
+    if folder is None or not isinstance(cfg.adapter, LoraAdapter) or isinstance(cfg.adapter.targets, str):
+        return None
+    layers = footprint.layers_in(folder)
+    for target in cfg.adapter.targets:
+        if layers and not any(f".{layer}".endswith(f".{target}") for layer in layers):
+            known = sorted({name for layer in layers if (name := layer.rpartition(".")[2]).endswith("proj")})
+            return f"train.adapter.targets: {target}: no layer of this model has that name. {nearest(target, known)}"
+    return None
 
 
 def check_engines(planned: Planned, coming: list[Step]) -> None:
@@ -99,6 +117,11 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
         yield outlook.spread(outlook.histogram(known))
     shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(machine.gpus()))
     yield from outlook.told(shape, cfg, longest, world, tokens, _measured(planned, step))
+    if cfg.low_rate:
+        yield f"! {cfg.low_rate}"
+    at_once = outlook.rows_at_once(shape, cfg, longest, world) if known else 0
+    if fault := _unfit(planned, step, cfg, at_once, longest if known else 0):
+        yield from f"! a run here refuses this: {fault}".splitlines()
 
 
 def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
@@ -108,8 +131,12 @@ def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
     folders = [planned.folder(source) for source in step.inputs["pairs"]]
     if any(not (folder / "train.parquet").is_file() for folder in folders):
         return []
-    tables = [Pairs(folder).thumbs() if cfg.trainer == "kto" else Pairs(folder).train() for folder in folders]
-    return outlook.sides(pl.concat(tables), "token_ids")
+    made = [Pairs(folder) for folder in folders]
+    if cfg.trainer != "kto":
+        return outlook.sides(pl.concat(one.train() for one in made), "token_ids")
+    held_out = pl.concat(one.dev()["prompt_id"] for one in made)
+    thumbs = pl.concat(one.thumbs() for one in made).unique(["sample_id", "label"])
+    return outlook.sides(thumbs.filter(~pl.col("prompt_id").is_in(held_out.implode())), "token_ids")
 
 
 def _rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:

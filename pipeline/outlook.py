@@ -90,7 +90,8 @@ def told(
         price = cfg.runtime.gpu_hour
         money = "" if price is None or not machine.gpus() else f" · money {hours * world * price:.2f}"
         source = "as measured before" if rate else "by the GPU's name"
-        yield f"time     {hours:.2f} h on {world}, {source}{money}"
+        spent = f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+        yield f"time     {spent} on {world}, {source}{money}"
     else:
         yield "time     not known before it is measured: make pilot"
 

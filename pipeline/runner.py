@@ -119,7 +119,7 @@ def _build(
     log.parent.mkdir(exist_ok=True)
 
     started = time.monotonic()
-    code = spawn(record, log, lambda text: ledger.running(step, fingerprint, text))
+    code = spawn(record, log, lambda text: ledger.running(step, fingerprint, text), ledger.say)
     manifest = store.read_manifest(final)
     if code not in (DONE, FOUND) or manifest is None:
         ledger.line("✗", step, fingerprint, seconds=time.monotonic() - started)

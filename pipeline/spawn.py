@@ -12,11 +12,15 @@ from pipeline.step import Step
 
 # Threads that spin while they wait make torch ten times slower on a CPU that others use too; read when it is loaded.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+WARNING = "! "  # begins a line of a worker's log that a person has to see
 GRACE = 10.0  # seconds until a worker that does not die of SIGTERM is killed
 
 
-def spawn(record: Path, log: Path, show: Callable[[str], None]) -> int:
-    """One worker in a process group of its own; its standard input is our pulse, so that it dies with us."""
+def spawn(record: Path, log: Path, show: Callable[[str], None], warn: Callable[[str], None]) -> int:
+    """One worker in a process group of its own; its standard input is our pulse, so that it dies with us.
+
+    Its newest progress line is shown as it runs, and each warning at once: a person may want to stop it.
+    """
     command = [sys.executable, "-m", "pipeline.worker", str(record), "--follow"]
     with log.open("wb") as output:
         worker = subprocess.Popen(
@@ -31,11 +35,11 @@ def spawn(record: Path, log: Path, show: Callable[[str], None]) -> int:
     try:
         while worker.poll() is None:
             time.sleep(0.05)
-            if text := watch.latest():
-                show(text)
+            watch.repeat(show, warn)
     except BaseException:
         end(worker)
         raise
+    watch.repeat(show, warn)
     return worker.returncode
 
 
@@ -50,14 +54,20 @@ def end(worker: "subprocess.Popen[bytes]") -> None:
 
 
 class LogWatch:
-    """The newest progress line of a growing log."""
+    """What has come to a growing log since it was last looked at, by whole lines."""
 
     def __init__(self, path: Path):
-        self._file = path.open("r", errors="replace")
+        self._file, self._begun = path.open("r", errors="replace"), ""
 
-    def latest(self) -> str | None:
-        lines = [line for line in self._file.read().splitlines() if line.startswith("▸ ")]
-        return lines[-1][2:].strip() if lines else None
+    def repeat(self, show: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        """The newest progress line, and every warning."""
+        whole, _, self._begun = (self._begun + self._file.read()).rpartition("\n")
+        lines = whole.splitlines()
+        for line in lines:
+            if line.startswith(WARNING):
+                warn(line)
+        if progress := [line for line in lines if line.startswith("▸ ")]:
+            show(progress[-1][2:].strip())
 
 
 def told(log: Path) -> list[str]:

@@ -24,7 +24,7 @@ STAGE_VERSIONS = {
     "offline": 1,
     "pair": 2,
     "refer": 1,
-    "train": 1,
+    "train": 2,
     "gate": 1,
     "benchmark": 1,
     "duel": 1,

@@ -230,6 +230,7 @@ def write_logps_without_model(folder, pairs: Pairs):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["train.adapter=lora"], r"train.adapter=lora: a file of conf/adapter/ .* Type adapter@train.adapter=lora"),
         (["train.adapter.kind=prefix_tuning"], r"kind=prefix_tuning: it trains virtual tokens .* Use lora, qlora or"),
         (["train.adapter.kind=prompt_tuning"], r"cannot be merged, vLLM does not sample from it"),
         (["adapter@train.adapter=lora", "train.adapter.quantization={bits: 4, double: true}"], r"kind=lora does not"),

@@ -2,10 +2,11 @@
 
 import json
 
+import polars as pl
 import pytest
 
 from pipeline import footprint, forecast, lineage, machine, moments, outlook
-from pipeline.artifacts import write_json
+from pipeline.artifacts import write_json, write_table
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.runner import prepare
@@ -203,7 +204,7 @@ def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     assert any("memory" in line and "weights 12.7 GiB" in line for line in shown)
     # 2 × (2 + 1 for checkpointing) operations a parameter and token, at 35 % of 989e12 a second.
     hours = 6 * 6.738e9 * 409_600 / (0.35 * 989e12) / 3600
-    assert any(f"time     {hours:.2f} h on 1, by the GPU's name · money {hours * 2.5:.2f}" in line for line in shown)
+    assert any(f"time     {hours * 60:.1f} min on 1, by the GPU's name · money {hours * 2.5:.2f}" in at for at in shown)
 
 
 def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, tmp_path):
@@ -244,11 +245,27 @@ def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
         assert said in shown[1]
 
 
+def test_a_plan_counts_the_thumbs_that_are_there_without_those_of_dev_prompts(card, tmp_path):
+    card()
+    planned = planned_on(tmp_path, LLAMA_1B, "train=kto")
+    folder = planned.folder(next(step for step in planned.steps if step.stage == "pair"))
+    ids = {"prompt_token_ids": [[1]] * 4, "token_ids": [[2]] * 4}
+    thumbs = {"prompt_id": list("aabb"), "sample_id": list("stuv"), **ids, "label": [True, False] * 2}
+    write_table(folder / "unpaired.parquet", pl.DataFrame(thumbs))
+    for part, prompt in ("train", "a"), ("dev", "b"):
+        write_table(folder / f"{part}.parquet", pl.DataFrame({"prompt_id": [prompt]}))
+    shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
+    assert "1 step of 64 · 2 rows · 4 tokens" in shown[1]
+
+
 def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, tmp_path):
     card(24)
-    planned = planned_on(tmp_path, LLAMA_7B)
+    planned = planned_on(tmp_path, LLAMA_7B, "train.learning_rate=1e-8")
     with pytest.raises(Refusal, match="train needs at least 101 GiB .weights"):
         forecast.check(planned, planned.steps)
+    shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
+    assert any("! a run here refuses this: train needs at least 101 GiB (weights" in line for line in shown)
+    assert "    ! learning_rate=1e-08 is under a tenth of what is usual here (5e-07): expect little to change" in shown
     card(80, 80, visible="3")
     with pytest.raises(Refusal, match="CUDA_VISIBLE_DEVICES=3: there is no GPU 3"):
         forecast.check(planned, planned.steps)
@@ -256,6 +273,20 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
     two = planned_on(tmp_path, LLAMA_1B, "train.runtime.processes=3")
     with pytest.raises(Refusal, match="processes=3: this machine shows 2 GPUs"):
         forecast.check(two, two.steps)
+
+
+def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, tmp_path):
+    card()
+    named = {"model.embed_tokens.weight": "1", "model.layers.0.self_attn.q_proj.weight": "1"}
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "model" / "model.safetensors.index.json", {"weight_map": named})
+    wrong, right = (
+        planned_on(tmp_path, LLAMA_1B, "adapter@train.adapter=lora", f"train.adapter.targets={names}")
+        for names in ("[q_proj,q_prjo]", "[q_proj]")
+    )
+    with pytest.raises(Refusal, match=r"targets: q_prjo: no layer of this model has that name. Did you mean q_proj"):
+        forecast.check(wrong, wrong.steps)
+    forecast.check(right, right.steps)
 
 
 def test_a_disk_that_is_too_small_is_refused(card, tmp_path, monkeypatch):

@@ -310,6 +310,9 @@ def test_accelerate_takes_what_it_is_told_with_trl_s_own_config(name):
         (8, {"processes": "auto", **KTO, "together": 8}, "together=8 does not share out to 8 processes: kto looks at"),
         (3, {"processes": "auto", **KTO, "together": 8}, "or a train.together that is a multiple of 6, which"),
         (4, {"processes": "auto", **KTO, "batch": 64, "together": 8, "micro_batch": 8}, "which is 2 in each.\n  Give"),
+        (2, {"processes": "auto", "guards": {"kl_budget": 5.0}}, "kl_budget=5 is read by one process alone, and 2"),
+        (2, {"processes": "auto", "guards": {"kl_budget": 5.0}, "runtime": {"watch": "always"}}, None),
+        (1, {"processes": "auto", "guards": {"fall_budget": 0.5}}, None),
         (2, {"processes": "auto", **AOT, "together": 8}, "does not share out to 2 processes of train.together=8 rows"),
         (4, {"processes": "auto", "launch": "zero3"}, "zero3 needs the package deepspeed, which is not installed"),
     ],
@@ -352,6 +355,7 @@ def test_a_rate_far_above_the_usual_one_is_refused_unless_it_is_named():
     with pytest.raises(ValidationError, match=r"learning_rate=0.01 is over ten times what is usual here \(0.0005\)"):
         dpo(learning_rate=1e-2, usual_rate=5e-4)
     assert dpo(learning_rate=1e-2, usual_rate=1e-2).learning_rate == 1e-2
+    assert dpo(learning_rate=5e-6, usual_rate=5e-7).learning_rate == 5e-6, "ten times is not over ten times"
 
 
 @pytest.mark.parametrize(("name", "rate"), [("dpo", 5e-7), ("orpo", 8e-6)])

@@ -240,6 +240,12 @@ def test_latest_points_to_the_last_run_and_links_into_the_store(toys):
     assert linked.resolve().parent.name == "sample" and (linked / "manifest.json").exists()
 
 
+@pytest.mark.long
+def test_a_worker_s_warnings_reach_the_screen(toys):
+    said = toys.run(*UNTIL_SAMPLE, warn="sample")
+    assert said.count("\n  ! sample: the toy warns.\n") == 1 and "a library talks" not in said
+
+
 def test_all_that_a_worker_says_at_its_end_is_repeated_and_nothing_else(capsys):
     print("✗ of a library\n  and more of it\nwork goes on", file=sys.stderr)
     worker.say("one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it.")

@@ -151,6 +151,17 @@ def test_every_pair_weighs_the_same_however_a_step_is_split(round_):
     assert uneven == pytest.approx(whole, abs=1e-5)
 
 
+def test_every_dev_pair_weighs_the_same_however_a_look_is_split(round_):
+    """TRL takes the mean of its batches' means, the last and smaller one's too."""
+    names = [f"eval_{name}" for name in ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen")]
+    looks = []
+    for size in (6, 3):
+        rows = round_.train(f"look-{size}", dpo(batch=6, micro_batch=size, learning_rate=1e-2, eval_every=2)).metrics()
+        looks.append([row[name] for row in rows for name in names if name in row])
+    assert round_.pairs.dev().height % 3, "or no batch is smaller"
+    assert looks[0] == pytest.approx(looks[1], abs=1e-4)
+
+
 def test_what_a_cluster_says_of_other_processes_changes_nothing_here(round_, full, monkeypatch):
     """Kubernetes' jobs set these for every container; one that trains alone would take a quarter of each step."""
     for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "0"}.items():
@@ -412,7 +423,8 @@ def test_no_pairs_are_refused(round_, tmp_path):
     [
         ({"targets": ["q_proj", "w_proj"]}, "targets: w_proj: no module .*\n.*q_proj.*all-linear"),
         ({"targets": ["lm_head"]}, "lm_head: its adapter would never be trained"),
-        ({"targets": r".*\.attention\..*"}, "no module of this model has that name"),
+        ({"targets": r".*\.attention\..*"}, "no module's whole name is like that"),
+        ({"targets": "q_proj"}, r"no module's whole name .*\n.*linear layers, in brackets \(.*q_proj"),
     ],
 )
 def test_targets_that_cannot_be_trained_are_refused(round_, adapter, words):

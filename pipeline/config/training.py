@@ -102,7 +102,8 @@ class TrainConfig(Optimization):
 
     @model_validator(mode="after")
     def _no_rate_of_another_objective(self) -> Self:
-        if self.learning_rate > 10 * (usual := self.runtime.usual_rate):
+        usual = self.runtime.usual_rate
+        if self.learning_rate / usual > 10.0001:  # 5e-6 is ten times 5e-7, whatever floating point makes of it
             raise ValueError(
                 f"learning_rate={self.learning_rate:g} is over ten times what is usual here ({usual:g}): it "
                 f"breaks models more often than it trains them; if you mean it, give "
@@ -159,6 +160,17 @@ class TrainConfig(Optimization):
         return self
 
     @property
+    def low_rate(self) -> str | None:
+        """What to say of a learning rate by which nothing is learned."""
+        usual = self.runtime.usual_rate
+        if self.learning_rate >= usual / 10:
+            return None
+        return (
+            f"learning_rate={self.learning_rate:g} is under a tenth of what is usual here ({usual:g}): expect little "
+            f"to change"
+        )
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether the trainer has the reference with it all the time, as it is: one that moves is no reference."""
         return self.logps == "live" and not self.args.get("sync_ref_model")
@@ -177,7 +189,17 @@ class TrainConfig(Optimization):
         world = self.runtime.world(gpus)
         if fault := self.runtime.unfit(self.batch, gpus):
             return fault
+        if world > 1 and self.runtime.watch == "alone" and self.guards.looks_alone:
+            return self._not_looked_at(world)
         return self._not_shared_out(self.together, world) if self.together else None
+
+    def _not_looked_at(self, world: int) -> str:
+        asked = [f"{name}={value:g}" for name in ("kl_budget", "fall_budget") if (value := getattr(self.guards, name))]
+        return (
+            f"train.guards.{asked[0] if asked else 'stop_on=score'} is read by one process alone, and {world} train "
+            f"together.\n  Give train.runtime.watch=always, train.runtime.processes=1, or stop_on=loss, accuracy or "
+            f"margin of the dev pairs."
+        )
 
     def _not_shared_out(self, together: int, world: int) -> str | None:
         kto, micro = self.trainer == "kto", self.runtime.micro_batch

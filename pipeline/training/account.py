@@ -15,4 +15,4 @@ def write(out: Path, state: Any, kept: int, stopped: str | None) -> None:
     figures = {"steps": state.global_step, "planned": state.max_steps, "kept": kept, "stopped": stopped}
     write_json(out / "training.json", {**figures, "symptoms": told})
     for one in found:
-        print(f"! train: {one.name}: {one.cause}.\n  {one.knob}.", file=sys.stderr)
+        print(f"! train: {one.name}: {one.cause}. Try this: {one.knob}.", file=sys.stderr, flush=True)

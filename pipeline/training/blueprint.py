@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+_UNNAMED = "no module of this model has that name"
+
+
 def check(cfg: TrainConfig, init: Model, ids: "list[pl.Series]") -> None:
     """Before any weight is read: the adapter fits the model, and the tokens are the model's."""
     module = blueprint(init)
@@ -55,10 +58,13 @@ def check_targets(module: Any, targets: str | list[str]) -> None:
     for target in [targets] if isinstance(targets, str) else targets:
         hits = [name for name in names if _targets(target, name, pattern=isinstance(targets, str))]
         if not hits or head in hits:
-            why = "its adapter would never be trained by TRL" if hits else "no module of this model has that name"
+            unnamed = "no module's whole name is like that" if isinstance(targets, str) else _UNNAMED
+            why = "its adapter would never be trained by TRL" if hits else unnamed
             known = ", ".join(leaf for leaf in leaves if leaf != head)
+            listed = ", in brackets" if isinstance(targets, str) else ""  # without them it is a pattern
             raise Refusal(
-                f"train.adapter.targets: {target}: {why}.\n  Expected names of linear layers ({known}) or all-linear."
+                f"train.adapter.targets: {target}: {why}.\n"
+                f"  Expected names of linear layers{listed} ({known}), or all-linear."
             )
 
 

@@ -70,7 +70,8 @@ class FiniteGuard(TrainerCallback):
             if not math.isfinite(value := (logs or {}).get(name, 0.0)):
                 raise Broken(
                     f"{name} is {value} at step {state.global_step}: training stopped and nothing is published.\n"
-                    f"  Lower the learning rate or clip, or use dtype=float32; at step 1 the init model is broken."
+                    f"  Lower the learning rate or clip, or give dtype=float32; at step 0 or 1 the model that training "
+                    f"starts from may be broken itself."
                 )
 
 

@@ -77,8 +77,13 @@ class ReadyTrainer:
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self.part = next(self._dev_parts)
+        kept = getattr(self, "_metrics", None) or self._stored_metrics  # type: ignore[attr-defined]
+        before = {name: len(values) for name, values in kept["eval"].items()}
         with gathered_by_rows(self.accelerator, self.part):  # type: ignore[attr-defined]
-            return super().prediction_step(model, self._own(inputs, self.part), *args, **kwargs)  # type: ignore[misc]
+            found = super().prediction_step(model, self._own(inputs, self.part), *args, **kwargs)  # type: ignore[misc]
+        for name, values in kept["eval"].items():  # TRL takes the mean of its batches', and the last one is smaller
+            values += values[before.get(name, 0) :] * (self.part.of - 1)
+        return found
 
     def _cut_in_passes(self) -> list[Any]:
         """The policy, and the reference where TRL asks it as it goes."""

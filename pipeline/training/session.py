@@ -27,7 +27,8 @@ def train(
     blueprint.check_shared(cfg, held_to or init)
     reference.check_elsewhere(cfg, init, held_to, rows)
 
-    _say_a_low_rate(cfg)
+    if cfg.low_rate:
+        guards.say(cfg.low_rate)
     policy = trainers.load_policy(cfg, init)
     settings = models.settings_of(policy)
     watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)
@@ -45,14 +46,6 @@ def train(
             models.save_full(policy, settings, init, cfg.dtype, out, whole)
         else:
             models.save_adapter(policy, init, cfg.adapter, cfg.dtype, out, whole)
-
-
-def _say_a_low_rate(cfg: TrainConfig) -> None:
-    if cfg.learning_rate < cfg.runtime.usual_rate / 10:
-        guards.say(
-            f"learning_rate={cfg.learning_rate:g} is under a tenth of what is usual here "
-            f"({cfg.runtime.usual_rate:g}): expect little to change"
-        )
 
 
 def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:

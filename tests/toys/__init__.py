@@ -2,7 +2,7 @@
 
 TOY_LOG: a file that gets a line for each thing done. TOY_SALT: enters what `sample` makes.
 TOY_HANG=STAGE: makes the first shard, starts a child of its own, then waits to be killed. TOY_PAUSE=STAGE:SECONDS.
-TOY_REFUSE, TOY_BREAK, TOY_FULL=STAGE: ends the way that the name says.
+TOY_WARN=STAGE: says a warning. TOY_REFUSE, TOY_BREAK, TOY_FULL=STAGE: ends the way that the name says.
 """
 
 import errno
@@ -58,6 +58,8 @@ def hang() -> None:
 
 
 def obey(stage: str) -> None:
+    if os.environ.get("TOY_WARN") == stage:
+        print(f"! {stage}: the toy warns.\nand a library talks", file=sys.stderr, flush=True)
     if os.environ.get("TOY_REFUSE") == stage:
         raise Refusal(f"{stage}: the toy refuses.\n  Type something else.")
     if os.environ.get("TOY_BREAK") == stage:
