@@ -160,13 +160,6 @@ def guards_for(
 
 def _of_several(cfg: TrainConfig, pairs: "pl.DataFrame", out: Path, processes: int) -> Guards:
     """Unasked, only what the trainer gathers from all of them is looked at: own answers keep every device waiting."""
-    if cfg.guards.looks_alone:
-        asked = [name for name in ("kl_budget", "fall_budget") if getattr(cfg.guards, name) is not None]
-        raise Refusal(
-            f"train.guards.{asked[0] if asked else 'stop_on=score'} is read by one process alone, and {processes} "
-            f"train together.\n  Give train.runtime.watch=always, train.runtime.processes=1, or stop_on=loss, accuracy "
-            f"or margin of the dev pairs."
-        )
     say(
         f"{processes} processes train together: KL, own answers and the fall of chosen ones are not looked at "
         f"(train.runtime.watch=always does)"
