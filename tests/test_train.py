@@ -432,6 +432,15 @@ def test_targets_that_cannot_be_trained_are_refused(round_, adapter, words):
         round_.train("refused", dpo({**LORA, **adapter}))
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [({"optim": "adamw_foo"}, "adamw_foo is not a valid"), ({"lr_scheduler_kwargs": {"foo": 1}}, "argument 'foo'")],
+)
+def test_what_transformers_does_not_take_is_refused_before_a_step(round_, args, words):
+    with pytest.raises(Refusal, match=rf"train: TRL does not take these settings: .*{words}"):
+        round_.train("refused", dpo(args=args))
+
+
 def test_an_adapter_of_another_base_is_refused(round_, lora, tmp_path):
     moved = Model(shutil.copytree(lora.path, round_.store / "train" / "moved"))
     write_json(moved.path / "model.json", {**lora.record, "base": "sft/cccccccccccc"})

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, get_scheduler, set_seed
 
 from pipeline.artifacts import Model, write_table
 from pipeline.config import FullAdapter, TrainConfig
@@ -152,9 +152,17 @@ def _in_their_own_precision(policy: Any, weights: dict[str, torch.Tensor]) -> No
 def _arguments(cfg: TrainConfig, folder: Path, evaluates: bool) -> Any:
     kind = trainer_kind(cfg.trainer)
     try:
-        return kind.Arguments(**settings(cfg, folder, evaluates), **cfg.args)
+        args = kind.Arguments(**settings(cfg, folder, evaluates), **cfg.args)
+        _try_scheduler(args)
     except (ValueError, TypeError) as error:
         raise Refusal(f"train: TRL does not take these settings: {error}") from error
+    return args
+
+
+def _try_scheduler(args: Any) -> None:
+    """It is made when training begins, and what it does not know would end there in a traceback."""
+    nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    get_scheduler(args.lr_scheduler_type, nothing, 0, 1, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
 
 
 def settings(cfg: TrainConfig, checkpoints: Path, evaluates: bool) -> dict[str, Any]:
