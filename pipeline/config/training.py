@@ -163,7 +163,7 @@ class TrainConfig(Optimization):
     def low_rate(self) -> str | None:
         """What to say of a learning rate by which nothing is learned."""
         usual = self.runtime.usual_rate
-        if self.learning_rate / usual > 0.0999:
+        if self.learning_rate / usual > 0.0999:  # nor is a tenth under a tenth
             return None
         return (
             f"learning_rate={self.learning_rate:g} is under a tenth of what is usual here ({usual:g}): expect little "
