@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+DRAW_DIGITS = 10  # 40 bits tell the draws of a prompt apart; the other 24 tell the few policies that draw alike
+
+
+def draw_of(sample_id: str) -> str:
+    """The part of a sample's id that does not depend on the policy: what order and chance hang on."""
+    return sample_id[:DRAW_DIGITS]
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")

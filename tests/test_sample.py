@@ -129,6 +129,17 @@ def test_no_two_draws_share_a_seed_or_an_id():
     assert max(seeds) > 2**62
 
 
+def test_samples_stand_in_the_same_order_whatever_the_policy_is_called():
+    """Ties are broken by that order: a renamed knob, which changes every fingerprint, must not choose other pairs."""
+    draws = list(itertools.product(("draw", "cold"), ("p", "q"), range(8)))
+    orders = []
+    for policy in ("0a1b2c3d4e5f", "f5e4d3c2b1a0", "sft"):
+        ids = {draw: drawing.sample_id_of(config(), *draw, policy) for draw in draws}
+        orders.append(sorted(draws, key=ids.__getitem__))
+    assert orders[0] == orders[1] == orders[2] != draws
+    assert {len(sample_id) for sample_id in ids.values()} == {16}
+
+
 def test_a_second_wave_round_or_purpose_repeats_no_completion(tmp_path, prompts):
     changes = [{}, {"wave": 1}, {"round": 2}, {"purpose": "exam"}, {"seed": 43}]
     drawn = [run(tmp_path / str(at), prompts, **change).filter(setting="draw") for at, change in enumerate(changes)]

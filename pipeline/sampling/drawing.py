@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from pipeline.artifacts import DRAW_DIGITS
 from pipeline.backends import Billed, Completion, Failed, Message, Request, Text
 from pipeline.config import Draw
 from pipeline.content import digest_of
@@ -50,7 +51,12 @@ def seed_of(cfg: Draw, setting: str, prompt_id: str, index: int) -> int:
 
 
 def sample_id_of(cfg: Draw, setting: str, prompt_id: str, index: int, policy: str) -> str:
-    return digest_of([*_name_of(cfg, setting, prompt_id, index), policy])[:16]
+    """It begins with a hash of the draw alone, so that the order of samples is the same whatever the policy is called.
+
+    Ties between equal scores are broken by that order. A policy's fingerprint changes with every renamed knob.
+    """
+    draw = _name_of(cfg, setting, prompt_id, index)
+    return digest_of(draw)[:DRAW_DIGITS] + digest_of([*draw, policy])[: 16 - DRAW_DIGITS]
 
 
 def _name_of(cfg: Draw, setting: str, prompt_id: str, index: int) -> list[str | int]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
+from pipeline.artifacts import draw_of
 from pipeline.config import PairwiseScorer, RubricScorer
 from pipeline.content import digest_of
 from pipeline.scorers import Answer, Mark
@@ -92,7 +93,7 @@ def opponents(answers: list[Answer], wanted: int | None, seed: int) -> list[tupl
     """Who meets whom, as places in `answers`: all, or neighbours on a circle in hash order, so that all meet equally
     many (one more where the numbers are odd)."""
     n = len(answers)
-    circle = sorted(range(n), key=lambda place: digest_of([seed, answers[place].sample_id]))
+    circle = sorted(range(n), key=lambda place: digest_of([seed, draw_of(answers[place].sample_id)]))
     most = n - 1 if wanted is None else min(wanted, n - 1)
     steps = {*range(1, most // 2 + 1), *([n // 2] if most % 2 else [])}
     pairs = {tuple(sorted((circle[at], circle[(at + step) % n]))) for step in steps for at in range(n)}

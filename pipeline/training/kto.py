@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl import KTOConfig, KTOTrainer
 
+from pipeline.artifacts import draw_of
 from pipeline.config import TrainConfig
 from pipeline.training.ready import ReadyTrainer
 
@@ -54,7 +55,7 @@ def in_training_order(thumbs: "pl.DataFrame", together: int | None, seed: int) -
     import polars as pl
 
     keys = [
-        hashlib.sha256(f"{seed}:{name}:{label}".encode()).hexdigest()
+        hashlib.sha256(f"{seed}:{draw_of(name)}:{label}".encode()).hexdigest() + name
         for name, label in thumbs.select("sample_id", "label").rows()
     ]
     table = thumbs.with_columns(pl.Series("order", keys, dtype=pl.String)).sort("order").drop("order", "sample_id")
