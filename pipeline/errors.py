@@ -13,6 +13,10 @@ class Refusal(Exception):
     """Wrong usage, config or input: exit code 2, its text is printed as it stands and no traceback is shown."""
 
 
+class Unrenderable(Refusal):
+    """A chat template does not take these messages; others it may take."""
+
+
 class Broken(Exception):
     """Something failed while it ran and we know what: exit code 1, its text is printed without a traceback."""
 

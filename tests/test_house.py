@@ -39,6 +39,7 @@ DRIVER = {
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "harness", "report"}
 LEAVES = {
     "errors",
+    "bos",
     "content",
     "progress",
     "plural",
@@ -100,6 +101,7 @@ MAY_IMPORT = {
     "compare": {"report", "artifacts"},
     "calibrate": {"compose", "scorers", "report", "artifacts", "config"},
     "errors": set(),
+    "bos": set(),
     "content": set(),
     "progress": set(),
     "batching": set(),

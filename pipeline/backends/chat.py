@@ -5,7 +5,10 @@ from typing import Any
 
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Message
-from pipeline.errors import Refusal
+from pipeline.bos import adds_bos, fault_of, remedy_for
+from pipeline.errors import Refusal, Unrenderable
+
+PROBE: list[Message] = [{"role": "user", "content": "Who are you?"}]
 
 
 class Chat:
@@ -21,8 +24,7 @@ class Chat:
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.stops = sorted({self.tokenizer.eos_token_id, *_generation_stops(model, config)})
         self.bos: int | None = self.tokenizer.bos_token_id
-        # A tokenizer that puts BOS before plain text has a model that was trained with one.
-        self.begins = self.bos is not None and self.tokenizer("a")["input_ids"][:1] == [self.bos]
+        self.begins = adds_bos(self.tokenizer)
 
     @property
     def pad(self) -> int:
@@ -33,6 +35,11 @@ class Chat:
     def only_bos(self) -> int | None:
         """BOS where it does nothing but begin a text; None where it also ends one, or where there is none."""
         return None if self.bos in self.stops else self.bos
+
+    @property
+    def dated(self) -> bool:
+        """Whether its template writes the day on which it is rendered."""
+        return "strftime_now" in str(self.tokenizer.chat_template)
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
         ids: list[int] = self._templated(messages, add_generation_prompt=True, return_dict=False, **kwargs)
@@ -64,18 +71,28 @@ class Chat:
         return self._templated(messages, tokenize=False, add_generation_prompt=generation, **kwargs)
 
     def _templated(self, messages: list[Message], **how: Any) -> Any:
-        from jinja2 import TemplateError
+        return templated(self.tokenizer, self.where, messages, **how)
 
-        try:
-            return self.tokenizer.apply_chat_template(messages, **how)
-        except TemplateError as error:
-            raise Refusal(
-                f"{self.where}: its chat template does not render {str(messages)[:200]}: {error}.\n"
-                f"  Give the messages in the roles and the order it knows, or another template.chat_template=FILE."
-            ) from error
+    def check_template(self, kwargs: dict[str, Any]) -> None:
+        """What `pair` holds its rows to, asked of one plain question before anything is drawn."""
+        self.encode(PROBE, kwargs)
+        self._with_answer(PROBE, "I am.", kwargs)
 
     def answer(self, messages: list[Message], text: str, kwargs: dict[str, Any]) -> list[int]:
         """An answer that was not sampled, in the tokens a sampler should have drawn, up to the one that ends it."""
+        ids = continuation(self.tokenizer, *self._with_answer(messages, text, kwargs))
+        ends = [at for at, token in enumerate(ids) if token in self.stops]
+        if not ends:
+            raise Refusal(
+                f"{self.where}: its chat template does not close an answer with a stop token "
+                f"({self.tokenizer.eos_token}): the model would never learn to stop.\n"
+                f"  Set eos_token in tokenizer_config.json to what ends a turn, or give template.chat_template=FILE."
+            )
+        spelled = sum(token in self.stops for token in self.pieces(text))
+        return ids[: ends[min(spelled, len(ends) - 1)] + 1]
+
+    def _with_answer(self, messages: list[Message], text: str, kwargs: dict[str, Any]) -> tuple[str, str]:
+        """The prompt as it is rendered alone, and the whole conversation, which has to begin with it."""
         shown = self.render(messages, kwargs, generation=True)
         whole = self.render([*messages, {"role": "assistant", "content": text}], kwargs, generation=False)
         if not whole.startswith(shown):
@@ -84,30 +101,44 @@ class Chat:
                 f"  {differing(shown, whole[: len(shown)])}\n"
                 f"  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
             )
-        ids: list[int] = self.tokenizer(whole[len(shown) :], add_special_tokens=False)["input_ids"]
-        ends = [at for at, token in enumerate(ids) if token in self.stops]
-        if not ends:
-            raise Refusal(
-                f"{self.where}: its chat template does not close an answer with a stop token "
-                f"({self.tokenizer.eos_token}): the model would never learn to stop.\n"
-                f"  Set eos_token in tokenizer_config.json to what ends a turn, or give template.chat_template=FILE."
-            )
-        return ids[: ends[-1] + 1]
+        return shown, whole
 
     def spell(self, ids: list[int]) -> list[str]:
         """Each token as it is written in the vocabulary."""
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
 
+    def bos_fault(self, ids: list[int]) -> str | None:
+        """`two BOS` or `no BOS` at the start of a prompt, where that is a fault."""
+        return fault_of(ids, self.bos, self.begins)
+
     def _check_bos(self, ids: list[int]) -> None:
-        doubled = self.bos is not None and ids[:2] == [self.bos, self.bos]
-        missing = self.begins and ids[:1] != [self.bos]
-        if doubled or missing:
+        if fault := self.bos_fault(ids):
             raise Refusal(
-                f"{self.where}: a templated prompt begins with {'two' if doubled else 'no'} BOS "
-                f"({self.tokenizer.bos_token}); exactly one was expected.\n"
-                f"  {'Remove one from' if doubled else 'Put {{ bos_token }} at the start of'} the chat template, "
-                f"and give it as template.chat_template=FILE."
+                f"{self.where}: a templated prompt begins with {fault} ({self.tokenizer.bos_token}): "
+                f"{self.spell(ids[:4])}; one was expected.\n  {remedy_for(fault)}"
             )
+
+
+def templated(tokenizer: Any, where: str, messages: list[Message], **how: Any) -> Any:
+    try:
+        return tokenizer.apply_chat_template(messages, **how)
+    except Exception as error:  # it is the checkpoint's own code, and may raise whatever it likes
+        raise Unrenderable(
+            f"{where}: its chat template does not render {str(messages)[:200]}: {error}.\n"
+            f"  Give the messages in the roles and the order it knows, or another template.chat_template=FILE."
+        ) from error
+
+
+def continuation(tokenizer: Any, shown: str, whole: str) -> list[int]:
+    """The tokens of what a conversation has after its prompt, as they are within it.
+
+    SentencePiece marks the first word of a text, and not the same word after a prompt.
+    """
+    before, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (shown, whole))
+    if ids[: len(before)] == before:
+        return list(ids[len(before) :])
+    # Where the prompt's end and the answer's start make one token, the prompt's own tokens are what was drawn from.
+    return list(tokenizer(whole[len(shown) :], add_special_tokens=False)["input_ids"])
 
 
 def differing(one: Sequence[str], other: Sequence[str], around: int = 20) -> str:

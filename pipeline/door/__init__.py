@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import Draw, Optimization
+from pipeline.config import Checkpoint, Draw, Optimization
 from pipeline.door.contexts import check_context
 from pipeline.door.made import check_lengths, check_offline, check_prompts
 from pipeline.door.outside import check_engine, check_keys, check_tracker
 from pipeline.door.scorers import checks_of_given
 from pipeline.door.servers import silent as silent
+from pipeline.door.templates import check_template
 from pipeline.errors import together
 from pipeline.step import Step
 
@@ -24,6 +25,8 @@ def _checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
     for step in coming:
         yield partial(check_keys, step)
         yield from checks_of_given(step)
+        if isinstance(step.config, Checkpoint):
+            yield partial(check_template, step.config)
         if isinstance(step.config, Draw):
             yield partial(check_context, step, step.config)
             engine = step.config.backend, step.config.runtime.workers

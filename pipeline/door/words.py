@@ -31,6 +31,14 @@ class Words:
         self._special = _special_tokens(told)
         self._template = _compiled(template.read_text() if template else _own_template(tokenizer, told))
 
+    @property
+    def bos(self) -> int | None:
+        token: int | None = self._pieces.token_to_id(self._special.get("bos_token", ""))
+        return token
+
+    def spell(self, token: int) -> str:
+        return str(self._pieces.id_to_token(token))
+
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
         ids: list[int] = self._pieces.encode(self._shown(messages, kwargs), add_special_tokens=False).ids
         return ids

@@ -1,69 +1,94 @@
 """What is trained is what was sampled: judged for every pair, before anything is paid for, by the policy's tokenizer.
 
-A prompt's tokens are those of its template; one BOS; a stop token ends both answers; and the template that writes the
-whole conversation begins with the prompt that was sampled from.
+A prompt's tokens are those of its rendered template, whose BOS is not doubled; an answer has no BOS of its own;
+a stop token ends both answers; the template that writes the whole conversation begins with the sampled prompt.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from pipeline.backends.chat import Chat, differing
+from pipeline.bos import holds_bos, remedy_for
 from pipeline.config import PairConfig
 from pipeline.errors import Refusal
-from pipeline.pairing.choice import ON_POLICY
+from pipeline.pairing.choice import OFFLINE, ON_POLICY
 
 SIDES = "chosen", "rejected"
 AROUND = 4  # tokens shown before and after the first that differs
+UNSPELLED = "Take that token out of the text, or leave the row out."
+KEPT = "Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
+
+
+@dataclass(frozen=True)
+class Fault:
+    what: str
+    remedy: str
 
 
 def check(cfg: PairConfig, pairs: pl.DataFrame, chat: Chat) -> None:
     """Refuses with the first fault of the first pair that has one, and how many pairs have that fault."""
-    faults: dict[str, list[str]] = {}
+    faults: dict[Fault, list[str]] = {}
     for row in pairs.iter_rows(named=True):
         for fault, shown in _faults(cfg, row, chat):
             faults.setdefault(fault, []).append(f"pair {row['chosen_id']} over {row['rejected_id']}: {shown}")
     if faults:
         told = [
-            f"  {fault} in {len(rows)} of {pairs.height} pairs, first:\n  {rows[0]}" for fault, rows in faults.items()
+            f"  {fault.what} in {len(rows)} of {pairs.height} pairs, first:\n  {rows[0]}"
+            for fault, rows in faults.items()
         ]
+        remedies = dict.fromkeys(f"  {fault.remedy}" for fault in faults)
         raise Refusal(
-            "\n".join(["pair: the tokens that would be trained are not those that the policy samples:", *told])
-            + f"\n  The policy is {chat.where}. Give the template and template.kwargs that its samples were drawn with,"
-            " or sample again."
+            "\n".join(
+                [
+                    f"pair: the tokens that would be trained are not those that the policy {chat.where} samples:",
+                    *told,
+                    *remedies,
+                ]
+            )
         )
 
 
-def _faults(cfg: PairConfig, row: dict[str, Any], chat: Chat) -> Iterator[tuple[str, str]]:
+def _faults(cfg: PairConfig, row: dict[str, Any], chat: Chat) -> Iterator[tuple[Fault, str]]:
     prompt = row["prompt_token_ids"]
     shown = chat.render(row["prompt"], cfg.template_kwargs, generation=True)
-    expected = chat.tokenizer(shown, add_special_tokens=False)["input_ids"]
-    if prompt != expected:
-        yield "the prompt's tokens differ from its template's", _tokens(chat, expected, prompt)
+    expected = chat.pieces(shown)
+    if wrong := chat.bos_fault(expected):
+        yield Fault(f"the chat template's prompt begins with {wrong}", remedy_for(wrong)), _start(chat, expected)
+    elif prompt != expected:
+        wrong = chat.bos_fault(prompt)
+        what = f"the prompt begins with {wrong}" if wrong else "the prompt's tokens differ from its template's"
+        yield Fault(what, _redrawn(row, chat)), _tokens(chat, expected, prompt)
     for side in SIDES:
-        ids = row[f"{side}_token_ids"]
+        ids, text = row[f"{side}_token_ids"], row[side][-1]["content"]
+        drawn = row["origin"] == ON_POLICY
         if not ids or (ids[-1] not in chat.stops and not cfg.filters.allow_truncated):
-            yield f"{side} does not end with a stop token", f"it ends with {chat.spell(ids[-AROUND:])}"
-        if fault := _bos(chat, [*prompt, *ids]):
-            yield f"{side} has not exactly one BOS", fault
+            what = f"{side} does not end with a stop token"
+            yield Fault(what, _redrawn(row, chat)), f"it ends with {chat.spell(ids[-AROUND:])}"
+        if chat.only_bos is not None and (chat.only_bos in ids if drawn else holds_bos(chat.tokenizer, text)):
+            yield Fault(f"{side} has a BOS of its own", UNSPELLED), f"{chat.tokenizer.bos_token} in {text[:80]!r}"
         whole = chat.render([*row["prompt"], *row[side]], cfg.template_kwargs, generation=False)
         if not whole.startswith(shown):
-            yield f"the prompt is no prefix of it with {side}", differing(shown, whole[: len(shown)])
-        if row["origin"] == ON_POLICY and (read := _read(chat, ids)) != row[side][-1]["content"]:
-            yield f"{side}'s tokens do not read as its text", differing(row[side][-1]["content"], read)
+            yield Fault(f"the prompt is no prefix of it with {side}", KEPT), differing(shown, whole[: len(shown)])
+        if drawn and (read := _read(chat, ids)) != text:
+            yield Fault(f"{side}'s tokens do not read as its text", _redrawn(row, chat)), differing(text, read)
 
 
-def _bos(chat: Chat, ids: list[int]) -> str | None:
-    if chat.only_bos is None:
-        return None
-    found = ids.count(chat.only_bos)
-    wanted = 1 if chat.begins or ids[:1] == [chat.bos] else 0
-    return (
-        None
-        if found == wanted
-        else f"{found} of {chat.tokenizer.bos_token}, the prompt begins {chat.spell(ids[:AROUND])}"
-    )
+def _redrawn(row: dict[str, Any], chat: Chat) -> str:
+    """How such tokens are made once more; a new seed is a new draw."""
+    if chat.dated:
+        return (
+            "Its chat template writes today's date, so a prompt differs from day to day: fix it by"
+            " template.kwargs.date_string='26 Jul 2024', or give template.chat_template=FILE without strftime_now."
+        )
+    as_before = "Give template.chat_template and template.kwargs as they were when these tokens were made"
+    return f"{as_before}." if row["origin"] == OFFLINE else f"{as_before}, or draw anew: sample.seed=NUMBER, a new one."
+
+
+def _start(chat: Chat, ids: list[int]) -> str:
+    return f"it begins {chat.spell(ids[:AROUND])}"
 
 
 def _read(chat: Chat, ids: list[int]) -> str:

@@ -35,7 +35,7 @@ def empty(cfg: PairConfig) -> pl.Expr:
 
 
 def second_bos(cfg: PairConfig) -> pl.Expr:
-    """A weak model may draw BOS in the middle of its answer; what is trained has exactly one."""
+    """A weak model may draw BOS in the middle of its answer; the template alone writes it."""
     return pl.col("second_bos")
 
 

@@ -6,6 +6,7 @@ What is longer than the model can see loses its beginning, so that the answer's 
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.bos import adds_bos, holds_bos, is_doubled
 from pipeline.errors import Refusal
 
 Message = dict[str, str]
@@ -32,8 +33,7 @@ class RewardText:
         self.tokenizer, self.kwargs, self.limit = tokenizer, kwargs, limit
         self.row = self._chat if shape == "chat" else self._pair
         self.bos: int | None = tokenizer.bos_token_id
-        # A tokenizer that puts BOS before plain text has a model that was trained with one.
-        self.begins = self.bos is not None and tokenizer("a")["input_ids"][:1] == [self.bos]
+        self.begins = adds_bos(tokenizer)
 
     def _chat(self, prompt: list[Message], answer: str) -> Row:
         ids = self._templated([*prompt, {"role": "assistant", "content": answer}])
@@ -44,18 +44,18 @@ class RewardText:
         return Row([*first, *ids[over + len(first) :]], cut=over)
 
     def _templated(self, messages: list[Message]) -> list[int]:
-        """With exactly one BOS where the model knows one: the template's, else the tokenizer's."""
-        from jinja2 import TemplateError
-
+        """As the template writes it; where it forgets the BOS that the model was trained with, the tokenizer's."""
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.kwargs)
-        except TemplateError as error:
+        except Exception as error:  # it is the checkpoint's own code, and may raise whatever it likes
             raise Unreadable(f"the reward model's chat template does not render it: {error}") from error
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if self.begins and ids[:1] != [self.bos]:
             ids = [self.bos, *ids]  # type: ignore[list-item]
-        if self.bos != self.tokenizer.eos_token_id and ids.count(self.bos) > 1:  # type: ignore[arg-type]
-            raise Unreadable(f"it holds more than one BOS ({self.tokenizer.bos_token}) of the reward model")
+        if is_doubled(ids, self.bos):
+            raise Unreadable(f"it begins with more than one BOS ({self.tokenizer.bos_token}) of the reward model")
+        if self.bos != self.tokenizer.eos_token_id and any(holds_bos(self.tokenizer, m["content"]) for m in messages):
+            raise Unreadable(f"a text in it spells out the reward model's BOS ({self.tokenizer.bos_token})")
         return ids
 
     def _pair(self, prompt: list[Message], answer: str) -> Row:

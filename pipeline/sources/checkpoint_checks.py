@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.bos import adds_bos, fault_of, remedy_for
 from pipeline.config import Template, Trust
 from pipeline.errors import Refusal
 from pipeline.plural import many
@@ -113,8 +114,6 @@ def vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, name: str) ->
 
 
 def template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: str) -> None:
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         raise Refusal(
             f"{name}: its tokenizer has no chat template, so it is unknown how this model is to be asked.\n"
@@ -126,12 +125,18 @@ def template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: str) -
             f"  Set eos_token in tokenizer_config.json."
         )
     try:
-        tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True, **given.kwargs)
-    except TemplateError as error:
+        shown = tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True, **given.kwargs)
+    except Exception as error:  # it is the checkpoint's own code, and may raise whatever it likes
         raise Refusal(
             f"{given.chat_template or name}: the chat template does not take one user message ({first_line(error)}).\n"
             f"  Mend it, or give another as template.chat_template=FILE."
         ) from error
+    ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
+    if fault := fault_of(ids, tokenizer.bos_token_id, adds_bos(tokenizer)):
+        raise Refusal(
+            f"{given.chat_template or name}: a templated prompt begins with {fault} ({tokenizer.bos_token}): "
+            f"{tokenizer.convert_ids_to_tokens(ids[:4])}; one was expected.\n  {remedy_for(fault)}"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import DemonstrationsConfig
+from pipeline.errors import Refusal, Unrenderable
 from pipeline.sources import playground
 from pipeline.sources.fence import FenceCheck
 from pipeline.sources.jsonl import Lines, message_fault, read_jsonl, unwritable
@@ -20,22 +21,39 @@ def read_demonstrations(cfg: DemonstrationsConfig, knob: str = "sft.data") -> Li
 
 
 def in_tokens(
-    lines: Lines, encode: Callable[[list[Row]], Example], check: FenceCheck, max_length: int, stage: str
+    lines: Lines,
+    encode: Callable[[list[Row]], Example],
+    check: FenceCheck,
+    max_length: int,
+    cfg: DemonstrationsConfig,
+    knob: str = "sft.data",
 ) -> tuple[list[Example], list[Row]]:
     """Those that may be trained on, and each of the others with its reason."""
     examples = []
     dropped = [_dropped(f"line {number}", "bad row", fault) for number, fault in lines.bad]
     for number, row in enumerate(lines.rows, 1):
-        example = encode(row["messages"])
+        try:
+            example = encode(row["messages"])
+        except Unrenderable as refusal:
+            detail = _unrendered(cfg, knob, number, refusal)
+            dropped.append(_dropped(f"row {number}", "bad row", detail))
+            continue
         length = len(example["prompt_ids"]) + len(example["completion_ids"])
         if any(check.overlaps(message["content"]) for message in row["messages"]):
             dropped.append(_dropped(f"row {number}", "overlap with evaluation", check.fault))
         elif length > max_length:
-            detail = f"{length} tokens, {stage}.max_length is {max_length}"
+            detail = f"{length} tokens, {knob.partition('.')[0]}.max_length is {max_length}"
             dropped.append(_dropped(f"row {number}", "too long", detail))
         else:
             examples.append(example)
     return examples, dropped
+
+
+def _unrendered(cfg: DemonstrationsConfig, knob: str, number: int, refusal: Refusal) -> str:
+    """A row in roles that this model's template does not take is a bad row for this model."""
+    if cfg.kind == "playground" or cfg.on_bad_row == "fail":
+        raise Refusal(f"{knob}: row {number}: {refusal}\n  Or skip and count such rows with {knob}.on_bad_row=skip.")
+    return str(refusal).splitlines()[0]
 
 
 def _dropped(row: str, reason: str, detail: str) -> Row:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipeline.artifacts import Fence, Model, Pairs, write_json, write_table
+from pipeline.bos import holds_bos
 from pipeline.config import OfflineConfig
 from pipeline.content import digest_of
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, Unrenderable
 from pipeline.plural import many
 from pipeline.progress import Progress
 from pipeline.sources.fence import FenceCheck
@@ -52,11 +53,15 @@ def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Fence) -> Pairs:
         if any(check.overlaps(text) for text in _texts(row)):
             dropped.append(_gone(row["row"], _prompt_id(row), "overlap with evaluation", check.fault))
             continue
-        made = {(p["chosen_id"], p["rejected_id"]): p for p in map(words.pair, row["pairs"])}
-        told = {(t["sample_id"], t["label"]): t for t in map(words.thumb, row["thumbs"])}
-        if any(words.second_bos(ids) for ids in [*made.values(), *told.values()]):
-            detail = "a text holds the tokenizer's BOS, which begins a text and nothing else"
+        if any(words.spells_bos(text) for text in set(_texts(row))):
+            detail = f"a text spells out {words.chat.tokenizer.bos_token}, which the chat template alone may write"
             dropped.append(_gone(row["row"], _prompt_id(row), "second BOS", detail))
+            continue
+        try:
+            made = {(p["chosen_id"], p["rejected_id"]): p for p in map(words.pair, row["pairs"])}
+            told = {(t["sample_id"], t["label"]): t for t in map(words.thumb, row["thumbs"])}
+        except Unrenderable as refusal:
+            dropped.append(_unrendered(cfg, row, refusal))
             continue
         if made.keys() <= pairs.keys() and told.keys() <= thumbs.keys():
             dropped.append(_gone(row["row"], _prompt_id(row), "repeats an earlier row", ""))
@@ -87,10 +92,8 @@ class Words:
         answer = {"completion": _message(thumb["completion"]), "sample_id": name, "token_ids": tokens}
         return {**row, **answer, "label": thumb["label"]}
 
-    def second_bos(self, row: Row) -> bool:
-        asked = row["prompt_token_ids"].count(self.chat.only_bos)
-        answers = [ids for name, ids in row.items() if name.endswith("token_ids") and name != "prompt_token_ids"]
-        return asked > 1 or any(self.chat.only_bos in ids for ids in answers)
+    def spells_bos(self, text: str) -> bool:
+        return self.chat.only_bos is not None and holds_bos(self.chat.tokenizer, text)
 
     def _prompt(self, messages: list[dict[str, str]]) -> Row:
         ids = self.chat.encode(messages, self.kwargs)
@@ -114,6 +117,15 @@ def _texts(row: Row) -> Iterator[str]:
 
 def _prompt_id(row: Row) -> str:
     return prompt_row([*row["pairs"], *row["thumbs"]][0]["prompt"], {})["prompt_id"]
+
+
+def _unrendered(cfg: OfflineConfig, row: Row, refusal: Refusal) -> Row:
+    """A row in roles that this policy's template does not take is a bad row for this policy."""
+    if cfg.on_bad_row == "fail":
+        raise Refusal(
+            f"offline: row {row['row']}: {refusal}\n  Or skip and count such rows with offline.on_bad_row=skip."
+        )
+    return _gone(row["row"], _prompt_id(row), "bad row", str(refusal).splitlines()[0])
 
 
 def _gone(row: int, prompt_id: str, reason: str, detail: str) -> Row:

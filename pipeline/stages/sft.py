@@ -31,7 +31,9 @@ def run(
     from pipeline.sources.checkpoint import bring_in
 
     if isinstance(cfg, Checkpoint):
-        return bring_in(cfg, out)
+        model = bring_in(cfg, out)
+        _check_template(model, cfg)
+        return model
     if isinstance(cfg, Refit):
         assert base and samples and scores, "the plan gives a refit its round"
         return _refit(cfg, out, base, samples, scores)
@@ -40,6 +42,13 @@ def run(
             "sft=train needs a base model and the fence of the evaluation prompts.\n  Give base=tiny or checkpoint."
         )
     return _train(cfg, out, base, fence)
+
+
+def _check_template(model: Model, cfg: Checkpoint) -> None:
+    """What `pair` would refuse after all is drawn, said before anything is."""
+    from pipeline.backends.chat import Chat
+
+    Chat(model).check_template(cfg.template.kwargs)
 
 
 def _train(cfg: SftTraining, out: Path, base: Model, fence: Fence) -> Model:
@@ -88,7 +97,7 @@ def _examples(cfg: SftTraining, out: Path, tokenizer: Any, fence: Fence) -> list
 
     lines = read_demonstrations(cfg.data)
     tokens = partial(encode, tokenizer, kwargs=cfg.template.kwargs)
-    examples, dropped = in_tokens(lines, tokens, FenceCheck(fence, cfg.fence.ngram), cfg.max_length, "sft")
+    examples, dropped = in_tokens(lines, tokens, FenceCheck(fence, cfg.fence.ngram), cfg.max_length, cfg.data)
     _account(out, len(lines.rows) + len(lines.bad), examples, dropped)
     return examples
 

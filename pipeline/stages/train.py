@@ -139,9 +139,11 @@ def demonstrations(
     from pipeline.training.sft import encode
 
     assert fence, "the plan gives a training that brings in demonstrations the fence"
-    lines = read_demonstrations(rehearsal.data, "train.rehearsal.data")
+    knob = "train.rehearsal.data"
+    lines = read_demonstrations(rehearsal.data, knob)
     tokens = partial(encode, tokenizer, kwargs=rehearsal.template_kwargs)
-    examples, dropped = in_tokens(lines, tokens, FenceCheck(fence, rehearsal.fence.ngram), cfg.max_length, "train")
+    check = FenceCheck(fence, rehearsal.fence.ngram)
+    examples, dropped = in_tokens(lines, tokens, check, cfg.max_length, rehearsal.data, knob)
     table = pl.DataFrame(dropped, schema=dict.fromkeys(("row", "reason", "detail"), pl.String))
     write_table(out / "rehearsal" / "dropped.parquet", table)
     reasons = dict(sorted(table["reason"].value_counts().rows()))

@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from pipeline.backends.chat import continuation, differing, templated
 from pipeline.config import Optimization
 from pipeline.errors import Refusal
 from pipeline.training.arguments import arguments
@@ -20,17 +21,17 @@ IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> Example:
     """The prompt as a sampler puts it, and the last turn as a sampler should answer it: its tokens up to its EOS."""
-    shown = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True, **kwargs)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+    where = str(tokenizer.name_or_path)
+    shown = templated(tokenizer, where, messages[:-1], tokenize=False, add_generation_prompt=True, **kwargs)
+    whole = templated(tokenizer, where, messages, tokenize=False, **kwargs)
     if not whole.startswith(shown):
-        at = next(i for i, (a, b) in enumerate(zip(shown, whole, strict=False)) if a != b)
         raise Refusal(
-            f"the chat template writes a prompt in one way alone and in another with its answer: "
-            f"{shown[at:][:40]!r} became {whole[at:][:40]!r}.\n"
+            f"the chat template writes a prompt in one way alone and in another with its answer.\n"
+            f"  {differing(shown, whole[: len(shown)])}\n"
             f"  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
         )
     prompt = tokenizer(shown, add_special_tokens=False)["input_ids"]
-    completion = tokenizer(whole[len(shown) :], add_special_tokens=False)["input_ids"]
+    completion = continuation(tokenizer, shown, whole)
     if tokenizer.eos_token_id not in completion:
         raise Refusal(
             f"the chat template does not close an answer with the tokenizer's EOS ({tokenizer.eos_token}): "
