@@ -9,6 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from pipeline import machine
 from pipeline.artifacts import Model, Prompts, Samples, Scores, knob_of, note_cost, noted_cost, write_table
 from pipeline.backends import Backend, open_backend
 from pipeline.backends.adapters import serves
@@ -120,7 +121,11 @@ def servable(cfg: Draw, policy: Model, out: Path) -> Model:
     from pipeline.training import models
 
     models.check_base(policy)
-    if isinstance(cfg.backend, VllmBackend) and serves(policy.adapter) and not quantized(policy):
+    if (
+        isinstance(cfg.backend, VllmBackend)
+        and serves(policy.adapter, on_cpu=not machine.gpus())
+        and not quantized(policy)
+    ):
         return policy
     # What was trained beside a quantised base is merged with what those few bits say: no engine reads both as trained.
     return models.merged_in(out / MERGED, policy)
