@@ -405,6 +405,22 @@ def test_vllm_draws_the_same_in_other_groupings(fast):
 
 
 @model
+def test_vllm_tells_the_tokens_of_what_is_not_finished(fast, monkeypatch):
+    from pipeline.backends import vllm
+
+    asked, heard = requests(fast, 40, 0.9), list[dict[str, int]]()
+    plain = drawn(fast, asked)
+    monkeypatch.setattr(vllm, "COUNT_EVERY", 0.0)
+    told = {c.sample_id: c for c in fast.generate([asked], lambda counts: heard.append(dict(counts)))}
+    assert {key: c.token_ids for key, c in told.items()} == {key: c.token_ids for key, c in plain.items()}
+    assert set(heard[0]) == set(plain) and heard[-1] == {}
+    for key, completion in plain.items():
+        counts = [counts[key] for counts in heard if key in counts]
+        assert counts == sorted(counts) and max(counts) == len(completion.token_ids) - 1
+    assert max(sum(counts.values()) for counts in heard) > 0.3 * sum(len(c.token_ids) for c in plain.values())
+
+
+@model
 def test_on_a_gpu_the_next_block_is_submitted_before_the_last_one_drains(fast, monkeypatch):
     """Which is `room`: how many may be unfinished when the next block is asked for; none on a CPU."""
     asked = requests(fast, 120, 0.9)
