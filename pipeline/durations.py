@@ -125,9 +125,9 @@ class Durations:
         """For the plan: what is known by stage, and what is not."""
         asked = [step for step in to_do if step.stage in LONG]
         known = {id(step): seconds for step in asked if (seconds := self.of(step)) is not None}
-        if told := [*_by_stage(asked, known)]:
+        if told := [*_by_kind(asked, known)]:
             yield f"  time {' · '.join(told)}: {spent(sum(known.values()))} together, as measured here"
-        if missing := [*_counts(step.stage for step in asked if id(step) not in known)]:
+        if missing := [*_counts(step for step in asked if id(step) not in known)]:
             yield (
                 f"  time of {', '.join(missing)} is not known: the first shard that is drawn tells that of the draws"
                 " and exams; make pilot measures every stage on 50 prompts"
@@ -156,15 +156,19 @@ class Rest:
         return f" · then about {spent(sum(known))} for {many(len(known), 'step')}{unknown}"
 
 
-def _by_stage(steps: list[Step], known: dict[int, float]) -> Iterator[str]:
-    for stage in dict.fromkeys(step.stage for step in steps if id(step) in known):
-        of = [known[id(step)] for step in steps if step.stage == stage and id(step) in known]
-        yield f"{stage} {spent(sum(of))} ({many(len(of), 'step')})"
+def _kind(step: Step) -> str:
+    return f"{step.stage} of exams" if isinstance(step.label, str) else step.stage
 
 
-def _counts(stages: Iterable[str]) -> Iterator[str]:
-    every = [*stages]
-    yield from (f"{stage} ({many(every.count(stage), 'step')})" for stage in dict.fromkeys(every))
+def _by_kind(steps: list[Step], known: dict[int, float]) -> Iterator[str]:
+    for kind in dict.fromkeys(_kind(step) for step in steps if id(step) in known):
+        of = [known[id(step)] for step in steps if _kind(step) == kind and id(step) in known]
+        yield f"{kind} {spent(sum(of))} ({many(len(of), 'step')})"
+
+
+def _counts(steps: Iterable[Step]) -> Iterator[str]:
+    kinds = [_kind(step) for step in steps]
+    yield from (f"{kind} ({many(kinds.count(kind), 'step')})" for kind in dict.fromkeys(kinds))
 
 
 def _plain(config: Any) -> Any:
