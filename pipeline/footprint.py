@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
+from pipeline.content import here
 
 GIB, MIB = 1 << 30, 1 << 20
 SIZE = {"float32": 4, "bfloat16": 2}
@@ -75,6 +76,13 @@ def shape_of(config: Mapping[str, Any]) -> Shape | None:
 def shape_in(folder: Path) -> Shape | None:
     file = folder / "config.json"
     return shape_of(json.loads(file.read_text())) if file.is_file() else None
+
+
+def parameters_of(weights: Path | str, revision: str | None) -> dict[str, int]:
+    """For the cost of a step that runs a model, so that a plan knows what was measured of its like."""
+    folder = here(weights, revision)
+    shape = shape_in(folder) if folder else None
+    return {"parameters": shape.parameters} if shape else {}
 
 
 def layers_in(folder: Path) -> set[str]:

@@ -10,6 +10,7 @@ from pipeline import engines, footprint, machine, outlook, store
 from pipeline.artifacts import Pairs
 from pipeline.config import Conversation, Draw, LoraAdapter, TrainConfig, TransformersBackend, VllmBackend
 from pipeline.errors import Refusal, nearest
+from pipeline.footprint import Shape
 from pipeline.lineage import shape_of, weights_of
 from pipeline.plural import many
 from pipeline.step import Step
@@ -102,26 +103,44 @@ def _place(step: Step, cfg: Draw, device: int) -> engines.Place:
 def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
     sides = 1 if cfg.trainer == "kto" else 2
     known = _lengths(planned, step, cfg)
-    rows = len(known) // sides if known else _rows_at_most(planned, step, 2 // sides)
+    rows = len(known) // sides if known else rows_at_most(planned, step, 2 // sides)
     longest = max(known, default=cfg.max_length)
-    tokens = None
+    steps, tokens = None, None
     if rows is None:
         yield "how many rows is not known before prompts and pairs are counted"
     else:
-        steps, total = footprint.steps(cfg, rows), sum(known) if known else rows * sides * cfg.max_length
-        beside = steps * cfg.rehearsed * total / max(rows * sides, 1)  # as if demonstrations were as long
-        tokens = round(cfg.epochs * total + beside)
+        steps, tokens = _reads(cfg, rows, sides, known)
         most = "" if known else "at most "
         yield f"{most}{many(steps, 'step')} of {cfg.batch} · {many(rows, 'row', grouped=True)} · {tokens:,} tokens"
     if known:
         yield outlook.spread(outlook.histogram(known))
     shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(machine.gpus()))
-    yield from outlook.told(shape, cfg, longest, world, tokens, _measured(planned, step))
+    yield from outlook.told(shape, cfg, longest, world, tokens, _measured(planned, step, shape), steps or 0)
     if cfg.low_rate:
         yield f"! {cfg.low_rate}"
     at_once = outlook.rows_at_once(shape, cfg, longest, world) if known else 0
     if fault := _unfit(planned, step, cfg, at_once, longest if known else 0):
         yield from f"! a run here refuses this: {fault}".splitlines()
+
+
+def _reads(cfg: TrainConfig, rows: int, sides: int, known: list[int]) -> tuple[int, int]:
+    """Steps and tokens of a training; where no length is known each row is taken to be as long as may be."""
+    steps, total = footprint.steps(cfg, rows), sum(known) if known else rows * sides * cfg.max_length
+    beside = steps * cfg.rehearsed * total / max(rows * sides, 1)  # as if demonstrations were as long
+    return steps, round(cfg.epochs * total + beside)
+
+
+def training_seconds(planned: Planned, step: Step, cfg: TrainConfig) -> float | None:
+    """With its looks, at most; None where nobody knows yet."""
+    sides = 1 if cfg.trainer == "kto" else 2
+    known = _lengths(planned, step, cfg)
+    rows = len(known) // sides if known else rows_at_most(planned, step, 2 // sides)
+    shape = shape_of(planned, step.inputs["init"])
+    if rows is None or shape is None:
+        return None
+    steps, tokens = _reads(cfg, rows, sides, known)
+    world, pace = cfg.runtime.world(len(machine.gpus())), _measured(planned, step, shape)
+    return outlook.seconds(shape, cfg, tokens, world, pace, steps)
 
 
 def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
@@ -139,19 +158,26 @@ def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
     return outlook.sides(thumbs.filter(~pl.col("prompt_id").is_in(held_out.implode())), "token_ids")
 
 
-def _rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
+def rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
     """As many pairs for each prompt as `pair` may make, or their thumbs; filters and ties take some of them away."""
     total = 0
     for source in step.inputs["pairs"]:
-        draws = [one.config for one in source.inputs.get("samples", []) if isinstance(one.config, Draw)]
-        prompts = (draws[0].per_round if draws else None) or (prompts_published(planned) or {}).get("train")
-        if prompts is None:
-            return None
+        pairs = pairs_at_most(planned, source)
         every_answer = source.config.thumbs_at is not None and of_each > 1
-        if every_answer or "offline" in source.inputs:
+        if pairs is None or every_answer:
             return None
-        total += prompts * source.config.pairs_per_prompt * of_each
+        total += pairs * of_each
     return total
+
+
+def pairs_at_most(planned: Planned, source: Step) -> int | None:
+    """Of a Step that makes pairs of samples alone; offline rows are not counted before they are there."""
+    draws = [one.config for one in source.inputs.get("samples", []) if isinstance(one.config, Draw)]
+    prompts = (draws[0].per_round if draws else None) or (prompts_published(planned) or {}).get("train")
+    if prompts is None or source.stage != "pair" or "offline" in source.inputs:
+        return None
+    most: int = prompts * source.config.pairs_per_prompt  # type: ignore[attr-defined]
+    return most
 
 
 def prompts_published(planned: Planned) -> dict[str, int] | None:
@@ -161,13 +187,26 @@ def prompts_published(planned: Planned) -> dict[str, int] | None:
     return json.loads(funnel.read_text())["out"] if funnel.exists() else None
 
 
-def _measured(planned: Planned, step: Step) -> float | None:
-    """Tokens a second of a training from the same model with the same kind of adapter, as the store knows it."""
-    init, kind = planned.fingerprint(step.inputs["init"]), step.config.adapter.kind  # type: ignore[attr-defined]
-    for folder in sorted((planned.root / "train").glob("*/")):
+def _measured(planned: Planned, step: Step, shape: Shape | None) -> outlook.Pace | None:
+    """Of the newest training of a model of this shape here, with the same kind of adapter, as the store knows it."""
+    cfg = step.config
+    assert isinstance(cfg, TrainConfig)
+    init, found = planned.fingerprint(step.inputs["init"]), []
+    for folder in (planned.root / "train").glob("*/"):
         made = store.read_manifest(folder)
-        if not made or made["inputs"]["init"]["fingerprint"] != init or made["config"]["adapter"]["kind"] != kind:
+        if not made or made["config"]["adapter"]["kind"] != cfg.adapter.kind or "tokens" not in made["cost"]:
             continue
-        if made["seconds"] and "tokens" in made["cost"]:
-            return float(made["cost"]["tokens"] / made["seconds"])
-    return None
+        same = made["inputs"]["init"]["fingerprint"] == init
+        alike = shape is not None and made["cost"].get("parameters") == shape.parameters
+        here = made.get("provenance", {}).get("device") == machine.device()
+        if made["seconds"] and (same or (alike and here)):
+            found.append(made)
+    newest = max(found, key=lambda made: str(made.get("created")), default=None)
+    return _pace(newest) if newest else None
+
+
+def _pace(made: store.Manifest) -> outlook.Pace:
+    cost = made["cost"]
+    look, every = cost.get("look_seconds", 0.0), made["config"].get("eval_every")
+    looks = 1 + cost["steps"] // every if look and every and "steps" in cost else 0
+    return outlook.Pace(cost["tokens"] / max(made["seconds"] - looks * look, 0.01), look)

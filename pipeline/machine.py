@@ -1,6 +1,7 @@
 """What this machine has: devices and their memory, asked of the driver's own tool, which takes no memory of them."""
 
 import os
+import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,12 @@ def gpus() -> list[Gpu]:
     wanted = [name.strip() for name in named.split(",") if name.strip()]
     numbers = [int(name) if name.isdigit() else 0 for name in wanted]  # a UUID: one of them, all alike
     return [found[number] for number in numbers if number < len(found)]
+
+
+def device() -> str:
+    """What computes here, in words that keep two machines' speeds apart."""
+    found = gpus()
+    return f"{len(found)} x {found[0].name}" if found else f"{os.cpu_count()} cores of {platform.machine()}"
 
 
 def missing_gpus() -> str | None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,15 @@ from pipeline.plural import many
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What an earlier training measured: tokens a second between looks, and seconds of a look."""
+
+    tokens: float
+    look: float
+
 
 ON_A_CPU = 8  # rows at once: more are padded more there, and nothing is gained
 BINS = 8
@@ -73,9 +83,15 @@ def room(cfg: TrainConfig) -> tuple[float, str]:
 
 
 def told(
-    shape: Shape | None, cfg: TrainConfig, longest: int, world: int, tokens: int | None, rate: float | None = None
+    shape: Shape | None,
+    cfg: TrainConfig,
+    longest: int,
+    world: int,
+    tokens: int | None,
+    pace: Pace | None = None,
+    steps: int = 0,
 ) -> Iterator[str]:
-    """`rate`: tokens a second as they were measured, where they were."""
+    """`pace`: as it was measured, where it was."""
     if shape is None:
         yield "memory   not known: the model is not there yet, or of a kind without estimate"
         return
@@ -86,21 +102,32 @@ def told(
     yield f"disk     {amount(space.most)} at most, of it two checkpoints of {amount(space.checkpoint)}"
     if tokens is None:
         return
-    if hours := _hours(shape, cfg, tokens, world, rate):
+    if taken := seconds(shape, cfg, tokens, world, pace, steps):
+        hours = taken / 3600
         price = cfg.runtime.gpu_hour
         money = "" if price is None or not machine.gpus() else f" · money {hours * world * price:.2f}"
-        source = "as measured before" if rate else "by the GPU's name"
-        spent = f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
-        yield f"time     {spent} on {world}, {source}{money}"
+        source = "as measured before" if pace else "by the GPU's name"
+        looking = looks(cfg, steps) * pace.look if pace else 0.0
+        beside = f", of it {spent(looking)} in {many(looks(cfg, steps), 'look')}" if looking else ""
+        yield f"time     {spent(taken)} on {world}, {source}{beside}{money}"
     else:
         yield "time     not known before it is measured: make pilot"
 
 
-def _hours(shape: Shape, cfg: TrainConfig, tokens: int, world: int, rate: float | None) -> float | None:
-    if rate:
-        return tokens / rate / 3600
+def spent(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def looks(cfg: TrainConfig, steps: int) -> int:
+    """One before the first step, then one every so often."""
+    return 1 + steps // cfg.eval_every
+
+
+def seconds(shape: Shape, cfg: TrainConfig, tokens: int, world: int, pace: Pace | None, steps: int) -> float | None:
+    if pace:
+        return tokens / pace.tokens + looks(cfg, steps) * pace.look
     speed = machine.speed()
-    return footprint.work(shape, cfg, tokens) / speed / world / 3600 if speed else None
+    return footprint.work(shape, cfg, tokens) / speed / world if speed else None
 
 
 def short_of_memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -> str | None:

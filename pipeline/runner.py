@@ -3,11 +3,12 @@
 import os
 import time
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pipeline import door, forecast, store
+from pipeline import door, durations, forecast, machine, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config
 from pipeline.content import ContentCache
@@ -17,6 +18,8 @@ from pipeline.plural import many
 from pipeline.spawn import failure, spawn, told
 from pipeline.step import STAGE_VERSIONS, Identity, Step, floats, place_of
 from pipeline.survey import PRUNED, Planned, inputs_of, look, read_by, survey
+
+DEVICE = cache(machine.device)  # it asks the driver of the GPUs
 
 
 class StepFailed(Exception):
@@ -69,7 +72,8 @@ def dry_run(cfg: Config, planned: Planned) -> None:
         manifest, reason = found[planned.fingerprint(step)]
         mark = "~" if floats(step) else ""
         ledger.line("○" if manifest is None else "✓", step, planned.fingerprint(step) + mark, note=reason)
-    for said in forecast.lines(planned, found):
+    to_do = [step for step in planned.steps if found[planned.fingerprint(step)][0] is None]
+    for said in chain(forecast.lines(planned, found), durations.Durations(planned).lines(to_do)):
         print(said)
     print(f"{many(len(planned.steps), 'step')}, {sum(manifest is None for manifest, _ in found.values())} to do")
 
@@ -119,7 +123,8 @@ def _build(
     log.parent.mkdir(exist_ok=True)
 
     started = time.monotonic()
-    code = spawn(record, log, lambda text: ledger.running(step, fingerprint, text), ledger.say)
+    rest = durations.Rest(planned, planned.steps[number:])
+    code = spawn(record, log, lambda text: ledger.running(step, fingerprint, text + rest.told()), ledger.say)
     manifest = store.read_manifest(final)
     if code not in (DONE, FOUND) or manifest is None:
         ledger.line("✗", step, fingerprint, seconds=time.monotonic() - started)
@@ -143,6 +148,7 @@ def _record(cfg: Config, planned: Planned, step: Step, inputs: Any, final: Path)
         "out": str(final),
         "verify": cfg.verify,
         "place": place_of(step),
+        "device": DEVICE(),
         "command": f"{cfg.command} until={step.stage}" + (f"@{step.label}" if step.label else ""),
         "config": step.config.model_dump(mode="json"),
         "inputs": inputs,

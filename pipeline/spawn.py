@@ -8,18 +8,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.progress import SIGN, WAITS
 from pipeline.step import Step
 
 # Threads that spin while they wait make torch ten times slower on a CPU that others use too; read when it is loaded.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
 WARNING = "! "  # begins a line of a worker's log that a person has to see
 GRACE = 10.0  # seconds until a worker that does not die of SIGTERM is killed
+TICK = 1.0  # seconds after which the newest line is shown again, with how old it is
+STALE = 10  # seconds from which a line that counts something is shown with its age
 
 
 def spawn(record: Path, log: Path, show: Callable[[str], None], warn: Callable[[str], None]) -> int:
     """One worker in a process group of its own; its standard input is our pulse, so that it dies with us.
 
-    Its newest progress line is shown as it runs, and each warning at once: a person may want to stop it.
+    Its newest progress line is shown as it runs, again each second while nothing new comes, and each warning at once:
+    a person may want to stop it.
     """
     command = [sys.executable, "-m", "pipeline.worker", str(record), "--follow"]
     with log.open("wb") as output:
@@ -56,18 +60,33 @@ def end(worker: "subprocess.Popen[bytes]") -> None:
 class LogWatch:
     """What has come to a growing log since it was last looked at, by whole lines."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
         self._file, self._begun = path.open("r", errors="replace"), ""
+        self._clock = clock
+        self._newest, self._came = f"starting{WAITS}", clock()
+        self._shown = self._came
 
     def repeat(self, show: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        """The newest progress line, and every warning."""
+        """The newest progress line, also while it stays the newest, and every warning."""
         whole, _, self._begun = (self._begun + self._file.read()).rpartition("\n")
-        lines = whole.splitlines()
+        lines, now = whole.splitlines(), self._clock()
         for line in lines:
             if line.startswith(WARNING):
                 warn(line)
-        if progress := [line for line in lines if line.startswith("▸ ")]:
-            show(progress[-1][2:].strip())
+        progress = [line for line in lines if line.startswith(f"{SIGN} ")]
+        if progress:
+            self._newest, self._came = progress[-1].removeprefix(SIGN).strip(), now
+        if progress or now - self._shown >= TICK:
+            self._shown = now
+            show(_with_age(self._newest, int(now - self._came)))
+
+
+def _with_age(line: str, seconds: int) -> str:
+    """`starting the vLLM engine, 40 s`; `sample 3/9 prompts · 0:21 left · 15 s ago`."""
+    if line.endswith(WAITS):
+        phase = line.removesuffix(WAITS)
+        return f"{phase}, {seconds} s" if seconds else phase
+    return f"{line} · {seconds} s ago" if seconds >= STALE else line
 
 
 def told(log: Path) -> list[str]:
@@ -83,7 +102,7 @@ def failure(step: Step, fingerprint: str, code: int, log: Path) -> str:
         return f"{where}: {words}\n  The whole log: {log}"
     cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-    tail = [f"    {line}" for line in lines if not line.startswith("▸ ")][-12:]
+    tail = [f"    {line}" for line in lines if not line.startswith(f"{SIGN} ")][-12:]
     head = f"{where} failed: {cause}{hint}." + (" Its last lines:" if tail else "")
     advice = ["  The same command goes on from here."] if code < 0 else []
     return "\n".join([head, *tail, *advice, f"  The whole log: {log}"])

@@ -125,7 +125,12 @@ def _manifest(step: dict[str, Any], work: Path, seconds: float) -> store.Manifes
         "cost": _read(work / COST_FILE) or {},
         "seconds": round(seconds, 2),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "provenance": {"python": platform.python_version(), "machine": platform.machine(), "versions": _versions()},
+        "provenance": {
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "device": step.get("device"),
+            "versions": _versions(),
+        },
     }
 
 

@@ -263,12 +263,31 @@ def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(lora, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_what_vllm_cannot_run_beside_its_base_is_merged(policy, tmp_path, name, shape, beside):
+def test_what_vllm_cannot_run_beside_its_base_is_merged(card, policy, tmp_path, name, shape, beside):
+    card(80)
     adapter, _ = adapted_from(policy, name, **shape)
     served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
     assert (served.adapter is None) == (beside is None)
     if beside:
         assert engine_rank(served.adapter) == beside
+
+
+@model
+def test_on_a_cpu_every_adapter_is_merged_for_vllm(card, lora, tmp_path):
+    """There vLLM copies an adapter's matrices for each token that it reads: minutes before the first one is drawn."""
+    adapter, adapted = lora
+    card()
+    served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
+    assert served.adapter is None
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    ids = torch.tensor([[1, 5, 6, 7]])
+    with torch.inference_mode():
+        merged = AutoModelForCausalLM.from_pretrained(served.weights)(ids).logits
+        assert (merged - adapted(ids).logits).abs().max() < 1e-4
+    card(80)
+    assert sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path / "gpu").adapter == adapter.adapter
 
 
 @model
@@ -386,6 +405,22 @@ def test_vllm_draws_the_same_in_other_groupings(fast):
 
 
 @model
+def test_vllm_tells_the_tokens_of_what_is_not_finished(fast, monkeypatch):
+    from pipeline.backends import vllm
+
+    asked, heard = requests(fast, 40, 0.9), list[dict[str, int]]()
+    plain = drawn(fast, asked)
+    monkeypatch.setattr(vllm, "COUNT_EVERY", 0.0)
+    told = {c.sample_id: c for c in fast.generate([asked], lambda counts: heard.append(dict(counts)))}
+    assert {key: c.token_ids for key, c in told.items()} == {key: c.token_ids for key, c in plain.items()}
+    assert set(heard[0]) == set(plain) and heard[-1] == {}
+    for key, completion in plain.items():
+        counts = [counts[key] for counts in heard if key in counts]
+        assert counts == sorted(counts) and max(counts) == len(completion.token_ids) - 1
+    assert max(sum(counts.values()) for counts in heard) > 0.3 * sum(len(c.token_ids) for c in plain.values())
+
+
+@model
 def test_on_a_gpu_the_next_block_is_submitted_before_the_last_one_drains(fast, monkeypatch):
     """Which is `room`: how many may be unfinished when the next block is asked for; none on a CPU."""
     asked = requests(fast, 120, 0.9)
@@ -480,7 +515,8 @@ def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, mon
 
 
 @model
-def test_vllm_runs_an_adapter_beside_its_base_as_if_merged(lora, tmp_path):
+def test_vllm_runs_an_adapter_beside_its_base_as_if_merged(card, lora, tmp_path):
+    card(80)  # where it does so
     adapter, _ = lora
     assert sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path).adapter
     prompts = test_sample.ask(tmp_path / "train", *(f"name {at} facts about the river" for at in range(100)))

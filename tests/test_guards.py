@@ -71,7 +71,10 @@ def chosen_logp(model: Model, round_: Round) -> float:
 
 def published(model: Model) -> dict[str, bytes]:
     files = [path for path in model.path.rglob("*") if path.is_file() and "scratch" not in path.parts]
-    return {path.relative_to(model.path).as_posix(): path.read_bytes() for path in files}
+    found = {path.relative_to(model.path).as_posix(): path.read_bytes() for path in files}
+    cost = json.loads(found["cost.json"])
+    cost.pop("look_seconds")  # of the clock; the other figures are the training's own
+    return {**found, "cost.json": json.dumps(cost).encode()}
 
 
 # ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -34,6 +34,7 @@ DRIVER = {
     "step",
     "survey",
     "forecast",
+    "durations",
     "lineage",
 }
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "harness", "report"}
@@ -72,7 +73,7 @@ MAY_IMPORT = {
     # Whether any prompt fits is asked in sampling's own way, and people's labels are read as scorers read them.
     "door": {"lineage", "step", "sampling", "scorers", "artifacts", "config"},
     "survey": {"step", "store"},
-    "runner": {"door", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
+    "runner": {"door", "durations", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
     "drive": {"door", "forecast", "survey", "plan", "runner", "step", "config", "artifacts"},
     "compose": {"config", "validation"},
     "validation": set(),
@@ -120,6 +121,7 @@ MAY_IMPORT = {
     "engines": set(),
     "outlook": {"config"},
     "lineage": {"step", "survey", "artifacts", "config"},
+    "durations": {"forecast", "lineage", "store", "step", "survey", "artifacts", "config"},
     "forecast": {"lineage", "store", "step", "survey", "artifacts", "config"},
 }
 

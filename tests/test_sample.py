@@ -101,7 +101,7 @@ def test_cost_counts_what_was_drawn(tmp_path, prompts):
 def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
     found = {"prompts": 10, "completions": 40, "tokens": 400, "prompt_tokens": 0, "truncated": 4}
     found |= {"billed_prompt_tokens": 10**6, "billed_tokens": 0}
-    watched = meter.Meter(found, 20, Prices(input=2, output=3))
+    watched = meter.Meter(found, 20, 80, 40, Prices(input=2, output=3))
     for seconds in (3.0, 5.0):
         watched.hear({meter.ENGINE: seconds})
     for prompts, tokens, truncated in ((4, 320, 0), (6, 480, 8)):
@@ -247,7 +247,7 @@ def test_nothing_is_started_when_all_shards_are_there(tmp_path, prompts, monkeyp
 def test_completions_are_joined_by_id_in_whatever_order_they_come(tmp_path, prompts, monkeypatch):
     run(tmp_path / "a", prompts)
 
-    def backwards(self, blocks):
+    def backwards(self, blocks, on_tokens=None):
         requests = [request for block in blocks for request in block]
         yield from (self.complete(request) for request in reversed(requests))
 
@@ -257,7 +257,7 @@ def test_completions_are_joined_by_id_in_whatever_order_they_come(tmp_path, prom
 
 
 def test_a_backend_that_loses_a_completion_breaks_the_run(tmp_path, prompts, monkeypatch):
-    def lossy(self, blocks):
+    def lossy(self, blocks, on_tokens=None):
         requests = [request for block in blocks for request in block]
         yield from (self.complete(request) for request in requests[:-1])
 

@@ -58,7 +58,10 @@ def lora(round_) -> Model:
 def published(model: Model) -> dict[str, bytes]:
     files = [path for path in model.path.rglob("*") if path.is_file()]
     names = {path.relative_to(model.path).as_posix(): path for path in files}
-    return {name: path.read_bytes() for name, path in names.items() if not name.startswith("scratch/")}
+    found = {name: path.read_bytes() for name, path in names.items() if not name.startswith("scratch/")}
+    cost = json.loads(found["cost.json"])
+    cost.pop("look_seconds")  # of the clock; the other figures are the training's own
+    return {**found, "cost.json": json.dumps(cost).encode()}
 
 
 def losses(model: Model) -> list[float]:

@@ -1,6 +1,6 @@
 """What draws completions: one Protocol, one `match`. Token ids in, token ids out; it knows no prompts and no shards."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
@@ -16,6 +16,8 @@ from pipeline.config import (
 )
 
 Message = dict[str, str]
+OnTokens = Callable[[Mapping[str, int]], None]  # how many tokens each unfinished completion has, by sample id
+COUNT_EVERY = 0.5  # seconds between two such counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,13 @@ class Backend(Protocol):
 
     def start(self, model: Model, limits: Limits) -> Self: ...
 
-    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
-        """Completions as they finish, in any order; a block is asked for when there is room for its requests."""
+    def generate(
+        self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None
+    ) -> Iterator[Completion | Failed]:
+        """Completions as they finish, in any order; a block is asked for when there is room for its requests.
+
+        `on_tokens` hears now and then how far the others are, from those that draw here.
+        """
         ...
 
     def close(self) -> None: ...

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pipeline import served
 from pipeline.artifacts import Model
-from pipeline.backends import Billed, Completion, Failed, Request
+from pipeline.backends import Billed, Completion, Failed, OnTokens, Request
 from pipeline.backends.chat import Chat
 from pipeline.backends.endpoint import is_text
 from pipeline.backends.under_way import UnderWay
@@ -31,7 +31,9 @@ class ByName:
         self._under_way.open(served.client(AsyncOpenAI, self.knob, self.cfg.runtime))
         return self
 
-    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
+    def generate(
+        self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None
+    ) -> Iterator[Completion | Failed]:
         return self._under_way.answers(blocks, self._ask)
 
     async def _ask(self, request: Request) -> Completion | Failed:

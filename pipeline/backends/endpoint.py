@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pipeline import served
 from pipeline.artifacts import Model
-from pipeline.backends import Billed, Completion, Failed, Request
+from pipeline.backends import Billed, Completion, Failed, OnTokens, Request
 from pipeline.backends.chat import Chat
 from pipeline.backends.policy_check import check_measured, check_named
 from pipeline.backends.under_way import UnderWay
@@ -43,7 +43,9 @@ class Endpoint:
             check_named(self, card)
         return self
 
-    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
+    def generate(
+        self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None
+    ) -> Iterator[Completion | Failed]:
         return self._under_way.answers(blocks, self._ask)
 
     async def _ask(self, request: Request) -> Completion | Failed:

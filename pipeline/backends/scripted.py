@@ -11,7 +11,7 @@ from typing import Any, Self
 from zlib import crc32
 
 from pipeline.artifacts import Model
-from pipeline.backends import Completion, Message, Request
+from pipeline.backends import Completion, Message, OnTokens, Request
 from pipeline.config import Limits, ScriptedBackend
 
 END = 0
@@ -52,7 +52,7 @@ class Scripted:
         self.limit = limits.completion
         return self
 
-    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion]:
+    def generate(self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None) -> Iterator[Completion]:
         for block in blocks:
             for request in block:
                 yield self.complete(request)

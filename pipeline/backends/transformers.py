@@ -3,11 +3,12 @@
 Every row draws from a generator of its own, so a completion does not depend on the batch that it is drawn in.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.artifacts import Model
-from pipeline.backends import Completion, Request
+from pipeline.backends import COUNT_EVERY, Completion, OnTokens, Request
 from pipeline.backends.chat import Chat
 from pipeline.backends.stopping import EndOfRows
 from pipeline.config import Limits, TransformersBackend
@@ -53,21 +54,22 @@ class Transformers:
         )
         self.module, self.in_step = module, in_step
 
-    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion]:
+    def generate(self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None) -> Iterator[Completion]:
         size = self.cfg.runtime.batch
         for block in blocks:
             by_length = sorted(block, key=lambda request: len(request.prompt_token_ids))
             for start in range(0, len(by_length), size):
-                yield from self._draw(by_length[start : start + size])
+                yield from self._draw(by_length[start : start + size], on_tokens)
 
-    def _draw(self, batch: list[Request]) -> list[Completion]:
+    def _draw(self, batch: list[Request], on_tokens: OnTokens | None) -> list[Completion]:
         import torch
 
         ids, mask = self._padded([request.prompt_token_ids for request in batch])
         draws = Draws(batch, self.module.device)
+        steps = [draws, TokenCount(self.text.stops, batch, on_tokens)] if on_tokens else [draws]
         with torch.no_grad():  # inference_mode would mark what a module in training caches
             ends = EndOfRows(self.text, batch, ids.shape[1])
-            shaped = {"logits_processor": [draws], "stopping_criteria": [ends] if ends else []}
+            shaped = {"logits_processor": steps, "stopping_criteria": [ends] if ends else []}
             rows = self.module.generate(input_ids=ids, attention_mask=mask, synced_gpus=self.in_step, **shaped)
         drawn = [row[:end] for row, end in zip(rows[:, ids.shape[1] :].tolist(), ends.at, strict=True)]
         logprobs = torch.stack(draws.logprobs, dim=1).double().cpu()
@@ -89,6 +91,29 @@ class Transformers:
 
     def close(self) -> None:
         self.module = None
+
+
+class TokenCount:
+    """A logits processor that tells now and then how far a batch is, and changes nothing."""
+
+    def __init__(self, stops: list[int], batch: list[Request], on_tokens: OnTokens):
+        self._stops, self._on_tokens = set(stops), on_tokens
+        self._ids = [request.sample_id for request in batch]
+        self._width: int | None = None  # of the prompts, which is all that there is at the first token
+        self._counted = time.monotonic()
+
+    def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
+        if self._width is None:
+            self._width = input_ids.shape[1]
+        if time.monotonic() - self._counted >= COUNT_EVERY:
+            rows = input_ids[:, self._width :].tolist()
+            self._on_tokens(dict(zip(self._ids, map(self._length, rows), strict=True)))
+            self._counted = time.monotonic()
+        return scores
+
+    def _length(self, drawn: list[int]) -> int:
+        """Up to the stop token, after which a row is only filled up."""
+        return next((at + 1 for at, token in enumerate(drawn) if token in self._stops), len(drawn))
 
 
 class Draws:

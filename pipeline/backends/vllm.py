@@ -3,13 +3,14 @@ the same bytes whatever was drawn before it; on a GPU it runs beside us and is r
 """
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pipeline import engines
 from pipeline.artifacts import Model
-from pipeline.backends import Completion, Request
+from pipeline.backends import COUNT_EVERY, Completion, OnTokens, Request
 from pipeline.backends.adapters import engine_rank
 from pipeline.backends.chat import Chat
 from pipeline.backends.stopping import Stopper
@@ -114,9 +115,10 @@ class Vllm:
             "tensor_parallel_size": self.cfg.runtime.tensor_parallel,
         }
 
-    def generate(self, blocks: Iterable[list[Request]]) -> Iterator[Completion]:
+    def generate(self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None) -> Iterator[Completion]:
         waiting = iter(blocks)
         exhausted = False
+        counted = time.monotonic()
         while True:
             while not exhausted and self.engine.get_num_unfinished_requests() <= self.room:
                 block = next(waiting, None)
@@ -127,6 +129,17 @@ class Vllm:
             for output in self.engine.step():
                 if completion := self._grown(output) if output.request_id in self.growing else _completion(output):
                     yield completion
+            if on_tokens and time.monotonic() - counted >= COUNT_EVERY:
+                on_tokens(self._under_way())
+                counted = time.monotonic()
+
+    def _under_way(self) -> dict[str, int]:
+        """The engine's outputs bring finished completions alone, which is fast; its own lists know the others."""
+        try:
+            states = self.engine.output_processor.request_states.values()
+            return {state.external_req_id: state.detokenizer.num_output_tokens() for state in states}
+        except AttributeError:  # of another release: a line of progress says less, and nothing else is lost
+            return {}
 
     def _submit(self, block: list[Request]) -> None:
         for request in block:

@@ -16,7 +16,7 @@ from pipeline.artifacts import Model, write_json
 from pipeline.backends.vllm import ENVIRONMENT, ENVIRONMENT_OF_EAGER, ENVIRONMENT_ON_CPU, GIB, set_unset
 from pipeline.config import BenchmarkConfig, TransformersBackend, VllmBackend
 from pipeline.errors import Broken, Refusal
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say_phase
 from pipeline.training import models
 
 CHUNK = 512  # requests; never from `runtime`, so that a resumed run finds the same chunks
@@ -27,9 +27,11 @@ MERGED = "merged"  # an adapter merged for vLLM; gone before anything is publish
 def opened(cfg: BenchmarkConfig, knob: str, model: Model, scratch: Path) -> LM:
     """lm-eval's own way to each of the two engines."""
     if isinstance(cfg.backend, VllmBackend):
+        say_phase("starting the vLLM engine")
         return _by_vllm(cfg, cfg.backend, knob, model, scratch)
     from lm_eval.models.huggingface import HFLM
 
+    say_phase("loading the model")
     return HFLM(
         pretrained=models.load(model, cfg.backend.dtype),
         tokenizer=models.load_tokenizer(model),

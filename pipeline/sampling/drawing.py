@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import polars as pl
@@ -17,6 +17,8 @@ from pipeline.errors import Broken
 from pipeline.plural import many
 from pipeline.sampling import asking, cutting
 from pipeline.sampling.failures import Failures
+from pipeline.sampling.lengths import bin_of
+from pipeline.sampling.meter import DRAWN_SO_FAR, ENDED, UNDER_WAY
 from pipeline.sampling.shards import Shards
 
 NEWS = 0.5  # seconds between two words to whoever watches
@@ -74,6 +76,7 @@ class Drawing:
         self._billed: defaultdict[str, Billed] = defaultdict(Billed)  # shard → what all of its rows cost
         self.failures = Failures(cfg, shards)
         self._news: Counter[str] = Counter()
+        self._under_way: dict[str, int] = {}  # sample id → tokens so far, as it was last counted
         self._told = 0.0
 
     def claim(self) -> bool:
@@ -150,16 +153,37 @@ class Drawing:
 
     def _tell(self, drawn: Completion | Failed, whole_prompt: bool, now: bool) -> None:
         billed = drawn.billed
+        if tokens := self._under_way.pop(drawn.sample_id, 0):
+            self._news.subtract(self._binned([tokens]))
         self._news.update(prompts=whole_prompt, billed_prompt_tokens=billed.read, billed_tokens=billed.written)
         if isinstance(drawn, Failed):
             self._news["failed"] += 1
         else:
-            cut = drawn.finish_reason == "length"
-            self._news.update(completions=1, tokens=len(drawn.token_ids), truncated=cut)
+            cut, length = drawn.finish_reason == "length", len(drawn.token_ids)
+            self._news.update(completions=1, tokens=length, truncated=cut)
+            if not cut:
+                self._news[f"{ENDED}{bin_of(length, self.cfg.limits.completion)}"] += 1
         if now or time.monotonic() - self._told > NEWS:
-            self.hand.tell(**self._news)
-            self._news.clear()
-            self._told = time.monotonic()
+            self._tell_news()
+
+    def count(self, under_way: Mapping[str, int]) -> None:
+        """Tell how many tokens each completion has that is being drawn, by sample id."""
+        self._news.subtract(self._binned(self._under_way.values()))
+        # What has no token yet still waits.
+        self._under_way = {sample_id: tokens for sample_id, tokens in under_way.items() if tokens}
+        self._news.update(self._binned(self._under_way.values()))
+        self._tell_news()
+
+    def _binned(self, lengths: Iterable[int]) -> Counter[str]:
+        limit, counts = self.cfg.limits.completion, Counter[str]()
+        for tokens in lengths:
+            counts.update({f"{UNDER_WAY}{bin_of(tokens, limit)}": 1, DRAWN_SO_FAR: tokens})
+        return counts
+
+    def _tell_news(self) -> None:
+        self.hand.tell(**self._news)
+        self._news.clear()
+        self._told = time.monotonic()
 
     def _draws_of(self, prompt_id: str, prompt: list[Message]) -> Iterator[tuple[dict[str, Any], Request]]:
         cfg, ids = self.cfg, self.text.encode(prompt, self.cfg.template_kwargs)

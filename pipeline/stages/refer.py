@@ -4,6 +4,7 @@ Rows are sorted by length and done in chunks of a fixed number of rows, each a f
 """
 
 import math
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import KL, Logps, Model, Pairs, Samples, note_cost, read_table, write_table
 from pipeline.config import ReferConfig
-from pipeline.crew import Hand, work_off
+from pipeline.crew import Figures, Hand, work_off
 from pipeline.errors import Broken, Refusal
+from pipeline.footprint import parameters_of
 from pipeline.gpus import environments
 from pipeline.plural import many
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say_phase
 
 if TYPE_CHECKING:
     import polars as pl
+
+    from pipeline.training.logps import OnBatch
 
 CHUNK = 512  # rows; never from `runtime`, so that a resumed run finds the same chunks
 ROWS = "rows.parquet"  # where every hand reads them
@@ -30,13 +34,38 @@ def run(cfg: ReferConfig, out: Path, *, model: Model, rows: Pairs | Samples) -> 
     chunks = [f"chunk-{at:06d}.parquet" for at in range(-(-table.height // CHUNK))]
     if missing := [chunk for chunk in chunks if not (scratch / chunk).exists()]:
         write_table(scratch / ROWS, table)
-        progress = Progress("refer", table.height, "completions")
-        progress.resume_at(table.height - sum(min(CHUNK, table.height - _start(chunk, CHUNK)) for chunk in missing))
         work, hands = partial(measure, cfg, model, scratch, CHUNK), environments(cfg.runtime.workers, WORKERS)
-        work_off(missing, work, hands, scratch / "workers", tell=lambda done: progress.advance(int(done["rows"])))
+        say_phase("loading the model")
+        work_off(missing, work, hands, scratch / "workers", tell=Watch(table, missing).hear)
     write_table(out / "logps.parquet", _joined([scratch / chunk for chunk in chunks]))
-    note_cost(out, rows=table.height, tokens=int(table["length"].sum()))
+    note_cost(out, rows=table.height, tokens=int(table["length"].sum()), **parameters_of(model.weights, model.revision))
     return Logps(out)
+
+
+class Watch:
+    """What a person sees: the longest rows come first, so that time is told by tokens."""
+
+    def __init__(self, table: "pl.DataFrame", missing: list[str]):
+        self._table, self._missing = table, missing
+        self._progress: Progress | None = None
+        self._started, self._tokens = 0.0, 0
+
+    def hear(self, figures: Figures) -> None:
+        """A hand has its model, or rows are done."""
+        if self._progress is None:
+            self._progress, self._started = self._begun(), time.monotonic()
+        if rows := int(figures["rows"]):
+            self._tokens += int(figures["tokens"])
+            speed = self._tokens / max(time.monotonic() - self._started, 0.001)
+            self._progress.worked = self._tokens
+            self._progress.advance(rows, speed=f"{speed:.0f} tok/s")
+
+    def _begun(self) -> Progress:
+        to_do = [self._table.slice(_start(chunk, CHUNK), CHUNK)["length"] for chunk in self._missing]
+        rows, tokens = sum(map(len, to_do)), sum(int(each.sum()) for each in to_do)
+        progress = Progress("refer", self._table.height, "completions", tokens)
+        progress.resume_at(self._table.height - rows)
+        return progress
 
 
 def wanted(rows: Pairs | Samples) -> "pl.DataFrame":
@@ -74,10 +103,10 @@ def measure(cfg: ReferConfig, model: Model, scratch: Path, size: int, hand: Hand
     table = read_table(scratch / ROWS)
     module = models.load(model, cfg.dtype, cfg.quantization)
     models.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "refer")
+    hand.tell(rows=0, tokens=0)
     for chunk in iter(hand.claim, None):
         part = table.slice(_start(chunk, size), size)
-        write_table(scratch / chunk, _measured(cfg, module, part))
-        hand.tell(rows=part.height)
+        write_table(scratch / chunk, _measured(cfg, module, part, lambda n, m: hand.tell(rows=n, tokens=m)))
         hand.finish(chunk)
 
 
@@ -85,13 +114,13 @@ def _start(chunk: str, size: int) -> int:
     return int(Path(chunk).stem.removeprefix("chunk-")) * size
 
 
-def _measured(cfg: ReferConfig, module: Any, part: "pl.DataFrame") -> "pl.DataFrame":
+def _measured(cfg: ReferConfig, module: Any, part: "pl.DataFrame", on_batch: "OnBatch") -> "pl.DataFrame":
     import polars as pl
 
     from pipeline.training.logps import completion_logps
 
     columns = part["prompt_token_ids"].to_list(), part["token_ids"].to_list()
-    logps = completion_logps(module, *columns, cfg.runtime.batch_tokens)
+    logps = completion_logps(module, *columns, cfg.runtime.batch_tokens, on_batch)
     if broken := sum(not math.isfinite(value) for value in logps):
         raise Broken(
             f"refer: no finite log-probability for {broken} of {many(len(logps), 'completion')} under this model in "

@@ -9,18 +9,21 @@ import time
 from functools import partial
 from pathlib import Path
 
+from pipeline import machine
 from pipeline.artifacts import Model, Prompts, Samples, Scores, knob_of, note_cost, noted_cost, write_table
 from pipeline.backends import Backend, open_backend
 from pipeline.backends.adapters import serves
 from pipeline.config import Conversation, Draw, EndpointBackend, Prices, ServedModel, TransformersBackend, VllmBackend
 from pipeline.crew import Hand, work_off
+from pipeline.footprint import parameters_of
 from pipeline.gpus import Environment, environments
+from pipeline.progress import say_phase
 from pipeline.sampling import turns
 from pipeline.sampling.admission import admitted, asked
 from pipeline.sampling.drawing import Drawing, nothing
 from pipeline.sampling.journal import Journal
 from pipeline.sampling.meter import ENGINE, Meter, money
-from pipeline.sampling.shards import Finished, Shards
+from pipeline.sampling.shards import Entry, Finished, Shards
 
 KNOB = "sample"  # of its block, where the driver names none
 ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
@@ -63,17 +66,30 @@ def converse(cfg: Conversation, out: Path, policy: Model, prompts: Prompts) -> S
 
 def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, asked: int) -> None:
     """By as many hands as there are; the list of what is finished is kept here."""
-    out, meter = shards.out, Meter(finished.totals(), asked, prices(cfg))
+    out, each = shards.out, sum(setting.n for setting in cfg.settings.values())
+    meter = Meter(finished.totals(), asked, asked * each, cfg.limits.completion, prices(cfg))
     try:
         served = servable(cfg, policy, out)
         if missing := finished.missing():
+            say_phase(starting(cfg))
             work = partial(draw, cfg, shards, policy, served)
-            work_off(missing, work, hands(cfg, out), out / "scratch" / "workers", finished.add, meter.hear)
+            if isinstance(cfg.backend, ENGINES):
+                note_cost(out, **parameters_of(policy.weights, policy.revision))
+            finish = partial(note_shard, out, meter, finished)
+            work_off(missing, work, hands(cfg, out), out / "scratch" / "workers", finish, meter.hear)
             note_cost(out, **meter.cost())
         if owes_difference(cfg, out, policy):
             note_difference(cfg, policy, served, out)
     finally:
         shutil.rmtree(out / MERGED, ignore_errors=True)
+
+
+def note_shard(out: Path, meter: Meter, finished: Finished, shard: str, entry: Entry) -> None:
+    """From the first shard on it is known how fast this goes, and so how long the rest of a plan may take."""
+    finished.add(shard, entry)
+    totals = finished.totals()
+    mean = totals["tokens"] / max(totals["completions"], 1)
+    note_cost(out, **meter.cost(), completions=totals["completions"], tokens=totals["tokens"], mean_tokens=mean)
 
 
 def hands(cfg: Draw, out: Path) -> list[Environment]:
@@ -96,13 +112,23 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
         hand.tell(**{ENGINE: time.monotonic() - started})
         while drawing.claim():
             asked = drawing.requests()
-            for drawn in journal.through(backend, asked) if journal else backend.generate(asked):
+            for drawn in journal.through(backend, asked) if journal else backend.generate(asked, drawing.count):
                 drawing.take(drawn)
             drawing.check_whole()
         if told := drawing.failures.write():
             print("│", told, file=sys.stderr, flush=True)
     finally:
         backend.close()
+
+
+def starting(cfg: Draw) -> str:
+    """What is waited for before the first token."""
+    match cfg.backend:
+        case VllmBackend():
+            return "starting the vLLM engine"
+        case TransformersBackend():
+            return "loading the model"
+    return "asking for the first completions"
 
 
 def opened(cfg: Draw, out: Path, policy: Model) -> Backend:
@@ -120,8 +146,13 @@ def servable(cfg: Draw, policy: Model, out: Path) -> Model:
     from pipeline.training import models
 
     models.check_base(policy)
-    if isinstance(cfg.backend, VllmBackend) and serves(policy.adapter) and not quantized(policy):
+    if (
+        isinstance(cfg.backend, VllmBackend)
+        and serves(policy.adapter, on_cpu=not machine.gpus())
+        and not quantized(policy)
+    ):
         return policy
+    say_phase("merging the adapter into its base")
     # What was trained beside a quantised base is merged with what those few bits say: no engine reads both as trained.
     return models.merged_in(out / MERGED, policy)
 

@@ -20,7 +20,7 @@ from pipeline.crew import Hand, work_off
 from pipeline.errors import Broken, Refusal
 from pipeline.gpus import environments
 from pipeline.plural import many
-from pipeline.progress import Progress
+from pipeline.progress import Progress, say_phase
 from pipeline.scorers import Answer, Mark, Paid, Scorer, open_scorer
 from pipeline.scorers.ensemble import combined
 
@@ -130,6 +130,7 @@ def mark_by_hands(cfg: ScoreConfig, out: Path, told: Told, reward: Model | None,
     missing = [shard for shard in shards if not (out / MARKS / shard).exists()]
     if not cfg.local or not missing:
         return {}
+    say_phase(f"loading {', '.join(cfg.local)}")
     progress, bills = Progress(f"score by {', '.join(cfg.local)}", len(missing), "shards"), list[dict[str, float]]()
 
     def finish(_: str, bill: dict[str, float]) -> None:
@@ -209,7 +210,7 @@ def status_of(mark: Mark) -> str:
 def check_failures(cfg: ScoreConfig, out: Path) -> None:
     table = Scores(out).read()
     failed = table.filter(pl.col("status") == "failed")
-    note_cost(out, scores=table.height, failed=failed.height, **_cut(table))
+    note_cost(out, scores=table.height, answers=table["sample_id"].n_unique(), failed=failed.height, **_cut(table))
     if failed.height <= cfg.max_failed * table.height:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return

@@ -39,8 +39,9 @@ def look_ahead(cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", w
     first = f"{many(steps, 'step')} of {cfg.batch} · {many(table.height, 'row', grouped=True)} · {tokens:,} tokens"
     print(SIGN, "train", first, f"· {at_once} at once", file=sys.stderr)
     say(f"ahead    {first}", outlook.spread(found), *outlook.told(shape, cfg, longest, world, tokens))
-    note_cost(out, micro_batch=at_once)
+    note_cost(out, micro_batch=at_once, steps=steps)
     if shape:
+        note_cost(out, parameters=shape.parameters)
         takes = outlook.needs(shape, cfg, at_once, longest, world)
         note_cost(out, memory_estimate_gib=round(takes.total / footprint.GIB, 3))
         short = outlook.short_of_memory(shape, cfg, at_once, longest, world) or outlook.short_of_disk(shape, cfg, out)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pipeline.artifacts import write_json, write_text
+from pipeline.artifacts import note_cost, write_json, write_text
 from pipeline.errors import Broken
-from pipeline.progress import Progress
+from pipeline.progress import Progress, clock, say_phase
 
 # Differ from attempt to attempt: wall-clock figures, and sums that start again when training resumes.
 UNSTABLE = ("_runtime", "_per_second", "total_flos", "train_loss", "num_tokens", "num_input_tokens_seen")
@@ -132,17 +132,42 @@ SHOWN = {
 }
 
 
-class ProgressLine(TrainerCallback):
-    """`▸ train 12/40 steps · loss 0.652 · margin 0.09 · accuracy 0.61 · tok/s 2100 · 0:41 left`."""
+def phase(text: str) -> None:
+    """What a training does before its first step, said by one of its processes."""
+    if os.environ.get("RANK", "0") == "0":
+        say_phase(f"train: {text}")
 
-    def __init__(self, what: str):
-        self.what = what
+
+class ProgressLine(TrainerCallback):
+    """`▸ train 12/40 steps · loss 0.652 · margin 0.09 · accuracy 0.61 · tok/s 2100 · 0:41 left`.
+
+    Looks at dev rows take time of their own: it is measured apart, and those to come are counted in what is left.
+    """
+
+    def __init__(self, what: str, out: Path | None = None):
+        self.what, self.out = what, out
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._line = Progress(self.what, state.max_steps, "steps")
         self._line.resume_at(state.global_step)
-        self._started = time.monotonic()
+        self._look: Progress | None = None
+        self._started = self._mark = time.monotonic()
+        self._steps: list[float] = []  # seconds of each
+        self._looks: list[float] = []
         self._kl: dict[str, str] = {}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._end_look()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._steps.append(self._lap())
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._look is None:
+            what = f"{self.what}, look at step {state.global_step}:"
+            self._look = Progress(what, len(kwargs["eval_dataloader"]), "dev batches")
+        if state.is_world_process_zero:
+            self._look.advance()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         logs = logs or {}
@@ -153,4 +178,28 @@ class ProgressLine(TrainerCallback):
         facts = self._kl | {name: form.format(logs[key]) for key, (name, form) in SHOWN.items() if key in logs}
         if "num_tokens" in logs:
             facts["tok/s"] = f"{logs['num_tokens'] / (time.monotonic() - self._started):.0f}"
+        self._line.left = self._left(args, state)
         self._line.advance(state.global_step - self._line.done, **facts)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._end_look()
+        if self.out and self._looks and state.is_world_process_zero:
+            note_cost(self.out, look_seconds=round(sum(self._looks) / len(self._looks), 2))
+
+    def _lap(self) -> float:
+        before, self._mark = self._mark, time.monotonic()
+        return self._mark - before
+
+    def _end_look(self) -> None:
+        seconds = self._lap()
+        if self._look is not None:
+            self._looks.append(seconds)
+            self._look = None
+
+    def _left(self, args: Any, state: Any) -> str | None:
+        if not self._steps:
+            return None
+        steps = (state.max_steps - state.global_step) * sum(self._steps) / len(self._steps)
+        every = args.eval_steps if args.eval_strategy == "steps" else 0
+        looks = state.max_steps // every - state.global_step // every if every and self._looks else 0
+        return clock(steps + looks * self._looks[-1] if looks else steps)

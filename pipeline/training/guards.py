@@ -14,7 +14,7 @@ from pipeline.artifacts import Model, Prompts
 from pipeline.config import TrainConfig
 from pipeline.errors import Broken, Refusal
 from pipeline.training import decisions, sharded
-from pipeline.training.callbacks import keep_until
+from pipeline.training.callbacks import keep_until, phase
 from pipeline.training.decisions import FALL, KL
 from pipeline.training.kept_weights import KeptWeights
 from pipeline.training.logps import logps_of_all
@@ -83,6 +83,7 @@ class Guards(TrainerCallback):
         """The log-probability of the chosen answers per token, and how far it has fallen since the start."""
         if not self.pairs["answers"]:
             return {}
+        phase(f"looking at step {self.trainer.state.global_step}: the chosen answers of dev pairs")
         module = self.trainer.model.eval()
         with self.trainer.compute_loss_context_manager():
             sums = logps_of_all(module, self.pairs["prompts"], self.pairs["answers"], self.cfg.max_length)

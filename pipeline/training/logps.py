@@ -1,5 +1,6 @@
 """Log-probabilities of given token ids under a model: the one computation behind `refer` and every look at a policy."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipeline.batching import by_length
@@ -8,19 +9,25 @@ if TYPE_CHECKING:
     import torch
 
 Ids = list[int]
+OnBatch = Callable[[int, int], None]  # hears rows and tokens of each batch that is done
 
 
-def completion_logps(module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int) -> list[float]:
+def completion_logps(
+    module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int, on_batch: OnBatch | None = None
+) -> list[float]:
     """The sum over each completion's tokens given its prompt; a result does not depend on what shared its batch."""
-    found = _found(module, prompts, completions, _batches(prompts, completions, batch_tokens))
+    found = _found(module, prompts, completions, _batches(prompts, completions, batch_tokens), on_batch)
     return [found[at] for at in range(len(prompts))]
 
 
-def logps_of_all(module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int) -> list[float]:
+def logps_of_all(
+    module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int, on_batch: OnBatch | None = None
+) -> list[float]:
     """The same, of batches that several processes deal out to each other; every one of them knows all."""
     from pipeline.training.shares import in_step, pooled
 
-    found = pooled(_found(module, prompts, completions, in_step(_batches(prompts, completions, batch_tokens))))
+    batches = in_step(_batches(prompts, completions, batch_tokens))
+    found = pooled(_found(module, prompts, completions, batches, on_batch))
     return [found[at] for at in range(len(prompts))]
 
 
@@ -28,12 +35,20 @@ def _batches(prompts: list[Ids], completions: list[Ids], batch_tokens: int) -> l
     return list(by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], batch_tokens))
 
 
-def _found(module: Any, prompts: list[Ids], completions: list[Ids], batches: list[list[int]]) -> dict[int, float]:
+def _found(
+    module: Any,
+    prompts: list[Ids],
+    completions: list[Ids],
+    batches: list[list[int]],
+    on_batch: OnBatch | None,
+) -> dict[int, float]:
     """By the row's position."""
     found: dict[int, float] = {}
     for batch in batches:
         values = _forward(module, [prompts[i] for i in batch], [completions[i] for i in batch])
         found |= dict(zip(batch, values, strict=True))
+        if on_batch:
+            on_batch(len(batch), sum(len(prompts[i]) + len(completions[i]) for i in batch))
     return found
 
 

@@ -1,6 +1,7 @@
 """What a policy in training says by itself: answers to fixed dev prompts, how far they are from the reference's."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
@@ -15,8 +16,10 @@ from pipeline.backends.transformers import Transformers
 from pipeline.config import Limits, TrainConfig, TransformersBackend
 from pipeline.content import digest_of
 from pipeline.errors import Broken
+from pipeline.progress import Progress
 from pipeline.scorers import Answer, open_scorer
 from pipeline.training import models, sharded, shares
+from pipeline.training.callbacks import phase
 from pipeline.training.decisions import KL, SCORE, TOKENS
 from pipeline.training.logps import logps_of_all
 
@@ -51,9 +54,11 @@ class OwnAnswers:
 
     def look(self, trainer: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """The figures, and the answers that are shown. Several processes draw, read and score together."""
+        step = trainer.state.global_step
         trainer.model.eval()
         with trainer.compute_loss_context_manager():
-            drawn = self._drawn(trainer.model, in_step=sharded.is_sharded(trainer))
+            drawn = self._drawn(trainer.model, sharded.is_sharded(trainer), step)
+            phase(f"looking at step {step}: the KL of its own answers")
             here = self._logps(trainer.model, drawn)
             there = self._reference_logps(trainer, drawn)
         give_memory_back()
@@ -68,11 +73,13 @@ class OwnAnswers:
         ]
         return figures, shown
 
-    def _drawn(self, policy: Any, in_step: bool) -> list[Completion]:
-        own = policy.generation_config
+    def _drawn(self, policy: Any, in_step: bool, step: int = 0) -> list[Completion]:
+        own, blocks = policy.generation_config, self._blocks()
+        phase(f"looking at step {step}: its own answers")
+        watch = AnswersLine(step, sum(map(len, blocks)), self.limits.completion)
         try:
             self.engine.take(policy, self.limits, in_step)
-            drawn = shares.pooled({one.sample_id: one for one in self.engine.generate(self._blocks())})
+            drawn = shares.pooled({one.sample_id: one for one in watch.through(self.engine, blocks)})
         finally:
             self.engine.close()
             policy.generation_config = own
@@ -110,6 +117,29 @@ class OwnAnswers:
                 f"  Give a scorer that marks every answer to a dev prompt, or train.guards.scorer=null."
             )
         return fmean(mark.score for mark in whole if mark.score is not None)
+
+
+class AnswersLine:
+    """`▸ train, look at step 0: 32/64 answers · 1200 of at most 8192 tokens`, by one process for its own share."""
+
+    def __init__(self, step: int, answers: int, limit: int):
+        self._most, self._tokens, self._limit = answers * limit, 0, limit
+        self._line = Progress(f"train, look at step {step}:", answers, "answers")
+        self._speaks = os.environ.get("RANK", "0") == "0"
+
+    def through(self, engine: Transformers, blocks: list[list[Request]]) -> Iterator[Completion]:
+        for one in engine.generate(blocks, self._count):
+            self._tokens += len(one.token_ids)
+            self._most -= self._limit - len(one.token_ids)  # what it did not need
+            self._show(1, self._tokens)
+            yield one
+
+    def _count(self, under_way: Mapping[str, int]) -> None:
+        self._show(0, self._tokens + sum(under_way.values()))
+
+    def _show(self, done: int, tokens: int) -> None:
+        if self._speaks:
+            self._line.advance(done, drawn=f"{tokens} of at most {self._most} tokens")
 
 
 def _at_once(cfg: TrainConfig, init: Model) -> int:

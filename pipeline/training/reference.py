@@ -10,6 +10,7 @@ from pipeline.config import FullAdapter, Quantization, TrainConfig
 from pipeline.config.launching import SHARDED
 from pipeline.errors import Broken
 from pipeline.training import models, sharded
+from pipeline.training.callbacks import phase
 from pipeline.training.logps import completion_logps
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class StartCheck(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.reference is None or state.global_step:
             return
+        phase(f"checking the reference on {PAIRS} pairs")
         if self.reference.path == self.init.path:
             check_start(self.cfg, self.trainer, self.rows)
         elif self.cfg.logps == "ready" and sharded.is_sharded(self.trainer):
@@ -53,6 +55,7 @@ def check_elsewhere(cfg: TrainConfig, init: Model, reference: Model | None, rows
     if reference is None or reference.path == init.path or cfg.runtime.launch in SHARDED:
         return
     if cfg.logps == "ready":
+        phase(f"checking the reference on {PAIRS} pairs")
         module = models.load(reference, cfg.dtype, _quantization(cfg))
         _compare(cfg, _logps(cfg, module, first(rows)), first(rows), AGAIN)
 

@@ -7,7 +7,7 @@ from pipeline.artifacts import Model, Prompts
 from pipeline.config import KINDS, FullAdapter, TrainConfig
 from pipeline.errors import Refusal
 from pipeline.plural import many
-from pipeline.training import account, blueprint, guards, models, reference, sharded, tracking, trainers
+from pipeline.training import account, blueprint, callbacks, guards, models, reference, sharded, tracking, trainers
 
 if TYPE_CHECKING:
     import polars as pl
@@ -29,6 +29,7 @@ def train(
 
     if cfg.low_rate:
         guards.say(cfg.low_rate)
+    callbacks.phase("loading the model")
     policy = trainers.load_policy(cfg, init)
     settings = models.settings_of(policy)
     watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)

@@ -101,7 +101,7 @@ def _tokenizer(init: Model) -> Any:
 def _callbacks(cfg: TrainConfig, out: Path, ledger: CheckpointLedger, guards: Guards) -> list[Any]:
     """In this order: what is no number reaches no file, what is looked at comes after what the trainer itself logs."""
     written, shown = MetricsLog(out / "metrics.jsonl"), Tracked(cfg.runtime.tracker, out)
-    return [FiniteGuard(), written, ledger, ProgressLine("train"), guards, shown]
+    return [FiniteGuard(), written, ledger, ProgressLine("train", out), guards, shown]
 
 
 def _datasets(args: Any, rows: "dict[str, pl.DataFrame]", scratch: Path) -> "dict[str, Dataset]":
