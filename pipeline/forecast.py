@@ -3,11 +3,10 @@
 Exact where the pairs are in the store, at most so much where they are not; silent about what nobody knows yet.
 """
 
-import json
 from collections.abc import Iterator
 
 from pipeline import engines, footprint, machine, outlook, store
-from pipeline.artifacts import Pairs
+from pipeline.artifacts import Pairs, read_json
 from pipeline.config import Conversation, Draw, LoraAdapter, TrainConfig, TransformersBackend, VllmBackend
 from pipeline.errors import Refusal, nearest
 from pipeline.lineage import shape_of, weights_of
@@ -158,16 +157,18 @@ def prompts_published(planned: Planned) -> dict[str, int] | None:
     """How many of each part; None where they are not there yet."""
     [made] = [step for step in planned.steps if step.stage == "prompts" and not step.label]  # chat sets have labels
     funnel = planned.folder(made) / "funnel.json"
-    return json.loads(funnel.read_text())["out"] if funnel.exists() else None
+    return read_json(funnel)["out"] if funnel.exists() else None
 
 
 def _measured(planned: Planned, step: Step) -> float | None:
     """Tokens a second of a training from the same model with the same kind of adapter, as the store knows it."""
     init, kind = planned.fingerprint(step.inputs["init"]), step.config.adapter.kind  # type: ignore[attr-defined]
     for folder in sorted((planned.root / "train").glob("*/")):
-        made = store.read_manifest(folder)
-        if not made or made["inputs"]["init"]["fingerprint"] != init or made["config"]["adapter"]["kind"] != kind:
+        if not store.STEP_NAME.fullmatch(folder.name):
             continue
-        if made["seconds"] and "tokens" in made["cost"]:
+        made = store.known_manifest(folder)
+        if not made or made["inputs"].get("init", {}).get("fingerprint") != init:
+            continue
+        if made["config"].get("adapter", {}).get("kind") == kind and made["seconds"] and "tokens" in made["cost"]:
             return float(made["cost"]["tokens"] / made["seconds"])
     return None
