@@ -35,9 +35,7 @@ def forget_runs(store: Path, runs: Path) -> None:
     if own not in known:
         raise Refusal(f"forget={runs}: {store} does not know this runs folder. {_list_known(known)}")
     if (runs / RUNS_MARKER).is_file():
-        raise Refusal(
-            f"forget={runs}: this folder is there. To let a run's work go, remove the run's own folder in it."
-        )
+        raise Refusal(f"forget={runs}: it is there. To let a run's work go, remove that run's own folder in it.")
     _change_runs(store, lambda known: [each for each in known if each != own])
 
 
