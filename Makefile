@@ -80,10 +80,10 @@ sweep: install ## one run per point of a grid [RECIPE=sweep_smoke]
 report: install ## a run's report once more, by the code as it is now; loads no model [RUN=runs/latest]
 	$(PYTHON) -m pipeline.reprint $(or $(RUN),runs/latest)
 
-store: install ## what lies in the store and which runs use it
+store: install ## what lies in the store and which runs use it [ARGS="store=FOLDER runs=FOLDER"]
 	$(PYTHON) -m pipeline.usage $(ARGS)
 
-prune: install ## what no run names: listed, and with ARGS="--yes" removed
+prune: install ## what no run names: listed, asked about, removed [ARGS="--yes store=FOLDER runs=FOLDER"]
 	$(PYTHON) -m pipeline.usage --prune $(ARGS)
 
 bench: install ## measured comparisons [BENCH=name for one of bench/]

@@ -2,16 +2,18 @@
 
 import sys
 
-from pipeline.compose import Arguments, compose
-from pipeline.drive import Stopped, drive, stop_on_signals
-from pipeline.errors import REFUSED, STOPPED, Refusal
+from pipeline.errors import REFUSED, STOPPED, Refusal, exit_on_signals, explain_disk_fault
 
 
 def main() -> int:
-    stop_on_signals()
+    exit_on_signals()  # before the imports, which take most of the first second
+    from pipeline.compose import Arguments, compose
+    from pipeline.drive import Stopped, drive, stop_on_signals
+
     try:
         arguments = Arguments.parse(sys.argv[1:])
         points, several = compose(arguments)
+        stop_on_signals()
         if not several:
             return drive(points[0])
         from pipeline.sweep import sweep
@@ -20,8 +22,15 @@ def main() -> int:
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
+    except OSError as error:
+        if not (said := explain_disk_fault(error)):
+            raise
+        print(said, file=sys.stderr)
+        return REFUSED
     except Stopped:
         return STOPPED
+    finally:
+        exit_on_signals()
 
 
 if __name__ == "__main__":

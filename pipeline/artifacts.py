@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from pipeline.errors import Refusal
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -27,10 +29,14 @@ def draw_of(sample_id: str) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names none
+        raise
     scratch.rename(path)
 
 
@@ -54,7 +60,33 @@ def write_table(path: Path, table: "pl.DataFrame") -> None:
 def read_table(path: Path) -> "pl.DataFrame":
     import polars as pl
 
-    return pl.read_parquet(path)
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise Refusal(_describe_damage(path, "parquet", error)) from error
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Refusal(_describe_damage(path, "JSON", error)) from error
+
+
+def _describe_damage(path: Path, form: str, error: BaseException) -> str:
+    said = f"{path}: cannot be read as {form} ({str(error).splitlines()[0][:200] if str(error) else 'damaged'})."
+    if any(part.endswith(".partial") for part in path.parts):
+        return f"{said}\n  Remove this file and run the same command again: it is made anew."
+    return (
+        f"{said}\n  Its bytes have changed since it was written. Run the command again with verify=true:"
+        " damaged steps are found by their hashes and made anew."
+    )
+
+
+def resolve_run(run: Path) -> Path:
+    """A run's own folder in place of `runs/latest`, which points to another one tomorrow; short where it can be."""
+    own, here = run.resolve(), Path.cwd()
+    return own.relative_to(here) if own.is_relative_to(here) and not run.is_absolute() else own
 
 
 def note_cost(out: Path, **figures: float) -> None:
@@ -64,7 +96,7 @@ def note_cost(out: Path, **figures: float) -> None:
 
 def noted_cost(out: Path) -> dict[str, float]:
     path = out / COST_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 STEP_FILE = "step.json"  # what the driver asked of a step
@@ -127,7 +159,7 @@ class Model(Artifact):
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        return json.loads((self.path / MODEL_FILE).read_text())
+        return read_json(self.path / MODEL_FILE)
 
     @property
     def weights(self) -> Path | str:
@@ -135,7 +167,7 @@ class Model(Artifact):
         if "base" in self.record:
             return self._base.weights
         if (self.path / PLACE_FILE).exists():
-            return Path(json.loads((self.path / PLACE_FILE).read_text())["weights"])
+            return Path(read_json(self.path / PLACE_FILE)["weights"])
         place = self.record["weights"]
         return self.path / place if (self.path / place).exists() else place
 
@@ -212,7 +244,7 @@ class Pairs(Artifact):
         return read_table(self.path / "dropped.parquet")
 
     def funnel(self) -> dict[str, Any]:
-        return json.loads((self.path / "funnel.json").read_text())
+        return read_json(self.path / "funnel.json")
 
 
 @dataclass(frozen=True)
@@ -244,7 +276,7 @@ class Metrics(Artifact):
         return path.read_text().strip() if path.exists() else None
 
     def read(self) -> dict[str, Any]:
-        return json.loads((self.path / "metrics.json").read_text())
+        return read_json(self.path / "metrics.json")
 
     def items(self) -> "pl.DataFrame":
         return read_table(self.path / "items.parquet")
@@ -271,7 +303,7 @@ class ChatSet(TypedDict, total=False):
 @dataclass(frozen=True)
 class Report(Artifact):
     def read(self) -> dict[str, Any]:
-        return json.loads((self.path / "report.json").read_text())
+        return read_json(self.path / "report.json")
 
 
 MADE_BY: dict[str, type[Artifact]] = {
@@ -296,5 +328,5 @@ def open_artifact(stage: str, path: Path, part: str | None = None) -> Artifact:
     if part == "fence":
         return Fence(path / part)
     if stage == "gate":  # opened as the model that it points to
-        return Model(path.parent.parent / json.loads((path / MODEL_FILE).read_text())["target"])
+        return Model(path.parent.parent / read_json(path / MODEL_FILE)["target"])
     return MADE_BY[stage](path / part if part else path)

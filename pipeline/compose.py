@@ -58,7 +58,7 @@ class Arguments:
     @property
     def searchpath(self) -> list[str]:
         """Where Hydra finds recipes beside our own, which conf/recipes links to."""
-        return [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in self.own_recipes)}]"]
+        return [f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in self.own_recipes)}]"]
 
     @property
     def own_recipes(self) -> list[str]:
@@ -77,6 +77,12 @@ def _is_odd(value: str) -> bool:
     """Whether Hydra's grammar would trip over a value that is plainly text: not quoted, no list, no call, no sweep."""
     meant = re.match(r"""['"\[{$]|(choice|range|interval|shuffle|sort|tag|glob)\(""", value)
     return not meant and "\\" not in value and bool(re.search(r"[=()\[\]{}#']", value))
+
+
+def quoted(text: str) -> str:
+    """A text as Hydra's grammar reads it back, whatever stands in it; a `$` begins no interpolation."""
+    text = re.sub(r"\\*\$\{", lambda found: "\\" * (2 * len(found[0]) - 3) + "${", text)
+    return '"' + re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", text)) + '"'
 
 
 def _folder(value: str) -> str:
@@ -119,19 +125,31 @@ def block(arguments: Arguments, shape: type[Asked]) -> Asked:
 
 def point(composed: DictConfig, hydra: Any) -> Config:
     """One composed point, validated; `recipe` is the name under which its run is filed, `command` what makes it."""
-    _refuse_files_as_values(hydra.overrides.task, hydra.runtime.choices)
-    own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    _refuse_files_as_values(read_words(hydra), hydra.runtime.choices)
+    choices = hydra.runtime.choices
+    _refuse_recipes_outside(choices.get("recipes"))
     try:
+        own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         raw: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise Refusal(f"{error.full_key or 'conf'}: {str(error).splitlines()[0]}") from error
-    choices = hydra.runtime.choices
     if isinstance(raw.get("recipes"), dict):
         raise Refusal(f"recipes/{choices['recipes']}.yaml: its first line has to be `# @package _global_`.")
     unresolved = OmegaConf.to_container(own, resolve=False)
     echoes = {place for place, value in leaves(unresolved) if isinstance(value, str) and value.startswith("${")}
     named = {**raw, "recipe": choices.get("recipes") or "run", "command": command_of(hydra)}
     return validated(_written(named, hydra), Config, echoes)
+
+
+def _refuse_recipes_outside(recipe: str | None) -> None:
+    """A run is filed under its recipe's name, which therefore leads out of no folder."""
+    parts = (recipe or "run").split("/")
+    if not {"", ".", ".."} & set(parts) and parts[0] != "latest":
+        return
+    raise Refusal(
+        f"recipes={recipe}: runs are filed under this name in runs/, so it may not lead elsewhere nor be 'latest'.\n"
+        "  Name a file in recipes/; for one in a folder of yours that holds recipes/: --config-dir FOLDER recipes=NAME"
+    )
 
 
 def _refuse_files_as_values(words: list[str], choices: dict[str, Any]) -> None:
@@ -148,15 +166,21 @@ def _refuse_files_as_values(words: list[str], choices: dict[str, Any]) -> None:
 
 def _written(raw: dict[str, Any], hydra: Any) -> Written:
     choices = {key: str(value) for key, value in hydra.runtime.choices.items() if value is not None}
-    return Written(raw, choices, _parsed(list(hydra.overrides.task)))
+    return Written(raw, choices, _parsed(read_words(hydra)))
 
 
 PASSING = "store", "runs", "until", "dry_run", "verify", "tracker"  # change nothing of what is made
 
 
+def read_words(hydra: Any) -> list[str]:
+    """The overrides as they were typed: read as values of a config, `${nope}` among them would be looked up."""
+    words: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return list(words)
+
+
 def command_of(hydra: Any) -> str:
     """What is typed for this point alone, without what says where and how far it runs and who watches."""
-    typed = [word.removeprefix("++") for word in hydra.overrides.task]
+    typed = [word.removeprefix("++") for word in read_words(hydra)]
     words = [word for word in typed if re.split(r"[.=]", word)[0] not in PASSING]
     own = [word for folder in hydra.searchpath for word in ("--config-dir", folder.removeprefix("file://"))]
     alone = ["hydra.mode=RUN"] if hydra.mode == _multirun() else []
@@ -172,15 +196,14 @@ def _multirun() -> Any:
 def _compose(arguments: Arguments, overrides: list[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra.errors import HydraException
 
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="pipeline"):
             return hydra_compose("config", [*arguments.searchpath, *overrides], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise Refusal(_said_by_hydra(error, arguments.own_recipes)) from error
     except yaml.YAMLError as error:
         raise Refusal(f"a file of conf/ or recipes/ is not YAML: {error}") from error
+    except Exception as error:  # for odd words it raises ValueError, TypeError and AssertionError as well
+        raise Refusal(_said_by_hydra(error, arguments.own_recipes)) from error
 
 
 def _parsed(overrides: list[str]) -> list[Any]:
@@ -214,6 +237,5 @@ def _said_by_hydra(error: Exception, own_recipes: list[str] | None = None) -> st
         folders = [RECIPES, *(Path(p) / "recipes" for p in own_recipes or [])] if group == "recipes" else [CONF / group]
         known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
         return f"{group}={name}: there is no {group}/{name}.yaml. {nearest(name, known)}"
-    return "command line: " + text.replace(
-        "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.", ""
-    )
+    hint = "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
+    return f"command line: {text.replace(hint, '') or 'Hydra cannot compose this'}\n{READABLE}"

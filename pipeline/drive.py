@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import door, forecast
+from pipeline import door, forecast, store
 from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.content import commit_of
-from pipeline.errors import DONE, REFUSED, Refusal
+from pipeline.errors import DONE, REFUSED, Refusal, explain_disk_fault
+from pipeline.marker import register_runs
 from pipeline.plan import plan
 from pipeline.runner import StepFailed, dry_run, prepare, run, select
 from pipeline.step import pinned
@@ -34,11 +35,21 @@ def drive(cfg: Config, story: Path | None = None) -> int:
         door.check(unbuilt(planned))
         forecast.check(planned, unbuilt(planned))
         warn(planned)
-        story = open_story(cfg, story)
-        print(report(run(cfg, planned, story), story))
+        with store.at_work(cfg.store, lambda: print(f"waiting: {cfg.store} is being pruned", flush=True)):
+            register_runs(cfg.store, cfg.runs)
+            story = open_story(cfg, story)
+            last = report(run(cfg, planned, story), story)
+            if is_finished(story):
+                point_latest(cfg.runs, story)
+            print(last)
         return DONE
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
+        return REFUSED
+    except OSError as error:
+        if not (said := explain_disk_fault(error, story or cfg.runs)):
+            raise
+        print(said, file=sys.stderr)
         return REFUSED
     except StepFailed as failure:
         print(failure, file=sys.stderr)
@@ -68,18 +79,33 @@ def stop_on_signals() -> None:
 
 
 def open_story(cfg: Config, folder: Path | None = None) -> Path:
-    """`runs/<recipe>/<time>/` with the resolved config; `runs/latest` points to it."""
+    """`runs/<recipe>/<time>/` with the resolved config. While no run has finished, `runs/latest` points to it."""
     import yaml
 
     story = folder or fresh_story(cfg)
     (story / "steps").mkdir(parents=True, exist_ok=True)
     write_text(story / "config.yaml", yaml.safe_dump(json.loads(cfg.model_dump_json()), sort_keys=False))
     latest = cfg.runs / "latest"
-    scratch = cfg.runs / f".latest.{story.name}"
+    if latest.exists() and not latest.is_symlink():
+        said = "is not a link of ours and stays as it is. Move it away to have it point to the last finished run."
+        print(f"! {latest}: {said}", file=sys.stderr, flush=True)
+    elif not is_finished(latest):
+        point_latest(cfg.runs, story)
+    return story
+
+
+def is_finished(story: Path) -> bool:
+    """Whether a run got as far as its report, which is what `runs/latest` is read for."""
+    return (story / "report.html").is_file()
+
+
+def point_latest(runs: Path, story: Path) -> None:
+    latest, scratch = runs / "latest", runs / f".latest.{story.name}"
+    if latest.exists() and not latest.is_symlink():
+        return
     scratch.unlink(missing_ok=True)
     scratch.symlink_to(story.absolute())
     scratch.rename(latest)
-    return story
 
 
 def fresh_story(cfg: Config) -> Path:

@@ -43,7 +43,7 @@ class Durations:
         """Newest first, of this device alone."""
         device, found = machine.device(), []
         for folder in (self._planned.root / stage).glob("*/"):
-            made = store.read_manifest(folder)
+            made = store.known_manifest(folder)
             if made and made.get("provenance", {}).get("device") == device:
                 found.append(Measured(made["config"], made["cost"], made["seconds"], str(made["created"])))
         for folder in (self._planned.root / stage).glob("*.partial/"):

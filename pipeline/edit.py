@@ -1,28 +1,48 @@
 """`make edit RUN=…`: a run's pairs as `pairs.jsonl`, one line each, to correct and give back as `pair.edits=FILE`.
 
 Set `action` to drop, swap or replace (and then change the text of chosen or rejected); what stays at keep stays.
+A file that was corrected is never written over.
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import polars as pl
 
-from pipeline.artifacts import Pairs, write_text
-from pipeline.errors import REFUSED, Refusal
+from pipeline.artifacts import Pairs, resolve_run, write_text
+from pipeline.errors import REFUSED, Refusal, explain_disk_fault
 
 
 def main(arguments: list[str]) -> int:
     try:
-        run, number = Path(arguments[0] if arguments else "runs/latest"), arguments[1] if len(arguments) > 1 else None
+        run = resolve_run(Path(arguments[0] if arguments else "runs/latest"))
+        number = arguments[1] if len(arguments) > 1 else None
         file = run / "pairs.jsonl"
-        write_text(file, "".join(f"{line}\n" for line in lines(pairs_of(run, number))))
+        write_new(file, "".join(f"{line}\n" for line in lines(pairs_of(run, number))))
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
+    except OSError as error:
+        if not (said := explain_disk_fault(error)):
+            raise
+        print(said, file=sys.stderr)
+        return REFUSED
+    print(f"Correct this file, then give it back: pair.edits={file}", file=sys.stderr)
     print(file)
     return 0
+
+
+def write_new(file: Path, text: str) -> None:
+    """A file that is there and holds anything else was corrected, or is of another round: it stays."""
+    if file.exists() and file.read_bytes() != text.encode():
+        raise Refusal(
+            f"{file}: it is there already and differs from these pairs: it was corrected, or is of another round.\n"
+            f"  Nothing was written. Give it back as pair.edits={file}, or move it away first:"
+            f" {shlex.join(['mv', str(file), f'{file}.kept'])}"
+        )
+    write_text(file, text)
 
 
 def pairs_of(run: Path, number: str | None) -> Pairs:

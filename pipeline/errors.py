@@ -1,7 +1,11 @@
 """What a person is told when something cannot go on: what was wrong, where, what was expected, what to type now."""
 
+import errno
+import os
+import signal
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 # Exit codes. FOUND is between worker and driver alone: another process built the step meanwhile.
 DONE, BROKE, REFUSED, FOUND, STOPPED = 0, 1, 2, 3, 75
@@ -19,6 +23,55 @@ class Unrenderable(Refusal):
 
 class Broken(Exception):
     """Something failed while it ran and we know what: exit code 1, its text is printed without a traceback."""
+
+
+_FULL = (
+    "Free space, or give other folders (store=FOLDER, runs=FOLDER), and run the same command again:"
+    " finished work is kept."
+)
+_OTHER_FOLDER = (
+    "Make it writable and readable, or give other folders (store=FOLDER, runs=FOLDER), and run the same command again."
+)
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _OTHER_FOLDER,
+    errno.EPERM: _OTHER_FOLDER,
+    errno.EROFS: _OTHER_FOLDER,
+    errno.EIO: "The disk or network share failed: check it (dmesg), then run the same command again.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n 4096), then run the same command again.",
+    errno.ENFILE: "Close what holds files open on this machine, then run the same command again.",
+}
+_ANY_FAULT = "Check this path and its disk, then run the same command again: finished work is kept."
+
+
+def explain_disk_fault(error: Exception, place: Path | None = None) -> str | None:
+    """What a person needs to know of a fault of the disk; None where the error is another one.
+
+    `place` is named where the error names no file, as a full disk does. safetensors says a full disk in words alone.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and os.strerror(errno.ENOSPC) in str(error):
+        number = errno.ENOSPC
+    where = getattr(error, "filename", None) or (place if number in _REMEDIES else None)
+    if number is None or where is None or isinstance(error, ConnectionError):
+        return None
+    return f"{where}: {os.strerror(number)}.\n  {_REMEDIES.get(number, _ANY_FAULT)}"
+
+
+def exit_on_signals() -> None:
+    """SIGTERM and SIGINT end this process at once with 75: for the time in which nothing is under way yet.
+
+    Nothing is raised: an exception in the middle of an import would end in that library's own traceback.
+    """
+
+    def leave(number: int, frame: Any) -> NoReturn:
+        words = f"stopped by {signal.Signals(number).name}; the same command goes on from here\n"
+        os.write(2, words.encode())
+        os._exit(STOPPED)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
 
 
 def together(asked: Iterable[Callable[[], Answer]]) -> list[Answer]:

@@ -3,11 +3,10 @@
 Exact where the pairs are in the store, at most so much where they are not; silent about what nobody knows yet.
 """
 
-import json
 from collections.abc import Iterator
 
 from pipeline import engines, footprint, machine, outlook, store
-from pipeline.artifacts import Pairs
+from pipeline.artifacts import Pairs, read_json
 from pipeline.config import Conversation, Draw, LoraAdapter, TrainConfig, TransformersBackend, VllmBackend
 from pipeline.errors import Refusal, nearest
 from pipeline.footprint import Shape
@@ -184,7 +183,7 @@ def prompts_published(planned: Planned) -> dict[str, int] | None:
     """How many of each part; None where they are not there yet."""
     [made] = [step for step in planned.steps if step.stage == "prompts" and not step.label]  # chat sets have labels
     funnel = planned.folder(made) / "funnel.json"
-    return json.loads(funnel.read_text())["out"] if funnel.exists() else None
+    return read_json(funnel)["out"] if funnel.exists() else None
 
 
 def _measured(planned: Planned, step: Step, shape: Shape | None) -> outlook.Pace | None:
@@ -193,10 +192,14 @@ def _measured(planned: Planned, step: Step, shape: Shape | None) -> outlook.Pace
     assert isinstance(cfg, TrainConfig)
     init, found = planned.fingerprint(step.inputs["init"]), []
     for folder in (planned.root / "train").glob("*/"):
-        made = store.read_manifest(folder)
-        if not made or made["config"]["adapter"]["kind"] != cfg.adapter.kind or "tokens" not in made["cost"]:
+        if not store.STEP_NAME.fullmatch(folder.name):
             continue
-        same = made["inputs"]["init"]["fingerprint"] == init
+        made = store.known_manifest(folder)
+        if not made or "tokens" not in made["cost"]:
+            continue
+        if made["config"].get("adapter", {}).get("kind") != cfg.adapter.kind:
+            continue
+        same = made["inputs"].get("init", {}).get("fingerprint") == init
         alike = shape is not None and made["cost"].get("parameters") == shape.parameters
         here = made.get("provenance", {}).get("device") == machine.device()
         if made["seconds"] and (same or (alike and here)):

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Samples, write_text
+from pipeline.artifacts import KL, Samples, resolve_run, write_text
 from pipeline.config import LATER
-from pipeline.errors import REFUSED, Refusal, nearest
+from pipeline.errors import REFUSED, Refusal, explain_disk_fault, nearest
 from pipeline.plural import many
 from pipeline.report.examples import prompt_text
 from pipeline.scorers.label_files import FORMULA
@@ -32,15 +33,24 @@ Row = dict[str, Any]
 def main(arguments: list[str]) -> int:
     try:
         run, asked = parsed(arguments)
+        folder = resolve_run(run) / "label"
         rows, short = pairs(run, asked)
-        write(run / "label", rows)
+        write(folder, rows)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
+    except OSError as error:
+        if not (said := explain_disk_fault(error)):
+            raise
+        print(said, file=sys.stderr)
+        return REFUSED
     if short:
         print(f"left out: {many(short, 'prompt')} without two different answers", file=sys.stderr)
-    print(f"{many(len(rows), 'pair')}. Open it in a browser; it needs no network:", file=sys.stderr)
-    print(run / "label" / "pairs.html")
+    print(
+        f"{many(len(rows), 'pair')} in {folder}: pairs.csv for a spreadsheet, pairs.jsonl for Argilla.", file=sys.stderr
+    )
+    print("Or open this in a browser; it needs no network:", file=sys.stderr)
+    print(folder / "pairs.html")
     return 0
 
 
@@ -130,9 +140,28 @@ def drawn(*words: str) -> str:
 
 
 def write(folder: Path, rows: list[Row]) -> None:
+    """A spreadsheet that people have filled in is never written over, nor is the page beside it."""
+    if is_filled(folder / "pairs.csv"):
+        raise Refusal(
+            f"{folder / 'pairs.csv'}: it has verdicts. Nothing was written. Move the folder away first:"
+            f" {shlex.join(['mv', str(folder), f'{folder}-judged'])}"
+        )
     write_text(folder / "pairs.html", page(rows))
     write_text(folder / "pairs.csv", spreadsheet(rows))
     write_text(folder / "pairs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records(rows)))
+
+
+def is_filled(file: Path) -> bool:
+    """Whether a spreadsheet has anything that we did not write: a verdict, an annotator, or another shape."""
+    if not file.exists():
+        return False
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            table = csv.DictReader(opened)
+            own = tuple(table.fieldnames or ()) == COLUMNS
+            return not own or any(row["verdict"] or row["annotator"] for row in table)
+    except (ValueError, csv.Error):
+        return True
 
 
 def page(rows: list[Row]) -> str:

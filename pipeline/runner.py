@@ -62,6 +62,8 @@ def prepare(cfg: Config, targets: Iterable[Step]) -> Planned:
         _writable("store", cfg.store)
         _writable("runs", cfg.runs)
         cache.save()
+        missing = (store.folder(cfg.store, step.stage, name) for name, step in order.items())
+        store.check_places(place for place in missing if store.read_manifest(place) is None)
     return Planned(list(order.values()), targets, identity, cfg.store)
 
 

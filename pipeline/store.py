@@ -7,24 +7,40 @@ A hollow step has been pruned: its manifest still says what was made, its files 
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import ABSENT_FILE, CARD_FILE, COST_FILE, MODEL_FILE, PLACE_FILE, write_json
+from pipeline.artifacts import ABSENT_FILE, CARD_FILE, COST_FILE, MODEL_FILE, PLACE_FILE, read_json, write_json
 from pipeline.artifacts import MANIFEST_FILE as MANIFEST
 from pipeline.artifacts import STEP_FILE as STEP
 from pipeline.content import content, sha256_of
+from pipeline.errors import Refusal, explain_disk_fault
 
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, built or not, which pruning keeps
 SCRATCH = "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published
 _OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE, CARD_FILE}
+AT_WORK = ".at-work"  # in the store: held shared by every run, and alone by who removes something
+STEP_NAME = re.compile(r"[0-9a-f]{12}")  # a finished step's folder
+REMOVED = ".removed"  # ends the name of what is being removed
 
 Manifest = dict[str, Any]
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "stage": str,
+    "fingerprint": str,
+    "inputs": dict,
+    "config": dict,
+    "files": list,
+    "cost": dict,
+    "seconds": (int, float),
+    "hollow": bool,
+}
+_FILE_KINDS = {"path": str, "size": int, "sha256": str}
 
 
 def folder(store: Path, stage: str, fingerprint: str) -> Path:
@@ -36,17 +52,60 @@ def partial(final: Path) -> Path:
 
 
 def read_manifest(path: Path) -> Manifest | None:
+    """What lies at `path`, as its manifest has it; None where there is none, or none that can be trusted."""
+    file = path / MANIFEST
     try:
-        return json.loads((path / MANIFEST).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        manifest = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
+    except OSError as error:
+        raise Refusal(explain_disk_fault(error, file) or str(error)) from error
+    return manifest if _is_manifest(manifest) else None
+
+
+def known_manifest(path: Path) -> Manifest | None:
+    """A manifest for figures alone: one that cannot be read is one that is not there."""
+    try:
+        manifest = read_manifest(path)
+    except Refusal:
+        return None
+    return manifest if manifest and not missing_keys(manifest) else None
+
+
+def missing_keys(manifest: Manifest) -> list[str]:
+    """What every published manifest has, and this one lacks."""
+    return [name for name in _KINDS if name not in manifest and name != "hollow"]
+
+
+def _is_manifest(value: Any) -> bool:
+    if not isinstance(value, dict) or "files" not in value:
+        return False
+    if not all(isinstance(value[name], kind) for name, kind in _KINDS.items() if name in value):
+        return False
+    inputs = value.get("inputs", {}).values()
+    recorded = all(isinstance(one, dict) and isinstance(one.get("content"), str) for one in inputs)
+    return recorded and all(_is_file_entry(entry) for entry in value["files"])
+
+
+def _is_file_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), kind) for name, kind in _FILE_KINDS.items()):
+        return False
+    parts = entry["path"].split("/")
+    plain = entry["path"].isprintable() and all(0 < len(part.encode()) < 256 for part in parts)
+    return plain and not {".", ".."} & set(parts) and entry["size"] >= 0
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def fault(
     path: Path, manifest: Manifest, inputs: dict[str, dict[str, str]], place: str | None = None, verify: bool = False
 ) -> str | None:
     """Why what lies at `path` does not count as built from these inputs, or None when it does."""
-    if (path / PLACE_FILE).exists() and json.loads((path / PLACE_FILE).read_text())["weights"] != place:
+    if lacking := missing_keys(manifest):
+        return f"damaged: its manifest has no {lacking[0]}"
+    if (path / PLACE_FILE).exists() and _recorded_place(path) != place:
         return f"moved: its checkpoint now lies at {place}"
     if absent(manifest):
         return "is looked for again: it was not to be had"
@@ -63,6 +122,31 @@ def fault(
         if verify and sha256_of(file) != entry["sha256"]:
             return f"damaged: {entry['path']} has other bytes than its manifest says"
     return None
+
+
+def _recorded_place(path: Path) -> str | None:
+    try:
+        recorded = read_json(path / PLACE_FILE)
+    except Refusal:
+        return None
+    return recorded.get("weights") if isinstance(recorded, dict) else None
+
+
+def changed_tables(path: Path, part: str | None = None) -> list[Path]:
+    """The tables and records of a finished step whose bytes are not those that its manifest names."""
+    manifest = known_manifest(path)
+    if manifest is None or hollow(manifest):
+        return []
+    entries = [e for e in manifest["files"] if part is None or e["path"].startswith(f"{part}/")]
+    tables = [e for e in entries if e["path"].endswith((".parquet", ".json", ".jsonl"))]
+    return [path / e["path"] for e in tables if _has_changed(path / e["path"], e["sha256"])]
+
+
+def _has_changed(file: Path, sha256: str) -> bool:
+    try:
+        return sha256_of(file) != sha256
+    except OSError:
+        return True
 
 
 def absent(manifest: Manifest) -> bool:
@@ -87,7 +171,7 @@ def bases(path: Path) -> list[str]:
     """The fingerprints of what a model's weights lie on: an adapter names its base, which may do so too, and a pointer
     its target."""
     try:
-        record = json.loads((path / MODEL_FILE).read_text())
+        record = read_json(path / MODEL_FILE)
         stage, _, fingerprint = (record.get("base") or record.get("target", "")).partition("/")
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -116,17 +200,46 @@ def seal(work: Path, manifest: Manifest) -> None:
 
 def publish(work: Path, final: Path) -> None:
     """One rename; what lay there before (stale or damaged) steps aside under its content's name."""
+    check_places([final])
     shutil.rmtree(work / SCRATCH, ignore_errors=True)
     if final.exists():
         old = read_manifest(final)
         if old and (hollow(old) or absent(old)):
-            shutil.rmtree(final)
+            remove(final)
     if final.exists():
-        aside = final.with_name(f"{final.name}.old-{content(old) if old else 'unknown'}")
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
+        set_aside(final, content(old) if old else "unknown")
     work.rename(final)
     _sync(final.parent)
+
+
+def check_places(finals: Iterable[Path]) -> None:
+    """Where a step's folder belongs, nothing else may be: a symlink there leads to a folder that is not the store's."""
+    for place in (place for final in finals for place in (final, partial(final))):
+        if place.is_symlink() or (place.exists() and not place.is_dir()):
+            kind = "a symlink" if place.is_symlink() else "a file"
+            raise Refusal(
+                f"{place}: {kind} is there, where the store keeps a step's folder. The store did not make it.\n"
+                f"  Move it away, and run the same command again: mv {place} ELSEWHERE"
+            )
+
+
+def set_aside(path: Path, name: str) -> None:
+    """What must make room is kept until somebody prunes; `unknown` is what cannot say its content."""
+    fingerprint = path.name.partition(".")[0]
+    aside = path.with_name(f"{fingerprint}.old-{name}")
+    if aside.exists():
+        remove(aside)
+    path.rename(aside)
+
+
+def remove(path: Path) -> None:
+    """A step's folder goes, first by name: what is killed on the way can be taken for nothing else."""
+    gone = path.with_name(path.name.partition(".")[0] + REMOVED)
+    if gone != path:
+        if gone.exists():
+            shutil.rmtree(gone)
+        path.rename(gone)
+    shutil.rmtree(gone)
 
 
 @contextmanager
@@ -134,7 +247,7 @@ def lock(final: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     """One writer per step. The kernel drops the lock with its holder, so a stale lock cannot be."""
     file = final.parent / ".locks" / final.name
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a+") as handle:
+    with at_work(final.parent.parent, lambda: waiting("a prune of the store")), file.open("a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -146,6 +259,42 @@ def lock(final: Path, waiting: Callable[[str], None]) -> Iterator[None]:
         handle.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         handle.flush()
         yield
+
+
+@contextmanager
+def at_work(root: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """While a run holds this, nobody removes anything from the store; runs hold it together."""
+    with (root / AT_WORK).open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """While this is held no run is at work in the store, and none begins."""
+    with (root / AT_WORK).open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Refusal(
+                f"{root}: a run is at work{_name_built(root)}. Nothing was removed. Prune when no run is at work."
+            ) from error
+        yield
+
+
+def _name_built(root: Path) -> str:
+    """The first step that is being built, asked lock by lock: a store may have more of them than files may be open."""
+    for file in sorted(root.glob("*/.locks/*")):
+        with file.open("a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return f" ({file.parent.parent.name}/{file.name} is being built)"
+    return ""
 
 
 def _sync(path: Path) -> None:

@@ -66,7 +66,8 @@ def look(planned: Planned, step: Step, inputs: dict[str, Any] | None, verify: bo
     final = planned.folder(step)
     manifest = store.read_manifest(final)
     if manifest is None:
-        return None, ""
+        broken = (final / store.MANIFEST).exists()
+        return None, f"{step.stage}/{final.name} damaged: its {store.MANIFEST} cannot be read" if broken else ""
     if inputs is None:
         return None, "an input is to be built first"
     reason = store.fault(final, manifest, inputs, place_of(step), verify)

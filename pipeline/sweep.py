@@ -15,12 +15,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from pipeline import store, usage
+from pipeline import marker, store, usage
 from pipeline.artifacts import write_text
-from pipeline.compose import CONF, Arguments, point
+from pipeline.compose import CONF, Arguments, point, quoted, read_words
 from pipeline.config import Config
 from pipeline.drive import drive, fresh_story
-from pipeline.errors import BROKE, DONE
+from pipeline.errors import BROKE, DONE, Refusal
 from pipeline.plural import many
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
@@ -32,7 +32,8 @@ def sweep(arguments: Arguments, points: list[Config]) -> int:
         return max(drive(cfg) for cfg in points)
     folder = fresh_story(points[0]).absolute()
     print(f"{points[0].recipe}: {many(len(points), 'point')} · {folder}")
-    sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, f"hydra.sweep.dir={folder}"]
+    place = f"hydra.sweep.dir={quoted(str(folder))}"
+    sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, place]
     launch()
     written = json.loads((folder / "points.json").read_text())
     finished = len(written) == len(points) and all(line["status"] == "done" for line in written)
@@ -105,16 +106,23 @@ def let_go(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> No
     """Empty the models that these points of the sweep have trained and no other run names."""
     ours = folder.relative_to(cfg.runs.absolute())
     losers = {(ours / str(point["point"])).as_posix() for point in points}
-    for fingerprint, runs in usage.named(cfg.runs).items():
-        place = store.folder(cfg.store, "train", fingerprint)
-        manifest = store.read_manifest(place)
-        if manifest and not store.hollow(manifest) and losers.issuperset(runs):
-            store.hollow_out(place, manifest)
+    try:
+        with store.alone(cfg.store):
+            users = usage.users_of(cfg.store, [cfg.runs, *marker.check_runs(cfg.store, cfg.runs)])
+            users.check()
+            for fingerprint, runs in users.runs.items():
+                place = store.folder(cfg.store, "train", fingerprint)
+                manifest = store.read_manifest(place) if place.parent == cfg.store / "train" else None
+                own = manifest and not store.hollow(manifest) and not place.is_symlink()
+                if manifest and own and losers.issuperset(runs):
+                    store.hollow_out(place, manifest)
+    except Refusal as refusal:
+        print(f"sweep.keep=best: the models of the other points are kept.\n  {refusal}")
 
 
 def _words(job: Any) -> list[str]:
     """The overrides as a person types them: a lone plus is theirs, it adds a scorer or a judge."""
-    return [word.removeprefix("++") for word in job.overrides.task]
+    return [word.removeprefix("++") for word in read_words(job)]
 
 
 def write_line(file: Path, line: dict[str, Any]) -> None:

@@ -2,26 +2,41 @@
 
 A run names all Steps of its plan; to let its work go, remove its folder under runs/. Pruned Steps keep their manifest
 (hollow), so that what was made from them stays built; unfinished work and replaced results go wholly.
+Only what the store wrote is touched: folders of a step's name, in a store with a marker, that say which step they are.
 """
 
-import fcntl
 import json
-import shutil
+import os
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline import store
-from pipeline.errors import DONE, REFUSED, Refusal
+from pipeline import marker, store
+from pipeline.artifacts import MADE_BY
+from pipeline.errors import DONE, REFUSED, Refusal, exit_on_signals, explain_disk_fault, nearest
 from pipeline.plural import many
+
+USAGE = "python -m pipeline.usage [store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]"
+KNOWN = "store=", "runs=", "forget=", "--prune", "--yes"
+# What a store names: a step, its unfinished work, what it replaced, and what a prune was removing.
+NAME = re.compile(
+    rf"({store.STEP_NAME.pattern})(\.partial|\.old-(?:[0-9a-f]{{16}}|unknown)|{re.escape(store.REMOVED)})?"
+)
+# What a run or a prune that was killed leaves beside the stages.
+SCRATCH = re.compile(r"\.contents\.json\.\d+|\.writable-\d+|\.\.strop-store\.tmp")
+BUILT, HOLLOW, UNFINISHED, REPLACED = "built", "hollow", "unfinished", "replaced"
+LEFTOVER, FOREIGN = "leftover", "foreign"
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One folder of the store. `state`: built, hollow, unfinished or replaced."""
+    """One folder of the store, or a file that a killed process left in it.
+
+    A leftover is read by nobody. Foreign is what has a step's name and nothing that shows that the store wrote it.
+    """
 
     path: Path
     state: str
@@ -30,51 +45,187 @@ class Kept:
 
     @property
     def spare(self) -> bool:
-        return not self.runs and self.state != "hollow"
+        if self.state in (HOLLOW, FOREIGN):
+            return False
+        return self.state == LEFTOVER or not self.runs
+
+
+@dataclass(frozen=True)
+class Users:
+    """Fingerprint → the runs whose plan names it; and what keeps us from knowing all of them."""
+
+    runs: dict[str, list[str]]
+    faults: list[str]
+
+    def check(self) -> None:
+        if self.faults:
+            raise Refusal("\n".join([*self.faults, "Nothing was removed: nothing says what these runs need."]))
 
 
 def main(arguments: list[str]) -> int:
-    options = {word for word in arguments if word.startswith("-")}
-    places = [Path(word) for word in arguments if not word.startswith("-")] + [Path("store"), Path("runs")]
+    exit_on_signals()
     try:
-        if unknown := options - {"--prune", "--yes"}:
-            raise Refusal(f"{' '.join(sorted(unknown))}: unknown. Known: --prune, --yes, and the folders: STORE RUNS")
-        found = list(kept(*places[:2]))
-        if "--prune" not in options:
-            show(found)
-        elif not (spare := [each for each in found if each.spare]):
-            print("nothing to prune: every finished step is named by a run")
+        options, root, runs = parsed(arguments)
+        if not root.is_dir():
+            raise Refusal(f"{root}: no store lies here. Go to the folder of your runs, or give it: store=FOLDER")
+        if gone := options.get("forget"):
+            marker.forget_runs(root, Path(gone))
+        if "--prune" in options:
+            offer(root, runs, sure="--yes" in options)
         else:
-            show(spare)
-            prune(places[0], spare, sure="--yes" in options)
+            users = users_of(root, [runs, *map(Path, marker.read_runs(root) or [])])
+            print("".join(f"! {fault}\n" for fault in users.faults), end="", file=sys.stderr)
+            show(kept(root, users))
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
+        return REFUSED
+    except OSError as error:
+        if not (said := explain_disk_fault(error)):
+            raise
+        print(f"{said}\n  What was not removed yet is offered again.", file=sys.stderr)
         return REFUSED
     return DONE
 
 
-def kept(root: Path, runs: Path) -> Iterator[Kept]:
-    if not root.is_dir():
-        raise Refusal(f"{root}: no store lies here. Go to the folder of your runs, or give it: make store ARGS=FOLDER")
-    users = named(runs)
-    for path in sorted(root.glob("*/*")):
-        if not path.is_dir() or path.parent.name.startswith(".") or path.name.startswith("."):
-            continue
-        fingerprint, _, rest = path.name.partition(".")
-        manifest = store.read_manifest(path)
-        state = "replaced" if rest.startswith("old-") else "unfinished" if rest or manifest is None else "built"
-        if manifest and store.hollow(manifest):
-            state = "hollow"
-        yield Kept(path, state, size_of(path), [] if state == "replaced" else users[fingerprint])
+def parsed(arguments: list[str]) -> tuple[dict[str, str], Path, Path]:
+    """The options, the store and the runs folder."""
+    options: dict[str, str] = {"store": "store", "runs": "runs"}
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if name + equals not in KNOWN:
+            raise Refusal(f"{word}: unknown. {nearest(word, list(KNOWN))}\n  {USAGE}")
+        if equals and not value:
+            raise Refusal(f"{word}: a folder was expected, such as {name}={name}.\n  {USAGE}")
+        options[name] = value
+    return options, Path(options["store"]), Path(options["runs"])
 
 
-def named(runs: Path) -> dict[str, list[str]]:
-    """Fingerprint → the runs whose ledger names it, a sweep's points among them."""
-    users: dict[str, list[str]] = defaultdict(list)
-    for plan in sorted(runs.rglob(store.PLAN)):
-        for fingerprint in json.loads(plan.read_text()):
-            users[fingerprint].append(plan.parent.relative_to(runs).as_posix())
+def kept(root: Path, users: Users) -> list[Kept]:
+    """What the store has written, by stage and name. Symlinks are not followed, and other names are not ours."""
+    return [*_steps(root, users), *_leftover_files(root)]
+
+
+def _steps(root: Path, users: Users) -> Iterator[Kept]:
+    for stage in sorted(MADE_BY):
+        for path in _entries(root / stage):
+            name = NAME.fullmatch(path.name)
+            if name and not path.is_symlink() and path.is_dir():
+                yield _kept(path, stage, name[1], name[2] or "", users)
+
+
+def _kept(path: Path, stage: str, fingerprint: str, suffix: str, users: Users) -> Kept:
+    manifest = store.read_manifest(path)
+    runs = users.runs.get(fingerprint, [])
+    if suffix == store.REMOVED:
+        state = LEFTOVER
+    elif not _is_written_by_store(path, stage, fingerprint):
+        state = FOREIGN
+    elif suffix.startswith(".old-"):
+        state, runs = REPLACED, []
+    elif suffix or manifest is None:
+        state = UNFINISHED
+    elif not store.hollow(manifest):
+        state = BUILT
+    else:  # a prune that was killed leaves files in a hollow step, which nobody reads
+        state = HOLLOW if [child.name for child in path.iterdir()] == [store.MANIFEST] else LEFTOVER
+    return Kept(path, state, size_of(path), runs)
+
+
+def _is_written_by_store(path: Path, stage: str, fingerprint: str) -> bool:
+    """Whether a record in the folder says that it is this step's; one that a worker has only just made is empty."""
+    manifest = store.read_manifest(path)
+    if manifest and (manifest.get("stage"), manifest.get("fingerprint")) == (stage, fingerprint):
+        return True
+    step = _read_step(path)
+    if (step.get("stage"), step.get("fingerprint")) == (stage, fingerprint):
+        return True
+    return all(child.name == f".{store.STEP}.tmp" for child in path.iterdir())
+
+
+def _read_step(path: Path) -> dict[str, object]:
+    try:
+        step = json.loads((path / store.STEP).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return step if isinstance(step, dict) else {}
+
+
+def _leftover_files(root: Path) -> Iterator[Kept]:
+    """Files of processes that were killed, and locks of steps that are gone: read while no run is at work."""
+    for path in _entries(root):
+        if SCRATCH.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            yield Kept(path, LEFTOVER, path.stat().st_size)
+    for stage in sorted(MADE_BY):
+        there = {path.name.partition(".")[0] for path in _entries(root / stage)}
+        for path in _entries(root / stage / ".locks"):
+            if store.STEP_NAME.fullmatch(path.name) and path.name not in there and not path.is_symlink():
+                yield Kept(path, LEFTOVER, path.stat().st_size)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [] if folder.is_symlink() or not folder.is_dir() else sorted(folder.iterdir())
+
+
+# ── who uses it ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def users_of(root: Path, folders: Iterable[Path]) -> Users:
+    """The runs of these folders, a sweep's points among them, and those elsewhere that made one of its steps."""
+    users = Users(defaultdict(list), [])
+    known = list(dict.fromkeys(folder.resolve() for folder in folders))
+    for number, folder in enumerate(known):
+        for plan in _plans(folder, users.faults):
+            run = plan.parent.relative_to(folder) if number == 0 else plan.parent
+            _add_plan(users, plan, run.as_posix())
+    makers = {_story_of(path) for stage in MADE_BY for path in _entries(root / stage)}
+    for story in sorted(maker for maker in makers if maker):
+        plan = Path(story) / store.PLAN
+        if not any(plan.is_relative_to(folder) for folder in known) and plan.is_file():
+            _add_plan(users, plan, story)
     return users
+
+
+def _add_plan(users: Users, plan: Path, run: str) -> None:
+    try:
+        named = json.loads(plan.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        named = None
+    if not isinstance(named, dict):
+        users.faults.append(f"{plan}: cannot be read as a run's plan. Restore it, or remove the folder of this run.")
+        return
+    for fingerprint in named:
+        users.runs[fingerprint].append(run)
+
+
+def _plans(folder: Path, faults: list[str]) -> Iterator[Path]:
+    """The plan of every run in a runs folder. Linked folders are read too: what their runs need is needed."""
+
+    def report(error: OSError) -> None:
+        faults.append(f"{error.filename}: {error.strerror}. Make it readable, or remove this folder.")
+
+    seen: set[Path] = set()
+    if not folder.is_dir():
+        faults.append(f"{folder}: there is no such runs folder.")
+    for here, inside, files in os.walk(folder, onerror=report, followlinks=True):
+        place, is_run = Path(here), store.PLAN in files
+        if place.resolve() in seen:
+            inside[:] = []
+            continue
+        seen.add(place.resolve())
+        for name in files:
+            if (place / name).is_symlink() and not (place / name).exists() and name != "latest" and not is_run:
+                faults.append(f"{place / name}: it leads nowhere. Bring back what it led to, or remove the link.")
+        if is_run:
+            yield place / store.PLAN
+        inside[:] = sorted(name for name in inside if not (is_run and name in ("store", "steps", "logs")))
+        if place == folder and "latest" in inside:
+            inside.remove("latest")
+
+
+def _story_of(path: Path) -> str | None:
+    """The folder of the run that made a step."""
+    story = _read_step(path).get("story")
+    return story if isinstance(story, str) else None
 
 
 def size_of(path: Path) -> int:
@@ -92,31 +243,50 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def prune(root: Path, spare: list[Kept], sure: bool) -> None:
-    if not sure:
+def offer(root: Path, runs: Path, sure: bool) -> None:
+    """List what no run names, ask, remove. Asked again while no run is at work: what one names by then stays."""
+    spare = find_spare(root, runs)
+    if not spare:
+        print("nothing to prune: every finished step is named by a run")
+        return
+    show(spare)
+    if not sure and not _is_agreed(spare):
+        return
+    with store.alone(root):
+        still = {each.path for each in find_spare(root, runs)}
+        going = [each for each in spare if each.path in still]
+        for each in going:
+            _remove(each)
+    print(f"removed {megabytes(sum(each.size for each in going))}")
+
+
+def find_spare(root: Path, runs: Path) -> list[Kept]:
+    users = users_of(root, [runs, *marker.check_runs(root, runs)])
+    users.check()
+    return [each for each in kept(root, users) if each.spare]
+
+
+def _is_agreed(spare: list[Kept]) -> bool:
+    if not sys.stdin.isatty():
         raise Refusal('Nothing was removed. To remove these: make prune ARGS="--yes"')
-    with alone(root):
-        for each in spare:
-            manifest = store.read_manifest(each.path)
-            if each.state == "built" and manifest:
-                store.hollow_out(each.path, manifest)
-            else:
-                shutil.rmtree(each.path)
-    print(f"removed {megabytes(sum(each.size for each in spare))}")
+    try:
+        agreed = input(f"Remove {many(len(spare), 'step')}? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        agreed = False
+    if not agreed:
+        print("Nothing was removed.")
+    return agreed
 
 
-@contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """While this is held no step is being built."""
-    with ExitStack() as held:
-        for file in sorted(root.glob("*/.locks/*")):
-            handle = held.enter_context(file.open("a+"))
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                name = f"{file.parent.parent.name}/{file.name}"
-                raise Refusal(f"{name} is being built. Prune when no run is at work.") from error
-        yield
+def _remove(each: Kept) -> None:
+    """A built step keeps its manifest; what is killed on the way is offered again."""
+    manifest = store.read_manifest(each.path)
+    if manifest and NAME.fullmatch(each.path.name)[2] is None:  # type: ignore[index]
+        store.hollow_out(each.path, manifest)
+    elif each.path.is_dir():
+        store.remove(each.path)
+    else:
+        each.path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

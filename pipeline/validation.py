@@ -1,5 +1,6 @@
 """pydantic judges what Hydra composed: every fault at once, each with who wrote it and what to write instead."""
 
+import math
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -41,7 +42,7 @@ def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozens
     if absent := [".".join(place) for place, value in leaves(written.raw) if value == "???"]:
         raise Refusal("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
     try:
-        return shape.model_validate(written.raw)
+        checked = shape.model_validate(written.raw)
     except ValidationError as error:
         errors = _once(_errors(error), written.raw)
         unknown, alone = (_places(errors, kind, written.raw) for kind in ("extra_forbidden", "lone"))
@@ -50,6 +51,22 @@ def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozens
         names = _Names(unknown, _places(errors, "missing", written.raw))
         faults = dict.fromkeys(_fault(e, written, names) for e in own or errors)
         raise Refusal("\n".join(faults)) from error
+    if infinite := list(_find_infinite(written.raw)):  # where any JSON may stand, which has no such numbers
+        raise Refusal("\n".join(_describe_infinite(written, place, value) for place, value in infinite))
+    return checked
+
+
+def _find_infinite(value: Any, place: Place = ()) -> Iterator[tuple[Place, float]]:
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in inside:
+        yield from _find_infinite(item, (*place, str(name)))
+    if isinstance(value, float) and not math.isfinite(value):
+        yield place, value
+
+
+def _describe_infinite(written: Written, place: Place, value: float) -> str:
+    key = ".".join(place)
+    return f"{written.source(place)}: {key}={value}: a finite number was expected.  ({written.file(place)})"
 
 
 class _Names(NamedTuple):

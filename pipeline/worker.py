@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import select
-import shutil
 import signal
 import sys
 import time
@@ -23,7 +22,7 @@ from pydantic import TypeAdapter
 
 from pipeline import store
 from pipeline.artifacts import COST_FILE, nested, open_artifact, write_json
-from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Broken, Refusal
+from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Broken, Refusal, explain_disk_fault
 from pipeline.progress import SIGN
 
 STAGES = os.environ.get("PIPELINE_STAGES", "pipeline.stages")  # tests name a package of toy stages here
@@ -40,39 +39,42 @@ def main() -> int:
         with store.lock(final, waiting=lambda owner: print(f"{SIGN} waiting for {owner}", file=sys.stderr, flush=True)):
             return build(step, final)
     except (Refusal, Broken) as error:
-        say(str(error))
+        say("\n".join([str(error), *describe_damage(step["inputs"])]))
         return REFUSED if isinstance(error, Refusal) else BROKE
     except Exception as error:
-        number = _disk_fault(error)
-        if number is None:
+        said = explain_disk_fault(error, store.partial(final)) if _is_of_the_disk(error) else None
+        if said is None and not (damage := describe_damage(step["inputs"])):
             raise
-        place = getattr(error, "filename", None) or store.partial(final)
-        say(f"{place}: {os.strerror(number)}.\n  {_REMEDY[number]}")
+        if said is None:
+            traceback.print_exc()  # into the log; the words after it are what the person sees
+        say(said or "\n".join(damage))
         return REFUSED
 
 
-def _disk_fault(error: Exception) -> int | None:
-    """Which fault of the disk this is, if it is one; safetensors says a full one in words alone."""
-    if isinstance(error, OSError) and error.errno in _REMEDY:
-        return error.errno
-    return errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else None
+def _is_of_the_disk(error: Exception) -> bool:
+    """A stage that looks for a file that it should have made is at fault itself."""
+    return not isinstance(error, OSError) or error.errno not in (None, errno.ENOENT, errno.EEXIST, errno.ENOTDIR)
+
+
+def describe_damage(inputs: dict[str, dict[str, Any]]) -> list[str]:
+    """What a failed step has read that is not what was written: asked of tables and records, which are read in time."""
+    read = {(source["path"], source["part"]) for source in inputs.values()}
+    changed = sorted({file for path, part in read for file in store.changed_tables(Path(path), part)})
+    advice = "  Run the same command again with verify=true: damaged steps are found and made anew."
+    return [f"{file}: its bytes are not those that were written." for file in changed] + [advice] * bool(changed)
 
 
 def say(message: str) -> None:
     """The words that the driver repeats to the person (see spawn.spoken); several faults may be said at once."""
     lines = (line if line.startswith("  ") else f"✗ {line}" for line in message.splitlines())
-    print("\n".join(lines), file=sys.stderr, flush=True)
-
-
-_REMEDY = {
-    errno.ENOSPC: "Free space or give another store=FOLDER, and run the same command again: finished work is kept.",
-    errno.EDQUOT: "Free space or give another store=FOLDER, and run the same command again: finished work is kept.",
-    errno.EACCES: "Make it writable or give another store=FOLDER, and run the same command again.",
-    errno.EROFS: "Give a store=FOLDER that can be written, and run the same command again.",
-}
+    try:
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    except OSError:  # the log's own disk is full: the driver says so when it writes its ledger
+        return
 
 
 def build(step: dict[str, Any], final: Path) -> int:
+    store.check_places([final])
     published = store.read_manifest(final)
     filled = published is not None and not store.hollow(published)
     if published and filled and store.fault(final, published, step["inputs"], step["place"], step["verify"]) is None:
@@ -88,9 +90,9 @@ def build(step: dict[str, Any], final: Path) -> int:
 def run_stage(step: dict[str, Any], work: Path) -> None:
     """Run the stage in its folder and seal it. Work left by an attempt on other inputs is not resumed."""
     started = time.monotonic()
-    before = _read(work / store.STEP)
+    before = _asked_before(work)
     if before and before["inputs"] != step["inputs"]:
-        shutil.rmtree(work)
+        store.remove(work)
         before = None
     spent = _spent_before(work, before) if before else 0.0
     work.mkdir(parents=True, exist_ok=True)
@@ -105,6 +107,18 @@ def run_stage(step: dict[str, Any], work: Path) -> None:
         left.unlink()
     _check_inputs(step)
     store.seal(work, _manifest(step, work, spent + time.monotonic() - started))
+
+
+def _asked_before(work: Path) -> dict[str, Any] | None:
+    """What an attempt that ended here was asked; where that cannot be read, its work is set aside."""
+    try:
+        before = _read(work / store.STEP)
+    except (ValueError, RecursionError):
+        before = {}
+    if before is None or (isinstance(before, dict) and {"inputs", "spent"} <= before.keys()):
+        return before
+    store.set_aside(work, "unknown")
+    return None
 
 
 def _spent_before(work: Path, before: dict[str, Any]) -> float:

@@ -36,6 +36,7 @@ DRIVER = {
     "forecast",
     "durations",
     "lineage",
+    "marker",
 }
 ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "harness", "report"}
 LEAVES = {
@@ -74,10 +75,10 @@ MAY_IMPORT = {
     "door": {"lineage", "step", "sampling", "scorers", "artifacts", "config"},
     "survey": {"step", "store"},
     "runner": {"door", "durations", "forecast", "step", "store", "survey", "spawn", "ledger", "config", "artifacts"},
-    "drive": {"door", "forecast", "survey", "plan", "runner", "step", "config", "artifacts"},
+    "drive": {"door", "forecast", "survey", "plan", "runner", "step", "store", "marker", "config", "artifacts"},
     "compose": {"config", "validation"},
     "validation": set(),
-    "sweep": {"compose", "drive", "store", "usage", "config", "artifacts", "report"},
+    "sweep": {"compose", "drive", "store", "marker", "usage", "config", "artifacts", "report"},
     "__main__": {"compose", "drive", "sweep"},
     "worker": {"store", "artifacts", "stages"},
     "stages": {*ROOMS, "artifacts", "config"} - {"stages"},
@@ -93,7 +94,8 @@ MAY_IMPORT = {
     "why": {"artifacts"},
     "pilot": {"forecast", "compose", "drive", "plan", "runner", "survey", "step", "store", "artifacts", "config"},
     "minhash": set(),
-    "usage": {"store"},
+    "usage": {"store", "marker", "artifacts"},
+    "marker": {"artifacts"},
     "opened": {"artifacts"},
     "crew": set(),
     "gpus": set(),

@@ -297,6 +297,30 @@ def test_the_spreadsheet_runs_no_formula_and_is_read_back_as_it_was(run, tmp_pat
     assert records[0]["fields"]["a"] == pairs[0]["a"] and records[0]["metadata"]["a_id"] == pairs[0]["a_id"]
 
 
+@pytest.mark.parametrize("column", ["verdict", "annotator"])
+def test_a_spreadsheet_that_was_filled_in_is_never_written_over(run, capsys, column):
+    written(run)
+    file = run / "label" / "pairs.csv"
+    table = list(csv.DictReader(file.open(newline="")))
+    table[3][column] = "a"
+    with file.open("w", newline="") as opened:
+        sheet = csv.DictWriter(opened, label.COLUMNS)
+        sheet.writeheader()
+        sheet.writerows(table)
+    before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
+    assert label.main([str(run), "seed=1"]) == 2
+    assert f"mv {file.parent}" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
+
+
+def test_where_it_writes_is_said_as_the_run_s_own_folder(run, capsys, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    Path("latest").symlink_to(run)
+    assert label.main(["latest"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip() == f"{run.name}/label/pairs.html" and f"in {run.name}/label: pairs.csv" in shown.err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

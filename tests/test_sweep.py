@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import store, sweep
 from pipeline.artifacts import write_json, write_text
+from pipeline.marker import register_runs
 from tests.house import SMALL, Toys, composed
 
 GRID = [*SMALL, "exam.split=dev", "exam.control=false", "-m", "train.beta=0.1,0.2,0.3"]
@@ -86,6 +87,7 @@ def trained(tmp_path):
     runs = {"mine/now/0": "a", "mine/now/1": "b", "mine/now/2": "c", "mine/now/best": "b", "other/then": "c"}
     for run, model in runs.items():
         write_json(cfg.runs / run / store.PLAN, {"s": "sft", model: "train"})
+    register_runs(cfg.store, cfg.runs)
     return cfg
 
 
@@ -94,6 +96,17 @@ def test_the_models_of_the_other_points_go_but_not_what_another_run_names(traine
     left = sorted(path.parent.name for path in trained.store.glob("train/*/weights"))
     assert left == ["b", "c"]
     assert store.hollow(store.read_manifest(trained.store / "train" / "a"))
+
+
+def test_a_model_that_a_run_of_another_runs_folder_names_stays(trained, tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    write_json(elsewhere / "other" / "then" / store.PLAN, {"a": "train"})
+    register_runs(trained.store, elsewhere)
+    sweep.let_go(trained, trained.runs / "mine" / "now", [{"point": 0}])
+    assert (trained.store / "train" / "a" / "weights").is_file()
+    elsewhere.rename(tmp_path / "away")  # as when its disk is not mounted: nothing says what its runs need
+    sweep.let_go(trained, trained.runs / "mine" / "now", [{"point": 0}])
+    assert (trained.store / "train" / "a" / "weights").is_file() and "elsewhere" in capsys.readouterr().out
 
 
 def test_the_command_is_what_a_shell_reads_back():

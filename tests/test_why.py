@@ -66,3 +66,23 @@ def test_a_run_s_pairs_become_lines_to_edit(run, capsys):
     [row] = [json.loads(line) for line in file.read_text().splitlines()]
     assert (row["action"], row["chosen_id"], row["rejected_id"], row["chosen"]) == ("keep", "p-1-1", "p-1-0", "chosen")
     assert edit.main([str(run), "7"]) == 2 and "has pairs of round 1, 2" in capsys.readouterr().err
+
+
+def test_a_file_that_was_corrected_by_hand_is_never_written_over(run, capsys):
+    assert edit.main([str(run), "1"]) == 0
+    file = Path(capsys.readouterr().out.strip())
+    assert edit.main([str(run), "1"]) == 0 and capsys.readouterr().out.strip() == str(file), "as it was written"
+    corrected = file.read_text().replace('"keep"', '"drop"')
+    file.write_text(corrected)
+    for words in ([str(run), "1"], [str(run), "2"], [str(run)]):
+        assert edit.main(words) == 2
+        said = capsys.readouterr().err
+        assert f"pair.edits={file}" in said and f"mv {file}" in said and file.read_text() == corrected
+
+
+def test_where_it_is_written_is_the_run_s_own_folder_and_not_the_latest(run, capsys, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    Path("latest").symlink_to(run)
+    assert edit.main(["latest", "1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip() == f"{run.name}/pairs.jsonl" and f"pair.edits={run.name}/pairs.jsonl" in shown.err

@@ -11,7 +11,20 @@ from typing import Literal, Self
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.benchmark import BenchmarkConfig
-from pipeline.config.block import Block, Dtype, Function, Limits, Local, Prices, Seed, Share, Template, Trust, Weights
+from pipeline.config.block import (
+    Block,
+    Dtype,
+    Folder,
+    Function,
+    Limits,
+    Local,
+    Prices,
+    Seed,
+    Share,
+    Template,
+    Trust,
+    Weights,
+)
 from pipeline.config.checks import (
     CheckRuntime,
     CheckScorer,
@@ -199,8 +212,8 @@ class Config(Block):
     sweep: Sweep
     cost: Cost
 
-    store: Path
-    runs: Path
+    store: Folder
+    runs: Folder
     until: str | None
     dry_run: bool
     verify: bool

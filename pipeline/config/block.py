@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -71,7 +72,17 @@ class Function(str):
 
 
 class Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+def _not_empty(value: Any) -> Any:
+    """`store=` would mean the working directory."""
+    if value == "":
+        raise ValueError("a folder was expected, such as ./folder")
+    return value
+
+
+Folder = Annotated[Path, BeforeValidator(_not_empty)]
 
 
 class Limits(Block):

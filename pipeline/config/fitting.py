@@ -33,6 +33,17 @@ def mismatches(cfg: "Config") -> Iterator[str]:
         yield f"rounds={cfg.rounds} draw fresh prompts each: give sample.per_round=N, the prompts of one round."
     yield from _off_at_step_0(cfg)
     yield from _untrainable(cfg)
+    yield from _nested_folders(cfg)
+
+
+def _nested_folders(cfg: "Config") -> Iterator[str]:
+    """A run's folder in the store could be taken for a step's, and whoever removes the runs would remove the store."""
+    store, runs = cfg.store.resolve(), cfg.runs.resolve()
+    if store.is_relative_to(runs) or runs.is_relative_to(store):
+        yield (
+            f"store={cfg.store} runs={cfg.runs}: one is inside the other, or they are the same folder."
+            " Give two folders side by side, such as store=store runs=runs"
+        )
 
 
 def _unmarked(cfg: "Config") -> Iterator[str]:

@@ -1,11 +1,10 @@
 """What only an artifact can tell: whether prompts and offline rows last, have the columns, and fit the context."""
 
-import json
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 
-from pipeline.artifacts import MODEL_FILE, Model, Prompts
+from pipeline.artifacts import MODEL_FILE, Model, Prompts, read_json
 from pipeline.config import Draw, Evaluation, PairRound, ScoreConfig, ScriptedBackend, SftTraining
 from pipeline.door.contexts import known_context
 from pipeline.errors import Refusal, nearest
@@ -18,7 +17,7 @@ def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     funnel = folder / "funnel.json"
     if made.stage != "prompts" or not funnel.exists():
         return
-    rows = json.loads(funnel.read_text())["out"]
+    rows = read_json(funnel)["out"]
     told = cache(partial(told_in, folder))
     for step in coming:
         cfg = step.config
@@ -62,7 +61,7 @@ def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     """Whether offline rows last for all rounds, before anything is drawn to stand beside them."""
     if made.stage != "offline":
         return
-    rows = json.loads((folder / "funnel.json").read_text())["pairs"]
+    rows = read_json(folder / "funnel.json")["pairs"]
     for step in coming:
         if isinstance(step.config, PairRound) and (short := step.config.short_of(rows)):
             raise Refusal(short)

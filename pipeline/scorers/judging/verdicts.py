@@ -4,11 +4,13 @@ The first reply to a question stands: a process that asked the same meanwhile ta
 """
 
 import json
+import shlex
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import Refusal
 from pipeline.scorers.judging import Question, Reply
 
 WAIT = 60_000  # milliseconds for another process's write
@@ -45,11 +47,18 @@ class Asker:
 class VerdictStore:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = sqlite3.connect(path, timeout=WAIT / 1000, isolation_level=None)
-        self.file.execute(f"PRAGMA busy_timeout={WAIT}")
-        self.file.execute("PRAGMA journal_mode=WAL")
-        self.file.execute("PRAGMA synchronous=NORMAL")
-        self.file.executescript(SCHEMA)
+        try:
+            self.file = sqlite3.connect(path, timeout=WAIT / 1000, isolation_level=None)
+            self.file.execute(f"PRAGMA busy_timeout={WAIT}")
+            self.file.execute("PRAGMA journal_mode=WAL")
+            self.file.execute("PRAGMA synchronous=NORMAL")
+            self.file.executescript(SCHEMA)
+        except sqlite3.DatabaseError as error:
+            raise Refusal(
+                f"{path}: cannot be opened as the database of verdicts ({error}).\n"
+                "  Restore it from a copy, so that what was paid for is not asked again; or move it away to begin anew:"
+                f" {shlex.join(['mv', str(path), f'{path}.broken'])}"
+            ) from error
 
     def known(self, keys: Iterable[str]) -> dict[str, Reply]:
         wanted = list(keys)

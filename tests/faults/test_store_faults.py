@@ -1,0 +1,379 @@
+"""Faults planted in a store and in a runs folder, and what a run makes of each: a table, a row a fault.
+
+Each row is planted into a store that is built up to `sample` with toy stages; then the same run is made again by the
+real driver in this process, so that an exception that reaches us is a traceback that a person would have seen.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import store, worker
+from pipeline.artifacts import read_json, read_table, write_json
+from pipeline.drive import drive
+from pipeline.errors import Refusal, explain_disk_fault
+from pipeline.marker import STORE_MARKER
+from pipeline.plan import plan
+from pipeline.runner import prepare, select
+from pipeline.scorers.judging.verdicts import VerdictStore
+from pipeline.survey import Planned, survey
+from tests.house import HOUSE, SMALL, composed
+
+UNTIL_SAMPLE = [*SMALL, "until=sample"]
+
+
+@dataclass
+class World:
+    """A folder with a store and its runs; `story` is the folder of the run that is made in it."""
+
+    folder: Path
+    story: Path | None = None
+
+    @property
+    def sample(self) -> Path:
+        [made] = (path for path in (self.folder / "store" / "sample").iterdir() if store.STEP_NAME.fullmatch(path.name))
+        return made
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def run(self, *words: str) -> int:
+        places = f"store={self.folder}/store", f"runs={self.folder}/runs"
+        return drive(composed(*UNTIL_SAMPLE, *places, *words), self.story)
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    plant: Callable[[World], None]
+    code: int
+    says: tuple[str, ...]
+    kept: tuple[str, ...] = ()  # files that are still there, from the World's folder on
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A store up to `sample` and its run, made once and copied for each fault."""
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        set_toys(patch)
+        assert World(folder).run() == 0
+    return folder
+
+
+def set_toys(patch: pytest.MonkeyPatch, stages: str = "tests.toys") -> None:
+    patch.setenv("PIPELINE_STAGES", stages)
+    patch.setenv("PYTHONPATH", str(HOUSE))
+
+
+@pytest.fixture
+def world(built, tmp_path, monkeypatch):
+    set_toys(monkeypatch)
+    shutil.copytree(built, tmp_path, symlinks=True, dirs_exist_ok=True)
+    return World(tmp_path)
+
+
+# ── how each is planted ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def manifest(data: bytes) -> Callable[[World], None]:
+    return lambda world: (world.sample / store.MANIFEST).write_bytes(data) and None
+
+
+def changed(**changes: object) -> Callable[[World], None]:
+    def plant(world: World) -> None:
+        told = {**json.loads((world.sample / store.MANIFEST).read_text()), **changes}
+        (world.sample / store.MANIFEST).write_text(
+            json.dumps({name: value for name, value in told.items() if value != "gone"})
+        )
+
+    return plant
+
+
+def manifest_is(place: str) -> Callable[[World], None]:
+    def plant(world: World) -> None:
+        file = world.sample / store.MANIFEST
+        file.unlink()
+        file.symlink_to(place)
+
+    return plant
+
+
+def manifest_is_a_folder(world: World) -> None:
+    (world.sample / store.MANIFEST).unlink()
+    (world.sample / store.MANIFEST).mkdir()
+
+
+def link_as(suffix: str, target: str) -> Callable[[World], None]:
+    """A symlink where the step's folder belongs, to a folder of somebody's, or to nowhere."""
+
+    def plant(world: World) -> None:
+        world.write("mine/thesis.txt", "years")
+        place = world.sample
+        shutil.rmtree(place)
+        place.with_name(place.name + suffix).symlink_to(world.folder / target)
+
+    return plant
+
+
+def file_as_step(world: World) -> None:
+    place = world.sample
+    shutil.rmtree(place)
+    place.write_text("mine")
+
+
+def broken_step_in_partial(world: World) -> None:
+    place = world.sample
+    place.rename(store.partial(place))
+    (store.partial(place) / store.MANIFEST).unlink()
+    (store.partial(place) / store.STEP).write_bytes(b"\xff{")
+
+
+def latest_is_a_folder(world: World) -> None:
+    (world.folder / "runs" / "latest").unlink()
+    world.write("runs/latest/thesis.txt", "years")
+
+
+def disk_at(file: str, device: str) -> Callable[[World], None]:
+    """The run's own file is written to a device that is full, or that fails."""
+
+    def plant(world: World) -> None:
+        world.story = world.folder / "runs" / "run" / "now"
+        scratch = world.story / Path(file).with_name(f".{Path(file).name}.tmp")
+        scratch.parent.mkdir(parents=True)
+        scratch.symlink_to(device)
+
+    return plant
+
+
+FULL, FAILING = "/dev/full", "/proc/self/mem"
+DAMAGED = "damaged: its manifest.json cannot be read"
+FAULTS = [
+    Fault("a manifest that is {}", manifest(b"{}"), 0, (DAMAGED,)),
+    Fault("a manifest that is []", manifest(b"[]"), 0, (DAMAGED,)),
+    Fault("a manifest that is not UTF-8", manifest(b"\xff\xfe{"), 0, (DAMAGED,)),
+    Fault("a manifest nested too deep", manifest(b"[" * 100_000), 0, (DAMAGED,)),
+    Fault("a manifest of a number too long", manifest(b'{"files": ' + b"9" * 5000 + b"}"), 0, (DAMAGED,)),
+    Fault("a manifest that was cut", manifest(b'{"stage": "samp'), 0, (DAMAGED,)),
+    Fault("a manifest with NaN", changed(seconds=float("nan")), 0, (DAMAGED,)),
+    Fault("a manifest of other types", changed(inputs=[1]), 0, (DAMAGED,)),
+    Fault("a manifest without seconds", changed(seconds="gone"), 0, ("damaged: its manifest has no seconds",)),
+    Fault(
+        "a manifest that leads out of its folder",
+        changed(files=[{"path": "../../x", "size": 1, "sha256": "a"}]),
+        0,
+        (DAMAGED,),
+    ),
+    Fault("a manifest that is a folder", manifest_is_a_folder, 2, ("manifest.json: Is a directory",)),
+    Fault("a manifest on a failing disk", manifest_is(FAILING), 2, ("manifest.json: Input/output error", "dmesg")),
+    Fault("a link named like a step", link_as("", "mine"), 2, ("a symlink is there", "mv "), ("mine/thesis.txt",)),
+    Fault("a link to nowhere named like a step", link_as("", "nowhere"), 2, ("a symlink is there", "mv ")),
+    Fault("a link named like unfinished work", link_as(".partial", "mine"), 2, (".partial",), ("mine/thesis.txt",)),
+    Fault("a file named like a step", file_as_step, 2, ("a file is there", "mv ")),
+    Fault("unfinished work with a broken step.json", broken_step_in_partial, 0, ("■ sample",)),
+    Fault("runs/latest is a folder", latest_is_a_folder, 0, ("runs/latest",), ("runs/latest/thesis.txt",)),
+    Fault("a full disk at the config", disk_at("config.yaml", FULL), 2, ("No space left", "runs=FOLDER")),
+    Fault("a full disk at the plan", disk_at(store.PLAN, FULL), 2, ("No space left", "runs=FOLDER")),
+    Fault("a full disk at the ledger", disk_at("ledger.json", FULL), 2, ("ledger.json: No space", "runs=FOLDER")),
+    Fault("a failing disk at the ledger", disk_at("ledger.json", FAILING), 2, ("Input/output error", "dmesg")),
+    Fault("a broken marker", lambda world: world.write(f"store/{STORE_MARKER}", "{") and None, 2, (STORE_MARKER,)),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_ends_in_words_and_loses_nothing(world, capfd, fault):
+    fault.plant(world)
+    assert world.run() == fault.code
+    output = "".join(capfd.readouterr())
+    assert [words for words in fault.says if words not in output] == [] and "Traceback" not in output
+    assert [name for name in fault.kept if not (world.folder / name).is_file()] == []
+
+
+def test_a_step_with_a_broken_manifest_is_kept_aside_when_it_is_made_again(world):
+    place = world.sample
+    manifest(b"{}")(world)
+    assert world.run() == 0
+    aside = place.with_name(f"{place.name}.old-unknown")
+    assert sorted(file.name for file in aside.glob("shard-*")) == [f"shard-{n}.txt" for n in range(3)]
+
+
+def test_work_whose_record_is_broken_is_set_aside_and_not_gone_on_with(world):
+    broken_step_in_partial(world)
+    assert world.run() == 0
+    [aside] = (world.folder / "store" / "sample").glob("*.old-unknown")
+    assert (aside / "shard-0.txt").is_file() and (world.sample / "shard-0.txt").is_file()
+
+
+# ── bytes that changed ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("at", [40, -30, -1], ids=["page", "footer", "end"])
+def test_a_flipped_byte_in_a_table_names_the_file_and_verify(tmp_path, at):
+    import polars as pl
+
+    file = tmp_path / "x.parquet"
+    pl.DataFrame({"id": [f"prompt {n}" for n in range(200)]}).write_parquet(file, compression="zstd", statistics=False)
+    data = bytearray(file.read_bytes())
+    data[at] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(Refusal, match=r"(?s)x\.parquet: cannot be read as parquet.*verify=true"):
+        read_table(file)
+
+
+def test_a_record_that_changed_names_the_file_and_verify(tmp_path):
+    (tmp_path / "funnel.json").write_bytes(b'{"out": \xff}')
+    with pytest.raises(Refusal, match=r"(?s)funnel\.json: cannot be read as JSON.*verify=true"):
+        read_json(tmp_path / "funnel.json")
+    unfinished = tmp_path / "0123456789ab.partial" / "cost.json"
+    write_json(unfinished, {})
+    unfinished.write_text("[" * 100_000)
+    with pytest.raises(Refusal, match="Remove this file"):  # nothing verifies what is not finished
+        read_json(unfinished)
+
+
+def test_a_stage_that_breaks_on_changed_bytes_says_whose_they_are(tmp_path):
+    """A flipped byte of a page without checksum is read as another text, and what breaks is far from it."""
+    made = tmp_path / "store" / "prompts" / "0123456789ab"
+    for part in ("train", "dev"):
+        write_json(made / part / "rows.json", [part])
+    told = {"stage": "prompts", "fingerprint": made.name, "inputs": {}, "config": {}, "cost": {}, "seconds": 1}
+    write_json(made / store.MANIFEST, {**told, "files": store.list_files(made)})
+    inputs = {part: {"path": str(made), "part": part} for part in ("train", "dev")}
+    assert worker.describe_damage(inputs) == []
+    (made / "dev" / "rows.json").write_text('[\n "dex"\n]\n')
+    first, advice = worker.describe_damage(inputs)
+    assert first.startswith(f"{made}/dev/rows.json: ") and "verify=true" in advice
+    assert worker.describe_damage({"train": inputs["train"]}) == [], "the other part is not read"
+
+
+@pytest.mark.long
+def test_a_flipped_byte_in_a_run_s_prompts_is_found_and_verify_makes_them_anew(tmp_path, monkeypatch, capfd):
+    set_toys(monkeypatch, "tests.drawn")
+    world, scripted = World(tmp_path), "backend@sample.backend=scripted"
+    assert world.run(scripted) == 0
+    shutil.rmtree(world.sample)
+    [file] = (tmp_path / "store" / "prompts").glob("*/train/prompts.parquet")
+    data = bytearray(file.read_bytes())
+    data[-20] ^= 0xFF
+    file.write_bytes(data)
+    assert world.run(scripted) == 2
+    assert "verify=true" in (said := "".join(capfd.readouterr())) and "Traceback" not in said
+    assert world.run(scripted, "verify=true") == 0
+
+
+# ── verdicts ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("as_folder", [True, False], ids=["a folder", "garbage"])
+def test_verdicts_that_are_no_database_are_refused_and_stay(tmp_path, as_folder):
+    file = tmp_path / "verdicts.sqlite"
+    if as_folder:
+        file.mkdir()
+    else:
+        file.write_bytes(b"not a database, and longer than its header would be" * 40)
+    with pytest.raises(Refusal, match=r"(?s)verdicts\.sqlite: cannot be opened.*mv "):
+        VerdictStore(file)
+    assert file.exists()
+
+
+# ── disks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_faults_of_the_disk_are_told_from_others():
+    assert "fails.bin: Input/output error" in str(explain_disk_fault(OSError(errno.EIO, "x", "fails.bin")))
+    assert "a/b: No space left" in str(explain_disk_fault(OSError(errno.ENOSPC, "x"), Path("a/b")))
+    assert "a/b: No space left" in str(explain_disk_fault(ValueError(os.strerror(errno.ENOSPC)), Path("a/b")))
+    for other in (ValueError("x"), ConnectionResetError(errno.ECONNRESET, "x"), TimeoutError(errno.ETIMEDOUT, "x")):
+        assert explain_disk_fault(other, Path("a/b")) is None
+
+
+# ── manifests of any bytes ────────────────────────────────────────────────────────────────────────────────────────
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+KEYS = ["stage", "fingerprint", "inputs", "config", "files", "cost", "seconds", "hollow", "version", "created"]
+ENTRIES = st.lists(
+    st.fixed_dictionaries({}, optional={"path": st.text() | JSON, "size": st.integers() | JSON, "sha256": JSON}),
+    max_size=3,
+)
+INPUTS = st.dictionaries(
+    st.text(max_size=5), JSON | st.fixed_dictionaries({"content": JSON, "fingerprint": JSON}), max_size=2
+)
+NEARLY = st.fixed_dictionaries(
+    {}, optional={key: JSON | {"files": ENTRIES, "inputs": INPUTS}.get(key, JSON) for key in KEYS}
+)
+
+
+@pytest.fixture(scope="module")
+def planned(built, tmp_path_factory) -> tuple[Planned, Path, dict]:
+    """The plan over a copy of the store, its sample's folder and that one's whole manifest."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    shutil.copytree(built / "store", folder / "store", symlinks=True)
+    cfg = composed(*UNTIL_SAMPLE, f"store={folder}/store", "dry_run=true")
+    found = prepare(cfg, select(plan(cfg), cfg.until))
+    place = found.folder(found.steps[-1])
+    return found, place, json.loads((place / store.MANIFEST).read_text())
+
+
+def never_raises(planned: tuple[Planned, Path, dict], data: bytes) -> None:
+    """Whatever stands in a manifest, the survey answers, and takes for built only what is."""
+    found, place, _ = planned
+    (place / store.MANIFEST).write_bytes(data)
+    manifest = store.read_manifest(place)
+    status, reason = survey(found, verify=True)[found.fingerprint(found.steps[-1])]
+    assert status is None or status == manifest
+    assert (reason if status is None else not reason) and str(reason).isprintable()
+    store.bases(place)
+
+
+def bytes_of(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def mutated(planned: tuple[Planned, Path, dict], changes: dict, gone: list[str]) -> bytes:
+    whole = {**planned[2], **changes}
+    return bytes_of({name: value for name, value in whole.items() if name not in gone})
+
+
+SOME = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@SOME
+@given(data=st.binary(max_size=60) | JSON.map(bytes_of) | NEARLY.map(bytes_of))
+def test_no_manifest_makes_the_survey_raise(planned, data):
+    never_raises(planned, data)
+
+
+@SOME
+@given(changes=NEARLY, gone=st.lists(st.sampled_from(KEYS), max_size=1))
+def test_no_change_of_a_manifest_makes_the_survey_raise(planned, changes, gone):
+    never_raises(planned, mutated(planned, changes, gone))
+
+
+@pytest.mark.slow
+@MANY
+@given(data=st.binary(max_size=200) | JSON.map(bytes_of) | NEARLY.map(bytes_of))
+def test_no_manifest_makes_the_survey_raise_for_long(planned, data):
+    never_raises(planned, data)
+
+
+@pytest.mark.slow
+@MANY
+@given(changes=NEARLY, gone=st.lists(st.sampled_from(KEYS), max_size=2))
+def test_no_change_of_a_manifest_makes_the_survey_raise_for_long(planned, changes, gone):
+    never_raises(planned, mutated(planned, changes, gone))
