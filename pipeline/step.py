@@ -28,7 +28,7 @@ STAGE_VERSIONS = {
     "gate": 1,
     "benchmark": 1,
     "duel": 1,
-    "evaluate": 4,
+    "evaluate": 5,
 }
 
 Input = Union["Step", "Part", Sequence["Input"], Mapping[str, "Input"], None]
