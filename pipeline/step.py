@@ -15,20 +15,20 @@ from pipeline.errors import Refusal, together
 
 # Bump a stage's number when the meaning of what it makes changes, so that nothing made before is taken for it.
 STAGE_VERSIONS = {
-    "prompts": 3,
+    "prompts": 4,
     "base": 1,
     "sft": 1,
     "reward": 1,
     "sample": 2,
-    "score": 1,
+    "score": 2,
     "offline": 1,
-    "pair": 2,
+    "pair": 3,
     "refer": 1,
     "train": 2,
     "gate": 1,
     "benchmark": 1,
     "duel": 1,
-    "evaluate": 4,
+    "evaluate": 5,
 }
 
 Input = Union["Step", "Part", Sequence["Input"], Mapping[str, "Input"], None]

@@ -292,6 +292,6 @@ def test_a_judge_that_likes_length_is_adjusted():
     points = {key: float((gap > 0) is (i // 4 % 10 != 0)) for i, (key, gap) in enumerate(gaps.items())}
     plain = sum(points.values()) / 200
     assert plain > 0.65
-    assert length_adjusted(points, gaps) == pytest.approx(0.5, abs=0.06)
-    assert length_adjusted(points, dict.fromkeys(points, 5.0)) == pytest.approx(plain, abs=0.01)
-    assert length_adjusted({"p0": 1.0}, gaps) is None
+    assert length_adjusted(points, gaps, 0.95).mean == pytest.approx(0.5, abs=0.06)
+    assert length_adjusted(points, dict.fromkeys(points, 5.0), 0.95).mean == pytest.approx(plain, abs=0.01)
+    assert length_adjusted({"p0": 1.0}, gaps, 0.95) is None

@@ -118,7 +118,8 @@ def test_report_json_has_the_contracts_keys(run):
         assert set(each["kl"]) == {"mean", "low", "high", "n", "why"}
     for duel in report["duels"]:
         figures = {"wins", "ties", "losses", "win_rate", "low", "high", "p_value"}
-        assert set(duel) == figures | {"a", "b", "judge", "length_adjusted", "flip_rate", "failed", "p_holm"}
+        adjusted = {"length_adjusted", "length_adjusted_low", "length_adjusted_high"}
+        assert set(duel) == figures | adjusted | {"a", "b", "judge", "flip_rate", "failed", "p_holm"}
     for gap in report["differences"]:
         figures = {"mean", "low", "high", "n", "missing", "detectable", "p_value", "p_holm", "better", "same", "worse"}
         assert set(gap) == figures | {"model", "scorer", "against"}

@@ -357,6 +357,44 @@ def test_near_duplicates_are_found_and_others_are_left():
     assert not found[:300].any() and found[300:340].mean() > 0.9 and not found[340:].any()
 
 
+def test_an_overlap_is_counted_as_by_hand():
+    """Word triples, each once, whatever their case: shared ones of all that either text has."""
+    pairs = [
+        ("a b c d e", "A, b c! d f", 2 / 4),  # abc bcd cde · abc bcd cdf
+        ("a b c", "d e f", 0.0),
+        ("one two", "one two", 1.0),  # shorter than a triple: the text is one run
+        ("one two", "one", 0.0),
+        ("a a a a a a", "a a a", 1.0),
+        ("", "a b c", 0.0),
+        ("", "", 1.0),
+    ]
+    one, other, told = zip(*pairs, strict=True)
+    assert minhash.overlap(pl.Series(one), pl.Series(other)).tolist() == list(told)
+
+
+def longer(words: list[str], by: int, name: str) -> str:
+    """Each word that is added adds one triple: of n words n - 2 are shared."""
+    return " ".join([*words, *(f"{name}{at}" for at in range(by))])
+
+
+def test_texts_just_below_the_threshold_are_left_and_those_at_it_are_found():
+    """An estimate from 128 permutations drops some of those that truly overlap by 25 of 30 = 0.833."""
+    below, at = sentences(2400, 27), sentences(200, 29, seed=1)
+    texts = [" ".join(words) for words in below] + [longer(words, 5, "more") for words in below]
+    assert not (minhash.nearest_above(pl.Series(texts), 0.9) >= 0).any()
+    texts = [" ".join(words) for words in at] + [longer(words, 3, "more") for words in at]  # 27 of 30: just near
+    assert minhash.nearest_above(pl.Series(texts), 0.9).tolist() == [-1] * 200 + list(range(200))
+    answers = pl.DataFrame({"one": texts[:200], "other": texts[200:]})
+    for least, near in ((0.9, 200), (0.901, 0)):
+        assert answers.select(duplicates.alike("one", "other", least)).to_series().sum() == near
+
+
+def test_of_several_near_texts_the_first_is_named():
+    words = sentences(1, 60)[0]
+    texts = pl.Series(["else", *(longer(words, by, "more") for by in (0, 1, 2, 3))])
+    assert minhash.nearest_above(texts, 0.9).tolist() == [-1, -1, 1, 1, 1]
+
+
 def test_near_duplicates_do_not_hang_on_batches(monkeypatch):
     texts = pl.Series([" ".join(words) for words in sentences(50, 20)] * 2 + ["", "one", "one two"])
     whole = minhash.nearest_above(texts, 0.9) >= 0

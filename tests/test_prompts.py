@@ -431,6 +431,14 @@ def test_arithmetic_is_no_punctuation(one, other):
     assert plain(f"What is {one}?") != plain(f"What is {other}?")
 
 
+def test_different_tasks_below_the_threshold_all_stay(tmp_path):
+    """Tasks on 25 of 30 word triples are 0.833 alike: below prompts.near=0.9, by count and not by estimate."""
+    tasks = [" ".join(f"w{task}x{at}" for at in range(27)) for task in range(600)]
+    lines = [{"prompt": f"{text}{more}"} for text in tasks for more in ("", " v1 v2 v3 v4 v5")]
+    out = made(tmp_path, lines, "prompts.split={dev: 10, test: 10}")
+    assert "near duplicate" not in json.loads((out / "funnel.json").read_text())["dropped"]
+
+
 def test_near_duplicates_are_named_and_another_system_prompt_is_another_prompt(tmp_path):
     long = " ".join(f"word{i}" for i in range(80))
     lines = [

@@ -253,7 +253,8 @@ def a_report(name="round-1"):
     gap |= {"p_value": 0.01, "p_holm": 0.02, "better": 0.5, "same": 0.3, "worse": 0.2}
     duel = {"judge": "rules", "wins": 20, "ties": 15, "losses": 5, "win_rate": 0.7, "low": 0.6, "high": 0.8}
     asked = {"judge": "prompted judge", "flip_rate": 0.125}
-    more = {"length_adjusted": None, "flip_rate": None, "failed": 0, "p_value": 0.01, "p_holm": 0.02}
+    more = {"length_adjusted": None, "length_adjusted_low": None, "length_adjusted_high": None}
+    more |= {"flip_rate": None, "failed": 0, "p_value": 0.01, "p_holm": 0.02}
     curve = [{"step": i, "loss": 0.7 - i / 100, "margin": i / 10, "accuracy": 0.5} for i in range(1, 9)]
     trained = {"round": "round-1", "fingerprint": "f", "steps": 8, "loss": 0.6, "margin": 0.8, "accuracy": 0.5}
     return {

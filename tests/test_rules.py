@@ -130,7 +130,6 @@ def test_ifeval_agrees_with_lm_eval_s_own_verdicts_and_repeats_exactly():
              "language:response_language": {"language": "en"}, "startend:end_checker": {"end_phrase": "nuit"},
              "keywords:forbidden_words": {"forbidden_words": ["sea"]},
              "combination:repeat_prompt": {"prompt_to_repeat": "Tell me of rivers."}}  # fmt: skip
-    open_ended = {"length_constraints:number_words", "keywords:letter_frequency", "keywords:frequency"}
     names = sorted(INSTRUCTION_DICT.keys() - ifeval.NEED_PUNKT)
     assert len(names) == 23
     asked = [asking(text, **{name.replace(":", "__"): given.get(name, {})}) for name in names for text in (TEXT, "")]
@@ -140,12 +139,31 @@ def test_ifeval_agrees_with_lm_eval_s_own_verdicts_and_repeats_exactly():
     assert all(mark.score is not None for mark in first)
     by_answer = [first[at : at + 5] for at in range(0, len(first), 5)]
     for one, own in zip(asked, by_answer, strict=True):
-        if open_ended.intersection(one.columns["instruction_id_list"]):
-            continue  # there lm-eval draws another number for each reading
         random.seed(0)
         theirs = process_results({"key": 0, "prompt": "Tell me of rivers.", **one.columns}, [one.completion])
         assert own[1].score == theirs["inst_level_strict_acc"][0], one.columns
         assert own[2].score == theirs["inst_level_loose_acc"][0], one.columns
+
+
+@pytest.mark.model
+def test_ifeval_draws_what_a_prompt_leaves_open_anew_for_the_loose_reading_as_the_published_program_does():
+    """A `#` is no letter to count: the program draws one, and another one for the loose reading (IFEval's key 1122)."""
+    import random
+
+    from lm_eval.tasks.ifeval.utils import process_results
+
+    given = {"let_relation": "at least", "letter": "#", "let_frequency": 4}
+    texts = [letter * 4 for letter in "abcdefghijklmnopqrstuvwxyz"]
+    asked = [asking(text, change_case__english_lowercase={}, keywords__letter_frequency=given) for text in texts]
+    found = marks(IFEVAL, *asked)
+    readings = [(found[at + 1].score, found[at + 2].score) for at in range(0, len(found), 5)]
+    theirs = []
+    for one in asked:
+        random.seed(0)
+        verdicts = process_results({"key": 1122, "prompt": "", **one.columns}, [one.completion])
+        theirs.append(tuple(sum(verdicts[f"inst_level_{reading}_acc"]) / 2 for reading in ("strict", "loose")))
+    assert readings == theirs
+    assert any(strict > loose for strict, loose in readings), "the strict letter is not the loose one"
 
 
 @pytest.mark.model

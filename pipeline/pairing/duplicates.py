@@ -82,10 +82,8 @@ def alike(one: str, other: str, least: float) -> pl.Expr:
 
     def search(packed: pl.Series) -> pl.Series:
         batches = packed.struct.unnest().iter_slices(minhash.BATCH)
-        signed = ([minhash.signatures(rows[side]) for side in (one, other)] for rows in batches)
-        return pl.Series(
-            np.concatenate([np.zeros(0, dtype=bool), *(minhash.overlap(*both) >= least for both in signed)])
-        )
+        near = (minhash.overlap(rows[one], rows[other]) >= least for rows in batches)
+        return pl.Series(np.concatenate([np.zeros(0, dtype=bool), *near]))
 
     return pl.struct(one, other).map_batches(search, return_dtype=pl.Boolean)
 

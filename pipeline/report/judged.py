@@ -34,7 +34,7 @@ def duel(judge: str, a: Examined, b: Examined, rows: pl.DataFrame, draw: Samplin
         judge,
         contest(points, against, rows["prompt_id"].n_unique(), draw),
         (points, against),
-        length_adjusted(points, gaps),
+        length_adjusted(points, gaps, draw.level),
         sum(flips) / len(flips) if flips else None,
         orders(rows),
     )

@@ -146,7 +146,7 @@ def _terms(exam: Row) -> list[tuple[str, str]]:
         ),
         (
             "Interval",
-            f"{level_text(exam['level'])} by bootstrap over prompts (BCa). "
+            f"{level_text(exam['level'])} over prompts, at each end the farther of Student's t and the bootstrap of t. "
             "Δ is the paired difference: the same prompts answered by both.",
         ),
         (

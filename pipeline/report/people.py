@@ -122,7 +122,7 @@ def duel_of_people(judge: str, of: Heard, draw: Sampling) -> Duel:
     against = {key: 1 - value for key, value in points.items()}
     gaps = {key: float(pair.first - pair.second) for key, pair in of.told().items()}
     found = contest(points, against, len(points), draw)
-    return Duel(of.a, of.b, judge, found, (points, against), length_adjusted(points, gaps))
+    return Duel(of.a, of.b, judge, found, (points, against), length_adjusted(points, gaps, draw.level))
 
 
 def agreement_row(judge: str, of: Heard, fought: Sequence[Duel]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Duel:
     judge: str
     contest: Contest
     scores: tuple[ByPrompt, ByPrompt]
-    length_adjusted: float | None = None
+    length_adjusted: Estimate | None = None
     flip_rate: float | None = None
     orders: Mapping[str, list[str | None]] = field(default_factory=dict)
 
@@ -138,10 +138,16 @@ def duel_row(duel: Duel) -> dict[str, Any]:
         "low": found.rate.low,
         "high": found.rate.high,
         "p_value": found.p_value,
-        "length_adjusted": duel.length_adjusted,
+        **_adjusted(duel.length_adjusted),
         "flip_rate": duel.flip_rate,
         "failed": found.missing,
     }
+
+
+def _adjusted(known: Estimate | None) -> dict[str, float | None]:
+    """The length-adjusted win rate and its interval; a contest of scores has none."""
+    rate, low, high = (known.mean, known.low, known.high) if known else (None, None, None)
+    return {"length_adjusted": rate, "length_adjusted_low": low, "length_adjusted_high": high}
 
 
 def verdict_table(fought: list[Duel]) -> pl.DataFrame:

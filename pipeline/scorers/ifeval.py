@@ -112,10 +112,16 @@ def _verdicts(checkers: dict[str, Any], answer: Answer) -> tuple[list[bool], lis
     names, arguments = answer.columns["instruction_id_list"], answer.columns["kwargs"]
     if not names or len(names) != len(arguments):
         raise ValueError(f"{len(names)} instructions and {len(arguments)} kwargs: each needs its own")
-    texts = trimmed(answer.completion)
-    built = [_built(checkers, name, given, answer) for name, given in zip(names, arguments, strict=True)]
-    strict = [_follows(one, answer.completion) for one in built]
-    loose = [ok or any(_follows(one, text) for text in texts) for one, ok in zip(built, strict, strict=True)]
+    readings = [answer.completion], [answer.completion, *trimmed(answer.completion)]
+    # The published program builds its checkers anew for the loose reading. What a prompt leaves open, such as a letter
+    # to count where the given one is none (`#`), is drawn again there, so the loose verdict may differ from the strict.
+    strict, loose = (
+        [
+            _follows_any(_built(checkers, name, given, answer), texts)
+            for name, given in zip(names, arguments, strict=True)
+        ]
+        for texts in readings
+    )
     return strict, loose
 
 
@@ -129,8 +135,8 @@ def _built(checkers: dict[str, Any], name: str, given: dict[str, Any], answer: A
     return one
 
 
-def _follows(one: Any, text: str) -> bool:
-    return bool(text.strip()) and bool(one.check_following(text))
+def _follows_any(one: Any, texts: list[str]) -> bool:
+    return any(text.strip() and one.check_following(text) for text in texts)
 
 
 def trimmed(text: str) -> list[str]:

@@ -36,5 +36,8 @@ def _duel(duel: Row) -> list[Cell]:
 def _adjusted(duel: Row) -> Cell:
     """The curve bends towards the middle where one side wins nearly all."""
     rate = duel["length_adjusted"]
-    warning = "read the plain rate" if rate is not None and not STEADY[0] <= duel["win_rate"] <= STEADY[1] else ""
-    return Cell(share(rate), warning)
+    if rate is None:
+        return Cell(share(rate))
+    warning = "" if STEADY[0] <= duel["win_rate"] <= STEADY[1] else "read the plain rate"
+    ends = {"low": duel["length_adjusted_low"], "high": duel["length_adjusted_high"]}
+    return Cell(share(rate), detail(interval(ends, share), warning))
