@@ -30,6 +30,12 @@ def together(asked: Iterable[Callable[[], Answer]]) -> list[Answer]:
     return answers
 
 
+def shown(text: str, most: int = 300) -> str:
+    """Text from outside as it can be printed and kept: of this length, without half characters and NUL."""
+    cut = text if len(text) <= most else f"{text[:most]}…"
+    return cut.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+
+
 def nearest(word: str, known: list[str]) -> str:
     """`Did you mean beta? Known: beta, loss, …` for a word that is none of the known ones."""
     import difflib

@@ -15,8 +15,8 @@ A row is a `Fault` (see `planted.py`):
 `world.module` (`pipeline`; `pipeline.usage` and the like for other commands). `hold(fault, tmp_path)` plants it, runs
 the real command as a process, and asserts all of the above; and always: no traceback in the output or in any log.
 
-To add one: write a function that plants it into the `test_*.py` of its kind (rows, replies, functions, …; a new file for
-a new kind), add a `Fault` to that file's FAULTS, and run `pytest tests/faults -k "its name"` on the old code first.
+To add one: write a function that plants it into the `test_*.py` of its kind (rows, replies, functions, …; a new file
+for a new kind), add a `Fault` to that file's FAULTS, and run `pytest tests/faults -k "its name"` on the old code first.
 Stages come from `stages/`: real `prompts`, `sample` and `score` with the scripted backend, toys for the rest.
 What fuzzing finds becomes a row of a table. Fuzzing itself is in `test_fuzz_*.py`: short in ordinary tests, and for
 `SECONDS` (in planted.py) under the mark `slow`.
