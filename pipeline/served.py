@@ -4,6 +4,8 @@
 """
 
 import os
+import re
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from pipeline.errors import Refusal
@@ -124,6 +126,40 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
+# Environment variables whose values are never shown: those that the config names (`name_keys`), and those that say it.
+NAMED = "PIPELINE_KEYS"
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)S?$", re.IGNORECASE)
+SHORTEST, SHORTEST_NAMED = 8, 4  # characters of a value that can be a secret: shorter ones are words of everyday
+
+
+def name_keys(config: Any) -> None:
+    """Tell all processes that are started from here which variables hold keys, wherever the config names one."""
+    os.environ[NAMED] = ",".join(sorted(set(_key_names(config))))
+
+
+def _key_names(value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _key_names(item)
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name == "api_key_env" and isinstance(item, str):
+                yield item
+            yield from _key_names(item)
+
+
+def masked(text: str) -> str:
+    """What comes from outside, without the keys of the environment."""
+    named = os.environ.get(NAMED, "").split(",")
+    for name, value in os.environ.items():
+        if name not in named and not SECRET.search(name):
+            continue
+        for line in map(str.strip, value.splitlines()):
+            if len(line) >= (SHORTEST_NAMED if name in named else SHORTEST):
+                text = text.replace(line, f"[{name}]")
+    return text
+
+
 def _quoted(place: Place, text: str) -> str:
     key = _held(place)
-    return " ".join((text.replace(key, "[the key]") if key else text).split())[:SHOWN]
+    return " ".join(masked(text.replace(key, "[the key]") if key else text).split())[:SHOWN]
