@@ -32,8 +32,8 @@ def together(asked: Iterable[Callable[[], Answer]]) -> list[Answer]:
 
 def shown(text: str, most: int = 300) -> str:
     """Text from outside as it can be printed and kept: of this length, without half characters and NUL."""
-    cut = text if len(text) <= most else f"{text[:most]}…"
-    return cut.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    spelled = text[: most + 1].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return spelled if len(spelled) <= most else f"{spelled[:most]}…"
 
 
 def nearest(word: str, known: list[str]) -> str:
