@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import door, forecast, store
+from pipeline import door, forecast, served, store
 from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.content import commit_of
@@ -23,6 +23,7 @@ from pipeline.survey import Planned, unbuilt
 
 def drive(cfg: Config, story: Path | None = None) -> int:
     """One point from config to exit code: plan it, then show the plan or run it."""
+    served.name_keys(cfg.model_dump(mode="json"))
     try:
         cfg = cfg if cfg.dry_run else pinned(cfg, functools.cache(commit_of))
         planned = prepare(cfg, select(plan(cfg), cfg.until))

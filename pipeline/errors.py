@@ -87,6 +87,12 @@ def together(asked: Iterable[Callable[[], Answer]]) -> list[Answer]:
     return answers
 
 
+def shown(text: str, most: int = 300) -> str:
+    """Text from outside as it can be printed and kept: of this length, without half characters and NUL."""
+    spelled = text[: most + 1].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return spelled if len(spelled) <= most else f"{spelled[:most]}…"
+
+
 def nearest(word: str, known: list[str]) -> str:
     """`Did you mean beta? Known: beta, loss, …` for a word that is none of the known ones."""
     import difflib

@@ -31,7 +31,7 @@ def check_function(text: str, place: str, name: str, in_file: bool) -> None:
         return
     try:
         body = ast.parse(Path(place).expanduser().read_text(encoding="utf-8"), place).body
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise Refusal(f"function={text}: {place} is no Python that can be read ({error}).") from error
     makes = dict(_made(body))
     if name not in makes and "*" not in makes:

@@ -3,12 +3,18 @@
 `library` is the client's package (openai, anthropic): both name their errors alike, and it alone retries.
 """
 
+import asyncio
+import importlib
 import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, shown
 
 SHOWN = 200  # characters of what a server says
+MOST_TOKENS = 10**9  # of one reply: what claims more is no count
 PATIENCE = 15  # seconds for a list of models, which is asked for twice: nobody waits longer to hear that it hangs
 
 
@@ -32,11 +38,28 @@ class Unreadable(Exception):
     """An answer with code 200 in which there is no completion."""
 
 
-def client(make: Any, knob: str, place: Place, transport: Any = None) -> Any:
-    """`make` is the client's class, `transport` what carries its requests if not its own."""
+def client(library: Any, make: Any, knob: str, place: Place, carrier: str = "DefaultAsyncHttpxClient") -> Any:
+    """`make` is the client's class in `library`, `carrier` the class there that carries its requests."""
     key = key_of(knob, place)
     patience = {"timeout": place.timeout, "max_retries": place.retries}
+    transport = _bounded(getattr(library, carrier), place.timeout)
     return make(api_key=key, base_url=place.base_url, http_client=transport, **patience)
+
+
+def _bounded(carrier: Any, seconds: float) -> Any:
+    """It carries a whole reply within its time: the libraries' own timeout begins anew with every byte that drips."""
+    [below] = [one for one in carrier.__mro__ if one.__name__ == "AsyncClient"]  # of httpx, or of what stands for it
+    faults = importlib.import_module(below.__module__.partition(".")[0])
+
+    class Bounded(carrier):
+        async def send(self, request: Any, **how: Any) -> Any:
+            try:
+                async with asyncio.timeout(seconds):
+                    return await super().send(request, **how)
+            except TimeoutError:
+                raise faults.ReadTimeout(f"no whole reply within {seconds:g} s", request=request) from None
+
+    return Bounded()
 
 
 def key_of(knob: str, place: Place) -> str:
@@ -57,19 +80,18 @@ def _held(place: Place) -> str:
 
 def card_of(knob: str, place: Place, model: str) -> dict[str, Any]:
     """The server's own entry of this model: `id` and, from vLLM, `root` and `max_model_len`."""
-    from openai import APIConnectionError, AuthenticationError, OpenAI, OpenAIError, PermissionDeniedError
+    from openai import APIConnectionError, AuthenticationError, OpenAIError, PermissionDeniedError
 
     url, knob_of_url = place.base_url, f"{knob}.runtime.base_url={place.base_url}"
     try:
-        with OpenAI(base_url=url, api_key=key_of(knob, place), timeout=PATIENCE, max_retries=1) as asking:
-            cards = {card.id: card.model_dump() for card in asking.models.list().data}
+        cards = asyncio.run(_cards(knob, place))
     except (AuthenticationError, PermissionDeniedError) as error:
         raise unaccepted(knob, place, error.status_code) from None
     except APIConnectionError:
         raise Refusal(
             f"{knob_of_url}: no server answers there.\n  Start it, or give the address of one that runs."
         ) from None
-    except (OpenAIError, ValueError, AttributeError, TypeError) as error:
+    except (OpenAIError, ValueError, AttributeError, TypeError, RecursionError) as error:
         code = getattr(error, "status_code", None)
         raise Refusal(
             f"{knob_of_url}: {f'HTTP {code}' if code else 'no list of models'} came from {url}/models.\n"
@@ -77,10 +99,28 @@ def card_of(knob: str, place: Place, model: str) -> dict[str, Any]:
         ) from None
     if model not in cards:
         raise Refusal(
-            f"{knob}.model={model}: {url} does not serve it, but {', '.join(cards) or 'nothing'}.\n"
+            f"{knob}.model={model}: {url} does not serve it, but {shown(', '.join(cards)) or 'nothing'}.\n"
             f"  Give the name that it has there, or start the server with --served-model-name {model}."
         )
     return cards[model]
+
+
+async def _cards(knob: str, place: Place) -> dict[str, dict[str, Any]]:
+    import openai
+
+    patient = _Patience(place.base_url, place.api_key_env)
+    async with client(openai, openai.AsyncOpenAI, knob, patient) as asking:
+        return {str(card.id): card.model_dump() for card in (await asking.models.list()).data}
+
+
+@dataclass(frozen=True)
+class _Patience:
+    """A place, asked for no more than its list of models."""
+
+    base_url: str
+    api_key_env: str | None
+    timeout: float = PATIENCE
+    retries: int = 1
 
 
 def unaccepted(knob: str, place: Place, status: int) -> Refusal:
@@ -112,9 +152,9 @@ def fault(library: Any, place: Place, error: Exception) -> str:
 
 
 def counted(usage: Any, name: str, otherwise: int = 0) -> int:
-    """A figure of a reply's usage; `otherwise` where the server keeps none."""
+    """A figure of a reply's usage; `otherwise` where the server keeps none, or one that no reply can have."""
     value = usage.get(name) if isinstance(usage, dict) else getattr(usage, name, None)
-    return value if isinstance(value, int) and value >= 0 else otherwise
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else otherwise
 
 
 def _first_cause(error: BaseException) -> BaseException:
@@ -124,6 +164,40 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
+# Environment variables whose values are never shown: those that the config names (`name_keys`), and those that say it.
+NAMED = "PIPELINE_KEYS"
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)S?$", re.IGNORECASE)
+SHORTEST, SHORTEST_NAMED = 8, 4  # characters of a value that can be a secret: shorter ones are words of everyday
+
+
+def name_keys(config: Any) -> None:
+    """Tell all processes that are started from here which variables hold keys, wherever the config names one."""
+    os.environ[NAMED] = ",".join(sorted(set(_key_names(config))))
+
+
+def _key_names(value: Any) -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _key_names(item)
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name == "api_key_env" and isinstance(item, str):
+                yield item
+            yield from _key_names(item)
+
+
+def masked(text: str) -> str:
+    """What comes from outside, without the keys of the environment."""
+    named = os.environ.get(NAMED, "").split(",")
+    for name, value in os.environ.items():
+        if name not in named and not SECRET.search(name):
+            continue
+        for line in map(str.strip, value.splitlines()):
+            if len(line) >= (SHORTEST_NAMED if name in named else SHORTEST):
+                text = text.replace(line, f"[{name}]")
+    return text
+
+
 def _quoted(place: Place, text: str) -> str:
     key = _held(place)
-    return " ".join((text.replace(key, "[the key]") if key else text).split())[:SHOWN]
+    return shown(" ".join(masked(text.replace(key, "[the key]") if key else text).split()), SHOWN)

@@ -20,7 +20,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
-from pipeline import store
+from pipeline import served, store
 from pipeline.artifacts import COST_FILE, nested, open_artifact, write_json
 from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Broken, Refusal, explain_disk_fault
 from pipeline.progress import SIGN
@@ -66,6 +66,7 @@ def describe_damage(inputs: dict[str, dict[str, Any]]) -> list[str]:
 
 def say(message: str) -> None:
     """The words that the driver repeats to the person (see spawn.spoken); several faults may be said at once."""
+    message = served.masked(message)
     lines = (line if line.startswith("  ") else f"✗ {line}" for line in message.splitlines())
     try:
         print("\n".join(lines), file=sys.stderr, flush=True)
@@ -211,6 +212,6 @@ if __name__ == "__main__":
     try:
         code = main()
     except Exception:
-        traceback.print_exc()
+        print(served.masked(traceback.format_exc()), end="", file=sys.stderr)
         code = BROKE
     sys.exit(code)

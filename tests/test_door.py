@@ -104,7 +104,7 @@ made = lambda completions: []
         ({"kind": "json", "schema_file": "own.py", "fenced": True}, "cannot be read as JSON"),
         ({"kind": "json", "schema_file": "yes.json", "fenced": True}, None),
         *(
-            ({"kind": "function", "function": function}, said)
+            ({"kind": "function", "function": function, "runtime": {"timeout": 60}}, said)
             for function, said in {
                 "./own.py:soner": r"has no function soner\. Did you mean sooner",
                 "./own.py:inside": "has no function inside",

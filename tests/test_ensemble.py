@@ -93,7 +93,9 @@ def first_letter(completions, **columns):
 
 
 def member(name: str) -> FunctionScorer:
-    return FunctionScorer(kind="function", function=f"tests.test_ensemble.{name}", gold=False)  # type: ignore[arg-type]
+    return FunctionScorer.model_validate(
+        {"kind": "function", "function": f"tests.test_ensemble.{name}", "gold": False, "runtime": {"timeout": 60}}
+    )
 
 
 def test_members_keep_their_rows_and_pairs_see_them_disagree(tmp_path):

@@ -352,7 +352,9 @@ def mine(tmp_path) -> Path:
 
 
 def function(name: str) -> FunctionScorer:
-    return FunctionScorer(kind="function", function=name, gold=False)  # type: ignore[arg-type]
+    return FunctionScorer.model_validate(
+        {"kind": "function", "function": name, "gold": False, "runtime": {"timeout": 60}}
+    )
 
 
 def two(wish: int, prompt: str = "p") -> list[Answer]:

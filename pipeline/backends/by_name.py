@@ -14,21 +14,23 @@ from pipeline.backends.chat import Chat
 from pipeline.backends.endpoint import is_text
 from pipeline.backends.under_way import UnderWay
 from pipeline.config import Limits, ServedModel
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, shown
+
+SHOWN = 40  # characters of why a server ended an answer
 
 
 class ByName:
     def __init__(self, cfg: ServedModel, policy: Model, knob: str):
         self.cfg, self.knob = cfg, knob
         self.text = Chat(policy)
-        self._under_way = UnderWay(cfg.runtime.concurrency)
+        self._under_way = UnderWay(cfg.runtime.concurrency, cfg.runtime.timeout)
         self._longest: int
 
     def start(self, model: Model, limits: Limits) -> Self:
-        from openai import AsyncOpenAI
+        import openai
 
         self._longest = limits.completion
-        self._under_way.open(served.client(AsyncOpenAI, self.knob, self.cfg.runtime))
+        self._under_way.open(served.client(openai, openai.AsyncOpenAI, self.knob, self.cfg.runtime))
         return self
 
     def generate(
@@ -50,6 +52,8 @@ class ByName:
             ) from None
         except openai.OpenAIError as error:
             return Failed(request.sample_id, served.fault(openai, self.cfg.runtime, error))
+        except Exception as error:  # whatever a reply does to the client, it is the fault of this one alone
+            return Failed(request.sample_id, f"the reply cannot be read ({type(error).__name__})")
         return self._completion(request, _read(reply))
 
     def _body(self, request: Request) -> dict[str, Any]:
@@ -73,7 +77,7 @@ class ByName:
                 whole = [*ids, self.text.end] if why == "stop" else ids
                 return Completion(request.sample_id, whole, None, why, text, _billed(reply, request, len(ids)))
             case {"choices": [{"finish_reason": str(why)}, *_]}:
-                reason = f"the server ended it with {why} and gave no text"
+                reason = f"the server ended it with {shown(why, SHOWN)} and gave no text"
                 return Failed(request.sample_id, reason, _billed(reply, request, 0))
             case _:
                 return Failed(request.sample_id, "the reply is no chat completion")
@@ -85,7 +89,7 @@ class ByName:
 def _read(reply: str) -> dict[str, Any]:
     try:
         read = json.loads(reply)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return read if isinstance(read, dict) else {}
 

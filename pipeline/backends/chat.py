@@ -27,6 +27,11 @@ class Chat:
         self.begins = adds_bos(self.tokenizer)
 
     @property
+    def size(self) -> int:
+        """Ids below it can be a token: a model's matrix is often larger than its tokenizer's words."""
+        return max(len(self.tokenizer), getattr(self.config, "vocab_size", 0))
+
+    @property
     def pad(self) -> int:
         """Any id does: what is padded is masked."""
         return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id

@@ -4,6 +4,7 @@ The `openai` client alone retries; what it gives up on is a Failed. A key that i
 stops the run.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Self
@@ -15,7 +16,7 @@ from pipeline.backends.chat import Chat
 from pipeline.backends.policy_check import check_measured, check_named
 from pipeline.backends.under_way import UnderWay
 from pipeline.config import EndpointBackend, Limits
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, shown
 
 # The server's own generation config would add these where a request is silent.
 AS_ASKED = {"repetition_penalty": 1.0, "top_k": 0}
@@ -27,16 +28,16 @@ class Endpoint:
         self.text = Chat(policy)
         self.where = cfg.runtime.base_url
         served.key_of(knob, cfg.runtime)  # said before a minute is spent
-        self._under_way = UnderWay(cfg.runtime.concurrency)
+        self._under_way = UnderWay(cfg.runtime.concurrency, cfg.runtime.timeout)
         self._longest: int
 
     def start(self, model: Model, limits: Limits) -> Self:
-        from openai import AsyncOpenAI
+        import openai
 
         card = served.card_of(self.knob, self.cfg.runtime, self.cfg.model)
         self._check_context(card, limits)
         self._longest = limits.completion
-        self._under_way.open(served.client(AsyncOpenAI, self.knob, self.cfg.runtime))
+        self._under_way.open(served.client(openai, openai.AsyncOpenAI, self.knob, self.cfg.runtime))
         if self.cfg.require_token_ids:
             check_measured(self, model)
         else:
@@ -75,7 +76,7 @@ class Endpoint:
             answer = await self._under_way.client.completions.create(**self._parameters(request, longest))
             [choice] = answer.choices
             missing = {"text", "finish_reason"} - choice.model_fields_set  # the client does not look
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError, RecursionError):
             raise served.Unreadable("the answer holds no completion") from None
         if missing:
             raise served.Unreadable(f"the answer holds a completion without {min(missing)}")
@@ -107,7 +108,7 @@ class Endpoint:
 
     def _completion(self, request: Request, choice: Any) -> Completion | Failed:
         if choice.finish_reason not in ("stop", "length"):
-            return Failed(request.sample_id, f"the server ended it with {choice.finish_reason}")
+            return Failed(request.sample_id, f"the server ended it with {shown(str(choice.finish_reason), 40)}")
         if not self.cfg.require_token_ids:
             return self._cut_again(request, choice)
         if fault := self.fault(request, choice):
@@ -123,7 +124,9 @@ class Endpoint:
         ids, logprobs = getattr(choice, "token_ids", None), choice.logprobs and choice.logprobs.token_logprobs
         if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
             return "it came without token ids"
-        if not logprobs or len(logprobs) != len(ids) or any(type(one) not in (int, float) for one in logprobs):
+        if not all(0 <= token < self.text.size for token in ids):
+            return "it came with token ids that the policy's tokenizer does not have"
+        if not isinstance(logprobs, list) or len(logprobs) != len(ids) or not all(map(_is_logprob, logprobs)):
             return "it came without a log-probability for each token"
         if (read := getattr(choice, "prompt_token_ids", None)) is not None and read != request.prompt_token_ids:
             return "the server read another prompt than it was given"
@@ -174,6 +177,13 @@ class Endpoint:
 def _at_string(request: Request, choice: Any) -> bool:
     """Whether it was ended early by a stop string, with all tokens up to where that is complete."""
     return choice.finish_reason == "stop" and getattr(choice, "stop_reason", None) in request.stop
+
+
+def _is_logprob(given: Any) -> bool:
+    try:
+        return type(given) in (int, float) and math.isfinite(given)
+    except OverflowError:
+        return False
 
 
 def is_text(given: Any) -> bool:

@@ -13,8 +13,8 @@ Ask = Callable[[Request], Coroutine[Any, Any, Completion | Failed]]
 class UnderWay:
     """`client` is there from `open` to `close`; without one, `close` has nothing to do."""
 
-    def __init__(self, most: int):
-        self.most = most
+    def __init__(self, most: int, timeout: float):
+        self.most, self.timeout = most, timeout
         self.client: Any = None
         self._tasks: set[asyncio.Task[Completion | Failed]] = set()
         self._loop: asyncio.AbstractEventLoop
@@ -31,6 +31,9 @@ class UnderWay:
             if not self._tasks:
                 return
             done, self._tasks = self.wait(asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED))
+            if self._tasks and any(task.exception() for task in done):  # what else is under way is paid for as well
+                late, self._tasks = self.wait(asyncio.wait(self._tasks, timeout=self.timeout))
+                done |= late
             for task in sorted(done, key=_what_came_first):
                 yield task.result()
 

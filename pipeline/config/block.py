@@ -136,6 +136,32 @@ Address = Annotated[str, AfterValidator(_address)]
 Variable = Annotated[str, AfterValidator(_variable)]
 
 
+_KEY_NAMES = re.compile(
+    r"^(x)?(access|auth(entication|orization)?|bearer|client|session)?"
+    r"(key|token|secret|password|passwd|credentials?|authorization|bearer|auth)$"
+    r"|(api|access|secret|private)key$"
+)
+_KEY_VALUES = re.compile(r"^(bearer\s+\S+|(sk|pk|hf|gsk|xai|ghp|nvapi|r8)[-_]\S{16,})$", re.IGNORECASE)
+
+
+def _keyless(body: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    waiting: list[JsonValue] = [body]
+    while waiting:
+        item = waiting.pop()
+        names = [re.sub(r"[^a-z]", "", name.lower()) for name in item] if isinstance(item, dict) else []
+        if any(map(_KEY_NAMES.search, names)) or (isinstance(item, str) and _KEY_VALUES.match(item.strip())):
+            raise Unshown(
+                "a request's body carries no key, which every run would write down:"
+                " name its environment variable in runtime.api_key_env"
+            )
+        waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
+    return body
+
+
+# More fields of a request. They are identity and stand in the folder of every run, so none of them may be a key.
+Body = Annotated[dict[str, JsonValue], AfterValidator(_keyless)]
+
+
 class Server(Block):
     """Where a server of the user's naming stands, what opens it and how it is asked: none of it is identity."""
 

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.block import Block, Dtype, Limits, Prices, Seed, Server, Share, Workers
+from pipeline.config.block import Block, Body, Dtype, Limits, Prices, Seed, Server, Share, Workers
 from pipeline.plural import many
 
 KL = "kl"  # the setting of draws made for the KL estimate alone
@@ -82,7 +82,7 @@ class ServedModel(Block):
     kind: Literal["served"]
     model: Annotated[str, Field(min_length=1)]
     revision: str | None
-    body: dict[str, JsonValue]
+    body: Body
     runtime: ServedRuntime
 
 

@@ -41,10 +41,15 @@ class RewardModelScorer(Block):
         return self
 
 
+class FunctionRuntime(Block):
+    timeout: PositiveFloat
+
+
 class FunctionScorer(Block):
     kind: Literal["function"]
     function: Function
     gold: bool
+    runtime: FunctionRuntime
 
 
 class LabelsScorer(Block):

@@ -84,7 +84,7 @@ def open_scorer(cfg: ScorerConfig, reward: Model | None = None, knob: str = "sco
         case FunctionScorer():
             from pipeline.scorers.function import UserFunction
 
-            return UserFunction(cfg)
+            return UserFunction(cfg, knob)
         case LabelsScorer():
             from pipeline.scorers.labels import Labels
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, shown
 from pipeline.scorers import argilla
+from pipeline.sources.jsonl import unwritable
 
 Row = dict[str, Any]
 A_WINS = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -47,6 +48,8 @@ def read_labels(path: Path) -> list[Rating] | list[Duel]:
         if label is None:
             continue
         ids = (label.sample_id,) if isinstance(label, Rating) else (label.a_id, label.b_id)
+        if fault := unwritable([*ids, label.annotator]):
+            raise Refusal(f"{place}: an id or the annotator {fault}. Give it as text.")
         if said.setdefault((*ids, label.annotator), label) != label:
             raise Refusal(f"{place}: {label.annotator or 'the annotator'} said something else about {' and '.join(ids)}"
                           " before. Keep one of the two rows, or name the annotators.")  # fmt: skip
@@ -92,17 +95,21 @@ def _duel(place: str, a: str, b: str, a_wins: float, annotator: str) -> Duel:
 def _number(place: str, row: Row) -> float:
     try:
         score = float(row["score"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        raise Refusal(f"{place}: score={row['score']!r} is no number. Leave it empty where nobody gave one.")
+        raise Refusal(
+            f"{place}: score={shown(repr(row['score']), 40)} is no number. Leave it empty where nobody gave one."
+        )
     return score
 
 
 def verdict_of(place: str, told: Any) -> str | None:
     word = str(told or "").strip().lower()
     if word and word not in A_WINS:
-        raise Refusal(f"{place}: verdict={told!r}. Expected a, b or tie, or nothing where nobody judged.")
+        raise Refusal(
+            f"{place}: verdict={shown(repr(told), 40)}. Expected a, b or tie, or nothing where nobody judged."
+        )
     return word or None
 
 
@@ -128,12 +135,19 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # an answer may be longer than csv expects
-    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline="")), 1):
+    for number, row in enumerate(_csv_table(path, text), 1):
         if None in row:
             raise Refusal(
                 f"{path}, row {number}: it has more cells than the first line has names. Save it as CSV again."
             )
         yield f"{path}, row {number}", {name: _unquoted(value) for name, value in row.items()}
+
+
+def _csv_table(path: Path, text: str) -> Iterator[Row]:
+    try:
+        yield from csv.DictReader(io.StringIO(text, newline=""))
+    except csv.Error as error:
+        raise Refusal(f"{path}: cannot be read as CSV ({error}). Save it as CSV again.") from error
 
 
 def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
@@ -142,7 +156,7 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
             raise Refusal(f"{path}:{number}: this line is no JSON object. Expected one a line, with {_shapes()}.")

@@ -68,4 +68,4 @@ def _fault(row: dict[str, Any]) -> str | None:
         return fault
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         return "the last message is not an answer of the assistant"
-    return unwritable(row) if any(m["role"] == "user" for m in messages) else "no message is the user's"
+    return unwritable(messages) if any(m["role"] == "user" for m in messages) else "no message is the user's"

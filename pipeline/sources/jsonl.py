@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, shown
 from pipeline.plural import many
 
 LONGEST = 1 << 20  # bytes in a line; a longer one is a file without line ends, not a prompt
 SHOWN = 10
+DEEPEST = 64  # lists and objects within one another; Python itself follows about a thousand
 ROLES = "system", "user", "assistant"
 
 Check = Callable[[dict[str, Any]], str | None]  # the fault of a row, or None
@@ -30,15 +31,15 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
     for number, fault, row in each_line(path):
         fault = fault or check(row)
         if fault:
-            lines.bad.append((number, fault))
+            lines.bad.append((number, shown(fault)))
         else:
             lines.rows.append(row)
     if lines.bad and on_bad_row == "fail":
-        shown = [f"  line {number}: {fault}" for number, fault in lines.bad[:SHOWN]]
+        first = [f"  line {number}: {fault}" for number, fault in lines.bad[:SHOWN]]
         more = [f"  … and {len(lines.bad) - SHOWN} more"] if len(lines.bad) > SHOWN else []
         head = f"{path}: {len(lines.bad)} of {many(len(lines.bad) + len(lines.rows), 'line')} cannot be used:"
         advice = f"  Mend them, or leave them out and count them with {knob}=skip."
-        raise Refusal("\n".join([head, *shown, *more, advice]))
+        raise Refusal("\n".join([head, *first, *more, advice]))
     return lines
 
 
@@ -94,14 +95,24 @@ def _parse(data: bytes, number: int) -> tuple[str | None, dict[str, Any]]:
 
 
 def unwritable(value: Any) -> str | None:
-    """Characters that no parquet file and no tokenizer takes."""
-    if isinstance(value, str):
-        if "\0" in value:
-            return "holds a NUL character"
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return "holds half of a surrogate pair, which is no character"
-        return None
-    items = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-    return next((fault for item in items if (fault := unwritable(item))), None)
+    """Characters that no parquet file and no tokenizer takes, and nesting that no reader follows."""
+    waiting = [(value, 0)]
+    while waiting:
+        item, depth = waiting.pop()
+        if depth > DEEPEST:
+            return f"is nested more than {DEEPEST} deep"
+        if isinstance(item, str) and (fault := _unwritable_text(item)):
+            return fault
+        inside = [*item, *item.values()] if isinstance(item, dict) else item if isinstance(item, list) else []
+        waiting += [(one, depth + 1) for one in inside]
+    return None
+
+
+def _unwritable_text(text: str) -> str | None:
+    if "\0" in text:
+        return "holds a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair, which is no character"
+    return None

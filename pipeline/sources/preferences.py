@@ -4,15 +4,15 @@ A pair: `prompt` (messages), `chosen`, `rejected` (texts), `chosen_score`, `reje
 A thumb: `prompt`, `completion`, `label`.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from math import isfinite
 from typing import Any
 
 from pipeline.config import HubRows, PreferenceRows
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import Refusal, nearest, shown
 from pipeline.plural import many
-from pipeline.sources.jsonl import Lines, message_fault
+from pipeline.sources.jsonl import Lines, message_fault, unwritable
 from pipeline.sources.rows import Fault, Row, each_row
 
 Messages = list[dict[str, str]]
@@ -31,9 +31,12 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
             if fault:
                 raise Fault(fault)
             shape = shape if shape != "auto" else shape_of(row, knob)
-            found.rows.append({"row": count, **converted(cfg, shape, row)})
+            made = converted(cfg, shape, row)
+            if fault := unwritable(made):
+                raise Fault(f"its prompt or an answer {fault}")
+            found.rows.append({"row": count, **made})
         except Fault as known:
-            found.bad.append((count, str(known)))
+            found.bad.append((count, shown(str(known))))
     if found.bad and cfg.on_bad_row == "fail":
         source = f"dataset={cfg.source.dataset}" if isinstance(cfg.source, HubRows) else f"path={cfg.source.path}"
         raise Refusal(_refused(found, count, shape, f"{knob}.source.{source}", knob))
@@ -41,10 +44,10 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
 
 
 def _refused(found: Lines, rows: int, shape: str, source: str, knob: str) -> str:
-    shown = [f"  row {number}: {fault}" for number, fault in sorted(found.bad)[:SHOWN]]
+    first = [f"  row {number}: {fault}" for number, fault in sorted(found.bad)[:SHOWN]]
     more = [f"  … and {len(found.bad) - SHOWN} more"] if len(found.bad) > SHOWN else []
     head = f"{source}: {len(found.bad)} of {many(rows, 'row')} cannot be used (read as {shape}):"
-    return "\n".join([head, *shown, *more, f"  Mend them, or skip and count them with {knob}.on_bad_row=skip."])
+    return "\n".join([head, *first, *more, f"  Mend them, or skip and count them with {knob}.on_bad_row=skip."])
 
 
 # ── shapes ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -132,7 +135,7 @@ def scored(cfg: PreferenceRows, row: Row) -> Converted:
     texts, scores = row[names[0]], row[names[1]]
     if not isinstance(texts, list) or not isinstance(scores, list) or len(texts) != len(scores):
         raise Fault(f"{names[0]} and {names[1]} are not two lists of one length")
-    known = [(float(s), t) for t, s in zip(texts, scores, strict=True) if isinstance(s, int | float) and isfinite(s)]
+    known = [(score, t) for t, s in zip(texts, scores, strict=True) if (score := _number(s)) is not None]
     if not known or not all(isinstance(text, str) for _, text in known):
         raise Fault("no answer has a score")
     prompt = _prompt(_needed(row, "prompt"), row.get("system"))
@@ -193,9 +196,17 @@ def transcript(text: str) -> Messages:
 def _pair(prompt: Messages, chosen: str, rejected: str, row: Row) -> Row:
     scores = {}
     for ours, theirs in _SCORES:
-        value = row.get(ours, row.get(theirs))
-        scores[ours] = float(value) if isinstance(value, int | float) and isfinite(value) else None
+        scores[ours] = _number(row.get(ours, row.get(theirs)))
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **scores}
+
+
+def _number(value: Any) -> float | None:
+    """A score that a float can hold; 10**400 is a whole number and none of those."""
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _thumb(prompt: Messages, text: str, label: bool) -> Row:

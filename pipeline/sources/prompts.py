@@ -5,6 +5,7 @@ A row may have a `system` prompt and an `id` in every shape.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,9 +14,9 @@ from typing import Any
 import polars as pl
 
 from pipeline.config import FileRows, PromptRows
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import Refusal, nearest, shown
 from pipeline.plural import many
-from pipeline.sources.jsonl import SHOWN
+from pipeline.sources.jsonl import SHOWN, unwritable
 from pipeline.sources.prompt_shapes import BY_COLUMNS, SHAPES, Messages, shape_of
 from pipeline.sources.rows import BATCH, Fault, Row, each_row
 
@@ -29,11 +30,21 @@ ROW: dict[str, Any] = {
 
 
 @dataclass
+class LeftOut:
+    """A column that no prompt needs and that cannot be kept: of how many rows, and why at the first of them."""
+
+    place: str
+    why: str
+    rows: int = 0
+
+
+@dataclass
 class Read:
-    """The usable rows of a set of prompts, and place and fault of each of the others."""
+    """The usable rows of a set of prompts, place and fault of each of the others, and columns that were left out."""
 
     rows: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=ROW))
     bad: list[tuple[str, str]] = field(default_factory=list)
+    left_out: dict[str, LeftOut] = field(default_factory=dict)  # columns, by name
 
 
 def read_prompts(asked: PromptRows, knob: str, on_bad_row: str = "fail") -> Read:
@@ -41,17 +52,18 @@ def read_prompts(asked: PromptRows, knob: str, on_bad_row: str = "fail") -> Read
     if asked.shape == "columns" and not asked.columns:
         raise Refusal(f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …}} with the file's names.")
     read = Read()
-    rows = _converted(asked, knob, read.bad)
+    rows = _converted(asked, knob, read)
     batches = (pl.DataFrame(batch, schema=ROW) for batch in iter(lambda: list(islice(rows, BATCH)), []))
     read.rows = pl.concat([read.rows, *batches])
     if read.bad and on_bad_row == "fail":
         raise Refusal(_refused(asked, knob, read))
     if not read.rows.height:
-        raise Refusal(f'{_name(asked)}: holds no prompt. Expected rows such as {{"prompt": "Who are you?"}}.')
+        listed = ":\n" + "\n".join(_listed(read.bad)) + "\n " if read.bad else "."
+        raise Refusal(f'{_name(asked)}: holds no prompt{listed} Expected rows such as {{"prompt": "Who are you?"}}.')
     return read
 
 
-def _converted(asked: PromptRows, knob: str, bad: list[tuple[str, str]]) -> Iterator[Row]:
+def _converted(asked: PromptRows, knob: str, read: Read) -> Iterator[Row]:
     shape: str = asked.shape
     seen: set[str] = set()
     for place, fault, row in each_row(asked.source, knob):
@@ -60,9 +72,13 @@ def _converted(asked: PromptRows, knob: str, bad: list[tuple[str, str]]) -> Iter
                 raise Fault(fault)
             row = _renamed(asked.columns, row)
             shape = shape if shape not in BY_COLUMNS else shape_of(row, knob)
-            yield _new(converted(shape, row), seen)
+            made = _new(converted(shape, row), seen)
         except Fault as known:
-            bad.append((place, str(known)))
+            read.bad.append((place, shown(str(known))))
+            continue
+        for name, why in made.pop("left_out").items():
+            read.left_out.setdefault(name, LeftOut(place, why)).rows += 1
+        yield made
 
 
 def _new(row: Row, seen: set[str]) -> Row:
@@ -75,11 +91,14 @@ def _new(row: Row, seen: set[str]) -> Row:
 
 
 def _refused(asked: PromptRows, knob: str, read: Read) -> str:
-    shown = [f"  {place}: {fault}" for place, fault in read.bad[:SHOWN]]
-    more = [f"  … and {len(read.bad) - SHOWN} more"] if len(read.bad) > SHOWN else []
     head = f"{_name(asked)}: {len(read.bad)} of {many(len(read.bad) + read.rows.height, 'row')} cannot be used:"
     skip = "" if "." in knob else f", or leave them out and count them with {knob}.on_bad_row=skip"
-    return "\n".join([head, *shown, *more, f"  Mend them{skip}."])
+    return "\n".join([head, *_listed(read.bad), f"  Mend them{skip}."])
+
+
+def _listed(bad: list[tuple[str, str]]) -> list[str]:
+    more = [f"  … and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+    return [*(f"  {place}: {fault}" for place, fault in bad[:SHOWN]), *more]
 
 
 def _name(asked: PromptRows) -> str:
@@ -91,12 +110,12 @@ def _name(asked: PromptRows) -> str:
 
 def prompt_row(messages: Messages, columns: Row, given: Any = None) -> Row:
     """One row of the `prompts` table; without an id of its own a prompt is named by the hash of its messages."""
-    text = json.dumps(messages, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(messages, sort_keys=True, ensure_ascii=False, default=repr)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {
         "prompt_id": digest[:16] if given is None else str(given),
         "prompt": [{"role": m["role"], "content": m["content"]} for m in messages],
-        "columns": _json(columns),
+        "columns": json.dumps(columns, sort_keys=True, ensure_ascii=False, allow_nan=False),
         "hash": digest,
         "asked": [m["content"] for m in messages if m["role"] == "user"],
     }
@@ -112,8 +131,12 @@ def converted(shape: str, row: Row) -> Row:
     row = dict(row)
     system, given = row.pop("system", None), _id(row.pop("id", None))
     messages = _with_system(SHAPES[shape](row), system)
-    made = prompt_row(messages, row, given)
-    return {**made, "asked": row["turns"] if shape == "turns" else made["asked"], "named": given is not None}
+    asked = row["turns"] if shape == "turns" else None
+    if fault := unwritable([messages, asked, given]):
+        raise Fault(f"its prompt or its id {fault}")
+    left_out = {shown(name): why for name, value in row.items() if (why := _odd(name, value))}
+    made = prompt_row(messages, {name: value for name, value in row.items() if shown(name) not in left_out}, given)
+    return {**made, "asked": asked or made["asked"], "named": given is not None, "left_out": left_out}
 
 
 def _renamed(names: Mapping[str, str], row: Row) -> Row:
@@ -136,6 +159,9 @@ def _with_system(messages: Messages, system: Any) -> Messages:
 
 
 def _id(given: Any) -> Any:
+    """A table with a missing id holds all of them as floats, and the missing one as NaN."""
+    if isinstance(given, float) and (math.isnan(given) or given.is_integer()):
+        return None if math.isnan(given) else int(given)
     if given is None or (isinstance(given, int) and not isinstance(given, bool)):
         return given
     if not isinstance(given, str) or not given.strip():
@@ -143,18 +169,14 @@ def _id(given: Any) -> Any:
     return given
 
 
-def _json(columns: Row) -> str:
-    try:
-        return json.dumps(columns, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError):
-        raise Fault("; ".join(filter(None, (_odd(name, value) for name, value in columns.items())))) from None
-
-
 def _odd(name: str, value: Any) -> str | None:
+    """Why a column cannot be kept as JSON, if so."""
+    if fault := unwritable([name, value]):
+        return fault
     try:
-        json.dumps({name: value}, allow_nan=False)
+        json.dumps(value, allow_nan=False)
     except TypeError as error:
-        return f"column {name!r} is not JSON ({error})"
+        return f"is not JSON ({error})"
     except ValueError:
-        return f"column {name!r} holds NaN or an infinity; leave the value out, or write null"
+        return "holds NaN or an infinity, which JSON has not"
     return None

@@ -1,6 +1,7 @@
 """Rows as they lie: JSONL, JSON, parquet, CSV, a folder of these, a dataset folder, or the hub; one row at a time.
 
-Each comes as its place (`line 7`), its fault or None, and its columns. A file that cannot be opened is refused.
+Each comes as its place (`line 7`), its fault or None, and its columns. A file that cannot be opened is refused. Whether
+what a row holds can be kept is for its reader to say (see `jsonl.unwritable`), who knows which columns are needed.
 """
 
 import csv
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import FileRows, HubRows
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, shown
 from pipeline.plural import many
-from pipeline.sources.jsonl import LONGEST, each_line, unwritable
+from pipeline.sources.jsonl import LONGEST, each_line
 
 Row = dict[str, Any]
 Found = tuple[str, str | None, Row]
@@ -48,18 +49,34 @@ def _from_files(place: Path) -> Iterator[Found]:
 
 def _counted(rows: Iterable[Row]) -> Iterator[Found]:
     for number, row in enumerate(rows, start=1):
-        yield f"row {number}", unwritable(row), row
+        yield f"row {number}", None, row
+
+
+def _readable(place: object, rows: Iterable[Row]) -> Iterator[Row]:
+    """What a library cannot turn into values, such as a date beyond the year 9999, is named by its row."""
+    from polars.exceptions import PanicException
+
+    number = 0
+    try:
+        for row in rows:
+            number += 1
+            yield row
+    except (Exception, PanicException) as error:
+        raise Refusal(
+            f"{place}: what follows row {number} cannot be read ({shown(str(error) or type(error).__name__)}).\n"
+            "  Write the file without the column in question, or as JSONL."
+        ) from error
 
 
 def _jsonl(file: Path) -> Iterator[Found]:
     for number, fault, row in each_line(file):
-        yield f"line {number}", fault or unwritable(row), row
+        yield f"line {number}", fault, row
 
 
 def _json(file: Path) -> Iterator[Found]:
     try:
         rows = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refusal(f"{file}: cannot be read as JSON ({error}). Expected a list of objects.") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise Refusal(f"{file}: expected a JSON list of objects; one object a line belongs in a .jsonl file.")
@@ -71,9 +88,9 @@ def _parquet(file: Path) -> Iterator[Found]:
 
     try:
         table = pl.read_parquet(file)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise Refusal(f"{file}: cannot be read as parquet ({error}).") from error
-    return _counted(row for part in table.iter_slices(BATCH) for row in part.to_dicts())
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise Refusal(f"{file}: cannot be read as parquet ({shown(str(error))}).") from error
+    return _counted(_readable(file, (row for part in table.iter_slices(BATCH) for row in part.to_dicts())))
 
 
 def _csv(file: Path) -> Iterator[Found]:
@@ -88,7 +105,7 @@ def _csv(file: Path) -> Iterator[Found]:
                 uneven = None if len(cells) == len(header) else f"{wide} under {many(len(header), 'column')}"
                 row = dict(zip(header, cells, strict=False))
                 if cells:
-                    yield f"line {lines.line_num}", uneven or unwritable(row), row
+                    yield f"line {lines.line_num}", uneven, row
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise Refusal(
             f"{file}: cannot be read as CSV ({error}). Expected UTF-8, commas, a first line of names."
@@ -120,7 +137,7 @@ def _from_disk(folder: Path) -> Iterator[Row]:
         raise Refusal(f"{folder}: cannot be read as a dataset folder ({str(error).splitlines()[0]}).") from error
     if not isinstance(data, Dataset):
         raise Refusal(f"{folder}: it holds {', '.join(data)}. Give one of them, such as {folder / next(iter(data))}.")
-    return iter(data)
+    return _readable(folder, data)
 
 
 def _from_hub(source: HubRows, knob: str) -> Iterator[Row]:
@@ -134,4 +151,4 @@ def _from_hub(source: HubRows, knob: str) -> Iterator[Row]:
             f"{knob}: the hub's dataset {source.dataset} cannot be read ({str(error).splitlines()[0]}).\n"
             "  Check its name, subset and split, and the network; or download it and give the folder's path."
         ) from error
-    return iter(data)
+    return _readable(source.dataset, data)

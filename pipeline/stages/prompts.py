@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ import polars as pl
 from pipeline.artifacts import Prompts, note_cost, write_json, write_table
 from pipeline.config import Caps, PlaygroundPrompts, PromptsConfig, Questions
 from pipeline.errors import Broken, Refusal, nearest, together
+from pipeline.plural import many
 from pipeline.progress import Progress
 from pipeline.sources import playground
 from pipeline.sources.fence import Index, table
-from pipeline.sources.prompts import ROW, Read, prompt_row, read_prompts
+from pipeline.sources.prompts import ROW, LeftOut, Read, prompt_row, read_prompts
 from pipeline.sources.repeats import repeats
 
 DROPPED = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
 BATCH = 4096
+LeftOutOf = dict[str, dict[str, LeftOut]]  # by the knob of each set of prompts
 Sorted = tuple[pl.DataFrame, pl.DataFrame]  # the rows that stay, and DROPPED of the others
 
 
@@ -31,6 +34,8 @@ def run(cfg: PromptsConfig | Questions, out: Path) -> Prompts:
     if isinstance(cfg, Questions):
         return questions(cfg, out)
     read = given(cfg)
+    left_out = {f"prompts.{name}".removesuffix(".source"): one.left_out for name, one in read.items() if one.left_out}
+    warn_left_out(left_out)
     sets = {name: read[f"evaluation.{name}"].rows for name in cfg.evaluation}
     account = Account()
     rows = in_hash_order(account.take(read.pop("source")), cfg.seed)
@@ -54,7 +59,7 @@ def run(cfg: PromptsConfig | Questions, out: Path) -> Prompts:
     check_parts(cfg, parts, account, out / "dropped.parquet")
     publish(out, parts, account)
     write_table(out / "fence" / "ngrams.parquet", table(set().union(*(fence.grams for fence in fences))))
-    write_json(out / "funnel.json", story := funnel(parts, account, sets))
+    write_json(out / "funnel.json", story := funnel(parts, account, sets, left_out))
     for line in lines(story):
         print("│", line, file=sys.stderr, flush=True)
     return Prompts(out)
@@ -62,11 +67,22 @@ def run(cfg: PromptsConfig | Questions, out: Path) -> Prompts:
 
 def questions(cfg: Questions, out: Path) -> Prompts:
     """A set as it was given, in its own order; a question that stands there twice is one."""
-    rows = read_prompts(cfg.rows, "prompts.evaluation").rows
+    read = read_prompts(cfg.rows, "prompts.evaluation")
+    warn_left_out({"prompts.evaluation": read.left_out})
+    rows = read.rows
     asked = rows.unique("prompt_id", keep="first", maintain_order=True)
     write_table(out / "test" / "prompts.parquet", asked.select("prompt_id", "prompt", "columns"))
     note_cost(out, prompts=asked.height, dropped=rows.height - asked.height)
     return Prompts(out)
+
+
+def warn_left_out(left_out: LeftOutOf) -> None:
+    """Nothing goes silently: scorers and functions will not see these columns."""
+    for knob, columns in left_out.items():
+        for name, one in columns.items():
+            rows = many(one.rows, "row")
+            fault = f"! {knob}: the column {name} is left out of {rows}: at {one.place} it {one.why}."
+            print(fault, "No scorer sees it there; write it as text or numbers.", file=sys.stderr, flush=True)
 
 
 class Account:
@@ -219,7 +235,9 @@ def publish(out: Path, parts: dict[str, pl.DataFrame], account: Account) -> None
     note_cost(out, prompts=sum(part.height for part in parts.values()), dropped=account.dropped().height)
 
 
-def funnel(parts: dict[str, pl.DataFrame], account: Account, sets: dict[str, pl.DataFrame]) -> dict[str, Any]:
+def funnel(
+    parts: dict[str, pl.DataFrame], account: Account, sets: dict[str, pl.DataFrame], left_out: LeftOutOf
+) -> dict[str, Any]:
     """Rows in = rows out + rows dropped with a reason; and how many prompts each evaluation set put up the fence."""
     reasons, rows_in = account.reasons(), account.rows_in
     rows_out = {name: part.height for name, part in parts.items()}
@@ -228,7 +246,9 @@ def funnel(parts: dict[str, pl.DataFrame], account: Account, sets: dict[str, pl.
             f"prompts: {rows_in} rows came in, {rows_out} went out and {reasons} were dropped: some are unaccounted for"
         )
     evaluation = {name: rows.height for name, rows in sets.items()}
-    return {"in": rows_in, "out": rows_out, "dropped": reasons, "evaluation": evaluation}
+    told = {knob: {name: asdict(one) for name, one in columns.items()} for knob, columns in left_out.items()}
+    counts = {"in": rows_in, "out": rows_out, "dropped": reasons, "evaluation": evaluation}
+    return {**counts, "columns_left_out": told} if told else counts
 
 
 def lines(story: dict[str, Any]) -> list[str]:

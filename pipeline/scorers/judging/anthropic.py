@@ -7,7 +7,7 @@ from pipeline import served
 from pipeline.config import AnthropicEngine
 from pipeline.errors import Refusal
 from pipeline.scorers.judging import Question, Reply
-from pipeline.scorers.judging.service import Service
+from pipeline.scorers.judging.service import Service, named, unfit_text
 
 
 def anthropic(cfg: AnthropicEngine, knob: str) -> Service:
@@ -18,7 +18,7 @@ def anthropic(cfg: AnthropicEngine, knob: str) -> Service:
             f"engine@{knob}=anthropic: its client is an extra and is not installed ({error}).\n"
             f"  Type `.venv/bin/pip install anthropic`, or judge through another engine: engine@{knob}=endpoint"
         ) from error
-    client = served.client(library.AsyncAnthropic, knob, cfg.runtime, library.DefaultAioHttpClient())
+    client = served.client(library, library.AsyncAnthropic, knob, cfg.runtime, "DefaultAioHttpClient")
 
     async def send(question: Question) -> Reply:
         return reply_of(await client.post("/v1/messages", body=request(cfg, question), cast_to=str))
@@ -44,13 +44,16 @@ def reply_of(text: str) -> Reply:
     """A message taken apart; whatever it is not is a fault and never an exception."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Reply(None, fault="the server's reply is no JSON")
     if not isinstance(body, dict) or not isinstance(body.get("content"), list):
         return Reply(None, fault="the server's reply is no message")
     tokens_in, tokens_out = (served.counted(body.get("usage"), name) for name in ("input_tokens", "output_tokens"))
     said = [part["text"] for part in body["content"] if isinstance(part, dict) and isinstance(part.get("text"), str)]
-    model = str(body.get("model") or "")
+    model = named(body)
     if not said:
         return Reply(None, None, model, tokens_in, tokens_out, "the server's reply has no text")
-    return Reply("".join(said), None, model, tokens_in, tokens_out)
+    whole = "".join(said)
+    if fault := unfit_text(whole):
+        return Reply(None, None, model, tokens_in, tokens_out, fault)
+    return Reply(whole, None, model, tokens_in, tokens_out)

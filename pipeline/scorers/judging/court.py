@@ -1,18 +1,23 @@
 """Asks a judge what the store does not know, within its budget, and reads every reply."""
 
+import sys
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.config import EngineConfig, Judge, VllmEngine
 from pipeline.content import ContentCache, digest_of, without_runtime
-from pipeline.progress import Progress
+from pipeline.plural import many
+from pipeline.progress import SIGN, Progress
 from pipeline.reasoning import without_reasoning
 from pipeline.scorers.judging import Engine, Question, Reply, open_engine
 from pipeline.scorers.judging.budget import Budget
 from pipeline.scorers.judging.reading import Reading, read
 from pipeline.scorers.judging.template import Wording
 from pipeline.scorers.judging.verdicts import Asker, VerdictStore
+
+POLL = 0.5  # seconds between two looks for a verdict that another process is asking for
 
 
 class Court:
@@ -49,6 +54,7 @@ class Court:
         progress.resume_at(known)
         key_of = {question: key for key, question in unknown.items()}
         readings, waiting = dict[str, Reading](), deque(unknown.values())
+        others, others_before = deque[Question](), 0  # that another process is asking now
 
         def hear(question: Question, reply: Reply) -> None:
             """Written down before anything else happens: it is paid for."""
@@ -57,19 +63,48 @@ class Court:
             self.budget.settle(question, reply)
             progress.advance(1, **self.budget.facts())
 
-        while waiting:
-            self.budget.check(waiting[0])
-            self.engine.ask(self._admitted(waiting), hear)
+        def claimed(question: Question) -> bool:
+            """Whether it is ours to ask: another process may be asking it, or have its answer by now."""
+            found = self.store.claim(key_of[question])
+            if isinstance(found, Reply):
+                readings[key_of[question]] = self._read(question, found)
+                progress.advance(1, **self.budget.facts())
+            elif not found:
+                others.append(question)
+            return found is True
+
+        try:
+            while waiting or others:
+                self.engine.ask(self._admitted(waiting, claimed), hear)
+                if waiting:
+                    self.budget.check(waiting[0])
+                elif others:
+                    others_before = self._wait(len(others), others_before)
+                    waiting, others = others, deque()
+        finally:
+            self.store.give_up()
         return readings
+
+    def _wait(self, others: int, before: int) -> int:
+        if others != before:
+            said = f"judge {self.who.judge}: another run asks for {many(others, 'verdict')}"
+            print(SIGN, said, file=sys.stderr, flush=True)
+        time.sleep(POLL)
+        return others
 
     def _read(self, question: Question, reply: Reply) -> Reading:
         return read(reply, question.labels, self.cfg.form)
 
-    def _admitted(self, waiting: deque[Question]) -> Iterator[Question]:
+    def _admitted(self, waiting: deque[Question], claimed: Callable[[Question], bool]) -> Iterator[Question]:
         """Until one does not fit beside those in flight: whether it fits at all is known when they have come in."""
-        while waiting and not self.budget.against(waiting[0]):
-            self.budget.admit(waiting[0])
-            yield waiting.popleft()
+        while waiting:
+            if not claimed(waiting[0]):
+                waiting.popleft()
+            elif self.budget.against(waiting[0]):
+                return
+            else:
+                self.budget.admit(waiting[0])
+                yield waiting.popleft()
 
     def _key(self, question: Question) -> str:
         return digest_of([self.identity, [dict(message) for message in question.messages], question.labels])

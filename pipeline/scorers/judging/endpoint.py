@@ -8,8 +8,9 @@ from pipeline import served
 from pipeline.config import EndpointEngine
 from pipeline.errors import Refusal
 from pipeline.scorers.judging import Question, Reply
-from pipeline.scorers.judging.service import Service
+from pipeline.scorers.judging.service import Service, named, unfit_text
 
+LEAST = -1000.0  # a log-probability below it is none that a float tells from never
 ALTERNATIVES = 20  # of the first token: as many as OpenAI gives
 
 
@@ -20,7 +21,7 @@ def endpoint(cfg: EndpointEngine, form: str, knob: str) -> Service:
         raise Refusal(
             f"engine@{knob}=endpoint: the package openai is not installed ({error}). Type `make install`."
         ) from error
-    client = served.client(openai.AsyncOpenAI, knob, cfg.runtime, openai.DefaultAioHttpClient())
+    client = served.client(openai, openai.AsyncOpenAI, knob, cfg.runtime, "DefaultAioHttpClient")
 
     async def send(question: Question) -> Reply:
         """As text: a reply that is no completion is ours to name, and typed ones cost more than all the rest."""
@@ -70,13 +71,13 @@ def reply_of(text: str) -> Reply:
     """A chat completion taken apart; whatever it is not is a fault and never an exception."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return Reply(None, fault="the server's reply is no JSON")
     if not isinstance(body, dict):
         return Reply(None, fault="the server's reply is no chat completion")
     usage = body.get("usage")
     told: dict[str, Any] = {
-        "model": str(body.get("model") or ""),
+        "model": named(body),
         "tokens_in": served.counted(usage, "prompt_tokens"),
         "tokens_out": served.counted(usage, "completion_tokens"),
     }
@@ -84,6 +85,8 @@ def reply_of(text: str) -> Reply:
         case [{"finish_reason": "length", "message": {"content": None | ""}}, *_]:
             return Reply(None, fault="the reply ended at engine.max_tokens before it said anything", **told)
         case [{"message": {"content": str(content)}} as choice, *_]:
+            if fault := unfit_text(content):
+                return Reply(None, fault=fault, **told)
             return Reply(content, _first(choice), **told)
         case []:
             return Reply(None, fault="the server's reply has no choices", **told)
@@ -96,9 +99,9 @@ def _first(choice: dict[str, Any]) -> dict[str, float] | None:
     match choice.get("logprobs"):
         case {"content": [{"top_logprobs": [_, *_] as likeliest}, *_]}:
             known = [
-                (one["token"], math.exp(one["logprob"]))
+                (one["token"], math.exp(max(float(one["logprob"]), LEAST)))
                 for one in likeliest
-                if isinstance(one, dict) and isinstance(one.get("token"), str) and _is_logprob(one.get("logprob"))
+                if isinstance(one, dict) and _is_token(one.get("token")) and _is_logprob(one.get("logprob"))
             ]
             return {token: sum(chance for name, chance in known if name == token) for token, _ in known}
         case _:
@@ -106,4 +109,12 @@ def _first(choice: dict[str, Any]) -> dict[str, float] | None:
 
 
 def _is_logprob(value: Any) -> bool:
-    return isinstance(value, int | float) and not math.isnan(value) and value <= 1e-6
+    try:
+        return isinstance(value, int | float) and float(value) <= 1e-6  # NaN is not
+    except OverflowError:
+        return False
+
+
+def _is_token(value: Any) -> bool:
+    """Half a character is no token's text, and no label begins with it."""
+    return isinstance(value, str) and not unfit_text(value)

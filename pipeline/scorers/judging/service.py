@@ -9,10 +9,11 @@ from typing import Any
 
 from pipeline import served
 from pipeline.config import ServiceRuntime
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import Broken, Refusal, shown
 from pipeline.scorers.judging import Hear, Question, Reply
 
 HOPELESS = 50  # requests in a row without a reply, each after all of its retries: the rest would fare no better
+SHOWN, LONGEST = 100, 1 << 20  # characters of a model's name, and of what it says
 UNFIT = 8  # first requests that the server all calls wrong: so are the others, made like them
 
 Send = Callable[[Question], Awaitable[Reply]]
@@ -26,21 +27,30 @@ class Service:
         self.library, self.client, self.send = library, client, send
         self.loop = asyncio.new_event_loop()
         self._silent = self._unfit = 0
-        self._answered = False
+        self._answered = self._over = False
 
     def ask(self, questions: Iterable[Question], hear: Hear) -> None:
-        waiting = iter(questions)
+        waiting, self._over = iter(questions), False
         lines = [self.loop.create_task(self._line(waiting, hear)) for _ in range(self.runtime.concurrency)]
         try:
-            self.loop.run_until_complete(asyncio.gather(*lines))
+            self.loop.run_until_complete(self._ended(lines))
         finally:
             for line in lines:
                 line.cancel()
             self.loop.run_until_complete(asyncio.gather(*lines, return_exceptions=True))
 
+    async def _ended(self, lines: list["asyncio.Task[None]"]) -> None:
+        """What ends one line ends the step, once what the others have asked is heard: it is paid for."""
+        done, under_way = await asyncio.wait(lines, return_when=asyncio.FIRST_EXCEPTION)
+        self._over = True
+        if under_way:
+            await asyncio.wait(under_way, timeout=self.runtime.timeout)
+        for line in done:
+            line.result()
+
     async def _line(self, waiting: Iterator[Question], hear: Hear) -> None:
         """Who has heard an answer takes the next question of all at once."""
-        for question in waiting:
+        while not self._over and (question := next(waiting, None)) is not None:
             hear(question, self._checked(await self._reply(question)))
 
     def _checked(self, reply: Reply) -> Reply:
@@ -77,7 +87,25 @@ class Service:
         except library.APIError as error:
             unfit = isinstance(error, library.BadRequestError | library.UnprocessableEntityError)
             return Reply(None, fault=served.fault(library, self.runtime, error), unfit=unfit)
+        except Exception as error:  # whatever a reply does to the client or to us, it is the fault of this one alone
+            return Reply(None, fault=f"the server's reply cannot be read ({type(error).__name__})")
 
     def close(self) -> None:
         self.loop.run_until_complete(self.client.close())
         self.loop.close()
+
+
+def named(body: dict[str, Any]) -> str:
+    """The model as the server names itself."""
+    return shown(str(body.get("model") or ""), SHOWN)
+
+
+def unfit_text(text: str) -> str:
+    """Why what a judge said cannot be kept, if so."""
+    if len(text) > LONGEST:
+        return f"the reply has {len(text)} characters, and at most {LONGEST} are read"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "the reply holds half of a surrogate pair, which is no character"
+    return ""

@@ -1,9 +1,14 @@
 """Every verdict that was ever paid for: store/verdicts.sqlite, shared by processes, a row written as it arrives.
 
-The first reply to a question stands: a process that asked the same meanwhile takes over what it finds.
+A question is claimed before it is asked, so that two processes pay for it once: who finds it claimed waits for the
+answer. A claim is worth as much as its owner's lock, a file beside the verdicts, which the system frees when its owner
+dies: another process then takes the claim over. The first reply to a question stands.
 """
 
+import fcntl
 import json
+import os
+import secrets
 import shlex
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -20,6 +25,7 @@ CREATE TABLE IF NOT EXISTS verdicts (
     key TEXT PRIMARY KEY, judge TEXT, revision TEXT, template TEXT, texts TEXT, asked TEXT,
     reply TEXT NOT NULL, first TEXT, model TEXT, tokens_in INTEGER, tokens_out INTEGER
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spent (
     judge TEXT PRIMARY KEY, requests INTEGER, tokens_in INTEGER, tokens_out INTEGER
 ) WITHOUT ROWID;
@@ -59,6 +65,8 @@ class VerdictStore:
                 "  Restore it from a copy, so that what was paid for is not asked again; or move it away to begin anew:"
                 f" {shlex.join(['mv', str(path), f'{path}.broken'])}"
             ) from error
+        self.path = path
+        self._owner: Owner | None = None
 
     def known(self, keys: Iterable[str]) -> dict[str, Reply]:
         wanted = list(keys)
@@ -80,6 +88,7 @@ class VerdictStore:
                 " tokens_in = tokens_in + excluded.tokens_in, tokens_out = tokens_out + excluded.tokens_out",
                 (who.judge, reply.tokens_in, reply.tokens_out),
             )
+            self.file.execute("DELETE FROM claims WHERE key = ?", (key,))
             if reply.text is None:
                 return reply
             told = (who.judge, who.revision, who.template, question.texts, question.order)
@@ -89,12 +98,74 @@ class VerdictStore:
             )
             return reply if written.rowcount else self.known([key])[key]
 
+    def claim(self, key: str) -> Reply | bool:
+        """Whether this process is to ask it now; another one does otherwise, or has done: here is its answer."""
+        self._owner = self._owner or self._enrolled()
+        with _whole(self.file):
+            if known := self.known([key]):
+                return known[key]
+            row = self.file.execute("SELECT owner FROM claims WHERE key = ?", (key,)).fetchone()
+            if row and row[0] != self._owner.name and alive(self.path, row[0]):
+                return False
+            self.file.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, self._owner.name))
+            return True
+
+    def _enrolled(self) -> "Owner":
+        """From now on others see us; what dead processes have left goes."""
+        owner = Owner(self.path)
+        for (name,) in self.file.execute("SELECT DISTINCT owner FROM claims").fetchall():
+            if not alive(self.path, name):
+                self.file.execute("DELETE FROM claims WHERE owner = ?", (name,))
+        for place in self.path.parent.glob(lock_of(self.path, "*").name):
+            alive(self.path, place.name.split(".")[-2])
+        return owner
+
+    def give_up(self) -> None:
+        """What was claimed and not asked, or not answered, is anybody's again."""
+        if self._owner:
+            self.file.execute("DELETE FROM claims WHERE owner = ?", (self._owner.name,))
+
     def spent(self, judge: str) -> Spent:
         row = self.file.execute("SELECT requests, tokens_in, tokens_out FROM spent WHERE judge = ?", (judge,))
         return Spent(*(row.fetchone() or ()))
 
     def close(self) -> None:
+        self.give_up()
         self.file.close()
+        if self._owner:
+            self._owner.end()
+
+
+class Owner:
+    """This process, as the others see it: a locked file. Locks of a dead process are free at once."""
+
+    def __init__(self, path: Path):
+        self.name = f"{os.getpid()}-{secrets.token_hex(6)}"
+        self._place = lock_of(path, self.name)
+        self._file = self._place.open("wb")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def end(self) -> None:
+        self._place.unlink(missing_ok=True)
+        self._file.close()
+
+
+def lock_of(path: Path, owner: str) -> Path:
+    return path.with_name(f".{path.name}.{owner}.asks")
+
+
+def alive(path: Path, owner: str) -> bool:
+    """Whether somebody holds its lock; the file of a dead one is removed."""
+    place = lock_of(path, owner)
+    try:
+        with place.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:  # held by its owner
+        return True
+    place.unlink(missing_ok=True)
+    return False
 
 
 class _whole:

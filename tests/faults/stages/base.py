@@ -1,0 +1,1 @@
+from tests.toys.base import run as run

@@ -1,0 +1,1 @@
+from tests.toys.benchmark import run as run

@@ -1,0 +1,1 @@
+from tests.toys.duel import run as run

@@ -1,0 +1,1 @@
+from tests.toys.evaluate import run as run

@@ -1,0 +1,1 @@
+from tests.toys.gate import run as run

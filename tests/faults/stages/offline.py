@@ -1,0 +1,1 @@
+from tests.toys.offline import run as run

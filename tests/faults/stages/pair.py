@@ -1,0 +1,1 @@
+from tests.toys.pair import run as run

@@ -1,0 +1,1 @@
+from pipeline.stages.prompts import run as run

@@ -1,0 +1,1 @@
+from tests.toys.refer import run as run

@@ -1,0 +1,1 @@
+from tests.toys.reward import run as run

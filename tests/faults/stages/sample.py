@@ -1,0 +1,1 @@
+from pipeline.stages.sample import run as run

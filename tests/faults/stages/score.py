@@ -1,0 +1,1 @@
+from pipeline.stages.score import run as run

@@ -1,0 +1,1 @@
+from tests.toys.sft import run as run

@@ -1,0 +1,1 @@
+from tests.toys.train import run as run

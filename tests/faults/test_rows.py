@@ -1,0 +1,216 @@
+"""Rows that people bring: prompts, preferences, demonstrations and labels of every shape that a file can have.
+
+A column that no prompt needs is left out of the rows in which it cannot be kept, and that is said; a prompt that cannot
+be used is a bad row.
+"""
+
+import datetime
+import decimal
+import json
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.config import FileRows, PreferenceRows, PromptRows
+from pipeline.errors import Refusal
+from pipeline.scorers.label_files import read_labels
+from pipeline.sources.jsonl import DEEPEST
+from pipeline.sources.preferences import read_preferences
+from pipeline.sources.prompts import read_prompts
+from tests.faults.planted import Fault, World, hold
+
+GOOD = [{"prompt": f"Tell me {number} things about the sea."} for number in range(30)]
+ROWS = ["until=prompts", "sft.model=hub/model", f"sft.revision={'0' * 40}", "prompts.near=null"]
+ROWS += ["prompts.split={dev: 5, test: 5}"]
+SURROGATE = '"\\ud800"'  # as JSON spells half a character
+
+
+def lines(*bad: str) -> str:
+    return "\n".join([*map(json.dumps, GOOD), *bad]) + "\n"
+
+
+def given(world: World, file: str, *words: str) -> None:
+    world.words = [*ROWS, f"prompts.path={file}", *words]
+
+
+def nested(text: str, depth: int = 600) -> str:
+    return "[" * depth + text + "]" * depth
+
+
+# ── through the command ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def row(line: str, *words: str):
+    def plant(world: World) -> None:
+        world.write("rows.jsonl", lines(line))
+        given(world, "rows.jsonl", *words)
+
+    return plant
+
+
+def odd_table(world: World) -> None:
+    texts = [one["prompt"] for one in GOOD]
+    table = {
+        "prompt": texts,
+        "when": [datetime.datetime(2024, 1, 1)] * 30,
+        "picture": [b"\x89PNG"] * 30,
+        "price": [decimal.Decimal("1.50")] * 30,
+        "rating": [float("nan"), *[1.0] * 29],
+        "id": [*map(float, range(29)), float("nan")],
+    }
+    pl.DataFrame(table).write_parquet(world.folder / "rows.parquet")
+    given(world, "rows.parquet")
+
+
+def odd_table_is_whole(world: World) -> None:
+    [out] = (world.folder / "store" / "prompts").glob("*/funnel.json")
+    funnel = json.loads(out.read_text())
+    assert (funnel["in"], sum(funnel["out"].values()), funnel["dropped"]) == (30, 30, {})
+    left_out = funnel["columns_left_out"]["prompts"]
+    assert {name: one["rows"] for name, one in left_out.items()} == {
+        "when": 30,
+        "picture": 30,
+        "price": 30,
+        "rating": 1,
+    }
+    train = pl.read_parquet(out.parent / "train" / "prompts.parquet")
+    assert set(train["prompt_id"]) <= {str(number) for number in range(29)} | {
+        name for name in train["prompt_id"] if len(name) == 16
+    }
+
+
+def all_skipped(world: World) -> None:
+    world.write("rows.jsonl", "\n".join(f'{{"prompt": {nested("1")}}}' for _ in range(3)))
+    given(world, "rows.jsonl", "prompts.on_bad_row=skip")
+
+
+def far_away_date(world: World) -> None:
+    times = pl.Series("when", [2**62] * 30).cast(pl.Datetime("us"))
+    pl.DataFrame([*GOOD]).with_columns(times).write_parquet(world.folder / "rows.parquet")
+    given(world, "rows.parquet")
+
+
+def cut_table(world: World) -> None:
+    pl.DataFrame(GOOD).write_parquet(world.folder / "whole.parquet")
+    whole = (world.folder / "whole.parquet").read_bytes()
+    world.write("rows.parquet", whole[: len(whole) // 2])
+    given(world, "rows.parquet")
+
+
+FAULTS = [
+    Fault("a label nested 600 deep", row(f'{{"prompt": "?", "label": {nested("1")}}}'), 0, says=("! prompts", "label")),
+    Fault("a prompt nested 600 deep", row(f'{{"prompt": {nested("1")}}}'), 2, says=("line 31", "on_bad_row=skip")),
+    Fault("all rows bad and skipped", all_skipped, 2, says=("line 1:", "line 3:", "prompt")),
+    Fault("a table with odd columns and float ids", odd_table, 0, says=("when", "picture", "price", "rating"),
+          kept=odd_table_is_whole),
+    Fault("a date beyond the year 9999", far_away_date, 2, says=("rows.parquet", "row 0")),
+    Fault("half a table", cut_table, 2, says=("rows.parquet", "parquet")),
+]  # fmt: skip
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_rows(fault, tmp_path):
+    hold(fault, tmp_path)
+
+
+# ── prompts, row by row ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read(folder: Path, *rows: str, on_bad_row: str = "skip"):
+    """Bad rows beside a good one, so that there is something to read."""
+    path = folder / "rows.jsonl"
+    path.write_bytes("\n".join([*rows, '{"prompt": "the good one"}']).encode("utf-8", "surrogatepass"))
+    asked = PromptRows(source=FileRows(kind="file", path=str(path)), shape="auto", columns={})
+    return read_prompts(asked, "prompts", on_bad_row)
+
+
+@pytest.mark.parametrize(
+    ("line", "column", "why"),
+    [
+        ('{"prompt": "a", "score": NaN}', "score", "NaN"),
+        ('{"prompt": "a", "score": 1e999}', "score", "infinity"),
+        ('{"prompt": "a", "label": "b\\u0000"}', "label", "NUL"),
+        (f'{{"prompt": "a", "label": {SURROGATE}}}', "label", "surrogate"),
+        (f'{{"prompt": "a", {SURROGATE}: 1}}', "\\ud800", "surrogate"),
+        (f'{{"prompt": "a", "label": {nested("1", DEEPEST + 1)}}}', "label", f"more than {DEEPEST} deep"),
+    ],
+)
+def test_a_column_that_no_prompt_needs_is_left_out_and_the_row_stays(tmp_path, line, column, why):
+    found = read(tmp_path, line)
+    assert found.bad == [] and found.rows["columns"].to_list() == ["{}", "{}"]
+    [(name, left)] = found.left_out.items()
+    assert (name, left.place, left.rows) == (column, "line 1", 1) and why in left.why
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"prompt": "a\\u0000"}', "NUL"),
+        (f'{{"prompt": "a", "id": {SURROGATE}}}', "surrogate"),
+        (f'{{"turns": ["a", {SURROGATE}]}}', "prompt"),
+        (f'{{"prompt": "a", "system": {SURROGATE}}}', "surrogate"),
+        ('{"prompt": "a", "id": 1.5}', "id is 1.5"),
+        ('{"prompt": "a", "id": 1e999}', "id is inf"),
+        (f'{{"prompt": "a", "id": "{"x" * 100_000}\\u0000"}}', "NUL"),
+        (f'{{"prompt": [{{"role": "user", "content": "a", "more": {nested("1")}}}]}}', "deep"),
+        (f'{{"prompt": {"9" * 5000}}}', "not JSON"),
+        (f"{nested('1', 100_000)}", "not JSON"),
+    ],
+)
+def test_what_a_prompt_needs_and_cannot_be_used_is_a_bad_row_with_its_reason(tmp_path, line, why):
+    found = read(tmp_path, '{"prompt": "first"}', line)
+    [(place, fault)] = found.bad
+    assert place == "line 2" and why in fault and len(fault) <= 301
+    fault.encode()
+    with pytest.raises(Refusal, match="line 2: "):
+        read(tmp_path, '{"prompt": "first"}', line, on_bad_row="fail")
+
+
+def test_whole_floats_are_ids_and_a_missing_one_is_none(tmp_path):
+    found = read(tmp_path, '{"prompt": "a", "id": 7.0}', '{"prompt": "b", "id": NaN}', '{"prompt": "c", "id": 7}')
+    assert found.rows["prompt_id"][0] == "7" and len(found.rows["prompt_id"][1]) == 16
+    assert found.bad == [("line 3", "id '7' stands on an earlier line already")]
+
+
+# ── preferences and labels ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def preferences(folder: Path, *rows: str):
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(rows))
+    told = {"shape": "auto", "columns": {}, "on_bad_row": "skip", "thumbs_at": None}
+    return read_preferences(PreferenceRows(source=FileRows(kind="file", path=str(path)), **told))
+
+
+def test_preferences_keep_rows_whose_other_columns_are_odd(tmp_path):
+    pair = '{"prompt": "a", "chosen": "b", "rejected": "c", '
+    found = preferences(
+        tmp_path,
+        f'{pair} "label": {nested("1")}}}',
+        f'{pair} "note": {SURROGATE}}}',
+        f'{pair} "chosen_score": {10**400}}}',
+        f'{{"prompt": "a", "chosen": {SURROGATE}, "rejected": "c"}}',
+    )
+    assert [row["row"] for row in found.rows] == [1, 2, 3]
+    assert found.rows[2]["pairs"][0]["chosen_score"] is None
+    [(number, fault)] = found.bad
+    assert number == 4 and "surrogate" in fault
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f'{{"sample_id": "a", "score": {10**400}}}', "is no number"),
+        (f'{{"sample_id": {SURROGATE}, "score": 1}}', "surrogate"),
+        (nested("1", 100_000), "no JSON object"),
+        (f'{{"a_id": "a", "b_id": "b", "verdict": "{"x" * 100_000}"}}', "verdict="),
+    ],
+)
+def test_odd_labels_are_refused_with_their_line(tmp_path, line, said):
+    path = tmp_path / "labels.jsonl"
+    path.write_text(line)
+    with pytest.raises(Refusal, match=rf"labels.jsonl:1: .*{said}") as refusal:
+        read_labels(path)
+    assert len(str(refusal.value)) < 500
