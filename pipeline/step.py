@@ -21,7 +21,7 @@ STAGE_VERSIONS = {
     "reward": 1,
     "sample": 1,
     "score": 1,
-    "offline": 1,
+    "offline": 2,
     "pair": 2,
     "refer": 1,
     "train": 2,
