@@ -21,7 +21,7 @@ STAGE_VERSIONS = {
     "reward": 1,
     "sample": 2,
     "score": 2,
-    "offline": 1,
+    "offline": 2,
     "pair": 3,
     "refer": 1,
     "train": 2,

@@ -48,6 +48,7 @@ RUN = (
     "+scorer@exam.score.scorers.length=length",
     "score.scorers.length.unit=characters",
     "score.scorers.length.least=400",
+    "score.scorers.length.most=4000",
     "pair.scorer=length",
     "pair.filters.allow_truncated=true",
     "pair.dev={share: 0.2, least: 2, most_share: 0.3}",
@@ -296,20 +297,69 @@ def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_p
     from pipeline.pairing import contract
 
     chat = Chat(policy(name))
-    messages = conversations(name, 1)[0]
-    text = chat.render(messages, {}, generation=True)
-    answers = {side: chat.answer(messages, word, {}) for side, word in (("chosen", "a"), ("rejected", "b"))}
-    row = {
-        "prompt": messages, "prompt_token_ids": chat.tokenizer(text)["input_ids"], "origin": "edited",
-        "chosen": [{"role": "assistant", "content": "a"}],
-        "rejected": [{"role": "assistant", "content": "b"}],
-        **{f"{side}_token_ids": ids for side, ids in answers.items()},
-        **{f"{side}_id": side for side in answers},
-    }  # fmt: skip
+    row = a_pair(chat, conversations(name, 1)[0])
+    text = chat.render(row["prompt"], {}, generation=True)
+    twice = {**row, "prompt_token_ids": chat.tokenizer(text)["input_ids"]}
     cfg = composed(*arguments(name, tmp_path, tmp_path)).pair.of(1)
     with pytest.raises(Refusal, match=r"the prompt begins with two BOS in 1 of 1 pairs.*\n(.*\n)+.*sample\.seed="):
+        contract.check(cfg, pl.DataFrame([twice]), chat)
+    contract.check(cfg, pl.DataFrame([row]), chat)
+
+
+def a_pair(chat: Chat, messages: list[dict[str, str]]) -> dict[str, Any]:
+    row = {"prompt": messages, "prompt_token_ids": chat.encode(messages, {}), "origin": "edited"}
+    for side, text in (("chosen", "a"), ("rejected", "b")):
+        row |= {side: [{"role": "assistant", "content": text}], f"{side}_id": side}
+        row[f"{side}_token_ids"] = chat.answer(messages, text, {})
+    return row
+
+
+@model
+def test_a_template_that_does_not_keep_the_prompt_is_refused_before_anything_is_drawn(tmp_path):
+    """What stands after the prompt alone, such as a thought that is opened, is in no conversation with an answer."""
+    family = dataclasses.replace(
+        FAMILIES["smollm2"],
+        template=FAMILIES["smollm2"].template + "{% if add_generation_prompt %}<think>{% endif %}",
+    )
+    cfg = composed(*arguments("smollm2", write_checkpoint(family, tmp_path / "x", layers=1), tmp_path))
+    with pytest.raises(Refusal, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"):
+        importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "sft")
+
+
+@model
+def test_a_template_that_writes_the_date_is_named_where_two_days_differ(tmp_path):
+    from pipeline.pairing import contract
+
+    dated = "{{ bos_token }}{{ strftime_now('%d %b %Y') }}" + FAMILIES["llama3"].template.removeprefix(
+        "{{ bos_token }}"
+    )
+    family = dataclasses.replace(FAMILIES["llama3"], template=dated)
+    chat = Chat(write_model(family, tmp_path / "sft" / "a", layers=1))
+    row = a_pair(chat, conversations("llama3", 1)[0])
+    day = chat.tokenizer(chat.tokenizer.bos_token + "01 Jan 1999", add_special_tokens=False)["input_ids"]
+    header = row["prompt_token_ids"].index(chat.tokenizer.convert_tokens_to_ids("<|start_header_id|>"))
+    row["prompt_token_ids"] = [*day, *row["prompt_token_ids"][header:]]
+    cfg = composed(*arguments("llama3", tmp_path, tmp_path)).pair.of(1)
+    with pytest.raises(Refusal, match=r"differ from its template's(.*\n)+.*template\.kwargs\.date_string="):
         contract.check(cfg, pl.DataFrame([row]), chat)
-    contract.check(cfg, pl.DataFrame([{**row, "prompt_token_ids": chat.encode(messages, {})}]), chat)
+
+
+# ── who else reads a rendered template ────────────────────────────────────────────────────────────────────────────
+
+
+@model
+@every_family
+def test_a_reward_model_reads_a_chat_as_its_template_writes_it(policy, name):
+    from pipeline.scorers.reward_text import RewardText, Unreadable
+
+    chat, bos = Chat(policy(name)), FAMILIES[name].bos
+    text = RewardText(chat.tokenizer, "chat", {}, None)
+    for messages in conversations(name, 3):
+        whole = chat.render([*messages, {"role": "assistant", "content": "A garden."}], {}, generation=False)
+        assert text.row(messages, "A garden.").ids == chat.pieces(whole)
+    if chat.only_bos is not None:
+        with pytest.raises(Unreadable, match="spells out the reward model's BOS"):
+            text.row(messages, f"A {bos} garden.")
 
 
 # ── messages that a template does not take ────────────────────────────────────────────────────────────────────────
@@ -330,3 +380,31 @@ def test_a_system_message_is_refused_where_the_template_takes_none(policy, taken
         taken("gemma", planted)
     pairs = taken("gemma", planted, "offline.on_bad_row=skip")
     assert pairs.train().height == 3 and pairs.dropped().select("row", "reason").rows() == [(4, "bad row")]
+
+
+@model
+def test_a_demonstration_in_roles_that_the_template_does_not_take_is_a_bad_row(policy, tmp_path):
+    from functools import partial
+
+    from pipeline.config import JsonlDemonstrations
+    from pipeline.sources.demonstrations import in_tokens, read_demonstrations
+    from pipeline.sources.fence import FenceCheck
+    from pipeline.training.sft import encode
+
+    table = fence.table(fence.grams("nothing", 8))
+    write_table(tmp_path / "ngrams.parquet", table)
+    answer = {"role": "assistant", "content": "A quiet garden."}
+    rows = [[*messages, answer] for messages in conversations("llama2", 3)]
+    rows[1] = [rows[1][0], *rows[1][:1], answer]  # two questions in a row
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in rows))
+
+    def taken(on_bad_row: str):
+        cfg = JsonlDemonstrations(kind="jsonl", path=str(file), on_bad_row=on_bad_row)
+        tokens = partial(encode, Chat(policy("llama2")).tokenizer, kwargs={})
+        return in_tokens(read_demonstrations(cfg), tokens, FenceCheck(Fence(tmp_path), 8), 512, cfg)
+
+    with pytest.raises(Refusal, match=r"sft\.data: row 2: .*take turns(.*\n)+.*sft\.data\.on_bad_row=skip"):
+        taken("fail")
+    examples, dropped = taken("skip")
+    assert len(examples) == 2 and [(row["row"], row["reason"]) for row in dropped] == [("row 2", "bad row")]
