@@ -19,7 +19,7 @@ STAGE_VERSIONS = {
     "base": 1,
     "sft": 1,
     "reward": 1,
-    "sample": 1,
+    "sample": 2,
     "score": 1,
     "offline": 1,
     "pair": 2,
