@@ -17,7 +17,7 @@ from pipeline.config import (
 
 Message = dict[str, str]
 OnTokens = Callable[[Mapping[str, int]], None]  # how many tokens each unfinished completion has, by sample id
-COUNT_EVERY = 0.5  # seconds between two such counts
+COUNT_EVERY = 1.0  # seconds between two such counts
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pipeline.errors import Broken
 from pipeline.plural import many
 from pipeline.sampling import asking, cutting
 from pipeline.sampling.failures import Failures
-from pipeline.sampling.lengths import bin_of
+from pipeline.sampling.lengths import BINS, bin_of
 from pipeline.sampling.meter import DRAWN_SO_FAR, ENDED, UNDER_WAY
 from pipeline.sampling.shards import Shards
 
@@ -77,6 +77,7 @@ class Drawing:
         self.failures = Failures(cfg, shards)
         self._news: Counter[str] = Counter()
         self._under_way: dict[str, int] = {}  # sample id → tokens so far, as it was last counted
+        self._told_of: Counter[str] = Counter()  # the same by bins, as it was told
         self._told = 0.0
 
     def claim(self) -> bool:
@@ -154,7 +155,9 @@ class Drawing:
     def _tell(self, drawn: Completion | Failed, whole_prompt: bool, now: bool) -> None:
         billed = drawn.billed
         if tokens := self._under_way.pop(drawn.sample_id, 0):
-            self._news.subtract(self._binned([tokens]))
+            gone = self._binned([tokens])
+            self._news.subtract(gone)
+            self._told_of.subtract(gone)
         self._news.update(prompts=whole_prompt, billed_prompt_tokens=billed.read, billed_tokens=billed.written)
         if isinstance(drawn, Failed):
             self._news["failed"] += 1
@@ -168,17 +171,17 @@ class Drawing:
 
     def count(self, under_way: Mapping[str, int]) -> None:
         """Tell how many tokens each completion has that is being drawn, by sample id."""
-        self._news.subtract(self._binned(self._under_way.values()))
+        self._news.subtract(self._told_of)
         # What has no token yet still waits.
         self._under_way = {sample_id: tokens for sample_id, tokens in under_way.items() if tokens}
-        self._news.update(self._binned(self._under_way.values()))
+        self._told_of = self._binned(self._under_way.values())
+        self._news.update(self._told_of)
         self._tell_news()
 
     def _binned(self, lengths: Iterable[int]) -> Counter[str]:
-        limit, counts = self.cfg.limits.completion, Counter[str]()
-        for tokens in lengths:
-            counts.update({f"{UNDER_WAY}{bin_of(tokens, limit)}": 1, DRAWN_SO_FAR: tokens})
-        return counts
+        limit, known = self.cfg.limits.completion, [*lengths]
+        bins = Counter([(tokens - 1) * BINS // limit for tokens in known])  # as bin_of, in the half of the time
+        return Counter({f"{UNDER_WAY}{at}": count for at, count in bins.items()} | {DRAWN_SO_FAR: sum(known)})
 
     def _tell_news(self) -> None:
         self.hand.tell(**self._news)

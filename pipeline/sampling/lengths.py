@@ -23,9 +23,11 @@ class Lengths:
         self._width = limit / BINS
         self._under_way = under_way
         self.ended = sum(ended.values())
-        all_of = {at: ended.get(at, 0) + under_way.get(at, 0) for at in range(BINS)}
-        beyond = [truncated + sum(all_of[later] for later in range(at + 1, BINS)) for at in range(BINS)]
-        drawn = [(beyond[at] + all_of[at] / 2) * self._width for at in range(BINS)]  # tokens in each stretch
+        drawn, beyond = [0.0] * BINS, truncated  # tokens in each stretch; completions that came further
+        for at in reversed(range(BINS)):
+            here = ended.get(at, 0) + under_way.get(at, 0)
+            drawn[at] = (beyond + here / 2) * self._width
+            beyond += here
         reached = max((at for at in range(BINS) if drawn[at]), default=0)
         later = range(reached // 2, reached + 1)  # how completions end further on is best told by the longer ones
         tokens = sum(drawn[at] for at in later)
