@@ -13,7 +13,14 @@ DONE, BROKE, REFUSED, FOUND, STOPPED = 0, 1, 2, 3, 75
 Answer = TypeVar("Answer")
 
 
-class Refusal(Exception):
+class Said(Exception):
+    """An error whose text is for a person: whatever it quotes, it can be printed and written."""
+
+    def __init__(self, said: object = ""):
+        super().__init__(str(said).encode("utf-8", "backslashreplace").decode())
+
+
+class Refusal(Said):
     """Wrong usage, config or input: exit code 2, its text is printed as it stands and no traceback is shown."""
 
 
@@ -21,7 +28,7 @@ class Unrenderable(Refusal):
     """A chat template does not take these messages; others it may take."""
 
 
-class Broken(Exception):
+class Broken(Said):
     """Something failed while it ran and we know what: exit code 1, its text is printed without a traceback."""
 
 

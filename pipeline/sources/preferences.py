@@ -67,7 +67,7 @@ def shape_of(row: Row, knob: str = "offline") -> str:
     if {"prompt", "completion", "label"} <= has:
         return "thumbs"
     raise Refusal(
-        f"{knob}.shape=auto: no known shape has the columns {', '.join(sorted(has)) or '(none)'}.\n"
+        f"{knob}.shape=auto: no known shape has the columns {shown(', '.join(sorted(has))) or '(none)'}.\n"
         f"  Give {knob}.shape=columns {knob}.columns={{prompt: …, chosen: …, rejected: …}}, with this file's own names."
     )
 

@@ -1,0 +1,90 @@
+"""Replies as no server should send them: each is a verdict or a fault, and either can be kept and read again."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import strategies as st
+
+from pipeline.backends import Completion, Failed, Request
+from pipeline.backends.by_name import ByName, _read
+from pipeline.scorers.judging import anthropic, endpoint
+from pipeline.scorers.judging.reading import read
+from pipeline.scorers.judging.verdicts import Asker, VerdictStore
+from tests.faults.fuzzing import briefly, for_a_while, texts, values
+
+labels = st.sampled_from(["A", "B", "TIE", " a.", '{"verdict": "A"}', "<think>B</think>A", "```json\n{}\n```"]) | texts
+odd = values | labels
+alternatives = st.lists(
+    st.fixed_dictionaries({"token": odd, "logprob": values | st.floats(max_value=0)}) | values, max_size=3
+)
+logprobs = st.fixed_dictionaries(
+    {"content": st.lists(st.fixed_dictionaries({"top_logprobs": alternatives}), max_size=2)}
+)
+choice = st.fixed_dictionaries(
+    {},
+    optional={
+        "message": st.fixed_dictionaries({}, optional={"content": odd}) | values,
+        "finish_reason": st.sampled_from(["stop", "length", "content_filter"]) | values,
+        "logprobs": logprobs | values,
+    },
+)
+usage = st.dictionaries(
+    st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens"]), values
+)
+bodies = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": odd,
+        "usage": usage | values,
+        "choices": st.lists(choice | values, max_size=2) | values,
+        "content": st.lists(st.fixed_dictionaries({"text": odd}) | values, max_size=2) | values,
+    },
+)
+replies = (bodies | values).map(json.dumps) | texts
+QUESTION = type("Question", (), {"texts": "t", "order": ""})
+
+
+class Words:
+    """Tokens without a tokenizer."""
+
+    end = 0
+
+    @staticmethod
+    def spelled(text: str) -> list[int]:
+        return list(text.encode())
+
+
+def heard(text: str, form: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = VerdictStore(Path(folder) / "verdicts.sqlite")
+        for number, taken in enumerate((endpoint.reply_of, anthropic.reply_of)):
+            reply = taken(text)
+            stands = store.keep(str(number), Asker("m", "", ""), QUESTION, reply)
+            again = store.known([str(number)]).get(str(number), reply)
+            reading = read(again, ("A", "B", "TIE"), form)
+            assert stands == reply and read(stands, ("A", "B", "TIE"), form) == reading
+            assert bool(reading.fault) == (not reading.chances) and len(reading.fault) < 500
+            assert not reading.chances or abs(sum(reading.chances.values()) - 1) < 1e-6
+            pl.DataFrame({"fault": [reading.fault], "model": [reading.model]})
+        store.close()
+    backend = ByName.__new__(ByName)
+    backend.text = Words()  # type: ignore[assignment]
+    drawn = backend._completion(Request("s", [1], 1.0, 1.0, 1), _read(text))
+    assert isinstance(drawn, Completion | Failed)
+    kept = drawn.text if isinstance(drawn, Completion) else drawn.reason
+    pl.DataFrame({"kept": [kept], "read": [drawn.billed.read], "written": [drawn.billed.written]})
+
+
+KINDS = {"text": replies, "form": st.sampled_from(["word", "json"])}
+
+
+def test_any_reply_is_a_verdict_or_a_fault():
+    briefly(heard, **KINDS)
+
+
+@pytest.mark.slow
+def test_any_reply_is_a_verdict_or_a_fault_for_a_while():
+    for_a_while(heard, **KINDS)
