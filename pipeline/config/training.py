@@ -14,6 +14,9 @@ from pipeline.trl_args import check_args, looks_at_rows_together
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
 
 
+# Of the usual rate: conf/train/dpo.yaml says why an adapter may have more.
+HIGHEST_RATE = {"full": (10, "ten"), "lora": (100, "a hundred"), "qlora": (100, "a hundred")}
+
 class Optimization(Block):
     """What every trainer is told: the steps it takes, and on how many rows each."""
 
@@ -102,12 +105,12 @@ class TrainConfig(Optimization):
 
     @model_validator(mode="after")
     def _no_rate_of_another_objective(self) -> Self:
-        usual = self.runtime.usual_rate
-        if self.learning_rate / usual > 10.0001:  # 5e-6 is ten times 5e-7, whatever floating point makes of it
+        usual, (times, said) = self.runtime.usual_rate, HIGHEST_RATE[self.adapter.kind]
+        if self.learning_rate / usual > times * 1.00001:  # 5e-6 is ten times 5e-7, whatever floating point makes of it
             raise ValueError(
-                f"learning_rate={self.learning_rate:g} is over ten times what is usual here ({usual:g}): it "
-                f"breaks models more often than it trains them; if you mean it, give "
-                f"runtime.usual_rate={self.learning_rate:g}"
+                f"learning_rate={self.learning_rate:g} is over {said} times what is usual here ({usual:g}): it "
+                f"breaks models more often than it trains them; give train.runtime.usual_rate={self.learning_rate:g} "
+                f"if you mean it"
             )
         return self
 
