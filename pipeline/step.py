@@ -111,7 +111,8 @@ class Identity:
     def config(self, value: Any, knob: str) -> Any:
         """The JSON that enters identity: without `runtime`, local paths by their content."""
         if isinstance(value, Block):
-            return self._each({name: item for name, item in value if name != "runtime"}, knob)
+            outside = value.outside_identity | {"runtime"}
+            return self._each({name: item for name, item in value if name not in outside}, knob)
         if isinstance(value, dict):
             return self._each(value, knob)
         if isinstance(value, list | tuple):

@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
         if unknown := options - {"--prune", "--yes"}:
             raise Refusal(f"{' '.join(sorted(unknown))}: unknown. Known: --prune, --yes, and the folders: STORE RUNS")
         found = list(kept(*places[:2]))
+        store.name_bases(places[0])
         if "--prune" not in options:
             show(found)
         elif not (spare := [each for each in found if each.spare]):

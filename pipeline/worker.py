@@ -21,7 +21,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
-from pipeline import store
+from pipeline import merge, store
 from pipeline.artifacts import COST_FILE, nested, open_artifact, write_json
 from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Broken, Refusal
 from pipeline.progress import SIGN
@@ -38,7 +38,9 @@ def main() -> int:
     final = Path(step["out"])
     try:
         with store.lock(final, waiting=lambda owner: print(f"{SIGN} waiting for {owner}", file=sys.stderr, flush=True)):
-            return build(step, final)
+            code = build(step, final)
+            _merge(step, final)
+            return code
     except (Refusal, Broken) as error:
         say(str(error))
         return REFUSED if isinstance(error, Refusal) else BROKE
@@ -105,6 +107,14 @@ def run_stage(step: dict[str, Any], work: Path) -> None:
         left.unlink()
     _check_inputs(step)
     store.seal(work, _manifest(step, work, spent + time.monotonic() - started))
+
+
+def _merge(step: dict[str, Any], final: Path) -> None:
+    """What `train.adapter.save_merged` asks for, of a training just published or built before."""
+    wanted = step["stage"] == "train" and step["config"]["adapter"].get("save_merged")
+    if wanted and not (final / merge.MERGED).exists():
+        print(f"{SIGN} merging", file=sys.stderr, flush=True)
+        merge.merge(final, final / merge.MERGED)
 
 
 def _spent_before(work: Path, before: dict[str, Any]) -> float:

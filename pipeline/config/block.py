@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, LiteralString, Self
+from typing import Annotated, Any, ClassVar, Literal, LiteralString, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -72,6 +72,7 @@ class Function(str):
 
 class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    outside_identity: ClassVar[frozenset[str]] = frozenset()  # knobs that change nothing of what a stage makes
 
 
 class Limits(Block):

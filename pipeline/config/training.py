@@ -1,6 +1,7 @@
 """What is trained and how: optimisation, adapters, the objective."""
 
-from typing import Annotated, Any, Literal, Self
+from math import ceil
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -66,6 +67,8 @@ class Quantization(Block):
 
 
 class LoraAdapter(Block):
+    outside_identity: ClassVar[frozenset[str]] = frozenset({"save_merged"})  # made of what was trained, at any time
+
     kind: Literal["lora", "qlora"]
     learning_rate: PositiveFloat
     rank: PositiveInt
