@@ -17,14 +17,14 @@ from pipeline.errors import Refusal, together
 STAGE_VERSIONS = {
     "prompts": 3,
     "base": 1,
-    "sft": 1,
-    "reward": 1,
+    "sft": 2,
+    "reward": 2,
     "sample": 1,
     "score": 1,
     "offline": 1,
     "pair": 2,
     "refer": 1,
-    "train": 2,
+    "train": 3,
     "gate": 1,
     "benchmark": 1,
     "duel": 1,
@@ -109,7 +109,7 @@ class Identity:
         return f"{self.fingerprint(step)}/{part}" if part else self.fingerprint(step)
 
     def config(self, value: Any, knob: str) -> Any:
-        """The JSON that enters identity: without `runtime`, local paths by their content."""
+        """The JSON that enters identity: without `runtime` and the like, local paths by their content."""
         if isinstance(value, Block):
             outside = value.outside_identity | {"runtime"}
             return self._each({name: item for name, item in value if name not in outside}, knob)

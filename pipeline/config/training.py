@@ -14,9 +14,9 @@ from pipeline.trl_args import check_args, looks_at_rows_together
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
 
-
 # Of the usual rate: conf/train/dpo.yaml says why an adapter may have more.
 HIGHEST_RATE = {"full": (10, "ten"), "lora": (100, "a hundred"), "qlora": (100, "a hundred")}
+
 
 class Optimization(Block):
     """What every trainer is told: the steps it takes, and on how many rows each."""
@@ -174,6 +174,16 @@ class TrainConfig(Optimization):
         return (
             f"learning_rate={self.learning_rate:g} is under a tenth of what is usual here ({usual:g}): expect little "
             f"to change"
+        )
+
+    def few_steps(self, steps: int) -> str | None:
+        """What to say where the warm-up takes at least twice the share of the steps that was asked for."""
+        climbing = ceil(self.warmup * steps)
+        if not climbing or climbing < 2 * self.warmup * steps:
+            return None
+        return (
+            f"too few steps ({steps}) for train.warmup={self.warmup:g}: the rate climbs for {climbing} of them, so "
+            f"expect little to change. Give more pairs, a smaller train.batch (it is {self.batch}) or more train.epochs"
         )
 
     @property

@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +177,15 @@ def check_finite(module: Any, whole: State | None = None) -> None:
             f"training has left {many(len(broken), 'weight')} not finite ({broken[0]} is the first): nothing is"
             f" published.\n  Lower the learning rate, or use dtype=float32."
         )
+
+
+def checksums(weights: State, dtype: str | None) -> Iterator[tuple[str, int]]:
+    """A number for the bytes of each tensor as it is published: rounded to `dtype`, or as it is."""
+    import torch
+
+    for name, weight in weights.items():
+        rounded = weight.detach().to(getattr(torch, dtype) if dtype else weight.dtype)
+        yield name, zlib.crc32(rounded.cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def settings_of(module: Any) -> dict[str, Any]:
