@@ -104,6 +104,7 @@ MANIFEST_FILE = "manifest.json"
 COST_FILE = "cost.json"
 MODEL_FILE = "model.json"  # where a model's base and adapter lie
 CARD_FILE = "README.md"  # for people: outside content, since no stage reads it
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, which names the base by its place
 PLACE_FILE = "place.json"  # where a referred checkpoint lies: outside content, its bytes are what counts
 ABSENT_FILE = "absent.txt"  # why a step that may fail has made nothing; it is tried again whenever it is planned
 EQUAL = "equal answers"  # the detail of a tie that no judge was asked about
@@ -155,7 +156,10 @@ class Fence(Artifact):
 
 @dataclass(frozen=True)
 class Model(Artifact):
-    """A base and at most one adapter. `model.json` says where they lie: here, in another step, or outside the store."""
+    """A base and at most one adapter. `model.json` says where they lie: here, in another step, or outside the store.
+
+    For an adapter it also keeps PEFT's own config (`peft`), of which `name_base` writes the file that PEFT reads.
+    """
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -195,6 +199,21 @@ class Model(Artifact):
     def metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def name_base(model: Model) -> None:
+    """Write the adapter's `adapter_config.json` as `from_pretrained` reads it from any working directory.
+
+    `model.json` keeps what PEFT wrote, with the base by its fingerprint. This adds where the base lies now: a folder
+    by its absolute path, a hub repository by name and revision. So the file is outside content and follows its store.
+    """
+    assert model.adapter is not None
+    weights = model.weights
+    place = str(weights.absolute()) if isinstance(weights, Path) else weights
+    config = {**model.record["peft"], "base_model_name_or_path": place, "revision": model.revision}
+    file = model.adapter / ADAPTER_CONFIG
+    if not file.exists() or json.loads(file.read_text()) != config:
+        write_json(file, config)
 
 
 @dataclass(frozen=True)

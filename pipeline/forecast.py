@@ -117,6 +117,8 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
     yield from outlook.told(shape, cfg, longest, world, tokens, _measured(planned, step, shape), steps or 0)
     if cfg.low_rate:
         yield f"! {cfg.low_rate}"
+    if rows and (few := cfg.few_steps(footprint.steps(cfg, rows))):  # fewer rows make fewer steps still
+        yield f"! {few}"
     at_once = outlook.rows_at_once(shape, cfg, longest, world) if known else 0
     if fault := _unfit(planned, step, cfg, at_once, longest if known else 0):
         yield from f"! a run here refuses this: {fault}".splitlines()

@@ -10,10 +10,11 @@ from typing import Any
 
 from pipeline import door, durations, forecast, machine, store
 from pipeline.artifacts import write_json
-from pipeline.config import Config
+from pipeline.config import Config, TrainConfig
 from pipeline.content import ContentCache
 from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest, together
 from pipeline.ledger import Ledger, told_in_short
+from pipeline.merge import MERGED
 from pipeline.plural import many
 from pipeline.spawn import failure, spawn, told
 from pipeline.step import STAGE_VERSIONS, Identity, Step, floats, place_of
@@ -73,6 +74,8 @@ def dry_run(cfg: Config, planned: Planned) -> None:
     for step in planned.steps:
         manifest, reason = found[planned.fingerprint(step)]
         mark = "~" if floats(step) else ""
+        if manifest and not store.hollow(manifest) and _lacks_merged(planned, step):
+            reason = "is to be merged, without training again"
         ledger.line("○" if manifest is None else "✓", step, planned.fingerprint(step) + mark, note=reason)
     to_do = [step for step in planned.steps if found[planned.fingerprint(step)][0] is None]
     for said in chain(forecast.lines(planned, found), durations.Durations(planned).lines(to_do)):
@@ -85,8 +88,12 @@ def run(cfg: Config, planned: Planned, story: Path) -> Path:
     ledger = Ledger(story)
     write_json(story / store.PLAN, {planned.fingerprint(step): step.stage for step in planned.steps})
     print(f"{cfg.recipe}: {many(len(planned.steps), 'step')} · {story}")
-    while not _built(cfg, planned, story, ledger):
-        ledger.say("a pruned step came out differently, and what follows it reads more that was pruned: once more")
+    try:
+        store.name_bases(planned.root)  # of a store that was moved
+        while not _built(cfg, planned, story, ledger):
+            ledger.say("a pruned step came out differently, and what follows it reads more that was pruned: once more")
+    finally:
+        store.name_bases(planned.root)  # of a checkpoint that was found elsewhere
     return planned.folder(planned.steps[-1])
 
 
@@ -106,12 +113,22 @@ def _built(cfg: Config, planned: Planned, story: Path, ledger: Ledger) -> bool:
             if reason:
                 ledger.say(reason)
             manifest = _build(cfg, planned, step, inputs, story, number, ledger)
+        elif _lacks_merged(planned, step) and not store.hollow(manifest):  # the worker finds it built, and merges
+            manifest = _build(cfg, planned, step, inputs, story, number, ledger)
         else:
             ledger.line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
+            if _lacks_merged(planned, step):
+                ledger.say(f"train/{fingerprint} was pruned: it has no adapter left to merge (adapter.save_merged)")
         contents[fingerprint] = manifest
         door.check_made(step, planned.folder, planned.steps[number:])
         _link(story, step, planned.folder(step), number)
     return True
+
+
+def _lacks_merged(planned: Planned, step: Step) -> bool:
+    """Whether `train.adapter.save_merged` asks for a copy that is not there."""
+    wanted = isinstance(step.config, TrainConfig) and getattr(step.config.adapter, "save_merged", False)
+    return wanted and not (planned.folder(step) / MERGED).exists()
 
 
 def _build(

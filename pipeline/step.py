@@ -17,14 +17,14 @@ from pipeline.errors import Refusal, together
 STAGE_VERSIONS = {
     "prompts": 4,
     "base": 1,
-    "sft": 1,
-    "reward": 1,
+    "sft": 2,
+    "reward": 2,
     "sample": 2,
     "score": 2,
     "offline": 2,
     "pair": 3,
     "refer": 1,
-    "train": 2,
+    "train": 3,
     "gate": 1,
     "benchmark": 1,
     "duel": 1,
@@ -109,9 +109,10 @@ class Identity:
         return f"{self.fingerprint(step)}/{part}" if part else self.fingerprint(step)
 
     def config(self, value: Any, knob: str) -> Any:
-        """The JSON that enters identity: without `runtime`, local paths by their content."""
+        """The JSON that enters identity: without `runtime` and the like, local paths by their content."""
         if isinstance(value, Block):
-            return self._each({name: item for name, item in value if name != "runtime"}, knob)
+            outside = value.outside_identity | {"runtime"}
+            return self._each({name: item for name, item in value if name not in outside}, knob)
         if isinstance(value, dict):
             return self._each(value, knob)
         if isinstance(value, list | tuple):

@@ -16,7 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import ABSENT_FILE, CARD_FILE, COST_FILE, MODEL_FILE, PLACE_FILE, read_json, write_json
+from pipeline.artifacts import (
+    ABSENT_FILE,
+    ADAPTER_CONFIG,
+    CARD_FILE,
+    COST_FILE,
+    MODEL_FILE,
+    PLACE_FILE,
+    Model,
+    name_base,
+    read_json,
+    write_json,
+)
 from pipeline.artifacts import MANIFEST_FILE as MANIFEST
 from pipeline.artifacts import STEP_FILE as STEP
 from pipeline.content import content, sha256_of
@@ -24,7 +35,7 @@ from pipeline.errors import Refusal, explain_disk_fault
 
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, built or not, which pruning keeps
 SCRATCH = "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published
-_OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE, CARD_FILE}
+_OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
 AT_WORK = ".at-work"  # in the store: held shared by every run, and alone by who removes something
 STEP_NAME = re.compile(r"[0-9a-f]{12}")  # a finished step's folder
 REMOVED = ".removed"  # ends the name of what is being removed
@@ -176,6 +187,18 @@ def bases(path: Path) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [fingerprint, *bases(path.parent.parent / stage / fingerprint)] if fingerprint else []
+
+
+def name_bases(root: Path) -> None:
+    """Repair the paths by which adapters name their base: a store that was moved has others, and so has a checkpoint
+    outside it that was moved."""
+    for file in root.absolute().glob(f"train/*/{MODEL_FILE}"):
+        model = Model(file.parent)
+        try:
+            if "." not in file.parent.name and "peft" in model.record:
+                name_base(model)
+        except (OSError, ValueError, KeyError, TypeError):  # pruned, itself or its base, or no record of ours
+            continue
 
 
 def list_files(path: Path) -> list[dict[str, Any]]:

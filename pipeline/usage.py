@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> int:
         options, root, runs = parsed(arguments)
         if not root.is_dir():
             raise Refusal(f"{root}: no store lies here. Go to the folder of your runs, or give it: store=FOLDER")
+        store.name_bases(root)
         if gone := options.get("forget"):
             marker.forget_runs(root, Path(gone))
         if "--prune" in options:

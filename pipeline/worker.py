@@ -20,7 +20,7 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter
 
-from pipeline import served, store
+from pipeline import merge, served, store
 from pipeline.artifacts import COST_FILE, nested, open_artifact, write_json
 from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Broken, Refusal, explain_disk_fault
 from pipeline.progress import SIGN
@@ -37,7 +37,9 @@ def main() -> int:
     final = Path(step["out"])
     try:
         with store.lock(final, waiting=lambda owner: print(f"{SIGN} waiting for {owner}", file=sys.stderr, flush=True)):
-            return build(step, final)
+            code = build(step, final)
+            _merge(step, final)
+            return code
     except (Refusal, Broken) as error:
         say("\n".join([str(error), *describe_damage(step["inputs"])]))
         return REFUSED if isinstance(error, Refusal) else BROKE
@@ -120,6 +122,14 @@ def _asked_before(work: Path) -> dict[str, Any] | None:
         return before
     store.set_aside(work, "unknown")
     return None
+
+
+def _merge(step: dict[str, Any], final: Path) -> None:
+    """What `train.adapter.save_merged` asks for, of a training just published or built before."""
+    wanted = step["stage"] == "train" and step["config"]["adapter"].get("save_merged")
+    if wanted and not (final / merge.MERGED).exists():
+        print(f"{SIGN} merging", file=sys.stderr, flush=True)
+        merge.merge(final, final / merge.MERGED)
 
 
 def _spent_before(work: Path, before: dict[str, Any]) -> float:

@@ -51,10 +51,12 @@ class Round:
 
     def kind(self, name: str) -> Model:
         """One training of each kind for all tests, merged beside its adapter."""
+        from pipeline.training import models
+
         if name not in self.made:
-            self.made[name] = self.train(
-                name.replace(" ", "-"), dpo({**KINDS[name], "learning_rate": 2e-2, "save_merged": True})
-            )
+            model = self.train(name.replace(" ", "-"), dpo({**KINDS[name], "learning_rate": 2e-2}))
+            models.save_merged(model, "float32", model.path / "merged")
+            self.made[name] = model
         return self.made[name]
 
 

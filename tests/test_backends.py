@@ -217,9 +217,9 @@ def adapted_from(policy: Model, name: str, **shape: object) -> tuple[Model, Any]
     module.save_pretrained(place / "adapter")
     recorded = json.loads((place / "adapter" / "adapter_config.json").read_text())
     base = "sft/0123456789ab"
-    (place / "adapter" / "adapter_config.json").write_text(json.dumps({**recorded, "base_model_name_or_path": base}))
+    record = {"base": base, "adapter": "adapter", "peft": {**recorded, "base_model_name_or_path": base}}
     tiny_tokenizer(place / "tokenizer")
-    (place / "model.json").write_text(json.dumps({"base": base, "adapter": "adapter", "tokenizer": "tokenizer"}))
+    (place / "model.json").write_text(json.dumps({**record, "tokenizer": "tokenizer"}))
     return Model(place), module
 
 

@@ -236,6 +236,23 @@ def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
     assert (without.tokens, found.tokens, without.beside, found.beside) == (2048, 2048, 0, 512)
 
 
+@pytest.mark.parametrize(
+    ("words", "few"),
+    [
+        ([], False),
+        (["sample.per_round=50"], True),
+        (["sample.per_round=50", "train.batch=4"], False),
+        (["sample.per_round=50", "train.warmup=0"], False),
+    ],
+)
+def test_a_plan_says_that_its_steps_are_too_few_for_the_warm_up(card, tmp_path, words, few):
+    card()
+    planned = planned_on(tmp_path, LLAMA_1B, *words, "train.epochs=4" if not words else "train.epochs=1")
+    shown = list(forecast.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
+    said = [line for line in shown if "too few steps (1) for train.warmup=0.1: the rate climbs for 1 of them" in line]
+    assert len(said) == few
+
+
 def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
     card()
     for words, said in ([], "at most 4 steps of 64 · 200 rows"), (["pair.thumbs_at=0.5"], "how many rows is not known"):

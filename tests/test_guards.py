@@ -226,7 +226,7 @@ def test_training_stops_when_the_score_of_own_answers_does_not_rise(round_):
     model = round_.train("no-better", dpo(**FAST, guards=guards))
     assert set(seen(model, "eval_score").values()) == {0.0}
     assert account(model) | {"symptoms": []} == {
-        "steps": 2, "planned": 6, "kept": 1, "symptoms": [],
+        "steps": 2, "planned": 6, "kept": 1, "symptoms": [], "unchanged": False,
         "stopped": "score was not better than 0 (step 0) for 2 looks (train.guards.patience=2)",
     }  # fmt: skip
 

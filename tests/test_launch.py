@@ -1,6 +1,7 @@
 """How many processes train, how they share a batch and are started, and what they are held to: the losses of one."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -234,8 +235,35 @@ def test_what_all_processes_find_together_may_stop_them():
 def test_a_rate_far_above_the_usual_one_is_refused_unless_it_is_named():
     with pytest.raises(ValidationError, match=r"learning_rate=0.01 is over ten times what is usual here \(0.0005\)"):
         dpo(learning_rate=1e-2, usual_rate=5e-4)
+    with pytest.raises(ValidationError, match=r"learning_rate=0.06 is over a hundred times what is usual here"):
+        dpo(LORA, learning_rate=6e-2, usual_rate=5e-4)
     assert dpo(learning_rate=1e-2, usual_rate=1e-2).learning_rate == 1e-2
     assert dpo(learning_rate=5e-6, usual_rate=5e-7).learning_rate == 5e-6, "ten times is not over ten times"
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+@pytest.mark.parametrize("train", ["dpo", "orpo"])
+def test_an_adapter_s_ordinary_rates_are_taken_and_the_remedy_for_others_works_when_typed(train, adapter):
+    words = [*SMALL, f"train={train}", f"adapter@train.adapter={adapter}"]
+    for rate in (1e-4, 5e-4):
+        assert composed(*words, f"train.learning_rate={rate}").train.learning_rate == rate
+    with pytest.raises(Refusal, match=r"train.*learning_rate=0.002 is over a hundred times") as refused:
+        composed(*words, "train.learning_rate=2e-3")
+    [remedy] = re.findall(r"give (\S+=\S+)", str(refused.value))
+    assert composed(*words, "train.learning_rate=2e-3", remedy).train.learning_rate == 2e-3
+
+
+@pytest.mark.parametrize("rate", ["5e-6", "6e-6"])
+def test_a_full_model_s_limit_stays_ten_times_its_rate(rate):
+    words = [*SMALL, f"train.learning_rate={rate}"]
+    if float(rate) <= 5e-6:
+        assert composed(*words).train.learning_rate == float(rate)
+        return
+    with pytest.raises(Refusal, match="over ten times") as refused:
+        composed(*words)
+    [remedy] = re.findall(r"give (\S+=\S+)", str(refused.value))
+    assert remedy == "train.runtime.usual_rate=6e-06"
+    assert composed(*words, remedy).train.learning_rate == float(rate)
 
 
 @pytest.mark.parametrize(("name", "rate"), [("dpo", 5e-7), ("orpo", 8e-6)])

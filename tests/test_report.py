@@ -4,6 +4,7 @@ import json
 import re
 import zlib
 from base64 import b64decode, b64encode
+from dataclasses import replace
 from hashlib import sha256
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from pipeline.report.habits import repetition
 from pipeline.report.page import page, section_html
 from pipeline.report.sheet import Cell, Sheet, worded
 from pipeline.report.sheets import all_sheets, contests
+from pipeline.report.sheets import models as model_sheets
 from pipeline.report.statistics import Sampling, contest, difference, estimate, sign_test
 from pipeline.report.verdict import Question, verdict
 from pipeline.report.wording import number, p_value, seconds, share, signed
@@ -204,6 +206,29 @@ def test_few_scores_of_many_prompts_do_not_ask_for_more_prompts():
 )
 def test_what_is_not_better_names_the_next_knob(low, high, kl, knob):
     assert knob in judged(low, high, kl=kl)["why"]
+
+
+@pytest.mark.parametrize("kl", [0.0, None])
+def test_unchanged_weights_and_equal_scores_say_no_figure_that_is_not_known(kl):
+    gap = {"model": "round-1", "scorer": "rules", "mean": 0.0, "low": 0.0, "high": 0.0, "n": 300, "detectable": None}
+    rows = {
+        name: {"name": name, "metrics": {"rules": {"mean": 0.5}}, "kl": {"mean": kl}} for name in ("sft", "round-1")
+    }
+    question = Question("test", 300, "rules", 0.95, "round-1")
+    equal = verdict(question, [*rows.values()], [gap])["why"]
+    assert "0.000:" not in equal and "can detect" not in equal
+    told = verdict(replace(question, unchanged=True), [*rows.values()], [gap])
+    assert told["better"] == "unclear" and "can detect" not in told["why"] and "prompts.split" not in told["why"]
+    assert "no step changed them" in told["why"] and "train.batch" in told["why"] and "train.epochs" in told["why"]
+
+
+def test_without_a_spread_no_detectable_difference_is_known():
+    same = {str(at): at / 10 for at in range(10)}
+    assert difference(same, same, 10, FEW).detectable is None
+    report = a_report()
+    report["differences"] = [{**row, "detectable": None} for row in report["differences"]]
+    assert "every prompt's difference is the same" in model_sheets._how_sure(report)
+    assert "can detect a difference" not in model_sheets._how_sure(report)
 
 
 def test_a_chosen_model_that_is_sft_or_was_not_examined():

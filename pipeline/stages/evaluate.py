@@ -109,8 +109,10 @@ def assemble(
     cfg: Evaluation, out: Path, prompts: Prompts, chosen: str | None, found: Findings, pairs: list[Pairs]
 ) -> dict[str, Any]:
     draw, told, asked = tables.sampling(cfg), prompts.columns(), last_words(prompts)
-    question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, cfg.training, tuple(cfg.gold))
     examined, published = found.examined, found.published
+    unchanged = any(model.unchanged for model in examined if model.name == chosen)
+    scorers = cfg.training, tuple(cfg.gold)
+    question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged)
     names = tables.scorers(examined, cfg.scorer)
     models = tables.models(examined, names, asked, draw)
     differences, contests = corrected(

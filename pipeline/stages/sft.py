@@ -4,6 +4,7 @@
 Demonstrations that overlap an evaluation prompt, or are too long, are left out: `dropped.parquet`, `funnel.json`.
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,18 @@ def _fit(cfg: SftTraining | Refit, out: Path, model: Any, tokenizer: Any, exampl
     """Trains the model where it stands."""
     from pipeline.training import models, sft, tracking
 
+    weights = dict(model.named_parameters())
+    start = dict(models.checksums(weights, cfg.dtype))
     trainer, ledger = sft.trainer_for(cfg, model, tokenizer, examples, out)
     tracking.train(trainer, ledger.newest_whole())
     models.check_finite(model)
+    if all(start[name] == number for name, number in models.checksums(weights, cfg.dtype)):
+        knob = "refit" if isinstance(cfg, Refit) else "sft"
+        print(
+            f"! {knob}: its weights are those that it started from, byte for byte: no step changed them. "
+            f"Give a higher {knob}.learning_rate, more {knob}.epochs or a smaller {knob}.batch.",
+            file=sys.stderr,
+        )
     tokens = sum(len(e["prompt_ids"]) + len(e["completion_ids"]) for e in examples)
     note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(examples))
 

@@ -33,6 +33,8 @@ def look_ahead(cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", w
     lengths, steps, tokens = outlook.sides(table), footprint.steps(cfg, table.height), tokens_read(cfg, rows)
     longest = max(outlook.sides(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths)
     found = outlook.histogram(lengths)
+    if few := cfg.few_steps(steps):
+        print(f"! train: {few}.", file=sys.stderr, flush=True)
     write_json(out / "ahead.json", {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": found})
     cfg = with_rows(cfg, _settled(cfg, shape, longest, world, out))
     at_once = cfg.runtime.at_once

@@ -3,10 +3,12 @@
 import copy
 import json
 import shutil
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import MODEL_FILE, Model, write_json
+from pipeline.artifacts import ADAPTER_CONFIG, MODEL_FILE, Model, name_base, write_json
 from pipeline.backends.whole import whole
 from pipeline.config import LoraAdapter, Quantization
 from pipeline.errors import Broken, Refusal
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     import polars as pl
     import torch
 
-ADAPTER_CONFIG = "adapter_config.json"
 State = dict[str, Any]  # tensors by their name
 
 
@@ -126,8 +127,8 @@ def _adapted(module: Any, model: Model, trainable: bool) -> Any:
 def check_base(model: Model) -> None:
     """An adapter stands on the weights that it was trained on."""
     assert model.adapter is not None
-    recorded = json.loads((model.adapter / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
-    if recorded not in (base_name(model), str(model.weights)):
+    recorded = model.record["peft"]["base_model_name_or_path"]
+    if recorded != base_name(model):
         raise Refusal(
             f"{model.adapter}: this adapter was made for the model {recorded}, and {model.path / 'model.json'} puts it "
             f"on {base_name(model)}.\n  An adapter is only right on the weights it was trained on: give the one made "
@@ -178,6 +179,15 @@ def check_finite(module: Any, whole: State | None = None) -> None:
         )
 
 
+def checksums(weights: State, dtype: str | None) -> Iterator[tuple[str, int]]:
+    """A number for the bytes of each tensor as it is published: rounded to `dtype`, or as it is."""
+    import torch
+
+    for name, weight in weights.items():
+        rounded = weight.detach().to(getattr(torch, dtype) if dtype else weight.dtype)
+        yield name, zlib.crc32(rounded.cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
 def settings_of(module: Any) -> dict[str, Any]:
     """What a trainer overwrites with its tokenizer's marks, to be published as it was."""
     return {name: copy.deepcopy(getattr(module, name)) for name in ("config", "generation_config")}
@@ -201,31 +211,27 @@ def save_full(
 def save_adapter(
     module: Any, init: Model, adapter: LoraAdapter, dtype: str, out: Path, whole: State | None = None
 ) -> Model:
-    """PEFT's folder, with the base named by what it is and not by where it lay; merged as well when that is asked."""
+    """PEFT's folder with the tokenizer beside it, so that `from_pretrained` opens it with nothing else."""
     folder = out / "adapter"
     shutil.rmtree(folder, ignore_errors=True)
     module.save_pretrained(folder, selected_adapters=["default"], state_dict=whole)
     (folder / "README.md").unlink(missing_ok=True)
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
-    config["base_model_name_or_path"] = init.weights if isinstance(init.weights, str) else base_name(init)
-    config["revision"] = init.revision
+    config["base_model_name_or_path"], config["revision"] = base_name(init), init.revision
     if isinstance(config["target_modules"], list):
         config["target_modules"].sort()  # PEFT keeps a set, whose order differs from process to process
-    write_json(folder / ADAPTER_CONFIG, config)
-    load_tokenizer(init).save_pretrained(out / "tokenizer")
-    record = {"base": base_name(init), "adapter": "adapter", "tokenizer": "tokenizer"}
+    load_tokenizer(init).save_pretrained(folder)
+    record = {"base": base_name(init), "adapter": "adapter", "tokenizer": "adapter", "peft": config}
     bits = {"quantization": {**adapter.quantization.model_dump(), "dtype": dtype}} if adapter.quantization else {}
     write_json(out / MODEL_FILE, {**record, **bits})
-    if adapter.save_merged:
-        _save_merged(Model(out), dtype)
+    name_base(Model(out))
     return Model(out)
 
 
-def _save_merged(model: Model, dtype: str) -> None:
+def save_merged(model: Model, dtype: str, folder: Path) -> None:
     """A copy of the whole model for tools that take no adapter: merged in float32 and rounded once."""
     import torch
 
     merged = load_merged(model)
-    shutil.rmtree(model.path / "merged", ignore_errors=True)
-    merged.to(getattr(torch, dtype)).save_pretrained(model.path / "merged")
-    load_tokenizer(model).save_pretrained(model.path / "merged")
+    merged.to(getattr(torch, dtype)).save_pretrained(folder)
+    load_tokenizer(model).save_pretrained(folder)

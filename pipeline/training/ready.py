@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.training.by_length import rows_by_length
+from pipeline.training.rates import ClimbingFromTheFirstStep
 from pipeline.training.rehearsal import Rehearsal, loss_of
 from pipeline.training.shares import Part, gathered_by_rows, parts_of
 
@@ -17,7 +18,7 @@ REHEARSED = "rehearsed"  # a micro-batch's share of the step's demonstrations
 PART = "part"
 
 
-class ReadyTrainer:
+class ReadyTrainer(ClimbingFromTheFirstStep):
     by_length = True
     rehearsal: Rehearsal | None = None
     part: Part | None = None  # of what all processes read at once, this one's; None: the whole

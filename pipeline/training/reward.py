@@ -19,13 +19,14 @@ from pipeline.scorers.pooling import forward
 from pipeline.scorers.reward_text import Row as Text
 from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
+from pipeline.training.rates import ClimbingFromTheFirstStep
 from pipeline.training.tracking import Tracked
 
 Ids = list[int]
 Example = dict[str, Any]  # good_ids, bad_ids (None: there is no such side), flipped
 
 
-class ReadyRewardTrainer(RewardTrainer):
+class ReadyRewardTrainer(ClimbingFromTheFirstStep, RewardTrainer):
     """Takes `chosen_ids, rejected_ids` as they are."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:

@@ -1,5 +1,6 @@
 """One training, from its start or its newest whole checkpoint to published weights; the same in each process of it."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ def train(
         guards.say(cfg.low_rate)
     callbacks.phase("loading the model")
     policy = trainers.load_policy(cfg, init)
+    published_in = cfg.dtype if isinstance(cfg.adapter, FullAdapter) else None  # adapters keep their own
+    start = dict(models.checksums(trainable(policy), published_in)) if _first() else {}
     settings = models.settings_of(policy)
     watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)
     trainer, ledger = trainers.trainer_for(cfg, policy, init, held_to, rows, out, watch)
@@ -40,13 +43,24 @@ def train(
     whole = sharded.gathered(trainer)
     sharded.load_whole_again(trainer)
     if trainer.is_world_process_zero():
-        kept = watch.finish(trainer.state.global_step, trainer.state.log_history, sharded.trained(trainer, whole))
+        trained = sharded.trained(trainer, whole)
+        kept = watch.finish(trainer.state.global_step, trainer.state.log_history, trained)
         models.check_finite(policy, whole)
-        account.write(out, trainer.state, kept, watch.stopped)
+        unchanged = all(start.get(name) == number for name, number in models.checksums(trained, published_in))
+        account.write(out, trainer.state, kept, watch.stopped, cfg.few_steps(trainer.state.max_steps), unchanged)
         if isinstance(cfg.adapter, FullAdapter):
             models.save_full(policy, settings, init, cfg.dtype, out, whole)
         else:
             models.save_adapter(policy, init, cfg.adapter, cfg.dtype, out, whole)
+
+
+def trainable(policy: Any) -> models.State:
+    return {name: each for name, each in policy.named_parameters(remove_duplicate=False) if each.requires_grad}
+
+
+def _first() -> bool:
+    """Whether this process is the one that publishes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:

@@ -12,6 +12,7 @@ from pipeline.config import Optimization
 from pipeline.errors import Refusal
 from pipeline.training.arguments import arguments
 from pipeline.training.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
+from pipeline.training.rates import ClimbingFromTheFirstStep
 from pipeline.training.tracking import Tracked
 
 Message = dict[str, str]
@@ -42,7 +43,7 @@ def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> E
     return {"prompt_ids": prompt, "completion_ids": completion[:last]}
 
 
-class ReadySFTTrainer(SFTTrainer):
+class ReadySFTTrainer(ClimbingFromTheFirstStep, SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL writes one with paths and dates into every checkpoint."""
 

@@ -21,6 +21,22 @@ class Symptom:
     knob: str
 
 
+MORE_STEPS = "more pairs, a smaller train.batch, more train.epochs"
+# Two that the log does not show: the config and the weights do.
+FEW_STEPS = Symptom(
+    "the steps are too few for the warm-up",
+    lambda rows: False,
+    "the rate climbs for most of the training, which has hardly begun when it ends",
+    f"give more steps: {MORE_STEPS}",
+)
+UNCHANGED = Symptom(
+    "the published weights are those that training started from, byte for byte",
+    lambda rows: False,
+    "no step was large enough to be seen in the published precision, or the pairs gave no gradient",
+    f"give more steps ({MORE_STEPS}) or a higher train.learning_rate; train.dtype=float32 rounds no small step away",
+)
+
+
 def symptoms(rows: Sequence[Row]) -> list[Symptom]:
     return [symptom for symptom in TABLE if symptom.seen(rows)]
 

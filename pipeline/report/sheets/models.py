@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pipeline.config import CONTROL
 from pipeline.report.examined import SFT
 from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gain, gap_of, row_of
-from pipeline.report.wording import UNKNOWN, count, interval, level_text, number, p_value, share, signed
+from pipeline.report.wording import NO_SPREAD, UNKNOWN, count, interval, level_text, number, p_value, share, signed
 
 
 def models(report: Row) -> Sheet:
@@ -36,6 +36,8 @@ def _power(report: Row) -> str:
     exam = report["exam"]
     known = [gap for gap in report["differences"] if gap["scorer"] == exam["scorer"] and gap["detectable"] is not None]
     of = next((gap for gap in known if gap["model"] == exam["chosen"]), known[-1] if known else None)
+    if of is None and any(gap["scorer"] == exam["scorer"] and gap["n"] > 1 for gap in report["differences"]):
+        return NO_SPREAD
     if of is None:
         return "How small a difference so many can detect is not known without scores of two models."
     return f"So many can detect a difference of {number(of['detectable'])} in four cases of five."
