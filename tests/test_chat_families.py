@@ -19,13 +19,13 @@ import polars as pl
 import pytest
 
 from pipeline import worker
-from pipeline.artifacts import Fence, Model, Pairs, open_artifact, write_table
+from pipeline.artifacts import Fence, Model, Pairs, Prompts, open_artifact, write_table
 from pipeline.backends.chat import Chat
 from pipeline.door import check
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.sources import fence
-from pipeline.stages import offline
+from pipeline.stages import offline, sample
 from pipeline.step import Step
 from tests.golden.chat_families import FAMILIES, TEXT, write_checkpoint, write_model
 from tests.house import HOUSE, composed, identity_of
@@ -342,6 +342,21 @@ def test_a_template_that_writes_the_date_is_named_where_two_days_differ(tmp_path
     cfg = composed(*arguments("llama3", tmp_path, tmp_path)).pair.of(1)
     with pytest.raises(Refusal, match=r"differ from its template's(.*\n)+.*template\.kwargs\.date_string="):
         contract.check(cfg, pl.DataFrame([row]), chat)
+
+
+@model
+def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_drawn(tmp_path):
+    """Mistral's of version 0.3 writes it before the last question, and nowhere once an answer follows."""
+    moving = FAMILIES["mistral"].template.replace("{% if loop.first and system", "{% if loop.last and system")
+    family = dataclasses.replace(FAMILIES["mistral"], template=moving)
+    policy = write_model(family, tmp_path / "store" / "sft" / "a", layers=1)
+    cfg = composed(*arguments("mistral", policy.weights, tmp_path))
+    prompts = tmp_path / "store" / "prompts" / "a"
+    importlib.import_module("pipeline.stages.prompts").run(cfg.prompts, prompts)
+    [draw] = cfg.sample.waves(1, cfg.pair.scorer)
+    with pytest.raises(Refusal, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"):
+        sample.run(draw, tmp_path / "out", policy=policy, prompts=Prompts(prompts / "train"))
+    assert not list(tmp_path.glob("out/samples/*"))
 
 
 # ── who else reads a rendered template ────────────────────────────────────────────────────────────────────────────

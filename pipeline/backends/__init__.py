@@ -84,6 +84,10 @@ class Text(Counting, Protocol):
         """Every token as it is written, special ones included."""
         ...
 
+    def check_kept(self, messages: list[Message], kwargs: dict[str, Any]) -> None:
+        """Refuses a prompt that is written otherwise with an answer than alone: no pair can be made of it."""
+        ...
+
     def pieces(self, text: str) -> list[int]:
         """The tokens of plain text, with nothing put before or after."""
         ...

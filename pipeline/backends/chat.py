@@ -81,7 +81,10 @@ class Chat:
     def check_template(self, kwargs: dict[str, Any]) -> None:
         """What `pair` holds its rows to, asked of one plain question before anything is drawn."""
         self.encode(PROBE, kwargs)
-        self._with_answer(PROBE, "I am.", kwargs)
+        self.check_kept(PROBE, kwargs)
+
+    def check_kept(self, messages: list[Message], kwargs: dict[str, Any]) -> None:
+        self._with_answer(messages, "I am.", kwargs)
 
     def answer(self, messages: list[Message], text: str, kwargs: dict[str, Any]) -> list[int]:
         """An answer that was not sampled, in the tokens a sampler should have drawn, up to the one that ends it."""

@@ -34,6 +34,9 @@ class ScriptedText:
     def decode(self, completion: Completion) -> str:
         return self.read(completion.token_ids)
 
+    def check_kept(self, messages: list[Message], kwargs: dict[str, Any]) -> None:
+        """It has no template that could write one otherwise."""
+
     def read(self, ids: list[int]) -> str:
         return " ".join(_word(token) for token in ids if token != END)
 

@@ -54,9 +54,21 @@ def admitted(cfg: Draw, open_text: Callable[[], Text], rows: pl.DataFrame) -> tu
             faults.append({"prompt_id": row["prompt_id"], **fault})
     if len(faults) == rows.height and not cfg.ties_by:
         raise Refusal(none_fits(cfg, text.context, most))
+    if cfg.purpose == "train":
+        check_kept(cfg, text, rows)
     dropped = pl.DataFrame(faults, schema=DROPPED)
     kept = rows.join(dropped, on="prompt_id", how="anti", maintain_order="left") if faults else rows
     return kept, dropped
+
+
+def check_kept(cfg: Draw, text: Text, rows: pl.DataFrame) -> None:
+    """Of each order of roles one prompt: some templates move a system message once an answer follows."""
+    seen = set[tuple[str, ...]]()
+    for prompt in rows["prompt"]:
+        roles = tuple(message["role"] for message in prompt)
+        if roles not in seen:
+            text.check_kept(prompt, cfg.template_kwargs)
+        seen.add(roles)
 
 
 def check_one_fits(cfg: Draw, text: Counting, rows: pl.DataFrame) -> None:

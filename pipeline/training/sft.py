@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from pipeline.backends.chat import continuation, differing, templated
+from pipeline.backends.chat import continuation, templated
 from pipeline.config import Optimization
 from pipeline.errors import Refusal
 from pipeline.training.arguments import arguments
@@ -26,9 +26,11 @@ def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> E
     shown = templated(tokenizer, where, messages[:-1], tokenize=False, add_generation_prompt=True, **kwargs)
     whole = templated(tokenizer, where, messages, tokenize=False, **kwargs)
     if not whole.startswith(shown):
+        parting = (i for i, (a, b) in enumerate(zip(shown, whole, strict=False)) if a != b)
+        at = next(parting, min(len(shown), len(whole)))
         raise Refusal(
-            f"the chat template writes a prompt in one way alone and in another with its answer.\n"
-            f"  {differing(shown, whole[: len(shown)])}\n"
+            f"the chat template writes a prompt in one way alone and in another with its answer: "
+            f"{shown[at:][:40]!r} became {whole[at:][:40]!r}.\n"
             f"  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
         )
     prompt = tokenizer(shown, add_special_tokens=False)["input_ids"]

@@ -56,7 +56,7 @@ GEMMA = (
 MISTRAL = (
     "{{ bos_token }}{% set system = messages[0].content if messages[0].role == 'system' else none %}"
     "{% for m in (messages[1:] if system else messages) %}"
-    "{% if m.role == 'user' %}[INST] {% if loop.last and system %}{{ system }}\n\n{% endif %}{{ m.content }} [/INST]"
+    "{% if m.role == 'user' %}[INST] {% if loop.first and system %}{{ system }}\n\n{% endif %}{{ m.content }} [/INST]"
     "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 PHI = (
