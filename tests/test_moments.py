@@ -235,7 +235,7 @@ def test_bytes_on_the_disk(models, adapter, dtype):
     if adapter is FULL:
         opened.save_full(policy, settings, init, dtype, out)
     else:
-        opened.save_adapter(policy, init, cfg.adapter, dtype, out)
+        opened.save_merged(opened.save_adapter(policy, init, cfg.adapter, dtype, out), dtype, out / "merged")
     shape = shape_in(Path(init.weights))
     assert shape
     space = footprint.disk(shape, cfg)
