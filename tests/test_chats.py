@@ -364,8 +364,8 @@ def test_costs_of_turns_add_up_and_means_do_not(tmp_path):
     for turn, gap in ((1, 0.01), (2, 0.03)):
         (turns.folder(tmp_path, turn) / "samples").mkdir(parents=True)
         figures = {"tokens": 10 * turn, "completions": 2, "money": 0.5, "tokens_per_second": 9.0, "mean_tokens": 5.0}
-        note_cost(turns.folder(tmp_path, turn), quantization_difference=gap, **figures)
+        note_cost(turns.folder(tmp_path, turn), quantization_difference=gap, parameters=7, **figures)
     turns.gather(tmp_path, 2)
     cost = json.loads((tmp_path / "cost.json").read_text())
-    summed = {"tokens": 30, "completions": 4, "money": 1.0, "mean_tokens": 7.5}
+    summed = {"tokens": 30, "completions": 4, "money": 1.0, "mean_tokens": 7.5, "parameters": 7}
     assert cost == {**summed, "quantization_difference": 0.03}, "nats a token, where they are worst"

@@ -67,7 +67,8 @@ def _costs(places: list[Path]) -> dict[str, float]:
     costs = [noted_cost(place) for place in places]
     sums: dict[str, float] = {}
     for name, figure in (item for cost in costs for item in cost.items()):
-        if name not in ("mean_tokens", "tokens_per_second", DIFFERENCE):
+        if name not in ("mean_tokens", "tokens_per_second", "parameters", DIFFERENCE):
             sums[name] = round(sums.get(name, 0) + figure, 6)
     largest = {DIFFERENCE: max(gaps)} if (gaps := [cost[DIFFERENCE] for cost in costs if DIFFERENCE in cost]) else {}
-    return {**sums, **largest, "mean_tokens": round(sums["tokens"] / max(sums["completions"], 1), 1)}
+    model = {name: figure for name, figure in costs[0].items() if name == "parameters"}
+    return {**sums, **largest, **model, "mean_tokens": round(sums["tokens"] / max(sums["completions"], 1), 1)}
