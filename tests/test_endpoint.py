@@ -225,7 +225,7 @@ def test_what_came_beside_a_fault_is_handed_on_before_it():
             raise Refusal("the key was taken back")
         return Failed("f", "no") if request.sample_id == "f" else Completion(request.sample_id, [1], None, "stop")
 
-    under_way = UnderWay(9)
+    under_way = UnderWay(9, timeout=5)
     under_way.open(Client())
     names = ["refused", "f", *map(str, range(7))]
     came = under_way.answers([[Request(name, [1], 0.0, 1.0, 1) for name in names]], ask)

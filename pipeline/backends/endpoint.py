@@ -68,6 +68,8 @@ class Endpoint:
             ) from None
         except (OpenAIError, served.Unreadable) as error:
             return Failed(request.sample_id, self.said(error), billed)
+        except Exception as error:  # whatever a reply does to the client, it is the fault of this one alone
+            return Failed(request.sample_id, f"the reply cannot be read ({type(error).__name__})", billed)
         return replace(self._completion(request, choice), billed=billed)
 
     async def choice(self, request: Request, longest: int) -> tuple[Any, Billed]:
