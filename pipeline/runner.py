@@ -69,7 +69,7 @@ def dry_run(cfg: Config, planned: Planned) -> None:
         manifest, reason = found[planned.fingerprint(step)]
         mark = "~" if floats(step) else ""
         ledger.line("○" if manifest is None else "✓", step, planned.fingerprint(step) + mark, note=reason)
-    for said in forecast.lines(planned, found):
+    for said in (*forecast.dtype_lines(cfg), *forecast.lines(planned, found)):
         print(said)
     print(f"{many(len(planned.steps), 'step')}, {sum(manifest is None for manifest, _ in found.values())} to do")
 
@@ -78,7 +78,7 @@ def run(cfg: Config, planned: Planned, story: Path) -> Path:
     """Build what is missing, in order; returns the folder of the last Step."""
     ledger = Ledger(story)
     write_json(story / store.PLAN, {planned.fingerprint(step): step.stage for step in planned.steps})
-    print(f"{cfg.recipe}: {many(len(planned.steps), 'step')} · {story}")
+    print("\n".join([f"{cfg.recipe}: {many(len(planned.steps), 'step')} · {story}", *forecast.dtype_lines(cfg)]))
     while not _built(cfg, planned, story, ledger):
         ledger.say("a pruned step came out differently, and what follows it reads more that was pruned: once more")
     return planned.folder(planned.steps[-1])
