@@ -63,7 +63,7 @@ def drive(cfg: Config, story: Path | None = None) -> int:
 
 def warn(planned: Planned) -> None:
     """What may be in order by the time that it is needed."""
-    for said in door.silent(unbuilt(planned)):
+    for said in (*forecast.slow_dtypes(unbuilt(planned)), *door.silent(unbuilt(planned))):
         print(said, file=sys.stderr, flush=True)
 
 

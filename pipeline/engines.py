@@ -41,29 +41,58 @@ class Place:
     share: float
     gpus: int
     vllm: bool = True
+    free: int | None = None  # what no other process holds of each; None: all of it
+
+    @property
+    def asked(self) -> int:
+        """Bytes that the engine takes of each GPU."""
+        return int(self.device * self.share)
+
+    @property
+    def occupied(self) -> bool:
+        """Whether other processes hold a part of what it would take."""
+        return self.free is not None and self.free < self.asked
 
     @property
     def room(self) -> int:
         """Bytes on each GPU."""
-        return int(self.device * self.share)
+        return self.asked if self.free is None else min(self.asked, self.free)
 
     def __str__(self) -> str:
         of_each = f" on each of {self.gpus} GPUs" if self.gpus > 1 else ""
-        of = f" (memory={self.share:g} of {amount(self.device)})" if self.vllm else ""
-        return f"{amount(self.room)}{of_each}{of}"
+        of = f"memory={self.share:g} of {amount(self.device)}" if self.vllm else ""
+        if self.occupied:
+            of = f"what is free of {of or amount(self.device)}"
+        return f"{amount(self.room)}{of_each}{f' ({of})' if of else ''}"
 
 
 def shortage(needs: Needs, place: Place) -> str | None:
     """What to say when it does not fit: what it needs, what there is, what to lower."""
     if needs.total <= place.room * place.gpus:
-        return None
+        return _occupied(needs, place)
     enough = -(-needs.total // max(place.room, 1))
     runtime = f"{place.knob}.runtime"
-    more = f"raise {runtime}.memory, or give {runtime}.tensor_parallel={enough} or more"
+    raised = "end what else uses the GPU" if place.occupied else f"raise {runtime}.memory"
+    more = f"{raised}, or give {runtime}.tensor_parallel={enough} or more"
     return (
         f"{place.knob}: the policy needs {needs}, and there are {place}.\n"
         f"  Lower limits.prompt or limits.completion, give dtype=bfloat16 where it is float32,"
         f" {more if place.vllm else 'or draw with vLLM on several GPUs'}."
+    )
+
+
+def _occupied(needs: Needs, place: Place) -> str | None:
+    """vLLM starts only where all that `memory` asks for is free, however little the model needs of it."""
+    if not (place.vllm and place.occupied):
+        return None
+    assert place.free is not None
+    lower = int(100 * place.free / place.device) / 100
+    fits = needs.total <= lower * place.device * place.gpus
+    other = f", or give {place.knob}.runtime.memory={lower:g}" if fits else ""
+    return (
+        f"{place.knob}: vLLM takes memory={place.share:g} of {amount(place.device)} as it starts, and "
+        f"{amount(place.free)} are free.\n"
+        f"  Wait until other processes have left the GPU{other}."
     )
 
 

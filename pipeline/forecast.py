@@ -4,10 +4,11 @@ Exact where the pairs are in the store, at most so much where they are not; sile
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from pipeline import engines, footprint, machine, outlook, store
 from pipeline.artifacts import Pairs, read_json
-from pipeline.config import Conversation, Draw, LoraAdapter, TrainConfig, TransformersBackend, VllmBackend
+from pipeline.config import Config, Conversation, Draw, LoraAdapter, TrainConfig, TransformersBackend, VllmBackend
 from pipeline.errors import Refusal, nearest
 from pipeline.footprint import Shape
 from pipeline.lineage import shape_of, weights_of
@@ -57,6 +58,34 @@ def check_engines(planned: Planned, coming: list[Step]) -> None:
             raise Refusal(short)
 
 
+def dtype_lines(cfg: Config) -> Iterator[str]:
+    """What `dtype=auto` became on this machine, and why."""
+    if cfg.dtype == machine.AUTO:
+        _, reason = machine.bfloat16_here()
+        yield f"dtype auto: {machine.resolve_dtype(cfg.dtype)} ({reason})"
+
+
+def slow_dtypes(steps: list[Step]) -> Iterator[str]:
+    """A warning where models are asked for in bfloat16 on a device that does not compute in it."""
+    computes, reason = machine.bfloat16_here()
+    asked = [f"{step.knob}.{knob}" for step in steps for knob in _knobs_in_bfloat16(step.config.model_dump())]
+    if asked and not computes:
+        knobs = list(dict.fromkeys(asked))
+        others = f" and {many(len(knobs) - 1, 'other knob')}" if knobs[1:] else ""
+        yield (
+            f"! {knobs[0]}=bfloat16{others}: {reason}. Each number is converted to float32 and back, which is many "
+            f"times slower.\n  Give dtype=auto or dtype=float32."
+        )
+
+
+def _knobs_in_bfloat16(config: dict[str, Any], at: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _knobs_in_bfloat16(value, f"{at}{name}.")
+        elif name == "dtype" and value == "bfloat16":
+            yield f"{at}{name}"
+
+
 def lines(planned: Planned, found: dict[str, Found]) -> Iterator[str]:
     """What engines need, once for all draws that are alike; then a block for each training that is to do."""
     to_do = [step for step in planned.steps if found[planned.fingerprint(step)][0] is None]
@@ -75,7 +104,7 @@ def lines(planned: Planned, found: dict[str, Found]) -> Iterator[str]:
 
 def _engines(planned: Planned, steps: list[Step]) -> Iterator[tuple[Step, engines.Needs, engines.Place | None]]:
     """What the engine of each draw takes, where it is known, and the smallest GPU that it may have, if there is one."""
-    smallest = min((gpu.memory for gpu in machine.gpus()), default=0)
+    smallest = min(machine.gpus(), key=lambda gpu: gpu.free, default=None)
     for step in steps:
         if isinstance(step.config, Draw) and (needs := _engine_needs(planned, step, step.config)):
             yield step, needs, _place(step, step.config, smallest) if smallest else None
@@ -92,11 +121,12 @@ def _engine_needs(planned: Planned, step: Step, cfg: Draw) -> engines.Needs | No
     return engines.needs_of(shape, *how) if shape else None
 
 
-def _place(step: Step, cfg: Draw, device: int) -> engines.Place:
+def _place(step: Step, cfg: Draw, gpu: machine.Gpu) -> engines.Place:
     knob = f"{step.knob}.backend"
     if isinstance(cfg.backend, VllmBackend):
-        return engines.Place(knob, device, cfg.backend.runtime.memory, cfg.backend.runtime.tensor_parallel)
-    return engines.Place(knob, device, 1.0, 1, vllm=False)
+        runtime = cfg.backend.runtime
+        return engines.Place(knob, gpu.memory, runtime.memory, runtime.tensor_parallel, free=gpu.free)
+    return engines.Place(knob, gpu.memory, 1.0, 1, vllm=False, free=gpu.free)
 
 
 def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:

@@ -74,11 +74,11 @@ def answers_at_once(shape: Shape, cfg: TrainConfig, most: int) -> int:
 
 
 def room(cfg: TrainConfig) -> tuple[float, str]:
-    """Bytes that one process may fill, and of what: its GPU, or its share of the machine's own memory."""
+    """Bytes that one process may fill, and of what: of what is free of its GPU, or its share of free main memory."""
     size, where = machine.memory()
     sharing = 1 if machine.gpus() else cfg.runtime.count(0)
     among = f", for each of {sharing} processes" if sharing > 1 else ""
-    said = f"runtime.memory={cfg.runtime.memory:g} of {amount(size)} of {where}{among}"
+    said = f"runtime.memory={cfg.runtime.memory:g} of {amount(size)} {where}{among}"
     return size * cfg.runtime.memory / sharing, said
 
 

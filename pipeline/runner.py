@@ -78,7 +78,8 @@ def dry_run(cfg: Config, planned: Planned) -> None:
             reason = "is to be merged, without training again"
         ledger.line("○" if manifest is None else "✓", step, planned.fingerprint(step) + mark, note=reason)
     to_do = [step for step in planned.steps if found[planned.fingerprint(step)][0] is None]
-    for said in chain(forecast.lines(planned, found), durations.Durations(planned).lines(to_do)):
+    times = durations.Durations(planned).lines(to_do)
+    for said in chain(forecast.dtype_lines(cfg), forecast.lines(planned, found), times):
         print(said)
     print(f"{many(len(planned.steps), 'step')}, {sum(manifest is None for manifest, _ in found.values())} to do")
 
@@ -87,7 +88,7 @@ def run(cfg: Config, planned: Planned, story: Path) -> Path:
     """Build what is missing, in order; returns the folder of the last Step."""
     ledger = Ledger(story)
     write_json(story / store.PLAN, {planned.fingerprint(step): step.stage for step in planned.steps})
-    print(f"{cfg.recipe}: {many(len(planned.steps), 'step')} · {story}")
+    print("\n".join([f"{cfg.recipe}: {many(len(planned.steps), 'step')} · {story}", *forecast.dtype_lines(cfg)]))
     try:
         store.name_bases(planned.root)  # of a store that was moved
         while not _built(cfg, planned, story, ledger):

@@ -11,8 +11,14 @@ from pathlib import Path
 from pipeline.progress import SIGN, WAITS
 from pipeline.step import Step
 
-# Threads that spin while they wait make torch ten times slower on a CPU that others use too; read when it is loaded.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+ENVIRONMENT = {
+    # Threads that spin while they wait make torch ten times slower on a CPU that others use too; read as it is loaded.
+    "OMP_WAIT_POLICY": "passive",
+    # glibc gives a freed block back to the machine at once only from this size on (bytes), and raises it to 32 MiB by
+    # itself: the tensors of a step, smaller than that, then stay with the process as holes between those that are kept.
+    # A training of 135M parameters on a CPU came to 3.90 GiB with that and comes to 2.92 GiB without, at equal speed.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+}
 WARNING = "! "  # begins a line of a worker's log that a person has to see
 GRACE = 10.0  # seconds until a worker that does not die of SIGTERM is killed
 TICK = 1.0  # seconds after which the newest line is shown again, with how old it is

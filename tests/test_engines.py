@@ -30,6 +30,26 @@ def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
     assert "Lower limits.prompt" in said and "tensor_parallel=2 or more" in said
 
 
+def test_what_other_processes_hold_of_a_gpu_is_not_there():
+    needs = Needs(weights=16 * GIB, cache=4 * GIB)
+    said = shortage(needs, Place("sample.backend", 80 * GIB, 0.9, 1, free=12 * GIB))
+    assert said and "there are 12 GiB (what is free of memory=0.9 of 80 GiB)" in said
+    assert "raise sample.backend.runtime.memory" not in said, "which would not help"
+    said = shortage(needs, Place("sample.backend", 80 * GIB, 0.9, 1, free=30 * GIB))
+    assert said and "vLLM takes memory=0.9 of 80 GiB as it starts, and 30 GiB are free" in said
+    lower = float(said.split("runtime.memory=")[1].rstrip("."))
+    assert shortage(needs, Place("sample.backend", 80 * GIB, lower, 1, free=30 * GIB)) is None, "the remedy works"
+    assert shortage(needs, Place("sample.backend", 80 * GIB, 1.0, 1, vllm=False, free=30 * GIB)) is None
+    assert shortage(needs, Place("sample.backend", 80 * GIB, 0.9, 1, free=72 * GIB)) is None
+
+
+def test_a_gpu_that_is_in_use_is_refused_at_the_door(card, tmp_path):
+    planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=qlora")
+    card(80, free=5)
+    with pytest.raises(Refusal, match="needs 13.6 GiB at least .* and there are 5 GiB .what is free of memory=0.9"):
+        forecast.check_engines(planned, planned.steps)
+
+
 class SmallGpu:
     """What vLLM's platform says on a GPU of 64 KiB."""
 
@@ -108,6 +128,7 @@ def test_make_plan_shows_the_plan_and_refuses_as_a_run_would(card, tmp_path, cap
     (tmp_path / "model").mkdir()
     write_json(tmp_path / "model" / "config.json", LLAMA_7B)
     given = ["prompts=playground", f"sft.model={tmp_path / 'model'}", "sample.per_round=100", f"store={tmp_path / 's'}"]
+    given.append("dtype=bfloat16")
     cfg = composed(*given, "dry_run=true")
     card(12)
     assert drive(cfg) == REFUSED

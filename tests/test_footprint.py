@@ -6,10 +6,11 @@ import polars as pl
 import pytest
 
 from pipeline import footprint, forecast, lineage, machine, moments, outlook
-from pipeline.artifacts import write_json, write_table
+from pipeline.artifacts import Model, write_json, write_table
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.runner import prepare
+from pipeline.training import ahead
 from tests.house import SMALL, composed
 from tests.preferences import FULL, LORA, QLORA, dpo
 
@@ -165,11 +166,33 @@ def test_auto_on_a_cpu_and_where_rows_belong_together(card):
     assert outlook.rows_at_once(None, coupled, 100, 1) == 6
 
 
+def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card, tmp_path):
+    """Another number of rows at once would round otherwise, and the resumed weights would differ."""
+    init = Model(tmp_path / "sft")
+    write_json(init.path / "model.json", {"weights": "weights", "tokenizer": "weights"})
+    write_json(init.path / "weights" / "config.json", LLAMA_1B)
+    ids = {"prompt_ids": [[1] * 1000] * 8, "chosen_ids": [[1] * 1000] * 8, "rejected_ids": [[1] * 1000] * 8}
+    cfg, rows = settled(RANK_16, batch=8, micro_batch="auto"), {"train": pl.DataFrame(ids)}
+
+    def rows_at_once(name: str, free: float) -> int:
+        card(80, free=free)
+        return ahead.look_ahead(cfg, init, rows, 1, tmp_path / name).runtime.at_once
+
+    tight, roomy = rows_at_once("tight", 6), rows_at_once("roomy", 80)
+    assert tight < roomy == 8
+    assert (rows_at_once("tight", 80), rows_at_once("roomy", 80)) == (tight, roomy)
+    with pytest.raises(Refusal, match="train needs about"):
+        rows_at_once("none", 2)
+    assert rows_at_once("none", 80) == 8, "what was refused settles nothing"
+    with pytest.raises(Refusal, match="There are 5.4 GiB .runtime.memory=0.9 of 6 GiB free on NVIDIA"):
+        rows_at_once("roomy", 6)
+
+
 def test_too_little_memory_says_what_it_needs_what_there_is_and_what_to_lower(card):
     card(24)
     said = outlook.short_of_memory(shape(LLAMA_7B), settled(FULL), 2, 2048, 1)
     assert said and "weights 37.2 GiB, gradients 25.1 GiB, optimizer 50.2 GiB" in said
-    assert "There are 21.6 GiB (runtime.memory=0.9 of 24 GiB of NVIDIA H100" in said
+    assert "There are 21.6 GiB (runtime.memory=0.9 of 24 GiB free on NVIDIA H100" in said
     assert "Lower train.runtime.micro_batch, limits, or give" in said and "adapter@train.adapter=lora or qlora" in said
     overruled = settled(FULL, runtime={"memory": 9.0})
     assert outlook.short_of_memory(shape(LLAMA_7B), overruled, 2, 2048, 1) is None
@@ -190,7 +213,7 @@ def planned_on(tmp_path, config: dict, *words: str):
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text(json.dumps(config))
     given = ["prompts=playground", f"sft.model={model}", "sample.per_round=100", f"store={tmp_path / 'store'}"]
-    cfg = composed(*given, "dry_run=true", *words)
+    cfg = composed(*given, "dtype=bfloat16", "dry_run=true", *words)
     return prepare(cfg, [plan(cfg)])
 
 

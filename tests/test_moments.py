@@ -1,17 +1,21 @@
 """What a training is said to hold: against the bytes of every tensor that a real training of it held at its fullest."""
 
+import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import footprint, moments
-from pipeline.artifacts import Model, write_json
+from pipeline import footprint, moments, spawn
+from pipeline.artifacts import Model, Pairs, write_json, write_table
 from pipeline.config import TrainConfig
 from pipeline.footprint import shape_in
-from tests.house import SMALL, composed
-from tests.preferences import FULL, LORA, QLORA, dpo
+from tests.house import HOUSE, SMALL, composed
+from tests.preferences import FULL, LORA, QLORA, dpo, text, write_logps
 from tests.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.model
@@ -214,6 +218,49 @@ def test_bytes_of_a_look(models, tmp_path, dtype):
     shape = shape_in(Path(init.weights))
     *_, look = moments.Training(shape, cfg, 4, LONGEST, 1, gpu=False).moments()
     assert look.logits == pytest.approx(held.most - held.held, rel=0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not tell a process' peak here")
+@pytest.mark.parametrize("rows", [2, 8])
+@pytest.mark.parametrize("adapter", [FULL, RANK_16], ids=["full", "lora"])
+def test_a_whole_process_on_a_cpu_comes_to_what_the_plan_tells(tmp_path, adapter, rows):
+    """As the kernel counts it: libraries, weights as they are read, what the allocator keeps, and every moment."""
+    import polars as pl
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    init = Model(tmp_path / "sft" / "model")
+    tiny_tokenizer(init.path / "weights")
+    widths = {**WIDTHS, "num_hidden_layers": 12, "vocab_size": 16384, "tie_word_embeddings": True}
+    LlamaForCausalLM(LlamaConfig(**widths)).save_pretrained(init.path / "weights")
+    write_json(init.path / "model.json", {"weights": "weights", "tokenizer": "weights"})
+    write_table(tmp_path / "pairs" / "train.parquet", table := pl.DataFrame(long_pairs(init, 2 * rows)))
+    write_table(tmp_path / "pairs" / "dev.parquet", table.clear())
+    write_logps(tmp_path / "logps", init, Pairs(tmp_path / "pairs"))
+    cfg = dpo({**adapter, "learning_rate": 1e-5}, batch=rows, micro_batch=rows, guards={"prompts": 0})
+    cfg = cfg.model_copy(update={"gradient_checkpointing": True, "max_length": LONGEST})
+    write_json(tmp_path / "config.json", cfg.model_dump(mode="json"))
+
+    run = [sys.executable, "-m", "tests.whole_training", str(tmp_path)]
+    environment = {**spawn.ENVIRONMENT, **os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    found = int(subprocess.run(run, cwd=HOUSE, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+    told = json.loads((tmp_path / "train" / "cost.json").read_text())["memory_estimate_gib"] * footprint.GIB
+    assert told == pytest.approx(found, rel=0.1)
+
+
+def long_pairs(model: Model, count: int) -> list[dict[str, Any]]:
+    """Both sides of each have `LONGEST` tokens, prompt and answer together."""
+    from transformers import AutoTokenizer
+
+    tokenizer, draw, rows = AutoTokenizer.from_pretrained(model.tokenizer), random.Random(0), []
+    for number in range(count):
+        row: dict[str, Any] = {"prompt_id": f"p{number}", "prompt": [{"role": "user", "content": "name"}]}
+        row["prompt_token_ids"] = [10 + number] * PROMPT
+        for side in ("chosen", "rejected"):
+            ids = tokenizer(text(draw, LONGEST, LONGEST))["input_ids"][: LONGEST - PROMPT]
+            row[side] = [{"role": "assistant", "content": tokenizer.decode(ids)}]
+            row |= {f"{side}_id": f"{number}-{side}", f"{side}_token_ids": ids}
+        rows.append(row)
+    return rows
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

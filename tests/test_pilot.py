@@ -114,7 +114,7 @@ def test_a_later_wave_that_drew_nothing_makes_no_other_wave_free(tmp_path):
 
 def test_the_gpus_are_paid_for_every_hour_that_they_are_there(told, monkeypatch):
     whole = told[0].model_copy(update={"cost": told[0].cost.model_copy(update={"gpu_hour": 2.5})})
-    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("NVIDIA H100", 80 << 30)] * 2)
+    monkeypatch.setattr(machine, "gpus", lambda: [machine.Gpu("NVIDIA H100", 80 << 30, 80 << 30, 9.0)] * 2)
     assert gpu_money(whole, hours=3.0) == 15 and gpu_money(told[0], hours=3.0) is None
     shown = "\n".join(lines({**told[1], "gpu_money": 15.0}))
     assert "20.00 for judges and servers · 15.00 for the GPUs of this machine" in shown

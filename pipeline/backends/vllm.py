@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pipeline import engines
+from pipeline import engines, machine
 from pipeline.artifacts import Model
 from pipeline.backends import COUNT_EVERY, Completion, OnTokens, Request
 from pipeline.backends.adapters import engine_rank
@@ -72,7 +72,8 @@ class Vllm:
             return
         needs, runtime = engines.needs_in(files, self.cfg.dtype, self._longest()), self.cfg.runtime
         device = platform.get_device_total_memory()
-        place = engines.Place(self.knob, device, runtime.memory, runtime.tensor_parallel)
+        free = min((gpu.free for gpu in machine.gpus()), default=device)
+        place = engines.Place(self.knob, device, runtime.memory, runtime.tensor_parallel, free=free)
         if needs and (short := engines.shortage(needs, place)):
             raise Refusal(short)
 

@@ -191,7 +191,7 @@ class Config(Block):
     limits: Limits
     max_length: PositiveInt
     template: Template
-    dtype: Dtype
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]  # as it was asked for; each model's block has it resolved
 
     prompts: PromptsConfig
     base: BaseConfig | None

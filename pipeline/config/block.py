@@ -19,9 +19,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
+from pipeline import machine
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and torch both take
-Dtype = Literal["float32", "bfloat16", "float16"]
+# `auto` is what the device here computes in. Reading the config resolves it, so that no identity holds `auto`.
+resolved = AfterValidator(machine.resolve_dtype)
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], resolved]
+TrainingDtype = Annotated[Literal["auto", "float32", "bfloat16"], resolved]  # float16 overflows without loss scaling
 Workers = Literal["auto"] | PositiveInt  # processes of one stage, each with GPUs of its own
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Seed, Share
+from pipeline.config.block import Block, Seed, Share, TrainingDtype
 from pipeline.config.demonstrations import Rehearsed
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.launching import SHARDED, LaunchedRuntime, TrainerRuntime
@@ -29,7 +29,7 @@ class Optimization(Block):
     weight_decay: NonNegativeFloat
     clip: PositiveFloat
     max_length: PositiveInt
-    dtype: Literal["float32", "bfloat16"]  # float16 overflows without loss scaling
+    dtype: TrainingDtype
     gradient_checkpointing: bool
     seed: Seed
     runtime: TrainerRuntime

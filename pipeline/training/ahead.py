@@ -20,7 +20,7 @@ from pipeline.progress import SIGN
 if TYPE_CHECKING:
     import polars as pl
 
-SETTLED = "micro_batch.json"  # in scratch: what a resumed training goes on with
+SETTLED = "micro_batch.json"  # in scratch: what a resumed training goes on with, whatever memory is free by then
 
 
 class OutOfMemory(Exception):
@@ -36,7 +36,7 @@ def look_ahead(cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", w
     if few := cfg.few_steps(steps):
         print(f"! train: {few}.", file=sys.stderr, flush=True)
     write_json(out / "ahead.json", {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": found})
-    cfg = with_rows(cfg, _settled(cfg, shape, longest, world, out))
+    auto, cfg = cfg.runtime.micro_batch == "auto", with_rows(cfg, _settled(cfg, shape, longest, world, out))
     at_once = cfg.runtime.at_once
     first = f"{many(steps, 'step')} of {cfg.batch} · {many(table.height, 'row', grouped=True)} · {tokens:,} tokens"
     print(SIGN, "train", first, f"· {at_once} at once", file=sys.stderr)
@@ -49,6 +49,8 @@ def look_ahead(cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", w
         short = outlook.short_of_memory(shape, cfg, at_once, longest, world) or outlook.short_of_disk(shape, cfg, out)
         if short:
             raise Refusal(short)
+    if auto:
+        write_json(out / "scratch" / SETTLED, at_once)
     return cfg
 
 
@@ -62,7 +64,8 @@ def _settled(cfg: TrainConfig, shape: footprint.Shape | None, longest: int, worl
     known = out / "scratch" / SETTLED
     if cfg.runtime.micro_batch == "auto" and known.exists():
         found: int = json.loads(known.read_text())
-        return found
+        if cfg.batch // world % found == 0:  # fewer processes than before may share the batch otherwise
+            return found
     return outlook.rows_at_once(shape, cfg, longest, world)
 
 
