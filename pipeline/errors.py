@@ -10,7 +10,13 @@ Answer = TypeVar("Answer")
 
 
 class Refusal(Exception):
-    """Wrong usage, config or input: exit code 2, its text is printed as it stands and no traceback is shown."""
+    """Wrong usage, config or input: exit code 2, its text is printed as it stands and no traceback is shown.
+
+    Each argument is a reason by itself.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class Broken(Exception):
@@ -19,15 +25,25 @@ class Broken(Exception):
 
 def together(asked: Iterable[Callable[[], Answer]]) -> list[Answer]:
     """What each of them answers; where some refuse, all that they say, at once."""
+    answers, faults = _collect(asked)
+    if faults:
+        raise Refusal(*faults)
+    return answers
+
+
+def refusals(asked: Iterable[Callable[[], object]]) -> list[str]:
+    """Every reason of those that refuse, once."""
+    return _collect(asked)[1]
+
+
+def _collect(asked: Iterable[Callable[[], Answer]]) -> tuple[list[Answer], list[str]]:
     answers, faults = [], dict[str, None]()
     for one in asked:
         try:
             answers.append(one())
         except Refusal as refusal:
-            faults[str(refusal)] = None
-    if faults:
-        raise Refusal("\n".join(faults))
-    return answers
+            faults |= dict.fromkeys(refusal.args)
+    return answers, [*faults]
 
 
 def nearest(word: str, known: list[str]) -> str:

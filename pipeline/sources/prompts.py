@@ -16,6 +16,7 @@ from pipeline.config import FileRows, PromptRows
 from pipeline.errors import Refusal, nearest
 from pipeline.plural import many
 from pipeline.sources.jsonl import SHOWN
+from pipeline.sources.prompt_checks import Summary
 from pipeline.sources.prompt_shapes import BY_COLUMNS, SHAPES, Messages, shape_of
 from pipeline.sources.rows import BATCH, Fault, Row, each_row
 
@@ -38,20 +39,35 @@ class Read:
 
 def read_prompts(asked: PromptRows, knob: str, on_bad_row: str = "fail") -> Read:
     """By batches, so that only one of them exists as Python objects at a time."""
-    if asked.shape == "columns" and not asked.columns:
-        raise Refusal(f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …}} with the file's names.")
     read = Read()
     rows = _converted(asked, knob, read.bad)
     batches = (pl.DataFrame(batch, schema=ROW) for batch in iter(lambda: list(islice(rows, BATCH)), []))
     read.rows = pl.concat([read.rows, *batches])
-    if read.bad and on_bad_row == "fail":
-        raise Refusal(_refused(asked, knob, read))
-    if not read.rows.height:
-        raise Refusal(f'{_name(asked)}: holds no prompt. Expected rows such as {{"prompt": "Who are you?"}}.')
+    _check_rows(asked, knob, on_bad_row, read.rows.height, read.bad)
     return read
 
 
+def summarize_prompts(asked: PromptRows, knob: str, on_bad_row: str = "fail") -> Summary:
+    """Refuses what `read_prompts` refuses, and keeps no row."""
+    bad: list[tuple[str, str]] = []
+    count, columns = 0, set[str]()
+    for row in _converted(asked, knob, bad):
+        count += 1
+        columns |= json.loads(row["columns"]).keys()
+    _check_rows(asked, knob, on_bad_row, count, bad)
+    return Summary(count, frozenset(columns))
+
+
+def _check_rows(asked: PromptRows, knob: str, on_bad_row: str, usable: int, bad: list[tuple[str, str]]) -> None:
+    if bad and on_bad_row == "fail":
+        raise Refusal(_refused(asked, knob, usable, bad))
+    if not usable:
+        raise Refusal(f'{_name(asked)}: holds no prompt. Expected rows such as {{"prompt": "Who are you?"}}.')
+
+
 def _converted(asked: PromptRows, knob: str, bad: list[tuple[str, str]]) -> Iterator[Row]:
+    if asked.shape == "columns" and not asked.columns:
+        raise Refusal(f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …}} with the file's names.")
     shape: str = asked.shape
     seen: set[str] = set()
     for place, fault, row in each_row(asked.source, knob):
@@ -74,10 +90,10 @@ def _new(row: Row, seen: set[str]) -> Row:
     return row
 
 
-def _refused(asked: PromptRows, knob: str, read: Read) -> str:
-    shown = [f"  {place}: {fault}" for place, fault in read.bad[:SHOWN]]
-    more = [f"  … and {len(read.bad) - SHOWN} more"] if len(read.bad) > SHOWN else []
-    head = f"{_name(asked)}: {len(read.bad)} of {many(len(read.bad) + read.rows.height, 'row')} cannot be used:"
+def _refused(asked: PromptRows, knob: str, usable: int, bad: list[tuple[str, str]]) -> str:
+    shown = [f"  {place}: {fault}" for place, fault in bad[:SHOWN]]
+    more = [f"  … and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+    head = f"{_name(asked)}: {len(bad)} of {many(len(bad) + usable, 'row')} cannot be used:"
     skip = "" if "." in knob else f", or leave them out and count them with {knob}.on_bad_row=skip"
     return "\n".join([head, *shown, *more, f"  Mend them{skip}."])
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from pipeline import served
 from pipeline.config import EndpointEngine
-from pipeline.errors import Refusal
-from pipeline.scorers.judging import Question, Reply
+from pipeline.scorers.judging import Question, Reply, not_installed
 from pipeline.scorers.judging.service import Service
 
 ALTERNATIVES = 20  # of the first token: as many as OpenAI gives
@@ -17,9 +16,7 @@ def endpoint(cfg: EndpointEngine, form: str, knob: str) -> Service:
     try:
         import openai
     except ImportError as error:
-        raise Refusal(
-            f"engine@{knob}=endpoint: the package openai is not installed ({error}). Type `make install`."
-        ) from error
+        raise not_installed(cfg, knob, error) from error
     client = served.client(openai.AsyncOpenAI, knob, cfg.runtime, openai.DefaultAioHttpClient())
 
     async def send(question: Question) -> Reply:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.config import VllmEngine
 from pipeline.errors import Refusal
-from pipeline.scorers.judging import Hear, Question, Reply
+from pipeline.scorers.judging import Hear, Question, Reply, not_installed
 from pipeline.scorers.judging.endpoint import schema
 
 ALTERNATIVES = 20
@@ -27,10 +27,7 @@ class Vllm:
             from vllm import LLM
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise Refusal(
-                f"engine@{knob}=vllm: vLLM cannot be imported here ({error}).\n"
-                f"  Run `make install`, or judge through a server: engine@{knob}=endpoint"
-            ) from error
+            raise not_installed(cfg, knob, error) from error
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             _set(ENVIRONMENT_ON_CPU)
