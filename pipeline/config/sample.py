@@ -167,7 +167,7 @@ class SampleConfig(Drawn):
     @model_validator(mode="after")
     def _more_differ(self) -> Self:
         if self.more and not self._hot():
-            raise ValueError("more: every setting has temperature=0 and would draw the same again; give more=[]")
+            raise ValueError("more: every setting has temperature 0 and would draw the same again; give more=[]")
         return self
 
     def draw(self, purpose: str, round: int = 1) -> "Draw":

@@ -31,7 +31,7 @@ def checks_of_given(step: Step) -> Iterator[Callable[[], object]]:
     match step.config:
         case ScoreConfig() as cfg:
             for name, scorer in cfg.scorers.items():
-                yield partial(check_scorer, f"the scorer {name}", scorer)
+                yield partial(check_scorer, f"{step.knob}.scorers.{name}", scorer)
                 if isinstance(scorer, Judge):
                     yield from checks_of_judge(scorer, f"{step.knob}.scorers.{name}")
             for name, scorer in cfg.local.items():
@@ -65,13 +65,13 @@ def check_package(cfg: Judge, knob: str) -> None:
         raise not_installed(cfg.engine, knob, ModuleNotFoundError(f"No module named {name!r}"))
 
 
-def check_scorer(name: str, scorer: object) -> None:
+def check_scorer(knob: str, scorer: object) -> None:
     match scorer:
         case LanguageScorer():
-            check_languages(scorer.languages, f"{name}: languages")
+            check_languages(scorer.languages, f"{knob}.languages")
         case JsonScorer(schema_file=str(path)) if is_there(path):
-            schema_of(path)
+            schema_of(path, knob)
         case FunctionScorer(function=own) if own.file is None or is_there(own.file):
-            check_function(own, own.place, own.name, own.file is not None)
+            check_function(own, own.place, own.name, own.file is not None, knob)
         case LabelsScorer(path=path) if is_there(path):
             read_labels(Path(path).expanduser())

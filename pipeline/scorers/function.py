@@ -22,12 +22,12 @@ from pipeline.scorers import Answer, Mark
 
 
 class UserFunction:
-    def __init__(self, cfg: FunctionScorer):
-        self.cfg = cfg
+    def __init__(self, cfg: FunctionScorer, knob: str = "score.scorers.NAME"):
+        self.cfg, self.knob = cfg, knob
         self._function: Callable[..., Any] | None = None
 
     def mark(self, answers: list[Answer]) -> Iterator[Mark]:
-        self._function = self._function or load(self.cfg.function)
+        self._function = self._function or load(self.cfg.function, self.knob)
         for _, candidates in groupby(answers, key=lambda answer: answer.prompt_id):
             yield from self._marks(self._function, list(candidates))
 
@@ -72,20 +72,22 @@ def arguments(answers: list[Answer]) -> dict[str, list[Any]]:
     }
 
 
-def load(name: Function) -> Callable[..., Any]:
+def load(name: Function, knob: str = "score.scorers.NAME") -> Callable[..., Any]:
     try:
         module = _from_file(name.file) if name.file else importlib.import_module(name.place)
     except (Exception, SystemExit) as error:
         raise Refusal(
-            f"function={name}: {name.place} cannot be imported ({last_line(error)}).\n"
+            f"{knob}.function={name}: {name.place} cannot be imported ({last_line(error)}).\n"
             "  Give ./file.py:name or package.module.name, and see that it imports by itself."
         ) from error
     function = getattr(module, name.name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise Refusal(f"function={name}: {name.place} has no function {name.name}. {nearest(name.name, known)}")
+        raise Refusal(f"{knob}.function={name}: {name.place} has no function {name.name}. {nearest(name.name, known)}")
     if inspect.iscoroutinefunction(function):
-        raise Refusal(f"function={name}: it is async, and functions are called one after the other. Give a plain one.")
+        raise Refusal(
+            f"{knob}.function={name}: it is async, and functions are called one after the other. Give a plain one."
+        )
     return function
 
 

@@ -102,7 +102,7 @@ def _number(place: str, row: Row) -> float:
 def verdict_of(place: str, told: Any) -> str | None:
     word = str(told or "").strip().lower()
     if word and word not in A_WINS:
-        raise Refusal(f"{place}: verdict={told!r}. Expected a, b or tie, or nothing where nobody judged.")
+        raise Refusal(f"{place}: its verdict is {told!r}. Expected a, b or tie, or nothing where nobody judged.")
     return word or None
 
 

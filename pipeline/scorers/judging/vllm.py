@@ -20,7 +20,7 @@ ENVIRONMENT_ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABL
 
 class Vllm:
     def __init__(self, cfg: VllmEngine, form: str, knob: str):
-        self.cfg, self.form = cfg, form
+        self.cfg, self.form, self.knob = cfg, form, knob
         self.name = Path(cfg.model).name if cfg.model.local else str(cfg.model)
         _set(ENVIRONMENT)
         try:
@@ -71,9 +71,8 @@ class Vllm:
             yield question, self._reply(output)
         for question in block:
             if question not in fitting:
-                fault = (
-                    f"a question of {len(ids[question])} tokens is longer than engine.max_length={self.cfg.max_length}"
-                )
+                longest = f"{self.knob}.max_length={self.cfg.max_length}"
+                fault = f"a question of {len(ids[question])} tokens is longer than {longest}"
                 yield question, Reply(None, fault=fault)
 
     def _ids(self, question: Question) -> list[int]:
