@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from pipeline import door, forecast, served, store
 from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.content import commit_of
-from pipeline.errors import DONE, REFUSED, Refusal, explain_disk_fault
+from pipeline.errors import DONE, REFUSED, Refusal, explain_disk_fault, refusals
 from pipeline.marker import register_runs
 from pipeline.plan import plan
-from pipeline.runner import StepFailed, dry_run, prepare, run, select
+from pipeline.plural import many
+from pipeline.runner import StepFailed, dry_run, outline, run, select
 from pipeline.step import pinned
 from pipeline.survey import Planned, unbuilt
 
@@ -26,15 +28,12 @@ def drive(cfg: Config, story: Path | None = None) -> int:
     served.name_keys(cfg.model_dump(mode="json"))
     try:
         cfg = cfg if cfg.dry_run else pinned(cfg, functools.cache(commit_of))
-        planned = prepare(cfg, select(plan(cfg), cfg.until))
+        planned = outline(cfg, select(plan(cfg), cfg.until))
         if cfg.dry_run:
-            dry_run(cfg, planned)
-            warn(planned)
-            forecast.check_engines(planned, unbuilt(planned))
-            door.check_trackers(unbuilt(planned))
+            show(cfg, planned)
             return DONE
-        door.check(unbuilt(planned))
-        forecast.check(planned, unbuilt(planned))
+        if faults := refused(planned):
+            raise Refusal(*faults)
         warn(planned)
         with store.at_work(cfg.store, lambda: print(f"waiting: {cfg.store} is being pruned", flush=True)):
             register_runs(cfg.store, cfg.runs)
@@ -59,6 +58,31 @@ def drive(cfg: Config, story: Path | None = None) -> int:
         print()  # the line that was being painted ends here
         print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
         raise
+
+
+def refused(planned: Planned) -> list[str]:
+    """Every reason why a run of this plan is refused before anything is built."""
+    coming = unbuilt(planned)
+    built = [step for step in planned.steps if step not in coming] if coming else []
+    made = (one for step in built for one in door.checks_of_made(step, planned.folder, coming))
+    return [*planned.faults, *refusals(chain(door.checks(coming), made, forecast.checks(planned, coming)))]
+
+
+def show(cfg: Config, planned: Planned) -> None:
+    """The plan, and whatever a run here would refuse, in its own words; the last line counts both."""
+    found = dry_run(cfg, planned)
+    for line in door.unread(unbuilt(planned)):
+        print(line)
+    sys.stdout.flush()
+    warn(planned)
+    faults = refused(planned)
+    if faults:
+        print("A run here would be refused:")
+    for fault in faults:
+        print(fault)
+    counted = f" · a run here would be refused for {many(len(faults), 'reason')}" if faults else ""
+    to_do = sum(manifest is None for manifest, _ in found.values())
+    print(f"{many(len(planned.steps), 'step')}, {to_do} to do{counted}", flush=True)
 
 
 def warn(planned: Planned) -> None:

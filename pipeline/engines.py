@@ -10,12 +10,22 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import Refusal
 from pipeline.footprint import Shape, amount, shape_of
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FLOATS = {"F64", "F32", "F16", "BF16"}  # loaded in the dtype that was asked for; what is quantised stays as it is
 BITS = {"F8": 8, "I8": 8, "U8": 8, "BOOL": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
 INDEX = "model.safetensors.index.json"
+
+
+def without_vllm(knob: str, error: ImportError) -> Refusal:
+    """`knob` is the block of the config that draws with vLLM."""
+    return Refusal(
+        f"{knob}: vLLM cannot be imported here ({error}).\n"
+        "  Run `make install`, or draw with transformers: backend@sample.backend=transformers "
+        "backend@exam.sample.backend=transformers"
+    )
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,18 @@ Answer = TypeVar("Answer")
 class Said(Exception):
     """An error whose text is for a person: whatever it quotes, it can be printed and written."""
 
-    def __init__(self, said: object = ""):
-        super().__init__(str(said).encode("utf-8", "backslashreplace").decode())
+    def __init__(self, *said: object):
+        super().__init__(*(str(one).encode("utf-8", "backslashreplace").decode() for one in said))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class Refusal(Said):
-    """Wrong usage, config or input: exit code 2, its text is printed as it stands and no traceback is shown."""
+    """Wrong usage, config or input: exit code 2, its text is printed as it stands and no traceback is shown.
+
+    Each argument is a reason by itself.
+    """
 
 
 class Unrenderable(Refusal):
@@ -83,15 +89,25 @@ def exit_on_signals() -> None:
 
 def together(asked: Iterable[Callable[[], Answer]]) -> list[Answer]:
     """What each of them answers; where some refuse, all that they say, at once."""
+    answers, faults = _collect(asked)
+    if faults:
+        raise Refusal(*faults)
+    return answers
+
+
+def refusals(asked: Iterable[Callable[[], object]]) -> list[str]:
+    """Every reason of those that refuse, once."""
+    return _collect(asked)[1]
+
+
+def _collect(asked: Iterable[Callable[[], Answer]]) -> tuple[list[Answer], list[str]]:
     answers, faults = [], dict[str, None]()
     for one in asked:
         try:
             answers.append(one())
         except Refusal as refusal:
-            faults[str(refusal)] = None
-    if faults:
-        raise Refusal("\n".join(faults))
-    return answers
+            faults |= dict.fromkeys(refusal.args)
+    return answers, [*faults]
 
 
 def shown(text: str, most: int = 300) -> str:

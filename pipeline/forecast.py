@@ -3,13 +3,14 @@
 Exact where the pairs are in the store, at most so much where they are not; silent about what nobody knows yet.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from pipeline import engines, footprint, machine, outlook, store
 from pipeline.artifacts import Pairs, read_json
 from pipeline.config import Config, Conversation, Draw, LoraAdapter, TrainConfig, TransformersBackend, VllmBackend
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import Refusal, nearest, together
 from pipeline.footprint import Shape
 from pipeline.lineage import shape_of, weights_of
 from pipeline.plural import many
@@ -18,11 +19,20 @@ from pipeline.survey import Found, Planned
 
 
 def check(planned: Planned, coming: list[Step]) -> None:
-    """Refuses what cannot run here: an engine that no GPU holds, and trainings whatever their pairs are."""
-    check_engines(planned, coming)
+    """Refuses what cannot run here: engines that no GPU holds, and trainings by what is known of their pairs."""
+    together(checks(planned, coming))
+
+
+def checks(planned: Planned, coming: list[Step]) -> Iterator[Callable[[], None]]:
+    yield partial(check_engines, planned, coming)
     for step in coming:
-        if isinstance(step.config, TrainConfig) and (fault := _unfit(planned, step, step.config)):
-            raise Refusal(fault)
+        if isinstance(step.config, TrainConfig):
+            yield partial(_check_training, planned, step, step.config)
+
+
+def _check_training(planned: Planned, step: Step, cfg: TrainConfig) -> None:
+    if fault := _unfit(planned, step, cfg, *_at_once(planned, step, cfg, _lengths(planned, step, cfg))):
+        raise Refusal(fault)
 
 
 def _unfit(planned: Planned, step: Step, cfg: TrainConfig, rows: int = 0, longest: int = 0) -> str | None:
@@ -53,9 +63,9 @@ def _no_such_layer(planned: Planned, step: Step, cfg: TrainConfig) -> str | None
 
 def check_engines(planned: Planned, coming: list[Step]) -> None:
     """Refuses draws from a model that the GPUs here cannot hold."""
-    for _, needs, place in _engines(planned, coming):
-        if place and (short := engines.shortage(needs, place)):
-            raise Refusal(short)
+    found = [engines.shortage(needs, place) for _, needs, place in _engines(planned, coming) if place]
+    if short := [fault for fault in dict.fromkeys(found) if fault]:
+        raise Refusal(*short)
 
 
 def dtype_lines(cfg: Config) -> Iterator[str]:
@@ -149,8 +159,7 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
         yield f"! {cfg.low_rate}"
     if rows and (few := cfg.few_steps(footprint.steps(cfg, rows))):  # fewer rows make fewer steps still
         yield f"! {few}"
-    at_once = outlook.rows_at_once(shape, cfg, longest, world) if known else 0
-    if fault := _unfit(planned, step, cfg, at_once, longest if known else 0):
+    if fault := _unfit(planned, step, cfg, *_at_once(planned, step, cfg, known)):
         yield from f"! a run here refuses this: {fault}".splitlines()
 
 
@@ -172,6 +181,14 @@ def training_seconds(planned: Planned, step: Step, cfg: TrainConfig) -> float | 
     steps, tokens = _reads(cfg, rows, sides, known)
     world, pace = cfg.runtime.world(len(machine.gpus())), _measured(planned, step, shape)
     return outlook.seconds(shape, cfg, tokens, world, pace, steps)
+
+
+def _at_once(planned: Planned, step: Step, cfg: TrainConfig, known: list[int]) -> tuple[int, int]:
+    """Rows that are trained together and the longest of them; 0, 0 where the pairs are not known."""
+    if not known:
+        return 0, 0
+    shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(machine.gpus()))
+    return outlook.rows_at_once(shape, cfg, max(known), world), max(known)
 
 
 def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:

@@ -78,7 +78,7 @@ def room(cfg: TrainConfig) -> tuple[float, str]:
     size, where = machine.memory()
     sharing = 1 if machine.gpus() else cfg.runtime.count(0)
     among = f", for each of {sharing} processes" if sharing > 1 else ""
-    said = f"runtime.memory={cfg.runtime.memory:g} of {amount(size)} {where}{among}"
+    said = f"train.runtime.memory={cfg.runtime.memory:g} of {amount(size)} {where}{among}"
     return size * cfg.runtime.memory / sharing, said
 
 

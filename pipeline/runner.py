@@ -1,5 +1,6 @@
 """Runs a plan: finds what is built, spawns one worker per Step for the rest, and prints the ledger."""
 
+import errno
 import os
 import time
 from collections.abc import Iterable
@@ -12,13 +13,13 @@ from pipeline import door, durations, forecast, machine, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config, TrainConfig
 from pipeline.content import ContentCache
-from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest, together
+from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest, refusals
 from pipeline.ledger import Ledger, told_in_short
 from pipeline.merge import MERGED
 from pipeline.plural import many
 from pipeline.spawn import failure, spawn, told
 from pipeline.step import STAGE_VERSIONS, Identity, Step, floats, place_of
-from pipeline.survey import PRUNED, Planned, inputs_of, look, read_by, survey
+from pipeline.survey import PRUNED, Found, Planned, inputs_of, look, read_by, survey
 
 DEVICE = cache(machine.device)  # it asks the driver of the GPUs
 
@@ -52,36 +53,56 @@ def select(last: Step, until: str | None) -> list[Step]:
 
 
 def prepare(cfg: Config, targets: Iterable[Step]) -> Planned:
+    """The Steps in order with their fingerprints; refused where one of them reads a file that is not there."""
+    planned = outline(cfg, targets)
+    if planned.faults:
+        raise Refusal(*planned.faults)
+    return planned
+
+
+def outline(cfg: Config, targets: Iterable[Step]) -> Planned:
+    """As `prepare`, but what it would refuse is in `faults`, so that the rest of the plan is judged all the same."""
     targets = list(targets)
     cache = ContentCache(cfg.store / ".contents.json")
-    identity = Identity(lambda path: cache.of(Path(path)))
+    strict, lenient = Identity(lambda path: cache.of(Path(path))), Identity(partial(_content_if_any, cache))
     steps = [step for target in targets for step in target.ancestors()]
+    unknown = [step for step in steps if refusals([partial(strict.fingerprint, step)])]
+    faults = refusals(partial(strict.fingerprint, step) for step in unknown)
+    faults += refusals(partial(_writable, knob, root, cfg.dry_run) for knob, root in _written(cfg))
+    identity = lenient if unknown else strict
     order: dict[str, Step] = {}
-    for fingerprint, step in zip(together(partial(identity.fingerprint, one) for one in steps), steps, strict=True):
-        order.setdefault(fingerprint, step)
-    if not cfg.dry_run:
-        _writable("store", cfg.store)
-        _writable("runs", cfg.runs)
+    for step in steps:
+        order.setdefault(identity.fingerprint(step), step)
+    if not cfg.dry_run and not faults:
         cache.save()
         missing = (store.folder(cfg.store, step.stage, name) for name, step in order.items())
         store.check_places(place for place in missing if store.read_manifest(place) is None)
-    return Planned(list(order.values()), targets, identity, cfg.store)
+    nowhere = frozenset(map(identity.fingerprint, unknown))
+    return Planned(list(order.values()), targets, identity, cfg.store, tuple(faults), nowhere)
 
 
-def dry_run(cfg: Config, planned: Planned) -> None:
+def _content_if_any(cache: ContentCache, path: str) -> str:
+    try:
+        return cache.of(Path(path))
+    except OSError:
+        return f"? {path}"
+
+
+def dry_run(cfg: Config, planned: Planned) -> dict[str, Found]:
     """The ledger of what is there and what a run would build; touches nothing."""
     ledger, found = Ledger(None), survey(planned, cfg.verify)
     for step in planned.steps:
-        manifest, reason = found[planned.fingerprint(step)]
-        mark = "~" if floats(step) else ""
+        fingerprint = planned.fingerprint(step)
+        manifest, reason = found[fingerprint]
+        shown = "?" if fingerprint in planned.unknown else f"{fingerprint}~" if floats(step) else fingerprint
         if manifest and not store.hollow(manifest) and _lacks_merged(planned, step):
             reason = "is to be merged, without training again"
-        ledger.line("○" if manifest is None else "✓", step, planned.fingerprint(step) + mark, note=reason)
+        ledger.line("○" if manifest is None else "✓", step, shown, note=reason)
     to_do = [step for step in planned.steps if found[planned.fingerprint(step)][0] is None]
     times = durations.Durations(planned).lines(to_do)
     for said in chain(forecast.dtype_lines(cfg), forecast.lines(planned, found), times):
         print(said)
-    print(f"{many(len(planned.steps), 'step')}, {sum(manifest is None for manifest, _ in found.values())} to do")
+    return found
 
 
 def run(cfg: Config, planned: Planned, story: Path) -> Path:
@@ -192,13 +213,33 @@ def _link(story: Path, step: Step, folder: Path, number: int) -> None:
     link.symlink_to(folder.absolute())
 
 
-def _writable(knob: str, root: Path) -> None:
+def _written(cfg: Config) -> list[tuple[str, Path]]:
+    return [("store", cfg.store), ("runs", cfg.runs)]
+
+
+def _writable(knob: str, root: Path, look_only: bool) -> None:
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".writable-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
+        _would_be_written(root) if look_only else _is_written(root)
     except OSError as error:
         raise Refusal(
             f"{knob}={root}: cannot be written ({error.strerror}).\n  Give a folder that can, as {knob}=FOLDER."
         ) from error
+
+
+def _is_written(root: Path) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    probe = root / f".writable-{os.getpid()}"
+    probe.write_text("")
+    probe.unlink()
+
+
+def _would_be_written(root: Path) -> None:
+    """The same, told without writing: by the folder itself, or by the nearest one in which it would be made."""
+    there = next(place for place in (root, *root.absolute().parents) if os.path.lexists(place))
+    fault = 0
+    if not there.is_dir():
+        fault = errno.EEXIST if there == root else errno.ENOTDIR
+    elif not os.access(there, os.W_OK | os.X_OK):
+        fault = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+    if fault:
+        raise OSError(fault, os.strerror(fault))

@@ -19,6 +19,8 @@ class Planned:
     targets: list[Step]
     identity: Identity
     root: Path
+    faults: tuple[str, ...] = ()  # why some fingerprints cannot be known: files that are not there
+    unknown: frozenset[str] = frozenset()  # what stands in the place of those
 
     def fingerprint(self, step: Step) -> str:
         return self.identity.fingerprint(step)

@@ -1,6 +1,7 @@
 """pydantic judges what Hydra composed: every fault at once, each with who wrote it and what to write instead."""
 
 import math
+import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -11,6 +12,7 @@ from pipeline.errors import Refusal, nearest
 
 Asked = TypeVar("Asked", bound=BaseModel)
 Place = tuple[str, ...]
+KNOB = re.compile(r"(?<![\w.@+~=-])([a-z_]\w*)(?:\.\w+)*(?==)")  # as in `runtime.launch=ddp`
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,22 @@ def _fault(error: Any, written: Written, names: _Names) -> str:
         case "unshown":
             return f"{source}: {key}: {error['msg']}.  ({file})"
         case _:
-            said = error["msg"].removeprefix("Value error, ")
+            said = _in_full(error["msg"].removeprefix("Value error, "), place, value, written)
             shown = f"{key}={value!r}: " if not isinstance(value, dict) else f"{key}: " if key else ""
             return f"{source}: {shown}{said}.  ({file})" if key else said
+
+
+def _in_full(said: str, place: Place, block: Any, written: Written) -> str:
+    """A block names its own knobs without knowing where it is mounted; here they become what a person types."""
+    mounts = {mount.partition("@")[2] or mount: mount for mount in written.choices}
+
+    def full(word: re.Match[str]) -> str:
+        if word[1] not in block:
+            return word[0]
+        key = ".".join((*place, word[0]))
+        return mounts.get(key, key)  # a block that a file fills is chosen by its mount: adapter@train.adapter=lora
+
+    return KNOB.sub(full, said) if place and isinstance(block, dict) else said
 
 
 class Located(NamedTuple):

@@ -93,7 +93,7 @@ def test_values_that_must_be_given_are_all_named():
 
 def test_equal_samples_are_refused():
     text = said("recipes=smoke", "sample.settings.draw.temperature=0")
-    assert "n=8 at temperature=0 draws the same completion 8 times" in text
+    assert "settings.draw.n=8 at sample.settings.draw.temperature=0 draws the same completion 8 times" in text
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,10 @@ def test_equal_samples_are_refused():
         (['sample.settings.draw.stop=[""]'], "sample.settings.draw.stop.0='': String should have at least 1 character"),
         (["sample.settings.draw.few_shot=[{role: user, content: a}]"], "give each question with its answer"),
         (["exam.sample.settings.kl.system=hi"], "exam.sample: settings.kl: draws for the KL are the policy's own"),
-        (["sample.settings.draw={n: 1, temperature: 0}", "sample.more=[4]"], "would draw the same again; give more=[]"),
+        (
+            ["sample.settings.draw={n: 1, temperature: 0}", "sample.more=[4]"],
+            "would draw the same again; give sample.more=[]",
+        ),
         (["exam.sample.more=[4]"], "Give exam.sample.more=[]"),
         (["init=refit"], "init=refit: there is no refit block. Give init=refit refit=best"),
         (["refit=best"], "refit: init=previous passes it by"),

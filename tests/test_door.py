@@ -99,7 +99,10 @@ made = lambda completions: []
 @pytest.mark.parametrize(
     ("knobs", "said"),
     [
-        ({"kind": "language", "languages": ["en", "xx"]}, "scorer s: languages: xx is no language that is told apart"),
+        (
+            {"kind": "language", "languages": ["en", "xx"]},
+            "score.scorers.s.languages: xx is no language that is told apart",
+        ),
         ({"kind": "json", "schema_file": "no.json", "fenced": True}, "no JSON schema: 'nothing' is not valid"),
         ({"kind": "json", "schema_file": "own.py", "fenced": True}, "cannot be read as JSON"),
         ({"kind": "json", "schema_file": "yes.json", "fenced": True}, None),

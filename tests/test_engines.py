@@ -91,7 +91,8 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
     with pytest.raises(Refusal) as refusal:
         forecast.check(planned, planned.steps)
     needs, runtime = "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)", "exam.sample.backend.runtime"
-    assert str(refusal.value) == (
+    assert len(refusal.value.args) == 2 and refusal.value.args[1].startswith("sample.backend: the policy needs")
+    assert refusal.value.args[0] == (
         f"exam.sample.backend: the policy needs {needs}, and there are 10.8 GiB (memory=0.9 of 12 GiB).\n"
         "  Lower limits.prompt or limits.completion, give dtype=bfloat16 where it is float32,"
         f" raise {runtime}.memory, or give {runtime}.tensor_parallel=2 or more."
@@ -124,18 +125,21 @@ def test_a_policy_that_the_run_makes_is_judged_by_what_it_is_made_from(card, tmp
     assert by_hand.endswith("or draw with vLLM on several GPUs.")
 
 
-def test_make_plan_shows_the_plan_and_refuses_as_a_run_would(card, tmp_path, capsys):
+def test_make_plan_shows_the_plan_and_says_what_a_run_would_refuse(card, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     write_json(tmp_path / "model" / "config.json", LLAMA_7B)
     given = ["prompts=playground", f"sft.model={tmp_path / 'model'}", "sample.per_round=100", f"store={tmp_path / 's'}"]
     given.append("dtype=bfloat16")
     cfg = composed(*given, "dry_run=true")
     card(12)
-    assert drive(cfg) == REFUSED
-    shown = capsys.readouterr()
-    assert " to do\n" in shown.out and "sample.backend: the policy needs 13.6 GiB" in shown.err
+    assert drive(cfg) == DONE
+    assert "\nsample.backend: the policy needs 13.6 GiB" in capsys.readouterr().out
+    running = cfg.model_copy(update={"dry_run": False, "runs": tmp_path / "r"})
+    assert drive(running) == REFUSED
+    assert "\nsample.backend: the policy needs 13.6 GiB" in capsys.readouterr().err
     card(24)
     assert drive(cfg) == DONE
+    assert "the policy needs" not in capsys.readouterr().out
 
 
 def weights_file(file: Path, numbers: int) -> None:

@@ -71,8 +71,8 @@ MAY_IMPORT = {
     "exams": {"step", "config"},
     "ledger": {"step", "artifacts"},
     "spawn": {"step"},
-    # Whether any prompt fits is asked in sampling's own way, and people's labels are read as scorers read them.
-    "door": {"lineage", "step", "sampling", "scorers", "artifacts", "config"},
+    # Whether any prompt fits is asked in sampling's own way, and files are read as those read them that use them.
+    "door": {"lineage", "step", "sampling", "scorers", "sources", "pairing", "artifacts", "config"},
     "survey": {"step", "store"},
     "runner": {
         "door",

@@ -167,7 +167,10 @@ def test_argilla_s_flat_records_are_read_from_python_s_lists(tmp_path):
         ({"verdict.responses": "['a' ... 'b']"}, "is no list of words .*\n.*records.to_json"),
         ({"verdict.responses": "a"}, "is no list of words .*\n.*records.to_json"),
         ({"verdict.responses": "['a' 'b']", "verdict.responses.users": "['kim']"}, "as many of each were expected"),
-        ({"verdict.responses": "['x']", "verdict.responses.users": "['kim']"}, "verdict='x'. Expected a, b or tie"),
+        (
+            {"verdict.responses": "['x']", "verdict.responses.users": "['kim']"},
+            "its verdict is 'x'. Expected a, b or tie",
+        ),
         ({"better.responses": "['a']"}, "row 1: people answer better there, and not verdict. Name the dataset's"),
     ],
 )
@@ -199,7 +202,7 @@ def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
         ([{"sample_id": "a", "score": "good"}], "score='good' is no number"),
         ([{"sample_id": "a", "score": float("nan")}], "score=nan is no number"),
         ([["a", 1]], "l.jsonl:1: this line is no JSON object"),
-        ([{"a_id": "a", "b_id": "b", "verdict": "left"}], "verdict='left'. Expected a, b or tie"),
+        ([{"a_id": "a", "b_id": "b", "verdict": "left"}], "its verdict is 'left'. Expected a, b or tie"),
         ([{"a_id": "a", "b_id": "a", "verdict": "a"}], "a is compared with itself"),
         ([{"a_id": "a", "b_id": "b", "verdict": ""}], "no row has a label"),
         ([{"sample_id": "a", "score": 1}, {"chosen_id": "a", "rejected_id": "b"}], "some rows are scores and some"),

@@ -220,7 +220,7 @@ def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
         ({"adapter": QLORA, "launch": "zero3"}, "those of adapter=qlora are packed into few bits"),
         ({**AOT, "together": 3}, "batch=4 is not a multiple of together=3: aot looks at so many rows at once"),
         ({**KTO, "batch": 12, "together": 4, "micro_batch": 3}, "micro_batch=3: kto looks at together=4 rows"),
-        ({"runtime": {"machines": 2}}, "machines=2 need an address: give runtime.address=HOST"),
+        ({"runtime": {"machines": 2}}, "machines=2 need an address: give address=HOST"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(given, said):

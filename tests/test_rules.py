@@ -287,7 +287,7 @@ def test_code_has_no_network_or_is_refused():
 
 
 def test_code_runs_only_where_that_was_allowed():
-    with pytest.raises(Refusal, match="was not allowed. Give allow_code_execution=true"):
+    with pytest.raises(Refusal, match="was not allowed. Give score.scorers.code.allow_code_execution=true"):
         composed(*SMALL, "+scorer@score.scorers.code=code")
 
 

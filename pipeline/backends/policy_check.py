@@ -42,13 +42,15 @@ def check_measured(endpoint: "Endpoint", model: Model) -> None:
         raise Refusal(
             f"{endpoint.where}: {endpoint.cfg.model} is not the policy {name_of(endpoint.policy)}: its"
             f" log-probabilities are {gap:.3g} nats a token away from the policy's; at most {allowed:g} was expected.\n"
-            f"  Serve {endpoint.policy.weights}. If it is that model in fewer bits, raise tolerance."
+            f"  Serve {endpoint.policy.weights}. If it is that model in fewer bits, raise"
+            f" sample.backend.runtime.tolerance."
         )
 
 
 _REMEDY = (
-    "Serve it with vLLM, which returns ids (return_token_ids) and log-probabilities; or give require_token_ids=false:\n"
-    "  text is then cut into tokens again by the policy's tokenizer, counted, and has no log-probability."
+    "Serve it with vLLM, which returns ids (return_token_ids) and log-probabilities; or give\n"
+    "  sample.backend.require_token_ids=false: text is then cut into tokens again by the policy's tokenizer, counted,"
+    " and has no log-probability."
 )
 
 
@@ -83,8 +85,9 @@ def check_named(endpoint: "Endpoint", card: dict[str, Any]) -> None:
     names = {name} if policy.adapter else {name, str(policy.weights)}  # an adapter's weights are its base's
     if not {card["id"], card.get("root")} & names:
         raise Refusal(
-            f"{where}: it serves {card['id']}, and the policy is {name}. With require_token_ids=false nothing can be"
-            f" measured, so the names have to agree.\n  Start it with --served-model-name {name} and give model={name}."
+            f"{where}: it serves {card['id']}, and the policy is {name}. With"
+            f" sample.backend.require_token_ids=false nothing can be measured, so the names have to agree.\n"
+            f"  Start it with --served-model-name {name} and give sample.backend.model={name}."
         )
 
 

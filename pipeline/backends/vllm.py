@@ -51,11 +51,7 @@ class Vllm:
             from vllm import EngineArgs, LLMEngine
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise Refusal(
-                f"{self.knob}: vLLM cannot be imported here ({error}).\n"
-                "  Run `make install`, or draw with transformers: backend@sample.backend=transformers "
-                "backend@exam.sample.backend=transformers"
-            ) from error
+            raise engines.without_vllm(self.knob, error) from error
         on_cpu = current_platform.is_cpu()
         self.limits, self.room = limits, 0 if on_cpu else self.cfg.runtime.max_sequences
         if on_cpu:

@@ -75,7 +75,7 @@ class ExamConfig(Block):
             )
         if self.best_of and self.sample.settings[ANSWER].temperature == 0:
             raise ValueError(
-                f"best_of={self.best_of}: at temperature=0 all answers are the same."
+                f"best_of={self.best_of}: at sample.settings.{ANSWER}.temperature=0 all answers are the same."
                 f" Give best_of=null, or sample.settings.{ANSWER}.temperature=0.7"
             )
         if self.prompted and not (self.prompted.system or self.prompted.few_shot):

@@ -74,9 +74,10 @@ def _incomparable(cfg: "Config") -> Iterator[str]:
             )
     chief = marking.scorers.get(cfg.evaluate.scorer)
     if isinstance(chief, EnsembleScorer) and chief.within_prompt:
+        knob = f"{where}.scorers.{cfg.evaluate.scorer}.combine"
         yield (
-            f"evaluate.scorer={cfg.evaluate.scorer}: combine={chief.combine} compares the answers of one model to one"
-            " prompt and cannot tell models apart. Give a single scorer, or an ensemble with combine=min."
+            f"evaluate.scorer={cfg.evaluate.scorer}: {knob}={chief.combine} compares the answers of one model to one"
+            f" prompt and cannot tell models apart. Give a single scorer, or {knob}=min."
         )
 
 
@@ -128,12 +129,9 @@ def _unserved(cfg: "Config") -> Iterator[str]:
     if others and cfg.exam.sample.settings[ANSWER].min_p:
         yield f"exam.others.{others[0]}: not every server knows min_p. Give exam.sample.settings.{ANSWER}.min_p=0."
     served = cfg.sample.backend
-    if (
-        served.kind == "endpoint"
-        and not served.require_token_ids
-        and any(s.min_p for s in cfg.sample.settings.values())
-    ):
-        yield "sample.settings: not every server knows min_p. Give min_p=0, or sample.backend.require_token_ids=true."
+    cut = [f"sample.settings.{name}.min_p" for name, setting in cfg.sample.settings.items() if setting.min_p]
+    if cut and served.kind == "endpoint" and not served.require_token_ids:
+        yield f"{cut[0]}: not every server knows it. Give {cut[0]}=0, or sample.backend.require_token_ids=true."
     if cfg.rounds > 1 and cfg.sample.backend.kind == "endpoint" and cfg.pair.mix.on_policy:
         yield (
             f"rounds={cfg.rounds}: round 2 draws from the model that round 1 trained, which the endpoint does not"
@@ -180,7 +178,7 @@ def _alone(cfg: "Config") -> Iterator[str]:
     if drawn == 1 and cfg.pair.mix.on_policy and not lone:
         yield (
             f"sample.settings.{next(iter(cfg.sample.settings))}.n=1: one sample of a prompt makes no pair."
-            " Give n=2 or more, or pair=demonstration."
+            f" Give sample.settings.{next(iter(cfg.sample.settings))}.n=2 or more, or pair=demonstration."
         )
 
 

@@ -47,7 +47,7 @@ class LaunchedRuntime(TrainerRuntime):
     def _machines_meet_somewhere(self) -> Self:
         if self.machines > 1 and self.address is None:
             raise ValueError(
-                f"machines={self.machines} need an address: give runtime.address=HOST, where the others reach this one"
+                f"machines={self.machines} need an address: give address=HOST, where the others reach this one"
             )
         return self
 

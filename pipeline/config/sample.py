@@ -167,7 +167,7 @@ class SampleConfig(Drawn):
     @model_validator(mode="after")
     def _more_differ(self) -> Self:
         if self.more and not self._hot():
-            raise ValueError("more: every setting has temperature=0 and would draw the same again; give more=[]")
+            raise ValueError("more: every setting has temperature 0 and would draw the same again; give more=[]")
         return self
 
     def draw(self, purpose: str, round: int = 1) -> "Draw":
@@ -217,14 +217,15 @@ class Draw(Drawn):
     wave: NonNegativeInt
     ties_by: str | None  # a later wave: the scorer by which the earlier ones' answers tie
 
-    def short_of(self, rows: int) -> str | None:
-        """What to say when so many prompts do not last for all rounds."""
+    def short_of(self, rows: int, at_most: bool = False) -> str | None:
+        """What to say when so many prompts, or fewer, do not last for all rounds."""
         if self.per_round is None or rows >= (needed := self.per_round * max(self.runtime.blocks, self.round)):
             return None
         rounds = max(self.runtime.blocks, self.round)
         fits = rows // rounds
         return (
-            f"sample.per_round={self.per_round}: rounds={rounds} need {many(needed, 'prompt')}, and there are {rows}.\n"
+            f"sample.per_round={self.per_round}: rounds={rounds} need {many(needed, 'prompt')}, and there are"
+            f"{' at most' if at_most else ''} {rows}.\n"
             f"  Give {f'sample.per_round={fits} or less, ' if fits else ''}fewer rounds, more prompts, or"
             f" sample.per_round=null, which draws from all prompts in every round."
         )

@@ -48,8 +48,9 @@ class Optimization(Block):
 def refuse_prompt_tuning(adapter: Any) -> Any:
     if isinstance(adapter, dict) and (kind := adapter.get("kind")) in PROMPT_TUNING:
         raise ValueError(
-            f"kind={kind}: it trains virtual tokens before the prompt instead of weights, so it cannot be merged, vLLM "
-            f"does not sample from it, and a next round could not go on from it. Use lora, qlora or full"
+            f"an adapter of kind {kind}: it trains virtual tokens before the prompt instead of weights, so it cannot "
+            f"be merged, vLLM does not sample from it, and a next round could not go on from it. Use lora, qlora or "
+            f"full"
         )
     return adapter
 
@@ -213,8 +214,8 @@ class TrainConfig(Optimization):
         asked = [f"{name}={value:g}" for name in ("kl_budget", "fall_budget") if (value := getattr(self.guards, name))]
         return (
             f"train.guards.{asked[0] if asked else 'stop_on=score'} is read by one process alone, and {world} train "
-            f"together.\n  Give train.runtime.watch=always, train.runtime.processes=1, or stop_on=loss, accuracy or "
-            f"margin of the dev pairs."
+            f"together.\n  Give train.runtime.watch=always, train.runtime.processes=1, or train.guards.stop_on=loss, "
+            f"accuracy or margin of the dev pairs."
         )
 
     def _not_shared_out(self, together: int, world: int) -> str | None:

@@ -4,29 +4,34 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import Checkpoint, Draw, Optimization
+from pipeline.config import Checkpoint, Draw, RewardCheckpoint
 from pipeline.door.contexts import check_context
 from pipeline.door.made import check_lengths, check_offline, check_prompts
-from pipeline.door.outside import check_engine, check_keys, check_tracker
-from pipeline.door.scorers import checks_of_given
+from pipeline.door.outside import check_engine, check_keys
+from pipeline.door.rows import checks_of_rows
+from pipeline.door.rows import unread as unread
+from pipeline.door.scorers import checks_of_given, is_there
 from pipeline.door.servers import silent as silent
 from pipeline.door.templates import check_template
 from pipeline.errors import together
+from pipeline.sources.checkpoint import check_files
 from pipeline.step import Step
 
 
 def check(coming: Iterable[Step]) -> None:
     """Of the Steps that are to be built alone: what is in the store needs no GPU and no server. All is said at once."""
-    together(_checks(coming))
+    together(checks(coming))
 
 
-def _checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
-    engines: list[object] = []
+def checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
+    coming, engines = list(coming), list[object]()
     for step in coming:
         yield partial(check_keys, step)
         yield from checks_of_given(step)
         if isinstance(step.config, Checkpoint):
             yield partial(check_template, step.config)
+        yield from checks_of_rows(step, coming)
+        yield from checks_of_checkpoint(step.config)
         if isinstance(step.config, Draw):
             yield partial(check_context, step, step.config)
             engine = step.config.backend, step.config.runtime.workers
@@ -35,16 +40,21 @@ def _checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
             engines.append(engine)
 
 
-def check_trackers(coming: Iterable[Step]) -> None:
-    """A dry run asks this too: it takes no network, and a tracker is this machine's, whoever runs the engines."""
-    for step in coming:
-        if isinstance(step.config, Optimization):
-            check_tracker(step.config.runtime.tracker)
+def checks_of_checkpoint(cfg: object) -> Iterator[Callable[[], object]]:
+    """Of a folder that is here, what its files tell."""
+    if isinstance(cfg, Checkpoint | RewardCheckpoint) and cfg.model.local and is_there(cfg.model):
+        yield partial(check_files, cfg)
 
 
 def check_made(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
     """What only a Step's artifact can tell, asked before the next Step is started."""
+    together(checks_of_made(made, folder_of, coming))
+
+
+def checks_of_made(
+    made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]
+) -> Iterator[Callable[[], object]]:
     coming = list(coming)
-    check_prompts(made, folder_of(made), coming)
-    check_offline(made, folder_of(made), coming)
-    check_lengths(made, folder_of, coming)
+    yield partial(check_prompts, made, folder_of(made), coming)
+    yield partial(check_offline, made, folder_of(made), coming)
+    yield partial(check_lengths, made, folder_of, coming)

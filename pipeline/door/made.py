@@ -5,9 +5,10 @@ from functools import cache, partial
 from pathlib import Path
 
 from pipeline.artifacts import MODEL_FILE, Model, Prompts, read_json
-from pipeline.config import Draw, Evaluation, PairRound, ScoreConfig, ScriptedBackend, SftTraining
+from pipeline.config import Draw, PairRound, ScriptedBackend, SftTraining
 from pipeline.door.contexts import known_context
-from pipeline.errors import Refusal, nearest
+from pipeline.door.prompts import checks_of_prompts
+from pipeline.errors import Refusal, together
 from pipeline.lineage import line_of
 from pipeline.step import Part, Step
 
@@ -18,20 +19,7 @@ def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     if made.stage != "prompts" or not funnel.exists():
         return
     rows = read_json(funnel)["out"]
-    told = cache(partial(told_in, folder))
-    for step in coming:
-        cfg = step.config
-        if isinstance(cfg, ScoreConfig):
-            for _, source, part in step.edges():
-                if source is made and part:
-                    check_columns(cfg, told(part))
-        if isinstance(cfg, Evaluation):
-            check_slices(cfg, told(step.inputs["prompts"].part))
-        if not isinstance(cfg, Draw):
-            continue
-        for _, source, part in step.edges():
-            if source is made and part in rows and (short := cfg.short_of(rows[part])):
-                raise Refusal(short)
+    together(checks_of_prompts(made, rows, cache(partial(told_in, folder)), coming))
 
 
 def told_in(folder: Path, part: str) -> set[str]:
@@ -39,29 +27,12 @@ def told_in(folder: Path, part: str) -> set[str]:
     return {name for columns in Prompts(folder / part).columns().values() for name in columns}
 
 
-def check_columns(cfg: ScoreConfig, told: set[str]) -> None:
-    for name, scorer in cfg.scorers.items():
-        missing = [column for column in getattr(scorer, "reads", ()) if column not in told]
-        if missing:
-            raise Refusal(
-                f"the scorer {name} ({scorer.kind}) reads the prompts' column {missing[0]}, and no prompt has it"
-                f" (they have {', '.join(sorted(told)) or 'none beside their text'}).\n"
-                "  Give prompts with that column, or choose who marks: score=own +scorer@score.scorers.NAME=FILE"
-                " +scorer@exam.score.scorers.NAME=FILE pair.scorer=NAME, FILE one of conf/scorer/."
-            )
-
-
-def check_slices(cfg: Evaluation, told: set[str]) -> None:
-    for column in cfg.slices:
-        if column not in told:
-            raise Refusal(f"evaluate.slices: no prompt has the column {column}. {nearest(column, [*told])}")
-
-
 def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     """Whether offline rows last for all rounds, before anything is drawn to stand beside them."""
-    if made.stage != "offline":
+    funnel = folder / "funnel.json"
+    if made.stage != "offline" or not funnel.exists():
         return
-    rows = read_json(folder / "funnel.json")["pairs"]
+    rows = read_json(funnel)["pairs"]
     for step in coming:
         if isinstance(step.config, PairRound) and (short := step.config.short_of(rows)):
             raise Refusal(short)

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from pydantic import ValidationError
 
-from pipeline import machine, served
+from pipeline import engines, machine, served
 from pipeline.config import (
     BackendConfig,
     EndpointBackend,
@@ -28,6 +28,9 @@ SILENCED = {"WANDB_MODE": ("offline", "dryrun", "disabled"), "WANDB_DISABLED": (
 def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Workers) -> None:
     match backend:
         case VllmBackend():
+            if find_spec("vllm") is None:
+                error = ModuleNotFoundError("No module named 'vllm'")
+                raise engines.without_vllm(f"{step.knob}.backend", error)
             check_gpus(f"{step.knob}.backend", backend.runtime.tensor_parallel, step.knob, workers)
         case TransformersBackend():
             check_gpus(f"{step.knob}.backend", 1, step.knob, workers)

@@ -8,7 +8,9 @@ import polars as pl
 from pipeline.content import digest_of
 from pipeline.errors import Refusal, nearest
 from pipeline.pairing.choice import EDITED, as_dropped
+from pipeline.plural import many
 
+SHOWN = 10
 ACTIONS = ["keep", "drop", "swap", "replace"]
 IDS = "chosen_id", "rejected_id"
 SIDES = "chosen", "rejected"
@@ -25,6 +27,15 @@ def fault(row: Row) -> str | None:
 def typed(row: Row) -> Row:
     """What a person may have written: unless it replaces one, a line's texts are the model's, whatever is in them."""
     return row if row["action"] == "replace" else {name: row[name] for name in row if name not in SIDES}
+
+
+def check_lines(path: str, bad: list[tuple[int, str]]) -> None:
+    if bad:
+        shown = "\n".join(f"  line {number}: {said}" for number, said in bad[:SHOWN])
+        raise Refusal(
+            f"pair.edits={path}: {many(len(bad), 'line')} cannot be used:\n{shown}\n"
+            "  Mend them, or take them out: a pair that no line names is kept."
+        )
 
 
 def applied(

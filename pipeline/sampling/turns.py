@@ -35,7 +35,7 @@ def following(questions: Prompts, said: Samples, turn: int, out: Path) -> Prompt
     if not rows:
         raise Refusal(
             f"sample: no question has a turn {turn + 1}.\n"
-            '  Give questions with turns, [{"turns": ["Who …?", "And why?"]}, …], or turns=1.'
+            '  Give questions with turns, [{"turns": ["Who …?", "And why?"]}, …], or exam.chats.NAME.turns=1.'
         )
     schema: Any = {"prompt_id": pl.String, "prompt": said.read().schema["prompt"], "columns": pl.String}
     write_table(out / "prompts.parquet", pl.DataFrame(rows, schema=schema, orient="row"))

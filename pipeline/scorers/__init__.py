@@ -66,13 +66,13 @@ class Paid(Protocol):
     def cost(self) -> dict[str, float]: ...
 
 
-def open_scorer(cfg: ScorerConfig, reward: Model | None = None, knob: str = "scorer") -> Scorer:
+def open_scorer(cfg: ScorerConfig, reward: Model | None = None, knob: str = "score.scorers.NAME") -> Scorer:
     """`knob`: where the person's config has this scorer, for words that name a knob of it."""
     match cfg:
         case RewardModelScorer():
             from pipeline.scorers.reward_model import RewardModel
 
-            return RewardModel(cfg, reward)
+            return RewardModel(cfg, reward, knob)
         case RubricScorer():
             from pipeline.scorers.judge import Rubric
 
@@ -94,4 +94,4 @@ def open_scorer(cfg: ScorerConfig, reward: Model | None = None, knob: str = "sco
         case _:
             from pipeline.scorers.rules import Rules
 
-            return Rules(cfg)
+            return Rules(cfg, knob)

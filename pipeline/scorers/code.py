@@ -24,7 +24,7 @@ BLOCK = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 HARNESS = Path(__file__).with_name("code_harness.py")
 
 
-def check(cfg: CodeScorer) -> Check:
+def check(cfg: CodeScorer, knob: str = "score.scorers.NAME") -> Check:
     """The share of tests that pass, and whether all do. No code, code that breaks or takes too long: its tests fail."""
 
     def passed(answer: Answer) -> dict[str, float]:
@@ -32,7 +32,7 @@ def check(cfg: CodeScorer) -> Check:
         tests = [tests] if isinstance(tests, str) else list(tests)
         if not tests:
             raise ValueError(f"the column {cfg.column} holds no test")
-        share = len(run(cfg, code_in(answer.completion), tests)) / len(tests)
+        share = len(run(cfg, code_in(answer.completion), tests, knob)) / len(tests)
         return {"": share, "all": float(share == 1)}
 
     return passed
@@ -44,7 +44,7 @@ def code_in(completion: str) -> str:
     return blocks[-1] if blocks else completion
 
 
-def run(cfg: CodeScorer, code: str, tests: list[str]) -> set[int]:
+def run(cfg: CodeScorer, code: str, tests: list[str], knob: str = "score.scorers.NAME") -> set[int]:
     """Which tests pass."""
     nonce = secrets.token_hex(16)  # so that what the code prints is not taken for a verdict
     told = {"code": code, "tests": tests, "nonce": nonce, "network": cfg.network, "limits": dict(cfg.limits)}
@@ -70,7 +70,7 @@ def run(cfg: CodeScorer, code: str, tests: list[str]) -> set[int]:
     if f"{nonce} {NO_NETWORK_SIGN}" in lines:
         raise Refusal(
             "this machine lets no process give up its network, so code would run with it.\n"
-            "  Give network=true in the scorer's block where that is no danger."
+            f"  Give {knob}.network=true where that is no danger."
         )
     return {int(word) for line in lines if line.startswith(nonce) and (word := line.removeprefix(nonce).strip())}
 

@@ -37,7 +37,7 @@ PIECE = 1 << 16
 
 
 class UserFunction:
-    def __init__(self, cfg: FunctionScorer, knob: str = "scorer"):
+    def __init__(self, cfg: FunctionScorer, knob: str = "score.scorers.NAME"):
         self.cfg, self.knob = cfg, knob
         self._process: FunctionProcess | None = None
         self._lost = 0  # calls in a row
@@ -79,7 +79,7 @@ class UserFunction:
     def _started(self) -> "FunctionProcess":
         process = FunctionProcess()
         try:
-            process.load(self.cfg.function, self.cfg.runtime.timeout)
+            process.load(self.cfg.function, self.cfg.runtime.timeout, self.knob)
         except Lost as lost:
             process.end()
             raise Refusal(
@@ -136,12 +136,12 @@ class FunctionProcess:
         self._printed = threading.Thread(target=_repeat, args=[self._process.stderr], daemon=True)
         self._printed.start()
 
-    def load(self, function: Function, patience: float) -> None:
+    def load(self, function: Function, patience: float, knob: str) -> None:
         place = str(Path(function.place).expanduser()) if function.file else function.place
         told = {"path": sys.path, "place": place, "file": bool(function.file), "name": function.name}
         answer = self.ask(told, patience)
         if "fault" in answer:
-            raise refused(function, *json.loads(answer["fault"]))
+            raise refused(knob, function, *json.loads(answer["fault"]))
 
     def ask(self, message: Any, patience: float) -> dict[str, Any]:
         """Send it and wait for the answer, both within `patience` seconds."""
@@ -198,18 +198,16 @@ class FunctionProcess:
                     pipe.close()
 
 
-def refused(function: Function, kind: str, *detail: str) -> Refusal:
-    place, name = function.place, function.name
+def refused(knob: str, function: Function, kind: str, *detail: str) -> Refusal:
+    place, name, typed = function.place, function.name, f"{knob}.function={function}"
     match kind:
         case "absent":
-            return Refusal(f"function={function}: {place} has no function {name}. {nearest(name, [*detail])}")
+            return Refusal(f"{typed}: {place} has no function {name}. {nearest(name, [*detail])}")
         case "async":
-            return Refusal(
-                f"function={function}: it is async, and functions are called one after the other. Give a plain one."
-            )
+            return Refusal(f"{typed}: it is async, and functions are called one after the other. Give a plain one.")
         case _:
             return Refusal(
-                f"function={function}: {place} cannot be imported ({kept(detail[0])}).\n"
+                f"{typed}: {place} cannot be imported ({kept(detail[0])}).\n"
                 "  Give ./file.py:name or package.module.name, and see that it imports by itself."
             )
 

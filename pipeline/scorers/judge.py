@@ -11,7 +11,7 @@ from pipeline.scorers import Answer, Mark
 from pipeline.scorers.judging.court import Court
 from pipeline.scorers.judging.duels import NEEDS, Bout, Verdict, fought
 from pipeline.scorers.judging.reading import Reading
-from pipeline.scorers.judging.template import conversation
+from pipeline.scorers.judging.template import RUBRIC_NEEDS, conversation
 
 
 class Rubric:
@@ -19,7 +19,7 @@ class Rubric:
 
     def __init__(self, cfg: RubricScorer, knob: str):
         self.cfg = cfg
-        self.court = Court(cfg, {"answer", "criterion"}, knob)
+        self.court = Court(cfg, RUBRIC_NEEDS, knob)
         self.labels = tuple(str(mark) for mark in range(cfg.scale.low, cfg.scale.high + 1))
 
     def mark(self, answers: list[Answer]) -> Iterator[Mark]:

@@ -108,7 +108,7 @@ def verdict_of(place: str, told: Any) -> str | None:
     word = str(told or "").strip().lower()
     if word and word not in A_WINS:
         raise Refusal(
-            f"{place}: verdict={shown(repr(told), 40)}. Expected a, b or tie, or nothing where nobody judged."
+            f"{place}: its verdict is {shown(repr(told), 40)}. Expected a, b or tie, or nothing where nobody judged."
         )
     return word or None
 

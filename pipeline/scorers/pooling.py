@@ -34,10 +34,12 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def open_engine(cfg: RewardModelScorer, place: Place, tokenizer: Any, limit: int) -> Engine:
-    return (
-        TransformersPooling(cfg, place, tokenizer) if cfg.engine == "transformers" else VllmPooling(cfg, place, limit)
-    )
+def open_engine(
+    cfg: RewardModelScorer, place: Place, tokenizer: Any, limit: int, knob: str = "score.scorers.NAME"
+) -> Engine:
+    if cfg.engine == "transformers":
+        return TransformersPooling(cfg, place, tokenizer)
+    return VllmPooling(cfg, place, limit, knob)
 
 
 # ── transformers ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,7 +126,7 @@ def every_token(module: Any) -> Iterator[list[Any]]:
 
 
 class VllmPooling:
-    def __init__(self, cfg: RewardModelScorer, place: Place, limit: int):
+    def __init__(self, cfg: RewardModelScorer, place: Place, limit: int, knob: str):
         from pipeline.backends.vllm import ENVIRONMENT, ENVIRONMENT_OF_EAGER, ENVIRONMENT_ON_CPU, GIB
 
         os.environ |= {**ENVIRONMENT, **os.environ}
@@ -134,8 +136,8 @@ class VllmPooling:
             from vllm.platforms import current_platform
         except ImportError as error:
             raise Refusal(
-                f"engine=vllm: vLLM cannot be imported here ({error}).\n"
-                f"  Run `make install`, or give the scorer engine=transformers."
+                f"{knob}.engine=vllm: vLLM cannot be imported here ({error}).\n"
+                f"  Run `make install`, or give {knob}.engine=transformers."
             ) from error
         placed: dict[str, Any] = {"gpu_memory_utilization": cfg.runtime.memory}
         if current_platform.is_cpu():

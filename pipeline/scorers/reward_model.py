@@ -27,8 +27,8 @@ AGREE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}  # of a score of 1,
 
 
 class RewardModel:
-    def __init__(self, cfg: RewardModelScorer, reward: Model | None):
-        self.cfg, self.reward = cfg, reward
+    def __init__(self, cfg: RewardModelScorer, reward: Model | None, knob: str = "score.scorers.NAME"):
+        self.cfg, self.reward, self.knob = cfg, reward, knob
         self.engine: Engine | None = None
         self.text: RewardText
         self.read: Callable[[Logits], float]
@@ -54,12 +54,12 @@ class RewardModel:
 
         place, tokenizer = self._opened()
         config = AutoConfig.from_pretrained(place.weights, revision=place.revision, trust_remote_code=place.remote_code)
-        self.read = reader(config.id2label, self.cfg.label, str(place.weights))
-        limit = _limit(self.cfg.max_length, config, tokenizer)
-        self.text = RewardText(tokenizer, self.cfg.input, self.cfg.template.kwargs, limit)
-        probes = probe_rows(self.text, str(place.weights))
-        self.engine = open_engine(self.cfg, place, tokenizer, limit)
-        check_probes(self.engine, probes, self.read, self.cfg.dtype, str(place.weights))
+        self.read = reader(config.id2label, self.cfg.label, str(place.weights), self.knob)
+        limit = _limit(self.cfg.max_length, config, tokenizer, self.knob)
+        self.text = RewardText(tokenizer, self.cfg.input, self.cfg.template.kwargs, limit, self.knob)
+        probes = probe_rows(self.text, str(place.weights), self.knob)
+        self.engine = open_engine(self.cfg, place, tokenizer, limit, self.knob)
+        check_probes(self.engine, probes, self.read, self.cfg.dtype, str(place.weights), self.knob)
         return self.engine
 
     def _opened(self) -> tuple[Place, Any]:
@@ -73,7 +73,8 @@ class RewardModel:
             place, tokenizer = Place(reward.weights, reward.revision, reward.remote_code), reward.tokenizer
         else:
             raise Refusal(
-                "a scorer of kind reward_model has no model: give it one, or the run reward=checkpoint or train."
+                f"{self.knob}: a scorer of kind reward_model has no model.\n"
+                f"  Give {self.knob}.model=NAME, or reward=checkpoint reward.model=NAME."
             )
         return place, opened_tokenizer(tokenizer, cfg.template.chat_template, str(place.weights), place.remote_code)
 
@@ -84,7 +85,9 @@ def _mark(sample_id: str, score: float, cut: int) -> Mark:
     return Mark(sample_id, score, detail=json.dumps({"cut": cut}) if cut else "")
 
 
-def reader(labels: dict[int, str], label: str | None, name: str) -> Callable[[Logits], float]:
+def reader(
+    labels: dict[int, str], label: str | None, name: str, knob: str = "score.scorers.NAME"
+) -> Callable[[Logits], float]:
     """How a model's labels become one number."""
     places = {text: place for place, text in labels.items()}
     if label is not None:
@@ -99,38 +102,47 @@ def reader(labels: dict[int, str], label: str | None, name: str) -> Callable[[Lo
         case several:
             raise Refusal(
                 f"{name}: it has {several} labels ({', '.join(places)}); a reward model has one or two.\n"
-                f"  Give the scorer label=NAME, the one whose logit is the score."
+                f"  Give {knob}.label=LABEL, the one whose logit is the score."
             )
 
 
-def _limit(wanted: int | None, config: Any, tokenizer: Any) -> int:
+def _limit(wanted: int | None, config: Any, tokenizer: Any, knob: str) -> int:
     """What the model can see; the tokenizer knows of positions that are taken by others."""
     seen = min(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30), tokenizer.model_max_length)
     if wanted is not None and wanted > seen:
-        raise Refusal(f"max_length={wanted}: this reward model can see {seen} tokens. Give that, or null.")
+        raise Refusal(f"{knob}.max_length={wanted}: this reward model can see {seen} tokens. Give that, or null.")
     return wanted or seen
 
 
-def probe_rows(text: RewardText, name: str) -> list[Row]:
+def probe_rows(text: RewardText, name: str, knob: str = "score.scorers.NAME") -> list[Row]:
     try:
         return [text.row([{"role": "user", "content": question}], answer) for question, answer in PROBES]
     except Unreadable as fault:
         raise Refusal(
             f"{name}: one question and its answer cannot be put to it: {fault}.\n"
-            f"  Give the scorer another template.chat_template=FILE (or template.kwargs), or input=pair."
+            f"  Give {knob}.template.chat_template=FILE (or {knob}.template.kwargs), or {knob}.input=pair."
         ) from fault
 
 
-def check_probes(engine: Engine, rows: list[Row], read: Callable[[Logits], float], dtype: str, name: str) -> None:
+def check_probes(
+    engine: Engine,
+    rows: list[Row],
+    read: Callable[[Logits], float],
+    dtype: str,
+    name: str,
+    knob: str = "score.scorers.NAME",
+) -> None:
     """Before a long job: numbers, not all alike, and the same alone as beside others."""
     together = [read(logits) for logits in engine.logits(rows)]
     alone = [read(engine.logits([row])[0]) for row in rows]
     if not all(map(math.isfinite, together)):
-        raise Broken(f"{name}: it gives {together} for four plain texts.\n  Try dtype=float32; else it is broken.")
+        raise Broken(
+            f"{name}: it gives {together} for four plain texts.\n  Try {knob}.dtype=float32; else it is broken."
+        )
     if max(together) == min(together):
         raise Refusal(
             f"{name}: it gives {together[0]} for each of four unlike texts: it tells nothing apart.\n"
-            f"  Its input or its template is not what it was trained on: try the scorer's input=pair, or chat."
+            f"  Its input or its template is not what it was trained on: try {knob}.input=pair, or chat."
         )
     gap = max(abs(a - b) / (1 + abs(b)) for a, b in zip(together, alone, strict=True))
     if gap > AGREE[dtype]:

@@ -24,12 +24,19 @@ class Row:
 
 
 class RewardText:
-    def __init__(self, tokenizer: Any, shape: Literal["chat", "pair"], kwargs: dict[str, Any], limit: int | None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        shape: Literal["chat", "pair"],
+        kwargs: dict[str, Any],
+        limit: int | None,
+        knob: str | None = None,  # of the scorer that asks; None: the stage that trains a reward model
+    ):
         if shape == "chat" and not tokenizer.chat_template:
-            raise Refusal(
-                f"{tokenizer.name_or_path}: its tokenizer has no chat template.\n"
-                f"  Give the scorer template.chat_template=FILE, or input=pair where it reads question and answer."
-            )
+            remedy = "template.chat_template=FILE"
+            if knob:
+                remedy = f"{knob}.{remedy}, or {knob}.input=pair where it reads question and answer"
+            raise Refusal(f"{tokenizer.name_or_path}: its tokenizer has no chat template.\n  Give {remedy}.")
         self.tokenizer, self.kwargs, self.limit = tokenizer, kwargs, limit
         self.row = self._chat if shape == "chat" else self._pair
         self.bos: int | None = tokenizer.bos_token_id

@@ -26,8 +26,8 @@ WORTH_IT = 512  # fewer answers of a shard are checked before a process has star
 
 
 class Rules:
-    def __init__(self, cfg: CheckScorer):
-        self.cfg = cfg
+    def __init__(self, cfg: CheckScorer, knob: str = "score.scorers.NAME"):
+        self.cfg, self.knob = cfg, knob
         self.workers = workers_of(cfg)
         self._check: Check | None = None
         self._processes: ProcessPoolExecutor | None = None
@@ -49,35 +49,35 @@ class Rules:
         return off_main or (self.workers > 1 and answers >= least)
 
     def _marked_here(self, answers: list[Answer]) -> Iterator[Mark]:
-        self._check = self._check or check_of(self.cfg)
+        self._check = self._check or check_of(self.cfg, self.knob)
         for answer in answers:
             yield from marks_of(self._check, answer)
 
     def _marked_elsewhere(self, answers: list[Answer]) -> Iterator[Mark]:
         # spawn: a fork of a process with threads, such as polars', may never wake up
         self._processes = self._processes or ProcessPoolExecutor(
-            self.workers, multiprocessing.get_context("spawn"), initializer=_open, initargs=(self.cfg,)
+            self.workers, multiprocessing.get_context("spawn"), initializer=_open, initargs=(self.cfg, self.knob)
         )
         size = max(1, min(CHUNK, math.ceil(len(answers) / (4 * (self.workers or 1)))))
         parts = [answers[i : i + size] for i in range(0, len(answers), size)]
-        with all_alive(self.cfg):
-            return _drawn([self._processes.submit(_marked, part) for part in parts], self.cfg)
+        with all_alive(self.cfg, self.knob):
+            return _drawn([self._processes.submit(_marked, part) for part in parts], self.cfg, self.knob)
 
 
-def _drawn(parts: list[Future[list[Mark]]], cfg: CheckScorer) -> Iterator[Mark]:
-    with all_alive(cfg):
+def _drawn(parts: list[Future[list[Mark]]], cfg: CheckScorer, knob: str) -> Iterator[Mark]:
+    with all_alive(cfg, knob):
         for part in parts:
             yield from part.result()
 
 
 @contextmanager
-def all_alive(cfg: CheckScorer) -> Iterator[None]:
+def all_alive(cfg: CheckScorer, knob: str) -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool as error:
         raise Broken(
             f"a process that checks answers ({cfg.kind}) was killed, perhaps for want of memory."
-            " Give the scorer runtime.workers=1 and run the same command again."
+            f" Give {knob}.runtime.workers=1 and run the same command again."
         ) from error
 
 
@@ -92,15 +92,15 @@ def workers_of(cfg: CheckScorer) -> int | None:
 _opened: list[Check] = []  # the check of a process that was started to check
 
 
-def _open(cfg: CheckScorer) -> None:
-    _opened.append(check_of(cfg))
+def _open(cfg: CheckScorer, knob: str) -> None:
+    _opened.append(check_of(cfg, knob))
 
 
 def _marked(answers: list[Answer]) -> list[Mark]:
     return [mark for answer in answers for mark in marks_of(_opened[0], answer)]
 
 
-def check_of(cfg: CheckScorer) -> Check:
+def check_of(cfg: CheckScorer, knob: str = "score.scorers.NAME") -> Check:
     match cfg:
         case RuleScorer():
             rule = RULES[cfg.rule]
@@ -116,9 +116,9 @@ def check_of(cfg: CheckScorer) -> Check:
         case CodeScorer():
             from pipeline.scorers import code
 
-            return code.check(cfg)
+            return code.check(cfg, knob)
         case _:
-            return texts.check(cfg)
+            return texts.check(cfg, knob)
 
 
 def marks_of(check: Check, answer: Answer) -> Iterator[Mark]:

@@ -11,16 +11,16 @@ from pipeline.scorers import Answer, Check
 FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
 
 
-def check(cfg: RegexScorer | JsonScorer | LengthScorer | LanguageScorer) -> Check:
+def check(cfg: RegexScorer | JsonScorer | LengthScorer | LanguageScorer, knob: str = "score.scorers.NAME") -> Check:
     match cfg:
         case RegexScorer():
             return _regex(cfg)
         case JsonScorer():
-            return _json(cfg)
+            return _json(cfg, knob)
         case LengthScorer():
             return _length(cfg)
         case LanguageScorer():
-            return _language(cfg)
+            return _language(cfg, knob)
 
 
 def _regex(cfg: RegexScorer) -> Check:
@@ -29,11 +29,11 @@ def _regex(cfg: RegexScorer) -> Check:
     return lambda answer: {"": float((found(answer.completion) is not None) == cfg.wanted)}
 
 
-def _json(cfg: JsonScorer) -> Check:
+def _json(cfg: JsonScorer, knob: str) -> Check:
     """1 for JSON that fits the schema, else 0; without a schema any JSON does. NaN and Infinity are not JSON."""
     import jsonschema
 
-    schema = schema_of(cfg.schema_file) if cfg.schema_file else {}
+    schema = schema_of(cfg.schema_file, knob) if cfg.schema_file else {}
     validator = jsonschema.validators.validator_for(schema)(schema)
 
     def fits(answer: Answer) -> dict[str, float]:
@@ -73,8 +73,8 @@ def _counted(answer: Answer, unit: str) -> int:
     return answer.tokens
 
 
-def _language(cfg: LanguageScorer) -> Check:
-    check_languages(cfg.languages, "languages")
+def _language(cfg: LanguageScorer, knob: str) -> Check:
+    check_languages(cfg.languages, f"{knob}.languages")
 
     def spoken(answer: Answer) -> dict[str, float]:
         text = answer.completion

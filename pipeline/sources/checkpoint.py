@@ -3,13 +3,14 @@
 `bring_in` leaves a reference (`model.json`, `tokenizer/`); a PEFT adapter becomes merged `weights/`, a model of ours.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import MODEL_FILE, PLACE_FILE, Model, write_json
 from pipeline.config import Checkpoint, Dtype, RewardCheckpoint, Template, Trust, Weights
 from pipeline.content import ContentCache, commit_of
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, together
 from pipeline.sources import checkpoint_checks as checks
 from pipeline.sources.checkpoint_checks import first_line
 
@@ -50,16 +51,25 @@ def bring_in_classifier(cfg: RewardCheckpoint, out: Path) -> Model:
 def classifier(model: Weights, revision: str | None, trust: Trust) -> tuple[Path, str | None]:
     """The folder of a sequence classifier that is whole, its head included; and its commit."""
     folder, commit = _folder(model, revision, SMALL)
-    if (folder / ADAPTER).is_file():
-        raise Refusal(
-            f"{model}: it is an adapter; a reward model is opened whole.\n"
-            f"  Merge it into its base (PeftModel.merge_and_unload), save that, and give its folder."
-        )
+    _refuse_adapter(folder, model)
     checks.no_own_code(folder, model, trust)
     folder, commit = _folder(model, commit, SMALL + LARGE + (checks.PICKLED if trust.pickled_weights else []))
     checks.weights(folder, model, trust)
     checks.classification_head(folder, model, trust)
     return folder, commit
+
+
+def check_files(cfg: Checkpoint | RewardCheckpoint) -> None:
+    """Of a local checkpoint, what its files alone tell: part of what is refused when it is brought in."""
+    folder = _local_folder(cfg.model)
+    if isinstance(cfg, RewardCheckpoint):
+        _refuse_adapter(folder, cfg.model)
+    is_adapter = (folder / ADAPTER).is_file()
+    faults = [partial(checks.no_own_code, folder, cfg.model, cfg.trust)] if not is_adapter else []
+    faults.append(partial(checks.weights, folder, cfg.model, cfg.trust))
+    if isinstance(cfg, Checkpoint) and not is_adapter:
+        faults.append(partial(checks.template_file, folder, cfg.template, cfg.model))
+    together(faults)
 
 
 def load_tokenizer(place: Path, template: Template, name: str, remote_code: bool = False) -> "PreTrainedTokenizerBase":
@@ -115,11 +125,23 @@ def _folder(model: Weights, revision: str | None, wanted: list[str]) -> tuple[Pa
     """The local folder of a checkpoint, with the wanted files of a hub repository fetched, and its commit."""
     if not model.local:
         return _fetched(model, revision, wanted)
+    return _local_folder(model), None
+
+
+def _local_folder(model: Weights) -> Path:
     folder = Path(model).expanduser().absolute()
     if not (folder / "config.json").is_file() and not (folder / ADAPTER).is_file():
         fault = "is no checkpoint: it has no config.json" if folder.is_dir() else "there is no such folder"
         raise Refusal(f"{model}: {fault}.\n  Give the folder that holds config.json, or the name of a hub repository.")
-    return folder, None
+    return folder
+
+
+def _refuse_adapter(folder: Path, model: Weights) -> None:
+    if (folder / ADAPTER).is_file():
+        raise Refusal(
+            f"{model}: it is an adapter; a reward model is opened whole.\n"
+            f"  Merge it into its base (PeftModel.merge_and_unload), save that, and give its folder."
+        )
 
 
 def _fetched(name: str, revision: str | None, wanted: list[str]) -> tuple[Path, str]:

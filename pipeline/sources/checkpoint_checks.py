@@ -115,10 +115,7 @@ def vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, name: str) ->
 
 def template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: str) -> None:
     if not tokenizer.chat_template:
-        raise Refusal(
-            f"{name}: its tokenizer has no chat template, so it is unknown how this model is to be asked.\n"
-            f"  Give template.chat_template=FILE, a Jinja template; that of its instruct sibling mostly fits."
-        )
+        raise _no_template(name)
     if tokenizer.eos_token_id is None:
         raise Refusal(
             f"{name}: its tokenizer has no EOS token, so no answer would ever end.\n"
@@ -137,6 +134,23 @@ def template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: str) -
             f"{given.chat_template or name}: a templated prompt begins with {fault} ({tokenizer.bos_token}): "
             f"{tokenizer.convert_ids_to_tokens(ids[:4])}; one was expected.\n  {remedy_for(fault)}"
         )
+
+
+def template_file(folder: Path, given: Template, name: str) -> None:
+    """Whether there is a template at all, told by the places where transformers looks for one."""
+    told = folder / "tokenizer_config.json"
+    files = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
+    if given.chat_template or not told.is_file() or any((folder / file).exists() for file in files):
+        return
+    if not read_json(told).get("chat_template"):
+        raise _no_template(name)
+
+
+def _no_template(name: str) -> Refusal:
+    return Refusal(
+        f"{name}: its tokenizer has no chat template, so it is unknown how this model is to be asked.\n"
+        f"  Give template.chat_template=FILE, a Jinja template; that of its instruct sibling mostly fits."
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -194,7 +208,7 @@ def _whole(path: Path, name: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt"):
+        with safe_open(path, framework="np"):  # its header alone; "pt" would load torch for that
             return
     except SafetensorError as error:
         raise Refusal(f"{name}: {path.name} does not open ({error}).\n  Download it again.") from error

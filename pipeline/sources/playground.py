@@ -131,7 +131,9 @@ def answer(rng: random.Random, topic: Topic, constraints: list[Constraint], obey
 def _instruction(rng: random.Random, constraints: int) -> tuple[Topic, list[Constraint], str]:
     if not 1 <= constraints <= len(PHRASES):
         known = ", ".join(PHRASES)
-        raise Refusal(f"constraints={constraints}: a playground prompt has 1 to {len(PHRASES)} of them ({known}).")
+        raise Refusal(
+            f"prompts.constraints={constraints}: a playground prompt has 1 to {len(PHRASES)} of them ({known})."
+        )
     topic = rng.choice(TOPICS)
     chosen = [_constraint(rng, kind, topic) for kind in rng.sample(list(PHRASES), constraints)]
     lead = rng.choice(LEADS).format(topic=topic.name)

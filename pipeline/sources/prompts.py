@@ -17,6 +17,7 @@ from pipeline.config import FileRows, PromptRows
 from pipeline.errors import Refusal, nearest, shown
 from pipeline.plural import many
 from pipeline.sources.jsonl import SHOWN, unwritable
+from pipeline.sources.prompt_checks import Summary
 from pipeline.sources.prompt_shapes import BY_COLUMNS, SHAPES, Messages, shape_of
 from pipeline.sources.rows import BATCH, Fault, Row, each_row
 
@@ -49,21 +50,36 @@ class Read:
 
 def read_prompts(asked: PromptRows, knob: str, on_bad_row: str = "fail") -> Read:
     """By batches, so that only one of them exists as Python objects at a time."""
-    if asked.shape == "columns" and not asked.columns:
-        raise Refusal(f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …}} with the file's names.")
     read = Read()
     rows = _converted(asked, knob, read)
     batches = (pl.DataFrame(batch, schema=ROW) for batch in iter(lambda: list(islice(rows, BATCH)), []))
     read.rows = pl.concat([read.rows, *batches])
-    if read.bad and on_bad_row == "fail":
-        raise Refusal(_refused(asked, knob, read))
-    if not read.rows.height:
-        listed = ":\n" + "\n".join(_listed(read.bad)) + "\n " if read.bad else "."
-        raise Refusal(f'{_name(asked)}: holds no prompt{listed} Expected rows such as {{"prompt": "Who are you?"}}.')
+    _check_rows(asked, knob, on_bad_row, read.rows.height, read.bad)
     return read
 
 
+def summarize_prompts(asked: PromptRows, knob: str, on_bad_row: str = "fail") -> Summary:
+    """Refuses what `read_prompts` refuses, and keeps no row."""
+    read = Read()
+    count, columns = 0, set[str]()
+    for row in _converted(asked, knob, read):
+        count += 1
+        columns |= json.loads(row["columns"]).keys()
+    _check_rows(asked, knob, on_bad_row, count, read.bad)
+    return Summary(count, frozenset(columns))
+
+
+def _check_rows(asked: PromptRows, knob: str, on_bad_row: str, usable: int, bad: list[tuple[str, str]]) -> None:
+    if bad and on_bad_row == "fail":
+        raise Refusal(_refused(asked, knob, usable, bad))
+    if not usable:
+        listed = ":\n" + "\n".join(_listed(bad)) + "\n " if bad else "."
+        raise Refusal(f'{_name(asked)}: holds no prompt{listed} Expected rows such as {{"prompt": "Who are you?"}}.')
+
+
 def _converted(asked: PromptRows, knob: str, read: Read) -> Iterator[Row]:
+    if asked.shape == "columns" and not asked.columns:
+        raise Refusal(f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …}} with the file's names.")
     shape: str = asked.shape
     seen: set[str] = set()
     for place, fault, row in each_row(asked.source, knob):
@@ -90,10 +106,10 @@ def _new(row: Row, seen: set[str]) -> Row:
     return row
 
 
-def _refused(asked: PromptRows, knob: str, read: Read) -> str:
-    head = f"{_name(asked)}: {len(read.bad)} of {many(len(read.bad) + read.rows.height, 'row')} cannot be used:"
+def _refused(asked: PromptRows, knob: str, usable: int, bad: list[tuple[str, str]]) -> str:
+    head = f"{_name(asked)}: {len(bad)} of {many(len(bad) + usable, 'row')} cannot be used:"
     skip = "" if "." in knob else f", or leave them out and count them with {knob}.on_bad_row=skip"
-    return "\n".join([head, *_listed(read.bad), f"  Mend them{skip}."])
+    return "\n".join([head, *_listed(bad), f"  Mend them{skip}."])
 
 
 def _listed(bad: list[tuple[str, str]]) -> list[str]:

@@ -30,13 +30,20 @@ def each_row(source: FileRows | HubRows, knob: str) -> Iterator[Found]:
     if isinstance(source, HubRows):
         return _counted(_from_hub(source, knob))
     place = Path(source.path).expanduser()
-    if (place / ARROW).is_file() or (place / "dataset_dict.json").is_file():
-        return _counted(_from_disk(place))
-    return _from_files(place)
+    return _counted(_from_disk(place)) if is_dataset_folder(place) else _from_files(place)
+
+
+def is_dataset_folder(place: Path) -> bool:
+    """Whether the library `datasets` has to open it."""
+    return (place / ARROW).is_file() or (place / "dataset_dict.json").is_file()
+
+
+def files_in(place: Path) -> list[Path]:
+    return sorted(p for p in place.rglob("*") if p.suffix in READERS) if place.is_dir() else [place]
 
 
 def _from_files(place: Path) -> Iterator[Found]:
-    files = sorted(p for p in place.rglob("*") if p.suffix in READERS) if place.is_dir() else [place]
+    files = files_in(place)
     if not files or files[0].suffix not in READERS:
         raise Refusal(
             f"{place}: no rows to read. Give a file, or a folder of files, that ends in {', '.join(READERS)}."

@@ -46,7 +46,8 @@ def candidate(cfg: GateConfig, name: str, exam: Exam) -> Candidate:
     if kl is None and cfg.kl_budget is not None:
         raise Refusal(
             f"gate.kl_budget={cfg.kl_budget:g}: it is not known how far {name} moved from sft: its exam draws nothing"
-            " for the KL.\n  Give +setting@exam.sample.settings.kl=default with temperature 1, or gate.kl_budget=null."
+            " for the KL.\n  Leave exam.sample its setting kl (no ~setting@exam.sample.settings.kl), or give"
+            " gate.kl_budget=null."
         )
     return Candidate(name, marks.means, kl)
 

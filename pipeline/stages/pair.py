@@ -15,7 +15,6 @@ from pipeline.config import Demonstration, PairRound
 from pipeline.errors import Broken, Refusal
 from pipeline.pairing import choice, contract, demonstrations, edits, funnel, mix, noise, split
 from pipeline.pairing.candidates import candidates, lean, whole
-from pipeline.plural import many
 from pipeline.sources.jsonl import read_jsonl, unwritable
 
 if TYPE_CHECKING:
@@ -175,9 +174,7 @@ class Work:
             return
         path = Path(self.cfg.edits)
         lines = read_jsonl(path, lambda row: edits.fault(row) or unwritable(edits.typed(row)), "skip", "pair.edits")
-        if lines.bad:
-            faults = "\n".join(f"  line {number}: {fault}" for number, fault in lines.bad[:10])
-            raise Refusal(f"pair.edits={path}: {many(len(lines.bad), 'line')} cannot be used:\n{faults}")
+        edits.check_lines(self.cfg.edits, lines.bad)
         asked = dict(self.prompts.select("prompt_id", "prompt").iter_rows())
 
         def tokenise(prompt_id: str, text: str) -> list[int]:

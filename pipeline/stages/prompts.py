@@ -16,11 +16,12 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, note_cost, write_json, write_table
 from pipeline.config import Caps, PlaygroundPrompts, PromptsConfig, Questions
-from pipeline.errors import Broken, Refusal, nearest, together
+from pipeline.errors import Broken, Refusal, together
 from pipeline.plural import many
 from pipeline.progress import Progress
 from pipeline.sources import playground
 from pipeline.sources.fence import Index, table
+from pipeline.sources.prompt_checks import check_caps, check_split
 from pipeline.sources.prompts import ROW, LeftOut, Read, prompt_row, read_prompts
 from pipeline.sources.repeats import repeats
 
@@ -39,7 +40,7 @@ def run(cfg: PromptsConfig | Questions, out: Path) -> Prompts:
     sets = {name: read[f"evaluation.{name}"].rows for name in cfg.evaluation}
     account = Account()
     rows = in_hash_order(account.take(read.pop("source")), cfg.seed)
-    check_source(cfg, rows.height)
+    check_split(cfg.split, rows.height)
     rows = account.keep(without_repeats(rows, cfg.near))
     rows = account.keep(capped(rows, cfg.caps))
 
@@ -152,9 +153,7 @@ def capped(rows: pl.DataFrame, caps: Caps | None) -> Sorted:
     if caps is None:
         return rows, pl.DataFrame(schema=DROPPED)
     columns = [json.loads(text) for text in rows["columns"]]
-    if caps.column not in (known := set().union(*columns)):
-        said = nearest(caps.column, sorted(known)) if known else "They have none beside their text; give caps=null."
-        raise Refusal(f"prompts.caps.column={caps.column}: no row has this column. {said}")
+    check_caps(caps, set().union(*columns))
     named = rows.select("prompt_id", category=pl.Series([json.dumps(each.get(caps.column)) for each in columns]))
     place = pl.int_range(pl.len()).over("category")
     over = named.with_row_index("at").filter(place >= caps.most)
@@ -205,17 +204,6 @@ def _without(rows: pl.DataFrame, at: pl.Series) -> pl.DataFrame:
 
 
 # ── the account ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def check_source(cfg: PromptsConfig, prompts: int) -> None:
-    """What can never be enough is said before any comparing."""
-    wanted = {name: n for name, n in cfg.split if isinstance(n, int)}
-    if prompts <= sum(wanted.values()):
-        asked = " and ".join(f"{name} {n}" for name, n in wanted.items())
-        raise Refusal(
-            f"prompts: there are {prompts}; {asked} leave nothing to train on.\n"
-            f"  Give more prompts, or lower {' and '.join(f'prompts.split.{name}' for name in wanted)}."
-        )
 
 
 def check_parts(cfg: PromptsConfig, parts: dict[str, pl.DataFrame], account: Account, listed: Path) -> None:

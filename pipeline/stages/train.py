@@ -184,7 +184,7 @@ def _with_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl
 
     if not logps:
         raise Refusal(
-            "train.logps=ready needs the reference's log-probabilities, and the plan gives none. Use logps=live."
+            "train.logps=ready needs the reference's log-probabilities, and the plan gives none. Use train.logps=live."
         )
     known = pl.concat([one.read().select("sample_id", "logp") for one in logps]).unique("sample_id")
     for side in ("chosen", "rejected"):

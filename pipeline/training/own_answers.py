@@ -40,7 +40,7 @@ class OwnAnswers:
         self.at_once = _at_once(cfg, init)
         self.rows = list(self._fitting(dev))
         self.columns = dev.columns()
-        self.scorer = open_scorer(cfg.guards.scorer) if cfg.guards.scorer else None
+        self.scorer = open_scorer(cfg.guards.scorer, knob="train.guards.scorer") if cfg.guards.scorer else None
 
     def _fitting(self, dev: Prompts) -> Iterator[Row]:
         """The first prompts that leave room for an answer; longer ones are no prompts of this experiment."""

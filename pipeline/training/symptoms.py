@@ -87,7 +87,7 @@ TABLE = (
         "the loss stays at 0.693",
         _stuck,
         "the policy hardly moves, or nothing tells chosen from rejected",
-        "raise train.learning_rate; look at the margins of the pairs (pair.filters, pair.noise)",
+        "raise train.learning_rate; look at the pairs' margins (pair.filters) and at the noise in their funnel.json",
     ),
     Symptom(
         "chosen and rejected rewards both rise",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.config import AnthropicEngine, EndpointEngine, EngineConfig, VllmEngine
+from pipeline.errors import Refusal
 
 Message = Mapping[str, str]
 
@@ -48,6 +49,26 @@ class Engine(Protocol):
     def ask(self, questions: Iterable[Question], hear: Hear) -> None: ...
 
     def close(self) -> None: ...
+
+
+PACKAGES = {"vllm": "vllm", "endpoint": "openai", "anthropic": "anthropic"}
+
+
+def not_installed(cfg: EngineConfig, knob: str, error: ImportError) -> Refusal:
+    match cfg:
+        case EndpointEngine():
+            said = f"the package openai is not installed ({error}).\n  Type `make install`."
+        case AnthropicEngine():
+            said = (
+                f"its client is an extra and is not installed ({error}).\n  Type `.venv/bin/pip install anthropic`,"
+                f" or judge through another engine: engine@{knob}=endpoint"
+            )
+        case VllmEngine():
+            said = (
+                f"vLLM cannot be imported here ({error}).\n"
+                f"  Run `make install`, or judge through a server: engine@{knob}=endpoint"
+            )
+    return Refusal(f"engine@{knob}={cfg.kind}: {said}")
 
 
 def open_engine(cfg: EngineConfig, form: str, knob: str) -> Engine:

@@ -5,8 +5,7 @@ from typing import Any
 
 from pipeline import served
 from pipeline.config import AnthropicEngine
-from pipeline.errors import Refusal
-from pipeline.scorers.judging import Question, Reply
+from pipeline.scorers.judging import Question, Reply, not_installed
 from pipeline.scorers.judging.service import Service, named, unfit_text
 
 
@@ -14,10 +13,7 @@ def anthropic(cfg: AnthropicEngine, knob: str) -> Service:
     try:
         import anthropic as library
     except ImportError as error:
-        raise Refusal(
-            f"engine@{knob}=anthropic: its client is an extra and is not installed ({error}).\n"
-            f"  Type `.venv/bin/pip install anthropic`, or judge through another engine: engine@{knob}=endpoint"
-        ) from error
+        raise not_installed(cfg, knob, error) from error
     client = served.client(library, library.AsyncAnthropic, knob, cfg.runtime, "DefaultAioHttpClient")
 
     async def send(question: Question) -> Reply:

@@ -7,8 +7,8 @@ from typing import Literal
 from pipeline.artifacts import EQUAL
 from pipeline.scorers.judging.court import Court
 from pipeline.scorers.judging.reading import Reading
+from pipeline.scorers.judging.template import NEEDS as NEEDS
 
-NEEDS = {"first", "second"}
 LABELS = ("A", "B", "TIE")
 Winner = Literal["a", "b", "tie"]
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from pipeline import served
 from pipeline.config import EndpointEngine
-from pipeline.errors import Refusal
-from pipeline.scorers.judging import Question, Reply
+from pipeline.scorers.judging import Question, Reply, not_installed
 from pipeline.scorers.judging.service import Service, named, unfit_text
 
 LEAST = -1000.0  # a log-probability below it is none that a float tells from never
@@ -18,9 +17,7 @@ def endpoint(cfg: EndpointEngine, form: str, knob: str) -> Service:
     try:
         import openai
     except ImportError as error:
-        raise Refusal(
-            f"engine@{knob}=endpoint: the package openai is not installed ({error}). Type `make install`."
-        ) from error
+        raise not_installed(cfg, knob, error) from error
     client = served.client(openai, openai.AsyncOpenAI, knob, cfg.runtime, "DefaultAioHttpClient")
 
     async def send(question: Question) -> Reply:

@@ -14,6 +14,8 @@ from pipeline.errors import Refusal
 from pipeline.scorers.judging import Question
 
 SPLIT = "\n---\n"
+NEEDS = {"first", "second"}  # the words that a template has to use
+RUBRIC_NEEDS = {"answer", "criterion"}
 REPLY = {
     "word": "Reply with {labels} and nothing else.",
     "json": 'Reply with one JSON object and nothing else: {{"reason": "one or two sentences", "verdict": …}}, '

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.config import VllmEngine
 from pipeline.errors import Refusal
-from pipeline.scorers.judging import Hear, Question, Reply
+from pipeline.scorers.judging import Hear, Question, Reply, not_installed
 from pipeline.scorers.judging.endpoint import schema
 
 ALTERNATIVES = 20
@@ -20,17 +20,14 @@ ENVIRONMENT_ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABL
 
 class Vllm:
     def __init__(self, cfg: VllmEngine, form: str, knob: str):
-        self.cfg, self.form = cfg, form
+        self.cfg, self.form, self.knob = cfg, form, knob
         self.name = Path(cfg.model).name if cfg.model.local else str(cfg.model)
         _set(ENVIRONMENT)
         try:
             from vllm import LLM
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise Refusal(
-                f"engine@{knob}=vllm: vLLM cannot be imported here ({error}).\n"
-                f"  Run `make install`, or judge through a server: engine@{knob}=endpoint"
-            ) from error
+            raise not_installed(cfg, knob, error) from error
         on_cpu = current_platform.is_cpu()
         if on_cpu:
             _set(ENVIRONMENT_ON_CPU)
@@ -74,9 +71,8 @@ class Vllm:
             yield question, self._reply(output)
         for question in block:
             if question not in fitting:
-                fault = (
-                    f"a question of {len(ids[question])} tokens is longer than engine.max_length={self.cfg.max_length}"
-                )
+                longest = f"{self.knob}.max_length={self.cfg.max_length}"
+                fault = f"a question of {len(ids[question])} tokens is longer than {longest}"
                 yield question, Reply(None, fault=fault)
 
     def _ids(self, question: Question) -> list[int]:

@@ -1,0 +1,59 @@
+"""What is asked of prompts, published or only counted so far: rows for all rounds, columns for scorers and slices."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
+
+from pipeline.config import Draw, Evaluation, ScoreConfig
+from pipeline.errors import Refusal, nearest
+from pipeline.step import Step
+
+
+def checks_of_prompts(
+    made: Step,
+    rows: Mapping[str, int],
+    columns_of: Callable[[str], Collection[str]],
+    coming: Iterable[Step],
+    at_most: bool = False,
+) -> Iterator[Callable[[], object]]:
+    """Of every part whose `rows` are known; `at_most`: some of them may be dropped yet."""
+    for step in coming:
+        for _, source, part in step.edges():
+            if source is not made or part is None or part not in rows:
+                continue
+            match step.config:
+                case ScoreConfig() as cfg:
+                    yield partial(check_columns, cfg, columns_of(part))
+                case Evaluation() as cfg:
+                    yield partial(check_slices, cfg, columns_of(part))
+                case Draw() as cfg:
+                    yield partial(check_rows, cfg, rows[part], at_most)
+
+
+def check_rows(cfg: Draw, rows: int, at_most: bool) -> None:
+    if short := cfg.short_of(rows, at_most):
+        raise Refusal(short)
+
+
+def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
+    faults = []
+    for name, scorer in cfg.scorers.items():
+        missing = [column for column in getattr(scorer, "reads", ()) if column not in known]
+        if missing:
+            faults.append(
+                f"the scorer {name} ({scorer.kind}) reads the prompts' column {missing[0]}, and no prompt has it"
+                f" (they have {', '.join(sorted(known)) or 'none beside their text'}).\n"
+                "  Give prompts with that column, or choose who marks: score=own +scorer@score.scorers.NAME=FILE"
+                " +scorer@exam.score.scorers.NAME=FILE pair.scorer=NAME, FILE one of conf/scorer/."
+            )
+    if faults:
+        raise Refusal(*faults)
+
+
+def check_slices(cfg: Evaluation, known: Collection[str]) -> None:
+    if faults := [
+        f"evaluate.slices: no prompt has the column {column}. "
+        + (nearest(column, [*known]) if known else "Give evaluate.slices=[]")
+        for column in cfg.slices
+        if column not in known
+    ]:
+        raise Refusal(*faults)
