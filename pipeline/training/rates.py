@@ -21,15 +21,17 @@ class ClimbingFromTheFirstStep:
         if not isinstance(made, LambdaLR):  # of an optimizer that steps layer by layer
             return made
         warmup = self.args.get_warmup_steps(num_training_steps)  # type: ignore[attr-defined]
-        self.lr_scheduler = LambdaLR(made.optimizer, [climbing(factor, warmup) for factor in made.lr_lambdas])
+        rates = [climbing(factor, warmup, num_training_steps) for factor in made.lr_lambdas]
+        self.lr_scheduler = LambdaLR(made.optimizer, rates)
         return self.lr_scheduler
 
 
-def climbing(factor: Any, warmup: int) -> Any:
+def climbing(factor: Any, warmup: int, steps: int) -> Any:
     """`factor` gives step / warmup until `warmup`, or 1 where the schedule has no warm-up: that stays 1."""
 
     def of(step: int) -> float:
-        known = float(factor(step))
-        return (known * warmup + 1) / (warmup + 1) if step < warmup else known
+        at = min(step, steps - 1)  # asked once more after the last step, where a polynomial may divide by zero
+        known = float(factor(at))
+        return (known * warmup + 1) / (warmup + 1) if at < warmup else known
 
     return of
