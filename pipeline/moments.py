@@ -129,10 +129,14 @@ class Training:
         return held
 
     @property
+    def looks(self) -> bool:
+        """Whether the policy draws answers of its own as it is trained."""
+        return bool(self.cfg.guards.prompts and (self.world == 1 or self.cfg.runtime.watch == "always"))
+
+    @property
     def read_for_a_look(self) -> float:
         """The reference of whole weights, which is given back; an adapter's is what it stands on."""
-        looks = self.cfg.guards.prompts and (self.world == 1 or self.cfg.runtime.watch == "always")
-        if not (looks and self.token.full) or self.cfg.keeps_reference:
+        if not (self.looks and self.token.full) or self.cfg.keeps_reference:
             return 0.0
         shares = self.world if self.cfg.runtime.launch in SHARDED else 1
         return float(self.token.size * self.shape.parameters) / shares

@@ -14,6 +14,10 @@ from pipeline.plural import many
 if TYPE_CHECKING:
     import polars as pl
 
+ANSWERS = 64  # that a policy in training draws together, where there is room: each is a row with a key-value cache
+ON_A_CPU = 8  # rows at once: more are padded more there, and nothing is gained
+BINS = 8
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -21,10 +25,6 @@ class Pace:
 
     tokens: float
     look: float
-
-
-ON_A_CPU = 8  # rows at once: more are padded more there, and nothing is gained
-BINS = 8
 
 
 def sides(table: "pl.DataFrame", ids: str = "ids") -> list[int]:
@@ -69,8 +69,22 @@ def needs(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -
 
 def answers_at_once(shape: Shape, cfg: TrainConfig, most: int) -> int:
     """Of those that a policy in training draws of its own: by the memory that is free between two steps."""
-    training = moments.Training(shape, cfg, 0, 0, cfg.runtime.world(len(machine.gpus())), bool(machine.gpus()))
+    training = _between_steps(shape, cfg)
     return max(1, min(most, int((room(cfg)[0] - training.between_steps) // training.token.answer)))
+
+
+def look(shape: Shape, cfg: TrainConfig) -> tuple[int, float]:
+    """How many answers of its own a look draws at once, and the bytes that it comes to if all are long."""
+    training = _between_steps(shape, cfg)
+    if not training.looks:
+        return 0, 0.0
+    answers = answers_at_once(shape, cfg, min(ANSWERS, cfg.guards.prompts))
+    return answers, training.between_steps + answers * training.token.answer
+
+
+def _between_steps(shape: Shape, cfg: TrainConfig) -> moments.Training:
+    gpus = len(machine.gpus())
+    return moments.Training(shape, cfg, 0, 0, cfg.runtime.world(gpus), bool(gpus))
 
 
 def room(cfg: TrainConfig) -> tuple[float, str]:
@@ -98,6 +112,9 @@ def told(
     rows, space = rows_at_once(shape, cfg, longest, world), footprint.disk(shape, cfg)
     takes, (has, said) = needs(shape, cfg, rows, longest, world), room(cfg)
     yield f"memory   {takes} for {many(rows, 'row')} at once"
+    answers, most = look(shape, cfg)
+    if most > takes.total:
+        yield f"         up to {amount(most)} where a look draws {many(answers, 'answer')} at once and all are long"
     yield f"         there are {amount(has)} ({said})"
     yield f"disk     {amount(space.most)} at most, of it two checkpoints of {amount(space.checkpoint)}"
     if tokens is None:

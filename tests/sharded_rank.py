@@ -9,7 +9,8 @@ import sys
 
 from accelerate import state
 
-from pipeline.training import own_answers, rank
+from pipeline import outlook
+from pipeline.training import rank
 
 plain = state.AcceleratorState.__init__
 
@@ -24,7 +25,7 @@ def on_a_cpu_too(self, *args, fsdp_plugin=None, **kwargs):
 def shard_on_a_cpu_too():
     state.AcceleratorState.__init__ = on_a_cpu_too
     if os.environ["RANK"] == "1":
-        own_answers.AT_ONCE = 1
+        outlook.ANSWERS = 1
 
 
 if __name__ == "__main__":

@@ -166,6 +166,23 @@ def test_auto_on_a_cpu_and_where_rows_belong_together(card):
     assert outlook.rows_at_once(None, coupled, 100, 1) == 6
 
 
+def test_a_plan_tells_what_a_look_at_own_answers_may_come_to(card):
+    """The weights' 12.7 GiB, and four answers of 1 GiB each with the pass over their prompts."""
+    card(80)
+
+    def told(**changes) -> list[str]:
+        return [
+            line for line in outlook.told(shape(LLAMA_7B), settled(RANK_16, **changes), 64, 1, None) if "look" in line
+        ]
+
+    [line] = told()
+    assert "4 answers at once" in line
+    assert float(line.split("up to ")[1].split(" GiB")[0]) == pytest.approx(12.7 + 4 * 1.2, rel=0.05)
+    assert told(guards={"prompts": 0}) == [], "none is drawn"
+    card(16)
+    assert "1 answer at once" in told()[0], "as many as fit"
+
+
 def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card, tmp_path):
     """Another number of rows at once would round otherwise, and the resumed weights would differ."""
     init = Model(tmp_path / "sft")

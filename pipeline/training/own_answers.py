@@ -25,7 +25,6 @@ from pipeline.training.logps import logps_of_all
 
 Row = tuple[dict[str, Any], Request]
 
-AT_ONCE = 64  # answers drawn together, where there is room for them: one row is one key-value cache
 SHOWN = 4  # answers that a person reads
 
 
@@ -35,7 +34,7 @@ class OwnAnswers:
     def __init__(self, cfg: TrainConfig, init: Model, held_to: Model, dev: Prompts):
         self.cfg, self.init, self.held_to = cfg, init, held_to
         self.limits = Limits(prompt=cfg.max_length, completion=cfg.guards.tokens)
-        backend = {"kind": "transformers", "dtype": cfg.dtype, "runtime": {"batch": AT_ONCE}}
+        backend = {"kind": "transformers", "dtype": cfg.dtype, "runtime": {"batch": outlook.ANSWERS}}
         self.engine = Transformers(TransformersBackend(**backend), init)
         self.at_once = _at_once(cfg, init)
         self.rows = list(self._fitting(dev))
@@ -145,7 +144,7 @@ class AnswersLine:
 def _at_once(cfg: TrainConfig, init: Model) -> int:
     """As many as fit beside the weights and the optimizer's state, which stay where they are."""
     shape = footprint.shape_in(Path(init.weights))
-    return outlook.answers_at_once(shape, cfg, AT_ONCE) if shape else AT_ONCE
+    return outlook.answers_at_once(shape, cfg, outlook.ANSWERS) if shape else outlook.ANSWERS
 
 
 @contextmanager
