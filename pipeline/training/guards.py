@@ -95,14 +95,15 @@ class Guards(TrainerCallback):
         before = seen[-2] if len(seen) > 1 else {}
         if before.get(KL, 0.0) <= guards.warn_kl < last.get(KL, 0.0):
             say(
-                f"step {last['step']}: KL to the reference is {last[KL]:.3g} nats, over guards.warn_kl="
+                f"step {last['step']}: KL to the reference is {last[KL]:.3g} nats, over train.guards.warn_kl="
                 f"{guards.warn_kl:g}: the policy leaves its reference. Raise train.beta, lower train.learning_rate, or "
                 f"give train.guards.kl_budget, which stops there"
             )
         if before.get(FALL, 0.0) <= guards.warn_fall < last.get(FALL, 0.0):
             say(
-                f"step {last['step']}: chosen answers lost {last[FALL]:.3g} nats per token, over guards.warn_fall="
-                f"{guards.warn_fall:g}: likelihood is displaced to answers nobody saw. Take train=rpo (the chosen "
+                f"step {last['step']}: chosen answers lost {last[FALL]:.3g} nats per token, over "
+                f"train.guards.warn_fall={guards.warn_fall:g}: likelihood is displaced to answers nobody saw. "
+                f"Take train=rpo (the chosen "
                 f"answer's own loss), raise train.beta, drop near-equal pairs (pair.filters), or give "
                 f"train.guards.fall_budget"
             )
