@@ -124,6 +124,8 @@ def calibrated(judged: list[Judged], scorers: dict[str, tuple[Verdicts, Verdicts
     truth = calibration(pairs, {key: pair.verdict for key, pair in pairs.items()})
     return {
         "pairs": len(pairs),
+        "prompts": len({pair.asked for pair in pairs.values()}),
+        "decided": truth.decided,
         "split": sum(pair.verdict is None for pair in pairs.values()),
         "people_prefer": {"first": truth.prefers_first, "longer": truth.prefers_longer, "ties": truth.ties},
         "scorers": {name: row.told() for name, row in rows.items()},
@@ -139,26 +141,34 @@ def distrusted(name: str, gained: Estimate) -> Iterator[str]:
         )
     elif gained.low is None or gained.low <= 0:
         yield (
-            f"{name} does not beat '{LONGER}': {signed(gained.mean)} agreement ({interval(asdict(gained), signed)})."
-            " Do not trust it on texts like these."
+            f"{name} does not beat '{LONGER}': {signed(gained.mean)} agreement by prompt"
+            f" ({interval(asdict(gained), signed)}). Do not trust it on texts like these."
         )
 
 
-HEAD = ["", "agreement", "95 %", "exact", "κ", "ties", "first", "longer", "flips", "failed"]
+HEAD = ["", "by prompt", "95 %", "by pair", "pairs", "exact", "κ", "ties", "first", "longer", "flips", "failed"]
 
 
 def lines(told: dict[str, Any]) -> Iterator[str]:
     rows = told["scorers"]
     people = told["people_prefer"]
-    yield f"{many(told['pairs'], 'pair')} judged by people, {told['split']} of them without a majority"
+    yield (
+        f"{many(told['pairs'], 'pair')} of {many(told['prompts'], 'prompt')} judged by people:"
+        f" {told['decided']} decided, {told['split']} without a majority"
+    )
     yield (
         f"people prefer the first answer in {share(people['first'])} and the longer one in {share(people['longer'])}"
         " of their decisions"
     )
+    yield "agreement where people decided, a tie is half right: by prompt (the mean of each prompt's own pairs,"
+    yield "with its interval) and by pair (all decided pairs alike, which is what others publish; pairs of one prompt"
+    yield "are no independent evidence, so it has no interval)"
+    if PEOPLE in rows:
+        yield f"{PEOPLE}: each annotator of a pair held against each other one, so a pair counts once for each such two"
     yield ""
     yield from aligned([HEAD, *(cells(name, row) for name, row in rows.items())])
     yield ""
-    yield "agreement by how long the answer is that people prefer, against the other (pairs)"
+    yield "agreement by pair, by how long the answer is that people prefer, against the other (pairs)"
     kinds = rows[LONGER]["by_length"]  # of all pairs: a scorer may have failed at some
     table = [["", *(f"{kind} ({row['pairs']})" for kind, row in kinds.items())]]
     for name, row in rows.items():
@@ -175,6 +185,8 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
         name,
         UNKNOWN if mean is None else number(mean),
         interval(row["agreement"]),
+        number(row["pair_agreement"]),
+        str(row["decided"]),
         number(row["exact"]),
         number(row["kappa"]),
         *shares,

@@ -60,7 +60,7 @@ def plan(cfg: Config) -> Step:
         examined |= exams.redrawn()
         duels = exams.duels(cfg.exam.duels, examined, prompts / split)
     story: dict[str, Any] = dict(exams=examined, chosen=policy, pairs=pairs, duels=duels, chats=chats)
-    told = cfg.evaluate.told(cfg.pair.scorer, cfg.exam.gold)
+    told = cfg.evaluate.told(cfg.pair.made_by, cfg.exam.gold)
     return Step("evaluate", told, at="report", prompts=prompts / split, **story)
 
 

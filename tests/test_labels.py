@@ -444,6 +444,31 @@ def test_a_scorer_is_compared_with_people_and_with_length_alone(tmp_path, capsys
     assert told["warnings"] == [] and "0.750" in capsys.readouterr().out
 
 
+def test_agreement_is_told_by_prompt_and_by_pair_with_the_counts(tmp_path, capsys):
+    """Of one prompt the longer answer is right in three pairs, of a second wrong in one, of a third no longer.
+
+    By prompt (1 + 0 + 1/2) / 3 = 0.5, by pair (3 + 0 + 1/2) / 5 = 0.7; a tie of the people decides nothing.
+    """
+    told_by_people = [("a", LONG, SHORT, 1)] * 2 + [("a", SHORT, LONG, 2), ("b", LONG, SHORT, 2)]
+    told_by_people += [("c", "same", "long", 1), ("d", LONG, SHORT, 0)]
+    rows = [
+        {"idx": at, "instruction": asked, "input": "", "response1": one, "response2": two}
+        | dict.fromkeys(("annotator1", "annotator2", "annotator3"), vote)
+        for at, (asked, one, two, vote) in enumerate(told_by_people)
+    ]
+    (tmp_path / "panda.json").write_text(json.dumps(rows))
+    told = calibrated(tmp_path, tmp_path / "panda.json")
+    longer = told["scorers"]["longer wins"]
+    assert (longer["agreement"]["mean"], longer["agreement"]["n"]) == (pytest.approx(0.5), 3)
+    assert (longer["pair_agreement"], longer["decided"]) == (pytest.approx(0.7), 5)
+    assert (told["pairs"], told["prompts"], told["decided"], told["split"]) == (6, 4, 5, 0)
+    shown = capsys.readouterr().out
+    assert "6 pairs of 4 prompts judged by people: 5 decided" in shown
+    head, row = (next(one for one in shown.splitlines() if one.startswith(start)) for start in ("   ", "longer wins"))
+    cells = dict(zip(re.split(r"  +", head.strip()), re.split(r"  +", row.strip())[1:], strict=True))
+    assert (cells["by prompt"], cells["by pair"], cells["pairs"]) == ("0.500", "0.700", "5")
+
+
 def test_a_scorer_that_does_not_beat_length_is_warned_of(tmp_path, capsys):
     told = calibrated(tmp_path, people_s(tmp_path, 10), "scorer=short", *SHORTER)
     assert told["scorers"]["short"]["agreement"]["mean"] == 0.25

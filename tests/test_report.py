@@ -131,7 +131,7 @@ def judged(low, high, n=300, kl=1.5, chosen="round-1", prompts=300, split="test"
     mean = (low + high) / 2
     gap = {"model": "round-1", "scorer": "rules", "mean": mean, "low": low, "high": high, "n": n, "detectable": 0.05}
     models = [
-        {"name": name, "metrics": {"rules": {"mean": score}}, "kl": {"mean": kl}}
+        {"name": name, "metrics": {"rules": {"mean": score, "n": n}}, "kl": {"mean": kl}}
         for name, score in (("sft", 0.5), ("round-1", 0.5 + mean))
     ]
     return verdict(Question(split, prompts, "rules", 0.95, chosen), models, [gap])
@@ -153,8 +153,9 @@ def test_a_yes_says_by_how_much_and_on_what():
 
 
 def doubted(rules: float, reward: float, n: int = 300) -> dict:
-    """Judged by rules, with the intervals of two scorers and of one kind around these means."""
-    models = [{"name": name, "metrics": {"rules": {"mean": 0.5}}, "kl": {"mean": 9.0}} for name in ("sft", "round-1")]
+    """Judged by rules, where reward made the pairs: with the intervals of both and of one kind around these means."""
+    marks = {"rules": {"mean": 0.5, "n": 300}}
+    models = [{"name": name, "metrics": marks, "kl": {"mean": 9.0}} for name in ("sft", "round-1")]
     told = {"rules": rules, "reward": reward, "reward/open": -9.0}
     gaps = [
         {"model": "round-1", "scorer": name, "mean": mean, "low": mean - 0.04, "high": mean + 0.04, "n": 300}
@@ -162,7 +163,9 @@ def doubted(rules: float, reward: float, n: int = 300) -> dict:
     ]
     gaps[1]["n"] = n
     return verdict(
-        Question("test", 300, "rules", 0.95, "round-1"), models, [{**gap, "detectable": 0.1} for gap in gaps]
+        Question("test", 300, "rules", 0.95, "round-1", training="reward"),
+        models,
+        [{**gap, "detectable": 0.1} for gap in gaps],
     )
 
 
@@ -234,7 +237,7 @@ def test_without_a_spread_no_detectable_difference_is_known():
 def test_a_chosen_model_that_is_sft_or_was_not_examined():
     assert judged(0.01, 0.09, chosen="sft")["better"] == "no"
     for kl, knob in ((6.0, "lower train.learning_rate"), (0.01, "raise train.learning_rate"), (1.0, "min_margin")):
-        assert knob in judged(0.01, 0.09, kl=kl, chosen="sft")["why"], "it says what to turn so that a round is chosen"
+        assert knob in judged(-0.05, 0.03, kl=kl, chosen="sft")["why"], "it says what to turn so that a round is chosen"
     assert judged(0.01, 0.09, chosen=None)["better"] == "unclear"
     assert judged(0.01, 0.09, chosen="round-7")["better"] == "unclear"
 
@@ -283,7 +286,8 @@ def a_report(name="round-1"):
     curve = [{"step": i, "loss": 0.7 - i / 100, "margin": i / 10, "accuracy": 0.5} for i in range(1, 9)]
     trained = {"round": "round-1", "fingerprint": "f", "steps": 8, "loss": 0.6, "margin": 0.8, "accuracy": 0.5}
     return {
-        "exam": {"split": "test", "prompts": 40, "scorer": "rules", "level": 0.95, "chosen": name},
+        "exam": {"split": "test", "prompts": 40, "scorer": "rules", "level": 0.95, "chosen": name}
+        | {"training": "rules", "gold": []},
         "verdict": {"better": "yes", "why": "Because <it> is 95 % so."},
         "models": [{"name": n, **model, "repetition": 0.01, "kl": estimate} for n in ("sft", name)],
         "differences": [{"model": name, **gap, "detectable": 0.05}],

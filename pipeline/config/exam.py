@@ -98,12 +98,12 @@ class EvaluateConfig(Block):
     resamples: Annotated[int, Field(ge=2)]
     seed: Seed
 
-    def told(self, training: str, gold: list[str]) -> "Evaluation":
+    def told(self, training: str | None, gold: list[str]) -> "Evaluation":
         return Evaluation(**dict(self), training=training, gold=gold)
 
 
 class Evaluation(EvaluateConfig):
     """The user's block with what the rest of the config says of its scorers."""
 
-    training: str  # the scorer that made the pairs
+    training: str | None  # the scorer that made pairs; None where others did: people, demonstrations
     gold: list[str]  # those that never made any

@@ -130,6 +130,11 @@ class PairConfig(Block):
         """Whether the prompts' own columns hold a side of the pairs."""
         return self.strategy.kind == "demonstration" and self.mix.on_policy > 0
 
+    @property
+    def made_by(self) -> str | None:
+        """The scorer whose marks made pairs of own samples; None where the pairs come from elsewhere."""
+        return self.scorer if self.mix.on_policy and self.strategy.kind != "demonstration" else None
+
     def of(self, round: int) -> "PairRound":
         return PairRound(**dict(self), round=round)
 

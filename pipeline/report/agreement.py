@@ -1,7 +1,9 @@
 """How far verdicts on pairs agree with people's, and what bends them: position and length.
 
 A verdict is 1 where the first answer is better, 0 where the second is, 0.5 for a tie. Agreement is asked where people
-decided: right is 1, a tie 0.5, wrong 0. Exact agreement and κ are asked everywhere and know three verdicts.
+decided: right is 1, a tie 0.5, wrong 0. Its unit is the prompt, whose pairs are averaged first: they are no evidence
+of their own, and its interval is over prompts. Others count pair by pair, so that figure stands beside it. Exact
+agreement and κ are asked everywhere, pair by pair, and know three verdicts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +51,9 @@ Verdicts = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class Calibration:
-    agreement: Estimate
+    agreement: Estimate  # by prompt
+    pair_agreement: float | None  # over all decided pairs alike
+    decided: int  # pairs that people decided and that have a verdict here
     exact: float | None
     kappa: float | None
     ties: float | None
@@ -67,8 +71,12 @@ def calibration(pairs: Pairs, verdicts: Verdicts, turned: Verdicts | None = None
     """`turned` are the verdicts of a second asking with the answers in the other order, said of the first order."""
     given = {key: verdict for key, verdict in verdicts.items() if verdict is not None}
     both = [(pair.verdict, given[key]) for key, pair in pairs.items() if key in given and pair.verdict is not None]
+    credits = credits_by_prompt(pairs, given)
+    decided = [credit for each in credits.values() for credit in each]
     return Calibration(
-        agreement=estimate(list(credit_by_prompt(pairs, given).values()), SAMPLING),
+        agreement=estimate([sum(each) / len(each) for each in credits.values()], SAMPLING),
+        pair_agreement=mean(decided),
+        decided=len(decided),
         exact=mean(people == own for people, own in both),
         kappa=kappa(both),
         ties=mean(own == 0.5 for own in given.values()),
@@ -98,12 +106,17 @@ def gain(pairs: Pairs, verdicts: Verdicts, baseline: Verdicts) -> Difference:
 
 
 def credit_by_prompt(pairs: Pairs, verdicts: Verdicts) -> dict[str, float]:
+    return {asked: sum(credits) / len(credits) for asked, credits in credits_by_prompt(pairs, verdicts).items()}
+
+
+def credits_by_prompt(pairs: Pairs, verdicts: Verdicts) -> dict[str, list[float]]:
+    """A prompt's credits, one for each pair that people decided and that has a verdict."""
     found: dict[str, list[float]] = {}
     for key, pair in pairs.items():
         verdict = verdicts.get(key)
         if pair.verdict is not None and pair.verdict != 0.5 and verdict is not None:
             found.setdefault(pair.asked, []).append(1 - abs(pair.verdict - verdict))
-    return {asked: sum(credits) / len(credits) for asked, credits in found.items()}
+    return found
 
 
 def prefers_longer(pairs: Pairs, verdicts: Verdicts) -> float | None:

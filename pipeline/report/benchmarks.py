@@ -108,12 +108,13 @@ def _change(
 
 def _retained(name: str, limit: float, gap: Row | None, higher: bool, unknown: str) -> dict[str, Any]:
     told = {"name": name, "limit": limit}
-    if gap is None or gap["low"] is None:
+    if gap is None or not gap["n"]:
         return {**told, "state": "unknown", "change": None, "why": f"Whether {name} was kept is not known: {unknown}."}
     change = {key: gap[key] for key in ("mean", "low", "high", "n")}
-    figures = f"{signed(gap['mean'])}, {interval(gap, signed)}, on {gap['n']}"
+    ends = f", {interval(gap, signed)}" if gap["low"] is not None else ""
+    figures = f"{signed(gap['mean'])}{ends}, on {gap['n']}"
     if gap["n"] < LEAST_PROMPTS:
-        why = f"Whether {name} was kept is not known: {figures} are too few to tell."
+        why = f"Whether {name} was kept is not known: too few to tell ({figures})."
         return {**told, "state": "unknown", "change": change, "why": why}
     worst, best = (gap["low"], gap["high"]) if higher else (-gap["high"], -gap["low"])
     state = "lost" if best < -limit else "perhaps" if worst < -limit else "kept"

@@ -11,7 +11,7 @@ from pipeline.report.examined import SFT, Examined, by_prompt
 from pipeline.report.habits import other_language
 from pipeline.report.sheet import Row
 from pipeline.report.statistics import ByPrompt, Sampling, difference, holm
-from pipeline.report.wording import UNKNOWN, interval, number, share, signed
+from pipeline.report.wording import UNKNOWN, interval, share, signed
 
 HABITS = {
     "tokens": "Tokens per answer",
@@ -62,7 +62,7 @@ def _change(habit: str, model: Examined, sft: Examined, asked: Mapping[str, str]
 
 
 def note(report: Row) -> str:
-    least = number(1 - report["exam"]["level"], 2)
+    least = f"{1 - report['exam']['level']:.3g}"
     return f"Against sft, prompt by prompt; changed is what has a p below {least}, corrected for its family of tests."
 
 
@@ -90,7 +90,7 @@ def _scored(row: Row, least: float) -> Change:
 def _judged(row: Row, least: float) -> Change:
     changed = _is_told(row, least)
     tone = ("up" if row["win_rate"] > 0.5 else "down") if changed else ""
-    figures = f"{share(row['win_rate'])} won ({interval(row, share)})"
+    figures = f"win rate {share(row['win_rate'])} ({interval(row, share)}), a tie is half a win"
     return Change(f"Contests with sft, judged by {row['judge']}", figures, changed, tone)
 
 

@@ -161,10 +161,14 @@ def _of(report: Row, first: str, name: str) -> tuple[Better, str]:
             "unclear",
             f"{gap['n']} common prompts with scores are too few to tell {name} from {first}: at least {LEAST_PROMPTS}.",
         )
-    means = {model["name"]: number(model["metrics"][ground["chief"]]["mean"]) for model in report["models"]}
-    why = (
-        f"On {gap['n']} common prompts {name} scores {means[name]} against {means[first]} of {first}"
-        f" by {ground['chief']}: a difference of {signed(gap['mean'])},"
-        f" {level_text(ground['level'])} {interval(gap, signed)}."
-    )
+    marks = {model["name"]: model["metrics"][ground["chief"]] for model in report["models"]}
+    told = f"{signed(gap['mean'])}, {level_text(ground['level'])} {interval(gap, signed)}."
+    on = f"On {gap['n']} common prompts"
+    if any(marks[of]["n"] != gap["n"] for of in (name, first)):  # whose means are of other prompts
+        why = f"{on} with a score of {ground['chief']} for both, {name} differs from {first} by {told}"
+    else:
+        means = [number(marks[of]["mean"]) for of in (name, first)]
+        why = (
+            f"{on} {name} scores {means[0]} against {means[1]} of {first} by {ground['chief']}: a difference of {told}"
+        )
     return ("yes" if gap["low"] > 0 else "no" if gap["high"] < 0 else "unclear"), why

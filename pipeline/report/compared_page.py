@@ -9,6 +9,7 @@ from pipeline.report.card import section
 from pipeline.report.page import BADGES, HERE, document, section_html
 from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gap_of, row_of
 from pipeline.report.sheets import contests, models
+from pipeline.report.verdict import detectable, is_flat
 from pipeline.report.wording import NO_SPREAD, UNKNOWN, count, interval, level_text, number, p_value
 
 
@@ -56,7 +57,7 @@ def _models(report: Row) -> Sheet:
 def _power(report: Row) -> str:
     """The smallest difference that each of them could show."""
     gaps = [row for row in report["differences"] if row["scorer"] == report["ground"]["chief"]]
-    known = [f"{number(row['detectable'])} ({row['model']})" for row in gaps if row["detectable"] is not None]
+    known = [f"{detectable(row)} ({row['model']})" for row in gaps if not is_flat(row)]
     if not known:
         return NO_SPREAD if any(row["n"] > 1 for row in gaps) else ""
     return f"So many can detect a difference of {', '.join(known)} in four cases of five."

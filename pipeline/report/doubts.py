@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config import BEST_OF, CONTROL
-from pipeline.report.verdict import LEAST_PROMPTS, Question, Row
+from pipeline.report.verdict import LEAST_PROMPTS, Question, Row, pleases
 from pipeline.report.wording import interval, p_value, share, signed
 
 
@@ -18,32 +18,38 @@ def control(question: Question, differences: Sequence[Row], duels: Sequence[Row]
         return None
     tested = [row for row in own if row["p_holm"] is not None]
     found = [row for row in tested if row["p_holm"] < 1 - question.level]
-    return {"stable": not found if tested else None, "tests": len(tested), "why": _of_control(tested, found)}
+    return {
+        "stable": not found if tested else None,
+        "tests": len(tested),
+        "why": _of_control(tested, found, question.level),
+    }
 
 
-def _of_control(tested: Sequence[Row], found: Sequence[Row]) -> str:
+def _of_control(tested: Sequence[Row], found: Sequence[Row], level: float) -> str:
     if not tested:
-        return "Drawn again, sft could not be compared with itself: see what is missing."
+        return "Drawn again, sft could not be compared with itself: its answers or its scores are missing."
     if not found:
         least = min(row["p_holm"] for row in tested)
         tests = "the one test" if len(tested) == 1 else f"any of {len(tested)} tests"
-        return f"Drawn again, sft does not differ from itself by {tests} (least p {p_value(least)})."
+        return f"Drawn again, sft is not told apart from itself by {tests} (least p {p_value(least)})."
     told = "; ".join(_test(row) for row in found)
     return (
-        f"Drawn again, sft differs from itself {told}. The machinery or the scorer is unstable: "
-        "believe no difference of this size before the cause is found."
+        f"Drawn again, sft differs from itself {told}. The machinery or the scorer is unstable, unless chance did it,"
+        f" as in {share(1 - level)} of runs: believe no difference of this size before the cause is found."
     )
 
 
 def _test(row: Row) -> str:
     p = p_value(row["p_holm"])
     if "judge" in row:
-        return f"in {row['judge']}'s contests ({share(row['win_rate'])} of them won, p {p})"
+        return f"in {row['judge']}'s contests (win rate {share(row['win_rate'])}, p {p})"
     return f"by {row['scorer']} ({signed(row['mean'])}, {interval(row, signed)}, p {p})"
 
 
 def proxy(question: Question, models: Sequence[Row], differences: Sequence[Row]) -> dict[str, Any] | None:
-    """The gain by the scorer that made the pairs beside the gain by each that made none, round by round."""
+    """The gain by the scorer that made pairs beside the gain by each that made none, round by round."""
+    if question.training is None:
+        return None
     gaps = {(row["model"], row["scorer"]): row for row in differences if row["n"]}
     rounds = [
         {
@@ -82,10 +88,11 @@ def _gain(row: Row) -> dict[str, Any]:
 def _of_proxy(question: Question, row: Row) -> str:
     gains = [f"{signed(row[key]['mean'])}, {interval(row[key], signed)}" for key in ("proxy", "gold")]
     figures = (
-        f"By {question.training}, which made the pairs, {row['model']} gained {gains[0]};"
+        f"By {question.training}, which made pairs, {row['model']} gained {gains[0]};"
         f" by {row['scorer']}, which made none, {gains[1]}."
     )
-    return f"{figures} It learned to please {question.training}." if row["over_optimised"] else figures
+    pleased = f"{figures} It {pleases(question.training or '', row['gold'])}."
+    return pleased if row["over_optimised"] else figures
 
 
 def ceiling(question: Question, differences: Sequence[Row]) -> dict[str, Any] | None:

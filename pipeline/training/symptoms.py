@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import log
-from statistics import fmean, pstdev
+from math import log, sqrt
+from statistics import fmean
 from typing import Any
 
 from pipeline.training.decisions import COLUMN, SCORE, TOKENS, looks
@@ -42,29 +42,39 @@ def symptoms(rows: Sequence[Row]) -> list[Symptom]:
 
 
 def _stuck(rows: Sequence[Row]) -> bool:
-    """The last quarter of the losses is where a policy without any margin has them."""
-    loss = _curve(rows, "loss")
-    return len(loss) >= LEAST and abs(fmean(loss[-len(loss) // 4 :]) - log(2)) < 0.005
+    """The last quarter of the losses is where a policy without any margin has them; another loss may pass there."""
+    loss, margin = _curve(rows, "loss"), _curve(rows, "rewards/margins")
+    parted = margin and abs(fmean(margin[-len(margin) // 4 :])) > 0.05
+    return len(loss) >= LEAST and abs(fmean(loss[-len(loss) // 4 :]) - log(2)) < 0.005 and not parted
 
 
 def _both_rise(rows: Sequence[Row]) -> bool:
-    return all(_gain(_curve(rows, f"rewards/{side}")) > 0.05 for side in ("chosen", "rejected"))
+    """Together: where the rejected one rises far less than the chosen one, they are told apart."""
+    chosen, rejected = (_gain(_curve(rows, f"rewards/{side}")) for side in ("chosen", "rejected"))
+    return min(chosen, rejected) > 0.05 and rejected > chosen / 3
 
 
 def _margin_without_gain(rows: Sequence[Row]) -> bool:
     """Three looks in a row widen the margin, the last one by no less than half the first, and the score is past its
-    best."""
+    best and does not rise again."""
     seen = [look for look in looks(list(rows)) if SCORE in look and COLUMN["margin"] in look][-4:]
     margins, scores = [look[COLUMN["margin"]] for look in seen], [look[SCORE] for look in seen]
     grows = [b - a for a, b in pairwise(margins)]
-    return len(seen) == 4 and min(grows) > 0 and grows[-1] >= grows[0] / 2 and scores[-1] < max(scores) - 0.01
+    return len(seen) == 4 and min(grows) > 0 and grows[-1] >= grows[0] / 2 and _falls(scores)
+
+
+def _falls(scores: Sequence[float]) -> bool:
+    return scores[-1] < max(scores) - 0.01 and scores[-1] <= scores[-2]
 
 
 def _swings(rows: Sequence[Row]) -> bool:
-    """In the second half the loss spreads by more than a third of what it is."""
+    """In the second half the loss spreads from step to step by more than a third of what it is: a fall is no swing."""
     loss = _curve(rows, "loss")
     late = loss[len(loss) // 2 :]
-    return len(loss) >= LEAST and fmean(late) > 0.1 and pstdev(late) > fmean(late) / 3
+    if len(loss) < LEAST:
+        return False
+    spread = sqrt(fmean((after - before) ** 2 for before, after in pairwise(late)) / 2)
+    return fmean(late) > 0.1 and spread > fmean(late) / 3
 
 
 def _longer(rows: Sequence[Row]) -> bool:
@@ -87,18 +97,18 @@ TABLE = (
         "the loss stays at 0.693",
         _stuck,
         "the policy hardly moves, or nothing tells chosen from rejected",
-        "raise train.learning_rate; look at the pairs' margins (pair.filters) and at the noise in their funnel.json",
+        "raise train.learning_rate; look at the margins of the pairs (pair.filters.min_margin) and at pair.scorer",
     ),
     Symptom(
         "chosen and rejected rewards both rise",
         _both_rise,
-        "what both sides share is learned, such as style or format, and not what sets them apart",
-        "raise train.beta; give pairs that differ in what counts (pair=best_worst, pair.filters)",
+        "mostly what both sides share is learned, such as style or format, and less what sets them apart",
+        "raise train.beta; give pairs that differ in what counts (pair=best_worst, pair.filters.min_margin)",
     ),
     Symptom(
         "the margin grows without plateau while the dev score falls",
         _margin_without_gain,
-        "the reward is over-optimised: pairs are told apart ever better and answers get worse",
+        "the reward is over-optimised: pairs are told apart ever better and own answers score worse",
         "lower train.learning_rate, raise train.beta, or stop in time: train.guards.stop_on=score",
     ),
     Symptom(
@@ -110,7 +120,7 @@ TABLE = (
     Symptom(
         "answers have grown past 1.5 times their length",
         _longer,
-        "chosen answers are longer than rejected ones, and length is what is learned",
-        "pair=length_matched, train=sigmoid_norm or train=ld_dpo; see the length-adjusted figures of the report",
+        "often chosen answers are longer than rejected ones, and length is what is learned",
+        "pair=length_matched, train=sigmoid_norm or train=ld_dpo; see the length-adjusted win rates in the report",
     ),
 )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pipeline.config import CONTROL
 from pipeline.report.examined import SFT
 from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gain, gap_of, row_of
+from pipeline.report.verdict import detectable, is_flat
 from pipeline.report.wording import NO_SPREAD, UNKNOWN, count, interval, level_text, number, p_value, share, signed
 
 
@@ -36,11 +37,13 @@ def _power(report: Row) -> str:
     exam = report["exam"]
     known = [gap for gap in report["differences"] if gap["scorer"] == exam["scorer"] and gap["detectable"] is not None]
     of = next((gap for gap in known if gap["model"] == exam["chosen"]), known[-1] if known else None)
-    if of is None and any(gap["scorer"] == exam["scorer"] and gap["n"] > 1 for gap in report["differences"]):
+    if (of is None or is_flat(of)) and any(
+        gap["scorer"] == exam["scorer"] and gap["n"] > 1 for gap in report["differences"]
+    ):
         return NO_SPREAD
     if of is None:
         return "How small a difference so many can detect is not known without scores of two models."
-    return f"So many can detect a difference of {number(of['detectable'])} in four cases of five."
+    return f"So many can detect a difference of {detectable(of)} in four cases of five."
 
 
 def _captured(report: Row) -> str:
@@ -50,7 +53,7 @@ def _captured(report: Row) -> str:
     if best["share"] is None and (best["low"] or 0) > 0:
         return f"{best['model']} gains {signed(best['mean'])} over sft: so much there is to capture."
     if best["share"] is None:
-        return f"Even {best['model']} is not clearly better than sft: there is nothing to capture."
+        return f"{best['model']} is not clearly better than sft: how much there is to capture is not known."
     return f"Of what {best['model']} gains over sft, {report['exam']['chosen']} gains {share(best['share'])}."
 
 
@@ -174,7 +177,7 @@ def _slice(name: str, of: dict[str, Row], models: Sequence[str]) -> list[Cell]:
 def proxy(report: Row) -> Sheet:
     """What was optimised beside what was not."""
     told = report["proxy"]
-    note = "A gain of the scorer that made the pairs, which one that made none does not share, is no gain."
+    note = "A gain by the scorer that made pairs, which one that made none does not share, is no gain."
     columns = ("model", f"Δ {told['training']}" if told else "", "gold scorer", "Δ gold", "KL to sft")
     rows = [
         [Cell(r["model"]), gain(r["proxy"]), Cell(r["scorer"]), gain(r["gold"]), Cell(number(r["kl"], 2))]
