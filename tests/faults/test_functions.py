@@ -16,6 +16,8 @@ from pipeline.scorers import Answer, open_scorer
 from pipeline.scorers.function import HOPELESS, FunctionProcess, Lost
 from tests.faults.planted import Fault, World, hold
 
+pytestmark = pytest.mark.long  # each starts processes, and some wait until they are ended
+
 KEY = "sk-planted-0123456789"
 SHORT_KEY = "abcde"
 ODD = """
@@ -217,7 +219,6 @@ FAULTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_functions(fault, tmp_path):
     hold(fault, tmp_path)

@@ -14,6 +14,8 @@ from tests.faults.odd_server import Odd, chat, serving
 from tests.house import SMALL, composed
 from tests.test_judge import answers, config, marks
 
+pytestmark = pytest.mark.long  # servers and their time-outs
+
 DEEP = b"[" * 100_000 + b"]" * 100_000
 HUGE = int("9" * 400)
 

@@ -15,6 +15,8 @@ from pipeline.config import EndpointBackend, ServedModel
 from pipeline.errors import Refusal
 from tests.faults.odd_server import Odd, chat, serving
 
+pytestmark = pytest.mark.long  # servers and their time-outs
+
 DEEP = b"[" * 100_000 + b"]" * 100_000
 HUGE = int("9" * 400)
 
