@@ -16,8 +16,7 @@ from typing import Any
 from pipeline.artifacts import write_json
 from pipeline.compose import Arguments, block
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
-from pipeline.errors import BROKE, REFUSED, Broken, Refusal, nearest
-from pipeline.plural import many
+from pipeline.errors import BROKE, REFUSED, Broken, Refusal, many, nearest
 from pipeline.report.agreement import Pair, calibration, gain, people_s_own
 from pipeline.report.statistics import Estimate
 from pipeline.report.wording import UNKNOWN, interval, number, share, signed

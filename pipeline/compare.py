@@ -13,8 +13,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import write_json, write_table, write_text
-from pipeline.errors import REFUSED, Refusal, nearest
-from pipeline.plural import many
+from pipeline.errors import REFUSED, Refusal, many, nearest
 from pipeline.report import compared_page
 from pipeline.report.answers import answer_table
 from pipeline.report.compared import compared

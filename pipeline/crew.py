@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import machine
-from pipeline.errors import BROKE, Broken, Refusal
+from pipeline.errors import BROKE, Broken, Refusal, many
 from pipeline.gpus import Environment
-from pipeline.plural import many
 
 Figures = dict[str, float]
 LAST_WORDS = 12  # lines of a dead hand's log that are shown

@@ -14,10 +14,9 @@ from pipeline import door, forecast, served, store
 from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.content import commit_of
-from pipeline.errors import DONE, REFUSED, Refusal, explain_disk_fault, refusals
+from pipeline.errors import DONE, REFUSED, Refusal, explain_disk_fault, many, refusals
 from pipeline.marker import register_runs
 from pipeline.plan import plan
-from pipeline.plural import many
 from pipeline.runner import StepFailed, dry_run, outline, run, select
 from pipeline.step import pinned
 from pipeline.survey import Planned, unbuilt

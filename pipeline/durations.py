@@ -13,9 +13,9 @@ from typing import Any
 from pipeline import forecast, machine, store
 from pipeline.artifacts import COST_FILE, KL, STEP_FILE
 from pipeline.config import Block, Conversation, Draw, ReferConfig, ScoreConfig, TrainConfig
+from pipeline.errors import many
 from pipeline.lineage import shape_of
 from pipeline.outlook import spent
-from pipeline.plural import many
 from pipeline.step import Step
 from pipeline.survey import Planned
 

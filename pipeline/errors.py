@@ -123,3 +123,9 @@ def nearest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=2)
     guess = f"Did you mean {' or '.join(close)}? " if close else ""
     return f"{guess}Known: {', '.join(sorted(known))}"
+
+
+def many(count: int, noun: str, *, grouped: bool = False) -> str:
+    """`grouped`: with commas between thousands, for figures that are read more than typed."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}" if grouped else f"{count} {noun}{ending}"

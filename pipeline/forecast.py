@@ -10,10 +10,9 @@ from typing import Any
 from pipeline import engines, footprint, machine, outlook, store
 from pipeline.artifacts import Pairs, read_json
 from pipeline.config import Config, Conversation, Draw, LoraAdapter, TrainConfig, TransformersBackend, VllmBackend
-from pipeline.errors import Refusal, nearest, together
+from pipeline.errors import Refusal, many, nearest, together
 from pipeline.footprint import Shape
 from pipeline.lineage import shape_of, weights_of
-from pipeline.plural import many
 from pipeline.step import Step
 from pipeline.survey import Found, Planned
 

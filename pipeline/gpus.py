@@ -3,9 +3,8 @@
 import os
 from typing import Literal
 
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, many
 from pipeline.machine import VISIBLE
-from pipeline.plural import many
 
 Environment = dict[str, str]
 Workers = int | Literal["auto"]

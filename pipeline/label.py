@@ -18,8 +18,7 @@ import polars as pl
 
 from pipeline.artifacts import KL, Samples, resolve_run, write_text
 from pipeline.config import LATER
-from pipeline.errors import REFUSED, Refusal, explain_disk_fault, nearest
-from pipeline.plural import many
+from pipeline.errors import REFUSED, Refusal, explain_disk_fault, many, nearest
 from pipeline.report.examples import prompt_text
 from pipeline.scorers.label_files import FORMULA
 

@@ -1,6 +1,15 @@
 """In which language a text is written: py3langid's own small model, which guesses the same each time."""
 
+import re
+
 from pipeline.errors import Refusal, nearest
+
+REFUSAL = (
+    r"(?i)^\W*(i(’|')?m (really |very |so )?sorry|sorry, (but )?i|i apologi[sz]e, but"
+    r"|i (can(’|')?t|cannot|am unable to|am not able to|won(’|')?t|will not)\b|i(’|')?m (unable|not able) to"
+    r"|as an ai\b|unfortunately, i (can|am))"
+)
+OPENING = rb"(?i)\W|.[\x80-\xff]|i\W|im|so|as|un"  # the first two bytes of every text that it matches
 
 
 def language_of(text: str) -> str:
@@ -17,3 +26,11 @@ def check_languages(codes: list[str], knob: str) -> None:
     for code in codes:
         if code not in known:
             raise Refusal(f"{knob}: {code} is no language that is told apart. {nearest(code, known)}")
+
+
+def without_reasoning(text: str) -> str:
+    """The answer alone: without `<think>…</think>`, without what stands before a lone `</think>` (a template may have
+    opened it), and empty where thinking never ended."""
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    text = text.rpartition("</think>")[2]
+    return text.partition("<think>")[0].strip()

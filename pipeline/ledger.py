@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import write_json
-from pipeline.plural import many
+from pipeline.errors import many
 from pipeline.step import Step
 
 QUIET = 30.0  # seconds between two progress lines where there is no terminal

@@ -7,12 +7,16 @@ empty place where a disk is not mounted.
 
 import fcntl
 import json
+import os
 import shlex
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import write_json
+from pipeline import store
+from pipeline.artifacts import MADE_BY, write_json
 from pipeline.errors import Refusal
 
 STORE_MARKER, RUNS_MARKER = ".strop-store", ".strop-runs"
@@ -89,3 +93,86 @@ def _is_marker(told: Any) -> bool:
 
 def _list_known(known: list[str]) -> str:
     return f"It knows: {', '.join(known) or 'none'}"
+
+
+@dataclass(frozen=True)
+class Users:
+    """Fingerprint → the runs whose plan names it; and what keeps us from knowing all of them."""
+
+    runs: dict[str, list[str]]
+    faults: list[str]
+
+    def check(self) -> None:
+        if self.faults:
+            raise Refusal("\n".join([*self.faults, "Nothing was removed: nothing says what these runs need."]))
+
+
+def read_step(path: Path) -> dict[str, object]:
+    try:
+        step = json.loads((path / store.STEP).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return step if isinstance(step, dict) else {}
+
+
+def list_entries(folder: Path) -> list[Path]:
+    return [] if folder.is_symlink() or not folder.is_dir() else sorted(folder.iterdir())
+
+
+def users_of(root: Path, folders: Iterable[Path]) -> Users:
+    """The runs of these folders, a sweep's points among them, and those elsewhere that made one of its steps."""
+    users = Users(defaultdict(list), [])
+    known = list(dict.fromkeys(folder.resolve() for folder in folders))
+    for number, folder in enumerate(known):
+        for plan in _plans(folder, users.faults):
+            run = plan.parent.relative_to(folder) if number == 0 else plan.parent
+            _add_plan(users, plan, run.as_posix())
+    makers = {_story_of(path) for stage in MADE_BY for path in list_entries(root / stage)}
+    for story in sorted(maker for maker in makers if maker):
+        plan = Path(story) / store.PLAN
+        if not any(plan.is_relative_to(folder) for folder in known) and plan.is_file():
+            _add_plan(users, plan, story)
+    return users
+
+
+def _add_plan(users: Users, plan: Path, run: str) -> None:
+    try:
+        named = json.loads(plan.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        named = None
+    if not isinstance(named, dict):
+        users.faults.append(f"{plan}: cannot be read as a run's plan. Restore it, or remove the folder of this run.")
+        return
+    for fingerprint in named:
+        users.runs[fingerprint].append(run)
+
+
+def _plans(folder: Path, faults: list[str]) -> Iterator[Path]:
+    """The plan of every run in a runs folder. Linked folders are read too: what their runs need is needed."""
+
+    def report(error: OSError) -> None:
+        faults.append(f"{error.filename}: {error.strerror}. Make it readable, or remove this folder.")
+
+    seen: set[Path] = set()
+    if not folder.is_dir():
+        faults.append(f"{folder}: there is no such runs folder.")
+    for here, inside, files in os.walk(folder, onerror=report, followlinks=True):
+        place, is_run = Path(here), store.PLAN in files
+        if place.resolve() in seen:
+            inside[:] = []
+            continue
+        seen.add(place.resolve())
+        for name in files:
+            if (place / name).is_symlink() and not (place / name).exists() and name != "latest" and not is_run:
+                faults.append(f"{place / name}: it leads nowhere. Bring back what it led to, or remove the link.")
+        if is_run:
+            yield place / store.PLAN
+        inside[:] = sorted(name for name in inside if not (is_run and name in ("store", "steps", "logs")))
+        if place == folder and "latest" in inside:
+            inside.remove("latest")
+
+
+def _story_of(path: Path) -> str | None:
+    """The folder of the run that made a step."""
+    story = read_step(path).get("story")
+    return story if isinstance(story, str) else None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import footprint, machine, moments
 from pipeline.config import TrainConfig
+from pipeline.errors import many
 from pipeline.footprint import Shape, amount
-from pipeline.plural import many
 
 if TYPE_CHECKING:
     import polars as pl

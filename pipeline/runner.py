@@ -13,10 +13,9 @@ from pipeline import door, durations, forecast, machine, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config, TrainConfig
 from pipeline.content import ContentCache
-from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, nearest, refusals
+from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, many, nearest, refusals
 from pipeline.ledger import Ledger, told_in_short
 from pipeline.merge import MERGED
-from pipeline.plural import many
 from pipeline.spawn import failure, spawn, told
 from pipeline.step import STAGE_VERSIONS, Identity, Step, floats, place_of
 from pipeline.survey import PRUNED, Found, Planned, inputs_of, look, read_by, survey

@@ -15,13 +15,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from pipeline import marker, store, usage
+from pipeline import marker, store
 from pipeline.artifacts import write_text
 from pipeline.compose import CONF, Arguments, point, quoted, read_words
 from pipeline.config import Config
 from pipeline.drive import drive, fresh_story
-from pipeline.errors import BROKE, DONE, Refusal
-from pipeline.plural import many
+from pipeline.errors import BROKE, DONE, Refusal, many
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
 
@@ -108,7 +107,7 @@ def let_go(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> No
     losers = {(ours / str(point["point"])).as_posix() for point in points}
     try:
         with store.alone(cfg.store):
-            users = usage.users_of(cfg.store, [cfg.runs, *marker.check_runs(cfg.store, cfg.runs)])
+            users = marker.users_of(cfg.store, [cfg.runs, *marker.check_runs(cfg.store, cfg.runs)])
             users.check()
             for fingerprint, runs in users.runs.items():
                 place = store.folder(cfg.store, "train", fingerprint)

@@ -5,19 +5,16 @@ A run names all Steps of its plan; to let its work go, remove its folder under r
 Only what the store wrote is touched: folders of a step's name, in a store with a marker, that say which step they are.
 """
 
-import json
-import os
 import re
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline import marker, store
 from pipeline.artifacts import MADE_BY
-from pipeline.errors import DONE, REFUSED, Refusal, exit_on_signals, explain_disk_fault, nearest
-from pipeline.plural import many
+from pipeline.errors import DONE, REFUSED, Refusal, exit_on_signals, explain_disk_fault, many, nearest
+from pipeline.marker import Users, list_entries, read_step, users_of
 
 USAGE = "python -m pipeline.usage [store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]"
 KNOWN = "store=", "runs=", "forget=", "--prune", "--yes"
@@ -48,18 +45,6 @@ class Kept:
         if self.state in (HOLLOW, FOREIGN):
             return False
         return self.state == LEFTOVER or not self.runs
-
-
-@dataclass(frozen=True)
-class Users:
-    """Fingerprint → the runs whose plan names it; and what keeps us from knowing all of them."""
-
-    runs: dict[str, list[str]]
-    faults: list[str]
-
-    def check(self) -> None:
-        if self.faults:
-            raise Refusal("\n".join([*self.faults, "Nothing was removed: nothing says what these runs need."]))
 
 
 def main(arguments: list[str]) -> int:
@@ -108,7 +93,7 @@ def kept(root: Path, users: Users) -> list[Kept]:
 
 def _steps(root: Path, users: Users) -> Iterator[Kept]:
     for stage in sorted(MADE_BY):
-        for path in _entries(root / stage):
+        for path in list_entries(root / stage):
             name = NAME.fullmatch(path.name)
             if name and not path.is_symlink() and path.is_dir():
                 yield _kept(path, stage, name[1], name[2] or "", users)
@@ -137,96 +122,25 @@ def _is_written_by_store(path: Path, stage: str, fingerprint: str) -> bool:
     manifest = store.read_manifest(path)
     if manifest and (manifest.get("stage"), manifest.get("fingerprint")) == (stage, fingerprint):
         return True
-    step = _read_step(path)
+    step = read_step(path)
     if (step.get("stage"), step.get("fingerprint")) == (stage, fingerprint):
         return True
     return all(child.name == f".{store.STEP}.tmp" for child in path.iterdir())
 
 
-def _read_step(path: Path) -> dict[str, object]:
-    try:
-        step = json.loads((path / store.STEP).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return step if isinstance(step, dict) else {}
-
-
 def _leftover_files(root: Path) -> Iterator[Kept]:
     """Files of processes that were killed, and locks of steps that are gone: read while no run is at work."""
-    for path in _entries(root):
+    for path in list_entries(root):
         if SCRATCH.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             yield Kept(path, LEFTOVER, path.stat().st_size)
     for stage in sorted(MADE_BY):
-        there = {path.name.partition(".")[0] for path in _entries(root / stage)}
-        for path in _entries(root / stage / ".locks"):
+        there = {path.name.partition(".")[0] for path in list_entries(root / stage)}
+        for path in list_entries(root / stage / ".locks"):
             if store.STEP_NAME.fullmatch(path.name) and path.name not in there and not path.is_symlink():
                 yield Kept(path, LEFTOVER, path.stat().st_size)
 
 
-def _entries(folder: Path) -> list[Path]:
-    return [] if folder.is_symlink() or not folder.is_dir() else sorted(folder.iterdir())
-
-
 # ── who uses it ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def users_of(root: Path, folders: Iterable[Path]) -> Users:
-    """The runs of these folders, a sweep's points among them, and those elsewhere that made one of its steps."""
-    users = Users(defaultdict(list), [])
-    known = list(dict.fromkeys(folder.resolve() for folder in folders))
-    for number, folder in enumerate(known):
-        for plan in _plans(folder, users.faults):
-            run = plan.parent.relative_to(folder) if number == 0 else plan.parent
-            _add_plan(users, plan, run.as_posix())
-    makers = {_story_of(path) for stage in MADE_BY for path in _entries(root / stage)}
-    for story in sorted(maker for maker in makers if maker):
-        plan = Path(story) / store.PLAN
-        if not any(plan.is_relative_to(folder) for folder in known) and plan.is_file():
-            _add_plan(users, plan, story)
-    return users
-
-
-def _add_plan(users: Users, plan: Path, run: str) -> None:
-    try:
-        named = json.loads(plan.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        named = None
-    if not isinstance(named, dict):
-        users.faults.append(f"{plan}: cannot be read as a run's plan. Restore it, or remove the folder of this run.")
-        return
-    for fingerprint in named:
-        users.runs[fingerprint].append(run)
-
-
-def _plans(folder: Path, faults: list[str]) -> Iterator[Path]:
-    """The plan of every run in a runs folder. Linked folders are read too: what their runs need is needed."""
-
-    def report(error: OSError) -> None:
-        faults.append(f"{error.filename}: {error.strerror}. Make it readable, or remove this folder.")
-
-    seen: set[Path] = set()
-    if not folder.is_dir():
-        faults.append(f"{folder}: there is no such runs folder.")
-    for here, inside, files in os.walk(folder, onerror=report, followlinks=True):
-        place, is_run = Path(here), store.PLAN in files
-        if place.resolve() in seen:
-            inside[:] = []
-            continue
-        seen.add(place.resolve())
-        for name in files:
-            if (place / name).is_symlink() and not (place / name).exists() and name != "latest" and not is_run:
-                faults.append(f"{place / name}: it leads nowhere. Bring back what it led to, or remove the link.")
-        if is_run:
-            yield place / store.PLAN
-        inside[:] = sorted(name for name in inside if not (is_run and name in ("store", "steps", "logs")))
-        if place == folder and "latest" in inside:
-            inside.remove("latest")
-
-
-def _story_of(path: Path) -> str | None:
-    """The folder of the run that made a step."""
-    story = _read_step(path).get("story")
-    return story if isinstance(story, str) else None
 
 
 def size_of(path: Path) -> int:

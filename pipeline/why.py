@@ -11,8 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import Pairs, Samples, Scores
-from pipeline.errors import REFUSED, Refusal
-from pipeline.plural import many
+from pipeline.errors import REFUSED, Refusal, many
 
 SHOWN = 300  # characters of an answer
 

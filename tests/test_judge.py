@@ -14,7 +14,7 @@ import pytest
 from pipeline.artifacts import Prompts, Samples, write_table
 from pipeline.config import ScoreConfig
 from pipeline.errors import Broken, Refusal
-from pipeline.reasoning import without_reasoning
+from pipeline.language import without_reasoning
 from pipeline.scorers import Answer, open_scorer
 from pipeline.scorers.judge import opponents
 from pipeline.scorers.judging import Question, Reply

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import minhash
+from pipeline.language import OPENING, REFUSAL
 from pipeline.pairing import choice, duplicates, filters, strategies
 from pipeline.pairing.candidates import candidates
 from pipeline.pairing.glance import glance, matching
-from pipeline.refusal import OPENING, REFUSAL
 from tests.house import composed
 
 SYMMETRIC = ["best_worst", "random", "top_bottom", "all_pairs", "margin_band", "length_matched"]

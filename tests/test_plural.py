@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.plural import many
+from pipeline.errors import many
 
 SAID = "0 rows", "1 row", "2 rows", "1 process", "3 processes"
 

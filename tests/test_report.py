@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.report import changes, svg, tables
+from pipeline.report import changes, svg, tables, wording
 from pipeline.report.card import card
 from pipeline.report.examples import choose
 from pipeline.report.habits import repetition
@@ -257,13 +257,13 @@ def test_numbers_are_written_for_people():
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=0, max_size=6), st.booleans())
 def test_every_value_lies_on_its_scale_and_every_tick_too(values, tight):
-    on = svg.scale(values, 50, 400, tight=tight)
+    on = wording.scale(values, 50, 400, tight=tight)
     assert all(49.9 <= on(value) <= 400.1 for value in [*values, *on.ticks])
     assert len(on.ticks) <= 12
 
 
 def test_a_scale_may_run_upwards():
-    up = svg.scale([0, 1], 200, 10)
+    up = wording.scale([0, 1], 200, 10)
     assert up(1) < up(0)
 
 

@@ -20,8 +20,8 @@ from pydantic import TypeAdapter
 from pipeline.artifacts import Model, Prompts, Samples, write_table
 from pipeline.config import RewardCheckpoint, ScorerConfig
 from pipeline.errors import Broken, Refusal
+from pipeline.language import without_reasoning
 from pipeline.plan import plan
-from pipeline.reasoning import without_reasoning
 from pipeline.scorers import Answer, Mark, open_scorer
 from pipeline.scorers.reward_model import check_probes
 from pipeline.scorers.reward_text import Row

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import Refusal
-from pipeline.plural import many
+from pipeline.errors import Refusal, many
 
 
 class Place(Protocol):

@@ -7,7 +7,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 
 from pipeline.config.block import Block
 from pipeline.config.tracker import TrackerConfig
-from pipeline.plural import many
+from pipeline.errors import many
 
 Launch = Literal["auto", "torchrun", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 

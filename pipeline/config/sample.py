@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from pipeline.config.block import Block, Body, Dtype, Limits, Prices, Seed, Server, Share, Workers
-from pipeline.plural import many
+from pipeline.errors import many
 
 KL = "kl"  # the setting of draws made for the KL estimate alone
 ANSWER = "answer"  # the setting that an exam's scorers and judges read

@@ -9,7 +9,7 @@ from pipeline.config.block import Block, Seed, Share, TrainingDtype
 from pipeline.config.demonstrations import Rehearsed
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.launching import SHARDED, LaunchedRuntime, TrainerRuntime
-from pipeline.plural import many
+from pipeline.errors import many
 from pipeline.trl_args import check_args, looks_at_rows_together
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")

@@ -18,8 +18,7 @@ from pipeline.config import (
 )
 from pipeline.config.block import Workers
 from pipeline.door.servers import servers_of
-from pipeline.errors import Refusal
-from pipeline.plural import many
+from pipeline.errors import Refusal, many
 from pipeline.step import Step
 
 SILENCED = {"WANDB_MODE": ("offline", "dryrun", "disabled"), "WANDB_DISABLED": ("true", "1", "yes", "on")}

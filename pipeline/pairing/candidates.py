@@ -8,8 +8,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.artifacts import Samples
-from pipeline.errors import Refusal, nearest
-from pipeline.plural import many
+from pipeline.errors import Refusal, many, nearest
 
 
 def lean(samples: Samples, bos: int | None) -> pl.DataFrame:

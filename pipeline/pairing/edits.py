@@ -6,9 +6,8 @@ from typing import Any
 import polars as pl
 
 from pipeline.content import digest_of
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import Refusal, many, nearest
 from pipeline.pairing.choice import EDITED, as_dropped
-from pipeline.plural import many
 
 SHOWN = 10
 ACTIONS = ["keep", "drop", "swap", "replace"]

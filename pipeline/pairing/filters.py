@@ -10,10 +10,9 @@ import numpy as np
 import polars as pl
 
 from pipeline.config import PairConfig
-from pipeline.language import check_languages, language_of
+from pipeline.language import OPENING, REFUSAL, check_languages, language_of
 from pipeline.pairing import duplicates
 from pipeline.pairing.glance import matching
-from pipeline.refusal import OPENING, REFUSAL
 
 Filter = Callable[[PairConfig], pl.Expr | None]
 BLANK = rb"[\s\x80-\xff][\0\s\x80-\xff]|\0"  # the first two bytes of every text without a letter

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from pipeline.config import PairConfig
+from pipeline.errors import many
 from pipeline.pairing import filters
-from pipeline.plural import many
 
 NOT_ASKED = "not asked"
 SHOWN = 240  # characters of an answer in an example

@@ -6,9 +6,8 @@ import polars as pl
 
 from pipeline.artifacts import Logps, Pairs
 from pipeline.config import PairRound
-from pipeline.errors import Refusal
+from pipeline.errors import Refusal, many
 from pipeline.pairing.choice import JUDGED, OFFLINE, as_dropped
-from pipeline.plural import many
 
 
 def block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:

@@ -13,7 +13,7 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, write_json, write_text
 from pipeline.content import digest_of
-from pipeline.reasoning import without_reasoning
+from pipeline.language import without_reasoning
 from pipeline.report.chats import QuestionSet, said
 
 IDS = "question_id", "uid"  # MT-Bench's and Arena-Hard's word for it

@@ -15,8 +15,8 @@ import polars as pl
 from pipeline.report.examined import Examined
 from pipeline.report.examples import examples_html, prompt_text
 from pipeline.report.figures.contests import shown
-from pipeline.report.sheet import Row
 from pipeline.report.svg import colour
+from pipeline.report.wording import Row
 
 COLUMNS = "prompt_id", "sample_id", "model", "completion", "score", "tokens", "finish_reason", "prompt"
 DIGITS = 6

@@ -9,9 +9,8 @@ from typing import Any
 
 from pipeline.report.examined import SFT, Examined, by_prompt
 from pipeline.report.habits import other_language
-from pipeline.report.sheet import Row
 from pipeline.report.statistics import ByPrompt, Sampling, difference, holm
-from pipeline.report.wording import UNKNOWN, interval, share, signed
+from pipeline.report.wording import UNKNOWN, Row, interval, share, signed
 
 HABITS = {
     "tokens": "Tokens per answer",

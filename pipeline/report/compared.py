@@ -9,8 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.errors import Refusal
-from pipeline.plural import many
+from pipeline.errors import Refusal, many
 from pipeline.report import tables
 from pipeline.report.examined import Examined, Marks, read_exam
 from pipeline.report.families import corrected

@@ -7,10 +7,10 @@ import polars as pl
 from pipeline.report.answers import answers_html
 from pipeline.report.card import section
 from pipeline.report.page import BADGES, HERE, document, section_html
-from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gap_of, row_of
+from pipeline.report.sheet import UNMARKED, Cell, Sheet, detail, gap_of, row_of
 from pipeline.report.sheets import contests, models
 from pipeline.report.verdict import detectable, is_flat
-from pipeline.report.wording import NO_SPREAD, UNKNOWN, count, interval, level_text, number, p_value
+from pipeline.report.wording import NO_SPREAD, UNKNOWN, Row, count, interval, level_text, number, p_value
 
 
 def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame) -> str:

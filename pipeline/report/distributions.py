@@ -7,8 +7,8 @@ import numpy as np
 
 from pipeline.report.examined import SFT, Examined, by_prompt
 from pipeline.report.statistics import ByPrompt
-from pipeline.report.svg import scale
 from pipeline.report.tables import NOT_ASKED
+from pipeline.report.wording import scale
 
 WANTED = 12  # bars
 

@@ -9,8 +9,7 @@ import polars as pl
 
 from pipeline.artifacts import KL, Exam, Logps, Model, Samples, Scores
 from pipeline.config import ANSWER, BEST_OF, CONTROL, PROMPTED
-from pipeline.errors import Broken
-from pipeline.plural import many
+from pipeline.errors import Broken, many
 from pipeline.report.habits import with_habits
 
 SFT = "sft"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from pipeline.report import svg
+from pipeline.report import svg, wording
 from pipeline.report.page import document, figures_html, section_html
 from pipeline.report.sheet import Cell, Sheet
 from pipeline.report.svg import WIDTH, Figure
@@ -167,8 +167,8 @@ def frontier(grid: Grid) -> Figure | None:
     spots = [point for point in grid.done if point["kl"] is not None]
     if len(spots) < 2:
         return None
-    across = svg.scale([0.0, *(max(point["kl"], 0.0) for point in spots)], 52, WIDTH - 24)
-    up = svg.scale([point["score"] for point in spots], 200, 20)
+    across = wording.scale([0.0, *(max(point["kl"], 0.0) for point in spots)], 52, WIDTH - 24)
+    up = wording.scale([point["score"] for point in spots], 200, 20)
     parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 20, 200, "KL to sft, nats")]
     if grid.budget is not None and across.low <= grid.budget <= across.high:
         parts.append(svg.line((across(grid.budget), 20), (across(grid.budget), 200), "way dashed"))

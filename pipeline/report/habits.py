@@ -10,9 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.language import language_of
-from pipeline.reasoning import without_reasoning
-from pipeline.refusal import REFUSAL
+from pipeline.language import REFUSAL, language_of, without_reasoning
 
 NGRAM = 3
 OPENING = 3  # words

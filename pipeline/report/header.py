@@ -4,8 +4,8 @@ from html import escape
 
 from pipeline.report import changes, trust
 from pipeline.report.figures.contests import shown
-from pipeline.report.sheet import UNMARKED, Row, anchor, row_of
-from pipeline.report.wording import count, interval, number, share, signed
+from pipeline.report.sheet import UNMARKED, anchor, row_of
+from pipeline.report.wording import Row, count, interval, number, share, signed
 
 MOST = 8  # lines of a list that are seen at once
 

@@ -12,12 +12,12 @@ import polars as pl
 from pipeline.report import header
 from pipeline.report.answers import answers_html
 from pipeline.report.figures import all_figures
-from pipeline.report.sheet import Cell, Row, Sheet, anchor, worded
+from pipeline.report.sheet import Cell, Sheet, anchor, worded
 from pipeline.report.sheets import all_sheets
 from pipeline.report.svg import Figure
 from pipeline.report.trust import trust_html
 from pipeline.report.verdict import headline
-from pipeline.report.wording import level_text
+from pipeline.report.wording import Row, level_text
 
 HERE = Path(__file__).parent
 TALL = 420  # from here on a figure stands beside two others

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.plural import many
+from pipeline.errors import many
 from pipeline.report.agreement import Pair, calibration, people_s_own
 from pipeline.report.examined import Examined, by_prompt
 from pipeline.report.judged import POINTS

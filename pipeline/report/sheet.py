@@ -1,13 +1,11 @@
 """What a table of the report is: rows of text, for the page and for the model card alike."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from pipeline.report.wording import UNKNOWN, interval, signed
+from pipeline.report.wording import UNKNOWN, Row, interval, signed
 
-Row = Mapping[str, Any]
 FIGURE = re.compile(r"[<+−]? ?\d[\d,.]*(e[+-]?\d+)?(?![\w-])").match
 UNMARKED = {"mean": None, "low": None, "high": None, "n": 0, "failed": 0}
 

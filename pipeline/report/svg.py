@@ -1,9 +1,10 @@
 """The few shapes that the figures need, as strings. Colours are classes of page.css, so that both themes work."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+
+from pipeline.report.wording import Scale
 
 WIDTH = 440
 ROW = 30
@@ -33,41 +34,6 @@ def colour(model: str) -> str:
     if model.startswith("round-"):
         return f"c{(int(model.removeprefix('round-')) - 1) % COLOURS + 1}"
     return "c0" if model == "sft" else "cb"
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Values from low to high onto pixels from start to end, with round numbers for its ticks."""
-
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-
-def scale(values: Iterable[float], start: float, end: float, tight: bool = False, wanted: int = 4) -> Scale:
-    """From tick to tick around the values; `tight` ends at the values themselves."""
-    known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
-    low, high = min(known), max(known)
-    size = max(abs(low), abs(high))
-    if high - low <= max(size * 1e-6, 1e-9):  # as good as one value: give it room on both sides
-        room = size * 0.05 if size > 1e-6 else 0.5
-        low, high = low - room, high + room
-    step = _round_step((high - low) / wanted)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = tuple(round(i * step, 10) for i in range(first, last + 1))
-    if tight:
-        return Scale(low, high, tuple(tick for tick in ticks if low <= tick <= high), start, end)
-    return Scale(ticks[0], ticks[-1], ticks, start, end)
-
-
-def _round_step(rough: float) -> float:
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(nice * power for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * (1 - 1e-9))
 
 
 def tick_text(ticks: Sequence[float]) -> list[str]:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from html import escape
 
 from pipeline.report.figures.contests import shown
-from pipeline.report.sheet import Row
-from pipeline.report.wording import share
+from pipeline.report.wording import Row, share
 
 ANCHOR = "believed"
 NO_GOLD = (

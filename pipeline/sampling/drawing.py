@@ -13,8 +13,7 @@ from pipeline.backends import Billed, Completion, Failed, Message, Request, Text
 from pipeline.config import Draw
 from pipeline.content import digest_of
 from pipeline.crew import Hand
-from pipeline.errors import Broken
-from pipeline.plural import many
+from pipeline.errors import Broken, many
 from pipeline.sampling import asking, cutting
 from pipeline.sampling.failures import Failures
 from pipeline.sampling.lengths import BINS, bin_of

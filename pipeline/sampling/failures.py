@@ -7,8 +7,7 @@ import polars as pl
 
 from pipeline.artifacts import knob_of, write_table
 from pipeline.config import Draw
-from pipeline.errors import Broken
-from pipeline.plural import many
+from pipeline.errors import Broken, many
 from pipeline.sampling.shards import Shards
 
 FAILED: dict[str, Any] = {

@@ -13,7 +13,7 @@ import polars as pl
 from pipeline.artifacts import Prompts, Samples, note_cost, noted_cost, read_table, write_table
 from pipeline.backends import Message
 from pipeline.errors import Refusal
-from pipeline.reasoning import without_reasoning
+from pipeline.language import without_reasoning
 
 TURNS = "scratch/turns"
 LISTS = "dropped.parquet", "failed.parquet"

@@ -25,8 +25,7 @@ from typing import Any
 
 from pipeline import served
 from pipeline.config import Function, FunctionScorer
-from pipeline.errors import Refusal, nearest, shown
-from pipeline.plural import many
+from pipeline.errors import Refusal, many, nearest, shown
 from pipeline.scorers import Answer, Mark
 from pipeline.scorers.function_harness import LENGTH
 

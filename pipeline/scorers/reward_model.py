@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.artifacts import Model
 from pipeline.config import RewardModelScorer
 from pipeline.errors import Broken, Refusal, nearest
-from pipeline.reasoning import without_reasoning
+from pipeline.language import without_reasoning
 from pipeline.scorers import Answer, Mark
 from pipeline.scorers.pooling import Engine, Logits, Place, open_engine
 from pipeline.scorers.reward_text import RewardText, Row, Unreadable

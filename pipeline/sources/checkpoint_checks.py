@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.bos import adds_bos, fault_of, remedy_for
 from pipeline.config import Template, Trust
-from pipeline.errors import Refusal
-from pipeline.plural import many
+from pipeline.errors import Refusal, many
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Refusal, shown
-from pipeline.plural import many
+from pipeline.errors import Refusal, many, shown
 
 LONGEST = 1 << 20  # bytes in a line; a longer one is a file without line ends, not a prompt
 SHOWN = 10

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pipeline.config import HubRows, PreferenceRows
-from pipeline.errors import Refusal, nearest, shown
-from pipeline.plural import many
+from pipeline.errors import Refusal, many, nearest, shown
 from pipeline.sources.jsonl import Lines, message_fault, unwritable
 from pipeline.sources.rows import Fault, Row, each_row
 

@@ -14,8 +14,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.config import FileRows, PromptRows
-from pipeline.errors import Refusal, nearest, shown
-from pipeline.plural import many
+from pipeline.errors import Refusal, many, nearest, shown
 from pipeline.sources.jsonl import SHOWN, unwritable
 from pipeline.sources.prompt_checks import Summary
 from pipeline.sources.prompt_shapes import BY_COLUMNS, SHAPES, Messages, shape_of

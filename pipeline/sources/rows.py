@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import FileRows, HubRows
-from pipeline.errors import Refusal, shown
-from pipeline.plural import many
+from pipeline.errors import Refusal, many, shown
 from pipeline.sources.jsonl import LONGEST, each_line
 
 Row = dict[str, Any]

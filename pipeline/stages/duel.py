@@ -13,8 +13,7 @@ import polars as pl
 
 from pipeline.artifacts import KL, Prompts, Samples, Verdicts, knob_of, note_cost, write_table
 from pipeline.config import ANSWER, DuelConfig
-from pipeline.errors import Broken
-from pipeline.plural import many
+from pipeline.errors import Broken, many
 from pipeline.scorers.judging.court import Court
 from pipeline.scorers.judging.duels import NEEDS, Bout, Verdict, fought
 from pipeline.scorers.judging.template import conversation

@@ -13,8 +13,7 @@ from pipeline.artifacts import Fence, Model, Pairs, write_json, write_table
 from pipeline.bos import holds_bos
 from pipeline.config import OfflineConfig
 from pipeline.content import digest_of
-from pipeline.errors import Refusal, Unrenderable
-from pipeline.plural import many
+from pipeline.errors import Refusal, Unrenderable, many
 from pipeline.progress import Progress
 from pipeline.sources.fence import FenceCheck
 from pipeline.sources.preferences import read_preferences

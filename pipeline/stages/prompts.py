@@ -16,8 +16,7 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, note_cost, write_json, write_table
 from pipeline.config import Caps, PlaygroundPrompts, PromptsConfig, Questions
-from pipeline.errors import Broken, Refusal, together
-from pipeline.plural import many
+from pipeline.errors import Broken, Refusal, many, together
 from pipeline.progress import Progress
 from pipeline.sources import playground
 from pipeline.sources.fence import Index, table

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import KL, Logps, Model, Pairs, Samples, note_cost, read_table, write_table
 from pipeline.config import ReferConfig
 from pipeline.crew import Figures, Hand, work_off
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import Broken, Refusal, many
 from pipeline.footprint import parameters_of
 from pipeline.gpus import environments
-from pipeline.plural import many
 from pipeline.progress import Progress, say_phase
 
 if TYPE_CHECKING:

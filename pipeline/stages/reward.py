@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Fence, Model, note_cost, write_json, write_table
 from pipeline.config import RewardCheckpoint, RewardTraining
-from pipeline.errors import Refusal
-from pipeline.plural import many
+from pipeline.errors import Refusal, many
 from pipeline.training.launch import expose_one_device
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from typing import Any
 
 from pipeline.artifacts import Fence, Model, Samples, Scores, note_cost, write_json
 from pipeline.config import Checkpoint, Refit, SftTraining
-from pipeline.errors import Refusal
-from pipeline.plural import many
+from pipeline.errors import Refusal, many
 from pipeline.training.launch import expose_one_device
 
 Row = dict[str, Any]

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import STEP_FILE, Fence, Logps, Model, Pairs, Prompts, note_cost, write_json, write_table
 from pipeline.config import RehearsalConfig, TrainConfig
-from pipeline.errors import Refusal
-from pipeline.plural import many
+from pipeline.errors import Refusal, many
 from pipeline.training import ahead, card, curves, launch
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from pipeline import footprint, outlook
 from pipeline.artifacts import Model, note_cost, write_json
 from pipeline.config import TrainConfig
-from pipeline.errors import Broken, Refusal
-from pipeline.plural import many
+from pipeline.errors import Broken, Refusal, many
 from pipeline.progress import SIGN
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from pipeline.config import GuardsConfig
-from pipeline.plural import many
+from pipeline.errors import many
 
 Look = dict[str, Any]  # everything that was measured at one step, under its name in metrics.jsonl
 

@@ -17,9 +17,9 @@ from pipeline.training import decisions, sharded
 from pipeline.training.callbacks import keep_until, phase
 from pipeline.training.decisions import FALL, KL
 from pipeline.training.kept_weights import KeptWeights
-from pipeline.training.logps import logps_of_all
 from pipeline.training.models import State
 from pipeline.training.own_answers import OwnAnswers, show
+from pipeline.training.shares import logps_of_all
 
 if TYPE_CHECKING:
     import polars as pl

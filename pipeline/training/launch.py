@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import machine
 from pipeline.artifacts import Artifact, Model, Prompts, write_json
 from pipeline.config import TrainConfig
-from pipeline.errors import REFUSED, Broken, Refusal
-from pipeline.plural import many
+from pipeline.errors import REFUSED, Broken, Refusal, many
 from pipeline.progress import SIGN
 from pipeline.training.ahead import OutOfMemory
 

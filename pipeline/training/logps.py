@@ -16,26 +16,15 @@ def completion_logps(
     module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int, on_batch: OnBatch | None = None
 ) -> list[float]:
     """The sum over each completion's tokens given its prompt; a result does not depend on what shared its batch."""
-    found = _found(module, prompts, completions, _batches(prompts, completions, batch_tokens), on_batch)
+    found = logps_by_row(module, prompts, completions, batch_rows(prompts, completions, batch_tokens), on_batch)
     return [found[at] for at in range(len(prompts))]
 
 
-def logps_of_all(
-    module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int, on_batch: OnBatch | None = None
-) -> list[float]:
-    """The same, of batches that several processes deal out to each other; every one of them knows all."""
-    from pipeline.training.shares import in_step, pooled
-
-    batches = in_step(_batches(prompts, completions, batch_tokens))
-    found = pooled(_found(module, prompts, completions, batches, on_batch))
-    return [found[at] for at in range(len(prompts))]
-
-
-def _batches(prompts: list[Ids], completions: list[Ids], batch_tokens: int) -> list[list[int]]:
+def batch_rows(prompts: list[Ids], completions: list[Ids], batch_tokens: int) -> list[list[int]]:
     return list(by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], batch_tokens))
 
 
-def _found(
+def logps_by_row(
     module: Any,
     prompts: list[Ids],
     completions: list[Ids],

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import ADAPTER_CONFIG, MODEL_FILE, Model, name_base, write_json
 from pipeline.backends.whole import whole
 from pipeline.config import LoraAdapter, Quantization
-from pipeline.errors import Broken, Refusal
-from pipeline.plural import many
+from pipeline.errors import Broken, Refusal, many
 from pipeline.training import quantized
 
 if TYPE_CHECKING:

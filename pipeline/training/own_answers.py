@@ -21,7 +21,7 @@ from pipeline.scorers import Answer, open_scorer
 from pipeline.training import models, sharded, shares
 from pipeline.training.callbacks import phase
 from pipeline.training.decisions import KL, SCORE, TOKENS
-from pipeline.training.logps import logps_of_all
+from pipeline.training.shares import logps_of_all
 
 Row = tuple[dict[str, Any], Request]
 

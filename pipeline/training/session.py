@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model, Prompts
 from pipeline.config import KINDS, FullAdapter, TrainConfig
-from pipeline.errors import Refusal
-from pipeline.plural import many
+from pipeline.errors import Refusal, many
 from pipeline.training import account, blueprint, callbacks, guards, models, reference, sharded, tracking, trainers
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as group
 
+from pipeline.training.logps import Ids, OnBatch, batch_rows, logps_by_row
+
 Row = TypeVar("Row")
 Key = TypeVar("Key")
 
@@ -91,3 +93,12 @@ def place() -> tuple[int, int]:
 
 def _several() -> bool:
     return group.is_available() and group.is_initialized() and group.get_world_size() > 1
+
+
+def logps_of_all(
+    module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int, on_batch: OnBatch | None = None
+) -> list[float]:
+    """The same, of batches that several processes deal out to each other; every one of them knows all."""
+    batches = in_step(batch_rows(prompts, completions, batch_tokens))
+    found = pooled(logps_by_row(module, prompts, completions, batches, on_batch))
+    return [found[at] for at in range(len(prompts))]

@@ -3,8 +3,8 @@
 from pipeline.report.figures.contests import of_contests
 from pipeline.report.figures.models import of_models
 from pipeline.report.figures.process import of_process
-from pipeline.report.sheet import Row
 from pipeline.report.svg import Figure
+from pipeline.report.wording import Row
 
 
 def all_figures(report: Row) -> list[Figure]:

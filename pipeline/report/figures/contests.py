@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from pipeline.report import svg
-from pipeline.report.sheet import Row
+from pipeline.report import svg, wording
 from pipeline.report.svg import ROW, WIDTH, Figure
-from pipeline.report.wording import count, interval, p_value, share
+from pipeline.report.wording import Row, count, interval, p_value, share
 
 
 def of_contests(report: Row) -> list[Figure]:
@@ -31,7 +30,7 @@ def rates(report: Row) -> Figure | None:
     fought = shown(report)
     if not fought:
         return None
-    on = svg.scale([0.5, *(end for duel in fought for end in _ends(duel))], 20, WIDTH - 72)
+    on = wording.scale([0.5, *(end for duel in fought for end in _ends(duel))], 20, WIDTH - 72)
     bottom = 40 * len(fought) + 8
     texts = [f"{100 * tick:g} %" for tick in on.ticks]
     parts = [*svg.x_axis(on, 4, bottom, texts=texts), svg.line((on(0.5), 4), (on(0.5), bottom), "half")]

@@ -2,10 +2,9 @@
 
 from itertools import pairwise
 
-from pipeline.report import svg
-from pipeline.report.sheet import Row
-from pipeline.report.svg import ROW, WIDTH, Figure, Scale, colour
-from pipeline.report.wording import count, interval, number, signed
+from pipeline.report import svg, wording
+from pipeline.report.svg import ROW, WIDTH, Figure, colour
+from pipeline.report.wording import Row, Scale, count, interval, number, signed
 
 RIGHT = WIDTH - 66
 
@@ -21,7 +20,7 @@ def scores(report: Row) -> Figure | None:
     if not marked:
         return None
     left = svg.beside(name for name, _ in marked)
-    on = svg.scale([end for _, mark in marked for end in _ends(mark)], left, RIGHT)
+    on = wording.scale([end for _, mark in marked for end in _ends(mark)], left, RIGHT)
     bottom = ROW * len(marked) + 8
     parts = svg.x_axis(on, 4, bottom)
     for index, (name, mark) in enumerate(marked):
@@ -53,9 +52,9 @@ def spreads(report: Row) -> list[Figure]:
 def _spread(each: Row) -> Figure:
     """Bars of both models beside each other in every bin."""
     edges, title = each["edges"], SPREADS[each["what"]]
-    across = svg.scale(edges, 44, WIDTH - 20, tight=True)
+    across = wording.scale(edges, 44, WIDTH - 20, tight=True)
     most = max(n for counts in each["prompts"].values() for n in counts)
-    up = svg.scale([0, most], 170, 12)
+    up = wording.scale([0, most], 170, 12)
     parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 170, 170, NAMES[each["what"]])]
     wide = (across(edges[1]) - across(edges[0]) - 3) / len(each["prompts"])
     for place, (name, counts) in enumerate(each["prompts"].items()):
@@ -84,7 +83,7 @@ def kinds(report: Row) -> Figure | None:
     if not means:
         return None
     left, bottom = svg.beside(means), ROW * len(means) + 8
-    on = svg.scale([mean for both in means.values() for mean in both], left, RIGHT)
+    on = wording.scale([mean for both in means.values() for mean in both], left, RIGHT)
     parts = svg.x_axis(on, 4, bottom)
     for index, (name, both) in enumerate(means.items()):
         parts += _dumbbell(on, ROW * index + ROW / 2 + 4, name, both, colour(chosen))
@@ -115,8 +114,8 @@ def reward_and_kl(report: Row) -> Figure | None:
         return None
     nats = [max(m["kl"]["mean"] or 0.0, 0.0) for m in way]  # an estimate near 0 may fall below it
     marks = [m["metrics"][scorer] for m in way]
-    across = svg.scale([0.0, *nats], 52, WIDTH - 24)
-    up = svg.scale([end for mark in marks for end in _ends(mark)], 200, 12)
+    across = wording.scale([0.0, *nats], 52, WIDTH - 24)
+    up = wording.scale([end for mark in marks for end in _ends(mark)], 200, 12)
     spots = [(across(x), up(mark["mean"])) for x, mark in zip(nats, marks, strict=True)]
     parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 12, 200, "KL to sft, nats")]
     parts.append(svg.curve(spots, "way"))

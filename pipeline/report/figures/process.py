@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from pipeline.report import svg
-from pipeline.report.sheet import Row
+from pipeline.report import svg, wording
 from pipeline.report.sheets import origins
 from pipeline.report.svg import ROW, WIDTH, Figure, Point, colour
-from pipeline.report.wording import count, number, seconds, share
+from pipeline.report.wording import Row, count, number, seconds, share
 
 MOST_POINTS = 300
 STEP = 24
@@ -33,8 +32,8 @@ def curves(report: Row, key: str, title: str, caption: str) -> Figure | None:
     lines = [one for one in lines if one[2]]
     if not lines:
         return None
-    across = svg.scale([0.0, *(x for _, _, points in lines for x, _ in points)], 52, WIDTH - 10, tight=True)
-    up = svg.scale([y for _, _, points in lines for _, y in points], 190, 12)
+    across = wording.scale([0.0, *(x for _, _, points in lines for x, _ in points)], 52, WIDTH - 10, tight=True)
+    up = wording.scale([y for _, _, points in lines for _, y in points], 190, 12)
     parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 12, 190, "step")]
     for name, which, points in lines:
         spots = [(across(x), up(y)) for x, y in _thin(points)]

@@ -1,7 +1,8 @@
 """All tables of the report in their order, made from report.json alone, for the page and for the model card."""
 
-from pipeline.report.sheet import Row, Sheet
+from pipeline.report.sheet import Sheet
 from pipeline.report.sheets import benchmarks, chats, contests, gates, models, origins, people
+from pipeline.report.wording import Row
 
 
 def all_sheets(report: Row) -> list[Sheet]:

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from pipeline.plural import many
+from pipeline.errors import many
 from pipeline.report.examined import SFT
-from pipeline.report.sheet import Cell, Row, Sheet
-from pipeline.report.wording import UNKNOWN, count, interval, number, signed
+from pipeline.report.sheet import Cell, Sheet
+from pipeline.report.wording import UNKNOWN, Row, count, interval, number, signed
 
 STATES = {"kept": "kept", "perhaps": "perhaps lost", "lost": "lost", "unknown": "not known"}
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pipeline.report.chats import TURN
-from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gap_of, row_of
+from pipeline.report.sheet import UNMARKED, Cell, Sheet, detail, gap_of, row_of
 from pipeline.report.sheets import contests
-from pipeline.report.wording import UNKNOWN, count, interval, number, p_value
+from pipeline.report.wording import UNKNOWN, Row, count, interval, number, p_value
 
 TOKENS = "tokens per answer"
 

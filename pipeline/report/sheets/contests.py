@@ -1,7 +1,7 @@
 """The table of contests: who won on how many prompts, by scores and by judges."""
 
-from pipeline.report.sheet import Cell, Row, Sheet, detail
-from pipeline.report.wording import count, interval, p_value, share
+from pipeline.report.sheet import Cell, Sheet, detail
+from pipeline.report.wording import Row, count, interval, p_value, share
 
 STEADY = 0.15, 0.85  # plain win rates outside of which the length-adjusted one bends
 

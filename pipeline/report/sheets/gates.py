@@ -1,7 +1,7 @@
 """The table of what the gate chose: each candidate, what it was held against, and how it came out."""
 
-from pipeline.report.sheet import Cell, Row, Sheet
-from pipeline.report.wording import UNKNOWN, number, signed
+from pipeline.report.sheet import Cell, Sheet
+from pipeline.report.wording import UNKNOWN, Row, number, signed
 
 
 def gates(report: Row) -> Sheet:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from pipeline.config import CONTROL
 from pipeline.report.examined import SFT
-from pipeline.report.sheet import UNMARKED, Cell, Row, Sheet, detail, gain, gap_of, row_of
+from pipeline.report.sheet import UNMARKED, Cell, Sheet, detail, gain, gap_of, row_of
 from pipeline.report.verdict import detectable, is_flat
-from pipeline.report.wording import NO_SPREAD, UNKNOWN, count, interval, level_text, number, p_value, share, signed
+from pipeline.report.wording import NO_SPREAD, UNKNOWN, Row, count, interval, level_text, number, p_value, share, signed
 
 
 def models(report: Row) -> Sheet:

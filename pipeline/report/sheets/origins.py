@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
-from pipeline.report.sheet import Cell, Row, Sheet, detail
-from pipeline.report.wording import count, number, seconds, share
+from pipeline.report.sheet import Cell, Sheet, detail
+from pipeline.report.wording import Row, count, number, seconds, share
 
 
 def prompts(report: Row) -> Sheet:

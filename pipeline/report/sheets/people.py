@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report.sheet import Cell, Row, Sheet
-from pipeline.report.wording import count, interval, number, share
+from pipeline.report.sheet import Cell, Sheet
+from pipeline.report.wording import Row, count, interval, number, share
 
 PEOPLE = "each other"
 

@@ -1,8 +1,7 @@
 """What judging has cost and how far it may go. The caps are of the store: a rerun does not begin at nothing."""
 
 from pipeline.config import EngineConfig, ServiceRuntime
-from pipeline.errors import Broken
-from pipeline.plural import many
+from pipeline.errors import Broken, many
 from pipeline.scorers.judging import Question, Reply
 from pipeline.scorers.judging.verdicts import Spent, VerdictStore
 

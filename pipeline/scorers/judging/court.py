@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pipeline.config import EngineConfig, Judge, VllmEngine
 from pipeline.content import ContentCache, digest_of, without_runtime
-from pipeline.plural import many
+from pipeline.errors import many
+from pipeline.language import without_reasoning
 from pipeline.progress import SIGN, Progress
-from pipeline.reasoning import without_reasoning
 from pipeline.scorers.judging import Engine, Question, Reply, open_engine
 from pipeline.scorers.judging.budget import Budget
 from pipeline.scorers.judging.reading import Reading, read

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.reasoning import without_reasoning
+from pipeline.language import without_reasoning
 from pipeline.scorers.judging import Reply
 
 SHOWN = 80
