@@ -60,34 +60,34 @@ all: install ## everything, up to the report
 	$(PIPELINE) $(CHOSEN) $(ARGS)
 
 pilot: install ## 50 prompts through every stage, then hours, disk, money and ties of the whole run, extrapolated
-	$(PYTHON) -m pipeline.pilot $(CHOSEN) $(ARGS)
+	$(PYTHON) -m pipeline.commands.pilot $(CHOSEN) $(ARGS)
 
 edit: install ## a run's pairs as pairs.jsonl, to correct by hand and give back as pair.edits=FILE [RUN=runs/latest ROUND=1]
-	$(PYTHON) -m pipeline.edit $(or $(RUN),runs/latest) $(ROUND)
+	$(PYTHON) -m pipeline.commands.edit $(or $(RUN),runs/latest) $(ROUND)
 
 label: install ## pairs of answers for people to judge, as a page that works offline [RUN=runs/latest ARGS="of=test-sft,test-round-1"]
-	$(PYTHON) -m pipeline.label $(or $(RUN),runs/latest) $(ARGS)
+	$(PYTHON) -m pipeline.commands.label $(or $(RUN),runs/latest) $(ARGS)
 
 calibrate: install ## scorers against people's verdicts [FILE=verdicts.jsonl ARGS="scorer=NAME …"]
-	$(PYTHON) -m pipeline.calibrate $(FILE) $(CHOSEN) $(ARGS)
+	$(PYTHON) -m pipeline.commands.calibrate $(FILE) $(CHOSEN) $(ARGS)
 
 compare: install ## runs or models in one report, on their common prompts [ARGS="runs/smoke/A runs/smoke/B"]
-	$(PYTHON) -m pipeline.compare $(ARGS)
+	$(PYTHON) -m pipeline.commands.compare $(ARGS)
 
 sweep: install ## one run per point of a grid [RECIPE=sweep_smoke]
 	$(PIPELINE) $(or $(CHOSEN),recipes=sweep_smoke $(WITHOUT_VLLM)) $(ARGS)
 
 report: install ## a run's report once more, by the code as it is now; loads no model [RUN=runs/latest]
-	$(PYTHON) -m pipeline.reprint $(or $(RUN),runs/latest)
+	$(PYTHON) -m pipeline.commands.report $(or $(RUN),runs/latest)
 
 merge: install ## a trained adapter's whole weights, for tools that take no adapter [RUN=runs/latest OUT=FOLDER]
-	$(PYTHON) -m pipeline.merge $(or $(RUN),runs/latest) $(OUT)
+	$(PYTHON) -m pipeline.commands.merge $(or $(RUN),runs/latest) $(OUT)
 
 store: install ## what lies in the store and which runs use it [ARGS="store=FOLDER runs=FOLDER"]
-	$(PYTHON) -m pipeline.usage $(ARGS)
+	$(PYTHON) -m pipeline.commands.store $(ARGS)
 
 prune: install ## what no run names: listed, asked about, removed [ARGS="--yes store=FOLDER runs=FOLDER"]
-	$(PYTHON) -m pipeline.usage --prune $(ARGS)
+	$(PYTHON) -m pipeline.commands.store --prune $(ARGS)
 
 bench: install ## measured comparisons [BENCH=name for one of bench/]
 	@for file in $(or $(BENCH:%=bench/%.py),$(sort $(wildcard bench/*.py))); do $(PYTHON) $$file $(ARGS) || exit; done

@@ -29,9 +29,9 @@ import polars as pl
 from measure import Ratio, report
 
 from pipeline.artifacts import Logps, Model, Pairs, Prompts, write_table
-from pipeline.compose import Arguments, compose
 from pipeline.config import Config
-from pipeline.content import ContentCache
+from pipeline.config.compose import Arguments, compose
+from pipeline.hashing import ContentCache
 from pipeline.plan import plan
 from pipeline.stages import sample, score, train
 from pipeline.step import Identity, Step

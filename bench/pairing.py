@@ -23,9 +23,9 @@ import numpy as np
 import polars as pl
 from measure import Ratio, report
 
-from pipeline import minhash
 from pipeline.config import PairRound
-from pipeline.pairing import choice, filters
+from pipeline.data import minhash
+from pipeline.pairing import filters, selection
 from pipeline.pairing.candidates import candidates
 
 PROMPTS, SAMPLES, RUNS = 200_000, 8, 5
@@ -97,9 +97,9 @@ def made(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def ours(samples: pl.DataFrame, scores: pl.DataFrame) -> tuple[pl.DataFrame, Counter]:
-    found = choice.proposed(CONFIG, candidates(samples, scores, CONFIG.scorer))
-    pairs = choice.in_order(found.pairs).with_columns(prompt_text="prompt_id")
-    kept, dropped = choice.filtered(CONFIG, pairs)
+    found = selection.proposed(CONFIG, candidates(samples, scores, CONFIG.scorer))
+    pairs = selection.in_order(found.pairs).with_columns(prompt_text="prompt_id")
+    kept, dropped = selection.filtered(CONFIG, pairs)
     gone = pl.concat([found.dropped_samples, found.dropped_prompts, dropped])
     return kept, Counter(dict(gone["reason"].value_counts().rows()))
 

@@ -27,8 +27,8 @@ from measure import Ratio, report
 
 from pipeline.artifacts import Model, Prompts, Samples
 from pipeline.backends import open_backend
-from pipeline.compose import Arguments, compose
 from pipeline.config import Draw
+from pipeline.config.compose import Arguments, compose
 from pipeline.stages import sample
 
 HOUSE = Path(__file__).parent.parent

@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from measure import Ratio, in_turn, report
 
 from pipeline.config import DuelConfig
-from pipeline.scorers.judging.court import Court
-from pipeline.scorers.judging.duels import NEEDS, Bout, fought
-from tests.house import composed
-from tests.judges import KEY, FakeJudge, fake_judge
+from pipeline.scorers.judging.cached_judge import Court
+from pipeline.scorers.judging.pairwise import NEEDS, Bout, fought
+from tests.support.house import composed
+from tests.support.judges import KEY, FakeJudge, fake_judge
 
 ROWS = 20_000
 PER_SHARD = 2048

@@ -26,8 +26,8 @@ from measure import Ratio, report
 from pipeline.artifacts import Logps, Model, Pairs, write_table
 from pipeline.config import ReferConfig, TrainConfig
 from pipeline.stages import refer, train
-from tests.preferences import dpo
-from tests.tiny import WORDS, tiny_model
+from tests.support.preferences import dpo
+from tests.support.tiny import WORDS, tiny_model
 
 MEDIAN, SPREAD, CAP = 60, 0.8, 512
 BATCH, MICRO_BATCH, PAIRS, ROUNDS = 16, 8, 48, 5
@@ -89,13 +89,14 @@ def timed(trainer: Any) -> tuple[float, Losses]:
 
 def ours(sft: Model, pairs: Pairs, logps: Logps, out: Path, by_length: bool) -> tuple[float, Losses]:
     """The stage's own trainer and callbacks, but for the check of its reference before the first step."""
-    from pipeline.training import guards, trainers
-    from pipeline.training.reference import StartCheck
+    from pipeline.training import build
+    from pipeline.training.monitoring import guards
+    from pipeline.training.monitoring.reference_check import StartCheck
 
     cfg = config(by_length)
     rows = {part: train.ready(cfg, [pairs], part, [logps]) for part in ("train", "dev")}
     watch = guards.guards_for(cfg, sft, sft, None, rows["dev"], out)
-    trainer, _ = trainers.trainer_for(cfg, trainers.load_policy(cfg, sft), sft, sft, rows, out, watch)
+    trainer, _ = build.trainer_for(cfg, build.load_policy(cfg, sft), sft, sft, rows, out, watch)
     trainer.remove_callback(StartCheck)  # once a training, whatever its length; here it would be a third of the pairs
     return timed(trainer)
 
@@ -105,7 +106,7 @@ def theirs(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
-    from pipeline.training import models
+    from pipeline.models import loading
 
     cfg = config(by_length=False)
     args = DPOConfig(
@@ -125,10 +126,10 @@ def theirs(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
     )
     assert args.per_device_train_batch_size == MICRO_BATCH and args.gradient_checkpointing
     trainer = DPOTrainer(
-        model=models.load_merged(sft),
+        model=loading.load_merged(sft),
         args=args,
         train_dataset=datasets.Dataset.from_list(pairs.train().select("prompt", "chosen", "rejected").to_dicts()),
-        processing_class=models.load_tokenizer(sft),
+        processing_class=loading.load_tokenizer(sft),
     )
     trainer.remove_callback(PrinterCallback)
     assert trainer.ref_model is not None

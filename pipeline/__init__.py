@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.opened import Run
+    from pipeline.results import Run
 
 
 def open(run: str | Path = "runs/latest") -> "Run":
     """A run for a notebook: `pipeline.open("runs/latest").pairs.to_pandas()`."""
-    from pipeline.opened import Run
+    from pipeline.results import Run
 
     return Run(Path(run))

@@ -7,8 +7,8 @@ from pipeline.errors import REFUSED, STOPPED, Refusal, exit_on_signals, explain_
 
 def main() -> int:
     exit_on_signals()  # before the imports, which take most of the first second
-    from pipeline.compose import Arguments, compose
-    from pipeline.drive import Stopped, drive, stop_on_signals
+    from pipeline.config.compose import Arguments, compose
+    from pipeline.driver.run import Stopped, drive, stop_on_signals
 
     try:
         arguments = Arguments.parse(sys.argv[1:])
@@ -16,7 +16,7 @@ def main() -> int:
         stop_on_signals()
         if not several:
             return drive(points[0])
-        from pipeline.sweep import sweep
+        from pipeline.driver.sweep import sweep
 
         return sweep(arguments, points)
     except Refusal as refusal:

@@ -6,7 +6,7 @@ A Step is one stage on given inputs (see step.py). The plan is the returned Step
 from typing import Any
 
 from pipeline.config import Config, RewardTraining, SftTraining
-from pipeline.exams import Exams, ExamSteps
+from pipeline.evals import Exams, ExamSteps
 from pipeline.step import Input, Part, Step
 
 

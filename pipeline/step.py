@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Union
 
 from pipeline.config import Block, Function, HubDataset, Local, Weights
-from pipeline.content import digest_of
 from pipeline.errors import Refusal, together
+from pipeline.hashing import digest_of
 
 # Bump a stage's number when the meaning of what it makes changes, so that nothing made before is taken for it.
 STAGE_VERSIONS = {

@@ -30,8 +30,8 @@ from pipeline.artifacts import (
 )
 from pipeline.artifacts import MANIFEST_FILE as MANIFEST
 from pipeline.artifacts import STEP_FILE as STEP
-from pipeline.content import content, sha256_of
 from pipeline.errors import Refusal, explain_disk_fault
+from pipeline.hashing import content, sha256_of
 
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, built or not, which pruning keeps
 SCRATCH = "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published

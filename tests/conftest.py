@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pipeline import machine
+from pipeline import hardware
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -28,7 +28,7 @@ def card(tmp_path, monkeypatch):
         free: float | None = None,
         capability: str = "9.0",
     ) -> None:
-        machine._bfloat16.cache_clear()
+        hardware._bfloat16.cache_clear()
         tool = tmp_path / "bin" / "nvidia-smi"
         tool.parent.mkdir(exist_ok=True)
         sizes = [[int(1024 * size) for size in (each, each if free is None else free)] for each in gibibytes]
@@ -41,4 +41,4 @@ def card(tmp_path, monkeypatch):
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
     yield put
-    machine._bfloat16.cache_clear()
+    hardware._bfloat16.cache_clear()

@@ -13,137 +13,72 @@ import pytest
 from pipeline import artifacts
 from pipeline.plan import plan
 from pipeline.step import STAGE_VERSIONS, Step
-from tests.house import HOUSE, SMALL, composed, named
+from tests.support.house import HOUSE, SMALL, composed, named
 
 SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
 RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
-DRIVER = {
-    "__main__",
-    "compose",
-    "validation",
-    "sweep",
-    "drive",
-    "plan",
-    "exams",
-    "door",
-    "runner",
-    "spawn",
-    "ledger",
-    "step",
-    "survey",
-    "forecast",
-    "durations",
-    "lineage",
-    "marker",
-}
-ROOMS = {"stages", "backends", "sampling", "scorers", "sources", "pairing", "training", "harness", "report"}
-LEAVES = {
-    "errors",
-    "bos",
-    "content",
-    "progress",
-    "plural",
-    "served",
-    "crew",
-    "gpus",
-    "batching",
-    "trl_args",
-    "language",
-    "refusal",
-    "reasoning",
-    "given",
-    "machine",
-    "footprint",
-    "moments",
-    "activations",
-    "engines",
-    "outlook",
-}  # anyone may import
 HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
+# The floors of the house, lowest first: a place imports from those above it in this table alone, so that no import
+# runs upward and no circle can close. A folder is one place, but for the rooms of `report/` and `training/`.
 MAY_IMPORT = {
-    "artifacts": set(),
-    "config": set(),
-    "store": {"artifacts"},
-    "step": {"config"},
-    "plan": {"exams", "step", "config"},
-    "exams": {"step", "config"},
-    "ledger": {"step", "artifacts"},
-    "spawn": {"step"},
-    # Whether any prompt fits is asked in sampling's own way, and files are read as those read them that use them.
-    "door": {"lineage", "step", "sampling", "scorers", "sources", "pairing", "artifacts", "config"},
-    "survey": {"step", "store"},
-    "runner": {
-        "door",
-        "durations",
-        "forecast",
-        "merge",
-        "step",
-        "store",
-        "survey",
-        "spawn",
-        "ledger",
-        "config",
-        "artifacts",
-    },
-    "drive": {"door", "forecast", "survey", "plan", "runner", "step", "store", "marker", "config", "artifacts"},
-    "compose": {"config", "validation"},
-    "validation": set(),
-    "sweep": {"compose", "drive", "store", "marker", "usage", "config", "artifacts", "report"},
-    "__main__": {"compose", "drive", "sweep"},
-    "worker": {"merge", "store", "artifacts", "stages"},
-    "merge": {"store", "training", "artifacts"},
-    "stages": {*ROOMS, "artifacts", "config"} - {"stages"},
-    "harness": {"training", "scorers", "backends", "artifacts", "config"},
-    "training": {"backends", "scorers", "artifacts", "config"},
-    "sampling": {"backends", "artifacts", "config"},
-    "backends": {"artifacts", "config"},
-    "scorers": {"backends", "sources", "artifacts", "config"},
-    "sources": {"minhash", "artifacts", "config"},  # minhash: prompts and pairs drop near duplicates by one measure
-    "pairing": {"minhash", "backends", "artifacts", "config"},
-    "report": {"artifacts", "config"},
-    "edit": {"artifacts"},
-    "why": {"artifacts"},
-    "pilot": {"forecast", "compose", "drive", "plan", "runner", "survey", "step", "store", "artifacts", "config"},
-    "minhash": set(),
-    "usage": {"store", "marker", "artifacts"},
-    "marker": {"artifacts"},
-    "opened": {"artifacts"},
-    "crew": set(),
-    "gpus": set(),
-    "label": {"report", "scorers", "artifacts", "config"},
-    "reprint": {"worker", "store", "stages", "config"},
-    "compare": {"report", "artifacts"},
-    "calibrate": {"compose", "scorers", "report", "artifacts", "config"},
-    "errors": set(),
-    "bos": set(),
-    "content": set(),
-    "progress": set(),
-    "batching": set(),
-    "served": set(),
-    "trl_args": set(),
-    "__init__": {"opened"},
-    "language": set(),
-    "plural": set(),
-    "refusal": set(),
-    "reasoning": set(),
-    "given": set(),
-    "machine": set(),
-    "footprint": {"config"},
-    "moments": {"config"},
-    "activations": {"config"},
-    "engines": set(),
-    "outlook": {"config"},
-    "lineage": {"step", "survey", "artifacts", "config"},
-    "durations": {"forecast", "lineage", "store", "step", "survey", "artifacts", "config"},
-    "forecast": {"lineage", "store", "step", "survey", "artifacts", "config"},
+    "errors": "",
+    "hardware": "",
+    "progress": "",
+    "report": "",
+    "artifacts": "errors",
+    "config": "errors hardware",
+    "hashing": "errors",
+    "text": "errors",
+    "results": "artifacts",
+    "__init__": "results",
+    "step": "config errors hashing",
+    "store": "artifacts errors hashing",
+    "data": "artifacts config errors",
+    "resources": "config errors hardware hashing",
+    "report.analysis": "artifacts config errors hashing report text",
+    "report.render": "artifacts config errors hashing report report.analysis text",
+    "evals": "config step",
+    "plan": "config evals step",
+    "status": "step store",
+    "models": "artifacts config errors hashing store",
+    "backends": "artifacts config errors hardware hashing models progress resources",
+    "sampling": "artifacts backends config errors hashing progress resources text",
+    "scorers": "artifacts backends config data errors hashing models progress text",
+    "pairing": "artifacts backends config data errors hashing models text",
+    "benchmarks": "artifacts backends config errors models progress scorers",
+    "preflight": "artifacts backends config data errors hardware hashing models pairing resources sampling scorers"
+    " status step store text",
+    "training.distributed": "artifacts errors models",
+    "training.monitoring": "artifacts backends config errors hashing models progress resources scorers"
+    " training.distributed",
+    "training.trainers": "artifacts backends config errors models scorers training.distributed training.monitoring",
+    "training": "artifacts config errors hardware models progress resources training.distributed"
+    " training.monitoring training.trainers",
+    "stages": "artifacts backends benchmarks config data errors hardware hashing models pairing progress"
+    " report.analysis report.render resources sampling scorers training training.monitoring training.trainers",
+    "driver": "artifacts backends config errors hardware hashing models plan preflight progress report.render status"
+    " step store",
+    "__main__": "config driver errors",
+    "commands": "artifacts config driver errors hardware hashing models plan preflight report report.analysis report.render"
+    " scorers stages status step store",
 }
 
 
-def room(path: Path) -> str:
-    first = path.relative_to(HOUSE / "pipeline").parts[0]
-    return first.removesuffix(".py")
+def place_of(module: str) -> str:
+    """The row of MAY_IMPORT that a module of ours stands in."""
+    parts = module.split(".")
+    nested = ".".join(parts[:2])
+    return nested if nested in MAY_IMPORT and (HOUSE / "pipeline" / "/".join(parts[:2])).is_dir() else parts[0]
+
+
+def module_of(path: Path) -> str:
+    name = ".".join(path.relative_to(HOUSE / "pipeline").with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+MODULES = {module_of(path) for path in SOURCES}
 
 
 def imported(path: Path, top_level_only: bool = False) -> set[str]:
@@ -158,29 +93,42 @@ def imported(path: Path, top_level_only: bool = False) -> set[str]:
     return found
 
 
-def own_rooms(path: Path) -> set[str]:
-    names = {name for name in imported(path) if name.startswith("pipeline.")}
-    known = set(MAY_IMPORT)
-    return {part for name in names if (part := name.split(".")[1]) in known}
+def places_read_by(path: Path) -> set[str]:
+    own = {name.removeprefix("pipeline.") for name in imported(path) if name.startswith("pipeline.")}
+    return {place_of(name) for name in own & MODULES} - {place_of(module_of(path))}
 
 
-def test_every_room_is_known():
-    assert {room(path) for path in SOURCES} == set(MAY_IMPORT)
+def test_every_place_is_in_the_table_and_the_top_is_small():
+    assert {place_of(name) for name in MODULES} == set(MAY_IMPORT)
+    assert len([path for path in SOURCES if path.parent == HOUSE / "pipeline"]) <= 14
+
+
+def test_no_import_runs_upward():
+    order = list(MAY_IMPORT)
+    for number, (place, allowed) in enumerate(MAY_IMPORT.items()):
+        assert set(allowed.split()) <= set(order[:number]), place
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(HOUSE)))
 def test_who_may_import_whom(path):
-    allowed = MAY_IMPORT[room(path)] | LEAVES | {room(path)}
-    if room(path) == "stages":
-        allowed = allowed - {"stages"}
-    assert own_rooms(path) - {"__init__"} <= allowed
+    assert places_read_by(path) <= set(MAY_IMPORT[place_of(module_of(path))].split())
+    if path.parent.name == "stages":
+        others = {f"pipeline.stages.{name}" for name in STAGE_VERSIONS}
+        assert not imported(path) & others
+
+
+def test_the_table_allows_nothing_that_nobody_uses():
+    used = {place: set() for place in MAY_IMPORT}
+    for path in SOURCES:
+        used[place_of(module_of(path))] |= places_read_by(path)
+    assert used == {place: set(allowed.split()) for place, allowed in MAY_IMPORT.items()}
 
 
 def test_importing_the_driver_imports_nothing_heavy():
     import subprocess
     import sys
 
-    code = f"import sys; import pipeline.__main__, pipeline.sweep; print(sorted({HEAVY} & set(sys.modules)))"
+    code = f"import sys; import pipeline.__main__, pipeline.driver.sweep; print(sorted({HEAVY} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=HOUSE).strip() == "[]"
 
 

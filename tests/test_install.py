@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.house import HOUSE, composed
+from tests.support.house import HOUSE, composed
 
 REQUIREMENTS = HOUSE / "requirements"
 SETS = ("cpu", "gpu", "portable")

@@ -8,7 +8,7 @@ import pytest
 from pipeline.errors import Refusal
 from pipeline.plan import plan
 from pipeline.step import Step, floats
-from tests.house import SMALL, Toys, composed, fingerprints, named
+from tests.support.house import SMALL, Toys, composed, fingerprints, named
 
 GOLDEN = Path(__file__).parent / "golden" / "smoke.json"
 

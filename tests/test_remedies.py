@@ -21,11 +21,11 @@ from pydantic import ValidationError
 from pipeline import config
 from pipeline.config import Block, Config
 from pipeline.errors import Refusal
-from tests.house import HOUSE, composed
+from tests.support.house import HOUSE, composed
 
 # What is typed elsewhere than in a run: these have arguments of their own.
 OWN_ARGUMENTS = {"calibrate.py", "compare.py", "label.py", "why.py", "edit.py", "usage.py", "reprint.py", "argilla.py"}
-PLACES = {"pipeline/trl_args.py": "train"}  # whose words a block says as its own
+PLACES = {"pipeline/config/trl_args.py": "train"}  # whose words a block says as its own
 USAGE = {"key", "group", "hydra.searchpath", "hydra.sweep.dir", "hydra.mode"}  # words on the command line itself
 OPEN = re.compile(r"^(ANOTHER|ADDRESS|FILE|FOLDER|HOST|N|NAME|ROWS|SCORE|VALUE|…|<.*|\{.*|\[<.*)$")
 KEY = re.compile(
@@ -203,7 +203,7 @@ def found(one: Remedy) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
 
 def takes(raw: dict[str, Any], place: tuple[str, ...], value: str) -> bool:
     """Whether the knob takes the value, whatever the rest of that config says to it."""
-    from pipeline.validation import _located
+    from pipeline.config.validation import _located
 
     changed = copy.deepcopy(raw)
     block = changed
@@ -274,7 +274,7 @@ def test_every_target_of_make_that_a_message_names_is_there():
 
 def test_every_module_and_flag_that_a_message_names_is_there():
     modules = {word for _, _, text in spoken() for word in re.findall(r"-m (pipeline(?:\.\w+)*)", text)}
-    assert modules >= {"pipeline", "pipeline.calibrate", "pipeline.compare"}
+    assert modules >= {"pipeline", "pipeline.commands.calibrate", "pipeline.commands.compare"}
     for module in modules:
         assert importlib.util.find_spec(module), module
 

@@ -138,7 +138,7 @@ def open_backend(cfg: BackendConfig | ServedModel, policy: Model, knob: str = "s
 
             return Endpoint(cfg, policy, f"{knob}.backend")
         case ServedModel():
-            from pipeline.backends.by_name import ByName
+            from pipeline.backends.chat_api import ByName
 
             return ByName(cfg, policy, knob)
         case ScriptedBackend():

@@ -5,8 +5,8 @@ from typing import Any
 
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Message
-from pipeline.bos import adds_bos, fault_of, remedy_for
 from pipeline.errors import Refusal, Unrenderable
+from pipeline.models.bos import adds_bos, fault_of, remedy_for
 
 PROBE: list[Message] = [{"role": "user", "content": "Who are you?"}]
 

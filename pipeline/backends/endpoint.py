@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Self
 
-from pipeline import served
 from pipeline.artifacts import Model
-from pipeline.backends import Billed, Completion, Failed, OnTokens, Request
+from pipeline.backends import Billed, Completion, Failed, OnTokens, Request, api_client
 from pipeline.backends.chat import Chat
+from pipeline.backends.in_flight import UnderWay
 from pipeline.backends.policy_check import check_measured, check_named
-from pipeline.backends.under_way import UnderWay
 from pipeline.config import EndpointBackend, Limits
 from pipeline.errors import Refusal, shown
 
@@ -27,17 +26,17 @@ class Endpoint:
         self.cfg, self.policy, self.knob = cfg, policy, knob
         self.text = Chat(policy)
         self.where = cfg.runtime.base_url
-        served.key_of(knob, cfg.runtime)  # said before a minute is spent
+        api_client.key_of(knob, cfg.runtime)  # said before a minute is spent
         self._under_way = UnderWay(cfg.runtime.concurrency, cfg.runtime.timeout)
         self._longest: int
 
     def start(self, model: Model, limits: Limits) -> Self:
         import openai
 
-        card = served.card_of(self.knob, self.cfg.runtime, self.cfg.model)
+        card = api_client.card_of(self.knob, self.cfg.runtime, self.cfg.model)
         self._check_context(card, limits)
         self._longest = limits.completion
-        self._under_way.open(served.client(openai, openai.AsyncOpenAI, self.knob, self.cfg.runtime))
+        self._under_way.open(api_client.client(openai, openai.AsyncOpenAI, self.knob, self.cfg.runtime))
         if self.cfg.require_token_ids:
             check_measured(self, model)
         else:
@@ -60,13 +59,13 @@ class Endpoint:
                 choice, again = await self.choice(request, self._longest)
                 billed += again
         except (AuthenticationError, PermissionDeniedError) as error:
-            raise served.unaccepted(self.knob, self.cfg.runtime, error.status_code) from None
+            raise api_client.unaccepted(self.knob, self.cfg.runtime, error.status_code) from None
         except NotFoundError:
             raise Refusal(
                 f"{self.where}: it no longer serves {self.cfg.model}.\n"
                 f"  Serve it again and run the same command: completions that came are kept."
             ) from None
-        except (OpenAIError, served.Unreadable) as error:
+        except (OpenAIError, api_client.Unreadable) as error:
             return Failed(request.sample_id, self.said(error), billed)
         except Exception as error:  # whatever a reply does to the client, it is the fault of this one alone
             return Failed(request.sample_id, f"the reply cannot be read ({type(error).__name__})", billed)
@@ -79,17 +78,17 @@ class Endpoint:
             [choice] = answer.choices
             missing = {"text", "finish_reason"} - choice.model_fields_set  # the client does not look
         except (AttributeError, TypeError, ValueError, RecursionError):
-            raise served.Unreadable("the answer holds no completion") from None
+            raise api_client.Unreadable("the answer holds no completion") from None
         if missing:
-            raise served.Unreadable(f"the answer holds a completion without {min(missing)}")
+            raise api_client.Unreadable(f"the answer holds a completion without {min(missing)}")
         return choice, self._billed(getattr(answer, "usage", None), request, choice)
 
     def _billed(self, usage: Any, request: Request, choice: Any) -> Billed:
         """What was sent and what came, where the server does not count."""
         came = getattr(choice, "token_ids", None) or (self.text.spelled(choice.text) if is_text(choice.text) else [])
         return Billed(
-            served.counted(usage, "prompt_tokens", len(request.prompt_token_ids)),
-            served.counted(usage, "completion_tokens", len(came)),
+            api_client.counted(usage, "prompt_tokens", len(request.prompt_token_ids)),
+            api_client.counted(usage, "completion_tokens", len(came)),
         )
 
     def _parameters(self, request: Request, longest: int) -> dict[str, Any]:
@@ -157,7 +156,7 @@ class Endpoint:
     def said(self, error: Exception) -> str:
         import openai
 
-        return served.fault(openai, self.cfg.runtime, error)
+        return api_client.fault(openai, self.cfg.runtime, error)
 
     def wait(self, work: Any) -> Any:
         return self._under_way.wait(work)

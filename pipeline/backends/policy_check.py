@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import served
 from pipeline.artifacts import Model
-from pipeline.backends import Request
+from pipeline.backends import Request, api_client
 from pipeline.errors import Refusal
 from pipeline.progress import SIGN
 
@@ -30,7 +29,7 @@ def check_measured(endpoint: "Endpoint", model: Model) -> None:
     requests = [Request(f"draw {at}", ids, 1.0, 1.0, at) for at in range(DRAWS)]
     try:
         choices = [endpoint.wait(endpoint.choice(request, TOKENS))[0] for request in requests]
-    except (OpenAIError, served.Unreadable) as error:
+    except (OpenAIError, api_client.Unreadable) as error:
         raise Refusal(
             f"{endpoint.where}: it does not complete a prompt of token ids ({endpoint.said(error)}).\n  {_REMEDY}"
         ) from None

@@ -8,15 +8,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pipeline import engines, machine
+from pipeline import hardware
 from pipeline.artifacts import Model
 from pipeline.backends import COUNT_EVERY, Completion, OnTokens, Request
-from pipeline.backends.adapters import engine_rank
 from pipeline.backends.chat import Chat
+from pipeline.backends.lora_support import engine_rank
 from pipeline.backends.stopping import Stopper
 from pipeline.config import Limits, VllmBackend
-from pipeline.content import here
 from pipeline.errors import Broken, Refusal
+from pipeline.hashing import here
+from pipeline.resources import inference_memory
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -51,7 +52,7 @@ class Vllm:
             from vllm import EngineArgs, LLMEngine
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise engines.without_vllm(self.knob, error) from error
+            raise inference_memory.without_vllm(self.knob, error) from error
         on_cpu = current_platform.is_cpu()
         self.limits, self.room = limits, 0 if on_cpu else self.cfg.runtime.max_sequences
         if on_cpu:
@@ -66,11 +67,11 @@ class Vllm:
         """An engine that runs out of memory says so after minutes, and in other words."""
         if not platform.is_cuda_alike() or (files := here(model.weights, model.revision)) is None:
             return
-        needs, runtime = engines.needs_in(files, self.cfg.dtype, self._longest()), self.cfg.runtime
+        needs, runtime = inference_memory.needs_in(files, self.cfg.dtype, self._longest()), self.cfg.runtime
         device = platform.get_device_total_memory()
-        free = min((gpu.free for gpu in machine.gpus()), default=device)
-        place = engines.Place(self.knob, device, runtime.memory, runtime.tensor_parallel, free=free)
-        if needs and (short := engines.shortage(needs, place)):
+        free = min((gpu.free for gpu in hardware.gpus()), default=device)
+        place = inference_memory.Place(self.knob, device, runtime.memory, runtime.tensor_parallel, free=free)
+        if needs and (short := inference_memory.shortage(needs, place)):
             raise Refusal(short)
 
     def _longest(self) -> int:

@@ -10,8 +10,7 @@ from typing import Literal, Self
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.benchmark import BenchmarkConfig
-from pipeline.config.block import (
+from pipeline.config.base import (
     Block,
     Dtype,
     Folder,
@@ -25,6 +24,7 @@ from pipeline.config.block import (
     Trust,
     Weights,
 )
+from pipeline.config.benchmark import BenchmarkConfig
 from pipeline.config.checks import (
     CheckRuntime,
     CheckScorer,
@@ -38,6 +38,7 @@ from pipeline.config.checks import (
     RegexScorer,
     RuleScorer,
 )
+from pipeline.config.cross_checks import mismatches
 from pipeline.config.demonstrations import (
     DemonstrationsConfig,
     JsonlDemonstrations,
@@ -55,7 +56,6 @@ from pipeline.config.exam import (
     GateConfig,
     Prompted,
 )
-from pipeline.config.fitting import mismatches
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.judge import (
     AnthropicEngine,
@@ -71,7 +71,7 @@ from pipeline.config.judge import (
     ServiceRuntime,
     VllmEngine,
 )
-from pipeline.config.launching import KINDS, SHARDED, SHARED, LaunchedRuntime, TrainerRuntime
+from pipeline.config.launch import KINDS, SHARDED, SHARED, LaunchedRuntime, TrainerRuntime
 from pipeline.config.models import (
     BaseConfig,
     Checkpoint,

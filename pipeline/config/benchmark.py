@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Local, Seed
+from pipeline.config.base import Block, Local, Seed
 from pipeline.config.sample import TransformersBackend, VllmBackend
 
 

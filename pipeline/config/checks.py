@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Local, Workers
+from pipeline.config.base import Block, Local, Workers
 
 
 class CheckRuntime(Block):

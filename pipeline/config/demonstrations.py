@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, JsonValue, PositiveFloat, PositiveInt
 
-from pipeline.config.block import Block, Local, Seed, Share
+from pipeline.config.base import Block, Local, Seed, Share
 from pipeline.config.prompts import Fence
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Local, Seed
+from pipeline.config.base import Block, Local, Seed
 from pipeline.config.judge import DuelConfig, Name
 from pipeline.config.models import OtherModel
 from pipeline.config.sample import ANSWER, Draw, SampleConfig, Turn

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block
+from pipeline.config.base import Block
 from pipeline.config.checks import CheckScorer
 
 MOST_PROMPTS = 64  # whose KL is known to a fraction of a nat; each look draws and reads all of their answers

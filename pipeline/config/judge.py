@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Body, Dtype, Local, Prices, Seed, Server, Share, Weights
+from pipeline.config.base import Block, Body, Dtype, Local, Prices, Seed, Server, Share, Weights
 from pipeline.config.sample import VllmRuntime
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]  # it becomes a part of scorers' and inputs' names

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from pipeline.config.block import Block, Dtype, Seed, Template, Trust, Weights
+from pipeline.config.base import Block, Dtype, Seed, Template, Trust, Weights
 from pipeline.config.demonstrations import DemonstrationsConfig
 from pipeline.config.prompts import Fence
 from pipeline.config.sample import ServedModel

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from pipeline.config.block import Block
+from pipeline.config.base import Block
 from pipeline.config.prompts import Fence
 from pipeline.config.rows import FileRows, HubRows
 

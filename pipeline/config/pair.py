@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Limits, Local, Seed, Share
+from pipeline.config.base import Block, Limits, Local, Seed, Share
 
 
 class DevPairs(Block):

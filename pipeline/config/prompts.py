@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, field_validator
 
-from pipeline.config.block import Block, Local, Seed
+from pipeline.config.base import Block, Local, Seed
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 
 PromptShape = Literal["auto", "prompt", "messages", "alpaca", "sharegpt", "turns", "question", "columns"]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, PositiveInt
 
-from pipeline.config.block import Block, Seed, Share, Trust, Weights
+from pipeline.config.base import Block, Seed, Share, Trust, Weights
 from pipeline.config.models import BaseConfig
 from pipeline.config.offline import PreferenceRows
 from pipeline.config.pair import DevPairs

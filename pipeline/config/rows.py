@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic_core import core_schema
 
-from pipeline.config.block import Block, Local
+from pipeline.config.base import Block, Local
 
 
 class HubDataset(str):

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.block import Block, Body, Dtype, Limits, Prices, Seed, Server, Share, Workers
+from pipeline.config.base import Block, Body, Dtype, Limits, Prices, Seed, Server, Share, Workers
 from pipeline.errors import many
 
 KL = "kl"  # the setting of draws made for the KL estimate alone

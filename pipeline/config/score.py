@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Dtype, Function, Local, Share, Template, Trust, Weights, Workers
+from pipeline.config.base import Block, Dtype, Function, Local, Share, Template, Trust, Weights, Workers
 from pipeline.config.checks import CheckScorer
 from pipeline.config.judge import Judge, PairwiseScorer, RubricScorer, VllmEngine
 from pipeline.config.training import Quantization

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.block import Block
+from pipeline.config.base import Block
 
 
 class Wandb(Block):

@@ -5,12 +5,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.block import Block, Seed, Share, TrainingDtype
+from pipeline.config.base import Block, Seed, Share, TrainingDtype
 from pipeline.config.demonstrations import Rehearsed
 from pipeline.config.guards import GuardsConfig
-from pipeline.config.launching import SHARDED, LaunchedRuntime, TrainerRuntime
+from pipeline.config.launch import SHARDED, LaunchedRuntime, TrainerRuntime
+from pipeline.config.trl_args import check_args, looks_at_rows_together
 from pipeline.errors import many
-from pipeline.trl_args import check_args, looks_at_rows_together
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
 

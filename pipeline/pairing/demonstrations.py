@@ -6,8 +6,8 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Prompts
-from pipeline.content import digest_of
-from pipeline.pairing.choice import DEMONSTRATION, JUDGED
+from pipeline.hashing import digest_of
+from pipeline.pairing.selection import DEMONSTRATION, JUDGED
 
 NONE = "no demonstration"
 TOLD: dict[str, Any] = {"prompt_id": pl.String, "chosen_id": pl.String, "token_ids": pl.List(pl.Int64)}

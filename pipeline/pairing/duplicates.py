@@ -3,8 +3,8 @@
 import numpy as np
 import polars as pl
 
-from pipeline import minhash
-from pipeline.pairing.glance import glance
+from pipeline.data import minhash
+from pipeline.pairing.arrow_views import glance
 
 COMPARED = 24  # samples of a prompt
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.content import digest_of
 from pipeline.errors import Refusal, many, nearest
-from pipeline.pairing.choice import EDITED, as_dropped
+from pipeline.hashing import digest_of
+from pipeline.pairing.selection import EDITED, as_dropped
 
 SHOWN = 10
 ACTIONS = ["keep", "drop", "swap", "replace"]

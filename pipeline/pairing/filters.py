@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 
 from pipeline.config import PairConfig
-from pipeline.language import OPENING, REFUSAL, check_languages, language_of
 from pipeline.pairing import duplicates
-from pipeline.pairing.glance import matching
+from pipeline.pairing.arrow_views import matching
+from pipeline.text import OPENING, REFUSAL, check_languages, language_of
 
 Filter = Callable[[PairConfig], pl.Expr | None]
 BLANK = rb"[\s\x80-\xff][\0\s\x80-\xff]|\0"  # the first two bytes of every text without a letter

@@ -7,7 +7,7 @@ import polars as pl
 from pipeline.artifacts import Logps, Pairs
 from pipeline.config import PairRound
 from pipeline.errors import Refusal, many
-from pipeline.pairing.choice import JUDGED, OFFLINE, as_dropped
+from pipeline.pairing.selection import JUDGED, OFFLINE, as_dropped
 
 
 def block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:

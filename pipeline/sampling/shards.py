@@ -13,7 +13,7 @@ import polars as pl
 
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.backends import Billed
-from pipeline.content import sha256_of
+from pipeline.hashing import sha256_of
 
 FIGURES = (
     "prompts",

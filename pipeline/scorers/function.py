@@ -23,7 +23,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pipeline import served
+from pipeline.backends import api_client
 from pipeline.config import Function, FunctionScorer
 from pipeline.errors import Refusal, many, nearest, shown
 from pipeline.scorers import Answer, Mark
@@ -99,7 +99,7 @@ def marked(answer: Answer, score: float | None, detail: str) -> Mark:
 
 def kept(detail: str) -> str:
     """Masked before it is cut, so that no half of a key is left."""
-    return shown(served.masked(detail))
+    return shown(api_client.masked(detail))
 
 
 def arguments(answers: list[Answer]) -> dict[str, list[Any]]:
@@ -215,7 +215,7 @@ def _repeat(printed: Any) -> None:
     """Line by line, begun with a sign of its own: no printed word is taken for one of the stage's."""
     with printed:
         while line := printed.readline(LINE):
-            text = served.masked(line.decode(errors="backslashreplace").rstrip("\n"))
+            text = api_client.masked(line.decode(errors="backslashreplace").rstrip("\n"))
             print("|", shown(text, PRINTED), file=sys.stderr, flush=True)
             while len(line) == LINE and not line.endswith(b"\n"):
                 line = printed.readline(LINE)

@@ -6,11 +6,11 @@ from itertools import groupby
 
 from pipeline.artifacts import draw_of
 from pipeline.config import PairwiseScorer, RubricScorer
-from pipeline.content import digest_of
+from pipeline.hashing import digest_of
 from pipeline.scorers import Answer, Mark
-from pipeline.scorers.judging.court import Court
-from pipeline.scorers.judging.duels import NEEDS, Bout, Verdict, fought
-from pipeline.scorers.judging.reading import Reading
+from pipeline.scorers.judging.cached_judge import Court
+from pipeline.scorers.judging.pairwise import NEEDS, Bout, Verdict, fought
+from pipeline.scorers.judging.parsing import Reading
 from pipeline.scorers.judging.template import RUBRIC_NEEDS, conversation
 
 

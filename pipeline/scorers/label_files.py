@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.jsonl import unwritable
 from pipeline.errors import Refusal, shown
 from pipeline.scorers import argilla
-from pipeline.sources.jsonl import unwritable
 
 Row = dict[str, Any]
 A_WINS = {"a": 1.0, "tie": 0.5, "b": 0.0}

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.backends.whole import whole
-from pipeline.batching import by_length
 from pipeline.config import RewardModelScorer
 from pipeline.errors import Refusal
+from pipeline.models.batching import by_length
+from pipeline.models.strict_loading import whole
 from pipeline.scorers.reward_text import Row
 
 Logits = list[float]

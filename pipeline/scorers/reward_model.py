@@ -11,10 +11,10 @@ from typing import Any
 from pipeline.artifacts import Model
 from pipeline.config import RewardModelScorer
 from pipeline.errors import Broken, Refusal, nearest
-from pipeline.language import without_reasoning
 from pipeline.scorers import Answer, Mark
 from pipeline.scorers.pooling import Engine, Logits, Place, open_engine
 from pipeline.scorers.reward_text import RewardText, Row, Unreadable
+from pipeline.text import without_reasoning
 
 # Unlike in length, so that they are padded when they share a batch.
 PROBES = (
@@ -63,7 +63,7 @@ class RewardModel:
         return self.engine
 
     def _opened(self) -> tuple[Place, Any]:
-        from pipeline.sources.checkpoint import classifier, opened_tokenizer
+        from pipeline.models.checkpoint import classifier, opened_tokenizer
 
         cfg, reward = self.cfg, self.reward
         if cfg.model is not None:

@@ -6,8 +6,8 @@ What is longer than the model can see loses its beginning, so that the answer's 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.bos import adds_bos, holds_bos, is_doubled
 from pipeline.errors import Refusal
+from pipeline.models.bos import adds_bos, holds_bos, is_doubled
 
 Message = dict[str, str]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.config import CheckScorer, CodeScorer, IfevalScorer, MathScorer, RuleScorer
 from pipeline.errors import Broken, Refusal
-from pipeline.scorers import Answer, Check, Mark, texts
+from pipeline.scorers import Answer, Check, Mark, text_rules
 
 Columns = dict[str, Any]
 
@@ -110,15 +110,15 @@ def check_of(cfg: CheckScorer, knob: str = "score.scorers.NAME") -> Check:
 
             return ifeval.check(cfg)
         case MathScorer():
-            from pipeline.scorers import mathematics
+            from pipeline.scorers import math_answer
 
-            return mathematics.check(cfg)
+            return math_answer.check(cfg)
         case CodeScorer():
             from pipeline.scorers import code
 
             return code.check(cfg, knob)
         case _:
-            return texts.check(cfg, knob)
+            return text_rules.check(cfg, knob)
 
 
 def marks_of(check: Check, answer: Answer) -> Iterator[Mark]:

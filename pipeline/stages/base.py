@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import MODEL_FILE, Model, write_json
 from pipeline.config import Checkpoint, PlaygroundDemonstrations, ServedModel, TinyBase
+from pipeline.data import synthetic
 from pipeline.errors import Refusal
-from pipeline.sources import playground
-from pipeline.sources.checkpoint import bring_in, save_weights
+from pipeline.models.checkpoint import bring_in, save_weights
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -97,7 +97,7 @@ def tiny_model(cfg: TinyBase, tokenizer: "PreTrainedTokenizerFast") -> "LlamaFor
 
 def _texts(seed: int) -> Iterator[str]:
     cfg = PlaygroundDemonstrations(kind="playground", rows=TEXTS, constraints=3, obeyed=0.5, seed=seed)
-    for row in playground.demonstrations(cfg):
+    for row in synthetic.demonstrations(cfg):
         yield from (message["content"] for message in row["messages"])
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import ABSENT_FILE, Metrics, Model, knob_of, note_cost, write_json, write_table, write_text
+from pipeline.benchmarks.tasks import Absent, rows_of, tasks_of
 from pipeline.config import BenchmarkConfig
-from pipeline.harness.tasks import Absent, rows_of, tasks_of
 
 NO_FIGURES = {"alias", "name", "sample_len", "sample_count"}
 BOOTSTRAPS = 1000  # for the errors of those figures that are no plain mean
@@ -30,7 +30,7 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
         write_text(out / ABSENT_FILE, f"{absent}\n")
         print("│", str(absent).replace("\n", "\n│ "), file=sys.stderr, flush=True)
         return Metrics(out)
-    from pipeline.harness.answers import Chunks, opened
+    from pipeline.benchmarks.answers import Chunks, opened
 
     scratch = out / "scratch"
     answering = Chunks(cfg, knob, opened(cfg, knob, model, scratch), scratch / "answers")

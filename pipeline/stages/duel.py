@@ -14,8 +14,8 @@ import polars as pl
 from pipeline.artifacts import KL, Prompts, Samples, Verdicts, knob_of, note_cost, write_table
 from pipeline.config import ANSWER, DuelConfig
 from pipeline.errors import Broken, many
-from pipeline.scorers.judging.court import Court
-from pipeline.scorers.judging.duels import NEEDS, Bout, Verdict, fought
+from pipeline.scorers.judging.cached_judge import Court
+from pipeline.scorers.judging.pairwise import NEEDS, Bout, Verdict, fought
 from pipeline.scorers.judging.template import conversation
 
 KNOB = "exam.duels.NAME"  # of its block, where the driver names none

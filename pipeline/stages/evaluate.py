@@ -23,24 +23,24 @@ from pipeline.artifacts import (
 )
 from pipeline.config import CONTROL, Evaluation
 from pipeline.errors import Refusal, nearest
-from pipeline.report import doubts, tables
-from pipeline.report.answer_files import write_answers
-from pipeline.report.answers import answer_table
-from pipeline.report.benchmarks import absences, benchmarks, held, retention
-from pipeline.report.card import card
-from pipeline.report.changes import changes
-from pipeline.report.chats import QuestionSet, chat_report, read_set
-from pipeline.report.cost import cost_of
-from pipeline.report.distributions import distributions
-from pipeline.report.examined import Examined, read_exam
-from pipeline.report.families import corrected
-from pipeline.report.funnel import funnel_of
-from pipeline.report.gates import gates
-from pipeline.report.judged import judged
-from pipeline.report.page import page
-from pipeline.report.people import Said, Vote, said_of
-from pipeline.report.slices import slices
-from pipeline.report.verdict import Question, verdict
+from pipeline.report.analysis import aggregate, sanity_checks
+from pipeline.report.analysis.benchmarks import absences, benchmarks, held, retention
+from pipeline.report.analysis.changes import changes
+from pipeline.report.analysis.chats import QuestionSet, chat_report, read_set
+from pipeline.report.analysis.cost import cost_of
+from pipeline.report.analysis.distributions import distributions
+from pipeline.report.analysis.eval_results import Examined, read_exam
+from pipeline.report.analysis.funnel import funnel_of
+from pipeline.report.analysis.gates import gates
+from pipeline.report.analysis.judges import judged
+from pipeline.report.analysis.multiple_testing import corrected
+from pipeline.report.analysis.people import Said, Vote, said_of
+from pipeline.report.analysis.slices import slices
+from pipeline.report.analysis.verdict import Question, verdict
+from pipeline.report.render.answer_files import write_answers
+from pipeline.report.render.answers import answer_table
+from pipeline.report.render.markdown import card
+from pipeline.report.render.page import page
 from pipeline.scorers.label_files import read_votes
 
 
@@ -59,12 +59,12 @@ def run(
     examined = [read_exam(name, exam, frozenset(asked["prompt_id"]), cfg.scorer) for name, exam in exams.items()]
     check_scorer(cfg.scorer, examined)
     sets = [read_set(name, chat) for name, chat in (chats or {}).items()]
-    found = findings(cfg, examined, benchmarks(exams, tables.sampling(cfg)), duels or {}, sets)
+    found = findings(cfg, examined, benchmarks(exams, aggregate.sampling(cfg)), duels or {}, sets)
     report = assemble(cfg, out, prompts, name_of(chosen, examined), found, pairs)
     answers = answer_table(examined, asked)
 
     write_table(out / "answers.parquet", answers)
-    verdicts = tables.verdict_table(found.fought)
+    verdicts = aggregate.verdict_table(found.fought)
     write_table(out / "verdicts.parquet", verdicts)
     write_json(out / "report.json", report)
     for of in sets:
@@ -79,13 +79,13 @@ class Findings:
     """All that was read, in the order of the plan."""
 
     examined: list[Examined]
-    fought: list[tables.Duel]
+    fought: list[aggregate.Duel]
     published: list[dict[str, Any]]
     people: Said
     chats: dict[str, tuple[dict[str, Any], Said]]
 
     def missing(self) -> list[dict[str, str]]:
-        own = [*tables.missing(self.examined), *absences(self.published), *self.people.missing]
+        own = [*aggregate.missing(self.examined), *absences(self.published), *self.people.missing]
         return [*own, *(row for _, said in self.chats.values() for row in said.missing)]
 
 
@@ -97,9 +97,9 @@ def findings(
     sets: list[QuestionSet],
 ) -> Findings:
     """People's verdicts go to the set of questions that they are on, the others to the exam."""
-    draw, names = tables.sampling(cfg), tables.scorers(examined, cfg.scorer)
+    draw, names = aggregate.sampling(cfg), aggregate.scorers(examined, cfg.scorer)
     votes = {name: votes_in(name, path) for name, path in sorted(cfg.labels.items())}
-    judges = [*tables.duels(examined, names, draw), *judged(duels, examined, draw)]
+    judges = [*aggregate.duels(examined, names, draw), *judged(duels, examined, draw)]
     people = said_of(examined, {name: apart(given, sets) for name, given in votes.items()}, judges, draw)
     told = {of.name: chat_report(of, {name: on(of, given) for name, given in votes.items()}, draw) for of in sets}
     return Findings(examined, [*judges, *people.duels], published, people, told)
@@ -108,15 +108,15 @@ def findings(
 def assemble(
     cfg: Evaluation, out: Path, prompts: Prompts, chosen: str | None, found: Findings, pairs: list[Pairs]
 ) -> dict[str, Any]:
-    draw, told, asked = tables.sampling(cfg), prompts.columns(), last_words(prompts)
+    draw, told, asked = aggregate.sampling(cfg), prompts.columns(), last_words(prompts)
     examined, published = found.examined, found.published
     unchanged = any(model.unchanged for model in examined if model.name == chosen)
     scorers = cfg.training, tuple(cfg.gold)
     question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged)
-    names = tables.scorers(examined, cfg.scorer)
-    models = tables.models(examined, names, asked, draw)
+    names = aggregate.scorers(examined, cfg.scorer)
+    models = aggregate.models(examined, names, asked, draw)
     differences, contests = corrected(
-        tables.differences(examined, names, draw), [tables.duel_row(duel) for duel in found.fought]
+        aggregate.differences(examined, names, draw), [aggregate.duel_row(duel) for duel in found.fought]
     )
     retained = retention(cfg.retention, question, published, differences)
     return {
@@ -128,16 +128,16 @@ def assemble(
         "changes": changes(examined, chosen, asked, draw),
         "distributions": distributions(examined, chosen, cfg.scorer),
         "slices": slices(cfg.slices, told, examined, cfg.scorer, draw),
-        "control": doubts.control(question, differences, contests),
-        "proxy": doubts.proxy(question, models, differences),
-        "ceiling": doubts.ceiling(question, differences),
+        "control": sanity_checks.control(question, differences, contests),
+        "proxy": sanity_checks.proxy(question, models, differences),
+        "ceiling": sanity_checks.ceiling(question, differences),
         "benchmarks": published,
         "retention": retained,
         "gates": gates(out),
         "people": [*found.people.agreement, *(row for _, said in found.chats.values() for row in said.agreement)],
         "chats": {name: chat for name, (chat, _) in found.chats.items()},
         "funnel": funnel_of(out, pairs),
-        "training": tables.training(examined),
+        "training": aggregate.training(examined),
         "cost": cost_of(out),
         "missing": found.missing(),
     }

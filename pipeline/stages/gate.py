@@ -11,9 +11,9 @@ from typing import Any
 
 from pipeline.artifacts import MANIFEST_FILE, MODEL_FILE, Exam, Model, write_json
 from pipeline.config import ANSWER, GateConfig
-from pipeline.content import content
 from pipeline.errors import Broken, Refusal
-from pipeline.report.examined import SFT, Examined, read_exam
+from pipeline.hashing import content
+from pipeline.report.analysis.eval_results import SFT, Examined, read_exam
 
 
 @dataclass(frozen=True)

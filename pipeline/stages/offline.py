@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from pipeline.artifacts import Fence, Model, Pairs, write_json, write_table
-from pipeline.bos import holds_bos
 from pipeline.config import OfflineConfig
-from pipeline.content import digest_of
+from pipeline.data.decontamination import FenceCheck
+from pipeline.data.preferences import read_preferences
+from pipeline.data.prompts import prompt_row, text_of
 from pipeline.errors import Refusal, Unrenderable, many
+from pipeline.hashing import digest_of
+from pipeline.models.bos import holds_bos
 from pipeline.progress import Progress
-from pipeline.sources.fence import FenceCheck
-from pipeline.sources.preferences import read_preferences
-from pipeline.sources.prompts import prompt_row, text_of
 
 if TYPE_CHECKING:
     from pipeline.backends.chat import Chat

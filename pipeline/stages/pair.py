@@ -12,10 +12,10 @@ import polars as pl
 
 from pipeline.artifacts import Logps, Model, Pairs, Prompts, Samples, Scores, write_json, write_table, write_text
 from pipeline.config import Demonstration, PairRound
+from pipeline.data.jsonl import read_jsonl, unwritable
 from pipeline.errors import Broken, Refusal
-from pipeline.pairing import choice, contract, demonstrations, edits, funnel, mix, noise, split
+from pipeline.pairing import demonstrations, edits, funnel, label_noise, mix, selection, split, token_checks
 from pipeline.pairing.candidates import candidates, lean, whole
-from pipeline.sources.jsonl import read_jsonl, unwritable
 
 if TYPE_CHECKING:
     from pipeline.backends.chat import Chat
@@ -80,7 +80,7 @@ class Work:
         self.story["waves"] = [wave.height for wave in waves]
         drawn = pl.concat(waves)
         rows = candidates(drawn, marked, cfg.scorer)
-        found = choice.proposed(cfg, rows)
+        found = selection.proposed(cfg, rows)
         self.story |= self._about_samples(rows, found)
         self.dropped += [found.dropped_samples, found.dropped_prompts]
         self._remember(samples, rows, found.pairs)
@@ -88,17 +88,17 @@ class Work:
         if isinstance(cfg.strategy, Demonstration):
             assert prompts is not None, "the plan gives a demonstration its prompts"
             pairs = self._demonstrated(cfg.strategy, pairs, prompts)
-        signed = noise.with_signs(pairs, marked, cfg.scorer)
+        signed = label_noise.with_signs(pairs, marked, cfg.scorer)
         self.pairs.append(signed.with_columns(reference=pl.lit(None, pl.Float64)))
 
-    def _about_samples(self, rows: pl.DataFrame, found: choice.Proposed) -> dict[str, Any]:
+    def _about_samples(self, rows: pl.DataFrame, found: selection.Proposed) -> dict[str, Any]:
         story = {
             "samples_in": rows.height,
             "dropped_samples": funnel.counts(found.dropped_samples),
             "candidates": found.usable,
             "prompts_in": found.prompts.height,
             "dropped_prompts": funnel.counts(found.dropped_prompts),
-            "ties": choice.ties(self.cfg, found.prompts),
+            "ties": selection.ties(self.cfg, found.prompts),
             "length_score_correlation": funnel.correlation(rows),
         }
         paired = found.pairs["prompt_id"].n_unique()
@@ -128,14 +128,14 @@ class Work:
         gold = demonstrations.gold(strategy.column, asked, prompts)
         told = demonstrations.in_tokens(gold, partial(self.chat.answer, kwargs=self.cfg.template_kwargs))
         bare = gold.filter(pl.col("text").is_null()).select("prompt_id", reason=pl.lit(demonstrations.NONE))
-        self.dropped.append(choice.as_dropped("prompt", bare))
+        self.dropped.append(selection.as_dropped("prompt", bare))
         self.story["dropped_prompts"] |= funnel.counts(bare)
         self._answer(told.select(sample_id="chosen_id", token_ids="token_ids"))
         return demonstrations.over(pairs, told)
 
     def take_offline(self, offline: Pairs, prior: Logps | None) -> None:
         rows = mix.block(self.cfg, offline)
-        self.pairs.append(noise.without_signs(mix.judged(rows, prior)).select(*JUDGED_WITH_SIGNS))
+        self.pairs.append(label_noise.without_signs(mix.judged(rows, prior)).select(*JUDGED_WITH_SIGNS))
         known = self.prompts.select("prompt_id")
         fresh = rows.select(*PROMPTS).unique("prompt_id", keep="any").join(known, on="prompt_id", how="anti")
         self.prompts = pl.concat([self.prompts, fresh.cast(PROMPTS)])
@@ -155,7 +155,7 @@ class Work:
     def judge(self) -> None:
         """The filters of pairs, the same for all origins; then the mix."""
         cfg = self.cfg
-        pairs = choice.in_order(
+        pairs = selection.in_order(
             pl.concat([each.select(*JUDGED_WITH_SIGNS) for each in self.pairs], how="vertical_relaxed")
         )
         self.story["pairs_in"] = pairs.height
@@ -163,7 +163,7 @@ class Work:
             words = pl.col("prompt").list.eval(pl.element().struct.field("content")).list.join("\n")
             texts = self.prompts.select("prompt_id", prompt_text=words)
             pairs = pairs.join(texts, on="prompt_id", how="left", maintain_order="left")
-        kept, dropped = choice.filtered(cfg, pairs)
+        kept, dropped = selection.filtered(cfg, pairs)
         self.dropped.append(dropped)
         kept, surplus = mix.mixed(cfg, kept)
         self.dropped.append(surplus)
@@ -197,7 +197,7 @@ class Work:
         write_json(self.out / "funnel.json", self.story)
         if not pairs.height and not any(each.height for each in self.thumbs):
             raise Refusal(funnel.nothing_left(self.story, self.out / "dropped.parquet"))
-        contract.check(self.cfg, pairs, self.chat)
+        token_checks.check(self.cfg, pairs, self.chat)
         write_table(self.out / "train.parquet", train)
         write_table(self.out / "dev.parquet", dev)
         write_table(self.out / "unpaired.parquet", thumbs)
@@ -222,7 +222,7 @@ class Work:
             "dev": dev.height,
             "filters": funnel.by_filter(self.cfg, dropped),
             **funnel.about_pairs(self.kept),
-            "noise": noise.estimate(self.kept),
+            "noise": label_noise.estimate(self.kept),
             "unpaired": {"up": up, "down": thumbs.height - up},
             "examples": funnel.examples(self.kept, self.prompts),
         }
@@ -230,4 +230,4 @@ class Work:
             raise Broken(f"pair: {lost} of {self.story['pairs_in']} proposed pairs are unaccounted for.")
 
 
-JUDGED_WITH_SIGNS = [*choice.JUDGED, "disagreement", "flip_rate", "annotators", "reference"]
+JUDGED_WITH_SIGNS = [*selection.JUDGED, "disagreement", "flip_rate", "annotators", "reference"]

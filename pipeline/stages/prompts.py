@@ -16,13 +16,13 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, note_cost, write_json, write_table
 from pipeline.config import Caps, PlaygroundPrompts, PromptsConfig, Questions
+from pipeline.data import synthetic
+from pipeline.data.decontamination import Index, table
+from pipeline.data.duplicates import repeats
+from pipeline.data.prompt_checks import check_caps, check_split
+from pipeline.data.prompts import ROW, LeftOut, Read, prompt_row, read_prompts
 from pipeline.errors import Broken, Refusal, many, together
 from pipeline.progress import Progress
-from pipeline.sources import playground
-from pipeline.sources.fence import Index, table
-from pipeline.sources.prompt_checks import check_caps, check_split
-from pipeline.sources.prompts import ROW, LeftOut, Read, prompt_row, read_prompts
-from pipeline.sources.repeats import repeats
 
 DROPPED = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
 BATCH = 4096
@@ -124,7 +124,7 @@ def given(cfg: PromptsConfig) -> dict[str, Read]:
 
 def source(cfg: PromptsConfig) -> Read:
     if isinstance(cfg, PlaygroundPrompts):
-        made = playground.prompts(cfg.rows, cfg.constraints, cfg.seed)
+        made = synthetic.prompts(cfg.rows, cfg.constraints, cfg.seed)
         return Read(pl.DataFrame([prompt_row(row["prompt"], row["columns"]) for row in made], schema=ROW))
     return read_prompts(cfg.given, "prompts", cfg.on_bad_row)
 

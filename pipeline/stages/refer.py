@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import KL, Logps, Model, Pairs, Samples, note_cost, read_table, write_table
 from pipeline.config import ReferConfig
-from pipeline.crew import Figures, Hand, work_off
 from pipeline.errors import Broken, Refusal, many
-from pipeline.footprint import parameters_of
-from pipeline.gpus import environments
 from pipeline.progress import Progress, say_phase
+from pipeline.resources.gpu_sets import environments
+from pipeline.resources.model_shape import parameters_of
+from pipeline.resources.worker_pool import Figures, Hand, work_off
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from pipeline.training.logps import OnBatch
+    from pipeline.models.logprobs import OnBatch
 
 CHUNK = 512  # rows; never from `runtime`, so that a resumed run finds the same chunks
 ROWS = "rows.parquet"  # where every hand reads them
@@ -97,11 +97,11 @@ def _sides(pairs: "pl.DataFrame") -> "Iterator[pl.DataFrame]":
 
 def measure(cfg: ReferConfig, model: Model, scratch: Path, size: int, hand: Hand) -> None:
     """One hand's part: the model is opened once."""
-    from pipeline.training import models
+    from pipeline.models import loading
 
     table = read_table(scratch / ROWS)
-    module = models.load(model, cfg.dtype, cfg.quantization)
-    models.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "refer")
+    module = loading.load(model, cfg.dtype, cfg.quantization)
+    loading.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "refer")
     hand.tell(rows=0, tokens=0)
     for chunk in iter(hand.claim, None):
         part = table.slice(_start(chunk, size), size)
@@ -116,7 +116,7 @@ def _start(chunk: str, size: int) -> int:
 def _measured(cfg: ReferConfig, module: Any, part: "pl.DataFrame", on_batch: "OnBatch") -> "pl.DataFrame":
     import polars as pl
 
-    from pipeline.training.logps import completion_logps
+    from pipeline.models.logprobs import completion_logps
 
     columns = part["prompt_token_ids"].to_list(), part["token_ids"].to_list()
     logps = completion_logps(module, *columns, cfg.runtime.batch_tokens, on_batch)

@@ -22,7 +22,7 @@ def run(
     cfg: RewardCheckpoint | RewardTraining, out: Path, *, start: Model | None = None, fence: Fence | None = None
 ) -> Model:
     if isinstance(cfg, RewardCheckpoint):
-        from pipeline.sources.checkpoint import bring_in_classifier
+        from pipeline.models.checkpoint import bring_in_classifier
 
         return bring_in_classifier(cfg, out)
     if start is None or fence is None:
@@ -32,18 +32,20 @@ def run(
 
 def _train(cfg: RewardTraining, out: Path, start: Model, fence: Fence) -> Model:
     expose_one_device()
+    from pipeline.models import loading
+    from pipeline.models.checkpoint import save_weights, torch_dtype
     from pipeline.scorers.reward_text import RewardText
-    from pipeline.sources.checkpoint import save_weights, torch_dtype
-    from pipeline.training import models, reward, tracking
+    from pipeline.training.monitoring import trackers
+    from pipeline.training.trainers import reward
 
-    tokenizer = models.load_tokenizer(start)
+    tokenizer = loading.load_tokenizer(start)
     text = RewardText(tokenizer, "chat", cfg.template_kwargs, limit=None)
     learned, held_out = _parts(cfg, _examples(cfg, out, text, fence))
     reward.set_pad_token(tokenizer, [*learned, *held_out])
     module = reward.load(start, cfg.seed)
     trainer, ledger = reward.trainer_for(cfg, module, tokenizer, learned, out)
-    tracking.train(trainer, ledger.newest_whole())
-    models.check_finite(module)
+    trackers.train(trainer, ledger.newest_whole())
+    loading.check_finite(module)
 
     module.to(torch_dtype(cfg.dtype))
     budget = 2 * cfg.max_length * cfg.runtime.micro_batch
@@ -56,9 +58,9 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Fence) -> Model:
 
 def _examples(cfg: RewardTraining, out: Path, text: "RewardText", fence: Fence) -> list[Row]:
     """The judged answers in tokens, without those that may not be learned from; every row is accounted for."""
+    from pipeline.data.decontamination import FenceCheck
+    from pipeline.data.reward_rows import read_reward_rows
     from pipeline.scorers.reward_text import Unreadable
-    from pipeline.sources.fence import FenceCheck
-    from pipeline.sources.reward_rows import read_reward_rows
 
     lines = read_reward_rows(cfg.data, cfg.learn_from)
     check = FenceCheck(fence, cfg.fence.ngram)
@@ -84,7 +86,7 @@ def _examples(cfg: RewardTraining, out: Path, text: "RewardText", fence: Fence) 
 
 
 def _encoded(text: "RewardText", row: Row) -> Row:
-    from pipeline.sources.prompts import prompt_row
+    from pipeline.data.prompts import prompt_row
 
     ids = {f"{s}_ids": None if row[s] is None else text.row(row["prompt"], row[s]).ids for s in ("good", "bad")}
     return {"prompt_id": prompt_row(row["prompt"], {})["prompt_id"], "flipped": row["flipped"], **ids}
@@ -92,7 +94,7 @@ def _encoded(text: "RewardText", row: Row) -> Row:
 
 def _said(row: Row) -> Iterator[str]:
     """Everything that would be learned from: the user's words as a whole, each turn, each answer."""
-    from pipeline.sources.prompts import text_of
+    from pipeline.data.prompts import text_of
 
     yield text_of(row["prompt"])
     yield from (message["content"] for message in row["prompt"])

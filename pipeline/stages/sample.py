@@ -9,21 +9,21 @@ import time
 from functools import partial
 from pathlib import Path
 
-from pipeline import machine
+from pipeline import hardware
 from pipeline.artifacts import Model, Prompts, Samples, Scores, knob_of, note_cost, noted_cost, write_table
 from pipeline.backends import Backend, open_backend
-from pipeline.backends.adapters import serves
+from pipeline.backends.lora_support import serves
 from pipeline.config import Conversation, Draw, EndpointBackend, Prices, ServedModel, TransformersBackend, VllmBackend
-from pipeline.crew import Hand, work_off
-from pipeline.footprint import parameters_of
-from pipeline.gpus import Environment, environments
 from pipeline.progress import say_phase
-from pipeline.sampling import turns
-from pipeline.sampling.admission import admitted, asked
-from pipeline.sampling.drawing import Drawing, nothing
+from pipeline.resources.gpu_sets import Environment, environments
+from pipeline.resources.model_shape import parameters_of
+from pipeline.resources.worker_pool import Hand, work_off
+from pipeline.sampling import multi_turn
+from pipeline.sampling.collector import Drawing, nothing
 from pipeline.sampling.journal import Journal
-from pipeline.sampling.meter import ENGINE, Meter, money
+from pipeline.sampling.prompt_selection import admitted, asked
 from pipeline.sampling.shards import Entry, Finished, Shards
+from pipeline.sampling.throughput import ENGINE, Meter, money
 
 KNOB = "sample"  # of its block, where the driver names none
 ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
@@ -57,11 +57,11 @@ def run(
 
 def converse(cfg: Conversation, out: Path, policy: Model, prompts: Prompts) -> Samples:
     """Turn after turn, each in a folder of its own: a killed run goes on in the turn that it was in."""
-    said = run(cfg.turn(1), turns.folder(out, 1), policy=policy, prompts=prompts)
+    said = run(cfg.turn(1), multi_turn.folder(out, 1), policy=policy, prompts=prompts)
     for turn in range(2, cfg.turns + 1):
-        asked = turns.following(prompts, said, turn - 1, turns.folder(out, turn) / "asked")
-        said = run(cfg.turn(turn), turns.folder(out, turn), policy=policy, prompts=asked)
-    return turns.gather(out, cfg.turns)
+        asked = multi_turn.following(prompts, said, turn - 1, multi_turn.folder(out, turn) / "asked")
+        said = run(cfg.turn(turn), multi_turn.folder(out, turn), policy=policy, prompts=asked)
+    return multi_turn.gather(out, cfg.turns)
 
 
 def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, asked: int) -> None:
@@ -143,18 +143,18 @@ def servable(cfg: Draw, policy: Model, out: Path) -> Model:
     """The policy as the backend can open it: with its adapter beside the base, or merged for this run only."""
     if not isinstance(cfg.backend, OPENING) or policy.adapter is None:
         return policy
-    from pipeline.training import models
+    from pipeline.models import loading
 
-    models.check_base(policy)
+    loading.check_base(policy)
     if (
         isinstance(cfg.backend, VllmBackend)
-        and serves(policy.adapter, on_cpu=not machine.gpus())
+        and serves(policy.adapter, on_cpu=not hardware.gpus())
         and not quantized(policy)
     ):
         return policy
     say_phase("merging the adapter into its base")
     # What was trained beside a quantised base is merged with what those few bits say: no engine reads both as trained.
-    return models.merged_in(out / MERGED, policy)
+    return loading.merged_in(out / MERGED, policy)
 
 
 def quantized(policy: Model) -> bool:
@@ -165,12 +165,12 @@ def owes_difference(cfg: Draw, out: Path, policy: Model) -> bool:
     """Whether it was sampled merged though it was trained beside a quantised base, and what that means is not noted."""
     if not isinstance(cfg.backend, OPENING) or policy.adapter is None or not quantized(policy):
         return False
-    return turns.DIFFERENCE not in noted_cost(out)
+    return multi_turn.DIFFERENCE not in noted_cost(out)
 
 
 def note_difference(cfg: Draw, policy: Model, served: Model, out: Path) -> None:
     """What sampling a QLoRA policy from whole weights costs in fidelity, for the report to name."""
-    from pipeline.training.difference import per_token
+    from pipeline.models.quantization_gap import per_token
 
     dtypes = policy.record["quantization"]["dtype"], getattr(cfg.backend, "dtype", "float32")
-    note_cost(out, **{turns.DIFFERENCE: per_token(policy, served, next(Samples(out).shards()), *dtypes)})
+    note_cost(out, **{multi_turn.DIFFERENCE: per_token(policy, served, next(Samples(out).shards()), *dtypes)})

@@ -16,10 +16,10 @@ import polars as pl
 
 from pipeline.artifacts import KL, Model, Prompts, Samples, Scores, knob_of, note_cost, read_table, write_table
 from pipeline.config import BestScored, EnsembleScorer, ScoreConfig, ScorerConfig
-from pipeline.crew import Hand, work_off
 from pipeline.errors import Broken, Refusal, many
-from pipeline.gpus import environments
 from pipeline.progress import Progress, say_phase
+from pipeline.resources.gpu_sets import environments
+from pipeline.resources.worker_pool import Hand, work_off
 from pipeline.scorers import Answer, Mark, Paid, Scorer, open_scorer
 from pipeline.scorers.ensemble import combined
 

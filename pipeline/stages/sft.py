@@ -28,7 +28,7 @@ def run(
     samples: list[Samples] | None = None,
     scores: list[Scores] | None = None,
 ) -> Model:
-    from pipeline.sources.checkpoint import bring_in
+    from pipeline.models.checkpoint import bring_in
 
     if isinstance(cfg, Checkpoint):
         model = bring_in(cfg, out)
@@ -53,12 +53,12 @@ def _check_template(model: Model, cfg: Checkpoint) -> None:
 
 def _train(cfg: SftTraining, out: Path, base: Model, fence: Fence) -> Model:
     expose_one_device()
-    from pipeline.sources.checkpoint import load_tokenizer, save_weights, torch_dtype
-    from pipeline.training import models
+    from pipeline.models import loading
+    from pipeline.models.checkpoint import load_tokenizer, save_weights, torch_dtype
 
     tokenizer = load_tokenizer(base.tokenizer, cfg.template, str(base.path), base.remote_code)
     examples = _examples(cfg, out, tokenizer, fence)
-    model = models.load_merged(base)
+    model = loading.load_merged(base)
     _fit(cfg, out, model, tokenizer, examples)
     return save_weights(model.to(torch_dtype(cfg.dtype)), tokenizer, out)
 
@@ -66,28 +66,30 @@ def _train(cfg: SftTraining, out: Path, base: Model, fence: Fence) -> Model:
 def _refit(cfg: Refit, out: Path, base: Model, samples: list[Samples], scores: list[Scores]) -> Model:
     expose_one_device()
     from pipeline.backends.chat import Chat
-    from pipeline.sources.best_samples import best_samples
-    from pipeline.training import models
+    from pipeline.data.best_samples import best_samples
+    from pipeline.models import loading
 
     best, dropped = best_samples(cfg, samples, scores, Chat(base).only_bos)
     examples = best.select(prompt_ids="prompt_token_ids", completion_ids="token_ids").to_dicts()
     _account(out, best.height + dropped.height, examples, dropped.to_dicts(), BETTER)
-    model = models.load_merged(base)
-    settings = models.settings_of(model)
-    _fit(cfg, out, model, models.load_tokenizer(base), examples)
-    return models.save_full(model, settings, base, cfg.dtype, out)
+    model = loading.load_merged(base)
+    settings = loading.settings_of(model)
+    _fit(cfg, out, model, loading.load_tokenizer(base), examples)
+    return loading.save_full(model, settings, base, cfg.dtype, out)
 
 
 def _fit(cfg: SftTraining | Refit, out: Path, model: Any, tokenizer: Any, examples: list[dict[str, list[int]]]) -> None:
     """Trains the model where it stands."""
-    from pipeline.training import models, sft, tracking
+    from pipeline.models import loading
+    from pipeline.training.monitoring import trackers
+    from pipeline.training.trainers import sft
 
     weights = dict(model.named_parameters())
-    start = dict(models.checksums(weights, cfg.dtype))
+    start = dict(loading.checksums(weights, cfg.dtype))
     trainer, ledger = sft.trainer_for(cfg, model, tokenizer, examples, out)
-    tracking.train(trainer, ledger.newest_whole())
-    models.check_finite(model)
-    if all(start[name] == number for name, number in models.checksums(weights, cfg.dtype)):
+    trackers.train(trainer, ledger.newest_whole())
+    loading.check_finite(model)
+    if all(start[name] == number for name, number in loading.checksums(weights, cfg.dtype)):
         knob = "refit" if isinstance(cfg, Refit) else "sft"
         print(
             f"! {knob}: its weights are those that it started from, byte for byte: no step changed them. "
@@ -100,9 +102,9 @@ def _fit(cfg: SftTraining | Refit, out: Path, model: Any, tokenizer: Any, exampl
 
 def _examples(cfg: SftTraining, out: Path, tokenizer: Any, fence: Fence) -> list[dict[str, list[int]]]:
     """The demonstrations in tokens, without those that may not be trained on; every row is accounted for."""
-    from pipeline.sources.demonstrations import in_tokens, read_demonstrations
-    from pipeline.sources.fence import FenceCheck
-    from pipeline.training.sft import encode
+    from pipeline.data.decontamination import FenceCheck
+    from pipeline.data.demonstrations import in_tokens, read_demonstrations
+    from pipeline.training.trainers.sft import encode
 
     lines = read_demonstrations(cfg.data)
     tokens = partial(encode, tokenizer, kwargs=cfg.template.kwargs)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import STEP_FILE, Fence, Logps, Model, Pairs, Prompts, note_cost, write_json, write_table
 from pipeline.config import RehearsalConfig, TrainConfig
 from pipeline.errors import Refusal, many
-from pipeline.training import ahead, card, curves, launch
+from pipeline.training import launch, micro_batch
+from pipeline.training.monitoring import curves, model_card
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,7 +39,7 @@ def run(
     if world == 1:
         launch.expose_one_device()
     rows = _rows(cfg, out, init, pairs, logps or [], fence)
-    auto, cfg = cfg.runtime.micro_batch == "auto", ahead.look_ahead(cfg, init, rows, world, out)
+    auto, cfg = cfg.runtime.micro_batch == "auto", micro_batch.look_ahead(cfg, init, rows, world, out)
 
     def start(cfg: TrainConfig) -> None:
         if world > 1:
@@ -48,14 +49,14 @@ def run(
         else:
             launch.alone(cfg, out, init, reference, dev, rows)
 
-    ahead.in_memory(cfg, auto, out, start)
+    micro_batch.in_memory(cfg, auto, out, start)
     held_to = [reference] if reference else []
     curves.draw(Model(out).metrics(), json.loads((out / "training.json").read_text())["kept"], out)
-    card.write(cfg, out, {"start": [init], "reference": held_to, "pairs": pairs, "reference values": logps or []})
+    model_card.write(cfg, out, {"start": [init], "reference": held_to, "pairs": pairs, "reference values": logps or []})
     if cfg.runtime.keep_checkpoints:
         _keep_checkpoints(out)
     several = {"processes": world, "watched": cfg.runtime.watch == "always"} if world > 1 else {}
-    note_cost(out, tokens=ahead.tokens_read(cfg, rows), pairs=rows["train"].height, **several)
+    note_cost(out, tokens=micro_batch.tokens_read(cfg, rows), pairs=rows["train"].height, **several)
     return Model(out)
 
 
@@ -63,10 +64,10 @@ def _rows(
     cfg: TrainConfig, out: Path, init: Model, pairs: list[Pairs], logps: list[Logps], fence: Fence | None
 ) -> "dict[str, pl.DataFrame]":
     """The trainer's columns of the pairs, and of what is rehearsed beside them: all in the policy's own tokens."""
-    from pipeline.training import models
+    from pipeline.models import loading
 
     rows = {part: ready(cfg, pairs, part, logps) for part in ("train", "dev")}
-    tokenizer = models.load_tokenizer(init)
+    tokenizer = loading.load_tokenizer(init)
     _refuse_other_tokens(pairs, tokenizer)
     if cfg.rehearsal:
         rows["rehearsal"] = demonstrations(cfg, cfg.rehearsal, out, tokenizer, fence)
@@ -75,7 +76,7 @@ def _rows(
 
 def _keep_checkpoints(out: Path) -> None:
     """Into the run's folder: with an optimizer's state, and pickles of this machine, they are no part of a Model."""
-    from pipeline.training.tracking import story_name
+    from pipeline.training.monitoring.trackers import story_name
 
     step = json.loads((out / STEP_FILE).read_text())
     kept = Path(step["story"]) / "checkpoints" / story_name(step)
@@ -109,7 +110,7 @@ def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
     """Single answers with their label, for KTO; those to the dev pairs' prompts are the dev part."""
     import polars as pl
 
-    from pipeline.training.kto import in_training_order
+    from pipeline.training.trainers.kto import in_training_order
 
     held_out = pl.concat([one.dev() for one in pairs])["prompt_id"].unique()
     table = pl.concat([one.thumbs() for one in pairs]).unique(["sample_id", "label"])
@@ -133,9 +134,9 @@ def demonstrations(
     """What is rehearsed, in the policy's tokens and clear of evaluation prompts; every row is accounted for."""
     import polars as pl
 
-    from pipeline.sources.demonstrations import in_tokens, read_demonstrations
-    from pipeline.sources.fence import FenceCheck
-    from pipeline.training.sft import encode
+    from pipeline.data.decontamination import FenceCheck
+    from pipeline.data.demonstrations import in_tokens, read_demonstrations
+    from pipeline.training.trainers.sft import encode
 
     assert fence, "the plan gives a training that brings in demonstrations the fence"
     knob = "train.rehearsal.data"

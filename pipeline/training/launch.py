@@ -13,12 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import machine
+from pipeline import hardware
 from pipeline.artifacts import Artifact, Model, Prompts, write_json
 from pipeline.config import TrainConfig
 from pipeline.errors import REFUSED, Broken, Refusal, many
 from pipeline.progress import SIGN
-from pipeline.training.ahead import OutOfMemory
+from pipeline.training.micro_batch import OutOfMemory
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,9 +37,9 @@ def expose_one_device() -> None:
     """
     for name in PLACES:
         os.environ.pop(name, None)
-    visible = os.environ.get(machine.VISIBLE)
-    if (visible is None and machine.gpus()) or (visible and "," in visible):
-        os.environ[machine.VISIBLE] = (visible or "0").split(",")[0]
+    visible = os.environ.get(hardware.VISIBLE)
+    if (visible is None and hardware.gpus()) or (visible and "," in visible):
+        os.environ[hardware.VISIBLE] = (visible or "0").split(",")[0]
     be_quiet()
 
 
@@ -50,7 +50,7 @@ def be_quiet() -> None:
 
 def processes(cfg: TrainConfig) -> int:
     """How many train together on this machine; refused where so many cannot."""
-    from pipeline.gpus import visible_gpus
+    from pipeline.resources.gpu_sets import visible_gpus
 
     gpus = len(visible_gpus())
     if fault := cfg.unfit(gpus):

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Model, Prompts
 from pipeline.config import KINDS, FullAdapter, TrainConfig
 from pipeline.errors import Refusal, many
-from pipeline.training import account, blueprint, callbacks, guards, models, reference, sharded, tracking, trainers
+from pipeline.models import loading
+from pipeline.training import build, model_checks
+from pipeline.training.distributed import sharded
+from pipeline.training.monitoring import callbacks, guards, reference_check, summary, trackers
 
 if TYPE_CHECKING:
     import polars as pl
@@ -23,37 +26,39 @@ def train(
     processes: int = 1,
 ) -> None:
     """`rows` are the trainer's own columns; `held_to` is the reference."""
-    blueprint.check(cfg, init, [column for table in rows.values() for column in table if column.name.endswith("_ids")])
-    blueprint.check_shared(cfg, held_to or init)
-    reference.check_elsewhere(cfg, init, held_to, rows)
+    model_checks.check(
+        cfg, init, [column for table in rows.values() for column in table if column.name.endswith("_ids")]
+    )
+    model_checks.check_shared(cfg, held_to or init)
+    reference_check.check_elsewhere(cfg, init, held_to, rows)
 
     if cfg.low_rate:
         guards.say(cfg.low_rate)
     callbacks.phase("loading the model")
-    policy = trainers.load_policy(cfg, init)
+    policy = build.load_policy(cfg, init)
     published_in = cfg.dtype if isinstance(cfg.adapter, FullAdapter) else None  # adapters keep their own
-    start = dict(models.checksums(trainable(policy), published_in)) if _first() else {}
-    settings = models.settings_of(policy)
+    start = dict(loading.checksums(trainable(policy), published_in)) if _first() else {}
+    settings = loading.settings_of(policy)
     watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)
-    trainer, ledger = trainers.trainer_for(cfg, policy, init, held_to, rows, out, watch)
+    trainer, ledger = build.trainer_for(cfg, policy, init, held_to, rows, out, watch)
     _check_processes(trainer, cfg, processes)
 
-    tracking.train(trainer, ledger.newest_whole())
+    trackers.train(trainer, ledger.newest_whole())
     whole = sharded.gathered(trainer)
     sharded.load_whole_again(trainer)
     if trainer.is_world_process_zero():
         trained = sharded.trained(trainer, whole)
         kept = watch.finish(trainer.state.global_step, trainer.state.log_history, trained)
-        models.check_finite(policy, whole)
-        unchanged = all(start.get(name) == number for name, number in models.checksums(trained, published_in))
-        account.write(out, trainer.state, kept, watch.stopped, cfg.few_steps(trainer.state.max_steps), unchanged)
+        loading.check_finite(policy, whole)
+        unchanged = all(start.get(name) == number for name, number in loading.checksums(trained, published_in))
+        summary.write(out, trainer.state, kept, watch.stopped, cfg.few_steps(trainer.state.max_steps), unchanged)
         if isinstance(cfg.adapter, FullAdapter):
-            models.save_full(policy, settings, init, cfg.dtype, out, whole)
+            loading.save_full(policy, settings, init, cfg.dtype, out, whole)
         else:
-            models.save_adapter(policy, init, cfg.adapter, cfg.dtype, out, whole)
+            loading.save_adapter(policy, init, cfg.adapter, cfg.dtype, out, whole)
 
 
-def trainable(policy: Any) -> models.State:
+def trainable(policy: Any) -> loading.State:
     return {name: each for name, each in policy.named_parameters(remove_duplicate=False) if each.requires_grad}
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.house import HOUSE, SMALL
+from tests.support.house import HOUSE, SMALL
 
 TRACEBACK = "Traceback (most recent call last)"
 SECONDS = 50  # that one fuzzing test takes under the mark `slow`; all of them together five minutes

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.scorers.judging import Reply
-from pipeline.scorers.judging.verdicts import Asker, VerdictStore
+from pipeline.scorers.judging.verdict_cache import Asker, VerdictStore
 from tests.faults.odd_server import Odd, chat, serving
-from tests.house import HOUSE
-from tests.test_judge import KEY
+from tests.scorers.test_judge import KEY
+from tests.support.house import HOUSE
 
 PROMPTS = 8  # each two answers, in both orders: twice as many questions
 ASKS = """

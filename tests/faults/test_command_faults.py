@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.compose import Arguments, compose
-from pipeline.drive import drive
+from pipeline.config.compose import Arguments, compose
+from pipeline.driver.run import drive
 from pipeline.errors import Refusal
 from pipeline.plan import plan
-from tests.house import HOUSE, SMALL, Toys, composed, identity_of
+from tests.support.house import HOUSE, SMALL, Toys, composed, identity_of
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def latest_of(folder: Path) -> Path:
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Makes a run in this process, on toy stages."""
-    monkeypatch.setenv("PIPELINE_STAGES", "tests.toys")
+    monkeypatch.setenv("PIPELINE_STAGES", "tests.support.toys")
     monkeypatch.setenv("PYTHONPATH", str(HOUSE))
     places = f"store={tmp_path}/store", f"runs={tmp_path}/runs"
     return lambda *words, story=None: drive(composed(*SMALL, *places, *words), story)

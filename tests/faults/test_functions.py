@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline import served
+from pipeline.backends import api_client
 from pipeline.config import FunctionScorer
 from pipeline.errors import Refusal
 from pipeline.scorers import Answer, open_scorer
@@ -163,14 +163,14 @@ def test_keys_of_the_environment_are_masked_in_what_is_printed_and_kept(odd, mon
     monkeypatch.setenv("JUDGE", SHORT_KEY)  # named by the config alone
     monkeypatch.setenv("HF_TOKEN", KEY)
     monkeypatch.setenv("SOME_KEY", "word")  # too short to be one
-    monkeypatch.setenv(served.NAMED, "")
-    served.name_keys({"exam": [{"engine": {"runtime": {"api_key_env": "JUDGE"}}}]})
+    monkeypatch.setenv(api_client.NAMED, "")
+    api_client.name_keys({"exam": [{"engine": {"runtime": {"api_key_env": "JUDGE"}}}]})
     with opened(odd, "prints") as scorer:
         found = [*scorer.mark(two(1))]
     printed = capfd.readouterr().err
     for text in (printed, found[0].detail):
         assert KEY not in text and SHORT_KEY not in text and "[HF_TOKEN]" in text and "[JUDGE]" in text
-    assert served.masked("a word") == "a word"
+    assert api_client.masked("a word") == "a word"
     assert len(printed) < 100_000 and all(line.startswith("| ") for line in printed.splitlines())
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import strategies as st
 
 from pipeline.backends import Completion, Failed, Request
-from pipeline.backends.by_name import ByName, _read
+from pipeline.backends.chat_api import ByName, _read
 from pipeline.scorers.judging import anthropic, endpoint
-from pipeline.scorers.judging.reading import read
-from pipeline.scorers.judging.verdicts import Asker, VerdictStore
+from pipeline.scorers.judging.parsing import read
+from pipeline.scorers.judging.verdict_cache import Asker, VerdictStore
 from tests.faults.fuzzing import briefly, for_a_while, texts, values
 
 labels = st.sampled_from(["A", "B", "TIE", " a.", '{"verdict": "A"}', "<think>B</think>A", "```json\n{}\n```"]) | texts

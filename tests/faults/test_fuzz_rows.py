@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from pipeline.config import DemonstrationsConfig, FileRows, PreferenceRows, PromptRows
+from pipeline.data.demonstrations import read_demonstrations
+from pipeline.data.preferences import read_preferences
+from pipeline.data.prompts import prompt_row, read_prompts
 from pipeline.errors import Refusal
 from pipeline.scorers.label_files import read_labels
-from pipeline.sources.demonstrations import read_demonstrations
-from pipeline.sources.preferences import read_preferences
-from pipeline.sources.prompts import prompt_row, read_prompts
 from tests.faults.fuzzing import briefly, for_a_while, texts, values
 
 NAMES = ["prompt", "messages", "conversations", "instruction", "input", "turns", "question", "id", "system", "answer"]

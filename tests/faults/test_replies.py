@@ -7,12 +7,12 @@ import time
 import polars as pl
 import pytest
 
-from pipeline import served
+from pipeline.backends import api_client
 from pipeline.errors import Broken, Refusal
-from pipeline.scorers.judging.service import LONGEST
+from pipeline.scorers.judging.async_requests import LONGEST
 from tests.faults.odd_server import Odd, chat, serving
-from tests.house import SMALL, composed
-from tests.test_judge import answers, config, marks
+from tests.scorers.test_judge import answers, config, marks
+from tests.support.house import SMALL, composed
 
 pytestmark = pytest.mark.long  # servers and their time-outs
 
@@ -198,12 +198,14 @@ def test_so_it_is_for_either_carrier_of_requests(carrier):
     """Sampling goes by the first, judges by the second."""
     import openai
 
-    place = served._Patience("", None, timeout=1, retries=1)
+    place = api_client._Patience("", None, timeout=1, retries=1)
 
     async def asked(url):
         from dataclasses import replace
 
-        async with served.client(openai, openai.AsyncOpenAI, "sample", replace(place, base_url=url), carrier) as client:
+        async with api_client.client(
+            openai, openai.AsyncOpenAI, "sample", replace(place, base_url=url), carrier
+        ) as client:
             await client.post("/chat/completions", body={"model": "m"}, cast_to=str)
 
     with serving(lambda _: Odd(chat(), drip=0.2)) as server:
@@ -211,22 +213,22 @@ def test_so_it_is_for_either_carrier_of_requests(carrier):
         with pytest.raises(openai.APITimeoutError) as error:
             asyncio.run(asked(server.url))
         assert 2 <= time.monotonic() - began < 10
-        assert served.fault(openai, place, error.value) == "no reply within 1 s"
+        assert api_client.fault(openai, place, error.value) == "no reply within 1 s"
     with serving(lambda _: Odd(chat(), drip=0.002)) as server:
         asyncio.run(asked(server.url))  # a slow one that ends in time is whole
 
 
 def test_a_list_of_models_that_drips_is_given_up(monkeypatch):
-    monkeypatch.setattr(served, "_Patience", lambda url, key: PATIENT(url, key, 0.5, 0))
+    monkeypatch.setattr(api_client, "_Patience", lambda url, key: PATIENT(url, key, 0.5, 0))
     with serving(lambda _: Odd(b"")) as server:
         monkeypatch.setattr(server.RequestHandlerClass, "do_GET", lambda self: self.send(Odd({"data": []}, drip=0.3)))
         began = time.monotonic()
         with pytest.raises(Refusal, match="no server answers there"):
-            served.card_of("sample", served._Patience(server.url, None), "m")
+            api_client.card_of("sample", api_client._Patience(server.url, None), "m")
     assert time.monotonic() - began < 5
 
 
-PATIENT = served._Patience
+PATIENT = api_client._Patience
 
 
 # ── no key in a request's body ────────────────────────────────────────────────────────────────────────────────────

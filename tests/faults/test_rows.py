@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 
 from pipeline.config import FileRows, PreferenceRows, PromptRows
+from pipeline.data.jsonl import DEEPEST
+from pipeline.data.preferences import read_preferences
+from pipeline.data.prompts import read_prompts
 from pipeline.errors import Refusal
 from pipeline.scorers.label_files import read_labels
-from pipeline.sources.jsonl import DEEPEST
-from pipeline.sources.preferences import read_preferences
-from pipeline.sources.prompts import read_prompts
 from tests.faults.planted import Fault, World, hold
 
 GOOD = [{"prompt": f"Tell me {number} things about the sea."} for number in range(30)]

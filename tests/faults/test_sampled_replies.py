@@ -6,11 +6,10 @@ import openai
 import polars as pl
 import pytest
 
-from pipeline import served
-from pipeline.backends import Completion, Failed, Request
-from pipeline.backends.by_name import ByName
+from pipeline.backends import Completion, Failed, Request, api_client
+from pipeline.backends.chat_api import ByName
 from pipeline.backends.endpoint import Endpoint
-from pipeline.backends.under_way import UnderWay
+from pipeline.backends.in_flight import UnderWay
 from pipeline.config import EndpointBackend, ServedModel
 from pipeline.errors import Refusal
 from tests.faults.odd_server import Odd, chat, serving
@@ -47,7 +46,7 @@ def opened(kind, url, **runtime):
     backend = kind.__new__(kind)
     backend.cfg, backend.knob, backend.text, backend.where, backend._longest = cfg, "sample", Words(), url, 8
     backend._under_way = UnderWay(cfg.runtime.concurrency, cfg.runtime.timeout)
-    backend._under_way.open(served.client(openai, openai.AsyncOpenAI, "sample", cfg.runtime))
+    backend._under_way.open(api_client.client(openai, openai.AsyncOpenAI, "sample", cfg.runtime))
     return backend
 
 

@@ -16,16 +16,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import store, worker
+from pipeline import store
 from pipeline.artifacts import read_json, read_table, write_json
-from pipeline.drive import drive
+from pipeline.driver import worker
+from pipeline.driver.executor import prepare, select
+from pipeline.driver.run import drive
+from pipeline.driver.store_users import STORE_MARKER
 from pipeline.errors import Refusal, explain_disk_fault
-from pipeline.marker import STORE_MARKER
 from pipeline.plan import plan
-from pipeline.runner import prepare, select
-from pipeline.scorers.judging.verdicts import VerdictStore
-from pipeline.survey import Planned, survey
-from tests.house import HOUSE, SMALL, composed
+from pipeline.scorers.judging.verdict_cache import VerdictStore
+from pipeline.status import Planned, survey
+from tests.support.house import HOUSE, SMALL, composed
 
 UNTIL_SAMPLE = [*SMALL, "until=sample"]
 
@@ -72,7 +73,7 @@ def built(tmp_path_factory):
     return folder
 
 
-def set_toys(patch: pytest.MonkeyPatch, stages: str = "tests.toys") -> None:
+def set_toys(patch: pytest.MonkeyPatch, stages: str = "tests.support.toys") -> None:
     patch.setenv("PIPELINE_STAGES", stages)
     patch.setenv("PYTHONPATH", str(HOUSE))
 
@@ -259,7 +260,7 @@ def test_a_stage_that_breaks_on_changed_bytes_says_whose_they_are(tmp_path):
 
 @pytest.mark.long
 def test_a_flipped_byte_in_a_run_s_prompts_is_found_and_verify_makes_them_anew(tmp_path, monkeypatch, capfd):
-    set_toys(monkeypatch, "tests.drawn")
+    set_toys(monkeypatch, "tests.support.drawn")
     world, scripted = World(tmp_path), "backend@sample.backend=scripted"
     assert world.run(scripted) == 0
     shutil.rmtree(world.sample)

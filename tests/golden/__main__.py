@@ -1,6 +1,6 @@
 import json
 from pathlib import Path
 
-from tests.house import fingerprints
+from tests.support.house import fingerprints
 
 Path(__file__).with_name("smoke.json").write_text(json.dumps(fingerprints("recipes=smoke"), indent=1) + "\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Model
-from tests.tiny import tiny_llama
+from tests.support.tiny import tiny_llama
 
 TEXT = (
     "Write three short sentences about the quiet river and an old lantern. Mention the word garden, "

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from pipeline import served
+from pipeline.backends import api_client
 from pipeline.config import AnthropicEngine
 from pipeline.scorers.judging import Question, Reply, not_installed
-from pipeline.scorers.judging.service import Service, named, unfit_text
+from pipeline.scorers.judging.async_requests import Service, named, unfit_text
 
 
 def anthropic(cfg: AnthropicEngine, knob: str) -> Service:
@@ -14,7 +14,7 @@ def anthropic(cfg: AnthropicEngine, knob: str) -> Service:
         import anthropic as library
     except ImportError as error:
         raise not_installed(cfg, knob, error) from error
-    client = served.client(library, library.AsyncAnthropic, knob, cfg.runtime, "DefaultAioHttpClient")
+    client = api_client.client(library, library.AsyncAnthropic, knob, cfg.runtime, "DefaultAioHttpClient")
 
     async def send(question: Question) -> Reply:
         return reply_of(await client.post("/v1/messages", body=request(cfg, question), cast_to=str))
@@ -44,7 +44,7 @@ def reply_of(text: str) -> Reply:
         return Reply(None, fault="the server's reply is no JSON")
     if not isinstance(body, dict) or not isinstance(body.get("content"), list):
         return Reply(None, fault="the server's reply is no message")
-    tokens_in, tokens_out = (served.counted(body.get("usage"), name) for name in ("input_tokens", "output_tokens"))
+    tokens_in, tokens_out = (api_client.counted(body.get("usage"), name) for name in ("input_tokens", "output_tokens"))
     said = [part["text"] for part in body["content"] if isinstance(part, dict) and isinstance(part.get("text"), str)]
     model = named(body)
     if not said:

@@ -3,7 +3,7 @@
 from pipeline.config import EngineConfig, ServiceRuntime
 from pipeline.errors import Broken, many
 from pipeline.scorers.judging import Question, Reply
-from pipeline.scorers.judging.verdicts import Spent, VerdictStore
+from pipeline.scorers.judging.verdict_cache import Spent, VerdictStore
 
 MILLION = 1e6
 OVERHEAD = 16  # tokens that a template puts around each message

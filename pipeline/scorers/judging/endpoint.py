@@ -4,10 +4,10 @@ import json
 import math
 from typing import Any
 
-from pipeline import served
+from pipeline.backends import api_client
 from pipeline.config import EndpointEngine
 from pipeline.scorers.judging import Question, Reply, not_installed
-from pipeline.scorers.judging.service import Service, named, unfit_text
+from pipeline.scorers.judging.async_requests import Service, named, unfit_text
 
 LEAST = -1000.0  # a log-probability below it is none that a float tells from never
 ALTERNATIVES = 20  # of the first token: as many as OpenAI gives
@@ -18,7 +18,7 @@ def endpoint(cfg: EndpointEngine, form: str, knob: str) -> Service:
         import openai
     except ImportError as error:
         raise not_installed(cfg, knob, error) from error
-    client = served.client(openai, openai.AsyncOpenAI, knob, cfg.runtime, "DefaultAioHttpClient")
+    client = api_client.client(openai, openai.AsyncOpenAI, knob, cfg.runtime, "DefaultAioHttpClient")
 
     async def send(question: Question) -> Reply:
         """As text: a reply that is no completion is ours to name, and typed ones cost more than all the rest."""
@@ -75,8 +75,8 @@ def reply_of(text: str) -> Reply:
     usage = body.get("usage")
     told: dict[str, Any] = {
         "model": named(body),
-        "tokens_in": served.counted(usage, "prompt_tokens"),
-        "tokens_out": served.counted(usage, "completion_tokens"),
+        "tokens_in": api_client.counted(usage, "prompt_tokens"),
+        "tokens_out": api_client.counted(usage, "completion_tokens"),
     }
     match body.get("choices"):
         case [{"finish_reason": "length", "message": {"content": None | ""}}, *_]:

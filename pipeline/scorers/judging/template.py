@@ -9,8 +9,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pipeline.content import digest_of
 from pipeline.errors import Refusal
+from pipeline.hashing import digest_of
 from pipeline.scorers.judging import Question
 
 SPLIT = "\n---\n"

@@ -1,1 +1,1 @@
-from tests.toys.base import run as run
+from tests.support.toys.base import run as run

@@ -1,1 +1,1 @@
-from tests.toys.benchmark import run as run
+from tests.support.toys.benchmark import run as run

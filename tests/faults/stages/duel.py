@@ -1,1 +1,1 @@
-from tests.toys.duel import run as run
+from tests.support.toys.duel import run as run

@@ -1,1 +1,1 @@
-from tests.toys.evaluate import run as run
+from tests.support.toys.evaluate import run as run

@@ -1,1 +1,1 @@
-from tests.toys.gate import run as run
+from tests.support.toys.gate import run as run

@@ -1,1 +1,1 @@
-from tests.toys.offline import run as run
+from tests.support.toys.offline import run as run

@@ -1,1 +1,1 @@
-from tests.toys.pair import run as run
+from tests.support.toys.pair import run as run

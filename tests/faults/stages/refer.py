@@ -1,1 +1,1 @@
-from tests.toys.refer import run as run
+from tests.support.toys.refer import run as run

@@ -1,1 +1,1 @@
-from tests.toys.reward import run as run
+from tests.support.toys.reward import run as run

@@ -1,1 +1,1 @@
-from tests.toys.sft import run as run
+from tests.support.toys.sft import run as run

@@ -1,1 +1,1 @@
-from tests.toys.train import run as run
+from tests.support.toys.train import run as run

@@ -1,0 +1,102 @@
+"""`python -m pipeline.compare A B …`: finished runs or examined models in one report, on their common prompts.
+
+It reads what the store holds and loads no model. Each of A, B … is [NAME=]PLACE (see report/found.py); the first is
+what the others are held against. Writes report.html, .md, .json and its tables.
+"""
+
+import sys
+import time
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline.artifacts import write_json, write_table, write_text
+from pipeline.errors import REFUSED, Refusal, many, nearest
+from pipeline.report.analysis.comparison import compared
+from pipeline.report.analysis.find_runs import Found, find
+from pipeline.report.analysis.statistics import Sampling
+from pipeline.report.render import comparison_page
+from pipeline.report.render.answers import answer_table
+
+USAGE = (
+    "python -m pipeline.compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95]"
+    " [resamples=9999] [seed=42]"
+)
+# Of the intervals, as evaluate.level and the like of a run.
+DRAWN: dict[str, type] = {"level": float, "resamples": int, "seed": int}
+OWN = "store", "out", *DRAWN
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        words, store, out, draw = parsed(arguments)
+        found = named_apart([find(word, store) for word in words])
+        report, examined, verdicts = compared(found, draw)
+        made(out)
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return REFUSED
+    print(f"common to {', '.join(each.name for each in found)}: {many(report['ground']['asked'], 'prompt')}")
+    for text in (*report["ground"]["apart"], report["verdict"]["why"]):
+        print(text)
+    write(out, report, answer_table(examined, found[0].prompts.read()), verdicts)
+    print(out / "report.html")
+    return 0
+
+
+def parsed(arguments: list[str]) -> tuple[list[str], Path, Path, Sampling]:
+    own = {key: value for word in arguments for key, _, value in [word.partition("=")] if key in OWN}
+    words = [word for word in arguments if word.partition("=")[0] not in OWN]
+    for key, _, place in (word.rpartition("=") for word in words):
+        if get_close_matches(key, OWN) and not Path(place).exists():
+            raise Refusal(f"{key}={place}: not understood. {nearest(key, list(OWN))}\n  {USAGE}")
+    if len(words) < 2:
+        raise Refusal(f"Give at least two runs or models to compare: {USAGE}")
+    fresh = Path("runs") / "compare" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    return words, Path(own.get("store", "store")), Path(own.get("out", fresh)), drawn(own)
+
+
+def drawn(own: dict[str, str]) -> Sampling:
+    given = {"level": "0.95", "resamples": "9999", "seed": "42"} | {name: own[name] for name in DRAWN if name in own}
+    try:
+        draw = Sampling(**{name: kind(given[name]) for name, kind in DRAWN.items()})
+    except ValueError as error:
+        raise Refusal(f"compare: {error}. Give numbers: {USAGE}") from error
+    if not 0 < draw.level < 1 or draw.resamples < 2 or draw.seed < 0:
+        raise Refusal(
+            f"level={draw.level:g} resamples={draw.resamples} seed={draw.seed}: a level lies between 0 and 1, at least"
+            f" two resamples are drawn, and a seed is no less than 0.\n  {USAGE}"
+        )
+    return draw
+
+
+def named_apart(found: list[Found]) -> list[Found]:
+    names = [each.name for each in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Refusal(
+            f"{twice[0]}: two of them have this name. Give one another: NAME=PLACE, such as before=runs/latest:sft."
+        )
+    return found
+
+
+def made(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(
+            f"out={out}: cannot be written ({error.strerror}). Give a folder that can, as out=FOLDER."
+        ) from error
+
+
+def write(out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl.DataFrame) -> None:
+    write_table(out / "answers.parquet", answers)
+    write_table(out / "verdicts.parquet", verdicts)
+    write_json(out / "report.json", report)
+    write_text(out / "report.md", comparison_page.card(report))
+    write_text(out / "report.html", comparison_page.page(report, answers, verdicts))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,65 @@
+"""`make report RUN=…`: a run's report once more, by the code as it is now, from the store and without any model.
+
+What the run was told stays as it was; its report.html, report.md and report.json are written anew beside its ledger.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline import store
+from pipeline.config import Evaluation
+from pipeline.driver import worker
+from pipeline.errors import BROKE, DONE, REFUSED, Broken, Refusal
+from pipeline.stages import evaluate
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        print(reprint(Path(arguments[0] if arguments else "runs/latest")))
+    except (Refusal, Broken) as error:
+        print(error, file=sys.stderr)
+        return REFUSED if isinstance(error, Refusal) else BROKE
+    return DONE
+
+
+def reprint(run: Path) -> Path:
+    step = evaluated(run)
+    for name, source in step["inputs"].items():
+        manifest = store.read_manifest(Path(source["path"]))
+        if manifest is None or store.hollow(manifest):
+            raise Refusal(
+                f"{run}: its {name} ({source['path']}) was pruned. Run it again: what is missing is built anew."
+            )
+    try:
+        cfg = TypeAdapter(Evaluation).validate_python(step["config"])
+    except ValidationError as error:
+        raise Refusal(
+            f"{run}: its config is of an older version of evaluate. Run it again; the rest is kept."
+        ) from error
+    with TemporaryDirectory() as folder:
+        out = Path(folder)
+        shutil.copyfile(step["file"], out / store.STEP)  # which names the ancestors
+        evaluate.run(cfg, out, **worker.opened(step["inputs"]))
+        for file in out.glob("report.*"):
+            shutil.copyfile(file, run / file.name)
+    return run / "report.html"
+
+
+def evaluated(run: Path) -> dict[str, Any]:
+    found = sorted((run / "store").glob("[0-9]*-evaluate-report"))
+    file = found[-1] / store.STEP if found else None
+    if file is None or not file.exists():
+        raise Refusal(
+            f"{run}: no run with a report in the store. Give RUN=runs/RECIPE/TIME, a run that got as far as evaluate."
+        )
+    return {**json.loads(file.read_text()), "file": file}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,209 @@
+"""`make store`: what lies in the store, how large it is and which runs use it. `make prune`: empties what no run names.
+
+A run names all Steps of its plan; to let its work go, remove its folder under runs/. Pruned Steps keep their manifest
+(hollow), so that what was made from them stays built; unfinished work and replaced results go wholly.
+Only what the store wrote is touched: folders of a step's name, in a store with a marker, that say which step they are.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline import store
+from pipeline.artifacts import MADE_BY
+from pipeline.driver import store_users
+from pipeline.driver.store_users import Users, list_entries, read_step, users_of
+from pipeline.errors import DONE, REFUSED, Refusal, exit_on_signals, explain_disk_fault, many, nearest
+
+USAGE = "python -m pipeline.commands.store [store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]"
+KNOWN = "store=", "runs=", "forget=", "--prune", "--yes"
+# What a store names: a step, its unfinished work, what it replaced, and what a prune was removing.
+NAME = re.compile(
+    rf"({store.STEP_NAME.pattern})(\.partial|\.old-(?:[0-9a-f]{{16}}|unknown)|{re.escape(store.REMOVED)})?"
+)
+# What a run or a prune that was killed leaves beside the stages.
+SCRATCH = re.compile(r"\.contents\.json\.\d+|\.writable-\d+|\.\.strop-store\.tmp")
+BUILT, HOLLOW, UNFINISHED, REPLACED = "built", "hollow", "unfinished", "replaced"
+LEFTOVER, FOREIGN = "leftover", "foreign"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One folder of the store, or a file that a killed process left in it.
+
+    A leftover is read by nobody. Foreign is what has a step's name and nothing that shows that the store wrote it.
+    """
+
+    path: Path
+    state: str
+    size: int
+    runs: list[str] = field(default_factory=list)
+
+    @property
+    def spare(self) -> bool:
+        if self.state in (HOLLOW, FOREIGN):
+            return False
+        return self.state == LEFTOVER or not self.runs
+
+
+def main(arguments: list[str]) -> int:
+    exit_on_signals()
+    try:
+        options, root, runs = parsed(arguments)
+        if not root.is_dir():
+            raise Refusal(f"{root}: no store lies here. Go to the folder of your runs, or give it: store=FOLDER")
+        store.name_bases(root)
+        if gone := options.get("forget"):
+            store_users.forget_runs(root, Path(gone))
+        if "--prune" in options:
+            offer(root, runs, sure="--yes" in options)
+        else:
+            users = users_of(root, [runs, *map(Path, store_users.read_runs(root) or [])])
+            print("".join(f"! {fault}\n" for fault in users.faults), end="", file=sys.stderr)
+            show(kept(root, users))
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return REFUSED
+    except OSError as error:
+        if not (said := explain_disk_fault(error)):
+            raise
+        print(f"{said}\n  What was not removed yet is offered again.", file=sys.stderr)
+        return REFUSED
+    return DONE
+
+
+def parsed(arguments: list[str]) -> tuple[dict[str, str], Path, Path]:
+    """The options, the store and the runs folder."""
+    options: dict[str, str] = {"store": "store", "runs": "runs"}
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if name + equals not in KNOWN:
+            raise Refusal(f"{word}: unknown. {nearest(word, list(KNOWN))}\n  {USAGE}")
+        if equals and not value:
+            raise Refusal(f"{word}: a folder was expected, such as {name}={name}.\n  {USAGE}")
+        options[name] = value
+    return options, Path(options["store"]), Path(options["runs"])
+
+
+def kept(root: Path, users: Users) -> list[Kept]:
+    """What the store has written, by stage and name. Symlinks are not followed, and other names are not ours."""
+    return [*_steps(root, users), *_leftover_files(root)]
+
+
+def _steps(root: Path, users: Users) -> Iterator[Kept]:
+    for stage in sorted(MADE_BY):
+        for path in list_entries(root / stage):
+            name = NAME.fullmatch(path.name)
+            if name and not path.is_symlink() and path.is_dir():
+                yield _kept(path, stage, name[1], name[2] or "", users)
+
+
+def _kept(path: Path, stage: str, fingerprint: str, suffix: str, users: Users) -> Kept:
+    manifest = store.read_manifest(path)
+    runs = users.runs.get(fingerprint, [])
+    if suffix == store.REMOVED:
+        state = LEFTOVER
+    elif not _is_written_by_store(path, stage, fingerprint):
+        state = FOREIGN
+    elif suffix.startswith(".old-"):
+        state, runs = REPLACED, []
+    elif suffix or manifest is None:
+        state = UNFINISHED
+    elif not store.hollow(manifest):
+        state = BUILT
+    else:  # a prune that was killed leaves files in a hollow step, which nobody reads
+        state = HOLLOW if [child.name for child in path.iterdir()] == [store.MANIFEST] else LEFTOVER
+    return Kept(path, state, size_of(path), runs)
+
+
+def _is_written_by_store(path: Path, stage: str, fingerprint: str) -> bool:
+    """Whether a record in the folder says that it is this step's; one that a worker has only just made is empty."""
+    manifest = store.read_manifest(path)
+    if manifest and (manifest.get("stage"), manifest.get("fingerprint")) == (stage, fingerprint):
+        return True
+    step = read_step(path)
+    if (step.get("stage"), step.get("fingerprint")) == (stage, fingerprint):
+        return True
+    return all(child.name == f".{store.STEP}.tmp" for child in path.iterdir())
+
+
+def _leftover_files(root: Path) -> Iterator[Kept]:
+    """Files of processes that were killed, and locks of steps that are gone: read while no run is at work."""
+    for path in list_entries(root):
+        if SCRATCH.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            yield Kept(path, LEFTOVER, path.stat().st_size)
+    for stage in sorted(MADE_BY):
+        there = {path.name.partition(".")[0] for path in list_entries(root / stage)}
+        for path in list_entries(root / stage / ".locks"):
+            if store.STEP_NAME.fullmatch(path.name) and path.name not in there and not path.is_symlink():
+                yield Kept(path, LEFTOVER, path.stat().st_size)
+
+
+# ── who uses it ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def size_of(path: Path) -> int:
+    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
+
+
+def show(found: list[Kept]) -> None:
+    for each in found:
+        users = f"{each.runs[-1]}{f' and {len(each.runs) - 1} more' if each.runs[1:] else ''}" if each.runs else "–"
+        print(f"{each.path.parent.name:<10} {each.path.name:<40} {each.state:<10} {megabytes(each.size):>12}  {users}")
+    print(f"{many(len(found), 'step')}, {megabytes(sum(each.size for each in found))}")
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def offer(root: Path, runs: Path, sure: bool) -> None:
+    """List what no run names, ask, remove. Asked again while no run is at work: what one names by then stays."""
+    spare = find_spare(root, runs)
+    if not spare:
+        print("nothing to prune: every finished step is named by a run")
+        return
+    show(spare)
+    if not sure and not _is_agreed(spare):
+        return
+    with store.alone(root):
+        still = {each.path for each in find_spare(root, runs)}
+        going = [each for each in spare if each.path in still]
+        for each in going:
+            _remove(each)
+    print(f"removed {megabytes(sum(each.size for each in going))}")
+
+
+def find_spare(root: Path, runs: Path) -> list[Kept]:
+    users = users_of(root, [runs, *store_users.check_runs(root, runs)])
+    users.check()
+    return [each for each in kept(root, users) if each.spare]
+
+
+def _is_agreed(spare: list[Kept]) -> bool:
+    if not sys.stdin.isatty():
+        raise Refusal('Nothing was removed. To remove these: make prune ARGS="--yes"')
+    try:
+        agreed = input(f"Remove {many(len(spare), 'step')}? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        agreed = False
+    if not agreed:
+        print("Nothing was removed.")
+    return agreed
+
+
+def _remove(each: Kept) -> None:
+    """A built step keeps its manifest; what is killed on the way is offered again."""
+    manifest = store.read_manifest(each.path)
+    if manifest and NAME.fullmatch(each.path.name)[2] is None:  # type: ignore[index]
+        store.hollow_out(each.path, manifest)
+    elif each.path.is_dir():
+        store.remove(each.path)
+    else:
+        each.path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

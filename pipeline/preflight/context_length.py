@@ -1,0 +1,37 @@
+"""How long a context the model of a draw has, as far as it is known before it is opened."""
+
+import json
+
+from pipeline.config import Checkpoint, Draw, TinyBase
+from pipeline.errors import Refusal
+from pipeline.hashing import here
+from pipeline.preflight.lineage import line_of
+from pipeline.step import Step
+
+
+def check_context(step: Step, cfg: Draw) -> None:
+    """Where completions alone fill the context no prompt fits, however short."""
+    context = known_context(step)
+    if context and cfg.limits.completion >= context:
+        raise Refusal(
+            f"limits.completion={cfg.limits.completion}: the model has a context of {context} tokens, so no"
+            f" prompt fits before such a completion.\n  Lower limits.completion, or give a model with a longer context."
+        )
+
+
+def known_context(draw: Step) -> int | None:
+    return min((context for model in line_of(draw.inputs["policy"]) if (context := context_of(model))), default=None)
+
+
+def context_of(step: Step) -> int | None:
+    """What is known of it before anything is opened: of a model to be made, and of a checkpoint that is here."""
+    match step.config:
+        case TinyBase():
+            return step.config.context
+        case Checkpoint():
+            folder = here(step.config.place, step.config.revision)
+            file = folder / "config.json" if folder else None
+            known = json.loads(file.read_text()) if file and file.is_file() else {}
+            return known.get("text_config", known).get("max_position_embeddings")
+        case _:
+            return None

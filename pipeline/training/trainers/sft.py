@@ -1,0 +1,91 @@
+"""Supervised fine-tuning with TRL's SFTTrainer on ready tokens: the loss sees the answer and its EOS, nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from pipeline.backends.chat import continuation, templated
+from pipeline.config import Optimization
+from pipeline.errors import Refusal
+from pipeline.training.monitoring.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
+from pipeline.training.monitoring.trackers import Tracked
+from pipeline.training.trainers.arguments import arguments
+from pipeline.training.trainers.learning_rate import ClimbingFromTheFirstStep
+
+Message = dict[str, str]
+Example = dict[str, list[int]]
+IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
+
+
+def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> Example:
+    """The prompt as a sampler puts it, and the last turn as a sampler should answer it: its tokens up to its EOS."""
+    where = str(tokenizer.name_or_path)
+    shown = templated(tokenizer, where, messages[:-1], tokenize=False, add_generation_prompt=True, **kwargs)
+    whole = templated(tokenizer, where, messages, tokenize=False, **kwargs)
+    if not whole.startswith(shown):
+        parting = (i for i, (a, b) in enumerate(zip(shown, whole, strict=False)) if a != b)
+        at = next(parting, min(len(shown), len(whole)))
+        raise Refusal(
+            f"the chat template writes a prompt in one way alone and in another with its answer: "
+            f"{shown[at:][:40]!r} became {whole[at:][:40]!r}.\n"
+            f"  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
+        )
+    prompt = tokenizer(shown, add_special_tokens=False)["input_ids"]
+    completion = continuation(tokenizer, shown, whole)
+    if tokenizer.eos_token_id not in completion:
+        raise Refusal(
+            f"the chat template does not close an answer with the tokenizer's EOS ({tokenizer.eos_token}): "
+            f"it ends with {whole[-20:]!r}, and the model would never learn to stop.\n"
+            f"  Set eos_token in tokenizer_config.json to what ends a turn, or give a template.chat_template=FILE."
+        )
+    last = len(completion) - completion[::-1].index(tokenizer.eos_token_id)
+    return {"prompt_ids": prompt, "completion_ids": completion[:last]}
+
+
+class ReadySFTTrainer(ClimbingFromTheFirstStep, SFTTrainer):
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL writes one with paths and dates into every checkpoint."""
+
+
+def trainer_for(
+    cfg: Optimization, model: Any, tokenizer: Any, examples: list[Example], out: Path
+) -> tuple[ReadySFTTrainer, CheckpointLedger]:
+    scratch = out / "scratch"
+    ledger = CheckpointLedger(scratch / "checkpoints")
+    trainer = ReadySFTTrainer(
+        model=model,
+        args=SFTConfig(**_arguments(cfg, scratch / "checkpoints")),
+        train_dataset=_dataset(examples),
+        processing_class=tokenizer,
+        callbacks=[
+            FiniteGuard(),
+            MetricsLog(out / "metrics.jsonl"),
+            ledger,
+            ProgressLine("sft"),
+            Tracked(cfg.runtime.tracker, out),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if trainer.args.world_size != 1 or trainer.args.n_gpu > 1:
+        raise Refusal("sft runs in one process on one device, and a launcher started more: start it without.")
+    return trainer, ledger
+
+
+def _dataset(examples: list[Example]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [e["prompt_ids"] + e["completion_ids"] for e in examples],
+            "labels": [[IGNORED] * len(e["prompt_ids"]) + e["completion_ids"] for e in examples],
+        }
+    )
+
+
+def _arguments(cfg: Optimization, checkpoints: Path) -> dict[str, Any]:
+    return {
+        **arguments(cfg, checkpoints),
+        "max_length": None,  # nothing is cut: what is too long was left out and counted
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }

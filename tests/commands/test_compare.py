@@ -1,0 +1,213 @@
+"""`python -m pipeline.commands.compare`: whatever was examined, on common prompts, from what the store holds alone."""
+
+import json
+
+import polars as pl
+import pytest
+
+from pipeline.artifacts import read_table, write_json, write_table
+from pipeline.commands import compare
+from pipeline.report import formatting
+from pipeline.report.render import comparison_page
+from tests.stages.test_evaluate import CONFIG, IDS, Run, named, scored
+from tests.support import exams
+from tests.support.exams import answer
+
+RULES = {"rules": {"kind": "rules", "rule": "playground", "gold": False, "runtime": {"workers": 1}}}
+ANSWER = {"n": 1, "temperature": 0.7}
+
+
+class Finished(Run):
+    """A run with the records that its Steps leave, under `runs/NAME`."""
+
+    def __init__(self, folder, name="a", ids=IDS):
+        super().__init__(folder / name, ids)
+        self.story = folder / "runs" / "smoke" / name
+        self.scorers, self.setting = RULES, ANSWER
+
+    def finish(self, chosen="round-1"):
+        self.evaluate(chosen=chosen)
+        part = {"stage": "prompts", "fingerprint": "aaaaaaaaaaaa/test", "part": "test"}
+        inputs = {}
+        for name, exam in self.exams.items():
+            policy = {"policy": source(exam["model"])}
+            label = f"test {name}"
+            drawn = {"purpose": "exam", "limits": {"prompt": 64}, "settings": {"answer": self.setting}}
+            record(exam["samples"], label, drawn, {**policy, "prompts": part})
+            if "scores" in exam:
+                record(exam["scores"], label, {"scorers": self.scorers}, {"samples": source(exam["samples"])})
+            record(exam["logps"], label, {}, {"rows": source(exam["samples"])})
+            inputs |= {f"exams.{name}.{key}": source(artifact) for key, artifact in exam.items()}
+            inputs[f"exams.{name}.metrics.gsm8k"] = {"stage": "benchmark", "fingerprint": "bbbbbbbbbbbb", "part": None}
+        final = self.store / "evaluate" / "eeeeeeeeeeee"
+        final.parent.mkdir()
+        self.out.rename(final)
+        write_json(final / "step.json", {
+            "label": "report", "config": dict(CONFIG), "inputs": {**inputs, "chosen": inputs[f"exams.{chosen}.model"]}
+        })  # fmt: skip
+        (self.story / "store").mkdir(parents=True)
+        (self.story / "store" / "07-evaluate-report").symlink_to(final)
+        return str(self.story)
+
+
+def source(artifact):
+    return {"stage": artifact.path.parent.name, "fingerprint": artifact.path.name, "part": None}
+
+
+def record(artifact, label, config, inputs):
+    write_json(artifact.path / "step.json", {"label": label, "config": config, "inputs": inputs})
+
+
+def refused(capsys, *words):
+    assert compare.main([*words]) == 2
+    return capsys.readouterr().err
+
+
+def report_of(folder, *words):
+    assert compare.main([*words, f"out={folder / 'compared'}"]) == 0
+    return json.loads((folder / "compared" / "report.json").read_text())
+
+
+KL = [(key, -10.0, -11.0) for key in IDS]
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Run b was asked ten prompts less; its round is better by 0.2 on average."""
+    a = Finished(tmp_path, "a").add("sft", scored(0.4)).add("round-1", scored(0.6), KL).finish()
+    b = Finished(tmp_path, "b", IDS[10:])
+    b.add("sft", scored(0.4, IDS[10:])).add(
+        "round-1", scored(lambda i: 0.8 + 0.1 * (-1) ** i, IDS[10:], tokens=12), KL[10:]
+    )
+    return a, b.finish()
+
+
+def test_two_runs_are_compared_by_what_they_chose_on_common_prompts(two, tmp_path, capsys):
+    report = report_of(tmp_path, *two)
+    assert report["ground"]["asked"] == 50
+    gap = named(report["differences"], model="smoke/b", scorer="rules")
+    assert (gap["mean"], gap["n"], gap["against"]) == (pytest.approx(0.2), 50, "smoke/a")
+    assert named(report["models"], name="smoke/a")["metrics"]["rules"]["n"] == 50
+    assert named(report["models"], name="smoke/b")["tokens"]["mean"] == 12
+    assert named(report["models"], name="smoke/b")["kl"]["mean"] == pytest.approx(1.0)
+    assert (report["duels"][0]["wins"], report["verdict"]["better"]) == (50, "yes")
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == str(tmp_path / "compared" / "report.html")
+    assert "common to all: 50 prompts (smoke/a 60, smoke/b 50)" in said
+    page = (tmp_path / "compared" / "report.html").read_text()
+    assert "smoke/b is better than smoke/a" in page and "://" not in page
+    assert formatting.NO_SPREAD.replace("'", "&#x27;") in page and "difference of 0.000" not in page
+    gaps = [{**gap, "detectable": 0.05}]
+    assert "So many can detect a difference of 0.050" in comparison_page._power({**report, "differences": gaps})
+    assert "common to all: 50 prompts" in (tmp_path / "compared" / "report.md").read_text()
+    assert read_table(tmp_path / "compared" / "answers.parquet").height == 100
+
+
+def test_its_intervals_are_drawn_as_one_says(two, tmp_path, capsys):
+    wide, narrow = (report_of(tmp_path, *two, *words) for words in ([], ["level=0.5", "resamples=99"]))
+    assert (wide["ground"]["level"], narrow["ground"]["level"]) == (0.95, 0.5)
+    capsys.readouterr()
+    assert "level=95 resamples=9999" in refused(capsys, *two, "level=95")
+    assert "a seed is no less than 0" in refused(capsys, *two, "seed=-1")
+    assert "Did you mean level?" in refused(capsys, *two, "levl=0.9")
+    assert "out=/dev/null/x: cannot be written" in refused(capsys, *two, "out=/dev/null/x")
+    assert "compare: could not convert string to float: 'high'" in refused(capsys, *two, "level=high")
+
+
+def test_models_of_a_run_and_of_the_store_may_be_named(two, tmp_path):
+    model = (tmp_path / "b" / "store" / "train").glob("*")
+    [folder] = model
+    words = [
+        f"before={two[0]}:sft",
+        f"{two[0]}",
+        str(folder),
+        f"again={folder.name}",
+        f"store={tmp_path / 'b' / 'store'}",
+    ]
+    report = report_of(tmp_path, *words)
+    assert [row["name"] for row in report["compared"]] == ["before", "smoke/a", folder.name, "again"]
+    gaps = [gap["mean"] for gap in report["differences"] if gap["scorer"] == "rules"]
+    assert gaps == [pytest.approx(0.2), pytest.approx(0.4), pytest.approx(0.4)]
+
+
+def test_the_common_scorers_are_compared_and_the_others_named(tmp_path):
+    marked = [answer(key, 0.5, others={"length": 1.0, "gold": 2.0}) for key in IDS]
+    a, b = Finished(tmp_path, "a").add("sft", marked), Finished(tmp_path, "b").add("sft", marked)
+    a.scorers = {**RULES, "length": {"most": 10}, "gold": {"kind": "math"}}
+    b.scorers = {"rules": {**RULES["rules"], "runtime": {"workers": 2}}, "length": {"most": 99}}
+    report = report_of(tmp_path, a.finish("sft"), b.finish("sft"))
+    assert list(report["models"][0]["metrics"]) == ["rules"], "another number of workers is the same scorer"
+    said = " ".join(report["ground"]["apart"])
+    assert "length is configured otherwise in each" in said and "gold marked smoke/a alone" in said
+    assert "gold marked smoke/a alone" in (tmp_path / "compared" / "report.html").read_text()
+
+
+def test_without_a_common_scorer_the_rest_is_still_written(tmp_path):
+    a, b = Finished(tmp_path, "a").add("sft", scored(0.5)), Finished(tmp_path, "b").add("sft", scored(0.5))
+    b.scorers = {"rules": {"kind": "other"}}
+    report = report_of(tmp_path, a.finish("sft"), b.finish("sft"))
+    assert (report["differences"], report["verdict"]["better"]) == ([], "unclear")
+    assert report["models"][1]["tokens"]["mean"] == 10
+
+
+def test_prompts_of_one_name_and_another_text_are_not_common(tmp_path, capsys):
+    a, b = Finished(tmp_path, "a").add("sft", scored(0.5)), Finished(tmp_path, "b").add("sft", scored(0.5))
+    exams.prompts(b.store, IDS, "Do not tell me about {}.")
+    said = refused(capsys, a.finish("sft"), b.finish("sft"))
+    assert "no prompt was asked of all of them (smoke/a 60, smoke/b 60)" in said and "Give runs on the same" in said
+
+
+def test_draws_by_other_settings_and_few_prompts_are_said(tmp_path):
+    ids = IDS[:20]
+    a, b = Finished(tmp_path, "a").add("sft", scored(0.5)), Finished(tmp_path, "b", ids).add("sft", scored(0.9, ids))
+    b.setting = {"n": 1, "temperature": 1.0}
+    report = report_of(tmp_path, a.finish("sft"), b.finish("sft"))
+    assert any("temperature 1.0 against 0.7" in text for text in report["ground"]["apart"])
+    assert report["verdict"]["better"] == "unclear" and "20 common prompts" in report["verdict"]["why"]
+
+
+def test_a_model_without_answers_or_scores_is_named_and_the_rest_written(tmp_path):
+    a = Finished(tmp_path, "a").add("sft", scored(0.5)).add("round-1", [])
+    b = Finished(tmp_path, "b").add("sft", scored(0.5), without=["scores"])
+    report = report_of(tmp_path, f"sft={(first := a.finish())}:sft", f"mute={first}", b.finish("sft"))
+    assert {row["model"] for row in report["missing"]} >= {"mute", "smoke/b"}
+    assert (tmp_path / "compared" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["{a}"], "at least two"),
+        (["{a}", "{a}"], "two of them have this name"),
+        (["{a}:sfd", "{b}"], "no such row. Did you mean sft?"),
+        (["{a}", "nowhere"], "neither a run nor a model"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(two, capsys, words, said):
+    assert said in refused(capsys, *(word.format(a=two[0], b=two[1]) for word in words))
+
+
+def test_pruned_answers_are_refused(two, tmp_path, capsys):
+    for step in (tmp_path / "a" / "store" / "sample").glob("*/step.json"):
+        step.unlink()
+    assert "were pruned" in refused(capsys, *two)
+
+
+def test_what_a_judge_said_of_these_very_answers_counts_whichever_was_a(tmp_path):
+    """sft was a: it won ten prompts in both orders, lost the others but five, on which the order decided."""
+    a = Finished(tmp_path, "a").add("sft", scored(0.4)).add("round-1", scored(0.6))
+    rows = [
+        (key, f"{key}/0", f"{key}/0", order, winner, "ok", "")
+        for i, key in enumerate(IDS)
+        for order, winner in (("ab", "a" if i < 15 else "b"), ("ba", "a" if i < 10 else "b"))
+    ]
+    names = ("prompt_id", "a_id", "b_id", "order", "winner", "status", "detail")
+    table = pl.DataFrame(rows, schema=names, orient="row").with_columns(probability=pl.lit(0.5))
+    fought = a.store / "duel" / "dddddddddddd"
+    write_table(fought / "verdicts.parquet", table)
+    sides = {"a": source(a.exams["sft"]["samples"]), "b": source(a.exams["round-1"]["samples"])}
+    write_json(fought / "step.json", {"config": {"engine": {"model": "judge-7"}}, "inputs": sides})
+    story = a.finish()
+    duel = named(report_of(tmp_path, f"sft={story}:sft", f"new={story}")["duels"], judge="judge-7")
+    assert (duel["a"], duel["wins"], duel["ties"], duel["losses"]) == ("new", 45, 5, 10)
+    assert duel["flip_rate"] == pytest.approx(5 / 60)

@@ -1,0 +1,58 @@
+"""`make report`: the same report from the same store, without any model; what is gone is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import store
+from pipeline.artifacts import write_json
+from pipeline.commands import report as reprint
+from tests.stages.test_evaluate import CONFIG, Run, whole
+
+
+@pytest.fixture
+def story(tmp_path):
+    """A finished evaluation of two rounds, published with its inputs, and linked from a run."""
+    run = whole(Run(tmp_path))
+    report = run.evaluate(chosen="round-2")
+    inputs = {"prompts": run.prompts, "chosen": run.exams["round-2"]["model"], "pairs.0": run.pairs[0]}
+    inputs |= {f"exams.{name}.{part}": made for name, exam in run.exams.items() for part, made in exam.items()}
+    told = {name: _source(made) for name, made in inputs.items()}
+    for manifest in {Path(source["path"]) / store.MANIFEST for source in told.values()}:
+        if not manifest.exists():
+            write_json(manifest, {"files": []})
+    config = CONFIG.model_dump(mode="json")
+    listed = json.loads((run.out / store.STEP).read_text())
+    write_json(run.out / store.STEP, {**listed, "config": config, "inputs": told})
+    folder = tmp_path / "run" / "store"
+    folder.mkdir(parents=True)
+    (folder / "30-evaluate-report").symlink_to(run.out)
+    return tmp_path / "run", report, run
+
+
+def _source(made):
+    test = made.path.name == "test"
+    path = made.path.parent if test else made.path
+    return {"stage": path.parent.name, "path": str(path), "part": "test" if test else None}
+
+
+def test_the_report_is_written_anew_from_the_store(story, capsys):
+    run, report, made = story
+    assert reprint.main([str(run)]) == 0
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+    again = json.loads((run / "report.json").read_text())
+    assert len(again["funnel"].pop("pairs")) == 1 and report["funnel"].pop("pairs")  # one round's pairs were linked
+    assert again == report
+    assert sorted(file.name for file in run.glob("report.*")) == ["report.html", "report.json", "report.md"]
+    assert (made.out / "report.json").exists()
+
+
+def test_what_was_pruned_and_what_never_was_is_refused(story, capsys):
+    run, _, made = story
+    write_json(made.exams["sft"]["scores"].path / store.MANIFEST, {"files": [{"path": "x", "size": 1}], "hollow": True})
+    assert reprint.main([str(run)]) == 2
+    assert "exams.sft.scores" in (error := capsys.readouterr().err) and "was pruned" in error
+    assert reprint.main([str(run / "nowhere")]) == 2
+    assert "no run with a report in the store" in capsys.readouterr().err
+    assert not (run / "report.html").exists()

@@ -1,1 +1,0 @@
-from tests.toys.sft import run as run

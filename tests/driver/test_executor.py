@@ -1,0 +1,254 @@
+"""Killed, raced, refused, broken: what is left, what the next run does. Toy stages through the real command line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.driver import worker
+from pipeline.driver.child_process import spoken
+from tests.support.house import SMALL, Toys
+
+UNTIL_SAMPLE = [*SMALL, "until=sample"]
+
+
+@pytest.fixture
+def toys(tmp_path):
+    return Toys(tmp_path)
+
+
+def wait_for(condition, seconds: float = 30):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{condition} did not come true within {seconds} s")
+
+
+def alive(pid: int) -> bool:
+    """Running, not merely a zombie that nobody has collected yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def hanging_worker(toys: Toys) -> tuple[int, int]:
+    """The pids of a worker that hangs in the middle of `sample` and of the child it started."""
+    child = int(wait_for(lambda: toys.notes("child"))[-1].split()[1])
+    worker = int(toys.notes("start sample")[-1].split()[2])
+    return worker, child
+
+
+def undisturbed(tmp_path: Path) -> dict:
+    other = Toys(tmp_path / "undisturbed")
+    other.folder.mkdir()
+    other.run(*UNTIL_SAMPLE)
+    return other.files()
+
+
+@pytest.mark.long
+def test_a_worker_killed_in_the_middle_is_resumed_where_it_was(toys, tmp_path):
+    driver = toys.start(*UNTIL_SAMPLE, hang="sample", pause="sample:1")
+    worker, child = hanging_worker(toys)
+    os.kill(worker, signal.SIGKILL)
+    output, _ = driver.communicate(timeout=30)
+    assert driver.returncode == 1
+    assert "killed by signal 9" in output and "The same command goes on" in output and "The whole log" in output
+    wait_for(lambda: not alive(child))
+
+    toys.run(*UNTIL_SAMPLE)
+    assert toys.notes("shard sample") == [f"shard sample - {shard}" for shard in range(3)], "no shard is made twice"
+    assert toys.files() == undisturbed(tmp_path)
+    [manifest] = (toys.folder / "store" / "sample").glob("*/manifest.json")
+    assert 1 < json.loads(manifest.read_text())["seconds"] < 20, "the killed attempt's seconds count too"
+
+
+@pytest.mark.long
+def test_a_killed_driver_takes_its_worker_along_and_the_next_run_is_the_only_writer(toys, tmp_path):
+    driver = toys.start(*UNTIL_SAMPLE, hang="sample")
+    worker, child = hanging_worker(toys)
+    driver.kill()
+    toys.run(*UNTIL_SAMPLE)
+    assert not alive(worker) and not alive(child), "no orphans"
+    driver.communicate()
+    assert toys.files() == undisturbed(tmp_path)
+    assert toys.notes("shard sample") == [f"shard sample - {shard}" for shard in range(3)]
+
+
+@pytest.mark.long
+def test_killed_before_the_rename_only_the_rename_is_left_to_do(toys):
+    toys.run(*UNTIL_SAMPLE)
+    published = next((toys.folder / "store" / "sample").glob("[0-9a-f]*"))
+    published.rename(published.with_name(f"{published.name}.partial"))
+    toys.run(*UNTIL_SAMPLE)
+    assert published.is_dir()
+    assert len(toys.notes("start sample")) == 1, "the stage did not run again"
+
+
+@pytest.mark.long
+def test_killed_after_the_rename_the_step_is_found(toys):
+    driver = toys.start(*SMALL, "until=score@1", hang="score")
+    wait_for(lambda: toys.notes("child"))
+    driver.kill()
+    driver.communicate()
+    output = toys.run(*SMALL, "until=score@1")
+    assert "✓ sample" in output and toys.built(output) == ["score round 1"]
+
+
+@pytest.mark.long
+def test_a_second_run_of_the_same_step_waits_names_the_owner_and_reuses(toys):
+    first = toys.start(*UNTIL_SAMPLE, pause="sample:3")
+    wait_for(lambda: toys.notes("start sample"))
+    second = toys.run(*UNTIL_SAMPLE)
+    output, _ = first.communicate(timeout=30)
+    assert first.returncode == 0, output
+    assert toys.built(output)[-1:] == ["sample round 1"] and toys.built(second) == []
+    assert len(toys.notes("start sample")) == 1
+    logs = "".join(p.read_text() for p in (toys.folder / "runs").glob("*/*/logs/*sample*.log"))
+    assert f"waiting for pid {toys.notes('start sample')[0].split()[2]} on " in logs
+
+
+@pytest.mark.long
+def test_a_stale_lock_stops_nobody(toys):
+    toys.run(*UNTIL_SAMPLE)
+    published = next((toys.folder / "store" / "sample").glob("[0-9a-f]*"))
+    lock = published.parent / ".locks" / published.name
+    lock.write_text("pid 999999 on elsewhere since 2020-01-01 00:00:00")
+    shutil.rmtree(published)
+    assert toys.built(toys.run(*UNTIL_SAMPLE)) == ["sample round 1"]
+
+
+@pytest.mark.parametrize(("verify", "damage"), [("false", b"cut"), ("true", None)], ids=["size", "hash"])
+@pytest.mark.long
+def test_a_damaged_file_is_noticed_and_made_again(toys, verify, damage):
+    toys.run(*UNTIL_SAMPLE)
+    file = next((toys.folder / "store" / "sample").glob("[0-9a-f]*/shard-1.txt"))
+    whole = file.read_bytes()
+    file.write_bytes(damage if damage is not None else whole.swapcase())
+    output = toys.run(*UNTIL_SAMPLE, f"verify={verify}")
+    assert "damaged: shard-1.txt" in output and toys.built(output) == ["sample round 1"]
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("word", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.long
+def test_stopped_by_a_signal_it_says_75_and_goes_on(toys, word):
+    driver = toys.start(*UNTIL_SAMPLE, hang="sample")
+    worker, child = hanging_worker(toys)
+    driver.send_signal(word)
+    output, _ = driver.communicate(timeout=30)
+    assert driver.returncode == 75 and word.name in output
+    wait_for(lambda: not alive(worker) and not alive(child))
+    toys.run(*UNTIL_SAMPLE)
+
+
+def test_a_stage_that_refuses_ends_with_2_and_its_own_words(toys):
+    output = toys.run(*UNTIL_SAMPLE, code=2, refuse="sample")
+    assert "sample: the toy refuses.\n  Type something else." in output
+    assert "Traceback" not in output
+
+
+def test_a_stage_that_breaks_ends_with_1_its_last_lines_and_the_log(toys):
+    output = toys.run(*UNTIL_SAMPLE, code=1, **{"break": "sample"})
+    assert "ValueError: the toy broke" in output and ".log" in output
+
+
+@pytest.mark.long
+def test_a_full_disk_is_a_refusal_and_keeps_what_is_done(toys):
+    output = toys.run(*UNTIL_SAMPLE, code=2, full="sample")
+    assert "No space left on device" in output and "store=" in output and "Traceback" not in output
+    assert toys.built(toys.run(*UNTIL_SAMPLE)) == ["sample round 1"]
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(toys):
+    (toys.folder / "file").write_text("")
+    output = toys.run(*UNTIL_SAMPLE, "store=file/store", code=2)
+    assert "store=file/store" in output and not toys.notes("start")
+
+
+def test_dry_run_shows_and_touches_nothing(toys):
+    output = toys.run(*SMALL, "dry_run=true")
+    assert output.splitlines()[-1] == "16 steps, 16 to do"
+    assert [p.name for p in toys.folder.iterdir()] == []
+
+
+@pytest.mark.long
+def test_a_failing_point_does_not_stop_the_others(toys):
+    sweep = [*SMALL, "until=train", "-m", "train.beta=0.1,0.2", "train.args={}"]
+    output = toys.run(*sweep, code=1, refuse="train")
+    assert output.count("the toy refuses") == 2
+    points = json.loads(next((toys.folder / "runs").glob("*/*/points.json")).read_text())
+    assert [p["status"] for p in points] == ["refused", "refused"]
+
+
+def test_every_point_is_judged_before_the_first_runs(toys):
+    output = toys.run(*SMALL, "-m", "train.beta=0.1,-1", code=2)
+    assert "train.beta=-1" in output and not toys.notes("start")
+
+
+@pytest.mark.long
+def test_a_sweep_builds_shared_steps_once(toys):
+    from pipeline.training.monitoring.trackers import grouped
+
+    output = toys.run(*SMALL, "until=train", "-m", "train.beta=0.1,0.2")
+    assert toys.built(output) == [
+        *("sft", "prompts"),
+        *(f"{stage} round 1" for stage in ("sample", "score", "pair", "refer", "train")),
+        "train round 1",
+    ]
+    steps = [json.loads(file.read_text()) for file in (toys.folder / "store" / "train").glob("*/step.json")]
+    groups = [grouped(Path(step["story"])) for step in steps]  # a tracker's
+    assert len({group for group, _ in groups}) == 1 and sorted(point for _, point in groups) == ["0", "1"]
+
+
+@pytest.mark.long
+def test_stopping_a_sweep_stops_all_of_it(toys):
+    driver = toys.start(*SMALL, "until=sample", "-m", "sample.seed=1,2", hang="sample")
+    hanging_worker(toys)
+    driver.send_signal(signal.SIGTERM)
+    driver.communicate(timeout=30)
+    assert driver.returncode == 75
+    assert len(toys.notes("start sample")) == 1
+
+
+@pytest.mark.long
+def test_a_step_can_be_run_again_by_hand_from_its_folder(toys):
+    toys.run(*UNTIL_SAMPLE)
+    published = next((toys.folder / "store" / "sample").glob("[0-9a-f]*"))
+    record = toys.folder / "step.json"
+    shutil.copy(published / "step.json", record)
+    shutil.rmtree(published)
+    command = [sys.executable, "-m", "pipeline.driver.worker", str(record)]
+    assert subprocess.run(command, env=toys.environment(), cwd=toys.folder).returncode == 0
+    assert toys.built(toys.run(*UNTIL_SAMPLE)) == []
+
+
+@pytest.mark.long
+def test_latest_points_to_the_last_run_and_links_into_the_store(toys):
+    toys.run(*UNTIL_SAMPLE)
+    latest = toys.folder / "runs" / "latest"
+    assert (latest / "config.yaml").exists() and (latest / "ledger.json").exists()
+    linked = next((latest / "store").glob("*-sample-1"))
+    assert linked.resolve().parent.name == "sample" and (linked / "manifest.json").exists()
+
+
+@pytest.mark.long
+def test_a_worker_s_warnings_reach_the_screen(toys):
+    said = toys.run(*UNTIL_SAMPLE, warn="sample")
+    assert said.count("\n  ! sample: the toy warns.\n") == 1 and "a library talks" not in said
+
+
+def test_all_that_a_worker_says_at_its_end_is_repeated_and_nothing_else(capsys):
+    print("✗ of a library\n  and more of it\nwork goes on", file=sys.stderr)
+    worker.say("one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it.")
+    lines = [*capsys.readouterr().err.splitlines(), "exit"]
+    assert spoken(lines) == "one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it."
+    assert spoken(["nothing", "  was said"]) == ""

@@ -1,0 +1,122 @@
+"""A whole sweep on toy stages: the best point on dev goes to test, the others' models may go, and nothing is lost."""
+
+import json
+import shlex
+
+import pytest
+
+from pipeline import store
+from pipeline.artifacts import write_json, write_text
+from pipeline.driver import sweep
+from pipeline.driver.store_users import register_runs
+from tests.support.house import SMALL, Toys, composed
+
+GRID = [*SMALL, "exam.split=dev", "exam.control=false", "-m", "train.beta=0.1,0.2,0.3"]
+
+
+@pytest.fixture
+def toys(tmp_path):
+    return Toys(tmp_path)
+
+
+def folder_of(toys):
+    """The newest sweep's."""
+    return sorted((toys.folder / "runs").glob("*/*/points.json"))[-1].parent
+
+
+@pytest.mark.slow
+def test_the_best_point_is_examined_on_test_and_the_other_models_go(toys):
+    output = toys.run(*GRID, "sweep.keep=best")
+    folder = folder_of(toys)
+    points = json.loads((folder / "points.json").read_text())
+    best = max(points, key=lambda point: point["score"])
+    assert output.splitlines()[-1] == str(folder / "sweep.html") and len(points) == 3
+    assert f"point {best['point']} again, on test" in output
+    assert (folder / "best" / "report.html").read_text() == f"{best['score']:.6f}\n"
+
+    words = shlex.split(f"python -m pipeline {' '.join(best['overrides'])} hydra.mode=RUN exam.split=test")
+    assert shlex.join(words) in (page := (folder / "sweep.html").read_text())
+    assert 'href="best/report.html"' in page
+
+    trained = {name: manifest for name, manifest in toys.manifests().items() if name.startswith("train/")}
+    kept = [name.partition("/")[2] for name, manifest in trained.items() if not store.hollow(manifest)]
+    assert len(trained) == 3 and len(kept) == 1
+    assert kept[0] in json.loads((folder / "best" / store.PLAN).read_text())
+
+    notes = len(toys.notes("start"))
+    assert toys.built(toys.run(*GRID, "sweep.keep=best")) == [] and len(toys.notes("start")) == notes
+    assert toys.built(toys.run(*words[3:])) == [], "the command on the page is the run that was made"
+
+
+@pytest.mark.slow
+def test_a_model_that_another_run_names_stays_and_the_budget_decides(toys):
+    toys.run(*GRID)
+    points = json.loads((folder_of(toys) / "points.json").read_text())
+    ranked = sorted(points, key=lambda point: point["score"])
+    alone = next(word for word in ranked[0]["overrides"] if word.startswith("train.beta="))
+    toys.run(*GRID[:-2], alone)
+    for plan in (toys.folder / "runs").glob(f"*/*/*/{store.PLAN}"):
+        plan.unlink()  # the first sweep is forgotten, the lone run is not
+    output = toys.run(*GRID, "sweep.keep=best", f"sweep.kl_budget={ranked[1]['kl']}")
+    assert f"point {ranked[1]['point']} again, on test" in output
+    hollow = [name for name, told in toys.manifests().items() if name.startswith("train/") and store.hollow(told)]
+    assert len(hollow) == 1, "the highest score is beyond the budget; the lowest is a run of its own"
+
+
+@pytest.mark.slow
+def test_a_point_that_fails_stands_on_the_page_and_the_rest_is_compared(toys):
+    toys.run(*GRID[:-1], "train.beta=0.1,0.2")
+    output = toys.run(*GRID, code=1, refuse="train")
+    points = json.loads((folder_of(toys) / "points.json").read_text())
+    assert [point["status"] for point in points] == ["done", "done", "refused"]
+    assert output.splitlines()[-1] == str(folder_of(toys) / "sweep.html")
+    page = (folder_of(toys) / "sweep.html").read_text()
+    assert "2 of 3 points" in page and ">refused<" in page and "0.3" in page
+
+
+# ── without running anything ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Three points of a sweep with a model each, the best one's second run, and another run that names model 2."""
+    cfg = composed(*SMALL, f"store={tmp_path}/store", f"runs={tmp_path}/runs")
+    for model in "abc":
+        place = store.folder(cfg.store, "train", model)
+        write_text(place / "weights", "w")
+        write_json(place / store.MANIFEST, {"stage": "train", "files": []})
+    runs = {"mine/now/0": "a", "mine/now/1": "b", "mine/now/2": "c", "mine/now/best": "b", "other/then": "c"}
+    for run, model in runs.items():
+        write_json(cfg.runs / run / store.PLAN, {"s": "sft", model: "train"})
+    register_runs(cfg.store, cfg.runs)
+    return cfg
+
+
+def test_the_models_of_the_other_points_go_but_not_what_another_run_names(trained):
+    sweep.let_go(trained, trained.runs / "mine" / "now", [{"point": 0}, {"point": 2}])
+    left = sorted(path.parent.name for path in trained.store.glob("train/*/weights"))
+    assert left == ["b", "c"]
+    assert store.hollow(store.read_manifest(trained.store / "train" / "a"))
+
+
+def test_a_model_that_a_run_of_another_runs_folder_names_stays(trained, tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    write_json(elsewhere / "other" / "then" / store.PLAN, {"a": "train"})
+    register_runs(trained.store, elsewhere)
+    sweep.let_go(trained, trained.runs / "mine" / "now", [{"point": 0}])
+    assert (trained.store / "train" / "a" / "weights").is_file()
+    elsewhere.rename(tmp_path / "away")  # as when its disk is not mounted: nothing says what its runs need
+    sweep.let_go(trained, trained.runs / "mine" / "now", [{"point": 0}])
+    assert (trained.store / "train" / "a" / "weights").is_file() and "elsewhere" in capsys.readouterr().out
+
+
+def test_the_command_is_what_a_shell_reads_back():
+    best = {"overrides": ["recipes=mine", "+duel@exam.duels.j=default", "sft.model=/a b/m"]}
+    told = sweep.command(best, ["-m", "--config-dir", "/my/recipes"])
+    assert shlex.split(told)[3:] == [
+        "--config-dir",
+        "/my/recipes",
+        *best["overrides"],
+        "hydra.mode=RUN",
+        "exam.split=test",
+    ]

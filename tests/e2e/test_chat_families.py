@@ -1,0 +1,425 @@
+"""Models in the shapes of the families that people train, each from prompts to a trained pair.
+
+The ids of the rendered template are the contract: a BOS in each turn is right where the template writes
+it, and a doubled one is refused before anything is drawn.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipeline.artifacts import Fence, Model, Pairs, Prompts, open_artifact, write_table
+from pipeline.backends.chat import Chat
+from pipeline.data import decontamination
+from pipeline.driver import worker
+from pipeline.errors import Refusal
+from pipeline.plan import plan
+from pipeline.preflight import check
+from pipeline.stages import offline, sample
+from pipeline.step import Step
+from tests.data.test_preferences import config as offline_config
+from tests.golden.chat_families import FAMILIES, TEXT, write_checkpoint, write_model
+from tests.support.house import HOUSE, composed, identity_of
+
+model = pytest.mark.model
+every_family = pytest.mark.parametrize("name", FAMILIES)
+with_bos = pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.bos])
+adding_bos = pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.adds_bos])
+WORDS = TEXT.split()
+RUN = (
+    "dtype=float32",
+    "limits={prompt: 200, completion: 24}",
+    "prompts.split={dev: 2, test: 2}",
+    "prompts.fence.ngram=6",
+    "backend@sample.backend=transformers",
+    "sample.settings.draw={n: 4, temperature: 1.0, top_p: 1.0}",
+    "score=own",
+    "+scorer@score.scorers.length=length",
+    "+scorer@exam.score.scorers.length=length",
+    "score.scorers.length.unit=characters",
+    "score.scorers.length.least=400",
+    "score.scorers.length.most=4000",
+    "pair.scorer=length",
+    "pair.filters.allow_truncated=true",
+    "pair.dev={share: 0.2, least: 2, most_share: 0.3}",
+    "train.batch=4",
+    "train.gradient_checkpointing=false",
+    "train.eval_every=8",
+    "train.guards.prompts=2",
+    "until=train@1",
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Each family's checkpoint, made once."""
+
+    @cache
+    def make(name: str) -> Path:
+        return write_checkpoint(FAMILIES[name], tmp_path_factory.mktemp(name) / name)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    @cache
+    def make(name: str) -> Model:
+        return write_model(FAMILIES[name], tmp_path_factory.mktemp("store") / "sft" / name, layers=1)
+
+    return make
+
+
+def sentence(chance: random.Random) -> str:
+    return " ".join(chance.choices(WORDS, k=12))
+
+
+def conversations(name: str, count: int) -> list[list[dict[str, str]]]:
+    """By turns: one question, several turns, and a system message where the template knows one."""
+    chance, made = random.Random(name), []
+    for at in range(count):
+        messages = [{"role": "user", "content": sentence(chance)}]
+        if at % 3 == 1:
+            answer = {"role": "assistant", "content": sentence(chance)}
+            messages += [answer, {"role": "user", "content": sentence(chance)}]
+        if at % 3 == 2 and FAMILIES[name].system:
+            messages = [{"role": "system", "content": sentence(chance)}, *messages]
+        made.append(messages)
+    return made
+
+
+def arguments(name: str, checkpoint: Path, folder: Path) -> list[str]:
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in conversations(name, 16)))
+    kwargs = json.dumps(FAMILIES[name].kwargs).replace('"', "")
+    return [f"prompts.path={file}", f"sft.model={checkpoint}", f"template.kwargs={kwargs}", *RUN]
+
+
+def run_here(last: Step, store: Path) -> dict[str, Path]:
+    """The plan's Steps up to the round's training, each stage in this process, as a worker would run it."""
+    folders: dict[str, Path] = {}
+    steps = list(last.ancestors())
+    for step in [*next(step for step in steps if step.stage == "train").ancestors()]:
+        inputs = {
+            name: {"stage": source.stage, "path": folders[identity_of(source)], "part": part}
+            for name, source, part in step.edges()
+        }
+        out = folders[identity_of(step)] = store / step.stage / identity_of(step)
+        out.mkdir(parents=True)
+        stage = importlib.import_module(f"pipeline.stages.{step.stage}")
+        stage.run(step.config, out, **worker.opened(inputs))
+        folders[step.stage] = out
+    return folders
+
+
+# ── the whole run ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@model
+@every_family
+def test_a_family_is_trained_from_prompts_to_a_model(made, tmp_path, name):
+    checkpoint = made(name)
+    folders = run_here(plan(composed(*arguments(name, checkpoint, tmp_path))), tmp_path / "store")
+    pairs, chat = Pairs(folders["pair"]), Chat(Model(folders["sft"]))
+    rows = pl.concat([pairs.train(), pairs.dev()])
+    assert rows.height >= 8 and pairs.funnel()["dropped_samples"].get("second BOS", 0) < 48 / 4
+    for row in rows.iter_rows(named=True):
+        assert row["prompt_token_ids"] == template_ids(chat, row["prompt"], FAMILIES[name].kwargs)
+    kinds = {tuple(message["role"] for message in messages) for messages in rows["prompt"]}
+    assert len(kinds) == (3 if FAMILIES[name].system else 2)
+    steps = [line for line in Model(folders["train"]).metrics() if "loss" in line]
+    assert steps and steps[0]["loss"] == pytest.approx(0.6931, abs=2e-3)
+    weights = [(Model(folders[stage]).weights / "model.safetensors").read_bytes() for stage in ("sft", "train")]
+    assert weights[0] != weights[1]
+
+
+def template_ids(chat: Chat, messages: list[dict[str, str]], kwargs: dict[str, Any]) -> list[int]:
+    """By transformers itself, as a user would check it."""
+    text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs)
+    return chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.long
+@model
+@pytest.mark.parametrize("name", ["smollm2", "llama2"])
+def test_the_command_line_trains_a_model_with_a_bos_in_each_turn(made, tmp_path, name):
+    process = command(tmp_path, *arguments(name, made(name), tmp_path))
+    assert process.returncode == 0, process.stdout + process.stderr
+    [train] = (tmp_path / "store" / "train").glob("*/manifest.json")
+    [pair] = (tmp_path / "store" / "pair").glob("*/train.parquet")
+    bos = Chat(Model(next((tmp_path / "store" / "sft").glob("*/manifest.json")).parent)).bos
+    assert max(ids.count(bos) for ids in pl.read_parquet(pair)["prompt_token_ids"].to_list()) > 1
+    assert open_artifact("train", train.parent).metrics()
+
+
+def command(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE), "TQDM_DISABLE": "1"}
+    words = sys.executable, "-m", "pipeline", *words
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+# ── answers that nobody sampled ───────────────────────────────────────────────────────────────────────────────────
+
+
+@model
+@every_family
+def test_an_answer_has_the_tokens_that_the_template_gives_it(policy, name):
+    """Within the whole conversation, and up to the first token at which a sampler stops."""
+    chat = Chat(policy(name))
+    for messages in conversations(name, 3):
+        answer = {"role": "assistant", "content": "A quiet garden."}
+        whole = chat.tokenizer.apply_chat_template([*messages, answer], tokenize=False)
+        ids = [*chat.encode(messages, {}), *chat.answer(messages, "A quiet garden.", {})]
+        assert ids == chat.tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)]
+        assert [token in chat.stops for token in chat.answer(messages, "A quiet garden.", {})].index(True) == (
+            len(chat.answer(messages, "A quiet garden.", {})) - 1
+        )
+
+
+@model
+@every_family
+def test_a_demonstration_has_the_tokens_that_the_template_gives_it(policy, name):
+    from pipeline.training.trainers.sft import encode
+
+    chat = Chat(policy(name))
+    answer = {"role": "assistant", "content": "A quiet garden."}
+    for messages in conversations(name, 3):
+        if name == "gemma":  # its template ends no turn with the tokenizer's EOS
+            with pytest.raises(Refusal, match="does not close an answer.*<eos>.*\n.*eos_token"):
+                encode(chat.tokenizer, [*messages, answer], {})
+            continue
+        example = encode(chat.tokenizer, [*messages, answer], {})
+        ids = example["prompt_ids"] + example["completion_ids"]
+        whole = chat.tokenizer.apply_chat_template([*messages, answer], tokenize=False)
+        assert ids == chat.tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)]
+        assert ids[-1] == chat.tokenizer.eos_token_id
+
+
+@pytest.fixture
+def taken(tmp_path, policy):
+    def take(name: str, rows: list[dict], *words: str) -> Pairs:
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        cfg = offline_config(file, *words)
+        table = decontamination.table(decontamination.grams("nothing", cfg.fence.ngram))
+        write_table(tmp_path / "fence" / "ngrams.parquet", table)
+        return offline.run(cfg, tmp_path / "out", policy=policy(name), fence=Fence(tmp_path / "fence"))
+
+    return take
+
+
+def preferences(name: str, count: int) -> list[dict[str, Any]]:
+    return [
+        {"prompt": messages, "chosen": f"A quiet garden {at}.", "rejected": f"No garden {at}."}
+        for at, messages in enumerate(conversations(name, count))
+    ]
+
+
+@model
+@every_family
+def test_no_offline_row_is_dropped_for_the_bos_that_its_template_writes(taken, policy, name):
+    pairs, chat = taken(name, preferences(name, 6)), Chat(policy(name))
+    assert pairs.train().height == 6 and pairs.dropped().height == 0
+    for row in pairs.train().iter_rows(named=True):
+        assert row["prompt_token_ids"] == template_ids(chat, row["prompt"], {})
+
+
+@model
+@with_bos
+def test_an_offline_row_that_spells_bos_out_is_dropped_and_named(taken, policy, name):
+    bos = FAMILIES[name].bos
+    planted = [
+        {"prompt": [{"role": "user", "content": f"one {bos}two"}], "chosen": "a", "rejected": "b"},
+        {"prompt": [{"role": "user", "content": "one"}], "chosen": f"a {bos}", "rejected": "b"},
+    ]
+    pairs = taken(name, [*preferences(name, 6), *planted])
+    dropped = pairs.dropped().select("row", "reason").rows()
+    if Chat(policy(name)).only_bos is None:  # it also ends a text, where it is an end like any other
+        assert dropped == []
+    else:
+        assert dropped == [(7, "second BOS"), (8, "second BOS")] and bos in pairs.dropped()["detail"][0]
+
+
+# ── a doubled BOS ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def doubled(name: str, folder: Path) -> Path:
+    """A checkpoint whose template writes BOS before what begins with one."""
+    family = dataclasses.replace(FAMILIES[name], template="{{ bos_token }}" + FAMILIES[name].template)
+    if name == "phi":  # its own template writes none
+        family = dataclasses.replace(family, template="{{ bos_token }}" + family.template)
+    return write_checkpoint(family, folder, layers=1)
+
+
+@model
+@with_bos
+def test_a_doubled_bos_is_refused_before_anything_is_drawn(tmp_path, name):
+    """At the door, in the stage that brings the model in, and by who draws."""
+    checkpoint = doubled(name, tmp_path / name)
+    said = rf"two BOS \({FAMILIES[name].bos}\)".replace("|", r"\|") + r".*\n.*template\.chat_template=FILE"
+    cfg = composed(*arguments(name, checkpoint, tmp_path))
+    with pytest.raises(Refusal, match=said):
+        check([step for step in plan(cfg).ancestors() if step.stage == "sft"])
+    with pytest.raises(Refusal, match=said):
+        importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "sft")
+    (tmp_path / "model.json").write_text(json.dumps({"weights": name, "tokenizer": name}))
+    with pytest.raises(Refusal, match=said):
+        Chat(Model(tmp_path)).encode(conversations(name, 1)[0], {})
+
+
+@model
+@pytest.mark.parametrize("name", ["smollm2"])
+def test_the_remedy_for_a_doubled_bos_can_be_typed(tmp_path, name):
+    """The template as it was before, given as a file: the door and the stage take it."""
+    checkpoint = doubled(name, tmp_path / name)
+    (tmp_path / "mended.jinja").write_text(FAMILIES[name].template)
+    words = [*arguments(name, checkpoint, tmp_path), f"template.chat_template={tmp_path / 'mended.jinja'}"]
+    cfg = composed(*words)
+    check([step for step in plan(cfg).ancestors() if step.stage == "sft"])
+    made = importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "store" / "sft" / "a")
+    assert Chat(made).encode(conversations(name, 1)[0], {})
+
+
+@model
+@adding_bos
+def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_path, name):
+    """What comes of it where somebody has rendered the template to text and let the tokenizer add its own."""
+    from pipeline.pairing import token_checks
+
+    chat = Chat(policy(name))
+    row = a_pair(chat, conversations(name, 1)[0])
+    text = chat.render(row["prompt"], {}, generation=True)
+    twice = {**row, "prompt_token_ids": chat.tokenizer(text)["input_ids"]}
+    cfg = composed(*arguments(name, tmp_path, tmp_path)).pair.of(1)
+    with pytest.raises(Refusal, match=r"the prompt begins with two BOS in 1 of 1 pairs.*\n(.*\n)+.*sample\.seed="):
+        token_checks.check(cfg, pl.DataFrame([twice]), chat)
+    token_checks.check(cfg, pl.DataFrame([row]), chat)
+
+
+def a_pair(chat: Chat, messages: list[dict[str, str]]) -> dict[str, Any]:
+    row = {"prompt": messages, "prompt_token_ids": chat.encode(messages, {}), "origin": "edited"}
+    for side, text in (("chosen", "a"), ("rejected", "b")):
+        row |= {side: [{"role": "assistant", "content": text}], f"{side}_id": side}
+        row[f"{side}_token_ids"] = chat.answer(messages, text, {})
+    return row
+
+
+@model
+def test_a_template_that_does_not_keep_the_prompt_is_refused_before_anything_is_drawn(tmp_path):
+    """What stands after the prompt alone, such as a thought that is opened, is in no conversation with an answer."""
+    family = dataclasses.replace(
+        FAMILIES["smollm2"],
+        template=FAMILIES["smollm2"].template + "{% if add_generation_prompt %}<think>{% endif %}",
+    )
+    cfg = composed(*arguments("smollm2", write_checkpoint(family, tmp_path / "x", layers=1), tmp_path))
+    with pytest.raises(Refusal, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"):
+        importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "sft")
+
+
+@model
+def test_a_template_that_writes_the_date_is_named_where_two_days_differ(tmp_path):
+    from pipeline.pairing import token_checks
+
+    dated = "{{ bos_token }}{{ strftime_now('%d %b %Y') }}" + FAMILIES["llama3"].template.removeprefix(
+        "{{ bos_token }}"
+    )
+    family = dataclasses.replace(FAMILIES["llama3"], template=dated)
+    chat = Chat(write_model(family, tmp_path / "sft" / "a", layers=1))
+    row = a_pair(chat, conversations("llama3", 1)[0])
+    day = chat.tokenizer(chat.tokenizer.bos_token + "01 Jan 1999", add_special_tokens=False)["input_ids"]
+    header = row["prompt_token_ids"].index(chat.tokenizer.convert_tokens_to_ids("<|start_header_id|>"))
+    row["prompt_token_ids"] = [*day, *row["prompt_token_ids"][header:]]
+    cfg = composed(*arguments("llama3", tmp_path, tmp_path)).pair.of(1)
+    with pytest.raises(Refusal, match=r"differ from its template's(.*\n)+.*template\.kwargs\.date_string="):
+        token_checks.check(cfg, pl.DataFrame([row]), chat)
+
+
+@model
+def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_drawn(tmp_path):
+    """Mistral's of version 0.3 writes it before the last question, and nowhere once an answer follows."""
+    moving = FAMILIES["mistral"].template.replace("{% if loop.first and system", "{% if loop.last and system")
+    family = dataclasses.replace(FAMILIES["mistral"], template=moving)
+    policy = write_model(family, tmp_path / "store" / "sft" / "a", layers=1)
+    cfg = composed(*arguments("mistral", policy.weights, tmp_path))
+    prompts = tmp_path / "store" / "prompts" / "a"
+    importlib.import_module("pipeline.stages.prompts").run(cfg.prompts, prompts)
+    [draw] = cfg.sample.waves(1, cfg.pair.scorer)
+    with pytest.raises(Refusal, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"):
+        sample.run(draw, tmp_path / "out", policy=policy, prompts=Prompts(prompts / "train"))
+    assert not list(tmp_path.glob("out/samples/*"))
+
+
+# ── who else reads a rendered template ────────────────────────────────────────────────────────────────────────────
+
+
+@model
+@every_family
+def test_a_reward_model_reads_a_chat_as_its_template_writes_it(policy, name):
+    from pipeline.scorers.reward_text import RewardText, Unreadable
+
+    chat, bos = Chat(policy(name)), FAMILIES[name].bos
+    text = RewardText(chat.tokenizer, "chat", {}, None)
+    for messages in conversations(name, 3):
+        whole = chat.render([*messages, {"role": "assistant", "content": "A garden."}], {}, generation=False)
+        assert text.row(messages, "A garden.").ids == chat.pieces(whole)
+    if chat.only_bos is not None:
+        with pytest.raises(Unreadable, match="spells out the reward model's BOS"):
+            text.row(messages, f"A {bos} garden.")
+
+
+# ── messages that a template does not take ────────────────────────────────────────────────────────────────────────
+
+
+def asked_with_a_system_message(name: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": "be brief"}, *conversations(name, 1)[0]]
+
+
+@model
+def test_a_system_message_is_refused_where_the_template_takes_none(policy, taken):
+    chat = Chat(policy("gemma"))
+    messages = asked_with_a_system_message("gemma")
+    with pytest.raises(Refusal, match=r"does not render .*be brief.*no system role here.*\n.*chat_template=FILE"):
+        chat.encode(messages, {})
+    planted = [*preferences("gemma", 3), {"prompt": messages, "chosen": "a", "rejected": "b"}]
+    with pytest.raises(Refusal, match=r"offline: row 4: .*no system role here(.*\n)+.*offline\.on_bad_row=skip"):
+        taken("gemma", planted)
+    pairs = taken("gemma", planted, "offline.on_bad_row=skip")
+    assert pairs.train().height == 3 and pairs.dropped().select("row", "reason").rows() == [(4, "bad row")]
+
+
+@model
+def test_a_demonstration_in_roles_that_the_template_does_not_take_is_a_bad_row(policy, tmp_path):
+    from functools import partial
+
+    from pipeline.config import JsonlDemonstrations
+    from pipeline.data.decontamination import FenceCheck
+    from pipeline.data.demonstrations import in_tokens, read_demonstrations
+    from pipeline.training.trainers.sft import encode
+
+    table = decontamination.table(decontamination.grams("nothing", 8))
+    write_table(tmp_path / "ngrams.parquet", table)
+    answer = {"role": "assistant", "content": "A quiet garden."}
+    rows = [[*messages, answer] for messages in conversations("llama2", 3)]
+    rows[1] = [rows[1][0], *rows[1][:1], answer]  # two questions in a row
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in rows))
+
+    def taken(on_bad_row: str):
+        cfg = JsonlDemonstrations(kind="jsonl", path=str(file), on_bad_row=on_bad_row)
+        tokens = partial(encode, Chat(policy("llama2")).tokenizer, kwargs={})
+        return in_tokens(read_demonstrations(cfg), tokens, FenceCheck(Fence(tmp_path), 8), 512, cfg)
+
+    with pytest.raises(Refusal, match=r"sft\.data: row 2: .*take turns(.*\n)+.*sft\.data\.on_bad_row=skip"):
+        taken("fail")
+    examples, dropped = taken("skip")
+    assert len(examples) == 2 and [(row["row"], row["reason"]) for row in dropped] == [("row 2", "bad row")]

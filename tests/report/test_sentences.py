@@ -1,0 +1,397 @@
+"""No sentence of a report is printed where it would be false: for each, a report where it was or would be."""
+
+import ast
+import math
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.pair import PairConfig
+from pipeline.errors import Refusal
+from pipeline.plan import plan
+from pipeline.report.analysis import changes, sanity_checks
+from pipeline.report.analysis.benchmarks import held, retention
+from pipeline.report.analysis.changes import note
+from pipeline.report.analysis.comparison import verdict as compared_verdict
+from pipeline.report.analysis.verdict import Question, headline, verdict
+from pipeline.report.render.reliability import trust
+from pipeline.report.render.tables import models
+from pipeline.training.monitoring.diagnostics import symptoms
+from tests.support.house import HOUSE, SMALL, composed
+
+# ── reports ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def gap(scorer: str, low: float | None, high: float | None, model: str = "round-1", **more: Any) -> dict[str, Any]:
+    mean = None if low is None or high is None else (low + high) / 2
+    facts = {"n": 300, "missing": 0, "detectable": 0.05, "p_value": 0.5, "p_holm": 0.5}
+    facts |= {"better": 0.3, "same": 0.5, "worse": 0.2}
+    return {"model": model, "scorer": scorer, "against": "sft", "mean": mean, "low": low, "high": high, **facts, **more}
+
+
+def model(name: str, kl: float | None = 1.5, n: int = 300, **means: float) -> dict[str, Any]:
+    ends = {"low": 0.4, "high": 0.6, "n": n, "failed": 0}
+    marks = {scorer: {"mean": mean, **ends} for scorer, mean in ({"gold": 0.5} | means).items()}
+    figures = {"mean": 10.0, "low": 9.0, "high": 11.0}
+    return {"name": name, "metrics": marks, "tokens": figures, "kl": {**figures, "mean": kl}}
+
+
+def question(scorer: str = "gold", training: str | None = "reward", **more: Any) -> Question:
+    return Question("test", 300, scorer, 0.95, **{"chosen": "round-1", "gold": ("gold",), "training": training, **more})
+
+
+def why(of: Question, *gaps: dict[str, Any], sft: dict[str, Any] | None = None, **chosen: Any) -> str:
+    names = {row["scorer"]: 0.5 for row in gaps}
+    return verdict(of, [sft or model("sft", 0.0, **names), model("round-1", **(names | chosen))], gaps)["why"]
+
+
+def report(of: Question, *gaps: dict[str, Any], **more: Any) -> dict[str, Any]:
+    names = {row["scorer"]: 0.5 for row in gaps}
+    known = [model("sft", 0.0, **names), model("round-1", **names)]
+    told = {
+        "exam": {**vars(of)},
+        "models": known,
+        "differences": list(gaps),
+        "duels": [],
+        "changes": [],
+        "retention": [],
+        "verdict": verdict(of, known, gaps),
+        "control": sanity_checks.control(of, gaps, []),
+        "proxy": sanity_checks.proxy(of, known, gaps),
+        "ceiling": sanity_checks.ceiling(of, gaps),
+    }
+    return {**told, **more}
+
+
+# ── the verdict: who can be pleased ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_only_a_scorer_that_made_pairs_can_be_pleased():
+    """`mine` is gold and rose, `rand` made the pairs and decides: nothing learned to please `mine`."""
+    of = question("rand", training="rand", gold=("mine",))
+    told = why(of, gap("rand", -0.05, 0.05), gap("mine", 0.1, 0.2))
+    assert "please" not in told and "or mend" not in told
+    assert "By mine it rose by +0.150, +0.100 to +0.200." in told and "prompts.split.test" in told
+    assert "learned to please reward" in why(question(), gap("gold", -0.2, -0.1), gap("reward", 0.1, 0.2))
+
+
+def test_where_no_scorer_made_pairs_none_can_be_pleased():
+    """Offline pairs and demonstrations were judged by somebody else."""
+    of = question("reward", training=None)
+    gaps = gap("reward", 0.1, 0.2), gap("gold", -0.05, 0.05)
+    assert verdict(of, [model("sft", reward=0.5), model("round-1", reward=0.65)], gaps)["better"] == "yes"
+    assert "made pairs" not in why(of, *gaps) and sanity_checks.proxy(of, [model("round-1")], gaps) is None
+    assert dict(trust(report(of, *gaps)))["Gold"].startswith("No scorer made pairs here")
+
+
+def pairs(*words: str) -> PairConfig:
+    return composed(*SMALL, *words).pair
+
+
+def test_the_plan_knows_whether_a_scorer_made_the_pairs():
+    offline = ["offline=file", "offline.source.path=rows.jsonl"]
+    assert pairs().made_by == "rules"
+    assert pairs(*offline, "pair.mix.on_policy=0", "pair.mix.offline=1").made_by is None
+    assert pairs(*offline, "pair.mix.on_policy=0.5", "pair.mix.offline=0.5").made_by == "rules"
+    assert pairs("pair=demonstration").made_by is None
+    for words, maker in (((), "rules"), (("pair=demonstration",), None)):
+        assert plan(composed(*SMALL, *words)).config.training == maker
+
+
+def test_a_gold_score_that_rises_too_little_to_be_sure_is_not_said_to_stand_still():
+    of = question("reward")
+    told = why(of, gap("reward", 0.05, 0.15), gap("gold", -0.01, 0.17))
+    assert "may have learned to please reward" in told and "does not clearly follow" in told
+    shown = report(of, gap("reward", 0.05, 0.15), gap("gold", -0.01, 0.17))
+    assert headline(shown) == "round-1 may have learned to please reward; the gold score does not clearly follow."
+    assert "It may have learned to please reward." in shown["proxy"]["why"]
+    flat = report(of, gap("reward", 0.05, 0.15), gap("gold", -0.1, 0.02))
+    assert headline(flat) == "round-1 learned to please reward; the gold score does not follow."
+
+
+# ── the verdict: its figures ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_means_of_other_prompts_are_no_part_of_a_difference():
+    """45 of 60 prompts have both scores: sft's mean over 60 is not its mean on those 45."""
+    of = question("reward")
+    told = why(of, gap("reward", 0.05, 0.15, n=45), sft=model("sft", n=60, reward=0.9), n=45, reward=0.6)
+    assert "against sft's" not in told and "0.900" not in told
+    assert "On 45 test prompts that both have a score of reward for, round-1 differs from sft by +0.100" in told
+    whole = why(of, gap("reward", 0.05, 0.15), sft=model("sft", reward=0.5), reward=0.6)
+    assert "round-1 scores 0.600 against sft's 0.500" in whole
+
+
+def test_a_comparison_s_means_are_of_the_prompts_that_it_names():
+    def told(n: int) -> str:
+        ground = {"chief": "rules", "level": 0.95}
+        each = [{"name": name, "metrics": {"rules": {"mean": 0.9, "n": n}}} for name in ("one", "two")]
+        found = {"models": each, "differences": [gap("rules", 0.05, 0.15, "two", n=45)], "ground": ground}
+        return compared_verdict(found)["why"]
+
+    assert "scores 0.900 against 0.900" in told(45)
+    assert "0.900" not in told(60) and "two differs from one by +0.100" in told(60)
+
+
+def test_a_scorer_by_which_it_is_surely_worse_is_not_called_not_clearly_better():
+    told = why(question("gold"), gap("gold", 0.05, 0.15), gap("other", -0.3, -0.1), gap("third", -0.1, 0.1))
+    assert "By other it is worse: −0.200" in told and "By third it is not clearly better" in told
+
+
+def test_equal_scores_detect_nothing():
+    """All paired differences are zero: no number of prompts is said to detect a difference of 0.000."""
+    same = gap("gold", 0.0, 0.0, detectable=0.0)
+    told = why(question(), same)
+    assert "can detect" not in told and "0.000:" not in told.partition("interval")[2]
+    assert "gold gives both the same score on every one of them" in told
+    shown = report(question(), same)
+    assert "can detect" not in models.models(shown).note
+    assert "can detect a difference of 0.050" in models.models(report(question(), gap("gold", -0.1, 0.1))).note
+
+
+def test_a_small_scale_detects_no_zero():
+    told = why(question(), gap("gold", -1e-5, 1e-5, detectable=3e-5))
+    assert "can detect a difference of 3e-05" in told
+
+
+def test_a_kl_estimate_below_zero_is_no_sign_of_standing_still():
+    """Few samples: the mean log-ratio came out at −0.6, which is noise."""
+    assert "hardly moved" not in why(question(), gap("gold", -0.05, 0.05), kl=-0.6)
+    assert "hardly moved from sft (0.02 nats)" in why(question(), gap("gold", -0.05, 0.05), kl=0.02)
+
+
+def test_a_model_that_is_worse_and_hardly_moved_took_no_large_step():
+    told = why(question(), gap("gold", -0.2, -0.1), kl=0.01)
+    assert "Too large a step" not in told and "pair.filters.min_margin" in told
+    assert "Too large a step" in why(question(), gap("gold", -0.2, -0.1), kl=1.0)
+
+
+def test_where_the_gate_passed_a_better_round_by_nobody_says_that_none_is_better():
+    of = question(chosen="sft")
+    shown = report(of, gap("gold", 0.05, 0.15))
+    assert headline(shown) == "No trained model was preferred to sft."
+    assert "Too large a step" not in shown["verdict"]["why"]
+    assert "round-1 scores better than sft on test: +0.100" in shown["verdict"]["why"]
+    assert "gate.min_gain" in shown["verdict"]["why"]
+    worse = report(of, gap("gold", -0.15, -0.05))
+    assert "Too large a step" in worse["verdict"]["why"] and "scores better" not in worse["verdict"]["why"]
+
+
+def test_too_few_prompts_and_an_unknown_benchmark_are_no_gain():
+    """A verdict needs 30 prompts; so does the headline that says that the score rose."""
+    unknown = [{"name": "gsm8k", "state": "unknown", "why": "not known"}]
+    few = report(question(), gap("gold", 0.1, 0.2, n=20), retention=unknown)
+    assert headline(few) == "It is unclear whether round-1 is better than sft."
+    many = report(question(), gap("gold", 0.1, 0.2), retention=unknown)
+    many["verdict"] = held(many["verdict"], unknown, "round-1")
+    assert headline(many) == "round-1 scores better than sft; whether gsm8k was kept is not known."
+
+
+def test_one_score_of_a_capability_is_not_none():
+    [row] = retention({"gold": 0.1}, question(), [], [gap("gold", None, None, n=1) | {"mean": 0.2}])
+    assert "no prompt" not in row["why"] and "too few to tell (+0.200, on 1)" in row["why"]
+    [none] = retention({"gold": 0.1}, question(), [], [gap("gold", None, None, n=0)])
+    assert "no prompt has a score of gold for both models" in none["why"]
+
+
+def test_where_scores_failed_the_reader_is_not_sent_to_an_empty_list_alone():
+    told = why(question(), gap("gold", None, None, n=0))
+    assert "see what is missing" in told and "how many scores failed" in told
+    assert "how many scores failed" in why(question(), gap("gold", 0.1, 0.2, n=12))
+
+
+# ── what changed ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_level_of_what_changed_is_never_rounded_to_zero():
+    assert "a p below 0.001," in note({"exam": {"level": 0.999}})
+    assert "a p below 0.05," in note({"exam": {"level": 0.95}})
+
+
+def test_a_rate_that_counts_ties_is_not_called_won():
+    """20 wins and 80 ties of 100 are a win rate of 60 %, and 20 % won."""
+    duel = {"a": "round-1", "b": "sft", "judge": "m", "wins": 20, "ties": 80, "losses": 0, "win_rate": 0.6}
+    duel |= {"low": 0.55, "high": 0.65, "p_holm": 0.001}
+    [change] = changes.told(report(question(), duels=[duel]))
+    assert change.figures == "win rate 60.0 % (55.0 % to 65.0 %), a tie is half a win"
+    again = sanity_checks.control(question(), [], [{**duel, "a": "control"}])
+    assert again and "won" not in again["why"] and "win rate 60.0 %" in again["why"]
+
+
+# ── doubts ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_control_that_chance_alone_tells_apart_may_be_chance():
+    """At 95 % one sound machinery in twenty is told apart from itself."""
+    again = sanity_checks.control(question(), [gap("gold", 0.01, 0.1, "control", p_holm=0.03)], [])
+    assert again and "unless chance did it, as in 5.0 % of runs" in again["why"]
+
+
+def test_a_control_that_is_not_told_apart_is_not_called_equal():
+    steady = sanity_checks.control(question(), [gap("gold", -0.3, 0.4, "control", n=3)], [])
+    assert steady and "does not differ" not in steady["why"] and "is not told apart from itself" in steady["why"]
+
+
+def test_a_ceiling_that_is_not_clear_is_not_zero():
+    """Best of 4 gains +0.2 (−0.01 to +0.41) on few prompts: there may be much to capture."""
+    shown = report(question(), gap("gold", -0.01, 0.41, "best-of-4"))
+    assert "nothing to capture" not in models.models(shown).note
+    assert "how much there is to capture is not known" in models.models(shown).note
+
+
+# ── trust ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_gold_scorer_without_the_one_that_made_pairs_is_not_denied():
+    """Pairs by a judge that marks no exam, exams by a gold scorer: it made no pairs, and is here."""
+    told = dict(trust(report(question(training="judge"), gap("gold", 0.1, 0.2))))
+    assert "No scorer" not in told["Gold"] and "exam.score.scorers.judge" in told["Gold"]
+    assert "exam.score.scorers.NAME.gold=true" in dict(trust(report(question(gold=()), gap("gold", 0.1, 0.2))))["Gold"]
+
+
+def test_where_sft_was_chosen_its_gold_scorer_is_not_denied():
+    told = dict(trust(report(question(chosen="sft"), gap("gold", 0.1, 0.2), gap("reward", 0.1, 0.2))))
+    assert "No scorer" not in told["Gold"] and "The chosen model is not one" in told["Gold"]
+
+
+def test_people_who_judged_are_not_nobody():
+    duel = {"a": "round-1", "b": "sft", "judge": "people", "wins": 9, "ties": 0, "losses": 1, "flip_rate": None}
+    told = dict(trust(report(question(), gap("gold", 0.1, 0.2), duels=[duel])))
+    assert "No judge" not in told["Flips"] and "people" in told["Flips"]
+    assert "+duel@exam.duels" in dict(trust(report(question(), gap("gold", 0.1, 0.2))))["Flips"]
+
+
+def test_a_control_cannot_be_had_on_dev_by_its_own_knob_alone():
+    of = Question("dev", 300, "gold", 0.95, "round-1", "reward", ("gold",))
+    assert "exam.split=test with exam.control=true" in dict(trust(report(of, gap("gold", 0.1, 0.2))))["A/A control"]
+
+
+def test_what_calibrates_a_scorer_names_it():
+    assert "ARGS=scorer=gold" in dict(trust(report(question(), gap("gold", 0.1, 0.2))))["Calibration"]
+
+
+# ── symptoms ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def steps(**curves: list[float]) -> list[dict[str, Any]]:
+    rows = enumerate(zip(*curves.values(), strict=True), 1)
+    return [{"step": at, **dict(zip(curves, row, strict=True))} for at, row in rows]
+
+
+def ramp(start: float, end: float, count: int = 20) -> list[float]:
+    return [start + (end - start) * at / (count - 1) for at in range(count)]
+
+
+LOOKS = {"eval_rewards/margins": [0.1, 0.3, 0.6, 1.0, 1.5], "eval_score": [0.6, 0.7, 0.5, 0.55, 0.6]}
+
+
+@pytest.mark.parametrize(
+    ("unsaid", "rows"),
+    [
+        # another loss that passes 0.693 while the pairs are told apart
+        ("the loss stays", steps(**{"loss": [math.log(2)] * 20, "rewards/margins": ramp(0.1, 2.0)})),
+        # the chosen side rises thirty times as far as the rejected one: what sets them apart is what is learned
+        ("both rise", steps(**{"rewards/chosen": ramp(0, 6), "rewards/rejected": ramp(0, 0.2)})),
+        # a steady fall is no swing, however far it goes
+        ("swings", steps(loss=ramp(1.2, 0.12))),
+        # past its best and rising again
+        ("dev score falls", steps(**LOOKS)),
+    ],
+)
+def test_a_symptom_is_not_seen_where_it_is_not(unsaid, rows):
+    assert not [one.name for one in symptoms(rows) if unsaid in one.name]
+
+
+# ── every knob that a sentence names ──────────────────────────────────────────────────────────────────────────────
+
+SPEAKING = [
+    *(HOUSE / "pipeline" / "report").rglob("*.py"),
+    *(HOUSE / "pipeline" / "training" / name for name in ("symptoms.py", "guards.py", "decisions.py")),
+]
+GROUPS = "train|pair|sample|score|exam|evaluate|prompts|gate|reward|refer|sft|offline|refit|sweep|limits|template"
+KNOB = re.compile(rf"(?<![\w./@+])(?:{GROUPS})(?:\.[a-z_A-Z]+)+(?:=[\w.\[\]]+)?")
+CHOICE = re.compile(r"(?<![\w./@+])(?:train|pair|score|reward|gate|offline)=[a-z_0-9]+")
+# What each needs beside it, as whoever reads the sentence has it.
+BESIDE = {
+    "train.guards.stop_on": ["+scorer@train.guards.scorer=length"],
+    "gate": ["gate=best"],
+}
+FILES = {"gate.json", "train.parquet"}
+
+
+def texts(path: Path) -> list[str]:
+    """Every text of a module but docstrings; what an f-string fills in stands as NAME."""
+    tree = ast.parse(path.read_text())
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(part.value if isinstance(part, ast.Constant) else "NAME" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not {id(node)} & (docs | parts):
+            found.append(node.value)
+    return found
+
+
+def knobs() -> dict[str, set[str]]:
+    """Each knob that a sentence names, and the modules that do."""
+    found: dict[str, set[str]] = {}
+    for path in SPEAKING:
+        for text in texts(path):
+            for named in [*KNOB.findall(text), *CHOICE.findall(text)]:
+                found.setdefault(named.rstrip("."), set()).add(path.name)
+    return {knob: where for knob, where in found.items() if knob not in FILES}
+
+
+@cache
+def whole_config(*words: str) -> dict[str, Any]:
+    return composed(*SMALL, *words).model_dump()
+
+
+def exists(knob: str) -> bool:
+    """Whether the composed config has it; NAME is whatever has a name there."""
+    beside = next((words for start, words in BESIDE.items() if knob.startswith(start)), [])
+    here: Any = whole_config(*beside)
+    for part in knob.split("."):
+        if not isinstance(here, dict):
+            return False
+        if part == "NAME":
+            here = next(iter(here.values()), None)
+        elif part in here:
+            here = here[part]
+        else:
+            return False
+    return True
+
+
+def test_every_knob_that_a_sentence_names_exists():
+    named = knobs()
+    assert {"train.beta", "pair.filters.min_margin", "pair=length_matched", "gate.min_gain"} <= named.keys()
+    lost = {
+        knob: where for knob, where in named.items() if "." in (name := knob.partition("=")[0]) and not exists(name)
+    }
+    assert not lost
+
+
+def refused(*words: str) -> str:
+    try:
+        composed(*SMALL, *words)
+    except Refusal as refusal:
+        return str(refusal)
+    return ""
+
+
+@pytest.mark.parametrize("word", sorted(knob for knob in knobs() if "=" in knob and "NAME" not in knob))
+def test_every_value_that_a_sentence_names_composes(word):
+    """Where it needs something beside it, that is named; it is no misspelling."""
+    beside = next((words for start, words in BESIDE.items() if word.startswith(start)), [])
+    said = refused(*beside, word)
+    assert not said or ("Give" in said and "Did you mean" not in said), said
+
+
+def test_a_knob_that_does_not_exist_is_found_by_this_very_test():
+    assert not exists("pair.noise") and not exists("guards.warn_kl") and exists("prompts.split.test")
+    assert KNOB.findall("look at pair.noise, or pair.filters.near=0.9.") == ["pair.noise", "pair.filters.near=0.9."]

@@ -1,0 +1,65 @@
+"""The page that compares a sweep's points: which one it takes, which ones it greys, and that no point is lost on it."""
+
+import re
+
+import pytest
+
+from pipeline.report.render.sweep_page import Grid, best_of, dominated, grid_page, heat
+
+
+def point(number: int, beta: str, rate: str, score: float | None = None, kl: float | None = None) -> dict:
+    words = [f"train.beta={beta}", f"train.learning_rate={rate}", "recipes=sweep_smoke"]
+    line = {"point": number, "overrides": words, "status": "failed" if score is None else "done"}
+    return line if score is None else {**line, "split": "dev", "score": score, "kl": kl, "report": "r.html"}
+
+
+POINTS = [
+    point(0, "0.05", "6e-5", 0.56, 0.02),
+    point(1, "0.05", "3e-4", 0.62, 0.90),
+    point(2, "0.2", "6e-5", 0.55, 0.03),
+    point(3, "0.2", "3e-4", 0.60, 0.40),
+]
+
+
+def grid(points=POINTS, budget=None, split="dev") -> Grid:
+    return Grid("sweep_smoke", points, split, budget, best_of(points, budget), "python -m pipeline …", None)
+
+
+@pytest.mark.parametrize(("budget", "taken"), [(None, 1), (0.5, 3), (0.02, 0), (0.01, None)])
+def test_the_best_point_is_the_highest_score_inside_the_budget(budget, taken):
+    best = best_of(POINTS, budget)
+    assert (best and best["point"]) == taken
+
+
+def test_among_equal_scores_the_one_nearer_to_sft_and_an_unknown_kl_fits_no_budget():
+    equal = [point(0, "1", "1", 0.6, None), point(1, "1", "2", 0.6, 0.5), point(2, "1", "3", 0.6, 0.4)]
+    assert best_of(equal, None)["point"] == 2
+    assert best_of(equal[:1], 9.0) is None
+
+
+def test_a_point_is_dominated_when_another_gives_no_less_for_no_more():
+    assert [dominated(p, POINTS) for p in POINTS] == [False, False, True, False]
+    twins = [point(0, "1", "1", 0.5, 0.1), point(1, "1", "2", 0.5, 0.1)]
+    assert [dominated(p, twins) for p in twins] == [False, False]
+
+
+def test_the_page_shows_every_point_failed_ones_too_and_the_command_for_the_best():
+    page = grid_page(grid([*POINTS[:3], point(3, "0.2", "3e-4")]))
+    assert "take train.beta=0.05, train.learning_rate=3e-4" in page
+    assert page.count("<tr class=chosen>") == 1 and ">failed<" in page
+    assert len(re.findall(r'class="heat( best)?"', page)) == 6 and "python -m pipeline …" in page
+    assert not re.search(r'(src|href)="http', page)
+
+
+def test_a_third_knob_leaves_each_cell_its_highest_score():
+    third = [
+        {**p, "overrides": [*p["overrides"], f"seed={seed}"], "score": p["score"] + seed / 100}
+        for p in POINTS
+        for seed in (1, 2)
+    ]
+    assert [row[1] for row in heat(grid(third), "score", "Score").rows] == ["0.570", "0.580", "0.620", "0.640"]
+
+
+def test_a_sweep_without_a_point_to_take_says_so_and_test_is_no_place_to_choose():
+    assert "no point to take within 0.01 nats" in grid_page(grid(budget=0.01))
+    assert "flatters" in grid_page(grid(split="test")) and "flatters" not in grid_page(grid())

@@ -1,0 +1,187 @@
+"""Shards that several processes work off: each once, given back by the dead, one list, one voice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import Broken, Refusal
+from pipeline.resources import gpu_sets, worker_pool
+from pipeline.resources.gpu_sets import environments
+from pipeline.resources.worker_pool import Hand, work_off
+from tests.support.house import HOUSE
+
+SHARDS = [f"shard-{at:02d}" for at in range(12)]
+
+
+def write(folder: Path, hand: Hand, pause: float = 0.0, dies: str = "", faulty: str = "") -> None:
+    """A stage's work in small: a file for each shard. One process, the first to get there, dies at its shard."""
+    (folder / f"opened-{os.getpid()}").touch()
+    while shard := hand.claim():
+        if shard == dies and not (folder / "died").exists():
+            (folder / "died").touch()
+            print("these are my last words", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if shard == faulty:
+            raise Refusal("the prompts are bad")
+        time.sleep(pause)
+        with (folder / shard).open("a") as file:
+            file.write(f"{shard} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}\n")
+        hand.tell(done=1)
+        hand.finish(shard, len(shard))
+
+
+def die(hand: Hand) -> None:
+    hand.claim()
+    print("out of memory", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Seen:
+    """What the stage hears."""
+
+    def __init__(self):
+        self.finished: dict[str, int] = {}
+        self.told = 0.0
+
+    def finish(self, shard: str, entry: int) -> None:
+        assert shard not in self.finished
+        self.finished[shard] = entry
+
+    def tell(self, figures: dict[str, float]) -> None:
+        self.told += figures["done"]
+
+
+def have_done(folder: Path, hands: list[dict[str, str]], **how) -> Seen:
+    seen = Seen()
+    work_off(SHARDS, partial(write, folder, **how), hands, folder / "logs", seen.finish, seen.tell)
+    assert seen.finished == dict.fromkeys(SHARDS, 8)
+    assert seen.told == 12
+    return seen
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_shard_is_done_once_and_every_hand_opens_once(tmp_path, count, monkeypatch):
+    """Two engines that share two GPUs each see those and no other, in processes of their own."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # training sets it for its whole process
+    there = ["4", "5", "6", "7", "8"] if count > 1 else []
+    monkeypatch.setattr(gpu_sets, "visible_gpus", lambda: there)
+    hands = environments("auto", "sample.runtime.workers", count)
+    have_done(tmp_path, hands, pause=0.1 if count > 1 else 0.0)
+    lines = [(tmp_path / shard).read_text() for shard in SHARDS]
+    seen = {line.partition(" ")[2].strip() for line in lines}
+    assert seen == ({"4,5", "6,7"} if there else {""})
+    assert all(line.count("\n") == 1 for line in lines)
+    opened = {int(path.name.split("-")[1]) for path in tmp_path.glob("opened-*")}
+    assert len(opened) == count
+    assert (os.getpid() in opened) == (count == 1)
+
+
+def test_a_killed_hand_gives_its_shard_back_even_the_last(tmp_path, capfd):
+    have_done(tmp_path, [{}, {}], pause=0.02, dies=SHARDS[-1])
+    assert all((tmp_path / shard).read_text().count("\n") == 1 for shard in SHARDS)
+    errors = capfd.readouterr().err
+    assert "was killed by SIGKILL and gives back 1 shard." in errors
+    assert "these are my last words" in errors
+
+
+def test_when_all_are_killed_their_last_words_are_told(tmp_path):
+    with pytest.raises(
+        Broken,
+        match=r"none of 2 workers is left, and 12 shards still to do \(shard-0.*\n.*killed by SIG(.|\n)*out of memory",
+    ):
+        work_off(SHARDS, die, [{}, {}], tmp_path)
+
+
+def test_a_refusal_of_one_hand_is_the_stage_s_own(tmp_path):
+    with pytest.raises(Refusal, match="the prompts are bad"):
+        have_done(tmp_path, [{}, {}], faulty=SHARDS[4])
+
+
+def test_a_hand_that_cannot_be_started_leaves_no_other_behind(tmp_path, monkeypatch):
+    started = []
+
+    class Member(worker_pool._Member):
+        def __init__(self, number: int, *rest):
+            if number == 1:
+                raise OSError("no more processes")
+            super().__init__(number, *rest)
+            started.append(self.process)
+
+    monkeypatch.setattr(worker_pool, "_Member", Member)
+    with pytest.raises(OSError, match="no more processes"):
+        work_off(SHARDS, partial(write, tmp_path, pause=60), [{}, {}], tmp_path)
+    assert [process.is_alive() for process in started] == [False]
+
+
+PARENT = """
+import sys
+from functools import partial
+from pathlib import Path
+from pipeline.crew import work_off
+from tests import test_crew as t
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    work_off(t.SHARDS, partial(t.write, folder, pause=60), [{}, {}], folder)
+"""
+
+
+def test_hands_die_with_their_stage(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(HOUSE)},
+        stderr=subprocess.DEVNULL,
+    )
+    while len(hands := list(tmp_path.glob("opened-*"))) < 2:
+        assert parent.poll() is None
+        time.sleep(0.02)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while any(alive(int(path.name.split("-")[1])) for path in hands):
+        assert time.monotonic() < deadline, "a hand outlived its stage"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# ── which GPUs ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("there", "workers", "each", "expected"),
+    [
+        ("", "auto", 1, [None]),
+        ("", 3, 1, [None] * 3),
+        ("0,1,2,3", "auto", 1, ["0", "1", "2", "3"]),
+        ("0,1,2,3", "auto", 2, ["0,1", "2,3"]),
+        ("4,5,7", "auto", 2, ["4,5"]),
+        ("GPU-3a,GPU-9c", "auto", 1, ["GPU-3a", "GPU-9c"]),
+        ("GPU-3a,GPU-9c", 1, 1, [None]),
+        ("0,1,2,3", 1, 2, ["0,1"]),
+    ],
+)
+def test_each_hand_gets_gpus_of_its_own(monkeypatch, there, workers, each, expected):
+    monkeypatch.setattr(gpu_sets, "visible_gpus", lambda: [gpu for gpu in there.split(",") if gpu])
+    found = environments(workers, "sample.runtime.workers", each)
+    assert [hand.get("CUDA_VISIBLE_DEVICES") for hand in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("there", "workers", "each"), [("0,1", "auto", 4), ("0,1", 2, 2), ("0", 2, 1), ("", "auto", 2)]
+)
+def test_more_gpus_than_there_are_is_refused(monkeypatch, there, workers, each):
+    monkeypatch.setattr(gpu_sets, "visible_gpus", lambda: [gpu for gpu in there.split(",") if gpu])
+    with pytest.raises(Refusal, match=rf"sample.runtime.workers={workers}: .* GPU.*\n.*Give fewer workers"):
+        environments(workers, "sample.runtime.workers", each)

@@ -1,0 +1,510 @@
+"""What people said: pairs written out to judge, verdicts read back, scores and calibration made of them."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.artifacts import Prompts, Samples, write_table
+from pipeline.commands import calibrate, label
+from pipeline.config import LabelsScorer, Local, ScoreConfig
+from pipeline.errors import Refusal
+from pipeline.pairing.label_noise import with_signs
+from pipeline.scorers import Answer, open_scorer
+from pipeline.scorers.human_pairs import read_judged
+from pipeline.stages.score import run as run_score
+from tests.stages.test_pair import SAMPLE
+from tests.stages.test_score import sample_row
+
+NASTY = "</script><script>document.title='run'</script><img src=x onerror=alert(1)> \u2028 "
+
+
+def rows_file(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def labelled(path: Path, ids: str, combine: str = "majority", least: float = 0.0) -> dict[str, tuple]:
+    cfg = LabelsScorer(kind="labels", path=Local(path), combine=combine, min_agreement=least, gold=False)  # type: ignore[arg-type]
+    answers = [Answer(key, "p", [], "", {}) for key in ids]
+    return {mark.sample_id: (mark.score, mark.abstained, mark.detail) for mark in open_scorer(cfg).mark(answers)}
+
+
+# ── the scorer ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+RATED = [
+    *({"sample_id": "a", "score": s, "annotator": who} for who, s in (("kim", 4), ("lee", 4), ("mo", 1))),
+    *({"sample_id": "b", "score": s, "annotator": who} for who, s in (("kim", 2), ("lee", 3))),
+    {"sample_id": "c", "score": 5, "annotator": "mo"},
+]
+
+
+def test_scores_of_several_annotators_are_settled_by_majority(tmp_path):
+    found = labelled(rows_file(tmp_path / "l.jsonl", RATED), "abcd")
+    assert [score for score, _, _ in found.values()] == [4.0, None, 5.0, None]
+    assert [abstained for _, abstained, _ in found.values()] == [False, True, False, True]
+    assert json.loads(found["a"][2]) == {"annotators": [4.0, 4.0, 1.0], "agreement": 0.666667}
+    assert found["b"][2] == "its annotators agree too little" and found["d"][2] == "nobody labelled it"
+
+
+def test_mean_and_least_agreement_are_asked_for(tmp_path):
+    path = rows_file(tmp_path / "l.jsonl", RATED)
+    assert [score for score, _, _ in labelled(path, "abc", "mean").values()] == [3.0, 2.5, 5.0]
+    assert [score for score, _, _ in labelled(path, "abc", "majority", 0.7).values()] == [None, None, 5.0]
+
+
+def test_preferences_become_win_rates_whichever_way_round_they_were_shown(tmp_path):
+    rows = [{"chosen_id": "a", "rejected_id": "b"}, {"a_id": "c", "b_id": "a", "verdict": "b"},
+            {"a_id": "b", "b_id": "c", "verdict": "tie"}, {"a_id": "b", "b_id": "d", "verdict": ""}]  # fmt: skip
+    found = labelled(rows_file(tmp_path / "l.jsonl", rows), "abcd")
+    assert [score for score, _, _ in found.values()] == [1.0, 0.25, 0.25, None]
+
+
+def test_a_folder_of_each_annotator_s_file_is_read_as_one(tmp_path):
+    folder = tmp_path / "people"
+    folder.mkdir()
+    rows_file(folder / "verdicts-kim.jsonl", [{"a_id": "a", "b_id": "b", "verdict": "a", "annotator": "kim"}])
+    (folder / "sheet.csv").write_text("a_id,b_id,verdict,annotator\nb,a,b,lee\na,b,,mo\n")
+    (folder / "notes.txt").write_text("not a label")
+    found = labelled(folder, "ab")
+    assert json.loads(found["a"][2]) == {"annotators": [1.0, 1.0], "agreement": 1.0}
+    (folder / "sheet.csv").write_text("a_id,b_id,verdict\nb,a,b,lee\n")
+    with pytest.raises(Refusal, match="row 1: it has more cells than"):
+        labelled(folder, "ab")
+
+
+def exported(said: dict[str, dict[str, str]], question: str = "verdict") -> list[dict]:
+    """As Argilla's `records.to_json` writes what `label.records` brought in, and who said what of it."""
+    return [
+        {
+            "id": pair,
+            "fields": {"prompt": "q", **dict(zip("ab", pair.split(), strict=True))},
+            "metadata": {"prompt_id": "p", **dict(zip(("a_id", "b_id"), pair.split(), strict=True))},
+            "suggestions": {},
+            "responses": {question: [{"value": value, "user_id": who} for who, value in answers.items()]}
+            if answers
+            else {},
+            "vectors": {},
+            "_server_id": "0b1c",
+        }
+        for pair, answers in said.items()
+    ]
+
+
+def test_what_argilla_exports_is_read_back(tmp_path):
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps(exported({"a b": {"kim": "a", "lee": "tie"}, "c a": {"kim": "b"}, "b c": {}})))
+    found = labelled(file, "abc", "mean")
+    assert [score for score, _, _ in found.values()] == [0.875, 0.25, 0.0]
+    first, second = read_judged(file)
+    assert (first.first, first.second, first.votes) == ("a", "b", {"kim": 1.0, "lee": 0.5})
+    assert first.prompt[0]["content"] == "q" and second.verdict == 0.0
+    file.write_text(json.dumps(exported({"a b": {"kim": "a"}}, "preference")))
+    with pytest.raises(Refusal, match="record 1: people answer preference there, and not verdict"):
+        labelled(file, "ab")
+    file.write_text("[]")
+    with pytest.raises(Refusal, match="it is no list of Argilla's records"):
+        labelled(file, "ab")
+
+
+WHO = [f"3f1c4c3e-0000-4000-8000-00000000000{number}" for number in range(4)]
+STATES = ["submitted", "submitted", "draft", "discarded"]
+
+
+def flattened(**pairs: list[str | None]) -> list[dict]:
+    """As Argilla's `records.to_datasets()` has the same records: a list in each of three columns, or nothing."""
+    rows = []
+    for (a, b), answers in pairs.items():
+        told = {"id": f"{a}{b}", "status": "completed", "prompt": "q", "a": a, "b": b, "a_id": a, "b_id": b}
+        given = {"": answers, ".users": WHO[: len(answers)], ".status": STATES[: len(answers)]}
+        rows.append(told | {f"verdict.responses{name}": column or None for name, column in given.items()})
+    return rows
+
+
+def read_as_said(file: Path) -> None:
+    found = labelled(file, "abc", "mean")
+    assert [score for score, _, _ in found.values()] == [0.875, 0.25, 0.0]
+    first, second = read_judged(file)
+    assert first.votes == {WHO[0]: 1.0, WHO[1]: 0.5} and second.votes == {WHO[0]: 0.0}
+    assert (first.first, first.second, first.prompt[0]["content"]) == ("a", "b", "q")
+
+
+SAID = {"ab": ["a", "tie", "b", None], "ca": ["b"], "bc": []}
+
+
+@pytest.mark.model  # datasets takes seconds to import
+def test_argilla_s_records_are_read_as_datasets_prints_them(tmp_path):
+    """Its lists are NumPy's: without commas, and over several lines."""
+    from datasets import Dataset
+
+    file = tmp_path / "records.csv"
+    Dataset.from_list(flattened(**SAID)).to_csv(str(file))
+    assert f"['{WHO[0]}'\n '{WHO[1]}'" in file.read_text()
+    read_as_said(file)
+
+
+def test_argilla_s_flat_records_are_read_from_python_s_lists(tmp_path):
+    rows = flattened(**SAID)
+    read_as_said(rows_file(tmp_path / "records.jsonl", rows))
+    with (tmp_path / "records.csv").open("w", newline="") as text:
+        writer = csv.DictWriter(text, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert "['a', 'tie', 'b', None]" in (tmp_path / "records.csv").read_text()
+    read_as_said(tmp_path / "records.csv")
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ({"verdict.responses": "['a' ... 'b']"}, "is no list of words .*\n.*records.to_json"),
+        ({"verdict.responses": "a"}, "is no list of words .*\n.*records.to_json"),
+        ({"verdict.responses": "['a' 'b']", "verdict.responses.users": "['kim']"}, "as many of each were expected"),
+        (
+            {"verdict.responses": "['x']", "verdict.responses.users": "['kim']"},
+            "its verdict is 'x'. Expected a, b or tie",
+        ),
+        ({"better.responses": "['a']"}, "row 1: people answer better there, and not verdict. Name the dataset's"),
+    ],
+)
+def test_a_flat_export_that_says_something_else_is_refused(tmp_path, cells, said):
+    file = tmp_path / "records.csv"
+    with file.open("w", newline="") as text:
+        writer = csv.DictWriter(text, ["a_id", "b_id", *cells])
+        writer.writeheader()
+        writer.writerow({"a_id": "a", "b_id": "b", **cells})
+    with pytest.raises(Refusal, match=said):
+        labelled(file, "ab")
+
+
+def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
+    rows = [{"chosen_id": c, "rejected_id": r, "annotator": who}
+            for who, c, r in (("kim", "a", "b"), ("lee", "a", "b"), ("mo", "b", "a"), ("kim", "a", "c"))]  # fmt: skip
+    found = labelled(rows_file(tmp_path / "l.jsonl", rows), "abc")
+    assert [score for score, _, _ in found.values()] == [1.0, 0.0, 0.0]
+    told = {"scorer": "people", "prompt_id": "p", "status": "ok"}
+    table = pl.DataFrame([{"sample_id": key, "score": s, "detail": d, **told} for key, (s, _, d) in found.items()])
+    pairs = pl.DataFrame({"chosen_id": ["a", "a"], "rejected_id": ["b", "c"]})
+    assert with_signs(pairs, table, "people")["annotators"].to_list() == [pytest.approx(2 / 3), None]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"id": 3}], "l.jsonl:1: its columns are id. Expected sample_id\\+score or"),
+        ([{"sample_id": "a", "score": "good"}], "score='good' is no number"),
+        ([{"sample_id": "a", "score": float("nan")}], "score=nan is no number"),
+        ([["a", 1]], "l.jsonl:1: this line is no JSON object"),
+        ([{"a_id": "a", "b_id": "b", "verdict": "left"}], "its verdict is 'left'. Expected a, b or tie"),
+        ([{"a_id": "a", "b_id": "a", "verdict": "a"}], "a is compared with itself"),
+        ([{"a_id": "a", "b_id": "b", "verdict": ""}], "no row has a label"),
+        ([{"sample_id": "a", "score": 1}, {"chosen_id": "a", "rejected_id": "b"}], "some rows are scores and some"),
+        ([{"chosen_id": "a", "rejected_id": "b"}, {"chosen_id": "b", "rejected_id": "a"}], "said something else about"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused(tmp_path, rows, said):
+    with pytest.raises(Refusal, match=said):
+        labelled(rows_file(tmp_path / "l.jsonl", rows), "ab")
+
+
+def test_what_nobody_labelled_is_no_failure_but_labels_of_other_samples_are_refused(tmp_path):
+    rows = [sample_row("p", f"p-{i}", "x" * (i + 1)) for i in range(4)]
+    write_table(tmp_path / "s" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
+    write_table(tmp_path / "p" / "prompts.parquet", pl.DataFrame([{"prompt_id": "p", "prompt": [], "columns": "{}"}]))
+
+    def scored(name: str, label: dict) -> pl.DataFrame:
+        path = Local(rows_file(tmp_path / name, [label]))
+        labels = LabelsScorer(kind="labels", path=path, combine="majority", min_agreement=0, gold=False)
+        cfg = ScoreConfig(scorers={"people": labels}, max_failed=0.0, runtime={"workers": 1})
+        out = tmp_path / f"out-{name}"
+        return run_score(cfg, out, samples=Samples(tmp_path / "s"), prompts=Prompts(tmp_path / "p")).read()
+
+    table = scored("mine.jsonl", {"chosen_id": "p-0", "rejected_id": "p-3"})
+    assert table["status"].to_list() == ["ok", "abstained", "abstained", "ok"]
+    with pytest.raises(Refusal, match="score.scorers.people: it has no opinion on any of these answers"):
+        scored("other.jsonl", {"chosen_id": "q-0", "rejected_id": "q-3"})
+
+
+# ── make label ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    for name, count in (("03-sample-1", 3), ("08-sample-test-sft", 1), ("09-sample-test-round-1", 1)):
+        rows = [
+            sample_row(f"p{p}", f"{name}-{p}-{i}", f"={name} answers {i} {NASTY if p else ''}")
+            for p in range(20)
+            for i in range(count)
+        ]
+        rows.append({**sample_row("p0", f"{name}-kl", "drift"), "setting": "kl"})
+        rows += [sample_row("same", f"{name}-same-{i}", "the same") for i in range(2)]
+        write_table(tmp_path / "run" / "store" / name / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
+    return tmp_path / "run"
+
+
+def test_a_round_s_later_waves_are_shown_as_well(run):
+    rows = [sample_row("late", f"late-{i}", f"wave {i}") for i in range(2)]
+    write_table(run / "store" / "05-sample-1" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
+    assert {"late", "p1"} <= {row["prompt_id"] for row in label.pairs(run, {"of": "1", "pairs": "99", "seed": "0"})[0]}
+
+
+def written(run: Path, *words: str) -> list[dict]:
+    assert label.main([str(run), *words]) == 0
+    page = (run / "label" / "pairs.html").read_text()
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["pairs"]  # type: ignore[index]
+
+
+def test_pairs_are_two_answers_of_a_prompt_drawn_by_the_seed_and_sides_are_mixed(run):
+    pairs = written(run)
+    assert len(pairs) == 20 and len({pair["prompt_id"] for pair in pairs}) == 20
+    assert all(pair["a_id"] != pair["b_id"] and "kl" not in pair["a_id"] + pair["b_id"] for pair in pairs)
+    assert all(pair["a"].strip() and pair["a"] != pair["b"] for pair in pairs)
+    assert written(run) == pairs != written(run, "seed=1")
+    assert written(run, "pairs=5") == pairs[:5]
+
+
+def test_two_models_are_compared_blind(run):
+    pairs = written(run, "of=test-sft,test-round-1")
+    lefts = [pair["a_id"].split("-")[3] for pair in pairs]
+    assert {"sft", "round"} == set(lefts) and 3 < lefts.count("sft") < 17
+    assert all({"sft", "round"} == {pair[side].split("-")[3] for side in ("a_id", "b_id")} for pair in pairs)
+
+
+def test_no_text_can_leave_its_place_on_the_page(run):
+    written(run)
+    page = (run / "label" / "pairs.html").read_text()
+    assert page.count("<script") == page.count("</script>") == 2 and "<img" not in page
+    assert not re.search(r"""(src|href)\s*=\s*["']|https?://""", page)  # nothing comes from elsewhere
+
+
+def test_the_spreadsheet_runs_no_formula_and_is_read_back_as_it_was(run, tmp_path):
+    pairs = written(run)
+    table = list(csv.DictReader((run / "label" / "pairs.csv").open(newline="")))
+    assert all(row["a"].startswith("'=") and not row["verdict"] for row in table)
+    filled = tmp_path / "filled.csv"
+    with filled.open("w", newline="") as file:
+        sheet = csv.DictWriter(file, label.COLUMNS)
+        sheet.writeheader()
+        sheet.writerows({**row, "verdict": "a" if i < 10 else ""} for i, row in enumerate(table))
+    judged = read_judged(filled)
+    assert [(j.first, j.second) for j in judged] == [(pair["a"], pair["b"]) for pair in pairs[:10]]
+    assert {j.verdict for j in judged} == {1.0}
+    records = [json.loads(line) for line in (run / "label" / "pairs.jsonl").read_text().split("\n") if line]
+    assert records[0]["fields"]["a"] == pairs[0]["a"] and records[0]["metadata"]["a_id"] == pairs[0]["a_id"]
+
+
+@pytest.mark.parametrize("column", ["verdict", "annotator"])
+def test_a_spreadsheet_that_was_filled_in_is_never_written_over(run, capsys, column):
+    written(run)
+    file = run / "label" / "pairs.csv"
+    table = list(csv.DictReader(file.open(newline="")))
+    table[3][column] = "a"
+    with file.open("w", newline="") as opened:
+        sheet = csv.DictWriter(opened, label.COLUMNS)
+        sheet.writeheader()
+        sheet.writerows(table)
+    before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
+    assert label.main([str(run), "seed=1"]) == 2
+    assert f"mv {file.parent}" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
+
+
+def test_where_it_writes_is_said_as_the_run_s_own_folder(run, capsys, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    Path("latest").symlink_to(run)
+    assert label.main(["latest"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip() == f"{run.name}/label/pairs.html" and f"in {run.name}/label: pairs.csv" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["of=2"], "no samples of 2. Known: 1, test-round-1, test-sft"),
+        (["pears=3"], "pears: not understood. Did you mean pairs"),
+        (["pairs=some"], "pairs=some: how many pairs"),
+        (["of=1,1,1"], "a pair has two sides"),
+    ],
+)
+def test_what_cannot_be_labelled_is_refused(run, capsys, words, said):
+    assert label.main([str(run), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.browser
+def test_the_page_shows_pairs_and_takes_keys_offline(run, tmp_path):
+    """Judged by key in a real browser: the page's own title stays, progress and the choice are shown."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine")
+    written(run)
+    page = (run / "label" / "pairs.html").read_text()
+    keys = "for (const key of 'abt') document.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));"
+    probe = tmp_path / "probe.html"
+    probe.write_text(page.replace("show();\n</script>", f"show();\n{keys}\n</script>"))
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    dom = subprocess.run(
+        [*command, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert "<title>Which answer is better?</title>" in dom and "pair 4 of 20 · 3 judged" in dom
+
+
+# ── calibrate ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+LONG, SHORT = "a long answer with many words that says little", "brief"
+
+
+def test_the_published_formats_are_read(tmp_path):
+    panda = [{"idx": 0, "motivation_app": "x", "instruction": "Sum up.", "input": "A text.", "response1": "one",
+              "response2": "two", "annotator1": 1, "annotator2": 0, "annotator3": 1},
+             {"idx": 1, "instruction": "Say.", "input": float("nan"), "response1": "one", "response2": "two",
+              "annotator1": 2, "annotator2": 0, "annotator3": 1}]  # fmt: skip
+    (tmp_path / "testset-v1.json").write_text(json.dumps(panda))
+    first, second = read_judged(tmp_path / "testset-v1.json")
+    assert first.prompt[0]["content"] == "Sum up.\n\nA text." and second.prompt[0]["content"] == "Say."
+    assert list(first.votes.values()) == [1.0, 0.5, 1.0] and first.verdict == 1.0 and second.verdict is None
+    (tmp_path / "llmbar.json").write_text(json.dumps([{"input": "i", "output_1": "x", "output_2": "y", "label": 2}]))
+    [bar] = read_judged(tmp_path / "llmbar.json")
+    assert (bar.first, bar.second, bar.verdict) == ("x", "y", 0.0)
+
+
+def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
+    row = {"prompt": [{"role": "user", "content": "q"}], "a": "x", "b": "y", "a_id": "1", "b_id": "2"}
+    turned = {**row, "a": "y", "b": "x", "a_id": "2", "b_id": "1"}
+    path = rows_file(tmp_path / "v.jsonl", [{**row, "verdict": "a", "annotator": "kim"},
+                                            {**turned, "verdict": "b", "annotator": "lee"},
+                                            {**turned, "verdict": "a", "annotator": "mo"}])  # fmt: skip
+    [judged] = read_judged(path)
+    assert judged.votes == {"kim": 1.0, "lee": 1.0, "mo": 0.0} and judged.verdict == 1.0 and judged.first == "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "it is no list"),
+        ("[{}]", "row 1: its columns are"),
+        ("[", "cannot be read as JSON"),
+        ("[]", "nobody judged"),
+    ],
+)
+def test_a_file_of_another_shape_is_refused(tmp_path, text, said):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(Refusal, match=said):
+        read_judged(tmp_path / "x.json")
+
+
+def people_s(tmp_path: Path, shorter_is_better: int, pairs: int = 40) -> Path:
+    """LLMBar's shape; the short answer is good in so many of the pairs, and lies first in every other one."""
+    rows = []
+    for i in range(pairs):
+        two, good = ([SHORT, LONG], 0) if i % 2 else ([LONG, SHORT], 1)
+        good = good if i < shorter_is_better else 1 - good
+        rows.append({"input": f"question {i}", "output_1": two[0], "output_2": two[1], "label": good + 1})
+    path = tmp_path / "people.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+SHORTER = ["+scorer@score.scorers.short=length", "score.scorers.short.least=0", "score.scorers.short.most=1"]
+
+
+def test_a_reader_that_leaves_early_is_no_fault(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as left:
+        monkeypatch.setattr(sys, "stdout", left)
+        calibrate.show(["a table"])
+        left.write("and what Python itself has to say")  # which it does when it closes
+
+
+def calibrated(tmp_path: Path, file: Path, *words: str) -> dict:
+    out = tmp_path / "calibration.json"
+    assert calibrate.main([str(file), f"out={out}", *words]) == 0
+    return json.loads(out.read_text())
+
+
+def test_a_scorer_is_compared_with_people_and_with_length_alone(tmp_path, capsys):
+    told = calibrated(tmp_path, people_s(tmp_path, 30), "scorer=short", *SHORTER)
+    short, longer = told["scorers"]["short"], told["scorers"]["longer wins"]
+    assert short["agreement"]["mean"] == 0.75 and longer["agreement"]["mean"] == 0.25
+    assert short["agreement"]["low"] < 0.75 < short["agreement"]["high"] and short["kappa"] == pytest.approx(
+        0.5, abs=0.01
+    )
+    assert (short["prefers_longer"], longer["prefers_longer"], told["people_prefer"]["longer"]) == (0.0, 1.0, 0.25)
+    assert (short["prefers_first"], short["order_flips"], short["failed"]) == (0.5, 0.0, 0)
+    assert short["by_length"]["much shorter"] == {"pairs": 30, "agreement": 1.0}
+    assert short["by_length"]["much longer"] == {"pairs": 10, "agreement": 0.0}
+    assert told["warnings"] == [] and "0.750" in capsys.readouterr().out
+
+
+def test_agreement_is_told_by_prompt_and_by_pair_with_the_counts(tmp_path, capsys):
+    """Of one prompt the longer answer is right in three pairs, of a second wrong in one, of a third no longer.
+
+    By prompt (1 + 0 + 1/2) / 3 = 0.5, by pair (3 + 0 + 1/2) / 5 = 0.7; a tie of the people decides nothing.
+    """
+    told_by_people = [("a", LONG, SHORT, 1)] * 2 + [("a", SHORT, LONG, 2), ("b", LONG, SHORT, 2)]
+    told_by_people += [("c", "same", "long", 1), ("d", LONG, SHORT, 0)]
+    rows = [
+        {"idx": at, "instruction": asked, "input": "", "response1": one, "response2": two}
+        | dict.fromkeys(("annotator1", "annotator2", "annotator3"), vote)
+        for at, (asked, one, two, vote) in enumerate(told_by_people)
+    ]
+    (tmp_path / "panda.json").write_text(json.dumps(rows))
+    told = calibrated(tmp_path, tmp_path / "panda.json")
+    longer = told["scorers"]["longer wins"]
+    assert (longer["agreement"]["mean"], longer["agreement"]["n"]) == (pytest.approx(0.5), 3)
+    assert (longer["pair_agreement"], longer["decided"]) == (pytest.approx(0.7), 5)
+    assert (told["pairs"], told["prompts"], told["decided"], told["split"]) == (6, 4, 5, 0)
+    shown = capsys.readouterr().out
+    assert "6 pairs of 4 prompts judged by people: 5 decided" in shown
+    head, row = (next(one for one in shown.splitlines() if one.startswith(start)) for start in ("   ", "longer wins"))
+    cells = dict(zip(re.split(r"  +", head.strip()), re.split(r"  +", row.strip())[1:], strict=True))
+    assert (cells["by prompt"], cells["by pair"], cells["pairs"]) == ("0.500", "0.700", "5")
+
+
+def test_a_scorer_that_does_not_beat_length_is_warned_of(tmp_path, capsys):
+    told = calibrated(tmp_path, people_s(tmp_path, 10), "scorer=short", *SHORTER)
+    assert told["scorers"]["short"]["agreement"]["mean"] == 0.25
+    assert "short does not beat 'longer wins': −0.500" in told["warnings"][0]
+    assert "! short does not beat" in capsys.readouterr().out
+
+
+def test_what_a_scorer_cannot_mark_is_counted_and_a_coin_knows_nothing(tmp_path):
+    told = calibrated(tmp_path, people_s(tmp_path, 200, pairs=400), "scorer=rules")  # no constraints to check
+    assert told["scorers"]["rules"]["failed"] == 400 and told["scorers"]["rules"]["agreement"]["mean"] is None
+    assert "rules could mark no two answers" in told["warnings"][0]
+    head = next(line for line in calibrate.lines(told) if "about as long" in line)
+    assert sum(map(int, re.findall(r"\((\d+)\)", head))) == 400  # of all pairs, not of those that the scorer marked
+    assert told["scorers"]["random"]["agreement"]["low"] < 0.5 < told["scorers"]["random"]["agreement"]["high"]
+    assert told["warnings"]
+
+
+def test_people_are_measured_against_each_other(tmp_path):
+    """Three who say 1, 1, 2: of the six ways to hold one against another, two agree."""
+    rows = [{"idx": i, "instruction": f"q{i}", "input": "", "response1": LONG, "response2": SHORT, "annotator1": 1,
+             "annotator2": 1, "annotator3": 2} for i in range(10)]  # fmt: skip
+    (tmp_path / "panda.json").write_text(json.dumps(rows))
+    told = calibrated(tmp_path, tmp_path / "panda.json")
+    assert told["scorers"]["people"]["agreement"]["mean"] == pytest.approx(1 / 3)
+    assert told["scorers"]["people"]["exact"] == pytest.approx(1 / 3) and told["split"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "Give the file of people's verdicts first"),
+        (["FILE", "scorer=shirt", *SHORTER], "there is no such scorer in score.scorers. Did you mean short"),
+        (["FILE", "score.max_faild=1"], "score.max_faild is not a knob of stage 'score'. Did you mean max_failed"),
+    ],
+)
+def test_calibrate_refuses_in_the_house_form(tmp_path, capsys, words, said):
+    file = str(people_s(tmp_path, 1))
+    assert calibrate.main([file if word == "FILE" else word for word in words]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,179 @@
+"""Other models in the table: asked the same prompts, by a folder's own template or by name from a server."""
+
+import json
+
+import pytest
+
+from pipeline import preflight
+from pipeline.artifacts import read_table, write_json
+from pipeline.config import Checkpoint, ExamConfig, ServedModel
+from pipeline.config.cross_checks import mismatches
+from pipeline.errors import Refusal
+from pipeline.plan import plan
+from pipeline.sampling.multi_turn import folder
+from pipeline.stages import base, sample
+from tests.stages import test_sample
+from tests.stages.test_evaluate import Run, scored
+from tests.stages.test_evaluate import named as row_of
+from tests.support.house import SMALL, composed, identity_of, named
+from tests.support.servers import serving
+from tests.support.tiny import tiny_model
+
+RIVAL = ["+other@exam.others.rival=served", "exam.others.rival.model=served"]
+RIVAL += ["exam.others.rival.runtime.base_url=http://127.0.0.1:1/v1"]
+OLD = ["+other@exam.others.old=checkpoint", "exam.others.old.model=owner/old", f"exam.others.old.revision={'a' * 40}"]
+JUDGE = ["+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"]
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return composed(*SMALL, *RIVAL, *OLD, *JUDGE)
+
+
+def of_exam(cfg, **changes):
+    """The same config with another exam."""
+    return cfg.model_copy(update={"exam": cfg.exam.model_copy(update=changes)})
+
+
+def identities(cfg):
+    return {name: identity_of(step) for name, step in named(plan(cfg)).items()}
+
+
+def test_another_model_has_an_exam_of_its_own_and_changes_no_other(cfg):
+    before, after = identities(of_exam(cfg, others={})), identities(cfg)
+    assert {name for name in before if after[name] != before[name]} == {"evaluate@report"}
+    steps = named(plan(cfg))
+    for name, kind in (("rival", ServedModel), ("old", Checkpoint)):
+        model, drawn = steps[f"base@test {name}"], steps[f"sample@test {name}"]
+        assert isinstance(model.config, kind) and drawn.inputs["policy"] is model
+        assert set(drawn.config.settings) == {"answer"}, "no draws for a KL that there is not"
+        assert f"refer@test {name}" not in steps
+    assert steps["base@test rival"].inputs["like"] is steps["sft@0"]
+    assert steps["sample@test rival"].config.backend == steps["base@test rival"].config
+    assert steps["sample@test old"].config.backend == steps["sample@test sft"].config.backend
+    assert list(steps["evaluate@report"].inputs["exams"]) == ["sft", "round-1", "rival", "old", "control"]
+
+
+def test_where_a_server_stands_is_no_identity_and_whose_weights_it_holds_is(cfg):
+    def of(**changes):
+        rival = cfg.exam.others["rival"].model_copy(update=changes)
+        return identities(of_exam(cfg, others={"rival": rival}))["sample@test rival"]
+
+    moved = cfg.exam.others["rival"].runtime.model_copy(update={"base_url": "http://elsewhere/v1"})
+    assert of() == of(runtime=moved)
+    assert of() != of(revision="tuesday")
+
+
+def test_others_meet_sft_and_the_last_round_in_every_duel(cfg):
+    steps = named(plan(cfg.model_copy(update={"rounds": 2})))
+    fought = {name.removeprefix("duel@test ") for name in steps if name.startswith("duel") and "old" not in name}
+    rounds = {"round-1 sft", "round-2 sft", "round-2 round-1", "control sft"}
+    assert fought == rounds | {"rival sft", "rival round-2"}
+
+
+def test_a_sweep_s_points_are_not_compared_with_others_on_dev(cfg):
+    assert "base@test rival" not in named(plan(of_exam(cfg, split="dev")))
+
+
+@pytest.mark.parametrize("name", ["sft", "control", "round-1", "best-of-4"])
+def test_a_name_that_the_table_has_already_is_refused(cfg, name):
+    with pytest.raises(ValueError, match=rf"others\.{name}: the table has a row of that name"):
+        ExamConfig(**{**dict(cfg.exam), "others": {name: cfg.exam.others["rival"]}})
+
+
+def test_what_a_server_may_not_know_is_not_asked_of_it(cfg):
+    settings = {"answer": cfg.exam.sample.settings["answer"].model_copy(update={"min_p": 0.1})}
+    bent = of_exam(cfg, sample=cfg.exam.sample.model_copy(update={"settings": settings}))
+    assert any("exam.others.rival: not every server knows min_p" in fault for fault in mismatches(bent))
+
+
+def test_a_key_that_is_not_there_is_said_before_anything_is_built(cfg, monkeypatch):
+    monkeypatch.delenv("RIVAL_KEY", raising=False)
+    rival = cfg.exam.others["rival"]
+    locked = rival.model_copy(update={"runtime": rival.runtime.model_copy(update={"api_key_env": "RIVAL_KEY"})})
+    step = named(plan(of_exam(cfg, others={"rival": locked})))["sample@test rival"]
+    with pytest.raises(Refusal, match=r"exam\.others\.rival\.runtime\.api_key_env=RIVAL_KEY"):
+        preflight.check([step])
+
+
+def test_another_model_is_a_row_with_differences_and_contests_and_no_kl(tmp_path):
+    run = Run(tmp_path)
+    run.add("sft", scored(0.5)).add("round-1", scored(0.7)).add("rival", scored(0.9))
+    report = run.evaluate()
+    assert row_of(report["differences"], model="rival")["mean"] == pytest.approx(0.4)
+    met = [(duel["a"], duel["b"], duel["wins"]) for duel in report["duels"] if duel["a"] == "rival"]
+    assert met == [("rival", "sft", 60), ("rival", "round-1", 60)]
+    kl = row_of(report["models"], name="rival")["kl"]
+    assert kl["mean"] is None and "whose tokens need not be sft's" in kl["why"]
+    assert "rival" not in {row["model"] for row in report["missing"]}
+    assert report["verdict"]["better"] == "yes", "the question is still whether round-1 is better than sft"
+
+
+# ── by name, from a server ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def chat(body):
+    """Repeats what it was asked, with two seeds apart; the last of the asked gets no text at all."""
+    [question] = body["messages"]
+    assert set(body) == {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "reasoning_effort"}
+    usage = {"prompt_tokens": 10, "completion_tokens": 500}  # most of them thought and never shown
+    if "9 facts" in question["content"]:
+        return {"message": {"content": None}, "finish_reason": "content_filter", "usage": usage}
+    said = f"  Wohl:\n\u00e4 {question['content']} <s>"
+    return {"message": {"content": said}, "finish_reason": "stop", "usage": usage}
+
+
+@pytest.fixture(scope="module")
+def sft(tmp_path_factory):
+    return tiny_model(tmp_path_factory.mktemp("store") / "sft" / "0123456789ab")
+
+
+def served(url, **runtime):
+    known = {"api_key_env": None, "concurrency": 4, "retries": 0, "timeout": 60.0}
+    prices = {"prices": {"input": 1.0, "output": 3.0}}
+    body = {"reasoning_effort": "low"}
+    return ServedModel(
+        kind="served", model="m", revision=None, body=body, runtime={"base_url": url, **known, **prices, **runtime}
+    )
+
+
+@pytest.mark.model
+def test_what_a_server_says_comes_through_to_the_letter_and_is_measured_in_sft_s_tokens(sft, tmp_path):
+    prompts = test_sample.ask(tmp_path / "test", *(f"name {number} facts about the river" for number in range(10)))
+    with serving(chat) as server:
+        cfg = served(server.base_url)
+        rival = base.run(cfg, sft.path.parent.parent / "base" / "abcabcabcabc", like=sft)
+        runtime = {"blocks": 1, "workers": 3, "max_failed": 0.5}
+        limits = {"prompt": 64, "completion": 100}
+        asked = test_sample.config(backend=dict(cfg), limits=limits, runtime=runtime)
+        rows = sample.run(asked, tmp_path / "out", policy=rival, prompts=prompts).read()
+    lost = read_table(tmp_path / "out" / "failed.parquet")
+    assert rows.height == 36 and lost.height == 4
+    assert lost["reason"].unique().to_list() == ["the server ended it with content_filter and gave no text"]
+    for row in rows.iter_rows(named=True):
+        assert row["completion"] == f"  Wohl:\n\u00e4 {row['prompt'][0]['content']} <s>"
+        assert row["logprob"] is None and row["policy"] == "abcabcabcabc"
+    assert json.loads((rival.path / "model.json").read_text())["base"] == "sft/0123456789ab"
+    assert not list(rival.path.rglob("*.safetensors")), "a measure is no copy of a model"
+    stop = {"draw": {**test_sample.CONFIG["settings"]["draw"], "stop": [" facts", "never"]}}
+    with serving(chat) as server:
+        asked = test_sample.config(backend=dict(served(server.base_url)), limits=limits, runtime=runtime, settings=stop)
+        cut = sample.run(asked, tmp_path / "cut", policy=rival, prompts=prompts).read()
+    assert set(cut["stop_string"]) == {" facts"} and not any("facts" in said for said in cut["completion"])
+    assert all(said.startswith("  Wohl:\n\u00e4 name ") for said in cut["completion"])
+    money = json.loads((tmp_path / "out" / "cost.json").read_text())["money"]
+    assert money == pytest.approx(40 * (10 + 3 * 500) / 1e6), "also for what it thought, and for what it withheld"
+
+
+@pytest.mark.model
+def test_a_key_that_a_server_does_not_take_is_named_by_the_other_s_own_knob(sft, tmp_path):
+    """Also in a later turn of a conversation, which is drawn in a folder within the step's."""
+    write_json(tmp_path / "out" / "step.json", {"knob": "exam.others.rival"})
+    with serving(chat, key="another") as server:
+        cfg = served(server.base_url)
+        rival = base.run(cfg, sft.path.parent.parent / "base" / "defdefdefdef", like=sft)
+        asked = test_sample.config(backend=dict(cfg), limits={"prompt": 64, "completion": 9})
+        prompts = test_sample.ask(tmp_path / "test", "name a river")
+        said = r"^exam\.others\.rival\.runtime\.base_url=(.|\n)* name it as exam\.others\.rival\.runtime\.api_key_env="
+        with pytest.raises(Refusal, match=said):
+            sample.run(asked, folder(tmp_path / "out", 2), policy=rival, prompts=prompts)

@@ -1,0 +1,14 @@
+import os
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import ABSENT_FILE, write_text
+from pipeline.config import BenchmarkConfig
+from tests.support.toys import make
+
+
+def run(cfg: BenchmarkConfig, out: Path, **inputs: Any) -> None:
+    """TOY_ABSENT: it is not on this machine."""
+    make("benchmark", cfg, out, inputs)
+    if os.environ.get("TOY_ABSENT"):
+        write_text(out / ABSENT_FILE, "Not here.")

@@ -1,9 +1,0 @@
-from pathlib import Path
-from typing import Any
-
-from pipeline.config import Refit, SftConfig
-from tests.toys import make
-
-
-def run(cfg: SftConfig | Refit, out: Path, **inputs: Any) -> None:
-    make("sft", cfg, out, inputs)

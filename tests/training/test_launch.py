@@ -1,0 +1,278 @@
+"""How many processes train, how they share a batch and are started, and what they are held to: the losses of one."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+
+import polars as pl
+import pytest
+import torch
+from pydantic import ValidationError
+
+from pipeline.artifacts import Model, Pairs, write_table
+from pipeline.config import launch as launching
+from pipeline.driver.ledger import told_in_short
+from pipeline.errors import Broken, Refusal
+from pipeline.training import launch
+from tests.support.house import HOUSE, SMALL, composed
+from tests.support.preferences import LORA, QLORA, dpo
+from tests.training.test_guards import Round, account, seen, thumb
+
+
+@pytest.fixture(scope="module")
+def round_(tmp_path_factory) -> Round:
+    return Round(tmp_path_factory.mktemp("store"))
+
+
+def weights(model: Model) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(model.adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.model
+def test_two_processes_give_the_losses_of_one_with_the_summed_batch(round_):
+    one = round_.train("one", dpo(LORA, batch=8))
+    two = round_.train("two", dpo(LORA, batch=8, processes=2))
+    assert len(seen(one, "loss")) == 3
+    assert seen(two, "loss") == pytest.approx(seen(one, "loss"), abs=1e-5)
+    assert seen(two, "eval_loss") == pytest.approx(seen(one, "eval_loss"), abs=1e-5)
+    assert account(two)["kept"] == 3 and not seen(two, "eval_kl")
+    together = weights(two)
+    assert all((together[name] - weight).abs().max() < 1e-4 for name, weight in weights(one).items())
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["dpo", "simpo", "aot", "kto"])
+def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round_, name, tmp_path):
+    """24 pairs by ten: four are left, all in one process; 48 thumbs by twenty: eight are left, five of them in one."""
+    others = {
+        "dpo": {"micro_batch": 5, "batch": 10, "epochs": 2},
+        "simpo": {"trainer": "cpo", "loss": ["simpo"], "logps": "none", "args": {"cpo_alpha": 0.0}, "batch": 10},
+        "aot": {"loss": ["aot"], "together": 5, "micro_batch": 5, "batch": 10},
+        "kto": {"trainer": "kto", "loss": ["kto"], "logps": "live", "together": 10, "batch": 20, "micro_batch": "auto"},
+    }
+    cfg = {**others[name], "eval_every": 2, "learning_rate": 5e-3}
+    cfg.setdefault("micro_batch", 5)
+    both = pl.concat([round_.pairs.train(), round_.pairs.dev()])
+    thumbs = pl.concat([thumb(both, "chosen", True), thumb(both, "rejected", False)])
+    write_table(tmp_path / "unpaired.parquet", thumbs)
+    for part in ("train", "dev"):
+        write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, part)())
+    given = {"pairs": [Pairs(tmp_path)], "reference": None if name == "simpo" else round_.sft}
+    one = round_.train(f"last-{name}", dpo(LORA, **cfg), **given)
+    two = round_.train(f"last-{name}-two", dpo(LORA, processes=2, **cfg), **given)
+    for figure in ("loss", "eval_loss", *(["kto_kl", "eval_kto_kl"] if name == "kto" else ["rewards/margins"])):
+        assert seen(two, figure) and seen(two, figure) == pytest.approx(seen(one, figure), abs=1e-5), figure
+    if name == "kto":
+        assert any(kl > 1e-3 for kl in seen(one, "kto_kl").values())
+
+
+@pytest.mark.model
+def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
+    """On a CPU `accelerate launch` starts one process of the two, and says nothing; its rank tells the stage."""
+    alone = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    monkeypatch.setattr(launch, "launcher", lambda cfg, count, machine: alone)
+    with pytest.raises(Refusal, match=r"the launcher started 1 process of kind NO, and 2 of MULTI_GPU or MULTI_CPU"):
+        round_.train("unreached", dpo(batch=8, processes=2))
+    assert not (round_.store / "train" / "unreached" / "model.json").exists()
+
+
+@pytest.mark.model
+def test_what_breaks_one_process_is_said_whichever_it_is(round_, monkeypatch):
+    monkeypatch.setattr(launch, "RANK", "tests.support.second_rank")
+    with pytest.raises(Broken, match=r"^a process that checks answers was killed\.$"):
+        round_.train("second", dpo(batch=8, processes=2))
+
+
+@pytest.mark.model
+def test_several_that_are_not_asked_say_that_they_do_not_look(round_, capsys):
+    from pipeline.training.monitoring import guards
+
+    given = round_.sft, round_.sft, round_.dev, pl.DataFrame({"prompt_ids": [[1]], "chosen_ids": [[2]]}), round_.store
+    guards.guards_for(dpo(), *given, processes=2)
+    bare = *given[:3], given[3].clear(), given[4]
+    with pytest.raises(Refusal, match="a training without dev pairs is never looked at"):
+        guards.guards_for(dpo(guards={"stop_on": "loss"}), *bare, processes=2)
+    assert "2 processes train together: KL, own answers" in capsys.readouterr().err
+
+
+def test_the_ledger_says_whether_several_looked():
+    assert told_in_short({"processes": 2, "watched": False}) == "2 processes, which do not look at KL"
+    assert told_in_short({"processes": 2, "watched": True}) == "2 processes"
+
+
+@pytest.mark.model
+def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monkeypatch):
+    """No memory at the third step: half as many rows from the newest checkpoint, and optimizer steps as before."""
+    from pipeline.training.trainers import dpo as trl_dpo
+
+    step, asked = trl_dpo.Trainer.training_step, []
+
+    def full(self, model, inputs, *args):
+        rows = self.rows_in(inputs)
+        asked.append(rows)
+        if rows == 4 and len(asked) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(self, model, inputs, *args)
+
+    monkeypatch.setattr(trl_dpo.Trainer, "training_step", full)
+    short = round_.train("short", dpo(LORA, batch=4, micro_batch="auto", save_every=1))
+    assert asked == [4, 4, 4, *[2] * 8]
+    assert json.loads((short.path / "cost.json").read_text())["micro_batch"] == 2
+    monkeypatch.undo()
+    plain = seen(round_.train("plain", dpo(LORA, batch=4, micro_batch=4)), "loss")
+    assert seen(short, "loss") == pytest.approx(plain, abs=1e-5)
+    monkeypatch.setattr(trl_dpo.Trainer, "training_step", full)
+    with pytest.raises(Broken, match=r"ran out with 4 rows at once.\n  Give train.runtime.micro_batch=2 or auto"):
+        round_.train("given", dpo(LORA, batch=4, micro_batch=4))
+
+
+@pytest.mark.model
+def test_two_machines_give_the_losses_of_one(round_, tmp_path):
+    """The second machine is a second launcher here, started by what the first one says."""
+    cfg = dpo(LORA, batch=8, processes=1, runtime={"machines": 2, "address": "127.0.0.1", "port": free_port()})
+    order = round_.store / "train" / "apart" / "scratch" / "order.json"
+    wait = f"while [ ! -f {order} ]; do sleep 0.2; done; exec {sys.executable} -m pipeline.training.launch {order} 1"
+    other = subprocess.Popen(["sh", "-c", wait], cwd=HOUSE)
+    apart = round_.train("apart", cfg)
+    assert other.wait(60) == 0
+    assert seen(apart, "loss") == pytest.approx(seen(round_.train("near", dpo(LORA, batch=8)), "loss"), abs=1e-5)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_a_machine_that_nobody_waits_for_is_told_so(tmp_path):
+    with pytest.raises(Refusal, match=r"order.json: no training waits there.\n  Start it on the first machine"):
+        launch.join(tmp_path / "order.json", 1)
+    cfg = dpo(runtime={"machines": 2, "address": "a"})
+    (tmp_path / "order.json").write_text(json.dumps({"config": cfg.model_dump(mode="json")}))
+    with pytest.raises(Refusal, match=r"machine 2: train.runtime.machines=2.*\n  Give a number from 1 to 1"):
+        launch.join(tmp_path / "order.json", 2)
+
+
+KTO = {"trainer": "kto", "loss": ["kto"], "logps": "live", "micro_batch": "auto"}
+AOT = {"loss": ["aot"], "micro_batch": "auto"}
+MEET = {"machines": 2, "address": "head", "port": 6000}
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero1", "zero2", "zero3", "fsdp2"])
+def test_accelerate_takes_what_it_is_told_with_trl_s_own_config(name):
+    """Read by accelerate's own parser; DeepSpeed and several GPUs are not here to be started."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    def understood(**runtime):
+        command = launch.launcher(dpo(launch=name, dtype="bfloat16", runtime=runtime), 4, machine=1)
+        args = launch_command_parser().parse_args([*command[3:], "-m", "pipeline.training.rank", "order.json"])
+        return _validate_launch_command(args)[0]
+
+    here, apart = understood(), understood(**MEET)
+    assert (here.num_processes, here.num_machines, here.main_process_port) == (4, 1, 0)
+    assert (apart.num_processes, apart.num_machines, apart.machine_rank) == (8, 2, 1)
+    assert (apart.main_process_ip, apart.main_process_port, apart.mixed_precision) == ("head", 6000, "bf16")
+    assert (here.multi_gpu, here.use_deepspeed, here.use_fsdp) == (name == "ddp", name[:4] == "zero", name == "fsdp2")
+    if name == "fsdp2":
+        assert here.fsdp_cpu_ram_efficient_loading == "false" and here.fsdp_state_dict_type == "FULL_STATE_DICT"
+    elif name != "ddp":
+        assert here.zero_stage == int(name[-1])
+    if name == "zero3":
+        assert here.zero3_save_16bit_model  # without it nothing whole could be published
+
+
+@pytest.mark.parametrize(
+    ("gpus", "given", "said"),
+    [
+        (0, {"processes": 3}, None),
+        (2, {"processes": 3}, "processes=3: this machine shows 2 GPUs, and each process takes one.\n  Give"),
+        (4, {"processes": "auto", "launch": "fsdp2"}, None),
+        (0, {"processes": 2, "launch": "fsdp2"}, "launch=fsdp2 shares a model among GPUs, and this machine shows none"),
+        (1, {"processes": "auto", "launch": "fsdp2"}, "among several processes, and there is one"),
+        (1, {"processes": "auto", "launch": "fsdp2", "runtime": MEET}, None),
+        (5, {"processes": "auto", "micro_batch": "auto"}, "batch=24 does not share out to 5 processes.\n  Give"),
+        (3, {"processes": "auto", "micro_batch": 12}, "to 3 processes of train.runtime.micro_batch=12"),
+        (4, {"processes": "auto", **KTO, "together": 8}, None),
+        (8, {"processes": "auto", **KTO, "together": 8}, "together=8 does not share out to 8 processes: kto looks at"),
+        (3, {"processes": "auto", **KTO, "together": 8}, "or a train.together that is a multiple of 6, which"),
+        (4, {"processes": "auto", **KTO, "batch": 64, "together": 8, "micro_batch": 8}, "which is 2 in each.\n  Give"),
+        (2, {"processes": "auto", "guards": {"kl_budget": 5.0}}, "kl_budget=5 is read by one process alone, and 2"),
+        (2, {"processes": "auto", "guards": {"kl_budget": 5.0}, "runtime": {"watch": "always"}}, None),
+        (1, {"processes": "auto", "guards": {"fall_budget": 0.5}}, None),
+        (2, {"processes": "auto", **AOT, "together": 8}, "does not share out to 2 processes of train.together=8 rows"),
+        (4, {"processes": "auto", "launch": "zero3"}, "zero3 needs the package deepspeed, which is not installed"),
+    ],
+)  # fmt: skip
+def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
+    monkeypatch.setattr(launching, "find_spec", lambda name: None)
+    cfg = dpo(**{"batch": 24, **given})
+    fault = cfg.unfit(gpus)
+    assert fault is None if said is None else said in fault
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"adapter": QLORA, "launch": "zero3"}, "those of adapter=qlora are packed into few bits"),
+        ({**AOT, "together": 3}, "batch=4 is not a multiple of together=3: aot looks at so many rows at once"),
+        ({**KTO, "batch": 12, "together": 4, "micro_batch": 3}, "micro_batch=3: kto looks at together=4 rows"),
+        ({"runtime": {"machines": 2}}, "machines=2 need an address: give address=HOST"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(given, said):
+    with pytest.raises(ValidationError, match=said):
+        dpo(**given)
+
+
+def test_what_all_processes_find_together_may_stop_them():
+    assert dpo(launch="fsdp2", guards={"stop_on": "loss"}).guards.may_stop
+
+
+def test_a_rate_far_above_the_usual_one_is_refused_unless_it_is_named():
+    with pytest.raises(ValidationError, match=r"learning_rate=0.01 is over ten times what is usual here \(0.0005\)"):
+        dpo(learning_rate=1e-2, usual_rate=5e-4)
+    with pytest.raises(ValidationError, match=r"learning_rate=0.06 is over a hundred times what is usual here"):
+        dpo(LORA, learning_rate=6e-2, usual_rate=5e-4)
+    assert dpo(learning_rate=1e-2, usual_rate=1e-2).learning_rate == 1e-2
+    assert dpo(learning_rate=5e-6, usual_rate=5e-7).learning_rate == 5e-6, "ten times is not over ten times"
+
+
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+@pytest.mark.parametrize("train", ["dpo", "orpo"])
+def test_an_adapter_s_ordinary_rates_are_taken_and_the_remedy_for_others_works_when_typed(train, adapter):
+    words = [*SMALL, f"train={train}", f"adapter@train.adapter={adapter}"]
+    for rate in (1e-4, 5e-4):
+        assert composed(*words, f"train.learning_rate={rate}").train.learning_rate == rate
+    with pytest.raises(Refusal, match=r"train.*learning_rate=0.002 is over a hundred times") as refused:
+        composed(*words, "train.learning_rate=2e-3")
+    [remedy] = re.findall(r"give (\S+=\S+)", str(refused.value))
+    assert composed(*words, "train.learning_rate=2e-3", remedy).train.learning_rate == 2e-3
+
+
+@pytest.mark.parametrize("rate", ["5e-6", "6e-6"])
+def test_a_full_model_s_limit_stays_ten_times_its_rate(rate):
+    words = [*SMALL, f"train.learning_rate={rate}"]
+    if float(rate) <= 5e-6:
+        assert composed(*words).train.learning_rate == float(rate)
+        return
+    with pytest.raises(Refusal, match="over ten times") as refused:
+        composed(*words)
+    [remedy] = re.findall(r"give (\S+=\S+)", str(refused.value))
+    assert remedy == "train.runtime.usual_rate=6e-06"
+    assert composed(*words, remedy).train.learning_rate == float(rate)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("dpo", 5e-7), ("orpo", 8e-6)])
+def test_each_objective_brings_its_usual_rate(name, rate):
+    cfg = composed(*SMALL, f"train={name}").train
+    assert cfg.learning_rate == cfg.runtime.usual_rate == rate
+
+
+@pytest.mark.model
+def test_a_rate_far_below_the_usual_one_is_said(round_, capfd):
+    round_.train("slow", dpo(learning_rate=1e-6, usual_rate=5e-5, batch=24))
+    assert "learning_rate=1e-06 is under a tenth of what is usual here (5e-05)" in capfd.readouterr().err

@@ -1,0 +1,122 @@
+"""Rows of like length share a pass: less is computed, and losses, gradients and weights stay those of TRL's batch."""
+
+import random
+from itertools import combinations, pairwise
+
+import polars as pl
+import pytest
+
+from pipeline.artifacts import read_table, write_table
+from pipeline.config import TrainConfig
+from pipeline.training.trainers import length_grouping
+from tests.support.preferences import LORA, dpo, write_logps
+from tests.training.test_guards import Round, seen
+
+TRAINERS = {
+    "dpo": {},
+    "ld_dpo": {"logps": "live", "args": {"ld_alpha": 0.5}},
+    "wpo": {"args": {"use_weighting": True}},
+    "aot": {"loss": ["aot"], "together": 8},
+    "rpo": {"loss": ["sigmoid", "sft"], "together": 8},
+    "simpo": {"trainer": "cpo", "logps": "none", "loss": ["simpo"], "args": {"cpo_alpha": 0.0}},
+    "cpo": {"trainer": "cpo", "logps": "none", "loss": ["sigmoid"], "together": 8},
+    "orpo": {"trainer": "orpo", "logps": "none", "loss": ["orpo"], "together": 8},
+    "kto": {"trainer": "kto", "logps": "live", "loss": ["kto"], "together": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def round_(tmp_path_factory) -> Round:
+    """Pairs whose rejected answers are four times as long as they were."""
+    round_ = Round(tmp_path_factory.mktemp("store"))
+    for file, column in (("train", "rejected_token_ids"), ("dev", "rejected_token_ids"), ("unpaired", "token_ids")):
+        table = read_table(path := round_.pairs.path / f"{file}.parquet")
+        long = pl.concat_list([column] * 4)
+        if "label" in table.columns:
+            long = pl.when("label").then(column).otherwise(long)
+        write_table(path, table.with_columns(long.alias(column)))
+    round_.logps = write_logps(round_.store / "refer" / "bbbbbbbbbbbb", round_.sft, round_.pairs)
+    return round_
+
+
+def settings(**changes) -> TrainConfig:
+    return dpo(max_length=250, **changes)
+
+
+def cost(groups: list[list[int]], lengths: list[int]) -> int:
+    return sum(length_grouping.PASS + len(rows) * max(lengths[row] for row in rows) for rows in groups)
+
+
+def test_every_row_goes_through_once_and_no_other_cut_is_cheaper():
+    draw = random.Random(0)
+    for _ in range(20):
+        lengths = [draw.randint(2, 300) for _ in range(8)]
+        groups = length_grouping.passes(lengths)
+        assert sorted(row for rows in groups for row in rows) == list(range(8))
+        order = sorted(range(8), key=lengths.__getitem__)
+        cuts = [(0, *at, 8) for count in range(8) for at in combinations(range(1, 8), count)]
+        others = [[order[a:b] for a, b in pairwise(at)] for at in cuts]
+        assert cost(groups, lengths) == min(cost(other, lengths) for other in others)
+
+
+def test_rows_alike_share_one_pass_and_a_long_one_goes_alone():
+    assert len(length_grouping.passes([60, 61, 62, 60])) == 1
+    assert length_grouping.passes([60, 61, 500, 60])[0] == [2]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", TRAINERS)
+def test_losses_and_gradients_are_those_of_the_padded_batch(round_, name):
+    """Also where a loss compares or averages the rows of a batch: it sees the same ones."""
+    changes = {"batch": 8, "micro_batch": 8, **TRAINERS[name]}
+    given = {"dev": None} | ({"reference": None} if changes.get("logps") == "none" else {})
+    runs = [
+        round_.train(f"{name}-{cut}", settings(adapter=LORA, by_length=cut, **changes), **given)
+        for cut in (True, False)
+    ]
+    for figure in ("loss", "grad_norm", "eval_loss"):
+        ours, theirs = (seen(run, figure) for run in runs)
+        assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-4)
+    assert len(seen(runs[0], "loss")) >= 3
+
+
+@pytest.mark.model
+def test_less_goes_through_the_model_and_all_of_it_is_attended(round_, monkeypatch):
+    import torch
+    from transformers import LlamaModel
+
+    computed = {True: [0, 0], False: [0, 0]}
+    plain = LlamaModel.forward
+
+    def counting(self, *args, **kwargs):
+        if torch.is_grad_enabled():
+            mask = kwargs["attention_mask"]
+            computed[cut][0] += mask.numel()
+            computed[cut][1] += int(mask.sum())
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", counting)
+    for cut in (True, False):
+        round_.train(f"count-{cut}", settings(by_length=cut, batch=8, micro_batch=8), dev=None)
+    assert computed[True][1] == computed[False][1] < computed[True][0] < 0.7 * computed[False][0]
+
+
+@pytest.mark.model
+def test_two_processes_cut_their_own_batches_and_give_the_losses_of_one(round_):
+    """Each takes as many passes as its rows ask: nothing inside a pass may wait for the other process."""
+    one = round_.train("one", settings(batch=8, micro_batch=8, by_length=False))
+    two = round_.train("two", settings(batch=8, micro_batch=4, processes=2))
+    assert seen(two, "loss") == pytest.approx(seen(one, "loss"), abs=1e-5)
+    assert seen(two, "grad_norm") == pytest.approx(seen(one, "grad_norm"), rel=1e-4)
+
+
+def test_a_batch_that_is_padded_on_the_left_is_no_batch_of_a_trainer():
+    import torch
+
+    module = torch.nn.Identity()
+    ids = torch.ones(2, 400, dtype=torch.long)
+    mask = ids.clone()
+    mask[0, :350] = 0
+    with length_grouping.rows_by_length(module), pytest.raises(ValueError, match="not padded there"):
+        module(ids, attention_mask=mask)
+    assert "forward" not in vars(module)

@@ -1,0 +1,215 @@
+"""Trackers show what metrics.jsonl says, in the run's folder; they change nothing, stop nothing and tell no key."""
+
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pipeline.artifacts import Model, write_json
+from pipeline.config import Tensorboard, Wandb
+from pipeline.errors import Refusal
+from pipeline.preflight import environment
+from tests.support.house import SMALL, Toys, fingerprints
+from tests.support.preferences import dpo
+from tests.training.test_guards import Round, published
+
+KEY = "0123456789abcdef" * 2 + "01234567"  # of a key's length; no server knows it
+WANDB = Wandb(kind="wandb", mode="offline", project="p", entity=None, group=None, name=None)
+ONLINE = WANDB.model_copy(update={"mode": "online"})
+
+
+@pytest.fixture(scope="module")
+def round_(tmp_path_factory) -> Round:
+    return Round(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def story(tmp_path) -> Path:
+    folder = tmp_path / "runs" / "smoke" / "2026-01-02_03-04-05" / "2"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def tracked(round_: Round, name: str, story: Path, tracker, **runtime) -> Model:
+    """Trained as the worker has it done: `step.json` lies in the folder and says where the run's story is."""
+    cfg = dpo(tracker=tracker and tracker.model_dump(), runtime=runtime, learning_rate=3e-3, usual_rate=3e-3)
+    step = {"stage": "train", "label": 1, "fingerprint": name, "story": str(story), "config": cfg.model_dump()}
+    (round_.store / "train" / name).mkdir(parents=True, exist_ok=True)
+    write_json(round_.store / "train" / name / "step.json", step)
+    model = round_.train(name, cfg)
+    (model.path / "step.json").unlink()
+    return model
+
+
+@pytest.fixture(scope="module")
+def plain(round_) -> Model:
+    return round_.train("plain", dpo(learning_rate=3e-3, usual_rate=3e-3))
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+@pytest.mark.model
+def test_tensorboard_shows_every_figure_and_the_answers(round_, plain, story):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = tracked(round_, "boarded", story, Tensorboard(kind="tensorboard"))
+    events = EventAccumulator(str(story / "tensorboard" / "train-1"))
+    events.Reload()
+    for shown, name in (("train/loss", "loss"), ("dev/loss", "eval_loss"), ("dev/kl", "eval_kl")):
+        logged = {row["step"]: row[name] for row in model.metrics() if name in row}
+        assert {event.step: event.value for event in events.Scalars(shown)} == pytest.approx(logged, rel=1e-6)
+        assert len(logged) >= 3
+    answers = [tag for tag in events.Tags()["tensors"] if tag.startswith("dev/answers/")]
+    assert len(answers) == 4 and [event.step for event in events.Tensors(answers[0])] == [0, 4, 6]
+    assert published(model) == published(plain)
+
+
+@pytest.mark.model
+def test_wandb_works_offline_and_tells_no_key(round_, plain, story, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    model = tracked(round_, "offline", story, WANDB)
+    assert published(model) == published(plain)
+
+    [run] = (story / "wandb").glob("offline-run-*/run-*.wandb")
+    data = run.read_bytes()
+    for word in (b"train/loss", b"train/rewards/margins", b"dev/kl", b"smoke/2026-01-02_03-04-05", b"2/train-1"):
+        assert word in data, word
+    pages = [path for path in files(story) if path.suffix == ".html" and "answers" in path.name]
+    assert len(pages) == 3 and all(path.read_text().count("<tr>") == 4 for path in pages)
+    said = "".join(capfd.readouterr())
+    assert KEY not in said and "failed" not in said
+    everything = [*files(story), *files(model.path), *files(round_.store)]
+    assert [path for path in everything if KEY.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.model
+def test_a_tracker_that_cannot_be_opened_stops_nothing(round_, plain, story, capfd):
+    (story / "tensorboard").write_text("a file where the folder should be")
+    model = tracked(round_, "unopened", story, Tensorboard(kind="tensorboard"))
+    said = capfd.readouterr().err
+    assert said.count("! tracker=tensorboard failed (Not a directory): training goes on") == 1
+    assert published(model) == published(plain)
+
+
+@pytest.mark.model
+def test_a_tracker_that_dies_on_the_way_stops_nothing(round_, plain, story, capfd, monkeypatch):
+    """Its service is killed at the third step."""
+    import wandb
+
+    from pipeline.training.monitoring.callbacks import MetricsLog
+
+    log = MetricsLog.on_log
+
+    def killing(self, args, state, control, **kwargs):
+        log(self, args, state, control, **kwargs)
+        if state.global_step == 3:
+            for pid in services():
+                os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(MetricsLog, "on_log", killing)
+    model = tracked(round_, "killed", story, WANDB)
+    assert capfd.readouterr().err.count("! tracker=wandb failed") == 1
+    assert published(model) == published(plain)
+    with suppress(OSError):
+        wandb.teardown()  # it remembers the one that was killed
+
+
+def services() -> list[int]:
+    """W&B's processes under this one."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    return [int(pid) for pid, parent, name in rows if int(parent) == os.getpid() and "wandb-core" in name]
+
+
+@pytest.mark.model
+def test_checkpoints_are_kept_when_asked_beside_the_model_and_not_in_it(round_, plain, story):
+    model = tracked(round_, "kept", story, None, keep_checkpoints=True)
+    kept = story / "checkpoints" / "train-1"
+    assert (kept / "checkpoint-4" / "optimizer.pt").is_file() and (kept / "checkpoints.json").is_file()
+    assert published(model) == published(plain)
+
+
+def test_a_tracker_changes_no_fingerprint():
+    plain = fingerprints(*SMALL)
+    assert fingerprints(*SMALL, "tracker=wandb", "tracker.mode=offline", "tracker.name=x") == plain
+
+
+@pytest.fixture
+def quiet(tmp_path, monkeypatch) -> Path:
+    """An environment that says nothing to W&B but where its netrc is."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    return tmp_path / "netrc"
+
+
+@pytest.mark.parametrize("planned", [[], ["dry_run=true"]])
+def test_wandb_without_its_key_is_refused_at_the_door(tmp_path, quiet, planned):
+    said = Toys(tmp_path).run(*SMALL, "tracker=wandb", *planned, code=0 if planned else 2)
+    assert "tracker=wandb: there is no key for https://api." in said
+    assert "`wandb login`; or give tracker.mode=offline" in said and not list((tmp_path / "runs").glob("*"))
+    assert not Toys(tmp_path).manifests()
+
+
+def test_the_key_is_looked_for_where_wandb_will_find_it(quiet, monkeypatch):
+    def check() -> None:
+        environment.check_tracker(ONLINE)
+
+    environment.check_tracker(WANDB)
+    quiet.write_text("".join(f"machine {at} login user password {KEY}\n" for at in ("api.wandb.ai", "my.org:8080")))
+    check()
+    for url, known in {"https://my.org": False, "http://my.org:8080/": True, "https://api.wandb.ai": True}.items():
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        if known:
+            check()
+            continue
+        with pytest.raises(Refusal, match=rf"there is no key for {url}: WANDB_API_KEY is not set"):
+            check()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://other.org")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    check()
+
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.delenv("WANDB_BASE_URL")
+    (quiet.parent / "config").mkdir()
+    (quiet.parent / "config" / "settings").write_text(
+        "[default]\nbase_url = http://my.org:8080\n"
+    )  # wandb login --host
+    check()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WANDB_API_KEY", f"{KEY}\n", "start or end with whitespace"),
+        ("WANDB_API_KEY", KEY[:30], "must have 40+ characters, has 30"),
+        ("WANDB_API_KEY", f"{KEY[:20]} {KEY[20:]}", "may only contain"),
+        ("WANDB_BASE_URL", f"my.org/{KEY}", "WANDB_BASE_URL: Input should be a valid URL"),
+        ("WANDB_MODE", KEY, "WANDB_MODE: Input should be 'online'"),
+        ("WANDB_MODE", "offline", "WANDB_MODE=offline is set"),
+        ("WANDB_MODE", "disabled", "WANDB_MODE=disabled is set"),
+        ("WANDB_DISABLED", "True", "WANDB_DISABLED=True is set"),
+    ],
+)
+def test_what_would_keep_wandb_from_sending_is_refused_at_the_door(quiet, monkeypatch, name, value, said):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Refusal, match="^tracker=wandb: ") as refused:
+        environment.check_tracker(ONLINE)
+    words = str(refused.value)
+    assert said in words and "give tracker.mode=offline" in words.lower() and KEY[:20] not in words
+    environment.check_tracker(WANDB)
+
+
+def test_a_tracker_that_is_not_installed_is_refused_at_the_door(monkeypatch):
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
+    with pytest.raises(
+        Refusal, match=r"tracker=tensorboard: the package tensorboard is not installed.*\n.*make install"
+    ):
+        environment.check_tracker(Tensorboard(kind="tensorboard"))
