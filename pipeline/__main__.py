@@ -1,36 +1,130 @@
-"""compose → Config → plan → run: `python -m pipeline [recipes=NAME] [key=value …]`, `-m` for a sweep."""
+"""The command `strop`: a table of commands. Each is a module with `main(words)`, loaded only when it is asked for.
+
+`python -m pipeline …` is the same command, and words without a command (`recipes=smoke`) are those of `run`.
+"""
 
 import sys
+from dataclasses import dataclass
+from importlib import import_module
 
-from pipeline.errors import REFUSED, STOPPED, Refusal, exit_on_signals, explain_disk_fault
+from pipeline.errors import DONE, REFUSED, exit_on_signals, nearest
+
+HELP = {"-h", "--help"}
+CHOICES = "[recipes=NAME] [group=choice …] [key=value …]"
+
+
+@dataclass(frozen=True)
+class Command:
+    summary: str
+    usage: str
+    example: str
+    module: str
+    words: tuple[str, ...] = ()  # put before the user's own
+
+
+COMMANDS = {
+    "run": Command(
+        "From an SFT checkpoint to a report. Steps that are already in the store are not repeated.",
+        f"[--config-dir FOLDER] {CHOICES} [until=STAGE[@ROUND]]",
+        "strop run sft.model=./my-sft prompts.path=prompts.jsonl score=reward reward=checkpoint"
+        " reward.model=./my-reward pair.scorer=reward",
+        "pipeline.commands.run",
+    ),
+    "plan": Command(
+        "What a run would do, and what it would refuse. Writes nothing and needs no network.",
+        f"[--config-dir FOLDER] {CHOICES}",
+        "strop plan recipes=smoke train.beta=0.05",
+        "pipeline.commands.run",
+        ("dry_run=true",),
+    ),
+    "pilot": Command(
+        "10, then 50 prompts through every stage, then hours, disk and money of the whole run.",
+        f"[--config-dir FOLDER] {CHOICES}",
+        "strop pilot recipes=mine",
+        "pipeline.commands.pilot.__main__",
+    ),
+    "sweep": Command(
+        "One run for each point of a grid. Shared steps are built once; a page compares the points.",
+        f"[--config-dir FOLDER] {CHOICES} key=value,value …",
+        "strop sweep recipes=smoke train.beta=0.05,0.2",
+        "pipeline.commands.run",
+        ("-m",),
+    ),
+    "trace": Command(
+        "One prompt, from its candidates and scores to its pair or the reason why it has none.",
+        "PROMPT_ID [RUN]",
+        "strop trace 3fa9c1d20b7e runs/latest",
+        "pipeline.commands.trace",
+    ),
+    "compare": Command(
+        "Finished runs or evaluated models in one report, on the prompts that they share.",
+        "[NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95] [resamples=9999] [seed=42]",
+        "strop compare old=runs/mine/A new=runs/mine/B",
+        "pipeline.commands.compare",
+    ),
+    "label": Command(
+        "Pairs of answers for people to judge, as a page that works offline.",
+        "[RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0]",
+        "strop label runs/latest of=test-sft,test-round-1",
+        "pipeline.commands.label",
+    ),
+    "calibrate": Command(
+        "Scorers against people's verdicts: how often they agree, and whether a longer answer would do as well.",
+        f"FILE [scorer=NAME,…] [out=calibration.json] {CHOICES}",
+        "strop calibrate verdicts.jsonl scorer=judge recipes=mine",
+        "pipeline.commands.calibrate",
+    ),
+    "edit": Command(
+        "A run's pairs as pairs.jsonl, to correct by hand and give back as pair.edits=FILE.",
+        "[RUN] [ROUND]",
+        "strop edit runs/latest 1",
+        "pipeline.commands.edit",
+    ),
+    "merge": Command(
+        "A trained adapter's whole weights, for tools that take no adapter. Nothing is trained again.",
+        "RUN [OUT]",
+        "strop merge runs/latest my-model",
+        "pipeline.commands.merge",
+    ),
+    "store": Command(
+        "What is in the store and which runs use it. --prune lists what no run needs, asks, and empties it.",
+        "[store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]",
+        "strop store --prune",
+        "pipeline.commands.store",
+    ),
+    "report": Command(
+        "A run's report again, by the code as it is now. Loads no model.",
+        "[RUN]",
+        "strop report runs/latest",
+        "pipeline.commands.report",
+    ),
+}
 
 
 def main() -> int:
     exit_on_signals()  # before the imports, which take most of the first second
-    from pipeline.config.compose import Arguments, compose
-    from pipeline.driver.run import Stopped, drive, stop_on_signals
-
-    try:
-        arguments = Arguments.parse(sys.argv[1:])
-        points, several = compose(arguments)
-        stop_on_signals()
-        if not several:
-            return drive(points[0])
-        from pipeline.driver.sweep import sweep
-
-        return sweep(arguments, points)
-    except Refusal as refusal:
-        print(refusal, file=sys.stderr)
+    words = sys.argv[1:]
+    if not words or words[0] in HELP:
+        print(describe_all())
+        return DONE
+    name, rest = (words[0], words[1:]) if words[0] in COMMANDS else ("run", words)
+    if name != words[0] and words[0].isidentifier():
+        print(f"{words[0]}: not a command. {nearest(words[0], list(COMMANDS))}", file=sys.stderr)
         return REFUSED
-    except OSError as error:
-        if not (said := explain_disk_fault(error)):
-            raise
-        print(said, file=sys.stderr)
-        return REFUSED
-    except Stopped:
-        return STOPPED
-    finally:
-        exit_on_signals()
+    command = COMMANDS[name]
+    if HELP & set(rest):
+        print(describe(name, command))
+        return DONE
+    return import_module(command.module).main([*command.words, *rest])
+
+
+def describe_all() -> str:
+    lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(["strop COMMAND …", "", *lines, "", "strop COMMAND --help shows its words and an example."])
+
+
+def describe(name: str, command: Command) -> str:
+    return f"strop {name} {command.usage}\n\n  {command.summary}\n\n  {command.example}"
 
 
 if __name__ == "__main__":

@@ -61,8 +61,8 @@ MAY_IMPORT = {
     "driver": "artifacts backends config errors hardware hashing models plan preflight progress report.render status"
     " step store",
     "__main__": "config driver errors",
-    "commands": "artifacts config driver errors hardware hashing models plan preflight report report.analysis report.render"
-    " scorers stages status step store",
+    "commands": "artifacts config driver errors hardware hashing models plan preflight report report.analysis"
+    " report.render scorers stages status step store",
 }
 
 

@@ -8,6 +8,7 @@ and flags.
 import ast
 import copy
 import functools
+import importlib
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -24,7 +25,12 @@ from pipeline.errors import Refusal
 from tests.support.house import HOUSE, composed
 
 # What is typed elsewhere than in a run: these have arguments of their own.
-OWN_ARGUMENTS = {"calibrate.py", "compare.py", "label.py", "why.py", "edit.py", "usage.py", "reprint.py", "argilla.py"}
+OWN_ARGUMENTS = (
+    "pipeline/commands/",
+    "pipeline/__main__.py",
+    "pipeline/driver/store_users.py",
+    "pipeline/scorers/argilla.py",
+)
 PLACES = {"pipeline/config/trl_args.py": "train"}  # whose words a block says as its own
 USAGE = {"key", "group", "hydra.searchpath", "hydra.sweep.dir", "hydra.mode"}  # words on the command line itself
 OPEN = re.compile(r"^(ANOTHER|ADDRESS|FILE|FOLDER|HOST|N|NAME|ROWS|SCORE|VALUE|…|<.*|\{.*|\[<.*)$")
@@ -117,7 +123,7 @@ def spoken() -> Iterator[tuple[str, str | None, str]]:
 
 def remedies() -> Iterator[Remedy]:
     for place, block, text in spoken():
-        if Path(place.partition(":")[0]).name in OWN_ARGUMENTS:
+        if place.startswith(OWN_ARGUMENTS):
             continue
         for key, value in KEY.findall(text):
             yield Remedy(place, block, key, value.rstrip(".").partition("|")[0])
@@ -272,10 +278,14 @@ def test_every_target_of_make_that_a_message_names_is_there():
     assert {word for _, word in named} - targets <= sentences
 
 
-def test_every_module_and_flag_that_a_message_names_is_there():
-    modules = {word for _, _, text in spoken() for word in re.findall(r"-m (pipeline(?:\.\w+)*)", text)}
-    assert modules >= {"pipeline", "pipeline.commands.calibrate", "pipeline.commands.compare"}
-    for module in modules:
+def test_every_command_and_module_that_a_message_names_is_there():
+    from pipeline.__main__ import COMMANDS
+
+    named = {word for _, _, text in spoken() for word in re.findall(r"\bstrop ([a-z]+)\b", text)}
+    assert {"run", "calibrate", "compare", "trace"} <= named <= set(COMMANDS)
+    for command in COMMANDS.values():
+        assert callable(importlib.import_module(command.module).main)
+    for module in {word for _, _, text in spoken() for word in re.findall(r"-m (pipeline(?:\.\w+)+)", text)}:
         assert importlib.util.find_spec(module), module
 
 

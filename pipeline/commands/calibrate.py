@@ -1,4 +1,4 @@
-"""`python -m pipeline.calibrate FILE [scorer=NAME,…] [key=value …]`: scorers against people's verdicts on pairs.
+"""`strop calibrate FILE [scorer=NAME,…] [key=value …]`: scorers against people's verdicts on pairs.
 
 A scorer is one of score.scorers (`+scorer@score.scorers.judge=FILE` mounts one, a recipe may bring it). Beside it stand
 two who read nothing: longer wins, and a coin. Prints a table, writes calibration.json (out=PATH).
@@ -24,7 +24,7 @@ from pipeline.scorers import Answer, Mark, open_scorer
 from pipeline.scorers.ensemble import combined
 from pipeline.scorers.human_pairs import Judged, read_judged
 
-USAGE = "python -m pipeline.commands.calibrate FILE [scorer=NAME,…] [out=calibration.json] [recipes=NAME] [key=value …]"
+USAGE = "strop calibrate FILE [scorer=NAME,…] [out=calibration.json] [recipes=NAME] [key=value …]"
 LONGER, COIN, PEOPLE = "longer wins", "random", "people"
 
 Verdicts = dict[str, float | None]

@@ -1,7 +1,8 @@
-"""`python -m pipeline.compare A B …`: finished runs or examined models in one report, on their common prompts.
+"""`strop compare A B …`: finished runs or examined models in one report, on their common prompts.
 
-It reads what the store holds and loads no model. Each of A, B … is [NAME=]PLACE (see report/found.py); the first is
-what the others are held against. Writes report.html, .md, .json and its tables.
+It reads what the store holds and loads no model. Each of A, B … is [NAME=]PLACE (see
+report/analysis/find_runs.py);
+the first is what the others are compared with. Writes report.html, .md, .json and its tables.
 """
 
 import sys
@@ -21,8 +22,7 @@ from pipeline.report.render import comparison_page
 from pipeline.report.render.answers import answer_table
 
 USAGE = (
-    "python -m pipeline.compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95]"
-    " [resamples=9999] [seed=42]"
+    "strop compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95] [resamples=9999] [seed=42]"
 )
 # Of the intervals, as evaluate.level and the like of a run.
 DRAWN: dict[str, type] = {"level": float, "resamples": int, "seed": int}

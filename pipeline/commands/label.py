@@ -23,9 +23,7 @@ from pipeline.report.render.examples import prompt_text
 from pipeline.scorers.label_files import FORMULA
 
 PAGE = Path(__file__).with_suffix(".html")
-USAGE = (
-    "python -m pipeline.commands.label [RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0], with RUN=runs/latest"
-)
+USAGE = "strop label [RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0], with RUN=runs/latest"
 COLUMNS = ("prompt_id", "a_id", "b_id", "verdict", "annotator", "prompt", "a", "b")
 
 Row = dict[str, Any]

@@ -1,4 +1,4 @@
-"""`python -m pipeline.commands.merge PLACE [OUT]`: a trained adapter's whole weights, for tools that take no adapter.
+"""`strop merge PLACE [OUT]`: a trained adapter's whole weights, for tools that take no adapter.
 
 PLACE is a run (its last round's model) or a step's folder in the store; OUT is `merged/` in that folder unless given.
 Nothing is trained again. A run with `train.adapter.save_merged=true` does this for each of its adapters.
@@ -11,7 +11,7 @@ from pipeline import store
 from pipeline.errors import DONE, REFUSED, Refusal
 from pipeline.models.merging import MERGED, merge
 
-USAGE = "Type python -m pipeline.commands.merge PLACE [OUT]: a run or a step's folder in the store, and a new folder."
+USAGE = "Type strop merge PLACE [OUT]: a run or a step's folder in the store, and a new folder."
 
 
 def main(words: list[str]) -> int:

@@ -17,7 +17,7 @@ from pipeline.driver import store_users
 from pipeline.driver.store_users import Users, list_entries, read_step, users_of
 from pipeline.errors import DONE, REFUSED, Refusal, exit_on_signals, explain_disk_fault, many, nearest
 
-USAGE = "python -m pipeline.commands.store [store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]"
+USAGE = "strop store [store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]"
 KNOWN = "store=", "runs=", "forget=", "--prune", "--yes"
 # What a store names: a step, its unfinished work, what it replaced, and what a prune was removing.
 NAME = re.compile(

@@ -1,4 +1,4 @@
-"""`python -m pipeline.why PROMPT_ID [RUN]`: one prompt's story, from its candidates and their scores to its new answer.
+"""`strop trace PROMPT_ID [RUN]`: one prompt's story, from its candidates and their scores to its new answer.
 
 It reads what the run's folder links to, in the order of the run: every sampling of the prompt (for training, or in an
 exam), every score, and what became of it in each round's pairs.
@@ -19,9 +19,7 @@ SHOWN = 300  # characters of an answer
 def main(arguments: list[str]) -> int:
     try:
         if not arguments:
-            raise Refusal(
-                "Give the id of a prompt: python -m pipeline.commands.trace PROMPT_ID [RUN], with RUN=runs/latest."
-            )
+            raise Refusal("Give the id of a prompt: strop trace PROMPT_ID [RUN], with RUN=runs/latest.")
         print("\n".join(story(arguments[0], Path(arguments[1] if len(arguments) > 1 else "runs/latest"))))
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
@@ -32,9 +30,7 @@ def main(arguments: list[str]) -> int:
 def story(prompt_id: str, run: Path) -> list[str]:
     steps = sorted((run / "store").glob("*"))
     if not steps:
-        raise Refusal(
-            f"{run}: no run lies there. Give one as python -m pipeline.commands.trace {prompt_id} runs/RECIPE/TIME."
-        )
+        raise Refusal(f"{run}: no run lies there. Give one as strop trace {prompt_id} runs/RECIPE/TIME.")
     scores = marks(steps, prompt_id)
     told: list[str] = []
     for step in steps:

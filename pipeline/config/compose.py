@@ -19,7 +19,7 @@ CONF = Path(__file__).parent.parent / "conf"
 RECIPES = CONF / "recipes"  # a link to recipes/, so that Hydra sees that folder of the house and no other
 
 FLAGS = "-m", "--multirun", "--config-dir", "-cd"
-USAGE = "Usage: python -m pipeline [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
+USAGE = "Usage: strop run [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
 
 READABLE = """\
   Write key=value: the key as in train.beta; the value a number, a word, [a, b], {a: 1}, or in quotes within quotes
@@ -184,7 +184,7 @@ def command_of(hydra: Any) -> str:
     words = [word for word in typed if re.split(r"[.=]", word)[0] not in PASSING]
     own = [word for folder in hydra.searchpath for word in ("--config-dir", folder.removeprefix("file://"))]
     alone = ["hydra.mode=RUN"] if hydra.mode == _multirun() else []
-    return " ".join(["python -m pipeline", *map(shlex.quote, [*own, *words, *alone])])
+    return " ".join(["strop run", *map(shlex.quote, [*own, *words, *alone])])
 
 
 def _multirun() -> Any:

@@ -91,7 +91,7 @@ def command(best: Mapping[str, Any] | None, flags: Sequence[str]) -> str:
     """What a person types to have the best point once more, by itself, examined on test."""
     own = [flag for flag in flags if flag not in ("-m", "--multirun")]
     words = best["overrides"] if best else []
-    return shlex.join(["python", "-m", "pipeline", *own, *words, "hydra.mode=RUN", "exam.split=test"])
+    return shlex.join(["strop", "run", *own, *words, "hydra.mode=RUN", "exam.split=test"])
 
 
 def on_test(story: Path) -> Config:

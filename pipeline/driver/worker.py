@@ -1,7 +1,7 @@
 """The child process: one step.json → `stages.<stage>.run` → manifest.json → published by one rename.
 
 It holds the step's lock while it writes; it and its children die with the driver (`follow_driver`).
-By hand: `python -m pipeline.worker store/sample/<fingerprint>.partial/step.json`.
+By hand: `python -m pipeline.driver.worker store/sample/<fingerprint>.partial/step.json`.
 """
 
 import errno

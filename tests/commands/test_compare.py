@@ -1,4 +1,4 @@
-"""`python -m pipeline.commands.compare`: whatever was examined, on common prompts, from what the store holds alone."""
+"""`strop compare`: whatever was examined, on common prompts, from what the store holds alone."""
 
 import json
 

@@ -34,7 +34,7 @@ def test_the_best_point_is_examined_on_test_and_the_other_models_go(toys):
     assert f"point {best['point']} again, on test" in output
     assert (folder / "best" / "report.html").read_text() == f"{best['score']:.6f}\n"
 
-    words = shlex.split(f"python -m pipeline {' '.join(best['overrides'])} hydra.mode=RUN exam.split=test")
+    words = shlex.split(f"strop run {' '.join(best['overrides'])} hydra.mode=RUN exam.split=test")
     assert shlex.join(words) in (page := (folder / "sweep.html").read_text())
     assert 'href="best/report.html"' in page
 

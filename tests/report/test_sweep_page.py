@@ -22,7 +22,7 @@ POINTS = [
 
 
 def grid(points=POINTS, budget=None, split="dev") -> Grid:
-    return Grid("sweep_smoke", points, split, budget, best_of(points, budget), "python -m pipeline …", None)
+    return Grid("sweep_smoke", points, split, budget, best_of(points, budget), "strop run …", None)
 
 
 @pytest.mark.parametrize(("budget", "taken"), [(None, 1), (0.5, 3), (0.02, 0), (0.01, None)])
@@ -47,7 +47,7 @@ def test_the_page_shows_every_point_failed_ones_too_and_the_command_for_the_best
     page = grid_page(grid([*POINTS[:3], point(3, "0.2", "3e-4")]))
     assert "take train.beta=0.05, train.learning_rate=3e-4" in page
     assert page.count("<tr class=chosen>") == 1 and ">failed<" in page
-    assert len(re.findall(r'class="heat( best)?"', page)) == 6 and "python -m pipeline …" in page
+    assert len(re.findall(r'class="heat( best)?"', page)) == 6 and "strop run …" in page
     assert not re.search(r'(src|href)="http', page)
 
 

@@ -35,9 +35,7 @@ def trained(tmp_path) -> Path:
         folder = tmp_path / "store" / stage / "aaaaaaaaaaaa"
         write_json(folder / "manifest.json", {"config": config})
         listed.append({"stage": stage, "label": 0, "fingerprint": folder.name, "path": str(folder)})
-    command = (
-        f"python -m pipeline sft.model=owner/sft-model train.rehearsal.data.path={tmp_path}/rows.jsonl until=train@1"
-    )
+    command = f"strop run sft.model=owner/sft-model train.rehearsal.data.path={tmp_path}/rows.jsonl until=train@1"
     write_text(tmp_path / "rows.jsonl", "{}")
     write_json(out / "step.json", {"ancestors": listed, "command": command})
     return out
@@ -99,7 +97,7 @@ WATCHED = "tracker=wandb", "tracker.name=mine"
 
 def test_the_command_is_what_was_typed_without_where_and_how_far(tmp_path):
     cfg = composed("recipes=smoke", "train.beta=0.2", f"store={tmp_path}", "until=score", "sft.data.rows=50", *WATCHED)
-    assert cfg.command == "python -m pipeline recipes=smoke train.beta=0.2 sft.data.rows=50"
+    assert cfg.command == "strop run recipes=smoke train.beta=0.2 sft.data.rows=50"
     again = composed(*shlex.split(cfg.command)[3:])
     assert again.train.model_dump(exclude={"runtime"}) == cfg.train.model_dump(exclude={"runtime"})
     assert again.sft.model_dump(exclude={"runtime"}) == cfg.sft.model_dump(exclude={"runtime"})
@@ -118,5 +116,5 @@ def test_the_driver_tells_each_step_its_command(tmp_path):
     Toys(tmp_path).run(*SMALL, "until=sample@1")
     [record] = (tmp_path / "runs" / "run").glob("*/steps/*-sample-*.json")
     step = json.loads(record.read_text())
-    assert step["command"] == f"python -m pipeline {shlex.join(SMALL)} until=sample@1"
+    assert step["command"] == f"strop run {shlex.join(SMALL)} until=sample@1"
     assert Path(step["story"]) == record.parent.parent and HOUSE not in Path(step["story"]).parents

@@ -1,4 +1,4 @@
-"""`python -m pipeline.commands.pilot`: runs two pilots, prints the estimate and writes it beside the larger one."""
+"""`strop pilot`: runs two pilots, prints the estimate and writes it beside the larger one."""
 
 import functools
 import sys
