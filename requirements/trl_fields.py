@@ -1,4 +1,4 @@
-"""Writes pipeline/trl_fields.json: what the installed TRL's config classes take, and what they take but do not use.
+"""Writes config/trl_fields.json: what the installed TRL's config classes take, and what they take but do not use.
 
 Per config class: `fields`; `ignored`, those that no code reads or that the trainer switches off, each with the reason;
 `read_by`, the losses that read a field which the rest of the loss does not. All of it is found in the installed source.
@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-OUT = Path(__file__).resolve().parent.parent / "pipeline" / "trl_fields.json"
+OUT = Path(__file__).resolve().parent.parent / "pipeline" / "config" / "trl_fields.json"
 AROUND = {  # where a trainer's arguments are read, besides in the trainer itself
     "transformers": ["trainer*.py", "training_args.py", "optimization.py", "integrations/*.py"],
     "trl": ["trainer/base_trainer.py", "trainer/utils.py", "trainer/callbacks.py"],

@@ -206,7 +206,7 @@ def test_without_vllm_the_smoke_is_told_to_sample_with_transformers():
 @pytest.mark.model  # imports TRL
 def test_what_trl_takes_and_ignores_is_what_the_installed_one_does():
     found = script("trl_fields").table()
-    assert json.loads((HOUSE / "pipeline" / "trl_fields.json").read_text()) == found
+    assert json.loads((HOUSE / "pipeline" / "config" / "trl_fields.json").read_text()) == found
     dpo, sft = found["DPOConfig"], found["SFTConfig"]
     assert {"padding_free", "label_smoothing_factor"} <= dpo["ignored"].keys() <= {*dpo["fields"]}
     assert "padding_free" not in sft["ignored"]

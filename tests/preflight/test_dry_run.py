@@ -154,7 +154,7 @@ def test_a_package_that_is_not_installed_is_said_before_anything_is_built(capsys
     import importlib.util
 
     known, key = importlib.util.find_spec, ["score.scorers.j.engine.runtime.api_key_env=PATH"]
-    for module in ("outside", "scorers"):
+    for module in ("environment", "scorers"):
         monkeypatch.setattr(
             f"pipeline.preflight.{module}.find_spec", lambda name: None if name == package else known(name)
         )

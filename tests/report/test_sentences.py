@@ -309,7 +309,10 @@ def test_a_symptom_is_not_seen_where_it_is_not(unsaid, rows):
 
 SPEAKING = [
     *(HOUSE / "pipeline" / "report").rglob("*.py"),
-    *(HOUSE / "pipeline" / "training" / name for name in ("symptoms.py", "guards.py", "decisions.py")),
+    *(
+        HOUSE / "pipeline" / "training" / "monitoring" / name
+        for name in ("diagnostics.py", "guards.py", "early_stopping.py")
+    ),
 ]
 GROUPS = "train|pair|sample|score|exam|evaluate|prompts|gate|reward|refer|sft|offline|refit|sweep|limits|template"
 KNOB = re.compile(rf"(?<![\w./@+])(?:{GROUPS})(?:\.[a-z_A-Z]+)+(?:=[\w.\[\]]+)?")
