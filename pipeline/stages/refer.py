@@ -34,10 +34,11 @@ def run(cfg: ReferConfig, out: Path, *, model: Model, rows: Pairs | Samples) -> 
     if missing := [chunk for chunk in chunks if not (scratch / chunk).exists()]:
         write_table(scratch / ROWS, table)
         work, hands = partial(measure, cfg, model, scratch, CHUNK), environments(cfg.runtime.workers, WORKERS)
+        note_cost(out, **parameters_of(model.weights, model.revision))
         say_phase("loading the model")
         work_off(missing, work, hands, scratch / "workers", tell=Watch(table, missing).hear)
     write_table(out / "logps.parquet", _joined([scratch / chunk for chunk in chunks]))
-    note_cost(out, rows=table.height, tokens=int(table["length"].sum()), **parameters_of(model.weights, model.revision))
+    note_cost(out, rows=table.height, tokens=int(table["length"].sum()))
     return Logps(out)
 
 
