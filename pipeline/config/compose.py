@@ -21,6 +21,8 @@ RECIPES = CONF / "recipes"  # a link to recipes/, so that Hydra sees that folder
 FLAGS = "-m", "--multirun", "--config-dir", "-cd"
 USAGE = "Usage: strop run [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
 
+SHOWN = 300  # characters of a word that nobody can read
+
 READABLE = """\
   Write key=value: the key as in train.beta; the value a number, a word, [a, b], {a: 1}, or in quotes within quotes
   whatever holds more than that: 'key="any text [at all"'."""
@@ -107,6 +109,13 @@ def _override(word: str) -> str:
 
 def compose(arguments: Arguments) -> tuple[list[Config], bool]:
     """Every point of the command line, validated before the first runs, and whether they are a sweep."""
+    try:
+        return _compose_points(arguments)
+    except OmegaConfBaseException as error:  # a knob of Hydra's own, such as hydra.mode=???
+        raise Refusal(f"command line: {error.full_key or 'hydra'}: {str(error).splitlines()[0]}") from error
+
+
+def _compose_points(arguments: Arguments) -> tuple[list[Config], bool]:
     asked = _parsed(arguments.overrides)
     first = _compose(arguments, [o.input_line for o in asked if not (arguments.multirun and o.is_sweep_override())])
     if not (arguments.multirun or first.hydra.mode == _multirun()):
@@ -208,14 +217,14 @@ def _compose(arguments: Arguments, overrides: list[str]) -> DictConfig:
 
 def _parsed(overrides: list[str]) -> list[Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
     parser, read, faults = OverridesParser.create(), [], []
     for word in overrides:
         try:
             read.append(parser.parse_override(word))
-        except HydraException as error:
-            faults.append(f"command line: {word.removeprefix('++')}: Hydra cannot read it ({error}).")
+        except Exception as error:  # beside its own errors ValueError and RecursionError
+            shown = word.removeprefix("++")[:SHOWN]
+            faults.append(f"command line: {shown}: Hydra cannot read it ({str(error)[:SHOWN]}).")
     if faults:
         raise Refusal("\n".join([*faults, READABLE]))
     return read

@@ -40,6 +40,10 @@ FAULTS = [
     Fault("train=[3]", ("command line",)),
     Fault("=3", ("command line",)),
     Fault("+=", ("command line", "Write key=value")),
+    Fault("seed=" + "9" * 5000, ("seed=999", "4300 digits")),
+    Fault("seed=" + "[" * 2000, ("seed=[[[", "Write key=value")),
+    Fault("hydra.mode=???", ("hydra",)),
+    Fault("hydra.mode=${seed}", ("hydra", "42")),
     Fault("store=", ("store=''", "a folder was expected")),
     Fault("runs=", ("runs=''", "a folder was expected")),
     Fault("runs=store", ("store=store runs=store", "side by side")),
@@ -49,7 +53,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.words)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.words[:40])
 def test_what_is_typed_wrongly_is_refused_in_words(fault):
     with pytest.raises(Refusal) as refusal:
         composed(*SMALL, fault.words)

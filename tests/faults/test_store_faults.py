@@ -351,7 +351,7 @@ def mutated(planned: tuple[Planned, Path, dict], changes: dict, gone: list[str])
 
 
 SOME = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-MANY = settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=2_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @SOME

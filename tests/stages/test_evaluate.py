@@ -94,7 +94,7 @@ def add_step(run, stage, label, cost, config, seconds=1.0):
     listing = run.out / "step.json"
     ancestors = json.loads(listing.read_text())["ancestors"] if listing.exists() else []
     folder = run.store / stage / f"{len(ancestors):012d}"
-    write_json(folder / "manifest.json", {"seconds": seconds, "cost": cost, "config": config})
+    write_json(folder / "manifest.json", {"files": [], "seconds": seconds, "cost": cost, "config": config})
     ancestors.append({"stage": stage, "label": label, "fingerprint": folder.name, "path": str(folder)})
     write_json(listing, {"ancestors": ancestors})
     return folder
