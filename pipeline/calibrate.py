@@ -141,8 +141,8 @@ def distrusted(name: str, gained: Estimate) -> Iterator[str]:
         )
     elif gained.low is None or gained.low <= 0:
         yield (
-            f"{name} does not beat '{LONGER}': {signed(gained.mean)} agreement by prompt ({interval(asdict(gained), signed)})."
-            " Do not trust it on texts like these."
+            f"{name} does not beat '{LONGER}': {signed(gained.mean)} agreement by prompt"
+            f" ({interval(asdict(gained), signed)}). Do not trust it on texts like these."
         )
 
 
@@ -160,8 +160,8 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         f"people prefer the first answer in {share(people['first'])} and the longer one in {share(people['longer'])}"
         " of their decisions"
     )
-    yield "agreement where people decided, a tie is half right: by prompt (the mean of each prompt's own pairs, with its"
-    yield "interval) and by pair (all decided pairs alike, which is what others publish; pairs of one prompt are no"
+    yield "agreement where people decided, a tie is half right: by prompt (the mean of each prompt's own pairs, with"
+    yield "its interval) and by pair (all decided pairs alike, which is what others publish; pairs of one prompt are no"
     yield "independent evidence, so it has no interval)"
     if PEOPLE in rows:
         yield f"{PEOPLE}: each annotator of a pair held against each other one, so a pair counts once for each such two"

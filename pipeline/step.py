@@ -18,7 +18,7 @@ STAGE_VERSIONS = {
     "prompts": 4,
     "base": 1,
     "sft": 1,
-    "reward": 1,
+    "reward": 2,
     "sample": 1,
     "score": 2,
     "offline": 1,
