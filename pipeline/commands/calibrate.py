@@ -159,9 +159,9 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         f"people prefer the first answer in {share(people['first'])} and the longer one in {share(people['longer'])}"
         " of their decisions"
     )
-    yield "agreement where people decided, a tie is half right: by prompt (the mean of each prompt's own pairs,"
-    yield "with its interval) and by pair (all decided pairs alike, which is what others publish; pairs of one prompt"
-    yield "are no independent evidence, so it has no interval)"
+    yield "agreement where people decided, a tie is half right: by prompt (the mean of each prompt's own pairs, with"
+    yield "its interval) and by pair (all decided pairs alike, which is what others publish; pairs of one prompt are no"
+    yield "independent evidence, so it has no interval)"
     if PEOPLE in rows:
         yield f"{PEOPLE}: each annotator of a pair held against each other one, so a pair counts once for each such two"
     yield ""

@@ -1,9 +1,12 @@
 """The stage `reward`: a reward model as it is, or one trained on what was preferred, away from every evaluation prompt.
 
-`held_out.json` tells how often it agrees with labels it never saw; what was left out stands in `dropped.parquet`.
+`held_out.json` tells how often it agrees with labels it never saw, and how many of those answers it saw elsewhere;
+what was left out stands in `dropped.parquet`.
 """
 
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +43,7 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Fence) -> Model:
 
     tokenizer = loading.load_tokenizer(start)
     text = RewardText(tokenizer, "chat", cfg.template_kwargs, limit=None)
-    learned, held_out = _parts(cfg, _examples(cfg, out, text, fence))
+    learned, held_out = parts(cfg, _examples(cfg, out, text, fence))
     reward.set_pad_token(tokenizer, [*learned, *held_out])
     module = reward.load(start, cfg.seed)
     trainer, ledger = reward.trainer_for(cfg, module, tokenizer, learned, out)
@@ -49,7 +52,8 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Fence) -> Model:
 
     module.to(torch_dtype(cfg.dtype))
     budget = 2 * cfg.max_length * cfg.runtime.micro_batch
-    figures = reward.accuracy(module, tokenizer.pad_token_id, held_out, budget)
+    figures = reward.accuracy(module, tokenizer.pad_token_id, held_out, budget) | familiar(learned, held_out)
+    print("│", in_words(figures), file=sys.stderr, flush=True)
     write_json(out / "held_out.json", figures)
     tokens = sum(len(ids) for e in learned for ids in (e["good_ids"], e["bad_ids"]) if ids)
     note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(learned), **figures)
@@ -89,7 +93,9 @@ def _encoded(text: "RewardText", row: Row) -> Row:
     from pipeline.data.prompts import prompt_row
 
     ids = {f"{s}_ids": None if row[s] is None else text.row(row["prompt"], row[s]).ids for s in ("good", "bad")}
-    return {"prompt_id": prompt_row(row["prompt"], {})["prompt_id"], "flipped": row["flipped"], **ids}
+    answers = [row[side] for side in ("good", "bad") if row[side] is not None]
+    known = {"prompt_id": prompt_row(row["prompt"], {})["prompt_id"], "flipped": row["flipped"], "answers": answers}
+    return {**known, **ids}
 
 
 def _said(row: Row) -> Iterator[str]:
@@ -117,19 +123,61 @@ def _account(cfg: RewardTraining, out: Path, rows: int, examples: list[Row], dro
         )
 
 
-def _parts(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row]]:
-    """To learn from, and held out by prompt."""
+def parts(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row]]:
+    """To learn from, and held out: by prompt, or by answers where one prompt has more rows than may be held out.
+
+    A held-out row knows whether one of its answers is among those to learn from (`familiar`).
+    """
     from pipeline.pairing.split import held_out
 
-    apart = held_out((example["prompt_id"] for example in examples), cfg.held_out, cfg.seed)
-    learned = [example for example in examples if example["prompt_id"] not in apart]
+    units = _units(cfg, examples)
+    apart = held_out(units, cfg.held_out, cfg.seed)
+    learned = [example for example, unit in zip(examples, units, strict=True) if unit not in apart]
     if not apart or not learned:
         raise Refusal(
-            f"reward: of {many(len(examples), 'row')}, to hold out {many(len(apart), 'prompt')} leaves"
-            f" {len(learned)} to learn from.\n"
+            f"reward: of {many(len(examples), 'row')}, to hold out {len(apart)} of {many(len(set(units)), 'prompt')}"
+            f" leaves {len(learned)} to learn from.\n"
             f"  Both need some: give more rows, or another reward.held_out.least or most_share."
         )
-    return learned, [example for example in examples if example["prompt_id"] in apart]
+    seen = {answer for example in learned for answer in example["answers"]}
+    held = [example for example, unit in zip(examples, units, strict=True) if unit in apart]
+    return learned, [{**example, "familiar": not seen.isdisjoint(example["answers"])} for example in held]
+
+
+def _units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
+    """What is held out as a whole. One neutral prompt for all rows is a usual shape: there each row's answers are."""
+    from pipeline.content import digest_of
+
+    rows = Counter(example["prompt_id"] for example in examples)
+    most = cfg.held_out.most_share * len(examples)
+    return [
+        digest_of([example["prompt_id"], example["answers"]]) if rows[example["prompt_id"]] > most
+        else example["prompt_id"]
+        for example in examples
+    ]  # fmt: skip
+
+
+def familiar(learned: Sequence[Row], held: Sequence[Row]) -> dict[str, float]:
+    """How much of what is held out was learned from elsewhere: prompts, and answers under another prompt."""
+    prompts, seen = ({e["prompt_id"] for e in learned}, {answer for e in learned for answer in e["answers"]})
+    answers = {answer for example in held for answer in example["answers"]}
+    return {
+        "of_learned_prompts": sum(example["prompt_id"] in prompts for example in held),
+        "answers": len(answers),
+        "learned_answers": len(answers & seen),
+    }
+
+
+def in_words(figures: dict[str, float]) -> str:
+    told = f"agrees with {figures['accuracy']:.3f} of {many(int(figures['held_out']), 'held-out row')}"
+    if shared := figures["of_learned_prompts"]:
+        told += f", {shared:g} of them under prompts that it learned from (one prompt has most rows)"
+    if not figures["learned_answers"]:
+        return f"{told}; none of their answers was learned from"
+    told += f"; {figures['learned_answers']:g} of their {many(int(figures['answers']), 'answer')} were learned from too"
+    if "accuracy_new" not in figures:
+        return f"{told}, and no row is free of them: the accuracy is one on familiar answers"
+    return f"{told}: of the {figures['held_out_new']:g} rows without such answers, {figures['accuracy_new']:.3f}"
 
 
 def _dropped(row: int, reason: str, detail: str) -> Row:

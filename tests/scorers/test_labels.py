@@ -445,7 +445,7 @@ def test_a_scorer_is_compared_with_people_and_with_length_alone(tmp_path, capsys
 
 
 def test_agreement_is_told_by_prompt_and_by_pair_with_the_counts(tmp_path, capsys):
-    """Of one prompt the longer answer is right in three pairs, of a second wrong in one, of a third no longer.
+    """Of one prompt the longer answer is right in three pairs, of a second wrong in one; of a third none is longer.
 
     By prompt (1 + 0 + 1/2) / 3 = 0.5, by pair (3 + 0 + 1/2) / 5 = 0.7; a tie of the people decides nothing.
     """

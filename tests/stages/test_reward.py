@@ -153,6 +153,64 @@ def test_what_overlaps_an_evaluation_prompt_is_too_long_or_doubles_bos_is_left_o
     }  # fmt: skip
 
 
+# ── what is held out ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def example(prompt: str, good: str, bad: str) -> dict[str, Any]:
+    return {"prompt_id": prompt, "answers": [good, bad]}
+
+
+HELD = {"share": 0.2, "least": 2, "most_share": 0.2}
+
+
+def test_one_neutral_prompt_for_all_rows_is_held_out_by_answers() -> None:
+    rows = [example("neutral", f"good {at}", f"bad {at}") for at in range(50)]
+    rows += [rows[0], rows[1]]  # what repeats stays on one side
+    learned, held = reward.parts(training(held_out=HELD), rows)
+    assert len(learned) + len(held) == 52 and 10 <= len(held) <= 12
+    sides = [{tuple(one["answers"]) for one in part} for part in (learned, held)]
+    assert not sides[0] & sides[1]
+    assert reward.familiar(learned, held) == {
+        "of_learned_prompts": len(held), "answers": 20, "learned_answers": 0,
+    }  # fmt: skip
+    said = reward.in_words({"held_out": 10, "accuracy": 0.8} | reward.familiar(learned, held))
+    assert "under prompts that it learned from" in said and "none of their answers was learned from" in said
+
+
+def test_many_prompts_are_held_out_whole_though_one_of_them_is_the_neutral_one() -> None:
+    rows = [example("neutral", f"good {at}", f"bad {at}") for at in range(60)]
+    rows += [example(f"prompt {at % 20}", f"yes {at}", f"no {at}") for at in range(40)]
+    learned, held = reward.parts(training(held_out={**HELD, "share": 0.2}), rows)
+    both = {one["prompt_id"] for one in learned} & {one["prompt_id"] for one in held}
+    assert both == {"neutral"} and any(one["prompt_id"] != "neutral" for one in held)
+
+
+def test_held_out_answers_that_were_learned_from_elsewhere_are_counted() -> None:
+    """Every rejected answer is the same refusal, and each prompt has its own chosen one."""
+    rows = [example(f"prompt {at}", f"good {at}", "I cannot.") for at in range(40)]
+    learned, held = reward.parts(training(held_out=HELD), rows)
+    assert len(held) == 8 and all(one["familiar"] for one in held)
+    figures = reward.familiar(learned, held)
+    assert figures == {"of_learned_prompts": 0, "answers": 9, "learned_answers": 1}
+    said = reward.in_words({"held_out": 8, "accuracy": 0.9} | figures)
+    assert "1 of their 9 answers were learned from too" in said and "no row is free of them" in said
+    unlike = [example(f"prompt {at}", f"good {at}", f"bad {at}") for at in range(40)]
+    assert not any(one["familiar"] for one in reward.parts(training(held_out=HELD), unlike)[1])
+
+
+@model
+def test_a_reward_model_of_one_neutral_prompt_is_trained_and_says_what_it_was_held_to(
+    tmp_path: Path, start: Model, capfd: pytest.CaptureFixture[str]
+) -> None:
+    same = [preferred(0, good=f"Yes, river {at % 30}.", bad=f"No, nothing of {at}.") for at in range(80)]
+    made = train(training(data=given(tmp_path, same)), tmp_path / "out", start)
+    figures = told(made.path, "held_out.json")
+    assert figures["held_out"] == figures["of_learned_prompts"] > 0
+    assert 0 < figures["learned_answers"] < figures["answers"] and figures["held_out_new"] < figures["held_out"]
+    assert figures.items() <= told(made.path, "cost.json").items()
+    assert "│ agrees with" in (said := capfd.readouterr().err) and "under prompts that it learned from" in said
+
+
 # ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

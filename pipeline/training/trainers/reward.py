@@ -133,13 +133,18 @@ def _thumbs(rows: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
 
 
 def accuracy(module: Any, pad: int, examples: list[Example], batch_tokens: int) -> dict[str, float]:
-    """How often it agrees with the held-out labels; and with the right ones, where it is known which are wrong."""
+    """How often it agrees with the held-out labels; on rows none of whose answers it learned from, apart; and with the
+    right labels, where it is known which are wrong.
+    """
     rows = [Text(ids) for example in examples for ids in _texts(example)]
     scores = iter([value for [value] in forward(module.eval(), pad, rows, batch_tokens)])
     right = [_right(example, scores) for example in examples]
     if not all(map(math.isfinite, right)):
         raise Broken("reward: the trained model gives scores that are no numbers: nothing is published.")
-    figures = {"held_out": len(right), "accuracy": sum(right) / len(right)}
+    figures: dict[str, float] = {"held_out": len(right), "accuracy": sum(right) / len(right)}
+    new = [one for one, example in zip(right, examples, strict=True) if not example["familiar"]]
+    if new:
+        figures |= {"held_out_new": len(new), "accuracy_new": sum(new) / len(new)}
     if any(example["flipped"] is None for example in examples):
         return figures
     gold = [1 - one if example["flipped"] else one for one, example in zip(right, examples, strict=True)]
