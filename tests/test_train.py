@@ -118,7 +118,7 @@ def test_the_batch_holds_the_sampler_s_own_ids(round_, tmp_path, pad):
 
 
 def test_losses_are_those_of_plain_trl_on_the_same_text(round_, tmp_path):
-    """TRL tokenises the conversations itself, loads its own reference and asks it as it goes. Its warm-up is another."""
+    """TRL tokenises the conversations itself, loads its own reference and asks it as it goes. Its warm-up differs."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
