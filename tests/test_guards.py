@@ -202,7 +202,9 @@ def test_displaced_likelihood_is_said_with_its_remedies_and_stops_when_asked(rou
     model = round_.train("displaced", dpo(**fast, guards={"warn_fall": 0.05}))
     fall = seen(model, "eval_chosen_fall")
     assert max(fall.values()) > 0.05
-    assert "nats per token, over guards.warn_fall=0.05" in (said := capfd.readouterr().err) and "train=rpo" in said
+    assert (
+        "nats per token, over train.guards.warn_fall=0.05" in (said := capfd.readouterr().err) and "train=rpo" in said
+    )
     assert said.count("warn_fall") == 1
     budget = max(fall.values()) / 2
     over = min(step for step, value in fall.items() if value > budget)
@@ -214,7 +216,7 @@ def test_displaced_likelihood_is_said_with_its_remedies_and_stops_when_asked(rou
 @pytest.mark.model
 def test_kl_past_its_limit_is_said_once(round_, capfd):
     round_.train("far", dpo(**FAST, guards={"warn_kl": 0.01}))
-    assert capfd.readouterr().err.count("over guards.warn_kl=0.01") == 1
+    assert capfd.readouterr().err.count("over train.guards.warn_kl=0.01") == 1
 
 
 @pytest.mark.model
