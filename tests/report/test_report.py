@@ -217,7 +217,8 @@ def test_what_is_not_better_names_the_next_knob(low, high, kl, knob):
 def test_unchanged_weights_and_equal_scores_say_no_figure_that_is_not_known(kl):
     gap = {"model": "round-1", "scorer": "rules", "mean": 0.0, "low": 0.0, "high": 0.0, "n": 300, "detectable": None}
     rows = {
-        name: {"name": name, "metrics": {"rules": {"mean": 0.5}}, "kl": {"mean": kl}} for name in ("sft", "round-1")
+        name: {"name": name, "metrics": {"rules": {"mean": 0.5, "n": 300}}, "kl": {"mean": kl}}
+        for name in ("sft", "round-1")
     }
     question = Question("test", 300, "rules", 0.95, "round-1")
     equal = verdict(question, [*rows.values()], [gap])["why"]

@@ -215,7 +215,7 @@ def test_too_little_memory_says_what_it_needs_what_there_is_and_what_to_lower(ca
     card(24)
     said = training_fit.short_of_memory(shape(LLAMA_7B), settled(FULL), 2, 2048, 1)
     assert said and "weights 37.2 GiB, gradients 25.1 GiB, optimizer 50.2 GiB" in said
-    assert "There are 21.6 GiB (runtime.memory=0.9 of 24 GiB free on NVIDIA H100" in said
+    assert "There are 21.6 GiB (train.runtime.memory=0.9 of 24 GiB free on NVIDIA H100" in said
     assert "Lower train.runtime.micro_batch, limits, or give" in said and "adapter@train.adapter=lora or qlora" in said
     overruled = settled(FULL, runtime={"memory": 9.0})
     assert training_fit.short_of_memory(shape(LLAMA_7B), overruled, 2, 2048, 1) is None
