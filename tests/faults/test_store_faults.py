@@ -24,7 +24,8 @@ from pipeline.driver.run import drive
 from pipeline.driver.store_users import STORE_MARKER
 from pipeline.errors import Refusal, explain_disk_fault
 from pipeline.plan import plan
-from pipeline.scorers.judging.verdict_cache import VerdictStore
+from pipeline.scorers.judging import Question, Reply
+from pipeline.scorers.judging.verdict_cache import Asker, VerdictStore
 from pipeline.status import Planned, survey
 from tests.support.house import HOUSE, SMALL, composed
 
@@ -283,9 +284,24 @@ def test_verdicts_that_are_no_database_are_refused_and_stay(tmp_path, as_folder)
         file.mkdir()
     else:
         file.write_bytes(b"not a database, and longer than its header would be" * 40)
-    with pytest.raises(Refusal, match=r"(?s)verdicts\.sqlite: cannot be opened.*mv "):
+    with pytest.raises(Refusal, match=r"(?s)verdicts\.sqlite: cannot be used.*mv "):
         VerdictStore(file)
     assert file.exists()
+
+
+def test_verdicts_damaged_in_the_middle_are_refused_when_they_are_read(tmp_path):
+    file, who = tmp_path / "verdicts.sqlite", Asker("judge", "", "template")
+    verdicts = VerdictStore(file)
+    question = Question(({"role": "user", "content": "?"},), ("A", "B"), "texts", "ab")
+    keys = [f"{number:064x}" for number in range(200)]
+    for key in keys:
+        verdicts.keep(key, who, question, Reply("A" * 500))
+    verdicts.close()
+    damaged = bytearray(file.read_bytes())
+    damaged[4096:] = b"\xff" * (len(damaged) - 4096)  # all pages but the first, which holds the schema
+    file.write_bytes(damaged)
+    with pytest.raises(Refusal, match=r"(?s)verdicts\.sqlite: cannot be used.*mv "):
+        VerdictStore(file).known(keys)
 
 
 # ── disks ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -6,14 +6,16 @@ dies: another process then takes the claim over. The first reply to a question s
 """
 
 import fcntl
+import functools
 import json
 import os
 import secrets
 import shlex
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from pipeline.errors import Refusal
 from pipeline.scorers.judging import Question, Reply
@@ -50,24 +52,42 @@ class Asker:
     template: str
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def explain_damage(method: Method) -> Method:
+    """A method of the store that may find its file damaged, at any page, says so in words."""
+
+    @functools.wraps(method)
+    def explained(self: "VerdictStore", *arguments: Any) -> Any:
+        try:
+            return method(self, *arguments)
+        except sqlite3.DatabaseError as error:
+            raise Refusal(
+                f"{self.path}: cannot be used as the database of verdicts ({error}).\n"
+                "  Restore it from a copy, so that what was paid for is not asked again; or move it away to begin anew:"
+                f" {shlex.join(['mv', str(self.path), f'{self.path}.broken'])}"
+            ) from error
+
+    return cast(Method, explained)
+
+
 class VerdictStore:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.file = sqlite3.connect(path, timeout=WAIT / 1000, isolation_level=None)
-            self.file.execute(f"PRAGMA busy_timeout={WAIT}")
-            self.file.execute("PRAGMA journal_mode=WAL")
-            self.file.execute("PRAGMA synchronous=NORMAL")
-            self.file.executescript(SCHEMA)
-        except sqlite3.DatabaseError as error:
-            raise Refusal(
-                f"{path}: cannot be opened as the database of verdicts ({error}).\n"
-                "  Restore it from a copy, so that what was paid for is not asked again; or move it away to begin anew:"
-                f" {shlex.join(['mv', str(path), f'{path}.broken'])}"
-            ) from error
         self.path = path
         self._owner: Owner | None = None
+        self._open()
 
+    @explain_damage
+    def _open(self) -> None:
+        self.file = sqlite3.connect(self.path, timeout=WAIT / 1000, isolation_level=None)
+        self.file.execute(f"PRAGMA busy_timeout={WAIT}")
+        self.file.execute("PRAGMA journal_mode=WAL")
+        self.file.execute("PRAGMA synchronous=NORMAL")
+        self.file.executescript(SCHEMA)
+
+    @explain_damage
     def known(self, keys: Iterable[str]) -> dict[str, Reply]:
         wanted = list(keys)
         found: dict[str, Reply] = {}
@@ -80,6 +100,7 @@ class VerdictStore:
             found |= {key: Reply(text, _loaded(first), *rest) for key, text, first, *rest in rows}
         return found
 
+    @explain_damage
     def keep(self, key: str, who: Asker, question: Question, reply: Reply) -> Reply:
         """Write a reply down and give back the one that stands. One without text is counted, not kept."""
         with _whole(self.file):
@@ -98,6 +119,7 @@ class VerdictStore:
             )
             return reply if written.rowcount else self.known([key])[key]
 
+    @explain_damage
     def claim(self, key: str) -> Reply | bool:
         """Whether this process is to ask it now; another one does otherwise, or has done: here is its answer."""
         self._owner = self._owner or self._enrolled()
@@ -120,11 +142,13 @@ class VerdictStore:
             alive(self.path, place.name.split(".")[-2])
         return owner
 
+    @explain_damage
     def give_up(self) -> None:
         """What was claimed and not asked, or not answered, is anybody's again."""
         if self._owner:
             self.file.execute("DELETE FROM claims WHERE owner = ?", (self._owner.name,))
 
+    @explain_damage
     def spent(self, judge: str) -> Spent:
         row = self.file.execute("SELECT requests, tokens_in, tokens_out FROM spent WHERE judge = ?", (judge,))
         return Spent(*(row.fetchone() or ()))
