@@ -202,7 +202,9 @@ def test_held_out_answers_that_were_learned_from_elsewhere_are_counted() -> None
 def test_a_reward_model_of_one_neutral_prompt_is_trained_and_says_what_it_was_held_to(
     tmp_path: Path, start: Model, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    same = [preferred(0, good=f"Yes, river {at % 30}.", bad=f"No, nothing of {at}.") for at in range(80)]
+    same = [
+        preferred(0, good=f"Yes, river {at % 10 if at < 40 else at}.", bad=f"No, nothing of {at}.") for at in range(80)
+    ]
     made = train(training(data=given(tmp_path, same)), tmp_path / "out", start)
     figures = told(made.path, "held_out.json")
     assert figures["held_out"] == figures["of_learned_prompts"] > 0
