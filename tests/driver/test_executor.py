@@ -105,15 +105,18 @@ def test_killed_after_the_rename_the_step_is_found(toys):
 
 @pytest.mark.long
 def test_a_second_run_of_the_same_step_waits_names_the_owner_and_reuses(toys):
-    first = toys.start(*UNTIL_SAMPLE, pause="sample:3")
+    go = toys.folder / "go"
+    first = toys.start(*UNTIL_SAMPLE, hold=f"sample:{go}")
     wait_for(lambda: toys.notes("start sample"))
-    second = toys.run(*UNTIL_SAMPLE)
-    output, _ = first.communicate(timeout=30)
-    assert first.returncode == 0, output
-    assert toys.built(output)[-1:] == ["sample round 1"] and toys.built(second) == []
+    owner = toys.notes("start sample")[0].split()[2]
+    second = toys.start(*UNTIL_SAMPLE)
+    logs = (toys.folder / "runs").glob
+    wait_for(lambda: any(f"waiting for pid {owner} on " in p.read_text() for p in logs("*/*/logs/*sample*.log")))
+    go.touch()
+    outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], outputs
+    assert toys.built(outputs[0])[-1:] == ["sample round 1"] and toys.built(outputs[1]) == []
     assert len(toys.notes("start sample")) == 1
-    logs = "".join(p.read_text() for p in (toys.folder / "runs").glob("*/*/logs/*sample*.log"))
-    assert f"waiting for pid {toys.notes('start sample')[0].split()[2]} on " in logs
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 TOY_LOG: a file that gets a line for each thing done. TOY_SALT: enters what `sample` makes.
 TOY_HANG=STAGE: makes the first shard, starts a child of its own, then waits to be killed. TOY_PAUSE=STAGE:SECONDS.
+TOY_HOLD=STAGE:FILE waits until the file is there.
 TOY_WARN=STAGE: says a warning. TOY_REFUSE, TOY_BREAK, TOY_FULL=STAGE: ends the way that the name says.
 """
 
@@ -69,3 +70,6 @@ def obey(stage: str) -> None:
     paused, _, seconds = os.environ.get("TOY_PAUSE", "").partition(":")
     if paused == stage:
         time.sleep(float(seconds))
+    held, _, file = os.environ.get("TOY_HOLD", "").partition(":")
+    while held == stage and not Path(file).exists():
+        time.sleep(0.05)
