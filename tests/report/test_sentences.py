@@ -308,6 +308,11 @@ def test_a_ceiling_that_is_not_clear_is_not_zero():
     assert "how much there is to capture is not known" in models.models(shown).note
 
 
+def test_a_model_that_lost_gains_no_negative_part():
+    shown = report(question(), gap("gold", 0.1, 0.2, "best-of-4"), gap("gold", -0.3, -0.1))
+    assert "Of what best-of-4 gains over sft, round-1 gains nothing." in models.models(shown).note
+
+
 # ── trust ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

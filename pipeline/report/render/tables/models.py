@@ -68,7 +68,8 @@ def _captured(report: Row) -> str:
         return f"{best['model']} gains {signed(best['mean'])} over sft: so much there is to capture."
     if best["share"] is None:
         return f"{best['model']} is not clearly better than sft: how much there is to capture is not known."
-    return f"Of what {best['model']} gains over sft, {report['exam']['chosen']} gains {share(best['share'])}."
+    part = share(best["share"]) if best["share"] > 0 else "nothing"
+    return f"Of what {best['model']} gains over sft, {report['exam']['chosen']} gains {part}."
 
 
 def _model(report: Row, model: Row, scorer: str) -> list[Cell]:
