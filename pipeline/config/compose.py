@@ -99,7 +99,7 @@ def _override(word: str) -> str:
     if not equals and word.startswith("~"):
         return word  # takes out what a recipe or `+group@place` mounted
     if not equals:
-        raise Refusal(f"{word}: not an override. Write key=value, such as train.beta=0.05 (see README, Commands).")
+        raise Refusal(f"{word}: not an override. Write key=value, such as train.beta=0.05 (see docs/cli.md).")
     if _is_odd(value):
         value = '"' + value.replace('"', '\\"') + '"'  # a path such as data/a=b(1).jsonl
     group = "@" in key or key.lstrip("+~") == "recipes" or (CONF / key.lstrip("+~")).is_dir()

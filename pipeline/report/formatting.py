@@ -8,15 +8,19 @@ from typing import Any
 Row = Mapping[str, Any]
 
 UNKNOWN = "–"
+NOTHING = 1e-9  # sums of the same scores in another order differ by less
 NO_SPREAD = "How small a difference so many can detect is not known: every prompt's difference is the same."
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Scores live on scales of their own: from ten upwards one decimal is enough."""
+    """Scores live on scales of their own: from ten upwards one decimal is enough, and a small one is no zero."""
     if value is None:
         return UNKNOWN
     text = f"{value:.{digits if abs(value) < 10 else min(digits, 1)}f}"
-    return _minus("0" + text[2:] if text.startswith("-0") and float(text) == 0 else text)
+    if float(text) == 0 and digits >= 3 and abs(value) > NOTHING:
+        text = f"{value:.2g}"
+    text = "0" + text[2:] if text.startswith("-0") and float(text) == 0 else text
+    return f"−{text[1:]}" if text.startswith("-") else text
 
 
 def signed(value: float | None, digits: int = 3) -> str:

@@ -29,7 +29,7 @@ from pipeline.report.analysis.changes import changes
 from pipeline.report.analysis.chats import QuestionSet, chat_report, read_set
 from pipeline.report.analysis.cost import cost_of
 from pipeline.report.analysis.distributions import distributions
-from pipeline.report.analysis.eval_results import Examined, read_exam
+from pipeline.report.analysis.eval_results import SFT, Examined, read_exam
 from pipeline.report.analysis.funnel import funnel_of
 from pipeline.report.analysis.gates import gates
 from pipeline.report.analysis.judges import judged
@@ -110,7 +110,8 @@ def assemble(
 ) -> dict[str, Any]:
     draw, told, asked = aggregate.sampling(cfg), prompts.columns(), last_words(prompts)
     examined, published = found.examined, found.published
-    unchanged = any(model.unchanged for model in examined if model.name == chosen)
+    names = [model.name for model in aggregate.trained(examined)][-1:] if chosen == SFT else [chosen]
+    unchanged = any(model.unchanged for model in examined if model.name in names)
     scorers = cfg.training, tuple(cfg.gold)
     question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged)
     names = aggregate.scorers(examined, cfg.scorer)

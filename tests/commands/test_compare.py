@@ -7,7 +7,6 @@ import pytest
 
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.commands import compare
-from pipeline.report import formatting
 from pipeline.report.render import comparison_page
 from tests.stages.test_evaluate import CONFIG, IDS, Run, named, scored
 from tests.support import exams
@@ -96,7 +95,7 @@ def test_two_runs_are_compared_by_what_they_chose_on_common_prompts(two, tmp_pat
     assert "common to all: 50 prompts (smoke/a 60, smoke/b 50)" in said
     page = (tmp_path / "compared" / "report.html").read_text()
     assert "smoke/b is better than smoke/a" in page and "://" not in page
-    assert formatting.NO_SPREAD.replace("'", "&#x27;") in page and "difference of 0.000" not in page
+    assert "So many can detect a difference of 0.040 (smoke/b)" in page and "difference of 0.000" not in page
     gaps = [{**gap, "detectable": 0.05}]
     assert "So many can detect a difference of 0.050" in comparison_page._power({**report, "differences": gaps})
     assert "common to all: 50 prompts" in (tmp_path / "compared" / "report.md").read_text()

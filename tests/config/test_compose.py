@@ -173,7 +173,8 @@ def test_sft_training_without_a_base_is_refused():
 
 
 def test_a_word_that_is_no_override_and_broken_grammar_are_in_the_house_form():
-    assert "bla: not an override" in said("bla")
+    assert "bla: not an override" in said("bla") and "docs/cli.md" in said("bla")
+    assert (HOUSE / "docs" / "cli.md").is_file()
     faults = said("recipes=smoke", "prompts.seed=[1", "train..beta=3", "rounds=2").splitlines()
     assert faults[0].startswith("command line: prompts.seed=[1: Hydra cannot read it (no viable alternative")
     assert faults[1].startswith("command line: train..beta=3: Hydra cannot read it (")

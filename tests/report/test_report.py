@@ -136,7 +136,7 @@ def judged(low, high, n=300, kl=1.5, chosen="round-1", prompts=300, split="test"
         {"name": name, "metrics": {"rules": {"mean": score, "n": n}}, "kl": {"mean": kl}}
         for name, score in (("sft", 0.5), ("round-1", 0.5 + mean))
     ]
-    return verdict(Question(split, prompts, "rules", 0.95, chosen), models, [gap])
+    return verdict(Question(split, prompts, "rules", 0.95, chosen, training="rules"), models, [gap])
 
 
 def test_the_verdict_follows_the_interval():
@@ -250,9 +250,9 @@ def test_a_chosen_model_that_is_sft_or_was_not_examined():
 
 def test_numbers_are_written_for_people():
     assert (number(0.12345), number(-0.5), number(12.345), number(None), number(-0.0001)) == (
-        "0.123", "−0.500", "12.3", "–", "0.000",
+        "0.123", "−0.500", "12.3", "–", "−0.0001",
     )  # fmt: skip
-    assert (signed(0.1), signed(-0.1), signed(0.0), signed(-0.00001)) == ("+0.100", "−0.100", "0.000", "0.000")
+    assert (signed(0.1), signed(-0.1), signed(0.0), signed(-1e-12)) == ("+0.100", "−0.100", "0.000", "0.000")
     assert (share(0.645), p_value(0.0002), p_value(0.25)) == ("64.5 %", "< 0.001", "0.250")
     assert (seconds(3.21), seconds(225), seconds(7261)) == ("3.2 s", "3 min 45 s", "2 h 01 min")
 

@@ -17,9 +17,11 @@ from pipeline.report.analysis.benchmarks import held, retention
 from pipeline.report.analysis.changes import note
 from pipeline.report.analysis.comparison import verdict as compared_verdict
 from pipeline.report.analysis.verdict import Question, headline, verdict
+from pipeline.report.formatting import number, signed
+from pipeline.report.render.comparison_page import _power as power
 from pipeline.report.render.reliability import trust
 from pipeline.report.render.tables import models
-from pipeline.training.monitoring.diagnostics import symptoms
+from pipeline.training.monitoring.diagnostics import TABLE, symptoms
 from tests.support.house import HOUSE, SMALL, composed
 
 # ── reports ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -136,6 +138,23 @@ def test_a_comparison_s_means_are_of_the_prompts_that_it_names():
     assert "0.900" not in told(60) and "two differs from one by +0.100" in told(60)
 
 
+def test_a_comparison_names_how_many_have_scores_and_bears_a_model_without_any():
+    ground = {"chief": "rules", "level": 0.95, "asked": 60}
+    each = [{"name": name, "metrics": {"rules": {"mean": 0.9, "n": 45}}} for name in ("one", "two")]
+    silent = {"name": "three", "metrics": {}}
+    gaps = [gap("rules", 0.05, 0.15, "two", n=45), gap("rules", None, None, "three", n=0, detectable=None)]
+    found = {"models": [*each, silent], "differences": gaps, "ground": ground}
+    told = compared_verdict(found)["why"]
+    assert "two scores 0.900" in told and "No scorer marked both three and one on a common prompt." in told
+    assert power(found) == "So many can detect a difference of 0.050 (two, on 45 with scores) in four cases of five."
+
+
+def test_no_beta_holds_a_policy_where_the_loss_has_no_reference():
+    """In orpo it is the weight of the preferences: raising it moves the policy further."""
+    for one in TABLE:
+        assert "raise train.beta" not in one.knob or "a reference holds it" in one.knob
+
+
 def test_a_scorer_by_which_it_is_surely_worse_is_not_called_not_clearly_better():
     told = why(question("gold"), gap("gold", 0.05, 0.15), gap("other", -0.3, -0.1), gap("third", -0.1, 0.1))
     assert "By other it is worse: −0.200" in told and "By third it is not clearly better" in told
@@ -148,8 +167,25 @@ def test_equal_scores_detect_nothing():
     assert "can detect" not in told and "0.000:" not in told.partition("interval")[2]
     assert "gold gives both the same score on every one of them" in told
     shown = report(question(), same)
-    assert "can detect" not in models.models(shown).note
+    assert "So many can detect" not in models.models(shown).note
     assert "can detect a difference of 0.050" in models.models(report(question(), gap("gold", -0.1, 0.1))).note
+
+
+def test_a_score_that_is_not_zero_is_not_written_as_zero():
+    """Scores in millionths: "a difference of 0.000, 0.000 to 0.000" is no gain."""
+    assert (number(2.5e-6), number(-2.5e-6), signed(2.5e-6)) == ("2.5e-06", "−2.5e-06", "+2.5e-06")
+    assert (number(0.0), signed(1e-16), number(-1e-16), number(0.0004, 2)) == ("0.000", "0.000", "0.000", "0.00")
+    told = why(question(), gap("gold", 2e-6, 4e-6), sft=model("sft", gold=1e-6), gold=4e-6)
+    assert "scores 4e-06 against sft's 1e-06" in told and "of +3e-06, 95 % interval +2e-06 to +4e-06." in told
+
+
+def test_so_many_are_those_that_have_scores():
+    """300 prompts are examined, and both models have a score on 45 of them."""
+    note = models.models(report(question(), gap("gold", -0.1, 0.1, n=45))).note
+    assert "So many can detect" not in note
+    assert "The 45 on which round-1 and sft have scores can detect a difference of 0.050" in note
+    one = models.models(report(question(), gap("gold", None, None, n=1) | {"mean": 0.2, "detectable": None})).note
+    assert "is not known from the scores of one prompt." in one and "without scores of two models" not in one
 
 
 def test_a_small_scale_detects_no_zero():
@@ -178,6 +214,36 @@ def test_where_the_gate_passed_a_better_round_by_nobody_says_that_none_is_better
     assert "gate.min_gain" in shown["verdict"]["why"]
     worse = report(of, gap("gold", -0.15, -0.05))
     assert "Too large a step" in worse["verdict"]["why"] and "scores better" not in worse["verdict"]["why"]
+
+
+def test_a_round_that_is_as_good_as_sft_took_no_large_step():
+    """The gate kept SFT: the round is not worse, its gain was merely not above gate.min_gain."""
+    of = question(chosen="sft")
+    told = why(of, gap("gold", -0.05, 0.05))
+    assert "Too large a step" not in told
+    assert "By gold round-1 is not told apart from sft on test either: 0.000, −0.050 to +0.050." in told
+    assert "Too large a step" not in why(of, gap("gold", 0.1, 0.2, n=12))
+    assert "Too few test prompts have a score of gold to tell round-1 from sft" in why(of, gap("gold", None, None, n=0))
+
+
+def test_a_round_that_no_step_changed_took_no_large_step_where_sft_was_chosen():
+    told = why(question(chosen="sft", unchanged=True), gap("gold", -0.2, -0.1), kl=None)
+    assert "The round-1 model’s weights are those that its training started from" in told
+    assert "Too large a step" not in told
+
+
+def test_pairs_that_no_scorer_made_have_no_margin_to_raise():
+    for kl in (0.01, 1.0):
+        told = why(question(training=None), gap("gold", -0.2, -0.1), kl=kl)
+        assert "min_margin" not in told and "pair.scorer" not in told and "strop edit" in told
+
+
+def test_what_the_badge_calls_better_has_no_headline_against_it():
+    """By the gold scorer that decides it rose; a second one does not follow, and the verdict says so."""
+    of = question(gold=("gold", "second"))
+    shown = report(of, gap("gold", 0.1, 0.2), gap("reward", 0.1, 0.2), gap("second", -0.1, 0.02))
+    assert shown["verdict"]["better"] == "yes" and "By second it is not clearly better" in shown["verdict"]["why"]
+    assert headline(shown) == "round-1 is better than sft."
 
 
 def test_too_few_prompts_and_an_unknown_benchmark_are_no_gain():
@@ -242,6 +308,11 @@ def test_a_ceiling_that_is_not_clear_is_not_zero():
     assert "how much there is to capture is not known" in models.models(shown).note
 
 
+def test_a_model_that_lost_gains_no_negative_part():
+    shown = report(question(), gap("gold", 0.1, 0.2, "best-of-4"), gap("gold", -0.3, -0.1))
+    assert "Of what best-of-4 gains over sft, round-1 gains nothing." in models.models(shown).note
+
+
 # ── trust ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -249,7 +320,15 @@ def test_a_gold_scorer_without_the_one_that_made_pairs_is_not_denied():
     """Pairs by a judge that marks no exam, exams by a gold scorer: it made no pairs, and is here."""
     told = dict(trust(report(question(training="judge"), gap("gold", 0.1, 0.2))))
     assert "No scorer" not in told["Gold"] and "exam.score.scorers.judge" in told["Gold"]
-    assert "exam.score.scorers.NAME.gold=true" in dict(trust(report(question(gold=()), gap("gold", 0.1, 0.2))))["Gold"]
+    assert "exam.score.scorers.gold.gold=true" in dict(trust(report(question(gold=()), gap("gold", 0.1, 0.2))))["Gold"]
+
+
+def test_where_the_scorer_that_made_pairs_is_the_only_one_another_has_to_be_added():
+    """`exam.score.scorers.NAME.gold=true` alone is refused where there is no scorer of that name."""
+    shown = report(question("gold", training="gold", gold=()), gap("gold", 0.1, 0.2))
+    added = "+scorer@exam.score.scorers.NAME=FILE exam.score.scorers.NAME.gold=true"
+    assert added in dict(trust(shown))["Gold"]
+    assert not refused(*added.replace("NAME", "long").replace("FILE", "length").split())
 
 
 def test_where_sft_was_chosen_its_gold_scorer_is_not_denied():

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from pipeline.report.render.sweep_page import Grid, best_of, dominated, grid_page, heat
+from pipeline.report.render.sweep_page import Grid, best_of, dominated, grid_page, heat, lead
 
 
 def point(number: int, beta: str, rate: str, score: float | None = None, kl: float | None = None) -> dict:
@@ -63,3 +63,12 @@ def test_a_third_knob_leaves_each_cell_its_highest_score():
 def test_a_sweep_without_a_point_to_take_says_so_and_test_is_no_place_to_choose():
     assert "no point to take within 0.01 nats" in grid_page(grid(budget=0.01))
     assert "flatters" in grid_page(grid(split="test")) and "flatters" not in grid_page(grid())
+
+
+def test_a_sweep_s_lead_says_what_is_so():
+    alone = grid([point(0, "0.05", "1e-5", 0.5)])
+    assert lead(alone) == "It scores 0.500 on dev at an unknown distance from sft, the highest of 1 point."
+    tied = grid([point(0, "0.05", "1e-5", 0.5, 1.0), point(1, "0.1", "1e-5", 0.5, 2.0)])
+    assert "no lower than any of 2 points" in lead(tied) and "the highest" not in lead(tied)
+    for budget in (None, 5.0):
+        assert lead(grid([point(0, "0.05", "1e-5")], budget)) == "No point has finished with a score: see the logs."

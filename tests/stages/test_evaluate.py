@@ -584,3 +584,10 @@ def test_two_scores_for_one_answer_stop_the_evaluation(run):
     run.add("sft", [*scored(0.5), answer("p000", 0.9)])
     with pytest.raises(Broken, match="two scores"):
         run.evaluate(chosen="sft")
+
+
+def test_where_sft_was_chosen_the_last_round_s_unchanged_weights_are_said(run):
+    whole(run)
+    write_json(run.exams["round-2"]["model"].path / "training.json", {"unchanged": True})
+    assert "The round-2 model’s weights are those" in run.evaluate(chosen="sft")["verdict"]["why"]
+    assert "weights are those" not in run.evaluate(chosen="round-1")["verdict"]["why"]

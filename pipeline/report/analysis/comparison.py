@@ -162,7 +162,7 @@ def _of(report: Row, first: str, name: str) -> tuple[Better, str]:
             "unclear",
             f"{gap['n']} common prompts with scores are too few to tell {name} from {first}: at least {LEAST_PROMPTS}.",
         )
-    marks = {model["name"]: model["metrics"][ground["chief"]] for model in report["models"]}
+    marks = {of["name"]: of["metrics"][ground["chief"]] for of in report["models"] if of["name"] in (first, name)}
     told = f"{signed(gap['mean'])}, {level_text(ground['level'])} {interval(gap, signed)}."
     on = f"On {gap['n']} common prompts"
     if any(marks[of]["n"] != gap["n"] for of in (name, first)):  # whose means are of other prompts

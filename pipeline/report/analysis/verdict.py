@@ -12,7 +12,7 @@ LEAST_PROMPTS = 30
 FAR_NATS, NEAR_NATS = 5.0, 0.1
 
 UNCHANGED = (
-    "Its weights are those that its training started from, byte for byte: no step changed them. "
+    "{} weights are those that its training started from, byte for byte: no step changed them. "
     "Give it more steps (more pairs, a smaller train.batch, more train.epochs) or a higher train.learning_rate; "
     "train.dtype=float32 rounds no small step away."
 )
@@ -26,7 +26,7 @@ class Question:
     """What the verdict rests on; `chosen` is None when the chosen model was not examined.
 
     `training` is the scorer that made pairs, None where no scorer did; the `gold` scorers made none.
-    `unchanged`: its training left its weights as they were.
+    `unchanged`: its training left its weights as they were; where sft was chosen, that of the last round did.
     """
 
     split: str
@@ -82,11 +82,11 @@ def _by_interval(question: Question, gap: Row, models: dict[str, Row], others: S
         return "yes", " ".join([figures, *(_does_not_follow(row) for row in others if row["low"] <= 0)])
     word: Better = "no" if gap["high"] < 0 else "unclear"
     if question.unchanged:
-        return word, f"{figures} {UNCHANGED}"
+        return word, f"{figures} {UNCHANGED.format('Its')}"
     risen = [row for row in others if row["low"] > 0]
     if pleased := [row for row in risen if row["scorer"] == question.training]:
         return word, f"{figures} {_over_optimised(question, gap, pleased[0])}"
-    after = _after_no(chosen) if word == "no" else _after_unclear(question, gap, chosen)
+    after = _after_no(question, chosen) if word == "no" else _after_unclear(question, gap, chosen)
     return word, " ".join([figures, *(f"{_rose(row)}." for row in risen), after])
 
 
@@ -159,7 +159,7 @@ def _too_few(question: Question, gap: Row) -> str:
     remedy = (
         "The others lack a score by one of the two: see what is missing, and how many scores failed."
         if enough
-        else f"Give more {question.split} prompts: raise prompts.split.{question.split}."
+        else f"Give more {question.split} prompts: prompts.split.{question.split}."
     )
     return (
         f"{prompts} too few to tell: {question.chosen} differs from sft by {signed(gap['mean'])} in {question.scorer}, "
@@ -173,22 +173,33 @@ def _after_none(question: Question, models: Sequence[Row], differences: Sequence
     if not rounds:
         return ""
     name, nats = rounds[-1]["name"], rounds[-1]["kl"]["mean"]
+    told = {row["model"]: row for row in differences if row["scorer"] == question.scorer and row["n"] >= LEAST_PROMPTS}
+    better = [told[model["name"]] for model in rounds if model["name"] in told and told[model["name"]]["low"] > 0]
+    last = told.get(name)
+    if question.unchanged:
+        return f" {UNCHANGED.format(f'The {name} model’s')}"
     if _near(nats):
         return f" {_hardly(name, nats)}"
-    if _far(nats) or not (better := _surely_better(question, rounds, differences)):
-        return f" {_after_no(rounds[-1], name)}"
+    if _far(nats) or (last and last["high"] < 0 and not better):
+        return f" {_after_no(question, rounds[-1], name)}"
+    if better:
+        return (
+            f" Yet by {question.scorer} {better[-1]['model']} scores better than sft on {question.split}:"
+            f" {signed(better[-1]['mean'])}, {interval(better[-1], signed)}."
+            " See why the gate passed it by: gate.scorer, gate.min_gain, gate.kl_budget."
+        )
+    clearer = "give clearer pairs (pair.filters.min_margin), " if question.training else ""
     return (
-        f" Yet by {question.scorer} {better['model']} scores better than sft on {question.split}:"
-        f" {signed(better['mean'])}, {interval(better, signed)}."
-        " See why the gate passed it by: gate.scorer, gate.min_gain, gate.kl_budget."
+        f" {_not_told_apart(question, name, last)} Train further (rounds, train.learning_rate), {clearer}"
+        "or ask less of the gate (gate.min_gain)."
     )
 
 
-def _surely_better(question: Question, rounds: Sequence[Row], differences: Sequence[Row]) -> Row | None:
-    """The last round whose gain by the scorer of the verdict is certain."""
-    names = {model["name"] for model in rounds}
-    own = [row for row in differences if row["model"] in names and row["scorer"] == question.scorer]
-    return next((row for row in reversed(own) if row["n"] >= LEAST_PROMPTS and row["low"] > 0), None)
+def _not_told_apart(question: Question, name: str, gap: Row | None) -> str:
+    if gap is None:
+        return f"Too few {question.split} prompts have a score of {question.scorer} to tell {name} from sft."
+    told = f"{signed(gap['mean'])}, {interval(gap, signed)}"
+    return f"By {question.scorer} {name} is not told apart from sft on {question.split} either: {told}."
 
 
 def _near(nats: float | None) -> bool:
@@ -200,18 +211,24 @@ def _far(nats: float | None) -> bool:
     return nats is not None and nats > FAR_NATS
 
 
-def _after_no(model: Row, who: str = "It") -> str:
+def _clearer_pairs(question: Question) -> str:
+    """Pairs that no scorer made have no margin to raise."""
+    if question.training is None:
+        return "Correct them: strop edit writes them to a file, which pair.edits=FILE takes"
+    return "Raise pair.filters.min_margin, or mark pairs by another pair.scorer"
+
+
+def _after_no(question: Question, model: Row, who: str = "It") -> str:
     nats = model["kl"]["mean"]
     if _far(nats):
         return f"{who} moved {number(nats, 1)} nats away from sft: {NEARER}."
     if _near(nats):
         return (
             f"{who} moved only {number(nats, 2)} nats away from sft: misleading pairs are likelier than too large a"
-            " step. Raise pair.filters.min_margin, or mark pairs by another pair.scorer."
+            f" step. {_clearer_pairs(question)}."
         )
-    return (
-        "Too large a step or misleading pairs are likely: lower train.learning_rate or raise pair.filters.min_margin."
-    )
+    mend = "raise pair.filters.min_margin" if question.training else "correct the pairs (strop edit, pair.edits)"
+    return f"Too large a step or misleading pairs are likely: lower train.learning_rate or {mend}."
 
 
 def _after_unclear(question: Question, gap: Row, chosen: Row) -> str:
@@ -235,9 +252,7 @@ def is_flat(gap: Row) -> bool:
 
 
 def detectable(gap: Row) -> str:
-    """On a scale of its own: never a zero, which nothing can detect."""
-    text = number(gap["detectable"])
-    return text if text != number(0.0) else f"{gap['detectable']:.1g}"
+    return number(gap["detectable"])
 
 
 def _hardly(who: str, nats: float) -> str:
@@ -260,7 +275,7 @@ def _flat_of(proxy: Row, chosen: str) -> Row:
 def headline(report: Row) -> str:
     """The verdict in as few words as it takes."""
     chosen = report["exam"]["chosen"] or "the chosen model"
-    if report["proxy"] and report["proxy"]["over_optimised"]:
+    if report["proxy"] and report["proxy"]["over_optimised"] and report["verdict"]["better"] != "yes":
         training, gold = report["proxy"]["training"], _flat_of(report["proxy"], chosen)
         return f"{chosen} {pleases(training, gold)}; the gold score {follows(gold)}."
     lost, unknown = ([row["name"] for row in report["retention"] if row["state"] == s] for s in ("lost", "unknown"))

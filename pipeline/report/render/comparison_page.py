@@ -57,7 +57,9 @@ def _models(report: Row) -> Sheet:
 def _power(report: Row) -> str:
     """The smallest difference that each of them could show."""
     gaps = [row for row in report["differences"] if row["scorer"] == report["ground"]["chief"]]
-    known = [f"{detectable(row)} ({row['model']})" for row in gaps if not is_flat(row)]
+    asked = report["ground"]["asked"]
+    on = {row["model"]: "" if row["n"] == asked else f", on {row['n']} with scores" for row in gaps}
+    known = [f"{detectable(row)} ({row['model']}{on[row['model']]})" for row in gaps if not is_flat(row)]
     if not known:
         return NO_SPREAD if any(row["n"] > 1 for row in gaps) else ""
     return f"So many can detect a difference of {', '.join(known)} in four cases of five."

@@ -12,7 +12,7 @@ from pipeline.report.render.figures.contests import shown
 ANCHOR = "believed"
 NO_GOLD = (
     "No scorer of this exam is marked as gold: what merely pleases the scorer that made pairs cannot be told from what "
-    "is better. Mark one that made none as gold: exam.score.scorers.NAME.gold=true."
+    "is better. "
 )
 
 
@@ -45,7 +45,10 @@ def _unproxied(report: Row) -> str:
     if exam["training"] is None:
         return "No scorer made pairs here, so no model can have learned to please one."
     if not gold:
-        return NO_GOLD
+        others = [name for name in sorted(marked) if "/" not in name and name != exam["training"]]
+        mark = " or ".join(f"exam.score.scorers.{name}.gold=true" for name in others)
+        add = "+scorer@exam.score.scorers.NAME=FILE exam.score.scorers.NAME.gold=true"
+        return NO_GOLD + (f"Mark one that made none as gold: {mark}." if others else f"Add one that made none: {add}.")
     if report["proxy"]:
         return f"The chosen model is not one that pairs of {exam['training']} trained: the table shows the others."
     return (

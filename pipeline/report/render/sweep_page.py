@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from pipeline.errors import many
 from pipeline.report import formatting
 from pipeline.report.formatting import UNKNOWN, number
 from pipeline.report.render import svg
@@ -82,10 +83,14 @@ def headline(grid: Grid) -> str:
 
 def lead(grid: Grid) -> str:
     if grid.best is None:
+        if grid.budget is None or not grid.done:
+            return "No point has finished with a score: see the logs."
         return "No point has finished with a score and a KL inside the budget. Raise sweep.kl_budget, or see the logs."
-    said = f"It scores {number(grid.best['score'])} on {grid.split} at {number(grid.best['kl'], 2)} nats from sft"
+    far = "an unknown distance" if grid.best["kl"] is None else f"{number(grid.best['kl'], 2)} nats"
+    said = f"It scores {number(grid.best['score'])} on {grid.split} at {far} from sft"
     within = [p for p in grid.done if grid.budget is None or _kl(p) <= grid.budget]
-    among = f", the highest of {len(within)} points"
+    alone = sum(p["score"] == grid.best["score"] for p in within) == 1
+    among = f", {'the highest' if alone else 'no lower than any'} of {many(len(within), 'point')}"
     budget = "" if grid.budget is None else f" within sweep.kl_budget={grid.budget:g}"
     warning = (
         "" if grid.split == "dev" else " It was chosen on test, so its score there flatters it: use exam.split=dev."

@@ -103,13 +103,15 @@ TABLE = (
         "chosen and rejected rewards both rise",
         _both_rise,
         "mostly what both sides share is learned, such as style or format, and less what sets them apart",
-        "raise train.beta; give pairs that differ in what counts (pair=best_worst, pair.filters.min_margin)",
+        "give pairs that differ in what counts (pair=best_worst, pair.filters.min_margin); where a reference holds it,"
+        " raise train.beta",
     ),
     Symptom(
         "the margin grows without plateau while the dev score falls",
         _margin_without_gain,
         "the reward is over-optimised: pairs are told apart ever better and own answers score worse",
-        "lower train.learning_rate, raise train.beta, or stop in time: train.guards.stop_on=score",
+        "lower train.learning_rate, raise train.beta where a reference holds it, or stop in time:"
+        " train.guards.stop_on=score",
     ),
     Symptom(
         "the loss swings",

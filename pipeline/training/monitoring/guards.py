@@ -98,15 +98,15 @@ class Guards(TrainerCallback):
         if before.get(KL, 0.0) <= guards.warn_kl < last.get(KL, 0.0):
             say(
                 f"step {last['step']}: KL to the reference is {last[KL]:.3g} nats, over train.guards.warn_kl="
-                f"{guards.warn_kl:g}: the policy leaves its reference. Raise train.beta, lower train.learning_rate, or "
-                f"give train.guards.kl_budget, which stops there"
+                f"{guards.warn_kl:g}: the policy leaves its reference. Lower train.learning_rate, raise train.beta "
+                f"where the loss has a reference, or give train.guards.kl_budget, which stops there"
             )
         if before.get(FALL, 0.0) <= guards.warn_fall < last.get(FALL, 0.0):
             say(
                 f"step {last['step']}: chosen answers lost {last[FALL]:.3g} nats per token, over "
                 f"train.guards.warn_fall={guards.warn_fall:g}: likelihood is displaced to answers nobody saw. Take "
-                f"train=rpo (the chosen answer's own loss), raise train.beta, drop near-equal pairs (pair.filters), "
-                f"or give train.guards.fall_budget"
+                f"train=rpo (the chosen answer's own loss), raise train.beta where the loss has a reference, drop "
+                f"near-equal pairs (pair.filters), or give train.guards.fall_budget"
             )
 
     def _check_measured(self, look: early_stopping.Look) -> None:

@@ -48,13 +48,16 @@ def _power(report: Row) -> str:
     exam = report["exam"]
     known = [gap for gap in report["differences"] if gap["scorer"] == exam["scorer"] and gap["detectable"] is not None]
     of = next((gap for gap in known if gap["model"] == exam["chosen"]), known[-1] if known else None)
-    if (of is None or is_flat(of)) and any(
-        gap["scorer"] == exam["scorer"] and gap["n"] > 1 for gap in report["differences"]
-    ):
+    most = max((gap["n"] for gap in report["differences"] if gap["scorer"] == exam["scorer"]), default=0)
+    if (of is None or is_flat(of)) and most > 1:
         return NO_SPREAD
     if of is None:
-        return "How small a difference so many can detect is not known without scores of two models."
-    return f"So many can detect a difference of {detectable(of)} in four cases of five."
+        without = "from the scores of one prompt" if most else "without scores of two models"
+        return f"How small a difference so many can detect is not known {without}."
+    who = (
+        "So many" if of["n"] == exam["prompts"] else f"The {count(of['n'])} on which {of['model']} and sft have scores"
+    )
+    return f"{who} can detect a difference of {detectable(of)} in four cases of five."
 
 
 def _captured(report: Row) -> str:
@@ -65,7 +68,8 @@ def _captured(report: Row) -> str:
         return f"{best['model']} gains {signed(best['mean'])} over sft: so much there is to capture."
     if best["share"] is None:
         return f"{best['model']} is not clearly better than sft: how much there is to capture is not known."
-    return f"Of what {best['model']} gains over sft, {report['exam']['chosen']} gains {share(best['share'])}."
+    part = share(best["share"]) if best["share"] > 0 else "nothing"
+    return f"Of what {best['model']} gains over sft, {report['exam']['chosen']} gains {part}."
 
 
 def _model(report: Row, model: Row, scorer: str) -> list[Cell]:
