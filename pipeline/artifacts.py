@@ -62,8 +62,17 @@ def read_table(path: Path) -> "pl.DataFrame":
 
     try:
         return pl.read_parquet(path)
+    except FileNotFoundError as error:
+        raise Refusal(_describe_absence(path)) from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise Refusal(_describe_damage(path, "parquet", error)) from error
+
+
+def _read_shards(folder: Path) -> Iterator["pl.DataFrame"]:
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise Refusal(_describe_absence(folder / "*.parquet"))
+    yield from map(read_table, files)
 
 
 def read_json(path: Path) -> Any:
@@ -71,6 +80,13 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise Refusal(_describe_damage(path, "JSON", error)) from error
+
+
+def _describe_absence(path: Path) -> str:
+    return (
+        f"{path}: it is not there: its step was pruned, or the store was moved or is not whole.\n"
+        "  Type the command of its run again (the run's config.yaml has it): what is missing is made anew."
+    )
 
 
 def _describe_damage(path: Path, form: str, error: BaseException) -> str:
@@ -225,8 +241,7 @@ class Samples(Artifact):
     """
 
     def shards(self) -> Iterator["pl.DataFrame"]:
-        for path in sorted((self.path / "samples").glob("*.parquet")):
-            yield read_table(path)
+        yield from _read_shards(self.path / "samples")
 
     def read(self, setting: str | None = None) -> "pl.DataFrame":
         import polars as pl
@@ -242,7 +257,7 @@ class Scores(Artifact):
     def read(self) -> "pl.DataFrame":
         import polars as pl
 
-        return pl.concat([read_table(path) for path in sorted((self.path / "scores").glob("*.parquet"))])
+        return pl.concat(_read_shards(self.path / "scores"))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ A place is `RUN` (the model that it chose), `RUN:MODEL` (a row of its table), a 
 fingerprint. Nothing is opened but tables and records.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pipeline.artifacts import (
     Scores,
     Verdicts,
     nested,
+    read_json,
 )
 from pipeline.config import ANSWER
 from pipeline.errors import Refusal, nearest
@@ -167,7 +167,7 @@ def _scorers(scores: Path | None) -> dict[str, Any]:
 
 
 def _record(step: Path) -> Record:
-    return json.loads((step / STEP_FILE).read_text())
+    return read_json(step / STEP_FILE)
 
 
 def _place(reader: Path, source: Record) -> Path:
