@@ -127,6 +127,15 @@ EQUAL = "equal answers"  # the detail of a tie that no judge was asked about
 KL = "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
 
 
+def read_step(folder: Path) -> dict[str, Any]:
+    """What the driver asked of a step, as far as its readers rely on: whose folders it reads, and its config."""
+    step = read_json(folder / STEP_FILE)
+    told = isinstance(step, dict) and isinstance(step.get("config"), dict) and isinstance(step.get("inputs"), dict)
+    if not told or not all(isinstance(source, dict) for source in step["inputs"].values()):
+        raise Refusal(_describe_damage(folder / STEP_FILE, "a step's record", ValueError("no config and inputs in it")))
+    return step
+
+
 def knob_of(out: Path, otherwise: str) -> str:
     """Where the person's config has the block of the step that works in `out`, for words that name a knob of it."""
     asked = next((file for folder in (out, *out.parents) if (file := folder / STEP_FILE).exists()), None)

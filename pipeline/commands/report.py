@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import store
-from pipeline.artifacts import read_json
+from pipeline.artifacts import read_step
 from pipeline.config import Evaluation
 from pipeline.driver import worker
 from pipeline.errors import BROKE, DONE, REFUSED, Broken, Refusal
@@ -33,10 +33,10 @@ def main(arguments: list[str]) -> int:
 def reprint(run: Path) -> Path:
     step = evaluated(run)
     for name, source in step["inputs"].items():
-        manifest = store.read_manifest(Path(source["path"]))
+        manifest = store.read_manifest(Path(str(source.get("path"))))
         if manifest is None or store.hollow(manifest):
             raise Refusal(
-                f"{run}: its {name} ({source['path']}) was pruned. Run it again: what is missing is built anew."
+                f"{run}: its {name} ({source.get('path')}) was pruned. Run it again: what is missing is built anew."
             )
     try:
         cfg = TypeAdapter(Evaluation).validate_python(step["config"])
@@ -61,7 +61,7 @@ def evaluated(run: Path) -> dict[str, Any]:
             f"{run}: no run with a report in the store. Type strop report runs/RECIPE/TIME, with a run that got as far"
             " as evaluate."
         )
-    return {**read_json(file), "file": file}
+    return {**read_step(file.parent), "file": file}
 
 
 if __name__ == "__main__":

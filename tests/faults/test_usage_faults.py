@@ -38,7 +38,22 @@ def is_kept(world: World) -> None:
     assert (world.folder / "mine.md").read_text() == "years" and "years" in (world.folder / "mine.json").read_text()
 
 
+def record(text: str, *words: str) -> Callable[[World], None]:
+    """A run whose report's step.json is not what the driver wrote."""
+
+    def plant(world: World) -> None:
+        world.write("runs/latest/store/000-evaluate-report/step.json", text)
+        world.words = [*words]
+
+    return plant
+
+
+COMPARE = "compare", "a=runs/latest", "b=runs/latest"
 FAULTS = [
+    Fault("report of a record that is a list", record("[]", "report"), 2, ("step.json", "verify=true")),
+    Fault("report of a record that was cut", record('{"inputs"', "report"), 2, ("step.json", "verify=true")),
+    Fault("compare by a record that is a list", record("[]", *COMPARE), 2, ("step.json", "verify=true")),
+    Fault("compare by a record of no models", record('{"inputs": {}, "config": {}}', *COMPARE), 2, ("no examined",)),
     Fault("calibrate over what it reads", over("mine.md"), 2, ("out=mine.md", "Nothing was written"), kept=is_kept),
     Fault("calibrate over another record", over("mine.json"), 2, ("out=mine.json", "Nothing was"), kept=is_kept),
     Fault("calibrate into a folder", over("."), 2, ("out=.", "a folder is there"), kept=is_kept),
