@@ -3,11 +3,14 @@
 `python -m pipeline …` is the same command, and words without a command (`recipes=smoke`) are those of `run`.
 """
 
+import io
+import os
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any, TextIO
 
-from pipeline.errors import DONE, REFUSED, exit_on_signals, nearest
+from pipeline.errors import DONE, REFUSED, Refusal, exit_on_signals, explain_disk_fault, nearest
 
 HELP = {"-h", "--help"}
 CHOICES = "[recipes=NAME] [group=choice …] [key=value …]"
@@ -101,9 +104,47 @@ COMMANDS = {
 }
 
 
+class Output(io.FileIO):
+    """Standard output whose reader may leave early, as `head` does: what follows is written to nobody."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return super().write(data)
+        except OSError as error:
+            error.filename = error.filename or "standard output"
+            raise
+
+
+def open_output(stream: TextIO) -> TextIO:
+    """Whatever is printed can be written there; a stream that is closed, or is somebody's own, stays as it is."""
+    if stream is None or stream is not sys.__stdout__:
+        return stream
+    raw = io.BufferedWriter(Output(stream.fileno(), "wb", closefd=False))
+    return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=stream.isatty())
+
+
 def main() -> int:
     exit_on_signals()  # before the imports, which take most of the first second
-    words = sys.argv[1:]
+    sys.stdout = open_output(sys.stdout)
+    try:
+        code = run_command(sys.argv[1:])
+        print(end="", flush=True)
+    except Refusal as refusal:
+        print(refusal, file=sys.stderr)
+        return REFUSED
+    except OSError as error:
+        if not (said := explain_disk_fault(error)):
+            raise
+        print(said, file=sys.stderr)
+        sys.stdout = None  # what a full disk did not take is not tried again
+        return REFUSED
+    return code
+
+
+def run_command(words: list[str]) -> int:
     if not words or words[0] in HELP:
         print(describe_all())
         return DONE

@@ -62,8 +62,17 @@ def read_table(path: Path) -> "pl.DataFrame":
 
     try:
         return pl.read_parquet(path)
+    except FileNotFoundError as error:
+        raise Refusal(_describe_absence(path)) from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise Refusal(_describe_damage(path, "parquet", error)) from error
+
+
+def _read_shards(folder: Path) -> Iterator["pl.DataFrame"]:
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        raise Refusal(_describe_absence(folder / "*.parquet"))
+    yield from map(read_table, files)
 
 
 def read_json(path: Path) -> Any:
@@ -71,6 +80,13 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise Refusal(_describe_damage(path, "JSON", error)) from error
+
+
+def _describe_absence(path: Path) -> str:
+    return (
+        f"{path}: it is not there: its step was pruned, or the store was moved or is not whole.\n"
+        "  Type the command of its run again (the run's config.yaml has it): what is missing is made anew."
+    )
 
 
 def _describe_damage(path: Path, form: str, error: BaseException) -> str:
@@ -109,6 +125,15 @@ PLACE_FILE = "place.json"  # where a referred checkpoint lies: outside content, 
 ABSENT_FILE = "absent.txt"  # why a step that may fail has made nothing; it is tried again whenever it is planned
 EQUAL = "equal answers"  # the detail of a tie that no judge was asked about
 KL = "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
+
+
+def read_step(folder: Path) -> dict[str, Any]:
+    """What the driver asked of a step, as far as its readers rely on: whose folders it reads, and its config."""
+    step = read_json(folder / STEP_FILE)
+    told = isinstance(step, dict) and isinstance(step.get("config"), dict) and isinstance(step.get("inputs"), dict)
+    if not told or not all(isinstance(source, dict) for source in step["inputs"].values()):
+        raise Refusal(_describe_damage(folder / STEP_FILE, "a step's record", ValueError("no config and inputs in it")))
+    return step
 
 
 def knob_of(out: Path, otherwise: str) -> str:
@@ -225,8 +250,7 @@ class Samples(Artifact):
     """
 
     def shards(self) -> Iterator["pl.DataFrame"]:
-        for path in sorted((self.path / "samples").glob("*.parquet")):
-            yield read_table(path)
+        yield from _read_shards(self.path / "samples")
 
     def read(self, setting: str | None = None) -> "pl.DataFrame":
         import polars as pl
@@ -242,7 +266,7 @@ class Scores(Artifact):
     def read(self) -> "pl.DataFrame":
         import polars as pl
 
-        return pl.concat([read_table(path) for path in sorted((self.path / "scores").glob("*.parquet"))])
+        return pl.concat(_read_shards(self.path / "scores"))
 
 
 @dataclass(frozen=True)

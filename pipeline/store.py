@@ -36,6 +36,8 @@ from pipeline.hashing import content, sha256_of
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, built or not, which pruning keeps
 SCRATCH = "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published
 _OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
+# Beside a finished step's files: what merging makes, a stage's scratch, and what a killed writer left.
+_ADDED = re.compile(r"merged/|\.merged\.tmp/|scratch/|(.*/)?\.[^/]+\.tmp$")
 AT_WORK = ".at-work"  # in the store: held shared by every run, and alone by who removes something
 STEP_NAME = re.compile(r"[0-9a-f]{12}")  # a finished step's folder
 REMOVED = ".removed"  # ends the name of what is being removed
@@ -178,6 +180,17 @@ def hollow_out(path: Path, manifest: Manifest) -> None:
         shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
 
+def strangers(path: Path, manifest: Manifest) -> list[Path]:
+    """Files in a finished step that neither the step nor a command of ours put there: somebody keeps them there.
+
+    A link is none: what it leads to is not lost with it.
+    """
+    own = {entry["path"] for entry in manifest["files"]} | _OUTSIDE_CONTENT
+    inside = (file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+    named = ((file, file.relative_to(path).as_posix()) for file in inside)
+    return [file for file, name in named if name not in own and not _ADDED.match(name)]
+
+
 def bases(path: Path) -> list[str]:
     """The fingerprints of what a model's weights lie on: an adapter names its base, which may do so too, and a pointer
     its target."""
@@ -227,7 +240,7 @@ def publish(work: Path, final: Path) -> None:
     shutil.rmtree(work / SCRATCH, ignore_errors=True)
     if final.exists():
         old = read_manifest(final)
-        if old and (hollow(old) or absent(old)):
+        if old and (hollow(old) or absent(old)) and not strangers(final, old):
             remove(final)
     if final.exists():
         set_aside(final, content(old) if old else "unknown")

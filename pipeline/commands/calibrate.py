@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import write_json
+from pipeline.artifacts import read_json, write_json
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
 from pipeline.config.compose import Arguments, block
 from pipeline.errors import BROKE, REFUSED, Broken, Refusal, many, nearest
@@ -37,6 +37,7 @@ class Calibrated(Block):
 def main(arguments: list[str]) -> int:
     try:
         file, names, out, overrides = parsed(arguments)
+        check_out(out)
         judged = read_judged(file)
         cfg = block(Arguments.parse(overrides), Calibrated).score
         told = calibrated(judged, {name: verdicts_by(cfg, name, judged) for name in names})
@@ -63,6 +64,22 @@ def parsed(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:
         raise Refusal(f"Give the file of people's verdicts first: {USAGE}")
     names = [name for name in own.get("scorer", "").split(",") if name]
     return Path(rest[0]), names, Path(own.get("out", "calibration.json")), rest[1:]
+
+
+def check_out(out: Path) -> None:
+    """A table of an earlier call is written over; anything else that lies there is somebody's."""
+    if out.is_dir() or not out.name:
+        raise Refusal(f"out={out}: a folder is there, and one file is written. Give a new file: out=calibration.json")
+    if out.exists():
+        try:
+            told = read_json(out)
+        except Refusal:
+            told = None
+        if not isinstance(told, dict) or not {"people_prefer", "scorers"} <= told.keys():
+            raise Refusal(
+                f"out={out}: it is there already, and is no table that calibrate wrote. Nothing was written.\n"
+                "  Give a new file: out=calibration.json"
+            )
 
 
 # ── verdicts of a scorer ──────────────────────────────────────────────────────────────────────────────────────────

@@ -27,6 +27,8 @@ USAGE = (
 # Of the intervals, as evaluate.level and the like of a run.
 DRAWN: dict[str, type] = {"level": float, "resamples": int, "seed": int}
 OWN = "store", "out", *DRAWN
+# All that lies in a comparison's folder.
+WRITTEN = {"report.html", "report.md", "report.json", "answers.parquet", "verdicts.parquet"}
 
 
 def main(arguments: list[str]) -> int:
@@ -82,6 +84,12 @@ def named_apart(found: list[Found]) -> list[Found]:
 
 
 def made(out: Path) -> None:
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if there & WRITTEN and not ("verdicts.parquet" in there and there <= WRITTEN):
+        raise Refusal(
+            f"out={out}: {min(there & WRITTEN)} is there, of no comparison, and would be written over. Nothing was"
+            " written.\n  Give a folder that is not there yet, as out=FOLDER."
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -17,6 +17,8 @@ from pipeline.errors import REFUSED, Refusal, explain_disk_fault
 
 def main(arguments: list[str]) -> int:
     try:
+        if len(arguments) > 2:
+            raise Refusal(f"{arguments[2]}: one word too many. Type strop edit [RUN] [ROUND].")
         run = resolve_run(Path(arguments[0] if arguments else "runs/latest"))
         number = arguments[1] if len(arguments) > 1 else None
         file = run / "pairs.jsonl"
@@ -49,7 +51,9 @@ def pairs_of(run: Path, number: str | None) -> Pairs:
     """The pairs of one round of a run, the last one unless it is named."""
     found = {path.name.rpartition("-")[2]: path for path in sorted((run / "store").glob("*-pair-*"))}
     if not found:
-        raise Refusal(f"{run}: no run with pairs. Give RUN=runs/RECIPE/TIME, a run that got as far as pair.")
+        raise Refusal(
+            f"{run}: no run with pairs. Type strop edit runs/RECIPE/TIME, with a run that got as far as pair."
+        )
     if number is not None and number not in found:
         raise Refusal(f"ROUND={number}: {run} has pairs of round {', '.join(found)}.")
     return Pairs(found[number] if number else list(found.values())[-1])

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -58,8 +59,10 @@ def parsed(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     places = [word for word in arguments if "=" not in word]
     if unknown := set(asked) - {"of", "pairs", "seed"} or set(places[1:]):
         raise Refusal(f"{min(unknown)}: not understood. {nearest(min(unknown), ['of', 'pairs', 'seed'])}\n  {USAGE}")
-    if not (asked["pairs"].isdigit() and int(asked["pairs"])):
-        raise Refusal(f"pairs={asked['pairs']}: how many pairs to judge is a whole number from 1.\n  {USAGE}")
+    if not re.fullmatch("[0-9]{1,9}", asked["pairs"]) or not int(asked["pairs"]):
+        raise Refusal(
+            f"pairs={asked['pairs']}: how many pairs to judge is a whole number from 1 to 999999999.\n  {USAGE}"
+        )
     return Path(places[0] if places else "runs/latest"), asked
 
 

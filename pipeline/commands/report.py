@@ -3,7 +3,6 @@
 What the run was told stays as it was; its report.html, report.md and report.json are written anew beside its ledger.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import store
+from pipeline.artifacts import read_step
 from pipeline.config import Evaluation
 from pipeline.driver import worker
 from pipeline.errors import BROKE, DONE, REFUSED, Broken, Refusal
@@ -21,6 +21,8 @@ from pipeline.stages import evaluate
 
 def main(arguments: list[str]) -> int:
     try:
+        if len(arguments) > 1:
+            raise Refusal(f"{arguments[1]}: one word too many. Type strop report [RUN].")
         print(reprint(Path(arguments[0] if arguments else "runs/latest")))
     except (Refusal, Broken) as error:
         print(error, file=sys.stderr)
@@ -31,10 +33,10 @@ def main(arguments: list[str]) -> int:
 def reprint(run: Path) -> Path:
     step = evaluated(run)
     for name, source in step["inputs"].items():
-        manifest = store.read_manifest(Path(source["path"]))
+        manifest = store.read_manifest(Path(str(source.get("path"))))
         if manifest is None or store.hollow(manifest):
             raise Refusal(
-                f"{run}: its {name} ({source['path']}) was pruned. Run it again: what is missing is built anew."
+                f"{run}: its {name} ({source.get('path')}) was pruned. Run it again: what is missing is built anew."
             )
     try:
         cfg = TypeAdapter(Evaluation).validate_python(step["config"])
@@ -56,9 +58,10 @@ def evaluated(run: Path) -> dict[str, Any]:
     file = found[-1] / store.STEP if found else None
     if file is None or not file.exists():
         raise Refusal(
-            f"{run}: no run with a report in the store. Give RUN=runs/RECIPE/TIME, a run that got as far as evaluate."
+            f"{run}: no run with a report in the store. Type strop report runs/RECIPE/TIME, with a run that got as far"
+            " as evaluate."
         )
-    return {**json.loads(file.read_text()), "file": file}
+    return {**read_step(file.parent), "file": file}
 
 
 if __name__ == "__main__":

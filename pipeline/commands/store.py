@@ -33,13 +33,15 @@ LEFTOVER, FOREIGN = "leftover", "foreign"
 class Kept:
     """One folder of the store, or a file that a killed process left in it.
 
-    A leftover is read by nobody. Foreign is what has a step's name and nothing that shows that the store wrote it.
+    A leftover is read by nobody. Foreign is what has a step's name and nothing that shows that the store wrote it, or
+    holds a file that the store did not write: nobody but its owner can know whether it may go.
     """
 
     path: Path
     state: str
     size: int
     runs: list[str] = field(default_factory=list)
+    stranger: str = ""  # one file of somebody's that lies among its own
 
     @property
     def spare(self) -> bool:
@@ -103,8 +105,11 @@ def _steps(root: Path, users: Users) -> Iterator[Kept]:
 def _kept(path: Path, stage: str, fingerprint: str, suffix: str, users: Users) -> Kept:
     manifest = store.read_manifest(path)
     runs = users.runs.get(fingerprint, [])
+    others = store.strangers(path, manifest) if manifest else []
     if suffix == store.REMOVED:
         state = LEFTOVER
+    elif others:
+        return Kept(path, FOREIGN, size_of(path), runs, others[0].relative_to(path).as_posix())
     elif not _is_written_by_store(path, stage, fingerprint):
         state = FOREIGN
     elif suffix.startswith(".old-"):
@@ -151,6 +156,7 @@ def size_of(path: Path) -> int:
 def show(found: list[Kept]) -> None:
     for each in found:
         users = f"{each.runs[-1]}{f' and {len(each.runs) - 1} more' if each.runs[1:] else ''}" if each.runs else "–"
+        users = f"holds {each.stranger}, which the store did not write" if each.stranger else users
         print(f"{each.path.parent.name:<10} {each.path.name:<40} {each.state:<10} {megabytes(each.size):>12}  {users}")
     print(f"{many(len(found), 'step')}, {megabytes(sum(each.size for each in found))}")
 
@@ -184,7 +190,7 @@ def find_spare(root: Path, runs: Path) -> list[Kept]:
 
 def _is_agreed(spare: list[Kept]) -> bool:
     if not sys.stdin.isatty():
-        raise Refusal('Nothing was removed. To remove these: make prune ARGS="--yes"')
+        raise Refusal("Nothing was removed. To remove these, add --yes to the same words.")
     try:
         agreed = input(f"Remove {many(len(spare), 'step')}? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:

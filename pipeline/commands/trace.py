@@ -18,8 +18,10 @@ SHOWN = 300  # characters of an answer
 
 def main(arguments: list[str]) -> int:
     try:
-        if not arguments:
-            raise Refusal("Give the id of a prompt: strop trace PROMPT_ID [RUN], with RUN=runs/latest.")
+        if not 1 <= len(arguments) <= 2 or not arguments[0]:
+            raise Refusal(
+                "Give the id of a prompt: strop trace PROMPT_ID [RUN], such as strop trace 3fa9c1 runs/latest"
+            )
         print("\n".join(story(arguments[0], Path(arguments[1] if len(arguments) > 1 else "runs/latest"))))
     except Refusal as refusal:
         print(refusal, file=sys.stderr)

@@ -75,7 +75,7 @@ def check_runs(store: Path, runs: Path) -> list[Path]:
         raise Refusal(
             f"{away[0]}: the runs of this folder use {store}, and it is not there. Nothing was removed.\n"
             "  Bring it back (is its disk mounted?). If it is gone for good, type"
-            f" {shlex.join(['python', '-m', 'pipeline.commands.store', f'store={store}', f'forget={away[0]}'])}"
+            f" {shlex.join(['strop', 'store', f'store={store}', f'forget={away[0]}'])}"
         )
     return [Path(each) for each in known]
 

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.commands import compare
+from pipeline.errors import Refusal
 from pipeline.report.render import comparison_page
 from tests.stages.test_evaluate import CONFIG, IDS, Run, named, scored
 from tests.support import exams
@@ -47,6 +48,23 @@ class Finished(Run):
         (self.story / "store").mkdir(parents=True)
         (self.story / "store" / "07-evaluate-report").symlink_to(final)
         return str(self.story)
+
+
+@pytest.mark.parametrize("beside", [(), ("verdicts.parquet", "config.yaml")])
+def test_a_report_of_somebody_s_is_not_written_over(tmp_path, beside):
+    for name in ("report.md", *beside):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(Refusal, match="out=.*report.md"):
+        compare.made(tmp_path)
+    (tmp_path / "report.md").unlink()
+    if not beside:
+        compare.made(tmp_path)
+
+
+def test_a_comparison_is_written_over(tmp_path):
+    for name in compare.WRITTEN:
+        (tmp_path / name).write_text("of an earlier call")
+    compare.made(tmp_path)
 
 
 def source(artifact):

@@ -31,9 +31,12 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_step(root: Path, stage: str, name: str, suffix: str = "", story: str = "") -> Path:
+def make_step(
+    root: Path, stage: str, name: str, suffix: str = "", story: str = "", files: tuple[str, ...] = ("rows.txt",)
+) -> Path:
     folder = root / stage / f"{name}{suffix}"
-    write_text(folder / "rows.txt", "paid for")
+    for file in files:
+        write_text(folder / file, "paid for")
     write_json(folder / store.STEP, {"stage": stage, "fingerprint": name, "inputs": {}, "spent": 0, "story": story})
     if suffix != ".partial":
         told = {"stage": stage, "fingerprint": name, "inputs": {}, "config": {}, "cost": {}, "seconds": 1}
@@ -71,6 +74,26 @@ def test_a_home_directory_loses_nothing(tmp_path, monkeypatch, capsys):
     assert usage.main(["store=home"]) == 0
     listed = capsys.readouterr().out
     assert listed.count("foreign") == 2 and "thesis" not in listed and "photos" not in listed
+
+
+@pytest.mark.parametrize("hollow", [False, True])
+def test_a_step_in_which_a_person_keeps_a_file_stays_and_is_named(place, capsys, hollow):
+    step = place / "store" / "sample" / STALE
+    write_text(step / "merged" / "config.json", "made by merging")
+    if hollow:
+        store.hollow_out(step, json.loads((step / store.MANIFEST).read_text()))
+    write_text(step / "notes" / "mine.txt", "years")
+    before = everything(place)
+    assert usage.main(["--prune", "--yes"]) == 0
+    assert everything(place) == before and "nothing to prune" in capsys.readouterr().out
+    assert usage.main([]) == 0 and "notes/mine.txt" in capsys.readouterr().out
+    work = store.partial(step)
+    write_text(work / "rows.txt", "again")
+    store.publish(work, step)
+    [aside] = step.parent.glob(f"{STALE}.old-*")
+    assert (aside / "notes" / "mine.txt").read_text() == "years", "nor does making it again take it"
+    (aside / "notes" / "mine.txt").unlink()
+    assert usage.main(["--prune", "--yes"]) == 0 and not aside.exists()
 
 
 def test_links_are_neither_followed_nor_removed(place, tmp_path, capsys):
@@ -266,8 +289,7 @@ def test_what_a_killed_prune_left_is_offered_and_never_gone_on_with(place, monke
     """Killed before each removal in turn: each time the next prune finishes, and no half of it looks whole."""
     removals = 0
     for kill_at in range(12):
-        folder = make_step(Path("store"), "train", NAMES[6], suffix)
-        write_text(folder / "sub" / "more.txt", "x")
+        folder = make_step(Path("store"), "train", NAMES[6], suffix, files=("rows.txt", "sub/more.txt"))
         removals = 0
         with monkeypatch.context() as patch:
 

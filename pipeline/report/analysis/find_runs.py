@@ -4,7 +4,6 @@ A place is `RUN` (the model that it chose), `RUN:MODEL` (a row of its table), a 
 fingerprint. Nothing is opened but tables and records.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pipeline.artifacts import (
     Scores,
     Verdicts,
     nested,
+    read_step,
 )
 from pipeline.config import ANSWER
 from pipeline.errors import Refusal, nearest
@@ -89,7 +89,9 @@ def _of_run(run: Path, row: str, name: str) -> Found:
         raise Refusal(f"{run}: no report lies there, so nothing says which models were examined. {EXPECTED}")
     folder = reports[-1].resolve()
     step = _record(folder)
-    exams = nested(step["inputs"])["exams"]
+    exams = nested(step["inputs"]).get("exams", {})
+    if not exams:
+        raise Refusal(f"{run}: its report names no examined model. {EXPECTED}")
     chosen = row or Report(folder).read()["exam"]["chosen"]
     if chosen not in exams:
         raise Refusal(f"{run}:{chosen}: its table has no such row. {nearest(str(chosen), list(exams))}")
@@ -167,7 +169,7 @@ def _scorers(scores: Path | None) -> dict[str, Any]:
 
 
 def _record(step: Path) -> Record:
-    return json.loads((step / STEP_FILE).read_text())
+    return read_step(step)
 
 
 def _place(reader: Path, source: Record) -> Path:
