@@ -60,7 +60,7 @@ MAY_IMPORT = {
     " report.analysis report.render resources sampling scorers training training.monitoring training.trainers",
     "driver": "artifacts backends config errors hardware hashing models plan preflight progress report.render status"
     " step store",
-    "__main__": "config driver errors",
+    "__main__": "errors",
     "commands": "artifacts config driver errors hardware hashing models plan preflight report report.analysis"
     " report.render scorers stages status step store",
 }

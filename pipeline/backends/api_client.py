@@ -108,7 +108,7 @@ def card_of(knob: str, place: Place, model: str) -> dict[str, Any]:
 async def _cards(knob: str, place: Place) -> dict[str, dict[str, Any]]:
     import openai
 
-    patient = _Patience(place.base_url, place.api_key_env)
+    patient = _Patience(place.base_url, place.api_key_env, PATIENCE)
     async with client(openai, openai.AsyncOpenAI, knob, patient) as asking:
         return {str(card.id): card.model_dump() for card in (await asking.models.list()).data}
 
@@ -119,7 +119,7 @@ class _Patience:
 
     base_url: str
     api_key_env: str | None
-    timeout: float = PATIENCE
+    timeout: float
     retries: int = 1
 
 

@@ -456,7 +456,7 @@ HANDS = """
 import sys
 from pathlib import Path
 from pipeline.artifacts import Model, Prompts
-from tests import test_backends as t
+from tests.backends import test_backends as t
 t.draw(Path(sys.argv[1]), Prompts(Path(sys.argv[2])), Model(Path(sys.argv[3])), workers=int(sys.argv[4]))
 """
 

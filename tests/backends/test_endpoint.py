@@ -329,7 +329,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from pipeline.artifacts import Model, Prompts
-from tests import test_endpoint as t
+from tests.backends import test_endpoint as t
 out, prompts, policy, base_url = sys.argv[1:]
 t.run(Path(out), Prompts(Path(prompts)), Model(Path(policy)), t.endpoint(base_url))
 """
@@ -396,7 +396,7 @@ def test_a_server_that_gives_no_token_ids_is_refused_saying_what_to_set(
     def bare(body):
         return {**complete(body), missing: None}
 
-    with serving(bare) as server, pytest.raises(Refusal, match=rf"{said}.*\n.*return_token_ids.*require_token_ids=fa"):
+    with serving(bare) as server, pytest.raises(Refusal, match=rf"(?s){said}.*return_token_ids.*sample\.backend\.require_token_ids=fa"):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
 
 

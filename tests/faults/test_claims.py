@@ -22,7 +22,7 @@ ASKS = """
 import json, sys
 from pathlib import Path
 from types import SimpleNamespace
-from tests.test_judge import answers, config, marks
+from tests.scorers.test_judge import answers, config, marks
 
 url, folder, prompts = sys.argv[1:4]
 given = [one for at in range(int(prompts)) for one in answers("good", "bad", prompt=f"p{at}")]

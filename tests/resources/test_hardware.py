@@ -1,12 +1,21 @@
 """What this machine is taken to have: what its devices compute in, and how much memory is free."""
 
+import os
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+<<<<<<< HEAD:tests/resources/test_hardware.py
 from pipeline import hardware
 from pipeline.driver.run import drive
+=======
+from pipeline import forecast, machine, spawn
+from pipeline.drive import drive
+>>>>>>> dtype:tests/test_machine.py
 from pipeline.errors import DONE
 from pipeline.plan import plan
 from pipeline.preflight import capacity
@@ -296,4 +305,43 @@ def test_memory_of_a_gpu_that_another_process_uses_is_not_there(card):
     card(80, free=30)
     assert hardware.memory() == (30 * GIB, "free on NVIDIA H100 80GB HBM3")
     card(80)
+<<<<<<< HEAD:tests/resources/test_hardware.py
     assert hardware.memory()[0] == 80 * GIB
+=======
+    assert machine.memory()[0] == 80 * GIB
+
+
+# What a step of training does to the allocator: tensors come and go between others that are kept. Prints the MiB that
+# stay with the process once all but the kept ones (10 MiB) are freed.
+COME_AND_GO = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def block(size):
+    at = libc.malloc(ctypes.c_size_t(size))
+    ctypes.memset(at, 1, size)
+    return at
+def held():
+    [line] = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]
+    return int(line.split()[1]) / 1024
+libc.free(block(30 << 20))  # the largest that has been freed is what glibc learns from
+before, passing, kept = held(), [], []
+for _ in range(50):
+    passing.append(block(4 << 20))
+    kept.append(block(200 << 10))
+for at in passing:
+    libc.free(at)
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_a_worker_gives_back_what_a_step_has_freed():
+    def stays(environment: dict[str, str]) -> float:
+        here = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        run = [sys.executable, "-c", COME_AND_GO]
+        return float(subprocess.run(run, env={**here, **environment}, check=True, stdout=subprocess.PIPE).stdout)
+
+    assert stays(spawn.ENVIRONMENT) < 20
+    assert stays({}) > 100, "as it is without, or the setting is needed no more"
+>>>>>>> dtype:tests/test_machine.py

@@ -123,8 +123,8 @@ PARENT = """
 import sys
 from functools import partial
 from pathlib import Path
-from pipeline.crew import work_off
-from tests import test_crew as t
+from pipeline.resources.worker_pool import work_off
+from tests.resources import test_worker_pool as t
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     work_off(t.SHARDS, partial(t.write, folder, pause=60), [{}, {}], folder)

@@ -269,7 +269,7 @@ def test_a_backend_that_loses_a_completion_breaks_the_run(tmp_path, prompts, mon
 CHILD = """
 import sys
 from pathlib import Path
-from tests import test_sample as t
+from tests.stages import test_sample as t
 t.run(Path(sys.argv[1]), t.Prompts(Path(sys.argv[2])), shard=1)
 print(sorted({"torch", "transformers", "tokenizers", "vllm"} & set(sys.modules)))
 """

@@ -338,7 +338,7 @@ from transformers import Trainer
 from pipeline.artifacts import Logps, Model, Pairs
 from pipeline.config import TrainConfig
 from pipeline.stages import train
-from pipeline.training import callbacks
+from pipeline.training.monitoring import callbacks
 
 store, out, config, moment = sys.argv[1:]
 kill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
