@@ -60,34 +60,34 @@ all: install ## everything, up to the report
 	$(PIPELINE) $(CHOSEN) $(ARGS)
 
 pilot: install ## 50 prompts through every stage, then hours, disk, money and ties of the whole run, extrapolated
-	$(PYTHON) -m pipeline.commands.pilot $(CHOSEN) $(ARGS)
+	$(PIPELINE) pilot $(CHOSEN) $(ARGS)
 
 edit: install ## a run's pairs as pairs.jsonl, to correct by hand and give back as pair.edits=FILE [RUN=runs/latest ROUND=1]
-	$(PYTHON) -m pipeline.commands.edit $(or $(RUN),runs/latest) $(ROUND)
+	$(PIPELINE) edit $(or $(RUN),runs/latest) $(ROUND)
 
 label: install ## pairs of answers for people to judge, as a page that works offline [RUN=runs/latest ARGS="of=test-sft,test-round-1"]
-	$(PYTHON) -m pipeline.commands.label $(or $(RUN),runs/latest) $(ARGS)
+	$(PIPELINE) label $(or $(RUN),runs/latest) $(ARGS)
 
 calibrate: install ## scorers against people's verdicts [FILE=verdicts.jsonl ARGS="scorer=NAME …"]
-	$(PYTHON) -m pipeline.commands.calibrate $(FILE) $(CHOSEN) $(ARGS)
+	$(PIPELINE) calibrate $(FILE) $(CHOSEN) $(ARGS)
 
 compare: install ## runs or models in one report, on their common prompts [ARGS="runs/smoke/A runs/smoke/B"]
-	$(PYTHON) -m pipeline.commands.compare $(ARGS)
+	$(PIPELINE) compare $(ARGS)
 
 sweep: install ## one run per point of a grid [RECIPE=sweep_smoke]
 	$(PIPELINE) $(or $(CHOSEN),recipes=sweep_smoke $(WITHOUT_VLLM)) $(ARGS)
 
 report: install ## a run's report once more, by the code as it is now; loads no model [RUN=runs/latest]
-	$(PYTHON) -m pipeline.commands.report $(or $(RUN),runs/latest)
+	$(PIPELINE) report $(or $(RUN),runs/latest)
 
 merge: install ## a trained adapter's whole weights, for tools that take no adapter [RUN=runs/latest OUT=FOLDER]
-	$(PYTHON) -m pipeline.commands.merge $(or $(RUN),runs/latest) $(OUT)
+	$(PIPELINE) merge $(or $(RUN),runs/latest) $(OUT)
 
 store: install ## what lies in the store and which runs use it [ARGS="store=FOLDER runs=FOLDER"]
-	$(PYTHON) -m pipeline.commands.store $(ARGS)
+	$(PIPELINE) store $(ARGS)
 
 prune: install ## what no run names: listed, asked about, removed [ARGS="--yes store=FOLDER runs=FOLDER"]
-	$(PYTHON) -m pipeline.commands.store --prune $(ARGS)
+	$(PIPELINE) store --prune $(ARGS)
 
 bench: install ## measured comparisons [BENCH=name for one of bench/]
 	@for file in $(or $(BENCH:%=bench/%.py),$(sort $(wildcard bench/*.py))); do $(PYTHON) $$file $(ARGS) || exit; done

@@ -396,7 +396,10 @@ def test_a_server_that_gives_no_token_ids_is_refused_saying_what_to_set(
     def bare(body):
         return {**complete(body), missing: None}
 
-    with serving(bare) as server, pytest.raises(Refusal, match=rf"(?s){said}.*return_token_ids.*sample\.backend\.require_token_ids=fa"):
+    with (
+        serving(bare) as server,
+        pytest.raises(Refusal, match=rf"(?s){said}.*return_token_ids.*sample\.backend\.require_token_ids=fa"),
+    ):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
 
 

@@ -9,13 +9,9 @@ from pathlib import Path
 
 import pytest
 
-<<<<<<< HEAD:tests/resources/test_hardware.py
 from pipeline import hardware
+from pipeline.driver import child_process
 from pipeline.driver.run import drive
-=======
-from pipeline import forecast, machine, spawn
-from pipeline.drive import drive
->>>>>>> dtype:tests/test_machine.py
 from pipeline.errors import DONE
 from pipeline.plan import plan
 from pipeline.preflight import capacity
@@ -305,10 +301,7 @@ def test_memory_of_a_gpu_that_another_process_uses_is_not_there(card):
     card(80, free=30)
     assert hardware.memory() == (30 * GIB, "free on NVIDIA H100 80GB HBM3")
     card(80)
-<<<<<<< HEAD:tests/resources/test_hardware.py
     assert hardware.memory()[0] == 80 * GIB
-=======
-    assert machine.memory()[0] == 80 * GIB
 
 
 # What a step of training does to the allocator: tensors come and go between others that are kept. Prints the MiB that
@@ -342,6 +335,5 @@ def test_a_worker_gives_back_what_a_step_has_freed():
         run = [sys.executable, "-c", COME_AND_GO]
         return float(subprocess.run(run, env={**here, **environment}, check=True, stdout=subprocess.PIPE).stdout)
 
-    assert stays(spawn.ENVIRONMENT) < 20
+    assert stays(child_process.ENVIRONMENT) < 20
     assert stays({}) > 100, "as it is without, or the setting is needed no more"
->>>>>>> dtype:tests/test_machine.py
