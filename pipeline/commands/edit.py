@@ -1,4 +1,4 @@
-"""`make edit RUN=…`: a run's pairs as `pairs.jsonl`, one line each, to correct and give back as `pair.edits=FILE`.
+"""`strop edit`: a run's pairs as `pairs.jsonl`, one line each, to correct and give back as `pair.edits=FILE`.
 
 Set `action` to drop, swap or replace (and then change the text of chosen or rejected); what stays at keep stays.
 A file that was corrected is never written over.

@@ -1,4 +1,4 @@
-"""`make label RUN=…`: pairs of answers for people to judge, blind: a page that opens offline, a spreadsheet, Argilla.
+"""`strop label`: pairs of answers for people to judge, blind: a page that opens offline, a spreadsheet, Argilla.
 
 `of=1` takes two answers of each prompt that round 1 sampled; `of=test-sft,test-round-1` one of each of two examined
 models. The page's verdicts.jsonl, or the filled spreadsheet, is what the scorer `labels` and `calibrate` read.

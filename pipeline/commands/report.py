@@ -1,4 +1,4 @@
-"""`make report RUN=…`: a run's report once more, by the code as it is now, from the store and without any model.
+"""`strop report`: a run's report once more, by the code as it is now, from the store and without any model.
 
 What the run was told stays as it was; its report.html, report.md and report.json are written anew beside its ledger.
 """

@@ -1,4 +1,4 @@
-"""`make store`: what lies in the store, how large it is and which runs use it. `make prune`: empties what no run names.
+"""`strop store`: what is in the store, how large it is and which runs use it; `--prune` empties what no run needs.
 
 A run names all Steps of its plan; to let its work go, remove its folder under runs/. Pruned Steps keep their manifest
 (hollow), so that what was made from them stays built; unfinished work and replaced results go wholly.

@@ -6,9 +6,9 @@ and from the places of local files, which enter by their content (see `Local`).
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from pipeline.config.base import (
     Block,
@@ -184,7 +184,7 @@ class Config(Block):
     recipe: str
     command: str
     seed: Seed
-    rounds: PositiveInt
+    rounds: Annotated[int, Field(ge=1, le=100)]  # a plan of many more is not a plan that a person reads
     init: Literal["previous", "sft", "refit"]
     reference: Literal["previous", "sft", "init"]
     data: Literal["latest", "all"]

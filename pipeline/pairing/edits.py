@@ -49,7 +49,7 @@ def applied(
         if key not in rows:
             raise Refusal(
                 f"pair.edits, line {number}: no pair has chosen_id {key[0]} and rejected_id {key[1]}.\n"
-                "  Edits hold for the pairs they were written from: make edit RUN=… writes those of a run."
+                "  Edits hold for the pairs they were written from: strop edit RUN writes those of a run."
             )
         row = rows[key]
         match edit["action"]:

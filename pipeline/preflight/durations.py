@@ -131,7 +131,7 @@ class Durations:
         if missing := [*_counts(step for step in asked if id(step) not in known)]:
             yield (
                 f"  time of {', '.join(missing)} is not known: the first shard that is drawn tells that of the draws"
-                " and exams; make pilot measures every stage on 50 prompts"
+                " and exams; strop pilot measures every stage on 50 prompts"
             )
 
 

@@ -129,7 +129,7 @@ def told(
         beside = f", of it {spent(looking)} in {many(looks(cfg, steps), 'look')}" if looking else ""
         yield f"time     {spent(taken)} on {world}, {source}{beside}{money}"
     else:
-        yield "time     not known before it is measured: make pilot"
+        yield "time     not known before it is measured: strop pilot"
 
 
 def spent(seconds: float) -> str:
@@ -172,5 +172,6 @@ def short_of_disk(shape: Shape, cfg: TrainConfig, folder: Path) -> str | None:
     return (
         f"train needs {amount(needs.most)} of disk: a checkpoint of {amount(needs.checkpoint)} beside the one before, "
         f"and {amount(needs.models)} of models. {there} has {amount(free)} free.\n"
-        f"  Free space (make prune lists what no run names), give another store=FOLDER, or adapter@train.adapter=lora."
+        f"  Free space (strop store --prune lists what no run needs), give another store=FOLDER,"
+        f" or adapter@train.adapter=lora."
     )

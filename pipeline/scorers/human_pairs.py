@@ -19,8 +19,8 @@ Row = dict[str, Any]
 OF_NUMBER = {"0": 0.5, "1": 1.0, "2": 0.0}
 EXPECTED = (
     "Expected PandaLM's testset-v1.json (idx, instruction, input, response1, response2, annotator1 …), LLMBar's"
-    " dataset.json (input, output_1, output_2, label), the verdicts that make label saves (prompt, a, b, verdict), or"
-    " what Argilla exports of its pairs (records.to_json, or records.to_datasets().to_csv)."
+    " dataset.json (input, output_1, output_2, label), the verdicts that strop label saves (a_id, b_id, prompt, a, b,"
+    " verdict), or what Argilla exports of its pairs (records.to_json, or records.to_datasets().to_csv)."
 )
 
 

@@ -2,7 +2,7 @@
 
 JSONL or CSV, a row for each annotator's word, in one of three shapes:
 `sample_id, score` · `chosen_id, rejected_id` · `a_id, b_id, verdict` (a, b or tie); and
-`annotator` where there are several. The last is what `make label` writes, with `prompt, a, b` beside it. A row whose
+`annotator` where there are several. The last is what `strop label` writes, with `prompt, a, b` beside it. A row whose
 verdict is empty was not judged. Argilla's exports of those pairs are read as such rows (see `argilla`).
 """
 
@@ -168,7 +168,7 @@ def _argilla_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
 
 
 def _unquoted(value: str | None) -> str | None:
-    """`make label` puts an apostrophe before what a spreadsheet would take for a formula."""
+    """`strop label` puts an apostrophe before what a spreadsheet would take for a formula."""
     return value[1:] if value and value[0] == "'" and value[1:2] in FORMULA else value
 
 

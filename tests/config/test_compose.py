@@ -91,6 +91,11 @@ def test_values_that_must_be_given_are_all_named():
     assert "Give prompts.path=VALUE" in text and "Give sft.model=VALUE" in text
 
 
+@pytest.mark.parametrize("rounds", ["0", "101", "1000000000000000000"])
+def test_more_rounds_than_a_plan_can_show_are_refused_at_once(rounds):
+    assert f"command line: rounds={rounds}: " in said("recipes=smoke", f"rounds={rounds}")
+
+
 def test_equal_samples_are_refused():
     text = said("recipes=smoke", "sample.settings.draw.temperature=0")
     assert "settings.draw.n=8 at sample.settings.draw.temperature=0 draws the same completion 8 times" in text

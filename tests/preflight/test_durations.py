@@ -49,7 +49,7 @@ def test_before_anything_is_measured_the_plan_says_when_it_will_be_known(planned
     [line] = lines(planned)
     for kind in ("sample (2 steps)", "sample of exams (", "refer (2 steps)", "refer of exams (", "train (2 steps)"):
         assert kind in line
-    assert "first shard" in line and "make pilot" in line and "together" not in line
+    assert "first shard" in line and "strop pilot" in line and "together" not in line
 
 
 def test_a_measured_draw_tells_the_others_and_the_exams(planned):

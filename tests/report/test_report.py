@@ -499,7 +499,7 @@ def test_a_verdict_that_is_no_yes_links_to_funnel_calibration_and_flips(better):
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert links == ([] if better == "yes" else ["figure-pairs-of-round-1", "believed", "figure-judge-flips"])
     assert set(links) <= set(ids) and len(ids) == len(set(ids))
-    assert "make calibrate FILE=" in found.text and "changed its mind" in found.text
+    assert "strop calibrate verdicts.jsonl scorer=" in found.text and "changed its mind" in found.text
 
 
 def test_a_model_without_kl_says_why():

@@ -20,8 +20,8 @@ def trust(report: Row) -> list[tuple[str, str]]:
     scorer = report["exam"]["scorer"]
     control, proxy = report["control"] or {}, report["proxy"] or {}
     calibrate = (
-        f"make calibrate FILE=verdicts.jsonl ARGS=scorer={scorer} says whether {scorer} agrees with people more often"
-        " than “the longer answer wins” does; make label makes the page on which they judge."
+        f"strop calibrate verdicts.jsonl scorer={scorer} says whether {scorer} agrees with people more often"
+        " than “the longer answer wins” does; strop label makes the page on which they judge."
     )
     return [
         ("A/A control", control.get("why") or _uncontrolled(report)),
