@@ -115,6 +115,7 @@ def _merge(step: dict[str, Any], final: Path) -> None:
     if wanted and not (final / merge.MERGED).exists():
         print(f"{SIGN} merging", file=sys.stderr, flush=True)
         merge.merge(final, final / merge.MERGED)
+        print(f"│ merged weights are in {final / merge.MERGED}", file=sys.stderr, flush=True)
 
 
 def _spent_before(work: Path, before: dict[str, Any]) -> float:
