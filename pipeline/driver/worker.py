@@ -132,6 +132,7 @@ def _merge(step: dict[str, Any], final: Path) -> None:
     if wanted and not (final / merging.MERGED).exists():
         print(f"{SIGN} merging", file=sys.stderr, flush=True)
         merging.merge(final, final / merging.MERGED)
+        print(f"│ merged weights are in {final / merging.MERGED}", file=sys.stderr, flush=True)
 
 
 def _spent_before(work: Path, before: dict[str, Any]) -> float:

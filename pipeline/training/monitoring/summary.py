@@ -15,5 +15,5 @@ def write(out: Path, state: Any, kept: int, stopped: str | None, few_steps: str 
     figures = {"steps": state.global_step, "planned": state.max_steps, "kept": kept, "stopped": stopped}
     figures["unchanged"] = unchanged
     write_json(out / "training.json", {**figures, "symptoms": told})
-    for one in found:
+    for one in (each for each in found if each is not FEW_STEPS):  # that was said before the first step
         print(f"! train: {one.name}: {one.cause}. Try this: {one.knob}.", file=sys.stderr, flush=True)
