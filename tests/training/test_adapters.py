@@ -24,6 +24,7 @@ KINDS = {
     "qlora": QLORA,
     "8 bits": {**QLORA, "quantization": {"bits": 8, "double": True}},
 }
+LEARNED = {"learning_rate": 1e-2}  # in four epochs each kind tells the dev pairs apart, and not by chance alone
 LOGIT = 2e-3  # of logits with a spread near 3, in float32: how far a merged model may be from its adapter
 
 
@@ -54,7 +55,7 @@ class Round:
         from pipeline.models import loading
 
         if name not in self.made:
-            model = self.train(name.replace(" ", "-"), dpo({**KINDS[name], "learning_rate": 2e-2}))
+            model = self.train(name.replace(" ", "-"), dpo({**KINDS[name], **LEARNED}, epochs=4))
             loading.save_merged(model, "float32", model.path / "merged")
             self.made[name] = model
         return self.made[name]
@@ -179,7 +180,7 @@ def test_full_training_of_a_qlora_model_starts_from_what_was_trained(round_):
 
 @pytest.mark.model
 def test_a_live_reference_is_the_quantised_base_too(round_):
-    live = round_.train("live", dpo({**QLORA, "learning_rate": 2e-2}, logps="live"), logps=None)
+    live = round_.train("live", dpo({**QLORA, **LEARNED}, epochs=4, logps="live"), logps=None)
     assert losses(live) == pytest.approx(losses(round_.kind("qlora")), abs=1e-5)
 
 
