@@ -219,16 +219,13 @@ def test_so_it_is_for_either_carrier_of_requests(carrier):
 
 
 def test_a_list_of_models_that_drips_is_given_up(monkeypatch):
-    monkeypatch.setattr(api_client, "_Patience", lambda url, key: PATIENT(url, key, 0.5, 0))
+    monkeypatch.setattr(api_client, "PATIENCE", 0.5)
     with serving(lambda _: Odd(b"")) as server:
         monkeypatch.setattr(server.RequestHandlerClass, "do_GET", lambda self: self.send(Odd({"data": []}, drip=0.3)))
         began = time.monotonic()
         with pytest.raises(Refusal, match="no server answers there"):
-            api_client.card_of("sample", api_client._Patience(server.url, None), "m")
+            api_client.card_of("sample", api_client._Patience(server.url, None, 0.5), "m")
     assert time.monotonic() - began < 5
-
-
-PATIENT = api_client._Patience
 
 
 # ── no key in a request's body ────────────────────────────────────────────────────────────────────────────────────
