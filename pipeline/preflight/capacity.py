@@ -232,8 +232,10 @@ def pairs_at_most(planned: Planned, source: Step) -> int | None:
 
 def prompts_published(planned: Planned) -> dict[str, int] | None:
     """How many of each part; None where they are not there yet."""
-    [made] = [step for step in planned.steps if step.stage == "prompts" and not step.label]  # chat sets have labels
-    funnel = planned.folder(made) / "funnel.json"
+    made = [step for step in planned.steps if step.stage == "prompts" and not step.label]  # chat sets have labels
+    if not made:  # until=sft with a checkpoint that is there
+        return None
+    funnel = planned.folder(made[0]) / "funnel.json"
     return read_json(funnel)["out"] if funnel.exists() else None
 
 

@@ -45,7 +45,7 @@ def test_the_best_point_is_examined_on_test_and_the_other_models_go(toys):
 
     notes = len(toys.notes("start"))
     assert toys.built(toys.run(*GRID, "sweep.keep=best")) == [] and len(toys.notes("start")) == notes
-    assert toys.built(toys.run(*words[3:])) == [], "the command on the page is the run that was made"
+    assert toys.built(toys.run(*words[2:])) == [], "the command on the page is the run that was made"
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_a_model_that_a_run_of_another_runs_folder_names_stays(trained, tmp_path
 def test_the_command_is_what_a_shell_reads_back():
     best = {"overrides": ["recipes=mine", "+duel@exam.duels.j=default", "sft.model=/a b/m"]}
     told = sweep.command(best, ["-m", "--config-dir", "/my/recipes"])
-    assert shlex.split(told)[3:] == [
+    assert shlex.split(told)[2:] == [
         "--config-dir",
         "/my/recipes",
         *best["overrides"],

@@ -205,7 +205,7 @@ def test_preferences_keep_rows_whose_other_columns_are_odd(tmp_path):
         (f'{{"sample_id": "a", "score": {10**400}}}', "is no number"),
         (f'{{"sample_id": {SURROGATE}, "score": 1}}', "surrogate"),
         (nested("1", 100_000), "no JSON object"),
-        (f'{{"a_id": "a", "b_id": "b", "verdict": "{"x" * 100_000}"}}', "verdict="),
+        (f'{{"a_id": "a", "b_id": "b", "verdict": "{"x" * 100_000}"}}', "its verdict is"),
     ],
 )
 def test_odd_labels_are_refused_with_their_line(tmp_path, line, said):

@@ -98,7 +98,7 @@ WATCHED = "tracker=wandb", "tracker.name=mine"
 def test_the_command_is_what_was_typed_without_where_and_how_far(tmp_path):
     cfg = composed("recipes=smoke", "train.beta=0.2", f"store={tmp_path}", "until=score", "sft.data.rows=50", *WATCHED)
     assert cfg.command == "strop run recipes=smoke train.beta=0.2 sft.data.rows=50"
-    again = composed(*shlex.split(cfg.command)[3:])
+    again = composed(*shlex.split(cfg.command)[2:])
     assert again.train.model_dump(exclude={"runtime"}) == cfg.train.model_dump(exclude={"runtime"})
     assert again.sft.model_dump(exclude={"runtime"}) == cfg.sft.model_dump(exclude={"runtime"})
 
@@ -107,7 +107,7 @@ def test_a_point_s_command_makes_that_point_alone():
     from pipeline.config.compose import Arguments, compose
 
     points, _ = compose(Arguments.parse(["recipes=sweep_smoke"]))
-    points, several = compose(Arguments.parse(shlex.split(points[2].command)[3:]))
+    points, several = compose(Arguments.parse(shlex.split(points[2].command)[2:]))
     assert not several and (points[0].train.beta, points[0].train.learning_rate) == (0.2, 6e-5)
 
 
