@@ -150,7 +150,7 @@ def test_a_runs_folder_that_is_away_is_refused_until_it_is_forgotten(place, caps
     said = refused(capsys, "--prune", "--yes")
     assert str(place / "other") in said and everything(place) == before
     command = said[said.index("strop store") :].split()  # what is to be typed
-    assert usage.main(command[3:]) == 0
+    assert usage.main(command[2:]) == 0
     assert usage.main(["--prune", "--yes"]) == 0
     assert not (place / "store" / "sample" / STALE / "rows.txt").exists()
 
