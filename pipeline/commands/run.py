@@ -1,10 +1,11 @@
-"""`strop run`, `strop plan` and `strop sweep`: compose → Config → plan → run, or a run for each point of a grid."""
+"""`strop run`, `strop plan` and `strop sweep`: compose → Config → plan → run, or a run for each point of a grid.
 
-import sys
+What it refuses, `pipeline.__main__` puts into words.
+"""
 
 from pipeline.config.compose import Arguments, compose
 from pipeline.driver.run import Stopped, drive, stop_on_signals
-from pipeline.errors import REFUSED, STOPPED, Refusal, exit_on_signals, explain_disk_fault
+from pipeline.errors import STOPPED, exit_on_signals
 
 
 def main(words: list[str]) -> int:
@@ -17,14 +18,6 @@ def main(words: list[str]) -> int:
         from pipeline.driver.sweep import sweep
 
         return sweep(arguments, points)
-    except Refusal as refusal:
-        print(refusal, file=sys.stderr)
-        return REFUSED
-    except OSError as error:
-        if not (said := explain_disk_fault(error)):
-            raise
-        print(said, file=sys.stderr)
-        return REFUSED
     except Stopped:
         return STOPPED
     finally:
