@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import Pairs, resolve_run, write_text
-from pipeline.errors import REFUSED, Refusal, explain_disk_fault
+from pipeline.errors import REFUSED, Refusal
 
 
 def main(arguments: list[str]) -> int:
@@ -25,11 +25,6 @@ def main(arguments: list[str]) -> int:
         write_new(file, "".join(f"{line}\n" for line in lines(pairs_of(run, number))))
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
-        return REFUSED
-    except OSError as error:
-        if not (said := explain_disk_fault(error)):
-            raise
-        print(said, file=sys.stderr)
         return REFUSED
     print(f"Correct this file, then give it back: pair.edits={file}", file=sys.stderr)
     print(file)

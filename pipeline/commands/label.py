@@ -19,7 +19,7 @@ import polars as pl
 
 from pipeline.artifacts import KL, Samples, resolve_run, write_text
 from pipeline.config import LATER
-from pipeline.errors import REFUSED, Refusal, explain_disk_fault, many, nearest
+from pipeline.errors import REFUSED, Refusal, many, nearest
 from pipeline.report.render.examples import prompt_text
 from pipeline.scorers.label_files import FORMULA
 
@@ -38,11 +38,6 @@ def main(arguments: list[str]) -> int:
         write(folder, rows)
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
-        return REFUSED
-    except OSError as error:
-        if not (said := explain_disk_fault(error)):
-            raise
-        print(said, file=sys.stderr)
         return REFUSED
     if short:
         print(f"left out: {many(short, 'prompt')} without two different answers", file=sys.stderr)
