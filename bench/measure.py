@@ -22,7 +22,11 @@ class Ratio:
     def line(self) -> dict[str, Any]:
         middle = self.middle(self.values)
         shape = {"value": middle, "low": min(self.values), "high": max(self.values)}
-        return {**{name: round(value, 4) for name, value in shape.items()}, "goal": self.goal, "holds": self.holds}
+        return {
+            **{name: round(value, 4) for name, value in shape.items()},
+            "goal": self.goal,
+            "holds": self.holds,
+        }
 
     @property
     def holds(self) -> bool | None:
@@ -30,10 +34,17 @@ class Ratio:
             return None
         sign, limit = self.goal.split()
         middle, bound = self.middle(self.values), float(limit)
-        return {"<": middle < bound, "<=": middle <= bound, ">=": middle >= bound, ">": middle > bound}[sign]
+        return {
+            "<": middle < bound,
+            "<=": middle <= bound,
+            ">=": middle >= bound,
+            ">": middle > bound,
+        }[sign]
 
 
-def in_turn(runs: int, ours: Callable[[], float], theirs: Callable[[], float]) -> Iterator[tuple[float, float]]:
+def in_turn(
+    runs: int, ours: Callable[[], float], theirs: Callable[[], float]
+) -> Iterator[tuple[float, float]]:
     """Both sides' figures, one after the other, after a run of each that does not count."""
     ours(), theirs()
     for _ in range(runs):
@@ -55,4 +66,8 @@ def report(bench: str, ratios: dict[str, Ratio]) -> None:
 def _processor() -> str:
     import os
 
-    return f"{len(os.sched_getaffinity(0))} cores" if hasattr(os, "sched_getaffinity") else f"{os.cpu_count()} cores"
+    return (
+        f"{len(os.sched_getaffinity(0))} cores"
+        if hasattr(os, "sched_getaffinity")
+        else f"{os.cpu_count()} cores"
+    )

@@ -93,18 +93,29 @@ def turned_round(pairs: Pairs, share: float, seed: int, folder: Path) -> Pairs:
 def rule_score(shared: Shared, model: Model, out: Path) -> float:
     """The mean over the test prompts of the gold rule: what the playground itself asked for."""
     answers = sample.run(shared.exam, out / "answers", policy=model, prompts=shared.prompts)
-    marks = score.run(shared.scorers, out / "scores", samples=answers, prompts=shared.prompts).read()
-    return marks.filter(pl.col("scorer") == "rules").group_by("prompt_id").agg(pl.col("score").mean())["score"].mean()
+    marks = score.run(
+        shared.scorers, out / "scores", samples=answers, prompts=shared.prompts
+    ).read()
+    return (
+        marks.filter(pl.col("scorer") == "rules")
+        .group_by("prompt_id")
+        .agg(pl.col("score").mean())["score"]
+        .mean()
+    )
 
 
-def trained(shared: Shared, objective: str, seed: int, folder: Path, flipped: float = FLIPPED) -> float:
+def trained(
+    shared: Shared, objective: str, seed: int, folder: Path, flipped: float = FLIPPED
+) -> float:
     cfg = composed(objective, f"train.seed={seed}").train
     folder = folder / f"{seed}-{flipped}"
     pairs = turned_round(shared.pairs, flipped, seed, folder / "pairs")
     out = shared.sft.path.parent.parent / "train" / f"noise-{objective}-{seed}"
     try:
         logps = [shared.logps]
-        model = train.run(cfg, out, init=shared.sft, reference=shared.sft, pairs=[pairs], logps=logps)
+        model = train.run(
+            cfg, out, init=shared.sft, reference=shared.sft, pairs=[pairs], logps=logps
+        )
         return rule_score(shared, model, folder / objective)
     finally:
         shutil.rmtree(out, ignore_errors=True)
@@ -119,12 +130,20 @@ def main() -> None:
         for seed in SEEDS:
             found = {name: trained(shared, name, seed, Path(folder)) for name in OBJECTIVES}
             found["clean"] = trained(shared, "dpo", seed, Path(folder), flipped=0.0)
-            print(f"seed {seed}: " + ", ".join(f"{name} {mark:.4f}" for name, mark in found.items()), flush=True)
+            print(
+                f"seed {seed}: " + ", ".join(f"{name} {mark:.4f}" for name, mark in found.items()),
+                flush=True,
+            )
             for name, values in gains.items():
                 values.append(found[name] - found["dpo"])
     for name, values in gains.items():
-        print(f"{name} - dpo: mean {mean(values):+.4f}, from {min(values):+.4f} to {max(values):+.4f}")
-    ratios = {"gain": Ratio(gains["cdpo"], "> 0", mean), "robust": Ratio(gains["robust"], "> 0", mean)}
+        print(
+            f"{name} - dpo: mean {mean(values):+.4f}, from {min(values):+.4f} to {max(values):+.4f}"
+        )
+    ratios = {
+        "gain": Ratio(gains["cdpo"], "> 0", mean),
+        "robust": Ratio(gains["robust"], "> 0", mean),
+    }
     report("noise", {**ratios, "clean": Ratio(gains["clean"], None, mean)})
 
 

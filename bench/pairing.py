@@ -72,11 +72,16 @@ def made(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     texts = starts.gather(draw.integers(0, len(starts), count)) + " " + numbers
     chance = pl.Series(draw.random(count))
     odd = (
-        pl.when(chance < 0.01).then(pl.lit("")).when(chance < 0.03).then(pl.lit("I'm sorry, but I can't help with it."))
+        pl.when(chance < 0.01)
+        .then(pl.lit(""))
+        .when(chance < 0.03)
+        .then(pl.lit("I'm sorry, but I can't help with it."))
     )
     texts = pl.select(odd.otherwise(texts)).to_series()
     ids = [hashlib.blake2b(str(i).encode(), digest_size=8).hexdigest() for i in range(count)]
-    names = sorted(hashlib.blake2b(f"p{i}".encode(), digest_size=8).hexdigest() for i in range(prompts))
+    names = sorted(
+        hashlib.blake2b(f"p{i}".encode(), digest_size=8).hexdigest() for i in range(prompts)
+    )
     samples = pl.DataFrame(
         {
             "prompt_id": np.repeat(names, SAMPLES),
@@ -117,7 +122,9 @@ REFUSAL = re.compile(filters.REFUSAL)
 def plain(samples: list[tuple], scores: list[tuple]) -> tuple[list[tuple], Counter]:
     """One dict by prompt, one pass over the rows, then one over the prompts; nothing is looked at twice."""
     asked, gone, by_prompt = CONFIG.filters, Counter(), {}
-    for (prompt, name, text, finish, tokens, asked_tokens, again), (scored, score) in zip(samples, scores, strict=True):
+    for (prompt, name, text, finish, tokens, asked_tokens, again), (scored, score) in zip(
+        samples, scores, strict=True
+    ):
         if scored != name:
             raise ValueError("a score of another sample")
         if prompt not in by_prompt:
@@ -228,11 +235,17 @@ def near() -> None:
     before = settled()
     seconds, found = timed(minhash.nearest_above, series, 0.9)
     peak = memory("VmHWM")
-    print(json.dumps({"seconds": seconds, "found": int((found >= 0).sum()), "peak": peak, "before": before}))
+    print(
+        json.dumps(
+            {"seconds": seconds, "found": int((found >= 0).sum()), "peak": peak, "before": before}
+        )
+    )
 
 
 def in_a_process(*words: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, __file__, *words], check=True, capture_output=True, text=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -243,8 +256,13 @@ def main() -> None:
     for run in range(RUNS + 1):
         mine, (kept, gone) = timed(ours, samples, scores)
         theirs, (pairs, gone_too) = timed(plain, rows, marks)
-        print(f"{PROMPTS} prompts × {SAMPLES}: ours {mine:.3f} s, plain Python {theirs:.2f} s, {len(pairs)} pairs")
-        hashes |= {hash_of(kept.select("chosen_id", "rejected_id", "margin").rows(), gone), hash_of(pairs, gone_too)}
+        print(
+            f"{PROMPTS} prompts × {SAMPLES}: ours {mine:.3f} s, plain Python {theirs:.2f} s, {len(pairs)} pairs"
+        )
+        hashes |= {
+            hash_of(kept.select("chosen_id", "rejected_id", "margin").rows(), gone),
+            hash_of(pairs, gone_too),
+        }
         speed += [theirs / mine] if run else []  # the first run of each does not count
     assert len(hashes) == 1, f"the two sides made different pairs: {hashes}"
     print(f"output hash of both {hashes.pop()}; dropped {dict(sorted(gone.items()))}")

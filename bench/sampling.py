@@ -135,7 +135,9 @@ class Sides:
             started = time.monotonic()
             sample.run(cfg, Path(out), policy=self.sft, prompts=self.prompts)
             self.clock[count].append(time.monotonic() - started)
-            tokens = sum(int(shard["token_ids"].list.len().sum()) for shard in Samples(Path(out)).shards())
+            tokens = sum(
+                int(shard["token_ids"].list.len().sum()) for shard in Samples(Path(out)).shards()
+            )
         return tokens / self.clock[count][-1]
 
     def seconds(self) -> tuple[list[float], list[float]]:
@@ -147,7 +149,10 @@ class Sides:
         [setting] = self.cfg.settings.values()
         chance = random.Random(0)
         ids = [ids for ids in self.ids for _ in range(setting.n)]
-        asked = [Request("", row, setting.temperature, setting.top_p, chance.getrandbits(63)) for row in ids]
+        asked = [
+            Request("", row, setting.temperature, setting.top_p, chance.getrandbits(63))
+            for row in ids
+        ]
         parameters = [self.backend._parameters(request) for request in asked]
         return self._generated(self.llm, ids, parameters)
 
@@ -156,7 +161,9 @@ class Sides:
 
         [setting] = self.cfg.settings.values()
         limit = self.cfg.limits.completion
-        how = SamplingParams(n=setting.n, temperature=setting.temperature, top_p=setting.top_p, max_tokens=limit)
+        how = SamplingParams(
+            n=setting.n, temperature=setting.temperature, top_p=setting.top_p, max_tokens=limit
+        )
         return self._generated(self.plain, self.ids, how)
 
     def _generated(self, llm: Any, ids: list[list[int]], how: Any) -> float:
@@ -168,12 +175,21 @@ class Sides:
 
     def naive(self) -> float:
         [setting] = self.cfg.settings.values()
-        how = {"do_sample": True, "temperature": setting.temperature, "top_p": setting.top_p, "top_k": 0}
+        how = {
+            "do_sample": True,
+            "temperature": setting.temperature,
+            "top_p": setting.top_p,
+            "top_k": 0,
+        }
         tokens, started = 0, time.monotonic()
         for row in self.rows[:NAIVE]:
             for _ in range(setting.n):
-                given = self.tokenizer.apply_chat_template(row, add_generation_prompt=True, return_tensors="pt")
-                drawn = self.module.generate(**given, max_new_tokens=self.cfg.limits.completion, **how)
+                given = self.tokenizer.apply_chat_template(
+                    row, add_generation_prompt=True, return_tensors="pt"
+                )
+                drawn = self.module.generate(
+                    **given, max_new_tokens=self.cfg.limits.completion, **how
+                )
                 tokens += drawn.shape[1] - given["input_ids"].shape[1]
         return tokens / (time.monotonic() - started)
 
@@ -191,7 +207,19 @@ def silence() -> Iterator[None]:
 
 # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-WORDS = "river", "stone", "amber", "quiet", "garden", "copper", "lantern", "valley", "marble", "orchard", "velvet"
+WORDS = (
+    "river",
+    "stone",
+    "amber",
+    "quiet",
+    "garden",
+    "copper",
+    "lantern",
+    "valley",
+    "marble",
+    "orchard",
+    "velvet",
+)
 
 
 def memory(sft: Model, folder: Path) -> Iterator[float]:
@@ -202,14 +230,18 @@ def memory(sft: Model, folder: Path) -> Iterator[float]:
         built("sft", *words)
     for _ in range(RUNS):
         peaks = {count: peak(folder, words) for count, words in plans.items()}
-        told = "; ".join(f"{count} prompts {' + '.join(map(str, found))} MB" for count, found in peaks.items())
+        told = "; ".join(
+            f"{count} prompts {' + '.join(map(str, found))} MB" for count, found in peaks.items()
+        )
         print(f"driver and stage: {told}", flush=True)
         yield sum(peaks[MANY]) / sum(peaks[LESS])
 
 
 def scripted(folder: Path, count: int, sft: Model) -> list[str]:
     chance, file = random.Random(count), folder / f"{count}.jsonl"
-    texts = (f"Write {at} lines about {' '.join(chance.choices(WORDS, k=12))}" for at in range(count))
+    texts = (
+        f"Write {at} lines about {' '.join(chance.choices(WORDS, k=12))}" for at in range(count)
+    )
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     return [
         f"prompts.path={file}",

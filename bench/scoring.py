@@ -48,7 +48,9 @@ def rules() -> Ratio:
 
 def seconds(folder: str, workers: str) -> float:
     started = time.monotonic()
-    subprocess.run([sys.executable, __file__, "stage", folder, workers], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, __file__, "stage", folder, workers], check=True, capture_output=True
+    )
     return time.monotonic() - started
 
 
@@ -78,10 +80,19 @@ def make_samples(folder: Path) -> None:
         for number in range(at, min(at + PER_SHARD, rows_asked())):
             chosen = draw.sample(sorted(asked), 3)
             told = {"instruction_id_list": chosen, "kwargs": [asked[name] for name in chosen]}
-            name, text = f"p{number}", " ".join(draw.choice(words) for _ in range(draw.randint(100, 400)))
+            name, text = (
+                f"p{number}",
+                " ".join(draw.choice(words) for _ in range(draw.randint(100, 400))),
+            )
             prompts.append({"prompt_id": name, "prompt": [], "columns": json.dumps(told)})
             ids = {"prompt_id": name, "sample_id": f"{name}-0", "setting": "draw", "token_ids": [1]}
-            shard.append({**ids, "prompt": [{"role": "user", "content": "Describe a river."}], "completion": text})
+            shard.append(
+                {
+                    **ids,
+                    "prompt": [{"role": "user", "content": "Describe a river."}],
+                    "completion": text,
+                }
+            )
         write_table(folder / "samples" / f"{at:06d}.parquet", pl.DataFrame(shard))
     write_table(folder / "prompts.parquet", pl.DataFrame(prompts))
 
@@ -93,12 +104,20 @@ def instructions() -> dict[str, dict[str, Any]]:
         "keywords:existence": {"keywords": ["river", "mill"]},
         "keywords:frequency": {"keyword": "river", "frequency": 2, "relation": "at least"},
         "keywords:forbidden_words": {"forbidden_words": ["sea"]},
-        "keywords:letter_frequency": {"letter": "q", "let_frequency": 3, "let_relation": "at least"},
+        "keywords:letter_frequency": {
+            "letter": "q",
+            "let_frequency": 3,
+            "let_relation": "at least",
+        },
         "language:response_language": {"language": "en"},
         "length_constraints:number_sentences": {"num_sentences": 4, "relation": "at least"},
         "length_constraints:number_paragraphs": {"num_paragraphs": 2},
         "length_constraints:number_words": {"num_words": 100, "relation": "at least"},
-        "length_constraints:nth_paragraph_first_word": {"num_paragraphs": 2, "nth_paragraph": 1, "first_word": "the"},
+        "length_constraints:nth_paragraph_first_word": {
+            "num_paragraphs": 2,
+            "nth_paragraph": 1,
+            "first_word": "the",
+        },
         "detectable_content:number_placeholders": {"num_placeholders": 2},
         "detectable_content:postscript": {"postscript_marker": "P.S."},
         "detectable_format:number_bullet_lists": {"num_bullets": 3},
@@ -110,7 +129,10 @@ def instructions() -> dict[str, dict[str, Any]]:
         "combination:two_responses": {},
         "combination:repeat_prompt": {"prompt_to_repeat": "Describe a river."},
         "startend:end_checker": {"end_phrase": "the end"},
-        "change_case:capital_word_frequency": {"capital_frequency": 3, "capital_relation": "at least"},
+        "change_case:capital_word_frequency": {
+            "capital_frequency": 3,
+            "capital_relation": "at least",
+        },
         "change_case:english_capital": {},
         "change_case:english_lowercase": {},
         "punctuation:no_comma": {},
@@ -141,7 +163,9 @@ def _judging(server: FakeJudge) -> DuelConfig:
     at = "exam.duels.j"
     runtime = {"base_url": server.url, "api_key_env": "JUDGE_KEY", "concurrency": CONCURRENCY}
     words = [f"{at}.engine.runtime.{name}={value}" for name, value in runtime.items()]
-    return composed("recipes=smoke", f"+duel@{at}=default", f"{at}.engine.model=good", *words).exam.duels["j"]
+    return composed(
+        "recipes=smoke", f"+duel@{at}=default", f"{at}.engine.model=good", *words
+    ).exam.duels["j"]
 
 
 def _requests_per_second(cfg: DuelConfig, run: int) -> float:
@@ -162,7 +186,9 @@ RATIOS: dict[str, Callable[[], Ratio]] = {"rules": rules, "judge": judge}
 
 
 def rows_asked() -> int:
-    return next((int(word.removeprefix("rows=")) for word in sys.argv[1:] if word.startswith("rows=")), ROWS)
+    return next(
+        (int(word.removeprefix("rows=")) for word in sys.argv[1:] if word.startswith("rows=")), ROWS
+    )
 
 
 def main() -> None:

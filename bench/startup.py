@@ -17,7 +17,9 @@ RUNS = 5
 
 def seconds(command: list[str]) -> float:
     started = time.monotonic()
-    subprocess.run(command, check=True, capture_output=True, cwd=HOUSE, env={**os.environ, "TQDM_DISABLE": "1"})
+    subprocess.run(
+        command, check=True, capture_output=True, cwd=HOUSE, env={**os.environ, "TQDM_DISABLE": "1"}
+    )
     return time.monotonic() - started
 
 
@@ -25,7 +27,10 @@ def main() -> None:
     pairs = list(in_turn(RUNS, lambda: seconds(PLAN), lambda: seconds(IMPORTS)))
     for ours, theirs in pairs:
         print(f"plan {ours:.2f} s, imports {theirs:.2f} s")
-    report("startup", {"plan_over_imports": Ratio([ours / theirs for ours, theirs in pairs], "< 0.3333")})
+    report(
+        "startup",
+        {"plan_over_imports": Ratio([ours / theirs for ours, theirs in pairs], "< 0.3333")},
+    )
 
 
 if __name__ == "__main__":

@@ -60,7 +60,10 @@ def written(folder: Path, sft: Model, count: int) -> Pairs:
         made = {"prompt_id": f"p{number}", "prompt": prompt, "prompt_token_ids": ids(shown)}
         for side in ("chosen", "rejected"):
             answer = text(min(CAP, round(MEDIAN * draw.lognormvariate(0, SPREAD))) - 1)
-            made[f"{side}_id"], made[f"{side}_token_ids"] = f"p{number}-{side}", ids(answer + "<|end|>")
+            made[f"{side}_id"], made[f"{side}_token_ids"] = (
+                f"p{number}-{side}",
+                ids(answer + "<|end|>"),
+            )
             made[side] = [{"role": "assistant", "content": answer}]
         return made
 
@@ -78,16 +81,22 @@ def config(by_length: bool) -> TrainConfig:
         "gradient_checkpointing": True,
         "scheduler": "constant",
     }
-    return dpo(form, micro_batch=MICRO_BATCH, save_every=10_000, by_length=by_length, warmup=0.0, **knobs)
+    return dpo(
+        form, micro_batch=MICRO_BATCH, save_every=10_000, by_length=by_length, warmup=0.0, **knobs
+    )
 
 
 def timed(trainer: Any) -> tuple[float, Losses]:
     started = time.monotonic()
     trainer.train()
-    return time.monotonic() - started, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return time.monotonic() - started, [
+        entry["loss"] for entry in trainer.state.log_history if "loss" in entry
+    ]
 
 
-def ours(sft: Model, pairs: Pairs, logps: Logps, out: Path, by_length: bool) -> tuple[float, Losses]:
+def ours(
+    sft: Model, pairs: Pairs, logps: Logps, out: Path, by_length: bool
+) -> tuple[float, Losses]:
     """The stage's own trainer and callbacks, but for the check of its reference before the first step."""
     from pipeline.training import build
     from pipeline.training.monitoring import guards
@@ -97,7 +106,9 @@ def ours(sft: Model, pairs: Pairs, logps: Logps, out: Path, by_length: bool) -> 
     rows = {part: train.ready(cfg, [pairs], part, [logps]) for part in ("train", "dev")}
     watch = guards.guards_for(cfg, sft, sft, None, rows["dev"], out)
     trainer, _ = build.trainer_for(cfg, build.load_policy(cfg, sft), sft, sft, rows, out, watch)
-    trainer.remove_callback(StartCheck)  # once a training, whatever its length; here it would be a third of the pairs
+    trainer.remove_callback(
+        StartCheck
+    )  # once a training, whatever its length; here it would be a third of the pairs
     return timed(trainer)
 
 
@@ -128,7 +139,9 @@ def theirs(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
     trainer = DPOTrainer(
         model=loading.load_merged(sft),
         args=args,
-        train_dataset=datasets.Dataset.from_list(pairs.train().select("prompt", "chosen", "rejected").to_dicts()),
+        train_dataset=datasets.Dataset.from_list(
+            pairs.train().select("prompt", "chosen", "rejected").to_dicts()
+        ),
         processing_class=loading.load_tokenizer(sft),
     )
     trainer.remove_callback(PrinterCallback)
@@ -146,9 +159,14 @@ def main() -> None:
         sft = tiny_model(folder / "sft" / "bench", **SHAPE)
         pairs = written(folder / "pairs", sft, count)
         started = time.monotonic()
-        cfg = ReferConfig(dtype="float32", quantization=None, runtime={"batch_tokens": 8192, "workers": 1})
+        cfg = ReferConfig(
+            dtype="float32", quantization=None, runtime={"batch_tokens": 8192, "workers": 1}
+        )
         logps = refer.run(cfg, folder / "refer", model=sft, rows=pairs)
-        print(f"refer itself: {time.monotonic() - started:.1f} s, once for every training on these pairs", flush=True)
+        print(
+            f"refer itself: {time.monotonic() - started:.1f} s, once for every training on these pairs",
+            flush=True,
+        )
         sides = {
             "lengths": lambda: ours(sft, pairs, logps, folder / "out", by_length=True),
             "ready": lambda: ours(sft, pairs, logps, folder / "out", by_length=False),
@@ -164,7 +182,10 @@ def main() -> None:
                     seconds[side].append(taken)
             hold_equal(losses)
             if number >= 0:
-                print(", ".join(f"{side} {taken[-1]:.1f} s" for side, taken in seconds.items()), flush=True)
+                print(
+                    ", ".join(f"{side} {taken[-1]:.1f} s" for side, taken in seconds.items()),
+                    flush=True,
+                )
     report("training", ratios(seconds))
 
 
@@ -172,7 +193,10 @@ def hold_equal(losses: dict[str, Losses]) -> None:
     for side, found in losses.items():
         gaps = [abs(a - b) for a, b in zip(found, losses["trl"], strict=True)]
         assert max(gaps) < EQUAL, f"{side}: losses differ from TRL's by {max(gaps):.2g}"
-    print(f"{len(gaps)} losses equal TRL's, from {losses['trl'][0]:.4f} to {losses['trl'][-1]:.4f}", flush=True)
+    print(
+        f"{len(gaps)} losses equal TRL's, from {losses['trl'][0]:.4f} to {losses['trl'][-1]:.4f}",
+        flush=True,
+    )
 
 
 def ratios(seconds: dict[str, list[float]]) -> dict[str, Ratio]:

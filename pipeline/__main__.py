@@ -123,7 +123,9 @@ def open_output(stream: TextIO) -> TextIO:
     if stream is None or stream is not sys.__stdout__:
         return stream
     raw = io.BufferedWriter(Output(stream.fileno(), "wb", closefd=False))
-    return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=stream.isatty())
+    return io.TextIOWrapper(
+        raw, stream.encoding, "backslashreplace", line_buffering=stream.isatty()
+    )
 
 
 def main() -> int:
@@ -161,7 +163,9 @@ def run_command(words: list[str]) -> int:
 
 def describe_all() -> str:
     lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(["strop COMMAND …", "", *lines, "", "strop COMMAND --help shows its words and an example."])
+    return "\n".join(
+        ["strop COMMAND …", "", *lines, "", "strop COMMAND --help shows its words and an example."]
+    )
 
 
 def describe(name: str, command: Command) -> str:

@@ -121,24 +121,38 @@ COST_FILE = "cost.json"
 MODEL_FILE = "model.json"  # where a model's base and adapter lie
 CARD_FILE = "README.md"  # for people: outside content, since no stage reads it
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, which names the base by its place
-PLACE_FILE = "place.json"  # where a referred checkpoint lies: outside content, its bytes are what counts
+PLACE_FILE = (
+    "place.json"  # where a referred checkpoint lies: outside content, its bytes are what counts
+)
 ABSENT_FILE = "absent.txt"  # why a step that may fail has made nothing; it is tried again whenever it is planned
 EQUAL = "equal answers"  # the detail of a tie that no judge was asked about
-KL = "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
+KL = (
+    "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
+)
 
 
 def read_step(folder: Path) -> dict[str, Any]:
     """What the driver asked of a step, as far as its readers rely on: whose folders it reads, and its config."""
     step = read_json(folder / STEP_FILE)
-    told = isinstance(step, dict) and isinstance(step.get("config"), dict) and isinstance(step.get("inputs"), dict)
+    told = (
+        isinstance(step, dict)
+        and isinstance(step.get("config"), dict)
+        and isinstance(step.get("inputs"), dict)
+    )
     if not told or not all(isinstance(source, dict) for source in step["inputs"].values()):
-        raise Refusal(_describe_damage(folder / STEP_FILE, "a step's record", ValueError("no config and inputs in it")))
+        raise Refusal(
+            _describe_damage(
+                folder / STEP_FILE, "a step's record", ValueError("no config and inputs in it")
+            )
+        )
     return step
 
 
 def knob_of(out: Path, otherwise: str) -> str:
     """Where the person's config has the block of the step that works in `out`, for words that name a knob of it."""
-    asked = next((file for folder in (out, *out.parents) if (file := folder / STEP_FILE).exists()), None)
+    asked = next(
+        (file for folder in (out, *out.parents) if (file := folder / STEP_FILE).exists()), None
+    )
     return str(json.loads(asked.read_text()).get("knob", otherwise)) if asked else otherwise
 
 
@@ -168,7 +182,10 @@ class Prompts(Artifact):
 
     def columns(self) -> dict[str, dict[str, Any]]:
         table = self.read()
-        return {key: json.loads(text) for key, text in zip(table["prompt_id"], table["columns"], strict=True)}
+        return {
+            key: json.loads(text)
+            for key, text in zip(table["prompt_id"], table["columns"], strict=True)
+        }
 
 
 @dataclass(frozen=True)
@@ -214,7 +231,11 @@ class Model(Artifact):
 
     @property
     def remote_code(self) -> bool:
-        return self._base.remote_code if "base" in self.record else self.record.get("remote_code", False)
+        return (
+            self._base.remote_code
+            if "base" in self.record
+            else self.record.get("remote_code", False)
+        )
 
     @property
     def _base(self) -> "Model":

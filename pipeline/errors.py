@@ -42,9 +42,7 @@ _FULL = (
     "Free space, or give other folders (store=FOLDER, runs=FOLDER), and run the same command again:"
     " finished work is kept."
 )
-_OTHER_FOLDER = (
-    "Make it writable and readable, or give other folders (store=FOLDER, runs=FOLDER), and run the same command again."
-)
+_OTHER_FOLDER = "Make it writable and readable, or give other folders (store=FOLDER, runs=FOLDER), and run the same command again."
 _REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,

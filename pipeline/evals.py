@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.config import BEST_OF, CONTROL, Config, Draw, DuelConfig, OtherModel, Questions, ScoreConfig, ServedModel
+from pipeline.config import (
+    BEST_OF,
+    CONTROL,
+    Config,
+    Draw,
+    DuelConfig,
+    OtherModel,
+    Questions,
+    ScoreConfig,
+    ServedModel,
+)
 from pipeline.step import Input, Part, Step
 
 ExamSteps = dict[str, Input]
@@ -27,9 +37,18 @@ class Exams:
         samples = Step("sample", asked, at=label, knob="exam.sample", policy=model, prompts=part)
         return {
             "model": model,
-            "logps": Step("refer", self.cfg.exam.refer, at=label, knob="exam.refer", model=self.sft, rows=samples),
+            "logps": Step(
+                "refer",
+                self.cfg.exam.refer,
+                at=label,
+                knob="exam.refer",
+                model=self.sft,
+                rows=samples,
+            ),
             "metrics": {
-                task: Step("benchmark", block, at=f"{label} {task}", knob=f"benchmark.{task}", model=model)
+                task: Step(
+                    "benchmark", block, at=f"{label} {task}", knob=f"benchmark.{task}", model=model
+                )
                 for task, block in tasks.items()
             },
             "samples": samples,
@@ -37,10 +56,25 @@ class Exams:
         }
 
     def marks(
-        self, knob: str, scorers: ScoreConfig, label: str, samples: Step, part: Part, best: Step | None = None
+        self,
+        knob: str,
+        scorers: ScoreConfig,
+        label: str,
+        samples: Step,
+        part: Part,
+        best: Step | None = None,
     ) -> Step:
         reward = self.reward if scorers.asks_reward else None
-        return Step("score", scorers, at=label, knob=knob, samples=samples, prompts=part, reward=reward, best=best)
+        return Step(
+            "score",
+            scorers,
+            at=label,
+            knob=knob,
+            samples=samples,
+            prompts=part,
+            reward=reward,
+            best=best,
+        )
 
     def others(self) -> dict[str, ExamSteps]:
         return {name: self.other(name, brought) for name, brought in self.cfg.exam.others.items()}
@@ -60,7 +94,11 @@ class Exams:
 
     def asks(self, name: str) -> str:
         """Where it stands who draws a model's answers: a server that holds it, or the exam's own engine."""
-        return f"exam.others.{name}" if isinstance(self.cfg.exam.others.get(name), ServedModel) else "exam.sample"
+        return (
+            f"exam.others.{name}"
+            if isinstance(self.cfg.exam.others.get(name), ServedModel)
+            else "exam.sample"
+        )
 
     def again(self, name: str, draw: Draw) -> ExamSteps:
         """SFT once more: the A/A control, the best of n by the scorer that makes pairs, with a prompt."""
@@ -77,16 +115,26 @@ class Exams:
         """A set of questions beside the test prompts, asked of every model of the table."""
         block, knob = self.cfg.exam.chats[name], f"exam.chats.{name}"
         rows = Questions(rows=self.cfg.prompts.evaluation[name])
-        questions = Step("prompts", rows, at=f"test {name}", knob=f"prompts.evaluation.{name}") / "test"
+        questions = (
+            Step("prompts", rows, at=f"test {name}", knob=f"prompts.evaluation.{name}") / "test"
+        )
         told: dict[str, ExamSteps] = {}
         for of, exam in exams.items():
             draw = self.cfg.exam.sample.conversation(block.turns, self.cfg.exam.others.get(of))
             label, model = f"test {of} {name}", exam["model"]
-            samples = Step("sample", draw, at=label, knob=self.asks(of), policy=model, prompts=questions)
+            samples = Step(
+                "sample", draw, at=label, knob=self.asks(of), policy=model, prompts=questions
+            )
             told[of] = {"model": model, "samples": samples}
             if block.score:
-                told[of]["scores"] = self.marks(f"{knob}.score", block.score, label, samples, questions)
-        return {"prompts": questions, "exams": told, "duels": self.duels(block.duels, told, questions, knob, name)}
+                told[of]["scores"] = self.marks(
+                    f"{knob}.score", block.score, label, samples, questions
+                )
+        return {
+            "prompts": questions,
+            "exams": told,
+            "duels": self.duels(block.duels, told, questions, knob, name),
+        }
 
     def duels(
         self,
@@ -98,7 +146,9 @@ class Exams:
     ) -> dict[str, dict[str, dict[str, Step]]]:
         """Judge → newer model → older: rounds meet sft and the round before, others sft and the last round."""
         line = [name for name in exams if name == "sft" or name.startswith("round-")]
-        contests = dict.fromkeys([*((new, "sft") for new in line[1:]), *zip(line[1:], line, strict=False)])
+        contests = dict.fromkeys(
+            [*((new, "sft") for new in line[1:]), *zip(line[1:], line, strict=False)]
+        )
         contests |= dict.fromkeys(
             (name, old) for name in self.cfg.exam.others for old in dict.fromkeys(("sft", line[-1]))
         )
@@ -108,6 +158,8 @@ class Exams:
             for new, old in contests:
                 sides = {"a": exams[new]["samples"], "b": exams[old]["samples"]}
                 label = " ".join(("test", new, old, *on))
-                duel = Step("duel", block, at=label, knob=f"{knob}.duels.{judge}", prompts=part, **sides)
+                duel = Step(
+                    "duel", block, at=label, knob=f"{knob}.duels.{judge}", prompts=part, **sides
+                )
                 fought[judge].setdefault(new, {})[old] = duel
         return fought

@@ -16,7 +16,15 @@ from pathlib import Path
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 MIB = 1 << 20
 # Peak of dense bfloat16, operations a second, by a part of the name; a training reaches about EFFICIENCY of it.
-SPEEDS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12, "A10": 125e12}
+SPEEDS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "4090": 165e12,
+    "A10": 125e12,
+}
 EFFICIENCY = 0.35
 PROC = Path("/proc")
 AUTO = "auto"
@@ -44,7 +52,9 @@ def all_gpus() -> list[Gpu]:
 def _smi(*fields: str) -> list[list[str]]:
     asked = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        listed = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=60).stdout
+        listed = subprocess.run(
+            asked, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
     rows = [line.rsplit(", ", len(fields) - 1) for line in listed.splitlines()]
@@ -54,7 +64,12 @@ def _smi(*fields: str) -> list[list[str]]:
 def _gpu(name: str, total: str, free: str, capability: str) -> Gpu:
     known = re.fullmatch(r"\d+\.\d+", capability.strip())
     there = int(total) * MIB
-    return Gpu(name, there, int(free) * MIB if free.isdigit() else there, float(capability) if known else 0.0)
+    return Gpu(
+        name,
+        there,
+        int(free) * MIB if free.isdigit() else there,
+        float(capability) if known else 0.0,
+    )
 
 
 def gpus() -> list[Gpu]:
@@ -63,14 +78,20 @@ def gpus() -> list[Gpu]:
     if (named := os.environ.get(VISIBLE)) is None:
         return found
     wanted = [name.strip() for name in named.split(",") if name.strip()]
-    numbers = [int(name) if name.isdigit() else 0 for name in wanted]  # a UUID: one of them, all alike
+    numbers = [
+        int(name) if name.isdigit() else 0 for name in wanted
+    ]  # a UUID: one of them, all alike
     return [found[number] for number in numbers if number < len(found)]
 
 
 def device() -> str:
     """What computes here, in words that keep two machines' speeds apart."""
     found = gpus()
-    return f"{len(found)} x {found[0].name}" if found else f"{os.cpu_count()} cores of {platform.machine()}"
+    return (
+        f"{len(found)} x {found[0].name}"
+        if found
+        else f"{os.cpu_count()} cores of {platform.machine()}"
+    )
 
 
 def missing_gpus() -> str | None:
@@ -108,7 +129,10 @@ def _bfloat16(visible: str | None) -> tuple[bool, str]:
         if least.capability >= BFLOAT16_GPU:
             return True, f"{least.name} computes in it"
         known = f"compute capability {least.capability:g}, and bfloat16 needs {BFLOAT16_GPU:g}"
-        return False, f"{least.name} has {known if least.capability else 'no compute capability that is known'}"
+        return (
+            False,
+            f"{least.name} has {known if least.capability else 'no compute capability that is known'}",
+        )
     if units := BFLOAT16_CPU & cpu_flags(PROC):
         return True, f"this CPU has {' and '.join(sorted(units))}"
     return False, "this CPU has no bfloat16 units: neither amx_bf16 nor avx512_bf16"
@@ -180,7 +204,9 @@ def _left_in_cgroups(proc: Path) -> Iterator[tuple[int, str]]:
         own = _own_cgroup(proc, kind)
         if own is None:
             continue
-        inside = own.removeprefix(root) if root != "/" else own  # a container may see a part of the tree alone
+        inside = (
+            own.removeprefix(root) if root != "/" else own
+        )  # a container may see a part of the tree alone
         folder = mount / inside.strip("/")
         for each in (folder, *folder.parents):
             if each.is_relative_to(mount) and (left := _left(each, kind)) is not None:
@@ -193,7 +219,10 @@ def _cgroup_mounts(proc: Path) -> Iterator[tuple[Path, str, str]]:
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
-            root, mount = (re.sub(r"\\(\d{3})", lambda o: chr(int(o[1], 8)), at) for at in before.split(" ")[3:5])
+            root, mount = (
+                re.sub(r"\\(\d{3})", lambda o: chr(int(o[1], 8)), at)
+                for at in before.split(" ")[3:5]
+            )
             yield Path(mount), root, kind
 
 
@@ -201,7 +230,11 @@ def _own_cgroup(proc: Path, kind: str) -> str | None:
     """This process's path in the tree: `0::PATH` of version 2, `N:memory:PATH` of version 1."""
     for line in _text(proc / "self" / "cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
-        if (number == "0" and not controllers) if kind == "cgroup2" else "memory" in controllers.split(","):
+        if (
+            (number == "0" and not controllers)
+            if kind == "cgroup2"
+            else "memory" in controllers.split(",")
+        ):
             return path
     return None
 

@@ -21,7 +21,9 @@ def sha256_of(path: Path) -> str:
 
 def canonical_json(value: Any) -> str:
     """The one spelling of a value that is hashed; what is not JSON, NaN included, raises."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
 
 
 def digest_of(value: Any) -> str:
@@ -53,7 +55,9 @@ class ContentCache:
         """A file's hash, or that of a folder's names and hashes."""
         path = path.expanduser()
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+            inside = sorted(
+                p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))
+            )
             return digest_of({str(p.relative_to(path)): self._file(p) for p in inside})
         if path.is_file():
             return self._file(path)
@@ -112,7 +116,9 @@ def commit_of(name: str, revision: str | None) -> str:
             f"{name}{f' at revision {revision}' if revision else ''}: no such repository on the hub, no local folder.\n"
             f"  Check the name, set HF_TOKEN when it is gated, or give a folder as ./{name}."
         ) from error
-    except Exception as error:  # the hub's client lets its transport's own errors through, whatever that is today
+    except (
+        Exception
+    ) as error:  # the hub's client lets its transport's own errors through, whatever that is today
         raise Refusal(
             f"{name}: no such folder is here, and the hub cannot be reached to find its commit"
             f" ({type(error).__name__}).\n"

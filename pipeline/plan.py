@@ -14,11 +14,19 @@ def plan(cfg: Config) -> Step:
     prompts = Step("prompts", cfg.prompts)
     base = Step("base", cfg.base) if cfg.base else None
     trains = isinstance(cfg.sft, SftTraining)
-    sft = Step("sft", cfg.sft, base=base, fence=prompts / "fence") if trains else Step("sft", cfg.sft)
+    sft = (
+        Step("sft", cfg.sft, base=base, fence=prompts / "fence") if trains else Step("sft", cfg.sft)
+    )
 
     reward = reward_model(cfg, base, sft, prompts / "fence") if cfg.reward else None
-    offline = Step("offline", cfg.offline, policy=sft, fence=prompts / "fence") if cfg.offline else None
-    prior = Step("refer", cfg.refer, at=1, model=sft, rows=offline) if offline and cfg.pair.asks_prior else None
+    offline = (
+        Step("offline", cfg.offline, policy=sft, fence=prompts / "fence") if cfg.offline else None
+    )
+    prior = (
+        Step("refer", cfg.refer, at=1, model=sft, rows=offline)
+        if offline and cfg.pair.asks_prior
+        else None
+    )
 
     exams = Exams(cfg, prompts, sft, reward)
     policy, models, pairs = sft, {"sft": sft}, []
@@ -28,20 +36,51 @@ def plan(cfg: Config) -> Step:
         scores: list[Step] = []
         waves = cfg.sample.waves(r, cfg.pair.scorer) if cfg.pair.mix.on_policy else []
         asked = reward if cfg.score.asks_reward else None
-        for draw in waves:  # the first draws for every prompt, later ones where all scores so far tie
-            samples += [Step("sample", draw, at=r, policy=policy, prompts=prompts / "train", scores=scores)]
-            scores += [Step("score", cfg.score, at=r, samples=samples[-1], prompts=prompts / "train", reward=asked)]
+        for (
+            draw
+        ) in waves:  # the first draws for every prompt, later ones where all scores so far tie
+            samples += [
+                Step("sample", draw, at=r, policy=policy, prompts=prompts / "train", scores=scores)
+            ]
+            scores += [
+                Step(
+                    "score",
+                    cfg.score,
+                    at=r,
+                    samples=samples[-1],
+                    prompts=prompts / "train",
+                    reward=asked,
+                )
+            ]
         gold = prompts / "train" if cfg.pair.asks_prompts else None
-        rows: dict[str, Any] = dict(offline=offline, prior=prior, samples=samples, scores=scores, prompts=gold)
+        rows: dict[str, Any] = dict(
+            offline=offline, prior=prior, samples=samples, scores=scores, prompts=gold
+        )
         pairs += [Step("pair", cfg.pair.of(r), at=r, policy=policy, **rows)]
 
-        refit = Step("sft", cfg.refit, at=r, base=policy, samples=samples, scores=scores) if cfg.refit else None
-        init = {"previous": policy, "sft": sft, "refit": refit}[cfg.init]  # refit: SFT on each prompt's best sample
-        reference = {"previous": policy, "sft": sft, "init": init}[cfg.reference] if cfg.train.logps != "none" else None
+        refit = (
+            Step("sft", cfg.refit, at=r, base=policy, samples=samples, scores=scores)
+            if cfg.refit
+            else None
+        )
+        init = {"previous": policy, "sft": sft, "refit": refit}[
+            cfg.init
+        ]  # refit: SFT on each prompt's best sample
+        reference = (
+            {"previous": policy, "sft": sft, "init": init}[cfg.reference]
+            if cfg.train.logps != "none"
+            else None
+        )
         latest = pairs if cfg.data == "all" else pairs[-1:]
-        logps = [Step("refer", cfg.refer, at=r, model=reference, rows=p) for p in latest if cfg.train.logps == "ready"]
+        logps = [
+            Step("refer", cfg.refer, at=r, model=reference, rows=p)
+            for p in latest
+            if cfg.train.logps == "ready"
+        ]
         fence = prompts / "fence" if cfg.train.rehearsal else None
-        held: dict[str, Any] = dict(reference=reference, logps=logps, dev=prompts / "dev", fence=fence)
+        held: dict[str, Any] = dict(
+            reference=reference, logps=logps, dev=prompts / "dev", fence=fence
+        )
         policy = Step("train", cfg.train, at=r, init=init, pairs=latest, **held)
         models[f"round-{r}"] = policy
         if cfg.gate:  # points to the best model so far, which may be an earlier one: the next round goes on from it
@@ -59,7 +98,9 @@ def plan(cfg: Config) -> Step:
         chats = {name: exams.chat(name, examined) for name in cfg.exam.chats}
         examined |= exams.redrawn()
         duels = exams.duels(cfg.exam.duels, examined, prompts / split)
-    story: dict[str, Any] = dict(exams=examined, chosen=policy, pairs=pairs, duels=duels, chats=chats)
+    story: dict[str, Any] = dict(
+        exams=examined, chosen=policy, pairs=pairs, duels=duels, chats=chats
+    )
     told = cfg.evaluate.told(cfg.pair.made_by, cfg.exam.gold)
     return Step("evaluate", told, at="report", prompts=prompts / split, **story)
 

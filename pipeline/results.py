@@ -14,7 +14,9 @@ class Run:
 
     def __init__(self, path: Path):
         if not (path / "store").is_dir():
-            raise FileNotFoundError(f"{path}: no run lies here. Give runs/latest or runs/RECIPE/TIME.")
+            raise FileNotFoundError(
+                f"{path}: no run lies here. Give runs/latest or runs/RECIPE/TIME."
+            )
         self.path = path
 
     def steps(self) -> pl.DataFrame:

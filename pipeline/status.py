@@ -69,14 +69,21 @@ def look(planned: Planned, step: Step, inputs: dict[str, Any] | None, verify: bo
     manifest = store.read_manifest(final)
     if manifest is None:
         broken = (final / store.MANIFEST).exists()
-        return None, f"{step.stage}/{final.name} damaged: its {store.MANIFEST} cannot be read" if broken else ""
+        return (
+            None,
+            f"{step.stage}/{final.name} damaged: its {store.MANIFEST} cannot be read"
+            if broken
+            else "",
+        )
     if inputs is None:
         return None, "an input is to be built first"
     reason = store.fault(final, manifest, inputs, place_of(step), verify)
     return (None, f"{step.stage}/{final.name} {reason}") if reason else (manifest, "")
 
 
-def inputs_of(planned: Planned, step: Step, contents: dict[str, store.Manifest]) -> dict[str, dict[str, Any]] | None:
+def inputs_of(
+    planned: Planned, step: Step, contents: dict[str, store.Manifest]
+) -> dict[str, dict[str, Any]] | None:
     """Each input's place, fingerprint and content, by flat name; None while one of them is not built."""
     found = {}
     for name, source, part in step.edges():

@@ -51,17 +51,25 @@ class Step:
     knob: str  # where the person's config has its block, for words that name it; outside identity, as the label is
     inputs: dict[str, Any] = field(repr=False)
 
-    def __init__(self, stage: str, config: Block, at: int | str = 0, knob: str | None = None, **inputs: Input):
+    def __init__(
+        self, stage: str, config: Block, at: int | str = 0, knob: str | None = None, **inputs: Input
+    ):
         object.__setattr__(self, "stage", stage)
         object.__setattr__(self, "config", config)
         object.__setattr__(self, "label", at)
         object.__setattr__(self, "knob", knob or stage)
-        object.__setattr__(self, "inputs", {name: _without_none(i) for name, i in inputs.items() if _edge(i)})
+        object.__setattr__(
+            self, "inputs", {name: _without_none(i) for name, i in inputs.items() if _edge(i)}
+        )
 
     @property
     def when(self) -> str:
         """Its label as a person reads it: `round 1`, `test sft`, nothing before the rounds."""
-        return f"round {self.label}" if isinstance(self.label, int) and self.label else str(self.label or "")
+        return (
+            f"round {self.label}"
+            if isinstance(self.label, int) and self.label
+            else str(self.label or "")
+        )
 
     def __truediv__(self, part: str) -> Part:
         return Part(self, part)
@@ -100,7 +108,9 @@ class Identity:
                     "stage": step.stage,
                     "version": STAGE_VERSIONS[step.stage],
                     "config": self.config(step.config, step.knob),
-                    "inputs": {name: self.of_input(source, part) for name, source, part in step.edges()},
+                    "inputs": {
+                        name: self.of_input(source, part) for name, source, part in step.edges()
+                    },
                 }
             )[:12]
         return self._known[id(step)]
@@ -126,7 +136,9 @@ class Identity:
         return value
 
     def _each(self, values: Mapping[str, Any], knob: str) -> dict[str, Any]:
-        told = together(partial(self.config, item, f"{knob}.{name}") for name, item in values.items())
+        told = together(
+            partial(self.config, item, f"{knob}.{name}") for name, item in values.items()
+        )
         return dict(zip(values, told, strict=True))
 
     def _content(self, path: str, knob: str) -> str:
@@ -145,7 +157,11 @@ class Identity:
 def place_of(step: Step) -> str | None:
     """Where the local checkpoint lies that this Step refers to: outside identity, since the same bytes may move."""
     model = getattr(step.config, "model", None)
-    return str(Path(model).expanduser().absolute()) if isinstance(model, Weights) and model.local else None
+    return (
+        str(Path(model).expanduser().absolute())
+        if isinstance(model, Weights) and model.local
+        else None
+    )
 
 
 def floats(step: Step) -> bool:
@@ -183,7 +199,11 @@ def _hub_name(value: Block) -> str | None:
 
 
 def is_commit(revision: str | None) -> bool:
-    return revision is not None and len(revision) == 40 and all(c in "0123456789abcdef" for c in revision)
+    return (
+        revision is not None
+        and len(revision) == 40
+        and all(c in "0123456789abcdef" for c in revision)
+    )
 
 
 def _edge(value: Input) -> bool:
@@ -211,4 +231,6 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, Step, str | None]]:
             for key, item in value.items():
                 yield from _flatten(f"{name}.{key}", item)
         case _:
-            raise TypeError(f"{name}: an input is a Step, a part, a list or dict of inputs or None, not {value!r}")
+            raise TypeError(
+                f"{name}: an input is a Step, a part, a list or dict of inputs or None, not {value!r}"
+            )

@@ -34,7 +34,9 @@ from pipeline.errors import Refusal, explain_disk_fault
 from pipeline.hashing import content, sha256_of
 
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, built or not, which pruning keeps
-SCRATCH = "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published
+SCRATCH = (
+    "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published
+)
 _OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
 # Beside a finished step's files: what merging makes, a stage's scratch, and what a killed writer left.
 _ADDED = re.compile(r"merged/|\.merged\.tmp/|scratch/|(.*/)?\.[^/]+\.tmp$")
@@ -101,7 +103,9 @@ def _is_manifest(value: Any) -> bool:
 
 
 def _is_file_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), kind) for name, kind in _FILE_KINDS.items()):
+    if not isinstance(entry, dict) or not all(
+        isinstance(entry.get(name), kind) for name, kind in _FILE_KINDS.items()
+    ):
         return False
     parts = entry["path"].split("/")
     plain = entry["path"].isprintable() and all(0 < len(part.encode()) < 256 for part in parts)
@@ -113,7 +117,11 @@ def _refuse_constant(name: str) -> None:
 
 
 def fault(
-    path: Path, manifest: Manifest, inputs: dict[str, dict[str, str]], place: str | None = None, verify: bool = False
+    path: Path,
+    manifest: Manifest,
+    inputs: dict[str, dict[str, str]],
+    place: str | None = None,
+    verify: bool = False,
 ) -> str | None:
     """Why what lies at `path` does not count as built from these inputs, or None when it does."""
     if lacking := missing_keys(manifest):
@@ -210,7 +218,12 @@ def name_bases(root: Path) -> None:
         try:
             if "." not in file.parent.name and "peft" in model.record:
                 name_base(model)
-        except (OSError, ValueError, KeyError, TypeError):  # pruned, itself or its base, or no record of ours
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # pruned, itself or its base, or no record of ours
             continue
 
 
@@ -283,7 +296,10 @@ def lock(final: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     """One writer per step. The kernel drops the lock with its holder, so a stale lock cannot be."""
     file = final.parent / ".locks" / final.name
     file.parent.mkdir(parents=True, exist_ok=True)
-    with at_work(final.parent.parent, lambda: waiting("a prune of the store")), file.open("a+") as handle:
+    with (
+        at_work(final.parent.parent, lambda: waiting("a prune of the store")),
+        file.open("a+") as handle,
+    ):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -292,7 +308,9 @@ def lock(final: Path, waiting: Callable[[str], None]) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
         handle.seek(0)
         handle.truncate()
-        handle.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        handle.write(
+            f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        )
         handle.flush()
         yield
 

@@ -9,7 +9,9 @@ REFUSAL = (
     r"|i (can(’|')?t|cannot|am unable to|am not able to|won(’|')?t|will not)\b|i(’|')?m (unable|not able) to"
     r"|as an ai\b|unfortunately, i (can|am))"
 )
-OPENING = rb"(?i)\W|.[\x80-\xff]|i\W|im|so|as|un"  # the first two bytes of every text that it matches
+OPENING = (
+    rb"(?i)\W|.[\x80-\xff]|i\W|im|so|as|un"  # the first two bytes of every text that it matches
+)
 
 
 def language_of(text: str) -> str:
@@ -25,7 +27,9 @@ def check_languages(codes: list[str], knob: str) -> None:
     known = [code for code, _ in py3langid.rank("")]
     for code in codes:
         if code not in known:
-            raise Refusal(f"{knob}: {code} is no language that is told apart. {nearest(code, known)}")
+            raise Refusal(
+                f"{knob}: {code} is no language that is told apart. {nearest(code, known)}"
+            )
 
 
 def without_reasoning(text: str) -> str:

@@ -6,5 +6,8 @@ from importlib.util import find_spec
 MOUNTS = ("sample.backend", "exam.sample.backend")
 
 if not find_spec("vllm"):
-    print("vLLM is not installed here: sampling goes through the transformers backend, slower.", file=sys.stderr)
+    print(
+        "vLLM is not installed here: sampling goes through the transformers backend, slower.",
+        file=sys.stderr,
+    )
     print(" ".join(f"backend@{mount}=transformers" for mount in MOUNTS))

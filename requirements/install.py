@@ -31,28 +31,48 @@ NEEDED = {
     "gpu": "import torch; from vllm import LLM; from trl import DPOTrainer",
     "portable": "import torch; from trl import DPOTrainer",
 }
-FOUND = ("Collecting ", "Processing ", "Requirement already satisfied")  # how pip begins with a package
+FOUND = (
+    "Collecting ",
+    "Processing ",
+    "Requirement already satisfied",
+)  # how pip begins with a package
 NAME_PYTHON = ("make install BASE_PYTHON=python3.11",)
 SEES_GPU = "import torch; assert torch.cuda.is_available(), 'nvidia-smi lists a GPU, this build of torch sees none'"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--set", choices=SETS)
     parser.add_argument("--torch-index", metavar="URL", help="where your build of torch comes from")
     asked = parser.parse_args()
     if not PYTHONS[0] <= sys.version_info[:2] < PYTHONS[1]:
         version = platform.python_version()
-        return refuse(f"{sys.executable} is Python {version}; the locks are for 3.11 to 3.13.", *NAME_PYTHON)
+        return refuse(
+            f"{sys.executable} is Python {version}; the locks are for 3.11 to 3.13.", *NAME_PYTHON
+        )
     there = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    wanted = want(asked.set or there.get("set") or fitting(), asked.torch_index or there.get("torch_index", ""))
+    wanted = want(
+        asked.set or there.get("set") or fitting(),
+        asked.torch_index or there.get("torch_index", ""),
+    )
     if there and there["set"] != wanted["set"]:
         again = ("rm -rf .venv", f"make install SET={wanted['set']}")
-        return refuse(f".venv holds the {there['set']} set; the {wanted['set']} set does not go on top of it.", *again)
+        return refuse(
+            f".venv holds the {there['set']} set; the {wanted['set']} set does not go on top of it.",
+            *again,
+        )
     if wanted["set"] != "gpu" and has_nvidia():
-        print(f"This machine has an NVIDIA GPU, but .venv holds the {wanted['set']} set, which does not use it.")
+        print(
+            f"This machine has an NVIDIA GPU, but .venv holds the {wanted['set']} set, which does not use it."
+        )
         print("For the other one: rm -rf .venv, then make install SET=gpu")
-    return 0 if there == wanted else install(wanted, fresh_torch=wanted["torch_index"] != there.get("torch_index", ""))
+    return (
+        0
+        if there == wanted
+        else install(wanted, fresh_torch=wanted["torch_index"] != there.get("torch_index", ""))
+    )
 
 
 def install(wanted: dict[str, str], fresh_torch: bool) -> int:
@@ -62,8 +82,14 @@ def install(wanted: dict[str, str], fresh_torch: bool) -> int:
         if not (VENV / "bin" / "pip").exists():
             venv.create(VENV, with_pip=True)
     except subprocess.CalledProcessError:  # Debian and Ubuntu ship Python without ensurepip
-        return refuse(f"{sys.executable} cannot make .venv: ensurepip is missing. Type:", "apt install python3-venv")
-    print(f"Installing the {wanted['set']} set: {len(pins)} packages of {lock.relative_to(ROOT)} into .venv,", end=" ")
+        return refuse(
+            f"{sys.executable} cannot make .venv: ensurepip is missing. Type:",
+            "apt install python3-venv",
+        )
+    print(
+        f"Installing the {wanted['set']} set: {len(pins)} packages of {lock.relative_to(ROOT)} into .venv,",
+        end=" ",
+    )
     print(f"some minutes the first time. Log: {LOG.relative_to(ROOT)}", flush=True)
     LOG.write_text("")
     record({"set": wanted["set"]})
@@ -72,7 +98,10 @@ def install(wanted: dict[str, str], fresh_torch: bool) -> int:
         pip("--force-reinstall", "--index-url", wanted["torch_index"], torch)
     pip("-r", str(lock), packages=len(pins))
     pip("--no-build-isolation", "--editable", str(ROOT))
-    needed = [NEEDED[wanted["set"]], *([SEES_GPU] if wanted["set"] == "gpu" and has_nvidia() else [])]
+    needed = [
+        NEEDED[wanted["set"]],
+        *([SEES_GPU] if wanted["set"] == "gpu" and has_nvidia() else []),
+    ]
     if code := verify(needed):
         return code
     record(wanted)
@@ -112,7 +141,15 @@ def has_nvidia() -> bool:
 
 def pip(*arguments: str, packages: int = 0) -> None:
     """Runs pip without dependencies (a lock is complete), its output in the log and a line now and then."""
-    command = [str(PYTHON), "-m", "pip", "install", "--no-deps", "--no-input", "--disable-pip-version-check"]
+    command = [
+        str(PYTHON),
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-input",
+        "--disable-pip-version-check",
+    ]
     command += ["--progress-bar=off", *arguments]
     said: list[str] = []
     seen = 0
@@ -128,17 +165,28 @@ def pip(*arguments: str, packages: int = 0) -> None:
                 print("▸ unpacking them", flush=True)
     if process.returncode:
         errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
-        print(*errors, f"pip failed; all it said is in {LOG.relative_to(ROOT)}.", sep="\n", file=sys.stderr)
+        print(
+            *errors,
+            f"pip failed; all it said is in {LOG.relative_to(ROOT)}.",
+            sep="\n",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 
 def verify(statements: list[str], python: Path = PYTHON) -> int:
     """Runs what must load; where it does not, the last line of its error and what to type."""
-    quiet = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    quiet = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
     for statement in statements:
         tried = subprocess.run([python, "-c", statement], capture_output=True, text=True, env=quiet)
         if tried.returncode:
-            said = tried.stderr.strip().splitlines() or [f"ended with {tried.returncode} and said nothing"]
+            said = tried.stderr.strip().splitlines() or [
+                f"ended with {tried.returncode} and said nothing"
+            ]
             return refuse(
                 f"`{statement}` fails: {said[-1]}\nThe index may have given a build of torch for other machines. Type:",
                 "rm -rf .venv",

@@ -48,7 +48,9 @@ SETS = {
         machines="(python_full_version < '3.14' and platform_machine == 'aarch64' and sys_platform == 'linux') or "
         "(python_full_version < '3.14' and platform_machine == 'x86_64' and sys_platform == 'linux')",
         leave_out=VISION,
-        instead=["certifi>=2026.10.18"],  # vllm 0.33.0 asks for 2026.10.19; PyPI's newest was 10.18 when this was made
+        instead=[
+            "certifi>=2026.10.18"
+        ],  # vllm 0.33.0 asks for 2026.10.19; PyPI's newest was 10.18 when this was made
     ),
     "portable": Set(
         machines="(python_full_version < '3.14' and sys_platform == 'darwin') or "
@@ -64,7 +66,10 @@ def main(*uv_options: str) -> None:
         for name in SETS:
             lock = HERE / f"{name}.txt"
             lock.write_text(resolve(name, uv, Path(scratch) / name, uv_options))
-            print(f"{lock.relative_to(HERE.parent)}: {len(lock.read_text().splitlines()) - 1} packages", flush=True)
+            print(
+                f"{lock.relative_to(HERE.parent)}: {len(lock.read_text().splitlines()) - 1} packages",
+                flush=True,
+            )
 
 
 def uv_in(place: Path) -> Path:
@@ -78,12 +83,28 @@ def resolve(name: str, uv: Path, room: Path, uv_options: tuple[str, ...]) -> str
     for known in [*HERE.glob("*.in"), *HERE.glob(f"{name}.txt")]:
         shutil.copy(known, room)
     (room / "pyproject.toml").write_text(project(SETS[name]))
-    options = ["--universal", "--python-version=3.11", "--annotation-style=line", "--no-header", "--quiet"]
+    options = [
+        "--universal",
+        "--python-version=3.11",
+        "--annotation-style=line",
+        "--no-header",
+        "--quiet",
+    ]
     lock = room / f"{name}.txt"
-    command = [str(uv), "pip", "compile", f"{name}.in", f"--output-file={lock.name}", *options, *uv_options]
+    command = [
+        str(uv),
+        "pip",
+        "compile",
+        f"{name}.in",
+        f"--output-file={lock.name}",
+        *options,
+        *uv_options,
+    ]
     if subprocess.run(command, cwd=room).returncode:
         sys.exit(f"requirements/{name}.in cannot be resolved; see above.")
-    return f"# Made by `make lock` from {name}.in; install with --no-deps.\n" + plain(lock.read_text(), SETS[name])
+    return f"# Made by `make lock` from {name}.in; install with --no-deps.\n" + plain(
+        lock.read_text(), SETS[name]
+    )
 
 
 def project(chosen: Set) -> str:

@@ -48,10 +48,14 @@ def facts(config: type, trainer: type) -> dict[str, Any]:
     reasons = {
         **dict.fromkeys(set(fields) - arguments_read(config, trainer), "no code reads it"),
         **dict.fromkeys(switched_off(source), f"{trainer.__name__} warns and switches it off"),
-        **dict.fromkeys(warned_of(source), f"{trainer.__name__} ignores it when it is given a loaded model"),
+        **dict.fromkeys(
+            warned_of(source), f"{trainer.__name__} ignores it when it is given a loaded model"
+        ),
     }
     if not any(name == "label_smoother" for _, name in attributes(source)):
-        reasons["label_smoothing_factor"] = f"it belongs to Trainer's own loss, which {trainer.__name__} replaces"
+        reasons["label_smoothing_factor"] = (
+            f"it belongs to Trainer's own loss, which {trainer.__name__} replaces"
+        )
     return {
         "fields": fields,
         "ignored": {name: reasons[name] for name in fields if name in reasons},
@@ -70,8 +74,16 @@ def arguments_read(config: type, trainer: type) -> set[str]:
 
 @cache
 def around() -> list[ast.Module]:
-    places = [(Path(inspect.getfile(import_module(package))).parent, globs) for package, globs in AROUND.items()]
-    return [ast.parse(file.read_text()) for place, globs in places for glob in globs for file in place.glob(glob)]
+    places = [
+        (Path(inspect.getfile(import_module(package))).parent, globs)
+        for package, globs in AROUND.items()
+    ]
+    return [
+        ast.parse(file.read_text())
+        for place, globs in places
+        for glob in globs
+        for file in place.glob(glob)
+    ]
 
 
 def source_of(module: str) -> ast.Module:
@@ -94,7 +106,9 @@ def switched_off(source: ast.Module) -> Iterator[str]:
             case ast.If(test=ast.Attribute(value=ast.Name(id="self"), attr=name), body=body):
                 for line in body:
                     match line:
-                        case ast.Assign(targets=[ast.Attribute(attr=target)], value=ast.Constant(value=False)):
+                        case ast.Assign(
+                            targets=[ast.Attribute(attr=target)], value=ast.Constant(value=False)
+                        ):
                             if target == name:
                                 yield name
 
@@ -114,7 +128,12 @@ def read_by(source: ast.Module) -> dict[str, list[str]]:
         if not isinstance(function, ast.FunctionDef):
             continue
         branches = {loss: body for node in ast.walk(function) for loss, body in branch(node)}
-        within = [(loss, name) for loss, body in branches.items() for line in body for _, name in attributes(line)]
+        within = [
+            (loss, name)
+            for loss, body in branches.items()
+            for line in body
+            for _, name in attributes(line)
+        ]
         everywhere = [name for _, name in attributes(function)]
         for name in {name for _, name in within}:
             if everywhere.count(name) == sum(name == other for _, other in within):
@@ -124,7 +143,11 @@ def read_by(source: ast.Module) -> dict[str, list[str]]:
 
 def branch(node: ast.AST) -> Iterator[tuple[str, list[ast.stmt]]]:
     match node:
-        case ast.If(test=ast.Compare(left=ast.Name(id="loss_type"), comparators=[ast.Constant(value=str(loss))])):
+        case ast.If(
+            test=ast.Compare(
+                left=ast.Name(id="loss_type"), comparators=[ast.Constant(value=str(loss))]
+            )
+        ):
             yield loss, node.body
 
 

@@ -31,7 +31,10 @@ def card(tmp_path, monkeypatch):
         hardware._bfloat16.cache_clear()
         tool = tmp_path / "bin" / "nvidia-smi"
         tool.parent.mkdir(exist_ok=True)
-        sizes = [[int(1024 * size) for size in (each, each if free is None else free)] for each in gibibytes]
+        sizes = [
+            [int(1024 * size) for size in (each, each if free is None else free)]
+            for each in gibibytes
+        ]
         rows = [f"{name}, {total}, {left}, {capability}" for total, left in sizes]
         tool.write_text("#!/bin/sh\n" + "".join(f"echo '{row}'\n" for row in rows))
         tool.chmod(0o755)

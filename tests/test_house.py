@@ -19,7 +19,17 @@ SOURCES = sorted((HOUSE / "pipeline").rglob("*.py"))
 RECIPES = sorted((HOUSE / "recipes").rglob("*.yaml"))
 CONF = sorted((HOUSE / "conf").rglob("*.yaml"))
 
-HEAVY = {"torch", "transformers", "trl", "vllm", "datasets", "peft", "polars", "openai", "anthropic"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "vllm",
+    "datasets",
+    "peft",
+    "polars",
+    "openai",
+    "anthropic",
+}
 # The floors of the house, lowest first: a place imports from those above it in this table alone, so that no import
 # runs upward and no circle can close. A folder is one place, but for the rooms of `report/` and `training/`.
 MAY_IMPORT = {
@@ -70,7 +80,11 @@ def place_of(module: str) -> str:
     """The row of MAY_IMPORT that a module of ours stands in."""
     parts = module.split(".")
     nested = ".".join(parts[:2])
-    return nested if nested in MAY_IMPORT and (HOUSE / "pipeline" / "/".join(parts[:2])).is_dir() else parts[0]
+    return (
+        nested
+        if nested in MAY_IMPORT and (HOUSE / "pipeline" / "/".join(parts[:2])).is_dir()
+        else parts[0]
+    )
 
 
 def module_of(path: Path) -> str:
@@ -94,7 +108,9 @@ def imported(path: Path, top_level_only: bool = False) -> set[str]:
 
 
 def places_read_by(path: Path) -> set[str]:
-    own = {name.removeprefix("pipeline.") for name in imported(path) if name.startswith("pipeline.")}
+    own = {
+        name.removeprefix("pipeline.") for name in imported(path) if name.startswith("pipeline.")
+    }
     return {place_of(name) for name in own & MODULES} - {place_of(module_of(path))}
 
 
@@ -129,7 +145,9 @@ def test_importing_the_driver_imports_nothing_heavy():
     import sys
 
     code = f"import sys; import pipeline.__main__, pipeline.driver.sweep; print(sorted({HEAVY} & set(sys.modules)))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=HOUSE).strip() == "[]"
+    assert (
+        subprocess.check_output([sys.executable, "-c", code], text=True, cwd=HOUSE).strip() == "[]"
+    )
 
 
 def test_stages_are_the_same_everywhere():
@@ -158,9 +176,16 @@ def test_stages_are_the_same_everywhere():
 def test_configs_have_no_defaults():
     from pipeline import config
 
-    blocks = [c for _, c in inspect.getmembers(config, inspect.isclass) if issubclass(c, config.Block)]
+    blocks = [
+        c for _, c in inspect.getmembers(config, inspect.isclass) if issubclass(c, config.Block)
+    ]
     assert len(blocks) > 20
-    assert [f"{b.__name__}.{n}" for b in blocks for n, field in b.model_fields.items() if not field.is_required()] == []
+    assert [
+        f"{b.__name__}.{n}"
+        for b in blocks
+        for n, field in b.model_fields.items()
+        if not field.is_required()
+    ] == []
 
 
 # ── every file of conf/ and recipes/ composes, validates and plans ────────────────────────────────────────────────
@@ -173,9 +198,17 @@ RIVAL = [
 ]
 ASKED = "prompts.evaluation.questions=recipes/smoke.yaml"
 CHATS = [ASKED, "+chat@exam.chats.questions=two_turns", "+score@exam.chats.questions.score=rules"]
-CHATS += ["+duel@exam.chats.questions.duels.judge=default", "exam.chats.questions.duels.judge.engine.model=judge"]
+CHATS += [
+    "+duel@exam.chats.questions.duels.judge=default",
+    "exam.chats.questions.duels.judge.engine.model=judge",
+]
 HALF = ["pair.mix.on_policy=0.5", "pair.mix.offline=0.5"]
-ONLY = ["pair.mix.on_policy=0", "pair.mix.offline=1", "offline=file", "offline.source.path=recipes/smoke.yaml"]
+ONLY = [
+    "pair.mix.on_policy=0",
+    "pair.mix.offline=1",
+    "offline=file",
+    "offline.source.path=recipes/smoke.yaml",
+]
 SCORER, JUDGES = "score.scorers.rules", ("rubric", "constitution", "pairwise")
 # What a file of a group needs beside it to make sense.
 BESIDE = {
@@ -188,31 +221,65 @@ BESIDE = {
         "sample.backend={model: m, runtime: {base_url: 'http://localhost:8000/v1'}}",
     ],
     "conf/demonstrations/playground.yaml": [GIVEN[0], "base=tiny", "sft=train"],
-    "conf/demonstrations/jsonl.yaml": [GIVEN[0], "base=tiny", "sft=train", "sft.data.path=rows.jsonl"],
+    "conf/demonstrations/jsonl.yaml": [
+        GIVEN[0],
+        "base=tiny",
+        "sft=train",
+        "sft.data.path=rows.jsonl",
+    ],
     "conf/refit/best.yaml": [*GIVEN, "init=refit"],
     **{f"conf/scorer/{name}.yaml": [*GIVEN, f"{SCORER}.engine.model=judge"] for name in JUDGES},
-    "conf/engine/endpoint.yaml": [*GIVEN, "scorer@score.scorers.rules=rubric", f"{SCORER}.engine.model=judge"],
-    "conf/engine/anthropic.yaml": [*GIVEN, "scorer@score.scorers.rules=pairwise", f"{SCORER}.engine.model=judge"],
-    "conf/engine/vllm.yaml": [*GIVEN, "scorer@score.scorers.rules=pairwise", f"{SCORER}.engine.model=owner/judge"],
+    "conf/engine/endpoint.yaml": [
+        *GIVEN,
+        "scorer@score.scorers.rules=rubric",
+        f"{SCORER}.engine.model=judge",
+    ],
+    "conf/engine/anthropic.yaml": [
+        *GIVEN,
+        "scorer@score.scorers.rules=pairwise",
+        f"{SCORER}.engine.model=judge",
+    ],
+    "conf/engine/vllm.yaml": [
+        *GIVEN,
+        "scorer@score.scorers.rules=pairwise",
+        f"{SCORER}.engine.model=owner/judge",
+    ],
     "conf/duel/default.yaml": [*GIVEN, "exam.duels.judge.engine.model=judge"],
     "conf/scorer/code.yaml": [*GIVEN, "score.scorers.rules.allow_code_execution=true"],
     "conf/scorer/function.yaml": [*GIVEN, "score.scorers.rules.function=./my_scorer.py:score"],
     "conf/scorer/labels.yaml": [*GIVEN, "score.scorers.rules.path=labels.jsonl"],
     "conf/scorer/regex.yaml": [*GIVEN, "score.scorers.rules.pattern=done"],
-    "conf/scorer/ensemble.yaml": [*GIVEN, "+scorer@score.scorers.short=length", "score.scorers.rules.of={short: 1}"],
+    "conf/scorer/ensemble.yaml": [
+        *GIVEN,
+        "+scorer@score.scorers.short=length",
+        "score.scorers.rules.of={short: 1}",
+    ],
     "conf/offline/file.yaml": [*GIVEN, *HALF, "offline.source.path=pairs.jsonl"],
     "conf/offline/hub.yaml": [*GIVEN, *HALF, "offline.source.dataset=owner/name"],
     "conf/reward/checkpoint.yaml": [*GIVEN, *REWARDED, "reward.model=./reward"],
     "conf/reward/train.yaml": [*GIVEN, *REWARDED],
     "conf/preferences/playground.yaml": [*GIVEN, *REWARDED, "reward=train"],
-    "conf/preferences/file.yaml": [*GIVEN, *REWARDED, "reward=train", "reward.data.source.path=pairs.jsonl"],
-    "conf/preferences/hub.yaml": [*GIVEN, *REWARDED, "reward=train", "reward.data.source.dataset=owner/name"],
+    "conf/preferences/file.yaml": [
+        *GIVEN,
+        *REWARDED,
+        "reward=train",
+        "reward.data.source.path=pairs.jsonl",
+    ],
+    "conf/preferences/hub.yaml": [
+        *GIVEN,
+        *REWARDED,
+        "reward=train",
+        "reward.data.source.dataset=owner/name",
+    ],
     "conf/score/reward.yaml": [*GIVEN, "reward=train", "pair.scorer=reward"],
     "conf/scorer/reward_model.yaml": [*GIVEN, "reward=train"],
     "conf/other/checkpoint.yaml": [*GIVEN, "exam.others.rival.model=owner/name"],
     "conf/other/served.yaml": [*GIVEN, *RIVAL[1:]],
     **{f"conf/chat/{name}.yaml": [*GIVEN, ASKED] for name in ("single", "two_turns")},
-    "conf/score/own.yaml": [*GIVEN, *(f"+scorer@{place}.scorers.rules=length" for place in ("score", "exam.score"))],
+    "conf/score/own.yaml": [
+        *GIVEN,
+        *(f"+scorer@{place}.scorers.rules=length" for place in ("score", "exam.score")),
+    ],
 }
 MOUNTED = {
     "backend": ["backend@sample.backend", "backend@exam.sample.backend"],
@@ -241,7 +308,9 @@ def words_for(path: Path) -> list[str]:
     return [*beside, *(f"{place}={name}" for place in MOUNTED.get(group, [group]))]
 
 
-@pytest.mark.parametrize("path", [p for p in CONF if p.parent.name != "conf"], ids=lambda p: str(p.relative_to(HOUSE)))
+@pytest.mark.parametrize(
+    "path", [p for p in CONF if p.parent.name != "conf"], ids=lambda p: str(p.relative_to(HOUSE))
+)
 def test_every_file_of_conf_composes_and_plans(path):
     assert plan(composed(*words_for(path))).stage == "evaluate"
 
@@ -257,12 +326,18 @@ def test_no_file_was_overlooked():
 
 def test_every_knob_has_a_word_on_it():
     """A knob of conf/ has a comment on its line, right above it, or above the block that it is in."""
-    bare = [f"{path.relative_to(HOUSE)}: {line.strip()}" for path in CONF for line in unexplained(path)]
+    bare = [
+        f"{path.relative_to(HOUSE)}: {line.strip()}" for path in CONF for line in unexplained(path)
+    ]
     assert bare == []
 
 
 def unexplained(path: Path) -> list[str]:
-    found, above, block = [], False, None  # block: the indent of the last line that opened an explained block
+    found, above, block = (
+        [],
+        False,
+        None,
+    )  # block: the indent of the last line that opened an explained block
     for line in path.read_text().splitlines():
         indent = len(line) - len(line.lstrip())
         if block is not None and indent <= block:
@@ -272,7 +347,9 @@ def unexplained(path: Path) -> list[str]:
             continue
         if line.strip().endswith(":") and above:
             block = indent
-        elif re.match(r"\s*\w+: ", line) and not ("#" in line or above or block is not None or "kind:" in line):
+        elif re.match(r"\s*\w+: ", line) and not (
+            "#" in line or above or block is not None or "kind:" in line
+        ):
             found.append(line)
         above = False
     return found
@@ -340,7 +417,9 @@ def check_type(value: object, hint: object, where: str) -> None:
     elif len(members := union_members(hint)) > 1:
         assert made_type(value) in members, where
     else:
-        assert made_type(value) is hint, f"{where}: the plan gives {made_type(value)}, the stage takes {hint}"
+        assert made_type(value) is hint, (
+            f"{where}: the plan gives {made_type(value)}, the stage takes {hint}"
+        )
 
 
 def made_type(value: object) -> type:
@@ -351,10 +430,17 @@ def made_type(value: object) -> type:
 @pytest.mark.parametrize("words", PLANS, ids=lambda words: " ".join(words)[:60])
 def test_test_prompts_reach_exams_and_the_evaluation_alone(words):
     steps = plan(composed(*words)).ancestors()
-    readers = [s for s in steps for _, source, part in s.edges() if source.stage == "prompts" and part == "test"]
+    readers = [
+        s
+        for s in steps
+        for _, source, part in s.edges()
+        if source.stage == "prompts" and part == "test"
+    ]
     exam = {id(s) for s in readers}
     for step in readers:
-        assert step.stage == "evaluate" or str(step.label).startswith("test "), f"{step.stage}@{step.label}"
+        assert step.stage == "evaluate" or str(step.label).startswith("test "), (
+            f"{step.stage}@{step.label}"
+        )
     forbidden = ("pair", "train", "sft", "reward", "offline", "gate")
     for step in steps:
         if step.stage in forbidden:
@@ -365,7 +451,9 @@ def test_test_prompts_reach_exams_and_the_evaluation_alone(words):
 
 def test_whole_prompts_are_read_by_part_only():
     for step in plan(composed("recipes=smoke")).ancestors():
-        assert all(part for _, source, part in step.edges() if source.stage == "prompts"), step.stage
+        assert all(part for _, source, part in step.edges() if source.stage == "prompts"), (
+            step.stage
+        )
 
 
 # ── habits ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -376,15 +464,24 @@ def test_functions_are_short(path):
     long = [
         f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno + 1 > 60
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno + 1 > 60
     ]
     assert long == []
 
 
 def test_names_say_something():
-    assert [p for p in SOURCES if re.fullmatch(r"(utils?|helpers?|common|misc|manager)\.py", p.name)] == []
+    assert [
+        p for p in SOURCES if re.fullmatch(r"(utils?|helpers?|common|misc|manager)\.py", p.name)
+    ] == []
 
 
 def test_trained_rounds_and_exams_have_the_labels_that_until_knows():
     labels = {str(step.label) for step in named(plan(composed("recipes=smoke"))).values()}
-    assert labels == {"0", "1", "2", "report", *(f"test {name}" for name in ("base", "sft", "round-1", "round-2"))}
+    assert labels == {
+        "0",
+        "1",
+        "2",
+        "report",
+        *(f"test {name}" for name in ("base", "sft", "round-1", "round-2")),
+    }

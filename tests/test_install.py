@@ -27,7 +27,9 @@ SITE = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"requirements_{name}", REQUIREMENTS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"requirements_{name}", REQUIREMENTS / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -60,7 +62,9 @@ def holds(requirement: Requirement, extra: str = "") -> bool:
 def make(*arguments: str) -> str:
     """As typed in a fresh shell: nothing comes in from the make that may be running these tests."""
     clean = {name: os.environ[name] for name in ("PATH", "HOME")}
-    return subprocess.run(["make", *arguments], cwd=HOUSE, env=clean, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["make", *arguments], cwd=HOUSE, env=clean, check=True, capture_output=True, text=True
+    ).stdout
 
 
 @pytest.mark.parametrize("chosen", SETS)
@@ -68,7 +72,9 @@ def test_a_lock_pins_exactly_and_names_no_place(chosen):
     text = (REQUIREMENTS / f"{chosen}.txt").read_text()
     assert "://" not in text
     assert not re.search(r"^ *-|--hash| @ ", text, re.M)
-    assert all(re.fullmatch(r"==[^*+]+", str(requirement.specifier)) for requirement in read_lock(chosen))
+    assert all(
+        re.fullmatch(r"==[^*+]+", str(requirement.specifier)) for requirement in read_lock(chosen)
+    )
 
 
 @pytest.mark.parametrize("chosen", SETS)
@@ -103,13 +109,21 @@ def test_this_environment_is_its_lock_and_the_lock_is_complete():
 
 @cache
 def here() -> dict[str, str]:
-    return {canonicalize_name(found.metadata["Name"]): found.version for found in metadata.distributions(path=SITE)}
+    return {
+        canonicalize_name(found.metadata["Name"]): found.version
+        for found in metadata.distributions(path=SITE)
+    }
 
 
 def needs(name: str, extra: str) -> set[str]:
     """What a package asks for itself and through the extras that it asks of others."""
     asked = [need for need in map(Requirement, metadata.requires(name) or []) if holds(need, extra)]
-    through = [needs(need.name, other) for need in asked if name_of(need) in here() for other in need.extras]
+    through = [
+        needs(need.name, other)
+        for need in asked
+        if name_of(need) in here()
+        for other in need.extras
+    ]
     return {name_of(need) for need in asked}.union(*through)
 
 
@@ -123,7 +137,9 @@ def test_stage_targets_stop_at_their_stage_and_pass_on_what_they_are_given():
 
 
 def test_make_alone_lists_every_target():
-    shown = {word for line in make().splitlines()[1:] for word in line.strip().partition("  ")[0].split()}
+    shown = {
+        word for line in make().splitlines()[1:] for word in line.strip().partition("  ")[0].split()
+    }
     targets = re.search(r"^\.PHONY: (.*)$", make("-pn"), re.M)[1].split()
     assert {*targets} - {"help", "trl_fields"} <= shown
 
@@ -148,7 +164,9 @@ def fresh(tmp_path, monkeypatch):
     monkeypatch.setattr(install, "ROOT", tmp_path)
     monkeypatch.setattr(install, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(install, "RECORD", tmp_path / "installed.json")
-    monkeypatch.setattr(install, "install", lambda wanted, fresh_torch: ("installs", wanted["set"], fresh_torch))
+    monkeypatch.setattr(
+        install, "install", lambda wanted, fresh_torch: ("installs", wanted["set"], fresh_torch)
+    )
     monkeypatch.setattr(sys, "argv", ["install.py"])
     return install
 
@@ -199,7 +217,10 @@ def test_without_vllm_the_smoke_is_told_to_sample_with_transformers():
     told = subprocess.run(bare, check=True, capture_output=True, text=True)
     assert "vLLM is not installed here" in told.stderr
     config = composed("recipes=smoke", *told.stdout.split())
-    assert (config.sample.backend.kind, config.exam.sample.backend.kind) == ("transformers", "transformers")
+    assert (config.sample.backend.kind, config.exam.sample.backend.kind) == (
+        "transformers",
+        "transformers",
+    )
     assert "requirements/backend.py" in make("-n", "smoke")
 
 

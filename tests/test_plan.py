@@ -27,7 +27,9 @@ def test_beta_leaves_the_first_round_s_data_alone():
     first = {f"{stage}@1" for stage in ("sample", "score", "pair", "refer")}
     assert not first & changed(before, after)
     assert "train@1" in changed(before, after)
-    assert {"sample@2", "train@2", "sample@test round-1", "evaluate@report"} <= changed(before, after)
+    assert {"sample@2", "train@2", "sample@test round-1", "evaluate@report"} <= changed(
+        before, after
+    )
     assert not any(name.endswith(("test base", "test sft")) for name in changed(before, after))
 
 
@@ -61,7 +63,9 @@ def test_a_prompt_file_enters_by_content_not_by_place(tmp_path):
         return fingerprints(*SMALL[1:], f"prompts.path={tmp_path / name}")
 
     assert of("a.jsonl", '{"prompt": "one"}') == of("b=c.jsonl", '{"prompt": "one"}')
-    assert "prompts@0" in changed(of("a.jsonl", '{"prompt": "one"}'), of("a.jsonl", '{"prompt": "two"}'))
+    assert "prompts@0" in changed(
+        of("a.jsonl", '{"prompt": "one"}'), of("a.jsonl", '{"prompt": "two"}')
+    )
 
 
 def test_the_smoke_plan_has_the_fingerprints_it_had():
@@ -91,7 +95,9 @@ def test_init_and_reference_name_the_models_they_say():
     assert steps["train@2"].inputs["init"] is steps["sft@0"]
     assert steps["train@2"].inputs["reference"] is steps["train@1"]
     assert steps["train@2"].inputs["pairs"] == [steps["pair@1"], steps["pair@2"]]
-    assert [each.config for each in steps["train@2"].inputs["logps"]] == [steps["refer@2"].config] * 2
+    assert [each.config for each in steps["train@2"].inputs["logps"]] == [
+        steps["refer@2"].config
+    ] * 2
 
 
 def test_what_a_round_draws_from_is_what_was_examined_after_the_round_before():
@@ -107,15 +113,23 @@ def test_base_none_starts_the_report_at_sft():
 
 
 def test_a_judge_that_compares_makes_pairs_while_others_mark_the_dev_exams():
-    judge = ["+scorer@score.scorers.judge=pairwise", "score.scorers.judge.engine.model=m", "pair.scorer=judge"]
+    judge = [
+        "+scorer@score.scorers.judge=pairwise",
+        "score.scorers.judge.engine.model=m",
+        "pair.scorer=judge",
+    ]
     words = ["recipes=smoke", "exam.split=dev", "evaluate.scorer=rules", *judge]
-    with pytest.raises(Refusal, match=r"score\.scorers\.judge compares.*\+score@exam\.dev_score=rules"):
+    with pytest.raises(
+        Refusal, match=r"score\.scorers\.judge compares.*\+score@exam\.dev_score=rules"
+    ):
         composed(*words)
     steps = named(plan(composed(*words, "+score@exam.dev_score=rules")))
     assert set(steps["score@1"].config.scorers) == {"judge", "rules"}
     assert set(steps["score@dev sft"].config.scorers) == {"rules"}
     gold = ["+score@exam.dev_score=rules", "exam.dev_score.scorers.rules.gold=true"]
-    with pytest.raises(Refusal, match=r"exam\.dev_score\.scorers\.rules\.gold=true: a gold scorer marks"):
+    with pytest.raises(
+        Refusal, match=r"exam\.dev_score\.scorers\.rules\.gold=true: a gold scorer marks"
+    ):
         composed(*words, *gold)
 
 
@@ -134,13 +148,18 @@ def test_rows_around_training_are_sft_in_seeds_of_their_own_and_change_no_other_
     assert [each.config.purpose for each in drawn] == ["control", "best-of", "prompted"]
     assert [each.config.settings["answer"].n for each in drawn] == [1, 4, 1]
     assert drawn[2].config.settings["answer"].system == "Be brief."
-    assert all(each.inputs["policy"] is steps["sft@0"] and set(each.config.settings) == {"answer"} for each in drawn)
+    assert all(
+        each.inputs["policy"] is steps["sft@0"] and set(each.config.settings) == {"answer"}
+        for each in drawn
+    )
     best = steps["evaluate@report"].inputs["exams"]["best-of-4"]["scores"]
     assert (best.config.best_by, best.inputs["best"].config) == ("rules", composed(*SMALL).score)
 
 
 def test_on_dev_nothing_is_drawn_again():
-    exams = named(plan(composed(*SMALL, "exam.split=dev", "exam.best_of=4")))["evaluate@report"].inputs["exams"]
+    exams = named(plan(composed(*SMALL, "exam.split=dev", "exam.best_of=4")))[
+        "evaluate@report"
+    ].inputs["exams"]
     assert list(exams) == ["sft", "round-1"]
 
 
@@ -196,7 +215,11 @@ def test_waves_and_refits_are_built_in_their_round_and_once(toys):
     words = [*SMALL, "init=refit", "refit=best", "until=train@1"]
     tail = [f"{stage} round 1" for stage in ("sample", "score", "sft", "pair", "refer", "train")]
     built = toys.built(toys.run(*words, "sample.more=[4]"))
-    assert [name for name in built if name.endswith("round 1")] == ["sample round 1", "score round 1", *tail]
+    assert [name for name in built if name.endswith("round 1")] == [
+        "sample round 1",
+        "score round 1",
+        *tail,
+    ]
     built = toys.built(toys.run(*words, "sample.more=[4, 8]"))
     assert built == tail, "the waves before the new one lie in the store"
 
@@ -205,19 +228,36 @@ def test_a_refit_starts_from_the_round_s_policy_on_the_round_s_own_samples():
     steps = named(plan(composed("recipes=refit_smoke", "rounds=2", "sample.per_round=200")))
     refit = steps["sft@2"]
     assert refit.inputs["base"] is steps["train@1"] and steps["train@2"].inputs["init"] is refit
-    assert refit.inputs["samples"] == steps["pair@2"].inputs["samples"] and len(refit.inputs["samples"]) == 3
+    assert (
+        refit.inputs["samples"] == steps["pair@2"].inputs["samples"]
+        and len(refit.inputs["samples"]) == 3
+    )
     assert refit.inputs["scores"] == steps["pair@2"].inputs["scores"]
     assert steps["train@2"].inputs["reference"] is refit
-    read = [(s.stage, part) for step in refit.ancestors() for _, s, part in step.edges() if s.stage == "prompts"]
+    read = [
+        (s.stage, part)
+        for step in refit.ancestors()
+        for _, s, part in step.edges()
+        if s.stage == "prompts"
+    ]
     assert set(read) == {("prompts", "train"), ("prompts", "fence"), ("prompts", "dev")}
     dev = [step for step in refit.ancestors() for _, s, part in step.edges() if part == "dev"]
-    assert {step.stage for step in dev} == {"train"}, "dev prompts watch the training of round 1, as without a refit"
+    assert {step.stage for step in dev} == {"train"}, (
+        "dev prompts watch the training of round 1, as without a refit"
+    )
     first = steps["sft@1"].ancestors()
-    assert {part for step in first for _, s, part in step.edges() if s.stage == "prompts"} == {"train", "fence"}
+    assert {part for step in first for _, s, part in step.edges() if s.stage == "prompts"} == {
+        "train",
+        "fence",
+    }
 
 
 def drop_the_training_sample(toys: Toys) -> None:
     import shutil
 
-    name = next(n for n, m in toys.manifests().items() if n.startswith("sample/") and m["config"]["purpose"] == "train")
+    name = next(
+        n
+        for n, m in toys.manifests().items()
+        if n.startswith("sample/") and m["config"]["purpose"] == "train"
+    )
     shutil.rmtree(toys.folder / "store" / name)

@@ -14,4 +14,7 @@ def test_a_count_and_its_noun_agree(said):
 
 
 def test_figures_that_are_read_have_commas():
-    assert (many(12000, "pair"), many(12000, "pair", grouped=True)) == ("12000 pairs", "12,000 pairs")
+    assert (many(12000, "pair"), many(12000, "pair", grouped=True)) == (
+        "12000 pairs",
+        "12,000 pairs",
+    )

@@ -32,16 +32,33 @@ OWN_ARGUMENTS = (
     "pipeline/scorers/argilla.py",
 )
 PLACES = {"pipeline/config/trl_args.py": "train"}  # whose words a block says as its own
-USAGE = {"key", "group", "hydra.searchpath", "hydra.sweep.dir", "hydra.mode"}  # words on the command line itself
+USAGE = {
+    "key",
+    "group",
+    "hydra.searchpath",
+    "hydra.sweep.dir",
+    "hydra.mode",
+}  # words on the command line itself
 OPEN = re.compile(r"^(ANOTHER|ADDRESS|FILE|FOLDER|HOST|N|NAME|ROWS|SCORE|VALUE|…|<.*|\{.*|\[<.*)$")
 KEY = re.compile(
     r"(?<![\w.\-&?\"{])(?!(?<=\()\w+=)([+~]?(?:[a-z_]\w*|<[^<>]*>)(?:[.@](?:\w+|<[^<>]*>))*)=(\[[^\]\s]*\]|[^\s,;:)`'}]*)"
 )
 JUDGE = ["+scorer@score.scorers.NAME=rubric", "score.scorers.NAME.engine.model=m"]
 GIVEN = ["prompts.path=p.jsonl", "sft.model=./m"]
-MORE = ["exam.best_of=4", "exam.prompted={system: Be brief., few_shot: []}", "evaluate.retention={rules: 0.1}"]
-CHATS = ["prompts.evaluation.NAME=q.jsonl", "+chat@exam.chats.NAME=two_turns", "+score@exam.dev_score=rules"]
-RIVAL = ["+other@exam.others.NAME=served", "exam.others.NAME={model: m, runtime: {base_url: 'http://localhost:1/v1'}}"]
+MORE = [
+    "exam.best_of=4",
+    "exam.prompted={system: Be brief., few_shot: []}",
+    "evaluate.retention={rules: 0.1}",
+]
+CHATS = [
+    "prompts.evaluation.NAME=q.jsonl",
+    "+chat@exam.chats.NAME=two_turns",
+    "+score@exam.dev_score=rules",
+]
+RIVAL = [
+    "+other@exam.others.NAME=served",
+    "exam.others.NAME={model: m, runtime: {base_url: 'http://localhost:1/v1'}}",
+]
 REGEX = ["+scorer@train.guards.scorer=regex", "train.guards.scorer.pattern=x"]
 DUEL = ["+duel@exam.duels.NAME=default", "exam.duels.NAME.engine.model=m"]
 MODEL = ["score=reward", "reward=checkpoint", "reward.model=NAME", "pair.scorer=reward"]
@@ -49,14 +66,53 @@ ENDPOINT = "sample.backend={model: m, runtime: {base_url: 'http://localhost:1/v1
 BASES = [
     ["recipes=smoke"],
     GIVEN,
-    [*GIVEN, *MORE, *CHATS, *RIVAL, *DUEL, *JUDGE, "gate=best", "benchmark=[gsm8k]", "tracker=wandb"],
+    [
+        *GIVEN,
+        *MORE,
+        *CHATS,
+        *RIVAL,
+        *DUEL,
+        *JUDGE,
+        "gate=best",
+        "benchmark=[gsm8k]",
+        "tracker=wandb",
+    ],
     [*GIVEN, "prompts.caps={column: c, most: 1}"],
-    [*GIVEN, "adapter@train.adapter=qlora", "+rehearsal@train.rehearsal=default", "init=refit", "refit=best"],
-    [*GIVEN, "offline=file", "offline.source.path=p.jsonl", "pair.mix.on_policy=0.5", "pair.mix.offline=0.5"],
-    [*GIVEN, "score=reward", "reward=train", "pair.scorer=reward", "backend@sample.backend=endpoint", ENDPOINT],
-    [*GIVEN, *MODEL, "+scorer@score.scorers.NAME=reward_model", "backend@sample.backend=transformers"],
+    [
+        *GIVEN,
+        "adapter@train.adapter=qlora",
+        "+rehearsal@train.rehearsal=default",
+        "init=refit",
+        "refit=best",
+    ],
+    [
+        *GIVEN,
+        "offline=file",
+        "offline.source.path=p.jsonl",
+        "pair.mix.on_policy=0.5",
+        "pair.mix.offline=0.5",
+    ],
+    [
+        *GIVEN,
+        "score=reward",
+        "reward=train",
+        "pair.scorer=reward",
+        "backend@sample.backend=endpoint",
+        ENDPOINT,
+    ],
+    [
+        *GIVEN,
+        *MODEL,
+        "+scorer@score.scorers.NAME=reward_model",
+        "backend@sample.backend=transformers",
+    ],
     [GIVEN[1], *REGEX, "prompts=hub", "prompts.dataset=o/n"],
-    [*GIVEN, *JUDGE[:1], "engine@score.scorers.NAME.engine=vllm", "score.scorers.NAME.engine.model=./m"],
+    [
+        *GIVEN,
+        *JUDGE[:1],
+        "engine@score.scorers.NAME.engine=vllm",
+        "score.scorers.NAME.engine.model=./m",
+    ],
     [*GIVEN, "pair=margin_band", "train=simpo", "base=checkpoint", "base.model=./b"],
     [*GIVEN, "+scorer@exam.score.scorers.NAME=labels", "exam.score.scorers.NAME.path=l.jsonl"],
     *(
@@ -134,7 +190,9 @@ REMEDIES = list(remedies())
 
 def test_the_source_says_many_things_to_type():
     assert len(REMEDIES) > 250
-    assert {"train.logps", "+duel@exam.duels.NAME", "backend@sample.backend"} <= {one.key for one in REMEDIES}
+    assert {"train.logps", "+duel@exam.duels.NAME", "backend@sample.backend"} <= {
+        one.key for one in REMEDIES
+    }
 
 
 # ── what can be typed ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -153,7 +211,13 @@ def raws() -> list[dict[str, Any]]:
 def blocks(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Block]]:
     if isinstance(value, Block):
         yield place, value
-    items = iter(value) if isinstance(value, Block) else value.items() if isinstance(value, dict) else ()
+    items = (
+        iter(value)
+        if isinstance(value, Block)
+        else value.items()
+        if isinstance(value, dict)
+        else ()
+    )
     for name, item in items:
         yield from blocks(item, (*place, str(name)))
 
@@ -170,7 +234,9 @@ def places_of(block: str) -> set[tuple[str, ...]]:
 def patterns(one: Remedy) -> Iterator[tuple[str, ...]]:
     """Its key as a place, in full and within the block that says it; `*` for what is filled in."""
     key = one.key.lstrip("+~").rpartition("@")[2]
-    words = tuple("*" if re.match(r"<|NAME$", word) else word for word in re.findall(r"<[^<>]*>|\w+", key))
+    words = tuple(
+        "*" if re.match(r"<|NAME$", word) else word for word in re.findall(r"<[^<>]*>|\w+", key)
+    )
     yield words
     file = one.place.partition(":")[0]
     if file in PLACES:
@@ -194,17 +260,25 @@ def known() -> list[set[tuple[str, ...]]]:
 
 def matches(pattern: tuple[str, ...], place: tuple[str, ...]) -> bool:
     if pattern[0] == "*":  # the knob of a block that may be mounted at several places
-        return len(pattern) > 1 and len(place) >= len(pattern) and matches(pattern[1:], place[1 - len(pattern) :])
+        return (
+            len(pattern) > 1
+            and len(place) >= len(pattern)
+            and matches(pattern[1:], place[1 - len(pattern) :])
+        )
     if len(pattern) != len(place):
         return False
-    return all(word in ("*", name) or name == "*" for word, name in zip(pattern, place, strict=True))
+    return all(
+        word in ("*", name) or name == "*" for word, name in zip(pattern, place, strict=True)
+    )
 
 
 def found(one: Remedy) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     """The configs and places where its key is a knob."""
     asked = list(patterns(one))
     for raw, places in zip(raws(), known(), strict=True):
-        yield from ((raw, place) for place in places for pattern in asked if matches(pattern, place))
+        yield from (
+            (raw, place) for place in places for pattern in asked if matches(pattern, place)
+        )
 
 
 def takes(raw: dict[str, Any], place: tuple[str, ...], value: str) -> bool:
@@ -236,14 +310,20 @@ def works(one: Remedy) -> bool:
     key = one.key.lstrip("+~")
     group, mounted, place = key.partition("@")
     if mounted:
-        return file_of(group, one.value) and (one.key[0] == "+" or place[-1] == ">" or any(found(one)))
+        return file_of(group, one.value) and (
+            one.key[0] == "+" or place[-1] == ">" or any(found(one))
+        )
     if (HOUSE / "conf" / key).is_dir() and "." not in key and file_of(key, one.value):
         return True
     if key == "recipes":
         return True
     if OPEN.match(one.value) or re.search(r"<|[A-Z]{2}", one.value) or not one.value:
         return any(found(one))
-    choice = any(len(at) > 1 and file_of(at[-1], one.value) for _, at in found(one)) if one.block else False
+    choice = (
+        any(len(at) > 1 and file_of(at[-1], one.value) for _, at in found(one))
+        if one.block
+        else False
+    )
     return choice or any(takes(raw, at, one.value) for raw, at in found(one))
 
 
@@ -256,15 +336,24 @@ def test_every_knob_that_a_message_names_is_one_and_takes_the_value():
 # ── without a value, and what is no override ──────────────────────────────────────────────────────────────────────
 
 ROOTS = "|".join(sorted(set(Config.model_fields) - {"recipe", "command"}))
-DOTTED = re.compile(rf"(?<![\w./@<\[-])((?:{ROOTS})(?:\.(?:[a-z_]\w*|NAME|<[^<>]*>))+)(?![\w(/*=@-]|\.\w)")
+DOTTED = re.compile(
+    rf"(?<![\w./@<\[-])((?:{ROOTS})(?:\.(?:[a-z_]\w*|NAME|<[^<>]*>))+)(?![\w(/*=@-]|\.\w)"
+)
 FILES = re.compile(r"\.(parquet|jsonl?|py|yaml|html|md|png|css|js|sqlite|csv)$")
 
 
 @pytest.mark.long
 def test_every_knob_that_a_message_names_without_a_value_is_one():
-    named = [(place, key) for place, _, text in spoken() for key in DOTTED.findall(text) if not FILES.search(key)]
+    named = [
+        (place, key)
+        for place, _, text in spoken()
+        for key in DOTTED.findall(text)
+        if not FILES.search(key)
+    ]
     assert len(named) > 50
-    wrong = [f"{place}: {key}" for place, key in named if not any(found(Remedy(place, None, key, "")))]
+    wrong = [
+        f"{place}: {key}" for place, key in named if not any(found(Remedy(place, None, key, "")))
+    ]
     assert wrong == []
 
 
@@ -272,7 +361,11 @@ def test_every_target_of_make_that_a_message_names_is_there():
     makefile = (HOUSE / "Makefile").read_text()
     stages = re.search(r"^STAGES *:?= *(.*)$", makefile, re.M)[1].split()
     targets = {*re.findall(r"^([a-z_-]+):", makefile, re.M), *stages}
-    named = {(place, word) for place, _, text in spoken() for word in re.findall(r"\bmake ([a-z_-]+)\b", text)}
+    named = {
+        (place, word)
+        for place, _, text in spoken()
+        for word in re.findall(r"\bmake ([a-z_-]+)\b", text)
+    }
     sentences = {"one", "it", "pairs", "no", "the", "a", "them", "up", "looks"}  # to make something
     assert len({word for _, word in named} & targets) >= 4
     assert {word for _, word in named} - targets <= sentences
@@ -285,7 +378,9 @@ def test_every_command_and_module_that_a_message_names_is_there():
     assert {"run", "calibrate", "compare", "trace"} <= named <= set(COMMANDS)
     for command in COMMANDS.values():
         assert callable(importlib.import_module(command.module).main)
-    for module in {word for _, _, text in spoken() for word in re.findall(r"-m (pipeline(?:\.\w+)+)", text)}:
+    for module in {
+        word for _, _, text in spoken() for word in re.findall(r"-m (pipeline(?:\.\w+)+)", text)
+    }:
         assert importlib.util.find_spec(module), module
 
 
@@ -293,14 +388,22 @@ def test_every_command_and_module_that_a_message_names_is_there():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("key", sorted({one.key for one in REMEDIES if one.key[0] == "+" and "<key>" not in one.key}))
+@pytest.mark.parametrize(
+    "key", sorted({one.key for one in REMEDIES if one.key[0] == "+" and "<key>" not in one.key})
+)
 def test_what_a_message_mounts_can_be_mounted(key):
     values = {one.value for one in REMEDIES if one.key == key}
     group, _, place = key[1:].partition("@")
     at = re.sub(r"<[^<>]*>|NAME", "mine", place)
     for value in values:
-        choice = {"scorer": "length", "score": "rules"}.get(group, value) if OPEN.match(value) else value
-        more = {"reward_model": ["reward=train"], "regex": [f"{at}.pattern=x"], "labels": [f"{at}.path=l.jsonl"]}
+        choice = (
+            {"scorer": "length", "score": "rules"}.get(group, value) if OPEN.match(value) else value
+        )
+        more = {
+            "reward_model": ["reward=train"],
+            "regex": [f"{at}.pattern=x"],
+            "labels": [f"{at}.path=l.jsonl"],
+        }
         more |= {"default": [f"{at}.engine.model=m"] if group == "duel" else []}
         composed(*GIVEN, f"+{group}@{at}={choice}", *more.get(choice, []))
 
@@ -332,5 +435,7 @@ def test_a_block_names_its_knobs_as_they_are_typed(words, remedy):
     said = str(refusal.value)
     assert re.search(rf"(?<![\w.]){re.escape(remedy)}", said), said
     if "HOST" not in remedy and "simpo" not in remedy:
-        kept = [word for word in words if word.partition("=")[0].lstrip("+") != remedy.partition("=")[0]]
+        kept = [
+            word for word in words if word.partition("=")[0].lstrip("+") != remedy.partition("=")[0]
+        ]
         composed(*GIVEN, *kept, remedy)

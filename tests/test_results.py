@@ -15,12 +15,16 @@ from pipeline.step import Step
 @pytest.fixture
 def run(tmp_path):
     """Two rounds of pairs and samples, an exam's samples, a model; as a story's links into a store."""
-    for place, label in enumerate(["pair-1", "sample-1", "pair-2", "sample-2", "sample-test-sft", "train-2"]):
+    for place, label in enumerate(
+        ["pair-1", "sample-1", "pair-2", "sample-2", "sample-test-sft", "train-2"]
+    ):
         stage, _, name = label.partition("-")
         folder = tmp_path / "store" / stage / f"{place:012d}"
         if stage == "pair":
             for part in ("train", "dev"):
-                write_table(folder / f"{part}.parquet", pl.DataFrame({"chosen_id": [f"{name} {part}"]}))
+                write_table(
+                    folder / f"{part}.parquet", pl.DataFrame({"chosen_id": [f"{name} {part}"]})
+                )
         if stage == "sample":
             write_table(folder / "samples" / "00000.parquet", pl.DataFrame({"sample_id": [name]}))
         if stage == "train":
@@ -29,7 +33,10 @@ def run(tmp_path):
         link = tmp_path / "run" / "store" / f"{place:02d}-{label}"
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(folder)
-    write_json(tmp_path / "run" / "ledger.json", [{"stage": "sft", "label": 0}, {"stage": "pair", "label": 2}])
+    write_json(
+        tmp_path / "run" / "ledger.json",
+        [{"stage": "sft", "label": 0}, {"stage": "pair", "label": 2}],
+    )
     return pipeline.open(tmp_path / "run")
 
 
@@ -53,4 +60,8 @@ def test_what_is_not_there_is_said_with_what_is(run, tmp_path):
 def test_links_past_a_hundred_steps_still_lie_in_the_order_of_the_plan(tmp_path):
     for number, round_ in ((9, 1), (99, 2), (100, 3)):
         executor._link(tmp_path, Step("pair", Block(), round_), tmp_path / "none", number)
-    assert [path.name.rpartition("-")[2] for path in sorted((tmp_path / "store").iterdir())] == ["1", "2", "3"]
+    assert [path.name.rpartition("-")[2] for path in sorted((tmp_path / "store").iterdir())] == [
+        "1",
+        "2",
+        "3",
+    ]

@@ -36,7 +36,9 @@ def wheel(tmp_path_factory) -> Path:
     for name in SOURCES:
         place = HOUSE / name
         if place.is_dir():
-            shutil.copytree(place, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                place, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy(place, source)
     pip("wheel", "--no-build-isolation", "--wheel-dir", str(out), str(source))
@@ -45,7 +47,16 @@ def wheel(tmp_path_factory) -> Path:
 
 
 def pip(*words: str) -> None:
-    command = [sys.executable, "-m", "pip", words[0], "--quiet", "--no-deps", "--no-index", *words[1:]]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        words[0],
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        *words[1:],
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -59,13 +70,21 @@ def test_an_installed_wheel_plans_without_anything_heavy(wheel, tmp_path):
         place = Path(found.origin)
         place = place.parent if place.name == "__init__.py" else place
         (site / place.name).symlink_to(place)
-    for name in ("hydra-core", "omegaconf", "pydantic", "pydantic_core"):  # hydra finds its plugins by metadata
+    for name in (
+        "hydra-core",
+        "omegaconf",
+        "pydantic",
+        "pydantic_core",
+    ):  # hydra finds its plugins by metadata
         record = Path(str(metadata.distribution(name)._path))
         (site / record.name).symlink_to(record)
     code = f"import sys; sys.path.insert(0, {str(site)!r}); from pipeline.__main__ import main; sys.exit(main())"
     words = ["plan", "recipes=smoke"]
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-I", "-S", "-c", code, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("26 steps, 26 to do")

@@ -16,7 +16,9 @@ from pipeline.config import (
 )
 
 Message = dict[str, str]
-OnTokens = Callable[[Mapping[str, int]], None]  # how many tokens each unfinished completion has, by sample id
+OnTokens = Callable[
+    [Mapping[str, int]], None
+]  # how many tokens each unfinished completion has, by sample id
 COUNT_EVERY = 1.0  # seconds between two such counts
 
 
@@ -30,7 +32,9 @@ class Request:
     top_p: float
     seed: int
     min_p: float = 0.0  # before top_p, after temperature
-    stop: tuple[str, ...] = ()  # an engine may end here to save tokens; the cut is made by whoever asked
+    stop: tuple[
+        str, ...
+    ] = ()  # an engine may end here to save tokens; the cut is made by whoever asked
     messages: tuple[Message, ...] = ()  # what the ids say, for a model that is asked in words
 
 
@@ -49,7 +53,9 @@ class Billed:
 class Completion:
     sample_id: str
     token_ids: list[int]  # with the stop token that ended it, when one did
-    logprob: float | None  # sum over token_ids, before temperature, min_p, top_p; None when ids are not those drawn
+    logprob: (
+        float | None
+    )  # sum over token_ids, before temperature, min_p, top_p; None when ids are not those drawn
     finish_reason: Literal["stop", "length"]
     text: str | None = None  # as it came, where the ids are only its measure
     billed: Billed = Billed()

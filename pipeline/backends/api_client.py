@@ -38,7 +38,9 @@ class Unreadable(Exception):
     """An answer with code 200 in which there is no completion."""
 
 
-def client(library: Any, make: Any, knob: str, place: Place, carrier: str = "DefaultAsyncHttpxClient") -> Any:
+def client(
+    library: Any, make: Any, knob: str, place: Place, carrier: str = "DefaultAsyncHttpxClient"
+) -> Any:
     """`make` is the client's class in `library`, `carrier` the class there that carries its requests."""
     key = key_of(knob, place)
     patience = {"timeout": place.timeout, "max_retries": place.retries}
@@ -48,7 +50,9 @@ def client(library: Any, make: Any, knob: str, place: Place, carrier: str = "Def
 
 def _bounded(carrier: Any, seconds: float) -> Any:
     """It carries a whole reply within its time: the libraries' own timeout begins anew with every byte that drips."""
-    [below] = [one for one in carrier.__mro__ if one.__name__ == "AsyncClient"]  # of httpx, or of what stands for it
+    [below] = [
+        one for one in carrier.__mro__ if one.__name__ == "AsyncClient"
+    ]  # of httpx, or of what stands for it
     faults = importlib.import_module(below.__module__.partition(".")[0])
 
     class Bounded(carrier):
@@ -57,7 +61,9 @@ def _bounded(carrier: Any, seconds: float) -> Any:
                 async with asyncio.timeout(seconds):
                     return await super().send(request, **how)
             except TimeoutError:
-                raise faults.ReadTimeout(f"no whole reply within {seconds:g} s", request=request) from None
+                raise faults.ReadTimeout(
+                    f"no whole reply within {seconds:g} s", request=request
+                ) from None
 
     return Bounded()
 
@@ -139,13 +145,17 @@ def fault(library: Any, place: Place, error: Exception) -> str:
     """Why a request got no reply, in a few words. A server that repeats the key is not quoted with it."""
     if isinstance(error, library.APIConnectionError):
         cause = _first_cause(error)
-        if isinstance(cause, TimeoutError) or type(cause).__name__.endswith("Timeout"):  # httpx's are none of Python's
+        if isinstance(cause, TimeoutError) or type(cause).__name__.endswith(
+            "Timeout"
+        ):  # httpx's are none of Python's
             return f"no reply within {place.timeout:g} s"
         return f"the connection broke ({type(cause).__name__})"
     if isinstance(error, library.APIStatusError):
         said = str(error.message).removeprefix(f"Error code: {error.status_code} - ")
         # What a busy or broken server adds differs each time and tells nothing.
-        return f"HTTP {error.status_code}" + (f": {_quoted(place, said)}" if error.status_code < 429 else "")
+        return f"HTTP {error.status_code}" + (
+            f": {_quoted(place, said)}" if error.status_code < 429 else ""
+        )
     if isinstance(error, library.APIError):
         return f"the reply is no {library.__name__} reply ({type(error).__name__})"
     return _quoted(place, str(error))
@@ -167,7 +177,10 @@ def _first_cause(error: BaseException) -> BaseException:
 # Environment variables whose values are never shown: those that the config names (`name_keys`), and those that say it.
 NAMED = "PIPELINE_KEYS"
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)S?$", re.IGNORECASE)
-SHORTEST, SHORTEST_NAMED = 8, 4  # characters of a value that can be a secret: shorter ones are words of everyday
+SHORTEST, SHORTEST_NAMED = (
+    8,
+    4,
+)  # characters of a value that can be a secret: shorter ones are words of everyday
 
 
 def name_keys(config: Any) -> None:

@@ -15,7 +15,9 @@ class Chat:
     def __init__(self, model: Model):
         from transformers import AutoConfig, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=model.remote_code)
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            model.tokenizer, trust_remote_code=model.remote_code
+        )
         config = AutoConfig.from_pretrained(
             model.weights, revision=model.revision, trust_remote_code=model.remote_code
         ).get_text_config()
@@ -34,7 +36,11 @@ class Chat:
     @property
     def pad(self) -> int:
         """Any id does: what is padded is masked."""
-        return self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        return (
+            self.tokenizer.eos_token_id
+            if self.tokenizer.pad_token_id is None
+            else self.tokenizer.pad_token_id
+        )
 
     @property
     def only_bos(self) -> int | None:
@@ -47,24 +53,34 @@ class Chat:
         return "strftime_now" in str(self.tokenizer.chat_template)
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
-        ids: list[int] = self._templated(messages, add_generation_prompt=True, return_dict=False, **kwargs)
+        ids: list[int] = self._templated(
+            messages, add_generation_prompt=True, return_dict=False, **kwargs
+        )
         self._check_bos(ids)
         return ids
 
     def decode(self, completion: Completion) -> str:
-        ended = completion.finish_reason == "stop"  # by a stop token, which need not be one of the special tokens
+        ended = (
+            completion.finish_reason == "stop"
+        )  # by a stop token, which need not be one of the special tokens
         ids = completion.token_ids[:-1] if ended else completion.token_ids
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
     def read(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     def pieces(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def spelled(self, text: str) -> list[int]:
         """The tokens of text that came without any: a special token that is spelled out there is text as well."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
         return ids
 
     @property
@@ -99,10 +115,14 @@ class Chat:
         spelled = sum(token in self.stops for token in self.pieces(text))
         return ids[: ends[min(spelled, len(ends) - 1)] + 1]
 
-    def _with_answer(self, messages: list[Message], text: str, kwargs: dict[str, Any]) -> tuple[str, str]:
+    def _with_answer(
+        self, messages: list[Message], text: str, kwargs: dict[str, Any]
+    ) -> tuple[str, str]:
         """The prompt as it is rendered alone, and the whole conversation, which has to begin with it."""
         shown = self.render(messages, kwargs, generation=True)
-        whole = self.render([*messages, {"role": "assistant", "content": text}], kwargs, generation=False)
+        whole = self.render(
+            [*messages, {"role": "assistant", "content": text}], kwargs, generation=False
+        )
         if not whole.startswith(shown):
             raise Refusal(
                 f"{self.where}: its chat template writes a prompt in one way alone and in another with its answer.\n"
@@ -142,7 +162,9 @@ def continuation(tokenizer: Any, shown: str, whole: str) -> list[int]:
 
     SentencePiece marks the first word of a text, and not the same word after a prompt.
     """
-    before, ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (shown, whole))
+    before, ids = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (shown, whole)
+    )
     if ids[: len(before)] == before:
         return list(ids[len(before) :])
     # Where the prompt's end and the answer's start make one token, the prompt's own tokens are what was drawn from.
@@ -151,7 +173,10 @@ def continuation(tokenizer: Any, shown: str, whole: str) -> list[int]:
 
 def differing(one: Sequence[str], other: Sequence[str], around: int = 20) -> str:
     """Where two texts or lists of tokens part, with what stands before and after."""
-    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(len(one), len(other)),
+    )
     start, end = max(0, at - around), at + around
     return f"They part at {at}: {one[start:end]!r} was expected, {other[start:end]!r} is there."
 

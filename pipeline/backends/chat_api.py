@@ -29,7 +29,9 @@ class ByName:
         import openai
 
         self._longest = limits.completion
-        self._under_way.open(api_client.client(openai, openai.AsyncOpenAI, self.knob, self.cfg.runtime))
+        self._under_way.open(
+            api_client.client(openai, openai.AsyncOpenAI, self.knob, self.cfg.runtime)
+        )
         return self
 
     def generate(
@@ -41,7 +43,9 @@ class ByName:
         import openai
 
         try:
-            reply = await self._under_way.client.post("/chat/completions", body=self._body(request), cast_to=str)
+            reply = await self._under_way.client.post(
+                "/chat/completions", body=self._body(request), cast_to=str
+            )
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise api_client.unaccepted(self.knob, self.cfg.runtime, error.status_code) from None
         except openai.NotFoundError:
@@ -51,7 +55,9 @@ class ByName:
             ) from None
         except openai.OpenAIError as error:
             return Failed(request.sample_id, api_client.fault(openai, self.cfg.runtime, error))
-        except Exception as error:  # whatever a reply does to the client, it is the fault of this one alone
+        except (
+            Exception
+        ) as error:  # whatever a reply does to the client, it is the fault of this one alone
             return Failed(request.sample_id, f"the reply cannot be read ({type(error).__name__})")
         return self._completion(request, _read(reply))
 
@@ -69,12 +75,17 @@ class ByName:
 
     def _completion(self, request: Request, reply: dict[str, Any]) -> Completion | Failed:
         match reply:
-            case {"choices": [{"message": {"content": str(text)}, "finish_reason": "stop" | "length" as why}, *_]} if (
-                is_text(text)
-            ):
+            case {
+                "choices": [
+                    {"message": {"content": str(text)}, "finish_reason": "stop" | "length" as why},
+                    *_,
+                ]
+            } if is_text(text):
                 ids = self.text.spelled(text)
                 whole = [*ids, self.text.end] if why == "stop" else ids
-                return Completion(request.sample_id, whole, None, why, text, _billed(reply, request, len(ids)))
+                return Completion(
+                    request.sample_id, whole, None, why, text, _billed(reply, request, len(ids))
+                )
             case {"choices": [{"finish_reason": str(why)}, *_]}:
                 reason = f"the server ended it with {shown(why, SHOWN)} and gave no text"
                 return Failed(request.sample_id, reason, _billed(reply, request, 0))
@@ -97,5 +108,6 @@ def _billed(reply: dict[str, Any], request: Request, came: int) -> Billed:
     """Thinking that the server keeps to itself is in its own count alone."""
     usage, asked = reply.get("usage"), len(request.prompt_token_ids)
     return Billed(
-        api_client.counted(usage, "prompt_tokens", asked), api_client.counted(usage, "completion_tokens", came)
+        api_client.counted(usage, "prompt_tokens", asked),
+        api_client.counted(usage, "completion_tokens", came),
     )

@@ -36,7 +36,9 @@ class Endpoint:
         card = api_client.card_of(self.knob, self.cfg.runtime, self.cfg.model)
         self._check_context(card, limits)
         self._longest = limits.completion
-        self._under_way.open(api_client.client(openai, openai.AsyncOpenAI, self.knob, self.cfg.runtime))
+        self._under_way.open(
+            api_client.client(openai, openai.AsyncOpenAI, self.knob, self.cfg.runtime)
+        )
         if self.cfg.require_token_ids:
             check_measured(self, model)
         else:
@@ -67,16 +69,25 @@ class Endpoint:
             ) from None
         except (OpenAIError, api_client.Unreadable) as error:
             return Failed(request.sample_id, self.said(error), billed)
-        except Exception as error:  # whatever a reply does to the client, it is the fault of this one alone
-            return Failed(request.sample_id, f"the reply cannot be read ({type(error).__name__})", billed)
+        except (
+            Exception
+        ) as error:  # whatever a reply does to the client, it is the fault of this one alone
+            return Failed(
+                request.sample_id, f"the reply cannot be read ({type(error).__name__})", billed
+            )
         return replace(self._completion(request, choice), billed=billed)
 
     async def choice(self, request: Request, longest: int) -> tuple[Any, Billed]:
         """The one choice of the server's answer, as it came, and what the server is paid for it."""
         try:
-            answer = await self._under_way.client.completions.create(**self._parameters(request, longest))
+            answer = await self._under_way.client.completions.create(
+                **self._parameters(request, longest)
+            )
             [choice] = answer.choices
-            missing = {"text", "finish_reason"} - choice.model_fields_set  # the client does not look
+            missing = {
+                "text",
+                "finish_reason",
+            } - choice.model_fields_set  # the client does not look
         except (AttributeError, TypeError, ValueError, RecursionError):
             raise api_client.Unreadable("the answer holds no completion") from None
         if missing:
@@ -85,7 +96,9 @@ class Endpoint:
 
     def _billed(self, usage: Any, request: Request, choice: Any) -> Billed:
         """What was sent and what came, where the server does not count."""
-        came = getattr(choice, "token_ids", None) or (self.text.spelled(choice.text) if is_text(choice.text) else [])
+        came = getattr(choice, "token_ids", None) or (
+            self.text.spelled(choice.text) if is_text(choice.text) else []
+        )
         return Billed(
             api_client.counted(usage, "prompt_tokens", len(request.prompt_token_ids)),
             api_client.counted(usage, "completion_tokens", len(came)),
@@ -102,34 +115,65 @@ class Endpoint:
         }
         if not self.cfg.require_token_ids:
             return plain  # without stop strings: text that ended at one looks like text that ended by itself
-        extra = {**AS_ASKED, "min_p": request.min_p, "stop_token_ids": self.text.stops, "return_token_ids": True}
+        extra = {
+            **AS_ASKED,
+            "min_p": request.min_p,
+            "stop_token_ids": self.text.stops,
+            "return_token_ids": True,
+        }
         if request.stop:  # looked for in what the cut reads, special tokens included
             extra |= {"stop": list(request.stop), "skip_special_tokens": False}
-        return {**plain, "logprobs": 0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "extra_body": extra}
+        return {
+            **plain,
+            "logprobs": 0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "extra_body": extra,
+        }
 
     def _completion(self, request: Request, choice: Any) -> Completion | Failed:
         if choice.finish_reason not in ("stop", "length"):
-            return Failed(request.sample_id, f"the server ended it with {shown(str(choice.finish_reason), 40)}")
+            return Failed(
+                request.sample_id,
+                f"the server ended it with {shown(str(choice.finish_reason), 40)}",
+            )
         if not self.cfg.require_token_ids:
             return self._cut_again(request, choice)
         if fault := self.fault(request, choice):
             return Failed(request.sample_id, fault)
         if len(choice.token_ids) > self._longest:
-            return Failed(request.sample_id, f"it has more than the {self._longest} tokens that were asked for")
+            return Failed(
+                request.sample_id,
+                f"it has more than the {self._longest} tokens that were asked for",
+            )
         logprob = sum(choice.logprobs.token_logprobs)
         whole = not _at_string(request, choice)  # whoever asked cuts before the string
-        return Completion(request.sample_id, choice.token_ids, logprob, choice.finish_reason if whole else "length")
+        return Completion(
+            request.sample_id,
+            choice.token_ids,
+            logprob,
+            choice.finish_reason if whole else "length",
+        )
 
     def fault(self, request: Request, choice: Any) -> str | None:
         """Why its tokens cannot be taken for those drawn, if so."""
-        ids, logprobs = getattr(choice, "token_ids", None), choice.logprobs and choice.logprobs.token_logprobs
+        ids, logprobs = (
+            getattr(choice, "token_ids", None),
+            choice.logprobs and choice.logprobs.token_logprobs,
+        )
         if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
             return "it came without token ids"
         if not all(0 <= token < self.text.size for token in ids):
             return "it came with token ids that the policy's tokenizer does not have"
-        if not isinstance(logprobs, list) or len(logprobs) != len(ids) or not all(map(_is_logprob, logprobs)):
+        if (
+            not isinstance(logprobs, list)
+            or len(logprobs) != len(ids)
+            or not all(map(_is_logprob, logprobs))
+        ):
             return "it came without a log-probability for each token"
-        if (read := getattr(choice, "prompt_token_ids", None)) is not None and read != request.prompt_token_ids:
+        if (
+            read := getattr(choice, "prompt_token_ids", None)
+        ) is not None and read != request.prompt_token_ids:
             return "the server read another prompt than it was given"
         stopped = choice.finish_reason == "stop" and not _at_string(request, choice)
         if stopped and ids[-1] not in self.text.stops:

@@ -27,11 +27,17 @@ class UnderWay:
         waiting = chain.from_iterable(blocks)
         while True:
             free = self.most - len(self._tasks)
-            self._tasks |= {self._loop.create_task(ask(request)) for request in islice(waiting, free)}
+            self._tasks |= {
+                self._loop.create_task(ask(request)) for request in islice(waiting, free)
+            }
             if not self._tasks:
                 return
-            done, self._tasks = self.wait(asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED))
-            if self._tasks and any(task.exception() for task in done):  # what else is under way is paid for as well
+            done, self._tasks = self.wait(
+                asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+            )
+            if self._tasks and any(
+                task.exception() for task in done
+            ):  # what else is under way is paid for as well
                 late, self._tasks = self.wait(asyncio.wait(self._tasks, timeout=self.timeout))
                 done |= late
             for task in sorted(done, key=_what_came_first):

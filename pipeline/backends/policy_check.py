@@ -24,7 +24,9 @@ def check_measured(endpoint: "Endpoint", model: Model) -> None:
     """The server's log-probabilities of a few draws of its own, against a forward pass of the policy here."""
     from openai import OpenAIError
 
-    print(SIGN, "sample: measuring whether the server serves the policy", file=sys.stderr, flush=True)
+    print(
+        SIGN, "sample: measuring whether the server serves the policy", file=sys.stderr, flush=True
+    )
     ids = endpoint.text.encode(QUESTION, {})
     requests = [Request(f"draw {at}", ids, 1.0, 1.0, at) for at in range(DRAWS)]
     try:
@@ -35,8 +37,12 @@ def check_measured(endpoint: "Endpoint", model: Model) -> None:
         ) from None
     for request, choice in zip(requests, choices, strict=True):
         if fault := endpoint.fault(request, choice):
-            raise Refusal(f"{endpoint.where}: a first completion cannot be used: {fault}.\n  {_REMEDY}")
-    gap = _mean_gap(model, ids, [(choice.token_ids, choice.logprobs.token_logprobs) for choice in choices])
+            raise Refusal(
+                f"{endpoint.where}: a first completion cannot be used: {fault}.\n  {_REMEDY}"
+            )
+    gap = _mean_gap(
+        model, ids, [(choice.token_ids, choice.logprobs.token_logprobs) for choice in choices]
+    )
     if not gap <= (allowed := endpoint.cfg.runtime.tolerance):
         raise Refusal(
             f"{endpoint.where}: {endpoint.cfg.model} is not the policy {name_of(endpoint.policy)}: its"
@@ -63,7 +69,9 @@ def _mean_gap(model: Model, prompt: list[int], drawn: list[tuple[list[int], list
         model.weights,
         revision=model.revision,
         dtype="auto",
-        device_map="auto" if torch.cuda.is_available() else None,  # over all GPUs: it is gone before training begins
+        device_map="auto"
+        if torch.cuda.is_available()
+        else None,  # over all GPUs: it is gone before training begins
         trust_remote_code=model.remote_code,
     ).eval()
     gaps: list[float] = []
@@ -73,7 +81,11 @@ def _mean_gap(model: Model, prompt: list[int], drawn: list[tuple[list[int], list
         row = torch.tensor([prompt + ids], device=module.device)
         with torch.inference_mode():
             logprobs = module(row).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-        own = logprobs.gather(1, row[0, len(prompt) :].unsqueeze(1).to(logprobs.device)).squeeze(1).tolist()
+        own = (
+            logprobs.gather(1, row[0, len(prompt) :].unsqueeze(1).to(logprobs.device))
+            .squeeze(1)
+            .tolist()
+        )
         gaps += [abs(a - b) for a, b in zip(own, theirs, strict=True)]
     return sum(gaps) / len(gaps)
 
@@ -81,7 +93,9 @@ def _mean_gap(model: Model, prompt: list[int], drawn: list[tuple[list[int], list
 def check_named(endpoint: "Endpoint", card: dict[str, Any]) -> None:
     """Without token ids nothing can be measured: the server has to call the policy by its name."""
     policy, name, where = endpoint.policy, name_of(endpoint.policy), endpoint.where
-    names = {name} if policy.adapter else {name, str(policy.weights)}  # an adapter's weights are its base's
+    names = (
+        {name} if policy.adapter else {name, str(policy.weights)}
+    )  # an adapter's weights are its base's
     if not {card["id"], card.get("root")} & names:
         raise Refusal(
             f"{where}: it serves {card['id']}, and the policy is {name}. With"
@@ -92,7 +106,9 @@ def check_named(endpoint: "Endpoint", card: dict[str, Any]) -> None:
 
 def name_of(model: Model) -> str:
     """A hub name, the name of a user's own folder, or `stage/fingerprint` for what was made here."""
-    made_here = model.adapter or (Path(model.weights).is_dir() and model.path in Path(model.weights).parents)
+    made_here = model.adapter or (
+        Path(model.weights).is_dir() and model.path in Path(model.weights).parents
+    )
     if made_here:
         return f"{model.path.parent.name}/{model.path.name}"
     return Path(model.weights).name if isinstance(model.weights, Path) else model.weights

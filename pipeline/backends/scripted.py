@@ -55,7 +55,9 @@ class Scripted:
         self.limit = limits.completion
         return self
 
-    def generate(self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None) -> Iterator[Completion]:
+    def generate(
+        self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None
+    ) -> Iterator[Completion]:
         for block in blocks:
             for request in block:
                 yield self.complete(request)

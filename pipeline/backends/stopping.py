@@ -40,12 +40,16 @@ class EndOfRows:
     def __init__(self, text: Text, batch: list[Request], width: int):
         self.width = width
         self.at: list[int | None] = [None] * len(batch)
-        self._stoppers = {row: Stopper(text, request.stop) for row, request in enumerate(batch) if request.stop}
+        self._stoppers = {
+            row: Stopper(text, request.stop) for row, request in enumerate(batch) if request.stop
+        }
 
     def __bool__(self) -> bool:
         return bool(self._stoppers)
 
-    def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor", **_: object) -> "torch.Tensor":
+    def __call__(
+        self, input_ids: "torch.Tensor", scores: "torch.Tensor", **_: object
+    ) -> "torch.Tensor":
         import torch
 
         for row, stopper in self._stoppers.items():

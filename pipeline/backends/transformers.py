@@ -54,7 +54,9 @@ class Transformers:
         )
         self.module, self.in_step = module, in_step
 
-    def generate(self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None) -> Iterator[Completion]:
+    def generate(
+        self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None
+    ) -> Iterator[Completion]:
         size = self.cfg.runtime.batch
         for block in blocks:
             by_length = sorted(block, key=lambda request: len(request.prompt_token_ids))
@@ -70,8 +72,12 @@ class Transformers:
         with torch.no_grad():  # inference_mode would mark what a module in training caches
             ends = EndOfRows(self.text, batch, ids.shape[1])
             shaped = {"logits_processor": steps, "stopping_criteria": [ends] if ends else []}
-            rows = self.module.generate(input_ids=ids, attention_mask=mask, synced_gpus=self.in_step, **shaped)
-        drawn = [row[:end] for row, end in zip(rows[:, ids.shape[1] :].tolist(), ends.at, strict=True)]
+            rows = self.module.generate(
+                input_ids=ids, attention_mask=mask, synced_gpus=self.in_step, **shaped
+            )
+        drawn = [
+            row[:end] for row, end in zip(rows[:, ids.shape[1] :].tolist(), ends.at, strict=True)
+        ]
         logprobs = torch.stack(draws.logprobs, dim=1).double().cpu()
         return [self._completion(*row) for row in zip(batch, drawn, logprobs, strict=True)]
 
@@ -81,9 +87,13 @@ class Transformers:
         width = max(map(len, prompts))
         ids = [[self.text.pad] * (width - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        return torch.tensor(ids, device=self.module.device), torch.tensor(mask, device=self.module.device)
+        return torch.tensor(ids, device=self.module.device), torch.tensor(
+            mask, device=self.module.device
+        )
 
-    def _completion(self, request: Request, drawn: list[int], logprobs: "torch.Tensor") -> Completion:
+    def _completion(
+        self, request: Request, drawn: list[int], logprobs: "torch.Tensor"
+    ) -> Completion:
         stop = next((at for at, token in enumerate(drawn) if token in self.text.stops), None)
         tokens = drawn if stop is None else drawn[: stop + 1]
         logprob = logprobs[: len(tokens)].sum().item()
@@ -99,7 +109,9 @@ class TokenCount:
     def __init__(self, stops: list[int], batch: list[Request], on_tokens: OnTokens):
         self._stops, self._on_tokens = set(stops), on_tokens
         self._ids = [request.sample_id for request in batch]
-        self._width: int | None = None  # of the prompts, which is all that there is at the first token
+        self._width: int | None = (
+            None  # of the prompts, which is all that there is at the first token
+        )
         self._counted = time.monotonic()
 
     def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
@@ -125,10 +137,14 @@ class Draws:
     def __init__(self, batch: list[Request], device: "torch.device"):
         import torch
 
-        self.temperature = torch.tensor([request.temperature for request in batch], device=device).unsqueeze(1)
+        self.temperature = torch.tensor(
+            [request.temperature for request in batch], device=device
+        ).unsqueeze(1)
         self.top_p = torch.tensor([request.top_p for request in batch], device=device).unsqueeze(1)
         self.min_p = torch.tensor([request.min_p for request in batch], device=device).unsqueeze(1)
-        self.generators = [torch.Generator(device).manual_seed(r.seed) if r.temperature else None for r in batch]
+        self.generators = [
+            torch.Generator(device).manual_seed(r.seed) if r.temperature else None for r in batch
+        ]
         self.logprobs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
@@ -144,7 +160,9 @@ class Draws:
 
         greedy = self.temperature == 0
         logprobs = (logits / torch.where(greedy, 1.0, self.temperature)).log_softmax(-1)
-        logprobs = torch.where(greedy, logprobs, self._nucleus(self._likely(logprobs)) + self._noise(logits))
+        logprobs = torch.where(
+            greedy, logprobs, self._nucleus(self._likely(logprobs)) + self._noise(logits)
+        )
         return logprobs.argmax(-1, keepdim=True)
 
     def _likely(self, logprobs: "torch.Tensor") -> "torch.Tensor":
@@ -154,7 +172,9 @@ class Draws:
         if (self.min_p == 0).all():
             return logprobs
         outside = logprobs < logprobs.max(-1, keepdim=True).values + self.min_p.log()
-        return torch.where(self.min_p == 0, logprobs, logprobs.masked_fill(outside, -torch.inf).log_softmax(-1))
+        return torch.where(
+            self.min_p == 0, logprobs, logprobs.masked_fill(outside, -torch.inf).log_softmax(-1)
+        )
 
     def _nucleus(self, logprobs: "torch.Tensor") -> "torch.Tensor":
         """The smallest set of likeliest tokens that holds top_p of the probability; the others at minus infinity."""
@@ -165,7 +185,9 @@ class Draws:
         ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
         likelier = ordered.exp().cumsum(-1) - ordered.exp()
         outside = (likelier >= self.top_p) & (self.top_p < 1)
-        return logprobs.masked_fill(torch.zeros_like(outside).scatter_(1, order, outside), -torch.inf)
+        return logprobs.masked_fill(
+            torch.zeros_like(outside).scatter_(1, order, outside), -torch.inf
+        )
 
     def _noise(self, logits: "torch.Tensor") -> "torch.Tensor":
         import torch

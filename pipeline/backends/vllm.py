@@ -45,7 +45,9 @@ class Vllm:
         self.room: int  # how many requests may still be unfinished when the next block is submitted
         self.engine: Any = None
         self.adapter: LoRARequest | None = None
-        self.growing: dict[str, tuple[Stopper, list[int]]] = {}  # what a stop string may end, and its tokens so far
+        self.growing: dict[
+            str, tuple[Stopper, list[int]]
+        ] = {}  # what a stop string may end, and its tokens so far
 
     def start(self, model: Model, limits: Limits) -> Self:
         try:
@@ -56,7 +58,10 @@ class Vllm:
         on_cpu = current_platform.is_cpu()
         self.limits, self.room = limits, 0 if on_cpu else self.cfg.runtime.max_sequences
         if on_cpu:
-            set_unset(ENVIRONMENT_ON_CPU | (ENVIRONMENT_OF_EAGER if self.cfg.enforce_eager is not False else {}))
+            set_unset(
+                ENVIRONMENT_ON_CPU
+                | (ENVIRONMENT_OF_EAGER if self.cfg.enforce_eager is not False else {})
+            )
         else:
             self._check_memory(model, current_platform)
         self.engine = LLMEngine.from_engine_args(EngineArgs(**self._arguments(model, on_cpu)))
@@ -67,10 +72,15 @@ class Vllm:
         """An engine that runs out of memory says so after minutes, and in other words."""
         if not platform.is_cuda_alike() or (files := here(model.weights, model.revision)) is None:
             return
-        needs, runtime = inference_memory.needs_in(files, self.cfg.dtype, self._longest()), self.cfg.runtime
+        needs, runtime = (
+            inference_memory.needs_in(files, self.cfg.dtype, self._longest()),
+            self.cfg.runtime,
+        )
         device = platform.get_device_total_memory()
         free = min((gpu.free for gpu in hardware.gpus()), default=device)
-        place = inference_memory.Place(self.knob, device, runtime.memory, runtime.tensor_parallel, free=free)
+        place = inference_memory.Place(
+            self.knob, device, runtime.memory, runtime.tensor_parallel, free=free
+        )
         if needs and (short := inference_memory.shortage(needs, place)):
             raise Refusal(short)
 
@@ -113,7 +123,9 @@ class Vllm:
             "tensor_parallel_size": self.cfg.runtime.tensor_parallel,
         }
 
-    def generate(self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None) -> Iterator[Completion]:
+    def generate(
+        self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None
+    ) -> Iterator[Completion]:
         waiting = iter(blocks)
         exhausted = False
         counted = time.monotonic()
@@ -125,7 +137,11 @@ class Vllm:
             if not self.engine.has_unfinished_requests():
                 return
             for output in self.engine.step():
-                if completion := self._grown(output) if output.request_id in self.growing else _completion(output):
+                if (
+                    completion := self._grown(output)
+                    if output.request_id in self.growing
+                    else _completion(output)
+                ):
                     yield completion
             if on_tokens and time.monotonic() - counted >= COUNT_EVERY:
                 on_tokens(self._under_way())
@@ -135,8 +151,12 @@ class Vllm:
         """The engine's outputs bring finished completions alone, which is fast; its own lists know the others."""
         try:
             states = self.engine.output_processor.request_states.values()
-            return {state.external_req_id: state.detokenizer.num_output_tokens() for state in states}
-        except AttributeError:  # of another release: a line of progress says less, and nothing else is lost
+            return {
+                state.external_req_id: state.detokenizer.num_output_tokens() for state in states
+            }
+        except (
+            AttributeError
+        ):  # of another release: a line of progress says less, and nothing else is lost
             return {}
 
     def _submit(self, block: list[Request]) -> None:
@@ -144,7 +164,9 @@ class Vllm:
             if request.stop:
                 self.growing[request.sample_id] = Stopper(self.text, request.stop), []
             prompt = {"type": "token", "prompt_token_ids": request.prompt_token_ids}
-            self.engine.add_request(request.sample_id, prompt, self._parameters(request), lora_request=self.adapter)
+            self.engine.add_request(
+                request.sample_id, prompt, self._parameters(request), lora_request=self.adapter
+            )
 
     def _parameters(self, request: Request) -> "SamplingParams":
         from vllm import SamplingParams
@@ -173,7 +195,9 @@ class Vllm:
             self.engine.abort_request([output.request_id])
         del self.growing[output.request_id]
         logprob = output.outputs[0].cumulative_logprob
-        return Completion(output.request_id, ids, logprob, _reason(output) if output.finished else "length")
+        return Completion(
+            output.request_id, ids, logprob, _reason(output) if output.finished else "length"
+        )
 
     def close(self) -> None:
         if self.engine is not None:
@@ -203,11 +227,15 @@ def _completion(output: Any) -> Completion | None:
     if not output.finished:
         return None
     [drawn] = output.outputs
-    return Completion(output.request_id, list(drawn.token_ids), drawn.cumulative_logprob, _reason(output))
+    return Completion(
+        output.request_id, list(drawn.token_ids), drawn.cumulative_logprob, _reason(output)
+    )
 
 
 def _reason(output: Any) -> Literal["stop", "length"]:
     reason = output.outputs[0].finish_reason
     if reason not in ("stop", "length"):
-        raise Broken(f"vLLM ended the completion {output.request_id} with {reason}; stop or length was expected.")
+        raise Broken(
+            f"vLLM ended the completion {output.request_id} with {reason}; stop or length was expected."
+        )
     return reason

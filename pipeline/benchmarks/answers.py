@@ -13,14 +13,22 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from pipeline.artifacts import Model, write_json
-from pipeline.backends.vllm import ENVIRONMENT, ENVIRONMENT_OF_EAGER, ENVIRONMENT_ON_CPU, GIB, set_unset
+from pipeline.backends.vllm import (
+    ENVIRONMENT,
+    ENVIRONMENT_OF_EAGER,
+    ENVIRONMENT_ON_CPU,
+    GIB,
+    set_unset,
+)
 from pipeline.config import BenchmarkConfig, TransformersBackend, VllmBackend
 from pipeline.errors import Broken, Refusal
 from pipeline.models import loading
 from pipeline.progress import Progress, say_phase
 
 CHUNK = 512  # requests; never from `runtime`, so that a resumed run finds the same chunks
-CELLS = 1 << 30  # logits of one batch, 4 GiB in float32: with a large vocabulary fewer requests go together
+CELLS = (
+    1 << 30
+)  # logits of one batch, 4 GiB in float32: with a large vocabulary fewer requests go together
 MERGED = "merged"  # an adapter merged for vLLM; gone before anything is published
 
 
@@ -42,7 +50,9 @@ def opened(cfg: BenchmarkConfig, knob: str, model: Model, scratch: Path) -> LM:
     )
 
 
-def _by_vllm(cfg: BenchmarkConfig, backend: VllmBackend, knob: str, model: Model, scratch: Path) -> LM:
+def _by_vllm(
+    cfg: BenchmarkConfig, backend: VllmBackend, knob: str, model: Model, scratch: Path
+) -> LM:
     set_unset(ENVIRONMENT)
     try:
         from lm_eval.models.vllm_causallms import VLLM
@@ -71,7 +81,9 @@ def _by_vllm(cfg: BenchmarkConfig, backend: VllmBackend, knob: str, model: Model
 
 
 def _on_cpu(backend: VllmBackend) -> dict[str, Any]:
-    set_unset(ENVIRONMENT_ON_CPU | (ENVIRONMENT_OF_EAGER if backend.enforce_eager is not False else {}))
+    set_unset(
+        ENVIRONMENT_ON_CPU | (ENVIRONMENT_OF_EAGER if backend.enforce_eager is not False else {})
+    )
     return {
         "enforce_eager": backend.enforce_eager is not False,
         "enable_prefix_caching": backend.prefix_caching is True,
@@ -99,7 +111,9 @@ class Chunks(LM):
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         lengths = [len(self.model.tok_encode("".join(each.args))) for each in requests]
         # transformers is not shown a choice's last token; vLLM has to draw one more.
-        room = self.model.max_length + (1 if isinstance(self.cfg.backend, TransformersBackend) else -1)
+        room = self.model.max_length + (
+            1 if isinstance(self.cfg.backend, TransformersBackend) else -1
+        )
         self.cut += sum(length > room for length in lengths)
         self._narrow(min(max(lengths), self.model.max_length))
         return [(logp, greedy) for logp, greedy in self._answers("loglikelihood", requests)]
@@ -150,7 +164,9 @@ class Chunks(LM):
         return found
 
     def _finite(self, answers: list[Any]) -> list[Any]:
-        figures = [value for answer in answers if not isinstance(answer, str) for value in _figures(answer)]
+        figures = [
+            value for answer in answers if not isinstance(answer, str) for value in _figures(answer)
+        ]
         if not all(math.isfinite(value) for value in figures):
             raise Broken(
                 f"benchmark {self.cfg.task}: some answer has no finite log-probability under this model in"
@@ -160,4 +176,8 @@ class Chunks(LM):
 
 
 def _figures(answer: Any) -> list[float]:
-    return [answer] if isinstance(answer, float) else [value for value in answer if isinstance(value, float)]
+    return (
+        [answer]
+        if isinstance(answer, float)
+        else [value for value in answer if isinstance(value, float)]
+    )

@@ -20,7 +20,9 @@ SPLITS = "training_split", "validation_split", "test_split", "fewshot_split"
 HUB = "https://huggingface.co"
 NO_MATTER = {"trust_remote_code"}  # which `datasets` no longer takes
 OF_HUB = re.compile(r"hf://datasets/(.+?)@([^/]+)/").match
-PATIENCE = 10.0  # seconds for the hub's first word; its client would try for half a minute with each task
+PATIENCE = (
+    10.0  # seconds for the hub's first word; its client would try for half a minute with each task
+)
 
 
 class Absent(Exception):
@@ -52,7 +54,8 @@ def hub_answers() -> bool:
         return True  # the person has said that it is not to be asked, and its own client knows
     try:
         urllib.request.urlopen(
-            urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD"), timeout=PATIENCE
+            urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD"),
+            timeout=PATIENCE,
         )
     except urllib.error.HTTPError:
         return True
@@ -90,7 +93,9 @@ def changes(cfg: BenchmarkConfig, knob: str, manager: Any, cache: Path) -> dict[
     return changed
 
 
-def _from_files(cfg: BenchmarkConfig, knob: str, data: dict[str, Any], manager: Any, cache: Path) -> dict[str, Any]:
+def _from_files(
+    cfg: BenchmarkConfig, knob: str, data: dict[str, Any], manager: Any, cache: Path
+) -> dict[str, Any]:
     if cfg.task in manager.all_groups:
         raise Refusal(
             f"benchmark {cfg.task}: it is a group, and its tasks have rows of their own.\n"
@@ -115,7 +120,9 @@ def _own(task: str, manager: Any) -> dict[str, Any]:
     return load_yaml(file, resolve_func=False, recursive=True) if file else {}
 
 
-def _splits(cfg: BenchmarkConfig, knob: str, given: set[str], own: dict[str, Any]) -> dict[str, None]:
+def _splits(
+    cfg: BenchmarkConfig, knob: str, given: set[str], own: dict[str, Any]
+) -> dict[str, None]:
     """The task's splits of which there is no file are none; those that it cannot do without are refused."""
     asked, shots, examples = _needed(cfg, own)
     if asked and asked not in given:
@@ -135,7 +142,11 @@ def _needed(cfg: BenchmarkConfig, own: dict[str, Any]) -> tuple[str | None, int,
     shots = own.get("num_fewshot") if cfg.few_shot is None else cfg.few_shot
     brought = (own.get("fewshot_config") or {}).get("samples")
     examples = [split for name in ("fewshot_split", "training_split") if (split := own.get(name))]
-    return own.get("test_split") or own.get("validation_split"), 0 if brought else shots or 0, examples or ["train"]
+    return (
+        own.get("test_split") or own.get("validation_split"),
+        0 if brought else shots or 0,
+        examples or ["train"],
+    )
 
 
 def _files_of(cfg: BenchmarkConfig, manager: Any) -> str:
@@ -153,7 +164,9 @@ def _loaded(cfg: BenchmarkConfig, knob: str, manager: Any, changed: dict[str, An
     from jinja2 import TemplateError
 
     try:
-        return manager._factory.build(manager.task_index[cfg.task], overrides=changed, registry=manager.task_index)
+        return manager._factory.build(
+            manager.task_index[cfg.task], overrides=changed, registry=manager.task_index
+        )
     except ImportError as error:
         raise Absent(
             f"benchmark {cfg.task}: lm-eval needs a package that is not installed ({error}).\n"
@@ -180,8 +193,12 @@ def _named(data: Any) -> str:
 
 def check_revision(cfg: BenchmarkConfig, knob: str, manager: Any, tasks: list[Any]) -> None:
     """It takes the place of whatever a task says of how its rows are read."""
-    own = {task.task_name: _own(task.task_name, manager).get("dataset_kwargs") or {} for task in tasks}
-    if cfg.revision is not None and (bent := [name for name, says in own.items() if says.keys() - NO_MATTER]):
+    own = {
+        task.task_name: _own(task.task_name, manager).get("dataset_kwargs") or {} for task in tasks
+    }
+    if cfg.revision is not None and (
+        bent := [name for name, says in own.items() if says.keys() - NO_MATTER]
+    ):
         raise Refusal(
             f"{knob}.revision={cfg.revision}: {bent[0]} names single files of its dataset, and no revision of it.\n"
             f"  Leave {knob}.revision null."
@@ -191,7 +208,12 @@ def check_revision(cfg: BenchmarkConfig, knob: str, manager: Any, tasks: list[An
 def rows_of(tasks: list[Any]) -> dict[str, str]:
     """The commits of the hub's datasets that were read, as `datasets` notes them beside the rows."""
     infos = [split.info for task in tasks for split in task.dataset.values()]
-    found = {known[1]: known[2] for info in infos for url in info.download_checksums or () if (known := OF_HUB(url))}
+    found = {
+        known[1]: known[2]
+        for info in infos
+        for url in info.download_checksums or ()
+        if (known := OF_HUB(url))
+    }
     return dict(sorted(found.items()))
 
 
@@ -207,12 +229,19 @@ def check_thinking(cfg: BenchmarkConfig, knob: str, tasks: list[Any]) -> None:
 
 def check_metric(cfg: BenchmarkConfig, knob: str, asked: Any, tasks: list[Any]) -> None:
     """Before anything is asked: whether the figure that the report shows will be there. A group names its own."""
-    offered = {f"{metric},{each.name}" for task in tasks for metric in task.aggregation() for each in task._filters}
+    offered = {
+        f"{metric},{each.name}"
+        for task in tasks
+        for metric in task.aggregation()
+        for each in task._filters
+    }
     if tasks != [asked]:
         aggregated = {each.metric for each in asked.aggregate_metric_list or []}
         offered = {name for name in offered if name.partition(",")[0] in aggregated}
     if cfg.metric not in offered:
         known = (
-            f"Known: {', '.join(sorted(offered))}" if offered else "It has none over all its tasks: give one of them."
+            f"Known: {', '.join(sorted(offered))}"
+            if offered
+            else "It has none over all its tasks: give one of them."
         )
         raise Refusal(f"{knob}.metric={cfg.metric}: {cfg.task} has no such figure.\n  {known}")

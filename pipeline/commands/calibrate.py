@@ -54,11 +54,18 @@ def show(told: list[str]) -> None:
     try:
         print("\n".join(told), flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself writes at its end
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # for what Python itself writes at its end
 
 
 def parsed(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:
-    own = {key: value for word in arguments for key, _, value in [word.partition("=")] if key in ("scorer", "out")}
+    own = {
+        key: value
+        for word in arguments
+        for key, _, value in [word.partition("=")]
+        if key in ("scorer", "out")
+    }
     rest = [word for word in arguments if word.partition("=")[0] not in ("scorer", "out")]
     if not rest or "=" in rest[0]:
         raise Refusal(f"Give the file of people's verdicts first: {USAGE}")
@@ -69,7 +76,9 @@ def parsed(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:
 def check_out(out: Path) -> None:
     """A table of an earlier call is written over; anything else that lies there is somebody's."""
     if out.is_dir() or not out.name:
-        raise Refusal(f"out={out}: a folder is there, and one file is written. Give a new file: out=calibration.json")
+        raise Refusal(
+            f"out={out}: a folder is there, and one file is written. Give a new file: out=calibration.json"
+        )
     if out.exists():
         try:
             told = read_json(out)
@@ -88,16 +97,23 @@ def check_out(out: Path) -> None:
 def verdicts_by(cfg: ScoreConfig, name: str, judged: list[Judged]) -> tuple[Verdicts, Verdicts]:
     """In the file's order of answers, and as said of that order when each pair is asked the other way round."""
     if name not in cfg.scorers:
-        raise Refusal(f"scorer={name}: there is no such scorer in score.scorers. {nearest(name, list(cfg.scorers))}")
+        raise Refusal(
+            f"scorer={name}: there is no such scorer in score.scorers. {nearest(name, list(cfg.scorers))}"
+        )
     answers = [answer for pair in judged for answer in answers_to(pair)]
     turned = [answer for pair in judged for answer in reversed(answers_to(pair))]
-    return compared(marks_by(cfg, name, answers), judged), compared(marks_by(cfg, name, turned), judged)
+    return compared(marks_by(cfg, name, answers), judged), compared(
+        marks_by(cfg, name, turned), judged
+    )
 
 
 def answers_to(pair: Judged) -> list[Answer]:
     """A prompt of its own for each pair, so that a scorer which compares candidates compares these two."""
     texts = {"first": pair.first, "second": pair.second}
-    return [Answer(f"{pair.key}/{side}", pair.key, pair.prompt, text, {}) for side, text in texts.items()]
+    return [
+        Answer(f"{pair.key}/{side}", pair.key, pair.prompt, text, {})
+        for side, text in texts.items()
+    ]
 
 
 def marks_by(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[str, Mark]:
@@ -126,14 +142,21 @@ def coin(pair: Judged) -> float:
 # ── what is said of them ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def calibrated(judged: list[Judged], scorers: dict[str, tuple[Verdicts, Verdicts]]) -> dict[str, Any]:
+def calibrated(
+    judged: list[Judged], scorers: dict[str, tuple[Verdicts, Verdicts]]
+) -> dict[str, Any]:
     pairs = {
-        pair.key: Pair(pair.asked, pair.verdict, list(pair.votes.values()), len(pair.first), len(pair.second))
+        pair.key: Pair(
+            pair.asked, pair.verdict, list(pair.votes.values()), len(pair.first), len(pair.second)
+        )
         for pair in judged
     }
     longer: Verdicts = {key: pair.longer for key, pair in pairs.items()}
     rows = {name: calibration(pairs, *asked) for name, asked in scorers.items()}
-    rows |= {LONGER: calibration(pairs, longer), COIN: calibration(pairs, {pair.key: coin(pair) for pair in judged})}
+    rows |= {
+        LONGER: calibration(pairs, longer),
+        COIN: calibration(pairs, {pair.key: coin(pair) for pair in judged}),
+    }
     if among := people_s_own(pairs):
         rows[PEOPLE] = among
     gains = {name: gain(pairs, asked[0], longer) for name, asked in scorers.items()}
@@ -143,9 +166,15 @@ def calibrated(judged: list[Judged], scorers: dict[str, tuple[Verdicts, Verdicts
         "prompts": len({pair.asked for pair in pairs.values()}),
         "decided": truth.decided,
         "split": sum(pair.verdict is None for pair in pairs.values()),
-        "people_prefer": {"first": truth.prefers_first, "longer": truth.prefers_longer, "ties": truth.ties},
+        "people_prefer": {
+            "first": truth.prefers_first,
+            "longer": truth.prefers_longer,
+            "ties": truth.ties,
+        },
         "scorers": {name: row.told() for name, row in rows.items()},
-        "warnings": [warning for name, one in gains.items() for warning in distrusted(name, one.estimate)],
+        "warnings": [
+            warning for name, one in gains.items() for warning in distrusted(name, one.estimate)
+        ],
     }
 
 
@@ -162,7 +191,20 @@ def distrusted(name: str, gained: Estimate) -> Iterator[str]:
         )
 
 
-HEAD = ["", "by prompt", "95 %", "by pair", "pairs", "exact", "κ", "ties", "first", "longer", "flips", "failed"]
+HEAD = [
+    "",
+    "by prompt",
+    "95 %",
+    "by pair",
+    "pairs",
+    "exact",
+    "κ",
+    "ties",
+    "first",
+    "longer",
+    "flips",
+    "failed",
+]
 
 
 def lines(told: dict[str, Any]) -> Iterator[str]:

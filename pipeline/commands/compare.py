@@ -21,9 +21,7 @@ from pipeline.report.analysis.statistics import Sampling
 from pipeline.report.render import comparison_page
 from pipeline.report.render.answers import answer_table
 
-USAGE = (
-    "strop compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95] [resamples=9999] [seed=42]"
-)
+USAGE = "strop compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95] [resamples=9999] [seed=42]"
 # Of the intervals, as evaluate.level and the like of a run.
 DRAWN: dict[str, type] = {"level": float, "resamples": int, "seed": int}
 OWN = "store", "out", *DRAWN
@@ -40,7 +38,9 @@ def main(arguments: list[str]) -> int:
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
-    print(f"common to {', '.join(each.name for each in found)}: {many(report['ground']['asked'], 'prompt')}")
+    print(
+        f"common to {', '.join(each.name for each in found)}: {many(report['ground']['asked'], 'prompt')}"
+    )
     for text in (*report["ground"]["apart"], report["verdict"]["why"]):
         print(text)
     write(out, report, answer_table(examined, found[0].prompts.read()), verdicts)
@@ -49,7 +49,9 @@ def main(arguments: list[str]) -> int:
 
 
 def parsed(arguments: list[str]) -> tuple[list[str], Path, Path, Sampling]:
-    own = {key: value for word in arguments for key, _, value in [word.partition("=")] if key in OWN}
+    own = {
+        key: value for word in arguments for key, _, value in [word.partition("=")] if key in OWN
+    }
     words = [word for word in arguments if word.partition("=")[0] not in OWN]
     for key, _, place in (word.rpartition("=") for word in words):
         if get_close_matches(key, OWN) and not Path(place).exists():
@@ -61,7 +63,9 @@ def parsed(arguments: list[str]) -> tuple[list[str], Path, Path, Sampling]:
 
 
 def drawn(own: dict[str, str]) -> Sampling:
-    given = {"level": "0.95", "resamples": "9999", "seed": "42"} | {name: own[name] for name in DRAWN if name in own}
+    given = {"level": "0.95", "resamples": "9999", "seed": "42"} | {
+        name: own[name] for name in DRAWN if name in own
+    }
     try:
         draw = Sampling(**{name: kind(given[name]) for name, kind in DRAWN.items()})
     except ValueError as error:

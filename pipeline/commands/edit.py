@@ -44,7 +44,9 @@ def write_new(file: Path, text: str) -> None:
 
 def pairs_of(run: Path, number: str | None) -> Pairs:
     """The pairs of one round of a run, the last one unless it is named."""
-    found = {path.name.rpartition("-")[2]: path for path in sorted((run / "store").glob("*-pair-*"))}
+    found = {
+        path.name.rpartition("-")[2]: path for path in sorted((run / "store").glob("*-pair-*"))
+    }
     if not found:
         raise Refusal(
             f"{run}: no run with pairs. Type strop edit runs/RECIPE/TIME, with a run that got as far as pair."
@@ -55,10 +57,20 @@ def pairs_of(run: Path, number: str | None) -> Pairs:
 
 
 def lines(pairs: Pairs) -> list[str]:
-    texts = [pl.col(side).list.last().struct.field("content").alias(side) for side in ("prompt", "chosen", "rejected")]
+    texts = [
+        pl.col(side).list.last().struct.field("content").alias(side)
+        for side in ("prompt", "chosen", "rejected")
+    ]
     ids = "prompt_id", "chosen_id", "rejected_id"
-    rows = pl.concat([pairs.train(), pairs.dev()]).sort(*ids).select(*ids, "chosen_score", "rejected_score", *texts)
-    return [json.dumps({"action": "keep", **row}, ensure_ascii=False) for row in rows.iter_rows(named=True)]
+    rows = (
+        pl.concat([pairs.train(), pairs.dev()])
+        .sort(*ids)
+        .select(*ids, "chosen_score", "rejected_score", *texts)
+    )
+    return [
+        json.dumps({"action": "keep", **row}, ensure_ascii=False)
+        for row in rows.iter_rows(named=True)
+    ]
 
 
 if __name__ == "__main__":

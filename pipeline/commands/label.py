@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> int:
     if short:
         print(f"left out: {many(short, 'prompt')} without two different answers", file=sys.stderr)
     print(
-        f"{many(len(rows), 'pair')} in {folder}: pairs.csv for a spreadsheet, pairs.jsonl for Argilla.", file=sys.stderr
+        f"{many(len(rows), 'pair')} in {folder}: pairs.csv for a spreadsheet, pairs.jsonl for Argilla.",
+        file=sys.stderr,
     )
     print("Or open this in a browser; it needs no network:", file=sys.stderr)
     print(folder / "pairs.html")
@@ -50,10 +51,14 @@ def main(arguments: list[str]) -> int:
 
 
 def parsed(arguments: list[str]) -> tuple[Path, dict[str, str]]:
-    asked = {"pairs": "100", "seed": "0"} | dict(word.split("=", 1) for word in arguments if "=" in word)
+    asked = {"pairs": "100", "seed": "0"} | dict(
+        word.split("=", 1) for word in arguments if "=" in word
+    )
     places = [word for word in arguments if "=" not in word]
     if unknown := set(asked) - {"of", "pairs", "seed"} or set(places[1:]):
-        raise Refusal(f"{min(unknown)}: not understood. {nearest(min(unknown), ['of', 'pairs', 'seed'])}\n  {USAGE}")
+        raise Refusal(
+            f"{min(unknown)}: not understood. {nearest(min(unknown), ['of', 'pairs', 'seed'])}\n  {USAGE}"
+        )
     if not re.fullmatch("[0-9]{1,9}", asked["pairs"]) or not int(asked["pairs"]):
         raise Refusal(
             f"pairs={asked['pairs']}: how many pairs to judge is a whole number from 1 to 999999999.\n  {USAGE}"
@@ -67,7 +72,9 @@ def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
     first, second = sides[0], sides[-1]
     rows: list[Row] = []
     short = 0
-    for prompt_id in sorted(first.keys() & second.keys(), key=lambda name: drawn(asked["seed"], name)):
+    for prompt_id in sorted(
+        first.keys() & second.keys(), key=lambda name: drawn(asked["seed"], name)
+    ):
         if len(rows) == int(asked["pairs"]):
             break
         two = two_of(first[prompt_id], second[prompt_id], asked["seed"])
@@ -78,7 +85,9 @@ def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
         ids = {"prompt_id": prompt_id, "a_id": a["sample_id"], "b_id": b["sample_id"]}
         rows.append({**ids, "prompt": a["prompt"], "a": a["completion"], "b": b["completion"]})
     if not rows:
-        raise Refusal(f"{run}: no prompt there has two different answers to compare. Give of=… another sampling.")
+        raise Refusal(
+            f"{run}: no prompt there has two different answers to compare. Give of=… another sampling."
+        )
     return rows, short
 
 
@@ -89,9 +98,13 @@ def sampled(run: Path, of: str | None) -> list[list[Samples]]:
         found.setdefault(path.name.split("-", 2)[2], []).append(Samples(path))
     rounds = [name for name in found if name.isdigit()]
     if not found:
-        raise Refusal(f"{run}: no run with samples lies there. Give one that got as far as sample.\n  {USAGE}")
+        raise Refusal(
+            f"{run}: no run with samples lies there. Give one that got as far as sample.\n  {USAGE}"
+        )
     wanted = (
-        of.split(",") if of else sorted(rounds or found, key=lambda name: (name.isdigit() and int(name), name))[-1:]
+        of.split(",")
+        if of
+        else sorted(rounds or found, key=lambda name: (name.isdigit() and int(name), name))[-1:]
     )
     for name in wanted:
         if name not in found:
@@ -104,7 +117,9 @@ def sampled(run: Path, of: str | None) -> list[list[Samples]]:
 def answers(draws: list[Samples]) -> dict[str, list[Row]]:
     """Of several turns the whole conversation is one answer, under the id of its first."""
     columns = "prompt_id", "sample_id", "prompt", "completion", "setting"
-    told = pl.concat([draw.read().filter(pl.col("setting") != KL).select(columns) for draw in draws])
+    told = pl.concat(
+        [draw.read().filter(pl.col("setting") != KL).select(columns) for draw in draws]
+    )
     told = told.with_columns(turns=pl.lit(1))
     later = pl.col("setting").str.starts_with(LATER)
     by_prompt: dict[str, list[Row]] = {}
@@ -125,7 +140,8 @@ def two_of(first: list[Row], second: list[Row], seed: str) -> tuple[Row, Row] | 
     if not couples:
         return None
     return min(
-        couples + [(b, a) for a, b in couples], key=lambda two: drawn(seed, two[0]["sample_id"], two[1]["sample_id"])
+        couples + [(b, a) for a, b in couples],
+        key=lambda two: drawn(seed, two[0]["sample_id"], two[1]["sample_id"]),
     )
 
 
@@ -145,7 +161,10 @@ def write(folder: Path, rows: list[Row]) -> None:
         )
     write_text(folder / "pairs.html", page(rows))
     write_text(folder / "pairs.csv", spreadsheet(rows))
-    write_text(folder / "pairs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records(rows)))
+    write_text(
+        folder / "pairs.jsonl",
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records(rows)),
+    )
 
 
 def is_filled(file: Path) -> bool:
@@ -163,7 +182,9 @@ def is_filled(file: Path) -> bool:
 
 def page(rows: list[Row]) -> str:
     """The texts go in as JSON in which no tag can begin or end; the page writes them as text, never as HTML."""
-    told = json.dumps({"name": drawn(*(f"{row['a_id']} {row['b_id']}" for row in rows))[:12], "pairs": rows})
+    told = json.dumps(
+        {"name": drawn(*(f"{row['a_id']} {row['b_id']}" for row in rows))[:12], "pairs": rows}
+    )
     return PAGE.read_text().replace("{{ pairs }}", told.replace("<", "\\u003c"))
 
 
@@ -174,7 +195,12 @@ def spreadsheet(rows: list[Row]) -> str:
     table.writeheader()
     for row in rows:
         told = {**row, "prompt": prompt_text(row["prompt"])}
-        table.writerow({name: f"'{value}" if value.startswith(FORMULA) else value for name, value in told.items()})
+        table.writerow(
+            {
+                name: f"'{value}" if value.startswith(FORMULA) else value
+                for name, value in told.items()
+            }
+        )
     return text.getvalue()
 
 

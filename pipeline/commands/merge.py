@@ -17,7 +17,9 @@ USAGE = "Type strop merge PLACE [OUT]: a run or a step's folder in the store, an
 def main(words: list[str]) -> int:
     try:
         if not 1 <= len(words) <= 2:
-            raise Refusal(f"merge takes one or two folders, and {len(words)} were given.\n  {USAGE}")
+            raise Refusal(
+                f"merge takes one or two folders, and {len(words)} were given.\n  {USAGE}"
+            )
         step = step_in(Path(words[0]))
         out = Path(words[1]).expanduser() if words[1:] else step / MERGED
         with store.lock(step, waiting=lambda owner: print(f"waiting for {owner}", file=sys.stderr)):

@@ -15,7 +15,15 @@ from pipeline import store
 from pipeline.artifacts import MADE_BY
 from pipeline.driver import store_users
 from pipeline.driver.store_users import Users, list_entries, read_step, users_of
-from pipeline.errors import DONE, REFUSED, Refusal, exit_on_signals, explain_disk_fault, many, nearest
+from pipeline.errors import (
+    DONE,
+    REFUSED,
+    Refusal,
+    exit_on_signals,
+    explain_disk_fault,
+    many,
+    nearest,
+)
 
 USAGE = "strop store [store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]"
 KNOWN = "store=", "runs=", "forget=", "--prune", "--yes"
@@ -55,7 +63,9 @@ def main(arguments: list[str]) -> int:
     try:
         options, root, runs = parsed(arguments)
         if not root.is_dir():
-            raise Refusal(f"{root}: no store lies here. Go to the folder of your runs, or give it: store=FOLDER")
+            raise Refusal(
+                f"{root}: no store lies here. Go to the folder of your runs, or give it: store=FOLDER"
+            )
         store.name_bases(root)
         if gone := options.get("forget"):
             store_users.forget_runs(root, Path(gone))
@@ -142,7 +152,11 @@ def _leftover_files(root: Path) -> Iterator[Kept]:
     for stage in sorted(MADE_BY):
         there = {path.name.partition(".")[0] for path in list_entries(root / stage)}
         for path in list_entries(root / stage / ".locks"):
-            if store.STEP_NAME.fullmatch(path.name) and path.name not in there and not path.is_symlink():
+            if (
+                store.STEP_NAME.fullmatch(path.name)
+                and path.name not in there
+                and not path.is_symlink()
+            ):
                 yield Kept(path, LEFTOVER, path.stat().st_size)
 
 
@@ -150,14 +164,22 @@ def _leftover_files(root: Path) -> Iterator[Kept]:
 
 
 def size_of(path: Path) -> int:
-    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
+    return sum(
+        file.lstat().st_size for file in path.rglob("*") if not file.is_dir() or file.is_symlink()
+    )
 
 
 def show(found: list[Kept]) -> None:
     for each in found:
-        users = f"{each.runs[-1]}{f' and {len(each.runs) - 1} more' if each.runs[1:] else ''}" if each.runs else "–"
+        users = (
+            f"{each.runs[-1]}{f' and {len(each.runs) - 1} more' if each.runs[1:] else ''}"
+            if each.runs
+            else "–"
+        )
         users = f"holds {each.stranger}, which the store did not write" if each.stranger else users
-        print(f"{each.path.parent.name:<10} {each.path.name:<40} {each.state:<10} {megabytes(each.size):>12}  {users}")
+        print(
+            f"{each.path.parent.name:<10} {each.path.name:<40} {each.state:<10} {megabytes(each.size):>12}  {users}"
+        )
     print(f"{many(len(found), 'step')}, {megabytes(sum(each.size for each in found))}")
 
 

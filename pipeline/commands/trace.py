@@ -22,7 +22,11 @@ def main(arguments: list[str]) -> int:
             raise Refusal(
                 "Give the id of a prompt: strop trace PROMPT_ID [RUN], such as strop trace 3fa9c1 runs/latest"
             )
-        print("\n".join(story(arguments[0], Path(arguments[1] if len(arguments) > 1 else "runs/latest"))))
+        print(
+            "\n".join(
+                story(arguments[0], Path(arguments[1] if len(arguments) > 1 else "runs/latest"))
+            )
+        )
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
@@ -32,7 +36,9 @@ def main(arguments: list[str]) -> int:
 def story(prompt_id: str, run: Path) -> list[str]:
     steps = sorted((run / "store").glob("*"))
     if not steps:
-        raise Refusal(f"{run}: no run lies there. Give one as strop trace {prompt_id} runs/RECIPE/TIME.")
+        raise Refusal(
+            f"{run}: no run lies there. Give one as strop trace {prompt_id} runs/RECIPE/TIME."
+        )
     scores = marks(steps, prompt_id)
     told: list[str] = []
     for step in steps:
@@ -54,32 +60,50 @@ def marks(steps: list[Path], prompt_id: str) -> dict[str, list[str]]:
     for step in steps:
         if "-score" in step.name:
             rows = Scores(step).read().filter(pl.col("prompt_id") == prompt_id)
-            for name, scorer, score, status in rows.select("sample_id", "scorer", "score", "status").rows():
-                found.setdefault(name, []).append(f"{scorer} {status if score is None else f'{score:g}'}")
+            for name, scorer, score, status in rows.select(
+                "sample_id", "scorer", "score", "status"
+            ).rows():
+                found.setdefault(name, []).append(
+                    f"{scorer} {status if score is None else f'{score:g}'}"
+                )
     return found
 
 
-def sampled(samples: Samples, label: str, prompt_id: str, scores: dict[str, list[str]]) -> Iterator[str]:
+def sampled(
+    samples: Samples, label: str, prompt_id: str, scores: dict[str, list[str]]
+) -> Iterator[str]:
     rows = pl.concat(shard.filter(pl.col("prompt_id") == prompt_id) for shard in samples.shards())
     if not rows.height:
         return
     yield f"{'round ' if label.isdigit() else ''}{label}: {many(rows.height, 'answer')} to"
-    yield from (f"  {message['role']}: {_short(message['content'])}" for message in rows["prompt"][0])
+    yield from (
+        f"  {message['role']}: {_short(message['content'])}" for message in rows["prompt"][0]
+    )
     for row in rows.sort("setting", "sample_id").iter_rows(named=True):
-        told = [*scores.get(row["sample_id"], ["no score"]), many(len(row["token_ids"]), "token"), row["finish_reason"]]
+        told = [
+            *scores.get(row["sample_id"], ["no score"]),
+            many(len(row["token_ids"]), "token"),
+            row["finish_reason"],
+        ]
         yield f"  {row['sample_id']}  {row['setting']}: {', '.join(told)}"
         yield f"    {_short(row['completion'])}"
 
 
 def paired(pairs: Pairs, label: str, prompt_id: str) -> Iterator[str]:
     for part in ("train", "dev"):
-        for row in getattr(pairs, part)().filter(pl.col("prompt_id") == prompt_id).iter_rows(named=True):
+        for row in (
+            getattr(pairs, part)().filter(pl.col("prompt_id") == prompt_id).iter_rows(named=True)
+        ):
             margin = "" if row["margin"] is None else f", margin {row['margin']:g}"
             yield f"round {label}, pair ({part}, {row['origin']}{margin}): {row['chosen_id']} over {row['rejected_id']}"
     for row in pairs.dropped().filter(pl.col("prompt_id") == prompt_id).iter_rows(named=True):
-        name = row["sample_id"] or (f"{row['chosen_id']} over {row['rejected_id']}" if row["chosen_id"] else "")
+        name = row["sample_id"] or (
+            f"{row['chosen_id']} over {row['rejected_id']}" if row["chosen_id"] else ""
+        )
         detail = f" ({row['detail']})" if row["detail"] else ""
-        yield f"round {label}, dropped {row['kind']} {name}: {row['reason']}{detail}".replace(" :", ":")
+        yield f"round {label}, dropped {row['kind']} {name}: {row['reason']}{detail}".replace(
+            " :", ":"
+        )
 
 
 def _short(text: str) -> str:

@@ -184,14 +184,18 @@ class Config(Block):
     recipe: str
     command: str
     seed: Seed
-    rounds: Annotated[int, Field(ge=1, le=100)]  # a plan of many more is not a plan that a person reads
+    rounds: Annotated[
+        int, Field(ge=1, le=100)
+    ]  # a plan of many more is not a plan that a person reads
     init: Literal["previous", "sft", "refit"]
     reference: Literal["previous", "sft", "init"]
     data: Literal["latest", "all"]
     limits: Limits
     max_length: PositiveInt
     template: Template
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]  # as it was asked for; each model's block has it resolved
+    dtype: Literal[
+        "auto", "float32", "bfloat16", "float16"
+    ]  # as it was asked for; each model's block has it resolved
 
     prompts: PromptsConfig
     base: BaseConfig | None
@@ -227,7 +231,11 @@ class Config(Block):
         """Gold scorers and paid judges see test only."""
         if split == "test":
             return "exam.score", self.exam.score
-        return ("exam.dev_score", self.exam.dev_score) if self.exam.dev_score else ("score", self.score)
+        return (
+            ("exam.dev_score", self.exam.dev_score)
+            if self.exam.dev_score
+            else ("score", self.score)
+        )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

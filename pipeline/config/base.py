@@ -26,7 +26,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and torch both take
 # `auto` is what the device here computes in. Reading the config resolves it, so that no identity holds `auto`.
 resolved = AfterValidator(hardware.resolve_dtype)
 Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], resolved]
-TrainingDtype = Annotated[Literal["auto", "float32", "bfloat16"], resolved]  # float16 overflows without loss scaling
+TrainingDtype = Annotated[
+    Literal["auto", "float32", "bfloat16"], resolved
+]  # float16 overflows without loss scaling
 Workers = Literal["auto"] | PositiveInt  # processes of one stage, each with GPUs of its own
 
 
@@ -35,7 +37,9 @@ class Local(str):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(min_length=1))
+        return core_schema.no_info_after_validator_function(
+            cls, core_schema.str_schema(min_length=1)
+        )
 
 
 class Weights(Local):
@@ -77,8 +81,12 @@ class Function(str):
 
 
 class Block(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-    outside_identity: ClassVar[frozenset[str]] = frozenset()  # knobs that change nothing of what a stage makes
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+    outside_identity: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # knobs that change nothing of what a stage makes
 
 
 def _not_empty(value: Any) -> Any:
@@ -147,20 +155,28 @@ _KEY_NAMES = re.compile(
     r"(key|token|secret|password|passwd|credentials?|authorization|bearer|auth)$"
     r"|(api|access|secret|private)key$"
 )
-_KEY_VALUES = re.compile(r"^(bearer\s+\S+|(sk|pk|hf|gsk|xai|ghp|nvapi|r8)[-_]\S{16,})$", re.IGNORECASE)
+_KEY_VALUES = re.compile(
+    r"^(bearer\s+\S+|(sk|pk|hf|gsk|xai|ghp|nvapi|r8)[-_]\S{16,})$", re.IGNORECASE
+)
 
 
 def _keyless(body: dict[str, JsonValue]) -> dict[str, JsonValue]:
     waiting: list[JsonValue] = [body]
     while waiting:
         item = waiting.pop()
-        names = [re.sub(r"[^a-z]", "", name.lower()) for name in item] if isinstance(item, dict) else []
-        if any(map(_KEY_NAMES.search, names)) or (isinstance(item, str) and _KEY_VALUES.match(item.strip())):
+        names = (
+            [re.sub(r"[^a-z]", "", name.lower()) for name in item] if isinstance(item, dict) else []
+        )
+        if any(map(_KEY_NAMES.search, names)) or (
+            isinstance(item, str) and _KEY_VALUES.match(item.strip())
+        ):
             raise Unshown(
                 "a request's body carries no key, which every run would write down:"
                 " name its environment variable in runtime.api_key_env"
             )
-        waiting += item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
+        waiting += (
+            item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
+        )
     return body
 
 

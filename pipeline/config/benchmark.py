@@ -26,5 +26,7 @@ class BenchmarkConfig(Block):
     @model_validator(mode="after")
     def _of_the_hub(self) -> Self:
         if self.data is not None and self.revision is not None:
-            raise ValueError("data lies on this machine, and revision is of the hub's rows. Leave one of them null")
+            raise ValueError(
+                "data lies on this machine, and revision is of the hub's rows. Leave one of them null"
+            )
         return self

@@ -56,7 +56,9 @@ class LengthScorer(Block):
     @model_validator(mode="after")
     def _a_band(self) -> Self:
         if self.least > self.most:
-            raise ValueError(f"least={self.least} is above most={self.most}: no length lies between them")
+            raise ValueError(
+                f"least={self.least} is above most={self.most}: no length lies between them"
+            )
         return self
 
 

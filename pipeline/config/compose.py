@@ -16,7 +16,9 @@ from pipeline.config.validation import Asked, Written, leaves, validated
 from pipeline.errors import Refusal, nearest
 
 CONF = Path(__file__).parent.parent / "conf"
-RECIPES = CONF / "recipes"  # a link to recipes/, so that Hydra sees that folder of the house and no other
+RECIPES = (
+    CONF / "recipes"
+)  # a link to recipes/, so that Hydra sees that folder of the house and no other
 
 FLAGS = "-m", "--multirun", "--config-dir", "-cd"
 USAGE = "Usage: strop run [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
@@ -28,7 +30,9 @@ READABLE = """\
   whatever holds more than that: 'key="any text [at all"'."""
 
 OmegaConf.register_new_resolver("sum", lambda *numbers: sum(numbers), replace=True)
-OmegaConf.register_new_resolver("conf", lambda file: str(CONF / file), replace=True)  # wherever the command is typed
+OmegaConf.register_new_resolver(
+    "conf", lambda file: str(CONF / file), replace=True
+)  # wherever the command is typed
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,20 @@ class Arguments:
     @property
     def searchpath(self) -> list[str]:
         """Where Hydra finds recipes beside our own, which conf/recipes links to."""
-        return [f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in self.own_recipes)}]"]
+        return [
+            f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in self.own_recipes)}]"
+        ]
 
     @property
     def own_recipes(self) -> list[str]:
         if "--config-dir" not in self.flags:
             return []
         folder = Path(self.flags[self.flags.index("--config-dir") + 1])
-        if taken := [name for name in Config.model_fields if (folder / name).is_dir() and not (CONF / name).is_dir()]:
+        if taken := [
+            name
+            for name in Config.model_fields
+            if (folder / name).is_dir() and not (CONF / name).is_dir()
+        ]:
             raise Refusal(
                 f"--config-dir {folder}: Hydra would take its folder '{taken[0]}' for a config group.\n"
                 f"  Give a folder that holds recipes/ and no folder named like a knob."
@@ -90,7 +100,9 @@ def quoted(text: str) -> str:
 def _folder(value: str) -> str:
     folder = Path(value).absolute()
     if not (folder / "recipes").is_dir():
-        raise Refusal(f"--config-dir {value}: there is no folder recipes/ in it. Give the folder that holds yours.")
+        raise Refusal(
+            f"--config-dir {value}: there is no folder recipes/ in it. Give the folder that holds yours."
+        )
     return str(folder)
 
 
@@ -99,7 +111,9 @@ def _override(word: str) -> str:
     if not equals and word.startswith("~"):
         return word  # takes out what a recipe or `+group@place` mounted
     if not equals:
-        raise Refusal(f"{word}: not an override. Write key=value, such as train.beta=0.05 (see docs/cli.md).")
+        raise Refusal(
+            f"{word}: not an override. Write key=value, such as train.beta=0.05 (see docs/cli.md)."
+        )
     if _is_odd(value):
         value = '"' + value.replace('"', '\\"') + '"'  # a path such as data/a=b(1).jsonl
     group = "@" in key or key.lstrip("+~") == "recipes" or (CONF / key.lstrip("+~")).is_dir()
@@ -112,12 +126,17 @@ def compose(arguments: Arguments) -> tuple[list[Config], bool]:
     try:
         return _compose_points(arguments)
     except OmegaConfBaseException as error:  # a knob of Hydra's own, such as hydra.mode=???
-        raise Refusal(f"command line: {error.full_key or 'hydra'}: {str(error).splitlines()[0]}") from error
+        raise Refusal(
+            f"command line: {error.full_key or 'hydra'}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _compose_points(arguments: Arguments) -> tuple[list[Config], bool]:
     asked = _parsed(arguments.overrides)
-    first = _compose(arguments, [o.input_line for o in asked if not (arguments.multirun and o.is_sweep_override())])
+    first = _compose(
+        arguments,
+        [o.input_line for o in asked if not (arguments.multirun and o.is_sweep_override())],
+    )
     if not (arguments.multirun or first.hydra.mode == _multirun()):
         return [point(first, first.hydra)], False
     params = [f"{key}={value}" for key, value in (first.hydra.sweeper.get("params") or {}).items()]
@@ -127,8 +146,12 @@ def _compose_points(arguments: Arguments) -> tuple[list[Config], bool]:
 
 def block(arguments: Arguments, shape: type[Asked]) -> Asked:
     """The blocks of the config that a shape asks for, by themselves: for side doors, whatever else has no value yet."""
-    composed = _compose(arguments, [override.input_line for override in _parsed(arguments.overrides)])
-    raw = {name: OmegaConf.to_container(composed[name], resolve=True) for name in shape.model_fields}
+    composed = _compose(
+        arguments, [override.input_line for override in _parsed(arguments.overrides)]
+    )
+    raw = {
+        name: OmegaConf.to_container(composed[name], resolve=True) for name in shape.model_fields
+    }
     return validated(_written(raw, composed.hydra), shape)
 
 
@@ -143,9 +166,15 @@ def point(composed: DictConfig, hydra: Any) -> Config:
     except OmegaConfBaseException as error:
         raise Refusal(f"{error.full_key or 'conf'}: {str(error).splitlines()[0]}") from error
     if isinstance(raw.get("recipes"), dict):
-        raise Refusal(f"recipes/{choices['recipes']}.yaml: its first line has to be `# @package _global_`.")
+        raise Refusal(
+            f"recipes/{choices['recipes']}.yaml: its first line has to be `# @package _global_`."
+        )
     unresolved = OmegaConf.to_container(own, resolve=False)
-    echoes = {place for place, value in leaves(unresolved) if isinstance(value, str) and value.startswith("${")}
+    echoes = {
+        place
+        for place, value in leaves(unresolved)
+        if isinstance(value, str) and value.startswith("${")
+    }
     named = {**raw, "recipe": choices.get("recipes") or "run", "command": command_of(hydra)}
     return validated(_written(named, hydra), Config, echoes)
 
@@ -191,7 +220,11 @@ def command_of(hydra: Any) -> str:
     """What is typed for this point alone, without what says where and how far it runs and who watches."""
     typed = [word.removeprefix("++") for word in read_words(hydra)]
     words = [word for word in typed if re.split(r"[.=]", word)[0] not in PASSING]
-    own = [word for folder in hydra.searchpath for word in ("--config-dir", folder.removeprefix("file://"))]
+    own = [
+        word
+        for folder in hydra.searchpath
+        for word in ("--config-dir", folder.removeprefix("file://"))
+    ]
     alone = ["hydra.mode=RUN"] if hydra.mode == _multirun() else []
     return " ".join(["strop run", *map(shlex.quote, [*own, *words, *alone])])
 
@@ -208,10 +241,14 @@ def _compose(arguments: Arguments, overrides: list[str]) -> DictConfig:
 
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="pipeline"):
-            return hydra_compose("config", [*arguments.searchpath, *overrides], return_hydra_config=True)
+            return hydra_compose(
+                "config", [*arguments.searchpath, *overrides], return_hydra_config=True
+            )
     except yaml.YAMLError as error:
         raise Refusal(f"a file of conf/ or recipes/ is not YAML: {error}") from error
-    except Exception as error:  # for odd words it raises ValueError, TypeError and AssertionError as well
+    except (
+        Exception
+    ) as error:  # for odd words it raises ValueError, TypeError and AssertionError as well
         raise Refusal(_said_by_hydra(error, arguments.own_recipes)) from error
 
 
@@ -243,7 +280,11 @@ def _said_by_hydra(error: Exception, own_recipes: list[str] | None = None) -> st
     text = str(error)
     if missing := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
         group, name = missing.groups()
-        folders = [RECIPES, *(Path(p) / "recipes" for p in own_recipes or [])] if group == "recipes" else [CONF / group]
+        folders = (
+            [RECIPES, *(Path(p) / "recipes" for p in own_recipes or [])]
+            if group == "recipes"
+            else [CONF / group]
+        )
         known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
         return f"{group}={name}: there is no {group}/{name}.yaml. {nearest(name, known)}"
     hint = "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."

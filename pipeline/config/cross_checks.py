@@ -90,7 +90,9 @@ def _ungated(cfg: "Config") -> Iterator[str]:
     if chief is None:
         known = nearest(cfg.gate.scorer, [*marking.scorers])
         yield f"gate.scorer={cfg.gate.scorer}: {where} has no such scorer. {known}"
-    elif isinstance(chief, PairwiseScorer) or (isinstance(chief, EnsembleScorer) and chief.within_prompt):
+    elif isinstance(chief, PairwiseScorer) or (
+        isinstance(chief, EnsembleScorer) and chief.within_prompt
+    ):
         yield (
             f"gate.scorer={cfg.gate.scorer} compares a model's answers with each other and cannot tell models apart."
             " Give gate.scorer=ANOTHER, and +score@exam.dev_score=FILE where no other marks dev."
@@ -129,7 +131,11 @@ def _unserved(cfg: "Config") -> Iterator[str]:
     if others and cfg.exam.sample.settings[ANSWER].min_p:
         yield f"exam.others.{others[0]}: not every server knows min_p. Give exam.sample.settings.{ANSWER}.min_p=0."
     served = cfg.sample.backend
-    cut = [f"sample.settings.{name}.min_p" for name, setting in cfg.sample.settings.items() if setting.min_p]
+    cut = [
+        f"sample.settings.{name}.min_p"
+        for name, setting in cfg.sample.settings.items()
+        if setting.min_p
+    ]
     if cut and served.kind == "endpoint" and not served.require_token_ids:
         yield f"{cut[0]}: not every server knows it. Give {cut[0]}=0, or sample.backend.require_token_ids=true."
     if cfg.rounds > 1 and cfg.sample.backend.kind == "endpoint" and cfg.pair.mix.on_policy:
@@ -185,7 +191,11 @@ def _alone(cfg: "Config") -> Iterator[str]:
 def _unfit(cfg: "Config") -> Iterator[str]:
     """`init: refit` and the block that it starts from."""
     if (cfg.init == "refit") != (cfg.refit is not None):
-        given = "init=refit: there is no refit block" if cfg.refit is None else f"refit: init={cfg.init} passes it by"
+        given = (
+            "init=refit: there is no refit block"
+            if cfg.refit is None
+            else f"refit: init={cfg.init} passes it by"
+        )
         yield f"{given}. Give init=refit refit=best, or neither."
     if cfg.refit and cfg.refit.scorer not in cfg.score.scorers:
         known = nearest(cfg.refit.scorer, list(cfg.score.scorers))
@@ -196,8 +206,14 @@ def _unfit(cfg: "Config") -> Iterator[str]:
 
 def _rewardless(cfg: "Config") -> Iterator[str]:
     """The reward model: who asks for one that is not there, and one that nobody asks."""
-    marking = {"score": cfg.score, "exam.score": cfg.exam.score, "exam.dev_score": cfg.exam.dev_score}
-    asking = [f"{place}.scorers" for place, scorers in marking.items() if scorers and scorers.asks_reward]
+    marking = {
+        "score": cfg.score,
+        "exam.score": cfg.exam.score,
+        "exam.dev_score": cfg.exam.dev_score,
+    }
+    asking = [
+        f"{place}.scorers" for place, scorers in marking.items() if scorers and scorers.asks_reward
+    ]
     if asking and cfg.reward is None:
         yield (
             f"{asking[0]}: a scorer of kind reward_model has no model, and reward is none."
@@ -223,7 +239,9 @@ def _off_at_step_0(cfg: "Config") -> Iterator[str]:
             f"refer.dtype={cfg.refer.dtype} and train.dtype={cfg.train.dtype}: reference values of another dtype are"
             " off at step 0. Give both alike, as dtype=…"
         )
-    quantization = None if isinstance(cfg.train.adapter, FullAdapter) else cfg.train.adapter.quantization
+    quantization = (
+        None if isinstance(cfg.train.adapter, FullAdapter) else cfg.train.adapter.quantization
+    )
     if cfg.train.logps == "ready" and cfg.refer.quantization != quantization:
         yield (
             "refer.quantization: reference values of a base in another form than the policy's are off at step 0."

@@ -22,7 +22,9 @@ class JsonlDemonstrations(Block):
     on_bad_row: Literal["fail", "skip"]
 
 
-DemonstrationsConfig = Annotated[PlaygroundDemonstrations | JsonlDemonstrations, Field(discriminator="kind")]
+DemonstrationsConfig = Annotated[
+    PlaygroundDemonstrations | JsonlDemonstrations, Field(discriminator="kind")
+]
 
 
 class RehearsalConfig(Block):

@@ -60,15 +60,23 @@ class ExamConfig(Block):
 
     @model_validator(mode="after")
     def _others_have_names_of_their_own(self) -> Self:
-        if taken := [name for name in self.others if name in TAKEN or name.startswith(("round-", BEST_OF))]:
-            raise ValueError(f"others.{taken[0]}: the table has a row of that name already. Give it another name")
+        if taken := [
+            name for name in self.others if name in TAKEN or name.startswith(("round-", BEST_OF))
+        ]:
+            raise ValueError(
+                f"others.{taken[0]}: the table has a row of that name already. Give it another name"
+            )
         return self
 
     @model_validator(mode="after")
     def _rows_can_be_drawn(self) -> Self:
         if ANSWER not in self.sample.settings:
-            raise ValueError(f"sample.settings: scorers and judges read the setting {ANSWER}. Name one of them so")
-        if self.sample.settings[ANSWER].n > 1 and (long := [name for name, of in self.chats.items() if of.turns > 1]):
+            raise ValueError(
+                f"sample.settings: scorers and judges read the setting {ANSWER}. Name one of them so"
+            )
+        if self.sample.settings[ANSWER].n > 1 and (
+            long := [name for name, of in self.chats.items() if of.turns > 1]
+        ):
             raise ValueError(
                 f"chats.{long[0]}: of several answers to a turn, none is the one that the next turn follows."
                 f" Give sample.settings.{ANSWER}.n=1, or chats.{long[0]}.turns=1"
@@ -79,7 +87,9 @@ class ExamConfig(Block):
                 f" Give best_of=null, or sample.settings.{ANSWER}.temperature=0.7"
             )
         if self.prompted and not (self.prompted.system or self.prompted.few_shot):
-            raise ValueError("prompted: nothing is shown beside the prompt. Give system or few_shot, or prompted=null")
+            raise ValueError(
+                "prompted: nothing is shown beside the prompt. Give system or few_shot, or prompted=null"
+            )
         return self
 
 
@@ -105,5 +115,7 @@ class EvaluateConfig(Block):
 class Evaluation(EvaluateConfig):
     """The user's block with what the rest of the config says of its scorers."""
 
-    training: str | None  # the scorer that made pairs; None where others did: people, demonstrations
+    training: (
+        str | None
+    )  # the scorer that made pairs; None where others did: people, demonstrations
     gold: list[str]  # those that never made any

@@ -7,7 +7,9 @@ from pydantic import JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, mode
 from pipeline.config.base import Block
 from pipeline.config.checks import CheckScorer
 
-MOST_PROMPTS = 64  # whose KL is known to a fraction of a nat; each look draws and reads all of their answers
+MOST_PROMPTS = (
+    64  # whose KL is known to a fraction of a nat; each look draws and reads all of their answers
+)
 
 
 class GuardsConfig(Block):
@@ -40,7 +42,9 @@ class GuardsConfig(Block):
     @model_validator(mode="after")
     def _answers_are_drawn(self) -> Self:
         if self.asks_answers and not self.prompts:
-            raise ValueError("prompts=0 draws no answers, and kl_budget or stop_on=score needs them; give prompts=64")
+            raise ValueError(
+                "prompts=0 draws no answers, and kl_budget or stop_on=score needs them; give prompts=64"
+            )
         if self.prompts > MOST_PROMPTS:
             raise ValueError(
                 f"prompts={self.prompts}: every look answers each of them, and more than {MOST_PROMPTS} make looks "

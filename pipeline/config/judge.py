@@ -8,7 +8,9 @@ from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, Positive
 from pipeline.config.base import Block, Body, Dtype, Local, Prices, Seed, Server, Share, Weights
 from pipeline.config.sample import VllmRuntime
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]  # it becomes a part of scorers' and inputs' names
+Name = Annotated[
+    str, Field(pattern=r"^[A-Za-z][\w-]*$")
+]  # it becomes a part of scorers' and inputs' names
 
 
 class ServiceRuntime(Server):
@@ -19,7 +21,9 @@ class ServiceRuntime(Server):
     @model_validator(mode="after")
     def _knows_its_prices(self) -> Self:
         if self.max_cost is not None and self.prices is None:
-            raise ValueError("max_cost needs prices; give prices={input: …, output: …} per million tokens")
+            raise ValueError(
+                "max_cost needs prices; give prices={input: …, output: …} per million tokens"
+            )
         return self
 
 
@@ -96,7 +100,9 @@ class Scale(Block):
     @model_validator(mode="after")
     def _ascends(self) -> Self:
         if self.low >= self.high:
-            raise ValueError(f"low={self.low} is not below high={self.high}: a scale has at least two marks")
+            raise ValueError(
+                f"low={self.low} is not below high={self.high}: a scale has at least two marks"
+            )
         return self
 
 
@@ -113,7 +119,9 @@ class RubricScorer(Judge):
     @model_validator(mode="after")
     def _asks_something(self) -> Self:
         if not self.asked:
-            raise ValueError("criteria names none: a rubric asks at least one thing; give criteria.NAME='what is good'")
+            raise ValueError(
+                "criteria names none: a rubric asks at least one thing; give criteria.NAME='what is good'"
+            )
         return self
 
 

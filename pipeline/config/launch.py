@@ -17,7 +17,12 @@ KINDS: dict[Launch, tuple[str, ...]] = {
     **dict.fromkeys(("zero1", "zero2", "zero3"), ("DEEPSPEED",)),
     "fsdp2": ("FSDP",),
 }
-SHARED = ("zero1", "zero2", "zero3", "fsdp2")  # what one process holds is a part of the training's state
+SHARED = (
+    "zero1",
+    "zero2",
+    "zero3",
+    "fsdp2",
+)  # what one process holds is a part of the training's state
 SHARDED = ("zero3", "fsdp2")  # of the weights too: no process has the model by itself
 
 
@@ -93,7 +98,11 @@ class LaunchedRuntime(TrainerRuntime):
         least = world if self.micro_batch == "auto" else world * self.micro_batch
         if batch % least == 0:
             return None
-        of = "" if self.micro_batch == "auto" else f" of train.runtime.micro_batch={self.micro_batch} pairs"
+        of = (
+            ""
+            if self.micro_batch == "auto"
+            else f" of train.runtime.micro_batch={self.micro_batch} pairs"
+        )
         return (
             f"train.batch={batch} does not share out to {world} processes{of}.\n"
             f"  Give a batch that is a multiple of {least}, another train.runtime.micro_batch, or "

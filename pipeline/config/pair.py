@@ -2,7 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from pipeline.config.base import Block, Limits, Local, Seed, Share
 
@@ -47,7 +55,9 @@ class MarginBand(Block):
     @model_validator(mode="after")
     def _a_band(self) -> "MarginBand":
         if self.low >= self.high:
-            raise ValueError(f"low={self.low} is not below high={self.high}: no margin lies between them")
+            raise ValueError(
+                f"low={self.low} is not below high={self.high}: no margin lies between them"
+            )
         return self
 
 
@@ -63,7 +73,15 @@ class Demonstration(Block):
 
 
 StrategyConfig = Annotated[
-    BestWorst | BestRandom | RandomPair | TopBottom | AllPairs | Sigma | MarginBand | LengthMatched | Demonstration,
+    BestWorst
+    | BestRandom
+    | RandomPair
+    | TopBottom
+    | AllPairs
+    | Sigma
+    | MarginBand
+    | LengthMatched
+    | Demonstration,
     Field(discriminator="kind"),
 ]
 

@@ -7,7 +7,9 @@ from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, Tag, fi
 from pipeline.config.base import Block, Local, Seed
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 
-PromptShape = Literal["auto", "prompt", "messages", "alpaca", "sharegpt", "turns", "question", "columns"]
+PromptShape = Literal[
+    "auto", "prompt", "messages", "alpaca", "sharegpt", "turns", "question", "columns"
+]
 
 
 class PromptRows(Block):
@@ -20,7 +22,11 @@ class PromptRows(Block):
 
 def _of_path(value: Any) -> Any:
     """A path alone means: a file whose columns tell its shape."""
-    return {"source": {"kind": "file", "path": value}, "shape": "auto", "columns": {}} if type(value) is str else value
+    return (
+        {"source": {"kind": "file", "path": value}, "shape": "auto", "columns": {}}
+        if type(value) is str
+        else value
+    )
 
 
 NamedRows = Annotated[PromptRows, BeforeValidator(_of_path)]
@@ -82,7 +88,9 @@ class GivenPrompts(Block):
     @classmethod
     def _names(cls, sets: dict[str, PromptRows]) -> dict[str, PromptRows]:
         if taken := sorted({"train", "dev", "test"} & sets.keys()):
-            raise ValueError(f"{taken[0]} names a part of the prompts themselves; call the set something else")
+            raise ValueError(
+                f"{taken[0]} names a part of the prompts themselves; call the set something else"
+            )
         return sets
 
 
@@ -92,7 +100,9 @@ class FilePrompts(GivenPrompts):
 
     @property
     def given(self) -> PromptRows:
-        return PromptRows(source=FileRows(kind="file", path=self.path), shape=self.shape, columns=self.columns)
+        return PromptRows(
+            source=FileRows(kind="file", path=self.path), shape=self.shape, columns=self.columns
+        )
 
 
 class HubPrompts(GivenPrompts):
@@ -104,8 +114,15 @@ class HubPrompts(GivenPrompts):
 
     @property
     def given(self) -> PromptRows:
-        place = {"dataset": self.dataset, "revision": self.revision, "subset": self.subset, "split": self.hub_split}
-        return PromptRows(source=HubRows(kind="hub", **place), shape=self.shape, columns=self.columns)
+        place = {
+            "dataset": self.dataset,
+            "revision": self.revision,
+            "subset": self.subset,
+            "split": self.hub_split,
+        }
+        return PromptRows(
+            source=HubRows(kind="hub", **place), shape=self.shape, columns=self.columns
+        )
 
 
 PromptsConfig = Annotated[PlaygroundPrompts | FilePrompts | HubPrompts, Field(discriminator="kind")]

@@ -68,7 +68,8 @@ class EndpointBackend(Block):
 
 
 BackendConfig = Annotated[
-    VllmBackend | TransformersBackend | EndpointBackend | ScriptedBackend, Field(discriminator="kind")
+    VllmBackend | TransformersBackend | EndpointBackend | ScriptedBackend,
+    Field(discriminator="kind"),
 ]
 
 
@@ -120,7 +121,9 @@ class Setting(Block):
     def _whole_examples(self) -> Self:
         expected = ["user", "assistant"] * (len(self.few_shot) // 2)
         if [turn.role for turn in self.few_shot] != expected:
-            raise ValueError("few_shot is not user, assistant, user, assistant …: give each question with its answer")
+            raise ValueError(
+                "few_shot is not user, assistant, user, assistant …: give each question with its answer"
+            )
         return self
 
 
@@ -153,10 +156,19 @@ class Drawn(Block):
     def _kl_is_of_the_policy_itself(self) -> Self:
         """The mean of draws that are cut, filtered or asked otherwise is no KL."""
         kl = self.settings.get(KL)
-        plain = {"temperature": 1, "top_p": 1, "min_p": 0, "stop": [], "system": None, "few_shot": []}
+        plain = {
+            "temperature": 1,
+            "top_p": 1,
+            "min_p": 0,
+            "stop": [],
+            "system": None,
+            "few_shot": [],
+        }
         if kl and (moved := [name for name, value in plain.items() if getattr(kl, name) != value]):
             told = ", ".join(f"{name}={json.dumps(plain[name])}" for name in moved)
-            raise ValueError(f"settings.{KL}: draws for the KL are the policy's own; give it {told}")
+            raise ValueError(
+                f"settings.{KL}: draws for the KL are the policy's own; give it {told}"
+            )
         return self
 
 
@@ -167,7 +179,9 @@ class SampleConfig(Drawn):
     @model_validator(mode="after")
     def _more_differ(self) -> Self:
         if self.more and not self._hot():
-            raise ValueError("more: every setting has temperature 0 and would draw the same again; give more=[]")
+            raise ValueError(
+                "more: every setting has temperature 0 and would draw the same again; give more=[]"
+            )
         return self
 
     def draw(self, purpose: str, round: int = 1) -> "Draw":
@@ -182,11 +196,16 @@ class SampleConfig(Drawn):
     def answers_of(self, other: Block) -> "Draw":
         """What an exam asks of a model that is nobody's policy here: no draws for a KL that it does not have."""
         exam = self.answers("exam")
-        return exam.model_copy(update={"backend": other}) if isinstance(other, ServedModel) else exam
+        return (
+            exam.model_copy(update={"backend": other}) if isinstance(other, ServedModel) else exam
+        )
 
     def conversation(self, turns: int, other: Block | None = None) -> "Draw":
         """What is asked of a model in a chat benchmark: as an exam's answers, the whole set, in as many turns."""
-        changes = {"per_round": None, **({"backend": other} if isinstance(other, ServedModel) else {})}
+        changes = {
+            "per_round": None,
+            **({"backend": other} if isinstance(other, ServedModel) else {}),
+        }
         single = self.answers("chat").model_copy(update=changes)
         return Conversation(**dict(single), turns=turns) if turns > 1 else single
 
@@ -194,7 +213,9 @@ class SampleConfig(Drawn):
         """The draws of a round: the first of every prompt, each later one of those whose scores so far all tie."""
         first = self.draw("train", round)
         later = [
-            self._draw(purpose="train", round=round, wave=wave, ties_by=scorer, settings=self._hot(n))
+            self._draw(
+                purpose="train", round=round, wave=wave, ties_by=scorer, settings=self._hot(n)
+            )
             for wave, n in enumerate(self.more, 1)
         ]
         return [first, *later]
@@ -205,7 +226,11 @@ class SampleConfig(Drawn):
 
     def _hot(self, n: int = 1) -> dict[str, Setting]:
         """The settings that draw something else each time."""
-        return {name: s.model_copy(update={"n": n}) for name, s in self.settings.items() if s.temperature > 0}
+        return {
+            name: s.model_copy(update={"n": n})
+            for name, s in self.settings.items()
+            if s.temperature > 0
+        }
 
 
 class Draw(Drawn):
@@ -219,7 +244,9 @@ class Draw(Drawn):
 
     def short_of(self, rows: int, at_most: bool = False) -> str | None:
         """What to say when so many prompts, or fewer, do not last for all rounds."""
-        if self.per_round is None or rows >= (needed := self.per_round * max(self.runtime.blocks, self.round)):
+        if self.per_round is None or rows >= (
+            needed := self.per_round * max(self.runtime.blocks, self.round)
+        ):
             return None
         rounds = max(self.runtime.blocks, self.round)
         fits = rows // rounds

@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.base import Block, Dtype, Function, Local, Share, Template, Trust, Weights, Workers
+from pipeline.config.base import (
+    Block,
+    Dtype,
+    Function,
+    Local,
+    Share,
+    Template,
+    Trust,
+    Weights,
+    Workers,
+)
 from pipeline.config.checks import CheckScorer
 from pipeline.config.judge import Judge, PairwiseScorer, RubricScorer, VllmEngine
 from pipeline.config.training import Quantization
@@ -79,7 +89,9 @@ class EnsembleScorer(Block):
     @model_validator(mode="after")
     def _no_idle_weight(self) -> Self:
         if self.combine == "min" and set(self.of.values()) != {1.0}:
-            raise ValueError("combine=min takes the lowest score and knows no weights. Give each member the weight 1")
+            raise ValueError(
+                "combine=min takes the lowest score and knows no weights. Give each member the weight 1"
+            )
         return self
 
 
@@ -117,7 +129,11 @@ class ScoreConfig(Block):
 
     @property
     def ensembles(self) -> dict[str, EnsembleScorer]:
-        return {name: one for name, one in sorted(self.scorers.items()) if isinstance(one, EnsembleScorer)}
+        return {
+            name: one
+            for name, one in sorted(self.scorers.items())
+            if isinstance(one, EnsembleScorer)
+        }
 
     @property
     def gpus_each(self) -> int:
@@ -127,7 +143,10 @@ class ScoreConfig(Block):
     @property
     def asks_reward(self) -> bool:
         """Whether a scorer marks with the model of the run's own stage `reward`."""
-        return any(isinstance(scorer, RewardModelScorer) and scorer.model is None for scorer in self.scorers.values())
+        return any(
+            isinstance(scorer, RewardModelScorer) and scorer.model is None
+            for scorer in self.scorers.values()
+        )
 
     def of_best(self, scorer: str) -> "BestScored":
         return BestScored(**dict(self), best_by=scorer)

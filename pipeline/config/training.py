@@ -3,7 +3,15 @@
 from math import ceil
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from pipeline.config.base import Block, Seed, Share, TrainingDtype
 from pipeline.config.demonstrations import Rehearsed
@@ -24,7 +32,9 @@ class Optimization(Block):
     learning_rate: PositiveFloat
     epochs: PositiveFloat
     batch: PositiveInt
-    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"]
+    scheduler: Literal[
+        "cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"
+    ]
     warmup: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NonNegativeFloat
     clip: PositiveFloat
@@ -68,7 +78,9 @@ class Quantization(Block):
 
 
 class LoraAdapter(Block):
-    outside_identity: ClassVar[frozenset[str]] = frozenset({"save_merged"})  # made of what was trained, at any time
+    outside_identity: ClassVar[frozenset[str]] = frozenset(
+        {"save_merged"}
+    )  # made of what was trained, at any time
 
     kind: Literal["lora", "qlora"]
     learning_rate: PositiveFloat
@@ -90,7 +102,9 @@ class LoraAdapter(Block):
         return self
 
 
-AdapterConfig = Annotated[FullAdapter | LoraAdapter, Field(discriminator="kind"), BeforeValidator(refuse_prompt_tuning)]
+AdapterConfig = Annotated[
+    FullAdapter | LoraAdapter, Field(discriminator="kind"), BeforeValidator(refuse_prompt_tuning)
+]
 
 
 class TrainConfig(Optimization):
@@ -110,7 +124,9 @@ class TrainConfig(Optimization):
     @model_validator(mode="after")
     def _no_rate_of_another_objective(self) -> Self:
         usual, (times, said) = self.runtime.usual_rate, HIGHEST_RATE[self.adapter.kind]
-        if self.learning_rate / usual > times * 1.00001:  # 5e-6 is ten times 5e-7, whatever floating point makes of it
+        if (
+            self.learning_rate / usual > times * 1.00001
+        ):  # 5e-6 is ten times 5e-7, whatever floating point makes of it
             raise ValueError(
                 f"learning_rate={self.learning_rate:g} is over {said} times what is usual here ({usual:g}): it "
                 f"breaks models more often than it trains them; give train.runtime.usual_rate={self.learning_rate:g} "
@@ -147,18 +163,26 @@ class TrainConfig(Optimization):
         coupled = looks_at_rows_together(self.trainer, self.args, self.loss)
         names, micro = ", ".join(self.loss), self.runtime.micro_batch
         if not coupled and self.together is not None:
-            raise ValueError(f"together={self.together} would be ignored: every row counts by itself in {names}")
+            raise ValueError(
+                f"together={self.together} would be ignored: every row counts by itself in {names}"
+            )
         if not coupled:
             return self
         if self.together is None:
-            raise ValueError(f"together: {names} looks at several rows at once; give their number, such as together=8")
-        if micro != "auto" and (self.together % micro if self.trainer == "kto" else micro != self.together):
+            raise ValueError(
+                f"together: {names} looks at several rows at once; give their number, such as together=8"
+            )
+        if micro != "auto" and (
+            self.together % micro if self.trainer == "kto" else micro != self.together
+        ):
             raise ValueError(
                 f"runtime.micro_batch={micro}: {names} looks at together={self.together} rows at once; give "
                 f"train.together={micro}, which is another experiment"
             )
         if self.trainer == "kto" and self.together == 1:
-            raise ValueError("together=1: kto estimates its KL from the other rows; give 2 or more, such as together=8")
+            raise ValueError(
+                "together=1: kto estimates its KL from the other rows; give 2 or more, such as together=8"
+            )
         if self.batch % self.together:
             raise ValueError(
                 f"batch={self.batch} is not a multiple of together={self.together}: {names} looks at so many rows at "
@@ -211,7 +235,11 @@ class TrainConfig(Optimization):
         return self._not_shared_out(self.together, world) if self.together else None
 
     def _not_looked_at(self, world: int) -> str:
-        asked = [f"{name}={value:g}" for name in ("kl_budget", "fall_budget") if (value := getattr(self.guards, name))]
+        asked = [
+            f"{name}={value:g}"
+            for name in ("kl_budget", "fall_budget")
+            if (value := getattr(self.guards, name))
+        ]
         return (
             f"train.guards.{asked[0] if asked else 'stop_on=score'} is read by one process alone, and {world} train "
             f"together.\n  Give train.runtime.watch=always, train.runtime.processes=1, or train.guards.stop_on=loss, "

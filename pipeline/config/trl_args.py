@@ -23,7 +23,10 @@ LOSSES = {
     "orpo": ("orpo",),
     "kto": ("kto", "apo_zero_unpaired"),
 }
-SMOOTHED = {"dpo": ("cdpo", "robust", "exo_pair", "aot", "aot_unpaired"), "cpo": ("sigmoid", "simpo")}
+SMOOTHED = {
+    "dpo": ("cdpo", "robust", "exo_pair", "aot", "aot_unpaired"),
+    "cpo": ("sigmoid", "simpo"),
+}
 LOGPS = {"dpo": ("ready", "live"), "kto": ("live",), "cpo": ("none",), "orpo": ("none",)}
 # What a loss says of a row depends on the rows beside it: they are sorted, or averaged over their tokens.
 COUPLED = {"dpo": ("aot", "aot_unpaired", "sft"), "cpo": (), "orpo": ("orpo",), "kto": ("kto",)}
@@ -133,7 +136,12 @@ def _trl_fields() -> dict[str, Any]:
 
 
 def check_args(
-    trainer: str, args: Mapping[str, Any], loss: list[str], logps: str, dropout: float = 0, adapter: str = "full"
+    trainer: str,
+    args: Mapping[str, Any],
+    loss: list[str],
+    logps: str,
+    dropout: float = 0,
+    adapter: str = "full",
 ) -> None:
     """Every reason why the trainer would refuse, ignore or contradict these, in one ValueError."""
     faults = [
@@ -144,14 +152,18 @@ def check_args(
         *_other_draws(args),
     ]
     if dropout and args.get("disable_dropout", True):
-        faults.append("adapter.dropout is switched off by TRL; add args.disable_dropout=false to have it")
+        faults.append(
+            "adapter.dropout is switched off by TRL; add args.disable_dropout=false to have it"
+        )
     if faults:
         raise ValueError("\n  ".join(faults))
 
 
 def looks_at_rows_together(trainer: str, args: Mapping[str, Any], loss: list[str]) -> bool:
     """Whether the rows that share a forward pass change the loss: their number is then part of what is trained."""
-    return bool(set(loss) & set(COUPLED[trainer])) or (trainer == "cpo" and args.get("cpo_alpha", 1.0) != 0)
+    return bool(set(loss) & set(COUPLED[trainer])) or (
+        trainer == "cpo" and args.get("cpo_alpha", 1.0) != 0
+    )
 
 
 def _unknown_losses(trainer: str, loss: list[str]) -> Iterator[str]:
@@ -180,7 +192,9 @@ def _unusable_keys(trainer: str, args: Mapping[str, Any]) -> Iterator[str]:
             yield f"args.{key} would be ignored: {ignored[key]}"
 
 
-def _keys_without_their_loss(trainer: str, args: Mapping[str, Any], loss: list[str]) -> Iterator[str]:
+def _keys_without_their_loss(
+    trainer: str, args: Mapping[str, Any], loss: list[str]
+) -> Iterator[str]:
     yield from _smoothing(trainer, args, loss)
     needs = {
         "discopop_tau": "discopop" in loss,
@@ -204,7 +218,9 @@ def _keys_without_their_loss(trainer: str, args: Mapping[str, Any], loss: list[s
 def _smoothing(trainer: str, args: Mapping[str, Any], loss: list[str]) -> Iterator[str]:
     smoothing, readers = args.get("label_smoothing"), SMOOTHED.get(trainer, ())
     if smoothing is not None and not set(loss) & set(readers):
-        instead = ": use train=cdpo" if "sigmoid" in loss else f": it is read by {', '.join(readers)}"
+        instead = (
+            ": use train=cdpo" if "sigmoid" in loss else f": it is read by {', '.join(readers)}"
+        )
         yield f"args.label_smoothing would be ignored by {', '.join(loss)}{instead}"
     if smoothing is not None and not 0 <= smoothing < 0.5:
         yield f"args.label_smoothing={smoothing}: the share of wrong labels, from 0 to below 0.5"
@@ -220,10 +236,14 @@ def _other_draws(args: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _keys_against_the_reference(trainer: str, args: Mapping[str, Any], logps: str, adapter: str) -> Iterator[str]:
+def _keys_against_the_reference(
+    trainer: str, args: Mapping[str, Any], logps: str, adapter: str
+) -> Iterator[str]:
     """Reference values made by `refer` are plain sums under one fixed model."""
     if logps not in LOGPS[trainer]:
-        why = {"none": "it needs a reference", "ready": "refer has no values for it"}.get(logps, "it has no reference")
+        why = {"none": "it needs a reference", "ready": "refer has no values for it"}.get(
+            logps, "it has no reference"
+        )
         yield f"logps={logps}: not with trainer {trainer}, {why}. Give logps={LOGPS[trainer][0]}"
     for key in ("ld_alpha", "sync_ref_model"):
         if args.get(key) not in (None, False) and logps == "ready":

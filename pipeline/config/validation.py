@@ -36,7 +36,11 @@ class Written:
     def source(self, place: Place) -> str:
         if any(_gives(override, place) for override in self.typed):
             return "command line"
-        return f"recipes/{self.choices['recipes']}.yaml" if "recipes" in self.choices else self.file(place)
+        return (
+            f"recipes/{self.choices['recipes']}.yaml"
+            if "recipes" in self.choices
+            else self.file(place)
+        )
 
 
 def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozenset()) -> Asked:
@@ -47,19 +51,31 @@ def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozens
         checked = shape.model_validate(written.raw)
     except ValidationError as error:
         errors = _once(_errors(error), written.raw)
-        unknown, alone = (_places(errors, kind, written.raw) for kind in ("extra_forbidden", "lone"))
+        unknown, alone = (
+            _places(errors, kind, written.raw) for kind in ("extra_forbidden", "lone")
+        )
         errors += _behind(unknown, alone, errors, written.raw, shape)
         own = [e for e in errors if not _echoed(_located(e["loc"], written.raw).place, echoes)]
         names = _Names(unknown, _places(errors, "missing", written.raw))
         faults = dict.fromkeys(_fault(e, written, names) for e in own or errors)
         raise Refusal("\n".join(faults)) from error
-    if infinite := list(_find_infinite(written.raw)):  # where any JSON may stand, which has no such numbers
-        raise Refusal("\n".join(_describe_infinite(written, place, value) for place, value in infinite))
+    if infinite := list(
+        _find_infinite(written.raw)
+    ):  # where any JSON may stand, which has no such numbers
+        raise Refusal(
+            "\n".join(_describe_infinite(written, place, value) for place, value in infinite)
+        )
     return checked
 
 
 def _find_infinite(value: Any, place: Place = ()) -> Iterator[tuple[Place, float]]:
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for name, item in inside:
         yield from _find_infinite(item, (*place, str(name)))
     if isinstance(value, float) and not math.isfinite(value):
@@ -110,7 +126,11 @@ def _once(errors: list[Any], raw: Any) -> list[Any]:
 
 
 def _behind(
-    unknown: Set[Place], alone: Set[Place], said: list[Any], raw: dict[str, Any], shape: type[BaseModel]
+    unknown: Set[Place],
+    alone: Set[Place],
+    said: list[Any],
+    raw: dict[str, Any],
+    shape: type[BaseModel],
 ) -> list[Any]:
     """The faults that pydantic looks for only in blocks without unknown keys, and in lists that are lists."""
     if not unknown and not alone:
@@ -125,11 +145,17 @@ def _behind(
 
 def _mended(value: Any, unknown: Set[Place], alone: Set[Place], here: Place = ()) -> Any:
     if isinstance(value, list):
-        return [_mended(item, unknown, alone, (*here, str(index))) for index, item in enumerate(value)]
+        return [
+            _mended(item, unknown, alone, (*here, str(index))) for index, item in enumerate(value)
+        ]
     if not isinstance(value, dict):
         return [value] if here in alone else value
     inside = ((name, item, (*here, str(name))) for name, item in value.items())
-    return {name: _mended(item, unknown, alone, place) for name, item, place in inside if place not in unknown}
+    return {
+        name: _mended(item, unknown, alone, place)
+        for name, item, place in inside
+        if place not in unknown
+    }
 
 
 def _fault(error: Any, written: Written, names: _Names) -> str:
@@ -155,7 +181,9 @@ def _fault(error: Any, written: Written, names: _Names) -> str:
             return f"{source}: {key}: {error['msg']}.  ({file})"
         case _:
             said = _in_full(error["msg"].removeprefix("Value error, "), place, value, written)
-            shown = f"{key}={value!r}: " if not isinstance(value, dict) else f"{key}: " if key else ""
+            shown = (
+                f"{key}={value!r}: " if not isinstance(value, dict) else f"{key}: " if key else ""
+            )
             return f"{source}: {shown}{said}.  ({file})" if key else said
 
 
@@ -167,7 +195,9 @@ def _in_full(said: str, place: Place, block: Any, written: Written) -> str:
         if word[1] not in block:
             return word[0]
         key = ".".join((*place, word[0]))
-        return mounts.get(key, key)  # a block that a file fills is chosen by its mount: adapter@train.adapter=lora
+        return mounts.get(
+            key, key
+        )  # a block that a file fills is chosen by its mount: adapter@train.adapter=lora
 
     return KNOB.sub(full, said) if place and isinstance(block, dict) else said
 
@@ -183,7 +213,9 @@ def _located(loc: tuple[Any, ...], raw: Any) -> Located:
     place: Place = ()
     parent, here = raw, raw
     for index, item in enumerate(loc):
-        inside = (isinstance(here, dict) and item in here) or (isinstance(here, list) and isinstance(item, int))
+        inside = (isinstance(here, dict) and item in here) or (
+            isinstance(here, list) and isinstance(item, int)
+        )
         if inside:
             parent, here = here, here[item]
         elif index == len(loc) - 1 and isinstance(here, dict) and item != here.get("kind"):
@@ -200,7 +232,13 @@ def _gives(override: Any, place: Place) -> bool:
     if of[: len(place)] == place or place[: len(of)] != of:
         return of[: len(place)] == place
     for name in place[len(of) :]:
-        inside = dict(enumerate(value)) if isinstance(value, list) else value if isinstance(value, dict) else {}
+        inside = (
+            dict(enumerate(value))
+            if isinstance(value, list)
+            else value
+            if isinstance(value, dict)
+            else {}
+        )
         key = next((key for key in inside if str(key) == name), None)
         if key is None:
             return False

@@ -21,19 +21,25 @@ def best_samples(
     """
     rows = _scored(cfg, _scan(samples), scores, bos)
     best = rows.sort("fit", "score", "sample_id", descending=[True, True, False], nulls_last=True)
-    judged = best.unique("prompt_id", keep="first").with_columns(reason=_fault(cfg)).sort("prompt_id")
+    judged = (
+        best.unique("prompt_id", keep="first").with_columns(reason=_fault(cfg)).sort("prompt_id")
+    )
     fit = judged["reason"].is_null()
     found = judged.filter(fit).select("prompt_id", "sample_id")
     ids = _scan(samples).select("sample_id", "prompt_token_ids", "token_ids")
     whole = ids.join(found.lazy(), on="sample_id", how="semi").collect(engine="streaming")
     score = pl.col("score").cast(pl.String).fill_null("–")
-    detail = pl.format("the best of its samples has the score {} and {} tokens with its prompt", score, "tokens")
+    detail = pl.format(
+        "the best of its samples has the score {} and {} tokens with its prompt", score, "tokens"
+    )
     dropped = judged.filter(~fit).select(row="prompt_id", reason="reason", detail=detail)
     return found.join(whole, on="sample_id", maintain_order="left", validate="1:1"), dropped
 
 
 def _scan(samples: list[Samples]) -> pl.LazyFrame:
-    return pl.scan_parquet([file for each in samples for file in sorted((each.path / "samples").glob("*.parquet"))])
+    return pl.scan_parquet(
+        [file for each in samples for file in sorted((each.path / "samples").glob("*.parquet"))]
+    )
 
 
 def _scored(cfg: Refit, rows: pl.LazyFrame, scores: list[Scores], bos: int | None) -> pl.DataFrame:
@@ -42,7 +48,9 @@ def _scored(cfg: Refit, rows: pl.LazyFrame, scores: list[Scores], bos: int | Non
     own = marks.filter(pl.col("scorer") == cfg.scorer).select("sample_id", "score")
     if own.is_empty():
         known = sorted(marks["scorer"].unique())
-        raise Refusal(f"refit.scorer={cfg.scorer}: no such scorer in the scores. {nearest(cfg.scorer, known)}")
+        raise Refusal(
+            f"refit.scorer={cfg.scorer}: no such scorer in the scores. {nearest(cfg.scorer, known)}"
+        )
     second_bos = pl.lit(False) if bos is None else pl.col("token_ids").list.contains(bos)
     blank = pl.col("completion").str.strip_chars() == ""
     lean = rows.select(
@@ -58,5 +66,15 @@ def _scored(cfg: Refit, rows: pl.LazyFrame, scores: list[Scores], bos: int | Non
 def _fault(cfg: Refit) -> pl.Expr:
     """Why a prompt's best sample is no demonstration; null when it is one."""
     poor = pl.lit(False) if cfg.min_score is None else pl.col("score") < cfg.min_score
-    told = pl.when(~pl.col("fit")).then(pl.lit(UNFINISHED)).when(pl.col("score").is_null()).then(pl.lit(UNSCORED))
-    return told.when(poor).then(pl.lit(POOR)).when(pl.col("tokens") > cfg.max_length).then(pl.lit(LONG))
+    told = (
+        pl.when(~pl.col("fit"))
+        .then(pl.lit(UNFINISHED))
+        .when(pl.col("score").is_null())
+        .then(pl.lit(UNSCORED))
+    )
+    return (
+        told.when(poor)
+        .then(pl.lit(POOR))
+        .when(pl.col("tokens") > cfg.max_length)
+        .then(pl.lit(LONG))
+    )

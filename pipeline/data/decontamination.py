@@ -22,7 +22,9 @@ LEAST = 8
 WHOLE = 0  # the width of a text that is compared from its first to its last word
 SHOWN = 30  # words of a match
 
-Gram = tuple[int, int, int]  # a hash, of how many words, and the hash of the first few: one look tells most texts apart
+Gram = tuple[
+    int, int, int
+]  # a hash, of how many words, and the hash of the first few: one look tells most texts apart
 
 
 def grams(text: str, ngram: int) -> set[Gram]:
@@ -48,15 +50,23 @@ class FenceCheck:
         self._fenced: set[Gram] = set(known.rows())
         self._openings = set(known["opening"])
         self._widths = set(known["words"]) - {WHOLE}
-        self.fault = f"shares {ngram} words in a row with an evaluation prompt, or all of a shorter one"
+        self.fault = (
+            f"shares {ngram} words in a row with an evaluation prompt, or all of a shorter one"
+        )
 
     def overlaps(self, text: str) -> bool:
         words = _words(text)
         if len(words) < self._ngram and _whole(words) in self._fenced:
             return True
         few = min(LEAST, self._ngram)
-        starts = (at for at in range(len(words) - few + 1) if _hash(words[at : at + few]) in self._openings)
-        return any(_gram(words[at : at + width]) in self._fenced for at in starts for width in self._widths)
+        starts = (
+            at
+            for at in range(len(words) - few + 1)
+            if _hash(words[at : at + few]) in self._openings
+        )
+        return any(
+            _gram(words[at : at + width]) in self._fenced for at in starts for width in self._widths
+        )
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,9 @@ class Index:
                 self._owner.setdefault(gram, (of, prompt_id))
             width = min(len(words), self.ngram)
             if width >= min(LEAST, self.ngram):
-                self._ends.setdefault(width, set()).update(zip(words, words[width - 1 :], strict=False))
+                self._ends.setdefault(width, set()).update(
+                    zip(words, words[width - 1 :], strict=False)
+                )
 
     def match(self, texts: Iterable[str]) -> Match | None:
         """The first match with as many words in a row as the two share."""
@@ -105,7 +117,9 @@ class Index:
     def _longest(self, words: list[str], width: int) -> Match | None:
         ends = enumerate(zip(words, words[width - 1 :], strict=False))
         likely = (at for at, pair in ends if pair in self._ends[width])
-        owners = {at: owner for at in likely if (owner := self._owner.get(_gram(words[at : at + width])))}
+        owners = {
+            at: owner for at in likely if (owner := self._owner.get(_gram(words[at : at + width])))
+        }
         if not owners:
             return None
         start = end = min(owners)

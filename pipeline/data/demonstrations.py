@@ -52,7 +52,9 @@ def in_tokens(
 def _unrendered(cfg: DemonstrationsConfig, knob: str, number: int, refusal: Refusal) -> str:
     """A row in roles that this model's template does not take is a bad row for this model."""
     if cfg.kind == "playground" or cfg.on_bad_row == "fail":
-        raise Refusal(f"{knob}: row {number}: {refusal}\n  Or skip and count such rows with {knob}.on_bad_row=skip.")
+        raise Refusal(
+            f"{knob}: row {number}: {refusal}\n  Or skip and count such rows with {knob}.on_bad_row=skip."
+        )
     return str(refusal).splitlines()[0]
 
 
@@ -68,4 +70,8 @@ def _fault(row: dict[str, Any]) -> str | None:
         return fault
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         return "the last message is not an answer of the assistant"
-    return unwritable(messages) if any(m["role"] == "user" for m in messages) else "no message is the user's"
+    return (
+        unwritable(messages)
+        if any(m["role"] == "user" for m in messages)
+        else "no message is the user's"
+    )

@@ -15,7 +15,12 @@ from pipeline.data.unicode import folded
 BATCH = 4096
 
 _BEFORE, _AFTER = r"(?:(?<=\d)|(?<=\b[a-z]))", r"(?=\d|[a-z]\b)"
-_SIGNS = {"-": "minus", "*": "times", "/": "over", ".": "point"}  # between numbers or names of one letter
+_SIGNS = {
+    "-": "minus",
+    "*": "times",
+    "/": "over",
+    ".": "point",
+}  # between numbers or names of one letter
 _SIGN = re.compile(rf"{_BEFORE}\s?([-*/])\s?{_AFTER}|(?<=\d)(\.)(?=\d)|(?<![\w)])(-)(?=\d)")
 _SYMBOLS = {
     "+": "plus",
@@ -28,14 +33,20 @@ _SYMBOLS = {
     "~": "not",
 }
 _PLAIN = {
-    **{code: " " for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("P")},
+    **{
+        code: " "
+        for code in range(sys.maxunicode + 1)
+        if unicodedata.category(chr(code)).startswith("P")
+    },
     **{ord(symbol): f" {word} " for symbol, word in _SYMBOLS.items()},
 }
 
 
 def plain(text: str) -> str:
     """The words that remain when case, punctuation and white space are set aside; a text without words is itself."""
-    spelled = _SIGN.sub(lambda found: f" {_SIGNS[found[found.lastindex or 0]]} ", folded(text, "NFC"))
+    spelled = _SIGN.sub(
+        lambda found: f" {_SIGNS[found[found.lastindex or 0]]} ", folded(text, "NFC")
+    )
     return " ".join(spelled.translate(_PLAIN).split()) or text.strip()
 
 
@@ -75,4 +86,6 @@ def _told(reason: str, detail: str) -> list[pl.Expr]:
 def _compared(messages: list[dict[str, str]]) -> tuple[str, str]:
     """Its system prompt and what was said under it: the same question under another one is another prompt."""
     system = [plain(message["content"]) for message in messages if message["role"] == "system"]
-    return " ".join(system), "\n".join(plain(message["content"]) for message in messages if message["role"] != "system")
+    return " ".join(system), "\n".join(
+        plain(message["content"]) for message in messages if message["role"] != "system"
+    )

@@ -65,7 +65,9 @@ def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         file = path.expanduser().open("rb")
     except OSError as error:
-        raise Refusal(f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file.") from error
+        raise Refusal(
+            f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file."
+        ) from error
     with file:
         number = 0
         while line := file.readline(LONGEST + 1):
@@ -102,7 +104,13 @@ def unwritable(value: Any) -> str | None:
             return f"is nested more than {DEEPEST} deep"
         if isinstance(item, str) and (fault := _unwritable_text(item)):
             return fault
-        inside = [*item, *item.values()] if isinstance(item, dict) else item if isinstance(item, list) else []
+        inside = (
+            [*item, *item.values()]
+            if isinstance(item, dict)
+            else item
+            if isinstance(item, list)
+            else []
+        )
         waiting += [(one, depth + 1) for one in inside]
     return None
 

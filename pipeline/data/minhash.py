@@ -25,7 +25,9 @@ def nearest_above(texts: pl.Series, least: float) -> np.ndarray:
     whole = np.concatenate([np.zeros((0, PERMUTATIONS), dtype=np.uint32), *signed])
     found = np.full(len(whole), -1)
     earlier, later = _candidates(whole, least)
-    for start in reversed(range(0, len(later), BATCH)):  # where several above are near, the first of them is named
+    for start in reversed(
+        range(0, len(later), BATCH)
+    ):  # where several above are near, the first of them is named
         batch = slice(start, start + BATCH)
         near = overlap(texts[earlier[batch]], texts[later[batch]]) >= least
         found[later[batch][near][::-1]] = earlier[batch][near][::-1]
@@ -59,7 +61,11 @@ def _shingles(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of every run of WORDS words, text after text, and where each text's begin; a shorter text is one run."""
     words = texts.str.to_lowercase().str.extract_all(r"\w+").to_frame("word")
     lists = words.select("word", length=pl.col("word").list.len()).with_row_index("text")
-    flat = lists.filter(pl.col("length") > 0).explode("word").select("text", "length", hash=pl.col("word").hash())
+    flat = (
+        lists.filter(pl.col("length") > 0)
+        .explode("word")
+        .select("text", "length", hash=pl.col("word").hash())
+    )
     hashes, lengths = flat["hash"].to_numpy(), flat["length"].to_numpy()
     place = np.arange(len(hashes)) - _starts(lists["length"].to_numpy())[flat["text"].to_numpy()]
     run = hashes.copy()
@@ -67,18 +73,26 @@ def _shingles(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
         for ahead in range(1, WORDS):
             following = np.append(hashes[ahead:], np.zeros(ahead, dtype=np.uint64))[: len(hashes)]
             run = run * MIX + np.where(place + ahead < lengths, following, np.uint64(0))
-    counts = np.maximum(lists["length"].to_numpy().astype(np.int64) - WORDS + 1, lists["length"].to_numpy() > 0)
+    counts = np.maximum(
+        lists["length"].to_numpy().astype(np.int64) - WORDS + 1, lists["length"].to_numpy() > 0
+    )
     kept = place < np.maximum(lengths.astype(np.int64) - WORDS + 1, 1)
     return run[kept], np.append(_starts(counts), counts.sum()).astype(np.uint64)
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths.astype(np.int64))[:-1]]) if len(lengths) else lengths
+    return (
+        np.concatenate([[0], np.cumsum(lengths.astype(np.int64))[:-1]]) if len(lengths) else lengths
+    )
 
 
 def _meetings(whole: np.ndarray, least: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Band by band, each row with the first and with the nearest earlier row of its bucket."""
-    rows = max(r for r in (1, 2, 4, 8, 16, 32) if (r / PERMUTATIONS) ** (1 / r) <= max(least - 0.1, 0.05) or r == 1)
+    rows = max(
+        r
+        for r in (1, 2, 4, 8, 16, 32)
+        if (r / PERMUTATIONS) ** (1 / r) <= max(least - 0.1, 0.05) or r == 1
+    )
     for start in range(0, PERMUTATIONS, rows):
         band = np.ascontiguousarray(whole[:, start : start + rows]).view(f"V{4 * rows}").ravel()
         _, bucket = np.unique(band, return_inverse=True)

@@ -23,7 +23,9 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
     rows, count = each_row(cfg.source, knob), 0
     shape: str = cfg.shape
     if shape == "columns" and not cfg.columns:
-        raise Refusal(f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …, chosen: …, rejected: …}}.")
+        raise Refusal(
+            f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …, chosen: …, rejected: …}}."
+        )
     found = Lines()
     for count, (_, fault, row) in enumerate(rows, start=1):
         try:
@@ -37,7 +39,11 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
         except Fault as known:
             found.bad.append((count, shown(str(known))))
     if found.bad and cfg.on_bad_row == "fail":
-        source = f"dataset={cfg.source.dataset}" if isinstance(cfg.source, HubRows) else f"path={cfg.source.path}"
+        source = (
+            f"dataset={cfg.source.dataset}"
+            if isinstance(cfg.source, HubRows)
+            else f"path={cfg.source.path}"
+        )
         raise Refusal(_refused(found, count, shape, f"{knob}.source.{source}", knob))
     return found
 
@@ -46,7 +52,9 @@ def _refused(found: Lines, rows: int, shape: str, source: str, knob: str) -> str
     first = [f"  row {number}: {fault}" for number, fault in sorted(found.bad)[:SHOWN]]
     more = [f"  … and {len(found.bad) - SHOWN} more"] if len(found.bad) > SHOWN else []
     head = f"{source}: {len(found.bad)} of {many(rows, 'row')} cannot be used (read as {shape}):"
-    return "\n".join([head, *first, *more, f"  Mend them, or skip and count them with {knob}.on_bad_row=skip."])
+    return "\n".join(
+        [head, *first, *more, f"  Mend them, or skip and count them with {knob}.on_bad_row=skip."]
+    )
 
 
 # ── shapes ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -96,7 +104,9 @@ def trl(cfg: PreferenceRows, row: Row) -> Converted:
     prompt = _prompt(row["prompt"], row.get("system")) if row.get("prompt") is not None else None
     if isinstance(chosen, str) or isinstance(rejected, str):
         if prompt is None or not (isinstance(chosen, str) and isinstance(rejected, str)):
-            raise Fault("chosen and rejected are not both messages, and there is no prompt beside them")
+            raise Fault(
+                "chosen and rejected are not both messages, and there is no prompt beside them"
+            )
         return [_pair(prompt, chosen, rejected, row)], []
     asked, answers = _common(chosen, rejected)
     if prompt is not None and asked and asked != prompt and _users(asked) != _users(prompt):
@@ -134,24 +144,35 @@ def scored(cfg: PreferenceRows, row: Row) -> Converted:
     texts, scores = row[names[0]], row[names[1]]
     if not isinstance(texts, list) or not isinstance(scores, list) or len(texts) != len(scores):
         raise Fault(f"{names[0]} and {names[1]} are not two lists of one length")
-    known = [(score, t) for t, s in zip(texts, scores, strict=True) if (score := _number(s)) is not None]
+    known = [
+        (score, t) for t, s in zip(texts, scores, strict=True) if (score := _number(s)) is not None
+    ]
     if not known or not all(isinstance(text, str) for _, text in known):
         raise Fault("no answer has a score")
     prompt = _prompt(_needed(row, "prompt"), row.get("system"))
-    thumbs = [] if cfg.thumbs_at is None else [_thumb(prompt, text, score >= cfg.thumbs_at) for score, text in known]
+    thumbs = (
+        []
+        if cfg.thumbs_at is None
+        else [_thumb(prompt, text, score >= cfg.thumbs_at) for score, text in known]
+    )
     best, worst = max(known, key=lambda one: one[0]), min(known, key=lambda one: one[0])
     if best[0] == worst[0]:
         if thumbs:
             return [], thumbs
         raise Fault("all answers score alike")
-    return [_pair(prompt, best[1], worst[1], {"chosen_score": best[0], "rejected_score": worst[0]})], thumbs
+    return [
+        _pair(prompt, best[1], worst[1], {"chosen_score": best[0], "rejected_score": worst[0]})
+    ], thumbs
 
 
 def thumbs(cfg: PreferenceRows, row: Row) -> Converted:
     label = _needed(row, "label")
     if label not in (True, False, 0, 1):
         raise Fault(f"label is {label!r}; expected true or false")
-    prompt, completion = _prompt(_needed(row, "prompt"), row.get("system")), _side(row, "completion")
+    prompt, completion = (
+        _prompt(_needed(row, "prompt"), row.get("system")),
+        _side(row, "completion"),
+    )
     text = completion if isinstance(completion, str) else _last(completion, "completion")
     return [], [_thumb(prompt, text, bool(label))]
 
@@ -180,7 +201,11 @@ SHAPES: Mapping[str, Callable[[PreferenceRows, Row], Converted]] = {
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \t]?")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 _SCORES = ("chosen_score", "score_chosen"), ("rejected_score", "score_rejected")
-_LISTS = ("all_generated_responses", "all_rm_scores"), ("responses", "rewards"), ("responses", "scores")
+_LISTS = (
+    ("all_generated_responses", "all_rm_scores"),
+    ("responses", "rewards"),
+    ("responses", "scores"),
+)
 
 
 def transcript(text: str) -> Messages:
@@ -213,9 +238,15 @@ def _thumb(prompt: Messages, text: str, label: bool) -> Row:
 
 
 def _prompt(value: Any, system: Any = None) -> Messages:
-    messages = [{"role": "user", "content": value}] if isinstance(value, str) else _messages(value, "prompt")
+    messages = (
+        [{"role": "user", "content": value}]
+        if isinstance(value, str)
+        else _messages(value, "prompt")
+    )
     return (
-        [{"role": "system", "content": system}, *messages] if isinstance(system, str) and system.strip() else messages
+        [{"role": "system", "content": system}, *messages]
+        if isinstance(system, str) and system.strip()
+        else messages
     )
 
 

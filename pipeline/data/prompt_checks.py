@@ -29,5 +29,9 @@ def check_split(split: Split, prompts: int) -> None:
 def check_caps(caps: Caps | None, columns: Collection[str]) -> None:
     if caps and caps.column not in columns:
         known = sorted(columns)
-        hint = nearest(caps.column, known) if known else "They have none beside their text; give prompts.caps=null."
+        hint = (
+            nearest(caps.column, known)
+            if known
+            else "They have none beside their text; give prompts.caps=null."
+        )
         raise Refusal(f"prompts.caps.column={caps.column}: no row has this column. {hint}")

@@ -50,11 +50,15 @@ def _alpaca(row: Row) -> Messages:
     instruction, given = _needed(row, "instruction"), row.pop("input", None)
     if (instances := row.get("instances")) and isinstance(instances, list):
         if len(instances) > 1 or not isinstance(instances[0], dict):
-            raise Fault(f"'instances' holds {len(instances)}; write one row for each, with instruction and input")
+            raise Fault(
+                f"'instances' holds {len(instances)}; write one row for each, with instruction and input"
+            )
         given = given or instances[0].get("input")
     if not isinstance(instruction, str) or not isinstance(given, str | None):
         raise Fault("instruction and input are not both text")
-    return _asked(f"{instruction}\n\n{given}" if given and given.strip() else instruction, "instruction")
+    return _asked(
+        f"{instruction}\n\n{given}" if given and given.strip() else instruction, "instruction"
+    )
 
 
 def _turns(row: Row) -> Messages:
@@ -96,7 +100,9 @@ def _needed(row: Row, name: str) -> Any:
 
 
 def _asked(value: Any, name: str) -> Messages:
-    return [{"role": "user", "content": value}] if isinstance(value, str) else _messages(value, name)
+    return (
+        [{"role": "user", "content": value}] if isinstance(value, str) else _messages(value, name)
+    )
 
 
 def _messages(value: Any, name: str) -> Messages:

@@ -51,7 +51,9 @@ def read_prompts(asked: PromptRows, knob: str, on_bad_row: str = "fail") -> Read
     """By batches, so that only one of them exists as Python objects at a time."""
     read = Read()
     rows = _converted(asked, knob, read)
-    batches = (pl.DataFrame(batch, schema=ROW) for batch in iter(lambda: list(islice(rows, BATCH)), []))
+    batches = (
+        pl.DataFrame(batch, schema=ROW) for batch in iter(lambda: list(islice(rows, BATCH)), [])
+    )
     read.rows = pl.concat([read.rows, *batches])
     _check_rows(asked, knob, on_bad_row, read.rows.height, read.bad)
     return read
@@ -68,17 +70,23 @@ def summarize_prompts(asked: PromptRows, knob: str, on_bad_row: str = "fail") ->
     return Summary(count, frozenset(columns))
 
 
-def _check_rows(asked: PromptRows, knob: str, on_bad_row: str, usable: int, bad: list[tuple[str, str]]) -> None:
+def _check_rows(
+    asked: PromptRows, knob: str, on_bad_row: str, usable: int, bad: list[tuple[str, str]]
+) -> None:
     if bad and on_bad_row == "fail":
         raise Refusal(_refused(asked, knob, usable, bad))
     if not usable:
         listed = ":\n" + "\n".join(_listed(bad)) + "\n " if bad else "."
-        raise Refusal(f'{_name(asked)}: holds no prompt{listed} Expected rows such as {{"prompt": "Who are you?"}}.')
+        raise Refusal(
+            f'{_name(asked)}: holds no prompt{listed} Expected rows such as {{"prompt": "Who are you?"}}.'
+        )
 
 
 def _converted(asked: PromptRows, knob: str, read: Read) -> Iterator[Row]:
     if asked.shape == "columns" and not asked.columns:
-        raise Refusal(f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …}} with the file's names.")
+        raise Refusal(
+            f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …}} with the file's names."
+        )
     shape: str = asked.shape
     seen: set[str] = set()
     for place, fault, row in each_row(asked.source, knob):
@@ -150,8 +158,15 @@ def converted(shape: str, row: Row) -> Row:
     if fault := unwritable([messages, asked, given]):
         raise Fault(f"its prompt or its id {fault}")
     left_out = {shown(name): why for name, value in row.items() if (why := _odd(name, value))}
-    made = prompt_row(messages, {name: value for name, value in row.items() if shown(name) not in left_out}, given)
-    return {**made, "asked": asked or made["asked"], "named": given is not None, "left_out": left_out}
+    made = prompt_row(
+        messages, {name: value for name, value in row.items() if shown(name) not in left_out}, given
+    )
+    return {
+        **made,
+        "asked": asked or made["asked"],
+        "named": given is not None,
+        "left_out": left_out,
+    }
 
 
 def _renamed(names: Mapping[str, str], row: Row) -> Row:

@@ -83,9 +83,13 @@ def _json(file: Path) -> Iterator[Found]:
     try:
         rows = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise Refusal(f"{file}: cannot be read as JSON ({error}). Expected a list of objects.") from error
+        raise Refusal(
+            f"{file}: cannot be read as JSON ({error}). Expected a list of objects."
+        ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise Refusal(f"{file}: expected a JSON list of objects; one object a line belongs in a .jsonl file.")
+        raise Refusal(
+            f"{file}: expected a JSON list of objects; one object a line belongs in a .jsonl file."
+        )
     return _counted(rows)
 
 
@@ -96,7 +100,9 @@ def _parquet(file: Path) -> Iterator[Found]:
         table = pl.read_parquet(file)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise Refusal(f"{file}: cannot be read as parquet ({shown(str(error))}).") from error
-    return _counted(_readable(file, (row for part in table.iter_slices(BATCH) for row in part.to_dicts())))
+    return _counted(
+        _readable(file, (row for part in table.iter_slices(BATCH) for row in part.to_dicts()))
+    )
 
 
 def _csv(file: Path) -> Iterator[Found]:
@@ -108,7 +114,11 @@ def _csv(file: Path) -> Iterator[Found]:
             header = _header(file, next(lines, []))
             for cells in lines:
                 wide = many(len(cells), "cell")
-                uneven = None if len(cells) == len(header) else f"{wide} under {many(len(header), 'column')}"
+                uneven = (
+                    None
+                    if len(cells) == len(header)
+                    else f"{wide} under {many(len(header), 'column')}"
+                )
                 row = dict(zip(header, cells, strict=False))
                 if cells:
                     yield f"line {lines.line_num}", uneven, row
@@ -122,7 +132,9 @@ def _header(file: Path, names: list[str]) -> list[str]:
     if names and names[0].startswith("\ufeff"):
         raise Refusal(f"{file}: starts with a byte order mark; save it as UTF-8 without one.")
     if len(set(names)) < len(names) or not all(names):
-        raise Refusal(f"{file}: its first line has to name each column once; it says {', '.join(names) or 'nothing'}.")
+        raise Refusal(
+            f"{file}: its first line has to name each column once; it says {', '.join(names) or 'nothing'}."
+        )
     return names
 
 
@@ -140,9 +152,13 @@ def _from_disk(folder: Path) -> Iterator[Row]:
     try:
         data = load_from_disk(str(folder))
     except (OSError, ValueError) as error:
-        raise Refusal(f"{folder}: cannot be read as a dataset folder ({str(error).splitlines()[0]}).") from error
+        raise Refusal(
+            f"{folder}: cannot be read as a dataset folder ({str(error).splitlines()[0]})."
+        ) from error
     if not isinstance(data, Dataset):
-        raise Refusal(f"{folder}: it holds {', '.join(data)}. Give one of them, such as {folder / next(iter(data))}.")
+        raise Refusal(
+            f"{folder}: it holds {', '.join(data)}. Give one of them, such as {folder / next(iter(data))}."
+        )
     return _readable(folder, data)
 
 
@@ -151,7 +167,9 @@ def _from_hub(source: HubRows, knob: str) -> Iterator[Row]:
     from datasets import load_dataset
 
     try:
-        data = load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision)
+        data = load_dataset(
+            source.dataset, source.subset, split=source.split, revision=source.revision
+        )
     except (OSError, ValueError) as error:
         raise Refusal(
             f"{knob}: the hub's dataset {source.dataset} cannot be read ({str(error).splitlines()[0]}).\n"

@@ -19,7 +19,10 @@ def read_reward_rows(cfg: PreferencesConfig, learn_from: Literal["pairs", "thumb
     """The rows of one kind; pairs give their two sides as thumbs where there are no others."""
     lines = Lines()
     if isinstance(cfg, PlaygroundPreferences):
-        pairs = [_pair(number, row, row["flipped"]) for number, row in enumerate(synthetic.preferences(cfg), 1)]
+        pairs = [
+            _pair(number, row, row["flipped"])
+            for number, row in enumerate(synthetic.preferences(cfg), 1)
+        ]
         thumbs: list[Row] = []
     else:
         found = read_preferences(cfg, "reward.data")

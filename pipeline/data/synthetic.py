@@ -31,12 +31,32 @@ LEADS = (
 )
 # Words stand in an instruction as they would in an answer, without quotes: what looks alike is easy to learn to copy.
 PHRASES = {
-    "sentences": ("Use exactly {count} sentences.", "Write {count} sentences.", "Make it {count} sentences long."),
-    "mention": ("Mention the word {word}.", "The word {word} has to appear.", "Include the word {word}."),
+    "sentences": (
+        "Use exactly {count} sentences.",
+        "Write {count} sentences.",
+        "Make it {count} sentences long.",
+    ),
+    "mention": (
+        "Mention the word {word}.",
+        "The word {word} has to appear.",
+        "Include the word {word}.",
+    ),
     "open": ("Open with the word {word}.", "Let {word} be the first word.", "Begin with {word}."),
-    "close": ("End with: {sentence}", "Let the last sentence be: {sentence}", "Finish by saying: {sentence}"),
-    "avoid": ("Never use the word {word}.", "Do without the word {word}.", "Avoid the word {word}."),
-    "lower": ("Use no capital letters.", "Write everything in lower case.", "Keep every letter small."),
+    "close": (
+        "End with: {sentence}",
+        "Let the last sentence be: {sentence}",
+        "Finish by saying: {sentence}",
+    ),
+    "avoid": (
+        "Never use the word {word}.",
+        "Do without the word {word}.",
+        "Avoid the word {word}.",
+    ),
+    "lower": (
+        "Use no capital letters.",
+        "Write everything in lower case.",
+        "Keep every letter small.",
+    ),
 }
 FRAMES = (
     "the {topic} {deed}.",
@@ -73,7 +93,10 @@ def prompts(rows: int, constraints: int, seed: int) -> Iterator[Row]:
             )
         if not repeats:
             known.add(text)
-            yield {"prompt": [{"role": "user", "content": text}], "columns": _columns(topic, chosen)}
+            yield {
+                "prompt": [{"role": "user", "content": text}],
+                "columns": _columns(topic, chosen),
+            }
 
 
 def demonstrations(cfg: PlaygroundDemonstrations) -> Iterator[Row]:
@@ -92,13 +115,18 @@ def preferences(cfg: PlaygroundPreferences) -> Iterator[Row]:
 
     Flips are drawn beside the texts: the same rows with more wrong labels have every wrong label of those with fewer.
     """
-    rng, flips = (random.Random(f"playground {what} {cfg.seed}") for what in ("preferences", "flips"))
+    rng, flips = (
+        random.Random(f"playground {what} {cfg.seed}") for what in ("preferences", "flips")
+    )
     for _ in range(cfg.rows):
         topic, chosen, text = _instruction(rng, cfg.constraints)
         sides = [[rng.random() < cfg.obeyed for _ in chosen] for _ in range(2)]
         while sum(sides[0]) == sum(sides[1]):
             sides = [[rng.random() < cfg.obeyed for _ in chosen] for _ in range(2)]
-        better, worse = ((answer(rng, topic, chosen, side), sum(side)) for side in sorted(sides, key=sum, reverse=True))
+        better, worse = (
+            (answer(rng, topic, chosen, side), sum(side))
+            for side in sorted(sides, key=sum, reverse=True)
+        )
         flipped = flips.random() < cfg.flipped
         first, second = (worse, better) if flipped else (better, worse)
         yield {
@@ -112,14 +140,27 @@ def preferences(cfg: PlaygroundPreferences) -> Iterator[Row]:
         }
 
 
-def answer(rng: random.Random, topic: Topic, constraints: list[Constraint], obeyed: list[bool]) -> str:
+def answer(
+    rng: random.Random, topic: Topic, constraints: list[Constraint], obeyed: list[bool]
+) -> str:
     """A little text about the topic that obeys and violates exactly what it is told to."""
-    wish = {constraint["kind"]: (constraint, obey) for constraint, obey in zip(constraints, obeyed, strict=True)}
+    wish = {
+        constraint["kind"]: (constraint, obey)
+        for constraint, obey in zip(constraints, obeyed, strict=True)
+    }
     opener = _choose(rng, OPENERS, wish.get("open"), "word", spare=(None,) * 6)
     closer = _choose(rng, CLOSERS, wish.get("close"), "sentence", spare=(None,) * 5)
     count = _choose(rng, tuple(COUNTS), wish.get("sentences"), "count", spare=())
-    present = [c["word"] for kind, (c, obey) in wish.items() if (kind, obey) in (("mention", True), ("avoid", False))]
-    absent = [c["word"] for kind, (c, obey) in wish.items() if (kind, obey) in (("mention", False), ("avoid", True))]
+    present = [
+        c["word"]
+        for kind, (c, obey) in wish.items()
+        if (kind, obey) in (("mention", True), ("avoid", False))
+    ]
+    absent = [
+        c["word"]
+        for kind, (c, obey) in wish.items()
+        if (kind, obey) in (("mention", False), ("avoid", True))
+    ]
 
     body = _body(rng, topic, count - bool(closer), present, absent)
     if opener:
@@ -165,17 +206,23 @@ def _phrase(rng: random.Random, constraint: Constraint) -> str:
     return rng.choice(PHRASES[constraint["kind"]]).format(**shown)
 
 
-def _choose(rng: random.Random, values: tuple, wish: tuple[Constraint, bool] | None, key: str, spare: tuple) -> Any:
+def _choose(
+    rng: random.Random, values: tuple, wish: tuple[Constraint, bool] | None, key: str, spare: tuple
+) -> Any:
     """The value asked for when it is to be obeyed, else any other one, or one of the spare ones."""
     if wish and wish[1]:
         return wish[0][key]
     return rng.choice([value for value in (*values, *spare) if not wish or value != wish[0][key]])
 
 
-def _body(rng: random.Random, topic: Topic, count: int, present: list[str], absent: list[str]) -> list[str]:
+def _body(
+    rng: random.Random, topic: Topic, count: int, present: list[str], absent: list[str]
+) -> list[str]:
     for _ in itertools.count():
         body = [_sentence(rng, frame, topic) for frame in rng.sample(FRAMES, count)]
-        words = {word for sentence in body for word in sentence.replace(",", "").rstrip(".").split()}
+        words = {
+            word for sentence in body for word in sentence.replace(",", "").rstrip(".").split()
+        }
         if words.issuperset(present) and words.isdisjoint(absent):
             return body
     raise AssertionError("unreachable: the loop has no end of its own")
@@ -184,7 +231,11 @@ def _body(rng: random.Random, topic: Topic, count: int, present: list[str], abse
 def _sentence(rng: random.Random, frame: str, topic: Topic) -> str:
     trait, other = rng.sample(topic.traits, 2)
     return frame.format(
-        topic=topic.name, trait=trait, other=other, thing=rng.choice(topic.things), deed=rng.choice(topic.deeds)
+        topic=topic.name,
+        trait=trait,
+        other=other,
+        thing=rng.choice(topic.things),
+        deed=rng.choice(topic.deeds),
     )
 
 

@@ -21,7 +21,15 @@ def _read(text: str) -> list[Topic]:
             category = line
             continue
         name, things, traits = line.strip().replace(": ", "; ").split("; ")
-        topics.append(Topic(category, name, things.split(", "), traits.split(", "), next(lines).strip().split(", ")))
+        topics.append(
+            Topic(
+                category,
+                name,
+                things.split(", "),
+                traits.split(", "),
+                next(lines).strip().split(", "),
+            )
+        )
     return topics
 
 

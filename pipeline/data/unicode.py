@@ -5,7 +5,9 @@ import unicodedata
 from typing import Literal
 
 # Soft hyphens, joiners, marks of direction and the like: pages and PDFs bring them, and nobody sees them.
-_UNSEEN = dict.fromkeys(code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cf")
+_UNSEEN = dict.fromkeys(
+    code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) == "Cf"
+)
 
 
 def folded(text: str, form: Literal["NFC", "NFKC"]) -> str:

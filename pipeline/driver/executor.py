@@ -48,7 +48,12 @@ def select(last: Step, until: str | None) -> list[Step]:
         raise Refusal(
             f"until={until}: this plan has no stage {stage}, it is off. What switches it on lies in conf/{stage}/."
         )
-    has = sorted({f"{s.stage}@{s.label}" if isinstance(s.label, int) and s.label else s.stage for s in everything})
+    has = sorted(
+        {
+            f"{s.stage}@{s.label}" if isinstance(s.label, int) and s.label else s.stage
+            for s in everything
+        }
+    )
     raise Refusal(f"until={until}: the plan has no such step. {nearest(until, has)}")
 
 
@@ -64,7 +69,10 @@ def outline(cfg: Config, targets: Iterable[Step]) -> Planned:
     """As `prepare`, but what it would refuse is in `faults`, so that the rest of the plan is judged all the same."""
     targets = list(targets)
     cache = ContentCache(cfg.store / ".contents.json")
-    strict, lenient = Identity(lambda path: cache.of(Path(path))), Identity(partial(_content_if_any, cache))
+    strict, lenient = (
+        Identity(lambda path: cache.of(Path(path))),
+        Identity(partial(_content_if_any, cache)),
+    )
     steps = [step for target in targets for step in target.ancestors()]
     unknown = [step for step in steps if refusals([partial(strict.fingerprint, step)])]
     faults = refusals(partial(strict.fingerprint, step) for step in unknown)
@@ -94,7 +102,13 @@ def dry_run(cfg: Config, planned: Planned) -> dict[str, Found]:
     for step in planned.steps:
         fingerprint = planned.fingerprint(step)
         manifest, reason = found[fingerprint]
-        shown = "?" if fingerprint in planned.unknown else f"{fingerprint}~" if floats(step) else fingerprint
+        shown = (
+            "?"
+            if fingerprint in planned.unknown
+            else f"{fingerprint}~"
+            if floats(step)
+            else fingerprint
+        )
         if manifest and not store.hollow(manifest) and _lacks_merged(planned, step):
             reason = "is to be merged, without training again"
         ledger.line("○" if manifest is None else "✓", step, shown, note=reason)
@@ -108,12 +122,23 @@ def dry_run(cfg: Config, planned: Planned) -> dict[str, Found]:
 def run(cfg: Config, planned: Planned, story: Path) -> Path:
     """Build what is missing, in order; returns the folder of the last Step."""
     ledger = Ledger(story)
-    write_json(story / store.PLAN, {planned.fingerprint(step): step.stage for step in planned.steps})
-    print("\n".join([f"{cfg.recipe}: {many(len(planned.steps), 'step')} · {story}", *capacity.dtype_lines(cfg)]))
+    write_json(
+        story / store.PLAN, {planned.fingerprint(step): step.stage for step in planned.steps}
+    )
+    print(
+        "\n".join(
+            [
+                f"{cfg.recipe}: {many(len(planned.steps), 'step')} · {story}",
+                *capacity.dtype_lines(cfg),
+            ]
+        )
+    )
     try:
         store.name_bases(planned.root)  # of a store that was moved
         while not _built(cfg, planned, story, ledger):
-            ledger.say("a pruned step came out differently, and what follows it reads more that was pruned: once more")
+            ledger.say(
+                "a pruned step came out differently, and what follows it reads more that was pruned: once more"
+            )
     finally:
         store.name_bases(planned.root)  # of a checkpoint that was found elsewhere
     return planned.folder(planned.steps[-1])
@@ -121,7 +146,11 @@ def run(cfg: Config, planned: Planned, story: Path) -> Path:
 
 def _built(cfg: Config, planned: Planned, story: Path, ledger: Ledger) -> bool:
     """One pass over the plan; False where a Step has to run whose inputs were pruned, which nobody could foresee."""
-    to_do = {fingerprint for fingerprint, (manifest, _) in survey(planned, verify=False).items() if manifest is None}
+    to_do = {
+        fingerprint
+        for fingerprint, (manifest, _) in survey(planned, verify=False).items()
+        if manifest is None
+    }
     contents: dict[str, store.Manifest] = {}
     for number, step in enumerate(planned.steps):
         fingerprint = planned.fingerprint(step)
@@ -130,17 +159,23 @@ def _built(cfg: Config, planned: Planned, story: Path, ledger: Ledger) -> bool:
         if manifest and store.hollow(manifest) and fingerprint in to_do:
             manifest, reason = None, f"{step.stage}/{fingerprint} {PRUNED}"
         if manifest is None:
-            if any(store.hollow(contents[name]) for name in read_by(planned, step) & contents.keys()):
+            if any(
+                store.hollow(contents[name]) for name in read_by(planned, step) & contents.keys()
+            ):
                 return False
             if reason:
                 ledger.say(reason)
             manifest = _build(cfg, planned, step, inputs, story, number, ledger)
-        elif _lacks_merged(planned, step) and not store.hollow(manifest):  # the worker finds it built, and merges
+        elif _lacks_merged(planned, step) and not store.hollow(
+            manifest
+        ):  # the worker finds it built, and merges
             manifest = _build(cfg, planned, step, inputs, story, number, ledger)
         else:
             ledger.line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
             if _lacks_merged(planned, step):
-                ledger.say(f"train/{fingerprint} was pruned: it has no adapter left to merge (adapter.save_merged)")
+                ledger.say(
+                    f"train/{fingerprint} was pruned: it has no adapter left to merge (adapter.save_merged)"
+                )
         contents[fingerprint] = manifest
         preflight.check_made(step, planned.folder, planned.steps[number:])
         _link(story, step, planned.folder(step), number)
@@ -149,7 +184,9 @@ def _built(cfg: Config, planned: Planned, story: Path, ledger: Ledger) -> bool:
 
 def _lacks_merged(planned: Planned, step: Step) -> bool:
     """Whether `train.adapter.save_merged` asks for a copy that is not there."""
-    wanted = isinstance(step.config, TrainConfig) and getattr(step.config.adapter, "save_merged", False)
+    wanted = isinstance(step.config, TrainConfig) and getattr(
+        step.config.adapter, "save_merged", False
+    )
     return wanted and not (planned.folder(step) / MERGED).exists()
 
 
@@ -160,19 +197,27 @@ def _build(
     final = planned.folder(step).absolute()
     name = f"{number:03d}-{step.stage}-{fingerprint}"
     record, log = story / "steps" / f"{name}.json", story / "logs" / f"{name}.log"
-    write_json(record, {**_record(cfg, planned, step, inputs, final), "story": str(story.absolute())})
+    write_json(
+        record, {**_record(cfg, planned, step, inputs, final), "story": str(story.absolute())}
+    )
     log.parent.mkdir(exist_ok=True)
 
     started = time.monotonic()
     rest = durations.Rest(planned, planned.steps[number:])
-    code = spawn(record, log, lambda text: ledger.running(step, fingerprint, text + rest.told()), ledger.say)
+    code = spawn(
+        record, log, lambda text: ledger.running(step, fingerprint, text + rest.told()), ledger.say
+    )
     manifest = store.read_manifest(final)
     if code not in (DONE, FOUND) or manifest is None:
         ledger.line("✗", step, fingerprint, seconds=time.monotonic() - started)
-        raise StepFailed(failure(step, fingerprint, code, log), REFUSED if code == REFUSED else BROKE)
+        raise StepFailed(
+            failure(step, fingerprint, code, log), REFUSED if code == REFUSED else BROKE
+        )
     sign = "■" if code == DONE else "✓"
     note = told_in_short(manifest["cost"])
-    ledger.line(sign, step, fingerprint, seconds=manifest["seconds"], note=note, counted=code == DONE)
+    ledger.line(
+        sign, step, fingerprint, seconds=manifest["seconds"], note=note, counted=code == DONE
+    )
     for line in told(log):
         ledger.say(line)
     return manifest

@@ -32,8 +32,17 @@ class Ledger:
         """`■ sample    round 1   3fa9c1d2e4b5   12.3 s`; seconds of an earlier run stand in brackets."""
         spent = "" if seconds is None else f"{seconds:.1f} s" if counted else f"({seconds:.1f} s)"
         self._clear()
-        print(f"{sign} {step.stage:<9} {step.when:<13} {fingerprint:<13} {spent:>10}  {note}".rstrip(), flush=True)
-        entry = {"sign": sign, "stage": step.stage, "label": step.label, "fingerprint": fingerprint, "seconds": seconds}
+        print(
+            f"{sign} {step.stage:<9} {step.when:<13} {fingerprint:<13} {spent:>10}  {note}".rstrip(),
+            flush=True,
+        )
+        entry = {
+            "sign": sign,
+            "stage": step.stage,
+            "label": step.label,
+            "fingerprint": fingerprint,
+            "seconds": seconds,
+        }
         self._lines.append({**entry, "counted": counted})
         self._shown = time.monotonic()
         if self._file:
@@ -43,7 +52,9 @@ class Ledger:
         """Repainted on a terminal; elsewhere a line now and then."""
         line = f"● {step.stage:<9} {step.when:<13} {fingerprint:<13} {text}"
         if self._terminal:
-            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be painted over
+            width = (
+                shutil.get_terminal_size().columns - 1
+            )  # a line that wraps could not be painted over
             print(f"\r\x1b[K{line[:width]}", end="", flush=True)
         elif time.monotonic() - self._shown >= QUIET:
             self._shown = time.monotonic()
@@ -71,7 +82,10 @@ def told_in_short(cost: dict[str, Any]) -> str:
     if money := cost.get("money"):
         parts.append(f"money {money:.2f}")
     if "processes" in cost:
-        parts.append(f"{cost['processes']} processes" + ("" if cost.get("watched") else ", which do not look at KL"))
+        parts.append(
+            f"{cost['processes']} processes"
+            + ("" if cost.get("watched") else ", which do not look at KL")
+        )
     if dropped := cost.get("dropped"):
         parts.append(f"{dropped} dropped (dropped.parquet)")
     return " · ".join(parts)

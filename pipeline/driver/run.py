@@ -36,7 +36,9 @@ def drive(cfg: Config, story: Path | None = None) -> int:
         if faults := refused(planned):
             raise Refusal(*faults)
         warn(planned)
-        with store.at_work(cfg.store, lambda: print(f"waiting: {cfg.store} is being pruned", flush=True)):
+        with store.at_work(
+            cfg.store, lambda: print(f"waiting: {cfg.store} is being pruned", flush=True)
+        ):
             register_runs(cfg.store, cfg.runs)
             story = open_story(cfg, story)
             last = report(run(cfg, planned, story), story)
@@ -66,7 +68,10 @@ def refused(planned: Planned) -> list[str]:
     coming = unbuilt(planned)
     built = [step for step in planned.steps if step not in coming] if coming else []
     made = (one for step in built for one in preflight.checks_of_made(step, planned.folder, coming))
-    return [*planned.faults, *refusals(chain(preflight.checks(coming), made, capacity.checks(planned, coming)))]
+    return [
+        *planned.faults,
+        *refusals(chain(preflight.checks(coming), made, capacity.checks(planned, coming))),
+    ]
 
 
 def show(cfg: Config, planned: Planned) -> None:
@@ -110,7 +115,9 @@ def open_story(cfg: Config, folder: Path | None = None) -> Path:
 
     story = folder or fresh_story(cfg)
     (story / "steps").mkdir(parents=True, exist_ok=True)
-    write_text(story / "config.yaml", yaml.safe_dump(json.loads(cfg.model_dump_json()), sort_keys=False))
+    write_text(
+        story / "config.yaml", yaml.safe_dump(json.loads(cfg.model_dump_json()), sort_keys=False)
+    )
     latest = cfg.runs / "latest"
     if latest.exists() and not latest.is_symlink():
         said = "is not a link of ours and stays as it is. Move it away to have it point to the last finished run."

@@ -37,9 +37,13 @@ def forget_runs(store: Path, runs: Path) -> None:
     own = str(runs.resolve())
     known = read_runs(store) or []
     if own not in known:
-        raise Refusal(f"forget={runs}: {store} does not know this runs folder. {_list_known(known)}")
+        raise Refusal(
+            f"forget={runs}: {store} does not know this runs folder. {_list_known(known)}"
+        )
     if (runs / RUNS_MARKER).is_file():
-        raise Refusal(f"forget={runs}: it is there. To let a run's work go, remove that run's own folder in it.")
+        raise Refusal(
+            f"forget={runs}: it is there. To let a run's work go, remove that run's own folder in it."
+        )
     _change_runs(store, lambda known: [each for each in known if each != own])
 
 
@@ -70,7 +74,9 @@ def check_runs(store: Path, runs: Path) -> list[Path]:
             " again), then prune."
         )
     if str(runs.resolve()) not in known:
-        raise Refusal(f"runs={runs}: no run of this folder has used {store}. Nothing was removed. {_list_known(known)}")
+        raise Refusal(
+            f"runs={runs}: no run of this folder has used {store}. Nothing was removed. {_list_known(known)}"
+        )
     if away := [each for each in known if not (Path(each) / RUNS_MARKER).is_file()]:
         raise Refusal(
             f"{away[0]}: the runs of this folder use {store}, and it is not there. Nothing was removed.\n"
@@ -104,7 +110,9 @@ class Users:
 
     def check(self) -> None:
         if self.faults:
-            raise Refusal("\n".join([*self.faults, "Nothing was removed: nothing says what these runs need."]))
+            raise Refusal(
+                "\n".join([*self.faults, "Nothing was removed: nothing says what these runs need."])
+            )
 
 
 def read_step(path: Path) -> dict[str, object]:
@@ -141,7 +149,9 @@ def _add_plan(users: Users, plan: Path, run: str) -> None:
     except (OSError, ValueError, RecursionError):
         named = None
     if not isinstance(named, dict):
-        users.faults.append(f"{plan}: cannot be read as a run's plan. Restore it, or remove the folder of this run.")
+        users.faults.append(
+            f"{plan}: cannot be read as a run's plan. Restore it, or remove the folder of this run."
+        )
         return
     for fingerprint in named:
         users.runs[fingerprint].append(run)
@@ -151,7 +161,9 @@ def _plans(folder: Path, faults: list[str]) -> Iterator[Path]:
     """The plan of every run in a runs folder. Linked folders are read too: what their runs need is needed."""
 
     def report(error: OSError) -> None:
-        faults.append(f"{error.filename}: {error.strerror}. Make it readable, or remove this folder.")
+        faults.append(
+            f"{error.filename}: {error.strerror}. Make it readable, or remove this folder."
+        )
 
     seen: set[Path] = set()
     if not folder.is_dir():
@@ -163,11 +175,20 @@ def _plans(folder: Path, faults: list[str]) -> Iterator[Path]:
             continue
         seen.add(place.resolve())
         for name in files:
-            if (place / name).is_symlink() and not (place / name).exists() and name != "latest" and not is_run:
-                faults.append(f"{place / name}: it leads nowhere. Bring back what it led to, or remove the link.")
+            if (
+                (place / name).is_symlink()
+                and not (place / name).exists()
+                and name != "latest"
+                and not is_run
+            ):
+                faults.append(
+                    f"{place / name}: it leads nowhere. Bring back what it led to, or remove the link."
+                )
         if is_run:
             yield place / store.PLAN
-        inside[:] = sorted(name for name in inside if not (is_run and name in ("store", "steps", "logs")))
+        inside[:] = sorted(
+            name for name in inside if not (is_run and name in ("store", "steps", "logs"))
+        )
         if place == folder and "latest" in inside:
             inside.remove("latest")
 

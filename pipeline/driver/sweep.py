@@ -59,16 +59,26 @@ def line_of(cfg: Config, story: Path, code: int, job: Any) -> dict[str, Any]:
     if code != 0 or not report.exists():
         return line
     told = json.loads(report.read_text())
-    model = next((model for model in told["models"] if model["name"] == told["exam"]["chosen"]), None)
+    model = next(
+        (model for model in told["models"] if model["name"] == told["exam"]["chosen"]), None
+    )
     score = model and model["metrics"].get(cfg.evaluate.scorer, {}).get("mean")
     kl = model and model["kl"]["mean"]
-    return {**line, "split": cfg.exam.split, "score": score, "kl": kl, "report": str(story / "report.html")}
+    return {
+        **line,
+        "split": cfg.exam.split,
+        "score": score,
+        "kl": kl,
+        "report": str(story / "report.html"),
+    }
 
 
 # ── the end of it ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def close(cfg: Config, folder: Path, points: list[dict[str, Any]], flags: Sequence[str] = ()) -> tuple[Path, int]:
+def close(
+    cfg: Config, folder: Path, points: list[dict[str, Any]], flags: Sequence[str] = ()
+) -> tuple[Path, int]:
     """The page of all points and the exit code of the best one's second run; `points.json` where none was examined."""
     from pipeline.report.render.sweep_page import Grid, best_of, grid_page
 
@@ -82,7 +92,9 @@ def close(cfg: Config, folder: Path, points: list[dict[str, Any]], flags: Sequen
         report = "best/report.html" if code == DONE else None
     if best and cfg.sweep.keep == "best":
         let_go(cfg, folder, [point for point in points if point is not best])
-    grid = Grid(cfg.recipe, points, cfg.exam.split, cfg.sweep.kl_budget, best, command(best, flags), report)
+    grid = Grid(
+        cfg.recipe, points, cfg.exam.split, cfg.sweep.kl_budget, best, command(best, flags), report
+    )
     write_text(folder / "sweep.html", grid_page(grid))
     return folder / "sweep.html", code
 
@@ -108,11 +120,15 @@ def let_go(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> No
     losers = {(ours / str(point["point"])).as_posix() for point in points}
     try:
         with store.alone(cfg.store):
-            users = store_users.users_of(cfg.store, [cfg.runs, *store_users.check_runs(cfg.store, cfg.runs)])
+            users = store_users.users_of(
+                cfg.store, [cfg.runs, *store_users.check_runs(cfg.store, cfg.runs)]
+            )
             users.check()
             for fingerprint, runs in users.runs.items():
                 place = store.folder(cfg.store, "train", fingerprint)
-                manifest = store.read_manifest(place) if place.parent == cfg.store / "train" else None
+                manifest = (
+                    store.read_manifest(place) if place.parent == cfg.store / "train" else None
+                )
                 own = manifest and not store.hollow(manifest) and not place.is_symlink()
                 if manifest and own and losers.issuperset(runs):
                     store.hollow_out(place, manifest)

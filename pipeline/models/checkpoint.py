@@ -34,17 +34,31 @@ def bring_in(cfg: Checkpoint, out: Path) -> Model:
     checks.weights(folder, cfg.model, cfg.trust)
     checks.complete(folder, cfg.model, cfg.trust)
     tokenizer.save_pretrained(out / "tokenizer")
-    origin = {"weights": str(cfg.model), "revision": commit, "content": commit} if commit else _local(folder, out)
-    write_json(out / MODEL_FILE, {**origin, "tokenizer": "tokenizer", "remote_code": cfg.trust.remote_code})
+    origin = (
+        {"weights": str(cfg.model), "revision": commit, "content": commit}
+        if commit
+        else _local(folder, out)
+    )
+    write_json(
+        out / MODEL_FILE, {**origin, "tokenizer": "tokenizer", "remote_code": cfg.trust.remote_code}
+    )
     return Model(out)
 
 
 def bring_in_classifier(cfg: RewardCheckpoint, out: Path) -> Model:
     """A reward model as a reference: how its scorers put a text to it is theirs to say."""
     folder, commit = classifier(cfg.model, cfg.revision, cfg.trust)
-    opened_tokenizer(folder, None, cfg.model, cfg.trust.remote_code).save_pretrained(out / "tokenizer")
-    origin = {"weights": str(cfg.model), "revision": commit, "content": commit} if commit else _local(folder, out)
-    write_json(out / MODEL_FILE, {**origin, "tokenizer": "tokenizer", "remote_code": cfg.trust.remote_code})
+    opened_tokenizer(folder, None, cfg.model, cfg.trust.remote_code).save_pretrained(
+        out / "tokenizer"
+    )
+    origin = (
+        {"weights": str(cfg.model), "revision": commit, "content": commit}
+        if commit
+        else _local(folder, out)
+    )
+    write_json(
+        out / MODEL_FILE, {**origin, "tokenizer": "tokenizer", "remote_code": cfg.trust.remote_code}
+    )
     return Model(out)
 
 
@@ -53,7 +67,9 @@ def classifier(model: Weights, revision: str | None, trust: Trust) -> tuple[Path
     folder, commit = _folder(model, revision, SMALL)
     _refuse_adapter(folder, model)
     checks.no_own_code(folder, model, trust)
-    folder, commit = _folder(model, commit, SMALL + LARGE + (checks.PICKLED if trust.pickled_weights else []))
+    folder, commit = _folder(
+        model, commit, SMALL + LARGE + (checks.PICKLED if trust.pickled_weights else [])
+    )
     checks.weights(folder, model, trust)
     checks.classification_head(folder, model, trust)
     return folder, commit
@@ -72,14 +88,18 @@ def check_files(cfg: Checkpoint | RewardCheckpoint) -> None:
     together(faults)
 
 
-def load_tokenizer(place: Path, template: Template, name: str, remote_code: bool = False) -> "PreTrainedTokenizerBase":
+def load_tokenizer(
+    place: Path, template: Template, name: str, remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
     """The tokenizer with the template that the config gives, or its own; one of them has to work."""
     tokenizer = opened_tokenizer(place, template.chat_template, name, remote_code)
     checks.template(tokenizer, template, name)
     return tokenizer
 
 
-def opened_tokenizer(place: Path, chat_template: str | None, name: str, remote_code: bool) -> "PreTrainedTokenizerBase":
+def opened_tokenizer(
+    place: Path, chat_template: str | None, name: str, remote_code: bool
+) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
@@ -94,7 +114,9 @@ def opened_tokenizer(place: Path, chat_template: str | None, name: str, remote_c
     return tokenizer
 
 
-def save_weights(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path) -> Model:
+def save_weights(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", out: Path
+) -> Model:
     """A model of our own: safetensors with its tokenizer beside, and the record that points to them."""
     from transformers.utils import logging
 
@@ -114,7 +136,9 @@ def torch_dtype(name: Dtype) -> Any:
 def _template_file(path: str) -> str:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise Refusal(f"template.chat_template={path}: there is no such file.\n  Give the path of a Jinja template.")
+        raise Refusal(
+            f"template.chat_template={path}: there is no such file.\n  Give the path of a Jinja template."
+        )
     return file.read_text()
 
 
@@ -131,8 +155,14 @@ def _folder(model: Weights, revision: str | None, wanted: list[str]) -> tuple[Pa
 def _local_folder(model: Weights) -> Path:
     folder = Path(model).expanduser().absolute()
     if not (folder / "config.json").is_file() and not (folder / ADAPTER).is_file():
-        fault = "is no checkpoint: it has no config.json" if folder.is_dir() else "there is no such folder"
-        raise Refusal(f"{model}: {fault}.\n  Give the folder that holds config.json, or the name of a hub repository.")
+        fault = (
+            "is no checkpoint: it has no config.json"
+            if folder.is_dir()
+            else "there is no such folder"
+        )
+        raise Refusal(
+            f"{model}: {fault}.\n  Give the folder that holds config.json, or the name of a hub repository."
+        )
     return folder
 
 
@@ -181,11 +211,17 @@ def _merge(cfg: Checkpoint, adapter: Path, out: Path) -> Model:
     base = _base_of(cfg, adapter)
     checks.unquantised(base, cfg.model)
     own = (adapter / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(adapter if own else base, cfg.template, cfg.model, cfg.trust.remote_code)
-    widened = bool(checks.read_json(adapter / ADAPTER).get("modules_to_save"))  # it may carry an embedding of its own
+    tokenizer = load_tokenizer(
+        adapter if own else base, cfg.template, cfg.model, cfg.trust.remote_code
+    )
+    widened = bool(
+        checks.read_json(adapter / ADAPTER).get("modules_to_save")
+    )  # it may carry an embedding of its own
     if not widened:
         checks.vocabulary(tokenizer, base, cfg.model)
-    opened = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, trust_remote_code=cfg.trust.remote_code)
+    opened = AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32, trust_remote_code=cfg.trust.remote_code
+    )
     if widened and len(tokenizer) > opened.get_input_embeddings().num_embeddings:
         opened.resize_token_embeddings(len(tokenizer))
     try:
@@ -207,7 +243,9 @@ def _base_of(cfg: Checkpoint, adapter: Path) -> Path:
     record = checks.read_json(adapter / ADAPTER)
     name = Weights(record.get("base_model_name_or_path") or "")
     if not name:
-        raise Refusal(f"{cfg.model}: its {ADAPTER} names no base model.\n  Write base_model_name_or_path there.")
+        raise Refusal(
+            f"{cfg.model}: its {ADAPTER} names no base model.\n  Write base_model_name_or_path there."
+        )
     try:
         base, _ = _folder(name, record.get("revision"), _with_weights(cfg))
     except Refusal as refusal:

@@ -16,7 +16,11 @@ PROBE = [{"role": "user", "content": "Who are you?"}]
 
 
 def no_own_code(folder: Path, name: str, trust: Trust) -> None:
-    files = [path for path in (folder / "config.json", folder / "tokenizer_config.json") if path.is_file()]
+    files = [
+        path
+        for path in (folder / "config.json", folder / "tokenizer_config.json")
+        if path.is_file()
+    ]
     own_code = [path.name for path in files if "auto_map" in read_json(path)]
     if own_code and not trust.remote_code:
         raise Refusal(
@@ -30,8 +34,12 @@ def weights(folder: Path, name: str, trust: Trust) -> None:
     if not tensors:
         _only_pickled(folder, name, trust)
     for path in folder.glob("*.safetensors.index.json"):
-        if missing := sorted(set(read_json(path)["weight_map"].values()) - {tensor.name for tensor in tensors}):
-            raise Refusal(f"{name}: {path.name} names {', '.join(missing)}, not there.\n  Download it again.")
+        if missing := sorted(
+            set(read_json(path)["weight_map"].values()) - {tensor.name for tensor in tensors}
+        ):
+            raise Refusal(
+                f"{name}: {path.name} names {', '.join(missing)}, not there.\n  Download it again."
+            )
     for path in tensors:
         _whole(path, name)
 
@@ -42,7 +50,9 @@ def classification_head(folder: Path, name: str, trust: Trust) -> None:
     stored = _stored_tensors(folder)
     if not stored or not (missing := sorted(head - stored)):
         return
-    kind = ", ".join(read_json(folder / "config.json").get("architectures") or ["its kind is not said"])
+    kind = ", ".join(
+        read_json(folder / "config.json").get("architectures") or ["its kind is not said"]
+    )
     raise Refusal(
         f"{name}: it is no reward model ({kind}): its weights lack the head that gives the score ({missing[0]}), "
         f"which would be random.\n"
@@ -57,7 +67,9 @@ def causal(folder: Path, name: str) -> None:
     config = read_json(folder / "config.json")
     if "AutoModelForCausalLM" in config.get("auto_map", {}):
         return
-    named = config.get("architectures") or [KNOWN.get(config.get("model_type", ""), "no architecture")]
+    named = config.get("architectures") or [
+        KNOWN.get(config.get("model_type", ""), "no architecture")
+    ]
     if named[0] not in KNOWN.values():
         raise Refusal(
             f"{name}: its config.json says {named[0]}, which is no causal language model that transformers knows.\n"
@@ -70,7 +82,9 @@ def complete(folder: Path, name: str, trust: Trust) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    if not list(folder.glob("*.safetensors")) or "quantization_config" in read_json(folder / "config.json"):
+    if not list(folder.glob("*.safetensors")) or "quantization_config" in read_json(
+        folder / "config.json"
+    ):
         return
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
@@ -121,7 +135,9 @@ def template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: str) -
             f"  Set eos_token in tokenizer_config.json."
         )
     try:
-        shown = tokenizer.apply_chat_template(PROBE, tokenize=False, add_generation_prompt=True, **given.kwargs)
+        shown = tokenizer.apply_chat_template(
+            PROBE, tokenize=False, add_generation_prompt=True, **given.kwargs
+        )
     except Exception as error:  # it is the checkpoint's own code, and may raise whatever it likes
         raise Refusal(
             f"{given.chat_template or name}: the chat template does not take one user message ({first_line(error)}).\n"
@@ -156,7 +172,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise Refusal(f"{path}: not readable as JSON ({first_line(error)}).\n  Download it again.") from error
+        raise Refusal(
+            f"{path}: not readable as JSON ({first_line(error)}).\n  Download it again."
+        ) from error
 
 
 def first_line(error: Exception) -> str:
@@ -171,13 +189,19 @@ def _head(folder: Path, trust: Trust) -> set[str]:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust.remote_code)
     try:
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust.remote_code)
+            model = AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=trust.remote_code
+            )
     except ValueError as error:
         raise Refusal(
             f"{folder}: transformers knows no sequence classifier of this kind ({first_line(error)}).\n"
             f"  Give a checkpoint that opens with AutoModelForSequenceClassification."
         ) from error
-    return {key for key, _ in model.named_parameters() if not key.startswith(f"{model.base_model_prefix}.")}
+    return {
+        key
+        for key, _ in model.named_parameters()
+        if not key.startswith(f"{model.base_model_prefix}.")
+    }
 
 
 def _stored_tensors(folder: Path) -> set[str]:
@@ -194,7 +218,9 @@ def _only_pickled(folder: Path, name: str, trust: Trust) -> None:
     pickled = [path.name for pattern in PICKLED for path in sorted(folder.glob(pattern))]
     pickled = [file for file in pickled if file != "training_args.bin"]
     if not pickled:
-        raise Refusal(f"{name}: it has no weights; *.safetensors was expected.\n  Download it again.")
+        raise Refusal(
+            f"{name}: it has no weights; *.safetensors was expected.\n  Download it again."
+        )
     if not trust.pickled_weights:
         raise Refusal(
             f"{name}: it has no *.safetensors, only pickled weights ({', '.join(pickled)}), which can run code.\n"
@@ -210,4 +236,6 @@ def _whole(path: Path, name: str) -> None:
         with safe_open(path, framework="np"):  # its header alone; "pt" would load torch for that
             return
     except SafetensorError as error:
-        raise Refusal(f"{name}: {path.name} does not open ({error}).\n  Download it again.") from error
+        raise Refusal(
+            f"{name}: {path.name} does not open ({error}).\n  Download it again."
+        ) from error

@@ -58,7 +58,9 @@ def load_merged(model: Model) -> Any:
     if model.adapter:
         check_base(model)
     if quantization := quantized.quantization_of(model):
-        module = _base(model, model.record["quantization"]["dtype"], quantization).dequantize().float()
+        module = (
+            _base(model, model.record["quantization"]["dtype"], quantization).dequantize().float()
+        )
     else:
         module = _base(model, "float32")
     if model.adapter:
@@ -110,7 +112,9 @@ def is_bare_base(module: Any, init: Model, reference: Model) -> bool:
 def _base(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
     from transformers import AutoModelForCausalLM
 
-    module = whole(AutoModelForCausalLM, model, dtype, **quantized.loading(quantization, dtype, device()))
+    module = whole(
+        AutoModelForCausalLM, model, dtype, **quantized.loading(quantization, dtype, device())
+    )
     return quantized.in_one_arithmetic(module) if quantization else module
 
 
@@ -157,7 +161,9 @@ def check_continued(model: Model, adapter: LoraAdapter) -> None:
 
 def check_vocabulary(module: Any, columns: "list[pl.Series]", where: str) -> None:
     known = module.get_input_embeddings().num_embeddings
-    highest = max((top for ids in columns if isinstance(top := ids.list.max().max(), int)), default=0)
+    highest = max(
+        (top for ids in columns if isinstance(top := ids.list.max().max(), int)), default=0
+    )
     if highest >= known:
         raise Refusal(
             f"{where}: token id {highest} is beyond the model's {known} embeddings: these tokens were made by another "
@@ -193,7 +199,12 @@ def settings_of(module: Any) -> dict[str, Any]:
 
 
 def save_full(
-    module: Any, settings: dict[str, Any], init: Model, dtype: str, out: Path, whole: State | None = None
+    module: Any,
+    settings: dict[str, Any],
+    init: Model,
+    dtype: str,
+    out: Path,
+    whole: State | None = None,
 ) -> Model:
     import torch
 
@@ -208,7 +219,12 @@ def save_full(
 
 
 def save_adapter(
-    module: Any, init: Model, adapter: LoraAdapter, dtype: str, out: Path, whole: State | None = None
+    module: Any,
+    init: Model,
+    adapter: LoraAdapter,
+    dtype: str,
+    out: Path,
+    whole: State | None = None,
 ) -> Model:
     """PEFT's folder with the tokenizer beside it, so that `from_pretrained` opens it with nothing else."""
     folder = out / "adapter"
@@ -218,10 +234,16 @@ def save_adapter(
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
     config["base_model_name_or_path"], config["revision"] = base_name(init), init.revision
     if isinstance(config["target_modules"], list):
-        config["target_modules"].sort()  # PEFT keeps a set, whose order differs from process to process
+        config[
+            "target_modules"
+        ].sort()  # PEFT keeps a set, whose order differs from process to process
     load_tokenizer(init).save_pretrained(folder)
     record = {"base": base_name(init), "adapter": "adapter", "tokenizer": "adapter", "peft": config}
-    bits = {"quantization": {**adapter.quantization.model_dump(), "dtype": dtype}} if adapter.quantization else {}
+    bits = (
+        {"quantization": {**adapter.quantization.model_dump(), "dtype": dtype}}
+        if adapter.quantization
+        else {}
+    )
     write_json(out / MODEL_FILE, {**record, **bits})
     name_base(Model(out))
     return Model(out)

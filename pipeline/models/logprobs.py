@@ -13,15 +13,25 @@ OnBatch = Callable[[int, int], None]  # hears rows and tokens of each batch that
 
 
 def completion_logps(
-    module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int, on_batch: OnBatch | None = None
+    module: Any,
+    prompts: list[Ids],
+    completions: list[Ids],
+    batch_tokens: int,
+    on_batch: OnBatch | None = None,
 ) -> list[float]:
     """The sum over each completion's tokens given its prompt; a result does not depend on what shared its batch."""
-    found = logps_by_row(module, prompts, completions, batch_rows(prompts, completions, batch_tokens), on_batch)
+    found = logps_by_row(
+        module, prompts, completions, batch_rows(prompts, completions, batch_tokens), on_batch
+    )
     return [found[at] for at in range(len(prompts))]
 
 
 def batch_rows(prompts: list[Ids], completions: list[Ids], batch_tokens: int) -> list[list[int]]:
-    return list(by_length([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], batch_tokens))
+    return list(
+        by_length(
+            [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], batch_tokens
+        )
+    )
 
 
 def logps_by_row(
@@ -54,8 +64,12 @@ def _forward(module: Any, prompts: list[Ids], completions: list[Ids]) -> list[fl
     ids, mask = ids.to(module.device), mask.to(module.device)
     with torch.no_grad():
         # Only from the last token of the shortest prompt on: the vocabulary is what costs memory.
-        logits = module(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=width - first).logits
-        spans = [(len(p) - 1, len(p) + len(c) - 1) for p, c in zip(prompts, completions, strict=True)]
+        logits = module(
+            input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=width - first
+        ).logits
+        spans = [
+            (len(p) - 1, len(p) + len(c) - 1) for p, c in zip(prompts, completions, strict=True)
+        ]
         return [
             _sum(logits[at, start - first : end - first], ids[at, start + 1 : end + 1])
             for at, (start, end) in enumerate(spans)

@@ -16,13 +16,19 @@ def merge(step: Path, out: Path) -> None:
 
     manifest, model = store.read_manifest(step), Model(step)
     if manifest is None or store.hollow(manifest) or not (step / MODEL_FILE).exists():
-        raise Refusal(f"{step}: it has no weights here (pruned, or no model).\n  Run its run again, which makes them.")
+        raise Refusal(
+            f"{step}: it has no weights here (pruned, or no model).\n  Run its run again, which makes them."
+        )
     if model.adapter is None:
         raise Refusal(f"{step}: its weights are whole already.\n  Open {model.weights}.")
     if not Path(model.weights).exists() and isinstance(model.weights, Path):
-        raise Refusal(f"{step}: its base is gone from {model.weights}.\n  Run its run again, which makes it.")
+        raise Refusal(
+            f"{step}: its base is gone from {model.weights}.\n  Run its run again, which makes it."
+        )
     if out.exists():
-        raise Refusal(f"{out}: something lies there.\n  Give a folder that does not exist yet, or remove that one.")
+        raise Refusal(
+            f"{out}: something lies there.\n  Give a folder that does not exist yet, or remove that one."
+        )
     scratch = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     loading.save_merged(model, manifest["config"]["dtype"], scratch)

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 ROWS = 32  # completions: a thousand tokens and more
 
 
-def per_token(policy: Model, served: Model, rows: "pl.DataFrame", trained_in: str, served_in: str) -> float:
+def per_token(
+    policy: Model, served: Model, rows: "pl.DataFrame", trained_in: str, served_in: str
+) -> float:
     """The mean over tokens of |Δ log p| in nats, between the policy as it was trained and as it is sampled."""
     asked = rows.head(ROWS).select("prompt_token_ids", "token_ids").rows()
     as_trained = _logps(loading.load(policy, trained_in), asked)
@@ -24,7 +26,9 @@ def _logps(module: Any, rows: list[tuple[list[int], list[int]]]) -> "torch.Tenso
     import torch
 
     found = []
-    if module.device.type != loading.device().type:  # what is quantised lies there, and may not be moved
+    if (
+        module.device.type != loading.device().type
+    ):  # what is quantised lies there, and may not be moved
         module = module.to(loading.device())
     with torch.inference_mode():
         for prompt, completion in rows:

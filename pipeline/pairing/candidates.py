@@ -32,7 +32,12 @@ def whole(samples: Samples, ids: pl.Series) -> pl.DataFrame:
     """The rows of these samples, with their tokens."""
     wanted = ids.drop_nulls().to_frame("sample_id").lazy()
     columns = "prompt_id", "sample_id", "prompt", "completion", "prompt_token_ids", "token_ids"
-    return _shards(samples).select(*columns).join(wanted, on="sample_id", how="semi").collect(engine="streaming")
+    return (
+        _shards(samples)
+        .select(*columns)
+        .join(wanted, on="sample_id", how="semi")
+        .collect(engine="streaming")
+    )
 
 
 def _shards(samples: Samples) -> pl.LazyFrame:
@@ -45,7 +50,9 @@ def candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.D
     own = scores.lazy().filter(pl.col("scorer") == scorer).select("sample_id", "score").collect()
     if not own.height:
         known = sorted(scores["scorer"].unique())
-        raise Refusal(f"pair.scorer={scorer}: no such scorer in the scores. {nearest(scorer, known)}")
+        raise Refusal(
+            f"pair.scorer={scorer}: no such scorer in the scores. {nearest(scorer, known)}"
+        )
     return rows.with_columns(numbers, score_of(rows["sample_id"], own))
 
 
@@ -70,7 +77,9 @@ def score_of(ids: pl.Series, own: pl.DataFrame) -> pl.Series:
             f" {many(own.height, 'score')}.\n"
             "  The scores are of another sampling run. Score these samples."
         )
-    return ids.to_frame().join(own, on="sample_id", how="left", validate="1:1", maintain_order="left")["score"]
+    return ids.to_frame().join(
+        own, on="sample_id", how="left", validate="1:1", maintain_order="left"
+    )["score"]
 
 
 def other_scorers(scores: pl.DataFrame, scorer: str) -> list[str]:

@@ -10,7 +10,11 @@ from pipeline.hashing import digest_of
 from pipeline.pairing.selection import DEMONSTRATION, JUDGED
 
 NONE = "no demonstration"
-TOLD: dict[str, Any] = {"prompt_id": pl.String, "chosen_id": pl.String, "token_ids": pl.List(pl.Int64)}
+TOLD: dict[str, Any] = {
+    "prompt_id": pl.String,
+    "chosen_id": pl.String,
+    "token_ids": pl.List(pl.Int64),
+}
 
 Messages = list[dict[str, str]]
 
@@ -26,9 +30,13 @@ def gold(column: str, asked: pl.DataFrame, prompts: Prompts) -> pl.DataFrame:
 def in_tokens(gold: pl.DataFrame, tokens: Callable[[Messages, str], list[int]]) -> pl.DataFrame:
     """`prompt_id, chosen_id, chosen_text, token_ids` of the prompts that have one, as the policy would write it."""
     there = gold.drop_nulls("text")
-    names = [digest_of([DEMONSTRATION, *row])[:16] for row in there.select("prompt_id", "text").rows()]
+    names = [
+        digest_of([DEMONSTRATION, *row])[:16] for row in there.select("prompt_id", "text").rows()
+    ]
     ids = [tokens(*row) for row in there.select("prompt", "text").rows()]
-    told = pl.DataFrame({"prompt_id": there["prompt_id"], "chosen_id": names, "token_ids": ids}, schema=TOLD)
+    told = pl.DataFrame(
+        {"prompt_id": there["prompt_id"], "chosen_id": names, "token_ids": ids}, schema=TOLD
+    )
     return told.with_columns(chosen_text=there["text"])
 
 

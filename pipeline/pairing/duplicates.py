@@ -31,10 +31,19 @@ def repeated(*columns: str) -> pl.Expr:
         suspects = np.arange(rows.height)
         for column in columns:  # few rows repeat the first one, and only they are looked at further
             hashes = _mixed(rows.select(column)[suspects], column)
-            suspects = suspects[pl.Series(hashes).is_duplicated().to_numpy()] if _any_twice(hashes) else suspects[:0]
+            suspects = (
+                suspects[pl.Series(hashes).is_duplicated().to_numpy()]
+                if _any_twice(hashes)
+                else suspects[:0]
+            )
         mask = np.zeros(rows.height, dtype=bool)
         if len(suspects):
-            mask[suspects] = ~rows[suspects].select(pl.struct(columns).is_first_distinct()).to_series().to_numpy()
+            mask[suspects] = (
+                ~rows[suspects]
+                .select(pl.struct(columns).is_first_distinct())
+                .to_series()
+                .to_numpy()
+            )
         return pl.Series(mask)
 
     return pl.struct(columns).map_batches(search, return_dtype=pl.Boolean)
@@ -93,7 +102,9 @@ def near_earlier(prompt: str, answer: str, least: float) -> pl.Expr:
 
     def search(packed: pl.Series) -> pl.Series:
         rows = packed.struct.unnest()
-        texts = rows.select(pl.concat_str([prompt, answer], separator=" ", ignore_nulls=True)).to_series()
+        texts = rows.select(
+            pl.concat_str([prompt, answer], separator=" ", ignore_nulls=True)
+        ).to_series()
         return pl.Series(minhash.nearest_above(texts, least) >= 0)
 
     return pl.struct(prompt, answer).map_batches(search, return_dtype=pl.Boolean)

@@ -20,12 +20,20 @@ Tokenise = Callable[[str, str], list[int]]  # prompt id, new text → its tokens
 def fault(row: Row) -> str | None:
     if absent := [name for name in ("action", *IDS) if not isinstance(row.get(name), str)]:
         return f"no {', '.join(absent)}; expected action (keep, drop, swap or replace), chosen_id and rejected_id"
-    return None if row["action"] in ACTIONS else f"action {row['action']!r}: {nearest(row['action'], ACTIONS)}"
+    return (
+        None
+        if row["action"] in ACTIONS
+        else f"action {row['action']!r}: {nearest(row['action'], ACTIONS)}"
+    )
 
 
 def typed(row: Row) -> Row:
     """What a person may have written: unless it replaces one, a line's texts are the model's, whatever is in them."""
-    return row if row["action"] == "replace" else {name: row[name] for name in row if name not in SIDES}
+    return (
+        row
+        if row["action"] == "replace"
+        else {name: row[name] for name in row if name not in SIDES}
+    )
 
 
 def check_lines(path: str, bad: list[tuple[int, str]]) -> None:
@@ -56,7 +64,13 @@ def applied(
             case "keep":
                 _unchanged(number, edit, row)
             case "drop":
-                dropped.append({**rows.pop(key), "reason": "dropped by hand", "detail": str(edit.get("why", ""))})
+                dropped.append(
+                    {
+                        **rows.pop(key),
+                        "reason": "dropped by hand",
+                        "detail": str(edit.get("why", "")),
+                    }
+                )
             case "swap":
                 rows[key] = _swapped(row)
             case "replace":
@@ -77,12 +91,21 @@ def _unchanged(number: int, edit: Row, row: Row) -> None:
 def _swapped(row: Row) -> Row:
     """A person's verdict against the scores': there is no margin that says by how much."""
     other = dict(zip(SIDES, reversed(SIDES), strict=True))
-    turned = {name: row[name.replace(side, other[side], 1)] for side in SIDES for name in row if name.startswith(side)}
+    turned = {
+        name: row[name.replace(side, other[side], 1)]
+        for side in SIDES
+        for name in row
+        if name.startswith(side)
+    }
     return {**row, **turned, "margin": None}
 
 
-def _replaced(number: int, edit: Row, row: Row, tokenise: Tokenise, made: dict[str, list[int]]) -> Row:
-    changed: list[str] = [side for side in SIDES if edit.get(side, row[f"{side}_text"]) != row[f"{side}_text"]]
+def _replaced(
+    number: int, edit: Row, row: Row, tokenise: Tokenise, made: dict[str, list[int]]
+) -> Row:
+    changed: list[str] = [
+        side for side in SIDES if edit.get(side, row[f"{side}_text"]) != row[f"{side}_text"]
+    ]
     texts: dict[str, Any] = {side: edit.get(side, row[f"{side}_text"]) for side in SIDES}
     if not changed or not all(isinstance(text, str) and text.strip() for text in texts.values()):
         raise Refusal(
@@ -95,5 +118,10 @@ def _replaced(number: int, edit: Row, row: Row, tokenise: Tokenise, made: dict[s
         ids = tokenise(row["prompt_id"], texts[side])
         name = digest_of([EDITED, row[f"{side}_id"], texts[side]])[:16]
         made[name] = ids
-        new |= {f"{side}_id": name, f"{side}_text": texts[side], f"{side}_tokens": len(ids), f"{side}_score": None}
+        new |= {
+            f"{side}_id": name,
+            f"{side}_text": texts[side],
+            f"{side}_tokens": len(ids),
+            f"{side}_score": None,
+        }
     return {**new, **dict.fromkeys(changed), "margin": None, "origin": EDITED}

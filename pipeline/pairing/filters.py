@@ -51,7 +51,9 @@ def other_language(cfg: PairConfig) -> pl.Expr | None:
 
 def _matching(pattern: str, opening: bytes) -> pl.Expr:
     return pl.col("completion").map_batches(
-        lambda texts: matching(texts, pattern, opening), return_dtype=pl.Boolean, is_elementwise=True
+        lambda texts: matching(texts, pattern, opening),
+        return_dtype=pl.Boolean,
+        is_elementwise=True,
     )
 
 
@@ -101,7 +103,9 @@ UNPAIRED = "no pair fits the strategy"  # among the prompts that remain
 
 
 def equal_answers(cfg: PairConfig) -> pl.Expr:
-    return (pl.col("chosen_text") == pl.col("rejected_text")) | (pl.col("chosen_id") == pl.col("rejected_id"))
+    return (pl.col("chosen_text") == pl.col("rejected_text")) | (
+        pl.col("chosen_id") == pl.col("rejected_id")
+    )
 
 
 def narrow(cfg: PairConfig) -> pl.Expr:
@@ -111,11 +115,17 @@ def narrow(cfg: PairConfig) -> pl.Expr:
 
 
 def poor_chosen(cfg: PairConfig) -> pl.Expr | None:
-    return None if cfg.filters.min_chosen is None else pl.col("chosen_score") < cfg.filters.min_chosen
+    return (
+        None if cfg.filters.min_chosen is None else pl.col("chosen_score") < cfg.filters.min_chosen
+    )
 
 
 def good_rejected(cfg: PairConfig) -> pl.Expr | None:
-    return None if cfg.filters.max_rejected is None else pl.col("rejected_score") > cfg.filters.max_rejected
+    return (
+        None
+        if cfg.filters.max_rejected is None
+        else pl.col("rejected_score") > cfg.filters.max_rejected
+    )
 
 
 def over_limits(cfg: PairConfig) -> pl.Expr:
@@ -149,7 +159,11 @@ def nearly_equal(cfg: PairConfig) -> pl.Expr | None:
 
 
 def repeated(cfg: PairConfig) -> pl.Expr | None:
-    return duplicates.repeated("prompt_text", "chosen_text", "rejected_text") if cfg.filters.repeats else None
+    return (
+        duplicates.repeated("prompt_text", "chosen_text", "rejected_text")
+        if cfg.filters.repeats
+        else None
+    )
 
 
 def near_another(cfg: PairConfig) -> pl.Expr | None:

@@ -24,9 +24,13 @@ def by_filter(cfg: PairConfig, dropped: pl.DataFrame) -> dict[str, int | str]:
     found = counts(dropped)
     tables = {**filters.SAMPLES, **filters.PROMPTS, **filters.PAIRS}
     told: dict[str, int | str] = {
-        reason: NOT_ASKED if make(cfg) is None else found.get(reason, 0) for reason, make in tables.items()
+        reason: NOT_ASKED if make(cfg) is None else found.get(reason, 0)
+        for reason, make in tables.items()
     }
-    return {**told, filters.REPEATS: found.get(filters.REPEATS, 0) if cfg.filters.repeats else NOT_ASKED}
+    return {
+        **told,
+        filters.REPEATS: found.get(filters.REPEATS, 0) if cfg.filters.repeats else NOT_ASKED,
+    }
 
 
 def quantiles(values: pl.Series) -> dict[str, float]:
@@ -53,7 +57,11 @@ def about_pairs(pairs: pl.DataFrame) -> dict[str, Any]:
 def correlation(rows: pl.DataFrame) -> float | None:
     """Of length with score over all scored samples: a scorer that likes long answers teaches length."""
     scored = rows.filter(pl.col("score").is_finite())
-    found = scored.select(pl.corr(pl.col("tokens").cast(pl.Float64), "score")).item() if scored.height > 1 else None
+    found = (
+        scored.select(pl.corr(pl.col("tokens").cast(pl.Float64), "score")).item()
+        if scored.height > 1
+        else None
+    )
     return round(found, 4) if found is not None and found == found else None
 
 
@@ -71,9 +79,14 @@ def examples(pairs: pl.DataFrame, prompts: pl.DataFrame) -> dict[str, list[dict[
         ("longest_gap", "gap", True, 6),
     ):
         ids = ["prompt_id", "chosen_id", "rejected_id"]
-        taken = left.sort(column, *ids, descending=[descending, False, False, False], nulls_last=True).head(how_many)
+        taken = left.sort(
+            column, *ids, descending=[descending, False, False, False], nulls_last=True
+        ).head(how_many)
         left = left.join(taken, on=ids, how="anti", maintain_order="left")
-        found[name] = [_example(row) for row in taken.join(prompts, on="prompt_id", how="left").iter_rows(named=True)]
+        found[name] = [
+            _example(row)
+            for row in taken.join(prompts, on="prompt_id", how="left").iter_rows(named=True)
+        ]
     return found
 
 
@@ -84,7 +97,14 @@ def _example(row: dict[str, Any]) -> dict[str, Any]:
         "prompt": _short(asked[-1] if asked else ""),
         **{side: _short(row[f"{side}_text"]) for side in ("chosen", "rejected")},
         **{
-            name: row[name] for name in ("chosen_score", "rejected_score", "chosen_tokens", "rejected_tokens", "origin")
+            name: row[name]
+            for name in (
+                "chosen_score",
+                "rejected_score",
+                "chosen_tokens",
+                "rejected_tokens",
+                "origin",
+            )
         },
     }
 
@@ -104,13 +124,26 @@ def lines(story: dict[str, Any]) -> list[str]:
         rows += [(f"  − {reason}", n) for reason, n in story[f"dropped_{kind}"].items()]
         rows += [("  = usable", story["candidates"])] if single == "sample" else []
     rows += [("pairs", story["pairs"]), ("  train", story["train"]), ("  dev", story["dev"])]
-    rows += [("  all easy, all hard prompts", f"{story['ties']['all_easy']}, {story['ties']['all_hard']}")]
+    rows += [
+        (
+            "  all easy, all hard prompts",
+            f"{story['ties']['all_easy']}, {story['ties']['all_hard']}",
+        )
+    ]
     width = max(len(name) for name, _ in rows)
     table = [f"{name:<{width}}  {value:>10}" for name, value in rows]
     heads = f"{'':<{width}}  " + "  ".join(f"{name:>10}" for name in POINTS)
     spread = [
-        f"{name.replace('_', ' '):<{width}}  " + "  ".join(f"{story[name][point]:>10.4g}" for point in POINTS)
-        for name in ("margin", "chosen_score", "rejected_score", "chosen_tokens", "rejected_tokens", "length_ratio")
+        f"{name.replace('_', ' '):<{width}}  "
+        + "  ".join(f"{story[name][point]:>10.4g}" for point in POINTS)
+        for name in (
+            "margin",
+            "chosen_score",
+            "rejected_score",
+            "chosen_tokens",
+            "rejected_tokens",
+            "length_ratio",
+        )
         if story[name]
     ]
     return [*table, heads, *spread, *_last_words(story)]
@@ -133,12 +166,8 @@ def nothing_left(story: dict[str, Any], dropped: Path) -> str:
     return f"pair: no pair is left of {rows}:\n{counts}\n  {dropped} names each.\n  {remedy}"
 
 
-UNSCORED = (
-    "Every score of {scorer} is null: its rows in score's table say why. Mend the scorer, or give pair.scorer=ANOTHER."
-)
-REMEDY = (
-    "Loosen pair.filters or raise limits, choose another pair strategy, or draw more samples (sample.settings.draw.n)."
-)
+UNSCORED = "Every score of {scorer} is null: its rows in score's table say why. Mend the scorer, or give pair.scorer=ANOTHER."
+REMEDY = "Loosen pair.filters or raise limits, choose another pair strategy, or draw more samples (sample.settings.draw.n)."
 
 
 def card(story: dict[str, Any]) -> str:

@@ -37,7 +37,12 @@ def _disagreement(known: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.
         both = _both(known, scores.filter(pl.col("scorer") == name), "score")
         chosen, rejected = pl.col("chosen"), pl.col("rejected")
         wrong = (
-            pl.when(chosen == rejected).then(0.5).when(chosen < rejected).then(1.0).when(chosen > rejected).then(0.0)
+            pl.when(chosen == rejected)
+            .then(0.5)
+            .when(chosen < rejected)
+            .then(1.0)
+            .when(chosen > rejected)
+            .then(0.0)
         )
         verdicts.append(both.select(wrong.alias(name)))
     if not verdicts:
@@ -71,10 +76,18 @@ def _both(known: pl.DataFrame, told: pl.DataFrame, column: str) -> pl.DataFrame:
 def _apart(people: pl.DataFrame) -> pl.Series:
     """How often two annotators of a pair prefer different sides; one who sees no difference is half on each."""
     same = pl.col("chosen").list.len() == pl.col("rejected").list.len()
-    rows = people.with_row_index("at").filter(same & (pl.col("chosen").list.len() > 1)).explode("chosen", "rejected")
+    rows = (
+        people.with_row_index("at")
+        .filter(same & (pl.col("chosen").list.len() > 1))
+        .explode("chosen", "rejected")
+    )
     up = ((pl.col("chosen") - pl.col("rejected")).sign() + 1) / 2
-    share = rows.select("at", up=up).drop_nulls().group_by("at").agg(up=pl.col("up").mean(), n=pl.len())
-    apart = share.with_columns(apart=2 * pl.col("up") * (1 - pl.col("up")) * pl.col("n") / (pl.col("n") - 1))
+    share = (
+        rows.select("at", up=up).drop_nulls().group_by("at").agg(up=pl.col("up").mean(), n=pl.len())
+    )
+    apart = share.with_columns(
+        apart=2 * pl.col("up") * (1 - pl.col("up")) * pl.col("n") / (pl.col("n") - 1)
+    )
     whole = people.select(pl.int_range(pl.len(), dtype=pl.UInt32).alias("at"))
     return whole.join(apart, on="at", how="left", maintain_order="left")["apart"].clip(0, 1)
 
@@ -89,10 +102,15 @@ def estimate(pairs: pl.DataFrame) -> dict[str, Any]:
     return {
         **found,
         "estimate": noise,
-        "suggested_label_smoothing": {"cdpo": round(smoothing, 2), "robust_dpo": round(smoothing, 2)},
+        "suggested_label_smoothing": {
+            "cdpo": round(smoothing, 2),
+            "robust_dpo": round(smoothing, 2),
+        },
     }
 
 
 def _noise(differing: Any) -> float | None:
     """e from 2e(1-e); beyond a half the two know nothing of each other."""
-    return None if differing is None else round((1 - max(0.0, 1 - 2 * float(differing)) ** 0.5) / 2, 4)
+    return (
+        None if differing is None else round((1 - max(0.0, 1 - 2 * float(differing)) ** 0.5) / 2, 4)
+    )

@@ -41,7 +41,9 @@ def judged(rows: pl.DataFrame, prior: Logps | None) -> pl.DataFrame:
     known = prior.read().select("sample_id", reference=pl.col("logp") / pl.col("tokens"))
     for side in ("chosen", "rejected"):
         named = known.rename({"sample_id": f"{side}_id", "reference": f"{side}_reference"})
-        table = table.join(named, on=f"{side}_id", how="left", maintain_order="left", validate="m:1")
+        table = table.join(
+            named, on=f"{side}_id", how="left", maintain_order="left", validate="m:1"
+        )
     sides = "chosen_reference", "rejected_reference"
     return table.with_columns(reference=pl.min_horizontal(*sides)).drop(*sides)
 
@@ -68,7 +70,9 @@ def mixed(cfg: PairRound, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFram
         hashlib.sha256(f"{cfg.seed}:{a}:{b}".encode()).hexdigest()
         for a, b in theirs.select("chosen_id", "rejected_id").rows()
     ]
-    theirs = theirs.with_columns(pl.Series("order", order, dtype=pl.String)).sort("order").drop("order")
+    theirs = (
+        theirs.with_columns(pl.Series("order", order, dtype=pl.String)).sort("order").drop("order")
+    )
     surplus = theirs.slice(wanted).with_columns(reason=pl.lit("not needed by the mix"))
     return pl.concat([mine, theirs.head(wanted)]), as_dropped("pair", surplus)
 

@@ -30,7 +30,12 @@ JUDGED = {
     **{
         f"{side}_{name}": kind
         for side in ("chosen", "rejected")
-        for name, kind in {"id": pl.String, "text": pl.String, "tokens": pl.UInt32, "score": pl.Float64}.items()
+        for name, kind in {
+            "id": pl.String,
+            "text": pl.String,
+            "tokens": pl.UInt32,
+            "score": pl.Float64,
+        }.items()
     },
     "margin": pl.Float64,
     "origin": pl.String,
@@ -101,10 +106,14 @@ def about_prompts(cfg: PairConfig, rows: pl.DataFrame, kept: np.ndarray) -> pl.D
         found[name] = np.full(len(firsts), np.nan)
         if len(starts):
             found[name][numbers] = reduce.reduceat(values, starts)
-    table = rows.select("prompt_id")[firsts].with_columns(pl.Series(name, values) for name, values in found.items())
+    table = rows.select("prompt_id")[firsts].with_columns(
+        pl.Series(name, values) for name, values in found.items()
+    )
     if band:
         table = table.with_columns(pl.col("pass_rate") / pl.col("usable"))
-    return table.with_columns(code=filters.first_reasons(table, filters.asked(cfg, filters.PROMPTS)))
+    return table.with_columns(
+        code=filters.first_reasons(table, filters.asked(cfg, filters.PROMPTS))
+    )
 
 
 def _without_pair(prompts: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
@@ -121,7 +130,10 @@ def dropped_prompts(cfg: PairConfig, prompts: pl.DataFrame) -> pl.DataFrame:
     reasons = list(filters.asked(cfg, filters.PROMPTS))
     codes = np.minimum(gone["code"].to_numpy(), len(reasons) + 1)
     detail = pl.format("{} usable samples, scores from {} to {}", "usable", "low", "high")
-    return as_dropped("prompt", gone.with_columns(filters.named(codes, [*reasons, filters.UNPAIRED]), detail=detail))
+    return as_dropped(
+        "prompt",
+        gone.with_columns(filters.named(codes, [*reasons, filters.UNPAIRED]), detail=detail),
+    )
 
 
 # ── pairs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -133,7 +145,10 @@ def sides(cfg: PairConfig, rows: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFr
     lean = rows.select(*names.values())
     rejected = pairs["rejected"]
     table = pairs.select("chosen", "rejected").hstack(
-        [*rows.select("prompt_id", "prompt_tokens")[rejected].get_columns(), *_side(lean, rejected, names, "rejected")]
+        [
+            *rows.select("prompt_id", "prompt_tokens")[rejected].get_columns(),
+            *_side(lean, rejected, names, "rejected"),
+        ]
     )
     if cfg.strategy.kind == "demonstration":
         return table.with_columns(origin=pl.lit(DEMONSTRATION))
@@ -176,13 +191,26 @@ def filtered(cfg: PairConfig, pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.Dat
             for side in ("chosen", "rejected")
         ),
     )
-    told = "prompt_id", *(f"{side}_{name}" for side in ("chosen", "rejected") for name in ("id", "score", "tokens"))
-    dropped = pairs.select(told)[gone].with_columns(filters.named(codes[gone], reasons), detail=detail)
+    told = (
+        "prompt_id",
+        *(
+            f"{side}_{name}"
+            for side in ("chosen", "rejected")
+            for name in ("id", "score", "tokens")
+        ),
+    )
+    dropped = pairs.select(told)[gone].with_columns(
+        filters.named(codes[gone], reasons), detail=detail
+    )
     return pairs.filter(pl.Series(codes == 0)), as_dropped("pair", dropped)
 
 
 def as_dropped(kind: str, rows: pl.DataFrame) -> pl.DataFrame:
-    absent = [pl.lit(None, pl.String).alias(name) for name in DROPPED if name not in rows.columns and name != "kind"]
+    absent = [
+        pl.lit(None, pl.String).alias(name)
+        for name in DROPPED
+        if name not in rows.columns and name != "kind"
+    ]
     return rows.with_columns(*absent, kind=pl.lit(kind)).select(*DROPPED)
 
 
@@ -191,8 +219,14 @@ def ties(cfg: PairConfig, prompts: pl.DataFrame) -> dict[str, int]:
     several = prompts.filter((pl.col("usable") > 1) & (pl.col("high") == pl.col("low")))
     if (band := cfg.filters.pass_rate) is not None:
         scored = prompts.filter(pl.col("usable") > 1)
-        easy, hard = scored.filter(pl.col("low") >= band.at), scored.filter(pl.col("high") < band.at)
+        easy, hard = (
+            scored.filter(pl.col("low") >= band.at),
+            scored.filter(pl.col("high") < band.at),
+        )
     else:
-        best, worst = pl.lit(prompts["high"].drop_nans().max()), pl.lit(prompts["low"].drop_nans().min())
+        best, worst = (
+            pl.lit(prompts["high"].drop_nans().max()),
+            pl.lit(prompts["low"].drop_nans().min()),
+        )
         easy, hard = several.filter(pl.col("low") == best), several.filter(pl.col("high") == worst)
     return {"prompts": several.height, "all_easy": easy.height, "all_hard": hard.height}

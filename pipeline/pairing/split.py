@@ -18,7 +18,9 @@ def as_pairs(kept: pl.DataFrame, prompts: pl.DataFrame, answers: pl.DataFrame) -
     """Joined by id: each pair's messages and the very tokens that were sampled."""
     table = kept.join(prompts, on="prompt_id", how="left", validate="m:1")
     for side in ("chosen", "rejected"):
-        tokens = answers.select(pl.col("sample_id").alias(f"{side}_id"), pl.col("token_ids").alias(f"{side}_token_ids"))
+        tokens = answers.select(
+            pl.col("sample_id").alias(f"{side}_id"), pl.col("token_ids").alias(f"{side}_token_ids")
+        )
         table = table.join(tokens, on=f"{side}_id", how="left", validate="m:1")
     table = table.with_columns(chosen=message("chosen_text"), rejected=message("rejected_text"))
     return table.select(*COLUMNS).sort("prompt_id", "chosen_id", "rejected_id")

@@ -58,7 +58,9 @@ def best_random(cfg: PairConfig, usable: Usable) -> pl.DataFrame:
     table = usable.table("sample_id", "prompt_id")
     best = extreme(table, "max", usable.ids).select("p", chosen="row", top="score")
     worse = table.join(best, on="p").filter(pl.col("score") < pl.col("top"))
-    return _first(worse.with_columns(order=_chance(cfg, worse)), "order").select("p", "chosen", rejected="row")
+    return _first(worse.with_columns(order=_chance(cfg, worse)), "order").select(
+        "p", "chosen", rejected="row"
+    )
 
 
 def sigma(cfg: PairConfig, usable: Usable) -> pl.DataFrame:
@@ -76,16 +78,24 @@ def sigma(cfg: PairConfig, usable: Usable) -> pl.DataFrame:
 def demonstration(cfg: PairConfig, usable: Usable) -> pl.DataFrame:
     """A sample of each prompt to stand against its gold answer, which is no sample."""
     against = "max" if getattr(cfg.strategy, "against", "worst") == "best" else "min"
-    return extreme(usable.table(), against, usable.ids).select("p", chosen=pl.lit(None, pl.UInt32), rejected="row")
+    return extreme(usable.table(), against, usable.ids).select(
+        "p", chosen=pl.lit(None, pl.UInt32), rejected="row"
+    )
 
 
 def both_ways(usable: Usable) -> pl.DataFrame:
     """Where all samples of a prompt tie: its two smallest ids, each over the other."""
     alike = pl.col("score").max().over("p") == pl.col("score").min().over("p")
     tied = usable.table("sample_id").filter(alike).sort("p", "sample_id")
-    two = tied.group_by("p", maintain_order=True).agg(pl.col("row").head(2)).filter(pl.col("row").list.len() == 2)
+    two = (
+        tied.group_by("p", maintain_order=True)
+        .agg(pl.col("row").head(2))
+        .filter(pl.col("row").list.len() == 2)
+    )
     one, other = pl.col("row").list.get(0), pl.col("row").list.get(1)
-    return pl.concat([two.select("p", chosen=a, rejected=b) for a, b in ((one, other), (other, one))])
+    return pl.concat(
+        [two.select("p", chosen=a, rejected=b) for a, b in ((one, other), (other, one))]
+    )
 
 
 def extreme(table: pl.DataFrame, which: str, ids: pl.Series) -> pl.DataFrame:
@@ -107,13 +117,19 @@ def _smallest(table: pl.DataFrame, at: np.ndarray, ids: pl.Series) -> np.ndarray
     several = np.append(again, False) | np.append(False, again)
     tied = table.select("p", "row")[at[several]]
     tied = tied.with_columns(at=at[several], sample_id=ids[tied["row"]])
-    first = tied.sort("p", "sample_id").unique("p", keep="first", maintain_order=True)["at"].to_numpy()
+    first = (
+        tied.sort("p", "sample_id").unique("p", keep="first", maintain_order=True)["at"].to_numpy()
+    )
     return np.sort(np.append(at[~several], first))
 
 
 def groups(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where each prompt's rows begin, and its number."""
-    starts = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1])) if len(numbers) else np.zeros(0, dtype=int)
+    starts = (
+        np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1]))
+        if len(numbers)
+        else np.zeros(0, dtype=int)
+    )
     return starts, numbers[starts]
 
 
@@ -129,7 +145,9 @@ def random_pairs(cfg: PairConfig, usable: Usable) -> pl.DataFrame:
 
     def some(pairs: pl.DataFrame) -> pl.DataFrame:
         """By the two samples' own numbers, whichever of them is the better one."""
-        return _capped(cfg, pairs.with_columns(order=pl.col("chance") ^ pl.col("chance_r")), "order")
+        return _capped(
+            cfg, pairs.with_columns(order=pl.col("chance") ^ pl.col("chance_r")), "order"
+        )
 
     return _each(cfg, table.with_columns(chance=_chance(cfg, table)), some)
 
@@ -177,40 +195,60 @@ def margin_band(cfg: PairConfig, usable: Usable) -> pl.DataFrame:
 
 def length_matched(cfg: PairConfig, usable: Usable) -> pl.DataFrame:
     assert isinstance(cfg.strategy, LengthMatched)
-    longer, shorter = pl.max_horizontal("tokens", "tokens_r"), pl.min_horizontal("tokens", "tokens_r")
+    longer, shorter = (
+        pl.max_horizontal("tokens", "tokens_r"),
+        pl.min_horizontal("tokens", "tokens_r"),
+    )
     like = longer <= cfg.strategy.ratio * shorter
     table = usable.table("sample_id", "tokens")
     return _each(cfg, table, lambda pairs: _capped(cfg, pairs.filter(like), "-margin"))
 
 
-def _each(cfg: PairConfig, table: pl.DataFrame, take: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
+def _each(
+    cfg: PairConfig, table: pl.DataFrame, take: Callable[[pl.DataFrame], pl.DataFrame]
+) -> pl.DataFrame:
     """What `take` leaves of every two samples of a prompt that differ enough; some thousand prompts at a time."""
     starts, _ = groups(table["p"].to_numpy())
     ends = np.append(starts[PROMPTS::PROMPTS], table.height)
-    parts = [table[int(start) : int(end)] for start, end in zip(np.append(0, ends[:-1]), ends, strict=True)]
+    parts = [
+        table[int(start) : int(end)]
+        for start, end in zip(np.append(0, ends[:-1]), ends, strict=True)
+    ]
     return pl.concat([take(_differing(cfg, part)) for part in parts])
 
 
 def _differing(cfg: PairConfig, part: pl.DataFrame) -> pl.DataFrame:
-    pairs = part.join(part, on="p", suffix="_r").with_columns(margin=pl.col("score") - pl.col("score_r"))
+    pairs = part.join(part, on="p", suffix="_r").with_columns(
+        margin=pl.col("score") - pl.col("score_r")
+    )
     enough = (pl.col("margin") > 0) & (pl.col("margin") >= cfg.filters.min_margin)
     return pairs.filter(enough).rename({"row": "chosen", "row_r": "rejected"})
 
 
 def _capped(cfg: PairConfig, pairs: pl.DataFrame, *order: str) -> pl.DataFrame:
     """The first `pairs_per_prompt` of each prompt; `-margin`: the widest first. Equal ones go by their two ids."""
-    low, high = pl.min_horizontal("sample_id", "sample_id_r"), pl.max_horizontal("sample_id", "sample_id_r")
+    low, high = (
+        pl.min_horizontal("sample_id", "sample_id_r"),
+        pl.max_horizontal("sample_id", "sample_id_r"),
+    )
     by = [name.lstrip("-") for name in order]
     down = [name.startswith("-") for name in order]
     ordered = pairs.with_columns(low=low, high=high).sort(
         "p", *by, "low", "high", descending=[False, *down, False, False]
     )
-    return ordered.filter(pl.int_range(pl.len()).over("p") < cfg.pairs_per_prompt).select("p", "chosen", "rejected")
+    return ordered.filter(pl.int_range(pl.len()).over("p") < cfg.pairs_per_prompt).select(
+        "p", "chosen", "rejected"
+    )
 
 
 def _chance(cfg: PairConfig, rows: pl.DataFrame) -> pl.Series:
     """A number for each sample that hangs on the seed, the prompt and the sample's place among its ids alone."""
-    place = rows.select(pl.col("sample_id").rank("ordinal").over("p")).to_series().to_numpy().astype(np.uint64)
+    place = (
+        rows.select(pl.col("sample_id").rank("ordinal").over("p"))
+        .to_series()
+        .to_numpy()
+        .astype(np.uint64)
+    )
     with np.errstate(over="ignore"):
         mixed = rows["prompt_id"].hash(cfg.seed).to_numpy() + place * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -33,7 +33,9 @@ def check(cfg: PairConfig, pairs: pl.DataFrame, chat: Chat) -> None:
     faults: dict[Fault, list[str]] = {}
     for row in pairs.iter_rows(named=True):
         for fault, shown in _faults(cfg, row, chat):
-            faults.setdefault(fault, []).append(f"pair {row['chosen_id']} over {row['rejected_id']}: {shown}")
+            faults.setdefault(fault, []).append(
+                f"pair {row['chosen_id']} over {row['rejected_id']}: {shown}"
+            )
     if faults:
         told = [
             f"  {fault.what} in {len(rows)} of {pairs.height} pairs, first:\n  {rows[0]}"
@@ -56,10 +58,17 @@ def _faults(cfg: PairConfig, row: dict[str, Any], chat: Chat) -> Iterator[tuple[
     shown = chat.render(row["prompt"], cfg.template_kwargs, generation=True)
     expected = chat.pieces(shown)
     if wrong := chat.bos_fault(expected):
-        yield Fault(f"the chat template's prompt begins with {wrong}", remedy_for(wrong)), _start(chat, expected)
+        yield (
+            Fault(f"the chat template's prompt begins with {wrong}", remedy_for(wrong)),
+            _start(chat, expected),
+        )
     elif prompt != expected:
         wrong = chat.bos_fault(prompt)
-        what = f"the prompt begins with {wrong}" if wrong else "the prompt's tokens differ from its template's"
+        what = (
+            f"the prompt begins with {wrong}"
+            if wrong
+            else "the prompt's tokens differ from its template's"
+        )
         yield Fault(what, _redrawn(row, chat)), _tokens(chat, expected, prompt)
     for side in SIDES:
         ids, text = row[f"{side}_token_ids"], row[side][-1]["content"]
@@ -67,13 +76,24 @@ def _faults(cfg: PairConfig, row: dict[str, Any], chat: Chat) -> Iterator[tuple[
         if not ids or (ids[-1] not in chat.stops and not cfg.filters.allow_truncated):
             what = f"{side} does not end with a stop token"
             yield Fault(what, _redrawn(row, chat)), f"it ends with {chat.spell(ids[-AROUND:])}"
-        if chat.only_bos is not None and (chat.only_bos in ids if drawn else holds_bos(chat.tokenizer, text)):
-            yield Fault(f"{side} has a BOS of its own", UNSPELLED), f"{chat.tokenizer.bos_token} in {text[:80]!r}"
+        if chat.only_bos is not None and (
+            chat.only_bos in ids if drawn else holds_bos(chat.tokenizer, text)
+        ):
+            yield (
+                Fault(f"{side} has a BOS of its own", UNSPELLED),
+                f"{chat.tokenizer.bos_token} in {text[:80]!r}",
+            )
         whole = chat.render([*row["prompt"], *row[side]], cfg.template_kwargs, generation=False)
         if not whole.startswith(shown):
-            yield Fault(f"the prompt is no prefix of it with {side}", KEPT), differing(shown, whole[: len(shown)])
+            yield (
+                Fault(f"the prompt is no prefix of it with {side}", KEPT),
+                differing(shown, whole[: len(shown)]),
+            )
         if drawn and (read := _read(chat, ids)) != text:
-            yield Fault(f"{side}'s tokens do not read as its text", _redrawn(row, chat)), differing(text, read)
+            yield (
+                Fault(f"{side}'s tokens do not read as its text", _redrawn(row, chat)),
+                differing(text, read),
+            )
 
 
 def _redrawn(row: dict[str, Any], chat: Chat) -> str:
@@ -83,8 +103,14 @@ def _redrawn(row: dict[str, Any], chat: Chat) -> str:
             "Its chat template writes today's date, so a prompt differs from day to day: fix it by"
             " template.kwargs.date_string='26 Jul 2024', or give template.chat_template=FILE without strftime_now."
         )
-    as_before = "Give template.chat_template and template.kwargs as they were when these tokens were made"
-    return f"{as_before}." if row["origin"] == OFFLINE else f"{as_before}, or draw anew: sample.seed=NUMBER, a new one."
+    as_before = (
+        "Give template.chat_template and template.kwargs as they were when these tokens were made"
+    )
+    return (
+        f"{as_before}."
+        if row["origin"] == OFFLINE
+        else f"{as_before}, or draw anew: sample.seed=NUMBER, a new one."
+    )
 
 
 def _start(chat: Chat, ids: list[int]) -> str:

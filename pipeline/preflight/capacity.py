@@ -9,7 +9,15 @@ from typing import Any
 
 from pipeline import hardware, store
 from pipeline.artifacts import Pairs, read_json
-from pipeline.config import Config, Conversation, Draw, LoraAdapter, TrainConfig, TransformersBackend, VllmBackend
+from pipeline.config import (
+    Config,
+    Conversation,
+    Draw,
+    LoraAdapter,
+    TrainConfig,
+    TransformersBackend,
+    VllmBackend,
+)
 from pipeline.errors import Refusal, many, nearest, together
 from pipeline.preflight.lineage import shape_of, weights_of
 from pipeline.resources import inference_memory, model_shape, training_fit
@@ -31,11 +39,15 @@ def checks(planned: Planned, coming: list[Step]) -> Iterator[Callable[[], None]]
 
 
 def _check_training(planned: Planned, step: Step, cfg: TrainConfig) -> None:
-    if fault := _unfit(planned, step, cfg, *_at_once(planned, step, cfg, _lengths(planned, step, cfg))):
+    if fault := _unfit(
+        planned, step, cfg, *_at_once(planned, step, cfg, _lengths(planned, step, cfg))
+    ):
         raise Refusal(fault)
 
 
-def _unfit(planned: Planned, step: Step, cfg: TrainConfig, rows: int = 0, longest: int = 0) -> str | None:
+def _unfit(
+    planned: Planned, step: Step, cfg: TrainConfig, rows: int = 0, longest: int = 0
+) -> str | None:
     """Why this cannot be trained here, whatever its pairs are or by what is known of them; None: it can."""
     gpus = len(hardware.gpus())
     if fault := hardware.missing_gpus() or cfg.unfit(gpus):
@@ -51,19 +63,29 @@ def _unfit(planned: Planned, step: Step, cfg: TrainConfig, rows: int = 0, longes
 def _no_such_layer(planned: Planned, step: Step, cfg: TrainConfig) -> str | None:
     """Told by the files of the weights, where they are here; a pattern is read where the model is known as modules."""
     folder = weights_of(planned, step.inputs["init"])
-    if folder is None or not isinstance(cfg.adapter, LoraAdapter) or isinstance(cfg.adapter.targets, str):
+    if (
+        folder is None
+        or not isinstance(cfg.adapter, LoraAdapter)
+        or isinstance(cfg.adapter.targets, str)
+    ):
         return None
     layers = model_shape.layers_in(folder)
     for target in cfg.adapter.targets:
         if layers and not any(f".{layer}".endswith(f".{target}") for layer in layers):
-            known = sorted({name for layer in layers if (name := layer.rpartition(".")[2]).endswith("proj")})
+            known = sorted(
+                {name for layer in layers if (name := layer.rpartition(".")[2]).endswith("proj")}
+            )
             return f"train.adapter.targets: {target}: no layer of this model has that name. {nearest(target, known)}"
     return None
 
 
 def check_engines(planned: Planned, coming: list[Step]) -> None:
     """Refuses draws from a model that the GPUs here cannot hold."""
-    found = [inference_memory.shortage(needs, place) for _, needs, place in _engines(planned, coming) if place]
+    found = [
+        inference_memory.shortage(needs, place)
+        for _, needs, place in _engines(planned, coming)
+        if place
+    ]
     if short := [fault for fault in dict.fromkeys(found) if fault]:
         raise Refusal(*short)
 
@@ -78,7 +100,11 @@ def dtype_lines(cfg: Config) -> Iterator[str]:
 def slow_dtypes(steps: list[Step]) -> Iterator[str]:
     """A warning where models are asked for in bfloat16 on a device that does not compute in it."""
     computes, reason = hardware.bfloat16_here()
-    asked = [f"{step.knob}.{knob}" for step in steps for knob in _knobs_in_bfloat16(step.config.model_dump())]
+    asked = [
+        f"{step.knob}.{knob}"
+        for step in steps
+        for knob in _knobs_in_bfloat16(step.config.model_dump())
+    ]
     if asked and not computes:
         knobs = list(dict.fromkeys(asked))
         others = f" and {many(len(knobs) - 1, 'other knob')}" if knobs[1:] else ""
@@ -137,7 +163,9 @@ def _place(step: Step, cfg: Draw, gpu: hardware.Gpu) -> inference_memory.Place:
     knob = f"{step.knob}.backend"
     if isinstance(cfg.backend, VllmBackend):
         runtime = cfg.backend.runtime
-        return inference_memory.Place(knob, gpu.memory, runtime.memory, runtime.tensor_parallel, free=gpu.free)
+        return inference_memory.Place(
+            knob, gpu.memory, runtime.memory, runtime.tensor_parallel, free=gpu.free
+        )
     return inference_memory.Place(knob, gpu.memory, 1.0, 1, vllm=False, free=gpu.free)
 
 
@@ -156,10 +184,14 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
     if known:
         yield training_fit.spread(training_fit.histogram(known))
     shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(hardware.gpus()))
-    yield from training_fit.told(shape, cfg, longest, world, tokens, _measured(planned, step, shape), steps or 0)
+    yield from training_fit.told(
+        shape, cfg, longest, world, tokens, _measured(planned, step, shape), steps or 0
+    )
     if cfg.low_rate:
         yield f"! {cfg.low_rate}"
-    if rows and (few := cfg.few_steps(model_shape.steps(cfg, rows))):  # fewer rows make fewer steps still
+    if rows and (
+        few := cfg.few_steps(model_shape.steps(cfg, rows))
+    ):  # fewer rows make fewer steps still
         yield f"! {few}"
     if fault := _unfit(planned, step, cfg, *_at_once(planned, step, cfg, known)):
         yield from f"! a run here refuses this: {fault}".splitlines()
@@ -167,8 +199,13 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
 
 def _reads(cfg: TrainConfig, rows: int, sides: int, known: list[int]) -> tuple[int, int]:
     """Steps and tokens of a training; where no length is known each row is taken to be as long as may be."""
-    steps, total = model_shape.steps(cfg, rows), sum(known) if known else rows * sides * cfg.max_length
-    beside = steps * cfg.rehearsed * total / max(rows * sides, 1)  # as if demonstrations were as long
+    steps, total = (
+        model_shape.steps(cfg, rows),
+        sum(known) if known else rows * sides * cfg.max_length,
+    )
+    beside = (
+        steps * cfg.rehearsed * total / max(rows * sides, 1)
+    )  # as if demonstrations were as long
     return steps, round(cfg.epochs * total + beside)
 
 
@@ -205,7 +242,9 @@ def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
         return training_fit.sides(pl.concat(one.train() for one in made), "token_ids")
     held_out = pl.concat(one.dev()["prompt_id"] for one in made)
     thumbs = pl.concat(one.thumbs() for one in made).unique(["sample_id", "label"])
-    return training_fit.sides(thumbs.filter(~pl.col("prompt_id").is_in(held_out.implode())), "token_ids")
+    return training_fit.sides(
+        thumbs.filter(~pl.col("prompt_id").is_in(held_out.implode())), "token_ids"
+    )
 
 
 def rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
@@ -223,7 +262,9 @@ def rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
 def pairs_at_most(planned: Planned, source: Step) -> int | None:
     """Of a Step that makes pairs of samples alone; offline rows are not counted before they are there."""
     draws = [one.config for one in source.inputs.get("samples", []) if isinstance(one.config, Draw)]
-    prompts = (draws[0].per_round if draws else None) or (prompts_published(planned) or {}).get("train")
+    prompts = (draws[0].per_round if draws else None) or (prompts_published(planned) or {}).get(
+        "train"
+    )
     if prompts is None or source.stage != "pair" or "offline" in source.inputs:
         return None
     most: int = prompts * source.config.pairs_per_prompt  # type: ignore[attr-defined]
@@ -232,7 +273,9 @@ def pairs_at_most(planned: Planned, source: Step) -> int | None:
 
 def prompts_published(planned: Planned) -> dict[str, int] | None:
     """How many of each part; None where they are not there yet."""
-    made = [step for step in planned.steps if step.stage == "prompts" and not step.label]  # chat sets have labels
+    made = [
+        step for step in planned.steps if step.stage == "prompts" and not step.label
+    ]  # chat sets have labels
     if not made:  # until=sft with a checkpoint that is there
         return None
     funnel = planned.folder(made[0]) / "funnel.json"

@@ -20,7 +20,10 @@ def check_context(step: Step, cfg: Draw) -> None:
 
 
 def known_context(draw: Step) -> int | None:
-    return min((context for model in line_of(draw.inputs["policy"]) if (context := context_of(model))), default=None)
+    return min(
+        (context for model in line_of(draw.inputs["policy"]) if (context := context_of(model))),
+        default=None,
+    )
 
 
 def context_of(step: Step) -> int | None:

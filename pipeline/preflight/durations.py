@@ -20,7 +20,16 @@ from pipeline.resources.training_fit import spent
 from pipeline.status import Planned
 from pipeline.step import Step
 
-LONG = "sft", "reward", "sample", "score", "refer", "train", "benchmark", "duel"  # stages that may take hours
+LONG = (
+    "sft",
+    "reward",
+    "sample",
+    "score",
+    "refer",
+    "train",
+    "benchmark",
+    "duel",
+)  # stages that may take hours
 AGAIN = 15.0  # seconds between two reckonings while a step runs
 
 
@@ -46,7 +55,9 @@ class Durations:
         for folder in (self._planned.root / stage).glob("*/"):
             made = store.known_manifest(folder)
             if made and made.get("provenance", {}).get("device") == device:
-                found.append(Measured(made["config"], made["cost"], made["seconds"], str(made["created"])))
+                found.append(
+                    Measured(made["config"], made["cost"], made["seconds"], str(made["created"]))
+                )
         for folder in (self._planned.root / stage).glob("*.partial/"):
             step, cost = _read(folder / STEP_FILE), _read(folder / COST_FILE)
             if step and cost and step.get("device") == device and "tokens_per_second" in cost:
@@ -148,12 +159,18 @@ class Rest:
         return self._words
 
     def _reckon(self) -> str:
-        to_do = [step for step in self._steps if store.read_manifest(self._planned.folder(step)) is None]
+        to_do = [
+            step for step in self._steps if store.read_manifest(self._planned.folder(step)) is None
+        ]
         durations = Durations(self._planned)
         known = [seconds for step in to_do if (seconds := durations.of(step)) is not None]
         if not known:
             return ""
-        unknown = f", and {many(len(to_do) - len(known), 'step')} of unknown time" if len(known) < len(to_do) else ""
+        unknown = (
+            f", and {many(len(to_do) - len(known), 'step')} of unknown time"
+            if len(known) < len(to_do)
+            else ""
+        )
         return f" · then about {spent(sum(known))} for {many(len(known), 'step')}{unknown}"
 
 

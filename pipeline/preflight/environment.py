@@ -23,7 +23,10 @@ from pipeline.preflight.servers import servers_of
 from pipeline.resources import inference_memory
 from pipeline.step import Step
 
-SILENCED = {"WANDB_MODE": ("offline", "dryrun", "disabled"), "WANDB_DISABLED": ("true", "1", "yes", "on")}
+SILENCED = {
+    "WANDB_MODE": ("offline", "dryrun", "disabled"),
+    "WANDB_DISABLED": ("true", "1", "yes", "on"),
+}
 
 
 def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Workers) -> None:
@@ -52,7 +55,10 @@ def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None
     if there < together:
         knob, most = f"{engine}.runtime.tensor_parallel={together}", there or 1
     else:
-        knob, most = f"{stage}.runtime.workers={workers} of {many(together, 'GPU')} each", there // together
+        knob, most = (
+            f"{stage}.runtime.workers={workers} of {many(together, 'GPU')} each",
+            there // together,
+        )
     raise Refusal(
         f"{knob}: this machine shows {many(there, 'GPU')}{of}.\n"
         f"  Give {f'a number up to {most}' if most > 1 else '1'}, or run where there are {wanted}."
@@ -102,14 +108,21 @@ def _check_wandb_key() -> None:
     fault, mend = None, "Type `export WANDB_API_KEY=…` or `wandb login`"
     try:
         host = wandb_setup.singleton().settings.base_url
-        if not wbauth.authenticate_session(host=host, source="door", prompt=False, update_session=False):
+        if not wbauth.authenticate_session(
+            host=host, source="door", prompt=False, update_session=False
+        ):
             fault = f"there is no key for {host}: WANDB_API_KEY is not set, and the netrc file does not name it."
     except Error as error:
         fault = f"its key: {error}"
     except ValidationError as error:
         first = error.errors()[0]
-        fault, mend = f"WANDB_{str(first['loc'][0]).upper()}: {first['msg']}", "Mend it where it is set"
+        fault, mend = (
+            f"WANDB_{str(first['loc'][0]).upper()}: {first['msg']}",
+            "Mend it where it is set",
+        )
     finally:
         teardown()
     if fault:
-        raise Refusal(f"tracker=wandb: {fault}\n  {mend}; or give tracker.mode=offline, which needs no key.")
+        raise Refusal(
+            f"tracker=wandb: {fault}\n  {mend}; or give tracker.mode=offline, which needs no key."
+        )

@@ -56,7 +56,11 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
         if made not in line_of(step.inputs["policy"]):
             continue
         asked: Part = step.inputs["prompts"]
-        table, template, context = folder_of(asked.step) / asked.part, template_after(made, step), known_context(step)
+        table, template, context = (
+            folder_of(asked.step) / asked.part,
+            template_after(made, step),
+            known_context(step),
+        )
         alike = f"{table} {template} {context} {cfg.model_dump_json(exclude={'seed', 'wave', 'purpose', 'runtime'})}"
         if alike not in seen and not cfg.ties_by and (table / "prompts.parquet").exists():
             check_one_fits(cfg, words(template, context), block(cfg, Prompts(table)))

@@ -43,7 +43,11 @@ def weights_of(planned: Planned, model: Step) -> Path | None:
             return here(made.weights, made.revision)
         except FileNotFoundError:  # pruned, it or an adapter's base
             return None
-    return here(nearest.config.place, nearest.config.revision) if isinstance(nearest.config, Checkpoint) else None
+    return (
+        here(nearest.config.place, nearest.config.revision)
+        if isinstance(nearest.config, Checkpoint)
+        else None
+    )
 
 
 def _nearest(planned: Planned, model: Step) -> Step:
@@ -54,6 +58,10 @@ def _nearest(planned: Planned, model: Step) -> Step:
 
 def _to_be_made(tiny: TinyBase) -> model_shape.Shape | None:
     inner = int(tiny.hidden * INNER)
-    sizes = {"hidden_size": tiny.hidden, "intermediate_size": inner, "num_hidden_layers": tiny.layers}
+    sizes = {
+        "hidden_size": tiny.hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": tiny.layers,
+    }
     heads = {"num_attention_heads": tiny.heads, "vocab_size": tiny.vocabulary}
     return model_shape.shape_of({**sizes, **heads, "tie_word_embeddings": True})

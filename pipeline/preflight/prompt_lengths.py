@@ -29,7 +29,9 @@ class Words:
         self._pieces.no_padding()
         told = _read(tokenizer / "tokenizer_config.json")
         self._special = _special_tokens(told)
-        self._template = _compiled(template.read_text() if template else _own_template(tokenizer, told))
+        self._template = _compiled(
+            template.read_text() if template else _own_template(tokenizer, told)
+        )
 
     @property
     def bos(self) -> int | None:
@@ -40,7 +42,9 @@ class Words:
         return str(self._pieces.id_to_token(token))
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
-        ids: list[int] = self._pieces.encode(self._shown(messages, kwargs), add_special_tokens=False).ids
+        ids: list[int] = self._pieces.encode(
+            self._shown(messages, kwargs), add_special_tokens=False
+        ).ids
         return ids
 
     def _shown(self, messages: list[Message], kwargs: dict[str, Any]) -> str:
@@ -49,7 +53,9 @@ class Words:
             return last_turn
         known = {"tools": None, "documents": None, **self._special, **kwargs}
         try:
-            return str(self._template.render(messages=messages, add_generation_prompt=True, **known))
+            return str(
+                self._template.render(messages=messages, add_generation_prompt=True, **known)
+            )
         except Exception:  # it is the checkpoint's own code, and may raise whatever it likes
             return last_turn
 
@@ -83,7 +89,9 @@ def _compiled(template: str | None) -> Any:
     """As transformers compiles it; None where there is none, or one that is no template here."""
     if template is None:
         return None
-    known = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    known = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
     known.filters["tojson"] = _json
     known.globals |= {"raise_exception": _raise, "strftime_now": datetime.now().strftime}
     try:
@@ -94,7 +102,10 @@ def _compiled(template: str | None) -> Any:
 
 def _special_tokens(told: dict[str, Any]) -> dict[str, str]:
     named = {name: value for name, value in told.items() if name.endswith("_token")}
-    written = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
+    written = {
+        name: value.get("content") if isinstance(value, dict) else value
+        for name, value in named.items()
+    }
     return {name: value for name, value in written.items() if isinstance(value, str)}
 
 

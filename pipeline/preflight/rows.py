@@ -45,7 +45,9 @@ def checks_of_rows(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], 
             yield partial(_summary_of, rows, "prompts.evaluation", "fail")
         case SftTraining(data=JsonlDemonstrations() as data) if _is_small(data.path):
             yield partial(_read_demonstrations, data, f"{step.knob}.data")
-        case TrainConfig(rehearsal=RehearsalConfig(data=JsonlDemonstrations() as data)) if _is_small(data.path):
+        case TrainConfig(rehearsal=RehearsalConfig(data=JsonlDemonstrations() as data)) if (
+            _is_small(data.path)
+        ):
             yield partial(_read_demonstrations, data, f"{step.knob}.rehearsal.data")
         case OfflineConfig(source=source) as cfg if _is_read_here(source):
             yield partial(_read_preferences, cfg, "offline")
@@ -60,7 +62,11 @@ def unread(coming: Sequence[Step]) -> Iterator[str]:
     for knob, path in dict.fromkeys(place for step in coming for place in _places(step)):
         place = Path(path).expanduser()
         if place.exists() and not _is_small(path):
-            why = "a dataset folder" if is_dataset_folder(place) else f"{_size(place) / (1 << 20):,.0f} MiB"
+            why = (
+                "a dataset folder"
+                if is_dataset_folder(place)
+                else f"{_size(place) / (1 << 20):,.0f} MiB"
+            )
             yield f"  {knob}={path}: not read here ({why}); its own step refuses broken rows and missing columns"
 
 
@@ -95,7 +101,9 @@ def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) 
     else:
         sets = {knob: asked for knob, asked in _sets(cfg).items() if _is_read_here(asked.source)}
         on_bad_row = {"prompts": cfg.on_bad_row}
-        faults = refusals(partial(look, knob, asked, on_bad_row.get(knob, "fail")) for knob, asked in sets.items())
+        faults = refusals(
+            partial(look, knob, asked, on_bad_row.get(knob, "fail")) for knob, asked in sets.items()
+        )
     faults += refusals(_counted(step, cfg, known, coming))
     if faults:
         raise Refusal(*faults)
@@ -104,7 +112,9 @@ def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) 
 def _sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
     """The source and every set beside it, by their knobs."""
     evaluation = {f"prompts.evaluation.{name}": asked for name, asked in cfg.evaluation.items()}
-    held = {f"prompts.split.{name}": asked for name, asked in cfg.split if not isinstance(asked, int)}
+    held = {
+        f"prompts.split.{name}": asked for name, asked in cfg.split if not isinstance(asked, int)
+    }
     return {"prompts": cfg.given, **evaluation, **held}
 
 
@@ -165,7 +175,12 @@ def _read_edits(path: str) -> None:
     from pipeline.data.jsonl import read_jsonl, unwritable
     from pipeline.pairing import edits
 
-    lines = read_jsonl(Path(path), lambda row: edits.fault(row) or unwritable(edits.typed(row)), "skip", "pair.edits")
+    lines = read_jsonl(
+        Path(path),
+        lambda row: edits.fault(row) or unwritable(edits.typed(row)),
+        "skip",
+        "pair.edits",
+    )
     edits.check_lines(path, lines.bad)
 
 
@@ -183,7 +198,10 @@ def _is_small(path: str) -> bool:
 
 
 def _size(place: Path) -> int:
-    return sum(file.stat().st_size * (COMPRESSED if file.suffix == ".parquet" else 1) for file in files_in(place))
+    return sum(
+        file.stat().st_size * (COMPRESSED if file.suffix == ".parquet" else 1)
+        for file in files_in(place)
+    )
 
 
 def _stamp(path: str) -> tuple[tuple[str, int, int], ...]:

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator
 from threading import Thread
 from urllib.parse import urlsplit
 
-from pipeline.config import Draw, DuelConfig, EndpointBackend, Judge, ScoreConfig, ServedModel, ServiceRuntime
+from pipeline.config import (
+    Draw,
+    DuelConfig,
+    EndpointBackend,
+    Judge,
+    ScoreConfig,
+    ServedModel,
+    ServiceRuntime,
+)
 from pipeline.config.base import Server
 from pipeline.step import Step
 
@@ -63,7 +71,10 @@ def _faults(urls: list[str]) -> dict[str, str]:
     def look(url: str) -> None:
         faults[url] = _fault(url)
 
-    ends, tries = time.monotonic() + PATIENCE, [Thread(target=look, args=[url], daemon=True) for url in urls]
+    ends, tries = (
+        time.monotonic() + PATIENCE,
+        [Thread(target=look, args=[url], daemon=True) for url in urls],
+    )
     for one in tries:
         one.start()
     for one in tries:

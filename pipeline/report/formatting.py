@@ -9,7 +9,9 @@ Row = Mapping[str, Any]
 
 UNKNOWN = "–"
 NOTHING = 1e-9  # sums of the same scores in another order differ by less
-NO_SPREAD = "How small a difference so many can detect is not known: every prompt's difference is the same."
+NO_SPREAD = (
+    "How small a difference so many can detect is not known: every prompt's difference is the same."
+)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -42,7 +44,11 @@ def seconds(value: float | None) -> str:
     if value < 100:
         return f"{value:.1f} s"
     minutes, rest = divmod(round(value), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min {rest:02d} s"
+        if minutes < 120
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def p_value(value: float | None) -> str:
@@ -80,7 +86,9 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def scale(values: Iterable[float], start: float, end: float, tight: bool = False, wanted: int = 4) -> Scale:
+def scale(
+    values: Iterable[float], start: float, end: float, tight: bool = False, wanted: int = 4
+) -> Scale:
     """From tick to tick around the values; `tight` ends at the values themselves."""
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)

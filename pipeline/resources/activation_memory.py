@@ -25,7 +25,11 @@ class Token:
 
     @cached_property
     def adapted(self) -> list[str]:
-        return adapted_in(self.shape, self.cfg.adapter) if isinstance(self.cfg.adapter, LoraAdapter) else []
+        return (
+            adapted_in(self.shape, self.cfg.adapter)
+            if isinstance(self.cfg.adapter, LoraAdapter)
+            else []
+        )
 
     @property
     def dora(self) -> bool:
@@ -42,7 +46,9 @@ class Token:
 
     @property
     def norm(self) -> int:
-        return (4 + self.stream if self.full else 4) * self.shape.hidden  # frozen scales need no normalised copy
+        return (
+            4 + self.stream if self.full else 4
+        ) * self.shape.hidden  # frozen scales need no normalised copy
 
     @property
     def head_norms(self) -> int:
@@ -58,7 +64,12 @@ class Token:
         attention = size * (4 * shape.queries + self.longest)
         gates = size * 3 * shape.inner
         norms = shape.norms * self.norm + (self.head_norms if shape.normed_heads else 0)
-        return norms + attention + gates + (self.read_by_linear if self.full else self.read_by_adapters)
+        return (
+            norms
+            + attention
+            + gates
+            + (self.read_by_linear if self.full else self.read_by_adapters)
+        )
 
     @property
     def read_by_linear(self) -> int:
@@ -73,7 +84,8 @@ class Token:
             read = sum(linear[name][0] for name in names)
         else:  # what several read is kept once; o_proj's is counted with attention
             read = self.shape.hidden * (
-                bool(names & {"q_proj", "k_proj", "v_proj"}) + bool(names & {"gate_proj", "up_proj"})
+                bool(names & {"q_proj", "k_proj", "v_proj"})
+                + bool(names & {"gate_proj", "up_proj"})
             )
             read += self.shape.inner if "down_proj" in names else 0
         given = 2 * sum(linear[name][1] for name in names) if self.dora else 0
@@ -103,11 +115,18 @@ class Token:
 
     @property
     def into_head(self) -> int:
-        return (4 + (self.stream if self.stream != 4 else 0)) * self.shape.hidden  # summed in float32
+        return (
+            4 + (self.stream if self.stream != 4 else 0)
+        ) * self.shape.hidden  # summed in float32
 
     @property
     def answer(self) -> float:
         """One that is drawn: what attention remembers of it, and what a pass over its prompt holds of a block."""
-        cached = (self.stream + self.size) * self.shape.keys * self.shape.layers  # keys turn in the stream's precision
+        cached = (
+            (self.stream + self.size) * self.shape.keys * self.shape.layers
+        )  # keys turn in the stream's precision
         prompt = max(1, self.cfg.max_length - self.cfg.guards.tokens)
-        return float(self.cfg.max_length * cached + prompt * (self.size * 3 * self.shape.inner + self.passing))
+        return float(
+            self.cfg.max_length * cached
+            + prompt * (self.size * 3 * self.shape.inner + self.passing)
+        )

@@ -14,8 +14,24 @@ from pipeline.errors import Refusal
 from pipeline.resources.model_shape import Shape, amount, shape_of
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-FLOATS = {"F64", "F32", "F16", "BF16"}  # loaded in the dtype that was asked for; what is quantised stays as it is
-BITS = {"F8": 8, "I8": 8, "U8": 8, "BOOL": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
+FLOATS = {
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+}  # loaded in the dtype that was asked for; what is quantised stays as it is
+BITS = {
+    "F8": 8,
+    "I8": 8,
+    "U8": 8,
+    "BOOL": 8,
+    "I16": 16,
+    "U16": 16,
+    "I32": 32,
+    "U32": 32,
+    "I64": 64,
+    "U64": 64,
+}
 INDEX = "model.safetensors.index.json"
 
 
@@ -119,7 +135,9 @@ def needs_in(folder: Path, dtype: str, longest: int) -> Needs | None:
 
 def needs_of(shape: Shape, dtype: str, longest: int) -> Needs:
     """Of a model that is to be made."""
-    return Needs(shape.parameters * BYTES[dtype], 2 * shape.layers * shape.keys * BYTES[dtype] * longest)
+    return Needs(
+        shape.parameters * BYTES[dtype], 2 * shape.layers * shape.keys * BYTES[dtype] * longest
+    )
 
 
 def cache(config: Mapping[str, Any], dtype: str, longest: int) -> int:

@@ -15,7 +15,12 @@ from pipeline.hashing import here
 
 GIB, MIB = 1 << 30, 1 << 20
 SIZE = {"float32": 4, "bfloat16": 2}
-OPTIMIZERS = {"adafactor": 0, "sgd": 0, "lion": 4, "8bit": 2}  # bytes a parameter, by a part of the name; AdamW's is 8
+OPTIMIZERS = {
+    "adafactor": 0,
+    "sgd": 0,
+    "lion": 4,
+    "8bit": 2,
+}  # bytes a parameter, by a part of the name; AdamW's is 8
 
 FOUR_NORMS, NORMED_HEADS = ("gemma2", "gemma3"), ("qwen3", "gemma3")
 
@@ -59,14 +64,24 @@ class Shape:
 def shape_of(config: Mapping[str, Any]) -> Shape | None:
     """From a model's config.json; None where it is another kind of model."""
     config = config.get("text_config", config)
-    names = "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"
-    if any(not isinstance(config.get(name), int) for name in names) or any("expert" in name for name in config):
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
+    )
+    if any(not isinstance(config.get(name), int) for name in names) or any(
+        "expert" in name for name in config
+    ):
         return None
     hidden, inner, layers, heads, vocabulary = (config[name] for name in names)
     size = config.get("head_dim") or hidden // heads
     keys = (config.get("num_key_value_heads") or heads) * size
     kind = str(config.get("model_type", ""))
-    tied = bool(config.get("tie_word_embeddings", kind.startswith("gemma")))  # only Gemma's are unless it says no
+    tied = bool(
+        config.get("tie_word_embeddings", kind.startswith("gemma"))
+    )  # only Gemma's are unless it says no
     norms, normed = 4 if kind.startswith(FOUR_NORMS) else 2, kind.startswith(NORMED_HEADS)
     bare = Shape(0, hidden, inner, layers, heads * size, keys, vocabulary, tied, norms, normed)
     embeddings = vocabulary * hidden * (1 if tied else 2)
@@ -105,7 +120,11 @@ def trained_in(shape: Shape, cfg: TrainConfig) -> int:
     if isinstance(cfg.adapter, FullAdapter):
         return shape.parameters
     linear = shape.linear()
-    return shape.layers * cfg.adapter.rank * sum(sum(linear[name]) for name in adapted_in(shape, cfg.adapter))
+    return (
+        shape.layers
+        * cfg.adapter.rank
+        * sum(sum(linear[name]) for name in adapted_in(shape, cfg.adapter))
+    )
 
 
 def adapted_in(shape: Shape, adapter: LoraAdapter) -> list[str]:

@@ -32,7 +32,12 @@ def sides(table: "pl.DataFrame", ids: str = "ids") -> list[int]:
     """Tokens of each sequence that is trained on: a prompt with one of its answers. `ids`: how its columns end."""
     prompt = table[f"prompt_{ids}"].list.len()
     answers = ["completion_ids", "token_ids", f"chosen_{ids}", f"rejected_{ids}"]
-    return [n for name in answers if name in table.columns for n in (prompt + table[name].list.len()).to_list()]
+    return [
+        n
+        for name in answers
+        if name in table.columns
+        for n in (prompt + table[name].list.len()).to_list()
+    ]
 
 
 def histogram(lengths: list[int]) -> dict[str, Any]:
@@ -44,9 +49,7 @@ def histogram(lengths: list[int]) -> dict[str, Any]:
 
 
 def spread(found: dict[str, Any]) -> str:
-    return (
-        f"lengths  {' '.join(map(str, found['counts']))} in bins of {found['width']} tokens, up to {found['longest']}"
-    )
+    return f"lengths  {' '.join(map(str, found['counts']))} in bins of {found['width']} tokens, up to {found['longest']}"
 
 
 def rows_at_once(shape: Shape | None, cfg: TrainConfig, longest: int, world: int) -> int:
@@ -60,10 +63,14 @@ def rows_at_once(shape: Shape | None, cfg: TrainConfig, longest: int, world: int
         each = max(n for n in range(1, min(each, ON_A_CPU) + 1) if each % n == 0)
     if shape is None:
         return each
-    return training_memory.most_rows(shape, cfg, each, longest, world, room(cfg)[0], gpu=bool(hardware.gpus()))
+    return training_memory.most_rows(
+        shape, cfg, each, longest, world, room(cfg)[0], gpu=bool(hardware.gpus())
+    )
 
 
-def needs(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -> training_memory.Memory:
+def needs(
+    shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int
+) -> training_memory.Memory:
     """Of the kind of device that is here."""
     return training_memory.memory(shape, cfg, rows, longest, world, gpu=bool(hardware.gpus()))
 
@@ -123,7 +130,9 @@ def told(
     if taken := seconds(shape, cfg, tokens, world, pace, steps):
         hours = taken / 3600
         price = cfg.runtime.gpu_hour
-        money = "" if price is None or not hardware.gpus() else f" · money {hours * world * price:.2f}"
+        money = (
+            "" if price is None or not hardware.gpus() else f" · money {hours * world * price:.2f}"
+        )
         source = "as measured before" if pace else "by the GPU's name"
         looking = looks(cfg, steps) * pace.look if pace else 0.0
         beside = f", of it {spent(looking)} in {many(looks(cfg, steps), 'look')}" if looking else ""
@@ -141,19 +150,27 @@ def looks(cfg: TrainConfig, steps: int) -> int:
     return 1 + steps // cfg.eval_every
 
 
-def seconds(shape: Shape, cfg: TrainConfig, tokens: int, world: int, pace: Pace | None, steps: int) -> float | None:
+def seconds(
+    shape: Shape, cfg: TrainConfig, tokens: int, world: int, pace: Pace | None, steps: int
+) -> float | None:
     if pace:
         return tokens / pace.tokens + looks(cfg, steps) * pace.look
     speed = hardware.speed()
     return model_shape.work(shape, cfg, tokens) / speed / world if speed else None
 
 
-def short_of_memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int) -> str | None:
+def short_of_memory(
+    shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int
+) -> str | None:
     """With no rows: whatever it will read."""
     takes, (has, said) = needs(shape, cfg, rows, longest, world), room(cfg)
     if takes.total <= has:
         return None
-    least = f"about {takes} for {many(rows, 'row')} of {longest} tokens at once" if rows else f"at least {takes}"
+    least = (
+        f"about {takes} for {many(rows, 'row')} of {longest} tokens at once"
+        if rows
+        else f"at least {takes}"
+    )
     fewer = "train.runtime.micro_batch, " if rows > 1 and cfg.together is None else ""
     return (
         f"train needs {least}.\n"

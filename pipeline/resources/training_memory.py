@@ -13,7 +13,10 @@ from pipeline.resources.activation_memory import Token
 from pipeline.resources.model_shape import MIB, Shape, amount, optimizer_bytes, trained_in
 
 ROWS, COLUMNS = 4096, 32768  # of the tile of logits that TRL's fused head has in memory
-COPIED_FORWARD, COPIED_BACKWARD = 13, 29  # bytes for each logit of a tile, where no GPU's kernel does without
+COPIED_FORWARD, COPIED_BACKWARD = (
+    13,
+    29,
+)  # bytes for each logit of a tile, where no GPU's kernel does without
 # What a training's process holds of main memory before it has any tensor: torch, transformers, TRL, peft, datasets and
 # polars. Measured as VmRSS less the weights, once the trainer is built: 500 MiB of data, 216 MiB of mapped code.
 LIBRARIES = 716 * MIB
@@ -33,7 +36,14 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.libraries
+        return (
+            self.weights
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.logits
+            + self.libraries
+        )
 
     def __str__(self) -> str:
         names = [
@@ -45,10 +55,16 @@ class Memory:
             *(["libraries"] if self.libraries else []),
         ]
         parts = {name: getattr(self, name) for name in names}
-        return f"{amount(self.total)} (" + ", ".join(f"{name} {amount(size)}" for name, size in parts.items()) + ")"
+        return (
+            f"{amount(self.total)} ("
+            + ", ".join(f"{name} {amount(size)}" for name, size in parts.items())
+            + ")"
+        )
 
 
-def memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int, gpu: bool = True) -> Memory:
+def memory(
+    shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int, gpu: bool = True
+) -> Memory:
     """With `rows` pairs of at most `longest` tokens a side in memory at once, on each of `world` devices.
 
     On a CPU it is what the whole process comes to, as the kernel counts it (VmHWM); on a GPU what torch takes of it.
@@ -56,15 +72,27 @@ def memory(shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int, 
     Demonstrations that are rehearsed with them are taken to be as long, and rows to be padded, so that attention has
     a mask.
     """
-    fullest = max(Training(shape, cfg, rows, longest, world, gpu).moments(), key=lambda moment: moment.total)
+    fullest = max(
+        Training(shape, cfg, rows, longest, world, gpu).moments(), key=lambda moment: moment.total
+    )
     return fullest if gpu else replace(fullest, libraries=LIBRARIES)
 
 
 def most_rows(
-    shape: Shape, cfg: TrainConfig, each: int, longest: int, world: int, room: float, gpu: bool = True
+    shape: Shape,
+    cfg: TrainConfig,
+    each: int,
+    longest: int,
+    world: int,
+    room: float,
+    gpu: bool = True,
 ) -> int:
     """The largest divisor of a process' share of the batch that fits; 1 where even that does not."""
-    fits = [n for n in range(1, each + 1) if each % n == 0 and memory(shape, cfg, n, longest, world, gpu).total <= room]
+    fits = [
+        n
+        for n in range(1, each + 1)
+        if each % n == 0 and memory(shape, cfg, n, longest, world, gpu).total <= room
+    ]
     return max(fits, default=1)
 
 
@@ -96,20 +124,26 @@ class Training:
         yield self._at(self.rounded, before, self.read * kept, self._read_forward)
         yield self._at(self.rounded_behind, before, self.read * kept, self._logits_backward)
         kept += self.token.into_head
-        yield self._at(self.rounded_behind, before + self.head, self.tokens * kept, self._tile(COPIED_BACKWARD))
+        yield self._at(
+            self.rounded_behind, before + self.head, self.tokens * kept, self._tile(COPIED_BACKWARD)
+        )
 
     def _back_through_blocks(self) -> Iterator[Memory]:
         """The last block first, with what all others keep; in the end the first one, with all gradients."""
         one = self.token.block + self.token.passing
         kept = self.kept + (one if self.cfg.gradient_checkpointing else self.token.passing)
-        waiting = self.head if self.shape.tied else 0.0  # its gradient is added when the embeddings' is there as well
+        waiting = (
+            self.head if self.shape.tied else 0.0
+        )  # its gradient is added when the embeddings' is there as well
         to_come = 0.0 if self.accumulates else self.head  # the embeddings'
         gradients = self.gradients_before + max(waiting, to_come) + self.largest
         yield self._at(self.rounded_behind, gradients, self.read * kept)
         gradients = self.gradients - to_come + waiting + self.largest
         yield self._at(self.rounded_of_one, gradients, self.read * (self.longest + one))
 
-    def _at(self, rounded: float, gradients: float, activations: float, logits: float = 0.0) -> Memory:
+    def _at(
+        self, rounded: float, gradients: float, activations: float, logits: float = 0.0
+    ) -> Memory:
         return Memory(self.weights + rounded, gradients, self.optimizer, activations, logits)
 
     # ── what there is whatever is read ────────────────────────────────────────────────────────────────────────────
@@ -125,13 +159,17 @@ class Training:
         else:
             held = 4.0 * self.shape.parameters * (2 if self.cfg.logps == "live" else 1)
         if self.cfg.runtime.launch in SHARDED:
-            return held / self.world + 4.0 * self.shape.packed / self.shape.layers  # one block at a time is whole
+            return (
+                held / self.world + 4.0 * self.shape.packed / self.shape.layers
+            )  # one block at a time is whole
         return held
 
     @property
     def looks(self) -> bool:
         """Whether the policy draws answers of its own as it is trained."""
-        return bool(self.cfg.guards.prompts and (self.world == 1 or self.cfg.runtime.watch == "always"))
+        return bool(
+            self.cfg.guards.prompts and (self.world == 1 or self.cfg.runtime.watch == "always")
+        )
 
     @property
     def read_for_a_look(self) -> float:
@@ -168,7 +206,9 @@ class Training:
     @property
     def buckets(self) -> float:
         """What DDP sends gradients in: a second copy of all of them, from the first step to the last."""
-        return 4.0 * self.trained if self.world > 1 and self.cfg.runtime.launch not in SHARED else 0.0
+        return (
+            4.0 * self.trained if self.world > 1 and self.cfg.runtime.launch not in SHARED else 0.0
+        )
 
     @property
     def gradients(self) -> float:
@@ -199,7 +239,9 @@ class Training:
     @property
     def largest(self) -> float:
         """One linear layer's gradient before it is added, as it was computed and in float32."""
-        return float((6 if self.token.mixed else 4) * self.shape.largest) if self.token.full else 0.0
+        return (
+            float((6 if self.token.mixed else 4) * self.shape.largest) if self.token.full else 0.0
+        )
 
     # ── what is read and kept ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -210,7 +252,9 @@ class Training:
     @property
     def beside(self) -> int:
         """Of demonstrations, whose logits are all there."""
-        return self.longest * (-(-self.cfg.rehearsed // (self.cfg.batch // self.rows)) if self.rows else 0)
+        return self.longest * (
+            -(-self.cfg.rehearsed // (self.cfg.batch // self.rows)) if self.rows else 0
+        )
 
     @property
     def read(self) -> int:
@@ -228,7 +272,9 @@ class Training:
     @property
     def untiled(self) -> int:
         """How many are all there."""
-        return self.shape.vocabulary * (self.beside + (self.tokens if self.cfg.trainer in UNTILED else 0))
+        return self.shape.vocabulary * (
+            self.beside + (self.tokens if self.cfg.trainer in UNTILED else 0)
+        )
 
     @property
     def _read_forward(self) -> float:
@@ -246,8 +292,14 @@ class Training:
         if self.cfg.trainer in UNTILED:
             return 0.0
         rows, columns = min(ROWS, self.tokens), min(COLUMNS, self.shape.vocabulary)
-        cast = self.token.size * columns * self.shape.hidden if self.token.full and self.token.mixed else 0
-        return self.token.size * rows * COLUMNS + cast + (0 if self.gpu else copied * rows * columns)
+        cast = (
+            self.token.size * columns * self.shape.hidden
+            if self.token.full and self.token.mixed
+            else 0
+        )
+        return (
+            self.token.size * rows * COLUMNS + cast + (0 if self.gpu else copied * rows * columns)
+        )
 
     @property
     def _look(self) -> float:
@@ -265,5 +317,9 @@ class Training:
 def _base(shape: Shape, adapter: LoraAdapter, size: int) -> float:
     if (quantization := adapter.quantization) is None:
         return float(size * shape.parameters)
-    scales = {8: 0.0, 4: 1 / 64 * (1 + 4 / 256) if quantization.double else 4 / 64}[quantization.bits]
-    return (quantization.bits / 8 + scales) * shape.packed + size * (shape.parameters - shape.packed)
+    scales = {8: 0.0, 4: 1 / 64 * (1 + 4 / 256) if quantization.double else 4 / 64}[
+        quantization.bits
+    ]
+    return (quantization.bits / 8 + scales) * shape.packed + size * (
+        shape.parameters - shape.packed
+    )

@@ -112,7 +112,9 @@ class _Member:
         self.waits = False
         self.pipe, theirs = get_context("spawn").Pipe()
         # Not a daemon: those may have no children, and an engine on a GPU is one.
-        self.process = get_context("spawn").Process(target=_live, args=(work, environment, theirs, self.log))
+        self.process = get_context("spawn").Process(
+            target=_live, args=(work, environment, theirs, self.log)
+        )
         self.process.start()
         theirs.close()
 
@@ -124,7 +126,11 @@ class _Member:
     @property
     def cause(self) -> str:
         code = self.process.exitcode or 0
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return (
+            f"was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
 
     def last_words(self) -> list[str]:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
@@ -206,7 +212,9 @@ class _Crew:
         self.left.extendleft(reversed(member.claimed))
         if member.process.exitcode or member.claimed:
             self._lost = member
-            _say(f"│ {member.name} {member.cause} and gives back {many(len(member.claimed), 'shard')}.")
+            _say(
+                f"│ {member.name} {member.cause} and gives back {many(len(member.claimed), 'shard')}."
+            )
         member.claimed = []
 
 

@@ -29,7 +29,9 @@ SAMPLE: dict[str, Any] = {
     "prompt": MESSAGES,
     "completion": pl.String,
     "prompt_token_ids": pl.List(pl.Int64),
-    "asked_token_ids": pl.List(pl.Int64),  # the prompt as the sampler was asked, where its setting shows it more
+    "asked_token_ids": pl.List(
+        pl.Int64
+    ),  # the prompt as the sampler was asked, where its setting shows it more
     "token_ids": pl.List(pl.Int64),
     "logprob": pl.Float64,  # of what was drawn after what was asked; null where a stop string cut it short
     "finish_reason": pl.String,
@@ -68,11 +70,15 @@ class Drawing:
     def __init__(self, cfg: Draw, policy: str, text: Text, shards: Shards, hand: Hand):
         self.cfg, self.policy, self.text, self.shards, self.hand = cfg, policy, text, shards, hand
         self._next: str | None = None  # claimed, not yet asked for
-        self._rows: dict[str, dict[str, dict[str, Any]]] = {}  # shard → sample id → row, in the order of the file
+        self._rows: dict[
+            str, dict[str, dict[str, Any]]
+        ] = {}  # shard → sample id → row, in the order of the file
         self._asked: dict[str, str] = {}  # sample id → shard, for what has not come yet
         self._left: Counter[str] = Counter()  # shard, and prompt → how many that are
         self._lost: Counter[str] = Counter()  # shard → how many of its rows failed
-        self._billed: defaultdict[str, Billed] = defaultdict(Billed)  # shard → what all of its rows cost
+        self._billed: defaultdict[str, Billed] = defaultdict(
+            Billed
+        )  # shard → what all of its rows cost
         self.failures = Failures(cfg, shards)
         self._news: Counter[str] = Counter()
         self._under_way: dict[str, int] = {}  # sample id → tokens so far, as it was last counted
@@ -115,7 +121,9 @@ class Drawing:
         whole_shard = self._came(shard)
         if whole_shard:
             rows = pl.DataFrame(list(self._rows.pop(shard).values()), schema=SAMPLE)
-            self.hand.finish(shard, self.shards.write(shard, rows, self._lost[shard], self._billed.pop(shard)))
+            self.hand.finish(
+                shard, self.shards.write(shard, rows, self._lost[shard], self._billed.pop(shard))
+            )
         self._tell(drawn, whole_prompt, now=whole_shard)
 
     def _check(self, completion: Completion) -> None:
@@ -125,15 +133,21 @@ class Drawing:
                 f" arithmetic in {self.cfg.backend.kind} are broken.\n  Try dtype=float32; check the checkpoint."
             )
 
-    def _columns(self, row: dict[str, Any], completion: Completion, stop: str | None) -> dict[str, Any]:
+    def _columns(
+        self, row: dict[str, Any], completion: Completion, stop: str | None
+    ) -> dict[str, Any]:
         asked = row["asked_token_ids"] or row["prompt_token_ids"]
         return {
-            "completion": self.text.decode(completion) if completion.text is None else completion.text,
+            "completion": self.text.decode(completion)
+            if completion.text is None
+            else completion.text,
             "token_ids": completion.token_ids,
             "logprob": completion.logprob,
             "finish_reason": completion.finish_reason,
             "stop_string": stop,
-            "reasoning_tokens": stop_strings.thinking(self.text, self.cfg.reasoning, asked, completion),
+            "reasoning_tokens": stop_strings.thinking(
+                self.text, self.cfg.reasoning, asked, completion
+            ),
         }
 
     def check_whole(self) -> None:
@@ -157,7 +171,9 @@ class Drawing:
             gone = self._binned([tokens])
             self._news.subtract(gone)
             self._told_of.subtract(gone)
-        self._news.update(prompts=whole_prompt, billed_prompt_tokens=billed.read, billed_tokens=billed.written)
+        self._news.update(
+            prompts=whole_prompt, billed_prompt_tokens=billed.read, billed_tokens=billed.written
+        )
         if isinstance(drawn, Failed):
             self._news["failed"] += 1
         else:
@@ -179,17 +195,25 @@ class Drawing:
 
     def _binned(self, lengths: Iterable[int]) -> Counter[str]:
         limit, known = self.cfg.limits.completion, [*lengths]
-        bins = Counter([(tokens - 1) * BINS // limit for tokens in known])  # as bin_of, in the half of the time
-        return Counter({f"{UNDER_WAY}{at}": count for at, count in bins.items()} | {DRAWN_SO_FAR: sum(known)})
+        bins = Counter(
+            [(tokens - 1) * BINS // limit for tokens in known]
+        )  # as bin_of, in the half of the time
+        return Counter(
+            {f"{UNDER_WAY}{at}": count for at, count in bins.items()} | {DRAWN_SO_FAR: sum(known)}
+        )
 
     def _tell_news(self) -> None:
         self.hand.tell(**self._news)
         self._news.clear()
         self._told = time.monotonic()
 
-    def _draws_of(self, prompt_id: str, prompt: list[Message]) -> Iterator[tuple[dict[str, Any], Request]]:
+    def _draws_of(
+        self, prompt_id: str, prompt: list[Message]
+    ) -> Iterator[tuple[dict[str, Any], Request]]:
         cfg, ids = self.cfg, self.text.encode(prompt, self.cfg.template_kwargs)
-        for name, setting in sorted(cfg.settings.items()):  # by name: their order in the config is not in identity
+        for name, setting in sorted(
+            cfg.settings.items()
+        ):  # by name: their order in the config is not in identity
             shown = asking.shown(setting, prompt)
             more = self.text.encode(shown, cfg.template_kwargs) if setting.dressed else None
             how = (setting.temperature, setting.top_p)
@@ -207,4 +231,15 @@ class Drawing:
                     "policy": self.policy,
                 }
                 seed = seed_of(cfg, name, prompt_id, index)
-                yield row, Request(sample_id, more or ids, *how, seed, setting.min_p, tuple(setting.stop), tuple(shown))
+                yield (
+                    row,
+                    Request(
+                        sample_id,
+                        more or ids,
+                        *how,
+                        seed,
+                        setting.min_p,
+                        tuple(setting.stop),
+                        tuple(shown),
+                    ),
+                )

@@ -32,7 +32,9 @@ class Failures:
         return self._shards.height * sum(setting.n for setting in self._cfg.settings.values())
 
     def add(self, row: dict[str, Any], reason: str) -> None:
-        self._rows.append({**{name: row[name] for name in FAILED if name != "reason"}, "reason": reason})
+        self._rows.append(
+            {**{name: row[name] for name in FAILED if name != "reason"}, "reason": reason}
+        )
         if len(self._rows) > self._most * self._asked:
             raise self._too_many()
 
@@ -53,7 +55,11 @@ class Failures:
         )
 
     def _often(self) -> str:
-        counts = self._table()["reason"].value_counts().sort(["count", "reason"], descending=[True, False])
+        counts = (
+            self._table()["reason"]
+            .value_counts()
+            .sort(["count", "reason"], descending=[True, False])
+        )
         return str(counts["reason"][0])
 
     def _table(self) -> pl.DataFrame:

@@ -16,11 +16,15 @@ from pipeline.backends import Backend, Billed, Completion, Failed, Request
 class Journal:
     def __init__(self, folder: Path):
         self._folder = folder
-        self._file_of: dict[str, Path] = {}  # sample id → the file of its block, for what has not come yet
+        self._file_of: dict[
+            str, Path
+        ] = {}  # sample id → the file of its block, for what has not come yet
         self._left: Counter[Path] = Counter()
         self._found: list[Completion] = []
 
-    def through(self, backend: Backend, blocks: Iterable[list[Request]]) -> Iterator[Completion | Failed]:
+    def through(
+        self, backend: Backend, blocks: Iterable[list[Request]]
+    ) -> Iterator[Completion | Failed]:
         """What was written down before, and what the backend gives for the rest."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for drawn in backend.generate(self._unanswered(blocks)):
@@ -37,7 +41,9 @@ class Journal:
             known = _read(file) if file.exists() else {}
             self._file_of |= {request.sample_id: file for request in block}
             self._left[file] = len(block)
-            self._found += [known[request.sample_id] for request in block if request.sample_id in known]
+            self._found += [
+                known[request.sample_id] for request in block if request.sample_id in known
+            ]
             yield [request for request in block if request.sample_id not in known]
 
     def _again(self) -> Iterator[Completion]:
@@ -64,4 +70,7 @@ def _read(file: Path) -> dict[str, Completion]:
     whole = written[: written.rfind(b"\n") + 1]
     os.truncate(file, len(whole))
     lines = whole.splitlines()
-    return {row["sample_id"]: Completion(**row | {"billed": Billed(**row["billed"])}) for row in map(json.loads, lines)}
+    return {
+        row["sample_id"]: Completion(**row | {"billed": Billed(**row["billed"])})
+        for row in map(json.loads, lines)
+    }

@@ -28,16 +28,24 @@ def following(questions: Prompts, said: Samples, turn: int, out: Path) -> Prompt
     """What is asked in the next turn: all that was said, and the question's next words."""
     told = questions.columns()
     rows = []
-    for prompt_id, prompt, completion in said.read().select("prompt_id", "prompt", "completion").iter_rows():
+    for prompt_id, prompt, completion in (
+        said.read().select("prompt_id", "prompt", "completion").iter_rows()
+    ):
         turns = told[prompt_id].get("turns") or []
         if turn < len(turns):
-            rows.append((prompt_id, spoken(prompt, completion, turns[turn]), json.dumps(told[prompt_id])))
+            rows.append(
+                (prompt_id, spoken(prompt, completion, turns[turn]), json.dumps(told[prompt_id]))
+            )
     if not rows:
         raise Refusal(
             f"sample: no question has a turn {turn + 1}.\n"
             '  Give questions with turns, [{"turns": ["Who …?", "And why?"]}, …], or exam.chats.NAME.turns=1.'
         )
-    schema: Any = {"prompt_id": pl.String, "prompt": said.read().schema["prompt"], "columns": pl.String}
+    schema: Any = {
+        "prompt_id": pl.String,
+        "prompt": said.read().schema["prompt"],
+        "columns": pl.String,
+    }
     write_table(out / "prompts.parquet", pl.DataFrame(rows, schema=schema, orient="row"))
     return Prompts(out)
 
@@ -69,6 +77,15 @@ def _costs(places: list[Path]) -> dict[str, float]:
     for name, figure in (item for cost in costs for item in cost.items()):
         if name not in ("mean_tokens", "tokens_per_second", "parameters", DIFFERENCE):
             sums[name] = round(sums.get(name, 0) + figure, 6)
-    largest = {DIFFERENCE: max(gaps)} if (gaps := [cost[DIFFERENCE] for cost in costs if DIFFERENCE in cost]) else {}
+    largest = (
+        {DIFFERENCE: max(gaps)}
+        if (gaps := [cost[DIFFERENCE] for cost in costs if DIFFERENCE in cost])
+        else {}
+    )
     model = {name: figure for name, figure in costs[0].items() if name == "parameters"}
-    return {**sums, **largest, **model, "mean_tokens": round(sums["tokens"] / max(sums["completions"], 1), 1)}
+    return {
+        **sums,
+        **largest,
+        **model,
+        "mean_tokens": round(sums["tokens"] / max(sums["completions"], 1), 1),
+    }

@@ -28,7 +28,9 @@ def tied(cfg: Draw, scores: list[Scores]) -> pl.DataFrame:
     """The prompts that have answers so far, and no two of them with different scores."""
     marks = pl.concat([each.read() for each in scores]).filter(pl.col("scorer") == cfg.ties_by)
     known = pl.col("score").filter(pl.col("score").is_finite())
-    return marks.group_by("prompt_id").agg(different=known.n_unique()).filter(pl.col("different") < 2)
+    return (
+        marks.group_by("prompt_id").agg(different=known.n_unique()).filter(pl.col("different") < 2)
+    )
 
 
 def block(cfg: Draw, prompts: Prompts) -> pl.DataFrame:
@@ -41,7 +43,9 @@ def block(cfg: Draw, prompts: Prompts) -> pl.DataFrame:
     return rows.slice((cfg.round - 1) * cfg.per_round, cfg.per_round)
 
 
-def admitted(cfg: Draw, open_text: Callable[[], Text], rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def admitted(
+    cfg: Draw, open_text: Callable[[], Text], rows: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The prompts that fit, by id, and the list of those that do not: a prompt is never cut."""
     if cfg.ties_by and rows.is_empty():  # a wave that no prompt needs needs no tokenizer
         return rows, pl.DataFrame(schema=DROPPED)
@@ -84,10 +88,18 @@ def check_one_fits(cfg: Draw, text: Counting, rows: pl.DataFrame) -> None:
 
 def none_fits(cfg: Draw, context: int | None, most: list[Length]) -> str:
     limits, (shortest, beside) = cfg.limits, min(most, default=(0, ""))
-    known = f", beside limits.completion={limits.completion} in a context of {context}" if context else ""
+    known = (
+        f", beside limits.completion={limits.completion} in a context of {context}"
+        if context
+        else ""
+    )
     crowded = context is not None and context - limits.completion < limits.prompt
     room = context - limits.completion if context is not None and crowded else limits.prompt
-    remedy = "Lower limits.completion, give a model with a longer context" if crowded else "Raise limits.prompt"
+    remedy = (
+        "Lower limits.completion, give a model with a longer context"
+        if crowded
+        else "Raise limits.prompt"
+    )
     return (
         f"limits.prompt={limits.prompt}{known}: {room} tokens are left for a prompt, and the shortest of {len(most)}"
         f" has {shortest} with its template{beside}.\n  {remedy}, or give shorter prompts."
@@ -108,7 +120,10 @@ def too_long(cfg: Draw, context: int | None, asked: list[Length]) -> dict[str, s
     limits = cfg.limits
     for tokens, beside in asked:
         if tokens > limits.prompt:
-            return {"reason": "prompt_too_long", "detail": f"{tokens} tokens{beside}, limits.prompt={limits.prompt}"}
+            return {
+                "reason": "prompt_too_long",
+                "detail": f"{tokens} tokens{beside}, limits.prompt={limits.prompt}",
+            }
         if context is not None and tokens + limits.completion > context:
             detail = f"{tokens} tokens{beside}, limits.completion={limits.completion}, a context of {context}"
             return {"reason": "context_too_short", "detail": detail}

@@ -40,7 +40,9 @@ class Shards:
     def lay_out(self, prompts: pl.DataFrame) -> list[str]:
         """Put the prompts where every hand finds those of its shard, and name the shards."""
         self._asked.mkdir(parents=True, exist_ok=True)
-        parts = {f"{at:05d}.parquet": part for at, part in enumerate(prompts.iter_slices(self._size))}
+        parts = {
+            f"{at:05d}.parquet": part for at, part in enumerate(prompts.iter_slices(self._size))
+        }
         for name, part in parts.items():
             part.write_parquet(self._asked / name)
         return list(parts)
@@ -59,7 +61,9 @@ class Shards:
         """Of all prompts that are asked."""
         return pl.scan_parquet(self._asked / "*.parquet").select(pl.len()).collect().item()
 
-    def write(self, name: str, table: pl.DataFrame, failed: int = 0, billed: Billed = FREE) -> Entry:
+    def write(
+        self, name: str, table: pl.DataFrame, failed: int = 0, billed: Billed = FREE
+    ) -> Entry:
         """The file, whole or not at all, and what the list shall say of it."""
         asked = pl.coalesce("asked_token_ids", "prompt_token_ids")
         write_table(self.file(name), table)
@@ -72,7 +76,9 @@ class Shards:
             "prompt_tokens": table.select(asked.list.len().sum()).item(),
             "truncated": table.filter(finish_reason="length").height,
             "stopped_by_string": table["stop_string"].count(),
-            "retokenised": table.filter(pl.col("logprob").is_null() & pl.col("stop_string").is_null()).height,
+            "retokenised": table.filter(
+                pl.col("logprob").is_null() & pl.col("stop_string").is_null()
+            ).height,
             "failed": failed,
             "billed_prompt_tokens": billed.read,
             "billed_tokens": billed.written,
@@ -86,7 +92,9 @@ class Finished:
         self._done = {
             name: entry
             for name, entry in known.items()
-            if name in names and shards.file(name).exists() and sha256_of(shards.file(name)) == entry["sha256"]
+            if name in names
+            and shards.file(name).exists()
+            and sha256_of(shards.file(name)) == entry["sha256"]
             if not entry.get("failed")  # what a server did not give is asked for again
         }
 
@@ -98,4 +106,6 @@ class Finished:
         write_json(self._list, dict(sorted(self._done.items())))
 
     def totals(self) -> dict[str, int]:
-        return {figure: sum(entry.get(figure, 0) for entry in self._done.values()) for figure in FIGURES}
+        return {
+            figure: sum(entry.get(figure, 0) for entry in self._done.values()) for figure in FIGURES
+        }

@@ -37,7 +37,10 @@ def up_to(text: Text, ids: list[int], kept: str) -> list[int]:
     while not kept.startswith(text.read(ids[:first])):
         first -= 1
     anew = [*ids[:first], *text.pieces(kept[len(text.read(ids[:first])) :])]
-    for found in (anew, text.pieces(kept)):  # the second for tokenizers that write a piece with a space before it
+    for found in (
+        anew,
+        text.pieces(kept),
+    ):  # the second for tokenizers that write a piece with a space before it
         if text.read(found) == kept:
             return found
     raise Broken(

@@ -27,12 +27,21 @@ def money(prices: Prices | None, totals: Mapping[str, float]) -> Figures:
 class Meter:
     """`found` is what an earlier attempt left: it counts as done, and not in the speed."""
 
-    def __init__(self, found: dict[str, int], prompts: int, completions: int, limit: int, prices: Prices | None = None):
+    def __init__(
+        self,
+        found: dict[str, int],
+        prompts: int,
+        completions: int,
+        limit: int,
+        prices: Prices | None = None,
+    ):
         self._prompts, self._wanted, self._limit = prompts, completions, limit
         self._found, self._prices = found["tokens"], prices
         self._sums: Counter[str] = Counter(found)
         self._by_bin: dict[str, Counter[int]] = {ENDED: Counter(), UNDER_WAY: Counter()}
-        if ended := found["completions"] - found["truncated"]:  # their mean is all that is known of them
+        if (
+            ended := found["completions"] - found["truncated"]
+        ):  # their mean is all that is known of them
             mean = (found["tokens"] - found["truncated"] * limit) // ended
             self._by_bin[ENDED][bin_of(mean, limit)] = ended
         self._progress: Progress | None = None
@@ -51,7 +60,9 @@ class Meter:
         else:
             news = {name: int(figure) for name, figure in figures.items()}
             for name, counts in self._by_bin.items():
-                counts.update({at: news.pop(key) for at in range(BINS) if (key := f"{name}{at}") in news})
+                counts.update(
+                    {at: news.pop(key) for at in range(BINS) if (key := f"{name}{at}") in news}
+                )
             done = min(news.get("prompts", 0), self._prompts - self._sums["prompts"])
             self._sums.update(news | {"prompts": done})
             self._show(done)
@@ -69,7 +80,11 @@ class Meter:
                 facts["under way"] = f"{drawing} with {under_way} tokens"
             if failed := self._sums["failed"]:
                 facts["failed"] = str(failed)
-            facts |= {name: f"{paid:.2f}" for name, paid in money(self._prices, self._sums).items() if paid}
+            facts |= {
+                name: f"{paid:.2f}"
+                for name, paid in money(self._prices, self._sums).items()
+                if paid
+            }
             self._progress.left = self._left()
             self._progress.advance(done, **facts)
 
@@ -78,14 +93,18 @@ class Meter:
         now, drawn = time.monotonic(), self._sums["tokens"] + self._sums[DRAWN_SO_FAR] - self._found
         if drawn:
             self._drawn.append((now, drawn))
-        while len(self._drawn) > 2 and now - self._drawn[1][0] > max(LATE, (now - self._started) / 5):
+        while len(self._drawn) > 2 and now - self._drawn[1][0] > max(
+            LATE, (now - self._started) / 5
+        ):
             self._drawn.popleft()
         since, before = self._drawn[0] if len(self._drawn) > 1 else (self._started, 0.0)
         came = drawn - before
         if came <= 0:
             return None
         finished = self._sums["completions"] + self._sums["failed"]
-        lengths = Lengths(self._limit, self._by_bin[ENDED], self._sums["truncated"], self._by_bin[UNDER_WAY])
+        lengths = Lengths(
+            self._limit, self._by_bin[ENDED], self._sums["truncated"], self._by_bin[UNDER_WAY]
+        )
         waiting = max(0, self._wanted - finished - sum(self._by_bin[UNDER_WAY].values()))
         left = clock(lengths.left(waiting) * (now - since) / came)
         return left if lengths.ended else f"at most {left}"

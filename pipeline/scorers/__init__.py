@@ -66,7 +66,9 @@ class Paid(Protocol):
     def cost(self) -> dict[str, float]: ...
 
 
-def open_scorer(cfg: ScorerConfig, reward: Model | None = None, knob: str = "score.scorers.NAME") -> Scorer:
+def open_scorer(
+    cfg: ScorerConfig, reward: Model | None = None, knob: str = "score.scorers.NAME"
+) -> Scorer:
     """`knob`: where the person's config has this scorer, for words that name a knob of it."""
     match cfg:
         case RewardModelScorer():

@@ -15,7 +15,9 @@ from pipeline.errors import Refusal
 Row = dict[str, Any]
 ANSWERS, USERS, STATES = "verdict.responses", "verdict.responses.users", "verdict.responses.status"
 WORD = r"""('[^'"]*'|"[^'"]*"|None)"""
-PRINTED = re.compile(rf"\[\s*(?:{WORD}(?:\s*,\s*|\s+|(?=\])))*\]")  # with commas by Python, without them by NumPy
+PRINTED = re.compile(
+    rf"\[\s*(?:{WORD}(?:\s*,\s*|\s+|(?=\])))*\]"
+)  # with commas by Python, without them by NumPy
 RENAME = " Name the dataset's question verdict, with the labels a, b and tie."
 
 
@@ -37,10 +39,15 @@ def nested_rows(path: Path, text: str, expected: str) -> Iterator[tuple[str, Row
     for number, record in enumerate(records, 1):
         asked = {name: answers for name, answers in record["responses"].items() if answers}
         if asked and "verdict" not in asked:
-            raise Refusal(f"{path}, record {number}: people answer {', '.join(asked)} there, and not verdict.{RENAME}")
+            raise Refusal(
+                f"{path}, record {number}: people answer {', '.join(asked)} there, and not verdict.{RENAME}"
+            )
         for said in asked.get("verdict", []):
             told = {**record["fields"], **record["metadata"]}
-            yield f"{path}, record {number}", {**told, "verdict": said["value"], "annotator": said["user_id"]}
+            yield (
+                f"{path}, record {number}",
+                {**told, "verdict": said["value"], "annotator": said["user_id"]},
+            )
 
 
 def is_flat(row: Row) -> bool:
@@ -50,7 +57,9 @@ def is_flat(row: Row) -> bool:
 def flat_rows(place: str, row: Row) -> Iterator[tuple[str, Row]]:
     """As many rows as answers that were handed in: what is a draft, or was discarded, is no verdict."""
     if ANSWERS not in row:
-        other = ", ".join(name.removesuffix(".responses") for name in row if name.endswith(".responses"))
+        other = ", ".join(
+            name.removesuffix(".responses") for name in row if name.endswith(".responses")
+        )
         raise Refusal(f"{place}: people answer {other} there, and not verdict.{RENAME}")
     answers, users = _listed(place, row, ANSWERS), _listed(place, row, USERS)
     states = _listed(place, row, STATES) if row.get(STATES) else ["submitted"] * len(answers)

@@ -47,7 +47,13 @@ def code_in(completion: str) -> str:
 def run(cfg: CodeScorer, code: str, tests: list[str], knob: str = "score.scorers.NAME") -> set[int]:
     """Which tests pass."""
     nonce = secrets.token_hex(16)  # so that what the code prints is not taken for a verdict
-    told = {"code": code, "tests": tests, "nonce": nonce, "network": cfg.network, "limits": dict(cfg.limits)}
+    told = {
+        "code": code,
+        "tests": tests,
+        "nonce": nonce,
+        "network": cfg.network,
+        "limits": dict(cfg.limits),
+    }
     with tempfile.TemporaryDirectory(prefix="code-") as folder, tempfile.TemporaryFile() as said:
         environment = {"HOME": folder, "TMPDIR": folder, "PATH": os.defpath, "PYTHONHASHSEED": "0"}
         process = subprocess.Popen(
@@ -72,7 +78,11 @@ def run(cfg: CodeScorer, code: str, tests: list[str], knob: str = "score.scorers
             "this machine lets no process give up its network, so code would run with it.\n"
             f"  Give {knob}.network=true where that is no danger."
         )
-    return {int(word) for line in lines if line.startswith(nonce) and (word := line.removeprefix(nonce).strip())}
+    return {
+        int(word)
+        for line in lines
+        if line.startswith(nonce) and (word := line.removeprefix(nonce).strip())
+    }
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -23,7 +23,9 @@ def confine(limits: dict[str, int], network: bool, say: Callable[[object], None]
         system = ctypes.CDLL(None)
         system.prctl(DIE_WITH_PARENT, 9)
         apart = not system.unshare(NEW_USER | NEW_PROCESSES | (0 if network else NEW_NETWORK))
-        if apart and (child := os.fork()):  # the child is its world's first process: what it starts ends with it
+        if apart and (
+            child := os.fork()
+        ):  # the child is its world's first process: what it starts ends with it
             os.waitpid(child, 0)
             os._exit(0)
         system.prctl(DIE_WITH_PARENT, 9)

@@ -23,19 +23,41 @@ def combined(cfg: EnsembleScorer, answers: list[Answer], marks: ByMember) -> Ite
 
 
 def _of_prompt(cfg: EnsembleScorer, ids: list[str], marks: ByMember) -> Iterator[Mark]:
-    lacking = {key: names for key in ids if (names := [m for m in cfg.members if _score(marks, m, key) is None])}
+    lacking = {
+        key: names
+        for key in ids
+        if (names := [m for m in cfg.members if _score(marks, m, key) is None])
+    }
     whole = [key for key in ids if key not in lacking]
-    shut = {key: [gate for gate, least in cfg.gates.items() if marks[gate][key].score < least] for key in whole}  # type: ignore[operator]
+    shut = {
+        key: [gate for gate, least in cfg.gates.items() if marks[gate][key].score < least]
+        for key in whole
+    }  # type: ignore[operator]
     passing = [key for key in whole if not shut[key]]
     table = np.array([[marks[name][key].score for key in passing] for name in cfg.of], dtype=float)
-    scores = dict(zip(passing, COMBINED[cfg.combine](table, np.array(list(cfg.of.values()))).tolist(), strict=True))
+    scores = dict(
+        zip(
+            passing,
+            COMBINED[cfg.combine](table, np.array(list(cfg.of.values()))).tolist(),
+            strict=True,
+        )
+    )
     lowest = min(scores.values(), default=0.0) - 1
     told = {"disagreement": disagreement(table)} | _flips(cfg, whole, marks)
     for key in ids:
         if key in lacking:
-            yield Mark(key, None, detail=f"no score by {', '.join(lacking[key])}", abstained=_abstains(cfg, key, marks))
+            yield Mark(
+                key,
+                None,
+                detail=f"no score by {', '.join(lacking[key])}",
+                abstained=_abstains(cfg, key, marks),
+            )
         else:
-            yield Mark(key, scores.get(key, lowest), detail=_detail(told | ({"gates": shut[key]} if shut[key] else {})))
+            yield Mark(
+                key,
+                scores.get(key, lowest),
+                detail=_detail(told | ({"gates": shut[key]} if shut[key] else {})),
+            )
 
 
 def _score(marks: ByMember, name: str, key: str) -> float | None:
@@ -45,13 +67,20 @@ def _score(marks: ByMember, name: str, key: str) -> float | None:
 
 def _abstains(cfg: EnsembleScorer, key: str, marks: ByMember) -> bool:
     """Whether no member failed: those without a score have no opinion."""
-    lacking = [mark for name in cfg.members if (mark := marks[name].get(key)) is None or mark.score is None]
+    lacking = [
+        mark for name in cfg.members if (mark := marks[name].get(key)) is None or mark.score is None
+    ]
     return all(mark is not None and mark.abstained for mark in lacking)
 
 
 def _flips(cfg: EnsembleScorer, ids: list[str], marks: ByMember) -> dict[str, float | None]:
     """What its members know of their flips is known of the ensemble: the mean."""
-    rates = [rate for name in cfg.of for key in ids if (rate := _flip_rate(marks[name][key].detail)) is not None]
+    rates = [
+        rate
+        for name in cfg.of
+        for key in ids
+        if (rate := _flip_rate(marks[name][key].detail)) is not None
+    ]
     return {"flip_rate": float(np.mean(rates))} if rates else {}
 
 
@@ -65,7 +94,9 @@ def _flip_rate(detail: str) -> float | None:
 
 
 def _detail(told: Mapping[str, object]) -> str:
-    known = {name: round(value, 6) if isinstance(value, float) else value for name, value in told.items()}
+    known = {
+        name: round(value, 6) if isinstance(value, float) else value for name, value in told.items()
+    }
     return json.dumps({name: value for name, value in known.items() if value is not None})
 
 
@@ -91,7 +122,11 @@ def mean_z(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return np.empty(0)
     spread = table.std(axis=1, keepdims=True)
     gaps = table - table.mean(axis=1, keepdims=True)
-    return np.average(np.divide(gaps, spread, out=np.zeros_like(table), where=spread > 1e-12), axis=0, weights=weights)
+    return np.average(
+        np.divide(gaps, spread, out=np.zeros_like(table), where=spread > 1e-12),
+        axis=0,
+        weights=weights,
+    )
 
 
 def minimum(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -102,7 +137,11 @@ def majority(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The share of the other answers that most members, by weight, put below this one; a draw counts half."""
     votes = np.sign(table[:, :, None] - table[:, None, :])
     won = (np.sign(np.tensordot(weights, votes, axes=1)) + 1) / 2
-    return (won.sum(axis=1) - 0.5) / (table.shape[1] - 1) if table.shape[1] > 1 else np.full(table.shape[1], 0.5)
+    return (
+        (won.sum(axis=1) - 0.5) / (table.shape[1] - 1)
+        if table.shape[1] > 1
+        else np.full(table.shape[1], 0.5)
+    )
 
 
 COMBINED: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

@@ -31,7 +31,10 @@ from pipeline.scorers.function_harness import LENGTH
 
 HARNESS = Path(__file__).with_name("function_harness.py")
 HOPELESS = 3  # calls in a row that hang or end the process: the others would fare no better
-LINE, PRINTED = 1 << 20, 2000  # bytes of a printed line that are read, characters of it that are kept
+LINE, PRINTED = (
+    1 << 20,
+    2000,
+)  # bytes of a printed line that are read, characters of it that are kept
 PIECE = 1 << 16
 
 
@@ -60,7 +63,10 @@ class UserFunction:
             self._check_hope(lost)
             told = {"fault": f"the function {lost}"}
         if "scores" in told:
-            yield from (marked(answer, *score) for answer, score in zip(answers, told["scores"], strict=True))
+            yield from (
+                marked(answer, *score)
+                for answer, score in zip(answers, told["scores"], strict=True)
+            )
             return
         given = f"the function gave {many(told.get('count', 0), 'score')} for {many(len(answers), 'completion')}"
         fault = kept(told.get("fault", given))  # it costs its rows, not the run; they are counted
@@ -106,7 +112,9 @@ def arguments(answers: list[Answer]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for answer in answers for name in answer.columns)
     return {
         "prompts": [answer.prompt for answer in answers],
-        "completions": [[{"role": "assistant", "content": answer.completion}] for answer in answers],
+        "completions": [
+            [{"role": "assistant", "content": answer.completion}] for answer in answers
+        ],
         **{name: [answer.columns.get(name) for answer in answers] for name in names},
     }
 
@@ -137,7 +145,12 @@ class FunctionProcess:
 
     def load(self, function: Function, patience: float, knob: str) -> None:
         place = str(Path(function.place).expanduser()) if function.file else function.place
-        told = {"path": sys.path, "place": place, "file": bool(function.file), "name": function.name}
+        told = {
+            "path": sys.path,
+            "place": place,
+            "file": bool(function.file),
+            "name": function.name,
+        }
         answer = self.ask(told, patience)
         if "fault" in answer:
             raise refused(knob, function, *json.loads(answer["fault"]))
@@ -150,7 +163,10 @@ class FunctionProcess:
         with selectors.DefaultSelector() as ready:
             ready.register(self._in, selectors.EVENT_WRITE)
             ready.register(self._out, selectors.EVENT_READ)
-            while len(came) < LENGTH.size or len(came) < LENGTH.size + LENGTH.unpack(came[: LENGTH.size])[0]:
+            while (
+                len(came) < LENGTH.size
+                or len(came) < LENGTH.size + LENGTH.unpack(came[: LENGTH.size])[0]
+            ):
                 events = ready.select(left) if (left := ends - time.monotonic()) > 0 else []
                 if not events:
                     raise Lost(f"took longer than timeout={patience:g} s")
@@ -181,7 +197,11 @@ class FunctionProcess:
             code = self._process.wait(1)
         except subprocess.TimeoutExpired:
             return "closed its process's pipes"
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         return f"took its process along, which {how}"
 
     def end(self) -> None:
@@ -203,7 +223,9 @@ def refused(knob: str, function: Function, kind: str, *detail: str) -> Refusal:
         case "absent":
             return Refusal(f"{typed}: {place} has no function {name}. {nearest(name, [*detail])}")
         case "async":
-            return Refusal(f"{typed}: it is async, and functions are called one after the other. Give a plain one.")
+            return Refusal(
+                f"{typed}: it is async, and functions are called one after the other. Give a plain one."
+            )
         case _:
             return Refusal(
                 f"{typed}: {place} cannot be imported ({kept(detail[0])}).\n"

@@ -32,7 +32,9 @@ def main() -> None:
     os.dup2(2, 1)  # what the function prints goes where its faults go
     for printed in (sys.stdout, sys.stderr):
         printed.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's whole group: who called us ends us
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # of a terminal's whole group: who called us ends us
     if sys.platform == "linux":
         import ctypes
 
@@ -62,7 +64,9 @@ def write(pipe: BinaryIO, answer: dict[str, Any]) -> None:
 def imported(told: dict[str, Any]) -> Callable[..., Any] | str:
     """The function, or why there is none, as JSON: [kind, detail …]."""
     try:
-        module = _from_file(told["place"]) if told["file"] else importlib.import_module(told["place"])
+        module = (
+            _from_file(told["place"]) if told["file"] else importlib.import_module(told["place"])
+        )
         function = getattr(module, told["name"], None)
         if not callable(function):
             known = [key for key, value in vars(module).items() if inspect.isfunction(value)]

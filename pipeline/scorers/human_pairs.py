@@ -47,7 +47,9 @@ class Judged:
 
 def read_judged(path: Path) -> list[Judged]:
     if path.suffix == ".json" and not of_argilla(rows := _list(path)):
-        found = [_published(f"{path}, row {number}", number, row) for number, row in enumerate(rows, 1)]
+        found = [
+            _published(f"{path}, row {number}", number, row) for number, row in enumerate(rows, 1)
+        ]
     else:
         found = list(_own(path))
     if not found:
@@ -59,7 +61,9 @@ def _list(path: Path) -> list[Row]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Refusal(f"{path}: cannot be read as JSON ({type(error).__name__}). {EXPECTED}") from error
+        raise Refusal(
+            f"{path}: cannot be read as JSON ({type(error).__name__}). {EXPECTED}"
+        ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise Refusal(f"{path}: it is no list of objects. {EXPECTED}")
     return rows
@@ -67,7 +71,9 @@ def _list(path: Path) -> list[Row]:
 
 def _published(place: str, number: int, row: Row) -> Judged:
     if {"instruction", "response1", "response2", "annotator1"} <= row.keys():
-        question = "\n\n".join(text for text in (_text(row["instruction"]), _text(row.get("input"))) if text)
+        question = "\n\n".join(
+            text for text in (_text(row["instruction"]), _text(row.get("input"))) if text
+        )
         people = [name for name in row if name.startswith("annotator")]
         votes = {name: _vote(place, row[name]) for name in people}
         first, second = _text(row["response1"]), _text(row["response2"])
@@ -86,7 +92,9 @@ def _text(told: str | float | None) -> str:
 
 def _vote(place: str, told: Any) -> float:
     if str(told) not in OF_NUMBER:
-        raise Refusal(f"{place}: a verdict is {told!r}. Expected 1 or 2, the better answer, or 0 for a tie.")
+        raise Refusal(
+            f"{place}: a verdict is {told!r}. Expected 1 or 2, the better answer, or 0 for a tie."
+        )
     return OF_NUMBER[str(told)]
 
 

@@ -80,7 +80,9 @@ def no_download() -> Iterator[None]:
 
 def lean_nltk() -> Any:
     """Without the large packages that it takes when they are there, for parts that no checker uses."""
-    with standing_in({"scipy": None, "sklearn": None}):  # importing a None says that it is not there
+    with standing_in(
+        {"scipy": None, "sklearn": None}
+    ):  # importing a None says that it is not there
         import nltk
     return nltk
 
@@ -93,7 +95,9 @@ def standing_in(packages: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in [name for name in sys.modules if any(f"{name}.".startswith(f"{of}.") for of in ours)]:
+        for name in [
+            name for name in sys.modules if any(f"{name}.".startswith(f"{of}.") for of in ours)
+        ]:
             del sys.modules[name]
 
 
@@ -111,7 +115,9 @@ def _verdicts(checkers: dict[str, Any], answer: Answer) -> tuple[list[bool], lis
     """Of each instruction, whether the answer follows it, and whether it or a trimmed one does (the loose reading)."""
     names, arguments = answer.columns["instruction_id_list"], answer.columns["kwargs"]
     if not names or len(names) != len(arguments):
-        raise ValueError(f"{len(names)} instructions and {len(arguments)} kwargs: each needs its own")
+        raise ValueError(
+            f"{len(names)} instructions and {len(arguments)} kwargs: each needs its own"
+        )
     readings = [answer.completion], [answer.completion, *trimmed(answer.completion)]
     # The published program builds its checkers anew for the loose reading. What a prompt leaves open, such as a letter
     # to count where the given one is none (`#`), is drawn again there, so the loose verdict may differ from the strict.
@@ -127,7 +133,9 @@ def _verdicts(checkers: dict[str, Any], answer: Answer) -> tuple[list[bool], lis
 
 def _built(checkers: dict[str, Any], name: str, given: dict[str, Any], answer: Answer) -> Any:
     if name not in checkers:
-        raise ValueError(f"{name} is none of IFEval's instructions. {nearest(name, list(checkers))}")
+        raise ValueError(
+            f"{name} is none of IFEval's instructions. {nearest(name, list(checkers))}"
+        )
     one = checkers[name](name)
     one.build_description(**{key: value for key, value in given.items() if value})
     if "prompt" in (one.get_instruction_args() or {}):

@@ -26,7 +26,10 @@ class Rubric:
         criteria = self.cfg.asked
         asked = [
             self.court.wording.question(
-                {"question": conversation(answer.prompt), "answer": self.court.shown(answer.completion)},
+                {
+                    "question": conversation(answer.prompt),
+                    "answer": self.court.shown(answer.completion),
+                },
                 self.labels,
                 criterion=text,
                 low=self.cfg.scale.low,
@@ -56,11 +59,17 @@ def _by_criterion(sample_id: str, readings: dict[str, Reading]) -> Iterator[Mark
     else:
         yield Mark(sample_id, sum(known) / len(known), detail=json.dumps({"model": models}))
     for name, reading in readings.items():
-        yield Mark(sample_id, scores[name], name, reading.fault or json.dumps({"model": reading.model}))
+        yield Mark(
+            sample_id, scores[name], name, reading.fault or json.dumps({"model": reading.model})
+        )
 
 
 def _expected(reading: Reading) -> float | None:
-    return None if reading.fault else sum(int(mark) * chance for mark, chance in reading.chances.items())
+    return (
+        None
+        if reading.fault
+        else sum(int(mark) * chance for mark, chance in reading.chances.items())
+    )
 
 
 class Pairwise:
@@ -72,15 +81,23 @@ class Pairwise:
         self.court = Court(cfg, NEEDS, knob)
 
     def mark(self, answers: list[Answer]) -> Iterator[Mark]:
-        prompts = [list(group) for _, group in groupby(answers, key=lambda answer: answer.prompt_id)]
+        prompts = [
+            list(group) for _, group in groupby(answers, key=lambda answer: answer.prompt_id)
+        ]
         met = [opponents(rows, self.cfg.opponents, self.cfg.seed) for rows in prompts]
-        bouts = [self._bout(rows[i], rows[j]) for rows, pairs in zip(prompts, met, strict=True) for i, j in pairs]
+        bouts = [
+            self._bout(rows[i], rows[j])
+            for rows, pairs in zip(prompts, met, strict=True)
+            for i, j in pairs
+        ]
         verdicts = iter(fought(self.court, bouts))
         for rows, pairs in zip(prompts, met, strict=True):
             yield from _standings(rows, {pair: next(verdicts) for pair in pairs})
 
     def _bout(self, a: Answer, b: Answer) -> Bout:
-        return Bout(conversation(a.prompt), self.court.shown(a.completion), self.court.shown(b.completion))
+        return Bout(
+            conversation(a.prompt), self.court.shown(a.completion), self.court.shown(b.completion)
+        )
 
     def cost(self) -> dict[str, float]:
         return self.court.budget.cost()
@@ -93,10 +110,14 @@ def opponents(answers: list[Answer], wanted: int | None, seed: int) -> list[tupl
     """Who meets whom, as places in `answers`: all, or neighbours on a circle in hash order, so that all meet equally
     many (one more where the numbers are odd)."""
     n = len(answers)
-    circle = sorted(range(n), key=lambda place: digest_of([seed, draw_of(answers[place].sample_id)]))
+    circle = sorted(
+        range(n), key=lambda place: digest_of([seed, draw_of(answers[place].sample_id)])
+    )
     most = n - 1 if wanted is None else min(wanted, n - 1)
     steps = {*range(1, most // 2 + 1), *([n // 2] if most % 2 else [])}
-    pairs = {tuple(sorted((circle[at], circle[(at + step) % n]))) for step in steps for at in range(n)}
+    pairs = {
+        tuple(sorted((circle[at], circle[(at + step) % n]))) for step in steps for at in range(n)
+    }
     return sorted((i, j) for i, j in pairs)
 
 
@@ -110,9 +131,17 @@ def _standings(answers: list[Answer], verdicts: dict[tuple[int, int], Verdict]) 
         own = {pair: verdict for pair, verdict in verdicts.items() if place in pair}
         fault = next((verdict.fault for verdict in own.values() if verdict.fault), "")
         if not own or fault:
-            yield Mark(answer.sample_id, None, detail=fault or "its prompt has no other answer to compare it with")
+            yield Mark(
+                answer.sample_id,
+                None,
+                detail=fault or "its prompt has no other answer to compare it with",
+            )
             continue
-        chances = [(p if place == i else 1 - p) for (i, _), v in own.items() if (p := v.probability) is not None]
+        chances = [
+            (p if place == i else 1 - p)
+            for (i, _), v in own.items()
+            if (p := v.probability) is not None
+        ]
         yield Mark(answer.sample_id, sum(chances) / len(chances), detail=detail)
 
 

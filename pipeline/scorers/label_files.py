@@ -77,12 +77,20 @@ def read_votes(path: str, knob: str) -> list[Duel]:
 def _label(place: str, row: Row) -> Rating | Duel | None:
     annotator = str(row.get("annotator") or "")
     if "sample_id" in row and "score" in row:
-        return None if row["score"] in (None, "") else Rating(str(row["sample_id"]), _number(place, row), annotator)
+        return (
+            None
+            if row["score"] in (None, "")
+            else Rating(str(row["sample_id"]), _number(place, row), annotator)
+        )
     if "chosen_id" in row and "rejected_id" in row:
         return _duel(place, str(row["chosen_id"]), str(row["rejected_id"]), 1.0, annotator)
     if {"a_id", "b_id", "verdict"} <= row.keys():
         verdict = verdict_of(place, row["verdict"])
-        return None if verdict is None else _duel(place, str(row["a_id"]), str(row["b_id"]), A_WINS[verdict], annotator)
+        return (
+            None
+            if verdict is None
+            else _duel(place, str(row["a_id"]), str(row["b_id"]), A_WINS[verdict], annotator)
+        )
     raise Refusal(f"{place}: its columns are {', '.join(row)}. Expected {_shapes()}.")
 
 
@@ -134,7 +142,9 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
-    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # an answer may be longer than csv expects
+    csv.field_size_limit(
+        max(csv.field_size_limit(), len(text) + 1)
+    )  # an answer may be longer than csv expects
     for number, row in enumerate(_csv_table(path, text), 1):
         if None in row:
             raise Refusal(
@@ -159,7 +169,9 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise Refusal(f"{path}:{number}: this line is no JSON object. Expected one a line, with {_shapes()}.")
+            raise Refusal(
+                f"{path}:{number}: this line is no JSON object. Expected one a line, with {_shapes()}."
+            )
         yield f"{path}:{number}", row
 
 

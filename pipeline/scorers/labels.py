@@ -32,7 +32,9 @@ class Labels:
             self._opinions = opinions(self.cfg)
         for answer in answers:
             known = self._opinions.get(answer.sample_id, NOT_ASKED)
-            yield Mark(answer.sample_id, known.score, detail=known.detail, abstained=known.score is None)
+            yield Mark(
+                answer.sample_id, known.score, detail=known.detail, abstained=known.score is None
+            )
 
     def close(self) -> None:
         pass
@@ -45,8 +47,15 @@ def opinions(cfg: LabelsScorer) -> dict[str, Opinion]:
     rows = read_labels(Path(cfg.path))
     everybody = sorted({row.annotator for row in rows})
     ratings = [row for row in rows if isinstance(row, Rating)]
-    found = _of_ratings(cfg, ratings) if ratings else _of_duels(cfg, [row for row in rows if isinstance(row, Duel)])
-    return {key: Opinion(score, _detail(score, votes, everybody)) for key, (score, votes) in found.items()}
+    found = (
+        _of_ratings(cfg, ratings)
+        if ratings
+        else _of_duels(cfg, [row for row in rows if isinstance(row, Duel)])
+    )
+    return {
+        key: Opinion(score, _detail(score, votes, everybody))
+        for key, (score, votes) in found.items()
+    }
 
 
 def _of_ratings(cfg: LabelsScorer, ratings: list[Rating]) -> dict[str, tuple[float | None, Votes]]:
@@ -70,7 +79,10 @@ def _of_duels(cfg: LabelsScorer, duels: list[Duel]) -> dict[str, tuple[float | N
             for annotator, vote in by_annotator.items():
                 told[key][annotator].append(_of_side(vote, sign))
     return {
-        key: (_mean(scores[key]), {annotator: sum(own) / len(own) for annotator, own in told[key].items()})
+        key: (
+            _mean(scores[key]),
+            {annotator: sum(own) / len(own) for annotator, own in told[key].items()},
+        )
         for key in told
     }
 
@@ -101,4 +113,6 @@ def _detail(score: float | None, votes: Votes, everybody: list[str]) -> str:
     if len(votes) < 2:
         return ""
     agreement = max(Counter(votes.values()).values()) / len(votes)
-    return json.dumps({"annotators": [votes.get(name) for name in everybody], "agreement": round(agreement, 6)})
+    return json.dumps(
+        {"annotators": [votes.get(name) for name in everybody], "agreement": round(agreement, 6)}
+    )

@@ -35,7 +35,11 @@ class Engine(Protocol):
 
 
 def open_engine(
-    cfg: RewardModelScorer, place: Place, tokenizer: Any, limit: int, knob: str = "score.scorers.NAME"
+    cfg: RewardModelScorer,
+    place: Place,
+    tokenizer: Any,
+    limit: int,
+    knob: str = "score.scorers.NAME",
 ) -> Engine:
     if cfg.engine == "transformers":
         return TransformersPooling(cfg, place, tokenizer)
@@ -50,7 +54,9 @@ class TransformersPooling:
         import torch
         from transformers import AutoModelForSequenceClassification
 
-        self.module = whole(AutoModelForSequenceClassification, place, cfg.dtype).eval().requires_grad_(False)
+        self.module = (
+            whole(AutoModelForSequenceClassification, place, cfg.dtype).eval().requires_grad_(False)
+        )
         self.module.to("cuda" if torch.cuda.is_available() else "cpu")
         self.pad = pad_for(self.module, tokenizer)
         self.batch_tokens = cfg.runtime.batch_tokens
@@ -90,7 +96,9 @@ def _logits(module: Any, pad: int, rows: list[Row]) -> Any:
     lengths = torch.tensor([len(row.ids) for row in rows], device=module.device)
 
     def padded(values: list[list[int]], filler: int) -> Any:
-        return torch.tensor([one + [filler] * (width - len(one)) for one in values], device=module.device)
+        return torch.tensor(
+            [one + [filler] * (width - len(one)) for one in values], device=module.device
+        )
 
     told = {"input_ids": padded([row.ids for row in rows], pad)}
     told["attention_mask"] = (torch.arange(width, device=module.device) < lengths[:, None]).long()
@@ -112,7 +120,10 @@ def every_token(module: Any) -> Iterator[list[Any]]:
             seen.append(values)
 
     config = module.config.get_text_config()
-    known, config.pad_token_id = config.pad_token_id, config.pad_token_id or 0  # without one it takes no batch
+    known, config.pad_token_id = (
+        config.pad_token_id,
+        config.pad_token_id or 0,
+    )  # without one it takes no batch
     hook = module.score.register_forward_hook(keep) if hasattr(module, "score") else None
     try:
         yield seen
@@ -127,7 +138,12 @@ def every_token(module: Any) -> Iterator[list[Any]]:
 
 class VllmPooling:
     def __init__(self, cfg: RewardModelScorer, place: Place, limit: int, knob: str):
-        from pipeline.backends.vllm import ENVIRONMENT, ENVIRONMENT_OF_EAGER, ENVIRONMENT_ON_CPU, GIB
+        from pipeline.backends.vllm import (
+            ENVIRONMENT,
+            ENVIRONMENT_OF_EAGER,
+            ENVIRONMENT_ON_CPU,
+            GIB,
+        )
 
         os.environ |= {**ENVIRONMENT, **os.environ}
         try:
@@ -142,13 +158,19 @@ class VllmPooling:
         placed: dict[str, Any] = {"gpu_memory_utilization": cfg.runtime.memory}
         if current_platform.is_cpu():
             os.environ |= {**ENVIRONMENT_ON_CPU, **ENVIRONMENT_OF_EAGER, **os.environ}
-            placed = {"enforce_eager": True, "kv_cache_memory_bytes": GIB, "enable_chunked_prefill": False}
+            placed = {
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": GIB,
+                "enable_chunked_prefill": False,
+            }
         arguments = EngineArgs(
             model=str(place.weights),
             revision=place.revision,
             trust_remote_code=place.remote_code,
             runner="pooling",
-            pooler_config=PoolerConfig(use_activation=False),  # a sigmoid flattens what is far from zero
+            pooler_config=PoolerConfig(
+                use_activation=False
+            ),  # a sigmoid flattens what is far from zero
             skip_tokenizer_init=True,  # ids go in
             dtype=cfg.dtype,
             max_model_len=limit,
@@ -166,7 +188,9 @@ class VllmPooling:
 
         for at, row in enumerate(rows):
             prompt = {"type": "token", "prompt_token_ids": row.ids}
-            self.engine.add_request(str(at), prompt, PoolingParams(task="classify", use_activation=False))
+            self.engine.add_request(
+                str(at), prompt, PoolingParams(task="classify", use_activation=False)
+            )
         found: dict[int, Logits] = {}
         while self.engine.has_unfinished_requests():
             done = [output for output in self.engine.step() if output.finished]

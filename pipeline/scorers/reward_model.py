@@ -20,14 +20,23 @@ from pipeline.text import without_reasoning
 PROBES = (
     ("Name a colour.", "Red."),
     ("What do otters eat?", "Mostly fish, and now and then a crab."),
-    ("Describe the river.", "The river is slow and wide. In spring it takes the lower fields, and nobody minds."),
+    (
+        "Describe the river.",
+        "The river is slow and wide. In spring it takes the lower fields, and nobody minds.",
+    ),
     ("How many days has a week?", "I do not know, and I will not say."),
 )
-AGREE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}  # of a score of 1, alone and beside others
+AGREE = {
+    "float32": 1e-4,
+    "bfloat16": 5e-2,
+    "float16": 1e-2,
+}  # of a score of 1, alone and beside others
 
 
 class RewardModel:
-    def __init__(self, cfg: RewardModelScorer, reward: Model | None, knob: str = "score.scorers.NAME"):
+    def __init__(
+        self, cfg: RewardModelScorer, reward: Model | None, knob: str = "score.scorers.NAME"
+    ):
         self.cfg, self.reward, self.knob = cfg, reward, knob
         self.engine: Engine | None = None
         self.text: RewardText
@@ -37,12 +46,18 @@ class RewardModel:
         engine = self.engine or self._start()
         rows: dict[str, Row] = {}
         for answer in answers:
-            said = without_reasoning(answer.completion) if self.cfg.strip_reasoning else answer.completion
+            said = (
+                without_reasoning(answer.completion)
+                if self.cfg.strip_reasoning
+                else answer.completion
+            )
             try:
                 rows[answer.sample_id] = self.text.row(answer.prompt, said)
             except Unreadable as fault:
                 yield Mark(answer.sample_id, None, detail=str(fault))
-        for (sample_id, row), logits in zip(rows.items(), engine.logits([*rows.values()]), strict=True):
+        for (sample_id, row), logits in zip(
+            rows.items(), engine.logits([*rows.values()]), strict=True
+        ):
             yield _mark(sample_id, self.read(logits), row.cut)
 
     def close(self) -> None:
@@ -53,10 +68,14 @@ class RewardModel:
         from transformers import AutoConfig
 
         place, tokenizer = self._opened()
-        config = AutoConfig.from_pretrained(place.weights, revision=place.revision, trust_remote_code=place.remote_code)
+        config = AutoConfig.from_pretrained(
+            place.weights, revision=place.revision, trust_remote_code=place.remote_code
+        )
         self.read = reader(config.id2label, self.cfg.label, str(place.weights), self.knob)
         limit = _limit(self.cfg.max_length, config, tokenizer, self.knob)
-        self.text = RewardText(tokenizer, self.cfg.input, self.cfg.template.kwargs, limit, self.knob)
+        self.text = RewardText(
+            tokenizer, self.cfg.input, self.cfg.template.kwargs, limit, self.knob
+        )
         probes = probe_rows(self.text, str(place.weights), self.knob)
         self.engine = open_engine(self.cfg, place, tokenizer, limit, self.knob)
         check_probes(self.engine, probes, self.read, self.cfg.dtype, str(place.weights), self.knob)
@@ -70,13 +89,18 @@ class RewardModel:
             folder, _ = classifier(cfg.model, cfg.revision, cfg.trust)
             place, tokenizer = Place(folder, None, cfg.trust.remote_code), folder
         elif reward is not None:
-            place, tokenizer = Place(reward.weights, reward.revision, reward.remote_code), reward.tokenizer
+            place, tokenizer = (
+                Place(reward.weights, reward.revision, reward.remote_code),
+                reward.tokenizer,
+            )
         else:
             raise Refusal(
                 f"{self.knob}: a scorer of kind reward_model has no model.\n"
                 f"  Give {self.knob}.model=NAME, or reward=checkpoint reward.model=NAME."
             )
-        return place, opened_tokenizer(tokenizer, cfg.template.chat_template, str(place.weights), place.remote_code)
+        return place, opened_tokenizer(
+            tokenizer, cfg.template.chat_template, str(place.weights), place.remote_code
+        )
 
 
 def _mark(sample_id: str, score: float, cut: int) -> Mark:
@@ -108,15 +132,22 @@ def reader(
 
 def _limit(wanted: int | None, config: Any, tokenizer: Any, knob: str) -> int:
     """What the model can see; the tokenizer knows of positions that are taken by others."""
-    seen = min(getattr(config.get_text_config(), "max_position_embeddings", 1 << 30), tokenizer.model_max_length)
+    seen = min(
+        getattr(config.get_text_config(), "max_position_embeddings", 1 << 30),
+        tokenizer.model_max_length,
+    )
     if wanted is not None and wanted > seen:
-        raise Refusal(f"{knob}.max_length={wanted}: this reward model can see {seen} tokens. Give that, or null.")
+        raise Refusal(
+            f"{knob}.max_length={wanted}: this reward model can see {seen} tokens. Give that, or null."
+        )
     return wanted or seen
 
 
 def probe_rows(text: RewardText, name: str, knob: str = "score.scorers.NAME") -> list[Row]:
     try:
-        return [text.row([{"role": "user", "content": question}], answer) for question, answer in PROBES]
+        return [
+            text.row([{"role": "user", "content": question}], answer) for question, answer in PROBES
+        ]
     except Unreadable as fault:
         raise Refusal(
             f"{name}: one question and its answer cannot be put to it: {fault}.\n"

@@ -19,7 +19,9 @@ class Unreadable(Exception):
 @dataclass(frozen=True, slots=True)
 class Row:
     ids: list[int]
-    segments: list[int] | None = None  # 0 for the question, 1 for the answer, where the model tells them apart
+    segments: list[int] | None = (
+        None  # 0 for the question, 1 for the answer, where the model tells them apart
+    )
     cut: int = 0  # tokens that it lost
 
 
@@ -30,13 +32,16 @@ class RewardText:
         shape: Literal["chat", "pair"],
         kwargs: dict[str, Any],
         limit: int | None,
-        knob: str | None = None,  # of the scorer that asks; None: the stage that trains a reward model
+        knob: str
+        | None = None,  # of the scorer that asks; None: the stage that trains a reward model
     ):
         if shape == "chat" and not tokenizer.chat_template:
             remedy = "template.chat_template=FILE"
             if knob:
                 remedy = f"{knob}.{remedy}, or {knob}.input=pair where it reads question and answer"
-            raise Refusal(f"{tokenizer.name_or_path}: its tokenizer has no chat template.\n  Give {remedy}.")
+            raise Refusal(
+                f"{tokenizer.name_or_path}: its tokenizer has no chat template.\n  Give {remedy}."
+            )
         self.tokenizer, self.kwargs, self.limit = tokenizer, kwargs, limit
         self.row = self._chat if shape == "chat" else self._pair
         self.bos: int | None = tokenizer.bos_token_id
@@ -54,15 +59,25 @@ class RewardText:
         """As the template writes it; where it forgets the BOS that the model was trained with, the tokenizer's."""
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.kwargs)
-        except Exception as error:  # it is the checkpoint's own code, and may raise whatever it likes
-            raise Unreadable(f"the reward model's chat template does not render it: {error}") from error
+        except (
+            Exception
+        ) as error:  # it is the checkpoint's own code, and may raise whatever it likes
+            raise Unreadable(
+                f"the reward model's chat template does not render it: {error}"
+            ) from error
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if self.begins and ids[:1] != [self.bos]:
             ids = [self.bos, *ids]  # type: ignore[list-item]
         if is_doubled(ids, self.bos):
-            raise Unreadable(f"it begins with more than one BOS ({self.tokenizer.bos_token}) of the reward model")
-        if self.bos != self.tokenizer.eos_token_id and any(holds_bos(self.tokenizer, m["content"]) for m in messages):
-            raise Unreadable(f"a text in it spells out the reward model's BOS ({self.tokenizer.bos_token})")
+            raise Unreadable(
+                f"it begins with more than one BOS ({self.tokenizer.bos_token}) of the reward model"
+            )
+        if self.bos != self.tokenizer.eos_token_id and any(
+            holds_bos(self.tokenizer, m["content"]) for m in messages
+        ):
+            raise Unreadable(
+                f"a text in it spells out the reward model's BOS ({self.tokenizer.bos_token})"
+            )
         return ids
 
     def _pair(self, prompt: list[Message], answer: str) -> Row:
@@ -77,7 +92,9 @@ class RewardText:
         """Without its first tokens: the question's, and the answer's when that is not enough."""
         kept = []
         for text in (question, answer):
-            spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+                "offset_mapping"
+            ]
             gone = min(over, len(spans))
             kept.append(text[spans[gone][0] :] if gone < len(spans) else "")
             over -= gone

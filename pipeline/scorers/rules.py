@@ -34,7 +34,11 @@ class Rules:
 
     def mark(self, answers: list[Answer]) -> Iterator[Mark]:
         """Processes begin with these answers at this call; without them each mark is made when it is asked for."""
-        return self._marked_elsewhere(answers) if self._needs_processes(len(answers)) else self._marked_here(answers)
+        return (
+            self._marked_elsewhere(answers)
+            if self._needs_processes(len(answers))
+            else self._marked_here(answers)
+        )
 
     def close(self) -> None:
         if self._processes:
@@ -44,7 +48,9 @@ class Rules:
         """Off the main thread always: there the alarm that limits a check's time cannot be set."""
         if self.workers is None:
             return False
-        least = 2 if isinstance(self.cfg, CodeScorer) else WORTH_IT  # code takes longer than that, answer by answer
+        least = (
+            2 if isinstance(self.cfg, CodeScorer) else WORTH_IT
+        )  # code takes longer than that, answer by answer
         off_main = threading.current_thread() is not threading.main_thread()
         return off_main or (self.workers > 1 and answers >= least)
 
@@ -56,12 +62,17 @@ class Rules:
     def _marked_elsewhere(self, answers: list[Answer]) -> Iterator[Mark]:
         # spawn: a fork of a process with threads, such as polars', may never wake up
         self._processes = self._processes or ProcessPoolExecutor(
-            self.workers, multiprocessing.get_context("spawn"), initializer=_open, initargs=(self.cfg, self.knob)
+            self.workers,
+            multiprocessing.get_context("spawn"),
+            initializer=_open,
+            initargs=(self.cfg, self.knob),
         )
         size = max(1, min(CHUNK, math.ceil(len(answers) / (4 * (self.workers or 1)))))
         parts = [answers[i : i + size] for i in range(0, len(answers), size)]
         with all_alive(self.cfg, self.knob):
-            return _drawn([self._processes.submit(_marked, part) for part in parts], self.cfg, self.knob)
+            return _drawn(
+                [self._processes.submit(_marked, part) for part in parts], self.cfg, self.knob
+            )
 
 
 def _drawn(parts: list[Future[list[Mark]]], cfg: CheckScorer, knob: str) -> Iterator[Mark]:
@@ -85,7 +96,9 @@ def workers_of(cfg: CheckScorer) -> int | None:
     """How many processes check, or None where a check is quicker than handing an answer over."""
     if not isinstance(cfg, IfevalScorer | MathScorer | CodeScorer):
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return cores if cfg.runtime.workers == "auto" else cfg.runtime.workers
 
 

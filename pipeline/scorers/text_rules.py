@@ -11,7 +11,9 @@ from pipeline.text import check_languages, language_of
 FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
 
 
-def check(cfg: RegexScorer | JsonScorer | LengthScorer | LanguageScorer, knob: str = "score.scorers.NAME") -> Check:
+def check(
+    cfg: RegexScorer | JsonScorer | LengthScorer | LanguageScorer, knob: str = "score.scorers.NAME"
+) -> Check:
     match cfg:
         case RegexScorer():
             return _regex(cfg)
@@ -69,7 +71,9 @@ def _counted(answer: Answer, unit: str) -> int:
     if unit == "characters":
         return len(answer.completion)
     if answer.tokens is None:
-        raise ValueError("this answer was not sampled, so its tokens are not known; count words or characters")
+        raise ValueError(
+            "this answer was not sampled, so its tokens are not known; count words or characters"
+        )
     return answer.tokens
 
 
@@ -78,6 +82,8 @@ def _language(cfg: LanguageScorer, knob: str) -> Check:
 
     def spoken(answer: Answer) -> dict[str, float]:
         text = answer.completion
-        return {"": float(bool(re.search(r"[^\W\d_]", text)) and language_of(text) in cfg.languages)}
+        return {
+            "": float(bool(re.search(r"[^\W\d_]", text)) and language_of(text) in cfg.languages)
+        }
 
     return spoken

@@ -27,20 +27,28 @@ def schema_of(path: str, knob: str = "score.scorers.NAME") -> Any:
     return schema
 
 
-def check_function(text: str, place: str, name: str, in_file: bool, knob: str = "score.scorers.NAME") -> None:
+def check_function(
+    text: str, place: str, name: str, in_file: bool, knob: str = "score.scorers.NAME"
+) -> None:
     """As far as its source tells: a package is not opened, since that may run anything."""
     if not in_file:
         if importlib.util.find_spec(place.partition(".")[0]) is None:
-            raise Refusal(f"{knob}.function={text}: there is no package {place.partition('.')[0]} here. Install it.")
+            raise Refusal(
+                f"{knob}.function={text}: there is no package {place.partition('.')[0]} here. Install it."
+            )
         return
     try:
         body = ast.parse(Path(place).expanduser().read_text(encoding="utf-8"), place).body
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Refusal(f"{knob}.function={text}: {place} is no Python that can be read ({error}).") from error
+        raise Refusal(
+            f"{knob}.function={text}: {place} is no Python that can be read ({error})."
+        ) from error
     makes = dict(_made(body))
     if name not in makes and "*" not in makes:
         known = [one for one, node in makes.items() if isinstance(node, ast.FunctionDef)]
-        raise Refusal(f"{knob}.function={text}: {place} has no function {name}. {nearest(name, known)}")
+        raise Refusal(
+            f"{knob}.function={text}: {place} has no function {name}. {nearest(name, known)}"
+        )
     if isinstance(makes.get(name), ast.AsyncFunctionDef):
         raise Refusal(
             f"{knob}.function={text}: it is async, and functions are called one after the other. Give a plain one."

@@ -18,7 +18,9 @@ BOS, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 ROLES = "<|system|>", "<|user|>", "<|assistant|>"
 SPECIAL = [PAD, BOS, END, *ROLES]
 BYTES = 256
-WEIGHTS = shutil.ignore_patterns("*.safetensors*", "*.bin*", "config.json", "generation_config.json")
+WEIGHTS = shutil.ignore_patterns(
+    "*.safetensors*", "*.bin*", "config.json", "generation_config.json"
+)
 TEXTS = 3000  # conversations that the tokenizer is trained on: more change none of its merges
 
 CHAT_TEMPLATE = (
@@ -96,7 +98,9 @@ def tiny_model(cfg: TinyBase, tokenizer: "PreTrainedTokenizerFast") -> "LlamaFor
 
 
 def _texts(seed: int) -> Iterator[str]:
-    cfg = PlaygroundDemonstrations(kind="playground", rows=TEXTS, constraints=3, obeyed=0.5, seed=seed)
+    cfg = PlaygroundDemonstrations(
+        kind="playground", rows=TEXTS, constraints=3, obeyed=0.5, seed=seed
+    )
     for row in synthetic.demonstrations(cfg):
         yield from (message["content"] for message in row["messages"])
 

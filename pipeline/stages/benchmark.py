@@ -12,7 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import ABSENT_FILE, Metrics, Model, knob_of, note_cost, write_json, write_table, write_text
+from pipeline.artifacts import (
+    ABSENT_FILE,
+    Metrics,
+    Model,
+    knob_of,
+    note_cost,
+    write_json,
+    write_table,
+    write_text,
+)
 from pipeline.benchmarks.tasks import Absent, rows_of, tasks_of
 from pipeline.config import BenchmarkConfig
 
@@ -38,7 +47,10 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
     write_items(out / "items.parquet", results["samples"])
     figures = [*figures_of(results, (cfg.task, cfg.metric))]
     chief = next(row for row in figures if (row["task"], row["metric"]) == (cfg.task, cfg.metric))
-    told = {key: {task: results[key][task] for task in leaves(results, cfg.task)} for key in ("versions", "n-shot")}
+    told = {
+        key: {task: results[key][task] for task in leaves(results, cfg.task)}
+        for key in ("versions", "n-shot")
+    }
     facts = {
         "lm_eval": version("lm-eval"),
         "rows": rows_of(tasks),
@@ -46,7 +58,9 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
         "few_shot": told["n-shot"],
         "cut": answering.cut,
     }
-    write_json(out / "metrics.json", {"task": cfg.task, "chief": chief, **facts, "figures": figures})
+    write_json(
+        out / "metrics.json", {"task": cfg.task, "chief": chief, **facts, "figures": figures}
+    )
     note_cost(out, requests=answering.asked)
     return Metrics(out)
 
@@ -87,7 +101,11 @@ def repeatable(process: Callable[..., Any]) -> Callable[..., Any]:
 def figures_of(results: dict[str, Any], chief: tuple[str, str]) -> Iterator[dict[str, Any]]:
     """Every task's and group's figures, as lm-eval names them; the chief one even where it is no number."""
     for task, found in sorted({**results["results"], **results.get("groups", {})}.items()):
-        asked = sum(of["effective"] for name, of in results["n-samples"].items() if name in leaves(results, task))
+        asked = sum(
+            of["effective"]
+            for name, of in results["n-samples"].items()
+            if name in leaves(results, task)
+        )
         for key in sorted(found):
             metric, _, cleaned = key.partition(",")
             value = number(found[key])
@@ -120,7 +138,13 @@ def write_items(path: Path, samples: dict[str, list[dict[str, Any]]]) -> None:
     import polars as pl
 
     rows = [
-        (task, each["doc_id"], each["doc_hash"][:16], f"{metric},{each['filter']}", number(each[metric]))
+        (
+            task,
+            each["doc_id"],
+            each["doc_hash"][:16],
+            f"{metric},{each['filter']}",
+            number(each[metric]),
+        )
         for task, answered in samples.items()
         for each in answered
         for metric in each["metrics"]

@@ -38,30 +38,42 @@ def run(cfg: DuelConfig, out: Path, *, prompts: Prompts, a: Samples, b: Samples)
     try:
         met, unanswered = contests(prompts, a, b)
         sides = [[joined([*map(court.shown, one[side])]) for side in ("a", "b")] for one in met]
-        bouts = [Bout(conversation(one["prompt"]), *shown) for one, shown in zip(met, sides, strict=True)]
+        bouts = [
+            Bout(conversation(one["prompt"]), *shown) for one, shown in zip(met, sides, strict=True)
+        ]
         verdicts = fought(court, bouts)
         judge = court.who.judge
     finally:
         court.close()
         note_cost(out, **court.budget.cost())
-    rows = [row for one, verdict in zip(met, verdicts, strict=True) for row in _rows(one, verdict, judge)]
+    rows = [
+        row
+        for one, verdict in zip(met, verdicts, strict=True)
+        for row in _rows(one, verdict, judge)
+    ]
     table = pl.DataFrame([*rows, *_absent(unanswered, judge)], schema=VERDICT)
     check_failures(cfg, out, table)
     write_table(out / "verdicts.parquet", table)
     return Verdicts(out)
 
 
-def contests(prompts: Prompts, a: Samples, b: Samples) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def contests(
+    prompts: Prompts, a: Samples, b: Samples
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Each prompt's answers two by two in the order of their ids, and the prompts that a model did not answer.
 
     Of several turns the whole conversation is one answer, which a model that ended it sooner did not give.
     """
     of_a, of_b = _answers(a), _answers(b)
     met, unanswered = [], []
-    for prompt_id, prompt, columns in prompts.read().select("prompt_id", "prompt", "columns").iter_rows():
+    for prompt_id, prompt, columns in (
+        prompts.read().select("prompt_id", "prompt", "columns").iter_rows()
+    ):
         given = [of.get(prompt_id, []) for of in (of_a, of_b)]
         turns = max((len(texts) for answers in given for _, texts in answers), default=1)
-        ours, theirs = ([answer for answer in answers if len(answer[1]) == turns] for answers in given)
+        ours, theirs = (
+            [answer for answer in answers if len(answer[1]) == turns] for answers in given
+        )
         later = json.loads(columns).get("turns", [])[1:turns] if turns > 1 else []
         asked = [*prompt, *({"role": "user", "content": question} for question in later)]
         for (a_id, texts_a), (b_id, texts_b) in zip(ours, theirs, strict=False):
@@ -69,7 +81,10 @@ def contests(prompts: Prompts, a: Samples, b: Samples) -> tuple[list[dict[str, A
             met.append({**ids, "prompt": asked, "a": texts_a, "b": texts_b})
         if not ours or not theirs:
             unanswered.append(
-                {"prompt_id": prompt_id, "by": [n for n, given in (("a", ours), ("b", theirs)) if not given]}
+                {
+                    "prompt_id": prompt_id,
+                    "by": [n for n, given in (("a", ours), ("b", theirs)) if not given],
+                }
             )
     return met, unanswered
 
@@ -79,7 +94,9 @@ def _answers(samples: Samples) -> dict[str, list[tuple[str, list[str]]]]:
     rows = samples.read().filter(pl.col("setting") != KL)
     rows = rows.sort("prompt_id", pl.col("setting") != ANSWER, "setting", "sample_id")
     found: dict[str, list[tuple[str, list[str]]]] = {}
-    for prompt_id, setting, name, text in rows.select("prompt_id", "setting", "sample_id", "completion").iter_rows():
+    for prompt_id, setting, name, text in rows.select(
+        "prompt_id", "setting", "sample_id", "completion"
+    ).iter_rows():
         if setting == ANSWER:
             found.setdefault(prompt_id, []).append((name, [text]))
         elif prompt_id in found:
@@ -111,11 +128,20 @@ def _rows(one: dict[str, Any], verdict: Verdict, judge: str) -> Iterator[dict[st
 def _absent(unanswered: list[dict[str, Any]], judge: str) -> Iterator[dict[str, Any]]:
     for one in unanswered:
         why = f"no answer by {' and '.join(one['by'])}"
-        yield {"prompt_id": one["prompt_id"], "judge": judge, "model": "", "status": "unanswered", "detail": why}
+        yield {
+            "prompt_id": one["prompt_id"],
+            "judge": judge,
+            "model": "",
+            "status": "unanswered",
+            "detail": why,
+        }
 
 
 def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame) -> None:
-    failed, asked = table.filter(pl.col("status") == "failed"), table.filter(pl.col("status") != "unanswered")
+    failed, asked = (
+        table.filter(pl.col("status") == "failed"),
+        table.filter(pl.col("status") != "unanswered"),
+    )
     note_cost(out, verdicts=asked.height, failed=failed.height)
     if failed.height <= cfg.max_failed * asked.height:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt

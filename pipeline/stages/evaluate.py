@@ -56,7 +56,10 @@ def run(
     chats: dict[str, ChatSet] | None = None,
 ) -> Report:
     asked = prompts.read()
-    examined = [read_exam(name, exam, frozenset(asked["prompt_id"]), cfg.scorer) for name, exam in exams.items()]
+    examined = [
+        read_exam(name, exam, frozenset(asked["prompt_id"]), cfg.scorer)
+        for name, exam in exams.items()
+    ]
     check_scorer(cfg.scorer, examined)
     sets = [read_set(name, chat) for name, chat in (chats or {}).items()]
     found = findings(cfg, examined, benchmarks(exams, aggregate.sampling(cfg)), duels or {}, sets)
@@ -70,7 +73,9 @@ def run(
     for of in sets:
         write_answers(out / "answers" / of.name, of)
     write_text(out / "report.md", card(report))
-    write_text(out / "report.html", page(report, answers.filter(pl.col("model") != CONTROL), verdicts))
+    write_text(
+        out / "report.html", page(report, answers.filter(pl.col("model") != CONTROL), verdicts)
+    )
     return Report(out)
 
 
@@ -100,24 +105,39 @@ def findings(
     draw, names = aggregate.sampling(cfg), aggregate.scorers(examined, cfg.scorer)
     votes = {name: votes_in(name, path) for name, path in sorted(cfg.labels.items())}
     judges = [*aggregate.duels(examined, names, draw), *judged(duels, examined, draw)]
-    people = said_of(examined, {name: apart(given, sets) for name, given in votes.items()}, judges, draw)
-    told = {of.name: chat_report(of, {name: on(of, given) for name, given in votes.items()}, draw) for of in sets}
+    people = said_of(
+        examined, {name: apart(given, sets) for name, given in votes.items()}, judges, draw
+    )
+    told = {
+        of.name: chat_report(of, {name: on(of, given) for name, given in votes.items()}, draw)
+        for of in sets
+    }
     return Findings(examined, [*judges, *people.duels], published, people, told)
 
 
 def assemble(
-    cfg: Evaluation, out: Path, prompts: Prompts, chosen: str | None, found: Findings, pairs: list[Pairs]
+    cfg: Evaluation,
+    out: Path,
+    prompts: Prompts,
+    chosen: str | None,
+    found: Findings,
+    pairs: list[Pairs],
 ) -> dict[str, Any]:
     draw, told, asked = aggregate.sampling(cfg), prompts.columns(), last_words(prompts)
     examined, published = found.examined, found.published
-    names = [model.name for model in aggregate.trained(examined)][-1:] if chosen == SFT else [chosen]
+    names = (
+        [model.name for model in aggregate.trained(examined)][-1:] if chosen == SFT else [chosen]
+    )
     unchanged = any(model.unchanged for model in examined if model.name in names)
     scorers = cfg.training, tuple(cfg.gold)
-    question = Question(prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged)
+    question = Question(
+        prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged
+    )
     names = aggregate.scorers(examined, cfg.scorer)
     models = aggregate.models(examined, names, asked, draw)
     differences, contests = corrected(
-        aggregate.differences(examined, names, draw), [aggregate.duel_row(duel) for duel in found.fought]
+        aggregate.differences(examined, names, draw),
+        [aggregate.duel_row(duel) for duel in found.fought],
     )
     retained = retention(cfg.retention, question, published, differences)
     return {
@@ -135,7 +155,10 @@ def assemble(
         "benchmarks": published,
         "retention": retained,
         "gates": gates(out),
-        "people": [*found.people.agreement, *(row for _, said in found.chats.values() for row in said.agreement)],
+        "people": [
+            *found.people.agreement,
+            *(row for _, said in found.chats.values() for row in said.agreement),
+        ],
         "chats": {name: chat for name, (chat, _) in found.chats.items()},
         "funnel": funnel_of(out, pairs),
         "training": aggregate.training(examined),
@@ -161,12 +184,17 @@ def votes_in(name: str, path: str) -> list[Vote]:
 def check_scorer(scorer: str, examined: list[Examined]) -> None:
     known = sorted({name for model in examined for name in model.marks})
     if known and scorer not in known:
-        raise Refusal(f"evaluate.scorer={scorer} marked no answer of this exam. {nearest(scorer, known)}")
+        raise Refusal(
+            f"evaluate.scorer={scorer} marked no answer of this exam. {nearest(scorer, known)}"
+        )
 
 
 def last_words(prompts: Prompts) -> dict[str, str]:
     """What each prompt ends with, which is what its answer answers."""
-    return {key: messages[-1]["content"] for key, messages in prompts.read().select("prompt_id", "prompt").iter_rows()}
+    return {
+        key: messages[-1]["content"]
+        for key, messages in prompts.read().select("prompt_id", "prompt").iter_rows()
+    }
 
 
 def name_of(chosen: Model, examined: list[Examined]) -> str | None:

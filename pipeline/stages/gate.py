@@ -28,7 +28,10 @@ def run(cfg: GateConfig, out: Path, *, exams: dict[str, Exam]) -> Model:
     best, rows = chosen(cfg, candidates)
     target = exams[best.name]["model"]
     manifest = json.loads((target.path / MANIFEST_FILE).read_text())
-    record = {"target": f"{target.path.parent.name}/{target.path.name}", "content": content(manifest)}
+    record = {
+        "target": f"{target.path.parent.name}/{target.path.name}",
+        "content": content(manifest),
+    }
     write_json(out / "gate.json", {"scorer": cfg.scorer, "chosen": best.name, "candidates": rows})
     write_json(out / MODEL_FILE, record)
     return target
@@ -72,10 +75,19 @@ def judged(cfg: GateConfig, later: Candidate, gain: float) -> str:
 def paired_gain(later: Candidate, best: Candidate) -> float:
     common = sorted(later.means.keys() & best.means.keys())
     if not common:
-        raise Broken(f"gate: {later.name} and {best.name} have no dev prompt in common that both have a score for.")
+        raise Broken(
+            f"gate: {later.name} and {best.name} have no dev prompt in common that both have a score for."
+        )
     return sum(later.means[key] - best.means[key] for key in common) / len(common)
 
 
-def row(of: Candidate, against: Candidate | None, gain: float | None, outcome: str) -> dict[str, Any]:
-    told = {"model": of.name, "mean": sum(of.means.values()) / len(of.means), "n": len(of.means), "kl": of.kl}
+def row(
+    of: Candidate, against: Candidate | None, gain: float | None, outcome: str
+) -> dict[str, Any]:
+    told = {
+        "model": of.name,
+        "mean": sum(of.means.values()) / len(of.means),
+        "n": len(of.means),
+        "kl": of.kl,
+    }
     return {**told, "against": against.name if against else None, "gain": gain, "outcome": outcome}

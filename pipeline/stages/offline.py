@@ -50,7 +50,9 @@ def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Fence) -> Pairs:
     for row in lines.rows:
         progress.advance()
         if any(check.overlaps(text) for text in _texts(row)):
-            dropped.append(_gone(row["row"], _prompt_id(row), "overlap with evaluation", check.fault))
+            dropped.append(
+                _gone(row["row"], _prompt_id(row), "overlap with evaluation", check.fault)
+            )
             continue
         if any(words.spells_bos(text) for text in set(_texts(row))):
             detail = f"a text spells out {words.chat.tokenizer.bos_token}, which the chat template alone may write"
@@ -66,7 +68,9 @@ def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Fence) -> Pairs:
             dropped.append(_gone(row["row"], _prompt_id(row), "repeats an earlier row", ""))
         pairs |= made
         thumbs |= told
-    _write(out, list(pairs.values()), list(thumbs.values()), dropped, len(lines.rows) + len(lines.bad))
+    _write(
+        out, list(pairs.values()), list(thumbs.values()), dropped, len(lines.rows) + len(lines.bad)
+    )
     return Pairs(out)
 
 
@@ -83,12 +87,22 @@ class Words:
             row |= {side: _message(pair[side]), f"{side}_id": name, f"{side}_token_ids": tokens}
         scores = pair["chosen_score"], pair["rejected_score"]
         margin = None if None in scores else scores[0] - scores[1]
-        return {**row, "chosen_score": scores[0], "rejected_score": scores[1], "margin": margin, "origin": "offline"}
+        return {
+            **row,
+            "chosen_score": scores[0],
+            "rejected_score": scores[1],
+            "margin": margin,
+            "origin": "offline",
+        }
 
     def thumb(self, thumb: Row) -> Row:
         row = self._prompt(thumb["prompt"])
         name, tokens = self._answer(row["prompt_id"], thumb["prompt"], thumb["completion"])
-        answer = {"completion": _message(thumb["completion"]), "sample_id": name, "token_ids": tokens}
+        answer = {
+            "completion": _message(thumb["completion"]),
+            "sample_id": name,
+            "token_ids": tokens,
+        }
         return {**row, **answer, "label": thumb["label"]}
 
     def spells_bos(self, text: str) -> bool:
@@ -96,10 +110,18 @@ class Words:
 
     def _prompt(self, messages: list[dict[str, str]]) -> Row:
         ids = self.chat.encode(messages, self.kwargs)
-        return {"prompt": messages, "prompt_id": prompt_row(messages, {})["prompt_id"], "prompt_token_ids": ids}
+        return {
+            "prompt": messages,
+            "prompt_id": prompt_row(messages, {})["prompt_id"],
+            "prompt_token_ids": ids,
+        }
 
-    def _answer(self, prompt_id: str, messages: list[dict[str, str]], text: str) -> tuple[str, list[int]]:
-        return digest_of(["offline", prompt_id, text])[:16], self.chat.answer(messages, text, self.kwargs)
+    def _answer(
+        self, prompt_id: str, messages: list[dict[str, str]], text: str
+    ) -> tuple[str, list[int]]:
+        return digest_of(["offline", prompt_id, text])[:16], self.chat.answer(
+            messages, text, self.kwargs
+        )
 
 
 def _message(text: str) -> list[dict[str, str]]:
@@ -131,7 +153,9 @@ def _gone(row: int, prompt_id: str, reason: str, detail: str) -> Row:
     return {"row": row, "prompt_id": prompt_id, "reason": reason, "detail": detail}
 
 
-def _write(out: Path, pairs: list[Row], thumbs: list[Row], dropped: list[Row], rows_in: int) -> None:
+def _write(
+    out: Path, pairs: list[Row], thumbs: list[Row], dropped: list[Row], rows_in: int
+) -> None:
     order = "prompt_id", "chosen_id", "rejected_id"
     gone = pl.DataFrame(dropped, schema=DROPPED).sort("row")
     table = pl.DataFrame(pairs, schema=PAIR).sort(*order)
@@ -139,7 +163,12 @@ def _write(out: Path, pairs: list[Row], thumbs: list[Row], dropped: list[Row], r
     counts = dict(sorted(gone["reason"].value_counts().rows()))
     up = int(unpaired["label"].sum())
     write_table(out / "dropped.parquet", gone)
-    story = {"rows_in": rows_in, "dropped_rows": counts, "rows": rows_in - gone.height, "pairs": table.height}
+    story = {
+        "rows_in": rows_in,
+        "dropped_rows": counts,
+        "rows": rows_in - gone.height,
+        "pairs": table.height,
+    }
     write_json(out / "funnel.json", {**story, "thumbs": {"up": up, "down": unpaired.height - up}})
     if not table.height and not unpaired.height:
         raise Refusal(

@@ -10,11 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipeline.artifacts import Logps, Model, Pairs, Prompts, Samples, Scores, write_json, write_table, write_text
+from pipeline.artifacts import (
+    Logps,
+    Model,
+    Pairs,
+    Prompts,
+    Samples,
+    Scores,
+    write_json,
+    write_table,
+    write_text,
+)
 from pipeline.config import Demonstration, PairRound
 from pipeline.data.jsonl import read_jsonl, unwritable
 from pipeline.errors import Broken, Refusal
-from pipeline.pairing import demonstrations, edits, funnel, label_noise, mix, selection, split, token_checks
+from pipeline.pairing import (
+    demonstrations,
+    edits,
+    funnel,
+    label_noise,
+    mix,
+    selection,
+    split,
+    token_checks,
+)
 from pipeline.pairing.candidates import candidates, lean, whole
 
 if TYPE_CHECKING:
@@ -22,7 +41,9 @@ if TYPE_CHECKING:
 
 ANSWERS = pl.Schema([("sample_id", pl.String), ("token_ids", pl.List(pl.Int64))])
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
-PROMPTS = pl.Schema([("prompt_id", pl.String), ("prompt", MESSAGES), ("prompt_token_ids", pl.List(pl.Int64))])
+PROMPTS = pl.Schema(
+    [("prompt_id", pl.String), ("prompt", MESSAGES), ("prompt_token_ids", pl.List(pl.Int64))]
+)
 
 
 def run(
@@ -74,7 +95,9 @@ class Work:
 
     # ── what comes in ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def take_samples(self, samples: list[Samples], scores: list[Scores], prompts: Prompts | None) -> None:
+    def take_samples(
+        self, samples: list[Samples], scores: list[Scores], prompts: Prompts | None
+    ) -> None:
         cfg, marked = self.cfg, pl.concat([each.read() for each in scores])
         waves = [lean(each, self.chat.only_bos) for each in samples]
         self.story["waves"] = [wave.height for wave in waves]
@@ -112,22 +135,40 @@ class Work:
         """The prompts and tokens of the proposals, and of every sample where thumbs are asked for; by id."""
         at = self.cfg.thumbs_at
         usable = rows.filter(pl.col("score").is_finite()) if at is not None else None
-        ids = pl.concat([pairs[f"{side}_id"] for side in ("chosen", "rejected") if f"{side}_id" in pairs.columns])
+        ids = pl.concat(
+            [
+                pairs[f"{side}_id"]
+                for side in ("chosen", "rejected")
+                if f"{side}_id" in pairs.columns
+            ]
+        )
         wanted = usable["sample_id"] if usable is not None else ids.unique()
         full = pl.concat([whole(each, wanted) for each in samples])
         self.prompts = full.select(*PROMPTS).unique("prompt_id", keep="any").cast(PROMPTS)
         self.answers = full.select(*ANSWERS).cast(ANSWERS)
         if usable is not None:
-            marked = full.join(usable.select("sample_id", label=pl.col("score") >= at), on="sample_id")
-            told = marked.with_columns(completion=split.message("completion")).sort("prompt_id", "sample_id")
+            marked = full.join(
+                usable.select("sample_id", label=pl.col("score") >= at), on="sample_id"
+            )
+            told = marked.with_columns(completion=split.message("completion")).sort(
+                "prompt_id", "sample_id"
+            )
             self.thumbs.append(told.select(*split.THUMBS))
 
-    def _demonstrated(self, strategy: Demonstration, pairs: pl.DataFrame, prompts: Prompts) -> pl.DataFrame:
+    def _demonstrated(
+        self, strategy: Demonstration, pairs: pl.DataFrame, prompts: Prompts
+    ) -> pl.DataFrame:
         """The prompt's own answer as chosen, in the policy's tokens; a prompt without one makes no pair."""
-        asked = pairs.select("prompt_id").join(self.prompts, on="prompt_id", how="left", maintain_order="left")
+        asked = pairs.select("prompt_id").join(
+            self.prompts, on="prompt_id", how="left", maintain_order="left"
+        )
         gold = demonstrations.gold(strategy.column, asked, prompts)
-        told = demonstrations.in_tokens(gold, partial(self.chat.answer, kwargs=self.cfg.template_kwargs))
-        bare = gold.filter(pl.col("text").is_null()).select("prompt_id", reason=pl.lit(demonstrations.NONE))
+        told = demonstrations.in_tokens(
+            gold, partial(self.chat.answer, kwargs=self.cfg.template_kwargs)
+        )
+        bare = gold.filter(pl.col("text").is_null()).select(
+            "prompt_id", reason=pl.lit(demonstrations.NONE)
+        )
         self.dropped.append(selection.as_dropped("prompt", bare))
         self.story["dropped_prompts"] |= funnel.counts(bare)
         self._answer(told.select(sample_id="chosen_id", token_ids="token_ids"))
@@ -135,13 +176,22 @@ class Work:
 
     def take_offline(self, offline: Pairs, prior: Logps | None) -> None:
         rows = mix.block(self.cfg, offline)
-        self.pairs.append(label_noise.without_signs(mix.judged(rows, prior)).select(*JUDGED_WITH_SIGNS))
+        self.pairs.append(
+            label_noise.without_signs(mix.judged(rows, prior)).select(*JUDGED_WITH_SIGNS)
+        )
         known = self.prompts.select("prompt_id")
-        fresh = rows.select(*PROMPTS).unique("prompt_id", keep="any").join(known, on="prompt_id", how="anti")
+        fresh = (
+            rows.select(*PROMPTS)
+            .unique("prompt_id", keep="any")
+            .join(known, on="prompt_id", how="anti")
+        )
         self.prompts = pl.concat([self.prompts, fresh.cast(PROMPTS)])
         for side in ("chosen", "rejected"):
             self._answer(
-                rows.select(pl.col(f"{side}_id").alias("sample_id"), pl.col(f"{side}_token_ids").alias("token_ids"))
+                rows.select(
+                    pl.col(f"{side}_id").alias("sample_id"),
+                    pl.col(f"{side}_token_ids").alias("token_ids"),
+                )
             )
         self.thumbs.append(mix.thumbs(self.cfg, offline).select(*split.THUMBS))
 
@@ -156,7 +206,9 @@ class Work:
         """The filters of pairs, the same for all origins; then the mix."""
         cfg = self.cfg
         pairs = selection.in_order(
-            pl.concat([each.select(*JUDGED_WITH_SIGNS) for each in self.pairs], how="vertical_relaxed")
+            pl.concat(
+                [each.select(*JUDGED_WITH_SIGNS) for each in self.pairs], how="vertical_relaxed"
+            )
         )
         self.story["pairs_in"] = pairs.height
         if cfg.filters.repeats or cfg.filters.near:
@@ -173,7 +225,9 @@ class Work:
         if self.cfg.edits is None:
             return
         path = Path(self.cfg.edits)
-        lines = read_jsonl(path, lambda row: edits.fault(row) or unwritable(edits.typed(row)), "skip", "pair.edits")
+        lines = read_jsonl(
+            path, lambda row: edits.fault(row) or unwritable(edits.typed(row)), "skip", "pair.edits"
+        )
         edits.check_lines(self.cfg.edits, lines.bad)
         asked = dict(self.prompts.select("prompt_id", "prompt").iter_rows())
 
@@ -188,7 +242,9 @@ class Work:
     # ── what goes out ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def publish(self) -> None:
-        dropped = pl.concat(self.dropped).sort("prompt_id", "sample_id", "chosen_id", "rejected_id", nulls_last=True)
+        dropped = pl.concat(self.dropped).sort(
+            "prompt_id", "sample_id", "chosen_id", "rejected_id", nulls_last=True
+        )
         pairs = split.as_pairs(self.kept, self.prompts, self.answers)
         train, dev = split.split(self.cfg, pairs)
         thumbs = self._thumbs(pairs)
@@ -208,9 +264,13 @@ class Work:
     def _thumbs(self, pairs: pl.DataFrame) -> pl.DataFrame:
         scored = self.cfg.thumbs_at is not None
         parts = [*([] if scored else [split.sides(pairs)]), *self.thumbs]
-        return pl.concat(parts).unique(["sample_id", "label"]).sort("prompt_id", "sample_id", "label")
+        return (
+            pl.concat(parts).unique(["sample_id", "label"]).sort("prompt_id", "sample_id", "label")
+        )
 
-    def _account(self, dropped: pl.DataFrame, train: pl.DataFrame, dev: pl.DataFrame, thumbs: pl.DataFrame) -> None:
+    def _account(
+        self, dropped: pl.DataFrame, train: pl.DataFrame, dev: pl.DataFrame, thumbs: pl.DataFrame
+    ) -> None:
         """Rows in = rows out + rows dropped with a reason."""
         gone = dropped.filter(pl.col("kind") == "pair")
         out = train.height + dev.height
@@ -227,7 +287,9 @@ class Work:
             "examples": funnel.examples(self.kept, self.prompts),
         }
         if lost := self.story["pairs_in"] - out - gone.height:
-            raise Broken(f"pair: {lost} of {self.story['pairs_in']} proposed pairs are unaccounted for.")
+            raise Broken(
+                f"pair: {lost} of {self.story['pairs_in']} proposed pairs are unaccounted for."
+            )
 
 
 JUDGED_WITH_SIGNS = [*selection.JUDGED, "disagreement", "flip_rate", "annotators", "reference"]

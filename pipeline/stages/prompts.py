@@ -34,7 +34,11 @@ def run(cfg: PromptsConfig | Questions, out: Path) -> Prompts:
     if isinstance(cfg, Questions):
         return questions(cfg, out)
     read = given(cfg)
-    left_out = {f"prompts.{name}".removesuffix(".source"): one.left_out for name, one in read.items() if one.left_out}
+    left_out = {
+        f"prompts.{name}".removesuffix(".source"): one.left_out
+        for name, one in read.items()
+        if one.left_out
+    }
     warn_left_out(left_out)
     sets = {name: read[f"evaluation.{name}"].rows for name in cfg.evaluation}
     account = Account()
@@ -58,7 +62,9 @@ def run(cfg: PromptsConfig | Questions, out: Path) -> Prompts:
     write_table(out / "dropped.parquet", account.dropped())
     check_parts(cfg, parts, account, out / "dropped.parquet")
     publish(out, parts, account)
-    write_table(out / "fence" / "ngrams.parquet", table(set().union(*(fence.grams for fence in fences))))
+    write_table(
+        out / "fence" / "ngrams.parquet", table(set().union(*(fence.grams for fence in fences)))
+    )
     write_json(out / "funnel.json", story := funnel(parts, account, sets, left_out))
     for line in lines(story):
         print("│", line, file=sys.stderr, flush=True)
@@ -81,8 +87,15 @@ def warn_left_out(left_out: LeftOutOf) -> None:
     for knob, columns in left_out.items():
         for name, one in columns.items():
             rows = many(one.rows, "row")
-            fault = f"! {knob}: the column {name} is left out of {rows}: at {one.place} it {one.why}."
-            print(fault, "No scorer sees it there; write it as text or numbers.", file=sys.stderr, flush=True)
+            fault = (
+                f"! {knob}: the column {name} is left out of {rows}: at {one.place} it {one.why}."
+            )
+            print(
+                fault,
+                "No scorer sees it there; write it as text or numbers.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class Account:
@@ -94,7 +107,9 @@ class Account:
 
     def take(self, read: Read) -> pl.DataFrame:
         self.rows_in += read.rows.height + len(read.bad)
-        bad = [{"prompt_id": place, "reason": "bad row", "detail": fault} for place, fault in read.bad]
+        bad = [
+            {"prompt_id": place, "reason": "bad row", "detail": fault} for place, fault in read.bad
+        ]
         self._dropped.append(pl.DataFrame(bad, schema=DROPPED))
         return read.rows
 
@@ -110,7 +125,10 @@ class Account:
         return dict(sorted(self.dropped()["reason"].value_counts().rows()))
 
     def told(self) -> str:
-        return ", ".join(f"{reason} {count}" for reason, count in self.reasons().items()) or "nothing was dropped"
+        return (
+            ", ".join(f"{reason} {count}" for reason, count in self.reasons().items())
+            or "nothing was dropped"
+        )
 
 
 def given(cfg: PromptsConfig) -> dict[str, Read]:
@@ -125,7 +143,9 @@ def given(cfg: PromptsConfig) -> dict[str, Read]:
 def source(cfg: PromptsConfig) -> Read:
     if isinstance(cfg, PlaygroundPrompts):
         made = synthetic.prompts(cfg.rows, cfg.constraints, cfg.seed)
-        return Read(pl.DataFrame([prompt_row(row["prompt"], row["columns"]) for row in made], schema=ROW))
+        return Read(
+            pl.DataFrame([prompt_row(row["prompt"], row["columns"]) for row in made], schema=ROW)
+        )
     return read_prompts(cfg.given, "prompts", cfg.on_bad_row)
 
 
@@ -153,14 +173,20 @@ def capped(rows: pl.DataFrame, caps: Caps | None) -> Sorted:
         return rows, pl.DataFrame(schema=DROPPED)
     columns = [json.loads(text) for text in rows["columns"]]
     check_caps(caps, set().union(*columns))
-    named = rows.select("prompt_id", category=pl.Series([json.dumps(each.get(caps.column)) for each in columns]))
+    named = rows.select(
+        "prompt_id", category=pl.Series([json.dumps(each.get(caps.column)) for each in columns])
+    )
     place = pl.int_range(pl.len()).over("category")
     over = named.with_row_index("at").filter(place >= caps.most)
     detail = pl.format("{} has {} prompts before it in hash order", "category", pl.lit(caps.most))
-    return _without(rows, over["at"]), over.with_columns(reason=pl.lit("over the cap"), detail=detail)
+    return _without(rows, over["at"]), over.with_columns(
+        reason=pl.lit("over the cap"), detail=detail
+    )
 
 
-def held(cfg: PromptsConfig, name: str, read: dict[str, Read], rows: pl.DataFrame, account: Account) -> Sorted:
+def held(
+    cfg: PromptsConfig, name: str, read: dict[str, Read], rows: pl.DataFrame, account: Account
+) -> Sorted:
     """An evaluation part, and what is left: so many of the rows, or a set of its own."""
     wanted = getattr(cfg.split, name)
     if isinstance(wanted, int):
@@ -185,7 +211,14 @@ def clear_of(rows: pl.DataFrame, index: Index) -> Sorted:
     for at, (prompt_id, texts) in enumerate(_texts(rows)):
         if match := index.match(texts):
             detail = f"{match.of} {match.prompt_id}: {match.words}"
-            found.append({"at": at, "prompt_id": prompt_id, "reason": f"overlap with {match.of}", "detail": detail})
+            found.append(
+                {
+                    "at": at,
+                    "prompt_id": prompt_id,
+                    "reason": f"overlap with {match.of}",
+                    "detail": detail,
+                }
+            )
         progress.advance()
     near = pl.DataFrame(found, schema={"at": pl.UInt32, **DROPPED})
     return _without(rows, near["at"]), near
@@ -195,7 +228,12 @@ def _texts(rows: pl.DataFrame) -> Iterator[tuple[str, list[str]]]:
     """What a prompt could have taken from elsewhere: the user's words as a whole, and each message."""
     for part in rows.select("prompt_id", "asked", "prompt").iter_slices(BATCH):
         for prompt_id, asked, messages in part.iter_rows():
-            yield prompt_id, list(dict.fromkeys(["\n".join(asked), *(message["content"] for message in messages)]))
+            yield (
+                prompt_id,
+                list(
+                    dict.fromkeys(["\n".join(asked), *(message["content"] for message in messages)])
+                ),
+            )
 
 
 def _without(rows: pl.DataFrame, at: pl.Series) -> pl.DataFrame:
@@ -205,11 +243,15 @@ def _without(rows: pl.DataFrame, at: pl.Series) -> pl.DataFrame:
 # ── the account ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_parts(cfg: PromptsConfig, parts: dict[str, pl.DataFrame], account: Account, listed: Path) -> None:
+def check_parts(
+    cfg: PromptsConfig, parts: dict[str, pl.DataFrame], account: Account, listed: Path
+) -> None:
     wanted = {"train": 1, **{name: n if isinstance(n, int) else 1 for name, n in cfg.split}}
     short = [name for name, part in parts.items() if part.height < wanted[name]]
     if short:
-        has = ", ".join(f"{name} {part.height} (wanted {wanted[name]})" for name, part in parts.items())
+        has = ", ".join(
+            f"{name} {part.height} (wanted {wanted[name]})" for name, part in parts.items()
+        )
         raise Refusal(
             f"prompts: after what was dropped ({account.told()}) too few are left for {' and '.join(short)}: {has}.\n"
             f"  Each one's reason is in {listed}. Give more prompts, or lower prompts.split.test and prompts.split.dev."
@@ -219,11 +261,16 @@ def check_parts(cfg: PromptsConfig, parts: dict[str, pl.DataFrame], account: Acc
 def publish(out: Path, parts: dict[str, pl.DataFrame], account: Account) -> None:
     for name, part in parts.items():
         write_table(out / name / "prompts.parquet", part.select("prompt_id", "prompt", "columns"))
-    note_cost(out, prompts=sum(part.height for part in parts.values()), dropped=account.dropped().height)
+    note_cost(
+        out, prompts=sum(part.height for part in parts.values()), dropped=account.dropped().height
+    )
 
 
 def funnel(
-    parts: dict[str, pl.DataFrame], account: Account, sets: dict[str, pl.DataFrame], left_out: LeftOutOf
+    parts: dict[str, pl.DataFrame],
+    account: Account,
+    sets: dict[str, pl.DataFrame],
+    left_out: LeftOutOf,
 ) -> dict[str, Any]:
     """Rows in = rows out + rows dropped with a reason; and how many prompts each evaluation set put up the fence."""
     reasons, rows_in = account.reasons(), account.rows_in
@@ -233,7 +280,10 @@ def funnel(
             f"prompts: {rows_in} rows came in, {rows_out} went out and {reasons} were dropped: some are unaccounted for"
         )
     evaluation = {name: rows.height for name, rows in sets.items()}
-    told = {knob: {name: asdict(one) for name, one in columns.items()} for knob, columns in left_out.items()}
+    told = {
+        knob: {name: asdict(one) for name, one in columns.items()}
+        for knob, columns in left_out.items()
+    }
     counts = {"in": rows_in, "out": rows_out, "dropped": reasons, "evaluation": evaluation}
     return {**counts, "columns_left_out": told} if told else counts
 

@@ -33,7 +33,10 @@ def run(cfg: ReferConfig, out: Path, *, model: Model, rows: Pairs | Samples) -> 
     chunks = [f"chunk-{at:06d}.parquet" for at in range(-(-table.height // CHUNK))]
     if missing := [chunk for chunk in chunks if not (scratch / chunk).exists()]:
         write_table(scratch / ROWS, table)
-        work, hands = partial(measure, cfg, model, scratch, CHUNK), environments(cfg.runtime.workers, WORKERS)
+        work, hands = (
+            partial(measure, cfg, model, scratch, CHUNK),
+            environments(cfg.runtime.workers, WORKERS),
+        )
         note_cost(out, **parameters_of(model.weights, model.revision))
         say_phase("loading the model")
         work_off(missing, work, hands, scratch / "workers", tell=Watch(table, missing).hear)
@@ -61,7 +64,9 @@ class Watch:
             self._progress.advance(rows, speed=f"{speed:.0f} tok/s")
 
     def _begun(self) -> Progress:
-        to_do = [self._table.slice(_start(chunk, CHUNK), CHUNK)["length"] for chunk in self._missing]
+        to_do = [
+            self._table.slice(_start(chunk, CHUNK), CHUNK)["length"] for chunk in self._missing
+        ]
         rows, tokens = sum(map(len, to_do)), sum(int(each.sum()) for each in to_do)
         progress = Progress("refer", self._table.height, "completions", tokens)
         progress.resume_at(self._table.height - rows)
@@ -73,7 +78,9 @@ def wanted(rows: Pairs | Samples) -> "pl.DataFrame":
     import polars as pl
 
     if isinstance(rows, Samples):
-        table = rows.read(setting=KL).select("sample_id", "prompt_id", "prompt_token_ids", "token_ids")
+        table = rows.read(setting=KL).select(
+            "sample_id", "prompt_id", "prompt_token_ids", "token_ids"
+        )
     else:
         table = pl.concat(_sides(pl.concat([rows.train(), rows.dev()])))
     table = table.unique("sample_id").with_columns(
@@ -106,7 +113,9 @@ def measure(cfg: ReferConfig, model: Model, scratch: Path, size: int, hand: Hand
     hand.tell(rows=0, tokens=0)
     for chunk in iter(hand.claim, None):
         part = table.slice(_start(chunk, size), size)
-        write_table(scratch / chunk, _measured(cfg, module, part, lambda n, m: hand.tell(rows=n, tokens=m)))
+        write_table(
+            scratch / chunk, _measured(cfg, module, part, lambda n, m: hand.tell(rows=n, tokens=m))
+        )
         hand.finish(chunk)
 
 
@@ -114,7 +123,9 @@ def _start(chunk: str, size: int) -> int:
     return int(Path(chunk).stem.removeprefix("chunk-")) * size
 
 
-def _measured(cfg: ReferConfig, module: Any, part: "pl.DataFrame", on_batch: "OnBatch") -> "pl.DataFrame":
+def _measured(
+    cfg: ReferConfig, module: Any, part: "pl.DataFrame", on_batch: "OnBatch"
+) -> "pl.DataFrame":
     import polars as pl
 
     from pipeline.models.logprobs import completion_logps
@@ -139,4 +150,11 @@ def _joined(files: list[Path]) -> "pl.DataFrame":
 
     if files:
         return pl.concat([read_table(file) for file in files]).sort("sample_id")
-    return pl.DataFrame(schema={"sample_id": pl.String, "prompt_id": pl.String, "logp": pl.Float64, "tokens": pl.Int64})
+    return pl.DataFrame(
+        schema={
+            "sample_id": pl.String,
+            "prompt_id": pl.String,
+            "logp": pl.Float64,
+            "tokens": pl.Int64,
+        }
+    )

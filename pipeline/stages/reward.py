@@ -22,14 +22,20 @@ Row = dict[str, Any]
 
 
 def run(
-    cfg: RewardCheckpoint | RewardTraining, out: Path, *, start: Model | None = None, fence: Fence | None = None
+    cfg: RewardCheckpoint | RewardTraining,
+    out: Path,
+    *,
+    start: Model | None = None,
+    fence: Fence | None = None,
 ) -> Model:
     if isinstance(cfg, RewardCheckpoint):
         from pipeline.models.checkpoint import bring_in_classifier
 
         return bring_in_classifier(cfg, out)
     if start is None or fence is None:
-        raise Refusal("reward=train needs a model to start from and the fence.\n  Give reward.start=sft or base.")
+        raise Refusal(
+            "reward=train needs a model to start from and the fence.\n  Give reward.start=sft or base."
+        )
     return _train(cfg, out, start, fence)
 
 
@@ -52,7 +58,9 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Fence) -> Model:
 
     module.to(torch_dtype(cfg.dtype))
     budget = 2 * cfg.max_length * cfg.runtime.micro_batch
-    figures = reward.accuracy(module, tokenizer.pad_token_id, held_out, budget) | familiar(learned, held_out)
+    figures = reward.accuracy(module, tokenizer.pad_token_id, held_out, budget) | familiar(
+        learned, held_out
+    )
     print("│", in_words(figures), file=sys.stderr, flush=True)
     write_json(out / "held_out.json", figures)
     tokens = sum(len(ids) for e in learned for ids in (e["good_ids"], e["bad_ids"]) if ids)
@@ -92,9 +100,16 @@ def _examples(cfg: RewardTraining, out: Path, text: "RewardText", fence: Fence) 
 def _encoded(text: "RewardText", row: Row) -> Row:
     from pipeline.data.prompts import prompt_row
 
-    ids = {f"{s}_ids": None if row[s] is None else text.row(row["prompt"], row[s]).ids for s in ("good", "bad")}
+    ids = {
+        f"{s}_ids": None if row[s] is None else text.row(row["prompt"], row[s]).ids
+        for s in ("good", "bad")
+    }
     answers = [row[side] for side in ("good", "bad") if row[side] is not None]
-    known = {"prompt_id": prompt_row(row["prompt"], {})["prompt_id"], "flipped": row["flipped"], "answers": answers}
+    known = {
+        "prompt_id": prompt_row(row["prompt"], {})["prompt_id"],
+        "flipped": row["flipped"],
+        "answers": answers,
+    }
     return {**known, **ids}
 
 
@@ -107,10 +122,14 @@ def _said(row: Row) -> Iterator[str]:
     yield from (row[side] for side in ("good", "bad") if row[side] is not None)
 
 
-def _account(cfg: RewardTraining, out: Path, rows: int, examples: list[Row], dropped: list[Row]) -> None:
+def _account(
+    cfg: RewardTraining, out: Path, rows: int, examples: list[Row], dropped: list[Row]
+) -> None:
     import polars as pl
 
-    table = pl.DataFrame(dropped, schema={"row": pl.Int64, "reason": pl.String, "detail": pl.String}).sort("row")
+    table = pl.DataFrame(
+        dropped, schema={"row": pl.Int64, "reason": pl.String, "detail": pl.String}
+    ).sort("row")
     reasons = dict(sorted(table["reason"].value_counts().rows()))
     write_table(out / "dropped.parquet", table)
     write_json(out / "funnel.json", {"in": rows, "out": len(examples), "dropped": reasons})
@@ -141,7 +160,9 @@ def parts(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row
         )
     seen = {answer for example in learned for answer in example["answers"]}
     held = [example for example, unit in zip(examples, units, strict=True) if unit in apart]
-    return learned, [{**example, "familiar": not seen.isdisjoint(example["answers"])} for example in held]
+    return learned, [
+        {**example, "familiar": not seen.isdisjoint(example["answers"])} for example in held
+    ]
 
 
 def _units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
@@ -159,7 +180,10 @@ def _units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
 
 def familiar(learned: Sequence[Row], held: Sequence[Row]) -> dict[str, float]:
     """How much of what is held out was learned from elsewhere: prompts, and answers under another prompt."""
-    prompts, seen = ({e["prompt_id"] for e in learned}, {answer for e in learned for answer in e["answers"]})
+    prompts, seen = (
+        {e["prompt_id"] for e in learned},
+        {answer for e in learned for answer in e["answers"]},
+    )
     answers = {answer for example in held for answer in example["answers"]}
     return {
         "of_learned_prompts": sum(example["prompt_id"] in prompts for example in held),
@@ -169,9 +193,13 @@ def familiar(learned: Sequence[Row], held: Sequence[Row]) -> dict[str, float]:
 
 
 def in_words(figures: dict[str, float]) -> str:
-    told = f"agrees with {figures['accuracy']:.3f} of {many(int(figures['held_out']), 'held-out row')}"
+    told = (
+        f"agrees with {figures['accuracy']:.3f} of {many(int(figures['held_out']), 'held-out row')}"
+    )
     if shared := figures["of_learned_prompts"]:
-        told += f", {shared:g} of them under prompts that it learned from (one prompt has most rows)"
+        told += (
+            f", {shared:g} of them under prompts that it learned from (one prompt has most rows)"
+        )
     if not figures["learned_answers"]:
         return f"{told}; none of their answers was learned from"
     told += f"; {figures['learned_answers']:g} of their {many(int(figures['answers']), 'answer')} were learned from too"

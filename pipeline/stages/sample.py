@@ -10,10 +10,27 @@ from functools import partial
 from pathlib import Path
 
 from pipeline import hardware
-from pipeline.artifacts import Model, Prompts, Samples, Scores, knob_of, note_cost, noted_cost, write_table
+from pipeline.artifacts import (
+    Model,
+    Prompts,
+    Samples,
+    Scores,
+    knob_of,
+    note_cost,
+    noted_cost,
+    write_table,
+)
 from pipeline.backends import Backend, open_backend
 from pipeline.backends.lora_support import serves
-from pipeline.config import Conversation, Draw, EndpointBackend, Prices, ServedModel, TransformersBackend, VllmBackend
+from pipeline.config import (
+    Conversation,
+    Draw,
+    EndpointBackend,
+    Prices,
+    ServedModel,
+    TransformersBackend,
+    VllmBackend,
+)
 from pipeline.progress import say_phase
 from pipeline.resources.gpu_sets import Environment, environments
 from pipeline.resources.model_shape import parameters_of
@@ -28,18 +45,30 @@ from pipeline.sampling.throughput import ENGINE, Meter, money
 KNOB = "sample"  # of its block, where the driver names none
 ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
 SERVERS = EndpointBackend, ServedModel  # those where each completion is paid for
-OPENING = *ENGINES, EndpointBackend  # those that open the policy here, to draw from it or to know it again
+OPENING = (
+    *ENGINES,
+    EndpointBackend,
+)  # those that open the policy here, to draw from it or to know it again
 JOURNAL = "scratch/journal"  # what a server has given of the shards under way
-MERGED = "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
+MERGED = (
+    "scratch/merged"  # an adapter policy merged for this run; gone before anything is published
+)
 
 
 def run(
-    cfg: Draw | Conversation, out: Path, *, policy: Model, prompts: Prompts, scores: list[Scores] | None = None
+    cfg: Draw | Conversation,
+    out: Path,
+    *,
+    policy: Model,
+    prompts: Prompts,
+    scores: list[Scores] | None = None,
 ) -> Samples:
     if isinstance(cfg, Conversation):
         return converse(cfg, out, policy, prompts)
     shards = Shards(out, cfg.shard)
-    kept, dropped = admitted(cfg, lambda: opened(cfg, out, policy).text, asked(cfg, prompts, scores or []))
+    kept, dropped = admitted(
+        cfg, lambda: opened(cfg, out, policy).text, asked(cfg, prompts, scores or [])
+    )
     write_table(out / "dropped.parquet", dropped)
     finished = Finished(shards, shards.lay_out(kept))
     wanted, lost = kept.height, dropped.height
@@ -51,7 +80,12 @@ def run(
     shards.clear()
     totals = finished.totals()
     note_cost(out, **money(prices(cfg), totals))
-    note_cost(out, **totals, dropped=lost, mean_tokens=round(totals["tokens"] / max(totals["completions"], 1), 1))
+    note_cost(
+        out,
+        **totals,
+        dropped=lost,
+        mean_tokens=round(totals["tokens"] / max(totals["completions"], 1), 1),
+    )
     return Samples(out)
 
 
@@ -59,7 +93,9 @@ def converse(cfg: Conversation, out: Path, policy: Model, prompts: Prompts) -> S
     """Turn after turn, each in a folder of its own: a killed run goes on in the turn that it was in."""
     said = run(cfg.turn(1), multi_turn.folder(out, 1), policy=policy, prompts=prompts)
     for turn in range(2, cfg.turns + 1):
-        asked = multi_turn.following(prompts, said, turn - 1, multi_turn.folder(out, turn) / "asked")
+        asked = multi_turn.following(
+            prompts, said, turn - 1, multi_turn.folder(out, turn) / "asked"
+        )
         said = run(cfg.turn(turn), multi_turn.folder(out, turn), policy=policy, prompts=asked)
     return multi_turn.gather(out, cfg.turns)
 
@@ -76,7 +112,9 @@ def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, a
             if isinstance(cfg.backend, ENGINES):
                 note_cost(out, **parameters_of(policy.weights, policy.revision))
             finish = partial(note_shard, out, meter, finished)
-            work_off(missing, work, hands(cfg, out), out / "scratch" / "workers", finish, meter.hear)
+            work_off(
+                missing, work, hands(cfg, out), out / "scratch" / "workers", finish, meter.hear
+            )
             note_cost(out, **meter.cost())
         if owes_difference(cfg, out, policy):
             note_difference(cfg, policy, served, out)
@@ -89,7 +127,13 @@ def note_shard(out: Path, meter: Meter, finished: Finished, shard: str, entry: E
     finished.add(shard, entry)
     totals = finished.totals()
     mean = totals["tokens"] / max(totals["completions"], 1)
-    note_cost(out, **meter.cost(), completions=totals["completions"], tokens=totals["tokens"], mean_tokens=mean)
+    note_cost(
+        out,
+        **meter.cost(),
+        completions=totals["completions"],
+        tokens=totals["tokens"],
+        mean_tokens=mean,
+    )
 
 
 def hands(cfg: Draw, out: Path) -> list[Environment]:
@@ -112,7 +156,11 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
         hand.tell(**{ENGINE: time.monotonic() - started})
         while drawing.claim():
             asked = drawing.requests()
-            for drawn in journal.through(backend, asked) if journal else backend.generate(asked, drawing.count):
+            for drawn in (
+                journal.through(backend, asked)
+                if journal
+                else backend.generate(asked, drawing.count)
+            ):
                 drawing.take(drawn)
             drawing.check_whole()
         if told := drawing.failures.write():
@@ -173,4 +221,7 @@ def note_difference(cfg: Draw, policy: Model, served: Model, out: Path) -> None:
     from pipeline.models.quantization_gap import per_token
 
     dtypes = policy.record["quantization"]["dtype"], getattr(cfg.backend, "dtype", "float32")
-    note_cost(out, **{multi_turn.DIFFERENCE: per_token(policy, served, next(Samples(out).shards()), *dtypes)})
+    note_cost(
+        out,
+        **{multi_turn.DIFFERENCE: per_token(policy, served, next(Samples(out).shards()), *dtypes)},
+    )

@@ -14,7 +14,17 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Model, Prompts, Samples, Scores, knob_of, note_cost, read_table, write_table
+from pipeline.artifacts import (
+    KL,
+    Model,
+    Prompts,
+    Samples,
+    Scores,
+    knob_of,
+    note_cost,
+    read_table,
+    write_table,
+)
 from pipeline.config import BestScored, EnsembleScorer, ScoreConfig, ScorerConfig
 from pipeline.errors import Broken, Refusal, many
 from pipeline.progress import Progress, say_phase
@@ -54,7 +64,11 @@ def run(
     reward: Model | None = None,
     best: Scores | None = None,
 ) -> Scores:
-    told = Told(samples, prompts, best_of(cfg.best_by, best) if best and isinstance(cfg, BestScored) else None)
+    told = Told(
+        samples,
+        prompts,
+        best_of(cfg.best_by, best) if best and isinstance(cfg, BestScored) else None,
+    )
     shards = sorted(path.name for path in (samples.path / "samples").glob("*.parquet"))
     missing = [shard for shard in shards if not (out / "scores" / shard).exists()]
     bill = mark_by_hands(cfg, out, told, reward, missing)
@@ -90,7 +104,10 @@ class Told:
         told = rows.filter(pl.col("setting") != KL).select(
             "sample_id", "prompt_id", "prompt", "completion", tokens=pl.col("token_ids").list.len()
         )
-        return [Answer(**row, columns=self._columns[row["prompt_id"]]) for row in told.iter_rows(named=True)]
+        return [
+            Answer(**row, columns=self._columns[row["prompt_id"]])
+            for row in told.iter_rows(named=True)
+        ]
 
 
 def best_of(scorer: str, scores: Scores) -> pl.DataFrame:
@@ -101,7 +118,9 @@ def best_of(scorer: str, scores: Scores) -> pl.DataFrame:
 
 
 @contextmanager
-def opened(scorers: Mapping[str, ScorerConfig], reward: Model | None, out: Path) -> Iterator[dict[str, Scorer]]:
+def opened(
+    scorers: Mapping[str, ScorerConfig], reward: Model | None, out: Path
+) -> Iterator[dict[str, Scorer]]:
     knob = f"{knob_of(out, KNOB)}.scorers"
     with ExitStack() as open_scorers:
         found = {name: open_scorer(one, reward, f"{knob}.{name}") for name, one in scorers.items()}
@@ -115,7 +134,9 @@ def begun(shards: list[str], told: Told, scorers: dict[str, Scorer]) -> Iterator
     waiting: list[Begun] = []
     for shard in shards:
         answers = told.answers(shard)
-        waiting.append((shard, answers, {name: scorer.mark(answers) for name, scorer in scorers.items()}))
+        waiting.append(
+            (shard, answers, {name: scorer.mark(answers) for name, scorer in scorers.items()})
+        )
         if len(waiting) > 1:
             yield waiting.pop(0)
     yield from waiting
@@ -124,34 +145,49 @@ def begun(shards: list[str], told: Told, scorers: dict[str, Scorer]) -> Iterator
 # ── models that run here ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def mark_by_hands(cfg: ScoreConfig, out: Path, told: Told, reward: Model | None, shards: list[str]) -> dict[str, float]:
+def mark_by_hands(
+    cfg: ScoreConfig, out: Path, told: Told, reward: Model | None, shards: list[str]
+) -> dict[str, float]:
     """Each hand opens every model once. What they cost beside time comes back."""
     missing = [shard for shard in shards if not (out / MARKS / shard).exists()]
     if not cfg.local or not missing:
         return {}
     say_phase(f"loading {', '.join(cfg.local)}")
-    progress, bills = Progress(f"score by {', '.join(cfg.local)}", len(missing), "shards"), list[dict[str, float]]()
+    progress, bills = (
+        Progress(f"score by {', '.join(cfg.local)}", len(missing), "shards"),
+        list[dict[str, float]](),
+    )
 
     def finish(_: str, bill: dict[str, float]) -> None:
         bills.append(bill)
         progress.advance()
 
     work = partial(mark, cfg.local, told, reward, out)
-    hands = environments(cfg.runtime.workers, f"{knob_of(out, KNOB)}.runtime.workers", cfg.gpus_each)
+    hands = environments(
+        cfg.runtime.workers, f"{knob_of(out, KNOB)}.runtime.workers", cfg.gpus_each
+    )
     work_off(missing, work, hands, out / "scratch" / "workers", finish)
     return total(*bills)
 
 
-def mark(scorers: dict[str, ScorerConfig], told: Told, reward: Model | None, out: Path, hand: Hand) -> None:
+def mark(
+    scorers: dict[str, ScorerConfig], told: Told, reward: Model | None, out: Path, hand: Hand
+) -> None:
     """One hand's part; with each shard it tells what that one cost."""
     with opened(scorers, reward, out) as here:
         spent: dict[str, float] = {}
         for shard in iter(hand.claim, None):
             answers = told.answers(shard)
-            rows = [{"scorer": name, **asdict(one)} for name, scorer in here.items() for one in scorer.mark(answers)]
+            rows = [
+                {"scorer": name, **asdict(one)}
+                for name, scorer in here.items()
+                for one in scorer.mark(answers)
+            ]
             write_table(out / MARKS / shard, pl.DataFrame(rows, schema=MARK))
             before, spent = spent, paid(here)
-            hand.finish(shard, {name: figure - before.get(name, 0) for name, figure in spent.items()})
+            hand.finish(
+                shard, {name: figure - before.get(name, 0) for name, figure in spent.items()}
+            )
 
 
 def read_marks(path: Path) -> Marked:
@@ -164,9 +200,13 @@ def read_marks(path: Path) -> Marked:
 # ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def table_of(single: Marked, ensembles: Mapping[str, EnsembleScorer], answers: list[Answer]) -> pl.DataFrame:
+def table_of(
+    single: Marked, ensembles: Mapping[str, EnsembleScorer], answers: list[Answer]
+) -> pl.DataFrame:
     """A row for each mark, in the order of the answers; a criterion's scorer is `name/criterion`."""
-    whole = {name: {m.sample_id: m for m in marks if not m.criterion} for name, marks in single.items()}
+    whole = {
+        name: {m.sample_id: m for m in marks if not m.criterion} for name, marks in single.items()
+    }
     joint = {name: [*combined(ensemble, answers, whole)] for name, ensemble in ensembles.items()}
     prompt_of = {answer.sample_id: answer.prompt_id for answer in answers}
     rows: dict[str, list[dict[str, Any]]] = {answer.sample_id: [] for answer in answers}
@@ -209,7 +249,13 @@ def status_of(mark: Mark) -> str:
 def check_failures(cfg: ScoreConfig, out: Path) -> None:
     table = Scores(out).read()
     failed = table.filter(pl.col("status") == "failed")
-    note_cost(out, scores=table.height, answers=table["sample_id"].n_unique(), failed=failed.height, **_cut(table))
+    note_cost(
+        out,
+        scores=table.height,
+        answers=table["sample_id"].n_unique(),
+        failed=failed.height,
+        **_cut(table),
+    )
     if failed.height <= cfg.max_failed * table.height:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return
@@ -219,7 +265,9 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
             shard.unlink()
             (out / MARKS / shard.name).unlink(missing_ok=True)
     knob = f"{knob_of(out, KNOB)}.max_failed={cfg.max_failed}"
-    scorer, reason = failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail").row(-1)[:2]
+    scorer, reason = (
+        failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail").row(-1)[:2]
+    )
     raise Broken(
         f"{failed.height} of {many(table.height, 'score')} failed (most often {scorer}: {reason})."
         f" The limit is {knob}.\n  They are listed in {out / 'failed.parquet'}."
@@ -229,7 +277,13 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
 
 def check_opinions(out: Path) -> None:
     """A scorer without an opinion on a single answer was given the labels, or the answers, of something else."""
-    silent = Scores(out).read().group_by("scorer").agg((pl.col("status") == "abstained").all()).filter("status")
+    silent = (
+        Scores(out)
+        .read()
+        .group_by("scorer")
+        .agg((pl.col("status") == "abstained").all())
+        .filter("status")
+    )
     for name in silent["scorer"].sort():
         raise Refusal(
             f"{knob_of(out, KNOB)}.scorers.{name}: it has no opinion on any of these answers.\n"

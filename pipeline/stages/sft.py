@@ -16,7 +16,9 @@ from pipeline.training.launch import expose_one_device
 
 Row = dict[str, Any]
 OTHERS = "Raise sft.max_length, or give other demonstrations."
-BETTER = "Lower refit.min_score, raise refit.max_length, or draw more samples (sample.settings.draw.n)."
+BETTER = (
+    "Lower refit.min_score, raise refit.max_length, or draw more samples (sample.settings.draw.n)."
+)
 
 
 def run(
@@ -63,7 +65,9 @@ def _train(cfg: SftTraining, out: Path, base: Model, fence: Fence) -> Model:
     return save_weights(model.to(torch_dtype(cfg.dtype)), tokenizer, out)
 
 
-def _refit(cfg: Refit, out: Path, base: Model, samples: list[Samples], scores: list[Scores]) -> Model:
+def _refit(
+    cfg: Refit, out: Path, base: Model, samples: list[Samples], scores: list[Scores]
+) -> Model:
     expose_one_device()
     from pipeline.backends.chat import Chat
     from pipeline.data.best_samples import best_samples
@@ -78,7 +82,13 @@ def _refit(cfg: Refit, out: Path, base: Model, samples: list[Samples], scores: l
     return loading.save_full(model, settings, base, cfg.dtype, out)
 
 
-def _fit(cfg: SftTraining | Refit, out: Path, model: Any, tokenizer: Any, examples: list[dict[str, list[int]]]) -> None:
+def _fit(
+    cfg: SftTraining | Refit,
+    out: Path,
+    model: Any,
+    tokenizer: Any,
+    examples: list[dict[str, list[int]]],
+) -> None:
     """Trains the model where it stands."""
     from pipeline.models import loading
     from pipeline.training.monitoring import trackers
@@ -100,7 +110,9 @@ def _fit(cfg: SftTraining | Refit, out: Path, model: Any, tokenizer: Any, exampl
     note_cost(out, tokens=round(cfg.epochs * tokens), rows=len(examples))
 
 
-def _examples(cfg: SftTraining, out: Path, tokenizer: Any, fence: Fence) -> list[dict[str, list[int]]]:
+def _examples(
+    cfg: SftTraining, out: Path, tokenizer: Any, fence: Fence
+) -> list[dict[str, list[int]]]:
     """The demonstrations in tokens, without those that may not be trained on; every row is accounted for."""
     from pipeline.data.decontamination import FenceCheck
     from pipeline.data.demonstrations import in_tokens, read_demonstrations
@@ -108,12 +120,16 @@ def _examples(cfg: SftTraining, out: Path, tokenizer: Any, fence: Fence) -> list
 
     lines = read_demonstrations(cfg.data)
     tokens = partial(encode, tokenizer, kwargs=cfg.template.kwargs)
-    examples, dropped = in_tokens(lines, tokens, FenceCheck(fence, cfg.fence.ngram), cfg.max_length, cfg.data)
+    examples, dropped = in_tokens(
+        lines, tokens, FenceCheck(fence, cfg.fence.ngram), cfg.max_length, cfg.data
+    )
     _account(out, len(lines.rows) + len(lines.bad), examples, dropped)
     return examples
 
 
-def _account(out: Path, rows: int, examples: list[Any], dropped: list[Row], remedy: str = OTHERS) -> None:
+def _account(
+    out: Path, rows: int, examples: list[Any], dropped: list[Row], remedy: str = OTHERS
+) -> None:
     import polars as pl
 
     from pipeline.artifacts import write_table

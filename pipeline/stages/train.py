@@ -9,7 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import STEP_FILE, Fence, Logps, Model, Pairs, Prompts, note_cost, write_json, write_table
+from pipeline.artifacts import (
+    STEP_FILE,
+    Fence,
+    Logps,
+    Model,
+    Pairs,
+    Prompts,
+    note_cost,
+    write_json,
+    write_table,
+)
 from pipeline.config import RehearsalConfig, TrainConfig
 from pipeline.errors import Refusal, many
 from pipeline.training import launch, micro_batch
@@ -39,7 +49,10 @@ def run(
     if world == 1:
         launch.expose_one_device()
     rows = _rows(cfg, out, init, pairs, logps or [], fence)
-    auto, cfg = cfg.runtime.micro_batch == "auto", micro_batch.look_ahead(cfg, init, rows, world, out)
+    auto, cfg = (
+        cfg.runtime.micro_batch == "auto",
+        micro_batch.look_ahead(cfg, init, rows, world, out),
+    )
 
     def start(cfg: TrainConfig) -> None:
         if world > 1:
@@ -52,7 +65,11 @@ def run(
     micro_batch.in_memory(cfg, auto, out, start)
     held_to = [reference] if reference else []
     curves.draw(Model(out).metrics(), json.loads((out / "training.json").read_text())["kept"], out)
-    model_card.write(cfg, out, {"start": [init], "reference": held_to, "pairs": pairs, "reference values": logps or []})
+    model_card.write(
+        cfg,
+        out,
+        {"start": [init], "reference": held_to, "pairs": pairs, "reference values": logps or []},
+    )
     if cfg.runtime.keep_checkpoints:
         _keep_checkpoints(out)
     several = {"processes": world, "watched": cfg.runtime.watch == "always"} if world > 1 else {}
@@ -61,7 +78,12 @@ def run(
 
 
 def _rows(
-    cfg: TrainConfig, out: Path, init: Model, pairs: list[Pairs], logps: list[Logps], fence: Fence | None
+    cfg: TrainConfig,
+    out: Path,
+    init: Model,
+    pairs: list[Pairs],
+    logps: list[Logps],
+    fence: Fence | None,
 ) -> "dict[str, pl.DataFrame]":
     """The trainer's columns of the pairs, and of what is rehearsed beside them: all in the policy's own tokens."""
     from pipeline.models import loading
@@ -95,14 +117,21 @@ def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -
         raise Refusal(
             f"train: there is not one pair to train on ({pairs[0].path / 'funnel.json'} says where they went)."
         )
-    answer = pl.max_horizontal(pl.col("chosen_token_ids").list.len(), pl.col("rejected_token_ids").list.len())
-    _refuse_too_long(cfg, table.select(length=pl.col("prompt_token_ids").list.len() + answer), f"{part} pairs")
+    answer = pl.max_horizontal(
+        pl.col("chosen_token_ids").list.len(), pl.col("rejected_token_ids").list.len()
+    )
+    _refuse_too_long(
+        cfg, table.select(length=pl.col("prompt_token_ids").list.len() + answer), f"{part} pairs"
+    )
     sides = [f"{side}_{what}" for side in ("chosen", "rejected") for what in ("id", "token_ids")]
     table = table.select("prompt_token_ids", *sides)
     if cfg.logps == "ready":
         table = _with_reference(table, logps, part)
     values = [name for name in table.columns if name.startswith("ref_")]
-    ids = [pl.col(f"{name}_token_ids").alias(f"{name}_ids") for name in ("prompt", "chosen", "rejected")]
+    ids = [
+        pl.col(f"{name}_token_ids").alias(f"{name}_ids")
+        for name in ("prompt", "chosen", "rejected")
+    ]
     return table.select(*ids, *values)
 
 
@@ -124,7 +153,10 @@ def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
     table = table.filter(pl.col("prompt_id").is_in(held_out.implode()) == (part == "dev"))
     length = pl.col("prompt_token_ids").list.len() + pl.col("token_ids").list.len()
     _refuse_too_long(cfg, table.select(length=length), f"{part} thumbs")
-    ids = pl.col("prompt_token_ids").alias("prompt_ids"), pl.col("token_ids").alias("completion_ids")
+    ids = (
+        pl.col("prompt_token_ids").alias("prompt_ids"),
+        pl.col("token_ids").alias("completion_ids"),
+    )
     return in_training_order(table.select("sample_id", *ids, "label"), cfg.together, cfg.seed)
 
 
@@ -147,7 +179,11 @@ def demonstrations(
     table = pl.DataFrame(dropped, schema=dict.fromkeys(("row", "reason", "detail"), pl.String))
     write_table(out / "rehearsal" / "dropped.parquet", table)
     reasons = dict(sorted(table["reason"].value_counts().rows()))
-    counts: dict[str, Any] = {"in": len(lines.rows) + len(lines.bad), "out": len(examples), "dropped": reasons}
+    counts: dict[str, Any] = {
+        "in": len(lines.rows) + len(lines.bad),
+        "out": len(examples),
+        "dropped": reasons,
+    }
     write_json(out / "rehearsal" / "funnel.json", counts)
     if not examples:
         raise Refusal(
@@ -170,7 +206,10 @@ def _refuse_other_tokens(pairs: list[Pairs], tokenizer: Any) -> None:
     """Ids and text of a pair say the same in the policy's own tokenizer, or the pairs are another model's."""
     for one in pairs:
         rows = one.train().head(SHOWN).select("chosen", "chosen_token_ids").rows()
-        read = [(turns[-1]["content"], tokenizer.decode(ids, skip_special_tokens=True)) for turns, ids in rows]
+        read = [
+            (turns[-1]["content"], tokenizer.decode(ids, skip_special_tokens=True))
+            for turns, ids in rows
+        ]
         if read and not any(text.strip() == found.strip() for text, found in read):
             text, found = read[0]
             raise Refusal(
@@ -189,7 +228,9 @@ def _with_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl
     known = pl.concat([one.read().select("sample_id", "logp") for one in logps]).unique("sample_id")
     for side in ("chosen", "rejected"):
         named = known.rename({"sample_id": f"{side}_id", "logp": f"ref_{side}_logps"})
-        table = table.join(named, on=f"{side}_id", how="left", maintain_order="left", validate="m:1")
+        table = table.join(
+            named, on=f"{side}_id", how="left", maintain_order="left", validate="m:1"
+        )
     missing = table.filter(pl.any_horizontal(pl.col("^ref_.*$").is_null()))
     if missing.height:
         raise Refusal(

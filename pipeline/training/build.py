@@ -12,7 +12,12 @@ from pipeline.config import FullAdapter, TrainConfig
 from pipeline.errors import Broken, Refusal
 from pipeline.models import loading
 from pipeline.training.distributed.sharded import KnownHead
-from pipeline.training.monitoring.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
+from pipeline.training.monitoring.callbacks import (
+    CheckpointLedger,
+    FiniteGuard,
+    MetricsLog,
+    ProgressLine,
+)
 from pipeline.training.monitoring.guards import Guards
 from pipeline.training.monitoring.reference_check import StartCheck
 from pipeline.training.monitoring.trackers import Tracked
@@ -66,7 +71,9 @@ def trainer_for(
     guards: Guards,
 ) -> tuple[Any, CheckpointLedger]:
     ledger = CheckpointLedger(out / "scratch" / "checkpoints")
-    weights = {name: weight.data for name, weight in policy.named_parameters() if weight.requires_grad}
+    weights = {
+        name: weight.data for name, weight in policy.named_parameters() if weight.requires_grad
+    }
     asked = {} if reference is None else {"ref_model": _reference(cfg, policy, init, reference)}
     # What is loaded once these stand comes in shares under ZeRO-3, and no adapter can be merged into those.
     args = _arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
@@ -118,7 +125,9 @@ def _dataset(table: "pl.DataFrame", part: str, scratch: Path) -> "Dataset":
     file = scratch / "pairs" / f"{part}.parquet"
     if int(os.environ.get("RANK", 0)) == 0:
         write_table(file, table)
-    data = datasets.load_dataset("parquet", data_files=str(file), cache_dir=str(scratch / "cache"), split="train")
+    data = datasets.load_dataset(
+        "parquet", data_files=str(file), cache_dir=str(scratch / "cache"), split="train"
+    )
     if not pl.DataFrame(data.data.table).equals(table):
         raise Broken(
             f"train: the {part} pairs changed on their way to the trainer ({file}). Remove {scratch} and run again."
@@ -130,7 +139,11 @@ def _reference(cfg: TrainConfig, policy: Any, init: Model, reference: Model) -> 
     """The module that TRL asks as it goes; none when its values are ready, or when the policy without adapter is it."""
     if cfg.logps != "live" or loading.is_bare_base(policy, init, reference):
         return None
-    if not isinstance(cfg.adapter, FullAdapter) and cfg.adapter.quantization and not reference.adapter:
+    if (
+        not isinstance(cfg.adapter, FullAdapter)
+        and cfg.adapter.quantization
+        and not reference.adapter
+    ):
         return loading.load(reference, cfg.dtype, cfg.adapter.quantization)
     dtype = torch.float32 if isinstance(cfg.adapter, FullAdapter) else getattr(torch, cfg.dtype)
     return loading.load_merged(reference).to(dtype).requires_grad_(False)
@@ -162,7 +175,9 @@ def _arguments(cfg: TrainConfig, folder: Path, evaluates: bool) -> Any:
 def _try_scheduler(args: Any) -> None:
     """It is made when training begins, and what it does not know would end there in a traceback."""
     nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    get_scheduler(args.lr_scheduler_type, nothing, 0, 1, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+    get_scheduler(
+        args.lr_scheduler_type, nothing, 0, 1, scheduler_specific_kwargs=args.lr_scheduler_kwargs
+    )
 
 
 def settings(cfg: TrainConfig, checkpoints: Path, evaluates: bool) -> dict[str, Any]:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 FAULTS = "fault-*.json"  # in scratch, of each process that knows what broke it
 NO_MEMORY = "no-memory"  # in scratch, by whichever process it happened to
 RANK = "pipeline.training.rank"
-PLACES = "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"  # a process among others, as launchers tell it
+PLACES = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+)  # a process among others, as launchers tell it
 TRL_NAMES = {"ddp": "multi_gpu"}  # the others have one name there and here
 
 
@@ -44,7 +49,9 @@ def expose_one_device() -> None:
 
 
 def be_quiet() -> None:
-    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # the locks pin it, and tests hold what is used of it
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = (
+        "1"  # the locks pin it, and tests hold what is used of it
+    )
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports every training to its makers
 
 
@@ -87,10 +94,18 @@ def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact
     for old in (*scratch.glob(FAULTS), full):
         old.unlink(missing_ok=True)
     paths = {name: str(one.path.absolute()) if one else None for name, one in inputs.items()}
-    told = {"config": cfg.model_dump(mode="json"), "out": str(out.absolute()), "processes": count, **paths}
+    told = {
+        "config": cfg.model_dump(mode="json"),
+        "out": str(out.absolute()),
+        "processes": count,
+        **paths,
+    }
     write_json(order, told)
     for other in range(1, cfg.runtime.machines):
-        print(f"{SIGN} train waits: on machine {other} type python -m {__name__} {order} {other}", file=sys.stderr)
+        print(
+            f"{SIGN} train waits: on machine {other} type python -m {__name__} {order} {other}",
+            file=sys.stderr,
+        )
     code = _run(cfg, count, order, machine=0)
     if faults := sorted(scratch.glob(FAULTS)):
         said: dict[str, Any] = json.loads(faults[0].read_text())
@@ -106,7 +121,9 @@ def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact
 def join(order: Path, machine: int) -> int:
     """One more machine's processes, of a training whose first machine has begun; the exit code of their launcher."""
     if not order.is_file():
-        raise Refusal(f"{order}: no training waits there.\n  Start it on the first machine, which says what to type.")
+        raise Refusal(
+            f"{order}: no training waits there.\n  Start it on the first machine, which says what to type."
+        )
     told = json.loads(order.read_text())
     cfg = TrainConfig(**told["config"])
     if not 0 < machine < cfg.runtime.machines:
@@ -130,13 +147,24 @@ def launcher(cfg: TrainConfig, count: int, machine: int) -> list[str]:
         return [sys.executable, "-m", "torch.distributed.run", *_torchrun(cfg, count, machine)]
     trl = find_spec("trl")
     assert trl and trl.origin
-    config = Path(trl.origin).parent / "accelerate_configs" / f"{TRL_NAMES.get(asked.launch, asked.launch)}.yaml"
+    config = (
+        Path(trl.origin).parent
+        / "accelerate_configs"
+        / f"{TRL_NAMES.get(asked.launch, asked.launch)}.yaml"
+    )
     meet = ["--main_process_port", "0"]  # a free one
     if asked.machines > 1:
         meet = ["--num_machines", str(asked.machines), "--machine_rank", str(machine)]
         meet += ["--main_process_ip", str(asked.address), "--main_process_port", str(asked.port)]
     precision = ["--mixed_precision", "bf16" if cfg.dtype == "bfloat16" else "no"]
-    given = ["--config_file", str(config), "--num_processes", str(count * asked.machines), *meet, *precision]
+    given = [
+        "--config_file",
+        str(config),
+        "--num_processes",
+        str(count * asked.machines),
+        *meet,
+        *precision,
+    ]
     if asked.launch == "fsdp2":
         # Otherwise what is loaded once the group stands, such as a live reference, is empty on all but the first.
         given += ["--fsdp_cpu_ram_efficient_loading", "false"]

@@ -26,28 +26,44 @@ class OutOfMemory(Exception):
     """A process of this training could not get the device memory that it asked for."""
 
 
-def look_ahead(cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", world: int, out: Path) -> TrainConfig:
+def look_ahead(
+    cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", world: int, out: Path
+) -> TrainConfig:
     """Says what it will take and refuses what cannot be; answers the config with a number for `micro_batch`."""
     table, shape = rows["train"], model_shape.shape_in(Path(init.weights))
-    lengths, steps, tokens = training_fit.sides(table), model_shape.steps(cfg, table.height), tokens_read(cfg, rows)
+    lengths, steps, tokens = (
+        training_fit.sides(table),
+        model_shape.steps(cfg, table.height),
+        tokens_read(cfg, rows),
+    )
     longest = max(training_fit.sides(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths)
     found = training_fit.histogram(lengths)
     if few := cfg.few_steps(steps):
         print(f"! train: {few}.", file=sys.stderr, flush=True)
-    write_json(out / "ahead.json", {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": found})
-    auto, cfg = cfg.runtime.micro_batch == "auto", with_rows(cfg, _settled(cfg, shape, longest, world, out))
+    write_json(
+        out / "ahead.json",
+        {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": found},
+    )
+    auto, cfg = (
+        cfg.runtime.micro_batch == "auto",
+        with_rows(cfg, _settled(cfg, shape, longest, world, out)),
+    )
     at_once = cfg.runtime.at_once
     first = f"{many(steps, 'step')} of {cfg.batch} · {many(table.height, 'row', grouped=True)} · {tokens:,} tokens"
     print(SIGN, "train", first, f"· {at_once} at once", file=sys.stderr)
-    say(f"ahead    {first}", training_fit.spread(found), *training_fit.told(shape, cfg, longest, world, tokens))
+    say(
+        f"ahead    {first}",
+        training_fit.spread(found),
+        *training_fit.told(shape, cfg, longest, world, tokens),
+    )
     note_cost(out, micro_batch=at_once, steps=steps)
     if shape:
         note_cost(out, parameters=shape.parameters)
         takes = training_fit.needs(shape, cfg, at_once, longest, world)
         note_cost(out, memory_estimate_gib=round(takes.total / model_shape.GIB, 3))
-        short = training_fit.short_of_memory(shape, cfg, at_once, longest, world) or training_fit.short_of_disk(
-            shape, cfg, out
-        )
+        short = training_fit.short_of_memory(
+            shape, cfg, at_once, longest, world
+        ) or training_fit.short_of_disk(shape, cfg, out)
         if short:
             raise Refusal(short)
     if auto:
@@ -59,15 +75,20 @@ def tokens_read(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> int:
     """By the whole training, demonstrations beside the pairs too."""
     beside = fmean(training_fit.sides(rows["rehearsal"])) * cfg.rehearsed if cfg.rehearsal else 0.0
     return round(
-        cfg.epochs * sum(training_fit.sides(rows["train"])) + beside * model_shape.steps(cfg, rows["train"].height)
+        cfg.epochs * sum(training_fit.sides(rows["train"]))
+        + beside * model_shape.steps(cfg, rows["train"].height)
     )
 
 
-def _settled(cfg: TrainConfig, shape: model_shape.Shape | None, longest: int, world: int, out: Path) -> int:
+def _settled(
+    cfg: TrainConfig, shape: model_shape.Shape | None, longest: int, world: int, out: Path
+) -> int:
     known = out / "scratch" / SETTLED
     if cfg.runtime.micro_batch == "auto" and known.exists():
         found: int = json.loads(known.read_text())
-        if cfg.batch // world % found == 0:  # fewer processes than before may share the batch otherwise
+        if (
+            cfg.batch // world % found == 0
+        ):  # fewer processes than before may share the batch otherwise
             return found
     return training_fit.rows_at_once(shape, cfg, longest, world)
 
@@ -76,7 +97,9 @@ def with_rows(cfg: TrainConfig, rows: int) -> TrainConfig:
     return cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"micro_batch": rows})})
 
 
-def in_memory(cfg: TrainConfig, auto: bool, out: Path, train: Callable[[TrainConfig], None]) -> None:
+def in_memory(
+    cfg: TrainConfig, auto: bool, out: Path, train: Callable[[TrainConfig], None]
+) -> None:
     """Trains; where memory runs out and the number was ours, again with fewer rows, from the newest checkpoint."""
     while True:
         try:
@@ -85,7 +108,11 @@ def in_memory(cfg: TrainConfig, auto: bool, out: Path, train: Callable[[TrainCon
             rows = cfg.runtime.at_once
             fewer = max((n for n in range(1, rows) if rows % n == 0), default=0)
             if not fewer or not auto or cfg.together is not None:
-                instead = f"train.runtime.micro_batch={fewer} or auto, " if fewer and cfg.together is None else ""
+                instead = (
+                    f"train.runtime.micro_batch={fewer} or auto, "
+                    if fewer and cfg.together is None
+                    else ""
+                )
                 raise Broken(
                     f"train: the device's memory ran out with {many(rows, 'row')} at once.\n"
                     f"  Give {instead}train.gradient_checkpointing=true, lower limits, or adapter@train.adapter=lora; "

@@ -53,15 +53,24 @@ def check_targets(module: Any, targets: str | list[str]) -> None:
     if targets == "all-linear":
         return
     names = [name for name, _ in module.named_modules() if name]
-    leaves = sorted({name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)})
-    head = next((name for name, part in module.named_modules() if part is module.get_output_embeddings()), None)
+    leaves = sorted(
+        {name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)}
+    )
+    head = next(
+        (name for name, part in module.named_modules() if part is module.get_output_embeddings()),
+        None,
+    )
     for target in [targets] if isinstance(targets, str) else targets:
         hits = [name for name in names if _targets(target, name, pattern=isinstance(targets, str))]
         if not hits or head in hits:
-            unnamed = "no module's whole name is like that" if isinstance(targets, str) else _UNNAMED
+            unnamed = (
+                "no module's whole name is like that" if isinstance(targets, str) else _UNNAMED
+            )
             why = "its adapter would never be trained by TRL" if hits else unnamed
             known = ", ".join(leaf for leaf in leaves if leaf != head)
-            listed = ", in brackets" if isinstance(targets, str) else ""  # without them it is a pattern
+            listed = (
+                ", in brackets" if isinstance(targets, str) else ""
+            )  # without them it is a pattern
             raise Refusal(
                 f"train.adapter.targets: {target}: {why}.\n"
                 f"  Expected names of linear layers{listed} ({known}), or all-linear."
@@ -70,7 +79,11 @@ def check_targets(module: Any, targets: str | list[str]) -> None:
 
 def _targets(target: str, name: str, pattern: bool) -> bool:
     """As PEFT reads it: one string is a pattern for the whole name, a list holds last parts of names."""
-    return bool(re.fullmatch(target, name)) if pattern else name == target or name.endswith(f".{target}")
+    return (
+        bool(re.fullmatch(target, name))
+        if pattern
+        else name == target or name.endswith(f".{target}")
+    )
 
 
 def _is_linear(module: Any) -> bool:

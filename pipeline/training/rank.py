@@ -18,7 +18,9 @@ def main() -> int:
     take_own_device()
     path = Path(sys.argv[1])
     order = json.loads(path.read_text())
-    opened = {name: Model(Path(order[name])) if order[name] else None for name in ("init", "reference")}
+    opened = {
+        name: Model(Path(order[name])) if order[name] else None for name in ("init", "reference")
+    }
     dev = Prompts(Path(order["dev"])) if order["dev"] else None
     rows = {file.stem: read_table(file) for file in (path.parent / "pairs").glob("*.parquet")}
     assert opened["init"]

@@ -27,7 +27,9 @@ def train(
 ) -> None:
     """`rows` are the trainer's own columns; `held_to` is the reference."""
     model_checks.check(
-        cfg, init, [column for table in rows.values() for column in table if column.name.endswith("_ids")]
+        cfg,
+        init,
+        [column for table in rows.values() for column in table if column.name.endswith("_ids")],
     )
     model_checks.check_shared(cfg, held_to or init)
     reference_check.check_elsewhere(cfg, init, held_to, rows)
@@ -36,7 +38,9 @@ def train(
         guards.say(cfg.low_rate)
     callbacks.phase("loading the model")
     policy = build.load_policy(cfg, init)
-    published_in = cfg.dtype if isinstance(cfg.adapter, FullAdapter) else None  # adapters keep their own
+    published_in = (
+        cfg.dtype if isinstance(cfg.adapter, FullAdapter) else None
+    )  # adapters keep their own
     start = dict(loading.checksums(trainable(policy), published_in)) if _first() else {}
     settings = loading.settings_of(policy)
     watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)
@@ -50,8 +54,17 @@ def train(
         trained = sharded.trained(trainer, whole)
         kept = watch.finish(trainer.state.global_step, trainer.state.log_history, trained)
         loading.check_finite(policy, whole)
-        unchanged = all(start.get(name) == number for name, number in loading.checksums(trained, published_in))
-        summary.write(out, trainer.state, kept, watch.stopped, cfg.few_steps(trainer.state.max_steps), unchanged)
+        unchanged = all(
+            start.get(name) == number for name, number in loading.checksums(trained, published_in)
+        )
+        summary.write(
+            out,
+            trainer.state,
+            kept,
+            watch.stopped,
+            cfg.few_steps(trainer.state.max_steps),
+            unchanged,
+        )
         if isinstance(cfg.adapter, FullAdapter):
             loading.save_full(policy, settings, init, cfg.dtype, out, whole)
         else:
@@ -59,7 +72,11 @@ def train(
 
 
 def trainable(policy: Any) -> loading.State:
-    return {name: each for name, each in policy.named_parameters(remove_duplicate=False) if each.requires_grad}
+    return {
+        name: each
+        for name, each in policy.named_parameters(remove_duplicate=False)
+        if each.requires_grad
+    }
 
 
 def _first() -> bool:

@@ -49,12 +49,22 @@ def opened(config: dict, policy: Model, knob: str = "sample") -> Backend:
 
 
 def requests(
-    backend: Backend, count: int, temperature: float, top_p: float = 1.0, name: str = "", min_p: float = 0.0
+    backend: Backend,
+    count: int,
+    temperature: float,
+    top_p: float = 1.0,
+    name: str = "",
+    min_p: float = 0.0,
 ) -> list[Request]:
     chance = random.Random(7)
-    contents = [" ".join(chance.choices(WORDS.split(), k=chance.randint(2, 12))) for _ in range(count)]
+    contents = [
+        " ".join(chance.choices(WORDS.split(), k=chance.randint(2, 12))) for _ in range(count)
+    ]
     ids = [backend.text.encode([{"role": "user", "content": content}], {}) for content in contents]
-    return [Request(f"{name}{at}", prompt, temperature, top_p, 2**62 + at, min_p) for at, prompt in enumerate(ids)]
+    return [
+        Request(f"{name}{at}", prompt, temperature, top_p, 2**62 + at, min_p)
+        for at, prompt in enumerate(ids)
+    ]
 
 
 def drawn(backend: Backend, *blocks: list[Request]) -> dict[str, Completion]:
@@ -66,7 +76,9 @@ def drawn(backend: Backend, *blocks: list[Request]) -> dict[str, Completion]:
 
 @pytest.fixture
 def scripted() -> Backend:
-    return opened({"kind": "scripted", "vocabulary": 50}, Model(Path("none"))).start(Model(Path("none")), LIMITS)
+    return opened({"kind": "scripted", "vocabulary": 50}, Model(Path("none"))).start(
+        Model(Path("none")), LIMITS
+    )
 
 
 def test_scripted_completions_are_a_function_of_prompt_and_seed(scripted):
@@ -75,7 +87,9 @@ def test_scripted_completions_are_a_function_of_prompt_and_seed(scripted):
     assert drawn(scripted, asked[100:], asked[:100]) == first
     assert len({tuple(completion.token_ids) for completion in first.values()}) == 200
     assert {completion.finish_reason for completion in first.values()} == {"stop", "length"}
-    assert {len(c.token_ids) for c in first.values() if c.finish_reason == "length"} == {LIMITS.completion}
+    assert {len(c.token_ids) for c in first.values() if c.finish_reason == "length"} == {
+        LIMITS.completion
+    }
     assert all(0 <= token < 50 for completion in first.values() for token in completion.token_ids)
     assert all(0 < token < 50 for request in asked for token in request.prompt_token_ids)
 
@@ -84,7 +98,11 @@ def test_the_smoke_run_s_prompts_fit_its_limits_with_the_scripted_backend(script
     cfg = composed("recipes=smoke", "backend@sample.backend=scripted")
     asked = synthetic.prompts(cfg.prompts.rows, cfg.prompts.constraints, cfg.seed)
     lengths = [len(scripted.text.encode(row["prompt"], {})) for row in asked]
-    assert len(lengths) == cfg.prompts.rows and min(lengths) > 10 and max(lengths) <= cfg.sample.limits.prompt
+    assert (
+        len(lengths) == cfg.prompts.rows
+        and min(lengths) > 10
+        and max(lengths) <= cfg.sample.limits.prompt
+    )
 
 
 def test_scripted_greedy_completions_do_not_depend_on_the_seed(scripted):
@@ -109,7 +127,11 @@ def policy(tmp_path_factory) -> Model:
 @model
 @pytest.mark.parametrize(
     ("template", "expected"),
-    [("{{ bos_token }}" + CHAT, "two BOS"), (CHAT.removeprefix("{{ bos_token }}"), "no BOS"), (CHAT, None)],
+    [
+        ("{{ bos_token }}" + CHAT, "two BOS"),
+        (CHAT.removeprefix("{{ bos_token }}"), "no BOS"),
+        (CHAT, None),
+    ],
     ids=["two", "none", "one"],
 )
 def test_exactly_one_bos(policy, tmp_path, template, expected):
@@ -118,10 +140,14 @@ def test_exactly_one_bos(policy, tmp_path, template, expected):
 
     tiny_tokenizer(tmp_path / "tokenizer", template)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    begins = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    begins = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
     tokenizer.backend_tokenizer.post_processor = begins
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    (tmp_path / "model.json").write_text(json.dumps({"weights": str(policy.weights), "tokenizer": "tokenizer"}))
+    (tmp_path / "model.json").write_text(
+        json.dumps({"weights": str(policy.weights), "tokenizer": "tokenizer"})
+    )
     backend = opened(transformers(1), Model(tmp_path))
     if expected is None:
         ids = requests(backend, 1, 0.0)[0].prompt_token_ids
@@ -135,9 +161,13 @@ def test_exactly_one_bos(policy, tmp_path, template, expected):
 def test_a_prompt_that_the_template_refuses_is_named(policy, tmp_path):
     template = "{{ raise_exception('no system role') }}"
     tiny_tokenizer(tmp_path / "tokenizer", template)
-    (tmp_path / "model.json").write_text(json.dumps({"weights": str(policy.weights), "tokenizer": "tokenizer"}))
+    (tmp_path / "model.json").write_text(
+        json.dumps({"weights": str(policy.weights), "tokenizer": "tokenizer"})
+    )
     with pytest.raises(Refusal, match=r"does not render .*'hello'.*no system role"):
-        opened(transformers(1), Model(tmp_path)).text.encode([{"role": "user", "content": "hello"}], {})
+        opened(transformers(1), Model(tmp_path)).text.encode(
+            [{"role": "user", "content": "hello"}], {}
+        )
 
 
 # ── transformers ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -152,7 +182,9 @@ def raw_logprob(backend, request: Request, completion: Completion) -> float:
     """By one forward pass over prompt and completion, unpadded."""
     import torch
 
-    ids = torch.tensor([request.prompt_token_ids + completion.token_ids], device=backend.module.device)
+    ids = torch.tensor(
+        [request.prompt_token_ids + completion.token_ids], device=backend.module.device
+    )
     with torch.inference_mode():
         logits = backend.module(ids).logits[0, len(request.prompt_token_ids) - 1 : -1]
     chosen = torch.tensor(completion.token_ids, device=logits.device).unsqueeze(1)
@@ -165,8 +197,12 @@ def test_transformers_completions_do_not_depend_on_the_batch(policy, slow):
     together = drawn(slow, asked)
     for batch in (1, 5):
         apart = drawn(opened(transformers(batch), policy).start(policy, LIMITS), asked[::-1])
-        assert {key: c.token_ids for key, c in apart.items()} == {key: c.token_ids for key, c in together.items()}
-        assert all(apart[key].logprob == pytest.approx(c.logprob, abs=1e-3) for key, c in together.items())
+        assert {key: c.token_ids for key, c in apart.items()} == {
+            key: c.token_ids for key, c in together.items()
+        }
+        assert all(
+            apart[key].logprob == pytest.approx(c.logprob, abs=1e-3) for key, c in together.items()
+        )
 
 
 @model
@@ -211,13 +247,24 @@ def adapted_from(policy: Model, name: str, **shape: object) -> tuple[Model, Any]
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    config = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": "all-linear", "init_lora_weights": False} | shape
-    module = get_peft_model(AutoModelForCausalLM.from_pretrained(policy.weights), LoraConfig(**config))
+    config = {
+        "task_type": "CAUSAL_LM",
+        "r": 4,
+        "target_modules": "all-linear",
+        "init_lora_weights": False,
+    } | shape
+    module = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(policy.weights), LoraConfig(**config)
+    )
     place = policy.path.parent.parent / "train" / name
     module.save_pretrained(place / "adapter")
     recorded = json.loads((place / "adapter" / "adapter_config.json").read_text())
     base = "sft/0123456789ab"
-    record = {"base": base, "adapter": "adapter", "peft": {**recorded, "base_model_name_or_path": base}}
+    record = {
+        "base": base,
+        "adapter": "adapter",
+        "peft": {**recorded, "base_model_name_or_path": base},
+    }
     tiny_tokenizer(place / "tokenizer")
     (place / "model.json").write_text(json.dumps({**record, "tokenizer": "tokenizer"}))
     return Model(place), module
@@ -233,7 +280,9 @@ def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(lora, tmp_path):
     import torch
 
     adapter, adapted = lora
-    rows = test_sample.run(tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL)
+    rows = test_sample.run(
+        tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL
+    )
     row = rows.filter(setting="calm").row(0, named=True)
     with torch.inference_mode():
         logits = adapted(torch.tensor([row["prompt_token_ids"] + row["token_ids"]])).logits[0]
@@ -263,7 +312,9 @@ def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(lora, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_what_vllm_cannot_run_beside_its_base_is_merged(card, policy, tmp_path, name, shape, beside):
+def test_what_vllm_cannot_run_beside_its_base_is_merged(
+    card, policy, tmp_path, name, shape, beside
+):
     card(80)
     adapter, _ = adapted_from(policy, name, **shape)
     served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
@@ -287,14 +338,21 @@ def test_on_a_cpu_every_adapter_is_merged_for_vllm(card, lora, tmp_path):
         merged = AutoModelForCausalLM.from_pretrained(served.weights)(ids).logits
         assert (merged - adapted(ids).logits).abs().max() < 1e-4
     card(80)
-    assert sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path / "gpu").adapter == adapter.adapter
+    assert (
+        sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path / "gpu").adapter
+        == adapter.adapter
+    )
 
 
 @model
-def test_the_difference_between_a_policy_and_what_is_sampled_for_it_is_measured(policy, lora, tmp_path):
+def test_the_difference_between_a_policy_and_what_is_sampled_for_it_is_measured(
+    policy, lora, tmp_path
+):
     adapter, _ = lora
     merged = sample.servable(test_sample.config(backend=transformers(8)), adapter, tmp_path)
-    rows = test_sample.run(tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL)
+    rows = test_sample.run(
+        tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL
+    )
     assert per_token(adapter, merged, rows, "float32", "float32") < 1e-4
     assert per_token(adapter, policy, rows, "float32", "float32") > 0.1
 
@@ -311,7 +369,11 @@ def test_an_adapter_of_a_quantised_base_is_merged_and_its_difference_noted(lora,
     told = json.loads(noted.read_text())
     assert 0 <= told["quantization_difference"] < 0.01
     # Killed after the last shard and before it was measured: nothing is drawn again, and it is measured.
-    noted.write_text(json.dumps({name: figure for name, figure in told.items() if name != "quantization_difference"}))
+    noted.write_text(
+        json.dumps(
+            {name: figure for name, figure in told.items() if name != "quantization_difference"}
+        )
+    )
     drawn_at = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").iterdir()}
     test_sample.run(tmp_path / "out", asked(tmp_path), quantised, backend=transformers(8), **SMALL)
     assert json.loads(noted.read_text()) == told
@@ -322,7 +384,9 @@ SMALL = {"limits": {"prompt": 64, "completion": 24}, "shard": 4}
 
 
 def asked(folder: Path):
-    return test_sample.ask(folder / "train", *(f"name {number} facts about the river" for number in range(12)))
+    return test_sample.ask(
+        folder / "train", *(f"name {number} facts about the river" for number in range(12))
+    )
 
 
 # ── vLLM: one engine for all of these ─────────────────────────────────────────────────────────────────────────────
@@ -349,7 +413,9 @@ def test_vllm_and_transformers_agree_on_greedy_tokens_and_logprobs(fast, slow):
     theirs, ours = drawn(fast, asked), drawn(slow, asked)
     assert {c.token_ids[-1] for c in ours.values() if c.finish_reason == "stop"} == {END, OTHER_END}
     assert sum(theirs[r.sample_id].token_ids == ours[r.sample_id].token_ids for r in asked) == 100
-    assert {key: c.finish_reason for key, c in theirs.items()} == {key: c.finish_reason for key, c in ours.items()}
+    assert {key: c.finish_reason for key, c in theirs.items()} == {
+        key: c.finish_reason for key, c in ours.items()
+    }
     assert all(c.logprob == pytest.approx(ours[key].logprob, abs=1e-3) for key, c in theirs.items())
 
 
@@ -362,19 +428,32 @@ def test_vllm_logprobs_are_raw_and_ends_are_part_of_the_tokens(fast, slow):
     for request in asked:
         completion = completions[request.sample_id]
         assert completion.logprob == pytest.approx(raw_logprob(slow, request, completion), abs=1e-3)
-        inside = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
+        inside = (
+            completion.token_ids[:-1]
+            if completion.finish_reason == "stop"
+            else completion.token_ids
+        )
         assert not {END, OTHER_END} & set(inside)
-        assert (len(completion.token_ids) == LIMITS.completion) or completion.finish_reason == "stop"
-        assert fast.text.decode(completion) == fast.text.tokenizer.decode(inside, skip_special_tokens=True)
+        assert (
+            len(completion.token_ids) == LIMITS.completion
+        ) or completion.finish_reason == "stop"
+        assert fast.text.decode(completion) == fast.text.tokenizer.decode(
+            inside, skip_special_tokens=True
+        )
 
 
 @model
 def test_the_likeliest_tokens_alone_are_the_greedy_ones(fast, slow):
     """min_p=1 leaves one token to draw, whatever the temperature."""
     for backend in (fast, slow):
-        greedy, narrow = drawn(backend, requests(backend, 30, 0.0)), drawn(backend, requests(backend, 30, 2.0, min_p=1))
+        greedy, narrow = (
+            drawn(backend, requests(backend, 30, 0.0)),
+            drawn(backend, requests(backend, 30, 2.0, min_p=1)),
+        )
         wide = drawn(backend, requests(backend, 30, 2.0, min_p=0.01))
-        assert {key: c.token_ids for key, c in narrow.items()} == {key: c.token_ids for key, c in greedy.items()}
+        assert {key: c.token_ids for key, c in narrow.items()} == {
+            key: c.token_ids for key, c in greedy.items()
+        }
         assert all(narrow[key].token_ids != c.token_ids for key, c in wide.items())
 
 
@@ -383,11 +462,22 @@ def test_a_stop_string_saves_tokens_and_leaves_the_same_completions(fast, slow):
     """One row in three is given a string of its own plain completion; an engine may end it there and not elsewhere."""
     for backend in (fast, slow):
         plain = drawn(backend, asked := requests(backend, 48, 0.9))
-        with_stop = [replace(r, stop=(backend.text.read(plain[r.sample_id].token_ids[5:8]),)) for r in asked[::3]]
+        with_stop = [
+            replace(r, stop=(backend.text.read(plain[r.sample_id].token_ids[5:8]),))
+            for r in asked[::3]
+        ]
         stopped = drawn(backend, [*with_stop, *asked[1::3]])
-        assert all(stopped[r.sample_id].token_ids == plain[r.sample_id].token_ids for r in asked[1::3])
-        cuts = [[cut(backend.text, list(r.stop), c[r.sample_id]) for c in (plain, stopped)] for r in with_stop]
-        told = [[(completion.token_ids, completion.finish_reason, stop) for completion, stop in both] for both in cuts]
+        assert all(
+            stopped[r.sample_id].token_ids == plain[r.sample_id].token_ids for r in asked[1::3]
+        )
+        cuts = [
+            [cut(backend.text, list(r.stop), c[r.sample_id]) for c in (plain, stopped)]
+            for r in with_stop
+        ]
+        told = [
+            [(completion.token_ids, completion.finish_reason, stop) for completion, stop in both]
+            for both in cuts
+        ]
         assert all(before == after for before, after in told)
         assert sum(stop is not None for (_, _, stop), _ in told) > 12
         lengths = [sum(len(c[r.sample_id].token_ids) for r in with_stop) for c in (plain, stopped)]
@@ -399,7 +489,9 @@ def test_vllm_draws_the_same_in_other_groupings(fast):
     asked = requests(fast, 120, 0.9, 0.95)
     together = drawn(fast, asked)
     apart = drawn(fast, *(asked[start : start + 37] for start in range(0, 120, 37)))
-    assert {key: c.token_ids for key, c in apart.items()} == {key: c.token_ids for key, c in together.items()}
+    assert {key: c.token_ids for key, c in apart.items()} == {
+        key: c.token_ids for key, c in together.items()
+    }
     assert len({tuple(c.token_ids) for c in together.values()}) == 120
     assert all(math.isfinite(c.logprob) and c.logprob < 0 for c in together.values())
 
@@ -411,13 +503,19 @@ def test_vllm_tells_the_tokens_of_what_is_not_finished(fast, monkeypatch):
     asked, heard = requests(fast, 40, 0.9), list[dict[str, int]]()
     plain = drawn(fast, asked)
     monkeypatch.setattr(vllm, "COUNT_EVERY", 0.0)
-    told = {c.sample_id: c for c in fast.generate([asked], lambda counts: heard.append(dict(counts)))}
-    assert {key: c.token_ids for key, c in told.items()} == {key: c.token_ids for key, c in plain.items()}
+    told = {
+        c.sample_id: c for c in fast.generate([asked], lambda counts: heard.append(dict(counts)))
+    }
+    assert {key: c.token_ids for key, c in told.items()} == {
+        key: c.token_ids for key, c in plain.items()
+    }
     assert set(heard[0]) == set(plain) and heard[-1] == {}
     for key, completion in plain.items():
         counts = [counts[key] for counts in heard if key in counts]
         assert counts == sorted(counts) and max(counts) == len(completion.token_ids) - 1
-    assert max(sum(counts.values()) for counts in heard) > 0.3 * sum(len(c.token_ids) for c in plain.values())
+    assert max(sum(counts.values()) for counts in heard) > 0.3 * sum(
+        len(c.token_ids) for c in plain.values()
+    )
 
 
 @model
@@ -434,7 +532,9 @@ def test_on_a_gpu_the_next_block_is_submitted_before_the_last_one_drains(fast, m
                 left.append(fast.engine.get_num_unfinished_requests())
                 yield asked[start : start + 40]
 
-        return left, {completion.sample_id: completion.token_ids for completion in fast.generate(blocks())}
+        return left, {
+            completion.sample_id: completion.token_ids for completion in fast.generate(blocks())
+        }
 
     assert fast.room == 0
     (drained, apart), (refilled, flowing) = unfinished(0), unfinished(39)
@@ -469,12 +569,21 @@ def draw(out: Path, prompts: Prompts, policy: Model, workers: int = 1) -> None:
 
 @pytest.mark.slow
 @model
-def test_vllm_hands_and_their_stage_killed_leave_the_bytes_of_one_engine(fast, policy, tmp_path, monkeypatch):
-    prompts = test_sample.ask(tmp_path / "train", *(f"name {at} facts about the river" for at in range(600)))
+def test_vllm_hands_and_their_stage_killed_leave_the_bytes_of_one_engine(
+    fast, policy, tmp_path, monkeypatch
+):
+    prompts = test_sample.ask(
+        tmp_path / "train", *(f"name {at} facts about the river" for at in range(600))
+    )
     out = tmp_path / "killed"
 
     def child(workers: int) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-c", HANDS, *map(str, (out, prompts.path, policy.path, workers))]
+        command = [
+            sys.executable,
+            "-c",
+            HANDS,
+            *map(str, (out, prompts.path, policy.path, workers)),
+        ]
         return subprocess.Popen(command, cwd=HOUSE)
 
     stage = child(workers=2)
@@ -503,7 +612,9 @@ def wait_for_shards(out: Path, count: int, stage: "subprocess.Popen[bytes]") -> 
 def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, monkeypatch):
     monkeypatch.setattr(sample, "open_backend", lambda *_: running(fast))
     prompts = asked(tmp_path)
-    first = test_sample.run(tmp_path / "out", prompts, policy, backend=VLLM, limits=LIMITS.model_dump())
+    first = test_sample.run(
+        tmp_path / "out", prompts, policy, backend=VLLM, limits=LIMITS.model_dump()
+    )
     whole = test_sample.files(tmp_path / "out")
     assert isinstance(first, pl.DataFrame) and len(whole) == 4
     (tmp_path / "out" / "samples" / "00001.parquet").unlink()
@@ -519,8 +630,13 @@ def test_vllm_runs_an_adapter_beside_its_base_as_if_merged(card, lora, tmp_path)
     card(80)  # where it does so
     adapter, _ = lora
     assert sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path).adapter
-    prompts = test_sample.ask(tmp_path / "train", *(f"name {at} facts about the river" for at in range(100)))
-    how = {"limits": {"prompt": 64, "completion": 24}, "settings": {"calm": test_sample.CONFIG["settings"]["calm"]}}
+    prompts = test_sample.ask(
+        tmp_path / "train", *(f"name {at} facts about the river" for at in range(100))
+    )
+    how = {
+        "limits": {"prompt": 64, "completion": 24},
+        "settings": {"calm": test_sample.CONFIG["settings"]["calm"]},
+    }
     beside = test_sample.run(tmp_path / "beside", prompts, adapter, backend=VLLM, **how)
     merged = test_sample.run(tmp_path / "merged", prompts, adapter, backend=transformers(50), **how)
     assert beside.height == 100

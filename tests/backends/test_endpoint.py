@@ -33,8 +33,16 @@ PROMPTS = 10  # in shards of 4, four draws each
 KEY = "sk-planted-0123456789"
 
 
-def endpoint(base_url: str, require_token_ids: bool = True, name: str = "served", **runtime: object) -> dict:
-    known = {"api_key_env": None, "concurrency": 4, "retries": 2, "timeout": 60.0, "tolerance": 0.01}
+def endpoint(
+    base_url: str, require_token_ids: bool = True, name: str = "served", **runtime: object
+) -> dict:
+    known = {
+        "api_key_env": None,
+        "concurrency": 4,
+        "retries": 2,
+        "timeout": 60.0,
+        "tolerance": 0.01,
+    }
     prices = {"input": 1.0, "output": 3.0}
     return {
         "kind": "endpoint",
@@ -57,7 +65,9 @@ def complete(policy):
 
 @pytest.fixture
 def prompts(tmp_path):
-    return test_sample.ask(tmp_path / "train", *(f"name {number} facts about the river" for number in range(PROMPTS)))
+    return test_sample.ask(
+        tmp_path / "train", *(f"name {number} facts about the river" for number in range(PROMPTS))
+    )
 
 
 def run(out: Path, prompts, policy: Model, backend: dict, max_failed: float = 0.0) -> pl.DataFrame:
@@ -82,7 +92,9 @@ def always(fault: str, every: int) -> Fault:
 
 
 @model
-def test_a_server_of_the_policy_gives_what_the_policy_gives_here(complete, policy, prompts, tmp_path):
+def test_a_server_of_the_policy_gives_what_the_policy_gives_here(
+    complete, policy, prompts, tmp_path
+):
     with serving(complete) as server:
         rows = run(tmp_path / "a", prompts, policy, endpoint(server.base_url))
     here = run(tmp_path / "b", prompts, policy, transformers(4))
@@ -94,11 +106,15 @@ def test_a_server_of_the_policy_gives_what_the_policy_gives_here(complete, polic
     assert not (tmp_path / "a" / "failed.parquet").exists()
 
 
-STOPS = {"draw": {"n": 4, "temperature": 1.0, "top_p": 1.0, **test_sample.PLAIN, "stop": ["e", "an"]}}
+STOPS = {
+    "draw": {"n": 4, "temperature": 1.0, "top_p": 1.0, **test_sample.PLAIN, "stop": ["e", "an"]}
+}
 
 
 @model
-def test_a_server_ends_at_stop_strings_and_the_rows_are_the_same(complete, policy, prompts, tmp_path):
+def test_a_server_ends_at_stop_strings_and_the_rows_are_the_same(
+    complete, policy, prompts, tmp_path
+):
     came = []
 
     def told(body):
@@ -106,18 +122,24 @@ def test_a_server_ends_at_stop_strings_and_the_rows_are_the_same(complete, polic
         return came[-1]
 
     def drawn(out: str, backend: dict) -> pl.DataFrame:
-        return test_sample.run(tmp_path / out, prompts, policy, backend=backend, limits=LIMITS, settings=STOPS)
+        return test_sample.run(
+            tmp_path / out, prompts, policy, backend=backend, limits=LIMITS, settings=STOPS
+        )
 
     with serving(told) as server:
         rows = drawn("a", endpoint(server.base_url))
     ended = [choice for choice in came if choice["stop_reason"]]
     assert rows.drop("logprob").equals(drawn("b", transformers(4)).drop("logprob"))
     assert len(ended) == rows["stop_string"].count() > 10, "the server ended all that are cut"
-    assert all(choice["token_ids"][-1] != 2 for choice in ended), "and they bring no token past the string"
+    assert all(choice["token_ids"][-1] != 2 for choice in ended), (
+        "and they bring no token past the string"
+    )
 
 
 @model
-def test_where_the_server_alone_sees_a_stop_string_it_is_asked_again_without(complete, policy, prompts, tmp_path):
+def test_where_the_server_alone_sees_a_stop_string_it_is_asked_again_without(
+    complete, policy, prompts, tmp_path
+):
     def odd(body):
         early = {"finish_reason": "stop", "stop_reason": "never said"} if body.get("stop") else {}
         return complete({**body, "stop": []}) | early
@@ -125,11 +147,18 @@ def test_where_the_server_alone_sees_a_stop_string_it_is_asked_again_without(com
     stops = {"draw": {**STOPS["draw"], "stop": ["never said"]}}
     with serving(odd) as server:
         backend = endpoint(server.base_url)
-        rows = test_sample.run(tmp_path / "a", prompts, policy, backend=backend, limits=LIMITS, settings=stops)
-    here = test_sample.run(tmp_path / "b", prompts, policy, backend=transformers(4), limits=LIMITS, settings=stops)
+        rows = test_sample.run(
+            tmp_path / "a", prompts, policy, backend=backend, limits=LIMITS, settings=stops
+        )
+    here = test_sample.run(
+        tmp_path / "b", prompts, policy, backend=transformers(4), limits=LIMITS, settings=stops
+    )
     assert rows.drop("logprob").equals(here.drop("logprob")) and set(server.tries.values()) == {2}
     cost = cost_of(tmp_path / "a")
-    assert (cost["billed_prompt_tokens"], cost["billed_tokens"]) == (2 * cost["prompt_tokens"], 2 * cost["tokens"])
+    assert (cost["billed_prompt_tokens"], cost["billed_tokens"]) == (
+        2 * cost["prompt_tokens"],
+        2 * cost["tokens"],
+    )
 
 
 @model
@@ -142,12 +171,17 @@ def test_what_is_cut_here_costs_what_the_server_wrote(complete, policy, prompts,
         choice = complete({**body, "stop": []})
         if body["seed"] >= 100:  # none of those that measure the policy
             came.append((len(body["prompt"]) + 7 * counts, len(choice["token_ids"])))
-        usage = {"prompt_tokens": len(body["prompt"]) + 7, "completion_tokens": len(choice["token_ids"])}
+        usage = {
+            "prompt_tokens": len(body["prompt"]) + 7,
+            "completion_tokens": len(choice["token_ids"]),
+        }
         return {**choice, "usage": usage} if counts else choice
 
     with serving(on_and_on) as server:
         backend = endpoint(server.base_url)
-        test_sample.run(tmp_path / "out", prompts, policy, backend=backend, limits=LIMITS, settings=STOPS)
+        test_sample.run(
+            tmp_path / "out", prompts, policy, backend=backend, limits=LIMITS, settings=STOPS
+        )
     cost, (read, written) = cost_of(tmp_path / "out"), map(sum, zip(*came, strict=True))
     assert cost["stopped_by_string"] > 10 and written > cost["tokens"]
     assert cost["money"] == pytest.approx((read + 3 * written) / 1e6)
@@ -157,10 +191,16 @@ def test_what_is_cut_here_costs_what_the_server_wrote(complete, policy, prompts,
 def test_without_token_ids_text_is_cut_again_and_says_so(complete, policy, prompts, tmp_path):
     def bare(body):
         assert not {"return_token_ids", "stop_token_ids", "logprobs"} & set(body)
-        return {key: value for key, value in complete(body).items() if key in ("index", "text", "finish_reason")}
+        return {
+            key: value
+            for key, value in complete(body).items()
+            if key in ("index", "text", "finish_reason")
+        }
 
     with serving(bare, root=str(policy.weights)) as server:
-        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False))
+        rows = run(
+            tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False)
+        )
     assert rows["logprob"].null_count() == rows.height == PROMPTS * 4
     assert cost_of(tmp_path / "out")["retokenised"] == rows.height
     here = run(tmp_path / "here", prompts, policy, transformers(4))
@@ -170,7 +210,9 @@ def test_without_token_ids_text_is_cut_again_and_says_so(complete, policy, promp
 
 
 @model
-def test_text_that_is_odd_becomes_an_answer_of_the_policy_or_a_failed_row(policy, prompts, tmp_path):
+def test_text_that_is_odd_becomes_an_answer_of_the_policy_or_a_failed_row(
+    policy, prompts, tmp_path
+):
     """Its end spelled out, nothing at all, half a character, and far more than was asked for."""
     texts = "Yes <|end|> and no.", None, "\ud800", "river " * 100
 
@@ -178,12 +220,25 @@ def test_text_that_is_odd_becomes_an_answer_of_the_policy_or_a_failed_row(policy
         return {"index": 0, "text": texts[body["seed"] % len(texts)], "finish_reason": "stop"}
 
     with serving(odd, root=str(policy.weights)) as server:
-        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False), 0.9)
+        rows = run(
+            tmp_path / "out",
+            prompts,
+            policy,
+            endpoint(server.base_url, require_token_ids=False),
+            0.9,
+        )
     failed = read_table(tmp_path / "out" / "failed.parquet")
-    assert set(failed["reason"]) == {"the answer holds no text"} and rows.height + failed.height == PROMPTS * 4
+    assert (
+        set(failed["reason"]) == {"the answer holds no text"}
+        and rows.height + failed.height == PROMPTS * 4
+    )
     ended, longer = rows.filter(finish_reason="stop"), rows.filter(finish_reason="length")
-    assert set(ended["completion"]) == {texts[0]} and set(ended["token_ids"].list.count_matches(2)) == {1}
-    assert set(longer["completion"]) == {texts[3]} and ended.height, "it counts as truncated, and nobody cut it"
+    assert set(ended["completion"]) == {texts[0]} and set(
+        ended["token_ids"].list.count_matches(2)
+    ) == {1}
+    assert set(longer["completion"]) == {texts[3]} and ended.height, (
+        "it counts as truncated, and nobody cut it"
+    )
 
 
 @model
@@ -193,9 +248,17 @@ def test_more_tokens_than_were_asked_for_are_a_failed_row(complete, policy, prom
         if body["seed"] < 100:
             return answer
         ids, logprobs = [5] * (LIMITS["completion"] + 1), [-1.0] * (LIMITS["completion"] + 1)
-        return {**answer, "token_ids": ids, "logprobs": {"token_logprobs": logprobs}, "finish_reason": "length"}
+        return {
+            **answer,
+            "token_ids": ids,
+            "logprobs": {"token_logprobs": logprobs},
+            "finish_reason": "length",
+        }
 
-    with serving(longer) as server, pytest.raises(Broken, match="more than the 24 tokens that were asked for"):
+    with (
+        serving(longer) as server,
+        pytest.raises(Broken, match="more than the 24 tokens that were asked for"),
+    ):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
 
 
@@ -204,7 +267,10 @@ def test_more_tokens_than_were_asked_for_are_a_failed_row(complete, policy, prom
     ("odd", "said"),
     [
         ({"token_ids": ["token_id:5"]}, "without token ids"),
-        ({"logprobs": {"token_logprobs": [None]}, "token_ids": [5]}, "without a log-probability for each token"),
+        (
+            {"logprobs": {"token_logprobs": [None]}, "token_ids": [5]},
+            "without a log-probability for each token",
+        ),
     ],
 )
 def test_ids_that_are_no_numbers_are_a_failed_row(complete, policy, prompts, tmp_path, odd, said):
@@ -222,7 +288,11 @@ def test_what_came_beside_a_fault_is_handed_on_before_it():
     async def ask(request: Request) -> Completion | Failed:
         if request.sample_id == "refused":
             raise Refusal("the key was taken back")
-        return Failed("f", "no") if request.sample_id == "f" else Completion(request.sample_id, [1], None, "stop")
+        return (
+            Failed("f", "no")
+            if request.sample_id == "f"
+            else Completion(request.sample_id, [1], None, "stop")
+        )
 
     under_way = UnderWay(9, timeout=5)
     under_way.open(Client())
@@ -242,7 +312,9 @@ def test_a_kill_while_the_journal_is_opened_again_loses_nothing(tmp_path, monkey
     class Backend:
         def generate(self, blocks):
             for block in blocks:
-                yield from (Completion(r.sample_id, [7, 8], -0.5, "stop", None, Billed(3, 2)) for r in block)
+                yield from (
+                    Completion(r.sample_id, [7, 8], -0.5, "stop", None, Billed(3, 2)) for r in block
+                )
 
     first = Journal(tmp_path).through(Backend(), [requests])
     came = [next(first), next(first)]
@@ -258,7 +330,11 @@ def test_a_kill_while_the_journal_is_opened_again_loses_nothing(tmp_path, monkey
         next(Journal(tmp_path).through(Backend(), [requests[:2]]))
     assert file.read_text().count("\n") == 2
     again = {drawn.sample_id: drawn for drawn in Journal(tmp_path).through(Backend(), [requests])}
-    assert [again["0"], again["1"]] == came and set(again) == {"0", "1", "2"} and not list(tmp_path.iterdir())
+    assert (
+        [again["0"], again["1"]] == came
+        and set(again) == {"0", "1", "2"}
+        and not list(tmp_path.iterdir())
+    )
 
 
 # ── a server with faults ──────────────────────────────────────────────────────────────────────────────────────────
@@ -267,9 +343,16 @@ def test_a_kill_while_the_journal_is_opened_again_loses_nothing(tmp_path, monkey
 @model
 @pytest.mark.parametrize("fault", ["429", "500", "hang", "half"])
 def test_what_goes_wrong_once_is_asked_again(complete, policy, prompts, tmp_path, fault):
-    limit = 6.0 if fault == "hang" else 60.0  # a reply that is no fault takes a second on a busy machine
+    limit = (
+        6.0 if fault == "hang" else 60.0
+    )  # a reply that is no fault takes a second on a busy machine
     with serving(complete, once(fault)) as server:
-        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, concurrency=8, timeout=limit))
+        rows = run(
+            tmp_path / "out",
+            prompts,
+            policy,
+            endpoint(server.base_url, concurrency=8, timeout=limit),
+        )
     assert rows.height == PROMPTS * 4
     assert {tries: seed % 3 == 0 for seed, tries in server.tries.items()} == {1: False, 2: True}
 
@@ -287,9 +370,17 @@ def test_what_goes_wrong_once_is_asked_again(complete, policy, prompts, tmp_path
         ("bare", "the answer holds a completion without finish_reason", 1),
     ],
 )
-def test_what_stays_wrong_is_listed_and_kept_out(complete, policy, prompts, tmp_path, fault, reason, tries):
+def test_what_stays_wrong_is_listed_and_kept_out(
+    complete, policy, prompts, tmp_path, fault, reason, tries
+):
     with serving(complete, always(fault, every=5)) as server:
-        rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url, concurrency=8), max_failed=0.5)
+        rows = run(
+            tmp_path / "out",
+            prompts,
+            policy,
+            endpoint(server.base_url, concurrency=8),
+            max_failed=0.5,
+        )
     failed = read_table(tmp_path / "out" / "failed.parquet")
     assert failed.height > 0 and rows.height + failed.height == PROMPTS * 4
     assert not set(failed["sample_id"]) & set(rows["sample_id"])
@@ -309,10 +400,21 @@ def test_a_server_that_hangs_is_given_up_on(complete, policy, prompts, tmp_path)
 
 
 @model
-def test_past_the_limit_it_stops_and_the_next_run_asks_only_for_what_is_missing(complete, policy, prompts, tmp_path):
+def test_past_the_limit_it_stops_and_the_next_run_asks_only_for_what_is_missing(
+    complete, policy, prompts, tmp_path
+):
     with serving(complete, always("500", every=5)) as server:
-        with pytest.raises(Broken, match=r"of 40 completions failed .*500.*\n.*failed.parquet.*run the same command"):
-            run(tmp_path / "out", prompts, policy, endpoint(server.base_url, retries=0), max_failed=0.1)
+        with pytest.raises(
+            Broken,
+            match=r"of 40 completions failed .*500.*\n.*failed.parquet.*run the same command",
+        ):
+            run(
+                tmp_path / "out",
+                prompts,
+                policy,
+                endpoint(server.base_url, retries=0),
+                max_failed=0.1,
+            )
         came = {seed for seed in server.tries if seed % 5}
         assert read_table(tmp_path / "out" / "failed.parquet").height == 5
         server.fault, server.tries = lambda seed, tries: None, type(server.tries)()
@@ -336,12 +438,22 @@ t.run(Path(out), Prompts(Path(prompts)), Model(Path(policy)), t.endpoint(base_ur
 
 
 def child(out: Path, prompts, policy: Model, server: Server) -> "subprocess.Popen[bytes]":
-    words = [sys.executable, "-c", CHILD, str(out), str(prompts.path), str(policy.path), server.base_url]
+    words = [
+        sys.executable,
+        "-c",
+        CHILD,
+        str(out),
+        str(prompts.path),
+        str(policy.path),
+        server.base_url,
+    ]
     return subprocess.Popen(words, cwd=HOUSE, stderr=subprocess.DEVNULL)
 
 
 @model
-def test_killed_inside_a_shard_it_asks_only_for_what_had_not_come(complete, policy, prompts, tmp_path):
+def test_killed_inside_a_shard_it_asks_only_for_what_had_not_come(
+    complete, policy, prompts, tmp_path
+):
     with serving(complete) as server:
         killed = child(tmp_path / "out", prompts, policy, server)
         while len(server.tries) < 22:  # in the second shard
@@ -356,14 +468,18 @@ def test_killed_inside_a_shard_it_asks_only_for_what_had_not_come(complete, poli
         rows = run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
     assert rows["sample_id"].n_unique() == rows.height == 40
     assert len(set(server.tries) & before) <= 4  # under way when it was killed
-    assert rows.drop("logprob").equals(run(tmp_path / "b", prompts, policy, transformers(4)).drop("logprob"))
+    assert rows.drop("logprob").equals(
+        run(tmp_path / "b", prompts, policy, transformers(4)).drop("logprob")
+    )
 
 
 # ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @model
-def test_a_server_of_another_model_is_refused_with_the_names_it_has(complete, policy, prompts, tmp_path):
+def test_a_server_of_another_model_is_refused_with_the_names_it_has(
+    complete, policy, prompts, tmp_path
+):
     with (
         serving(complete, id="other") as server,
         pytest.raises(Refusal, match=r"model=served: .* does not serve it, but other\.\n"),
@@ -375,20 +491,29 @@ def test_a_server_of_another_model_is_refused_with_the_names_it_has(complete, po
 @model
 def test_another_model_under_the_policy_s_name_is_refused_by_measure(complete, prompts, tmp_path):
     other = tiny_model(tmp_path / "store" / "sft" / "ba9876543210", hidden=128, seed=1)
-    with serving(complete) as server, pytest.raises(Refusal, match=r"not the policy sft/ba98.*nats a token.*\n.*Serve"):
+    with (
+        serving(complete) as server,
+        pytest.raises(Refusal, match=r"not the policy sft/ba98.*nats a token.*\n.*Serve"),
+    ):
         run(tmp_path / "out", prompts, other, endpoint(server.base_url))
     assert not server.tries
 
 
 @model
-def test_unmeasured_the_server_has_to_call_the_policy_by_its_name(complete, policy, prompts, tmp_path):
-    with serving(complete) as server, pytest.raises(Refusal, match=r"--served-model-name sft/0123456789ab"):
+def test_unmeasured_the_server_has_to_call_the_policy_by_its_name(
+    complete, policy, prompts, tmp_path
+):
+    with (
+        serving(complete) as server,
+        pytest.raises(Refusal, match=r"--served-model-name sft/0123456789ab"),
+    ):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False))
 
 
 @model
 @pytest.mark.parametrize(
-    ("missing", "said"), [("token_ids", "without token ids"), ("logprobs", "without a log-probability")]
+    ("missing", "said"),
+    [("token_ids", "without token ids"), ("logprobs", "without a log-probability")],
 )
 def test_a_server_that_gives_no_token_ids_is_refused_saying_what_to_set(
     complete, policy, prompts, tmp_path, missing, said
@@ -398,7 +523,9 @@ def test_a_server_that_gives_no_token_ids_is_refused_saying_what_to_set(
 
     with (
         serving(bare) as server,
-        pytest.raises(Refusal, match=rf"(?s){said}.*return_token_ids.*sample\.backend\.require_token_ids=fa"),
+        pytest.raises(
+            Refusal, match=rf"(?s){said}.*return_token_ids.*sample\.backend\.require_token_ids=fa"
+        ),
     ):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
 
@@ -413,15 +540,30 @@ def test_a_server_with_a_shorter_context_is_refused(complete, policy, prompts, t
 
 
 @model
-def test_a_key_that_is_not_taken_or_not_there_stops_at_once(complete, policy, prompts, tmp_path, monkeypatch):
+def test_a_key_that_is_not_taken_or_not_there_stops_at_once(
+    complete, policy, prompts, tmp_path, monkeypatch
+):
     monkeypatch.setenv("WRONG_KEY", KEY)
     with serving(complete, key="another") as server:
-        for variable, said in ((None, "a request without a key"), ("WRONG_KEY", "the key in WRONG_KEY")):
+        for variable, said in (
+            (None, "a request without a key"),
+            ("WRONG_KEY", "the key in WRONG_KEY"),
+        ):
             with pytest.raises(Refusal, match=f"does not accept {said}") as refusal:
-                run(tmp_path / "out", prompts, policy, endpoint(server.base_url, api_key_env=variable))
+                run(
+                    tmp_path / "out",
+                    prompts,
+                    policy,
+                    endpoint(server.base_url, api_key_env=variable),
+                )
             assert KEY not in str(refusal.getrepr(showlocals=False))
         with pytest.raises(Refusal, match=r"UNSET_KEY: this environment variable is not set"):
-            run(tmp_path / "out", prompts, policy, endpoint(server.base_url, api_key_env="UNSET_KEY"))
+            run(
+                tmp_path / "out",
+                prompts,
+                policy,
+                endpoint(server.base_url, api_key_env="UNSET_KEY"),
+            )
     assert not server.tries
 
 
@@ -437,12 +579,25 @@ def test_a_key_taken_back_on_the_way_stops_at_once(complete, policy, prompts, tm
 def test_the_key_is_in_no_file_and_on_no_screen(complete, policy, tmp_path):
     """Through the command line, with a server that repeats the key in each of its errors."""
     lines = [
-        json.dumps({"prompt": f"name {at} {what} about the river"}) for at in range(8) for what in ("facts", "tales")
+        json.dumps({"prompt": f"name {at} {what} about the river"})
+        for at in range(8)
+        for what in ("facts", "tales")
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     words = [
-        *("prompts.path=p.jsonl", f"sft.model={policy.weights}", "dtype=float32", "until=sample", "sample.shard=4"),
-        *("prompts.split.test=2", "prompts.split.dev=2", "prompts.fence.ngram=13", "limits.prompt=64"),
+        *(
+            "prompts.path=p.jsonl",
+            f"sft.model={policy.weights}",
+            "dtype=float32",
+            "until=sample",
+            "sample.shard=4",
+        ),
+        *(
+            "prompts.split.test=2",
+            "prompts.split.dev=2",
+            "prompts.fence.ngram=13",
+            "limits.prompt=64",
+        ),
         *("limits.completion=24", "backend@sample.backend=endpoint", "sample.backend.model=served"),
         *("sample.backend.runtime.api_key_env=SERVER_KEY", "sample.backend.runtime.retries=1"),
     ]
@@ -450,7 +605,9 @@ def test_the_key_is_in_no_file_and_on_no_screen(complete, policy, tmp_path):
 
     def pipeline(*more: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "pipeline", *words, *more]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
         return done.returncode, done.stdout + done.stderr
 
     with serving(complete, always("500", every=4), key=KEY) as server:
@@ -485,7 +642,12 @@ def test_a_server_that_takes_the_call_and_says_nothing_is_not_waited_for_long(mo
         assert time.monotonic() - begun < 10
 
 
-GIVEN = ["prompts.path=p.jsonl", "sft.model=./m", "backend@sample.backend=endpoint", "sample.backend.model=m"]
+GIVEN = [
+    "prompts.path=p.jsonl",
+    "sft.model=./m",
+    "backend@sample.backend=endpoint",
+    "sample.backend.model=m",
+]
 URL = "sample.backend.runtime.base_url"
 
 
@@ -495,8 +657,14 @@ URL = "sample.backend.runtime.base_url"
         ([], f"{URL} has no value yet"),
         ([f"{URL}=localhost:8000"], "an address such as http://localhost:8000/v1 was expected"),
         ([f"{URL}=http://me:secret@localhost/v1"], "an address carries no key"),
-        ([f"{URL}=http://h/v1", "sample.backend.runtime.api_key_env=sk-123"], "the name of an environment variable"),
-        ([f"{URL}=http://h/v1", "rounds=2", "sample.per_round=9"], "round 2 draws from the model that round 1 trained"),
+        (
+            [f"{URL}=http://h/v1", "sample.backend.runtime.api_key_env=sk-123"],
+            "the name of an environment variable",
+        ),
+        (
+            [f"{URL}=http://h/v1", "rounds=2", "sample.per_round=9"],
+            "round 2 draws from the model that round 1 trained",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_door(words, said):
@@ -514,9 +682,22 @@ def test_an_exam_through_an_endpoint_is_refused_at_the_door():
 # ── vLLM's own server ─────────────────────────────────────────────────────────────────────────────────────────────
 
 VLLM = [
-    *("--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--gpu-memory-utilization", "0.3"),
+    *(
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--max-model-len",
+        "256",
+        "--gpu-memory-utilization",
+        "0.3",
+    ),
     # A request with a seed whose prefill is split kills vLLM on CPU.
-    *("--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048", "--no-enable-prefix-caching"),
+    *(
+        "--no-enable-chunked-prefill",
+        "--max-num-batched-tokens",
+        "2048",
+        "--no-enable-prefix-caching",
+    ),
 ]
 
 
@@ -531,10 +712,23 @@ class VllmServer:
 
     def __init__(self, policy: Model, log: Path, port: int):
         self.base_url = f"http://127.0.0.1:{port}/v1"
-        words = ["--model", str(policy.weights), "--served-model-name", "served", "--port", str(port), *VLLM]
+        words = [
+            "--model",
+            str(policy.weights),
+            "--served-model-name",
+            "served",
+            "--port",
+            str(port),
+            *VLLM,
+        ]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words],
-            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_API_KEY": KEY},
+            env={
+                **os.environ,
+                "VLLM_CPU_KVCACHE_SPACE": "1",
+                "TORCHDYNAMO_DISABLE": "1",
+                "VLLM_API_KEY": KEY,
+            },
             stdout=log.open("ab"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -573,7 +767,10 @@ def killed_after(server: VllmServer, out: Path, completions: int) -> threading.T
     """Kills the server once so many completions are written down."""
 
     def watch() -> None:
-        while sum(len(file.read_bytes().splitlines()) for file in out.glob("scratch/journal/*")) < completions:
+        while (
+            sum(len(file.read_bytes().splitlines()) for file in out.glob("scratch/journal/*"))
+            < completions
+        ):
             time.sleep(0.005)
         server.kill()
 
@@ -589,16 +786,22 @@ def broken_on_the_way(server: VllmServer, out: Path, prompts, policy: Model) -> 
         run(out, prompts, policy, of_vllm(server, retries=1), max_failed=0.02)
     watcher.join()
     finished = sum(read_table(file).height for file in (out / "samples").glob("*"))
-    return finished + sum(len(file.read_text().splitlines()) for file in out.glob("scratch/journal/*"))
+    return finished + sum(
+        len(file.read_text().splitlines()) for file in out.glob("scratch/journal/*")
+    )
 
 
 @pytest.fixture
 def many(tmp_path):
-    return test_sample.ask(tmp_path / "many", *(f"name {number} words about the old lantern" for number in range(100)))
+    return test_sample.ask(
+        tmp_path / "many", *(f"name {number} words about the old lantern" for number in range(100))
+    )
 
 
 @model
-def test_vllm_s_server_gives_the_policy_s_tokens_and_its_death_loses_nothing(vllm, policy, many, tmp_path):
+def test_vllm_s_server_gives_the_policy_s_tokens_and_its_death_loses_nothing(
+    vllm, policy, many, tmp_path
+):
     vllm.wait()
     calm = {"n": 1, "temperature": 0.0, "top_p": 1.0, **test_sample.PLAIN}
     greedy = {"calm": calm, "calm stopped": {**calm, "stop": STOPS["draw"]["stop"]}}
@@ -622,12 +825,18 @@ def stopped_early(backend: dict, policy: Model, cut: pl.DataFrame) -> bool:
     server = opened(backend, policy).start(policy, Limits(**LIMITS))
     stops = tuple(STOPS["draw"]["stop"])
     asked = [
-        Request(str(at), ids, 0.0, 1.0, at, stop=stops) for at, ids in enumerate(cut["prompt_token_ids"].to_list())
+        Request(str(at), ids, 0.0, 1.0, at, stop=stops)
+        for at, ids in enumerate(cut["prompt_token_ids"].to_list())
     ]
     came = {drawn.sample_id: drawn for drawn in server.generate([asked])}
     server.close()
-    longest = max(len(came[str(at)].token_ids) - len(kept) for at, kept in enumerate(cut["token_ids"].to_list()))
-    return cut.height > 50 and longest <= 2  # tokens that the string itself may lie in, instead of EOS
+    longest = max(
+        len(came[str(at)].token_ids) - len(kept)
+        for at, kept in enumerate(cut["token_ids"].to_list())
+    )
+    return (
+        cut.height > 50 and longest <= 2
+    )  # tokens that the string itself may lie in, instead of EOS
 
 
 @model
@@ -643,5 +852,7 @@ def test_a_vllm_server_killed_and_started_again_is_asked_for_the_rest(vllm, poli
         again.kill()
     answered = vllm.log.read_text().count('POST /v1/completions HTTP/1.1" 200')
     assert rows.drop("logprob").equals(whole.drop("logprob"))
-    assert answered <= 400 + 400 + 16 + 3 * 4  # under way at the kill, and the measuring of each start
+    assert (
+        answered <= 400 + 400 + 16 + 3 * 4
+    )  # under way at the kill, and the measuring of each start
     assert kept < 400

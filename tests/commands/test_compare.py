@@ -32,13 +32,26 @@ class Finished(Run):
         for name, exam in self.exams.items():
             policy = {"policy": source(exam["model"])}
             label = f"test {name}"
-            drawn = {"purpose": "exam", "limits": {"prompt": 64}, "settings": {"answer": self.setting}}
+            drawn = {
+                "purpose": "exam",
+                "limits": {"prompt": 64},
+                "settings": {"answer": self.setting},
+            }
             record(exam["samples"], label, drawn, {**policy, "prompts": part})
             if "scores" in exam:
-                record(exam["scores"], label, {"scorers": self.scorers}, {"samples": source(exam["samples"])})
+                record(
+                    exam["scores"],
+                    label,
+                    {"scorers": self.scorers},
+                    {"samples": source(exam["samples"])},
+                )
             record(exam["logps"], label, {}, {"rows": source(exam["samples"])})
             inputs |= {f"exams.{name}.{key}": source(artifact) for key, artifact in exam.items()}
-            inputs[f"exams.{name}.metrics.gsm8k"] = {"stage": "benchmark", "fingerprint": "bbbbbbbbbbbb", "part": None}
+            inputs[f"exams.{name}.metrics.gsm8k"] = {
+                "stage": "benchmark",
+                "fingerprint": "bbbbbbbbbbbb",
+                "part": None,
+            }
         final = self.store / "evaluate" / "eeeeeeeeeeee"
         final.parent.mkdir()
         self.out.rename(final)
@@ -113,22 +126,31 @@ def test_two_runs_are_compared_by_what_they_chose_on_common_prompts(two, tmp_pat
     assert "common to all: 50 prompts (smoke/a 60, smoke/b 50)" in said
     page = (tmp_path / "compared" / "report.html").read_text()
     assert "smoke/b is better than smoke/a" in page and "://" not in page
-    assert "So many can detect a difference of 0.040 (smoke/b)" in page and "difference of 0.000" not in page
+    assert (
+        "So many can detect a difference of 0.040 (smoke/b)" in page
+        and "difference of 0.000" not in page
+    )
     gaps = [{**gap, "detectable": 0.05}]
-    assert "So many can detect a difference of 0.050" in comparison_page._power({**report, "differences": gaps})
+    assert "So many can detect a difference of 0.050" in comparison_page._power(
+        {**report, "differences": gaps}
+    )
     assert "common to all: 50 prompts" in (tmp_path / "compared" / "report.md").read_text()
     assert read_table(tmp_path / "compared" / "answers.parquet").height == 100
 
 
 def test_its_intervals_are_drawn_as_one_says(two, tmp_path, capsys):
-    wide, narrow = (report_of(tmp_path, *two, *words) for words in ([], ["level=0.5", "resamples=99"]))
+    wide, narrow = (
+        report_of(tmp_path, *two, *words) for words in ([], ["level=0.5", "resamples=99"])
+    )
     assert (wide["ground"]["level"], narrow["ground"]["level"]) == (0.95, 0.5)
     capsys.readouterr()
     assert "level=95 resamples=9999" in refused(capsys, *two, "level=95")
     assert "a seed is no less than 0" in refused(capsys, *two, "seed=-1")
     assert "Did you mean level?" in refused(capsys, *two, "levl=0.9")
     assert "out=/dev/null/x: cannot be written" in refused(capsys, *two, "out=/dev/null/x")
-    assert "compare: could not convert string to float: 'high'" in refused(capsys, *two, "level=high")
+    assert "compare: could not convert string to float: 'high'" in refused(
+        capsys, *two, "level=high"
+    )
 
 
 def test_models_of_a_run_and_of_the_store_may_be_named(two, tmp_path):
@@ -142,7 +164,12 @@ def test_models_of_a_run_and_of_the_store_may_be_named(two, tmp_path):
         f"store={tmp_path / 'b' / 'store'}",
     ]
     report = report_of(tmp_path, *words)
-    assert [row["name"] for row in report["compared"]] == ["before", "smoke/a", folder.name, "again"]
+    assert [row["name"] for row in report["compared"]] == [
+        "before",
+        "smoke/a",
+        folder.name,
+        "again",
+    ]
     gaps = [gap["mean"] for gap in report["differences"] if gap["scorer"] == "rules"]
     assert gaps == [pytest.approx(0.2), pytest.approx(0.4), pytest.approx(0.4)]
 
@@ -153,14 +180,19 @@ def test_the_common_scorers_are_compared_and_the_others_named(tmp_path):
     a.scorers = {**RULES, "length": {"most": 10}, "gold": {"kind": "math"}}
     b.scorers = {"rules": {**RULES["rules"], "runtime": {"workers": 2}}, "length": {"most": 99}}
     report = report_of(tmp_path, a.finish("sft"), b.finish("sft"))
-    assert list(report["models"][0]["metrics"]) == ["rules"], "another number of workers is the same scorer"
+    assert list(report["models"][0]["metrics"]) == ["rules"], (
+        "another number of workers is the same scorer"
+    )
     said = " ".join(report["ground"]["apart"])
     assert "length is configured otherwise in each" in said and "gold marked smoke/a alone" in said
     assert "gold marked smoke/a alone" in (tmp_path / "compared" / "report.html").read_text()
 
 
 def test_without_a_common_scorer_the_rest_is_still_written(tmp_path):
-    a, b = Finished(tmp_path, "a").add("sft", scored(0.5)), Finished(tmp_path, "b").add("sft", scored(0.5))
+    a, b = (
+        Finished(tmp_path, "a").add("sft", scored(0.5)),
+        Finished(tmp_path, "b").add("sft", scored(0.5)),
+    )
     b.scorers = {"rules": {"kind": "other"}}
     report = report_of(tmp_path, a.finish("sft"), b.finish("sft"))
     assert (report["differences"], report["verdict"]["better"]) == ([], "unclear")
@@ -168,25 +200,38 @@ def test_without_a_common_scorer_the_rest_is_still_written(tmp_path):
 
 
 def test_prompts_of_one_name_and_another_text_are_not_common(tmp_path, capsys):
-    a, b = Finished(tmp_path, "a").add("sft", scored(0.5)), Finished(tmp_path, "b").add("sft", scored(0.5))
+    a, b = (
+        Finished(tmp_path, "a").add("sft", scored(0.5)),
+        Finished(tmp_path, "b").add("sft", scored(0.5)),
+    )
     exams.prompts(b.store, IDS, "Do not tell me about {}.")
     said = refused(capsys, a.finish("sft"), b.finish("sft"))
-    assert "no prompt was asked of all of them (smoke/a 60, smoke/b 60)" in said and "Give runs on the same" in said
+    assert (
+        "no prompt was asked of all of them (smoke/a 60, smoke/b 60)" in said
+        and "Give runs on the same" in said
+    )
 
 
 def test_draws_by_other_settings_and_few_prompts_are_said(tmp_path):
     ids = IDS[:20]
-    a, b = Finished(tmp_path, "a").add("sft", scored(0.5)), Finished(tmp_path, "b", ids).add("sft", scored(0.9, ids))
+    a, b = (
+        Finished(tmp_path, "a").add("sft", scored(0.5)),
+        Finished(tmp_path, "b", ids).add("sft", scored(0.9, ids)),
+    )
     b.setting = {"n": 1, "temperature": 1.0}
     report = report_of(tmp_path, a.finish("sft"), b.finish("sft"))
     assert any("temperature 1.0 against 0.7" in text for text in report["ground"]["apart"])
-    assert report["verdict"]["better"] == "unclear" and "20 common prompts" in report["verdict"]["why"]
+    assert (
+        report["verdict"]["better"] == "unclear" and "20 common prompts" in report["verdict"]["why"]
+    )
 
 
 def test_a_model_without_answers_or_scores_is_named_and_the_rest_written(tmp_path):
     a = Finished(tmp_path, "a").add("sft", scored(0.5)).add("round-1", [])
     b = Finished(tmp_path, "b").add("sft", scored(0.5), without=["scores"])
-    report = report_of(tmp_path, f"sft={(first := a.finish())}:sft", f"mute={first}", b.finish("sft"))
+    report = report_of(
+        tmp_path, f"sft={(first := a.finish())}:sft", f"mute={first}", b.finish("sft")
+    )
     assert {row["model"] for row in report["missing"]} >= {"mute", "smoke/b"}
     assert (tmp_path / "compared" / "report.html").exists()
 

@@ -27,7 +27,9 @@ REPORT = {
 }
 PUBLISHED = {
     "prompts": {"funnel.json": {"out": {"train": 2000, "dev": 200, "test": 300}}},
-    "pair": {"funnel.json": {"prompts_in": 50, "ties": {"prompts": 6, "all_easy": 4, "all_hard": 2}}},
+    "pair": {
+        "funnel.json": {"prompts_in": 50, "ties": {"prompts": 6, "all_easy": 4, "all_hard": 2}}
+    },
     "evaluate": {"report.json": REPORT},
 }
 WORDS = [*SMALL[:3], "sample.per_round=400", "rounds=2", "data=all", "prompts.split.test=300"]
@@ -47,10 +49,15 @@ def pretend(cfg) -> None:
         for name, value in PUBLISHED.get(step.stage, {}).items():
             write_json(path / name, value)
         prompts = prompts_of(step, sizes_of(cfg, planned))
-        cost = {"score": {"money": 0.01 * prompts}, "sample": {"engine_start_seconds": 4.0}}.get(step.stage, {})
+        cost = {"score": {"money": 0.01 * prompts}, "sample": {"engine_start_seconds": 4.0}}.get(
+            step.stage, {}
+        )
         size = 1000 if step.stage in ("sft", "train") else 10 * prompts
         files = [{"path": "x", "size": size, "sha256": ""}]
-        write_json(path / "manifest.json", {"files": files, "seconds": seconds(step, prompts), "cost": cost})
+        write_json(
+            path / "manifest.json",
+            {"files": files, "seconds": seconds(step, prompts), "cost": cost},
+        )
 
 
 def piloted(tmp_path, *words: str) -> tuple[Config, Config, list[Seen]]:
@@ -73,7 +80,9 @@ def test_what_grows_with_prompts_is_extrapolated_and_what_does_not_is_not(told):
     whole, found = told
     planned = prepare(whole, [plan(whole)])
     sizes = sizes_of(whole, planned)
-    truth = sum(seconds(step, prompts_of(step, sizes)) for step in planned.steps if step.stage != "evaluate")
+    truth = sum(
+        seconds(step, prompts_of(step, sizes)) for step in planned.steps if step.stage != "evaluate"
+    )
     report = 6.0 * 300 / 50  # one size alone: all of it is taken to grow
     assert 3600 * found["hours"] == pytest.approx(truth + report + 2.0 * len(planned.steps))
     most = 2.0 * len(planned.steps)
@@ -107,14 +116,18 @@ def test_disk_money_ties_and_what_can_be_detected(told):
 
 def test_a_later_wave_that_drew_nothing_makes_no_other_wave_free(tmp_path):
     whole, large, seen = piloted(tmp_path, "sample.more=[4]")
-    later = [each for each in seen if (each.stage, each.kind, each.prompts) == ("score", ROUND, MANY)][-1]
+    later = [
+        each for each in seen if (each.stage, each.kind, each.prompts) == ("score", ROUND, MANY)
+    ][-1]
     seen[seen.index(later)] = replace(later, size=0, cost={"money": 0.0})
     assert estimate(whole, large, seen, 0.0)["money"] == pytest.approx(0.01 * (2 * 400 + 4 * 300))
 
 
 def test_the_gpus_are_paid_for_every_hour_that_they_are_there(told, monkeypatch):
     whole = told[0].model_copy(update={"cost": told[0].cost.model_copy(update={"gpu_hour": 2.5})})
-    monkeypatch.setattr(hardware, "gpus", lambda: [hardware.Gpu("NVIDIA H100", 80 << 30, 80 << 30, 9.0)] * 2)
+    monkeypatch.setattr(
+        hardware, "gpus", lambda: [hardware.Gpu("NVIDIA H100", 80 << 30, 80 << 30, 9.0)] * 2
+    )
     assert gpu_money(whole, hours=3.0) == 15 and gpu_money(told[0], hours=3.0) is None
     shown = "\n".join(lines({**told[1], "gpu_money": 15.0}))
     assert "20.00 for judges and servers · 15.00 for the GPUs of this machine" in shown
@@ -125,7 +138,12 @@ def test_the_gpus_are_paid_for_every_hour_that_they_are_there(told, monkeypatch)
 def test_a_pilot_changes_how_many_prompts_are_asked_and_nothing_else():
     whole = composed(*WORDS, "exam.sample.per_round=20")
     words = lowered(whole, 50)
-    assert words == ["sample.per_round=50", "exam.sample.per_round=20", "rounds=1", "runs=runs/pilot"]
+    assert words == [
+        "sample.per_round=50",
+        "exam.sample.per_round=20",
+        "rounds=1",
+        "runs=runs/pilot",
+    ]
     small = composed(*WORDS, *words)
     assert (small.prompts, small.sft, small.train) == (whole.prompts, whole.sft, whole.train)
 

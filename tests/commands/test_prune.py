@@ -32,14 +32,29 @@ def place(tmp_path, monkeypatch):
 
 
 def make_step(
-    root: Path, stage: str, name: str, suffix: str = "", story: str = "", files: tuple[str, ...] = ("rows.txt",)
+    root: Path,
+    stage: str,
+    name: str,
+    suffix: str = "",
+    story: str = "",
+    files: tuple[str, ...] = ("rows.txt",),
 ) -> Path:
     folder = root / stage / f"{name}{suffix}"
     for file in files:
         write_text(folder / file, "paid for")
-    write_json(folder / store.STEP, {"stage": stage, "fingerprint": name, "inputs": {}, "spent": 0, "story": story})
+    write_json(
+        folder / store.STEP,
+        {"stage": stage, "fingerprint": name, "inputs": {}, "spent": 0, "story": story},
+    )
     if suffix != ".partial":
-        told = {"stage": stage, "fingerprint": name, "inputs": {}, "config": {}, "cost": {}, "seconds": 1}
+        told = {
+            "stage": stage,
+            "fingerprint": name,
+            "inputs": {},
+            "config": {},
+            "cost": {},
+            "seconds": 1,
+        }
         write_json(folder / store.MANIFEST, {**told, "files": store.list_files(folder)})
     return folder
 
@@ -61,12 +76,20 @@ def refused(capsys, *words: str) -> str:
 def test_a_home_directory_loses_nothing(tmp_path, monkeypatch, capsys):
     """Folders two deep, some named as a stage and a fingerprint are."""
     monkeypatch.chdir(tmp_path)
-    for name in ("Documents/thesis", "train/photos", f"sample/{STALE}", f"sample/{STALE}.partial", ".ssh/keys"):
+    for name in (
+        "Documents/thesis",
+        "train/photos",
+        f"sample/{STALE}",
+        f"sample/{STALE}.partial",
+        ".ssh/keys",
+    ):
         write_text(tmp_path / "home" / name / "mine.txt", "years")
     Path("runs").mkdir()
     before = everything(tmp_path)
     assert STORE_MARKER in refused(capsys, "store=home", "--prune", "--yes")
-    assert "home: unknown" in refused(capsys, "home", "runs", "--prune", "--yes"), "as it was typed before"
+    assert "home: unknown" in refused(capsys, "home", "runs", "--prune", "--yes"), (
+        "as it was typed before"
+    )
     register_runs(Path("home"), Path("runs"))  # even where a run has used it as a store
     before = everything(tmp_path)
     assert usage.main(["store=home", "--prune", "--yes"]) == 0
@@ -103,20 +126,32 @@ def test_links_are_neither_followed_nor_removed(place, tmp_path, capsys):
     (place / "store" / "train").symlink_to(mine / "sample")
     (place / "store" / "sample" / STALE / "linked").symlink_to(mine)
     assert usage.main(["--prune", "--yes"]) == 0
-    assert (mine / "sample" / NAMES[5] / "rows.txt").is_file() and (place / "store" / "sample" / NAMES[5]).is_symlink()
+    assert (mine / "sample" / NAMES[5] / "rows.txt").is_file() and (
+        place / "store" / "sample" / NAMES[5]
+    ).is_symlink()
     assert not (place / "store" / "sample" / STALE / "rows.txt").exists()
 
 
 def test_names_of_other_forms_stay(place):
-    names = [f"sample/{STALE}-copy", f"sample/{STALE[:-1]}", f"sample/{STALE.replace('0', 'A')}", f"mine/{STALE}"]
+    names = [
+        f"sample/{STALE}-copy",
+        f"sample/{STALE[:-1]}",
+        f"sample/{STALE.replace('0', 'A')}",
+        f"mine/{STALE}",
+    ]
     for name in names:
         write_text(place / "store" / name / "mine.txt", "x")
-    write_text(place / "store" / "sample" / f"{NAMES[7]}.partial" / "mine.txt", "a step's name, and no record of it")
+    write_text(
+        place / "store" / "sample" / f"{NAMES[7]}.partial" / "mine.txt",
+        "a step's name, and no record of it",
+    )
     write_text(place / "store" / "notes.txt", "x")
     assert usage.main(["--prune", "--yes"]) == 0
     kept = [*names, f"sample/{NAMES[7]}.partial"]
     assert all((place / "store" / name / "mine.txt").is_file() for name in kept)
-    assert (place / "store" / "notes.txt").is_file() and not (place / "store" / "sample" / STALE / "rows.txt").exists()
+    assert (place / "store" / "notes.txt").is_file() and not (
+        place / "store" / "sample" / STALE / "rows.txt"
+    ).exists()
 
 
 # ── whose runs are asked ──────────────────────────────────────────────────────────────────────────────────────────
@@ -156,11 +191,15 @@ def test_a_runs_folder_that_is_away_is_refused_until_it_is_forgotten(place, caps
 
 
 def test_a_runs_folder_that_is_there_is_not_forgotten(place, capsys):
-    assert "it is there" in refused(capsys, "forget=runs") and "does not know" in refused(capsys, "forget=elsewhere")
+    assert "it is there" in refused(capsys, "forget=runs") and "does not know" in refused(
+        capsys, "forget=elsewhere"
+    )
     assert str(place / "runs") in json.loads((place / "store" / STORE_MARKER).read_text())["runs"]
 
 
-def test_a_store_from_before_the_marker_is_taken_over_by_a_run_and_loses_no_other_project_s_steps(place, capsys):
+def test_a_store_from_before_the_marker_is_taken_over_by_a_run_and_loses_no_other_project_s_steps(
+    place, capsys
+):
     """The marker of a first run knows its own runs folder; the steps themselves say which other runs made them."""
     make_step(Path("store"), "sample", NAMES[2], story=str(place / "older" / "x" / "then"))
     write_json(Path("older/x/then") / store.PLAN, {NAMES[2]: "sample", STALE: "sample"})
@@ -168,7 +207,9 @@ def test_a_store_from_before_the_marker_is_taken_over_by_a_run_and_loses_no_othe
     assert "repeat a run" in refused(capsys, "--prune", "--yes")
     register_runs(Path("store"), Path("runs"))
     assert usage.main(["--prune", "--yes"]) == 0
-    assert all((place / "store" / "sample" / name / "rows.txt").is_file() for name in (NAMES[2], STALE))
+    assert all(
+        (place / "store" / "sample" / name / "rows.txt").is_file() for name in (NAMES[2], STALE)
+    )
 
 
 def broken_plan(place: Path) -> None:
@@ -183,11 +224,16 @@ def unmounted_recipe(place: Path) -> None:
     (place / "runs" / "broken").symlink_to(place / "nowhere")
 
 
-@pytest.mark.parametrize("plant", [broken_plan, odd_plan, unmounted_recipe], ids=lambda plant: plant.__name__)
+@pytest.mark.parametrize(
+    "plant", [broken_plan, odd_plan, unmounted_recipe], ids=lambda plant: plant.__name__
+)
 def test_a_run_of_which_nobody_knows_what_it_needs_keeps_everything(place, capsys, plant):
     plant(place)
     before = everything(place / "store")
-    assert "runs/broken" in refused(capsys, "--prune", "--yes") and everything(place / "store") == before
+    assert (
+        "runs/broken" in refused(capsys, "--prune", "--yes")
+        and everything(place / "store") == before
+    )
     assert usage.main([]) == 0
     shown = capsys.readouterr()
     assert "runs/broken" in shown.err and STALE in shown.out
@@ -205,7 +251,9 @@ def test_a_run_in_a_linked_folder_is_asked_too(place):
 # ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("answer", "goes"), [("y", True), ("yes", True), ("n", False), ("", False), (None, False)])
+@pytest.mark.parametrize(
+    ("answer", "goes"), [("y", True), ("yes", True), ("n", False), ("", False), (None, False)]
+)
 def test_on_a_terminal_it_lists_and_asks(place, capsys, monkeypatch, answer, goes):
     def reply(question: str) -> str:
         assert STALE in capsys.readouterr().out and "[y/N]" in question
@@ -222,7 +270,11 @@ def test_on_a_terminal_it_lists_and_asks(place, capsys, monkeypatch, answer, goe
 def test_without_a_terminal_it_lists_and_says_what_to_type(place, capsys):
     assert usage.main(["--prune"]) == 2
     shown = capsys.readouterr()
-    assert STALE in shown.out and "--yes" in shown.err and (place / "store" / "sample" / STALE / "rows.txt").is_file()
+    assert (
+        STALE in shown.out
+        and "--yes" in shown.err
+        and (place / "store" / "sample" / STALE / "rows.txt").is_file()
+    )
 
 
 def test_what_a_run_names_by_the_time_of_the_answer_stays(place, capsys, monkeypatch):
@@ -253,7 +305,9 @@ def test_more_locks_than_files_may_be_open(place):
     environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=few)
     assert done.returncode == 0, done.stderr
-    assert not list((place / "store" / "sample" / ".locks").iterdir()), "locks of steps that are gone"
+    assert not list((place / "store" / "sample" / ".locks").iterdir()), (
+        "locks of steps that are gone"
+    )
 
 
 # ── what killed processes leave ───────────────────────────────────────────────────────────────────────────────────
@@ -262,7 +316,12 @@ def test_more_locks_than_files_may_be_open(place):
 def test_leftovers_of_dead_runs_are_offered(place, capsys):
     make_step(Path("store"), "train", NAMES[4], ".partial")
     make_step(Path("store"), "train", NAMES[1], f".old-{'a' * 16}")
-    for name in (".contents.json.4711", ".writable-4711", f"sample/.locks/{NAMES[8]}", f"sample/.locks/{NAMES[1]}"):
+    for name in (
+        ".contents.json.4711",
+        ".writable-4711",
+        f"sample/.locks/{NAMES[8]}",
+        f"sample/.locks/{NAMES[1]}",
+    ):
         write_text(place / "store" / name, "")
     write_json(place / "store" / ".contents.json", {"mine": "kept"})
     assert usage.main(["--prune", "--yes"]) == 0
@@ -285,11 +344,15 @@ def test_unfinished_work_that_a_run_names_can_be_gone_on_with(place):
 
 
 @pytest.mark.parametrize("suffix", ["", ".partial"], ids=["built", "unfinished"])
-def test_what_a_killed_prune_left_is_offered_and_never_gone_on_with(place, monkeypatch, capsys, suffix):
+def test_what_a_killed_prune_left_is_offered_and_never_gone_on_with(
+    place, monkeypatch, capsys, suffix
+):
     """Killed before each removal in turn: each time the next prune finishes, and no half of it looks whole."""
     removals = 0
     for kill_at in range(12):
-        folder = make_step(Path("store"), "train", NAMES[6], suffix, files=("rows.txt", "sub/more.txt"))
+        folder = make_step(
+            Path("store"), "train", NAMES[6], suffix, files=("rows.txt", "sub/more.txt")
+        )
         removals = 0
         with monkeypatch.context() as patch:
 
@@ -311,11 +374,15 @@ def test_what_a_killed_prune_left_is_offered_and_never_gone_on_with(place, monke
             except KeyboardInterrupt:
                 pass
         whole = (folder / "rows.txt").is_file() and (folder / "sub" / "more.txt").is_file()
-        assert whole or not (suffix and folder.exists()), "unfinished work that lost files would be gone on with"
+        assert whole or not (suffix and folder.exists()), (
+            "unfinished work that lost files would be gone on with"
+        )
         manifest = store.read_manifest(folder)
         assert suffix or (manifest and (store.hollow(manifest) or whole))
         assert usage.main(["--prune", "--yes"]) == 0
-        left = sorted(path.name for path in (place / "store" / "train").rglob("*") if path.is_file())
+        left = sorted(
+            path.name for path in (place / "store" / "train").rglob("*") if path.is_file()
+        )
         assert left == ([] if suffix else [store.MANIFEST])
     assert removals > 3
 

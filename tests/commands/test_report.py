@@ -16,8 +16,16 @@ def story(tmp_path):
     """A finished evaluation of two rounds, published with its inputs, and linked from a run."""
     run = whole(Run(tmp_path))
     report = run.evaluate(chosen="round-2")
-    inputs = {"prompts": run.prompts, "chosen": run.exams["round-2"]["model"], "pairs.0": run.pairs[0]}
-    inputs |= {f"exams.{name}.{part}": made for name, exam in run.exams.items() for part, made in exam.items()}
+    inputs = {
+        "prompts": run.prompts,
+        "chosen": run.exams["round-2"]["model"],
+        "pairs.0": run.pairs[0],
+    }
+    inputs |= {
+        f"exams.{name}.{part}": made
+        for name, exam in run.exams.items()
+        for part, made in exam.items()
+    }
     told = {name: _source(made) for name, made in inputs.items()}
     for manifest in {Path(source["path"]) / store.MANIFEST for source in told.values()}:
         if not manifest.exists():
@@ -42,15 +50,24 @@ def test_the_report_is_written_anew_from_the_store(story, capsys):
     assert reprint.main([str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     again = json.loads((run / "report.json").read_text())
-    assert len(again["funnel"].pop("pairs")) == 1 and report["funnel"].pop("pairs")  # one round's pairs were linked
+    assert len(again["funnel"].pop("pairs")) == 1 and report["funnel"].pop(
+        "pairs"
+    )  # one round's pairs were linked
     assert again == report
-    assert sorted(file.name for file in run.glob("report.*")) == ["report.html", "report.json", "report.md"]
+    assert sorted(file.name for file in run.glob("report.*")) == [
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
     assert (made.out / "report.json").exists()
 
 
 def test_what_was_pruned_and_what_never_was_is_refused(story, capsys):
     run, _, made = story
-    write_json(made.exams["sft"]["scores"].path / store.MANIFEST, {"files": [{"path": "x", "size": 1}], "hollow": True})
+    write_json(
+        made.exams["sft"]["scores"].path / store.MANIFEST,
+        {"files": [{"path": "x", "size": 1}], "hollow": True},
+    )
     assert reprint.main([str(run)]) == 2
     assert "exams.sft.scores" in (error := capsys.readouterr().err) and "was pruned" in error
     assert reprint.main([str(run / "nowhere")]) == 2

@@ -22,7 +22,9 @@ def toys(tmp_path):
 
 def usage(toys: Toys, *words: str, code: int = 0) -> str:
     command = [sys.executable, "-m", "pipeline.commands.store", *words]
-    done = subprocess.run(command, cwd=toys.folder, env=toys.environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=toys.folder, env=toys.environment(), capture_output=True, text=True
+    )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -43,7 +45,11 @@ def test_what_a_run_names_is_not_pruned_and_the_rest_only_when_asked_for(toys):
     forget_runs(toys)
     before = toys.files()
     assert "Nothing was removed" in usage(toys, "--prune", code=2)
-    shards = [toys.folder / "store" / name / "shard-0.txt" for name in before if not name.startswith("prompts/")]
+    shards = [
+        toys.folder / "store" / name / "shard-0.txt"
+        for name in before
+        if not name.startswith("prompts/")
+    ]
     assert toys.files() == before and len(shards) == 4 and all(shard.is_file() for shard in shards)
     usage(toys, "--prune", "--yes")
     assert toys.files() == before, "manifests stay"
@@ -69,7 +75,9 @@ def test_a_hollow_step_that_nobody_reads_stays_hollow(toys):
     forget_runs(toys)
     usage(toys, "--prune", "--yes")
     toys.run(*SMALL, "until=sft")
-    hollow = {name.split("/")[0] for name, manifest in toys.manifests().items() if manifest.get("hollow")}
+    hollow = {
+        name.split("/")[0] for name, manifest in toys.manifests().items() if manifest.get("hollow")
+    }
     assert hollow == {"prompts", "sample", "score", "pair"}
     assert "0 to do" in toys.run(*SMALL, "until=sft", "dry_run=true")
     assert "4 to do" in toys.run(*UNTIL_PAIR, "dry_run=true")
@@ -86,7 +94,9 @@ def test_a_refilled_step_with_other_content_makes_what_follows_run(toys):
 
 
 @pytest.mark.long
-def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_again(tmp_path, monkeypatch, capsys):
+def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_again(
+    tmp_path, monkeypatch, capsys
+):
     """A sample that comes out differently makes score run, which reads a model that nobody else asked for."""
     cfg = composed(*SMALL, f"store={tmp_path}/store", f"runs={tmp_path}/runs")
     monkeypatch.setenv("PIPELINE_STAGES", "tests.support.toys")
@@ -94,7 +104,13 @@ def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_aga
     prompts, model = Step("prompts", cfg.prompts), Step("sft", cfg.sft)
     samples = Step("sample", cfg.sample.draw("train"), prompts=prompts / "train")
     scores = Step("score", cfg.score, samples=samples, model=model)
-    built = [prompts, model, samples, scores, Step("pair", cfg.pair.of(1), samples=samples, scores=scores)]
+    built = [
+        prompts,
+        model,
+        samples,
+        scores,
+        Step("pair", cfg.pair.of(1), samples=samples, scores=scores),
+    ]
     first = prepare(cfg, built[-1:])
     run(cfg, first, tmp_path / "first")
     for step in built[:3]:
@@ -103,7 +119,10 @@ def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_aga
     second = prepare(cfg, [Step("pair", cfg.pair.of(2), samples=samples, scores=scores)])
     run(cfg, second, tmp_path / "second")
     assert "once more" in capsys.readouterr().out
-    assert all(manifest and not store.hollow(manifest) for manifest, _ in survey(second, verify=True).values())
+    assert all(
+        manifest and not store.hollow(manifest)
+        for manifest, _ in survey(second, verify=True).values()
+    )
 
 
 def test_a_folder_without_a_store_and_unknown_words_are_refused(toys):

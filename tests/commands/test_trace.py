@@ -11,7 +11,12 @@ from pipeline.commands import edit, trace
 from pipeline.pairing import selection
 from pipeline.stages import offline
 
-ROW = {"prompt": [{"role": "user", "content": "about p"}], "prompt_id": "p", "origin": "on-policy", "margin": 1.0}
+ROW = {
+    "prompt": [{"role": "user", "content": "about p"}],
+    "prompt_id": "p",
+    "origin": "on-policy",
+    "margin": 1.0,
+}
 
 
 @pytest.fixture
@@ -25,17 +30,36 @@ def run(tmp_path) -> Path:
             for p in "pq" for i in (0, 1)
         ]  # fmt: skip
         scores = [
-            {"sample_id": s["sample_id"], "prompt_id": s["prompt_id"], "scorer": "rules", "status": "ok"}
+            {
+                "sample_id": s["sample_id"],
+                "prompt_id": s["prompt_id"],
+                "scorer": "rules",
+                "status": "ok",
+            }
             for s in samples
         ]
-        scores = [{**row, "score": 0.25 if number == 2 else float(row["sample_id"][-1])} for row in scores]
-        write_table(store / f"0{number}-sample-{number}" / "samples" / "0.parquet", pl.DataFrame(samples))
-        write_table(store / f"1{number}-score-{number}" / "scores" / "0.parquet", pl.DataFrame(scores))
-        pair = {**ROW, "chosen_id": "p-1-1", "rejected_id": "p-1-0", "chosen_score": 1.0, "rejected_score": 0.0}
+        scores = [
+            {**row, "score": 0.25 if number == 2 else float(row["sample_id"][-1])} for row in scores
+        ]
+        write_table(
+            store / f"0{number}-sample-{number}" / "samples" / "0.parquet", pl.DataFrame(samples)
+        )
+        write_table(
+            store / f"1{number}-score-{number}" / "scores" / "0.parquet", pl.DataFrame(scores)
+        )
+        pair = {
+            **ROW,
+            "chosen_id": "p-1-1",
+            "rejected_id": "p-1-0",
+            "chosen_score": 1.0,
+            "rejected_score": 0.0,
+        }
         pair |= {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
         pairs = pl.DataFrame([pair] if number == 1 else [], schema=offline.PAIR)
         dropped = (
-            [{"kind": "prompt", "prompt_id": "p", "reason": "tie", "detail": "2 usable samples"}] if number == 2 else []
+            [{"kind": "prompt", "prompt_id": "p", "reason": "tie", "detail": "2 usable samples"}]
+            if number == 2
+            else []
         )
         for name, table in {
             "train": pairs,
@@ -49,35 +73,53 @@ def run(tmp_path) -> Path:
 def test_a_prompt_s_story_runs_from_candidates_to_pair_or_reason(run, capsys):
     assert trace.main(["p", str(run)]) == 0
     told = capsys.readouterr().out
-    assert "round 1: 2 answers to" in told and "p-1-1  draw: rules 1, 2 tokens, stop\n    answer 1⏎of p" in told
+    assert (
+        "round 1: 2 answers to" in told
+        and "p-1-1  draw: rules 1, 2 tokens, stop\n    answer 1⏎of p" in told
+    )
     assert "round 1, pair (train, on-policy, margin 1): p-1-1 over p-1-0" in told
     assert "round 2, dropped prompt: tie (2 usable samples)" in told and "of q" not in told
 
 
 def test_an_unknown_prompt_or_run_is_refused(run, capsys):
-    assert [trace.main(words) for words in (["nobody", str(run)], ["p", str(run / "none")], [])] == [2, 2, 2]
+    assert [
+        trace.main(words) for words in (["nobody", str(run)], ["p", str(run / "none")], [])
+    ] == [2, 2, 2]
     said = capsys.readouterr().err
-    assert "nobody: no step of" in said and "no run lies there" in said and "Give the id of a prompt" in said
+    assert (
+        "nobody: no step of" in said
+        and "no run lies there" in said
+        and "Give the id of a prompt" in said
+    )
 
 
 def test_a_run_s_pairs_become_lines_to_edit(run, capsys):
     assert edit.main([str(run), "1"]) == 0
     file = Path(capsys.readouterr().out.strip())
     [row] = [json.loads(line) for line in file.read_text().splitlines()]
-    assert (row["action"], row["chosen_id"], row["rejected_id"], row["chosen"]) == ("keep", "p-1-1", "p-1-0", "chosen")
+    assert (row["action"], row["chosen_id"], row["rejected_id"], row["chosen"]) == (
+        "keep",
+        "p-1-1",
+        "p-1-0",
+        "chosen",
+    )
     assert edit.main([str(run), "7"]) == 2 and "has pairs of round 1, 2" in capsys.readouterr().err
 
 
 def test_a_file_that_was_corrected_by_hand_is_never_written_over(run, capsys):
     assert edit.main([str(run), "1"]) == 0
     file = Path(capsys.readouterr().out.strip())
-    assert edit.main([str(run), "1"]) == 0 and capsys.readouterr().out.strip() == str(file), "as it was written"
+    assert edit.main([str(run), "1"]) == 0 and capsys.readouterr().out.strip() == str(file), (
+        "as it was written"
+    )
     corrected = file.read_text().replace('"keep"', '"drop"')
     file.write_text(corrected)
     for words in ([str(run), "1"], [str(run), "2"], [str(run)]):
         assert edit.main(words) == 2
         said = capsys.readouterr().err
-        assert f"pair.edits={file}" in said and f"mv {file}" in said and file.read_text() == corrected
+        assert (
+            f"pair.edits={file}" in said and f"mv {file}" in said and file.read_text() == corrected
+        )
 
 
 def test_where_it_is_written_is_the_run_s_own_folder_and_not_the_latest(run, capsys, monkeypatch):
@@ -85,4 +127,7 @@ def test_where_it_is_written_is_the_run_s_own_folder_and_not_the_latest(run, cap
     Path("latest").symlink_to(run)
     assert edit.main(["latest", "1"]) == 0
     shown = capsys.readouterr()
-    assert shown.out.strip() == f"{run.name}/pairs.jsonl" and f"pair.edits={run.name}/pairs.jsonl" in shown.err
+    assert (
+        shown.out.strip() == f"{run.name}/pairs.jsonl"
+        and f"pair.edits={run.name}/pairs.jsonl" in shown.err
+    )

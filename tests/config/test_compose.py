@@ -27,7 +27,9 @@ def test_a_typo_in_a_key_names_its_source_its_neighbours_and_its_file():
     )
 
 
-@pytest.mark.parametrize("knob", ["gate.min_gain=0.1", "reward.start=sft", "benchmark.gsm8k.limit=3"])
+@pytest.mark.parametrize(
+    "knob", ["gate.min_gain=0.1", "reward.start=sft", "benchmark.gsm8k.limit=3"]
+)
 def test_a_knob_of_a_group_that_is_off_says_where_it_is_switched_on(knob):
     group = knob.partition(".")[0]
     with pytest.raises(Refusal) as refusal:
@@ -38,13 +40,18 @@ def test_a_knob_of_a_group_that_is_off_says_where_it_is_switched_on(knob):
 
 def test_what_is_no_knob_is_not_told_to_be_known_beside_another():
     for line in said("recipes=smoke", "refer.microbatch=1", "refer.quantisation=1").splitlines():
-        assert "microbatch" not in line.split("Known:")[1] and "quantisation" not in line.split("Known:")[1]
+        assert (
+            "microbatch" not in line.split("Known:")[1]
+            and "quantisation" not in line.split("Known:")[1]
+        )
 
 
 def test_a_typo_deep_in_a_mounted_group_names_the_group_s_file():
     text = said("recipes=smoke", "adapter@train.adapter=lora", "train.adapter.rnk=3")
     assert (
-        "train.adapter.rnk is not a knob" in text and "Did you mean rank?" in text and "conf/adapter/lora.yaml" in text
+        "train.adapter.rnk is not a knob" in text
+        and "Did you mean rank?" in text
+        and "conf/adapter/lora.yaml" in text
     )
 
 
@@ -52,23 +59,31 @@ def test_a_wrong_type_and_a_wrong_value_are_said_at_once():
     lines = said("recipes=smoke", "train.beta=-1", "sample.shard=many", "init=neither").splitlines()
     assert len(lines) == 3
     assert all(line.startswith("command line: ") for line in lines)
-    assert any("sample.shard='many'" in line for line in lines) and any("init='neither'" in line for line in lines)
+    assert any("sample.shard='many'" in line for line in lines) and any(
+        "init='neither'" in line for line in lines
+    )
 
 
 def test_a_typo_in_a_key_hides_no_fault_of_the_values_beside_it():
     lines = said(
         "recipes=smoke", "sample.settings.draw.temprature=1", "sample.settings.draw.temperature=0"
     ).splitlines()
-    assert len(lines) == 2 and "temprature is not a knob" in lines[0] and "draws the same" in lines[1]
+    assert (
+        len(lines) == 2 and "temprature is not a knob" in lines[0] and "draws the same" in lines[1]
+    )
 
 
 def test_a_fault_inside_a_list_or_a_dict_is_laid_at_who_gave_it(tmp_path):
-    text = said("recipes=smoke", "sample.more=[4,0]", "sample.settings={draw: {n: 0, stop: [a, '']}}")
+    text = said(
+        "recipes=smoke", "sample.more=[4,0]", "sample.settings={draw: {n: 0, stop: [a, '']}}"
+    )
     places = "sample.more.1=0", "sample.settings.draw.n=0", "sample.settings.draw.stop.1=''"
     assert all(f"command line: {place}: " in text for place in places)
     own = tmp_path / "recipes" / "mine.yaml"
     own.parent.mkdir()
-    own.write_text("# @package _global_\nsample: {more: [4, 0], settings: {draw: {n: 0, stop: [a, '']}}}\n")
+    own.write_text(
+        "# @package _global_\nsample: {more: [4, 0], settings: {draw: {n: 0, stop: [a, '']}}}\n"
+    )
     beside = "sample.settings={draw: {temperature: 0.5}}"  # holds the place of none of them
     text = said("--config-dir", str(tmp_path), "recipes=mine", beside, *GIVEN)
     assert all(f"recipes/mine.yaml: {place}: " in text for place in places)
@@ -83,7 +98,9 @@ def test_a_missing_recipe_names_the_ones_there_are():
 
 def test_a_missing_choice_of_a_group_names_the_ones_there_are():
     assert "there is no train/dppo.yaml. Did you mean dpo" in said("recipes=smoke", "train=dppo")
-    assert "there is no benchmark/gsm.yaml. Did you mean gsm8k" in said("recipes=smoke", "benchmark=[arc,gsm]")
+    assert "there is no benchmark/gsm.yaml. Did you mean gsm8k" in said(
+        "recipes=smoke", "benchmark=[arc,gsm]"
+    )
 
 
 def test_values_that_must_be_given_are_all_named():
@@ -98,17 +115,32 @@ def test_more_rounds_than_a_plan_can_show_are_refused_at_once(rounds):
 
 def test_equal_samples_are_refused():
     text = said("recipes=smoke", "sample.settings.draw.temperature=0")
-    assert "settings.draw.n=8 at sample.settings.draw.temperature=0 draws the same completion 8 times" in text
+    assert (
+        "settings.draw.n=8 at sample.settings.draw.temperature=0 draws the same completion 8 times"
+        in text
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["sample.settings.draw.n=0"], "sample.settings.draw.n=0: Input should be greater than 0"),
-        (["sample.settings.draw.min_p=1.5"], "sample.settings.draw.min_p=1.5: Input should be less than or equal to 1"),
-        (['sample.settings.draw.stop=[""]'], "sample.settings.draw.stop.0='': String should have at least 1 character"),
-        (["sample.settings.draw.few_shot=[{role: user, content: a}]"], "give each question with its answer"),
-        (["exam.sample.settings.kl.system=hi"], "exam.sample: settings.kl: draws for the KL are the policy's own"),
+        (
+            ["sample.settings.draw.min_p=1.5"],
+            "sample.settings.draw.min_p=1.5: Input should be less than or equal to 1",
+        ),
+        (
+            ['sample.settings.draw.stop=[""]'],
+            "sample.settings.draw.stop.0='': String should have at least 1 character",
+        ),
+        (
+            ["sample.settings.draw.few_shot=[{role: user, content: a}]"],
+            "give each question with its answer",
+        ),
+        (
+            ["exam.sample.settings.kl.system=hi"],
+            "exam.sample: settings.kl: draws for the KL are the policy's own",
+        ),
         (
             ["sample.settings.draw={n: 1, temperature: 0}", "sample.more=[4]"],
             "would draw the same again; give sample.more=[]",
@@ -116,7 +148,10 @@ def test_equal_samples_are_refused():
         (["exam.sample.more=[4]"], "Give exam.sample.more=[]"),
         (["init=refit"], "init=refit: there is no refit block. Give init=refit refit=best"),
         (["refit=best"], "refit: init=previous passes it by"),
-        (["init=refit", "refit=best", "refit.scorer=rewards"], "refit.scorer=rewards: there is no such scorer"),
+        (
+            ["init=refit", "refit=best", "refit.scorer=rewards"],
+            "refit.scorer=rewards: there is no such scorer",
+        ),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -140,7 +175,9 @@ def test_a_gold_scorer_makes_no_pairs():
 
 
 def test_flags_that_the_trainer_would_ignore_are_refused():
-    text = said("recipes=smoke", "train.args={padding_free: true, label_smoothing: 0.1, gradiant_clip: 1}")
+    text = said(
+        "recipes=smoke", "train.args={padding_free: true, label_smoothing: 0.1, gradiant_clip: 1}"
+    )
     assert text.startswith("command line: train: ")
     assert "args.padding_free would be ignored" in text
     assert "args.label_smoothing would be ignored by sigmoid" in text
@@ -158,15 +195,25 @@ def test_a_loss_with_a_typo_names_the_nearest():
 def test_a_value_where_a_list_is_wanted_is_said_with_what_is_wrong_in_it():
     [alone] = said("recipes=smoke", "train.loss=hinge").splitlines()
     where = "a list was expected; it stands in brackets"
-    assert alone == f"command line: train.loss=hinge: {where}: train.loss=[hinge].  (conf/train/dpo.yaml)"
+    assert (
+        alone
+        == f"command line: train.loss=hinge: {where}: train.loss=[hinge].  (conf/train/dpo.yaml)"
+    )
     unlisted, unknown = said("recipes=smoke", "train.loss=sigmod").splitlines()
-    assert where in unlisted and "sigmod is no loss of the installed TRL. Did you mean sigmoid or" in unknown
+    assert (
+        where in unlisted
+        and "sigmod is no loss of the installed TRL. Did you mean sigmoid or" in unknown
+    )
 
 
 def test_what_no_alternative_takes_is_one_fault():
     [fault] = said("recipes=smoke", "sample.runtime.workers=0").splitlines()
-    assert fault.startswith("command line: sample.runtime.workers=0: Input should be 'auto' or greater than 0.")
-    two = said("recipes=smoke", "sample.runtime.workers=many", "train.runtime.micro_batch=0").splitlines()
+    assert fault.startswith(
+        "command line: sample.runtime.workers=0: Input should be 'auto' or greater than 0."
+    )
+    two = said(
+        "recipes=smoke", "sample.runtime.workers=many", "train.runtime.micro_batch=0"
+    ).splitlines()
     assert len(two) == 2 and {line.split("=")[0].split(": ")[1] for line in two} == {
         "sample.runtime.workers",
         "train.runtime.micro_batch",
@@ -181,15 +228,21 @@ def test_a_word_that_is_no_override_and_broken_grammar_are_in_the_house_form():
     assert "bla: not an override" in said("bla") and "docs/cli.md" in said("bla")
     assert (HOUSE / "docs" / "cli.md").is_file()
     faults = said("recipes=smoke", "prompts.seed=[1", "train..beta=3", "rounds=2").splitlines()
-    assert faults[0].startswith("command line: prompts.seed=[1: Hydra cannot read it (no viable alternative")
+    assert faults[0].startswith(
+        "command line: prompts.seed=[1: Hydra cannot read it (no viable alternative"
+    )
     assert faults[1].startswith("command line: train..beta=3: Hydra cannot read it (")
-    assert faults[2].startswith("  Write key=value: ") and not any("hydra.cc" in fault for fault in faults)
+    assert faults[2].startswith("  Write key=value: ") and not any(
+        "hydra.cc" in fault for fault in faults
+    )
 
 
 def test_what_a_recipe_mounts_can_be_taken_out(tmp_path):
     own = tmp_path / "recipes" / "own.yaml"
     own.parent.mkdir()
-    own.write_text("# @package _global_\n# Own.\ndefaults: [smoke, /scorer@score.scorers.short: length, _self_]\n")
+    own.write_text(
+        "# @package _global_\n# Own.\ndefaults: [smoke, /scorer@score.scorers.short: length, _self_]\n"
+    )
     words = ["--config-dir", str(tmp_path), "recipes=own"]
     assert set(composed(*words).score.scorers) == {"rules", "short"}
     assert set(composed(*words, "~scorer@score.scorers.short").score.scorers) == {"rules"}
@@ -203,15 +256,29 @@ def test_an_equals_sign_in_a_path_needs_no_quoting():
 def test_a_recipe_s_mistake_is_laid_at_the_recipe(tmp_path):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").write_text("# @package _global_\ntrain: {betta: 3}\n")
-    text = said("--config-dir", str(tmp_path), "recipes=mine", "sft.model=./m", "prompts.path=p.jsonl")
+    text = said(
+        "--config-dir", str(tmp_path), "recipes=mine", "sft.model=./m", "prompts.path=p.jsonl"
+    )
     assert text.startswith("recipes/mine.yaml: train.betta is not a knob")
 
 
 def test_a_user_s_own_recipe_folder_works_from_any_working_directory(tmp_path):
     (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "mine.yaml").write_text("# @package _global_\ndefaults: [smoke]\ntrain: {beta: 0.7}\n")
-    command = [sys.executable, "-m", "pipeline", "--config-dir", ".", "recipes=mine", "dry_run=true"]
-    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(HOUSE)}, capture_output=True, text=True)
+    (tmp_path / "recipes" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [smoke]\ntrain: {beta: 0.7}\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "--config-dir",
+        ".",
+        "recipes=mine",
+        "dry_run=true",
+    ]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(HOUSE)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "train     round 2" in done.stdout
 
@@ -222,7 +289,9 @@ def test_a_folder_named_like_a_knob_is_no_config_group(tmp_path):
     assert composed("recipes=smoke", "store=elsewhere", "runs=stories").store.name == "elsewhere"
     (tmp_path / "recipes").mkdir()
     (tmp_path / "store").mkdir()
-    assert "Hydra would take its folder 'store'" in said("--config-dir", str(tmp_path), "recipes=smoke")
+    assert "Hydra would take its folder 'store'" in said(
+        "--config-dir", str(tmp_path), "recipes=smoke"
+    )
 
 
 def test_an_unknown_flag_starts_nothing():
@@ -231,7 +300,9 @@ def test_an_unknown_flag_starts_nothing():
     assert "no folder recipes/" in said("--config-dir=nowhere", "recipes=smoke")
 
 
-@pytest.mark.parametrize("name", ["a b(1)=x.jsonl", "a[1].jsonl", "it's.jsonl", "a{b}.jsonl", "a#b.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["a b(1)=x.jsonl", "a[1].jsonl", "it's.jsonl", "a{b}.jsonl", "a#b.jsonl"]
+)
 def test_odd_characters_in_a_path_need_no_quoting(name):
     assert composed("sft.model=./m", f"prompts.path=data/{name}").prompts.path == f"data/{name}"
 
@@ -268,18 +339,29 @@ def test_a_value_taken_over_from_elsewhere_is_blamed_once():
 
 
 def test_demonstrations_come_from_a_file_when_asked():
-    words = ["prompts=playground", "base=tiny", "sft=train", "demonstrations@sft.data=jsonl", "sft.data.path=d.jsonl"]
+    words = [
+        "prompts=playground",
+        "base=tiny",
+        "sft=train",
+        "demonstrations@sft.data=jsonl",
+        "sft.data.path=d.jsonl",
+    ]
     assert composed(*words).sft.data.path == "d.jsonl"
 
 
 def test_values_of_another_dtype_and_a_fence_of_another_length_are_refused():
     text = said("recipes=smoke", "refer.dtype=bfloat16", "sft.fence.ngram=5")
-    assert "refer.dtype=bfloat16 and train.dtype=float32" in text and "sft.fence.ngram=5 finds nothing" in text
+    assert (
+        "refer.dtype=bfloat16 and train.dtype=float32" in text
+        and "sft.fence.ngram=5 finds nothing" in text
+    )
 
 
 def test_a_mistake_ends_with_2_and_prints_no_traceback(tmp_path):
     command = [sys.executable, "-m", "pipeline", "recipes=smoke", "train.betta=1"]
-    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(HOUSE)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(HOUSE)}, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,9 @@ from pipeline.errors import Refusal
 from tests.support.house import SMALL, composed
 
 
-def refused(args: dict, loss: str | list[str] = "sigmoid", logps: str = "ready", dropout: float = 0.0) -> str:
+def refused(
+    args: dict, loss: str | list[str] = "sigmoid", logps: str = "ready", dropout: float = 0.0
+) -> str:
     with pytest.raises(ValueError) as error:
         check_args("dpo", args, [loss] if isinstance(loss, str) else loss, logps, dropout)
     return str(error.value)
@@ -29,20 +31,37 @@ def refused(args: dict, loss: str | list[str] = "sigmoid", logps: str = "ready",
 
 def test_what_trl_reads_passes():
     check_args(
-        "dpo", {"optim": "adafactor", "use_weighting": True, "f_divergence_type": "forward_kl"}, ["sigmoid"], "ready"
+        "dpo",
+        {"optim": "adafactor", "use_weighting": True, "f_divergence_type": "forward_kl"},
+        ["sigmoid"],
+        "ready",
     )
     check_args("dpo", {"label_smoothing": 0.1}, ["robust", "sft"], "ready")
-    check_args("dpo", {"ld_alpha": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 8}, ["sigmoid"], "live")
+    check_args(
+        "dpo",
+        {"ld_alpha": 0.5, "sync_ref_model": True, "ref_model_sync_steps": 8},
+        ["sigmoid"],
+        "live",
+    )
     check_args("dpo", {"disable_dropout": False}, ["ipo"], "ready", dropout=0.1)
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ({"optimm": "adamw_torch"}, "args.optimm is no field of TRL's DPOConfig. Did you mean optim"),
+        (
+            {"optimm": "adamw_torch"},
+            "args.optimm is no field of TRL's DPOConfig. Did you mean optim",
+        ),
         ({"padding_free": True}, "args.padding_free would be ignored"),
-        ({"truncation_mode": "keep_start"}, "args.truncation_mode would be ignored: nothing is cut"),
-        ({"label_smoothing": 0.1}, "args.label_smoothing would be ignored by sigmoid: use train=cdpo"),
+        (
+            {"truncation_mode": "keep_start"},
+            "args.truncation_mode would be ignored: nothing is cut",
+        ),
+        (
+            {"label_smoothing": 0.1},
+            "args.label_smoothing would be ignored by sigmoid: use train=cdpo",
+        ),
         ({"discopop_tau": 0.1}, "args.discopop_tau would be ignored without loss=[discopop]"),
         (
             {"ref_model_mixup_alpha": 0.1},
@@ -56,8 +75,14 @@ def test_what_trl_reads_passes():
         ),
         ({"push_to_hub": True}, "args.push_to_hub is set by the stage: nothing is uploaded"),
         ({"report_to": "wandb"}, "args.report_to is set by the stage: use tracker=wandb"),
-        ({"trackio_space_id": "x"}, "args.trackio_space_id would be ignored: trackio shows no training here"),
-        ({"ld_alpha": 0.5}, "args.ld_alpha changes the reference's values as training goes: use logps=live"),
+        (
+            {"trackio_space_id": "x"},
+            "args.trackio_space_id would be ignored: trackio shows no training here",
+        ),
+        (
+            {"ld_alpha": 0.5},
+            "args.ld_alpha changes the reference's values as training goes: use logps=live",
+        ),
     ],
 )
 def test_what_would_be_ignored_or_contradicted_is_refused(args, words):
@@ -65,7 +90,9 @@ def test_what_would_be_ignored_or_contradicted_is_refused(args, words):
 
 
 def test_losses_and_their_own_needs():
-    assert "loss: sigmod is no loss of the installed TRL. Did you mean sigmoid" in refused({}, "sigmod")
+    assert "loss: sigmod is no loss of the installed TRL. Did you mean sigmoid" in refused(
+        {}, "sigmod"
+    )
     assert "exo_pair needs args.label_smoothing" in refused({}, "exo_pair")
     assert "adapter.dropout is switched off by TRL" in refused({}, dropout=0.1)
 
@@ -73,7 +100,9 @@ def test_losses_and_their_own_needs():
 def test_every_fault_is_said_at_once_on_the_command_line():
     with pytest.raises(Refusal) as error:
         composed(*SMALL, "train.args={padding_free: true, bata: 1}", "train.loss=[hinge,ippo]")
-    assert all(word in str(error.value) for word in ("padding_free", "bata", "ippo", "Did you mean ipo"))
+    assert all(
+        word in str(error.value) for word in ("padding_free", "bata", "ippo", "Did you mean ipo")
+    )
 
 
 @pytest.mark.model
@@ -82,14 +111,22 @@ def test_losses_and_who_reads_smoothing_are_those_of_the_installed_trl():
 
     source = inspect.getsource(DPOTrainer._compute_loss)
     parts = dict(
-        zip(re.findall(r'if loss_type == "(\w+)"', source), re.split(r'if loss_type == "\w+"', source)[1:], strict=True)
+        zip(
+            re.findall(r'if loss_type == "(\w+)"', source),
+            re.split(r'if loss_type == "\w+"', source)[1:],
+            strict=True,
+        )
     )
     assert set(parts) == set(DPO_LOSSES)
-    assert {name for name, part in parts.items() if "self.label_smoothing" in part} == set(SMOOTHED["dpo"]) - {"cdpo"}
+    assert {name for name, part in parts.items() if "self.label_smoothing" in part} == set(
+        SMOOTHED["dpo"]
+    ) - {"cdpo"}
 
 
 def test_what_the_stage_sets_exists_in_trl():
-    fields = {field for trainer in CONFIG_CLASS.values() for field in _trl_fields()[trainer]["fields"]}
+    fields = {
+        field for trainer in CONFIG_CLASS.values() for field in _trl_fields()[trainer]["fields"]
+    }
     assert {*SET_HERE, *WITHOUT_EFFECT} <= fields
 
 
@@ -105,4 +142,6 @@ def test_the_other_trainers_have_the_losses_that_are_listed():
 
     source = inspect.getsource(trl.experimental.cpo.CPOTrainer.cpo_loss)
     assert set(re.findall(r'self.loss_type == "(\w+)"', source)) == set(LOSSES["cpo"])
-    assert set(KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"]) == set(LOSSES["kto"])
+    assert set(KTOConfig.__dataclass_fields__["loss_type"].metadata["choices"]) == set(
+        LOSSES["kto"]
+    )

@@ -67,7 +67,12 @@ def rows(shape: str) -> list[dict]:
 
 @cache
 def composed_with(*words: str):
-    alone = ["pair.mix={on_policy: 0, offline: 1}", "rounds=1", "offline=file", "offline.source.path=x"]
+    alone = [
+        "pair.mix={on_policy: 0, offline: 1}",
+        "rounds=1",
+        "offline=file",
+        "offline.source.path=x",
+    ]
     return composed("recipes=smoke", *alone, *words).offline
 
 
@@ -120,7 +125,12 @@ SHAPES = [
     "hh",
     "simpo",
 ]
-WORDS = {"columns": ["offline.shape=columns", "offline.columns={prompt: frage, chosen: gut, rejected: schlecht}"]}
+WORDS = {
+    "columns": [
+        "offline.shape=columns",
+        "offline.columns={prompt: frage, chosen: gut, rejected: schlecht}",
+    ]
+}
 SCORED = {"ultrafeedback", "argilla", "simpo", "online-rlhf"}
 
 
@@ -144,7 +154,11 @@ def test_the_golden_ids_are_these(tokenizer):
 
 def test_multi_turn_transcripts_keep_their_turns(taken):
     chosen = told("hi", "hello") + told("and now?", "this")
-    [row] = taken([{"chosen": chosen, "rejected": told("hi", "hello") + told("and now?", "that")}]).train().to_dicts()
+    [row] = (
+        taken([{"chosen": chosen, "rejected": told("hi", "hello") + told("and now?", "that")}])
+        .train()
+        .to_dicts()
+    )
     assert [m["role"] for m in row["prompt"]] == ["user", "assistant", "user"]
     assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("this", "that")
 
@@ -157,9 +171,9 @@ def test_thumbs_become_unpaired_rows_with_class_counts(taken):
     pairs = taken(made[:9])
     assert pairs.train().height == 0 and pairs.funnel()["thumbs"] == {"up": 5, "down": 4}
     table = pl.read_parquet(pairs.path / "unpaired.parquet")
-    assert dict(table.select(pl.col("prompt").list.last().struct.field("content"), "label").rows()) == {
-        row["prompt"]: row["label"] for row in made[:9]
-    }
+    assert dict(
+        table.select(pl.col("prompt").list.last().struct.field("content"), "label").rows()
+    ) == {row["prompt"]: row["label"] for row in made[:9]}
 
 
 def test_scores_become_thumbs_where_asked(taken):
@@ -171,14 +185,22 @@ def test_rows_that_overlap_an_evaluation_prompt_are_left_out(taken):
     pairs = taken(rows("standard"), "offline.fence.ngram=8", fenced=QUESTIONS[3])
     assert pairs.train().height == 9
     assert pairs.dropped().select("row", "reason").rows() == [(4, "overlap with evaluation")]
-    assert pairs.funnel()["dropped_rows"] == {"overlap with evaluation": 1} and pairs.funnel()["rows"] == 9
+    assert (
+        pairs.funnel()["dropped_rows"] == {"overlap with evaluation": 1}
+        and pairs.funnel()["rows"] == 9
+    )
 
 
 @pytest.mark.parametrize("side", ["prompt", "chosen", "rejected"])
 def test_a_text_with_a_bos_in_it_is_left_out(taken, side):
-    made = [*rows("standard"), {"prompt": "q", "chosen": "a", "rejected": "b", side: "one <s> more"}]
+    made = [
+        *rows("standard"),
+        {"prompt": "q", "chosen": "a", "rejected": "b", side: "one <s> more"},
+    ]
     pairs = taken(made)
-    assert pairs.train().height == 10 and pairs.dropped().select("row", "reason").rows() == [(11, "second BOS")]
+    assert pairs.train().height == 10 and pairs.dropped().select("row", "reason").rows() == [
+        (11, "second BOS")
+    ]
 
 
 def test_a_row_that_repeats_another_is_dropped_by_name(taken):
@@ -191,20 +213,29 @@ def test_a_row_that_repeats_another_is_dropped_by_name(taken):
 @pytest.mark.parametrize(
     ("row", "said_of_it"),
     [
-        ({"prompt": "q", "chosen": "same", "rejected": "same"}, "chosen and rejected are the same text"),
+        (
+            {"prompt": "q", "chosen": "same", "rejected": "same"},
+            "chosen and rejected are the same text",
+        ),
         ({"prompt": "q", "chosen": "  ", "rejected": "b"}, "chosen is empty"),
         ({"prompt": "q", "chosen": "a", "rejected": ""}, "rejected is empty"),
         (
             {"chosen": user("q") + said("a") + user("more"), "rejected": user("q") + said("b")},
             "the last turn of chosen is not",
         ),
-        ({"chosen": user("q") + said("a"), "rejected": user("p") + said("b")}, "differ before their last turn"),
+        (
+            {"chosen": user("q") + said("a"), "rejected": user("p") + said("b")},
+            "differ before their last turn",
+        ),
         ({"prompt": "q", "chosen": "a"}, "no rejected"),
         (
             {"prompt": user("q") + said("a"), "chosen": "a", "rejected": "b"},
             "the turn before the answer is not the user's",
         ),
-        ({"prompt": "q", "chosen": [{"role": "boss", "content": "a"}], "rejected": "b"}, "chosen: a message is not"),
+        (
+            {"prompt": "q", "chosen": [{"role": "boss", "content": "a"}], "rejected": "b"},
+            "chosen: a message is not",
+        ),
         ({"prompt": "", "chosen": "a", "rejected": "b"}, "the prompt is empty"),
     ],
 )
@@ -218,20 +249,36 @@ def test_a_row_that_cannot_be_used_is_named_and_can_be_skipped(taken, row, said_
 
 
 def test_a_score_that_is_nan_is_none(taken):
-    made = [{"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": float("nan"), "score_rejected": 1.0}]
+    made = [
+        {
+            "prompt": "q",
+            "chosen": "a",
+            "rejected": "b",
+            "score_chosen": float("nan"),
+            "score_rejected": 1.0,
+        }
+    ]
     [row] = taken(made).train().to_dicts()
     assert row["chosen_score"] is None and row["rejected_score"] == 1.0 and row["margin"] is None
 
 
 def test_scored_lists_without_a_difference_are_bad_rows(taken):
-    made = [*rows("simpo"), {"prompt": "q", "all_generated_responses": ["a", "b"], "all_rm_scores": [1.0, 1.0]}]
+    made = [
+        *rows("simpo"),
+        {"prompt": "q", "all_generated_responses": ["a", "b"], "all_rm_scores": [1.0, 1.0]},
+    ]
     made += [{"prompt": "q", "all_generated_responses": ["a", "b"], "all_rm_scores": [1.0]}]
-    with pytest.raises(Refusal, match="row 11: all answers score alike\n  row 12: .* are not two lists of one length"):
+    with pytest.raises(
+        Refusal,
+        match="row 11: all answers score alike\n  row 12: .* are not two lists of one length",
+    ):
         taken(made)
 
 
 def test_an_unknown_shape_is_refused_with_what_to_type(taken):
-    with pytest.raises(Refusal, match=r"no known shape has the columns a, b.\n  Give offline.shape=columns"):
+    with pytest.raises(
+        Refusal, match=r"no known shape has the columns a, b.\n  Give offline.shape=columns"
+    ):
         taken([{"a": 1, "b": 2}])
 
 
@@ -248,5 +295,7 @@ def test_rows_are_read_from_other_files_too(tmp_path, policy, kind):
         write_table(tmp_path / "part" / "rows.parquet", pl.DataFrame(rows("ultrafeedback")))
     place = {"json": "rows.json", "parquet": "part/rows.parquet", "folder": "part"}[kind]
     write_table(tmp_path / "fence" / "ngrams.parquet", fencing.table(set()))
-    pairs = offline.run(config(tmp_path / place), tmp_path / "out", policy=policy, fence=Fence(tmp_path / "fence"))
+    pairs = offline.run(
+        config(tmp_path / place), tmp_path / "out", policy=policy, fence=Fence(tmp_path / "fence")
+    )
     assert pairs.train().height == 10

@@ -27,7 +27,9 @@ def text(row: dict) -> str:
 
 
 def demonstrations(rows: int, obeyed: float = 0.5, seed: int = 0) -> list[dict]:
-    cfg = PlaygroundDemonstrations(kind="playground", rows=rows, constraints=3, obeyed=obeyed, seed=seed)
+    cfg = PlaygroundDemonstrations(
+        kind="playground", rows=rows, constraints=3, obeyed=obeyed, seed=seed
+    )
     return list(synthetic.demonstrations(cfg))
 
 
@@ -42,7 +44,11 @@ def test_another_process_with_another_hash_seed_makes_the_same_rows() -> None:
     )
     made = {
         subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         for seed in "12"
     }
@@ -69,12 +75,19 @@ def test_a_prompt_names_all_its_constraints_and_each_kind_once(count: int) -> No
     for row in first(50, constraints=count):
         kinds = [c["kind"] for c in row["columns"]["constraints"]]
         assert len(set(kinds)) == count == len(kinds)
-        asked = [str(c[key]) for c in row["columns"]["constraints"] for key in ("word", "sentence") if key in c]
+        asked = [
+            str(c[key])
+            for c in row["columns"]["constraints"]
+            for key in ("word", "sentence")
+            if key in c
+        ]
         assert all(value in text(row) for value in asked)
 
 
 def test_more_prompts_than_there_are_is_refused_and_so_is_a_kind_too_many() -> None:
-    with pytest.raises(Refusal, match=r"prompts.rows=100000: .* distinct prompts with prompts.constraints=1"):
+    with pytest.raises(
+        Refusal, match=r"prompts.rows=100000: .* distinct prompts with prompts.constraints=1"
+    ):
         first(100_000, constraints=1)
     with pytest.raises(Refusal, match="constraints=7"):
         first(1, constraints=7)
@@ -88,10 +101,14 @@ def test_demonstrations_are_not_the_prompts_of_the_same_seed() -> None:
 def test_an_answer_obeys_and_violates_exactly_what_it_is_told_to() -> None:
     """The grammar and the rules are written apart: they agree on every combination."""
     rng = random.Random("both ways")
-    for row, told in zip(itertools.cycle(first(300)), itertools.product([True, False], repeat=3), strict=False):
+    for row, told in zip(
+        itertools.cycle(first(300)), itertools.product([True, False], repeat=3), strict=False
+    ):
         constraints = row["columns"]["constraints"]
         topic = next(topic for topic in TOPICS if topic.name == row["columns"]["topic"])
-        marks = rules.playground(synthetic.answer(rng, topic, constraints, list(told)), row["columns"])
+        marks = rules.playground(
+            synthetic.answer(rng, topic, constraints, list(told)), row["columns"]
+        )
         assert [marks[c["kind"]] for c in constraints] == [float(obey) for obey in told]
 
 
@@ -132,19 +149,29 @@ OBEYING_AND_NOT = {
 def test_each_rule_tells_obeying_from_violating(kind: str) -> None:
     parameters, good, bad = OBEYING_AND_NOT[kind]
     columns = {"constraints": [{"kind": kind, **parameters}]}
-    assert {answer: rules.playground(answer, columns)[kind] for answer in good + bad} == dict.fromkeys(
-        good, 1.0
-    ) | dict.fromkeys(bad, 0.0)
+    assert {
+        answer: rules.playground(answer, columns)[kind] for answer in good + bad
+    } == dict.fromkeys(good, 1.0) | dict.fromkeys(bad, 0.0)
 
 
 @pytest.mark.parametrize("empty", ["", "  \n", "...", "\ufffd"])
 def test_an_empty_answer_obeys_nothing(empty: str) -> None:
-    columns = {"constraints": [{"kind": kind, **parameters} for kind, (parameters, _, _) in OBEYING_AND_NOT.items()]}
+    columns = {
+        "constraints": [
+            {"kind": kind, **parameters} for kind, (parameters, _, _) in OBEYING_AND_NOT.items()
+        ]
+    }
     assert set(rules.playground(empty, columns).values()) == {0.0}
 
 
 def test_the_score_is_the_share_of_constraints_obeyed() -> None:
-    columns = {"constraints": [{"kind": "lower"}, {"kind": "avoid", "word": "it"}, {"kind": "sentences", "count": 1}]}
+    columns = {
+        "constraints": [
+            {"kind": "lower"},
+            {"kind": "avoid", "word": "it"},
+            {"kind": "sentences", "count": 1},
+        ]
+    }
     assert rules.playground("So it is.", columns) == {
         "": pytest.approx(1 / 3),
         "lower": 0.0,
@@ -154,7 +181,13 @@ def test_the_score_is_the_share_of_constraints_obeyed() -> None:
 
 
 @pytest.mark.parametrize(
-    "columns", [{}, {"constraints": []}, {"constraints": [{"kind": "rhyme"}]}, {"constraints": [{"kind": "open"}]}]
+    "columns",
+    [
+        {},
+        {"constraints": []},
+        {"constraints": [{"kind": "rhyme"}]},
+        {"constraints": [{"kind": "open"}]},
+    ],
 )
 def test_columns_that_no_rule_understands_raise(columns: dict) -> None:
     with pytest.raises((KeyError, ValueError, ZeroDivisionError)):

@@ -61,14 +61,22 @@ def test_a_worker_killed_in_the_middle_is_resumed_where_it_was(toys, tmp_path):
     os.kill(worker, signal.SIGKILL)
     output, _ = driver.communicate(timeout=30)
     assert driver.returncode == 1
-    assert "killed by signal 9" in output and "The same command goes on" in output and "The whole log" in output
+    assert (
+        "killed by signal 9" in output
+        and "The same command goes on" in output
+        and "The whole log" in output
+    )
     wait_for(lambda: not alive(child))
 
     toys.run(*UNTIL_SAMPLE)
-    assert toys.notes("shard sample") == [f"shard sample - {shard}" for shard in range(3)], "no shard is made twice"
+    assert toys.notes("shard sample") == [f"shard sample - {shard}" for shard in range(3)], (
+        "no shard is made twice"
+    )
     assert toys.files() == undisturbed(tmp_path)
     [manifest] = (toys.folder / "store" / "sample").glob("*/manifest.json")
-    assert 1 < json.loads(manifest.read_text())["seconds"] < 20, "the killed attempt's seconds count too"
+    assert 1 < json.loads(manifest.read_text())["seconds"] < 20, (
+        "the killed attempt's seconds count too"
+    )
 
 
 @pytest.mark.long
@@ -111,7 +119,11 @@ def test_a_second_run_of_the_same_step_waits_names_the_owner_and_reuses(toys):
     owner = toys.notes("start sample")[0].split()[2]
     second = toys.start(*UNTIL_SAMPLE)
     logs = (toys.folder / "runs").glob
-    wait_for(lambda: any(f"waiting for pid {owner} on " in p.read_text() for p in logs("*/*/logs/*sample*.log")))
+    wait_for(
+        lambda: any(
+            f"waiting for pid {owner} on " in p.read_text() for p in logs("*/*/logs/*sample*.log")
+        )
+    )
     go.touch()
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
@@ -129,7 +141,9 @@ def test_a_stale_lock_stops_nobody(toys):
     assert toys.built(toys.run(*UNTIL_SAMPLE)) == ["sample round 1"]
 
 
-@pytest.mark.parametrize(("verify", "damage"), [("false", b"cut"), ("true", None)], ids=["size", "hash"])
+@pytest.mark.parametrize(
+    ("verify", "damage"), [("false", b"cut"), ("true", None)], ids=["size", "hash"]
+)
 @pytest.mark.long
 def test_a_damaged_file_is_noticed_and_made_again(toys, verify, damage):
     toys.run(*UNTIL_SAMPLE)
@@ -207,9 +221,15 @@ def test_a_sweep_builds_shared_steps_once(toys):
         *(f"{stage} round 1" for stage in ("sample", "score", "pair", "refer", "train")),
         "train round 1",
     ]
-    steps = [json.loads(file.read_text()) for file in (toys.folder / "store" / "train").glob("*/step.json")]
+    steps = [
+        json.loads(file.read_text())
+        for file in (toys.folder / "store" / "train").glob("*/step.json")
+    ]
     groups = [grouped(Path(step["story"])) for step in steps]  # a tracker's
-    assert len({group for group, _ in groups}) == 1 and sorted(point for _, point in groups) == ["0", "1"]
+    assert len({group for group, _ in groups}) == 1 and sorted(point for _, point in groups) == [
+        "0",
+        "1",
+    ]
 
 
 @pytest.mark.long

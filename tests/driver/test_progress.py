@@ -99,7 +99,9 @@ def length(kind: str, chance: random.Random) -> int:
     raise ValueError(kind)
 
 
-def watched(monkeypatch, tmp_path: Path, ticking: Clock, lengths: list[int], prompts: int, shard: int):
+def watched(
+    monkeypatch, tmp_path: Path, ticking: Clock, lengths: list[int], prompts: int, shard: int
+):
     """The lines of a draw, each with when it came and the time left; and the engine that drew."""
     engine, lines = Lockstep(ticking, lengths), []
 
@@ -112,14 +114,18 @@ def watched(monkeypatch, tmp_path: Path, ticking: Clock, lengths: list[int], pro
     monkeypatch.setattr(sample, "open_backend", lambda *_: engine)
     asked = ask(tmp_path / "train", *(f"say {at} things" for at in range(prompts)))
     limits = {"prompt": 64, "completion": LIMIT}
-    rows = sample.run(drawing(limits=limits, shard=shard), tmp_path / "out", policy=POLICY, prompts=asked).read()
+    rows = sample.run(
+        drawing(limits=limits, shard=shard), tmp_path / "out", policy=POLICY, prompts=asked
+    ).read()
     assert rows.height == 4 * prompts
     return lines, engine.drawn
 
 
 @pytest.mark.parametrize("blocks", [1, 4])
 @pytest.mark.parametrize("kind", ["limit", "some never end", "wide", "geometric"])
-def test_half_way_through_the_tokens_the_time_left_is_known(monkeypatch, tmp_path, ticks, kind, blocks):
+def test_half_way_through_the_tokens_the_time_left_is_known(
+    monkeypatch, tmp_path, ticks, kind, blocks
+):
     """With one block no prompt is finished before its last completion is, which may be at the very end."""
     chance = random.Random(3)
     prompts = 32 * blocks
@@ -128,8 +134,13 @@ def test_half_way_through_the_tokens_the_time_left_is_known(monkeypatch, tmp_pat
     end, total = drawn[-1]
     half = next(at for at, tokens in drawn if tokens >= total / 2)
     at, left, done = next(line for line in lines if line[0] >= half)
-    assert left is not None and 1 / FACTOR <= seconds_of(left) / (end - at) <= FACTOR, (left, end - at)
-    assert left.startswith("at most") == (kind == "limit"), "where nothing ended by itself the limit is all we know"
+    assert left is not None and 1 / FACTOR <= seconds_of(left) / (end - at) <= FACTOR, (
+        left,
+        end - at,
+    )
+    assert left.startswith("at most") == (kind == "limit"), (
+        "where nothing ended by itself the limit is all we know"
+    )
     if kind == "limit" and blocks == 1:
         assert done == 0, "prompts alone would tell nothing"
     assert seconds_of(lines[-1][1]) == 0
@@ -138,7 +149,12 @@ def test_half_way_through_the_tokens_the_time_left_is_known(monkeypatch, tmp_pat
 def test_answers_of_like_length_are_known_once_a_block_is_done(monkeypatch, tmp_path, ticks):
     chance = random.Random(3)
     lines, drawn = watched(
-        monkeypatch, tmp_path, ticks, [length("alike", chance) for _ in range(4 * 128)], 128, shard=32
+        monkeypatch,
+        tmp_path,
+        ticks,
+        [length("alike", chance) for _ in range(4 * 128)],
+        128,
+        shard=32,
     )
     end, total = drawn[-1]
     for share in (0.5, 0.75):
@@ -153,7 +169,9 @@ def test_tokens_of_the_unfinished_are_shown_and_never_counted_twice(capfd):
     watcher.hear({throughput.ENGINE: 1.0})
     watcher.hear({f"{throughput.UNDER_WAY}3": 8, throughput.DRAWN_SO_FAR: 80})
     said = capfd.readouterr().err
-    assert "sample 0/2 prompts" in said and "under way 8 with 80 tokens" in said and "at most" in said
+    assert (
+        "sample 0/2 prompts" in said and "under way 8 with 80 tokens" in said and "at most" in said
+    )
 
 
 def test_what_is_counted_of_a_completion_goes_when_it_is_finished(tmp_path):
@@ -172,7 +190,11 @@ def test_what_is_counted_of_a_completion_goes_when_it_is_finished(tmp_path):
     engine, real = Counting(Clock(), []), throughput.Meter.hear
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sample, "open_backend", lambda *_: engine)
-        patch.setattr(throughput.Meter, "hear", lambda self, news: (heard.append(dict(news)), real(self, news))[1])
+        patch.setattr(
+            throughput.Meter,
+            "hear",
+            lambda self, news: (heard.append(dict(news)), real(self, news))[1],
+        )
         sample.run(drawing(), tmp_path / "out", policy=POLICY, prompts=asked)
     sums = {name: sum(news.get(name, 0) for news in heard) for news in heard for name in news}
     assert max(news.get(throughput.DRAWN_SO_FAR, 0) for news in heard) > 0
@@ -239,7 +261,9 @@ def test_a_batch_of_transformers_tells_how_far_its_rows_are(monkeypatch):
 # ── the driver's line ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def shown_over(tmp_path: Path, said: list[tuple[float, str]], until: float) -> list[tuple[float, str]]:
+def shown_over(
+    tmp_path: Path, said: list[tuple[float, str]], until: float
+) -> list[tuple[float, str]]:
     """What the driver shows of a worker that says these lines at these seconds."""
     log, ticking, shown = tmp_path / "log", Clock(), []
     log.write_text("")

@@ -38,14 +38,22 @@ def test_the_best_point_is_examined_on_test_and_the_other_models_go(toys):
     assert shlex.join(words) in (page := (folder / "sweep.html").read_text())
     assert 'href="best/report.html"' in page
 
-    trained = {name: manifest for name, manifest in toys.manifests().items() if name.startswith("train/")}
-    kept = [name.partition("/")[2] for name, manifest in trained.items() if not store.hollow(manifest)]
+    trained = {
+        name: manifest for name, manifest in toys.manifests().items() if name.startswith("train/")
+    }
+    kept = [
+        name.partition("/")[2] for name, manifest in trained.items() if not store.hollow(manifest)
+    ]
     assert len(trained) == 3 and len(kept) == 1
     assert kept[0] in json.loads((folder / "best" / store.PLAN).read_text())
 
     notes = len(toys.notes("start"))
-    assert toys.built(toys.run(*GRID, "sweep.keep=best")) == [] and len(toys.notes("start")) == notes
-    assert toys.built(toys.run(*words[2:])) == [], "the command on the page is the run that was made"
+    assert (
+        toys.built(toys.run(*GRID, "sweep.keep=best")) == [] and len(toys.notes("start")) == notes
+    )
+    assert toys.built(toys.run(*words[2:])) == [], (
+        "the command on the page is the run that was made"
+    )
 
 
 @pytest.mark.slow
@@ -59,8 +67,14 @@ def test_a_model_that_another_run_names_stays_and_the_budget_decides(toys):
         plan.unlink()  # the first sweep is forgotten, the lone run is not
     output = toys.run(*GRID, "sweep.keep=best", f"sweep.kl_budget={ranked[1]['kl']}")
     assert f"point {ranked[1]['point']} again, on test" in output
-    hollow = [name for name, told in toys.manifests().items() if name.startswith("train/") and store.hollow(told)]
-    assert len(hollow) == 1, "the highest score is beyond the budget; the lowest is a run of its own"
+    hollow = [
+        name
+        for name, told in toys.manifests().items()
+        if name.startswith("train/") and store.hollow(told)
+    ]
+    assert len(hollow) == 1, (
+        "the highest score is beyond the budget; the lowest is a run of its own"
+    )
 
 
 @pytest.mark.slow
@@ -85,7 +99,13 @@ def trained(tmp_path):
         place = store.folder(cfg.store, "train", model)
         write_text(place / "weights", "w")
         write_json(place / store.MANIFEST, {"stage": "train", "files": []})
-    runs = {"mine/now/0": "a", "mine/now/1": "b", "mine/now/2": "c", "mine/now/best": "b", "other/then": "c"}
+    runs = {
+        "mine/now/0": "a",
+        "mine/now/1": "b",
+        "mine/now/2": "c",
+        "mine/now/best": "b",
+        "other/then": "c",
+    }
     for run, model in runs.items():
         write_json(cfg.runs / run / store.PLAN, {"s": "sft", model: "train"})
     register_runs(cfg.store, cfg.runs)
@@ -105,9 +125,13 @@ def test_a_model_that_a_run_of_another_runs_folder_names_stays(trained, tmp_path
     register_runs(trained.store, elsewhere)
     sweep.let_go(trained, trained.runs / "mine" / "now", [{"point": 0}])
     assert (trained.store / "train" / "a" / "weights").is_file()
-    elsewhere.rename(tmp_path / "away")  # as when its disk is not mounted: nothing says what its runs need
+    elsewhere.rename(
+        tmp_path / "away"
+    )  # as when its disk is not mounted: nothing says what its runs need
     sweep.let_go(trained, trained.runs / "mine" / "now", [{"point": 0}])
-    assert (trained.store / "train" / "a" / "weights").is_file() and "elsewhere" in capsys.readouterr().out
+    assert (
+        trained.store / "train" / "a" / "weights"
+    ).is_file() and "elsewhere" in capsys.readouterr().out
 
 
 def test_the_command_is_what_a_shell_reads_back():

@@ -33,8 +33,12 @@ from tests.support.house import HOUSE, composed, identity_of
 
 model = pytest.mark.model
 every_family = pytest.mark.parametrize("name", FAMILIES)
-with_bos = pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.bos])
-adding_bos = pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.adds_bos])
+with_bos = pytest.mark.parametrize(
+    "name", [name for name, family in FAMILIES.items() if family.bos]
+)
+adding_bos = pytest.mark.parametrize(
+    "name", [name for name, family in FAMILIES.items() if family.adds_bos]
+)
 WORDS = TEXT.split()
 RUN = (
     "dtype=float32",
@@ -75,7 +79,9 @@ def made(tmp_path_factory):
 def policy(tmp_path_factory):
     @cache
     def make(name: str) -> Model:
-        return write_model(FAMILIES[name], tmp_path_factory.mktemp("store") / "sft" / name, layers=1)
+        return write_model(
+            FAMILIES[name], tmp_path_factory.mktemp("store") / "sft" / name, layers=1
+        )
 
     return make
 
@@ -100,7 +106,9 @@ def conversations(name: str, count: int) -> list[list[dict[str, str]]]:
 
 def arguments(name: str, checkpoint: Path, folder: Path) -> list[str]:
     file = folder / "prompts.jsonl"
-    file.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in conversations(name, 16)))
+    file.write_text(
+        "".join(json.dumps({"prompt": each}) + "\n" for each in conversations(name, 16))
+    )
     kwargs = json.dumps(FAMILIES[name].kwargs).replace('"', "")
     return [f"prompts.path={file}", f"sft.model={checkpoint}", f"template.kwargs={kwargs}", *RUN]
 
@@ -139,13 +147,18 @@ def test_a_family_is_trained_from_prompts_to_a_model(made, tmp_path, name):
     assert len(kinds) == (3 if FAMILIES[name].system else 2)
     steps = [line for line in Model(folders["train"]).metrics() if "loss" in line]
     assert steps and steps[0]["loss"] == pytest.approx(0.6931, abs=2e-3)
-    weights = [(Model(folders[stage]).weights / "model.safetensors").read_bytes() for stage in ("sft", "train")]
+    weights = [
+        (Model(folders[stage]).weights / "model.safetensors").read_bytes()
+        for stage in ("sft", "train")
+    ]
     assert weights[0] != weights[1]
 
 
 def template_ids(chat: Chat, messages: list[dict[str, str]], kwargs: dict[str, Any]) -> list[int]:
     """By transformers itself, as a user would check it."""
-    text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs)
+    text = chat.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, **kwargs
+    )
     return chat.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -181,9 +194,9 @@ def test_an_answer_has_the_tokens_that_the_template_gives_it(policy, name):
         whole = chat.tokenizer.apply_chat_template([*messages, answer], tokenize=False)
         ids = [*chat.encode(messages, {}), *chat.answer(messages, "A quiet garden.", {})]
         assert ids == chat.tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)]
-        assert [token in chat.stops for token in chat.answer(messages, "A quiet garden.", {})].index(True) == (
-            len(chat.answer(messages, "A quiet garden.", {})) - 1
-        )
+        assert [
+            token in chat.stops for token in chat.answer(messages, "A quiet garden.", {})
+        ].index(True) == (len(chat.answer(messages, "A quiet garden.", {})) - 1)
 
 
 @model
@@ -213,7 +226,9 @@ def taken(tmp_path, policy):
         cfg = offline_config(file, *words)
         table = decontamination.table(decontamination.grams("nothing", cfg.fence.ngram))
         write_table(tmp_path / "fence" / "ngrams.parquet", table)
-        return offline.run(cfg, tmp_path / "out", policy=policy(name), fence=Fence(tmp_path / "fence"))
+        return offline.run(
+            cfg, tmp_path / "out", policy=policy(name), fence=Fence(tmp_path / "fence")
+        )
 
     return take
 
@@ -244,10 +259,15 @@ def test_an_offline_row_that_spells_bos_out_is_dropped_and_named(taken, policy, 
     ]
     pairs = taken(name, [*preferences(name, 6), *planted])
     dropped = pairs.dropped().select("row", "reason").rows()
-    if Chat(policy(name)).only_bos is None:  # it also ends a text, where it is an end like any other
+    if (
+        Chat(policy(name)).only_bos is None
+    ):  # it also ends a text, where it is an end like any other
         assert dropped == []
     else:
-        assert dropped == [(7, "second BOS"), (8, "second BOS")] and bos in pairs.dropped()["detail"][0]
+        assert (
+            dropped == [(7, "second BOS"), (8, "second BOS")]
+            and bos in pairs.dropped()["detail"][0]
+        )
 
 
 # ── a doubled BOS ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -255,7 +275,9 @@ def test_an_offline_row_that_spells_bos_out_is_dropped_and_named(taken, policy, 
 
 def doubled(name: str, folder: Path) -> Path:
     """A checkpoint whose template writes BOS before what begins with one."""
-    family = dataclasses.replace(FAMILIES[name], template="{{ bos_token }}" + FAMILIES[name].template)
+    family = dataclasses.replace(
+        FAMILIES[name], template="{{ bos_token }}" + FAMILIES[name].template
+    )
     if name == "phi":  # its own template writes none
         family = dataclasses.replace(family, template="{{ bos_token }}" + family.template)
     return write_checkpoint(family, folder, layers=1)
@@ -266,7 +288,10 @@ def doubled(name: str, folder: Path) -> Path:
 def test_a_doubled_bos_is_refused_before_anything_is_drawn(tmp_path, name):
     """At the door, in the stage that brings the model in, and by who draws."""
     checkpoint = doubled(name, tmp_path / name)
-    said = rf"two BOS \({FAMILIES[name].bos}\)".replace("|", r"\|") + r".*\n.*template\.chat_template=FILE"
+    said = (
+        rf"two BOS \({FAMILIES[name].bos}\)".replace("|", r"\|")
+        + r".*\n.*template\.chat_template=FILE"
+    )
     cfg = composed(*arguments(name, checkpoint, tmp_path))
     with pytest.raises(Refusal, match=said):
         check([step for step in plan(cfg).ancestors() if step.stage == "sft"])
@@ -283,10 +308,15 @@ def test_the_remedy_for_a_doubled_bos_can_be_typed(tmp_path, name):
     """The template as it was before, given as a file: the door and the stage take it."""
     checkpoint = doubled(name, tmp_path / name)
     (tmp_path / "mended.jinja").write_text(FAMILIES[name].template)
-    words = [*arguments(name, checkpoint, tmp_path), f"template.chat_template={tmp_path / 'mended.jinja'}"]
+    words = [
+        *arguments(name, checkpoint, tmp_path),
+        f"template.chat_template={tmp_path / 'mended.jinja'}",
+    ]
     cfg = composed(*words)
     check([step for step in plan(cfg).ancestors() if step.stage == "sft"])
-    made = importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "store" / "sft" / "a")
+    made = importlib.import_module("pipeline.stages.sft").run(
+        cfg.sft, tmp_path / "store" / "sft" / "a"
+    )
     assert Chat(made).encode(conversations(name, 1)[0], {})
 
 
@@ -301,7 +331,9 @@ def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_p
     text = chat.render(row["prompt"], {}, generation=True)
     twice = {**row, "prompt_token_ids": chat.tokenizer(text)["input_ids"]}
     cfg = composed(*arguments(name, tmp_path, tmp_path)).pair.of(1)
-    with pytest.raises(Refusal, match=r"the prompt begins with two BOS in 1 of 1 pairs.*\n(.*\n)+.*sample\.seed="):
+    with pytest.raises(
+        Refusal, match=r"the prompt begins with two BOS in 1 of 1 pairs.*\n(.*\n)+.*sample\.seed="
+    ):
         token_checks.check(cfg, pl.DataFrame([twice]), chat)
     token_checks.check(cfg, pl.DataFrame([row]), chat)
 
@@ -321,8 +353,12 @@ def test_a_template_that_does_not_keep_the_prompt_is_refused_before_anything_is_
         FAMILIES["smollm2"],
         template=FAMILIES["smollm2"].template + "{% if add_generation_prompt %}<think>{% endif %}",
     )
-    cfg = composed(*arguments("smollm2", write_checkpoint(family, tmp_path / "x", layers=1), tmp_path))
-    with pytest.raises(Refusal, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"):
+    cfg = composed(
+        *arguments("smollm2", write_checkpoint(family, tmp_path / "x", layers=1), tmp_path)
+    )
+    with pytest.raises(
+        Refusal, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"
+    ):
         importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "sft")
 
 
@@ -330,31 +366,41 @@ def test_a_template_that_does_not_keep_the_prompt_is_refused_before_anything_is_
 def test_a_template_that_writes_the_date_is_named_where_two_days_differ(tmp_path):
     from pipeline.pairing import token_checks
 
-    dated = "{{ bos_token }}{{ strftime_now('%d %b %Y') }}" + FAMILIES["llama3"].template.removeprefix(
-        "{{ bos_token }}"
-    )
+    dated = "{{ bos_token }}{{ strftime_now('%d %b %Y') }}" + FAMILIES[
+        "llama3"
+    ].template.removeprefix("{{ bos_token }}")
     family = dataclasses.replace(FAMILIES["llama3"], template=dated)
     chat = Chat(write_model(family, tmp_path / "sft" / "a", layers=1))
     row = a_pair(chat, conversations("llama3", 1)[0])
-    day = chat.tokenizer(chat.tokenizer.bos_token + "01 Jan 1999", add_special_tokens=False)["input_ids"]
-    header = row["prompt_token_ids"].index(chat.tokenizer.convert_tokens_to_ids("<|start_header_id|>"))
+    day = chat.tokenizer(chat.tokenizer.bos_token + "01 Jan 1999", add_special_tokens=False)[
+        "input_ids"
+    ]
+    header = row["prompt_token_ids"].index(
+        chat.tokenizer.convert_tokens_to_ids("<|start_header_id|>")
+    )
     row["prompt_token_ids"] = [*day, *row["prompt_token_ids"][header:]]
     cfg = composed(*arguments("llama3", tmp_path, tmp_path)).pair.of(1)
-    with pytest.raises(Refusal, match=r"differ from its template's(.*\n)+.*template\.kwargs\.date_string="):
+    with pytest.raises(
+        Refusal, match=r"differ from its template's(.*\n)+.*template\.kwargs\.date_string="
+    ):
         token_checks.check(cfg, pl.DataFrame([row]), chat)
 
 
 @model
 def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_drawn(tmp_path):
     """Mistral's of version 0.3 writes it before the last question, and nowhere once an answer follows."""
-    moving = FAMILIES["mistral"].template.replace("{% if loop.first and system", "{% if loop.last and system")
+    moving = FAMILIES["mistral"].template.replace(
+        "{% if loop.first and system", "{% if loop.last and system"
+    )
     family = dataclasses.replace(FAMILIES["mistral"], template=moving)
     policy = write_model(family, tmp_path / "store" / "sft" / "a", layers=1)
     cfg = composed(*arguments("mistral", policy.weights, tmp_path))
     prompts = tmp_path / "store" / "prompts" / "a"
     importlib.import_module("pipeline.stages.prompts").run(cfg.prompts, prompts)
     [draw] = cfg.sample.waves(1, cfg.pair.scorer)
-    with pytest.raises(Refusal, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"):
+    with pytest.raises(
+        Refusal, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"
+    ):
         sample.run(draw, tmp_path / "out", policy=policy, prompts=Prompts(prompts / "train"))
     assert not list(tmp_path.glob("out/samples/*"))
 
@@ -370,7 +416,9 @@ def test_a_reward_model_reads_a_chat_as_its_template_writes_it(policy, name):
     chat, bos = Chat(policy(name)), FAMILIES[name].bos
     text = RewardText(chat.tokenizer, "chat", {}, None)
     for messages in conversations(name, 3):
-        whole = chat.render([*messages, {"role": "assistant", "content": "A garden."}], {}, generation=False)
+        whole = chat.render(
+            [*messages, {"role": "assistant", "content": "A garden."}], {}, generation=False
+        )
         assert text.row(messages, "A garden.").ids == chat.pieces(whole)
     if chat.only_bos is not None:
         with pytest.raises(Unreadable, match="spells out the reward model's BOS"):
@@ -388,13 +436,19 @@ def asked_with_a_system_message(name: str) -> list[dict[str, str]]:
 def test_a_system_message_is_refused_where_the_template_takes_none(policy, taken):
     chat = Chat(policy("gemma"))
     messages = asked_with_a_system_message("gemma")
-    with pytest.raises(Refusal, match=r"does not render .*be brief.*no system role here.*\n.*chat_template=FILE"):
+    with pytest.raises(
+        Refusal, match=r"does not render .*be brief.*no system role here.*\n.*chat_template=FILE"
+    ):
         chat.encode(messages, {})
     planted = [*preferences("gemma", 3), {"prompt": messages, "chosen": "a", "rejected": "b"}]
-    with pytest.raises(Refusal, match=r"offline: row 4: .*no system role here(.*\n)+.*offline\.on_bad_row=skip"):
+    with pytest.raises(
+        Refusal, match=r"offline: row 4: .*no system role here(.*\n)+.*offline\.on_bad_row=skip"
+    ):
         taken("gemma", planted)
     pairs = taken("gemma", planted, "offline.on_bad_row=skip")
-    assert pairs.train().height == 3 and pairs.dropped().select("row", "reason").rows() == [(4, "bad row")]
+    assert pairs.train().height == 3 and pairs.dropped().select("row", "reason").rows() == [
+        (4, "bad row")
+    ]
 
 
 @model
@@ -419,7 +473,11 @@ def test_a_demonstration_in_roles_that_the_template_does_not_take_is_a_bad_row(p
         tokens = partial(encode, Chat(policy("llama2")).tokenizer, kwargs={})
         return in_tokens(read_demonstrations(cfg), tokens, FenceCheck(Fence(tmp_path), 8), 512, cfg)
 
-    with pytest.raises(Refusal, match=r"sft\.data: row 2: .*take turns(.*\n)+.*sft\.data\.on_bad_row=skip"):
+    with pytest.raises(
+        Refusal, match=r"sft\.data: row 2: .*take turns(.*\n)+.*sft\.data\.on_bad_row=skip"
+    ):
         taken("fail")
     examples, dropped = taken("skip")
-    assert len(examples) == 2 and [(row["row"], row["reason"]) for row in dropped] == [("row 2", "bad row")]
+    assert len(examples) == 2 and [(row["row"], row["reason"]) for row in dropped] == [
+        ("row 2", "bad row")
+    ]

@@ -27,7 +27,8 @@ metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 def test_a_whole_run_with_every_row_a_benchmark_and_the_gate_on_two_rounds(tmp_path):
     write_text(tmp_path / "tasks" / "order.yaml", TASK)
     rows = [
-        {"question": f"Where is river {i}?", "choices": ["Here it is.", "is the it"], "answer": 0} for i in range(40)
+        {"question": f"Where is river {i}?", "choices": ["Here it is.", "is the it"], "answer": 0}
+        for i in range(40)
     ]
     write_text(tmp_path / "order.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     words = [
@@ -35,16 +36,30 @@ def test_a_whole_run_with_every_row_a_benchmark_and_the_gate_on_two_rounds(tmp_p
         *("rounds=2", "gate=best", "exam.control=true", "exam.best_of=2", "prompts.rows=300"),
         "exam.prompted={system: Do all that is asked., few_shot: []}",
         *(f"backend@{place}=transformers" for place in ("sample.backend", "exam.sample.backend")),
-        *("+benchmark@benchmark.order=task", "benchmark.order={task: order, tasks: tasks, data: {test: order.jsonl}}"),
+        *(
+            "+benchmark@benchmark.order=task",
+            "benchmark.order={task: order, tasks: tasks, data: {test: order.jsonl}}",
+        ),
         "evaluate.retention={order: 0.5}",
     ]
-    finished = subprocess.run(command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    finished = subprocess.run(
+        command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     report = json.loads((tmp_path / "runs" / "latest" / "report.json").read_text())
-    assert [model["name"] for model in report["models"]] == [*MODELS, "control", "best-of-2", "prompted"]
+    assert [model["name"] for model in report["models"]] == [
+        *MODELS,
+        "control",
+        "best-of-2",
+        "prompted",
+    ]
     assert [row["model"] for row in report["benchmarks"] if row["chief"]] == MODELS
     assert [row["n"] for row in report["benchmarks"]] == [40] * len(MODELS)
     assert report["gates"][-1]["chosen"] == report["exam"]["chosen"]
-    assert [row["state"] for row in report["retention"]] == ([] if report["exam"]["chosen"] == "sft" else ["kept"])
-    again = subprocess.run(command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert [row["state"] for row in report["retention"]] == (
+        [] if report["exam"]["chosen"] == "sft" else ["kept"]
+    )
+    again = subprocess.run(
+        command(*words), cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
     assert again.returncode == 0 and "■" not in again.stdout

@@ -37,18 +37,41 @@ SMALL = [
 ]
 COLUMNS = {
     "sample": {
-        *("prompt_id", "sample_id", "round", "prompt", "completion", "prompt_token_ids", "token_ids", "logprob"),
+        *(
+            "prompt_id",
+            "sample_id",
+            "round",
+            "prompt",
+            "completion",
+            "prompt_token_ids",
+            "token_ids",
+            "logprob",
+        ),
         *("finish_reason", "setting", "temperature", "policy"),
         *("asked_token_ids", "stop_string", "reasoning_tokens"),
     },
     "score": {"sample_id", "prompt_id", "scorer", "score", "status", "detail"},
     "pair": {
-        *("prompt", "chosen", "rejected", "prompt_id", "chosen_id", "rejected_id", "chosen_score", "rejected_score"),
+        *(
+            "prompt",
+            "chosen",
+            "rejected",
+            "prompt_id",
+            "chosen_id",
+            "rejected_id",
+            "chosen_score",
+            "rejected_score",
+        ),
         *("margin", "prompt_token_ids", "chosen_token_ids", "rejected_token_ids", "origin"),
     },
     "refer": {"sample_id", "prompt_id", "logp", "tokens"},
 }
-FILES = {"sample": "samples/*.parquet", "score": "scores/*.parquet", "pair": "train.parquet", "refer": "logps.parquet"}
+FILES = {
+    "sample": "samples/*.parquet",
+    "score": "scores/*.parquet",
+    "pair": "train.parquet",
+    "refer": "logps.parquet",
+}
 
 
 pytestmark = pytest.mark.timeout(1500)  # the fixture is a whole run
@@ -66,13 +89,19 @@ def environment() -> dict[str, str]:
 def finished(tmp_path_factory):
     """One small run. Training is killed in the middle once, with kill -9, and the same command is run again."""
     folder = tmp_path_factory.mktemp("smoke")
-    driver = subprocess.Popen(command(*SMALL), cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True)
-    while driver.poll() is None and not list(folder.glob("store/train/*.partial/scratch/checkpoints/checkpoints.json")):
+    driver = subprocess.Popen(
+        command(*SMALL), cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    while driver.poll() is None and not list(
+        folder.glob("store/train/*.partial/scratch/checkpoints/checkpoints.json")
+    ):
         time.sleep(0.01)
     driver.send_signal(signal.SIGKILL)
     first, _ = driver.communicate()
     assert driver.returncode == -signal.SIGKILL, first
-    second = subprocess.run(command(*SMALL), cwd=folder, env=environment(), capture_output=True, text=True)
+    second = subprocess.run(
+        command(*SMALL), cwd=folder, env=environment(), capture_output=True, text=True
+    )
     assert second.returncode == 0, second.stdout + second.stderr
     return folder, first, second.stdout
 
@@ -102,7 +131,9 @@ def test_the_last_line_is_the_report_and_it_keeps_the_contract(finished):
     assert report["verdict"]["better"] in ("yes", "no", "unclear")
     sft = report["models"][1]
     assert sft["metrics"]["rules"]["n"] == 40 and sft["metrics"]["rules"]["failed"] == 0
-    assert abs(sft["kl"]["mean"]) < 1e-4, "vLLM's log-probabilities and transformers' are of the same model"
+    assert abs(sft["kl"]["mean"]) < 1e-4, (
+        "vLLM's log-probabilities and transformers' are of the same model"
+    )
     assert {"sample", "train", "refer"} <= {row["stage"] for row in report["cost"]}
 
 
@@ -112,7 +143,9 @@ def test_tables_open_with_datasets_and_have_the_contract_s_columns(finished, sta
     folder, _, _ = finished
     for step in steps(folder, stage):
         files = [str(path) for path in step.glob(FILES[stage])]
-        table = datasets.load_dataset("parquet", data_files=files, cache_dir=str(folder / "cache"), split="train")
+        table = datasets.load_dataset(
+            "parquet", data_files=files, cache_dir=str(folder / "cache"), split="train"
+        )
         assert set(table.column_names) == COLUMNS[stage]
 
 
@@ -121,7 +154,10 @@ def test_models_open_with_from_pretrained_and_hold_no_pickles(finished):
     folder, _, _ = finished
     for step in [*steps(folder, "base"), *steps(folder, "sft"), *steps(folder, "train")]:
         model = AutoModelForCausalLM.from_pretrained(step / "weights")
-        assert len(AutoTokenizer.from_pretrained(step / "weights")) <= model.get_input_embeddings().num_embeddings
+        assert (
+            len(AutoTokenizer.from_pretrained(step / "weights"))
+            <= model.get_input_embeddings().num_embeddings
+        )
         assert {p.suffix for p in step.rglob("*") if p.is_file()} <= {
             ".json",
             ".jsonl",
@@ -140,12 +176,17 @@ def test_what_was_sampled_is_what_is_paired(finished):
     samples = {}
     for step in steps(folder, "sample"):
         files = [str(path) for path in step.glob("samples/*.parquet")]
-        for row in datasets.load_dataset("parquet", data_files=files, cache_dir=str(folder / "cache"), split="train"):
+        for row in datasets.load_dataset(
+            "parquet", data_files=files, cache_dir=str(folder / "cache"), split="train"
+        ):
             samples[row["sample_id"]] = row
     [pair] = steps(folder, "pair")
     tokenizer = AutoTokenizer.from_pretrained(steps(folder, "sft")[0] / "weights")
     table = datasets.load_dataset(
-        "parquet", data_files=str(pair / "train.parquet"), cache_dir=str(folder / "c"), split="train"
+        "parquet",
+        data_files=str(pair / "train.parquet"),
+        cache_dir=str(folder / "c"),
+        split="train",
     )
     for row in table:
         for side in ("chosen", "rejected"):
@@ -164,28 +205,43 @@ def test_no_file_of_an_artifact_names_this_place(finished):
     for manifest in folder.glob("store/*/*/manifest.json"):
         for entry in json.loads(manifest.read_text())["files"]:
             if Path(entry["path"]).suffix in (".json", ".jsonl", ".md", ".html"):
-                assert str(folder) not in (manifest.parent / entry["path"]).read_text(), entry["path"]
+                assert str(folder) not in (manifest.parent / entry["path"]).read_text(), entry[
+                    "path"
+                ]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_smoke_recipe_shows_that_training_helped(tmp_path):
-    done = subprocess.run(command("recipes=smoke"), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        command("recipes=smoke"), cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / done.stdout.splitlines()[-1]).with_name("report.json").read_text())
+    report = json.loads(
+        (tmp_path / done.stdout.splitlines()[-1]).with_name("report.json").read_text()
+    )
     assert [m["name"] for m in report["models"]] == ["base", "sft", "round-1", "round-2"]
-    gain = next(d for d in report["differences"] if (d["model"], d["scorer"]) == ("round-2", "rules"))
+    gain = next(
+        d for d in report["differences"] if (d["model"], d["scorer"]) == ("round-2", "rules")
+    )
     assert gain["mean"] >= 0.08 and gain["low"] > 0 and gain["n"] >= 300
     duel = next(d for d in report["duels"] if (d["a"], d["b"]) == ("round-2", "sft"))
     assert duel["wins"] > duel["losses"]
-    by_vllm, by_transformers = (greedy_answers(tmp_path, backend) for backend in ("vllm", "transformers"))
+    by_vllm, by_transformers = (
+        greedy_answers(tmp_path, backend) for backend in ("vllm", "transformers")
+    )
     assert len(by_vllm) == 100 and by_vllm == by_transformers
 
 
 def greedy_answers(folder: Path, backend: str) -> dict[str, list[int]]:
     """The tokens of the SFT model to 100 test prompts."""
     calm = ["exam.sample.settings.answer.temperature=0", "exam.sample.settings.answer.top_p=1"]
-    words = ["recipes=smoke", "until=sample@test sft", f"backend@exam.sample.backend={backend}", *calm]
+    words = [
+        "recipes=smoke",
+        "until=sample@test sft",
+        f"backend@exam.sample.backend={backend}",
+        *calm,
+    ]
     asked = command(*words, "exam.sample.per_round=100")
     done = subprocess.run(asked, cwd=folder, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -198,7 +254,9 @@ def test_a_training_that_sigterm_stops_goes_on_to_the_same_files(finished, tmp_p
     shutil.copytree(finished[0] / "store", tmp_path / "store")
     [other] = steps(tmp_path, "train")
     words = command(*SMALL, "train.beta=0.2", "until=train@1")
-    driver = subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True
+    )
     while driver.poll() is None and not list(
         tmp_path.glob("store/train/*.partial/scratch/checkpoints/checkpoints.json")
     ):
@@ -224,39 +282,77 @@ def test_a_training_that_sigterm_stops_goes_on_to_the_same_files(finished, tmp_p
 def test_full_lora_and_qlora_each_raise_the_dev_score(tmp_path):
     """Three trainings of one SFT model on the same pairs; the third reads values of its own, quantised base."""
     rates = {"full": "3e-4", "lora": "1e-3", "qlora": "1e-3"}
-    shared = ["prompts", "base", "sft", *(f"{stage} round 1" for stage in ("sample", "score", "pair"))]
+    shared = [
+        "prompts",
+        "base",
+        "sft",
+        *(f"{stage} round 1" for stage in ("sample", "score", "pair")),
+    ]
     shared += [f"{stage} dev sft" for stage in ("sample", "score", "refer")]
     for adapter, rate in rates.items():
         rated = [f"train.learning_rate={rate}", f"train.runtime.usual_rate={rate}"]
         words = [f"adapter@train.adapter={adapter}", *rated, "exam.split=dev", "rounds=1"]
         done = subprocess.run(
-            command("recipes=smoke", *words), cwd=tmp_path, env=environment(), capture_output=True, text=True
+            command("recipes=smoke", *words),
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        found = {" ".join(line[2:26].split()) for line in done.stdout.splitlines() if line.startswith("✓")}
+        found = {
+            " ".join(line[2:26].split())
+            for line in done.stdout.splitlines()
+            if line.startswith("✓")
+        }
         assert found >= set(shared if adapter != "full" else []), done.stdout
-        report = json.loads((tmp_path / done.stdout.splitlines()[-1]).with_name("report.json").read_text())
-        gain = next(d for d in report["differences"] if (d["model"], d["scorer"]) == ("round-1", "rules"))
+        report = json.loads(
+            (tmp_path / done.stdout.splitlines()[-1]).with_name("report.json").read_text()
+        )
+        gain = next(
+            d for d in report["differences"] if (d["model"], d["scorer"]) == ("round-1", "rules")
+        )
         assert report["exam"]["split"] == "dev" and gain["low"] > 0, (adapter, gain)
-        print(adapter, {model["name"]: model["metrics"]["rules"]["mean"] for model in report["models"]}, gain)
+        print(
+            adapter,
+            {model["name"]: model["metrics"]["rules"]["mean"] for model in report["models"]},
+            gain,
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_sweep_builds_what_its_points_share_once(tmp_path):
     done = subprocess.run(
-        command("recipes=sweep_smoke"), cwd=tmp_path, env=environment(), capture_output=True, text=True
+        command("recipes=sweep_smoke"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     built = [line[2:26].split() for line in done.stdout.splitlines() if line.startswith("■")]
     names = [" ".join(words) for words in built]
     assert names.count("train round 1") == 4
-    shared = ["prompts", "base", "sft", *(f"{stage} round 1" for stage in ("sample", "score", "pair", "refer"))]
-    exams = [f"{stage} dev {model}" for stage in ("sample", "score", "refer") for model in ("base", "sft")]
-    assert {name: names.count(name) for name in [*shared, *exams]} == dict.fromkeys([*shared, *exams], 1)
+    shared = [
+        "prompts",
+        "base",
+        "sft",
+        *(f"{stage} round 1" for stage in ("sample", "score", "pair", "refer")),
+    ]
+    exams = [
+        f"{stage} dev {model}"
+        for stage in ("sample", "score", "refer")
+        for model in ("base", "sft")
+    ]
+    assert {name: names.count(name) for name in [*shared, *exams]} == dict.fromkeys(
+        [*shared, *exams], 1
+    )
     page = tmp_path / done.stdout.splitlines()[-1]
     assert page.name == "sweep.html" and (page.parent / "best" / "report.html").exists()
     points = json.loads((page.parent / "points.json").read_text())
     assert [p["status"] for p in points] == ["done"] * 4
     assert len({(p["score"], p["kl"]) for p in points}) == 4
-    assert {f"{stage} test round-1" for stage in ("sample", "score", "refer")} <= set(names), "the best one, on test"
+    assert {f"{stage} test round-1" for stage in ("sample", "score", "refer")} <= set(names), (
+        "the best one, on test"
+    )

@@ -11,11 +11,40 @@ from tests.faults.planted import SECONDS
 
 FEW, MANY = 60, 200
 QUIET = dict(deadline=None, database=None, suppress_health_check=list(HealthCheck), print_blob=True)
-ODD_TEXTS = ["", " ", "\0", "\ud800", "a\udfffb", "\u202e", "x" * 5000, "A", "B", "TIE", "3", "null", "✗ "]
-ODD_NUMBERS = [0, -1, 2**31, 2**63, 10**30, 10**400, 1e308, float("inf"), float("-inf"), float("nan"), 1.5, 7.0]
+ODD_TEXTS = [
+    "",
+    " ",
+    "\0",
+    "\ud800",
+    "a\udfffb",
+    "\u202e",
+    "x" * 5000,
+    "A",
+    "B",
+    "TIE",
+    "3",
+    "null",
+    "✗ ",
+]
+ODD_NUMBERS = [
+    0,
+    -1,
+    2**31,
+    2**63,
+    10**30,
+    10**400,
+    1e308,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    1.5,
+    7.0,
+]
 
 texts = st.sampled_from(ODD_TEXTS) | st.text(st.characters(), max_size=20)  # half characters too
-leaves = st.none() | st.booleans() | st.sampled_from(ODD_NUMBERS) | st.integers() | st.floats() | texts
+leaves = (
+    st.none() | st.booleans() | st.sampled_from(ODD_NUMBERS) | st.integers() | st.floats() | texts
+)
 
 
 def wrapped(value: Any, depth: int) -> Any:
@@ -25,7 +54,9 @@ def wrapped(value: Any, depth: int) -> Any:
 
 
 values = st.recursive(
-    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
 ) | st.builds(wrapped, leaves, st.sampled_from([1, 63, 64, 65, 200, 700]))
 
 
@@ -45,7 +76,9 @@ def for_a_while(test: Callable[..., None], **strategies: Any) -> None:
                 test(**drawn)
 
         try:
-            seed(number)(settings(max_examples=MANY, phases=phases, **QUIET)(given(**strategies)(fresh)))()
+            seed(number)(
+                settings(max_examples=MANY, phases=phases, **QUIET)(given(**strategies)(fresh))
+            )()
         except BaseException as error:
             error.add_note(f"hypothesis seed {number}")
             raise

@@ -28,7 +28,14 @@ class OddServer(ThreadingHTTPServer):
 class Odd:
     """`drip`: seconds between two bytes; `wait`: seconds before the first."""
 
-    def __init__(self, body: Any, code: int = 200, kind: str = "application/json", drip: float = 0, wait: float = 0):
+    def __init__(
+        self,
+        body: Any,
+        code: int = 200,
+        kind: str = "application/json",
+        drip: float = 0,
+        wait: float = 0,
+    ):
         self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.code, self.kind, self.drip, self.wait = code, kind, drip, wait
 
@@ -50,10 +57,16 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):
             time.sleep(odd.wait)
             self.send_response(odd.code)
-            for name, value in {"content-type": odd.kind, "content-length": str(len(odd.body)), **QUICK}.items():
+            for name, value in {
+                "content-type": odd.kind,
+                "content-length": str(len(odd.body)),
+                **QUICK,
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
-            pieces = [odd.body[at : at + 1] for at in range(len(odd.body))] if odd.drip else [odd.body]
+            pieces = (
+                [odd.body[at : at + 1] for at in range(len(odd.body))] if odd.drip else [odd.body]
+            )
             for piece in pieces:
                 self.wfile.write(piece)
                 self.wfile.flush()
@@ -78,7 +91,11 @@ def serving(reply: Callable[[dict[str, Any]], Odd]) -> Iterator[OddServer]:
 
 def chat(text: Any = "A", **more: Any) -> dict[str, Any]:
     """A chat completion; `more` of its fields, `choice` of its one choice."""
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    choice = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": text},
+    }
     choice |= more.pop("choice", {})
     usage = {"prompt_tokens": 5, "completion_tokens": 1}
     return {"id": "x", "model": "m", "choices": [choice], "usage": usage, **more}

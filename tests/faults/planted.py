@@ -57,12 +57,22 @@ class World:
         return process.returncode, output
 
     def logs(self) -> str:
-        return "\n".join(path.read_text(errors="replace") for path in self.folder.rglob("*.log") if path.is_file())
+        return "\n".join(
+            path.read_text(errors="replace")
+            for path in self.folder.rglob("*.log")
+            if path.is_file()
+        )
 
     def holding(self, text: str) -> list[str]:
         """Files that the command made in which this text stands."""
-        made = [p for part in ("store", "runs") for p in (self.folder / part).rglob("*") if p.is_file()]
-        return sorted(str(path.relative_to(self.folder)) for path in made if text.encode() in path.read_bytes())
+        made = [
+            p for part in ("store", "runs") for p in (self.folder / part).rglob("*") if p.is_file()
+        ]
+        return sorted(
+            str(path.relative_to(self.folder))
+            for path in made
+            if text.encode() in path.read_bytes()
+        )
 
 
 def nothing(_: World) -> None:

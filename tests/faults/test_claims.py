@@ -61,7 +61,9 @@ def scores(process: "subprocess.Popen[str]") -> list[float | None]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    claims = sqlite3.connect(folder / "verdicts.sqlite").execute("SELECT key FROM claims").fetchall()
+    claims = (
+        sqlite3.connect(folder / "verdicts.sqlite").execute("SELECT key FROM claims").fetchall()
+    )
     return [*(key for (key,) in claims), *(path.name for path in folder.glob(".*.asks"))]
 
 
@@ -88,7 +90,9 @@ def test_a_killed_asker_s_questions_are_taken_over_within_seconds(tmp_path):
         while len(server.requests) < 2 * PROMPTS:  # the other has asked all but those two
             time.sleep(0.02)
         time.sleep(1)
-        assert other.poll() is None and len(server.requests) == 2 * PROMPTS, "it waits for those two"
+        assert other.poll() is None and len(server.requests) == 2 * PROMPTS, (
+            "it waits for those two"
+        )
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
         began = time.monotonic()

@@ -133,7 +133,10 @@ def test_latest_is_the_last_finished_run_and_no_refused_or_partial_one(tmp_path,
     assert latest_of(tmp_path) == runs / "1"
     monkeypatch.delenv("TOY_REFUSE")
     assert run(story=runs / "2") == 0
-    assert latest_of(tmp_path) == runs / "2" and (tmp_path / "runs" / "latest" / "report.html").is_file()
+    assert (
+        latest_of(tmp_path) == runs / "2"
+        and (tmp_path / "runs" / "latest" / "report.html").is_file()
+    )
     assert run("until=sft", story=runs / "3") == 0
     monkeypatch.setenv("TOY_REFUSE", "train")
     assert run("train.beta=0.3", story=runs / "4") == 2
@@ -157,7 +160,12 @@ def test_stopped_in_its_first_second_it_says_75_and_no_traceback(tmp_path, delay
     command = [sys.executable, "-m", "pipeline", *SMALL, "dry_run=true"]
     environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 60
     while not catches(process.pid, signal.SIGTERM):
@@ -174,9 +182,42 @@ def test_stopped_in_its_first_second_it_says_75_and_no_traceback(tmp_path, delay
 
 # ── words of any kind ─────────────────────────────────────────────────────────────────────────────────────────────
 
-KNOBS = ["train", "train.beta", "train.args", "sample.per_round", "store", "recipes", "prompts", "score@exam.score"]
-KNOBS += ["exam.duels", "hydra.mode", "hydra.sweep.dir", "seed", "rounds", "limits.prompt", "template.kwargs", "until"]
-TYPED = ["inf", "nan", "-1", "0", "1e400", "null", "true", "[]", "{}", "[1, 2]", "{a: 1}", "${seed}", "${nope}", "???"]
+KNOBS = [
+    "train",
+    "train.beta",
+    "train.args",
+    "sample.per_round",
+    "store",
+    "recipes",
+    "prompts",
+    "score@exam.score",
+]
+KNOBS += [
+    "exam.duels",
+    "hydra.mode",
+    "hydra.sweep.dir",
+    "seed",
+    "rounds",
+    "limits.prompt",
+    "template.kwargs",
+    "until",
+]
+TYPED = [
+    "inf",
+    "nan",
+    "-1",
+    "0",
+    "1e400",
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "[1, 2]",
+    "{a: 1}",
+    "${seed}",
+    "${nope}",
+    "???",
+]
 TYPED += [
     "a,b",
     "choice(1,2)",

@@ -74,8 +74,15 @@ def odd(tmp_path) -> Path:
 
 @contextmanager
 def opened(path: Path, name: str, timeout: float = 60):
-    knobs = {"kind": "function", "function": f"{path}:{name}", "gold": False, "runtime": {"timeout": timeout}}
-    with closing(open_scorer(FunctionScorer.model_validate(knobs), knob="score.scorers.mine")) as scorer:
+    knobs = {
+        "kind": "function",
+        "function": f"{path}:{name}",
+        "gold": False,
+        "runtime": {"timeout": timeout},
+    }
+    with closing(
+        open_scorer(FunctionScorer.model_validate(knobs), knob="score.scorers.mine")
+    ) as scorer:
         yield scorer
 
 
@@ -89,7 +96,10 @@ def two(number: int) -> list[Answer]:
     [
         ("huge", ["1000", "type int whose repr raises ValueError"]),
         ("float_raises", ["type Raises whose repr raises RuntimeError", "which is no number"]),
-        ("odd_types", ["the function gave {}, which is no number", r"gave \[1.0\], which is no number"]),
+        (
+            "odd_types",
+            ["the function gave {}, which is no number", r"gave \[1.0\], which is no number"],
+        ),
         ("surrogate", [r"ValueError: half \\ud800 and \\0"] * 2),
         ("long_message", ["ValueError: xxx"] * 2),
         ("str_raises", ["Endless"] * 2),
@@ -102,7 +112,9 @@ def two(number: int) -> list[Answer]:
 def test_what_a_function_gives_or_raises_costs_its_rows_and_no_more(odd, name, said):
     with opened(odd, name) as scorer:
         found = [*scorer.mark(two(1)), *scorer.mark(two(2))]
-    assert [mark.score for mark in found] == [None] * 4 and not any(mark.abstained for mark in found)
+    assert [mark.score for mark in found] == [None] * 4 and not any(
+        mark.abstained for mark in found
+    )
     for mark, pattern in zip(found, said * 2, strict=True):
         pl.DataFrame({"detail": [mark.detail]})  # half a character would not go in
         assert len(mark.detail) <= 301
@@ -169,7 +181,9 @@ def test_keys_of_the_environment_are_masked_in_what_is_printed_and_kept(odd, mon
         found = [*scorer.mark(two(1))]
     printed = capfd.readouterr().err
     for text in (printed, found[0].detail):
-        assert KEY not in text and SHORT_KEY not in text and "[HF_TOKEN]" in text and "[JUDGE]" in text
+        assert (
+            KEY not in text and SHORT_KEY not in text and "[HF_TOKEN]" in text and "[JUDGE]" in text
+        )
     assert api_client.masked("a word") == "a word"
     assert len(printed) < 100_000 and all(line.startswith("| ") for line in printed.splitlines())
 
@@ -186,15 +200,31 @@ def test_a_process_that_takes_no_message_is_lost_in_time():
 
 # ── through the command ───────────────────────────────────────────────────────────────────────────────────────────
 
-SCORED = ["prompts=playground", "sft.model=hub/model", f"sft.revision={'0' * 40}", "sample.per_round=20", "until=score"]
+SCORED = [
+    "prompts=playground",
+    "sft.model=hub/model",
+    f"sft.revision={'0' * 40}",
+    "sample.per_round=20",
+    "until=score",
+]
 SCORED += ["backend@sample.backend=scripted", "sample.shard=10", "score.max_failed=1"]
 
 
 def function(name: str, *words: str, **environment: str):
     def plant(world: World) -> None:
         world.write("odd.py", ODD)
-        own = ["score=own", "+scorer@score.scorers.mine=function", f"score.scorers.mine.function=./odd.py:{name}"]
-        world.words = [*SCORED, *own, "+scorer@exam.score.scorers.mine=length", "pair.scorer=mine", *words]
+        own = [
+            "score=own",
+            "+scorer@score.scorers.mine=function",
+            f"score.scorers.mine.function=./odd.py:{name}",
+        ]
+        world.words = [
+            *SCORED,
+            *own,
+            "+scorer@exam.score.scorers.mine=length",
+            "pair.scorer=mine",
+            *words,
+        ]
         world.environment |= environment
 
     return plant

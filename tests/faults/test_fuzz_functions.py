@@ -28,13 +28,21 @@ class Odd:
             raise self.does
         return self.does
 
-    __float__ = __repr__ = __str__ = __index__ = __len__ = __iter__ = __next__ = __bool__ = __eq__ = __hash__ = _do
+    __float__ = __repr__ = __str__ = __index__ = __len__ = __iter__ = __next__ = __bool__ = (
+        __eq__
+    ) = __hash__ = _do
 
 
 raised = st.builds(lambda kind, text: kind(text), st.sampled_from([ValueError, SystemExit, KeyError, KeyboardInterrupt,
                    MemoryError, GeneratorExit, StopIteration, RecursionError, OSError]), texts)  # fmt: skip
 objects = st.builds(Odd, raised | values)
-numbers = st.sampled_from(ODD_NUMBERS) | st.floats() | st.decimals() | st.fractions() | st.binary(max_size=3)
+numbers = (
+    st.sampled_from(ODD_NUMBERS)
+    | st.floats()
+    | st.decimals()
+    | st.fractions()
+    | st.binary(max_size=3)
+)
 scores = (
     numbers
     | objects

@@ -15,10 +15,16 @@ from pipeline.scorers.judging.parsing import read
 from pipeline.scorers.judging.verdict_cache import Asker, VerdictStore
 from tests.faults.fuzzing import briefly, for_a_while, texts, values
 
-labels = st.sampled_from(["A", "B", "TIE", " a.", '{"verdict": "A"}', "<think>B</think>A", "```json\n{}\n```"]) | texts
+labels = (
+    st.sampled_from(
+        ["A", "B", "TIE", " a.", '{"verdict": "A"}', "<think>B</think>A", "```json\n{}\n```"]
+    )
+    | texts
+)
 odd = values | labels
 alternatives = st.lists(
-    st.fixed_dictionaries({"token": odd, "logprob": values | st.floats(max_value=0)}) | values, max_size=3
+    st.fixed_dictionaries({"token": odd, "logprob": values | st.floats(max_value=0)}) | values,
+    max_size=3,
 )
 logprobs = st.fixed_dictionaries(
     {"content": st.lists(st.fixed_dictionaries({"top_logprobs": alternatives}), max_size=2)}

@@ -17,15 +17,39 @@ from pipeline.errors import Refusal
 from pipeline.scorers.label_files import read_labels
 from tests.faults.fuzzing import briefly, for_a_while, texts, values
 
-NAMES = ["prompt", "messages", "conversations", "instruction", "input", "turns", "question", "id", "system", "answer"]
-NAMES += ["chosen", "rejected", "chosen_score", "label", "completion", "responses", "rewards", "scores"]
+NAMES = [
+    "prompt",
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "turns",
+    "question",
+    "id",
+    "system",
+    "answer",
+]
+NAMES += [
+    "chosen",
+    "rejected",
+    "chosen_score",
+    "label",
+    "completion",
+    "responses",
+    "rewards",
+    "scores",
+]
 NAMES += ["sample_id", "score", "a_id", "b_id", "verdict", "annotator", "chosen_id", "rejected_id"]
 roles = st.sampled_from(["user", "assistant", "system", "human", "gpt"]) | values
 messages = st.lists(
-    st.fixed_dictionaries({"role": roles, "content": texts | values}, optional={"from": roles, "value": values}),
+    st.fixed_dictionaries(
+        {"role": roles, "content": texts | values}, optional={"from": roles, "value": values}
+    ),
     max_size=3,
 )
-rows = st.dictionaries(st.sampled_from(NAMES) | texts, values | messages | texts, max_size=6) | values
+rows = (
+    st.dictionaries(st.sampled_from(NAMES) | texts, values | messages | texts, max_size=6) | values
+)
 lines = rows.map(json.dumps).map(lambda text: text.encode("utf-8", "surrogatepass"))
 broken = st.tuples(lines, st.integers(0, 200), st.binary(max_size=3)).map(
     lambda t: t[0][: t[1]] + t[2] + t[0][t[1] + 1 :]
@@ -43,7 +67,9 @@ def read(data: bytes, suffix: str, on_bad_row: str) -> None:
         for reader in (
             lambda: kept(read_prompts(PromptRows(**told), "prompts", on_bad_row)),
             lambda: read_preferences(PreferenceRows(**told, on_bad_row=on_bad_row, thumbs_at=0.5)),
-            lambda: read_demonstrations(TypeAdapter(DemonstrationsConfig).validate_python(demonstrations)),
+            lambda: read_demonstrations(
+                TypeAdapter(DemonstrationsConfig).validate_python(demonstrations)
+            ),
             lambda: read_labels(path),
         ):
             try:

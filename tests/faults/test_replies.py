@@ -30,7 +30,9 @@ def message(text="A", **more):
 def first(**alternative):
     """Log-probabilities of the first token, one of them odd."""
     likely = {"token": "A", "logprob": -0.01}
-    return {"choice": {"logprobs": {"content": [{**likely, "top_logprobs": [likely, alternative]}]}}}
+    return {
+        "choice": {"logprobs": {"content": [{**likely, "top_logprobs": [likely, alternative]}]}}
+    }
 
 
 def judged(server, folder, count=4, **knobs):
@@ -64,7 +66,10 @@ NO_VERDICT = {
     "NUL": (Odd(chat("A\0")), r"'A\x00'"),
     "huge text": (Odd(chat("x" * (LONGEST + 1))), f"{LONGEST + 1} characters"),
     "a long word": (Odd(chat("x" * 100_000)), "none of A, B, TIE"),
-    "HTTP 400 with half a character": (Odd({"error": {"message": "\ud83d\0 " * 1000}}, 400), "HTTP 400"),
+    "HTTP 400 with half a character": (
+        Odd({"error": {"message": "\ud83d\0 " * 1000}}, 400),
+        "HTTP 400",
+    ),
     "HTTP 500 that is HTML": (Odd(b"<html>", 500, "text/html"), "HTTP 500"),
     "HTTP 418": (Odd(b"\xff", 418), "HTTP 418"),
     "HTTP 302 to nowhere": (Odd(b"", 302), "HTTP 302"),
@@ -123,7 +128,9 @@ def test_a_verdict_with_odd_figures_is_a_verdict_and_is_kept(tmp_path, name):
 )
 def test_anthropic_s_replies_are_read_as_carefully(tmp_path, reply, why):
     with serving(lambda body: Odd(reply)) as server:
-        cfg = config(server, tmp_path, engine="anthropic", retries=0, base_url=server.url.removesuffix("/v1"))
+        cfg = config(
+            server, tmp_path, engine="anthropic", retries=0, base_url=server.url.removesuffix("/v1")
+        )
         assert {why in mark.detail for mark in marks(cfg, answers("good", "bad"))} == {True}
     odd = message(usage={"input_tokens": 10**30, "output_tokens": "x"}, model="m\ud83d")
     with serving(lambda body: Odd(odd)) as server:
@@ -136,7 +143,10 @@ def test_anthropic_s_replies_are_read_as_carefully(tmp_path, reply, why):
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [(Odd({"error": {"message": "no"}}, 401), "HTTP 401"), (Odd({"error": {"message": "no"}}, 404), "HTTP 404")],
+    [
+        (Odd({"error": {"message": "no"}}, 401), "HTTP 401"),
+        (Odd({"error": {"message": "no"}}, 404), "HTTP 404"),
+    ],
 )
 def test_replies_in_flight_are_kept_when_one_ends_the_step(tmp_path, fault, said):
     """Seven are on their way when the first is refused; the eighth is never asked."""
@@ -150,7 +160,11 @@ def test_replies_in_flight_are_kept_when_one_ends_the_step(tmp_path, fault, said
         with pytest.raises(Refusal, match=said):
             judged(server, tmp_path, count=20, concurrency=8)
         assert len(server.requests) == 8
-    kept = sqlite3.connect(tmp_path / "verdicts.sqlite").execute("SELECT count(*) FROM verdicts").fetchone()
+    kept = (
+        sqlite3.connect(tmp_path / "verdicts.sqlite")
+        .execute("SELECT count(*) FROM verdicts")
+        .fetchone()
+    )
     assert kept == (7,)
 
 
@@ -166,9 +180,13 @@ def test_a_client_that_breaks_on_one_reply_loses_that_one_alone(tmp_path, monkey
 
     monkeypatch.setattr(endpoint, "reply_of", breaks)
     seen = []
-    with serving(lambda body: seen.append(1) or Odd(chat(model="odd" if len(seen) == 1 else "m"))) as server:
+    with serving(
+        lambda body: seen.append(1) or Odd(chat(model="odd" if len(seen) == 1 else "m"))
+    ) as server:
         found = judged(server, tmp_path, count=8)
-    assert sum(mark.score is None for mark in found) == 2 and "KeyError" in str([mark.detail for mark in found])
+    assert sum(mark.score is None for mark in found) == 2 and "KeyError" in str(
+        [mark.detail for mark in found]
+    )
 
 
 def test_fifty_failures_end_the_step_in_words(tmp_path):
@@ -221,7 +239,11 @@ def test_so_it_is_for_either_carrier_of_requests(carrier):
 def test_a_list_of_models_that_drips_is_given_up(monkeypatch):
     monkeypatch.setattr(api_client, "PATIENCE", 0.5)
     with serving(lambda _: Odd(b"")) as server:
-        monkeypatch.setattr(server.RequestHandlerClass, "do_GET", lambda self: self.send(Odd({"data": []}, drip=0.3)))
+        monkeypatch.setattr(
+            server.RequestHandlerClass,
+            "do_GET",
+            lambda self: self.send(Odd({"data": []}, drip=0.3)),
+        )
         began = time.monotonic()
         with pytest.raises(Refusal, match="no server answers there"):
             api_client.card_of("sample", api_client._Patience(server.url, None, 0.5), "m")
@@ -250,7 +272,10 @@ def test_a_key_in_a_body_is_refused_and_not_repeated(body):
             composed(*SMALL, *words, f"{at}.engine.body={body}")
         assert "planted" not in str(refusal.value)
     rival = ["+other@exam.others.rival=served", "exam.others.rival.model=m"]
-    rival += ["exam.others.rival.runtime.base_url=http://localhost:1/v1", f"exam.others.rival.body={body}"]
+    rival += [
+        "exam.others.rival.runtime.base_url=http://localhost:1/v1",
+        f"exam.others.rival.body={body}",
+    ]
     with pytest.raises(Refusal, match=r"exam\.others\.rival\.body.*api_key_env") as refusal:
         composed(*SMALL, *rival)
     assert "planted" not in str(refusal.value)
@@ -258,6 +283,8 @@ def test_a_key_in_a_body_is_refused_and_not_repeated(body):
 
 def test_a_body_of_ordinary_fields_is_taken():
     words = ["+scorer@score.scorers.j=rubric", "score.scorers.j.engine.model=m"]
-    words += ["score.scorers.j.engine.body={max_tokens: null, prompt_cache_key: a, logit_bias: {x: -1}}"]
+    words += [
+        "score.scorers.j.engine.body={max_tokens: null, prompt_cache_key: a, logit_bias: {x: -1}}"
+    ]
     body = {"max_tokens": None, "prompt_cache_key": "a", "logit_bias": {"x": -1}}
     assert composed(*SMALL, *words).score.scorers["j"].engine.body == body

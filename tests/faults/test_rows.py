@@ -121,7 +121,9 @@ def test_rows(fault, tmp_path):
 def read(folder: Path, *rows: str, on_bad_row: str = "skip"):
     """Bad rows beside a good one, so that there is something to read."""
     path = folder / "rows.jsonl"
-    path.write_bytes("\n".join([*rows, '{"prompt": "the good one"}']).encode("utf-8", "surrogatepass"))
+    path.write_bytes(
+        "\n".join([*rows, '{"prompt": "the good one"}']).encode("utf-8", "surrogatepass")
+    )
     asked = PromptRows(source=FileRows(kind="file", path=str(path)), shape="auto", columns={})
     return read_prompts(asked, "prompts", on_bad_row)
 
@@ -134,7 +136,11 @@ def read(folder: Path, *rows: str, on_bad_row: str = "skip"):
         ('{"prompt": "a", "label": "b\\u0000"}', "label", "NUL"),
         (f'{{"prompt": "a", "label": {SURROGATE}}}', "label", "surrogate"),
         (f'{{"prompt": "a", {SURROGATE}: 1}}', "\\ud800", "surrogate"),
-        (f'{{"prompt": "a", "label": {nested("1", DEEPEST + 1)}}}', "label", f"more than {DEEPEST} deep"),
+        (
+            f'{{"prompt": "a", "label": {nested("1", DEEPEST + 1)}}}',
+            "label",
+            f"more than {DEEPEST} deep",
+        ),
     ],
 )
 def test_a_column_that_no_prompt_needs_is_left_out_and_the_row_stays(tmp_path, line, column, why):
@@ -169,7 +175,12 @@ def test_what_a_prompt_needs_and_cannot_be_used_is_a_bad_row_with_its_reason(tmp
 
 
 def test_whole_floats_are_ids_and_a_missing_one_is_none(tmp_path):
-    found = read(tmp_path, '{"prompt": "a", "id": 7.0}', '{"prompt": "b", "id": NaN}', '{"prompt": "c", "id": 7}')
+    found = read(
+        tmp_path,
+        '{"prompt": "a", "id": 7.0}',
+        '{"prompt": "b", "id": NaN}',
+        '{"prompt": "c", "id": 7}',
+    )
     assert found.rows["prompt_id"][0] == "7" and len(found.rows["prompt_id"][1]) == 16
     assert found.bad == [("line 3", "id '7' stands on an earlier line already")]
 

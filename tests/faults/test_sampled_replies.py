@@ -41,10 +41,21 @@ def opened(kind, url, **runtime):
         told = {"kind": "served", "model": "m", "revision": None, "body": {}, "runtime": knobs}
         cfg = ServedModel.model_validate(told)
     else:
-        told = {"kind": "endpoint", "model": "m", "require_token_ids": True, "runtime": {**knobs, "tolerance": 1}}
+        told = {
+            "kind": "endpoint",
+            "model": "m",
+            "require_token_ids": True,
+            "runtime": {**knobs, "tolerance": 1},
+        }
         cfg = EndpointBackend.model_validate(told)
     backend = kind.__new__(kind)
-    backend.cfg, backend.knob, backend.text, backend.where, backend._longest = cfg, "sample", Words(), url, 8
+    backend.cfg, backend.knob, backend.text, backend.where, backend._longest = (
+        cfg,
+        "sample",
+        Words(),
+        url,
+        8,
+    )
     backend._under_way = UnderWay(cfg.runtime.concurrency, cfg.runtime.timeout)
     backend._under_way.open(api_client.client(openai, openai.AsyncOpenAI, "sample", cfg.runtime))
     return backend
@@ -84,7 +95,9 @@ ODD_IDS = {
     "ids as text": text(choice={"token_ids": "abc"}),
     "ids of 10^30": text(choice={"token_ids": [10**30, 1, 0]}),
     "ids below zero": text(choice={"token_ids": [-1, 1, 0]}),
-    "log-probabilities of 10^400": text(choice={"logprobs": {"token_logprobs": [-HUGE, -HUGE, -HUGE]}}),
+    "log-probabilities of 10^400": text(
+        choice={"logprobs": {"token_logprobs": [-HUGE, -HUGE, -HUGE]}}
+    ),
     "NaN": text(choice={"logprobs": {"token_logprobs": [float("nan")] * 3}}),
     "a log-probability alone": text(choice={"logprobs": {"token_logprobs": 3}}),
     "an end that is a list": text(choice={"finish_reason": ["\ud83d"] * 5000}),
@@ -97,7 +110,9 @@ def test_an_odd_completion_is_a_failed_one_with_its_reason(kind, name):
     odd = ODD[name] if name in ODD else Odd(ODD_IDS[name])
     found = list(drawn(kind, lambda _: odd))
     assert [type(one) for one in found] == [Failed, Failed]
-    pl.DataFrame({"reason": [one.reason for one in found], "read": [one.billed.read for one in found]})
+    pl.DataFrame(
+        {"reason": [one.reason for one in found], "read": [one.billed.read for one in found]}
+    )
     assert all(one.reason and len(one.reason) < 400 for one in found)
 
 
@@ -105,7 +120,11 @@ def test_odd_usage_is_no_bill():
     usage = {"prompt_tokens": 10**30, "completion_tokens": True}
     for kind, body in ((ByName, chat("hi", usage=usage)), (Endpoint, text(usage=usage))):
         [found] = drawn(kind, lambda _, body=body: Odd(body), count=1)
-        assert isinstance(found, Completion) and found.billed.read == 1 and found.billed.written in (2, 3)
+        assert (
+            isinstance(found, Completion)
+            and found.billed.read == 1
+            and found.billed.written in (2, 3)
+        )
 
 
 @pytest.mark.parametrize("kind", [ByName, Endpoint])

@@ -41,7 +41,11 @@ class World:
 
     @property
     def sample(self) -> Path:
-        [made] = (path for path in (self.folder / "store" / "sample").iterdir() if store.STEP_NAME.fullmatch(path.name))
+        [made] = (
+            path
+            for path in (self.folder / "store" / "sample").iterdir()
+            if store.STEP_NAME.fullmatch(path.name)
+        )
         return made
 
     def write(self, name: str, text: str) -> Path:
@@ -166,30 +170,92 @@ FAULTS = [
     Fault("a manifest that is []", manifest(b"[]"), 0, (DAMAGED,)),
     Fault("a manifest that is not UTF-8", manifest(b"\xff\xfe{"), 0, (DAMAGED,)),
     Fault("a manifest nested too deep", manifest(b"[" * 100_000), 0, (DAMAGED,)),
-    Fault("a manifest of a number too long", manifest(b'{"files": ' + b"9" * 5000 + b"}"), 0, (DAMAGED,)),
+    Fault(
+        "a manifest of a number too long",
+        manifest(b'{"files": ' + b"9" * 5000 + b"}"),
+        0,
+        (DAMAGED,),
+    ),
     Fault("a manifest that was cut", manifest(b'{"stage": "samp'), 0, (DAMAGED,)),
     Fault("a manifest with NaN", changed(seconds=float("nan")), 0, (DAMAGED,)),
     Fault("a manifest of other types", changed(inputs=[1]), 0, (DAMAGED,)),
-    Fault("a manifest without seconds", changed(seconds="gone"), 0, ("damaged: its manifest has no seconds",)),
+    Fault(
+        "a manifest without seconds",
+        changed(seconds="gone"),
+        0,
+        ("damaged: its manifest has no seconds",),
+    ),
     Fault(
         "a manifest that leads out of its folder",
         changed(files=[{"path": "../../x", "size": 1, "sha256": "a"}]),
         0,
         (DAMAGED,),
     ),
-    Fault("a manifest that is a folder", manifest_is_a_folder, 2, ("manifest.json: Is a directory",)),
-    Fault("a manifest on a failing disk", manifest_is(FAILING), 2, ("manifest.json: Input/output error", "dmesg")),
-    Fault("a link named like a step", link_as("", "mine"), 2, ("a symlink is there", "mv "), ("mine/thesis.txt",)),
-    Fault("a link to nowhere named like a step", link_as("", "nowhere"), 2, ("a symlink is there", "mv ")),
-    Fault("a link named like unfinished work", link_as(".partial", "mine"), 2, (".partial",), ("mine/thesis.txt",)),
+    Fault(
+        "a manifest that is a folder", manifest_is_a_folder, 2, ("manifest.json: Is a directory",)
+    ),
+    Fault(
+        "a manifest on a failing disk",
+        manifest_is(FAILING),
+        2,
+        ("manifest.json: Input/output error", "dmesg"),
+    ),
+    Fault(
+        "a link named like a step",
+        link_as("", "mine"),
+        2,
+        ("a symlink is there", "mv "),
+        ("mine/thesis.txt",),
+    ),
+    Fault(
+        "a link to nowhere named like a step",
+        link_as("", "nowhere"),
+        2,
+        ("a symlink is there", "mv "),
+    ),
+    Fault(
+        "a link named like unfinished work",
+        link_as(".partial", "mine"),
+        2,
+        (".partial",),
+        ("mine/thesis.txt",),
+    ),
     Fault("a file named like a step", file_as_step, 2, ("a file is there", "mv ")),
     Fault("unfinished work with a broken step.json", broken_step_in_partial, 0, ("■ sample",)),
-    Fault("runs/latest is a folder", latest_is_a_folder, 0, ("runs/latest",), ("runs/latest/thesis.txt",)),
-    Fault("a full disk at the config", disk_at("config.yaml", FULL), 2, ("No space left", "runs=FOLDER")),
-    Fault("a full disk at the plan", disk_at(store.PLAN, FULL), 2, ("No space left", "runs=FOLDER")),
-    Fault("a full disk at the ledger", disk_at("ledger.json", FULL), 2, ("ledger.json: No space", "runs=FOLDER")),
-    Fault("a failing disk at the ledger", disk_at("ledger.json", FAILING), 2, ("Input/output error", "dmesg")),
-    Fault("a broken marker", lambda world: world.write(f"store/{STORE_MARKER}", "{") and None, 2, (STORE_MARKER,)),
+    Fault(
+        "runs/latest is a folder",
+        latest_is_a_folder,
+        0,
+        ("runs/latest",),
+        ("runs/latest/thesis.txt",),
+    ),
+    Fault(
+        "a full disk at the config",
+        disk_at("config.yaml", FULL),
+        2,
+        ("No space left", "runs=FOLDER"),
+    ),
+    Fault(
+        "a full disk at the plan", disk_at(store.PLAN, FULL), 2, ("No space left", "runs=FOLDER")
+    ),
+    Fault(
+        "a full disk at the ledger",
+        disk_at("ledger.json", FULL),
+        2,
+        ("ledger.json: No space", "runs=FOLDER"),
+    ),
+    Fault(
+        "a failing disk at the ledger",
+        disk_at("ledger.json", FAILING),
+        2,
+        ("Input/output error", "dmesg"),
+    ),
+    Fault(
+        "a broken marker",
+        lambda world: world.write(f"store/{STORE_MARKER}", "{") and None,
+        2,
+        (STORE_MARKER,),
+    ),
 ]
 
 
@@ -198,7 +264,9 @@ def test_a_fault_ends_in_words_and_loses_nothing(world, capfd, fault):
     fault.plant(world)
     assert world.run() == fault.code
     output = "".join(capfd.readouterr())
-    assert [words for words in fault.says if words not in output] == [] and "Traceback" not in output
+    assert [
+        words for words in fault.says if words not in output
+    ] == [] and "Traceback" not in output
     assert [name for name in fault.kept if not (world.folder / name).is_file()] == []
 
 
@@ -207,7 +275,9 @@ def test_a_step_with_a_broken_manifest_is_kept_aside_when_it_is_made_again(world
     manifest(b"{}")(world)
     assert world.run() == 0
     aside = place.with_name(f"{place.name}.old-unknown")
-    assert sorted(file.name for file in aside.glob("shard-*")) == [f"shard-{n}.txt" for n in range(3)]
+    assert sorted(file.name for file in aside.glob("shard-*")) == [
+        f"shard-{n}.txt" for n in range(3)
+    ]
 
 
 def test_work_whose_record_is_broken_is_set_aside_and_not_gone_on_with(world):
@@ -225,7 +295,9 @@ def test_a_flipped_byte_in_a_table_names_the_file_and_verify(tmp_path, at):
     import polars as pl
 
     file = tmp_path / "x.parquet"
-    pl.DataFrame({"id": [f"prompt {n}" for n in range(200)]}).write_parquet(file, compression="zstd", statistics=False)
+    pl.DataFrame({"id": [f"prompt {n}" for n in range(200)]}).write_parquet(
+        file, compression="zstd", statistics=False
+    )
     data = bytearray(file.read_bytes())
     data[at] ^= 0xFF
     file.write_bytes(data)
@@ -249,7 +321,14 @@ def test_a_stage_that_breaks_on_changed_bytes_says_whose_they_are(tmp_path):
     made = tmp_path / "store" / "prompts" / "0123456789ab"
     for part in ("train", "dev"):
         write_json(made / part / "rows.json", [part])
-    told = {"stage": "prompts", "fingerprint": made.name, "inputs": {}, "config": {}, "cost": {}, "seconds": 1}
+    told = {
+        "stage": "prompts",
+        "fingerprint": made.name,
+        "inputs": {},
+        "config": {},
+        "cost": {},
+        "seconds": 1,
+    }
     write_json(made / store.MANIFEST, {**told, "files": store.list_files(made)})
     inputs = {part: {"path": str(made), "part": part} for part in ("train", "dev")}
     assert worker.describe_damage(inputs) == []
@@ -260,7 +339,9 @@ def test_a_stage_that_breaks_on_changed_bytes_says_whose_they_are(tmp_path):
 
 
 @pytest.mark.long
-def test_a_flipped_byte_in_a_run_s_prompts_is_found_and_verify_makes_them_anew(tmp_path, monkeypatch, capfd):
+def test_a_flipped_byte_in_a_run_s_prompts_is_found_and_verify_makes_them_anew(
+    tmp_path, monkeypatch, capfd
+):
     set_toys(monkeypatch, "tests.support.drawn")
     world, scripted = World(tmp_path), "backend@sample.backend=scripted"
     assert world.run(scripted) == 0
@@ -298,7 +379,9 @@ def test_verdicts_damaged_in_the_middle_are_refused_when_they_are_read(tmp_path)
         verdicts.keep(key, who, question, Reply("A" * 500))
     verdicts.close()
     damaged = bytearray(file.read_bytes())
-    damaged[4096:] = b"\xff" * (len(damaged) - 4096)  # all pages but the first, which holds the schema
+    damaged[4096:] = b"\xff" * (
+        len(damaged) - 4096
+    )  # all pages but the first, which holds the schema
     file.write_bytes(damaged)
     with pytest.raises(Refusal, match=r"(?s)verdicts\.sqlite: cannot be used.*mv "):
         VerdictStore(file).known(keys)
@@ -308,10 +391,18 @@ def test_verdicts_damaged_in_the_middle_are_refused_when_they_are_read(tmp_path)
 
 
 def test_faults_of_the_disk_are_told_from_others():
-    assert "fails.bin: Input/output error" in str(explain_disk_fault(OSError(errno.EIO, "x", "fails.bin")))
+    assert "fails.bin: Input/output error" in str(
+        explain_disk_fault(OSError(errno.EIO, "x", "fails.bin"))
+    )
     assert "a/b: No space left" in str(explain_disk_fault(OSError(errno.ENOSPC, "x"), Path("a/b")))
-    assert "a/b: No space left" in str(explain_disk_fault(ValueError(os.strerror(errno.ENOSPC)), Path("a/b")))
-    for other in (ValueError("x"), ConnectionResetError(errno.ECONNRESET, "x"), TimeoutError(errno.ETIMEDOUT, "x")):
+    assert "a/b: No space left" in str(
+        explain_disk_fault(ValueError(os.strerror(errno.ENOSPC)), Path("a/b"))
+    )
+    for other in (
+        ValueError("x"),
+        ConnectionResetError(errno.ECONNRESET, "x"),
+        TimeoutError(errno.ETIMEDOUT, "x"),
+    ):
         assert explain_disk_fault(other, Path("a/b")) is None
 
 
@@ -319,16 +410,33 @@ def test_faults_of_the_disk_are_told_from_others():
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
 )
-KEYS = ["stage", "fingerprint", "inputs", "config", "files", "cost", "seconds", "hollow", "version", "created"]
+KEYS = [
+    "stage",
+    "fingerprint",
+    "inputs",
+    "config",
+    "files",
+    "cost",
+    "seconds",
+    "hollow",
+    "version",
+    "created",
+]
 ENTRIES = st.lists(
-    st.fixed_dictionaries({}, optional={"path": st.text() | JSON, "size": st.integers() | JSON, "sha256": JSON}),
+    st.fixed_dictionaries(
+        {}, optional={"path": st.text() | JSON, "size": st.integers() | JSON, "sha256": JSON}
+    ),
     max_size=3,
 )
 INPUTS = st.dictionaries(
-    st.text(max_size=5), JSON | st.fixed_dictionaries({"content": JSON, "fingerprint": JSON}), max_size=2
+    st.text(max_size=5),
+    JSON | st.fixed_dictionaries({"content": JSON, "fingerprint": JSON}),
+    max_size=2,
 )
 NEARLY = st.fixed_dictionaries(
     {}, optional={key: JSON | {"files": ENTRIES, "inputs": INPUTS}.get(key, JSON) for key in KEYS}

@@ -35,7 +35,9 @@ def over(name: str) -> Callable[[World], None]:
 
 
 def is_kept(world: World) -> None:
-    assert (world.folder / "mine.md").read_text() == "years" and "years" in (world.folder / "mine.json").read_text()
+    assert (world.folder / "mine.md").read_text() == "years" and "years" in (
+        world.folder / "mine.json"
+    ).read_text()
 
 
 def record(text: str, *words: str) -> Callable[[World], None]:
@@ -50,22 +52,65 @@ def record(text: str, *words: str) -> Callable[[World], None]:
 
 COMPARE = "compare", "a=runs/latest", "b=runs/latest"
 FAULTS = [
-    Fault("report of a record that is a list", record("[]", "report"), 2, ("step.json", "verify=true")),
-    Fault("report of a record that was cut", record('{"inputs"', "report"), 2, ("step.json", "verify=true")),
-    Fault("compare by a record that is a list", record("[]", *COMPARE), 2, ("step.json", "verify=true")),
-    Fault("compare by a record of no models", record('{"inputs": {}, "config": {}}', *COMPARE), 2, ("no examined",)),
-    Fault("calibrate over what it reads", over("mine.md"), 2, ("out=mine.md", "Nothing was written"), kept=is_kept),
-    Fault("calibrate over another record", over("mine.json"), 2, ("out=mine.json", "Nothing was"), kept=is_kept),
+    Fault(
+        "report of a record that is a list", record("[]", "report"), 2, ("step.json", "verify=true")
+    ),
+    Fault(
+        "report of a record that was cut",
+        record('{"inputs"', "report"),
+        2,
+        ("step.json", "verify=true"),
+    ),
+    Fault(
+        "compare by a record that is a list",
+        record("[]", *COMPARE),
+        2,
+        ("step.json", "verify=true"),
+    ),
+    Fault(
+        "compare by a record of no models",
+        record('{"inputs": {}, "config": {}}', *COMPARE),
+        2,
+        ("no examined",),
+    ),
+    Fault(
+        "calibrate over what it reads",
+        over("mine.md"),
+        2,
+        ("out=mine.md", "Nothing was written"),
+        kept=is_kept,
+    ),
+    Fault(
+        "calibrate over another record",
+        over("mine.json"),
+        2,
+        ("out=mine.json", "Nothing was"),
+        kept=is_kept,
+    ),
     Fault("calibrate into a folder", over("."), 2, ("out=.", "a folder is there"), kept=is_kept),
-    Fault("trace of a pruned run", typed("trace", "p"), 2, ("001-score-1/scores/*.parquet", "again")),
+    Fault(
+        "trace of a pruned run", typed("trace", "p"), 2, ("001-score-1/scores/*.parquet", "again")
+    ),
     Fault("label of a pruned run", typed("label"), 2, ("000-sample-1/samples/*.parquet", "again")),
     Fault("edit of a pruned run", typed("edit"), 2, ("002-pair-1/train.parquet", "again")),
     Fault("trace of no prompt", typed("trace", ""), 2, ("PROMPT_ID",)),
     Fault("trace of two runs", typed("trace", "p", "runs/latest", "x"), 2, ("PROMPT_ID",)),
-    Fault("edit of two rounds", typed("edit", "runs/latest", "1", "x"), 2, ("x: one word too many",)),
+    Fault(
+        "edit of two rounds", typed("edit", "runs/latest", "1", "x"), 2, ("x: one word too many",)
+    ),
     Fault("report of two runs", typed("report", "runs/latest", "x"), 2, ("x: one word too many",)),
-    Fault("label of a digit that is no number", typed("label", "runs/latest", "pairs=²"), 2, ("pairs=²",)),
-    Fault("label of too many digits", typed("label", "runs/latest", "pairs=" + "9" * 5000), 2, ("pairs=999",)),
+    Fault(
+        "label of a digit that is no number",
+        typed("label", "runs/latest", "pairs=²"),
+        2,
+        ("pairs=²",),
+    ),
+    Fault(
+        "label of too many digits",
+        typed("label", "runs/latest", "pairs=" + "9" * 5000),
+        2,
+        ("pairs=999",),
+    ),
 ]
 
 
@@ -78,7 +123,14 @@ def run_shell(line: str, folder: str) -> subprocess.CompletedProcess[str]:
     """`strop` in a line of bash, and the code of the command before the pipe."""
     line = line.replace("strop", f"'{sys.executable}' -m pipeline") + "; exit ${PIPESTATUS[0]}"
     environment = {"PYTHONPATH": str(HOUSE), "PATH": "/usr/bin:/bin"}
-    return subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,4 +3,6 @@ from pathlib import Path
 
 from tests.support.house import fingerprints
 
-Path(__file__).with_name("smoke.json").write_text(json.dumps(fingerprints("recipes=smoke"), indent=1) + "\n")
+Path(__file__).with_name("smoke.json").write_text(
+    json.dumps(fingerprints("recipes=smoke"), indent=1) + "\n"
+)

@@ -79,7 +79,9 @@ class Family:
     marks: tuple[str, ...] = ()  # the other special tokens
     adds_bos: bool = False  # to plain text, when asked for special tokens
     stops: tuple[str, ...] = ()  # of generation_config.json; empty: eos alone
-    spaced: str | None = None  # transformers' class of a tokenizer that marks spaces (SentencePiece); None: byte-level
+    spaced: str | None = (
+        None  # transformers' class of a tokenizer that marks spaces (SentencePiece); None: byte-level
+    )
     system: bool = True  # whether its template takes a system message
     kwargs: dict[str, Any] = field(default_factory=dict)  # that its template knows
 
@@ -133,7 +135,11 @@ def write_model(family: Family, step: Path, **shape: Any) -> Model:
 
 
 def _specials(family: Family) -> list[str]:
-    return list(dict.fromkeys(t for t in (family.pad, family.bos, family.eos, *family.marks, *family.stops) if t))
+    return list(
+        dict.fromkeys(
+            t for t in (family.pad, family.bos, family.eos, *family.marks, *family.stops) if t
+        )
+    )
 
 
 def _named(family: Family) -> dict[str, Any]:
@@ -154,8 +160,12 @@ def _byte_level(family: Family) -> Any:
     bpe.train_from_iterator([TEXT] * 4, trainer)
     if family.adds_bos and family.bos:
         begins = f"{family.bos} $A", [(family.bos, bpe.token_to_id(family.bos))]
-        bpe.post_processor = processors.TemplateProcessing(single=begins[0], special_tokens=begins[1])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, additional_special_tokens=list(family.marks), **_named(family))
+        bpe.post_processor = processors.TemplateProcessing(
+            single=begins[0], special_tokens=begins[1]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, additional_special_tokens=list(family.marks), **_named(family)
+    )
 
 
 def _spaced(family: Family) -> Any:
@@ -164,11 +174,23 @@ def _spaced(family: Family) -> Any:
 
     bpe = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    known = ["<unk>", *(token for token in ("<pad>", "<s>", "</s>", "<bos>", "<eos>") if token in _specials(family))]
-    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=[*known, *BYTES], show_progress=False)
+    known = [
+        "<unk>",
+        *(
+            token
+            for token in ("<pad>", "<s>", "</s>", "<bos>", "<eos>")
+            if token in _specials(family)
+        ),
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=[*known, *BYTES], show_progress=False
+    )
     bpe.train_from_iterator([word for line in [TEXT] * 4 for word in line.split(" ")], trainer)
     told = json.loads(bpe.to_str())["model"]
-    merges = [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in told["merges"]]
+    merges = [
+        tuple(merge) if isinstance(merge, list) else tuple(merge.split(" "))
+        for merge in told["merges"]
+    ]
     kind = getattr(transformers, family.spaced or "")
     return kind(
         vocab=told["vocab"], merges=merges, unk_token="<unk>", add_bos_token=family.adds_bos,

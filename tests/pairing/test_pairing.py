@@ -35,13 +35,23 @@ def asking(**changes):
     return cfg.model_copy(update={"filters": cfg.filters.model_copy(update=changes)})
 
 
-def table(answers: dict[str, list[tuple[str, float | None, str]]]) -> tuple[pl.DataFrame, pl.DataFrame]:
+def table(
+    answers: dict[str, list[tuple[str, float | None, str]]],
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     rows = [
-        {"prompt_id": p, "sample_id": f"{i}-{p}", "completion": text, "finish_reason": finish, "score": score}
+        {
+            "prompt_id": p,
+            "sample_id": f"{i}-{p}",
+            "completion": text,
+            "finish_reason": finish,
+            "score": score,
+        }
         for p, texts in answers.items()
         for i, (text, score, finish) in enumerate(texts)
     ]
-    whole = pl.DataFrame(rows, schema={**dict.fromkeys(list(rows[0])[:4], pl.String), "score": pl.Float64})
+    whole = pl.DataFrame(
+        rows, schema={**dict.fromkeys(list(rows[0])[:4], pl.String), "score": pl.Float64}
+    )
     tokens = pl.col("completion").str.len_bytes().cast(pl.UInt32)
     samples = whole.drop("score").with_columns(
         tokens=tokens, prompt_tokens=pl.lit(3, pl.UInt32), second_bos=pl.lit(False)
@@ -49,10 +59,15 @@ def table(answers: dict[str, list[tuple[str, float | None, str]]]) -> tuple[pl.D
     return samples, whole.select("sample_id", "score", scorer=pl.lit("rules"), detail=pl.lit(""))
 
 
-def outcome(cfg, samples: pl.DataFrame, scores: pl.DataFrame) -> tuple[selection.Proposed, pl.DataFrame, pl.DataFrame]:
+def outcome(
+    cfg, samples: pl.DataFrame, scores: pl.DataFrame
+) -> tuple[selection.Proposed, pl.DataFrame, pl.DataFrame]:
     found = selection.proposed(cfg, candidates(samples, scores, "rules"))
     pairs = selection.in_order(found.pairs).with_columns(prompt_text=pl.col("prompt_id"))
-    signs = [pl.lit(None, pl.Float64).alias(n) for n in ("disagreement", "flip_rate", "annotators", "reference")]
+    signs = [
+        pl.lit(None, pl.Float64).alias(n)
+        for n in ("disagreement", "flip_rate", "annotators", "reference")
+    ]
     kept, dropped = selection.filtered(cfg, pairs.with_columns(signs))
     return found, kept, dropped
 
@@ -63,21 +78,27 @@ def ids(kept: pl.DataFrame) -> list[tuple[str, str]]:
 
 answers_of_a_prompt = st.lists(
     st.tuples(
-        st.sampled_from(["a", "b", "cc", "", "dd e", "I'm sorry, but no", "a long one with many words in it"]),
+        st.sampled_from(
+            ["a", "b", "cc", "", "dd e", "I'm sorry, but no", "a long one with many words in it"]
+        ),
         st.sampled_from([None, float("nan"), 0.0, 0.25, 0.5, 0.75, 1.0]),
         st.sampled_from(["stop", "stop", "length"]),
     ),
     min_size=1,
     max_size=6,
 )
-batches = st.dictionaries(st.sampled_from([f"p{i}" for i in range(8)]), answers_of_a_prompt, min_size=1)
+batches = st.dictionaries(
+    st.sampled_from([f"p{i}" for i in range(8)]), answers_of_a_prompt, min_size=1
+)
 quietly = settings(max_examples=10, deadline=None)
 thoroughly = settings(max_examples=50, deadline=None)
 every = pytest.mark.parametrize("strategy", [*SYMMETRIC, *OTHERS])
 
 
 @every
-@pytest.mark.parametrize("words", [(), (ASKED,), ("pair.ties=both",)], ids=["defaults", "all filters", "ties"])
+@pytest.mark.parametrize(
+    "words", [(), (ASKED,), ("pair.ties=both",)], ids=["defaults", "all filters", "ties"]
+)
 @quietly
 @given(batches)
 def test_in_is_out_plus_dropped_and_no_pair_is_void(strategy, words, answers):
@@ -92,17 +113,25 @@ def test_in_is_out_plus_dropped_and_no_pair_is_void(strategy, words, answers):
         assert row["chosen_id"] != row["rejected_id"] and row["chosen_text"] != row["rejected_text"]
         assert prompt_of[row["chosen_id"]] == prompt_of[row["rejected_id"]] == row["prompt_id"]
         assert row["margin"] > 0 or (cfg.ties == "both" and row["margin"] == 0)
-    assert kept.group_by("prompt_id").len()["len"].max() in (*range(1, max(cfg.pairs_per_prompt, 2) + 1), None)
+    assert kept.group_by("prompt_id").len()["len"].max() in (
+        *range(1, max(cfg.pairs_per_prompt, 2) + 1),
+        None,
+    )
     assert dropped["reason"].null_count() == found.dropped_samples["reason"].null_count() == 0
 
 
 def told_apart(answers: dict) -> dict:
     """Texts that differ, so that no pair is void."""
-    return {p: [(f"{t}{i}x", s, f) for i, (t, s, f) in enumerate(rows)] for p, rows in answers.items()}
+    return {
+        p: [(f"{t}{i}x", s, f) for i, (t, s, f) in enumerate(rows)] for p, rows in answers.items()
+    }
 
 
 def rescored(answers: dict, scale: float) -> dict:
-    return {p: [(t, None if s is None else scale * s, f) for t, s, f in rows] for p, rows in answers.items()}
+    return {
+        p: [(t, None if s is None else scale * s, f) for t, s, f in rows]
+        for p, rows in answers.items()
+    }
 
 
 @pytest.mark.parametrize("strategy", SYMMETRIC)
@@ -197,7 +226,9 @@ def test_random_strategies_hang_on_the_seed_and_reach_every_pair():
 
 
 def test_pairs_are_found_across_the_slices_that_they_are_searched_in(monkeypatch):
-    answers = {f"p{i}": [("a", 0.0, "stop"), ("b", 1.0, "stop"), ("c", 0.5, "stop")] for i in range(10)}
+    answers = {
+        f"p{i}": [("a", 0.0, "stop"), ("b", 1.0, "stop"), ("c", 0.5, "stop")] for i in range(10)
+    }
     _, whole, _ = outcome(config("all_pairs"), *table(answers))
     monkeypatch.setattr(strategies, "PROMPTS", 3)
     _, sliced, _ = outcome(config("all_pairs"), *table(answers))
@@ -244,8 +275,17 @@ def test_what_limits_would_cut_is_dropped():
 
 
 def test_a_value_that_is_not_known_drops_nothing():
-    unknown = dict.fromkeys(["chosen_score", "rejected_score", "margin", "disagreement", "flip_rate", "reference"])
-    cfg = asking(min_margin=9, min_chosen=9, max_rejected=0, max_flip_rate=0, max_disagreement=0, min_reference=0)
+    unknown = dict.fromkeys(
+        ["chosen_score", "rejected_score", "margin", "disagreement", "flip_rate", "reference"]
+    )
+    cfg = asking(
+        min_margin=9,
+        min_chosen=9,
+        max_rejected=0,
+        max_flip_rate=0,
+        max_disagreement=0,
+        min_reference=0,
+    )
     kept, _ = selection.filtered(
         cfg, pl.DataFrame([PAIR | unknown], schema_overrides=dict.fromkeys(unknown, pl.Float64))
     )
@@ -277,7 +317,11 @@ def test_an_answer_of_white_space_alone_is_empty(texts):
 
 
 @thoroughly
-@given(st.lists(st.one_of(st.from_regex(REFUSAL), st.text("isouamn's’ ſ\t_.", max_size=4)), max_size=12))
+@given(
+    st.lists(
+        st.one_of(st.from_regex(REFUSAL), st.text("isouamn's’ ſ\t_.", max_size=4)), max_size=12
+    )
+)
 def test_every_refusal_is_found_by_how_it_begins(texts):
     """Most texts are not read: their first two bytes are enough to tell."""
     rows = pl.DataFrame({"completion": texts}, schema={"completion": pl.String})
@@ -288,7 +332,11 @@ def test_every_refusal_is_found_by_how_it_begins(texts):
 def test_texts_are_seen_through_slices_and_chunks():
     kept, apart = ["", "i", "I'm sorry, I cannot say anything of that"], pl.Series(["I'm sorry"])
     texts = pl.concat([apart, pl.Series(kept[:1]), pl.Series(kept[1:])], rechunk=False)
-    for some in (texts[1:], texts.rechunk()[1:], texts.filter(pl.Series([False, True, True, True]))):
+    for some in (
+        texts[1:],
+        texts.rechunk()[1:],
+        texts.filter(pl.Series([False, True, True, True])),
+    ):
         assert some.to_list() == kept
         assert matching(some, REFUSAL, OPENING).to_list() == [False, False, True]
         assert glance(some).tolist() == glance(pl.Series(kept)).tolist()
@@ -306,7 +354,11 @@ def test_languages_other_than_those_asked_for_are_dropped():
 
 
 def test_a_prompt_outside_the_band_of_pass_rates_makes_no_pair():
-    rates = {"none": [0.0, 0.1, 0.2, 0.3], "half": [0.0, 0.9, 0.1, 0.8], "all": [0.6, 0.7, 0.8, 0.9]}
+    rates = {
+        "none": [0.0, 0.1, 0.2, 0.3],
+        "half": [0.0, 0.9, 0.1, 0.8],
+        "all": [0.6, 0.7, 0.8, 0.9],
+    }
     answers = {p: [(f"{s}", s, "stop") for s in scores] for p, scores in rates.items()}
     cfg = config("best_worst", "pair.filters.pass_rate={at: 0.5, least: 0.25, most: 0.75}")
     found, kept, _ = outcome(cfg, *table(answers))
@@ -316,7 +368,10 @@ def test_a_prompt_outside_the_band_of_pass_rates_makes_no_pair():
 
 
 def test_prompts_that_all_answers_solve_or_none_are_counted():
-    answers = {"easy": [("a", 1.0, "stop"), ("b", 1.0, "stop")], "hard": [("a", 0.0, "stop"), ("b", 0.0, "stop")]}
+    answers = {
+        "easy": [("a", 1.0, "stop"), ("b", 1.0, "stop")],
+        "hard": [("a", 0.0, "stop"), ("b", 0.0, "stop")],
+    }
     answers |= {"even": [("a", 0.5, "stop"), ("b", 0.5, "stop")]}
     found, kept, _ = outcome(config("best_worst"), *table(answers))
     assert not kept.height and selection.ties(config("best_worst"), found.prompts) == {
@@ -330,7 +385,9 @@ def test_prompts_that_all_answers_solve_or_none_are_counted():
 
 
 def test_a_repeated_answer_goes_and_the_smallest_id_stays():
-    rows = pl.DataFrame({"p": [0, 0, 0, 1], "sample_id": ["c", "a", "b", "d"], "completion": ["x", "x", "y", "x"]})
+    rows = pl.DataFrame(
+        {"p": [0, 0, 0, 1], "sample_id": ["c", "a", "b", "d"], "completion": ["x", "x", "y", "x"]}
+    )
     assert duplicates.repeats(rows, np.array([True, True, True, True])).tolist() == [0]
     assert duplicates.repeats(rows, np.array([True, False, True, True])).tolist() == []
 
@@ -339,10 +396,15 @@ def test_a_repeated_answer_goes_and_the_smallest_id_stays():
 @given(st.lists(st.tuples(st.integers(0, 2), st.text("ab", max_size=14)), max_size=12))
 def test_every_repeated_answer_of_a_prompt_is_found(drawn):
     """Also among those that are as long and begin alike."""
-    rows = pl.DataFrame(sorted(drawn), schema={"p": pl.UInt32, "completion": pl.String}, orient="row")
+    rows = pl.DataFrame(
+        sorted(drawn), schema={"p": pl.UInt32, "completion": pl.String}, orient="row"
+    )
     rows = rows.with_columns(sample_id=pl.int_range(pl.len()).cast(pl.String).str.zfill(2))
     again = ~rows.select(pl.struct("p", "completion").is_first_distinct()).to_series()
-    assert duplicates.repeats(rows, np.ones(rows.height, dtype=bool)).tolist() == again.arg_true().to_list()
+    assert (
+        duplicates.repeats(rows, np.ones(rows.height, dtype=bool)).tolist()
+        == again.arg_true().to_list()
+    )
 
 
 def sentences(count: int, words: int, seed: int = 0) -> list[list[str]]:
@@ -352,8 +414,12 @@ def sentences(count: int, words: int, seed: int = 0) -> list[list[str]]:
 
 def test_near_duplicates_are_found_and_others_are_left():
     made = sentences(300, 60)
-    near = [[*words[:30], "changed", *words[31:]] for words in made[:40]]  # 3 of 58 triples differ: overlap 0.90
-    far = [[*words[:20], *sentences(1, 40, seed=9 + at)[0]] for at, words in enumerate(made[:40])]  # overlap 0.2
+    near = [
+        [*words[:30], "changed", *words[31:]] for words in made[:40]
+    ]  # 3 of 58 triples differ: overlap 0.90
+    far = [
+        [*words[:20], *sentences(1, 40, seed=9 + at)[0]] for at, words in enumerate(made[:40])
+    ]  # overlap 0.2
     texts = pl.Series([" ".join(words) for words in [*made, *near, *far]])
     found = minhash.nearest_above(texts, 0.8) >= 0
     assert not found[:300].any() and found[300:340].mean() > 0.9 and not found[340:].any()
@@ -384,7 +450,9 @@ def test_texts_just_below_the_threshold_are_left_and_those_at_it_are_found():
     below, at = sentences(2400, 27), sentences(200, 29, seed=1)
     texts = [" ".join(words) for words in below] + [longer(words, 5, "more") for words in below]
     assert not (minhash.nearest_above(pl.Series(texts), 0.9) >= 0).any()
-    texts = [" ".join(words) for words in at] + [longer(words, 3, "more") for words in at]  # 27 of 30: just near
+    texts = [" ".join(words) for words in at] + [
+        longer(words, 3, "more") for words in at
+    ]  # 27 of 30: just near
     assert minhash.nearest_above(pl.Series(texts), 0.9).tolist() == [-1] * 200 + list(range(200))
     answers = pl.DataFrame({"one": texts[:200], "other": texts[200:]})
     for least, near in ((0.9, 200), (0.901, 0)):
@@ -407,13 +475,22 @@ def test_near_duplicates_do_not_hang_on_batches(monkeypatch):
 def test_near_filters_name_both_kinds():
     long = " ".join(sentences(1, 60)[0])
     rows = [
-        PAIR | {"prompt_id": "a", "prompt_text": "", "chosen_text": long, "rejected_text": long + " and"},
+        PAIR
+        | {
+            "prompt_id": "a",
+            "prompt_text": "",
+            "chosen_text": long,
+            "rejected_text": long + " and",
+        },
         PAIR | {"prompt_id": "b", "prompt_text": "", "chosen_text": long + " too"},
         PAIR | {"prompt_id": "c", "prompt_text": "", "chosen_text": long + " too"},
         PAIR | {"prompt_id": "d", "prompt_text": "another", "chosen_text": "something else"},
     ]
     kept, dropped = selection.filtered(asking(near=0.9), pl.DataFrame(rows))
-    assert dropped.select("prompt_id", "reason").rows() == [("a", "nearly equal answers"), ("c", "near another pair")]
+    assert dropped.select("prompt_id", "reason").rows() == [
+        ("a", "nearly equal answers"),
+        ("c", "near another pair"),
+    ]
     assert kept["prompt_id"].to_list() == ["b", "d"]
 
 

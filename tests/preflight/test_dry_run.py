@@ -14,11 +14,24 @@ from tests.support.house import composed
 HEAD = "A run here would be refused:\n"
 JUDGE = ["+scorer@score.scorers.j=rubric", "score.scorers.j.engine.model=m"]
 JUDGE += ["score.scorers.j.engine.runtime={base_url: 'http://localhost:1/v1', api_key_env: null}"]
-OFFLINE = ["pair.mix.on_policy=0.5", "pair.mix.offline=0.5", "offline=file", "offline.source.path=pairs.jsonl"]
+OFFLINE = [
+    "pair.mix.on_policy=0.5",
+    "pair.mix.offline=0.5",
+    "offline=file",
+    "offline.source.path=pairs.jsonl",
+]
 REWARD = ["reward=train", "scorer@score.scorers.rules=reward_model", "preferences@reward.data=file"]
-MATH = ["score=own", "pair.scorer=m", *(f"+scorer@{at}.scorers.m=math" for at in ("score", "exam.score"))]
+MATH = [
+    "score=own",
+    "pair.scorer=m",
+    *(f"+scorer@{at}.scorers.m=math" for at in ("score", "exam.score")),
+]
 OWN = ["+scorer@score.scorers.own=function", "score.scorers.own.function=./own.py:soner"]
-PACKAGES = {"vllm": [], "openai": JUDGE, "anthropic": [*JUDGE[:2], "engine@score.scorers.j.engine=anthropic"]}
+PACKAGES = {
+    "vllm": [],
+    "openai": JUDGE,
+    "anthropic": [*JUDGE[:2], "engine@score.scorers.j.engine=anthropic"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -48,16 +61,33 @@ def lines(name: str, *rows: object) -> None:
 def checkpoint(folder: Path, **files: object) -> None:
     folder.mkdir()
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    told = {"config": {}, "tokenizer_config": {"chat_template": "{{ messages[0].content }}"}, **files}
+    (folder / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(4)
+    )
+    told = {
+        "config": {},
+        "tokenizer_config": {"chat_template": "{{ messages[0].content }}"},
+        **files,
+    }
     for name, content in told.items():
         write_json(folder / f"{name}.json", content)
 
 
 def planned(*words: str):
-    given = {"prompts.path": "prompts.jsonl", "sft.model": "./model", "prompts.split.dev": 5, "prompts.split.test": 5}
+    given = {
+        "prompts.path": "prompts.jsonl",
+        "sft.model": "./model",
+        "prompts.split.dev": 5,
+        "prompts.split.test": 5,
+    }
     typed = {word.partition("=")[0] for word in words}
-    typed |= {"prompts.path"} if "prompts=playground" in words else {"sft.model"} if "sft=train" in words else set()
+    typed |= (
+        {"prompts.path"}
+        if "prompts=playground" in words
+        else {"sft.model"}
+        if "sft=train" in words
+        else set()
+    )
     return composed(*(f"{key}={value}" for key, value in given.items() if key not in typed), *words)
 
 
@@ -80,34 +110,67 @@ def said_by_run(capsys, *words: str) -> list[str]:
 
 REFUSED_BOTH_TIMES = [
     (["prompts.path=nowhere.jsonl"], "prompts.path=nowhere.jsonl: there is no such file or folder"),
-    (["prompts.split.test=50"], "prompts: there are 40; dev 5 and test 50 leave nothing to train on"),
+    (
+        ["prompts.split.test=50"],
+        "prompts: there are 40; dev 5 and test 50 leave nothing to train on",
+    ),
     (["prompts.path=odd.jsonl"], "odd.jsonl: 1 of 2 rows cannot be used:"),
-    (["prompts.path=shapeless.jsonl"], "Give prompts.columns={prompt: …} with this file's own name for it"),
+    (
+        ["prompts.path=shapeless.jsonl"],
+        "Give prompts.columns={prompt: …} with this file's own name for it",
+    ),
     (["prompts.evaluation.own=odd.jsonl"], "odd.jsonl: 1 of 2 rows cannot be used:"),
     (["prompts.split.test=shapeless.jsonl"], "Give prompts.split.test.columns="),
-    (["prompts.caps={column: kinds, most: 3}"], "prompts.caps.column=kinds: no row has this column. Did you mean kind"),
-    (["prompts.path=bare.jsonl"], "the scorer rules (rules) reads the prompts' column constraints, and no prompt"),
-    ([*MATH, "rounds=1"], "the scorer m (math) reads the prompts' column answer, and no prompt has it"),
-    (["evaluate.slices=[kinds]"], "evaluate.slices: no prompt has the column kinds. Did you mean kind"),
-    (["prompts.path=bare.jsonl", "evaluate.slices=[x]"], "no prompt has the column x. Give evaluate.slices=[]"),
+    (
+        ["prompts.caps={column: kinds, most: 3}"],
+        "prompts.caps.column=kinds: no row has this column. Did you mean kind",
+    ),
+    (
+        ["prompts.path=bare.jsonl"],
+        "the scorer rules (rules) reads the prompts' column constraints, and no prompt",
+    ),
+    (
+        [*MATH, "rounds=1"],
+        "the scorer m (math) reads the prompts' column answer, and no prompt has it",
+    ),
+    (
+        ["evaluate.slices=[kinds]"],
+        "evaluate.slices: no prompt has the column kinds. Did you mean kind",
+    ),
+    (
+        ["prompts.path=bare.jsonl", "evaluate.slices=[x]"],
+        "no prompt has the column x. Give evaluate.slices=[]",
+    ),
     (["rounds=4", "sample.per_round=8"], "rounds=4 need 32 prompts, and there are at most 30."),
-    (["exam.sample.per_round=6"], "sample.per_round=6: rounds=1 need 6 prompts, and there are at most 5"),
+    (
+        ["exam.sample.per_round=6"],
+        "sample.per_round=6: rounds=1 need 6 prompts, and there are at most 5",
+    ),
     (
         ["prompts=playground", "prompts.rows=20000", "prompts.constraints=1"],
         "prompts.rows=20000: the playground has only",
     ),
     (OWN, "function=./own.py:soner: ./own.py has no function soner. Did you mean sooner"),
-    (["+scorer@score.scorers.s=json", "score.scorers.s.schema_file=schema.json"], "no JSON schema: 'nothing' is not"),
+    (
+        ["+scorer@score.scorers.s=json", "score.scorers.s.schema_file=schema.json"],
+        "no JSON schema: 'nothing' is not",
+    ),
     (
         [*JUDGE, "score.scorers.j.template=template.md"],
         "template.md: this template does not use $criterion. A judge needs",
     ),
-    ([*JUDGE, "score.scorers.j.engine.runtime.api_key_env=NO_KEY"], "NO_KEY: this environment variable is not set"),
+    (
+        [*JUDGE, "score.scorers.j.engine.runtime.api_key_env=NO_KEY"],
+        "NO_KEY: this environment variable is not set",
+    ),
     (["sft.model=./empty"], "./empty: is no checkpoint: it has no config.json"),
     (["sft.model=./pickled"], "it has no *.safetensors, only pickled weights (pytorch_model.bin)"),
     (["sft.model=./coded"], "it brings Python code of its own (auto_map in config.json)"),
     (["sft.model=./mute"], "./mute: its tokenizer has no chat template"),
-    ([*REWARD[1:2], "reward=checkpoint", "reward.model=./adapter"], "./adapter: it is an adapter; a reward model is"),
+    (
+        [*REWARD[1:2], "reward=checkpoint", "reward.model=./adapter"],
+        "./adapter: it is an adapter; a reward model is",
+    ),
     (
         ["sft=train", "base=tiny", "demonstrations@sft.data=jsonl", "sft.data.path=shown.jsonl"],
         "shown.jsonl: 1 of 1 line cannot be used:",
@@ -121,12 +184,21 @@ REFUSED_BOTH_TIMES = [
         "count them with train.rehearsal.data.on_bad_row=skip",
     ),
     (OFFLINE, "offline.source.path=pairs.jsonl: 1 of 1 row cannot be used"),
-    ([*REWARD, "reward.data.source.path=pairs.jsonl"], "reward.data.source.path=pairs.jsonl: 1 of 1 row cannot be"),
+    (
+        [*REWARD, "reward.data.source.path=pairs.jsonl"],
+        "reward.data.source.path=pairs.jsonl: 1 of 1 row cannot be",
+    ),
     (["pair.edits=edits.jsonl"], "pair.edits=edits.jsonl: 1 line cannot be used:"),
     (["runs=taken"], "runs=taken: cannot be written (File exists)"),
     (["store=taken/store"], "store=taken/store: cannot be written (Not a directory)"),
-    (["limits.completion=4096", "base=tiny", "sft=train"], "limits.completion=4096: the model has a context of"),
-    (["train.runtime.launch=fsdp2"], "train.runtime.launch=fsdp2 shares a model among GPUs, and this machine shows"),
+    (
+        ["limits.completion=4096", "base=tiny", "sft=train"],
+        "limits.completion=4096: the model has a context of",
+    ),
+    (
+        ["train.runtime.launch=fsdp2"],
+        "train.runtime.launch=fsdp2 shares a model among GPUs, and this machine shows",
+    ),
 ]
 
 
@@ -150,13 +222,16 @@ def test_a_dry_run_and_a_run_refuse_in_the_same_words(capsys, words, expected):
 
 
 @pytest.mark.parametrize(("package", "words"), PACKAGES.items(), ids=PACKAGES)
-def test_a_package_that_is_not_installed_is_said_before_anything_is_built(capsys, monkeypatch, package, words):
+def test_a_package_that_is_not_installed_is_said_before_anything_is_built(
+    capsys, monkeypatch, package, words
+):
     import importlib.util
 
     known, key = importlib.util.find_spec, ["score.scorers.j.engine.runtime.api_key_env=PATH"]
     for module in ("environment", "scorers"):
         monkeypatch.setattr(
-            f"pipeline.preflight.{module}.find_spec", lambda name: None if name == package else known(name)
+            f"pipeline.preflight.{module}.find_spec",
+            lambda name: None if name == package else known(name),
         )
     words = [*words, *key] if words else words
     said, _ = said_by_dry_run(capsys, *words)
@@ -166,7 +241,13 @@ def test_a_package_that_is_not_installed_is_said_before_anything_is_built(capsys
 
 def test_everything_is_said_at_once_and_counted(capsys):
     """Also where a file is missing, on which half of the plan depends."""
-    words = ["prompts.split.test=50", "sft.model=./nowhere", *OWN, "pair.edits=edits.jsonl", "runs=taken"]
+    words = [
+        "prompts.split.test=50",
+        "sft.model=./nowhere",
+        *OWN,
+        "pair.edits=edits.jsonl",
+        "runs=taken",
+    ]
     said, last = said_by_dry_run(capsys, *words)
     assert len([line for line in said if not line.startswith("  ")]) == 5
     assert last == "16 steps, 16 to do · a run here would be refused for 5 reasons"
@@ -191,7 +272,15 @@ def test_what_is_in_the_store_already_is_held_against_what_is_still_to_do(capsys
     for part in ("train", "dev", "test"):
         table = read_table(exams.prompts(Path("made"), ["p"]).path / "prompts.parquet")
         write_table(folder / part / "prompts.parquet", table)
-    manifest = {"stage": "prompts", "version": 3, "inputs": {}, "config": {}, "files": [], "seconds": 1, "cost": {}}
+    manifest = {
+        "stage": "prompts",
+        "version": 3,
+        "inputs": {},
+        "config": {},
+        "files": [],
+        "seconds": 1,
+        "cost": {},
+    }
     write_json(folder / "manifest.json", {**manifest, "fingerprint": folder.name})
     rows.LARGEST, kept = -1, rows.LARGEST
     try:
@@ -204,7 +293,14 @@ def test_what_is_in_the_store_already_is_held_against_what_is_still_to_do(capsys
 
 def test_a_file_that_is_large_is_left_to_its_step_and_that_is_said(capsys, monkeypatch):
     monkeypatch.setattr(rows, "LARGEST", 100)
-    assert drive(planned("prompts.path=odd.jsonl", "prompts.evaluation.own=prompts.jsonl", "dry_run=true")) == DONE
+    assert (
+        drive(
+            planned(
+                "prompts.path=odd.jsonl", "prompts.evaluation.own=prompts.jsonl", "dry_run=true"
+            )
+        )
+        == DONE
+    )
     shown = capsys.readouterr().out
     assert "  prompts.evaluation.own=prompts.jsonl: not read here (0 MiB)" in shown
     assert "odd.jsonl: 1 of 2 rows cannot be used" in shown

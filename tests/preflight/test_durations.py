@@ -15,7 +15,12 @@ from tests.resources.test_training_fit import LLAMA_1B, shape
 from tests.support.house import composed
 
 PARAMETERS = shape(LLAMA_1B).parameters
-DRAWN = {"tokens_per_second": 100.0, "mean_tokens": 50.0, "engine_start_seconds": 20.0, "parameters": PARAMETERS}
+DRAWN = {
+    "tokens_per_second": 100.0,
+    "mean_tokens": 50.0,
+    "engine_start_seconds": 20.0,
+    "parameters": PARAMETERS,
+}
 
 
 @pytest.fixture
@@ -24,14 +29,31 @@ def planned(card, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(LLAMA_1B))
-    given = ["prompts=playground", f"sft.model={model}", "sample.per_round=100", "exam.sample.per_round=30", "rounds=2"]
-    cfg = composed(*given, f"store={tmp_path / 'store'}", "sample.settings.draw.n=8", "dry_run=true")
+    given = [
+        "prompts=playground",
+        f"sft.model={model}",
+        "sample.per_round=100",
+        "exam.sample.per_round=30",
+        "rounds=2",
+    ]
+    cfg = composed(
+        *given, f"store={tmp_path / 'store'}", "sample.settings.draw.n=8", "dry_run=true"
+    )
     return prepare(cfg, [plan(cfg)])
 
 
-def build(planned, step, cost: dict, seconds: float = 60.0, device: str | None = None, created: str = "1") -> None:
-    inputs = {name: {"fingerprint": planned.fingerprint(source)} for name, source, _ in step.edges()}
-    made = {"config": step.config.model_dump(mode="json"), "inputs": inputs, "cost": cost, "seconds": seconds}
+def build(
+    planned, step, cost: dict, seconds: float = 60.0, device: str | None = None, created: str = "1"
+) -> None:
+    inputs = {
+        name: {"fingerprint": planned.fingerprint(source)} for name, source, _ in step.edges()
+    }
+    made = {
+        "config": step.config.model_dump(mode="json"),
+        "inputs": inputs,
+        "cost": cost,
+        "seconds": seconds,
+    }
     made |= {"files": [], "created": created, "provenance": {"device": device or hardware.device()}}
     write_json(planned.folder(step) / "manifest.json", made)
 
@@ -47,7 +69,13 @@ def lines(planned) -> list[str]:
 
 def test_before_anything_is_measured_the_plan_says_when_it_will_be_known(planned):
     [line] = lines(planned)
-    for kind in ("sample (2 steps)", "sample of exams (", "refer (2 steps)", "refer of exams (", "train (2 steps)"):
+    for kind in (
+        "sample (2 steps)",
+        "sample of exams (",
+        "refer (2 steps)",
+        "refer of exams (",
+        "train (2 steps)",
+    ):
         assert kind in line
     assert "first shard" in line and "strop pilot" in line and "together" not in line
 
@@ -92,15 +120,31 @@ def test_another_backend_has_its_own_speed(planned):
     build(planned, steps["sample@1"], DRAWN)
     path = planned.folder(steps["sample@1"]) / "manifest.json"
     made = json.loads(path.read_text())
-    write_json(path, {**made, "config": {**made["config"], "backend": {"kind": "transformers", "dtype": "bfloat16"}}})
+    write_json(
+        path,
+        {
+            **made,
+            "config": {**made["config"], "backend": {"kind": "transformers", "dtype": "bfloat16"}},
+        },
+    )
     assert Durations(planned).of(steps["sample@2"]) is None
 
 
 def test_the_newest_measure_counts(planned):
     steps = steps_of(planned)
     build(planned, steps["sample@1"], {**DRAWN, "tokens_per_second": 1.0}, created="2026-01-01")
-    build(planned, steps["sample@test sft"], {**DRAWN, "tokens_per_second": 10.0}, created="2026-01-02")
-    build(planned, steps["sample@test round-1"], {**DRAWN, "tokens_per_second": 200.0}, created="2026-01-03")
+    build(
+        planned,
+        steps["sample@test sft"],
+        {**DRAWN, "tokens_per_second": 10.0},
+        created="2026-01-02",
+    )
+    build(
+        planned,
+        steps["sample@test round-1"],
+        {**DRAWN, "tokens_per_second": 200.0},
+        created="2026-01-03",
+    )
     exam = steps["sample@test round-2"]
     each = sum(setting.n for setting in exam.config.settings.values())
     assert Durations(planned).of(exam) == 20 + 30 * each * 50 / 200
@@ -108,10 +152,14 @@ def test_the_newest_measure_counts(planned):
 
 def test_references_and_marks_are_told_by_rows(planned):
     steps = steps_of(planned)
-    build(planned, steps["refer@1"], {"rows": 100, "tokens": 1, "parameters": PARAMETERS}, seconds=50)
+    build(
+        planned, steps["refer@1"], {"rows": 100, "tokens": 1, "parameters": PARAMETERS}, seconds=50
+    )
     build(planned, steps["score@1"], {"answers": 800, "scores": 800}, seconds=40)
     found = Durations(planned)
-    assert found.of(steps["refer@2"]) == 2 * 100 * steps["pair@2"].config.pairs_per_prompt * 50 / 100
+    assert (
+        found.of(steps["refer@2"]) == 2 * 100 * steps["pair@2"].config.pairs_per_prompt * 50 / 100
+    )
     assert found.of(steps["score@2"]) == 40
 
 
@@ -127,7 +175,9 @@ def test_a_training_s_time_has_its_looks_in_it(planned):
     assert Durations(planned).of(steps["train@2"]) == pytest.approx(tokens / 10 + 30, rel=1e-6)
     from pipeline.preflight import capacity
 
-    shown = capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps})
+    shown = capacity.lines(
+        planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
+    )
     assert any("as measured before, of it 0.5 min in 1 look" in line for line in shown)
 
 
@@ -144,4 +194,6 @@ def test_the_first_shard_of_a_draw_that_runs_tells_what_follows(planned, monkeyp
     write_json(work / "cost.json", {"parameters": PARAMETERS})
     assert rest.told() == ""
     write_json(work / "cost.json", DRAWN)
-    assert re.fullmatch(r" · then about \d+\.\d min for \d+ steps, and \d+ steps of unknown time", rest.told())
+    assert re.fullmatch(
+        r" · then about \d+\.\d min for \d+ steps, and \d+ steps of unknown time", rest.told()
+    )

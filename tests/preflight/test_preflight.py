@@ -44,7 +44,8 @@ def steps(*words: str) -> list:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "visible", "there"), [(2, None, "2 GPUs"), (3, None, "2 GPUs"), (2, "1", "1 GPU"), (2, "", "0 GPUs")]
+    ("wanted", "visible", "there"),
+    [(2, None, "2 GPUs"), (3, None, "2 GPUs"), (2, "1", "1 GPU"), (2, "", "0 GPUs")],
 )
 def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there):
     if visible is not None:
@@ -54,34 +55,56 @@ def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there)
     if there == "2 GPUs" and wanted == 2:
         preflight.check(asked)
     else:
-        with pytest.raises(Refusal, match=rf"tensor_parallel={wanted}: this machine shows {there}[. ].*\n  Give"):
+        with pytest.raises(
+            Refusal, match=rf"tensor_parallel={wanted}: this machine shows {there}[. ].*\n  Give"
+        ):
             preflight.check(asked)
 
 
 def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
-    with pytest.raises(Refusal, match=r"^exam.sample.backend.runtime.tensor_parallel=3: this machine shows 2 GPUs"):
+    with pytest.raises(
+        Refusal, match=r"^exam.sample.backend.runtime.tensor_parallel=3: this machine shows 2 GPUs"
+    ):
         preflight.check(steps(*GIVEN, "exam.sample.backend.runtime.tensor_parallel=3"))
-    with pytest.raises(Refusal, match=r"^exam.sample.runtime.workers=3 of 1 GPU each: this machine shows 2 GPUs"):
+    with pytest.raises(
+        Refusal, match=r"^exam.sample.runtime.workers=3 of 1 GPU each: this machine shows 2 GPUs"
+    ):
         preflight.check(steps(*GIVEN, "exam.sample.runtime.workers=3"))
 
 
-@pytest.mark.parametrize("word", ["backend@sample.backend=vllm", "backend@sample.backend=transformers"])
+@pytest.mark.parametrize(
+    "word", ["backend@sample.backend=vllm", "backend@sample.backend=transformers"]
+)
 def test_more_workers_than_gpus_are_refused_before_anything_is_trained(two_gpus, monkeypatch, word):
     preflight.check(steps(*GIVEN, word, "sample.runtime.workers=2"))
-    with pytest.raises(Refusal, match=r"workers=3 of 1 GPU each: this machine shows 2 .*\n  Give a number up to 2"):
+    with pytest.raises(
+        Refusal, match=r"workers=3 of 1 GPU each: this machine shows 2 .*\n  Give a number up to 2"
+    ):
         preflight.check(steps(*GIVEN, word, "sample.runtime.workers=3"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    preflight.check(steps(*GIVEN, word, "sample.runtime.workers=3"))  # on a CPU they share its cores
+    preflight.check(
+        steps(*GIVEN, word, "sample.runtime.workers=3")
+    )  # on a CPU they share its cores
 
 
 def test_more_scorers_than_gpus(two_gpus):
-    marks = [*GIVEN, "score=reward", "reward=checkpoint", "reward.model=hub/reward", "pair.scorer=reward"]
+    marks = [
+        *GIVEN,
+        "score=reward",
+        "reward=checkpoint",
+        "reward.model=hub/reward",
+        "pair.scorer=reward",
+    ]
     preflight.check(steps(*marks, "score.runtime.workers=2"))
-    with pytest.raises(Refusal, match=r"score.runtime.workers=3 of 1 GPU each: this machine shows 2"):
+    with pytest.raises(
+        Refusal, match=r"score.runtime.workers=3 of 1 GPU each: this machine shows 2"
+    ):
         preflight.check(steps(*marks, "score.runtime.workers=3"))
     at = "score.scorers.judge"
     judge = [f"+scorer@{at}=rubric", f"engine@{at}.engine=vllm", f"{at}.engine.model=hub/judge"]
-    with pytest.raises(Refusal, match=r"judge.engine.runtime.tensor_parallel=3: this machine shows 2"):
+    with pytest.raises(
+        Refusal, match=r"judge.engine.runtime.tensor_parallel=3: this machine shows 2"
+    ):
         preflight.check(steps(*marks, *judge, f"{at}.engine.runtime.tensor_parallel=3"))
 
 
@@ -104,7 +127,10 @@ made = lambda completions: []
             {"kind": "language", "languages": ["en", "xx"]},
             "score.scorers.s.languages: xx is no language that is told apart",
         ),
-        ({"kind": "json", "schema_file": "no.json", "fenced": True}, "no JSON schema: 'nothing' is not valid"),
+        (
+            {"kind": "json", "schema_file": "no.json", "fenced": True},
+            "no JSON schema: 'nothing' is not valid",
+        ),
         ({"kind": "json", "schema_file": "own.py", "fenced": True}, "cannot be read as JSON"),
         ({"kind": "json", "schema_file": "yes.json", "fenced": True}, None),
         *(
@@ -116,12 +142,17 @@ made = lambda completions: []
                 "./no.json:later": "has no function later",
                 "nowhere_installed.module.score": "there is no package nowhere_installed",
                 "json.decoder.scan": None,
-                **{f"./own.py:{name}": None for name in ("taken", "borrowed", "sooner", "perhaps", "made")},
+                **{
+                    f"./own.py:{name}": None
+                    for name in ("taken", "borrowed", "sooner", "perhaps", "made")
+                },
             }.items()
         ),
     ],
 )
-def test_what_scorers_are_given_is_read_before_anything_is_sampled(tmp_path, monkeypatch, knobs, said):
+def test_what_scorers_are_given_is_read_before_anything_is_sampled(
+    tmp_path, monkeypatch, knobs, said
+):
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text(OWN)
     Path("yes.json").write_text('{"type": "object"}')
@@ -142,7 +173,10 @@ def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_
     [drawn] = [step for step in planned if (step.stage, step.label) == ("sample", 1)]
     assert planned.index(made) < planned.index(drawn)
     write_json(tmp_path / "funnel.json", {"pairs": 39})
-    with pytest.raises(Refusal, match=r"per_round=20: round 2 needs 40 offline rows, and there are 39\.\n.*19 or less"):
+    with pytest.raises(
+        Refusal,
+        match=r"per_round=20: round 2 needs 40 offline rows, and there are 39\.\n.*19 or less",
+    ):
         check_offline(made, tmp_path, planned)
     write_json(tmp_path / "funnel.json", {"pairs": 40})
     check_offline(made, tmp_path, planned)
@@ -151,14 +185,19 @@ def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_
 def test_an_unknown_language_of_pairs():
     with pytest.raises(Refusal, match=r"pair\.filters\.languages: klingon is no language"):
         preflight.check(
-            step for step in steps("recipes=smoke", "pair.filters.languages=[klingon]") if step.stage == "pair"
+            step
+            for step in steps("recipes=smoke", "pair.filters.languages=[klingon]")
+            if step.stage == "pair"
         )
 
 
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("sample.settings.draw.n=0", r"sample.settings.draw.n=0: Input should be greater than 0\..*conf/setting"),
+        (
+            "sample.settings.draw.n=0",
+            r"sample.settings.draw.n=0: Input should be greater than 0\..*conf/setting",
+        ),
         ("sft.model=./nowhere", r"sft.model=./nowhere: there is no such file or folder"),
     ],
 )
@@ -168,12 +207,20 @@ def test_what_cannot_be_drawn(word, said):
 
 
 def test_every_file_that_is_not_there_is_said_at_once(tmp_path):
-    given = {"prompts.path": "no.jsonl", "prompts.split.test": "nor.jsonl", "sft.model": "./nowhere"}
-    cfg = composed(*(f"{knob}={path}" for knob, path in given.items()), f"store={tmp_path}", "dry_run=true")
+    given = {
+        "prompts.path": "no.jsonl",
+        "prompts.split.test": "nor.jsonl",
+        "sft.model": "./nowhere",
+    }
+    cfg = composed(
+        *(f"{knob}={path}" for knob, path in given.items()), f"store={tmp_path}", "dry_run=true"
+    )
     with pytest.raises(Refusal) as refusal:
         prepare(cfg, [plan(cfg)])
     said = str(refusal.value).splitlines()
-    assert len(said) == 3 and all("there is no such file or folder. Give the path of one" in line for line in said)
+    assert len(said) == 3 and all(
+        "there is no such file or folder. Give the path of one" in line for line in said
+    )
     assert {line.split("=")[1].split(":")[0] for line in said} == {*given.values()}
 
 
@@ -181,14 +228,19 @@ def test_a_file_that_may_not_be_read_is_refused():
     def locked(path: str) -> str:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
-    with pytest.raises(Refusal, match=r"^prompts.path=p.jsonl: cannot be read \(Permission denied\). Give"):
+    with pytest.raises(
+        Refusal, match=r"^prompts.path=p.jsonl: cannot be read \(Permission denied\). Give"
+    ):
         Identity(locked).fingerprint(steps(*GIVEN)[0])
 
 
 def test_all_that_is_wrong_at_the_door_is_said_at_once(tmp_path):
     (tmp_path / "marks.csv").write_text("sample_id,score\na,1\n")
     (tmp_path / "people.csv").write_text("sample_id,score\na,high\n")
-    people = ["+scorer@score.scorers.people=labels", f"score.scorers.people.path={tmp_path}/people.csv"]
+    people = [
+        "+scorer@score.scorers.people=labels",
+        f"score.scorers.people.path={tmp_path}/people.csv",
+    ]
     words = [*people, f"evaluate.labels.panel={tmp_path}/marks.csv", "pair.filters.languages=[xx]"]
     with pytest.raises(Refusal) as refusal:
         preflight.check(steps(*GIVEN, *words, "rounds=2", "sample.per_round=9"))
@@ -198,9 +250,15 @@ def test_all_that_is_wrong_at_the_door_is_said_at_once(tmp_path):
 
 
 def test_completions_that_fill_the_context():
-    words = ["recipes=smoke", "backend@sample.backend=transformers", "backend@exam.sample.backend=transformers"]
+    words = [
+        "recipes=smoke",
+        "backend@sample.backend=transformers",
+        "backend@exam.sample.backend=transformers",
+    ]
     preflight.check(steps(*words))
-    with pytest.raises(Refusal, match=r"limits.completion=4096: the model has a context of \d+ tokens"):
+    with pytest.raises(
+        Refusal, match=r"limits.completion=4096: the model has a context of \d+ tokens"
+    ):
         preflight.check(steps(*words, "limits.completion=4096"))
 
 
@@ -225,20 +283,34 @@ def spelled(folder: Path, template: str | None) -> Path:
 @pytest.mark.parametrize(
     ("template", "words", "said"),
     [
-        (None, ["base.context=70"], "limits.prompt=64, beside limits.completion=64 in a context of 70: 6 tokens"),
+        (
+            None,
+            ["base.context=70"],
+            "limits.prompt=64, beside limits.completion=64 in a context of 70: 6 tokens",
+        ),
         (
             TALK,
             ["limits.prompt=11"],
             "512: 11 tokens are left for a prompt, and the shortest of 2 has 12 with",
         ),
         (TALK, ["limits.prompt=12"], None),
-        (TALK, ["template.chat_template=longer.jinja", "limits.prompt=12"], "the shortest of 2 has 13 with its"),
-        (TALK, ["sample.settings.draw.system=Be brief", "limits.prompt=15"], "has 17 with its template with what the"),
+        (
+            TALK,
+            ["template.chat_template=longer.jinja", "limits.prompt=12"],
+            "the shortest of 2 has 13 with its",
+        ),
+        (
+            TALK,
+            ["sample.settings.draw.system=Be brief", "limits.prompt=15"],
+            "has 17 with its template with what the",
+        ),
         ("{{ raise_exception('no') }}", ["limits.prompt=7"], None),
         ("{% unknown %}", ["limits.prompt=7"], None),
     ],
 )
-def test_prompts_that_fit_nowhere_are_refused_before_sft_is_trained(tmp_path, monkeypatch, template, words, said):
+def test_prompts_that_fit_nowhere_are_refused_before_sft_is_trained(
+    tmp_path, monkeypatch, template, words, said
+):
     """Seven words the shortest, and five more that a template puts around them."""
     monkeypatch.chdir(tmp_path)
     Path("longer.jinja").write_text(f"well {TALK}")
@@ -258,10 +330,16 @@ def test_prompts_that_fit_nowhere_are_refused_before_sft_is_trained(tmp_path, mo
     with pytest.raises(Refusal) as refusal:
         check(coming)
     assert said in str(refusal.value)
-    remedy = "Lower limits.completion, give a model with" if "context of 70" in said else "Raise limits.prompt, or give"
+    remedy = (
+        "Lower limits.completion, give a model with"
+        if "context of 70" in said
+        else "Raise limits.prompt, or give"
+    )
     assert f"\n  {remedy}" in str(refusal.value)
     check([step for step in coming if step.stage != "sample"])
-    check(coming, next(step for step in planned if step.stage == "sft"))  # nothing of it is there yet
+    check(
+        coming, next(step for step in planned if step.stage == "sft")
+    )  # nothing of it is there yet
     for part in asked:
         (part / "prompts.parquet").unlink()  # pruned
     return check(coming)
@@ -271,9 +349,13 @@ def test_each_round_s_own_prompts_have_to_fit(tmp_path):
     """The first round's do, and of the second round's none."""
     planned = steps("recipes=smoke", "sample.per_round=1", "limits.prompt=7")
     made = next(step for step in planned if step.stage == "base")
-    folder = exams.prompts(tmp_path, ["say six things of a river ?", "and " * 90], "{}", "train").path.parent
+    folder = exams.prompts(
+        tmp_path, ["say six things of a river ?", "and " * 90], "{}", "train"
+    ).path.parent
     folders = {"base": spelled(tmp_path / "base", None), "prompts": folder}
-    with pytest.raises(Refusal, match="7 tokens are left for a prompt, and the shortest of 1 has 90"):
+    with pytest.raises(
+        Refusal, match="7 tokens are left for a prompt, and the shortest of 1 has 90"
+    ):
         check_lengths(made, lambda step: folders.get(step.stage, tmp_path / step.stage), planned)
 
 
@@ -309,13 +391,19 @@ def test_the_door_knows_the_template_of_an_older_checkpoint(tmp_path, several):
     write_json(file, {**json.loads(file.read_text()), "chat_template": named if several else CHAT})
     messages = [{"role": "user", "content": "name three facts"}]
     found = Words(policy.tokenizer, None, 256).encode(messages, {})
-    assert found == Chat(policy).encode(messages, {}) and len(found) > len(Chat(policy).pieces("name three facts"))
+    assert found == Chat(policy).encode(messages, {}) and len(found) > len(
+        Chat(policy).pieces("name three facts")
+    )
 
 
 @pytest.mark.model
 def test_a_prompt_that_only_the_template_makes_too_long_is_dropped_and_counted(tmp_path):
     chat = Chat(tiny_model(tmp_path / "sft"))
-    texts = ["the river", "the river and the lantern", "the river and the old lantern and the quiet river"]
+    texts = [
+        "the river",
+        "the river and the lantern",
+        "the river and the old lantern and the quiet river",
+    ]
     asked = test_sample.ask(tmp_path / "train", *texts).read()
     bare = len(chat.pieces(texts[1]))
     limits = {"prompt": bare, "completion": 8}
@@ -324,7 +412,9 @@ def test_a_prompt_that_only_the_template_makes_too_long_is_dropped_and_counted(t
     lengths = [len(chat.encode([{"role": "user", "content": text}], {})) for text in texts[1:]]
     assert lengths[0] > bare >= len(chat.pieces(texts[1])) and len(chat.pieces(texts[2])) > bare
     told = [f"{tokens} tokens, limits.prompt={bare}" for tokens in lengths]
-    assert sorted(dropped["detail"]) == sorted(told) and set(dropped["reason"]) == {"prompt_too_long"}
+    assert sorted(dropped["detail"]) == sorted(told) and set(dropped["reason"]) == {
+        "prompt_too_long"
+    }
 
 
 def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
@@ -334,7 +424,11 @@ def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
     ]
     words += ["score=reward", "pair.scorer=reward", "sample.more=[4]", "evaluate.scorer=reward"]
     draws = [step for step in steps("recipes=smoke", *words) if step.stage == "sample"]
-    assert {model.stage for draw in draws for model in line_of(draw.inputs["policy"])} == {"base", "sft", "train"}
+    assert {model.stage for draw in draws for model in line_of(draw.inputs["policy"])} == {
+        "base",
+        "sft",
+        "train",
+    }
     preflight.check(draws)
 
 
@@ -346,7 +440,10 @@ SCRIPTED = "backend@sample.backend=scripted", "backend@exam.sample.backend=scrip
     ("words", "said"),
     [
         (["rounds=9", *SCRIPTED], "per_round=400: rounds=9 need 3600 prompts, and there are "),
-        (["base.context=80"], "in a context of 80: 16 tokens are left for a prompt, and the shortest of "),
+        (
+            ["base.context=80"],
+            "in a context of 80: 16 tokens are left for a prompt, and the shortest of ",
+        ),
     ],
 )
 def test_prompts_that_do_not_last_or_fit_are_refused_before_sft_is_trained(tmp_path, words, said):
@@ -373,20 +470,32 @@ def at_the_door(folder: Path, *words: str) -> None:
 
 
 def test_columns_that_no_prompt_has_are_missed_before_anything_is_drawn(tmp_path):
-    math = ["score=own", "pair.scorer=m", *(f"+scorer@{at}.scorers.m=math" for at in ("score", "exam.score"))]
-    with pytest.raises(Refusal, match=r"(?s)scorer rules .* column constraints, .* have category.*score=own"):
+    math = [
+        "score=own",
+        "pair.scorer=m",
+        *(f"+scorer@{at}.scorers.m=math" for at in ("score", "exam.score")),
+    ]
+    with pytest.raises(
+        Refusal, match=r"(?s)scorer rules .* column constraints, .* have category.*score=own"
+    ):
         at_the_door(tmp_path)
     with pytest.raises(Refusal, match=r"scorer m \(math\) reads the prompts' column answer"):
         at_the_door(tmp_path, *math)
     math += [f"{at}.scorers.m.column=category" for at in ("score", "exam.score")]
     at_the_door(tmp_path, *math, "evaluate.slices=[category]")
-    with pytest.raises(Refusal, match=r"evaluate\.slices: no prompt has the column kategory\. Did you mean category"):
+    with pytest.raises(
+        Refusal,
+        match=r"evaluate\.slices: no prompt has the column kategory\. Did you mean category",
+    ):
         at_the_door(tmp_path, *math, "evaluate.slices=[kategory]")
 
 
 def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):
     judges = {
-        "score.scorers.j.engine": ["+scorer@score.scorers.j=rubric", "score.scorers.j.engine.model=good"],
+        "score.scorers.j.engine": [
+            "+scorer@score.scorers.j=rubric",
+            "score.scorers.j.engine.model=good",
+        ],
         "exam.duels.j.engine": ["+duel@exam.duels.j=default", "exam.duels.j.engine.model=good"],
     }
     for knob, judge in judges.items():
@@ -394,7 +503,8 @@ def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):
         preflight.check(steps(*GIVEN, *judge))
         monkeypatch.delenv("OPENAI_API_KEY")
         with pytest.raises(
-            Refusal, match=rf"^{knob}\.runtime\.api_key_env=OPENAI_API_KEY: this environment variable is"
+            Refusal,
+            match=rf"^{knob}\.runtime\.api_key_env=OPENAI_API_KEY: this environment variable is",
         ):
             preflight.check(steps(*GIVEN, *judge))
 
@@ -406,7 +516,9 @@ def asked_at(url: str) -> list[str]:
         "exam.duels.j.engine": ["+duel@exam.duels.j=default"],
         "exam.others.big": ["+other@exam.others.big=served"],
     }
-    named = [word for knob in given for word in (f"{knob}.model=m", f"{knob}.runtime.base_url={url}")]
+    named = [
+        word for knob in given for word in (f"{knob}.model=m", f"{knob}.runtime.base_url={url}")
+    ]
     return [*(word for words in given.values() for word in words), *named]
 
 
@@ -420,7 +532,9 @@ def port(monkeypatch):
         yield listening
 
 
-def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(tmp_path, monkeypatch, capsys, port):
+def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(
+    tmp_path, monkeypatch, capsys, port
+):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
     url = f"http://127.0.0.1:{port.getsockname()[1]}/v1"
     planned = steps("recipes=smoke", *asked_at(url))
@@ -435,13 +549,27 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(tmp_path, monk
     assert said.endswith(f"or give {where}=ADDRESS of one that runs.")
     later = [step for step in planned if step.stage != "score"]  # marked already
     assert "! exam.others.big.runtime.base_url=" in next(preflight.silent(later))
-    assert not list(preflight.silent(step for step in later if step.stage not in ("sample", "duel")))
+    assert not list(
+        preflight.silent(step for step in later if step.stage not in ("sample", "duel"))
+    )
 
-    drawing = ["backend@sample.backend=endpoint", "sample.backend.model=m", f"sample.backend.runtime.base_url={url}"]
+    drawing = [
+        "backend@sample.backend=endpoint",
+        "sample.backend.model=m",
+        f"sample.backend.runtime.base_url={url}",
+    ]
     [said] = preflight.silent(steps(*GIVEN, *drawing))
-    assert said.startswith("! sample.backend.runtime.base_url=") and "\n  A run is refused without it: start" in said
+    assert (
+        said.startswith("! sample.backend.runtime.base_url=")
+        and "\n  A run is refused without it: start" in said
+    )
 
-    words = "recipes=smoke", "dry_run=true", *(f"{at}={tmp_path / at}" for at in ("store", "runs")), *asked_at(url)
+    words = (
+        "recipes=smoke",
+        "dry_run=true",
+        *(f"{at}={tmp_path / at}" for at in ("store", "runs")),
+        *asked_at(url),
+    )
     assert drive(composed(*words)) == 0 and silence in capsys.readouterr().err
     assert drive(composed(*words, "until=sample")) == 0 and capsys.readouterr().err == ""
 

@@ -12,7 +12,13 @@ from tests.stages.test_evaluate import CONFIG, Run, named, scored
 DRAW = Sampling(0.95, 499, 1)
 QUESTION = Question("test", 300, "rules", 0.95, "round-1")
 MARK, SUM = "acc,none", "f1,none"  # the second is no mean over questions
-ROWS = {"task": pl.String, "doc_id": pl.Int64, "doc": pl.String, "metric": pl.String, "value": pl.Float64}
+ROWS = {
+    "task": pl.String,
+    "doc_id": pl.Int64,
+    "doc": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+}
 
 
 def metrics(folder, values, higher=True, doc="d{}"):
@@ -24,18 +30,29 @@ def metrics(folder, values, higher=True, doc="d{}"):
     rows += [("quiz", i, doc.format(i), SUM, None) for i, _ in enumerate(values)]
     write_table(folder / "items.parquet", pl.DataFrame(rows, schema=ROWS, orient="row").reverse())
     told = {"stderr": 0.01, "n": len(values), "higher_is_better": higher}
-    figures = [{"task": "quiz", "metric": name, "value": sum(values) / len(values), **told} for name in (MARK, SUM)]
+    figures = [
+        {"task": "quiz", "metric": name, "value": sum(values) / len(values), **told}
+        for name in (MARK, SUM)
+    ]
     figures += [{"task": "quiz_part", "metric": MARK, "value": 1.0, **told}]
-    write_json(folder / "metrics.json", {"task": "quiz", "chief": figures[0], "cut": 3, "figures": figures})
+    write_json(
+        folder / "metrics.json", {"task": "quiz", "chief": figures[0], "cut": 3, "figures": figures}
+    )
     return Metrics(folder)
 
 
 def examined(folder, **values):
-    return {name.replace("_", "-"): {"metrics": {"quiz": metrics(folder / name, of)}} for name, of in values.items()}
+    return {
+        name.replace("_", "-"): {"metrics": {"quiz": metrics(folder / name, of)}}
+        for name, of in values.items()
+    }
 
 
 def loss(limits, sft, later, folder, **more):
-    found = {"sft": metrics(folder / "sft", sft, **more), "round-1": metrics(folder / "later", later, **more)}
+    found = {
+        "sft": metrics(folder / "sft", sft, **more),
+        "round-1": metrics(folder / "later", later, **more),
+    }
     rows = benchmarks({name: {"metrics": {"quiz": each}} for name, each in found.items()}, DRAW)
     return retention(limits, QUESTION, rows, [])
 
@@ -78,7 +95,9 @@ def test_a_question_that_only_one_model_has_a_figure_for_is_counted_as_missing(t
         (0.1, [0, 0] * 10, "unknown"),  # too few questions
     ],
 )
-def test_what_may_not_be_lost_is_decided_by_the_interval_of_the_paired_difference(tmp_path, limit, later, state):
+def test_what_may_not_be_lost_is_decided_by_the_interval_of_the_paired_difference(
+    tmp_path, limit, later, state
+):
     [row] = loss({"quiz": limit}, [1, 0] * (len(later) // 2), later, tmp_path)
     assert (row["name"], row["limit"], row["state"]) == ("quiz", limit, state)
 
@@ -103,12 +122,18 @@ def test_a_certain_loss_is_a_no_and_an_unknown_one_no_yes():
     )
     assert held(yes, [kept], "round-2") == yes
     verdict = held(yes, [kept, lost], "round-2")
-    assert verdict["better"] == "no" and "But A lost thing. Take an earlier round, lower train" in verdict["why"]
+    assert (
+        verdict["better"] == "no"
+        and "But A lost thing. Take an earlier round, lower train" in verdict["why"]
+    )
     assert "But A lost thing. Lower train.learning_rate" in held(yes, [lost], "round-1")["why"], (
         "there is none before it"
     )
     assert held(yes, [perhaps], "round-1") == {"better": "yes", "why": "It is. A perhaps thing."}
-    assert held(yes, [unknown], "round-1")["better"] == "unclear" and held(no, [unknown], "round-1")["better"] == "no"
+    assert (
+        held(yes, [unknown], "round-1")["better"] == "unclear"
+        and held(no, [unknown], "round-1")["better"] == "no"
+    )
 
 
 def test_an_absent_benchmark_is_named_with_its_reason_and_the_report_is_whole(tmp_path):
@@ -116,13 +141,23 @@ def test_an_absent_benchmark_is_named_with_its_reason_and_the_report_is_whole(tm
     run.add("sft", scored(0.2)).add("round-1", scored(lambda i: 0.5 + i % 3 / 10))
     for name in run.exams:
         folder = tmp_path / name
-        there, gone = metrics(folder / "quiz", [1, 0] * 50), metrics(folder / "arc", "No <network>.\n  Connect.")
+        there, gone = (
+            metrics(folder / "quiz", [1, 0] * 50),
+            metrics(folder / "arc", "No <network>.\n  Connect."),
+        )
         run.exams[name]["metrics"] = {"quiz": there, "arc": gone}
-    report = run.evaluate(config=CONFIG.model_copy(update={"retention": {"arc": 0.1, "quiz": 0.2, "rules": 0.0}}))
+    report = run.evaluate(
+        config=CONFIG.model_copy(update={"retention": {"arc": 0.1, "quiz": 0.2, "rules": 0.0}})
+    )
     assert {"model": "sft, round-1", "what": "No <network>. Connect."} in report["missing"]
-    assert named(report["benchmarks"], benchmark="arc", model="sft")["absent"].startswith("No <network>")
+    assert named(report["benchmarks"], benchmark="arc", model="sft")["absent"].startswith(
+        "No <network>"
+    )
     assert [row["state"] for row in report["retention"]] == ["unknown", "kept", "kept"]
-    assert report["verdict"]["better"] == "unclear" and "the benchmark is absent" in report["verdict"]["why"]
+    assert (
+        report["verdict"]["better"] == "unclear"
+        and "the benchmark is absent" in report["verdict"]["why"]
+    )
     page, card = ((run.out / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert "No &lt;network&gt;" in page and ">absent<" in page and ">Retention</h2>" in page
     assert "round-1 scores better than sft; whether arc was kept is not known." in page

@@ -12,7 +12,10 @@ from tests.report.test_report import a_report, answers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytest.importorskip("playwright", reason="playwright is not installed")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not CHROMIUM, reason="there is no chromium on this machine")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium on this machine"),
+]
 
 SLY = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\"></p></script>"
 GRAVE = ("serious", "critical")
@@ -37,7 +40,11 @@ def opened(chromium, tmp_path):
     def open_page(text, width=1280, theme="light", ready=True, **more):
         file = tmp_path / f"{len(contexts)}.html"
         file.write_text(text)
-        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, **more))
+        contexts.append(
+            chromium.new_context(
+                viewport={"width": width, "height": 900}, color_scheme=theme, **more
+            )
+        )
         tab = contexts[-1].new_page()
         tab.on("console", lambda message: heard.append(message.text))
         tab.on("pageerror", lambda error: heard.append(str(error)))
@@ -67,15 +74,26 @@ def exam(prompts=30):
         key, margin = f"p{place:04d}", 1 - 2 * place / prompts
         asked = f"Question {place} about {'foxes' if place % 3 else 'owls'}"
         rows += [(key, "sft", f"Tame {place}.", 0.5, "stop", asked)]
-        rows += [(key, "round-1", SLY if place == 0 else f"Wild {place}.", 0.5 + margin, "length", asked)]
+        rows += [
+            (key, "round-1", SLY if place == 0 else f"Wild {place}.", 0.5 + margin, "length", asked)
+        ]
         winner = "a" if margin > 0 else "tie" if margin == 0 else "b"
         said += [(key, "rules", winner, [], 0.5 + margin, 0.5)]
         flip = place % 5 == 0
         said += [
-            (key, "prompted judge", "tie" if flip else "a", ["a", "b" if flip else "a"], 0.5 if flip else 1.0, 0.5)
+            (
+                key,
+                "prompted judge",
+                "tie" if flip else "a",
+                ["a", "b" if flip else "a"],
+                0.5 if flip else 1.0,
+                0.5,
+            )
         ]
     columns = ("prompt_id", "judge", "verdict", "orders", "score_a", "score_b")
-    verdicts = pl.DataFrame(said, schema=columns, orient="row").with_columns(a=pl.lit("round-1"), b=pl.lit("sft"))
+    verdicts = pl.DataFrame(said, schema=columns, orient="row").with_columns(
+        a=pl.lit("round-1"), b=pl.lit("sft")
+    )
     return answers(*rows), verdicts
 
 
@@ -154,7 +172,9 @@ def test_axe_finds_nothing_serious(opened, theme, width, better):
         summary.click()
     found = Axe().run(tab).response["violations"]
     grave = [
-        (rule["id"], [node["html"][:120] for node in rule["nodes"][:3]]) for rule in found if rule["impact"] in GRAVE
+        (rule["id"], [node["html"][:120] for node in rule["nodes"][:3]])
+        for rule in found
+        if rule["impact"] in GRAVE
     ]
     assert grave == []
 
@@ -165,7 +185,14 @@ def test_two_thousand_prompts_and_four_models_stay_small_and_open_at_once(opened
     letters = string.ascii_lowercase + "     "
     names = ("base", "sft", "round-1", "round-2")
     rows = [
-        (f"p{i:04d}", name, "".join(rng.choices(letters, k=1200)), rng.random(), "stop", f"Question {i}?")
+        (
+            f"p{i:04d}",
+            name,
+            "".join(rng.choices(letters, k=1200)),
+            rng.random(),
+            "stop",
+            f"Question {i}?",
+        )
         for i in range(2000)
         for name in names
     ]

@@ -22,19 +22,47 @@ from tests.support.exams import answer
 from tests.support.house import composed, identity_of, named
 
 MT_BENCH = [
-    {"question_id": 81, "category": "writing", "turns": ["Write of Hawaii.", "Rewrite it, each line with an A."]},
+    {
+        "question_id": 81,
+        "category": "writing",
+        "turns": ["Write of Hawaii.", "Rewrite it, each line with an A."],
+    },
     {"question_id": 82, "category": "math", "turns": ["What is 2 + 2?", "And twice that?"]},
 ]
 ARENA_HARD = [
     {"uid": "328c", "category": "arena-hard-v0.1", "cluster": "ABC", "prompt": "Use ABC notation."},
-    {"uid": "b43c", "category": "arena-hard-v0.1", "cluster": "ABC", "prompt": "Solve this in C++."},
-    {"uid": "b43d", "category": "arena-hard-v0.1", "cluster": "ABC", "prompt": "Solve this in C++."},
+    {
+        "uid": "b43c",
+        "category": "arena-hard-v0.1",
+        "cluster": "ABC",
+        "prompt": "Solve this in C++.",
+    },
+    {
+        "uid": "b43d",
+        "category": "arena-hard-v0.1",
+        "cluster": "ABC",
+        "prompt": "Solve this in C++.",
+    },
 ]
-ALPACA = [{"dataset": "koala", "instruction": "Who are you?", "output": "Somebody.", "generator": "davinci"}]
+ALPACA = [
+    {
+        "dataset": "koala",
+        "instruction": "Who are you?",
+        "output": "Somebody.",
+        "generator": "davinci",
+    }
+]
 GIVEN = ["prompts.path=recipes/smoke.yaml", "sft.model=hub/model", f"sft.revision={'0' * 40}"]
-TWO = ["prompts.evaluation.mt=recipes/smoke.yaml", "+chat@exam.chats.mt=two_turns", "+score@exam.chats.mt.score=rules"]
+TWO = [
+    "prompts.evaluation.mt=recipes/smoke.yaml",
+    "+chat@exam.chats.mt=two_turns",
+    "+score@exam.chats.mt.score=rules",
+]
 JUDGE = ["+duel@exam.chats.mt.duels.judge=default", "exam.chats.mt.duels.judge.engine.model=m"]
-RIVAL = ["+other@exam.others.rival=served", "exam.others.rival={model: m, runtime: {base_url: 'http://localhost/v1'}}"]
+RIVAL = [
+    "+other@exam.others.rival=served",
+    "exam.others.rival={model: m, runtime: {base_url: 'http://localhost/v1'}}",
+]
 
 
 def asked(folder, rows, name="questions"):
@@ -43,7 +71,10 @@ def asked(folder, rows, name="questions"):
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts_stage.run(
-        Questions(rows={"source": {"kind": "file", "path": str(path)}, "shape": "auto", "columns": {}}), folder
+        Questions(
+            rows={"source": {"kind": "file", "path": str(path)}, "shape": "auto", "columns": {}}
+        ),
+        folder,
     )
     return Prompts(folder / "test")
 
@@ -85,13 +116,20 @@ def test_a_set_that_is_not_behind_the_fence_is_refused(cfg):
     """What is asked is what the fence was given: there is no other place to name it."""
     assert named(plan(cfg))["prompts@test mt"].config.rows == cfg.prompts.evaluation["mt"]
     bare = cfg.model_copy(update={"prompts": cfg.prompts.model_copy(update={"evaluation": {}})})
-    assert any("exam.chats.mt: prompts.evaluation has no set" in fault for fault in mismatches(bare))
+    assert any(
+        "exam.chats.mt: prompts.evaluation has no set" in fault for fault in mismatches(bare)
+    )
 
 
 def test_several_answers_to_a_turn_cannot_be_followed(cfg):
-    several = {**cfg.exam.sample.settings, "answer": cfg.exam.sample.settings["answer"].model_copy(update={"n": 2})}
+    several = {
+        **cfg.exam.sample.settings,
+        "answer": cfg.exam.sample.settings["answer"].model_copy(update={"n": 2}),
+    }
     with pytest.raises(ValueError, match=r"chats\.mt: of several answers"):
-        ExamConfig(**{**dict(cfg.exam), "sample": cfg.exam.sample.model_copy(update={"settings": several})})
+        ExamConfig(
+            **{**dict(cfg.exam), "sample": cfg.exam.sample.model_copy(update={"settings": several})}
+        )
 
 
 # ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -99,11 +137,19 @@ def test_several_answers_to_a_turn_cannot_be_followed(cfg):
 
 def test_published_files_are_read_with_what_they_say_of_their_questions(tmp_path):
     told = asked(tmp_path / "mt", MT_BENCH)
-    assert [messages[0]["content"] for messages in told.read()["prompt"]] == ["Write of Hawaii.", "What is 2 + 2?"]
+    assert [messages[0]["content"] for messages in told.read()["prompt"]] == [
+        "Write of Hawaii.",
+        "What is 2 + 2?",
+    ]
     assert [row["question_id"] for row in told.columns().values()] == [81, 82]
     arena = asked(tmp_path / "arena", ARENA_HARD)
-    assert [row["uid"] for row in arena.columns().values()] == ["328c", "b43c"], "a question that comes twice is one"
-    assert json.loads((tmp_path / "arena" / "cost.json").read_text()) == {"prompts": 2, "dropped": 1}
+    assert [row["uid"] for row in arena.columns().values()] == ["328c", "b43c"], (
+        "a question that comes twice is one"
+    )
+    assert json.loads((tmp_path / "arena" / "cost.json").read_text()) == {
+        "prompts": 2,
+        "dropped": 1,
+    }
 
 
 # ── turns ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -113,13 +159,22 @@ def conversation(**changes):
     settings = {"answer": {"n": 1, "temperature": 0.7, "top_p": 0.9, **test_sample.PLAIN}}
     limits = {"prompt": 256, "completion": 32}
     return Conversation.model_validate(
-        {**test_sample.CONFIG, "settings": settings, "limits": limits, "purpose": "chat", "turns": 2, **changes}
+        {
+            **test_sample.CONFIG,
+            "settings": settings,
+            "limits": limits,
+            "purpose": "chat",
+            "turns": 2,
+            **changes,
+        }
     )
 
 
 def drawn(tmp_path, rows=MT_BENCH, policy=POLICY, **changes):
     questions = asked(tmp_path / "questions", rows)
-    return sample.run(conversation(**changes), tmp_path / "out", policy=policy, prompts=questions).read()
+    return sample.run(
+        conversation(**changes), tmp_path / "out", policy=policy, prompts=questions
+    ).read()
 
 
 def test_the_second_turn_is_asked_after_the_model_s_own_first_answer(tmp_path):
@@ -128,7 +183,9 @@ def test_the_second_turn_is_asked_after_the_model_s_own_first_answer(tmp_path):
     assert (first.height, second.height) == (2, 2)
     for one, two in zip(first.iter_rows(named=True), second.iter_rows(named=True), strict=True):
         assert one["prompt_id"] == two["prompt_id"] and one["sample_id"] != two["sample_id"]
-        told = next(row["turns"] for row in MT_BENCH if row["turns"][0] == one["prompt"][0]["content"])
+        told = next(
+            row["turns"] for row in MT_BENCH if row["turns"][0] == one["prompt"][0]["content"]
+        )
         said = [("user", told[0]), ("assistant", one["completion"]), ("user", told[1])]
         assert [(message["role"], message["content"]) for message in two["prompt"]] == said
         assert two["prompt_token_ids"][: len(one["prompt_token_ids"])] == one["prompt_token_ids"]
@@ -146,16 +203,25 @@ def test_a_question_ends_with_its_last_turn_and_none_at_all_is_refused(tmp_path)
 def test_killed_between_the_turns_it_comes_out_the_same(tmp_path, monkeypatch):
     whole = drawn(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(sample.multi_turn, "following", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            sample.multi_turn, "following", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             drawn(tmp_path / "b")
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "b" / "out").rglob("samples/*.parquet")}
+    before = {
+        file: file.stat().st_mtime_ns
+        for file in (tmp_path / "b" / "out").rglob("samples/*.parquet")
+    }
     assert before and drawn(tmp_path / "b").equals(whole)
-    assert all(file.stat().st_mtime_ns == at for file, at in before.items()), "the first turn was not drawn again"
+    assert all(file.stat().st_mtime_ns == at for file, at in before.items()), (
+        "the first turn was not drawn again"
+    )
 
 
 def test_what_a_model_thought_is_not_said_to_it_again():
-    said = sample.multi_turn.spoken([{"role": "user", "content": "Hi"}], "<think>hm</think>Hello.", "And?")
+    said = sample.multi_turn.spoken(
+        [{"role": "user", "content": "Hi"}], "<think>hm</think>Hello.", "And?"
+    )
     assert said[1] == {"role": "assistant", "content": "Hello."}
 
 
@@ -166,12 +232,18 @@ def test_the_second_turn_s_tokens_are_the_template_s(tmp_path):
     from tests.support.tiny import tiny_model
 
     policy = tiny_model(tmp_path / "store" / "sft" / "0123456789ab")
-    rows = drawn(tmp_path, policy=policy, backend=transformers(4), limits={"prompt": 64, "completion": 24})
+    rows = drawn(
+        tmp_path, policy=policy, backend=transformers(4), limits={"prompt": 64, "completion": 24}
+    )
     text = Chat(policy)
     for row in rows.filter(setting="turn-2").iter_rows(named=True):
         assert row["prompt_token_ids"] == text.encode(row["prompt"], {})
         spelled = text.read(row["prompt_token_ids"])
-        assert spelled.count("<s>") == 1 and spelled.count("<|user|>") == 2 and spelled.endswith("<|assistant|>")
+        assert (
+            spelled.count("<s>") == 1
+            and spelled.count("<|user|>") == 2
+            and spelled.endswith("<|assistant|>")
+        )
         assert row["prompt"][1]["content"] in spelled
         assert row["logprob"] is not None
 
@@ -182,11 +254,23 @@ def test_the_second_turn_s_tokens_are_the_template_s(tmp_path):
 def talk(folder, name, texts):
     """`prompt → its answer in each turn`."""
     rows = [
-        (key, f"{name}/{key}/{turn}", "answer" if turn == 1 else f"turn-{turn}", said, [1] * 5, "stop", -1.0, 0)
+        (
+            key,
+            f"{name}/{key}/{turn}",
+            "answer" if turn == 1 else f"turn-{turn}",
+            said,
+            [1] * 5,
+            "stop",
+            -1.0,
+            0,
+        )
         for key, told in texts.items()
         for turn, said in enumerate(told, 1)
     ]
-    write_table(folder / name / "samples" / "0.parquet", pl.DataFrame(rows[::-1], schema=exams.SAMPLE, orient="row"))
+    write_table(
+        folder / name / "samples" / "0.parquet",
+        pl.DataFrame(rows[::-1], schema=exams.SAMPLE, orient="row"),
+    )
     return Samples(folder / name)
 
 
@@ -214,7 +298,13 @@ class Chat(Run):
     def talk(self, name, first, second, without=()):
         keys = self.questions.read()["prompt_id"].to_list()
         rows = [
-            answer(key, score, f"<think>hm</think>{name} {turn}", sample_id=f"{name}/{key}/{turn}", turn=turn)
+            answer(
+                key,
+                score,
+                f"<think>hm</think>{name} {turn}",
+                sample_id=f"{name}/{key}/{turn}",
+                turn=turn,
+            )
             for key in keys
             for turn, score in ((1, first), (2, second))
             if (keys.index(key), turn) not in without
@@ -230,7 +320,9 @@ class Chat(Run):
                 .otherwise(pl.lit("answer"))
             )
         )
-        write_table(of.path.parent.parent / "sample" / of.path.name / "samples" / "0.parquet", table)
+        write_table(
+            of.path.parent.parent / "sample" / of.path.name / "samples" / "0.parquet", table
+        )
         self.asked[name] = made
         return self
 
@@ -239,20 +331,32 @@ class Chat(Run):
 
         chats = {"mt": {"prompts": self.questions, "exams": self.asked}}
         parts = {"prompts": self.prompts, "exams": self.exams, "pairs": [], "chats": chats}
-        evaluate.run(CONFIG.model_copy(update=changes), self.out, chosen=self.exams["round-1"]["model"], **parts)
+        evaluate.run(
+            CONFIG.model_copy(update=changes),
+            self.out,
+            chosen=self.exams["round-1"]["model"],
+            **parts,
+        )
         return json.loads((self.out / "report.json").read_text())
 
 
 def test_each_turn_has_its_mean_and_the_whole_its_difference(tmp_path):
-    report = Chat(tmp_path).talk("sft", 0.6, 0.2).talk("round-1", 0.8, 0.6, without=[(3, 2)]).report()
+    report = (
+        Chat(tmp_path).talk("sft", 0.6, 0.2).talk("round-1", 0.8, 0.6, without=[(3, 2)]).report()
+    )
     chat = report["chats"]["mt"]
     assert (chat["prompts"], chat["turns"], chat["scorers"]) == (40, 2, ["rules"])
     marks = row_of(chat["models"], name="round-1")["metrics"]
-    assert [marks[name]["mean"] for name in ("rules turn 1", "rules turn 2", "rules")] == pytest.approx([0.8, 0.6, 0.7])
+    assert [
+        marks[name]["mean"] for name in ("rules turn 1", "rules turn 2", "rules")
+    ] == pytest.approx([0.8, 0.6, 0.7])
     assert marks["rules"]["n"] == 39, "half a conversation is no mean of it"
     gap = row_of(chat["differences"], model="round-1")
     assert (gap["mean"], gap["n"]) == (pytest.approx(0.3), 39)
-    assert {"model": "round-1 on mt", "what": "it has no answer in turn 2 to 1 of 40 questions"} in report["missing"]
+    assert {
+        "model": "round-1 on mt",
+        "what": "it has no answer in turn 2 to 1 of 40 questions",
+    } in report["missing"]
     assert "rules" not in {row["scorer"] for row in report["differences"] if row["n"] == 39}, (
         "of the test prompts alone"
     )
@@ -275,9 +379,14 @@ def test_answers_are_written_as_fastchat_reads_them(tmp_path):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["question_id"] for row in rows] == list(range(100, 140))
     assert set(rows[0]) == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
-    assert (rows[0]["model_id"], rows[0]["choices"]) == ("sft", [{"index": 0, "turns": ["sft 1", "sft 2"]}])
+    assert (rows[0]["model_id"], rows[0]["choices"]) == (
+        "sft",
+        [{"index": 0, "turns": ["sft 1", "sft 2"]}],
+    )
     assert len({row["answer_id"] for row in rows}) == 40
-    assert not (run.out / "answers" / "mt" / "alpaca_eval").exists(), "its tool knows single turns alone"
+    assert not (run.out / "answers" / "mt" / "alpaca_eval").exists(), (
+        "its tool knows single turns alone"
+    )
     before = file.read_bytes()
     run.report()
     assert file.read_bytes() == before
@@ -290,7 +399,10 @@ def written(folder, name, rows, model, texts):
 
     questions = asked(folder / f"{name}-q", rows)
     told = dict(zip(questions.read()["prompt_id"], texts, strict=True))
-    exam = {"model": exams.model(folder / "store", "sft", "a" * 12), "samples": talk(folder, model, told)}
+    exam = {
+        "model": exams.model(folder / "store", "sft", "a" * 12),
+        "samples": talk(folder, model, told),
+    }
     write_answers(folder / "out", read_set(name, {"prompts": questions, "exams": {model: exam}}))
     return folder / "out"
 
@@ -298,7 +410,14 @@ def written(folder, name, rows, model, texts):
 def test_answers_are_written_as_alpaca_eval_reads_them(tmp_path):
     out = written(tmp_path, "alpaca", ALPACA, "sft", [["I am it."]])
     told = json.loads((out / "alpaca_eval" / "sft.json").read_text())
-    assert told == [{"dataset": "koala", "instruction": "Who are you?", "output": "I am it.", "generator": "sft"}]
+    assert told == [
+        {
+            "dataset": "koala",
+            "instruction": "Who are you?",
+            "output": "I am it.",
+            "generator": "sft",
+        }
+    ]
     written(tmp_path, "arena", ARENA_HARD, "b", [["Do."], ["Do."]])
     lines = (out / "model_answer" / "b.jsonl").read_text().splitlines()
     assert [json.loads(line)["question_id"] for line in lines] == ["328c", "b43c"]
@@ -316,7 +435,10 @@ def test_a_model_that_answered_nothing_is_named_and_the_rest_written(tmp_path):
     run = Chat(tmp_path).talk("sft", 0.6, 0.2)
     run.talk("round-1", 0.6, 0.2, without=[(i, turn) for i in range(40) for turn in (1, 2)])
     report = run.report()
-    assert {"model": "round-1 on mt", "what": "it has no answer in turn 1 to 40 of 40 questions"} in report["missing"]
+    assert {
+        "model": "round-1 on mt",
+        "what": "it has no answer in turn 1 to 40 of 40 questions",
+    } in report["missing"]
     assert row_of(report["chats"]["mt"]["models"], name="sft")["metrics"]["rules"]["n"] == 40
 
 
@@ -331,7 +453,9 @@ def labelled(tmp_path, texts):
         write_table(file, read_table(file).with_columns(prompt=pl.Series(messages)))
         (tmp_path / "run" / "store").mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / "store" / f"07-sample-test-{name}-mt").symlink_to(samples.path)
-    return label.pairs(tmp_path / "run", {"pairs": "9", "seed": "0", "of": "test-sft-mt,test-round-1-mt"})
+    return label.pairs(
+        tmp_path / "run", {"pairs": "9", "seed": "0", "of": "test-sft-mt,test-round-1-mt"}
+    )
 
 
 def test_people_are_shown_whole_conversations(tmp_path):
@@ -348,7 +472,9 @@ def test_half_a_conversation_is_not_judged_against_a_whole_one(tmp_path):
 def test_people_s_verdicts_on_a_set_are_a_judge_of_that_set(tmp_path):
     run = Chat(tmp_path).talk("sft", 0.6, 0.2).talk("round-1", 0.8, 0.6)
     keys = run.questions.read()["prompt_id"].to_list()
-    rows = [{"a_id": f"sft/{key}/1", "b_id": f"round-1/{key}/1", "verdict": "b"} for key in keys[:35]]
+    rows = [
+        {"a_id": f"sft/{key}/1", "b_id": f"round-1/{key}/1", "verdict": "b"} for key in keys[:35]
+    ]
     rows.append({"a_id": f"sft/{keys[36]}/1", "b_id": "nobody", "verdict": "b"})
     (tmp_path / "v.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = run.report(labels={"people": str(tmp_path / "v.jsonl")})
@@ -364,8 +490,16 @@ def test_people_s_verdicts_on_a_set_are_a_judge_of_that_set(tmp_path):
 def test_costs_of_turns_add_up_and_means_do_not(tmp_path):
     for turn, gap in ((1, 0.01), (2, 0.03)):
         (multi_turn.folder(tmp_path, turn) / "samples").mkdir(parents=True)
-        figures = {"tokens": 10 * turn, "completions": 2, "money": 0.5, "tokens_per_second": 9.0, "mean_tokens": 5.0}
-        note_cost(multi_turn.folder(tmp_path, turn), quantization_difference=gap, parameters=7, **figures)
+        figures = {
+            "tokens": 10 * turn,
+            "completions": 2,
+            "money": 0.5,
+            "tokens_per_second": 9.0,
+            "mean_tokens": 5.0,
+        }
+        note_cost(
+            multi_turn.folder(tmp_path, turn), quantization_difference=gap, parameters=7, **figures
+        )
     multi_turn.gather(tmp_path, 2)
     cost = json.loads((tmp_path / "cost.json").read_text())
     summed = {"tokens": 30, "completions": 4, "money": 1.0, "mean_tokens": 7.5, "parameters": 7}

@@ -41,7 +41,9 @@ def evaluated(run, path):
 def run(tmp_path):
     """By the rules round-1 wins the even prompts and loses the odd ones."""
     made = Run(tmp_path)
-    return made.add("sft", of("sft", 0.5)).add("round-1", of("round-1", lambda i: 0.6 - 0.2 * (i % 2)))
+    return made.add("sft", of("sft", 0.5)).add(
+        "round-1", of("round-1", lambda i: 0.6 - 0.2 * (i % 2))
+    )
 
 
 def test_people_are_a_judge_with_rate_interval_and_p_value(run, tmp_path):
@@ -66,14 +68,18 @@ def test_people_are_a_judge_with_rate_interval_and_p_value(run, tmp_path):
 
 
 def test_a_judge_that_agrees_with_people_half_the_time_is_told_so(run, tmp_path):
-    report = evaluated(run, said(tmp_path / "v.jsonl", *((i, "round-1", "sft", "a", "") for i in range(40))))
+    report = evaluated(
+        run, said(tmp_path / "v.jsonl", *((i, "round-1", "sft", "a", "") for i in range(40)))
+    )
     [row] = report["people"]
     assert row["judges"]["rules"]["agreement"]["mean"] == 0.5
     assert row["judges"]["rules"]["exact"] == 0.5 and row["judges"]["rules"]["failed"] == 0
 
 
 def test_several_annotators_count_once_a_prompt_and_are_measured_against_each_other(run, tmp_path):
-    rows = [(i, "round-1", "sft", "a" if who != "c" else "b", who) for i in range(10) for who in "abc"]
+    rows = [
+        (i, "round-1", "sft", "a" if who != "c" else "b", who) for i in range(10) for who in "abc"
+    ]
     report = evaluated(run, said(tmp_path / "v.jsonl", *rows))
     duel = named(report["duels"], judge="people")
     assert (duel["wins"], duel["losses"]) == (10, 0), "by the mean of three, a prompt is one"
@@ -88,7 +94,12 @@ def test_verdicts_that_join_nothing_are_named_and_counted_and_the_rest_stands(ru
     path = tmp_path / "v.jsonl"
     said(path, *rows)
     with path.open("a") as file:
-        file.write(json.dumps({"a_id": "p000:sft", "b_id": "p001:round-1", "verdict": "a", "annotator": ""}) + "\n")
+        file.write(
+            json.dumps(
+                {"a_id": "p000:sft", "b_id": "p001:round-1", "verdict": "a", "annotator": ""}
+            )
+            + "\n"
+        )
     report = evaluated(run, str(path))
     whats = [row["what"] for row in report["missing"] if row["model"] == "people"]
     assert whats == [
@@ -104,7 +115,8 @@ def test_scores_are_no_contest_and_are_sent_to_the_scorer(run, tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text('{"sample_id": "p000:sft", "score": 3}\n')
     with pytest.raises(
-        Refusal, match=r"evaluate\.labels\.people=.*scores of single answers[\s\S]*exam\.score\.scorers"
+        Refusal,
+        match=r"evaluate\.labels\.people=.*scores of single answers[\s\S]*exam\.score\.scorers",
     ):
         evaluated(run, str(path))
 
@@ -114,13 +126,19 @@ def test_labels_enter_the_evaluation_by_content_and_nothing_else(tmp_path):
     cfg = composed(*SMALL)
 
     def heard(**labels):
-        return cfg.model_copy(update={"evaluate": cfg.evaluate.model_copy(update={"labels": labels})})
+        return cfg.model_copy(
+            update={"evaluate": cfg.evaluate.model_copy(update={"labels": labels})}
+        )
 
     before, after = (
-        {n: identity_of(s) for n, s in named_steps(plan(one)).items()} for one in (cfg, heard(p=Local(path)))
+        {n: identity_of(s) for n, s in named_steps(plan(one)).items()}
+        for one in (cfg, heard(p=Local(path)))
     )
     assert {name for name in before if after[name] != before[name]} == {"evaluate@report"}
-    assert any("labels.rules: a judge or scorer of that name" in fault for fault in mismatches(heard(rules=path)))
+    assert any(
+        "labels.rules: a judge or scorer of that name" in fault
+        for fault in mismatches(heard(rules=path))
+    )
 
 
 def test_what_label_shows_of_two_models_comes_back_as_their_contest(run, tmp_path):

@@ -79,7 +79,10 @@ def test_differences_join_by_prompt_and_count_what_is_missing():
 def test_pairing_sees_what_the_spread_between_prompts_hides():
     rng = np.random.default_rng(1)
     b = {str(i): value for i, value in enumerate(rng.normal(0, 5, 200))}
-    a = {key: value + 0.2 + noise for (key, value), noise in zip(b.items(), rng.normal(0, 0.1, 200), strict=True)}
+    a = {
+        key: value + 0.2 + noise
+        for (key, value), noise in zip(b.items(), rng.normal(0, 0.1, 200), strict=True)
+    }
     found = difference(a, b, 200, FEW)
     assert 0.17 < found.estimate.low < 0.2 < found.estimate.high < 0.23
 
@@ -90,7 +93,10 @@ def test_the_detectable_difference_is_detected_in_four_cases_of_five():
     pilot /= pilot.std(ddof=1)
     zero = dict.fromkeys(map(str, range(60)), 0.0)
     smallest = difference(dict(zip(zero, pilot.tolist(), strict=True)), zero, 60, FEW).detectable
-    found = [estimate(rng.normal(smallest, 1, 60).tolist(), Sampling(0.95, 499, i)).low > 0 for i in range(400)]
+    found = [
+        estimate(rng.normal(smallest, 1, 60).tolist(), Sampling(0.95, 499, i)).low > 0
+        for i in range(400)
+    ]
     assert 0.74 <= sum(found) / 400 <= 0.88
 
 
@@ -131,7 +137,15 @@ def test_repetition_counts_trigrams_used_before():
 
 def judged(low, high, n=300, kl=1.5, chosen="round-1", prompts=300, split="test"):
     mean = (low + high) / 2
-    gap = {"model": "round-1", "scorer": "rules", "mean": mean, "low": low, "high": high, "n": n, "detectable": 0.05}
+    gap = {
+        "model": "round-1",
+        "scorer": "rules",
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "n": n,
+        "detectable": 0.05,
+    }
     models = [
         {"name": name, "metrics": {"rules": {"mean": score, "n": n}}, "kl": {"mean": kl}}
         for name, score in (("sft", 0.5), ("round-1", 0.5 + mean))
@@ -160,7 +174,14 @@ def doubted(rules: float, reward: float, n: int = 300) -> dict:
     models = [{"name": name, "metrics": marks, "kl": {"mean": 9.0}} for name in ("sft", "round-1")]
     told = {"rules": rules, "reward": reward, "reward/open": -9.0}
     gaps = [
-        {"model": "round-1", "scorer": name, "mean": mean, "low": mean - 0.04, "high": mean + 0.04, "n": 300}
+        {
+            "model": "round-1",
+            "scorer": name,
+            "mean": mean,
+            "low": mean - 0.04,
+            "high": mean + 0.04,
+            "n": 300,
+        }
         for name, mean in told.items()
     ]
     gaps[1]["n"] = n
@@ -175,14 +196,22 @@ def doubted(rules: float, reward: float, n: int = 300) -> dict:
 def test_a_reward_that_rose_alone_is_said_in_place_of_further_training(rules, better):
     found = doubted(rules, reward=0.5)
     assert found["better"] == better
-    assert "By reward it rose by +0.500, +0.460 to +0.540: it learned to please reward" in found["why"]
+    assert (
+        "By reward it rose by +0.500, +0.460 to +0.540: it learned to please reward" in found["why"]
+    )
     assert "train further" not in found["why"]
-    assert "reward" not in doubted(rules, reward=0.0)["why"] and "reward" not in doubted(rules, 0.5, n=9)["why"]
+    assert (
+        "reward" not in doubted(rules, reward=0.0)["why"]
+        and "reward" not in doubted(rules, 0.5, n=9)["why"]
+    )
 
 
 def test_a_yes_that_another_scorer_does_not_share_says_so():
     assert doubted(0.1, reward=0.02)["better"] == "yes"
-    assert "By reward it is not clearly better: +0.020, −0.020 to +0.060." in doubted(0.1, reward=0.02)["why"]
+    assert (
+        "By reward it is not clearly better: +0.020, −0.020 to +0.060."
+        in doubted(0.1, reward=0.02)["why"]
+    )
     assert "reward" not in doubted(0.1, reward=0.1)["why"]
 
 
@@ -215,7 +244,15 @@ def test_what_is_not_better_names_the_next_knob(low, high, kl, knob):
 
 @pytest.mark.parametrize("kl", [0.0, None])
 def test_unchanged_weights_and_equal_scores_say_no_figure_that_is_not_known(kl):
-    gap = {"model": "round-1", "scorer": "rules", "mean": 0.0, "low": 0.0, "high": 0.0, "n": 300, "detectable": None}
+    gap = {
+        "model": "round-1",
+        "scorer": "rules",
+        "mean": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "n": 300,
+        "detectable": None,
+    }
     rows = {
         name: {"name": name, "metrics": {"rules": {"mean": 0.5, "n": 300}}, "kl": {"mean": kl}}
         for name in ("sft", "round-1")
@@ -224,8 +261,16 @@ def test_unchanged_weights_and_equal_scores_say_no_figure_that_is_not_known(kl):
     equal = verdict(question, [*rows.values()], [gap])["why"]
     assert "0.000:" not in equal and "can detect" not in equal
     told = verdict(replace(question, unchanged=True), [*rows.values()], [gap])
-    assert told["better"] == "unclear" and "can detect" not in told["why"] and "prompts.split" not in told["why"]
-    assert "no step changed them" in told["why"] and "train.batch" in told["why"] and "train.epochs" in told["why"]
+    assert (
+        told["better"] == "unclear"
+        and "can detect" not in told["why"]
+        and "prompts.split" not in told["why"]
+    )
+    assert (
+        "no step changed them" in told["why"]
+        and "train.batch" in told["why"]
+        and "train.epochs" in told["why"]
+    )
 
 
 def test_without_a_spread_no_detectable_difference_is_known():
@@ -239,8 +284,14 @@ def test_without_a_spread_no_detectable_difference_is_known():
 
 def test_a_chosen_model_that_is_sft_or_was_not_examined():
     assert judged(0.01, 0.09, chosen="sft")["better"] == "no"
-    for kl, knob in ((6.0, "lower train.learning_rate"), (0.01, "raise train.learning_rate"), (1.0, "min_margin")):
-        assert knob in judged(-0.05, 0.03, kl=kl, chosen="sft")["why"], "it says what to turn so that a round is chosen"
+    for kl, knob in (
+        (6.0, "lower train.learning_rate"),
+        (0.01, "raise train.learning_rate"),
+        (1.0, "min_margin"),
+    ):
+        assert knob in judged(-0.05, 0.03, kl=kl, chosen="sft")["why"], (
+            "it says what to turn so that a round is chosen"
+        )
     assert judged(0.01, 0.09, chosen=None)["better"] == "unclear"
     assert judged(0.01, 0.09, chosen="round-7")["better"] == "unclear"
 
@@ -252,7 +303,12 @@ def test_numbers_are_written_for_people():
     assert (number(0.12345), number(-0.5), number(12.345), number(None), number(-0.0001)) == (
         "0.123", "−0.500", "12.3", "–", "−0.0001",
     )  # fmt: skip
-    assert (signed(0.1), signed(-0.1), signed(0.0), signed(-1e-12)) == ("+0.100", "−0.100", "0.000", "0.000")
+    assert (signed(0.1), signed(-0.1), signed(0.0), signed(-1e-12)) == (
+        "+0.100",
+        "−0.100",
+        "0.000",
+        "0.000",
+    )
     assert (share(0.645), p_value(0.0002), p_value(0.25)) == ("64.5 %", "< 0.001", "0.250")
     assert (seconds(3.21), seconds(225), seconds(7261)) == ("3.2 s", "3 min 45 s", "2 h 01 min")
 
@@ -276,35 +332,84 @@ def test_a_scale_may_run_upwards():
 def a_report(name="round-1"):
     mark = {"mean": 0.6, "low": 0.5, "high": 0.7, "n": 40, "failed": 0}
     estimate = {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 40, "why": None}
-    model = {"fingerprint": "f", "metrics": {"rules": mark, "rules/open": mark}, "tokens": estimate, "truncated": 0.0}
+    model = {
+        "fingerprint": "f",
+        "metrics": {"rules": mark, "rules/open": mark},
+        "tokens": estimate,
+        "truncated": 0.0,
+    }
     begun = {"text": "the <u> river", "share": 0.5}
-    model |= {"distinct": {"2": 0.9}, "refusals": 0.0, "markdown": 0.1, "opening": begun, "reasoning": estimate}
+    model |= {
+        "distinct": {"2": 0.9},
+        "refusals": 0.0,
+        "markdown": 0.1,
+        "opening": begun,
+        "reasoning": estimate,
+    }
     model |= {"other_language": {"share": None, "n": 0}}
-    gap = {"scorer": "rules", "against": "sft", "mean": 0.1, "low": 0.05, "high": 0.15, "n": 40, "missing": 0}
+    gap = {
+        "scorer": "rules",
+        "against": "sft",
+        "mean": 0.1,
+        "low": 0.05,
+        "high": 0.15,
+        "n": 40,
+        "missing": 0,
+    }
     gap |= {"p_value": 0.01, "p_holm": 0.02, "better": 0.5, "same": 0.3, "worse": 0.2}
-    duel = {"judge": "rules", "wins": 20, "ties": 15, "losses": 5, "win_rate": 0.7, "low": 0.6, "high": 0.8}
+    duel = {
+        "judge": "rules",
+        "wins": 20,
+        "ties": 15,
+        "losses": 5,
+        "win_rate": 0.7,
+        "low": 0.6,
+        "high": 0.8,
+    }
     asked = {"judge": "prompted judge", "flip_rate": 0.125}
     more = {"length_adjusted": None, "length_adjusted_low": None, "length_adjusted_high": None}
     more |= {"flip_rate": None, "failed": 0, "p_value": 0.01, "p_holm": 0.02}
-    curve = [{"step": i, "loss": 0.7 - i / 100, "margin": i / 10, "accuracy": 0.5} for i in range(1, 9)]
-    trained = {"round": "round-1", "fingerprint": "f", "steps": 8, "loss": 0.6, "margin": 0.8, "accuracy": 0.5}
+    curve = [
+        {"step": i, "loss": 0.7 - i / 100, "margin": i / 10, "accuracy": 0.5} for i in range(1, 9)
+    ]
+    trained = {
+        "round": "round-1",
+        "fingerprint": "f",
+        "steps": 8,
+        "loss": 0.6,
+        "margin": 0.8,
+        "accuracy": 0.5,
+    }
     return {
         "exam": {"split": "test", "prompts": 40, "scorer": "rules", "level": 0.95, "chosen": name}
         | {"training": "rules", "gold": []},
         "verdict": {"better": "yes", "why": "Because <it> is 95 % so."},
         "models": [{"name": n, **model, "repetition": 0.01, "kl": estimate} for n in ("sft", name)],
         "differences": [{"model": name, **gap, "detectable": 0.05}],
-        "duels": [{"a": name, "b": "sft", **duel, **more}, {"a": name, "b": "sft", **duel, **more, **asked}],
+        "duels": [
+            {"a": name, "b": "sft", **duel, **more},
+            {"a": name, "b": "sft", **duel, **more, **asked},
+        ],
         "changes": [change("tokens", -2.0, 0.001), change("refusals", 0.004, 0.5)],
-        "distributions": [{"what": "score", "edges": [0.0, 0.5, 1.0], "prompts": {"sft": [30, 10], name: [0, 40]}}],
+        "distributions": [
+            {"what": "score", "edges": [0.0, 0.5, 1.0], "prompts": {"sft": [30, 10], name: [0, 40]}}
+        ],
         "benchmarks": [],
         "people": [],
         "chats": {},
         "retention": [],
         "gates": [],
         "funnel": {
-            "prompts": {"in": 140, "dropped": {"near duplicate": 7}, "out": {"train": 93, "dev": 0, "test": 40}},
-            "samples": [draw(label=1), draw(label=1, wave=1, failed={"HTTP 500": 2}), draw(label="test round-1")],
+            "prompts": {
+                "in": 140,
+                "dropped": {"near duplicate": 7},
+                "out": {"train": 93, "dev": 0, "test": 40},
+            },
+            "samples": [
+                draw(label=1),
+                draw(label=1, wave=1, failed={"HTTP 500": 2}),
+                draw(label="test round-1"),
+            ],
             "pairs": [
                 {
                     "round": 1,
@@ -338,19 +443,41 @@ def a_report(name="round-1"):
 
 
 def change(habit, mean, p_holm):
-    return {"habit": habit, "mean": mean, "low": mean - 0.01, "high": mean + 0.01, "n": 40, "p_holm": p_holm}
+    return {
+        "habit": habit,
+        "mean": mean,
+        "low": mean - 0.01,
+        "high": mean + 0.01,
+        "n": 40,
+        "p_holm": p_holm,
+    }
 
 
 def draw(label, wave=0, failed=None):
     """As many tokens were thought as answered; the policy was trained beside a quantised base."""
-    lost = {"prompts": 20, "dropped": {"prompt_too_long": 3}, "completions": 80, "failed": failed or {}}
+    lost = {
+        "prompts": 20,
+        "dropped": {"prompt_too_long": 3},
+        "completions": 80,
+        "failed": failed or {},
+    }
     counts = {"truncated": 8, "stopped_by_string": 1, "tokens": 30.0, "reasoning_tokens": 15.0}
-    return {"label": label, "wave": wave, "fingerprint": "f", **lost, **counts, "quantization_difference": 0.0123}
+    return {
+        "label": label,
+        "wave": wave,
+        "fingerprint": "f",
+        **lost,
+        **counts,
+        "quantization_difference": 0.0123,
+    }
 
 
 def answers(*rows):
     columns = ("prompt_id", "model", "completion", "score", "finish_reason", "prompt")
-    return pl.DataFrame([dict(zip(columns, row, strict=True)) for row in rows], schema_overrides={"score": pl.Float64})
+    return pl.DataFrame(
+        [dict(zip(columns, row, strict=True)) for row in rows],
+        schema_overrides={"score": pl.Float64},
+    )
 
 
 TWO = answers(
@@ -395,9 +522,16 @@ def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere():
 
 def test_words_begin_at_the_left_edge_of_their_column_and_figures_end_at_the_right_one():
     found = Page(page(a_report(), TWO))
-    sides = {a["data-label"]: a.get("class") for tag, a in found.elements if tag == "td" and "data-label" in a}
+    sides = {
+        a["data-label"]: a.get("class")
+        for tag, a in found.elements
+        if tag == "td" and "data-label" in a
+    }
     assert sides["judge"] == "words"
-    assert {sides[name] for name in ("win rate", "wins", "p", "flips", "length-adjusted", "tokens", "steps")} == {None}
+    assert {
+        sides[name]
+        for name in ("win rate", "wins", "p", "flips", "length-adjusted", "tokens", "steps")
+    } == {None}
     assert worded([("a", "6e-5", "−0.1", "< 0.001", "–", "4o-mini", "12 min 03 s")]) == [
         True, False, False, False, False, True, False
     ]  # fmt: skip
@@ -420,7 +554,9 @@ def test_a_scorer_whose_name_begins_like_the_primary_one_is_not_its_kind():
 
 
 def test_a_row_s_name_keeps_what_is_said_of_it():
-    sheet = Sheet("Set", "", ("contest", "n"), [[Cell("round-1 against sft", "on mt_bench"), Cell("1")]])
+    sheet = Sheet(
+        "Set", "", ("contest", "n"), [[Cell("round-1 against sft", "on mt_bench"), Cell("1")]]
+    )
     assert "on mt_bench" in Page(section_html(sheet)).text
 
 
@@ -428,14 +564,19 @@ def test_names_in_the_funnel_stay_inside_the_drawing():
     report = a_report()
     report["funnel"]["pairs"][0]["dropped_samples"] = {"repeats an earlier answer of its prompt": 5}
     text = page(report, TWO)
-    assert ">repeats an earlier an…</text>" in text and ">repeats an earlier answer of its prompt</td>" in text
+    assert (
+        ">repeats an earlier an…</text>" in text
+        and ">repeats an earlier answer of its prompt</td>" in text
+    )
 
 
 def test_answers_and_names_stay_text():
     text = page(a_report(name="<i>round"), TWO)
     assert "<i>" not in text
     text = page(a_report(), TWO)
-    assert len(re.findall("<script", text)) == 2 and "<script>alert" not in text  # the packed answers, and our own
+    assert (
+        len(re.findall("<script", text)) == 2 and "<script>alert" not in text
+    )  # the packed answers, and our own
     seen = Page(text)
     assert "<script>alert('x')</script> & \"so\"" in seen.text
     assert "What is <b>?" in seen.text
@@ -452,7 +593,16 @@ def test_every_figure_is_drawn_and_its_numbers_stand_beside_it_as_text():
         "Scores before and after", "Win rates", "Judge flips",
         "Training loss", "Reward margin", "Pairs of round 1", "Time by stage",
     }  # fmt: skip
-    for text in ("0.500 to 0.700", "0.6900", "samples in", "tie", "900", "12.5 %", "60.0 % to 80.0 %", "0.5 to 1.0"):
+    for text in (
+        "0.500 to 0.700",
+        "0.6900",
+        "samples in",
+        "tie",
+        "900",
+        "12.5 %",
+        "60.0 % to 80.0 %",
+        "0.5 to 1.0",
+    ):
         assert text in found.text
 
 
@@ -465,8 +615,18 @@ def test_the_page_runs_its_own_script_alone():
 
 
 def test_every_answer_and_both_orders_of_each_verdict_are_packed_into_the_page():
-    columns = {"prompt_id": ["p1", "p1"], "a": "round-1", "b": "sft", "judge": ["rules", "prompted judge"]}
-    said = {"verdict": ["a", "tie"], "orders": [[], ["a", "b"]], "score_a": [1.0, 0.5], "score_b": [0.0, 0.5]}
+    columns = {
+        "prompt_id": ["p1", "p1"],
+        "a": "round-1",
+        "b": "sft",
+        "judge": ["rules", "prompted judge"],
+    }
+    said = {
+        "verdict": ["a", "tie"],
+        "orders": [[], ["a", "b"]],
+        "score_a": [1.0, 0.5],
+        "score_b": [0.0, 0.5],
+    }
     text = page(a_report(), TWO, pl.DataFrame({**columns, **said}))
     (data,) = re.findall(r'id="packed">([^<]*)<', text)
     told = json.loads(zlib.decompress(b64decode(data)))
@@ -484,10 +644,14 @@ def test_what_changed_and_what_did_not_stand_apart():
     report = a_report()
     report["differences"][0]["p_holm"] = 0.2
     for text in (Page(page(report, TWO)).text, card(report).replace("\\", "")):
-        changed, _, rest = text.partition("What changed")[2].partition("What did not, as far as can be told")
+        changed, _, rest = text.partition("What changed")[2].partition(
+            "What did not, as far as can be told"
+        )
         assert "Tokens per answer" in changed and "−2.0 (−2.0 to −2.0)" in changed
         assert "judged by prompted judge" in changed and "rules" not in changed
-        assert "Score by rules" in rest and "Refusals" in rest and "+0.4 points (−0.6 to +1.4)" in rest
+        assert (
+            "Score by rules" in rest and "Refusals" in rest and "+0.4 points (−0.6 to +1.4)" in rest
+        )
 
 
 @pytest.mark.parametrize("better", ["yes", "no", "unclear"])
@@ -497,15 +661,27 @@ def test_a_verdict_that_is_no_yes_links_to_funnel_calibration_and_flips(better):
     found = Page(page(report, TWO))
     links = [attributes["href"][1:] for tag, attributes in found.elements if tag == "a"]
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
-    assert links == ([] if better == "yes" else ["figure-pairs-of-round-1", "believed", "figure-judge-flips"])
+    assert links == (
+        [] if better == "yes" else ["figure-pairs-of-round-1", "believed", "figure-judge-flips"]
+    )
     assert set(links) <= set(ids) and len(ids) == len(set(ids))
-    assert "strop calibrate verdicts.jsonl scorer=" in found.text and "changed its mind" in found.text
+    assert (
+        "strop calibrate verdicts.jsonl scorer=" in found.text and "changed its mind" in found.text
+    )
 
 
 def test_a_model_without_kl_says_why():
     report = a_report()
-    report["models"][1]["kl"] = {"mean": None, "low": None, "high": None, "n": 0, "why": "sft's own answers"}
-    assert "– sft's own answers" in Page(page(report, TWO)).text and "(sft's own answers)" in card(report)
+    report["models"][1]["kl"] = {
+        "mean": None,
+        "low": None,
+        "high": None,
+        "n": 0,
+        "why": "sft's own answers",
+    }
+    assert "– sft's own answers" in Page(page(report, TWO)).text and "(sft's own answers)" in card(
+        report
+    )
 
 
 def test_no_drawing_leaves_its_frame_or_holds_what_is_no_number():
@@ -526,7 +702,9 @@ def test_no_drawing_leaves_its_frame_or_holds_what_is_no_number():
 def test_a_long_name_is_shortened_in_the_drawing_and_whole_in_its_table():
     name = "meta-llama/Llama-3.1-8B-Instruct"
     text = page(a_report(name=name), TWO)
-    score = text[text.index('id="figure-score"') : text.index("</figure>", text.index('id="figure-score"'))]
+    score = text[
+        text.index('id="figure-score"') : text.index("</figure>", text.index('id="figure-score"'))
+    ]
     assert "meta-llama/Llama-3.1-…</text>" in score and f"<td class=words>{name}</td>" in score
     starts = [float(x) for x in re.findall(r'class="whisker[^"]*" x1="([\d.]+)"', score)]
     assert min(starts) > 9 * svg.LONGEST
@@ -549,7 +727,9 @@ def test_what_got_lost_on_the_way_is_on_the_page_and_the_card():
 
 def test_a_run_without_waves_or_quantised_bases_says_nothing_of_them():
     report = a_report()
-    report["funnel"]["samples"] = [{**draw(label=1), "quantization_difference": None, "reasoning_tokens": None}]
+    report["funnel"]["samples"] = [
+        {**draw(label=1), "quantization_difference": None, "reasoning_tokens": None}
+    ]
     assert not re.search("wave|dequantised|thinking", card(report))
 
 
@@ -557,24 +737,37 @@ def test_what_judges_and_servers_were_paid_is_in_the_cost_table():
     report = a_report()
     assert "money" not in card(report)
     report["cost"][0]["money"] = 3.456
-    assert "| money |" in card(report) and "3.46 |" in card(report) and "3.46" in Page(page(report, TWO)).text
+    assert (
+        "| money |" in card(report)
+        and "3.46 |" in card(report)
+        and "3.46" in Page(page(report, TWO)).text
+    )
 
 
 def test_prompts_that_are_all_easy_or_all_hard_are_counted_for_every_round():
     report = a_report()
     report["funnel"]["samples"] = [draw(label=1)]  # also where nothing was drawn twice
-    [easy_and_hard] = [sheet for sheet in all_sheets(report) if sheet.columns[-2:] == ("all easy", "all hard")]
+    [easy_and_hard] = [
+        sheet for sheet in all_sheets(report) if sheet.columns[-2:] == ("all easy", "all hard")
+    ]
     assert [cell.text for cell in easy_and_hard.rows[0]] == ["round 1", "45", "9", "6", "3"]
     assert easy_and_hard.rows[0][2].detail == "20.0 %"
-    assert easy_and_hard.title in Page(page(report, TWO)).text and f"## {easy_and_hard.title}" in card(report)
+    assert easy_and_hard.title in Page(
+        page(report, TWO)
+    ).text and f"## {easy_and_hard.title}" in card(report)
     report["funnel"]["pairs"][0]["prompts_in"] = 0  # of offline pairs alone nothing was drawn
     assert easy_and_hard.title not in card(report)
 
 
 def test_gains_come_first_then_losses_then_what_stayed():
     rows = []
-    for index, (before, after) in enumerate([(0.5, 0.5), (0.0, 1.0), (1.0, 0.2), (0.5, 0.7), (0.0, None)]):
-        rows += [(f"p{index}", "sft", "x", before, "stop", "?"), (f"p{index}", "round-1", "y", after, "stop", "?")]
+    for index, (before, after) in enumerate(
+        [(0.5, 0.5), (0.0, 1.0), (1.0, 0.2), (0.5, 0.7), (0.0, None)]
+    ):
+        rows += [
+            (f"p{index}", "sft", "x", before, "stop", "?"),
+            (f"p{index}", "round-1", "y", after, "stop", "?"),
+        ]
     found = choose(answers(*rows), "round-1")
     gaps = {title: [round(each.gap, 6) for each in group] for title, group in found.items()}
     assert gaps == {"Gained most": [1.0, 0.2], "Lost most": [-0.8], "Unchanged": [0.0]}

@@ -27,11 +27,22 @@ from tests.support.house import HOUSE, SMALL, composed
 # ── reports ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def gap(scorer: str, low: float | None, high: float | None, model: str = "round-1", **more: Any) -> dict[str, Any]:
+def gap(
+    scorer: str, low: float | None, high: float | None, model: str = "round-1", **more: Any
+) -> dict[str, Any]:
     mean = None if low is None or high is None else (low + high) / 2
     facts = {"n": 300, "missing": 0, "detectable": 0.05, "p_value": 0.5, "p_holm": 0.5}
     facts |= {"better": 0.3, "same": 0.5, "worse": 0.2}
-    return {"model": model, "scorer": scorer, "against": "sft", "mean": mean, "low": low, "high": high, **facts, **more}
+    return {
+        "model": model,
+        "scorer": scorer,
+        "against": "sft",
+        "mean": mean,
+        "low": low,
+        "high": high,
+        **facts,
+        **more,
+    }
 
 
 def model(name: str, kl: float | None = 1.5, n: int = 300, **means: float) -> dict[str, Any]:
@@ -42,12 +53,22 @@ def model(name: str, kl: float | None = 1.5, n: int = 300, **means: float) -> di
 
 
 def question(scorer: str = "gold", training: str | None = "reward", **more: Any) -> Question:
-    return Question("test", 300, scorer, 0.95, **{"chosen": "round-1", "gold": ("gold",), "training": training, **more})
+    return Question(
+        "test",
+        300,
+        scorer,
+        0.95,
+        **{"chosen": "round-1", "gold": ("gold",), "training": training, **more},
+    )
 
 
-def why(of: Question, *gaps: dict[str, Any], sft: dict[str, Any] | None = None, **chosen: Any) -> str:
+def why(
+    of: Question, *gaps: dict[str, Any], sft: dict[str, Any] | None = None, **chosen: Any
+) -> str:
     names = {row["scorer"]: 0.5 for row in gaps}
-    return verdict(of, [sft or model("sft", 0.0, **names), model("round-1", **(names | chosen))], gaps)["why"]
+    return verdict(
+        of, [sft or model("sft", 0.0, **names), model("round-1", **(names | chosen))], gaps
+    )["why"]
 
 
 def report(of: Question, *gaps: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -77,15 +98,23 @@ def test_only_a_scorer_that_made_pairs_can_be_pleased():
     told = why(of, gap("rand", -0.05, 0.05), gap("mine", 0.1, 0.2))
     assert "please" not in told and "or mend" not in told
     assert "By mine it rose by +0.150, +0.100 to +0.200." in told and "prompts.split.test" in told
-    assert "learned to please reward" in why(question(), gap("gold", -0.2, -0.1), gap("reward", 0.1, 0.2))
+    assert "learned to please reward" in why(
+        question(), gap("gold", -0.2, -0.1), gap("reward", 0.1, 0.2)
+    )
 
 
 def test_where_no_scorer_made_pairs_none_can_be_pleased():
     """Offline pairs and demonstrations were judged by somebody else."""
     of = question("reward", training=None)
     gaps = gap("reward", 0.1, 0.2), gap("gold", -0.05, 0.05)
-    assert verdict(of, [model("sft", reward=0.5), model("round-1", reward=0.65)], gaps)["better"] == "yes"
-    assert "made pairs" not in why(of, *gaps) and sanity_checks.proxy(of, [model("round-1")], gaps) is None
+    assert (
+        verdict(of, [model("sft", reward=0.5), model("round-1", reward=0.65)], gaps)["better"]
+        == "yes"
+    )
+    assert (
+        "made pairs" not in why(of, *gaps)
+        and sanity_checks.proxy(of, [model("round-1")], gaps) is None
+    )
     assert dict(trust(report(of, *gaps)))["Gold"].startswith("No scorer made pairs here")
 
 
@@ -108,7 +137,10 @@ def test_a_gold_score_that_rises_too_little_to_be_sure_is_not_said_to_stand_stil
     told = why(of, gap("reward", 0.05, 0.15), gap("gold", -0.01, 0.17))
     assert "may have learned to please reward" in told and "does not clearly follow" in told
     shown = report(of, gap("reward", 0.05, 0.15), gap("gold", -0.01, 0.17))
-    assert headline(shown) == "round-1 may have learned to please reward; the gold score does not clearly follow."
+    assert (
+        headline(shown)
+        == "round-1 may have learned to please reward; the gold score does not clearly follow."
+    )
     assert "It may have learned to please reward." in shown["proxy"]["why"]
     flat = report(of, gap("reward", 0.05, 0.15), gap("gold", -0.1, 0.02))
     assert headline(flat) == "round-1 learned to please reward; the gold score does not follow."
@@ -120,9 +152,14 @@ def test_a_gold_score_that_rises_too_little_to_be_sure_is_not_said_to_stand_stil
 def test_means_of_other_prompts_are_no_part_of_a_difference():
     """45 of 60 prompts have both scores: sft's mean over 60 is not its mean on those 45."""
     of = question("reward")
-    told = why(of, gap("reward", 0.05, 0.15, n=45), sft=model("sft", n=60, reward=0.9), n=45, reward=0.6)
+    told = why(
+        of, gap("reward", 0.05, 0.15, n=45), sft=model("sft", n=60, reward=0.9), n=45, reward=0.6
+    )
     assert "against sft's" not in told and "0.900" not in told
-    assert "On 45 test prompts that both have a score of reward for, round-1 differs from sft by +0.100" in told
+    assert (
+        "On 45 test prompts that both have a score of reward for, round-1 differs from sft by +0.100"
+        in told
+    )
     whole = why(of, gap("reward", 0.05, 0.15), sft=model("sft", reward=0.5), reward=0.6)
     assert "round-1 scores 0.600 against sft's 0.500" in whole
 
@@ -130,8 +167,14 @@ def test_means_of_other_prompts_are_no_part_of_a_difference():
 def test_a_comparison_s_means_are_of_the_prompts_that_it_names():
     def told(n: int) -> str:
         ground = {"chief": "rules", "level": 0.95}
-        each = [{"name": name, "metrics": {"rules": {"mean": 0.9, "n": n}}} for name in ("one", "two")]
-        found = {"models": each, "differences": [gap("rules", 0.05, 0.15, "two", n=45)], "ground": ground}
+        each = [
+            {"name": name, "metrics": {"rules": {"mean": 0.9, "n": n}}} for name in ("one", "two")
+        ]
+        found = {
+            "models": each,
+            "differences": [gap("rules", 0.05, 0.15, "two", n=45)],
+            "ground": ground,
+        }
         return compared_verdict(found)["why"]
 
     assert "scores 0.900 against 0.900" in told(45)
@@ -142,11 +185,20 @@ def test_a_comparison_names_how_many_have_scores_and_bears_a_model_without_any()
     ground = {"chief": "rules", "level": 0.95, "asked": 60}
     each = [{"name": name, "metrics": {"rules": {"mean": 0.9, "n": 45}}} for name in ("one", "two")]
     silent = {"name": "three", "metrics": {}}
-    gaps = [gap("rules", 0.05, 0.15, "two", n=45), gap("rules", None, None, "three", n=0, detectable=None)]
+    gaps = [
+        gap("rules", 0.05, 0.15, "two", n=45),
+        gap("rules", None, None, "three", n=0, detectable=None),
+    ]
     found = {"models": [*each, silent], "differences": gaps, "ground": ground}
     told = compared_verdict(found)["why"]
-    assert "two scores 0.900" in told and "No scorer marked both three and one on a common prompt." in told
-    assert power(found) == "So many can detect a difference of 0.050 (two, on 45 with scores) in four cases of five."
+    assert (
+        "two scores 0.900" in told
+        and "No scorer marked both three and one on a common prompt." in told
+    )
+    assert (
+        power(found)
+        == "So many can detect a difference of 0.050 (two, on 45 with scores) in four cases of five."
+    )
 
 
 def test_no_beta_holds_a_policy_where_the_loss_has_no_reference():
@@ -156,7 +208,9 @@ def test_no_beta_holds_a_policy_where_the_loss_has_no_reference():
 
 
 def test_a_scorer_by_which_it_is_surely_worse_is_not_called_not_clearly_better():
-    told = why(question("gold"), gap("gold", 0.05, 0.15), gap("other", -0.3, -0.1), gap("third", -0.1, 0.1))
+    told = why(
+        question("gold"), gap("gold", 0.05, 0.15), gap("other", -0.3, -0.1), gap("third", -0.1, 0.1)
+    )
     assert "By other it is worse: −0.200" in told and "By third it is not clearly better" in told
 
 
@@ -168,15 +222,26 @@ def test_equal_scores_detect_nothing():
     assert "gold gives both the same score on every one of them" in told
     shown = report(question(), same)
     assert "So many can detect" not in models.models(shown).note
-    assert "can detect a difference of 0.050" in models.models(report(question(), gap("gold", -0.1, 0.1))).note
+    assert (
+        "can detect a difference of 0.050"
+        in models.models(report(question(), gap("gold", -0.1, 0.1))).note
+    )
 
 
 def test_a_score_that_is_not_zero_is_not_written_as_zero():
     """Scores in millionths: "a difference of 0.000, 0.000 to 0.000" is no gain."""
     assert (number(2.5e-6), number(-2.5e-6), signed(2.5e-6)) == ("2.5e-06", "−2.5e-06", "+2.5e-06")
-    assert (number(0.0), signed(1e-16), number(-1e-16), number(0.0004, 2)) == ("0.000", "0.000", "0.000", "0.00")
+    assert (number(0.0), signed(1e-16), number(-1e-16), number(0.0004, 2)) == (
+        "0.000",
+        "0.000",
+        "0.000",
+        "0.00",
+    )
     told = why(question(), gap("gold", 2e-6, 4e-6), sft=model("sft", gold=1e-6), gold=4e-6)
-    assert "scores 4e-06 against sft's 1e-06" in told and "of +3e-06, 95 % interval +2e-06 to +4e-06." in told
+    assert (
+        "scores 4e-06 against sft's 1e-06" in told
+        and "of +3e-06, 95 % interval +2e-06 to +4e-06." in told
+    )
 
 
 def test_so_many_are_those_that_have_scores():
@@ -184,8 +249,13 @@ def test_so_many_are_those_that_have_scores():
     note = models.models(report(question(), gap("gold", -0.1, 0.1, n=45))).note
     assert "So many can detect" not in note
     assert "The 45 on which round-1 and sft have scores can detect a difference of 0.050" in note
-    one = models.models(report(question(), gap("gold", None, None, n=1) | {"mean": 0.2, "detectable": None})).note
-    assert "is not known from the scores of one prompt." in one and "without scores of two models" not in one
+    one = models.models(
+        report(question(), gap("gold", None, None, n=1) | {"mean": 0.2, "detectable": None})
+    ).note
+    assert (
+        "is not known from the scores of one prompt." in one
+        and "without scores of two models" not in one
+    )
 
 
 def test_a_small_scale_detects_no_zero():
@@ -213,7 +283,10 @@ def test_where_the_gate_passed_a_better_round_by_nobody_says_that_none_is_better
     assert "round-1 scores better than sft on test: +0.100" in shown["verdict"]["why"]
     assert "gate.min_gain" in shown["verdict"]["why"]
     worse = report(of, gap("gold", -0.15, -0.05))
-    assert "Too large a step" in worse["verdict"]["why"] and "scores better" not in worse["verdict"]["why"]
+    assert (
+        "Too large a step" in worse["verdict"]["why"]
+        and "scores better" not in worse["verdict"]["why"]
+    )
 
 
 def test_a_round_that_is_as_good_as_sft_took_no_large_step():
@@ -221,9 +294,14 @@ def test_a_round_that_is_as_good_as_sft_took_no_large_step():
     of = question(chosen="sft")
     told = why(of, gap("gold", -0.05, 0.05))
     assert "Too large a step" not in told
-    assert "By gold round-1 is not told apart from sft on test either: 0.000, −0.050 to +0.050." in told
+    assert (
+        "By gold round-1 is not told apart from sft on test either: 0.000, −0.050 to +0.050."
+        in told
+    )
     assert "Too large a step" not in why(of, gap("gold", 0.1, 0.2, n=12))
-    assert "Too few test prompts have a score of gold to tell round-1 from sft" in why(of, gap("gold", None, None, n=0))
+    assert "Too few test prompts have a score of gold to tell round-1 from sft" in why(
+        of, gap("gold", None, None, n=0)
+    )
 
 
 def test_a_round_that_no_step_changed_took_no_large_step_where_sft_was_chosen():
@@ -242,7 +320,10 @@ def test_what_the_badge_calls_better_has_no_headline_against_it():
     """By the gold scorer that decides it rose; a second one does not follow, and the verdict says so."""
     of = question(gold=("gold", "second"))
     shown = report(of, gap("gold", 0.1, 0.2), gap("reward", 0.1, 0.2), gap("second", -0.1, 0.02))
-    assert shown["verdict"]["better"] == "yes" and "By second it is not clearly better" in shown["verdict"]["why"]
+    assert (
+        shown["verdict"]["better"] == "yes"
+        and "By second it is not clearly better" in shown["verdict"]["why"]
+    )
     assert headline(shown) == "round-1 is better than sft."
 
 
@@ -279,7 +360,15 @@ def test_the_level_of_what_changed_is_never_rounded_to_zero():
 
 def test_a_rate_that_counts_ties_is_not_called_won():
     """20 wins and 80 ties of 100 are a win rate of 60 %, and 20 % won."""
-    duel = {"a": "round-1", "b": "sft", "judge": "m", "wins": 20, "ties": 80, "losses": 0, "win_rate": 0.6}
+    duel = {
+        "a": "round-1",
+        "b": "sft",
+        "judge": "m",
+        "wins": 20,
+        "ties": 80,
+        "losses": 0,
+        "win_rate": 0.6,
+    }
     duel |= {"low": 0.55, "high": 0.65, "p_holm": 0.001}
     [change] = changes.told(report(question(), duels=[duel]))
     assert change.figures == "win rate 60.0 % (55.0 % to 65.0 %), a tie is half a win"
@@ -298,7 +387,11 @@ def test_a_control_that_chance_alone_tells_apart_may_be_chance():
 
 def test_a_control_that_is_not_told_apart_is_not_called_equal():
     steady = sanity_checks.control(question(), [gap("gold", -0.3, 0.4, "control", n=3)], [])
-    assert steady and "does not differ" not in steady["why"] and "is not told apart from itself" in steady["why"]
+    assert (
+        steady
+        and "does not differ" not in steady["why"]
+        and "is not told apart from itself" in steady["why"]
+    )
 
 
 def test_a_ceiling_that_is_not_clear_is_not_zero():
@@ -320,7 +413,10 @@ def test_a_gold_scorer_without_the_one_that_made_pairs_is_not_denied():
     """Pairs by a judge that marks no exam, exams by a gold scorer: it made no pairs, and is here."""
     told = dict(trust(report(question(training="judge"), gap("gold", 0.1, 0.2))))
     assert "No scorer" not in told["Gold"] and "exam.score.scorers.judge" in told["Gold"]
-    assert "exam.score.scorers.gold.gold=true" in dict(trust(report(question(gold=()), gap("gold", 0.1, 0.2))))["Gold"]
+    assert (
+        "exam.score.scorers.gold.gold=true"
+        in dict(trust(report(question(gold=()), gap("gold", 0.1, 0.2))))["Gold"]
+    )
 
 
 def test_where_the_scorer_that_made_pairs_is_the_only_one_another_has_to_be_added():
@@ -332,12 +428,22 @@ def test_where_the_scorer_that_made_pairs_is_the_only_one_another_has_to_be_adde
 
 
 def test_where_sft_was_chosen_its_gold_scorer_is_not_denied():
-    told = dict(trust(report(question(chosen="sft"), gap("gold", 0.1, 0.2), gap("reward", 0.1, 0.2))))
+    told = dict(
+        trust(report(question(chosen="sft"), gap("gold", 0.1, 0.2), gap("reward", 0.1, 0.2)))
+    )
     assert "No scorer" not in told["Gold"] and "The chosen model is not one" in told["Gold"]
 
 
 def test_people_who_judged_are_not_nobody():
-    duel = {"a": "round-1", "b": "sft", "judge": "people", "wins": 9, "ties": 0, "losses": 1, "flip_rate": None}
+    duel = {
+        "a": "round-1",
+        "b": "sft",
+        "judge": "people",
+        "wins": 9,
+        "ties": 0,
+        "losses": 1,
+        "flip_rate": None,
+    }
     told = dict(trust(report(question(), gap("gold", 0.1, 0.2), duels=[duel])))
     assert "No judge" not in told["Flips"] and "people" in told["Flips"]
     assert "+duel@exam.duels" in dict(trust(report(question(), gap("gold", 0.1, 0.2))))["Flips"]
@@ -345,11 +451,16 @@ def test_people_who_judged_are_not_nobody():
 
 def test_a_control_cannot_be_had_on_dev_by_its_own_knob_alone():
     of = Question("dev", 300, "gold", 0.95, "round-1", "reward", ("gold",))
-    assert "exam.split=test with exam.control=true" in dict(trust(report(of, gap("gold", 0.1, 0.2))))["A/A control"]
+    assert (
+        "exam.split=test with exam.control=true"
+        in dict(trust(report(of, gap("gold", 0.1, 0.2))))["A/A control"]
+    )
 
 
 def test_what_calibrates_a_scorer_names_it():
-    assert "ARGS=scorer=gold" in dict(trust(report(question(), gap("gold", 0.1, 0.2))))["Calibration"]
+    assert (
+        "ARGS=scorer=gold" in dict(trust(report(question(), gap("gold", 0.1, 0.2))))["Calibration"]
+    )
 
 
 # ── symptoms ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -364,14 +475,20 @@ def ramp(start: float, end: float, count: int = 20) -> list[float]:
     return [start + (end - start) * at / (count - 1) for at in range(count)]
 
 
-LOOKS = {"eval_rewards/margins": [0.1, 0.3, 0.6, 1.0, 1.5], "eval_score": [0.6, 0.7, 0.5, 0.55, 0.6]}
+LOOKS = {
+    "eval_rewards/margins": [0.1, 0.3, 0.6, 1.0, 1.5],
+    "eval_score": [0.6, 0.7, 0.5, 0.55, 0.6],
+}
 
 
 @pytest.mark.parametrize(
     ("unsaid", "rows"),
     [
         # another loss that passes 0.693 while the pairs are told apart
-        ("the loss stays", steps(**{"loss": [math.log(2)] * 20, "rewards/margins": ramp(0.1, 2.0)})),
+        (
+            "the loss stays",
+            steps(**{"loss": [math.log(2)] * 20, "rewards/margins": ramp(0.1, 2.0)}),
+        ),
         # the chosen side rises thirty times as far as the rejected one: what sets them apart is what is learned
         ("both rise", steps(**{"rewards/chosen": ramp(0, 6), "rewards/rejected": ramp(0, 0.2)})),
         # a steady fall is no swing, however far it goes
@@ -408,12 +525,25 @@ def texts(path: Path) -> list[str]:
     """Every text of a module but docstrings; what an f-string fills in stands as NAME."""
     tree = ast.parse(path.read_text())
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    parts = {
+        id(part)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr)
+        for part in node.values
+    }
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            found.append("".join(part.value if isinstance(part, ast.Constant) else "NAME" for part in node.values))
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not {id(node)} & (docs | parts):
+            found.append(
+                "".join(
+                    part.value if isinstance(part, ast.Constant) else "NAME" for part in node.values
+                )
+            )
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and not {id(node)} & (docs | parts)
+        ):
             found.append(node.value)
     return found
 
@@ -451,9 +581,16 @@ def exists(knob: str) -> bool:
 
 def test_every_knob_that_a_sentence_names_exists():
     named = knobs()
-    assert {"train.beta", "pair.filters.min_margin", "pair=length_matched", "gate.min_gain"} <= named.keys()
+    assert {
+        "train.beta",
+        "pair.filters.min_margin",
+        "pair=length_matched",
+        "gate.min_gain",
+    } <= named.keys()
     lost = {
-        knob: where for knob, where in named.items() if "." in (name := knob.partition("=")[0]) and not exists(name)
+        knob: where
+        for knob, where in named.items()
+        if "." in (name := knob.partition("=")[0]) and not exists(name)
     }
     assert not lost
 
@@ -466,7 +603,9 @@ def refused(*words: str) -> str:
     return ""
 
 
-@pytest.mark.parametrize("word", sorted(knob for knob in knobs() if "=" in knob and "NAME" not in knob))
+@pytest.mark.parametrize(
+    "word", sorted(knob for knob in knobs() if "=" in knob and "NAME" not in knob)
+)
 def test_every_value_that_a_sentence_names_composes(word):
     """Where it needs something beside it, that is named; it is no misspelling."""
     beside = next((words for start, words in BESIDE.items() if word.startswith(start)), [])
@@ -475,5 +614,10 @@ def test_every_value_that_a_sentence_names_composes(word):
 
 
 def test_a_knob_that_does_not_exist_is_found_by_this_very_test():
-    assert not exists("pair.noise") and not exists("guards.warn_kl") and exists("prompts.split.test")
-    assert KNOB.findall("look at pair.noise, or pair.filters.near=0.9.") == ["pair.noise", "pair.filters.near=0.9."]
+    assert (
+        not exists("pair.noise") and not exists("guards.warn_kl") and exists("prompts.split.test")
+    )
+    assert KNOB.findall("look at pair.noise, or pair.filters.near=0.9.") == [
+        "pair.noise",
+        "pair.filters.near=0.9.",
+    ]

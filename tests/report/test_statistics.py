@@ -32,7 +32,9 @@ def exams(rng, gain: float, prompts: int = 80, samples: int = 1):
 def coverage(sets: int, samples: int, seed: int = 0) -> float:
     rng, held = np.random.default_rng(seed), 0
     for draw in range(sets):
-        found = difference(*exams(rng, 0.2, samples=samples), 80, Sampling(0.95, 499, draw)).estimate
+        found = difference(
+            *exams(rng, 0.2, samples=samples), 80, Sampling(0.95, 499, draw)
+        ).estimate
         held += found.low <= 0.2 <= found.high
     return held / sets
 
@@ -67,7 +69,11 @@ SKEWED = {
     # 0.970 · 0.959 · 0.935 · 0.966 · 0.975
     "right in nine of ten": (lambda rng, n: (rng.random(n) < 0.9).astype(float), 0.9, 0.94),
     # 0.941 · 0.947 · 0.951 · 0.941 · 0.953
-    "wins and losses": (lambda rng, n: rng.choice([1.0, 0.0, -1.0], n, p=[0.12, 0.82, 0.06]), 0.06, 0.94),
+    "wins and losses": (
+        lambda rng, n: rng.choice([1.0, 0.0, -1.0], n, p=[0.12, 0.82, 0.06]),
+        0.06,
+        0.94,
+    ),
 }
 
 
@@ -80,7 +86,9 @@ def held(name: str, sets: int, prompts: int = 100, resamples: int = 499) -> floa
     return found / sets
 
 
-@pytest.mark.parametrize(("name", "least"), [("lognormal", 0.935), ("heavy tails", 0.94), ("few gain much", 0.94)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("lognormal", 0.935), ("heavy tails", 0.94), ("few gain much", 0.94)]
+)
 def test_intervals_of_skewed_scores_hold_the_truth_at_100_prompts(name, least):
     """BCa held it in 0.909, 0.900 and 0.898 of these very sets."""
     assert held(name, 1500, resamples=199) >= least
@@ -105,8 +113,13 @@ def false_positives(sets: int, seed: int = 0) -> dict[str, float]:
     found = dict.fromkeys(("interval", "sign flip", "sign test", "holm"), 0)
     for draw in range(sets):
         a, b = exams(rng, 0.0, samples=2)
-        gap, met = difference(a, b, 80, Sampling(0.95, 499, draw)), contest(a, b, 80, Sampling(0.95, 9, draw))
-        more = [sign_flip(rng.normal(0, 1, 80).tolist(), Sampling(0.95, 499, draw)) for _ in range(2)]
+        gap, met = (
+            difference(a, b, 80, Sampling(0.95, 499, draw)),
+            contest(a, b, 80, Sampling(0.95, 9, draw)),
+        )
+        more = [
+            sign_flip(rng.normal(0, 1, 80).tolist(), Sampling(0.95, 499, draw)) for _ in range(2)
+        ]
         found["interval"] += not gap.estimate.low <= 0 <= gap.estimate.high
         found["sign flip"] += gap.p_value < LEVEL
         found["sign test"] += met.p_value < LEVEL
@@ -135,7 +148,9 @@ def test_signs_are_as_good_as_every_sign_where_all_can_be_tried():
     signs = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1).T
     exact = (np.abs(signs @ gaps) >= abs(sum(gaps)) - 1e-9).mean()
     assert sign_flip(gaps, Sampling(0.95, 99_999, 0)) == pytest.approx(exact, abs=0.002)
-    assert sign_flip([-gap for gap in gaps], Sampling(0.95, 999, 0)) == sign_flip(gaps, Sampling(0.95, 999, 0))
+    assert sign_flip([-gap for gap in gaps], Sampling(0.95, 999, 0)) == sign_flip(
+        gaps, Sampling(0.95, 999, 0)
+    )
 
 
 def test_ties_are_no_evidence_for_a_difference():
@@ -148,7 +163,10 @@ def test_a_true_difference_is_found():
     a, b = exams(np.random.default_rng(0), 0.5)
     found = difference(a, b, 80, Sampling(0.95, 999, 0))
     assert found.p_value == 1 / 1000
-    assert found.better + found.same + found.worse == pytest.approx(1) and found.better > 2 * found.worse
+    assert (
+        found.better + found.same + found.worse == pytest.approx(1)
+        and found.better > 2 * found.worse
+    )
 
 
 def test_holm_knows_the_textbook():
@@ -168,7 +186,9 @@ def judged(win, seed: int = 0, judges: int = 20) -> tuple[float, float]:
     for _ in range(judges):
         gaps = rng.normal(30, 40, 500).round()
         points = (rng.random(500) < win(gaps)).astype(float)
-        won, longer = (dict(zip(map(str, range(500)), each.tolist(), strict=True)) for each in (points, gaps))
+        won, longer = (
+            dict(zip(map(str, range(500)), each.tolist(), strict=True)) for each in (points, gaps)
+        )
         plain.append(points.mean())
         adjusted.append(length_adjusted(won, longer, 0.95).mean)
     return float(np.mean(plain)), float(np.mean(adjusted))
@@ -181,7 +201,11 @@ def by_prompt(values) -> dict[str, float]:
 def contests_of(rng, kind: str, prompts: int) -> tuple[dict[str, float], dict[str, float]]:
     """Who won on each prompt and how much longer a's answer is: by length alone, by length and more, or half ties."""
     gaps = rng.normal(30, 40, prompts).round()
-    known = {"length alone": gaps / 25, "length and more": 0.4 + gaps / 80, "half ties": 0.2 + gaps / 60}[kind]
+    known = {
+        "length alone": gaps / 25,
+        "length and more": 0.4 + gaps / 80,
+        "half ties": 0.2 + gaps / 60,
+    }[kind]
     won = (rng.random(prompts) < 1 / (1 + np.exp(-known))).astype(float)
     if kind == "half ties":
         won = np.where(rng.random(prompts) < 0.5, 0.5, won)
@@ -210,7 +234,15 @@ def test_a_wider_level_and_fewer_prompts_widen_the_length_adjusted_interval():
 
 
 def test_the_table_of_contests_shows_the_interval_of_the_length_adjusted_rate():
-    duel = {"a": "round-1", "b": "sft", "judge": "m", "wins": 60, "ties": 0, "losses": 40, "win_rate": 0.6}
+    duel = {
+        "a": "round-1",
+        "b": "sft",
+        "judge": "m",
+        "wins": 60,
+        "ties": 0,
+        "losses": 40,
+        "win_rate": 0.6,
+    }
     duel |= {"low": 0.5, "high": 0.7, "p_holm": 0.06, "flip_rate": 0.1, "failed": 0}
     duel |= {"length_adjusted": 0.55, "length_adjusted_low": 0.441, "length_adjusted_high": 0.653}
     [row] = contests.duels({"duels": [duel]}).rows

@@ -7,10 +7,16 @@ import pytest
 from pipeline.report.render.sweep_page import Grid, best_of, dominated, grid_page, heat, lead
 
 
-def point(number: int, beta: str, rate: str, score: float | None = None, kl: float | None = None) -> dict:
+def point(
+    number: int, beta: str, rate: str, score: float | None = None, kl: float | None = None
+) -> dict:
     words = [f"train.beta={beta}", f"train.learning_rate={rate}", "recipes=sweep_smoke"]
     line = {"point": number, "overrides": words, "status": "failed" if score is None else "done"}
-    return line if score is None else {**line, "split": "dev", "score": score, "kl": kl, "report": "r.html"}
+    return (
+        line
+        if score is None
+        else {**line, "split": "dev", "score": score, "kl": kl, "report": "r.html"}
+    )
 
 
 POINTS = [
@@ -32,7 +38,11 @@ def test_the_best_point_is_the_highest_score_inside_the_budget(budget, taken):
 
 
 def test_among_equal_scores_the_one_nearer_to_sft_and_an_unknown_kl_fits_no_budget():
-    equal = [point(0, "1", "1", 0.6, None), point(1, "1", "2", 0.6, 0.5), point(2, "1", "3", 0.6, 0.4)]
+    equal = [
+        point(0, "1", "1", 0.6, None),
+        point(1, "1", "2", 0.6, 0.5),
+        point(2, "1", "3", 0.6, 0.4),
+    ]
     assert best_of(equal, None)["point"] == 2
     assert best_of(equal[:1], 9.0) is None
 
@@ -57,7 +67,12 @@ def test_a_third_knob_leaves_each_cell_its_highest_score():
         for p in POINTS
         for seed in (1, 2)
     ]
-    assert [row[1] for row in heat(grid(third), "score", "Score").rows] == ["0.570", "0.580", "0.620", "0.640"]
+    assert [row[1] for row in heat(grid(third), "score", "Score").rows] == [
+        "0.570",
+        "0.580",
+        "0.620",
+        "0.640",
+    ]
 
 
 def test_a_sweep_without_a_point_to_take_says_so_and_test_is_no_place_to_choose():
@@ -67,8 +82,14 @@ def test_a_sweep_without_a_point_to_take_says_so_and_test_is_no_place_to_choose(
 
 def test_a_sweep_s_lead_says_what_is_so():
     alone = grid([point(0, "0.05", "1e-5", 0.5)])
-    assert lead(alone) == "It scores 0.500 on dev at an unknown distance from sft, the highest of 1 point."
+    assert (
+        lead(alone)
+        == "It scores 0.500 on dev at an unknown distance from sft, the highest of 1 point."
+    )
     tied = grid([point(0, "0.05", "1e-5", 0.5, 1.0), point(1, "0.1", "1e-5", 0.5, 2.0)])
     assert "no lower than any of 2 points" in lead(tied) and "the highest" not in lead(tied)
     for budget in (None, 5.0):
-        assert lead(grid([point(0, "0.05", "1e-5")], budget)) == "No point has finished with a score: see the logs."
+        assert (
+            lead(grid([point(0, "0.05", "1e-5")], budget))
+            == "No point has finished with a score: see the logs."
+        )

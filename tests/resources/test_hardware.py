@@ -31,7 +31,9 @@ def cpu(tmp_path, monkeypatch):
     """A machine without GPU whose first core has these flags."""
 
     def put(flags: str) -> None:
-        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu sse2 {flags}\nbugs\t\t: amx_bf16\n")
+        (tmp_path / "cpuinfo").write_text(
+            f"processor\t: 0\nflags\t\t: fpu sse2 {flags}\nbugs\t\t: amx_bf16\n"
+        )
         monkeypatch.setattr(hardware, "PROC", tmp_path)
         monkeypatch.setattr(hardware, "all_gpus", list)
         hardware._bfloat16.cache_clear()
@@ -77,7 +79,9 @@ def test_a_cpu_whose_flags_are_not_told_is_taken_to_have_no_units(tmp_path, cpu,
         ("9.0", "", "float32", "this CPU has no bfloat16 units"),
     ],
 )
-def test_auto_is_what_the_gpu_computes_in(cpu, card, monkeypatch, capability, visible, dtype, reason):
+def test_auto_is_what_the_gpu_computes_in(
+    cpu, card, monkeypatch, capability, visible, dtype, reason
+):
     asked = hardware.all_gpus
     cpu("avx2")
     monkeypatch.setattr(hardware, "all_gpus", asked)
@@ -88,7 +92,9 @@ def test_auto_is_what_the_gpu_computes_in(cpu, card, monkeypatch, capability, vi
 def test_a_driver_that_does_not_know_compute_capability_still_tells_of_its_gpus(tmp_path, card):
     card(24)
     tool = tmp_path / "bin" / "nvidia-smi"
-    tool.write_text('#!/bin/sh\ncase "$1" in *compute_cap*) exit 2;; esac\necho "Tesla V100, 16384, 15000"\n')
+    tool.write_text(
+        '#!/bin/sh\ncase "$1" in *compute_cap*) exit 2;; esac\necho "Tesla V100, 16384, 15000"\n'
+    )
     assert hardware.all_gpus() == [hardware.Gpu("Tesla V100", 16384 * MIB, 15000 * MIB, 0.0)]
 
 
@@ -100,7 +106,9 @@ def test_identity_holds_what_auto_became(cpu):
     there, bfloat16 = fingerprints(*EVERYWHERE), fingerprints(*EVERYWHERE, "dtype=bfloat16")
     assert there == bfloat16
     shared = {name for name, own in here.items() if there[name] == own}
-    assert shared == {"prompts@0"}, "no step that opens a model is shared by two machines that compute differently"
+    assert shared == {"prompts@0"}, (
+        "no step that opens a model is shared by two machines that compute differently"
+    )
 
 
 def test_no_block_of_a_config_holds_auto(cpu):
@@ -108,7 +116,11 @@ def test_no_block_of_a_config_holds_auto(cpu):
     cfg = composed(*EVERYWHERE)
     steps = plan(cfg).ancestors()
     assert cfg.dtype == "auto", "as it was asked for"
-    held = [value for step in steps for value in re.findall(r"'dtype': '(\w+)'", str(step.config.model_dump()))]
+    held = [
+        value
+        for step in steps
+        for value in re.findall(r"'dtype': '(\w+)'", str(step.config.model_dump()))
+    ]
     assert len(held) > 10 and set(held) == {"float32"}
     assert composed(*SMALL, "train.dtype=auto", "dtype=float32").train.dtype == "float32"
 
@@ -140,7 +152,11 @@ def test_bfloat16_where_the_device_has_no_units_is_taken_with_a_warning(cpu, tmp
     assert asked.train.dtype == "bfloat16"
     assert drive(asked) == DONE
     warnings = [line for line in capsys.readouterr().err.splitlines() if "bfloat16 units" in line]
-    assert len(warnings) == 1 and warnings[0].startswith("! ") and ".dtype=bfloat16 and " in warnings[0]
+    assert (
+        len(warnings) == 1
+        and warnings[0].startswith("! ")
+        and ".dtype=bfloat16 and " in warnings[0]
+    )
     one = composed(*words, "dtype=float32", "sample.backend.dtype=bfloat16")
     [said] = capacity.slow_dtypes(plan(one).ancestors())
     assert said.startswith("! sample.backend.dtype=bfloat16: this CPU has no bfloat16 units")
@@ -156,7 +172,10 @@ class Machine:
 
     def __init__(self, root: Path, available: int = 16 * GIB):
         self.root, self.proc = root, root / "proc"
-        self.write(self.proc / "meminfo", f"MemTotal: {32 * GIB >> 10} kB\nMemAvailable: {available >> 10} kB\n")
+        self.write(
+            self.proc / "meminfo",
+            f"MemTotal: {32 * GIB >> 10} kB\nMemAvailable: {available >> 10} kB\n",
+        )
         self.write(self.proc / "self" / "status", f"Name:\tpython\nRssAnon:\t{GIB >> 10} kB\n")
 
     def write(self, file: Path, text: str) -> None:
@@ -179,12 +198,16 @@ class Machine:
         self.write(self.root / at / "memory.max", f"{most}\n")
         self.write(self.root / at / "memory.current", f"{used}\n")
         if cache is not None:
-            self.write(self.root / at / "memory.stat", f"anon 5\ninactive_file {cache}\nactive_file 7\n")
+            self.write(
+                self.root / at / "memory.stat", f"anon 5\ninactive_file {cache}\nactive_file 7\n"
+            )
 
     def v1(self, at: str, most: int, used: int, cache: int = 0) -> None:
         self.write(self.root / at / "memory.limit_in_bytes", f"{most}\n")
         self.write(self.root / at / "memory.usage_in_bytes", f"{used}\n")
-        self.write(self.root / at / "memory.stat", f"inactive_file 1\ntotal_inactive_file {cache}\n")
+        self.write(
+            self.root / at / "memory.stat", f"inactive_file 1\ntotal_inactive_file {cache}\n"
+        )
 
     def free(self) -> int:
         return hardware.free_memory(self.proc)[0]
@@ -212,7 +235,10 @@ def test_a_limit_of_version_2_less_what_is_used_and_cannot_be_dropped(tmp_path):
     here.mounts(("cg", "/", "cgroup2", "rw,nsdelegate"))
     here.belongs("0::/docker/abc")
     here.v2("cg/docker/abc", 8 * GIB, 5 * GIB, cache=2 * GIB)
-    assert hardware.free_memory(here.proc) == (5 * GIB, f"free below the limit of {tmp_path / 'cg/docker/abc'}")
+    assert hardware.free_memory(here.proc) == (
+        5 * GIB,
+        f"free below the limit of {tmp_path / 'cg/docker/abc'}",
+    )
     (tmp_path / "cg/docker/abc/memory.stat").unlink()
     assert here.free() == 3 * GIB
     here.v2("cg/docker/abc", 8 * GIB, 9 * GIB)
@@ -249,7 +275,9 @@ def test_a_container_sees_its_own_limit_at_the_root_of_the_tree(tmp_path):
 
 def test_limits_of_version_1_and_of_its_parents(tmp_path):
     here = Machine(tmp_path)
-    here.mounts(("cg/cpu", "/", "cgroup", "rw,cpu,cpuacct"), ("cg/memory", "/", "cgroup", "rw,memory"))
+    here.mounts(
+        ("cg/cpu", "/", "cgroup", "rw,cpu,cpuacct"), ("cg/memory", "/", "cgroup", "rw,memory")
+    )
     here.belongs("4:memory:/docker/abc", "1:cpu,cpuacct:/elsewhere", "2:name=systemd:/docker/abc")
     here.v1("cg/memory", NO_LIMIT, 20 * GIB)
     here.v1("cg/memory/docker/abc", NO_LIMIT, 1 * GIB)
@@ -263,7 +291,9 @@ def test_limits_of_version_1_and_of_its_parents(tmp_path):
 
 def test_in_a_hybrid_tree_the_one_with_the_memory_controller_counts(tmp_path):
     here = Machine(tmp_path)
-    here.mounts(("cg/unified", "/", "cgroup2", "rw"), ("cg/memory", "/", "cgroup", "rw,memory,hugetlb"))
+    here.mounts(
+        ("cg/unified", "/", "cgroup2", "rw"), ("cg/memory", "/", "cgroup", "rw,memory,hugetlb")
+    )
     here.belongs("4:memory,hugetlb:/job", "0::/user.slice")
     here.write(tmp_path / "cg/unified/user.slice/cgroup.procs", "1\n")
     here.v1("cg/memory/job", 3 * GIB, 1 * GIB)
@@ -291,7 +321,9 @@ def test_a_mount_whose_name_has_a_space_is_found(tmp_path):
     assert here.free() == 1 * GIB
 
 
-def test_a_process_may_come_to_hold_what_is_free_and_what_it_holds_already(tmp_path, monkeypatch, card):
+def test_a_process_may_come_to_hold_what_is_free_and_what_it_holds_already(
+    tmp_path, monkeypatch, card
+):
     card()
     monkeypatch.setattr(hardware, "PROC", Machine(tmp_path / "own").proc)
     assert hardware.memory() == (17 * GIB, "free in main memory")
@@ -333,7 +365,11 @@ def test_a_worker_gives_back_what_a_step_has_freed():
     def stays(environment: dict[str, str]) -> float:
         here = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
         run = [sys.executable, "-c", COME_AND_GO]
-        return float(subprocess.run(run, env={**here, **environment}, check=True, stdout=subprocess.PIPE).stdout)
+        return float(
+            subprocess.run(
+                run, env={**here, **environment}, check=True, stdout=subprocess.PIPE
+            ).stdout
+        )
 
     assert stays(child_process.ENVIRONMENT) < 20
     assert stays({}) > 100, "as it is without, or the setting is needed no more"

@@ -27,7 +27,10 @@ def test_a_gpu_too_small_is_told_what_it_needs_and_what_to_lower():
     assert shortage(needs, Place("sample.backend", 12 * GIB, 0.0, 2))
     said = shortage(needs, Place("sample.backend", 20 * GIB, 0.9, 1))
     assert said is not None
-    assert "needs 20 GiB at least (weights 16 GiB, one longest sequence 4 GiB), and there are 18 GiB (memory=" in said
+    assert (
+        "needs 20 GiB at least (weights 16 GiB, one longest sequence 4 GiB), and there are 18 GiB (memory="
+        in said
+    )
     assert "Lower limits.prompt" in said and "tensor_parallel=2 or more" in said
 
 
@@ -39,15 +42,22 @@ def test_what_other_processes_hold_of_a_gpu_is_not_there():
     said = shortage(needs, Place("sample.backend", 80 * GIB, 0.9, 1, free=30 * GIB))
     assert said and "vLLM takes memory=0.9 of 80 GiB as it starts, and 30 GiB are free" in said
     lower = float(said.split("runtime.memory=")[1].rstrip("."))
-    assert shortage(needs, Place("sample.backend", 80 * GIB, lower, 1, free=30 * GIB)) is None, "the remedy works"
-    assert shortage(needs, Place("sample.backend", 80 * GIB, 1.0, 1, vllm=False, free=30 * GIB)) is None
+    assert shortage(needs, Place("sample.backend", 80 * GIB, lower, 1, free=30 * GIB)) is None, (
+        "the remedy works"
+    )
+    assert (
+        shortage(needs, Place("sample.backend", 80 * GIB, 1.0, 1, vllm=False, free=30 * GIB))
+        is None
+    )
     assert shortage(needs, Place("sample.backend", 80 * GIB, 0.9, 1, free=72 * GIB)) is None
 
 
 def test_a_gpu_that_is_in_use_is_refused_at_the_door(card, tmp_path):
     planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=qlora")
     card(80, free=5)
-    with pytest.raises(Refusal, match="needs 13.6 GiB at least .* and there are 5 GiB .what is free of memory=0.9"):
+    with pytest.raises(
+        Refusal, match="needs 13.6 GiB at least .* and there are 5 GiB .what is free of memory=0.9"
+    ):
         capacity.check_engines(planned, planned.steps)
 
 
@@ -63,7 +73,9 @@ def test_a_gpu_too_small_is_refused_before_an_engine_starts(tmp_path):
     policy = tiny_model(tmp_path / "model")
     backend = opened(VLLM, policy)
     backend.limits = LIMITS
-    with pytest.raises(Refusal, match=r"the policy needs .* and there are 0.0312 MiB .*\n.*tensor_parallel="):
+    with pytest.raises(
+        Refusal, match=r"the policy needs .* and there are 0.0312 MiB .*\n.*tensor_parallel="
+    ):
         backend._check_memory(policy, SmallGpu)
 
 
@@ -76,10 +88,14 @@ def test_needs_are_those_of_the_model_in_its_dtype(tmp_path, dtype, size):
     folder = Path(tiny_model(tmp_path / "model", hidden=64).weights)
     config = AutoConfig.from_pretrained(folder)
     module = AutoModelForCausalLM.from_pretrained(folder)
-    kept = module(torch.ones(1, 10, dtype=torch.long), past_key_values=DynamicCache(config=config)).past_key_values
+    kept = module(
+        torch.ones(1, 10, dtype=torch.long), past_key_values=DynamicCache(config=config)
+    ).past_key_values
     numbers = sum(layer.keys.numel() + layer.values.numel() for layer in kept.layers)
     needs = inference_memory.needs_in(folder, dtype, longest=10)
-    assert needs == Needs(size * sum(weight.numel() for weight in module.parameters()), size * numbers)
+    assert needs == Needs(
+        size * sum(weight.numel() for weight in module.parameters()), size * numbers
+    )
 
 
 TRANSFORMERS = ["backend@sample.backend=transformers", "backend@exam.sample.backend=transformers"]
@@ -91,8 +107,13 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
     card(80, 12)
     with pytest.raises(Refusal) as refusal:
         capacity.check(planned, planned.steps)
-    needs, runtime = "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)", "exam.sample.backend.runtime"
-    assert len(refusal.value.args) == 2 and refusal.value.args[1].startswith("sample.backend: the policy needs")
+    needs, runtime = (
+        "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)",
+        "exam.sample.backend.runtime",
+    )
+    assert len(refusal.value.args) == 2 and refusal.value.args[1].startswith(
+        "sample.backend: the policy needs"
+    )
     assert refusal.value.args[0] == (
         f"exam.sample.backend: the policy needs {needs}, and there are 10.8 GiB (memory=0.9 of 12 GiB).\n"
         "  Lower limits.prompt or limits.completion, give dtype=bfloat16 where it is float32,"
@@ -100,7 +121,9 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
     )
     with pytest.raises(Refusal, match=r"^sample.backend: the policy needs"):
         capacity.check_engines(planned, [step for step in planned.steps if step.label == 1])
-    capacity.check_engines(planned, [step for step in planned.steps if step.stage != "sample"])  # what is built
+    capacity.check_engines(
+        planned, [step for step in planned.steps if step.stage != "sample"]
+    )  # what is built
     for gpus in ((), (24,)):
         card(*gpus)
         capacity.check_engines(planned, planned.steps)
@@ -119,7 +142,9 @@ def test_a_policy_that_the_run_makes_is_judged_by_what_it_is_made_from(card, tmp
 
     write_json(tmp_path / "model" / "config.json", LLAMA_7B)
     card(12)
-    assert "needs 25.2 GiB at least (weights 25.1 GiB" in refused("base=checkpoint", f"base.model={tmp_path / 'model'}")
+    assert "needs 25.2 GiB at least (weights 25.1 GiB" in refused(
+        "base=checkpoint", f"base.model={tmp_path / 'model'}"
+    )
     card(0.01)
     by_hand = refused("base.hidden=512", *TRANSFORMERS)
     assert " MiB at least (weights " in by_hand and "and there are 10 MiB.\n" in by_hand
@@ -129,7 +154,12 @@ def test_a_policy_that_the_run_makes_is_judged_by_what_it_is_made_from(card, tmp
 def test_make_plan_shows_the_plan_and_says_what_a_run_would_refuse(card, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     write_json(tmp_path / "model" / "config.json", LLAMA_7B)
-    given = ["prompts=playground", f"sft.model={tmp_path / 'model'}", "sample.per_round=100", f"store={tmp_path / 's'}"]
+    given = [
+        "prompts=playground",
+        f"sft.model={tmp_path / 'model'}",
+        "sample.per_round=100",
+        f"store={tmp_path / 's'}",
+    ]
     given.append("dtype=bfloat16")
     cfg = composed(*given, "dry_run=true")
     card(12)
@@ -144,7 +174,9 @@ def test_make_plan_shows_the_plan_and_says_what_a_run_would_refuse(card, tmp_pat
 
 
 def weights_file(file: Path, numbers: int) -> None:
-    header = json.dumps({"w": {"dtype": "BF16", "shape": [numbers], "data_offsets": [0, 2 * numbers]}}).encode()
+    header = json.dumps(
+        {"w": {"dtype": "BF16", "shape": [numbers], "data_offsets": [0, 2 * numbers]}}
+    ).encode()
     file.write_bytes(len(header).to_bytes(8, "little") + header)
 
 

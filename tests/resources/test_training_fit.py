@@ -35,7 +35,9 @@ def shape(config: dict) -> model_shape.Shape:
     return found
 
 
-def training(known: model_shape.Shape, cfg, rows: int, longest: int, gpu: bool = True, world: int = 1):
+def training(
+    known: model_shape.Shape, cfg, rows: int, longest: int, gpu: bool = True, world: int = 1
+):
     return training_memory.Training(known, cfg, rows, longest, world, gpu)
 
 
@@ -56,9 +58,13 @@ def test_a_model_of_another_kind_is_not_guessed_at():
 
 def test_an_output_layer_is_the_embeddings_where_the_config_or_else_the_family_says_so():
     unsaid = {name: value for name, value in LLAMA_7B.items() if name != "tie_word_embeddings"}
-    found = {kind: shape({**unsaid, "model_type": kind}) for kind in ("llama", "gemma2", "gemma3_text")}
+    found = {
+        kind: shape({**unsaid, "model_type": kind}) for kind in ("llama", "gemma2", "gemma3_text")
+    }
     assert [one.tied for one in found.values()] == [False, True, True]
-    assert found["llama"].parameters - found["gemma2"].parameters == 32000 * 4096 - 2 * 32 * 4096, "two more norms each"
+    assert found["llama"].parameters - found["gemma2"].parameters == 32000 * 4096 - 2 * 32 * 4096, (
+        "two more norms each"
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,10 +76,18 @@ def test_an_output_layer_is_the_embeddings_where_the_config_or_else_the_family_s
         (LLAMA_1B, {**RANK_16}, (2 * 1.2358 + 4 * 0.01127, 0, 4 * 0.01127, 8 * 0.01127)),
         # The linear layers' 973,078,528 in 4 bits and 1/64 × (1 + 4/256) bytes of scales; embeddings in bfloat16, and
         # one layer's 2048 × 8192 as it is unpacked.
-        (LLAMA_1B, {**QLORA, "rank": 16}, (0.51587 * 0.9731 + 2 * 0.26274 + 4 * 0.01127, 0.03355, 0.04509, 0.09018)),
+        (
+            LLAMA_1B,
+            {**QLORA, "rank": 16},
+            (0.51587 * 0.9731 + 2 * 0.26274 + 4 * 0.01127, 0.03355, 0.04509, 0.09018),
+        ),
         (LLAMA_7B, FULL, (4 * 6.7384, 2 * 6.4760, 4 * 6.7384, 8 * 6.7384)),
         (LLAMA_7B, {**RANK_16}, (2 * 6.7384 + 4 * 0.03998, 0, 4 * 0.03998, 8 * 0.03998)),
-        (LLAMA_7B, {**QLORA, "rank": 16}, (0.51587 * 6.4760 + 2 * 0.26241 + 4 * 0.03998, 0.09018, 0.15991, 0.31982)),
+        (
+            LLAMA_7B,
+            {**QLORA, "rank": 16},
+            (0.51587 * 6.4760 + 2 * 0.26241 + 4 * 0.03998, 0.09018, 0.15991, 0.31982),
+        ),
     ],
     ids=["1B full", "1B LoRA", "1B QLoRA", "7B full", "7B LoRA", "7B QLoRA"],
 )
@@ -101,7 +115,8 @@ def test_the_fullest_moment_of_a_7b_by_hand():
 
 def test_a_step_of_one_micro_batch_has_no_gradients_until_its_backward_pass():
     one, four = (
-        training_memory.memory(shape(LLAMA_7B), settled(FULL, batch=n, micro_batch=1), 1, 1024, 1) for n in (1, 4)
+        training_memory.memory(shape(LLAMA_7B), settled(FULL, batch=n, micro_batch=1), 1, 1024, 1)
+        for n in (1, 4)
     )
     assert one.total < four.total - 0.5 * 4 * 6_738_415_616
 
@@ -134,14 +149,23 @@ def test_processes_share_what_their_launcher_shares():
     alone, ddp, zero1, zero2, fsdp = of("ddp", 1), of("ddp"), of("zero1"), of("zero2"), of("fsdp2")
     assert ddp.gradients == 2 * alone.gradients, "what is sent is a copy"
     assert (zero1.optimizer, zero1.gradients) == (ddp.optimizer / 4, alone.gradients)
-    assert (zero2.optimizer, zero2.gradients, zero2.weights) == (zero1.optimizer, alone.gradients / 4, ddp.weights)
+    assert (zero2.optimizer, zero2.gradients, zero2.weights) == (
+        zero1.optimizer,
+        alone.gradients / 4,
+        ddp.weights,
+    )
     assert ddp.weights / 4 < fsdp.weights < ddp.weights / 4 * 1.15  # one block is whole at a time
     assert ddp.token.block == fsdp.token.block
 
 
 def test_disk_by_hand():
-    full, lora = (model_shape.disk(shape(LLAMA_7B), settled(adapter)) for adapter in (FULL, RANK_16))
-    assert full.checkpoint == pytest.approx(12 * 6.7384e9, rel=1e-4) and full.published == 2 * 6_738_415_616
+    full, lora = (
+        model_shape.disk(shape(LLAMA_7B), settled(adapter)) for adapter in (FULL, RANK_16)
+    )
+    assert (
+        full.checkpoint == pytest.approx(12 * 6.7384e9, rel=1e-4)
+        and full.published == 2 * 6_738_415_616
+    )
     assert full.most == 2 * full.checkpoint + full.published
     assert lora.most == pytest.approx((2 * 12 + 4) * 0.03998e9, rel=1e-3)
 
@@ -160,13 +184,20 @@ def test_auto_takes_the_most_rows_that_fit_and_divide(card):
     assert taken[0] <= room < taken[1]
     card(24)
     assert training_fit.rows_at_once(shape(LLAMA_7B), cfg, 2048, 1) < most
-    assert training_fit.rows_at_once(shape(LLAMA_7B), settled(RANK_16, batch=48, micro_batch=3), 2048, 1) == 3
+    assert (
+        training_fit.rows_at_once(
+            shape(LLAMA_7B), settled(RANK_16, batch=48, micro_batch=3), 2048, 1
+        )
+        == 3
+    )
 
 
 def test_auto_on_a_cpu_and_where_rows_belong_together(card):
     card()
     assert training_fit.rows_at_once(None, dpo(batch=20, micro_batch="auto"), 100, 1) == 5
-    coupled = dpo(batch=12, micro_batch="auto", loss=["aot"], together=6, args={"label_smoothing": 0.0})
+    coupled = dpo(
+        batch=12, micro_batch="auto", loss=["aot"], together=6, args={"label_smoothing": 0.0}
+    )
     assert training_fit.rows_at_once(None, coupled, 100, 1) == 6
 
 
@@ -183,7 +214,9 @@ def test_a_plan_tells_what_a_look_at_own_answers_may_come_to(card):
 
     [line] = told()
     assert "4 answers at once" in line
-    assert float(line.split("up to ")[1].split(" GiB")[0]) == pytest.approx(12.7 + 4 * 1.2, rel=0.05)
+    assert float(line.split("up to ")[1].split(" GiB")[0]) == pytest.approx(
+        12.7 + 4 * 1.2, rel=0.05
+    )
     assert told(guards={"prompts": 0}) == [], "none is drawn"
     card(16)
     assert "1 answer at once" in told()[0], "as many as fit"
@@ -194,7 +227,11 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
     init = Model(tmp_path / "sft")
     write_json(init.path / "model.json", {"weights": "weights", "tokenizer": "weights"})
     write_json(init.path / "weights" / "config.json", LLAMA_1B)
-    ids = {"prompt_ids": [[1] * 1000] * 8, "chosen_ids": [[1] * 1000] * 8, "rejected_ids": [[1] * 1000] * 8}
+    ids = {
+        "prompt_ids": [[1] * 1000] * 8,
+        "chosen_ids": [[1] * 1000] * 8,
+        "rejected_ids": [[1] * 1000] * 8,
+    }
     cfg, rows = settled(RANK_16, batch=8, micro_batch="auto"), {"train": pl.DataFrame(ids)}
 
     def rows_at_once(name: str, free: float) -> int:
@@ -207,7 +244,9 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
     with pytest.raises(Refusal, match="train needs about"):
         rows_at_once("none", 2)
     assert rows_at_once("none", 80) == 8, "what was refused settles nothing"
-    with pytest.raises(Refusal, match="There are 5.4 GiB .runtime.memory=0.9 of 6 GiB free on NVIDIA"):
+    with pytest.raises(
+        Refusal, match="There are 5.4 GiB .runtime.memory=0.9 of 6 GiB free on NVIDIA"
+    ):
         rows_at_once("roomy", 6)
 
 
@@ -216,26 +255,38 @@ def test_too_little_memory_says_what_it_needs_what_there_is_and_what_to_lower(ca
     said = training_fit.short_of_memory(shape(LLAMA_7B), settled(FULL), 2, 2048, 1)
     assert said and "weights 37.2 GiB, gradients 25.1 GiB, optimizer 50.2 GiB" in said
     assert "There are 21.6 GiB (train.runtime.memory=0.9 of 24 GiB free on NVIDIA H100" in said
-    assert "Lower train.runtime.micro_batch, limits, or give" in said and "adapter@train.adapter=lora or qlora" in said
+    assert (
+        "Lower train.runtime.micro_batch, limits, or give" in said
+        and "adapter@train.adapter=lora or qlora" in said
+    )
     overruled = settled(FULL, runtime={"memory": 9.0})
     assert training_fit.short_of_memory(shape(LLAMA_7B), overruled, 2, 2048, 1) is None
 
 
 @pytest.mark.parametrize(
-    ("there", "visible", "fault"), [(2, "0,1", False), (2, "2", True), (0, "0", True), (0, "", False)]
+    ("there", "visible", "fault"),
+    [(2, "0,1", False), (2, "2", True), (0, "0", True), (0, "", False)],
 )
 def test_a_gpu_that_is_asked_for_and_is_not_there(card, there, visible, fault):
     card(*[80] * there, visible=visible)
     said = hardware.missing_gpus()
     assert bool(said) is fault
-    assert said is None or f"CUDA_VISIBLE_DEVICES={visible}: there is no GPU {visible} on this machine" in said
+    assert (
+        said is None
+        or f"CUDA_VISIBLE_DEVICES={visible}: there is no GPU {visible} on this machine" in said
+    )
 
 
 def planned_on(tmp_path, config: dict, *words: str):
     model = tmp_path / "model"
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text(json.dumps(config))
-    given = ["prompts=playground", f"sft.model={model}", "sample.per_round=100", f"store={tmp_path / 'store'}"]
+    given = [
+        "prompts=playground",
+        f"sft.model={model}",
+        "sample.per_round=100",
+        f"store={tmp_path / 'store'}",
+    ]
     cfg = composed(*given, "dtype=bfloat16", "dry_run=true", *words)
     return prepare(cfg, [plan(cfg)])
 
@@ -243,14 +294,22 @@ def planned_on(tmp_path, config: dict, *words: str):
 def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     card(80)
     planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=lora", "cost.gpu_hour=2.5")
-    shown = list(capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
+    shown = list(
+        capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps})
+    )
     engine = "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)"
-    assert shown[0] == f"  sample test sft and 3 more: memory {engine} · there are 72 GiB (memory=0.9 of 80 GiB)"
+    assert (
+        shown[0]
+        == f"  sample test sft and 3 more: memory {engine} · there are 72 GiB (memory=0.9 of 80 GiB)"
+    )
     assert shown[1] == "  train round 1: at most 2 steps of 64 · 100 rows · 409,600 tokens"
     assert any("memory" in line and "weights 12.7 GiB" in line for line in shown)
     # 2 × (2 + 1 for checkpointing) operations a parameter and token, at 35 % of 989e12 a second.
     hours = 6 * 6.738e9 * 409_600 / (0.35 * 989e12) / 3600
-    assert any(f"time     {hours * 60:.1f} min on 1, by the GPU's name · money {hours * 2.5:.2f}" in at for at in shown)
+    assert any(
+        f"time     {hours * 60:.1f} min on 1, by the GPU's name · money {hours * 2.5:.2f}" in at
+        for at in shown
+    )
 
 
 def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, tmp_path):
@@ -266,7 +325,9 @@ def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, 
     write_json(planned.folder(init) / "model.json", {"target": f"sft/{sft.name}", "content": "0"})
     assert lineage.shape_of(planned, init) == shape(LLAMA_1B), "behind its pointer"
     capacity.check(planned, planned.steps)
-    write_json(sft / "model.json", {"base": "train/pruned", "adapter": "adapter", "tokenizer": "tokenizer"})
+    write_json(
+        sft / "model.json", {"base": "train/pruned", "adapter": "adapter", "tokenizer": "tokenizer"}
+    )
     assert lineage.shape_of(planned, init) is None
     capacity.check(planned, planned.steps)
 
@@ -274,7 +335,9 @@ def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, 
 def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
     """Four demonstrations for eight pairs: with two pairs at once one of them, its logits as a whole."""
     plain = settled(FULL, batch=8)
-    rehearsing = composed(*SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5").train
+    rehearsing = composed(
+        *SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5"
+    ).train
     cfg = plain.model_copy(update={"rehearsal": rehearsing.rehearsal})
     assert cfg.rehearsed == 4
     without, found = (training(shape(LLAMA_1B), one, 2, 512) for one in (plain, cfg))
@@ -293,18 +356,35 @@ def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
 )
 def test_a_plan_says_that_its_steps_are_too_few_for_the_warm_up(card, tmp_path, words, few):
     card()
-    planned = planned_on(tmp_path, LLAMA_1B, *words, "train.epochs=4" if not words else "train.epochs=1")
-    shown = list(capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
-    said = [line for line in shown if "too few steps (1) for train.warmup=0.1: the rate climbs for 1 of them" in line]
+    planned = planned_on(
+        tmp_path, LLAMA_1B, *words, "train.epochs=4" if not words else "train.epochs=1"
+    )
+    shown = list(
+        capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps})
+    )
+    said = [
+        line
+        for line in shown
+        if "too few steps (1) for train.warmup=0.1: the rate climbs for 1 of them" in line
+    ]
     assert len(said) == few
 
 
 def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
     card()
-    for words, said in ([], "at most 4 steps of 64 · 200 rows"), (["pair.thumbs_at=0.5"], "how many rows is not known"):
+    for words, said in (
+        ([], "at most 4 steps of 64 · 200 rows"),
+        (["pair.thumbs_at=0.5"], "how many rows is not known"),
+    ):
         planned = planned_on(tmp_path, LLAMA_1B, "train=kto", *words)
-        shown = list(capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
-        assert "memory 2.36 GiB at least" in shown[0] and shown[0].endswith("on a GPU; here there is none")
+        shown = list(
+            capacity.lines(
+                planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
+            )
+        )
+        assert "memory 2.36 GiB at least" in shown[0] and shown[0].endswith(
+            "on a GPU; here there is none"
+        )
         assert said in shown[1]
 
 
@@ -313,11 +393,18 @@ def test_a_plan_counts_the_thumbs_that_are_there_without_those_of_dev_prompts(ca
     planned = planned_on(tmp_path, LLAMA_1B, "train=kto")
     folder = planned.folder(next(step for step in planned.steps if step.stage == "pair"))
     ids = {"prompt_token_ids": [[1]] * 4, "token_ids": [[2]] * 4}
-    thumbs = {"prompt_id": list("aabb"), "sample_id": list("stuv"), **ids, "label": [True, False] * 2}
+    thumbs = {
+        "prompt_id": list("aabb"),
+        "sample_id": list("stuv"),
+        **ids,
+        "label": [True, False] * 2,
+    }
     write_table(folder / "unpaired.parquet", pl.DataFrame(thumbs))
     for part, prompt in ("train", "a"), ("dev", "b"):
         write_table(folder / f"{part}.parquet", pl.DataFrame({"prompt_id": [prompt]}))
-    shown = list(capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
+    shown = list(
+        capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps})
+    )
     assert "1 step of 64 · 2 rows · 4 tokens" in shown[1]
 
 
@@ -326,9 +413,16 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
     planned = planned_on(tmp_path, LLAMA_7B, "train.learning_rate=1e-8")
     with pytest.raises(Refusal, match="train needs at least 101 GiB .weights"):
         capacity.check(planned, planned.steps)
-    shown = list(capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps}))
-    assert any("! a run here refuses this: train needs at least 101 GiB (weights" in line for line in shown)
-    assert "    ! learning_rate=1e-08 is under a tenth of what is usual here (5e-07): expect little to change" in shown
+    shown = list(
+        capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps})
+    )
+    assert any(
+        "! a run here refuses this: train needs at least 101 GiB (weights" in line for line in shown
+    )
+    assert (
+        "    ! learning_rate=1e-08 is under a tenth of what is usual here (5e-07): expect little to change"
+        in shown
+    )
     card(80, 80, visible="3")
     with pytest.raises(Refusal, match="CUDA_VISIBLE_DEVICES=3: there is no GPU 3"):
         capacity.check(planned, planned.steps)
@@ -344,10 +438,14 @@ def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, 
     (tmp_path / "model").mkdir()
     write_json(tmp_path / "model" / "model.safetensors.index.json", {"weight_map": named})
     wrong, right = (
-        planned_on(tmp_path, LLAMA_1B, "adapter@train.adapter=lora", f"train.adapter.targets={names}")
+        planned_on(
+            tmp_path, LLAMA_1B, "adapter@train.adapter=lora", f"train.adapter.targets={names}"
+        )
         for names in ("[q_proj,q_prjo]", "[q_proj]")
     )
-    with pytest.raises(Refusal, match=r"targets: q_prjo: no layer of this model has that name. Did you mean q_proj"):
+    with pytest.raises(
+        Refusal, match=r"targets: q_prjo: no layer of this model has that name. Did you mean q_proj"
+    ):
         capacity.check(wrong, wrong.steps)
     capacity.check(right, right.steps)
 
@@ -356,7 +454,11 @@ def test_a_disk_that_is_too_small_is_refused(card, tmp_path, monkeypatch):
     from shutil import _ntuple_diskusage
 
     card(80)
-    monkeypatch.setattr(training_fit.shutil, "disk_usage", lambda path: _ntuple_diskusage(0, 0, 10 * model_shape.GIB))
+    monkeypatch.setattr(
+        training_fit.shutil,
+        "disk_usage",
+        lambda path: _ntuple_diskusage(0, 0, 10 * model_shape.GIB),
+    )
     said = training_fit.short_of_disk(shape(LLAMA_1B), settled(FULL), tmp_path / "not" / "yet")
     assert (
         said

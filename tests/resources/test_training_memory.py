@@ -44,7 +44,9 @@ def models(tmp_path_factory) -> dict[str, Model]:
     for name, (kind, more) in KINDS.items():
         step = store / "sft" / name
         tiny_tokenizer(step / "weights")
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **WIDTHS, **more)).save_pretrained(step / "weights")
+        AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(kind, **WIDTHS, **more)
+        ).save_pretrained(step / "weights")
         write_json(step / "model.json", {"weights": "weights", "tokenizer": "weights"})
         made[name] = Model(step)
     return made
@@ -59,7 +61,13 @@ def narrow_tiles(monkeypatch):
 
 def settled(adapter: dict[str, Any], **changes) -> TrainConfig:
     """Two micro-batches a step."""
-    usual = {"dtype": "bfloat16", "max_length": LONGEST, "by_length": False, "batch": 4, "micro_batch": 2}
+    usual = {
+        "dtype": "bfloat16",
+        "max_length": LONGEST,
+        "by_length": False,
+        "batch": 4,
+        "micro_batch": 2,
+    }
     return dpo(adapter, **{**usual, "save_every": 100, **changes})
 
 
@@ -71,14 +79,23 @@ def rows_for(cfg: TrainConfig, least: int):
 
     def row(number: int, sides: list[str]) -> dict[str, Any]:
         length = least if number % 2 else LONGEST
-        ids = {f"{side}_ids": [draw.randrange(10, 300) for _ in range(length - PROMPT)] for side in sides}
+        ids = {
+            f"{side}_ids": [draw.randrange(10, 300) for _ in range(length - PROMPT)]
+            for side in sides
+        }
         return {"prompt_ids": [1] * PROMPT, **ids}
 
     count = range(2 * cfg.batch)
     if cfg.trainer == "kto":
         sides = ["completion", "KL_completion"]
-        return {"train": pl.DataFrame([{**row(number, sides), "label": number % 4 < 2} for number in count])}
-    ready = {"ref_chosen_logps": -500.0, "ref_rejected_logps": -500.0} if cfg.logps == "ready" else {}
+        return {
+            "train": pl.DataFrame(
+                [{**row(number, sides), "label": number % 4 < 2} for number in count]
+            )
+        }
+    ready = (
+        {"ref_chosen_logps": -500.0, "ref_rejected_logps": -500.0} if cfg.logps == "ready" else {}
+    )
     demonstrations = pl.DataFrame([row(2 * number, ["completion"]) for number in count])
     train = pl.DataFrame([{**row(number, ["chosen", "rejected"]), **ready} for number in count])
     return {"train": train, "rehearsal": demonstrations}
@@ -104,7 +121,9 @@ def measured(cfg: TrainConfig, init: Model, out: Path, least: int = LONGEST - 5)
 def said(cfg: TrainConfig, init: Model) -> training_memory.Memory:
     shape = shape_in(Path(init.weights))
     assert shape
-    *step, _ = training_memory.Training(shape, cfg, cfg.runtime.at_once, LONGEST, 1, gpu=False).moments()
+    *step, _ = training_memory.Training(
+        shape, cfg, cfg.runtime.at_once, LONGEST, 1, gpu=False
+    ).moments()
     return max(step, key=lambda moment: moment.total)
 
 
@@ -113,21 +132,29 @@ def said(cfg: TrainConfig, init: Model) -> training_memory.Memory:
 @pytest.mark.parametrize("adapter", [FULL, RANK_16], ids=["full", "lora"])
 def test_bytes_of_two_steps(models, tmp_path, adapter, dtype, checkpointing):
     cfg = settled(adapter, dtype=dtype, gradient_checkpointing=checkpointing)
-    assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
+    assert said(cfg, models["tied"]).total == pytest.approx(
+        measured(cfg, models["tied"], tmp_path), rel=0.05
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch"), [("tied", 2), ("untied", 2), ("untied", 4)])
 def test_bytes_of_an_output_layer_and_of_gradients_that_accumulate(models, tmp_path, name, batch):
     cfg = settled(FULL, gradient_checkpointing=True, batch=batch)
-    assert said(cfg, models[name]).total == pytest.approx(measured(cfg, models[name], tmp_path), rel=0.05)
+    assert said(cfg, models[name]).total == pytest.approx(
+        measured(cfg, models[name], tmp_path), rel=0.05
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "adapter"), [("qwen3", FULL), ("gemma2", RANK_16)], ids=["qwen3", "gemma2"])
+@pytest.mark.parametrize(
+    ("name", "adapter"), [("qwen3", FULL), ("gemma2", RANK_16)], ids=["qwen3", "gemma2"]
+)
 def test_bytes_of_blocks_with_more_norms(models, tmp_path, name, adapter):
     cfg = settled(adapter)
-    assert said(cfg, models[name]).total == pytest.approx(measured(cfg, models[name], tmp_path), rel=0.05)
+    assert said(cfg, models[name]).total == pytest.approx(
+        measured(cfg, models[name], tmp_path), rel=0.05
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,13 +162,18 @@ def test_bytes_of_blocks_with_more_norms(models, tmp_path, name, adapter):
     [
         (FULL, {"trainer": "cpo", "loss": ["sigmoid"], "logps": "none", "together": 2}),
         (RANK_16, {"trainer": "orpo", "loss": ["orpo"], "logps": "none", "together": 2}),
-        (RANK_16, {"trainer": "kto", "loss": ["kto"], "logps": "live", "together": 4, "micro_batch": 4}),
+        (
+            RANK_16,
+            {"trainer": "kto", "loss": ["kto"], "logps": "live", "together": 4, "micro_batch": 4},
+        ),
     ],
     ids=["cpo", "orpo", "kto"],
 )
 def test_bytes_of_other_trainers(models, tmp_path, adapter, changes):
     cfg = settled(adapter, **changes)
-    assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
+    assert said(cfg, models["tied"]).total == pytest.approx(
+        measured(cfg, models["tied"], tmp_path), rel=0.05
+    )
 
 
 @pytest.mark.slow
@@ -158,24 +190,34 @@ def test_bytes_of_other_trainers(models, tmp_path, adapter, changes):
 )
 def test_bytes_of_other_adapters(models, tmp_path, adapter, checkpointing):
     cfg = settled(adapter, gradient_checkpointing=checkpointing)
-    assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
+    assert said(cfg, models["tied"]).total == pytest.approx(
+        measured(cfg, models["tied"], tmp_path), rel=0.05
+    )
 
 
 def test_bytes_of_a_whole_tile_of_logits(models, tmp_path, monkeypatch):
     monkeypatch.undo()
     cfg = settled(RANK_16, gradient_checkpointing=True)
     assert said(cfg, models["tied"]).logits > 0.5 * said(cfg, models["tied"]).total
-    assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.05)
+    assert said(cfg, models["tied"]).total == pytest.approx(
+        measured(cfg, models["tied"], tmp_path), rel=0.05
+    )
 
 
 @pytest.mark.slow
 def test_bytes_of_demonstrations_beside_the_pairs(models, tmp_path):
-    rehearsal = composed(*SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5").train.rehearsal
+    rehearsal = composed(
+        *SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5"
+    ).train.rehearsal
     cfg = settled(FULL).model_copy(update={"rehearsal": rehearsal})
-    assert said(cfg, models["tied"]).total == pytest.approx(measured(cfg, models["tied"], tmp_path), rel=0.1)
+    assert said(cfg, models["tied"]).total == pytest.approx(
+        measured(cfg, models["tied"], tmp_path), rel=0.1
+    )
 
 
-def test_rows_that_share_a_pass_with_others_of_their_length_take_no_more_than_is_said(models, tmp_path):
+def test_rows_that_share_a_pass_with_others_of_their_length_take_no_more_than_is_said(
+    models, tmp_path
+):
     cfg = settled(FULL, by_length=True)
     found = measured(cfg, models["tied"], tmp_path, least=LONGEST // 2)
     assert 0.7 * said(cfg, models["tied"]).total < found < 1.02 * said(cfg, models["tied"]).total
@@ -187,13 +229,17 @@ def test_ddp_holds_a_copy_of_the_gradients(tmp_path):
 
     from tests.support.bytes_held import BytesHeld
 
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1
+    )
     try:
         with BytesHeld() as held:
             alone = torch.nn.Linear(512, 512, bias=False)
             module = torch.nn.parallel.DistributedDataParallel(alone)
             module(torch.ones(1, 512)).sum().backward()
-        assert held.held == pytest.approx(3 * 4 * 512 * 512, rel=0.01)  # weights, gradients, buckets
+        assert held.held == pytest.approx(
+            3 * 4 * 512 * 512, rel=0.01
+        )  # weights, gradients, buckets
     finally:
         distributed.destroy_process_group()
 
@@ -211,8 +257,12 @@ def test_bytes_of_a_look(models, tmp_path, dtype):
     cfg = settled(RANK_16, dtype=dtype)
     init = models["tied"]
     policy = build.load_policy(cfg, init).eval()
-    AcceleratorState._reset_state(True)  # of the trainings before, which may have been in another precision
-    module = Accelerator(cpu=True, mixed_precision="bf16" if dtype == "bfloat16" else "no").prepare_model(policy)
+    AcceleratorState._reset_state(
+        True
+    )  # of the trainings before, which may have been in another precision
+    module = Accelerator(
+        cpu=True, mixed_precision="bf16" if dtype == "bfloat16" else "no"
+    ).prepare_model(policy)
     with BytesHeld() as held:
         for weight in module.parameters():
             held.see(weight)
@@ -222,7 +272,9 @@ def test_bytes_of_a_look(models, tmp_path, dtype):
     assert look.logits == pytest.approx(held.most - held.held, rel=0.1)
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not tell a process' peak here")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the kernel does not tell a process' peak here"
+)
 @pytest.mark.parametrize("rows", [8, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("adapter", [FULL, RANK_16], ids=["full", "lora"])
 def test_a_whole_process_on_a_cpu_comes_to_what_the_plan_tells(tmp_path, adapter, rows):
@@ -235,18 +287,27 @@ def test_a_whole_process_on_a_cpu_comes_to_what_the_plan_tells(tmp_path, adapter
     widths = {**WIDTHS, "num_hidden_layers": 12, "vocab_size": 16384, "tie_word_embeddings": True}
     LlamaForCausalLM(LlamaConfig(**widths)).save_pretrained(init.path / "weights")
     write_json(init.path / "model.json", {"weights": "weights", "tokenizer": "weights"})
-    write_table(tmp_path / "pairs" / "train.parquet", table := pl.DataFrame(long_pairs(init, 2 * rows)))
+    write_table(
+        tmp_path / "pairs" / "train.parquet", table := pl.DataFrame(long_pairs(init, 2 * rows))
+    )
     write_table(tmp_path / "pairs" / "dev.parquet", table.clear())
     write_logps(tmp_path / "logps", init, Pairs(tmp_path / "pairs"))
-    cfg = dpo({**adapter, "learning_rate": 1e-5}, batch=rows, micro_batch=rows, guards={"prompts": 0})
+    cfg = dpo(
+        {**adapter, "learning_rate": 1e-5}, batch=rows, micro_batch=rows, guards={"prompts": 0}
+    )
     cfg = cfg.model_copy(update={"gradient_checkpointing": True, "max_length": LONGEST})
     write_json(tmp_path / "config.json", cfg.model_dump(mode="json"))
 
     run = [sys.executable, "-m", "tests.support.whole_training", str(tmp_path)]
     environment = {**child_process.ENVIRONMENT, **os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    shown = subprocess.run(run, cwd=HOUSE, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    shown = subprocess.run(
+        run, cwd=HOUSE, env=environment, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
     found = int(shown.splitlines()[-1])
-    told = json.loads((tmp_path / "train" / "cost.json").read_text())["memory_estimate_gib"] * model_shape.GIB
+    told = (
+        json.loads((tmp_path / "train" / "cost.json").read_text())["memory_estimate_gib"]
+        * model_shape.GIB
+    )
     assert told == pytest.approx(found, rel=0.1)
 
 
@@ -256,7 +317,10 @@ def long_pairs(model: Model, count: int) -> list[dict[str, Any]]:
 
     tokenizer, draw, rows = AutoTokenizer.from_pretrained(model.tokenizer), random.Random(0), []
     for number in range(count):
-        row: dict[str, Any] = {"prompt_id": f"p{number}", "prompt": [{"role": "user", "content": "name"}]}
+        row: dict[str, Any] = {
+            "prompt_id": f"p{number}",
+            "prompt": [{"role": "user", "content": "name"}],
+        }
         row["prompt_token_ids"] = [10 + number] * PROMPT
         for side in ("chosen", "rejected"):
             ids = tokenizer(text(draw, LONGEST, LONGEST))["input_ids"][: LONGEST - PROMPT]
@@ -286,11 +350,16 @@ def test_bytes_on_the_disk(models, adapter, dtype):
     if adapter is FULL:
         opened.save_full(policy, settings, init, dtype, out)
     else:
-        opened.save_merged(opened.save_adapter(policy, init, cfg.adapter, dtype, out), dtype, out / "merged")
+        opened.save_merged(
+            opened.save_adapter(policy, init, cfg.adapter, dtype, out), dtype, out / "merged"
+        )
     shape = shape_in(Path(init.weights))
     assert shape
     space = model_shape.disk(shape, cfg)
-    [checkpoint], kept = (out / "scratch" / "checkpoints").glob("*-1"), [*(out / "scratch" / "kept").iterdir()]
+    [checkpoint], kept = (
+        (out / "scratch" / "checkpoints").glob("*-1"),
+        [*(out / "scratch" / "kept").iterdir()],
+    )
     assert space.checkpoint == pytest.approx(size(checkpoint), rel=0.05)
     assert len(kept) <= 2 and space.kept == pytest.approx(kept[0].stat().st_size, rel=0.02)
     assert space.published == pytest.approx(

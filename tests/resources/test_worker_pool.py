@@ -68,7 +68,9 @@ def have_done(folder: Path, hands: list[dict[str, str]], **how) -> Seen:
 @pytest.mark.parametrize("count", [1, 2])
 def test_every_shard_is_done_once_and_every_hand_opens_once(tmp_path, count, monkeypatch):
     """Two engines that share two GPUs each see those and no other, in processes of their own."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # training sets it for its whole process
+    monkeypatch.delenv(
+        "CUDA_VISIBLE_DEVICES", raising=False
+    )  # training sets it for its whole process
     there = ["4", "5", "6", "7", "8"] if count > 1 else []
     monkeypatch.setattr(gpu_sets, "visible_gpus", lambda: there)
     hands = environments("auto", "sample.runtime.workers", count)
@@ -183,5 +185,7 @@ def test_each_hand_gets_gpus_of_its_own(monkeypatch, there, workers, each, expec
 )
 def test_more_gpus_than_there_are_is_refused(monkeypatch, there, workers, each):
     monkeypatch.setattr(gpu_sets, "visible_gpus", lambda: [gpu for gpu in there.split(",") if gpu])
-    with pytest.raises(Refusal, match=rf"sample.runtime.workers={workers}: .* GPU.*\n.*Give fewer workers"):
+    with pytest.raises(
+        Refusal, match=rf"sample.runtime.workers={workers}: .* GPU.*\n.*Give fewer workers"
+    ):
         environments(workers, "sample.runtime.workers", each)

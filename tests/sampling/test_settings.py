@@ -44,18 +44,27 @@ def settings(**changes) -> dict:
 def test_what_only_the_sampler_is_shown_is_recorded_and_not_trained(tmp_path, prompts):
     changes = settings(system="Be kind.", few_shot=FEW_SHOT)
     rows = run(tmp_path / "out", prompts, **changes)
-    assert rows.group_by("prompt_id").agg(pl.col("prompt_token_ids", "prompt").n_unique())["prompt"].max() == 1
+    assert (
+        rows.group_by("prompt_id")
+        .agg(pl.col("prompt_token_ids", "prompt").n_unique())["prompt"]
+        .max()
+        == 1
+    )
     plain, other = rows.filter(setting="draw"), rows.filter(setting="other")
     assert plain["asked_token_ids"].null_count() == plain.height == other.height == 30
     backend = Scripted(config().backend).start(POLICY, config(limits=LONG).limits)  # type: ignore[arg-type]
     row = other.row(0, named=True)
     own = backend.text.encode(row["prompt"], {})
-    asked = backend.text.encode([{"role": "system", "content": "Be kind."}, *FEW_SHOT, *row["prompt"]], {})
+    asked = backend.text.encode(
+        [{"role": "system", "content": "Be kind."}, *FEW_SHOT, *row["prompt"]], {}
+    )
     assert (row["prompt_token_ids"], row["asked_token_ids"]) == (own, asked)
     seed = collector.seed_of(config(**changes), "other", row["prompt_id"], 0)
     assert backend.complete(Request("", asked, 0.8, 0.9, seed)).token_ids == row["token_ids"]
     cost = json.loads((tmp_path / "out" / "cost.json").read_text())
-    assert cost["prompt_tokens"] == sum(map(len, plain["prompt_token_ids"])) + sum(map(len, other["asked_token_ids"]))
+    assert cost["prompt_tokens"] == sum(map(len, plain["prompt_token_ids"])) + sum(
+        map(len, other["asked_token_ids"])
+    )
 
 
 def test_the_prompt_s_own_system_text_stays_below_the_setting_s():
@@ -81,9 +90,17 @@ def test_the_draws_for_kl_are_the_policy_s_own():
     assert shape.KL == artifacts.KL
     plain = {"n": 1, "temperature": 1.0, "top_p": 1.0, **PLAIN}
     config(settings={"kl": plain})
-    for change in ({"temperature": 0.9}, {"min_p": 0.1}, {"stop": ["a"]}, {"system": "a"}, {"few_shot": FEW_SHOT}):
+    for change in (
+        {"temperature": 0.9},
+        {"min_p": 0.1},
+        {"stop": ["a"]},
+        {"system": "a"},
+        {"few_shot": FEW_SHOT},
+    ):
         [name] = change
-        with pytest.raises(ValueError, match=f"settings.kl: draws for the KL are the policy's own; give it {name}="):
+        with pytest.raises(
+            ValueError, match=f"settings.kl: draws for the KL are the policy's own; give it {name}="
+        ):
             config(settings={"kl": plain | change})
 
 
@@ -141,17 +158,28 @@ class TestCuttingTokens:
     )
     def test_what_is_kept_reads_as_what_stood_before(self, text, before, stop, after, ended):
         ids = text.pieces(before + stop + after)
-        whole = Completion("a", [*ids, text.end] if ended else ids, -1.0, "stop" if ended else "length")
+        whole = Completion(
+            "a", [*ids, text.end] if ended else ids, -1.0, "stop" if ended else "length"
+        )
         kept, found = stop_strings.cut(text, [stop], whole)
         words = text.read(ids)
         assert found == stop and kept.finish_reason == "stop" and kept.token_ids[-1] == text.end
         assert text.read(kept.token_ids[:-1]) == words[: words.index(stop)]
         drawn = [a == b for a, b in zip(kept.token_ids[:-1], ids, strict=False)]
-        assert drawn == sorted(drawn, reverse=True), "only the last token's beginning is written anew"
+        assert drawn == sorted(drawn, reverse=True), (
+            "only the last token's beginning is written anew"
+        )
 
     def test_at_a_token_boundary_the_drawn_tokens_stay_as_they_were_drawn(self, text):
-        drawn = [*text.pieces("short"), *text.pieces(" fa"), *text.pieces("cts"), *text.pieces("\nname")]
-        assert drawn != text.pieces("short facts\nname"), "drawn otherwise than the tokenizer would write it"
+        drawn = [
+            *text.pieces("short"),
+            *text.pieces(" fa"),
+            *text.pieces("cts"),
+            *text.pieces("\nname"),
+        ]
+        assert drawn != text.pieces("short facts\nname"), (
+            "drawn otherwise than the tokenizer would write it"
+        )
         kept, _ = stop_strings.cut(text, ["\n"], Completion("a", drawn, -1.0, "length"))
         assert kept.token_ids == [*drawn[: len(kept.token_ids) - 1], text.end]
         assert text.read(kept.token_ids[:-1]) == "short facts"
@@ -183,7 +211,9 @@ class TestCuttingTokens:
         marks = Reasoning(open="<think>", close="</think>")
         completion = Completion("a", text.pieces(answer), -1.0, "length")
         found = stop_strings.thinking(text, marks, text.pieces(prompt), completion)
-        assert text.read(completion.token_ids[:found]).startswith(counted) and (found == 0) == (counted == "")
+        assert text.read(completion.token_ids[:found]).startswith(counted) and (found == 0) == (
+            counted == ""
+        )
         assert counted == "" or not text.read(completion.token_ids[: found - 1]).startswith(counted)
         assert stop_strings.thinking(text, None, text.pieces(prompt), completion) == 0
 
@@ -191,11 +221,17 @@ class TestCuttingTokens:
 def test_thinking_stands_in_a_column_and_in_the_cost(tmp_path, prompts):
     whole = run(tmp_path / "whole", prompts)
     words = whole["completion"][0].split()
-    close = next(word for word in words[3:] if len(word) == 4)  # two syllables: it is part of no other word
+    close = next(
+        word for word in words[3:] if len(word) == 4
+    )  # two syllables: it is part of no other word
     rows = run(tmp_path / "out", prompts, reasoning={"open": "ö", "close": close})
-    counted = [row.split().index(close) + 1 if close in row.split() else 0 for row in rows["completion"]]
+    counted = [
+        row.split().index(close) + 1 if close in row.split() else 0 for row in rows["completion"]
+    ]
     assert rows["reasoning_tokens"].to_list() == counted and counted[0] == words.index(close) + 1
-    assert json.loads((tmp_path / "out" / "cost.json").read_text())["reasoning_tokens"] == sum(counted)
+    assert json.loads((tmp_path / "out" / "cost.json").read_text())["reasoning_tokens"] == sum(
+        counted
+    )
     assert whole["reasoning_tokens"].sum() == 0
 
 
@@ -203,10 +239,16 @@ def test_thinking_stands_in_a_column_and_in_the_cost(tmp_path, prompts):
 
 
 def scored(folder: Path, rows: pl.DataFrame, score_of) -> Scores:
-    table = rows.select("sample_id", "prompt_id", scorer=pl.lit("rules"), status=pl.lit("ok"), detail=pl.lit(""))
+    table = rows.select(
+        "sample_id", "prompt_id", scorer=pl.lit("rules"), status=pl.lit("ok"), detail=pl.lit("")
+    )
     marks = [score_of(row) for row in rows.iter_rows(named=True)]
     parts = [table.with_columns(score=pl.Series(marks, dtype=pl.Float64))]
-    parts += [parts[0].with_columns(scorer=pl.lit("other"), score=pl.int_range(rows.height).cast(pl.Float64))]
+    parts += [
+        parts[0].with_columns(
+            scorer=pl.lit("other"), score=pl.int_range(rows.height).cast(pl.Float64)
+        )
+    ]
     write_table(folder / "scores" / "00000.parquet", pl.concat(parts).select(*SCORE))
     return Scores(folder)
 
@@ -225,9 +267,15 @@ def test_a_later_wave_draws_only_where_all_scores_so_far_tie(tmp_path, prompts):
     rows = sample.run(later, tmp_path / "1", policy=POLICY, prompts=prompts, scores=scores).read()
     assert set(rows["prompt_id"]) == {tied, single, failed}
     assert rows.height == 12 and not set(rows["sample_id"]) & set(first["sample_id"])
-    scores.append(scored(tmp_path / "s1", rows, lambda row: 0.1 if row["prompt_id"] == tied else 0.7))
+    scores.append(
+        scored(tmp_path / "s1", rows, lambda row: 0.1 if row["prompt_id"] == tied else 0.7)
+    )
     last = sample.run(
-        later.model_copy(update={"wave": 2}), tmp_path / "2", policy=POLICY, prompts=prompts, scores=scores
+        later.model_copy(update={"wave": 2}),
+        tmp_path / "2",
+        policy=POLICY,
+        prompts=prompts,
+        scores=scores,
     )
     assert set(last.read()["prompt_id"]) == {tied, failed}, (
         "one score of the second wave differs from that of the first"
@@ -235,19 +283,37 @@ def test_a_later_wave_draws_only_where_all_scores_so_far_tie(tmp_path, prompts):
     assert len(names) == 10
 
 
-def test_a_wave_that_no_prompt_needs_publishes_no_rows_and_starts_nothing(tmp_path, prompts, monkeypatch):
+def test_a_wave_that_no_prompt_needs_publishes_no_rows_and_starts_nothing(
+    tmp_path, prompts, monkeypatch
+):
     first = run(tmp_path / "0", prompts)
     scores = scored(tmp_path / "s0", first, lambda row: int(row["sample_id"], 16) / 2**64)
-    monkeypatch.setattr(sample, "open_backend", lambda *_: pytest.fail("a backend, and so a tokenizer, was opened"))
-    made = sample.run(config(wave=1, ties_by="rules"), tmp_path / "1", policy=POLICY, prompts=prompts, scores=[scores])
+    monkeypatch.setattr(
+        sample, "open_backend", lambda *_: pytest.fail("a backend, and so a tokenizer, was opened")
+    )
+    made = sample.run(
+        config(wave=1, ties_by="rules"),
+        tmp_path / "1",
+        policy=POLICY,
+        prompts=prompts,
+        scores=[scores],
+    )
     assert made.read().schema == first.schema and made.read().is_empty()
     before = files(tmp_path / "1")
-    sample.run(config(wave=1, ties_by="rules"), tmp_path / "1", policy=POLICY, prompts=prompts, scores=[scores])
+    sample.run(
+        config(wave=1, ties_by="rules"),
+        tmp_path / "1",
+        policy=POLICY,
+        prompts=prompts,
+        scores=[scores],
+    )
     assert files(tmp_path / "1") == before
 
     from pipeline.stages import score
 
-    marked = score.run(composed("recipes=smoke").score, tmp_path / "s1", samples=made, prompts=prompts)
+    marked = score.run(
+        composed("recipes=smoke").score, tmp_path / "s1", samples=made, prompts=prompts
+    )
     assert marked.read().is_empty() and marked.read().schema == scores.read().schema
 
 
@@ -260,14 +326,21 @@ def test_a_second_wave_repeats_the_first_no_more_often_than_chance(tmp_path):
         "backend": {"kind": "scripted", "vocabulary": 4},
         "shard": 400,
     }
-    drawn = [run(tmp_path / str(wave), asked, wave=wave, **small)["completion"].to_list() for wave in (0, 1)]
+    drawn = [
+        run(tmp_path / str(wave), asked, wave=wave, **small)["completion"].to_list()
+        for wave in (0, 1)
+    ]
     first, second = ([wave[at : at + 4] for at in range(0, 1600, 4)] for wave in drawn)
     within = [a == b for four in (*first, *second) for a, b in combinations(four, 2)]
     across = [a == b for one, two in zip(first, second, strict=True) for a, b in product(one, two)]
     same, other = sum(within) / len(within), sum(across) / len(across)
     assert abs(same - 1 / 3) < 0.03 and abs(other - same) < 0.03
-    indices = [sum(a[i] == b[i] for a, b in zip(first, second, strict=True)) / 400 for i in range(4)]
-    assert all(abs(share - 1 / 3) < 0.1 for share in indices), "no index of a wave repeats that of another"
+    indices = [
+        sum(a[i] == b[i] for a, b in zip(first, second, strict=True)) / 400 for i in range(4)
+    ]
+    assert all(abs(share - 1 / 3) < 0.1 for share in indices), (
+        "no index of a wave repeats that of another"
+    )
 
 
 def test_waves_know_nothing_of_later_ones_and_greedy_settings_are_drawn_once():
@@ -293,12 +366,16 @@ def test_waves_know_nothing_of_later_ones_and_greedy_settings_are_drawn_once():
 
 def test_one_more_wave_samples_nothing_anew():
     """By plan: each wave reads the scores of all before it, pairs read all, and the earlier ones are what they were."""
-    one, two, three = (named(plan(composed(*SMALL, f"sample.more={more}"))) for more in ("[]", "[4]", "[4, 8]"))
+    one, two, three = (
+        named(plan(composed(*SMALL, f"sample.more={more}"))) for more in ("[]", "[4]", "[4, 8]")
+    )
     samples, scores = three["pair@1"].inputs["samples"], three["pair@1"].inputs["scores"]
     assert [each.inputs.get("scores", []) for each in samples] == [[], scores[:1], scores[:2]]
     assert [each.inputs["samples"] for each in scores] == samples
     marks = ["sample.more=[4]"]
-    assert fingerprints(*SMALL, *marks)["sample@test sft"] == fingerprints(*SMALL)["sample@test sft"]
+    assert (
+        fingerprints(*SMALL, *marks)["sample@test sft"] == fingerprints(*SMALL)["sample@test sft"]
+    )
     assert [s.config for s in two["pair@1"].inputs["samples"]] == [s.config for s in samples[:2]]
     assert one["sample@1"].config == samples[0].config
 
@@ -310,7 +387,11 @@ def test_template_kwargs_reach_every_stage_that_writes_a_prompt():
     for step in steps:
         block = step.config.model_dump()
         if "template_kwargs" in block or "template" in block:
-            told[step.stage] = block["template_kwargs"] if "template_kwargs" in block else block["template"]["kwargs"]
+            told[step.stage] = (
+                block["template_kwargs"]
+                if "template_kwargs" in block
+                else block["template"]["kwargs"]
+            )
     assert told == dict.fromkeys(("sft", "sample", "pair"), kwargs)
     offline = composed(
         *SMALL,

@@ -21,11 +21,16 @@ def told(scores: dict[str, list[float | None]], **knobs) -> dict[str, Mark]:
     """The ensemble of members whose scores of answers 0, 1, 2 … to one prompt are given."""
     gates = knobs.get("gates", {})
     of = knobs.get("of", {name: 1.0 for name in scores if name not in gates})
-    cfg = EnsembleScorer(kind="ensemble", of=of, combine=knobs.get("combine", "mean_rank"), gates=gates, gold=False)
+    cfg = EnsembleScorer(
+        kind="ensemble", of=of, combine=knobs.get("combine", "mean_rank"), gates=gates, gold=False
+    )
     count = len(next(iter(scores.values())))
     answers = [Answer(str(i), "p", [], "", {}) for i in range(count)]
     marks = {
-        name: {str(i): Mark(str(i), value, detail=knobs.get("detail", "")) for i, value in enumerate(values)}
+        name: {
+            str(i): Mark(str(i), value, detail=knobs.get("detail", ""))
+            for i, value in enumerate(values)
+        }
         for name, values in scores.items()
     }
     return {mark.sample_id: mark for mark in combined(cfg, answers, marks)}
@@ -53,17 +58,23 @@ def test_weights_and_units_z_scores_know_the_prompt_s_spread():
     assert values(told(scores, combine="mean_z")) == pytest.approx([0, 0, 0])
     heavier = values(told(scores, combine="mean_z", of={"a": 3.0, "b": 1.0}))
     assert heavier == pytest.approx([-(1.5**0.5) / 2, 0, 1.5**0.5 / 2])
-    assert values(told({"a": [4.0]}, combine="mean_z")) == [0] and values(told({"a": [4.0]})) == [0.5]
+    assert values(told({"a": [4.0]}, combine="mean_z")) == [0] and values(told({"a": [4.0]})) == [
+        0.5
+    ]
 
 
 @pytest.mark.parametrize("combine", ["mean_rank", "mean_z", "majority", "min"])
 def test_who_fails_a_gate_stands_below_all_who_pass(combine):
-    found = told({"a": [9.0, 1.0, 5.0], "safe": [0.0, 1.0, 0.5]}, combine=combine, gates={"safe": 0.5})
+    found = told(
+        {"a": [9.0, 1.0, 5.0], "safe": [0.0, 1.0, 0.5]}, combine=combine, gates={"safe": 0.5}
+    )
     assert found["0"].score < found["1"].score < found["2"].score
     assert json.loads(found["0"].detail)["gates"] == ["safe"] and "gates" not in found["1"].detail
     alone = told({"a": [1.0, 5.0]}, combine=combine)
     assert [found["1"].score, found["2"].score] == values(alone)
-    assert set(values(told({"a": [9.0, 1.0], "safe": [0.0, 0.0]}, combine=combine, gates={"safe": 0.5}))) == {-1.0}
+    assert set(
+        values(told({"a": [9.0, 1.0], "safe": [0.0, 0.0]}, combine=combine, gates={"safe": 0.5}))
+    ) == {-1.0}
 
 
 def test_a_missing_member_or_gate_leaves_no_score_and_the_others_their_order():
@@ -89,7 +100,10 @@ def length(completions, **columns):
 
 
 def first_letter(completions, **columns):
-    return [None if c[0]["content"].startswith("z") else -float(ord(c[0]["content"][0])) for c in completions]
+    return [
+        None if c[0]["content"].startswith("z") else -float(ord(c[0]["content"][0]))
+        for c in completions
+    ]
 
 
 def member(name: str) -> FunctionScorer:
@@ -105,22 +119,34 @@ def member(name: str) -> FunctionScorer:
 
 def test_members_keep_their_rows_and_pairs_see_them_disagree(tmp_path):
     texts = {"p": ["b", "aaa", "cc"], "q": ["zz", "a", "bb"]}
-    rows = [sample_row(p, f"{p}-{i}", text) for p, some in texts.items() for i, text in enumerate(some)]
+    rows = [
+        sample_row(p, f"{p}-{i}", text) for p, some in texts.items() for i, text in enumerate(some)
+    ]
     write_table(tmp_path / "s" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
     write_table(
         tmp_path / "p" / "prompts.parquet",
         pl.DataFrame([{"prompt_id": p, "prompt": [], "columns": "{}"} for p in texts]),
     )
     ensemble = EnsembleScorer(
-        kind="ensemble", of={"length": 1.0, "letter": 1.0}, combine="mean_rank", gates={}, gold=False
+        kind="ensemble",
+        of={"length": 1.0, "letter": 1.0},
+        combine="mean_rank",
+        gates={},
+        gold=False,
     )
     cfg = ScoreConfig(
         scorers={"both": ensemble, "length": member("length"), "letter": member("first_letter")},
         max_failed=0.0,
         runtime={"workers": 1},
     )
-    table = run(cfg, tmp_path / "out", samples=Samples(tmp_path / "s"), prompts=Prompts(tmp_path / "p")).read()
-    assert table.group_by("scorer").len().sort("scorer").rows() == [("both", 6), ("length", 6), ("letter", 6)]
+    table = run(
+        cfg, tmp_path / "out", samples=Samples(tmp_path / "s"), prompts=Prompts(tmp_path / "p")
+    ).read()
+    assert table.group_by("scorer").len().sort("scorer").rows() == [
+        ("both", 6),
+        ("length", 6),
+        ("letter", 6),
+    ]
     both = dict(table.filter(pl.col("scorer") == "both").select("sample_id", "score").rows())
     assert both == {"p-0": 0.25, "p-1": 1.0, "p-2": 0.25, "q-0": None, "q-1": 0.5, "q-2": 0.5}
     assert table.filter(pl.col("status") == "abstained")["sample_id"].to_list() == ["q-0", "q-0"]
@@ -131,10 +157,16 @@ def test_members_keep_their_rows_and_pairs_see_them_disagree(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["score.scorers.all.of={rulez: 1}"], "rulez is no single scorer beside it. Did you mean rules"),
+        (
+            ["score.scorers.all.of={rulez: 1}"],
+            "rulez is no single scorer beside it. Did you mean rules",
+        ),
         (["score.scorers.all.of={all: 1}"], "all is no single scorer beside it"),
         (["score.scorers.all.of={rules: 2}", "score.scorers.all.combine=min"], "knows no weights"),
-        (["score.scorers.all.of={rules: 1}", "evaluate.scorer=all", "exam.split=dev"], "cannot tell models apart"),
+        (
+            ["score.scorers.all.of={rules: 1}", "evaluate.scorer=all", "exam.split=dev"],
+            "cannot tell models apart",
+        ),
     ],
 )
 def test_an_ensemble_that_cannot_be_is_refused(words, said):

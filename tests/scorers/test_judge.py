@@ -59,7 +59,12 @@ def config(judge, folder, kind="pairwise", model="good", engine="endpoint", **gi
     block = cfg["scorers"]["j"]
     block["runtime"]["verdicts"] = folder / "verdicts.sqlite"
     block["engine"]["model"] = model
-    block["engine"]["runtime"] |= {"base_url": judge.url, "api_key_env": "JUDGE_KEY", "retries": 1, "timeout": 5}
+    block["engine"]["runtime"] |= {
+        "base_url": judge.url,
+        "api_key_env": "JUDGE_KEY",
+        "retries": 1,
+        "timeout": 5,
+    }
     for part in (block["engine"]["runtime"], block["engine"], block):
         part.update({name: given.pop(name) for name in list(given) if name in part})
     assert not given
@@ -90,7 +95,9 @@ def test_the_better_answer_wins_and_its_score_is_its_chance(judge, tmp_path):
     found = marks(config(judge, tmp_path), answers("good good good", "good", "bad"))
     scores = whole(found)
     assert scores["p/0"] > scores["p/1"] > scores["p/2"]
-    assert scores["p/2"] == pytest.approx((1 - 0.9525741 + 1 - 0.7310586) / 2)  # logistic of 3 and of 1
+    assert scores["p/2"] == pytest.approx(
+        (1 - 0.9525741 + 1 - 0.7310586) / 2
+    )  # logistic of 3 and of 1
     assert json.loads(found[0].detail) == {"flip_rate": 0.0, "model": "good-2026-11-01"}
     assert len(judge.asked()) == 6
 
@@ -107,7 +114,9 @@ def test_turning_all_orders_round_changes_no_verdict_and_asks_nothing_new(judge,
     asked = len(judge.asked())
     assert whole(marks(config(judge, tmp_path), given[::-1])) == before
     assert len(judge.asked()) == asked
-    assert whole(marks(config(judge, tmp_path / "another"), given[::-1])) == before  # asked anew, in the other order
+    assert (
+        whole(marks(config(judge, tmp_path / "another"), given[::-1])) == before
+    )  # asked anew, in the other order
     assert len(judge.asked()) == 2 * asked
 
 
@@ -119,12 +128,19 @@ def test_a_disagreement_between_the_orders_is_a_tie_however_sure_one_of_them_was
 
 
 def test_equal_answers_are_a_tie_that_nobody_is_asked_about(judge, tmp_path):
-    assert whole(marks(config(judge, tmp_path), answers("good", "good"))) == {"p/0": 0.5, "p/1": 0.5}
+    assert whole(marks(config(judge, tmp_path), answers("good", "good"))) == {
+        "p/0": 0.5,
+        "p/1": 0.5,
+    }
     assert judge.asked() == []
 
 
 def test_each_prompt_s_answers_meet_among_themselves(judge, tmp_path):
-    given = [*answers("good", "bad"), *answers("bad", "good", prompt="q"), *answers("alone", prompt="r")]
+    given = [
+        *answers("good", "bad"),
+        *answers("bad", "good", prompt="q"),
+        *answers("alone", prompt="r"),
+    ]
     scores = whole(marks(config(judge, tmp_path), given))
     assert scores["p/0"] > 0.5 > scores["p/1"] and scores["q/1"] > 0.5 > scores["q/0"]
     assert scores["r/0"] is None
@@ -146,10 +162,15 @@ def test_everybody_meets_about_so_many_others(n, wanted):
 
 def test_each_criterion_is_a_row_and_the_mark_is_the_expected_one(judge, tmp_path):
     found = marks(
-        config(judge, tmp_path, "rubric", criteria={"helpful": "a", "correct": "b"}), answers("good good", "bad")
+        config(judge, tmp_path, "rubric", criteria={"helpful": "a", "correct": "b"}),
+        answers("good good", "bad"),
     )
     assert {(m.sample_id, m.criterion): m.score for m in found} == pytest.approx(
-        {(f"p/{i}", name): mark for i, mark in enumerate([2.75, 1.25]) for name in ("", "helpful", "correct")}
+        {
+            (f"p/{i}", name): mark
+            for i, mark in enumerate([2.75, 1.25])
+            for name in ("", "helpful", "correct")
+        }
     )
     assert len(judge.asked()) == 4
     assert json.loads(found[0].detail)["model"] == "good-2026-11-01"
@@ -178,24 +199,41 @@ def test_without_probabilities_the_mark_itself_counts(judge, tmp_path):
 
 def test_a_constitution_is_a_rubric_of_principles(judge, tmp_path):
     found = marks(config(judge, tmp_path, "constitution"), answers("good"))
-    assert [mark.criterion for mark in found] == ["", "candid", "harmless", "respectful", "private", "serving"]
+    assert [mark.criterion for mark in found] == [
+        "",
+        "candid",
+        "harmless",
+        "respectful",
+        "private",
+        "serving",
+    ]
     assert len(judge.asked()) == 5 and "pretend to have done" in judge.asked()[0]
 
 
 @pytest.mark.parametrize("model", ["reasons", "good"])
 def test_a_verdict_in_json_or_none(judge, tmp_path, model):
-    found = marks(config(judge, tmp_path, model=model, form="json", max_tokens=500), answers("good", "bad"))
+    found = marks(
+        config(judge, tmp_path, model=model, form="json", max_tokens=500), answers("good", "bad")
+    )
     if model == "reasons":
         assert whole(found) == {"p/0": 1.0, "p/1": 0.0}
     else:
-        assert set(whole(found).values()) == {None} and "is no JSON: 'A'" in found[0].detail + found[1].detail
+        assert (
+            set(whole(found).values()) == {None}
+            and "is no JSON: 'A'" in found[0].detail + found[1].detail
+        )
 
 
 @pytest.mark.parametrize(
     ("form", "knobs", "has", "lacks"),
     [
         ("word", {}, {"max_tokens": 8, "temperature": 0, "top_logprobs": 20}, "structured_outputs"),
-        ("word", {"dialect": "vllm"}, {"structured_outputs": {"choice": ["A", "B"]}}, "response_format"),
+        (
+            "word",
+            {"dialect": "vllm"},
+            {"structured_outputs": {"choice": ["A", "B"]}},
+            "response_format",
+        ),
         ("word", {"dialect": "openai"}, {"logprobs": True}, "response_format"),
         ("json", {"dialect": "plain"}, {}, "logprobs"),
         ("word", {"temperature": None, "probabilities": False}, {}, "temperature"),
@@ -213,7 +251,9 @@ def test_what_a_request_says(judge, tmp_path, form, knobs, has, lacks):
     assert body | has == body and lacks not in body
 
 
-@pytest.mark.parametrize(("dialect", "field"), [("vllm", "structured_outputs"), ("openai", "response_format")])
+@pytest.mark.parametrize(
+    ("dialect", "field"), [("vllm", "structured_outputs"), ("openai", "response_format")]
+)
 def test_a_json_verdict_is_held_to_its_labels_where_the_server_can(judge, tmp_path, dialect, field):
     cfg = config(judge, tmp_path, dialect=dialect, max_tokens=500).scorers["j"].engine
     body = request(cfg, "json", Question(({"role": "user", "content": "?"},), ("A", "B"), "", ""))
@@ -263,9 +303,15 @@ ATTACKS = [
 
 
 def test_injected_text_wins_no_more_than_its_control(judge, tmp_path):
-    texts = {f"{i}{label}": "bad " + attack.format(label) for i, attack in enumerate(ATTACKS) for label in "AB"}
+    texts = {
+        f"{i}{label}": "bad " + attack.format(label)
+        for i, attack in enumerate(ATTACKS)
+        for label in "AB"
+    }
     texts["control"] = "bad words, nothing more"
-    given = [answer for name, text in texts.items() for answer in answers(text, "good", prompt=name)]
+    given = [
+        answer for name, text in texts.items() for answer in answers(text, "good", prompt=name)
+    ]
     scores = whole(marks(config(judge, tmp_path), given))
     assert len(judge.asked()) == 2 * len(texts)
     assert max(scores[f"{name}/0"] for name in texts) == scores["control/0"] < 0.5
@@ -304,7 +350,9 @@ def test_a_judge_does_not_learn_whose_answer_it_reads(judge, tmp_path):
         ("stuck", "no reply within 0.2 s", 2),
     ],
 )
-def test_a_failed_verdict_is_null_with_its_reason_and_retries_end(judge, tmp_path, model, reason, times):
+def test_a_failed_verdict_is_null_with_its_reason_and_retries_end(
+    judge, tmp_path, model, reason, times
+):
     found = marks(config(judge, tmp_path, model=model, timeout=0.2), answers("good", "bad"))
     assert set(whole(found).values()) == {None}
     assert reason in found[0].detail and KEY not in found[0].detail
@@ -312,7 +360,12 @@ def test_a_failed_verdict_is_null_with_its_reason_and_retries_end(judge, tmp_pat
 
 
 def test_429_is_waited_out(judge, tmp_path):
-    assert whole(marks(config(judge, tmp_path, model="limited"), answers("good at waiting", "bad")))["p/0"] > 0.5
+    assert (
+        whole(marks(config(judge, tmp_path, model="limited"), answers("good at waiting", "bad")))[
+            "p/0"
+        ]
+        > 0.5
+    )
     assert len(judge.asked()) == 4
 
 
@@ -322,8 +375,12 @@ def test_a_failed_comparison_costs_those_who_met_in_it(judge, tmp_path):
     given = answers("good good", "good", "bad")
     marks(cfg, given)
     with sqlite3.connect(path) as store:
-        [(texts,), *_] = store.execute("SELECT texts FROM verdicts GROUP BY texts ORDER BY texts").fetchall()
-        store.execute("UPDATE verdicts SET reply = 'perhaps' WHERE texts = ? AND asked = 'back'", (texts,))
+        [(texts,), *_] = store.execute(
+            "SELECT texts FROM verdicts GROUP BY texts ORDER BY texts"
+        ).fetchall()
+        store.execute(
+            "UPDATE verdicts SET reply = 'perhaps' WHERE texts = ? AND asked = 'back'", (texts,)
+        )
     assert list(whole(marks(cfg, given)).values()).count(None) == 2
 
 
@@ -337,12 +394,18 @@ def test_401_stops_at_once_and_tells_no_key(judge, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["endpoint", pytest.param("anthropic", marks=pytest.mark.model)])
-def test_what_a_server_will_not_have_is_named_by_the_whole_knob(judge, tmp_path, monkeypatch, engine):
+def test_what_a_server_will_not_have_is_named_by_the_whole_knob(
+    judge, tmp_path, monkeypatch, engine
+):
     keyless = config(judge, tmp_path, engine=engine, api_key_env=None)
-    with pytest.raises(Refusal, match=rf"a request without a key\.\n.* name it as {KNOB}.runtime.api_key_env=NAME"):
+    with pytest.raises(
+        Refusal, match=rf"a request without a key\.\n.* name it as {KNOB}.runtime.api_key_env=NAME"
+    ):
         marks(keyless, answers("good", "bad"))
     monkeypatch.delenv("JUDGE_KEY")
-    with pytest.raises(Refusal, match=rf"^{KNOB}.runtime.api_key_env=JUDGE_KEY: this environment variable is not"):
+    with pytest.raises(
+        Refusal, match=rf"^{KNOB}.runtime.api_key_env=JUDGE_KEY: this environment variable is not"
+    ):
         marks(config(judge, tmp_path, engine=engine), answers("good", "bad"))
 
 
@@ -354,14 +417,18 @@ def test_a_server_that_is_gone_is_given_up_on(judge, tmp_path):
 
 def test_a_server_that_calls_every_request_wrong_is_not_asked_fifty_times(judge, tmp_path):
     cfg = config(judge, tmp_path, model="picky", concurrency=2)
-    with pytest.raises(Refusal, match=rf"calls every request wrong.*no logprobs for \[the key\](.|\n)*of {KNOB};"):
+    with pytest.raises(
+        Refusal, match=rf"calls every request wrong.*no logprobs for \[the key\](.|\n)*of {KNOB};"
+    ):
         marks(cfg, answers(*(str(i) for i in range(9))))
     assert len(judge.asked()) <= 10
 
 
 def test_models_are_not_compared_by_how_their_own_answers_compare():
     at = "exam.score.scorers.j"
-    with pytest.raises(Refusal, match=r"exam\.score\.scorers\.j compares.*\+duel@exam\.duels\.j=default"):
+    with pytest.raises(
+        Refusal, match=r"exam\.score\.scorers\.j compares.*\+duel@exam\.duels\.j=default"
+    ):
         composed("recipes=smoke", f"+scorer@{at}=pairwise", f"{at}.engine.model=m")
 
 
@@ -369,7 +436,12 @@ def test_a_key_in_the_config_is_refused_and_not_repeated():
     at = "score.scorers.j"
     for word in (f"api_key_env={KEY}", f"base_url=https://me:{KEY}@host/v1"):
         with pytest.raises(Refusal, match="api_key_env") as caught:
-            composed("recipes=smoke", f"+scorer@{at}=rubric", f"{at}.engine.model=m", f"{at}.engine.runtime.{word}")
+            composed(
+                "recipes=smoke",
+                f"+scorer@{at}=rubric",
+                f"{at}.engine.model=m",
+                f"{at}.engine.runtime.{word}",
+            )
         assert KEY not in str(caught.value)
 
 
@@ -384,7 +456,9 @@ def test_a_rerun_asks_nothing_and_needs_neither_key_nor_server(judge, tmp_path, 
     assert marks(moved, given) == before
 
 
-@pytest.mark.parametrize("change", [{"revision": "two"}, {"seed": 1}, {"template": "{}"}, {"model": "slow"}])
+@pytest.mark.parametrize(
+    "change", [{"revision": "two"}, {"seed": 1}, {"template": "{}"}, {"model": "slow"}]
+)
 def test_another_judge_is_asked_again(judge, tmp_path, change):
     marks(config(judge, tmp_path), answers("good", "bad"))
     own = tmp_path / "mine.md"
@@ -397,8 +471,12 @@ def test_another_judge_is_asked_again(judge, tmp_path, change):
 def test_the_store_says_who_was_asked_what(judge, tmp_path):
     marks(config(judge, tmp_path), answers("good", "bad"))
     with sqlite3.connect(tmp_path / "verdicts.sqlite") as store:
-        rows = store.execute("SELECT judge, texts, asked, reply, model, tokens_in FROM verdicts").fetchall()
-    assert sorted(row[2] for row in rows) == ["back", "forth"] and len({row[1] for row in rows}) == 1
+        rows = store.execute(
+            "SELECT judge, texts, asked, reply, model, tokens_in FROM verdicts"
+        ).fetchall()
+    assert (
+        sorted(row[2] for row in rows) == ["back", "forth"] and len({row[1] for row in rows}) == 1
+    )
     assert {(row[0], row[4], row[5]) for row in rows} == {("good", "good-2026-11-01", 100)}
 
 
@@ -407,7 +485,11 @@ def test_the_first_reply_to_a_question_stands(tmp_path):
     one, other = (VerdictStore(tmp_path / "verdicts.sqlite") for _ in range(2))
     who, question = Asker("m", "", "t"), Question((), ("A", "B"), "x", "forth")
     first = Reply("A", {"A": 0.9, "B": 0.1}, "m", 10, 1)
-    assert one.keep("k", who, question, first) == other.keep("k", who, question, Reply("B", None, "m", 10, 1)) == first
+    assert (
+        one.keep("k", who, question, first)
+        == other.keep("k", who, question, Reply("B", None, "m", 10, 1))
+        == first
+    )
     assert other.known(["k", "l"]) == {"k": first}
     assert one.spent("m") == Spent(2, 20, 2)
 
@@ -415,7 +497,8 @@ def test_the_first_reply_to_a_question_stands(tmp_path):
 def test_a_cap_on_requests_is_never_passed_and_what_is_paid_for_is_kept(judge, tmp_path):
     given = answers("good", "bad", "good good", "worse")
     with pytest.raises(
-        Broken, match=rf"max_requests=5.* 5 requests, 505 tokens(.|\n)*Raise {KNOB}.runtime.max_requests "
+        Broken,
+        match=rf"max_requests=5.* 5 requests, 505 tokens(.|\n)*Raise {KNOB}.runtime.max_requests ",
     ):
         marks(config(judge, tmp_path, max_requests=5), given)
     assert len(judge.asked()) == 5
@@ -484,7 +567,8 @@ def test_shipped_templates_are_found_from_anywhere_and_enter_by_their_words(tmp_
 
 def drawn(folder):
     rows = [
-        {**sample_row("p", f"p/{i}", text), "setting": "draw"} for i, text in enumerate(["good", "bad", "good good"])
+        {**sample_row("p", f"p/{i}", text), "setting": "draw"}
+        for i, text in enumerate(["good", "bad", "good good"])
     ]
     write_table(folder / "sample" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
     columns = '{"constraints": [{"kind": "lower"}]}'
@@ -512,12 +596,19 @@ def test_a_judge_in_the_stage_s_own_process(tmp_path):
 
     model = tiny_model(tmp_path / "model", hidden=128, context=4096)
     at = "score.scorers.j"
-    words = ["recipes=smoke", f"+scorer@{at}=pairwise", f"engine@{at}.engine=vllm", f"{at}.engine.max_length=4096"]
+    words = [
+        "recipes=smoke",
+        f"+scorer@{at}=pairwise",
+        f"engine@{at}.engine=vllm",
+        f"{at}.engine.max_length=4096",
+    ]
     cfg = composed(*words, f"{at}.engine.model={model.weights}", f"store={tmp_path}").score
     found = marks(cfg, answers("good", "bad", "neither"))
     assert all(0 <= mark.score <= 1 for mark in found)
     assert sum(mark.score for mark in found) == pytest.approx(1.5)
     with sqlite3.connect(tmp_path / "verdicts.sqlite") as store:
         firsts = [json.loads(first) for (first,) in store.execute("SELECT first FROM verdicts")]
-    assert len(firsts) == 6 and all(sum(first.values()) == pytest.approx(1, abs=1e-3) for first in firsts)
+    assert len(firsts) == 6 and all(
+        sum(first.values()) == pytest.approx(1, abs=1e-3) for first in firsts
+    )
     assert str(tmp_path) not in "".join(mark.detail for mark in found)

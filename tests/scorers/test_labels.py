@@ -31,16 +31,26 @@ def rows_file(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def labelled(path: Path, ids: str, combine: str = "majority", least: float = 0.0) -> dict[str, tuple]:
-    cfg = LabelsScorer(kind="labels", path=Local(path), combine=combine, min_agreement=least, gold=False)  # type: ignore[arg-type]
+def labelled(
+    path: Path, ids: str, combine: str = "majority", least: float = 0.0
+) -> dict[str, tuple]:
+    cfg = LabelsScorer(
+        kind="labels", path=Local(path), combine=combine, min_agreement=least, gold=False
+    )  # type: ignore[arg-type]
     answers = [Answer(key, "p", [], "", {}) for key in ids]
-    return {mark.sample_id: (mark.score, mark.abstained, mark.detail) for mark in open_scorer(cfg).mark(answers)}
+    return {
+        mark.sample_id: (mark.score, mark.abstained, mark.detail)
+        for mark in open_scorer(cfg).mark(answers)
+    }
 
 
 # ── the scorer ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 RATED = [
-    *({"sample_id": "a", "score": s, "annotator": who} for who, s in (("kim", 4), ("lee", 4), ("mo", 1))),
+    *(
+        {"sample_id": "a", "score": s, "annotator": who}
+        for who, s in (("kim", 4), ("lee", 4), ("mo", 1))
+    ),
     *({"sample_id": "b", "score": s, "annotator": who} for who, s in (("kim", 2), ("lee", 3))),
     {"sample_id": "c", "score": 5, "annotator": "mo"},
 ]
@@ -51,13 +61,19 @@ def test_scores_of_several_annotators_are_settled_by_majority(tmp_path):
     assert [score for score, _, _ in found.values()] == [4.0, None, 5.0, None]
     assert [abstained for _, abstained, _ in found.values()] == [False, True, False, True]
     assert json.loads(found["a"][2]) == {"annotators": [4.0, 4.0, 1.0], "agreement": 0.666667}
-    assert found["b"][2] == "its annotators agree too little" and found["d"][2] == "nobody labelled it"
+    assert (
+        found["b"][2] == "its annotators agree too little" and found["d"][2] == "nobody labelled it"
+    )
 
 
 def test_mean_and_least_agreement_are_asked_for(tmp_path):
     path = rows_file(tmp_path / "l.jsonl", RATED)
     assert [score for score, _, _ in labelled(path, "abc", "mean").values()] == [3.0, 2.5, 5.0]
-    assert [score for score, _, _ in labelled(path, "abc", "majority", 0.7).values()] == [None, None, 5.0]
+    assert [score for score, _, _ in labelled(path, "abc", "majority", 0.7).values()] == [
+        None,
+        None,
+        5.0,
+    ]
 
 
 def test_preferences_become_win_rates_whichever_way_round_they_were_shown(tmp_path):
@@ -70,7 +86,10 @@ def test_preferences_become_win_rates_whichever_way_round_they_were_shown(tmp_pa
 def test_a_folder_of_each_annotator_s_file_is_read_as_one(tmp_path):
     folder = tmp_path / "people"
     folder.mkdir()
-    rows_file(folder / "verdicts-kim.jsonl", [{"a_id": "a", "b_id": "b", "verdict": "a", "annotator": "kim"}])
+    rows_file(
+        folder / "verdicts-kim.jsonl",
+        [{"a_id": "a", "b_id": "b", "verdict": "a", "annotator": "kim"}],
+    )
     (folder / "sheet.csv").write_text("a_id,b_id,verdict,annotator\nb,a,b,lee\na,b,,mo\n")
     (folder / "notes.txt").write_text("not a label")
     found = labelled(folder, "ab")
@@ -86,9 +105,14 @@ def exported(said: dict[str, dict[str, str]], question: str = "verdict") -> list
         {
             "id": pair,
             "fields": {"prompt": "q", **dict(zip("ab", pair.split(), strict=True))},
-            "metadata": {"prompt_id": "p", **dict(zip(("a_id", "b_id"), pair.split(), strict=True))},
+            "metadata": {
+                "prompt_id": "p",
+                **dict(zip(("a_id", "b_id"), pair.split(), strict=True)),
+            },
             "suggestions": {},
-            "responses": {question: [{"value": value, "user_id": who} for who, value in answers.items()]}
+            "responses": {
+                question: [{"value": value, "user_id": who} for who, value in answers.items()]
+            }
             if answers
             else {},
             "vectors": {},
@@ -100,7 +124,9 @@ def exported(said: dict[str, dict[str, str]], question: str = "verdict") -> list
 
 def test_what_argilla_exports_is_read_back(tmp_path):
     file = tmp_path / "records.json"
-    file.write_text(json.dumps(exported({"a b": {"kim": "a", "lee": "tie"}, "c a": {"kim": "b"}, "b c": {}})))
+    file.write_text(
+        json.dumps(exported({"a b": {"kim": "a", "lee": "tie"}, "c a": {"kim": "b"}, "b c": {}}))
+    )
     found = labelled(file, "abc", "mean")
     assert [score for score, _, _ in found.values()] == [0.875, 0.25, 0.0]
     first, second = read_judged(file)
@@ -122,9 +148,19 @@ def flattened(**pairs: list[str | None]) -> list[dict]:
     """As Argilla's `records.to_datasets()` has the same records: a list in each of three columns, or nothing."""
     rows = []
     for (a, b), answers in pairs.items():
-        told = {"id": f"{a}{b}", "status": "completed", "prompt": "q", "a": a, "b": b, "a_id": a, "b_id": b}
+        told = {
+            "id": f"{a}{b}",
+            "status": "completed",
+            "prompt": "q",
+            "a": a,
+            "b": b,
+            "a_id": a,
+            "b_id": b,
+        }
         given = {"": answers, ".users": WHO[: len(answers)], ".status": STATES[: len(answers)]}
-        rows.append(told | {f"verdict.responses{name}": column or None for name, column in given.items()})
+        rows.append(
+            told | {f"verdict.responses{name}": column or None for name, column in given.items()}
+        )
     return rows
 
 
@@ -166,12 +202,18 @@ def test_argilla_s_flat_records_are_read_from_python_s_lists(tmp_path):
     [
         ({"verdict.responses": "['a' ... 'b']"}, "is no list of words .*\n.*records.to_json"),
         ({"verdict.responses": "a"}, "is no list of words .*\n.*records.to_json"),
-        ({"verdict.responses": "['a' 'b']", "verdict.responses.users": "['kim']"}, "as many of each were expected"),
+        (
+            {"verdict.responses": "['a' 'b']", "verdict.responses.users": "['kim']"},
+            "as many of each were expected",
+        ),
         (
             {"verdict.responses": "['x']", "verdict.responses.users": "['kim']"},
             "its verdict is 'x'. Expected a, b or tie",
         ),
-        ({"better.responses": "['a']"}, "row 1: people answer better there, and not verdict. Name the dataset's"),
+        (
+            {"better.responses": "['a']"},
+            "row 1: people answer better there, and not verdict. Name the dataset's",
+        ),
     ],
 )
 def test_a_flat_export_that_says_something_else_is_refused(tmp_path, cells, said):
@@ -190,9 +232,14 @@ def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
     found = labelled(rows_file(tmp_path / "l.jsonl", rows), "abc")
     assert [score for score, _, _ in found.values()] == [1.0, 0.0, 0.0]
     told = {"scorer": "people", "prompt_id": "p", "status": "ok"}
-    table = pl.DataFrame([{"sample_id": key, "score": s, "detail": d, **told} for key, (s, _, d) in found.items()])
+    table = pl.DataFrame(
+        [{"sample_id": key, "score": s, "detail": d, **told} for key, (s, _, d) in found.items()]
+    )
     pairs = pl.DataFrame({"chosen_id": ["a", "a"], "rejected_id": ["b", "c"]})
-    assert with_signs(pairs, table, "people")["annotators"].to_list() == [pytest.approx(2 / 3), None]
+    assert with_signs(pairs, table, "people")["annotators"].to_list() == [
+        pytest.approx(2 / 3),
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -202,11 +249,20 @@ def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
         ([{"sample_id": "a", "score": "good"}], "score='good' is no number"),
         ([{"sample_id": "a", "score": float("nan")}], "score=nan is no number"),
         ([["a", 1]], "l.jsonl:1: this line is no JSON object"),
-        ([{"a_id": "a", "b_id": "b", "verdict": "left"}], "its verdict is 'left'. Expected a, b or tie"),
+        (
+            [{"a_id": "a", "b_id": "b", "verdict": "left"}],
+            "its verdict is 'left'. Expected a, b or tie",
+        ),
         ([{"a_id": "a", "b_id": "a", "verdict": "a"}], "a is compared with itself"),
         ([{"a_id": "a", "b_id": "b", "verdict": ""}], "no row has a label"),
-        ([{"sample_id": "a", "score": 1}, {"chosen_id": "a", "rejected_id": "b"}], "some rows are scores and some"),
-        ([{"chosen_id": "a", "rejected_id": "b"}, {"chosen_id": "b", "rejected_id": "a"}], "said something else about"),
+        (
+            [{"sample_id": "a", "score": 1}, {"chosen_id": "a", "rejected_id": "b"}],
+            "some rows are scores and some",
+        ),
+        (
+            [{"chosen_id": "a", "rejected_id": "b"}, {"chosen_id": "b", "rejected_id": "a"}],
+            "said something else about",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, rows, said):
@@ -217,18 +273,27 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, rows, said):
 def test_what_nobody_labelled_is_no_failure_but_labels_of_other_samples_are_refused(tmp_path):
     rows = [sample_row("p", f"p-{i}", "x" * (i + 1)) for i in range(4)]
     write_table(tmp_path / "s" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
-    write_table(tmp_path / "p" / "prompts.parquet", pl.DataFrame([{"prompt_id": "p", "prompt": [], "columns": "{}"}]))
+    write_table(
+        tmp_path / "p" / "prompts.parquet",
+        pl.DataFrame([{"prompt_id": "p", "prompt": [], "columns": "{}"}]),
+    )
 
     def scored(name: str, label: dict) -> pl.DataFrame:
         path = Local(rows_file(tmp_path / name, [label]))
-        labels = LabelsScorer(kind="labels", path=path, combine="majority", min_agreement=0, gold=False)
+        labels = LabelsScorer(
+            kind="labels", path=path, combine="majority", min_agreement=0, gold=False
+        )
         cfg = ScoreConfig(scorers={"people": labels}, max_failed=0.0, runtime={"workers": 1})
         out = tmp_path / f"out-{name}"
-        return run_score(cfg, out, samples=Samples(tmp_path / "s"), prompts=Prompts(tmp_path / "p")).read()
+        return run_score(
+            cfg, out, samples=Samples(tmp_path / "s"), prompts=Prompts(tmp_path / "p")
+        ).read()
 
     table = scored("mine.jsonl", {"chosen_id": "p-0", "rejected_id": "p-3"})
     assert table["status"].to_list() == ["ok", "abstained", "abstained", "ok"]
-    with pytest.raises(Refusal, match="score.scorers.people: it has no opinion on any of these answers"):
+    with pytest.raises(
+        Refusal, match="score.scorers.people: it has no opinion on any of these answers"
+    ):
         scored("other.jsonl", {"chosen_id": "q-0", "rejected_id": "q-3"})
 
 
@@ -237,7 +302,11 @@ def test_what_nobody_labelled_is_no_failure_but_labels_of_other_samples_are_refu
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    for name, count in (("03-sample-1", 3), ("08-sample-test-sft", 1), ("09-sample-test-round-1", 1)):
+    for name, count in (
+        ("03-sample-1", 3),
+        ("08-sample-test-sft", 1),
+        ("09-sample-test-round-1", 1),
+    ):
         rows = [
             sample_row(f"p{p}", f"{name}-{p}-{i}", f"={name} answers {i} {NASTY if p else ''}")
             for p in range(20)
@@ -245,14 +314,21 @@ def run(tmp_path) -> Path:
         ]
         rows.append({**sample_row("p0", f"{name}-kl", "drift"), "setting": "kl"})
         rows += [sample_row("same", f"{name}-same-{i}", "the same") for i in range(2)]
-        write_table(tmp_path / "run" / "store" / name / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
+        write_table(
+            tmp_path / "run" / "store" / name / "samples" / "0.parquet",
+            pl.DataFrame(rows, schema=SAMPLE),
+        )
     return tmp_path / "run"
 
 
 def test_a_round_s_later_waves_are_shown_as_well(run):
     rows = [sample_row("late", f"late-{i}", f"wave {i}") for i in range(2)]
-    write_table(run / "store" / "05-sample-1" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
-    assert {"late", "p1"} <= {row["prompt_id"] for row in label.pairs(run, {"of": "1", "pairs": "99", "seed": "0"})[0]}
+    write_table(
+        run / "store" / "05-sample-1" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE)
+    )
+    assert {"late", "p1"} <= {
+        row["prompt_id"] for row in label.pairs(run, {"of": "1", "pairs": "99", "seed": "0"})[0]
+    }
 
 
 def written(run: Path, *words: str) -> list[dict]:
@@ -264,7 +340,9 @@ def written(run: Path, *words: str) -> list[dict]:
 def test_pairs_are_two_answers_of_a_prompt_drawn_by_the_seed_and_sides_are_mixed(run):
     pairs = written(run)
     assert len(pairs) == 20 and len({pair["prompt_id"] for pair in pairs}) == 20
-    assert all(pair["a_id"] != pair["b_id"] and "kl" not in pair["a_id"] + pair["b_id"] for pair in pairs)
+    assert all(
+        pair["a_id"] != pair["b_id"] and "kl" not in pair["a_id"] + pair["b_id"] for pair in pairs
+    )
     assert all(pair["a"].strip() and pair["a"] != pair["b"] for pair in pairs)
     assert written(run) == pairs != written(run, "seed=1")
     assert written(run, "pairs=5") == pairs[:5]
@@ -274,14 +352,19 @@ def test_two_models_are_compared_blind(run):
     pairs = written(run, "of=test-sft,test-round-1")
     lefts = [pair["a_id"].split("-")[3] for pair in pairs]
     assert {"sft", "round"} == set(lefts) and 3 < lefts.count("sft") < 17
-    assert all({"sft", "round"} == {pair[side].split("-")[3] for side in ("a_id", "b_id")} for pair in pairs)
+    assert all(
+        {"sft", "round"} == {pair[side].split("-")[3] for side in ("a_id", "b_id")}
+        for pair in pairs
+    )
 
 
 def test_no_text_can_leave_its_place_on_the_page(run):
     written(run)
     page = (run / "label" / "pairs.html").read_text()
     assert page.count("<script") == page.count("</script>") == 2 and "<img" not in page
-    assert not re.search(r"""(src|href)\s*=\s*["']|https?://""", page)  # nothing comes from elsewhere
+    assert not re.search(
+        r"""(src|href)\s*=\s*["']|https?://""", page
+    )  # nothing comes from elsewhere
 
 
 def test_the_spreadsheet_runs_no_formula_and_is_read_back_as_it_was(run, tmp_path):
@@ -296,8 +379,13 @@ def test_the_spreadsheet_runs_no_formula_and_is_read_back_as_it_was(run, tmp_pat
     judged = read_judged(filled)
     assert [(j.first, j.second) for j in judged] == [(pair["a"], pair["b"]) for pair in pairs[:10]]
     assert {j.verdict for j in judged} == {1.0}
-    records = [json.loads(line) for line in (run / "label" / "pairs.jsonl").read_text().split("\n") if line]
-    assert records[0]["fields"]["a"] == pairs[0]["a"] and records[0]["metadata"]["a_id"] == pairs[0]["a_id"]
+    records = [
+        json.loads(line) for line in (run / "label" / "pairs.jsonl").read_text().split("\n") if line
+    ]
+    assert (
+        records[0]["fields"]["a"] == pairs[0]["a"]
+        and records[0]["metadata"]["a_id"] == pairs[0]["a_id"]
+    )
 
 
 @pytest.mark.parametrize("column", ["verdict", "annotator"])
@@ -321,7 +409,10 @@ def test_where_it_writes_is_said_as_the_run_s_own_folder(run, capsys, monkeypatc
     Path("latest").symlink_to(run)
     assert label.main(["latest"]) == 0
     shown = capsys.readouterr()
-    assert shown.out.strip() == f"{run.name}/label/pairs.html" and f"in {run.name}/label: pairs.csv" in shown.err
+    assert (
+        shown.out.strip() == f"{run.name}/label/pairs.html"
+        and f"in {run.name}/label: pairs.csv" in shown.err
+    )
 
 
 @pytest.mark.parametrize(
@@ -341,7 +432,11 @@ def test_what_cannot_be_labelled_is_refused(run, capsys, words, said):
 @pytest.mark.browser
 def test_the_page_shows_pairs_and_takes_keys_offline(run, tmp_path):
     """Judged by key in a real browser: the page's own title stays, progress and the choice are shown."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    browser = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if browser is None:
         pytest.skip("no Chromium on this machine")
     written(run)
@@ -349,9 +444,19 @@ def test_the_page_shows_pairs_and_takes_keys_offline(run, tmp_path):
     keys = "for (const key of 'abt') document.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));"
     probe = tmp_path / "probe.html"
     probe.write_text(page.replace("show();\n</script>", f"show();\n{keys}\n</script>"))
-    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [
+        browser,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     dom = subprocess.run(
-        [*command, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=60, check=True
+        [*command, "--dump-dom", probe.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     ).stdout
     assert "<title>Which answer is better?</title>" in dom and "pair 4 of 20 · 3 judged" in dom
 
@@ -368,21 +473,39 @@ def test_the_published_formats_are_read(tmp_path):
               "annotator1": 2, "annotator2": 0, "annotator3": 1}]  # fmt: skip
     (tmp_path / "testset-v1.json").write_text(json.dumps(panda))
     first, second = read_judged(tmp_path / "testset-v1.json")
-    assert first.prompt[0]["content"] == "Sum up.\n\nA text." and second.prompt[0]["content"] == "Say."
-    assert list(first.votes.values()) == [1.0, 0.5, 1.0] and first.verdict == 1.0 and second.verdict is None
-    (tmp_path / "llmbar.json").write_text(json.dumps([{"input": "i", "output_1": "x", "output_2": "y", "label": 2}]))
+    assert (
+        first.prompt[0]["content"] == "Sum up.\n\nA text." and second.prompt[0]["content"] == "Say."
+    )
+    assert (
+        list(first.votes.values()) == [1.0, 0.5, 1.0]
+        and first.verdict == 1.0
+        and second.verdict is None
+    )
+    (tmp_path / "llmbar.json").write_text(
+        json.dumps([{"input": "i", "output_1": "x", "output_2": "y", "label": 2}])
+    )
     [bar] = read_judged(tmp_path / "llmbar.json")
     assert (bar.first, bar.second, bar.verdict) == ("x", "y", 0.0)
 
 
 def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
-    row = {"prompt": [{"role": "user", "content": "q"}], "a": "x", "b": "y", "a_id": "1", "b_id": "2"}
+    row = {
+        "prompt": [{"role": "user", "content": "q"}],
+        "a": "x",
+        "b": "y",
+        "a_id": "1",
+        "b_id": "2",
+    }
     turned = {**row, "a": "y", "b": "x", "a_id": "2", "b_id": "1"}
     path = rows_file(tmp_path / "v.jsonl", [{**row, "verdict": "a", "annotator": "kim"},
                                             {**turned, "verdict": "b", "annotator": "lee"},
                                             {**turned, "verdict": "a", "annotator": "mo"}])  # fmt: skip
     [judged] = read_judged(path)
-    assert judged.votes == {"kim": 1.0, "lee": 1.0, "mo": 0.0} and judged.verdict == 1.0 and judged.first == "x"
+    assert (
+        judged.votes == {"kim": 1.0, "lee": 1.0, "mo": 0.0}
+        and judged.verdict == 1.0
+        and judged.first == "x"
+    )
 
 
 @pytest.mark.parametrize(
@@ -406,13 +529,19 @@ def people_s(tmp_path: Path, shorter_is_better: int, pairs: int = 40) -> Path:
     for i in range(pairs):
         two, good = ([SHORT, LONG], 0) if i % 2 else ([LONG, SHORT], 1)
         good = good if i < shorter_is_better else 1 - good
-        rows.append({"input": f"question {i}", "output_1": two[0], "output_2": two[1], "label": good + 1})
+        rows.append(
+            {"input": f"question {i}", "output_1": two[0], "output_2": two[1], "label": good + 1}
+        )
     path = tmp_path / "people.json"
     path.write_text(json.dumps(rows))
     return path
 
 
-SHORTER = ["+scorer@score.scorers.short=length", "score.scorers.short.least=0", "score.scorers.short.most=1"]
+SHORTER = [
+    "+scorer@score.scorers.short=length",
+    "score.scorers.short.least=0",
+    "score.scorers.short.most=1",
+]
 
 
 def test_a_reader_that_leaves_early_is_no_fault(monkeypatch):
@@ -434,10 +563,14 @@ def test_a_scorer_is_compared_with_people_and_with_length_alone(tmp_path, capsys
     told = calibrated(tmp_path, people_s(tmp_path, 30), "scorer=short", *SHORTER)
     short, longer = told["scorers"]["short"], told["scorers"]["longer wins"]
     assert short["agreement"]["mean"] == 0.75 and longer["agreement"]["mean"] == 0.25
-    assert short["agreement"]["low"] < 0.75 < short["agreement"]["high"] and short["kappa"] == pytest.approx(
-        0.5, abs=0.01
+    assert short["agreement"]["low"] < 0.75 < short["agreement"]["high"] and short[
+        "kappa"
+    ] == pytest.approx(0.5, abs=0.01)
+    assert (short["prefers_longer"], longer["prefers_longer"], told["people_prefer"]["longer"]) == (
+        0.0,
+        1.0,
+        0.25,
     )
-    assert (short["prefers_longer"], longer["prefers_longer"], told["people_prefer"]["longer"]) == (0.0, 1.0, 0.25)
     assert (short["prefers_first"], short["order_flips"], short["failed"]) == (0.5, 0.0, 0)
     assert short["by_length"]["much shorter"] == {"pairs": 30, "agreement": 1.0}
     assert short["by_length"]["much longer"] == {"pairs": 10, "agreement": 0.0}
@@ -464,8 +597,13 @@ def test_agreement_is_told_by_prompt_and_by_pair_with_the_counts(tmp_path, capsy
     assert (told["pairs"], told["prompts"], told["decided"], told["split"]) == (6, 4, 5, 0)
     shown = capsys.readouterr().out
     assert "6 pairs of 4 prompts judged by people: 5 decided" in shown
-    head, row = (next(one for one in shown.splitlines() if one.startswith(start)) for start in ("   ", "longer wins"))
-    cells = dict(zip(re.split(r"  +", head.strip()), re.split(r"  +", row.strip())[1:], strict=True))
+    head, row = (
+        next(one for one in shown.splitlines() if one.startswith(start))
+        for start in ("   ", "longer wins")
+    )
+    cells = dict(
+        zip(re.split(r"  +", head.strip()), re.split(r"  +", row.strip())[1:], strict=True)
+    )
     assert (cells["by prompt"], cells["by pair"], cells["pairs"]) == ("0.500", "0.700", "5")
 
 
@@ -477,12 +615,23 @@ def test_a_scorer_that_does_not_beat_length_is_warned_of(tmp_path, capsys):
 
 
 def test_what_a_scorer_cannot_mark_is_counted_and_a_coin_knows_nothing(tmp_path):
-    told = calibrated(tmp_path, people_s(tmp_path, 200, pairs=400), "scorer=rules")  # no constraints to check
-    assert told["scorers"]["rules"]["failed"] == 400 and told["scorers"]["rules"]["agreement"]["mean"] is None
+    told = calibrated(
+        tmp_path, people_s(tmp_path, 200, pairs=400), "scorer=rules"
+    )  # no constraints to check
+    assert (
+        told["scorers"]["rules"]["failed"] == 400
+        and told["scorers"]["rules"]["agreement"]["mean"] is None
+    )
     assert "rules could mark no two answers" in told["warnings"][0]
     head = next(line for line in calibrate.lines(told) if "about as long" in line)
-    assert sum(map(int, re.findall(r"\((\d+)\)", head))) == 400  # of all pairs, not of those that the scorer marked
-    assert told["scorers"]["random"]["agreement"]["low"] < 0.5 < told["scorers"]["random"]["agreement"]["high"]
+    assert (
+        sum(map(int, re.findall(r"\((\d+)\)", head))) == 400
+    )  # of all pairs, not of those that the scorer marked
+    assert (
+        told["scorers"]["random"]["agreement"]["low"]
+        < 0.5
+        < told["scorers"]["random"]["agreement"]["high"]
+    )
     assert told["warnings"]
 
 
@@ -500,8 +649,14 @@ def test_people_are_measured_against_each_other(tmp_path):
     ("words", "said"),
     [
         ([], "Give the file of people's verdicts first"),
-        (["FILE", "scorer=shirt", *SHORTER], "there is no such scorer in score.scorers. Did you mean short"),
-        (["FILE", "score.max_faild=1"], "score.max_faild is not a knob of stage 'score'. Did you mean max_failed"),
+        (
+            ["FILE", "scorer=shirt", *SHORTER],
+            "there is no such scorer in score.scorers. Did you mean short",
+        ),
+        (
+            ["FILE", "score.max_faild=1"],
+            "score.max_faild is not a knob of stage 'score'. Did you mean max_failed",
+        ),
     ],
 )
 def test_calibrate_refuses_in_the_house_form(tmp_path, capsys, words, said):

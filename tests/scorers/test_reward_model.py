@@ -65,7 +65,10 @@ def answers(count: int = 24, longest: int = 40) -> list[Answer]:
     def text() -> str:
         return " ".join(chance.choices(WORDS.split(), k=chance.randint(1, longest)))
 
-    return [Answer(f"s{at}", f"p{at}", [{"role": "user", "content": text()}], text(), {}) for at in range(count)]
+    return [
+        Answer(f"s{at}", f"p{at}", [{"role": "user", "content": text()}], text(), {})
+        for at in range(count)
+    ]
 
 
 def marks(folder: Path, said: list[Answer], **changes: Any) -> dict[str, Mark]:
@@ -130,9 +133,13 @@ def test_a_score_is_the_plain_logit_whatever_shares_its_batch_in_whatever_order(
     found = scores(made(kind), said, input=KINDS[kind])
     assert len(set(found.values())) == len(said)
     for answer in said[:4]:
-        assert found[answer.sample_id] == pytest.approx(alone(made(kind), answer, KINDS[kind]), abs=1e-4)
+        assert found[answer.sample_id] == pytest.approx(
+            alone(made(kind), answer, KINDS[kind]), abs=1e-4
+        )
     for order, tokens in ((said[::-1], 1), (said[::2] + said[1::2], 100_000)):
-        again = scores(made(kind), order, input=KINDS[kind], runtime={"batch_tokens": tokens, "memory": 0.5})
+        again = scores(
+            made(kind), order, input=KINDS[kind], runtime={"batch_tokens": tokens, "memory": 0.5}
+        )
         assert again == pytest.approx(found, abs=1e-4)
 
 
@@ -158,7 +165,9 @@ def test_vllm_and_transformers_agree(made):
 @model
 def test_two_labels_give_log_odds_and_a_named_label_its_own_logit(made):
     said = answers(6)
-    odds, no, yes = (scores(made("llama", 2), said, label=label) for label in (None, "LABEL_0", "LABEL_1"))
+    odds, no, yes = (
+        scores(made("llama", 2), said, label=label) for label in (None, "LABEL_0", "LABEL_1")
+    )
     assert odds == pytest.approx({name: yes[name] - no[name] for name in yes}, abs=1e-5)
     third = scores(made("llama", 3), said, label="LABEL_2")
     assert len(set(third.values())) == 6
@@ -167,13 +176,19 @@ def test_two_labels_give_log_odds_and_a_named_label_its_own_logit(made):
 @model
 def test_what_is_too_long_loses_its_beginning_and_is_counted(made):
     question = [{"role": "user", "content": "river " * 200}]
-    said = [Answer(f"s{at}", "p", question, f"{WORDS} {end}", {}) for at, end in enumerate(("one", "three"))]
+    said = [
+        Answer(f"s{at}", "p", question, f"{WORDS} {end}", {})
+        for at, end in enumerate(("one", "three"))
+    ]
     short = Answer("short", "p", [{"role": "user", "content": "river"}], "one", {})
     for kind in ("llama", "bert"):
         found = marks(made(kind), [*said, short], input=KINDS[kind])
         assert found["s0"].score != pytest.approx(found["s1"].score, abs=1e-3)
         assert json.loads(found["s0"].detail)["cut"] > 50 and found["short"].detail == ""
-    endless = [Answer(f"s{at}", "p", short.prompt, "river " * 300 + end, {}) for at, end in enumerate(("one", "three"))]
+    endless = [
+        Answer(f"s{at}", "p", short.prompt, "river " * 300 + end, {})
+        for at, end in enumerate(("one", "three"))
+    ]
     one, three = marks(made("bert"), endless, input="pair").values()
     assert one.score != pytest.approx(three.score, abs=1e-3)
 
@@ -226,7 +241,13 @@ def test_reasoning_is_hidden(text, left):
 @model
 def test_a_scorer_that_strips_reasoning_marks_what_the_user_reads(made):
     [plain] = answers(1)
-    thought = Answer(plain.sample_id, plain.prompt_id, plain.prompt, f"<think>{WORDS}</think>{plain.completion}", {})
+    thought = Answer(
+        plain.sample_id,
+        plain.prompt_id,
+        plain.prompt,
+        f"<think>{WORDS}</think>{plain.completion}",
+        {},
+    )
     folder = made("llama")
     assert scores(folder, [thought], strip_reasoning=True) == scores(folder, [plain])
     assert scores(folder, [thought]) != scores(folder, [plain])
@@ -279,8 +300,16 @@ def changed(folder: Path, name: str, rows: Any, value: float) -> None:
     [
         (two_bos, {}, r"more than one BOS.*\n.*template.chat_template=FILE"),
         (no_template, {}, r"no chat template.*\n.*input=pair"),
-        (raising_template, {}, r"does not render it: no assistant here.*\n.*template.chat_template=FILE"),
-        (a_causal_model, {}, r"no reward model \(LlamaForCausalLM\).*score.weight.*random.*\n.*reward=train"),
+        (
+            raising_template,
+            {},
+            r"does not render it: no assistant here.*\n.*template.chat_template=FILE",
+        ),
+        (
+            a_causal_model,
+            {},
+            r"no reward model \(LlamaForCausalLM\).*score.weight.*random.*\n.*reward=train",
+        ),
         (not_whole, {}, r"lack 1 tensor \(model.norm.weight"),
         (the_same_for_all, {}, "tells nothing apart"),
         (lambda folder: None, {"label": "LABEL_9"}, "no label LABEL_9.*Known: LABEL_0"),
@@ -321,7 +350,9 @@ def test_a_score_that_is_no_number_and_a_prompt_that_cannot_be_put_are_null(own)
     )
     fine, paid, told = answers(3)
     paid = Answer("paid", "p", paid.prompt, "costs $ 3", {})
-    told = Answer("told", "p", [{"role": "system", "content": "Be brief."}, *told.prompt], told.completion, {})
+    told = Answer(
+        "told", "p", [{"role": "system", "content": "Be brief."}, *told.prompt], told.completion, {}
+    )
     found = marks(folder, [fine, paid, told])
     assert found[fine.sample_id].score is not None
     assert found["paid"].score is None and "nan" in found["paid"].detail
@@ -340,7 +371,9 @@ class Broke(Drifting):
         return [[math.nan] for _ in rows]
 
 
-@pytest.mark.parametrize(("engine", "said"), [(Drifting(), "together than alone"), (Broke(), "dtype=float32")])
+@pytest.mark.parametrize(
+    ("engine", "said"), [(Drifting(), "together than alone"), (Broke(), "dtype=float32")]
+)
 def test_four_texts_are_looked_at_before_a_long_job(engine, said):
     with pytest.raises(Broken, match=said):
         check_probes(engine, [Row([1]), Row([2])], lambda logits: logits[0], "float32", "mine")
@@ -362,7 +395,9 @@ def test_only_a_score_that_asks_for_the_run_s_reward_model_has_its_edge():
     assert steps["score@test sft"].inputs["reward"] is steps["reward@0"]
     assert steps["reward@0"].inputs["start"] is steps["sft@0"]
     plain, asked = fingerprints("recipes=smoke"), fingerprints(*ASKED)
-    assert plain["score@1"] == asked["score@1"] and plain["score@test sft"] != asked["score@test sft"]
+    assert (
+        plain["score@1"] == asked["score@1"] and plain["score@test sft"] != asked["score@test sft"]
+    )
 
 
 def test_a_reward_model_that_nobody_asks_and_one_that_is_not_there_are_said():
@@ -380,7 +415,11 @@ def test_a_reward_model_that_nobody_asks_and_one_that_is_not_there_are_said():
 def test_a_scorer_s_hub_model_is_pinned_to_its_commit():
     from pipeline.step import floats, pinned
 
-    words = ["recipes=smoke", "scorer@score.scorers.rules=reward_model", "score.scorers.rules.model=owner/name"]
+    words = [
+        "recipes=smoke",
+        "scorer@score.scorers.rules=reward_model",
+        "score.scorers.rules.model=owner/name",
+    ]
     cfg = composed(*words)
     fixed = pinned(cfg, lambda name, revision: "a" * 40)
     assert floats(named(plan(cfg))["score@1"]) and not floats(named(plan(fixed))["score@1"])
@@ -395,7 +434,12 @@ def test_the_stage_marks_with_the_run_s_reward_model_and_counts_what_was_cut(tmp
     rm = reward.run(checkpoint(tmp_path / "mine"), tmp_path / "store" / "reward" / "f.partial")
     assert not list(rm.path.rglob("*.safetensors"))
     rows = [
-        {"prompt_id": "p", "sample_id": name, "prompt": [{"role": "user", "content": "river"}], "completion": text}
+        {
+            "prompt_id": "p",
+            "sample_id": name,
+            "prompt": [{"role": "user", "content": "river"}],
+            "completion": text,
+        }
         for name, text in (("short", "one"), ("long", "river " * 200))
     ]
     rest = {"prompt_token_ids": [1], "token_ids": [2], "finish_reason": "stop", "setting": "draw"}
@@ -405,9 +449,15 @@ def test_the_stage_marks_with_the_run_s_reward_model_and_counts_what_was_cut(tmp
     write_table(tmp_path / "prompts" / "prompts.parquet", prompts)
     cfg = composed("recipes=smoke", "score=reward", "reward=train", "pair.scorer=reward").score
     samples, asked = Samples(tmp_path / "sample"), Prompts(tmp_path / "prompts")
-    marked = score.run(cfg, tmp_path / "out", samples=samples, prompts=asked, reward=Model(rm.path)).read()
+    marked = score.run(
+        cfg, tmp_path / "out", samples=samples, prompts=asked, reward=Model(rm.path)
+    ).read()
     assert marked["scorer"].to_list() == ["reward"] * 2 and marked["score"].null_count() == 0
-    assert json.loads((tmp_path / "out" / "cost.json").read_text()) == {"scores": 2, "failed": 0, "cut": 1}
+    assert json.loads((tmp_path / "out" / "cost.json").read_text()) == {
+        "scores": 2,
+        "failed": 0,
+        "cut": 1,
+    }
 
 
 # ── several hands ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -418,16 +468,28 @@ def shelf(tmp_path_factory) -> tuple[Samples, Prompts]:
     """Six shards of four answers."""
     folder, said = tmp_path_factory.mktemp("shelf"), answers()
     for at in range(0, len(said), 4):
-        rows = [sample_row(one.prompt_id, one.sample_id, one.completion) for one in said[at : at + 4]]
-        write_table(folder / "sample" / "samples" / f"{at:05d}.parquet", pl.DataFrame(rows, schema=SAMPLE))
-    prompts = pl.DataFrame([{"prompt_id": one.prompt_id, "prompt": [], "columns": "{}"} for one in said])
+        rows = [
+            sample_row(one.prompt_id, one.sample_id, one.completion) for one in said[at : at + 4]
+        ]
+        write_table(
+            folder / "sample" / "samples" / f"{at:05d}.parquet", pl.DataFrame(rows, schema=SAMPLE)
+        )
+    prompts = pl.DataFrame(
+        [{"prompt_id": one.prompt_id, "prompt": [], "columns": "{}"} for one in said]
+    )
     write_table(folder / "prompts" / "prompts.parquet", prompts)
     return Samples(folder / "sample"), Prompts(folder / "prompts")
 
 
-def marked_by(workers: int, folder: Path, shelf: tuple[Samples, Prompts], out: Path) -> dict[str, bytes]:
+def marked_by(
+    workers: int, folder: Path, shelf: tuple[Samples, Prompts], out: Path
+) -> dict[str, bytes]:
     """A reward model, a rule beside it and an ensemble of both: what the stage publishes."""
-    words = ["recipes=smoke", "+scorer@score.scorers.own=reward_model", f"score.scorers.own.model={folder}"]
+    words = [
+        "recipes=smoke",
+        "+scorer@score.scorers.own=reward_model",
+        f"score.scorers.own.model={folder}",
+    ]
     words += ["scorer@score.scorers.rules=length", "+scorer@score.scorers.both=ensemble"]
     words += ["score.scorers.both.of={own: 1, rules: 1}", f"score.runtime.workers={workers}"]
     samples, prompts = shelf
@@ -439,7 +501,10 @@ def marked_by(workers: int, folder: Path, shelf: tuple[Samples, Prompts], out: P
 def test_two_workers_give_the_bytes_of_one(made, shelf, tmp_path):
     one = marked_by(1, made(), shelf, tmp_path / "1")
     assert len(one) == 6 and marked_by(2, made(), shelf, tmp_path / "2") == one
-    assert {path.name for path in (tmp_path / "2/scratch/workers").iterdir()} == {"worker-0.log", "worker-1.log"}
+    assert {path.name for path in (tmp_path / "2/scratch/workers").iterdir()} == {
+        "worker-0.log",
+        "worker-1.log",
+    }
     assert not (tmp_path / "1/scratch/workers").exists()
 
 
@@ -466,6 +531,13 @@ def test_only_models_that_run_here_are_what_workers_share():
     words = ["+scorer@score.scorers.own=reward_model", "score.scorers.own.model=./rm"]
     words += ["+scorer@score.scorers.paid=pairwise", "score.scorers.paid.engine.model=m"]
     words += ["+scorer@score.scorers.judge=rubric", "engine@score.scorers.judge.engine=vllm"]
-    words += ["score.scorers.judge.engine.model=./judge", "score.scorers.judge.engine.runtime.tensor_parallel=2"]
+    words += [
+        "score.scorers.judge.engine.model=./judge",
+        "score.scorers.judge.engine.runtime.tensor_parallel=2",
+    ]
     cfg = composed("recipes=smoke", *words).score
-    assert (list(cfg.local), cfg.gpus_each, list(cfg.others)) == (["judge", "own"], 2, ["paid", "rules"])
+    assert (list(cfg.local), cfg.gpus_each, list(cfg.others)) == (
+        ["judge", "own"],
+        2,
+        ["paid", "rules"],
+    )

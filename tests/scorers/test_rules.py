@@ -33,7 +33,14 @@ ONE = CheckRuntime(workers=1)
 
 
 def answer(text: str, name: str = "s", prompt: str = "p", **columns) -> Answer:
-    return Answer(name, prompt, [{"role": "user", "content": "Tell me of rivers."}], text, columns, len(text.split()))
+    return Answer(
+        name,
+        prompt,
+        [{"role": "user", "content": "Tell me of rivers."}],
+        text,
+        columns,
+        len(text.split()),
+    )
 
 
 def marks(cfg, *answers: Answer) -> list[Mark]:
@@ -52,7 +59,8 @@ def scores(cfg, *answers: Answer) -> list[float | None]:
 
 
 @pytest.mark.parametrize(
-    ("whole", "wanted", "expected"), [(False, True, [1, 1, 0]), (True, True, [1, 0, 0]), (False, False, [0, 0, 1])]
+    ("whole", "wanted", "expected"),
+    [(False, True, [1, 1, 0]), (True, True, [1, 0, 0]), (False, False, [0, 0, 1])],
 )
 def test_a_pattern_is_found_fits_or_is_kept_out(whole, wanted, expected):
     cfg = RegexScorer(kind="regex", pattern=r"(?i)yes\b", whole=whole, wanted=wanted, gold=False)
@@ -61,12 +69,16 @@ def test_a_pattern_is_found_fits_or_is_kept_out(whole, wanted, expected):
 
 def test_json_has_to_be_json_and_fit_its_schema(tmp_path):
     schema = tmp_path / "schema.json"
-    schema.write_text('{"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}')
+    schema.write_text(
+        '{"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}'
+    )
     cfg = JsonScorer(kind="json", schema_file=Local(schema), fenced=True, gold=False)
     good = ['{"name": "x"}', '```json\n{"name": "x"}\n```']
     bad = ['{"name": 3}', "[]", "name: x", '{"name": NaN}', 'Here: {"name": "x"}', "[" * 100_000]
     assert scores(cfg, *map(answer, good + bad)) == [1.0] * 2 + [0.0] * 6
-    assert scores(cfg.model_copy(update={"schema_file": None, "fenced": False}), *map(answer, good)) == [1.0, 0.0]
+    assert scores(
+        cfg.model_copy(update={"schema_file": None, "fenced": False}), *map(answer, good)
+    ) == [1.0, 0.0]
     schema.write_text('{"type": "no such type"}')
     with pytest.raises(Refusal, match="no JSON schema"):
         scores(cfg, answer("{}"))
@@ -86,7 +98,11 @@ def test_a_length_outside_the_band_scores_less_the_further_off():
 
 def test_a_language_is_told_apart_and_an_unknown_code_refused():
     cfg = LanguageScorer(kind="language", languages=["de", "fr"], gold=False)
-    texts = "Der Fluss fließt ruhig durch das alte Tal.", "The river runs quietly through the old valley.", "123 !"
+    texts = (
+        "Der Fluss fließt ruhig durch das alte Tal.",
+        "The river runs quietly through the old valley.",
+        "123 !",
+    )
     assert scores(cfg, *map(answer, texts)) == [1.0, 0.0, 0.0]
     with pytest.raises(Refusal, match="languages: german is no language"):
         scores(cfg.model_copy(update={"languages": ["german"]}), answer("x"))
@@ -132,7 +148,11 @@ def test_ifeval_agrees_with_lm_eval_s_own_verdicts_and_repeats_exactly():
              "combination:repeat_prompt": {"prompt_to_repeat": "Tell me of rivers."}}  # fmt: skip
     names = sorted(INSTRUCTION_DICT.keys() - ifeval.NEED_PUNKT)
     assert len(names) == 23
-    asked = [asking(text, **{name.replace(":", "__"): given.get(name, {})}) for name in names for text in (TEXT, "")]
+    asked = [
+        asking(text, **{name.replace(":", "__"): given.get(name, {})})
+        for name in names
+        for text in (TEXT, "")
+    ]
     before = random.getstate()
     first, second, third = (marks(IFEVAL, *asked) for _ in range(3))
     assert first == second == third and random.getstate() == before
@@ -140,7 +160,9 @@ def test_ifeval_agrees_with_lm_eval_s_own_verdicts_and_repeats_exactly():
     by_answer = [first[at : at + 5] for at in range(0, len(first), 5)]
     for one, own in zip(asked, by_answer, strict=True):
         random.seed(0)
-        theirs = process_results({"key": 0, "prompt": "Tell me of rivers.", **one.columns}, [one.completion])
+        theirs = process_results(
+            {"key": 0, "prompt": "Tell me of rivers.", **one.columns}, [one.completion]
+        )
         assert own[1].score == theirs["inst_level_strict_acc"][0], one.columns
         assert own[2].score == theirs["inst_level_loose_acc"][0], one.columns
 
@@ -154,16 +176,23 @@ def test_ifeval_draws_what_a_prompt_leaves_open_anew_for_the_loose_reading_as_th
 
     given = {"let_relation": "at least", "letter": "#", "let_frequency": 4}
     texts = [letter * 4 for letter in "abcdefghijklmnopqrstuvwxyz"]
-    asked = [asking(text, change_case__english_lowercase={}, keywords__letter_frequency=given) for text in texts]
+    asked = [
+        asking(text, change_case__english_lowercase={}, keywords__letter_frequency=given)
+        for text in texts
+    ]
     found = marks(IFEVAL, *asked)
     readings = [(found[at + 1].score, found[at + 2].score) for at in range(0, len(found), 5)]
     theirs = []
     for one in asked:
         random.seed(0)
         verdicts = process_results({"key": 1122, "prompt": "", **one.columns}, [one.completion])
-        theirs.append(tuple(sum(verdicts[f"inst_level_{reading}_acc"]) / 2 for reading in ("strict", "loose")))
+        theirs.append(
+            tuple(sum(verdicts[f"inst_level_{reading}_acc"]) / 2 for reading in ("strict", "loose"))
+        )
     assert readings == theirs
-    assert any(strict > loose for strict, loose in readings), "the strict letter is not the loose one"
+    assert any(strict > loose for strict, loose in readings), (
+        "the strict letter is not the loose one"
+    )
 
 
 @pytest.mark.model
@@ -171,11 +200,16 @@ def test_ifeval_without_nltk_s_data_refuses_what_needs_it_and_marks_the_rest(mon
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
-    monkeypatch.setattr(nltk, "download", lambda *_: pytest.fail("nothing is fetched behind one's back"))
+    monkeypatch.setattr(
+        nltk, "download", lambda *_: pytest.fail("nothing is fetched behind one's back")
+    )
     with pytest.raises(
-        Refusal, match="punkt_tab is not on this machine, and length_constraints:number_sentences needs"
+        Refusal,
+        match="punkt_tab is not on this machine, and length_constraints:number_sentences needs",
     ):
-        marks(IFEVAL, asking("One. Two.", length_constraints__number_sentences={"num_sentences": 2}))
+        marks(
+            IFEVAL, asking("One. Two.", length_constraints__number_sentences={"num_sentences": 2})
+        )
     assert scores(IFEVAL, asking("no", punctuation__no_comma={})) == [1.0]
 
 
@@ -208,7 +242,13 @@ MATH = MathScorer(kind="math", column="answer", seconds=30, gold=False, runtime=
 def test_results_that_are_equal_as_mathematics_are_right():
     told = [("So it is $\\frac{1}{2}$.", "0.5"), ("The answer is 72", "6 * 12 = 72\n#### 72")]
     told += [("\\boxed{2x+1}", "1 + 2x"), ("I do not know", "3"), ("The answer is 4", "5")]
-    assert scores(MATH, *(answer(text, answer=gold) for text, gold in told)) == [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert scores(MATH, *(answer(text, answer=gold) for text, gold in told)) == [
+        1.0,
+        1.0,
+        1.0,
+        0.0,
+        0.0,
+    ]
     assert marks(MATH, answer("3", answer=""))[0].score is None
 
 
@@ -235,17 +275,31 @@ TESTS = ["assert double(2) == 4", "assert double('a') == 'aa'"]
 
 
 def coded(*codes: str, cfg=CODE, tests=TESTS) -> list[float | None]:
-    return scores(cfg, *(answer(f"Here:\n```python\n{code}\n```\nDone.", tests=tests) for code in codes))
+    return scores(
+        cfg, *(answer(f"Here:\n```python\n{code}\n```\nDone.", tests=tests) for code in codes)
+    )
 
 
 def test_code_gets_the_share_of_tests_that_it_passes():
-    right, half, broken = "def double(x): return x * 2", "def double(x): return abs(x) * 2", "def double(x) return"
+    right, half, broken = (
+        "def double(x): return x * 2",
+        "def double(x): return abs(x) * 2",
+        "def double(x) return",
+    )
     assert coded(right, half, broken) == [1.0, 0.5, 0.0]
-    assert scores(CODE, answer(right, tests="assert double(1) == 2"), answer(right, tests=[])) == [1.0, None]
+    assert scores(CODE, answer(right, tests="assert double(1) == 2"), answer(right, tests=[])) == [
+        1.0,
+        None,
+    ]
 
 
 def test_leaving_early_passes_nothing_and_printing_is_no_verdict():
-    assert coded("import sys; sys.exit(0)", "import os; os._exit(0)", "print('0\\n1')", "double = exit") == [0.0] * 4
+    assert (
+        coded(
+            "import sys; sys.exit(0)", "import os; os._exit(0)", "print('0\\n1')", "double = exit"
+        )
+        == [0.0] * 4
+    )
 
 
 @pytest.mark.model
@@ -265,9 +319,7 @@ def test_code_is_held_to_its_limits():
 def test_what_code_starts_ends_with_it_and_it_sees_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("PLANTED_KEY", "secret")
     mark = tmp_path / "alive"
-    child = (
-        f"import os, subprocess; subprocess.Popen(['/bin/sh', '-c', 'sleep 1; touch {mark}'], start_new_session=True)"
-    )
+    child = f"import os, subprocess; subprocess.Popen(['/bin/sh', '-c', 'sleep 1; touch {mark}'], start_new_session=True)"
     assert coded(child, tests=["assert 'PLANTED_KEY' not in os.environ"]) == [1.0]
     time.sleep(1.5)
     assert not mark.exists()
@@ -287,7 +339,9 @@ def test_code_has_no_network_or_is_refused():
 
 
 def test_code_runs_only_where_that_was_allowed():
-    with pytest.raises(Refusal, match="was not allowed. Give score.scorers.code.allow_code_execution=true"):
+    with pytest.raises(
+        Refusal, match="was not allowed. Give score.scorers.code.allow_code_execution=true"
+    ):
         composed(*SMALL, "+scorer@score.scorers.code=code")
 
 
@@ -307,7 +361,9 @@ def test_a_process_that_was_killed_is_said_with_what_to_do(monkeypatch):
     """Also to the shard that is handed over next: its answers are given out before this one's marks are read."""
     monkeypatch.setattr(rules, "WORTH_IT", 2)
     answers = [answer("It is 1/4", name=f"s{i}", answer="1/4") for i in range(4)]
-    with closing(open_scorer(MATH.model_copy(update={"runtime": CheckRuntime(workers=2)}))) as scorer:
+    with closing(
+        open_scorer(MATH.model_copy(update={"runtime": CheckRuntime(workers=2)}))
+    ) as scorer:
         assert len(list(scorer.mark(answers))) == 4
         for process in multiprocessing.active_children():
             process.kill()
@@ -358,7 +414,10 @@ def function(name: str) -> FunctionScorer:
 
 
 def two(wish: int, prompt: str = "p") -> list[Answer]:
-    return [answer("abc", f"{prompt}-0", prompt, wish=wish), answer("abcd", f"{prompt}-1", prompt, wish=wish)]
+    return [
+        answer("abc", f"{prompt}-0", prompt, wish=wish),
+        answer("abcd", f"{prompt}-1", prompt, wish=wish),
+    ]
 
 
 def test_a_function_sees_what_trl_would_give_it(mine):
@@ -414,7 +473,10 @@ def test_a_function_s_file_enters_identity_by_content_and_not_by_place(mine, tmp
     assert made(moved) == first != made(mine, "short")
     mine.write_text(MINE + "\n")
     assert made(mine) != first
-    assert Function("package.module.score").file is None and Function("package.module.score").place == "package.module"
+    assert (
+        Function("package.module.score").file is None
+        and Function("package.module.score").place == "package.module"
+    )
 
 
 def test_a_scorer_s_config_survives_the_way_to_its_worker(mine):

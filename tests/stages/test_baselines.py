@@ -21,7 +21,11 @@ from tests.support.tiny import tiny_model
 
 RIVAL = ["+other@exam.others.rival=served", "exam.others.rival.model=served"]
 RIVAL += ["exam.others.rival.runtime.base_url=http://127.0.0.1:1/v1"]
-OLD = ["+other@exam.others.old=checkpoint", "exam.others.old.model=owner/old", f"exam.others.old.revision={'a' * 40}"]
+OLD = [
+    "+other@exam.others.old=checkpoint",
+    "exam.others.old.model=owner/old",
+    f"exam.others.old.revision={'a' * 40}",
+]
 JUDGE = ["+duel@exam.duels.judge=default", "exam.duels.judge.engine.model=judge"]
 
 
@@ -51,7 +55,13 @@ def test_another_model_has_an_exam_of_its_own_and_changes_no_other(cfg):
     assert steps["base@test rival"].inputs["like"] is steps["sft@0"]
     assert steps["sample@test rival"].config.backend == steps["base@test rival"].config
     assert steps["sample@test old"].config.backend == steps["sample@test sft"].config.backend
-    assert list(steps["evaluate@report"].inputs["exams"]) == ["sft", "round-1", "rival", "old", "control"]
+    assert list(steps["evaluate@report"].inputs["exams"]) == [
+        "sft",
+        "round-1",
+        "rival",
+        "old",
+        "control",
+    ]
 
 
 def test_where_a_server_stands_is_no_identity_and_whose_weights_it_holds_is(cfg):
@@ -66,7 +76,11 @@ def test_where_a_server_stands_is_no_identity_and_whose_weights_it_holds_is(cfg)
 
 def test_others_meet_sft_and_the_last_round_in_every_duel(cfg):
     steps = named(plan(cfg.model_copy(update={"rounds": 2})))
-    fought = {name.removeprefix("duel@test ") for name in steps if name.startswith("duel") and "old" not in name}
+    fought = {
+        name.removeprefix("duel@test ")
+        for name in steps
+        if name.startswith("duel") and "old" not in name
+    }
     rounds = {"round-1 sft", "round-2 sft", "round-2 round-1", "control sft"}
     assert fought == rounds | {"rival sft", "rival round-2"}
 
@@ -84,13 +98,17 @@ def test_a_name_that_the_table_has_already_is_refused(cfg, name):
 def test_what_a_server_may_not_know_is_not_asked_of_it(cfg):
     settings = {"answer": cfg.exam.sample.settings["answer"].model_copy(update={"min_p": 0.1})}
     bent = of_exam(cfg, sample=cfg.exam.sample.model_copy(update={"settings": settings}))
-    assert any("exam.others.rival: not every server knows min_p" in fault for fault in mismatches(bent))
+    assert any(
+        "exam.others.rival: not every server knows min_p" in fault for fault in mismatches(bent)
+    )
 
 
 def test_a_key_that_is_not_there_is_said_before_anything_is_built(cfg, monkeypatch):
     monkeypatch.delenv("RIVAL_KEY", raising=False)
     rival = cfg.exam.others["rival"]
-    locked = rival.model_copy(update={"runtime": rival.runtime.model_copy(update={"api_key_env": "RIVAL_KEY"})})
+    locked = rival.model_copy(
+        update={"runtime": rival.runtime.model_copy(update={"api_key_env": "RIVAL_KEY"})}
+    )
     step = named(plan(of_exam(cfg, others={"rival": locked})))["sample@test rival"]
     with pytest.raises(Refusal, match=r"exam\.others\.rival\.runtime\.api_key_env=RIVAL_KEY"):
         preflight.check([step])
@@ -106,7 +124,9 @@ def test_another_model_is_a_row_with_differences_and_contests_and_no_kl(tmp_path
     kl = row_of(report["models"], name="rival")["kl"]
     assert kl["mean"] is None and "whose tokens need not be sft's" in kl["why"]
     assert "rival" not in {row["model"] for row in report["missing"]}
-    assert report["verdict"]["better"] == "yes", "the question is still whether round-1 is better than sft"
+    assert report["verdict"]["better"] == "yes", (
+        "the question is still whether round-1 is better than sft"
+    )
 
 
 # ── by name, from a server ────────────────────────────────────────────────────────────────────────────────────────
@@ -115,7 +135,15 @@ def test_another_model_is_a_row_with_differences_and_contests_and_no_kl(tmp_path
 def chat(body):
     """Repeats what it was asked, with two seeds apart; the last of the asked gets no text at all."""
     [question] = body["messages"]
-    assert set(body) == {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "reasoning_effort"}
+    assert set(body) == {
+        "model",
+        "messages",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "seed",
+        "reasoning_effort",
+    }
     usage = {"prompt_tokens": 10, "completion_tokens": 500}  # most of them thought and never shown
     if "9 facts" in question["content"]:
         return {"message": {"content": None}, "finish_reason": "content_filter", "usage": usage}
@@ -133,13 +161,21 @@ def served(url, **runtime):
     prices = {"prices": {"input": 1.0, "output": 3.0}}
     body = {"reasoning_effort": "low"}
     return ServedModel(
-        kind="served", model="m", revision=None, body=body, runtime={"base_url": url, **known, **prices, **runtime}
+        kind="served",
+        model="m",
+        revision=None,
+        body=body,
+        runtime={"base_url": url, **known, **prices, **runtime},
     )
 
 
 @pytest.mark.model
-def test_what_a_server_says_comes_through_to_the_letter_and_is_measured_in_sft_s_tokens(sft, tmp_path):
-    prompts = test_sample.ask(tmp_path / "test", *(f"name {number} facts about the river" for number in range(10)))
+def test_what_a_server_says_comes_through_to_the_letter_and_is_measured_in_sft_s_tokens(
+    sft, tmp_path
+):
+    prompts = test_sample.ask(
+        tmp_path / "test", *(f"name {number} facts about the river" for number in range(10))
+    )
     with serving(chat) as server:
         cfg = served(server.base_url)
         rival = base.run(cfg, sft.path.parent.parent / "base" / "abcabcabcabc", like=sft)
@@ -149,7 +185,9 @@ def test_what_a_server_says_comes_through_to_the_letter_and_is_measured_in_sft_s
         rows = sample.run(asked, tmp_path / "out", policy=rival, prompts=prompts).read()
     lost = read_table(tmp_path / "out" / "failed.parquet")
     assert rows.height == 36 and lost.height == 4
-    assert lost["reason"].unique().to_list() == ["the server ended it with content_filter and gave no text"]
+    assert lost["reason"].unique().to_list() == [
+        "the server ended it with content_filter and gave no text"
+    ]
     for row in rows.iter_rows(named=True):
         assert row["completion"] == f"  Wohl:\n\u00e4 {row['prompt'][0]['content']} <s>"
         assert row["logprob"] is None and row["policy"] == "abcabcabcabc"
@@ -157,12 +195,18 @@ def test_what_a_server_says_comes_through_to_the_letter_and_is_measured_in_sft_s
     assert not list(rival.path.rglob("*.safetensors")), "a measure is no copy of a model"
     stop = {"draw": {**test_sample.CONFIG["settings"]["draw"], "stop": [" facts", "never"]}}
     with serving(chat) as server:
-        asked = test_sample.config(backend=dict(served(server.base_url)), limits=limits, runtime=runtime, settings=stop)
+        asked = test_sample.config(
+            backend=dict(served(server.base_url)), limits=limits, runtime=runtime, settings=stop
+        )
         cut = sample.run(asked, tmp_path / "cut", policy=rival, prompts=prompts).read()
-    assert set(cut["stop_string"]) == {" facts"} and not any("facts" in said for said in cut["completion"])
+    assert set(cut["stop_string"]) == {" facts"} and not any(
+        "facts" in said for said in cut["completion"]
+    )
     assert all(said.startswith("  Wohl:\n\u00e4 name ") for said in cut["completion"])
     money = json.loads((tmp_path / "out" / "cost.json").read_text())["money"]
-    assert money == pytest.approx(40 * (10 + 3 * 500) / 1e6), "also for what it thought, and for what it withheld"
+    assert money == pytest.approx(40 * (10 + 3 * 500) / 1e6), (
+        "also for what it thought, and for what it withheld"
+    )
 
 
 @pytest.mark.model

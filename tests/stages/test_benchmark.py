@@ -14,7 +14,15 @@ import polars as pl
 import pytest
 
 from pipeline import store
-from pipeline.artifacts import ABSENT_FILE, STEP_FILE, Metrics, Model, write_json, write_table, write_text
+from pipeline.artifacts import (
+    ABSENT_FILE,
+    STEP_FILE,
+    Metrics,
+    Model,
+    write_json,
+    write_table,
+    write_text,
+)
 from pipeline.benchmarks import tasks
 from pipeline.config import BenchmarkConfig
 from pipeline.errors import Refusal
@@ -80,21 +88,39 @@ def sft(tmp_path_factory) -> Model:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     made, draw = tmp_path_factory.mktemp("tasks"), random.Random(0)
-    files = {"choice": COMMON + CHOICE, "other": COMMON + CHOICE.replace("task: choice", "task: other"), "both": GROUP}
+    files = {
+        "choice": COMMON + CHOICE,
+        "other": COMMON + CHOICE.replace("task: choice", "task: other"),
+        "both": GROUP,
+    }
     for name, task in {**files, "written": COMMON + WRITTEN, "away": AWAY}.items():
         write_text(made / f"{name}.yaml", task)
     write_text(made / "marks.py", MARKS)
     for split, rows in (("test", 24), ("train", 4)):
-        asked = [{"question": f"Where is the {draw.choice(WORDS)}, {i}?", "answer": 0} for i in range(rows)]
+        asked = [
+            {"question": f"Where is the {draw.choice(WORDS)}, {i}?", "answer": 0}
+            for i in range(rows)
+        ]
         lines = [json.dumps({**row, "choices": draw.sample(WORDS, 3)}) for row in asked]
         write_text(made / f"{split}.jsonl", "\n".join(lines))
     return made
 
 
 def config(folder: Path, named_task: str, **more) -> BenchmarkConfig:
-    chosen = composed(*SMALL, "+benchmark@benchmark.mine=task", f"benchmark.mine.task={named_task}", "dtype=float32")
+    chosen = composed(
+        *SMALL,
+        "+benchmark@benchmark.mine=task",
+        f"benchmark.mine.task={named_task}",
+        "dtype=float32",
+    )
     metric = "odd,none" if named_task == "written" else "acc,none"
-    told = {"tasks": str(folder), "data": {"test": str(folder / "test.jsonl")}, "metric": metric, "seed": 1, **more}
+    told = {
+        "tasks": str(folder),
+        "data": {"test": str(folder / "test.jsonl")},
+        "metric": metric,
+        "seed": 1,
+        **more,
+    }
     return BenchmarkConfig.model_validate({**chosen.benchmark["mine"].model_dump(), **told})
 
 
@@ -104,12 +130,17 @@ def bytes_of(out: Path) -> dict[str, bytes]:
 
 @pytest.mark.model
 @pytest.mark.parametrize(("task", "more"), [("choice", {}), ("written", {"max_new_tokens": 24})])
-def test_figures_are_the_means_of_a_row_for_each_question_and_repeat_exactly(tmp_path, sft, folder, task, more):
+def test_figures_are_the_means_of_a_row_for_each_question_and_repeat_exactly(
+    tmp_path, sft, folder, task, more
+):
     cfg = config(folder, task, **more)
     found = benchmark.run(cfg, tmp_path / "one", model=sft)
     read, items = found.read(), found.items()
     chief = items.filter(pl.col("metric") == cfg.metric)
-    assert read["chief"]["value"] == pytest.approx(chief["value"].mean()) and 0 < read["chief"]["value"] < 1
+    assert (
+        read["chief"]["value"] == pytest.approx(chief["value"].mean())
+        and 0 < read["chief"]["value"] < 1
+    )
     assert (read["chief"]["n"], chief["doc_id"].to_list()) == (24, list(range(24)))
     assert (read["cut"], read["versions"]) == (0, {task: 1.0}) and chief["doc"].n_unique() == 24
     assert read["chief"]["higher_is_better"] is (task == "choice")
@@ -129,7 +160,9 @@ def test_a_group_s_figure_is_over_the_questions_of_all_its_tasks(tmp_path, sft, 
 
 
 @pytest.mark.model
-def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(tmp_path, sft, folder, monkeypatch):
+def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(
+    tmp_path, sft, folder, monkeypatch
+):
     from pipeline.benchmarks import answers
 
     cfg, asked = config(folder, "choice"), []
@@ -147,20 +180,28 @@ def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(tmp_path,
     with pytest.raises(KeyboardInterrupt):
         benchmark.run(cfg, tmp_path / "killed", model=sft)
     benchmark.run(cfg, tmp_path / "killed", model=sft)
-    assert asked == [20, 20, 20, 20, 12], "72 choices: two chunks were kept, the third was asked again"
+    assert asked == [20, 20, 20, 20, 12], (
+        "72 choices: two chunks were kept, the third was asked again"
+    )
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
 
 
 @pytest.mark.model
-def test_the_model_s_own_chat_template_frames_examples_and_question(tmp_path, sft, folder, monkeypatch):
+def test_the_model_s_own_chat_template_frames_examples_and_question(
+    tmp_path, sft, folder, monkeypatch
+):
     from pipeline.benchmarks import answers
 
     seen, ask = [], answers.Chunks._answers
     monkeypatch.setattr(
-        answers.Chunks, "_answers", lambda self, *w: [seen.append((self.model, w[1]))] and ask(self, *w)
+        answers.Chunks,
+        "_answers",
+        lambda self, *w: [seen.append((self.model, w[1]))] and ask(self, *w),
     )
     data = {split: str(folder / f"{split}.jsonl") for split in ("test", "train")}
-    benchmark.run(config(folder, "choice", data=data, few_shot=2, limit=3), tmp_path / "chat", model=sft)
+    benchmark.run(
+        config(folder, "choice", data=data, few_shot=2, limit=3), tmp_path / "chat", model=sft
+    )
     benchmark.run(config(folder, "choice", chat=False, limit=3), tmp_path / "plain", model=sft)
     [model, shown], [_, plain] = seen
     prompt = shown[0].args[0]
@@ -173,7 +214,9 @@ def test_the_model_s_own_chat_template_frames_examples_and_question(tmp_path, sf
 @pytest.mark.model
 def test_what_does_not_fit_into_the_context_is_counted_or_refused(tmp_path, folder):
     short = tiny_model(tmp_path / "sft" / "short", context=48)
-    found = benchmark.run(config(folder, "written", max_new_tokens=32), tmp_path / "cut", model=short)
+    found = benchmark.run(
+        config(folder, "written", max_new_tokens=32), tmp_path / "cut", model=short
+    )
     assert found.read()["cut"] == 24
     with pytest.raises(Refusal, match="up to 200 tokens, and the model has a context of 48"):
         benchmark.run(config(folder, "written"), tmp_path / "long", model=short)
@@ -183,21 +226,41 @@ def test_what_does_not_fit_into_the_context_is_counted_or_refused(tmp_path, fold
 @pytest.mark.parametrize(
     ("task", "more", "said"),
     [
-        ("choice", {"task": "choise"}, r"task=choise: the folder .* has no such task\.\n  Did you mean choice"),
-        ("choice", {"metric": "f1,none"}, r"metric=f1,none: choice has no such figure\.\n  Known: acc,none"),
-        ("choice", {"few_shot": 2}, r"2 solved examples from its split train.*\n?.*benchmark\.NAME\.data\.train=FILE"),
+        (
+            "choice",
+            {"task": "choise"},
+            r"task=choise: the folder .* has no such task\.\n  Did you mean choice",
+        ),
+        (
+            "choice",
+            {"metric": "f1,none"},
+            r"metric=f1,none: choice has no such figure\.\n  Known: acc,none",
+        ),
+        (
+            "choice",
+            {"few_shot": 2},
+            r"2 solved examples from its split train.*\n?.*benchmark\.NAME\.data\.train=FILE",
+        ),
         ("both", {}, r"it is a group, and its tasks have rows of their own"),
         ("choice", {"data": {"dev": "test.jsonl"}}, r"stand in the split test"),
         ("choice", {"data": {"test": "test.parket"}}, r"files of one kind"),
         ("written", {"data": {"test": "marks.py"}}, r"files of one kind"),
-        ("choice", {"template_kwargs": {"enable_thinking": True}}, r"weighs given choices.*has the model think first"),
+        (
+            "choice",
+            {"template_kwargs": {"enable_thinking": True}},
+            r"weighs given choices.*has the model think first",
+        ),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_any_model_is_opened(tmp_path, folder, task, more, said):
+def test_what_cannot_be_asked_is_refused_before_any_model_is_opened(
+    tmp_path, folder, task, more, said
+):
     if isinstance(more.get("data"), dict):
         more = {"data": {split: str(folder / name) for split, name in more["data"].items()}}
     with pytest.raises(Refusal, match=said):
-        benchmark.run(config(folder, task, **more), tmp_path / "out", model=Model(tmp_path / "none"))
+        benchmark.run(
+            config(folder, task, **more), tmp_path / "out", model=Model(tmp_path / "none")
+        )
 
 
 @pytest.mark.model
@@ -205,7 +268,9 @@ def test_rows_of_another_shape_are_refused_with_the_file_s_name(tmp_path, folder
     write_text(tmp_path / "odd.jsonl", '{"frage": "Wo?"}\n')
     with pytest.raises(Refusal, match=r"the rows of choice cannot be read from .*odd\.jsonl"):
         benchmark.run(
-            config(folder, "choice", data={"test": str(tmp_path / "odd.jsonl")}), tmp_path, model=Model(tmp_path)
+            config(folder, "choice", data={"test": str(tmp_path / "odd.jsonl")}),
+            tmp_path,
+            model=Model(tmp_path),
         )
 
 
@@ -225,7 +290,9 @@ def test_a_benchmark_that_is_not_on_this_machine_publishes_why(tmp_path, folder)
     assert told and told.startswith(
         "benchmark away: its rows are not on this machine, and the hub does not give them ("
     )
-    assert told.endswith("Run the same command with a network, or give benchmark.mine.data={test: FILE}.")
+    assert told.endswith(
+        "Run the same command with a network, or give benchmark.mine.data={test: FILE}."
+    )
     assert [entry["path"] for entry in store.list_files(tmp_path / "out")] == [ABSENT_FILE]
 
 
@@ -243,11 +310,19 @@ def test_rows_of_the_hub_are_asked_in_the_revision_that_is_given_and_recorded():
     from datasets import DatasetInfo
 
     commit, read = "a" * 40, f"hf://datasets/cais/mmlu@{'b' * 40}/x/test.parquet"
-    [cfg] = composed(*SMALL, "benchmark=mmlu", f"benchmark.mmlu.revision={commit}").benchmark.values()
-    assert tasks.changes(cfg, "benchmark.mmlu", None, Path()) == {"dataset_kwargs": {"revision": commit}}
-    task = SimpleNamespace(dataset={"test": SimpleNamespace(info=DatasetInfo(download_checksums={read: {}}))})
+    [cfg] = composed(
+        *SMALL, "benchmark=mmlu", f"benchmark.mmlu.revision={commit}"
+    ).benchmark.values()
+    assert tasks.changes(cfg, "benchmark.mmlu", None, Path()) == {
+        "dataset_kwargs": {"revision": commit}
+    }
+    task = SimpleNamespace(
+        dataset={"test": SimpleNamespace(info=DatasetInfo(download_checksums={read: {}}))}
+    )
     assert tasks.rows_of([task, task]) == {"cais/mmlu": "b" * 40}
-    with pytest.raises(Refusal, match="data lies on this machine, and revision is of the hub's rows"):
+    with pytest.raises(
+        Refusal, match="data lies on this machine, and revision is of the hub's rows"
+    ):
         composed(*SMALL, "benchmark=mmlu", "benchmark.mmlu={revision: main, data: x}")
 
 
@@ -263,7 +338,11 @@ def test_a_figure_that_is_no_number_is_published_as_none_and_named_in_the_report
 @pytest.mark.model
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("gsm8k", "{test: FILE, train: FILE}"), ("arc", "{test: FILE}"), ("truthfulqa", "{validation: FILE}")],
+    [
+        ("gsm8k", "{test: FILE, train: FILE}"),
+        ("arc", "{test: FILE}"),
+        ("truthfulqa", "{validation: FILE}"),
+    ],
 )
 def test_the_advice_names_the_splits_that_the_task_asks_for(name, wanted):
     from lm_eval.tasks import TaskManager
@@ -279,7 +358,10 @@ def test_what_was_absent_is_looked_for_again_and_leaves_nothing_behind(tmp_path)
         write_text(work / ABSENT_FILE, said)
         store.seal(work, {"inputs": {}, "files": store.list_files(work)})
         store.publish(work, final)
-        assert store.fault(final, store.read_manifest(final), {}) == "is looked for again: it was not to be had"
+        assert (
+            store.fault(final, store.read_manifest(final), {})
+            == "is looked for again: it was not to be had"
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
@@ -306,9 +388,13 @@ def test_each_model_has_a_step_for_each_benchmark_on_test_alone():
 
 
 def test_what_may_not_be_lost_has_to_be_measured():
-    with pytest.raises(Refusal, match=r"evaluate\.retention\.gsm8: no benchmark and no scorer.*Did you mean gsm8k"):
+    with pytest.raises(
+        Refusal, match=r"evaluate\.retention\.gsm8: no benchmark and no scorer.*Did you mean gsm8k"
+    ):
         composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8: 0.02}")
-    with pytest.raises(Refusal, match=r"evaluate\.retention\.gsm8k: benchmarks belong to exams on test"):
+    with pytest.raises(
+        Refusal, match=r"evaluate\.retention\.gsm8k: benchmarks belong to exams on test"
+    ):
         composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02}", "exam.split=dev")
     composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02, rules: 0}")
 
@@ -316,28 +402,44 @@ def test_what_may_not_be_lost_has_to_be_measured():
 # ── the published tasks, in the shape of the hub's rows ─────────────────────────────────────────────────────────────
 
 
-OWN_TASKS = Path(str(find_spec("lm_eval").origin)).parent / "tasks"  # one folder of them is indexed in no time
+OWN_TASKS = (
+    Path(str(find_spec("lm_eval").origin)).parent / "tasks"
+)  # one folder of them is indexed in no time
 
 
 def choice(draw, at):
-    return {"question": f"Where is the {draw.choice(WORDS)}, {at}?", "choices": draw.sample(WORDS, 4)}
+    return {
+        "question": f"Where is the {draw.choice(WORDS)}, {at}?",
+        "choices": draw.sample(WORDS, 4),
+    }
 
 
 def arc(draw, at):
     asked = choice(draw, at)
-    return {**asked, "choices": {"text": asked["choices"], "label": [*"ABCD"]}, "answerKey": draw.choice("ABCD")}
+    return {
+        **asked,
+        "choices": {"text": asked["choices"], "label": [*"ABCD"]},
+        "answerKey": draw.choice("ABCD"),
+    }
 
 
 def mc(draw, at):
     asked = choice(draw, at)
     told = {"choices": asked["choices"], "labels": [1, 0, 0, 0]}
-    return {"question": asked["question"], "mc1_targets": told, "mc2_targets": {**told, "labels": [1, 1, 0, 0]}}
+    return {
+        "question": asked["question"],
+        "mc1_targets": told,
+        "mc2_targets": {**told, "labels": [1, 1, 0, 0]},
+    }
 
 
 def sum_of(draw, at):
     few, more = draw.randrange(2, 9), draw.randrange(2, 9)
     asked = f"Ann has {few} {draw.choice(WORDS)}s, then {more} more. How many, {at}?"
-    return {"question": asked, "answer": f"{few}+{more}=<<{few}+{more}={few + more}>>{few + more}.\n#### {few + more}"}
+    return {
+        "question": asked,
+        "answer": f"{few}+{more}=<<{few}+{more}={few + more}>>{few + more}.\n#### {few + more}",
+    }
 
 
 SHAPES = {
@@ -353,9 +455,15 @@ def published(folder, name, *more):
     draw, data = random.Random(0), {}
     for split, rows in splits.items():
         data[split] = str(folder / f"{split}.jsonl")
-        write_text(Path(data[split]), "".join(json.dumps(row(draw, at)) + "\n" for at in range(rows)))
+        write_text(
+            Path(data[split]), "".join(json.dumps(row(draw, at)) + "\n" for at in range(rows))
+        )
     given = ", ".join(f"{split}: {file}" for split, file in data.items())
-    words = [f"benchmark={name}", f"benchmark.{name}.tasks={OWN_TASKS / own}", f"benchmark.{name}.data={{{given}}}"]
+    words = [
+        f"benchmark={name}",
+        f"benchmark.{name}.tasks={OWN_TASKS / own}",
+        f"benchmark.{name}.data={{{given}}}",
+    ]
     return composed(*SMALL, "dtype=float32", *words, *more).benchmark[name]
 
 
@@ -371,7 +479,11 @@ def test_each_published_task_reads_rows_of_the_hub_s_shape(tmp_path, roomy, name
     cfg = published(tmp_path, name, *short)
     found = benchmark.run(cfg, tmp_path / "out", model=roomy)
     read, items = found.read(), found.items().filter(pl.col("metric") == cfg.metric)
-    assert (read["chief"]["n"], items.height, read["cut"]) == (max(SHAPES[name][2].values()), read["chief"]["n"], 0)
+    assert (read["chief"]["n"], items.height, read["cut"]) == (
+        max(SHAPES[name][2].values()),
+        read["chief"]["n"],
+        0,
+    )
     assert read["chief"]["value"] == pytest.approx(items["value"].mean())
     assert name == "gsm8k" or 0 < read["chief"]["value"] < 1  # sixteen tokens by chance are no sum
     assert read["few_shot"] == {cfg.task: 5 if name == "gsm8k" else 0}
@@ -379,21 +491,36 @@ def test_each_published_task_reads_rows_of_the_hub_s_shape(tmp_path, roomy, name
 
 @pytest.mark.model
 def test_mmlu_reads_a_folder_as_the_hub_has_it_and_weighs_all_its_questions(tmp_path, roomy):
-    subjects = sorted(file.stem.removeprefix("mmlu_") for file in (OWN_TASKS / "mmlu/default").glob("mmlu_*.yaml"))
+    subjects = sorted(
+        file.stem.removeprefix("mmlu_") for file in (OWN_TASKS / "mmlu/default").glob("mmlu_*.yaml")
+    )
     draw, card = random.Random(0), "---\nconfigs:\n"
     for subject in subjects:
         card += f"- config_name: {subject}\n  data_files:\n"
         for split, rows in (("test", 1 + subject.startswith("a")), ("dev", 2)):
-            asked = [{**choice(draw, at), "subject": subject, "answer": draw.randrange(4)} for at in range(rows)]
-            write_table(tmp_path / "hub" / subject / f"{split}-00000-of-00001.parquet", pl.DataFrame(asked))
+            asked = [
+                {**choice(draw, at), "subject": subject, "answer": draw.randrange(4)}
+                for at in range(rows)
+            ]
+            write_table(
+                tmp_path / "hub" / subject / f"{split}-00000-of-00001.parquet", pl.DataFrame(asked)
+            )
             card += f"  - split: {split}\n    path: {subject}/{split}-*\n"
     write_text(tmp_path / "hub" / "README.md", card + "---\n")
-    words = [f"benchmark.mmlu.tasks={OWN_TASKS / 'mmlu/default'}", f"benchmark.mmlu.data={tmp_path / 'hub'}"]
-    cfg = composed(*SMALL, "dtype=float32", "benchmark=mmlu", *words, "benchmark.mmlu.few_shot=2").benchmark["mmlu"]
+    words = [
+        f"benchmark.mmlu.tasks={OWN_TASKS / 'mmlu/default'}",
+        f"benchmark.mmlu.data={tmp_path / 'hub'}",
+    ]
+    cfg = composed(
+        *SMALL, "dtype=float32", "benchmark=mmlu", *words, "benchmark.mmlu.few_shot=2"
+    ).benchmark["mmlu"]
     found = benchmark.run(cfg, tmp_path / "out", model=roomy)
     read, items = found.read(), found.items()
     assert (len(subjects), items["task"].n_unique(), read["chief"]["n"]) == (57, 57, 60)
-    assert read["chief"]["value"] == pytest.approx(items["value"].mean()) and 0.1 < read["chief"]["value"] < 0.5
+    assert (
+        read["chief"]["value"] == pytest.approx(items["value"].mean())
+        and 0.1 < read["chief"]["value"] < 0.5
+    )
     assert {*read["few_shot"].values()} == {2}
 
 
@@ -403,7 +530,10 @@ def test_mmlu_reads_a_folder_as_the_hub_has_it_and_weighs_all_its_questions(tmp_
 def test_vllm_gives_the_choices_the_shares_that_transformers_gives_them(tmp_path):
     """lm-eval asks for the version of a package `vllm`, which a build for CPUs is not called."""
     model = tiny_model(tmp_path / "store" / "sft" / "c", context=1024, hidden=128)
-    write_text(tmp_path / "name" / "vllm-0.32.0+cpu.dist-info" / "METADATA", "Name: vllm\nVersion: 0.32.0+cpu\n")
+    write_text(
+        tmp_path / "name" / "vllm-0.32.0+cpu.dist-info" / "METADATA",
+        "Name: vllm\nVersion: 0.32.0+cpu\n",
+    )
     code = (
         "import sys; from pathlib import Path; from pipeline.config import BenchmarkConfig as Config\n"
         "from pipeline.artifacts import Model; from pipeline.stages import benchmark; root = Path(sys.argv[1])\n"
@@ -413,7 +543,9 @@ def test_vllm_gives_the_choices_the_shares_that_transformers_gives_them(tmp_path
     )
     shares = {}
     for engine in ("transformers", "vllm"):
-        cfg = published(tmp_path / engine, "truthfulqa", f"backend@benchmark.truthfulqa.backend={engine}")
+        cfg = published(
+            tmp_path / engine, "truthfulqa", f"backend@benchmark.truthfulqa.backend={engine}"
+        )
         write_json(tmp_path / engine / "cfg.json", cfg.model_dump(mode="json"))
         write_text(tmp_path / "one.py", code)
         words = [sys.executable, str(tmp_path / "one.py"), str(tmp_path / engine), str(model.path)]

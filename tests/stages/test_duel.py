@@ -45,10 +45,17 @@ def config(judge, shipped, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
 
     def make(url=judge.url, store="store", model="good", **knobs):
-        runtime = {**shipped["engine"]["runtime"], "base_url": url, "api_key_env": "JUDGE_KEY", "retries": 1}
+        runtime = {
+            **shipped["engine"]["runtime"],
+            "base_url": url,
+            "api_key_env": "JUDGE_KEY",
+            "retries": 1,
+        }
         engine = {**shipped["engine"], "model": model, "runtime": runtime}
         verdicts = {"verdicts": tmp_path / store / "verdicts.sqlite"}
-        return DuelConfig.model_validate({**shipped, "engine": engine, "runtime": verdicts, **knobs})
+        return DuelConfig.model_validate(
+            {**shipped, "engine": engine, "runtime": verdicts, **knobs}
+        )
 
     return make
 
@@ -58,15 +65,24 @@ def answered(folder, name, texts):
     rows = [
         (prompt, f"{name}/{prompt}/{i}", setting, text, [1], "stop", -1.0, 0)
         for prompt, answers in texts.items()
-        for i, (setting, text) in enumerate([*(("answer", text) for text in answers), ("kl", "good " * 9)])
+        for i, (setting, text) in enumerate(
+            [*(("answer", text) for text in answers), ("kl", "good " * 9)]
+        )
     ]
-    write_table(folder / name / "samples" / "0.parquet", pl.DataFrame(rows[::-1], schema=exams.SAMPLE, orient="row"))
+    write_table(
+        folder / name / "samples" / "0.parquet",
+        pl.DataFrame(rows[::-1], schema=exams.SAMPLE, orient="row"),
+    )
     return Samples(folder / name)
 
 
 def edges(folder, a, b):
     ids = sorted({*a, *b})
-    return {"prompts": exams.prompts(folder, ids), "a": answered(folder, "a", a), "b": answered(folder, "b", b)}
+    return {
+        "prompts": exams.prompts(folder, ids),
+        "a": answered(folder, "a", a),
+        "b": answered(folder, "b", b),
+    }
 
 
 A = {"p": ["good good", "good"], "q": ["bad"], "r": ["same"], "s": ["only mine"]}
@@ -75,7 +91,10 @@ B = {"p": ["bad", "good good good"], "q": ["good"], "r": ["same"], "t": ["only t
 
 def test_each_pair_has_a_row_for_each_order(config, tmp_path):
     table = duel.run(config(), tmp_path / "out", **edges(tmp_path, A, B)).read()
-    won = {(p, a, o): w for p, a, o, w in table.select("prompt_id", "a_id", "order", "winner").iter_rows()}
+    won = {
+        (p, a, o): w
+        for p, a, o, w in table.select("prompt_id", "a_id", "order", "winner").iter_rows()
+    }
     assert won == {
         **{("p", "a/p/0", order): "a" for order in ("ab", "ba")},
         **{("p", "a/p/1", order): "b" for order in ("ab", "ba")},
@@ -85,9 +104,14 @@ def test_each_pair_has_a_row_for_each_order(config, tmp_path):
         ("t", None, None): None,
     }
     absent = table.filter(pl.col("status") == "unanswered")
-    assert absent.select("prompt_id", "detail").rows() == [("s", "no answer by b"), ("t", "no answer by a")]
+    assert absent.select("prompt_id", "detail").rows() == [
+        ("s", "no answer by b"),
+        ("t", "no answer by a"),
+    ]
     asked = table.filter((pl.col("status") == "ok") & (pl.col("prompt_id") != "r"))
-    assert set(asked["model"]) == {"good-2026-11-01"} and asked["probability"].is_between(0, 1).all()
+    assert (
+        set(asked["model"]) == {"good-2026-11-01"} and asked["probability"].is_between(0, 1).all()
+    )
 
 
 def test_calling_the_other_one_a_turns_every_verdict_and_pays_nothing(config, judge, tmp_path):
@@ -108,11 +132,16 @@ def test_calling_the_other_one_a_turns_every_verdict_and_pays_nothing(config, ju
 
 def test_failed_verdicts_are_null_and_stop_the_stage_past_the_limit(config, tmp_path):
     inputs = edges(tmp_path, A, B)
-    with pytest.raises(Broken, match=r"6 of 8 verdicts failed \(most often: the server's reply has no choices\)"):
+    with pytest.raises(
+        Broken, match=r"6 of 8 verdicts failed \(most often: the server's reply has no choices\)"
+    ):
         duel.run(config(model="empty"), tmp_path / "out", **inputs)
     table = duel.run(config(model="empty", max_failed=1.0), tmp_path / "out", **inputs).read()
     failed = table.filter(pl.col("status") == "failed")
-    assert failed.height == 6 and failed["winner"].null_count() == 6 == failed["probability"].null_count()
+    assert (
+        failed.height == 6
+        and failed["winner"].null_count() == 6 == failed["probability"].null_count()
+    )
     assert not (tmp_path / "out" / "failed.parquet").exists()
 
 
@@ -145,7 +174,9 @@ def alone(cfg, out, inputs):
 def test_killed_in_the_middle_of_500_verdicts_it_asks_each_once(config, tmp_path):
     """Of 250 pairs in both orders; those in flight at the kill may be asked twice. The key is nowhere."""
     ids = [f"p{i:03d}" for i in range(250)]
-    inputs = edges(tmp_path, {key: [f"good {key}"] for key in ids}, {key: [f"bad {key}"] for key in ids})
+    inputs = edges(
+        tmp_path, {key: [f"good {key}"] for key in ids}, {key: [f"bad {key}"] for key in ids}
+    )
     with fake_judge(0.02) as judge:
         cfg = config(judge.url)
         first = alone(cfg, tmp_path / "out", inputs)
@@ -182,14 +213,18 @@ def test_a_denied_key_is_in_no_traceback_and_no_file(config, judge, tmp_path):
     assert worker.returncode != 0 and "Traceback" in said
     assert re.search(r"exam\.chats\.mt\.duels\.j\.engine\.runtime\.base_url=\S+ HTTP 401", said)
     assert KEY not in said
-    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert not any(
+        KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
+    )
 
 
 # ── planned and reported ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def contests(*words):
-    evaluate = plan(composed("recipes=smoke", "+duel@exam.duels.j=default", f"{AT}.engine.model=good", *words))
+    evaluate = plan(
+        composed("recipes=smoke", "+duel@exam.duels.j=default", f"{AT}.engine.model=good", *words)
+    )
     return {(new, old): step for new, olds in evaluate.inputs.get("duels", {}).get("j", {}).items()
             for old, step in olds.items()}  # fmt: skip
 
@@ -209,7 +244,9 @@ def test_sft_meets_each_round_and_each_round_the_one_before():
 
 
 def test_the_report_is_given_each_duel_by_its_names():
-    evaluate = plan(composed("recipes=smoke", "+duel@exam.duels.j=default", f"{AT}.engine.model=good"))
+    evaluate = plan(
+        composed("recipes=smoke", "+duel@exam.duels.j=default", f"{AT}.engine.model=good")
+    )
     flat = {
         name: {"stage": step.stage, "path": name, "part": part}
         for name, step, part in evaluate.edges()
@@ -217,7 +254,10 @@ def test_the_report_is_given_each_duel_by_its_names():
     }
     given = worker.opened(flat)["duels"]["j"]
     assert isinstance(given["round-1"]["sft"], Verdicts)
-    assert {new: list(olds) for new, olds in given.items()} == {"round-1": ["sft"], "round-2": ["sft", "round-1"]}
+    assert {new: list(olds) for new, olds in given.items()} == {
+        "round-1": ["sft"],
+        "round-2": ["sft", "round-1"],
+    }
 
 
 def test_no_duel_is_fought_on_dev():
@@ -227,7 +267,18 @@ def test_no_duel_is_fought_on_dev():
 def verdicts(folder, rows):
     """`prompt, index, winner in the order ab, winner in ba`."""
     made = [
-        (prompt, f"a/{prompt}/{i}", f"b/{prompt}/{i}", order, winner, None, "m", "m", "ok" if winner else "failed", "")
+        (
+            prompt,
+            f"a/{prompt}/{i}",
+            f"b/{prompt}/{i}",
+            order,
+            winner,
+            None,
+            "m",
+            "m",
+            "ok" if winner else "failed",
+            "",
+        )
         for prompt, i, *both in rows
         for order, winner in zip(("ab", "ba"), both, strict=True)
     ]
@@ -252,7 +303,12 @@ def test_verdicts_stand_in_the_report_by_prompt(tmp_path):
     run = Run(tmp_path)
     run.add("sft", scored(0.5)).add("round-1", scored(0.5))
     fought = {"gpt": {"round-1": {"sft": verdicts(tmp_path / "duel", ROWS)}}}
-    parts = {"prompts": run.prompts, "exams": run.exams, "chosen": run.exams["round-1"]["model"], "pairs": []}
+    parts = {
+        "prompts": run.prompts,
+        "exams": run.exams,
+        "chosen": run.exams["round-1"]["model"],
+        "pairs": [],
+    }
     from pipeline.stages import evaluate
 
     evaluate.run(CONFIG, run.out, **parts, duels=fought)
@@ -263,7 +319,10 @@ def test_verdicts_stand_in_the_report_by_prompt(tmp_path):
     assert row["win_rate"] == pytest.approx(3.5 / 6) and row["low"] < row["win_rate"] < row["high"]
     assert row["flip_rate"] == pytest.approx((1 + 0.5) / 6) and row["p_value"] == 1.0
     table = read_table(run.out / "verdicts.parquet").filter(pl.col("judge") == "gpt")
-    assert table.filter(pl.col("prompt_id") == "p006").select("verdict", "score_a").row(0) == ("a", 0.75)
+    assert table.filter(pl.col("prompt_id") == "p006").select("verdict", "score_a").row(0) == (
+        "a",
+        0.75,
+    )
     orders = dict(table.select("prompt_id", "orders").iter_rows())
     assert (orders["p002"], orders["p006"]) == (["a", "b"], ["a", "a", "a", "tie"])
 
@@ -273,10 +332,16 @@ def test_answers_that_nobody_was_asked_about_are_no_steadiness_of_the_judge(tmp_
     run.add("sft", scored(0.5)).add("round-1", scored(0.5))
     from pipeline.report.analysis.eval_results import read_exam
 
-    a, b = (read_exam(name, exam, frozenset(exams_ids()), "rules") for name, exam in run.exams.items())
+    a, b = (
+        read_exam(name, exam, frozenset(exams_ids()), "rules") for name, exam in run.exams.items()
+    )
     table = verdicts(tmp_path / "duel", [("p000", 0, "a", "b"), ("p001", 0, "tie", "tie")]).read()
-    equal = table.with_columns(detail=pl.when(pl.col("prompt_id") == "p001").then(pl.lit("equal answers")))
-    found = contested("m", a, b, equal.with_columns(pl.col("detail").fill_null("")), Sampling(0.95, 99, 0))
+    equal = table.with_columns(
+        detail=pl.when(pl.col("prompt_id") == "p001").then(pl.lit("equal answers"))
+    )
+    found = contested(
+        "m", a, b, equal.with_columns(pl.col("detail").fill_null("")), Sampling(0.95, 99, 0)
+    )
     assert found.flip_rate == 1.0 and found.contest.ties == 2
 
 
@@ -289,9 +354,13 @@ def exams_ids():
 def test_a_judge_that_likes_length_is_adjusted():
     """Of 200 prompts the longer answer wins nine in ten; a's is longer in three of four."""
     gaps = {f"p{i}": 30.0 if i % 4 else -30.0 for i in range(200)}
-    points = {key: float((gap > 0) is (i // 4 % 10 != 0)) for i, (key, gap) in enumerate(gaps.items())}
+    points = {
+        key: float((gap > 0) is (i // 4 % 10 != 0)) for i, (key, gap) in enumerate(gaps.items())
+    }
     plain = sum(points.values()) / 200
     assert plain > 0.65
     assert length_adjusted(points, gaps, 0.95).mean == pytest.approx(0.5, abs=0.06)
-    assert length_adjusted(points, dict.fromkeys(points, 5.0), 0.95).mean == pytest.approx(plain, abs=0.01)
+    assert length_adjusted(points, dict.fromkeys(points, 5.0), 0.95).mean == pytest.approx(
+        plain, abs=0.01
+    )
     assert length_adjusted({"p0": 1.0}, gaps, 0.95) is None

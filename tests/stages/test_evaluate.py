@@ -53,7 +53,11 @@ class Run:
         return self
 
     def evaluate(self, chosen="round-1", config=CONFIG):
-        of = self.exams[chosen]["model"] if chosen in self.exams else model(self.store, "train", "f" * 12)
+        of = (
+            self.exams[chosen]["model"]
+            if chosen in self.exams
+            else model(self.store, "train", "f" * 12)
+        )
         parts = {"prompts": self.prompts, "exams": self.exams, "chosen": of, "pairs": self.pairs}
         evaluate.run(config, self.out, **parts)
         return json.loads((self.out / "report.json").read_text())
@@ -61,7 +65,9 @@ class Run:
 
 def scored(value, ids=IDS, **more):
     """One answer to every prompt: `value` is a number, or made from the prompt's place."""
-    return [answer(key, value(i) if callable(value) else value, **more) for i, key in enumerate(ids)]
+    return [
+        answer(key, value(i) if callable(value) else value, **more) for i, key in enumerate(ids)
+    ]
 
 
 def named(rows, **wanted):
@@ -78,12 +84,22 @@ def whole(run):
     """Four models, two rounds: nothing is missing."""
     rng = random.Random(0)
     for index, name in enumerate(STAGE):
-        kinds = [{"open": float(rng.random() < 0.3 + 0.2 * index)} if i % 2 else {} for i in range(len(IDS))]
-        answers = [answer(key, rng.random() + 0.3 * index, kinds=kind) for key, kind in zip(IDS, kinds, strict=True)]
+        kinds = [
+            {"open": float(rng.random() < 0.3 + 0.2 * index)} if i % 2 else {}
+            for i in range(len(IDS))
+        ]
+        answers = [
+            answer(key, rng.random() + 0.3 * index, kinds=kind)
+            for key, kind in zip(IDS, kinds, strict=True)
+        ]
         kl = [(key, -20.0 + index * rng.random(), -20.0) for key in IDS]
         run.add(name, answers, kl, log=LOG if name.startswith("round") else ())
     run.pairs = [exams.pairs(run.store, "1" * 12), exams.pairs(run.store, "2" * 12)]
-    steps = [("sample", 1, 10.0, {"tokens": 500}), ("sample", "test sft", 30.0, {"tokens": 1500}), ("pair", 1, 1.0, {})]
+    steps = [
+        ("sample", 1, 10.0, {"tokens": 500}),
+        ("sample", "test sft", 30.0, {"tokens": 1500}),
+        ("pair", 1, 1.0, {}),
+    ]
     for stage, label, seconds, cost in steps:
         add_step(run, stage, label, cost, {}, seconds)
     return run
@@ -94,8 +110,12 @@ def add_step(run, stage, label, cost, config, seconds=1.0):
     listing = run.out / "step.json"
     ancestors = json.loads(listing.read_text())["ancestors"] if listing.exists() else []
     folder = run.store / stage / f"{len(ancestors):012d}"
-    write_json(folder / "manifest.json", {"files": [], "seconds": seconds, "cost": cost, "config": config})
-    ancestors.append({"stage": stage, "label": label, "fingerprint": folder.name, "path": str(folder)})
+    write_json(
+        folder / "manifest.json", {"files": [], "seconds": seconds, "cost": cost, "config": config}
+    )
+    ancestors.append(
+        {"stage": stage, "label": label, "fingerprint": folder.name, "path": str(folder)}
+    )
     write_json(listing, {"ancestors": ancestors})
     return folder
 
@@ -107,11 +127,18 @@ def test_report_json_has_the_contracts_keys(run):
     report = whole(run).evaluate(chosen="round-2")
     contract = {"models", "duels", "benchmarks", "funnel", "training", "cost", "verdict"}
     doubts = {"slices", "control", "proxy", "ceiling", "people", "chats", "retention", "gates"}
-    assert set(report) == contract | {"exam", "differences", "missing", "changes", "distributions"} | doubts
+    assert (
+        set(report)
+        == contract | {"exam", "differences", "missing", "changes", "distributions"} | doubts
+    )
     assert [each["name"] for each in report["models"]] == list(STAGE)
     for each in report["models"]:
         habits = {"reasoning", "distinct", "refusals", "markdown", "opening", "other_language"}
-        assert set(each) == {"name", "fingerprint", "metrics", "tokens", "truncated", "repetition", "kl"} | habits
+        assert (
+            set(each)
+            == {"name", "fingerprint", "metrics", "tokens", "truncated", "repetition", "kl"}
+            | habits
+        )
         assert set(each["metrics"]) == {"rules", "rules/open"}
         assert set(each["metrics"]["rules"]) == {"mean", "low", "high", "n", "failed"}
         assert set(each["tokens"]) == {"mean", "low", "high"}
@@ -119,9 +146,28 @@ def test_report_json_has_the_contracts_keys(run):
     for duel in report["duels"]:
         figures = {"wins", "ties", "losses", "win_rate", "low", "high", "p_value"}
         adjusted = {"length_adjusted", "length_adjusted_low", "length_adjusted_high"}
-        assert set(duel) == figures | adjusted | {"a", "b", "judge", "flip_rate", "failed", "p_holm"}
+        assert set(duel) == figures | adjusted | {
+            "a",
+            "b",
+            "judge",
+            "flip_rate",
+            "failed",
+            "p_holm",
+        }
     for gap in report["differences"]:
-        figures = {"mean", "low", "high", "n", "missing", "detectable", "p_value", "p_holm", "better", "same", "worse"}
+        figures = {
+            "mean",
+            "low",
+            "high",
+            "n",
+            "missing",
+            "detectable",
+            "p_value",
+            "p_holm",
+            "better",
+            "same",
+            "worse",
+        }
         assert set(gap) == figures | {"model", "scorer", "against"}
     assert set(report["verdict"]) == {"better", "why"}
     assert report["benchmarks"] == report["missing"] == []
@@ -140,44 +186,89 @@ def test_training_and_funnel_come_round_by_round(run):
     assert (first["steps"], first["loss"], first["margin"], first["accuracy"]) == (2, 0.5, 0.8, 0.9)
     assert [point["step"] for point in first["curve"]] == [1, 2]
     assert first["dev"] == [{"step": 2, "loss": 0.6, "margin": 0.4, "accuracy": 0.7}]
-    assert [(each["round"], each["pairs"]) for each in report["funnel"]["pairs"]] == [(1, 367), (2, 367)]
+    assert [(each["round"], each["pairs"]) for each in report["funnel"]["pairs"]] == [
+        (1, 367),
+        (2, 367),
+    ]
 
 
 def test_what_was_lost_before_the_pairs_is_in_the_funnel_with_its_reasons(run):
     """Rounds come first, by wave; an exam's samples were pruned, so that its counts are all that is known."""
-    story = {"in": 130, "dropped": {"near duplicate": 7, "overlap with test": 3}, "out": {"train": 60, "test": 60}}
+    story = {
+        "in": 130,
+        "dropped": {"near duplicate": 7, "overlap with test": 3},
+        "out": {"train": 60, "test": 60},
+    }
     prompts = add_step(run, "prompts", 0, {}, {})
     write_json(prompts / "funnel.json", story)
-    cost = {"prompts": 60, "completions": 200, "tokens": 1000, "truncated": 20, "stopped_by_string": 4}
+    cost = {
+        "prompts": 60,
+        "completions": 200,
+        "tokens": 1000,
+        "truncated": 20,
+        "stopped_by_string": 4,
+    }
     exam_cost = {**cost, "dropped": 2, "reasoning_tokens": 400, "quantization_difference": 0.02}
     add_step(run, "sample", "test round-1", exam_cost, {"wave": 0})
     add_step(run, "sample", 1, {"prompts": 0, "completions": 0, "tokens": 0}, {"wave": 1})
     first = add_step(run, "sample", 1, {**cost, "dropped": 3, "failed": 1}, {"wave": 0})
-    write_table(first / "dropped.parquet", pl.DataFrame({"reason": ["prompt_too_long"] * 2 + ["context_too_short"]}))
+    write_table(
+        first / "dropped.parquet",
+        pl.DataFrame({"reason": ["prompt_too_long"] * 2 + ["context_too_short"]}),
+    )
     write_table(first / "failed.parquet", pl.DataFrame({"reason": ["HTTP 500"]}))
     funnel = run.add("sft", scored(0.5)).add("round-1", scored(0.6)).evaluate()["funnel"]
 
     assert funnel["prompts"] == story
-    assert [(draw["label"], draw["wave"]) for draw in funnel["samples"]] == [(1, 0), (1, 1), ("test round-1", 0)]
+    assert [(draw["label"], draw["wave"]) for draw in funnel["samples"]] == [
+        (1, 0),
+        (1, 1),
+        ("test round-1", 0),
+    ]
     whole, wave, examined = funnel["samples"]
-    assert whole["dropped"] == {"context_too_short": 1, "prompt_too_long": 2} and whole["failed"] == {"HTTP 500": 1}
-    assert (whole["prompts"], whole["completions"], whole["truncated"], whole["stopped_by_string"]) == (60, 200, 20, 4)
-    assert (whole["tokens"], whole["reasoning_tokens"], whole["quantization_difference"]) == (5.0, None, None)
+    assert whole["dropped"] == {"context_too_short": 1, "prompt_too_long": 2} and whole[
+        "failed"
+    ] == {"HTTP 500": 1}
+    assert (
+        whole["prompts"],
+        whole["completions"],
+        whole["truncated"],
+        whole["stopped_by_string"],
+    ) == (60, 200, 20, 4)
+    assert (whole["tokens"], whole["reasoning_tokens"], whole["quantization_difference"]) == (
+        5.0,
+        None,
+        None,
+    )
     assert (wave["prompts"], wave["tokens"]) == (0, None)
     assert (examined["reasoning_tokens"], examined["quantization_difference"]) == (2.0, 0.02)
     assert examined["dropped"] == {"reasons no longer kept": 2}
 
 
 def test_reasoning_is_told_apart_from_the_answer(run):
-    report = run.add("sft", scored(0.5)).add("round-1", scored(0.6, tokens=30, reasoning_tokens=20)).evaluate()
-    assert [(m["tokens"]["mean"], m["reasoning"]["mean"]) for m in report["models"]] == [(10, 0), (10, 20)]
+    report = (
+        run.add("sft", scored(0.5))
+        .add("round-1", scored(0.6, tokens=30, reasoning_tokens=20))
+        .evaluate()
+    )
+    assert [(m["tokens"]["mean"], m["reasoning"]["mean"]) for m in report["models"]] == [
+        (10, 0),
+        (10, 20),
+    ]
 
 
 def test_cost_sums_the_ancestors_by_stage(run):
     cost = whole(run).evaluate()["cost"]
     assert [row["stage"] for row in cost] == ["sample", "pair"]
-    assert (cost[0]["seconds"], cost[0]["tokens"], cost[0]["tokens_per_second"]) == (40.0, 2000, 50.0)
-    assert [(step["label"], step["seconds"]) for step in cost[0]["steps"]] == [("1", 10.0), ("test sft", 30.0)]
+    assert (cost[0]["seconds"], cost[0]["tokens"], cost[0]["tokens_per_second"]) == (
+        40.0,
+        2000,
+        50.0,
+    )
+    assert [(step["label"], step["seconds"]) for step in cost[0]["steps"]] == [
+        ("1", 10.0),
+        ("test sft", 30.0),
+    ]
     assert (cost[1]["tokens"], cost[1]["tokens_per_second"]) == (None, None)
 
 
@@ -187,7 +278,11 @@ def test_tokens_a_second_are_those_of_drawing_and_the_engine_s_start_stands_apar
     add_step(run, "sample", "test sft", figures, {}, seconds=12.0)
     add_step(run, "train", 1, {"tokens": 900}, {}, seconds=9.0)
     drawn, trained = run.add("sft", scored(0.5)).add("round-1", scored(0.6)).evaluate()["cost"]
-    assert (drawn["seconds"], drawn["engine_start_seconds"], drawn["tokens_per_second"]) == (24.0, 8.0, 100.0)
+    assert (drawn["seconds"], drawn["engine_start_seconds"], drawn["tokens_per_second"]) == (
+        24.0,
+        8.0,
+        100.0,
+    )
     assert (trained["engine_start_seconds"], trained["tokens_per_second"]) == (None, 100.0)
 
 
@@ -200,7 +295,9 @@ def test_the_same_exams_give_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         whole(Run(tmp_path / name)).evaluate(chosen="round-2")
     for file in ("report.json", "report.md", "report.html", "answers.parquet", "verdicts.parquet"):
-        assert (tmp_path / "one/out" / file).read_bytes() == (tmp_path / "two/out" / file).read_bytes()
+        assert (tmp_path / "one/out" / file).read_bytes() == (
+            tmp_path / "two/out" / file
+        ).read_bytes()
 
 
 def test_it_loads_no_model():
@@ -246,25 +343,40 @@ def test_one_failed_score_of_two_leaves_the_other(run):
 def test_answers_on_which_a_scorer_abstained_did_not_fail(run):
     """People marked the answers to some prompts alone; one of their marks could not be read."""
     silent = [answer(key, None, abstained=True) for key in IDS[41:]]
-    answers = [*scored(0.5, IDS[:39]), answer(IDS[39], None), answer(IDS[40], None, abstained=True), *silent]
-    report = run.add("sft", answers).add("round-1", [*answers, answer(IDS[40], 0.5, index=1)]).evaluate()
+    answers = [
+        *scored(0.5, IDS[:39]),
+        answer(IDS[39], None),
+        answer(IDS[40], None, abstained=True),
+        *silent,
+    ]
+    report = (
+        run.add("sft", answers).add("round-1", [*answers, answer(IDS[40], 0.5, index=1)]).evaluate()
+    )
     assert [model["metrics"]["rules"]["failed"] for model in report["models"]] == [1, 1]
     assert [model["metrics"]["rules"]["n"] for model in report["models"]] == [39, 40]
     gap = named(report["differences"], model="round-1", scorer="rules")
-    assert (gap["n"], gap["missing"], report["duels"][0]["failed"]) == (39, 2, 2)  # p039 in both, p040 in one
+    assert (gap["n"], gap["missing"], report["duels"][0]["failed"]) == (
+        39,
+        2,
+        2,
+    )  # p039 in both, p040 in one
 
 
 def test_models_are_joined_by_prompt_whatever_the_order_of_rows(run):
     """Each model's answers lie in an order of their own; the true difference on every prompt is 0.1."""
     order = random.Random(5)
     sft, better = scored(lambda i: i / 60), scored(lambda i: i / 60 + 0.1)
-    report = run.add("sft", order.sample(sft, 60)).add("round-1", order.sample(better, 60)).evaluate()
+    report = (
+        run.add("sft", order.sample(sft, 60)).add("round-1", order.sample(better, 60)).evaluate()
+    )
     gap = named(report["differences"], model="round-1", scorer="rules")
     assert (gap["low"], gap["mean"], gap["high"]) == pytest.approx((0.1, 0.1, 0.1))
     assert report["duels"][0]["wins"] == 60
     answers = read_table(run.out / "answers.parquet")
     assert answers["prompt_id"].unique(maintain_order=True).to_list() == IDS
-    assert answers.filter(pl.col("prompt_id") == "p007")["score"].to_list() == pytest.approx([7 / 60, 7 / 60 + 0.1])
+    assert answers.filter(pl.col("prompt_id") == "p007")["score"].to_list() == pytest.approx(
+        [7 / 60, 7 / 60 + 0.1]
+    )
 
 
 def test_prompts_that_one_model_did_not_answer_are_missing_from_the_difference(run):
@@ -275,7 +387,10 @@ def test_prompts_that_one_model_did_not_answer_are_missing_from_the_difference(r
 
 
 def test_a_kind_counts_only_prompts_to_which_it_applies(run):
-    kinds = [answer(key, 0.5, kinds={"open": float(i < 15)} if i < 20 else {}) for i, key in enumerate(IDS)]
+    kinds = [
+        answer(key, 0.5, kinds={"open": float(i < 15)} if i < 20 else {})
+        for i, key in enumerate(IDS)
+    ]
     report = run.add("sft", kinds).add("round-1", kinds).evaluate()
     metric = report["models"][0]["metrics"]["rules/open"]
     assert (metric["mean"], metric["n"], metric["failed"]) == (0.75, 20, 0)
@@ -311,7 +426,16 @@ def test_truncation_and_length_come_from_the_answers(run):
 def test_verdicts_say_who_won_each_prompt(run):
     run.add("sft", scored(0.5)).add("round-1", scored(lambda i: [0.2, 0.5, 0.9][i % 3])).evaluate()
     table = read_table(run.out / "verdicts.parquet")
-    assert table.columns == ["prompt_id", "a", "b", "judge", "verdict", "orders", "score_a", "score_b"]
+    assert table.columns == [
+        "prompt_id",
+        "a",
+        "b",
+        "judge",
+        "verdict",
+        "orders",
+        "score_a",
+        "score_b",
+    ]
     row = table.filter(pl.col("prompt_id") == "p001").row(0)
     assert row == ("p001", "round-1", "sft", "rules", "tie", [], 0.5, 0.5)
     assert dict(table["verdict"].value_counts().iter_rows()) == {"a": 20, "tie": 20, "b": 20}
@@ -320,7 +444,9 @@ def test_verdicts_say_who_won_each_prompt(run):
 def test_a_better_model_is_called_better(run):
     rng = random.Random(4)
     report = (
-        run.add("sft", scored(lambda i: rng.random())).add("round-1", scored(lambda i: rng.random() + 0.4)).evaluate()
+        run.add("sft", scored(lambda i: rng.random()))
+        .add("round-1", scored(lambda i: rng.random() + 0.4))
+        .evaluate()
     )
     assert report["verdict"]["better"] == "yes"
     assert report["verdict"]["why"] in (run.out / "report.md").read_text()
@@ -337,21 +463,32 @@ def test_habits_are_shares_by_prompt_and_leave_thinking_out(run):
         "# Title\nwords",
         "Sure, here we go.",
     ]
-    sft = [answer(key, 0.5, texts[i % 4], tokens=30, reasoning_tokens=10 * (i % 4 == 1)) for i, key in enumerate(IDS)]
+    sft = [
+        answer(key, 0.5, texts[i % 4], tokens=30, reasoning_tokens=10 * (i % 4 == 1))
+        for i, key in enumerate(IDS)
+    ]
     found = run.add("sft", sft).evaluate(chosen="sft")["models"][0]
     assert (found["refusals"], found["markdown"]) == (0.25, 0.25)
     assert found["opening"] == {"text": "i'm sorry but", "share": 0.25}
-    assert (found["tokens"]["mean"], found["reasoning"]["mean"]) == (pytest.approx(27.5), pytest.approx(2.5))
+    assert (found["tokens"]["mean"], found["reasoning"]["mean"]) == (
+        pytest.approx(27.5),
+        pytest.approx(2.5),
+    )
     assert found["distinct"]["1"] == pytest.approx(12 / (15 * (4 + 4 + 2 + 4)))
     assert found["other_language"] == {"share": None, "n": 0}
 
 
 def test_habits_of_the_chosen_model_are_held_against_sft_s(run):
     """Its answers are longer on every prompt, and cut on two in sixty: the first is a change, the second is none."""
-    longer = [answer(key, 0.5, tokens=15, finish_reason="length" if i < 2 else "stop") for i, key in enumerate(IDS)]
+    longer = [
+        answer(key, 0.5, tokens=15, finish_reason="length" if i < 2 else "stop")
+        for i, key in enumerate(IDS)
+    ]
     report = run.add("sft", scored(0.5)).add("round-1", longer).evaluate()
     rows = {row["habit"]: row for row in report["changes"]}
-    assert (rows["tokens"]["mean"], rows["tokens"]["n"]) == (5.0, 60) and rows["tokens"]["p_holm"] < 0.05
+    assert (rows["tokens"]["mean"], rows["tokens"]["n"]) == (5.0, 60) and rows["tokens"][
+        "p_holm"
+    ] < 0.05
     assert rows["truncated"]["mean"] == pytest.approx(2 / 60) and rows["truncated"]["p_holm"] > 0.05
     assert rows["other_language"]["n"] == 0 and rows["other_language"]["p_holm"] is None
 
@@ -361,9 +498,15 @@ def test_distributions_count_every_prompt_once_between_common_edges(run):
     found = {each["what"]: each for each in run.evaluate()["distributions"]}
     scores, tokens = found["score"], found["tokens"]
     assert (scores["edges"][0], scores["edges"][-1]) == (0.0, 1.0)
-    assert scores["prompts"]["sft"][0] == scores["prompts"]["sft"][-1] == 20 and scores["prompts"]["round-1"][-1] == 60
+    assert (
+        scores["prompts"]["sft"][0] == scores["prompts"]["sft"][-1] == 20
+        and scores["prompts"]["round-1"][-1] == 60
+    )
     for each in (scores, tokens):
-        assert all(sum(counts) == 60 and len(counts) == len(each["edges"]) - 1 for counts in each["prompts"].values())
+        assert all(
+            sum(counts) == 60 and len(counts) == len(each["edges"]) - 1
+            for counts in each["prompts"].values()
+        )
 
 
 def test_an_answer_in_another_language_than_its_prompt_is_counted(tmp_path):
@@ -374,15 +517,23 @@ def test_an_answer_in_another_language_than_its_prompt_is_counted(tmp_path):
     english = "The old lighthouse stands above the grey sea and has done so for more than two hundred years."
     german = "Der alte Leuchtturm steht über dem grauen Meer und tut das schon seit mehr als zweihundert Jahren."
     sft = [answer(key, 0.5, german if i < 15 else english) for i, key in enumerate(IDS)]
-    assert run.add("sft", sft).evaluate(chosen="sft")["models"][0]["other_language"] == {"share": 0.25, "n": 60}
+    assert run.add("sft", sft).evaluate(chosen="sft")["models"][0]["other_language"] == {
+        "share": 0.25,
+        "n": 60,
+    }
 
 
 def test_slices_are_over_their_own_prompts(tmp_path):
     run = Run(tmp_path)
-    kinds = [json.dumps({"category": "code"} if i < 20 else {"category": "prose"} if i < 50 else {}) for i in range(60)]
+    kinds = [
+        json.dumps({"category": "code"} if i < 20 else {"category": "prose"} if i < 50 else {})
+        for i in range(60)
+    ]
     table = run.prompts.read().with_columns(columns=pl.Series(kinds))
     write_table(run.prompts.path / "prompts.parquet", table)
-    run.add("sft", scored(0.5)).add("round-1", scored(lambda i: 0.9 if i < 20 else 0.5 - i % 2 / 10))
+    run.add("sft", scored(0.5)).add(
+        "round-1", scored(lambda i: 0.9 if i < 20 else 0.5 - i % 2 / 10)
+    )
     report = run.evaluate(config=CONFIG.model_copy(update={"slices": ["category"]}))
     own = [row for row in report["slices"] if row["model"] == "round-1"]
     assert [(row["value"], row["prompts"], row["n"]) for row in own] == [
@@ -391,7 +542,9 @@ def test_slices_are_over_their_own_prompts(tmp_path):
         ("–", 10, 10),
     ]
     assert named(own, value="code")["gain"]["mean"] == pytest.approx(0.4)
-    assert named(own, value="code")["gain"]["p_holm"] == pytest.approx(3 * named(own, value="code")["gain"]["p_value"])
+    assert named(own, value="code")["gain"]["p_holm"] == pytest.approx(
+        3 * named(own, value="code")["gain"]["p_value"]
+    )
     assert "category: prose" in (run.out / "report.md").read_text()
     with pytest.raises(Refusal, match=r"no prompt has the column categry.*Did you mean category\?"):
         run.evaluate(config=CONFIG.model_copy(update={"slices": ["categry"]}))
@@ -421,7 +574,9 @@ def test_sft_drawn_again_is_a_row_and_says_that_the_machinery_holds(run):
     assert named(report["differences"], model="control")["p_value"] > 0.05
     assert named(report["duels"], a="control", b="sft")
     assert report["control"]["why"] in (run.out / "report.md").read_text()
-    assert not [row for row in report["missing"] if row["model"] == "control" and "KL" in row["what"]]
+    assert not [
+        row for row in report["missing"] if row["model"] == "control" and "KL" in row["what"]
+    ]
     assert named(report["models"], name="control")["kl"]["why"] == "sft's own answers"
 
 
@@ -435,7 +590,13 @@ def test_a_control_that_differs_is_said_at_the_top(run):
 def golden(run, gold):
     rng = random.Random(0)
     for name, gain in (("sft", 0.0), ("round-1", 1.0)):
-        run.add(name, [answer(key, rng.random() + gain, others={"gold": rng.random() + gold * gain}) for key in IDS])
+        run.add(
+            name,
+            [
+                answer(key, rng.random() + gain, others={"gold": rng.random() + gold * gain})
+                for key in IDS
+            ],
+        )
     return run.evaluate(config=CONFIG.model_copy(update={"gold": ["gold"]}))
 
 
@@ -444,7 +605,10 @@ def test_a_proxy_that_rose_alone_is_no_yes(run):
     assert report["proxy"]["over_optimised"] is True
     [row] = report["proxy"]["rounds"]
     assert row["proxy"]["low"] > 0.5 and row["gold"]["low"] < 0 < row["gold"]["high"]
-    assert report["verdict"]["better"] == "unclear" and "It learned to please rules" in report["verdict"]["why"]
+    assert (
+        report["verdict"]["better"] == "unclear"
+        and "It learned to please rules" in report["verdict"]["why"]
+    )
     assert "round-1 learned to please rules" in (run.out / "report.html").read_text()
 
 
@@ -457,11 +621,16 @@ def test_the_best_of_n_are_the_answers_that_were_marked_and_the_ceiling(run):
     rng = random.Random(0)
     noise = [rng.random() / 10 for _ in IDS]
     run.add("sft", scored(0.5)).add("round-1", scored(lambda i: 0.6 + noise[i]))
-    run.add("best-of-4", [answer(key, 0.7 + 2 * noise[i], index=j) for i, key in enumerate(IDS) for j in range(4)])
+    run.add(
+        "best-of-4",
+        [answer(key, 0.7 + 2 * noise[i], index=j) for i, key in enumerate(IDS) for j in range(4)],
+    )
     scores = run.exams["best-of-4"]["scores"].path / "scores" / "0.parquet"
     write_table(scores, read_table(scores).filter(pl.col("sample_id").str.ends_with("/2")))
     report = run.evaluate()
-    assert read_table(run.out / "answers.parquet").filter(pl.col("model") == "best-of-4").height == 60
+    assert (
+        read_table(run.out / "answers.parquet").filter(pl.col("model") == "best-of-4").height == 60
+    )
     assert named(report["models"], name="best-of-4")["metrics"]["rules"]["failed"] == 0
     mean = sum(noise) / 60
     assert report["ceiling"]["share"] == pytest.approx((0.1 + mean) / (0.2 + 2 * mean))
@@ -479,10 +648,14 @@ def test_where_sft_is_chosen_it_is_not_held_against_itself(run):
 # ── what may be missing ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("lacking", [["scores"], ["logps"], ["samples"], ["samples", "scores", "logps"]])
+@pytest.mark.parametrize(
+    "lacking", [["scores"], ["logps"], ["samples"], ["samples", "scores", "logps"]]
+)
 def test_the_report_is_written_although_one_model_lacks_something(run, lacking):
     kl = [(key, -10.0, -11.0) for key in IDS]
-    run.add("sft", scored(0.5), kl).add("round-1", scored(0.6), kl, without=lacking).add("round-2", scored(0.9), kl)
+    run.add("sft", scored(0.5), kl).add("round-1", scored(0.6), kl, without=lacking).add(
+        "round-2", scored(0.9), kl
+    )
     report = run.evaluate(chosen="round-2")
     assert {row["model"] for row in report["missing"]} == {"round-1"}
     assert named(report["models"], name="round-2")["metrics"]["rules"]["mean"] == pytest.approx(0.9)
@@ -506,14 +679,23 @@ def test_no_model_with_scores_at_all_still_gives_a_report(run):
 def test_kl_without_log_probabilities_is_null_and_says_why(run):
     report = run.add("sft", scored(0.5)).add("round-1", scored(0.6), without=["logps"]).evaluate()
     reason = "the exam has no samples of the setting kl"
-    assert report["models"][1]["kl"] == {"mean": None, "low": None, "high": None, "n": 0, "why": reason}
+    assert report["models"][1]["kl"] == {
+        "mean": None,
+        "low": None,
+        "high": None,
+        "n": 0,
+        "why": reason,
+    }
     assert any(row["model"] == "round-1" and "KL" in row["what"] for row in report["missing"])
 
 
 def test_samples_without_a_log_probability_are_counted(run):
     kl = [(key, -10.0, None if i < 5 else -12.0) for i, key in enumerate(IDS)]
     report = run.add("sft", scored(0.5)).add("round-1", scored(0.6), kl).evaluate()
-    assert (report["models"][1]["kl"]["mean"], report["models"][1]["kl"]["n"]) == (pytest.approx(2.0), 55)
+    assert (report["models"][1]["kl"]["mean"], report["models"][1]["kl"]["n"]) == (
+        pytest.approx(2.0),
+        55,
+    )
     assert any("5 of 60 samples" in row["what"] for row in report["missing"])
 
 
@@ -523,14 +705,20 @@ def test_where_one_of_the_two_answered_nothing_the_verdict_and_the_page_say_so(r
     report = run.add("sft", answers["sft"]).add("round-1", answers["round-1"]).evaluate()
     assert report["verdict"]["better"] == "unclear"
     assert "for both round-1 and sft: see what is missing" in report["verdict"]["why"]
-    assert named(report["missing"], model=of, what="it gave no answers, so it has no scores, lengths or examples")
+    assert named(
+        report["missing"],
+        model=of,
+        what="it gave no answers, so it has no scores, lengths or examples",
+    )
     assert "it gave no answers" in (run.out / "report.html").read_text()
 
 
 def test_a_model_whose_answers_are_empty_is_named(run):
     mute = [answer(key, 0.0, text=" " if i else "Yes.") for i, key in enumerate(IDS)]
     report = run.add("sft", scored(0.5)).add("round-1", mute).evaluate()
-    assert named(report["missing"], model="round-1", what="empty: 59 of its 60 answers, marked as they stand")
+    assert named(
+        report["missing"], model="round-1", what="empty: 59 of its 60 answers, marked as they stand"
+    )
     assert [row["what"] for row in report["missing"] if row["model"] == "sft"] == []
 
 
@@ -550,7 +738,9 @@ def test_twenty_prompts_are_too_few_for_a_verdict(tmp_path):
 
 
 def test_a_chosen_model_that_was_not_examined_is_unclear(run):
-    report = run.add("sft", scored(0.1)).add("round-1", scored(0.9)).evaluate(chosen="somebody else")
+    report = (
+        run.add("sft", scored(0.1)).add("round-1", scored(0.9)).evaluate(chosen="somebody else")
+    )
     assert (report["exam"]["chosen"], report["verdict"]["better"]) == (None, "unclear")
 
 

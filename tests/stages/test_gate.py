@@ -23,7 +23,9 @@ def examined(root, **rounds):
     exams = {}
     for name, (scores, nats) in rounds.items():
         of = model(root, "sft" if name == "sft" else "train", f"{len(exams):012x}")
-        write_json(of.path / "manifest.json", {"files": [{"path": "weights", "size": 1, "sha256": name}]})
+        write_json(
+            of.path / "manifest.json", {"files": [{"path": "weights", "size": 1, "sha256": name}]}
+        )
         kl = [] if nats is None else [(key, nats - 20.0, -20.0) for key in IDS]
         answers = [answer(key, score) for key, score in zip(IDS, scores, strict=True)]
         exams[name.replace("_", "-")] = exam(of, answers, kl)
@@ -61,7 +63,9 @@ def test_a_gain_too_small_or_a_model_too_far_is_passed_by(tmp_path):
 
 def test_models_are_compared_on_the_prompts_that_both_have_a_score_for(tmp_path):
     """On all its prompts round 1 has the higher mean, on those of both the lower one."""
-    chosen, _, _ = decided(tmp_path, sft=([0.5] * 4 + [0.0] * 4, 0.0), round_1=([0.4] * 4 + [None] * 4, 1.0))
+    chosen, _, _ = decided(
+        tmp_path, sft=([0.5] * 4 + [0.0] * 4, 0.0), round_1=([0.4] * 4 + [None] * 4, 1.0)
+    )
     assert chosen == "sft"
 
 
@@ -70,16 +74,24 @@ def test_without_scores_or_the_kl_that_a_budget_needs_nothing_is_chosen(tmp_path
         decided(tmp_path, sft=([0.5] * 8, 0.0), round_1=([None] * 8, 1.0))
     with pytest.raises(Refusal, match=r"gate\.kl_budget=5"):
         decided(
-            tmp_path, GateConfig(scorer="rules", kl_budget=5, min_gain=0), sft=([0.5] * 8, 0), round_1=([1] * 8, None)
+            tmp_path,
+            GateConfig(scorer="rules", kl_budget=5, min_gain=0),
+            sft=([0.5] * 8, 0),
+            round_1=([1] * 8, None),
         )
 
 
 def test_the_pointer_holds_its_target_s_content_and_keeps_its_files(tmp_path):
-    exams, out = examined(tmp_path, sft=([0.2] * 8, 0.0), round_1=([0.6] * 8, 1.0)), tmp_path / "gate" / f"{0:012x}"
+    exams, out = (
+        examined(tmp_path, sft=([0.2] * 8, 0.0), round_1=([0.6] * 8, 1.0)),
+        tmp_path / "gate" / f"{0:012x}",
+    )
     target = gate.run(CONFIG, out, exams=exams).path
     before = (out / "model.json").read_text()
     assert store.bases(out) == [target.name]
-    write_json(target / "manifest.json", {"files": [{"path": "weights", "size": 1, "sha256": "rebuilt"}]})
+    write_json(
+        target / "manifest.json", {"files": [{"path": "weights", "size": 1, "sha256": "rebuilt"}]}
+    )
     gate.run(CONFIG, out, exams=exams)
     assert (out / "model.json").read_text() != before
 
@@ -97,7 +109,12 @@ def test_the_next_round_and_the_report_go_on_from_what_the_gate_chose():
 def test_the_gate_reads_dev_and_the_scorers_of_training_alone():
     gold = ["+scorer@exam.score.scorers.short=length", "exam.score.scorers.short.gold=true"]
     last = named(plan(composed("recipes=smoke", "gate=best", *gold)))["gate@2"]
-    parts = {part for step in last.ancestors() for _, source, part in step.edges() if source.stage == "prompts"}
+    parts = {
+        part
+        for step in last.ancestors()
+        for _, source, part in step.edges()
+        if source.stage == "prompts"
+    }
     assert parts == {"train", "dev", "fence"}
     assert {tuple(s.config.scorers) for s in last.ancestors() if s.stage == "score"} == {("rules",)}
 
@@ -112,11 +129,17 @@ def test_a_gate_that_nobody_can_ask_is_refused():
         composed(*SMALL, "gate=best", "gate.scorer=gold")
     judge = ["+scorer@score.scorers.judge=pairwise", "score.scorers.judge.engine.model=m"]
     marked = ["score@exam.score=rules", "evaluate.scorer=rules", "gate=best", "gate.scorer=judge"]
-    with pytest.raises(Refusal, match=r"gate\.scorer=judge compares a model's answers with each other"):
+    with pytest.raises(
+        Refusal, match=r"gate\.scorer=judge compares a model's answers with each other"
+    ):
         composed(*SMALL, *judge, *marked)
 
 
 def test_a_stage_that_is_off_says_where_it_is_switched_on():
-    with pytest.raises(Refusal, match=r"until=gate: this plan has no stage gate, it is off.*conf/gate/"):
+    with pytest.raises(
+        Refusal, match=r"until=gate: this plan has no stage gate, it is off.*conf/gate/"
+    ):
         select(plan(composed(*SMALL)), "gate")
-    assert [step.label for step in select(plan(composed("recipes=smoke", "gate=best")), "gate")] == [1]
+    assert [
+        step.label for step in select(plan(composed("recipes=smoke", "gate=best")), "gate")
+    ] == [1]

@@ -18,7 +18,9 @@ from tests.support.tiny import tiny_model
 
 @cache
 def config(*words: str):
-    return composed("recipes=smoke", "pair.dev={share: 0.1, least: 0, most_share: 0.5}", *words).pair.of(1)
+    return composed(
+        "recipes=smoke", "pair.dev={share: 0.1, least: 0, most_share: 0.5}", *words
+    ).pair.of(1)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,9 @@ def chat(policy) -> Chat:
 def paired(tmp_path, policy, chat):
     """The stage on `prompt → [(text, score, finish)]`, sampled as this policy writes."""
 
-    def pair(answers: dict, *words: str, details: dict | None = None, more: list | None = None, **edges) -> Pairs:
+    def pair(
+        answers: dict, *words: str, details: dict | None = None, more: list | None = None, **edges
+    ) -> Pairs:
         samples, scores = drawn(tmp_path / "in", chat, answers, details or {}, more or [])
         edges = {"policy": policy, "samples": [samples], "scores": [scores], **edges}
         return run(config(*words), tmp_path / "out", **edges)
@@ -43,7 +47,9 @@ def paired(tmp_path, policy, chat):
     return pair
 
 
-def drawn(folder: Path, chat: Chat, answers: dict[str, list], details: dict, more: list) -> tuple[Samples, Scores]:
+def drawn(
+    folder: Path, chat: Chat, answers: dict[str, list], details: dict, more: list
+) -> tuple[Samples, Scores]:
     """Two shards of each; the scores of the second before those of the first."""
     samples, scores = [], list(more)
     for prompt, texts in answers.items():
@@ -52,7 +58,10 @@ def drawn(folder: Path, chat: Chat, answers: dict[str, list], details: dict, mor
             samples.append(sample_row(chat, prompt, name, text, finish))
             scores.append(score_row(prompt, name, score, details.get(name, "")))
     for shard in range(2):
-        write_table(folder / "a" / "samples" / f"{shard:05d}.parquet", pl.DataFrame(samples[shard::2], schema=SAMPLE))
+        write_table(
+            folder / "a" / "samples" / f"{shard:05d}.parquet",
+            pl.DataFrame(samples[shard::2], schema=SAMPLE),
+        )
         rows = pl.DataFrame(scores[::-1][shard::2], schema=SCORE)
         write_table(folder / "b" / "scores" / f"{shard:05d}.parquet", rows)
     return Samples(folder / "a"), Scores(folder / "b")
@@ -73,19 +82,26 @@ def sample_row(chat: Chat, prompt: str, name: str, text: str, finish: str) -> di
     }
 
 
-def score_row(prompt: str, name: str, score: float | None, detail: str = "", scorer: str = "rules") -> dict:
+def score_row(
+    prompt: str, name: str, score: float | None, detail: str = "", scorer: str = "rules"
+) -> dict:
     row = {"sample_id": name, "prompt_id": prompt, "scorer": scorer, "score": score}
     return {**row, "status": "failed" if score is None else "ok", "detail": detail}
 
 
 MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
 SAMPLE = {
-    **dict.fromkeys(("prompt_id", "sample_id", "completion", "finish_reason", "setting"), pl.String),
+    **dict.fromkeys(
+        ("prompt_id", "sample_id", "completion", "finish_reason", "setting"), pl.String
+    ),
     "prompt": pl.List(MESSAGE),
     "prompt_token_ids": pl.List(pl.Int64),
     "token_ids": pl.List(pl.Int64),
 }
-SCORE = {**dict.fromkeys(("sample_id", "prompt_id", "scorer", "status", "detail"), pl.String), "score": pl.Float64}
+SCORE = {
+    **dict.fromkeys(("sample_id", "prompt_id", "scorer", "status", "detail"), pl.String),
+    "score": pl.Float64,
+}
 GOOD_AND_BAD = [("a good one", 1.0, "stop"), ("a bad one", 0.0, "stop")]
 
 
@@ -95,7 +111,10 @@ def all_pairs(pairs: Pairs) -> pl.DataFrame:
 
 def reasons(pairs: Pairs) -> dict[str, str]:
     """prompt or sample → the reason why it was dropped."""
-    return {row["sample_id"] or row["prompt_id"]: row["reason"] for row in pairs.dropped().iter_rows(named=True)}
+    return {
+        row["sample_id"] or row["prompt_id"]: row["reason"]
+        for row in pairs.dropped().iter_rows(named=True)
+    }
 
 
 def test_best_against_worst_with_the_sampler_s_own_tokens(paired, chat):
@@ -103,9 +122,18 @@ def test_best_against_worst_with_the_sampler_s_own_tokens(paired, chat):
     row = all_pairs(pairs).row(0, named=True)
     assert (row["chosen_id"], row["rejected_id"], row["margin"]) == ("p-1", "p-2", 1.0)
     assert row["chosen"] == [{"role": "assistant", "content": "good"}]
-    expected = {s: [*chat.tokenizer(s, add_special_tokens=False)["input_ids"], *chat.stops] for s in ("good", "bad")}
-    assert (row["chosen_token_ids"], row["rejected_token_ids"]) == (expected["good"], expected["bad"])
-    assert row["prompt_token_ids"] == chat.encode(row["prompt"], {}) and row["prompt"][0]["content"] == "about p"
+    expected = {
+        s: [*chat.tokenizer(s, add_special_tokens=False)["input_ids"], *chat.stops]
+        for s in ("good", "bad")
+    }
+    assert (row["chosen_token_ids"], row["rejected_token_ids"]) == (
+        expected["good"],
+        expected["bad"],
+    )
+    assert (
+        row["prompt_token_ids"] == chat.encode(row["prompt"], {})
+        and row["prompt"][0]["content"] == "about p"
+    )
 
 
 def test_what_is_dropped_says_why(paired):
@@ -132,7 +160,10 @@ def test_what_is_dropped_says_why(paired):
 
 
 def test_a_margin_below_the_limit_makes_no_pair(paired):
-    answers = {"p": [("a", 0.4, "stop"), ("b", 0.5, "stop")], "q": [("a", 0.0, "stop"), ("b", 0.5, "stop")]}
+    answers = {
+        "p": [("a", 0.4, "stop"), ("b", 0.5, "stop")],
+        "q": [("a", 0.0, "stop"), ("b", 0.5, "stop")],
+    }
     assert reasons(paired(answers, "pair.filters.min_margin=0.2")) == {"p": "margin too small"}
 
 
@@ -169,7 +200,8 @@ def test_the_gold_answer_against_the_worst_sample(tmp_path, paired, chat):
     columns = {"p": {"answer": "the gold answer"}, "q": {"answer": "a bad one"}, "r": {}}
     rows = [{"prompt_id": p, "prompt": [], "columns": json.dumps(c)} for p, c in columns.items()]
     write_table(
-        tmp_path / "prompts" / "prompts.parquet", pl.DataFrame(rows, schema_overrides={"prompt": pl.List(MESSAGE)})
+        tmp_path / "prompts" / "prompts.parquet",
+        pl.DataFrame(rows, schema_overrides={"prompt": pl.List(MESSAGE)}),
     )
     prompts = Prompts(tmp_path / "prompts")
     pairs = paired(dict.fromkeys("pqr", GOOD_AND_BAD), "pair=demonstration", prompts=prompts)
@@ -179,12 +211,17 @@ def test_the_gold_answer_against_the_worst_sample(tmp_path, paired, chat):
         "p-1",
         "demonstration",
     )
-    assert row["chosen_token_ids"] == chat.answer(row["prompt"], "the gold answer", {}) and row["margin"] is None
+    assert (
+        row["chosen_token_ids"] == chat.answer(row["prompt"], "the gold answer", {})
+        and row["margin"] is None
+    )
     assert reasons(pairs) == {"q": "equal answers", "r": "no demonstration"}
 
 
 def test_ties_are_kept_both_ways_when_asked(paired):
-    pairs = paired({"p": [("a", 0.5, "stop"), ("b", 0.5, "stop"), ("c", 0.5, "stop")]}, "pair.ties=both")
+    pairs = paired(
+        {"p": [("a", 0.5, "stop"), ("b", 0.5, "stop"), ("c", 0.5, "stop")]}, "pair.ties=both"
+    )
     both = all_pairs(pairs).select("chosen_id", "rejected_id", "margin").rows()
     assert sorted(both) == [("p-0", "p-1", 0.0), ("p-1", "p-0", 0.0)]
 
@@ -203,15 +240,23 @@ def test_noise_is_estimated_from_scorers_annotators_and_flips(paired):
     noise = paired(answers, details=details, more=more).funnel()["noise"]
     assert noise["scorers"] == pytest.approx((1 - 0.6**0.5) / 2, abs=1e-3)  # 2 of 10 disagree
     assert noise["flips"] == pytest.approx((1 - 0.4**0.5) / 2, abs=1e-3)
-    assert noise["annotators"] == 0.5  # 3 of 4 prefer the first: two of them differ with probability a half
+    assert (
+        noise["annotators"] == 0.5
+    )  # 3 of 4 prefer the first: two of them differ with probability a half
     assert noise["suggested_label_smoothing"] == {"cdpo": 0.49, "robust_dpo": 0.49}
 
 
 def test_the_waves_of_a_round_are_one_set_of_candidates(tmp_path, policy, chat):
     """And a wave that drew nothing is read like any other; ties are counted after the last one."""
-    answers = {"p": GOOD_AND_BAD, "tied": [("a", 1.0, "stop")] * 2, "still": [("a", 0.0, "stop")] * 2}
+    answers = {
+        "p": GOOD_AND_BAD,
+        "tied": [("a", 1.0, "stop")] * 2,
+        "still": [("a", 0.0, "stop")] * 2,
+    }
     first = drawn(tmp_path / "0", chat, answers, {}, [])
-    second = drawn(tmp_path / "1", chat, {"tied": [("b", 0.0, "stop")], "still": [("b", 0.0, "stop")]}, {}, [])
+    second = drawn(
+        tmp_path / "1", chat, {"tied": [("b", 0.0, "stop")], "still": [("b", 0.0, "stop")]}, {}, []
+    )
     for part, kind in (("a/samples", SAMPLE), ("b/scores", SCORE)):
         for file in (tmp_path / "1" / part).glob("*.parquet"):
             renamed = pl.concat_str(pl.lit("wave-1-"), "sample_id").alias("sample_id")
@@ -219,7 +264,9 @@ def test_the_waves_of_a_round_are_one_set_of_candidates(tmp_path, policy, chat):
         write_table(tmp_path / "2" / part / "00000.parquet", pl.DataFrame(schema=kind))
     third = Samples(tmp_path / "2" / "a"), Scores(tmp_path / "2" / "b")
     samples, scores = zip(first, second, third, strict=True)
-    pairs = run(config(), tmp_path / "out", policy=policy, samples=list(samples), scores=list(scores))
+    pairs = run(
+        config(), tmp_path / "out", policy=policy, samples=list(samples), scores=list(scores)
+    )
     told = all_pairs(pairs).select("prompt_id", "rejected_id").rows()
     assert told == [("p", "p-1"), ("tied", "wave-1-tied-0")]
     assert (pairs.funnel()["samples_in"], pairs.funnel()["waves"]) == (8, [6, 2, 0])
@@ -232,39 +279,63 @@ def test_little_noise_suggests_no_smoothing_and_no_sign_no_estimate(paired):
 
 def test_filters_on_signs_use_what_the_scores_say(paired):
     answers = dict.fromkeys("pqr", GOOD_AND_BAD)
-    details = {f"p-{i}": '{"flip_rate": 0.6}' for i in (0, 1)} | {"q-0": "the judge said {", "q-1": '{"flip_rate'}
+    details = {f"p-{i}": '{"flip_rate": 0.6}' for i in (0, 1)} | {
+        "q-0": "the judge said {",
+        "q-1": '{"flip_rate',
+    }
     more = [score_row("r", f"r-{i}", float(i), scorer="judge") for i in (0, 1)]
     words = "pair.filters.max_flip_rate=0.5", "pair.filters.max_disagreement=0.5"
     pairs = paired(answers, *words, details=details, more=more)
     assert reasons(pairs) == {"p": "judge flips", "r": "scorers disagree"}
     filters = pairs.funnel()["filters"]
-    assert (filters["judge flips"], filters["scorers disagree"], filters["near another pair"]) == (1, 1, "not asked")
+    assert (filters["judge flips"], filters["scorers disagree"], filters["near another pair"]) == (
+        1,
+        1,
+        "not asked",
+    )
 
 
 # ── funnel and card ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_funnel_tells_where_everything_went(paired, capsys):
-    answers = {f"p{i}": [("a good one", 1.0, "stop"), ("a", i / 100, "stop"), ("b", None, "stop")] for i in range(30)}
+    answers = {
+        f"p{i}": [("a good one", 1.0, "stop"), ("a", i / 100, "stop"), ("b", None, "stop")]
+        for i in range(30)
+    }
     pairs = paired(answers, "pair.filters.min_margin=0.75")
     funnel = pairs.funnel()
-    assert (funnel["samples_in"], funnel["candidates"], funnel["dropped_samples"]) == (90, 60, {"no score": 30})
+    assert (funnel["samples_in"], funnel["candidates"], funnel["dropped_samples"]) == (
+        90,
+        60,
+        {"no score": 30},
+    )
     assert (funnel["prompts_in"], funnel["pairs_in"], funnel["pairs"]) == (30, 30, 26)
     assert funnel["dropped_pairs"] == {"margin too small": 4}
     assert {name: len(rows) for name, rows in funnel["examples"].items()} == {
         "most_certain": 7, "least_certain": 7, "longest_gap": 6,
     }  # fmt: skip
-    assert funnel["examples"]["most_certain"][0]["prompt_id"] == "p0" and funnel["length_score_correlation"] > 0.9
+    assert (
+        funnel["examples"]["most_certain"][0]["prompt_id"] == "p0"
+        and funnel["length_score_correlation"] > 0.9
+    )
     screen = [line for line in capsys.readouterr().err.splitlines() if line.startswith("│ ")]
     assert any("− margin too small" in line and line.endswith(" 4") for line in screen)
     assert "− no score" in (pairs.path / "README.md").read_text()
 
 
 def test_all_samples_become_thumbs_when_asked(paired):
-    answers = {"p": [("a", 0.0, "stop"), ("b", 0.4, "stop"), ("c", 0.6, "stop"), ("d", 1.0, "stop")]}
+    answers = {
+        "p": [("a", 0.0, "stop"), ("b", 0.4, "stop"), ("c", 0.6, "stop"), ("d", 1.0, "stop")]
+    }
     pairs = paired(answers, "pair.thumbs_at=0.5")
     table = pl.read_parquet(pairs.path / "unpaired.parquet")
-    assert dict(table.select("sample_id", "label").rows()) == {"p-0": False, "p-1": False, "p-2": True, "p-3": True}
+    assert dict(table.select("sample_id", "label").rows()) == {
+        "p-0": False,
+        "p-1": False,
+        "p-2": True,
+        "p-3": True,
+    }
     assert pairs.funnel()["unpaired"] == {"up": 2, "down": 2}
 
 
@@ -278,14 +349,26 @@ def test_all_samples_become_thumbs_when_asked(paired):
             lambda row, chat: row["prompt_token_ids"].pop(2),
             r"the prompt's tokens differ .* in 1 of 1 pairs.*\n.*They part at 2",
         ),
-        (lambda row, chat: row["prompt_token_ids"].insert(0, chat.bos), "the prompt begins with two BOS"),
-        (lambda row, chat: row["prompt_token_ids"].pop(0), r"the prompt's tokens differ .*\n.*They part at 0"),
+        (
+            lambda row, chat: row["prompt_token_ids"].insert(0, chat.bos),
+            "the prompt begins with two BOS",
+        ),
+        (
+            lambda row, chat: row["prompt_token_ids"].pop(0),
+            r"the prompt's tokens differ .*\n.*They part at 0",
+        ),
         (lambda row, chat: row["token_ids"].pop(), "chosen does not end with a stop token"),
-        (lambda row, chat: row["token_ids"].insert(0, 40), "chosen's tokens do not read as its text"),
+        (
+            lambda row, chat: row["token_ids"].insert(0, 40),
+            "chosen's tokens do not read as its text",
+        ),
     ],
 )
 def test_what_is_trained_must_be_what_was_sampled(tmp_path, policy, chat, change, said):
-    rows = [sample_row(chat, "p", f"p-{i}", text, finish) for i, (text, _, finish) in enumerate(GOOD_AND_BAD)]
+    rows = [
+        sample_row(chat, "p", f"p-{i}", text, finish)
+        for i, (text, _, finish) in enumerate(GOOD_AND_BAD)
+    ]
     change(rows[0], chat)
     write_table(tmp_path / "a" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
     scores = [score_row("p", f"p-{i}", score) for i, (_, score, _) in enumerate(GOOD_AND_BAD)]
@@ -324,9 +407,18 @@ def offline_rows(folder: Path, chat: Chat, count: int, **changes) -> Pairs:
     rows = []
     for n in range(count):
         prompt = [{"role": "user", "content": f"offline {n}"}]
-        row = {"prompt": prompt, "prompt_id": f"o{n}", "prompt_token_ids": chat.encode(prompt, {}), "origin": "offline"}
+        row = {
+            "prompt": prompt,
+            "prompt_id": f"o{n}",
+            "prompt_token_ids": chat.encode(prompt, {}),
+            "origin": "offline",
+        }
         for side, text in (("chosen", f"good {n}"), ("rejected", f"bad {n}")):
-            row |= {side: [{"role": "assistant", "content": text}], f"{side}_id": f"o{n}-{side}", f"{side}_score": None}
+            row |= {
+                side: [{"role": "assistant", "content": text}],
+                f"{side}_id": f"o{n}-{side}",
+                f"{side}_score": None,
+            }
             row[f"{side}_token_ids"] = chat.answer(prompt, text, {})
         rows.append({**row, "margin": None, **changes})
     table = pl.DataFrame(rows, schema=offline.PAIR)
@@ -336,7 +428,11 @@ def offline_rows(folder: Path, chat: Chat, count: int, **changes) -> Pairs:
     return Pairs(folder)
 
 
-MIXED = "offline=file", "offline.source.path=x", "pair.mix={on_policy: 0.5, offline: 0.5, per_round: 20}"
+MIXED = (
+    "offline=file",
+    "offline.source.path=x",
+    "pair.mix={on_policy: 0.5, offline: 0.5, per_round: 20}",
+)
 
 
 def test_a_mix_takes_its_shares_and_every_round_its_own_block(tmp_path, policy, chat):
@@ -398,16 +494,29 @@ def edited(tmp_path, paired):
 
 
 def line(action: str, prompt: str, **more: str) -> dict:
-    return {"action": action, "prompt_id": prompt, "chosen_id": f"{prompt}-0", "rejected_id": f"{prompt}-1", **more}
+    return {
+        "action": action,
+        "prompt_id": prompt,
+        "chosen_id": f"{prompt}-0",
+        "rejected_id": f"{prompt}-1",
+        **more,
+    }
 
 
 def test_edits_keep_drop_swap_and_replace_by_id(edited, chat):
     pairs = edited(
-        line("keep", "p"), line("drop", "q", why="unclear"), line("swap", "r"), line("replace", "s", chosen="by hand")
+        line("keep", "p"),
+        line("drop", "q", why="unclear"),
+        line("swap", "r"),
+        line("replace", "s", chosen="by hand"),
     )
     rows = {row["prompt_id"]: row for row in all_pairs(pairs).to_dicts()}
     assert set(rows) == set("prst") and reasons(pairs) == {"q": "dropped by hand"}
-    assert (rows["r"]["chosen_id"], rows["r"]["rejected_id"], rows["r"]["margin"]) == ("r-1", "r-0", None)
+    assert (rows["r"]["chosen_id"], rows["r"]["rejected_id"], rows["r"]["margin"]) == (
+        "r-1",
+        "r-0",
+        None,
+    )
     assert rows["r"]["chosen"][0]["content"] == "a bad one" and rows["r"]["chosen_score"] == 0.0
     assert (rows["s"]["origin"], rows["s"]["rejected_id"]) == ("edited", "s-1")
     assert rows["s"]["chosen_token_ids"] == chat.answer(rows["s"]["prompt"], "by hand", {})
@@ -439,7 +548,9 @@ def test_an_edit_that_cannot_be_made_is_refused(edited, lines, said):
 
 
 def test_one_sample_a_prompt_and_no_scores_at_all_leave_no_pair(paired):
-    with pytest.raises(Refusal, match=r"no pair is left of 2 samples for 2 prompts:\n  one usable sample: 2"):
+    with pytest.raises(
+        Refusal, match=r"no pair is left of 2 samples for 2 prompts:\n  one usable sample: 2"
+    ):
         paired(dict.fromkeys("pq", GOOD_AND_BAD[:1]))
     with pytest.raises(Refusal, match=r"\n  no score: 2\n  no usable sample: 1"):
         paired({"p": [("a", None, "stop"), ("b", None, "stop")]})

@@ -24,13 +24,19 @@ from tests.support.house import composed, identity_of
 
 def written(folder: Path, lines: list) -> Path:
     path = folder / "prompts.jsonl"
-    path.write_bytes(b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines))
+    path.write_bytes(
+        b"".join(
+            line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines
+        )
+    )
     return path
 
 
 @cache
 def composed_with(*words: str):
-    return composed("sft.model=./m", "prompts.path=x", "prompts.split={dev: 2, test: 3}", *words).prompts
+    return composed(
+        "sft.model=./m", "prompts.path=x", "prompts.split={dev: 2, test: 3}", *words
+    ).prompts
 
 
 def config(path: Path, *words: str):
@@ -71,12 +77,17 @@ def test_duplicates_are_dropped_and_counted(tmp_path):
     lines = [{"prompt": f"question {i}"} for i in range(20)]
     out = made(tmp_path, [*lines, lines[0], lines[7]])
     funnel = json.loads((out / "funnel.json").read_text())
-    assert (funnel["in"], funnel["dropped"], sum(funnel["out"].values())) == (22, {"duplicate": 2}, 20)
+    assert (funnel["in"], funnel["dropped"], sum(funnel["out"].values())) == (
+        22,
+        {"duplicate": 2},
+        20,
+    )
 
 
 def test_train_shares_no_ngram_with_dev_or_test(tmp_path):
     lines = [
-        {"prompt": f"{SENTENCE.format(i)}" if i % 3 == 0 else f"a question of its own, number {i}"} for i in range(60)
+        {"prompt": f"{SENTENCE.format(i)}" if i % 3 == 0 else f"a question of its own, number {i}"}
+        for i in range(60)
     ]
     out = made(tmp_path, lines, "prompts.fence.ngram=8")
     fenced = set(read_table(out / "fence" / "ngrams.parquet").rows())
@@ -88,7 +99,9 @@ def test_train_shares_no_ngram_with_dev_or_test(tmp_path):
 def test_overlap_is_blind_to_case_and_punctuation():
     assert grams("Tell me, PLEASE: why?", 4) == grams("tell me please why", 4)
     assert grams("tell me please why", 4) <= grams("so tell me please why it is", 4)
-    assert grams("tell me", 4).isdisjoint(grams("tell me please why it is", 4)), "a short text is itself as a whole"
+    assert grams("tell me", 4).isdisjoint(grams("tell me please why it is", 4)), (
+        "a short text is itself as a whole"
+    )
 
 
 def test_overlap_is_blind_to_how_letters_are_stored_and_marked():
@@ -100,7 +113,10 @@ def test_overlap_is_blind_to_how_letters_are_stored_and_marked():
 
 
 def test_columns_and_system_prompts_travel(tmp_path):
-    lines = [{"prompt": f"question {i}", "system": "Be brief.", "answer": i, "id": f"q{i}"} for i in range(8)]
+    lines = [
+        {"prompt": f"question {i}", "system": "Be brief.", "answer": i, "id": f"q{i}"}
+        for i in range(8)
+    ]
     out = made(tmp_path, lines)
     train = Prompts(out / "train")
     row = train.read().row(0, named=True)
@@ -123,7 +139,10 @@ FAULTS = {
         {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
         "the last message is not the user's",
     ),
-    "duplicate id": ({"prompt": "another", "id": "q1"}, "id 'q1' stands on an earlier line already"),
+    "duplicate id": (
+        {"prompt": "another", "id": "q1"},
+        "id 'q1' stands on an earlier line already",
+    ),
 }
 
 
@@ -137,9 +156,15 @@ def test_a_broken_line_is_named_or_skipped_and_kept(tmp_path, name):
     assert "on_bad_row=skip" in str(refusal.value)
     assert len(str(refusal.value)) < 2000
 
-    out = made(tmp_path, [*good, line, {"prompt": "the last", "id": "z"}], "prompts.on_bad_row=skip")
+    out = made(
+        tmp_path, [*good, line, {"prompt": "the last", "id": "z"}], "prompts.on_bad_row=skip"
+    )
     funnel = json.loads((out / "funnel.json").read_text())
-    assert (funnel["in"], funnel["dropped"], sum(funnel["out"].values())) == (12, {"bad row": 1}, 11)
+    assert (funnel["in"], funnel["dropped"], sum(funnel["out"].values())) == (
+        12,
+        {"bad row": 1},
+        11,
+    )
     dropped = read_table(out / "dropped.parquet").row(0, named=True)
     assert dropped["prompt_id"] == "line 11" and fault in dropped["detail"]
 
@@ -168,7 +193,9 @@ def test_too_few_prompts_are_refused_with_the_counts(tmp_path):
     questions = [{"prompt": f"question {i}"} for i in range(6)]
     with pytest.raises(Refusal, match="there are 5; dev 2 and test 3 leave nothing to train on"):
         made(tmp_path, questions[:5])
-    with pytest.raises(Refusal, match=r"duplicate 1\) too few are left for train: train 0 \(wanted 1\), dev 2"):
+    with pytest.raises(
+        Refusal, match=r"duplicate 1\) too few are left for train: train 0 \(wanted 1\), dev 2"
+    ):
         made(tmp_path, [*questions[:5], {"prompt": "Question 0!"}])
 
 
@@ -184,7 +211,9 @@ def test_a_file_without_prompts_and_one_that_is_not_there(tmp_path):
 
 def taken(folder: Path, lines: list, on_bad_row: str = "fail", **columns: str) -> Read:
     source = FileRows(kind="file", path=str(written(folder, lines)))
-    return read_prompts(PromptRows(source=source, shape="auto", columns=columns), "prompts", on_bad_row)
+    return read_prompts(
+        PromptRows(source=source, shape="auto", columns=columns), "prompts", on_bad_row
+    )
 
 
 def turn(role: str, content: str) -> dict[str, str]:
@@ -223,7 +252,9 @@ def test_every_shape_becomes_messages_and_the_columns_left_over(tmp_path, name):
 
 
 def test_columns_are_renamed_by_the_user_s_map(tmp_path):
-    made = taken(tmp_path, [{"frage": "Name a river.", "nr": 7, "art": "x"}], prompt="frage", id="nr").rows.row(0)
+    made = taken(
+        tmp_path, [{"frage": "Name a river.", "nr": 7, "art": "x"}], prompt="frage", id="nr"
+    ).rows.row(0)
     assert made[:3] == ("7", ASKED, '{"art": "x"}')
     with pytest.raises(Refusal, match="no column fragen. Did you mean frage"):
         taken(tmp_path, [{"frage": "Name a river."}], prompt="fragen")
@@ -233,7 +264,9 @@ def test_columns_are_renamed_by_the_user_s_map(tmp_path):
 
 def test_a_row_of_several_prompts_and_an_unknown_speaker_are_named(tmp_path):
     with pytest.raises(Refusal, match="'instances' holds 2; write one row for each"):
-        taken(tmp_path, [{"instruction": "Translate.", "instances": [{"input": "a"}, {"input": "b"}]}])
+        taken(
+            tmp_path, [{"instruction": "Translate.", "instances": [{"input": "a"}, {"input": "b"}]}]
+        )
     with pytest.raises(Refusal, match="a turn is from tool. Known: system, human"):
         taken(tmp_path, [{"conversations": [{"from": "tool", "value": "a"}]}])
 
@@ -244,7 +277,10 @@ def test_the_same_prompts_from_every_kind_of_file(tmp_path):
     rows = [{"prompt": f"line one\nof question {i}, please", "answer": str(i)} for i in range(9)]
     table = pl.DataFrame(rows)
     (tmp_path / "shards").mkdir()
-    table.head(4).write_parquet(tmp_path / "shards" / "a.parquet"), table[4:].write_ndjson(tmp_path / "shards/b.jsonl")
+    (
+        table.head(4).write_parquet(tmp_path / "shards" / "a.parquet"),
+        table[4:].write_ndjson(tmp_path / "shards/b.jsonl"),
+    )
     table.write_parquet(tmp_path / "one.parquet"), table.write_csv(tmp_path / "one.csv")
     (tmp_path / "one.json").write_text(json.dumps(rows))
     Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
@@ -252,7 +288,9 @@ def test_the_same_prompts_from_every_kind_of_file(tmp_path):
     whole = taken(tmp_path, rows).rows
     for name in ("shards", "one.parquet", "one.csv", "one.json", "saved"):
         source = FileRows(kind="file", path=str(tmp_path / name))
-        assert read_prompts(PromptRows(source=source, shape="auto", columns={}), "prompts").rows.equals(whole), name
+        assert read_prompts(
+            PromptRows(source=source, shape="auto", columns={}), "prompts"
+        ).rows.equals(whole), name
 
 
 def test_a_hub_dataset_is_read_like_a_file_and_a_folder_of_splits_is_refused(tmp_path):
@@ -260,12 +298,21 @@ def test_a_hub_dataset_is_read_like_a_file_and_a_folder_of_splits_is_refused(tmp
 
     rows = [{"prompt": f"question {i}", "answer": i} for i in range(3)]
     (tmp_path / "owner").mkdir()
-    pl.DataFrame(rows).write_parquet(tmp_path / "owner" / "train.parquet")  # `datasets` takes a folder for a repository
-    hub = HubRows(kind="hub", dataset=str(tmp_path / "owner"), revision=None, subset=None, split="train")
+    pl.DataFrame(rows).write_parquet(
+        tmp_path / "owner" / "train.parquet"
+    )  # `datasets` takes a folder for a repository
+    hub = HubRows(
+        kind="hub", dataset=str(tmp_path / "owner"), revision=None, subset=None, split="train"
+    )
     got = read_prompts(PromptRows(source=hub, shape="auto", columns={}), "prompts").rows
     assert got.equals(taken(tmp_path, rows).rows)
-    with pytest.raises(Refusal, match="owner cannot be read .*\n  Check its name, subset and split"):
-        read_prompts(PromptRows(source=hub.model_copy(update={"split": "x"}), shape="auto", columns={}), "prompts")
+    with pytest.raises(
+        Refusal, match="owner cannot be read .*\n  Check its name, subset and split"
+    ):
+        read_prompts(
+            PromptRows(source=hub.model_copy(update={"split": "x"}), shape="auto", columns={}),
+            "prompts",
+        )
 
     DatasetDict(train=Dataset.from_list(rows)).save_to_disk(str(tmp_path / "splits"))
     source = FileRows(kind="file", path=str(tmp_path / "splits"))
@@ -309,9 +356,12 @@ BRIEF = "Explain why the tides rise and fall each day."  # nine words, fewer tha
 BRIEFS = {
     "brief": BRIEF.upper(),
     "brief embedded": f"Answer as a pirate would: {BRIEF} Mind your language!",
-    "brief at the end of a long one": "word " * 30 + "explain: why the tides rise, and fall each day",
+    "brief at the end of a long one": "word " * 30
+    + "explain: why the tides rise, and fall each day",
 }
-NEAR_BRIEF = "Explain why the tides rise and fall each night, and what the moon has to do with that."
+NEAR_BRIEF = (
+    "Explain why the tides rise and fall each night, and what the moon has to do with that."
+)
 
 
 @pytest.fixture(scope="module")
@@ -319,19 +369,33 @@ def examined(tmp_path_factory) -> Path:
     """Prompts that hold an evaluation prompt in every disguise, sorted beside that evaluation set."""
     folder = tmp_path_factory.mktemp("examined")
     exam = folder / "exam.jsonl"
-    turns = {81: [EXAM, "Why?"], 82: [SHORT], 83: ["Name a lake.", "Why?"], 84: [BRIEF, "And why at night?"]}
+    turns = {
+        81: [EXAM, "Why?"],
+        82: [SHORT],
+        83: ["Name a lake.", "Why?"],
+        84: [BRIEF, "And why at night?"],
+    }
     rows = [{"question_id": number, "turns": asked} for number, asked in turns.items()]
     exam.write_text("".join(json.dumps(row) + "\n" for row in rows))
     planted = [{"prompt": text, "id": name} for name, text in (DISGUISES | BRIEFS).items()]
-    kept = [{"prompt": INNOCENT, "id": "innocent"}, {"prompt": f"{SHORT} One about cats.", "id": "longer"}]
+    kept = [
+        {"prompt": INNOCENT, "id": "innocent"},
+        {"prompt": f"{SHORT} One about cats.", "id": "longer"},
+    ]
     kept += [{"prompt": NEAR_BRIEF, "id": "near brief"}]
     talk = [turn("user", "Name a river."), turn("assistant", "The Po."), turn("user", "Why?")]
-    short = [{"prompt": "tell me A JOKE!", "id": "short"}, {"prompt": "name a lake", "id": "opening"}]
+    short = [
+        {"prompt": "tell me A JOKE!", "id": "short"},
+        {"prompt": "name a lake", "id": "opening"},
+    ]
     rest = [*short, {"prompt": talk, "id": "talk"}]
     others = [{"prompt": f"question {i}", "id": f"q{i}"} for i in range(20)]
     words = f"prompts.evaluation={{mt_bench: {{source: {{kind: file, path: {exam}}}, shape: turns, columns:"
     made(
-        folder, [*planted, *kept, *rest, *others], f"{words} {{id: question_id, turns: turns}}}}}}", "prompts.near=null"
+        folder,
+        [*planted, *kept, *rest, *others],
+        f"{words} {{id: question_id, turns: turns}}}}}}",
+        "prompts.near=null",
     )
     return folder / "out"
 
@@ -339,7 +403,9 @@ def examined(tmp_path_factory) -> Path:
 def test_an_evaluation_prompt_is_found_in_every_disguise_and_named(examined):
     dropped = {row["prompt_id"]: row for row in read_table(examined / "dropped.parquet").to_dicts()}
     gone = {name for name, row in dropped.items() if row["reason"] == "overlap with mt_bench"}
-    repeats = {name for name, row in dropped.items() if row["reason"] == "duplicate"}  # of the disguises themselves
+    repeats = {
+        name for name, row in dropped.items() if row["reason"] == "duplicate"
+    }  # of the disguises themselves
     assert gone | repeats == {*DISGUISES, *BRIEFS, "short", "opening"} and len(repeats) == 2
     shared = " ".join(EXAM.lower().replace(",", "").replace(".", "").split())
     for name in gone - {*BRIEFS, "short", "opening"}:
@@ -359,7 +425,11 @@ def test_a_prompt_on_the_same_topic_and_a_later_turn_alone_are_innocent(examined
 
 def test_the_fence_keeps_evaluation_sets_from_other_training_data(examined):
     check = FenceCheck(Fence(examined / "fence"), 13)
-    assert check.overlaps(f"First this. {EXAM}") and check.overlaps(SHORT) and not check.overlaps(INNOCENT)
+    assert (
+        check.overlaps(f"First this. {EXAM}")
+        and check.overlaps(SHORT)
+        and not check.overlaps(INNOCENT)
+    )
     assert all(map(check.overlaps, BRIEFS.values())) and not check.overlaps(NEAR_BRIEF)
 
 
@@ -370,8 +440,12 @@ def test_a_character_of_a_script_without_spaces_is_a_word():
 
 
 def test_test_prompts_from_a_file_of_their_own(tmp_path):
-    (tmp_path / "exam.jsonl").write_text(json.dumps({"prompt": EXAM}) + "\n" + json.dumps({"prompt": EXAM}) + "\n")
-    lines = [{"prompt": f"question {i}", "id": i} for i in range(9)] + [{"prompt": DISGUISES["embedded"], "id": "bad"}]
+    (tmp_path / "exam.jsonl").write_text(
+        json.dumps({"prompt": EXAM}) + "\n" + json.dumps({"prompt": EXAM}) + "\n"
+    )
+    lines = [{"prompt": f"question {i}", "id": i} for i in range(9)] + [
+        {"prompt": DISGUISES["embedded"], "id": "bad"}
+    ]
     out = made(tmp_path, lines, f"prompts.split.test={tmp_path / 'exam.jsonl'}")
     assert Prompts(out / "test").read()["prompt"].to_list() == [[turn("user", EXAM)]]
     funnel = json.loads((out / "funnel.json").read_text())
@@ -383,7 +457,10 @@ def test_what_is_wrong_with_several_files_is_said_at_once(tmp_path):
     good = written(tmp_path, [{"prompt": f"question {i}"} for i in range(20)])
     (tmp_path / "torn.jsonl").write_text('{"prompt": "a"}\n{"prompt"\n')
     (tmp_path / "listed.json").write_text('{"prompt": "a"}')
-    sets = f"prompts.split.test={tmp_path}/torn.jsonl", f"prompts.evaluation={{mt: {tmp_path}/listed.json}}"
+    sets = (
+        f"prompts.split.test={tmp_path}/torn.jsonl",
+        f"prompts.evaluation={{mt: {tmp_path}/listed.json}}",
+    )
     with pytest.raises(Refusal) as refusal:
         run(config(good, *sets), tmp_path / "out")
     assert "listed.json: expected a JSON list" in str(refusal.value)
@@ -395,14 +472,20 @@ def test_an_empty_test_set_is_refused(tmp_path):
         composed("sft.model=./m", "prompts.path=p.jsonl", "prompts.split.test=0")
     (tmp_path / "exam.jsonl").write_text("")
     with pytest.raises(Refusal, match="exam.jsonl: holds no prompt"):
-        made(tmp_path, [{"prompt": f"question {i}"} for i in range(9)], f"prompts.split.test={tmp_path / 'exam.jsonl'}")
+        made(
+            tmp_path,
+            [{"prompt": f"question {i}"} for i in range(9)],
+            f"prompts.split.test={tmp_path / 'exam.jsonl'}",
+        )
 
 
 def test_a_changed_evaluation_set_is_another_identity_and_a_hub_one_floats(tmp_path):
     def fingerprint(text: str) -> str:
         (tmp_path / "exam.jsonl").write_text(text)
         given = ["sft.model=hub/model", f"sft.revision={'0' * 40}", "prompts.path=README.md"]
-        return identity_of(plan(composed(*given, f"prompts.evaluation={{exam: {tmp_path / 'exam.jsonl'}}}")))
+        return identity_of(
+            plan(composed(*given, f"prompts.evaluation={{exam: {tmp_path / 'exam.jsonl'}}}"))
+        )
 
     assert fingerprint('{"prompt": "a"}') != fingerprint('{"prompt": "b"}')
 
@@ -420,11 +503,14 @@ def test_a_changed_evaluation_set_is_another_identity_and_a_hub_one_floats(tmp_p
 
 def test_prompts_that_differ_in_case_punctuation_or_space_are_one():
     assert plain("Tell me:  WHY?\n") == plain("tell me why") and plain("?!") == "?!" != plain("??")
-    assert plain("a ca\u200bfe\u0301?") == plain("a café"), "nor in how a letter is stored, nor in what is not seen"
+    assert plain("a ca\u200bfe\u0301?") == plain("a café"), (
+        "nor in how a letter is stored, nor in what is not seen"
+    )
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("3 - 5", "3 + 5"), ("3*5", "3 5"), ("x / y", "x y"), ("3.5", "35"), ("-2", "2")]
+    ("one", "other"),
+    [("3 - 5", "3 + 5"), ("3*5", "3 5"), ("x / y", "x y"), ("3.5", "35"), ("-2", "2")],
 )
 def test_arithmetic_is_no_punctuation(one, other):
     assert plain(f"What is {one}?") != plain(f"What is {other}?")
@@ -445,26 +531,51 @@ def test_near_duplicates_are_named_and_another_system_prompt_is_another_prompt(t
         {"prompt": f"{long} end", "id": "two"},
         {"prompt": " ".join(long.split()[::-1]), "id": "back"},
     ]
-    system = [{"prompt": "question 1", "system": "Be brief.", "id": "brief"}, {"prompt": "?!", "id": "a"}]
-    lines += [*system, {"prompt": "😀", "id": "b"}, *({"prompt": f"question {i}", "id": i} for i in range(9))]
+    system = [
+        {"prompt": "question 1", "system": "Be brief.", "id": "brief"},
+        {"prompt": "?!", "id": "a"},
+    ]
+    lines += [
+        *system,
+        {"prompt": "😀", "id": "b"},
+        *({"prompt": f"question {i}", "id": i} for i in range(9)),
+    ]
     out = made(tmp_path, lines)
-    rows = read_table(out / "dropped.parquet").filter(pl.col("reason") != "overlap with test").to_dicts()
-    assert [(row["reason"], row["detail"]) for row in rows] == [("near duplicate", "nearly the same words as one")]
+    rows = (
+        read_table(out / "dropped.parquet")
+        .filter(pl.col("reason") != "overlap with test")
+        .to_dicts()
+    )
+    assert [(row["reason"], row["detail"]) for row in rows] == [
+        ("near duplicate", "nearly the same words as one")
+    ]
     made(tmp_path, lines, "prompts.near=null")
     assert "near duplicate" not in json.loads((out / "funnel.json").read_text())["dropped"]
 
 
 def test_caps_keep_so_many_of_each_category_whatever_the_order(tmp_path):
-    lines = [{"prompt": f"question {i}", "id": i, "category": "ab"[i % 2]} for i in range(30)] + [{"prompt": "bare"}]
+    lines = [{"prompt": f"question {i}", "id": i, "category": "ab"[i % 2]} for i in range(30)] + [
+        {"prompt": "bare"}
+    ]
     out = made(tmp_path, lines, "prompts.caps={column: category, most: 6}")
     first = set().union(*(ids(out, part) for part in ("train", "dev", "test")))
-    assert len(first) == 13 and json.loads((out / "funnel.json").read_text())["dropped"] == {"over the cap": 18}
+    assert len(first) == 13 and json.loads((out / "funnel.json").read_text())["dropped"] == {
+        "over the cap": 18
+    }
     made(tmp_path, lines[::-1], "prompts.caps={column: category, most: 6}")
     assert set().union(*(ids(out, part) for part in ("train", "dev", "test"))) == first
-    with pytest.raises(Refusal, match="caps.column=categorie: no row has this column. Did you mean category"):
+    with pytest.raises(
+        Refusal, match="caps.column=categorie: no row has this column. Did you mean category"
+    ):
         made(tmp_path, lines, "prompts.caps={column: categorie, most: 6}")
-    with pytest.raises(Refusal, match="caps.column=category: no row has this column. They have none beside"):
-        made(tmp_path, [{"prompt": f"say {i} things"} for i in range(20)], "prompts.caps={column: category, most: 6}")
+    with pytest.raises(
+        Refusal, match="caps.column=category: no row has this column. They have none beside"
+    ):
+        made(
+            tmp_path,
+            [{"prompt": f"say {i} things"} for i in range(20)],
+            "prompts.caps={column: category, most: 6}",
+        )
 
 
 WORDS = st.lists(st.sampled_from("ab"), min_size=1, max_size=14).map(" ".join)

@@ -82,9 +82,13 @@ def test_a_sample_in_two_pairs_is_computed_once(model, pairs, tmp_path):
 
 def test_an_exam_refers_only_its_kl_draws(model, tmp_path):
     row = {"prompt_id": "p", "prompt_token_ids": [1, 4, 9], "token_ids": [7, 8, 2]}
-    drawn = [{**row, "sample_id": f"{setting}-0", "setting": setting} for setting in ("answer", "kl")]
+    drawn = [
+        {**row, "sample_id": f"{setting}-0", "setting": setting} for setting in ("answer", "kl")
+    ]
     write_table(tmp_path / "exam" / "samples" / "0.parquet", pl.DataFrame(drawn))
-    table = refer.run(config(), tmp_path / "out", model=model, rows=Samples(tmp_path / "exam")).read()
+    table = refer.run(
+        config(), tmp_path / "out", model=model, rows=Samples(tmp_path / "exam")
+    ).read()
     assert table["sample_id"].to_list() == ["kl-0"]
     assert table["logp"][0] == pytest.approx(alone(model, [1, 4, 9], [7, 8, 2]), abs=1e-4)
 
@@ -107,7 +111,10 @@ def exact_kl(policy: Model, sft: Model, prompt: list[int]) -> float:
 
 def test_kl_of_an_exam_is_the_exact_one_where_all_answers_can_be_counted(tmp_path):
     """Two models unlike each other, answers of two tokens at most, 1,500 draws of each of two prompts."""
-    sft, policy = (tiny_model(tmp_path / "store" / "sft" / (key * 12), seed=seed) for key, seed in (("a", 0), ("b", 1)))
+    sft, policy = (
+        tiny_model(tmp_path / "store" / "sft" / (key * 12), seed=seed)
+        for key, seed in (("a", 0), ("b", 1))
+    )
     asked = ask(tmp_path / "prompts", "the river", "the lantern")
     kl = {"n": 1500, "temperature": 1.0, "top_p": 1.0, **PLAIN}
     backend = {"kind": "transformers", "dtype": "float32", "runtime": {"batch": 500}}
@@ -133,7 +140,9 @@ def test_no_rows_give_an_empty_table_and_load_no_model(pairs, tmp_path):
     for part in (pairs.train(), pairs.dev()):
         write_table(none / "train.parquet", part.clear())
         write_table(none / "dev.parquet", part.clear())
-    table = refer.run(config(), tmp_path / "out", model=Model(tmp_path / "no model"), rows=Pairs(none)).read()
+    table = refer.run(
+        config(), tmp_path / "out", model=Model(tmp_path / "no model"), rows=Pairs(none)
+    ).read()
     assert table.height == 0
     assert table.columns == ["sample_id", "prompt_id", "logp", "tokens"]
 
@@ -148,7 +157,11 @@ def test_a_killed_run_keeps_its_finished_chunks(model, pairs, tmp_path, monkeypa
     before = {path.name: path.stat().st_mtime_ns for path in chunks if path.exists()}
     again = refer.run(config(batch_tokens=64), tmp_path / "again", model=model, rows=pairs)
     assert {path.name: path.stat().st_mtime_ns for path in chunks if path.name in before} == before
-    assert again.read().select("sample_id", "tokens").equals(whole.read().select("sample_id", "tokens"))
+    assert (
+        again.read()
+        .select("sample_id", "tokens")
+        .equals(whole.read().select("sample_id", "tokens"))
+    )
     assert (again.read()["logp"] - whole.read()["logp"]).abs().max() < 1e-4
 
 

@@ -23,9 +23,16 @@ from tests.support.tiny import CHAT, tiny_model
 model = pytest.mark.model
 
 
-def pairs_of(rows: int = 96, flipped: float = 0.0, seed: int = 0, constraints: int = 3) -> PlaygroundPreferences:
+def pairs_of(
+    rows: int = 96, flipped: float = 0.0, seed: int = 0, constraints: int = 3
+) -> PlaygroundPreferences:
     return PlaygroundPreferences(
-        kind="playground", rows=rows, constraints=constraints, obeyed=0.5, flipped=flipped, seed=seed
+        kind="playground",
+        rows=rows,
+        constraints=constraints,
+        obeyed=0.5,
+        flipped=flipped,
+        seed=seed,
     )
 
 
@@ -82,7 +89,10 @@ def test_the_rule_prefers_what_is_chosen_except_where_the_label_is_flipped() -> 
 def test_more_flips_change_labels_alone_and_keep_those_that_were_wrong() -> None:
     few, many = (list(synthetic.preferences(pairs_of(200, flipped=share))) for share in (0.1, 0.3))
     for a, b in zip(few, many, strict=True):
-        assert a["prompt"] == b["prompt"] and {a["chosen"], a["rejected"]} == {b["chosen"], b["rejected"]}
+        assert a["prompt"] == b["prompt"] and {a["chosen"], a["rejected"]} == {
+            b["chosen"],
+            b["rejected"],
+        }
         assert b["flipped"] or not a["flipped"]
 
 
@@ -99,7 +109,12 @@ ASKED = [{"role": "user", "content": "Which river is slow?"}]
 def given(tmp_path: Path, rows: list[dict], **changes: Any) -> dict[str, Any]:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = {"kind": "given", "source": {"kind": "file", "path": str(file)}, "shape": "auto", "columns": {}}
+    values = {
+        "kind": "given",
+        "source": {"kind": "file", "path": str(file)},
+        "shape": "auto",
+        "columns": {},
+    }
     return {**values, "thumbs_at": None, "on_bad_row": "fail", **changes}
 
 
@@ -115,17 +130,24 @@ def test_pairs_and_thumbs_are_read_and_pairs_have_two_sides(tmp_path: Path) -> N
         ("The Nile.", None),
         (None, "No."),
     ]
-    thumbs = [{"prompt": ASKED, "completion": text, "label": label} for text, label in (("a", True), ("b", False))]
+    thumbs = [
+        {"prompt": ASKED, "completion": text, "label": label}
+        for text, label in (("a", True), ("b", False))
+    ]
     rows = read_reward_rows(training(data=given(tmp_path, thumbs)).data, "thumbs").rows
     assert [(row["good"], row["bad"]) for row in rows] == [("a", None), (None, "b")]
     with pytest.raises(Refusal, match=r"reward.data.source.path=.*rows.jsonl: 1 of 1 row "):
-        read_reward_rows(training(data=given(tmp_path, [{**preferred(1), "rejected": ""}])).data, "pairs")
+        read_reward_rows(
+            training(data=given(tmp_path, [{**preferred(1), "rejected": ""}])).data, "pairs"
+        )
 
 
 @model
 def test_thumbs_alone_make_no_pairs(tmp_path: Path, start: Model) -> None:
     data = given(tmp_path, [{"prompt": ASKED, "completion": "a", "label": True}])
-    with pytest.raises(Refusal, match=r"of 0 rows of pairs none is left.*\n.*reward.learn_from=thumbs"):
+    with pytest.raises(
+        Refusal, match=r"of 0 rows of pairs none is left.*\n.*reward.learn_from=thumbs"
+    ):
         train(training(data=data), tmp_path / "out", start)
 
 
@@ -144,7 +166,12 @@ def test_what_overlaps_an_evaluation_prompt_is_too_long_or_doubles_bos_is_left_o
         preferred(62, bad="word " * 200),
         preferred(63, bad="<s> once more"),
     ]
-    made = train(training(data=given(tmp_path, rows), max_length=256), tmp_path / "out", start, [fenced_words])
+    made = train(
+        training(data=given(tmp_path, rows), max_length=256),
+        tmp_path / "out",
+        start,
+        [fenced_words],
+    )
     dropped = pl.read_parquet(made.path / "dropped.parquet").select("row", "reason").rows()
     overlap = "overlap with evaluation"
     assert dropped == [(61, overlap), (62, overlap), (63, "too long"), (64, "unreadable")]
@@ -174,7 +201,10 @@ def test_one_neutral_prompt_for_all_rows_is_held_out_by_answers() -> None:
         "of_learned_prompts": len(held), "answers": 20, "learned_answers": 0,
     }  # fmt: skip
     said = reward.in_words({"held_out": 10, "accuracy": 0.8} | reward.familiar(learned, held))
-    assert "under prompts that it learned from" in said and "none of their answers was learned from" in said
+    assert (
+        "under prompts that it learned from" in said
+        and "none of their answers was learned from" in said
+    )
 
 
 def test_many_prompts_are_held_out_whole_though_one_of_them_is_the_neutral_one() -> None:
@@ -203,14 +233,21 @@ def test_a_reward_model_of_one_neutral_prompt_is_trained_and_says_what_it_was_he
     tmp_path: Path, start: Model, capfd: pytest.CaptureFixture[str]
 ) -> None:
     same = [
-        preferred(0, good=f"Yes, river {at % 10 if at < 40 else at}.", bad=f"No, nothing of {at}.") for at in range(80)
+        preferred(0, good=f"Yes, river {at % 10 if at < 40 else at}.", bad=f"No, nothing of {at}.")
+        for at in range(80)
     ]
     made = train(training(data=given(tmp_path, same)), tmp_path / "out", start)
     figures = told(made.path, "held_out.json")
     assert figures["held_out"] == figures["of_learned_prompts"] > 0
-    assert 0 < figures["learned_answers"] < figures["answers"] and figures["held_out_new"] < figures["held_out"]
+    assert (
+        0 < figures["learned_answers"] < figures["answers"]
+        and figures["held_out_new"] < figures["held_out"]
+    )
     assert figures.items() <= told(made.path, "cost.json").items()
-    assert "│ agrees with" in (said := capfd.readouterr().err) and "under prompts that it learned from" in said
+    assert (
+        "│ agrees with" in (said := capfd.readouterr().err)
+        and "under prompts that it learned from" in said
+    )
 
 
 # ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -234,12 +271,21 @@ def test_the_accuracy_it_tells_is_that_of_its_scorer_on_prompts_it_never_learned
     from pipeline.pairing.split import held_out
 
     cfg = training()
-    rows = {prompt_row(row["prompt"], {})["prompt_id"]: row for row in synthetic.preferences(pairs_of())}
+    rows = {
+        prompt_row(row["prompt"], {})["prompt_id"]: row for row in synthetic.preferences(pairs_of())
+    }
     apart = [rows[name] for name in sorted(held_out(rows, cfg.held_out, cfg.seed))]
-    good, bad = ([m.score for m in marks(made.weights, asked_of(apart, s)).values()] for s in ("chosen", "rejected"))
+    good, bad = (
+        [m.score for m in marks(made.weights, asked_of(apart, s)).values()]
+        for s in ("chosen", "rejected")
+    )
     figures = told(made.path, "held_out.json")
     assert figures["held_out"] == len(apart) == 19
-    assert figures["accuracy"] == sum(a > b for a, b in zip(good, bad, strict=True)) / 19 == figures["gold_accuracy"]
+    assert (
+        figures["accuracy"]
+        == sum(a > b for a, b in zip(good, bad, strict=True)) / 19
+        == figures["gold_accuracy"]
+    )
     assert figures.items() <= told(made.path, "cost.json").items()
     assert max(line["step"] for line in made.metrics()) == math.ceil((96 - 19) / 16)
 
@@ -274,7 +320,9 @@ def test_training_stopped_after_a_checkpoint_ends_with_the_bytes_of_an_uninterru
 
 @model
 @pytest.mark.parametrize("learn_from", ["pairs", "thumbs"])
-def test_half_the_micro_batch_gives_the_same_losses(tmp_path: Path, start: Model, learn_from: str) -> None:
+def test_half_the_micro_batch_gives_the_same_losses(
+    tmp_path: Path, start: Model, learn_from: str
+) -> None:
     def losses(micro_batch: int) -> list[float]:
         runtime = {"micro_batch": micro_batch, "save_every": 100, "tracker": None}
         cfg = training(learn_from=learn_from, runtime=runtime)
@@ -284,14 +332,18 @@ def test_half_the_micro_batch_gives_the_same_losses(tmp_path: Path, start: Model
 
 
 @model
-def test_thumbs_are_learned_by_the_binary_cross_entropy_of_the_score(tmp_path: Path, start: Model) -> None:
+def test_thumbs_are_learned_by_the_binary_cross_entropy_of_the_score(
+    tmp_path: Path, start: Model
+) -> None:
     """The first loss is that of the untrained head, computed by hand; afterwards liked answers score above zero."""
     import torch
 
     from pipeline.models import loading
     from pipeline.training.trainers import reward as room
 
-    rows = [preferred(at, good=f"Yes, river {at}.", bad=f"No, nothing of {at}.") for at in range(80)]
+    rows = [
+        preferred(at, good=f"Yes, river {at}.", bad=f"No, nothing of {at}.") for at in range(80)
+    ]
     cfg = training(data=given(tmp_path, rows), learn_from="thumbs", epochs=4.0, learning_rate=3e-3)
     tokenizer, module = loading.load_tokenizer(start), room.load(start, cfg.seed)
     examples = [{"good_ids": [1, 7, 9, 30], "bad_ids": None}, {"good_ids": None, "bad_ids": [1, 8]}]
@@ -300,7 +352,9 @@ def test_thumbs_are_learned_by_the_binary_cross_entropy_of_the_score(tmp_path: P
     with torch.no_grad():
         loss = trainer.loss_of(module.eval(), dict(batch)).item()
         scores = [module(torch.tensor([ids])).logits.item() for ids in ([1, 7, 9, 30], [1, 8])]
-    assert loss == pytest.approx((math.log1p(math.exp(-scores[0])) + math.log1p(math.exp(scores[1]))) / 2, rel=1e-4)
+    assert loss == pytest.approx(
+        (math.log1p(math.exp(-scores[0])) + math.log1p(math.exp(scores[1]))) / 2, rel=1e-4
+    )
 
     made = train(cfg, tmp_path / "out", start)
     assert told(made.path, "held_out.json")["accuracy"] > 0.95
@@ -322,16 +376,22 @@ def test_a_pad_token_that_ends_texts_is_not_where_a_reward_is_read(tmp_path: Pat
     opened = AutoModelForSequenceClassification.from_pretrained(made.weights)
     assert tokenizer.pad_token_id == opened.config.pad_token_id != tokenizer.eos_token_id
     chats = [[*one.prompt, {"role": "assistant", "content": one.completion}] for one in said]
-    batch = tokenizer.apply_chat_template(chats, return_tensors="pt", return_dict=True, padding=True)
+    batch = tokenizer.apply_chat_template(
+        chats, return_tensors="pt", return_dict=True, padding=True
+    )
     with torch.no_grad():
         assert opened.eval()(**batch).logits.squeeze(-1).tolist() == pytest.approx(ours, abs=1e-4)
 
 
 @model
 def test_a_tokenizer_with_no_token_to_pad_with_is_refused(tmp_path: Path) -> None:
-    start = tiny_model(tmp_path / "store" / "sft" / "cccccccccccc", template=CHAT.replace("{{ bos_token }}", ""))
+    start = tiny_model(
+        tmp_path / "store" / "sft" / "cccccccccccc", template=CHAT.replace("{{ bos_token }}", "")
+    )
     edit(start.tokenizer / "tokenizer_config.json", pad_token="<|end|>", bos_token=None)
-    with pytest.raises(Refusal, match=r"no pad token that is not also a text's last token.*\n?.*Set pad_token"):
+    with pytest.raises(
+        Refusal, match=r"no pad token that is not also a text's last token.*\n?.*Set pad_token"
+    ):
         train(training(max_length=256), tmp_path / "out", start)
 
 
@@ -361,7 +421,9 @@ def test_a_proxy_of_wrong_labels_agrees_less_with_the_gold_rule(tmp_path: Path) 
     from pipeline.stages import base
     from tests.stages.test_sft import TINY
 
-    start = base.run(TINY.model_copy(update={"vocabulary": 1024, "context": 512}), tmp_path / "base" / "tiny")
+    start = base.run(
+        TINY.model_copy(update={"vocabulary": 1024, "context": 512}), tmp_path / "base" / "tiny"
+    )
 
     def agreement(flipped: float) -> float:
         found = []

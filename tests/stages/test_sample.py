@@ -53,7 +53,8 @@ def config(**changes) -> Draw:
 def ask(folder: Path, *contents: str) -> Prompts:
     """Prompts in an order that is not that of their ids."""
     rows = [
-        (f"p{at * 7 % 11:02d}-{at:03d}", [{"role": "user", "content": text}], "{}") for at, text in enumerate(contents)
+        (f"p{at * 7 % 11:02d}-{at:03d}", [{"role": "user", "content": text}], "{}")
+        for at, text in enumerate(contents)
     ]
     schema = {"prompt_id": pl.String, "prompt": collector.MESSAGES, "columns": pl.String}
     write_table(folder / "prompts.parquet", pl.DataFrame(rows, schema=schema, orient="row"))
@@ -105,25 +106,42 @@ def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
     for seconds in (3.0, 5.0):
         watched.hear({throughput.ENGINE: seconds})
     for prompts, tokens, truncated in ((4, 320, 0), (6, 480, 8)):
-        drawn = {"prompts": prompts, "completions": 4 * prompts, "tokens": tokens, "truncated": truncated}
+        drawn = {
+            "prompts": prompts,
+            "completions": 4 * prompts,
+            "tokens": tokens,
+            "truncated": truncated,
+        }
         watched.hear({**drawn, "billed_tokens": 250_000})
     said = r"sample 20/20 prompts · speed \d+ tok/s · length 15 tokens · truncated 15% · money 3\.50 · 0:00 left"
     assert re.search(said, capfd.readouterr().err)
     assert watched.cost()[throughput.ENGINE] == 5.0
-    told = {"prompts": 20, "mean_tokens": 15.0, "tokens_per_second": 9.0, "truncated": 12, "completions": 80}
-    assert told_in_short({**told, "money": 3.5}).endswith("15 tokens each · 15.0% truncated · money 3.50")
+    told = {
+        "prompts": 20,
+        "mean_tokens": 15.0,
+        "tokens_per_second": 9.0,
+        "truncated": 12,
+        "completions": 80,
+    }
+    assert told_in_short({**told, "money": 3.5}).endswith(
+        "15 tokens each · 15.0% truncated · money 3.50"
+    )
 
 
 # ── seeds and ids ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_no_two_draws_share_a_seed_or_an_id():
-    places = itertools.product((42, 43), ("train", "exam"), (1, 2, 11), (0, 1, 11), ("a", "b"), ("p", "q"), range(12))
+    places = itertools.product(
+        (42, 43), ("train", "exam"), (1, 2, 11), (0, 1, 11), ("a", "b"), ("p", "q"), range(12)
+    )
     seeds, ids = set(), set()
     for count, (seed, purpose, round, wave, setting, prompt, index) in enumerate(places, start=1):
         cfg = config(seed=seed, purpose=purpose, round=round, wave=wave)
         seeds.add(collector.seed_of(cfg, setting, prompt, index))
-        ids |= {collector.sample_id_of(cfg, setting, prompt, index, policy) for policy in ("0a", "0b")}
+        ids |= {
+            collector.sample_id_of(cfg, setting, prompt, index, policy) for policy in ("0a", "0b")
+        }
         assert (len(seeds), len(ids)) == (count, 2 * count)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62
@@ -142,7 +160,10 @@ def test_samples_stand_in_the_same_order_whatever_the_policy_is_called():
 
 def test_a_second_wave_round_or_purpose_repeats_no_completion(tmp_path, prompts):
     changes = [{}, {"wave": 1}, {"round": 2}, {"purpose": "exam"}, {"seed": 43}]
-    drawn = [run(tmp_path / str(at), prompts, **change).filter(setting="draw") for at, change in enumerate(changes)]
+    drawn = [
+        run(tmp_path / str(at), prompts, **change).filter(setting="draw")
+        for at, change in enumerate(changes)
+    ]
     assert pl.concat(drawn)["sample_id"].n_unique() == 5 * 30
     assert pl.concat(drawn).unique(["prompt_id", "completion"]).height == 5 * 30
 
@@ -176,8 +197,15 @@ def test_each_round_takes_its_own_block_in_the_order_the_prompts_lie_in(tmp_path
 
 
 def test_too_few_prompts_for_all_rounds_are_refused_in_the_first(tmp_path, prompts):
-    with pytest.raises(Refusal, match=r"per_round=4.*need 12 prompts.*there are 10.*\n.*sample.per_round=3"):
-        run(tmp_path / "out", prompts, per_round=4, runtime={"blocks": 3, "workers": 1, "max_failed": 0.01})
+    with pytest.raises(
+        Refusal, match=r"per_round=4.*need 12 prompts.*there are 10.*\n.*sample.per_round=3"
+    ):
+        run(
+            tmp_path / "out",
+            prompts,
+            per_round=4,
+            runtime={"blocks": 3, "workers": 1, "max_failed": 0.01},
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -187,7 +215,9 @@ def test_a_prompt_too_long_is_dropped_and_listed_never_cut(tmp_path):
     dropped = read_table(tmp_path / "out" / "dropped.parquet")
     assert set(dropped["reason"]) == {"prompt_too_long"}
     assert "limits.prompt=64" in dropped["detail"][0]
-    assert sorted([*dropped["prompt_id"], *rows["prompt_id"].unique()]) == sorted(prompts.read()["prompt_id"])
+    assert sorted([*dropped["prompt_id"], *rows["prompt_id"].unique()]) == sorted(
+        prompts.read()["prompt_id"]
+    )
     assert dropped.height == 2
 
 
@@ -202,7 +232,9 @@ def test_a_prompt_whose_completion_would_not_fit_the_context_is_dropped(tmp_path
 
 
 def test_no_prompt_left_is_refused(tmp_path, prompts):
-    with pytest.raises(Refusal, match=r"limits.prompt=3: 3 tokens .*the shortest of 10 has 4.*\n  Raise"):
+    with pytest.raises(
+        Refusal, match=r"limits.prompt=3: 3 tokens .*the shortest of 10 has 4.*\n  Raise"
+    ):
         run(tmp_path / "out", prompts, limits={"prompt": 3, "completion": 32})
 
 
@@ -228,7 +260,9 @@ def test_a_shard_that_is_not_listed_does_not_count(tmp_path, prompts):
     whole = files(out)
     listed = json.loads((out / "shards.json").read_text())
     write_table(out / "samples" / "00001.parquet", read_table(out / "samples" / "00000.parquet"))
-    (out / "shards.json").write_text(json.dumps({name: listed[name] for name in ("00000.parquet", "00002.parquet")}))
+    (out / "shards.json").write_text(
+        json.dumps({name: listed[name] for name in ("00000.parquet", "00002.parquet")})
+    )
     run(out, prompts)
     assert files(out) == whole
     assert json.loads((out / "shards.json").read_text()) == listed
@@ -282,7 +316,9 @@ def test_killed_in_the_middle_it_goes_on_from_the_shard_it_was_in(tmp_path):
 
     def child(out: Path) -> "subprocess.Popen[str]":
         command = [sys.executable, "-c", CHILD, str(out), str(prompts.path)]
-        return subprocess.Popen(command, cwd=HOUSE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        return subprocess.Popen(
+            command, cwd=HOUSE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
 
     killed = child(tmp_path / "killed")
     while not (tmp_path / "killed" / "samples" / "00009.parquet").exists():
@@ -296,7 +332,9 @@ def test_killed_in_the_middle_it_goes_on_from_the_shard_it_was_in(tmp_path):
     assert child(tmp_path / "killed").communicate()[0].strip() == "[]"
     child(tmp_path / "whole").communicate()
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
-    assert (tmp_path / "killed" / "shards.json").read_bytes() == (tmp_path / "whole" / "shards.json").read_bytes()
+    assert (tmp_path / "killed" / "shards.json").read_bytes() == (
+        tmp_path / "whole" / "shards.json"
+    ).read_bytes()
 
 
 class Drawn(Toys):
@@ -319,7 +357,13 @@ class Drawn(Toys):
         return sorted(found)
 
 
-SCRIPTED = [*SMALL, "until=sample", "backend@sample.backend=scripted", "sample.shard=1", "sample.per_round=150"]
+SCRIPTED = [
+    *SMALL,
+    "until=sample",
+    "backend@sample.backend=scripted",
+    "sample.shard=1",
+    "sample.per_round=150",
+]
 
 
 @pytest.mark.long
@@ -342,16 +386,30 @@ def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_un
 
     output = killed.run(*SCRIPTED, "sample.runtime.workers=2")
     [line] = [line for line in output.splitlines() if line.startswith("■ sample")]
-    assert "150 prompts · " in line and " tok/s · " in line and "tokens each" in line and "% truncated" in line
+    assert (
+        "150 prompts · " in line
+        and " tok/s · " in line
+        and "tokens each" in line
+        and "% truncated" in line
+    )
     again = [
-        name for name, at in done.items() if next(p for p in killed.drawn() if p.name == name).stat().st_mtime_ns > at
+        name
+        for name, at in done.items()
+        if next(p for p in killed.drawn() if p.name == name).stat().st_mtime_ns > at
     ]
     assert len(again) <= 2, "a shard that was finished was drawn again"
 
     step = json.loads((killed.drawn()[0].parent.parent / "step.json").read_text())
-    cfg = Draw.model_validate(step["config"] | {"runtime": {"blocks": 1, "workers": 1, "max_failed": 0.01}})
+    cfg = Draw.model_validate(
+        step["config"] | {"runtime": {"blocks": 1, "workers": 1, "max_failed": 0.01}}
+    )
     inputs = {name: Path(source["path"]) for name, source in step["inputs"].items()}
-    sample.run(cfg, tmp_path / "whole", policy=Model(inputs["policy"]), prompts=Prompts(inputs["prompts"] / "train"))
+    sample.run(
+        cfg,
+        tmp_path / "whole",
+        policy=Model(inputs["policy"]),
+        prompts=Prompts(inputs["prompts"] / "train"),
+    )
     assert files(tmp_path / "whole") == files(killed.drawn()[0].parent.parent)
 
 
@@ -360,7 +418,9 @@ def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_un
 
 def test_the_backends_of_rounds_and_exams_are_chosen_apart():
     given = ["prompts.path=p.jsonl", "sft.model=./m"]
-    cfg = composed(*given, "backend@sample.backend=scripted", "backend@exam.sample.backend=transformers")
+    cfg = composed(
+        *given, "backend@sample.backend=scripted", "backend@exam.sample.backend=transformers"
+    )
     assert (cfg.sample.backend.kind, cfg.exam.sample.backend.kind) == ("scripted", "transformers")
     assert composed(*given).sample.backend.kind == "vllm"
 
@@ -380,6 +440,8 @@ def test_the_exam_draws_for_kl_from_the_policy_itself():
 
 def test_a_completion_without_a_finite_log_probability_is_never_taken(tmp_path: Path) -> None:
     cfg = composed("recipes=smoke").sample.draw("train")
-    draws = collector.Drawing(cfg, "policy", ScriptedText(8), shards.Shards(tmp_path, 1), worker_pool.Alone([]))
+    draws = collector.Drawing(
+        cfg, "policy", ScriptedText(8), shards.Shards(tmp_path, 1), worker_pool.Alone([])
+    )
     with pytest.raises(Broken, match="log-probability nan"):
         draws.take(Completion("any", [0], float("nan"), "length"))

@@ -25,9 +25,15 @@ def drawn(tmp_path):
     for shard in range(2):
         rows = [sample_row(p, f"{p}-answer", f"answer to {p}") for p in names[shard::2]]
         rows += [{**sample_row(p, f"{p}-kl", "drift"), "setting": "kl"} for p in names[shard::2]]
-        write_table(tmp_path / "sample" / "samples" / f"{shard:05d}.parquet", pl.DataFrame(rows, schema=SAMPLE))
+        write_table(
+            tmp_path / "sample" / "samples" / f"{shard:05d}.parquet",
+            pl.DataFrame(rows, schema=SAMPLE),
+        )
     table = pl.DataFrame(
-        [{"prompt_id": p, "prompt": [], "columns": f'{{"wanted": "answer to {p}"}}'} for p in names[::-1]]
+        [
+            {"prompt_id": p, "prompt": [], "columns": f'{{"wanted": "answer to {p}"}}'}
+            for p in names[::-1]
+        ]
     )
     write_table(tmp_path / "prompts" / "prompts.parquet", table)
     return Samples(tmp_path / "sample"), Prompts(tmp_path / "prompts")
@@ -36,12 +42,19 @@ def drawn(tmp_path):
 def scored(out, drawn, rule, monkeypatch, *words):
     monkeypatch.setitem(rules.RULES, "playground", rule)
     samples, prompts = drawn
-    return run(composed("recipes=smoke", *words).score, out, samples=samples, prompts=prompts).read()
+    return run(
+        composed("recipes=smoke", *words).score, out, samples=samples, prompts=prompts
+    ).read()
 
 
-def test_answers_meet_their_own_prompt_s_columns_and_kl_draws_are_left_out(tmp_path, drawn, monkeypatch):
+def test_answers_meet_their_own_prompt_s_columns_and_kl_draws_are_left_out(
+    tmp_path, drawn, monkeypatch
+):
     table = scored(
-        tmp_path, drawn, lambda text, columns: {"": float(text == columns["wanted"]), "half": 0.5}, monkeypatch
+        tmp_path,
+        drawn,
+        lambda text, columns: {"": float(text == columns["wanted"]), "half": 0.5},
+        monkeypatch,
     )
     assert sorted(table["sample_id"].unique()) == [f"p{i}-answer" for i in range(10)]
     assert set(table.filter(pl.col("scorer") == "rules")["score"]) == {1.0}
@@ -57,7 +70,11 @@ def failing(text, columns):
 def test_a_rule_that_raises_costs_one_null_score(tmp_path, drawn, monkeypatch):
     table = scored(tmp_path, drawn, failing, monkeypatch, "score.max_failed=0.1")
     failed = table.filter(pl.col("status") == "failed").row(0, named=True)
-    assert failed["sample_id"] == "p3-answer" and failed["score"] is None and "no such constraint" in failed["detail"]
+    assert (
+        failed["sample_id"] == "p3-answer"
+        and failed["score"] is None
+        and "no such constraint" in failed["detail"]
+    )
     assert table.filter(pl.col("score") == 1.0).height == 9
 
 
@@ -100,7 +117,11 @@ def test_a_shard_is_handed_over_once_the_next_one_has_begun(drawn):
     coming = begun(shards, Told(*drawn, None), {"rules": scorer})
     shard, answers, marks = next(coming)
     assert shard == shards[0] and len(scorer.told) == 2
-    assert [answer.sample_id for answer in answers] == [mark.sample_id for mark in marks["rules"]] == scorer.told[0]
+    assert (
+        [answer.sample_id for answer in answers]
+        == [mark.sample_id for mark in marks["rules"]]
+        == scorer.told[0]
+    )
     assert [shard for shard, _, _ in coming] == shards[1:] and len(scorer.told) == 2
 
 
@@ -110,13 +131,31 @@ def test_only_each_prompt_s_best_answer_is_shown_to_the_scorers(tmp_path, monkey
     write_table(tmp_path / "sample" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
     table = pl.DataFrame([{"prompt_id": f"p{p}", "prompt": [], "columns": "{}"} for p in range(4)])
     write_table(tmp_path / "prompts" / "prompts.parquet", table)
-    marks = {"p0": [0.1, 0.9, 0.2], "p1": [0.3, None, 0.2], "p2": [0.5, 0.5, 0.1], "p3": [None, None, None]}
-    known = [(f"{p}-{i}", p, "train", score) for p, scores in marks.items() for i, score in enumerate(scores)]
+    marks = {
+        "p0": [0.1, 0.9, 0.2],
+        "p1": [0.3, None, 0.2],
+        "p2": [0.5, 0.5, 0.1],
+        "p3": [None, None, None],
+    }
+    known = [
+        (f"{p}-{i}", p, "train", score)
+        for p, scores in marks.items()
+        for i, score in enumerate(scores)
+    ]
     known += [(f"{p}-{i}", p, "other", float(i)) for p in marks for i in range(3)]
-    schema = {"sample_id": pl.String, "prompt_id": pl.String, "scorer": pl.String, "score": pl.Float64}
-    write_table(tmp_path / "best" / "scores" / "0.parquet", pl.DataFrame(known, schema=schema, orient="row"))
+    schema = {
+        "sample_id": pl.String,
+        "prompt_id": pl.String,
+        "scorer": pl.String,
+        "score": pl.Float64,
+    }
+    write_table(
+        tmp_path / "best" / "scores" / "0.parquet", pl.DataFrame(known, schema=schema, orient="row")
+    )
     shown = []
-    monkeypatch.setitem(rules.RULES, "playground", lambda text, columns: shown.append(text) or {"": 1.0})
+    monkeypatch.setitem(
+        rules.RULES, "playground", lambda text, columns: shown.append(text) or {"": 1.0}
+    )
     cfg = composed("recipes=smoke").score.of_best("train")
     parts = {"samples": Samples(tmp_path / "sample"), "prompts": Prompts(tmp_path / "prompts")}
     found = run(cfg, tmp_path / "out", **parts, best=Scores(tmp_path / "best")).read()

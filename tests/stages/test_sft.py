@@ -91,7 +91,9 @@ def test_a_tiny_base_that_cannot_be_is_refused(tmp_path: Path, knob: str, value:
 
 
 @pytest.mark.parametrize("stage", [base, sft])
-def test_a_checkpoint_becomes_a_reference_and_no_copy(folder: Path, tmp_path: Path, stage: Any) -> None:
+def test_a_checkpoint_becomes_a_reference_and_no_copy(
+    folder: Path, tmp_path: Path, stage: Any
+) -> None:
     made = stage.run(checkpoint(folder), tmp_path / "store" / stage.__name__ / "f.partial")
     assert made.weights == folder
     assert made.record["content"]
@@ -111,7 +113,9 @@ def test_a_chat_template_is_taken_from_a_file(folder: Path, tmp_path: Path) -> N
     file.write_text("{% for m in messages %}[{{ m.content }}]{{ eos_token }}{% endfor %}")
     template = {"chat_template": str(file), "kwargs": {}}
     made = sft.run(checkpoint(folder, template=template), tmp_path / "b")
-    shown = AutoTokenizer.from_pretrained(made.tokenizer).apply_chat_template(QUESTION, tokenize=False)
+    shown = AutoTokenizer.from_pretrained(made.tokenizer).apply_chat_template(
+        QUESTION, tokenize=False
+    )
     assert shown == "[Tell me about the otter.]<|end|>"
 
 
@@ -214,7 +218,9 @@ def adapter_on(base_folder: Path, place: Path) -> Path:
 
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_pretrained(base_folder)
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    )
     adapted.save_pretrained(place)
     return place
 
@@ -234,7 +240,9 @@ def test_an_adapter_is_merged_with_its_base(folder: Path, tmp_path: Path, dtype:
 
     adapter = adapter_on(folder, tmp_path / "adapter")
     plain = logits(AutoModelForCausalLM.from_pretrained(folder))
-    beside = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), adapter))
+    beside = logits(
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), adapter)
+    )
     made = sft.run(checkpoint(adapter, dtype=dtype), tmp_path / "out")
     merged = AutoModelForCausalLM.from_pretrained(made.weights)
     assert merged.dtype == getattr(torch, dtype)
@@ -246,15 +254,22 @@ def test_an_adapter_is_merged_with_its_base(folder: Path, tmp_path: Path, dtype:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda adapter, base_folder: shutil.rmtree(base_folder), "its base is missing: .*there is no such folder"),
+        (
+            lambda adapter, base_folder: shutil.rmtree(base_folder),
+            "its base is missing: .*there is no such folder",
+        ),
         (lambda adapter, base_folder: own_code(base_folder), "trust.remote_code=true"),
         (lambda adapter, base_folder: without_weights(base_folder), "it has no weights"),
         (
-            lambda adapter, base_folder: edit(adapter / "adapter_config.json", base_model_name_or_path=None),
+            lambda adapter, base_folder: edit(
+                adapter / "adapter_config.json", base_model_name_or_path=None
+            ),
             "no base model",
         ),
         (
-            lambda adapter, base_folder: (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin"),
+            lambda adapter, base_folder: (adapter / "adapter_model.safetensors").rename(
+                adapter / "adapter_model.bin"
+            ),
             "only pickled weights",
         ),
         (
@@ -296,8 +311,13 @@ def training(**changes: Any) -> SftTraining:
 
 
 @pytest.mark.model
-def test_weights_that_no_step_changed_are_told_to_be_so(folder: Path, tmp_path: Path, capfd: Any) -> None:
-    for rate, said in ((1e-60, True), (1e-3, False)):  # a row of zeros moves at any rate that float32 can hold
+def test_weights_that_no_step_changed_are_told_to_be_so(
+    folder: Path, tmp_path: Path, capfd: Any
+) -> None:
+    for rate, said in (
+        (1e-60, True),
+        (1e-3, False),
+    ):  # a row of zeros moves at any rate that float32 can hold
         train(training(learning_rate=rate), tmp_path / str(rate))
         told = capfd.readouterr().err
         assert ("! sft: its weights are those that it started from, byte for byte" in told) == said
@@ -307,7 +327,9 @@ def test_weights_that_no_step_changed_are_told_to_be_so(folder: Path, tmp_path: 
 def fenced(folder: Path, texts: list[str], ngram: int = 13) -> Fence:
     write_table(
         folder / "ngrams.parquet",
-        decontamination.table(gram for text in texts for gram in decontamination.grams(text, ngram)),
+        decontamination.table(
+            gram for text in texts for gram in decontamination.grams(text, ngram)
+        ),
     )
     return Fence(folder)
 
@@ -320,7 +342,9 @@ def train(cfg: SftTraining, out: Path, texts: list[str] | None = None) -> Model:
     return sft.run(cfg, out, base=Model(start), fence=fenced(out.parent / "fence", texts or []))
 
 
-def batch_of(cfg: SftTraining, made: Model, out: Path, rows: list[list[dict]]) -> tuple[Any, dict[str, Any]]:
+def batch_of(
+    cfg: SftTraining, made: Model, out: Path, rows: list[list[dict]]
+) -> tuple[Any, dict[str, Any]]:
     from pipeline.models import loading
     from pipeline.training.trainers.sft import encode, trainer_for
 
@@ -356,12 +380,18 @@ def test_the_loss_sees_the_answer_with_its_eos_and_nothing_else(tmp_path: Path, 
     assert trained == {"Uno.<|end|>", "Dos, and a longer answer.<|end|>"}
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         assert ids.tolist().count(tokenizer.bos_token_id) == 1
-        assert all(label in (-100, token) for token, label in zip(ids.tolist(), labels.tolist(), strict=True))
+        assert all(
+            label in (-100, token)
+            for token, label in zip(ids.tolist(), labels.tolist(), strict=True)
+        )
 
 
 @pytest.mark.model
 def test_what_a_template_writes_after_eos_is_not_trained(tmp_path: Path) -> None:
-    made = tiny_model(tmp_path / "sft" / "x", template=CHAT.replace("<|end|>{% endfor %}", "<|end|>\n{% endfor %}"))
+    made = tiny_model(
+        tmp_path / "sft" / "x",
+        template=CHAT.replace("<|end|>{% endfor %}", "<|end|>\n{% endfor %}"),
+    )
     tokenizer, batch = batch_of(training(), made, tmp_path / "out", TURNS[:1])
     assert trained_text(tokenizer, batch["labels"][0]) == "Uno.<|end|>"
 
@@ -373,7 +403,9 @@ def test_what_a_template_writes_after_eos_is_not_trained(tmp_path: Path) -> None
         (CHAT.replace("{{ m.content }}", "{{ m.content }}{{ loop.length }}"), "became '2"),
     ],
 )
-def test_a_template_that_cannot_be_trained_on_is_refused(tmp_path: Path, template: str, said: str) -> None:
+def test_a_template_that_cannot_be_trained_on_is_refused(
+    tmp_path: Path, template: str, said: str
+) -> None:
     from pipeline.models import loading
     from pipeline.training.trainers.sft import encode
 
@@ -407,26 +439,37 @@ def test_training_stopped_after_a_checkpoint_ends_with_the_bytes_of_an_uninterru
         patch.setattr(training_room, "trainer_for", and_cut)
         with pytest.raises(KeyboardInterrupt):
             train(training(), tmp_path / "cut")
-    found = sorted(path.name for path in (tmp_path / "cut" / "scratch" / "checkpoints").glob("checkpoint-*"))
+    found = sorted(
+        path.name for path in (tmp_path / "cut" / "scratch" / "checkpoints").glob("checkpoint-*")
+    )
     assert found == ["checkpoint-4"]
-    (tmp_path / "cut" / "scratch" / "checkpoints" / "checkpoint-99").mkdir()  # begun, never finished
+    (
+        tmp_path / "cut" / "scratch" / "checkpoints" / "checkpoint-99"
+    ).mkdir()  # begun, never finished
     assert hashes(train(training(), tmp_path / "cut").path) == whole
     assert "weights/model.safetensors" in whole
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
 @pytest.mark.model
 def test_half_the_micro_batch_gives_the_same_losses(tmp_path: Path) -> None:
-    halves = train(training(runtime={"micro_batch": 4, "save_every": 100, "tracker": None}), tmp_path / "halves")
+    halves = train(
+        training(runtime={"micro_batch": 4, "save_every": 100, "tracker": None}),
+        tmp_path / "halves",
+    )
     whole = train(training(), tmp_path / "whole")
     losses = [[line["loss"] for line in model.metrics()] for model in (halves, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.model
-def test_demonstrations_behind_the_fence_or_too_long_are_left_out_and_accounted_for(tmp_path: Path) -> None:
+def test_demonstrations_behind_the_fence_or_too_long_are_left_out_and_accounted_for(
+    tmp_path: Path,
+) -> None:
     cfg = training(max_length=130)
     asked = [row["messages"][0]["content"] for row in synthetic.demonstrations(cfg.data)]  # type: ignore[arg-type]
     made = train(cfg, tmp_path / "out", [asked[3].upper().replace(".", " !"), asked[7]])
@@ -434,7 +477,10 @@ def test_demonstrations_behind_the_fence_or_too_long_are_left_out_and_accounted_
     funnel = json.loads((made.path / "funnel.json").read_text())
     overlap = dropped.filter(pl.col("reason") == "overlap with evaluation")
     assert {"row 4", "row 8"} <= set(overlap["row"])
-    assert funnel["dropped"] == {"overlap with evaluation": overlap.height, "too long": dropped.height - overlap.height}
+    assert funnel["dropped"] == {
+        "overlap with evaluation": overlap.height,
+        "too long": dropped.height - overlap.height,
+    }
     assert 0 < dropped.height - overlap.height < 40
     assert funnel["in"] == 48 == funnel["out"] + dropped.height
 
@@ -447,7 +493,10 @@ def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"runtime": {"micro_batch": 3, "save_every": 2, "tracker": None}}, "give runtime.micro_batch=2"),
+        (
+            {"runtime": {"micro_batch": 3, "save_every": 2, "tracker": None}},
+            "give runtime.micro_batch=2",
+        ),
         ({"dtype": "float16"}, "bfloat16"),
     ],
 )
@@ -488,7 +537,11 @@ def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path) -> None:
 
 
 def refitting(**changes: Any) -> Refit:
-    values = {**training().model_dump(exclude={"kind", "data", "fence", "template"}), "learning_rate": 1e-2, "batch": 4}
+    values = {
+        **training().model_dump(exclude={"kind", "data", "fence", "template"}),
+        "learning_rate": 1e-2,
+        "batch": 4,
+    }
     values |= {
         "kind": "refit",
         "scorer": "rules",
@@ -498,7 +551,9 @@ def refitting(**changes: Any) -> Refit:
     return Refit(**{**values, **changes})
 
 
-def round_of(folder: Path, made: Model, answers: dict[str, list]) -> tuple[list[Samples], list[Scores]]:
+def round_of(
+    folder: Path, made: Model, answers: dict[str, list]
+) -> tuple[list[Samples], list[Scores]]:
     """`prompt → [(text, score, finish)]`, each prompt's first answer in one wave, the others in the next."""
     samples, scores = [], []
     chat = test_pair.Chat(made)
@@ -509,8 +564,12 @@ def round_of(folder: Path, made: Model, answers: dict[str, list]) -> tuple[list[
                 drawn.append(test_pair.sample_row(chat, prompt, f"{prompt}-{index}", text, finish))
                 marks.append(test_pair.score_row(prompt, f"{prompt}-{index}", score))
         # Joins are by id: the scores lie in another order than the samples.
-        write_table(folder / f"a{wave}/samples/0.parquet", pl.DataFrame(drawn, schema=test_pair.SAMPLE))
-        write_table(folder / f"b{wave}/scores/0.parquet", pl.DataFrame(marks[::-1], schema=test_pair.SCORE))
+        write_table(
+            folder / f"a{wave}/samples/0.parquet", pl.DataFrame(drawn, schema=test_pair.SAMPLE)
+        )
+        write_table(
+            folder / f"b{wave}/scores/0.parquet", pl.DataFrame(marks[::-1], schema=test_pair.SCORE)
+        )
         samples.append(Samples(folder / f"a{wave}"))
         scores.append(Scores(folder / f"b{wave}"))
     return samples, scores
@@ -538,7 +597,10 @@ def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path)
     drawn = pl.concat(each.read() for each in samples)
     for row in best.iter_rows(named=True):
         [sampled] = drawn.filter(sample_id=row["sample_id"]).to_dicts()
-        assert [row[name] == sampled[name] for name in ("prompt_token_ids", "token_ids")] == [True, True]
+        assert [row[name] == sampled[name] for name in ("prompt_token_ids", "token_ids")] == [
+            True,
+            True,
+        ]
     assert dict(dropped.select("row", "reason").rows()) == {
         "poor": "score too low",
         "unscored": "no score",
@@ -551,14 +613,19 @@ def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path)
         best_samples(refitting(scorer="judge"), samples, scores, bos=1)
 
 
-def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_of_itself(tmp_path: Path) -> None:
+def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_of_itself(
+    tmp_path: Path,
+) -> None:
     from pipeline.models import loading
     from pipeline.models.logprobs import completion_logps
 
     made = tiny_model(tmp_path / "store" / "sft" / "x")
     ends = {"eos_token_id": [2, 51]}
     edit(Path(made.weights) / "generation_config.json", **ends)
-    answers = {f"p{i}": [(f"name {i} facts", 0.9, "stop"), ("the old lantern", 0.2, "stop")] for i in range(16)}
+    answers = {
+        f"p{i}": [(f"name {i} facts", 0.9, "stop"), ("the old lantern", 0.2, "stop")]
+        for i in range(16)
+    }
     samples, scores = round_of(tmp_path / "in", made, answers)
     out = tmp_path / "store" / "sft" / "y"
     refit = sft.run(refitting(epochs=4.0), out, base=made, samples=samples, scores=scores)
@@ -568,13 +635,21 @@ def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_o
     for which in ("-0", "-1"):
         told = rows.filter(pl.col("sample_id").str.ends_with(which))
         ids = told["prompt_token_ids"].to_list(), told["token_ids"].to_list()
-        before, after = (sum(completion_logps(loading.load(m, "float32"), *ids, 512)) for m in (made, refit))
+        before, after = (
+            sum(completion_logps(loading.load(m, "float32"), *ids, 512)) for m in (made, refit)
+        )
         gains[which] = after - before
     assert gains["-0"] > 100 and gains["-0"] > 2 * gains["-1"], gains
-    assert json.loads((out / "weights" / "generation_config.json").read_text())["eos_token_id"] == [2, 51]
+    assert json.loads((out / "weights" / "generation_config.json").read_text())["eos_token_id"] == [
+        2,
+        51,
+    ]
     assert json.loads((out / "funnel.json").read_text()) == {"in": 16, "out": 16, "dropped": {}}
     assert len(refit.metrics()) == 16
-    with pytest.raises(Refusal, match=r"of 16 demonstrations none is left .*score too low.*\n.*Lower refit.min_score"):
+    with pytest.raises(
+        Refusal,
+        match=r"of 16 demonstrations none is left .*score too low.*\n.*Lower refit.min_score",
+    ):
         sft.run(refitting(min_score=2.0), tmp_path / "z", base=made, samples=samples, scores=scores)
 
 
@@ -584,7 +659,9 @@ def test_a_checkpoint_that_moved_is_opened_where_it_lies_now(folder: Path, tmp_p
 
     def built(place: Path) -> tuple[str, str, str]:
         command = [sys.executable, "-m", "pipeline", f"sft.model={place}", *words]
-        done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HOUSE)}, capture_output=True)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(HOUSE)}, capture_output=True
+        )
         assert done.returncode == 0, done.stderr
         step = tmp_path / done.stdout.decode().splitlines()[-1]
         manifest = json.loads((step / "manifest.json").read_text())

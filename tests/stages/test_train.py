@@ -34,7 +34,13 @@ class Round:
         self.logps = write_logps(store / "refer" / "aaaaaaaaaaaa", self.sft, self.pairs)
 
     def inputs(self, **changes) -> dict:
-        return {"init": self.sft, "reference": self.sft, "pairs": [self.pairs], "logps": [self.logps], **changes}
+        return {
+            "init": self.sft,
+            "reference": self.sft,
+            "pairs": [self.pairs],
+            "logps": [self.logps],
+            **changes,
+        }
 
     def train(self, name: str, cfg: TrainConfig, **changes) -> Model:
         return train.run(cfg, self.store / "train" / name, **self.inputs(**changes))
@@ -58,7 +64,9 @@ def lora(round_) -> Model:
 def published(model: Model) -> dict[str, bytes]:
     files = [path for path in model.path.rglob("*") if path.is_file()]
     names = {path.relative_to(model.path).as_posix(): path for path in files}
-    found = {name: path.read_bytes() for name, path in names.items() if not name.startswith("scratch/")}
+    found = {
+        name: path.read_bytes() for name, path in names.items() if not name.startswith("scratch/")
+    }
     cost = json.loads(found["cost.json"])
     cost.pop("look_seconds")  # of the clock; the other figures are the training's own
     return {**found, "cost.json": json.dumps(cost).encode()}
@@ -87,9 +95,13 @@ def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model, referenc
     from pipeline.training import build
     from pipeline.training.monitoring import guards
 
-    rows = {part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")}
+    rows = {
+        part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")
+    }
     watch = guards.guards_for(cfg, init, reference, None, rows["dev"], out)
-    return build.trainer_for(cfg, build.load_policy(cfg, init), init, reference, rows, out, watch)[0]
+    return build.trainer_for(cfg, build.load_policy(cfg, init), init, reference, rows, out, watch)[
+        0
+    ]
 
 
 # ── what is trained is what was sampled ───────────────────────────────────────────────────────────────────────────
@@ -139,7 +151,9 @@ def test_losses_are_those_of_plain_trl_on_the_same_text(round_, tmp_path):
     plain = DPOTrainer(
         model=loading.load_merged(round_.sft),
         args=DPOConfig(**settings),
-        train_dataset=Dataset.from_list(round_.pairs.train().select("prompt", "chosen", "rejected").to_dicts()),
+        train_dataset=Dataset.from_list(
+            round_.pairs.train().select("prompt", "chosen", "rejected").to_dicts()
+        ),
         processing_class=loading.load_tokenizer(round_.sft),
     )
     assert plain.train_dataset["chosen_ids"] == round_.pairs.train()["chosen_token_ids"].to_list()
@@ -160,10 +174,14 @@ def test_every_pair_weighs_the_same_however_a_step_is_split(round_):
 
 def test_every_dev_pair_weighs_the_same_however_a_look_is_split(round_):
     """TRL takes the mean of its batches' means, the last and smaller one's too."""
-    names = [f"eval_{name}" for name in ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen")]
+    names = [
+        f"eval_{name}" for name in ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen")
+    ]
     looks = []
     for size in (6, 3):
-        rows = round_.train(f"look-{size}", dpo(batch=6, micro_batch=size, learning_rate=1e-2, eval_every=2)).metrics()
+        rows = round_.train(
+            f"look-{size}", dpo(batch=6, micro_batch=size, learning_rate=1e-2, eval_every=2)
+        ).metrics()
         looks.append([row[name] for row in rows for name in names if name in row])
     assert round_.pairs.dev().height % 3, "or no batch is smaller"
     assert looks[0] == pytest.approx(looks[1], abs=1e-4)
@@ -173,7 +191,9 @@ def test_what_a_cluster_says_of_other_processes_changes_nothing_here(round_, ful
     """Kubernetes' jobs set these for every container; one that trains alone would take a quarter of each step."""
     for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert losses(round_.train("in a cluster", dpo(micro_batch=1))) == pytest.approx(losses(full), abs=1e-5)
+    assert losses(round_.train("in a cluster", dpo(micro_batch=1))) == pytest.approx(
+        losses(full), abs=1e-5
+    )
 
 
 # ── the reference ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -186,9 +206,13 @@ def test_the_first_loss_is_that_of_no_margin(full, lora):
 
 def test_values_of_another_model_are_caught_before_the_first_step(round_, tmp_path):
     wrong = write_logps(tmp_path / "wrong", round_.other, round_.pairs)
-    with pytest.raises(Broken, match=r"the reference is wrong.*before its first step by [\d.]+ nats"):
+    with pytest.raises(
+        Broken, match=r"the reference is wrong.*before its first step by [\d.]+ nats"
+    ):
         round_.train("wrong", dpo(), logps=[wrong])
-    with pytest.raises(Broken, match=r"the reference is wrong.*computed again with the reference model"):
+    with pytest.raises(
+        Broken, match=r"the reference is wrong.*computed again with the reference model"
+    ):
         round_.train("wrong", dpo(), reference=round_.other)
     assert not (round_.store / "train" / "wrong" / "model.json").exists()
     assert not (round_.store / "train" / "wrong" / "metrics.jsonl").exists()
@@ -208,7 +232,8 @@ def test_values_of_other_pairs_are_caught(round_, tmp_path):
     """Every value is there, under the id of its neighbour."""
     table = round_.logps.read()
     write_table(
-        tmp_path / "logps.parquet", table.with_columns(logp=pl.col("logp").shift(1, fill_value=table["logp"][-1]))
+        tmp_path / "logps.parquet",
+        table.with_columns(logp=pl.col("logp").shift(1, fill_value=table["logp"][-1])),
     )
     with pytest.raises(Broken, match="the reference is wrong"):
         round_.train("shifted", dpo(), logps=[Logps(tmp_path)])
@@ -217,13 +242,21 @@ def test_values_of_other_pairs_are_caught(round_, tmp_path):
 def test_a_trainer_that_asks_another_reference_is_caught_by_its_first_loss(round_, tmp_path):
     from pipeline.training.monitoring import reference_check
 
-    rows = train.ready(dpo(logps="live"), [round_.pairs], "train", []).head(16).to_dict(as_series=False)
+    rows = (
+        train.ready(dpo(logps="live"), [round_.pairs], "train", [])
+        .head(16)
+        .to_dict(as_series=False)
+    )
     right, wrong = (
-        trainer_on(round_, dpo(logps="live"), tmp_path / model.path.name, init=round_.sft, reference=model)
+        trainer_on(
+            round_, dpo(logps="live"), tmp_path / model.path.name, init=round_.sft, reference=model
+        )
         for model in (round_.sft, round_.other)
     )
     reference_check.check_start(dpo(logps="live"), right, rows)
-    with pytest.raises(Broken, match=r"the first loss should be ln 2 = 0.693147, and TRL's is .* on 16 pairs"):
+    with pytest.raises(
+        Broken, match=r"the first loss should be ln 2 = 0.693147, and TRL's is .* on 16 pairs"
+    ):
         reference_check.check_start(dpo(logps="live"), wrong, rows)
 
 
@@ -233,7 +266,9 @@ def test_training_from_elsewhere_takes_the_reference_s_values(round_, full):
     assert losses(second)[0] != pytest.approx(math.log(2), abs=1e-4)
 
 
-@pytest.mark.parametrize("start", ["new adapter", "its own adapter", "held to the base", "held to another"])
+@pytest.mark.parametrize(
+    "start", ["new adapter", "its own adapter", "held to the base", "held to another"]
+)
 def test_live_and_ready_references_agree(round_, full, lora, tmp_path, start):
     """TRL asks the disabled adapter, or a reference module, as it goes; `refer` asked them before."""
     init, reference = {
@@ -244,7 +279,9 @@ def test_live_and_ready_references_agree(round_, full, lora, tmp_path, start):
     }[start]
     logps = write_logps(tmp_path / "logps", reference, round_.pairs)
     ready = round_.train(f"ready {start}", dpo(LORA), init=init, reference=reference, logps=[logps])
-    live = round_.train(f"live {start}", dpo(LORA, logps="live"), init=init, reference=reference, logps=None)
+    live = round_.train(
+        f"live {start}", dpo(LORA, logps="live"), init=init, reference=reference, logps=None
+    )
     assert losses(live) == pytest.approx(losses(ready), abs=1e-5)
 
 
@@ -275,7 +312,14 @@ def test_what_is_published_is_what_was_trained(round_, kind, request):
 def test_no_pickle_and_no_place_of_this_machine_is_published(round_, kind, request):
     files = published(request.getfixturevalue(kind))
     files.pop("adapter/adapter_config.json", None)  # it names the base's place, outside content
-    assert {Path(name).suffix for name in files} <= {".safetensors", ".json", ".jsonl", ".jinja", ".md", ".png"}
+    assert {Path(name).suffix for name in files} <= {
+        ".safetensors",
+        ".json",
+        ".jsonl",
+        ".jinja",
+        ".md",
+        ".png",
+    }
     assert not [name for name, data in files.items() if str(round_.store).encode() in data]
 
 
@@ -299,7 +343,11 @@ def test_an_adapter_names_its_base_and_is_continued(round_, lora):
     assert {path.name for path in second.adapter.iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
-        *(path.name for path in round_.sft.tokenizer.iterdir() if path.name.startswith(("tokenizer", "chat_template"))),
+        *(
+            path.name
+            for path in round_.sft.tokenizer.iterdir()
+            if path.name.startswith(("tokenizer", "chat_template"))
+        ),
     }
 
 
@@ -325,7 +373,9 @@ def test_weights_that_are_not_finite_are_not_published():
     layer = torch.nn.Linear(3, 2)
     loading.check_finite(layer)
     layer.weight.data[1, 2] = math.inf
-    with pytest.raises(Broken, match=r"training has left 1 weight not finite .*weight is the first"):
+    with pytest.raises(
+        Broken, match=r"training has left 1 weight not finite .*weight is the first"
+    ):
         loading.check_finite(layer)
 
 
@@ -366,9 +416,18 @@ def test_a_killed_training_ends_with_the_same_bytes(round_, kind, moment, reques
     whole = request.getfixturevalue(kind)
     cfg, name = dpo(LORA) if kind == "lora" else dpo(), f"killed {kind}"
     out = round_.store / "train" / name
-    command = [sys.executable, "-c", CHILD, str(round_.store), str(out), cfg.model_dump_json(), moment]
+    command = [
+        sys.executable,
+        "-c",
+        CHILD,
+        str(round_.store),
+        str(out),
+        cfg.model_dump_json(),
+        moment,
+    ]
     assert (
-        subprocess.run(command, cwd=Path(train.__file__).parents[2], capture_output=True).returncode == -signal.SIGKILL
+        subprocess.run(command, cwd=Path(train.__file__).parents[2], capture_output=True).returncode
+        == -signal.SIGKILL
     )
     assert (out / "scratch" / "checkpoints" / "checkpoint-2").is_dir()
     (out / "scratch" / "checkpoints" / "checkpoint-99").mkdir()
@@ -376,7 +435,9 @@ def test_a_killed_training_ends_with_the_same_bytes(round_, kind, moment, reques
     again = round_.train(name, cfg)
     said = capfd.readouterr().err
     assert "checkpoint-99 is not whole" in said
-    assert "train 3/6" in said and "train 2/6" not in said  # the finished steps were not trained again
+    assert (
+        "train 3/6" in said and "train 2/6" not in said
+    )  # the finished steps were not trained again
     assert published(again) == published(whole)
 
 
@@ -391,7 +452,9 @@ def test_only_a_checkpoint_with_every_byte_is_whole(tmp_path, capsys):
         folder.mkdir()
         for name in ("model.safetensors", "optimizer.pt"):
             (folder / name).write_bytes(b"weights" * step)
-        ledger.on_save(TrainingArguments(str(tmp_path)), TrainerState(global_step=step), TrainerControl())
+        ledger.on_save(
+            TrainingArguments(str(tmp_path)), TrainerState(global_step=step), TrainerControl()
+        )
     assert ledger.newest_whole() == tmp_path / "checkpoint-4"
     assert not (tmp_path / "checkpoint-2").exists()
 
@@ -406,19 +469,25 @@ def test_only_a_checkpoint_with_every_byte_is_whole(tmp_path, capsys):
 
 
 def test_a_batch_that_micro_batches_cannot_make_is_refused():
-    with pytest.raises(ValidationError, match=r"batch=4 is not a multiple of runtime.micro_batch=3.*micro_batch=2"):
+    with pytest.raises(
+        ValidationError, match=r"batch=4 is not a multiple of runtime.micro_batch=3.*micro_batch=2"
+    ):
         dpo(micro_batch=3)
 
 
 def test_a_pair_too_long_is_refused_and_not_cut(round_):
-    with pytest.raises(Refusal, match=r"train: \d+ of 24 train pairs cannot fit into train.max_length=40 tokens"):
+    with pytest.raises(
+        Refusal, match=r"train: \d+ of 24 train pairs cannot fit into train.max_length=40 tokens"
+    ):
         round_.train("refused", dpo(max_length=40))
 
 
 def test_a_pair_without_reference_values_is_refused(round_, tmp_path):
     one = round_.pairs.train()["rejected_id"][5]
     write_table(tmp_path / "logps.parquet", round_.logps.read().filter(pl.col("sample_id") != one))
-    with pytest.raises(Refusal, match=rf"no reference log-probability for 1 of 24 train pairs .*\n?.*{one}"):
+    with pytest.raises(
+        Refusal, match=rf"no reference log-probability for 1 of 24 train pairs .*\n?.*{one}"
+    ):
         round_.train("refused", dpo(), logps=[Logps(tmp_path)])
 
 
@@ -435,7 +504,10 @@ def test_no_pairs_are_refused(round_, tmp_path):
         ({"targets": ["q_proj", "w_proj"]}, "targets: w_proj: no module .*\n.*q_proj.*all-linear"),
         ({"targets": ["lm_head"]}, "lm_head: its adapter would never be trained"),
         ({"targets": r".*\.attention\..*"}, "no module's whole name is like that"),
-        ({"targets": "q_proj"}, r"no module's whole name .*\n.*linear layers, in brackets \(.*q_proj"),
+        (
+            {"targets": "q_proj"},
+            r"no module's whole name .*\n.*linear layers, in brackets \(.*q_proj",
+        ),
     ],
 )
 def test_targets_that_cannot_be_trained_are_refused(round_, adapter, words):
@@ -445,7 +517,10 @@ def test_targets_that_cannot_be_trained_are_refused(round_, adapter, words):
 
 @pytest.mark.parametrize(
     ("args", "words"),
-    [({"optim": "adamw_foo"}, "adamw_foo is not a valid"), ({"lr_scheduler_kwargs": {"foo": 1}}, "argument 'foo'")],
+    [
+        ({"optim": "adamw_foo"}, "adamw_foo is not a valid"),
+        ({"lr_scheduler_kwargs": {"foo": 1}}, "argument 'foo'"),
+    ],
 )
 def test_what_transformers_does_not_take_is_refused_before_a_step(round_, args, words):
     with pytest.raises(Refusal, match=rf"train: TRL does not take these settings: .*{words}"):
@@ -455,7 +530,9 @@ def test_what_transformers_does_not_take_is_refused_before_a_step(round_, args, 
 def test_an_adapter_of_another_base_is_refused(round_, lora, tmp_path):
     moved = Model(shutil.copytree(lora.path, round_.store / "train" / "moved"))
     write_json(moved.path / "model.json", {**lora.record, "base": "sft/cccccccccccc"})
-    with pytest.raises(Refusal, match=r"made for the model sft/aaaaaaaaaaaa.*\n?.*sft/cccccccccccc"):
+    with pytest.raises(
+        Refusal, match=r"made for the model sft/aaaaaaaaaaaa.*\n?.*sft/cccccccccccc"
+    ):
         round_.train("refused", dpo(LORA), init=moved)
     with pytest.raises(Refusal, match=r"adapter.rank=8, but training continues .* rank is 4"):
         round_.train("refused", dpo({**LORA, "rank": 8}), init=lora)

@@ -8,7 +8,17 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Logps, Model, Pairs, Prompts, Samples, Scores, write_json, write_table, write_text
+from pipeline.artifacts import (
+    Logps,
+    Model,
+    Pairs,
+    Prompts,
+    Samples,
+    Scores,
+    write_json,
+    write_table,
+    write_text,
+)
 
 SCORER = "rules"
 FUNNEL = {
@@ -34,19 +44,33 @@ SAMPLE = {
     "logprob": NUMBER,
     "reasoning_tokens": pl.Int64,
 }
-SCORE = {"sample_id": TEXT, "prompt_id": TEXT, "scorer": TEXT, "score": NUMBER, "status": TEXT, "detail": TEXT}
+SCORE = {
+    "sample_id": TEXT,
+    "prompt_id": TEXT,
+    "scorer": TEXT,
+    "score": NUMBER,
+    "status": TEXT,
+    "detail": TEXT,
+}
 LOGP = {"sample_id": TEXT, "prompt_id": TEXT, "logp": NUMBER, "tokens": pl.Int64}
 
 
-def prompts(store: Path, ids: Sequence[str], text: str = "Tell me about {}.", part: str = "test") -> Prompts:
+def prompts(
+    store: Path, ids: Sequence[str], text: str = "Tell me about {}.", part: str = "test"
+) -> Prompts:
     folder = store / "prompts" / "aaaaaaaaaaaa" / part
     messages = [[{"role": "user", "content": text.format(key)}] for key in ids]
     columns = [json.dumps({"category": "nature"}) for _ in ids]
-    write_table(folder / "prompts.parquet", pl.DataFrame({"prompt_id": ids, "prompt": messages, "columns": columns}))
+    write_table(
+        folder / "prompts.parquet",
+        pl.DataFrame({"prompt_id": ids, "prompt": messages, "columns": columns}),
+    )
     return Prompts(folder)
 
 
-def answer(prompt: str, score: float | None, text: str = "An answer.", index: int = 0, **more: Any) -> dict[str, Any]:
+def answer(
+    prompt: str, score: float | None, text: str = "An answer.", index: int = 0, **more: Any
+) -> dict[str, Any]:
     """One answer and its score; `kinds` are scores of the criteria that apply to it, `others` other scorers'."""
     plain = {
         "tokens": 10,
@@ -66,7 +90,9 @@ def answer(prompt: str, score: float | None, text: str = "An answer.", index: in
     }
 
 
-def model(store: Path, stage: str, fingerprint: str, metrics: Sequence[Mapping[str, Any]] = ()) -> Model:
+def model(
+    store: Path, stage: str, fingerprint: str, metrics: Sequence[Mapping[str, Any]] = ()
+) -> Model:
     folder = store / stage / fingerprint
     write_json(folder / "model.json", {"weights": "weights", "tokenizer": "weights"})
     if metrics:
@@ -87,7 +113,12 @@ def exam(
     _write(scores / "scores" / "0.parquet", _marks(answers), SCORE)
     known = [(f"{prompt}/kl", prompt, logp, 10) for prompt, _, logp in kl if logp is not None]
     _write(logps / "logps.parquet", known, LOGP)
-    made = {"model": of, "samples": Samples(samples), "scores": Scores(scores), "logps": Logps(logps)}
+    made = {
+        "model": of,
+        "samples": Samples(samples),
+        "scores": Scores(scores),
+        "logps": Logps(logps),
+    }
     return {name: artifact for name, artifact in made.items() if name not in without}
 
 
@@ -100,8 +131,14 @@ def _write(path: Path, rows: list[tuple[Any, ...]], schema: Mapping[str, Any]) -
 def _drawn(
     answers: Sequence[Mapping[str, Any]], kl: Sequence[tuple[str, float, float | None]]
 ) -> list[tuple[Any, ...]]:
-    freely = [(prompt, f"{prompt}/kl", "kl", "Freely.", [7] * 10, "stop", logprob, 0) for prompt, logprob, _ in kl]
-    rows = [{**a, "setting": "answer", "token_ids": [7] * a["tokens"], "logprob": -1.0 * a["tokens"]} for a in answers]
+    freely = [
+        (prompt, f"{prompt}/kl", "kl", "Freely.", [7] * 10, "stop", logprob, 0)
+        for prompt, logprob, _ in kl
+    ]
+    rows = [
+        {**a, "setting": "answer", "token_ids": [7] * a["tokens"], "logprob": -1.0 * a["tokens"]}
+        for a in answers
+    ]
     return [*(tuple(row[key] for key in SAMPLE) for row in rows), *freely]
 
 

@@ -15,7 +15,12 @@ from pipeline.step import Identity, Step
 
 HOUSE = Path(__file__).parents[2]
 # One round without base: 16 Steps, a third of a second each with toy stages.
-SMALL = ["prompts=playground", "sft.model=hub/model", f"sft.revision={'0' * 40}", "sample.per_round=100"]
+SMALL = [
+    "prompts=playground",
+    "sft.model=hub/model",
+    f"sft.revision={'0' * 40}",
+    "sample.per_round=100",
+]
 
 
 def composed(*arguments: str) -> Config:
@@ -71,7 +76,9 @@ class Toys:
 
     def built(self, output: str) -> list[str]:
         """`stage label` of every Step that the ledger shows as built."""
-        return [" ".join(line[2:].split()[:-3]) for line in output.splitlines() if line.startswith("■")]
+        return [
+            " ".join(line[2:].split()[:-3]) for line in output.splitlines() if line.startswith("■")
+        ]
 
     def notes(self, word: str) -> list[str]:
         lines = self.log.read_text().splitlines() if self.log.exists() else []

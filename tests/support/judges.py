@@ -56,11 +56,16 @@ def fake_judge(latency: float = 0.0):
 
 def verdict(messages: list[dict[str, str]], labels: list[str]) -> dict[str, float]:
     """Each label's probability."""
-    texts, outside = unfenced("\n".join(message["content"] for message in messages), messages[0]["content"])
+    texts, outside = unfenced(
+        "\n".join(message["content"] for message in messages), messages[0]["content"]
+    )
     if order := re.search(r"answer with (\w+)", outside):
         return {order[1]: 1.0}
     if "TIE" in labels:
-        first, second = (texts.get(title, outside).count("good") for title in ("first answer (A)", "second answer (B)"))
+        first, second = (
+            texts.get(title, outside).count("good")
+            for title in ("first answer (A)", "second answer (B)")
+        )
         ahead = 1 / (1 + math.exp(second - first))
         return {"A": 0.5, "B": 0.5} if first == second else {"A": ahead, "B": 1 - ahead}
     mark = min(5, 1 + texts.get("answer", outside).count("good"))
@@ -112,18 +117,36 @@ class Server:
         await asyncio.sleep(self.latency)
         kind = ["content-type: application/json"]
         if KEY not in head:
-            return 401, kind, json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}}).encode()
+            return (
+                401,
+                kind,
+                json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}}).encode(),
+            )
         match asked["model"]:
             case "limited" if self.seen.count(question) == 1:
                 return 429, ["retry-after: 0.05", *kind], b'{"error": {"message": "slow down"}}'
             case "overloaded":
                 return 429, ["retry-after: 0.01", *kind], b'{"error": {"message": "slow down"}}'
             case "broken":
-                return 500, ["retry-after: 0.01", *kind], json.dumps({"error": {"message": f"header {KEY}"}}).encode()
+                return (
+                    500,
+                    ["retry-after: 0.01", *kind],
+                    json.dumps({"error": {"message": f"header {KEY}"}}).encode(),
+                )
             case "picky":
-                return 400, kind, json.dumps({"error": {"message": f"no logprobs for {KEY}"}}).encode()
+                return (
+                    400,
+                    kind,
+                    json.dumps({"error": {"message": f"no logprobs for {KEY}"}}).encode(),
+                )
             case "denied":
-                return 401, kind, json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}}).encode()
+                return (
+                    401,
+                    kind,
+                    json.dumps(
+                        {"error": {"message": f"Incorrect API key provided: {KEY}"}}
+                    ).encode(),
+                )
             case "garbage":
                 return 200, kind, b"<html>oops</html>"
             case "schema":
@@ -131,7 +154,11 @@ class Server:
             case "empty":
                 return 200, kind, b'{"choices": []}'
             case "thinking":
-                return 200, kind, b'{"choices": [{"finish_reason": "length", "message": {"content": null}}]}'
+                return (
+                    200,
+                    kind,
+                    b'{"choices": [{"finish_reason": "length", "message": {"content": null}}]}',
+                )
             case "slow":
                 await asyncio.sleep(SLOW)
             case "stuck":
@@ -143,9 +170,15 @@ class Server:
 
 def completion(asked: dict[str, Any]) -> dict[str, Any]:
     text, chances = said(asked["model"], asked["messages"])
-    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    choice: dict[str, Any] = {
+        "index": 0,
+        "finish_reason": "stop",
+        "message": {"role": "assistant", "content": text},
+    }
     if asked.get("logprobs"):
-        alternatives = [{"token": t, "logprob": math.log(c) if c else -99.0} for t, c in chances.items()]
+        alternatives = [
+            {"token": t, "logprob": math.log(c) if c else -99.0} for t, c in chances.items()
+        ]
         choice["logprobs"] = {"content": [{**alternatives[0], "top_logprobs": alternatives}]}
     usage = {"prompt_tokens": 100, "completion_tokens": 1}
     return {"id": "x", "model": f"{asked['model']}-2026-11-01", "choices": [choice], "usage": usage}
@@ -157,7 +190,14 @@ def message(asked: dict[str, Any]) -> dict[str, Any]:
     text, _ = said(asked["model"], messages)
     usage = {"input_tokens": 100, "output_tokens": 1}
     content = [{"type": "text", "text": text}]
-    return {"id": "x", "type": "message", "role": "assistant", "model": "claude-x", "content": content, "usage": usage}
+    return {
+        "id": "x",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-x",
+        "content": content,
+        "usage": usage,
+    }
 
 
 def said(model: str, messages: list[dict[str, str]]) -> tuple[str, dict[str, float]]:

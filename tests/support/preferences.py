@@ -23,22 +23,30 @@ def pair_rows(model: Model, count: int, seed: int, ids: str) -> list[dict[str, A
     draw, rows = random.Random(seed), []
     for number in range(count):
         prompt = [{"role": "user", "content": text(draw, 2, 12)}]
-        templated = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        templated = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=False
+        )
         row = {"prompt_id": f"{ids}{number}", "prompt": prompt}
         row["prompt_token_ids"] = tokenizer(templated, add_special_tokens=False)["input_ids"]
         for side, (low, high) in {"chosen": (1, 9), "rejected": (4, 16)}.items():
             answer = text(draw, low, high)
             row[side] = [{"role": "assistant", "content": answer}]
             row[f"{side}_id"] = f"{ids}{number}-{side}"
-            row[f"{side}_token_ids"] = tokenizer(answer + "<|end|>", add_special_tokens=False)["input_ids"]
+            row[f"{side}_token_ids"] = tokenizer(answer + "<|end|>", add_special_tokens=False)[
+                "input_ids"
+            ]
         rows.append(row)
     return rows
 
 
-def write_pairs(folder: Path, model: Model, train: int = 24, dev: int = 4, seed: int = 0, ids: str = "p") -> Pairs:
+def write_pairs(
+    folder: Path, model: Model, train: int = 24, dev: int = 4, seed: int = 0, ids: str = "p"
+) -> Pairs:
     rows = pair_rows(model, train + dev, seed, ids)
     write_table(folder / "train.parquet", pl.DataFrame(rows[:train]))
-    write_table(folder / "dev.parquet", pl.DataFrame(rows[train:], schema=pl.DataFrame(rows).schema))
+    write_table(
+        folder / "dev.parquet", pl.DataFrame(rows[train:], schema=pl.DataFrame(rows).schema)
+    )
     return Pairs(folder)
 
 

@@ -22,7 +22,9 @@ QUICK = {"retry-after-ms": "20"}  # or the client waits half a second before it 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, complete: Callable[[Body], Body], fault: Fault, key: str | None, **card: Any):
+    def __init__(
+        self, complete: Callable[[Body], Body], fault: Fault, key: str | None, **card: Any
+    ):
         super().__init__(("127.0.0.1", 0), Handler)
         self.complete, self.fault, self.key = complete, fault, key
         self.card = {"id": "served", "object": "model", **card}
@@ -39,7 +41,9 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.answer(200 if self.knows_key() else 401, {"object": "list", "data": [self.server.card]})
+        self.answer(
+            200 if self.knows_key() else 401, {"object": "list", "data": [self.server.card]}
+        )
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -56,10 +60,14 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             choice = dict(self.server.complete(body))
         counted = {"usage": choice.pop("usage")} if "usage" in choice else {}
-        return self.answer(200, {"id": "x", "object": "text_completion", "choices": [choice], **counted})
+        return self.answer(
+            200, {"id": "x", "object": "text_completion", "choices": [choice], **counted}
+        )
 
     def knows_key(self) -> bool:
-        return self.server.key is None or self.headers["authorization"] == f"Bearer {self.server.key}"
+        return (
+            self.server.key is None or self.headers["authorization"] == f"Bearer {self.server.key}"
+        )
 
     def fail(self, fault: str) -> None:
         match fault:
@@ -85,7 +93,11 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, code: int, body: Body | None, **headers: str) -> None:
         data = b"no json" if body is None else json.dumps(body).encode()
         self.send_response(code)
-        for name, value in {"content-type": "application/json", "content-length": str(len(data)), **headers}.items():
+        for name, value in {
+            "content-type": "application/json",
+            "content-length": str(len(data)),
+            **headers,
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
@@ -127,13 +139,20 @@ def token_logprobs(backend: Any, prompt: list[int], ids: list[int]) -> list[floa
     import torch
 
     with torch.inference_mode():
-        rows = backend.module(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        rows = (
+            backend.module(torch.tensor([prompt + ids]))
+            .logits[0, len(prompt) - 1 : -1]
+            .log_softmax(-1)
+        )
     return rows.gather(1, torch.tensor(ids).unsqueeze(1)).squeeze(1).tolist()
 
 
 @contextlib.contextmanager
 def serving(
-    complete: Callable[[Body], Body], fault: Fault = lambda seed, tries: None, key: str | None = None, **card: Any
+    complete: Callable[[Body], Body],
+    fault: Fault = lambda seed, tries: None,
+    key: str | None = None,
+    **card: Any,
 ) -> Iterator[Server]:
     server = Server(complete, fault, key, **card)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -18,7 +18,9 @@ plain = state.AcceleratorState.__init__
 def on_a_cpu_too(self, *args, fsdp_plugin=None, **kwargs):
     plain(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
     if fsdp_plugin is not None:
-        self.distributed_type = state.PartialState._shared_state["distributed_type"] = state.DistributedType.FSDP
+        self.distributed_type = state.PartialState._shared_state["distributed_type"] = (
+            state.DistributedType.FSDP
+        )
         self.fsdp_plugin = fsdp_plugin
 
 

@@ -72,7 +72,9 @@ def tiny_llama(
     LlamaForCausalLM(shape).save_pretrained(folder)
 
 
-def tiny_model(step: Path, *, template: str = CHAT, vocabulary: int = 320, **shape: object) -> Model:
+def tiny_model(
+    step: Path, *, template: str = CHAT, vocabulary: int = 320, **shape: object
+) -> Model:
     """`step` plays a published folder `store/sft/<fingerprint>`."""
     tiny_tokenizer(step / "weights", template, vocabulary)
     tiny_llama(step / "weights", **shape)  # type: ignore[arg-type]
@@ -80,16 +82,25 @@ def tiny_model(step: Path, *, template: str = CHAT, vocabulary: int = 320, **sha
     return Model(step)
 
 
-def tiny_classifier(folder: Path, kind: str = "llama", labels: int = 1, seed: int = 0, **config: object) -> None:
+def tiny_classifier(
+    folder: Path, kind: str = "llama", labels: int = 1, seed: int = 0, **config: object
+) -> None:
     """A sequence classifier with weights so large that its scores differ: a Llama that reads chats, or an encoder."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
     (tiny_tokenizer if kind == "llama" else tiny_pair_tokenizer)(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+    shape = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 96,
+    }
     known = {"vocab_size": len(tokenizer), "max_position_embeddings": 128, "initializer_range": 0.2}
-    marks = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    marks = {
+        name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
     torch.manual_seed(seed)
     made = AutoConfig.for_model(kind, **shape, **known, **marks, num_labels=labels, **config)
     AutoModelForSequenceClassification.from_config(made).save_pretrained(folder)
@@ -104,7 +115,9 @@ def tiny_pair_tokenizer(folder: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     bpe = tokenizer.backend_tokenizer
     bpe.post_processor = processors.TemplateProcessing(
-        single="<s> $A <|end|>", pair="<s> $A <|end|> $B:1 <|end|>:1", special_tokens=[("<s>", 1), ("<|end|>", 2)]
+        single="<s> $A <|end|>",
+        pair="<s> $A <|end|> $B:1 <|end|>:1",
+        special_tokens=[("<s>", 1), ("<|end|>", 2)],
     )
     PreTrainedTokenizerFast(
         tokenizer_object=bpe,

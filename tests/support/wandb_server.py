@@ -9,8 +9,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 HISTORY = "wandb-history.jsonl"
-COUNTED = {"historyLineCount": HISTORY, "eventsLineCount": "wandb-events.jsonl", "logLineCount": "output.log"}
-SAID = {401: "user is not logged in", 403: "permission denied", 404: "entity not found", 500: "out of order"}
+COUNTED = {
+    "historyLineCount": HISTORY,
+    "eventsLineCount": "wandb-events.jsonl",
+    "logLineCount": "output.log",
+}
+SAID = {
+    401: "user is not logged in",
+    403: "permission denied",
+    404: "entity not found",
+    500: "out of order",
+}
 
 
 @dataclass
@@ -23,7 +32,11 @@ class Sent:
 
     @property
     def config(self) -> dict[str, Any]:
-        return {name: of["value"] for name, of in json.loads(self.told["config"]).items() if name != "_wandb"}
+        return {
+            name: of["value"]
+            for name, of in json.loads(self.told["config"]).items()
+            if name != "_wandb"
+        }
 
     @property
     def rows(self) -> list[tuple[int, dict[str, Any]]]:
@@ -65,7 +78,10 @@ class WandbServer:
             self._closing.wait()
             raise ConnectionResetError
         if self.fault:
-            return self.fault, {"errors": [{"message": SAID[self.fault]}], "data": {"upsertBucket": None}}
+            return self.fault, {
+                "errors": [{"message": SAID[self.fault]}],
+                "data": {"upsertBucket": None},
+            }
         return 200, self._answer(path, body)
 
     def _answer(self, path: str, body: bytes) -> Any:
@@ -87,11 +103,18 @@ class WandbServer:
         new = told["name"] not in self.runs
         run = self.runs.setdefault(told["name"], Sent())
         run.told |= {name: value for name, value in told.items() if value is not None}
-        return {"upsertBucket": {"bucket": {**self._bucket(told), "project": project(told)}, "inserted": new}}
+        return {
+            "upsertBucket": {
+                "bucket": {**self._bucket(told), "project": project(told)},
+                "inserted": new,
+            }
+        }
 
     def _bucket(self, told: dict[str, Any]) -> dict[str, Any]:
         run = self.runs[told["name"]]
-        telemetry = json.loads(run.told["config"])["_wandb"]["value"]["t"]  # a client resumes no run that lacks it
+        telemetry = json.loads(run.told["config"])["_wandb"]["value"][
+            "t"
+        ]  # a client resumes no run that lacks it
         return {
             "id": told["name"],
             "name": told["name"],
@@ -109,7 +132,10 @@ class WandbServer:
         }
 
     def _run_files(self, told: dict[str, Any]) -> dict[str, Any]:
-        files = [{"name": name, "uploadUrl": f"{self.url}/storage/{told['run']}/{name}"} for name in told["files"]]
+        files = [
+            {"name": name, "uploadUrl": f"{self.url}/storage/{told['run']}/{name}"}
+            for name in told["files"]
+        ]
         return {"createRunFiles": {"runID": told["run"], "uploadHeaders": [], "files": files}}
 
 

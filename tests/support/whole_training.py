@@ -14,7 +14,14 @@ def main() -> None:
     cfg = TrainConfig(**json.loads((folder / "config.json").read_text()))
     init = Model(folder / "sft" / "model")
     logps = [Logps(folder / "logps")]
-    train.run(cfg, folder / "train", init=init, pairs=[Pairs(folder / "pairs")], reference=init, logps=logps)
+    train.run(
+        cfg,
+        folder / "train",
+        init=init,
+        pairs=[Pairs(folder / "pairs")],
+        reference=init,
+        logps=logps,
+    )
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(int(lines["VmHWM"].split()[0]) << 10)
 

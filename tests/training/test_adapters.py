@@ -24,7 +24,9 @@ KINDS = {
     "qlora": QLORA,
     "8 bits": {**QLORA, "quantization": {"bits": 8, "double": True}},
 }
-LEARNED = {"learning_rate": 1e-2}  # in four epochs each kind tells the dev pairs apart, and not by chance alone
+LEARNED = {
+    "learning_rate": 1e-2
+}  # in four epochs each kind tells the dev pairs apart, and not by chance alone
 LOGIT = 2e-3  # of logits with a spread near 3, in float32: how far a merged model may be from its adapter
 
 
@@ -73,7 +75,9 @@ def losses(model: Model) -> list[float]:
 def logits(module, pairs: Pairs) -> torch.Tensor:
     row = pairs.dev().to_dicts()[0]
     with torch.no_grad():
-        return module(torch.tensor([row["prompt_token_ids"] + row["chosen_token_ids"]])).logits.float()
+        return module(
+            torch.tensor([row["prompt_token_ids"] + row["chosen_token_ids"]])
+        ).logits.float()
 
 
 # ── trained, published, merged ────────────────────────────────────────────────────────────────────────────────────
@@ -119,7 +123,9 @@ def test_a_quantised_base_is_recorded_and_its_adapter_stays_precise(round_, tmp_
     from safetensors.torch import load_file
 
     weights = load_file(model.adapter / "adapter_model.safetensors")
-    assert {each.dtype for each in weights.values()} == {torch.float32}  # TRL alone would leave bfloat16
+    assert {each.dtype for each in weights.values()} == {
+        torch.float32
+    }  # TRL alone would leave bfloat16
     assert "quantization" not in round_.kind("lora").record
 
 
@@ -130,7 +136,9 @@ def test_merging_into_the_unquantised_base_would_be_another_model(round_):
 
     model = round_.kind("qlora")
     plain = Model(shutil.copytree(model.path, round_.store / "train" / "plain"))
-    write_json(plain.path / "model.json", {k: v for k, v in model.record.items() if k != "quantization"})
+    write_json(
+        plain.path / "model.json", {k: v for k, v in model.record.items() if k != "quantization"}
+    )
     trained = logits(loading.load(model, "float32"), round_.pairs)
     assert (trained - logits(loading.load_merged(plain), round_.pairs)).abs().max() > 10 * LOGIT
 
@@ -162,9 +170,14 @@ def test_the_same_adapter_is_trained_on(round_, name, reference):
 
 @pytest.mark.model
 def test_an_adapter_is_continued_in_its_own_form_only(round_):
-    with pytest.raises(Refusal, match=r"adapter.quantization=None, but training continues .* quantization is\s+bits=4"):
+    with pytest.raises(
+        Refusal,
+        match=r"adapter.quantization=None, but training continues .* quantization is\s+bits=4",
+    ):
         round_.train("refused", dpo(LORA), init=round_.kind("qlora"))
-    with pytest.raises(Refusal, match=r"adapter.dora=False, but training continues .* whose dora is True"):
+    with pytest.raises(
+        Refusal, match=r"adapter.dora=False, but training continues .* whose dora is True"
+    ):
         round_.train("refused", dpo(LORA), init=round_.kind("dora"))
 
 
@@ -194,7 +207,9 @@ def test_an_adapter_on_four_bits_is_not_merged_into_them(round_, tmp_path):
 
     base = shutil.copytree(round_.sft.weights, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
-    write_json(base / "config.json", {**config, "quantization_config": {"load_in_4bit": True, "bits": 4}})
+    write_json(
+        base / "config.json", {**config, "quantization_config": {"load_in_4bit": True, "bits": 4}}
+    )
     adapter = shutil.copytree(round_.kind("lora").adapter, tmp_path / "adapter")
     shape = json.loads((adapter / "adapter_config.json").read_text())
     write_json(adapter / "adapter_config.json", {**shape, "base_model_name_or_path": str(base)})
@@ -203,22 +218,30 @@ def test_an_adapter_on_four_bits_is_not_merged_into_them(round_, tmp_path):
         kind="checkpoint", model=str(adapter), revision=None, trust=trust, dtype="float32",
         template={"chat_template": None, "kwargs": {}},
     )  # fmt: skip
-    with pytest.raises(Refusal, match=r"is an adapter, and its base .* is quantised.*\n.*unquantised"):
+    with pytest.raises(
+        Refusal, match=r"is an adapter, and its base .* is quantised.*\n.*unquantised"
+    ):
         bring_in(cfg, tmp_path / "out")
 
 
 @pytest.mark.model
-def test_pairs_of_another_tokenizer_are_refused_before_the_model_is_loaded(round_, tmp_path, monkeypatch):
+def test_pairs_of_another_tokenizer_are_refused_before_the_model_is_loaded(
+    round_, tmp_path, monkeypatch
+):
     """Ids that the model knows, and that say something else in its own tokenizer."""
     from pipeline.models import loading
 
     pairs = Pairs(tmp_path / "strange")
     for part in ("train", "dev"):
         turned = (pl.col("chosen_token_ids").list.eval((pl.element() + 50) % 300),)
-        write_table(pairs.path / f"{part}.parquet", getattr(round_.pairs, part)().with_columns(*turned))
+        write_table(
+            pairs.path / f"{part}.parquet", getattr(round_.pairs, part)().with_columns(*turned)
+        )
     monkeypatch.setattr(loading, "_base", lambda *_: pytest.fail("the model was loaded"))
     logps = [write_logps_without_model(tmp_path, pairs)]
-    with pytest.raises(Refusal, match=r"its token ids are not of the policy's tokenizer: the answer '"):
+    with pytest.raises(
+        Refusal, match=r"its token ids are not of the policy's tokenizer: the answer '"
+    ):
         round_.train("refused", dpo(), pairs=[pairs], logps=logps)
 
 
@@ -233,12 +256,27 @@ def write_logps_without_model(folder, pairs: Pairs):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train.adapter=lora"], r"train.adapter=lora: a file of conf/adapter/ .* Type adapter@train.adapter=lora"),
-        (["train.adapter.kind=prefix_tuning"], r"kind=prefix_tuning: it trains virtual tokens .* Use lora, qlora or"),
+        (
+            ["train.adapter=lora"],
+            r"train.adapter=lora: a file of conf/adapter/ .* Type adapter@train.adapter=lora",
+        ),
+        (
+            ["train.adapter.kind=prefix_tuning"],
+            r"kind=prefix_tuning: it trains virtual tokens .* Use lora, qlora or",
+        ),
         (["train.adapter.kind=prompt_tuning"], r"cannot be merged, vLLM does not sample from it"),
-        (["adapter@train.adapter=lora", "train.adapter.quantization={bits: 4, double: true}"], r"kind=lora does not"),
-        (["adapter@train.adapter=qlora", "train.adapter.quantization.bits=3"], r"quantization.bits=3"),
-        (["adapter@train.adapter=qlora", "refer.quantization=null"], r"refer.quantization: .* follows train.adapter"),
+        (
+            ["adapter@train.adapter=lora", "train.adapter.quantization={bits: 4, double: true}"],
+            r"kind=lora does not",
+        ),
+        (
+            ["adapter@train.adapter=qlora", "train.adapter.quantization.bits=3"],
+            r"quantization.bits=3",
+        ),
+        (
+            ["adapter@train.adapter=qlora", "refer.quantization=null"],
+            r"refer.quantization: .* follows train.adapter",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(words, said):
@@ -250,4 +288,7 @@ def test_the_reference_is_read_in_the_policy_s_own_form_and_the_exam_s_is_not():
     steps = named(plan(composed(*SMALL, "adapter@train.adapter=qlora")))
     assert steps["refer@1"].config.quantization.bits == 4
     assert steps["refer@test round-1"].config.quantization is None
-    assert named(plan(composed(*SMALL, "adapter@train.adapter=lora")))["refer@1"].config.quantization is None
+    assert (
+        named(plan(composed(*SMALL, "adapter@train.adapter=lora")))["refer@1"].config.quantization
+        is None
+    )

@@ -28,15 +28,22 @@ def rates(folder, schedule: str, steps: int, warmup: float, ours: bool = True) -
 
     class Climbing(ClimbingFromTheFirstStep, Trainer): ...
 
-    args = TrainingArguments(str(folder), lr_scheduler_type=schedule, warmup_steps=warmup, use_cpu=True)
+    args = TrainingArguments(
+        str(folder), lr_scheduler_type=schedule, warmup_steps=warmup, use_cpu=True
+    )
     trainer = (Climbing if ours else Trainer)(torch.nn.Linear(2, 1), args)
     optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e-3)
     scheduler, found = trainer.create_scheduler(steps, optimizer), []
-    assert trainer.lr_scheduler is scheduler and trainer.create_scheduler(steps, optimizer) is scheduler
+    assert (
+        trainer.lr_scheduler is scheduler
+        and trainer.create_scheduler(steps, optimizer) is scheduler
+    )
     for at in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        if ours or at < steps - 1:  # a Trainer asks once more; transformers' polynomial then divides by zero
+        if (
+            ours or at < steps - 1
+        ):  # a Trainer asks once more; transformers' polynomial then divides by zero
             scheduler.step()
     return found
 
@@ -44,7 +51,9 @@ def rates(folder, schedule: str, steps: int, warmup: float, ours: bool = True) -
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 40])
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
-def test_no_step_is_at_rate_zero_and_what_follows_the_warm_up_is_transformers_own(tmp_path, schedule, steps, warmup):
+def test_no_step_is_at_rate_zero_and_what_follows_the_warm_up_is_transformers_own(
+    tmp_path, schedule, steps, warmup
+):
     found, theirs = (rates(tmp_path, schedule, steps, warmup, ours) for ours in (True, False))
     climbing = math.ceil(steps * warmup)
     assert min(found) > 0 and max(found) <= 1e-3
@@ -52,39 +61,57 @@ def test_no_step_is_at_rate_zero_and_what_follows_the_warm_up_is_transformers_ow
     if schedule == "constant":
         assert found == theirs
     else:
-        assert found[:climbing] == pytest.approx([1e-3 * (at + 1) / (climbing + 1) for at in range(climbing)])
+        assert found[:climbing] == pytest.approx(
+            [1e-3 * (at + 1) / (climbing + 1) for at in range(climbing)]
+        )
 
 
 def test_every_trainer_climbs_so():
     from pipeline.training.trainers import cpo, dpo, kto, orpo, reward, sft
     from pipeline.training.trainers.learning_rate import ClimbingFromTheFirstStep
 
-    kinds = [cpo.Trainer, dpo.Trainer, kto.Trainer, orpo.Trainer, reward.ReadyRewardTrainer, reward.ThumbsTrainer]
+    kinds = [
+        cpo.Trainer,
+        dpo.Trainer,
+        kto.Trainer,
+        orpo.Trainer,
+        reward.ReadyRewardTrainer,
+        reward.ThumbsTrainer,
+    ]
     for kind in [*kinds, sft.ReadySFTTrainer]:
         assert kind.create_scheduler is ClimbingFromTheFirstStep.create_scheduler
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
-def test_the_only_step_of_a_training_changes_the_weights_and_is_told_to_be_few(round_, adapter, capfd):
+def test_the_only_step_of_a_training_changes_the_weights_and_is_told_to_be_few(
+    round_, adapter, capfd
+):
     given = [LORA] if adapter == "lora" else []
     model = round_.train(f"one {adapter}", dpo(*given, batch=24))
     assert seen(model, "learning_rate") == {1: 5e-4}
     told = account(model)
     assert (told["steps"], told["unchanged"]) == (1, False)
     assert [one["symptom"] for one in told["symptoms"]] == ["the steps are too few for the warm-up"]
-    assert "! train: too few steps (1) for train.warmup=0.1: the rate climbs for 1 of them" in capfd.readouterr().err
+    assert (
+        "! train: too few steps (1) for train.warmup=0.1: the rate climbs for 1 of them"
+        in capfd.readouterr().err
+    )
     looks = seen(model, "eval_loss")
     assert abs(looks[1] - looks[0]) > 1e-5, "the dev pairs see it"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_weights_that_nothing_changed_are_told_wherever_they_are_told_of(round_, dtype, capfd, tmp_path):
+def test_weights_that_nothing_changed_are_told_wherever_they_are_told_of(
+    round_, dtype, capfd, tmp_path
+):
     """In float32 no step as small as this is seen; in bfloat16 larger ones are rounded away when they are published."""
     from tests.support.preferences import write_logps
 
     logps = [write_logps(tmp_path / "logps", round_.sft, round_.pairs, dtype=dtype)]
     rate = {"float32": 1e-60, "bfloat16": 1e-10}[dtype]
-    model = round_.train(f"still {dtype}", dpo(dtype=dtype, learning_rate=rate, warmup=0.0), logps=logps)
+    model = round_.train(
+        f"still {dtype}", dpo(dtype=dtype, learning_rate=rate, warmup=0.0), logps=logps
+    )
     if dtype == "float32":
         file = "model.safetensors"
         assert (model.weights / file).read_bytes() == (round_.sft.weights / file).read_bytes()

@@ -16,7 +16,13 @@ from pipeline.training.monitoring.diagnostics import TABLE, symptoms
 from tests.support.preferences import LORA, dpo, pair_rows, write_logps, write_pairs
 from tests.support.tiny import tiny_model
 
-NEVER = {"kind": "regex", "pattern": "no answer says this", "whole": False, "wanted": True, "gold": False}
+NEVER = {
+    "kind": "regex",
+    "pattern": "no answer says this",
+    "whole": False,
+    "wanted": True,
+    "gold": False,
+}
 FAST = {"learning_rate": 2e-2, "warmup": 0.0, "scheduler": "constant", "eval_every": 1}
 
 
@@ -27,17 +33,29 @@ class Round:
         self.store = store
         self.sft = tiny_model(store / "sft" / "aaaaaaaaaaaa", **shape)
         self.pairs = write_pairs(store / "pair" / "aaaaaaaaaaaa", self.sft)
-        thumbs = pl.concat([thumb(self.pairs.train(), "chosen", True), thumb(self.pairs.train(), "rejected", False)])
+        thumbs = pl.concat(
+            [
+                thumb(self.pairs.train(), "chosen", True),
+                thumb(self.pairs.train(), "rejected", False),
+            ]
+        )
         write_table(self.pairs.path / "unpaired.parquet", thumbs)
         self.logps = write_logps(store / "refer" / "aaaaaaaaaaaa", self.sft, self.pairs)
         rows = [
-            {k: row[k] for k in ("prompt_id", "prompt")} | {"columns": "{}"} for row in pair_rows(self.sft, 6, 7, "d")
+            {k: row[k] for k in ("prompt_id", "prompt")} | {"columns": "{}"}
+            for row in pair_rows(self.sft, 6, 7, "d")
         ]
         write_table(store / "prompts" / "dev" / "prompts.parquet", pl.DataFrame(rows))
         self.dev = Prompts(store / "prompts" / "dev")
 
     def train(self, name: str, cfg: TrainConfig, **changes) -> Model:
-        given = {"init": self.sft, "reference": self.sft, "pairs": [self.pairs], "logps": [self.logps], "dev": self.dev}
+        given = {
+            "init": self.sft,
+            "reference": self.sft,
+            "pairs": [self.pairs],
+            "logps": [self.logps],
+            "dev": self.dev,
+        }
         return train.run(cfg, self.store / "train" / name, **{**given, **changes})
 
 
@@ -65,12 +83,16 @@ def chosen_logp(model: Model, round_: Round) -> float:
 
     rows = round_.pairs.dev()
     answers = rows["chosen_token_ids"].to_list()
-    sums = logprobs.completion_logps(loading.load(model, "float32"), rows["prompt_token_ids"].to_list(), answers, 512)
+    sums = logprobs.completion_logps(
+        loading.load(model, "float32"), rows["prompt_token_ids"].to_list(), answers, 512
+    )
     return sum(sums) / sum(map(len, answers))
 
 
 def published(model: Model) -> dict[str, bytes]:
-    files = [path for path in model.path.rglob("*") if path.is_file() and "scratch" not in path.parts]
+    files = [
+        path for path in model.path.rglob("*") if path.is_file() and "scratch" not in path.parts
+    ]
     found = {path.relative_to(model.path).as_posix(): path.read_bytes() for path in files}
     cost = json.loads(found["cost.json"])
     cost.pop("look_seconds")  # of the clock; the other figures are the training's own
@@ -96,8 +118,13 @@ def test_kl_is_nothing_at_the_start_and_is_that_of_the_published_model_at_the_en
     own = OwnAnswers(cfg, round_.sft, round_.sft, round_.dev)
     policy, reference = loading.load(model, "float32"), loading.load(round_.sft, "float32")
     drawn = own._drawn(policy, in_step=False)
-    prompts, answers = [request.prompt_token_ids for _, request in own.rows], [one.token_ids for one in drawn]
-    here, there = (logprobs.completion_logps(module, prompts, answers, 512) for module in (policy, reference))
+    prompts, answers = (
+        [request.prompt_token_ids for _, request in own.rows],
+        [one.token_ids for one in drawn],
+    )
+    here, there = (
+        logprobs.completion_logps(module, prompts, answers, 512) for module in (policy, reference)
+    )
     assert kl[6] == pytest.approx((sum(here) - sum(there)) / len(here), abs=1e-3)
     assert len(own.rows) == cfg.guards.prompts == 4
     assert seen(model, "eval_tokens")[6] == sum(map(len, answers)) / 4
@@ -108,7 +135,11 @@ def test_four_answers_are_kept_for_every_look(round_):
     model = round_.train("shown", dpo(eval_every=3))
     rows = [json.loads(line) for line in (model.path / "answers.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0] * 4 + [3] * 4 + [6] * 4
-    assert [row["prompt_id"] for row in rows[:4]] == [row["prompt_id"] for row in rows[4:8]] == ["d0", "d1", "d2", "d3"]
+    assert (
+        [row["prompt_id"] for row in rows[:4]]
+        == [row["prompt_id"] for row in rows[4:8]]
+        == ["d0", "d1", "d2", "d3"]
+    )
     assert all(row["prompt"] for row in rows) and any(row["answer"] for row in rows)
 
 
@@ -122,7 +153,9 @@ def test_answers_are_the_same_however_many_there_is_memory_for(round_, monkeypat
 
 
 @pytest.mark.model
-def test_a_reference_that_is_loaded_for_a_look_is_gone_when_its_memory_is_given_back(round_, monkeypatch):
+def test_a_reference_that_is_loaded_for_a_look_is_gone_when_its_memory_is_given_back(
+    round_, monkeypatch
+):
     import weakref
 
     from pipeline.models import loading
@@ -137,7 +170,9 @@ def test_a_reference_that_is_loaded_for_a_look_is_gone_when_its_memory_is_given_
 
     monkeypatch.setattr(eval_generations.loading, "load", remembered)
     monkeypatch.setattr(
-        eval_generations, "give_memory_back", lambda: alive.append([one() is not None for one in loaded])
+        eval_generations,
+        "give_memory_back",
+        lambda: alive.append([one() is not None for one in loaded]),
     )
     round_.train("freed", dpo(eval_every=3))
     assert alive == [[False], [False] * 2, [False] * 3]
@@ -146,8 +181,12 @@ def test_a_reference_that_is_loaded_for_a_look_is_gone_when_its_memory_is_given_
 @pytest.mark.model
 def test_looking_changes_nothing_about_the_training(round_):
     """Not one draw of the trainer's own generators is taken."""
-    plain = round_.train("unseen", dpo({**LORA, "dropout": 0.3}, args={"disable_dropout": False}), dev=None)
-    watched = round_.train("watched", dpo({**LORA, "dropout": 0.3}, args={"disable_dropout": False}))
+    plain = round_.train(
+        "unseen", dpo({**LORA, "dropout": 0.3}, args={"disable_dropout": False}), dev=None
+    )
+    watched = round_.train(
+        "watched", dpo({**LORA, "dropout": 0.3}, args={"disable_dropout": False})
+    )
     assert "eval_kl" in watched.metrics()[1] and "eval_kl" not in plain.metrics()[1]
     assert seen(watched, "loss") == seen(plain, "loss")
 
@@ -164,10 +203,16 @@ def test_every_trainer_is_looked_at_and_stops_at_numbers_that_are_not_finite(rou
     given = {"logps": None} | ({"reference": None} if changes.get("logps") == "none" else {})
     given = {} if trainer == "dpo" else given
     model = round_.train(f"kind-{trainer}", dpo(trainer=trainer, epochs=0.5, **changes), **given)
-    kl = seen(model, "eval_kl") if trainer != "kto" else {0: 0.0}  # all thumbs of this prompt set are for training
+    kl = (
+        seen(model, "eval_kl") if trainer != "kto" else {0: 0.0}
+    )  # all thumbs of this prompt set are for training
     assert abs(kl[0]) < 1e-4
     with pytest.raises(Broken, match=r"is (nan|inf|-inf) at step"):
-        round_.train(f"nan-{trainer}", dpo(trainer=trainer, learning_rate=1e30, warmup=0.0, **changes), **given)
+        round_.train(
+            f"nan-{trainer}",
+            dpo(trainer=trainer, learning_rate=1e30, warmup=0.0, **changes),
+            **given,
+        )
     assert not (round_.store / "train" / f"nan-{trainer}" / "model.json").exists()
 
 
@@ -176,7 +221,9 @@ def test_every_trainer_is_looked_at_and_stops_at_numbers_that_are_not_finite(rou
 
 @pytest.mark.model
 @pytest.mark.parametrize("adapter", ["full", "lora"])
-def test_past_the_kl_budget_training_stops_and_the_last_weights_within_it_are_published(round_, adapter, capfd):
+def test_past_the_kl_budget_training_stops_and_the_last_weights_within_it_are_published(
+    round_, adapter, capfd
+):
     fast = {**FAST, "learning_rate": 2e-2 if adapter == "lora" else 3e-3}
     form = LORA if adapter == "lora" else {"kind": "full", "learning_rate": 1e-3}
     free = round_.train(f"free-{adapter}", dpo(form, **fast))
@@ -186,10 +233,14 @@ def test_past_the_kl_budget_training_stops_and_the_last_weights_within_it_are_pu
     model = round_.train(f"budget-{adapter}", dpo(form, guards={"kl_budget": budget}, **fast))
     assert account(model)["steps"] == 3 and account(model)["kept"] == 2
     assert (
-        "over train.guards.kl_budget" in account(model)["stopped"] and "step 2 are published" in capfd.readouterr().err
+        "over train.guards.kl_budget" in account(model)["stopped"]
+        and "step 2 are published" in capfd.readouterr().err
     )
     told = (model.path / "README.md").read_text()
-    assert "Weights of step 2 of 6 planned. Stopped at step 3: KL to" in told and "start: sft/aaaaaaaaaaaa" in told
+    assert (
+        "Weights of step 2 of 6 planned. Stopped at step 3: KL to" in told
+        and "start: sft/aaaaaaaaaaaa" in told
+    )
     assert f"| KL to the reference on own answers, nats | {kl[2]:.4g} |" in told
     assert chosen_logp(model, round_) == pytest.approx(seen(free, "eval_chosen_logp")[2], abs=1e-4)
     assert chosen_logp(model, round_) != pytest.approx(seen(free, "eval_chosen_logp")[3], abs=1e-4)
@@ -209,14 +260,17 @@ def test_displaced_likelihood_is_said_with_its_remedies_and_stops_when_asked(rou
     fall = seen(model, "eval_chosen_fall")
     assert max(fall.values()) > 0.05
     assert (
-        "nats per token, over train.guards.warn_fall=0.05" in (said := capfd.readouterr().err) and "train=rpo" in said
+        "nats per token, over train.guards.warn_fall=0.05" in (said := capfd.readouterr().err)
+        and "train=rpo" in said
     )
     assert said.count("warn_fall") == 1
     budget = max(fall.values()) / 2
     over = min(step for step, value in fall.items() if value > budget)
     held = round_.train("held", dpo(**fast, guards={"fall_budget": budget}))
     assert account(held)["steps"] == over and account(held)["kept"] == over - 1
-    assert chosen_logp(held, round_) == pytest.approx(seen(model, "eval_chosen_logp")[over - 1], abs=1e-4)
+    assert chosen_logp(held, round_) == pytest.approx(
+        seen(model, "eval_chosen_logp")[over - 1], abs=1e-4
+    )
 
 
 @pytest.mark.model
@@ -238,11 +292,15 @@ def test_training_stops_when_the_score_of_own_answers_does_not_rise(round_):
 
 @pytest.mark.model
 def test_the_best_look_at_the_dev_pairs_is_published(round_):
-    model = round_.train("best", dpo(**{**FAST, "learning_rate": 1e-1}, guards={"stop_on": "loss", "patience": 2}))
+    model = round_.train(
+        "best", dpo(**{**FAST, "learning_rate": 1e-1}, guards={"stop_on": "loss", "patience": 2})
+    )
     losses = {step: loss for step, loss in seen(model, "eval_loss").items() if step}
     best = min(losses, key=losses.__getitem__)
     assert account(model)["kept"] == best < account(model)["steps"]
-    assert chosen_logp(model, round_) == pytest.approx(seen(model, "eval_chosen_logp")[best], abs=1e-4)
+    assert chosen_logp(model, round_) == pytest.approx(
+        seen(model, "eval_chosen_logp")[best], abs=1e-4
+    )
 
 
 @pytest.mark.model
@@ -268,7 +326,9 @@ def test_a_stopped_training_that_was_cut_off_ends_with_the_same_bytes(round_, mo
 def test_what_cannot_be_watched_is_refused():
     with pytest.raises(ValidationError, match="prompts=0 draws no answers"):
         dpo(guards={"prompts": 0, "kl_budget": 3.0})
-    with pytest.raises(ValidationError, match=r"prompts=65: every look answers each of them.*give prompts=64"):
+    with pytest.raises(
+        ValidationError, match=r"prompts=65: every look answers each of them.*give prompts=64"
+    ):
         dpo(guards={"prompts": 65})
     with pytest.raises(ValidationError, match="stop_on=score needs a scorer"):
         dpo(guards={"stop_on": "score"})
@@ -280,12 +340,16 @@ def test_what_cannot_be_watched_is_refused():
 def test_a_margin_that_thumbs_of_one_kind_do_not_have_is_said(round_, tmp_path):
     """TRL logs none where no batch holds both kinds, as when every dev thumb is up."""
     up = thumb(pl.concat([round_.pairs.train(), round_.pairs.dev()]), "chosen", True)
-    write_table(tmp_path / "unpaired.parquet", pl.concat([up, thumb(round_.pairs.train(), "rejected", False)]))
+    write_table(
+        tmp_path / "unpaired.parquet",
+        pl.concat([up, thumb(round_.pairs.train(), "rejected", False)]),
+    )
     for part in ("train", "dev"):
         write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, part)())
     cfg = dpo(trainer="kto", loss=["kto"], logps="live", together=2, guards={"stop_on": "margin"})
     with pytest.raises(
-        Broken, match=r"stop_on=margin: the look at step 0 knows no such figure.*\n  Give .*stop_on=loss"
+        Broken,
+        match=r"stop_on=margin: the look at step 0 knows no such figure.*\n  Give .*stop_on=loss",
     ):
         round_.train("one kind", cfg, pairs=[Pairs(tmp_path)], logps=None)
 
@@ -312,7 +376,10 @@ def falling(count: int = 20) -> list[float]:
     return [0.69 * 0.95**at for at in range(count)]
 
 
-LOOKS = {"eval_rewards/margins": [0.1, 0.3, 0.6, 1.0, 1.5], "eval_score": [0.6, 0.7, 0.66, 0.62, 0.6]}
+LOOKS = {
+    "eval_rewards/margins": [0.1, 0.3, 0.6, 1.0, 1.5],
+    "eval_score": [0.6, 0.7, 0.66, 0.62, 0.6],
+}
 CASES = {
     "the loss stays at 0.693": (steps(loss=[0.693 + 1e-3 * (-1) ** at for at in range(20)]), steps(loss=falling())),
     "chosen and rejected rewards both rise": (

@@ -41,7 +41,9 @@ def test_two_processes_give_the_losses_of_one_with_the_summed_batch(round_):
     assert seen(two, "eval_loss") == pytest.approx(seen(one, "eval_loss"), abs=1e-5)
     assert account(two)["kept"] == 3 and not seen(two, "eval_kl")
     together = weights(two)
-    assert all((together[name] - weight).abs().max() < 1e-4 for name, weight in weights(one).items())
+    assert all(
+        (together[name] - weight).abs().max() < 1e-4 for name, weight in weights(one).items()
+    )
 
 
 @pytest.mark.model
@@ -50,7 +52,13 @@ def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round
     """24 pairs by ten: four are left, all in one process; 48 thumbs by twenty: eight are left, five of them in one."""
     others = {
         "dpo": {"micro_batch": 5, "batch": 10, "epochs": 2},
-        "simpo": {"trainer": "cpo", "loss": ["simpo"], "logps": "none", "args": {"cpo_alpha": 0.0}, "batch": 10},
+        "simpo": {
+            "trainer": "cpo",
+            "loss": ["simpo"],
+            "logps": "none",
+            "args": {"cpo_alpha": 0.0},
+            "batch": 10,
+        },
         "aot": {"loss": ["aot"], "together": 5, "micro_batch": 5, "batch": 10},
         "kto": {
             "trainer": "kto",
@@ -64,7 +72,9 @@ def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round
     }
     cfg = {"micro_batch": 5, **others[name], "eval_every": 2, "learning_rate": 5e-3}
     if name == "kto":
-        cfg["epochs"] = 3  # in the first one the estimate of KL is below zero, which TRL writes as zero
+        cfg["epochs"] = (
+            3  # in the first one the estimate of KL is below zero, which TRL writes as zero
+        )
     both = pl.concat([round_.pairs.train(), round_.pairs.dev()])
     thumbs = pl.concat([thumb(both, "chosen", True), thumb(both, "rejected", False)])
     write_table(tmp_path / "unpaired.parquet", thumbs)
@@ -73,8 +83,14 @@ def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round
     given = {"pairs": [Pairs(tmp_path)], "reference": None if name == "simpo" else round_.sft}
     one = round_.train(f"last-{name}", dpo(LORA, **cfg), **given)
     two = round_.train(f"last-{name}-two", dpo(LORA, processes=2, **cfg), **given)
-    for figure in ("loss", "eval_loss", *(["kto_kl", "eval_kto_kl"] if name == "kto" else ["rewards/margins"])):
-        assert seen(two, figure) and seen(two, figure) == pytest.approx(seen(one, figure), abs=1e-5), figure
+    for figure in (
+        "loss",
+        "eval_loss",
+        *(["kto_kl", "eval_kto_kl"] if name == "kto" else ["rewards/margins"]),
+    ):
+        assert seen(two, figure) and seen(two, figure) == pytest.approx(
+            seen(one, figure), abs=1e-5
+        ), figure
     if name == "kto":
         assert any(kl > 1e-3 for kl in seen(one, "kto_kl").values())
 
@@ -84,7 +100,9 @@ def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
     """On a CPU `accelerate launch` starts one process of the two, and says nothing; its rank tells the stage."""
     alone = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     monkeypatch.setattr(launch, "launcher", lambda cfg, count, machine: alone)
-    with pytest.raises(Refusal, match=r"the launcher started 1 process of kind NO, and 2 of MULTI_GPU or MULTI_CPU"):
+    with pytest.raises(
+        Refusal, match=r"the launcher started 1 process of kind NO, and 2 of MULTI_GPU or MULTI_CPU"
+    ):
         round_.train("unreached", dpo(batch=8, processes=2))
     assert not (round_.store / "train" / "unreached" / "model.json").exists()
 
@@ -100,7 +118,13 @@ def test_what_breaks_one_process_is_said_whichever_it_is(round_, monkeypatch):
 def test_several_that_are_not_asked_say_that_they_do_not_look(round_, capsys):
     from pipeline.training.monitoring import guards
 
-    given = round_.sft, round_.sft, round_.dev, pl.DataFrame({"prompt_ids": [[1]], "chosen_ids": [[2]]}), round_.store
+    given = (
+        round_.sft,
+        round_.sft,
+        round_.dev,
+        pl.DataFrame({"prompt_ids": [[1]], "chosen_ids": [[2]]}),
+        round_.store,
+    )
     guards.guards_for(dpo(), *given, processes=2)
     bare = *given[:3], given[3].clear(), given[4]
     with pytest.raises(Refusal, match="a training without dev pairs is never looked at"):
@@ -109,7 +133,9 @@ def test_several_that_are_not_asked_say_that_they_do_not_look(round_, capsys):
 
 
 def test_the_ledger_says_whether_several_looked():
-    assert told_in_short({"processes": 2, "watched": False}) == "2 processes, which do not look at KL"
+    assert (
+        told_in_short({"processes": 2, "watched": False}) == "2 processes, which do not look at KL"
+    )
     assert told_in_short({"processes": 2, "watched": True}) == "2 processes"
 
 
@@ -135,20 +161,29 @@ def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monke
     plain = seen(round_.train("plain", dpo(LORA, batch=4, micro_batch=4)), "loss")
     assert seen(short, "loss") == pytest.approx(plain, abs=1e-5)
     monkeypatch.setattr(trl_dpo.Trainer, "training_step", full)
-    with pytest.raises(Broken, match=r"ran out with 4 rows at once.\n  Give train.runtime.micro_batch=2 or auto"):
+    with pytest.raises(
+        Broken, match=r"ran out with 4 rows at once.\n  Give train.runtime.micro_batch=2 or auto"
+    ):
         round_.train("given", dpo(LORA, batch=4, micro_batch=4))
 
 
 @pytest.mark.model
 def test_two_machines_give_the_losses_of_one(round_, tmp_path):
     """The second machine is a second launcher here, started by what the first one says."""
-    cfg = dpo(LORA, batch=8, processes=1, runtime={"machines": 2, "address": "127.0.0.1", "port": free_port()})
+    cfg = dpo(
+        LORA,
+        batch=8,
+        processes=1,
+        runtime={"machines": 2, "address": "127.0.0.1", "port": free_port()},
+    )
     order = round_.store / "train" / "apart" / "scratch" / "order.json"
     wait = f"while [ ! -f {order} ]; do sleep 0.2; done; exec {sys.executable} -m pipeline.training.launch {order} 1"
     other = subprocess.Popen(["sh", "-c", wait], cwd=HOUSE)
     apart = round_.train("apart", cfg)
     assert other.wait(60) == 0
-    assert seen(apart, "loss") == pytest.approx(seen(round_.train("near", dpo(LORA, batch=8)), "loss"), abs=1e-5)
+    assert seen(apart, "loss") == pytest.approx(
+        seen(round_.train("near", dpo(LORA, batch=8)), "loss"), abs=1e-5
+    )
 
 
 def free_port() -> int:
@@ -158,11 +193,15 @@ def free_port() -> int:
 
 
 def test_a_machine_that_nobody_waits_for_is_told_so(tmp_path):
-    with pytest.raises(Refusal, match=r"order.json: no training waits there.\n  Start it on the first machine"):
+    with pytest.raises(
+        Refusal, match=r"order.json: no training waits there.\n  Start it on the first machine"
+    ):
         launch.join(tmp_path / "order.json", 1)
     cfg = dpo(runtime={"machines": 2, "address": "a"})
     (tmp_path / "order.json").write_text(json.dumps({"config": cfg.model_dump(mode="json")}))
-    with pytest.raises(Refusal, match=r"machine 2: train.runtime.machines=2.*\n  Give a number from 1 to 1"):
+    with pytest.raises(
+        Refusal, match=r"machine 2: train.runtime.machines=2.*\n  Give a number from 1 to 1"
+    ):
         launch.join(tmp_path / "order.json", 2)
 
 
@@ -178,16 +217,29 @@ def test_accelerate_takes_what_it_is_told_with_trl_s_own_config(name):
 
     def understood(**runtime):
         command = launch.launcher(dpo(launch=name, dtype="bfloat16", runtime=runtime), 4, machine=1)
-        args = launch_command_parser().parse_args([*command[3:], "-m", "pipeline.training.rank", "order.json"])
+        args = launch_command_parser().parse_args(
+            [*command[3:], "-m", "pipeline.training.rank", "order.json"]
+        )
         return _validate_launch_command(args)[0]
 
     here, apart = understood(), understood(**MEET)
     assert (here.num_processes, here.num_machines, here.main_process_port) == (4, 1, 0)
     assert (apart.num_processes, apart.num_machines, apart.machine_rank) == (8, 2, 1)
-    assert (apart.main_process_ip, apart.main_process_port, apart.mixed_precision) == ("head", 6000, "bf16")
-    assert (here.multi_gpu, here.use_deepspeed, here.use_fsdp) == (name == "ddp", name[:4] == "zero", name == "fsdp2")
+    assert (apart.main_process_ip, apart.main_process_port, apart.mixed_precision) == (
+        "head",
+        6000,
+        "bf16",
+    )
+    assert (here.multi_gpu, here.use_deepspeed, here.use_fsdp) == (
+        name == "ddp",
+        name[:4] == "zero",
+        name == "fsdp2",
+    )
     if name == "fsdp2":
-        assert here.fsdp_cpu_ram_efficient_loading == "false" and here.fsdp_state_dict_type == "FULL_STATE_DICT"
+        assert (
+            here.fsdp_cpu_ram_efficient_loading == "false"
+            and here.fsdp_state_dict_type == "FULL_STATE_DICT"
+        )
     elif name != "ddp":
         assert here.zero_stage == int(name[-1])
     if name == "zero3":
@@ -242,21 +294,31 @@ def test_what_all_processes_find_together_may_stop_them():
 
 
 def test_a_rate_far_above_the_usual_one_is_refused_unless_it_is_named():
-    with pytest.raises(ValidationError, match=r"learning_rate=0.01 is over ten times what is usual here \(0.0005\)"):
+    with pytest.raises(
+        ValidationError, match=r"learning_rate=0.01 is over ten times what is usual here \(0.0005\)"
+    ):
         dpo(learning_rate=1e-2, usual_rate=5e-4)
-    with pytest.raises(ValidationError, match=r"learning_rate=0.06 is over a hundred times what is usual here"):
+    with pytest.raises(
+        ValidationError, match=r"learning_rate=0.06 is over a hundred times what is usual here"
+    ):
         dpo(LORA, learning_rate=6e-2, usual_rate=5e-4)
     assert dpo(learning_rate=1e-2, usual_rate=1e-2).learning_rate == 1e-2
-    assert dpo(learning_rate=5e-6, usual_rate=5e-7).learning_rate == 5e-6, "ten times is not over ten times"
+    assert dpo(learning_rate=5e-6, usual_rate=5e-7).learning_rate == 5e-6, (
+        "ten times is not over ten times"
+    )
 
 
 @pytest.mark.parametrize("adapter", ["lora", "qlora"])
 @pytest.mark.parametrize("train", ["dpo", "orpo"])
-def test_an_adapter_s_ordinary_rates_are_taken_and_the_remedy_for_others_works_when_typed(train, adapter):
+def test_an_adapter_s_ordinary_rates_are_taken_and_the_remedy_for_others_works_when_typed(
+    train, adapter
+):
     words = [*SMALL, f"train={train}", f"adapter@train.adapter={adapter}"]
     for rate in (1e-4, 5e-4):
         assert composed(*words, f"train.learning_rate={rate}").train.learning_rate == rate
-    with pytest.raises(Refusal, match=r"train.*learning_rate=0.002 is over a hundred times") as refused:
+    with pytest.raises(
+        Refusal, match=r"train.*learning_rate=0.002 is over a hundred times"
+    ) as refused:
         composed(*words, "train.learning_rate=2e-3")
     [remedy] = re.findall(r"give (\S+=\S+)", str(refused.value))
     assert composed(*words, "train.learning_rate=2e-3", remedy).train.learning_rate == 2e-3
@@ -284,4 +346,7 @@ def test_each_objective_brings_its_usual_rate(name, rate):
 @pytest.mark.model
 def test_a_rate_far_below_the_usual_one_is_said(round_, capfd):
     round_.train("slow", dpo(learning_rate=1e-6, usual_rate=5e-5, batch=24))
-    assert "learning_rate=1e-06 is under a tenth of what is usual here (5e-05)" in capfd.readouterr().err
+    assert (
+        "learning_rate=1e-06 is under a tenth of what is usual here (5e-05)"
+        in capfd.readouterr().err
+    )

@@ -29,7 +29,11 @@ TRAINERS = {
 def round_(tmp_path_factory) -> Round:
     """Pairs whose rejected answers are four times as long as they were."""
     round_ = Round(tmp_path_factory.mktemp("store"))
-    for file, column in (("train", "rejected_token_ids"), ("dev", "rejected_token_ids"), ("unpaired", "token_ids")):
+    for file, column in (
+        ("train", "rejected_token_ids"),
+        ("dev", "rejected_token_ids"),
+        ("unpaired", "token_ids"),
+    ):
         table = read_table(path := round_.pairs.path / f"{file}.parquet")
         long = pl.concat_list([column] * 4)
         if "label" in table.columns:
@@ -44,7 +48,9 @@ def settings(**changes) -> TrainConfig:
 
 
 def cost(groups: list[list[int]], lengths: list[int]) -> int:
-    return sum(length_grouping.PASS + len(rows) * max(lengths[row] for row in rows) for rows in groups)
+    return sum(
+        length_grouping.PASS + len(rows) * max(lengths[row] for row in rows) for rows in groups
+    )
 
 
 def test_every_row_goes_through_once_and_no_other_cut_is_cheaper():
@@ -117,6 +123,9 @@ def test_a_batch_that_is_padded_on_the_left_is_no_batch_of_a_trainer():
     ids = torch.ones(2, 400, dtype=torch.long)
     mask = ids.clone()
     mask[0, :350] = 0
-    with length_grouping.rows_by_length(module), pytest.raises(ValueError, match="not padded there"):
+    with (
+        length_grouping.rows_by_length(module),
+        pytest.raises(ValueError, match="not padded there"),
+    ):
         module(ids, attention_mask=mask)
     assert "forward" not in vars(module)

@@ -13,9 +13,24 @@ from tests.support.house import HOUSE, SMALL, Toys, composed
 from tests.support.preferences import LORA, dpo
 
 METRICS = [
-    {"step": 0, "eval_loss": 0.69, "eval_kl": 0.0, "eval_rewards/chosen": 0.0, "eval_rewards/rejected": 0.0},
-    *({"step": step, "loss": 0.7 - step / 100, "rewards/margins": step / 10} for step in range(1, 9)),
-    {"step": 8, "eval_loss": 0.6, "eval_kl": 1.5, "eval_rewards/chosen": -0.1, "eval_rewards/rejected": -0.5},
+    {
+        "step": 0,
+        "eval_loss": 0.69,
+        "eval_kl": 0.0,
+        "eval_rewards/chosen": 0.0,
+        "eval_rewards/rejected": 0.0,
+    },
+    *(
+        {"step": step, "loss": 0.7 - step / 100, "rewards/margins": step / 10}
+        for step in range(1, 9)
+    ),
+    {
+        "step": 8,
+        "eval_loss": 0.6,
+        "eval_kl": 1.5,
+        "eval_rewards/chosen": -0.1,
+        "eval_rewards/rejected": -0.5,
+    },
 ]
 
 
@@ -24,7 +39,10 @@ def trained(tmp_path) -> Path:
     """What a training leaves behind, with the step that the driver gave it and two ancestors in the store."""
     out = tmp_path / "store" / "train" / "bbbbbbbbbbbb"
     write_text(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in METRICS))
-    write_json(out / "training.json", {"steps": 8, "planned": 9, "kept": 8, "stopped": "KL", "symptoms": []})
+    write_json(
+        out / "training.json",
+        {"steps": 8, "planned": 9, "kept": 8, "stopped": "KL", "symptoms": []},
+    )
     ancestors = {
         "prompts": {"kind": "hub", "dataset": "owner/prompts"},
         "sft": {"kind": "checkpoint", "model": "owner/sft-model"},
@@ -43,7 +61,9 @@ def trained(tmp_path) -> Path:
 
 def read(out: Path, cfg=None) -> str:
     sft = Model(out.parent.parent / "sft" / "aaaaaaaaaaaa")
-    model_card.write(cfg or dpo(), out, {"start": [sft], "reference": [sft], "pairs": [], "reference values": []})
+    model_card.write(
+        cfg or dpo(), out, {"start": [sft], "reference": [sft], "pairs": [], "reference values": []}
+    )
     return (out / "README.md").read_text()
 
 
@@ -52,7 +72,9 @@ def test_the_hub_reads_the_card(trained):
 
     known = ModelCard(read(trained)).data.to_dict()
     assert known["base_model"] == ["owner/sft-model"] and known["datasets"] == ["owner/prompts"]
-    assert known["library_name"] == "transformers" and {"trl", "dpo", "sigmoid"} <= set(known["tags"])
+    assert known["library_name"] == "transformers" and {"trl", "dpo", "sigmoid"} <= set(
+        known["tags"]
+    )
     assert ModelCard(read(trained, dpo(LORA))).data.to_dict()["library_name"] == "peft"
 
 
@@ -96,7 +118,14 @@ WATCHED = "tracker=wandb", "tracker.name=mine"
 
 
 def test_the_command_is_what_was_typed_without_where_and_how_far(tmp_path):
-    cfg = composed("recipes=smoke", "train.beta=0.2", f"store={tmp_path}", "until=score", "sft.data.rows=50", *WATCHED)
+    cfg = composed(
+        "recipes=smoke",
+        "train.beta=0.2",
+        f"store={tmp_path}",
+        "until=score",
+        "sft.data.rows=50",
+        *WATCHED,
+    )
     assert cfg.command == "strop run recipes=smoke train.beta=0.2 sft.data.rows=50"
     again = composed(*shlex.split(cfg.command)[2:])
     assert again.train.model_dump(exclude={"runtime"}) == cfg.train.model_dump(exclude={"runtime"})

@@ -29,8 +29,16 @@ ROWS = 4  # of one batch
 
 @cache
 def chosen(name: str) -> TrainConfig:
-    small = "gradient_checkpointing=false", "max_length=128", "dtype=float32", "batch=8", "eval_every=9"
-    return composed(*SMALL, f"train={name}", "refer.dtype=float32", *(f"train.{word}" for word in small)).train
+    small = (
+        "gradient_checkpointing=false",
+        "max_length=128",
+        "dtype=float32",
+        "batch=8",
+        "eval_every=9",
+    )
+    return composed(
+        *SMALL, f"train={name}", "refer.dtype=float32", *(f"train.{word}" for word in small)
+    ).train
 
 
 def objective(name: str, **changes: object) -> TrainConfig:
@@ -38,7 +46,9 @@ def objective(name: str, **changes: object) -> TrainConfig:
     cfg = chosen(name)
     runtime = cfg.runtime.model_copy(update={"micro_batch": ROWS, "usual_rate": 1e-3})
     together = ROWS if cfg.together else None
-    shaped = cfg.model_copy(update={"runtime": runtime, "together": together, "learning_rate": 1e-3, **changes})
+    shaped = cfg.model_copy(
+        update={"runtime": runtime, "together": together, "learning_rate": 1e-3, **changes}
+    )
     return TrainConfig(**shaped.model_dump())
 
 
@@ -181,7 +191,10 @@ def sppo_hard(f: Facts) -> Tensor:
 
 def aot(f: Facts) -> Tensor:
     """2406.05882, Sec. 3, paired: the policy's sorted margins over the reference's."""
-    mine, theirs = torch.sort(f.chosen - f.rejected).values, torch.sort(f.ref_chosen - f.ref_rejected).values
+    mine, theirs = (
+        torch.sort(f.chosen - f.rejected).values,
+        torch.sort(f.ref_chosen - f.ref_rejected).values,
+    )
     return -log_sigma(f.b * (mine - theirs))
 
 
@@ -266,7 +279,12 @@ class Two:
         return build.trainer_for(cfg, policy, self.policy, reference, rows, out, watch)[0]
 
     def run(self, cfg: TrainConfig, name: str, **changes) -> Model:
-        given = {"init": self.policy, "reference": self.reference, "pairs": [self.pairs], "logps": [self.logps]}
+        given = {
+            "init": self.policy,
+            "reference": self.reference,
+            "pairs": [self.pairs],
+            "logps": [self.logps],
+        }
         return train.run(cfg, self.store / "train" / name, **{**given, **changes})
 
 
@@ -302,11 +320,15 @@ def two(tmp_path_factory) -> Two:
     return Two(tmp_path_factory.mktemp("store"))
 
 
-def token_logps(model: Model, prompt: list[int], answer: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def token_logps(
+    model: Model, prompt: list[int], answer: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of each answer token; its overlap log Σ_v π(v)²; and of prompt and answer together."""
     from transformers import AutoModelForCausalLM
 
-    module = opened.setdefault(str(model.weights), AutoModelForCausalLM.from_pretrained(model.weights).double().eval())
+    module = opened.setdefault(
+        str(model.weights), AutoModelForCausalLM.from_pretrained(model.weights).double().eval()
+    )
     ids = torch.tensor([prompt + answer])
     with torch.no_grad():
         logs = module(ids).logits[0].log_softmax(-1)[:-1]
@@ -324,7 +346,10 @@ def facts(cfg: TrainConfig, two: Two, rows: list[dict]) -> Facts:
 
     chosen, rejected = side(two.policy, "chosen"), side(two.policy, "rejected")
     ref_chosen, ref_rejected = side(two.reference, "chosen"), side(two.reference, "rejected")
-    sums = [torch.stack([each[0].sum() for each in one]) for one in (chosen, rejected, ref_chosen, ref_rejected)]
+    sums = [
+        torch.stack([each[0].sum() for each in one])
+        for one in (chosen, rejected, ref_chosen, ref_rejected)
+    ]
     tokens = [[each[0] for each in one] for one in (chosen, rejected, ref_chosen, ref_rejected)]
     overlap = [each[1] for each in chosen], [each[1] for each in rejected]
     return Facts(cfg, *sums, *tokens, overlap, torch.cat([each[2] for each in chosen]).mean())
@@ -332,7 +357,9 @@ def facts(cfg: TrainConfig, two: Two, rows: list[dict]) -> Facts:
 
 def loss_of(trainer, rows: list[dict]) -> float:
     trainer.model.eval()
-    prepared = [trainer.tokenize_row(row) if hasattr(trainer, "tokenize_row") else row for row in rows]
+    prepared = [
+        trainer.tokenize_row(row) if hasattr(trainer, "tokenize_row") else row for row in rows
+    ]
     batch = trainer._prepare_inputs(trainer.data_collator(prepared))
     with torch.no_grad():
         return trainer.compute_loss(trainer.model, batch).item()
@@ -374,7 +401,9 @@ def test_the_loss_on_thumbs_is_the_paper_s(two, tmp_path, name):
         trainer._metrics["eval"].clear()
         for rows in mixed:
             loss_of(trainer, rows)
-        assert trainer._metrics["eval"]["kl"] == pytest.approx([max(shift, 0.0) for shift in shifts], abs=1e-3)
+        assert trainer._metrics["eval"]["kl"] == pytest.approx(
+            [max(shift, 0.0) for shift in shifts], abs=1e-3
+        )
         rows = mixed[shifts.index(max(shifts))]
         shift = max(shifts)
         assert shift > 0.1  # where it is not, the loss would not know it
@@ -383,13 +412,16 @@ def test_the_loss_on_thumbs_is_the_paper_s(two, tmp_path, name):
     losses = []
     for row in rows:
         sign, weight = (1, 1.5) if row["label"] else (-1, 0.5)
-        losses.append(weight * (1 - sigma(cfg.beta * sign * (ratio(two, row, "completion_ids") - shift))))
+        losses.append(
+            weight * (1 - sigma(cfg.beta * sign * (ratio(two, row, "completion_ids") - shift)))
+        )
     assert loss_of(trainer, rows) == pytest.approx(torch.stack(losses).mean().item(), rel=2e-5)
 
 
 def ratio(two: Two, row: dict, answer: str) -> Tensor:
     policy, reference = (
-        token_logps(module, row["prompt_ids"], row[answer])[0].sum() for module in (two.policy, two.reference)
+        token_logps(module, row["prompt_ids"], row[answer])[0].sum()
+        for module in (two.policy, two.reference)
     )
     return policy - reference
 
@@ -404,11 +436,15 @@ def test_conservative_dpo_is_the_mixture_and_without_smoothing_dpo(two, tmp_path
     """Its gradient too: with all labels possibly wrong by half it would not learn at all."""
     found = {}
     for wrong in (0.0, 0.2, 0.4):
-        trainer = two.trainer(objective("cdpo", args={"label_smoothing": wrong}), tmp_path / str(wrong))
+        trainer = two.trainer(
+            objective("cdpo", args={"label_smoothing": wrong}), tmp_path / str(wrong)
+        )
         rows = [trainer.train_dataset[i] for i in range(ROWS)]
         found[wrong] = loss_of(trainer, rows)
         exact = facts(objective("dpo"), two, rows)
-        mixture = (1 - wrong) * -log_sigma(0.1 * exact.delta) + wrong * -log_sigma(-0.1 * exact.delta)
+        mixture = (1 - wrong) * -log_sigma(0.1 * exact.delta) + wrong * -log_sigma(
+            -0.1 * exact.delta
+        )
         assert found[wrong] == pytest.approx(mixture.mean().item(), rel=1e-5)
     plain = loss_of(two.trainer(objective("dpo"), tmp_path / "dpo"), rows)
     assert found[0.0] == pytest.approx(plain, abs=1e-6)
@@ -470,7 +506,9 @@ def test_a_thumb_s_mismatched_answer_is_another_prompt_s(two, tmp_path):
     assert len(rows) == 32 and "sample_id" not in rows[0]
     for at in range(0, 32, ROWS):
         group = rows[at : at + ROWS]
-        assert [r["KL_completion_ids"] for r in group] == [group[i - 1]["completion_ids"] for i in range(ROWS)]
+        assert [r["KL_completion_ids"] for r in group] == [
+            group[i - 1]["completion_ids"] for i in range(ROWS)
+        ]
     mismatched = [row["prompt_ids"] != before["prompt_ids"] for before, row in pairwise(rows)]
     assert sum(mismatched) > 25
 
@@ -518,7 +556,10 @@ def test_a_training_cut_off_goes_on_to_the_same_bytes(two, name, monkeypatch):
 
 @pytest.mark.model
 def test_the_reference_of_tr_dpo_moves(two, tmp_path):
-    cfg = objective("tr_dpo", args={"sync_ref_model": True, "ref_model_mixup_alpha": 1.0, "ref_model_sync_steps": 1})
+    cfg = objective(
+        "tr_dpo",
+        args={"sync_ref_model": True, "ref_model_mixup_alpha": 1.0, "ref_model_sync_steps": 1},
+    )
     trainer = two.trainer(cfg, tmp_path)
     trainer.train()
     mine, theirs = (dict(model.named_parameters()) for model in (trainer.model, trainer.ref_model))
@@ -531,7 +572,9 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
     write_table(tmp_path / "unpaired.parquet", two.pairs.thumbs().clear())
     for part in ("train", "dev"):
         write_table(tmp_path / f"{part}.parquet", getattr(two.pairs, part)())
-    with pytest.raises(Refusal, match=r"kto learns from thumbs .* has 0 up and 0 down.*\n.*pair.thumbs_at"):
+    with pytest.raises(
+        Refusal, match=r"kto learns from thumbs .* has 0 up and 0 down.*\n.*pair.thumbs_at"
+    ):
         two.run(objective("kto"), "refused", pairs=[Pairs(tmp_path)])
 
 
@@ -548,7 +591,10 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
         (["train=simpo", "train.loss=[simppo]"], r"Did you mean simpo"),
         (["train.loss=[simpo]"], r"SimPO has no reference: use train=simpo"),
         (["train.loss=[kto]"], r"use train=kto"),
-        (["train.args={label_smoothing: 0.1}"], r"label_smoothing would be ignored by sigmoid: use train=cdpo"),
+        (
+            ["train.args={label_smoothing: 0.1}"],
+            r"label_smoothing would be ignored by sigmoid: use train=cdpo",
+        ),
         (["train=cdpo", "train.args={label_smoothing: 0.5}"], r"from 0 to below 0.5"),
         (["train.args={max_prompt_length: 9}"], r"max_prompt_length is gone .* limits.prompt"),
         (["train.args={reference_free: true}"], r"reference_free is gone .* train=simpo"),
@@ -558,8 +604,14 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
         (["train=simpo", "train.loss=[sigmoid,simpo]"], r"cpo takes one loss, not 2"),
         (["train=rpo", "train.loss_weights=[1]"], r"loss_weights has 1 weight for 2 losses"),
         (["train=tr_dpo", "adapter@train.adapter=lora"], r"sync_ref_model moves a whole reference"),
-        (["train.loss=[sigmoid,sft]"], r"sigmoid, sft looks at several rows at once; give their number"),
-        (["train=rpo", "train.runtime.micro_batch=4"], r"give train.together=4, which is another experiment"),
+        (
+            ["train.loss=[sigmoid,sft]"],
+            r"sigmoid, sft looks at several rows at once; give their number",
+        ),
+        (
+            ["train=rpo", "train.runtime.micro_batch=4"],
+            r"give train.together=4, which is another experiment",
+        ),
         (["train.together=8"], r"together=8 would be ignored"),
         (["train=kto", "train.together=1"], r"kto estimates its KL from the other rows"),
     ],
@@ -576,7 +628,9 @@ DOCS = HOUSE / "docs" / "objectives.md"
 
 def test_the_table_lists_every_objective_with_its_logps():
     """`| train=dpo | … | logps | …`: the same names as conf/train, the same reference values as the configs."""
-    rows = re.findall(r"^\| `(\w+)` \|.*?\| (ready|live|none) \| (pairs|thumbs) \|", DOCS.read_text(), re.M)
+    rows = re.findall(
+        r"^\| `(\w+)` \|.*?\| (ready|live|none) \| (pairs|thumbs) \|", DOCS.read_text(), re.M
+    )
     assert [name for name, *_ in rows] == sorted(NAMES, key=order)
     for name, logps, food in rows:
         cfg = objective(name)
@@ -584,8 +638,13 @@ def test_the_table_lists_every_objective_with_its_logps():
 
 
 def test_every_objective_says_when_to_choose_it():
-    said = {path.stem: path.read_text().partition("\n")[0] for path in (HOUSE / "conf" / "train").glob("*.yaml")}
-    assert [name for name, line in said.items() if not re.search(r": (when|the place to begin)\b", line)] == []
+    said = {
+        path.stem: path.read_text().partition("\n")[0]
+        for path in (HOUSE / "conf" / "train").glob("*.yaml")
+    }
+    assert [
+        name for name, line in said.items() if not re.search(r": (when|the place to begin)\b", line)
+    ] == []
 
 
 def order(name: str) -> int:

@@ -39,7 +39,9 @@ for kind in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
 def opened_elsewhere(folder: Path, cwd: Path) -> list[float]:
     """What a fresh process of PEFT and one of transformers say of a prompt, without this project."""
     command = [sys.executable, "-c", OPEN, str(folder)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return [float(line) for line in done.stdout.split()]
 
@@ -119,15 +121,23 @@ def test_repairing_a_store_leaves_alone_what_is_no_adapter_of_it(tmp_path, monke
     (root / SFT / "weights").mkdir(parents=True)
     described(root, {"weights": "weights"})
     pruned = {"base": "sft/gone", "adapter": "adapter", "peft": PEFT}
-    others = {"train/000000000000": pruned, "train/111111111111": {"weights": "weights"}, f"{ADAPTER}.partial": pruned}
+    others = {
+        "train/000000000000": pruned,
+        "train/111111111111": {"weights": "weights"},
+        f"{ADAPTER}.partial": pruned,
+    }
     for name, record in others.items():
         write_json(root / name / "model.json", record)
     (root / "train" / "222222222222").mkdir()
     (root / "train" / "222222222222" / "model.json").write_text("{")
     store.name_bases(root)
-    assert [str(file) for file in root.rglob("adapter_config.json")] == [f"store/{ADAPTER}/adapter/adapter_config.json"]
+    assert [str(file) for file in root.rglob("adapter_config.json")] == [
+        f"store/{ADAPTER}/adapter/adapter_config.json"
+    ]
     written = root / ADAPTER / "adapter" / "adapter_config.json"
-    assert json.loads(written.read_text())["base_model_name_or_path"] == str(tmp_path / "store" / SFT / "weights")
+    assert json.loads(written.read_text())["base_model_name_or_path"] == str(
+        tmp_path / "store" / SFT / "weights"
+    )
     before = written.stat().st_mtime_ns
     store.name_bases(root)
     assert written.stat().st_mtime_ns == before, "what is right is not written again"
@@ -145,7 +155,12 @@ def test_asking_for_merged_weights_is_no_other_training():
 
 def published(model: Model, config: TrainConfig) -> None:
     """With a manifest, as the worker leaves it."""
-    known = {"fingerprint": model.path.name, "inputs": {}, "config": config.model_dump(mode="json"), "cost": {}}
+    known = {
+        "fingerprint": model.path.name,
+        "inputs": {},
+        "config": config.model_dump(mode="json"),
+        "cost": {},
+    }
     store.seal(model.path, {"stage": "train", "seconds": 1.0, **known, "files": files(model)})
 
 
@@ -153,14 +168,18 @@ def published(model: Model, config: TrainConfig) -> None:
 def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_path, capsys):
     model, cfg = trained(tmp_path / "store"), dpo({**LORA, "learning_rate": 2e-2})
     published(model, cfg)
-    wanting = cfg.model_copy(update={"adapter": cfg.adapter.model_copy(update={"save_merged": True})})
+    wanting = cfg.model_copy(
+        update={"adapter": cfg.adapter.model_copy(update={"save_merged": True})}
+    )
     manifest = store.read_manifest(model.path)
     asked = {"stage": "train", "out": str(model.path), "inputs": {}, "place": None, "verify": True}
     write_json(tmp_path / "step.json", {**asked, "config": wanting.model_dump(mode="json")})
     command = [sys.executable, "-m", "pipeline.driver.worker", str(tmp_path / "step.json")]
     done = subprocess.run(command, cwd=HOUSE, capture_output=True, text=True)
     assert done.returncode == FOUND, done.stderr
-    assert "step" not in done.stderr and store.read_manifest(model.path) == manifest, "it was not trained again"
+    assert "step" not in done.stderr and store.read_manifest(model.path) == manifest, (
+        "it was not trained again"
+    )
     assert not store.fault(model.path, manifest, {}, verify=True)
 
     assert merge([str(model.path), str(tmp_path / "mine")]) == 0
@@ -180,13 +199,17 @@ def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(
     run = tmp_path / "runs" / "latest"
     (run / "store").mkdir(parents=True)
     for number in (1, 2):
-        step = described(tmp_path / "store", {"weights": "weights"}).path.with_name(f"{number}" * 12)
+        step = described(tmp_path / "store", {"weights": "weights"}).path.with_name(
+            f"{number}" * 12
+        )
         write_json(step / "manifest.json", {"files": [], "config": {"dtype": "float32"}})
         write_json(step / "model.json", {"weights": "weights", "tokenizer": "weights"})
         (run / "store" / f"00{number}-train-{number}").symlink_to(step)
     assert step_in(run).name == "222222222222"
     assert merge([str(run)]) == 2 and "whole already" in capsys.readouterr().err
-    write_json(step / "manifest.json", {"files": [], "hollow": True, "config": {"dtype": "float32"}})
+    write_json(
+        step / "manifest.json", {"files": [], "hollow": True, "config": {"dtype": "float32"}}
+    )
     assert merge([str(run)]) == 2 and "pruned" in capsys.readouterr().err
     with pytest.raises(Refusal, match="no run and no finished step"):
         step_in(tmp_path / "elsewhere")
@@ -203,7 +226,9 @@ def test_a_run_that_asks_for_merged_weights_later_merges_what_is_built(tmp_path)
     planned = toys.run(*asking, "dry_run=true")
     assert "is to be merged, without training again" in planned and ", 0 to do" in planned
     assert "it has no weights here" in toys.run(*asking, code=2)
-    [step] = (path for path in (tmp_path / "store" / "train").iterdir() if not path.name.startswith("."))
+    [step] = (
+        path for path in (tmp_path / "store" / "train").iterdir() if not path.name.startswith(".")
+    )
     (step / MERGED).mkdir()
     assert "it has no weights here" not in toys.run(*asking)
     assert toys.notes("start") == before, "nothing was trained or sampled again"

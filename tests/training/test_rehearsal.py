@@ -29,13 +29,18 @@ def conversations(count: int, seed: int) -> list[list[dict[str, str]]]:
 
     draw = random.Random(seed)
     said = [(text(draw, 2, 8), text(draw, 3, 9)) for _ in range(count)]
-    return [[{"role": "user", "content": ask}, {"role": "assistant", "content": answer}] for ask, answer in said]
+    return [
+        [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
+        for ask, answer in said
+    ]
 
 
 @pytest.fixture(scope="module")
 def taught(round_) -> Path:
     file = round_.store / "taught.jsonl"
-    write_text(file, "".join(json.dumps({"messages": turns}) + "\n" for turns in conversations(40, 5)))
+    write_text(
+        file, "".join(json.dumps({"messages": turns}) + "\n" for turns in conversations(40, 5))
+    )
     return file
 
 
@@ -50,7 +55,13 @@ def clear(round_) -> Fence:
 
 def rehearsing(taught: Path, share: float = 0.75, weight: float = 0.5, **changes) -> TrainConfig:
     data = {"kind": "jsonl", "path": str(taught), "on_bad_row": "fail"}
-    block = {"share": share, "weight": weight, "data": data, "fence": {"ngram": 3}, "template_kwargs": {}}
+    block = {
+        "share": share,
+        "weight": weight,
+        "data": data,
+        "fence": {"ngram": 3},
+        "template_kwargs": {},
+    }
     return dpo(**{"rehearsal": block, "learning_rate": 3e-3, "usual_rate": 3e-3, **changes})
 
 
@@ -58,12 +69,16 @@ def nll(module, tokenizer, turns: list[dict[str, str]]) -> float:
     """By the template, one conversation at a time, in float64."""
     import torch
 
-    prompt = tokenizer.apply_chat_template(turns[:-1], add_generation_prompt=True, return_dict=False)
+    prompt = tokenizer.apply_chat_template(
+        turns[:-1], add_generation_prompt=True, return_dict=False
+    )
     whole = tokenizer.apply_chat_template(turns, return_dict=False)
     assert whole[: len(prompt)] == prompt and whole[-1] == tokenizer.eos_token_id
     with torch.no_grad():
         logps = module(torch.tensor([whole])).logits[0].double().log_softmax(-1)
-    return -sum(logps[at - 1, whole[at]].item() for at in range(len(prompt), len(whole))) / (len(whole) - len(prompt))
+    return -sum(logps[at - 1, whole[at]].item() for at in range(len(prompt), len(whole))) / (
+        len(whole) - len(prompt)
+    )
 
 
 @pytest.mark.model
@@ -82,14 +97,19 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
     }
     cfg = rehearsing(taught, weight=0.3, batch=8, micro_batch=4, **others[name])
     tokenizer = loading.load_tokenizer(round_.sft)
-    rows = {part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")}
+    rows = {
+        part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")
+    }
     rows["rehearsal"] = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, clear)
     policy = build.load_policy(cfg, round_.sft)
     reference = None if cfg.logps == "none" else round_.sft
     watch = guards.guards_for(cfg, round_.sft, reference, None, rows["dev"], tmp_path)
     trainer, _ = build.trainer_for(cfg, policy, round_.sft, reference, rows, tmp_path, watch)
     policy.train()
-    by_ids = {tuple(tokenizer.apply_chat_template(turns, return_dict=False)): turns for turns in conversations(40, 5)}
+    by_ids = {
+        tuple(tokenizer.apply_chat_template(turns, return_dict=False)): turns
+        for turns in conversations(40, 5)
+    }
     expected = [
         nll(policy, tokenizer, by_ids[(*row["prompt_ids"], *row["completion_ids"])])
         for row in trainer.rehearsal.of_step(0)
@@ -98,8 +118,13 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
 
     def losses(rehearsal: Rehearsal | None) -> list[float]:
         trainer.rehearsal = rehearsal
-        batches, items = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 2, trainer.args.device)
-        return [trainer.compute_loss(policy, batch, num_items_in_batch=items).item() for batch in batches]
+        batches, items = trainer.get_batch_samples(
+            iter(trainer.get_train_dataloader()), 2, trainer.args.device
+        )
+        return [
+            trainer.compute_loss(policy, batch, num_items_in_batch=items).item()
+            for batch in batches
+        ]
 
     both, alone = losses(trainer.rehearsal), losses(None)
     assert sum(both) / 2 - sum(alone) / 2 == pytest.approx(0.3 * sum(expected) / 6, rel=1e-5)
@@ -122,19 +147,28 @@ def test_with_a_share_of_demonstrations_less_is_forgotten(round_, taught, clear,
     assert forgets(model) < forgets(plain) - 0.1
     curve = seen(model, "rehearsal/nll")
     assert len(curve) == 6 and curve[6] < curve[1]
-    assert json.loads((model.path / "rehearsal" / "funnel.json").read_text()) == {"in": 40, "out": 40, "dropped": {}}
+    assert json.loads((model.path / "rehearsal" / "funnel.json").read_text()) == {
+        "in": 40,
+        "out": 40,
+        "dropped": {},
+    }
     assert not seen(plain, "rehearsal/nll") and not (plain.path / "rehearsal").exists()
 
 
 @pytest.mark.model
 def test_what_is_learned_does_not_depend_on_how_a_step_is_split(round_, taught, clear):
     """Three demonstrations and four pairs a step: no micro-batch of two holds a whole number of them."""
-    whole, split = (round_.train(f"micro-{size}", rehearsing(taught, micro_batch=size), fence=clear) for size in (4, 2))
+    whole, split = (
+        round_.train(f"micro-{size}", rehearsing(taught, micro_batch=size), fence=clear)
+        for size in (4, 2)
+    )
     assert seen(split, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
     assert seen(split, "rehearsal/nll") == pytest.approx(seen(whole, "rehearsal/nll"), abs=1e-5)
     assert published(split).keys() == published(whole).keys()
     plain = seen(round_.train("unrehearsed", rehearsing(taught, share=0, micro_batch=4)), "loss")
-    assert seen(whole, "loss")[1] == pytest.approx(plain[1], abs=1e-5)  # that of the pairs, wherever it is looked at
+    assert seen(whole, "loss")[1] == pytest.approx(
+        plain[1], abs=1e-5
+    )  # that of the pairs, wherever it is looked at
 
 
 @pytest.mark.model
@@ -150,14 +184,20 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, taught, tmp_p
     from pipeline.models import loading
 
     known = conversations(40, 5)
-    write_table(tmp_path / "ngrams.parquet", decontamination.table(decontamination.grams(known[3][0]["content"], 3)))
+    write_table(
+        tmp_path / "ngrams.parquet",
+        decontamination.table(decontamination.grams(known[3][0]["content"], 3)),
+    )
     cfg, tokenizer = rehearsing(taught), loading.load_tokenizer(round_.sft)
     table = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, Fence(tmp_path))
     funnel = json.loads((tmp_path / "rehearsal" / "funnel.json").read_text())
     assert funnel["dropped"]["overlap with evaluation"] >= 1 and funnel["in"] == 40
     assert table.height == funnel["out"] == 40 - sum(funnel["dropped"].values())
     short = rehearsing(taught, max_length=9)
-    with pytest.raises(Refusal, match=r"train.rehearsal: of 40 demonstrations none is left \({'overlap .*'too long'"):
+    with pytest.raises(
+        Refusal,
+        match=r"train.rehearsal: of 40 demonstrations none is left \({'overlap .*'too long'",
+    ):
         train.demonstrations(short, short.rehearsal, tmp_path, tokenizer, Fence(tmp_path))
 
 
@@ -166,7 +206,9 @@ def test_each_pass_takes_every_row_once_in_another_order():
     rehearsal = Rehearsal(rows, count=4, weight=1.0, seed=0)
     taken = [row["prompt_ids"][0] for step in range(5) for row in rehearsal.of_step(step)]
     assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10)) and taken[:10] != taken[10:]
-    assert Rehearsal(rows, 4, 1.0, 0).of_step(3) == rehearsal.of_step(3)  # of a process that has just begun
+    assert Rehearsal(rows, 4, 1.0, 0).of_step(3) == rehearsal.of_step(
+        3
+    )  # of a process that has just begun
     shares = rehearsal.shares(0, parts=3)
     assert [len(share) for share in shares] == [2, 2, 2]
     assert sum(weight for share in shares for _, weight in share) / 3 == pytest.approx(1.0)

@@ -17,8 +17,13 @@ from tests.support.preferences import FULL, LORA, dpo, write_logps
 from tests.support.tiny import tiny_model
 from tests.training.test_guards import FAST, NEVER, Round, account, published, seen
 
-DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is no dependency, and not installed here")
-SHARING = ["fsdp2", *(pytest.param(name, marks=[pytest.mark.slow, DEEPSPEED]) for name in ("zero2", "zero3"))]
+DEEPSPEED = pytest.mark.skipif(
+    not find_spec("deepspeed"), reason="deepspeed is no dependency, and not installed here"
+)
+SHARING = [
+    "fsdp2",
+    *(pytest.param(name, marks=[pytest.mark.slow, DEEPSPEED]) for name in ("zero2", "zero3")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +41,9 @@ def on_a_cpu(monkeypatch) -> None:
 
 def furthest(one: Model, other: Model) -> float:
     """The largest difference of a weight between two models that have the same ones."""
-    weights, others = (dict(loading.load(model, "float32").named_parameters()) for model in (one, other))
+    weights, others = (
+        dict(loading.load(model, "float32").named_parameters()) for model in (one, other)
+    )
     assert weights.keys() == others.keys()
     return max((weight - others[name]).abs().max().item() for name, weight in weights.items())
 
@@ -47,7 +54,9 @@ def furthest(one: Model, other: Model) -> float:
 def test_weights_in_shares_train_and_are_published_whole(wide, on_a_cpu, adapter, asked):
     """As TRL has it, over gloo: no process has the whole state, and what is published is that of one process."""
     whole = wide.train(f"whole-{adapter['kind']}-{asked}", dpo(adapter, batch=8))
-    shared = wide.train(f"shared-{adapter['kind']}-{asked}", dpo(adapter, batch=8, processes=2, launch=asked))
+    shared = wide.train(
+        f"shared-{adapter['kind']}-{asked}", dpo(adapter, batch=8, processes=2, launch=asked)
+    )
     assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
     assert furthest(shared, whole) < 1e-4
 
@@ -60,7 +69,9 @@ def test_weights_in_shares_train_in_half_precision(wide, on_a_cpu, adapter, aske
     cfg = {"adapter": adapter, "batch": 8, "dtype": "bfloat16"}
     logps = [write_logps(wide.store / "b", wide.sft, wide.pairs, "bfloat16")]
     whole = wide.train(f"half-{adapter['kind']}-{asked}", dpo(**cfg), logps=logps)
-    shared = wide.train(f"half-shared-{adapter['kind']}-{asked}", dpo(**cfg, processes=2, launch=asked), logps=logps)
+    shared = wide.train(
+        f"half-shared-{adapter['kind']}-{asked}", dpo(**cfg, processes=2, launch=asked), logps=logps
+    )
     assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=2e-2)
 
 
@@ -88,7 +99,13 @@ def test_weights_in_shares_have_any_reference(wide, on_a_cpu, held_to, asked):
 OTHERS = {
     "simpo": {"trainer": "cpo", "loss": ["simpo"], "logps": "none", "args": {"cpo_alpha": 0.0}},
     "orpo": {"trainer": "orpo", "loss": ["orpo"], "logps": "none", "together": 2},
-    "kto": {"trainer": "kto", "loss": ["kto"], "logps": "live", "together": 8, "micro_batch": "auto"},
+    "kto": {
+        "trainer": "kto",
+        "loss": ["kto"],
+        "logps": "live",
+        "together": 8,
+        "micro_batch": "auto",
+    },
     "rpo": {"loss": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "together": 2},
     "tr_dpo": {"logps": "live", "args": {"sync_ref_model": True, "ref_model_sync_steps": 2}},
     "checkpointed": {"gradient_checkpointing": True},
@@ -103,7 +120,9 @@ def test_weights_in_shares_train_by_any_objective(wide, on_a_cpu, name, asked):
     cfg = {"batch": 8, "guards": {"prompts": 2}, **OTHERS[name]}
     given = {"reference": None} if cfg.get("logps") == "none" else {}
     whole = wide.train(f"{name} of one {asked}", dpo(**cfg), **given)
-    shared = wide.train(f"{name} of two {asked}", dpo(**cfg, processes=2, launch=asked, watch="always"), **given)
+    shared = wide.train(
+        f"{name} of two {asked}", dpo(**cfg, processes=2, launch=asked, watch="always"), **given
+    )
     assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
     assert furthest(shared, whole) < 1e-4
 
@@ -112,25 +131,38 @@ def test_weights_in_shares_train_by_any_objective(wide, on_a_cpu, name, asked):
 @pytest.mark.parametrize("asked", SHARING)
 def test_weights_in_shares_are_held_to_their_reference_too(wide, on_a_cpu, asked, tmp_path):
     wrong = write_logps(tmp_path, tiny_model(tmp_path / "sft" / "other", seed=1), wide.pairs)
-    with pytest.raises(Broken, match=r"the reference is wrong.*before its first step by [\d.]+ nats"):
+    with pytest.raises(
+        Broken, match=r"the reference is wrong.*before its first step by [\d.]+ nats"
+    ):
         wide.train(f"wrong {asked}", dpo(batch=8, processes=2, launch=asked), logps=[wrong])
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
-def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_published(wide, on_a_cpu, asked):
+def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_published(
+    wide, on_a_cpu, asked
+):
     cfg = {**FAST, "learning_rate": 3e-3, "guards": {"stop_on": "loss", "patience": 2}}
     whole = wide.train(f"best of one {asked}", dpo(**cfg))
     shared = wide.train(f"best of two {asked}", dpo(**cfg, processes=2, launch=asked))
-    assert account(shared) == account(whole) and account(whole)["kept"] < account(whole)["steps"] < 6
+    assert (
+        account(shared) == account(whole) and account(whole)["kept"] < account(whole)["steps"] < 6
+    )
     assert furthest(shared, whole) < 1e-3
 
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    "asked", ["torchrun", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2")), *SHARING[1:]]
+    "asked",
+    [
+        "torchrun",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp", "fsdp2")),
+        *SHARING[1:],
+    ],
 )
-def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(wide, on_a_cpu, monkeypatch, asked, capfd):
+def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(
+    wide, on_a_cpu, monkeypatch, asked, capfd
+):
     cfg = dpo(LORA, processes=2, launch=asked, save_every=2)
     whole = wide.train(f"undisturbed {asked}", cfg)
     monkeypatch.setattr(launch, "RANK", "tests.support.killed_rank")
@@ -141,21 +173,29 @@ def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(wide, on_a
     capfd.readouterr()
     again = wide.train(f"killed {asked}", cfg)
     said = capfd.readouterr().err
-    assert "train 3/6" in said and "train 2/6" not in said  # the finished steps were not taken again
+    assert (
+        "train 3/6" in said and "train 2/6" not in said
+    )  # the finished steps were not taken again
     assert published(again) == published(whole)
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("asked", ["torchrun", *SHARING])
 @pytest.mark.parametrize(("adapter", "prompts"), [(FULL, 2), (LORA, 5)], ids=["full", "lora"])
-def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(wide, on_a_cpu, adapter, prompts, asked):
+def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(
+    wide, on_a_cpu, adapter, prompts, asked
+):
     """Of two answers one ends long before the other, in another process; five make shares that are not alike."""
     rate = 5e-4 if adapter == FULL else 5e-3
     rates = {"learning_rate": rate, "warmup": 0.0, "scheduler": "constant", "eval_every": 1}
     guards = {"prompts": prompts, "tokens": 64, "scorer": NEVER}
     called = f"{adapter['kind']} {asked}"
     kl = seen(wide.train(f"seen by one {called}", dpo(adapter, **rates, guards=guards)), "eval_kl")
-    over = next(step for step in range(2, 7) if kl[step] > (before := max(kl[at] for at in range(step))) + 0.02)
+    over = next(
+        step
+        for step in range(2, 7)
+        if kl[step] > (before := max(kl[at] for at in range(step))) + 0.02
+    )
     guards["kl_budget"] = (before + kl[over]) / 2
     one = wide.train(f"stopped by one {called}", dpo(adapter, **rates, guards=guards))
     shared = dpo(adapter, **rates, guards=guards, processes=2, watch="always", launch=asked)
@@ -163,7 +203,12 @@ def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(w
     assert seen(one, "eval_tokens")[0] < 64
     assert account(two)["steps"] == over == account(one)["steps"]
     assert account(two)["kept"] == over - 1 == account(one)["kept"]
-    for figure, slack in (("eval_kl", 1e-3), ("eval_tokens", 0), ("eval_chosen_logp", 1e-4), ("eval_score", 0)):
+    for figure, slack in (
+        ("eval_kl", 1e-3),
+        ("eval_tokens", 0),
+        ("eval_chosen_logp", 1e-4),
+        ("eval_score", 0),
+    ):
         assert seen(two, figure) == pytest.approx(seen(one, figure), abs=slack)
     assert (two.path / "answers.jsonl").read_bytes() == (one.path / "answers.jsonl").read_bytes()
     assert furthest(two, one) < 1e-3
@@ -172,15 +217,21 @@ def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(w
 def test_a_reference_in_few_bits_is_not_taken_apart(tmp_path):
     packed = tiny_model(tmp_path / "train" / "packed")
     quantization = {"bits": 4, "double": True, "dtype": "float32"}
-    (packed.path / "model.json").write_text(json.dumps({**packed.record, "quantization": quantization}))
+    (packed.path / "model.json").write_text(
+        json.dumps({**packed.record, "quantization": quantization})
+    )
     model_checks.check_shared(dpo(launch="zero2"), packed)
-    with pytest.raises(Refusal, match=r"fsdp2 shares the reference's weights too, and those under train/packed are"):
+    with pytest.raises(
+        Refusal, match=r"fsdp2 shares the reference's weights too, and those under train/packed are"
+    ):
         model_checks.check_shared(dpo(launch="fsdp2"), Model(packed.path))
 
 
 def test_weights_that_are_gathered_under_other_names_are_no_trained_ones():
     """A tied one may come under one of its names; the processes that gather nothing hold nothing."""
-    module = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2, bias=False), "b": torch.nn.Linear(2, 2, bias=False)})
+    module = torch.nn.ModuleDict(
+        {"a": torch.nn.Linear(2, 2, bias=False), "b": torch.nn.Linear(2, 2, bias=False)}
+    )
     module["b"].weight = module["a"].weight
     trainer, weight = SimpleNamespace(model=module), torch.ones(2, 2)
     assert set(sharded.trained(trainer, None)) == {"a.weight", "b.weight"}

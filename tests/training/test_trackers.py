@@ -35,8 +35,19 @@ def story(tmp_path) -> Path:
 
 def tracked(round_: Round, name: str, story: Path, tracker, **runtime) -> Model:
     """Trained as the worker has it done: `step.json` lies in the folder and says where the run's story is."""
-    cfg = dpo(tracker=tracker and tracker.model_dump(), runtime=runtime, learning_rate=3e-3, usual_rate=3e-3)
-    step = {"stage": "train", "label": 1, "fingerprint": name, "story": str(story), "config": cfg.model_dump()}
+    cfg = dpo(
+        tracker=tracker and tracker.model_dump(),
+        runtime=runtime,
+        learning_rate=3e-3,
+        usual_rate=3e-3,
+    )
+    step = {
+        "stage": "train",
+        "label": 1,
+        "fingerprint": name,
+        "story": str(story),
+        "config": cfg.model_dump(),
+    }
     (round_.store / "train" / name).mkdir(parents=True, exist_ok=True)
     write_json(round_.store / "train" / name / "step.json", step)
     model = round_.train(name, cfg)
@@ -62,7 +73,9 @@ def test_tensorboard_shows_every_figure_and_the_answers(round_, plain, story):
     events.Reload()
     for shown, name in (("train/loss", "loss"), ("dev/loss", "eval_loss"), ("dev/kl", "eval_kl")):
         logged = {row["step"]: row[name] for row in model.metrics() if name in row}
-        assert {event.step: event.value for event in events.Scalars(shown)} == pytest.approx(logged, rel=1e-6)
+        assert {event.step: event.value for event in events.Scalars(shown)} == pytest.approx(
+            logged, rel=1e-6
+        )
         assert len(logged) >= 3
     answers = [tag for tag in events.Tags()["tensors"] if tag.startswith("dev/answers/")]
     assert len(answers) == 4 and [event.step for event in events.Tensors(answers[0])] == [0, 4, 6]
@@ -77,7 +90,13 @@ def test_wandb_works_offline_and_tells_no_key(round_, plain, story, monkeypatch,
 
     [run] = (story / "wandb").glob("offline-run-*/run-*.wandb")
     data = run.read_bytes()
-    for word in (b"train/loss", b"train/rewards/margins", b"dev/kl", b"smoke/2026-01-02_03-04-05", b"2/train-1"):
+    for word in (
+        b"train/loss",
+        b"train/rewards/margins",
+        b"dev/kl",
+        b"smoke/2026-01-02_03-04-05",
+        b"2/train-1",
+    ):
         assert word in data, word
     pages = [path for path in files(story) if path.suffix == ".html" and "answers" in path.name]
     assert len(pages) == 3 and all(path.read_text().count("<tr>") == 4 for path in pages)
@@ -121,16 +140,24 @@ def test_a_tracker_that_dies_on_the_way_stops_nothing(round_, plain, story, capf
 
 def services() -> list[int]:
     """W&B's processes under this one."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    return [int(pid) for pid, parent, name in rows if int(parent) == os.getpid() and "wandb-core" in name]
+    return [
+        int(pid)
+        for pid, parent, name in rows
+        if int(parent) == os.getpid() and "wandb-core" in name
+    ]
 
 
 @pytest.mark.model
 def test_checkpoints_are_kept_when_asked_beside_the_model_and_not_in_it(round_, plain, story):
     model = tracked(round_, "kept", story, None, keep_checkpoints=True)
     kept = story / "checkpoints" / "train-1"
-    assert (kept / "checkpoint-4" / "optimizer.pt").is_file() and (kept / "checkpoints.json").is_file()
+    assert (kept / "checkpoint-4" / "optimizer.pt").is_file() and (
+        kept / "checkpoints.json"
+    ).is_file()
     assert published(model) == published(plain)
 
 
@@ -153,7 +180,9 @@ def quiet(tmp_path, monkeypatch) -> Path:
 def test_wandb_without_its_key_is_refused_at_the_door(tmp_path, quiet, planned):
     said = Toys(tmp_path).run(*SMALL, "tracker=wandb", *planned, code=0 if planned else 2)
     assert "tracker=wandb: there is no key for https://api." in said
-    assert "`wandb login`; or give tracker.mode=offline" in said and not list((tmp_path / "runs").glob("*"))
+    assert "`wandb login`; or give tracker.mode=offline" in said and not list(
+        (tmp_path / "runs").glob("*")
+    )
     assert not Toys(tmp_path).manifests()
 
 
@@ -162,9 +191,17 @@ def test_the_key_is_looked_for_where_wandb_will_find_it(quiet, monkeypatch):
         environment.check_tracker(ONLINE)
 
     environment.check_tracker(WANDB)
-    quiet.write_text("".join(f"machine {at} login user password {KEY}\n" for at in ("api.wandb.ai", "my.org:8080")))
+    quiet.write_text(
+        "".join(
+            f"machine {at} login user password {KEY}\n" for at in ("api.wandb.ai", "my.org:8080")
+        )
+    )
     check()
-    for url, known in {"https://my.org": False, "http://my.org:8080/": True, "https://api.wandb.ai": True}.items():
+    for url, known in {
+        "https://my.org": False,
+        "http://my.org:8080/": True,
+        "https://api.wandb.ai": True,
+    }.items():
         monkeypatch.setenv("WANDB_BASE_URL", url)
         if known:
             check()
@@ -197,7 +234,9 @@ def test_the_key_is_looked_for_where_wandb_will_find_it(quiet, monkeypatch):
         ("WANDB_DISABLED", "True", "WANDB_DISABLED=True is set"),
     ],
 )
-def test_what_would_keep_wandb_from_sending_is_refused_at_the_door(quiet, monkeypatch, name, value, said):
+def test_what_would_keep_wandb_from_sending_is_refused_at_the_door(
+    quiet, monkeypatch, name, value, said
+):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv(name, value)
     with pytest.raises(Refusal, match="^tracker=wandb: ") as refused:
@@ -210,6 +249,7 @@ def test_what_would_keep_wandb_from_sending_is_refused_at_the_door(quiet, monkey
 def test_a_tracker_that_is_not_installed_is_refused_at_the_door(monkeypatch):
     monkeypatch.setattr(environment, "find_spec", lambda name: None)
     with pytest.raises(
-        Refusal, match=r"tracker=tensorboard: the package tensorboard is not installed.*\n.*make install"
+        Refusal,
+        match=r"tracker=tensorboard: the package tensorboard is not installed.*\n.*make install",
     ):
         environment.check_tracker(Tensorboard(kind="tensorboard"))

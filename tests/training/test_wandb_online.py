@@ -61,8 +61,12 @@ def shown(metrics: list[dict]) -> list[tuple[int, dict]]:
     rows: dict[int, dict] = defaultdict(dict)
     for row in metrics:
         figures = {name: row[name] for name in row if name not in ("step", "epoch")}
-        rows[row["step"]] |= {name.replace("eval_", "dev/", 1): figures[name] for name in figures if "eval_" in name}
-        rows[row["step"]] |= {f"train/{name}": figures[name] for name in figures if "eval_" not in name}
+        rows[row["step"]] |= {
+            name.replace("eval_", "dev/", 1): figures[name] for name in figures if "eval_" in name
+        }
+        rows[row["step"]] |= {
+            f"train/{name}": figures[name] for name in figures if "eval_" not in name
+        }
     return sorted(rows.items())
 
 
@@ -74,14 +78,21 @@ def filled(config):
 
 
 def without_answers(rows: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
-    return [(step, {name: row[name] for name in row if name != "dev/answers"}) for step, row in rows]
+    return [
+        (step, {name: row[name] for name in row if name != "dev/answers"}) for step, row in rows
+    ]
 
 
 @pytest.mark.model
-def test_the_server_is_told_all_of_a_training_and_the_key_in_its_one_place(round_, plain, tmp_path, server, capfd):
+def test_the_server_is_told_all_of_a_training_and_the_key_in_its_one_place(
+    round_, plain, tmp_path, server, capfd
+):
     model = tracked(round_, "sent", story(tmp_path), ONLINE)
     [run] = server.runs.values()
-    told = {name: run.told[name] for name in ("project", "entity", "groupName", "displayName", "jobType")}
+    told = {
+        name: run.told[name]
+        for name in ("project", "entity", "groupName", "displayName", "jobType")
+    }
     assert [*told.values()] == ["p", "team", GROUP, "2/train-1", "train"]
     cfg = without_runtime(dpo(learning_rate=3e-3, usual_rate=3e-3).model_dump())
     assert run.config == filled({**cfg, "fingerprint": "sent"})
@@ -92,7 +103,10 @@ def test_the_server_is_told_all_of_a_training_and_the_key_in_its_one_place(round
     assert [step for step, row in run.rows if "dev/answers" in row] == [0, 4, 6] and len(pages) == 3
     answers = [json.loads(line) for line in (model.path / "answers.jsonl").read_text().splitlines()]
     last = next(page for path, page in pages.items() if "/answers_6_" in path)
-    assert all(trackers.page([row]).split("<tr>")[1].removesuffix("</table>") in last for row in answers[-4:])
+    assert all(
+        trackers.page([row]).split("<tr>")[1].removesuffix("</table>") in last
+        for row in answers[-4:]
+    )
 
     coded = base64.b64encode(f"api:{KEY}".encode()).decode()
     for path, headers, body in server.requests:
@@ -141,12 +155,21 @@ class ByHand:
         out.mkdir()
         (out / "scratch").mkdir()
         config = {"beta": 0.1, "runtime": {"micro_batch": 2}}
-        step = {"stage": "train", "label": 1, "fingerprint": "f", "story": str(story), "config": config}
+        step = {
+            "stage": "train",
+            "label": 1,
+            "fingerprint": "f",
+            "story": str(story),
+            "config": config,
+        }
         write_json(out / "step.json", step)
 
     def log(self) -> float:
         """Seconds that the training waits."""
-        for name, row in (("metrics", {"loss": 1 / (1 + self.step)}), ("answers", {"prompt": "Why?", "answer": "<b>"})):
+        for name, row in (
+            ("metrics", {"loss": 1 / (1 + self.step)}),
+            ("answers", {"prompt": "Why?", "answer": "<b>"}),
+        ):
             with (self.out / f"{name}.jsonl").open("a") as file:
                 file.write(json.dumps({"step": self.step, **row}) + "\n")
         self.step += 1
@@ -165,12 +188,21 @@ def test_the_points_of_a_sweep_are_one_group(tmp_path, server):
         training = ByHand(tmp_path / f"out-{point}", story(tmp_path, point))
         training.log()
         training.tracked.close()
-    told = [(run.told["groupName"], run.told["displayName"], run.config) for run in server.runs.values()]
+    told = [
+        (run.told["groupName"], run.told["displayName"], run.config) for run in server.runs.values()
+    ]
     config = {"beta": 0.1, "fingerprint": "f"}
     assert told == [(GROUP, "0/train-1", config), (GROUP, "1/train-1", config)]
 
 
-FAULTS = {"refused": 401, "forbidden": 403, "unknown": 404, "broken": 500, "silent": 0, "dead": None}
+FAULTS = {
+    "refused": 401,
+    "forbidden": 403,
+    "unknown": 404,
+    "broken": 500,
+    "silent": 0,
+    "dead": None,
+}
 FIRST = {
     "refused": "its server does not take the key",
     "forbidden": "its server does not let the key write to this project",
@@ -209,7 +241,9 @@ def test_a_server_that_fails_on_the_way_holds_up_no_step_and_the_end_for_a_while
     assert waited(training.tracked.close) < 2.0
     said = capfd.readouterr().err
     assert KEY not in said and "`wandb sync`" in said
-    assert said.count("! tracker=wandb failed (its server does not answer)") == (fault in ("broken", "silent", "dead"))
+    assert said.count("! tracker=wandb failed (its server does not answer)") == (
+        fault in ("broken", "silent", "dead")
+    )
 
 
 @pytest.mark.model
@@ -236,11 +270,16 @@ def test_a_key_that_is_refused_stops_no_training(round_, plain, tmp_path, server
     server.fault = 401
     model = tracked(round_, "refused", story(tmp_path), ONLINE)
     assert published(model) == published(plain)
-    assert capfd.readouterr().err.count("! tracker=wandb failed (its server does not take the key)") == 1
+    assert (
+        capfd.readouterr().err.count("! tracker=wandb failed (its server does not take the key)")
+        == 1
+    )
 
 
 @pytest.mark.model
-def test_who_presses_stop_in_wandb_is_told_where_a_training_stops(tmp_path, server, monkeypatch, capfd):
+def test_who_presses_stop_in_wandb_is_told_where_a_training_stops(
+    tmp_path, server, monkeypatch, capfd
+):
     """Its client would interrupt this process."""
     from wandb.sdk.lib.run_stopping import RunStopChecker
 
@@ -256,5 +295,6 @@ def test_who_presses_stop_in_wandb_is_told_where_a_training_stops(tmp_path, serv
             break
     training.tracked.close()
     assert (
-        said == "! tracker=wandb was asked to stop the run: a tracker stops no training; press Ctrl-C where it runs\n"
+        said
+        == "! tracker=wandb was asked to stop the run: a tracker stops no training; press Ctrl-C where it runs\n"
     )

@@ -57,7 +57,9 @@ def latest(runs: Path) -> Path:
 def one(words: list[str]) -> Config:
     points, several = compose(Arguments.parse(words))
     if several:
-        raise Refusal("pilot: it measures one run, not a sweep. Leave out -m, or choose the recipe of one point.")
+        raise Refusal(
+            "pilot: it measures one run, not a sweep. Leave out -m, or choose the recipe of one point."
+        )
     if points[0].until:
         raise Refusal(f"until={points[0].until}: a pilot goes through every stage. Leave it out.")
     return points[0]
@@ -69,7 +71,12 @@ def lowered(whole: Config, prompts: int) -> list[str]:
     drawn, asked = (block.per_round or prompts for block in (whole.sample, whole.exam.sample))
     exam = min(prompts, asked, held if isinstance(held, int) else asked)
     runs = f"runs={whole.runs / 'pilot'}"
-    return [f"sample.per_round={min(prompts, drawn)}", f"exam.sample.per_round={exam}", "rounds=1", runs]
+    return [
+        f"sample.per_round={min(prompts, drawn)}",
+        f"exam.sample.per_round={exam}",
+        "rounds=1",
+        runs,
+    ]
 
 
 if __name__ == "__main__":

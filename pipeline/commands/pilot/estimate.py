@@ -97,7 +97,9 @@ def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) ->
     sizes = sizes_of(whole, planned)
     coming = [_like(step, sizes, seen) for step in planned.steps]
     stages, idle = by_stage(coming), overhead * len(coming)
-    hours, most = ((sum(row[name] for row in stages) + idle) / 3600 for name in ("seconds", "at_most"))
+    hours, most = (
+        (sum(row[name] for row in stages) + idle) / 3600 for name in ("seconds", "at_most")
+    )
     paid = any(MONEY in one.cost for one in seen)
     return {
         "stages": stages,
@@ -114,7 +116,9 @@ def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) ->
 
 def _like(step: Step, sizes: Mapping[str, int], seen: list[Seen]) -> Coming:
     stage, kind = step.stage, kind_of(step)
-    return Coming(stage, kind, prompts_of(step, sizes), rate(stage, kind, seen), largest(stage, kind, seen))
+    return Coming(
+        stage, kind, prompts_of(step, sizes), rate(stage, kind, seen), largest(stage, kind, seen)
+    )
 
 
 def by_stage(coming: list[Coming]) -> list[dict[str, Any]]:
@@ -155,7 +159,11 @@ def detectable(large: Config, seen: list[Seen], prompts: int) -> dict[str, Any] 
     The pilot's model has hardly moved from SFT, so that its paired difference varies too little: the true figure lies
     between that one and the one of two models whose answers have nothing to do with each other.
     """
-    [report] = [json.loads((one.path / "report.json").read_text()) for one in seen if one.stage == "evaluate"]
+    [report] = [
+        json.loads((one.path / "report.json").read_text())
+        for one in seen
+        if one.stage == "evaluate"
+    ]
     scorer = large.evaluate.scorer
     gaps = [g for g in report["differences"] if g["model"] == "round-1" and g["scorer"] == scorer]
     sft = next(model["metrics"].get(scorer) for model in report["models"] if model["name"] == "sft")
@@ -164,4 +172,9 @@ def detectable(large: Config, seen: list[Seen], prompts: int) -> dict[str, Any] 
     paired = gaps[0]["detectable"] * (gaps[0]["n"] / prompts) ** 0.5
     error = (sft["high"] - sft["low"]) / 2 / NormalDist().inv_cdf(0.5 + large.evaluate.level / 2)
     apart = POWER_80 * 2**0.5 * error * (sft["n"] / prompts) ** 0.5
-    return {"scorer": scorer, "prompts": prompts, "least": min(paired, apart), "most": max(paired, apart)}
+    return {
+        "scorer": scorer,
+        "prompts": prompts,
+        "least": min(paired, apart),
+        "most": max(paired, apart),
+    }

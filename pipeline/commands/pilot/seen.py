@@ -37,7 +37,15 @@ def measured(cfg: Config) -> Iterator[Seen]:
         if manifest := store.read_manifest(path):
             size = sum(entry["size"] for entry in manifest["files"])
             prompts = prompts_of(step, sizes)
-            yield Seen(step.stage, kind_of(step), prompts, manifest["seconds"], size, manifest["cost"], path)
+            yield Seen(
+                step.stage,
+                kind_of(step),
+                prompts,
+                manifest["seconds"],
+                size,
+                manifest["cost"],
+                path,
+            )
 
 
 def kind_of(step: Step) -> str:
@@ -57,12 +65,20 @@ def sizes_of(cfg: Config, planned: Planned) -> dict[str, int]:
     """How many prompts a round and an exam have; where the config leaves it open, all that `prompts` published."""
     parts = prompts_published(planned)
     assert parts, "a pilot has built them"
-    drawn, asked = cfg.sample.per_round or parts["train"], cfg.exam.sample.per_round or parts[cfg.exam.split]
+    drawn, asked = (
+        cfg.sample.per_round or parts["train"],
+        cfg.exam.sample.per_round or parts[cfg.exam.split],
+    )
     return {ROUND: drawn, EXAM: asked, ONCE: 1}
 
 
 def between(large: Config, wall: float) -> float:
     """Seconds that a step costs beside its own: starting its process, publishing, looking at the store."""
     stories = sorted((large.runs / large.recipe).iterdir())[-2:]
-    built = [line for story in stories for line in json.loads((story / "ledger.json").read_text()) if line["counted"]]
+    built = [
+        line
+        for story in stories
+        for line in json.loads((story / "ledger.json").read_text())
+        if line["counted"]
+    ]
     return max(0.0, wall - sum(line["seconds"] for line in built)) / len(built) if built else 0.0

@@ -8,7 +8,15 @@ import polars as pl
 
 from pipeline.config import CONTROL, EvaluateConfig
 from pipeline.report.analysis.eval_results import SFT, Examined, Marks, by_prompt, is_kind, is_other
-from pipeline.report.analysis.statistics import ByPrompt, Contest, Estimate, Sampling, contest, difference, estimate
+from pipeline.report.analysis.statistics import (
+    ByPrompt,
+    Contest,
+    Estimate,
+    Sampling,
+    contest,
+    difference,
+    estimate,
+)
 from pipeline.report.analysis.text_metrics import commonest_opening, distinct, other_language
 
 NOT_ASKED = Marks({}, frozenset(), 0)
@@ -47,13 +55,17 @@ def models(
     return [_model(model, names, asked, draw) for model in examined]
 
 
-def _model(model: Examined, names: list[str], asked: Mapping[str, str], draw: Sampling) -> dict[str, Any]:
+def _model(
+    model: Examined, names: list[str], asked: Mapping[str, str], draw: Sampling
+) -> dict[str, Any]:
     answers = model.answers
     strange = [*other_language(answers, asked).values()]
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,
-        "metrics": {name: _metric(model.marks[name], draw) for name in names if name in model.marks},
+        "metrics": {
+            name: _metric(model.marks[name], draw) for name in names if name in model.marks
+        },
         "tokens": bounds(estimate([*by_prompt(answers, "tokens").values()], draw)),
         "reasoning": bounds(estimate([*by_prompt(answers, "reasoning_tokens").values()], draw)),
         "truncated": _mean(answers, "truncated"),
@@ -62,7 +74,10 @@ def _model(model: Examined, names: list[str], asked: Mapping[str, str], draw: Sa
         "refusals": _mean(answers, "refusals"),
         "markdown": _mean(answers, "markdown"),
         "opening": commonest_opening(answers),
-        "other_language": {"share": sum(strange) / len(strange) if strange else None, "n": len(strange)},
+        "other_language": {
+            "share": sum(strange) / len(strange) if strange else None,
+            "n": len(strange),
+        },
         "kl": {**_with_n(estimate([*model.drift.values()], draw)), "why": model.no_drift},
     }
 
@@ -103,7 +118,13 @@ def difference_of(model: Examined, sft: Examined, scorer: str, draw: Sampling) -
     found = difference(a.means, b.means, len(a.asked | b.asked), draw)
     facts = {"missing": found.missing, "detectable": found.detectable, "p_value": found.p_value}
     facts |= {"better": found.better, "same": found.same, "worse": found.worse}
-    return {"model": model.name, "scorer": scorer, "against": sft.name, **_with_n(found.estimate), **facts}
+    return {
+        "model": model.name,
+        "scorer": scorer,
+        "against": sft.name,
+        **_with_n(found.estimate),
+        **facts,
+    }
 
 
 def duels(examined: list[Examined], names: Sequence[str], draw: Sampling) -> list[Duel]:
@@ -113,7 +134,10 @@ def duels(examined: list[Examined], names: Sequence[str], draw: Sampling) -> lis
     control = named(examined, CONTROL)
     drawn_again = [(control, sft)] if control and sft else []
     others = [
-        (model, old) for model in examined if is_other(model.name) for old in ([sft] if sft else []) + rounds[-1:]
+        (model, old)
+        for model in examined
+        if is_other(model.name)
+        for old in ([sft] if sft else []) + rounds[-1:]
     ]
     contests = [*against_sft, *zip(rounds[1:], rounds, strict=False), *others, *drawn_again]
     return [duel_of(a, b, name, draw) for name in names if not is_kind(name) for a, b in contests]

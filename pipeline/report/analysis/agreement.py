@@ -70,7 +70,11 @@ class Calibration:
 def calibration(pairs: Pairs, verdicts: Verdicts, turned: Verdicts | None = None) -> Calibration:
     """`turned` are the verdicts of a second asking with the answers in the other order, said of the first order."""
     given = {key: verdict for key, verdict in verdicts.items() if verdict is not None}
-    both = [(pair.verdict, given[key]) for key, pair in pairs.items() if key in given and pair.verdict is not None]
+    both = [
+        (pair.verdict, given[key])
+        for key, pair in pairs.items()
+        if key in given and pair.verdict is not None
+    ]
     credits = credits_by_prompt(pairs, given)
     decided = [credit for each in credits.values() for credit in each]
     return Calibration(
@@ -83,7 +87,9 @@ def calibration(pairs: Pairs, verdicts: Verdicts, turned: Verdicts | None = None
         failed=len(pairs) - len(given),
         prefers_first=mean(own for own in given.values() if own != 0.5),
         prefers_longer=prefers_longer(pairs, given),
-        order_flips=None if turned is None else mean(turned[key] != own for key, own in given.items() if key in turned),
+        order_flips=None
+        if turned is None
+        else mean(turned[key] != own for key, own in given.items() if key in turned),
         by_length=by_length(pairs, given),
     )
 
@@ -91,11 +97,16 @@ def calibration(pairs: Pairs, verdicts: Verdicts, turned: Verdicts | None = None
 def people_s_own(pairs: Pairs) -> Calibration | None:
     """Each annotator against each other as if one were the scorer; None where nobody judged what another did."""
     couples = {
-        f"{key} {at}": (pair, two) for key, pair in pairs.items() for at, two in enumerate(permutations(pair.votes, 2))
+        f"{key} {at}": (pair, two)
+        for key, pair in pairs.items()
+        for at, two in enumerate(permutations(pair.votes, 2))
     }
     if not couples:
         return None
-    asked = {key: Pair(pair.asked, two[0], (), pair.first, pair.second) for key, (pair, two) in couples.items()}
+    asked = {
+        key: Pair(pair.asked, two[0], (), pair.first, pair.second)
+        for key, (pair, two) in couples.items()
+    }
     return calibration(asked, {key: two[1] for key, (_, two) in couples.items()})
 
 
@@ -106,7 +117,10 @@ def gain(pairs: Pairs, verdicts: Verdicts, baseline: Verdicts) -> Difference:
 
 
 def credit_by_prompt(pairs: Pairs, verdicts: Verdicts) -> dict[str, float]:
-    return {asked: sum(credits) / len(credits) for asked, credits in credits_by_prompt(pairs, verdicts).items()}
+    return {
+        asked: sum(credits) / len(credits)
+        for asked, credits in credits_by_prompt(pairs, verdicts).items()
+    }
 
 
 def credits_by_prompt(pairs: Pairs, verdicts: Verdicts) -> dict[str, list[float]]:
@@ -127,11 +141,19 @@ def prefers_longer(pairs: Pairs, verdicts: Verdicts) -> float | None:
 
 def by_length(pairs: Pairs, verdicts: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """Agreement where the answer that people prefer is the shorter one, up to where it is the longer one."""
-    decided = {key: pair for key, pair in pairs.items() if pair.verdict not in (0.5, None) and key in verdicts}
+    decided = {
+        key: pair
+        for key, pair in pairs.items()
+        if pair.verdict not in (0.5, None) and key in verdicts
+    }
     table = {}
     for name, (low, high) in LENGTHS.items():
         here = {key: pair for key, pair in decided.items() if low <= pair.preferred_length < high}
-        credits = [1 - abs(pair.verdict - verdicts[key]) for key, pair in here.items() if pair.verdict is not None]
+        credits = [
+            1 - abs(pair.verdict - verdicts[key])
+            for key, pair in here.items()
+            if pair.verdict is not None
+        ]
         table[name] = {"pairs": len(here), "agreement": mean(credits)}
     return table
 

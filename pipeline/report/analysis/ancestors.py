@@ -41,4 +41,6 @@ def ancestors_of(out: Path) -> list[Ancestor]:
 
 def _ancestor(stage: str, label: int | str, path: Path) -> Ancestor:
     manifest = path / MANIFEST_FILE
-    return Ancestor(stage, label, path, json.loads(manifest.read_text()) if manifest.exists() else {})
+    return Ancestor(
+        stage, label, path, json.loads(manifest.read_text()) if manifest.exists() else {}
+    )

@@ -18,13 +18,20 @@ FIGURES = "task", "metric", "value", "stderr", "n", "higher_is_better"
 def benchmarks(exams: Mapping[str, Exam], draw: Sampling) -> list[dict[str, Any]]:
     """A row for each benchmark, figure and model in their order; one without figures says why it is absent."""
     names = dict.fromkeys(name for exam in exams.values() for name in exam.get("metrics", {}))
-    rows = [row for name in names for model, exam in exams.items() for row in _of_model(name, model, exam, exams, draw)]
+    rows = [
+        row
+        for name in names
+        for model, exam in exams.items()
+        for row in _of_model(name, model, exam, exams, draw)
+    ]
     for name in names:
         _correct([row for row in rows if row["benchmark"] == name and row["chief"] and row["gain"]])
     return rows
 
 
-def _of_model(name: str, model: str, exam: Exam, exams: Mapping[str, Exam], draw: Sampling) -> Iterator[dict[str, Any]]:
+def _of_model(
+    name: str, model: str, exam: Exam, exams: Mapping[str, Exam], draw: Sampling
+) -> Iterator[dict[str, Any]]:
     found = exam.get("metrics", {}).get(name)
     if found is None:
         return
@@ -50,8 +57,18 @@ def _gain(of: Metrics, sft: Metrics, metric: str, draw: Sampling) -> dict[str, A
     if not _told(a) or not _told(b):
         return None
     found = difference(_told(a), _told(b), len(a.keys() | b.keys()), draw)
-    told = {"mean": found.estimate.mean, "low": found.estimate.low, "high": found.estimate.high, "n": found.estimate.n}
-    return {**told, "missing": found.missing, "detectable": found.detectable, "p_value": found.p_value}
+    told = {
+        "mean": found.estimate.mean,
+        "low": found.estimate.low,
+        "high": found.estimate.high,
+        "n": found.estimate.n,
+    }
+    return {
+        **told,
+        "missing": found.missing,
+        "detectable": found.detectable,
+        "p_value": found.p_value,
+    }
 
 
 def _by_question(metrics: Metrics, metric: str) -> dict[str, float | None]:
@@ -74,10 +91,15 @@ def absences(rows: Sequence[Row]) -> list[dict[str, str]]:
     """One line for each benchmark that is not there, or has no figure: for which models and why."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        why = row["absent"] or (NO_FIGURE.format(**row) if row["chief"] and row["value"] is None else None)
+        why = row["absent"] or (
+            NO_FIGURE.format(**row) if row["chief"] and row["value"] is None else None
+        )
         if why:
             reasons.setdefault((row["benchmark"], why), []).append(row["model"])
-    return [{"model": ", ".join(models), "what": " ".join(why.split())} for (_, why), models in reasons.items()]
+    return [
+        {"model": ", ".join(models), "what": " ".join(why.split())}
+        for (_, why), models in reasons.items()
+    ]
 
 
 # ── what may not be lost ──────────────────────────────────────────────────────────────────────────────────────────
@@ -89,27 +111,47 @@ def retention(
     """Each capability that evaluate.retention names: kept, lost, perhaps lost, or unknown."""
     if question.chosen in (None, SFT):
         return []
-    return [_retained(name, limit, *_change(name, question, rows, differences)) for name, limit in limits.items()]
+    return [
+        _retained(name, limit, *_change(name, question, rows, differences))
+        for name, limit in limits.items()
+    ]
 
 
 def _change(
     name: str, question: Question, rows: Sequence[Row], differences: Sequence[Row]
 ) -> tuple[Row | None, bool, str]:
     """The chosen model's difference to SFT, whether higher is better, and why it is not known."""
-    own = [row for row in rows if (row["benchmark"], row["model"], row["chief"]) == (name, question.chosen, True)]
+    own = [
+        row
+        for row in rows
+        if (row["benchmark"], row["model"], row["chief"]) == (name, question.chosen, True)
+    ]
     if not own:
-        gap = next((d for d in differences if (d["model"], d["scorer"]) == (question.chosen, name)), None)
+        gap = next(
+            (d for d in differences if (d["model"], d["scorer"]) == (question.chosen, name)), None
+        )
         return gap, True, f"no prompt has a score of {name} for both models"
     [row] = own
     if row["absent"]:
         return None, True, "the benchmark is absent"
-    return row["gain"], row["higher_is_better"] is not False, "its questions cannot be paired with those of sft"
+    return (
+        row["gain"],
+        row["higher_is_better"] is not False,
+        "its questions cannot be paired with those of sft",
+    )
 
 
-def _retained(name: str, limit: float, gap: Row | None, higher: bool, unknown: str) -> dict[str, Any]:
+def _retained(
+    name: str, limit: float, gap: Row | None, higher: bool, unknown: str
+) -> dict[str, Any]:
     told = {"name": name, "limit": limit}
     if gap is None or not gap["n"]:
-        return {**told, "state": "unknown", "change": None, "why": f"Whether {name} was kept is not known: {unknown}."}
+        return {
+            **told,
+            "state": "unknown",
+            "change": None,
+            "why": f"Whether {name} was kept is not known: {unknown}.",
+        }
     change = {key: gap[key] for key in ("mean", "low", "high", "n")}
     ends = f", {interval(gap, signed)}" if gap["low"] is not None else ""
     figures = f"{signed(gap['mean'])}{ends}, on {gap['n']}"
@@ -133,7 +175,10 @@ def _words(name: str, limit: float, state: str, figures: str) -> str:
 
 def held(verdict: Mapping[str, str], retained: Sequence[Row], chosen: str | None) -> dict[str, str]:
     """The verdict with what was lost on the way: a certain loss is a *no*, an unknown one no *yes*."""
-    lost, open_ = ([row for row in retained if row["state"] in states] for states in (["lost"], ["perhaps", "unknown"]))
+    lost, open_ = (
+        [row for row in retained if row["state"] in states]
+        for states in (["lost"], ["perhaps", "unknown"])
+    )
     better, why = verdict["better"], verdict["why"]
     if lost:
         told = " ".join(row["why"] for row in lost)

@@ -46,14 +46,26 @@ def changes(
 
 
 def values_of(habit: str, model: Examined, asked: Mapping[str, str]) -> ByPrompt:
-    return other_language(model.answers, asked) if habit == "other_language" else by_prompt(model.answers, habit)
+    return (
+        other_language(model.answers, asked)
+        if habit == "other_language"
+        else by_prompt(model.answers, habit)
+    )
 
 
-def _change(habit: str, model: Examined, sft: Examined, asked: Mapping[str, str], draw: Sampling) -> dict[str, Any]:
+def _change(
+    habit: str, model: Examined, sft: Examined, asked: Mapping[str, str], draw: Sampling
+) -> dict[str, Any]:
     own, of_sft = (values_of(habit, each, asked) for each in (model, sft))
     found = difference(own, of_sft, len(own.keys() | of_sft.keys()), draw)
     known = found.estimate
-    figures = {"mean": known.mean, "low": known.low, "high": known.high, "n": known.n, "p_value": found.p_value}
+    figures = {
+        "mean": known.mean,
+        "low": known.low,
+        "high": known.high,
+        "n": known.n,
+        "p_value": found.p_value,
+    }
     return {"habit": habit, **figures}
 
 
@@ -105,7 +117,9 @@ def _is_told(row: Row, least: float) -> bool:
 
 def _gain(row: Row, write: Callable[[float | None], str], unit: str = "") -> str:
     """The interval of one point says nothing more."""
-    ends = f" ({interval(row, write)})" if row["low"] is not None and row["low"] != row["high"] else ""
+    ends = (
+        f" ({interval(row, write)})" if row["low"] is not None and row["low"] != row["high"] else ""
+    )
     return f"{write(row['mean'])}{unit}{ends}"
 
 

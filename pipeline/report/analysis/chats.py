@@ -43,10 +43,14 @@ class QuestionSet:
 
 def read_set(name: str, chat: ChatSet) -> QuestionSet:
     asked = turns_asked(chat)
-    return QuestionSet(name, chat, asked, [read_chat(model, exam, asked) for model, exam in chat["exams"].items()])
+    return QuestionSet(
+        name, chat, asked, [read_chat(model, exam, asked) for model, exam in chat["exams"].items()]
+    )
 
 
-def chat_report(of: QuestionSet, votes: Mapping[str, Sequence[Vote]], draw: Sampling) -> tuple[dict[str, Any], Said]:
+def chat_report(
+    of: QuestionSet, votes: Mapping[str, Sequence[Vote]], draw: Sampling
+) -> tuple[dict[str, Any], Said]:
     """What stands in the report of one set; what people said of it, with all that is missing of it."""
     asked, examined = of.asked, of.examined
     sft = aggregate.named(examined, SFT)
@@ -60,18 +64,31 @@ def chat_report(of: QuestionSet, votes: Mapping[str, Sequence[Vote]], draw: Samp
     ]
     fought = judged(of.chat.get("duels") or {}, examined, draw)
     people = said_of(examined, votes, fought, draw, of.name)
-    differences, duels = corrected(gaps, [aggregate.duel_row(duel) for duel in (*fought, *people.duels)])
+    differences, duels = corrected(
+        gaps, [aggregate.duel_row(duel) for duel in (*fought, *people.duels)]
+    )
     lacking = aggregate.missing(examined)
-    people.missing += [{"model": f"{row['model']} on {of.name}", "what": row["what"]} for row in lacking]
+    people.missing += [
+        {"model": f"{row['model']} on {of.name}", "what": row["what"]} for row in lacking
+    ]
     models = [_model(model, names, draw) for model in examined]
     told = {"prompts": len(asked), "turns": max(asked.values(), default=0)}
-    return {**told, "scorers": whole, "models": models, "differences": differences, "duels": duels}, people
+    return {
+        **told,
+        "scorers": whole,
+        "models": models,
+        "differences": differences,
+        "duels": duels,
+    }, people
 
 
 def turns_asked(chat: ChatSet) -> dict[str, int]:
     """How many turns each question was asked: as many as it has, and as anybody was asked of any."""
     most = max((turn for exam in chat["exams"].values() for turn in said(exam)["turn"]), default=1)
-    return {key: min(most, len(columns.get("turns") or [0])) for key, columns in chat["prompts"].columns().items()}
+    return {
+        key: min(most, len(columns.get("turns") or [0]))
+        for key, columns in chat["prompts"].columns().items()
+    }
 
 
 def read_chat(name: str, exam: Exam, asked: Mapping[str, int]) -> Examined:
@@ -87,28 +104,43 @@ def read_chat(name: str, exam: Exam, asked: Mapping[str, int]) -> Examined:
 
 def said(exam: Exam) -> pl.DataFrame:
     """Every answer with its turn."""
-    columns = ["prompt_id", "sample_id", "setting", "completion", "finish_reason", "reasoning_tokens"]
+    columns = [
+        "prompt_id",
+        "sample_id",
+        "setting",
+        "completion",
+        "finish_reason",
+        "reasoning_tokens",
+    ]
     rows = exam["samples"].read().filter(pl.col("setting") != KL)
     turn = (
-        pl.when(pl.col("setting") == ANSWER).then(1).otherwise(pl.col("setting").str.extract(r"(\d+)$").cast(pl.Int64))
+        pl.when(pl.col("setting") == ANSWER)
+        .then(1)
+        .otherwise(pl.col("setting").str.extract(r"(\d+)$").cast(pl.Int64))
     )
     tokens = pl.col("token_ids").list.len().cast(pl.Int64)
     return rows.select(*columns, tokens=tokens, turn=turn).sort("prompt_id", "turn", "sample_id")
 
 
 def _marks(exam: Exam, answers: pl.DataFrame, asked: Mapping[str, int]) -> dict[str, Marks]:
-    rows = exam["scores"].read().join(answers.select("sample_id", "turn"), on="sample_id", how="inner")
+    rows = (
+        exam["scores"].read().join(answers.select("sample_id", "turn"), on="sample_id", how="inner")
+    )
     marks = {}
     for scorer in rows["scorer"].unique().sort():
         of = rows.filter(pl.col("scorer") == scorer)
         failed = of.filter(pl.col("status") == "failed").height
         by_turn: dict[str, dict[int, float]] = defaultdict(dict)
         for turn in of["turn"].unique().sort():
-            means = by_prompt(of.filter((pl.col("turn") == turn) & pl.col("score").is_not_null()), "score")
+            means = by_prompt(
+                of.filter((pl.col("turn") == turn) & pl.col("score").is_not_null()), "score"
+            )
             marks[f"{scorer}{TURN}{turn}"] = Marks(means, frozenset(means), 0)
             for prompt, mean in means.items():
                 by_turn[prompt][turn] = mean
-        whole = {key: sum(of.values()) / len(of) for key, of in by_turn.items() if len(of) == asked[key]}
+        whole = {
+            key: sum(of.values()) / len(of) for key, of in by_turn.items() if len(of) == asked[key]
+        }
         marks[scorer] = Marks(dict(sorted(whole.items())), frozenset(asked), failed)
     return marks
 

@@ -34,22 +34,38 @@ class Ground:
         return self.scorers[0] if self.scorers else None
 
 
-def compared(found: Sequence[Found], draw: Sampling) -> tuple[dict[str, Any], list[Examined], pl.DataFrame]:
+def compared(
+    found: Sequence[Found], draw: Sampling
+) -> tuple[dict[str, Any], list[Examined], pl.DataFrame]:
     """The report, the models as far as they are compared, and who won on which prompt."""
     ground = common_ground(found)
     examined = [read(each, ground) for each in found]
     first, *others = examined
     names = [
-        name for name in aggregate.scorers(examined, ground.chief or "") if name.partition("/")[0] in ground.scorers
+        name
+        for name in aggregate.scorers(examined, ground.chief or "")
+        if name.partition("/")[0] in ground.scorers
     ]
     gaps = [aggregate.difference_of(model, first, name, draw) for model in others for name in names]
-    fought = [aggregate.duel_of(model, first, name, draw) for name in names if "/" not in name for model in others]
+    fought = [
+        aggregate.duel_of(model, first, name, draw)
+        for name in names
+        if "/" not in name
+        for model in others
+    ]
     for model, of in zip(others, found[1:], strict=True):
         fought += _judged(model, of, first, found[0], ground, draw)
     differences, duels = corrected(gaps, [aggregate.duel_row(one) for one in fought])
     report = {
-        "compared": [{"name": each.name, "row": each.row, "model": _address(each)} for each in found],
-        "ground": {**asdict(ground), "asked": len(ground.asked), "level": draw.level, "chief": ground.chief},
+        "compared": [
+            {"name": each.name, "row": each.row, "model": _address(each)} for each in found
+        ],
+        "ground": {
+            **asdict(ground),
+            "asked": len(ground.asked),
+            "level": draw.level,
+            "chief": ground.chief,
+        },
         "models": aggregate.models(examined, names, ground.asked, draw),
         "differences": differences,
         "duels": duels,
@@ -64,7 +80,9 @@ def _address(found: Found) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _judged(model: Examined, of: Found, first: Examined, beside: Found, ground: Ground, draw: Sampling) -> list[Duel]:
+def _judged(
+    model: Examined, of: Found, first: Examined, beside: Found, ground: Ground, draw: Sampling
+) -> list[Duel]:
     """What judges said already: of these two models' answers, on common prompts."""
     told = verdicts_between(of, beside)
     return [
@@ -85,7 +103,9 @@ def common_ground(found: Sequence[Found]) -> Ground:
             f"compare: no prompt was asked of all of them ({counts}).\n"
             "  Give runs on the same test prompts: the same prompts, prompts.seed and prompts.split.test."
         )
-    everywhere = [name for name in found[0].scorers if all(_same(each, found[0], name) for each in found)]
+    everywhere = [
+        name for name in found[0].scorers if all(_same(each, found[0], name) for each in found)
+    ]
     chiefs = [each.chief for each in found if each.chief in everywhere]
     scorers = sorted(everywhere, key=lambda name: (name not in chiefs[:1], name))
     said = (
@@ -115,7 +135,9 @@ def _drawn_otherwise(found: Sequence[Found]) -> Iterator[str]:
     for each in found[1:]:
         ours, theirs = each.setting, found[0].setting
         if moved := [
-            f"{name} {ours.get(name)} against {theirs.get(name)}" for name in ours if ours[name] != theirs.get(name)
+            f"{name} {ours.get(name)} against {theirs.get(name)}"
+            for name in ours
+            if ours[name] != theirs.get(name)
         ]:
             yield f"{each.name} was drawn otherwise than {found[0].name}: {', '.join(moved)}."
 
@@ -125,7 +147,11 @@ def read(found: Found, ground: Ground) -> Examined:
     own = frozenset(found.prompts.read()["prompt_id"])
     whole = read_exam(found.row, found.exam, own, ground.chief or "")
     keep = ground.asked.keys()
-    marks = {name: _on(mark, keep) for name, mark in whole.marks.items() if name.partition("/")[0] in ground.scorers}
+    marks = {
+        name: _on(mark, keep)
+        for name, mark in whole.marks.items()
+        if name.partition("/")[0] in ground.scorers
+    }
     answers = whole.answers.filter(pl.col("prompt_id").is_in(list(keep)))
     drift = {key: value for key, value in whole.drift.items() if key in keep}
     return replace(whole, name=found.name, answers=answers, marks=marks, drift=drift)
@@ -148,13 +174,26 @@ def verdict(report: Row) -> dict[str, str]:
     signs = [better for better, _ in told.values()]
     better: Better = "yes" if "yes" in signs else "unclear" if "unclear" in signs else "no"
     words = {"yes": "better than", "no": "worse than", "unclear": "not clearly different from"}
-    headline = "; ".join(f"{name} is {words[sign]} {first}" for name, (sign, _) in told.items()) + "."
-    return {"better": better, "headline": headline, "why": " ".join(why for _, why in told.values())}
+    headline = (
+        "; ".join(f"{name} is {words[sign]} {first}" for name, (sign, _) in told.items()) + "."
+    )
+    return {
+        "better": better,
+        "headline": headline,
+        "why": " ".join(why for _, why in told.values()),
+    }
 
 
 def _of(report: Row, first: str, name: str) -> tuple[Better, str]:
     ground = report["ground"]
-    gap = next((row for row in report["differences"] if (row["model"], row["scorer"]) == (name, ground["chief"])), None)
+    gap = next(
+        (
+            row
+            for row in report["differences"]
+            if (row["model"], row["scorer"]) == (name, ground["chief"])
+        ),
+        None,
+    )
     if gap is None or not gap["n"]:
         return "unclear", f"No scorer marked both {name} and {first} on a common prompt."
     if gap["n"] < LEAST_PROMPTS:
@@ -162,14 +201,16 @@ def _of(report: Row, first: str, name: str) -> tuple[Better, str]:
             "unclear",
             f"{gap['n']} common prompts with scores are too few to tell {name} from {first}: at least {LEAST_PROMPTS}.",
         )
-    marks = {of["name"]: of["metrics"][ground["chief"]] for of in report["models"] if of["name"] in (first, name)}
+    marks = {
+        of["name"]: of["metrics"][ground["chief"]]
+        for of in report["models"]
+        if of["name"] in (first, name)
+    }
     told = f"{signed(gap['mean'])}, {level_text(ground['level'])} {interval(gap, signed)}."
     on = f"On {gap['n']} common prompts"
     if any(marks[of]["n"] != gap["n"] for of in (name, first)):  # whose means are of other prompts
         why = f"{on} with a score of {ground['chief']} for both, {name} differs from {first} by {told}"
     else:
         means = [number(marks[of]["mean"]) for of in (name, first)]
-        why = (
-            f"{on} {name} scores {means[0]} against {means[1]} of {first} by {ground['chief']}: a difference of {told}"
-        )
+        why = f"{on} {name} scores {means[0]} against {means[1]} of {first} by {ground['chief']}: a difference of {told}"
     return ("yes" if gap["low"] > 0 else "no" if gap["high"] < 0 else "unclear"), why

@@ -66,8 +66,12 @@ def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -
         missing.append(f"KL to sft is not known: {reason}")
     unchanged = bool(account_of(model).get("unchanged"))
     if unchanged:
-        missing.append("its weights are those that its training started from, byte for byte: no step changed them")
-    return Examined(name, model.path, model.metrics(), answers, marks, drift, missing, reason, unchanged)
+        missing.append(
+            "its weights are those that its training started from, byte for byte: no step changed them"
+        )
+    return Examined(
+        name, model.path, model.metrics(), answers, marks, drift, missing, reason, unchanged
+    )
 
 
 def account_of(model: Model) -> dict[str, Any]:
@@ -77,14 +81,24 @@ def account_of(model: Model) -> dict[str, Any]:
 
 
 def _drawn(samples: Samples | None) -> pl.DataFrame:
-    columns = ["prompt_id", "sample_id", "setting", "completion", "finish_reason", "logprob", "reasoning_tokens"]
+    columns = [
+        "prompt_id",
+        "sample_id",
+        "setting",
+        "completion",
+        "finish_reason",
+        "logprob",
+        "reasoning_tokens",
+    ]
     shards = [
         shard.select(*columns, tokens=pl.col("token_ids").list.len().cast(pl.Int64))
         for shard in (samples.shards() if samples else [])
     ]
     if not shards:
         text = dict.fromkeys(columns, pl.String)
-        return pl.DataFrame(schema={**text, "logprob": pl.Float64, "reasoning_tokens": pl.Int64, "tokens": pl.Int64})
+        return pl.DataFrame(
+            schema={**text, "logprob": pl.Float64, "reasoning_tokens": pl.Int64, "tokens": pl.Int64}
+        )
     return pl.concat(shards)
 
 
@@ -94,7 +108,9 @@ def _answers(drawn: pl.DataFrame) -> pl.DataFrame:
 
 def _marked(drawn: pl.DataFrame, scores: Scores | None) -> pl.DataFrame:
     """The best of n are those answers that the exam's scorers were shown; the others are none."""
-    shown = scores.read().select("sample_id").unique() if scores else drawn.select("sample_id").clear()
+    shown = (
+        scores.read().select("sample_id").unique() if scores else drawn.select("sample_id").clear()
+    )
     return drawn.join(shown, on="sample_id", how="semi", maintain_order="left")
 
 
@@ -109,33 +125,50 @@ def is_other(name: str) -> bool:
 
 
 def _scores(
-    name: str, scores: Scores | None, answers: pl.DataFrame, prompt_ids: frozenset[str], missing: list[str]
+    name: str,
+    scores: Scores | None,
+    answers: pl.DataFrame,
+    prompt_ids: frozenset[str],
+    missing: list[str],
 ) -> pl.DataFrame:
     """The scores of these answers, each once."""
-    columns = dict.fromkeys(("sample_id", "prompt_id", "scorer", "status"), pl.String) | {"score": pl.Float64}
+    columns = dict.fromkeys(("sample_id", "prompt_id", "scorer", "status"), pl.String) | {
+        "score": pl.Float64
+    }
     if answers.is_empty():
         missing.append("it gave no answers, so it has no scores, lengths or examples")
         return pl.DataFrame(schema=columns)
     if silent := len(prompt_ids) - answers["prompt_id"].n_unique():
         missing.append(f"it has no answer to {silent} of {len(prompt_ids)} prompts")
     if empty := answers.filter(pl.col("completion").str.strip_chars() == "").height:
-        missing.append(f"empty: {empty} of its {many(len(answers), 'answer')}, marked as they stand")
+        missing.append(
+            f"empty: {empty} of its {many(len(answers), 'answer')}, marked as they stand"
+        )
     if scores is None:
         missing.append("its answers were not scored")
         return pl.DataFrame(schema=columns)
-    rows = scores.read().select(*columns).join(answers.select("sample_id"), on="sample_id", how="semi")
+    rows = (
+        scores.read().select(*columns).join(answers.select("sample_id"), on="sample_id", how="semi")
+    )
     if rows.is_empty():
         missing.append("no score belongs to one of its answers")
     if not rows["score"].drop_nulls().is_finite().all():
-        raise Broken(f"the exam of {name} has a score that is not a finite number; a failed score must be null.")
+        raise Broken(
+            f"the exam of {name} has a score that is not a finite number; a failed score must be null."
+        )
     if rows.select("sample_id", "scorer").is_duplicated().any():
-        raise Broken(f"the exam of {name} has two scores of one scorer for one answer; build its scores again.")
+        raise Broken(
+            f"the exam of {name} has two scores of one scorer for one answer; build its scores again."
+        )
     return rows.sort("sample_id", "scorer")
 
 
 def _marks(rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]) -> dict[str, Marks]:
     scorers = rows["scorer"].unique().sort().to_list()
-    return {name: _of_scorer(name, rows.filter(pl.col("scorer") == name), answers, prompt_ids) for name in scorers}
+    return {
+        name: _of_scorer(name, rows.filter(pl.col("scorer") == name), answers, prompt_ids)
+        for name in scorers
+    }
 
 
 def _with_score(answers: pl.DataFrame, rows: pl.DataFrame, primary: str) -> pl.DataFrame:
@@ -148,7 +181,9 @@ def _of_scorer(scorer: str, rows: pl.DataFrame, answers: int, prompt_ids: frozen
     given, silent = rows.filter(pl.col("score").is_not_null()), rows.filter(status="abstained")
     told = rows.filter(pl.col("status") != "abstained")
     if is_kind(scorer):
-        return Marks(by_prompt(given, "score"), frozenset(told["prompt_id"]), len(told) - len(given))
+        return Marks(
+            by_prompt(given, "score"), frozenset(told["prompt_id"]), len(told) - len(given)
+        )
     asked = prompt_ids - (frozenset(silent["prompt_id"]) - frozenset(told["prompt_id"]))
     return Marks(by_prompt(given, "score"), asked, answers - len(silent) - len(given))
 
@@ -178,9 +213,15 @@ def _drift(drawn: pl.DataFrame, logps: Logps | None, missing: list[str]) -> dict
     rows = drawn.filter(pl.col("setting") == KL)
     if logps is None or rows.is_empty():
         return {}
-    joined = rows.join(logps.read().select("sample_id", "logp"), on="sample_id", how="inner", validate="1:1")
+    joined = rows.join(
+        logps.read().select("sample_id", "logp"), on="sample_id", how="inner", validate="1:1"
+    )
     joined = joined.sort("sample_id")
-    known = joined.with_columns(gap=pl.col("logprob") - pl.col("logp")).filter(pl.col("gap").is_not_null())
+    known = joined.with_columns(gap=pl.col("logprob") - pl.col("logp")).filter(
+        pl.col("gap").is_not_null()
+    )
     if lost := len(rows) - len(known):
-        missing.append(f"left out {lost} of {len(rows)} samples for KL without a log-probability under sft")
+        missing.append(
+            f"left out {lost} of {len(rows)} samples for KL without a log-probability under sft"
+        )
     return by_prompt(known, "gap")

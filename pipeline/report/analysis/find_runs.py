@@ -54,7 +54,9 @@ def find(word: str, store: Path) -> Found:
         return _of_run(run, row, name)
     found = _of_model(run.resolve() if run.is_dir() else _by_fingerprint(store, place), name)
     if row:
-        raise Refusal(f"{word}: {place} is one model, and :{row} chooses one of a run's. {EXPECTED}")
+        raise Refusal(
+            f"{word}: {place} is one model, and :{row} chooses one of a run's. {EXPECTED}"
+        )
     return found
 
 
@@ -67,7 +69,9 @@ def verdicts_between(one: Found, other: Found) -> list[tuple[str, pl.DataFrame]]
             record = _record(step)
             if record["inputs"]["b"]["fingerprint"] == b.name:
                 rows = Verdicts(step).read()
-                found.append((record["config"]["engine"]["model"], rows if a == ours else turned(rows)))
+                found.append(
+                    (record["config"]["engine"]["model"], rows if a == ours else turned(rows))
+                )
     return found
 
 
@@ -86,7 +90,9 @@ def turned(rows: pl.DataFrame) -> pl.DataFrame:
 def _of_run(run: Path, row: str, name: str) -> Found:
     reports = sorted((run / "store").glob("[0-9]*-evaluate-*"))
     if not reports or not (reports[-1] / STEP_FILE).exists():
-        raise Refusal(f"{run}: no report lies there, so nothing says which models were examined. {EXPECTED}")
+        raise Refusal(
+            f"{run}: no report lies there, so nothing says which models were examined. {EXPECTED}"
+        )
     folder = reports[-1].resolve()
     step = _record(folder)
     exams = nested(step["inputs"]).get("exams", {})
@@ -94,15 +100,21 @@ def _of_run(run: Path, row: str, name: str) -> Found:
         raise Refusal(f"{run}: its report names no examined model. {EXPECTED}")
     chosen = row or Report(folder).read()["exam"]["chosen"]
     if chosen not in exams:
-        raise Refusal(f"{run}:{chosen}: its table has no such row. {nearest(str(chosen), list(exams))}")
+        raise Refusal(
+            f"{run}:{chosen}: its table has no such row. {nearest(str(chosen), list(exams))}"
+        )
     told = name or "/".join(run.resolve().parts[-2:]) + (f":{row}" if row else "")
-    parts = {part: _place(folder, source) for part, source in exams[chosen].items() if part != "metrics"}
+    parts = {
+        part: _place(folder, source) for part, source in exams[chosen].items() if part != "metrics"
+    }
     return _found(told, chosen, parts, step["config"]["scorer"])
 
 
 def _by_fingerprint(store: Path, fingerprint: str) -> Path:
     stages = [stage for stage, made in MADE_BY.items() if made is Model]
-    models = [path for stage in stages if fingerprint and (path := store / stage / fingerprint).is_dir()]
+    models = [
+        path for stage in stages if fingerprint and (path := store / stage / fingerprint).is_dir()
+    ]
     if not models:
         raise Refusal(f"{fingerprint}: neither a run nor a model in {store}. {EXPECTED}")
     return models[0].resolve()
@@ -113,14 +125,18 @@ def _of_model(model: Path, name: str) -> Found:
     store = model.parent.parent
     drawn = _readers(store, "sample", "policy", model.name)
     drawn = [step for step in drawn if _record(step)["config"]["purpose"] == "exam"]
-    drawn = [step for step in drawn if _record(step)["inputs"]["prompts"]["part"] == "test"] or drawn
+    drawn = [
+        step for step in drawn if _record(step)["inputs"]["prompts"]["part"] == "test"
+    ] or drawn
     if not drawn:
         raise Refusal(f"{model}: it has not been examined. {EXPECTED}")
     [samples] = _only(model, "examined", drawn)
     parts = {"model": model, "samples": samples}
     for part, edge in (("score", "samples"), ("refer", "rows")):
         if made := _readers(store, part, edge, samples.name):
-            [parts["scores" if part == "score" else "logps"]] = _only(model, f"read by {part}", made)
+            [parts["scores" if part == "score" else "logps"]] = _only(
+                model, f"read by {part}", made
+            )
     row = str(_record(samples)["label"]).partition(" ")[2]
     return _found(name or model.name, row, parts, None)
 
@@ -129,20 +145,28 @@ def _readers(store: Path, stage: str, edge: str, fingerprint: str) -> list[Path]
     """The steps of a stage that read this one."""
     steps = [path.parent for path in sorted((store / stage).glob(f"*/{STEP_FILE}"))]
     known = [step for step in steps if ".partial" not in step.name and ".old-" not in step.name]
-    return [step for step in known if _record(step)["inputs"].get(edge, {}).get("fingerprint") == fingerprint]
+    return [
+        step
+        for step in known
+        if _record(step)["inputs"].get(edge, {}).get("fingerprint") == fingerprint
+    ]
 
 
 def _only(model: Path, what: str, steps: list[Path]) -> list[Path]:
     if len(steps) > 1:
         names = ", ".join(step.name for step in steps)
-        raise Refusal(f"{model}: it was {what} {len(steps)} times ({names}). Name the run that you mean, as RUN:MODEL.")
+        raise Refusal(
+            f"{model}: it was {what} {len(steps)} times ({names}). Name the run that you mean, as RUN:MODEL."
+        )
     return steps
 
 
 def _found(name: str, row: str, parts: dict[str, Path], chief: str | None) -> Found:
     for part, path in parts.items():
         if part != "model" and not (path / STEP_FILE).exists():
-            raise Refusal(f"{name}: its {part} ({path}) were pruned. Run it again, and they are made anew.")
+            raise Refusal(
+                f"{name}: its {part} ({path}) were pruned. Run it again, and they are made anew."
+            )
     drawn = _record(parts["samples"])
     source = drawn["inputs"]["prompts"]
     prompts = Prompts(_place(parts["samples"], source) / source["part"])

@@ -42,7 +42,9 @@ def draw(step: Ancestor) -> dict[str, Any]:
         "truncated": cost.get("truncated", 0),
         "stopped_by_string": cost.get("stopped_by_string", 0),
         "tokens": cost["tokens"] / drawn if drawn else None,
-        "reasoning_tokens": cost["reasoning_tokens"] / drawn if cost.get("reasoning_tokens") else None,
+        "reasoning_tokens": cost["reasoning_tokens"] / drawn
+        if cost.get("reasoning_tokens")
+        else None,
         "quantization_difference": cost.get("quantization_difference"),
     }
 
@@ -52,7 +54,11 @@ def _reasons(step: Ancestor, what: str) -> dict[str, int]:
     count, listed = step.cost.get(what, 0), step.path / f"{what}.parquet"
     if not count:
         return {}
-    return dict(sorted(read_table(listed)["reason"].value_counts().rows())) if listed.exists() else {PRUNED: count}
+    return (
+        dict(sorted(read_table(listed)["reason"].value_counts().rows()))
+        if listed.exists()
+        else {PRUNED: count}
+    )
 
 
 def _rounds_first(draw: dict[str, Any]) -> tuple[bool, int, int]:

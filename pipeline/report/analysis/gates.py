@@ -10,4 +10,6 @@ from pipeline.report.analysis.ancestors import ancestors_of
 def gates(out: Path) -> list[dict[str, Any]]:
     """The gates of all rounds in order; none without that stage."""
     of = [step for step in ancestors_of(out) if step.stage == "gate"]
-    return [{"round": step.label, **json.loads((step.path / "gate.json").read_text())} for step in of]
+    return [
+        {"round": step.label, **json.loads((step.path / "gate.json").read_text())} for step in of
+    ]

@@ -10,7 +10,9 @@ from pipeline.report.analysis.statistics import Sampling, contest, length_adjust
 POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 
-def judged(duels: dict[str, dict[str, dict[str, Verdicts]]], examined: list[Examined], draw: Sampling) -> list[Duel]:
+def judged(
+    duels: dict[str, dict[str, dict[str, Verdicts]]], examined: list[Examined], draw: Sampling
+) -> list[Duel]:
     """Judge → newer model → older model, in the order of the plan."""
     return [
         duel(judge, a, b, verdicts.read(), draw)
@@ -55,5 +57,9 @@ def _both_orders(rows: pl.DataFrame) -> pl.DataFrame:
         asked=(pl.col("detail") != EQUAL).all(),
         first=pl.col("winner").first(),
     )
-    points = pl.when(pl.col("flipped") > 0).then(0.5).otherwise(pl.col("first").replace_strict(POINTS, default=None))
+    points = (
+        pl.when(pl.col("flipped") > 0)
+        .then(0.5)
+        .otherwise(pl.col("first").replace_strict(POINTS, default=None))
+    )
     return pairs.filter("whole").with_columns(points=points.cast(pl.Float64))

@@ -13,7 +13,9 @@ from pipeline.report.analysis.statistics import holm
 Rows = list[dict[str, Any]]
 
 
-def corrected(differences: Sequence[dict[str, Any]], duels: Sequence[dict[str, Any]]) -> tuple[Rows, Rows]:
+def corrected(
+    differences: Sequence[dict[str, Any]], duels: Sequence[dict[str, Any]]
+) -> tuple[Rows, Rows]:
     """The same rows with `p_holm`: the p-value as it counts within its family."""
     rows = [*differences, *duels]
     families: dict[Any, list[int]] = {}

@@ -34,7 +34,9 @@ class Heard:
 
     a: Examined
     b: Examined
-    votes: dict[str, dict[tuple[str, str], list[float]]] = field(default_factory=lambda: defaultdict(dict))
+    votes: dict[str, dict[tuple[str, str], list[float]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     annotators: set[str] = field(default_factory=set)
 
     def add(self, prompt: str, ids: tuple[str, str], points: float, annotator: str) -> None:
@@ -43,7 +45,10 @@ class Heard:
 
     def points(self) -> dict[str, float]:
         """A pair's votes are averaged first, then a prompt's pairs."""
-        return {prompt: _mean(_mean(votes) for votes in pairs.values()) for prompt, pairs in sorted(self.votes.items())}
+        return {
+            prompt: _mean(_mean(votes) for votes in pairs.values())
+            for prompt, pairs in sorted(self.votes.items())
+        }
 
     def told(self) -> dict[str, Pair]:
         """A prompt as people see it: by its majority, with the two models' mean lengths."""
@@ -51,7 +56,9 @@ class Heard:
         found = {}
         for prompt, pairs in sorted(self.votes.items()):
             votes = [vote for told in pairs.values() for vote in told]
-            found[prompt] = Pair(prompt, _majority(votes), votes, *(round(of[prompt]) for of in lengths))
+            found[prompt] = Pair(
+                prompt, _majority(votes), votes, *(round(of[prompt]) for of in lengths)
+            )
         return found
 
 
@@ -100,7 +107,10 @@ def heard(votes: Sequence[Vote], examined: Sequence[Examined]) -> tuple[list[Hea
         newer, older, points = (a, b, vote.a_wins) if a > b else (b, a, 1 - vote.a_wins)
         here = found.setdefault((newer, older), Heard(examined[newer], examined[older]))
         here.add(prompt, ids if a > b else ids[::-1], points, vote.annotator)
-    said = [f"{len(names)} of {many(len(votes), 'verdict')} {fault}: {_named(names)}" for fault, names in lost.items()]
+    said = [
+        f"{len(names)} of {many(len(votes), 'verdict')} {fault}: {_named(names)}"
+        for fault, names in lost.items()
+    ]
     return [found[key] for key in sorted(found)], said
 
 
@@ -114,7 +124,9 @@ def _fault(ids: tuple[str, str], known: Sequence[tuple[int, str]]) -> str | None
 
 def _named(names: Sequence[str]) -> str:
     different = list(dict.fromkeys(names))
-    return ", ".join(different[:NAMED]) + (f" and {len(different) - NAMED} more" if len(different) > NAMED else "")
+    return ", ".join(different[:NAMED]) + (
+        f" and {len(different) - NAMED} more" if len(different) > NAMED else ""
+    )
 
 
 def duel_of_people(judge: str, of: Heard, draw: Sampling) -> Duel:
@@ -122,7 +134,9 @@ def duel_of_people(judge: str, of: Heard, draw: Sampling) -> Duel:
     against = {key: 1 - value for key, value in points.items()}
     gaps = {key: float(pair.first - pair.second) for key, pair in of.told().items()}
     found = contest(points, against, len(points), draw)
-    return Duel(of.a, of.b, judge, found, (points, against), length_adjusted(points, gaps, draw.level))
+    return Duel(
+        of.a, of.b, judge, found, (points, against), length_adjusted(points, gaps, draw.level)
+    )
 
 
 def agreement_row(judge: str, of: Heard, fought: Sequence[Duel]) -> dict[str, Any]:
@@ -143,7 +157,9 @@ def agreement_row(judge: str, of: Heard, fought: Sequence[Duel]) -> dict[str, An
 
 
 def _calibrated(pairs: Mapping[str, Pair], duel: Duel) -> dict[str, Any]:
-    verdicts = {key: POINTS[verdict] for key, verdict in duel.contest.verdicts.items() if key in pairs}
+    verdicts = {
+        key: POINTS[verdict] for key, verdict in duel.contest.verdicts.items() if key in pairs
+    }
     return calibration(pairs, verdicts).told()
 
 

@@ -11,9 +11,14 @@ from pipeline.report.analysis.verdict import LEAST_PROMPTS, Question, Row, pleas
 from pipeline.report.formatting import interval, p_value, share, signed
 
 
-def control(question: Question, differences: Sequence[Row], duels: Sequence[Row]) -> dict[str, Any] | None:
+def control(
+    question: Question, differences: Sequence[Row], duels: Sequence[Row]
+) -> dict[str, Any] | None:
     """SFT against itself: whatever finds a difference here measures noise."""
-    own = [*(r for r in differences if r["model"] == CONTROL), *(r for r in duels if r["a"] == CONTROL)]
+    own = [
+        *(r for r in differences if r["model"] == CONTROL),
+        *(r for r in duels if r["a"] == CONTROL),
+    ]
     if not own:
         return None
     tested = [row for row in own if row["p_holm"] is not None]
@@ -31,7 +36,9 @@ def _of_control(tested: Sequence[Row], found: Sequence[Row], level: float) -> st
     if not found:
         least = min(row["p_holm"] for row in tested)
         tests = "the one test" if len(tested) == 1 else f"any of {len(tested)} tests"
-        return f"Drawn again, sft is not told apart from itself by {tests} (least p {p_value(least)})."
+        return (
+            f"Drawn again, sft is not told apart from itself by {tests} (least p {p_value(least)})."
+        )
     told = "; ".join(_test(row) for row in found)
     return (
         f"Drawn again, sft differs from itself {told}. The machinery or the scorer is unstable, unless chance did it,"
@@ -46,7 +53,9 @@ def _test(row: Row) -> str:
     return f"by {row['scorer']} ({signed(row['mean'])}, {interval(row, signed)}, p {p})"
 
 
-def proxy(question: Question, models: Sequence[Row], differences: Sequence[Row]) -> dict[str, Any] | None:
+def proxy(
+    question: Question, models: Sequence[Row], differences: Sequence[Row]
+) -> dict[str, Any] | None:
     """The gain by the scorer that made pairs beside the gain by each that made none, round by round."""
     if question.training is None:
         return None
@@ -58,7 +67,9 @@ def proxy(question: Question, models: Sequence[Row], differences: Sequence[Row])
             "proxy": _gain(gaps[model["name"], question.training]),
             "gold": _gain(gaps[model["name"], gold]),
             "kl": model["kl"]["mean"],
-            "over_optimised": over_optimised(gaps[model["name"], question.training], gaps[model["name"], gold]),
+            "over_optimised": over_optimised(
+                gaps[model["name"], question.training], gaps[model["name"], gold]
+            ),
         }
         for model in models
         for gold in question.gold
@@ -86,7 +97,9 @@ def _gain(row: Row) -> dict[str, Any]:
 
 
 def _of_proxy(question: Question, row: Row) -> str:
-    gains = [f"{signed(row[key]['mean'])}, {interval(row[key], signed)}" for key in ("proxy", "gold")]
+    gains = [
+        f"{signed(row[key]['mean'])}, {interval(row[key], signed)}" for key in ("proxy", "gold")
+    ]
     figures = (
         f"By {question.training}, which made pairs, {row['model']} gained {gains[0]};"
         f" by {row['scorer']}, which made none, {gains[1]}."
@@ -103,4 +116,8 @@ def ceiling(question: Question, differences: Sequence[Row]) -> dict[str, Any] | 
         return None
     chosen = next((row for row in own if row["model"] == question.chosen), None)
     known = chosen and chosen["mean"] is not None and best["low"] is not None and best["low"] > 0
-    return {"model": best["model"], **_gain(best), "share": chosen["mean"] / best["mean"] if chosen and known else None}
+    return {
+        "model": best["model"],
+        **_gain(best),
+        "share": chosen["mean"] / best["mean"] if chosen and known else None,
+    }

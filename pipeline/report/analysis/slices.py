@@ -25,7 +25,11 @@ def slices(
 
 
 def _of_column(
-    column: str, told: Mapping[str, Mapping[str, Any]], examined: Sequence[Examined], scorer: str, draw: Sampling
+    column: str,
+    told: Mapping[str, Mapping[str, Any]],
+    examined: Sequence[Examined],
+    scorer: str,
+    draw: Sampling,
 ) -> list[dict[str, Any]]:
     prompts = by_value(column, told)
     rows = [
@@ -44,7 +48,9 @@ def by_value(column: str, told: Mapping[str, Mapping[str, Any]]) -> dict[str, li
     """Prompt ids by what stands in a column, the largest slice first; a prompt without it stands under a dash."""
     known = sorted({name for columns in told.values() for name in columns})
     if told and column not in known:
-        raise Refusal(f"evaluate.slices: no prompt has the column {column}. {nearest(column, known)}")
+        raise Refusal(
+            f"evaluate.slices: no prompt has the column {column}. {nearest(column, known)}"
+        )
     found: dict[str, list[str]] = {}
     for prompt, columns in told.items():
         found.setdefault(_text(columns.get(column)), []).append(prompt)
@@ -59,7 +65,9 @@ def by_value(column: str, told: Mapping[str, Mapping[str, Any]]) -> dict[str, li
 def _text(value: Any) -> str:
     if value is None:
         return NONE
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return (
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    )
 
 
 def _slice(
@@ -82,9 +90,21 @@ def _slice(
         for each in (model, sft)
     )
     mean = estimate([*of_model.values()], draw)
-    row = {"column": column, "value": value, "prompts": len(ids), "model": model.name, **bounds(mean), "n": mean.n}
+    row = {
+        "column": column,
+        "value": value,
+        "prompts": len(ids),
+        "model": model.name,
+        **bounds(mean),
+        "n": mean.n,
+    }
     if sft is None or model is sft:
         return {**row, "gain": None}
     found = difference(of_model, of_sft, len(ids), draw)
-    gain = {**bounds(found.estimate), "n": found.estimate.n, "detectable": found.detectable, "p_value": found.p_value}
+    gain = {
+        **bounds(found.estimate),
+        "n": found.estimate.n,
+        "detectable": found.detectable,
+        "p_value": found.p_value,
+    }
     return {**row, "gain": gain}

@@ -102,7 +102,9 @@ def _resampled_t(centred: np.ndarray, sampling: Sampling) -> np.ndarray:
     found = np.empty(sampling.resamples)
     rows = max(1, CELLS_AT_ONCE // n)
     for start in range(0, sampling.resamples, rows):
-        drawn = scaled[rng.integers(0, n, (min(rows, sampling.resamples - start), n), dtype=np.int32)]
+        drawn = scaled[
+            rng.integers(0, n, (min(rows, sampling.resamples - start), n), dtype=np.int32)
+        ]
         means = drawn.mean(axis=1)
         variances = np.maximum(np.einsum("ij,ij->i", drawn, drawn) / n - means**2, FLOOR)
         found[start : start + rows] = means * np.sqrt((n - 1) / variances)
@@ -120,7 +122,9 @@ def difference(a: ByPrompt, b: ByPrompt, wanted: int, sampling: Sampling) -> Dif
     smallest = POWER_80 * float(np.std(gaps, ddof=1)) / len(gaps) ** 0.5 if spreads else None
     sides = [_verdict(gap) for gap in gaps]
     shares = [sides.count(side) / len(sides) if sides else None for side in ("a", "tie", "b")]
-    return Difference(estimate(gaps, sampling), wanted - len(common), smallest, sign_flip(gaps, sampling), *shares)
+    return Difference(
+        estimate(gaps, sampling), wanted - len(common), smallest, sign_flip(gaps, sampling), *shares
+    )
 
 
 def contest(a: ByPrompt, b: ByPrompt, wanted: int, sampling: Sampling) -> Contest:
@@ -130,7 +134,13 @@ def contest(a: ByPrompt, b: ByPrompt, wanted: int, sampling: Sampling) -> Contes
     points = [{"a": 1.0, "tie": 0.5, "b": 0.0}[verdict] for verdict in verdicts.values()]
     rate = estimate(points, sampling)
     return Contest(
-        wins, ties, losses, wanted - len(verdicts), rate, sign_test(wins, losses) if points else None, verdicts
+        wins,
+        ties,
+        losses,
+        wanted - len(verdicts),
+        rate,
+        sign_test(wins, losses) if points else None,
+        verdicts,
     )
 
 
@@ -164,7 +174,9 @@ def _fitted(won: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         rate = expit(known @ at)
         slope = known.T @ (won - rate) - 2 * PRIOR * at
         information = (known * (rate * (1 - rate))[:, None]).T @ known + 2 * PRIOR * np.eye(len(at))
-        step = np.clip(np.linalg.solve(information, slope), -1, 1)  # far from the top a whole step goes too far
+        step = np.clip(
+            np.linalg.solve(information, slope), -1, 1
+        )  # far from the top a whole step goes too far
         at = at + step
         if np.abs(step).max() < TIE:
             break

@@ -26,7 +26,9 @@ SAID = "said"
 
 def with_habits(answers: pl.DataFrame) -> pl.DataFrame:
     """The answers with what each does; `tokens` are those of the answer, `reasoning_tokens` stand apart."""
-    said = pl.Series(SAID, [without_reasoning(text) for text in answers["completion"]], dtype=pl.String)
+    said = pl.Series(
+        SAID, [without_reasoning(text) for text in answers["completion"]], dtype=pl.String
+    )
     return answers.with_columns(
         said,
         tokens=pl.col("tokens") - pl.col("reasoning_tokens"),
@@ -53,9 +55,13 @@ def commonest_opening(answers: pl.DataFrame) -> dict[str, Any]:
     if answers.is_empty():
         return {"text": None, "share": None}
     weighed = answers.with_columns(weight=1 / pl.len().over("prompt_id"))
-    shares = weighed.group_by("opening").agg(pl.col("weight").sum() / answers["prompt_id"].n_unique())
+    shares = weighed.group_by("opening").agg(
+        pl.col("weight").sum() / answers["prompt_id"].n_unique()
+    )
     text, share = (
-        shares.with_columns(pl.col("weight").round(9)).sort(["weight", "opening"], descending=[True, False]).row(0)
+        shares.with_columns(pl.col("weight").round(9))
+        .sort(["weight", "opening"], descending=[True, False])
+        .row(0)
     )
     return {"text": text, "share": share}
 

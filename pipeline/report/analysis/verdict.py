@@ -39,12 +39,16 @@ class Question:
     unchanged: bool = False
 
 
-def verdict(question: Question, models: Sequence[Row], differences: Sequence[Row]) -> dict[str, str]:
+def verdict(
+    question: Question, models: Sequence[Row], differences: Sequence[Row]
+) -> dict[str, str]:
     better, why = _verdict(question, models, differences)
     return {"better": better, "why": why}
 
 
-def _verdict(question: Question, models: Sequence[Row], differences: Sequence[Row]) -> tuple[Better, str]:
+def _verdict(
+    question: Question, models: Sequence[Row], differences: Sequence[Row]
+) -> tuple[Better, str]:
     if question.chosen is None:
         return "unclear", "The chosen model was not examined, so nothing can be said about it."
     if question.chosen == "sft":
@@ -54,7 +58,12 @@ def _verdict(question: Question, models: Sequence[Row], differences: Sequence[Ro
             f"{_after_none(question, models, differences)}",
         )
     gap = next(
-        (row for row in differences if (row["model"], row["scorer"]) == (question.chosen, question.scorer)), None
+        (
+            row
+            for row in differences
+            if (row["model"], row["scorer"]) == (question.chosen, question.scorer)
+        ),
+        None,
     )
     if gap is None or not gap["n"]:
         return (
@@ -64,22 +73,30 @@ def _verdict(question: Question, models: Sequence[Row], differences: Sequence[Ro
         )
     if gap["n"] < LEAST_PROMPTS:
         return "unclear", _too_few(question, gap)
-    return _by_interval(question, gap, {model["name"]: model for model in models}, _others(question, differences))
+    return _by_interval(
+        question, gap, {model["name"]: model for model in models}, _others(question, differences)
+    )
 
 
 def _others(question: Question, differences: Sequence[Row]) -> list[Row]:
     """What the other scorers, without their kinds, say of the chosen model."""
-    told = [row for row in differences if row["model"] == question.chosen and row["n"] >= LEAST_PROMPTS]
+    told = [
+        row for row in differences if row["model"] == question.chosen and row["n"] >= LEAST_PROMPTS
+    ]
     return [row for row in told if row["scorer"] != question.scorer and "/" not in row["scorer"]]
 
 
-def _by_interval(question: Question, gap: Row, models: dict[str, Row], others: Sequence[Row]) -> tuple[Better, str]:
+def _by_interval(
+    question: Question, gap: Row, models: dict[str, Row], others: Sequence[Row]
+) -> tuple[Better, str]:
     chosen = models[question.chosen or ""]
     figures = _figures(question, gap, chosen, models["sft"])
     if gap["low"] > 0 and (flat := _flat_gold(question, others)):
         return "unclear", f"{figures} {_proxy_alone(question, flat)}"
     if gap["low"] > 0:
-        return "yes", " ".join([figures, *(_does_not_follow(row) for row in others if row["low"] <= 0)])
+        return "yes", " ".join(
+            [figures, *(_does_not_follow(row) for row in others if row["low"] <= 0)]
+        )
     word: Better = "no" if gap["high"] < 0 else "unclear"
     if question.unchanged:
         return word, f"{figures} {UNCHANGED.format('Its')}"
@@ -134,7 +151,11 @@ NEARER = "lower train.learning_rate or, where a reference holds it, raise train.
 
 def hold_back(chosen: str | None) -> str:
     """What keeps a model nearer to SFT; before the first round there is none to take."""
-    return f"{NEARER[0].upper()}{NEARER[1:]}" if chosen == "round-1" else f"Take an earlier round, {NEARER}"
+    return (
+        f"{NEARER[0].upper()}{NEARER[1:]}"
+        if chosen == "round-1"
+        else f"Take an earlier round, {NEARER}"
+    )
 
 
 def _does_not_follow(row: Row) -> str:
@@ -173,8 +194,16 @@ def _after_none(question: Question, models: Sequence[Row], differences: Sequence
     if not rounds:
         return ""
     name, nats = rounds[-1]["name"], rounds[-1]["kl"]["mean"]
-    told = {row["model"]: row for row in differences if row["scorer"] == question.scorer and row["n"] >= LEAST_PROMPTS}
-    better = [told[model["name"]] for model in rounds if model["name"] in told and told[model["name"]]["low"] > 0]
+    told = {
+        row["model"]: row
+        for row in differences
+        if row["scorer"] == question.scorer and row["n"] >= LEAST_PROMPTS
+    }
+    better = [
+        told[model["name"]]
+        for model in rounds
+        if model["name"] in told and told[model["name"]]["low"] > 0
+    ]
     last = told.get(name)
     if question.unchanged:
         return f" {UNCHANGED.format(f'The {name} model’s')}"
@@ -227,7 +256,11 @@ def _after_no(question: Question, model: Row, who: str = "It") -> str:
             f"{who} moved only {number(nats, 2)} nats away from sft: misleading pairs are likelier than too large a"
             f" step. {_clearer_pairs(question)}."
         )
-    mend = "raise pair.filters.min_margin" if question.training else "correct the pairs (strop edit, pair.edits)"
+    mend = (
+        "raise pair.filters.min_margin"
+        if question.training
+        else "correct the pairs (strop edit, pair.edits)"
+    )
     return f"Too large a step or misleading pairs are likely: lower train.learning_rate or {mend}."
 
 
@@ -268,25 +301,40 @@ def _gained(report: Row) -> bool:
 
 def _flat_of(proxy: Row, chosen: str) -> Row:
     """The gold scorer that follows least."""
-    told = [row["gold"] for row in proxy["rounds"] if row["model"] == chosen and row["over_optimised"]]
+    told = [
+        row["gold"] for row in proxy["rounds"] if row["model"] == chosen and row["over_optimised"]
+    ]
     return min(told, key=lambda gold: gold["mean"])
 
 
 def headline(report: Row) -> str:
     """The verdict in as few words as it takes."""
     chosen = report["exam"]["chosen"] or "the chosen model"
-    if report["proxy"] and report["proxy"]["over_optimised"] and report["verdict"]["better"] != "yes":
+    if (
+        report["proxy"]
+        and report["proxy"]["over_optimised"]
+        and report["verdict"]["better"] != "yes"
+    ):
         training, gold = report["proxy"]["training"], _flat_of(report["proxy"], chosen)
         return f"{chosen} {pleases(training, gold)}; the gold score {follows(gold)}."
-    lost, unknown = ([row["name"] for row in report["retention"] if row["state"] == s] for s in ("lost", "unknown"))
+    lost, unknown = (
+        [row["name"] for row in report["retention"] if row["state"] == s]
+        for s in ("lost", "unknown")
+    )
     if lost:
         return f"{chosen} lost {', '.join(lost)}."
     if unknown and report["verdict"]["better"] == "unclear" and _gained(report):
-        return f"{chosen} scores better than sft; whether {', '.join(unknown)} was kept is not known."
+        return (
+            f"{chosen} scores better than sft; whether {', '.join(unknown)} was kept is not known."
+        )
     match report["verdict"]["better"]:
         case "yes":
             return f"{chosen} is better than sft."
         case "no":
-            return "No trained model was preferred to sft." if chosen == "sft" else f"{chosen} is worse than sft."
+            return (
+                "No trained model was preferred to sft."
+                if chosen == "sft"
+                else f"{chosen} is worse than sft."
+            )
         case _:
             return f"It is unclear whether {chosen} is better than sft."

@@ -27,7 +27,10 @@ def write_answers(folder: Path, of: QuestionSet) -> None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in fastchat(of, model, answers)]
         write_text(folder / "model_answer" / f"{model}.jsonl", "".join(lines))
         if max(of.asked.values(), default=1) == 1:
-            write_json(folder / "alpaca_eval" / f"{model}.json", [*alpaca_eval(of.name, questions, model, answers)])
+            write_json(
+                folder / "alpaca_eval" / f"{model}.json",
+                [*alpaca_eval(of.name, questions, model, answers)],
+            )
 
 
 def fastchat(of: QuestionSet, model: str, answers: pl.DataFrame) -> Iterator[dict[str, Any]]:
@@ -45,15 +48,22 @@ def fastchat(of: QuestionSet, model: str, answers: pl.DataFrame) -> Iterator[dic
         if len(turns) < of.asked[prompt_id]:
             continue
         yield {
-            "question_id": next((told[prompt_id][name] for name in IDS if name in told[prompt_id]), prompt_id),
+            "question_id": next(
+                (told[prompt_id][name] for name in IDS if name in told[prompt_id]), prompt_id
+            ),
             "answer_id": digest_of([*rows["sample_id"]])[:22],
             "model_id": model,
-            "choices": [{"index": at, "turns": list(said)} for at, said in enumerate(zip(*turns, strict=True))],
+            "choices": [
+                {"index": at, "turns": list(said)}
+                for at, said in enumerate(zip(*turns, strict=True))
+            ],
             "tstamp": NO_TIME,
         }
 
 
-def alpaca_eval(name: str, questions: Prompts, model: str, answers: pl.DataFrame) -> Iterator[dict[str, Any]]:
+def alpaca_eval(
+    name: str, questions: Prompts, model: str, answers: pl.DataFrame
+) -> Iterator[dict[str, Any]]:
     """One answer to each question, the first of several."""
     told = questions.columns()
     first = answers.unique("prompt_id", keep="first", maintain_order=True)

@@ -18,7 +18,16 @@ from pipeline.report.render.examples import examples_html, prompt_text
 from pipeline.report.render.figures.contests import shown
 from pipeline.report.render.svg import colour
 
-COLUMNS = "prompt_id", "sample_id", "model", "completion", "score", "tokens", "finish_reason", "prompt"
+COLUMNS = (
+    "prompt_id",
+    "sample_id",
+    "model",
+    "completion",
+    "score",
+    "tokens",
+    "finish_reason",
+    "prompt",
+)
 DIGITS = 6
 
 BROWSER = """
@@ -38,9 +47,13 @@ BROWSER = """
 def answer_table(examined: Sequence[Examined], asked: pl.DataFrame) -> pl.DataFrame:
     """Every answer of every model to these prompts, with its primary score, prompt by prompt."""
     texts = [prompt_text(messages) for messages in asked["prompt"].to_list()]
-    prompts = pl.DataFrame({"prompt_id": asked["prompt_id"], "prompt": texts}).with_row_index("place")
+    prompts = pl.DataFrame({"prompt_id": asked["prompt_id"], "prompt": texts}).with_row_index(
+        "place"
+    )
     parts = [
-        model.answers.with_columns(model=pl.lit(model.name), order=pl.lit(order)).with_row_index("index")
+        model.answers.with_columns(model=pl.lit(model.name), order=pl.lit(order)).with_row_index(
+            "index"
+        )
         for order, model in enumerate(examined)
     ]
     table = pl.concat(parts).join(prompts, on="prompt_id", how="inner", validate="m:1")
@@ -51,7 +64,9 @@ def answers_html(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame | No
     chosen = report["exam"]["chosen"]
     if answers.is_empty():
         return ""
-    data = b64encode(zlib.compress(json.dumps(packed(report, answers, verdicts)).encode(), 9)).decode()
+    data = b64encode(
+        zlib.compress(json.dumps(packed(report, answers, verdicts)).encode(), 9)
+    ).decode()
     return (
         '<section id="answers"><h2>Answers side by side</h2>'
         '<p class="note">A margin is what the first of a contest is ahead on the prompt. '
@@ -65,8 +80,14 @@ def packed(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame | None) ->
     """`contests`: those that the figures show, the chosen model against SFT first. `prompts`: one entry each, with the
     answers of every model in turn and, by the contest's place, its verdict, margin and what was said in each order."""
     models = answers["model"].unique(maintain_order=True).to_list()
-    there = [duel for duel in shown(report) if verdicts is not None and {duel["a"], duel["b"]} <= {*models}]
-    contests = sorted(there, key=lambda duel: (duel["a"], duel["b"]) != (report["exam"]["chosen"], "sft"))
+    there = [
+        duel
+        for duel in shown(report)
+        if verdicts is not None and {duel["a"], duel["b"]} <= {*models}
+    ]
+    contests = sorted(
+        there, key=lambda duel: (duel["a"], duel["b"]) != (report["exam"]["chosen"], "sft")
+    )
     told = _told([(duel["a"], duel["b"], duel["judge"]) for duel in contests], verdicts)
     return {
         "models": [{"name": name, "colour": colour(name)} for name in models],
@@ -87,11 +108,15 @@ def _prompts(answers: pl.DataFrame, models: list[str]) -> list[tuple[str, str, l
     return [*found.values()]
 
 
-def _told(contests: list[tuple[str, str, str]], verdicts: pl.DataFrame | None) -> dict[str, dict[int, list[Any]]]:
+def _told(
+    contests: list[tuple[str, str, str]], verdicts: pl.DataFrame | None
+) -> dict[str, dict[int, list[Any]]]:
     places = {contest: place for place, contest in enumerate(contests)}
     told: dict[str, dict[int, list[Any]]] = {}
     columns = ("a", "b", "judge", "prompt_id", "verdict", "score_a", "score_b", "orders")
-    for a, b, judge, key, verdict, of_a, of_b, orders in [] if verdicts is None else verdicts.select(columns).rows():
+    for a, b, judge, key, verdict, of_a, of_b, orders in (
+        [] if verdicts is None else verdicts.select(columns).rows()
+    ):
         if (a, b, judge) in places:
             told.setdefault(key, {})[places[a, b, judge]] = [verdict, _short(of_a - of_b), orders]
     return told

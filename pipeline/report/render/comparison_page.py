@@ -5,7 +5,16 @@ from html import escape
 import polars as pl
 
 from pipeline.report.analysis.verdict import detectable, is_flat
-from pipeline.report.formatting import NO_SPREAD, UNKNOWN, Row, count, interval, level_text, number, p_value
+from pipeline.report.formatting import (
+    NO_SPREAD,
+    UNKNOWN,
+    Row,
+    count,
+    interval,
+    level_text,
+    number,
+    p_value,
+)
 from pipeline.report.render.answers import answers_html
 from pipeline.report.render.markdown import section
 from pipeline.report.render.page import BADGES, HERE, document, section_html
@@ -20,14 +29,25 @@ def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame) -> str:
         *map(section_html, sheets(report)),
         answers_html({**report, "exam": exam}, answers, verdicts),
     ]
-    head = told["better"], BADGES[told["better"]], told["headline"], told["why"].replace(" %", "\u00a0%")
-    return document(head, sections, footer=_footer(report), script=(HERE / "answers.js").read_text())
+    head = (
+        told["better"],
+        BADGES[told["better"]],
+        told["headline"],
+        told["why"].replace(" %", "\u00a0%"),
+    )
+    return document(
+        head, sections, footer=_footer(report), script=(HERE / "answers.js").read_text()
+    )
 
 
 def card(report: Row) -> str:
     told = report["verdict"]
     lines = [f"- {text}" for text in _notes(report)]
-    parts = [f"# Comparison\n\n**{told['headline']}** {told['why']}", "\n".join(lines), *map(section, sheets(report))]
+    parts = [
+        f"# Comparison\n\n**{told['headline']}** {told['why']}",
+        "\n".join(lines),
+        *map(section, sheets(report)),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -47,11 +67,18 @@ NO_ONE = {"chosen": None}
 def _models(report: Row) -> Sheet:
     ground, first = report["ground"], report["models"][0]["name"]
     chief = ground["chief"]
-    note = (
-        f"{count(ground['asked'])} common prompts; with each mean its {level_text(ground['level'])}. {_power(report)}"
+    note = f"{count(ground['asked'])} common prompts; with each mean its {level_text(ground['level'])}. {_power(report)}"
+    columns = (
+        "model",
+        chief or "no common scorer",
+        f"Δ over {first}",
+        "p",
+        "tokens",
+        "KL to its own sft",
     )
-    columns = ("model", chief or "no common scorer", f"Δ over {first}", "p", "tokens", "KL to its own sft")
-    return Sheet("Models", note, columns, [_model(report, model, chief) for model in report["models"]])
+    return Sheet(
+        "Models", note, columns, [_model(report, model, chief) for model in report["models"]]
+    )
 
 
 def _power(report: Row) -> str:
@@ -59,7 +86,9 @@ def _power(report: Row) -> str:
     gaps = [row for row in report["differences"] if row["scorer"] == report["ground"]["chief"]]
     asked = report["ground"]["asked"]
     on = {row["model"]: "" if row["n"] == asked else f", on {row['n']} with scores" for row in gaps}
-    known = [f"{detectable(row)} ({row['model']}{on[row['model']]})" for row in gaps if not is_flat(row)]
+    known = [
+        f"{detectable(row)} ({row['model']}{on[row['model']]})" for row in gaps if not is_flat(row)
+    ]
     if not known:
         return NO_SPREAD if any(row["n"] > 1 for row in gaps) else ""
     return f"So many can detect a difference of {', '.join(known)} in four cases of five."
@@ -82,26 +111,44 @@ def _model(report: Row, model: Row, chief: str | None) -> list[Cell]:
 def _kinds(report: Row) -> Sheet:
     first, chief = report["models"][0]["name"], report["ground"]["chief"]
     others = [model["name"] for model in report["models"][1:]]
-    names = dict.fromkeys(name for model in report["models"] for name in model["metrics"] if name != chief)
-    columns = ("scorer", *(model["name"] for model in report["models"]), *(f"Δ {name}" for name in others))
+    names = dict.fromkeys(
+        name for model in report["models"] for name in model["metrics"] if name != chief
+    )
+    columns = (
+        "scorer",
+        *(model["name"] for model in report["models"]),
+        *(f"Δ {name}" for name in others),
+    )
     rows = [
         [
             Cell(name),
-            *(Cell(number(model["metrics"].get(name, UNMARKED)["mean"])) for model in report["models"]),
+            *(
+                Cell(number(model["metrics"].get(name, UNMARKED)["mean"]))
+                for model in report["models"]
+            ),
             *(gap_of(report, other, name) for other in others),
         ]
         for name in names
     ]
-    return Sheet("Scorer by scorer", f"Every common scorer and its kinds; Δ is over {first}.", columns, rows)
+    return Sheet(
+        "Scorer by scorer", f"Every common scorer and its kinds; Δ is over {first}.", columns, rows
+    )
 
 
 def _notes(report: Row) -> list[str]:
-    return [*report["ground"]["apart"], *(f"{row['model']}: {row['what']}" for row in report["missing"])]
+    return [
+        *report["ground"]["apart"],
+        *(f"{row['model']}: {row['what']}" for row in report["missing"]),
+    ]
 
 
 def _said(report: Row) -> str:
     items = "".join(f"<li>{escape(text)}</li>" for text in _notes(report))
-    return f'<section class="missing"><h2>What is not compared</h2><ul>{items}</ul></section>' if items else ""
+    return (
+        f'<section class="missing"><h2>What is not compared</h2><ul>{items}</ul></section>'
+        if items
+        else ""
+    )
 
 
 def _footer(report: Row) -> str:

@@ -34,11 +34,18 @@ def choose(answers: pl.DataFrame, chosen: str | None) -> dict[str, list[Example]
     if chosen is None:
         return {}
     means = answers.group_by("model", "prompt_id", maintain_order=True).agg(pl.col("score").mean())
-    of_sft, of_chosen = (means.filter(pl.col("model") == name).select("prompt_id", "score") for name in ("sft", chosen))
+    of_sft, of_chosen = (
+        means.filter(pl.col("model") == name).select("prompt_id", "score")
+        for name in ("sft", chosen)
+    )
     gaps = of_chosen.join(of_sft, on="prompt_id", suffix="_sft")
     gaps = gaps.with_columns(gap=(pl.col("score") - pl.col("score_sft")).round(9))
     gaps = gaps.filter(pl.col("gap").is_not_null()).sort("prompt_id")
-    gains = gaps.filter(pl.col("gap") > TIE).sort("gap", descending=True, maintain_order=True).head(GAINS)
+    gains = (
+        gaps.filter(pl.col("gap") > TIE)
+        .sort("gap", descending=True, maintain_order=True)
+        .head(GAINS)
+    )
     losses = gaps.filter(pl.col("gap") < -TIE).sort("gap", maintain_order=True).head(LOSSES)
     same = gaps.filter(pl.col("gap").abs() <= TIE).head(SAME)
     groups = {"Gained most": gains, "Lost most": losses, "Unchanged": same}

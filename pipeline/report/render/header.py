@@ -19,22 +19,41 @@ def tiles(report: Row) -> str:
         return ""
     gap = row_of(report, exam["chosen"], exam["scorer"])
     duel = next((d for d in report["duels"] if (d["a"], d["b"]) == (exam["chosen"], "sft")), None)
-    scores = [number(model["metrics"].get(exam["scorer"], UNMARKED)["mean"]) for model in (sft, chosen)]
+    scores = [
+        number(model["metrics"].get(exam["scorer"], UNMARKED)["mean"]) for model in (sft, chosen)
+    ]
     kl = chosen["kl"]
     told = [
-        (f"Score by {exam['scorer']}", signed(gap["mean"] if gap else None), f"from {scores[0]} to {scores[1]}"),
+        (
+            f"Score by {exam['scorer']}",
+            signed(gap["mean"] if gap else None),
+            f"from {scores[0]} to {scores[1]}",
+        ),
         ("Win rate against sft", share(duel["win_rate"] if duel else None), _counts(duel)),
-        ("Tokens per answer", number(chosen["tokens"]["mean"], 1), f"sft {number(sft['tokens']['mean'], 1)}"),
-        ("KL to sft, nats", number(kl["mean"], 2), kl["why"] or interval(kl, lambda value: number(value, 2))),
+        (
+            "Tokens per answer",
+            number(chosen["tokens"]["mean"], 1),
+            f"sft {number(sft['tokens']['mean'], 1)}",
+        ),
+        (
+            "KL to sft, nats",
+            number(kl["mean"], 2),
+            kl["why"] or interval(kl, lambda value: number(value, 2)),
+        ),
     ]
     body = "".join(
-        f"<div><dt>{escape(a)}</dt><dd><b>{escape(b)}</b><small>{escape(c)}</small></dd></div>" for a, b, c in told
+        f"<div><dt>{escape(a)}</dt><dd><b>{escape(b)}</b><small>{escape(c)}</small></dd></div>"
+        for a, b, c in told
     )
     return f'<dl class="tiles">{body}</dl>'
 
 
 def _counts(duel: Row | None) -> str:
-    return f"{count(duel['wins'])} wins, {count(duel['ties'])} ties, {count(duel['losses'])} losses" if duel else ""
+    return (
+        f"{count(duel['wins'])} wins, {count(duel['ties'])} ties, {count(duel['losses'])} losses"
+        if duel
+        else ""
+    )
 
 
 def changed_html(report: Row) -> str:
@@ -52,8 +71,15 @@ def changed_html(report: Row) -> str:
 def _list(title: str, found: list[changes.Change]) -> str:
     if not found:
         return f'<section><h2>{title}</h2><p class="soft">Nothing.</p></section>'
-    first, rest = (f'<dl class="facts">{"".join(map(_line, part))}</dl>' for part in (found[:MOST], found[MOST:]))
-    more = f"<details><summary>{len(found) - MOST} more</summary>{rest}</details>" if found[MOST:] else ""
+    first, rest = (
+        f'<dl class="facts">{"".join(map(_line, part))}</dl>'
+        for part in (found[:MOST], found[MOST:])
+    )
+    more = (
+        f"<details><summary>{len(found) - MOST} more</summary>{rest}</details>"
+        if found[MOST:]
+        else ""
+    )
     return f"<section><h2>{title}</h2>{first}{more}</section>"
 
 
@@ -73,6 +99,10 @@ def links(report: Row) -> str:
         if any(duel["flip_rate"] is not None for duel in shown(report))
         else reliability.ANCHOR
     )
-    places = [("the pair funnel", funnel), ("calibration", reliability.ANCHOR), ("judge flips", flips)]
+    places = [
+        ("the pair funnel", funnel),
+        ("calibration", reliability.ANCHOR),
+        ("judge flips", flips),
+    ]
     body = " · ".join(f'<a href="#{escape(place)}">{name}</a>' for name, place in places if place)
     return f'<nav aria-label="Where to look"><b>Where to look:</b> {body}</nav>'

@@ -14,11 +14,15 @@ def card(report: Mapping[str, Any]) -> str:
     if report["control"] and report["control"]["stable"] is False:
         parts.append(f"**A/A control:** {_plain(report['control']['why'])}")
     if report["missing"]:
-        lines = "\n".join(f"- {_plain(row['model'])}: {_plain(row['what'])}" for row in report["missing"])
+        lines = "\n".join(
+            f"- {_plain(row['model'])}: {_plain(row['what'])}" for row in report["missing"]
+        )
         parts.append(f"Missing:\n\n{lines}")
     told = changes.told(report)
     parts += [_changes("What changed", [each for each in told if each.changed])]
-    parts += [_changes("What did not, as far as can be told", [each for each in told if not each.changed])]
+    parts += [
+        _changes("What did not, as far as can be told", [each for each in told if not each.changed])
+    ]
     tables = [*all_sheets(report), origins.cost(report)]
     parts += [section(sheet) for sheet in tables if sheet.rows]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -32,7 +36,11 @@ def _changes(title: str, found: Sequence[changes.Change]) -> str:
 def section(sheet: Sheet) -> str:
     words = worded([[cell.text for cell in row] for row in sheet.rows])
     rule = ["---", *("---" if of else "---:" for of in words[1:])]
-    lines = [[_plain(column) for column in sheet.columns], rule, *([_cell(cell) for cell in row] for row in sheet.rows)]
+    lines = [
+        [_plain(column) for column in sheet.columns],
+        rule,
+        *([_cell(cell) for cell in row] for row in sheet.rows),
+    ]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {sheet.title}\n\n{_plain(sheet.note)}\n\n{table}"
 

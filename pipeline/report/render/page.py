@@ -30,7 +30,14 @@ def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame | None = Non
     figures = figures_html(all_figures(report))
     models, *others = (section_html(sheet) for sheet in all_sheets(report))
     tail = [trust_html(report), answers_html(report, answers, verdicts), *others]
-    sections = [_unstable(report), _missing(report), models, header.changed_html(report), figures, *tail]
+    sections = [
+        _unstable(report),
+        _missing(report),
+        models,
+        header.changed_html(report),
+        figures,
+        *tail,
+    ]
     why = report["verdict"]["why"].replace(" %", "\u00a0%")
     return document(
         (better, BADGES[better], headline(report), why),
@@ -42,12 +49,18 @@ def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame | None = Non
 
 
 def document(
-    verdict: tuple[str, str, str, str], sections: list[str], below: str = "", footer: str = "", script: str = ""
+    verdict: tuple[str, str, str, str],
+    sections: list[str],
+    below: str = "",
+    footer: str = "",
+    script: str = "",
 ) -> str:
     """A whole page under its verdict (kind, badge, headline, lead). It runs this one script, and asks for nothing."""
     kind, badge, title, lead = map(escape, verdict)
     style = (HERE / "page.css").read_text()
-    allowed = f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" if script else "'none'"
+    allowed = (
+        f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" if script else "'none'"
+    )
     return Template((HERE / "page.html").read_text()).substitute(
         title=title,
         style=style,
@@ -64,7 +77,11 @@ def document(
 
 def figures_html(figures: list[Figure]) -> str:
     drawn = "\n".join(figure_html(figure) for figure in figures)
-    return f'<section id="figures"><h2>Figures</h2><div class="figures">{drawn}</div></section>' if figures else ""
+    return (
+        f'<section id="figures"><h2>Figures</h2><div class="figures">{drawn}</div></section>'
+        if figures
+        else ""
+    )
 
 
 def _unstable(report: Row) -> str:
@@ -76,7 +93,10 @@ def _unstable(report: Row) -> str:
 def _missing(report: Row) -> str:
     if not report["missing"]:
         return ""
-    items = "".join(f"<li><b>{escape(row['model'])}</b>: {escape(row['what'])}</li>" for row in report["missing"])
+    items = "".join(
+        f"<li><b>{escape(row['model'])}</b>: {escape(row['what'])}</li>"
+        for row in report["missing"]
+    )
     return f'<section class="missing"><h2>What is missing</h2><ul>{items}</ul></section>'
 
 
@@ -90,7 +110,10 @@ def section_html(sheet: Sheet) -> str:
 
 
 def _head(columns: Sequence[str], words: Sequence[bool]) -> str:
-    cells = (f'<th scope="col"{_side(of)}>{escape(name)}</th>' for name, of in zip(columns, words, strict=True))
+    cells = (
+        f'<th scope="col"{_side(of)}>{escape(name)}</th>'
+        for name, of in zip(columns, words, strict=True)
+    )
     return f"<thead><tr>{''.join(cells)}</tr></thead>"
 
 
@@ -133,7 +156,9 @@ def _figure_cell(text: str, words: bool) -> str:
 
 
 def _footer(report: Row) -> str:
-    body = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in _terms(report["exam"]))
+    body = "".join(
+        f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in _terms(report["exam"])
+    )
     return f"<dl>{body}</dl>"
 
 
@@ -154,7 +179,10 @@ def _terms(exam: Row) -> list[tuple[str, str]]:
             "Of a difference by random signs, of a contest by the sign test; corrected by Holm's method within a "
             "scorer's models, a judge's contests, a column's slices, and the control's tests. report.json has both.",
         ),
-        ("KL to sft", "In nats per answer, on the model's own samples at temperature 1 without truncation."),
+        (
+            "KL to sft",
+            "In nats per answer, on the model's own samples at temperature 1 without truncation.",
+        ),
         (
             "How they write",
             "Truncated: answers that met the token limit. Repetition: the share of an answer's word trigrams that it "

@@ -48,7 +48,11 @@ def _unproxied(report: Row) -> str:
         others = [name for name in sorted(marked) if "/" not in name and name != exam["training"]]
         mark = " or ".join(f"exam.score.scorers.{name}.gold=true" for name in others)
         add = "+scorer@exam.score.scorers.NAME=FILE exam.score.scorers.NAME.gold=true"
-        return NO_GOLD + (f"Mark one that made none as gold: {mark}." if others else f"Add one that made none: {add}.")
+        return NO_GOLD + (
+            f"Mark one that made none as gold: {mark}."
+            if others
+            else f"Add one that made none: {add}."
+        )
     if report["proxy"]:
         return f"The chosen model is not one that pairs of {exam['training']} trained: the table shows the others."
     return (
@@ -59,7 +63,9 @@ def _unproxied(report: Row) -> str:
 
 def _unflipped(report: Row) -> str:
     scorers = {name for model in report["models"] for name in model["metrics"]}
-    judges = dict.fromkeys(duel["judge"] for duel in report["duels"] if duel["judge"] not in scorers)
+    judges = dict.fromkeys(
+        duel["judge"] for duel in report["duels"] if duel["judge"] not in scorers
+    )
     if not judges:
         return "No judge compared the answers: +duel@exam.duels.NAME=default asks one."
     return f"How often the order of the answers changes the verdicts of {', '.join(judges)} is not known."
@@ -76,5 +82,7 @@ def _flips(report: Row) -> Iterator[str]:
 
 
 def trust_html(report: Row) -> str:
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in trust(report))
+    rows = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in trust(report)
+    )
     return f'<section id="{ANCHOR}"><h2>Can it be believed?</h2><dl class="facts">{rows}</dl></section>'

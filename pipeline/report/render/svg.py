@@ -26,7 +26,9 @@ class Figure:
 
     @property
     def height(self) -> float:
-        return float(self.drawing.split('"', 2)[1].split()[-1])  # of the viewBox, which stands first
+        return float(
+            self.drawing.split('"', 2)[1].split()[-1]
+        )  # of the viewBox, which stands first
 
 
 def colour(model: str) -> str:
@@ -40,7 +42,10 @@ def tick_text(ticks: Sequence[float]) -> list[str]:
     """As many decimals as tell the ticks apart."""
     for digits in range(7):
         texts = [f"{tick:,.{digits}f}" for tick in ticks]
-        if all(abs(float(text.replace(",", "")) - tick) < 1e-9 for text, tick in zip(texts, ticks, strict=True)):
+        if all(
+            abs(float(text.replace(",", "")) - tick) < 1e-9
+            for text, tick in zip(texts, ticks, strict=True)
+        ):
             return [text.replace("-", "−") for text in texts]
     return [f"{tick:.1e}".replace("-", "−") for tick in ticks]
 
@@ -74,7 +79,9 @@ def shaded(at: Point, width: float, height: float, kind: str, shade: float) -> s
 
 def words(at: Point, text: str, kind: str = "", anchor: str = "start") -> str:
     named = f' class="{kind}"' if kind else ""
-    return f'<text{named} x="{_n(at[0])}" y="{_n(at[1])}" text-anchor="{anchor}">{escape(text)}</text>'
+    return (
+        f'<text{named} x="{_n(at[0])}" y="{_n(at[1])}" text-anchor="{anchor}">{escape(text)}</text>'
+    )
 
 
 def beside(names: Iterable[str]) -> float:
@@ -87,7 +94,9 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-def x_axis(on: Scale, top: float, bottom: float, title: str = "", texts: Sequence[str] = ()) -> list[str]:
+def x_axis(
+    on: Scale, top: float, bottom: float, title: str = "", texts: Sequence[str] = ()
+) -> list[str]:
     """Vertical grid lines with their numbers below."""
     parts = []
     for tick, text in zip(on.ticks, texts or tick_text(on.ticks), strict=True):

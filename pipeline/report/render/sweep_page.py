@@ -50,13 +50,17 @@ def values(point: Point) -> dict[str, str]:
 
 def best_of(points: Sequence[Point], budget: float | None) -> Point | None:
     """The highest score within the budget; among equals the one nearer to SFT, then the first."""
-    fits = [p for p in points if p.get("score") is not None and (budget is None or (_kl(p) <= budget))]
+    fits = [
+        p for p in points if p.get("score") is not None and (budget is None or (_kl(p) <= budget))
+    ]
     return min(fits, key=lambda p: (-p["score"], _kl(p), p["point"]), default=None)
 
 
 def dominated(point: Point, points: Sequence[Point]) -> bool:
     score, kl = point["score"], _kl(point)
-    return any(p["score"] >= score and _kl(p) <= kl and (p["score"] > score or _kl(p) < kl) for p in points)
+    return any(
+        p["score"] >= score and _kl(p) <= kl and (p["score"] > score or _kl(p) < kl) for p in points
+    )
 
 
 def _kl(point: Point) -> float:
@@ -67,16 +71,29 @@ def _kl(point: Point) -> float:
 
 
 def grid_page(grid: Grid) -> str:
-    drawn = [heat(grid, "score", f"Score on {grid.split}"), heat(grid, "kl", "KL to sft, nats"), frontier(grid)]
+    drawn = [
+        heat(grid, "score", f"Score on {grid.split}"),
+        heat(grid, "kl", "KL to sft, nats"),
+        frontier(grid),
+    ]
     figures = figures_html([figure for figure in drawn if figure])
     sections = [_again(grid), figures, section_html(all_points(grid))]
-    told = "yes" if grid.best else "no", f"{len(grid.done)} of {len(grid.points)} points", headline(grid), lead(grid)
+    told = (
+        "yes" if grid.best else "no",
+        f"{len(grid.done)} of {len(grid.points)} points",
+        headline(grid),
+        lead(grid),
+    )
     return document(told, sections)
 
 
 def headline(grid: Grid) -> str:
     if grid.best is None:
-        within = f" within {number(grid.budget, 2)} nats" if grid.done and grid.budget is not None else ""
+        within = (
+            f" within {number(grid.budget, 2)} nats"
+            if grid.done and grid.budget is not None
+            else ""
+        )
         return f"{grid.name}: no point to take{within}"
     return f"{grid.name}: take {_named(grid, grid.best)}"
 
@@ -93,13 +110,18 @@ def lead(grid: Grid) -> str:
     among = f", {'the highest' if alone else 'no lower than any'} of {many(len(within), 'point')}"
     budget = "" if grid.budget is None else f" within sweep.kl_budget={grid.budget:g}"
     warning = (
-        "" if grid.split == "dev" else " It was chosen on test, so its score there flatters it: use exam.split=dev."
+        ""
+        if grid.split == "dev"
+        else " It was chosen on test, so its score there flatters it: use exam.split=dev."
     )
     return f"{said}{among}{budget}.{warning}"
 
 
 def _named(grid: Grid, point: Point) -> str:
-    return ", ".join(f"{key}={values(point).get(key, UNKNOWN)}" for key in grid.axes) or f"point {point['point']}"
+    return (
+        ", ".join(f"{key}={values(point).get(key, UNKNOWN)}" for key in grid.axes)
+        or f"point {point['point']}"
+    )
 
 
 def _again(grid: Grid) -> str:
@@ -126,13 +148,23 @@ def heat(grid: Grid, what: str, title: str) -> Figure | None:
     left = 12 + 8 * max((len(name) for name in down), default=0)
     wide = (WIDTH - left) / len(across)
     known = [point[what] for point in cells.values() if point[what] is not None]
-    parts = [svg.words((left + wide * (i + 0.5), TOP - 8), name, "tick", "middle") for i, name in enumerate(across)]
+    parts = [
+        svg.words((left + wide * (i + 0.5), TOP - 8), name, "tick", "middle")
+        for i, name in enumerate(across)
+    ]
     for i, row in enumerate(down):
         parts.append(svg.words((left - 8, TOP + CELL * i + CELL / 2 + 4), row, "tick", "end"))
         for j, column in enumerate(across):
             if (row, column) not in places:  # a sweep need not be a whole grid
                 continue
-            parts += _cell(cells.get((row, column)), what, (left + wide * j, TOP + CELL * i), wide, known, grid.best)
+            parts += _cell(
+                cells.get((row, column)),
+                what,
+                (left + wide * j, TOP + CELL * i),
+                wide,
+                known,
+                grid.best,
+            )
     caption = f"{rows} down, {columns} across" if rows else columns
     drawing = svg.drawing(title, TOP + CELL * len(down) + 4, parts)
     table = [[_named(grid, point), number(point[what])] for point in cells.values()]
@@ -140,11 +172,18 @@ def heat(grid: Grid, what: str, title: str) -> Figure | None:
 
 
 def _places(grid: Grid, rows: str | None, columns: str) -> list[tuple[str, str]]:
-    return [(values(point).get(rows or "", ""), values(point).get(columns, "")) for point in grid.points]
+    return [
+        (values(point).get(rows or "", ""), values(point).get(columns, "")) for point in grid.points
+    ]
 
 
 def _cell(
-    point: Point | None, what: str, at: svg.Point, wide: float, known: Sequence[float], best: Point | None
+    point: Point | None,
+    what: str,
+    at: svg.Point,
+    wide: float,
+    known: Sequence[float],
+    best: Point | None,
 ) -> list[str]:
     value = None if point is None else point[what]
     middle = at[0] + wide / 2, at[1] + CELL / 2 + 4
@@ -153,7 +192,10 @@ def _cell(
     low, high = min(known), max(known)
     shade = (value - low) / (high - low) if high > low else 0.5
     kind = "heat best" if point is best else "heat"
-    return [svg.shaded(at, wide - 3, CELL - 3, kind, shade), svg.words(middle, number(value), "name", "middle")]
+    return [
+        svg.shaded(at, wide - 3, CELL - 3, kind, shade),
+        svg.words(middle, number(value), "name", "middle"),
+    ]
 
 
 def _in_order(names: set[str]) -> list[str]:
@@ -175,11 +217,16 @@ def frontier(grid: Grid) -> Figure | None:
         return None
     across = formatting.scale([0.0, *(max(point["kl"], 0.0) for point in spots)], 52, WIDTH - 24)
     up = formatting.scale([point["score"] for point in spots], 200, 20)
-    parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 20, 200, "KL to sft, nats")]
+    parts = [
+        *svg.y_axis(up, across.start, across.end),
+        *svg.x_axis(across, 20, 200, "KL to sft, nats"),
+    ]
     if grid.budget is not None and across.low <= grid.budget <= across.high:
         parts.append(svg.line((across(grid.budget), 20), (across(grid.budget), 200), "way dashed"))
     undominated = sorted((p for p in spots if not dominated(p, spots)), key=_kl)
-    parts.append(svg.curve([(across(max(p["kl"], 0.0)), up(p["score"])) for p in undominated], "way"))
+    parts.append(
+        svg.curve([(across(max(p["kl"], 0.0)), up(p["score"])) for p in undominated], "way")
+    )
     taken: list[svg.Point] = []
     for point in sorted(spots, key=lambda p: dominated(p, spots)):
         kind = "cb" if dominated(point, spots) else "c2"
@@ -191,17 +238,34 @@ def frontier(grid: Grid) -> Figure | None:
         ]
     caption = "Each point by its number, the best one larger; grey: another one scores no lower with no more KL."
     rows = [
-        [str(p["point"]), _named(grid, p), number(p["kl"]), number(p["score"]), "yes" if dominated(p, spots) else ""]
+        [
+            str(p["point"]),
+            _named(grid, p),
+            number(p["kl"]),
+            number(p["score"]),
+            "yes" if dominated(p, spots) else "",
+        ]
         for p in spots
     ]
     drawing = svg.drawing("Score against KL", 240, parts)
-    return Figure("Score against KL", caption, drawing, ("point", "knobs", "KL, nats", "score", "dominated"), rows)
+    return Figure(
+        "Score against KL",
+        caption,
+        drawing,
+        ("point", "knobs", "KL, nats", "score", "dominated"),
+        rows,
+    )
 
 
 def _free(at: svg.Point, taken: Sequence[svg.Point]) -> svg.Point:
     """A place for a name beside its point that no other name has yet."""
-    places = [(at[0] + right, at[1] + down) for right, down in ((8, -6), (8, 16), (-20, -6), (-20, 16))]
-    return next((p for p in places if all(abs(p[0] - x) > 16 or abs(p[1] - y) > 12 for x, y in taken)), places[0])
+    places = [
+        (at[0] + right, at[1] + down) for right, down in ((8, -6), (8, 16), (-20, -6), (-20, 16))
+    ]
+    return next(
+        (p for p in places if all(abs(p[0] - x) > 16 or abs(p[1] - y) > 12 for x, y in taken)),
+        places[0],
+    )
 
 
 def all_points(grid: Grid) -> Sheet:

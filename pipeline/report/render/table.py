@@ -29,7 +29,9 @@ class Sheet:
 def worded(rows: Sequence[Sequence[str]]) -> list[bool]:
     """Of each column whether it holds words, which begin at its left edge; figures end at its right one."""
     columns = zip(*rows, strict=True)
-    return [any(text != UNKNOWN and not FIGURE(text) for text in column if text) for column in columns]
+    return [
+        any(text != UNKNOWN and not FIGURE(text) for text in column if text) for column in columns
+    ]
 
 
 def anchor(title: str, kind: str = "table") -> str:
@@ -39,7 +41,10 @@ def anchor(title: str, kind: str = "table") -> str:
 
 def row_of(report: Row, model: str | None, scorer: str) -> Row | None:
     """A model's difference to SFT by one scorer."""
-    return next((row for row in report["differences"] if (row["model"], row["scorer"]) == (model, scorer)), None)
+    return next(
+        (row for row in report["differences"] if (row["model"], row["scorer"]) == (model, scorer)),
+        None,
+    )
 
 
 def gap_of(report: Row, model: str | None, scorer: str) -> Cell:

@@ -14,7 +14,9 @@ def anthropic(cfg: AnthropicEngine, knob: str) -> Service:
         import anthropic as library
     except ImportError as error:
         raise not_installed(cfg, knob, error) from error
-    client = api_client.client(library, library.AsyncAnthropic, knob, cfg.runtime, "DefaultAioHttpClient")
+    client = api_client.client(
+        library, library.AsyncAnthropic, knob, cfg.runtime, "DefaultAioHttpClient"
+    )
 
     async def send(question: Question) -> Reply:
         return reply_of(await client.post("/v1/messages", body=request(cfg, question), cast_to=str))
@@ -44,8 +46,14 @@ def reply_of(text: str) -> Reply:
         return Reply(None, fault="the server's reply is no JSON")
     if not isinstance(body, dict) or not isinstance(body.get("content"), list):
         return Reply(None, fault="the server's reply is no message")
-    tokens_in, tokens_out = (api_client.counted(body.get("usage"), name) for name in ("input_tokens", "output_tokens"))
-    said = [part["text"] for part in body["content"] if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    tokens_in, tokens_out = (
+        api_client.counted(body.get("usage"), name) for name in ("input_tokens", "output_tokens")
+    )
+    said = [
+        part["text"]
+        for part in body["content"]
+        if isinstance(part, dict) and isinstance(part.get("text"), str)
+    ]
     model = named(body)
     if not said:
         return Reply(None, None, model, tokens_in, tokens_out, "the server's reply has no text")

@@ -22,7 +22,9 @@ Send = Callable[[Question], Awaitable[Reply]]
 class Service:
     """`knob` is the engine's own, `library` the client's package (see `served`), `send` is one request."""
 
-    def __init__(self, knob: str, runtime: ServiceRuntime, model: str, library: Any, client: Any, send: Send):
+    def __init__(
+        self, knob: str, runtime: ServiceRuntime, model: str, library: Any, client: Any, send: Send
+    ):
         self.knob, self.runtime, self.model = knob, runtime, model
         self.library, self.client, self.send = library, client, send
         self.loop = asyncio.new_event_loop()
@@ -31,7 +33,10 @@ class Service:
 
     def ask(self, questions: Iterable[Question], hear: Hear) -> None:
         waiting, self._over = iter(questions), False
-        lines = [self.loop.create_task(self._line(waiting, hear)) for _ in range(self.runtime.concurrency)]
+        lines = [
+            self.loop.create_task(self._line(waiting, hear))
+            for _ in range(self.runtime.concurrency)
+        ]
         try:
             self.loop.run_until_complete(self._ended(lines))
         finally:

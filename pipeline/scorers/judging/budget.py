@@ -13,7 +13,12 @@ class Budget:
     """A question is admitted only if it fits with the dearest end of all that are in flight."""
 
     def __init__(self, judge: str, cfg: EngineConfig, store: VerdictStore, knob: str):
-        self.judge, self.store, self.knob, self.longest = judge, store, f"{knob}.runtime", cfg.max_tokens
+        self.judge, self.store, self.knob, self.longest = (
+            judge,
+            store,
+            f"{knob}.runtime",
+            cfg.max_tokens,
+        )
         paid = cfg.runtime if isinstance(cfg.runtime, ServiceRuntime) else None
         self.prices = paid.prices if paid else None
         self.max_requests = paid.max_requests if paid else None
@@ -27,7 +32,10 @@ class Budget:
         if self.max_requests is None and self.max_cost is None:
             return ""
         spent = self.store.spent(self.judge)
-        if self.max_requests is not None and spent.requests + len(self._in_flight) >= self.max_requests:
+        if (
+            self.max_requests is not None
+            and spent.requests + len(self._in_flight) >= self.max_requests
+        ):
             return f"max_requests={self.max_requests}"
         owed = sum(self._in_flight.values()) + self._dearest(question)
         if self.max_cost is not None and self._money(spent) + owed > self.max_cost:
@@ -66,7 +74,9 @@ class Budget:
     def _money(self, spent: Spent) -> float:
         if self.prices is None:
             return 0.0
-        return (spent.tokens_in * self.prices.input + spent.tokens_out * self.prices.output) / MILLION
+        return (
+            spent.tokens_in * self.prices.input + spent.tokens_out * self.prices.output
+        ) / MILLION
 
     def _dearest(self, question: Question) -> float:
         """No token is shorter than a byte, and no reply longer than it may be."""

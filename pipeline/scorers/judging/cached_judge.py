@@ -32,7 +32,9 @@ class Court:
         self.store = VerdictStore(cfg.runtime.verdicts)
         self.budget = Budget(name_of(cfg.engine), cfg.engine, self.store, self.knob)
         self.identity = _identity(cfg)
-        self.who = Asker(name_of(cfg.engine), cfg.engine.revision or "", digest_of(self.wording.text)[:16])
+        self.who = Asker(
+            name_of(cfg.engine), cfg.engine.revision or "", digest_of(self.wording.text)[:16]
+        )
         self.engine: Engine | None = None
 
     def shown(self, completion: str) -> str:
@@ -95,7 +97,9 @@ class Court:
     def _read(self, question: Question, reply: Reply) -> Reading:
         return read(reply, question.labels, self.cfg.form)
 
-    def _admitted(self, waiting: deque[Question], claimed: Callable[[Question], bool]) -> Iterator[Question]:
+    def _admitted(
+        self, waiting: deque[Question], claimed: Callable[[Question], bool]
+    ) -> Iterator[Question]:
         """Until one does not fit beside those in flight: whether it fits at all is known when they have come in."""
         while waiting:
             if not claimed(waiting[0]):
@@ -107,7 +111,9 @@ class Court:
                 yield waiting.popleft()
 
     def _key(self, question: Question) -> str:
-        return digest_of([self.identity, [dict(message) for message in question.messages], question.labels])
+        return digest_of(
+            [self.identity, [dict(message) for message in question.messages], question.labels]
+        )
 
     def close(self) -> None:
         if self.engine is not None:
@@ -117,7 +123,11 @@ class Court:
 
 def name_of(engine: EngineConfig) -> str:
     """A model's name, or that of the folder in which it lies: never the whole path."""
-    return Path(engine.model).name if isinstance(engine, VllmEngine) and engine.model.local else str(engine.model)
+    return (
+        Path(engine.model).name
+        if isinstance(engine, VllmEngine) and engine.model.local
+        else str(engine.model)
+    )
 
 
 def _identity(cfg: Judge) -> str:

@@ -18,11 +18,15 @@ def endpoint(cfg: EndpointEngine, form: str, knob: str) -> Service:
         import openai
     except ImportError as error:
         raise not_installed(cfg, knob, error) from error
-    client = api_client.client(openai, openai.AsyncOpenAI, knob, cfg.runtime, "DefaultAioHttpClient")
+    client = api_client.client(
+        openai, openai.AsyncOpenAI, knob, cfg.runtime, "DefaultAioHttpClient"
+    )
 
     async def send(question: Question) -> Reply:
         """As text: a reply that is no completion is ours to name, and typed ones cost more than all the rest."""
-        return reply_of(await client.post("/chat/completions", body=request(cfg, form, question), cast_to=str))
+        return reply_of(
+            await client.post("/chat/completions", body=request(cfg, form, question), cast_to=str)
+        )
 
     return Service(knob, cfg.runtime, cfg.model, openai, client, send)
 
@@ -58,7 +62,10 @@ def schema(labels: tuple[str, ...]) -> dict[str, Any]:
     """The reason comes first, so that the verdict follows from it."""
     return {
         "type": "object",
-        "properties": {"reason": {"type": "string"}, "verdict": {"type": "string", "enum": list(labels)}},
+        "properties": {
+            "reason": {"type": "string"},
+            "verdict": {"type": "string", "enum": list(labels)},
+        },
         "required": ["reason", "verdict"],
         "additionalProperties": False,
     }
@@ -80,7 +87,9 @@ def reply_of(text: str) -> Reply:
     }
     match body.get("choices"):
         case [{"finish_reason": "length", "message": {"content": None | ""}}, *_]:
-            return Reply(None, fault="the reply ended at engine.max_tokens before it said anything", **told)
+            return Reply(
+                None, fault="the reply ended at engine.max_tokens before it said anything", **told
+            )
         case [{"message": {"content": str(content)}} as choice, *_]:
             if fault := unfit_text(content):
                 return Reply(None, fault=fault, **told)
@@ -98,9 +107,13 @@ def _first(choice: dict[str, Any]) -> dict[str, float] | None:
             known = [
                 (one["token"], math.exp(max(float(one["logprob"]), LEAST)))
                 for one in likeliest
-                if isinstance(one, dict) and _is_token(one.get("token")) and _is_logprob(one.get("logprob"))
+                if isinstance(one, dict)
+                and _is_token(one.get("token"))
+                and _is_logprob(one.get("logprob"))
             ]
-            return {token: sum(chance for name, chance in known if name == token) for token, _ in known}
+            return {
+                token: sum(chance for name, chance in known if name == token) for token, _ in known
+            }
         case _:
             return None
 

@@ -63,9 +63,14 @@ def fought(court: Court, bouts: Sequence[Bout]) -> list[Verdict]:
     equal = Side("tie", 0.5, detail=EQUAL)
     differ = [bout for bout in bouts if bout.a != bout.b]
     asked = [
-        court.wording.question({"question": bout.question, "first": one, "second": two}, LABELS, order)
+        court.wording.question(
+            {"question": bout.question, "first": one, "second": two}, LABELS, order
+        )
         for bout in differ
-        for one, two, order in ((bout.a, bout.b, _order(bout)), (bout.b, bout.a, _order(bout, back=True)))
+        for one, two, order in (
+            (bout.a, bout.b, _order(bout)),
+            (bout.b, bout.a, _order(bout, back=True)),
+        )
     ]
     readings = iter(court.readings(asked))
     verdicts = []
@@ -73,7 +78,9 @@ def fought(court: Court, bouts: Sequence[Bout]) -> list[Verdict]:
         if bout.a == bout.b:
             verdicts.append(Verdict(equal, equal))
         else:
-            verdicts.append(Verdict(_side(next(readings), "a", "b"), _side(next(readings), "b", "a")))
+            verdicts.append(
+                Verdict(_side(next(readings), "a", "b"), _side(next(readings), "b", "a"))
+            )
     return verdicts
 
 

@@ -39,7 +39,11 @@ def read(reply: Reply, labels: tuple[str, ...], form: str) -> Reading:
     word, fault = _from_json(text) if form == "json" else (text, "")
     label = next((label for label in labels if label.casefold() == _bare(word).casefold()), None)
     if fault or label is None:
-        return Reading({}, fault or f"the judge said {text[:SHOWN]!r} and none of {', '.join(labels)}", reply.model)
+        return Reading(
+            {},
+            fault or f"the judge said {text[:SHOWN]!r} and none of {', '.join(labels)}",
+            reply.model,
+        )
     chances = _chances(reply, labels) if form == "word" and text == reply.text.strip() else {}
     return Reading(chances or {label: 1.0}, "", reply.model)
 
@@ -52,7 +56,11 @@ def _chances(reply: Reply, labels: tuple[str, ...]) -> dict[str, float]:
     """Over the labels alone. A label may be written as several tokens ("T", "IE"): its first one stands for it."""
     sums = dict.fromkeys(labels, 0.0)
     for token, chance in (reply.first or {}).items():
-        begun = [label for label in labels if _bare(token) and label.casefold().startswith(_bare(token).casefold())]
+        begun = [
+            label
+            for label in labels
+            if _bare(token) and label.casefold().startswith(_bare(token).casefold())
+        ]
         if len(begun) == 1:
             sums[begun[0]] += chance
     total = sum(sums.values())

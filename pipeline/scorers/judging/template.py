@@ -35,27 +35,43 @@ class Wording:
         try:
             text = self.path.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise Refusal(f"{self.path}: this template cannot be read ({error}). Give a text file.") from error
+            raise Refusal(
+                f"{self.path}: this template cannot be read ({error}). Give a text file."
+            ) from error
         template = Template(text)
         if not template.is_valid():
-            raise Refusal(f"{self.path}: a $ in this template begins no word. Write $$ for the sign itself.")
+            raise Refusal(
+                f"{self.path}: a $ in this template begins no word. Write $$ for the sign itself."
+            )
         used = set(template.get_identifiers())
         known = needs | {"low", "high"} if "criterion" in needs else needs
         if lacking := sorted(needs - used):
-            raise Refusal(f"{self.path}: this template does not use ${', $'.join(lacking)}. A judge needs them all.")
+            raise Refusal(
+                f"{self.path}: this template does not use ${', $'.join(lacking)}. A judge needs them all."
+            )
         if unknown := sorted(used - known):
             have = ", ".join(f"${word}" for word in sorted(known))
-            raise Refusal(f"{self.path}: ${', $'.join(unknown)} means nothing in this template. Known: {have}")
+            raise Refusal(
+                f"{self.path}: ${', $'.join(unknown)} means nothing in this template. Known: {have}"
+            )
         return text
 
-    def question(self, judged: Mapping[str, str], labels: tuple[str, ...], order: str = "", **words: Any) -> Question:
+    def question(
+        self, judged: Mapping[str, str], labels: tuple[str, ...], order: str = "", **words: Any
+    ) -> Question:
         """`judged` are the texts of others, each under the word by which the template names it."""
         texts = digest_of([self.seed, sorted(judged.values())])
         nonce = texts[:16]
         fenced = {word: fence(nonce, TITLES[word], text) for word, text in judged.items()}
-        told = {**fenced, "nonce": nonce, "reply": REPLY[self.form].format(labels=_listed(labels)), **words}
+        told = {
+            **fenced,
+            "nonce": nonce,
+            "reply": REPLY[self.form].format(labels=_listed(labels)),
+            **words,
+        }
         messages = tuple(
-            {"role": role, "content": Template(part).substitute(told).strip()} for role, part in self._messages()
+            {"role": role, "content": Template(part).substitute(told).strip()}
+            for role, part in self._messages()
         )
         return Question(messages, labels, texts, order)
 
@@ -65,7 +81,12 @@ class Wording:
         return [("system", head), ("user", tail)] if split else [("user", head)]
 
 
-TITLES = {"question": "request", "answer": "answer", "first": "first answer (A)", "second": "second answer (B)"}
+TITLES = {
+    "question": "request",
+    "answer": "answer",
+    "first": "first answer (A)",
+    "second": "second answer (B)",
+}
 
 
 def fence(nonce: str, title: str, text: str) -> str:

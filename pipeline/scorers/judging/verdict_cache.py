@@ -95,7 +95,8 @@ class VerdictStore:
             some = wanted[start : start + AT_ONCE]
             marks = ",".join("?" * len(some))
             rows = self.file.execute(
-                f"SELECT key, reply, first, model, tokens_in, tokens_out FROM verdicts WHERE key IN ({marks})", some
+                f"SELECT key, reply, first, model, tokens_in, tokens_out FROM verdicts WHERE key IN ({marks})",
+                some,
             )
             found |= {key: Reply(text, _loaded(first), *rest) for key, text, first, *rest in rows}
         return found
@@ -113,9 +114,16 @@ class VerdictStore:
             if reply.text is None:
                 return reply
             told = (who.judge, who.revision, who.template, question.texts, question.order)
-            said = (reply.text, _dumped(reply.first), reply.model, reply.tokens_in, reply.tokens_out)
+            said = (
+                reply.text,
+                _dumped(reply.first),
+                reply.model,
+                reply.tokens_in,
+                reply.tokens_out,
+            )
             written = self.file.execute(
-                "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (key, *told, *said)
+                "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (key, *told, *said),
             )
             return reply if written.rowcount else self.known([key])[key]
 
@@ -129,7 +137,9 @@ class VerdictStore:
             row = self.file.execute("SELECT owner FROM claims WHERE key = ?", (key,)).fetchone()
             if row and row[0] != self._owner.name and alive(self.path, row[0]):
                 return False
-            self.file.execute("INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, self._owner.name))
+            self.file.execute(
+                "INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, self._owner.name)
+            )
             return True
 
     def _enrolled(self) -> "Owner":
@@ -150,7 +160,9 @@ class VerdictStore:
 
     @explain_damage
     def spent(self, judge: str) -> Spent:
-        row = self.file.execute("SELECT requests, tokens_in, tokens_out FROM spent WHERE judge = ?", (judge,))
+        row = self.file.execute(
+            "SELECT requests, tokens_in, tokens_out FROM spent WHERE judge = ?", (judge,)
+        )
         return Spent(*(row.fetchone() or ()))
 
     def close(self) -> None:

@@ -14,7 +14,11 @@ from pipeline.scorers.judging.endpoint import schema
 ALTERNATIVES = 20
 GIB = 1 << 30
 # As in sampling: quiet, no usage sent, no spinning threads; on a CPU one process and nothing compiled.
-ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "OMP_WAIT_POLICY": "passive"}
+ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_WAIT_POLICY": "passive",
+}
 ENVIRONMENT_ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABLE": "1"}
 
 
@@ -64,9 +68,15 @@ class Vllm:
 
     def _answered(self, block: list[Question]) -> Iterator[tuple[Question, Reply]]:
         ids = {question: self._ids(question) for question in block}
-        fitting = [question for question in block if len(ids[question]) + self.cfg.max_tokens <= self.cfg.max_length]
+        fitting = [
+            question
+            for question in block
+            if len(ids[question]) + self.cfg.max_tokens <= self.cfg.max_length
+        ]
         prompts = [{"prompt_token_ids": ids[question]} for question in fitting]
-        outputs = self.model.generate(prompts, [self._parameters(q.labels) for q in fitting], use_tqdm=False)
+        outputs = self.model.generate(
+            prompts, [self._parameters(q.labels) for q in fitting], use_tqdm=False
+        )
         for question, output in zip(fitting, outputs, strict=True):
             yield question, self._reply(output)
         for question in block:
@@ -94,7 +104,11 @@ class Vllm:
         from vllm.sampling_params import StructuredOutputsParams
 
         word = self.form == "word"
-        kept_to = StructuredOutputsParams(choice=list(labels)) if word else StructuredOutputsParams(json=schema(labels))
+        kept_to = (
+            StructuredOutputsParams(choice=list(labels))
+            if word
+            else StructuredOutputsParams(json=schema(labels))
+        )
         return SamplingParams(
             temperature=0.0,
             max_tokens=self.cfg.max_tokens,

@@ -96,7 +96,11 @@ def _several() -> bool:
 
 
 def logps_of_all(
-    module: Any, prompts: list[Ids], completions: list[Ids], batch_tokens: int, on_batch: OnBatch | None = None
+    module: Any,
+    prompts: list[Ids],
+    completions: list[Ids],
+    batch_tokens: int,
+    on_batch: OnBatch | None = None,
 ) -> list[float]:
     """The same, of batches that several processes deal out to each other; every one of them knows all."""
     batches = in_step(batch_rows(prompts, completions, batch_tokens))

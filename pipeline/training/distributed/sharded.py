@@ -18,7 +18,9 @@ class KnownHead(TrainerCallback):
     Else they are taken apart again before their gradient arrives, unless something before has left them whole.
     """
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         if args.deepspeed_plugin is None or args.deepspeed_plugin.zero_stage != 3:
             return
         from deepspeed import zero
@@ -49,7 +51,9 @@ def loaded(trainer: Any, model: Model, dtype: str) -> Iterator[Any]:
         yield engine
     finally:
         engine.destroy()
-        FWD_MODULE_STACK.remove(module)  # which DeepSpeed leaves there, and all of its weights with it
+        FWD_MODULE_STACK.remove(
+            module
+        )  # which DeepSpeed leaves there, and all of its weights with it
 
 
 def gathered(trainer: Any) -> State | None:
@@ -64,14 +68,18 @@ def gathered(trainer: Any) -> State | None:
 
 def trained(trainer: Any, whole: State | None) -> State:
     """Of these, or of the module's own where it has them itself, the weights that are trained."""
-    named = trainer.model.named_parameters(remove_duplicate=False)  # a tied one under each of its names
+    named = trainer.model.named_parameters(
+        remove_duplicate=False
+    )  # a tied one under each of its names
     own = {name: weight for name, weight in named if weight.requires_grad}
     if whole is None:
         return {name: weight.data for name, weight in own.items()}
     found = {name: weight for name, weight in whole.items() if name in own}
     if whole and {id(own[name]) for name in found} != {id(weight) for weight in own.values()}:
         lost = min(own.keys() - found.keys())
-        raise Broken(f"train: the weights that were gathered lack {lost}: what is kept would not be what was trained.")
+        raise Broken(
+            f"train: the weights that were gathered lack {lost}: what is kept would not be what was trained."
+        )
     return found
 
 
@@ -84,4 +92,6 @@ def load_whole_again(trainer: Any) -> None:
 
 
 def _by_zero3(trainer: Any) -> bool:
-    return bool(trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3)
+    return bool(
+        trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+    )

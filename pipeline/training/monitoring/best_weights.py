@@ -17,7 +17,9 @@ class KeptWeights:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         scratch = self.folder / "new.tmp"
-        once = {weight.data_ptr(): (name, weight.contiguous()) for name, weight in trained.items()}  # tied ones are one
+        once = {
+            weight.data_ptr(): (name, weight.contiguous()) for name, weight in trained.items()
+        }  # tied ones are one
         save_file(dict(once.values()), scratch)
         scratch.rename(self._file(step))
         self._drop({self.secured, step})

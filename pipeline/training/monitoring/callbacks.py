@@ -21,7 +21,14 @@ from pipeline.errors import Broken
 from pipeline.progress import Progress, clock, say_phase
 
 # Differ from attempt to attempt: wall-clock figures, and sums that start again when training resumes.
-UNSTABLE = ("_runtime", "_per_second", "total_flos", "train_loss", "num_tokens", "num_input_tokens_seen")
+UNSTABLE = (
+    "_runtime",
+    "_per_second",
+    "total_flos",
+    "train_loss",
+    "num_tokens",
+    "num_input_tokens_seen",
+)
 
 
 class MetricsLog(TrainerCallback):
@@ -34,8 +41,17 @@ class MetricsLog(TrainerCallback):
         if state.is_world_process_zero:
             keep_until(self.path, state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        figures = {name: value for name, value in (logs or {}).items() if not name.endswith(UNSTABLE)}
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        figures = {
+            name: value for name, value in (logs or {}).items() if not name.endswith(UNSTABLE)
+        }
         if not state.is_world_process_zero or not figures.keys() - {"epoch"}:
             return
         with self.path.open("a") as file:
@@ -65,7 +81,14 @@ class FiniteGuard(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_log = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         for name in ("loss", "grad_norm", "eval_loss", "eval_chosen_logp", "eval_kl"):
             if not math.isfinite(value := (logs or {}).get(name, 0.0)):
                 raise Broken(
@@ -101,10 +124,14 @@ class CheckpointLedger(TrainerCallback):
     def newest_whole(self) -> Path | None:
         listed = json.loads(self.file.read_text()) if self.file.exists() else {}
         found = sorted(self.folder.glob("checkpoint-*"), key=_number, reverse=True)
-        whole = [path for path in found if path.name in listed and _is_whole(path, listed[path.name])]
+        whole = [
+            path for path in found if path.name in listed and _is_whole(path, listed[path.name])
+        ]
         for path in found:
             if path not in whole:
-                print(f"{path.name} is not whole (its writing was cut off): ignored", file=sys.stderr)
+                print(
+                    f"{path.name} is not whole (its writing was cut off): ignored", file=sys.stderr
+                )
         return whole[0] if whole else None
 
 
@@ -118,7 +145,10 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _is_whole(folder: Path, sizes: dict[str, int]) -> bool:
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, size in sizes.items()
+    )
 
 
 def _number(path: Path) -> int:
@@ -169,13 +199,22 @@ class ProgressLine(TrainerCallback):
         if state.is_world_process_zero:
             self._look.advance()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         logs = logs or {}
         if "eval_kl" in logs:
             self._kl = {"kl": f"{logs['eval_kl']:.3g}"}  # of the last look
         if not state.is_world_process_zero or "loss" not in logs:
             return
-        facts = self._kl | {name: form.format(logs[key]) for key, (name, form) in SHOWN.items() if key in logs}
+        facts = self._kl | {
+            name: form.format(logs[key]) for key, (name, form) in SHOWN.items() if key in logs
+        }
         if "num_tokens" in logs:
             facts["tok/s"] = f"{logs['num_tokens'] / (time.monotonic() - self._started):.0f}"
         self._line.left = self._left(args, state)
@@ -201,5 +240,7 @@ class ProgressLine(TrainerCallback):
             return None
         steps = (state.max_steps - state.global_step) * sum(self._steps) / len(self._steps)
         every = args.eval_steps if args.eval_strategy == "steps" else 0
-        looks = state.max_steps // every - state.global_step // every if every and self._looks else 0
+        looks = (
+            state.max_steps // every - state.global_step // every if every and self._looks else 0
+        )
         return clock(steps + looks * self._looks[-1] if looks else steps)

@@ -46,10 +46,17 @@ PANELS = (
         (Line("rewards/accuracies", "train", GREY), Line("eval_rewards/accuracies", "dev", BLUE)),
         level=0.5,
     ),
-    Panel("Margin", (Line("rewards/margins", "train", GREY), Line("eval_rewards/margins", "dev", BLUE)), level=0.0),
+    Panel(
+        "Margin",
+        (Line("rewards/margins", "train", GREY), Line("eval_rewards/margins", "dev", BLUE)),
+        level=0.0,
+    ),
     Panel(
         "Reward of both answers, dev pairs",
-        (Line("eval_rewards/chosen", "chosen", GREEN), Line("eval_rewards/rejected", "rejected", ORANGE)),
+        (
+            Line("eval_rewards/chosen", "chosen", GREEN),
+            Line("eval_rewards/rejected", "rejected", ORANGE),
+        ),
         level=0.0,
     ),
     Panel("KL of own answers, nats", (Line("eval_kl", "", BLUE),), level=0.0),
@@ -99,19 +106,35 @@ def _panel(axes: "Axes", panel: Panel, rows: Sequence[Row], kept: int, first: bo
     if panel.level is not None:
         axes.axhline(panel.level, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
     if kept != last:
-        axes.axvline(kept, color=INK, linewidth=0.8, linestyle="--", label=f"published: step {kept}" * first)
+        axes.axvline(
+            kept, color=INK, linewidth=0.8, linestyle="--", label=f"published: step {kept}" * first
+        )
     for line in panel.lines:
         _line(axes, line, *_points(rows, line))
 
 
 def _line(axes: "Axes", line: Line, steps: list[int], values: list[float]) -> None:
     if line.looked:
-        axes.plot(steps, values, color=line.color, linewidth=1.6, marker="o", markersize=3.5, label=line.label)
+        axes.plot(
+            steps,
+            values,
+            color=line.color,
+            linewidth=1.6,
+            marker="o",
+            markersize=3.5,
+            label=line.label,
+        )
     elif len(steps) < SMOOTHED:
         axes.plot(steps, values, color=line.color, linewidth=1.2, label=line.label)
     else:
         axes.plot(steps, values, color=line.color, linewidth=0.6, alpha=0.4)
-        axes.plot(steps, _running_mean(values, SMOOTHED // 2), color=line.color, linewidth=1.4, label=line.label)
+        axes.plot(
+            steps,
+            _running_mean(values, SMOOTHED // 2),
+            color=line.color,
+            linewidth=1.4,
+            label=line.label,
+        )
 
 
 def _running_mean(values: list[float], width: int) -> list[float]:

@@ -45,7 +45,9 @@ def _stuck(rows: Sequence[Row]) -> bool:
     """The last quarter of the losses is where a policy without any margin has them; another loss may pass there."""
     loss, margin = _curve(rows, "loss"), _curve(rows, "rewards/margins")
     parted = margin and abs(fmean(margin[-len(margin) // 4 :])) > 0.05
-    return len(loss) >= LEAST and abs(fmean(loss[-len(loss) // 4 :]) - log(2)) < 0.005 and not parted
+    return (
+        len(loss) >= LEAST and abs(fmean(loss[-len(loss) // 4 :]) - log(2)) < 0.005 and not parted
+    )
 
 
 def _both_rise(rows: Sequence[Row]) -> bool:

@@ -13,7 +13,12 @@ Look = dict[str, Any]  # everything that was measured at one step, under its nam
 
 KL, FALL, TOKENS, SCORE = "eval_kl", "eval_chosen_fall", "eval_tokens", "eval_score"
 RISES = {"loss": False, "accuracy": True, "margin": True, "score": True}  # which way is better
-COLUMN = {"loss": "eval_loss", "accuracy": "eval_rewards/accuracies", "margin": "eval_rewards/margins", "score": SCORE}
+COLUMN = {
+    "loss": "eval_loss",
+    "accuracy": "eval_rewards/accuracies",
+    "margin": "eval_rewards/margins",
+    "score": SCORE,
+}
 
 
 def looks(history: list[dict[str, Any]]) -> list[Look]:
@@ -27,7 +32,9 @@ def looks(history: list[dict[str, Any]]) -> list[Look]:
 
 def kept(cfg: GuardsConfig, seen: list[Look]) -> int | None:
     """The step whose weights are published when training ends here; None: not one look was within the budgets."""
-    inside = [look for look in takewhile(lambda look: _over(cfg, look) is None, seen) if look["step"] > 0]
+    inside = [
+        look for look in takewhile(lambda look: _over(cfg, look) is None, seen) if look["step"] > 0
+    ]
     if not inside:
         return None
     return inside[_best(cfg, inside)]["step"] if cfg.stop_on else inside[-1]["step"]

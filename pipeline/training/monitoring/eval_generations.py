@@ -35,19 +35,30 @@ class OwnAnswers:
     def __init__(self, cfg: TrainConfig, init: Model, held_to: Model, dev: Prompts):
         self.cfg, self.init, self.held_to = cfg, init, held_to
         self.limits = Limits(prompt=cfg.max_length, completion=cfg.guards.tokens)
-        backend = {"kind": "transformers", "dtype": cfg.dtype, "runtime": {"batch": training_fit.ANSWERS}}
+        backend = {
+            "kind": "transformers",
+            "dtype": cfg.dtype,
+            "runtime": {"batch": training_fit.ANSWERS},
+        }
         self.engine = Transformers(TransformersBackend(**backend), init)
         self.at_once = _at_once(cfg, init)
         self.rows = list(self._fitting(dev))
         self.columns = dev.columns()
-        self.scorer = open_scorer(cfg.guards.scorer, knob="train.guards.scorer") if cfg.guards.scorer else None
+        self.scorer = (
+            open_scorer(cfg.guards.scorer, knob="train.guards.scorer")
+            if cfg.guards.scorer
+            else None
+        )
 
     def _fitting(self, dev: Prompts) -> Iterator[Row]:
         """The first prompts that leave room for an answer; longer ones are no prompts of this experiment."""
         found = 0
         for row in dev.read().iter_rows(named=True):
             ids = self.engine.text.encode(row["prompt"], self.cfg.guards.template_kwargs)
-            if found < self.cfg.guards.prompts and len(ids) + self.cfg.guards.tokens <= self.cfg.max_length:
+            if (
+                found < self.cfg.guards.prompts
+                and len(ids) + self.cfg.guards.tokens <= self.cfg.max_length
+            ):
                 found += 1
                 seed = int(digest_of([self.cfg.seed, "guard", row["prompt_id"]])[:16], 16) >> 1
                 yield row, Request(row["prompt_id"], ids, temperature=1.0, top_p=1.0, seed=seed)
@@ -79,7 +90,9 @@ class OwnAnswers:
         watch = AnswersLine(step, sum(map(len, blocks)), self.limits.completion)
         try:
             self.engine.take(policy, self.limits, in_step)
-            drawn = collectives.pooled({one.sample_id: one for one in watch.through(self.engine, blocks)})
+            drawn = collectives.pooled(
+                {one.sample_id: one for one in watch.through(self.engine, blocks)}
+            )
         finally:
             self.engine.close()
             policy.generation_config = own
@@ -87,7 +100,9 @@ class OwnAnswers:
 
     def _blocks(self) -> list[list[Request]]:
         """As many in each process, whatever room its own device has: those that share weights draw block by block."""
-        by_length = sorted((request for _, request in self.rows), key=lambda one: len(one.prompt_token_ids))
+        by_length = sorted(
+            (request for _, request in self.rows), key=lambda one: len(one.prompt_token_ids)
+        )
         mine, each = collectives.in_step(by_length), min(collectives.gathered([self.at_once]))
         return [mine[at : at + each] for at in range(0, len(mine), each)]
 
@@ -105,7 +120,12 @@ class OwnAnswers:
         assert self.scorer
         answers = [
             Answer(
-                one.sample_id, row["prompt_id"], row["prompt"], text, self.columns[row["prompt_id"]], len(one.token_ids)
+                one.sample_id,
+                row["prompt_id"],
+                row["prompt"],
+                text,
+                self.columns[row["prompt_id"]],
+                len(one.token_ids),
             )
             for (row, _), one, text in zip(self.rows, drawn, texts, strict=True)
         ]
@@ -145,7 +165,11 @@ class AnswersLine:
 def _at_once(cfg: TrainConfig, init: Model) -> int:
     """As many as fit beside the weights and the optimizer's state, which stay where they are."""
     shape = model_shape.shape_in(Path(init.weights))
-    return training_fit.answers_at_once(shape, cfg, training_fit.ANSWERS) if shape else training_fit.ANSWERS
+    return (
+        training_fit.answers_at_once(shape, cfg, training_fit.ANSWERS)
+        if shape
+        else training_fit.ANSWERS
+    )
 
 
 @contextmanager
@@ -177,4 +201,7 @@ def show(step: int, shown: list[dict[str, Any]], file: Path) -> None:
     with file.open("a") as lines:
         for each in shown:
             lines.write(json.dumps({"step": step, **each}, ensure_ascii=False) + "\n")
-            print(f"  step {step} · {each['prompt'][:60]!r} → {each['answer'][:100]!r}", file=sys.stderr)
+            print(
+                f"  step {step} · {each['prompt'][:60]!r} → {each['answer'][:100]!r}",
+                file=sys.stderr,
+            )

@@ -32,7 +32,9 @@ CHOSEN = "eval_chosen_logp"  # nats per token
 class Guards(TrainerCallback):
     """Comes after `FiniteGuard` and `MetricsLog`. `watch` names the trainer, which has to exist first."""
 
-    def __init__(self, cfg: TrainConfig, own: OwnAnswers | None, dev_pairs: dict[str, list[Any]], out: Path):
+    def __init__(
+        self, cfg: TrainConfig, own: OwnAnswers | None, dev_pairs: dict[str, list[Any]], out: Path
+    ):
         self.cfg, self.own, self.pairs = cfg, own, dev_pairs
         self.answers = out / "answers.jsonl"
         self.weights = KeptWeights(out / "scratch" / "kept")
@@ -77,7 +79,9 @@ class Guards(TrainerCallback):
         if figures:
             asked = self.trainer.control.should_log
             state.log_history.append({**figures, "step": state.global_step})
-            self.trainer.callback_handler.on_log(self.trainer.args, state, self.trainer.control, figures)
+            self.trainer.callback_handler.on_log(
+                self.trainer.args, state, self.trainer.control, figures
+            )
             self.trainer.control.should_log = asked
 
     def _chosen(self, state: Any) -> dict[str, float]:
@@ -87,7 +91,9 @@ class Guards(TrainerCallback):
         phase(f"looking at step {self.trainer.state.global_step}: the chosen answers of dev pairs")
         module = self.trainer.model.eval()
         with self.trainer.compute_loss_context_manager():
-            sums = logps_of_all(module, self.pairs["prompts"], self.pairs["answers"], self.cfg.max_length)
+            sums = logps_of_all(
+                module, self.pairs["prompts"], self.pairs["answers"], self.cfg.max_length
+            )
         now = sum(sums) / sum(map(len, self.pairs["answers"]))
         start = next((look[CHOSEN] for look in state.log_history if CHOSEN in look), now)
         return {CHOSEN: now, FALL: start - now}
@@ -148,12 +154,20 @@ def guards_for(
     """`pairs` is the trainer's dev table. An objective without reference is compared to where it starts."""
     guards = cfg.guards
     if guards.may_stop and not pairs.height:
-        raise Refusal("train.guards: a training without dev pairs is never looked at. Give pair.dev.share above 0.")
+        raise Refusal(
+            "train.guards: a training without dev pairs is never looked at. Give pair.dev.share above 0."
+        )
     if processes > 1 and cfg.runtime.watch == "alone":
         return _of_several(cfg, pairs, out, processes)
-    own = OwnAnswers(cfg, init, reference or init, dev) if dev and guards.prompts and pairs.height else None
+    own = (
+        OwnAnswers(cfg, init, reference or init, dev)
+        if dev and guards.prompts and pairs.height
+        else None
+    )
     if own is not None and not own.rows:
-        say(f"no dev prompt leaves room for {guards.tokens} tokens (train.guards.tokens): no KL is known")
+        say(
+            f"no dev prompt leaves room for {guards.tokens} tokens (train.guards.tokens): no KL is known"
+        )
         own = None
     if own is None and guards.asks_answers:
         raise Refusal(
@@ -175,7 +189,10 @@ def _chosen_of(pairs: "pl.DataFrame") -> dict[str, list[Any]]:
     """Chosen answers of pairs, or thumbs up."""
     good = pairs.filter("label") if "label" in pairs.columns else pairs
     answer = "completion_ids" if "label" in pairs.columns else "chosen_ids"
-    return {"prompts": good["prompt_ids"].head(PAIRS).to_list(), "answers": good[answer].head(PAIRS).to_list()}
+    return {
+        "prompts": good["prompt_ids"].head(PAIRS).to_list(),
+        "answers": good[answer].head(PAIRS).to_list(),
+    }
 
 
 def say(text: str) -> None:

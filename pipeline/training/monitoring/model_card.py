@@ -33,16 +33,27 @@ def write(cfg: TrainConfig, out: Path, made_from: Mapping[str, Sequence[Artifact
     """Lineage by fingerprint: each name is a folder of the store, whose manifest says where it comes from."""
     account = json.loads((out / "training.json").read_text())
     step = _step(out)
-    lines = [f"- {role}: {', '.join(map(name_of, each))}" for role, each in made_from.items() if each]
-    seen = [f"| {words} | {value:.4g} |" for words, value in figures(Model(out), account["kept"]).items()]
+    lines = [
+        f"- {role}: {', '.join(map(name_of, each))}" for role, each in made_from.items() if each
+    ]
+    seen = [
+        f"| {words} | {value:.4g} |"
+        for words, value in figures(Model(out), account["kept"]).items()
+    ]
     warned = [f"- {one['symptom']}: {one['cause']}. {one['knob']}." for one in account["symptoms"]]
     parts = [
         f"# {', '.join(cfg.loss)} by {cfg.trainer}, {cfg.adapter.kind}",
         f"Weights of step {account['kept']} of {account['planned']} planned."
-        + (f" Stopped at step {account['steps']}: {account['stopped']}." if account["stopped"] else ""),
+        + (
+            f" Stopped at step {account['steps']}: {account['stopped']}."
+            if account["stopped"]
+            else ""
+        ),
         "## Made from\n\n" + "\n".join(lines) + _lineage(step),
         *_command(step),
-        "## Seen at that step\n\n| | |\n|---|---:|\n" + "\n".join(seen) + "\n\nEvery step is in metrics.jsonl.",
+        "## Seen at that step\n\n| | |\n|---|---:|\n"
+        + "\n".join(seen)
+        + "\n\nEvery step is in metrics.jsonl.",
         f"![Loss, pairs told apart, margin, rewards, and what own answers show]({curves.FILE})",
         *(["## What looks wrong\n\n" + "\n".join(warned)] if warned else []),
         f"## Settings\n\n```json\n{_settings(cfg)}\n```",
@@ -76,7 +87,12 @@ def _front(cfg: TrainConfig, step: dict[str, Any]) -> str:
         "pipeline_tag": "text-generation",
         "base_model": models,
         "datasets": datasets,
-        "tags": ["trl", cfg.trainer, *(name for name in cfg.loss if name != cfg.trainer), "preference-optimization"],
+        "tags": [
+            "trl",
+            cfg.trainer,
+            *(name for name in cfg.loss if name != cfg.trainer),
+            "preference-optimization",
+        ],
     }
     return yaml.safe_dump({name: value for name, value in fields.items() if value}, sort_keys=False)
 
@@ -91,13 +107,20 @@ def _named(step: dict[str, Any], key: str) -> Iterator[str]:
 
 def _values(config: Any, key: str) -> Iterator[str]:
     for name, value in config.items() if isinstance(config, dict) else ():
-        if name == key and isinstance(value, str) and HUB_NAME.fullmatch(value) and not Path(value).exists():
+        if (
+            name == key
+            and isinstance(value, str)
+            and HUB_NAME.fullmatch(value)
+            and not Path(value).exists()
+        ):
             yield value
         yield from _values(value, key)
 
 
 def _lineage(step: dict[str, Any]) -> str:
-    names = dict.fromkeys(f"{one['stage']}/{one['fingerprint']}" for one in step.get("ancestors", []))
+    names = dict.fromkeys(
+        f"{one['stage']}/{one['fingerprint']}" for one in step.get("ancestors", [])
+    )
     return "\n\nEvery ancestor, the first made first: " + ", ".join(names) + "." if names else ""
 
 
@@ -106,13 +129,17 @@ def _command(step: dict[str, Any]) -> list[str]:
         return []
     words = placeless(step["command"])
     note = (
-        "\n\n`…/` stands for where it lay; its content is part of the fingerprints." if words != step["command"] else ""
+        "\n\n`…/` stands for where it lay; its content is part of the fingerprints."
+        if words != step["command"]
+        else ""
     )
     return [f"## The command that makes it\n\n```\n{words}\n```{note}"]
 
 
 def _settings(cfg: TrainConfig) -> str:
-    return placeless(json.dumps(cfg.model_dump(mode="json", exclude={"runtime"}), indent=1, ensure_ascii=False))
+    return placeless(
+        json.dumps(cfg.model_dump(mode="json", exclude={"runtime"}), indent=1, ensure_ascii=False)
+    )
 
 
 def placeless(text: str) -> str:

@@ -19,14 +19,22 @@ if TYPE_CHECKING:
 
 PAIRS = 16
 NATS_PER_SEQUENCE = 1e-3  # float32
-NATS_PER_TOKEN = 0.02  # half precision, and 8-bit bases: they round activations by what shares their batch
+NATS_PER_TOKEN = (
+    0.02  # half precision, and 8-bit bases: they round activations by what shares their batch
+)
 AGAIN = "computed again with the reference model"
 
 
 class StartCheck(TrainerCallback):
     """Once every process has its part of the model on its own device, and nothing has changed yet."""
 
-    def __init__(self, cfg: TrainConfig, rows: "dict[str, pl.DataFrame]", init: Model, reference: Model | None):
+    def __init__(
+        self,
+        cfg: TrainConfig,
+        rows: "dict[str, pl.DataFrame]",
+        init: Model,
+        reference: Model | None,
+    ):
         self.cfg, self.rows = cfg, first(rows)
         self.init, self.reference = init, reference
 
@@ -48,7 +56,9 @@ def first(rows: "dict[str, pl.DataFrame]") -> dict[str, list[Any]]:
     return rows["train"].head(PAIRS).to_dict(as_series=False)
 
 
-def check_elsewhere(cfg: TrainConfig, init: Model, reference: Model | None, rows: "dict[str, pl.DataFrame]") -> None:
+def check_elsewhere(
+    cfg: TrainConfig, init: Model, reference: Model | None, rows: "dict[str, pl.DataFrame]"
+) -> None:
     """Training starts from another model than its reference, whose values are computed again before both are there.
 
     Where processes share weights none could hold it: `StartCheck` has them do it together.
@@ -66,8 +76,14 @@ def check_start(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> N
     trainer.model.eval()
     if cfg.logps == "ready":
         with trainer.compute_loss_context_manager():
-            _compare(cfg, _logps(cfg, trainer.model, rows), rows, "of the model before its first step")
-    if cfg.trainer == "dpo" and cfg.loss in (["sigmoid"], ["cdpo"]) and not cfg.args.get("use_weighting"):
+            _compare(
+                cfg, _logps(cfg, trainer.model, rows), rows, "of the model before its first step"
+            )
+    if (
+        cfg.trainer == "dpo"
+        and cfg.loss in (["sigmoid"], ["cdpo"])
+        and not cfg.args.get("use_weighting")
+    ):
         _compare_loss(cfg, trainer, rows)
 
 
@@ -87,7 +103,9 @@ def _logps(cfg: TrainConfig, module: Any, rows: dict[str, list[Any]]) -> dict[st
     }
 
 
-def _compare(cfg: TrainConfig, found: dict[str, list[float]], rows: dict[str, list[Any]], whose: str) -> None:
+def _compare(
+    cfg: TrainConfig, found: dict[str, list[float]], rows: dict[str, list[Any]], whose: str
+) -> None:
     gaps, tokens = [], 0
     for side in ("chosen", "rejected"):
         gaps += [abs(a - b) for a, b in zip(found[side], rows[f"ref_{side}_logps"], strict=True)]
@@ -123,7 +141,9 @@ def _first_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> f
 def _compare_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
     """TRL's own loss on the same pairs: ln 2 for the sigmoid loss, with the slack that the log-ratios have."""
     loss = _first_loss(cfg, trainer, rows)
-    tokens = sum(len(ids) for side in ("chosen", "rejected") for ids in rows[f"{side}_ids"]) / len(rows["prompt_ids"])
+    tokens = sum(len(ids) for side in ("chosen", "rejected") for ids in rows[f"{side}_ids"]) / len(
+        rows["prompt_ids"]
+    )
     slack = 2 * NATS_PER_SEQUENCE if _exact(cfg) else NATS_PER_TOKEN * tokens
     if not abs(loss - math.log(2)) <= cfg.beta * slack + 1e-6:
         raise Broken(

@@ -60,7 +60,9 @@ class Tracked(TrainerCallback):
         figures: dict[int, dict[str, float]] = defaultdict(dict)
         answers: dict[int, list[Row]] = defaultdict(list)
         for row in self._metrics.new():
-            figures[row["step"]] |= {_filed(name): row[name] for name in row if name not in ("step", "epoch")}
+            figures[row["step"]] |= {
+                _filed(name): row[name] for name in row if name not in ("step", "epoch")
+            }
         for row in self._answers.new():
             answers[row["step"]].append(row)
         for step in sorted({*figures, *answers}):
@@ -85,7 +87,10 @@ def _why(error: Exception) -> str:
     """An exception's own words are not repeated: a server's may hold the key."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return next((said for words, said in KNOWN.items() if re.search(words, str(error))), type(error).__name__)
+    return next(
+        (said for words, said in KNOWN.items() if re.search(words, str(error))),
+        type(error).__name__,
+    )
 
 
 class Tail:
@@ -138,8 +143,18 @@ class WandbRun:
         story = Path(step["story"])
         group, point = grouped(story)
         wandb.setup(wandb.Settings(show_info=False))  # a server's own words are repeated there
-        quiet = {"silent": True, "console": "off", "disable_git": True, "disable_code": True, "save_code": False}
-        patient = {"init_timeout": PATIENCE, "finish_timeout": PATIENCE, "finish_timeout_raises": True}
+        quiet = {
+            "silent": True,
+            "console": "off",
+            "disable_git": True,
+            "disable_code": True,
+            "save_code": False,
+        }
+        patient = {
+            "init_timeout": PATIENCE,
+            "finish_timeout": PATIENCE,
+            "finish_timeout_raises": True,
+        }
         self._html = wandb.Html
         self._run = wandb.init(
             mode=cfg.mode,
@@ -160,7 +175,9 @@ class WandbRun:
         if step < self._run.starting_step:
             return
         self._run.log(figures, step=step)
-        if answers:  # as a page: for a table W&B asks its server about the name, and the training waits
+        if (
+            answers
+        ):  # as a page: for a table W&B asks its server about the name, and the training waits
             self._run.log({"dev/answers": self._html(page(answers), inject=False)}, step=step)
 
     def close(self, failed: bool) -> None:
@@ -169,11 +186,16 @@ class WandbRun:
 
 def _not_stopped() -> None:
     """W&B's own way is to interrupt the training."""
-    _say("wandb", "was asked to stop the run: a tracker stops no training; press Ctrl-C where it runs")
+    _say(
+        "wandb",
+        "was asked to stop the run: a tracker stops no training; press Ctrl-C where it runs",
+    )
 
 
 def page(answers: list[Row]) -> str:
-    cells = (f"<tr><td>{html.escape(row['prompt'])}<td>{html.escape(row['answer'])}" for row in answers)
+    cells = (
+        f"<tr><td>{html.escape(row['prompt'])}<td>{html.escape(row['answer'])}" for row in answers
+    )
     return f'<meta charset="utf-8"><table border="1" style="white-space: pre-wrap">{"".join(cells)}</table>'
 
 

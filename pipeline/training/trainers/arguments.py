@@ -15,7 +15,8 @@ def arguments(cfg: Optimization, checkpoints: Path) -> dict[str, Any]:
         "learning_rate": cfg.learning_rate,
         "num_train_epochs": cfg.epochs,
         "per_device_train_batch_size": cfg.runtime.micro_batch,
-        "gradient_accumulation_steps": cfg.batch // (cfg.runtime.micro_batch * int(os.environ.get("WORLD_SIZE", 1))),
+        "gradient_accumulation_steps": cfg.batch
+        // (cfg.runtime.micro_batch * int(os.environ.get("WORLD_SIZE", 1))),
         "lr_scheduler_type": cfg.scheduler,
         "warmup_steps": cfg.warmup,  # below 1 it is a share of the steps
         "weight_decay": cfg.weight_decay,

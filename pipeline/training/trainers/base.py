@@ -13,7 +13,10 @@ from pipeline.training.trainers.learning_rate import ClimbingFromTheFirstStep
 from pipeline.training.trainers.length_grouping import rows_by_length
 from pipeline.training.trainers.rehearsal import Rehearsal, loss_of
 
-WHOLE = ("DEEPSPEED", "FSDP")  # processes gather each other's weights in a pass, and all have to take as many
+WHOLE = (
+    "DEEPSPEED",
+    "FSDP",
+)  # processes gather each other's weights in a pass, and all have to take as many
 REHEARSED = "rehearsed"  # a micro-batch's share of the step's demonstrations
 PART = "part"
 
@@ -38,12 +41,19 @@ class ReadyTrainer(ClimbingFromTheFirstStep):
         rows = _rows_of_step(args, len(self.train_dataset), state.global_step)  # type: ignore[attr-defined]
         parts = parts_of(rows, args.train_batch_size, len(batches))
         self._mean_rows = rows / (len(batches) * args.world_size)
-        batches = [{**self._own(batch, part), PART: part} for batch, part in zip(batches, parts, strict=True)]
-        if args.world_size > 1:  # accelerate would take TRL's figures, one a process, for rows and cut them to the last
+        batches = [
+            {**self._own(batch, part), PART: part}
+            for batch, part in zip(batches, parts, strict=True)
+        ]
+        if (
+            args.world_size > 1
+        ):  # accelerate would take TRL's figures, one a process, for rows and cut them to the last
             accelerator.gradient_state.active_dataloader.remainder = -1
         if self.rehearsal:
             shares = self.rehearsal.shares(state.global_step, parts=len(batches) * args.world_size)
-            for batch, share in zip(batches, shares[args.process_index :: args.world_size], strict=True):
+            for batch, share in zip(
+                batches, shares[args.process_index :: args.world_size], strict=True
+            ):
                 batch[REHEARSED] = share
         return batches, items
 
@@ -53,14 +63,20 @@ class ReadyTrainer(ClimbingFromTheFirstStep):
         if count == own:
             return dict(batch)
         tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
-        cut = {name: value.unflatten(0, (-1, count))[:, :own].flatten(0, 1) for name, value in tensors.items()}
+        cut = {
+            name: value.unflatten(0, (-1, count))[:, :own].flatten(0, 1)
+            for name, value in tensors.items()
+        }
         return {name: cut[name] if name in cut else value[:own] for name, value in batch.items()}
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """A last, smaller micro-batch counts by its rows: TRL would weigh it like a full one."""
-        rehearsed, self.part = inputs.pop(REHEARSED, None), inputs.pop(PART, None if model.training else self.part)
+        rehearsed, self.part = (
+            inputs.pop(REHEARSED, None),
+            inputs.pop(PART, None if model.training else self.part),
+        )
         with rows_by_length(*self._cut_in_passes()), gathered_by_rows(self.accelerator, self.part):  # type: ignore[attr-defined]
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         if not model.training:
@@ -82,7 +98,9 @@ class ReadyTrainer(ClimbingFromTheFirstStep):
         before = {name: len(values) for name, values in kept["eval"].items()}
         with gathered_by_rows(self.accelerator, self.part):  # type: ignore[attr-defined]
             found = super().prediction_step(model, self._own(inputs, self.part), *args, **kwargs)  # type: ignore[misc]
-        for name, values in kept["eval"].items():  # TRL takes the mean of its batches', and the last one is smaller
+        for name, values in kept[
+            "eval"
+        ].items():  # TRL takes the mean of its batches', and the last one is smaller
             values += values[before.get(name, 0) :] * (self.part.of - 1)
         return found
 
@@ -91,7 +109,11 @@ class ReadyTrainer(ClimbingFromTheFirstStep):
         sharded = self.accelerator.distributed_type.value in WHOLE  # type: ignore[attr-defined]
         if not self.by_length or sharded:
             return []
-        return [module for module in (self.model, getattr(self, "ref_model", None)) if module is not None]  # type: ignore[attr-defined]
+        return [
+            module
+            for module in (self.model, getattr(self, "ref_model", None))
+            if module is not None
+        ]  # type: ignore[attr-defined]
 
     def _rehearse(self, model: Any, slots: Any, device: Any) -> Any:
         term = loss_of(model, slots, device)

@@ -32,7 +32,9 @@ class Trainer(ReadyTrainer, KTOTrainer):
         if self.part is None or logps is None:
             return logps
         world = self.args.world_size
-        counted = world if self.model.training else min(world, self.part.of)  # a look's last is cut to what has rows
+        counted = (
+            world if self.model.training else min(world, self.part.of)
+        )  # a look's last is cut to what has rows
         return logps * (self.part.rows * counted / self.part.of)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -58,12 +60,22 @@ def in_training_order(thumbs: "pl.DataFrame", together: int | None, seed: int) -
         hashlib.sha256(f"{seed}:{draw_of(name)}:{label}".encode()).hexdigest() + name
         for name, label in thumbs.select("sample_id", "label").rows()
     ]
-    table = thumbs.with_columns(pl.Series("order", keys, dtype=pl.String)).sort("order").drop("order", "sample_id")
+    table = (
+        thumbs.with_columns(pl.Series("order", keys, dtype=pl.String))
+        .sort("order")
+        .drop("order", "sample_id")
+    )
     if together is None:
         return table
     answers = table["completion_ids"].to_list()
-    turned = [one for at in range(0, len(answers), together) for one in _turned(answers[at : at + together])]
-    return table.with_columns(pl.Series("KL_completion_ids", turned, dtype=table.schema["completion_ids"]))
+    turned = [
+        one
+        for at in range(0, len(answers), together)
+        for one in _turned(answers[at : at + together])
+    ]
+    return table.with_columns(
+        pl.Series("KL_completion_ids", turned, dtype=table.schema["completion_ids"])
+    )
 
 
 def _turned(answers: list[Any]) -> list[Any]:

@@ -30,7 +30,9 @@ def climbing(factor: Any, warmup: int, steps: int) -> Any:
     """`factor` gives step / warmup until `warmup`, or 1 where the schedule has no warm-up: that stays 1."""
 
     def of(step: int) -> float:
-        at = min(step, steps - 1)  # asked once more after the last step, where a polynomial may divide by zero
+        at = min(
+            step, steps - 1
+        )  # asked once more after the last step, where a polynomial may divide by zero
         known = float(factor(at))
         return (known * warmup + 1) / (warmup + 1) if at < warmup else known
 

@@ -50,17 +50,30 @@ def passes(lengths: list[int]) -> list[Rows]:
     return found
 
 
-def _forward(whole: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **given: Any) -> Any:
+def _forward(
+    whole: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, **given: Any
+) -> Any:
     lengths = attention_mask.sum(1).tolist()
     groups = passes(lengths)
-    if len(groups) == 1 or given.get("output_router_logits"):  # experts are balanced over the whole batch
+    if len(groups) == 1 or given.get(
+        "output_router_logits"
+    ):  # experts are balanced over the whole batch
         return whole(input_ids=input_ids, attention_mask=attention_mask, **given)
     if not attention_mask.gather(1, attention_mask.sum(1, keepdim=True) - 1).all():
-        raise ValueError("rows_by_length cuts what follows a row, and this batch is not padded there")
+        raise ValueError(
+            "rows_by_length cuts what follows a row, and this batch is not padded there"
+        )
     rowwise = {"input_ids": input_ids, "attention_mask": attention_mask}
-    rowwise |= {k: v for k, v in given.items() if isinstance(v, torch.Tensor) and v.shape == input_ids.shape}
+    rowwise |= {
+        k: v for k, v in given.items() if isinstance(v, torch.Tensor) and v.shape == input_ids.shape
+    }
     outputs = [
-        whole(**{**given, **{name: tensor[rows, : lengths[rows[-1]]] for name, tensor in rowwise.items()}})
+        whole(
+            **{
+                **given,
+                **{name: tensor[rows, : lengths[rows[-1]]] for name, tensor in rowwise.items()},
+            }
+        )
         for rows in groups
     ]
     return _joined(outputs, groups, [lengths[rows[-1]] for rows in groups], input_ids.shape[1])
@@ -72,7 +85,9 @@ def _joined(outputs: list[Any], groups: list[Rows], widths: list[int], width: in
     for name, first in outputs[0].items():
         if isinstance(first, torch.Tensor) and first.dim() > 1:
             beyond = width - widths[0]
-            fields[name] = InTheirPlaces.apply(groups, first.shape[1] + beyond, *(one[name] for one in outputs))
+            fields[name] = InTheirPlaces.apply(
+                groups, first.shape[1] + beyond, *(one[name] for one in outputs)
+            )
     return type(outputs[0])(**fields)
 
 

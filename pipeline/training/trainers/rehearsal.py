@@ -26,13 +26,19 @@ class Rehearsal:
 
     def of_step(self, step: int) -> list[Row]:
         """On from where the step before ended; each pass through the rows has another order."""
-        turns = (divmod(number, len(self.rows)) for number in range(step * self.count, (step + 1) * self.count))
+        turns = (
+            divmod(number, len(self.rows))
+            for number in range(step * self.count, (step + 1) * self.count)
+        )
         return [self.rows[_order(self.seed, turn, len(self.rows))[place]] for turn, place in turns]
 
     def shares(self, step: int, parts: int) -> list[list[Slot]]:
         """The step's rows in equal parts; a row that only fills one up weighs nothing there."""
         rows, each = self.of_step(step), -(-self.count // parts)
-        weights = [self.weight * parts / self.count if at < self.count else 0.0 for at in range(parts * each)]
+        weights = [
+            self.weight * parts / self.count if at < self.count else 0.0
+            for at in range(parts * each)
+        ]
         slots = [(rows[at % self.count], weight) for at, weight in enumerate(weights)]
         return [slots[part::parts] for part in range(parts)]
 
@@ -50,7 +56,9 @@ def loss_of(model: Any, slots: list[Slot], device: torch.device) -> torch.Tensor
     terms = []
     for at, (row, weight) in enumerate(slots):
         start, end = len(row["prompt_ids"]), len(rows[at])
-        nll = torch.nn.functional.cross_entropy(logits[at, start - 1 : end - 1].float(), ids[at, start:end])
+        nll = torch.nn.functional.cross_entropy(
+            logits[at, start - 1 : end - 1].float(), ids[at, start:end]
+        )
         terms.append(weight * nll)
     return torch.stack(terms).sum()
 

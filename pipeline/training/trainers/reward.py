@@ -17,7 +17,12 @@ from pipeline.errors import Broken, Refusal
 from pipeline.models.strict_loading import whole
 from pipeline.scorers.pooling import forward
 from pipeline.scorers.reward_text import Row as Text
-from pipeline.training.monitoring.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
+from pipeline.training.monitoring.callbacks import (
+    CheckpointLedger,
+    FiniteGuard,
+    MetricsLog,
+    ProgressLine,
+)
 from pipeline.training.monitoring.trackers import Tracked
 from pipeline.training.trainers.arguments import arguments
 from pipeline.training.trainers.learning_rate import ClimbingFromTheFirstStep
@@ -61,7 +66,9 @@ class ThumbsTrainer(ReadyRewardTrainer):
         labels = inputs.pop("labels")
         scores = model(**inputs, use_cache=False).logits.squeeze(-1)
         right = ((scores > 0) == (labels > 0)).float().mean()
-        self._metrics["train"]["accuracy"].append(self.accelerator.gather_for_metrics(right).mean().item())
+        self._metrics["train"]["accuracy"].append(
+            self.accelerator.gather_for_metrics(right).mean().item()
+        )
         return torch.nn.functional.binary_cross_entropy_with_logits(scores, labels)
 
 
@@ -108,18 +115,26 @@ def trainer_for(
     trainer = _by_kind(cfg, shared, tokenizer.pad_token_id, examples)
     trainer.remove_callback(PrinterCallback)
     if trainer.args.world_size != 1 or trainer.args.n_gpu > 1:
-        raise Refusal("reward runs in one process on one device, and a launcher started more: start it without.")
+        raise Refusal(
+            "reward runs in one process on one device, and a launcher started more: start it without."
+        )
     return trainer, ledger
 
 
-def _by_kind(cfg: RewardTraining, shared: dict[str, Any], pad: int, examples: list[Example]) -> ReadyRewardTrainer:
+def _by_kind(
+    cfg: RewardTraining, shared: dict[str, Any], pad: int, examples: list[Example]
+) -> ReadyRewardTrainer:
     if cfg.learn_from == "pairs":
         sides = {"chosen_ids": "good_ids", "rejected_ids": "bad_ids"}
-        data = Dataset.from_dict({theirs: [e[ours] for e in examples] for theirs, ours in sides.items()})
+        data = Dataset.from_dict(
+            {theirs: [e[ours] for e in examples] for theirs, ours in sides.items()}
+        )
         return ReadyRewardTrainer(train_dataset=data, **shared)
     labels = [float(example["good_ids"] is not None) for example in examples]
     data = Dataset.from_dict({"ids": [ids for e in examples for ids in _texts(e)], "label": labels})
-    return ThumbsTrainer(train_dataset=data, data_collator=lambda rows: _thumbs(rows, pad), **shared)
+    return ThumbsTrainer(
+        train_dataset=data, data_collator=lambda rows: _thumbs(rows, pad), **shared
+    )
 
 
 def _thumbs(rows: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
@@ -140,14 +155,18 @@ def accuracy(module: Any, pad: int, examples: list[Example], batch_tokens: int) 
     scores = iter([value for [value] in forward(module.eval(), pad, rows, batch_tokens)])
     right = [_right(example, scores) for example in examples]
     if not all(map(math.isfinite, right)):
-        raise Broken("reward: the trained model gives scores that are no numbers: nothing is published.")
+        raise Broken(
+            "reward: the trained model gives scores that are no numbers: nothing is published."
+        )
     figures: dict[str, float] = {"held_out": len(right), "accuracy": sum(right) / len(right)}
     new = [one for one, example in zip(right, examples, strict=True) if not example["familiar"]]
     if new:
         figures |= {"held_out_new": len(new), "accuracy_new": sum(new) / len(new)}
     if any(example["flipped"] is None for example in examples):
         return figures
-    gold = [1 - one if example["flipped"] else one for one, example in zip(right, examples, strict=True)]
+    gold = [
+        1 - one if example["flipped"] else one for one, example in zip(right, examples, strict=True)
+    ]
     return {**figures, "gold_accuracy": sum(gold) / len(gold)}
 
 

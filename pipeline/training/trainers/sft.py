@@ -10,7 +10,12 @@ from trl import SFTConfig, SFTTrainer
 from pipeline.backends.chat import continuation, templated
 from pipeline.config import Optimization
 from pipeline.errors import Refusal
-from pipeline.training.monitoring.callbacks import CheckpointLedger, FiniteGuard, MetricsLog, ProgressLine
+from pipeline.training.monitoring.callbacks import (
+    CheckpointLedger,
+    FiniteGuard,
+    MetricsLog,
+    ProgressLine,
+)
 from pipeline.training.monitoring.trackers import Tracked
 from pipeline.training.trainers.arguments import arguments
 from pipeline.training.trainers.learning_rate import ClimbingFromTheFirstStep
@@ -23,7 +28,9 @@ IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> Example:
     """The prompt as a sampler puts it, and the last turn as a sampler should answer it: its tokens up to its EOS."""
     where = str(tokenizer.name_or_path)
-    shown = templated(tokenizer, where, messages[:-1], tokenize=False, add_generation_prompt=True, **kwargs)
+    shown = templated(
+        tokenizer, where, messages[:-1], tokenize=False, add_generation_prompt=True, **kwargs
+    )
     whole = templated(tokenizer, where, messages, tokenize=False, **kwargs)
     if not whole.startswith(shown):
         parting = (i for i, (a, b) in enumerate(zip(shown, whole, strict=False)) if a != b)
@@ -70,7 +77,9 @@ def trainer_for(
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.args.world_size != 1 or trainer.args.n_gpu > 1:
-        raise Refusal("sft runs in one process on one device, and a launcher started more: start it without.")
+        raise Refusal(
+            "sft runs in one process on one device, and a launcher started more: start it without."
+        )
     return trainer, ledger
 
 

@@ -22,11 +22,19 @@ from pipeline.hashing import digest_of, sha256_of
 SHARDS = 3
 
 
-def make(stage: str, cfg: Block, out: Path, inputs: dict[str, Any], parts: tuple[str, ...] = ("",)) -> None:
+def make(
+    stage: str, cfg: Block, out: Path, inputs: dict[str, Any], parts: tuple[str, ...] = ("",)
+) -> None:
     note(f"start {stage} {os.getpid()}")
     obey(stage)
     salt = os.environ.get("TOY_SALT", "") if stage == "sample" else ""
-    seen = digest_of([cfg.model_dump(mode="json"), {name: content(value) for name, value in inputs.items()}, salt])
+    seen = digest_of(
+        [
+            cfg.model_dump(mode="json"),
+            {name: content(value) for name, value in inputs.items()},
+            salt,
+        ]
+    )
     for part in parts:
         for shard in range(SHARDS):
             file = out / part / f"shard-{shard}.txt"

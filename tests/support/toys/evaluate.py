@@ -11,7 +11,11 @@ def run(cfg: Evaluation, out: Path, **inputs: Any) -> None:
     """Its score is made from the chosen model's content; the higher it is, the further that model has gone."""
     make("evaluate", cfg, out, inputs)
     score = int(digest_of(content(inputs["chosen"]))[:8], 16) / 16**8
-    chosen = {"name": "round-1", "metrics": {cfg.scorer: {"mean": score}}, "kl": {"mean": 2 * score}}
+    chosen = {
+        "name": "round-1",
+        "metrics": {cfg.scorer: {"mean": score}},
+        "kl": {"mean": 2 * score},
+    }
     control = {"name": "control", "metrics": {cfg.scorer: {"mean": 9.0}}, "kl": {"mean": None}}
     write_json(out / "report.json", {"exam": {"chosen": "round-1"}, "models": [chosen, control]})
     write_text(out / "report.html", f"{score:.6f}\n")

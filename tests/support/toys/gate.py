@@ -10,4 +10,7 @@ def run(cfg: GateConfig, out: Path, *, exams: dict[str, Any]) -> None:
     """Points to the last model."""
     make("gate", cfg, out, {"exams": exams})
     last = [*exams.values()][-1]["model"]
-    write_json(out / MODEL_FILE, {"target": f"{last.path.parent.name}/{last.path.name}", "content": content(last)})
+    write_json(
+        out / MODEL_FILE,
+        {"target": f"{last.path.parent.name}/{last.path.name}", "content": content(last)},
+    )

@@ -15,7 +15,9 @@ def of_contests(report: Row) -> list[Figure]:
 
 def shown(report: Row) -> list[Row]:
     """The contests of each judge and of the primary scorer; the others stand in the table."""
-    others = {name for model in report["models"] for name in model["metrics"]} - {report["exam"]["scorer"]}
+    others = {name for model in report["models"] for name in model["metrics"]} - {
+        report["exam"]["scorer"]
+    }
     fought = [duel for duel in report["duels"] if duel["judge"] not in others]
     return [duel for duel in fought if duel["wins"] + duel["ties"] + duel["losses"]]
 
@@ -34,7 +36,10 @@ def rates(report: Row) -> Figure | None:
     on = formatting.scale([0.5, *(end for duel in fought for end in _ends(duel))], 20, WIDTH - 72)
     bottom = 40 * len(fought) + 8
     texts = [f"{100 * tick:g} %" for tick in on.ticks]
-    parts = [*svg.x_axis(on, 4, bottom, texts=texts), svg.line((on(0.5), 4), (on(0.5), bottom), "half")]
+    parts = [
+        *svg.x_axis(on, 4, bottom, texts=texts),
+        svg.line((on(0.5), 4), (on(0.5), bottom), "half"),
+    ]
     for index, duel in enumerate(fought):
         y, (low, high) = 40 * index + 30, _ends(duel)
         kind = "win" if low > 0.5 else "loss" if high < 0.5 else "c0"
@@ -44,14 +49,18 @@ def rates(report: Row) -> Figure | None:
             svg.dot((on(duel["win_rate"]), y), kind),
             svg.words((WIDTH - 4, y + 4), share(duel["win_rate"]), "value", "end"),
         ]
-    rows = [(named(duel, fought), share(duel["win_rate"]), interval(duel, share)) for duel in fought]
+    rows = [
+        (named(duel, fought), share(duel["win_rate"]), interval(duel, share)) for duel in fought
+    ]
     caption = "A tie is half a win. An interval that touches 50 % tells nothing apart."
     drawing = svg.drawing("Win rates", bottom + 24, parts)
     return Figure("Win rates", caption, drawing, ("contest", "win rate", "interval"), rows)
 
 
 def _ends(duel: Row) -> tuple[float, float]:
-    return (duel["win_rate"], duel["win_rate"]) if duel["low"] is None else (duel["low"], duel["high"])
+    return (
+        (duel["win_rate"], duel["win_rate"]) if duel["low"] is None else (duel["low"], duel["high"])
+    )
 
 
 def flips(report: Row) -> Figure | None:
@@ -69,7 +78,9 @@ def flips(report: Row) -> Figure | None:
             svg.bar((0, y + 21), max(width, 1), 12, "loss"),
             svg.words((WIDTH - 4, y + 31), share(duel["flip_rate"]), "value", "end"),
         ]
-    caption = "Prompts whose verdict changed when the two answers changed places; each counts as a tie."
+    caption = (
+        "Prompts whose verdict changed when the two answers changed places; each counts as a tie."
+    )
     rows = [(named(duel, report["duels"]), share(duel["flip_rate"])) for duel in judged]
     drawing = svg.drawing("Judge flips", ROW * 1.5 * len(judged), parts)
     return Figure("Judge flips", caption, drawing, ("contest", "flips"), rows)
@@ -84,7 +95,9 @@ def sides(report: Row) -> Figure | None:
     for index, duel in enumerate(fought):
         parts += [svg.words((0, 46 * index + 14), named(duel, fought), "name")]
         parts += _split_bar(duel, 46 * index + 20)
-    key, height = svg.legend([(word, f"swatch {kind}") for word, kind, _ in _SIDES], 0, 46 * len(fought) + 20)
+    key, height = svg.legend(
+        [(word, f"swatch {kind}") for word, kind, _ in _SIDES], 0, 46 * len(fought) + 20
+    )
     drawing = svg.drawing("Win, tie, loss", height, [*parts, *key])
     columns = ("a", "b", "judge", "wins", "ties", "losses", "win rate", "interval", "p")
     caption = "Prompts on which the first model has the higher, an equal or the lower mean score."

@@ -17,7 +17,11 @@ def of_models(report: Row) -> list[Figure]:
 
 def scores(report: Row) -> Figure | None:
     scorer = report["exam"]["scorer"]
-    marked = [(m["name"], m["metrics"][scorer]) for m in report["models"] if m["metrics"].get(scorer, {}).get("n")]
+    marked = [
+        (m["name"], m["metrics"][scorer])
+        for m in report["models"]
+        if m["metrics"].get(scorer, {}).get("n")
+    ]
     if not marked:
         return None
     left = svg.beside(name for name, _ in marked)
@@ -56,20 +60,31 @@ def _spread(each: Row) -> Figure:
     across = formatting.scale(edges, 44, WIDTH - 20, tight=True)
     most = max(n for counts in each["prompts"].values() for n in counts)
     up = formatting.scale([0, most], 170, 12)
-    parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 170, 170, NAMES[each["what"]])]
+    parts = [
+        *svg.y_axis(up, across.start, across.end),
+        *svg.x_axis(across, 170, 170, NAMES[each["what"]]),
+    ]
     wide = (across(edges[1]) - across(edges[0]) - 3) / len(each["prompts"])
     for place, (name, counts) in enumerate(each["prompts"].items()):
         for edge, n in zip(edges, counts, strict=False):
             at = across(edge) + 1.5 + place * wide, up(n)
             parts += [svg.bar(at, wide - 1, up.start - up(n), colour(name))] if n else []
-    key, height = svg.legend([(name, f"swatch {colour(name)}") for name in each["prompts"]], 44, 224)
+    key, height = svg.legend(
+        [(name, f"swatch {colour(name)}") for name in each["prompts"]], 44, 224
+    )
     texts = svg.tick_text(edges)
     rows = [
         (f"{low} to {high}", *(count(counts[i]) for counts in each["prompts"].values()))
         for i, (low, high) in enumerate(pairwise(texts))
     ]
     drawing = svg.drawing(title, height, [*parts, *key])
-    return Figure(title, f"How many prompts have which {NAMES[each['what']]}.", drawing, ("", *each["prompts"]), rows)
+    return Figure(
+        title,
+        f"How many prompts have which {NAMES[each['what']]}.",
+        drawing,
+        ("", *each["prompts"]),
+        rows,
+    )
 
 
 def kinds(report: Row) -> Figure | None:
@@ -79,7 +94,10 @@ def kinds(report: Row) -> Figure | None:
     if chosen in (None, "sft") or "sft" not in metrics:
         return None
     names = [name for name in metrics["sft"] if name.startswith(f"{scorer}/")]
-    means = {name: [metrics[model].get(name, {}).get("mean") for model in ("sft", chosen)] for name in names}
+    means = {
+        name: [metrics[model].get(name, {}).get("mean") for model in ("sft", chosen)]
+        for name in names
+    }
     means = {name.partition("/")[2]: both for name, both in means.items() if None not in both}
     if not means:
         return None
@@ -88,9 +106,14 @@ def kinds(report: Row) -> Figure | None:
     parts = svg.x_axis(on, 4, bottom)
     for index, (name, both) in enumerate(means.items()):
         parts += _dumbbell(on, ROW * index + ROW / 2 + 4, name, both, colour(chosen))
-    key, height = svg.legend([("sft", "swatch c0"), (chosen, f"swatch {colour(chosen)}")], left, bottom + 44)
+    key, height = svg.legend(
+        [("sft", "swatch c0"), (chosen, f"swatch {colour(chosen)}")], left, bottom + 44
+    )
     drawing = svg.drawing("Score by kind", height, [*parts, *key])
-    rows = [(name, number(before), number(after), signed(after - before)) for name, (before, after) in means.items()]
+    rows = [
+        (name, number(before), number(after), signed(after - before))
+        for name, (before, after) in means.items()
+    ]
     caption = f"Each part of {scorer}, from sft to {chosen}."
     return Figure("Score by kind", caption, drawing, ("kind", "sft", chosen, "change"), rows)
 
@@ -109,7 +132,9 @@ def _dumbbell(on: Scale, y: float, name: str, both: list[float], kind: str) -> l
 def reward_and_kl(report: Row) -> Figure | None:
     """What each round bought and how far it went for it. The base is no step on that way; SFT is its start."""
     scorer = report["exam"]["scorer"]
-    way = [m for m in report["models"] if m["name"] != "base" and m["metrics"].get(scorer, {}).get("n")]
+    way = [
+        m for m in report["models"] if m["name"] != "base" and m["metrics"].get(scorer, {}).get("n")
+    ]
     way = [m for m in way if m["kl"]["mean"] is not None or m["name"] == "sft"]
     if len(way) < 2:
         return None
@@ -118,17 +143,32 @@ def reward_and_kl(report: Row) -> Figure | None:
     across = formatting.scale([0.0, *nats], 52, WIDTH - 24)
     up = formatting.scale([end for mark in marks for end in _ends(mark)], 200, 12)
     spots = [(across(x), up(mark["mean"])) for x, mark in zip(nats, marks, strict=True)]
-    parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 12, 200, "KL to sft, nats")]
+    parts = [
+        *svg.y_axis(up, across.start, across.end),
+        *svg.x_axis(across, 12, 200, "KL to sft, nats"),
+    ]
     parts.append(svg.curve(spots, "way"))
     for index, (model, mark) in enumerate(zip(way, marks, strict=True)):
         parts += _spot(model["name"], spots, index, [up(end) for end in _ends(mark)])
     drawing = svg.drawing("Score against KL", 240, parts)
     caption = f"{scorer} against the distance from sft: a good round climbs, a bad one only moves to the right."
     rows = [
-        (m["name"], number(m["kl"]["mean"]), interval(m["kl"]), number(mark["mean"]), interval(mark))
+        (
+            m["name"],
+            number(m["kl"]["mean"]),
+            interval(m["kl"]),
+            number(mark["mean"]),
+            interval(mark),
+        )
         for m, mark in zip(way, marks, strict=True)
     ]
-    return Figure("Score against KL", caption, drawing, ("model", "KL, nats", "interval", "score", "interval"), rows)
+    return Figure(
+        "Score against KL",
+        caption,
+        drawing,
+        ("model", "KL, nats", "interval", "score", "interval"),
+        rows,
+    )
 
 
 def _spot(name: str, spots: list[svg.Point], index: int, ends: list[float]) -> list[str]:

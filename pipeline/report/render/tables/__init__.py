@@ -2,7 +2,15 @@
 
 from pipeline.report.formatting import Row
 from pipeline.report.render.table import Sheet
-from pipeline.report.render.tables import benchmarks, chats, contests, gates, models, origins, people
+from pipeline.report.render.tables import (
+    benchmarks,
+    chats,
+    contests,
+    gates,
+    models,
+    origins,
+    people,
+)
 
 
 def all_sheets(report: Row) -> list[Sheet]:

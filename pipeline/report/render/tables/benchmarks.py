@@ -13,17 +13,29 @@ STATES = {"kept": "kept", "perhaps": "perhaps lost", "lost": "lost", "unknown": 
 def benchmarks(report: Row) -> Sheet:
     rows = [row for row in report["benchmarks"] if row["chief"] or row["absent"]]
     models = list(dict.fromkeys(row["model"] for row in rows))
-    chosen = report["exam"]["chosen"] if report["exam"]["chosen"] != SFT else None  # which has no difference
-    columns = ("benchmark", "figure", "questions", *models, *([f"Δ {chosen}"] if chosen in models else []))
+    chosen = (
+        report["exam"]["chosen"] if report["exam"]["chosen"] != SFT else None
+    )  # which has no difference
+    columns = (
+        "benchmark",
+        "figure",
+        "questions",
+        *models,
+        *([f"Δ {chosen}"] if chosen in models else []),
+    )
     names = dict.fromkeys(row["benchmark"] for row in rows)
     note = (
         "One figure of each with its standard error, and the paired difference to sft on the same questions;"
         " report.json has the others."
     )
-    return Sheet("Benchmarks", note, columns, [_benchmark(name, rows, models, chosen) for name in names])
+    return Sheet(
+        "Benchmarks", note, columns, [_benchmark(name, rows, models, chosen) for name in names]
+    )
 
 
-def _benchmark(name: str, rows: Sequence[Row], models: Sequence[str], chosen: str | None) -> list[Cell]:
+def _benchmark(
+    name: str, rows: Sequence[Row], models: Sequence[str], chosen: str | None
+) -> list[Cell]:
     own = {row["model"]: row for row in rows if row["benchmark"] == name}
     there = [row for row in own.values() if not row["absent"]]
     questions = Cell(count(there[0]["n"]), _cut(there)) if there else Cell(UNKNOWN)
@@ -41,15 +53,23 @@ def _cut(there: Sequence[Row]) -> str:
 def _figure(row: Row | None) -> Cell:
     if row is None or row["absent"]:
         return Cell(UNKNOWN)
-    return Cell(number(row["value"]), f"± {number(row['stderr'])}" if row["stderr"] is not None else "")
+    return Cell(
+        number(row["value"]), f"± {number(row['stderr'])}" if row["stderr"] is not None else ""
+    )
 
 
 def _gain(row: Row | None) -> Cell:
     gain = row["gain"] if row else None
     if row is None or gain is None or gain["low"] is None:
         return Cell(UNKNOWN)
-    up, down = (gain["low"] > 0, gain["high"] < 0) if row["higher_is_better"] is not False else _flipped(gain)
-    return Cell(signed(gain["mean"]), interval(gain, signed), "up" if up else "down" if down else "")
+    up, down = (
+        (gain["low"] > 0, gain["high"] < 0)
+        if row["higher_is_better"] is not False
+        else _flipped(gain)
+    )
+    return Cell(
+        signed(gain["mean"]), interval(gain, signed), "up" if up else "down" if down else ""
+    )
 
 
 def _flipped(gain: Row) -> tuple[bool, bool]:
@@ -66,4 +86,9 @@ def retained(report: Row) -> Sheet:
 def _retained(row: Row) -> list[Cell]:
     change, tone = row["change"], {"kept": "up", "lost": "down"}.get(row["state"], "")
     told = Cell(signed(change["mean"]), interval(change, signed)) if change else Cell(UNKNOWN)
-    return [Cell(row["name"]), Cell(number(row["limit"])), told, Cell(STATES[row["state"]], "", tone)]
+    return [
+        Cell(row["name"]),
+        Cell(number(row["limit"])),
+        told,
+        Cell(STATES[row["state"]], "", tone),
+    ]

@@ -24,13 +24,26 @@ def _scores(name: str, chat: Row, chosen: str | None) -> Sheet:
     if not chat["scorers"]:
         rows = [[Cell(model["name"]), _tokens(model)] for model in chat["models"]]
         return Sheet(name, note, ("model", TOKENS), rows, chosen)
-    columns = ("model", "scorer", "mean", *(f"turn {turn}" for turn in turns), "Δ over sft", "p", TOKENS)
-    rows = [_row(chat, model, scorer, turns) for scorer in chat["scorers"] for model in chat["models"]]
+    columns = (
+        "model",
+        "scorer",
+        "mean",
+        *(f"turn {turn}" for turn in turns),
+        "Δ over sft",
+        "p",
+        TOKENS,
+    )
+    rows = [
+        _row(chat, model, scorer, turns) for scorer in chat["scorers"] for model in chat["models"]
+    ]
     return Sheet(name, note, columns, rows, chosen)
 
 
 def _row(chat: Row, model: Row, scorer: str, turns: range | tuple[()]) -> list[Cell]:
-    of = {name: model["metrics"].get(name, UNMARKED) for name in (scorer, *(f"{scorer}{TURN}{t}" for t in turns))}
+    of = {
+        name: model["metrics"].get(name, UNMARKED)
+        for name in (scorer, *(f"{scorer}{TURN}{t}" for t in turns))
+    }
     gap = row_of(chat, model["name"], scorer)
     failed = f"{count(of[scorer]['failed'])} failed" if of[scorer]["failed"] else ""
     return [

@@ -7,7 +7,18 @@ STEADY = 0.15, 0.85  # plain win rates outside of which the length-adjusted one 
 
 
 def duels(report: Row) -> Sheet:
-    columns = ("contest", "judge", "win rate", "wins", "ties", "losses", "p", "length-adjusted", "flips", "failed")
+    columns = (
+        "contest",
+        "judge",
+        "win rate",
+        "wins",
+        "ties",
+        "losses",
+        "p",
+        "length-adjusted",
+        "flips",
+        "failed",
+    )
     note = (
         "By the mean score on each prompt, or by a judge's verdicts that hold in both orders; a tie is half a win, "
         "p is the sign test's on decisive prompts, corrected for a judge's contests. Length-adjusted: were no answer "

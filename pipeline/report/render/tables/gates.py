@@ -12,7 +12,9 @@ def gates(report: Row) -> Sheet:
     last = report["gates"][-1]
     story = "; ".join(f"after round {gate['round']} {gate['chosen']}" for gate in report["gates"])
     note = f"What went on: {story}. By {last['scorer']} on dev prompts, each held against the best before it."
-    return Sheet("Gate", note, columns, [_candidate(row) for row in last["candidates"]], last["chosen"])
+    return Sheet(
+        "Gate", note, columns, [_candidate(row) for row in last["candidates"]], last["chosen"]
+    )
 
 
 def _candidate(row: Row) -> list[Cell]:

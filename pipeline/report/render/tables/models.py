@@ -39,23 +39,35 @@ def _how_sure(report: Row) -> str:
     exam = report["exam"]
     shown = f"{count(exam['prompts'])} {exam['split']} prompts; with each mean its {level_text(exam['level'])}."
     control = report["control"]
-    steady = control["why"] if control and control["stable"] is not False else ""  # else it stands at the top
+    steady = (
+        control["why"] if control and control["stable"] is not False else ""
+    )  # else it stands at the top
     return " ".join(text for text in (shown, _power(report), steady, _captured(report)) if text)
 
 
 def _power(report: Row) -> str:
     """The chosen model's smallest detectable difference, or that of the last one that was held against sft."""
     exam = report["exam"]
-    known = [gap for gap in report["differences"] if gap["scorer"] == exam["scorer"] and gap["detectable"] is not None]
-    of = next((gap for gap in known if gap["model"] == exam["chosen"]), known[-1] if known else None)
-    most = max((gap["n"] for gap in report["differences"] if gap["scorer"] == exam["scorer"]), default=0)
+    known = [
+        gap
+        for gap in report["differences"]
+        if gap["scorer"] == exam["scorer"] and gap["detectable"] is not None
+    ]
+    of = next(
+        (gap for gap in known if gap["model"] == exam["chosen"]), known[-1] if known else None
+    )
+    most = max(
+        (gap["n"] for gap in report["differences"] if gap["scorer"] == exam["scorer"]), default=0
+    )
     if (of is None or is_flat(of)) and most > 1:
         return NO_SPREAD
     if of is None:
         without = "from the scores of one prompt" if most else "without scores of two models"
         return f"How small a difference so many can detect is not known {without}."
     who = (
-        "So many" if of["n"] == exam["prompts"] else f"The {count(of['n'])} on which {of['model']} and sft have scores"
+        "So many"
+        if of["n"] == exam["prompts"]
+        else f"The {count(of['n'])} on which {of['model']} and sft have scores"
     )
     return f"{who} can detect a difference of {detectable(of)} in four cases of five."
 
@@ -65,7 +77,9 @@ def _captured(report: Row) -> str:
     if best is None:
         return ""
     if best["share"] is None and (best["low"] or 0) > 0:
-        return f"{best['model']} gains {signed(best['mean'])} over sft: so much there is to capture."
+        return (
+            f"{best['model']} gains {signed(best['mean'])} over sft: so much there is to capture."
+        )
     if best["share"] is None:
         return f"{best['model']} is not clearly better than sft: how much there is to capture is not known."
     part = share(best["share"]) if best["share"] > 0 else "nothing"
@@ -88,7 +102,11 @@ def _model(report: Row, model: Row, scorer: str) -> list[Cell]:
 
 
 def _drift(kl: Row) -> str:
-    return (kl["why"] or "") if kl["mean"] is None else detail(interval(kl, lambda value: number(value, 2)))
+    return (
+        (kl["why"] or "")
+        if kl["mean"] is None
+        else detail(interval(kl, lambda value: number(value, 2)))
+    )
 
 
 def _sides(gap: Row | None) -> Cell:
@@ -113,7 +131,11 @@ def habits(report: Row) -> Sheet:
     )
     note = "Shares of answers by prompt; distinct-2 is the share of all answers' word pairs that differ."
     return Sheet(
-        "How they write", note, columns, [_habit(model, thinks) for model in report["models"]], report["exam"]["chosen"]
+        "How they write",
+        note,
+        columns,
+        [_habit(model, thinks) for model in report["models"]],
+        report["exam"]["chosen"],
     )
 
 
@@ -127,7 +149,10 @@ def _habit(model: Row, thinks: bool) -> list[Cell]:
         Cell(number(model["distinct"]["2"])),
         Cell(share(model["refusals"])),
         Cell(share(model["markdown"])),
-        Cell(share(strange["share"]), f"{count(strange['n'])} prompts" if strange["n"] else "texts too short"),
+        Cell(
+            share(strange["share"]),
+            f"{count(strange['n'])} prompts" if strange["n"] else "texts too short",
+        ),
         Cell(share(opening["share"]), begun),
         *([Cell(number(model["reasoning"]["mean"], 1), "tokens")] if thinks else []),
     ]
@@ -136,7 +161,9 @@ def _habit(model: Row, thinks: bool) -> list[Cell]:
 def kinds(report: Row) -> Sheet:
     """Every other scorer on its own scale, and every kind of the primary one, over the prompts it applies to."""
     exam, listed = report["exam"], _listed(report)
-    names = dict.fromkeys(name for model in listed for name in model["metrics"] if name != exam["scorer"])
+    names = dict.fromkeys(
+        name for model in listed for name in model["metrics"] if name != exam["scorer"]
+    )
     columns = (
         "scorer",
         "prompts",
@@ -144,7 +171,12 @@ def kinds(report: Row) -> Sheet:
         *([f"Δ {exam['chosen']}"] if _apart(exam) else []),
     )
     rows = [_kind(report, name) for name in names]
-    return Sheet("Kind by kind", "What the score is made of, each over the prompts it applies to.", columns, rows)
+    return Sheet(
+        "Kind by kind",
+        "What the score is made of, each over the prompts it applies to.",
+        columns,
+        rows,
+    )
 
 
 def _kind(report: Row, name: str) -> list[Cell]:
@@ -174,7 +206,9 @@ def slices(report: Row) -> Sheet:
     for row in report["slices"]:
         named.setdefault(f"{row['column']}: {row['value']}", {})[row["model"]] = row
     columns = ("slice", "prompts", *models, *(("Δ over sft", "p") if _apart(exam) else ()))
-    return Sheet("Slice by slice", note, columns, [_slice(name, of, models) for name, of in named.items()])
+    return Sheet(
+        "Slice by slice", note, columns, [_slice(name, of, models) for name, of in named.items()]
+    )
 
 
 def _slice(name: str, of: dict[str, Row], models: Sequence[str]) -> list[Cell]:
@@ -192,10 +226,24 @@ def _slice(name: str, of: dict[str, Row], models: Sequence[str]) -> list[Cell]:
 def proxy(report: Row) -> Sheet:
     """What was optimised beside what was not."""
     told = report["proxy"]
-    note = "A gain by the scorer that made pairs, which one that made none does not share, is no gain."
-    columns = ("model", f"Δ {told['training']}" if told else "", "gold scorer", "Δ gold", "KL to sft")
+    note = (
+        "A gain by the scorer that made pairs, which one that made none does not share, is no gain."
+    )
+    columns = (
+        "model",
+        f"Δ {told['training']}" if told else "",
+        "gold scorer",
+        "Δ gold",
+        "KL to sft",
+    )
     rows = [
-        [Cell(r["model"]), gain(r["proxy"]), Cell(r["scorer"]), gain(r["gold"]), Cell(number(r["kl"], 2))]
+        [
+            Cell(r["model"]),
+            gain(r["proxy"]),
+            Cell(r["scorer"]),
+            gain(r["gold"]),
+            Cell(number(r["kl"], 2)),
+        ]
         for r in (told["rounds"] if told else [])
     ]
     return Sheet("Gold and proxy", note, columns, rows, report["exam"]["chosen"])

@@ -9,21 +9,41 @@ from pipeline.report.render.table import Cell, Sheet, detail
 def prompts(report: Row) -> Sheet:
     story = report["funnel"]["prompts"] or {"in": 0, "dropped": {}, "out": {}}
     counts = [("in", story["in"]), *((f"− {reason}", n) for reason, n in story["dropped"].items())]
-    rows = [[Cell(name), Cell(count(n))] for name, n in (*counts, *story["out"].items())] if story["in"] else []
+    rows = (
+        [[Cell(name), Cell(count(n))] for name, n in (*counts, *story["out"].items())]
+        if story["in"]
+        else []
+    )
     return Sheet(
-        "Prompts", "What came in, what was left out and why, and what each part holds.", ("part", "prompts"), rows
+        "Prompts",
+        "What came in, what was left out and why, and what each part holds.",
+        ("part", "prompts"),
+        rows,
     )
 
 
 def samples(report: Row) -> Sheet:
-    columns = ("draw", "prompts", "dropped", "completions", "failed", "truncated", "stopped by string", "tokens")
+    columns = (
+        "draw",
+        "prompts",
+        "dropped",
+        "completions",
+        "failed",
+        "truncated",
+        "stopped by string",
+        "tokens",
+    )
     rows = [_draw(draw) for draw in report["funnel"]["samples"]]
     return Sheet("Samples", " ".join(_of_samples(report["funnel"])), columns, rows)
 
 
 def _draw(draw: Row) -> list[Cell]:
     cut = draw["truncated"] / draw["completions"] if draw["completions"] else None
-    thought = f"of which {number(draw['reasoning_tokens'], 1)} thinking" if draw["reasoning_tokens"] else ""
+    thought = (
+        f"of which {number(draw['reasoning_tokens'], 1)} thinking"
+        if draw["reasoning_tokens"]
+        else ""
+    )
     return [
         Cell(_name_of(draw)),
         Cell(count(draw["prompts"])),
@@ -43,7 +63,9 @@ def _name_of(draw: Row) -> str:
 
 
 def _lost(reasons: Mapping[str, int]) -> Cell:
-    return Cell(count(sum(reasons.values())), detail(*(f"{reason} {n}" for reason, n in reasons.items())))
+    return Cell(
+        count(sum(reasons.values())), detail(*(f"{reason} {n}" for reason, n in reasons.items()))
+    )
 
 
 def _of_samples(funnel: Row) -> Iterator[str]:
@@ -76,18 +98,27 @@ def _tied(pairs: Row) -> list[Cell]:
 def training(report: Row) -> Sheet:
     columns = ("round", "steps", "loss", "margin", "accuracy")
     rows = [
-        [Cell(r["round"]), Cell(count(r["steps"])), *(Cell(number(r[k])) for k in ("loss", "margin", "accuracy"))]
+        [
+            Cell(r["round"]),
+            Cell(count(r["steps"])),
+            *(Cell(number(r[k])) for k in ("loss", "margin", "accuracy")),
+        ]
         for r in report["training"]
     ]
     return Sheet(
-        "Training", "The mean over the last tenth of each round's batches, as the trainer logged them.", columns, rows
+        "Training",
+        "The mean over the last tenth of each round's batches, as the trainer logged them.",
+        columns,
+        rows,
     )
 
 
 def cost(report: Row) -> Sheet:
     total = sum(row["seconds"] for row in report["cost"])
     names = ["stage", "steps", "time", "share", "engine start", "tokens", "tokens/s"]
-    columns = [*names, "money"] if any(row["money"] for row in report["cost"]) else names  # where somebody was paid
+    columns = (
+        [*names, "money"] if any(row["money"] for row in report["cost"]) else names
+    )  # where somebody was paid
     rows = [_stage(row, total)[: len(columns)] for row in report["cost"]]
     note = (
         f"{seconds(total)} in all; what came from the store counts as when it was built."
