@@ -27,7 +27,7 @@ from measure import Ratio, report
 
 from pipeline.artifacts import Model, Prompts, Samples
 from pipeline.backends import open_backend
-from pipeline.config import Draw
+from pipeline.config import SampleRequest
 from pipeline.config.compose import Arguments, compose
 from pipeline.stages import sample
 
@@ -89,7 +89,7 @@ class Sides:
     def __init__(self, sft: Model, prompts: Prompts):
         self.sft, self.prompts = sft, prompts
         [point], _ = compose(Arguments.parse(["recipes=smoke", f"sample.per_round={PROMPTS}"]))
-        self.cfg: Draw = point.sample.draw("train")
+        self.cfg: SampleRequest = point.sample.draw("train")
         self.backend: Any = open_backend(self.cfg.backend, sft)
         self.clock: dict[int, list[float]] = {PROMPTS: [], FEW: []}
         self._start_defaults()  # first: it lives in a process of its own, as vLLM has it

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from measure import Ratio, in_turn, report
 
 from pipeline.config import DuelConfig
-from pipeline.scorers.judging.cached_judge import Court
+from pipeline.scorers.judging.cached_judge import CachedJudge
 from pipeline.scorers.judging.pairwise import NEEDS, Bout, fought
 from tests.support.house import composed
 from tests.support.judges import KEY, FakeJudge, fake_judge
@@ -172,7 +172,7 @@ def _requests_per_second(cfg: DuelConfig, run: int) -> float:
     bouts = [Bout(f"Question {i} of run {run}?", f"good {i}", f"bad {i}") for i in range(BOUTS + 1)]
     with tempfile.TemporaryDirectory() as folder:
         store = cfg.runtime.model_copy(update={"verdicts": Path(folder) / "verdicts.sqlite"})
-        court = Court(cfg.model_copy(update={"runtime": store}), NEEDS, "exam.duels.bench")
+        court = CachedJudge(cfg.model_copy(update={"runtime": store}), NEEDS, "exam.duels.bench")
         fought(court, bouts[BOUTS:])
         started = time.perf_counter()
         verdicts = fought(court, bouts[:BOUTS])

@@ -24,7 +24,7 @@ import polars as pl
 from measure import Ratio, report
 
 from pipeline.artifacts import Logps, Model, Pairs, write_table
-from pipeline.config import ReferConfig, TrainConfig
+from pipeline.config import ReferenceConfig, TrainConfig
 from pipeline.stages import refer, train
 from tests.support.preferences import dpo
 from tests.support.tiny import WORDS, tiny_model
@@ -159,7 +159,7 @@ def main() -> None:
         sft = tiny_model(folder / "sft" / "bench", **SHAPE)
         pairs = written(folder / "pairs", sft, count)
         started = time.monotonic()
-        cfg = ReferConfig(
+        cfg = ReferenceConfig(
             dtype="float32", quantization=None, runtime={"batch_tokens": 8192, "workers": 1}
         )
         logps = refer.run(cfg, folder / "refer", model=sft, rows=pairs)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TextIO
 
-from pipeline.errors import DONE, REFUSED, Refusal, exit_on_signals, explain_disk_fault, nearest
+from pipeline.errors import DONE, REFUSED, UserError, exit_on_signals, explain_disk_fault, nearest
 
 HELP = {"-h", "--help"}
 CHOICES = "[recipes=NAME] [group=choice …] [key=value …]"
@@ -134,7 +134,7 @@ def main() -> int:
     try:
         code = run_command(sys.argv[1:])
         print(end="", flush=True)
-    except Refusal as refusal:
+    except UserError as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
     except OSError as error:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -63,15 +63,15 @@ def read_table(path: Path) -> "pl.DataFrame":
     try:
         return pl.read_parquet(path)
     except FileNotFoundError as error:
-        raise Refusal(_describe_absence(path)) from error
+        raise UserError(_describe_absence(path)) from error
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise Refusal(_describe_damage(path, "parquet", error)) from error
+        raise UserError(_describe_damage(path, "parquet", error)) from error
 
 
 def _read_shards(folder: Path) -> Iterator["pl.DataFrame"]:
     files = sorted(folder.glob("*.parquet"))
     if not files:
-        raise Refusal(_describe_absence(folder / "*.parquet"))
+        raise UserError(_describe_absence(folder / "*.parquet"))
     yield from map(read_table, files)
 
 
@@ -79,7 +79,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise Refusal(_describe_damage(path, "JSON", error)) from error
+        raise UserError(_describe_damage(path, "JSON", error)) from error
 
 
 def _describe_absence(path: Path) -> str:
@@ -140,7 +140,7 @@ def read_step(folder: Path) -> dict[str, Any]:
         and isinstance(step.get("inputs"), dict)
     )
     if not told or not all(isinstance(source, dict) for source in step["inputs"].values()):
-        raise Refusal(
+        raise UserError(
             _describe_damage(
                 folder / STEP_FILE, "a step's record", ValueError("no config and inputs in it")
             )
@@ -189,7 +189,7 @@ class Prompts(Artifact):
 
 
 @dataclass(frozen=True)
-class Fence(Artifact):
+class Decontamination(Artifact):
     """Hashed word n-grams of every evaluation prompt, and of how many words: what training data must not contain."""
 
     def read(self) -> "pl.DataFrame":
@@ -346,7 +346,7 @@ class Metrics(Artifact):
         return read_table(self.path / "items.parquet")
 
 
-class Exam(TypedDict, total=False):
+class EvalArtifacts(TypedDict, total=False):
     """What one examined model brings to `evaluate`; what could not be made is not there."""
 
     model: Model
@@ -360,7 +360,7 @@ class ChatSet(TypedDict, total=False):
     """One set of questions beside the test prompts: what every model answered, and what judges said of it."""
 
     prompts: Prompts
-    exams: dict[str, Exam]
+    exams: dict[str, EvalArtifacts]
     duels: dict[str, dict[str, dict[str, Verdicts]]]
 
 
@@ -390,7 +390,7 @@ MADE_BY: dict[str, type[Artifact]] = {
 
 def open_artifact(stage: str, path: Path, part: str | None = None) -> Artifact:
     if part == "fence":
-        return Fence(path / part)
+        return Decontamination(path / part)
     if stage == "gate":  # opened as the model that it points to
         return Model(path.parent.parent / read_json(path / MODEL_FILE)["target"])
     return MADE_BY[stage](path / part if part else path)

@@ -13,7 +13,7 @@ DONE, BROKE, REFUSED, FOUND, STOPPED = 0, 1, 2, 3, 75
 Answer = TypeVar("Answer")
 
 
-class Said(Exception):
+class ReportedError(Exception):
     """An error whose text is for a person: whatever it quotes, it can be printed and written."""
 
     def __init__(self, *said: object):
@@ -23,18 +23,18 @@ class Said(Exception):
         return "\n".join(map(str, self.args))
 
 
-class Refusal(Said):
+class UserError(ReportedError):
     """Wrong usage, config or input: exit code 2, its text is printed as it stands and no traceback is shown.
 
     Each argument is a reason by itself.
     """
 
 
-class Unrenderable(Refusal):
+class UnrenderableTemplate(UserError):
     """A chat template does not take these messages; others it may take."""
 
 
-class Broken(Said):
+class StageError(ReportedError):
     """Something failed while it ran and we know what: exit code 1, its text is printed without a traceback."""
 
 
@@ -89,7 +89,7 @@ def together(asked: Iterable[Callable[[], Answer]]) -> list[Answer]:
     """What each of them answers; where some refuse, all that they say, at once."""
     answers, faults = _collect(asked)
     if faults:
-        raise Refusal(*faults)
+        raise UserError(*faults)
     return answers
 
 
@@ -103,7 +103,7 @@ def _collect(asked: Iterable[Callable[[], Answer]]) -> tuple[list[Answer], list[
     for one in asked:
         try:
             answers.append(one())
-        except Refusal as refusal:
+        except UserError as refusal:
             faults |= dict.fromkeys(refusal.args)
     return answers, [*faults]
 

@@ -11,26 +11,26 @@ from pipeline.config import (
     BEST_OF,
     CONTROL,
     Config,
-    Draw,
     DuelConfig,
     OtherModel,
     Questions,
+    SampleRequest,
     ScoreConfig,
     ServedModel,
 )
 from pipeline.step import Input, Part, Step
 
-ExamSteps = dict[str, Input]
+EvalSteps = dict[str, Input]
 
 
 @dataclass(frozen=True)
-class Exams:
+class EvalPlan:
     cfg: Config
     prompts: Step
     sft: Step
     reward: Step | None
 
-    def of(self, name: str, model: Step, split: Literal["dev", "test"]) -> ExamSteps:
+    def of(self, name: str, model: Step, split: Literal["dev", "test"]) -> EvalSteps:
         part, label = self.prompts / split, f"{split} {name}"
         tasks = self.cfg.benchmark if split == "test" else {}
         asked = self.cfg.exam.sample.draw("exam")
@@ -76,13 +76,13 @@ class Exams:
             best=best,
         )
 
-    def others(self) -> dict[str, ExamSteps]:
+    def others(self) -> dict[str, EvalSteps]:
         return {name: self.other(name, brought) for name, brought in self.cfg.exam.others.items()}
 
-    def redrawn(self) -> dict[str, ExamSteps]:
+    def redrawn(self) -> dict[str, EvalSteps]:
         return {name: self.again(name, draw) for name, draw in self.cfg.exam.rows()}
 
-    def other(self, name: str, brought: OtherModel) -> ExamSteps:
+    def other(self, name: str, brought: OtherModel) -> EvalSteps:
         """Asked and marked as ours are; the answers of a model that a server holds are measured in sft's tokens."""
         part, label, knob = self.prompts / "test", f"test {name}", f"exam.others.{name}"
         like = self.sft if isinstance(brought, ServedModel) else None
@@ -100,7 +100,7 @@ class Exams:
             else "exam.sample"
         )
 
-    def again(self, name: str, draw: Draw) -> ExamSteps:
+    def again(self, name: str, draw: SampleRequest) -> EvalSteps:
         """SFT once more: the A/A control, the best of n by the scorer that makes pairs, with a prompt."""
         part, label = self.prompts / "test", f"test {name}"
         samples = Step("sample", draw, at=label, knob="exam.sample", policy=self.sft, prompts=part)
@@ -111,14 +111,14 @@ class Exams:
         scores = self.marks("exam.score", scorers, label, samples, part, best)
         return {"model": self.sft, "samples": samples, "scores": scores}
 
-    def chat(self, name: str, exams: Mapping[str, ExamSteps]) -> dict[str, Input]:
+    def chat(self, name: str, exams: Mapping[str, EvalSteps]) -> dict[str, Input]:
         """A set of questions beside the test prompts, asked of every model of the table."""
         block, knob = self.cfg.exam.chats[name], f"exam.chats.{name}"
         rows = Questions(rows=self.cfg.prompts.evaluation[name])
         questions = (
             Step("prompts", rows, at=f"test {name}", knob=f"prompts.evaluation.{name}") / "test"
         )
-        told: dict[str, ExamSteps] = {}
+        told: dict[str, EvalSteps] = {}
         for of, exam in exams.items():
             draw = self.cfg.exam.sample.conversation(block.turns, self.cfg.exam.others.get(of))
             label, model = f"test {of} {name}", exam["model"]
@@ -139,7 +139,7 @@ class Exams:
     def duels(
         self,
         judges: Mapping[str, DuelConfig],
-        exams: Mapping[str, ExamSteps],
+        exams: Mapping[str, EvalSteps],
         part: Part,
         knob: str = "exam",
         *on: str,

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 
 BLOCK = 1 << 22
 
@@ -112,14 +112,14 @@ def commit_of(name: str, revision: str | None) -> str:
         info = HfApi().model_info if data == name else HfApi().dataset_info
         sha = info(data, revision=revision).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise Refusal(
+        raise UserError(
             f"{name}{f' at revision {revision}' if revision else ''}: no such repository on the hub, no local folder.\n"
             f"  Check the name, set HF_TOKEN when it is gated, or give a folder as ./{name}."
         ) from error
     except (
         Exception
     ) as error:  # the hub's client lets its transport's own errors through, whatever that is today
-        raise Refusal(
+        raise UserError(
             f"{name}: no such folder is here, and the hub cannot be reached to find its commit"
             f" ({type(error).__name__}).\n"
             f"  Give the commit as revision, or a local folder."

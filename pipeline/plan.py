@@ -6,7 +6,7 @@ A Step is one stage on given inputs (see step.py). The plan is the returned Step
 from typing import Any
 
 from pipeline.config import Config, RewardTraining, SftTraining
-from pipeline.evals import Exams, ExamSteps
+from pipeline.evals import EvalPlan, EvalSteps
 from pipeline.step import Input, Part, Step
 
 
@@ -28,9 +28,9 @@ def plan(cfg: Config) -> Step:
         else None
     )
 
-    exams = Exams(cfg, prompts, sft, reward)
+    exams = EvalPlan(cfg, prompts, sft, reward)
     policy, models, pairs = sft, {"sft": sft}, []
-    watched: dict[str, ExamSteps] = {}  # the gate's exams, each model's once
+    watched: dict[str, EvalSteps] = {}  # the gate's exams, each model's once
     for r in range(1, cfg.rounds + 1):
         samples: list[Step] = []
         scores: list[Step] = []

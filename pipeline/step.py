@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from pipeline.config import Block, Function, HubDataset, Local, Weights
-from pipeline.errors import Refusal, together
+from pipeline.errors import UserError, together
 from pipeline.hashing import digest_of
 
 # Bump a stage's number when the meaning of what it makes changes, so that nothing made before is taken for it.
@@ -145,11 +145,11 @@ class Identity:
         try:
             return self._content_of(path)
         except FileNotFoundError as error:
-            raise Refusal(
+            raise UserError(
                 f"{knob}={path}: there is no such file or folder. Give the path of one that exists."
             ) from error
         except OSError as error:
-            raise Refusal(
+            raise UserError(
                 f"{knob}={path}: cannot be read ({error.strerror}). Give the path of one that can."
             ) from error
 

@@ -30,7 +30,7 @@ from pipeline.artifacts import (
 )
 from pipeline.artifacts import MANIFEST_FILE as MANIFEST
 from pipeline.artifacts import STEP_FILE as STEP
-from pipeline.errors import Refusal, explain_disk_fault
+from pipeline.errors import UserError, explain_disk_fault
 from pipeline.hashing import content, sha256_of
 
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, built or not, which pruning keeps
@@ -74,7 +74,7 @@ def read_manifest(path: Path) -> Manifest | None:
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
     except OSError as error:
-        raise Refusal(explain_disk_fault(error, file) or str(error)) from error
+        raise UserError(explain_disk_fault(error, file) or str(error)) from error
     return manifest if _is_manifest(manifest) else None
 
 
@@ -82,7 +82,7 @@ def known_manifest(path: Path) -> Manifest | None:
     """A manifest for figures alone: one that cannot be read is one that is not there."""
     try:
         manifest = read_manifest(path)
-    except Refusal:
+    except UserError:
         return None
     return manifest if manifest and not missing_keys(manifest) else None
 
@@ -148,7 +148,7 @@ def fault(
 def _recorded_place(path: Path) -> str | None:
     try:
         recorded = read_json(path / PLACE_FILE)
-    except Refusal:
+    except UserError:
         return None
     return recorded.get("weights") if isinstance(recorded, dict) else None
 
@@ -266,7 +266,7 @@ def check_places(finals: Iterable[Path]) -> None:
     for place in (place for final in finals for place in (final, partial(final))):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             kind = "a symlink" if place.is_symlink() else "a file"
-            raise Refusal(
+            raise UserError(
                 f"{place}: {kind} is there, where the store keeps a step's folder. The store did not make it.\n"
                 f"  Move it away, and run the same command again: mv {place} ELSEWHERE"
             )
@@ -334,7 +334,7 @@ def alone(root: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Refusal(
+            raise UserError(
                 f"{root}: a run is at work{_name_built(root)}. Nothing was removed. Prune when no run is at work."
             ) from error
         yield

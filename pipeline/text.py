@@ -2,7 +2,7 @@
 
 import re
 
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import UserError, nearest
 
 REFUSAL = (
     r"(?i)^\W*(i(’|')?m (really |very |so )?sorry|sorry, (but )?i|i apologi[sz]e, but"
@@ -27,7 +27,7 @@ def check_languages(codes: list[str], knob: str) -> None:
     known = [code for code, _ in py3langid.rank("")]
     for code in codes:
         if code not in known:
-            raise Refusal(
+            raise UserError(
                 f"{knob}: {code} is no language that is told apart. {nearest(code, known)}"
             )
 

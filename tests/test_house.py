@@ -424,7 +424,7 @@ def check_type(value: object, hint: object, where: str) -> None:
 
 def made_type(value: object) -> type:
     step, part = (value, None) if isinstance(value, Step) else (value.step, value.part)
-    return artifacts.Fence if part == "fence" else artifacts.MADE_BY[step.stage]
+    return artifacts.Decontamination if part == "fence" else artifacts.MADE_BY[step.stage]
 
 
 @pytest.mark.parametrize("words", PLANS, ids=lambda words: " ".join(words)[:60])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.step import Step, floats
 from tests.support.house import SMALL, Toys, composed, fingerprints, named
@@ -120,7 +120,7 @@ def test_a_judge_that_compares_makes_pairs_while_others_mark_the_dev_exams():
     ]
     words = ["recipes=smoke", "exam.split=dev", "evaluate.scorer=rules", *judge]
     with pytest.raises(
-        Refusal, match=r"score\.scorers\.judge compares.*\+score@exam\.dev_score=rules"
+        UserError, match=r"score\.scorers\.judge compares.*\+score@exam\.dev_score=rules"
     ):
         composed(*words)
     steps = named(plan(composed(*words, "+score@exam.dev_score=rules")))
@@ -128,7 +128,7 @@ def test_a_judge_that_compares_makes_pairs_while_others_mark_the_dev_exams():
     assert set(steps["score@dev sft"].config.scorers) == {"rules"}
     gold = ["+score@exam.dev_score=rules", "exam.dev_score.scorers.rules.gold=true"]
     with pytest.raises(
-        Refusal, match=r"exam\.dev_score\.scorers\.rules\.gold=true: a gold scorer marks"
+        UserError, match=r"exam\.dev_score\.scorers\.rules\.gold=true: a gold scorer marks"
     ):
         composed(*words, *gold)
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from pipeline import config
 from pipeline.config import Block, Config
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from tests.support.house import HOUSE, composed
 
 # What is typed elsewhere than in a run: these have arguments of their own.
@@ -430,7 +430,7 @@ RELATIVE = [
 
 @pytest.mark.parametrize(("words", "remedy"), RELATIVE, ids=lambda part: str(part)[:60])
 def test_a_block_names_its_knobs_as_they_are_typed(words, remedy):
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         composed(*GIVEN, *words)
     said = str(refusal.value)
     assert re.search(rf"(?<![\w.]){re.escape(remedy)}", said), said

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.errors import Refusal, shown
+from pipeline.errors import UserError, shown
 
 SHOWN = 200  # characters of what a server says
 MOST_TOKENS = 10**9  # of one reply: what claims more is no count
@@ -73,7 +73,7 @@ def key_of(knob: str, place: Place) -> str:
     if place.api_key_env is None:
         return "none"  # or the client would send whatever OPENAI_API_KEY holds
     if not (key := _held(place)):
-        raise Refusal(
+        raise UserError(
             f"{knob}.runtime.api_key_env={place.api_key_env}: this environment variable is not set.\n"
             f"  Type `export {place.api_key_env}=…` with the server's key, or give null for a server without keys."
         )
@@ -94,17 +94,17 @@ def card_of(knob: str, place: Place, model: str) -> dict[str, Any]:
     except (AuthenticationError, PermissionDeniedError) as error:
         raise unaccepted(knob, place, error.status_code) from None
     except APIConnectionError:
-        raise Refusal(
+        raise UserError(
             f"{knob_of_url}: no server answers there.\n  Start it, or give the address of one that runs."
         ) from None
     except (OpenAIError, ValueError, AttributeError, TypeError, RecursionError) as error:
         code = getattr(error, "status_code", None)
-        raise Refusal(
+        raise UserError(
             f"{knob_of_url}: {f'HTTP {code}' if code else 'no list of models'} came from {url}/models.\n"
             f"  Give the address of an OpenAI-compatible server, up to and with /v1."
         ) from None
     if model not in cards:
-        raise Refusal(
+        raise UserError(
             f"{knob}.model={model}: {url} does not serve it, but {shown(', '.join(cards)) or 'nothing'}.\n"
             f"  Give the name that it has there, or start the server with --served-model-name {model}."
         )
@@ -129,7 +129,7 @@ class _Patience:
     retries: int = 1
 
 
-def unaccepted(knob: str, place: Place, status: int) -> Refusal:
+def unaccepted(knob: str, place: Place, status: int) -> UserError:
     variable = place.api_key_env
     wanted = f"the key in {variable}" if variable else "a request without a key"
     remedy = (
@@ -138,7 +138,7 @@ def unaccepted(knob: str, place: Place, status: int) -> Refusal:
         else f"Put a key that it takes into an environment variable, and name it as {knob}.runtime.api_key_env=NAME."
     )
     where = f"{knob}.runtime.base_url={place.base_url}"
-    return Refusal(f"{where}: HTTP {status}, the server does not accept {wanted}.\n  {remedy}")
+    return UserError(f"{where}: HTTP {status}, the server does not accept {wanted}.\n  {remedy}")
 
 
 def fault(library: Any, place: Place, error: Exception) -> str:

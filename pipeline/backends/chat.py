@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Message
-from pipeline.errors import Refusal, Unrenderable
+from pipeline.errors import UnrenderableTemplate, UserError
 from pipeline.models.bos import adds_bos, fault_of, remedy_for
 
 PROBE: list[Message] = [{"role": "user", "content": "Who are you?"}]
@@ -107,7 +107,7 @@ class Chat:
         ids = continuation(self.tokenizer, *self._with_answer(messages, text, kwargs))
         ends = [at for at, token in enumerate(ids) if token in self.stops]
         if not ends:
-            raise Refusal(
+            raise UserError(
                 f"{self.where}: its chat template does not close an answer with a stop token "
                 f"({self.tokenizer.eos_token}): the model would never learn to stop.\n"
                 f"  Set eos_token in tokenizer_config.json to what ends a turn, or give template.chat_template=FILE."
@@ -124,7 +124,7 @@ class Chat:
             [*messages, {"role": "assistant", "content": text}], kwargs, generation=False
         )
         if not whole.startswith(shown):
-            raise Refusal(
+            raise UserError(
                 f"{self.where}: its chat template writes a prompt in one way alone and in another with its answer.\n"
                 f"  {differing(shown, whole[: len(shown)])}\n"
                 f"  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
@@ -141,7 +141,7 @@ class Chat:
 
     def _check_bos(self, ids: list[int]) -> None:
         if fault := self.bos_fault(ids):
-            raise Refusal(
+            raise UserError(
                 f"{self.where}: a templated prompt begins with {fault} ({self.tokenizer.bos_token}): "
                 f"{self.spell(ids[:4])}; one was expected.\n  {remedy_for(fault)}"
             )
@@ -151,7 +151,7 @@ def templated(tokenizer: Any, where: str, messages: list[Message], **how: Any) -
     try:
         return tokenizer.apply_chat_template(messages, **how)
     except Exception as error:  # it is the checkpoint's own code, and may raise whatever it likes
-        raise Unrenderable(
+        raise UnrenderableTemplate(
             f"{where}: its chat template does not render {str(messages)[:200]}: {error}.\n"
             f"  Give the messages in the roles and the order it knows, or another template.chat_template=FILE."
         ) from error

@@ -11,9 +11,9 @@ from pipeline.artifacts import Model
 from pipeline.backends import Billed, Completion, Failed, OnTokens, Request, api_client
 from pipeline.backends.chat import Chat
 from pipeline.backends.endpoint import is_text
-from pipeline.backends.in_flight import UnderWay
+from pipeline.backends.in_flight import RequestPool
 from pipeline.config import Limits, ServedModel
-from pipeline.errors import Refusal, shown
+from pipeline.errors import UserError, shown
 
 SHOWN = 40  # characters of why a server ended an answer
 
@@ -22,7 +22,7 @@ class ByName:
     def __init__(self, cfg: ServedModel, policy: Model, knob: str):
         self.cfg, self.knob = cfg, knob
         self.text = Chat(policy)
-        self._under_way = UnderWay(cfg.runtime.concurrency, cfg.runtime.timeout)
+        self._under_way = RequestPool(cfg.runtime.concurrency, cfg.runtime.timeout)
         self._longest: int
 
     def start(self, model: Model, limits: Limits) -> Self:
@@ -49,7 +49,7 @@ class ByName:
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise api_client.unaccepted(self.knob, self.cfg.runtime, error.status_code) from None
         except openai.NotFoundError:
-            raise Refusal(
+            raise UserError(
                 f"{self.knob}.model={self.cfg.model}: {self.cfg.runtime.base_url} does not serve it.\n"
                 "  Give the name that it has there, and an address up to and with /v1."
             ) from None

@@ -12,10 +12,10 @@ from typing import Any, Self
 from pipeline.artifacts import Model
 from pipeline.backends import Billed, Completion, Failed, OnTokens, Request, api_client
 from pipeline.backends.chat import Chat
-from pipeline.backends.in_flight import UnderWay
+from pipeline.backends.in_flight import RequestPool
 from pipeline.backends.policy_check import check_measured, check_named
 from pipeline.config import EndpointBackend, Limits
-from pipeline.errors import Refusal, shown
+from pipeline.errors import UserError, shown
 
 # The server's own generation config would add these where a request is silent.
 AS_ASKED = {"repetition_penalty": 1.0, "top_k": 0}
@@ -27,7 +27,7 @@ class Endpoint:
         self.text = Chat(policy)
         self.where = cfg.runtime.base_url
         api_client.key_of(knob, cfg.runtime)  # said before a minute is spent
-        self._under_way = UnderWay(cfg.runtime.concurrency, cfg.runtime.timeout)
+        self._under_way = RequestPool(cfg.runtime.concurrency, cfg.runtime.timeout)
         self._longest: int
 
     def start(self, model: Model, limits: Limits) -> Self:
@@ -63,7 +63,7 @@ class Endpoint:
         except (AuthenticationError, PermissionDeniedError) as error:
             raise api_client.unaccepted(self.knob, self.cfg.runtime, error.status_code) from None
         except NotFoundError:
-            raise Refusal(
+            raise UserError(
                 f"{self.where}: it no longer serves {self.cfg.model}.\n"
                 f"  Serve it again and run the same command: completions that came are kept."
             ) from None
@@ -209,7 +209,7 @@ class Endpoint:
         theirs, needed = card.get("max_model_len"), limits.prompt + limits.completion
         needed = min(needed, self.text.context or needed)
         if theirs and theirs < needed:
-            raise Refusal(
+            raise UserError(
                 f"{self.where}: it serves {self.cfg.model} with a context of {theirs} tokens, and limits.prompt="
                 f"{limits.prompt} with limits.completion={limits.completion} need {needed}.\n"
                 f"  Start it with --max-model-len {needed}, or lower the limits."

@@ -10,7 +10,7 @@ from pipeline.backends import Completion, Failed, Request
 Ask = Callable[[Request], Coroutine[Any, Any, Completion | Failed]]
 
 
-class UnderWay:
+class RequestPool:
     """`client` is there from `open` to `close`; without one, `close` has nothing to do."""
 
     def __init__(self, most: int, timeout: float):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model
 from pipeline.backends import Request, api_client
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.progress import SIGN
 
 if TYPE_CHECKING:
@@ -32,19 +32,19 @@ def check_measured(endpoint: "Endpoint", model: Model) -> None:
     try:
         choices = [endpoint.wait(endpoint.choice(request, TOKENS))[0] for request in requests]
     except (OpenAIError, api_client.Unreadable) as error:
-        raise Refusal(
+        raise UserError(
             f"{endpoint.where}: it does not complete a prompt of token ids ({endpoint.said(error)}).\n  {_REMEDY}"
         ) from None
     for request, choice in zip(requests, choices, strict=True):
         if fault := endpoint.fault(request, choice):
-            raise Refusal(
+            raise UserError(
                 f"{endpoint.where}: a first completion cannot be used: {fault}.\n  {_REMEDY}"
             )
     gap = _mean_gap(
         model, ids, [(choice.token_ids, choice.logprobs.token_logprobs) for choice in choices]
     )
     if not gap <= (allowed := endpoint.cfg.runtime.tolerance):
-        raise Refusal(
+        raise UserError(
             f"{endpoint.where}: {endpoint.cfg.model} is not the policy {name_of(endpoint.policy)}: its"
             f" log-probabilities are {gap:.3g} nats a token away from the policy's; at most {allowed:g} was expected.\n"
             f"  Serve {endpoint.policy.weights}. If it is that model in fewer bits, raise"
@@ -97,7 +97,7 @@ def check_named(endpoint: "Endpoint", card: dict[str, Any]) -> None:
         {name} if policy.adapter else {name, str(policy.weights)}
     )  # an adapter's weights are its base's
     if not {card["id"], card.get("root")} & names:
-        raise Refusal(
+        raise UserError(
             f"{where}: it serves {card['id']}, and the policy is {name}. With"
             f" sample.backend.require_token_ids=false nothing can be measured, so the names have to agree.\n"
             f"  Start it with --served-model-name {name} and give sample.backend.model={name}."

@@ -15,7 +15,7 @@ from pipeline.backends.chat import Chat
 from pipeline.backends.lora_support import engine_rank
 from pipeline.backends.stopping import Stopper
 from pipeline.config import Limits, VllmBackend
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.hashing import here
 from pipeline.resources import inference_memory
 
@@ -82,7 +82,7 @@ class Vllm:
             self.knob, device, runtime.memory, runtime.tensor_parallel, free=free
         )
         if needs and (short := inference_memory.shortage(needs, place)):
-            raise Refusal(short)
+            raise UserError(short)
 
     def _longest(self) -> int:
         longest = self.limits.prompt + self.limits.completion
@@ -235,7 +235,7 @@ def _completion(output: Any) -> Completion | None:
 def _reason(output: Any) -> Literal["stop", "length"]:
     reason = output.outputs[0].finish_reason
     if reason not in ("stop", "length"):
-        raise Broken(
+        raise StageError(
             f"vLLM ended the completion {output.request_id} with {reason}; stop or length was expected."
         )
     return reason

@@ -21,7 +21,7 @@ from pipeline.backends.vllm import (
     set_unset,
 )
 from pipeline.config import BenchmarkConfig, TransformersBackend, VllmBackend
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.models import loading
 from pipeline.progress import Progress, say_phase
 
@@ -58,7 +58,7 @@ def _by_vllm(
         from lm_eval.models.vllm_causallms import VLLM
         from vllm.platforms import current_platform
     except ImportError as error:
-        raise Refusal(
+        raise UserError(
             f"benchmark {cfg.task}: lm-eval's vLLM does not start here ({error}).\n"
             f"  It wants the build for GPUs: give backend@{knob}.backend=transformers."
         ) from error
@@ -143,7 +143,7 @@ class Chunks(LM):
     def _longest(self, wishes: dict[str, Any]) -> int:
         longest: int = normalize_gen_kwargs(wishes, self.model.max_gen_toks)["max_gen_toks"]
         if longest >= self.model.max_length:
-            raise Refusal(
+            raise UserError(
                 f"benchmark {self.cfg.task}: it asks for answers of up to {longest} tokens, and the model has a context"
                 f" of {self.model.max_length}.\n  Give {self.knob}.max_new_tokens={self.model.max_length // 2} or less."
             )
@@ -168,7 +168,7 @@ class Chunks(LM):
             value for answer in answers if not isinstance(answer, str) for value in _figures(answer)
         ]
         if not all(math.isfinite(value) for value in figures):
-            raise Broken(
+            raise StageError(
                 f"benchmark {self.cfg.task}: some answer has no finite log-probability under this model in"
                 f" {self.cfg.backend.dtype}.\n  Try {self.knob}.backend.dtype=float32; else its weights are broken."
             )

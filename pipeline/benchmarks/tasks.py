@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import BenchmarkConfig
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.scorers.ifeval import NO_PUNKT, has_punkt, no_download
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -68,12 +68,12 @@ def check_known(cfg: BenchmarkConfig, knob: str, manager: Any) -> None:
     of = f"the folder {cfg.tasks}" if cfg.tasks else "lm-eval"
     if cfg.task in manager.all_tags:
         members = ", ".join(sorted(manager.task_index[cfg.task].tags)[:8])
-        raise Refusal(
+        raise UserError(
             f"{knob}.task={cfg.task}: it is a label for several tasks of {of}, not one.\n  Give one of them: {members}"
         )
     if cfg.task not in manager.all_tasks:
         close = ", ".join(difflib.get_close_matches(cfg.task, manager.all_tasks, n=4))
-        raise Refusal(
+        raise UserError(
             f"{knob}.task={cfg.task}: {of} has no such task.\n"
             f"  {f'Did you mean {close}?' if close else 'All its tasks: python -m lm_eval ls tasks'}"
         )
@@ -97,13 +97,13 @@ def _from_files(
     cfg: BenchmarkConfig, knob: str, data: dict[str, Any], manager: Any, cache: Path
 ) -> dict[str, Any]:
     if cfg.task in manager.all_groups:
-        raise Refusal(
+        raise UserError(
             f"benchmark {cfg.task}: it is a group, and its tasks have rows of their own.\n"
             f"  Give {knob}.data=FOLDER with a copy of the hub's dataset, or {knob}.task=NAME with one task of it."
         )
     readers = {READERS.get(Path(path).suffix, "") for path in data.values()}
     if len(readers) > 1 or not all(readers):
-        raise Refusal(f"{knob}.data: it takes files of one kind. Known: {', '.join(READERS)}")
+        raise UserError(f"{knob}.data: it takes files of one kind. Known: {', '.join(READERS)}")
     files = {split: str(Path(path).expanduser().absolute()) for split, path in data.items()}
     return {
         "dataset_path": readers.pop(),
@@ -126,11 +126,11 @@ def _splits(
     """The task's splits of which there is no file are none; those that it cannot do without are refused."""
     asked, shots, examples = _needed(cfg, own)
     if asked and asked not in given:
-        raise Refusal(
+        raise UserError(
             f"benchmark {cfg.task}: its questions stand in the split {asked}.\n  Give {knob}.data={{{asked}: FILE}}"
         )
     if shots and not set(examples) & given:
-        raise Refusal(
+        raise UserError(
             f"benchmark {cfg.task}: it shows {shots} solved examples from its split {examples[0]}, and data names no"
             f" such file.\n  Give {knob}.data.{examples[0]}=FILE as well, or {knob}.few_shot=0."
         )
@@ -175,7 +175,7 @@ def _loaded(cfg: BenchmarkConfig, knob: str, manager: Any, changed: dict[str, An
     except (OSError, DatasetsError, TemplateError, LookupError, ValueError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         if cfg.data is not None:
-            raise Refusal(
+            raise UserError(
                 f"{knob}.data: the rows of {cfg.task} cannot be read from {_named(cfg.data)}"
                 f" ({type(error).__name__}: {said}).\n  Give rows in the columns of the hub's dataset."
             ) from error
@@ -199,7 +199,7 @@ def check_revision(cfg: BenchmarkConfig, knob: str, manager: Any, tasks: list[An
     if cfg.revision is not None and (
         bent := [name for name, says in own.items() if says.keys() - NO_MATTER]
     ):
-        raise Refusal(
+        raise UserError(
             f"{knob}.revision={cfg.revision}: {bent[0]} names single files of its dataset, and no revision of it.\n"
             f"  Leave {knob}.revision null."
         )
@@ -221,7 +221,7 @@ def check_thinking(cfg: BenchmarkConfig, knob: str, tasks: list[Any]) -> None:
     """What a model that thinks first gives a choice right after the question says nothing of it."""
     chosen = [task.task_name for task in tasks if task.OUTPUT_TYPE != "generate_until"]
     if chosen and cfg.chat and cfg.template_kwargs.get("enable_thinking"):
-        raise Refusal(
+        raise UserError(
             f"benchmark {cfg.task}: {chosen[0]} weighs given choices, and template_kwargs.enable_thinking has the model"
             f" think first.\n  Give {knob}.template_kwargs.enable_thinking=false, or a task that generates."
         )
@@ -244,4 +244,4 @@ def check_metric(cfg: BenchmarkConfig, knob: str, asked: Any, tasks: list[Any]) 
             if offered
             else "It has none over all its tasks: give one of them."
         )
-        raise Refusal(f"{knob}.metric={cfg.metric}: {cfg.task} has no such figure.\n  {known}")
+        raise UserError(f"{knob}.metric={cfg.metric}: {cfg.task} has no such figure.\n  {known}")

@@ -16,11 +16,11 @@ from typing import Any
 from pipeline.artifacts import read_json, write_json
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
 from pipeline.config.compose import Arguments, block
-from pipeline.errors import BROKE, REFUSED, Broken, Refusal, many, nearest
+from pipeline.errors import BROKE, REFUSED, StageError, UserError, many, nearest
 from pipeline.report.analysis.agreement import Pair, calibration, gain, people_s_own
 from pipeline.report.analysis.statistics import Estimate
 from pipeline.report.formatting import UNKNOWN, interval, number, share, signed
-from pipeline.scorers import Answer, Mark, open_scorer
+from pipeline.scorers import Answer, Score, open_scorer
 from pipeline.scorers.ensemble import combined
 from pipeline.scorers.human_pairs import Judged, read_judged
 
@@ -41,9 +41,9 @@ def main(arguments: list[str]) -> int:
         judged = read_judged(file)
         cfg = block(Arguments.parse(overrides), Calibrated).score
         told = calibrated(judged, {name: verdicts_by(cfg, name, judged) for name in names})
-    except (Refusal, Broken) as fault:
+    except (UserError, StageError) as fault:
         print(fault, file=sys.stderr)
-        return REFUSED if isinstance(fault, Refusal) else BROKE
+        return REFUSED if isinstance(fault, UserError) else BROKE
     write_json(out, {"file": file.name, **told})
     show([*lines(told), str(out)])
     return 0
@@ -68,7 +68,7 @@ def parsed(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:
     }
     rest = [word for word in arguments if word.partition("=")[0] not in ("scorer", "out")]
     if not rest or "=" in rest[0]:
-        raise Refusal(f"Give the file of people's verdicts first: {USAGE}")
+        raise UserError(f"Give the file of people's verdicts first: {USAGE}")
     names = [name for name in own.get("scorer", "").split(",") if name]
     return Path(rest[0]), names, Path(own.get("out", "calibration.json")), rest[1:]
 
@@ -76,16 +76,16 @@ def parsed(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:
 def check_out(out: Path) -> None:
     """A table of an earlier call is written over; anything else that lies there is somebody's."""
     if out.is_dir() or not out.name:
-        raise Refusal(
+        raise UserError(
             f"out={out}: a folder is there, and one file is written. Give a new file: out=calibration.json"
         )
     if out.exists():
         try:
             told = read_json(out)
-        except Refusal:
+        except UserError:
             told = None
         if not isinstance(told, dict) or not {"people_prefer", "scorers"} <= told.keys():
-            raise Refusal(
+            raise UserError(
                 f"out={out}: it is there already, and is no table that calibrate wrote. Nothing was written.\n"
                 "  Give a new file: out=calibration.json"
             )
@@ -97,7 +97,7 @@ def check_out(out: Path) -> None:
 def verdicts_by(cfg: ScoreConfig, name: str, judged: list[Judged]) -> tuple[Verdicts, Verdicts]:
     """In the file's order of answers, and as said of that order when each pair is asked the other way round."""
     if name not in cfg.scorers:
-        raise Refusal(
+        raise UserError(
             f"scorer={name}: there is no such scorer in score.scorers. {nearest(name, list(cfg.scorers))}"
         )
     answers = [answer for pair in judged for answer in answers_to(pair)]
@@ -116,7 +116,7 @@ def answers_to(pair: Judged) -> list[Answer]:
     ]
 
 
-def marks_by(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[str, Mark]:
+def marks_by(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[str, Score]:
     scorer = cfg.scorers[name]
     if isinstance(scorer, EnsembleScorer):
         members = {member: marks_by(cfg, member, answers) for member in scorer.members}
@@ -125,7 +125,7 @@ def marks_by(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[str, Ma
         return {mark.sample_id: mark for mark in opened.mark(answers) if not mark.criterion}
 
 
-def compared(marks: dict[str, Mark], judged: list[Judged]) -> Verdicts:
+def compared(marks: dict[str, Score], judged: list[Judged]) -> Verdicts:
     def verdict(pair: Judged) -> float | None:
         first, second = marks[f"{pair.key}/first"].score, marks[f"{pair.key}/second"].score
         if first is None or second is None:

@@ -14,10 +14,10 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import write_json, write_table, write_text
-from pipeline.errors import REFUSED, Refusal, many, nearest
+from pipeline.errors import REFUSED, UserError, many, nearest
 from pipeline.report.analysis.comparison import compared
-from pipeline.report.analysis.find_runs import Found, find
-from pipeline.report.analysis.statistics import Sampling
+from pipeline.report.analysis.find_runs import FoundRun, find
+from pipeline.report.analysis.statistics import BootstrapConfig
 from pipeline.report.render import comparison_page
 from pipeline.report.render.answers import answer_table
 
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         found = named_apart([find(word, store) for word in words])
         report, examined, verdicts = compared(found, draw)
         made(out)
-    except Refusal as refusal:
+    except UserError as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
     print(
@@ -48,40 +48,40 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def parsed(arguments: list[str]) -> tuple[list[str], Path, Path, Sampling]:
+def parsed(arguments: list[str]) -> tuple[list[str], Path, Path, BootstrapConfig]:
     own = {
         key: value for word in arguments for key, _, value in [word.partition("=")] if key in OWN
     }
     words = [word for word in arguments if word.partition("=")[0] not in OWN]
     for key, _, place in (word.rpartition("=") for word in words):
         if get_close_matches(key, OWN) and not Path(place).exists():
-            raise Refusal(f"{key}={place}: not understood. {nearest(key, list(OWN))}\n  {USAGE}")
+            raise UserError(f"{key}={place}: not understood. {nearest(key, list(OWN))}\n  {USAGE}")
     if len(words) < 2:
-        raise Refusal(f"Give at least two runs or models to compare: {USAGE}")
+        raise UserError(f"Give at least two runs or models to compare: {USAGE}")
     fresh = Path("runs") / "compare" / time.strftime("%Y-%m-%d_%H-%M-%S")
     return words, Path(own.get("store", "store")), Path(own.get("out", fresh)), drawn(own)
 
 
-def drawn(own: dict[str, str]) -> Sampling:
+def drawn(own: dict[str, str]) -> BootstrapConfig:
     given = {"level": "0.95", "resamples": "9999", "seed": "42"} | {
         name: own[name] for name in DRAWN if name in own
     }
     try:
-        draw = Sampling(**{name: kind(given[name]) for name, kind in DRAWN.items()})
+        draw = BootstrapConfig(**{name: kind(given[name]) for name, kind in DRAWN.items()})
     except ValueError as error:
-        raise Refusal(f"compare: {error}. Give numbers: {USAGE}") from error
+        raise UserError(f"compare: {error}. Give numbers: {USAGE}") from error
     if not 0 < draw.level < 1 or draw.resamples < 2 or draw.seed < 0:
-        raise Refusal(
+        raise UserError(
             f"level={draw.level:g} resamples={draw.resamples} seed={draw.seed}: a level lies between 0 and 1, at least"
             f" two resamples are drawn, and a seed is no less than 0.\n  {USAGE}"
         )
     return draw
 
 
-def named_apart(found: list[Found]) -> list[Found]:
+def named_apart(found: list[FoundRun]) -> list[FoundRun]:
     names = [each.name for each in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise Refusal(
+        raise UserError(
             f"{twice[0]}: two of them have this name. Give one another: NAME=PLACE, such as before=runs/latest:sft."
         )
     return found
@@ -90,14 +90,14 @@ def named_apart(found: list[Found]) -> list[Found]:
 def made(out: Path) -> None:
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if there & WRITTEN and not ("verdicts.parquet" in there and there <= WRITTEN):
-        raise Refusal(
+        raise UserError(
             f"out={out}: {min(there & WRITTEN)} is there, of no comparison, and would be written over. Nothing was"
             " written.\n  Give a folder that is not there yet, as out=FOLDER."
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Refusal(
+        raise UserError(
             f"out={out}: cannot be written ({error.strerror}). Give a folder that can, as out=FOLDER."
         ) from error
 

@@ -12,18 +12,18 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import Pairs, resolve_run, write_text
-from pipeline.errors import REFUSED, Refusal
+from pipeline.errors import REFUSED, UserError
 
 
 def main(arguments: list[str]) -> int:
     try:
         if len(arguments) > 2:
-            raise Refusal(f"{arguments[2]}: one word too many. Type strop edit [RUN] [ROUND].")
+            raise UserError(f"{arguments[2]}: one word too many. Type strop edit [RUN] [ROUND].")
         run = resolve_run(Path(arguments[0] if arguments else "runs/latest"))
         number = arguments[1] if len(arguments) > 1 else None
         file = run / "pairs.jsonl"
         write_new(file, "".join(f"{line}\n" for line in lines(pairs_of(run, number))))
-    except Refusal as refusal:
+    except UserError as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
     print(f"Correct this file, then give it back: pair.edits={file}", file=sys.stderr)
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
 def write_new(file: Path, text: str) -> None:
     """A file that is there and holds anything else was corrected, or is of another round: it stays."""
     if file.exists() and file.read_bytes() != text.encode():
-        raise Refusal(
+        raise UserError(
             f"{file}: it is there already and differs from these pairs: it was corrected, or is of another round.\n"
             f"  Nothing was written. Give it back as pair.edits={file}, or move it away first:"
             f" {shlex.join(['mv', str(file), f'{file}.kept'])}"
@@ -48,11 +48,11 @@ def pairs_of(run: Path, number: str | None) -> Pairs:
         path.name.rpartition("-")[2]: path for path in sorted((run / "store").glob("*-pair-*"))
     }
     if not found:
-        raise Refusal(
+        raise UserError(
             f"{run}: no run with pairs. Type strop edit runs/RECIPE/TIME, with a run that got as far as pair."
         )
     if number is not None and number not in found:
-        raise Refusal(f"ROUND={number}: {run} has pairs of round {', '.join(found)}.")
+        raise UserError(f"ROUND={number}: {run} has pairs of round {', '.join(found)}.")
     return Pairs(found[number] if number else list(found.values())[-1])
 
 

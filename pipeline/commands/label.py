@@ -19,7 +19,7 @@ import polars as pl
 
 from pipeline.artifacts import KL, Samples, resolve_run, write_text
 from pipeline.config import LATER
-from pipeline.errors import REFUSED, Refusal, many, nearest
+from pipeline.errors import REFUSED, UserError, many, nearest
 from pipeline.report.render.examples import prompt_text
 from pipeline.scorers.label_files import FORMULA
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         folder = resolve_run(run) / "label"
         rows, short = pairs(run, asked)
         write(folder, rows)
-    except Refusal as refusal:
+    except UserError as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
     if short:
@@ -56,11 +56,11 @@ def parsed(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     )
     places = [word for word in arguments if "=" not in word]
     if unknown := set(asked) - {"of", "pairs", "seed"} or set(places[1:]):
-        raise Refusal(
+        raise UserError(
             f"{min(unknown)}: not understood. {nearest(min(unknown), ['of', 'pairs', 'seed'])}\n  {USAGE}"
         )
     if not re.fullmatch("[0-9]{1,9}", asked["pairs"]) or not int(asked["pairs"]):
-        raise Refusal(
+        raise UserError(
             f"pairs={asked['pairs']}: how many pairs to judge is a whole number from 1 to 999999999.\n  {USAGE}"
         )
     return Path(places[0] if places else "runs/latest"), asked
@@ -85,7 +85,7 @@ def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
         ids = {"prompt_id": prompt_id, "a_id": a["sample_id"], "b_id": b["sample_id"]}
         rows.append({**ids, "prompt": a["prompt"], "a": a["completion"], "b": b["completion"]})
     if not rows:
-        raise Refusal(
+        raise UserError(
             f"{run}: no prompt there has two different answers to compare. Give of=… another sampling."
         )
     return rows, short
@@ -98,7 +98,7 @@ def sampled(run: Path, of: str | None) -> list[list[Samples]]:
         found.setdefault(path.name.split("-", 2)[2], []).append(Samples(path))
     rounds = [name for name in found if name.isdigit()]
     if not found:
-        raise Refusal(
+        raise UserError(
             f"{run}: no run with samples lies there. Give one that got as far as sample.\n  {USAGE}"
         )
     wanted = (
@@ -108,9 +108,11 @@ def sampled(run: Path, of: str | None) -> list[list[Samples]]:
     )
     for name in wanted:
         if name not in found:
-            raise Refusal(f"of={of}: {run} has no samples of {name}. {nearest(name, list(found))}")
+            raise UserError(
+                f"of={of}: {run} has no samples of {name}. {nearest(name, list(found))}"
+            )
     if len(wanted) > 2:
-        raise Refusal(f"of={of}: a pair has two sides. Name one sampling, or two.")
+        raise UserError(f"of={of}: a pair has two sides. Name one sampling, or two.")
     return [found[name] for name in wanted]
 
 
@@ -155,7 +157,7 @@ def drawn(*words: str) -> str:
 def write(folder: Path, rows: list[Row]) -> None:
     """A spreadsheet that people have filled in is never written over, nor is the page beside it."""
     if is_filled(folder / "pairs.csv"):
-        raise Refusal(
+        raise UserError(
             f"{folder / 'pairs.csv'}: it has verdicts. Nothing was written. Move the folder away first:"
             f" {shlex.join(['mv', str(folder), f'{folder}-judged'])}"
         )

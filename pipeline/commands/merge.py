@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pipeline import store
-from pipeline.errors import DONE, REFUSED, Refusal
+from pipeline.errors import DONE, REFUSED, UserError
 from pipeline.models.merging import MERGED, merge
 
 USAGE = "Type strop merge PLACE [OUT]: a run or a step's folder in the store, and a new folder."
@@ -17,7 +17,7 @@ USAGE = "Type strop merge PLACE [OUT]: a run or a step's folder in the store, an
 def main(words: list[str]) -> int:
     try:
         if not 1 <= len(words) <= 2:
-            raise Refusal(
+            raise UserError(
                 f"merge takes one or two folders, and {len(words)} were given.\n  {USAGE}"
             )
         step = step_in(Path(words[0]))
@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
         with store.lock(step, waiting=lambda owner: print(f"waiting for {owner}", file=sys.stderr)):
             merge(step, out)
         print(out)
-    except Refusal as refusal:
+    except UserError as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
     return DONE
@@ -36,7 +36,7 @@ def step_in(place: Path) -> Path:
     trained = sorted((place / "store").glob("[0-9]*-train-*"))
     found = trained[-1].resolve() if trained else place.absolute()
     if store.read_manifest(found) is None:
-        raise Refusal(f"{place}: no run and no finished step lies there.\n  {USAGE}")
+        raise UserError(f"{place}: no run and no finished step lies there.\n  {USAGE}")
     return found
 
 

@@ -15,18 +15,18 @@ from pipeline import store
 from pipeline.artifacts import read_step
 from pipeline.config import Evaluation
 from pipeline.driver import worker
-from pipeline.errors import BROKE, DONE, REFUSED, Broken, Refusal
+from pipeline.errors import BROKE, DONE, REFUSED, StageError, UserError
 from pipeline.stages import evaluate
 
 
 def main(arguments: list[str]) -> int:
     try:
         if len(arguments) > 1:
-            raise Refusal(f"{arguments[1]}: one word too many. Type strop report [RUN].")
+            raise UserError(f"{arguments[1]}: one word too many. Type strop report [RUN].")
         print(reprint(Path(arguments[0] if arguments else "runs/latest")))
-    except (Refusal, Broken) as error:
+    except (UserError, StageError) as error:
         print(error, file=sys.stderr)
-        return REFUSED if isinstance(error, Refusal) else BROKE
+        return REFUSED if isinstance(error, UserError) else BROKE
     return DONE
 
 
@@ -35,13 +35,13 @@ def reprint(run: Path) -> Path:
     for name, source in step["inputs"].items():
         manifest = store.read_manifest(Path(str(source.get("path"))))
         if manifest is None or store.hollow(manifest):
-            raise Refusal(
+            raise UserError(
                 f"{run}: its {name} ({source.get('path')}) was pruned. Run it again: what is missing is built anew."
             )
     try:
         cfg = TypeAdapter(Evaluation).validate_python(step["config"])
     except ValidationError as error:
-        raise Refusal(
+        raise UserError(
             f"{run}: its config is of an older version of evaluate. Run it again; the rest is kept."
         ) from error
     with TemporaryDirectory() as folder:
@@ -57,7 +57,7 @@ def evaluated(run: Path) -> dict[str, Any]:
     found = sorted((run / "store").glob("[0-9]*-evaluate-report"))
     file = found[-1] / store.STEP if found else None
     if file is None or not file.exists():
-        raise Refusal(
+        raise UserError(
             f"{run}: no run with a report in the store. Type strop report runs/RECIPE/TIME, with a run that got as far"
             " as evaluate."
         )

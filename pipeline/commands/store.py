@@ -18,7 +18,7 @@ from pipeline.driver.store_users import Users, list_entries, read_step, users_of
 from pipeline.errors import (
     DONE,
     REFUSED,
-    Refusal,
+    UserError,
     exit_on_signals,
     explain_disk_fault,
     many,
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     try:
         options, root, runs = parsed(arguments)
         if not root.is_dir():
-            raise Refusal(
+            raise UserError(
                 f"{root}: no store lies here. Go to the folder of your runs, or give it: store=FOLDER"
             )
         store.name_bases(root)
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
             users = users_of(root, [runs, *map(Path, store_users.read_runs(root) or [])])
             print("".join(f"! {fault}\n" for fault in users.faults), end="", file=sys.stderr)
             show(kept(root, users))
-    except Refusal as refusal:
+    except UserError as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
     except OSError as error:
@@ -92,9 +92,9 @@ def parsed(arguments: list[str]) -> tuple[dict[str, str], Path, Path]:
     for word in arguments:
         name, equals, value = word.partition("=")
         if name + equals not in KNOWN:
-            raise Refusal(f"{word}: unknown. {nearest(word, list(KNOWN))}\n  {USAGE}")
+            raise UserError(f"{word}: unknown. {nearest(word, list(KNOWN))}\n  {USAGE}")
         if equals and not value:
-            raise Refusal(f"{word}: a folder was expected, such as {name}={name}.\n  {USAGE}")
+            raise UserError(f"{word}: a folder was expected, such as {name}={name}.\n  {USAGE}")
         options[name] = value
     return options, Path(options["store"]), Path(options["runs"])
 
@@ -212,7 +212,7 @@ def find_spare(root: Path, runs: Path) -> list[Kept]:
 
 def _is_agreed(spare: list[Kept]) -> bool:
     if not sys.stdin.isatty():
-        raise Refusal("Nothing was removed. To remove these, add --yes to the same words.")
+        raise UserError("Nothing was removed. To remove these, add --yes to the same words.")
     try:
         agreed = input(f"Remove {many(len(spare), 'step')}? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:

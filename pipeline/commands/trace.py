@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import Pairs, Samples, Scores
-from pipeline.errors import REFUSED, Refusal, many
+from pipeline.errors import REFUSED, UserError, many
 
 SHOWN = 300  # characters of an answer
 
@@ -19,7 +19,7 @@ SHOWN = 300  # characters of an answer
 def main(arguments: list[str]) -> int:
     try:
         if not 1 <= len(arguments) <= 2 or not arguments[0]:
-            raise Refusal(
+            raise UserError(
                 "Give the id of a prompt: strop trace PROMPT_ID [RUN], such as strop trace 3fa9c1 runs/latest"
             )
         print(
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
                 story(arguments[0], Path(arguments[1] if len(arguments) > 1 else "runs/latest"))
             )
         )
-    except Refusal as refusal:
+    except UserError as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
     return 0
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 def story(prompt_id: str, run: Path) -> list[str]:
     steps = sorted((run / "store").glob("*"))
     if not steps:
-        raise Refusal(
+        raise UserError(
             f"{run}: no run lies there. Give one as strop trace {prompt_id} runs/RECIPE/TIME."
         )
     scores = marks(steps, prompt_id)
@@ -48,7 +48,7 @@ def story(prompt_id: str, run: Path) -> list[str]:
         elif stage == "pair":
             told += paired(Pairs(step), label, prompt_id)
     if not told:
-        raise Refusal(
+        raise UserError(
             f"{prompt_id}: no step of {run} has this prompt. Its ids are in prompts.parquet and dropped.parquet."
         )
     return told

@@ -74,9 +74,9 @@ from pipeline.config.judge import (
 from pipeline.config.launch import KINDS, SHARDED, SHARED, LaunchedRuntime, TrainerRuntime
 from pipeline.config.models import (
     BaseConfig,
+    BestOfNConfig,
     Checkpoint,
     OtherModel,
-    Refit,
     SftConfig,
     SftTraining,
     TinyBase,
@@ -102,7 +102,7 @@ from pipeline.config.pair import (
 )
 from pipeline.config.prompts import (
     Caps,
-    Fence,
+    DecontaminationConfig,
     FilePrompts,
     HubPrompts,
     PlaygroundPrompts,
@@ -127,16 +127,16 @@ from pipeline.config.sample import (
     BackendConfig,
     Batch,
     Conversation,
-    Draw,
     EndpointBackend,
     EndpointRuntime,
     Reasoning,
     SampleConfig,
+    SampleRequest,
     SampleRuntime,
+    SamplingSettings,
     ScriptedBackend,
     ServedModel,
     ServedRuntime,
-    Setting,
     TransformersBackend,
     Turn,
     VllmBackend,
@@ -147,8 +147,8 @@ from pipeline.config.score import (
     EnsembleScorer,
     FunctionScorer,
     LabelsScorer,
-    ReferConfig,
-    ReferRuntime,
+    ReferenceConfig,
+    ReferenceRuntime,
     RewardModelRuntime,
     RewardModelScorer,
     ScoreConfig,
@@ -204,9 +204,9 @@ class Config(Block):
     sample: SampleConfig
     score: ScoreConfig
     pair: PairConfig
-    refer: ReferConfig
+    refer: ReferenceConfig
     train: TrainConfig
-    refit: Refit | None
+    refit: BestOfNConfig | None
     offline: OfflineConfig | None
     gate: GateConfig | None
     exam: ExamConfig

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import Config
 from pipeline.config.validation import Asked, Written, leaves, validated
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import UserError, nearest
 
 CONF = Path(__file__).parent.parent / "conf"
 RECIPES = (
@@ -52,7 +52,7 @@ class Arguments:
             elif word in ("-m", "--multirun"):
                 flags.append(word)
             elif word.startswith("-"):
-                raise Refusal(f"{word}: no such flag. {nearest(word, list(FLAGS))}\n  {USAGE}")
+                raise UserError(f"{word}: no such flag. {nearest(word, list(FLAGS))}\n  {USAGE}")
             else:
                 overrides.append(_override(word))
         return cls(flags, overrides)
@@ -78,7 +78,7 @@ class Arguments:
             for name in Config.model_fields
             if (folder / name).is_dir() and not (CONF / name).is_dir()
         ]:
-            raise Refusal(
+            raise UserError(
                 f"--config-dir {folder}: Hydra would take its folder '{taken[0]}' for a config group.\n"
                 f"  Give a folder that holds recipes/ and no folder named like a knob."
             )
@@ -100,7 +100,7 @@ def quoted(text: str) -> str:
 def _folder(value: str) -> str:
     folder = Path(value).absolute()
     if not (folder / "recipes").is_dir():
-        raise Refusal(
+        raise UserError(
             f"--config-dir {value}: there is no folder recipes/ in it. Give the folder that holds yours."
         )
     return str(folder)
@@ -111,7 +111,7 @@ def _override(word: str) -> str:
     if not equals and word.startswith("~"):
         return word  # takes out what a recipe or `+group@place` mounted
     if not equals:
-        raise Refusal(
+        raise UserError(
             f"{word}: not an override. Write key=value, such as train.beta=0.05 (see docs/cli.md)."
         )
     if _is_odd(value):
@@ -126,7 +126,7 @@ def compose(arguments: Arguments) -> tuple[list[Config], bool]:
     try:
         return _compose_points(arguments)
     except OmegaConfBaseException as error:  # a knob of Hydra's own, such as hydra.mode=???
-        raise Refusal(
+        raise UserError(
             f"command line: {error.full_key or 'hydra'}: {str(error).splitlines()[0]}"
         ) from error
 
@@ -164,9 +164,9 @@ def point(composed: DictConfig, hydra: Any) -> Config:
         own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         raw: Any = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
-        raise Refusal(f"{error.full_key or 'conf'}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{error.full_key or 'conf'}: {str(error).splitlines()[0]}") from error
     if isinstance(raw.get("recipes"), dict):
-        raise Refusal(
+        raise UserError(
             f"recipes/{choices['recipes']}.yaml: its first line has to be `# @package _global_`."
         )
     unresolved = OmegaConf.to_container(own, resolve=False)
@@ -184,7 +184,7 @@ def _refuse_recipes_outside(recipe: str | None) -> None:
     parts = (recipe or "run").split("/")
     if not {"", ".", ".."} & set(parts) and parts[0] != "latest":
         return
-    raise Refusal(
+    raise UserError(
         f"recipes={recipe}: runs are filed under this name in runs/, so it may not lead elsewhere nor be 'latest'.\n"
         "  Name a file in recipes/; for one in a folder of yours that holds recipes/: --config-dir FOLDER recipes=NAME"
     )
@@ -197,7 +197,7 @@ def _refuse_files_as_values(words: list[str], choices: dict[str, Any]) -> None:
         for mounted in choices:
             group, _, place = mounted.partition("@")
             if place == key and (CONF / group / f"{value}.yaml").is_file():
-                raise Refusal(
+                raise UserError(
                     f"{key}={value}: a file of conf/{group}/ is chosen where it is mounted. Type {mounted}={value}"
                 )
 
@@ -245,11 +245,11 @@ def _compose(arguments: Arguments, overrides: list[str]) -> DictConfig:
                 "config", [*arguments.searchpath, *overrides], return_hydra_config=True
             )
     except yaml.YAMLError as error:
-        raise Refusal(f"a file of conf/ or recipes/ is not YAML: {error}") from error
+        raise UserError(f"a file of conf/ or recipes/ is not YAML: {error}") from error
     except (
         Exception
     ) as error:  # for odd words it raises ValueError, TypeError and AssertionError as well
-        raise Refusal(_said_by_hydra(error, arguments.own_recipes)) from error
+        raise UserError(_said_by_hydra(error, arguments.own_recipes)) from error
 
 
 def _parsed(overrides: list[str]) -> list[Any]:
@@ -263,7 +263,7 @@ def _parsed(overrides: list[str]) -> list[Any]:
             shown = word.removeprefix("++")[:SHOWN]
             faults.append(f"command line: {shown}: Hydra cannot read it ({str(error)[:SHOWN]}).")
     if faults:
-        raise Refusal("\n".join([*faults, READABLE]))
+        raise UserError("\n".join([*faults, READABLE]))
     return read
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, JsonValue, PositiveFloat, PositiveInt
 
 from pipeline.config.base import Block, Local, Seed, Share
-from pipeline.config.prompts import Fence
+from pipeline.config.prompts import DecontaminationConfig
 
 
 class PlaygroundDemonstrations(Block):
@@ -31,7 +31,7 @@ class RehearsalConfig(Block):
     share: PositiveFloat
     weight: PositiveFloat
     data: DemonstrationsConfig
-    fence: Fence
+    fence: DecontaminationConfig
     template_kwargs: dict[str, JsonValue]
 
 

@@ -8,8 +8,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from pipeline.config.base import Block, Local, Seed
 from pipeline.config.judge import DuelConfig, Name
 from pipeline.config.models import OtherModel
-from pipeline.config.sample import ANSWER, Draw, SampleConfig, Turn
-from pipeline.config.score import ReferConfig, ScoreConfig
+from pipeline.config.sample import ANSWER, SampleConfig, SampleRequest, Turn
+from pipeline.config.score import ReferenceConfig, ScoreConfig
 
 # Rows of the table that are SFT drawn once more.
 CONTROL, PROMPTED, BEST_OF = "control", "prompted", "best-of-"
@@ -36,7 +36,7 @@ class ExamConfig(Block):
     sample: SampleConfig
     score: ScoreConfig
     dev_score: ScoreConfig | None
-    refer: ReferConfig
+    refer: ReferenceConfig
     duels: dict[Name, DuelConfig]
     control: bool
     best_of: Annotated[int, Field(ge=2)] | None
@@ -49,7 +49,7 @@ class ExamConfig(Block):
         """The scorers that never made pairs."""
         return [name for name, scorer in self.score.scorers.items() if scorer.gold]
 
-    def rows(self) -> Iterator[tuple[str, Draw]]:
+    def rows(self) -> Iterator[tuple[str, SampleRequest]]:
         """SFT once more, under the row's name: nothing but answers, in seeds of their own."""
         if self.control:
             yield CONTROL, self.sample.answers(CONTROL)

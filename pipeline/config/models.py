@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt
 
 from pipeline.config.base import Block, Dtype, Seed, Template, Trust, Weights
 from pipeline.config.demonstrations import DemonstrationsConfig
-from pipeline.config.prompts import Fence
+from pipeline.config.prompts import DecontaminationConfig
 from pipeline.config.sample import ServedModel
 from pipeline.config.training import Optimization
 
@@ -42,11 +42,11 @@ BaseConfig = Annotated[Checkpoint | TinyBase, Field(discriminator="kind")]
 class SftTraining(Optimization):
     kind: Literal["train"]
     data: DemonstrationsConfig
-    fence: Fence
+    fence: DecontaminationConfig
     template: Template
 
 
-class Refit(Optimization):
+class BestOfNConfig(Optimization):
     """SFT on the best of a round's own samples."""
 
     kind: Literal["refit"]

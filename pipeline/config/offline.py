@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from pipeline.config.base import Block
-from pipeline.config.prompts import Fence
+from pipeline.config.prompts import DecontaminationConfig
 from pipeline.config.rows import FileRows, HubRows
 
 Shape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "thumbs", "columns"]
@@ -23,4 +23,4 @@ class PreferenceRows(Block):
 
 class OfflineConfig(PreferenceRows):
     template_kwargs: dict[str, JsonValue]
-    fence: Fence
+    fence: DecontaminationConfig

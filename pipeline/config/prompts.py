@@ -48,7 +48,7 @@ class Split(Block):
     test: Held
 
 
-class Fence(Block):
+class DecontaminationConfig(Block):
     ngram: PositiveInt
 
 
@@ -63,7 +63,7 @@ class PlaygroundPrompts(Block):
     constraints: PositiveInt
     seed: Seed
     split: Split
-    fence: Fence
+    fence: DecontaminationConfig
 
     # Its prompts are few words put together anew: alike on purpose, and no set of anybody's.
     near: ClassVar[None] = None
@@ -82,7 +82,7 @@ class GivenPrompts(Block):
     evaluation: dict[str, NamedRows]
     seed: Seed
     split: Split
-    fence: Fence
+    fence: DecontaminationConfig
 
     @field_validator("evaluation")
     @classmethod

@@ -8,7 +8,7 @@ from pipeline.config.base import Block, Seed, Share, Trust, Weights
 from pipeline.config.models import BaseConfig
 from pipeline.config.offline import PreferenceRows
 from pipeline.config.pair import DevPairs
-from pipeline.config.prompts import Fence
+from pipeline.config.prompts import DecontaminationConfig
 from pipeline.config.training import Optimization
 
 
@@ -41,7 +41,7 @@ class RewardTraining(Optimization):
     data: PreferencesConfig
     learn_from: Literal["pairs", "thumbs"]
     held_out: DevPairs
-    fence: Fence
+    fence: DecontaminationConfig
     template_kwargs: dict[str, JsonValue]
 
 

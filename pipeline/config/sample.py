@@ -92,7 +92,7 @@ class Turn(Block):
     content: Annotated[str, Field(min_length=1)]
 
 
-class Setting(Block):
+class SamplingSettings(Block):
     """One way to draw. `system` and `few_shot` are shown to the sampler alone: they are recorded and never trained."""
 
     n: PositiveInt
@@ -143,7 +143,7 @@ class SampleRuntime(Block):
 class Drawn(Block):
     """What the user's block and each of its draws have in common."""
 
-    settings: Annotated[dict[str, Setting], Field(min_length=1)]
+    settings: Annotated[dict[str, SamplingSettings], Field(min_length=1)]
     per_round: PositiveInt | None
     limits: Limits
     template_kwargs: dict[str, JsonValue]
@@ -184,23 +184,23 @@ class SampleConfig(Drawn):
             )
         return self
 
-    def draw(self, purpose: str, round: int = 1) -> "Draw":
+    def draw(self, purpose: str, round: int = 1) -> "SampleRequest":
         """One draw of all settings."""
         return self._draw(purpose=purpose, round=round, wave=0, ties_by=None)
 
-    def answers(self, purpose: str, **changes: Any) -> "Draw":
+    def answers(self, purpose: str, **changes: Any) -> "SampleRequest":
         """One draw of an exam's answers alone, some of it drawn otherwise."""
         settings = {ANSWER: self.settings[ANSWER].model_copy(update=changes)}
         return self._draw(purpose=purpose, round=1, wave=0, ties_by=None, settings=settings)
 
-    def answers_of(self, other: Block) -> "Draw":
+    def answers_of(self, other: Block) -> "SampleRequest":
         """What an exam asks of a model that is nobody's policy here: no draws for a KL that it does not have."""
         exam = self.answers("exam")
         return (
             exam.model_copy(update={"backend": other}) if isinstance(other, ServedModel) else exam
         )
 
-    def conversation(self, turns: int, other: Block | None = None) -> "Draw":
+    def conversation(self, turns: int, other: Block | None = None) -> "SampleRequest":
         """What is asked of a model in a chat benchmark: as an exam's answers, the whole set, in as many turns."""
         changes = {
             "per_round": None,
@@ -209,7 +209,7 @@ class SampleConfig(Drawn):
         single = self.answers("chat").model_copy(update=changes)
         return Conversation(**dict(single), turns=turns) if turns > 1 else single
 
-    def waves(self, round: int, scorer: str) -> list["Draw"]:
+    def waves(self, round: int, scorer: str) -> list["SampleRequest"]:
         """The draws of a round: the first of every prompt, each later one of those whose scores so far all tie."""
         first = self.draw("train", round)
         later = [
@@ -220,11 +220,11 @@ class SampleConfig(Drawn):
         ]
         return [first, *later]
 
-    def _draw(self, **which: Any) -> "Draw":
+    def _draw(self, **which: Any) -> "SampleRequest":
         own = {name: value for name, value in self if name != "more"}
-        return Draw(**{**own, **which})
+        return SampleRequest(**{**own, **which})
 
-    def _hot(self, n: int = 1) -> dict[str, Setting]:
+    def _hot(self, n: int = 1) -> dict[str, SamplingSettings]:
         """The settings that draw something else each time."""
         return {
             name: s.model_copy(update={"n": n})
@@ -233,7 +233,7 @@ class SampleConfig(Drawn):
         }
 
 
-class Draw(Drawn):
+class SampleRequest(Drawn):
     """One sampling run: the user's block and which draw of it this is, so that no two draws share their seeds."""
 
     backend: Annotated[Union[BackendConfig, ServedModel], Field(discriminator="kind")]  # noqa: UP007
@@ -258,12 +258,12 @@ class Draw(Drawn):
         )
 
 
-class Conversation(Draw):
+class Conversation(SampleRequest):
     """Several turns, each a draw of its own after the model's own answers so far."""
 
     turns: Annotated[int, Field(ge=2)]
 
-    def turn(self, number: int) -> Draw:
+    def turn(self, number: int) -> SampleRequest:
         """The first is as any other draw; a later one has another setting's name, and room for what was said."""
         [(name, setting)] = self.settings.items()
         room = number * self.limits.prompt + (number - 1) * self.limits.completion
@@ -271,4 +271,4 @@ class Conversation(Draw):
             "settings": {name if number == 1 else f"{LATER}{number}": setting},
             "limits": Limits(prompt=room, completion=self.limits.completion),
         }
-        return Draw(**{**{key: value for key, value in self if key != "turns"}, **changes})
+        return SampleRequest(**{**{key: value for key, value in self if key != "turns"}, **changes})

@@ -185,12 +185,12 @@ def _unfit_ensembles(scorers: dict[str, Any]) -> Iterator[str]:
                 yield f"scorers.{name}: its member {member} is gold, so it has to be gold as well"
 
 
-class ReferRuntime(Block):
+class ReferenceRuntime(Block):
     batch_tokens: PositiveInt
     workers: Workers
 
 
-class ReferConfig(Block):
+class ReferenceConfig(Block):
     dtype: Dtype
     quantization: Quantization | None
-    runtime: ReferRuntime
+    runtime: ReferenceRuntime

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import UserError, nearest
 
 Asked = TypeVar("Asked", bound=BaseModel)
 Place = tuple[str, ...]
@@ -46,7 +46,7 @@ class Written:
 def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozenset()) -> Asked:
     """The config, or every fault at once; `echoes` are values taken over from elsewhere, where their fault is said."""
     if absent := [".".join(place) for place, value in leaves(written.raw) if value == "???"]:
-        raise Refusal("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
+        raise UserError("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
     try:
         checked = shape.model_validate(written.raw)
     except ValidationError as error:
@@ -58,11 +58,11 @@ def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozens
         own = [e for e in errors if not _echoed(_located(e["loc"], written.raw).place, echoes)]
         names = _Names(unknown, _places(errors, "missing", written.raw))
         faults = dict.fromkeys(_fault(e, written, names) for e in own or errors)
-        raise Refusal("\n".join(faults)) from error
+        raise UserError("\n".join(faults)) from error
     if infinite := list(
         _find_infinite(written.raw)
     ):  # where any JSON may stand, which has no such numbers
-        raise Refusal(
+        raise UserError(
             "\n".join(_describe_infinite(written, place, value) for place, value in infinite)
         )
     return checked

@@ -6,14 +6,14 @@ Every prompt gives one demonstration or is dropped with a reason. Joins are by i
 import polars as pl
 
 from pipeline.artifacts import Samples, Scores
-from pipeline.config import Refit
-from pipeline.errors import Refusal, nearest
+from pipeline.config import BestOfNConfig
+from pipeline.errors import UserError, nearest
 
 UNFINISHED, UNSCORED, POOR, LONG = "no finished sample", "no score", "score too low", "too long"
 
 
 def best_samples(
-    cfg: Refit, samples: list[Samples], scores: list[Scores], bos: int | None
+    cfg: BestOfNConfig, samples: list[Samples], scores: list[Scores], bos: int | None
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The demonstrations by prompt id, `prompt_id, sample_id, prompt_token_ids, token_ids`; the prompts without one.
 
@@ -42,13 +42,13 @@ def _scan(samples: list[Samples]) -> pl.LazyFrame:
     )
 
 
-def _scored(cfg: Refit, rows: pl.LazyFrame, scores: list[Scores], bos: int | None) -> pl.DataFrame:
+def _scored(cfg: BestOfNConfig, rows: pl.LazyFrame, scores: list[Scores], bos: int | None) -> pl.DataFrame:
     """Every sample with its score: `fit` says whether it may be learnt from. Token ids stay on the disk."""
     marks = pl.concat([each.read() for each in scores])
     own = marks.filter(pl.col("scorer") == cfg.scorer).select("sample_id", "score")
     if own.is_empty():
         known = sorted(marks["scorer"].unique())
-        raise Refusal(
+        raise UserError(
             f"refit.scorer={cfg.scorer}: no such scorer in the scores. {nearest(cfg.scorer, known)}"
         )
     second_bos = pl.lit(False) if bos is None else pl.col("token_ids").list.contains(bos)
@@ -63,7 +63,7 @@ def _scored(cfg: Refit, rows: pl.LazyFrame, scores: list[Scores], bos: int | Non
     return lean.collect(engine="streaming").join(finite, on="sample_id", how="left", validate="1:1")
 
 
-def _fault(cfg: Refit) -> pl.Expr:
+def _fault(cfg: BestOfNConfig) -> pl.Expr:
     """Why a prompt's best sample is no demonstration; null when it is one."""
     poor = pl.lit(False) if cfg.min_score is None else pl.col("score") < cfg.min_score
     told = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from pipeline.artifacts import Fence
+from pipeline.artifacts import Decontamination
 from pipeline.data.unicode import folded
 
 # Scripts that put no space between words: each of their characters counts as one.
@@ -41,10 +41,10 @@ def table(fenced: Iterable[Gram]) -> pl.DataFrame:
     return pl.DataFrame(sorted(fenced), schema=schema, orient="row")
 
 
-class FenceCheck:
+class OverlapCheck:
     """What a stage that brings in training data asks of each text."""
 
-    def __init__(self, fence: Fence, ngram: int):
+    def __init__(self, fence: Decontamination, ngram: int):
         known = fence.read()
         self._ngram = ngram
         self._fenced: set[Gram] = set(known.rows())

@@ -6,9 +6,9 @@ from typing import Any
 
 from pipeline.config import DemonstrationsConfig
 from pipeline.data import synthetic
-from pipeline.data.decontamination import FenceCheck
+from pipeline.data.decontamination import OverlapCheck
 from pipeline.data.jsonl import Lines, message_fault, read_jsonl, unwritable
-from pipeline.errors import Refusal, Unrenderable
+from pipeline.errors import UnrenderableTemplate, UserError
 
 Row = dict[str, Any]
 Example = dict[str, list[int]]
@@ -23,7 +23,7 @@ def read_demonstrations(cfg: DemonstrationsConfig, knob: str = "sft.data") -> Li
 def in_tokens(
     lines: Lines,
     encode: Callable[[list[Row]], Example],
-    check: FenceCheck,
+    check: OverlapCheck,
     max_length: int,
     cfg: DemonstrationsConfig,
     knob: str = "sft.data",
@@ -34,7 +34,7 @@ def in_tokens(
     for number, row in enumerate(lines.rows, 1):
         try:
             example = encode(row["messages"])
-        except Unrenderable as refusal:
+        except UnrenderableTemplate as refusal:
             detail = _unrendered(cfg, knob, number, refusal)
             dropped.append(_dropped(f"row {number}", "bad row", detail))
             continue
@@ -49,10 +49,10 @@ def in_tokens(
     return examples, dropped
 
 
-def _unrendered(cfg: DemonstrationsConfig, knob: str, number: int, refusal: Refusal) -> str:
+def _unrendered(cfg: DemonstrationsConfig, knob: str, number: int, refusal: UserError) -> str:
     """A row in roles that this model's template does not take is a bad row for this model."""
     if cfg.kind == "playground" or cfg.on_bad_row == "fail":
-        raise Refusal(
+        raise UserError(
             f"{knob}: row {number}: {refusal}\n  Or skip and count such rows with {knob}.on_bad_row=skip."
         )
     return str(refusal).splitlines()[0]

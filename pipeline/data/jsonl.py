@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Refusal, many, shown
+from pipeline.errors import UserError, many, shown
 
 LONGEST = 1 << 20  # bytes in a line; a longer one is a file without line ends, not a prompt
 SHOWN = 10
@@ -38,7 +38,7 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
         more = [f"  … and {len(lines.bad) - SHOWN} more"] if len(lines.bad) > SHOWN else []
         head = f"{path}: {len(lines.bad)} of {many(len(lines.bad) + len(lines.rows), 'line')} cannot be used:"
         advice = f"  Mend them, or leave them out and count them with {knob}=skip."
-        raise Refusal("\n".join([head, *first, *more, advice]))
+        raise UserError("\n".join([head, *first, *more, advice]))
     return lines
 
 
@@ -65,7 +65,7 @@ def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         file = path.expanduser().open("rb")
     except OSError as error:
-        raise Refusal(
+        raise UserError(
             f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file."
         ) from error
     with file:

@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import HubRows, PreferenceRows
 from pipeline.data.jsonl import Lines, message_fault, unwritable
 from pipeline.data.readers import Fault, Row, each_row
-from pipeline.errors import Refusal, many, nearest, shown
+from pipeline.errors import UserError, many, nearest, shown
 
 Messages = list[dict[str, str]]
 SHOWN = 10
@@ -23,7 +23,7 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
     rows, count = each_row(cfg.source, knob), 0
     shape: str = cfg.shape
     if shape == "columns" and not cfg.columns:
-        raise Refusal(
+        raise UserError(
             f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …, chosen: …, rejected: …}}."
         )
     found = Lines()
@@ -44,7 +44,7 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
             if isinstance(cfg.source, HubRows)
             else f"path={cfg.source.path}"
         )
-        raise Refusal(_refused(found, count, shape, f"{knob}.source.{source}", knob))
+        raise UserError(_refused(found, count, shape, f"{knob}.source.{source}", knob))
     return found
 
 
@@ -73,7 +73,7 @@ def shape_of(row: Row, knob: str = "offline") -> str:
         return "scored"
     if {"prompt", "completion", "label"} <= has:
         return "thumbs"
-    raise Refusal(
+    raise UserError(
         f"{knob}.shape=auto: no known shape has the columns {shown(', '.join(sorted(has))) or '(none)'}.\n"
         f"  Give {knob}.shape=columns {knob}.columns={{prompt: …, chosen: …, rejected: …}}, with this file's own names."
     )

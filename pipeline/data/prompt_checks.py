@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from pipeline.config import Caps, Split
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ def check_split(split: Split, prompts: int) -> None:
     wanted = {name: n for name, n in split if isinstance(n, int)}
     if prompts <= sum(wanted.values()):
         asked = " and ".join(f"{name} {n}" for name, n in wanted.items())
-        raise Refusal(
+        raise UserError(
             f"prompts: there are {prompts}; {asked} leave nothing to train on.\n"
             f"  Give more prompts, or lower {' and '.join(f'prompts.split.{name}' for name in wanted)}."
         )
@@ -34,4 +34,4 @@ def check_caps(caps: Caps | None, columns: Collection[str]) -> None:
             if known
             else "They have none beside their text; give prompts.caps=null."
         )
-        raise Refusal(f"prompts.caps.column={caps.column}: no row has this column. {hint}")
+        raise UserError(f"prompts.caps.column={caps.column}: no row has this column. {hint}")

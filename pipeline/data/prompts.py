@@ -18,7 +18,7 @@ from pipeline.data.jsonl import SHOWN, unwritable
 from pipeline.data.prompt_checks import Summary
 from pipeline.data.prompt_shapes import BY_COLUMNS, SHAPES, Messages, shape_of
 from pipeline.data.readers import BATCH, Fault, Row, each_row
-from pipeline.errors import Refusal, many, nearest, shown
+from pipeline.errors import UserError, many, nearest, shown
 
 ROW: dict[str, Any] = {
     "prompt_id": pl.String,
@@ -74,17 +74,17 @@ def _check_rows(
     asked: PromptRows, knob: str, on_bad_row: str, usable: int, bad: list[tuple[str, str]]
 ) -> None:
     if bad and on_bad_row == "fail":
-        raise Refusal(_refused(asked, knob, usable, bad))
+        raise UserError(_refused(asked, knob, usable, bad))
     if not usable:
         listed = ":\n" + "\n".join(_listed(bad)) + "\n " if bad else "."
-        raise Refusal(
+        raise UserError(
             f'{_name(asked)}: holds no prompt{listed} Expected rows such as {{"prompt": "Who are you?"}}.'
         )
 
 
 def _converted(asked: PromptRows, knob: str, read: Read) -> Iterator[Row]:
     if asked.shape == "columns" and not asked.columns:
-        raise Refusal(
+        raise UserError(
             f"{knob}.shape=columns: {knob}.columns says nothing. Give {{prompt: …}} with the file's names."
         )
     shape: str = asked.shape

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.config import FileRows, HubRows
 from pipeline.data.jsonl import LONGEST, each_line
-from pipeline.errors import Refusal, many, shown
+from pipeline.errors import UserError, many, shown
 
 Row = dict[str, Any]
 Found = tuple[str, str | None, Row]
@@ -44,7 +44,7 @@ def files_in(place: Path) -> list[Path]:
 def _from_files(place: Path) -> Iterator[Found]:
     files = files_in(place)
     if not files or files[0].suffix not in READERS:
-        raise Refusal(
+        raise UserError(
             f"{place}: no rows to read. Give a file, or a folder of files, that ends in {', '.join(READERS)}."
         )
     for file in files:
@@ -68,7 +68,7 @@ def _readable(place: object, rows: Iterable[Row]) -> Iterator[Row]:
             number += 1
             yield row
     except (Exception, PanicException) as error:
-        raise Refusal(
+        raise UserError(
             f"{place}: what follows row {number} cannot be read ({shown(str(error) or type(error).__name__)}).\n"
             "  Write the file without the column in question, or as JSONL."
         ) from error
@@ -83,11 +83,11 @@ def _json(file: Path) -> Iterator[Found]:
     try:
         rows = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise Refusal(
+        raise UserError(
             f"{file}: cannot be read as JSON ({error}). Expected a list of objects."
         ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise Refusal(
+        raise UserError(
             f"{file}: expected a JSON list of objects; one object a line belongs in a .jsonl file."
         )
     return _counted(rows)
@@ -99,7 +99,7 @@ def _parquet(file: Path) -> Iterator[Found]:
     try:
         table = pl.read_parquet(file)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise Refusal(f"{file}: cannot be read as parquet ({shown(str(error))}).") from error
+        raise UserError(f"{file}: cannot be read as parquet ({shown(str(error))}).") from error
     return _counted(
         _readable(file, (row for part in table.iter_slices(BATCH) for row in part.to_dicts()))
     )
@@ -123,16 +123,16 @@ def _csv(file: Path) -> Iterator[Found]:
                 if cells:
                     yield f"line {lines.line_num}", uneven, row
     except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise Refusal(
+        raise UserError(
             f"{file}: cannot be read as CSV ({error}). Expected UTF-8, commas, a first line of names."
         ) from error
 
 
 def _header(file: Path, names: list[str]) -> list[str]:
     if names and names[0].startswith("\ufeff"):
-        raise Refusal(f"{file}: starts with a byte order mark; save it as UTF-8 without one.")
+        raise UserError(f"{file}: starts with a byte order mark; save it as UTF-8 without one.")
     if len(set(names)) < len(names) or not all(names):
-        raise Refusal(
+        raise UserError(
             f"{file}: its first line has to name each column once; it says {', '.join(names) or 'nothing'}."
         )
     return names
@@ -152,11 +152,11 @@ def _from_disk(folder: Path) -> Iterator[Row]:
     try:
         data = load_from_disk(str(folder))
     except (OSError, ValueError) as error:
-        raise Refusal(
+        raise UserError(
             f"{folder}: cannot be read as a dataset folder ({str(error).splitlines()[0]})."
         ) from error
     if not isinstance(data, Dataset):
-        raise Refusal(
+        raise UserError(
             f"{folder}: it holds {', '.join(data)}. Give one of them, such as {folder / next(iter(data))}."
         )
     return _readable(folder, data)
@@ -171,7 +171,7 @@ def _from_hub(source: HubRows, knob: str) -> Iterator[Row]:
             source.dataset, source.subset, split=source.split, revision=source.revision
         )
     except (OSError, ValueError) as error:
-        raise Refusal(
+        raise UserError(
             f"{knob}: the hub's dataset {source.dataset} cannot be read ({str(error).splitlines()[0]}).\n"
             "  Check its name, subset and split, and the network; or download it and give the folder's path."
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.config import PlaygroundDemonstrations, PlaygroundPreferences
 from pipeline.data.synthetic_topics import TOPICS, Topic
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 
 Constraint = dict[str, Any]
 Row = dict[str, Any]
@@ -87,7 +87,7 @@ def prompts(rows: int, constraints: int, seed: int) -> Iterator[Row]:
         topic, chosen, text = _instruction(rng, constraints)
         repeats = repeats + 1 if text in known else 0
         if repeats > MOST_REPEATS:
-            raise Refusal(
+            raise UserError(
                 f"prompts.rows={rows}: the playground has only about {len(known)} distinct prompts with "
                 f"prompts.constraints={constraints}.\n  Lower prompts.rows, or raise prompts.constraints."
             )
@@ -172,7 +172,7 @@ def answer(
 def _instruction(rng: random.Random, constraints: int) -> tuple[Topic, list[Constraint], str]:
     if not 1 <= constraints <= len(PHRASES):
         known = ", ".join(PHRASES)
-        raise Refusal(
+        raise UserError(
             f"prompts.constraints={constraints}: a playground prompt has 1 to {len(PHRASES)} of them ({known})."
         )
     topic = rng.choice(TOPICS)

@@ -14,7 +14,7 @@ from pipeline.artifacts import write_json
 from pipeline.config import Config, TrainConfig
 from pipeline.driver.child_process import failure, spawn, told
 from pipeline.driver.ledger import Ledger, told_in_short
-from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Refusal, many, nearest, refusals
+from pipeline.errors import BROKE, DONE, FOUND, REFUSED, UserError, many, nearest, refusals
 from pipeline.hashing import ContentCache
 from pipeline.models.merging import MERGED
 from pipeline.preflight import capacity, durations
@@ -45,7 +45,7 @@ def select(last: Step, until: str | None) -> list[Step]:
     if found and not label:
         return found
     if stage in STAGE_VERSIONS and not found:
-        raise Refusal(
+        raise UserError(
             f"until={until}: this plan has no stage {stage}, it is off. What switches it on lies in conf/{stage}/."
         )
     has = sorted(
@@ -54,14 +54,14 @@ def select(last: Step, until: str | None) -> list[Step]:
             for s in everything
         }
     )
-    raise Refusal(f"until={until}: the plan has no such step. {nearest(until, has)}")
+    raise UserError(f"until={until}: the plan has no such step. {nearest(until, has)}")
 
 
 def prepare(cfg: Config, targets: Iterable[Step]) -> Planned:
     """The Steps in order with their fingerprints; refused where one of them reads a file that is not there."""
     planned = outline(cfg, targets)
     if planned.faults:
-        raise Refusal(*planned.faults)
+        raise UserError(*planned.faults)
     return planned
 
 
@@ -266,7 +266,7 @@ def _writable(knob: str, root: Path, look_only: bool) -> None:
     try:
         _would_be_written(root) if look_only else _is_written(root)
     except OSError as error:
-        raise Refusal(
+        raise UserError(
             f"{knob}={root}: cannot be written ({error.strerror}).\n  Give a folder that can, as {knob}=FOLDER."
         ) from error
 

@@ -16,7 +16,7 @@ from pipeline.backends import api_client
 from pipeline.config import Config
 from pipeline.driver.executor import StepFailed, dry_run, outline, run, select
 from pipeline.driver.store_users import register_runs
-from pipeline.errors import DONE, REFUSED, Refusal, explain_disk_fault, many, refusals
+from pipeline.errors import DONE, REFUSED, UserError, explain_disk_fault, many, refusals
 from pipeline.hashing import commit_of
 from pipeline.plan import plan
 from pipeline.preflight import capacity
@@ -34,7 +34,7 @@ def drive(cfg: Config, story: Path | None = None) -> int:
             show(cfg, planned)
             return DONE
         if faults := refused(planned):
-            raise Refusal(*faults)
+            raise UserError(*faults)
         warn(planned)
         with store.at_work(
             cfg.store, lambda: print(f"waiting: {cfg.store} is being pruned", flush=True)
@@ -46,7 +46,7 @@ def drive(cfg: Config, story: Path | None = None) -> int:
                 point_latest(cfg.runs, story)
             print(last)
         return DONE
-    except Refusal as refusal:
+    except UserError as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
     except OSError as error:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline import store
 from pipeline.artifacts import MADE_BY, write_json
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 
 STORE_MARKER, RUNS_MARKER = ".strop-store", ".strop-runs"
 FORMAT = 1
@@ -37,11 +37,11 @@ def forget_runs(store: Path, runs: Path) -> None:
     own = str(runs.resolve())
     known = read_runs(store) or []
     if own not in known:
-        raise Refusal(
+        raise UserError(
             f"forget={runs}: {store} does not know this runs folder. {_list_known(known)}"
         )
     if (runs / RUNS_MARKER).is_file():
-        raise Refusal(
+        raise UserError(
             f"forget={runs}: it is there. To let a run's work go, remove that run's own folder in it."
         )
     _change_runs(store, lambda known: [each for each in known if each != own])
@@ -57,7 +57,7 @@ def read_runs(store: Path) -> list[str] | None:
     except (ValueError, RecursionError):
         told = None
     if not _is_marker(told):
-        raise Refusal(
+        raise UserError(
             f"{file}: it is not the marker of a store in a form that is known here.\n"
             "  Restore it; or remove it and repeat one run of each runs folder that uses this store, before you prune."
         )
@@ -68,17 +68,17 @@ def check_runs(store: Path, runs: Path) -> list[Path]:
     """Every runs folder of a store, all of them there and the given one among them; else nothing may be removed."""
     known = read_runs(store)
     if known is None:
-        raise Refusal(
+        raise UserError(
             f"{store}: it has no {STORE_MARKER}, so nothing says that this is a store and which runs need it.\n"
             f"  Every run writes one: repeat a run of each runs folder with store={store} (what is built is found"
             " again), then prune."
         )
     if str(runs.resolve()) not in known:
-        raise Refusal(
+        raise UserError(
             f"runs={runs}: no run of this folder has used {store}. Nothing was removed. {_list_known(known)}"
         )
     if away := [each for each in known if not (Path(each) / RUNS_MARKER).is_file()]:
-        raise Refusal(
+        raise UserError(
             f"{away[0]}: the runs of this folder use {store}, and it is not there. Nothing was removed.\n"
             "  Bring it back (is its disk mounted?). If it is gone for good, type"
             f" {shlex.join(['strop', 'store', f'store={store}', f'forget={away[0]}'])}"
@@ -110,7 +110,7 @@ class Users:
 
     def check(self) -> None:
         if self.faults:
-            raise Refusal(
+            raise UserError(
                 "\n".join([*self.faults, "Nothing was removed: nothing says what these runs need."])
             )
 

@@ -21,7 +21,7 @@ from pipeline.config import Config
 from pipeline.config.compose import CONF, Arguments, point, quoted, read_words
 from pipeline.driver import store_users
 from pipeline.driver.run import drive, fresh_story
-from pipeline.errors import BROKE, DONE, Refusal, many
+from pipeline.errors import BROKE, DONE, UserError, many
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
 
@@ -132,7 +132,7 @@ def let_go(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> No
                 own = manifest and not store.hollow(manifest) and not place.is_symlink()
                 if manifest and own and losers.issuperset(runs):
                     store.hollow_out(place, manifest)
-    except Refusal as refusal:
+    except UserError as refusal:
         print(f"sweep.keep=best: the models of the other points are kept.\n  {refusal}")
 
 

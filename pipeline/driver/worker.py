@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from pipeline import store
 from pipeline.artifacts import COST_FILE, nested, open_artifact, write_json
 from pipeline.backends import api_client
-from pipeline.errors import BROKE, DONE, FOUND, REFUSED, Broken, Refusal, explain_disk_fault
+from pipeline.errors import BROKE, DONE, FOUND, REFUSED, StageError, UserError, explain_disk_fault
 from pipeline.models import merging
 from pipeline.progress import SIGN
 
@@ -58,9 +58,9 @@ def main() -> int:
             code = build(step, final)
             _merge(step, final)
             return code
-    except (Refusal, Broken) as error:
+    except (UserError, StageError) as error:
         say("\n".join([str(error), *describe_damage(step["inputs"])]))
-        return REFUSED if isinstance(error, Refusal) else BROKE
+        return REFUSED if isinstance(error, UserError) else BROKE
     except Exception as error:
         said = explain_disk_fault(error, store.partial(final)) if _is_of_the_disk(error) else None
         if said is None and not (damage := describe_damage(step["inputs"])):
@@ -199,7 +199,7 @@ def _check_inputs(step: dict[str, Any]) -> None:
     for name, source in step["inputs"].items():
         manifest = store.read_manifest(Path(source["path"]))
         if manifest is None or store.content(manifest, source["part"]) != source["content"]:
-            raise Broken(
+            raise StageError(
                 f"{step['stage']}: its input {name} ({source['path']}) was rebuilt meanwhile.\n"
                 "  Run the same command again."
             )

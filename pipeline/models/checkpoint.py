@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import MODEL_FILE, PLACE_FILE, Model, write_json
 from pipeline.config import Checkpoint, Dtype, RewardCheckpoint, Template, Trust, Weights
-from pipeline.errors import Refusal, together
+from pipeline.errors import UserError, together
 from pipeline.hashing import ContentCache, commit_of
 from pipeline.models import checkpoint_checks as checks
 from pipeline.models.checkpoint_checks import first_line
@@ -105,7 +105,7 @@ def opened_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=remote_code)
     except (OSError, ValueError) as error:
-        raise Refusal(
+        raise UserError(
             f"{name}: it has no tokenizer that opens ({first_line(error)}).\n"
             f"  Put tokenizer.json and tokenizer_config.json beside config.json."
         ) from error
@@ -136,7 +136,7 @@ def torch_dtype(name: Dtype) -> Any:
 def _template_file(path: str) -> str:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise Refusal(
+        raise UserError(
             f"template.chat_template={path}: there is no such file.\n  Give the path of a Jinja template."
         )
     return file.read_text()
@@ -160,7 +160,7 @@ def _local_folder(model: Weights) -> Path:
             if folder.is_dir()
             else "there is no such folder"
         )
-        raise Refusal(
+        raise UserError(
             f"{model}: {fault}.\n  Give the folder that holds config.json, or the name of a hub repository."
         )
     return folder
@@ -168,7 +168,7 @@ def _local_folder(model: Weights) -> Path:
 
 def _refuse_adapter(folder: Path, model: Weights) -> None:
     if (folder / ADAPTER).is_file():
-        raise Refusal(
+        raise UserError(
             f"{model}: it is an adapter; a reward model is opened whole.\n"
             f"  Merge it into its base (PeftModel.merge_and_unload), save that, and give its folder."
         )
@@ -182,7 +182,7 @@ def _fetched(name: str, revision: str | None, wanted: list[str]) -> tuple[Path, 
     try:
         return Path(snapshot_download(name, revision=commit, allow_patterns=wanted)), commit
     except (HfHubHTTPError, OSError) as error:
-        raise Refusal(
+        raise UserError(
             f"{name}: its files cannot be fetched from the hub ({first_line(error)}).\n"
             f"  Check the network and HF_TOKEN, or give a local folder."
         ) from error
@@ -229,7 +229,7 @@ def _merge(cfg: Checkpoint, adapter: Path, out: Path) -> Model:
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
-        raise Refusal(
+        raise UserError(
             f"{cfg.model}: this adapter has other sizes than the layers of its base {base}.\n"
             f"  Name the model that it was trained on in {adapter / ADAPTER} (base_model_name_or_path)."
         ) from error
@@ -243,13 +243,13 @@ def _base_of(cfg: Checkpoint, adapter: Path) -> Path:
     record = checks.read_json(adapter / ADAPTER)
     name = Weights(record.get("base_model_name_or_path") or "")
     if not name:
-        raise Refusal(
+        raise UserError(
             f"{cfg.model}: its {ADAPTER} names no base model.\n  Write base_model_name_or_path there."
         )
     try:
         base, _ = _folder(name, record.get("revision"), _with_weights(cfg))
-    except Refusal as refusal:
-        raise Refusal(
+    except UserError as refusal:
+        raise UserError(
             f"{cfg.model}: it is an adapter, and its base is missing: {refusal}\n"
             f"  The base is named in {adapter / ADAPTER} (base_model_name_or_path)."
         ) from refusal

@@ -1,11 +1,11 @@
-"""What a checkpoint is refused for before anything heavy is read: each check passes silently or raises a Refusal."""
+"""What a checkpoint is refused for before anything heavy is read: each check passes silently or raises a UserError."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Template, Trust
-from pipeline.errors import Refusal, many
+from pipeline.errors import UserError, many
 from pipeline.models.bos import adds_bos, fault_of, remedy_for
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def no_own_code(folder: Path, name: str, trust: Trust) -> None:
     ]
     own_code = [path.name for path in files if "auto_map" in read_json(path)]
     if own_code and not trust.remote_code:
-        raise Refusal(
+        raise UserError(
             f"{name}: it brings Python code of its own (auto_map in {', '.join(own_code)}), to run on this machine.\n"
             f"  Read that code, then give sft.trust.remote_code=true (or base.trust.…, reward.trust.…) if you trust it."
         )
@@ -37,7 +37,7 @@ def weights(folder: Path, name: str, trust: Trust) -> None:
         if missing := sorted(
             set(read_json(path)["weight_map"].values()) - {tensor.name for tensor in tensors}
         ):
-            raise Refusal(
+            raise UserError(
                 f"{name}: {path.name} names {', '.join(missing)}, not there.\n  Download it again."
             )
     for path in tensors:
@@ -53,7 +53,7 @@ def classification_head(folder: Path, name: str, trust: Trust) -> None:
     kind = ", ".join(
         read_json(folder / "config.json").get("architectures") or ["its kind is not said"]
     )
-    raise Refusal(
+    raise UserError(
         f"{name}: it is no reward model ({kind}): its weights lack the head that gives the score ({missing[0]}), "
         f"which would be random.\n"
         f"  Give a checkpoint that was saved as AutoModelForSequenceClassification, or train one with reward=train."
@@ -71,7 +71,7 @@ def causal(folder: Path, name: str) -> None:
         KNOWN.get(config.get("model_type", ""), "no architecture")
     ]
     if named[0] not in KNOWN.values():
-        raise Refusal(
+        raise UserError(
             f"{name}: its config.json says {named[0]}, which is no causal language model that transformers knows.\n"
             f"  Give a checkpoint that AutoModelForCausalLM opens, such as one of a LlamaForCausalLM."
         )
@@ -94,14 +94,14 @@ def complete(folder: Path, name: str, trust: Trust) -> None:
             folder, device_map="meta", output_loading_info=True, trust_remote_code=trust.remote_code
         )
     except (RuntimeError, ValueError) as error:
-        raise Refusal(
+        raise UserError(
             f"{name}: its weights do not fit its config.json ({first_line(error)}).\n"
             f"  Give the config.json that belongs to these weights, or download both again."
         ) from error
     finally:
         logging.set_verbosity(verbosity)
     if missing := sorted(found["missing_keys"]):
-        raise Refusal(
+        raise UserError(
             f"{name}: its weights lack {many(len(missing), 'tensor')} ({missing[0]} is one), which would be random.\n"
             f"  Give a checkpoint of a causal language model that is whole."
         )
@@ -110,7 +110,7 @@ def complete(folder: Path, name: str, trust: Trust) -> None:
 def unquantised(base: Path, adapter: str) -> None:
     """Before an adapter is merged: weights of a few bits would round away what it learned."""
     if read_json(base / "config.json").get("quantization_config"):
-        raise Refusal(
+        raise UserError(
             f"{adapter}: it is an adapter, and its base {base} is quantised: merging into so few bits loses it.\n"
             f"  Name the unquantised base in {adapter}/adapter_config.json (base_model_name_or_path)."
         )
@@ -120,7 +120,7 @@ def vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, name: str) ->
     config = read_json(folder / "config.json")
     rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     if rows is not None and len(tokenizer) > rows:
-        raise Refusal(
+        raise UserError(
             f"{name}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows: some have no vector.\n"
             f"  Give the tokenizer that belongs to it, or resize it (resize_token_embeddings) and save it again."
         )
@@ -130,7 +130,7 @@ def template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: str) -
     if not tokenizer.chat_template:
         raise _no_template(name)
     if tokenizer.eos_token_id is None:
-        raise Refusal(
+        raise UserError(
             f"{name}: its tokenizer has no EOS token, so no answer would ever end.\n"
             f"  Set eos_token in tokenizer_config.json."
         )
@@ -139,13 +139,13 @@ def template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: str) -
             PROBE, tokenize=False, add_generation_prompt=True, **given.kwargs
         )
     except Exception as error:  # it is the checkpoint's own code, and may raise whatever it likes
-        raise Refusal(
+        raise UserError(
             f"{given.chat_template or name}: the chat template does not take one user message ({first_line(error)}).\n"
             f"  Mend it, or give another as template.chat_template=FILE."
         ) from error
     ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
     if fault := fault_of(ids, tokenizer.bos_token_id, adds_bos(tokenizer)):
-        raise Refusal(
+        raise UserError(
             f"{given.chat_template or name}: a templated prompt begins with {fault} ({tokenizer.bos_token}): "
             f"{tokenizer.convert_ids_to_tokens(ids[:4])}; one was expected.\n  {remedy_for(fault)}"
         )
@@ -161,8 +161,8 @@ def template_file(folder: Path, given: Template, name: str) -> None:
         raise _no_template(name)
 
 
-def _no_template(name: str) -> Refusal:
-    return Refusal(
+def _no_template(name: str) -> UserError:
+    return UserError(
         f"{name}: its tokenizer has no chat template, so it is unknown how this model is to be asked.\n"
         f"  Give template.chat_template=FILE, a Jinja template; that of its instruct sibling mostly fits."
     )
@@ -172,7 +172,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise Refusal(
+        raise UserError(
             f"{path}: not readable as JSON ({first_line(error)}).\n  Download it again."
         ) from error
 
@@ -193,7 +193,7 @@ def _head(folder: Path, trust: Trust) -> set[str]:
                 config, trust_remote_code=trust.remote_code
             )
     except ValueError as error:
-        raise Refusal(
+        raise UserError(
             f"{folder}: transformers knows no sequence classifier of this kind ({first_line(error)}).\n"
             f"  Give a checkpoint that opens with AutoModelForSequenceClassification."
         ) from error
@@ -218,11 +218,11 @@ def _only_pickled(folder: Path, name: str, trust: Trust) -> None:
     pickled = [path.name for pattern in PICKLED for path in sorted(folder.glob(pattern))]
     pickled = [file for file in pickled if file != "training_args.bin"]
     if not pickled:
-        raise Refusal(
+        raise UserError(
             f"{name}: it has no weights; *.safetensors was expected.\n  Download it again."
         )
     if not trust.pickled_weights:
-        raise Refusal(
+        raise UserError(
             f"{name}: it has no *.safetensors, only pickled weights ({', '.join(pickled)}), which can run code.\n"
             f"  Convert them (save_pretrained writes safetensors), or give sft.trust.pickled_weights=true\n"
             f"  (base.trust.…, reward.trust.… for those)."
@@ -236,6 +236,6 @@ def _whole(path: Path, name: str) -> None:
         with safe_open(path, framework="np"):  # its header alone; "pt" would load torch for that
             return
     except SafetensorError as error:
-        raise Refusal(
+        raise UserError(
             f"{name}: {path.name} does not open ({error}).\n  Download it again."
         ) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import ADAPTER_CONFIG, MODEL_FILE, Model, name_base, write_json
 from pipeline.config import LoraAdapter, Quantization
-from pipeline.errors import Broken, Refusal, many
+from pipeline.errors import StageError, UserError, many
 from pipeline.models import quantization as quantized
 from pipeline.models.strict_loading import whole
 
@@ -132,7 +132,7 @@ def check_base(model: Model) -> None:
     assert model.adapter is not None
     recorded = model.record["peft"]["base_model_name_or_path"]
     if recorded != base_name(model):
-        raise Refusal(
+        raise UserError(
             f"{model.adapter}: this adapter was made for the model {recorded}, and {model.path / 'model.json'} puts it "
             f"on {base_name(model)}.\n  An adapter is only right on the weights it was trained on: give the one made "
             f"for {base_name(model)}, or the model {recorded}."
@@ -153,7 +153,7 @@ def check_continued(model: Model, adapter: LoraAdapter) -> None:
     found["quantization"] = quantized.quantization_of(model)
     for knob, value in found.items():
         if value != (wanted := getattr(adapter, knob)):
-            raise Refusal(
+            raise UserError(
                 f"train.adapter.{knob}={wanted}, but training continues the adapter in {model.path}, whose {knob} is "
                 f"{value}.\n  Give train.adapter.{knob}={value}, or init=sft, which starts a new adapter."
             )
@@ -165,7 +165,7 @@ def check_vocabulary(module: Any, columns: "list[pl.Series]", where: str) -> Non
         (top for ids in columns if isinstance(top := ids.list.max().max(), int)), default=0
     )
     if highest >= known:
-        raise Refusal(
+        raise UserError(
             f"{where}: token id {highest} is beyond the model's {known} embeddings: these tokens were made by another "
             f"tokenizer.\n  Sample and pair with this model's own tokenizer, or give the model they were made for."
         )
@@ -178,7 +178,7 @@ def check_finite(module: Any, whole: State | None = None) -> None:
     weights = module.named_parameters() if whole is None else whole.items()
     broken = [name for name, weight in weights if not torch.isfinite(weight).all()]
     if broken:
-        raise Broken(
+        raise StageError(
             f"training has left {many(len(broken), 'weight')} not finite ({broken[0]} is the first): nothing is"
             f" published.\n  Lower the learning rate, or use dtype=float32."
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.artifacts import MODEL_FILE, Model
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 
 MERGED = "merged"  # beside the adapter, outside the step's content: it is made from what that holds
 
@@ -16,17 +16,17 @@ def merge(step: Path, out: Path) -> None:
 
     manifest, model = store.read_manifest(step), Model(step)
     if manifest is None or store.hollow(manifest) or not (step / MODEL_FILE).exists():
-        raise Refusal(
+        raise UserError(
             f"{step}: it has no weights here (pruned, or no model).\n  Run its run again, which makes them."
         )
     if model.adapter is None:
-        raise Refusal(f"{step}: its weights are whole already.\n  Open {model.weights}.")
+        raise UserError(f"{step}: its weights are whole already.\n  Open {model.weights}.")
     if not Path(model.weights).exists() and isinstance(model.weights, Path):
-        raise Refusal(
+        raise UserError(
             f"{step}: its base is gone from {model.weights}.\n  Run its run again, which makes it."
         )
     if out.exists():
-        raise Refusal(
+        raise UserError(
             f"{out}: something lies there.\n  Give a folder that does not exist yet, or remove that one."
         )
     scratch = out.with_name(f".{out.name}.tmp")

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.artifacts import Samples
-from pipeline.errors import Refusal, many, nearest
+from pipeline.errors import UserError, many, nearest
 
 
 def lean(samples: Samples, bos: int | None) -> pl.DataFrame:
@@ -50,7 +50,7 @@ def candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.D
     own = scores.lazy().filter(pl.col("scorer") == scorer).select("sample_id", "score").collect()
     if not own.height:
         known = sorted(scores["scorer"].unique())
-        raise Refusal(
+        raise UserError(
             f"pair.scorer={scorer}: no such scorer in the scores. {nearest(scorer, known)}"
         )
     return rows.with_columns(numbers, score_of(rows["sample_id"], own))
@@ -72,7 +72,7 @@ def score_of(ids: pl.Series, own: pl.DataFrame) -> pl.Series:
         return own["score"]
     strangers = own.join(ids.to_frame(), on="sample_id", how="anti")
     if strangers.height:
-        raise Refusal(
+        raise UserError(
             f"pair: samples that are not here, such as {strangers['sample_id'][0]}, have {strangers.height} of"
             f" {many(own.height, 'score')}.\n"
             "  The scores are of another sampling run. Score these samples."

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.errors import Refusal, many, nearest
+from pipeline.errors import UserError, many, nearest
 from pipeline.hashing import digest_of
 from pipeline.pairing.selection import EDITED, as_dropped
 
@@ -39,7 +39,7 @@ def typed(row: Row) -> Row:
 def check_lines(path: str, bad: list[tuple[int, str]]) -> None:
     if bad:
         shown = "\n".join(f"  line {number}: {said}" for number, said in bad[:SHOWN])
-        raise Refusal(
+        raise UserError(
             f"pair.edits={path}: {many(len(bad), 'line')} cannot be used:\n{shown}\n"
             "  Mend them, or take them out: a pair that no line names is kept."
         )
@@ -55,7 +55,7 @@ def applied(
     for number, edit in enumerate(edits, 1):
         key = (edit["chosen_id"], edit["rejected_id"])
         if key not in rows:
-            raise Refusal(
+            raise UserError(
                 f"pair.edits, line {number}: no pair has chosen_id {key[0]} and rejected_id {key[1]}.\n"
                 "  Edits hold for the pairs they were written from: strop edit RUN writes those of a run."
             )
@@ -82,7 +82,7 @@ def applied(
 
 def _unchanged(number: int, edit: Row, row: Row) -> None:
     if changed := [side for side in SIDES if side in edit and edit[side] != row[f"{side}_text"]]:
-        raise Refusal(
+        raise UserError(
             f"pair.edits, line {number}: the text of {' and '.join(changed)} is another one, and its action is keep.\n"
             '  Write "action": "replace" to train on the new text.'
         )
@@ -108,11 +108,11 @@ def _replaced(
     ]
     texts: dict[str, Any] = {side: edit.get(side, row[f"{side}_text"]) for side in SIDES}
     if not changed or not all(isinstance(text, str) and text.strip() for text in texts.values()):
-        raise Refusal(
+        raise UserError(
             f"pair.edits, line {number}: replace needs a new text as chosen or rejected, and neither may be empty."
         )
     if texts["chosen"] == texts["rejected"]:
-        raise Refusal(f"pair.edits, line {number}: chosen and rejected would be the same text.")
+        raise UserError(f"pair.edits, line {number}: chosen and rejected would be the same text.")
     new = dict(row)
     for side in changed:
         ids = tokenise(row["prompt_id"], texts[side])

@@ -6,7 +6,7 @@ import polars as pl
 
 from pipeline.artifacts import Logps, Pairs
 from pipeline.config import PairRound
-from pipeline.errors import Refusal, many
+from pipeline.errors import UserError, many
 from pipeline.pairing.selection import JUDGED, OFFLINE, as_dropped
 
 
@@ -20,7 +20,7 @@ def block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
         .drop("order")
     )
     if short := cfg.short_of(rows.height):
-        raise Refusal(short)
+        raise UserError(short)
     size = cfg.mix.per_round
     return rows if size is None else rows.slice((cfg.round - 1) * size, size)
 
@@ -65,7 +65,7 @@ def mixed(cfg: PairRound, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFram
         return theirs, as_dropped("pair", theirs.clear().with_columns(reason=pl.lit("", pl.String)))
     wanted = round(mine.height * cfg.mix.offline / cfg.mix.on_policy)
     if theirs.height < wanted:
-        raise Refusal(_too_few(cfg, mine.height, wanted, theirs.height))
+        raise UserError(_too_few(cfg, mine.height, wanted, theirs.height))
     order = [
         hashlib.sha256(f"{cfg.seed}:{a}:{b}".encode()).hexdigest()
         for a, b in theirs.select("chosen_id", "rejected_id").rows()

@@ -12,7 +12,7 @@ import polars as pl
 
 from pipeline.backends.chat import Chat, differing
 from pipeline.config import PairConfig
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.models.bos import holds_bos, remedy_for
 from pipeline.pairing.selection import OFFLINE, ON_POLICY
 
@@ -42,7 +42,7 @@ def check(cfg: PairConfig, pairs: pl.DataFrame, chat: Chat) -> None:
             for fault, rows in faults.items()
         ]
         remedies = dict.fromkeys(f"  {fault.remedy}" for fault in faults)
-        raise Refusal(
+        raise UserError(
             "\n".join(
                 [
                     f"pair: the tokens that would be trained are not those that the policy {chat.where} samples:",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from pipeline.config import Checkpoint, Draw, RewardCheckpoint
+from pipeline.config import Checkpoint, RewardCheckpoint, SampleRequest
 from pipeline.errors import together
 from pipeline.models.checkpoint import check_files
 from pipeline.preflight.context_length import check_context
@@ -32,7 +32,7 @@ def checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
             yield partial(check_template, step.config)
         yield from checks_of_rows(step, coming)
         yield from checks_of_checkpoint(step.config)
-        if isinstance(step.config, Draw):
+        if isinstance(step.config, SampleRequest):
             yield partial(check_context, step, step.config)
             engine = step.config.backend, step.config.runtime.workers
             if engine not in engines:

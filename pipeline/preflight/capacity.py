@@ -12,13 +12,13 @@ from pipeline.artifacts import Pairs, read_json
 from pipeline.config import (
     Config,
     Conversation,
-    Draw,
     LoraAdapter,
+    SampleRequest,
     TrainConfig,
     TransformersBackend,
     VllmBackend,
 )
-from pipeline.errors import Refusal, many, nearest, together
+from pipeline.errors import UserError, many, nearest, together
 from pipeline.preflight.lineage import shape_of, weights_of
 from pipeline.resources import inference_memory, model_shape, training_fit
 from pipeline.resources.model_shape import Shape
@@ -42,7 +42,7 @@ def _check_training(planned: Planned, step: Step, cfg: TrainConfig) -> None:
     if fault := _unfit(
         planned, step, cfg, *_at_once(planned, step, cfg, _lengths(planned, step, cfg))
     ):
-        raise Refusal(fault)
+        raise UserError(fault)
 
 
 def _unfit(
@@ -87,7 +87,7 @@ def check_engines(planned: Planned, coming: list[Step]) -> None:
         if place
     ]
     if short := [fault for fault in dict.fromkeys(found) if fault]:
-        raise Refusal(*short)
+        raise UserError(*short)
 
 
 def dtype_lines(cfg: Config) -> Iterator[str]:
@@ -144,11 +144,15 @@ def _engines(
     """What the engine of each draw takes, where it is known, and the smallest GPU that it may have, if there is one."""
     smallest = min(hardware.gpus(), key=lambda gpu: gpu.free, default=None)
     for step in steps:
-        if isinstance(step.config, Draw) and (needs := _engine_needs(planned, step, step.config)):
+        if isinstance(step.config, SampleRequest) and (
+            needs := _engine_needs(planned, step, step.config)
+        ):
             yield step, needs, _place(step, step.config, smallest) if smallest else None
 
 
-def _engine_needs(planned: Planned, step: Step, cfg: Draw) -> inference_memory.Needs | None:
+def _engine_needs(
+    planned: Planned, step: Step, cfg: SampleRequest
+) -> inference_memory.Needs | None:
     if not isinstance(cfg.backend, VllmBackend | TransformersBackend):
         return None
     limits = cfg.turn(cfg.turns).limits if isinstance(cfg, Conversation) else cfg.limits
@@ -159,7 +163,7 @@ def _engine_needs(planned: Planned, step: Step, cfg: Draw) -> inference_memory.N
     return inference_memory.needs_of(shape, *how) if shape else None
 
 
-def _place(step: Step, cfg: Draw, gpu: hardware.Gpu) -> inference_memory.Place:
+def _place(step: Step, cfg: SampleRequest, gpu: hardware.Gpu) -> inference_memory.Place:
     knob = f"{step.knob}.backend"
     if isinstance(cfg.backend, VllmBackend):
         runtime = cfg.backend.runtime
@@ -261,7 +265,11 @@ def rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
 
 def pairs_at_most(planned: Planned, source: Step) -> int | None:
     """Of a Step that makes pairs of samples alone; offline rows are not counted before they are there."""
-    draws = [one.config for one in source.inputs.get("samples", []) if isinstance(one.config, Draw)]
+    draws = [
+        one.config
+        for one in source.inputs.get("samples", [])
+        if isinstance(one.config, SampleRequest)
+    ]
     prompts = (draws[0].per_round if draws else None) or (prompts_published(planned) or {}).get(
         "train"
     )

@@ -2,18 +2,18 @@
 
 import json
 
-from pipeline.config import Checkpoint, Draw, TinyBase
-from pipeline.errors import Refusal
+from pipeline.config import Checkpoint, SampleRequest, TinyBase
+from pipeline.errors import UserError
 from pipeline.hashing import here
 from pipeline.preflight.lineage import line_of
 from pipeline.step import Step
 
 
-def check_context(step: Step, cfg: Draw) -> None:
+def check_context(step: Step, cfg: SampleRequest) -> None:
     """Where completions alone fill the context no prompt fits, however short."""
     context = known_context(step)
     if context and cfg.limits.completion >= context:
-        raise Refusal(
+        raise UserError(
             f"limits.completion={cfg.limits.completion}: the model has a context of {context} tokens, so no"
             f" prompt fits before such a completion.\n  Lower limits.completion, or give a model with a longer context."
         )

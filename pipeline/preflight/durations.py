@@ -12,7 +12,14 @@ from typing import Any
 
 from pipeline import hardware, store
 from pipeline.artifacts import COST_FILE, KL, STEP_FILE
-from pipeline.config import Block, Conversation, Draw, ReferConfig, ScoreConfig, TrainConfig
+from pipeline.config import (
+    Block,
+    Conversation,
+    ReferenceConfig,
+    SampleRequest,
+    ScoreConfig,
+    TrainConfig,
+)
 from pipeline.errors import many
 from pipeline.preflight import capacity
 from pipeline.preflight.lineage import shape_of
@@ -67,9 +74,9 @@ class Durations:
     def of(self, step: Step) -> float | None:
         """Seconds; None where nothing like it was measured, or nobody knows how much it will read."""
         match step.config:
-            case Draw():  # a round's or an exam's
+            case SampleRequest():  # a round's or an exam's
                 return self._of_draw(step, step.config)
-            case ReferConfig():
+            case ReferenceConfig():
                 return self._of_reference(step, step.config)
             case ScoreConfig():
                 return self._of_marks(step, step.config)
@@ -77,7 +84,7 @@ class Durations:
                 return capacity.training_seconds(self._planned, step, step.config)
         return None
 
-    def _of_draw(self, step: Step, cfg: Draw) -> float | None:
+    def _of_draw(self, step: Step, cfg: SampleRequest) -> float | None:
         alike = [
             one
             for one in self._of["sample"]
@@ -92,7 +99,7 @@ class Durations:
         tokens = count * min(like.cost["mean_tokens"], cfg.limits.completion)
         return like.cost.get("engine_start_seconds", 0.0) + tokens / like.cost["tokens_per_second"]
 
-    def _of_reference(self, step: Step, cfg: ReferConfig) -> float | None:
+    def _of_reference(self, step: Step, cfg: ReferenceConfig) -> float | None:
         rows, model = self._rows(step.inputs["rows"]), self._parameters(step.inputs["model"])
         for one in self._of["refer"]:
             same = _plain(one.config) == _plain(cfg) and one.cost.get("parameters") == model
@@ -114,7 +121,7 @@ class Durations:
     def _completions(self, step: Step, without: str = "") -> int | None:
         """Of a draw; a later wave is of those prompts alone whose answers tie, and how many nobody knows."""
         cfg = step.config
-        if not isinstance(cfg, Draw) or cfg.wave:
+        if not isinstance(cfg, SampleRequest) or cfg.wave:
             return None
         part = step.inputs["prompts"]
         known = self._parts if part.step.label == 0 else None
@@ -125,7 +132,7 @@ class Durations:
 
     def _rows(self, source: Step) -> int | None:
         """Completions whose log-probability is asked for: the draws for the KL of an exam, or both sides of pairs."""
-        if isinstance(source.config, Draw):
+        if isinstance(source.config, SampleRequest):
             kl = source.config.settings.get(KL)
             every = self._completions(source)
             each = sum(setting.n for setting in source.config.settings.values())

@@ -18,7 +18,7 @@ from pipeline.config import (
     Wandb,
 )
 from pipeline.config.base import Workers
-from pipeline.errors import Refusal, many
+from pipeline.errors import UserError, many
 from pipeline.preflight.servers import servers_of
 from pipeline.resources import inference_memory
 from pipeline.step import Step
@@ -59,7 +59,7 @@ def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None
             f"{stage}.runtime.workers={workers} of {many(together, 'GPU')} each",
             there // together,
         )
-    raise Refusal(
+    raise UserError(
         f"{knob}: this machine shows {many(there, 'GPU')}{of}.\n"
         f"  Give {f'a number up to {most}' if most > 1 else '1'}, or run where there are {wanted}."
     )
@@ -76,7 +76,7 @@ def check_keys(step: Step) -> None:
 def check_tracker(tracker: TrackerConfig | None) -> None:
     """It is opened when a training starts, which may be after hours; what it needs is known now."""
     if tracker and not find_spec(tracker.kind):
-        raise Refusal(
+        raise UserError(
             f"tracker={tracker.kind}: the package {tracker.kind} is not installed.\n"
             f"  Type `make install`, whose lock holds it, or give tracker=none."
         )
@@ -89,7 +89,7 @@ def _check_wandb_may_send() -> None:
     """Two words that contradict each other: nothing leaves this machine against one of them."""
     for name, off in SILENCED.items():
         if (value := os.environ.get(name, "")).lower() in off:
-            raise Refusal(
+            raise UserError(
                 f"tracker=wandb: tracker.mode=online, and {name}={value} is set.\n"
                 f"  Give tracker.mode=offline or tracker=none, or type `unset {name}`."
             )
@@ -123,6 +123,6 @@ def _check_wandb_key() -> None:
     finally:
         teardown()
     if fault:
-        raise Refusal(
+        raise UserError(
             f"tracker=wandb: {fault}\n  {mend}; or give tracker.mode=offline, which needs no key."
         )

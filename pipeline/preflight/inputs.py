@@ -5,8 +5,8 @@ from functools import cache, partial
 from pathlib import Path
 
 from pipeline.artifacts import MODEL_FILE, Model, Prompts, read_json
-from pipeline.config import Draw, PairRound, ScriptedBackend, SftTraining
-from pipeline.errors import Refusal, together
+from pipeline.config import PairRound, SampleRequest, ScriptedBackend, SftTraining
+from pipeline.errors import UserError, together
 from pipeline.preflight.context_length import known_context
 from pipeline.preflight.lineage import line_of
 from pipeline.preflight.prompts import checks_of_prompts
@@ -35,7 +35,7 @@ def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     rows = read_json(funnel)["pairs"]
     for step in coming:
         if isinstance(step.config, PairRound) and (short := step.config.short_of(rows)):
-            raise Refusal(short)
+            raise UserError(short)
 
 
 def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
@@ -51,7 +51,7 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
     words, seen = cache(partial(Words, tokenizer)), set[str]()
     for step in coming:
         cfg = step.config
-        if not isinstance(cfg, Draw) or isinstance(cfg.backend, ScriptedBackend):
+        if not isinstance(cfg, SampleRequest) or isinstance(cfg.backend, ScriptedBackend):
             continue
         if made not in line_of(step.inputs["policy"]):
             continue

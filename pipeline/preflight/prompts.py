@@ -3,8 +3,8 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
-from pipeline.config import Draw, Evaluation, ScoreConfig
-from pipeline.errors import Refusal, nearest
+from pipeline.config import Evaluation, SampleRequest, ScoreConfig
+from pipeline.errors import UserError, nearest
 from pipeline.step import Step
 
 
@@ -25,13 +25,13 @@ def checks_of_prompts(
                     yield partial(check_columns, cfg, columns_of(part))
                 case Evaluation() as cfg:
                     yield partial(check_slices, cfg, columns_of(part))
-                case Draw() as cfg:
+                case SampleRequest() as cfg:
                     yield partial(check_rows, cfg, rows[part], at_most)
 
 
-def check_rows(cfg: Draw, rows: int, at_most: bool) -> None:
+def check_rows(cfg: SampleRequest, rows: int, at_most: bool) -> None:
     if short := cfg.short_of(rows, at_most):
-        raise Refusal(short)
+        raise UserError(short)
 
 
 def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
@@ -46,7 +46,7 @@ def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
                 " +scorer@exam.score.scorers.NAME=FILE pair.scorer=NAME, FILE one of conf/scorer/."
             )
     if faults:
-        raise Refusal(*faults)
+        raise UserError(*faults)
 
 
 def check_slices(cfg: Evaluation, known: Collection[str]) -> None:
@@ -56,4 +56,4 @@ def check_slices(cfg: Evaluation, known: Collection[str]) -> None:
         for column in cfg.slices
         if column not in known
     ]:
-        raise Refusal(*faults)
+        raise UserError(*faults)

@@ -28,7 +28,7 @@ from pipeline.config import (
 )
 from pipeline.data.prompt_checks import Summary, check_caps, check_split
 from pipeline.data.readers import files_in, is_dataset_folder
-from pipeline.errors import Refusal, refusals
+from pipeline.errors import UserError, refusals
 from pipeline.preflight.prompts import checks_of_prompts
 from pipeline.step import Step
 
@@ -106,7 +106,7 @@ def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) 
         )
     faults += refusals(_counted(step, cfg, known, coming))
     if faults:
-        raise Refusal(*faults)
+        raise UserError(*faults)
 
 
 def _sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:

@@ -9,10 +9,10 @@ from threading import Thread
 from urllib.parse import urlsplit
 
 from pipeline.config import (
-    Draw,
     DuelConfig,
     EndpointBackend,
     Judge,
+    SampleRequest,
     ScoreConfig,
     ServedModel,
     ServiceRuntime,
@@ -27,9 +27,9 @@ PORTS = {"http": 80, "https": 443}
 def servers_of(step: Step) -> Iterator[tuple[str, Server]]:
     """Those that a Step asks, each with the knob of the block that names it."""
     match step.config:
-        case Draw(backend=ServedModel() as model):
+        case SampleRequest(backend=ServedModel() as model):
             yield step.knob, model.runtime
-        case Draw(backend=EndpointBackend() as backend):
+        case SampleRequest(backend=EndpointBackend() as backend):
             yield f"{step.knob}.backend", backend.runtime
         case DuelConfig() as judge:
             yield from _asked_by(step.knob, judge)
@@ -59,7 +59,7 @@ def silent(coming: Iterable[Step]) -> Iterator[str]:
 
 
 def _soonest(step: Step) -> str:
-    if isinstance(step.config, Draw) and isinstance(step.config.backend, EndpointBackend):
+    if isinstance(step.config, SampleRequest) and isinstance(step.config.backend, EndpointBackend):
         return "A run is refused without it: start it before"  # it is measured to serve the policy
     return f"{step.stage} {step.when} asks it first: start it by then"
 

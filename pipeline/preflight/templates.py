@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.config import Checkpoint
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.hashing import here
 from pipeline.models.bos import is_doubled, remedy_for
 
@@ -23,7 +23,7 @@ def check_template(cfg: Checkpoint) -> None:
         return
     ids = words.encode([{"role": "user", "content": "Who are you?"}], cfg.template.kwargs)
     if is_doubled(ids, words.bos):
-        raise Refusal(
+        raise UserError(
             f"{file or cfg.model}: a templated prompt begins with two BOS ({words.spell(ids[0])}); one was expected.\n"
             f"  {remedy_for('two BOS')}"
         )

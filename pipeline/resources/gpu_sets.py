@@ -3,7 +3,7 @@
 import os
 from typing import Literal
 
-from pipeline.errors import Refusal, many
+from pipeline.errors import UserError, many
 from pipeline.hardware import VISIBLE
 
 Environment = dict[str, str]
@@ -18,7 +18,7 @@ def environments(workers: Workers, knob: str, gpus_each: int = 1) -> list[Enviro
     groups = [gpus[at : at + gpus_each] for at in range(0, len(gpus) - gpus_each + 1, gpus_each)]
     wanted = max(len(groups), 1) if workers == "auto" else workers
     if wanted > len(groups):
-        raise Refusal(
+        raise UserError(
             f"{knob}={workers}: {many(wanted, 'engine')} of {many(gpus_each, 'GPU')} each would take "
             f"{wanted * gpus_each}, and {len(gpus)} can be seen here.\n"
             f"  Give fewer workers or a smaller tensor_parallel"

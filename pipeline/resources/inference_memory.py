@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.resources.model_shape import Shape, amount, shape_of
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -35,9 +35,9 @@ BITS = {
 INDEX = "model.safetensors.index.json"
 
 
-def without_vllm(knob: str, error: ImportError) -> Refusal:
+def without_vllm(knob: str, error: ImportError) -> UserError:
     """`knob` is the block of the config that draws with vLLM."""
-    return Refusal(
+    return UserError(
         f"{knob}: vLLM cannot be imported here ({error}).\n"
         "  Run `make install`, or draw with transformers: backend@sample.backend=transformers "
         "backend@exam.sample.backend=transformers"

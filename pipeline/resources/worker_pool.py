@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import hardware
-from pipeline.errors import BROKE, Broken, Refusal, many
+from pipeline.errors import BROKE, StageError, UserError, many
 from pipeline.resources.gpu_sets import Environment
 
 Figures = dict[str, float]
@@ -158,7 +158,7 @@ class _Crew:
                 member.end()
                 _say(member.log.read_text(errors="replace") if member.log.exists() else "")
         if self.left:
-            raise Broken(
+            raise StageError(
                 f"none of {many(len(members), 'worker')} is left, and {many(len(self.left), 'shard')} still to do "
                 f"({self.left[0]} …).\n  The last one {self._lost.cause}. Its last lines:\n"
                 + "\n".join(f"    {line}" for line in self._lost.last_words())
@@ -227,7 +227,7 @@ def _live(work: Work, environment: Environment, pipe: "Connection[Any, Any]", lo
     threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         work(_Remote(pipe))
-    except (Refusal, Broken) as fault:
+    except (UserError, StageError) as fault:
         pipe.send(("fault", fault))
         sys.exit(BROKE)
     pipe.close()

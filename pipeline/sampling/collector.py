@@ -10,8 +10,8 @@ import polars as pl
 
 from pipeline.artifacts import DRAW_DIGITS
 from pipeline.backends import Billed, Completion, Failed, Message, Request, Text
-from pipeline.config import Draw
-from pipeline.errors import Broken, many
+from pipeline.config import SampleRequest
+from pipeline.errors import StageError, many
 from pipeline.hashing import digest_of
 from pipeline.resources.worker_pool import Hand
 from pipeline.sampling import asking, stop_strings
@@ -48,12 +48,12 @@ def nothing() -> pl.DataFrame:
     return pl.DataFrame(schema=SAMPLE)
 
 
-def seed_of(cfg: Draw, setting: str, prompt_id: str, index: int) -> int:
+def seed_of(cfg: SampleRequest, setting: str, prompt_id: str, index: int) -> int:
     """63 bits of a hash of all that tells two draws apart: no round, wave, setting or exam repeats another's."""
     return int(digest_of(_name_of(cfg, setting, prompt_id, index))[:16], 16) >> 1
 
 
-def sample_id_of(cfg: Draw, setting: str, prompt_id: str, index: int, policy: str) -> str:
+def sample_id_of(cfg: SampleRequest, setting: str, prompt_id: str, index: int, policy: str) -> str:
     """It begins with a hash of the draw alone, so that the order of samples is the same whatever the policy is called.
 
     Ties between equal scores are broken by that order. A policy's fingerprint changes with every renamed knob.
@@ -62,12 +62,12 @@ def sample_id_of(cfg: Draw, setting: str, prompt_id: str, index: int, policy: st
     return digest_of(draw)[:DRAW_DIGITS] + digest_of([*draw, policy])[: 16 - DRAW_DIGITS]
 
 
-def _name_of(cfg: Draw, setting: str, prompt_id: str, index: int) -> list[str | int]:
+def _name_of(cfg: SampleRequest, setting: str, prompt_id: str, index: int) -> list[str | int]:
     return [cfg.seed, cfg.purpose, cfg.round, cfg.wave, setting, prompt_id, index]
 
 
 class Drawing:
-    def __init__(self, cfg: Draw, policy: str, text: Text, shards: Shards, hand: Hand):
+    def __init__(self, cfg: SampleRequest, policy: str, text: Text, shards: Shards, hand: Hand):
         self.cfg, self.policy, self.text, self.shards, self.hand = cfg, policy, text, shards, hand
         self._next: str | None = None  # claimed, not yet asked for
         self._rows: dict[
@@ -128,7 +128,7 @@ class Drawing:
 
     def _check(self, completion: Completion) -> None:
         if completion.logprob is not None and not math.isfinite(completion.logprob):
-            raise Broken(
+            raise StageError(
                 f"sample: a completion has the log-probability {completion.logprob}: the policy's weights or its"
                 f" arithmetic in {self.cfg.backend.kind} are broken.\n  Try dtype=float32; check the checkpoint."
             )
@@ -152,7 +152,7 @@ class Drawing:
 
     def check_whole(self) -> None:
         if self._rows:
-            raise Broken(
+            raise StageError(
                 f"sample: the backend ended without all completions of {many(len(self._rows), 'shard')}"
                 f" ({min(self._rows)} …)."
             )

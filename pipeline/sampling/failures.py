@@ -6,8 +6,8 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import knob_of, write_table
-from pipeline.config import Draw
-from pipeline.errors import Broken, many
+from pipeline.config import SampleRequest
+from pipeline.errors import StageError, many
 from pipeline.sampling.shards import Shards
 
 FAILED: dict[str, Any] = {
@@ -21,7 +21,7 @@ FAILED: dict[str, Any] = {
 class Failures:
     """Of this attempt, which are all there are: a shard that lost rows is drawn again in the next."""
 
-    def __init__(self, cfg: Draw, shards: Shards):
+    def __init__(self, cfg: SampleRequest, shards: Shards):
         self._cfg, self._shards, self._most = cfg, shards, cfg.runtime.max_failed
         self._file = shards.out / "failed.parquet"
         self._rows: list[dict[str, str]] = []
@@ -45,10 +45,10 @@ class Failures:
         write_table(self._file, self._table())
         return f"{len(self._rows)} of {many(self._asked, 'completion')} failed ({self._often()}): {self._file.name}"
 
-    def _too_many(self) -> Broken:
+    def _too_many(self) -> StageError:
         self.write()
         knob = f"{knob_of(self._shards.out, 'sample')}.runtime.max_failed"
-        return Broken(
+        return StageError(
             f"sample: {len(self._rows)} of {many(self._asked, 'completion')} failed (most often: {self._often()})."
             f" The limit is {knob}={self._most:g}.\n  They are listed in {self._file}."
             " Mend the server, or raise the limit, and run the same command again: what came is kept."

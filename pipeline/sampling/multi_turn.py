@@ -12,7 +12,7 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, Samples, note_cost, noted_cost, read_table, write_table
 from pipeline.backends import Message
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.text import without_reasoning
 
 TURNS = "scratch/turns"
@@ -37,7 +37,7 @@ def following(questions: Prompts, said: Samples, turn: int, out: Path) -> Prompt
                 (prompt_id, spoken(prompt, completion, turns[turn]), json.dumps(told[prompt_id]))
             )
     if not rows:
-        raise Refusal(
+        raise UserError(
             f"sample: no question has a turn {turn + 1}.\n"
             '  Give questions with turns, [{"turns": ["Who …?", "And why?"]}, …], or exam.chats.NAME.turns=1.'
         )

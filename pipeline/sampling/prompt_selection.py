@@ -10,21 +10,21 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, Scores
 from pipeline.backends import Counting, Message, Text
-from pipeline.config import Draw
-from pipeline.errors import Refusal
+from pipeline.config import SampleRequest
+from pipeline.errors import UserError
 from pipeline.sampling import asking
 
 Length = tuple[int, str]  # tokens, and what they hold beside the prompt
 DROPPED: dict[str, Any] = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
 
 
-def asked(cfg: Draw, prompts: Prompts, scores: list[Scores]) -> pl.DataFrame:
+def asked(cfg: SampleRequest, prompts: Prompts, scores: list[Scores]) -> pl.DataFrame:
     """The round's prompts; in a later wave those among them that it is for."""
     rows = block(cfg, prompts)
     return rows.join(tied(cfg, scores), on="prompt_id", how="semi") if cfg.ties_by else rows
 
 
-def tied(cfg: Draw, scores: list[Scores]) -> pl.DataFrame:
+def tied(cfg: SampleRequest, scores: list[Scores]) -> pl.DataFrame:
     """The prompts that have answers so far, and no two of them with different scores."""
     marks = pl.concat([each.read() for each in scores]).filter(pl.col("scorer") == cfg.ties_by)
     known = pl.col("score").filter(pl.col("score").is_finite())
@@ -33,18 +33,18 @@ def tied(cfg: Draw, scores: list[Scores]) -> pl.DataFrame:
     )
 
 
-def block(cfg: Draw, prompts: Prompts) -> pl.DataFrame:
+def block(cfg: SampleRequest, prompts: Prompts) -> pl.DataFrame:
     """This round's prompts: all of them, or the round's block in the order they lie in."""
     rows = prompts.read().select("prompt_id", "prompt")
     if cfg.per_round is None:
         return rows
     if short := cfg.short_of(rows.height):
-        raise Refusal(short)
+        raise UserError(short)
     return rows.slice((cfg.round - 1) * cfg.per_round, cfg.per_round)
 
 
 def admitted(
-    cfg: Draw, open_text: Callable[[], Text], rows: pl.DataFrame
+    cfg: SampleRequest, open_text: Callable[[], Text], rows: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The prompts that fit, by id, and the list of those that do not: a prompt is never cut."""
     if cfg.ties_by and rows.is_empty():  # a wave that no prompt needs needs no tokenizer
@@ -57,7 +57,7 @@ def admitted(
         if fault := too_long(cfg, text.context, asked):
             faults.append({"prompt_id": row["prompt_id"], **fault})
     if len(faults) == rows.height and not cfg.ties_by:
-        raise Refusal(none_fits(cfg, text.context, most))
+        raise UserError(none_fits(cfg, text.context, most))
     if cfg.purpose == "train":
         check_kept(cfg, text, rows)
     dropped = pl.DataFrame(faults, schema=DROPPED)
@@ -65,7 +65,7 @@ def admitted(
     return kept, dropped
 
 
-def check_kept(cfg: Draw, text: Text, rows: pl.DataFrame) -> None:
+def check_kept(cfg: SampleRequest, text: Text, rows: pl.DataFrame) -> None:
     """Of each order of roles one prompt: some templates move a system message once an answer follows."""
     seen = set[tuple[str, ...]]()
     for prompt in rows["prompt"]:
@@ -75,7 +75,7 @@ def check_kept(cfg: Draw, text: Text, rows: pl.DataFrame) -> None:
         seen.add(roles)
 
 
-def check_one_fits(cfg: Draw, text: Counting, rows: pl.DataFrame) -> None:
+def check_one_fits(cfg: SampleRequest, text: Counting, rows: pl.DataFrame) -> None:
     """Refuses a draw that `admitted` would, as soon as there is a tokenizer."""
     most = []
     for prompt in rows["prompt"]:
@@ -83,10 +83,10 @@ def check_one_fits(cfg: Draw, text: Counting, rows: pl.DataFrame) -> None:
         if not too_long(cfg, text.context, asked):
             return
         most.append(max(asked))
-    raise Refusal(none_fits(cfg, text.context, most))
+    raise UserError(none_fits(cfg, text.context, most))
 
 
-def none_fits(cfg: Draw, context: int | None, most: list[Length]) -> str:
+def none_fits(cfg: SampleRequest, context: int | None, most: list[Length]) -> str:
     limits, (shortest, beside) = cfg.limits, min(most, default=(0, ""))
     known = (
         f", beside limits.completion={limits.completion} in a context of {context}"
@@ -106,7 +106,7 @@ def none_fits(cfg: Draw, context: int | None, most: list[Length]) -> str:
     )
 
 
-def lengths(cfg: Draw, text: Counting, prompt: list[Message]) -> Iterator[Length]:
+def lengths(cfg: SampleRequest, text: Counting, prompt: list[Message]) -> Iterator[Length]:
     """The prompt's tokens as it is trained, then as each setting that shows more asks it."""
     yield len(text.encode(prompt, cfg.template_kwargs)), ""
     for name, setting in sorted(cfg.settings.items()):
@@ -115,7 +115,7 @@ def lengths(cfg: Draw, text: Counting, prompt: list[Message]) -> Iterator[Length
             yield len(asked), f" with what the setting {name} shows"
 
 
-def too_long(cfg: Draw, context: int | None, asked: list[Length]) -> dict[str, str] | None:
+def too_long(cfg: SampleRequest, context: int | None, asked: list[Length]) -> dict[str, str] | None:
     """Why a prompt of these lengths cannot be drawn from, if so."""
     limits = cfg.limits
     for tokens, beside in asked:

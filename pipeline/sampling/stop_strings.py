@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from pipeline.backends import Completion, Text
 from pipeline.config import Reasoning
-from pipeline.errors import Broken
+from pipeline.errors import StageError
 
 SPLIT = 4  # a character of four bytes may lie in as many tokens, and reads as something else until it is whole
 TAIL = 32  # tokens that end a prompt, among which a template opens the thinking itself
@@ -43,7 +43,7 @@ def up_to(text: Text, ids: list[int], kept: str) -> list[int]:
     ):  # the second for tokenizers that write a piece with a space before it
         if text.read(found) == kept:
             return found
-    raise Broken(
+    raise StageError(
         f"sample: the tokenizer has no tokens that read as {kept[-40:]!r}, where a completion has to be cut before a"
         " stop string.\n  Give a stop string that begins where a word does, such as a line break."
     )

@@ -34,7 +34,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Score:
     """One score of one answer. Without a criterion it is the scorer's whole opinion; a failed one has no score."""
 
     sample_id: str
@@ -54,7 +54,7 @@ class Scorer(Protocol):
     It is called for the next shard before the marks of this one are read: what works elsewhere may begin.
     """
 
-    def mark(self, answers: list[Answer]) -> Iterator[Mark]: ...
+    def mark(self, answers: list[Answer]) -> Iterator[Score]: ...
 
     def close(self) -> None: ...
 

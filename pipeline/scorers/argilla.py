@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 
 Row = dict[str, Any]
 ANSWERS, USERS, STATES = "verdict.responses", "verdict.responses.users", "verdict.responses.status"
@@ -33,13 +33,13 @@ def nested_rows(path: Path, text: str, expected: str) -> Iterator[tuple[str, Row
     except (ValueError, RecursionError):
         records = None
     if not isinstance(records, list) or not of_argilla(records):
-        raise Refusal(
+        raise UserError(
             f"{path}: it is no list of Argilla's records (records.to_json). Give a JSONL or CSV file with {expected}."
         )
     for number, record in enumerate(records, 1):
         asked = {name: answers for name, answers in record["responses"].items() if answers}
         if asked and "verdict" not in asked:
-            raise Refusal(
+            raise UserError(
                 f"{path}, record {number}: people answer {', '.join(asked)} there, and not verdict.{RENAME}"
             )
         for said in asked.get("verdict", []):
@@ -60,11 +60,11 @@ def flat_rows(place: str, row: Row) -> Iterator[tuple[str, Row]]:
         other = ", ".join(
             name.removesuffix(".responses") for name in row if name.endswith(".responses")
         )
-        raise Refusal(f"{place}: people answer {other} there, and not verdict.{RENAME}")
+        raise UserError(f"{place}: people answer {other} there, and not verdict.{RENAME}")
     answers, users = _listed(place, row, ANSWERS), _listed(place, row, USERS)
     states = _listed(place, row, STATES) if row.get(STATES) else ["submitted"] * len(answers)
     if not len(answers) == len(users) == len(states):
-        raise Refusal(
+        raise UserError(
             f"{place}: it has {len(answers)} {ANSWERS}, {len(users)} {USERS} and {len(states)} {STATES}; as many of"
             " each were expected. Export the records once more, best with records.to_json."
         )
@@ -79,7 +79,7 @@ def _listed(place: str, row: Row, name: str) -> list[str | None]:
     if isinstance(value, list):
         return value
     if not PRINTED.fullmatch(value.strip()):
-        raise Refusal(
+        raise UserError(
             f"{place}: {name}={value[:40]} is no list of words as Argilla's records have them.\n"
             f"  Export them as JSON, which holds lists: dataset.records.to_json('records.json')."
         )

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.config import CodeScorer
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.scorers import Answer, Check
 from pipeline.scorers.code_harness import NO_NETWORK_SIGN
 
@@ -74,7 +74,7 @@ def run(cfg: CodeScorer, code: str, tests: list[str], knob: str = "score.scorers
         said.seek(0)
         lines = said.read().decode(errors="replace").splitlines()
     if f"{nonce} {NO_NETWORK_SIGN}" in lines:
-        raise Refusal(
+        raise UserError(
             "this machine lets no process give up its network, so code would run with it.\n"
             f"  Give {knob}.network=true where that is no danger."
         )

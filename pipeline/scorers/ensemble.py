@@ -12,17 +12,17 @@ from itertools import combinations, groupby
 import numpy as np
 
 from pipeline.config import EnsembleScorer
-from pipeline.scorers import Answer, Mark
+from pipeline.scorers import Answer, Score
 
-ByMember = Mapping[str, Mapping[str, Mark]]  # member → sample id → its whole opinion
+ByMember = Mapping[str, Mapping[str, Score]]  # member → sample id → its whole opinion
 
 
-def combined(cfg: EnsembleScorer, answers: list[Answer], marks: ByMember) -> Iterator[Mark]:
+def combined(cfg: EnsembleScorer, answers: list[Answer], marks: ByMember) -> Iterator[Score]:
     for _, group in groupby(answers, key=lambda answer: answer.prompt_id):
         yield from _of_prompt(cfg, [answer.sample_id for answer in group], marks)
 
 
-def _of_prompt(cfg: EnsembleScorer, ids: list[str], marks: ByMember) -> Iterator[Mark]:
+def _of_prompt(cfg: EnsembleScorer, ids: list[str], marks: ByMember) -> Iterator[Score]:
     lacking = {
         key: names
         for key in ids
@@ -30,9 +30,13 @@ def _of_prompt(cfg: EnsembleScorer, ids: list[str], marks: ByMember) -> Iterator
     }
     whole = [key for key in ids if key not in lacking]
     shut = {
-        key: [gate for gate, least in cfg.gates.items() if marks[gate][key].score < least]
+        key: [
+            gate
+            for gate, least in cfg.gates.items()
+            if marks[gate][key].score < least  # type: ignore[operator]
+        ]
         for key in whole
-    }  # type: ignore[operator]
+    }
     passing = [key for key in whole if not shut[key]]
     table = np.array([[marks[name][key].score for key in passing] for name in cfg.of], dtype=float)
     scores = dict(
@@ -46,14 +50,14 @@ def _of_prompt(cfg: EnsembleScorer, ids: list[str], marks: ByMember) -> Iterator
     told = {"disagreement": disagreement(table)} | _flips(cfg, whole, marks)
     for key in ids:
         if key in lacking:
-            yield Mark(
+            yield Score(
                 key,
                 None,
                 detail=f"no score by {', '.join(lacking[key])}",
                 abstained=_abstains(cfg, key, marks),
             )
         else:
-            yield Mark(
+            yield Score(
                 key,
                 scores.get(key, lowest),
                 detail=_detail(told | ({"gates": shut[key]} if shut[key] else {})),

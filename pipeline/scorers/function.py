@@ -25,8 +25,8 @@ from typing import Any
 
 from pipeline.backends import api_client
 from pipeline.config import Function, FunctionScorer
-from pipeline.errors import Refusal, many, nearest, shown
-from pipeline.scorers import Answer, Mark
+from pipeline.errors import UserError, many, nearest, shown
+from pipeline.scorers import Answer, Score
 from pipeline.scorers.function_harness import LENGTH
 
 HARNESS = Path(__file__).with_name("function_harness.py")
@@ -44,7 +44,7 @@ class UserFunction:
         self._process: FunctionProcess | None = None
         self._lost = 0  # calls in a row
 
-    def mark(self, answers: list[Answer]) -> Iterator[Mark]:
+    def mark(self, answers: list[Answer]) -> Iterator[Score]:
         for _, candidates in groupby(answers, key=lambda answer: answer.prompt_id):
             yield from self._marks(list(candidates))
 
@@ -53,7 +53,7 @@ class UserFunction:
             self._process.end()
             self._process = None
 
-    def _marks(self, answers: list[Answer]) -> Iterator[Mark]:
+    def _marks(self, answers: list[Answer]) -> Iterator[Score]:
         self._process = self._process or self._started()
         try:
             told = self._process.ask(arguments(answers), self.cfg.runtime.timeout)
@@ -70,12 +70,12 @@ class UserFunction:
             return
         given = f"the function gave {many(told.get('count', 0), 'score')} for {many(len(answers), 'completion')}"
         fault = kept(told.get("fault", given))  # it costs its rows, not the run; they are counted
-        yield from (Mark(answer.sample_id, None, detail=fault) for answer in answers)
+        yield from (Score(answer.sample_id, None, detail=fault) for answer in answers)
 
     def _check_hope(self, lost: "Lost") -> None:
         self._lost += 1
         if self._lost >= HOPELESS:
-            raise Refusal(
+            raise UserError(
                 f"{self.knob}.function={self.cfg.function}: {HOPELESS} calls in a row failed: it {lost}.\n"
                 f"  Mend it, or raise {self.knob}.runtime.timeout={self.cfg.runtime.timeout:g}, and run the same"
                 " command again: shards that are done are kept."
@@ -87,7 +87,7 @@ class UserFunction:
             process.load(self.cfg.function, self.cfg.runtime.timeout, self.knob)
         except Lost as lost:
             process.end()
-            raise Refusal(
+            raise UserError(
                 f"{self.knob}.function={self.cfg.function}: to import {self.cfg.function.place} {lost}.\n"
                 f"  See that it imports by itself, or raise {self.knob}.runtime.timeout."
             ) from None
@@ -97,10 +97,10 @@ class UserFunction:
         return process
 
 
-def marked(answer: Answer, score: float | None, detail: str) -> Mark:
+def marked(answer: Answer, score: float | None, detail: str) -> Score:
     if score is None and not detail:
-        return Mark(answer.sample_id, None, detail="the function has no opinion", abstained=True)
-    return Mark(answer.sample_id, score, detail=kept(detail))
+        return Score(answer.sample_id, None, detail="the function has no opinion", abstained=True)
+    return Score(answer.sample_id, score, detail=kept(detail))
 
 
 def kept(detail: str) -> str:
@@ -217,17 +217,17 @@ class FunctionProcess:
                     pipe.close()
 
 
-def refused(knob: str, function: Function, kind: str, *detail: str) -> Refusal:
+def refused(knob: str, function: Function, kind: str, *detail: str) -> UserError:
     place, name, typed = function.place, function.name, f"{knob}.function={function}"
     match kind:
         case "absent":
-            return Refusal(f"{typed}: {place} has no function {name}. {nearest(name, [*detail])}")
+            return UserError(f"{typed}: {place} has no function {name}. {nearest(name, [*detail])}")
         case "async":
-            return Refusal(
+            return UserError(
                 f"{typed}: it is async, and functions are called one after the other. Give a plain one."
             )
         case _:
-            return Refusal(
+            return UserError(
                 f"{typed}: {place} cannot be imported ({kept(detail[0])}).\n"
                 "  Give ./file.py:name or package.module.name, and see that it imports by itself."
             )

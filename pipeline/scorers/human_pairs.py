@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.scorers.argilla import of_argilla
 from pipeline.scorers.label_files import A_WINS, rows_of, verdict_of
 
@@ -53,7 +53,7 @@ def read_judged(path: Path) -> list[Judged]:
     else:
         found = list(_own(path))
     if not found:
-        raise Refusal(f"{path}: nobody judged a pair there. {EXPECTED}")
+        raise UserError(f"{path}: nobody judged a pair there. {EXPECTED}")
     return found
 
 
@@ -61,11 +61,11 @@ def _list(path: Path) -> list[Row]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Refusal(
+        raise UserError(
             f"{path}: cannot be read as JSON ({type(error).__name__}). {EXPECTED}"
         ) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise Refusal(f"{path}: it is no list of objects. {EXPECTED}")
+        raise UserError(f"{path}: it is no list of objects. {EXPECTED}")
     return rows
 
 
@@ -81,7 +81,7 @@ def _published(place: str, number: int, row: Row) -> Judged:
         question, first, second = row["input"], row["output_1"], row["output_2"]
         votes = {"label": _vote(place, row["label"])}
     else:
-        raise Refusal(f"{place}: its columns are {', '.join(row)}. {EXPECTED}")
+        raise UserError(f"{place}: its columns are {', '.join(row)}. {EXPECTED}")
     return Judged(f"pair-{number}", [{"role": "user", "content": question}], first, second, votes)
 
 
@@ -92,7 +92,7 @@ def _text(told: str | float | None) -> str:
 
 def _vote(place: str, told: Any) -> float:
     if str(told) not in OF_NUMBER:
-        raise Refusal(
+        raise UserError(
             f"{place}: a verdict is {told!r}. Expected 1 or 2, the better answer, or 0 for a tie."
         )
     return OF_NUMBER[str(told)]
@@ -103,7 +103,7 @@ def _own(path: Path) -> Iterator[Judged]:
     pairs: dict[tuple[str, str], Judged] = {}
     for place, row in rows_of(path):
         if not {"a_id", "b_id", "verdict", "prompt", "a", "b"} <= row.keys():
-            raise Refusal(f"{place}: its columns are {', '.join(row)}. {EXPECTED}")
+            raise UserError(f"{place}: its columns are {', '.join(row)}. {EXPECTED}")
         verdict, ids = verdict_of(place, row["verdict"]), (str(row["a_id"]), str(row["b_id"]))
         if verdict is None:
             continue
@@ -111,7 +111,7 @@ def _own(path: Path) -> Iterator[Judged]:
         pair = pairs.setdefault(ids[::-1] if turned else ids, _judged(ids, row))
         vote = 1 - vote if turned else vote
         if pair.votes.setdefault(str(row.get("annotator") or ""), vote) != vote:
-            raise Refusal(
+            raise UserError(
                 f"{place}: this annotator judged {ids[0]} and {ids[1]} otherwise before. Keep one of the rows."
             )
     yield from pairs.values()

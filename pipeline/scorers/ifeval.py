@@ -13,7 +13,7 @@ from io import StringIO
 from typing import Any
 
 from pipeline.config import IfevalScorer
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import UserError, nearest
 from pipeline.scorers import Answer, Check
 
 # These two split text with nltk's model of English, which is data of its own.
@@ -32,7 +32,7 @@ def check(cfg: IfevalScorer) -> Check:
     def followed(answer: Answer) -> dict[str, float]:
         asked = answer.columns["instruction_id_list"]
         if not punkt and (needing := NEED_PUNKT.intersection(asked)):
-            raise Refusal(NO_PUNKT.format(asked=min(needing)))
+            raise UserError(NO_PUNKT.format(asked=min(needing)))
         with _seeded():
             strict, loose = _verdicts(checkers, answer)
         found = {

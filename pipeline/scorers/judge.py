@@ -7,8 +7,8 @@ from itertools import groupby
 from pipeline.artifacts import draw_of
 from pipeline.config import PairwiseScorer, RubricScorer
 from pipeline.hashing import digest_of
-from pipeline.scorers import Answer, Mark
-from pipeline.scorers.judging.cached_judge import Court
+from pipeline.scorers import Answer, Score
+from pipeline.scorers.judging.cached_judge import CachedJudge
 from pipeline.scorers.judging.pairwise import NEEDS, Bout, Verdict, fought
 from pipeline.scorers.judging.parsing import Reading
 from pipeline.scorers.judging.template import RUBRIC_NEEDS, conversation
@@ -19,10 +19,10 @@ class Rubric:
 
     def __init__(self, cfg: RubricScorer, knob: str):
         self.cfg = cfg
-        self.court = Court(cfg, RUBRIC_NEEDS, knob)
+        self.court = CachedJudge(cfg, RUBRIC_NEEDS, knob)
         self.labels = tuple(str(mark) for mark in range(cfg.scale.low, cfg.scale.high + 1))
 
-    def mark(self, answers: list[Answer]) -> Iterator[Mark]:
+    def mark(self, answers: list[Answer]) -> Iterator[Score]:
         criteria = self.cfg.asked
         asked = [
             self.court.wording.question(
@@ -49,17 +49,17 @@ class Rubric:
         self.court.close()
 
 
-def _by_criterion(sample_id: str, readings: dict[str, Reading]) -> Iterator[Mark]:
+def _by_criterion(sample_id: str, readings: dict[str, Reading]) -> Iterator[Score]:
     scores = {name: _expected(reading) for name, reading in readings.items()}
     known = [score for score in scores.values() if score is not None]
     faults = [f"{name}: {reading.fault}" for name, reading in readings.items() if reading.fault]
     models = _models(reading.model for reading in readings.values())
     if faults:
-        yield Mark(sample_id, None, detail=faults[0])
+        yield Score(sample_id, None, detail=faults[0])
     else:
-        yield Mark(sample_id, sum(known) / len(known), detail=json.dumps({"model": models}))
+        yield Score(sample_id, sum(known) / len(known), detail=json.dumps({"model": models}))
     for name, reading in readings.items():
-        yield Mark(
+        yield Score(
             sample_id, scores[name], name, reading.fault or json.dumps({"model": reading.model})
         )
 
@@ -78,9 +78,9 @@ class Pairwise:
 
     def __init__(self, cfg: PairwiseScorer, knob: str):
         self.cfg = cfg
-        self.court = Court(cfg, NEEDS, knob)
+        self.court = CachedJudge(cfg, NEEDS, knob)
 
-    def mark(self, answers: list[Answer]) -> Iterator[Mark]:
+    def mark(self, answers: list[Answer]) -> Iterator[Score]:
         prompts = [
             list(group) for _, group in groupby(answers, key=lambda answer: answer.prompt_id)
         ]
@@ -121,7 +121,7 @@ def opponents(answers: list[Answer], wanted: int | None, seed: int) -> list[tupl
     return sorted((i, j) for i, j in pairs)
 
 
-def _standings(answers: list[Answer], verdicts: dict[tuple[int, int], Verdict]) -> Iterator[Mark]:
+def _standings(answers: list[Answer], verdicts: dict[tuple[int, int], Verdict]) -> Iterator[Score]:
     whole = [verdict for verdict in verdicts.values() if not verdict.fault]
     asked = [verdict for verdict in whole if verdict.asked]
     flip_rate = sum(verdict.flipped for verdict in asked) / len(asked) if asked else 0.0
@@ -131,7 +131,7 @@ def _standings(answers: list[Answer], verdicts: dict[tuple[int, int], Verdict]) 
         own = {pair: verdict for pair, verdict in verdicts.items() if place in pair}
         fault = next((verdict.fault for verdict in own.values() if verdict.fault), "")
         if not own or fault:
-            yield Mark(
+            yield Score(
                 answer.sample_id,
                 None,
                 detail=fault or "its prompt has no other answer to compare it with",
@@ -142,7 +142,7 @@ def _standings(answers: list[Answer], verdicts: dict[tuple[int, int], Verdict]) 
             for (i, _), v in own.items()
             if (p := v.probability) is not None
         ]
-        yield Mark(answer.sample_id, sum(chances) / len(chances), detail=detail)
+        yield Score(answer.sample_id, sum(chances) / len(chances), detail=detail)
 
 
 def _models(names: Iterable[str]) -> str:

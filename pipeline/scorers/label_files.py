@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.jsonl import unwritable
-from pipeline.errors import Refusal, shown
+from pipeline.errors import UserError, shown
 from pipeline.scorers import argilla
 
 Row = dict[str, Any]
@@ -49,14 +49,14 @@ def read_labels(path: Path) -> list[Rating] | list[Duel]:
             continue
         ids = (label.sample_id,) if isinstance(label, Rating) else (label.a_id, label.b_id)
         if fault := unwritable([*ids, label.annotator]):
-            raise Refusal(f"{place}: an id or the annotator {fault}. Give it as text.")
+            raise UserError(f"{place}: an id or the annotator {fault}. Give it as text.")
         if said.setdefault((*ids, label.annotator), label) != label:
-            raise Refusal(f"{place}: {label.annotator or 'the annotator'} said something else about {' and '.join(ids)}"
+            raise UserError(f"{place}: {label.annotator or 'the annotator'} said something else about {' and '.join(ids)}"
                           " before. Keep one of the two rows, or name the annotators.")  # fmt: skip
     if not said:
-        raise Refusal(f"{path}: no row has a label. Give rows with {_shapes()}.")
+        raise UserError(f"{path}: no row has a label. Give rows with {_shapes()}.")
     if len({type(label) for label in said.values()}) > 1:
-        raise Refusal(
+        raise UserError(
             f"{path}: some rows are scores and some are preferences. Give each in a file and a scorer of its own."
         )
     return list(said.values())  # type: ignore[return-value]
@@ -67,7 +67,7 @@ def read_votes(path: str, knob: str) -> list[Duel]:
     votes = [one for one in read_labels(Path(path).expanduser()) if isinstance(one, Duel)]
     if not votes:
         name = knob.rpartition(".")[2]
-        raise Refusal(
+        raise UserError(
             f"{knob}={path}: it has scores of single answers, and a contest needs verdicts on two.\n"
             f"  Mount it as a scorer: +scorer@exam.score.scorers.{name}=labels exam.score.scorers.{name}.path={path}"
         )
@@ -91,12 +91,12 @@ def _label(place: str, row: Row) -> Rating | Duel | None:
             if verdict is None
             else _duel(place, str(row["a_id"]), str(row["b_id"]), A_WINS[verdict], annotator)
         )
-    raise Refusal(f"{place}: its columns are {', '.join(row)}. Expected {_shapes()}.")
+    raise UserError(f"{place}: its columns are {', '.join(row)}. Expected {_shapes()}.")
 
 
 def _duel(place: str, a: str, b: str, a_wins: float, annotator: str) -> Duel:
     if a == b:
-        raise Refusal(f"{place}: {a} is compared with itself. Give the ids of two answers.")
+        raise UserError(f"{place}: {a} is compared with itself. Give the ids of two answers.")
     return Duel(a, b, a_wins, annotator) if a < b else Duel(b, a, 1 - a_wins, annotator)
 
 
@@ -106,7 +106,7 @@ def _number(place: str, row: Row) -> float:
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        raise Refusal(
+        raise UserError(
             f"{place}: score={shown(repr(row['score']), 40)} is no number. Leave it empty where nobody gave one."
         )
     return score
@@ -115,7 +115,7 @@ def _number(place: str, row: Row) -> float:
 def verdict_of(place: str, told: Any) -> str | None:
     word = str(told or "").strip().lower()
     if word and word not in A_WINS:
-        raise Refusal(
+        raise UserError(
             f"{place}: its verdict is {shown(repr(told), 40)}. Expected a, b or tie, or nothing where nobody judged."
         )
     return word or None
@@ -134,7 +134,7 @@ def rows_of(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(
+        raise UserError(
             f"{path}: cannot be read as a text file ({type(error).__name__}). Give a JSONL or CSV file."
         ) from error
     for place, row in READERS.get(path.suffix.lower(), _jsonl_rows)(path, text):
@@ -147,7 +147,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
     )  # an answer may be longer than csv expects
     for number, row in enumerate(_csv_table(path, text), 1):
         if None in row:
-            raise Refusal(
+            raise UserError(
                 f"{path}, row {number}: it has more cells than the first line has names. Save it as CSV again."
             )
         yield f"{path}, row {number}", {name: _unquoted(value) for name, value in row.items()}
@@ -157,7 +157,9 @@ def _csv_table(path: Path, text: str) -> Iterator[Row]:
     try:
         yield from csv.DictReader(io.StringIO(text, newline=""))
     except csv.Error as error:
-        raise Refusal(f"{path}: cannot be read as CSV ({error}). Save it as CSV again.") from error
+        raise UserError(
+            f"{path}: cannot be read as CSV ({error}). Save it as CSV again."
+        ) from error
 
 
 def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
@@ -169,7 +171,7 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, Row]]:
         except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict):
-            raise Refusal(
+            raise UserError(
                 f"{path}:{number}: this line is no JSON object. Expected one a line, with {_shapes()}."
             )
         yield f"{path}:{number}", row

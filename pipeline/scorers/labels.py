@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import LabelsScorer
-from pipeline.scorers import Answer, Mark
+from pipeline.scorers import Answer, Score
 from pipeline.scorers.label_files import Duel, Rating, read_labels
 
 Votes = Mapping[str, float]  # annotator → value
@@ -27,12 +27,12 @@ class Labels:
         self.cfg = cfg
         self._opinions: dict[str, Opinion] | None = None
 
-    def mark(self, answers: list[Answer]) -> Iterator[Mark]:
+    def mark(self, answers: list[Answer]) -> Iterator[Score]:
         if self._opinions is None:
             self._opinions = opinions(self.cfg)
         for answer in answers:
             known = self._opinions.get(answer.sample_id, NOT_ASKED)
-            yield Mark(
+            yield Score(
                 answer.sample_id, known.score, detail=known.detail, abstained=known.score is None
             )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.config import RewardModelScorer
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.models.batching import by_length
 from pipeline.models.strict_loading import whole
 from pipeline.scorers.reward_text import Row
@@ -73,7 +73,7 @@ def pad_for(module: Any, tokenizer: Any) -> int:
     if tokenizer.pad_token_id is not None:
         return tokenizer.pad_token_id
     if not hasattr(module, "score"):
-        raise Refusal(
+        raise UserError(
             f"{tokenizer.name_or_path}: its tokenizer has no pad token, and this kind of model finds its words by it.\n"
             f"  Set pad_token in tokenizer_config.json to the one it was trained with."
         )
@@ -151,7 +151,7 @@ class VllmPooling:
             from vllm.config import PoolerConfig
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise Refusal(
+            raise UserError(
                 f"{knob}.engine=vllm: vLLM cannot be imported here ({error}).\n"
                 f"  Run `make install`, or give {knob}.engine=transformers."
             ) from error

@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline.artifacts import Model
 from pipeline.config import RewardModelScorer
-from pipeline.errors import Broken, Refusal, nearest
-from pipeline.scorers import Answer, Mark
+from pipeline.errors import StageError, UserError, nearest
+from pipeline.scorers import Answer, Score
 from pipeline.scorers.pooling import Engine, Logits, Place, open_engine
 from pipeline.scorers.reward_text import RewardText, Row, Unreadable
 from pipeline.text import without_reasoning
@@ -42,7 +42,7 @@ class RewardModel:
         self.text: RewardText
         self.read: Callable[[Logits], float]
 
-    def mark(self, answers: list[Answer]) -> Iterator[Mark]:
+    def mark(self, answers: list[Answer]) -> Iterator[Score]:
         engine = self.engine or self._start()
         rows: dict[str, Row] = {}
         for answer in answers:
@@ -54,7 +54,7 @@ class RewardModel:
             try:
                 rows[answer.sample_id] = self.text.row(answer.prompt, said)
             except Unreadable as fault:
-                yield Mark(answer.sample_id, None, detail=str(fault))
+                yield Score(answer.sample_id, None, detail=str(fault))
         for (sample_id, row), logits in zip(
             rows.items(), engine.logits([*rows.values()]), strict=True
         ):
@@ -94,7 +94,7 @@ class RewardModel:
                 reward.tokenizer,
             )
         else:
-            raise Refusal(
+            raise UserError(
                 f"{self.knob}: a scorer of kind reward_model has no model.\n"
                 f"  Give {self.knob}.model=NAME, or reward=checkpoint reward.model=NAME."
             )
@@ -103,10 +103,10 @@ class RewardModel:
         )
 
 
-def _mark(sample_id: str, score: float, cut: int) -> Mark:
+def _mark(sample_id: str, score: float, cut: int) -> Score:
     if not math.isfinite(score):
-        return Mark(sample_id, None, detail=f"the reward model gave {score}")
-    return Mark(sample_id, score, detail=json.dumps({"cut": cut}) if cut else "")
+        return Score(sample_id, None, detail=f"the reward model gave {score}")
+    return Score(sample_id, score, detail=json.dumps({"cut": cut}) if cut else "")
 
 
 def reader(
@@ -116,7 +116,7 @@ def reader(
     places = {text: place for place, text in labels.items()}
     if label is not None:
         if label not in places:
-            raise Refusal(f"{name}: it has no label {label}. {nearest(label, list(places))}")
+            raise UserError(f"{name}: it has no label {label}. {nearest(label, list(places))}")
         return lambda logits: logits[places[label]]
     match len(labels):
         case 1:
@@ -124,7 +124,7 @@ def reader(
         case 2:
             return lambda logits: logits[1] - logits[0]
         case several:
-            raise Refusal(
+            raise UserError(
                 f"{name}: it has {several} labels ({', '.join(places)}); a reward model has one or two.\n"
                 f"  Give {knob}.label=LABEL, the one whose logit is the score."
             )
@@ -137,7 +137,7 @@ def _limit(wanted: int | None, config: Any, tokenizer: Any, knob: str) -> int:
         tokenizer.model_max_length,
     )
     if wanted is not None and wanted > seen:
-        raise Refusal(
+        raise UserError(
             f"{knob}.max_length={wanted}: this reward model can see {seen} tokens. Give that, or null."
         )
     return wanted or seen
@@ -149,7 +149,7 @@ def probe_rows(text: RewardText, name: str, knob: str = "score.scorers.NAME") ->
             text.row([{"role": "user", "content": question}], answer) for question, answer in PROBES
         ]
     except Unreadable as fault:
-        raise Refusal(
+        raise UserError(
             f"{name}: one question and its answer cannot be put to it: {fault}.\n"
             f"  Give {knob}.template.chat_template=FILE (or {knob}.template.kwargs), or {knob}.input=pair."
         ) from fault
@@ -167,17 +167,17 @@ def check_probes(
     together = [read(logits) for logits in engine.logits(rows)]
     alone = [read(engine.logits([row])[0]) for row in rows]
     if not all(map(math.isfinite, together)):
-        raise Broken(
+        raise StageError(
             f"{name}: it gives {together} for four plain texts.\n  Try {knob}.dtype=float32; else it is broken."
         )
     if max(together) == min(together):
-        raise Refusal(
+        raise UserError(
             f"{name}: it gives {together[0]} for each of four unlike texts: it tells nothing apart.\n"
             f"  Its input or its template is not what it was trained on: try {knob}.input=pair, or chat."
         )
     gap = max(abs(a - b) / (1 + abs(b)) for a, b in zip(together, alone, strict=True))
     if gap > AGREE[dtype]:
-        raise Broken(
+        raise StageError(
             f"{name}: four texts score otherwise together than alone (by {gap:.2g}): {together} and {alone}.\n"
             f"  Its padding is wrong: set pad_token in tokenizer_config.json to the one that it was trained with."
         )

@@ -6,7 +6,7 @@ What is longer than the model can see loses its beginning, so that the answer's 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.models.bos import adds_bos, holds_bos, is_doubled
 
 Message = dict[str, str]
@@ -39,7 +39,7 @@ class RewardText:
             remedy = "template.chat_template=FILE"
             if knob:
                 remedy = f"{knob}.{remedy}, or {knob}.input=pair where it reads question and answer"
-            raise Refusal(
+            raise UserError(
                 f"{tokenizer.name_or_path}: its tokenizer has no chat template.\n  Give {remedy}."
             )
         self.tokenizer, self.kwargs, self.limit = tokenizer, kwargs, limit

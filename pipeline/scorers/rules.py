@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.config import CheckScorer, CodeScorer, IfevalScorer, MathScorer, RuleScorer
-from pipeline.errors import Broken, Refusal
-from pipeline.scorers import Answer, Check, Mark, text_rules
+from pipeline.errors import StageError, UserError
+from pipeline.scorers import Answer, Check, Score, text_rules
 
 Columns = dict[str, Any]
 
@@ -32,7 +32,7 @@ class Rules:
         self._check: Check | None = None
         self._processes: ProcessPoolExecutor | None = None
 
-    def mark(self, answers: list[Answer]) -> Iterator[Mark]:
+    def mark(self, answers: list[Answer]) -> Iterator[Score]:
         """Processes begin with these answers at this call; without them each mark is made when it is asked for."""
         return (
             self._marked_elsewhere(answers)
@@ -54,12 +54,12 @@ class Rules:
         off_main = threading.current_thread() is not threading.main_thread()
         return off_main or (self.workers > 1 and answers >= least)
 
-    def _marked_here(self, answers: list[Answer]) -> Iterator[Mark]:
+    def _marked_here(self, answers: list[Answer]) -> Iterator[Score]:
         self._check = self._check or check_of(self.cfg, self.knob)
         for answer in answers:
             yield from marks_of(self._check, answer)
 
-    def _marked_elsewhere(self, answers: list[Answer]) -> Iterator[Mark]:
+    def _marked_elsewhere(self, answers: list[Answer]) -> Iterator[Score]:
         # spawn: a fork of a process with threads, such as polars', may never wake up
         self._processes = self._processes or ProcessPoolExecutor(
             self.workers,
@@ -75,7 +75,7 @@ class Rules:
             )
 
 
-def _drawn(parts: list[Future[list[Mark]]], cfg: CheckScorer, knob: str) -> Iterator[Mark]:
+def _drawn(parts: list[Future[list[Score]]], cfg: CheckScorer, knob: str) -> Iterator[Score]:
     with all_alive(cfg, knob):
         for part in parts:
             yield from part.result()
@@ -86,7 +86,7 @@ def all_alive(cfg: CheckScorer, knob: str) -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool as error:
-        raise Broken(
+        raise StageError(
             f"a process that checks answers ({cfg.kind}) was killed, perhaps for want of memory."
             f" Give {knob}.runtime.workers=1 and run the same command again."
         ) from error
@@ -109,7 +109,7 @@ def _open(cfg: CheckScorer, knob: str) -> None:
     _opened.append(check_of(cfg, knob))
 
 
-def _marked(answers: list[Answer]) -> list[Mark]:
+def _marked(answers: list[Answer]) -> list[Score]:
     return [mark for answer in answers for mark in marks_of(_opened[0], answer)]
 
 
@@ -134,19 +134,19 @@ def check_of(cfg: CheckScorer, knob: str = "score.scorers.NAME") -> Check:
             return text_rules.check(cfg, knob)
 
 
-def marks_of(check: Check, answer: Answer) -> Iterator[Mark]:
+def marks_of(check: Check, answer: Answer) -> Iterator[Score]:
     try:
         scores = check(answer)
-    except Refusal:
+    except UserError:
         raise
     except Exception as error:  # a rule's fault must cost one score, not the run; it is counted
-        yield Mark(answer.sample_id, None, detail=f"{type(error).__name__}: {error}")
+        yield Score(answer.sample_id, None, detail=f"{type(error).__name__}: {error}")
         return
     for criterion, score in scores.items():
         if math.isfinite(score):
-            yield Mark(answer.sample_id, float(score), criterion)
+            yield Score(answer.sample_id, float(score), criterion)
         else:
-            yield Mark(answer.sample_id, None, criterion, f"the rule gave {score}")
+            yield Score(answer.sample_id, None, criterion, f"the rule gave {score}")
 
 
 def playground(completion: str, columns: Columns) -> dict[str, float]:

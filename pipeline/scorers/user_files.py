@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import UserError, nearest
 
 
 def schema_of(path: str, knob: str = "score.scorers.NAME") -> Any:
@@ -17,11 +17,11 @@ def schema_of(path: str, knob: str = "score.scorers.NAME") -> Any:
         schema = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         jsonschema.validators.validator_for(schema).check_schema(schema)
     except (OSError, ValueError) as error:
-        raise Refusal(
+        raise UserError(
             f"{knob}.schema_file={path}: cannot be read as JSON ({error}). Give a JSON schema file."
         ) from error
     except jsonschema.SchemaError as error:
-        raise Refusal(
+        raise UserError(
             f"{knob}.schema_file={path}: no JSON schema: {error.message}. Give a JSON schema file."
         ) from error
     return schema
@@ -33,24 +33,24 @@ def check_function(
     """As far as its source tells: a package is not opened, since that may run anything."""
     if not in_file:
         if importlib.util.find_spec(place.partition(".")[0]) is None:
-            raise Refusal(
+            raise UserError(
                 f"{knob}.function={text}: there is no package {place.partition('.')[0]} here. Install it."
             )
         return
     try:
         body = ast.parse(Path(place).expanduser().read_text(encoding="utf-8"), place).body
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise Refusal(
+        raise UserError(
             f"{knob}.function={text}: {place} is no Python that can be read ({error})."
         ) from error
     makes = dict(_made(body))
     if name not in makes and "*" not in makes:
         known = [one for one, node in makes.items() if isinstance(node, ast.FunctionDef)]
-        raise Refusal(
+        raise UserError(
             f"{knob}.function={text}: {place} has no function {name}. {nearest(name, known)}"
         )
     if isinstance(makes.get(name), ast.AsyncFunctionDef):
-        raise Refusal(
+        raise UserError(
             f"{knob}.function={text}: it is async, and functions are called one after the other. Give a plain one."
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.artifacts import MODEL_FILE, Model, write_json
 from pipeline.config import Checkpoint, PlaygroundDemonstrations, ServedModel, TinyBase
 from pipeline.data import synthetic
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.models.checkpoint import bring_in, save_weights
 
 if TYPE_CHECKING:
@@ -107,12 +107,12 @@ def _texts(seed: int) -> Iterator[str]:
 
 def _check(cfg: TinyBase) -> None:
     if cfg.vocabulary < BYTES + len(SPECIAL):
-        raise Refusal(
+        raise UserError(
             f"base.vocabulary={cfg.vocabulary}: {BYTES} bytes and {len(SPECIAL)} special tokens need a place each.\n"
             f"  Give at least {BYTES + len(SPECIAL)}."
         )
     if cfg.hidden % (2 * cfg.heads):
-        raise Refusal(
+        raise UserError(
             f"base.hidden={cfg.hidden}, base.heads={cfg.heads}: a head's size has to be a whole even number.\n"
             f"  Give hidden as a multiple of 2 × heads; vLLM on a CPU wants heads of 32, 64 or 128."
         )

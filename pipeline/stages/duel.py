@@ -13,8 +13,8 @@ import polars as pl
 
 from pipeline.artifacts import KL, Prompts, Samples, Verdicts, knob_of, note_cost, write_table
 from pipeline.config import ANSWER, DuelConfig
-from pipeline.errors import Broken, many
-from pipeline.scorers.judging.cached_judge import Court
+from pipeline.errors import StageError, many
+from pipeline.scorers.judging.cached_judge import CachedJudge
 from pipeline.scorers.judging.pairwise import NEEDS, Bout, Verdict, fought
 from pipeline.scorers.judging.template import conversation
 
@@ -34,7 +34,7 @@ VERDICT = {
 
 
 def run(cfg: DuelConfig, out: Path, *, prompts: Prompts, a: Samples, b: Samples) -> Verdicts:
-    court = Court(cfg, NEEDS, knob_of(out, KNOB))
+    court = CachedJudge(cfg, NEEDS, knob_of(out, KNOB))
     try:
         met, unanswered = contests(prompts, a, b)
         sides = [[joined([*map(court.shown, one[side])]) for side in ("a", "b")] for one in met]
@@ -148,7 +148,7 @@ def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame) -> None:
         return
     write_table(out / "failed.parquet", failed)
     knob, reason = knob_of(out, KNOB), failed["detail"].value_counts(sort=True)["detail"][0]
-    raise Broken(
+    raise StageError(
         f"{failed.height} of {many(asked.height, 'verdict')} failed (most often: {reason})."
         f" The limit is {knob}.max_failed={cfg.max_failed}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or mend the judge and run the same command again."

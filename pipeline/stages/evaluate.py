@@ -11,7 +11,7 @@ import polars as pl
 
 from pipeline.artifacts import (
     ChatSet,
-    Exam,
+    EvalArtifacts,
     Model,
     Pairs,
     Prompts,
@@ -22,14 +22,14 @@ from pipeline.artifacts import (
     write_text,
 )
 from pipeline.config import CONTROL, Evaluation
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import UserError, nearest
 from pipeline.report.analysis import aggregate, sanity_checks
 from pipeline.report.analysis.benchmarks import absences, benchmarks, held, retention
 from pipeline.report.analysis.changes import changes
 from pipeline.report.analysis.chats import QuestionSet, chat_report, read_set
 from pipeline.report.analysis.cost import cost_of
 from pipeline.report.analysis.distributions import distributions
-from pipeline.report.analysis.eval_results import SFT, Examined, read_exam
+from pipeline.report.analysis.eval_results import SFT, EvalResult, read_exam
 from pipeline.report.analysis.funnel import funnel_of
 from pipeline.report.analysis.gates import gates
 from pipeline.report.analysis.judges import judged
@@ -49,7 +49,7 @@ def run(
     out: Path,
     *,
     prompts: Prompts,
-    exams: dict[str, Exam],
+    exams: dict[str, EvalArtifacts],
     chosen: Model,
     pairs: list[Pairs],
     duels: dict[str, dict[str, dict[str, Verdicts]]] | None = None,
@@ -83,7 +83,7 @@ def run(
 class Findings:
     """All that was read, in the order of the plan."""
 
-    examined: list[Examined]
+    examined: list[EvalResult]
     fought: list[aggregate.Duel]
     published: list[dict[str, Any]]
     people: Said
@@ -96,7 +96,7 @@ class Findings:
 
 def findings(
     cfg: Evaluation,
-    examined: list[Examined],
+    examined: list[EvalResult],
     published: list[dict[str, Any]],
     duels: dict[str, dict[str, dict[str, Verdicts]]],
     sets: list[QuestionSet],
@@ -181,10 +181,10 @@ def votes_in(name: str, path: str) -> list[Vote]:
     return [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in told]
 
 
-def check_scorer(scorer: str, examined: list[Examined]) -> None:
+def check_scorer(scorer: str, examined: list[EvalResult]) -> None:
     known = sorted({name for model in examined for name in model.marks})
     if known and scorer not in known:
-        raise Refusal(
+        raise UserError(
             f"evaluate.scorer={scorer} marked no answer of this exam. {nearest(scorer, known)}"
         )
 
@@ -197,5 +197,5 @@ def last_words(prompts: Prompts) -> dict[str, str]:
     }
 
 
-def name_of(chosen: Model, examined: list[Examined]) -> str | None:
+def name_of(chosen: Model, examined: list[EvalResult]) -> str | None:
     return next((model.name for model in examined if model.path == chosen.path), None)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import MANIFEST_FILE, MODEL_FILE, Exam, Model, write_json
+from pipeline.artifacts import MANIFEST_FILE, MODEL_FILE, EvalArtifacts, Model, write_json
 from pipeline.config import ANSWER, GateConfig
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.hashing import content
-from pipeline.report.analysis.eval_results import SFT, Examined, read_exam
+from pipeline.report.analysis.eval_results import SFT, EvalResult, read_exam
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Candidate:
     kl: float | None
 
 
-def run(cfg: GateConfig, out: Path, *, exams: dict[str, Exam]) -> Model:
+def run(cfg: GateConfig, out: Path, *, exams: dict[str, EvalArtifacts]) -> Model:
     candidates = [candidate(cfg, name, exam) for name, exam in exams.items()]
     best, rows = chosen(cfg, candidates)
     target = exams[best.name]["model"]
@@ -37,17 +37,17 @@ def run(cfg: GateConfig, out: Path, *, exams: dict[str, Exam]) -> Model:
     return target
 
 
-def candidate(cfg: GateConfig, name: str, exam: Exam) -> Candidate:
+def candidate(cfg: GateConfig, name: str, exam: EvalArtifacts) -> Candidate:
     asked = frozenset(exam["samples"].read(ANSWER)["prompt_id"])
-    examined: Examined = read_exam(name, exam, asked, cfg.scorer)
+    examined: EvalResult = read_exam(name, exam, asked, cfg.scorer)
     if not (marks := examined.marks.get(cfg.scorer)) or not marks.means:
-        raise Broken(
+        raise StageError(
             f"gate: no answer of {name} to a dev prompt has a score of {cfg.scorer}, so it cannot be compared."
         )
     drift = [*examined.drift.values()]
     kl = 0.0 if name == SFT else sum(drift) / len(drift) if drift else None
     if kl is None and cfg.kl_budget is not None:
-        raise Refusal(
+        raise UserError(
             f"gate.kl_budget={cfg.kl_budget:g}: it is not known how far {name} moved from sft: its exam draws nothing"
             " for the KL.\n  Leave exam.sample its setting kl (no ~setting@exam.sample.settings.kl), or give"
             " gate.kl_budget=null."
@@ -75,7 +75,7 @@ def judged(cfg: GateConfig, later: Candidate, gain: float) -> str:
 def paired_gain(later: Candidate, best: Candidate) -> float:
     common = sorted(later.means.keys() & best.means.keys())
     if not common:
-        raise Broken(
+        raise StageError(
             f"gate: {later.name} and {best.name} have no dev prompt in common that both have a score for."
         )
     return sum(later.means[key] - best.means[key] for key in common) / len(common)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipeline.artifacts import Fence, Model, Pairs, write_json, write_table
+from pipeline.artifacts import Decontamination, Model, Pairs, write_json, write_table
 from pipeline.config import OfflineConfig
-from pipeline.data.decontamination import FenceCheck
+from pipeline.data.decontamination import OverlapCheck
 from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import prompt_row, text_of
-from pipeline.errors import Refusal, Unrenderable, many
+from pipeline.errors import UnrenderableTemplate, UserError, many
 from pipeline.hashing import digest_of
 from pipeline.models.bos import holds_bos
 from pipeline.progress import Progress
@@ -37,13 +37,13 @@ DROPPED = {"row": pl.Int64, "prompt_id": pl.String, "reason": pl.String, "detail
 Row = dict[str, Any]
 
 
-def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Fence) -> Pairs:
+def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Decontamination) -> Pairs:
     from pipeline.backends.chat import Chat
 
     lines = read_preferences(cfg)
     dropped: list[Row] = [_gone(number, "", "bad row", fault) for number, fault in lines.bad]
     words = Words(cfg, Chat(policy))
-    check = FenceCheck(fence, cfg.fence.ngram)
+    check = OverlapCheck(fence, cfg.fence.ngram)
     pairs: dict[tuple[str, str], Row] = {}
     thumbs: dict[tuple[str, bool], Row] = {}
     progress = Progress("offline", len(lines.rows), "rows")
@@ -61,7 +61,7 @@ def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Fence) -> Pairs:
         try:
             made = {(p["chosen_id"], p["rejected_id"]): p for p in map(words.pair, row["pairs"])}
             told = {(t["sample_id"], t["label"]): t for t in map(words.thumb, row["thumbs"])}
-        except Unrenderable as refusal:
+        except UnrenderableTemplate as refusal:
             dropped.append(_unrendered(cfg, row, refusal))
             continue
         if made.keys() <= pairs.keys() and told.keys() <= thumbs.keys():
@@ -140,10 +140,10 @@ def _prompt_id(row: Row) -> str:
     return prompt_row([*row["pairs"], *row["thumbs"]][0]["prompt"], {})["prompt_id"]
 
 
-def _unrendered(cfg: OfflineConfig, row: Row, refusal: Refusal) -> Row:
+def _unrendered(cfg: OfflineConfig, row: Row, refusal: UserError) -> Row:
     """A row in roles that this policy's template does not take is a bad row for this policy."""
     if cfg.on_bad_row == "fail":
-        raise Refusal(
+        raise UserError(
             f"offline: row {row['row']}: {refusal}\n  Or skip and count such rows with offline.on_bad_row=skip."
         )
     return _gone(row["row"], _prompt_id(row), "bad row", str(refusal).splitlines()[0])
@@ -171,7 +171,7 @@ def _write(
     }
     write_json(out / "funnel.json", {**story, "thumbs": {"up": up, "down": unpaired.height - up}})
     if not table.height and not unpaired.height:
-        raise Refusal(
+        raise UserError(
             f"offline: of {many(rows_in, 'row')} none is left ({counts}).\n"
             f"  Each one's reason is in {out / 'dropped.parquet'}."
         )

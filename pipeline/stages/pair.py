@@ -23,7 +23,7 @@ from pipeline.artifacts import (
 )
 from pipeline.config import Demonstration, PairRound
 from pipeline.data.jsonl import read_jsonl, unwritable
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.pairing import (
     demonstrations,
     edits,
@@ -128,7 +128,9 @@ class Work:
         lost = rows.height - found.usable - found.dropped_samples.height
         without = found.prompts.height - paired - found.dropped_prompts.height
         if lost or without:
-            raise Broken(f"pair: {lost} samples and {without} prompts are unaccounted for: {story}")
+            raise StageError(
+                f"pair: {lost} samples and {without} prompts are unaccounted for: {story}"
+            )
         return story
 
     def _remember(self, samples: list[Samples], rows: pl.DataFrame, pairs: pl.DataFrame) -> None:
@@ -252,7 +254,7 @@ class Work:
         write_table(self.out / "dropped.parquet", dropped)
         write_json(self.out / "funnel.json", self.story)
         if not pairs.height and not any(each.height for each in self.thumbs):
-            raise Refusal(funnel.nothing_left(self.story, self.out / "dropped.parquet"))
+            raise UserError(funnel.nothing_left(self.story, self.out / "dropped.parquet"))
         token_checks.check(self.cfg, pairs, self.chat)
         write_table(self.out / "train.parquet", train)
         write_table(self.out / "dev.parquet", dev)
@@ -287,7 +289,7 @@ class Work:
             "examples": funnel.examples(self.kept, self.prompts),
         }
         if lost := self.story["pairs_in"] - out - gone.height:
-            raise Broken(
+            raise StageError(
                 f"pair: {lost} of {self.story['pairs_in']} proposed pairs are unaccounted for."
             )
 

@@ -21,7 +21,7 @@ from pipeline.data.decontamination import Index, table
 from pipeline.data.duplicates import repeats
 from pipeline.data.prompt_checks import check_caps, check_split
 from pipeline.data.prompts import ROW, LeftOut, Read, prompt_row, read_prompts
-from pipeline.errors import Broken, Refusal, many, together
+from pipeline.errors import StageError, UserError, many, together
 from pipeline.progress import Progress
 
 DROPPED = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
@@ -252,7 +252,7 @@ def check_parts(
         has = ", ".join(
             f"{name} {part.height} (wanted {wanted[name]})" for name, part in parts.items()
         )
-        raise Refusal(
+        raise UserError(
             f"prompts: after what was dropped ({account.told()}) too few are left for {' and '.join(short)}: {has}.\n"
             f"  Each one's reason is in {listed}. Give more prompts, or lower prompts.split.test and prompts.split.dev."
         )
@@ -276,7 +276,7 @@ def funnel(
     reasons, rows_in = account.reasons(), account.rows_in
     rows_out = {name: part.height for name, part in parts.items()}
     if rows_in != sum(rows_out.values()) + sum(reasons.values()):
-        raise Broken(
+        raise StageError(
             f"prompts: {rows_in} rows came in, {rows_out} went out and {reasons} were dropped: some are unaccounted for"
         )
     evaluation = {name: rows.height for name, rows in sets.items()}

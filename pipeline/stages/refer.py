@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import KL, Logps, Model, Pairs, Samples, note_cost, read_table, write_table
-from pipeline.config import ReferConfig
-from pipeline.errors import Broken, Refusal, many
+from pipeline.config import ReferenceConfig
+from pipeline.errors import StageError, UserError, many
 from pipeline.progress import Progress, say_phase
 from pipeline.resources.gpu_sets import environments
 from pipeline.resources.model_shape import parameters_of
@@ -28,7 +28,7 @@ ROWS = "rows.parquet"  # where every hand reads them
 WORKERS = "refer.runtime.workers"
 
 
-def run(cfg: ReferConfig, out: Path, *, model: Model, rows: Pairs | Samples) -> Logps:
+def run(cfg: ReferenceConfig, out: Path, *, model: Model, rows: Pairs | Samples) -> Logps:
     table, scratch = wanted(rows), out / "scratch"
     chunks = [f"chunk-{at:06d}.parquet" for at in range(-(-table.height // CHUNK))]
     if missing := [chunk for chunk in chunks if not (scratch / chunk).exists()]:
@@ -87,7 +87,7 @@ def wanted(rows: Pairs | Samples) -> "pl.DataFrame":
         length=pl.col("prompt_token_ids").list.len() + pl.col("token_ids").list.len()
     )
     if (bare := table.filter(pl.col("prompt_token_ids").list.len() == 0)).height:
-        raise Refusal(
+        raise UserError(
             f"{rows.path}: {many(bare.height, 'row')} without prompt tokens ({bare['sample_id'][0]} is one): nothing"
             f" stands before their first token, so it has no log-probability.\n"
             f"  Use a chat template or a tokenizer with BOS."
@@ -103,7 +103,7 @@ def _sides(pairs: "pl.DataFrame") -> "Iterator[pl.DataFrame]":
         yield pairs.select(*ids, "prompt_token_ids", pl.col(f"{side}_token_ids").alias("token_ids"))
 
 
-def measure(cfg: ReferConfig, model: Model, scratch: Path, size: int, hand: Hand) -> None:
+def measure(cfg: ReferenceConfig, model: Model, scratch: Path, size: int, hand: Hand) -> None:
     """One hand's part: the model is opened once."""
     from pipeline.models import loading
 
@@ -124,7 +124,7 @@ def _start(chunk: str, size: int) -> int:
 
 
 def _measured(
-    cfg: ReferConfig, module: Any, part: "pl.DataFrame", on_batch: "OnBatch"
+    cfg: ReferenceConfig, module: Any, part: "pl.DataFrame", on_batch: "OnBatch"
 ) -> "pl.DataFrame":
     import polars as pl
 
@@ -133,7 +133,7 @@ def _measured(
     columns = part["prompt_token_ids"].to_list(), part["token_ids"].to_list()
     logps = completion_logps(module, *columns, cfg.runtime.batch_tokens, on_batch)
     if broken := sum(not math.isfinite(value) for value in logps):
-        raise Broken(
+        raise StageError(
             f"refer: no finite log-probability for {broken} of {many(len(logps), 'completion')} under this model in "
             f"{cfg.dtype}: nothing is published.\n  Try refer.dtype=float32; else its weights are broken."
         )

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import Fence, Model, note_cost, write_json, write_table
+from pipeline.artifacts import Decontamination, Model, note_cost, write_json, write_table
 from pipeline.config import RewardCheckpoint, RewardTraining
-from pipeline.errors import Refusal, many
+from pipeline.errors import UserError, many
 from pipeline.training.launch import expose_one_device
 
 if TYPE_CHECKING:
@@ -26,20 +26,20 @@ def run(
     out: Path,
     *,
     start: Model | None = None,
-    fence: Fence | None = None,
+    fence: Decontamination | None = None,
 ) -> Model:
     if isinstance(cfg, RewardCheckpoint):
         from pipeline.models.checkpoint import bring_in_classifier
 
         return bring_in_classifier(cfg, out)
     if start is None or fence is None:
-        raise Refusal(
+        raise UserError(
             "reward=train needs a model to start from and the fence.\n  Give reward.start=sft or base."
         )
     return _train(cfg, out, start, fence)
 
 
-def _train(cfg: RewardTraining, out: Path, start: Model, fence: Fence) -> Model:
+def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination) -> Model:
     expose_one_device()
     from pipeline.models import loading
     from pipeline.models.checkpoint import save_weights, torch_dtype
@@ -68,14 +68,16 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Fence) -> Model:
     return save_weights(module, tokenizer, out)
 
 
-def _examples(cfg: RewardTraining, out: Path, text: "RewardText", fence: Fence) -> list[Row]:
+def _examples(
+    cfg: RewardTraining, out: Path, text: "RewardText", fence: Decontamination
+) -> list[Row]:
     """The judged answers in tokens, without those that may not be learned from; every row is accounted for."""
-    from pipeline.data.decontamination import FenceCheck
+    from pipeline.data.decontamination import OverlapCheck
     from pipeline.data.reward_rows import read_reward_rows
     from pipeline.scorers.reward_text import Unreadable
 
     lines = read_reward_rows(cfg.data, cfg.learn_from)
-    check = FenceCheck(fence, cfg.fence.ngram)
+    check = OverlapCheck(fence, cfg.fence.ngram)
     dropped = [_dropped(number, "bad row", fault) for number, fault in lines.bad]
     examples = []
     for row in lines.rows:
@@ -136,7 +138,7 @@ def _account(
     note_cost(out, dropped=table.height)
     if not examples:
         other = "thumbs" if cfg.learn_from == "pairs" else "pairs"
-        raise Refusal(
+        raise UserError(
             f"reward: of {many(rows, 'row')} of {cfg.learn_from} none is left to learn from ({reasons}).\n"
             f"  Each one's reason is in {out / 'dropped.parquet'}. Give other rows, or reward.learn_from={other}."
         )
@@ -153,7 +155,7 @@ def parts(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row
     apart = held_out(units, cfg.held_out, cfg.seed)
     learned = [example for example, unit in zip(examples, units, strict=True) if unit not in apart]
     if not apart or not learned:
-        raise Refusal(
+        raise UserError(
             f"reward: of {many(len(examples), 'row')}, to hold out {len(apart)} of {many(len(set(units)), 'prompt')}"
             f" leaves {len(learned)} to learn from.\n"
             f"  Both need some: give more rows, or another reward.held_out.least or most_share."

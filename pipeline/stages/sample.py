@@ -24,9 +24,9 @@ from pipeline.backends import Backend, open_backend
 from pipeline.backends.lora_support import serves
 from pipeline.config import (
     Conversation,
-    Draw,
     EndpointBackend,
     Prices,
+    SampleRequest,
     ServedModel,
     TransformersBackend,
     VllmBackend,
@@ -56,7 +56,7 @@ MERGED = (
 
 
 def run(
-    cfg: Draw | Conversation,
+    cfg: SampleRequest | Conversation,
     out: Path,
     *,
     policy: Model,
@@ -100,7 +100,9 @@ def converse(cfg: Conversation, out: Path, policy: Model, prompts: Prompts) -> S
     return multi_turn.gather(out, cfg.turns)
 
 
-def draw_missing(cfg: Draw, shards: Shards, finished: Finished, policy: Model, asked: int) -> None:
+def draw_missing(
+    cfg: SampleRequest, shards: Shards, finished: Finished, policy: Model, asked: int
+) -> None:
     """By as many hands as there are; the list of what is finished is kept here."""
     out, each = shards.out, sum(setting.n for setting in cfg.settings.values())
     meter = Meter(finished.totals(), asked, asked * each, cfg.limits.completion, prices(cfg))
@@ -136,7 +138,7 @@ def note_shard(out: Path, meter: Meter, finished: Finished, shard: str, entry: E
     )
 
 
-def hands(cfg: Draw, out: Path) -> list[Environment]:
+def hands(cfg: SampleRequest, out: Path) -> list[Environment]:
     if isinstance(cfg.backend, SERVERS):
         return [{}]  # one hand keeps as many requests under way as the server takes
     if not isinstance(cfg.backend, ENGINES):
@@ -145,7 +147,7 @@ def hands(cfg: Draw, out: Path) -> list[Environment]:
     return environments(cfg.runtime.workers, f"{knob_of(out, KNOB)}.runtime.workers", together)
 
 
-def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) -> None:
+def draw(cfg: SampleRequest, shards: Shards, policy: Model, served: Model, hand: Hand) -> None:
     """One hand's part: its engine starts once and is given the next shard before the last one drains."""
     backend = opened(cfg, shards.out, policy)
     drawing = Drawing(cfg, policy.path.name, backend.text, shards, hand)
@@ -169,7 +171,7 @@ def draw(cfg: Draw, shards: Shards, policy: Model, served: Model, hand: Hand) ->
         backend.close()
 
 
-def starting(cfg: Draw) -> str:
+def starting(cfg: SampleRequest) -> str:
     """What is waited for before the first token."""
     match cfg.backend:
         case VllmBackend():
@@ -179,15 +181,15 @@ def starting(cfg: Draw) -> str:
     return "asking for the first completions"
 
 
-def opened(cfg: Draw, out: Path, policy: Model) -> Backend:
+def opened(cfg: SampleRequest, out: Path, policy: Model) -> Backend:
     return open_backend(cfg.backend, policy, knob_of(out, KNOB))
 
 
-def prices(cfg: Draw) -> Prices | None:
+def prices(cfg: SampleRequest) -> Prices | None:
     return cfg.backend.runtime.prices if isinstance(cfg.backend, SERVERS) else None
 
 
-def servable(cfg: Draw, policy: Model, out: Path) -> Model:
+def servable(cfg: SampleRequest, policy: Model, out: Path) -> Model:
     """The policy as the backend can open it: with its adapter beside the base, or merged for this run only."""
     if not isinstance(cfg.backend, OPENING) or policy.adapter is None:
         return policy
@@ -209,14 +211,14 @@ def quantized(policy: Model) -> bool:
     return "quantization" in policy.record
 
 
-def owes_difference(cfg: Draw, out: Path, policy: Model) -> bool:
+def owes_difference(cfg: SampleRequest, out: Path, policy: Model) -> bool:
     """Whether it was sampled merged though it was trained beside a quantised base, and what that means is not noted."""
     if not isinstance(cfg.backend, OPENING) or policy.adapter is None or not quantized(policy):
         return False
     return multi_turn.DIFFERENCE not in noted_cost(out)
 
 
-def note_difference(cfg: Draw, policy: Model, served: Model, out: Path) -> None:
+def note_difference(cfg: SampleRequest, policy: Model, served: Model, out: Path) -> None:
     """What sampling a QLoRA policy from whole weights costs in fidelity, for the report to name."""
     from pipeline.models.quantization_gap import per_token
 

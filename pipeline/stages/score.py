@@ -26,11 +26,11 @@ from pipeline.artifacts import (
     write_table,
 )
 from pipeline.config import BestScored, EnsembleScorer, ScoreConfig, ScorerConfig
-from pipeline.errors import Broken, Refusal, many
+from pipeline.errors import StageError, UserError, many
 from pipeline.progress import Progress, say_phase
 from pipeline.resources.gpu_sets import environments
 from pipeline.resources.worker_pool import Hand, work_off
-from pipeline.scorers import Answer, Mark, Paid, Scorer, open_scorer
+from pipeline.scorers import Answer, Paid, Score, Scorer, open_scorer
 from pipeline.scorers.ensemble import combined
 
 KNOB = "score"  # of its block, where the driver names none
@@ -51,8 +51,8 @@ MARK = {
     "abstained": pl.Boolean,
 }
 MARKS = "scratch/marks"  # of the models that run here, until the others' stand beside them
-Marked = dict[str, list[Mark]]  # by scorer
-Begun = tuple[str, list[Answer], dict[str, Iterator[Mark]]]  # a shard, and its marks as they come
+Marked = dict[str, list[Score]]  # by scorer
+Begun = tuple[str, list[Answer], dict[str, Iterator[Score]]]  # a shard, and its marks as they come
 
 
 def run(
@@ -193,7 +193,7 @@ def mark(
 def read_marks(path: Path) -> Marked:
     marks: Marked = {}
     for row in read_table(path).iter_rows(named=True):
-        marks.setdefault(row.pop("scorer"), []).append(Mark(**row))
+        marks.setdefault(row.pop("scorer"), []).append(Score(**row))
     return marks
 
 
@@ -240,7 +240,7 @@ def total(*bills: dict[str, float]) -> dict[str, float]:
     return {name: sum(bill.get(name, 0) for bill in bills) for name in dict.fromkeys(chain(*bills))}
 
 
-def status_of(mark: Mark) -> str:
+def status_of(mark: Score) -> str:
     if mark.score is not None:
         return "ok"
     return "abstained" if mark.abstained else "failed"
@@ -268,7 +268,7 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
     scorer, reason = (
         failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail").row(-1)[:2]
     )
-    raise Broken(
+    raise StageError(
         f"{failed.height} of {many(table.height, 'score')} failed (most often {scorer}: {reason})."
         f" The limit is {knob}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or mend the scorer and run the same command again."
@@ -285,7 +285,7 @@ def check_opinions(out: Path) -> None:
         .filter("status")
     )
     for name in silent["scorer"].sort():
-        raise Refusal(
+        raise UserError(
             f"{knob_of(out, KNOB)}.scorers.{name}: it has no opinion on any of these answers.\n"
             "  Labels hold for the very samples that people saw. Give labels of these, or take the scorer out."
         )

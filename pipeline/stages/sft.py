@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import Fence, Model, Samples, Scores, note_cost, write_json
-from pipeline.config import Checkpoint, Refit, SftTraining
-from pipeline.errors import Refusal, many
+from pipeline.artifacts import Decontamination, Model, Samples, Scores, note_cost, write_json
+from pipeline.config import BestOfNConfig, Checkpoint, SftTraining
+from pipeline.errors import UserError, many
 from pipeline.training.launch import expose_one_device
 
 Row = dict[str, Any]
@@ -22,11 +22,11 @@ BETTER = (
 
 
 def run(
-    cfg: Checkpoint | SftTraining | Refit,
+    cfg: Checkpoint | SftTraining | BestOfNConfig,
     out: Path,
     *,
     base: Model | None = None,
-    fence: Fence | None = None,
+    fence: Decontamination | None = None,
     samples: list[Samples] | None = None,
     scores: list[Scores] | None = None,
 ) -> Model:
@@ -36,11 +36,11 @@ def run(
         model = bring_in(cfg, out)
         _check_template(model, cfg)
         return model
-    if isinstance(cfg, Refit):
+    if isinstance(cfg, BestOfNConfig):
         assert base and samples and scores, "the plan gives a refit its round"
         return _refit(cfg, out, base, samples, scores)
     if base is None or fence is None:
-        raise Refusal(
+        raise UserError(
             "sft=train needs a base model and the fence of the evaluation prompts.\n  Give base=tiny or checkpoint."
         )
     return _train(cfg, out, base, fence)
@@ -53,7 +53,7 @@ def _check_template(model: Model, cfg: Checkpoint) -> None:
     Chat(model).check_template(cfg.template.kwargs)
 
 
-def _train(cfg: SftTraining, out: Path, base: Model, fence: Fence) -> Model:
+def _train(cfg: SftTraining, out: Path, base: Model, fence: Decontamination) -> Model:
     expose_one_device()
     from pipeline.models import loading
     from pipeline.models.checkpoint import load_tokenizer, save_weights, torch_dtype
@@ -66,7 +66,7 @@ def _train(cfg: SftTraining, out: Path, base: Model, fence: Fence) -> Model:
 
 
 def _refit(
-    cfg: Refit, out: Path, base: Model, samples: list[Samples], scores: list[Scores]
+    cfg: BestOfNConfig, out: Path, base: Model, samples: list[Samples], scores: list[Scores]
 ) -> Model:
     expose_one_device()
     from pipeline.backends.chat import Chat
@@ -83,7 +83,7 @@ def _refit(
 
 
 def _fit(
-    cfg: SftTraining | Refit,
+    cfg: SftTraining | BestOfNConfig,
     out: Path,
     model: Any,
     tokenizer: Any,
@@ -100,7 +100,7 @@ def _fit(
     trackers.train(trainer, ledger.newest_whole())
     loading.check_finite(model)
     if all(start[name] == number for name, number in loading.checksums(weights, cfg.dtype)):
-        knob = "refit" if isinstance(cfg, Refit) else "sft"
+        knob = "refit" if isinstance(cfg, BestOfNConfig) else "sft"
         print(
             f"! {knob}: its weights are those that it started from, byte for byte: no step changed them. "
             f"Give a higher {knob}.learning_rate, more {knob}.epochs or a smaller {knob}.batch.",
@@ -111,17 +111,17 @@ def _fit(
 
 
 def _examples(
-    cfg: SftTraining, out: Path, tokenizer: Any, fence: Fence
+    cfg: SftTraining, out: Path, tokenizer: Any, fence: Decontamination
 ) -> list[dict[str, list[int]]]:
     """The demonstrations in tokens, without those that may not be trained on; every row is accounted for."""
-    from pipeline.data.decontamination import FenceCheck
+    from pipeline.data.decontamination import OverlapCheck
     from pipeline.data.demonstrations import in_tokens, read_demonstrations
     from pipeline.training.trainers.sft import encode
 
     lines = read_demonstrations(cfg.data)
     tokens = partial(encode, tokenizer, kwargs=cfg.template.kwargs)
     examples, dropped = in_tokens(
-        lines, tokens, FenceCheck(fence, cfg.fence.ngram), cfg.max_length, cfg.data
+        lines, tokens, OverlapCheck(fence, cfg.fence.ngram), cfg.max_length, cfg.data
     )
     _account(out, len(lines.rows) + len(lines.bad), examples, dropped)
     return examples
@@ -141,7 +141,7 @@ def _account(
     note_cost(out, dropped=table.height)
     write_json(out / "funnel.json", {"in": rows, "out": len(examples), "dropped": reasons})
     if not examples:
-        raise Refusal(
+        raise UserError(
             f"sft: of {many(rows, 'demonstration')} none is left to train on ({reasons}).\n"
             f"  Each one's reason is in {out / 'dropped.parquet'}. {remedy}"
         )

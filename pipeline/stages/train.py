@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import (
     STEP_FILE,
-    Fence,
+    Decontamination,
     Logps,
     Model,
     Pairs,
@@ -21,7 +21,7 @@ from pipeline.artifacts import (
     write_table,
 )
 from pipeline.config import RehearsalConfig, TrainConfig
-from pipeline.errors import Refusal, many
+from pipeline.errors import UserError, many
 from pipeline.training import launch, micro_batch
 from pipeline.training.monitoring import curves, model_card
 
@@ -40,10 +40,12 @@ def run(
     reference: Model | None = None,
     logps: list[Logps] | None = None,
     dev: Prompts | None = None,
-    fence: Fence | None = None,
+    fence: Decontamination | None = None,
 ) -> Model:
     if reference is None and cfg.logps != "none":
-        raise Refusal(f"train.logps={cfg.logps} needs a reference model, and the plan gives none.")
+        raise UserError(
+            f"train.logps={cfg.logps} needs a reference model, and the plan gives none."
+        )
     count = launch.processes(cfg)
     world = count * cfg.runtime.machines
     if world == 1:
@@ -83,7 +85,7 @@ def _rows(
     init: Model,
     pairs: list[Pairs],
     logps: list[Logps],
-    fence: Fence | None,
+    fence: Decontamination | None,
 ) -> "dict[str, pl.DataFrame]":
     """The trainer's columns of the pairs, and of what is rehearsed beside them: all in the policy's own tokens."""
     from pipeline.models import loading
@@ -114,7 +116,7 @@ def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -
         return thumbs(cfg, pairs, part)
     table = pl.concat([getattr(one, part)() for one in pairs])
     if part == "train" and not table.height:
-        raise Refusal(
+        raise UserError(
             f"train: there is not one pair to train on ({pairs[0].path / 'funnel.json'} says where they went)."
         )
     answer = pl.max_horizontal(
@@ -145,7 +147,7 @@ def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
     table = pl.concat([one.thumbs() for one in pairs]).unique(["sample_id", "label"])
     if table["label"].n_unique() < 2:
         up = int(table["label"].sum())
-        raise Refusal(
+        raise UserError(
             f"train.trainer=kto learns from thumbs up and thumbs down, and {pairs[0].path / 'unpaired.parquet'} has "
             f"{up} up and {table.height - up} down.\n  Give pair.thumbs_at=SCORE, which makes a thumb of every scored "
             f"answer, or offline rows with labels; or train=dpo on pairs."
@@ -161,12 +163,16 @@ def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
 
 
 def demonstrations(
-    cfg: TrainConfig, rehearsal: RehearsalConfig, out: Path, tokenizer: Any, fence: Fence | None
+    cfg: TrainConfig,
+    rehearsal: RehearsalConfig,
+    out: Path,
+    tokenizer: Any,
+    fence: Decontamination | None,
 ) -> "pl.DataFrame":
     """What is rehearsed, in the policy's tokens and clear of evaluation prompts; every row is accounted for."""
     import polars as pl
 
-    from pipeline.data.decontamination import FenceCheck
+    from pipeline.data.decontamination import OverlapCheck
     from pipeline.data.demonstrations import in_tokens, read_demonstrations
     from pipeline.training.trainers.sft import encode
 
@@ -174,7 +180,7 @@ def demonstrations(
     knob = "train.rehearsal.data"
     lines = read_demonstrations(rehearsal.data, knob)
     tokens = partial(encode, tokenizer, kwargs=rehearsal.template_kwargs)
-    check = FenceCheck(fence, rehearsal.fence.ngram)
+    check = OverlapCheck(fence, rehearsal.fence.ngram)
     examples, dropped = in_tokens(lines, tokens, check, cfg.max_length, rehearsal.data, knob)
     table = pl.DataFrame(dropped, schema=dict.fromkeys(("row", "reason", "detail"), pl.String))
     write_table(out / "rehearsal" / "dropped.parquet", table)
@@ -186,7 +192,7 @@ def demonstrations(
     }
     write_json(out / "rehearsal" / "funnel.json", counts)
     if not examples:
-        raise Refusal(
+        raise UserError(
             f"train.rehearsal: of {many(counts['in'], 'demonstration')} none is left ({reasons}).\n"
             f"  Raise train.max_length, or give others as train.rehearsal.data; train.rehearsal=null trains without."
         )
@@ -196,7 +202,7 @@ def demonstrations(
 def _refuse_too_long(cfg: TrainConfig, lengths: "pl.DataFrame", what: str) -> None:
     over = lengths.filter(lengths["length"] > cfg.max_length)["length"].to_list()
     if over:
-        raise Refusal(
+        raise UserError(
             f"train: {len(over)} of {lengths.height} {what} cannot fit into train.max_length={cfg.max_length} tokens "
             f"(the longest has {max(over)}): they would be cut.\n  Raise train.max_length, or lower limits."
         )
@@ -212,7 +218,7 @@ def _refuse_other_tokens(pairs: list[Pairs], tokenizer: Any) -> None:
         ]
         if read and not any(text.strip() == found.strip() for text, found in read):
             text, found = read[0]
-            raise Refusal(
+            raise UserError(
                 f"{one.path}: its token ids are not of the policy's tokenizer: the answer {text[:40]!r} reads "
                 f"{found[:40]!r} there.\n  Sample and pair with the model that is trained, or train theirs."
             )
@@ -222,7 +228,7 @@ def _with_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl
     import polars as pl
 
     if not logps:
-        raise Refusal(
+        raise UserError(
             "train.logps=ready needs the reference's log-probabilities, and the plan gives none. Use train.logps=live."
         )
     known = pl.concat([one.read().select("sample_id", "logp") for one in logps]).unique("sample_id")
@@ -233,7 +239,7 @@ def _with_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl
         )
     missing = table.filter(pl.any_horizontal(pl.col("^ref_.*$").is_null()))
     if missing.height:
-        raise Refusal(
+        raise UserError(
             f"train: no reference log-probability for {missing.height} of {table.height} {part} pairs "
             f"(chosen {missing['chosen_id'][0]}, rejected {missing['rejected_id'][0]} is one).\n"
             f"  refer has to run on the same pairs: {', '.join(str(one.path) for one in logps)} does not hold them."

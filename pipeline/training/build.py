@@ -9,7 +9,7 @@ from transformers import PrinterCallback, get_scheduler, set_seed
 
 from pipeline.artifacts import Model, write_table
 from pipeline.config import FullAdapter, TrainConfig
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.models import loading
 from pipeline.training.distributed.sharded import KnownHead
 from pipeline.training.monitoring.callbacks import (
@@ -129,7 +129,7 @@ def _dataset(table: "pl.DataFrame", part: str, scratch: Path) -> "Dataset":
         "parquet", data_files=str(file), cache_dir=str(scratch / "cache"), split="train"
     )
     if not pl.DataFrame(data.data.table).equals(table):
-        raise Broken(
+        raise StageError(
             f"train: the {part} pairs changed on their way to the trainer ({file}). Remove {scratch} and run again."
         )
     return data
@@ -168,7 +168,7 @@ def _arguments(cfg: TrainConfig, folder: Path, evaluates: bool) -> Any:
         args = kind.Arguments(**settings(cfg, folder, evaluates), **cfg.args)
         _try_scheduler(args)
     except (ValueError, TypeError) as error:
-        raise Refusal(f"train: TRL does not take these settings: {error}") from error
+        raise UserError(f"train: TRL does not take these settings: {error}") from error
     return args
 
 

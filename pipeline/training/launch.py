@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import hardware
 from pipeline.artifacts import Artifact, Model, Prompts, write_json
 from pipeline.config import TrainConfig
-from pipeline.errors import REFUSED, Broken, Refusal, many
+from pipeline.errors import REFUSED, StageError, UserError, many
 from pipeline.progress import SIGN
 from pipeline.training.micro_batch import OutOfMemory
 
@@ -61,7 +61,7 @@ def processes(cfg: TrainConfig) -> int:
 
     gpus = len(visible_gpus())
     if fault := cfg.unfit(gpus):
-        raise Refusal(fault)
+        raise UserError(fault)
     return cfg.runtime.count(gpus)
 
 
@@ -109,11 +109,11 @@ def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact
     code = _run(cfg, count, order, machine=0)
     if faults := sorted(scratch.glob(FAULTS)):
         said: dict[str, Any] = json.loads(faults[0].read_text())
-        raise (Refusal if said["refusal"] else Broken)(said["text"])
+        raise (UserError if said["refusal"] else StageError)(said["text"])
     if full.exists():
         raise OutOfMemory
     if code:
-        raise Broken(
+        raise StageError(
             f"train: {many(count, 'process')} under {cfg.runtime.launch} ended with {code}; the log has their words."
         )
 
@@ -121,13 +121,13 @@ def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact
 def join(order: Path, machine: int) -> int:
     """One more machine's processes, of a training whose first machine has begun; the exit code of their launcher."""
     if not order.is_file():
-        raise Refusal(
+        raise UserError(
             f"{order}: no training waits there.\n  Start it on the first machine, which says what to type."
         )
     told = json.loads(order.read_text())
     cfg = TrainConfig(**told["config"])
     if not 0 < machine < cfg.runtime.machines:
-        raise Refusal(
+        raise UserError(
             f"machine {machine}: train.runtime.machines={cfg.runtime.machines}, and the first of them has begun.\n"
             f"  Give a number from 1 to {cfg.runtime.machines - 1}, another one on each machine."
         )
@@ -187,7 +187,7 @@ def _environment() -> dict[str, str]:
 def main(order: str, machine: str) -> int:
     try:
         return join(Path(order), int(machine))
-    except Refusal as refusal:
+    except UserError as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import Model, note_cost, write_json
 from pipeline.config import TrainConfig
-from pipeline.errors import Broken, Refusal, many
+from pipeline.errors import StageError, UserError, many
 from pipeline.progress import SIGN
 from pipeline.resources import model_shape, training_fit
 
@@ -65,7 +65,7 @@ def look_ahead(
             shape, cfg, at_once, longest, world
         ) or training_fit.short_of_disk(shape, cfg, out)
         if short:
-            raise Refusal(short)
+            raise UserError(short)
     if auto:
         write_json(out / "scratch" / SETTLED, at_once)
     return cfg
@@ -113,7 +113,7 @@ def in_memory(
                     if fewer and cfg.together is None
                     else ""
                 )
-                raise Broken(
+                raise StageError(
                     f"train: the device's memory ran out with {many(rows, 'row')} at once.\n"
                     f"  Give {instead}train.gradient_checkpointing=true, lower limits, or adapter@train.adapter=lora; "
                     f"the same command goes on from the newest checkpoint."

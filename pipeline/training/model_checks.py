@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.artifacts import Model
 from pipeline.config import LoraAdapter, TrainConfig
 from pipeline.config.launch import SHARDED
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.models import loading
 from pipeline.models.quantization import quantization_of
 
@@ -32,7 +32,7 @@ def check(cfg: TrainConfig, init: Model, ids: "list[pl.Series]") -> None:
 def check_shared(cfg: TrainConfig, held_to: Model) -> None:
     """Packed weights are not taken apart, and unpacked ones would be another reference."""
     if cfg.runtime.launch in SHARDED and quantization_of(held_to):
-        raise Refusal(
+        raise UserError(
             f"train.runtime.launch={cfg.runtime.launch} shares the reference's weights too, and those under "
             f"{held_to.path.parent.name}/{held_to.path.name} are packed into few bits.\n"
             f"  Give train.runtime.launch=ddp or zero2, which leave it whole in each process."
@@ -71,7 +71,7 @@ def check_targets(module: Any, targets: str | list[str]) -> None:
             listed = (
                 ", in brackets" if isinstance(targets, str) else ""
             )  # without them it is a pattern
-            raise Refusal(
+            raise UserError(
                 f"train.adapter.targets: {target}: {why}.\n"
                 f"  Expected names of linear layers{listed} ({known}), or all-linear."
             )

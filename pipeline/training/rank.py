@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.artifacts import Model, Prompts, read_table, write_json
 from pipeline.config import TrainConfig
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.training.launch import FAULTS, NO_MEMORY
 
 
@@ -39,8 +39,8 @@ def main() -> int:
             rows,
             processes=order["processes"] * order["config"]["runtime"]["machines"],
         )
-    except (Refusal, Broken) as error:
-        said = {"refusal": isinstance(error, Refusal), "text": str(error)}
+    except (UserError, StageError) as error:
+        said = {"refusal": isinstance(error, UserError), "text": str(error)}
         write_json(path.with_name(FAULTS.replace("*", os.environ.get("RANK", "0"))), said)
         raise
     except torch.OutOfMemoryError:

@@ -20,7 +20,7 @@ from pipeline.backends import Backend, Completion, Request, open_backend
 from pipeline.backends.lora_support import engine_rank
 from pipeline.config import BackendConfig, Limits
 from pipeline.data import synthetic
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.models.quantization_gap import per_token
 from pipeline.sampling.stop_strings import cut
 from pipeline.stages import sample
@@ -153,7 +153,9 @@ def test_exactly_one_bos(policy, tmp_path, template, expected):
         ids = requests(backend, 1, 0.0)[0].prompt_token_ids
         assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
     else:
-        with pytest.raises(Refusal, match=rf"{expected} \(<s>\).*\n.*template.chat_template=FILE"):
+        with pytest.raises(
+            UserError, match=rf"{expected} \(<s>\).*\n.*template.chat_template=FILE"
+        ):
             requests(backend, 1, 0.0)
 
 
@@ -164,7 +166,7 @@ def test_a_prompt_that_the_template_refuses_is_named(policy, tmp_path):
     (tmp_path / "model.json").write_text(
         json.dumps({"weights": str(policy.weights), "tokenizer": "tokenizer"})
     )
-    with pytest.raises(Refusal, match=r"does not render .*'hello'.*no system role"):
+    with pytest.raises(UserError, match=r"does not render .*'hello'.*no system role"):
         opened(transformers(1), Model(tmp_path)).text.encode(
             [{"role": "user", "content": "hello"}], {}
         )
@@ -403,7 +405,7 @@ def fast(policy):
 def test_without_vllm_its_backend_says_what_to_type(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     said = r"^exam.sample.backend: vLLM cannot be imported.*\n.*make install.*@sample.backend=transformers"
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         opened(VLLM, policy, "exam.sample").start(policy, LIMITS)
 
 

@@ -17,9 +17,9 @@ import pytest
 
 from pipeline.artifacts import Model, read_table
 from pipeline.backends import Billed, Completion, Failed, Request, api_client
-from pipeline.backends.in_flight import UnderWay
+from pipeline.backends.in_flight import RequestPool
 from pipeline.config import Limits
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.sampling.journal import Journal
 from tests.backends.test_backends import opened, transformers
 from tests.stages import test_sample
@@ -257,7 +257,7 @@ def test_more_tokens_than_were_asked_for_are_a_failed_row(complete, policy, prom
 
     with (
         serving(longer) as server,
-        pytest.raises(Broken, match="more than the 24 tokens that were asked for"),
+        pytest.raises(StageError, match="more than the 24 tokens that were asked for"),
     ):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
 
@@ -276,7 +276,7 @@ def test_more_tokens_than_were_asked_for_are_a_failed_row(complete, policy, prom
 def test_ids_that_are_no_numbers_are_a_failed_row(complete, policy, prompts, tmp_path, odd, said):
     with (
         serving(lambda body: complete(body) | (odd if body["seed"] >= 100 else {})) as server,
-        pytest.raises(Broken, match=said),
+        pytest.raises(StageError, match=said),
     ):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
 
@@ -287,20 +287,20 @@ def test_what_came_beside_a_fault_is_handed_on_before_it():
 
     async def ask(request: Request) -> Completion | Failed:
         if request.sample_id == "refused":
-            raise Refusal("the key was taken back")
+            raise UserError("the key was taken back")
         return (
             Failed("f", "no")
             if request.sample_id == "f"
             else Completion(request.sample_id, [1], None, "stop")
         )
 
-    under_way = UnderWay(9, timeout=5)
+    under_way = RequestPool(9, timeout=5)
     under_way.open(Client())
     names = ["refused", "f", *map(str, range(7))]
     came = under_way.answers([[Request(name, [1], 0.0, 1.0, 1) for name in names]], ask)
     assert {next(came).sample_id for _ in range(7)} == set(names[2:])
     assert next(came) == Failed("f", "no")
-    with pytest.raises(Refusal, match="taken back"):
+    with pytest.raises(UserError, match="taken back"):
         next(came)
     under_way.close()
 
@@ -405,7 +405,7 @@ def test_past_the_limit_it_stops_and_the_next_run_asks_only_for_what_is_missing(
 ):
     with serving(complete, always("500", every=5)) as server:
         with pytest.raises(
-            Broken,
+            StageError,
             match=r"of 40 completions failed .*500.*\n.*failed.parquet.*run the same command",
         ):
             run(
@@ -482,7 +482,7 @@ def test_a_server_of_another_model_is_refused_with_the_names_it_has(
 ):
     with (
         serving(complete, id="other") as server,
-        pytest.raises(Refusal, match=r"model=served: .* does not serve it, but other\.\n"),
+        pytest.raises(UserError, match=r"model=served: .* does not serve it, but other\.\n"),
     ):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
     assert not server.tries
@@ -493,7 +493,7 @@ def test_another_model_under_the_policy_s_name_is_refused_by_measure(complete, p
     other = tiny_model(tmp_path / "store" / "sft" / "ba9876543210", hidden=128, seed=1)
     with (
         serving(complete) as server,
-        pytest.raises(Refusal, match=r"not the policy sft/ba98.*nats a token.*\n.*Serve"),
+        pytest.raises(UserError, match=r"not the policy sft/ba98.*nats a token.*\n.*Serve"),
     ):
         run(tmp_path / "out", prompts, other, endpoint(server.base_url))
     assert not server.tries
@@ -505,7 +505,7 @@ def test_unmeasured_the_server_has_to_call_the_policy_by_its_name(
 ):
     with (
         serving(complete) as server,
-        pytest.raises(Refusal, match=r"--served-model-name sft/0123456789ab"),
+        pytest.raises(UserError, match=r"--served-model-name sft/0123456789ab"),
     ):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url, require_token_ids=False))
 
@@ -524,7 +524,7 @@ def test_a_server_that_gives_no_token_ids_is_refused_saying_what_to_set(
     with (
         serving(bare) as server,
         pytest.raises(
-            Refusal, match=rf"(?s){said}.*return_token_ids.*sample\.backend\.require_token_ids=fa"
+            UserError, match=rf"(?s){said}.*return_token_ids.*sample\.backend\.require_token_ids=fa"
         ),
     ):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
@@ -534,7 +534,7 @@ def test_a_server_that_gives_no_token_ids_is_refused_saying_what_to_set(
 def test_a_server_with_a_shorter_context_is_refused(complete, policy, prompts, tmp_path):
     with (
         serving(complete, max_model_len=50) as server,
-        pytest.raises(Refusal, match=r"of 50 tokens.*need 88.*\n.*-len"),
+        pytest.raises(UserError, match=r"of 50 tokens.*need 88.*\n.*-len"),
     ):
         run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
 
@@ -549,7 +549,7 @@ def test_a_key_that_is_not_taken_or_not_there_stops_at_once(
             (None, "a request without a key"),
             ("WRONG_KEY", "the key in WRONG_KEY"),
         ):
-            with pytest.raises(Refusal, match=f"does not accept {said}") as refusal:
+            with pytest.raises(UserError, match=f"does not accept {said}") as refusal:
                 run(
                     tmp_path / "out",
                     prompts,
@@ -557,7 +557,7 @@ def test_a_key_that_is_not_taken_or_not_there_stops_at_once(
                     endpoint(server.base_url, api_key_env=variable),
                 )
             assert KEY not in str(refusal.getrepr(showlocals=False))
-        with pytest.raises(Refusal, match=r"UNSET_KEY: this environment variable is not set"):
+        with pytest.raises(UserError, match=r"UNSET_KEY: this environment variable is not set"):
             run(
                 tmp_path / "out",
                 prompts,
@@ -570,7 +570,7 @@ def test_a_key_that_is_not_taken_or_not_there_stops_at_once(
 @model
 def test_a_key_taken_back_on_the_way_stops_at_once(complete, policy, prompts, tmp_path):
     with serving(complete, lambda seed, tries: "403" if len(server.tries) > 9 else None) as server:
-        with pytest.raises(Refusal, match="does not accept"):
+        with pytest.raises(UserError, match="does not accept"):
             run(tmp_path / "out", prompts, policy, endpoint(server.base_url))
     assert len(server.tries) < 20 and max(server.tries.values()) == 1
 
@@ -627,7 +627,7 @@ def test_the_key_is_in_no_file_and_on_no_screen(complete, policy, tmp_path):
 
 @model
 def test_where_no_server_answers_it_is_refused(policy, prompts, tmp_path):
-    with pytest.raises(Refusal, match=r"http://127.0.0.1:9/v1: no server answers there"):
+    with pytest.raises(UserError, match=r"http://127.0.0.1:9/v1: no server answers there"):
         run(tmp_path / "out", prompts, policy, endpoint("http://127.0.0.1:9/v1"))
 
 
@@ -637,7 +637,7 @@ def test_a_server_that_takes_the_call_and_says_nothing_is_not_waited_for_long(mo
         url = f"http://127.0.0.1:{mute.getsockname()[1]}/v1"
         backend = composed(*GIVEN, f"{URL}={url}").sample.backend
         begun = time.monotonic()
-        with pytest.raises(Refusal, match="no server answers there"):
+        with pytest.raises(UserError, match="no server answers there"):
             api_client.card_of("sample.backend", backend.runtime, "m")
         assert time.monotonic() - begun < 10
 
@@ -668,14 +668,14 @@ URL = "sample.backend.runtime.base_url"
     ],
 )
 def test_what_cannot_be_is_refused_at_the_door(words, said):
-    with pytest.raises(Refusal, match=said) as refusal:
+    with pytest.raises(UserError, match=said) as refusal:
         composed(*GIVEN, *words)
     assert not any(secret in str(refusal.value) for secret in ("me:secret", "sk-123"))
 
 
 def test_an_exam_through_an_endpoint_is_refused_at_the_door():
     words = ["exam.sample.backend.model=m", "exam.sample.backend.runtime.base_url=http://h/v1"]
-    with pytest.raises(Refusal, match="exams are of base, sft and each round"):
+    with pytest.raises(UserError, match="exams are of base, sft and each round"):
         composed(*GIVEN[:2], "backend@exam.sample.backend=endpoint", *words)
 
 
@@ -782,7 +782,7 @@ def killed_after(server: VllmServer, out: Path, completions: int) -> threading.T
 def broken_on_the_way(server: VllmServer, out: Path, prompts, policy: Model) -> int:
     """Draws until the server is killed; how many completions are kept."""
     watcher = killed_after(server, out, 8)
-    with pytest.raises(Broken, match=r"the connection broke.*\n.*what came is kept"):
+    with pytest.raises(StageError, match=r"the connection broke.*\n.*what came is kept"):
         run(out, prompts, policy, of_vllm(server, retries=1), max_failed=0.02)
     watcher.join()
     finished = sum(read_table(file).height for file in (out / "samples").glob("*"))

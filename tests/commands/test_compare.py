@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.commands import compare
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.report.render import comparison_page
 from tests.stages.test_evaluate import CONFIG, IDS, Run, named, scored
 from tests.support import exams
@@ -67,7 +67,7 @@ class Finished(Run):
 def test_a_report_of_somebody_s_is_not_written_over(tmp_path, beside):
     for name in ("report.md", *beside):
         (tmp_path / name).write_text("mine")
-    with pytest.raises(Refusal, match="out=.*report.md"):
+    with pytest.raises(UserError, match="out=.*report.md"):
         compare.made(tmp_path)
     (tmp_path / "report.md").unlink()
     if not beside:

@@ -14,7 +14,7 @@ from pipeline.commands.pilot.words import lines
 from pipeline.config import Config
 from pipeline.driver.executor import prepare, select
 from pipeline.driver.run import open_story
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.support.house import SMALL, composed
 
@@ -149,9 +149,9 @@ def test_a_pilot_changes_how_many_prompts_are_asked_and_nothing_else():
 
 
 def test_a_pilot_is_of_one_whole_run():
-    with pytest.raises(Refusal, match="not a sweep"):
+    with pytest.raises(UserError, match="not a sweep"):
         one(["recipes=sweep_smoke"])
-    with pytest.raises(Refusal, match="goes through every stage"):
+    with pytest.raises(UserError, match="goes through every stage"):
         one(["recipes=smoke", "until=score"])
 
 

@@ -6,14 +6,14 @@ import sys
 import pytest
 
 from pipeline.config.compose import Arguments, compose
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from tests.support.house import HOUSE, SMALL, composed
 
 GIVEN = ["sft.model=./m", "prompts.path=p.jsonl"]
 
 
 def said(*words: str) -> str:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         compose(Arguments.parse(list(words)))
     return str(refusal.value)
 
@@ -32,7 +32,7 @@ def test_a_typo_in_a_key_names_its_source_its_neighbours_and_its_file():
 )
 def test_a_knob_of_a_group_that_is_off_says_where_it_is_switched_on(knob):
     group = knob.partition(".")[0]
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         composed(*SMALL, knob)
     said = f"command line: {group} is none, which takes no knobs. Choose another file of conf/{group}/."
     assert str(refusal.value) == f"{said}  (conf/{group}/none.yaml)"

@@ -17,7 +17,7 @@ from pipeline.config.trl_args import (
     _trl_fields,
     check_args,
 )
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from tests.support.house import SMALL, composed
 
 
@@ -98,7 +98,7 @@ def test_losses_and_their_own_needs():
 
 
 def test_every_fault_is_said_at_once_on_the_command_line():
-    with pytest.raises(Refusal) as error:
+    with pytest.raises(UserError) as error:
         composed(*SMALL, "train.args={padding_free: true, bata: 1}", "train.loss=[hinge,ippo]")
     assert all(
         word in str(error.value) for word in ("padding_free", "bata", "ippo", "Did you mean ipo")

@@ -7,9 +7,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.artifacts import Fence, Pairs, write_table
+from pipeline.artifacts import Decontamination, Pairs, write_table
 from pipeline.data import decontamination as fencing
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.stages import offline
 from tests.support.house import composed
 from tests.support.tiny import tiny_model
@@ -89,7 +89,9 @@ def taken(tmp_path, policy):
         cfg = config(file, *words)
         table = fencing.table(fencing.grams(fenced, cfg.fence.ngram))
         write_table(tmp_path / "fence" / "ngrams.parquet", table)
-        return offline.run(cfg, tmp_path / "out", policy=policy, fence=Fence(tmp_path / "fence"))
+        return offline.run(
+            cfg, tmp_path / "out", policy=policy, fence=Decontamination(tmp_path / "fence")
+        )
 
     return take
 
@@ -242,7 +244,7 @@ def test_a_row_that_repeats_another_is_dropped_by_name(taken):
 def test_a_row_that_cannot_be_used_is_named_and_can_be_skipped(taken, row, said_of_it):
     made = [*rows("standard"), row]
     said = rf"offline.source.path=.*: 1 of 11 rows cannot be used \(read as trl\):\n  row 11: .*{said_of_it}"
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         taken(made)
     pairs = taken(made, "offline.on_bad_row=skip")
     assert pairs.train().height == 10 and pairs.dropped()["detail"].str.contains(said_of_it).all()
@@ -269,7 +271,7 @@ def test_scored_lists_without_a_difference_are_bad_rows(taken):
     ]
     made += [{"prompt": "q", "all_generated_responses": ["a", "b"], "all_rm_scores": [1.0]}]
     with pytest.raises(
-        Refusal,
+        UserError,
         match="row 11: all answers score alike\n  row 12: .* are not two lists of one length",
     ):
         taken(made)
@@ -277,13 +279,13 @@ def test_scored_lists_without_a_difference_are_bad_rows(taken):
 
 def test_an_unknown_shape_is_refused_with_what_to_type(taken):
     with pytest.raises(
-        Refusal, match=r"no known shape has the columns a, b.\n  Give offline.shape=columns"
+        UserError, match=r"no known shape has the columns a, b.\n  Give offline.shape=columns"
     ):
         taken([{"a": 1, "b": 2}])
 
 
 def test_nothing_left_is_refused_with_the_counts(taken):
-    with pytest.raises(Refusal, match="of 1 row none is left"):
+    with pytest.raises(UserError, match="of 1 row none is left"):
         taken(rows("standard")[:1], "offline.fence.ngram=8", fenced=QUESTIONS[0])
 
 
@@ -296,6 +298,9 @@ def test_rows_are_read_from_other_files_too(tmp_path, policy, kind):
     place = {"json": "rows.json", "parquet": "part/rows.parquet", "folder": "part"}[kind]
     write_table(tmp_path / "fence" / "ngrams.parquet", fencing.table(set()))
     pairs = offline.run(
-        config(tmp_path / place), tmp_path / "out", policy=policy, fence=Fence(tmp_path / "fence")
+        config(tmp_path / place),
+        tmp_path / "out",
+        policy=policy,
+        fence=Decontamination(tmp_path / "fence"),
     )
     assert pairs.train().height == 10

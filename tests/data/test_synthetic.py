@@ -11,7 +11,7 @@ import pytest
 from pipeline.config import PlaygroundDemonstrations
 from pipeline.data import synthetic
 from pipeline.data.synthetic_topics import TOPICS
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.hashing import digest_of
 from pipeline.scorers import rules
 
@@ -86,10 +86,10 @@ def test_a_prompt_names_all_its_constraints_and_each_kind_once(count: int) -> No
 
 def test_more_prompts_than_there_are_is_refused_and_so_is_a_kind_too_many() -> None:
     with pytest.raises(
-        Refusal, match=r"prompts.rows=100000: .* distinct prompts with prompts.constraints=1"
+        UserError, match=r"prompts.rows=100000: .* distinct prompts with prompts.constraints=1"
     ):
         first(100_000, constraints=1)
-    with pytest.raises(Refusal, match="constraints=7"):
+    with pytest.raises(UserError, match="constraints=7"):
         first(1, constraints=7)
 
 

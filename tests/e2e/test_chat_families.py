@@ -18,11 +18,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline.artifacts import Fence, Model, Pairs, Prompts, open_artifact, write_table
+from pipeline.artifacts import Decontamination, Model, Pairs, Prompts, open_artifact, write_table
 from pipeline.backends.chat import Chat
 from pipeline.data import decontamination
 from pipeline.driver import worker
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.preflight import check
 from pipeline.stages import offline, sample
@@ -208,7 +208,7 @@ def test_a_demonstration_has_the_tokens_that_the_template_gives_it(policy, name)
     answer = {"role": "assistant", "content": "A quiet garden."}
     for messages in conversations(name, 3):
         if name == "gemma":  # its template ends no turn with the tokenizer's EOS
-            with pytest.raises(Refusal, match="does not close an answer.*<eos>.*\n.*eos_token"):
+            with pytest.raises(UserError, match="does not close an answer.*<eos>.*\n.*eos_token"):
                 encode(chat.tokenizer, [*messages, answer], {})
             continue
         example = encode(chat.tokenizer, [*messages, answer], {})
@@ -227,7 +227,7 @@ def taken(tmp_path, policy):
         table = decontamination.table(decontamination.grams("nothing", cfg.fence.ngram))
         write_table(tmp_path / "fence" / "ngrams.parquet", table)
         return offline.run(
-            cfg, tmp_path / "out", policy=policy(name), fence=Fence(tmp_path / "fence")
+            cfg, tmp_path / "out", policy=policy(name), fence=Decontamination(tmp_path / "fence")
         )
 
     return take
@@ -293,12 +293,12 @@ def test_a_doubled_bos_is_refused_before_anything_is_drawn(tmp_path, name):
         + r".*\n.*template\.chat_template=FILE"
     )
     cfg = composed(*arguments(name, checkpoint, tmp_path))
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         check([step for step in plan(cfg).ancestors() if step.stage == "sft"])
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "sft")
     (tmp_path / "model.json").write_text(json.dumps({"weights": name, "tokenizer": name}))
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         Chat(Model(tmp_path)).encode(conversations(name, 1)[0], {})
 
 
@@ -332,7 +332,7 @@ def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_p
     twice = {**row, "prompt_token_ids": chat.tokenizer(text)["input_ids"]}
     cfg = composed(*arguments(name, tmp_path, tmp_path)).pair.of(1)
     with pytest.raises(
-        Refusal, match=r"the prompt begins with two BOS in 1 of 1 pairs.*\n(.*\n)+.*sample\.seed="
+        UserError, match=r"the prompt begins with two BOS in 1 of 1 pairs.*\n(.*\n)+.*sample\.seed="
     ):
         token_checks.check(cfg, pl.DataFrame([twice]), chat)
     token_checks.check(cfg, pl.DataFrame([row]), chat)
@@ -357,7 +357,7 @@ def test_a_template_that_does_not_keep_the_prompt_is_refused_before_anything_is_
         *arguments("smollm2", write_checkpoint(family, tmp_path / "x", layers=1), tmp_path)
     )
     with pytest.raises(
-        Refusal, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"
+        UserError, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"
     ):
         importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "sft")
 
@@ -381,7 +381,7 @@ def test_a_template_that_writes_the_date_is_named_where_two_days_differ(tmp_path
     row["prompt_token_ids"] = [*day, *row["prompt_token_ids"][header:]]
     cfg = composed(*arguments("llama3", tmp_path, tmp_path)).pair.of(1)
     with pytest.raises(
-        Refusal, match=r"differ from its template's(.*\n)+.*template\.kwargs\.date_string="
+        UserError, match=r"differ from its template's(.*\n)+.*template\.kwargs\.date_string="
     ):
         token_checks.check(cfg, pl.DataFrame([row]), chat)
 
@@ -399,7 +399,7 @@ def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_
     importlib.import_module("pipeline.stages.prompts").run(cfg.prompts, prompts)
     [draw] = cfg.sample.waves(1, cfg.pair.scorer)
     with pytest.raises(
-        Refusal, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"
+        UserError, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"
     ):
         sample.run(draw, tmp_path / "out", policy=policy, prompts=Prompts(prompts / "train"))
     assert not list(tmp_path.glob("out/samples/*"))
@@ -437,12 +437,12 @@ def test_a_system_message_is_refused_where_the_template_takes_none(policy, taken
     chat = Chat(policy("gemma"))
     messages = asked_with_a_system_message("gemma")
     with pytest.raises(
-        Refusal, match=r"does not render .*be brief.*no system role here.*\n.*chat_template=FILE"
+        UserError, match=r"does not render .*be brief.*no system role here.*\n.*chat_template=FILE"
     ):
         chat.encode(messages, {})
     planted = [*preferences("gemma", 3), {"prompt": messages, "chosen": "a", "rejected": "b"}]
     with pytest.raises(
-        Refusal, match=r"offline: row 4: .*no system role here(.*\n)+.*offline\.on_bad_row=skip"
+        UserError, match=r"offline: row 4: .*no system role here(.*\n)+.*offline\.on_bad_row=skip"
     ):
         taken("gemma", planted)
     pairs = taken("gemma", planted, "offline.on_bad_row=skip")
@@ -456,7 +456,7 @@ def test_a_demonstration_in_roles_that_the_template_does_not_take_is_a_bad_row(p
     from functools import partial
 
     from pipeline.config import JsonlDemonstrations
-    from pipeline.data.decontamination import FenceCheck
+    from pipeline.data.decontamination import OverlapCheck
     from pipeline.data.demonstrations import in_tokens, read_demonstrations
     from pipeline.training.trainers.sft import encode
 
@@ -471,10 +471,12 @@ def test_a_demonstration_in_roles_that_the_template_does_not_take_is_a_bad_row(p
     def taken(on_bad_row: str):
         cfg = JsonlDemonstrations(kind="jsonl", path=str(file), on_bad_row=on_bad_row)
         tokens = partial(encode, Chat(policy("llama2")).tokenizer, kwargs={})
-        return in_tokens(read_demonstrations(cfg), tokens, FenceCheck(Fence(tmp_path), 8), 512, cfg)
+        return in_tokens(
+            read_demonstrations(cfg), tokens, OverlapCheck(Decontamination(tmp_path), 8), 512, cfg
+        )
 
     with pytest.raises(
-        Refusal, match=r"sft\.data: row 2: .*take turns(.*\n)+.*sft\.data\.on_bad_row=skip"
+        UserError, match=r"sft\.data: row 2: .*take turns(.*\n)+.*sft\.data\.on_bad_row=skip"
     ):
         taken("fail")
     examples, dropped = taken("skip")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.config.compose import Arguments, compose
 from pipeline.driver.run import drive
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.support.house import HOUSE, SMALL, Toys, composed, identity_of
 
@@ -55,7 +55,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.words[:40])
 def test_what_is_typed_wrongly_is_refused_in_words(fault):
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         composed(*SMALL, fault.words)
     assert [words for words in fault.says if words not in str(refusal.value)] == []
 
@@ -67,7 +67,7 @@ def test_a_recipe_whose_name_leads_out_of_the_runs_is_refused(tmp_path, monkeypa
     (tmp_path / "mine" / "recipes").mkdir(parents=True)
     for place in ("x.yaml", "mine/x.yaml", "mine/recipes/latest.yaml"):
         (tmp_path / place).write_text("# @package _global_\nseed: 7\n")
-    with pytest.raises(Refusal, match="recipes="):
+    with pytest.raises(UserError, match="recipes="):
         composed("--config-dir", "mine", *SMALL, f"recipes={recipe}")
 
 
@@ -248,7 +248,7 @@ def is_understood_or_refused(words: list[str]) -> None:
         points, _ = compose(Arguments.parse([*SMALL, *words]))
         for cfg in points[:2]:
             identity_of(plan(cfg))
-    except Refusal as refusal:
+    except UserError as refusal:
         said = str(refusal)
     assert said.strip()
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.backends import api_client
 from pipeline.config import FunctionScorer
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.scorers import Answer, open_scorer
 from pipeline.scorers.function import HOPELESS, FunctionProcess, Lost
 from tests.faults.planted import Fault, World, hold
@@ -136,7 +136,7 @@ def test_a_call_that_hangs_or_dies_costs_its_rows_and_the_next_one_is_made(odd, 
 def test_a_function_that_only_hangs_is_refused_and_leaves_no_process(odd):
     with opened(odd, "hangs_outside", timeout=0.5) as scorer:
         marks = scorer.mark([answer for number in range(HOPELESS) for answer in two(number)])
-        with pytest.raises(Refusal, match=r"score\.scorers\.mine\.runtime\.timeout=0\.5"):
+        with pytest.raises(UserError, match=r"score\.scorers\.mine\.runtime\.timeout=0\.5"):
             list(marks)
     assert [pid for pid in Path("/proc").glob("[0-9]*") if b"sleep\x00654" in command_of(pid)] == []
 
@@ -149,7 +149,7 @@ def command_of(process: Path) -> bytes:
 
 
 def test_a_crash_in_every_call_is_refused(odd):
-    with opened(odd, "crashes") as scorer, pytest.raises(Refusal, match="SIGSEGV"):
+    with opened(odd, "crashes") as scorer, pytest.raises(UserError, match="SIGSEGV"):
         list(scorer.mark([answer for number in range(HOPELESS) for answer in two(number)]))
 
 
@@ -165,7 +165,10 @@ def test_a_crash_in_every_call_is_refused(odd):
 def test_an_import_that_hangs_or_ends_is_refused(tmp_path, source, said):
     path = tmp_path / "odd.py"
     path.write_text(source)
-    with opened(path, "score", timeout=1) as scorer, pytest.raises(Refusal, match=said) as refusal:
+    with (
+        opened(path, "score", timeout=1) as scorer,
+        pytest.raises(UserError, match=said) as refusal,
+    ):
         list(scorer.mark(two(1)))
     assert len(str(refusal.value)) < 1000
     str(refusal.value).encode()

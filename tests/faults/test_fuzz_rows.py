@@ -13,7 +13,7 @@ from pipeline.config import DemonstrationsConfig, FileRows, PreferenceRows, Prom
 from pipeline.data.demonstrations import read_demonstrations
 from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import prompt_row, read_prompts
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.scorers.label_files import read_labels
 from tests.faults.fuzzing import briefly, for_a_while, texts, values
 
@@ -74,7 +74,7 @@ def read(data: bytes, suffix: str, on_bad_row: str) -> None:
         ):
             try:
                 found = reader()
-            except Refusal as refusal:
+            except UserError as refusal:
                 said = str(refusal)
                 printable(said)
             else:

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from pipeline.backends import api_client
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.scorers.judging.async_requests import LONGEST
 from tests.faults.odd_server import Odd, chat, serving
 from tests.scorers.test_judge import answers, config, marks
@@ -157,7 +157,7 @@ def test_replies_in_flight_are_kept_when_one_ends_the_step(tmp_path, fault, said
         return fault if len(seen) == 1 else Odd(chat(), wait=1)
 
     with serving(reply) as server:
-        with pytest.raises(Refusal, match=said):
+        with pytest.raises(UserError, match=said):
             judged(server, tmp_path, count=20, concurrency=8)
         assert len(server.requests) == 8
     kept = (
@@ -191,7 +191,7 @@ def test_a_client_that_breaks_on_one_reply_loses_that_one_alone(tmp_path, monkey
 
 def test_fifty_failures_end_the_step_in_words(tmp_path):
     with serving(lambda body: Odd(b"[]")) as server:
-        with pytest.raises(Broken, match="50 requests in a row failed"):
+        with pytest.raises(StageError, match="50 requests in a row failed"):
             judged(server, tmp_path, count=80)
 
 
@@ -245,7 +245,7 @@ def test_a_list_of_models_that_drips_is_given_up(monkeypatch):
             lambda self: self.send(Odd({"data": []}, drip=0.3)),
         )
         began = time.monotonic()
-        with pytest.raises(Refusal, match="no server answers there"):
+        with pytest.raises(UserError, match="no server answers there"):
             api_client.card_of("sample", api_client._Patience(server.url, None, 0.5), "m")
     assert time.monotonic() - began < 5
 
@@ -268,7 +268,9 @@ def test_a_key_in_a_body_is_refused_and_not_repeated(body):
     for kind, engine in (("rubric", "endpoint"), ("pairwise", "anthropic")):
         at = "score.scorers.j"
         words = [f"+scorer@{at}={kind}", f"engine@{at}.engine={engine}", f"{at}.engine.model=m"]
-        with pytest.raises(Refusal, match=rf"{at}\.engine\.body.*runtime\.api_key_env") as refusal:
+        with pytest.raises(
+            UserError, match=rf"{at}\.engine\.body.*runtime\.api_key_env"
+        ) as refusal:
             composed(*SMALL, *words, f"{at}.engine.body={body}")
         assert "planted" not in str(refusal.value)
     rival = ["+other@exam.others.rival=served", "exam.others.rival.model=m"]
@@ -276,7 +278,7 @@ def test_a_key_in_a_body_is_refused_and_not_repeated(body):
         "exam.others.rival.runtime.base_url=http://localhost:1/v1",
         f"exam.others.rival.body={body}",
     ]
-    with pytest.raises(Refusal, match=r"exam\.others\.rival\.body.*api_key_env") as refusal:
+    with pytest.raises(UserError, match=r"exam\.others\.rival\.body.*api_key_env") as refusal:
         composed(*SMALL, *rival)
     assert "planted" not in str(refusal.value)
 

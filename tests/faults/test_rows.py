@@ -16,7 +16,7 @@ from pipeline.config import FileRows, PreferenceRows, PromptRows
 from pipeline.data.jsonl import DEEPEST
 from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import read_prompts
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.scorers.label_files import read_labels
 from tests.faults.planted import Fault, World, hold
 
@@ -170,7 +170,7 @@ def test_what_a_prompt_needs_and_cannot_be_used_is_a_bad_row_with_its_reason(tmp
     [(place, fault)] = found.bad
     assert place == "line 2" and why in fault and len(fault) <= 301
     fault.encode()
-    with pytest.raises(Refusal, match="line 2: "):
+    with pytest.raises(UserError, match="line 2: "):
         read(tmp_path, '{"prompt": "first"}', line, on_bad_row="fail")
 
 
@@ -222,6 +222,6 @@ def test_preferences_keep_rows_whose_other_columns_are_odd(tmp_path):
 def test_odd_labels_are_refused_with_their_line(tmp_path, line, said):
     path = tmp_path / "labels.jsonl"
     path.write_text(line)
-    with pytest.raises(Refusal, match=rf"labels.jsonl:1: .*{said}") as refusal:
+    with pytest.raises(UserError, match=rf"labels.jsonl:1: .*{said}") as refusal:
         read_labels(path)
     assert len(str(refusal.value)) < 500

@@ -9,9 +9,9 @@ import pytest
 from pipeline.backends import Completion, Failed, Request, api_client
 from pipeline.backends.chat_api import ByName
 from pipeline.backends.endpoint import Endpoint
-from pipeline.backends.in_flight import UnderWay
+from pipeline.backends.in_flight import RequestPool
 from pipeline.config import EndpointBackend, ServedModel
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from tests.faults.odd_server import Odd, chat, serving
 
 pytestmark = pytest.mark.long  # servers and their time-outs
@@ -56,7 +56,7 @@ def opened(kind, url, **runtime):
         url,
         8,
     )
-    backend._under_way = UnderWay(cfg.runtime.concurrency, cfg.runtime.timeout)
+    backend._under_way = RequestPool(cfg.runtime.concurrency, cfg.runtime.timeout)
     backend._under_way.open(api_client.client(openai, openai.AsyncOpenAI, "sample", cfg.runtime))
     return backend
 
@@ -136,7 +136,7 @@ def test_completions_under_way_are_handed_on_before_the_one_that_ends_the_run(ki
         return Odd({"error": {"message": "no"}}, 401) if len(seen) == 1 else Odd(good, wait=1)
 
     came = []
-    with pytest.raises(Refusal, match="HTTP 401"):
+    with pytest.raises(UserError, match="HTTP 401"):
         came.extend(drawn(kind, reply, count=20))
     assert [type(one) for one in came] == [Completion] * 3 and len(seen) == 4
 

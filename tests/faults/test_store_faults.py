@@ -22,7 +22,7 @@ from pipeline.driver import worker
 from pipeline.driver.executor import prepare, select
 from pipeline.driver.run import drive
 from pipeline.driver.store_users import STORE_MARKER
-from pipeline.errors import Refusal, explain_disk_fault
+from pipeline.errors import UserError, explain_disk_fault
 from pipeline.plan import plan
 from pipeline.scorers.judging import Question, Reply
 from pipeline.scorers.judging.verdict_cache import Asker, VerdictStore
@@ -301,18 +301,20 @@ def test_a_flipped_byte_in_a_table_names_the_file_and_verify(tmp_path, at):
     data = bytearray(file.read_bytes())
     data[at] ^= 0xFF
     file.write_bytes(data)
-    with pytest.raises(Refusal, match=r"(?s)x\.parquet: cannot be read as parquet.*verify=true"):
+    with pytest.raises(UserError, match=r"(?s)x\.parquet: cannot be read as parquet.*verify=true"):
         read_table(file)
 
 
 def test_a_record_that_changed_names_the_file_and_verify(tmp_path):
     (tmp_path / "funnel.json").write_bytes(b'{"out": \xff}')
-    with pytest.raises(Refusal, match=r"(?s)funnel\.json: cannot be read as JSON.*verify=true"):
+    with pytest.raises(UserError, match=r"(?s)funnel\.json: cannot be read as JSON.*verify=true"):
         read_json(tmp_path / "funnel.json")
     unfinished = tmp_path / "0123456789ab.partial" / "cost.json"
     write_json(unfinished, {})
     unfinished.write_text("[" * 100_000)
-    with pytest.raises(Refusal, match="Remove this file"):  # nothing verifies what is not finished
+    with pytest.raises(
+        UserError, match="Remove this file"
+    ):  # nothing verifies what is not finished
         read_json(unfinished)
 
 
@@ -365,7 +367,7 @@ def test_verdicts_that_are_no_database_are_refused_and_stay(tmp_path, as_folder)
         file.mkdir()
     else:
         file.write_bytes(b"not a database, and longer than its header would be" * 40)
-    with pytest.raises(Refusal, match=r"(?s)verdicts\.sqlite: cannot be used.*mv "):
+    with pytest.raises(UserError, match=r"(?s)verdicts\.sqlite: cannot be used.*mv "):
         VerdictStore(file)
     assert file.exists()
 
@@ -383,7 +385,7 @@ def test_verdicts_damaged_in_the_middle_are_refused_when_they_are_read(tmp_path)
         len(damaged) - 4096
     )  # all pages but the first, which holds the schema
     file.write_bytes(damaged)
-    with pytest.raises(Refusal, match=r"(?s)verdicts\.sqlite: cannot be used.*mv "):
+    with pytest.raises(UserError, match=r"(?s)verdicts\.sqlite: cannot be used.*mv "):
         VerdictStore(file).known(keys)
 
 

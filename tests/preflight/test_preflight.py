@@ -18,7 +18,7 @@ from pipeline.backends.chat import Chat
 from pipeline.config import ScoreConfig
 from pipeline.driver.executor import prepare
 from pipeline.driver.run import drive
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
 from pipeline.preflight.lineage import line_of
@@ -56,18 +56,19 @@ def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there)
         preflight.check(asked)
     else:
         with pytest.raises(
-            Refusal, match=rf"tensor_parallel={wanted}: this machine shows {there}[. ].*\n  Give"
+            UserError, match=rf"tensor_parallel={wanted}: this machine shows {there}[. ].*\n  Give"
         ):
             preflight.check(asked)
 
 
 def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
     with pytest.raises(
-        Refusal, match=r"^exam.sample.backend.runtime.tensor_parallel=3: this machine shows 2 GPUs"
+        UserError,
+        match=r"^exam.sample.backend.runtime.tensor_parallel=3: this machine shows 2 GPUs",
     ):
         preflight.check(steps(*GIVEN, "exam.sample.backend.runtime.tensor_parallel=3"))
     with pytest.raises(
-        Refusal, match=r"^exam.sample.runtime.workers=3 of 1 GPU each: this machine shows 2 GPUs"
+        UserError, match=r"^exam.sample.runtime.workers=3 of 1 GPU each: this machine shows 2 GPUs"
     ):
         preflight.check(steps(*GIVEN, "exam.sample.runtime.workers=3"))
 
@@ -78,7 +79,8 @@ def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
 def test_more_workers_than_gpus_are_refused_before_anything_is_trained(two_gpus, monkeypatch, word):
     preflight.check(steps(*GIVEN, word, "sample.runtime.workers=2"))
     with pytest.raises(
-        Refusal, match=r"workers=3 of 1 GPU each: this machine shows 2 .*\n  Give a number up to 2"
+        UserError,
+        match=r"workers=3 of 1 GPU each: this machine shows 2 .*\n  Give a number up to 2",
     ):
         preflight.check(steps(*GIVEN, word, "sample.runtime.workers=3"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -97,13 +99,13 @@ def test_more_scorers_than_gpus(two_gpus):
     ]
     preflight.check(steps(*marks, "score.runtime.workers=2"))
     with pytest.raises(
-        Refusal, match=r"score.runtime.workers=3 of 1 GPU each: this machine shows 2"
+        UserError, match=r"score.runtime.workers=3 of 1 GPU each: this machine shows 2"
     ):
         preflight.check(steps(*marks, "score.runtime.workers=3"))
     at = "score.scorers.judge"
     judge = [f"+scorer@{at}=rubric", f"engine@{at}.engine=vllm", f"{at}.engine.model=hub/judge"]
     with pytest.raises(
-        Refusal, match=r"judge.engine.runtime.tensor_parallel=3: this machine shows 2"
+        UserError, match=r"judge.engine.runtime.tensor_parallel=3: this machine shows 2"
     ):
         preflight.check(steps(*marks, *judge, f"{at}.engine.runtime.tensor_parallel=3"))
 
@@ -162,7 +164,7 @@ def test_what_scorers_are_given_is_read_before_anything_is_sampled(
     if said is None:
         preflight.check([scoring])
     else:
-        with pytest.raises(Refusal, match=said):
+        with pytest.raises(UserError, match=said):
             preflight.check([scoring])
 
 
@@ -174,7 +176,7 @@ def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_
     assert planned.index(made) < planned.index(drawn)
     write_json(tmp_path / "funnel.json", {"pairs": 39})
     with pytest.raises(
-        Refusal,
+        UserError,
         match=r"per_round=20: round 2 needs 40 offline rows, and there are 39\.\n.*19 or less",
     ):
         check_offline(made, tmp_path, planned)
@@ -183,7 +185,7 @@ def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_
 
 
 def test_an_unknown_language_of_pairs():
-    with pytest.raises(Refusal, match=r"pair\.filters\.languages: klingon is no language"):
+    with pytest.raises(UserError, match=r"pair\.filters\.languages: klingon is no language"):
         preflight.check(
             step
             for step in steps("recipes=smoke", "pair.filters.languages=[klingon]")
@@ -202,7 +204,7 @@ def test_an_unknown_language_of_pairs():
     ],
 )
 def test_what_cannot_be_drawn(word, said):
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         identity_of(plan(composed("prompts=playground", "sft.model=hub/model", word)))
 
 
@@ -215,7 +217,7 @@ def test_every_file_that_is_not_there_is_said_at_once(tmp_path):
     cfg = composed(
         *(f"{knob}={path}" for knob, path in given.items()), f"store={tmp_path}", "dry_run=true"
     )
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         prepare(cfg, [plan(cfg)])
     said = str(refusal.value).splitlines()
     assert len(said) == 3 and all(
@@ -229,7 +231,7 @@ def test_a_file_that_may_not_be_read_is_refused():
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
     with pytest.raises(
-        Refusal, match=r"^prompts.path=p.jsonl: cannot be read \(Permission denied\). Give"
+        UserError, match=r"^prompts.path=p.jsonl: cannot be read \(Permission denied\). Give"
     ):
         Identity(locked).fingerprint(steps(*GIVEN)[0])
 
@@ -242,7 +244,7 @@ def test_all_that_is_wrong_at_the_door_is_said_at_once(tmp_path):
         f"score.scorers.people.path={tmp_path}/people.csv",
     ]
     words = [*people, f"evaluate.labels.panel={tmp_path}/marks.csv", "pair.filters.languages=[xx]"]
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         preflight.check(steps(*GIVEN, *words, "rounds=2", "sample.per_round=9"))
     said = str(refusal.value)
     assert said.count("xx is no language") == said.count("score='high' is no number") == 1
@@ -257,7 +259,7 @@ def test_completions_that_fill_the_context():
     ]
     preflight.check(steps(*words))
     with pytest.raises(
-        Refusal, match=r"limits.completion=4096: the model has a context of \d+ tokens"
+        UserError, match=r"limits.completion=4096: the model has a context of \d+ tokens"
     ):
         preflight.check(steps(*words, "limits.completion=4096"))
 
@@ -327,7 +329,7 @@ def test_prompts_that_fit_nowhere_are_refused_before_sft_is_trained(
 
     if said is None:
         return check(coming)
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         check(coming)
     assert said in str(refusal.value)
     remedy = (
@@ -354,7 +356,7 @@ def test_each_round_s_own_prompts_have_to_fit(tmp_path):
     ).path.parent
     folders = {"base": spelled(tmp_path / "base", None), "prompts": folder}
     with pytest.raises(
-        Refusal, match="7 tokens are left for a prompt, and the shortest of 1 has 90"
+        UserError, match="7 tokens are left for a prompt, and the shortest of 1 has 90"
     ):
         check_lengths(made, lambda step: folders.get(step.stage, tmp_path / step.stage), planned)
 
@@ -476,15 +478,15 @@ def test_columns_that_no_prompt_has_are_missed_before_anything_is_drawn(tmp_path
         *(f"+scorer@{at}.scorers.m=math" for at in ("score", "exam.score")),
     ]
     with pytest.raises(
-        Refusal, match=r"(?s)scorer rules .* column constraints, .* have category.*score=own"
+        UserError, match=r"(?s)scorer rules .* column constraints, .* have category.*score=own"
     ):
         at_the_door(tmp_path)
-    with pytest.raises(Refusal, match=r"scorer m \(math\) reads the prompts' column answer"):
+    with pytest.raises(UserError, match=r"scorer m \(math\) reads the prompts' column answer"):
         at_the_door(tmp_path, *math)
     math += [f"{at}.scorers.m.column=category" for at in ("score", "exam.score")]
     at_the_door(tmp_path, *math, "evaluate.slices=[category]")
     with pytest.raises(
-        Refusal,
+        UserError,
         match=r"evaluate\.slices: no prompt has the column kategory\. Did you mean category",
     ):
         at_the_door(tmp_path, *math, "evaluate.slices=[kategory]")
@@ -503,7 +505,7 @@ def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):
         preflight.check(steps(*GIVEN, *judge))
         monkeypatch.delenv("OPENAI_API_KEY")
         with pytest.raises(
-            Refusal,
+            UserError,
             match=rf"^{knob}\.runtime\.api_key_env=OPENAI_API_KEY: this environment variable is",
         ):
             preflight.check(steps(*GIVEN, *judge))

@@ -5,11 +5,11 @@ import pytest
 
 from pipeline.artifacts import ABSENT_FILE, Metrics, write_json, write_table, write_text
 from pipeline.report.analysis.benchmarks import benchmarks, held, retention
-from pipeline.report.analysis.statistics import Sampling
+from pipeline.report.analysis.statistics import BootstrapConfig
 from pipeline.report.analysis.verdict import Question
 from tests.stages.test_evaluate import CONFIG, Run, named, scored
 
-DRAW = Sampling(0.95, 499, 1)
+DRAW = BootstrapConfig(0.95, 499, 1)
 QUESTION = Question("test", 300, "rules", 0.95, "round-1")
 MARK, SUM = "acc,none", "f1,none"  # the second is no mean over questions
 ROWS = {

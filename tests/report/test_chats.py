@@ -8,7 +8,7 @@ import pytest
 from pipeline.artifacts import Prompts, Samples, note_cost, read_table, write_table
 from pipeline.config import Conversation, ExamConfig, Questions
 from pipeline.config.cross_checks import mismatches
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.sampling import multi_turn
 from pipeline.stages import duel, sample
@@ -196,7 +196,7 @@ def test_the_second_turn_is_asked_after_the_model_s_own_first_answer(tmp_path):
 def test_a_question_ends_with_its_last_turn_and_none_at_all_is_refused(tmp_path):
     rows = drawn(tmp_path, [*MT_BENCH, {"question_id": 83, "turns": ["Who are you?"]}])
     assert rows["setting"].value_counts().sort("setting").rows() == [("answer", 3), ("turn-2", 2)]
-    with pytest.raises(Refusal, match="no question has a turn 2"):
+    with pytest.raises(UserError, match="no question has a turn 2"):
         drawn(tmp_path / "b", ARENA_HARD)
 
 
@@ -465,7 +465,7 @@ def test_people_are_shown_whole_conversations(tmp_path):
 
 
 def test_half_a_conversation_is_not_judged_against_a_whole_one(tmp_path):
-    with pytest.raises(Refusal, match="no prompt there has two different answers"):
+    with pytest.raises(UserError, match="no prompt there has two different answers"):
         labelled(tmp_path, {"sft": ["It is.", "It was."], "round-1": ["Yes."]})
 
 

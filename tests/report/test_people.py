@@ -9,7 +9,7 @@ from pipeline.artifacts import write_table
 from pipeline.commands import label
 from pipeline.config.base import Local
 from pipeline.config.cross_checks import mismatches
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.stages.test_evaluate import CONFIG, IDS, Run, named
 from tests.support.exams import answer
@@ -115,7 +115,7 @@ def test_scores_are_no_contest_and_are_sent_to_the_scorer(run, tmp_path):
     path = tmp_path / "scores.jsonl"
     path.write_text('{"sample_id": "p000:sft", "score": 3}\n')
     with pytest.raises(
-        Refusal,
+        UserError,
         match=r"evaluate\.labels\.people=.*scores of single answers[\s\S]*exam\.score\.scorers",
     ):
         evaluated(run, str(path))

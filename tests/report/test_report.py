@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 
 from pipeline.report import formatting
 from pipeline.report.analysis import aggregate, changes
-from pipeline.report.analysis.statistics import Sampling, contest, difference, estimate, sign_test
+from pipeline.report.analysis.statistics import (
+    BootstrapConfig,
+    contest,
+    difference,
+    estimate,
+    sign_test,
+)
 from pipeline.report.analysis.text_metrics import repetition
 from pipeline.report.analysis.verdict import Question, verdict
 from pipeline.report.formatting import number, p_value, seconds, share, signed
@@ -29,7 +35,7 @@ from pipeline.report.render.table import Cell, Sheet, worded
 from pipeline.report.render.tables import all_sheets, contests
 from pipeline.report.render.tables import models as model_sheets
 
-FEW = Sampling(level=0.95, resamples=999, seed=0)
+FEW = BootstrapConfig(level=0.95, resamples=999, seed=0)
 
 
 # ── statistics ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -39,14 +45,14 @@ def test_intervals_hold_the_true_mean_as_often_as_they_say():
     rng = np.random.default_rng(0)
     held = 0
     for draw in range(400):
-        known = estimate(rng.normal(0.3, 1, 100).tolist(), Sampling(0.95, 499, draw))
+        known = estimate(rng.normal(0.3, 1, 100).tolist(), BootstrapConfig(0.95, 499, draw))
         held += known.low <= 0.3 <= known.high
     assert 0.92 <= held / 400 <= 0.98
 
 
 def test_a_lower_level_gives_a_narrower_interval():
     values = np.random.default_rng(0).random(80).tolist()
-    wide, narrow = (estimate(values, Sampling(level, 999, 0)) for level in (0.95, 0.5))
+    wide, narrow = (estimate(values, BootstrapConfig(level, 999, 0)) for level in (0.95, 0.5))
     assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
 
 
@@ -59,7 +65,7 @@ def test_equal_values_give_an_interval_of_one_point(values):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from([0.0, 1 / 3, 0.5, 1.0, 1e6]), min_size=2, max_size=12))
 def test_an_interval_is_finite_and_holds_its_mean_whatever_the_data(values):
-    known = estimate(values, Sampling(0.95, 99, 0))
+    known = estimate(values, BootstrapConfig(0.95, 99, 0))
     assert min(values) - 1e-9 <= known.low <= known.high <= max(values) + 1e-9
 
 
@@ -94,7 +100,7 @@ def test_the_detectable_difference_is_detected_in_four_cases_of_five():
     zero = dict.fromkeys(map(str, range(60)), 0.0)
     smallest = difference(dict(zip(zero, pilot.tolist(), strict=True)), zero, 60, FEW).detectable
     found = [
-        estimate(rng.normal(smallest, 1, 60).tolist(), Sampling(0.95, 499, i)).low > 0
+        estimate(rng.normal(smallest, 1, 60).tolist(), BootstrapConfig(0.95, 499, i)).low > 0
         for i in range(400)
     ]
     assert 0.74 <= sum(found) / 400 <= 0.88

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.config.pair import PairConfig
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.report.analysis import changes, sanity_checks
 from pipeline.report.analysis.benchmarks import held, retention
@@ -598,7 +598,7 @@ def test_every_knob_that_a_sentence_names_exists():
 def refused(*words: str) -> str:
     try:
         composed(*SMALL, *words)
-    except Refusal as refusal:
+    except UserError as refusal:
         return str(refusal)
     return ""
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from pipeline.report.analysis.statistics import (
-    Sampling,
+    BootstrapConfig,
     contest,
     difference,
     estimate,
@@ -33,7 +33,7 @@ def coverage(sets: int, samples: int, seed: int = 0) -> float:
     rng, held = np.random.default_rng(seed), 0
     for draw in range(sets):
         found = difference(
-            *exams(rng, 0.2, samples=samples), 80, Sampling(0.95, 499, draw)
+            *exams(rng, 0.2, samples=samples), 80, BootstrapConfig(0.95, 499, draw)
         ).estimate
         held += found.low <= 0.2 <= found.high
     return held / sets
@@ -81,7 +81,7 @@ def held(name: str, sets: int, prompts: int = 100, resamples: int = 499) -> floa
     draw, truth, _ = SKEWED[name]
     rng, found = np.random.default_rng(0), 0
     for seed in range(sets):
-        known = estimate(draw(rng, prompts).tolist(), Sampling(0.95, resamples, seed))
+        known = estimate(draw(rng, prompts).tolist(), BootstrapConfig(0.95, resamples, seed))
         found += known.low <= truth <= known.high
     return found / sets
 
@@ -102,7 +102,7 @@ def test_intervals_of_every_shape_hold_the_truth_as_often_as_simulated(name):
 
 def test_an_interval_of_ordinary_scores_is_hardly_wider_than_student_s():
     values = np.random.default_rng(0).normal(0, 1, 300)
-    known = estimate(values.tolist(), Sampling(0.95, 9999, 0))
+    known = estimate(values.tolist(), BootstrapConfig(0.95, 9999, 0))
     student = 2 * stats.t.ppf(0.975, 299) * values.std(ddof=1) / 300**0.5
     assert 1 - 1e-9 <= (known.high - known.low) / student < 1.06
 
@@ -114,11 +114,12 @@ def false_positives(sets: int, seed: int = 0) -> dict[str, float]:
     for draw in range(sets):
         a, b = exams(rng, 0.0, samples=2)
         gap, met = (
-            difference(a, b, 80, Sampling(0.95, 499, draw)),
-            contest(a, b, 80, Sampling(0.95, 9, draw)),
+            difference(a, b, 80, BootstrapConfig(0.95, 499, draw)),
+            contest(a, b, 80, BootstrapConfig(0.95, 9, draw)),
         )
         more = [
-            sign_flip(rng.normal(0, 1, 80).tolist(), Sampling(0.95, 499, draw)) for _ in range(2)
+            sign_flip(rng.normal(0, 1, 80).tolist(), BootstrapConfig(0.95, 499, draw))
+            for _ in range(2)
         ]
         found["interval"] += not gap.estimate.low <= 0 <= gap.estimate.high
         found["sign flip"] += gap.p_value < LEVEL
@@ -147,21 +148,21 @@ def test_signs_are_as_good_as_every_sign_where_all_can_be_tried():
     gaps = [0.5, 1.5, -0.2, 2.0, 0.9, 0.4, -0.1, 1.1]
     signs = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1).T
     exact = (np.abs(signs @ gaps) >= abs(sum(gaps)) - 1e-9).mean()
-    assert sign_flip(gaps, Sampling(0.95, 99_999, 0)) == pytest.approx(exact, abs=0.002)
-    assert sign_flip([-gap for gap in gaps], Sampling(0.95, 999, 0)) == sign_flip(
-        gaps, Sampling(0.95, 999, 0)
+    assert sign_flip(gaps, BootstrapConfig(0.95, 99_999, 0)) == pytest.approx(exact, abs=0.002)
+    assert sign_flip([-gap for gap in gaps], BootstrapConfig(0.95, 999, 0)) == sign_flip(
+        gaps, BootstrapConfig(0.95, 999, 0)
     )
 
 
 def test_ties_are_no_evidence_for_a_difference():
-    few = Sampling(0.95, 999, 0)
+    few = BootstrapConfig(0.95, 999, 0)
     assert sign_flip([0.0] * 40, few) == 1.0 and sign_flip([], few) is None
     assert sign_flip([0.3, -0.1, 0.2] + [0.0] * 90, few) == sign_flip([0.3, -0.1, 0.2], few)
 
 
 def test_a_true_difference_is_found():
     a, b = exams(np.random.default_rng(0), 0.5)
-    found = difference(a, b, 80, Sampling(0.95, 999, 0))
+    found = difference(a, b, 80, BootstrapConfig(0.95, 999, 0))
     assert found.p_value == 1 / 1000
     assert (
         found.better + found.same + found.worse == pytest.approx(1)

@@ -8,7 +8,7 @@ import pytest
 from pipeline.artifacts import write_json
 from pipeline.driver.executor import prepare
 from pipeline.driver.run import drive
-from pipeline.errors import DONE, REFUSED, Refusal
+from pipeline.errors import DONE, REFUSED, UserError
 from pipeline.plan import plan
 from pipeline.preflight import capacity
 from pipeline.resources import inference_memory
@@ -56,7 +56,8 @@ def test_a_gpu_that_is_in_use_is_refused_at_the_door(card, tmp_path):
     planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=qlora")
     card(80, free=5)
     with pytest.raises(
-        Refusal, match="needs 13.6 GiB at least .* and there are 5 GiB .what is free of memory=0.9"
+        UserError,
+        match="needs 13.6 GiB at least .* and there are 5 GiB .what is free of memory=0.9",
     ):
         capacity.check_engines(planned, planned.steps)
 
@@ -74,7 +75,7 @@ def test_a_gpu_too_small_is_refused_before_an_engine_starts(tmp_path):
     backend = opened(VLLM, policy)
     backend.limits = LIMITS
     with pytest.raises(
-        Refusal, match=r"the policy needs .* and there are 0.0312 MiB .*\n.*tensor_parallel="
+        UserError, match=r"the policy needs .* and there are 0.0312 MiB .*\n.*tensor_parallel="
     ):
         backend._check_memory(policy, SmallGpu)
 
@@ -105,7 +106,7 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
     """A training of an adapter of four bits would find room."""
     planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=qlora")
     card(80, 12)
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         capacity.check(planned, planned.steps)
     needs, runtime = (
         "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)",
@@ -119,7 +120,7 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
         "  Lower limits.prompt or limits.completion, give dtype=bfloat16 where it is float32,"
         f" raise {runtime}.memory, or give {runtime}.tensor_parallel=2 or more."
     )
-    with pytest.raises(Refusal, match=r"^sample.backend: the policy needs"):
+    with pytest.raises(UserError, match=r"^sample.backend: the policy needs"):
         capacity.check_engines(planned, [step for step in planned.steps if step.label == 1])
     capacity.check_engines(
         planned, [step for step in planned.steps if step.stage != "sample"]
@@ -136,7 +137,7 @@ def test_a_policy_that_the_run_makes_is_judged_by_what_it_is_made_from(card, tmp
     def refused(*words: str) -> str:
         cfg = composed("recipes=smoke", *words, f"store={tmp_path / 'store'}", "dry_run=true")
         planned = prepare(cfg, [plan(cfg)])
-        with pytest.raises(Refusal) as refusal:
+        with pytest.raises(UserError) as refusal:
             capacity.check_engines(planned, planned.steps)
         return str(refusal.value)
 

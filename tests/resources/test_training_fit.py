@@ -8,7 +8,7 @@ import pytest
 from pipeline import hardware
 from pipeline.artifacts import Model, write_json, write_table
 from pipeline.driver.executor import prepare
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.preflight import capacity, lineage
 from pipeline.resources import model_shape, training_fit, training_memory
@@ -241,11 +241,11 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
     tight, roomy = rows_at_once("tight", 6), rows_at_once("roomy", 80)
     assert tight < roomy == 8
     assert (rows_at_once("tight", 80), rows_at_once("roomy", 80)) == (tight, roomy)
-    with pytest.raises(Refusal, match="train needs about"):
+    with pytest.raises(UserError, match="train needs about"):
         rows_at_once("none", 2)
     assert rows_at_once("none", 80) == 8, "what was refused settles nothing"
     with pytest.raises(
-        Refusal, match="There are 5.4 GiB .runtime.memory=0.9 of 6 GiB free on NVIDIA"
+        UserError, match="There are 5.4 GiB .runtime.memory=0.9 of 6 GiB free on NVIDIA"
     ):
         rows_at_once("roomy", 6)
 
@@ -411,7 +411,7 @@ def test_a_plan_counts_the_thumbs_that_are_there_without_those_of_dev_prompts(ca
 def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, tmp_path):
     card(24)
     planned = planned_on(tmp_path, LLAMA_7B, "train.learning_rate=1e-8")
-    with pytest.raises(Refusal, match="train needs at least 101 GiB .weights"):
+    with pytest.raises(UserError, match="train needs at least 101 GiB .weights"):
         capacity.check(planned, planned.steps)
     shown = list(
         capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps})
@@ -424,11 +424,11 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
         in shown
     )
     card(80, 80, visible="3")
-    with pytest.raises(Refusal, match="CUDA_VISIBLE_DEVICES=3: there is no GPU 3"):
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=3: there is no GPU 3"):
         capacity.check(planned, planned.steps)
     card(80, 80)
     two = planned_on(tmp_path, LLAMA_1B, "train.runtime.processes=3")
-    with pytest.raises(Refusal, match="processes=3: this machine shows 2 GPUs"):
+    with pytest.raises(UserError, match="processes=3: this machine shows 2 GPUs"):
         capacity.check(two, two.steps)
 
 
@@ -444,7 +444,8 @@ def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, 
         for names in ("[q_proj,q_prjo]", "[q_proj]")
     )
     with pytest.raises(
-        Refusal, match=r"targets: q_prjo: no layer of this model has that name. Did you mean q_proj"
+        UserError,
+        match=r"targets: q_prjo: no layer of this model has that name. Did you mean q_proj",
     ):
         capacity.check(wrong, wrong.steps)
     capacity.check(right, right.steps)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.resources import gpu_sets, worker_pool
 from pipeline.resources.gpu_sets import environments
 from pipeline.resources.worker_pool import Hand, work_off
@@ -28,7 +28,7 @@ def write(folder: Path, hand: Hand, pause: float = 0.0, dies: str = "", faulty: 
             print("these are my last words", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         if shard == faulty:
-            raise Refusal("the prompts are bad")
+            raise UserError("the prompts are bad")
         time.sleep(pause)
         with (folder / shard).open("a") as file:
             file.write(f"{shard} {os.environ.get('CUDA_VISIBLE_DEVICES', '')}\n")
@@ -94,14 +94,14 @@ def test_a_killed_hand_gives_its_shard_back_even_the_last(tmp_path, capfd):
 
 def test_when_all_are_killed_their_last_words_are_told(tmp_path):
     with pytest.raises(
-        Broken,
+        StageError,
         match=r"none of 2 workers is left, and 12 shards still to do \(shard-0.*\n.*killed by SIG(.|\n)*out of memory",
     ):
         work_off(SHARDS, die, [{}, {}], tmp_path)
 
 
 def test_a_refusal_of_one_hand_is_the_stage_s_own(tmp_path):
-    with pytest.raises(Refusal, match="the prompts are bad"):
+    with pytest.raises(UserError, match="the prompts are bad"):
         have_done(tmp_path, [{}, {}], faulty=SHARDS[4])
 
 
@@ -186,6 +186,6 @@ def test_each_hand_gets_gpus_of_its_own(monkeypatch, there, workers, each, expec
 def test_more_gpus_than_there_are_is_refused(monkeypatch, there, workers, each):
     monkeypatch.setattr(gpu_sets, "visible_gpus", lambda: [gpu for gpu in there.split(",") if gpu])
     with pytest.raises(
-        Refusal, match=rf"sample.runtime.workers={workers}: .* GPU.*\n.*Give fewer workers"
+        UserError, match=rf"sample.runtime.workers={workers}: .* GPU.*\n.*Give fewer workers"
     ):
         environments(workers, "sample.runtime.workers", each)

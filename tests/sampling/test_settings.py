@@ -13,9 +13,9 @@ from pipeline import artifacts
 from pipeline.artifacts import Scores, write_table
 from pipeline.backends import Completion, Request
 from pipeline.backends.scripted import Scripted
-from pipeline.config import Draw, Reasoning, Setting
+from pipeline.config import Reasoning, SampleRequest, SamplingSettings
 from pipeline.config import sample as shape
-from pipeline.errors import Broken
+from pipeline.errors import StageError
 from pipeline.plan import plan
 from pipeline.sampling import asking, collector, stop_strings
 from pipeline.stages import sample
@@ -70,7 +70,9 @@ def test_what_only_the_sampler_is_shown_is_recorded_and_not_trained(tmp_path, pr
 def test_the_prompt_s_own_system_text_stays_below_the_setting_s():
     prompt = [{"role": "system", "content": "Own."}, {"role": "user", "content": "?"}]
     for given_text, expected in ((None, "Own."), ("Mine.", "Mine.\n\nOwn.")):
-        setting = Setting.model_validate({**DRAW, "system": given_text, "few_shot": FEW_SHOT})
+        setting = SamplingSettings.model_validate(
+            {**DRAW, "system": given_text, "few_shot": FEW_SHOT}
+        )
         told = [{"role": "system", "content": expected}, *FEW_SHOT, prompt[1]]
         assert asking.shown(setting, prompt) == told
 
@@ -134,7 +136,7 @@ def test_a_completion_is_cut_before_its_stop_string_ended_and_counted(tmp_path, 
 
 
 def test_a_stop_string_that_no_tokens_can_be_cut_before_breaks_with_words(tmp_path, prompts):
-    with pytest.raises(Broken, match=r"no tokens that read as .*\n.*begins where a word does"):
+    with pytest.raises(StageError, match=r"no tokens that read as .*\n.*begins where a word does"):
         run(tmp_path / "out", prompts, settings={"draw": {**DRAW, "stop": ["a"]}})
 
 
@@ -361,7 +363,7 @@ def test_waves_know_nothing_of_later_ones_and_greedy_settings_are_drawn_once():
     ]
     fewer = block.model_copy(update={"more": [4]})
     assert fewer.waves(2, "rules") == waves[:2] and fewer.waves(2, "other")[0] == waves[0]
-    assert isinstance(waves[0], Draw)
+    assert isinstance(waves[0], SampleRequest)
 
 
 def test_one_more_wave_samples_nothing_anew():

@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.artifacts import Prompts, Samples, write_table
 from pipeline.config import EnsembleScorer, FunctionScorer, ScoreConfig
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.pairing.label_noise import with_signs
-from pipeline.scorers import Answer, Mark
+from pipeline.scorers import Answer, Score
 from pipeline.scorers.ensemble import combined
 from pipeline.stages.score import run
 from tests.stages.test_pair import SAMPLE
@@ -17,7 +17,7 @@ from tests.stages.test_score import sample_row
 from tests.support.house import SMALL, composed
 
 
-def told(scores: dict[str, list[float | None]], **knobs) -> dict[str, Mark]:
+def told(scores: dict[str, list[float | None]], **knobs) -> dict[str, Score]:
     """The ensemble of members whose scores of answers 0, 1, 2 … to one prompt are given."""
     gates = knobs.get("gates", {})
     of = knobs.get("of", {name: 1.0 for name in scores if name not in gates})
@@ -28,7 +28,7 @@ def told(scores: dict[str, list[float | None]], **knobs) -> dict[str, Mark]:
     answers = [Answer(str(i), "p", [], "", {}) for i in range(count)]
     marks = {
         name: {
-            str(i): Mark(str(i), value, detail=knobs.get("detail", ""))
+            str(i): Score(str(i), value, detail=knobs.get("detail", ""))
             for i, value in enumerate(values)
         }
         for name, values in scores.items()
@@ -36,7 +36,7 @@ def told(scores: dict[str, list[float | None]], **knobs) -> dict[str, Mark]:
     return {mark.sample_id: mark for mark in combined(cfg, answers, marks)}
 
 
-def values(marks: dict[str, Mark]) -> list[float | None]:
+def values(marks: dict[str, Score]) -> list[float | None]:
     return [mark.score for mark in marks.values()]
 
 
@@ -170,5 +170,5 @@ def test_members_keep_their_rows_and_pairs_see_them_disagree(tmp_path):
     ],
 )
 def test_an_ensemble_that_cannot_be_is_refused(words, said):
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         composed(*SMALL, "+scorer@score.scorers.all=ensemble", *words)

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.artifacts import Prompts, Samples, write_table
 from pipeline.config import ScoreConfig
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.scorers import Answer, open_scorer
 from pipeline.scorers.judge import opponents
 from pipeline.scorers.judging import Question, Reply
@@ -387,7 +387,7 @@ def test_a_failed_comparison_costs_those_who_met_in_it(judge, tmp_path):
 def test_401_stops_at_once_and_tells_no_key(judge, tmp_path):
     cfg = config(judge, tmp_path, model="denied", concurrency=4)
     said = rf"^{KNOB}.runtime.base_url=.*HTTP 401.*the key in JUDGE_KEY(.|\n)*Set JUDGE_KEY"
-    with pytest.raises(Refusal, match=said) as caught:
+    with pytest.raises(UserError, match=said) as caught:
         marks(cfg, answers(*(str(i) for i in range(12))))
     assert len(judge.asked()) <= 4
     assert KEY not in "".join(traceback.format_exception(caught.value))
@@ -399,26 +399,27 @@ def test_what_a_server_will_not_have_is_named_by_the_whole_knob(
 ):
     keyless = config(judge, tmp_path, engine=engine, api_key_env=None)
     with pytest.raises(
-        Refusal, match=rf"a request without a key\.\n.* name it as {KNOB}.runtime.api_key_env=NAME"
+        UserError,
+        match=rf"a request without a key\.\n.* name it as {KNOB}.runtime.api_key_env=NAME",
     ):
         marks(keyless, answers("good", "bad"))
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(
-        Refusal, match=rf"^{KNOB}.runtime.api_key_env=JUDGE_KEY: this environment variable is not"
+        UserError, match=rf"^{KNOB}.runtime.api_key_env=JUDGE_KEY: this environment variable is not"
     ):
         marks(config(judge, tmp_path, engine=engine), answers("good", "bad"))
 
 
 def test_a_server_that_is_gone_is_given_up_on(judge, tmp_path):
     cfg = config(judge, tmp_path, base_url="http://127.0.0.1:9/v1", retries=0)
-    with pytest.raises(Broken, match="50 requests in a row failed"):
+    with pytest.raises(StageError, match="50 requests in a row failed"):
         marks(cfg, answers(*(f"good {i}" for i in range(9))))
 
 
 def test_a_server_that_calls_every_request_wrong_is_not_asked_fifty_times(judge, tmp_path):
     cfg = config(judge, tmp_path, model="picky", concurrency=2)
     with pytest.raises(
-        Refusal, match=rf"calls every request wrong.*no logprobs for \[the key\](.|\n)*of {KNOB};"
+        UserError, match=rf"calls every request wrong.*no logprobs for \[the key\](.|\n)*of {KNOB};"
     ):
         marks(cfg, answers(*(str(i) for i in range(9))))
     assert len(judge.asked()) <= 10
@@ -427,7 +428,7 @@ def test_a_server_that_calls_every_request_wrong_is_not_asked_fifty_times(judge,
 def test_models_are_not_compared_by_how_their_own_answers_compare():
     at = "exam.score.scorers.j"
     with pytest.raises(
-        Refusal, match=r"exam\.score\.scorers\.j compares.*\+duel@exam\.duels\.j=default"
+        UserError, match=r"exam\.score\.scorers\.j compares.*\+duel@exam\.duels\.j=default"
     ):
         composed("recipes=smoke", f"+scorer@{at}=pairwise", f"{at}.engine.model=m")
 
@@ -435,7 +436,7 @@ def test_models_are_not_compared_by_how_their_own_answers_compare():
 def test_a_key_in_the_config_is_refused_and_not_repeated():
     at = "score.scorers.j"
     for word in (f"api_key_env={KEY}", f"base_url=https://me:{KEY}@host/v1"):
-        with pytest.raises(Refusal, match="api_key_env") as caught:
+        with pytest.raises(UserError, match="api_key_env") as caught:
             composed(
                 "recipes=smoke",
                 f"+scorer@{at}=rubric",
@@ -497,12 +498,12 @@ def test_the_first_reply_to_a_question_stands(tmp_path):
 def test_a_cap_on_requests_is_never_passed_and_what_is_paid_for_is_kept(judge, tmp_path):
     given = answers("good", "bad", "good good", "worse")
     with pytest.raises(
-        Broken,
+        StageError,
         match=rf"max_requests=5.* 5 requests, 505 tokens(.|\n)*Raise {KNOB}.runtime.max_requests ",
     ):
         marks(config(judge, tmp_path, max_requests=5), given)
     assert len(judge.asked()) == 5
-    with pytest.raises(Broken):  # the cap is the store's: a rerun does not begin at nothing
+    with pytest.raises(StageError):  # the cap is the store's: a rerun does not begin at nothing
         marks(config(judge, tmp_path, max_requests=5), given)
     assert len(judge.asked()) == 5
     marks(config(judge, tmp_path, max_requests=12), given)
@@ -512,7 +513,7 @@ def test_a_cap_on_requests_is_never_passed_and_what_is_paid_for_is_kept(judge, t
 def test_a_cap_on_money_is_never_passed(judge, tmp_path):
     """A million for a million input tokens: each reply costs 100."""
     cfg = config(judge, tmp_path, prices={"input": 1e6, "output": 0}, max_cost=6000)
-    with pytest.raises(Broken, match=r"max_cost=6000.*in money"):
+    with pytest.raises(StageError, match=r"max_cost=6000.*in money"):
         marks(cfg, answers(*(f"good {i}" for i in range(9))))
     with sqlite3.connect(tmp_path / "verdicts.sqlite") as store:
         [(spent,)] = store.execute("SELECT tokens_in FROM spent").fetchall()
@@ -534,7 +535,7 @@ def test_a_cap_on_money_is_never_passed(judge, tmp_path):
 def test_a_template_that_cannot_be_used(tmp_path, text, said):
     if text:
         (tmp_path / "mine.md").write_text(text)
-    with pytest.raises(Refusal, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(said)):
         Wording(str(tmp_path / "mine.md"), {"first", "second"}, "word", 0)
 
 
@@ -581,7 +582,7 @@ def drawn(folder):
 
 def test_failed_marks_stop_the_stage_and_the_same_command_asks_for_them_again(judge, tmp_path):
     inputs, out = drawn(tmp_path), tmp_path / "out"
-    with pytest.raises(Broken, match=r"3 of 9 scores failed.*HTTP 500"):
+    with pytest.raises(StageError, match=r"3 of 9 scores failed.*HTTP 500"):
         score.run(config(judge, tmp_path, model="broken"), out, **inputs)
     table = score.run(config(judge, tmp_path), out, **inputs).read()  # the server is mended
     assert table["score"].null_count() == 0 and not (out / "failed.parquet").exists()

@@ -15,7 +15,7 @@ import pytest
 from pipeline.artifacts import Prompts, Samples, write_table
 from pipeline.commands import calibrate, label
 from pipeline.config import LabelsScorer, Local, ScoreConfig
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.pairing.label_noise import with_signs
 from pipeline.scorers import Answer, open_scorer
 from pipeline.scorers.human_pairs import read_judged
@@ -95,7 +95,7 @@ def test_a_folder_of_each_annotator_s_file_is_read_as_one(tmp_path):
     found = labelled(folder, "ab")
     assert json.loads(found["a"][2]) == {"annotators": [1.0, 1.0], "agreement": 1.0}
     (folder / "sheet.csv").write_text("a_id,b_id,verdict\nb,a,b,lee\n")
-    with pytest.raises(Refusal, match="row 1: it has more cells than"):
+    with pytest.raises(UserError, match="row 1: it has more cells than"):
         labelled(folder, "ab")
 
 
@@ -133,10 +133,12 @@ def test_what_argilla_exports_is_read_back(tmp_path):
     assert (first.first, first.second, first.votes) == ("a", "b", {"kim": 1.0, "lee": 0.5})
     assert first.prompt[0]["content"] == "q" and second.verdict == 0.0
     file.write_text(json.dumps(exported({"a b": {"kim": "a"}}, "preference")))
-    with pytest.raises(Refusal, match="record 1: people answer preference there, and not verdict"):
+    with pytest.raises(
+        UserError, match="record 1: people answer preference there, and not verdict"
+    ):
         labelled(file, "ab")
     file.write_text("[]")
-    with pytest.raises(Refusal, match="it is no list of Argilla's records"):
+    with pytest.raises(UserError, match="it is no list of Argilla's records"):
         labelled(file, "ab")
 
 
@@ -222,7 +224,7 @@ def test_a_flat_export_that_says_something_else_is_refused(tmp_path, cells, said
         writer = csv.DictWriter(text, ["a_id", "b_id", *cells])
         writer.writeheader()
         writer.writerow({"a_id": "a", "b_id": "b", **cells})
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         labelled(file, "ab")
 
 
@@ -266,7 +268,7 @@ def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, rows, said):
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         labelled(rows_file(tmp_path / "l.jsonl", rows), "ab")
 
 
@@ -292,7 +294,7 @@ def test_what_nobody_labelled_is_no_failure_but_labels_of_other_samples_are_refu
     table = scored("mine.jsonl", {"chosen_id": "p-0", "rejected_id": "p-3"})
     assert table["status"].to_list() == ["ok", "abstained", "abstained", "ok"]
     with pytest.raises(
-        Refusal, match="score.scorers.people: it has no opinion on any of these answers"
+        UserError, match="score.scorers.people: it has no opinion on any of these answers"
     ):
         scored("other.jsonl", {"chosen_id": "q-0", "rejected_id": "q-3"})
 
@@ -519,7 +521,7 @@ def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
 )
 def test_a_file_of_another_shape_is_refused(tmp_path, text, said):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         read_judged(tmp_path / "x.json")
 
 

@@ -19,9 +19,9 @@ from pydantic import TypeAdapter
 
 from pipeline.artifacts import Model, Prompts, Samples, write_table
 from pipeline.config import RewardCheckpoint, ScorerConfig
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.plan import plan
-from pipeline.scorers import Answer, Mark, open_scorer
+from pipeline.scorers import Answer, Score, open_scorer
 from pipeline.scorers.reward_model import check_probes
 from pipeline.scorers.reward_text import Row
 from pipeline.stages import score
@@ -71,7 +71,7 @@ def answers(count: int = 24, longest: int = 40) -> list[Answer]:
     ]
 
 
-def marks(folder: Path, said: list[Answer], **changes: Any) -> dict[str, Mark]:
+def marks(folder: Path, said: list[Answer], **changes: Any) -> dict[str, Score]:
     opened = scorer(folder, **changes)
     found = {mark.sample_id: mark for mark in opened.mark(said)}
     opened.close()
@@ -320,13 +320,13 @@ def changed(folder: Path, name: str, rows: Any, value: float) -> None:
 def test_a_reward_model_is_refused(own, harm, changes, said):
     folder = own("llama")
     harm(folder)
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         scores(folder, answers(1), **changes)
 
 
 @model
 def test_labels_that_give_no_single_number_are_refused(made):
-    with pytest.raises(Refusal, match=r"3 labels \(LABEL_0, LABEL_1, LABEL_2\).*\n.*label=NAME"):
+    with pytest.raises(UserError, match=r"3 labels \(LABEL_0, LABEL_1, LABEL_2\).*\n.*label=NAME"):
         scores(made("llama", 3), answers(1))
 
 
@@ -334,7 +334,7 @@ def test_labels_that_give_no_single_number_are_refused(made):
 def test_an_encoder_without_pad_token_is_refused(own):
     folder = own("bert")
     edit(folder / "tokenizer_config.json", pad_token=None)
-    with pytest.raises(Refusal, match=r"no pad token.*\n.*Set pad_token"):
+    with pytest.raises(UserError, match=r"no pad token.*\n.*Set pad_token"):
         scores(folder, answers(1), input="pair")
 
 
@@ -375,7 +375,7 @@ class Broke(Drifting):
     ("engine", "said"), [(Drifting(), "together than alone"), (Broke(), "dtype=float32")]
 )
 def test_four_texts_are_looked_at_before_a_long_job(engine, said):
-    with pytest.raises(Broken, match=said):
+    with pytest.raises(StageError, match=said):
         check_probes(engine, [Row([1]), Row([2])], lambda logits: logits[0], "float32", "mine")
 
 
@@ -408,7 +408,7 @@ def test_a_reward_model_that_nobody_asks_and_one_that_is_not_there_are_said():
         ([asking, "reward=train", "reward.start=base"], "base is none"),
         ([asking, "reward=train", "reward.fence.ngram=5"], "finds nothing in a fence of 13 words"),
     ):
-        with pytest.raises(Refusal, match=said):
+        with pytest.raises(UserError, match=said):
             composed(*SMALL, *words)
 
 

@@ -25,8 +25,8 @@ from pipeline.config import (
     MathScorer,
     RegexScorer,
 )
-from pipeline.errors import Broken, Refusal
-from pipeline.scorers import Answer, Mark, ifeval, open_scorer, rules
+from pipeline.errors import StageError, UserError
+from pipeline.scorers import Answer, Score, ifeval, open_scorer, rules
 from tests.support.house import SMALL, composed, fingerprints
 
 ONE = CheckRuntime(workers=1)
@@ -43,7 +43,7 @@ def answer(text: str, name: str = "s", prompt: str = "p", **columns) -> Answer:
     )
 
 
-def marks(cfg, *answers: Answer) -> list[Mark]:
+def marks(cfg, *answers: Answer) -> list[Score]:
     scorer = open_scorer(cfg)
     try:
         return list(scorer.mark(list(answers)))
@@ -80,10 +80,10 @@ def test_json_has_to_be_json_and_fit_its_schema(tmp_path):
         cfg.model_copy(update={"schema_file": None, "fenced": False}), *map(answer, good)
     ) == [1.0, 0.0]
     schema.write_text('{"type": "no such type"}')
-    with pytest.raises(Refusal, match="no JSON schema"):
+    with pytest.raises(UserError, match="no JSON schema"):
         scores(cfg, answer("{}"))
     schema.write_text("{")
-    with pytest.raises(Refusal, match="cannot be read as JSON"):
+    with pytest.raises(UserError, match="cannot be read as JSON"):
         scores(cfg, answer("{}"))
 
 
@@ -104,7 +104,7 @@ def test_a_language_is_told_apart_and_an_unknown_code_refused():
         "123 !",
     )
     assert scores(cfg, *map(answer, texts)) == [1.0, 0.0, 0.0]
-    with pytest.raises(Refusal, match="languages: german is no language"):
+    with pytest.raises(UserError, match="languages: german is no language"):
         scores(cfg.model_copy(update={"languages": ["german"]}), answer("x"))
 
 
@@ -204,7 +204,7 @@ def test_ifeval_without_nltk_s_data_refuses_what_needs_it_and_marks_the_rest(mon
         nltk, "download", lambda *_: pytest.fail("nothing is fetched behind one's back")
     )
     with pytest.raises(
-        Refusal,
+        UserError,
         match="punkt_tab is not on this machine, and length_constraints:number_sentences needs",
     ):
         marks(
@@ -333,14 +333,14 @@ def test_code_has_no_network_or_is_refused():
         without = CODE.model_copy(update={"network": False})
         try:
             assert coded(reach, cfg=without, tests=["reach()"]) == [0.0]
-        except Refusal:  # this machine cannot take the network away, and says so
-            with pytest.raises(Refusal, match="Give network=true"):
+        except UserError:  # this machine cannot take the network away, and says so
+            with pytest.raises(UserError, match="Give network=true"):
                 coded(reach, cfg=without, tests=["reach()"])
 
 
 def test_code_runs_only_where_that_was_allowed():
     with pytest.raises(
-        Refusal, match="was not allowed. Give score.scorers.code.allow_code_execution=true"
+        UserError, match="was not allowed. Give score.scorers.code.allow_code_execution=true"
     ):
         composed(*SMALL, "+scorer@score.scorers.code=code")
 
@@ -369,7 +369,7 @@ def test_a_process_that_was_killed_is_said_with_what_to_do(monkeypatch):
             process.kill()
             process.join()
         for _ in range(2):
-            with pytest.raises(Broken, match="a process that checks answers .* was killed"):
+            with pytest.raises(StageError, match="a process that checks answers .* was killed"):
                 list(scorer.mark(answers))
 
 
@@ -451,14 +451,14 @@ def test_one_prompt_s_fault_leaves_the_others_alone(mine):
 
 
 def test_a_function_that_is_not_there_is_refused(mine):
-    with pytest.raises(Refusal, match="has no function by_wosh. Did you mean by_wish"):
+    with pytest.raises(UserError, match="has no function by_wosh. Did you mean by_wish"):
         marks(function(f"{mine}:by_wosh"), *two(3))
-    with pytest.raises(Refusal, match="it is async"):
+    with pytest.raises(UserError, match="it is async"):
         marks(function(f"{mine}:later"), *two(3))
     mine.write_text("import nothing_of_this_name")
-    with pytest.raises(Refusal, match="cannot be imported .ModuleNotFoundError"):
+    with pytest.raises(UserError, match="cannot be imported .ModuleNotFoundError"):
         marks(function(f"{mine}:by_wish"), *two(3))
-    with pytest.raises(Refusal, match="a function is written ./file.py:name"):
+    with pytest.raises(UserError, match="a function is written ./file.py:name"):
         composed(*SMALL, "+scorer@score.scorers.mine=function", "score.scorers.mine.function=score")
 
 

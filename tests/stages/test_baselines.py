@@ -8,7 +8,7 @@ from pipeline import preflight
 from pipeline.artifacts import read_table, write_json
 from pipeline.config import Checkpoint, ExamConfig, ServedModel
 from pipeline.config.cross_checks import mismatches
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.sampling.multi_turn import folder
 from pipeline.stages import base, sample
@@ -110,7 +110,7 @@ def test_a_key_that_is_not_there_is_said_before_anything_is_built(cfg, monkeypat
         update={"runtime": rival.runtime.model_copy(update={"api_key_env": "RIVAL_KEY"})}
     )
     step = named(plan(of_exam(cfg, others={"rival": locked})))["sample@test rival"]
-    with pytest.raises(Refusal, match=r"exam\.others\.rival\.runtime\.api_key_env=RIVAL_KEY"):
+    with pytest.raises(UserError, match=r"exam\.others\.rival\.runtime\.api_key_env=RIVAL_KEY"):
         preflight.check([step])
 
 
@@ -219,5 +219,5 @@ def test_a_key_that_a_server_does_not_take_is_named_by_the_other_s_own_knob(sft,
         asked = test_sample.config(backend=dict(cfg), limits={"prompt": 64, "completion": 9})
         prompts = test_sample.ask(tmp_path / "test", "name a river")
         said = r"^exam\.others\.rival\.runtime\.base_url=(.|\n)* name it as exam\.others\.rival\.runtime\.api_key_env="
-        with pytest.raises(Refusal, match=said):
+        with pytest.raises(UserError, match=said):
             sample.run(asked, folder(tmp_path / "out", 2), policy=rival, prompts=prompts)

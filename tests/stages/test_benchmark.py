@@ -25,7 +25,7 @@ from pipeline.artifacts import (
 )
 from pipeline.benchmarks import tasks
 from pipeline.config import BenchmarkConfig
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.report.analysis.benchmarks import absences
 from pipeline.stages import benchmark
@@ -218,7 +218,7 @@ def test_what_does_not_fit_into_the_context_is_counted_or_refused(tmp_path, fold
         config(folder, "written", max_new_tokens=32), tmp_path / "cut", model=short
     )
     assert found.read()["cut"] == 24
-    with pytest.raises(Refusal, match="up to 200 tokens, and the model has a context of 48"):
+    with pytest.raises(UserError, match="up to 200 tokens, and the model has a context of 48"):
         benchmark.run(config(folder, "written"), tmp_path / "long", model=short)
 
 
@@ -257,7 +257,7 @@ def test_what_cannot_be_asked_is_refused_before_any_model_is_opened(
 ):
     if isinstance(more.get("data"), dict):
         more = {"data": {split: str(folder / name) for split, name in more["data"].items()}}
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         benchmark.run(
             config(folder, task, **more), tmp_path / "out", model=Model(tmp_path / "none")
         )
@@ -266,7 +266,7 @@ def test_what_cannot_be_asked_is_refused_before_any_model_is_opened(
 @pytest.mark.model
 def test_rows_of_another_shape_are_refused_with_the_file_s_name(tmp_path, folder):
     write_text(tmp_path / "odd.jsonl", '{"frage": "Wo?"}\n')
-    with pytest.raises(Refusal, match=r"the rows of choice cannot be read from .*odd\.jsonl"):
+    with pytest.raises(UserError, match=r"the rows of choice cannot be read from .*odd\.jsonl"):
         benchmark.run(
             config(folder, "choice", data={"test": str(tmp_path / "odd.jsonl")}),
             tmp_path,
@@ -301,7 +301,7 @@ def test_a_step_s_knob_is_where_its_block_stands_and_no_part_of_its_identity():
     assert steps["benchmark@test sft gsm8k"].knob == "benchmark.gsm8k"
     assert (steps["score@test control"].knob, steps["score@1"].knob) == ("exam.score", "score")
     astray = plan(composed(*SMALL, "benchmark=arc", "benchmark.arc.data=/nowhere"))
-    with pytest.raises(Refusal, match=r"^benchmark\.arc\.data=/nowhere: there is no such file"):
+    with pytest.raises(UserError, match=r"^benchmark\.arc\.data=/nowhere: there is no such file"):
         Identity(lambda path: Path(path).read_text()).fingerprint(astray)
 
 
@@ -321,7 +321,7 @@ def test_rows_of_the_hub_are_asked_in_the_revision_that_is_given_and_recorded():
     )
     assert tasks.rows_of([task, task]) == {"cais/mmlu": "b" * 40}
     with pytest.raises(
-        Refusal, match="data lies on this machine, and revision is of the hub's rows"
+        UserError, match="data lies on this machine, and revision is of the hub's rows"
     ):
         composed(*SMALL, "benchmark=mmlu", "benchmark.mmlu={revision: main, data: x}")
 
@@ -389,11 +389,12 @@ def test_each_model_has_a_step_for_each_benchmark_on_test_alone():
 
 def test_what_may_not_be_lost_has_to_be_measured():
     with pytest.raises(
-        Refusal, match=r"evaluate\.retention\.gsm8: no benchmark and no scorer.*Did you mean gsm8k"
+        UserError,
+        match=r"evaluate\.retention\.gsm8: no benchmark and no scorer.*Did you mean gsm8k",
     ):
         composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8: 0.02}")
     with pytest.raises(
-        Refusal, match=r"evaluate\.retention\.gsm8k: benchmarks belong to exams on test"
+        UserError, match=r"evaluate\.retention\.gsm8k: benchmarks belong to exams on test"
     ):
         composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02}", "exam.split=dev")
     composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02, rules: 0}")

@@ -15,10 +15,10 @@ import pytest
 from pipeline.artifacts import Samples, Verdicts, read_table, write_json, write_table
 from pipeline.config import DuelConfig
 from pipeline.driver import worker
-from pipeline.errors import Broken
+from pipeline.errors import StageError
 from pipeline.plan import plan
 from pipeline.report.analysis.judges import duel as contested
-from pipeline.report.analysis.statistics import Sampling, length_adjusted
+from pipeline.report.analysis.statistics import BootstrapConfig, length_adjusted
 from pipeline.stages import duel
 from tests.stages.test_evaluate import CONFIG, Run, named, scored
 from tests.support import exams
@@ -133,7 +133,8 @@ def test_calling_the_other_one_a_turns_every_verdict_and_pays_nothing(config, ju
 def test_failed_verdicts_are_null_and_stop_the_stage_past_the_limit(config, tmp_path):
     inputs = edges(tmp_path, A, B)
     with pytest.raises(
-        Broken, match=r"6 of 8 verdicts failed \(most often: the server's reply has no choices\)"
+        StageError,
+        match=r"6 of 8 verdicts failed \(most often: the server's reply has no choices\)",
     ):
         duel.run(config(model="empty"), tmp_path / "out", **inputs)
     table = duel.run(config(model="empty", max_failed=1.0), tmp_path / "out", **inputs).read()
@@ -340,7 +341,7 @@ def test_answers_that_nobody_was_asked_about_are_no_steadiness_of_the_judge(tmp_
         detail=pl.when(pl.col("prompt_id") == "p001").then(pl.lit("equal answers"))
     )
     found = contested(
-        "m", a, b, equal.with_columns(pl.col("detail").fill_null("")), Sampling(0.95, 99, 0)
+        "m", a, b, equal.with_columns(pl.col("detail").fill_null("")), BootstrapConfig(0.95, 99, 0)
     )
     assert found.flip_rate == 1.0 and found.contest.ties == 2
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.config import Evaluation
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.report.analysis.statistics import holm
 from pipeline.stages import evaluate
 from tests.support import exams
@@ -546,7 +546,9 @@ def test_slices_are_over_their_own_prompts(tmp_path):
         3 * named(own, value="code")["gain"]["p_value"]
     )
     assert "category: prose" in (run.out / "report.md").read_text()
-    with pytest.raises(Refusal, match=r"no prompt has the column categry.*Did you mean category\?"):
+    with pytest.raises(
+        UserError, match=r"no prompt has the column categry.*Did you mean category\?"
+    ):
         run.evaluate(config=CONFIG.model_copy(update={"slices": ["categry"]}))
 
 
@@ -754,25 +756,25 @@ def test_sft_alone_is_a_report_too(run):
 
 def test_a_scorer_that_marked_nothing_is_refused_with_the_known_ones(run):
     run.add("sft", scored(0.5))
-    with pytest.raises(Refusal, match=r"evaluate\.scorer=rule .*Did you mean rules\?"):
+    with pytest.raises(UserError, match=r"evaluate\.scorer=rule .*Did you mean rules\?"):
         run.evaluate(chosen="sft", config=CONFIG.model_copy(update={"scorer": "rule"}))
 
 
 def test_answers_to_other_prompts_stop_the_evaluation(run):
     run.add("sft", scored(0.5, ["stranger"]))
-    with pytest.raises(Broken, match="stranger"):
+    with pytest.raises(StageError, match="stranger"):
         run.evaluate(chosen="sft")
 
 
 def test_a_score_that_is_no_number_stops_the_evaluation(run):
     run.add("sft", scored(lambda i: float("nan") if i == 3 else 0.5))
-    with pytest.raises(Broken, match="not a finite number"):
+    with pytest.raises(StageError, match="not a finite number"):
         run.evaluate(chosen="sft")
 
 
 def test_two_scores_for_one_answer_stop_the_evaluation(run):
     run.add("sft", [*scored(0.5), answer("p000", 0.9)])
-    with pytest.raises(Broken, match="two scores"):
+    with pytest.raises(StageError, match="two scores"):
         run.evaluate(chosen="sft")
 
 

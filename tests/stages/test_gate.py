@@ -8,7 +8,7 @@ from pipeline import store
 from pipeline.artifacts import open_artifact, write_json
 from pipeline.config import GateConfig
 from pipeline.driver.executor import select
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.plan import plan
 from pipeline.stages import gate
 from tests.support.exams import answer, exam, model
@@ -70,9 +70,9 @@ def test_models_are_compared_on_the_prompts_that_both_have_a_score_for(tmp_path)
 
 
 def test_without_scores_or_the_kl_that_a_budget_needs_nothing_is_chosen(tmp_path):
-    with pytest.raises(Broken, match="no answer of round-1"):
+    with pytest.raises(StageError, match="no answer of round-1"):
         decided(tmp_path, sft=([0.5] * 8, 0.0), round_1=([None] * 8, 1.0))
-    with pytest.raises(Refusal, match=r"gate\.kl_budget=5"):
+    with pytest.raises(UserError, match=r"gate\.kl_budget=5"):
         decided(
             tmp_path,
             GateConfig(scorer="rules", kl_budget=5, min_gain=0),
@@ -125,19 +125,19 @@ def test_a_gate_changes_nothing_before_it():
 
 
 def test_a_gate_that_nobody_can_ask_is_refused():
-    with pytest.raises(Refusal, match=r"gate\.scorer=gold: score has no such scorer"):
+    with pytest.raises(UserError, match=r"gate\.scorer=gold: score has no such scorer"):
         composed(*SMALL, "gate=best", "gate.scorer=gold")
     judge = ["+scorer@score.scorers.judge=pairwise", "score.scorers.judge.engine.model=m"]
     marked = ["score@exam.score=rules", "evaluate.scorer=rules", "gate=best", "gate.scorer=judge"]
     with pytest.raises(
-        Refusal, match=r"gate\.scorer=judge compares a model's answers with each other"
+        UserError, match=r"gate\.scorer=judge compares a model's answers with each other"
     ):
         composed(*SMALL, *judge, *marked)
 
 
 def test_a_stage_that_is_off_says_where_it_is_switched_on():
     with pytest.raises(
-        Refusal, match=r"until=gate: this plan has no stage gate, it is off.*conf/gate/"
+        UserError, match=r"until=gate: this plan has no stage gate, it is off.*conf/gate/"
     ):
         select(plan(composed(*SMALL)), "gate")
     assert [

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.artifacts import Logps, Model, Pairs, Prompts, Samples, Scores, write_table
 from pipeline.backends.chat import Chat
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.stages import offline
 from pipeline.stages.pair import run
 from tests.support.house import composed
@@ -173,14 +173,14 @@ def test_truncated_answers_are_allowed_when_asked(paired):
 
 
 def test_no_pair_at_all_is_refused_with_the_counts(paired):
-    with pytest.raises(Refusal, match=r"no pair is left of 2 samples for 1 prompt:\n  tie: 1"):
+    with pytest.raises(UserError, match=r"no pair is left of 2 samples for 1 prompt:\n  tie: 1"):
         paired({"tied": [("a", 0.5, "stop"), ("b", 0.5, "stop")]})
 
 
 def test_scores_of_another_sampling_run_are_refused(tmp_path, policy, chat):
     samples, _ = drawn(tmp_path / "one", chat, {"p": GOOD_AND_BAD}, {}, [])
     _, scores = drawn(tmp_path / "two", chat, {"q": GOOD_AND_BAD}, {}, [])
-    with pytest.raises(Refusal, match="samples that are not here, such as q-"):
+    with pytest.raises(UserError, match="samples that are not here, such as q-"):
         run(config(), tmp_path / "out", policy=policy, samples=[samples], scores=[scores])
 
 
@@ -374,7 +374,7 @@ def test_what_is_trained_must_be_what_was_sampled(tmp_path, policy, chat, change
     scores = [score_row("p", f"p-{i}", score) for i, (_, score, _) in enumerate(GOOD_AND_BAD)]
     write_table(tmp_path / "b" / "scores" / "0.parquet", pl.DataFrame(scores, schema=SCORE))
     inputs = {"samples": [Samples(tmp_path / "a")], "scores": [Scores(tmp_path / "b")]}
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         run(config(), tmp_path / "out", policy=policy, **inputs)
     assert not (tmp_path / "out" / "train.parquet").exists()
 
@@ -396,7 +396,7 @@ def test_another_template_than_the_sampler_s_stops_here(tmp_path, paired):
 
     other = CHAT.replace("<|{{ m.role }}|>", "<|{{ m.role }}|> ")
     model = tiny_model(tmp_path / "store" / "sft" / "other", template=other, layers=1)
-    with pytest.raises(Refusal, match=r"the prompt's tokens differ from its template's"):
+    with pytest.raises(UserError, match=r"the prompt's tokens differ from its template's"):
         paired({"p": GOOD_AND_BAD}, policy=model)
 
 
@@ -453,11 +453,11 @@ def test_a_mix_takes_its_shares_and_every_round_its_own_block(tmp_path, policy, 
 def test_a_mix_that_asks_for_more_than_there_is_says_so(tmp_path, paired, chat):
     answers = {f"p{i}": GOOD_AND_BAD for i in range(30)}
     with pytest.raises(
-        Refusal,
+        UserError,
         match="a share of 0.5 for 30 pairs of the policy's own asks for 30 offline pairs, and the filters leave 20",
     ):
         paired(answers, *MIXED, offline=offline_rows(tmp_path / "offline", chat, 20))
-    with pytest.raises(Refusal, match="round 1 needs 20 offline rows, and there are 9"):
+    with pytest.raises(UserError, match="round 1 needs 20 offline rows, and there are 9"):
         paired(answers, *MIXED, offline=offline_rows(tmp_path / "offline", chat, 9))
 
 
@@ -543,14 +543,14 @@ def test_what_the_model_wrote_comes_back_as_it_is(edited):
     ],
 )
 def test_an_edit_that_cannot_be_made_is_refused(edited, lines, said):
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         edited(*lines)
 
 
 def test_one_sample_a_prompt_and_no_scores_at_all_leave_no_pair(paired):
     with pytest.raises(
-        Refusal, match=r"no pair is left of 2 samples for 2 prompts:\n  one usable sample: 2"
+        UserError, match=r"no pair is left of 2 samples for 2 prompts:\n  one usable sample: 2"
     ):
         paired(dict.fromkeys("pq", GOOD_AND_BAD[:1]))
-    with pytest.raises(Refusal, match=r"\n  no score: 2\n  no usable sample: 1"):
+    with pytest.raises(UserError, match=r"\n  no score: 2\n  no usable sample: 1"):
         paired({"p": [("a", None, "stop"), ("b", None, "stop")]})

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.artifacts import Fence, Prompts, read_table, write_table
+from pipeline.artifacts import Decontamination, Prompts, read_table, write_table
 from pipeline.config import FileRows, HubRows, PromptRows
-from pipeline.data.decontamination import FenceCheck, Index, grams, table
+from pipeline.data.decontamination import Index, OverlapCheck, grams, table
 from pipeline.data.duplicates import plain
 from pipeline.data.prompts import Read, read_prompts
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.stages.prompts import run
 from pipeline.step import floats, pinned
@@ -150,7 +150,7 @@ FAULTS = {
 def test_a_broken_line_is_named_or_skipped_and_kept(tmp_path, name):
     line, fault = FAULTS[name]
     good = [{"prompt": f"question {i}", "id": f"q{i}"} for i in range(10)]
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         made(tmp_path, [*good, line, {"prompt": "the last", "id": "z"}])
     assert "line 11: " in str(refusal.value) and fault in str(refusal.value)
     assert "on_bad_row=skip" in str(refusal.value)
@@ -170,7 +170,7 @@ def test_a_broken_line_is_named_or_skipped_and_kept(tmp_path, name):
 
 
 def test_a_byte_order_mark_is_named(tmp_path):
-    with pytest.raises(Refusal, match="line 1: starts with a byte order mark"):
+    with pytest.raises(UserError, match="line 1: starts with a byte order mark"):
         made(tmp_path, [b'\xef\xbb\xbf{"prompt": "hello"}\n', {"prompt": "x"}])
 
 
@@ -191,18 +191,18 @@ def test_what_no_column_and_no_id_can_be_is_named(tmp_path, row, fault):
 
 def test_too_few_prompts_are_refused_with_the_counts(tmp_path):
     questions = [{"prompt": f"question {i}"} for i in range(6)]
-    with pytest.raises(Refusal, match="there are 5; dev 2 and test 3 leave nothing to train on"):
+    with pytest.raises(UserError, match="there are 5; dev 2 and test 3 leave nothing to train on"):
         made(tmp_path, questions[:5])
     with pytest.raises(
-        Refusal, match=r"duplicate 1\) too few are left for train: train 0 \(wanted 1\), dev 2"
+        UserError, match=r"duplicate 1\) too few are left for train: train 0 \(wanted 1\), dev 2"
     ):
         made(tmp_path, [*questions[:5], {"prompt": "Question 0!"}])
 
 
 def test_a_file_without_prompts_and_one_that_is_not_there(tmp_path):
-    with pytest.raises(Refusal, match="holds no prompt"):
+    with pytest.raises(UserError, match="holds no prompt"):
         made(tmp_path, [])
-    with pytest.raises(Refusal, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         run(config(tmp_path / "none.jsonl"), tmp_path)
 
 
@@ -256,18 +256,18 @@ def test_columns_are_renamed_by_the_user_s_map(tmp_path):
         tmp_path, [{"frage": "Name a river.", "nr": 7, "art": "x"}], prompt="frage", id="nr"
     ).rows.row(0)
     assert made[:3] == ("7", ASKED, '{"art": "x"}')
-    with pytest.raises(Refusal, match="no column fragen. Did you mean frage"):
+    with pytest.raises(UserError, match="no column fragen. Did you mean frage"):
         taken(tmp_path, [{"frage": "Name a river."}], prompt="fragen")
-    with pytest.raises(Refusal, match=r"it has: frage\) .*Give prompts.columns={prompt: …}"):
+    with pytest.raises(UserError, match=r"it has: frage\) .*Give prompts.columns={prompt: …}"):
         taken(tmp_path, [{"frage": "Name a river."}])
 
 
 def test_a_row_of_several_prompts_and_an_unknown_speaker_are_named(tmp_path):
-    with pytest.raises(Refusal, match="'instances' holds 2; write one row for each"):
+    with pytest.raises(UserError, match="'instances' holds 2; write one row for each"):
         taken(
             tmp_path, [{"instruction": "Translate.", "instances": [{"input": "a"}, {"input": "b"}]}]
         )
-    with pytest.raises(Refusal, match="a turn is from tool. Known: system, human"):
+    with pytest.raises(UserError, match="a turn is from tool. Known: system, human"):
         taken(tmp_path, [{"conversations": [{"from": "tool", "value": "a"}]}])
 
 
@@ -307,7 +307,7 @@ def test_a_hub_dataset_is_read_like_a_file_and_a_folder_of_splits_is_refused(tmp
     got = read_prompts(PromptRows(source=hub, shape="auto", columns={}), "prompts").rows
     assert got.equals(taken(tmp_path, rows).rows)
     with pytest.raises(
-        Refusal, match="owner cannot be read .*\n  Check its name, subset and split"
+        UserError, match="owner cannot be read .*\n  Check its name, subset and split"
     ):
         read_prompts(
             PromptRows(source=hub.model_copy(update={"split": "x"}), shape="auto", columns={}),
@@ -316,7 +316,7 @@ def test_a_hub_dataset_is_read_like_a_file_and_a_folder_of_splits_is_refused(tmp
 
     DatasetDict(train=Dataset.from_list(rows)).save_to_disk(str(tmp_path / "splits"))
     source = FileRows(kind="file", path=str(tmp_path / "splits"))
-    with pytest.raises(Refusal, match="it holds train. Give one of them, such as .*splits/train"):
+    with pytest.raises(UserError, match="it holds train. Give one of them, such as .*splits/train"):
         read_prompts(PromptRows(source=source, shape="auto", columns={}), "prompts")
 
 
@@ -333,7 +333,7 @@ def test_a_hub_dataset_is_read_like_a_file_and_a_folder_of_splits_is_refused(tmp
 def test_a_broken_csv_is_named(tmp_path, text, fault):
     (tmp_path / "rows.csv").write_text(text)
     source = FileRows(kind="file", path=str(tmp_path / "rows.csv"))
-    with pytest.raises(Refusal, match=fault):
+    with pytest.raises(UserError, match=fault):
         read_prompts(PromptRows(source=source, shape="auto", columns={}), "prompts")
 
 
@@ -424,7 +424,7 @@ def test_a_prompt_on_the_same_topic_and_a_later_turn_alone_are_innocent(examined
 
 
 def test_the_fence_keeps_evaluation_sets_from_other_training_data(examined):
-    check = FenceCheck(Fence(examined / "fence"), 13)
+    check = OverlapCheck(Decontamination(examined / "fence"), 13)
     assert (
         check.overlaps(f"First this. {EXAM}")
         and check.overlaps(SHORT)
@@ -461,17 +461,17 @@ def test_what_is_wrong_with_several_files_is_said_at_once(tmp_path):
         f"prompts.split.test={tmp_path}/torn.jsonl",
         f"prompts.evaluation={{mt: {tmp_path}/listed.json}}",
     )
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(UserError) as refusal:
         run(config(good, *sets), tmp_path / "out")
     assert "listed.json: expected a JSON list" in str(refusal.value)
     assert "torn.jsonl: 1 of 2 rows cannot be used:\n  line 2: " in str(refusal.value)
 
 
 def test_an_empty_test_set_is_refused(tmp_path):
-    with pytest.raises(Refusal, match=r"prompts.split.test=0: Input should be greater than 0"):
+    with pytest.raises(UserError, match=r"prompts.split.test=0: Input should be greater than 0"):
         composed("sft.model=./m", "prompts.path=p.jsonl", "prompts.split.test=0")
     (tmp_path / "exam.jsonl").write_text("")
-    with pytest.raises(Refusal, match="exam.jsonl: holds no prompt"):
+    with pytest.raises(UserError, match="exam.jsonl: holds no prompt"):
         made(
             tmp_path,
             [{"prompt": f"question {i}"} for i in range(9)],
@@ -565,11 +565,11 @@ def test_caps_keep_so_many_of_each_category_whatever_the_order(tmp_path):
     made(tmp_path, lines[::-1], "prompts.caps={column: category, most: 6}")
     assert set().union(*(ids(out, part) for part in ("train", "dev", "test"))) == first
     with pytest.raises(
-        Refusal, match="caps.column=categorie: no row has this column. Did you mean category"
+        UserError, match="caps.column=categorie: no row has this column. Did you mean category"
     ):
         made(tmp_path, lines, "prompts.caps={column: categorie, most: 6}")
     with pytest.raises(
-        Refusal, match="caps.column=category: no row has this column. They have none beside"
+        UserError, match="caps.column=category: no row has this column. They have none beside"
     ):
         made(
             tmp_path,
@@ -589,4 +589,6 @@ def test_prompts_and_every_other_stage_agree_on_what_overlaps(tmp_path_factory, 
         index.add("set", str(number), [prompt])
     folder = tmp_path_factory.mktemp("fence")
     write_table(folder / "ngrams.parquet", table(index.grams))
-    assert (index.match([text]) is not None) == FenceCheck(Fence(folder), ngram).overlaps(text)
+    assert (index.match([text]) is not None) == OverlapCheck(
+        Decontamination(folder), ngram
+    ).overlaps(text)

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Model, Pairs, Samples, write_table
-from pipeline.config import ReferConfig
-from pipeline.errors import Broken, Refusal
+from pipeline.config import ReferenceConfig
+from pipeline.errors import StageError, UserError
 from pipeline.report.analysis.eval_results import read_exam
 from pipeline.stages import refer, sample
 from tests.stages.test_sample import PLAIN, ask
@@ -30,9 +30,9 @@ def pairs(model, tmp_path_factory) -> Pairs:
     return write_pairs(tmp_path_factory.mktemp("pairs"), model)
 
 
-def config(batch_tokens: int = 512, workers: int = 1) -> ReferConfig:
+def config(batch_tokens: int = 512, workers: int = 1) -> ReferenceConfig:
     runtime = {"batch_tokens": batch_tokens, "workers": workers}
-    return ReferConfig(dtype="float32", quantization=None, runtime=runtime)
+    return ReferenceConfig(dtype="float32", quantization=None, runtime=runtime)
 
 
 @cache
@@ -178,7 +178,7 @@ def test_tokens_of_another_tokenizer_are_refused(model, pairs, tmp_path):
     strange = pairs.train().with_columns(chosen_token_ids=pl.lit([5, 999]))
     write_table(tmp_path / "pairs" / "train.parquet", strange)
     write_table(tmp_path / "pairs" / "dev.parquet", pairs.dev())
-    with pytest.raises(Refusal, match=r"token id 999 .* 320 embeddings"):
+    with pytest.raises(UserError, match=r"token id 999 .* 320 embeddings"):
         refer.run(config(), tmp_path / "out", model=model, rows=Pairs(tmp_path / "pairs"))
 
 
@@ -186,7 +186,7 @@ def test_a_prompt_without_tokens_is_refused(model, pairs, tmp_path):
     bare = pairs.train().with_columns(prompt_token_ids=pl.lit([], dtype=pl.List(pl.Int64)))
     write_table(tmp_path / "pairs" / "train.parquet", bare)
     write_table(tmp_path / "pairs" / "dev.parquet", pairs.dev())
-    with pytest.raises(Refusal, match="48 rows without prompt tokens"):
+    with pytest.raises(UserError, match="48 rows without prompt tokens"):
         refer.run(config(), tmp_path / "out", model=model, rows=Pairs(tmp_path / "pairs"))
 
 
@@ -198,6 +198,6 @@ def test_a_broken_model_publishes_no_log_probabilities(model, pairs, tmp_path):
     weights = load_file(file)
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(Broken, match="no finite log-probability"):
+    with pytest.raises(StageError, match="no finite log-probability"):
         refer.run(config(), tmp_path / "out", model=Model(tmp_path / "nan"), rows=pairs)
     assert not (tmp_path / "out" / "logps.parquet").exists()

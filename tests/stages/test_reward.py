@@ -12,7 +12,7 @@ from pipeline.artifacts import Model
 from pipeline.config import PlaygroundPreferences, RewardTraining
 from pipeline.data import synthetic
 from pipeline.data.reward_rows import read_reward_rows
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.scorers import Answer
 from pipeline.scorers.rules import playground as rule
 from pipeline.stages import reward
@@ -136,7 +136,7 @@ def test_pairs_and_thumbs_are_read_and_pairs_have_two_sides(tmp_path: Path) -> N
     ]
     rows = read_reward_rows(training(data=given(tmp_path, thumbs)).data, "thumbs").rows
     assert [(row["good"], row["bad"]) for row in rows] == [("a", None), (None, "b")]
-    with pytest.raises(Refusal, match=r"reward.data.source.path=.*rows.jsonl: 1 of 1 row "):
+    with pytest.raises(UserError, match=r"reward.data.source.path=.*rows.jsonl: 1 of 1 row "):
         read_reward_rows(
             training(data=given(tmp_path, [{**preferred(1), "rejected": ""}])).data, "pairs"
         )
@@ -146,7 +146,7 @@ def test_pairs_and_thumbs_are_read_and_pairs_have_two_sides(tmp_path: Path) -> N
 def test_thumbs_alone_make_no_pairs(tmp_path: Path, start: Model) -> None:
     data = given(tmp_path, [{"prompt": ASKED, "completion": "a", "label": True}])
     with pytest.raises(
-        Refusal, match=r"of 0 rows of pairs none is left.*\n.*reward.learn_from=thumbs"
+        UserError, match=r"of 0 rows of pairs none is left.*\n.*reward.learn_from=thumbs"
     ):
         train(training(data=data), tmp_path / "out", start)
 
@@ -390,14 +390,14 @@ def test_a_tokenizer_with_no_token_to_pad_with_is_refused(tmp_path: Path) -> Non
     )
     edit(start.tokenizer / "tokenizer_config.json", pad_token="<|end|>", bos_token=None)
     with pytest.raises(
-        Refusal, match=r"no pad token that is not also a text's last token.*\n?.*Set pad_token"
+        UserError, match=r"no pad token that is not also a text's last token.*\n?.*Set pad_token"
     ):
         train(training(max_length=256), tmp_path / "out", start)
 
 
 @model
 def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path, start: Model) -> None:
-    with pytest.raises(Broken, match="not finite|is nan|is inf"):
+    with pytest.raises(StageError, match="not finite|is nan|is inf"):
         train(training(learning_rate=1e30, clip=1e30), tmp_path / "out", start)
     assert not (tmp_path / "out" / "model.json").exists()
     assert not (tmp_path / "out" / "weights").exists()
@@ -406,9 +406,9 @@ def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path, start: Model
 @model
 def test_the_stage_refuses_a_language_model_as_a_checkpoint(tmp_path: Path, start: Model) -> None:
 
-    with pytest.raises(Refusal, match="no reward model"):
+    with pytest.raises(UserError, match="no reward model"):
         reward.run(checkpoint(start.weights), tmp_path / "out")
-    with pytest.raises(Refusal, match="has no model"):
+    with pytest.raises(UserError, match="has no model"):
         list(scorer(None).mark([]))
 
 

@@ -15,9 +15,9 @@ import pytest
 from pipeline.artifacts import Model, Prompts, read_table, write_table
 from pipeline.backends import Completion
 from pipeline.backends.scripted import Scripted, ScriptedText
-from pipeline.config import Draw, Prices
+from pipeline.config import Prices, SampleRequest
 from pipeline.driver.ledger import told_in_short
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.plan import plan
 from pipeline.resources import worker_pool
 from pipeline.sampling import collector, prompt_selection, shards, throughput
@@ -46,8 +46,8 @@ CONFIG = {
 }
 
 
-def config(**changes) -> Draw:
-    return Draw.model_validate({**CONFIG, **changes})
+def config(**changes) -> SampleRequest:
+    return SampleRequest.model_validate({**CONFIG, **changes})
 
 
 def ask(folder: Path, *contents: str) -> Prompts:
@@ -198,7 +198,7 @@ def test_each_round_takes_its_own_block_in_the_order_the_prompts_lie_in(tmp_path
 
 def test_too_few_prompts_for_all_rounds_are_refused_in_the_first(tmp_path, prompts):
     with pytest.raises(
-        Refusal, match=r"per_round=4.*need 12 prompts.*there are 10.*\n.*sample.per_round=3"
+        UserError, match=r"per_round=4.*need 12 prompts.*there are 10.*\n.*sample.per_round=3"
     ):
         run(
             tmp_path / "out",
@@ -233,7 +233,7 @@ def test_a_prompt_whose_completion_would_not_fit_the_context_is_dropped(tmp_path
 
 def test_no_prompt_left_is_refused(tmp_path, prompts):
     with pytest.raises(
-        Refusal, match=r"limits.prompt=3: 3 tokens .*the shortest of 10 has 4.*\n  Raise"
+        UserError, match=r"limits.prompt=3: 3 tokens .*the shortest of 10 has 4.*\n  Raise"
     ):
         run(tmp_path / "out", prompts, limits={"prompt": 3, "completion": 32})
 
@@ -296,7 +296,7 @@ def test_a_backend_that_loses_a_completion_breaks_the_run(tmp_path, prompts, mon
         yield from (self.complete(request) for request in requests[:-1])
 
     monkeypatch.setattr(Scripted, "generate", lossy)
-    with pytest.raises(Broken, match=r"without all completions of 1 shard .00002.parquet"):
+    with pytest.raises(StageError, match=r"without all completions of 1 shard .00002.parquet"):
         run(tmp_path / "out", prompts)
 
 
@@ -400,7 +400,7 @@ def test_two_workers_one_killed_then_the_stage_and_the_bytes_are_those_of_one_un
     assert len(again) <= 2, "a shard that was finished was drawn again"
 
     step = json.loads((killed.drawn()[0].parent.parent / "step.json").read_text())
-    cfg = Draw.model_validate(
+    cfg = SampleRequest.model_validate(
         step["config"] | {"runtime": {"blocks": 1, "workers": 1, "max_failed": 0.01}}
     )
     inputs = {name: Path(source["path"]) for name, source in step["inputs"].items()}
@@ -443,5 +443,5 @@ def test_a_completion_without_a_finite_log_probability_is_never_taken(tmp_path: 
     draws = collector.Drawing(
         cfg, "policy", ScriptedText(8), shards.Shards(tmp_path, 1), worker_pool.Alone([])
     )
-    with pytest.raises(Broken, match="log-probability nan"):
+    with pytest.raises(StageError, match="log-probability nan"):
         draws.take(Completion("any", [0], float("nan"), "length"))

@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Prompts, Samples, Scores, write_json, write_table
-from pipeline.errors import Broken
-from pipeline.scorers import Mark, rules
+from pipeline.errors import StageError
+from pipeline.scorers import Score, rules
 from pipeline.stages.score import Told, begun, run
 from tests.stages.test_pair import SAMPLE
 from tests.support.house import composed
@@ -81,13 +81,13 @@ def test_a_rule_that_raises_costs_one_null_score(tmp_path, drawn, monkeypatch):
 def test_past_the_limit_the_stage_fails_and_names_the_file(tmp_path, drawn, monkeypatch):
     write_json(tmp_path / "step.json", {"knob": "exam.dev_score"})
     said = r"1 of 10 scores failed \(most often rules: KeyError.*limit is exam.dev_score.max_failed=0.05"
-    with pytest.raises(Broken, match=said):
+    with pytest.raises(StageError, match=said):
         scored(tmp_path, drawn, failing, monkeypatch, "score.max_failed=0.05")
     assert pl.read_parquet(tmp_path / "failed.parquet")["sample_id"].to_list() == ["p3-answer"]
 
 
 def test_a_rule_s_nan_is_a_failed_score(tmp_path, drawn, monkeypatch):
-    with pytest.raises(Broken, match="10 of 10 scores failed"):
+    with pytest.raises(StageError, match="10 of 10 scores failed"):
         scored(tmp_path, drawn, lambda text, columns: {"": float("nan")}, monkeypatch)
 
 
@@ -106,7 +106,7 @@ class Waiting:
 
     def mark(self, answers):
         self.told.append([answer.sample_id for answer in answers])
-        return iter([Mark(answer.sample_id, 1.0) for answer in answers])
+        return iter([Score(answer.sample_id, 1.0) for answer in answers])
 
     def close(self):
         pass

@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from pipeline.artifacts import Fence, Model, Samples, Scores, write_table
-from pipeline.config import Checkpoint, Refit, SftTraining, TinyBase
+from pipeline.artifacts import Decontamination, Model, Samples, Scores, write_table
+from pipeline.config import BestOfNConfig, Checkpoint, SftTraining, TinyBase
 from pipeline.data import decontamination, synthetic
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.stages import base, sft
 from pipeline.store import content, list_files
 from tests.stages import test_pair
@@ -83,7 +83,7 @@ def test_the_tiny_base_is_asked_with_one_bos_and_ends_turns_with_eos(tmp_path: P
 
 @pytest.mark.parametrize(("knob", "value"), [("vocabulary", 200), ("heads", 3)])
 def test_a_tiny_base_that_cannot_be_is_refused(tmp_path: Path, knob: str, value: int) -> None:
-    with pytest.raises(Refusal, match=f"base.{knob}={value}"):
+    with pytest.raises(UserError, match=f"base.{knob}={value}"):
         base.run(TINY.model_copy(update={knob: value}), tmp_path)
 
 
@@ -107,7 +107,7 @@ def test_a_chat_template_is_taken_from_a_file(folder: Path, tmp_path: Path) -> N
     from transformers import AutoTokenizer
 
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(Refusal, match=r"no chat template.*\n.*template.chat_template=FILE"):
+    with pytest.raises(UserError, match=r"no chat template.*\n.*template.chat_template=FILE"):
         sft.run(checkpoint(folder), tmp_path / "a")
     file = tmp_path / "mine.jinja"
     file.write_text("{% for m in messages %}[{{ m.content }}]{{ eos_token }}{% endfor %}")
@@ -195,7 +195,7 @@ def broken_template(folder: Path) -> None:
 )
 def test_a_checkpoint_is_refused(folder: Path, tmp_path: Path, harm: Any, said: str) -> None:
     harm(folder)
-    with pytest.raises(Refusal, match=said) as refusal:
+    with pytest.raises(UserError, match=said) as refusal:
         sft.run(checkpoint(folder), tmp_path / "out")
     assert str(folder) in str(refusal.value)
     assert not (tmp_path / "out" / "model.json").exists()
@@ -281,7 +281,7 @@ def test_an_adapter_is_merged_with_its_base(folder: Path, tmp_path: Path, dtype:
 def test_an_adapter_is_refused(folder: Path, tmp_path: Path, harm: Any, said: str) -> None:
     adapter = adapter_on(folder, tmp_path / "adapter")
     harm(adapter, folder)
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         sft.run(checkpoint(adapter), tmp_path / "out")
 
 
@@ -324,14 +324,14 @@ def test_weights_that_no_step_changed_are_told_to_be_so(
         assert ("more sft.epochs or a smaller sft.batch" in told) == said
 
 
-def fenced(folder: Path, texts: list[str], ngram: int = 13) -> Fence:
+def fenced(folder: Path, texts: list[str], ngram: int = 13) -> Decontamination:
     write_table(
         folder / "ngrams.parquet",
         decontamination.table(
             gram for text in texts for gram in decontamination.grams(text, ngram)
         ),
     )
-    return Fence(folder)
+    return Decontamination(folder)
 
 
 def train(cfg: SftTraining, out: Path, texts: list[str] | None = None) -> Model:
@@ -410,7 +410,7 @@ def test_a_template_that_cannot_be_trained_on_is_refused(
     from pipeline.training.trainers.sft import encode
 
     made = tiny_model(tmp_path / "sft" / "x", template=template)
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         encode(loading.load_tokenizer(made), ANSWERED, {})
 
 
@@ -486,7 +486,7 @@ def test_demonstrations_behind_the_fence_or_too_long_are_left_out_and_accounted_
 
 
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"of 48 demonstrations none is left .*too long"):
+    with pytest.raises(UserError, match=r"of 48 demonstrations none is left .*too long"):
         train(training(max_length=5), tmp_path / "out")
 
 
@@ -521,13 +521,13 @@ def test_a_file_of_demonstrations_is_read_and_its_broken_lines_named(tmp_path: P
     lines = read_demonstrations(cfg)
     assert lines.rows == rows[:1]
     assert [number for number, _ in lines.bad] == [2, 3, 4, 5]
-    with pytest.raises(Refusal, match="4 of 5 lines"):
+    with pytest.raises(UserError, match="4 of 5 lines"):
         read_demonstrations(cfg.model_copy(update={"on_bad_row": "fail"}))
 
 
 @pytest.mark.model
 def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(Broken, match="not finite|is nan|is inf"):
+    with pytest.raises(StageError, match="not finite|is nan|is inf"):
         train(training(learning_rate=1e30, clip=1e30), tmp_path / "out")
     assert not (tmp_path / "out" / "model.json").exists()
     assert not (tmp_path / "out" / "weights").exists()
@@ -536,7 +536,7 @@ def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path) -> None:
 # ── sft=refit ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def refitting(**changes: Any) -> Refit:
+def refitting(**changes: Any) -> BestOfNConfig:
     values = {
         **training().model_dump(exclude={"kind", "data", "fence", "template"}),
         "learning_rate": 1e-2,
@@ -548,7 +548,7 @@ def refitting(**changes: Any) -> Refit:
         "min_score": None,
         "runtime": {"micro_batch": 4, "save_every": 2, "tracker": None},
     }
-    return Refit(**{**values, **changes})
+    return BestOfNConfig(**{**values, **changes})
 
 
 def round_of(
@@ -609,7 +609,9 @@ def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path)
     }
     everyone, _ = best_samples(refitting(), samples, scores, bos=1)
     assert everyone["sample_id"].to_list() == ["begun-0", "best-1", "cut-0", "poor-1", "tied-0"]
-    with pytest.raises(Refusal, match=r"refit.scorer=judge: no such scorer in the scores. .*rules"):
+    with pytest.raises(
+        UserError, match=r"refit.scorer=judge: no such scorer in the scores. .*rules"
+    ):
         best_samples(refitting(scorer="judge"), samples, scores, bos=1)
 
 
@@ -647,7 +649,7 @@ def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_o
     assert json.loads((out / "funnel.json").read_text()) == {"in": 16, "out": 16, "dropped": {}}
     assert len(refit.metrics()) == 16
     with pytest.raises(
-        Refusal,
+        UserError,
         match=r"of 16 demonstrations none is left .*score too low.*\n.*Lower refit.min_score",
     ):
         sft.run(refitting(min_score=2.0), tmp_path / "z", base=made, samples=samples, scores=scores)

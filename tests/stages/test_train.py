@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pipeline.artifacts import Logps, Model, Pairs, write_json, write_table
 from pipeline.config import TrainConfig
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.stages import train
 from tests.support.preferences import LORA, dpo, write_logps, write_pairs
 from tests.support.tiny import tiny_model
@@ -207,11 +207,11 @@ def test_the_first_loss_is_that_of_no_margin(full, lora):
 def test_values_of_another_model_are_caught_before_the_first_step(round_, tmp_path):
     wrong = write_logps(tmp_path / "wrong", round_.other, round_.pairs)
     with pytest.raises(
-        Broken, match=r"the reference is wrong.*before its first step by [\d.]+ nats"
+        StageError, match=r"the reference is wrong.*before its first step by [\d.]+ nats"
     ):
         round_.train("wrong", dpo(), logps=[wrong])
     with pytest.raises(
-        Broken, match=r"the reference is wrong.*computed again with the reference model"
+        StageError, match=r"the reference is wrong.*computed again with the reference model"
     ):
         round_.train("wrong", dpo(), reference=round_.other)
     assert not (round_.store / "train" / "wrong" / "model.json").exists()
@@ -224,7 +224,7 @@ def test_a_value_that_is_no_number_is_no_small_difference():
     rows = {f"ref_{side}_logps": [-1.0, -2.0, -3.0] for side in ("chosen", "rejected")}
     rows |= {f"{side}_ids": [[1]] * 3 for side in ("chosen", "rejected")}
     found = {"chosen": [-1.0, -2.0, -3.0], "rejected": [-1.0, math.nan, -3.0]}
-    with pytest.raises(Broken, match="the reference is wrong.* by nan nats"):
+    with pytest.raises(StageError, match="the reference is wrong.* by nan nats"):
         reference_check._compare(dpo(), found, rows, "of the model")
 
 
@@ -235,7 +235,7 @@ def test_values_of_other_pairs_are_caught(round_, tmp_path):
         tmp_path / "logps.parquet",
         table.with_columns(logp=pl.col("logp").shift(1, fill_value=table["logp"][-1])),
     )
-    with pytest.raises(Broken, match="the reference is wrong"):
+    with pytest.raises(StageError, match="the reference is wrong"):
         round_.train("shifted", dpo(), logps=[Logps(tmp_path)])
 
 
@@ -255,7 +255,7 @@ def test_a_trainer_that_asks_another_reference_is_caught_by_its_first_loss(round
     )
     reference_check.check_start(dpo(logps="live"), right, rows)
     with pytest.raises(
-        Broken, match=r"the first loss should be ln 2 = 0.693147, and TRL's is .* on 16 pairs"
+        StageError, match=r"the first loss should be ln 2 = 0.693147, and TRL's is .* on 16 pairs"
     ):
         reference_check.check_start(dpo(logps="live"), wrong, rows)
 
@@ -290,7 +290,7 @@ def test_bfloat16_starts_from_its_reference_too(round_, tmp_path):
     model = round_.train("half", dpo(dtype="bfloat16"), logps=[logps])
     assert json.loads((model.path / "weights" / "config.json").read_text())["dtype"] == "bfloat16"
     wrong = write_logps(tmp_path / "wrong", round_.other, round_.pairs, dtype="bfloat16")
-    with pytest.raises(Broken, match="nats per token"):
+    with pytest.raises(StageError, match="nats per token"):
         round_.train("half wrong", dpo(dtype="bfloat16"), logps=[wrong])
 
 
@@ -359,7 +359,7 @@ def test_full_training_of_an_adapter_starts_from_the_merged_weights(round_, lora
 
 
 def test_numbers_that_are_not_finite_stop_the_run(round_):
-    with pytest.raises(Broken, match=r"(loss|grad_norm) is (nan|inf) at step"):
+    with pytest.raises(StageError, match=r"(loss|grad_norm) is (nan|inf) at step"):
         round_.train("nan", dpo(learning_rate=1e30, warmup=0.0))
     left = round_.store / "train" / "nan"
     assert not (left / "model.json").exists() and not (left / "weights").exists()
@@ -374,7 +374,7 @@ def test_weights_that_are_not_finite_are_not_published():
     loading.check_finite(layer)
     layer.weight.data[1, 2] = math.inf
     with pytest.raises(
-        Broken, match=r"training has left 1 weight not finite .*weight is the first"
+        StageError, match=r"training has left 1 weight not finite .*weight is the first"
     ):
         loading.check_finite(layer)
 
@@ -477,7 +477,7 @@ def test_a_batch_that_micro_batches_cannot_make_is_refused():
 
 def test_a_pair_too_long_is_refused_and_not_cut(round_):
     with pytest.raises(
-        Refusal, match=r"train: \d+ of 24 train pairs cannot fit into train.max_length=40 tokens"
+        UserError, match=r"train: \d+ of 24 train pairs cannot fit into train.max_length=40 tokens"
     ):
         round_.train("refused", dpo(max_length=40))
 
@@ -486,7 +486,7 @@ def test_a_pair_without_reference_values_is_refused(round_, tmp_path):
     one = round_.pairs.train()["rejected_id"][5]
     write_table(tmp_path / "logps.parquet", round_.logps.read().filter(pl.col("sample_id") != one))
     with pytest.raises(
-        Refusal, match=rf"no reference log-probability for 1 of 24 train pairs .*\n?.*{one}"
+        UserError, match=rf"no reference log-probability for 1 of 24 train pairs .*\n?.*{one}"
     ):
         round_.train("refused", dpo(), logps=[Logps(tmp_path)])
 
@@ -494,7 +494,7 @@ def test_a_pair_without_reference_values_is_refused(round_, tmp_path):
 def test_no_pairs_are_refused(round_, tmp_path):
     write_table(tmp_path / "train.parquet", round_.pairs.train().clear())
     write_table(tmp_path / "dev.parquet", round_.pairs.dev())
-    with pytest.raises(Refusal, match="not one pair to train on"):
+    with pytest.raises(UserError, match="not one pair to train on"):
         round_.train("refused", dpo(), pairs=[Pairs(tmp_path)])
 
 
@@ -511,7 +511,7 @@ def test_no_pairs_are_refused(round_, tmp_path):
     ],
 )
 def test_targets_that_cannot_be_trained_are_refused(round_, adapter, words):
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         round_.train("refused", dpo({**LORA, **adapter}))
 
 
@@ -523,7 +523,7 @@ def test_targets_that_cannot_be_trained_are_refused(round_, adapter, words):
     ],
 )
 def test_what_transformers_does_not_take_is_refused_before_a_step(round_, args, words):
-    with pytest.raises(Refusal, match=rf"train: TRL does not take these settings: .*{words}"):
+    with pytest.raises(UserError, match=rf"train: TRL does not take these settings: .*{words}"):
         round_.train("refused", dpo(args=args))
 
 
@@ -531,10 +531,10 @@ def test_an_adapter_of_another_base_is_refused(round_, lora, tmp_path):
     moved = Model(shutil.copytree(lora.path, round_.store / "train" / "moved"))
     write_json(moved.path / "model.json", {**lora.record, "base": "sft/cccccccccccc"})
     with pytest.raises(
-        Refusal, match=r"made for the model sft/aaaaaaaaaaaa.*\n?.*sft/cccccccccccc"
+        UserError, match=r"made for the model sft/aaaaaaaaaaaa.*\n?.*sft/cccccccccccc"
     ):
         round_.train("refused", dpo(LORA), init=moved)
-    with pytest.raises(Refusal, match=r"adapter.rank=8, but training continues .* rank is 4"):
+    with pytest.raises(UserError, match=r"adapter.rank=8, but training continues .* rank is 4"):
         round_.train("refused", dpo({**LORA, "rank": 8}), init=lora)
 
 
@@ -542,5 +542,5 @@ def test_tokens_of_another_tokenizer_are_refused(round_, tmp_path):
     strange = round_.pairs.train().with_columns(rejected_token_ids=pl.lit([5, 999]))
     write_table(tmp_path / "train.parquet", strange)
     write_table(tmp_path / "dev.parquet", round_.pairs.dev())
-    with pytest.raises(Refusal, match="token id 999"):
+    with pytest.raises(UserError, match="token id 999"):
         round_.train("refused", dpo(), pairs=[Pairs(tmp_path)])

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Logps, Model, Pairs, write_table
-from pipeline.config import ReferConfig, TrainConfig
+from pipeline.config import ReferenceConfig, TrainConfig
 from pipeline.stages import refer
 from tests.support.tiny import WORDS
 
@@ -51,7 +51,9 @@ def write_pairs(
 
 
 def write_logps(folder: Path, model: Model, pairs: Pairs, dtype: str = "float32") -> Logps:
-    cfg = ReferConfig(dtype=dtype, quantization=None, runtime={"batch_tokens": 512, "workers": 1})
+    cfg = ReferenceConfig(
+        dtype=dtype, quantization=None, runtime={"batch_tokens": 512, "workers": 1}
+    )
     return refer.run(cfg, folder, model=model, rows=pairs)
 
 

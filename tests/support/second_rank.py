@@ -4,14 +4,14 @@ import os
 import sys
 import time
 
-from pipeline.errors import Broken
+from pipeline.errors import StageError
 from pipeline.training import rank, session
 
 
 def train(*args, **kwargs):
     if os.environ["RANK"] == "0":
         time.sleep(60)
-    raise Broken("a process that checks answers was killed.")
+    raise StageError("a process that checks answers was killed.")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline.artifacts import Model, Pairs, write_json, write_table
-from pipeline.config import Checkpoint, ReferConfig, TrainConfig
-from pipeline.errors import Refusal
+from pipeline.config import Checkpoint, ReferenceConfig, TrainConfig
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.stages import refer, train
 from tests.support.house import SMALL, composed, named
@@ -41,7 +41,9 @@ class Round:
 
     def logps(self, name: str, model: Model, adapter: dict):
         runtime = {"batch_tokens": 512, "workers": 1}
-        cfg = ReferConfig(dtype="float32", quantization=adapter["quantization"], runtime=runtime)
+        cfg = ReferenceConfig(
+            dtype="float32", quantization=adapter["quantization"], runtime=runtime
+        )
         return refer.run(cfg, self.store / "refer" / name, model=model, rows=self.pairs)
 
     def train(self, name: str, cfg: TrainConfig, **changes) -> Model:
@@ -145,10 +147,10 @@ def test_merging_into_the_unquantised_base_would_be_another_model(round_):
 
 @pytest.mark.model
 def test_values_of_an_unquantised_reference_are_caught_at_step_0(round_):
-    from pipeline.errors import Broken
+    from pipeline.errors import StageError
 
     plain = write_logps(round_.store / "refer" / "plain", round_.sft, round_.pairs)
-    with pytest.raises(Broken, match="the reference is wrong"):
+    with pytest.raises(StageError, match="the reference is wrong"):
         round_.train("plain-reference", dpo(QLORA), logps=[plain])
 
 
@@ -171,12 +173,12 @@ def test_the_same_adapter_is_trained_on(round_, name, reference):
 @pytest.mark.model
 def test_an_adapter_is_continued_in_its_own_form_only(round_):
     with pytest.raises(
-        Refusal,
+        UserError,
         match=r"adapter.quantization=None, but training continues .* quantization is\s+bits=4",
     ):
         round_.train("refused", dpo(LORA), init=round_.kind("qlora"))
     with pytest.raises(
-        Refusal, match=r"adapter.dora=False, but training continues .* whose dora is True"
+        UserError, match=r"adapter.dora=False, but training continues .* whose dora is True"
     ):
         round_.train("refused", dpo(LORA), init=round_.kind("dora"))
 
@@ -219,7 +221,7 @@ def test_an_adapter_on_four_bits_is_not_merged_into_them(round_, tmp_path):
         template={"chat_template": None, "kwargs": {}},
     )  # fmt: skip
     with pytest.raises(
-        Refusal, match=r"is an adapter, and its base .* is quantised.*\n.*unquantised"
+        UserError, match=r"is an adapter, and its base .* is quantised.*\n.*unquantised"
     ):
         bring_in(cfg, tmp_path / "out")
 
@@ -240,7 +242,7 @@ def test_pairs_of_another_tokenizer_are_refused_before_the_model_is_loaded(
     monkeypatch.setattr(loading, "_base", lambda *_: pytest.fail("the model was loaded"))
     logps = [write_logps_without_model(tmp_path, pairs)]
     with pytest.raises(
-        Refusal, match=r"its token ids are not of the policy's tokenizer: the answer '"
+        UserError, match=r"its token ids are not of the policy's tokenizer: the answer '"
     ):
         round_.train("refused", dpo(), pairs=[pairs], logps=logps)
 
@@ -280,7 +282,7 @@ def write_logps_without_model(folder, pairs: Pairs):
     ],
 )
 def test_what_cannot_be_meant_is_refused(words, said):
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         composed(*SMALL, *words)
 
 

@@ -76,7 +76,7 @@ def test_every_trainer_climbs_so():
         kto.Trainer,
         orpo.Trainer,
         reward.ReadyRewardTrainer,
-        reward.ThumbsTrainer,
+        reward.UnpairedRewardTrainer,
     ]
     for kind in [*kinds, sft.ReadySFTTrainer]:
         assert kind.create_scheduler is ClimbingFromTheFirstStep.create_scheduler

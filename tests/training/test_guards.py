@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.artifacts import Model, Pairs, Prompts, write_table
 from pipeline.config import TrainConfig
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.stages import train
 from pipeline.training.monitoring.diagnostics import TABLE, symptoms
 from tests.support.preferences import LORA, dpo, pair_rows, write_logps, write_pairs
@@ -107,7 +107,7 @@ def published(model: Model) -> dict[str, bytes]:
 def test_kl_is_nothing_at_the_start_and_is_that_of_the_published_model_at_the_end(round_, adapter):
     """Seen by another road: the last look's answers, drawn again, under the published model and under SFT."""
     from pipeline.models import loading, logprobs
-    from pipeline.training.monitoring.eval_generations import OwnAnswers
+    from pipeline.training.monitoring.eval_generations import EvalGenerations
 
     cfg = dpo(LORA, **FAST) if adapter == "lora" else dpo(**{**FAST, "learning_rate": 1e-3})
     model = round_.train(f"seen-{adapter}", cfg)
@@ -115,7 +115,7 @@ def test_kl_is_nothing_at_the_start_and_is_that_of_the_published_model_at_the_en
     assert sorted(kl) == list(range(7))
     assert abs(kl[0]) < 1e-4 < abs(kl[6])
 
-    own = OwnAnswers(cfg, round_.sft, round_.sft, round_.dev)
+    own = EvalGenerations(cfg, round_.sft, round_.sft, round_.dev)
     policy, reference = loading.load(model, "float32"), loading.load(round_.sft, "float32")
     drawn = own._drawn(policy, in_step=False)
     prompts, answers = (
@@ -207,7 +207,7 @@ def test_every_trainer_is_looked_at_and_stops_at_numbers_that_are_not_finite(rou
         seen(model, "eval_kl") if trainer != "kto" else {0: 0.0}
     )  # all thumbs of this prompt set are for training
     assert abs(kl[0]) < 1e-4
-    with pytest.raises(Broken, match=r"is (nan|inf|-inf) at step"):
+    with pytest.raises(StageError, match=r"is (nan|inf|-inf) at step"):
         round_.train(
             f"nan-{trainer}",
             dpo(trainer=trainer, learning_rate=1e30, warmup=0.0, **changes),
@@ -248,7 +248,7 @@ def test_past_the_kl_budget_training_stops_and_the_last_weights_within_it_are_pu
 
 @pytest.mark.model
 def test_a_budget_that_the_first_look_exceeds_publishes_nothing(round_):
-    with pytest.raises(Broken, match=r"over train.guards.kl_budget=1e-09, at the first look"):
+    with pytest.raises(StageError, match=r"over train.guards.kl_budget=1e-09, at the first look"):
         round_.train("tight", dpo(**FAST, guards={"kl_budget": 1e-9}))
     assert not (round_.store / "train" / "tight" / "model.json").exists()
 
@@ -348,7 +348,7 @@ def test_a_margin_that_thumbs_of_one_kind_do_not_have_is_said(round_, tmp_path):
         write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, part)())
     cfg = dpo(trainer="kto", loss=["kto"], logps="live", together=2, guards={"stop_on": "margin"})
     with pytest.raises(
-        Broken,
+        StageError,
         match=r"stop_on=margin: the look at step 0 knows no such figure.*\n  Give .*stop_on=loss",
     ):
         round_.train("one kind", cfg, pairs=[Pairs(tmp_path)], logps=None)
@@ -356,7 +356,7 @@ def test_a_margin_that_thumbs_of_one_kind_do_not_have_is_said(round_, tmp_path):
 
 @pytest.mark.model
 def test_a_budget_without_dev_prompts_is_refused(round_):
-    with pytest.raises(Refusal, match="need dev prompts"):
+    with pytest.raises(UserError, match="need dev prompts"):
         round_.train("blind", dpo(guards={"kl_budget": 3.0}), dev=None)
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pipeline.artifacts import Model, Pairs, write_table
 from pipeline.config import launch as launching
 from pipeline.driver.ledger import told_in_short
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.training import launch
 from tests.support.house import HOUSE, SMALL, composed
 from tests.support.preferences import LORA, QLORA, dpo
@@ -101,7 +101,8 @@ def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
     alone = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     monkeypatch.setattr(launch, "launcher", lambda cfg, count, machine: alone)
     with pytest.raises(
-        Refusal, match=r"the launcher started 1 process of kind NO, and 2 of MULTI_GPU or MULTI_CPU"
+        UserError,
+        match=r"the launcher started 1 process of kind NO, and 2 of MULTI_GPU or MULTI_CPU",
     ):
         round_.train("unreached", dpo(batch=8, processes=2))
     assert not (round_.store / "train" / "unreached" / "model.json").exists()
@@ -110,7 +111,7 @@ def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
 @pytest.mark.model
 def test_what_breaks_one_process_is_said_whichever_it_is(round_, monkeypatch):
     monkeypatch.setattr(launch, "RANK", "tests.support.second_rank")
-    with pytest.raises(Broken, match=r"^a process that checks answers was killed\.$"):
+    with pytest.raises(StageError, match=r"^a process that checks answers was killed\.$"):
         round_.train("second", dpo(batch=8, processes=2))
 
 
@@ -127,7 +128,7 @@ def test_several_that_are_not_asked_say_that_they_do_not_look(round_, capsys):
     )
     guards.guards_for(dpo(), *given, processes=2)
     bare = *given[:3], given[3].clear(), given[4]
-    with pytest.raises(Refusal, match="a training without dev pairs is never looked at"):
+    with pytest.raises(UserError, match="a training without dev pairs is never looked at"):
         guards.guards_for(dpo(guards={"stop_on": "loss"}), *bare, processes=2)
     assert "2 processes train together: KL, own answers" in capsys.readouterr().err
 
@@ -162,7 +163,8 @@ def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monke
     assert seen(short, "loss") == pytest.approx(plain, abs=1e-5)
     monkeypatch.setattr(trl_dpo.Trainer, "training_step", full)
     with pytest.raises(
-        Broken, match=r"ran out with 4 rows at once.\n  Give train.runtime.micro_batch=2 or auto"
+        StageError,
+        match=r"ran out with 4 rows at once.\n  Give train.runtime.micro_batch=2 or auto",
     ):
         round_.train("given", dpo(LORA, batch=4, micro_batch=4))
 
@@ -194,13 +196,13 @@ def free_port() -> int:
 
 def test_a_machine_that_nobody_waits_for_is_told_so(tmp_path):
     with pytest.raises(
-        Refusal, match=r"order.json: no training waits there.\n  Start it on the first machine"
+        UserError, match=r"order.json: no training waits there.\n  Start it on the first machine"
     ):
         launch.join(tmp_path / "order.json", 1)
     cfg = dpo(runtime={"machines": 2, "address": "a"})
     (tmp_path / "order.json").write_text(json.dumps({"config": cfg.model_dump(mode="json")}))
     with pytest.raises(
-        Refusal, match=r"machine 2: train.runtime.machines=2.*\n  Give a number from 1 to 1"
+        UserError, match=r"machine 2: train.runtime.machines=2.*\n  Give a number from 1 to 1"
     ):
         launch.join(tmp_path / "order.json", 2)
 
@@ -317,7 +319,7 @@ def test_an_adapter_s_ordinary_rates_are_taken_and_the_remedy_for_others_works_w
     for rate in (1e-4, 5e-4):
         assert composed(*words, f"train.learning_rate={rate}").train.learning_rate == rate
     with pytest.raises(
-        Refusal, match=r"train.*learning_rate=0.002 is over a hundred times"
+        UserError, match=r"train.*learning_rate=0.002 is over a hundred times"
     ) as refused:
         composed(*words, "train.learning_rate=2e-3")
     [remedy] = re.findall(r"give (\S+=\S+)", str(refused.value))
@@ -330,7 +332,7 @@ def test_a_full_model_s_limit_stays_ten_times_its_rate(rate):
     if float(rate) <= 5e-6:
         assert composed(*words).train.learning_rate == float(rate)
         return
-    with pytest.raises(Refusal, match="over ten times") as refused:
+    with pytest.raises(UserError, match="over ten times") as refused:
         composed(*words)
     [remedy] = re.findall(r"give (\S+=\S+)", str(refused.value))
     assert remedy == "train.runtime.usual_rate=6e-06"

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.artifacts import Model, Pairs, write_table
 from pipeline.config import TrainConfig
 from pipeline.config.trl_args import GONE_ARGS, GONE_LOSSES, LOSSES
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.stages import train
 from tests.support.house import HOUSE, SMALL, composed
 from tests.support.preferences import write_logps, write_pairs
@@ -573,7 +573,7 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
     for part in ("train", "dev"):
         write_table(tmp_path / f"{part}.parquet", getattr(two.pairs, part)())
     with pytest.raises(
-        Refusal, match=r"kto learns from thumbs .* has 0 up and 0 down.*\n.*pair.thumbs_at"
+        UserError, match=r"kto learns from thumbs .* has 0 up and 0 down.*\n.*pair.thumbs_at"
     ):
         two.run(objective("kto"), "refused", pairs=[Pairs(tmp_path)])
 
@@ -617,7 +617,7 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
     ],
 )
 def test_what_cannot_be_meant_is_refused(words, said):
-    with pytest.raises(Refusal, match=said):
+    with pytest.raises(UserError, match=said):
         composed(*SMALL, *words)
 
 

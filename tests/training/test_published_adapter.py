@@ -13,7 +13,7 @@ from pipeline.artifacts import PLACE_FILE, Model, name_base, write_json
 from pipeline.commands.merge import main as merge
 from pipeline.commands.merge import step_in
 from pipeline.config import TrainConfig
-from pipeline.errors import FOUND, Refusal
+from pipeline.errors import FOUND, UserError
 from pipeline.models.merging import MERGED
 from pipeline.stages import train
 from tests.support.house import HOUSE, SMALL, Toys, fingerprints
@@ -211,7 +211,7 @@ def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(
         step / "manifest.json", {"files": [], "hollow": True, "config": {"dtype": "float32"}}
     )
     assert merge([str(run)]) == 2 and "pruned" in capsys.readouterr().err
-    with pytest.raises(Refusal, match="no run and no finished step"):
+    with pytest.raises(UserError, match="no run and no finished step"):
         step_in(tmp_path / "elsewhere")
 
 

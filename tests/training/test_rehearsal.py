@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts import Fence, Model, write_table, write_text
+from pipeline.artifacts import Decontamination, Model, write_table, write_text
 from pipeline.config import TrainConfig
 from pipeline.data import decontamination
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.stages import train
 from pipeline.training.trainers.rehearsal import Rehearsal
@@ -45,12 +45,12 @@ def taught(round_) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clear(round_) -> Fence:
+def clear(round_) -> Decontamination:
     write_table(
         round_.store / "fence" / "ngrams.parquet",
         decontamination.table(decontamination.grams("none of these words", 3)),
     )
-    return Fence(round_.store / "fence")
+    return Decontamination(round_.store / "fence")
 
 
 def rehearsing(taught: Path, share: float = 0.75, weight: float = 0.5, **changes) -> TrainConfig:
@@ -189,16 +189,16 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, taught, tmp_p
         decontamination.table(decontamination.grams(known[3][0]["content"], 3)),
     )
     cfg, tokenizer = rehearsing(taught), loading.load_tokenizer(round_.sft)
-    table = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, Fence(tmp_path))
+    table = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path))
     funnel = json.loads((tmp_path / "rehearsal" / "funnel.json").read_text())
     assert funnel["dropped"]["overlap with evaluation"] >= 1 and funnel["in"] == 40
     assert table.height == funnel["out"] == 40 - sum(funnel["dropped"].values())
     short = rehearsing(taught, max_length=9)
     with pytest.raises(
-        Refusal,
+        UserError,
         match=r"train.rehearsal: of 40 demonstrations none is left \({'overlap .*'too long'",
     ):
-        train.demonstrations(short, short.rehearsal, tmp_path, tokenizer, Fence(tmp_path))
+        train.demonstrations(short, short.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path))
 
 
 def test_each_pass_takes_every_row_once_in_another_order():

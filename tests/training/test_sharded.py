@@ -9,7 +9,7 @@ import torch
 
 from pipeline.artifacts import Model
 from pipeline.config import LaunchedRuntime
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.models import loading
 from pipeline.training import launch, model_checks
 from pipeline.training.distributed import sharded
@@ -132,7 +132,7 @@ def test_weights_in_shares_train_by_any_objective(wide, on_a_cpu, name, asked):
 def test_weights_in_shares_are_held_to_their_reference_too(wide, on_a_cpu, asked, tmp_path):
     wrong = write_logps(tmp_path, tiny_model(tmp_path / "sft" / "other", seed=1), wide.pairs)
     with pytest.raises(
-        Broken, match=r"the reference is wrong.*before its first step by [\d.]+ nats"
+        StageError, match=r"the reference is wrong.*before its first step by [\d.]+ nats"
     ):
         wide.train(f"wrong {asked}", dpo(batch=8, processes=2, launch=asked), logps=[wrong])
 
@@ -166,7 +166,7 @@ def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(
     cfg = dpo(LORA, processes=2, launch=asked, save_every=2)
     whole = wide.train(f"undisturbed {asked}", cfg)
     monkeypatch.setattr(launch, "RANK", "tests.support.killed_rank")
-    with pytest.raises(Broken, match=r"2 processes under \w+ ended with"):
+    with pytest.raises(StageError, match=r"2 processes under \w+ ended with"):
         wide.train(f"killed {asked}", cfg)
     assert not (wide.store / "train" / f"killed {asked}" / "model.json").exists()
     monkeypatch.setattr(launch, "RANK", "tests.support.sharded_rank")
@@ -222,7 +222,8 @@ def test_a_reference_in_few_bits_is_not_taken_apart(tmp_path):
     )
     model_checks.check_shared(dpo(launch="zero2"), packed)
     with pytest.raises(
-        Refusal, match=r"fsdp2 shares the reference's weights too, and those under train/packed are"
+        UserError,
+        match=r"fsdp2 shares the reference's weights too, and those under train/packed are",
     ):
         model_checks.check_shared(dpo(launch="fsdp2"), Model(packed.path))
 
@@ -237,5 +238,5 @@ def test_weights_that_are_gathered_under_other_names_are_no_trained_ones():
     assert set(sharded.trained(trainer, None)) == {"a.weight", "b.weight"}
     assert sharded.trained(trainer, {}) == {}
     assert sharded.trained(trainer, {"a.weight": weight, "frozen": weight}) == {"a.weight": weight}
-    with pytest.raises(Broken, match=r"lack a.weight: what is kept"):
+    with pytest.raises(StageError, match=r"lack a.weight: what is kept"):
         sharded.trained(trainer, {"module.a.weight": weight})

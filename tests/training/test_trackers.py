@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.artifacts import Model, write_json
 from pipeline.config import Tensorboard, Wandb
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.preflight import environment
 from tests.support.house import SMALL, Toys, fingerprints
 from tests.support.preferences import dpo
@@ -206,7 +206,9 @@ def test_the_key_is_looked_for_where_wandb_will_find_it(quiet, monkeypatch):
         if known:
             check()
             continue
-        with pytest.raises(Refusal, match=rf"there is no key for {url}: WANDB_API_KEY is not set"):
+        with pytest.raises(
+            UserError, match=rf"there is no key for {url}: WANDB_API_KEY is not set"
+        ):
             check()
     monkeypatch.setenv("WANDB_BASE_URL", "https://other.org")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -239,7 +241,7 @@ def test_what_would_keep_wandb_from_sending_is_refused_at_the_door(
 ):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv(name, value)
-    with pytest.raises(Refusal, match="^tracker=wandb: ") as refused:
+    with pytest.raises(UserError, match="^tracker=wandb: ") as refused:
         environment.check_tracker(ONLINE)
     words = str(refused.value)
     assert said in words and "give tracker.mode=offline" in words.lower() and KEY[:20] not in words
@@ -249,7 +251,7 @@ def test_what_would_keep_wandb_from_sending_is_refused_at_the_door(
 def test_a_tracker_that_is_not_installed_is_refused_at_the_door(monkeypatch):
     monkeypatch.setattr(environment, "find_spec", lambda name: None)
     with pytest.raises(
-        Refusal,
+        UserError,
         match=r"tracker=tensorboard: the package tensorboard is not installed.*\n.*make install",
     ):
         environment.check_tracker(Tensorboard(kind="tensorboard"))

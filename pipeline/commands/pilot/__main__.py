@@ -12,7 +12,7 @@ from pipeline.commands.pilot.words import lines
 from pipeline.config import Config
 from pipeline.config.compose import Arguments, compose
 from pipeline.driver.run import Stopped, drive, stop_on_signals
-from pipeline.errors import DONE, REFUSED, STOPPED, Refusal
+from pipeline.errors import DONE, REFUSED, STOPPED, UserError
 from pipeline.hashing import commit_of
 from pipeline.step import pinned
 
@@ -23,7 +23,7 @@ def main(words: list[str]) -> int:
     stop_on_signals()
     try:
         return pilot(words)
-    except Refusal as refusal:
+    except UserError as refusal:
         print(refusal, file=sys.stderr)
         return REFUSED
     except Stopped:
@@ -57,11 +57,11 @@ def latest(runs: Path) -> Path:
 def one(words: list[str]) -> Config:
     points, several = compose(Arguments.parse(words))
     if several:
-        raise Refusal(
+        raise UserError(
             "pilot: it measures one run, not a sweep. Leave out -m, or choose the recipe of one point."
         )
     if points[0].until:
-        raise Refusal(f"until={points[0].until}: a pilot goes through every stage. Leave it out.")
+        raise UserError(f"until={points[0].until}: a pilot goes through every stage. Leave it out.")
     return points[0]
 
 

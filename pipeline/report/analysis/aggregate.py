@@ -7,19 +7,26 @@ from typing import Any
 import polars as pl
 
 from pipeline.config import CONTROL, EvaluateConfig
-from pipeline.report.analysis.eval_results import SFT, Examined, Marks, by_prompt, is_kind, is_other
+from pipeline.report.analysis.eval_results import (
+    SFT,
+    EvalResult,
+    ModelScores,
+    by_prompt,
+    is_kind,
+    is_other,
+)
 from pipeline.report.analysis.statistics import (
+    BootstrapConfig,
     ByPrompt,
     Contest,
     Estimate,
-    Sampling,
     contest,
     difference,
     estimate,
 )
 from pipeline.report.analysis.text_metrics import commonest_opening, distinct, other_language
 
-NOT_ASKED = Marks({}, frozenset(), 0)
+NOT_ASKED = ModelScores({}, frozenset(), 0)
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,8 @@ class Duel:
 
     `orders` is what a judge said of a prompt's answers each time that it was asked (null: no verdict)."""
 
-    a: Examined
-    b: Examined
+    a: EvalResult
+    b: EvalResult
     judge: str
     contest: Contest
     scores: tuple[ByPrompt, ByPrompt]
@@ -38,25 +45,25 @@ class Duel:
     orders: Mapping[str, list[str | None]] = field(default_factory=dict)
 
 
-def sampling(cfg: EvaluateConfig) -> Sampling:
-    return Sampling(cfg.level, cfg.resamples, cfg.seed)
+def sampling(cfg: EvaluateConfig) -> BootstrapConfig:
+    return BootstrapConfig(cfg.level, cfg.resamples, cfg.seed)
 
 
-def scorers(examined: list[Examined], primary: str) -> list[str]:
+def scorers(examined: list[EvalResult], primary: str) -> list[str]:
     """The primary scorer, its kinds, then the others."""
     names = {name for model in examined for name in model.marks}
     return sorted(names, key=lambda name: (name.partition("/")[0] != primary, name.split("/")))
 
 
 def models(
-    examined: list[Examined], names: list[str], asked: Mapping[str, str], draw: Sampling
+    examined: list[EvalResult], names: list[str], asked: Mapping[str, str], draw: BootstrapConfig
 ) -> list[dict[str, Any]]:
     """`asked` are the words that each prompt ends with."""
     return [_model(model, names, asked, draw) for model in examined]
 
 
 def _model(
-    model: Examined, names: list[str], asked: Mapping[str, str], draw: Sampling
+    model: EvalResult, names: list[str], asked: Mapping[str, str], draw: BootstrapConfig
 ) -> dict[str, Any]:
     answers = model.answers
     strange = [*other_language(answers, asked).values()]
@@ -82,7 +89,7 @@ def _model(
     }
 
 
-def _metric(marks: Marks, draw: Sampling) -> dict[str, Any]:
+def _metric(marks: ModelScores, draw: BootstrapConfig) -> dict[str, Any]:
     return {**_with_n(estimate([*marks.means.values()], draw)), "failed": marks.failed}
 
 
@@ -99,7 +106,9 @@ def _with_n(known: Estimate) -> dict[str, Any]:
     return {**bounds(known), "n": known.n}
 
 
-def differences(examined: list[Examined], names: list[str], draw: Sampling) -> list[dict[str, Any]]:
+def differences(
+    examined: list[EvalResult], names: list[str], draw: BootstrapConfig
+) -> list[dict[str, Any]]:
     """Every model against SFT, paired by prompt, for each scorer that either of them has."""
     sft = named(examined, SFT)
     if sft is None:
@@ -113,7 +122,9 @@ def differences(examined: list[Examined], names: list[str], draw: Sampling) -> l
     ]
 
 
-def difference_of(model: Examined, sft: Examined, scorer: str, draw: Sampling) -> dict[str, Any]:
+def difference_of(
+    model: EvalResult, sft: EvalResult, scorer: str, draw: BootstrapConfig
+) -> dict[str, Any]:
     a, b = model.marks.get(scorer, NOT_ASKED), sft.marks.get(scorer, NOT_ASKED)
     found = difference(a.means, b.means, len(a.asked | b.asked), draw)
     facts = {"missing": found.missing, "detectable": found.detectable, "p_value": found.p_value}
@@ -127,7 +138,7 @@ def difference_of(model: Examined, sft: Examined, scorer: str, draw: Sampling) -
     }
 
 
-def duels(examined: list[Examined], names: Sequence[str], draw: Sampling) -> list[Duel]:
+def duels(examined: list[EvalResult], names: Sequence[str], draw: BootstrapConfig) -> list[Duel]:
     """Rounds against SFT and the round before, others against SFT and the last round, SFT drawn again against SFT."""
     sft, rounds = named(examined, SFT), trained(examined)
     against_sft = [(model, sft) for model in rounds if sft]
@@ -143,7 +154,7 @@ def duels(examined: list[Examined], names: Sequence[str], draw: Sampling) -> lis
     return [duel_of(a, b, name, draw) for name in names if not is_kind(name) for a, b in contests]
 
 
-def duel_of(a: Examined, b: Examined, scorer: str, draw: Sampling) -> Duel:
+def duel_of(a: EvalResult, b: EvalResult, scorer: str, draw: BootstrapConfig) -> Duel:
     of_a, of_b = a.marks.get(scorer, NOT_ASKED), b.marks.get(scorer, NOT_ASKED)
     found = contest(of_a.means, of_b.means, len(of_a.asked | of_b.asked), draw)
     return Duel(a, b, scorer, found, (of_a.means, of_b.means))
@@ -202,12 +213,12 @@ def verdict_table(fought: list[Duel]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=columns, orient="row")
 
 
-def training(examined: list[Examined]) -> list[dict[str, Any]]:
+def training(examined: list[EvalResult]) -> list[dict[str, Any]]:
     """Per round the curves that TRL logged; rounds without a log are not listed."""
     return [_curves(model) for model in trained(examined) if model.training]
 
 
-def _curves(model: Examined) -> dict[str, Any]:
+def _curves(model: EvalResult) -> dict[str, Any]:
     train = [_point(line, "") for line in model.training if "loss" in line]
     dev = [_point(line, "eval_") for line in model.training if "eval_loss" in line]
     steps = max((point["step"] for point in train if point["step"] is not None), default=None)
@@ -232,13 +243,13 @@ def _point(line: dict[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-def missing(examined: list[Examined]) -> list[dict[str, str]]:
+def missing(examined: list[EvalResult]) -> list[dict[str, str]]:
     return [{"model": model.name, "what": what} for model in examined for what in model.missing]
 
 
-def named(examined: Sequence[Examined], name: str) -> Examined | None:
+def named(examined: Sequence[EvalResult], name: str) -> EvalResult | None:
     return next((model for model in examined if model.name == name), None)
 
 
-def trained(examined: list[Examined]) -> list[Examined]:
+def trained(examined: list[EvalResult]) -> list[EvalResult]:
     return [model for model in examined if model.name.startswith("round-")]

@@ -11,7 +11,13 @@ from dataclasses import asdict, dataclass
 from itertools import permutations
 from typing import Any
 
-from pipeline.report.analysis.statistics import Difference, Estimate, Sampling, difference, estimate
+from pipeline.report.analysis.statistics import (
+    BootstrapConfig,
+    Difference,
+    Estimate,
+    difference,
+    estimate,
+)
 
 # By how much the answer that people prefer is longer than the other, as a share of the longer one.
 LENGTHS = {
@@ -21,7 +27,7 @@ LENGTHS = {
     "longer": (0.1, 0.5),
     "much longer": (0.5, 1.01),
 }
-SAMPLING = Sampling(level=0.95, resamples=9999, seed=0)
+BOOTSTRAP = BootstrapConfig(level=0.95, resamples=9999, seed=0)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def calibration(pairs: Pairs, verdicts: Verdicts, turned: Verdicts | None = None
     credits = credits_by_prompt(pairs, given)
     decided = [credit for each in credits.values() for credit in each]
     return Calibration(
-        agreement=estimate([sum(each) / len(each) for each in credits.values()], SAMPLING),
+        agreement=estimate([sum(each) / len(each) for each in credits.values()], BOOTSTRAP),
         pair_agreement=mean(decided),
         decided=len(decided),
         exact=mean(people == own for people, own in both),
@@ -113,7 +119,7 @@ def people_s_own(pairs: Pairs) -> Calibration | None:
 def gain(pairs: Pairs, verdicts: Verdicts, baseline: Verdicts) -> Difference:
     """By how much the agreement is above a baseline's, prompt by prompt."""
     own, other = credit_by_prompt(pairs, verdicts), credit_by_prompt(pairs, baseline)
-    return difference(own, other, len(other), SAMPLING)
+    return difference(own, other, len(other), BOOTSTRAP)
 
 
 def credit_by_prompt(pairs: Pairs, verdicts: Verdicts) -> dict[str, float]:

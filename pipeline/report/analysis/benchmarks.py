@@ -5,9 +5,9 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Exam, Metrics
+from pipeline.artifacts import EvalArtifacts, Metrics
 from pipeline.report.analysis.eval_results import SFT
-from pipeline.report.analysis.statistics import Sampling, difference, holm
+from pipeline.report.analysis.statistics import BootstrapConfig, difference, holm
 from pipeline.report.analysis.verdict import LEAST_PROMPTS, Question, Row, hold_back
 from pipeline.report.formatting import interval, number, signed
 
@@ -15,7 +15,7 @@ NO_FIGURE = "benchmark {benchmark}: {metric} is no number, since some question h
 FIGURES = "task", "metric", "value", "stderr", "n", "higher_is_better"
 
 
-def benchmarks(exams: Mapping[str, Exam], draw: Sampling) -> list[dict[str, Any]]:
+def benchmarks(exams: Mapping[str, EvalArtifacts], draw: BootstrapConfig) -> list[dict[str, Any]]:
     """A row for each benchmark, figure and model in their order; one without figures says why it is absent."""
     names = dict.fromkeys(name for exam in exams.values() for name in exam.get("metrics", {}))
     rows = [
@@ -30,7 +30,11 @@ def benchmarks(exams: Mapping[str, Exam], draw: Sampling) -> list[dict[str, Any]
 
 
 def _of_model(
-    name: str, model: str, exam: Exam, exams: Mapping[str, Exam], draw: Sampling
+    name: str,
+    model: str,
+    exam: EvalArtifacts,
+    exams: Mapping[str, EvalArtifacts],
+    draw: BootstrapConfig,
 ) -> Iterator[dict[str, Any]]:
     found = exam.get("metrics", {}).get(name)
     if found is None:
@@ -51,7 +55,7 @@ def _of_model(
         yield {**named, "chief": chief, "cut": read["cut"], "gain": gain, "absent": None}
 
 
-def _gain(of: Metrics, sft: Metrics, metric: str, draw: Sampling) -> dict[str, Any] | None:
+def _gain(of: Metrics, sft: Metrics, metric: str, draw: BootstrapConfig) -> dict[str, Any] | None:
     """By question; None where a figure is no mean over questions."""
     a, b = _by_question(of, metric), _by_question(sft, metric)
     if not _told(a) or not _told(b):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.analysis.eval_results import SFT, Examined, by_prompt
-from pipeline.report.analysis.statistics import ByPrompt, Sampling, difference, holm
+from pipeline.report.analysis.eval_results import SFT, EvalResult, by_prompt
+from pipeline.report.analysis.statistics import BootstrapConfig, ByPrompt, difference, holm
 from pipeline.report.analysis.text_metrics import other_language
 from pipeline.report.formatting import UNKNOWN, Row, interval, share, signed
 
@@ -34,7 +34,10 @@ class Change:
 
 
 def changes(
-    examined: Sequence[Examined], chosen: str | None, asked: Mapping[str, str], draw: Sampling
+    examined: Sequence[EvalResult],
+    chosen: str | None,
+    asked: Mapping[str, str],
+    draw: BootstrapConfig,
 ) -> list[dict[str, Any]]:
     """A row for each habit, the chosen model's minus SFT's; all habits are one family of tests."""
     models = {model.name: model for model in examined}
@@ -45,7 +48,7 @@ def changes(
     return [{**row, "p_holm": p} for row, p in zip(rows, counted, strict=True)]
 
 
-def values_of(habit: str, model: Examined, asked: Mapping[str, str]) -> ByPrompt:
+def values_of(habit: str, model: EvalResult, asked: Mapping[str, str]) -> ByPrompt:
     return (
         other_language(model.answers, asked)
         if habit == "other_language"
@@ -54,7 +57,7 @@ def values_of(habit: str, model: Examined, asked: Mapping[str, str]) -> ByPrompt
 
 
 def _change(
-    habit: str, model: Examined, sft: Examined, asked: Mapping[str, str], draw: Sampling
+    habit: str, model: EvalResult, sft: EvalResult, asked: Mapping[str, str], draw: BootstrapConfig
 ) -> dict[str, Any]:
     own, of_sft = (values_of(habit, each, asked) for each in (model, sft))
     found = difference(own, of_sft, len(own.keys() | of_sft.keys()), draw)

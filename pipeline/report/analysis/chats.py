@@ -11,14 +11,14 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, ChatSet, Exam
+from pipeline.artifacts import KL, ChatSet, EvalArtifacts
 from pipeline.config import ANSWER
 from pipeline.report.analysis import aggregate
-from pipeline.report.analysis.eval_results import SFT, Examined, Marks, by_prompt
+from pipeline.report.analysis.eval_results import SFT, EvalResult, ModelScores, by_prompt
 from pipeline.report.analysis.judges import judged
 from pipeline.report.analysis.multiple_testing import corrected
 from pipeline.report.analysis.people import Said, Vote, said_of
-from pipeline.report.analysis.statistics import Sampling, estimate
+from pipeline.report.analysis.statistics import BootstrapConfig, estimate
 from pipeline.report.analysis.text_metrics import with_habits
 
 TURN = " turn "  # `judge turn 2` beside `judge`, the mean
@@ -31,7 +31,7 @@ class QuestionSet:
     name: str
     chat: ChatSet
     asked: dict[str, int]
-    examined: list[Examined]
+    examined: list[EvalResult]
 
     def has(self, vote: Vote) -> bool:
         return vote.a_id in self.answers or vote.b_id in self.answers
@@ -49,7 +49,7 @@ def read_set(name: str, chat: ChatSet) -> QuestionSet:
 
 
 def chat_report(
-    of: QuestionSet, votes: Mapping[str, Sequence[Vote]], draw: Sampling
+    of: QuestionSet, votes: Mapping[str, Sequence[Vote]], draw: BootstrapConfig
 ) -> tuple[dict[str, Any], Said]:
     """What stands in the report of one set; what people said of it, with all that is missing of it."""
     asked, examined = of.asked, of.examined
@@ -91,7 +91,7 @@ def turns_asked(chat: ChatSet) -> dict[str, int]:
     }
 
 
-def read_chat(name: str, exam: Exam, asked: Mapping[str, int]) -> Examined:
+def read_chat(name: str, exam: EvalArtifacts, asked: Mapping[str, int]) -> EvalResult:
     answers = with_habits(said(exam))
     missing: list[str] = []
     for turn in range(1, max(asked.values(), default=0) + 1):
@@ -99,10 +99,10 @@ def read_chat(name: str, exam: Exam, asked: Mapping[str, int]) -> Examined:
         if lost := wanted - answers.filter(pl.col("turn") == turn)["prompt_id"].n_unique():
             missing.append(f"it has no answer in turn {turn} to {lost} of {wanted} questions")
     marks = _marks(exam, answers, asked) if "scores" in exam else {}
-    return Examined(name, exam["model"].path, [], answers, marks, {}, missing)
+    return EvalResult(name, exam["model"].path, [], answers, marks, {}, missing)
 
 
-def said(exam: Exam) -> pl.DataFrame:
+def said(exam: EvalArtifacts) -> pl.DataFrame:
     """Every answer with its turn."""
     columns = [
         "prompt_id",
@@ -122,7 +122,9 @@ def said(exam: Exam) -> pl.DataFrame:
     return rows.select(*columns, tokens=tokens, turn=turn).sort("prompt_id", "turn", "sample_id")
 
 
-def _marks(exam: Exam, answers: pl.DataFrame, asked: Mapping[str, int]) -> dict[str, Marks]:
+def _marks(
+    exam: EvalArtifacts, answers: pl.DataFrame, asked: Mapping[str, int]
+) -> dict[str, ModelScores]:
     rows = (
         exam["scores"].read().join(answers.select("sample_id", "turn"), on="sample_id", how="inner")
     )
@@ -135,17 +137,17 @@ def _marks(exam: Exam, answers: pl.DataFrame, asked: Mapping[str, int]) -> dict[
             means = by_prompt(
                 of.filter((pl.col("turn") == turn) & pl.col("score").is_not_null()), "score"
             )
-            marks[f"{scorer}{TURN}{turn}"] = Marks(means, frozenset(means), 0)
+            marks[f"{scorer}{TURN}{turn}"] = ModelScores(means, frozenset(means), 0)
             for prompt, mean in means.items():
                 by_turn[prompt][turn] = mean
         whole = {
             key: sum(of.values()) / len(of) for key, of in by_turn.items() if len(of) == asked[key]
         }
-        marks[scorer] = Marks(dict(sorted(whole.items())), frozenset(asked), failed)
+        marks[scorer] = ModelScores(dict(sorted(whole.items())), frozenset(asked), failed)
     return marks
 
 
-def _model(model: Examined, names: list[str], draw: Sampling) -> dict[str, Any]:
+def _model(model: EvalResult, names: list[str], draw: BootstrapConfig) -> dict[str, Any]:
     def told(scorer: str) -> dict[str, Any]:
         mark = model.marks[scorer]
         known = estimate([*mark.means.values()], draw)

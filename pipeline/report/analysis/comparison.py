@@ -9,14 +9,14 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.errors import Refusal, many
+from pipeline.errors import UserError, many
 from pipeline.report.analysis import aggregate
 from pipeline.report.analysis.aggregate import Duel
-from pipeline.report.analysis.eval_results import Examined, Marks, read_exam
-from pipeline.report.analysis.find_runs import Found, verdicts_between
+from pipeline.report.analysis.eval_results import EvalResult, ModelScores, read_exam
+from pipeline.report.analysis.find_runs import FoundRun, verdicts_between
 from pipeline.report.analysis.judges import duel
 from pipeline.report.analysis.multiple_testing import corrected
-from pipeline.report.analysis.statistics import Sampling
+from pipeline.report.analysis.statistics import BootstrapConfig
 from pipeline.report.analysis.verdict import LEAST_PROMPTS, Better, Row
 from pipeline.report.formatting import interval, level_text, number, signed
 
@@ -35,8 +35,8 @@ class Ground:
 
 
 def compared(
-    found: Sequence[Found], draw: Sampling
-) -> tuple[dict[str, Any], list[Examined], pl.DataFrame]:
+    found: Sequence[FoundRun], draw: BootstrapConfig
+) -> tuple[dict[str, Any], list[EvalResult], pl.DataFrame]:
     """The report, the models as far as they are compared, and who won on which prompt."""
     ground = common_ground(found)
     examined = [read(each, ground) for each in found]
@@ -74,14 +74,19 @@ def compared(
     return {**report, "verdict": verdict(report)}, examined, aggregate.verdict_table(fought)
 
 
-def _address(found: Found) -> str:
+def _address(found: FoundRun) -> str:
     """Where the store has it: `train/3fa9c1d2e4b5`."""
     path = found.exam["model"].path
     return f"{path.parent.name}/{path.name}"
 
 
 def _judged(
-    model: Examined, of: Found, first: Examined, beside: Found, ground: Ground, draw: Sampling
+    model: EvalResult,
+    of: FoundRun,
+    first: EvalResult,
+    beside: FoundRun,
+    ground: Ground,
+    draw: BootstrapConfig,
 ) -> list[Duel]:
     """What judges said already: of these two models' answers, on common prompts."""
     told = verdicts_between(of, beside)
@@ -94,12 +99,12 @@ def _judged(
 # ── what they have in common ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def common_ground(found: Sequence[Found]) -> Ground:
+def common_ground(found: Sequence[FoundRun]) -> Ground:
     asked = [dict(each.prompts.read().select("prompt_id", "prompt").iter_rows()) for each in found]
     shared = [key for key in asked[0] if all(of.get(key) == asked[0][key] for of in asked)]
     counts = ", ".join(f"{each.name} {len(of)}" for each, of in zip(found, asked, strict=True))
     if not shared:
-        raise Refusal(
+        raise UserError(
             f"compare: no prompt was asked of all of them ({counts}).\n"
             "  Give runs on the same test prompts: the same prompts, prompts.seed and prompts.split.test."
         )
@@ -117,11 +122,11 @@ def common_ground(found: Sequence[Found]) -> Ground:
     return Ground({key: asked[0][key][-1]["content"] for key in shared}, scorers, said)
 
 
-def _same(one: Found, other: Found, scorer: str) -> bool:
+def _same(one: FoundRun, other: FoundRun, scorer: str) -> bool:
     return scorer in one.scorers and one.scorers[scorer] == other.scorers[scorer]
 
 
-def _apart(found: Sequence[Found], everywhere: Sequence[str]) -> Iterator[str]:
+def _apart(found: Sequence[FoundRun], everywhere: Sequence[str]) -> Iterator[str]:
     names = dict.fromkeys(name for each in found for name in each.scorers if name not in everywhere)
     for name in names:
         having = [each.name for each in found if name in each.scorers]
@@ -131,7 +136,7 @@ def _apart(found: Sequence[Found], everywhere: Sequence[str]) -> Iterator[str]:
             yield f"The scorer {name} marked {', '.join(having)} alone."
 
 
-def _drawn_otherwise(found: Sequence[Found]) -> Iterator[str]:
+def _drawn_otherwise(found: Sequence[FoundRun]) -> Iterator[str]:
     for each in found[1:]:
         ours, theirs = each.setting, found[0].setting
         if moved := [
@@ -142,7 +147,7 @@ def _drawn_otherwise(found: Sequence[Found]) -> Iterator[str]:
             yield f"{each.name} was drawn otherwise than {found[0].name}: {', '.join(moved)}."
 
 
-def read(found: Found, ground: Ground) -> Examined:
+def read(found: FoundRun, ground: Ground) -> EvalResult:
     """Its exam, of which only the common prompts count."""
     own = frozenset(found.prompts.read()["prompt_id"])
     whole = read_exam(found.row, found.exam, own, ground.chief or "")
@@ -157,11 +162,11 @@ def read(found: Found, ground: Ground) -> Examined:
     return replace(whole, name=found.name, answers=answers, marks=marks, drift=drift)
 
 
-def _on(marks: Marks, keep: Any) -> Marks:
+def _on(marks: ModelScores, keep: Any) -> ModelScores:
     """`failed` are here the common prompts without a mark."""
     means = {key: value for key, value in marks.means.items() if key in keep}
     asked = frozenset(key for key in marks.asked if key in keep)
-    return Marks(means, asked, len(asked) - len(means))
+    return ModelScores(means, asked, len(asked) - len(means))
 
 
 # ── what is said of it ────────────────────────────────────────────────────────────────────────────────────────────

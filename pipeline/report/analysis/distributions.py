@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.analysis.aggregate import NOT_ASKED
-from pipeline.report.analysis.eval_results import SFT, Examined, by_prompt
+from pipeline.report.analysis.eval_results import SFT, EvalResult, by_prompt
 from pipeline.report.analysis.statistics import ByPrompt
 from pipeline.report.formatting import scale
 
@@ -14,7 +14,7 @@ WANTED = 12  # bars
 
 
 def distributions(
-    examined: Sequence[Examined], chosen: str | None, scorer: str
+    examined: Sequence[EvalResult], chosen: str | None, scorer: str
 ) -> list[dict[str, Any]]:
     """Of SFT and of the chosen model, one number per prompt; a bar holds what is from its edge up to the next one."""
     shown = sorted(

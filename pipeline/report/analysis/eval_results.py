@@ -7,16 +7,16 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Exam, Logps, Model, Samples, Scores
+from pipeline.artifacts import KL, EvalArtifacts, Logps, Model, Samples, Scores
 from pipeline.config import ANSWER, BEST_OF, CONTROL, PROMPTED
-from pipeline.errors import Broken, many
+from pipeline.errors import StageError, many
 from pipeline.report.analysis.text_metrics import with_habits
 
 SFT = "sft"
 
 
 @dataclass(frozen=True)
-class Marks:
+class ModelScores:
     """One scorer's means by prompt; `asked` are the prompts it was to mark, `failed` the answers that it could not.
 
     An answer on which it abstained is neither: people were not asked about it.
@@ -28,12 +28,12 @@ class Marks:
 
 
 @dataclass(frozen=True)
-class Examined:
+class EvalResult:
     name: str
     path: Path
     training: list[dict[str, Any]]
     answers: pl.DataFrame  # with the primary score
-    marks: dict[str, Marks]
+    marks: dict[str, ModelScores]
     drift: dict[str, float]
     missing: list[str] = field(default_factory=list)
     no_drift: str | None = None  # why there is none
@@ -44,7 +44,9 @@ class Examined:
         return self.path.name
 
 
-def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -> Examined:
+def read_exam(
+    name: str, exam: EvalArtifacts, prompt_ids: frozenset[str], primary: str
+) -> EvalResult:
     model, samples = exam["model"], exam.get("samples")
     scores, logps = exam.get("scores"), exam.get("logps")
     drawn = _drawn(samples)
@@ -52,7 +54,7 @@ def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -
         drawn = _marked(drawn, scores)
     answers = _answers(drawn)
     if strangers := set(drawn["prompt_id"]) - prompt_ids:
-        raise Broken(
+        raise StageError(
             f"the exam of {name} answers {many(len(strangers), 'prompt')} outside the {len(prompt_ids)} examined "
             f"({min(strangers)} for one).\n  Its samples belong to another part of the prompts; build the exam again."
         )
@@ -69,7 +71,7 @@ def read_exam(name: str, exam: Exam, prompt_ids: frozenset[str], primary: str) -
         missing.append(
             "its weights are those that its training started from, byte for byte: no step changed them"
         )
-    return Examined(
+    return EvalResult(
         name, model.path, model.metrics(), answers, marks, drift, missing, reason, unchanged
     )
 
@@ -153,17 +155,17 @@ def _scores(
     if rows.is_empty():
         missing.append("no score belongs to one of its answers")
     if not rows["score"].drop_nulls().is_finite().all():
-        raise Broken(
+        raise StageError(
             f"the exam of {name} has a score that is not a finite number; a failed score must be null."
         )
     if rows.select("sample_id", "scorer").is_duplicated().any():
-        raise Broken(
+        raise StageError(
             f"the exam of {name} has two scores of one scorer for one answer; build its scores again."
         )
     return rows.sort("sample_id", "scorer")
 
 
-def _marks(rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]) -> dict[str, Marks]:
+def _marks(rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]) -> dict[str, ModelScores]:
     scorers = rows["scorer"].unique().sort().to_list()
     return {
         name: _of_scorer(name, rows.filter(pl.col("scorer") == name), answers, prompt_ids)
@@ -176,16 +178,18 @@ def _with_score(answers: pl.DataFrame, rows: pl.DataFrame, primary: str) -> pl.D
     return answers.join(scored, on="sample_id", how="left", maintain_order="left", validate="1:1")
 
 
-def _of_scorer(scorer: str, rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]) -> Marks:
+def _of_scorer(
+    scorer: str, rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]
+) -> ModelScores:
     """A scorer marks every answer; its kinds (`scorer/kind`) mark those they apply to, which are those with a row."""
     given, silent = rows.filter(pl.col("score").is_not_null()), rows.filter(status="abstained")
     told = rows.filter(pl.col("status") != "abstained")
     if is_kind(scorer):
-        return Marks(
+        return ModelScores(
             by_prompt(given, "score"), frozenset(told["prompt_id"]), len(told) - len(given)
         )
     asked = prompt_ids - (frozenset(silent["prompt_id"]) - frozenset(told["prompt_id"]))
-    return Marks(by_prompt(given, "score"), asked, answers - len(silent) - len(given))
+    return ModelScores(by_prompt(given, "score"), asked, answers - len(silent) - len(given))
 
 
 def is_kind(scorer: str) -> bool:

@@ -13,7 +13,7 @@ import polars as pl
 from pipeline.artifacts import (
     MADE_BY,
     STEP_FILE,
-    Exam,
+    EvalArtifacts,
     Logps,
     Model,
     Prompts,
@@ -25,7 +25,7 @@ from pipeline.artifacts import (
     read_step,
 )
 from pipeline.config import ANSWER
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import UserError, nearest
 from pipeline.hashing import without_runtime
 
 Record = dict[str, Any]
@@ -33,19 +33,19 @@ EXPECTED = "Give a finished run (runs/latest), one of its models (runs/latest:sf
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRun:
     """`row` is its name in its own run's table; `scorers` are as they were configured, without their runtime."""
 
     name: str
     row: str
-    exam: Exam
+    exam: EvalArtifacts
     prompts: Prompts
     setting: Any
     scorers: dict[str, Any]
     chief: str | None
 
 
-def find(word: str, store: Path) -> Found:
+def find(word: str, store: Path) -> FoundRun:
     """`[NAME=]PLACE[:MODEL]`."""
     name, _, place = word.rpartition("=")
     place, _, row = place.partition(":")
@@ -54,13 +54,13 @@ def find(word: str, store: Path) -> Found:
         return _of_run(run, row, name)
     found = _of_model(run.resolve() if run.is_dir() else _by_fingerprint(store, place), name)
     if row:
-        raise Refusal(
+        raise UserError(
             f"{word}: {place} is one model, and :{row} chooses one of a run's. {EXPECTED}"
         )
     return found
 
 
-def verdicts_between(one: Found, other: Found) -> list[tuple[str, pl.DataFrame]]:
+def verdicts_between(one: FoundRun, other: FoundRun) -> list[tuple[str, pl.DataFrame]]:
     """Judge and verdicts, as said with `one` as a, of every duel that the store has of these very answers."""
     ours, theirs = (each.exam["samples"].path for each in (one, other))
     found = []
@@ -87,20 +87,20 @@ def turned(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _of_run(run: Path, row: str, name: str) -> Found:
+def _of_run(run: Path, row: str, name: str) -> FoundRun:
     reports = sorted((run / "store").glob("[0-9]*-evaluate-*"))
     if not reports or not (reports[-1] / STEP_FILE).exists():
-        raise Refusal(
+        raise UserError(
             f"{run}: no report lies there, so nothing says which models were examined. {EXPECTED}"
         )
     folder = reports[-1].resolve()
     step = _record(folder)
     exams = nested(step["inputs"]).get("exams", {})
     if not exams:
-        raise Refusal(f"{run}: its report names no examined model. {EXPECTED}")
+        raise UserError(f"{run}: its report names no examined model. {EXPECTED}")
     chosen = row or Report(folder).read()["exam"]["chosen"]
     if chosen not in exams:
-        raise Refusal(
+        raise UserError(
             f"{run}:{chosen}: its table has no such row. {nearest(str(chosen), list(exams))}"
         )
     told = name or "/".join(run.resolve().parts[-2:]) + (f":{row}" if row else "")
@@ -116,11 +116,11 @@ def _by_fingerprint(store: Path, fingerprint: str) -> Path:
         path for stage in stages if fingerprint and (path := store / stage / fingerprint).is_dir()
     ]
     if not models:
-        raise Refusal(f"{fingerprint}: neither a run nor a model in {store}. {EXPECTED}")
+        raise UserError(f"{fingerprint}: neither a run nor a model in {store}. {EXPECTED}")
     return models[0].resolve()
 
 
-def _of_model(model: Path, name: str) -> Found:
+def _of_model(model: Path, name: str) -> FoundRun:
     """By what the store's own records say was drawn from it, and what was made of that."""
     store = model.parent.parent
     drawn = _readers(store, "sample", "policy", model.name)
@@ -129,7 +129,7 @@ def _of_model(model: Path, name: str) -> Found:
         step for step in drawn if _record(step)["inputs"]["prompts"]["part"] == "test"
     ] or drawn
     if not drawn:
-        raise Refusal(f"{model}: it has not been examined. {EXPECTED}")
+        raise UserError(f"{model}: it has not been examined. {EXPECTED}")
     [samples] = _only(model, "examined", drawn)
     parts = {"model": model, "samples": samples}
     for part, edge in (("score", "samples"), ("refer", "rows")):
@@ -155,28 +155,28 @@ def _readers(store: Path, stage: str, edge: str, fingerprint: str) -> list[Path]
 def _only(model: Path, what: str, steps: list[Path]) -> list[Path]:
     if len(steps) > 1:
         names = ", ".join(step.name for step in steps)
-        raise Refusal(
+        raise UserError(
             f"{model}: it was {what} {len(steps)} times ({names}). Name the run that you mean, as RUN:MODEL."
         )
     return steps
 
 
-def _found(name: str, row: str, parts: dict[str, Path], chief: str | None) -> Found:
+def _found(name: str, row: str, parts: dict[str, Path], chief: str | None) -> FoundRun:
     for part, path in parts.items():
         if part != "model" and not (path / STEP_FILE).exists():
-            raise Refusal(
+            raise UserError(
                 f"{name}: its {part} ({path}) were pruned. Run it again, and they are made anew."
             )
     drawn = _record(parts["samples"])
     source = drawn["inputs"]["prompts"]
     prompts = Prompts(_place(parts["samples"], source) / source["part"])
-    exam: Exam = {"model": Model(parts["model"]), "samples": Samples(parts["samples"])}
+    exam: EvalArtifacts = {"model": Model(parts["model"]), "samples": Samples(parts["samples"])}
     if "scores" in parts:
         exam["scores"] = Scores(parts["scores"])
     if "logps" in parts:
         exam["logps"] = Logps(parts["logps"])
     setting = {"limits": drawn["config"]["limits"], **drawn["config"]["settings"][ANSWER]}
-    return Found(name, row, exam, prompts, setting, _scorers(parts.get("scores")), chief)
+    return FoundRun(name, row, exam, prompts, setting, _scorers(parts.get("scores")), chief)
 
 
 def _scorers(scores: Path | None) -> dict[str, Any]:

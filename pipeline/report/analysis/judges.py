@@ -4,14 +4,16 @@ import polars as pl
 
 from pipeline.artifacts import EQUAL, Verdicts
 from pipeline.report.analysis.aggregate import Duel, named
-from pipeline.report.analysis.eval_results import Examined, by_prompt
-from pipeline.report.analysis.statistics import Sampling, contest, length_adjusted
+from pipeline.report.analysis.eval_results import EvalResult, by_prompt
+from pipeline.report.analysis.statistics import BootstrapConfig, contest, length_adjusted
 
 POINTS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 
 def judged(
-    duels: dict[str, dict[str, dict[str, Verdicts]]], examined: list[Examined], draw: Sampling
+    duels: dict[str, dict[str, dict[str, Verdicts]]],
+    examined: list[EvalResult],
+    draw: BootstrapConfig,
 ) -> list[Duel]:
     """Judge → newer model → older model, in the order of the plan."""
     return [
@@ -23,7 +25,9 @@ def judged(
     ]
 
 
-def duel(judge: str, a: Examined, b: Examined, rows: pl.DataFrame, draw: Sampling) -> Duel:
+def duel(
+    judge: str, a: EvalResult, b: EvalResult, rows: pl.DataFrame, draw: BootstrapConfig
+) -> Duel:
     pairs = _both_orders(rows)
     points = by_prompt(pairs, "points")
     against = {key: 1 - value for key, value in points.items()}

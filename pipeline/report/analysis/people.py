@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from pipeline.errors import many
 from pipeline.report.analysis.aggregate import Duel
 from pipeline.report.analysis.agreement import Pair, calibration, people_s_own
-from pipeline.report.analysis.eval_results import Examined, by_prompt
+from pipeline.report.analysis.eval_results import EvalResult, by_prompt
 from pipeline.report.analysis.judges import POINTS
-from pipeline.report.analysis.statistics import Sampling, contest, length_adjusted
+from pipeline.report.analysis.statistics import BootstrapConfig, contest, length_adjusted
 
 NAMED = 3  # ids of what was left out
 
@@ -32,8 +32,8 @@ class Vote(NamedTuple):
 class Heard:
     """Of one pair of models: prompt → pair of answers → votes for the newer model's."""
 
-    a: Examined
-    b: Examined
+    a: EvalResult
+    b: EvalResult
     votes: dict[str, dict[tuple[str, str], list[float]]] = field(
         default_factory=lambda: defaultdict(dict)
     )
@@ -72,10 +72,10 @@ class Said:
 
 
 def said_of(
-    examined: Sequence[Examined],
+    examined: Sequence[EvalResult],
     votes: Mapping[str, Sequence[Vote]],
     fought: Sequence[Duel],
-    draw: Sampling,
+    draw: BootstrapConfig,
     on: str | None = None,
 ) -> Said:
     """`votes` by who gave them, `fought` the judges' contests; `on` names the set of questions, None is the exam's."""
@@ -88,7 +88,7 @@ def said_of(
     return said
 
 
-def heard(votes: Sequence[Vote], examined: Sequence[Examined]) -> tuple[list[Heard], list[str]]:
+def heard(votes: Sequence[Vote], examined: Sequence[EvalResult]) -> tuple[list[Heard], list[str]]:
     """The verdicts by the two models they are on, and what is said of those that are on none."""
     owner = {
         sample: (order, prompt)
@@ -129,7 +129,7 @@ def _named(names: Sequence[str]) -> str:
     )
 
 
-def duel_of_people(judge: str, of: Heard, draw: Sampling) -> Duel:
+def duel_of_people(judge: str, of: Heard, draw: BootstrapConfig) -> Duel:
     points = of.points()
     against = {key: 1 - value for key, value in points.items()}
     gaps = {key: float(pair.first - pair.second) for key, pair in of.told().items()}

@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import Refusal, nearest
+from pipeline.errors import UserError, nearest
 from pipeline.report.analysis.aggregate import NOT_ASKED, bounds, named
-from pipeline.report.analysis.eval_results import SFT, Examined
-from pipeline.report.analysis.statistics import Sampling, difference, estimate, holm
+from pipeline.report.analysis.eval_results import SFT, EvalResult
+from pipeline.report.analysis.statistics import BootstrapConfig, difference, estimate, holm
 
 MOST = 30  # values of a column: more are no slices
 NONE = "–"
@@ -16,9 +16,9 @@ NONE = "–"
 def slices(
     columns: Sequence[str],
     told: Mapping[str, Mapping[str, Any]],
-    examined: Sequence[Examined],
+    examined: Sequence[EvalResult],
     scorer: str,
-    draw: Sampling,
+    draw: BootstrapConfig,
 ) -> list[dict[str, Any]]:
     """A row for each column, value and model; the differences to SFT of one column are one family."""
     return [row for column in columns for row in _of_column(column, told, examined, scorer, draw)]
@@ -27,9 +27,9 @@ def slices(
 def _of_column(
     column: str,
     told: Mapping[str, Mapping[str, Any]],
-    examined: Sequence[Examined],
+    examined: Sequence[EvalResult],
     scorer: str,
-    draw: Sampling,
+    draw: BootstrapConfig,
 ) -> list[dict[str, Any]]:
     prompts = by_value(column, told)
     rows = [
@@ -48,14 +48,14 @@ def by_value(column: str, told: Mapping[str, Mapping[str, Any]]) -> dict[str, li
     """Prompt ids by what stands in a column, the largest slice first; a prompt without it stands under a dash."""
     known = sorted({name for columns in told.values() for name in columns})
     if told and column not in known:
-        raise Refusal(
+        raise UserError(
             f"evaluate.slices: no prompt has the column {column}. {nearest(column, known)}"
         )
     found: dict[str, list[str]] = {}
     for prompt, columns in told.items():
         found.setdefault(_text(columns.get(column)), []).append(prompt)
     if len(found) > MOST:
-        raise Refusal(
+        raise UserError(
             f"evaluate.slices: {column} has {len(found)} values among these prompts, and a table of more than {MOST} "
             "says nothing. Give a column with few values."
         )
@@ -74,10 +74,10 @@ def _slice(
     column: str,
     value: str,
     ids: Sequence[str],
-    model: Examined,
-    sft: Examined | None,
+    model: EvalResult,
+    sft: EvalResult | None,
     scorer: str,
-    draw: Sampling,
+    draw: BootstrapConfig,
 ) -> dict[str, Any]:
     of_model, of_sft = (
         {

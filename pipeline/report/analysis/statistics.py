@@ -24,7 +24,7 @@ ByPrompt = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Sampling:
+class BootstrapConfig:
     """How intervals are drawn."""
 
     level: float
@@ -66,7 +66,7 @@ class Contest:
     verdicts: dict[str, str]
 
 
-def estimate(values: Sequence[float], sampling: Sampling) -> Estimate:
+def estimate(values: Sequence[float], sampling: BootstrapConfig) -> Estimate:
     """The mean with its interval; equal values give the interval of one point."""
     data = np.asarray(values, dtype=float)
     n = len(data)
@@ -80,7 +80,7 @@ def estimate(values: Sequence[float], sampling: Sampling) -> Estimate:
     return Estimate(mean, *_interval(data, sampling), n)
 
 
-def _interval(data: np.ndarray, sampling: Sampling) -> tuple[float, float]:
+def _interval(data: np.ndarray, sampling: BootstrapConfig) -> tuple[float, float]:
     """At each end the farther one of Student's t and the bootstrap of t, and never beyond the data.
 
     Student's t holds where differences are heavy-tailed or mostly zero, the bootstrap of t where values are skewed.
@@ -95,7 +95,7 @@ def _interval(data: np.ndarray, sampling: Sampling) -> tuple[float, float]:
     return max(float(low), float(data.min())), min(float(high), float(data.max()))
 
 
-def _resampled_t(centred: np.ndarray, sampling: Sampling) -> np.ndarray:
+def _resampled_t(centred: np.ndarray, sampling: BootstrapConfig) -> np.ndarray:
     """How many of its own standard errors the mean of each resample lies above the sample's mean, which is 0."""
     n, rng = len(centred), np.random.default_rng(sampling.seed)
     scaled = centred / centred.std()
@@ -111,7 +111,7 @@ def _resampled_t(centred: np.ndarray, sampling: Sampling) -> np.ndarray:
     return found
 
 
-def difference(a: ByPrompt, b: ByPrompt, wanted: int, sampling: Sampling) -> Difference:
+def difference(a: ByPrompt, b: ByPrompt, wanted: int, sampling: BootstrapConfig) -> Difference:
     """a − b over their common prompts; `wanted` is how many there would be had nothing failed.
 
     Where no prompt differs from another, nothing is known of the spread, and so of what could be detected.
@@ -127,7 +127,7 @@ def difference(a: ByPrompt, b: ByPrompt, wanted: int, sampling: Sampling) -> Dif
     )
 
 
-def contest(a: ByPrompt, b: ByPrompt, wanted: int, sampling: Sampling) -> Contest:
+def contest(a: ByPrompt, b: ByPrompt, wanted: int, sampling: BootstrapConfig) -> Contest:
     """Who has the higher mean on each common prompt. A tie is half a win; the sign test asks decisive prompts only."""
     verdicts = {key: _verdict(a[key] - b[key]) for key in _common(a, b)}
     wins, ties, losses = (sum(v == side for v in verdicts.values()) for side in ("a", "tie", "b"))
@@ -188,7 +188,7 @@ def sign_test(wins: int, losses: int) -> float:
     return float(binomtest(wins, decisive, 0.5).pvalue) if decisive else 1.0
 
 
-def sign_flip(gaps: Sequence[float], sampling: Sampling) -> float | None:
+def sign_flip(gaps: Sequence[float], sampling: BootstrapConfig) -> float | None:
     """How often the mean is as far from 0 when each prompt's difference may as well have the other sign."""
     data = np.asarray(gaps, dtype=float)
     if not len(data):

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.report.analysis.eval_results import Examined
+from pipeline.report.analysis.eval_results import EvalResult
 from pipeline.report.formatting import Row
 from pipeline.report.render.examples import examples_html, prompt_text
 from pipeline.report.render.figures.contests import shown
@@ -44,7 +44,7 @@ BROWSER = """
 """
 
 
-def answer_table(examined: Sequence[Examined], asked: pl.DataFrame) -> pl.DataFrame:
+def answer_table(examined: Sequence[EvalResult], asked: pl.DataFrame) -> pl.DataFrame:
     """Every answer of every model to these prompts, with its primary score, prompt by prompt."""
     texts = [prompt_text(messages) for messages in asked["prompt"].to_list()]
     prompts = pl.DataFrame({"prompt_id": asked["prompt_id"], "prompt": texts}).with_row_index(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pipeline.config import AnthropicEngine, EndpointEngine, EngineConfig, VllmEngine
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 
 Message = Mapping[str, str]
 
@@ -54,7 +54,7 @@ class Engine(Protocol):
 PACKAGES = {"vllm": "vllm", "endpoint": "openai", "anthropic": "anthropic"}
 
 
-def not_installed(cfg: EngineConfig, knob: str, error: ImportError) -> Refusal:
+def not_installed(cfg: EngineConfig, knob: str, error: ImportError) -> UserError:
     match cfg:
         case EndpointEngine():
             said = f"the package openai is not installed ({error}).\n  Type `make install`."
@@ -68,7 +68,7 @@ def not_installed(cfg: EngineConfig, knob: str, error: ImportError) -> Refusal:
                 f"vLLM cannot be imported here ({error}).\n"
                 f"  Run `make install`, or judge through a server: engine@{knob}=endpoint"
             )
-    return Refusal(f"engine@{knob}={cfg.kind}: {said}")
+    return UserError(f"engine@{knob}={cfg.kind}: {said}")
 
 
 def open_engine(cfg: EngineConfig, form: str, knob: str) -> Engine:

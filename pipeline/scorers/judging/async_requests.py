@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.backends import api_client
 from pipeline.config import ServiceRuntime
-from pipeline.errors import Broken, Refusal, shown
+from pipeline.errors import StageError, UserError, shown
 from pipeline.scorers.judging import Hear, Question, Reply
 
 HOPELESS = 50  # requests in a row without a reply, each after all of its retries: the rest would fare no better
@@ -63,13 +63,13 @@ class Service:
         self._unfit += reply.unfit
         self._answered |= reply.text is not None
         if self._unfit >= UNFIT and not self._answered:
-            raise Refusal(
+            raise UserError(
                 f"{self.model} at {self.runtime.base_url}: the server calls every request wrong (the last:"
                 f" {reply.fault}).\n  Look at what they hold: temperature, max_tokens, body and, where it has them,"
                 f" probabilities and dialect of {self.knob};\n  {self.knob}.body.NAME=null leaves the field NAME out."
             )
         if self._silent >= HOPELESS:
-            raise Broken(
+            raise StageError(
                 f"{self.model} at {self.runtime.base_url}: {HOPELESS} requests in a row failed (the last:"
                 f" {reply.fault}).\n  All verdicts so far are kept. Run the same command again when the server is well."
             )
@@ -84,7 +84,7 @@ class Service:
             # Not from the error itself: it holds request and headers.
             raise api_client.unaccepted(self.knob, self.runtime, error.status_code) from None
         except library.NotFoundError:
-            raise Refusal(
+            raise UserError(
                 f"{self.model} at {self.runtime.base_url}: HTTP 404, there is no such model or address.\n"
                 f"  Give another {self.knob}.model, or the {self.knob}.runtime.base_url that its documents name"
                 " (most end in /v1)."

@@ -1,7 +1,7 @@
 """What judging has cost and how far it may go. The caps are of the store: a rerun does not begin at nothing."""
 
 from pipeline.config import EngineConfig, ServiceRuntime
-from pipeline.errors import Broken, many
+from pipeline.errors import StageError, many
 from pipeline.scorers.judging import Question, Reply
 from pipeline.scorers.judging.verdict_cache import Spent, VerdictStore
 
@@ -57,7 +57,7 @@ class Budget:
             return
         spent = self.store.spent(self.judge)
         money = f", {self._money(spent):.2f} in money" if self.prices else ""
-        raise Broken(
+        raise StageError(
             f"{self.judge}: its next request could go beyond {self.knob}.{cap}. This store has sent it"
             f" {many(spent.requests, 'request')}, {spent.tokens_in + spent.tokens_out} tokens{money}.\n"
             f"  All of its verdicts are kept. Raise {self.knob}.{cap.partition('=')[0]} and run the same command again."

@@ -20,7 +20,7 @@ from pipeline.text import without_reasoning
 POLL = 0.5  # seconds between two looks for a verdict that another process is asking for
 
 
-class Court:
+class CachedJudge:
     """`needs` are the words that its template has to use, `knob` is where the person's config has this judge.
 
     The engine starts with the first question that it has to ask.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.artifacts import EQUAL
-from pipeline.scorers.judging.cached_judge import Court
+from pipeline.scorers.judging.cached_judge import CachedJudge
 from pipeline.scorers.judging.parsing import Reading
 from pipeline.scorers.judging.template import NEEDS as NEEDS
 
@@ -58,7 +58,7 @@ class Verdict:
         return 0.5 if self.flipped else (self.ab.probability + self.ba.probability) / 2
 
 
-def fought(court: Court, bouts: Sequence[Bout]) -> list[Verdict]:
+def fought(court: CachedJudge, bouts: Sequence[Bout]) -> list[Verdict]:
     """Every bout's verdict, in their order. Equal answers are a tie that nobody is asked about."""
     equal = Side("tie", 0.5, detail=EQUAL)
     differ = [bout for bout in bouts if bout.a != bout.b]

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.hashing import digest_of
 from pipeline.scorers.judging import Question
 
@@ -35,23 +35,23 @@ class Wording:
         try:
             text = self.path.read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise Refusal(
+            raise UserError(
                 f"{self.path}: this template cannot be read ({error}). Give a text file."
             ) from error
         template = Template(text)
         if not template.is_valid():
-            raise Refusal(
+            raise UserError(
                 f"{self.path}: a $ in this template begins no word. Write $$ for the sign itself."
             )
         used = set(template.get_identifiers())
         known = needs | {"low", "high"} if "criterion" in needs else needs
         if lacking := sorted(needs - used):
-            raise Refusal(
+            raise UserError(
                 f"{self.path}: this template does not use ${', $'.join(lacking)}. A judge needs them all."
             )
         if unknown := sorted(used - known):
             have = ", ".join(f"${word}" for word in sorted(known))
-            raise Refusal(
+            raise UserError(
                 f"{self.path}: ${', $'.join(unknown)} means nothing in this template. Known: {have}"
             )
         return text

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.scorers.judging import Question, Reply
 
 WAIT = 60_000  # milliseconds for another process's write
@@ -63,7 +63,7 @@ def explain_damage(method: Method) -> Method:
         try:
             return method(self, *arguments)
         except sqlite3.DatabaseError as error:
-            raise Refusal(
+            raise UserError(
                 f"{self.path}: cannot be used as the database of verdicts ({error}).\n"
                 "  Restore it from a copy, so that what was paid for is not asked again; or move it away to begin anew:"
                 f" {shlex.join(['mv', str(self.path), f'{self.path}.broken'])}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import VllmEngine
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.scorers.judging import Hear, Question, Reply, not_installed
 from pipeline.scorers.judging.endpoint import schema
 
@@ -94,7 +94,7 @@ class Vllm:
                 messages, add_generation_prompt=True, return_dict=False, **self.cfg.template_kwargs
             )
         except (TemplateError, ValueError) as error:
-            raise Refusal(
+            raise UserError(
                 f"{self.cfg.model}: its chat template does not render a judge's question: {error}.\n"
                 "  If it knows no system message, give a template=FILE without the line `---`: it is one message then."
             ) from error

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from pipeline.artifacts import Model
-from pipeline.errors import Broken
+from pipeline.errors import StageError
 from pipeline.models import loading
 from pipeline.models.loading import State
 
@@ -77,7 +77,7 @@ def trained(trainer: Any, whole: State | None) -> State:
     found = {name: weight for name, weight in whole.items() if name in own}
     if whole and {id(own[name]) for name in found} != {id(weight) for weight in own.values()}:
         lost = min(own.keys() - found.keys())
-        raise Broken(
+        raise StageError(
             f"train: the weights that were gathered lack {lost}: what is kept would not be what was trained."
         )
     return found

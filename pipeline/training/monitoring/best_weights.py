@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.models.loading import State
 
 
-class KeptWeights:
+class BestWeights:
     """The wanted ones, and those that were wanted when the newest checkpoint was made: a resumed run may want them."""
 
     def __init__(self, folder: Path):

@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from pipeline.artifacts import note_cost, write_json, write_text
-from pipeline.errors import Broken
+from pipeline.errors import StageError
 from pipeline.progress import Progress, clock, say_phase
 
 # Differ from attempt to attempt: wall-clock figures, and sums that start again when training resumes.
@@ -91,7 +91,7 @@ class FiniteGuard(TrainerCallback):
     ) -> None:
         for name in ("loss", "grad_norm", "eval_loss", "eval_chosen_logp", "eval_kl"):
             if not math.isfinite(value := (logs or {}).get(name, 0.0)):
-                raise Broken(
+                raise StageError(
                     f"{name} is {value} at step {state.global_step}: training stopped and nothing is published.\n"
                     f"  Lower the learning rate or clip, or give dtype=float32; at step 0 or 1 the model that training "
                     f"starts from may be broken itself."

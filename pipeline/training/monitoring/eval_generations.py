@@ -13,7 +13,7 @@ from pipeline.artifacts import Model, Prompts
 from pipeline.backends import Completion, Request
 from pipeline.backends.transformers import Transformers
 from pipeline.config import Limits, TrainConfig, TransformersBackend
-from pipeline.errors import Broken
+from pipeline.errors import StageError
 from pipeline.hashing import digest_of
 from pipeline.models import loading
 from pipeline.progress import Progress
@@ -29,7 +29,7 @@ Row = tuple[dict[str, Any], Request]
 SHOWN = 4  # answers that a person reads
 
 
-class OwnAnswers:
+class EvalGenerations:
     """The same prompts and the same seeds at each look: what differs is the policy."""
 
     def __init__(self, cfg: TrainConfig, init: Model, held_to: Model, dev: Prompts):
@@ -132,7 +132,7 @@ class OwnAnswers:
         mine = self.scorer.mark(collectives.share(answers))
         whole = collectives.gathered([mark for mark in mine if not mark.criterion])
         if failed := [mark for mark in whole if mark.score is None]:
-            raise Broken(
+            raise StageError(
                 f"train.guards.scorer could not mark {len(failed)} of {len(whole)} answers ({failed[0].detail}).\n"
                 f"  Give a scorer that marks every answer to a dev prompt, or train.guards.scorer=null."
             )

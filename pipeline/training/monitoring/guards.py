@@ -12,15 +12,15 @@ from transformers import TrainerCallback
 
 from pipeline.artifacts import Model, Prompts
 from pipeline.config import TrainConfig
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.models.loading import State
 from pipeline.training.distributed import sharded
 from pipeline.training.distributed.collectives import logps_of_all
 from pipeline.training.monitoring import early_stopping
-from pipeline.training.monitoring.best_weights import KeptWeights
+from pipeline.training.monitoring.best_weights import BestWeights
 from pipeline.training.monitoring.callbacks import keep_until, phase
 from pipeline.training.monitoring.early_stopping import FALL, KL
-from pipeline.training.monitoring.eval_generations import OwnAnswers, show
+from pipeline.training.monitoring.eval_generations import EvalGenerations, show
 
 if TYPE_CHECKING:
     import polars as pl
@@ -33,11 +33,15 @@ class Guards(TrainerCallback):
     """Comes after `FiniteGuard` and `MetricsLog`. `watch` names the trainer, which has to exist first."""
 
     def __init__(
-        self, cfg: TrainConfig, own: OwnAnswers | None, dev_pairs: dict[str, list[Any]], out: Path
+        self,
+        cfg: TrainConfig,
+        own: EvalGenerations | None,
+        dev_pairs: dict[str, list[Any]],
+        out: Path,
     ):
         self.cfg, self.own, self.pairs = cfg, own, dev_pairs
         self.answers = out / "answers.jsonl"
-        self.weights = KeptWeights(out / "scratch" / "kept")
+        self.weights = BestWeights(out / "scratch" / "kept")
         self.stopped: str | None = None
 
     def watch(self, trainer: Any) -> None:
@@ -119,7 +123,7 @@ class Guards(TrainerCallback):
         """Thumbs alone have a margin where both kinds share a batch, and may not."""
         stop_on = self.cfg.guards.stop_on
         if stop_on and early_stopping.COLUMN[stop_on] not in look:
-            raise Broken(
+            raise StageError(
                 f"train.guards.stop_on={stop_on}: the look at step {look['step']} knows no such figure, since no batch "
                 f"of dev thumbs holds both kinds.\n  Give train.guards.stop_on=loss, or a larger pair.dev.least."
             )
@@ -131,7 +135,7 @@ class Guards(TrainerCallback):
             return step
         kept = early_stopping.kept(guards, seen)
         if kept is None:
-            raise Broken(
+            raise StageError(
                 f"{self.stopped}, at the first look (step {seen[-1]['step']}): no weights within it are known, and "
                 f"nothing is published.\n  Lower train.learning_rate or train.eval_every, or raise the budget."
             )
@@ -154,13 +158,13 @@ def guards_for(
     """`pairs` is the trainer's dev table. An objective without reference is compared to where it starts."""
     guards = cfg.guards
     if guards.may_stop and not pairs.height:
-        raise Refusal(
+        raise UserError(
             "train.guards: a training without dev pairs is never looked at. Give pair.dev.share above 0."
         )
     if processes > 1 and cfg.runtime.watch == "alone":
         return _of_several(cfg, pairs, out, processes)
     own = (
-        OwnAnswers(cfg, init, reference or init, dev)
+        EvalGenerations(cfg, init, reference or init, dev)
         if dev and guards.prompts and pairs.height
         else None
     )
@@ -170,7 +174,7 @@ def guards_for(
         )
         own = None
     if own is None and guards.asks_answers:
-        raise Refusal(
+        raise UserError(
             "train.guards.kl_budget and train.guards.stop_on=score need dev prompts, and there is none to answer."
         )
     return Guards(cfg, own, _chosen_of(pairs), out)

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from pipeline.artifacts import Model
 from pipeline.config import FullAdapter, Quantization, TrainConfig
 from pipeline.config.launch import SHARDED
-from pipeline.errors import Broken
+from pipeline.errors import StageError
 from pipeline.models import loading
 from pipeline.models.logprobs import completion_logps
 from pipeline.training.distributed import sharded
@@ -116,7 +116,7 @@ def _compare(
     else:
         figure, limit, unit = sum(gaps) / max(tokens, 1), NATS_PER_TOKEN, "nats per token"
     if not figure <= limit:
-        raise Broken(
+        raise StageError(
             f"the reference is wrong: its ready log-probabilities differ from those {whose} by {figure:.4g} {unit} "
             f"over {len(gaps)} sequences; at most {limit:g} is expected in {cfg.dtype}.\n"
             f"  They belong to another model, other tokens or another dtype: compare refer.dtype with train.dtype, and "
@@ -146,7 +146,7 @@ def _compare_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) ->
     )
     slack = 2 * NATS_PER_SEQUENCE if _exact(cfg) else NATS_PER_TOKEN * tokens
     if not abs(loss - math.log(2)) <= cfg.beta * slack + 1e-6:
-        raise Broken(
+        raise StageError(
             f"the reference is wrong: training starts from its reference, so the first loss should be ln 2 = "
             f"{math.log(2):.6f}, and TRL's is {loss:.6f} on {len(rows['prompt_ids'])} pairs.\n"
             f"  Log-probabilities agree, so what reaches the trainer differs: this is a fault of the pipeline, not of "

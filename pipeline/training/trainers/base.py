@@ -109,11 +109,8 @@ class ReadyTrainer(ClimbingFromTheFirstStep):
         sharded = self.accelerator.distributed_type.value in WHOLE  # type: ignore[attr-defined]
         if not self.by_length or sharded:
             return []
-        return [
-            module
-            for module in (self.model, getattr(self, "ref_model", None))
-            if module is not None
-        ]  # type: ignore[attr-defined]
+        models = (self.model, getattr(self, "ref_model", None))  # type: ignore[attr-defined]
+        return [model for model in models if model is not None]
 
     def _rehearse(self, model: Any, slots: Any, device: Any) -> Any:
         term = loss_of(model, slots, device)

@@ -13,7 +13,7 @@ from trl import RewardTrainer
 
 from pipeline.artifacts import Model
 from pipeline.config import RewardTraining
-from pipeline.errors import Broken, Refusal
+from pipeline.errors import StageError, UserError
 from pipeline.models.strict_loading import whole
 from pipeline.scorers.pooling import forward
 from pipeline.scorers.reward_text import Row as Text
@@ -56,7 +56,7 @@ class ReadyRewardTrainer(ClimbingFromTheFirstStep, RewardTrainer):
         return super().compute_loss(model, inputs)
 
 
-class ThumbsTrainer(ReadyRewardTrainer):
+class UnpairedRewardTrainer(ReadyRewardTrainer):
     """Takes `ids, label`: the score is the log-odds that an answer is good."""
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -89,7 +89,7 @@ def set_pad_token(tokenizer: Any, examples: Sequence[Example]) -> None:
         if token is not None and tokenizer.convert_tokens_to_ids(token) not in ends:
             tokenizer.pad_token = token
             return
-    raise Refusal(
+    raise UserError(
         f"{tokenizer.name_or_path}: its tokenizer has no pad token that is not also a text's last token, where a "
         f"reward is read.\n  Set pad_token in tokenizer_config.json to a token that stands in no text."
     )
@@ -115,7 +115,7 @@ def trainer_for(
     trainer = _by_kind(cfg, shared, tokenizer.pad_token_id, examples)
     trainer.remove_callback(PrinterCallback)
     if trainer.args.world_size != 1 or trainer.args.n_gpu > 1:
-        raise Refusal(
+        raise UserError(
             "reward runs in one process on one device, and a launcher started more: start it without."
         )
     return trainer, ledger
@@ -132,7 +132,7 @@ def _by_kind(
         return ReadyRewardTrainer(train_dataset=data, **shared)
     labels = [float(example["good_ids"] is not None) for example in examples]
     data = Dataset.from_dict({"ids": [ids for e in examples for ids in _texts(e)], "label": labels})
-    return ThumbsTrainer(
+    return UnpairedRewardTrainer(
         train_dataset=data, data_collator=lambda rows: _thumbs(rows, pad), **shared
     )
 
@@ -155,7 +155,7 @@ def accuracy(module: Any, pad: int, examples: list[Example], batch_tokens: int) 
     scores = iter([value for [value] in forward(module.eval(), pad, rows, batch_tokens)])
     right = [_right(example, scores) for example in examples]
     if not all(map(math.isfinite, right)):
-        raise Broken(
+        raise StageError(
             "reward: the trained model gives scores that are no numbers: nothing is published."
         )
     figures: dict[str, float] = {"held_out": len(right), "accuracy": sum(right) / len(right)}

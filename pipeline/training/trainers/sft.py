@@ -9,7 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.backends.chat import continuation, templated
 from pipeline.config import Optimization
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.training.monitoring.callbacks import (
     CheckpointLedger,
     FiniteGuard,
@@ -35,7 +35,7 @@ def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> E
     if not whole.startswith(shown):
         parting = (i for i, (a, b) in enumerate(zip(shown, whole, strict=False)) if a != b)
         at = next(parting, min(len(shown), len(whole)))
-        raise Refusal(
+        raise UserError(
             f"the chat template writes a prompt in one way alone and in another with its answer: "
             f"{shown[at:][:40]!r} became {whole[at:][:40]!r}.\n"
             f"  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
@@ -43,7 +43,7 @@ def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> E
     prompt = tokenizer(shown, add_special_tokens=False)["input_ids"]
     completion = continuation(tokenizer, shown, whole)
     if tokenizer.eos_token_id not in completion:
-        raise Refusal(
+        raise UserError(
             f"the chat template does not close an answer with the tokenizer's EOS ({tokenizer.eos_token}): "
             f"it ends with {whole[-20:]!r}, and the model would never learn to stop.\n"
             f"  Set eos_token in tokenizer_config.json to what ends a turn, or give a template.chat_template=FILE."
@@ -77,7 +77,7 @@ def trainer_for(
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.args.world_size != 1 or trainer.args.n_gpu > 1:
-        raise Refusal(
+        raise UserError(
             "sft runs in one process on one device, and a launcher started more: start it without."
         )
     return trainer, ledger

@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.artifacts import Artifact, write_text
 from pipeline.config import Block
-from pipeline.errors import Refusal
+from pipeline.errors import UserError
 from pipeline.hashing import digest_of, sha256_of
 
 SHARDS = 3
@@ -70,7 +70,7 @@ def obey(stage: str) -> None:
     if os.environ.get("TOY_WARN") == stage:
         print(f"! {stage}: the toy warns.\nand a library talks", file=sys.stderr, flush=True)
     if os.environ.get("TOY_REFUSE") == stage:
-        raise Refusal(f"{stage}: the toy refuses.\n  Type something else.")
+        raise UserError(f"{stage}: the toy refuses.\n  Type something else.")
     if os.environ.get("TOY_BREAK") == stage:
         raise ValueError("the toy broke")
     if os.environ.get("TOY_FULL") == stage:

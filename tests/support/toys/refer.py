@@ -1,9 +1,9 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ReferConfig
+from pipeline.config import ReferenceConfig
 from tests.support.toys import make
 
 
-def run(cfg: ReferConfig, out: Path, **inputs: Any) -> None:
+def run(cfg: ReferenceConfig, out: Path, **inputs: Any) -> None:
     make("refer", cfg, out, inputs)

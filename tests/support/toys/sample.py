@@ -1,9 +1,9 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Draw
+from pipeline.config import SampleRequest
 from tests.support.toys import make
 
 
-def run(cfg: Draw, out: Path, **inputs: Any) -> None:
+def run(cfg: SampleRequest, out: Path, **inputs: Any) -> None:
     make("sample", cfg, out, inputs)

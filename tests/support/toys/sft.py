@@ -1,9 +1,9 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Refit, SftConfig
+from pipeline.config import BestOfNConfig, SftConfig
 from tests.support.toys import make
 
 
-def run(cfg: SftConfig | Refit, out: Path, **inputs: Any) -> None:
+def run(cfg: SftConfig | BestOfNConfig, out: Path, **inputs: Any) -> None:
     make("sft", cfg, out, inputs)
