@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.artifacts import Model
 from pipeline.backends import Completion, Message
 from pipeline.errors import UnrenderableTemplate, UserError
-from pipeline.models.bos import adds_bos, fault_of, remedy_for
+from pipeline.models.bos import REMEDY, is_doubled
 
 PROBE: list[Message] = [{"role": "user", "content": "Who are you?"}]
 
@@ -26,7 +26,6 @@ class Chat:
         self.context: int | None = getattr(config, "max_position_embeddings", None)
         self.stops = sorted({self.tokenizer.eos_token_id, *_generation_stops(model, config)})
         self.bos: int | None = self.tokenizer.bos_token_id
-        self.begins = adds_bos(self.tokenizer)
 
     @property
     def size(self) -> int:
@@ -135,15 +134,11 @@ class Chat:
         """Each token as it is written in the vocabulary."""
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
 
-    def bos_fault(self, ids: list[int]) -> str | None:
-        """`two BOS` or `no BOS` at the start of a prompt, where that is a fault."""
-        return fault_of(ids, self.bos, self.begins)
-
     def _check_bos(self, ids: list[int]) -> None:
-        if fault := self.bos_fault(ids):
+        if is_doubled(ids, self.bos):
             raise UserError(
-                f"{self.where}: a templated prompt begins with {fault} ({self.tokenizer.bos_token}): "
-                f"{self.spell(ids[:4])}; one was expected.\n  {remedy_for(fault)}"
+                f"{self.where}: a templated prompt begins with two BOS ({self.tokenizer.bos_token}): "
+                f"{self.spell(ids[:4])}; one was expected.\n  {REMEDY}"
             )
 
 

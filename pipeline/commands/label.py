@@ -155,31 +155,19 @@ def drawn(*words: str) -> str:
 
 
 def write(folder: Path, rows: list[Row]) -> None:
-    """A spreadsheet that people have filled in is never written over, nor is the page beside it."""
-    if is_filled(folder / "pairs.csv"):
-        raise UserError(
-            f"{folder / 'pairs.csv'}: it has verdicts. Nothing was written. Move the folder away first:"
-            f" {shlex.join(['mv', str(folder), f'{folder}-judged'])}"
-        )
-    write_text(folder / "pairs.html", page(rows))
-    write_text(folder / "pairs.csv", spreadsheet(rows))
-    write_text(
-        folder / "pairs.jsonl",
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records(rows)),
-    )
-
-
-def is_filled(file: Path) -> bool:
-    """Whether a spreadsheet has anything that we did not write: a verdict, an annotator, or another shape."""
-    if not file.exists():
-        return False
-    try:
-        with file.open(newline="", encoding="utf-8") as opened:
-            table = csv.DictReader(opened)
-            own = tuple(table.fieldnames or ()) == COLUMNS
-            return not own or any(row["verdict"] or row["annotator"] for row in table)
-    except (ValueError, csv.Error):
-        return True
+    """A file that is there and holds anything else was filled in, or shows other pairs: it stays."""
+    records_text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records(rows))
+    texts = {"pairs.html": page(rows), "pairs.csv": spreadsheet(rows), "pairs.jsonl": records_text}
+    for name, text in texts.items():
+        file = folder / name
+        if file.exists() and file.read_bytes() != text.encode():
+            raise UserError(
+                f"{file}: it is there already and differs: it was filled in, or shows other pairs."
+                " Nothing was written.\n  Move the folder away first:"
+                f" {shlex.join(['mv', str(folder), f'{folder}-kept'])}"
+            )
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
 def page(rows: list[Row]) -> str:

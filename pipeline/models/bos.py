@@ -1,6 +1,6 @@
 """BOS in a rendered chat template: what the template writes is right, unless it is doubled.
 
-ChatML writes `<|im_start|>` at each turn and Llama-2 `<s>` at each question: neither is a fault.
+ChatML writes `<|im_start|>` at each turn, Llama-2 `<s>` at each question, Zephyr none: all are right.
 Two at the start are: the template's, and another of the template or of a tokenizer that adds one.
 """
 
@@ -26,21 +26,8 @@ def holds_bos(tokenizer: Any, text: str) -> bool:
     return tokenizer.bos_token_id in tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def fault_of(ids: Sequence[int], bos: int | None, adds: bool) -> str | None:
-    """How a prompt begins that no model was trained on: with `two BOS`, or with `no BOS` where text has one."""
-    if is_doubled(ids, bos):
-        return "two BOS"
-    return "no BOS" if adds and list(ids[:1]) != [bos] else None
-
-
-def remedy_for(fault: str) -> str:
-    """What to type; the template itself stands in one of two places."""
-    change = (
-        "remove one BOS from its start"
-        if fault == "two BOS"
-        else "put {{ bos_token }} at its start"
-    )
-    return (
-        "Copy the chat template (chat_template.jinja, or chat_template in tokenizer_config.json) to a file,"
-        f" {change}, and give template.chat_template=FILE."
-    )
+# The template is in one of two places.
+REMEDY = (
+    "Copy the chat template (chat_template.jinja, or chat_template in tokenizer_config.json) to a"
+    " file, remove one BOS from its start, and give template.chat_template=FILE."
+)

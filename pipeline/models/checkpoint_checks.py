@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Template, Trust
 from pipeline.errors import UserError, many
-from pipeline.models.bos import adds_bos, fault_of, remedy_for
+from pipeline.models.bos import REMEDY, is_doubled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -144,10 +144,10 @@ def template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: str) -
             f"  Mend it, or give another as template.chat_template=FILE."
         ) from error
     ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
-    if fault := fault_of(ids, tokenizer.bos_token_id, adds_bos(tokenizer)):
+    if is_doubled(ids, tokenizer.bos_token_id):
         raise UserError(
-            f"{given.chat_template or name}: a templated prompt begins with {fault} ({tokenizer.bos_token}): "
-            f"{tokenizer.convert_ids_to_tokens(ids[:4])}; one was expected.\n  {remedy_for(fault)}"
+            f"{given.chat_template or name}: a templated prompt begins with two BOS ({tokenizer.bos_token}): "
+            f"{tokenizer.convert_ids_to_tokens(ids[:4])}; one was expected.\n  {REMEDY}"
         )
 
 

@@ -13,7 +13,7 @@ import polars as pl
 from pipeline.backends.chat import Chat, differing
 from pipeline.config import PairConfig
 from pipeline.errors import UserError
-from pipeline.models.bos import holds_bos, remedy_for
+from pipeline.models.bos import REMEDY, holds_bos, is_doubled
 from pipeline.pairing.selection import OFFLINE, ON_POLICY
 
 SIDES = "chosen", "rejected"
@@ -57,16 +57,14 @@ def _faults(cfg: PairConfig, row: dict[str, Any], chat: Chat) -> Iterator[tuple[
     prompt = row["prompt_token_ids"]
     shown = chat.render(row["prompt"], cfg.template_kwargs, generation=True)
     expected = chat.pieces(shown)
-    if wrong := chat.bos_fault(expected):
-        yield (
-            Fault(f"the chat template's prompt begins with {wrong}", remedy_for(wrong)),
-            _start(chat, expected),
-        )
+    if is_doubled(expected, chat.bos):
+        what = "the chat template's prompt begins with two BOS"
+        yield Fault(what, REMEDY), _start(chat, expected)
     elif prompt != expected:
-        wrong = chat.bos_fault(prompt)
+        doubled = is_doubled(prompt, chat.bos)
         what = (
-            f"the prompt begins with {wrong}"
-            if wrong
+            "the prompt begins with two BOS"
+            if doubled
             else "the prompt's tokens differ from its template's"
         )
         yield Fault(what, _redrawn(row, chat)), _tokens(chat, expected, prompt)

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.config import Checkpoint
 from pipeline.errors import UserError
 from pipeline.hashing import here
-from pipeline.models.bos import is_doubled, remedy_for
+from pipeline.models.bos import REMEDY, is_doubled
 
 
 def check_template(cfg: Checkpoint) -> None:
@@ -25,5 +25,5 @@ def check_template(cfg: Checkpoint) -> None:
     if is_doubled(ids, words.bos):
         raise UserError(
             f"{file or cfg.model}: a templated prompt begins with two BOS ({words.spell(ids[0])}); one was expected.\n"
-            f"  {remedy_for('two BOS')}"
+            f"  {REMEDY}"
         )

@@ -63,6 +63,10 @@ PHI = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
 )
+ZEPHYR = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
 OLMO = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
     "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}"
@@ -106,6 +110,8 @@ FAMILIES = {
         PHI, "<s>", "<|endoftext|>", "<|endoftext|>", ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
         stops=("<|endoftext|>", "<|end|>"), spaced="LlamaTokenizer",
     ),
+    # Its tokenizer adds a BOS that its template has not: TinyLlama's chats are like it.
+    "zephyr": Family(ZEPHYR, "<s>", "</s>", "</s>", adds_bos=True, spaced="LlamaTokenizer"),
     "olmo": Family(OLMO, "<|endoftext|>", "<|endoftext|>", "<|pad|>", ("<|system|>", "<|user|>", "<|assistant|>")),
 }  # fmt: skip
 

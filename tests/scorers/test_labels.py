@@ -334,6 +334,7 @@ def test_a_round_s_later_waves_are_shown_as_well(run):
 
 
 def written(run: Path, *words: str) -> list[dict]:
+    shutil.rmtree(run / "label", ignore_errors=True)  # of other words, which it would not replace
     assert label.main([str(run), *words]) == 0
     page = (run / "label" / "pairs.html").read_text()
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["pairs"]  # type: ignore[index]
@@ -402,6 +403,18 @@ def test_a_spreadsheet_that_was_filled_in_is_never_written_over(run, capsys, col
         sheet.writerows(table)
     before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
     assert label.main([str(run), "seed=1"]) == 2
+    assert f"mv {file.parent}" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["pairs.html", "pairs.jsonl"])
+def test_what_was_changed_by_hand_is_never_written_over(run, capsys, name):
+    assert label.main([str(run)]) == 0
+    assert label.main([str(run)]) == 0, "the same pairs once more are the same files"
+    file = run / "label" / name
+    file.write_text(file.read_text() + "a note of mine\n")
+    before = {path.name: path.read_bytes() for path in file.parent.iterdir()}
+    assert label.main([str(run)]) == 2
     assert f"mv {file.parent}" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == before
 
