@@ -23,7 +23,7 @@ install: ## .venv with the packages that fit this machine [SET=cpu|gpu|portable 
 		"name it: make install BASE_PYTHON=/path/to/python3.11" >&2; exit 2; }; \
 	$$base requirements/install.py $(if $(SET),--set $(SET)) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
-lock: ## the locks from requirements/*.in, and what the locked TRL knows [ARGS=--upgrade]
+lock: ## the locks from pyproject.toml, and what the locked TRL knows [ARGS=--upgrade]
 	$(or $(BASE_PYTHON),python3) requirements/lock.py $(ARGS)
 	@$(MAKE) trl_fields
 

@@ -1,4 +1,4 @@
-"""`make lock`: every set's .in file becomes a lock with the exact version of everything, naming no index.
+"""`make lock`: each set, an extra of pyproject.toml, becomes a lock with the exact version of everything.
 
 Resolved with uv for all Pythons and machines a set is for. A version already in a lock stays while it fits; to move on,
 `make lock ARGS=--upgrade` or `ARGS="--upgrade-package trl"`. The index is the one that pip and uv are set up to use.
@@ -80,40 +80,23 @@ def uv_in(place: Path) -> Path:
 
 def resolve(name: str, uv: Path, room: Path, uv_options: tuple[str, ...]) -> str:
     room.mkdir()
-    for known in [*HERE.glob("*.in"), *HERE.glob(f"{name}.txt")]:
-        shutil.copy(known, room)
-    (room / "pyproject.toml").write_text(project(SETS[name]))
-    options = [
-        "--universal",
-        "--python-version=3.11",
-        "--annotation-style=line",
-        "--no-header",
-        "--quiet",
-    ]
-    lock = room / f"{name}.txt"
-    command = [
-        str(uv),
-        "pip",
-        "compile",
-        f"{name}.in",
-        f"--output-file={lock.name}",
-        *options,
-        *uv_options,
-    ]
-    if subprocess.run(command, cwd=room).returncode:
-        sys.exit(f"requirements/{name}.in cannot be resolved; see above.")
-    return f"# Made by `make lock` from {name}.in; install with --no-deps.\n" + plain(
-        lock.read_text(), SETS[name]
+    shutil.copy(HERE / f"{name}.txt", room)
+    (room / "pyproject.toml").write_text(
+        (HERE.parent / "pyproject.toml").read_text() + limits(SETS[name])
     )
+    options = ["--universal", "--python-version=3.11", "--annotation-style=line"]
+    options += ["--no-header", "--quiet", f"--extra={name}", "--extra=dev"]
+    lock = room / f"{name}.txt"
+    command = [str(uv), "pip", "compile", "pyproject.toml", f"--output-file={lock.name}"]
+    if subprocess.run([*command, *options, *uv_options], cwd=room).returncode:
+        sys.exit(f"The extra {name} of pyproject.toml cannot be resolved; see above.")
+    head = f"# Made by `make lock` from pyproject.toml's {name} and dev; install with --no-deps.\n"
+    return head + plain(lock.read_text(), SETS[name])
 
 
-def project(chosen: Set) -> str:
-    """uv takes the machines a universal lock is for from a project, not from its command line."""
+def limits(chosen: Set) -> str:
+    """uv reads which machines a universal lock is for from a project, not from its command line."""
     return f"""
-[project]
-name = "lock"
-version = "0"
-requires-python = ">=3.11"
 [tool.uv]
 environments = {json.dumps([chosen.machines])}
 exclude-dependencies = {json.dumps(chosen.leave_out)}

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -36,15 +37,21 @@ def script(name: str) -> ModuleType:
     return module
 
 
-def read(file: Path) -> list[Requirement]:
-    """The requirements of an .in file, those it includes too, or of a lock."""
-    lines = [re.sub(r"(^| +)#.*", "", line).strip() for line in file.read_text().splitlines()]
-    included = [r for line in lines if line.startswith("-r ") for r in read(file.parent / line[3:])]
-    return included + [Requirement(line) for line in lines if line and not line.startswith("-r ")]
-
-
 def read_lock(chosen: str) -> list[Requirement]:
-    return read(REQUIREMENTS / f"{chosen}.txt")
+    text = (REQUIREMENTS / f"{chosen}.txt").read_text()
+    lines = [re.sub(r"(^| +)#.*", "", line).strip() for line in text.splitlines()]
+    return [Requirement(line) for line in lines if line]
+
+
+def declared(*extras: str) -> list[Requirement]:
+    """What pyproject.toml asks for: the core and these extras, with the extras that they name."""
+    project = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
+    asked = map(Requirement, project["dependencies"])
+    for extra in extras:
+        for requirement in map(Requirement, project["optional-dependencies"][extra]):
+            own = requirement.name == "strop"
+            asked = [*asked, *(declared(*requirement.extras) if own else [requirement])]
+    return [*asked]
 
 
 def pins(chosen: str) -> dict[str, str]:
@@ -80,7 +87,7 @@ def test_a_lock_pins_exactly_and_names_no_place(chosen):
 @pytest.mark.parametrize("chosen", SETS)
 def test_what_is_asked_for_is_in_the_lock(chosen):
     locked = pins(chosen)
-    for asked in read(REQUIREMENTS / f"{chosen}.in"):
+    for asked in declared(chosen, "dev"):
         assert asked.specifier.contains(locked[name_of(asked)]), asked
 
 
@@ -93,7 +100,7 @@ def test_what_breaks_a_machine_is_left_out(chosen):
 
 
 def test_the_sets_share_what_is_written_for_all():
-    shared = [name_of(requirement) for requirement in read(REQUIREMENTS / "common.in")]
+    shared = [name_of(requirement) for requirement in declared("models", "dev")]
     assert [pins("cpu")[name] for name in shared] == [pins("gpu")[name] for name in shared]
     assert [pins("cpu")[name] for name in shared] == [pins("portable")[name] for name in shared]
 
