@@ -3,6 +3,11 @@
 PYTHON := .venv/bin/python
 PIPELINE := $(PYTHON) -m pipeline
 STAGES := prompts base sft reward offline sample score pair refer train gate benchmark duel evaluate
+# The slow tests in parts of at most 20 minutes on two cores; CI runs one by turn.
+SLOW_1 := tests/e2e
+SLOW_2 := tests/faults tests/report tests/driver
+SLOW_3 := tests/resources tests/backends tests/scorers tests/stages
+SLOW_4 := tests/training
 CHOSEN = $(if $(RECIPE),recipes=$(RECIPE))
 # The overrides that a recipe made for vLLM needs where there is none.
 WITHOUT_VLLM = $$($(PYTHON) requirements/backend.py)
@@ -39,8 +44,8 @@ test: install ## what must hold, on two cores in at most 25 minutes
 test-fast: install ## the part without models and whole runs, in at most 90 seconds
 	$(PYTHON) -m pytest -n auto -m "not slow and not gpu and not browser and not model and not long" $(ARGS)
 
-test-slow: install ## the rest
-	$(PYTHON) -m pytest -m slow $(ARGS)
+test-slow: install ## the rest, in parts of at most 20 minutes [PART=1|2|3|4]
+	$(PYTHON) -m pytest -m slow $(SLOW_$(PART)) $(ARGS)
 
 test-browser: install ## the report in a real browser
 	$(PYTHON) -m pytest -m browser $(ARGS)

@@ -143,6 +143,19 @@ def test_stage_targets_stop_at_their_stage_and_pass_on_what_they_are_given():
     assert make("-n", "plan").strip().endswith("-m pipeline  dry_run=true")
 
 
+def test_every_slow_test_is_in_one_of_the_parts_that_ci_runs_by_turn():
+    makefile = (HOUSE / "Makefile").read_text()
+    parts = dict(re.findall(r"^SLOW_(\d) := (.*)$", makefile, re.M))
+    folders = [folder for part in parts.values() for folder in part.split()]
+    slow = {
+        f"tests/{path.relative_to(HOUSE / 'tests').parts[0]}"
+        for path in (HOUSE / "tests").rglob("test_*.py")
+        if "pytest.mark.slow" in path.read_text() and path.name != Path(__file__).name
+    }
+    assert slow == set(folders) and len(folders) == len(slow)
+    assert f"% {len(parts)} + 1" in (HOUSE / ".ci" / "run").read_text()
+
+
 def test_make_alone_lists_every_target():
     shown = {
         word for line in make().splitlines()[1:] for word in line.strip().partition("  ")[0].split()
