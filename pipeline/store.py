@@ -219,11 +219,12 @@ def name_bases(root: Path) -> None:
             if "." not in file.parent.name and "peft" in model.record:
                 name_base(model)
         except (
+            UserError,
             OSError,
             ValueError,
             KeyError,
             TypeError,
-        ):  # pruned, itself or its base, or no record of ours
+        ):  # pruned, itself or its base, damaged, or not a record of ours
             continue
 
 
@@ -273,9 +274,14 @@ def check_places(finals: Iterable[Path]) -> None:
 
 
 def set_aside(path: Path, name: str) -> None:
-    """What must make room is kept until somebody prunes; `unknown` is what cannot say its content."""
+    """What must make room is kept until it is pruned.
+
+    `unknown` is what cannot say its content; each of those is kept, with a number from the second on.
+    """
     fingerprint = path.name.partition(".")[0]
-    aside = path.with_name(f"{fingerprint}.old-{name}")
+    aside, number = path.with_name(f"{fingerprint}.old-{name}"), 2
+    while name == "unknown" and aside.exists():
+        aside, number = path.with_name(f"{fingerprint}.old-{name}-{number}"), number + 1
     if aside.exists():
         remove(aside)
     path.rename(aside)

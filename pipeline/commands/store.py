@@ -29,7 +29,7 @@ USAGE = "strop store [store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FO
 KNOWN = "store=", "runs=", "forget=", "--prune", "--yes"
 # What a store names: a step, its unfinished work, what it replaced, and what a prune was removing.
 NAME = re.compile(
-    rf"({store.STEP_NAME.pattern})(\.partial|\.old-(?:[0-9a-f]{{16}}|unknown)|{re.escape(store.REMOVED)})?"
+    rf"({store.STEP_NAME.pattern})(\.partial|\.old-(?:[0-9a-f]{{16}}|unknown(?:-\d+)?)|{re.escape(store.REMOVED)})?"
 )
 # What a run or a prune that was killed leaves beside the stages.
 SCRATCH = re.compile(r"\.contents\.json\.\d+|\.writable-\d+|\.\.strop-store\.tmp")

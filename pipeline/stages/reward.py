@@ -169,7 +169,7 @@ def parts(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row
 
 def _units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
     """What is held out as a whole. One neutral prompt for all rows is a usual shape: there each row's answers are."""
-    from pipeline.content import digest_of
+    from pipeline.hashing import digest_of
 
     rows = Counter(example["prompt_id"] for example in examples)
     most = cfg.held_out.most_share * len(examples)

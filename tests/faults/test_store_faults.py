@@ -280,6 +280,16 @@ def test_a_step_with_a_broken_manifest_is_kept_aside_when_it_is_made_again(world
     ]
 
 
+def test_a_second_broken_manifest_replaces_nothing_of_the_first(world):
+    for note in ("first", "second"):
+        manifest(b"{}")(world)
+        (world.sample / "note.txt").write_text(note)
+        assert world.run() == 0
+    asides = sorted(world.sample.parent.glob(f"{world.sample.name}.old-*"))
+    assert [(aside / "note.txt").read_text() for aside in asides] == ["first", "second"]
+    assert [aside.name.partition(".")[2] for aside in asides] == ["old-unknown", "old-unknown-2"]
+
+
 def test_work_whose_record_is_broken_is_set_aside_and_not_gone_on_with(world):
     broken_step_in_partial(world)
     assert world.run() == 0

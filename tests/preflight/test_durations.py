@@ -46,7 +46,8 @@ def build(
     planned, step, cost: dict, seconds: float = 60.0, device: str | None = None, created: str = "1"
 ) -> None:
     inputs = {
-        name: {"fingerprint": planned.fingerprint(source)} for name, source, _ in step.edges()
+        name: {"fingerprint": planned.fingerprint(source), "content": ""}
+        for name, source, _ in step.edges()
     }
     made = {
         "config": step.config.model_dump(mode="json"),
@@ -54,7 +55,8 @@ def build(
         "cost": cost,
         "seconds": seconds,
     }
-    made |= {"files": [], "created": created, "provenance": {"device": device or hardware.device()}}
+    made |= {"stage": step.stage, "fingerprint": planned.fingerprint(step), "files": []}
+    made |= {"created": created, "provenance": {"device": device or hardware.device()}}
     write_json(planned.folder(step) / "manifest.json", made)
 
 

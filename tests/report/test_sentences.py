@@ -459,7 +459,8 @@ def test_a_control_cannot_be_had_on_dev_by_its_own_knob_alone():
 
 def test_what_calibrates_a_scorer_names_it():
     assert (
-        "ARGS=scorer=gold" in dict(trust(report(question(), gap("gold", 0.1, 0.2))))["Calibration"]
+        "verdicts.jsonl scorer=gold"
+        in dict(trust(report(question(), gap("gold", 0.1, 0.2))))["Calibration"]
     )
 
 

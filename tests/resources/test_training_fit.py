@@ -245,7 +245,7 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
         rows_at_once("none", 2)
     assert rows_at_once("none", 80) == 8, "what was refused settles nothing"
     with pytest.raises(
-        UserError, match="There are 5.4 GiB .runtime.memory=0.9 of 6 GiB free on NVIDIA"
+        UserError, match="There are 5.4 GiB .train.runtime.memory=0.9 of 6 GiB free on NVIDIA"
     ):
         rows_at_once("roomy", 6)
 

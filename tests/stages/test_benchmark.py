@@ -356,7 +356,8 @@ def test_what_was_absent_is_looked_for_again_and_leaves_nothing_behind(tmp_path)
     work, final = tmp_path / "x.partial", tmp_path / "x"
     for said in ("No network.", "Still none."):
         write_text(work / ABSENT_FILE, said)
-        store.seal(work, {"inputs": {}, "files": store.list_files(work)})
+        made = {"stage": "benchmark", "fingerprint": "x", "config": {}, "cost": {}, "seconds": 1.0}
+        store.seal(work, {**made, "inputs": {}, "files": store.list_files(work)})
         store.publish(work, final)
         assert (
             store.fault(final, store.read_manifest(final), {})
