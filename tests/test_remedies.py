@@ -367,7 +367,7 @@ def test_every_target_of_make_that_a_message_names_is_there():
         for word in re.findall(r"\bmake ([a-z_-]+)\b", text)
     }
     sentences = {"one", "it", "pairs", "no", "the", "a", "them", "up", "looks"}  # to make something
-    assert len({word for _, word in named} & targets) >= 4
+    assert "install" in {word for _, word in named}, "the rest of what is typed is `strop …`"
     assert {word for _, word in named} - targets <= sentences
 
 
