@@ -38,7 +38,7 @@ from pipeline.config.checks import (
     RegexScorer,
     RuleScorer,
 )
-from pipeline.config.cross_checks import mismatches
+from pipeline.config.cross_checks import find_mismatches
 from pipeline.config.demonstrations import (
     DemonstrationsConfig,
     JsonlDemonstrations,
@@ -46,7 +46,7 @@ from pipeline.config.demonstrations import (
     RehearsalConfig,
 )
 from pipeline.config.exam import (
-    BEST_OF,
+    BEST_OF_PREFIX,
     CONTROL,
     PROMPTED,
     ChatConfig,
@@ -54,7 +54,7 @@ from pipeline.config.exam import (
     Evaluation,
     ExamConfig,
     GateConfig,
-    Prompted,
+    PromptedBaseline,
 )
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.judge import (
@@ -66,12 +66,18 @@ from pipeline.config.judge import (
     JudgeRuntime,
     Name,
     PairwiseScorer,
+    RubricScale,
     RubricScorer,
-    Scale,
     ServiceRuntime,
     VllmEngine,
 )
-from pipeline.config.launch import KINDS, SHARDED, SHARED, LaunchedRuntime, TrainerRuntime
+from pipeline.config.launch import (
+    DISTRIBUTED_TYPES,
+    SHARDED_STATE,
+    SHARDED_WEIGHTS,
+    LaunchedRuntime,
+    TrainerRuntime,
+)
 from pipeline.config.models import (
     BaseConfig,
     BestOfNConfig,
@@ -81,7 +87,7 @@ from pipeline.config.models import (
     SftTraining,
     TinyBase,
 )
-from pipeline.config.offline import OfflineConfig, PreferenceRows, Shape
+from pipeline.config.offline import OfflineConfig, PreferenceRows, PreferenceShape
 from pipeline.config.pair import (
     AllPairs,
     BestRandom,
@@ -101,32 +107,32 @@ from pipeline.config.pair import (
     TopBottom,
 )
 from pipeline.config.prompts import (
-    Caps,
     DecontaminationConfig,
+    EvaluationQuestions,
     FilePrompts,
     HubPrompts,
     PlaygroundPrompts,
+    PromptCaps,
     PromptRows,
     PromptsConfig,
     PromptShape,
-    Questions,
-    Split,
+    PromptSplit,
 )
 from pipeline.config.reward import (
-    GivenPreferences,
     PlaygroundPreferences,
     PreferencesConfig,
     RewardCheckpoint,
     RewardConfig,
     RewardTraining,
+    UserPreferences,
 )
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 from pipeline.config.sample import (
     ANSWER,
-    LATER,
+    LATER_TURN,
     BackendConfig,
-    Batch,
-    Conversation,
+    BatchRuntime,
+    ConversationRequest,
     EndpointBackend,
     EndpointRuntime,
     Reasoning,
@@ -143,7 +149,7 @@ from pipeline.config.sample import (
     VllmRuntime,
 )
 from pipeline.config.score import (
-    BestScored,
+    BestAnswersConfig,
     EnsembleScorer,
     FunctionScorer,
     LabelsScorer,
@@ -166,7 +172,7 @@ from pipeline.config.training import (
 )
 
 
-class Sweep(Block):
+class SweepConfig(Block):
     """What happens when a multirun ends."""
 
     kl_budget: PositiveFloat | None
@@ -174,7 +180,7 @@ class Sweep(Block):
     keep: Literal["best", "all"]
 
 
-class Cost(Block):
+class CostConfig(Block):
     """What things cost here: prices, for the estimates."""
 
     gpu_hour: NonNegativeFloat | None
@@ -213,8 +219,8 @@ class Config(Block):
     benchmark: dict[Name, BenchmarkConfig]
     evaluate: EvaluateConfig
     tracker: TrackerConfig | None
-    sweep: Sweep
-    cost: Cost
+    sweep: SweepConfig
+    cost: CostConfig
 
     store: Folder
     runs: Folder
@@ -223,11 +229,11 @@ class Config(Block):
     verify: bool
 
     @property
-    def marking(self) -> tuple[str, ScoreConfig]:
+    def eval_scoring(self) -> tuple[str, ScoreConfig]:
         """What marks the exams that the report compares, and under which knob it stands."""
-        return self.marking_on(self.exam.split)
+        return self.scoring_on(self.exam.split)
 
-    def marking_on(self, split: str) -> tuple[str, ScoreConfig]:
+    def scoring_on(self, split: str) -> tuple[str, ScoreConfig]:
         """Gold scorers and paid judges see test only."""
         if split == "test":
             return "exam.score", self.exam.score
@@ -238,9 +244,9 @@ class Config(Block):
         )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check_mismatches(self) -> Self:
         """What no block can know alone; every mismatch is said at once."""
-        faults = list(mismatches(self))
+        faults = list(find_mismatches(self))
         if faults:
             raise ValueError("\n".join(faults))
         return self

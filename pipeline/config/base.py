@@ -24,10 +24,10 @@ from pipeline import hardware
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and torch both take
 # `auto` is what the device here computes in. Reading the config resolves it, so that no identity holds `auto`.
-resolved = AfterValidator(hardware.resolve_dtype)
-Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], resolved]
+resolve_auto = AfterValidator(hardware.resolve_dtype)
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], resolve_auto]
 TrainingDtype = Annotated[
-    Literal["auto", "float32", "bfloat16"], resolved
+    Literal["auto", "float32", "bfloat16"], resolve_auto
 ]  # float16 overflows without loss scaling
 Workers = Literal["auto"] | PositiveInt  # processes of one stage, each with GPUs of its own
 
@@ -46,7 +46,7 @@ class Weights(Local):
     """A model: a local folder (its content enters identity) or the name of a hub repository (its commit does)."""
 
     @property
-    def local(self) -> bool:
+    def is_local(self) -> bool:
         return self.startswith((".", "/", "~")) or Path(self).exists()
 
 
@@ -58,21 +58,21 @@ class Function(str):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(cls._checked, core_schema.str_schema())
+        return core_schema.no_info_after_validator_function(cls._parse, core_schema.str_schema())
 
     @classmethod
-    def _checked(cls, text: str) -> "Function":
+    def _parse(cls, text: str) -> "Function":
         function = cls(text)
-        if not (function.name.isidentifier() and function.place):
+        if not (function.name.isidentifier() and function.source):
             raise ValueError("a function is written ./file.py:name or package.module.name")
         return function
 
     @property
     def file(self) -> Local | None:
-        return Local(self.place) if ":" in self else None
+        return Local(self.source) if ":" in self else None
 
     @property
-    def place(self) -> str:
+    def source(self) -> str:
         return self.rpartition(":" if ":" in self else ".")[0]
 
     @property
@@ -89,14 +89,14 @@ class Block(BaseModel):
     )  # knobs that change nothing of what a stage makes
 
 
-def _not_empty(value: Any) -> Any:
+def _refuse_empty(value: Any) -> Any:
     """`store=` would mean the working directory."""
     if value == "":
         raise ValueError("a folder was expected, such as ./folder")
     return value
 
 
-Folder = Annotated[Path, BeforeValidator(_not_empty)]
+Folder = Annotated[Path, BeforeValidator(_refuse_empty)]
 
 
 class Limits(Block):
@@ -123,31 +123,35 @@ class Prices(Block):
     output: NonNegativeFloat
 
 
-class Unshown(PydanticCustomError):
+class SecretValueError(PydanticCustomError):
     """What is wrong with a value that may hold a key: it is never repeated."""
 
     def __new__(cls, said: LiteralString) -> Self:
         return super().__new__(cls, "unshown", said)
 
 
-def _address(url: str) -> str:
+def _check_address(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Unshown("an address such as http://localhost:8000/v1 was expected")
+        raise SecretValueError("an address such as http://localhost:8000/v1 was expected")
     if parts.username or parts.password or parts.query:
-        raise Unshown("an address carries no key: name its environment variable in api_key_env")
+        raise SecretValueError(
+            "an address carries no key: name its environment variable in api_key_env"
+        )
     return url
 
 
-def _variable(name: str) -> str:
+def _check_variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise Unshown("the name of an environment variable was expected, never the key itself")
+        raise SecretValueError(
+            "the name of an environment variable was expected, never the key itself"
+        )
     return name
 
 
 # What a message may repeat: where a server stands, and under which name its key is kept.
-Address = Annotated[str, AfterValidator(_address)]
-Variable = Annotated[str, AfterValidator(_variable)]
+Address = Annotated[str, AfterValidator(_check_address)]
+EnvVariable = Annotated[str, AfterValidator(_check_variable)]
 
 
 _KEY_NAMES = re.compile(
@@ -160,7 +164,7 @@ _KEY_VALUES = re.compile(
 )
 
 
-def _keyless(body: dict[str, JsonValue]) -> dict[str, JsonValue]:
+def _refuse_keys(body: dict[str, JsonValue]) -> dict[str, JsonValue]:
     waiting: list[JsonValue] = [body]
     while waiting:
         item = waiting.pop()
@@ -170,7 +174,7 @@ def _keyless(body: dict[str, JsonValue]) -> dict[str, JsonValue]:
         if any(map(_KEY_NAMES.search, names)) or (
             isinstance(item, str) and _KEY_VALUES.match(item.strip())
         ):
-            raise Unshown(
+            raise SecretValueError(
                 "a request's body carries no key, which every run would write down:"
                 " name its environment variable in runtime.api_key_env"
             )
@@ -181,14 +185,14 @@ def _keyless(body: dict[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 # More fields of a request. They are identity and stand in the folder of every run, so none of them may be a key.
-Body = Annotated[dict[str, JsonValue], AfterValidator(_keyless)]
+RequestBody = Annotated[dict[str, JsonValue], AfterValidator(_refuse_keys)]
 
 
 class Server(Block):
     """Where a server of the user's naming stands, what opens it and how it is asked: none of it is identity."""
 
     base_url: Address
-    api_key_env: Variable | None
+    api_key_env: EnvVariable | None
     concurrency: PositiveInt
     timeout: PositiveFloat
     retries: NonNegativeInt

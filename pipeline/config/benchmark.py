@@ -24,7 +24,7 @@ class BenchmarkConfig(Block):
     backend: Annotated[TransformersBackend | VllmBackend, Field(discriminator="kind")]
 
     @model_validator(mode="after")
-    def _of_the_hub(self) -> Self:
+    def _check_revision(self) -> Self:
         if self.data is not None and self.revision is not None:
             raise ValueError(
                 "data lies on this machine, and revision is of the hub's rows. Leave one of them null"

@@ -18,7 +18,7 @@ class RuleScorer(Block):
     gold: bool
 
     @property
-    def reads(self) -> list[str]:
+    def required_columns(self) -> list[str]:
         """The prompts' columns that it cannot do without."""
         return ["constraints"]
 
@@ -31,7 +31,7 @@ class RegexScorer(Block):
     gold: bool
 
     @model_validator(mode="after")
-    def _compiles(self) -> Self:
+    def _check_pattern(self) -> Self:
         try:
             re.compile(self.pattern)
         except re.error as error:
@@ -54,7 +54,7 @@ class LengthScorer(Block):
     gold: bool
 
     @model_validator(mode="after")
-    def _a_band(self) -> Self:
+    def _check_band(self) -> Self:
         if self.least > self.most:
             raise ValueError(
                 f"least={self.least} is above most={self.most}: no length lies between them"
@@ -75,7 +75,7 @@ class IfevalScorer(Block):
     runtime: CheckRuntime
 
     @property
-    def reads(self) -> list[str]:
+    def required_columns(self) -> list[str]:
         return ["instruction_id_list", "kwargs"]
 
 
@@ -87,7 +87,7 @@ class MathScorer(Block):
     runtime: CheckRuntime
 
     @property
-    def reads(self) -> list[str]:
+    def required_columns(self) -> list[str]:
         return [self.column]
 
 
@@ -108,11 +108,11 @@ class CodeScorer(Block):
     runtime: CheckRuntime
 
     @property
-    def reads(self) -> list[str]:
+    def required_columns(self) -> list[str]:
         return [self.column]
 
     @model_validator(mode="after")
-    def _allowed(self) -> Self:
+    def _check_permission(self) -> Self:
         if not self.allow_code_execution:
             raise ValueError(
                 "this scorer runs code that a model wrote, on this machine, and that was not allowed."

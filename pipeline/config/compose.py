@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import Config
-from pipeline.config.validation import Asked, Written, leaves, validated
+from pipeline.config.validation import BlockT, Composition, iter_leaves, validate
 from pipeline.errors import UserError, nearest
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -23,9 +23,9 @@ RECIPES = (
 FLAGS = "-m", "--multirun", "--config-dir", "-cd"
 USAGE = "Usage: strop run [-m] [--config-dir FOLDER] [recipes=NAME] [group=choice …] [key=value …]"
 
-SHOWN = 300  # characters of a word that nobody can read
+MAX_SHOWN = 300  # characters of a word that nobody can read
 
-READABLE = """\
+GRAMMAR_HINT = """\
   Write key=value: the key as in train.beta; the value a number, a word, [a, b], {a: 1}, or in quotes within quotes
   whatever holds more than that: 'key="any text [at all"'."""
 
@@ -48,13 +48,13 @@ class Arguments:
         for word in rest:
             flag, _, value = word.partition("=")
             if flag in ("--config-dir", "-cd"):
-                flags += ["--config-dir", _folder(value or next(rest, ""))]
+                flags += ["--config-dir", _check_recipes_folder(value or next(rest, ""))]
             elif word in ("-m", "--multirun"):
                 flags.append(word)
             elif word.startswith("-"):
                 raise UserError(f"{word}: no such flag. {nearest(word, list(FLAGS))}\n  {USAGE}")
             else:
-                overrides.append(_override(word))
+                overrides.append(_normalize_override(word))
         return cls(flags, overrides)
 
     @property
@@ -65,11 +65,11 @@ class Arguments:
     def searchpath(self) -> list[str]:
         """Where Hydra finds recipes beside our own, which conf/recipes links to."""
         return [
-            f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in self.own_recipes)}]"
+            f"hydra.searchpath=[{','.join(quote(f'file://{folder}') for folder in self.user_folders)}]"
         ]
 
     @property
-    def own_recipes(self) -> list[str]:
+    def user_folders(self) -> list[str]:
         if "--config-dir" not in self.flags:
             return []
         folder = Path(self.flags[self.flags.index("--config-dir") + 1])
@@ -85,19 +85,19 @@ class Arguments:
         return [str(folder)]
 
 
-def _is_odd(value: str) -> bool:
+def _needs_quotes(value: str) -> bool:
     """Whether Hydra's grammar would trip over a value that is plainly text: not quoted, no list, no call, no sweep."""
     meant = re.match(r"""['"\[{$]|(choice|range|interval|shuffle|sort|tag|glob)\(""", value)
     return not meant and "\\" not in value and bool(re.search(r"[=()\[\]{}#']", value))
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """A text as Hydra's grammar reads it back, whatever stands in it; a `$` begins no interpolation."""
     text = re.sub(r"\\*\$\{", lambda found: "\\" * (2 * len(found[0]) - 3) + "${", text)
     return '"' + re.sub(r'(\\*)"', r'\1\1\\"', re.sub(r"(\\+)$", r"\1\1", text)) + '"'
 
 
-def _folder(value: str) -> str:
+def _check_recipes_folder(value: str) -> str:
     folder = Path(value).absolute()
     if not (folder / "recipes").is_dir():
         raise UserError(
@@ -106,7 +106,7 @@ def _folder(value: str) -> str:
     return str(folder)
 
 
-def _override(word: str) -> str:
+def _normalize_override(word: str) -> str:
     key, equals, value = word.partition("=")
     if not equals and word.startswith("~"):
         return word  # takes out what a recipe or `+group@place` mounted
@@ -114,7 +114,7 @@ def _override(word: str) -> str:
         raise UserError(
             f"{word}: not an override. Write key=value, such as train.beta=0.05 (see docs/cli.md)."
         )
-    if _is_odd(value):
+    if _needs_quotes(value):
         value = '"' + value.replace('"', '\\"') + '"'  # a path such as data/a=b(1).jsonl
     group = "@" in key or key.lstrip("+~") == "recipes" or (CONF / key.lstrip("+~")).is_dir()
     plain = group or key.startswith(("+", "~", "hydra.", "hydra/"))
@@ -132,34 +132,37 @@ def compose(arguments: Arguments) -> tuple[list[Config], bool]:
 
 
 def _compose_points(arguments: Arguments) -> tuple[list[Config], bool]:
-    asked = _parsed(arguments.overrides)
-    first = _compose(
+    asked = _parse_overrides(arguments.overrides)
+    first = _compose_overrides(
         arguments,
         [o.input_line for o in asked if not (arguments.multirun and o.is_sweep_override())],
     )
-    if not (arguments.multirun or first.hydra.mode == _multirun()):
-        return [point(first, first.hydra)], False
+    if not (arguments.multirun or first.hydra.mode == _multirun_mode()):
+        return [validate_point(first, first.hydra)], False
     params = [f"{key}={value}" for key, value in (first.hydra.sweeper.get("params") or {}).items()]
-    composed = [_compose(arguments, overrides) for overrides in _points([*_parsed(params), *asked])]
-    return [point(one, one.hydra) for one in composed], True
+    composed = [
+        _compose_overrides(arguments, overrides)
+        for overrides in _expand_sweep([*_parse_overrides(params), *asked])
+    ]
+    return [validate_point(one, one.hydra) for one in composed], True
 
 
-def block(arguments: Arguments, shape: type[Asked]) -> Asked:
+def compose_block(arguments: Arguments, shape: type[BlockT]) -> BlockT:
     """The blocks of the config that a shape asks for, by themselves: for side doors, whatever else has no value yet."""
-    composed = _compose(
-        arguments, [override.input_line for override in _parsed(arguments.overrides)]
+    composed = _compose_overrides(
+        arguments, [override.input_line for override in _parse_overrides(arguments.overrides)]
     )
     raw = {
         name: OmegaConf.to_container(composed[name], resolve=True) for name in shape.model_fields
     }
-    return validated(_written(raw, composed.hydra), shape)
+    return validate(_record_composition(raw, composed.hydra), shape)
 
 
-def point(composed: DictConfig, hydra: Any) -> Config:
+def validate_point(composed: DictConfig, hydra: Any) -> Config:
     """One composed point, validated; `recipe` is the name under which its run is filed, `command` what makes it."""
-    _refuse_files_as_values(read_words(hydra), hydra.runtime.choices)
+    _refuse_files_as_values(read_overrides(hydra), hydra.runtime.choices)
     choices = hydra.runtime.choices
-    _refuse_recipes_outside(choices.get("recipes"))
+    _check_recipe_name(choices.get("recipes"))
     try:
         own = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         raw: Any = OmegaConf.to_container(own, resolve=True)
@@ -172,14 +175,14 @@ def point(composed: DictConfig, hydra: Any) -> Config:
     unresolved = OmegaConf.to_container(own, resolve=False)
     echoes = {
         place
-        for place, value in leaves(unresolved)
+        for place, value in iter_leaves(unresolved)
         if isinstance(value, str) and value.startswith("${")
     }
-    named = {**raw, "recipe": choices.get("recipes") or "run", "command": command_of(hydra)}
-    return validated(_written(named, hydra), Config, echoes)
+    named = {**raw, "recipe": choices.get("recipes") or "run", "command": build_command(hydra)}
+    return validate(_record_composition(named, hydra), Config, echoes)
 
 
-def _refuse_recipes_outside(recipe: str | None) -> None:
+def _check_recipe_name(recipe: str | None) -> None:
     """A run is filed under its recipe's name, which therefore leads out of no folder."""
     parts = (recipe or "run").split("/")
     if not {"", ".", ".."} & set(parts) and parts[0] != "latest":
@@ -202,40 +205,47 @@ def _refuse_files_as_values(words: list[str], choices: dict[str, Any]) -> None:
                 )
 
 
-def _written(raw: dict[str, Any], hydra: Any) -> Written:
+def _record_composition(raw: dict[str, Any], hydra: Any) -> Composition:
     choices = {key: str(value) for key, value in hydra.runtime.choices.items() if value is not None}
-    return Written(raw, choices, _parsed(read_words(hydra)))
+    return Composition(raw, choices, _parse_overrides(read_overrides(hydra)))
 
 
-PASSING = "store", "runs", "until", "dry_run", "verify", "tracker"  # change nothing of what is made
+NOT_IN_COMMAND = (
+    "store",
+    "runs",
+    "until",
+    "dry_run",
+    "verify",
+    "tracker",
+)  # change nothing of what is made
 
 
-def read_words(hydra: Any) -> list[str]:
+def read_overrides(hydra: Any) -> list[str]:
     """The overrides as they were typed: read as values of a config, `${nope}` among them would be looked up."""
     words: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     return list(words)
 
 
-def command_of(hydra: Any) -> str:
+def build_command(hydra: Any) -> str:
     """What is typed for this point alone, without what says where and how far it runs and who watches."""
-    typed = [word.removeprefix("++") for word in read_words(hydra)]
-    words = [word for word in typed if re.split(r"[.=]", word)[0] not in PASSING]
+    typed = [word.removeprefix("++") for word in read_overrides(hydra)]
+    words = [word for word in typed if re.split(r"[.=]", word)[0] not in NOT_IN_COMMAND]
     own = [
         word
         for folder in hydra.searchpath
         for word in ("--config-dir", folder.removeprefix("file://"))
     ]
-    alone = ["hydra.mode=RUN"] if hydra.mode == _multirun() else []
+    alone = ["hydra.mode=RUN"] if hydra.mode == _multirun_mode() else []
     return " ".join(["strop run", *map(shlex.quote, [*own, *words, *alone])])
 
 
-def _multirun() -> Any:
+def _multirun_mode() -> Any:
     from hydra.types import RunMode
 
     return RunMode.MULTIRUN
 
 
-def _compose(arguments: Arguments, overrides: list[str]) -> DictConfig:
+def _compose_overrides(arguments: Arguments, overrides: list[str]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
@@ -249,10 +259,10 @@ def _compose(arguments: Arguments, overrides: list[str]) -> DictConfig:
     except (
         Exception
     ) as error:  # for odd words it raises ValueError, TypeError and AssertionError as well
-        raise UserError(_said_by_hydra(error, arguments.own_recipes)) from error
+        raise UserError(_describe_hydra_error(error, arguments.user_folders)) from error
 
 
-def _parsed(overrides: list[str]) -> list[Any]:
+def _parse_overrides(overrides: list[str]) -> list[Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser, read, faults = OverridesParser.create(), [], []
@@ -260,14 +270,16 @@ def _parsed(overrides: list[str]) -> list[Any]:
         try:
             read.append(parser.parse_override(word))
         except Exception as error:  # beside its own errors ValueError and RecursionError
-            shown = word.removeprefix("++")[:SHOWN]
-            faults.append(f"command line: {shown}: Hydra cannot read it ({str(error)[:SHOWN]}).")
+            shown = word.removeprefix("++")[:MAX_SHOWN]
+            faults.append(
+                f"command line: {shown}: Hydra cannot read it ({str(error)[:MAX_SHOWN]})."
+            )
     if faults:
-        raise UserError("\n".join([*faults, READABLE]))
+        raise UserError("\n".join([*faults, GRAMMAR_HINT]))
     return read
 
 
-def _points(asked: list[Any]) -> Iterator[list[str]]:
+def _expand_sweep(asked: list[Any]) -> Iterator[list[str]]:
     """The overrides of each point of a sweep, as Hydra's basic sweeper makes them."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
@@ -275,17 +287,17 @@ def _points(asked: list[Any]) -> Iterator[list[str]]:
         yield from batch
 
 
-def _said_by_hydra(error: Exception, own_recipes: list[str] | None = None) -> str:
+def _describe_hydra_error(error: Exception, user_folders: list[str] | None = None) -> str:
     """Hydra's composition errors in the house form."""
     text = str(error)
     if missing := re.search(r"Could not (?:find|load) '(\w+)/([^']+)'", text):
         group, name = missing.groups()
         folders = (
-            [RECIPES, *(Path(p) / "recipes" for p in own_recipes or [])]
+            [RECIPES, *(Path(p) / "recipes" for p in user_folders or [])]
             if group == "recipes"
             else [CONF / group]
         )
         known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
         return f"{group}={name}: there is no {group}/{name}.yaml. {nearest(name, known)}"
     hint = "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
-    return f"command line: {text.replace(hint, '') or 'Hydra cannot compose this'}\n{READABLE}"
+    return f"command line: {text.replace(hint, '') or 'Hydra cannot compose this'}\n{GRAMMAR_HINT}"

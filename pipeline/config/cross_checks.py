@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 
-def mismatches(cfg: "Config") -> Iterator[str]:
-    yield from _unmarked(cfg)
-    yield from _incomparable(cfg)
-    yield from _ungated(cfg)
-    yield from _unretained(cfg)
-    yield from _unmixable(cfg)
-    yield from _alone(cfg)
-    yield from _unfit(cfg)
+def find_mismatches(cfg: "Config") -> Iterator[str]:
+    yield from _check_scorers(cfg)
+    yield from _check_comparability(cfg)
+    yield from _check_gate(cfg)
+    yield from _check_retention(cfg)
+    yield from _check_mix(cfg)
+    yield from _check_samples_per_prompt(cfg)
+    yield from _check_best_of_n(cfg)
     if cfg.exam.sample.more:
         yield "exam.sample.more: every model answers as often as the others. Give exam.sample.more=[]"
-    yield from _rewardless(cfg)
-    yield from _unserved(cfg)
-    yield from _misplaced_gold(cfg)
-    yield from _nameless(cfg)
+    yield from _check_reward(cfg)
+    yield from _check_endpoints(cfg)
+    yield from _check_gold(cfg)
+    yield from _check_names(cfg)
     if cfg.rounds > 1 and cfg.sample.per_round is None:
         yield f"rounds={cfg.rounds} draw fresh prompts each: give sample.per_round=N, the prompts of one round."
-    yield from _off_at_step_0(cfg)
-    yield from _untrainable(cfg)
-    yield from _nested_folders(cfg)
+    yield from _check_reference(cfg)
+    yield from _check_sft(cfg)
+    yield from _check_folders(cfg)
 
 
-def _nested_folders(cfg: "Config") -> Iterator[str]:
+def _check_folders(cfg: "Config") -> Iterator[str]:
     """A run's folder in the store could be taken for a step's, and whoever removes the runs would remove the store."""
     store, runs = cfg.store.resolve(), cfg.runs.resolve()
     if store.is_relative_to(runs) or runs.is_relative_to(store):
@@ -46,9 +46,9 @@ def _nested_folders(cfg: "Config") -> Iterator[str]:
         )
 
 
-def _unmarked(cfg: "Config") -> Iterator[str]:
+def _check_scorers(cfg: "Config") -> Iterator[str]:
     """Scorers that something goes by, and that mark nothing there."""
-    _, marking = cfg.marking
+    _, marking = cfg.eval_scoring
     for knob, name, scorers in (
         ("pair.scorer", cfg.pair.scorer, cfg.score.scorers),
         ("evaluate.scorer", cfg.evaluate.scorer, marking.scorers),
@@ -62,9 +62,9 @@ def _unmarked(cfg: "Config") -> Iterator[str]:
             yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
 
 
-def _incomparable(cfg: "Config") -> Iterator[str]:
+def _check_comparability(cfg: "Config") -> Iterator[str]:
     """A score among a prompt's own answers says nothing of two models: its mean is a half for both."""
-    where, marking = cfg.marking
+    where, marking = cfg.eval_scoring
     apart = " Mark dev by others: +score@exam.dev_score=rules." if cfg.exam.split == "dev" else ""
     for name, scorer in marking.scorers.items():
         if isinstance(scorer, PairwiseScorer):
@@ -73,7 +73,7 @@ def _incomparable(cfg: "Config") -> Iterator[str]:
                 f" (exam.split={cfg.exam.split}).{apart} Compare models on test by +duel@exam.duels.{name}=default"
             )
     chief = marking.scorers.get(cfg.evaluate.scorer)
-    if isinstance(chief, EnsembleScorer) and chief.within_prompt:
+    if isinstance(chief, EnsembleScorer) and chief.is_within_prompt:
         knob = f"{where}.scorers.{cfg.evaluate.scorer}.combine"
         yield (
             f"evaluate.scorer={cfg.evaluate.scorer}: {knob}={chief.combine} compares the answers of one model to one"
@@ -81,17 +81,17 @@ def _incomparable(cfg: "Config") -> Iterator[str]:
         )
 
 
-def _ungated(cfg: "Config") -> Iterator[str]:
+def _check_gate(cfg: "Config") -> Iterator[str]:
     """The gate compares models by what marks their dev exams."""
     if cfg.gate is None:
         return
-    where, marking = cfg.marking_on("dev")
+    where, marking = cfg.scoring_on("dev")
     chief = marking.scorers.get(cfg.gate.scorer)
     if chief is None:
         known = nearest(cfg.gate.scorer, [*marking.scorers])
         yield f"gate.scorer={cfg.gate.scorer}: {where} has no such scorer. {known}"
     elif isinstance(chief, PairwiseScorer) or (
-        isinstance(chief, EnsembleScorer) and chief.within_prompt
+        isinstance(chief, EnsembleScorer) and chief.is_within_prompt
     ):
         yield (
             f"gate.scorer={cfg.gate.scorer} compares a model's answers with each other and cannot tell models apart."
@@ -99,9 +99,9 @@ def _ungated(cfg: "Config") -> Iterator[str]:
         )
 
 
-def _unretained(cfg: "Config") -> Iterator[str]:
+def _check_retention(cfg: "Config") -> Iterator[str]:
     """What may not be lost has to be measured."""
-    _, marking = cfg.marking
+    _, marking = cfg.eval_scoring
     known = [*cfg.benchmark, *marking.scorers]
     for name in cfg.evaluate.retention:
         scorer = name.partition("/")[0]  # or one of its criteria
@@ -111,7 +111,7 @@ def _unretained(cfg: "Config") -> Iterator[str]:
             yield f"evaluate.retention.{name}: benchmarks belong to exams on test. Give exam.split=test"
 
 
-def _misplaced_gold(cfg: "Config") -> Iterator[str]:
+def _check_gold(cfg: "Config") -> Iterator[str]:
     """What chooses, pairs or points of a sweep, never sees the scorer that tells whether choosing overdid it."""
     for where, choosing in (("score", cfg.score), ("exam.dev_score", cfg.exam.dev_score)):
         for name, scorer in choosing.scorers.items() if choosing else ():
@@ -120,7 +120,7 @@ def _misplaced_gold(cfg: "Config") -> Iterator[str]:
                 yield f"{knob}: a gold scorer marks exams on test alone; move it to exam.score.scorers."
 
 
-def _unserved(cfg: "Config") -> Iterator[str]:
+def _check_endpoints(cfg: "Config") -> Iterator[str]:
     """An endpoint serves one model that nobody here restarts: who would be drawn from it under another's name."""
     if cfg.exam.sample.backend.kind == "endpoint":
         yield (
@@ -145,7 +145,7 @@ def _unserved(cfg: "Config") -> Iterator[str]:
         )
 
 
-def _nameless(cfg: "Config") -> Iterator[str]:
+def _check_names(cfg: "Config") -> Iterator[str]:
     """Names in the exam that stand for something elsewhere: a set of questions, and people beside judges."""
     for name in cfg.exam.chats:
         if name not in cfg.prompts.evaluation:
@@ -155,11 +155,11 @@ def _nameless(cfg: "Config") -> Iterator[str]:
             )
     for name in cfg.evaluate.labels:
         judges = {judge for chat in cfg.exam.chats.values() for judge in chat.duels}
-        if name in {*judges, *cfg.exam.duels, *cfg.marking[1].scorers}:
+        if name in {*judges, *cfg.exam.duels, *cfg.eval_scoring[1].scorers}:
             yield f"evaluate.labels.{name}: a judge or scorer of that name marks this exam. Give people another name."
 
 
-def _unmixable(cfg: "Config") -> Iterator[str]:
+def _check_mix(cfg: "Config") -> Iterator[str]:
     """Offline rows and rounds: who asks for what nobody gives."""
     mix = cfg.pair.mix
     if mix.offline and cfg.offline is None:
@@ -173,11 +173,11 @@ def _unmixable(cfg: "Config") -> Iterator[str]:
         yield f"rounds={cfg.rounds}: with offline rows only, every round would train on the same rows. Give rounds=1."
     if cfg.rounds > 1 and mix.on_policy and mix.offline and mix.per_round is None:
         yield f"rounds={cfg.rounds}: each round takes a block of offline rows of its own. Give pair.mix.per_round=ROWS."
-    if not mix.offline and cfg.pair.asks_prior:
+    if not mix.offline and cfg.pair.needs_sft_logps:
         yield "pair.filters.min_reference: it is asked of offline rows alone, and pair.mix.offline=0 takes none."
 
 
-def _alone(cfg: "Config") -> Iterator[str]:
+def _check_samples_per_prompt(cfg: "Config") -> Iterator[str]:
     """A pair needs two samples, unless a prompt's own answer is one side or each sample is a thumb."""
     drawn = sum(setting.n for setting in cfg.sample.settings.values()) + sum(cfg.sample.more)
     lone = cfg.pair.strategy.kind == "demonstration" or cfg.pair.thumbs_at is not None
@@ -188,7 +188,7 @@ def _alone(cfg: "Config") -> Iterator[str]:
         )
 
 
-def _unfit(cfg: "Config") -> Iterator[str]:
+def _check_best_of_n(cfg: "Config") -> Iterator[str]:
     """`init: refit` and the block that it starts from."""
     if (cfg.init == "refit") != (cfg.refit is not None):
         given = (
@@ -204,7 +204,7 @@ def _unfit(cfg: "Config") -> Iterator[str]:
         yield "init=refit: with offline rows only, there are no samples to start from. Give init=sft refit=none."
 
 
-def _rewardless(cfg: "Config") -> Iterator[str]:
+def _check_reward(cfg: "Config") -> Iterator[str]:
     """The reward model: who asks for one that is not there, and one that nobody asks."""
     marking = {
         "score": cfg.score,
@@ -212,7 +212,9 @@ def _rewardless(cfg: "Config") -> Iterator[str]:
         "exam.dev_score": cfg.exam.dev_score,
     }
     asking = [
-        f"{place}.scorers" for place, scorers in marking.items() if scorers and scorers.asks_reward
+        f"{place}.scorers"
+        for place, scorers in marking.items()
+        if scorers and scorers.uses_reward_stage
     ]
     if asking and cfg.reward is None:
         yield (
@@ -232,7 +234,7 @@ def _rewardless(cfg: "Config") -> Iterator[str]:
         )
 
 
-def _off_at_step_0(cfg: "Config") -> Iterator[str]:
+def _check_reference(cfg: "Config") -> Iterator[str]:
     """Ready reference values have to come from the form of the model that the training holds them against."""
     if cfg.train.logps == "ready" and cfg.refer.dtype != cfg.train.dtype:
         yield (
@@ -249,7 +251,7 @@ def _off_at_step_0(cfg: "Config") -> Iterator[str]:
         )
 
 
-def _untrainable(cfg: "Config") -> Iterator[str]:
+def _check_sft(cfg: "Config") -> Iterator[str]:
     """What sft=train needs beside it."""
     if isinstance(cfg.sft, SftTraining) and cfg.sft.fence.ngram != cfg.prompts.fence.ngram:
         yield (

@@ -35,9 +35,9 @@ class RehearsalConfig(Block):
     template_kwargs: dict[str, JsonValue]
 
 
-def _none_of_nothing(block: Any) -> Any:
+def _drop_zero_share(block: Any) -> Any:
     """A share of 0 is the training without any, in identity too: the point of a sweep where it begins."""
     return None if isinstance(block, dict) and block.get("share") == 0 else block
 
 
-Rehearsed = Annotated[RehearsalConfig | None, BeforeValidator(_none_of_nothing)]
+OptionalRehearsal = Annotated[RehearsalConfig | None, BeforeValidator(_drop_zero_share)]

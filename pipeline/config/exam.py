@@ -12,11 +12,11 @@ from pipeline.config.sample import ANSWER, SampleConfig, SampleRequest, Turn
 from pipeline.config.score import ReferenceConfig, ScoreConfig
 
 # Rows of the table that are SFT drawn once more.
-CONTROL, PROMPTED, BEST_OF = "control", "prompted", "best-of-"
-TAKEN = "base", "sft", CONTROL, PROMPTED
+CONTROL, PROMPTED, BEST_OF_PREFIX = "control", "prompted", "best-of-"
+RESERVED_NAMES = "base", "sft", CONTROL, PROMPTED
 
 
-class Prompted(Block):
+class PromptedBaseline(Block):
     """What SFT is shown beside the prompt: is training worth it, or would a word have done?"""
 
     system: Annotated[str, Field(min_length=1)] | None
@@ -40,28 +40,33 @@ class ExamConfig(Block):
     duels: dict[Name, DuelConfig]
     control: bool
     best_of: Annotated[int, Field(ge=2)] | None
-    prompted: Prompted | None
+    prompted: PromptedBaseline | None
     others: dict[Name, OtherModel]
     chats: dict[Name, ChatConfig]
 
     @property
-    def gold(self) -> list[str]:
+    def gold_scorers(self) -> list[str]:
         """The scorers that never made pairs."""
         return [name for name, scorer in self.score.scorers.items() if scorer.gold]
 
-    def rows(self) -> Iterator[tuple[str, SampleRequest]]:
+    def variant_requests(self) -> Iterator[tuple[str, SampleRequest]]:
         """SFT once more, under the row's name: nothing but answers, in seeds of their own."""
         if self.control:
-            yield CONTROL, self.sample.answers(CONTROL)
+            yield CONTROL, self.sample.request_answers(CONTROL)
         if self.best_of:
-            yield f"{BEST_OF}{self.best_of}", self.sample.answers("best-of", n=self.best_of)
+            yield (
+                f"{BEST_OF_PREFIX}{self.best_of}",
+                self.sample.request_answers("best-of", n=self.best_of),
+            )
         if self.prompted:
-            yield PROMPTED, self.sample.answers(PROMPTED, **dict(self.prompted))
+            yield PROMPTED, self.sample.request_answers(PROMPTED, **dict(self.prompted))
 
     @model_validator(mode="after")
-    def _others_have_names_of_their_own(self) -> Self:
+    def _check_names(self) -> Self:
         if taken := [
-            name for name in self.others if name in TAKEN or name.startswith(("round-", BEST_OF))
+            name
+            for name in self.others
+            if name in RESERVED_NAMES or name.startswith(("round-", BEST_OF_PREFIX))
         ]:
             raise ValueError(
                 f"others.{taken[0]}: the table has a row of that name already. Give it another name"
@@ -69,7 +74,7 @@ class ExamConfig(Block):
         return self
 
     @model_validator(mode="after")
-    def _rows_can_be_drawn(self) -> Self:
+    def _check_sampling(self) -> Self:
         if ANSWER not in self.sample.settings:
             raise ValueError(
                 f"sample.settings: scorers and judges read the setting {ANSWER}. Name one of them so"
@@ -108,7 +113,7 @@ class EvaluateConfig(Block):
     resamples: Annotated[int, Field(ge=2)]
     seed: Seed
 
-    def told(self, training: str | None, gold: list[str]) -> "Evaluation":
+    def with_scorers(self, training: str | None, gold: list[str]) -> "Evaluation":
         return Evaluation(**dict(self), training=training, gold=gold)
 
 

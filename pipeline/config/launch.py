@@ -12,18 +12,18 @@ from pipeline.errors import many
 Launch = Literal["auto", "torchrun", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
 # What accelerate has to find itself in after the start, by what was asked for.
-KINDS: dict[Launch, tuple[str, ...]] = {
+DISTRIBUTED_TYPES: dict[Launch, tuple[str, ...]] = {
     **dict.fromkeys(("auto", "torchrun", "ddp"), ("MULTI_GPU", "MULTI_CPU")),
     **dict.fromkeys(("zero1", "zero2", "zero3"), ("DEEPSPEED",)),
     "fsdp2": ("FSDP",),
 }
-SHARED = (
+SHARDED_STATE = (
     "zero1",
     "zero2",
     "zero3",
     "fsdp2",
 )  # what one process holds is a part of the training's state
-SHARDED = ("zero3", "fsdp2")  # of the weights too: no process has the model by itself
+SHARDED_WEIGHTS = ("zero3", "fsdp2")  # of the weights too: no process has the model by itself
 
 
 class TrainerRuntime(Block):
@@ -49,7 +49,7 @@ class LaunchedRuntime(TrainerRuntime):
     gpu_hour: NonNegativeFloat | None
 
     @model_validator(mode="after")
-    def _machines_meet_somewhere(self) -> Self:
+    def _check_address(self) -> Self:
         if self.machines > 1 and self.address is None:
             raise ValueError(
                 f"machines={self.machines} need an address: give address=HOST, where the others reach this one"
@@ -57,21 +57,21 @@ class LaunchedRuntime(TrainerRuntime):
         return self
 
     @property
-    def at_once(self) -> int:
+    def per_device(self) -> int:
         """`micro_batch` once it is a number: what is measured on the device settles `auto`."""
         assert isinstance(self.micro_batch, int)
         return self.micro_batch
 
-    def count(self, gpus: int) -> int:
+    def count_processes(self, gpus: int) -> int:
         """Processes on each machine: one per GPU unless a number is given."""
         return max(1, gpus) if self.processes == "auto" else self.processes
 
-    def world(self, gpus: int) -> int:
-        return self.count(gpus) * self.machines
+    def world_size(self, gpus: int) -> int:
+        return self.count_processes(gpus) * self.machines
 
-    def unfit(self, batch: int, gpus: int) -> str | None:
+    def explain_misfit(self, batch: int, gpus: int) -> str | None:
         """Why this many cannot train here; None: they can. Without any GPU several processes share the CPU."""
-        count, world = self.count(gpus), self.world(gpus)
+        count, world = self.count_processes(gpus), self.world_size(gpus)
         if self.launch.startswith("zero") and find_spec("deepspeed") is None:
             return (
                 f"train.runtime.launch={self.launch} needs the package deepspeed, which is not installed.\n"
@@ -82,19 +82,19 @@ class LaunchedRuntime(TrainerRuntime):
                 f"train.runtime.processes={count}: this machine shows {many(gpus, 'GPU')}, and each process takes"
                 f" one.\n  Give train.runtime.processes=auto or up to {gpus}, or run where there are {count}."
             )
-        if self.launch in SHARED and not gpus:
+        if self.launch in SHARDED_STATE and not gpus:
             return (
                 f"train.runtime.launch={self.launch} shares a model among GPUs, and this machine shows none.\n"
                 f"  Give train.runtime.launch=auto, or run where there are GPUs."
             )
-        if self.launch in SHARED and world == 1:
+        if self.launch in SHARDED_STATE and world == 1:
             return (
                 f"train.runtime.launch={self.launch} shares a model among several processes, and there is one.\n"
                 f"  Give train.runtime.launch=auto, or more GPUs."
             )
-        return self._indivisible(batch, world)
+        return self._explain_uneven_batch(batch, world)
 
-    def _indivisible(self, batch: int, world: int) -> str | None:
+    def _explain_uneven_batch(self, batch: int, world: int) -> str | None:
         least = world if self.micro_batch == "auto" else world * self.micro_batch
         if batch % least == 0:
             return None

@@ -21,9 +21,9 @@ class Checkpoint(Block):
     dtype: Dtype
 
     @property
-    def place(self) -> Path | str:
+    def name_or_path(self) -> Path | str:
         """A local folder, or a hub name."""
-        return Path(self.model).expanduser() if self.model.local else str(self.model)
+        return Path(self.model).expanduser() if self.model.is_local else str(self.model)
 
 
 class TinyBase(Block):

@@ -8,14 +8,14 @@ from pipeline.config.base import Block
 from pipeline.config.prompts import DecontaminationConfig
 from pipeline.config.rows import FileRows, HubRows
 
-Shape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "thumbs", "columns"]
+PreferenceShape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "thumbs", "columns"]
 
 
 class PreferenceRows(Block):
     """Where preferences lie and what their rows look like."""
 
     source: Annotated[FileRows | HubRows, Field(discriminator="kind")]
-    shape: Shape
+    shape: PreferenceShape
     columns: dict[str, str]
     thumbs_at: float | None
     on_bad_row: Literal["fail", "skip"]

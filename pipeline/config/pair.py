@@ -53,7 +53,7 @@ class MarginBand(Block):
     high: Share
 
     @model_validator(mode="after")
-    def _a_band(self) -> "MarginBand":
+    def _check_band(self) -> "MarginBand":
         if self.low >= self.high:
             raise ValueError(
                 f"low={self.low} is not below high={self.high}: no margin lies between them"
@@ -116,7 +116,7 @@ class Mix(Block):
     per_round: PositiveInt | None
 
     @model_validator(mode="after")
-    def _of_one(self) -> "Mix":
+    def _check_sum(self) -> "Mix":
         if abs(self.on_policy + self.offline - 1) > 1e-9:
             raise ValueError(
                 f"on_policy={self.on_policy} and offline={self.offline} are shares: they have to add up to 1"
@@ -139,21 +139,21 @@ class PairConfig(Block):
     seed: Seed
 
     @property
-    def asks_prior(self) -> bool:
+    def needs_sft_logps(self) -> bool:
         """Whether offline rows need their log-probabilities under the SFT model before they can be judged."""
         return self.filters.min_reference is not None
 
     @property
-    def asks_prompts(self) -> bool:
+    def needs_prompt_columns(self) -> bool:
         """Whether the prompts' own columns hold a side of the pairs."""
         return self.strategy.kind == "demonstration" and self.mix.on_policy > 0
 
     @property
-    def made_by(self) -> str | None:
+    def pairing_scorer(self) -> str | None:
         """The scorer whose marks made pairs of own samples; None where the pairs come from elsewhere."""
         return self.scorer if self.mix.on_policy and self.strategy.kind != "demonstration" else None
 
-    def of(self, round: int) -> "PairRound":
+    def for_round(self, round: int) -> "PairRound":
         return PairRound(**dict(self), round=round)
 
 
@@ -162,7 +162,7 @@ class PairRound(PairConfig):
 
     round: PositiveInt
 
-    def short_of(self, rows: int) -> str | None:
+    def explain_shortage(self, rows: int) -> str | None:
         """What to say when so many offline rows do not last for this round."""
         if (size := self.mix.per_round) is None or rows >= (needed := size * self.round):
             return None

@@ -20,7 +20,7 @@ class PromptRows(Block):
     columns: dict[str, str]
 
 
-def _of_path(value: Any) -> Any:
+def _expand_path(value: Any) -> Any:
     """A path alone means: a file whose columns tell its shape."""
     return (
         {"source": {"kind": "file", "path": value}, "shape": "auto", "columns": {}}
@@ -29,30 +29,30 @@ def _of_path(value: Any) -> Any:
     )
 
 
-NamedRows = Annotated[PromptRows, BeforeValidator(_of_path)]
+NamedRows = Annotated[PromptRows, BeforeValidator(_expand_path)]
 # So many prompts of the source, or a set of its own.
-Held = Annotated[
+HeldOut = Annotated[
     Annotated[PositiveInt, Tag("count")] | Annotated[NamedRows, Tag("set")],
     Discriminator(lambda value: "set" if isinstance(value, str | dict | PromptRows) else "count"),
 ]
 
 
-class Questions(Block):
+class EvaluationQuestions(Block):
     """One set of prompts.evaluation by itself, to be asked in exams."""
 
     rows: PromptRows
 
 
-class Split(Block):
-    dev: Held
-    test: Held
+class PromptSplit(Block):
+    dev: HeldOut
+    test: HeldOut
 
 
 class DecontaminationConfig(Block):
     ngram: PositiveInt
 
 
-class Caps(Block):
+class PromptCaps(Block):
     column: str
     most: PositiveInt
 
@@ -62,7 +62,7 @@ class PlaygroundPrompts(Block):
     rows: PositiveInt
     constraints: PositiveInt
     seed: Seed
-    split: Split
+    split: PromptSplit
     fence: DecontaminationConfig
 
     # Its prompts are few words put together anew: alike on purpose, and no set of anybody's.
@@ -71,22 +71,22 @@ class PlaygroundPrompts(Block):
     evaluation: ClassVar[dict[str, PromptRows]] = {}
 
 
-class GivenPrompts(Block):
+class UserPrompts(Block):
     """What is asked of prompts that a user brings, wherever they lie."""
 
     shape: PromptShape
     columns: dict[str, str]
     on_bad_row: Literal["fail", "skip"]
     near: Annotated[float, Field(gt=0, le=1)] | None
-    caps: Caps | None
+    caps: PromptCaps | None
     evaluation: dict[str, NamedRows]
     seed: Seed
-    split: Split
+    split: PromptSplit
     fence: DecontaminationConfig
 
     @field_validator("evaluation")
     @classmethod
-    def _names(cls, sets: dict[str, PromptRows]) -> dict[str, PromptRows]:
+    def _check_set_names(cls, sets: dict[str, PromptRows]) -> dict[str, PromptRows]:
         if taken := sorted({"train", "dev", "test"} & sets.keys()):
             raise ValueError(
                 f"{taken[0]} names a part of the prompts themselves; call the set something else"
@@ -94,18 +94,18 @@ class GivenPrompts(Block):
         return sets
 
 
-class FilePrompts(GivenPrompts):
+class FilePrompts(UserPrompts):
     kind: Literal["file"]
     path: Local
 
     @property
-    def given(self) -> PromptRows:
+    def prompt_rows(self) -> PromptRows:
         return PromptRows(
             source=FileRows(kind="file", path=self.path), shape=self.shape, columns=self.columns
         )
 
 
-class HubPrompts(GivenPrompts):
+class HubPrompts(UserPrompts):
     kind: Literal["hub"]
     dataset: HubDataset
     revision: str | None
@@ -113,7 +113,7 @@ class HubPrompts(GivenPrompts):
     hub_split: str
 
     @property
-    def given(self) -> PromptRows:
+    def prompt_rows(self) -> PromptRows:
         place = {
             "dataset": self.dataset,
             "revision": self.revision,

@@ -28,11 +28,11 @@ class PlaygroundPreferences(Block):
     seed: Seed
 
 
-class GivenPreferences(PreferenceRows):
+class UserPreferences(PreferenceRows):
     kind: Literal["given"]
 
 
-PreferencesConfig = Annotated[PlaygroundPreferences | GivenPreferences, Field(discriminator="kind")]
+PreferencesConfig = Annotated[PlaygroundPreferences | UserPreferences, Field(discriminator="kind")]
 
 
 class RewardTraining(Optimization):

@@ -13,12 +13,22 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.base import Block, Body, Dtype, Limits, Prices, Seed, Server, Share, Workers
+from pipeline.config.base import (
+    Block,
+    Dtype,
+    Limits,
+    Prices,
+    RequestBody,
+    Seed,
+    Server,
+    Share,
+    Workers,
+)
 from pipeline.errors import many
 
 KL = "kl"  # the setting of draws made for the KL estimate alone
 ANSWER = "answer"  # the setting that an exam's scorers and judges read
-LATER = "turn-"  # with a number: the settings of a conversation's later turns
+LATER_TURN = "turn-"  # with a number: the settings of a conversation's later turns
 
 
 class VllmRuntime(Block):
@@ -36,14 +46,14 @@ class VllmBackend(Block):
     runtime: VllmRuntime
 
 
-class Batch(Block):
+class BatchRuntime(Block):
     batch: PositiveInt
 
 
 class TransformersBackend(Block):
     kind: Literal["transformers"]
     dtype: Dtype
-    runtime: Batch
+    runtime: BatchRuntime
 
 
 class ScriptedBackend(Block):
@@ -83,7 +93,7 @@ class ServedModel(Block):
     kind: Literal["served"]
     model: Annotated[str, Field(min_length=1)]
     revision: str | None
-    body: Body
+    body: RequestBody
     runtime: ServedRuntime
 
 
@@ -104,12 +114,12 @@ class SamplingSettings(Block):
     few_shot: list[Turn]
 
     @property
-    def dressed(self) -> bool:
+    def has_extra_context(self) -> bool:
         """Whether the sampler is asked with more than the prompt."""
         return self.system is not None or bool(self.few_shot)
 
     @model_validator(mode="after")
-    def _equal_samples(self) -> Self:
+    def _check_samples_differ(self) -> Self:
         if self.n > 1 and self.temperature == 0:
             raise ValueError(
                 f"n={self.n} at temperature=0 draws the same completion {self.n} times;"
@@ -118,7 +128,7 @@ class SamplingSettings(Block):
         return self
 
     @model_validator(mode="after")
-    def _whole_examples(self) -> Self:
+    def _check_few_shot(self) -> Self:
         expected = ["user", "assistant"] * (len(self.few_shot) // 2)
         if [turn.role for turn in self.few_shot] != expected:
             raise ValueError(
@@ -140,7 +150,7 @@ class SampleRuntime(Block):
     workers: Workers
 
 
-class Drawn(Block):
+class SamplingBlock(Block):
     """What the user's block and each of its draws have in common."""
 
     settings: Annotated[dict[str, SamplingSettings], Field(min_length=1)]
@@ -153,7 +163,7 @@ class Drawn(Block):
     runtime: SampleRuntime
 
     @model_validator(mode="after")
-    def _kl_is_of_the_policy_itself(self) -> Self:
+    def _check_kl_setting(self) -> Self:
         """The mean of draws that are cut, filtered or asked otherwise is no KL."""
         kl = self.settings.get(KL)
         plain = {
@@ -172,59 +182,65 @@ class Drawn(Block):
         return self
 
 
-class SampleConfig(Drawn):
+class SampleConfig(SamplingBlock):
     backend: BackendConfig
     more: list[PositiveInt]
 
     @model_validator(mode="after")
-    def _more_differ(self) -> Self:
-        if self.more and not self._hot():
+    def _check_more(self) -> Self:
+        if self.more and not self._random_settings():
             raise ValueError(
                 "more: every setting has temperature 0 and would draw the same again; give more=[]"
             )
         return self
 
-    def draw(self, purpose: str, round: int = 1) -> "SampleRequest":
+    def request(self, purpose: str, round: int = 1) -> "SampleRequest":
         """One draw of all settings."""
-        return self._draw(purpose=purpose, round=round, wave=0, ties_by=None)
+        return self._build_request(purpose=purpose, round=round, wave=0, ties_by=None)
 
-    def answers(self, purpose: str, **changes: Any) -> "SampleRequest":
+    def request_answers(self, purpose: str, **changes: Any) -> "SampleRequest":
         """One draw of an exam's answers alone, some of it drawn otherwise."""
         settings = {ANSWER: self.settings[ANSWER].model_copy(update=changes)}
-        return self._draw(purpose=purpose, round=1, wave=0, ties_by=None, settings=settings)
+        return self._build_request(
+            purpose=purpose, round=1, wave=0, ties_by=None, settings=settings
+        )
 
-    def answers_of(self, other: Block) -> "SampleRequest":
+    def request_baseline_answers(self, other: Block) -> "SampleRequest":
         """What an exam asks of a model that is nobody's policy here: no draws for a KL that it does not have."""
-        exam = self.answers("exam")
+        exam = self.request_answers("exam")
         return (
             exam.model_copy(update={"backend": other}) if isinstance(other, ServedModel) else exam
         )
 
-    def conversation(self, turns: int, other: Block | None = None) -> "SampleRequest":
+    def request_conversation(self, turns: int, other: Block | None = None) -> "SampleRequest":
         """What is asked of a model in a chat benchmark: as an exam's answers, the whole set, in as many turns."""
         changes = {
             "per_round": None,
             **({"backend": other} if isinstance(other, ServedModel) else {}),
         }
-        single = self.answers("chat").model_copy(update=changes)
-        return Conversation(**dict(single), turns=turns) if turns > 1 else single
+        single = self.request_answers("chat").model_copy(update=changes)
+        return ConversationRequest(**dict(single), turns=turns) if turns > 1 else single
 
-    def waves(self, round: int, scorer: str) -> list["SampleRequest"]:
+    def request_waves(self, round: int, scorer: str) -> list["SampleRequest"]:
         """The draws of a round: the first of every prompt, each later one of those whose scores so far all tie."""
-        first = self.draw("train", round)
+        first = self.request("train", round)
         later = [
-            self._draw(
-                purpose="train", round=round, wave=wave, ties_by=scorer, settings=self._hot(n)
+            self._build_request(
+                purpose="train",
+                round=round,
+                wave=wave,
+                ties_by=scorer,
+                settings=self._random_settings(n),
             )
             for wave, n in enumerate(self.more, 1)
         ]
         return [first, *later]
 
-    def _draw(self, **which: Any) -> "SampleRequest":
+    def _build_request(self, **which: Any) -> "SampleRequest":
         own = {name: value for name, value in self if name != "more"}
         return SampleRequest(**{**own, **which})
 
-    def _hot(self, n: int = 1) -> dict[str, SamplingSettings]:
+    def _random_settings(self, n: int = 1) -> dict[str, SamplingSettings]:
         """The settings that draw something else each time."""
         return {
             name: s.model_copy(update={"n": n})
@@ -233,7 +249,7 @@ class SampleConfig(Drawn):
         }
 
 
-class SampleRequest(Drawn):
+class SampleRequest(SamplingBlock):
     """One sampling run: the user's block and which draw of it this is, so that no two draws share their seeds."""
 
     backend: Annotated[Union[BackendConfig, ServedModel], Field(discriminator="kind")]  # noqa: UP007
@@ -242,7 +258,7 @@ class SampleRequest(Drawn):
     wave: NonNegativeInt
     ties_by: str | None  # a later wave: the scorer by which the earlier ones' answers tie
 
-    def short_of(self, rows: int, at_most: bool = False) -> str | None:
+    def explain_shortage(self, rows: int, at_most: bool = False) -> str | None:
         """What to say when so many prompts, or fewer, do not last for all rounds."""
         if self.per_round is None or rows >= (
             needed := self.per_round * max(self.runtime.blocks, self.round)
@@ -258,17 +274,17 @@ class SampleRequest(Drawn):
         )
 
 
-class Conversation(SampleRequest):
+class ConversationRequest(SampleRequest):
     """Several turns, each a draw of its own after the model's own answers so far."""
 
     turns: Annotated[int, Field(ge=2)]
 
-    def turn(self, number: int) -> SampleRequest:
+    def request_turn(self, number: int) -> SampleRequest:
         """The first is as any other draw; a later one has another setting's name, and room for what was said."""
         [(name, setting)] = self.settings.items()
         room = number * self.limits.prompt + (number - 1) * self.limits.completion
         changes = {
-            "settings": {name if number == 1 else f"{LATER}{number}": setting},
+            "settings": {name if number == 1 else f"{LATER_TURN}{number}": setting},
             "limits": Limits(prompt=room, completion=self.limits.completion),
         }
         return SampleRequest(**{**{key: value for key, value in self if key != "turns"}, **changes})

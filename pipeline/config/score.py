@@ -43,7 +43,7 @@ class RewardModelScorer(Block):
     runtime: RewardModelRuntime
 
     @model_validator(mode="after")
-    def _pairs_have_segments(self) -> Self:
+    def _check_input(self) -> Self:
         if self.engine == "vllm" and self.input == "pair":
             raise ValueError(
                 "input=pair needs engine=transformers: vLLM is not told which tokens are question and which are answer"
@@ -82,12 +82,12 @@ class EnsembleScorer(Block):
         return sorted({*self.of, *self.gates})
 
     @property
-    def within_prompt(self) -> bool:
+    def is_within_prompt(self) -> bool:
         """Whether its scores only say how a prompt's answers compare: their mean is the same for any model."""
         return self.combine != "min"
 
     @model_validator(mode="after")
-    def _no_idle_weight(self) -> Self:
+    def _check_weights(self) -> Self:
         if self.combine == "min" and set(self.of.values()) != {1.0}:
             raise ValueError(
                 "combine=min takes the lowest score and knows no weights. Give each member the weight 1"
@@ -117,14 +117,14 @@ class ScoreConfig(Block):
     runtime: ScoreRuntime
 
     @property
-    def local(self) -> dict[str, ScorerConfig]:
+    def local_model_scorers(self) -> dict[str, ScorerConfig]:
         """Those that run a model on this machine: what workers share."""
-        return {name: scorer for name, scorer in sorted(self.scorers.items()) if gpus_of(scorer)}
+        return {name: scorer for name, scorer in sorted(self.scorers.items()) if count_gpus(scorer)}
 
     @property
-    def others(self) -> dict[str, ScorerConfig]:
+    def other_scorers(self) -> dict[str, ScorerConfig]:
         """Those that pay a server, have processes of their own, or are soon done."""
-        apart = {*self.local, *self.ensembles}
+        apart = {*self.local_model_scorers, *self.ensembles}
         return {name: scorer for name, scorer in sorted(self.scorers.items()) if name not in apart}
 
     @property
@@ -138,33 +138,33 @@ class ScoreConfig(Block):
     @property
     def gpus_each(self) -> int:
         """GPUs of one worker: its models are opened side by side."""
-        return max(map(gpus_of, self.local.values()), default=1)
+        return max(map(count_gpus, self.local_model_scorers.values()), default=1)
 
     @property
-    def asks_reward(self) -> bool:
+    def uses_reward_stage(self) -> bool:
         """Whether a scorer marks with the model of the run's own stage `reward`."""
         return any(
             isinstance(scorer, RewardModelScorer) and scorer.model is None
             for scorer in self.scorers.values()
         )
 
-    def of_best(self, scorer: str) -> "BestScored":
-        return BestScored(**dict(self), best_by=scorer)
+    def for_best_answers(self, scorer: str) -> "BestAnswersConfig":
+        return BestAnswersConfig(**dict(self), best_by=scorer)
 
     @model_validator(mode="after")
-    def _ensembles_have_members(self) -> Self:
-        if faults := list(_unfit_ensembles(self.scorers)):
+    def _check_ensembles(self) -> Self:
+        if faults := list(_find_ensemble_faults(self.scorers)):
             raise ValueError("\n".join(faults))
         return self
 
 
-class BestScored(ScoreConfig):
+class BestAnswersConfig(ScoreConfig):
     """The same scorers for each prompt's best answer alone, by a scorer that marked them all."""
 
     best_by: str
 
 
-def gpus_of(scorer: Any) -> int:
+def count_gpus(scorer: Any) -> int:
     """How many GPUs share the model that a scorer opens here; 0: it opens none."""
     match scorer:
         case RewardModelScorer():
@@ -175,7 +175,7 @@ def gpus_of(scorer: Any) -> int:
             return 0
 
 
-def _unfit_ensembles(scorers: dict[str, Any]) -> Iterator[str]:
+def _find_ensemble_faults(scorers: dict[str, Any]) -> Iterator[str]:
     single = [name for name, scorer in scorers.items() if scorer.kind != "ensemble"]
     for name, ensemble in scorers.items():
         for member in ensemble.members if ensemble.kind == "ensemble" else []:

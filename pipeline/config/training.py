@@ -14,16 +14,16 @@ from pydantic import (
 )
 
 from pipeline.config.base import Block, Seed, Share, TrainingDtype
-from pipeline.config.demonstrations import Rehearsed
+from pipeline.config.demonstrations import OptionalRehearsal
 from pipeline.config.guards import GuardsConfig
-from pipeline.config.launch import SHARDED, LaunchedRuntime, TrainerRuntime
-from pipeline.config.trl_args import check_args, looks_at_rows_together
+from pipeline.config.launch import SHARDED_WEIGHTS, LaunchedRuntime, TrainerRuntime
+from pipeline.config.trl_args import check_args, couples_rows
 from pipeline.errors import many
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
 
 # Of the usual rate: conf/train/dpo.yaml says why an adapter may have more.
-HIGHEST_RATE = {"full": (10, "ten"), "lora": (100, "a hundred"), "qlora": (100, "a hundred")}
+MAX_RATE_FACTOR = {"full": (10, "ten"), "lora": (100, "a hundred"), "qlora": (100, "a hundred")}
 
 
 class Optimization(Block):
@@ -45,7 +45,7 @@ class Optimization(Block):
     runtime: TrainerRuntime
 
     @model_validator(mode="after")
-    def _whole_steps(self) -> Self:
+    def _check_batch(self) -> Self:
         if isinstance(self.runtime.micro_batch, int) and self.batch % self.runtime.micro_batch:
             fits = max(n for n in range(1, self.runtime.micro_batch + 1) if self.batch % n == 0)
             raise ValueError(
@@ -94,7 +94,7 @@ class LoraAdapter(Block):
     save_merged: bool
 
     @model_validator(mode="after")
-    def _quantized_or_not(self) -> Self:
+    def _check_quantization(self) -> Self:
         if (self.kind == "qlora") != (self.quantization is not None):
             raise ValueError(
                 f"kind={self.kind} does not fit its quantization: choose adapter@train.adapter=lora or qlora"
@@ -117,13 +117,13 @@ class TrainConfig(Optimization):
     adapter: AdapterConfig
     eval_every: PositiveInt
     guards: GuardsConfig
-    rehearsal: Rehearsed
+    rehearsal: OptionalRehearsal
     args: dict[str, JsonValue]
     runtime: LaunchedRuntime
 
     @model_validator(mode="after")
-    def _no_rate_of_another_objective(self) -> Self:
-        usual, (times, said) = self.runtime.usual_rate, HIGHEST_RATE[self.adapter.kind]
+    def _check_learning_rate(self) -> Self:
+        usual, (times, said) = self.runtime.usual_rate, MAX_RATE_FACTOR[self.adapter.kind]
         if (
             self.learning_rate / usual > times * 1.00001
         ):  # 5e-6 is ten times 5e-7, whatever floating point makes of it
@@ -135,7 +135,7 @@ class TrainConfig(Optimization):
         return self
 
     @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> Self:
+    def _check_args(self) -> Self:
         dropout = getattr(self.adapter, "dropout", 0.0)
         check_args(self.trainer, self.args, self.loss, self.logps, dropout, self.adapter.kind)
         if self.trainer == "kto" and self.guards.stop_on == "accuracy":
@@ -148,9 +148,9 @@ class TrainConfig(Optimization):
         return self
 
     @model_validator(mode="after")
-    def _whole_in_each_process(self) -> Self:
+    def _check_sharding(self) -> Self:
         launch = self.runtime.launch
-        if launch in SHARDED and self.adapter.kind == "qlora":
+        if launch in SHARDED_WEIGHTS and self.adapter.kind == "qlora":
             raise ValueError(
                 f"runtime.launch={launch} takes weights apart, and those of adapter=qlora are packed into few bits: "
                 f"nobody has shown that they come back right. Use adapter=lora, or runtime.launch=ddp or zero2"
@@ -158,9 +158,9 @@ class TrainConfig(Optimization):
         return self
 
     @model_validator(mode="after")
-    def _rows_together(self) -> Self:
+    def _check_loss_group(self) -> Self:
         """`runtime` changes no result: where the rows of one forward pass matter, their number is `together`."""
-        coupled = looks_at_rows_together(self.trainer, self.args, self.loss)
+        coupled = couples_rows(self.trainer, self.args, self.loss)
         names, micro = ", ".join(self.loss), self.runtime.micro_batch
         if not coupled and self.together is not None:
             raise ValueError(
@@ -191,7 +191,7 @@ class TrainConfig(Optimization):
         return self
 
     @property
-    def low_rate(self) -> str | None:
+    def low_rate_warning(self) -> str | None:
         """What to say of a learning rate by which nothing is learned."""
         usual = self.runtime.usual_rate
         if self.learning_rate / usual > 0.0999:  # nor is a tenth under a tenth
@@ -201,7 +201,7 @@ class TrainConfig(Optimization):
             f"to change"
         )
 
-    def few_steps(self, steps: int) -> str | None:
+    def explain_few_steps(self, steps: int) -> str | None:
         """What to say where the warm-up takes at least twice the share of the steps that was asked for."""
         climbing = ceil(self.warmup * steps)
         if not climbing or climbing < 2 * self.warmup * steps:
@@ -217,24 +217,24 @@ class TrainConfig(Optimization):
         return self.logps == "live" and not self.args.get("sync_ref_model")
 
     @property
-    def rehearsed(self) -> int:
+    def rehearsal_rows(self) -> int:
         """Demonstrations beside the pairs of each step."""
         return max(1, round(self.rehearsal.share * self.batch)) if self.rehearsal else 0
 
-    def together_in_each(self, world: int) -> int | None:
+    def loss_group_per_process(self, world: int) -> int | None:
         """Of `together` rows those of one process: TRL averages kto's KL over all, and other losses look in one."""
         return self.together // world if self.together and self.trainer == "kto" else self.together
 
-    def unfit(self, gpus: int) -> str | None:
+    def explain_misfit(self, gpus: int) -> str | None:
         """Why so many cannot train this here; None: they can."""
-        world = self.runtime.world(gpus)
-        if fault := self.runtime.unfit(self.batch, gpus):
+        world = self.runtime.world_size(gpus)
+        if fault := self.runtime.explain_misfit(self.batch, gpus):
             return fault
-        if world > 1 and self.runtime.watch == "alone" and self.guards.looks_alone:
-            return self._not_looked_at(world)
-        return self._not_shared_out(self.together, world) if self.together else None
+        if world > 1 and self.runtime.watch == "alone" and self.guards.needs_own_metrics:
+            return self._explain_unseen_guards(world)
+        return self._explain_uneven_groups(self.together, world) if self.together else None
 
-    def _not_looked_at(self, world: int) -> str:
+    def _explain_unseen_guards(self, world: int) -> str:
         asked = [
             f"{name}={value:g}"
             for name in ("kl_budget", "fall_budget")
@@ -246,7 +246,7 @@ class TrainConfig(Optimization):
             f"accuracy or margin of the dev pairs."
         )
 
-    def _not_shared_out(self, together: int, world: int) -> str | None:
+    def _explain_uneven_groups(self, together: int, world: int) -> str | None:
         kto, micro = self.trainer == "kto", self.runtime.micro_batch
         if kto and (together % world or together // world < 2):
             return (

@@ -23,16 +23,21 @@ LOSSES = {
     "orpo": ("orpo",),
     "kto": ("kto", "apo_zero_unpaired"),
 }
-SMOOTHED = {
+SMOOTHED_LOSSES = {
     "dpo": ("cdpo", "robust", "exo_pair", "aot", "aot_unpaired"),
     "cpo": ("sigmoid", "simpo"),
 }
-LOGPS = {"dpo": ("ready", "live"), "kto": ("live",), "cpo": ("none",), "orpo": ("none",)}
+LOGPS_BY_TRAINER = {"dpo": ("ready", "live"), "kto": ("live",), "cpo": ("none",), "orpo": ("none",)}
 # What a loss says of a row depends on the rows beside it: they are sorted, or averaged over their tokens.
-COUPLED = {"dpo": ("aot", "aot_unpaired", "sft"), "cpo": (), "orpo": ("orpo",), "kto": ("kto",)}
+COUPLED_LOSSES = {
+    "dpo": ("aot", "aot_unpaired", "sft"),
+    "cpo": (),
+    "orpo": ("orpo",),
+    "kto": ("kto",),
+}
 
 # What older guides name and the installed TRL no longer has: what to use now.
-GONE_LOSSES = {
+REMOVED_LOSSES = {
     "kto": "KTO is a trainer of its own: use train=kto",
     "kto_pair": "KTO is a trainer of its own: use train=kto",
     "bco": "use train=bco_pair",
@@ -44,7 +49,7 @@ GONE_LOSSES = {
     "rpo": "use train=rpo",
     "apo_zero_unpaired": "it learns from thumbs: use train=apo_zero_unpaired",
 }
-GONE_ARGS = {
+REMOVED_ARGS = {
     "max_prompt_length": "a prompt is never cut: limits.prompt drops longer ones, and counts them",
     "max_target_length": "use limits.completion",
     "reference_free": "use train=simpo or train=cpo, which need no reference",
@@ -63,7 +68,7 @@ GONE_ARGS = {
 }
 
 # Set by the stage itself: what to use instead.
-SET_HERE = {
+SET_BY_STAGE = {
     "output_dir": "the store decides where a model lies",
     "beta": "use train.beta",
     "loss_type": "use train.loss",
@@ -116,7 +121,7 @@ SET_HERE = {
 }  # fmt: skip
 
 # Read by TRL and without effect here, where model and token ids arrive ready.
-WITHOUT_EFFECT = {
+IGNORED_ARGS = {
     "trust_remote_code": "the model is loaded by the stage: use trust.remote_code where the checkpoint comes in",
     "dataset_num_proc": "token ids come ready from the sampler",
     "truncation_mode": "nothing is cut: a pair longer than train.max_length is refused",
@@ -131,7 +136,7 @@ WITHOUT_EFFECT = {
 
 
 @cache
-def _trl_fields() -> dict[str, Any]:
+def load_trl_fields() -> dict[str, Any]:
     return json.loads(Path(__file__).with_name("trl_fields.json").read_text())
 
 
@@ -145,11 +150,11 @@ def check_args(
 ) -> None:
     """Every reason why the trainer would refuse, ignore or contradict these, in one ValueError."""
     faults = [
-        *_unknown_losses(trainer, loss),
-        *_unusable_keys(trainer, args),
-        *_keys_without_their_loss(trainer, args, loss),
-        *_keys_against_the_reference(trainer, args, logps, adapter),
-        *_other_draws(args),
+        *_find_unknown_losses(trainer, loss),
+        *_find_unusable_keys(trainer, args),
+        *_find_keys_without_loss(trainer, args, loss),
+        *_check_reference_keys(trainer, args, logps, adapter),
+        *_check_sampling_strategy(args),
     ]
     if dropout and args.get("disable_dropout", True):
         faults.append(
@@ -159,43 +164,43 @@ def check_args(
         raise ValueError("\n  ".join(faults))
 
 
-def looks_at_rows_together(trainer: str, args: Mapping[str, Any], loss: list[str]) -> bool:
+def couples_rows(trainer: str, args: Mapping[str, Any], loss: list[str]) -> bool:
     """Whether the rows that share a forward pass change the loss: their number is then part of what is trained."""
-    return bool(set(loss) & set(COUPLED[trainer])) or (
+    return bool(set(loss) & set(COUPLED_LOSSES[trainer])) or (
         trainer == "cpo" and args.get("cpo_alpha", 1.0) != 0
     )
 
 
-def _unknown_losses(trainer: str, loss: list[str]) -> Iterator[str]:
+def _find_unknown_losses(trainer: str, loss: list[str]) -> Iterator[str]:
     known = LOSSES[trainer]
     if trainer != "dpo" and len(loss) > 1:
         yield f"loss: {trainer} takes one loss, not {len(loss)}; DPO's can be mixed"
     for name in loss:
-        if name not in known and name in GONE_LOSSES:
-            yield f"loss: {name} is no loss of TRL's {CONFIG_CLASS[trainer]}: {GONE_LOSSES[name]}"
+        if name not in known and name in REMOVED_LOSSES:
+            yield f"loss: {name} is no loss of TRL's {CONFIG_CLASS[trainer]}: {REMOVED_LOSSES[name]}"
         elif name not in known:
             yield f"loss: {name} is no loss of the installed TRL. {nearest(name, list(known))}"
 
 
-def _unusable_keys(trainer: str, args: Mapping[str, Any]) -> Iterator[str]:
-    known = _trl_fields()[CONFIG_CLASS[trainer]]
-    ignored = {**known["ignored"], **WITHOUT_EFFECT}
-    free = [name for name in known["fields"] if name not in SET_HERE and name not in ignored]
+def _find_unusable_keys(trainer: str, args: Mapping[str, Any]) -> Iterator[str]:
+    known = load_trl_fields()[CONFIG_CLASS[trainer]]
+    ignored = {**known["ignored"], **IGNORED_ARGS}
+    free = [name for name in known["fields"] if name not in SET_BY_STAGE and name not in ignored]
     for key in args:
-        if key in GONE_ARGS and key not in known["fields"]:
-            yield f"args.{key} is gone from TRL's {CONFIG_CLASS[trainer]}: {GONE_ARGS[key]}"
-        elif key in SET_HERE or key.startswith("hub_"):
-            yield f"args.{key} is set by the stage: {SET_HERE.get(key, 'nothing is uploaded by a run')}"
+        if key in REMOVED_ARGS and key not in known["fields"]:
+            yield f"args.{key} is gone from TRL's {CONFIG_CLASS[trainer]}: {REMOVED_ARGS[key]}"
+        elif key in SET_BY_STAGE or key.startswith("hub_"):
+            yield f"args.{key} is set by the stage: {SET_BY_STAGE.get(key, 'nothing is uploaded by a run')}"
         elif key not in known["fields"]:
             yield f"args.{key} is no field of TRL's {CONFIG_CLASS[trainer]}. {nearest(key, free)}"
         elif key in ignored:
             yield f"args.{key} would be ignored: {ignored[key]}"
 
 
-def _keys_without_their_loss(
+def _find_keys_without_loss(
     trainer: str, args: Mapping[str, Any], loss: list[str]
 ) -> Iterator[str]:
-    yield from _smoothing(trainer, args, loss)
+    yield from _check_smoothing(trainer, args, loss)
     needs = {
         "discopop_tau": "discopop" in loss,
         "simpo_gamma": "simpo" in loss,
@@ -215,8 +220,8 @@ def _keys_without_their_loss(
             yield f"args.{key} would be ignored without {wanted[key]}"
 
 
-def _smoothing(trainer: str, args: Mapping[str, Any], loss: list[str]) -> Iterator[str]:
-    smoothing, readers = args.get("label_smoothing"), SMOOTHED.get(trainer, ())
+def _check_smoothing(trainer: str, args: Mapping[str, Any], loss: list[str]) -> Iterator[str]:
+    smoothing, readers = args.get("label_smoothing"), SMOOTHED_LOSSES.get(trainer, ())
     if smoothing is not None and not set(loss) & set(readers):
         instead = (
             ": use train=cdpo" if "sigmoid" in loss else f": it is read by {', '.join(readers)}"
@@ -228,7 +233,7 @@ def _smoothing(trainer: str, args: Mapping[str, Any], loss: list[str]) -> Iterat
         yield "loss exo_pair needs args.label_smoothing above 0 (its paper uses 0.001)"
 
 
-def _other_draws(args: Mapping[str, Any]) -> Iterator[str]:
+def _check_sampling_strategy(args: Mapping[str, Any]) -> Iterator[str]:
     if (strategy := args.get("train_sampling_strategy")) in ("group_by_length", "batch_rebalance"):
         yield (
             f"args.train_sampling_strategy={strategy} reads one length of a row, and a pair has two: use "
@@ -236,15 +241,15 @@ def _other_draws(args: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _keys_against_the_reference(
+def _check_reference_keys(
     trainer: str, args: Mapping[str, Any], logps: str, adapter: str
 ) -> Iterator[str]:
     """Reference values made by `refer` are plain sums under one fixed model."""
-    if logps not in LOGPS[trainer]:
+    if logps not in LOGPS_BY_TRAINER[trainer]:
         why = {"none": "it needs a reference", "ready": "refer has no values for it"}.get(
             logps, "it has no reference"
         )
-        yield f"logps={logps}: not with trainer {trainer}, {why}. Give logps={LOGPS[trainer][0]}"
+        yield f"logps={logps}: not with trainer {trainer}, {why}. Give logps={LOGPS_BY_TRAINER[trainer][0]}"
     for key in ("ld_alpha", "sync_ref_model"):
         if args.get(key) not in (None, False) and logps == "ready":
             yield f"args.{key} changes the reference's values as training goes: use logps=live"

@@ -10,20 +10,20 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError, nearest
 
-Asked = TypeVar("Asked", bound=BaseModel)
-Place = tuple[str, ...]
+BlockT = TypeVar("BlockT", bound=BaseModel)
+KeyPath = tuple[str, ...]
 KNOB = re.compile(r"(?<![\w.@+~=-])([a-z_]\w*)(?:\.\w+)*(?==)")  # as in `runtime.launch=ddp`
 
 
 @dataclass(frozen=True)
-class Written:
+class Composition:
     """What was composed, from which files of conf/ (`choices`), under which overrides of Hydra's parser (`typed`)."""
 
     raw: dict[str, Any]
     choices: dict[str, str]
     typed: list[Any]
 
-    def file(self, place: Place) -> str:
+    def file(self, place: KeyPath) -> str:
         """The file in conf/ that writes this block: the longest mounted group that holds it."""
         best, file = 0, "conf/config.yaml"
         for mounted, choice in self.choices.items():
@@ -33,8 +33,8 @@ class Written:
                 best, file = len(of), f"conf/{group}/{choice}.yaml"
         return file
 
-    def source(self, place: Place) -> str:
-        if any(_gives(override, place) for override in self.typed):
+    def source(self, place: KeyPath) -> str:
+        if any(_sets_value(override, place) for override in self.typed):
             return "command line"
         return (
             f"recipes/{self.choices['recipes']}.yaml"
@@ -43,21 +43,23 @@ class Written:
         )
 
 
-def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozenset()) -> Asked:
+def validate(
+    written: Composition, shape: type[BlockT], echoes: Set[KeyPath] = frozenset()
+) -> BlockT:
     """The config, or every fault at once; `echoes` are values taken over from elsewhere, where their fault is said."""
-    if absent := [".".join(place) for place, value in leaves(written.raw) if value == "???"]:
+    if absent := [".".join(place) for place, value in iter_leaves(written.raw) if value == "???"]:
         raise UserError("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
     try:
         checked = shape.model_validate(written.raw)
     except ValidationError as error:
-        errors = _once(_errors(error), written.raw)
+        errors = _merge_alternatives(_list_errors(error), written.raw)
         unknown, alone = (
-            _places(errors, kind, written.raw) for kind in ("extra_forbidden", "lone")
+            _find_paths(errors, kind, written.raw) for kind in ("extra_forbidden", "lone")
         )
-        errors += _behind(unknown, alone, errors, written.raw, shape)
-        own = [e for e in errors if not _echoed(_located(e["loc"], written.raw).place, echoes)]
-        names = _Names(unknown, _places(errors, "missing", written.raw))
-        faults = dict.fromkeys(_fault(e, written, names) for e in own or errors)
+        errors += _find_hidden_errors(unknown, alone, errors, written.raw, shape)
+        own = [e for e in errors if not _is_echo(locate_error(e["loc"], written.raw).place, echoes)]
+        names = _KnobNames(unknown, _find_paths(errors, "missing", written.raw))
+        faults = dict.fromkeys(_describe_error(e, written, names) for e in own or errors)
         raise UserError("\n".join(faults)) from error
     if infinite := list(
         _find_infinite(written.raw)
@@ -68,7 +70,7 @@ def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozens
     return checked
 
 
-def _find_infinite(value: Any, place: Place = ()) -> Iterator[tuple[Place, float]]:
+def _find_infinite(value: Any, place: KeyPath = ()) -> Iterator[tuple[KeyPath, float]]:
     inside = (
         value.items()
         if isinstance(value, dict)
@@ -82,39 +84,39 @@ def _find_infinite(value: Any, place: Place = ()) -> Iterator[tuple[Place, float
         yield place, value
 
 
-def _describe_infinite(written: Written, place: Place, value: float) -> str:
+def _describe_infinite(written: Composition, place: KeyPath, value: float) -> str:
     key = ".".join(place)
     return f"{written.source(place)}: {key}={value}: a finite number was expected.  ({written.file(place)})"
 
 
-class _Names(NamedTuple):
+class _KnobNames(NamedTuple):
     """What nobody knows, and what is known and was left out."""
 
-    unknown: Set[Place]
-    missing: Set[Place]
+    unknown: Set[KeyPath]
+    missing: Set[KeyPath]
 
-    def known(self, parent: dict[str, Any], beside: Place) -> list[str]:
+    def known(self, parent: dict[str, Any], beside: KeyPath) -> list[str]:
         left_out = [place[-1] for place in self.missing if place[:-1] == beside]
         return [name for name in parent if (*beside, name) not in self.unknown] + left_out
 
 
-def _places(errors: list[Any], kind: str, raw: Any) -> Set[Place]:
-    return {_located(e["loc"], raw).place for e in errors if e["type"] == kind}
+def _find_paths(errors: list[Any], kind: str, raw: Any) -> Set[KeyPath]:
+    return {locate_error(e["loc"], raw).place for e in errors if e["type"] == kind}
 
 
-def _errors(error: ValidationError) -> list[Any]:
+def _list_errors(error: ValidationError) -> list[Any]:
     return list(error.errors(include_url=False))
 
 
-def _echoed(place: Place, echoes: Set[Place]) -> bool:
+def _is_echo(place: KeyPath, echoes: Set[KeyPath]) -> bool:
     return any(place[: len(echo)] == echo for echo in echoes)
 
 
-def _once(errors: list[Any], raw: Any) -> list[Any]:
+def _merge_alternatives(errors: list[Any], raw: Any) -> list[Any]:
     """What no alternative takes, such as `auto` or a number, is one fault; so is one value where a list is wanted."""
     found: dict[Any, Any] = {}
     for number, error in enumerate(errors):
-        place, _, value = _located(error["loc"], raw)
+        place, _, value = locate_error(error["loc"], raw)
         is_leaf = isinstance(value, str | int | float) and error["type"] != "unshown"
         if error["type"] == "list_type" and is_leaf:
             error = {**error, "type": "lone"}
@@ -125,9 +127,9 @@ def _once(errors: list[Any], raw: Any) -> list[Any]:
     return list(found.values())
 
 
-def _behind(
-    unknown: Set[Place],
-    alone: Set[Place],
+def _find_hidden_errors(
+    unknown: Set[KeyPath],
+    alone: Set[KeyPath],
     said: list[Any],
     raw: dict[str, Any],
     shape: type[BaseModel],
@@ -136,30 +138,34 @@ def _behind(
     if not unknown and not alone:
         return []
     try:
-        shape.model_validate(_mended(raw, unknown, alone))
+        shape.model_validate(_repair(raw, unknown, alone))
     except ValidationError as error:
         known = {(e["loc"], e["type"]) for e in said}
-        return [e for e in _once(_errors(error), raw) if (e["loc"], e["type"]) not in known]
+        return [
+            e
+            for e in _merge_alternatives(_list_errors(error), raw)
+            if (e["loc"], e["type"]) not in known
+        ]
     return []
 
 
-def _mended(value: Any, unknown: Set[Place], alone: Set[Place], here: Place = ()) -> Any:
+def _repair(value: Any, unknown: Set[KeyPath], alone: Set[KeyPath], here: KeyPath = ()) -> Any:
     if isinstance(value, list):
         return [
-            _mended(item, unknown, alone, (*here, str(index))) for index, item in enumerate(value)
+            _repair(item, unknown, alone, (*here, str(index))) for index, item in enumerate(value)
         ]
     if not isinstance(value, dict):
         return [value] if here in alone else value
     inside = ((name, item, (*here, str(name))) for name, item in value.items())
     return {
-        name: _mended(item, unknown, alone, place)
+        name: _repair(item, unknown, alone, place)
         for name, item, place in inside
         if place not in unknown
     }
 
 
-def _fault(error: Any, written: Written, names: _Names) -> str:
-    place, parent, value = _located(error["loc"], written.raw)
+def _describe_error(error: Any, written: Composition, names: _KnobNames) -> str:
+    place, parent, value = locate_error(error["loc"], written.raw)
     key, file, source = ".".join(place), written.file(place), written.source(place)
     match error["type"]:
         case "extra_forbidden":
@@ -180,14 +186,16 @@ def _fault(error: Any, written: Written, names: _Names) -> str:
         case "unshown":
             return f"{source}: {key}: {error['msg']}.  ({file})"
         case _:
-            said = _in_full(error["msg"].removeprefix("Value error, "), place, value, written)
+            said = _write_knobs_in_full(
+                error["msg"].removeprefix("Value error, "), place, value, written
+            )
             shown = (
                 f"{key}={value!r}: " if not isinstance(value, dict) else f"{key}: " if key else ""
             )
             return f"{source}: {shown}{said}.  ({file})" if key else said
 
 
-def _in_full(said: str, place: Place, block: Any, written: Written) -> str:
+def _write_knobs_in_full(said: str, place: KeyPath, block: Any, written: Composition) -> str:
     """A block names its own knobs without knowing where it is mounted; here they become what a person types."""
     mounts = {mount.partition("@")[2] or mount: mount for mount in written.choices}
 
@@ -202,15 +210,15 @@ def _in_full(said: str, place: Place, block: Any, written: Written) -> str:
     return KNOB.sub(full, said) if place and isinstance(block, dict) else said
 
 
-class Located(NamedTuple):
-    place: Place
+class ErrorLocation(NamedTuple):
+    place: KeyPath
     parent: dict[str, Any]
     value: Any
 
 
-def _located(loc: tuple[Any, ...], raw: Any) -> Located:
+def locate_error(loc: tuple[Any, ...], raw: Any) -> ErrorLocation:
     """The error's place in what was written: pydantic's own tags (which union member) are not in it."""
-    place: Place = ()
+    place: KeyPath = ()
     parent, here = raw, raw
     for index, item in enumerate(loc):
         inside = (isinstance(here, dict) and item in here) or (
@@ -223,10 +231,10 @@ def _located(loc: tuple[Any, ...], raw: Any) -> Located:
         else:
             continue
         place += (str(item),)
-    return Located(place, parent if isinstance(parent, dict) else {}, here)
+    return ErrorLocation(place, parent if isinstance(parent, dict) else {}, here)
 
 
-def _gives(override: Any, place: Place) -> bool:
+def _sets_value(override: Any, place: KeyPath) -> bool:
     """Whether it writes what stands at this place: by itself, a part of it, or a list or dict that holds it."""
     of, value = tuple(override.key_or_group.split(".")), override.value()
     if of[: len(place)] == place or place[: len(of)] != of:
@@ -246,9 +254,9 @@ def _gives(override: Any, place: Place) -> bool:
     return True
 
 
-def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def iter_leaves(value: Any, place: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     if isinstance(value, dict):
         for name, item in value.items():
-            yield from leaves(item, (*place, str(name)))
+            yield from iter_leaves(item, (*place, str(name)))
     else:
         yield place, value

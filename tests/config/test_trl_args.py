@@ -8,14 +8,14 @@ import pytest
 from pipeline.config.trl_args import (
     CONFIG_CLASS,
     DPO_LOSSES,
-    GONE_ARGS,
-    GONE_LOSSES,
+    IGNORED_ARGS,
     LOSSES,
-    SET_HERE,
-    SMOOTHED,
-    WITHOUT_EFFECT,
-    _trl_fields,
+    REMOVED_ARGS,
+    REMOVED_LOSSES,
+    SET_BY_STAGE,
+    SMOOTHED_LOSSES,
     check_args,
+    load_trl_fields,
 )
 from pipeline.errors import UserError
 from tests.support.house import SMALL, composed
@@ -119,20 +119,20 @@ def test_losses_and_who_reads_smoothing_are_those_of_the_installed_trl():
     )
     assert set(parts) == set(DPO_LOSSES)
     assert {name for name, part in parts.items() if "self.label_smoothing" in part} == set(
-        SMOOTHED["dpo"]
+        SMOOTHED_LOSSES["dpo"]
     ) - {"cdpo"}
 
 
 def test_what_the_stage_sets_exists_in_trl():
     fields = {
-        field for trainer in CONFIG_CLASS.values() for field in _trl_fields()[trainer]["fields"]
+        field for trainer in CONFIG_CLASS.values() for field in load_trl_fields()[trainer]["fields"]
     }
-    assert {*SET_HERE, *WITHOUT_EFFECT} <= fields
+    assert {*SET_BY_STAGE, *IGNORED_ARGS} <= fields
 
 
 def test_what_is_called_gone_is_gone():
-    assert not set(GONE_ARGS) & set(_trl_fields()["DPOConfig"]["fields"])
-    assert not set(GONE_LOSSES) & set(LOSSES["dpo"])
+    assert not set(REMOVED_ARGS) & set(load_trl_fields()["DPOConfig"]["fields"])
+    assert not set(REMOVED_LOSSES) & set(LOSSES["dpo"])
 
 
 @pytest.mark.model

@@ -236,7 +236,7 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
 
     def rows_at_once(name: str, free: float) -> int:
         card(80, free=free)
-        return micro_batch.look_ahead(cfg, init, rows, 1, tmp_path / name).runtime.at_once
+        return micro_batch.look_ahead(cfg, init, rows, 1, tmp_path / name).runtime.per_device
 
     tight, roomy = rows_at_once("tight", 6), rows_at_once("roomy", 80)
     assert tight < roomy == 8
@@ -339,7 +339,7 @@ def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
         *SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5"
     ).train
     cfg = plain.model_copy(update={"rehearsal": rehearsing.rehearsal})
-    assert cfg.rehearsed == 4
+    assert cfg.rehearsal_rows == 4
     without, found = (training(shape(LLAMA_1B), one, 2, 512) for one in (plain, cfg))
     assert (without.untiled, found.untiled) == (0, 512 * shape(LLAMA_1B).vocabulary)
     assert (without.tokens, found.tokens, without.beside, found.beside) == (2048, 2048, 0, 512)

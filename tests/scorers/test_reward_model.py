@@ -536,7 +536,7 @@ def test_only_models_that_run_here_are_what_workers_share():
         "score.scorers.judge.engine.runtime.tensor_parallel=2",
     ]
     cfg = composed("recipes=smoke", *words).score
-    assert (list(cfg.local), cfg.gpus_each, list(cfg.others)) == (
+    assert (list(cfg.local_model_scorers), cfg.gpus_each, list(cfg.other_scorers)) == (
         ["judge", "own"],
         2,
         ["paid", "rules"],

@@ -475,7 +475,7 @@ def test_a_function_s_file_enters_identity_by_content_and_not_by_place(mine, tmp
     assert made(mine) != first
     assert (
         Function("package.module.score").file is None
-        and Function("package.module.score").place == "package.module"
+        and Function("package.module.score").source == "package.module"
     )
 
 

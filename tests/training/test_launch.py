@@ -273,7 +273,7 @@ def test_accelerate_takes_what_it_is_told_with_trl_s_own_config(name):
 def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
     monkeypatch.setattr(launching, "find_spec", lambda name: None)
     cfg = dpo(**{"batch": 24, **given})
-    fault = cfg.unfit(gpus)
+    fault = cfg.explain_misfit(gpus)
     assert fault is None if said is None else said in fault
 
 
@@ -292,7 +292,7 @@ def test_what_does_not_go_together(given, said):
 
 
 def test_what_all_processes_find_together_may_stop_them():
-    assert dpo(launch="fsdp2", guards={"stop_on": "loss"}).guards.may_stop
+    assert dpo(launch="fsdp2", guards={"stop_on": "loss"}).guards.may_stop_early
 
 
 def test_a_rate_far_above_the_usual_one_is_refused_unless_it_is_named():

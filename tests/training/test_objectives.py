@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.artifacts import Model, Pairs, write_table
 from pipeline.config import TrainConfig
-from pipeline.config.trl_args import GONE_ARGS, GONE_LOSSES, LOSSES
+from pipeline.config.trl_args import LOSSES, REMOVED_ARGS, REMOVED_LOSSES
 from pipeline.errors import UserError
 from pipeline.stages import train
 from tests.support.house import HOUSE, SMALL, composed
@@ -653,5 +653,5 @@ def order(name: str) -> int:
 
 def test_the_document_names_what_is_gone():
     text = DOCS.read_text()
-    assert [name for name in (*GONE_ARGS, *GONE_LOSSES) if f"`{name}`" not in text] == []
+    assert [name for name in (*REMOVED_ARGS, *REMOVED_LOSSES) if f"`{name}`" not in text] == []
     assert [name for losses in LOSSES.values() for name in losses if f"`{name}`" not in text] == []
