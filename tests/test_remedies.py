@@ -295,7 +295,7 @@ def takes(raw: dict[str, Any], place: tuple[str, ...], value: str) -> bool:
     try:
         Config.model_validate(changed)
     except ValidationError as error:
-        at = [locate_error(fault["loc"], changed).place for fault in error.errors()]
+        at = [locate_error(fault["loc"], changed).path for fault in error.errors()]
         return not any(fault[: len(place)] == place for fault in at)
     return True
 

@@ -1,7 +1,7 @@
-"""The shape of conf/: frozen models without defaults. Values live in conf/, shapes live here, a file per group.
+"""The shape of conf/: frozen pydantic models, a file per group. They have no defaults: conf/ has them.
 
-A stage's block is the whole of its identity, apart from what stands under a key named `runtime`
-and from the places of local files, which enter by their content (see `Local`).
+A stage's block is its whole identity, except for keys named `runtime`. Local files enter identity
+by their content, not their path (see `Local`).
 """
 
 from collections.abc import Iterator
@@ -173,7 +173,7 @@ from pipeline.config.training import (
 
 
 class SweepConfig(Block):
-    """What happens when a multirun ends."""
+    """What happens when a sweep (multirun) ends."""
 
     kl_budget: PositiveFloat | None
     retest: bool
@@ -181,7 +181,7 @@ class SweepConfig(Block):
 
 
 class CostConfig(Block):
-    """What things cost here: prices, for the estimates."""
+    """Prices, for estimates."""
 
     gpu_hour: NonNegativeFloat | None
 
@@ -190,18 +190,15 @@ class Config(Block):
     recipe: str
     command: str
     seed: Seed
-    rounds: Annotated[
-        int, Field(ge=1, le=100)
-    ]  # a plan of many more is not a plan that a person reads
+    rounds: Annotated[int, Field(ge=1, le=100)]  # a plan of many more is too long to read
     init: Literal["previous", "sft", "refit"]
     reference: Literal["previous", "sft", "init"]
     data: Literal["latest", "all"]
     limits: Limits
     max_length: PositiveInt
     template: Template
-    dtype: Literal[
-        "auto", "float32", "bfloat16", "float16"
-    ]  # as it was asked for; each model's block has it resolved
+    # As it was asked for; each model's block contains it resolved.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
 
     prompts: PromptsConfig
     base: BaseConfig | None
@@ -230,22 +227,20 @@ class Config(Block):
 
     @property
     def eval_scoring(self) -> tuple[str, ScoreConfig]:
-        """What marks the exams that the report compares, and under which knob it stands."""
+        """The scorers that the report compares models by, and their knob."""
         return self.scoring_on(self.exam.split)
 
     def scoring_on(self, split: str) -> tuple[str, ScoreConfig]:
-        """Gold scorers and paid judges see test only."""
+        """The scorers of a split and their knob. Gold scorers and paid judges see test only."""
         if split == "test":
             return "exam.score", self.exam.score
-        return (
-            ("exam.dev_score", self.exam.dev_score)
-            if self.exam.dev_score
-            else ("score", self.score)
-        )
+        if self.exam.dev_score:
+            return "exam.dev_score", self.exam.dev_score
+        return "score", self.score
 
     @model_validator(mode="after")
     def _check_mismatches(self) -> Self:
-        """What no block can know alone; every mismatch is said at once."""
+        """Raise every mismatch between blocks at once."""
         faults = list(find_mismatches(self))
         if faults:
             raise ValueError("\n".join(faults))

@@ -1,4 +1,4 @@
-"""Published benchmarks that a model is examined by."""
+"""Published benchmarks that models are evaluated on."""
 
 from typing import Annotated, Self
 
@@ -27,6 +27,6 @@ class BenchmarkConfig(Block):
     def _check_revision(self) -> Self:
         if self.data is not None and self.revision is not None:
             raise ValueError(
-                "data lies on this machine, and revision is of the hub's rows. Leave one of them null"
+                "data is local, and revision is a commit of the hub's dataset. Leave one null"
             )
         return self

@@ -19,7 +19,7 @@ class RuleScorer(Block):
 
     @property
     def required_columns(self) -> list[str]:
-        """The prompts' columns that it cannot do without."""
+        """The prompt columns that this scorer needs."""
         return ["constraints"]
 
 
@@ -35,7 +35,9 @@ class RegexScorer(Block):
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(f"pattern={self.pattern} is no regular expression: {error}") from error
+            raise ValueError(
+                f"pattern={self.pattern} is not a regular expression: {error}"
+            ) from error
         return self
 
 
@@ -57,7 +59,7 @@ class LengthScorer(Block):
     def _check_band(self) -> Self:
         if self.least > self.most:
             raise ValueError(
-                f"least={self.least} is above most={self.most}: no length lies between them"
+                f"least={self.least} is above most={self.most}: no length fits between them"
             )
         return self
 
@@ -115,8 +117,8 @@ class CodeScorer(Block):
     def _check_permission(self) -> Self:
         if not self.allow_code_execution:
             raise ValueError(
-                "this scorer runs code that a model wrote, on this machine, and that was not allowed."
-                " Give allow_code_execution=true where nothing can be harmed"
+                "this scorer runs a model's code on this machine, which is not allowed yet."
+                " Give allow_code_execution=true where that can do no harm"
             )
         return self
 

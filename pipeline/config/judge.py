@@ -1,4 +1,4 @@
-"""Judges: what is asked, by which engine, and what it may cost."""
+"""Judges: what they are asked, which engine answers, and what it may cost."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -18,9 +18,8 @@ from pipeline.config.base import (
 )
 from pipeline.config.sample import VllmRuntime
 
-Name = Annotated[
-    str, Field(pattern=r"^[A-Za-z][\w-]*$")
-]  # it becomes a part of scorers' and inputs' names
+# Becomes a part of the names of scorers and inputs.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
 
 
 class ServiceRuntime(Server):
@@ -82,7 +81,7 @@ class JudgeRuntime(Block):
 
 
 class Judge(Block):
-    """What every judge is told, whatever it is asked."""
+    """What every judge has, whatever it compares or scores."""
 
     engine: EngineConfig
     template: Local
@@ -95,14 +94,14 @@ class Judge(Block):
     def _check_max_tokens(self) -> Self:
         if self.form == "json" and self.engine.max_tokens < 64:
             raise ValueError(
-                f"form=json writes a reason before its verdict: engine.max_tokens={self.engine.max_tokens} would cut it"
-                " off; give 500 or more"
+                "form=json writes a reason before its verdict:"
+                f" engine.max_tokens={self.engine.max_tokens} would cut it off; give 500 or more"
             )
         return self
 
 
 class RubricScale(Block):
-    """Single digits, so that each mark is one token and its probability can be read."""
+    """Single digits, so that each score is one token whose probability can be read."""
 
     low: Annotated[int, Field(ge=0, le=9)]
     high: Annotated[int, Field(ge=0, le=9)]
@@ -111,7 +110,7 @@ class RubricScale(Block):
     def _check_order(self) -> Self:
         if self.low >= self.high:
             raise ValueError(
-                f"low={self.low} is not below high={self.high}: a scale has at least two marks"
+                f"low={self.low} is not below high={self.high}: a scale has at least two scores"
             )
         return self
 
@@ -130,7 +129,8 @@ class RubricScorer(Judge):
     def _check_criteria(self) -> Self:
         if not self.active_criteria:
             raise ValueError(
-                "criteria names none: a rubric asks at least one thing; give criteria.NAME='what is good'"
+                "criteria is empty: a rubric asks about at least one criterion;"
+                " give criteria.NAME='what is good'"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Preferences that somebody else has judged."""
+"""Offline preferences: answers that were judged elsewhere."""
 
 from typing import Annotated, Literal
 
@@ -12,7 +12,7 @@ PreferenceShape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "th
 
 
 class PreferenceRows(Block):
-    """Where preferences lie and what their rows look like."""
+    """Where preferences are read from, and the shape of their rows."""
 
     source: Annotated[FileRows | HubRows, Field(discriminator="kind")]
     shape: PreferenceShape

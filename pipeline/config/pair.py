@@ -56,7 +56,7 @@ class MarginBand(Block):
     def _check_band(self) -> "MarginBand":
         if self.low >= self.high:
             raise ValueError(
-                f"low={self.low} is not below high={self.high}: no margin lies between them"
+                f"low={self.low} is not below high={self.high}: no margin fits between them"
             )
         return self
 
@@ -93,7 +93,7 @@ class PassRate(Block):
 
 
 class Filters(Block):
-    """What may stand in a pair; null switches a filter off, and the funnel says that it was not asked."""
+    """What a pair may contain; null switches a filter off, and the funnel records that."""
 
     allow_truncated: bool
     allow_refusals: bool
@@ -119,7 +119,8 @@ class Mix(Block):
     def _check_sum(self) -> "Mix":
         if abs(self.on_policy + self.offline - 1) > 1e-9:
             raise ValueError(
-                f"on_policy={self.on_policy} and offline={self.offline} are shares: they have to add up to 1"
+                f"on_policy={self.on_policy} and offline={self.offline} are shares:"
+                " they have to add up to 1"
             )
         return self
 
@@ -140,17 +141,17 @@ class PairConfig(Block):
 
     @property
     def needs_sft_logps(self) -> bool:
-        """Whether offline rows need their log-probabilities under the SFT model before they can be judged."""
+        """Whether a filter reads the log-probabilities of offline rows under the SFT model."""
         return self.filters.min_reference is not None
 
     @property
     def needs_prompt_columns(self) -> bool:
-        """Whether the prompts' own columns hold a side of the pairs."""
+        """Whether a column of the prompts holds one side of the pairs."""
         return self.strategy.kind == "demonstration" and self.mix.on_policy > 0
 
     @property
     def pairing_scorer(self) -> str | None:
-        """The scorer whose marks made pairs of own samples; None where the pairs come from elsewhere."""
+        """The scorer that paired the policy's samples; None where pairs come from elsewhere."""
         return self.scorer if self.mix.on_policy and self.strategy.kind != "demonstration" else None
 
     def for_round(self, round: int) -> "PairRound":
@@ -158,15 +159,16 @@ class PairConfig(Block):
 
 
 class PairRound(PairConfig):
-    """The user's block and the round: which block of offline rows it takes."""
+    """The user's block and the round, which decides which offline rows it takes."""
 
     round: PositiveInt
 
     def explain_shortage(self, rows: int) -> str | None:
-        """What to say when so many offline rows do not last for this round."""
+        """Why this many offline rows are too few for the round; None: they are enough."""
         if (size := self.mix.per_round) is None or rows >= (needed := size * self.round):
             return None
         return (
-            f"pair.mix.per_round={size}: round {self.round} needs {needed} offline rows, and there are {rows}.\n"
+            f"pair.mix.per_round={size}: round {self.round} needs {needed} offline rows,"
+            f" and there are {rows}.\n"
             f"  Give pair.mix.per_round={rows // self.round} or less, or more rows."
         )

@@ -13,7 +13,7 @@ PromptShape = Literal[
 
 
 class PromptRows(Block):
-    """A set of prompts with what is needed to read it."""
+    """A set of prompts, and how to read it."""
 
     source: Annotated[FileRows | HubRows, Field(discriminator="kind")]
     shape: PromptShape
@@ -21,16 +21,14 @@ class PromptRows(Block):
 
 
 def _expand_path(value: Any) -> Any:
-    """A path alone means: a file whose columns tell its shape."""
-    return (
-        {"source": {"kind": "file", "path": value}, "shape": "auto", "columns": {}}
-        if type(value) is str
-        else value
-    )
+    """A bare path means a file whose columns tell its shape."""
+    if type(value) is not str:
+        return value
+    return {"source": {"kind": "file", "path": value}, "shape": "auto", "columns": {}}
 
 
 NamedRows = Annotated[PromptRows, BeforeValidator(_expand_path)]
-# So many prompts of the source, or a set of its own.
+# This many prompts of the source, or a separate set.
 HeldOut = Annotated[
     Annotated[PositiveInt, Tag("count")] | Annotated[NamedRows, Tag("set")],
     Discriminator(lambda value: "set" if isinstance(value, str | dict | PromptRows) else "count"),
@@ -38,7 +36,7 @@ HeldOut = Annotated[
 
 
 class EvaluationQuestions(Block):
-    """One set of prompts.evaluation by itself, to be asked in exams."""
+    """One set of prompts.evaluation, for chat benchmarks."""
 
     rows: PromptRows
 
@@ -65,14 +63,14 @@ class PlaygroundPrompts(Block):
     split: PromptSplit
     fence: DecontaminationConfig
 
-    # Its prompts are few words put together anew: alike on purpose, and no set of anybody's.
+    # Its prompts recombine few words: they are alike on purpose and contain no evaluation set.
     near: ClassVar[None] = None
     caps: ClassVar[None] = None
     evaluation: ClassVar[dict[str, PromptRows]] = {}
 
 
 class UserPrompts(Block):
-    """What is asked of prompts that a user brings, wherever they lie."""
+    """The knobs of a user's own prompts, from a file or the hub."""
 
     shape: PromptShape
     columns: dict[str, str]
@@ -89,7 +87,7 @@ class UserPrompts(Block):
     def _check_set_names(cls, sets: dict[str, PromptRows]) -> dict[str, PromptRows]:
         if taken := sorted({"train", "dev", "test"} & sets.keys()):
             raise ValueError(
-                f"{taken[0]} names a part of the prompts themselves; call the set something else"
+                f"{taken[0]} is the name of a split of the prompts; give the set another name"
             )
         return sets
 

@@ -1,4 +1,4 @@
-"""What marks completions, and the log-probabilities that a reference or an exam needs."""
+"""Scorers, and the log-probabilities that training and the KL of evaluations need."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
@@ -29,7 +29,7 @@ class RewardModelRuntime(Block):
 
 class RewardModelScorer(Block):
     kind: Literal["reward_model"]
-    model: Weights | None  # None: the run's own, of the stage `reward`
+    model: Weights | None  # None: the run's reward model, from the stage `reward`
     revision: str | None
     trust: Trust
     template: Template
@@ -46,7 +46,8 @@ class RewardModelScorer(Block):
     def _check_input(self) -> Self:
         if self.engine == "vllm" and self.input == "pair":
             raise ValueError(
-                "input=pair needs engine=transformers: vLLM is not told which tokens are question and which are answer"
+                "input=pair needs engine=transformers:"
+                " vLLM takes no segments to separate question from answer"
             )
         return self
 
@@ -83,14 +84,15 @@ class EnsembleScorer(Block):
 
     @property
     def is_within_prompt(self) -> bool:
-        """Whether its scores only say how a prompt's answers compare: their mean is the same for any model."""
+        """Whether scores only compare a prompt's answers, so that all models have the same mean."""
         return self.combine != "min"
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
         if self.combine == "min" and set(self.of.values()) != {1.0}:
             raise ValueError(
-                "combine=min takes the lowest score and knows no weights. Give each member the weight 1"
+                "combine=min takes the lowest score and ignores weights."
+                " Give each member the weight 1"
             )
         return self
 
@@ -118,14 +120,14 @@ class ScoreConfig(Block):
 
     @property
     def local_model_scorers(self) -> dict[str, ScorerConfig]:
-        """Those that run a model on this machine: what workers share."""
+        """Scorers that run a model on this machine; workers share their shards."""
         return {name: scorer for name, scorer in sorted(self.scorers.items()) if count_gpus(scorer)}
 
     @property
     def other_scorers(self) -> dict[str, ScorerConfig]:
-        """Those that pay a server, have processes of their own, or are soon done."""
-        apart = {*self.local_model_scorers, *self.ensembles}
-        return {name: scorer for name, scorer in sorted(self.scorers.items()) if name not in apart}
+        """Scorers that ask a server, start their own processes, or are quick."""
+        rest = self.scorers.keys() - self.local_model_scorers.keys() - self.ensembles.keys()
+        return {name: self.scorers[name] for name in sorted(rest)}
 
     @property
     def ensembles(self) -> dict[str, EnsembleScorer]:
@@ -137,12 +139,12 @@ class ScoreConfig(Block):
 
     @property
     def gpus_each(self) -> int:
-        """GPUs of one worker: its models are opened side by side."""
+        """GPUs of one worker, which opens all models on the same ones."""
         return max(map(count_gpus, self.local_model_scorers.values()), default=1)
 
     @property
     def uses_reward_stage(self) -> bool:
-        """Whether a scorer marks with the model of the run's own stage `reward`."""
+        """Whether a scorer uses the reward model from the stage `reward`."""
         return any(
             isinstance(scorer, RewardModelScorer) and scorer.model is None
             for scorer in self.scorers.values()
@@ -159,13 +161,13 @@ class ScoreConfig(Block):
 
 
 class BestAnswersConfig(ScoreConfig):
-    """The same scorers for each prompt's best answer alone, by a scorer that marked them all."""
+    """The same scorers on each prompt's best answer alone; `best_by` names the scorer of that."""
 
     best_by: str
 
 
 def count_gpus(scorer: Any) -> int:
-    """How many GPUs share the model that a scorer opens here; 0: it opens none."""
+    """How many GPUs share the model that a scorer opens here; 0: it opens no model."""
     match scorer:
         case RewardModelScorer():
             return 1
@@ -180,7 +182,10 @@ def _find_ensemble_faults(scorers: dict[str, Any]) -> Iterator[str]:
     for name, ensemble in scorers.items():
         for member in ensemble.members if ensemble.kind == "ensemble" else []:
             if member not in single:
-                yield f"scorers.{name}: {member} is no single scorer beside it. {nearest(member, single)}"
+                yield (
+                    f"scorers.{name}: its member {member} is not a single scorer of this block."
+                    f" {nearest(member, single)}"
+                )
             elif scorers[member].gold and not ensemble.gold:
                 yield f"scorers.{name}: its member {member} is gold, so it has to be gold as well"
 
