@@ -136,7 +136,7 @@ def test_labels_enter_the_evaluation_by_content_and_nothing_else(tmp_path):
     )
     assert {name for name in before if after[name] != before[name]} == {"evaluate@report"}
     assert any(
-        "labels.rules: a judge or scorer of that name" in fault
+        "labels.rules: this evaluation has a judge or scorer of that name" in fault
         for fault in find_mismatches(heard(rules=path))
     )
 

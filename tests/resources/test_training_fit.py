@@ -365,7 +365,7 @@ def test_a_plan_says_that_its_steps_are_too_few_for_the_warm_up(card, tmp_path, 
     said = [
         line
         for line in shown
-        if "too few steps (1) for train.warmup=0.1: the rate climbs for 1 of them" in line
+        if "too few steps (1) for train.warmup=0.1: the warm-up takes 1 of them" in line
     ]
     assert len(said) == few
 
@@ -420,7 +420,7 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
         "! a run here refuses this: train needs at least 101 GiB (weights" in line for line in shown
     )
     assert (
-        "    ! learning_rate=1e-08 is under a tenth of what is usual here (5e-07): expect little to change"
+        "    ! learning_rate=1e-08 is under a tenth of the usual rate (5e-07): expect little to change"
         in shown
     )
     card(80, 80, visible="3")
@@ -428,7 +428,7 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
         capacity.check(planned, planned.steps)
     card(80, 80)
     two = planned_on(tmp_path, LLAMA_1B, "train.runtime.processes=3")
-    with pytest.raises(UserError, match="processes=3: this machine shows 2 GPUs"):
+    with pytest.raises(UserError, match="processes=3: this machine has 2 GPUs"):
         capacity.check(two, two.steps)
 
 

@@ -403,10 +403,10 @@ def test_only_a_score_that_asks_for_the_run_s_reward_model_has_its_edge():
 def test_a_reward_model_that_nobody_asks_and_one_that_is_not_there_are_said():
     asking = "scorer@score.scorers.rules=reward_model"
     for words, said in (
-        (["reward=train"], "no scorer asks for it"),
+        (["reward=train"], "reward: no scorer uses it"),
         ([asking], "has no model, and reward is none"),
         ([asking, "reward=train", "reward.start=base"], "base is none"),
-        ([asking, "reward=train", "reward.fence.ngram=5"], "finds nothing in a fence of 13 words"),
+        ([asking, "reward=train", "reward.fence.ngram=5"], "reward.fence.ngram=5 .* 13 words. Give prompts.fence.ngram"),
     ):
         with pytest.raises(UserError, match=said):
             composed(*SMALL, *words)

@@ -340,7 +340,7 @@ def test_code_has_no_network_or_is_refused():
 
 def test_code_runs_only_where_that_was_allowed():
     with pytest.raises(
-        UserError, match="was not allowed. Give score.scorers.code.allow_code_execution=true"
+        UserError, match="is not allowed yet. Give score.scorers.code.allow_code_execution=true"
     ):
         composed(*SMALL, "+scorer@score.scorers.code=code")
 
