@@ -24,10 +24,10 @@ from pipeline import hardware
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and torch both take
 # Reading the config replaces `auto` by what this device computes in, so no identity holds `auto`.
-resolve_auto = AfterValidator(hardware.resolve_dtype)
-Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], resolve_auto]
+auto_resolver = AfterValidator(hardware.resolve_dtype)
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], auto_resolver]
 # Not float16, which overflows without loss scaling.
-TrainingDtype = Annotated[Literal["auto", "float32", "bfloat16"], resolve_auto]
+TrainingDtype = Annotated[Literal["auto", "float32", "bfloat16"], auto_resolver]
 Workers = Literal["auto"] | PositiveInt  # processes of one stage, each on separate GPUs
 
 

@@ -101,7 +101,8 @@ def test_the_draws_for_kl_are_the_policy_s_own():
     ):
         [name] = change
         with pytest.raises(
-            ValueError, match=f"settings.kl: the KL needs plain samples of the policy; give it {name}="
+            ValueError,
+            match=f"settings.kl: the KL needs plain samples of the policy; give it {name}=",
         ):
             config(settings={"kl": plain | change})
 

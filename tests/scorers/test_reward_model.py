@@ -406,7 +406,10 @@ def test_a_reward_model_that_nobody_asks_and_one_that_is_not_there_are_said():
         (["reward=train"], "reward: no scorer uses it"),
         ([asking], "has no model, and reward is none"),
         ([asking, "reward=train", "reward.start=base"], "base is none"),
-        ([asking, "reward=train", "reward.fence.ngram=5"], "reward.fence.ngram=5 .* 13 words. Give prompts.fence.ngram"),
+        (
+            [asking, "reward=train", "reward.fence.ngram=5"],
+            "reward.fence.ngram=5 .* 13 words. Give prompts.fence.ngram",
+        ),
     ):
         with pytest.raises(UserError, match=said):
             composed(*SMALL, *words)

@@ -393,9 +393,7 @@ def test_what_may_not_be_lost_has_to_be_measured():
         match=r"evaluate\.retention\.gsm8: no benchmark and no scorer.*Did you mean gsm8k",
     ):
         composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8: 0.02}")
-    with pytest.raises(
-        UserError, match=r"evaluate\.retention\.gsm8k: .* Give exam.split=test"
-    ):
+    with pytest.raises(UserError, match=r"evaluate\.retention\.gsm8k: .* Give exam.split=test"):
         composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02}", "exam.split=dev")
     composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02, rules: 0}")
 

@@ -349,6 +349,5 @@ def test_each_objective_brings_its_usual_rate(name, rate):
 def test_a_rate_far_below_the_usual_one_is_said(round_, capfd):
     round_.train("slow", dpo(learning_rate=1e-6, usual_rate=5e-5, batch=24))
     assert (
-        "learning_rate=1e-06 is under a tenth of the usual rate (5e-05)"
-        in capfd.readouterr().err
+        "learning_rate=1e-06 is under a tenth of the usual rate (5e-05)" in capfd.readouterr().err
     )
