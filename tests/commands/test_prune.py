@@ -163,8 +163,8 @@ def test_a_runs_folder_that_the_store_does_not_know_is_refused(place, capsys):
     said = refused(capsys, "runs=rums", "--prune", "--yes")
     assert "runs=rums" in said and str(place / "runs") in said
     assert "runs=nowhere" in refused(capsys, "runs=nowhere", "--prune", "--yes")
-    assert "expected a folder" in refused(capsys, "runs=", "--prune", "--yes")
-    assert "expected a folder" in refused(capsys, "store=", "--prune", "--yes")
+    assert "a folder was expected" in refused(capsys, "runs=", "--prune", "--yes")
+    assert "a folder was expected" in refused(capsys, "store=", "--prune", "--yes")
     assert everything(place) == before
 
 
