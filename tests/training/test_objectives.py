@@ -586,7 +586,7 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
     [
         (["train.beta=0"], r"train.beta=0: Input should be greater than 0"),
         (["train.beta=-0.1"], r"train.beta=-0.1: Input should be greater than 0"),
-        (["train.loss=[sigmod]"], r"sigmod is no loss .* Did you mean sigmoid"),
+        (["train.loss=[sigmod]"], r"sigmod is not a loss .* Did you mean sigmoid"),
         (["train.loss=[robst]"], r"Did you mean robust"),
         (["train=simpo", "train.loss=[simppo]"], r"Did you mean simpo"),
         (["train.loss=[simpo]"], r"SimPO has no reference: use train=simpo"),
