@@ -89,7 +89,7 @@ class Sides:
     def __init__(self, sft: Model, prompts: Prompts):
         self.sft, self.prompts = sft, prompts
         [point], _ = compose(Arguments.parse(["recipes=smoke", f"sample.per_round={PROMPTS}"]))
-        self.cfg: SampleRequest = point.sample.draw("train")
+        self.cfg: SampleRequest = point.sample.request("train")
         self.backend: Any = open_backend(self.cfg.backend, sft)
         self.clock: dict[int, list[float]] = {PROMPTS: [], FEW: []}
         self._start_defaults()  # first: it lives in a process of its own, as vLLM has it

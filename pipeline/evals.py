@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.config import (
-    BEST_OF,
+    BEST_OF_PREFIX,
     CONTROL,
     Config,
     DuelConfig,
+    EvaluationQuestions,
     OtherModel,
-    Questions,
     SampleRequest,
     ScoreConfig,
     ServedModel,
@@ -33,7 +33,7 @@ class EvalPlan:
     def of(self, name: str, model: Step, split: Literal["dev", "test"]) -> EvalSteps:
         part, label = self.prompts / split, f"{split} {name}"
         tasks = self.cfg.benchmark if split == "test" else {}
-        asked = self.cfg.exam.sample.draw("exam")
+        asked = self.cfg.exam.sample.request("exam")
         samples = Step("sample", asked, at=label, knob="exam.sample", policy=model, prompts=part)
         return {
             "model": model,
@@ -52,7 +52,7 @@ class EvalPlan:
                 for task, block in tasks.items()
             },
             "samples": samples,
-            "scores": self.marks(*self.cfg.marking_on(split), label, samples, part),
+            "scores": self.marks(*self.cfg.scoring_on(split), label, samples, part),
         }
 
     def marks(
@@ -64,7 +64,7 @@ class EvalPlan:
         part: Part,
         best: Step | None = None,
     ) -> Step:
-        reward = self.reward if scorers.asks_reward else None
+        reward = self.reward if scorers.uses_reward_stage else None
         return Step(
             "score",
             scorers,
@@ -80,14 +80,14 @@ class EvalPlan:
         return {name: self.other(name, brought) for name, brought in self.cfg.exam.others.items()}
 
     def redrawn(self) -> dict[str, EvalSteps]:
-        return {name: self.again(name, draw) for name, draw in self.cfg.exam.rows()}
+        return {name: self.again(name, draw) for name, draw in self.cfg.exam.variant_requests()}
 
     def other(self, name: str, brought: OtherModel) -> EvalSteps:
         """Asked and marked as ours are; the answers of a model that a server holds are measured in sft's tokens."""
         part, label, knob = self.prompts / "test", f"test {name}", f"exam.others.{name}"
         like = self.sft if isinstance(brought, ServedModel) else None
         model = Step("base", brought, at=label, knob=knob, like=like)
-        asked = self.cfg.exam.sample.answers_of(brought)
+        asked = self.cfg.exam.sample.request_baseline_answers(brought)
         samples = Step("sample", asked, at=label, knob=self.asks(name), policy=model, prompts=part)
         scores = self.marks("exam.score", self.cfg.exam.score, label, samples, part)
         return {"model": model, "samples": samples, "scores": scores}
@@ -105,22 +105,24 @@ class EvalPlan:
         part, label = self.prompts / "test", f"test {name}"
         samples = Step("sample", draw, at=label, knob="exam.sample", policy=self.sft, prompts=part)
         scorers, best = self.cfg.exam.score, None
-        if name.startswith(BEST_OF):
+        if name.startswith(BEST_OF_PREFIX):
             best = self.marks("score", self.cfg.score, label, samples, part)
-            scorers = scorers.of_best(self.cfg.pair.scorer)
+            scorers = scorers.for_best_answers(self.cfg.pair.scorer)
         scores = self.marks("exam.score", scorers, label, samples, part, best)
         return {"model": self.sft, "samples": samples, "scores": scores}
 
     def chat(self, name: str, exams: Mapping[str, EvalSteps]) -> dict[str, Input]:
         """A set of questions beside the test prompts, asked of every model of the table."""
         block, knob = self.cfg.exam.chats[name], f"exam.chats.{name}"
-        rows = Questions(rows=self.cfg.prompts.evaluation[name])
+        rows = EvaluationQuestions(rows=self.cfg.prompts.evaluation[name])
         questions = (
             Step("prompts", rows, at=f"test {name}", knob=f"prompts.evaluation.{name}") / "test"
         )
         told: dict[str, EvalSteps] = {}
         for of, exam in exams.items():
-            draw = self.cfg.exam.sample.conversation(block.turns, self.cfg.exam.others.get(of))
+            draw = self.cfg.exam.sample.request_conversation(
+                block.turns, self.cfg.exam.others.get(of)
+            )
             label, model = f"test {of} {name}", exam["model"]
             samples = Step(
                 "sample", draw, at=label, knob=self.asks(of), policy=model, prompts=questions

@@ -24,7 +24,7 @@ def plan(cfg: Config) -> Step:
     )
     prior = (
         Step("refer", cfg.refer, at=1, model=sft, rows=offline)
-        if offline and cfg.pair.asks_prior
+        if offline and cfg.pair.needs_sft_logps
         else None
     )
 
@@ -34,8 +34,8 @@ def plan(cfg: Config) -> Step:
     for r in range(1, cfg.rounds + 1):
         samples: list[Step] = []
         scores: list[Step] = []
-        waves = cfg.sample.waves(r, cfg.pair.scorer) if cfg.pair.mix.on_policy else []
-        asked = reward if cfg.score.asks_reward else None
+        waves = cfg.sample.request_waves(r, cfg.pair.scorer) if cfg.pair.mix.on_policy else []
+        asked = reward if cfg.score.uses_reward_stage else None
         for (
             draw
         ) in waves:  # the first draws for every prompt, later ones where all scores so far tie
@@ -52,11 +52,11 @@ def plan(cfg: Config) -> Step:
                     reward=asked,
                 )
             ]
-        gold = prompts / "train" if cfg.pair.asks_prompts else None
+        gold = prompts / "train" if cfg.pair.needs_prompt_columns else None
         rows: dict[str, Any] = dict(
             offline=offline, prior=prior, samples=samples, scores=scores, prompts=gold
         )
-        pairs += [Step("pair", cfg.pair.of(r), at=r, policy=policy, **rows)]
+        pairs += [Step("pair", cfg.pair.for_round(r), at=r, policy=policy, **rows)]
 
         refit = (
             Step("sft", cfg.refit, at=r, base=policy, samples=samples, scores=scores)
@@ -101,7 +101,7 @@ def plan(cfg: Config) -> Step:
     story: dict[str, Any] = dict(
         exams=examined, chosen=policy, pairs=pairs, duels=duels, chats=chats
     )
-    told = cfg.evaluate.told(cfg.pair.made_by, cfg.exam.gold)
+    told = cfg.evaluate.with_scorers(cfg.pair.pairing_scorer, cfg.exam.gold_scorers)
     return Step("evaluate", told, at="report", prompts=prompts / split, **story)
 
 

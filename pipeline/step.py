@@ -127,7 +127,7 @@ class Identity:
             return self._each(value, knob)
         if isinstance(value, list | tuple):
             return [self.config(item, knob) for item in value]
-        if isinstance(value, Weights) and not value.local:
+        if isinstance(value, Weights) and not value.is_local:
             return str(value)
         if isinstance(value, Function) and value.file:
             return f"content:{self._content(value.file, knob)}:{value.name}"
@@ -159,7 +159,7 @@ def place_of(step: Step) -> str | None:
     model = getattr(step.config, "model", None)
     return (
         str(Path(model).expanduser().absolute())
-        if isinstance(model, Weights) and model.local
+        if isinstance(model, Weights) and model.is_local
         else None
     )
 
@@ -193,7 +193,7 @@ def pinned(value: Any, commit_of: Callable[[str, str | None], str]) -> Any:
 def _hub_name(value: Block) -> str | None:
     """The hub repository that a block names, if any: a model's name, or `datasets/NAME`."""
     model, dataset = getattr(value, "model", None), getattr(value, "dataset", None)
-    if isinstance(model, Weights) and not model.local:
+    if isinstance(model, Weights) and not model.is_local:
         return str(model)
     return f"datasets/{dataset}" if isinstance(dataset, HubDataset) else None
 

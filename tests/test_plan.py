@@ -128,7 +128,7 @@ def test_a_judge_that_compares_makes_pairs_while_others_mark_the_dev_exams():
     assert set(steps["score@dev sft"].config.scorers) == {"rules"}
     gold = ["+score@exam.dev_score=rules", "exam.dev_score.scorers.rules.gold=true"]
     with pytest.raises(
-        UserError, match=r"exam\.dev_score\.scorers\.rules\.gold=true: a gold scorer marks"
+        UserError, match=r"exam\.dev_score\.scorers\.rules\.gold=true: a gold scorer scores test"
     ):
         composed(*words, *gold)
 

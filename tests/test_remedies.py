@@ -283,7 +283,7 @@ def found(one: Remedy) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
 
 def takes(raw: dict[str, Any], place: tuple[str, ...], value: str) -> bool:
     """Whether the knob takes the value, whatever the rest of that config says to it."""
-    from pipeline.config.validation import _located
+    from pipeline.config.validation import locate_error
 
     changed = copy.deepcopy(raw)
     block = changed
@@ -295,7 +295,7 @@ def takes(raw: dict[str, Any], place: tuple[str, ...], value: str) -> bool:
     try:
         Config.model_validate(changed)
     except ValidationError as error:
-        at = [_located(fault["loc"], changed).place for fault in error.errors()]
+        at = [locate_error(fault["loc"], changed).path for fault in error.errors()]
         return not any(fault[: len(place)] == place for fault in at)
     return True
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.artifacts import read_json, write_json
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
-from pipeline.config.compose import Arguments, block
+from pipeline.config.compose import Arguments, compose_block
 from pipeline.errors import BROKE, REFUSED, StageError, UserError, many, nearest
 from pipeline.report.analysis.agreement import Pair, calibration, gain, people_s_own
 from pipeline.report.analysis.statistics import Estimate
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         file, names, out, overrides = parsed(arguments)
         check_out(out)
         judged = read_judged(file)
-        cfg = block(Arguments.parse(overrides), Calibrated).score
+        cfg = compose_block(Arguments.parse(overrides), Calibrated).score
         told = calibrated(judged, {name: verdicts_by(cfg, name, judged) for name in names})
     except (UserError, StageError) as fault:
         print(fault, file=sys.stderr)

@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, Samples, resolve_run, write_text
-from pipeline.config import LATER
+from pipeline.config import LATER_TURN
 from pipeline.errors import REFUSED, UserError, many, nearest
 from pipeline.report.render.examples import prompt_text
 from pipeline.scorers.label_files import FORMULA
@@ -123,11 +123,11 @@ def answers(draws: list[Samples]) -> dict[str, list[Row]]:
         [draw.read().filter(pl.col("setting") != KL).select(columns) for draw in draws]
     )
     told = told.with_columns(turns=pl.lit(1))
-    later = pl.col("setting").str.starts_with(LATER)
+    later = pl.col("setting").str.starts_with(LATER_TURN)
     by_prompt: dict[str, list[Row]] = {}
     for row in told.filter(~later).iter_rows(named=True):
         by_prompt.setdefault(row["prompt_id"], []).append(row)
-    turn = pl.col("setting").str.strip_prefix(LATER).cast(pl.Int64)
+    turn = pl.col("setting").str.strip_prefix(LATER_TURN).cast(pl.Int64)
     for row in told.filter(later).sort("prompt_id", turn).iter_rows(named=True):
         for first in by_prompt.get(row["prompt_id"], []):
             first["completion"] += f"\n\n[{row['prompt'][-1]['content']}]\n\n{row['completion']}"

@@ -1,7 +1,7 @@
-"""The shape of conf/: frozen models without defaults. Values live in conf/, shapes live here, a file per group.
+"""The shape of conf/: frozen pydantic models, a file per group. They have no defaults: conf/ has them.
 
-A stage's block is the whole of its identity, apart from what stands under a key named `runtime`
-and from the places of local files, which enter by their content (see `Local`).
+A stage's block is its whole identity, except for keys named `runtime`. Local files enter identity
+by their content, not their path (see `Local`).
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ from pipeline.config.checks import (
     RegexScorer,
     RuleScorer,
 )
-from pipeline.config.cross_checks import mismatches
+from pipeline.config.cross_checks import find_mismatches
 from pipeline.config.demonstrations import (
     DemonstrationsConfig,
     JsonlDemonstrations,
@@ -46,7 +46,7 @@ from pipeline.config.demonstrations import (
     RehearsalConfig,
 )
 from pipeline.config.exam import (
-    BEST_OF,
+    BEST_OF_PREFIX,
     CONTROL,
     PROMPTED,
     ChatConfig,
@@ -54,7 +54,7 @@ from pipeline.config.exam import (
     Evaluation,
     ExamConfig,
     GateConfig,
-    Prompted,
+    PromptedBaseline,
 )
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.judge import (
@@ -66,12 +66,18 @@ from pipeline.config.judge import (
     JudgeRuntime,
     Name,
     PairwiseScorer,
+    RubricScale,
     RubricScorer,
-    Scale,
     ServiceRuntime,
     VllmEngine,
 )
-from pipeline.config.launch import KINDS, SHARDED, SHARED, LaunchedRuntime, TrainerRuntime
+from pipeline.config.launch import (
+    DISTRIBUTED_TYPES,
+    SHARDED_STATE,
+    SHARDED_WEIGHTS,
+    LaunchedRuntime,
+    TrainerRuntime,
+)
 from pipeline.config.models import (
     BaseConfig,
     BestOfNConfig,
@@ -81,7 +87,7 @@ from pipeline.config.models import (
     SftTraining,
     TinyBase,
 )
-from pipeline.config.offline import OfflineConfig, PreferenceRows, Shape
+from pipeline.config.offline import OfflineConfig, PreferenceRows, PreferenceShape
 from pipeline.config.pair import (
     AllPairs,
     BestRandom,
@@ -101,32 +107,32 @@ from pipeline.config.pair import (
     TopBottom,
 )
 from pipeline.config.prompts import (
-    Caps,
     DecontaminationConfig,
+    EvaluationQuestions,
     FilePrompts,
     HubPrompts,
     PlaygroundPrompts,
+    PromptCaps,
     PromptRows,
     PromptsConfig,
     PromptShape,
-    Questions,
-    Split,
+    PromptSplit,
 )
 from pipeline.config.reward import (
-    GivenPreferences,
     PlaygroundPreferences,
     PreferencesConfig,
     RewardCheckpoint,
     RewardConfig,
     RewardTraining,
+    UserPreferences,
 )
 from pipeline.config.rows import FileRows, HubDataset, HubRows
 from pipeline.config.sample import (
     ANSWER,
-    LATER,
+    LATER_TURN,
     BackendConfig,
-    Batch,
-    Conversation,
+    BatchRuntime,
+    ConversationRequest,
     EndpointBackend,
     EndpointRuntime,
     Reasoning,
@@ -143,7 +149,7 @@ from pipeline.config.sample import (
     VllmRuntime,
 )
 from pipeline.config.score import (
-    BestScored,
+    BestAnswersConfig,
     EnsembleScorer,
     FunctionScorer,
     LabelsScorer,
@@ -166,16 +172,16 @@ from pipeline.config.training import (
 )
 
 
-class Sweep(Block):
-    """What happens when a multirun ends."""
+class SweepConfig(Block):
+    """What happens when a sweep (multirun) ends."""
 
     kl_budget: PositiveFloat | None
     retest: bool
     keep: Literal["best", "all"]
 
 
-class Cost(Block):
-    """What things cost here: prices, for the estimates."""
+class CostConfig(Block):
+    """Prices, for estimates."""
 
     gpu_hour: NonNegativeFloat | None
 
@@ -184,18 +190,15 @@ class Config(Block):
     recipe: str
     command: str
     seed: Seed
-    rounds: Annotated[
-        int, Field(ge=1, le=100)
-    ]  # a plan of many more is not a plan that a person reads
+    rounds: Annotated[int, Field(ge=1, le=100)]  # a plan of many more is too long to read
     init: Literal["previous", "sft", "refit"]
     reference: Literal["previous", "sft", "init"]
     data: Literal["latest", "all"]
     limits: Limits
     max_length: PositiveInt
     template: Template
-    dtype: Literal[
-        "auto", "float32", "bfloat16", "float16"
-    ]  # as it was asked for; each model's block has it resolved
+    # As it was asked for; each model's block contains it resolved.
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
 
     prompts: PromptsConfig
     base: BaseConfig | None
@@ -213,8 +216,8 @@ class Config(Block):
     benchmark: dict[Name, BenchmarkConfig]
     evaluate: EvaluateConfig
     tracker: TrackerConfig | None
-    sweep: Sweep
-    cost: Cost
+    sweep: SweepConfig
+    cost: CostConfig
 
     store: Folder
     runs: Folder
@@ -223,24 +226,22 @@ class Config(Block):
     verify: bool
 
     @property
-    def marking(self) -> tuple[str, ScoreConfig]:
-        """What marks the exams that the report compares, and under which knob it stands."""
-        return self.marking_on(self.exam.split)
+    def eval_scoring(self) -> tuple[str, ScoreConfig]:
+        """The scorers that the report compares models by, and their knob."""
+        return self.scoring_on(self.exam.split)
 
-    def marking_on(self, split: str) -> tuple[str, ScoreConfig]:
-        """Gold scorers and paid judges see test only."""
+    def scoring_on(self, split: str) -> tuple[str, ScoreConfig]:
+        """The scorers of a split and their knob. Gold scorers and paid judges see test only."""
         if split == "test":
             return "exam.score", self.exam.score
-        return (
-            ("exam.dev_score", self.exam.dev_score)
-            if self.exam.dev_score
-            else ("score", self.score)
-        )
+        if self.exam.dev_score:
+            return "exam.dev_score", self.exam.dev_score
+        return "score", self.score
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        """What no block can know alone; every mismatch is said at once."""
-        faults = list(mismatches(self))
+    def _check_mismatches(self) -> Self:
+        """Raise every mismatch between blocks at once."""
+        faults = list(find_mismatches(self))
         if faults:
             raise ValueError("\n".join(faults))
         return self

@@ -1,4 +1,4 @@
-"""What every block of the config is: frozen, without defaults, refusing unknown keys; and what several share."""
+"""`Block`, the base of every config block (frozen, no defaults, no unknown keys); shared types."""
 
 import re
 from pathlib import Path
@@ -23,17 +23,16 @@ from pipeline import hardware
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy and torch both take
-# `auto` is what the device here computes in. Reading the config resolves it, so that no identity holds `auto`.
-resolved = AfterValidator(hardware.resolve_dtype)
-Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], resolved]
-TrainingDtype = Annotated[
-    Literal["auto", "float32", "bfloat16"], resolved
-]  # float16 overflows without loss scaling
-Workers = Literal["auto"] | PositiveInt  # processes of one stage, each with GPUs of its own
+# Reading the config replaces `auto` by what this device computes in, so no identity holds `auto`.
+auto_resolver = AfterValidator(hardware.resolve_dtype)
+Dtype = Annotated[Literal["auto", "float32", "bfloat16", "float16"], auto_resolver]
+# Not float16, which overflows without loss scaling.
+TrainingDtype = Annotated[Literal["auto", "float32", "bfloat16"], auto_resolver]
+Workers = Literal["auto"] | PositiveInt  # processes of one stage, each on separate GPUs
 
 
 class Local(str):
-    """The path of a local file or folder: its content enters identity, its place does not."""
+    """The path of a local file or folder: its content enters identity, its path does not."""
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
@@ -43,36 +42,37 @@ class Local(str):
 
 
 class Weights(Local):
-    """A model: a local folder (its content enters identity) or the name of a hub repository (its commit does)."""
+    """A model: a local folder, identified by content, or a hub repository, identified by commit."""
 
     @property
-    def local(self) -> bool:
+    def is_local(self) -> bool:
         return self.startswith((".", "/", "~")) or Path(self).exists()
 
 
 class Function(str):
-    """A function of the user's own: `./file.py:name`, whose file enters identity by content, or `package.module.name`.
+    """A user's function: `./file.py:name` or `package.module.name`.
 
-    What the file imports, and what an installed package holds, is not seen: rename the scorer when that changes.
+    The content of the file enters identity. What it imports and the source of installed packages
+    do not: when those change, rename the scorer.
     """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(cls._checked, core_schema.str_schema())
+        return core_schema.no_info_after_validator_function(cls._parse, core_schema.str_schema())
 
     @classmethod
-    def _checked(cls, text: str) -> "Function":
+    def _parse(cls, text: str) -> "Function":
         function = cls(text)
-        if not (function.name.isidentifier() and function.place):
+        if not (function.name.isidentifier() and function.source):
             raise ValueError("a function is written ./file.py:name or package.module.name")
         return function
 
     @property
     def file(self) -> Local | None:
-        return Local(self.place) if ":" in self else None
+        return Local(self.source) if ":" in self else None
 
     @property
-    def place(self) -> str:
+    def source(self) -> str:
         return self.rpartition(":" if ":" in self else ".")[0]
 
     @property
@@ -84,19 +84,18 @@ class Block(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
-    outside_identity: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # knobs that change nothing of what a stage makes
+    # Knobs that do not change what a stage makes.
+    outside_identity: ClassVar[frozenset[str]] = frozenset()
 
 
-def _not_empty(value: Any) -> Any:
+def _refuse_empty(value: Any) -> Any:
     """`store=` would mean the working directory."""
     if value == "":
-        raise ValueError("a folder was expected, such as ./folder")
+        raise ValueError("expected a folder, such as ./folder")
     return value
 
 
-Folder = Annotated[Path, BeforeValidator(_not_empty)]
+Folder = Annotated[Path, BeforeValidator(_refuse_empty)]
 
 
 class Limits(Block):
@@ -110,44 +109,46 @@ class Template(Block):
 
 
 class Trust(Block):
-    """What a checkpoint may bring along that runs code on this machine; each is refused unless named."""
+    """Code that a checkpoint may run on this machine; each kind is refused unless allowed here."""
 
     remote_code: bool
     pickled_weights: bool
 
 
 class Prices(Block):
-    """Money for a million tokens."""
+    """Price of a million tokens."""
 
     input: NonNegativeFloat
     output: NonNegativeFloat
 
 
-class Unshown(PydanticCustomError):
-    """What is wrong with a value that may hold a key: it is never repeated."""
+class SecretValueError(PydanticCustomError):
+    """A fault of a value that may contain an API key; its message never repeats the value."""
 
-    def __new__(cls, said: LiteralString) -> Self:
-        return super().__new__(cls, "unshown", said)
+    def __new__(cls, message: LiteralString) -> Self:
+        return super().__new__(cls, "secret", message)
 
 
-def _address(url: str) -> str:
+def _check_address(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise Unshown("an address such as http://localhost:8000/v1 was expected")
+        raise SecretValueError("expected an address such as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
-        raise Unshown("an address carries no key: name its environment variable in api_key_env")
+        raise SecretValueError(
+            "an address must not contain a key: name the key's environment variable in api_key_env"
+        )
     return url
 
 
-def _variable(name: str) -> str:
+def _check_variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise Unshown("the name of an environment variable was expected, never the key itself")
+        raise SecretValueError("expected the name of an environment variable, never the key itself")
     return name
 
 
-# What a message may repeat: where a server stands, and under which name its key is kept.
-Address = Annotated[str, AfterValidator(_address)]
-Variable = Annotated[str, AfterValidator(_variable)]
+# Messages may repeat these two: a server's address, and the name of its key's variable.
+Address = Annotated[str, AfterValidator(_check_address)]
+EnvVariable = Annotated[str, AfterValidator(_check_variable)]
 
 
 _KEY_NAMES = re.compile(
@@ -160,35 +161,34 @@ _KEY_VALUES = re.compile(
 )
 
 
-def _keyless(body: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    waiting: list[JsonValue] = [body]
-    while waiting:
-        item = waiting.pop()
-        names = (
-            [re.sub(r"[^a-z]", "", name.lower()) for name in item] if isinstance(item, dict) else []
-        )
-        if any(map(_KEY_NAMES.search, names)) or (
-            isinstance(item, str) and _KEY_VALUES.match(item.strip())
-        ):
-            raise Unshown(
-                "a request's body carries no key, which every run would write down:"
-                " name its environment variable in runtime.api_key_env"
+def _refuse_keys(body: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    pending: list[JsonValue] = [body]
+    while pending:
+        item = pending.pop()
+        has_key = isinstance(item, str) and _KEY_VALUES.match(item.strip())
+        if isinstance(item, dict):
+            names = [re.sub(r"[^a-z]", "", name.lower()) for name in item]
+            has_key = any(map(_KEY_NAMES.search, names))
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
+        if has_key:
+            raise SecretValueError(
+                "a request's body must not contain a key, since every run writes the body to disk:"
+                " name the key's environment variable in runtime.api_key_env"
             )
-        waiting += (
-            item.values() if isinstance(item, dict) else item if isinstance(item, list) else []
-        )
     return body
 
 
-# More fields of a request. They are identity and stand in the folder of every run, so none of them may be a key.
-Body = Annotated[dict[str, JsonValue], AfterValidator(_keyless)]
+# More fields of a request. They enter identity, and every run writes them to its folder: no keys.
+RequestBody = Annotated[dict[str, JsonValue], AfterValidator(_refuse_keys)]
 
 
 class Server(Block):
-    """Where a server of the user's naming stands, what opens it and how it is asked: none of it is identity."""
+    """A server's address, its key and its request limits; none of these enter identity."""
 
     base_url: Address
-    api_key_env: Variable | None
+    api_key_env: EnvVariable | None
     concurrency: PositiveInt
     timeout: PositiveFloat
     retries: NonNegativeInt

@@ -1,4 +1,4 @@
-"""Published benchmarks that a model is examined by."""
+"""Published benchmarks that models are evaluated on."""
 
 from typing import Annotated, Self
 
@@ -24,9 +24,9 @@ class BenchmarkConfig(Block):
     backend: Annotated[TransformersBackend | VllmBackend, Field(discriminator="kind")]
 
     @model_validator(mode="after")
-    def _of_the_hub(self) -> Self:
+    def _check_revision(self) -> Self:
         if self.data is not None and self.revision is not None:
             raise ValueError(
-                "data lies on this machine, and revision is of the hub's rows. Leave one of them null"
+                "data is local, and revision is a commit of the hub's dataset. Leave one null"
             )
         return self

@@ -18,8 +18,8 @@ class RuleScorer(Block):
     gold: bool
 
     @property
-    def reads(self) -> list[str]:
-        """The prompts' columns that it cannot do without."""
+    def required_columns(self) -> list[str]:
+        """The prompt columns that this scorer needs."""
         return ["constraints"]
 
 
@@ -31,11 +31,13 @@ class RegexScorer(Block):
     gold: bool
 
     @model_validator(mode="after")
-    def _compiles(self) -> Self:
+    def _check_pattern(self) -> Self:
         try:
             re.compile(self.pattern)
         except re.error as error:
-            raise ValueError(f"pattern={self.pattern} is no regular expression: {error}") from error
+            raise ValueError(
+                f"pattern={self.pattern} is not a regular expression: {error}"
+            ) from error
         return self
 
 
@@ -54,10 +56,10 @@ class LengthScorer(Block):
     gold: bool
 
     @model_validator(mode="after")
-    def _a_band(self) -> Self:
+    def _check_band(self) -> Self:
         if self.least > self.most:
             raise ValueError(
-                f"least={self.least} is above most={self.most}: no length lies between them"
+                f"least={self.least} is above most={self.most}: no length fits between them"
             )
         return self
 
@@ -75,7 +77,7 @@ class IfevalScorer(Block):
     runtime: CheckRuntime
 
     @property
-    def reads(self) -> list[str]:
+    def required_columns(self) -> list[str]:
         return ["instruction_id_list", "kwargs"]
 
 
@@ -87,7 +89,7 @@ class MathScorer(Block):
     runtime: CheckRuntime
 
     @property
-    def reads(self) -> list[str]:
+    def required_columns(self) -> list[str]:
         return [self.column]
 
 
@@ -108,15 +110,15 @@ class CodeScorer(Block):
     runtime: CheckRuntime
 
     @property
-    def reads(self) -> list[str]:
+    def required_columns(self) -> list[str]:
         return [self.column]
 
     @model_validator(mode="after")
-    def _allowed(self) -> Self:
+    def _check_permission(self) -> Self:
         if not self.allow_code_execution:
             raise ValueError(
-                "this scorer runs code that a model wrote, on this machine, and that was not allowed."
-                " Give allow_code_execution=true where nothing can be harmed"
+                "this scorer runs a model's code on this machine, which is not allowed yet."
+                " Give allow_code_execution=true where that can do no harm"
             )
         return self
 

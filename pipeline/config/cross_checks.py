@@ -1,4 +1,4 @@
-"""What no block of the config can know alone: who asks for what nobody gives. Every mismatch is said at once."""
+"""Checks across blocks of the config: a block that needs what another does not provide."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -15,249 +15,296 @@ if TYPE_CHECKING:
     from pipeline.config import Config
 
 
-def mismatches(cfg: "Config") -> Iterator[str]:
-    yield from _unmarked(cfg)
-    yield from _incomparable(cfg)
-    yield from _ungated(cfg)
-    yield from _unretained(cfg)
-    yield from _unmixable(cfg)
-    yield from _alone(cfg)
-    yield from _unfit(cfg)
+def find_mismatches(cfg: "Config") -> Iterator[str]:
+    yield from _check_scorers(cfg)
+    yield from _check_comparability(cfg)
+    yield from _check_gate(cfg)
+    yield from _check_retention(cfg)
+    yield from _check_mix(cfg)
+    yield from _check_samples_per_prompt(cfg)
+    yield from _check_best_of_n(cfg)
     if cfg.exam.sample.more:
-        yield "exam.sample.more: every model answers as often as the others. Give exam.sample.more=[]"
-    yield from _rewardless(cfg)
-    yield from _unserved(cfg)
-    yield from _misplaced_gold(cfg)
-    yield from _nameless(cfg)
+        yield "exam.sample.more: all models give equally many answers. Give exam.sample.more=[]"
+    yield from _check_reward(cfg)
+    yield from _check_endpoints(cfg)
+    yield from _check_gold(cfg)
+    yield from _check_names(cfg)
     if cfg.rounds > 1 and cfg.sample.per_round is None:
-        yield f"rounds={cfg.rounds} draw fresh prompts each: give sample.per_round=N, the prompts of one round."
-    yield from _off_at_step_0(cfg)
-    yield from _untrainable(cfg)
-    yield from _nested_folders(cfg)
+        yield (
+            f"rounds={cfg.rounds} need fresh prompts each:"
+            " give sample.per_round=N, the prompts of one round."
+        )
+    yield from _check_reference(cfg)
+    yield from _check_sft(cfg)
+    yield from _check_folders(cfg)
 
 
-def _nested_folders(cfg: "Config") -> Iterator[str]:
-    """A run's folder in the store could be taken for a step's, and whoever removes the runs would remove the store."""
+def _check_folders(cfg: "Config") -> Iterator[str]:
+    """A run inside the store looks like a step; a store inside runs/ is removed along with runs."""
     store, runs = cfg.store.resolve(), cfg.runs.resolve()
     if store.is_relative_to(runs) or runs.is_relative_to(store):
         yield (
-            f"store={cfg.store} runs={cfg.runs}: one is inside the other, or they are the same folder."
-            " Give two folders side by side, such as store=store runs=runs"
+            f"store={cfg.store} runs={cfg.runs}: one is inside the other, or they are the same."
+            " Give two separate folders, such as store=store runs=runs"
         )
 
 
-def _unmarked(cfg: "Config") -> Iterator[str]:
-    """Scorers that something goes by, and that mark nothing there."""
-    _, marking = cfg.marking
+def _check_scorers(cfg: "Config") -> Iterator[str]:
+    """The scorers that pairs and the report go by have to score there."""
+    _, scoring = cfg.eval_scoring
     for knob, name, scorers in (
         ("pair.scorer", cfg.pair.scorer, cfg.score.scorers),
-        ("evaluate.scorer", cfg.evaluate.scorer, marking.scorers),
+        ("evaluate.scorer", cfg.evaluate.scorer, scoring.scorers),
     ):
-        if name not in scorers and name in cfg.score.scorers:
+        if name in scorers:
+            continue
+        known = nearest(name, list(scorers))
+        if name in cfg.score.scorers:
             yield (
-                f"{knob}={name}: it marks samples, and no exams. Give +scorer@exam.score.scorers.{name}=FILE as well,"
-                f" or {knob}=ANOTHER. {nearest(name, list(scorers))}"
+                f"{knob}={name}: it scores the training samples, and not the evaluations."
+                f" Give +scorer@exam.score.scorers.{name}=FILE as well, or {knob}=ANOTHER. {known}"
             )
-        elif name not in scorers:
-            yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
+        else:
+            yield f"{knob}={name}: there is no such scorer. {known}"
 
 
-def _incomparable(cfg: "Config") -> Iterator[str]:
-    """A score among a prompt's own answers says nothing of two models: its mean is a half for both."""
-    where, marking = cfg.marking
-    apart = " Mark dev by others: +score@exam.dev_score=rules." if cfg.exam.split == "dev" else ""
-    for name, scorer in marking.scorers.items():
+def _check_comparability(cfg: "Config") -> Iterator[str]:
+    """Scores that only rank one model's answers cannot compare models: their mean is constant."""
+    where, scoring = cfg.eval_scoring
+    on_dev = cfg.exam.split == "dev"
+    instead = " Score dev by other scorers: +score@exam.dev_score=rules." if on_dev else ""
+    for name, scorer in scoring.scorers.items():
         if isinstance(scorer, PairwiseScorer):
             yield (
-                f"{where}.scorers.{name} compares a model's answers with each other, and would mark this exam"
-                f" (exam.split={cfg.exam.split}).{apart} Compare models on test by +duel@exam.duels.{name}=default"
+                f"{where}.scorers.{name} compares a model's answers with each other, and would"
+                f" score this evaluation (exam.split={cfg.exam.split}).{instead}"
+                f" Compare models on test by +duel@exam.duels.{name}=default"
             )
-    chief = marking.scorers.get(cfg.evaluate.scorer)
-    if isinstance(chief, EnsembleScorer) and chief.within_prompt:
+    chief = scoring.scorers.get(cfg.evaluate.scorer)
+    if isinstance(chief, EnsembleScorer) and chief.is_within_prompt:
         knob = f"{where}.scorers.{cfg.evaluate.scorer}.combine"
         yield (
-            f"evaluate.scorer={cfg.evaluate.scorer}: {knob}={chief.combine} compares the answers of one model to one"
-            f" prompt and cannot tell models apart. Give a single scorer, or {knob}=min."
+            f"evaluate.scorer={cfg.evaluate.scorer}: {knob}={chief.combine} compares one model's"
+            " answers to one prompt and cannot tell models apart."
+            f" Give a single scorer, or {knob}=min."
         )
 
 
-def _ungated(cfg: "Config") -> Iterator[str]:
-    """The gate compares models by what marks their dev exams."""
+def _check_gate(cfg: "Config") -> Iterator[str]:
+    """The gate compares models by a scorer of the dev evaluations."""
     if cfg.gate is None:
         return
-    where, marking = cfg.marking_on("dev")
-    chief = marking.scorers.get(cfg.gate.scorer)
+    where, scoring = cfg.scoring_on("dev")
+    chief = scoring.scorers.get(cfg.gate.scorer)
     if chief is None:
-        known = nearest(cfg.gate.scorer, [*marking.scorers])
+        known = nearest(cfg.gate.scorer, [*scoring.scorers])
         yield f"gate.scorer={cfg.gate.scorer}: {where} has no such scorer. {known}"
     elif isinstance(chief, PairwiseScorer) or (
-        isinstance(chief, EnsembleScorer) and chief.within_prompt
+        isinstance(chief, EnsembleScorer) and chief.is_within_prompt
     ):
         yield (
-            f"gate.scorer={cfg.gate.scorer} compares a model's answers with each other and cannot tell models apart."
-            " Give gate.scorer=ANOTHER, and +score@exam.dev_score=FILE where no other marks dev."
+            f"gate.scorer={cfg.gate.scorer} compares a model's answers with each other and cannot"
+            " tell models apart. Give gate.scorer=ANOTHER, and +score@exam.dev_score=FILE where no"
+            " other scorer scores dev."
         )
 
 
-def _unretained(cfg: "Config") -> Iterator[str]:
-    """What may not be lost has to be measured."""
-    _, marking = cfg.marking
-    known = [*cfg.benchmark, *marking.scorers]
+def _check_retention(cfg: "Config") -> Iterator[str]:
+    """Retention needs a figure to watch."""
+    _, scoring = cfg.eval_scoring
+    known = [*cfg.benchmark, *scoring.scorers]
     for name in cfg.evaluate.retention:
         scorer = name.partition("/")[0]  # or one of its criteria
-        if name not in cfg.benchmark and scorer not in marking.scorers:
-            yield f"evaluate.retention.{name}: no benchmark and no scorer has this name. {nearest(name, known)}"
+        if name not in cfg.benchmark and scorer not in scoring.scorers:
+            yield (
+                f"evaluate.retention.{name}: no benchmark and no scorer has this name."
+                f" {nearest(name, known)}"
+            )
         elif cfg.exam.split != "test" and name in cfg.benchmark:
-            yield f"evaluate.retention.{name}: benchmarks belong to exams on test. Give exam.split=test"
+            yield f"evaluate.retention.{name}: benchmarks run on test alone. Give exam.split=test"
 
 
-def _misplaced_gold(cfg: "Config") -> Iterator[str]:
-    """What chooses, pairs or points of a sweep, never sees the scorer that tells whether choosing overdid it."""
+def _check_gold(cfg: "Config") -> Iterator[str]:
+    """A gold scorer shows over-optimisation, so it must not choose pairs or points of a sweep."""
     for where, choosing in (("score", cfg.score), ("exam.dev_score", cfg.exam.dev_score)):
         for name, scorer in choosing.scorers.items() if choosing else ():
             if scorer.gold:
-                knob = f"{where}.scorers.{name}.gold=true"
-                yield f"{knob}: a gold scorer marks exams on test alone; move it to exam.score.scorers."
+                yield (
+                    f"{where}.scorers.{name}.gold=true: a gold scorer scores test evaluations"
+                    " alone; move it to exam.score.scorers."
+                )
 
 
-def _unserved(cfg: "Config") -> Iterator[str]:
-    """An endpoint serves one model that nobody here restarts: who would be drawn from it under another's name."""
+def _check_endpoints(cfg: "Config") -> Iterator[str]:
+    """An endpoint serves one fixed model, which must not answer under another model's name."""
     if cfg.exam.sample.backend.kind == "endpoint":
         yield (
-            "backend@exam.sample.backend=endpoint: a server has one model, and exams are of base, sft and each round."
-            " Give backend@exam.sample.backend=vllm or transformers."
+            "backend@exam.sample.backend=endpoint: a server has one model, and evaluations need"
+            " base, sft and each round. Give backend@exam.sample.backend=vllm or transformers."
         )
     others = [name for name, other in cfg.exam.others.items() if other.kind == "served"]
     if others and cfg.exam.sample.settings[ANSWER].min_p:
-        yield f"exam.others.{others[0]}: not every server knows min_p. Give exam.sample.settings.{ANSWER}.min_p=0."
-    served = cfg.sample.backend
-    cut = [
-        f"sample.settings.{name}.min_p"
-        for name, setting in cfg.sample.settings.items()
-        if setting.min_p
-    ]
-    if cut and served.kind == "endpoint" and not served.require_token_ids:
-        yield f"{cut[0]}: not every server knows it. Give {cut[0]}=0, or sample.backend.require_token_ids=true."
-    if cfg.rounds > 1 and cfg.sample.backend.kind == "endpoint" and cfg.pair.mix.on_policy:
         yield (
-            f"rounds={cfg.rounds}: round 2 draws from the model that round 1 trained, which the endpoint does not"
-            " serve. Give rounds=1, or backend@sample.backend=vllm or transformers."
+            f"exam.others.{others[0]}: not every server knows min_p."
+            f" Give exam.sample.settings.{ANSWER}.min_p=0."
+        )
+    backend, settings = cfg.sample.backend, cfg.sample.settings
+    knobs = [f"sample.settings.{name}.min_p" for name, one in settings.items() if one.min_p]
+    if knobs and backend.kind == "endpoint" and not backend.require_token_ids:
+        yield (
+            f"{knobs[0]}: not every server knows it."
+            f" Give {knobs[0]}=0, or sample.backend.require_token_ids=true."
+        )
+    if cfg.rounds > 1 and backend.kind == "endpoint" and cfg.pair.mix.on_policy:
+        yield (
+            f"rounds={cfg.rounds}: round 2 samples from the model that round 1 trained, which the"
+            " endpoint does not serve."
+            " Give rounds=1, or backend@sample.backend=vllm or transformers."
         )
 
 
-def _nameless(cfg: "Config") -> Iterator[str]:
-    """Names in the exam that stand for something elsewhere: a set of questions, and people beside judges."""
+def _check_names(cfg: "Config") -> Iterator[str]:
+    """Chats name a set of questions; annotators need a name that no judge or scorer has."""
     for name in cfg.exam.chats:
         if name not in cfg.prompts.evaluation:
             yield (
-                f"exam.chats.{name}: prompts.evaluation has no set of that name. Give prompts.evaluation.{name}=FILE,"
-                " which keeps its questions out of training as well (prompts=file or hub)."
+                f"exam.chats.{name}: prompts.evaluation has no set of that name."
+                f" Give prompts.evaluation.{name}=FILE, which keeps its questions out of training"
+                " as well (prompts=file or hub)."
             )
+    judges = {judge for chat in cfg.exam.chats.values() for judge in chat.duels}
     for name in cfg.evaluate.labels:
-        judges = {judge for chat in cfg.exam.chats.values() for judge in chat.duels}
-        if name in {*judges, *cfg.exam.duels, *cfg.marking[1].scorers}:
-            yield f"evaluate.labels.{name}: a judge or scorer of that name marks this exam. Give people another name."
+        if name in {*judges, *cfg.exam.duels, *cfg.eval_scoring[1].scorers}:
+            yield (
+                f"evaluate.labels.{name}: this evaluation has a judge or scorer of that name."
+                " Give the annotators another name."
+            )
 
 
-def _unmixable(cfg: "Config") -> Iterator[str]:
-    """Offline rows and rounds: who asks for what nobody gives."""
+def _check_mix(cfg: "Config") -> Iterator[str]:
+    """Shares of offline rows need offline rows, and several rounds need new rows for each."""
     mix = cfg.pair.mix
     if mix.offline and cfg.offline is None:
-        yield f"pair.mix.offline={mix.offline:g}: there are no offline rows. Give offline=file offline.source.path=FILE"
+        yield (
+            f"pair.mix.offline={mix.offline:g}: there are no offline rows."
+            " Give offline=file offline.source.path=FILE"
+        )
     if cfg.offline and not mix.offline:
         yield (
             "offline: pair.mix.offline=0 takes none of its rows."
             " Give pair.mix.on_policy=0.5 pair.mix.offline=0.5, or offline=none."
         )
     if cfg.rounds > 1 and not mix.on_policy:
-        yield f"rounds={cfg.rounds}: with offline rows only, every round would train on the same rows. Give rounds=1."
-    if cfg.rounds > 1 and mix.on_policy and mix.offline and mix.per_round is None:
-        yield f"rounds={cfg.rounds}: each round takes a block of offline rows of its own. Give pair.mix.per_round=ROWS."
-    if not mix.offline and cfg.pair.asks_prior:
-        yield "pair.filters.min_reference: it is asked of offline rows alone, and pair.mix.offline=0 takes none."
-
-
-def _alone(cfg: "Config") -> Iterator[str]:
-    """A pair needs two samples, unless a prompt's own answer is one side or each sample is a thumb."""
-    drawn = sum(setting.n for setting in cfg.sample.settings.values()) + sum(cfg.sample.more)
-    lone = cfg.pair.strategy.kind == "demonstration" or cfg.pair.thumbs_at is not None
-    if drawn == 1 and cfg.pair.mix.on_policy and not lone:
         yield (
-            f"sample.settings.{next(iter(cfg.sample.settings))}.n=1: one sample of a prompt makes no pair."
-            f" Give sample.settings.{next(iter(cfg.sample.settings))}.n=2 or more, or pair=demonstration."
+            f"rounds={cfg.rounds}: with offline rows only, every round would train on the same"
+            " rows. Give rounds=1."
+        )
+    if cfg.rounds > 1 and mix.on_policy and mix.offline and mix.per_round is None:
+        yield (
+            f"rounds={cfg.rounds}: each round takes a separate block of offline rows."
+            " Give pair.mix.per_round=ROWS."
+        )
+    if not mix.offline and cfg.pair.needs_sft_logps:
+        yield (
+            "pair.filters.min_reference: it filters offline rows alone, and pair.mix.offline=0"
+            " takes none."
         )
 
 
-def _unfit(cfg: "Config") -> Iterator[str]:
-    """`init: refit` and the block that it starts from."""
+def _check_samples_per_prompt(cfg: "Config") -> Iterator[str]:
+    """A pair needs two samples, unless a demonstration is one side or samples stay unpaired."""
+    settings = cfg.sample.settings
+    samples = sum(setting.n for setting in settings.values()) + sum(cfg.sample.more)
+    one_is_enough = cfg.pair.strategy.kind == "demonstration" or cfg.pair.thumbs_at is not None
+    if samples == 1 and cfg.pair.mix.on_policy and not one_is_enough:
+        knob = f"sample.settings.{next(iter(settings))}.n"
+        yield (
+            f"{knob}=1: one sample of a prompt makes no pair."
+            f" Give {knob}=2 or more, or pair=demonstration."
+        )
+
+
+def _check_best_of_n(cfg: "Config") -> Iterator[str]:
+    """`init: refit` and the block `refit` need each other."""
     if (cfg.init == "refit") != (cfg.refit is not None):
-        given = (
+        fault = (
             "init=refit: there is no refit block"
             if cfg.refit is None
-            else f"refit: init={cfg.init} passes it by"
+            else f"refit: init={cfg.init} does not use it"
         )
-        yield f"{given}. Give init=refit refit=best, or neither."
+        yield f"{fault}. Give init=refit refit=best, or neither."
     if cfg.refit and cfg.refit.scorer not in cfg.score.scorers:
         known = nearest(cfg.refit.scorer, list(cfg.score.scorers))
         yield f"refit.scorer={cfg.refit.scorer}: there is no such scorer. {known}"
     if cfg.refit and not cfg.pair.mix.on_policy:
-        yield "init=refit: with offline rows only, there are no samples to start from. Give init=sft refit=none."
+        yield (
+            "init=refit: with offline rows only, there are no samples to start from."
+            " Give init=sft refit=none."
+        )
 
 
-def _rewardless(cfg: "Config") -> Iterator[str]:
-    """The reward model: who asks for one that is not there, and one that nobody asks."""
-    marking = {
+def _check_reward(cfg: "Config") -> Iterator[str]:
+    """Scorers that need the run's reward model, and a reward model that no scorer uses."""
+    blocks = {
         "score": cfg.score,
         "exam.score": cfg.exam.score,
         "exam.dev_score": cfg.exam.dev_score,
     }
-    asking = [
-        f"{place}.scorers" for place, scorers in marking.items() if scorers and scorers.asks_reward
+    users = [
+        f"{knob}.scorers" for knob, block in blocks.items() if block and block.uses_reward_stage
     ]
-    if asking and cfg.reward is None:
+    if users and cfg.reward is None:
         yield (
-            f"{asking[0]}: a scorer of kind reward_model has no model, and reward is none."
-            " Give reward=checkpoint reward.model=NAME, reward=train, or that scorer a model of its own."
+            f"{users[0]}: a scorer of kind reward_model has no model, and reward is none."
+            " Give reward=checkpoint reward.model=NAME, reward=train, or set that scorer's model."
         )
-    if cfg.reward and not asking:
-        yield "reward: no scorer asks for it. Give score=reward, or +scorer@score.scorers.NAME=reward_model."
+    if cfg.reward and not users:
+        yield (
+            "reward: no scorer uses it."
+            " Give score=reward, or +scorer@score.scorers.NAME=reward_model."
+        )
     if not isinstance(cfg.reward, RewardTraining):
         return
     if cfg.reward.start == "base" and cfg.base is None:
-        yield "reward.start=base: base is none. Give base=checkpoint base.model=NAME, or reward.start=sft."
-    if cfg.reward.fence.ngram != cfg.prompts.fence.ngram:
         yield (
-            f"reward.fence.ngram={cfg.reward.fence.ngram} finds nothing in a fence of {cfg.prompts.fence.ngram} words."
-            " Give prompts.fence.ngram alone, the others follow it."
+            "reward.start=base: base is none."
+            " Give base=checkpoint base.model=NAME, or reward.start=sft."
         )
+    if cfg.reward.fence.ngram != cfg.prompts.fence.ngram:
+        yield _describe_ngram_mismatch("reward", cfg.reward.fence.ngram, cfg)
 
 
-def _off_at_step_0(cfg: "Config") -> Iterator[str]:
-    """Ready reference values have to come from the form of the model that the training holds them against."""
+def _check_reference(cfg: "Config") -> Iterator[str]:
+    """Precomputed reference values have to come from the model as the training loads it."""
     if cfg.train.logps == "ready" and cfg.refer.dtype != cfg.train.dtype:
         yield (
-            f"refer.dtype={cfg.refer.dtype} and train.dtype={cfg.train.dtype}: reference values of another dtype are"
-            " off at step 0. Give both alike, as dtype=…"
+            f"refer.dtype={cfg.refer.dtype} and train.dtype={cfg.train.dtype}: reference values of"
+            " another dtype are off at step 0. Give the same for both, as dtype=…"
         )
-    quantization = (
-        None if isinstance(cfg.train.adapter, FullAdapter) else cfg.train.adapter.quantization
-    )
+    adapter = cfg.train.adapter
+    quantization = None if isinstance(adapter, FullAdapter) else adapter.quantization
     if cfg.train.logps == "ready" and cfg.refer.quantization != quantization:
         yield (
-            "refer.quantization: reference values of a base in another form than the policy's are off at step 0."
-            " Leave it out: it follows train.adapter.quantization."
+            "refer.quantization: reference values of a base quantized unlike the policy's are off"
+            " at step 0. Leave it out: it follows train.adapter.quantization."
         )
 
 
-def _untrainable(cfg: "Config") -> Iterator[str]:
-    """What sft=train needs beside it."""
+def _check_sft(cfg: "Config") -> Iterator[str]:
+    """What sft=train needs from other blocks."""
     if isinstance(cfg.sft, SftTraining) and cfg.sft.fence.ngram != cfg.prompts.fence.ngram:
-        yield (
-            f"sft.fence.ngram={cfg.sft.fence.ngram} finds nothing in a fence of {cfg.prompts.fence.ngram} words."
-            " Give prompts.fence.ngram alone, the others follow it."
-        )
+        yield _describe_ngram_mismatch("sft", cfg.sft.fence.ngram, cfg)
     if isinstance(cfg.sft, SftTraining) and cfg.base is None:
         yield (
             "sft=train starts from a base model, and base is none."
             " Give base=checkpoint base.model=NAME, or sft=checkpoint sft.model=NAME."
         )
+
+
+def _describe_ngram_mismatch(block: str, ngram: int, cfg: "Config") -> str:
+    """The evaluation prompts are hashed in n-grams of one length, and only those are found."""
+    return (
+        f"{block}.fence.ngram={ngram} finds no overlap, as evaluation prompts are hashed in n-grams"
+        f" of {cfg.prompts.fence.ngram} words."
+        " Give prompts.fence.ngram alone, the others follow it."
+    )

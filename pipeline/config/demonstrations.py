@@ -1,4 +1,4 @@
-"""Demonstrations: where they come from, and a share of them beside the pairs of a preference training."""
+"""Demonstrations: their sources, and rehearsal, which adds some to the pairs of each step."""
 
 from typing import Annotated, Any, Literal
 
@@ -35,9 +35,9 @@ class RehearsalConfig(Block):
     template_kwargs: dict[str, JsonValue]
 
 
-def _none_of_nothing(block: Any) -> Any:
-    """A share of 0 is the training without any, in identity too: the point of a sweep where it begins."""
+def _drop_zero_share(block: Any) -> Any:
+    """A share of 0 means no rehearsal, in identity too, so that a sweep may start at 0."""
     return None if isinstance(block, dict) and block.get("share") == 0 else block
 
 
-Rehearsed = Annotated[RehearsalConfig | None, BeforeValidator(_none_of_nothing)]
+OptionalRehearsal = Annotated[RehearsalConfig | None, BeforeValidator(_drop_zero_share)]

@@ -1,4 +1,4 @@
-"""How models are examined, which of them goes on, and what the report says of it."""
+"""How models are evaluated, which one the next round starts from, and what the report covers."""
 
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
@@ -11,20 +11,20 @@ from pipeline.config.models import OtherModel
 from pipeline.config.sample import ANSWER, SampleConfig, SampleRequest, Turn
 from pipeline.config.score import ReferenceConfig, ScoreConfig
 
-# Rows of the table that are SFT drawn once more.
-CONTROL, PROMPTED, BEST_OF = "control", "prompted", "best-of-"
-TAKEN = "base", "sft", CONTROL, PROMPTED
+# Rows of the report's table that sample the SFT model again.
+CONTROL, PROMPTED, BEST_OF_PREFIX = "control", "prompted", "best-of-"
+RESERVED_NAMES = "base", "sft", CONTROL, PROMPTED
 
 
-class Prompted(Block):
-    """What SFT is shown beside the prompt: is training worth it, or would a word have done?"""
+class PromptedBaseline(Block):
+    """A system prompt or examples for SFT: does training beat plain prompting?"""
 
     system: Annotated[str, Field(min_length=1)] | None
     few_shot: list[Turn]
 
 
 class ChatConfig(Block):
-    """A set of questions of prompts.evaluation, asked of every model of the table."""
+    """A set of questions from prompts.evaluation, asked of every model in the table."""
 
     turns: PositiveInt
     score: ScoreConfig | None
@@ -40,55 +40,58 @@ class ExamConfig(Block):
     duels: dict[Name, DuelConfig]
     control: bool
     best_of: Annotated[int, Field(ge=2)] | None
-    prompted: Prompted | None
+    prompted: PromptedBaseline | None
     others: dict[Name, OtherModel]
     chats: dict[Name, ChatConfig]
 
     @property
-    def gold(self) -> list[str]:
-        """The scorers that never made pairs."""
+    def gold_scorers(self) -> list[str]:
+        """Names of the scorers that never made pairs."""
         return [name for name, scorer in self.score.scorers.items() if scorer.gold]
 
-    def rows(self) -> Iterator[tuple[str, SampleRequest]]:
-        """SFT once more, under the row's name: nothing but answers, in seeds of their own."""
+    def variant_requests(self) -> Iterator[tuple[str, SampleRequest]]:
+        """For each table row that samples SFT again: its name and its request (separate seeds)."""
         if self.control:
-            yield CONTROL, self.sample.answers(CONTROL)
+            yield CONTROL, self.sample.request_answers(CONTROL)
         if self.best_of:
-            yield f"{BEST_OF}{self.best_of}", self.sample.answers("best-of", n=self.best_of)
+            request = self.sample.request_answers("best-of", n=self.best_of)
+            yield f"{BEST_OF_PREFIX}{self.best_of}", request
         if self.prompted:
-            yield PROMPTED, self.sample.answers(PROMPTED, **dict(self.prompted))
+            yield PROMPTED, self.sample.request_answers(PROMPTED, **dict(self.prompted))
 
     @model_validator(mode="after")
-    def _others_have_names_of_their_own(self) -> Self:
-        if taken := [
-            name for name in self.others if name in TAKEN or name.startswith(("round-", BEST_OF))
-        ]:
-            raise ValueError(
-                f"others.{taken[0]}: the table has a row of that name already. Give it another name"
-            )
+    def _check_names(self) -> Self:
+        for name in self.others:
+            if name in RESERVED_NAMES or name.startswith(("round-", BEST_OF_PREFIX)):
+                raise ValueError(
+                    f"others.{name}: the table already has a row of this name. Give another name"
+                )
         return self
 
     @model_validator(mode="after")
-    def _rows_can_be_drawn(self) -> Self:
+    def _check_sampling(self) -> Self:
         if ANSWER not in self.sample.settings:
             raise ValueError(
-                f"sample.settings: scorers and judges read the setting {ANSWER}. Name one of them so"
+                f"sample.settings: scorers and judges read the setting {ANSWER}, which is missing."
+                " Give one setting this name"
             )
-        if self.sample.settings[ANSWER].n > 1 and (
-            long := [name for name, of in self.chats.items() if of.turns > 1]
-        ):
+        answer = self.sample.settings[ANSWER]
+        multi_turn = [name for name, chat in self.chats.items() if chat.turns > 1]
+        if answer.n > 1 and multi_turn:
             raise ValueError(
-                f"chats.{long[0]}: of several answers to a turn, none is the one that the next turn follows."
-                f" Give sample.settings.{ANSWER}.n=1, or chats.{long[0]}.turns=1"
+                f"chats.{multi_turn[0]}: the next turn can follow only one answer, and each turn"
+                f" has {answer.n}."
+                f" Give sample.settings.{ANSWER}.n=1, or chats.{multi_turn[0]}.turns=1"
             )
-        if self.best_of and self.sample.settings[ANSWER].temperature == 0:
+        if self.best_of and answer.temperature == 0:
             raise ValueError(
-                f"best_of={self.best_of}: at sample.settings.{ANSWER}.temperature=0 all answers are the same."
+                f"best_of={self.best_of}: at sample.settings.{ANSWER}.temperature=0"
+                " all answers are the same."
                 f" Give best_of=null, or sample.settings.{ANSWER}.temperature=0.7"
             )
         if self.prompted and not (self.prompted.system or self.prompted.few_shot):
             raise ValueError(
-                "prompted: nothing is shown beside the prompt. Give system or few_shot, or prompted=null"
+                "prompted: it adds nothing to the prompt. Give system or few_shot, or prompted=null"
             )
         return self
 
@@ -108,14 +111,13 @@ class EvaluateConfig(Block):
     resamples: Annotated[int, Field(ge=2)]
     seed: Seed
 
-    def told(self, training: str | None, gold: list[str]) -> "Evaluation":
+    def with_scorers(self, training: str | None, gold: list[str]) -> "Evaluation":
         return Evaluation(**dict(self), training=training, gold=gold)
 
 
 class Evaluation(EvaluateConfig):
-    """The user's block with what the rest of the config says of its scorers."""
+    """The user's block, and what the rest of the config says about its scorers."""
 
-    training: (
-        str | None
-    )  # the scorer that made pairs; None where others did: people, demonstrations
-    gold: list[str]  # those that never made any
+    # The scorer that made the pairs; None where annotators or demonstrations did.
+    training: str | None
+    gold: list[str]  # the scorers that never made pairs

@@ -1,4 +1,4 @@
-"""What watches a training between its steps, and what stops it."""
+"""Guards: what a training measures between its steps, and what stops it."""
 
 from typing import Literal, Self
 
@@ -7,9 +7,8 @@ from pydantic import JsonValue, NonNegativeInt, PositiveFloat, PositiveInt, mode
 from pipeline.config.base import Block
 from pipeline.config.checks import CheckScorer
 
-MOST_PROMPTS = (
-    64  # whose KL is known to a fraction of a nat; each look draws and reads all of their answers
-)
+# The KL of 64 prompts is known to a fraction of a nat; each evaluation samples all their answers.
+MAX_PROMPTS = 64
 
 
 class GuardsConfig(Block):
@@ -25,35 +24,40 @@ class GuardsConfig(Block):
     scorer: CheckScorer | None
 
     @property
-    def may_stop(self) -> bool:
-        """Whether the published weights may be those of an earlier look than the last."""
-        return any(each is not None for each in (self.kl_budget, self.fall_budget, self.stop_on))
+    def may_stop_early(self) -> bool:
+        """Whether weights of an evaluation before the last one may be published."""
+        return any(knob is not None for knob in (self.kl_budget, self.fall_budget, self.stop_on))
 
     @property
-    def asks_answers(self) -> bool:
-        """Whether what stops the training is read from the policy's own answers."""
+    def needs_generations(self) -> bool:
+        """Whether a guard that stops the training reads answers sampled during evaluation."""
         return self.kl_budget is not None or self.stop_on == "score"
 
     @property
-    def looks_alone(self) -> bool:
-        """Whether what stops the training is seen by our own looks; of the trainer's own, all processes know."""
-        return self.asks_answers or self.fall_budget is not None
+    def needs_own_metrics(self) -> bool:
+        """Whether a guard that stops the training reads figures that the trainer does not compute.
+
+        All processes know the trainer's own figures; one process alone may compute ours.
+        """
+        return self.needs_generations or self.fall_budget is not None
 
     @model_validator(mode="after")
-    def _answers_are_drawn(self) -> Self:
-        if self.asks_answers and not self.prompts:
+    def _check_generations(self) -> Self:
+        if self.needs_generations and not self.prompts:
             raise ValueError(
-                "prompts=0 draws no answers, and kl_budget or stop_on=score needs them; give prompts=64"
+                "prompts=0 samples no answers, and kl_budget and stop_on=score need them;"
+                " give prompts=64"
             )
-        if self.prompts > MOST_PROMPTS:
+        if self.prompts > MAX_PROMPTS:
             raise ValueError(
-                f"prompts={self.prompts}: every look answers each of them, and more than {MOST_PROMPTS} make looks "
-                f"slow and their figures hardly surer; give prompts={MOST_PROMPTS}, and exam.sample.per_round for the "
-                f"proof at the end"
+                f"prompts={self.prompts}: every evaluation answers each of them, and more than"
+                f" {MAX_PROMPTS} make it slow and its figures hardly more precise;"
+                f" give prompts={MAX_PROMPTS}, and exam.sample.per_round for the final evaluation"
             )
         if self.stop_on == "score" and self.scorer is None:
             raise ValueError(
-                "stop_on=score needs a scorer for the policy's own answers; give one of the rules, such as "
-                "+scorer@train.guards.scorer=regex with train.guards.scorer.pattern=…"
+                "stop_on=score needs a scorer for the answers sampled during evaluation;"
+                " give one of the rules, such as +scorer@train.guards.scorer=regex"
+                " with train.guards.scorer.pattern=…"
             )
         return self

@@ -1,16 +1,25 @@
-"""Judges: what is asked, by which engine, and what it may cost."""
+"""Judges: what they are asked, which engine answers, and what it may cost."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.config.base import Block, Body, Dtype, Local, Prices, Seed, Server, Share, Weights
+from pipeline.config.base import (
+    Block,
+    Dtype,
+    Local,
+    Prices,
+    RequestBody,
+    Seed,
+    Server,
+    Share,
+    Weights,
+)
 from pipeline.config.sample import VllmRuntime
 
-Name = Annotated[
-    str, Field(pattern=r"^[A-Za-z][\w-]*$")
-]  # it becomes a part of scorers' and inputs' names
+# Becomes a part of the names of scorers and inputs.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
 
 
 class ServiceRuntime(Server):
@@ -19,7 +28,7 @@ class ServiceRuntime(Server):
     max_cost: PositiveFloat | None
 
     @model_validator(mode="after")
-    def _knows_its_prices(self) -> Self:
+    def _check_prices(self) -> Self:
         if self.max_cost is not None and self.prices is None:
             raise ValueError(
                 "max_cost needs prices; give prices={input: …, output: …} per million tokens"
@@ -35,7 +44,7 @@ class EndpointEngine(Block):
     probabilities: bool
     temperature: NonNegativeFloat | None
     max_tokens: PositiveInt
-    body: Body
+    body: RequestBody
     runtime: ServiceRuntime
 
 
@@ -45,7 +54,7 @@ class AnthropicEngine(Block):
     revision: str | None
     temperature: NonNegativeFloat | None
     max_tokens: PositiveInt
-    body: Body
+    body: RequestBody
     runtime: ServiceRuntime
 
 
@@ -72,7 +81,7 @@ class JudgeRuntime(Block):
 
 
 class Judge(Block):
-    """What every judge is told, whatever it is asked."""
+    """What every judge has, whatever it compares or scores."""
 
     engine: EngineConfig
     template: Local
@@ -82,26 +91,26 @@ class Judge(Block):
     runtime: JudgeRuntime
 
     @model_validator(mode="after")
-    def _has_room_to_reason(self) -> Self:
+    def _check_max_tokens(self) -> Self:
         if self.form == "json" and self.engine.max_tokens < 64:
             raise ValueError(
-                f"form=json writes a reason before its verdict: engine.max_tokens={self.engine.max_tokens} would cut it"
-                " off; give 500 or more"
+                "form=json writes a reason before its verdict:"
+                f" engine.max_tokens={self.engine.max_tokens} would cut it off; give 500 or more"
             )
         return self
 
 
-class Scale(Block):
-    """Single digits, so that each mark is one token and its probability can be read."""
+class RubricScale(Block):
+    """Single digits, so that each score is one token whose probability can be read."""
 
     low: Annotated[int, Field(ge=0, le=9)]
     high: Annotated[int, Field(ge=0, le=9)]
 
     @model_validator(mode="after")
-    def _ascends(self) -> Self:
+    def _check_order(self) -> Self:
         if self.low >= self.high:
             raise ValueError(
-                f"low={self.low} is not below high={self.high}: a scale has at least two marks"
+                f"low={self.low} is not below high={self.high}: a scale has at least two scores"
             )
         return self
 
@@ -109,18 +118,19 @@ class Scale(Block):
 class RubricScorer(Judge):
     kind: Literal["rubric"]
     criteria: dict[Name, str | None]
-    scale: Scale
+    scale: RubricScale
     gold: bool
 
     @property
-    def asked(self) -> dict[str, str]:
+    def active_criteria(self) -> dict[str, str]:
         return {name: text for name, text in self.criteria.items() if text}
 
     @model_validator(mode="after")
-    def _asks_something(self) -> Self:
-        if not self.asked:
+    def _check_criteria(self) -> Self:
+        if not self.active_criteria:
             raise ValueError(
-                "criteria names none: a rubric asks at least one thing; give criteria.NAME='what is good'"
+                "criteria is empty: a rubric asks about at least one criterion;"
+                " give criteria.NAME='what is good'"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Where a training runs and by how many: all of it `runtime`, so none of it enters identity."""
+"""Where a training runs and in how many processes: all `runtime`, so none of it enters identity."""
 
 from importlib.util import find_spec
 from typing import Literal, Self
@@ -11,19 +11,16 @@ from pipeline.errors import many
 
 Launch = Literal["auto", "torchrun", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
-# What accelerate has to find itself in after the start, by what was asked for.
-KINDS: dict[Launch, tuple[str, ...]] = {
+# accelerate's DistributedType after the start, for each launch.
+DISTRIBUTED_TYPES: dict[Launch, tuple[str, ...]] = {
     **dict.fromkeys(("auto", "torchrun", "ddp"), ("MULTI_GPU", "MULTI_CPU")),
     **dict.fromkeys(("zero1", "zero2", "zero3"), ("DEEPSPEED",)),
     "fsdp2": ("FSDP",),
 }
-SHARED = (
-    "zero1",
-    "zero2",
-    "zero3",
-    "fsdp2",
-)  # what one process holds is a part of the training's state
-SHARDED = ("zero3", "fsdp2")  # of the weights too: no process has the model by itself
+# Each process holds a part of the training's state …
+SHARDED_STATE = ("zero1", "zero2", "zero3", "fsdp2")
+# … and with these a part of the weights too: no process has the whole model.
+SHARDED_WEIGHTS = ("zero3", "fsdp2")
 
 
 class TrainerRuntime(Block):
@@ -33,7 +30,7 @@ class TrainerRuntime(Block):
 
 
 class LaunchedRuntime(TrainerRuntime):
-    """`usual_rate` judges the learning rate; `gpu_hour` is what an hour of one device costs."""
+    """`usual_rate` is what the learning rate is held against; `gpu_hour` is a price."""
 
     micro_batch: PositiveInt | Literal["auto"]  # type: ignore[assignment]
     processes: PositiveInt | Literal["auto"]
@@ -49,62 +46,69 @@ class LaunchedRuntime(TrainerRuntime):
     gpu_hour: NonNegativeFloat | None
 
     @model_validator(mode="after")
-    def _machines_meet_somewhere(self) -> Self:
+    def _check_address(self) -> Self:
         if self.machines > 1 and self.address is None:
             raise ValueError(
-                f"machines={self.machines} need an address: give address=HOST, where the others reach this one"
+                f"machines={self.machines} need an address:"
+                " give address=HOST, where the other machines reach this one"
             )
         return self
 
     @property
-    def at_once(self) -> int:
-        """`micro_batch` once it is a number: what is measured on the device settles `auto`."""
+    def per_device(self) -> int:
+        """`micro_batch` as a number, after measuring on the device has replaced `auto`."""
         assert isinstance(self.micro_batch, int)
         return self.micro_batch
 
-    def count(self, gpus: int) -> int:
-        """Processes on each machine: one per GPU unless a number is given."""
+    def count_processes(self, gpus: int) -> int:
+        """Processes on each machine: one per GPU, unless `processes` is a number."""
         return max(1, gpus) if self.processes == "auto" else self.processes
 
-    def world(self, gpus: int) -> int:
-        return self.count(gpus) * self.machines
+    def world_size(self, gpus: int) -> int:
+        return self.count_processes(gpus) * self.machines
 
-    def unfit(self, batch: int, gpus: int) -> str | None:
-        """Why this many cannot train here; None: they can. Without any GPU several processes share the CPU."""
-        count, world = self.count(gpus), self.world(gpus)
+    def explain_misfit(self, batch: int, gpus: int) -> str | None:
+        """Why these processes cannot train here; None: they can.
+
+        Without a GPU several processes share the CPU.
+        """
+        count, world = self.count_processes(gpus), self.world_size(gpus)
         if self.launch.startswith("zero") and find_spec("deepspeed") is None:
             return (
-                f"train.runtime.launch={self.launch} needs the package deepspeed, which is not installed.\n"
-                f"  Install it into this environment (pip install deepspeed), or give train.runtime.launch=fsdp2."
+                f"train.runtime.launch={self.launch} needs the package deepspeed,"
+                " which is not installed.\n"
+                "  Install it into this environment (pip install deepspeed),"
+                " or give train.runtime.launch=fsdp2."
             )
         if gpus and count > gpus:
             return (
-                f"train.runtime.processes={count}: this machine shows {many(gpus, 'GPU')}, and each process takes"
-                f" one.\n  Give train.runtime.processes=auto or up to {gpus}, or run where there are {count}."
+                f"train.runtime.processes={count}: this machine has {many(gpus, 'GPU')},"
+                " and each process takes one.\n"
+                f"  Give train.runtime.processes=auto or up to {gpus},"
+                f" or run where there are {count}."
             )
-        if self.launch in SHARED and not gpus:
+        if self.launch in SHARDED_STATE and not gpus:
             return (
-                f"train.runtime.launch={self.launch} shares a model among GPUs, and this machine shows none.\n"
-                f"  Give train.runtime.launch=auto, or run where there are GPUs."
+                f"train.runtime.launch={self.launch} shards a model across GPUs,"
+                " and this machine has none.\n"
+                "  Give train.runtime.launch=auto, or run where there are GPUs."
             )
-        if self.launch in SHARED and world == 1:
+        if self.launch in SHARDED_STATE and world == 1:
             return (
-                f"train.runtime.launch={self.launch} shares a model among several processes, and there is one.\n"
-                f"  Give train.runtime.launch=auto, or more GPUs."
+                f"train.runtime.launch={self.launch} shards a model across several processes,"
+                " and there is one.\n"
+                "  Give train.runtime.launch=auto, or more GPUs."
             )
-        return self._indivisible(batch, world)
+        return self._explain_uneven_batch(batch, world)
 
-    def _indivisible(self, batch: int, world: int) -> str | None:
+    def _explain_uneven_batch(self, batch: int, world: int) -> str | None:
         least = world if self.micro_batch == "auto" else world * self.micro_batch
         if batch % least == 0:
             return None
-        of = (
-            ""
-            if self.micro_batch == "auto"
-            else f" of train.runtime.micro_batch={self.micro_batch} pairs"
-        )
+        pairs = f" of train.runtime.micro_batch={self.micro_batch} pairs"
         return (
-            f"train.batch={batch} does not share out to {world} processes{of}.\n"
-            f"  Give a batch that is a multiple of {least}, another train.runtime.micro_batch, or "
-            f"train.runtime.processes."
+            f"train.batch={batch} does not divide evenly among {world} processes"
+            f"{'' if self.micro_batch == 'auto' else pairs}.\n"
+            f"  Give a batch that is a multiple of {least}, another train.runtime.micro_batch,"
+            " or other train.runtime.processes."
         )

@@ -1,4 +1,4 @@
-"""The model before SFT and the SFT model: checkpoints as they are, or made here."""
+"""The base model and the SFT model: existing checkpoints, or models made here."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,9 +21,9 @@ class Checkpoint(Block):
     dtype: Dtype
 
     @property
-    def place(self) -> Path | str:
-        """A local folder, or a hub name."""
-        return Path(self.model).expanduser() if self.model.local else str(self.model)
+    def name_or_path(self) -> Path | str:
+        """A local folder, or a name on the hub."""
+        return Path(self.model).expanduser() if self.model.is_local else str(self.model)
 
 
 class TinyBase(Block):
@@ -47,13 +47,13 @@ class SftTraining(Optimization):
 
 
 class BestOfNConfig(Optimization):
-    """SFT on the best of a round's own samples."""
+    """SFT on the best samples of a round."""
 
     kind: Literal["refit"]
     scorer: str
     min_score: float | None
 
 
-# A model beside those of the run: opened here, or asked where it is served.
+# A baseline in the table: a checkpoint opened here, or a model behind a server.
 OtherModel = Annotated[Checkpoint | ServedModel, Field(discriminator="kind")]
 SftConfig = Annotated[Checkpoint | SftTraining, Field(discriminator="kind")]

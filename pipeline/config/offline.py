@@ -1,4 +1,4 @@
-"""Preferences that somebody else has judged."""
+"""Offline preferences: answers that were judged elsewhere."""
 
 from typing import Annotated, Literal
 
@@ -8,14 +8,14 @@ from pipeline.config.base import Block
 from pipeline.config.prompts import DecontaminationConfig
 from pipeline.config.rows import FileRows, HubRows
 
-Shape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "thumbs", "columns"]
+PreferenceShape = Literal["auto", "trl", "argilla", "intel", "hh", "scored", "thumbs", "columns"]
 
 
 class PreferenceRows(Block):
-    """Where preferences lie and what their rows look like."""
+    """Where preferences are read from, and the shape of their rows."""
 
     source: Annotated[FileRows | HubRows, Field(discriminator="kind")]
-    shape: Shape
+    shape: PreferenceShape
     columns: dict[str, str]
     thumbs_at: float | None
     on_bad_row: Literal["fail", "skip"]

@@ -53,10 +53,10 @@ class MarginBand(Block):
     high: Share
 
     @model_validator(mode="after")
-    def _a_band(self) -> "MarginBand":
+    def _check_band(self) -> "MarginBand":
         if self.low >= self.high:
             raise ValueError(
-                f"low={self.low} is not below high={self.high}: no margin lies between them"
+                f"low={self.low} is not below high={self.high}: no margin fits between them"
             )
         return self
 
@@ -93,7 +93,7 @@ class PassRate(Block):
 
 
 class Filters(Block):
-    """What may stand in a pair; null switches a filter off, and the funnel says that it was not asked."""
+    """What a pair may contain; null switches a filter off, and the funnel records that."""
 
     allow_truncated: bool
     allow_refusals: bool
@@ -116,10 +116,11 @@ class Mix(Block):
     per_round: PositiveInt | None
 
     @model_validator(mode="after")
-    def _of_one(self) -> "Mix":
+    def _check_sum(self) -> "Mix":
         if abs(self.on_policy + self.offline - 1) > 1e-9:
             raise ValueError(
-                f"on_policy={self.on_policy} and offline={self.offline} are shares: they have to add up to 1"
+                f"on_policy={self.on_policy} and offline={self.offline} are shares:"
+                " they have to add up to 1"
             )
         return self
 
@@ -139,34 +140,35 @@ class PairConfig(Block):
     seed: Seed
 
     @property
-    def asks_prior(self) -> bool:
-        """Whether offline rows need their log-probabilities under the SFT model before they can be judged."""
+    def needs_sft_logps(self) -> bool:
+        """Whether a filter reads the log-probabilities of offline rows under the SFT model."""
         return self.filters.min_reference is not None
 
     @property
-    def asks_prompts(self) -> bool:
-        """Whether the prompts' own columns hold a side of the pairs."""
+    def needs_prompt_columns(self) -> bool:
+        """Whether a column of the prompts holds one side of the pairs."""
         return self.strategy.kind == "demonstration" and self.mix.on_policy > 0
 
     @property
-    def made_by(self) -> str | None:
-        """The scorer whose marks made pairs of own samples; None where the pairs come from elsewhere."""
+    def pairing_scorer(self) -> str | None:
+        """The scorer that paired the policy's samples; None where pairs come from elsewhere."""
         return self.scorer if self.mix.on_policy and self.strategy.kind != "demonstration" else None
 
-    def of(self, round: int) -> "PairRound":
+    def for_round(self, round: int) -> "PairRound":
         return PairRound(**dict(self), round=round)
 
 
 class PairRound(PairConfig):
-    """The user's block and the round: which block of offline rows it takes."""
+    """The user's block and the round, which decides which offline rows it takes."""
 
     round: PositiveInt
 
-    def short_of(self, rows: int) -> str | None:
-        """What to say when so many offline rows do not last for this round."""
+    def explain_shortage(self, rows: int) -> str | None:
+        """Why this many offline rows are too few for the round; None: they are enough."""
         if (size := self.mix.per_round) is None or rows >= (needed := size * self.round):
             return None
         return (
-            f"pair.mix.per_round={size}: round {self.round} needs {needed} offline rows, and there are {rows}.\n"
+            f"pair.mix.per_round={size}: round {self.round} needs {needed} offline rows,"
+            f" and there are {rows}.\n"
             f"  Give pair.mix.per_round={rows // self.round} or less, or more rows."
         )

@@ -13,46 +13,44 @@ PromptShape = Literal[
 
 
 class PromptRows(Block):
-    """A set of prompts with what is needed to read it."""
+    """A set of prompts, and how to read it."""
 
     source: Annotated[FileRows | HubRows, Field(discriminator="kind")]
     shape: PromptShape
     columns: dict[str, str]
 
 
-def _of_path(value: Any) -> Any:
-    """A path alone means: a file whose columns tell its shape."""
-    return (
-        {"source": {"kind": "file", "path": value}, "shape": "auto", "columns": {}}
-        if type(value) is str
-        else value
-    )
+def _expand_path(value: Any) -> Any:
+    """A bare path means a file whose columns tell its shape."""
+    if type(value) is not str:
+        return value
+    return {"source": {"kind": "file", "path": value}, "shape": "auto", "columns": {}}
 
 
-NamedRows = Annotated[PromptRows, BeforeValidator(_of_path)]
-# So many prompts of the source, or a set of its own.
-Held = Annotated[
+NamedRows = Annotated[PromptRows, BeforeValidator(_expand_path)]
+# This many prompts of the source, or a separate set.
+HeldOut = Annotated[
     Annotated[PositiveInt, Tag("count")] | Annotated[NamedRows, Tag("set")],
     Discriminator(lambda value: "set" if isinstance(value, str | dict | PromptRows) else "count"),
 ]
 
 
-class Questions(Block):
-    """One set of prompts.evaluation by itself, to be asked in exams."""
+class EvaluationQuestions(Block):
+    """One set of prompts.evaluation, for chat benchmarks."""
 
     rows: PromptRows
 
 
-class Split(Block):
-    dev: Held
-    test: Held
+class PromptSplit(Block):
+    dev: HeldOut
+    test: HeldOut
 
 
 class DecontaminationConfig(Block):
     ngram: PositiveInt
 
 
-class Caps(Block):
+class PromptCaps(Block):
     column: str
     most: PositiveInt
 
@@ -62,50 +60,50 @@ class PlaygroundPrompts(Block):
     rows: PositiveInt
     constraints: PositiveInt
     seed: Seed
-    split: Split
+    split: PromptSplit
     fence: DecontaminationConfig
 
-    # Its prompts are few words put together anew: alike on purpose, and no set of anybody's.
+    # Its prompts recombine few words: they are alike on purpose and contain no evaluation set.
     near: ClassVar[None] = None
     caps: ClassVar[None] = None
     evaluation: ClassVar[dict[str, PromptRows]] = {}
 
 
-class GivenPrompts(Block):
-    """What is asked of prompts that a user brings, wherever they lie."""
+class UserPrompts(Block):
+    """The knobs of a user's own prompts, from a file or the hub."""
 
     shape: PromptShape
     columns: dict[str, str]
     on_bad_row: Literal["fail", "skip"]
     near: Annotated[float, Field(gt=0, le=1)] | None
-    caps: Caps | None
+    caps: PromptCaps | None
     evaluation: dict[str, NamedRows]
     seed: Seed
-    split: Split
+    split: PromptSplit
     fence: DecontaminationConfig
 
     @field_validator("evaluation")
     @classmethod
-    def _names(cls, sets: dict[str, PromptRows]) -> dict[str, PromptRows]:
+    def _check_set_names(cls, sets: dict[str, PromptRows]) -> dict[str, PromptRows]:
         if taken := sorted({"train", "dev", "test"} & sets.keys()):
             raise ValueError(
-                f"{taken[0]} names a part of the prompts themselves; call the set something else"
+                f"{taken[0]} is the name of a split of the prompts; give the set another name"
             )
         return sets
 
 
-class FilePrompts(GivenPrompts):
+class FilePrompts(UserPrompts):
     kind: Literal["file"]
     path: Local
 
     @property
-    def given(self) -> PromptRows:
+    def prompt_rows(self) -> PromptRows:
         return PromptRows(
             source=FileRows(kind="file", path=self.path), shape=self.shape, columns=self.columns
         )
 
 
-class HubPrompts(GivenPrompts):
+class HubPrompts(UserPrompts):
     kind: Literal["hub"]
     dataset: HubDataset
     revision: str | None
@@ -113,7 +111,7 @@ class HubPrompts(GivenPrompts):
     hub_split: str
 
     @property
-    def given(self) -> PromptRows:
+    def prompt_rows(self) -> PromptRows:
         place = {
             "dataset": self.dataset,
             "revision": self.revision,

@@ -1,4 +1,4 @@
-"""The reward model that marks with what people, or rules, prefer: a checkpoint as it is, or one trained here."""
+"""The reward model: an existing checkpoint, or one trained here on preferences."""
 
 from typing import Annotated, Literal
 
@@ -23,16 +23,16 @@ class PlaygroundPreferences(Block):
     kind: Literal["playground"]
     rows: PositiveInt
     constraints: PositiveInt
-    obeyed: Annotated[float, Field(gt=0, lt=1)]  # at 0 and 1 no two answers differ
+    obeyed: Annotated[float, Field(gt=0, lt=1)]  # at 0 or 1 all answers would be equally good
     flipped: Share
     seed: Seed
 
 
-class GivenPreferences(PreferenceRows):
+class UserPreferences(PreferenceRows):
     kind: Literal["given"]
 
 
-PreferencesConfig = Annotated[PlaygroundPreferences | GivenPreferences, Field(discriminator="kind")]
+PreferencesConfig = Annotated[PlaygroundPreferences | UserPreferences, Field(discriminator="kind")]
 
 
 class RewardTraining(Optimization):

@@ -1,4 +1,4 @@
-"""Where rows that somebody else has made lie: local files, or a dataset of the hub."""
+"""Sources of existing rows: local files, or a dataset on the hub."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""What is drawn from a policy, and by which backend."""
+"""Sampling: what a model is asked for, and by which backend."""
 
 import json
 from typing import Annotated, Any, Literal, Self, Union
@@ -13,12 +13,22 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.config.base import Block, Body, Dtype, Limits, Prices, Seed, Server, Share, Workers
+from pipeline.config.base import (
+    Block,
+    Dtype,
+    Limits,
+    Prices,
+    RequestBody,
+    Seed,
+    Server,
+    Share,
+    Workers,
+)
 from pipeline.errors import many
 
-KL = "kl"  # the setting of draws made for the KL estimate alone
-ANSWER = "answer"  # the setting that an exam's scorers and judges read
-LATER = "turn-"  # with a number: the settings of a conversation's later turns
+KL = "kl"  # the setting whose samples serve the KL estimate alone
+ANSWER = "answer"  # the setting that scorers and judges read in evaluations
+LATER_TURN = "turn-"  # plus a number: the settings of a conversation's later turns
 
 
 class VllmRuntime(Block):
@@ -36,18 +46,18 @@ class VllmBackend(Block):
     runtime: VllmRuntime
 
 
-class Batch(Block):
+class BatchRuntime(Block):
     batch: PositiveInt
 
 
 class TransformersBackend(Block):
     kind: Literal["transformers"]
     dtype: Dtype
-    runtime: Batch
+    runtime: BatchRuntime
 
 
 class ScriptedBackend(Block):
-    """No model at all: completions are a function of prompt and seed. For tests of everything around a backend."""
+    """No model: completions are a function of prompt and seed. For tests of the code around it."""
 
     kind: Literal["scripted"]
     vocabulary: Annotated[int, Field(ge=2)]
@@ -59,7 +69,7 @@ class EndpointRuntime(Server):
 
 
 class EndpointBackend(Block):
-    """A server of the user's naming. Where it stands is no identity; what it is asked for is."""
+    """A user's server. Its address does not enter identity; what it is asked for does."""
 
     kind: Literal["endpoint"]
     model: Annotated[str, Field(min_length=1)]
@@ -78,12 +88,12 @@ class ServedRuntime(Server):
 
 
 class ServedModel(Block):
-    """A model that is asked in words alone, by the name that its server has for it. Nobody here trains it."""
+    """A baseline behind a server, which exchanges text alone. It is never trained here."""
 
     kind: Literal["served"]
     model: Annotated[str, Field(min_length=1)]
     revision: str | None
-    body: Body
+    body: RequestBody
     runtime: ServedRuntime
 
 
@@ -93,7 +103,7 @@ class Turn(Block):
 
 
 class SamplingSettings(Block):
-    """One way to draw. `system` and `few_shot` are shown to the sampler alone: they are recorded and never trained."""
+    """One way to sample. Only the sampler sees `system` and `few_shot`: they are never trained."""
 
     n: PositiveInt
     temperature: NonNegativeFloat
@@ -104,31 +114,32 @@ class SamplingSettings(Block):
     few_shot: list[Turn]
 
     @property
-    def dressed(self) -> bool:
-        """Whether the sampler is asked with more than the prompt."""
+    def has_extra_context(self) -> bool:
+        """Whether the sampler sees more than the prompt."""
         return self.system is not None or bool(self.few_shot)
 
     @model_validator(mode="after")
-    def _equal_samples(self) -> Self:
+    def _check_samples_differ(self) -> Self:
         if self.n > 1 and self.temperature == 0:
             raise ValueError(
-                f"n={self.n} at temperature=0 draws the same completion {self.n} times;"
+                f"n={self.n} at temperature=0 samples the same completion {self.n} times;"
                 " set n=1, or a temperature above 0"
             )
         return self
 
     @model_validator(mode="after")
-    def _whole_examples(self) -> Self:
+    def _check_few_shot(self) -> Self:
         expected = ["user", "assistant"] * (len(self.few_shot) // 2)
         if [turn.role for turn in self.few_shot] != expected:
             raise ValueError(
-                "few_shot is not user, assistant, user, assistant …: give each question with its answer"
+                "few_shot has to alternate user, assistant, user, assistant …:"
+                " give each question with its answer"
             )
         return self
 
 
 class Reasoning(Block):
-    """The marks around what a model thinks before it answers."""
+    """The tags around a model's reasoning before its answer."""
 
     open: Annotated[str, Field(min_length=1)]
     close: Annotated[str, Field(min_length=1)]
@@ -140,8 +151,8 @@ class SampleRuntime(Block):
     workers: Workers
 
 
-class Drawn(Block):
-    """What the user's block and each of its draws have in common."""
+class SamplingBlock(Block):
+    """What the user's block and each request made from it have in common."""
 
     settings: Annotated[dict[str, SamplingSettings], Field(min_length=1)]
     per_round: PositiveInt | None
@@ -153,8 +164,8 @@ class Drawn(Block):
     runtime: SampleRuntime
 
     @model_validator(mode="after")
-    def _kl_is_of_the_policy_itself(self) -> Self:
-        """The mean of draws that are cut, filtered or asked otherwise is no KL."""
+    def _check_kl_setting(self) -> Self:
+        """KL is the mean over plain samples; truncated or filtered ones have another mean."""
         kl = self.settings.get(KL)
         plain = {
             "temperature": 1,
@@ -164,111 +175,119 @@ class Drawn(Block):
             "system": None,
             "few_shot": [],
         }
-        if kl and (moved := [name for name, value in plain.items() if getattr(kl, name) != value]):
-            told = ", ".join(f"{name}={json.dumps(plain[name])}" for name in moved)
+        changed = [name for name, value in plain.items() if kl and getattr(kl, name) != value]
+        if changed:
+            values = ", ".join(f"{name}={json.dumps(plain[name])}" for name in changed)
             raise ValueError(
-                f"settings.{KL}: draws for the KL are the policy's own; give it {told}"
+                f"settings.{KL}: the KL needs plain samples of the policy; give it {values}"
             )
         return self
 
 
-class SampleConfig(Drawn):
+class SampleConfig(SamplingBlock):
     backend: BackendConfig
     more: list[PositiveInt]
 
     @model_validator(mode="after")
-    def _more_differ(self) -> Self:
-        if self.more and not self._hot():
+    def _check_more(self) -> Self:
+        if self.more and not self._random_settings():
             raise ValueError(
-                "more: every setting has temperature 0 and would draw the same again; give more=[]"
+                "more: every setting has temperature 0 and would repeat its samples; give more=[]"
             )
         return self
 
-    def draw(self, purpose: str, round: int = 1) -> "SampleRequest":
-        """One draw of all settings."""
-        return self._draw(purpose=purpose, round=round, wave=0, ties_by=None)
+    def request(self, purpose: str, round: int = 1) -> "SampleRequest":
+        """A request for all settings."""
+        return self._build_request(purpose=purpose, round=round, wave=0, ties_by=None)
 
-    def answers(self, purpose: str, **changes: Any) -> "SampleRequest":
-        """One draw of an exam's answers alone, some of it drawn otherwise."""
+    def request_answers(self, purpose: str, **changes: Any) -> "SampleRequest":
+        """A request for an evaluation's answers alone, with some of their settings changed."""
         settings = {ANSWER: self.settings[ANSWER].model_copy(update=changes)}
-        return self._draw(purpose=purpose, round=1, wave=0, ties_by=None, settings=settings)
-
-    def answers_of(self, other: Block) -> "SampleRequest":
-        """What an exam asks of a model that is nobody's policy here: no draws for a KL that it does not have."""
-        exam = self.answers("exam")
-        return (
-            exam.model_copy(update={"backend": other}) if isinstance(other, ServedModel) else exam
+        return self._build_request(
+            purpose=purpose, round=1, wave=0, ties_by=None, settings=settings
         )
 
-    def conversation(self, turns: int, other: Block | None = None) -> "SampleRequest":
-        """What is asked of a model in a chat benchmark: as an exam's answers, the whole set, in as many turns."""
-        changes = {
-            "per_round": None,
-            **({"backend": other} if isinstance(other, ServedModel) else {}),
-        }
-        single = self.answers("chat").model_copy(update=changes)
-        return Conversation(**dict(single), turns=turns) if turns > 1 else single
+    def request_baseline_answers(self, other: Block) -> "SampleRequest":
+        """An evaluation's request to a baseline: answers alone, as a baseline has no KL."""
+        request = self.request_answers("exam")
+        if not isinstance(other, ServedModel):
+            return request
+        return request.model_copy(update={"backend": other})
 
-    def waves(self, round: int, scorer: str) -> list["SampleRequest"]:
-        """The draws of a round: the first of every prompt, each later one of those whose scores so far all tie."""
-        first = self.draw("train", round)
+    def request_conversation(self, turns: int, other: Block | None = None) -> "SampleRequest":
+        """A chat benchmark's request: sampled as an evaluation's answers, over the whole set."""
+        changes: dict[str, Any] = {"per_round": None}
+        if isinstance(other, ServedModel):
+            changes["backend"] = other
+        single = self.request_answers("chat").model_copy(update=changes)
+        return ConversationRequest(**dict(single), turns=turns) if turns > 1 else single
+
+    def request_waves(self, round: int, scorer: str) -> list["SampleRequest"]:
+        """The requests of a round: first every prompt, then those whose scores so far all tie."""
+        first = self.request("train", round)
         later = [
-            self._draw(
-                purpose="train", round=round, wave=wave, ties_by=scorer, settings=self._hot(n)
+            self._build_request(
+                purpose="train",
+                round=round,
+                wave=wave,
+                ties_by=scorer,
+                settings=self._random_settings(n),
             )
             for wave, n in enumerate(self.more, 1)
         ]
         return [first, *later]
 
-    def _draw(self, **which: Any) -> "SampleRequest":
+    def _build_request(self, **which: Any) -> "SampleRequest":
         own = {name: value for name, value in self if name != "more"}
         return SampleRequest(**{**own, **which})
 
-    def _hot(self, n: int = 1) -> dict[str, SamplingSettings]:
-        """The settings that draw something else each time."""
+    def _random_settings(self, n: int = 1) -> dict[str, SamplingSettings]:
+        """The settings with a temperature above 0, whose samples differ each time."""
         return {
-            name: s.model_copy(update={"n": n})
-            for name, s in self.settings.items()
-            if s.temperature > 0
+            name: setting.model_copy(update={"n": n})
+            for name, setting in self.settings.items()
+            if setting.temperature > 0
         }
 
 
-class SampleRequest(Drawn):
-    """One sampling run: the user's block and which draw of it this is, so that no two draws share their seeds."""
+class SampleRequest(SamplingBlock):
+    """One sampling run: the user's block and what it is for, so that no two runs share seeds."""
 
-    backend: Annotated[Union[BackendConfig, ServedModel], Field(discriminator="kind")]  # noqa: UP007
+    backend: Annotated[
+        Union[BackendConfig, ServedModel],  # noqa: UP007
+        Field(discriminator="kind"),
+    ]
     purpose: str
     round: PositiveInt
     wave: NonNegativeInt
-    ties_by: str | None  # a later wave: the scorer by which the earlier ones' answers tie
+    ties_by: str | None  # a later wave: the scorer by which the earlier waves' answers tie
 
-    def short_of(self, rows: int, at_most: bool = False) -> str | None:
-        """What to say when so many prompts, or fewer, do not last for all rounds."""
-        if self.per_round is None or rows >= (
-            needed := self.per_round * max(self.runtime.blocks, self.round)
-        ):
-            return None
+    def explain_shortage(self, rows: int, at_most: bool = False) -> str | None:
+        """Why this many prompts are too few for all rounds; None: they are enough."""
         rounds = max(self.runtime.blocks, self.round)
-        fits = rows // rounds
+        if self.per_round is None or rows >= self.per_round * rounds:
+            return None
+        needed, fits = many(self.per_round * rounds, "prompt"), rows // rounds
         return (
-            f"sample.per_round={self.per_round}: rounds={rounds} need {many(needed, 'prompt')}, and there are"
+            f"sample.per_round={self.per_round}: rounds={rounds} need {needed}, and there are"
             f"{' at most' if at_most else ''} {rows}.\n"
-            f"  Give {f'sample.per_round={fits} or less, ' if fits else ''}fewer rounds, more prompts, or"
-            f" sample.per_round=null, which draws from all prompts in every round."
+            f"  Give {f'sample.per_round={fits} or less, ' if fits else ''}fewer rounds,"
+            " more prompts, or sample.per_round=null, which samples all prompts in every round."
         )
 
 
-class Conversation(SampleRequest):
-    """Several turns, each a draw of its own after the model's own answers so far."""
+class ConversationRequest(SampleRequest):
+    """Several turns, each sampled after the model's previous answers."""
 
     turns: Annotated[int, Field(ge=2)]
 
-    def turn(self, number: int) -> SampleRequest:
-        """The first is as any other draw; a later one has another setting's name, and room for what was said."""
+    def request_turn(self, number: int) -> SampleRequest:
+        """The request of one turn; a later one has another setting's name and a longer prompt."""
         [(name, setting)] = self.settings.items()
-        room = number * self.limits.prompt + (number - 1) * self.limits.completion
+        prompt = number * self.limits.prompt + (number - 1) * self.limits.completion
         changes = {
-            "settings": {name if number == 1 else f"{LATER}{number}": setting},
-            "limits": Limits(prompt=room, completion=self.limits.completion),
+            "settings": {name if number == 1 else f"{LATER_TURN}{number}": setting},
+            "limits": Limits(prompt=prompt, completion=self.limits.completion),
         }
-        return SampleRequest(**{**{key: value for key, value in self if key != "turns"}, **changes})
+        own = {key: value for key, value in self if key != "turns"}
+        return SampleRequest(**{**own, **changes})

@@ -1,4 +1,4 @@
-"""What marks completions, and the log-probabilities that a reference or an exam needs."""
+"""Scorers, and the log-probabilities that training and the KL of evaluations need."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
@@ -29,7 +29,7 @@ class RewardModelRuntime(Block):
 
 class RewardModelScorer(Block):
     kind: Literal["reward_model"]
-    model: Weights | None  # None: the run's own, of the stage `reward`
+    model: Weights | None  # None: the run's reward model, from the stage `reward`
     revision: str | None
     trust: Trust
     template: Template
@@ -43,10 +43,11 @@ class RewardModelScorer(Block):
     runtime: RewardModelRuntime
 
     @model_validator(mode="after")
-    def _pairs_have_segments(self) -> Self:
+    def _check_input(self) -> Self:
         if self.engine == "vllm" and self.input == "pair":
             raise ValueError(
-                "input=pair needs engine=transformers: vLLM is not told which tokens are question and which are answer"
+                "input=pair needs engine=transformers:"
+                " vLLM takes no segments to separate question from answer"
             )
         return self
 
@@ -82,15 +83,16 @@ class EnsembleScorer(Block):
         return sorted({*self.of, *self.gates})
 
     @property
-    def within_prompt(self) -> bool:
-        """Whether its scores only say how a prompt's answers compare: their mean is the same for any model."""
+    def is_within_prompt(self) -> bool:
+        """Whether scores only compare a prompt's answers, so that all models have the same mean."""
         return self.combine != "min"
 
     @model_validator(mode="after")
-    def _no_idle_weight(self) -> Self:
+    def _check_weights(self) -> Self:
         if self.combine == "min" and set(self.of.values()) != {1.0}:
             raise ValueError(
-                "combine=min takes the lowest score and knows no weights. Give each member the weight 1"
+                "combine=min takes the lowest score and ignores weights."
+                " Give each member the weight 1"
             )
         return self
 
@@ -117,15 +119,15 @@ class ScoreConfig(Block):
     runtime: ScoreRuntime
 
     @property
-    def local(self) -> dict[str, ScorerConfig]:
-        """Those that run a model on this machine: what workers share."""
-        return {name: scorer for name, scorer in sorted(self.scorers.items()) if gpus_of(scorer)}
+    def local_model_scorers(self) -> dict[str, ScorerConfig]:
+        """Scorers that run a model on this machine; workers share their shards."""
+        return {name: scorer for name, scorer in sorted(self.scorers.items()) if count_gpus(scorer)}
 
     @property
-    def others(self) -> dict[str, ScorerConfig]:
-        """Those that pay a server, have processes of their own, or are soon done."""
-        apart = {*self.local, *self.ensembles}
-        return {name: scorer for name, scorer in sorted(self.scorers.items()) if name not in apart}
+    def other_scorers(self) -> dict[str, ScorerConfig]:
+        """Scorers that ask a server, start their own processes, or are quick."""
+        rest = self.scorers.keys() - self.local_model_scorers.keys() - self.ensembles.keys()
+        return {name: self.scorers[name] for name in sorted(rest)}
 
     @property
     def ensembles(self) -> dict[str, EnsembleScorer]:
@@ -137,35 +139,35 @@ class ScoreConfig(Block):
 
     @property
     def gpus_each(self) -> int:
-        """GPUs of one worker: its models are opened side by side."""
-        return max(map(gpus_of, self.local.values()), default=1)
+        """GPUs of one worker, which opens all models on the same ones."""
+        return max(map(count_gpus, self.local_model_scorers.values()), default=1)
 
     @property
-    def asks_reward(self) -> bool:
-        """Whether a scorer marks with the model of the run's own stage `reward`."""
+    def uses_reward_stage(self) -> bool:
+        """Whether a scorer uses the reward model from the stage `reward`."""
         return any(
             isinstance(scorer, RewardModelScorer) and scorer.model is None
             for scorer in self.scorers.values()
         )
 
-    def of_best(self, scorer: str) -> "BestScored":
-        return BestScored(**dict(self), best_by=scorer)
+    def for_best_answers(self, scorer: str) -> "BestAnswersConfig":
+        return BestAnswersConfig(**dict(self), best_by=scorer)
 
     @model_validator(mode="after")
-    def _ensembles_have_members(self) -> Self:
-        if faults := list(_unfit_ensembles(self.scorers)):
+    def _check_ensembles(self) -> Self:
+        if faults := list(_find_ensemble_faults(self.scorers)):
             raise ValueError("\n".join(faults))
         return self
 
 
-class BestScored(ScoreConfig):
-    """The same scorers for each prompt's best answer alone, by a scorer that marked them all."""
+class BestAnswersConfig(ScoreConfig):
+    """The same scorers on each prompt's best answer alone; `best_by` names the scorer of that."""
 
     best_by: str
 
 
-def gpus_of(scorer: Any) -> int:
-    """How many GPUs share the model that a scorer opens here; 0: it opens none."""
+def count_gpus(scorer: Any) -> int:
+    """How many GPUs share the model that a scorer opens here; 0: it opens no model."""
     match scorer:
         case RewardModelScorer():
             return 1
@@ -175,12 +177,15 @@ def gpus_of(scorer: Any) -> int:
             return 0
 
 
-def _unfit_ensembles(scorers: dict[str, Any]) -> Iterator[str]:
+def _find_ensemble_faults(scorers: dict[str, Any]) -> Iterator[str]:
     single = [name for name, scorer in scorers.items() if scorer.kind != "ensemble"]
     for name, ensemble in scorers.items():
         for member in ensemble.members if ensemble.kind == "ensemble" else []:
             if member not in single:
-                yield f"scorers.{name}: {member} is no single scorer beside it. {nearest(member, single)}"
+                yield (
+                    f"scorers.{name}: its member {member} is not a single scorer of this block."
+                    f" {nearest(member, single)}"
+                )
             elif scorers[member].gold and not ensemble.gold:
                 yield f"scorers.{name}: its member {member} is gold, so it has to be gold as well"
 

@@ -1,4 +1,4 @@
-"""What shows a training's curves while it runs, beside `metrics.jsonl`: outside identity, and never in the way."""
+"""Trackers: what shows a training's curves live. Outside identity; a failure stops no training."""
 
 from typing import Annotated, Literal
 

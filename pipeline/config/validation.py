@@ -1,4 +1,4 @@
-"""pydantic judges what Hydra composed: every fault at once, each with who wrote it and what to write instead."""
+"""Validates what Hydra composed: every fault at once, with its source and what to type instead."""
 
 import math
 import re
@@ -10,245 +10,247 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError, nearest
 
-Asked = TypeVar("Asked", bound=BaseModel)
-Place = tuple[str, ...]
+BlockT = TypeVar("BlockT", bound=BaseModel)
+KeyPath = tuple[str, ...]
 KNOB = re.compile(r"(?<![\w.@+~=-])([a-z_]\w*)(?:\.\w+)*(?==)")  # as in `runtime.launch=ddp`
 
 
 @dataclass(frozen=True)
-class Written:
-    """What was composed, from which files of conf/ (`choices`), under which overrides of Hydra's parser (`typed`)."""
+class Composition:
+    """A composed config, and what it was composed from.
+
+    `choices` are the files of conf/; `typed` are the overrides as Hydra's parser returns them.
+    """
 
     raw: dict[str, Any]
     choices: dict[str, str]
     typed: list[Any]
 
-    def file(self, place: Place) -> str:
-        """The file in conf/ that writes this block: the longest mounted group that holds it."""
+    def find_file(self, path: KeyPath) -> str:
+        """The file in conf/ that writes this key: the longest mounted group that contains it."""
         best, file = 0, "conf/config.yaml"
         for mounted, choice in self.choices.items():
             group, _, package = mounted.partition("@")
-            of = tuple((package or group).split("."))
-            if place[: len(of)] == of and len(of) > best and group != "recipes":
-                best, file = len(of), f"conf/{group}/{choice}.yaml"
+            mount = tuple((package or group).split("."))
+            if path[: len(mount)] == mount and len(mount) > best and group != "recipes":
+                best, file = len(mount), f"conf/{group}/{choice}.yaml"
         return file
 
-    def source(self, place: Place) -> str:
-        if any(_gives(override, place) for override in self.typed):
+    def find_source(self, path: KeyPath) -> str:
+        """Who to blame for the value of this key."""
+        if any(_sets_value(override, path) for override in self.typed):
             return "command line"
-        return (
-            f"recipes/{self.choices['recipes']}.yaml"
-            if "recipes" in self.choices
-            else self.file(place)
-        )
+        if "recipes" in self.choices:
+            return f"recipes/{self.choices['recipes']}.yaml"
+        return self.find_file(path)
 
 
-def validated(written: Written, shape: type[Asked], echoes: Set[Place] = frozenset()) -> Asked:
-    """The config, or every fault at once; `echoes` are values taken over from elsewhere, where their fault is said."""
-    if absent := [".".join(place) for place, value in leaves(written.raw) if value == "???"]:
+def validate(
+    composition: Composition, shape: type[BlockT], echoes: Set[KeyPath] = frozenset()
+) -> BlockT:
+    """Return the config, or raise every fault at once.
+
+    `echoes` are values copied from another key; a fault in one is reported there.
+    """
+    raw = composition.raw
+    if absent := [".".join(path) for path, value in iter_leaves(raw) if value == "???"]:
         raise UserError("\n".join(f"{key} has no value yet. Give {key}=VALUE" for key in absent))
     try:
-        checked = shape.model_validate(written.raw)
+        config = shape.model_validate(raw)
     except ValidationError as error:
-        errors = _once(_errors(error), written.raw)
-        unknown, alone = (
-            _places(errors, kind, written.raw) for kind in ("extra_forbidden", "lone")
-        )
-        errors += _behind(unknown, alone, errors, written.raw, shape)
-        own = [e for e in errors if not _echoed(_located(e["loc"], written.raw).place, echoes)]
-        names = _Names(unknown, _places(errors, "missing", written.raw))
-        faults = dict.fromkeys(_fault(e, written, names) for e in own or errors)
+        errors = _merge_alternatives(_list_errors(error), raw)
+        unknown = _find_paths(errors, "extra_forbidden", raw)
+        unlisted = _find_paths(errors, "not_a_list", raw)
+        errors += _find_hidden_errors(unknown, unlisted, errors, raw, shape)
+        own = [e for e in errors if not _is_echo(locate_error(e["loc"], raw).path, echoes)]
+        names = _KnobNames(unknown, _find_paths(errors, "missing", raw))
+        faults = dict.fromkeys(_describe_error(e, composition, names) for e in own or errors)
         raise UserError("\n".join(faults)) from error
-    if infinite := list(
-        _find_infinite(written.raw)
-    ):  # where any JSON may stand, which has no such numbers
-        raise UserError(
-            "\n".join(_describe_infinite(written, place, value) for place, value in infinite)
-        )
-    return checked
+    # Fields that take any JSON accept infinite numbers, which JSON does not have.
+    if infinite := list(_find_infinite(raw)):
+        raise UserError("\n".join(_describe_infinite(composition, *found) for found in infinite))
+    return config
 
 
-def _find_infinite(value: Any, place: Place = ()) -> Iterator[tuple[Place, float]]:
-    inside = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for name, item in inside:
-        yield from _find_infinite(item, (*place, str(name)))
+def _find_infinite(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, float]]:
+    for name, item in _items(value).items():
+        yield from _find_infinite(item, (*path, str(name)))
     if isinstance(value, float) and not math.isfinite(value):
-        yield place, value
+        yield path, value
 
 
-def _describe_infinite(written: Written, place: Place, value: float) -> str:
-    key = ".".join(place)
-    return f"{written.source(place)}: {key}={value}: a finite number was expected.  ({written.file(place)})"
+def _items(value: Any) -> dict[Any, Any]:
+    """The items of a dict or list by name or index; of anything else none."""
+    if isinstance(value, dict):
+        return value
+    return dict(enumerate(value)) if isinstance(value, list) else {}
 
 
-class _Names(NamedTuple):
-    """What nobody knows, and what is known and was left out."""
-
-    unknown: Set[Place]
-    missing: Set[Place]
-
-    def known(self, parent: dict[str, Any], beside: Place) -> list[str]:
-        left_out = [place[-1] for place in self.missing if place[:-1] == beside]
-        return [name for name in parent if (*beside, name) not in self.unknown] + left_out
+def _describe_infinite(composition: Composition, path: KeyPath, value: float) -> str:
+    source, file = composition.find_source(path), composition.find_file(path)
+    return f"{source}: {'.'.join(path)}={value}: expected a finite number.  ({file})"
 
 
-def _places(errors: list[Any], kind: str, raw: Any) -> Set[Place]:
-    return {_located(e["loc"], raw).place for e in errors if e["type"] == kind}
+class _KnobNames(NamedTuple):
+    """The keys that are not knobs, and the knobs that were left out."""
+
+    unknown: Set[KeyPath]
+    missing: Set[KeyPath]
+
+    def list_known(self, parent: dict[str, Any], path: KeyPath) -> list[str]:
+        """The knobs of the block at this path."""
+        missing = [knob[-1] for knob in self.missing if knob[:-1] == path]
+        return [name for name in parent if (*path, name) not in self.unknown] + missing
 
 
-def _errors(error: ValidationError) -> list[Any]:
+def _find_paths(errors: list[Any], kind: str, raw: Any) -> Set[KeyPath]:
+    return {locate_error(e["loc"], raw).path for e in errors if e["type"] == kind}
+
+
+def _list_errors(error: ValidationError) -> list[Any]:
     return list(error.errors(include_url=False))
 
 
-def _echoed(place: Place, echoes: Set[Place]) -> bool:
-    return any(place[: len(echo)] == echo for echo in echoes)
+def _is_echo(path: KeyPath, echoes: Set[KeyPath]) -> bool:
+    return any(path[: len(echo)] == echo for echo in echoes)
 
 
-def _once(errors: list[Any], raw: Any) -> list[Any]:
-    """What no alternative takes, such as `auto` or a number, is one fault; so is one value where a list is wanted."""
+def _merge_alternatives(errors: list[Any], raw: Any) -> list[Any]:
+    """Report a value once that fits none of its alternatives, such as `auto` or a number.
+
+    A single value in place of a list is one fault as well.
+    """
     found: dict[Any, Any] = {}
     for number, error in enumerate(errors):
-        place, _, value = _located(error["loc"], raw)
-        is_leaf = isinstance(value, str | int | float) and error["type"] != "unshown"
+        path, _, value = locate_error(error["loc"], raw)
+        is_leaf = isinstance(value, str | int | float) and error["type"] != "secret"
         if error["type"] == "list_type" and is_leaf:
-            error = {**error, "type": "lone"}
-        known = found.setdefault(place if is_leaf else number, error)
-        if known is not error:
-            said = f"{known['msg']} or {error['msg'].removeprefix('Input should be ')}"
-            found[place] = {**known, "type": "alternatives", "msg": said}
+            error = {**error, "type": "not_a_list"}
+        first = found.setdefault(path if is_leaf else number, error)
+        if first is not error:
+            message = f"{first['msg']} or {error['msg'].removeprefix('Input should be ')}"
+            found[path] = {**first, "type": "alternatives", "msg": message}
     return list(found.values())
 
 
-def _behind(
-    unknown: Set[Place],
-    alone: Set[Place],
-    said: list[Any],
+def _find_hidden_errors(
+    unknown: Set[KeyPath],
+    unlisted: Set[KeyPath],
+    reported: list[Any],
     raw: dict[str, Any],
     shape: type[BaseModel],
 ) -> list[Any]:
-    """The faults that pydantic looks for only in blocks without unknown keys, and in lists that are lists."""
-    if not unknown and not alone:
+    """The faults that pydantic reports only once unknown keys are gone and lists are lists."""
+    if not unknown and not unlisted:
         return []
     try:
-        shape.model_validate(_mended(raw, unknown, alone))
+        shape.model_validate(_repair(raw, unknown, unlisted))
     except ValidationError as error:
-        known = {(e["loc"], e["type"]) for e in said}
-        return [e for e in _once(_errors(error), raw) if (e["loc"], e["type"]) not in known]
+        known = {(e["loc"], e["type"]) for e in reported}
+        errors = _merge_alternatives(_list_errors(error), raw)
+        return [e for e in errors if (e["loc"], e["type"]) not in known]
     return []
 
 
-def _mended(value: Any, unknown: Set[Place], alone: Set[Place], here: Place = ()) -> Any:
+def _repair(value: Any, unknown: Set[KeyPath], unlisted: Set[KeyPath], path: KeyPath = ()) -> Any:
+    """The value without its unknown keys, and with single values in lists where lists belong."""
+    items = {name: (item, (*path, str(name))) for name, item in _items(value).items()}
     if isinstance(value, list):
-        return [
-            _mended(item, unknown, alone, (*here, str(index))) for index, item in enumerate(value)
-        ]
-    if not isinstance(value, dict):
-        return [value] if here in alone else value
-    inside = ((name, item, (*here, str(name))) for name, item in value.items())
-    return {
-        name: _mended(item, unknown, alone, place)
-        for name, item, place in inside
-        if place not in unknown
-    }
+        return [_repair(item, unknown, unlisted, at) for item, at in items.values()]
+    if isinstance(value, dict):
+        return {
+            name: _repair(item, unknown, unlisted, at)
+            for name, (item, at) in items.items()
+            if at not in unknown
+        }
+    return [value] if path in unlisted else value
 
 
-def _fault(error: Any, written: Written, names: _Names) -> str:
-    place, parent, value = _located(error["loc"], written.raw)
-    key, file, source = ".".join(place), written.file(place), written.source(place)
+def _describe_error(error: Any, composition: Composition, names: _KnobNames) -> str:
+    path, parent, value = locate_error(error["loc"], composition.raw)
+    key, file, source = ".".join(path), composition.find_file(path), composition.find_source(path)
     match error["type"]:
         case "extra_forbidden":
-            of = f"stage '{place[0]}'" if len(place) > 1 else "the config"
-            known = nearest(place[-1], names.known(parent, place[:-1]))
-            return f"{source}: {key} is not a knob of {of}. {known}  ({file})"
+            owner = f"stage '{path[0]}'" if len(path) > 1 else "the config"
+            known = nearest(path[-1], names.list_known(parent, path[:-1]))
+            fault = f"{key} is not a knob of {owner}. {known}"
         case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
-            at, group = written.source(place[:1]), place[0]
-            return f"{at}: {group} is none, which takes no knobs. Choose another file of conf/{group}/.  ({file})"
+            group, source = path[0], composition.find_source(path[:1])
+            fault = f"{group} is none, which takes no knobs. Choose another file of conf/{group}/."
         case "missing":
-            return f"{source}: {key} is missing.  ({file})"
+            fault = f"{key} is missing."
         case "union_tag_not_found":
-            return f"{source}: {key}.kind is missing.  ({file})"
-        case "too_short" if place[-1] == "scorers":
-            return f"{source}: {key} is empty. Give +scorer@{key}.NAME=FILE, with a file of conf/scorer/.  ({file})"
-        case "lone":
-            return f"{source}: {key}={value}: a list was expected; it stands in brackets: {key}=[{value}].  ({file})"
-        case "unshown":
-            return f"{source}: {key}: {error['msg']}.  ({file})"
+            fault = f"{key}.kind is missing."
+        case "too_short" if path[-1] == "scorers":
+            fault = f"{key} is empty. Give +scorer@{key}.NAME=FILE, with a file of conf/scorer/."
+        case "not_a_list":
+            fault = f"{key}={value}: expected a list: write {key}=[{value}]."
+        case "secret":
+            fault = f"{key}: {error['msg']}."
         case _:
-            said = _in_full(error["msg"].removeprefix("Value error, "), place, value, written)
-            shown = (
-                f"{key}={value!r}: " if not isinstance(value, dict) else f"{key}: " if key else ""
-            )
-            return f"{source}: {shown}{said}.  ({file})" if key else said
+            message = error["msg"].removeprefix("Value error, ")
+            message = _write_knobs_in_full(message, path, value, composition)
+            if not key:
+                return message
+            shown = key if isinstance(value, dict) else f"{key}={value!r}"
+            fault = f"{shown}: {message}."
+    return f"{source}: {fault}  ({file})"
 
 
-def _in_full(said: str, place: Place, block: Any, written: Written) -> str:
-    """A block names its own knobs without knowing where it is mounted; here they become what a person types."""
-    mounts = {mount.partition("@")[2] or mount: mount for mount in written.choices}
+def _write_knobs_in_full(message: str, path: KeyPath, block: Any, composition: Composition) -> str:
+    """Write a block's knobs as the user types them; the block does not know where it is mounted."""
+    mounts = {mount.partition("@")[2] or mount: mount for mount in composition.choices}
 
     def full(word: re.Match[str]) -> str:
         if word[1] not in block:
             return word[0]
-        key = ".".join((*place, word[0]))
-        return mounts.get(
-            key, key
-        )  # a block that a file fills is chosen by its mount: adapter@train.adapter=lora
+        key = ".".join((*path, word[0]))
+        # A block that a file fills is chosen by its mount: adapter@train.adapter=lora
+        return mounts.get(key, key)
 
-    return KNOB.sub(full, said) if place and isinstance(block, dict) else said
+    return KNOB.sub(full, message) if path and isinstance(block, dict) else message
 
 
-class Located(NamedTuple):
-    place: Place
+class ErrorLocation(NamedTuple):
+    path: KeyPath
     parent: dict[str, Any]
     value: Any
 
 
-def _located(loc: tuple[Any, ...], raw: Any) -> Located:
-    """The error's place in what was written: pydantic's own tags (which union member) are not in it."""
-    place: Place = ()
-    parent, here = raw, raw
+def locate_error(loc: tuple[Any, ...], raw: Any) -> ErrorLocation:
+    """The error's place in the raw config, without pydantic's tags for members of a union."""
+    path: KeyPath = ()
+    parent, value = raw, raw
     for index, item in enumerate(loc):
-        inside = (isinstance(here, dict) and item in here) or (
-            isinstance(here, list) and isinstance(item, int)
-        )
-        if inside:
-            parent, here = here, here[item]
-        elif index == len(loc) - 1 and isinstance(here, dict) and item != here.get("kind"):
-            parent, here = here, None  # a missing key
+        is_key = isinstance(value, dict) and item in value
+        if is_key or (isinstance(value, list) and isinstance(item, int)):
+            parent, value = value, value[item]
+        elif index == len(loc) - 1 and isinstance(value, dict) and item != value.get("kind"):
+            parent, value = value, None  # a missing key
         else:
             continue
-        place += (str(item),)
-    return Located(place, parent if isinstance(parent, dict) else {}, here)
+        path += (str(item),)
+    return ErrorLocation(path, parent if isinstance(parent, dict) else {}, value)
 
 
-def _gives(override: Any, place: Place) -> bool:
-    """Whether it writes what stands at this place: by itself, a part of it, or a list or dict that holds it."""
-    of, value = tuple(override.key_or_group.split(".")), override.value()
-    if of[: len(place)] == place or place[: len(of)] != of:
-        return of[: len(place)] == place
-    for name in place[len(of) :]:
-        inside = (
-            dict(enumerate(value))
-            if isinstance(value, list)
-            else value
-            if isinstance(value, dict)
-            else {}
-        )
-        key = next((key for key in inside if str(key) == name), None)
-        if key is None:
+def _sets_value(override: Any, path: KeyPath) -> bool:
+    """Whether an override sets this key: directly, a part of it, or in a list or dict around it."""
+    key, value = tuple(override.key_or_group.split(".")), override.value()
+    if key[: len(path)] == path:
+        return True
+    if path[: len(key)] != key:
+        return False
+    for name in path[len(key) :]:
+        items = {str(index): item for index, item in _items(value).items()}
+        if name not in items:
             return False
-        value = inside[key]
+        value = items[name]
     return True
 
 
-def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def iter_leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
     if isinstance(value, dict):
         for name, item in value.items():
-            yield from leaves(item, (*place, str(name)))
+            yield from iter_leaves(item, (*path, str(name)))
     else:
-        yield place, value
+        yield path, value

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from pipeline.config import Caps, Split
+from pipeline.config import PromptCaps, PromptSplit
 from pipeline.errors import UserError, nearest
 
 
@@ -15,7 +15,7 @@ class Summary:
     columns: frozenset[str]
 
 
-def check_split(split: Split, prompts: int) -> None:
+def check_split(split: PromptSplit, prompts: int) -> None:
     """What can never be enough is said before any comparing."""
     wanted = {name: n for name, n in split if isinstance(n, int)}
     if prompts <= sum(wanted.values()):
@@ -26,7 +26,7 @@ def check_split(split: Split, prompts: int) -> None:
         )
 
 
-def check_caps(caps: Caps | None, columns: Collection[str]) -> None:
+def check_caps(caps: PromptCaps | None, columns: Collection[str]) -> None:
     if caps and caps.column not in columns:
         known = sorted(columns)
         hint = (

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from pipeline import store
 from pipeline.artifacts import write_text
 from pipeline.config import Config
-from pipeline.config.compose import CONF, Arguments, point, quoted, read_words
+from pipeline.config.compose import CONF, Arguments, quote, read_overrides, validate_point
 from pipeline.driver import store_users
 from pipeline.driver.run import drive, fresh_story
 from pipeline.errors import BROKE, DONE, UserError, many
@@ -32,7 +32,7 @@ def sweep(arguments: Arguments, points: list[Config]) -> int:
         return max(drive(cfg) for cfg in points)
     folder = fresh_story(points[0]).absolute()
     print(f"{points[0].recipe}: {many(len(points), 'point')} · {folder}")
-    place = f"hydra.sweep.dir={quoted(str(folder))}"
+    place = f"hydra.sweep.dir={quote(str(folder))}"
     sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, place]
     launch()
     written = json.loads((folder / "points.json").read_text())
@@ -45,7 +45,7 @@ def sweep(arguments: Arguments, points: list[Config]) -> int:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def launch(composed: DictConfig) -> None:
     job = HydraConfig.get()
-    cfg = point(composed, job)
+    cfg = validate_point(composed, job)
     story = Path(job.runtime.output_dir)
     print(f"\npoint {job.job.num}: {' '.join(_words(job))}", flush=True)
     code = drive(cfg, story)
@@ -138,7 +138,7 @@ def let_go(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> No
 
 def _words(job: Any) -> list[str]:
     """The overrides as a person types them: a lone plus is theirs, it adds a scorer or a judge."""
-    return [word.removeprefix("++") for word in read_words(job)]
+    return [word.removeprefix("++") for word in read_overrides(job)]
 
 
 def write_line(file: Path, line: dict[str, Any]) -> None:

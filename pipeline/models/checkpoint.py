@@ -147,7 +147,7 @@ def _template_file(path: str) -> str:
 
 def _folder(model: Weights, revision: str | None, wanted: list[str]) -> tuple[Path, str | None]:
     """The local folder of a checkpoint, with the wanted files of a hub repository fetched, and its commit."""
-    if not model.local:
+    if not model.is_local:
         return _fetched(model, revision, wanted)
     return _local_folder(model), None
 

@@ -19,7 +19,7 @@ def block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
         .sort("order", "chosen_id", "rejected_id")
         .drop("order")
     )
-    if short := cfg.short_of(rows.height):
+    if short := cfg.explain_shortage(rows.height):
         raise UserError(short)
     size = cfg.mix.per_round
     return rows if size is None else rows.slice((cfg.round - 1) * size, size)

@@ -42,7 +42,11 @@ def checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
 
 def checks_of_checkpoint(cfg: object) -> Iterator[Callable[[], object]]:
     """Of a folder that is here, what its files tell."""
-    if isinstance(cfg, Checkpoint | RewardCheckpoint) and cfg.model.local and is_there(cfg.model):
+    if (
+        isinstance(cfg, Checkpoint | RewardCheckpoint)
+        and cfg.model.is_local
+        and is_there(cfg.model)
+    ):
         yield partial(check_files, cfg)
 
 

@@ -11,7 +11,7 @@ from pipeline import hardware, store
 from pipeline.artifacts import Pairs, read_json
 from pipeline.config import (
     Config,
-    Conversation,
+    ConversationRequest,
     LoraAdapter,
     SampleRequest,
     TrainConfig,
@@ -50,12 +50,14 @@ def _unfit(
 ) -> str | None:
     """Why this cannot be trained here, whatever its pairs are or by what is known of them; None: it can."""
     gpus = len(hardware.gpus())
-    if fault := hardware.missing_gpus() or cfg.unfit(gpus):
+    if fault := hardware.missing_gpus() or cfg.explain_misfit(gpus):
         return fault
     if fault := _no_such_layer(planned, step, cfg):
         return fault
     if shape := shape_of(planned, step.inputs["init"]):
-        short = training_fit.short_of_memory(shape, cfg, rows, longest, cfg.runtime.world(gpus))
+        short = training_fit.short_of_memory(
+            shape, cfg, rows, longest, cfg.runtime.world_size(gpus)
+        )
         return short or training_fit.short_of_disk(shape, cfg, planned.root)
     return None
 
@@ -155,7 +157,9 @@ def _engine_needs(
 ) -> inference_memory.Needs | None:
     if not isinstance(cfg.backend, VllmBackend | TransformersBackend):
         return None
-    limits = cfg.turn(cfg.turns).limits if isinstance(cfg, Conversation) else cfg.limits
+    limits = (
+        cfg.request_turn(cfg.turns).limits if isinstance(cfg, ConversationRequest) else cfg.limits
+    )
     how, policy = (cfg.backend.dtype, limits.prompt + limits.completion), step.inputs["policy"]
     if folder := weights_of(planned, policy):
         return inference_memory.needs_in(folder, *how)
@@ -187,14 +191,17 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
         yield f"{most}{many(steps, 'step')} of {cfg.batch} · {many(rows, 'row', grouped=True)} · {tokens:,} tokens"
     if known:
         yield training_fit.spread(training_fit.histogram(known))
-    shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(hardware.gpus()))
+    shape, world = (
+        shape_of(planned, step.inputs["init"]),
+        cfg.runtime.world_size(len(hardware.gpus())),
+    )
     yield from training_fit.told(
         shape, cfg, longest, world, tokens, _measured(planned, step, shape), steps or 0
     )
-    if cfg.low_rate:
-        yield f"! {cfg.low_rate}"
+    if cfg.low_rate_warning:
+        yield f"! {cfg.low_rate_warning}"
     if rows and (
-        few := cfg.few_steps(model_shape.steps(cfg, rows))
+        few := cfg.explain_few_steps(model_shape.steps(cfg, rows))
     ):  # fewer rows make fewer steps still
         yield f"! {few}"
     if fault := _unfit(planned, step, cfg, *_at_once(planned, step, cfg, known)):
@@ -208,7 +215,7 @@ def _reads(cfg: TrainConfig, rows: int, sides: int, known: list[int]) -> tuple[i
         sum(known) if known else rows * sides * cfg.max_length,
     )
     beside = (
-        steps * cfg.rehearsed * total / max(rows * sides, 1)
+        steps * cfg.rehearsal_rows * total / max(rows * sides, 1)
     )  # as if demonstrations were as long
     return steps, round(cfg.epochs * total + beside)
 
@@ -222,7 +229,7 @@ def training_seconds(planned: Planned, step: Step, cfg: TrainConfig) -> float | 
     if rows is None or shape is None:
         return None
     steps, tokens = _reads(cfg, rows, sides, known)
-    world, pace = cfg.runtime.world(len(hardware.gpus())), _measured(planned, step, shape)
+    world, pace = cfg.runtime.world_size(len(hardware.gpus())), _measured(planned, step, shape)
     return training_fit.seconds(shape, cfg, tokens, world, pace, steps)
 
 
@@ -230,7 +237,10 @@ def _at_once(planned: Planned, step: Step, cfg: TrainConfig, known: list[int]) -
     """Rows that are trained together and the longest of them; 0, 0 where the pairs are not known."""
     if not known:
         return 0, 0
-    shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(hardware.gpus()))
+    shape, world = (
+        shape_of(planned, step.inputs["init"]),
+        cfg.runtime.world_size(len(hardware.gpus())),
+    )
     return training_fit.rows_at_once(shape, cfg, max(known), world), max(known)
 
 

@@ -32,7 +32,7 @@ def context_of(step: Step) -> int | None:
         case TinyBase():
             return step.config.context
         case Checkpoint():
-            folder = here(step.config.place, step.config.revision)
+            folder = here(step.config.name_or_path, step.config.revision)
             file = folder / "config.json" if folder else None
             known = json.loads(file.read_text()) if file and file.is_file() else {}
             return known.get("text_config", known).get("max_position_embeddings")

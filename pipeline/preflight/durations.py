@@ -14,7 +14,7 @@ from pipeline import hardware, store
 from pipeline.artifacts import COST_FILE, KL, STEP_FILE
 from pipeline.config import (
     Block,
-    Conversation,
+    ConversationRequest,
     ReferenceConfig,
     SampleRequest,
     ScoreConfig,
@@ -127,7 +127,7 @@ class Durations:
         known = self._parts if part.step.label == 0 else None
         prompts = cfg.per_round or (known or {}).get(part.part)
         each = sum(setting.n for name, setting in cfg.settings.items() if name != without)
-        turns = cfg.turns if isinstance(cfg, Conversation) else 1
+        turns = cfg.turns if isinstance(cfg, ConversationRequest) else 1
         return prompts * each * turns if prompts else None
 
     def _rows(self, source: Step) -> int | None:

@@ -34,7 +34,7 @@ def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
         return
     rows = read_json(funnel)["pairs"]
     for step in coming:
-        if isinstance(step.config, PairRound) and (short := step.config.short_of(rows)):
+        if isinstance(step.config, PairRound) and (short := step.config.explain_shortage(rows)):
             raise UserError(short)
 
 

@@ -44,7 +44,7 @@ def weights_of(planned: Planned, model: Step) -> Path | None:
         except FileNotFoundError:  # pruned, it or an adapter's base
             return None
     return (
-        here(nearest.config.place, nearest.config.revision)
+        here(nearest.config.name_or_path, nearest.config.revision)
         if isinstance(nearest.config, Checkpoint)
         else None
     )

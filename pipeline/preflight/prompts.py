@@ -30,14 +30,16 @@ def checks_of_prompts(
 
 
 def check_rows(cfg: SampleRequest, rows: int, at_most: bool) -> None:
-    if short := cfg.short_of(rows, at_most):
+    if short := cfg.explain_shortage(rows, at_most):
         raise UserError(short)
 
 
 def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
     faults = []
     for name, scorer in cfg.scorers.items():
-        missing = [column for column in getattr(scorer, "reads", ()) if column not in known]
+        missing = [
+            column for column in getattr(scorer, "required_columns", ()) if column not in known
+        ]
         if missing:
             faults.append(
                 f"the scorer {name} ({scorer.kind}) reads the prompts' column {missing[0]}, and no prompt has it"

@@ -9,9 +9,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from pipeline.config import (
+    EvaluationQuestions,
     FilePrompts,
     FileRows,
-    GivenPreferences,
     HubPrompts,
     HubRows,
     JsonlDemonstrations,
@@ -20,11 +20,11 @@ from pipeline.config import (
     PlaygroundPrompts,
     PromptRows,
     PromptsConfig,
-    Questions,
     RehearsalConfig,
     RewardTraining,
     SftTraining,
     TrainConfig,
+    UserPreferences,
 )
 from pipeline.data.prompt_checks import Summary, check_caps, check_split
 from pipeline.data.readers import files_in, is_dataset_folder
@@ -41,7 +41,7 @@ def checks_of_rows(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], 
     match step.config:
         case PlaygroundPrompts() | FilePrompts() | HubPrompts() as cfg:
             yield partial(check_given_prompts, step, cfg, coming)
-        case Questions(rows=rows) if _is_read_here(rows.source):
+        case EvaluationQuestions(rows=rows) if _is_read_here(rows.source):
             yield partial(_summary_of, rows, "prompts.evaluation", "fail")
         case SftTraining(data=JsonlDemonstrations() as data) if _is_small(data.path):
             yield partial(_read_demonstrations, data, f"{step.knob}.data")
@@ -51,7 +51,7 @@ def checks_of_rows(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], 
             yield partial(_read_demonstrations, data, f"{step.knob}.rehearsal.data")
         case OfflineConfig(source=source) as cfg if _is_read_here(source):
             yield partial(_read_preferences, cfg, "offline")
-        case RewardTraining(data=GivenPreferences() as data) if _is_read_here(data.source):
+        case RewardTraining(data=UserPreferences() as data) if _is_read_here(data.source):
             yield partial(_read_preferences, data, "reward.data")
         case PairRound(edits=str(path)) if _is_small(path):
             yield partial(_read_edits, path)
@@ -82,7 +82,7 @@ def _places(step: Step) -> Iterator[tuple[str, str]]:
             yield f"{step.knob}.rehearsal.data.path", path
         case OfflineConfig(source=FileRows(path=path)):
             yield "offline.source.path", path
-        case RewardTraining(data=GivenPreferences(source=FileRows(path=path))):
+        case RewardTraining(data=UserPreferences(source=FileRows(path=path))):
             yield "reward.data.source.path", path
 
 
@@ -115,7 +115,7 @@ def _sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
     held = {
         f"prompts.split.{name}": asked for name, asked in cfg.split if not isinstance(asked, int)
     }
-    return {"prompts": cfg.given, **evaluation, **held}
+    return {"prompts": cfg.prompt_rows, **evaluation, **held}
 
 
 def _counted(
@@ -165,7 +165,7 @@ def _read_demonstrations(data: JsonlDemonstrations, knob: str) -> None:
     read_demonstrations(data, knob)
 
 
-def _read_preferences(cfg: OfflineConfig | GivenPreferences, knob: str) -> None:
+def _read_preferences(cfg: OfflineConfig | UserPreferences, knob: str) -> None:
     from pipeline.data.preferences import read_preferences
 
     read_preferences(cfg, knob)

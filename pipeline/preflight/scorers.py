@@ -17,7 +17,7 @@ from pipeline.config import (
     RubricScorer,
     ScoreConfig,
 )
-from pipeline.config.score import gpus_of
+from pipeline.config.score import count_gpus
 from pipeline.preflight.environment import check_gpus
 from pipeline.scorers.judging import PACKAGES, not_installed
 from pipeline.scorers.judging.template import NEEDS, RUBRIC_NEEDS, Wording
@@ -34,9 +34,11 @@ def checks_of_given(step: Step) -> Iterator[Callable[[], object]]:
                 yield partial(check_scorer, f"{step.knob}.scorers.{name}", scorer)
                 if isinstance(scorer, Judge):
                     yield from checks_of_judge(scorer, f"{step.knob}.scorers.{name}")
-            for name, scorer in cfg.local.items():
+            for name, scorer in cfg.local_model_scorers.items():
                 engine = f"{step.knob}.scorers.{name}.engine"
-                yield partial(check_gpus, engine, gpus_of(scorer), step.knob, cfg.runtime.workers)
+                yield partial(
+                    check_gpus, engine, count_gpus(scorer), step.knob, cfg.runtime.workers
+                )
         case DuelConfig() as judge:
             yield from checks_of_judge(judge, step.knob)
         case PairRound(filters=filters) if filters.languages:
@@ -72,6 +74,6 @@ def check_scorer(knob: str, scorer: object) -> None:
         case JsonScorer(schema_file=str(path)) if is_there(path):
             schema_of(path, knob)
         case FunctionScorer(function=own) if own.file is None or is_there(own.file):
-            check_function(own, own.place, own.name, own.file is not None, knob)
+            check_function(own, own.source, own.name, own.file is not None, knob)
         case LabelsScorer(path=path) if is_there(path):
             read_labels(Path(path).expanduser())

@@ -10,7 +10,7 @@ from pipeline.models.bos import REMEDY, is_doubled
 
 def check_template(cfg: Checkpoint) -> None:
     """In milliseconds, without transformers. Any other fault, and any other checkpoint, is left to `sft`."""
-    folder = here(cfg.place, cfg.revision)
+    folder = here(cfg.name_or_path, cfg.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
         return
     from pipeline.preflight.prompt_lengths import Words

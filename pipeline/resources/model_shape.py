@@ -163,7 +163,7 @@ def disk(shape: Shape, cfg: TrainConfig) -> Disk:
     published = whole
     if isinstance(cfg.adapter, LoraAdapter):
         published = 4 * trained + (whole if cfg.adapter.save_merged else 0)
-    kept = 4.0 * trained if cfg.guards.may_stop else 0.0
+    kept = 4.0 * trained if cfg.guards.may_stop_early else 0.0
     return Disk((4.0 + optimizer_bytes(cfg)) * trained, float(published), kept)
 
 

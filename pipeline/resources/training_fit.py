@@ -56,7 +56,7 @@ def rows_at_once(shape: Shape | None, cfg: TrainConfig, longest: int, world: int
     """The `micro_batch` that was given, or what `auto` comes to: the most that fit, by the estimate."""
     if cfg.runtime.micro_batch != "auto":
         return cfg.runtime.micro_batch
-    if together := cfg.together_in_each(world):
+    if together := cfg.loss_group_per_process(world):
         return together
     each = cfg.batch // world
     if shape is None or not hardware.gpus():
@@ -92,13 +92,13 @@ def look(shape: Shape, cfg: TrainConfig) -> tuple[int, float]:
 
 def _between_steps(shape: Shape, cfg: TrainConfig) -> training_memory.Training:
     gpus = len(hardware.gpus())
-    return training_memory.Training(shape, cfg, 0, 0, cfg.runtime.world(gpus), bool(gpus))
+    return training_memory.Training(shape, cfg, 0, 0, cfg.runtime.world_size(gpus), bool(gpus))
 
 
 def room(cfg: TrainConfig) -> tuple[float, str]:
     """Bytes that one process may fill, and of what: of what is free of its GPU, or its share of free main memory."""
     size, where = hardware.memory()
-    sharing = 1 if hardware.gpus() else cfg.runtime.count(0)
+    sharing = 1 if hardware.gpus() else cfg.runtime.count_processes(0)
     among = f", for each of {sharing} processes" if sharing > 1 else ""
     said = f"train.runtime.memory={cfg.runtime.memory:g} of {amount(size)} {where}{among}"
     return size * cfg.runtime.memory / sharing, said

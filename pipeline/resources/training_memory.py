@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pipeline.config import LoraAdapter, TrainConfig
-from pipeline.config.launch import SHARDED, SHARED
+from pipeline.config.launch import SHARDED_STATE, SHARDED_WEIGHTS
 from pipeline.resources.activation_memory import Token
 from pipeline.resources.model_shape import MIB, Shape, amount, optimizer_bytes, trained_in
 
@@ -158,7 +158,7 @@ class Training:
             held = _base(self.shape, self.cfg.adapter, self.token.size) + 4.0 * self.trained
         else:
             held = 4.0 * self.shape.parameters * (2 if self.cfg.logps == "live" else 1)
-        if self.cfg.runtime.launch in SHARDED:
+        if self.cfg.runtime.launch in SHARDED_WEIGHTS:
             return (
                 held / self.world + 4.0 * self.shape.packed / self.shape.layers
             )  # one block at a time is whole
@@ -176,7 +176,7 @@ class Training:
         """The reference of whole weights, which is given back; an adapter's is what it stands on."""
         if not (self.looks and self.token.full) or self.cfg.keeps_reference:
             return 0.0
-        shares = self.world if self.cfg.runtime.launch in SHARDED else 1
+        shares = self.world if self.cfg.runtime.launch in SHARDED_WEIGHTS else 1
         return float(self.token.size * self.shape.parameters) / shares
 
     @property
@@ -187,7 +187,7 @@ class Training:
             unpacked = self.token.size if self.cfg.adapter.quantization else 0
             return float((unpacked + (12 if self.token.dora else 0)) * self.shape.largest)
         copies = float(self.token.size * self.shape.packed) if self.token.mixed else 0.0
-        return copies / self.world if self.cfg.runtime.launch in SHARDED else copies
+        return copies / self.world if self.cfg.runtime.launch in SHARDED_WEIGHTS else copies
 
     @property
     def rounded_of_one(self) -> float:
@@ -201,20 +201,22 @@ class Training:
     @property
     def optimizer(self) -> float:
         held = float(optimizer_bytes(self.cfg) * self.trained)
-        return held / self.world if self.cfg.runtime.launch in SHARED else held
+        return held / self.world if self.cfg.runtime.launch in SHARDED_STATE else held
 
     @property
     def buckets(self) -> float:
         """What DDP sends gradients in: a second copy of all of them, from the first step to the last."""
         return (
-            4.0 * self.trained if self.world > 1 and self.cfg.runtime.launch not in SHARED else 0.0
+            4.0 * self.trained
+            if self.world > 1 and self.cfg.runtime.launch not in SHARDED_STATE
+            else 0.0
         )
 
     @property
     def gradients(self) -> float:
         """All of them, when the last backward pass of a step ends."""
         launch = self.cfg.runtime.launch
-        shared = launch in SHARED and launch != "zero1"
+        shared = launch in SHARDED_STATE and launch != "zero1"
         return 4.0 * self.trained / (self.world if shared else 1) + self.buckets
 
     @property
@@ -253,7 +255,7 @@ class Training:
     def beside(self) -> int:
         """Of demonstrations, whose logits are all there."""
         return self.longest * (
-            -(-self.cfg.rehearsed // (self.cfg.batch // self.rows)) if self.rows else 0
+            -(-self.cfg.rehearsal_rows // (self.cfg.batch // self.rows)) if self.rows else 0
         )
 
     @property

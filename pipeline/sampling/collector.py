@@ -215,7 +215,9 @@ class Drawing:
             cfg.settings.items()
         ):  # by name: their order in the config is not in identity
             shown = asking.shown(setting, prompt)
-            more = self.text.encode(shown, cfg.template_kwargs) if setting.dressed else None
+            more = (
+                self.text.encode(shown, cfg.template_kwargs) if setting.has_extra_context else None
+            )
             how = (setting.temperature, setting.top_p)
             for index in range(setting.n):
                 sample_id = sample_id_of(cfg, name, prompt_id, index, self.policy)

@@ -38,7 +38,7 @@ def block(cfg: SampleRequest, prompts: Prompts) -> pl.DataFrame:
     rows = prompts.read().select("prompt_id", "prompt")
     if cfg.per_round is None:
         return rows
-    if short := cfg.short_of(rows.height):
+    if short := cfg.explain_shortage(rows.height):
         raise UserError(short)
     return rows.slice((cfg.round - 1) * cfg.per_round, cfg.per_round)
 
@@ -110,7 +110,7 @@ def lengths(cfg: SampleRequest, text: Counting, prompt: list[Message]) -> Iterat
     """The prompt's tokens as it is trained, then as each setting that shows more asks it."""
     yield len(text.encode(prompt, cfg.template_kwargs)), ""
     for name, setting in sorted(cfg.settings.items()):
-        if setting.dressed:
+        if setting.has_extra_context:
             asked = text.encode(asking.shown(setting, prompt), cfg.template_kwargs)
             yield len(asked), f" with what the setting {name} shows"
 

@@ -88,7 +88,7 @@ class UserFunction:
         except Lost as lost:
             process.end()
             raise UserError(
-                f"{self.knob}.function={self.cfg.function}: to import {self.cfg.function.place} {lost}.\n"
+                f"{self.knob}.function={self.cfg.function}: to import {self.cfg.function.source} {lost}.\n"
                 f"  See that it imports by itself, or raise {self.knob}.runtime.timeout."
             ) from None
         except BaseException:
@@ -144,7 +144,7 @@ class FunctionProcess:
         self._printed.start()
 
     def load(self, function: Function, patience: float, knob: str) -> None:
-        place = str(Path(function.place).expanduser()) if function.file else function.place
+        place = str(Path(function.source).expanduser()) if function.file else function.source
         told = {
             "path": sys.path,
             "place": place,
@@ -218,7 +218,7 @@ class FunctionProcess:
 
 
 def refused(knob: str, function: Function, kind: str, *detail: str) -> UserError:
-    place, name, typed = function.place, function.name, f"{knob}.function={function}"
+    place, name, typed = function.source, function.name, f"{knob}.function={function}"
     match kind:
         case "absent":
             return UserError(f"{typed}: {place} has no function {name}. {nearest(name, [*detail])}")

@@ -23,7 +23,7 @@ class Rubric:
         self.labels = tuple(str(mark) for mark in range(cfg.scale.low, cfg.scale.high + 1))
 
     def mark(self, answers: list[Answer]) -> Iterator[Score]:
-        criteria = self.cfg.asked
+        criteria = self.cfg.active_criteria
         asked = [
             self.court.wording.question(
                 {

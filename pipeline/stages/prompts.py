@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Prompts, note_cost, write_json, write_table
-from pipeline.config import Caps, PlaygroundPrompts, PromptsConfig, Questions
+from pipeline.config import EvaluationQuestions, PlaygroundPrompts, PromptCaps, PromptsConfig
 from pipeline.data import synthetic
 from pipeline.data.decontamination import Index, table
 from pipeline.data.duplicates import repeats
@@ -30,8 +30,8 @@ LeftOutOf = dict[str, dict[str, LeftOut]]  # by the knob of each set of prompts
 Sorted = tuple[pl.DataFrame, pl.DataFrame]  # the rows that stay, and DROPPED of the others
 
 
-def run(cfg: PromptsConfig | Questions, out: Path) -> Prompts:
-    if isinstance(cfg, Questions):
+def run(cfg: PromptsConfig | EvaluationQuestions, out: Path) -> Prompts:
+    if isinstance(cfg, EvaluationQuestions):
         return questions(cfg, out)
     read = given(cfg)
     left_out = {
@@ -71,7 +71,7 @@ def run(cfg: PromptsConfig | Questions, out: Path) -> Prompts:
     return Prompts(out)
 
 
-def questions(cfg: Questions, out: Path) -> Prompts:
+def questions(cfg: EvaluationQuestions, out: Path) -> Prompts:
     """A set as it was given, in its own order; a question that stands there twice is one."""
     read = read_prompts(cfg.rows, "prompts.evaluation")
     warn_left_out({"prompts.evaluation": read.left_out})
@@ -146,7 +146,7 @@ def source(cfg: PromptsConfig) -> Read:
         return Read(
             pl.DataFrame([prompt_row(row["prompt"], row["columns"]) for row in made], schema=ROW)
         )
-    return read_prompts(cfg.given, "prompts", cfg.on_bad_row)
+    return read_prompts(cfg.prompt_rows, "prompts", cfg.on_bad_row)
 
 
 # ── sorting ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -167,7 +167,7 @@ def without_repeats(rows: pl.DataFrame, near: float | None) -> Sorted:
     return _without(rows, again["at"]), again
 
 
-def capped(rows: pl.DataFrame, caps: Caps | None) -> Sorted:
+def capped(rows: pl.DataFrame, caps: PromptCaps | None) -> Sorted:
     """So many of each category, the first in hash order; rows without one are a category of their own."""
     if caps is None:
         return rows, pl.DataFrame(schema=DROPPED)

@@ -23,7 +23,7 @@ from pipeline.artifacts import (
 from pipeline.backends import Backend, open_backend
 from pipeline.backends.lora_support import serves
 from pipeline.config import (
-    Conversation,
+    ConversationRequest,
     EndpointBackend,
     Prices,
     SampleRequest,
@@ -56,14 +56,14 @@ MERGED = (
 
 
 def run(
-    cfg: SampleRequest | Conversation,
+    cfg: SampleRequest | ConversationRequest,
     out: Path,
     *,
     policy: Model,
     prompts: Prompts,
     scores: list[Scores] | None = None,
 ) -> Samples:
-    if isinstance(cfg, Conversation):
+    if isinstance(cfg, ConversationRequest):
         return converse(cfg, out, policy, prompts)
     shards = Shards(out, cfg.shard)
     kept, dropped = admitted(
@@ -89,14 +89,16 @@ def run(
     return Samples(out)
 
 
-def converse(cfg: Conversation, out: Path, policy: Model, prompts: Prompts) -> Samples:
+def converse(cfg: ConversationRequest, out: Path, policy: Model, prompts: Prompts) -> Samples:
     """Turn after turn, each in a folder of its own: a killed run goes on in the turn that it was in."""
-    said = run(cfg.turn(1), multi_turn.folder(out, 1), policy=policy, prompts=prompts)
+    said = run(cfg.request_turn(1), multi_turn.folder(out, 1), policy=policy, prompts=prompts)
     for turn in range(2, cfg.turns + 1):
         asked = multi_turn.following(
             prompts, said, turn - 1, multi_turn.folder(out, turn) / "asked"
         )
-        said = run(cfg.turn(turn), multi_turn.folder(out, turn), policy=policy, prompts=asked)
+        said = run(
+            cfg.request_turn(turn), multi_turn.folder(out, turn), policy=policy, prompts=asked
+        )
     return multi_turn.gather(out, cfg.turns)
 
 

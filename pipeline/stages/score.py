@@ -25,7 +25,7 @@ from pipeline.artifacts import (
     read_table,
     write_table,
 )
-from pipeline.config import BestScored, EnsembleScorer, ScoreConfig, ScorerConfig
+from pipeline.config import BestAnswersConfig, EnsembleScorer, ScoreConfig, ScorerConfig
 from pipeline.errors import StageError, UserError, many
 from pipeline.progress import Progress, say_phase
 from pipeline.resources.gpu_sets import environments
@@ -56,7 +56,7 @@ Begun = tuple[str, list[Answer], dict[str, Iterator[Score]]]  # a shard, and its
 
 
 def run(
-    cfg: ScoreConfig | BestScored,
+    cfg: ScoreConfig | BestAnswersConfig,
     out: Path,
     *,
     samples: Samples,
@@ -67,16 +67,16 @@ def run(
     told = Told(
         samples,
         prompts,
-        best_of(cfg.best_by, best) if best and isinstance(cfg, BestScored) else None,
+        best_of(cfg.best_by, best) if best and isinstance(cfg, BestAnswersConfig) else None,
     )
     shards = sorted(path.name for path in (samples.path / "samples").glob("*.parquet"))
     missing = [shard for shard in shards if not (out / "scores" / shard).exists()]
     bill = mark_by_hands(cfg, out, told, reward, missing)
     progress = Progress("score", len(shards), "shards")
     progress.resume_at(len(shards) - len(missing))
-    with opened(cfg.others, reward, out) as scorers:
+    with opened(cfg.other_scorers, reward, out) as scorers:
         for shard, answers, coming in begun(missing, told, scorers):
-            marks = read_marks(out / MARKS / shard) if cfg.local else {}
+            marks = read_marks(out / MARKS / shard) if cfg.local_model_scorers else {}
             marks |= {name: [*each] for name, each in coming.items()}
             write_table(out / "scores" / shard, table_of(marks, cfg.ensembles, answers))
             note_cost(out, **total(bill, paid(scorers)))
@@ -150,11 +150,11 @@ def mark_by_hands(
 ) -> dict[str, float]:
     """Each hand opens every model once. What they cost beside time comes back."""
     missing = [shard for shard in shards if not (out / MARKS / shard).exists()]
-    if not cfg.local or not missing:
+    if not cfg.local_model_scorers or not missing:
         return {}
-    say_phase(f"loading {', '.join(cfg.local)}")
+    say_phase(f"loading {', '.join(cfg.local_model_scorers)}")
     progress, bills = (
-        Progress(f"score by {', '.join(cfg.local)}", len(missing), "shards"),
+        Progress(f"score by {', '.join(cfg.local_model_scorers)}", len(missing), "shards"),
         list[dict[str, float]](),
     )
 
@@ -162,7 +162,7 @@ def mark_by_hands(
         bills.append(bill)
         progress.advance()
 
-    work = partial(mark, cfg.local, told, reward, out)
+    work = partial(mark, cfg.local_model_scorers, told, reward, out)
     hands = environments(
         cfg.runtime.workers, f"{knob_of(out, KNOB)}.runtime.workers", cfg.gpus_each
     )

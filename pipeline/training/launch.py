@@ -60,9 +60,9 @@ def processes(cfg: TrainConfig) -> int:
     from pipeline.resources.gpu_sets import visible_gpus
 
     gpus = len(visible_gpus())
-    if fault := cfg.unfit(gpus):
+    if fault := cfg.explain_misfit(gpus):
         raise UserError(fault)
-    return cfg.runtime.count(gpus)
+    return cfg.runtime.count_processes(gpus)
 
 
 def alone(

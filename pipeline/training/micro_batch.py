@@ -38,7 +38,7 @@ def look_ahead(
     )
     longest = max(training_fit.sides(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths)
     found = training_fit.histogram(lengths)
-    if few := cfg.few_steps(steps):
+    if few := cfg.explain_few_steps(steps):
         print(f"! train: {few}.", file=sys.stderr, flush=True)
     write_json(
         out / "ahead.json",
@@ -48,7 +48,7 @@ def look_ahead(
         cfg.runtime.micro_batch == "auto",
         with_rows(cfg, _settled(cfg, shape, longest, world, out)),
     )
-    at_once = cfg.runtime.at_once
+    at_once = cfg.runtime.per_device
     first = f"{many(steps, 'step')} of {cfg.batch} · {many(table.height, 'row', grouped=True)} · {tokens:,} tokens"
     print(SIGN, "train", first, f"· {at_once} at once", file=sys.stderr)
     say(
@@ -73,7 +73,9 @@ def look_ahead(
 
 def tokens_read(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> int:
     """By the whole training, demonstrations beside the pairs too."""
-    beside = fmean(training_fit.sides(rows["rehearsal"])) * cfg.rehearsed if cfg.rehearsal else 0.0
+    beside = (
+        fmean(training_fit.sides(rows["rehearsal"])) * cfg.rehearsal_rows if cfg.rehearsal else 0.0
+    )
     return round(
         cfg.epochs * sum(training_fit.sides(rows["train"]))
         + beside * model_shape.steps(cfg, rows["train"].height)
@@ -105,7 +107,7 @@ def in_memory(
         try:
             return train(cfg)
         except OutOfMemory as error:
-            rows = cfg.runtime.at_once
+            rows = cfg.runtime.per_device
             fewer = max((n for n in range(1, rows) if rows % n == 0), default=0)
             if not fewer or not auto or cfg.together is not None:
                 instead = (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model
 from pipeline.config import LoraAdapter, TrainConfig
-from pipeline.config.launch import SHARDED
+from pipeline.config.launch import SHARDED_WEIGHTS
 from pipeline.errors import UserError
 from pipeline.models import loading
 from pipeline.models.quantization import quantization_of
@@ -31,7 +31,7 @@ def check(cfg: TrainConfig, init: Model, ids: "list[pl.Series]") -> None:
 
 def check_shared(cfg: TrainConfig, held_to: Model) -> None:
     """Packed weights are not taken apart, and unpacked ones would be another reference."""
-    if cfg.runtime.launch in SHARDED and quantization_of(held_to):
+    if cfg.runtime.launch in SHARDED_WEIGHTS and quantization_of(held_to):
         raise UserError(
             f"train.runtime.launch={cfg.runtime.launch} shares the reference's weights too, and those under "
             f"{held_to.path.parent.name}/{held_to.path.name} are packed into few bits.\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model, Prompts
-from pipeline.config import KINDS, FullAdapter, TrainConfig
+from pipeline.config import DISTRIBUTED_TYPES, FullAdapter, TrainConfig
 from pipeline.errors import UserError, many
 from pipeline.models import loading
 from pipeline.training import build, model_checks
@@ -34,8 +34,8 @@ def train(
     model_checks.check_shared(cfg, held_to or init)
     reference_check.check_elsewhere(cfg, init, held_to, rows)
 
-    if cfg.low_rate:
-        guards.say(cfg.low_rate)
+    if cfg.low_rate_warning:
+        guards.say(cfg.low_rate_warning)
     callbacks.phase("loading the model")
     policy = build.load_policy(cfg, init)
     published_in = (
@@ -62,7 +62,7 @@ def train(
             trainer.state,
             kept,
             watch.stopped,
-            cfg.few_steps(trainer.state.max_steps),
+            cfg.explain_few_steps(trainer.state.max_steps),
             unchanged,
         )
         if isinstance(cfg.adapter, FullAdapter):
@@ -87,7 +87,7 @@ def _first() -> bool:
 def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:
     """A launcher that does not find what it was asked for runs what it finds, and says nothing."""
     there, kind = trainer.args.world_size, trainer.accelerator.distributed_type.value
-    expected = ("NO",) if wanted == 1 else KINDS[cfg.runtime.launch]
+    expected = ("NO",) if wanted == 1 else DISTRIBUTED_TYPES[cfg.runtime.launch]
     if there != wanted or kind not in expected or trainer.args.n_gpu > 1:
         raise UserError(
             f"train.runtime.launch={cfg.runtime.launch}: the launcher started {many(there, 'process')} of kind {kind},"

@@ -102,21 +102,21 @@ def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_aga
     monkeypatch.setenv("PIPELINE_STAGES", "tests.support.toys")
     monkeypatch.setenv("PYTHONPATH", str(HOUSE))
     prompts, model = Step("prompts", cfg.prompts), Step("sft", cfg.sft)
-    samples = Step("sample", cfg.sample.draw("train"), prompts=prompts / "train")
+    samples = Step("sample", cfg.sample.request("train"), prompts=prompts / "train")
     scores = Step("score", cfg.score, samples=samples, model=model)
     built = [
         prompts,
         model,
         samples,
         scores,
-        Step("pair", cfg.pair.of(1), samples=samples, scores=scores),
+        Step("pair", cfg.pair.for_round(1), samples=samples, scores=scores),
     ]
     first = prepare(cfg, built[-1:])
     run(cfg, first, tmp_path / "first")
     for step in built[:3]:
         store.hollow_out(first.folder(step), store.read_manifest(first.folder(step)))
     monkeypatch.setenv("TOY_SALT", "other")
-    second = prepare(cfg, [Step("pair", cfg.pair.of(2), samples=samples, scores=scores)])
+    second = prepare(cfg, [Step("pair", cfg.pair.for_round(2), samples=samples, scores=scores)])
     run(cfg, second, tmp_path / "second")
     assert "once more" in capsys.readouterr().out
     assert all(

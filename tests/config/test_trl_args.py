@@ -1,4 +1,4 @@
-"""What `train.args` may hold: what the installed TRL reads, and nothing that it ignores or that a knob already says."""
+"""What `train.args` may contain: what the installed TRL reads and no knob of our own sets."""
 
 import inspect
 import re
@@ -8,14 +8,14 @@ import pytest
 from pipeline.config.trl_args import (
     CONFIG_CLASS,
     DPO_LOSSES,
-    GONE_ARGS,
-    GONE_LOSSES,
+    IGNORED_ARGS,
     LOSSES,
-    SET_HERE,
-    SMOOTHED,
-    WITHOUT_EFFECT,
-    _trl_fields,
+    REMOVED_ARGS,
+    REMOVED_LOSSES,
+    SET_BY_STAGE,
+    SMOOTHED_LOSSES,
     check_args,
+    load_trl_fields,
 )
 from pipeline.errors import UserError
 from tests.support.house import SMALL, composed
@@ -51,7 +51,7 @@ def test_what_trl_reads_passes():
     [
         (
             {"optimm": "adamw_torch"},
-            "args.optimm is no field of TRL's DPOConfig. Did you mean optim",
+            "args.optimm is not a field of TRL's DPOConfig. Did you mean optim",
         ),
         ({"padding_free": True}, "args.padding_free would be ignored"),
         (
@@ -68,20 +68,21 @@ def test_what_trl_reads_passes():
             "args.ref_model_mixup_alpha would be ignored without args.sync_ref_model=true",
         ),
         ({"per_device_train_batch_size": 4}, "set by the stage: use train.batch"),
-        ({"hub_token": "x"}, "args.hub_token is set by the stage: nothing is uploaded"),
+        ({"hub_token": "x"}, "args.hub_token is set by the stage: a run uploads nothing"),
         (
             {"train_sampling_strategy": "group_by_length"},
-            "train_sampling_strategy=group_by_length reads one length of a row, and a pair has two: use runtime.by_l",
+            "train_sampling_strategy=group_by_length reads one length of a row, and a pair has two:"
+            " use runtime.by_length=true",
         ),
-        ({"push_to_hub": True}, "args.push_to_hub is set by the stage: nothing is uploaded"),
+        ({"push_to_hub": True}, "args.push_to_hub is set by the stage: a run uploads nothing"),
         ({"report_to": "wandb"}, "args.report_to is set by the stage: use tracker=wandb"),
         (
             {"trackio_space_id": "x"},
-            "args.trackio_space_id would be ignored: trackio shows no training here",
+            "args.trackio_space_id would be ignored: trackio is not supported",
         ),
         (
             {"ld_alpha": 0.5},
-            "args.ld_alpha changes the reference's values as training goes: use logps=live",
+            "args.ld_alpha changes the reference's values during training: use logps=live",
         ),
     ],
 )
@@ -90,7 +91,7 @@ def test_what_would_be_ignored_or_contradicted_is_refused(args, words):
 
 
 def test_losses_and_their_own_needs():
-    assert "loss: sigmod is no loss of the installed TRL. Did you mean sigmoid" in refused(
+    assert "loss: sigmod is not a loss of the installed TRL. Did you mean sigmoid" in refused(
         {}, "sigmod"
     )
     assert "exo_pair needs args.label_smoothing" in refused({}, "exo_pair")
@@ -119,20 +120,20 @@ def test_losses_and_who_reads_smoothing_are_those_of_the_installed_trl():
     )
     assert set(parts) == set(DPO_LOSSES)
     assert {name for name, part in parts.items() if "self.label_smoothing" in part} == set(
-        SMOOTHED["dpo"]
+        SMOOTHED_LOSSES["dpo"]
     ) - {"cdpo"}
 
 
 def test_what_the_stage_sets_exists_in_trl():
     fields = {
-        field for trainer in CONFIG_CLASS.values() for field in _trl_fields()[trainer]["fields"]
+        field for trainer in CONFIG_CLASS.values() for field in load_trl_fields()[trainer]["fields"]
     }
-    assert {*SET_HERE, *WITHOUT_EFFECT} <= fields
+    assert {*SET_BY_STAGE, *IGNORED_ARGS} <= fields
 
 
 def test_what_is_called_gone_is_gone():
-    assert not set(GONE_ARGS) & set(_trl_fields()["DPOConfig"]["fields"])
-    assert not set(GONE_LOSSES) & set(LOSSES["dpo"])
+    assert not set(REMOVED_ARGS) & set(load_trl_fields()["DPOConfig"]["fields"])
+    assert not set(REMOVED_LOSSES) & set(LOSSES["dpo"])
 
 
 @pytest.mark.model

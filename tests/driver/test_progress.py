@@ -320,6 +320,6 @@ def test_a_phase_and_a_long_time_are_written_for_people(capfd):
 def test_each_engine_says_what_is_waited_for():
     backends = {"scripted": "first completions", "vllm": "vLLM engine", "transformers": "loading"}
     for name, said in backends.items():
-        cfg = composed(*SMALL, f"backend@sample.backend={name}").sample.draw("train")
+        cfg = composed(*SMALL, f"backend@sample.backend={name}").sample.request("train")
         assert said in sample.starting(cfg)
     assert CONFIG["backend"]["kind"] == "scripted" and isinstance(POLICY, Model)

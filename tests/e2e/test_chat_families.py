@@ -335,7 +335,7 @@ def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_p
     row = a_pair(chat, conversations(name, 1)[0])
     text = chat.render(row["prompt"], {}, generation=True)
     twice = {**row, "prompt_token_ids": chat.tokenizer(text)["input_ids"]}
-    cfg = composed(*arguments(name, tmp_path, tmp_path)).pair.of(1)
+    cfg = composed(*arguments(name, tmp_path, tmp_path)).pair.for_round(1)
     with pytest.raises(
         UserError, match=r"the prompt begins with two BOS in 1 of 1 pairs.*\n(.*\n)+.*sample\.seed="
     ):
@@ -384,7 +384,7 @@ def test_a_template_that_writes_the_date_is_named_where_two_days_differ(tmp_path
         chat.tokenizer.convert_tokens_to_ids("<|start_header_id|>")
     )
     row["prompt_token_ids"] = [*day, *row["prompt_token_ids"][header:]]
-    cfg = composed(*arguments("llama3", tmp_path, tmp_path)).pair.of(1)
+    cfg = composed(*arguments("llama3", tmp_path, tmp_path)).pair.for_round(1)
     with pytest.raises(
         UserError, match=r"differ from its template's(.*\n)+.*template\.kwargs\.date_string="
     ):
@@ -402,7 +402,7 @@ def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_
     cfg = composed(*arguments("mistral", policy.weights, tmp_path))
     prompts = tmp_path / "store" / "prompts" / "a"
     importlib.import_module("pipeline.stages.prompts").run(cfg.prompts, prompts)
-    [draw] = cfg.sample.waves(1, cfg.pair.scorer)
+    [draw] = cfg.sample.request_waves(1, cfg.pair.scorer)
     with pytest.raises(
         UserError, match=r"in one way alone and in another(.*\n)+.*template\.chat_template=FILE"
     ):

@@ -44,12 +44,12 @@ FAULTS = [
     Fault("seed=" + "[" * 2000, ("seed=[[[", "Write key=value")),
     Fault("hydra.mode=???", ("hydra",)),
     Fault("hydra.mode=${seed}", ("hydra", "42")),
-    Fault("store=", ("store=''", "a folder was expected")),
-    Fault("runs=", ("runs=''", "a folder was expected")),
-    Fault("runs=store", ("store=store runs=store", "side by side")),
-    Fault("runs=./x/../store", ("store=store", "side by side")),
-    Fault("runs=store/runs", ("store=store runs=store/runs", "side by side")),
-    Fault("store=runs/store", ("store=runs/store runs=runs", "side by side")),
+    Fault("store=", ("store=''", "expected a folder")),
+    Fault("runs=", ("runs=''", "expected a folder")),
+    Fault("runs=store", ("store=store runs=store", "Give two separate folders")),
+    Fault("runs=./x/../store", ("store=store", "Give two separate folders")),
+    Fault("runs=store/runs", ("store=store runs=store/runs", "Give two separate folders")),
+    Fault("store=runs/store", ("store=runs/store runs=runs", "Give two separate folders")),
 ]
 
 

@@ -26,7 +26,7 @@ ASKED = (
 
 @cache
 def config(strategy: str, *words: str):
-    return composed("recipes=smoke", f"pair={strategy}", *words).pair.of(1)
+    return composed("recipes=smoke", f"pair={strategy}", *words).pair.for_round(1)
 
 
 def asking(**changes):

@@ -197,7 +197,7 @@ REFUSED_BOTH_TIMES = [
     ),
     (
         ["train.runtime.launch=fsdp2"],
-        "train.runtime.launch=fsdp2 shares a model among GPUs, and this machine shows",
+        "train.runtime.launch=fsdp2 shards a model across GPUs, and this machine has none",
     ),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 from pipeline.artifacts import write_table
 from pipeline.commands import label
 from pipeline.config.base import Local
-from pipeline.config.cross_checks import mismatches
+from pipeline.config.cross_checks import find_mismatches
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.stages.test_evaluate import CONFIG, IDS, Run, named
@@ -136,8 +136,8 @@ def test_labels_enter_the_evaluation_by_content_and_nothing_else(tmp_path):
     )
     assert {name for name in before if after[name] != before[name]} == {"evaluate@report"}
     assert any(
-        "labels.rules: a judge or scorer of that name" in fault
-        for fault in mismatches(heard(rules=path))
+        "labels.rules: this evaluation has a judge or scorer of that name" in fault
+        for fault in find_mismatches(heard(rules=path))
     )
 
 

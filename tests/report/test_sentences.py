@@ -124,10 +124,12 @@ def pairs(*words: str) -> PairConfig:
 
 def test_the_plan_knows_whether_a_scorer_made_the_pairs():
     offline = ["offline=file", "offline.source.path=rows.jsonl"]
-    assert pairs().made_by == "rules"
-    assert pairs(*offline, "pair.mix.on_policy=0", "pair.mix.offline=1").made_by is None
-    assert pairs(*offline, "pair.mix.on_policy=0.5", "pair.mix.offline=0.5").made_by == "rules"
-    assert pairs("pair=demonstration").made_by is None
+    assert pairs().pairing_scorer == "rules"
+    assert pairs(*offline, "pair.mix.on_policy=0", "pair.mix.offline=1").pairing_scorer is None
+    assert (
+        pairs(*offline, "pair.mix.on_policy=0.5", "pair.mix.offline=0.5").pairing_scorer == "rules"
+    )
+    assert pairs("pair=demonstration").pairing_scorer is None
     for words, maker in (((), "rules"), (("pair=demonstration",), None)):
         assert plan(composed(*SMALL, *words)).config.training == maker
 

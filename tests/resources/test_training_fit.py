@@ -236,7 +236,7 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
 
     def rows_at_once(name: str, free: float) -> int:
         card(80, free=free)
-        return micro_batch.look_ahead(cfg, init, rows, 1, tmp_path / name).runtime.at_once
+        return micro_batch.look_ahead(cfg, init, rows, 1, tmp_path / name).runtime.per_device
 
     tight, roomy = rows_at_once("tight", 6), rows_at_once("roomy", 80)
     assert tight < roomy == 8
@@ -339,7 +339,7 @@ def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
         *SMALL, "+rehearsal@train.rehearsal=default", "train.rehearsal.share=0.5"
     ).train
     cfg = plain.model_copy(update={"rehearsal": rehearsing.rehearsal})
-    assert cfg.rehearsed == 4
+    assert cfg.rehearsal_rows == 4
     without, found = (training(shape(LLAMA_1B), one, 2, 512) for one in (plain, cfg))
     assert (without.untiled, found.untiled) == (0, 512 * shape(LLAMA_1B).vocabulary)
     assert (without.tokens, found.tokens, without.beside, found.beside) == (2048, 2048, 0, 512)
@@ -365,7 +365,7 @@ def test_a_plan_says_that_its_steps_are_too_few_for_the_warm_up(card, tmp_path, 
     said = [
         line
         for line in shown
-        if "too few steps (1) for train.warmup=0.1: the rate climbs for 1 of them" in line
+        if "too few steps (1) for train.warmup=0.1: the warm-up takes 1 of them" in line
     ]
     assert len(said) == few
 
@@ -420,7 +420,7 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
         "! a run here refuses this: train needs at least 101 GiB (weights" in line for line in shown
     )
     assert (
-        "    ! learning_rate=1e-08 is under a tenth of what is usual here (5e-07): expect little to change"
+        "    ! learning_rate=1e-08 is under a tenth of the usual rate (5e-07): expect little to change"
         in shown
     )
     card(80, 80, visible="3")
@@ -428,7 +428,7 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
         capacity.check(planned, planned.steps)
     card(80, 80)
     two = planned_on(tmp_path, LLAMA_1B, "train.runtime.processes=3")
-    with pytest.raises(UserError, match="processes=3: this machine shows 2 GPUs"):
+    with pytest.raises(UserError, match="processes=3: this machine has 2 GPUs"):
         capacity.check(two, two.steps)
 
 

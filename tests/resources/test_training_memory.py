@@ -122,7 +122,7 @@ def said(cfg: TrainConfig, init: Model) -> training_memory.Memory:
     shape = shape_in(Path(init.weights))
     assert shape
     *step, _ = training_memory.Training(
-        shape, cfg, cfg.runtime.at_once, LONGEST, 1, gpu=False
+        shape, cfg, cfg.runtime.per_device, LONGEST, 1, gpu=False
     ).moments()
     return max(step, key=lambda moment: moment.total)
 

@@ -101,7 +101,8 @@ def test_the_draws_for_kl_are_the_policy_s_own():
     ):
         [name] = change
         with pytest.raises(
-            ValueError, match=f"settings.kl: draws for the KL are the policy's own; give it {name}="
+            ValueError,
+            match=f"settings.kl: the KL needs plain samples of the policy; give it {name}=",
         ):
             config(settings={"kl": plain | change})
 
@@ -350,7 +351,7 @@ def test_waves_know_nothing_of_later_ones_and_greedy_settings_are_drawn_once():
     block = composed(*SMALL).sample
     both = {"draw": DRAW, "calm": calm}
     block = type(block).model_validate({**block.model_dump(), "settings": both, "more": [4, 8]})
-    waves = block.waves(2, "rules")
+    waves = block.request_waves(2, "rules")
     assert [{name: each.n for name, each in wave.settings.items()} for wave in waves] == [
         {"draw": 3, "calm": 1},
         {"draw": 4},
@@ -362,7 +363,10 @@ def test_waves_know_nothing_of_later_ones_and_greedy_settings_are_drawn_once():
         ("train", 2, 2, "rules"),
     ]
     fewer = block.model_copy(update={"more": [4]})
-    assert fewer.waves(2, "rules") == waves[:2] and fewer.waves(2, "other")[0] == waves[0]
+    assert (
+        fewer.request_waves(2, "rules") == waves[:2]
+        and fewer.request_waves(2, "other")[0] == waves[0]
+    )
     assert isinstance(waves[0], SampleRequest)
 
 

@@ -159,10 +159,13 @@ def test_members_keep_their_rows_and_pairs_see_them_disagree(tmp_path):
     [
         (
             ["score.scorers.all.of={rulez: 1}"],
-            "rulez is no single scorer beside it. Did you mean rules",
+            "rulez is not a single scorer of this block. Did you mean rules",
         ),
-        (["score.scorers.all.of={all: 1}"], "all is no single scorer beside it"),
-        (["score.scorers.all.of={rules: 2}", "score.scorers.all.combine=min"], "knows no weights"),
+        (["score.scorers.all.of={all: 1}"], "all is not a single scorer of this block"),
+        (
+            ["score.scorers.all.of={rules: 2}", "score.scorers.all.combine=min"],
+            "Give each member the weight 1",
+        ),
         (
             ["score.scorers.all.of={rules: 1}", "evaluate.scorer=all", "exam.split=dev"],
             "cannot tell models apart",

@@ -406,10 +406,13 @@ def test_only_a_score_that_asks_for_the_run_s_reward_model_has_its_edge():
 def test_a_reward_model_that_nobody_asks_and_one_that_is_not_there_are_said():
     asking = "scorer@score.scorers.rules=reward_model"
     for words, said in (
-        (["reward=train"], "no scorer asks for it"),
+        (["reward=train"], "reward: no scorer uses it"),
         ([asking], "has no model, and reward is none"),
         ([asking, "reward=train", "reward.start=base"], "base is none"),
-        ([asking, "reward=train", "reward.fence.ngram=5"], "finds nothing in a fence of 13 words"),
+        (
+            [asking, "reward=train", "reward.fence.ngram=5"],
+            "reward.fence.ngram=5 .* 13 words. Give prompts.fence.ngram",
+        ),
     ):
         with pytest.raises(UserError, match=said):
             composed(*SMALL, *words)
@@ -540,7 +543,7 @@ def test_only_models_that_run_here_are_what_workers_share():
         "score.scorers.judge.engine.runtime.tensor_parallel=2",
     ]
     cfg = composed("recipes=smoke", *words).score
-    assert (list(cfg.local), cfg.gpus_each, list(cfg.others)) == (
+    assert (list(cfg.local_model_scorers), cfg.gpus_each, list(cfg.other_scorers)) == (
         ["judge", "own"],
         2,
         ["paid", "rules"],

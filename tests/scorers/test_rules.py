@@ -340,7 +340,7 @@ def test_code_has_no_network_or_is_refused():
 
 def test_code_runs_only_where_that_was_allowed():
     with pytest.raises(
-        UserError, match="was not allowed. Give score.scorers.code.allow_code_execution=true"
+        UserError, match="is not allowed yet. Give score.scorers.code.allow_code_execution=true"
     ):
         composed(*SMALL, "+scorer@score.scorers.code=code")
 
@@ -475,7 +475,7 @@ def test_a_function_s_file_enters_identity_by_content_and_not_by_place(mine, tmp
     assert made(mine) != first
     assert (
         Function("package.module.score").file is None
-        and Function("package.module.score").place == "package.module"
+        and Function("package.module.score").source == "package.module"
     )
 
 

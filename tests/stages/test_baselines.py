@@ -7,7 +7,7 @@ import pytest
 from pipeline import preflight
 from pipeline.artifacts import read_table, write_json
 from pipeline.config import Checkpoint, ExamConfig, ServedModel
-from pipeline.config.cross_checks import mismatches
+from pipeline.config.cross_checks import find_mismatches
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.sampling.multi_turn import folder
@@ -91,7 +91,9 @@ def test_a_sweep_s_points_are_not_compared_with_others_on_dev(cfg):
 
 @pytest.mark.parametrize("name", ["sft", "control", "round-1", "best-of-4"])
 def test_a_name_that_the_table_has_already_is_refused(cfg, name):
-    with pytest.raises(ValueError, match=rf"others\.{name}: the table has a row of that name"):
+    with pytest.raises(
+        ValueError, match=rf"others\.{name}: the table already has a row of this name"
+    ):
         ExamConfig(**{**dict(cfg.exam), "others": {name: cfg.exam.others["rival"]}})
 
 
@@ -99,7 +101,8 @@ def test_what_a_server_may_not_know_is_not_asked_of_it(cfg):
     settings = {"answer": cfg.exam.sample.settings["answer"].model_copy(update={"min_p": 0.1})}
     bent = of_exam(cfg, sample=cfg.exam.sample.model_copy(update={"settings": settings}))
     assert any(
-        "exam.others.rival: not every server knows min_p" in fault for fault in mismatches(bent)
+        "exam.others.rival: not every server knows min_p" in fault
+        for fault in find_mismatches(bent)
     )
 
 

@@ -20,7 +20,7 @@ from tests.support.tiny import tiny_model
 def config(*words: str):
     return composed(
         "recipes=smoke", "pair.dev={share: 0.1, least: 0, most_share: 0.5}", *words
-    ).pair.of(1)
+    ).pair.for_round(1)
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +440,7 @@ def test_a_mix_takes_its_shares_and_every_round_its_own_block(tmp_path, policy, 
     answers = {f"p{i}": GOOD_AND_BAD for i in range(15)}
     samples, scores = drawn(tmp_path / "in", chat, answers, {}, [])
     for number in (1, 2):
-        cfg = composed("recipes=smoke", *MIXED).pair.of(number)
+        cfg = composed("recipes=smoke", *MIXED).pair.for_round(number)
         inputs = {"samples": [samples], "scores": [scores], "offline": rows}
         pairs = run(cfg, tmp_path / f"out-{number}", policy=policy, **inputs)
         assert pairs.funnel()["origin"] == {"offline": 15, "on-policy": 15}

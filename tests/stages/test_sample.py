@@ -439,7 +439,7 @@ def test_the_exam_draws_for_kl_from_the_policy_itself():
 
 
 def test_a_completion_without_a_finite_log_probability_is_never_taken(tmp_path: Path) -> None:
-    cfg = composed("recipes=smoke").sample.draw("train")
+    cfg = composed("recipes=smoke").sample.request("train")
     draws = collector.Drawing(
         cfg, "policy", ScriptedText(8), shards.Shards(tmp_path, 1), worker_pool.Alone([])
     )

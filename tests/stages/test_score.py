@@ -156,7 +156,7 @@ def test_only_each_prompt_s_best_answer_is_shown_to_the_scorers(tmp_path, monkey
     monkeypatch.setitem(
         rules.RULES, "playground", lambda text, columns: shown.append(text) or {"": 1.0}
     )
-    cfg = composed("recipes=smoke").score.of_best("train")
+    cfg = composed("recipes=smoke").score.for_best_answers("train")
     parts = {"samples": Samples(tmp_path / "sample"), "prompts": Prompts(tmp_path / "prompts")}
     found = run(cfg, tmp_path / "out", **parts, best=Scores(tmp_path / "best")).read()
     assert sorted(found["sample_id"]) == ["p0-1", "p1-0", "p2-0"]

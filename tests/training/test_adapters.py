@@ -260,11 +260,11 @@ def write_logps_without_model(folder, pairs: Pairs):
     [
         (
             ["train.adapter=lora"],
-            r"train.adapter=lora: a file of conf/adapter/ .* Type adapter@train.adapter=lora",
+            r"train.adapter=lora: choose a file of conf/adapter/ .* Type adapter@train.adapter=lora",
         ),
         (
             ["train.adapter.kind=prefix_tuning"],
-            r"kind prefix_tuning: it trains virtual tokens .* Use lora, qlora or",
+            r"kind prefix_tuning: prefix_tuning trains virtual tokens .* Use lora, qlora or",
         ),
         (["train.adapter.kind=prompt_tuning"], r"cannot be merged, vLLM does not sample from it"),
         (

@@ -93,7 +93,7 @@ def test_the_only_step_of_a_training_changes_the_weights_and_is_told_to_be_few(
     assert (told["steps"], told["unchanged"]) == (1, False)
     assert [one["symptom"] for one in told["symptoms"]] == ["the steps are too few for the warm-up"]
     assert (
-        "! train: too few steps (1) for train.warmup=0.1: the rate climbs for 1 of them"
+        "! train: too few steps (1) for train.warmup=0.1: the warm-up takes 1 of them"
         in capfd.readouterr().err
     )
     looks = seen(model, "eval_loss")

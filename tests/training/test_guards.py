@@ -324,15 +324,15 @@ def test_a_stopped_training_that_was_cut_off_ends_with_the_same_bytes(round_, mo
 
 
 def test_what_cannot_be_watched_is_refused():
-    with pytest.raises(ValidationError, match="prompts=0 draws no answers"):
+    with pytest.raises(ValidationError, match="prompts=0 samples no answers.*give prompts=64"):
         dpo(guards={"prompts": 0, "kl_budget": 3.0})
     with pytest.raises(
-        ValidationError, match=r"prompts=65: every look answers each of them.*give prompts=64"
+        ValidationError, match=r"prompts=65: every evaluation answers each of them.*give prompts=64"
     ):
         dpo(guards={"prompts": 65})
     with pytest.raises(ValidationError, match="stop_on=score needs a scorer"):
         dpo(guards={"stop_on": "score"})
-    with pytest.raises(ValidationError, match="no pair is told apart"):
+    with pytest.raises(ValidationError, match="guards.stop_on=accuracy: .*take loss or margin"):
         dpo(trainer="kto", logps="live", loss=["kto"], together=2, guards={"stop_on": "accuracy"})
 
 

@@ -252,37 +252,37 @@ def test_accelerate_takes_what_it_is_told_with_trl_s_own_config(name):
     ("gpus", "given", "said"),
     [
         (0, {"processes": 3}, None),
-        (2, {"processes": 3}, "processes=3: this machine shows 2 GPUs, and each process takes one.\n  Give"),
+        (2, {"processes": 3}, "processes=3: this machine has 2 GPUs, and each process takes one.\n  Give"),
         (4, {"processes": "auto", "launch": "fsdp2"}, None),
-        (0, {"processes": 2, "launch": "fsdp2"}, "launch=fsdp2 shares a model among GPUs, and this machine shows none"),
-        (1, {"processes": "auto", "launch": "fsdp2"}, "among several processes, and there is one"),
+        (0, {"processes": 2, "launch": "fsdp2"}, "launch=fsdp2 shards a model across GPUs, and this machine has none"),
+        (1, {"processes": "auto", "launch": "fsdp2"}, "across several processes, and there is one"),
         (1, {"processes": "auto", "launch": "fsdp2", "runtime": MEET}, None),
-        (5, {"processes": "auto", "micro_batch": "auto"}, "batch=24 does not share out to 5 processes.\n  Give"),
-        (3, {"processes": "auto", "micro_batch": 12}, "to 3 processes of train.runtime.micro_batch=12"),
+        (5, {"processes": "auto", "micro_batch": "auto"}, "batch=24 does not divide evenly among 5 processes.\n  Give"),
+        (3, {"processes": "auto", "micro_batch": 12}, "among 3 processes of train.runtime.micro_batch=12"),
         (4, {"processes": "auto", **KTO, "together": 8}, None),
-        (8, {"processes": "auto", **KTO, "together": 8}, "together=8 does not share out to 8 processes: kto looks at"),
+        (8, {"processes": "auto", **KTO, "together": 8}, "together=8 does not divide evenly among 8 processes: kto"),
         (3, {"processes": "auto", **KTO, "together": 8}, "or a train.together that is a multiple of 6, which"),
         (4, {"processes": "auto", **KTO, "batch": 64, "together": 8, "micro_batch": 8}, "which is 2 in each.\n  Give"),
-        (2, {"processes": "auto", "guards": {"kl_budget": 5.0}}, "kl_budget=5 is read by one process alone, and 2"),
+        (2, {"processes": "auto", "guards": {"kl_budget": 5.0}}, "kl_budget=5 is measured only where one process trains alone"),
         (2, {"processes": "auto", "guards": {"kl_budget": 5.0}, "runtime": {"watch": "always"}}, None),
         (1, {"processes": "auto", "guards": {"fall_budget": 0.5}}, None),
-        (2, {"processes": "auto", **AOT, "together": 8}, "does not share out to 2 processes of train.together=8 rows"),
+        (2, {"processes": "auto", **AOT, "together": 8}, "does not divide evenly among 2 processes of train.together=8 rows"),
         (4, {"processes": "auto", "launch": "zero3"}, "zero3 needs the package deepspeed, which is not installed"),
     ],
 )  # fmt: skip
 def test_what_cannot_train_together_here(gpus, given, said, monkeypatch):
     monkeypatch.setattr(launching, "find_spec", lambda name: None)
     cfg = dpo(**{"batch": 24, **given})
-    fault = cfg.unfit(gpus)
+    fault = cfg.explain_misfit(gpus)
     assert fault is None if said is None else said in fault
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"adapter": QLORA, "launch": "zero3"}, "those of adapter=qlora are packed into few bits"),
-        ({**AOT, "together": 3}, "batch=4 is not a multiple of together=3: aot looks at so many rows at once"),
-        ({**KTO, "batch": 12, "together": 4, "micro_batch": 3}, "micro_batch=3: kto looks at together=4 rows"),
+        ({"adapter": QLORA, "launch": "zero3"}, "weights of adapter=qlora survive that. Use .*adapter=lora"),
+        ({**AOT, "together": 3}, "batch=4 is not a multiple of together=3: aot couples"),
+        ({**KTO, "batch": 12, "together": 4, "micro_batch": 3}, "micro_batch=3: kto couples together=4 rows"),
         ({"runtime": {"machines": 2}}, "machines=2 need an address: give address=HOST"),
     ],
 )  # fmt: skip
@@ -292,16 +292,16 @@ def test_what_does_not_go_together(given, said):
 
 
 def test_what_all_processes_find_together_may_stop_them():
-    assert dpo(launch="fsdp2", guards={"stop_on": "loss"}).guards.may_stop
+    assert dpo(launch="fsdp2", guards={"stop_on": "loss"}).guards.may_stop_early
 
 
 def test_a_rate_far_above_the_usual_one_is_refused_unless_it_is_named():
     with pytest.raises(
-        ValidationError, match=r"learning_rate=0.01 is over ten times what is usual here \(0.0005\)"
+        ValidationError, match=r"learning_rate=0.01 is over ten times the usual rate \(0.0005\)"
     ):
         dpo(learning_rate=1e-2, usual_rate=5e-4)
     with pytest.raises(
-        ValidationError, match=r"learning_rate=0.06 is over a hundred times what is usual here"
+        ValidationError, match=r"learning_rate=0.06 is over a hundred times the usual rate"
     ):
         dpo(LORA, learning_rate=6e-2, usual_rate=5e-4)
     assert dpo(learning_rate=1e-2, usual_rate=1e-2).learning_rate == 1e-2
@@ -349,6 +349,5 @@ def test_each_objective_brings_its_usual_rate(name, rate):
 def test_a_rate_far_below_the_usual_one_is_said(round_, capfd):
     round_.train("slow", dpo(learning_rate=1e-6, usual_rate=5e-5, batch=24))
     assert (
-        "learning_rate=1e-06 is under a tenth of what is usual here (5e-05)"
-        in capfd.readouterr().err
+        "learning_rate=1e-06 is under a tenth of the usual rate (5e-05)" in capfd.readouterr().err
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.artifacts import Model, Pairs, write_table
 from pipeline.config import TrainConfig
-from pipeline.config.trl_args import GONE_ARGS, GONE_LOSSES, LOSSES
+from pipeline.config.trl_args import LOSSES, REMOVED_ARGS, REMOVED_LOSSES
 from pipeline.errors import UserError
 from pipeline.stages import train
 from tests.support.house import HOUSE, SMALL, composed
@@ -586,7 +586,7 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
     [
         (["train.beta=0"], r"train.beta=0: Input should be greater than 0"),
         (["train.beta=-0.1"], r"train.beta=-0.1: Input should be greater than 0"),
-        (["train.loss=[sigmod]"], r"sigmod is no loss .* Did you mean sigmoid"),
+        (["train.loss=[sigmod]"], r"sigmod is not a loss .* Did you mean sigmoid"),
         (["train.loss=[robst]"], r"Did you mean robust"),
         (["train=simpo", "train.loss=[simppo]"], r"Did you mean simpo"),
         (["train.loss=[simpo]"], r"SimPO has no reference: use train=simpo"),
@@ -598,15 +598,18 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
         (["train=cdpo", "train.args={label_smoothing: 0.5}"], r"from 0 to below 0.5"),
         (["train.args={max_prompt_length: 9}"], r"max_prompt_length is gone .* limits.prompt"),
         (["train.args={reference_free: true}"], r"reference_free is gone .* train=simpo"),
-        (["train.logps=none"], r"logps=none: not with trainer dpo, it needs a reference"),
-        (["train=simpo", "train.logps=ready"], r"logps=ready: not with trainer cpo"),
-        (["train=kto", "train.logps=ready"], r"logps=ready: not with trainer kto"),
+        (["train.logps=none"], r"logps=none does not fit the trainer dpo: it needs a reference"),
+        (["train=simpo", "train.logps=ready"], r"logps=ready does not fit the trainer cpo"),
+        (["train=kto", "train.logps=ready"], r"logps=ready does not fit the trainer kto"),
         (["train=simpo", "train.loss=[sigmoid,simpo]"], r"cpo takes one loss, not 2"),
         (["train=rpo", "train.loss_weights=[1]"], r"loss_weights has 1 weight for 2 losses"),
-        (["train=tr_dpo", "adapter@train.adapter=lora"], r"sync_ref_model moves a whole reference"),
+        (
+            ["train=tr_dpo", "adapter@train.adapter=lora"],
+            r"sync_ref_model updates a separate reference",
+        ),
         (
             ["train.loss=[sigmoid,sft]"],
-            r"sigmoid, sft looks at several rows at once; give their number",
+            r"sigmoid, sft couples several rows; give their number",
         ),
         (
             ["train=rpo", "train.runtime.micro_batch=4"],
@@ -653,5 +656,5 @@ def order(name: str) -> int:
 
 def test_the_document_names_what_is_gone():
     text = DOCS.read_text()
-    assert [name for name in (*GONE_ARGS, *GONE_LOSSES) if f"`{name}`" not in text] == []
+    assert [name for name in (*REMOVED_ARGS, *REMOVED_LOSSES) if f"`{name}`" not in text] == []
     assert [name for losses in LOSSES.values() for name in losses if f"`{name}`" not in text] == []

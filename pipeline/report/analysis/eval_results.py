@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, EvalArtifacts, Logps, Model, Samples, Scores
-from pipeline.config import ANSWER, BEST_OF, CONTROL, PROMPTED
+from pipeline.config import ANSWER, BEST_OF_PREFIX, CONTROL, PROMPTED
 from pipeline.errors import StageError, many
 from pipeline.report.analysis.text_metrics import with_habits
 
@@ -50,7 +50,7 @@ def read_exam(
     model, samples = exam["model"], exam.get("samples")
     scores, logps = exam.get("scores"), exam.get("logps")
     drawn = _drawn(samples)
-    if name.startswith(BEST_OF):
+    if name.startswith(BEST_OF_PREFIX):
         drawn = _marked(drawn, scores)
     answers = _answers(drawn)
     if strangers := set(drawn["prompt_id"]) - prompt_ids:
@@ -118,7 +118,7 @@ def _marked(drawn: pl.DataFrame, scores: Scores | None) -> pl.DataFrame:
 
 def is_again(name: str) -> bool:
     """Whether a row is SFT itself, drawn once more."""
-    return name in (CONTROL, PROMPTED) or name.startswith(BEST_OF)
+    return name in (CONTROL, PROMPTED) or name.startswith(BEST_OF_PREFIX)
 
 
 def is_other(name: str) -> bool:

@@ -6,7 +6,7 @@ All are read from the rows of report.json; each is None where the exam has no su
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.config import BEST_OF, CONTROL
+from pipeline.config import BEST_OF_PREFIX, CONTROL
 from pipeline.report.analysis.verdict import LEAST_PROMPTS, Question, Row, pleases
 from pipeline.report.formatting import interval, p_value, share, signed
 
@@ -111,7 +111,7 @@ def _of_proxy(question: Question, row: Row) -> str:
 def ceiling(question: Question, differences: Sequence[Row]) -> dict[str, Any] | None:
     """How much of what the best of n SFT answers gain the chosen model gained, by the scorer of the verdict."""
     own = [row for row in differences if row["scorer"] == question.scorer]
-    best = next((row for row in own if row["model"].startswith(BEST_OF)), None)
+    best = next((row for row in own if row["model"].startswith(BEST_OF_PREFIX)), None)
     if best is None:
         return None
     chosen = next((row for row in own if row["model"] == question.chosen), None)

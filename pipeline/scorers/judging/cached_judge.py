@@ -125,7 +125,7 @@ def name_of(engine: EngineConfig) -> str:
     """A model's name, or that of the folder in which it lies: never the whole path."""
     return (
         Path(engine.model).name
-        if isinstance(engine, VllmEngine) and engine.model.local
+        if isinstance(engine, VllmEngine) and engine.model.is_local
         else str(engine.model)
     )
 
@@ -133,7 +133,7 @@ def name_of(engine: EngineConfig) -> str:
 def _identity(cfg: Judge) -> str:
     """What a verdict depends on beside the words of its question: never where a server or a folder is."""
     told = without_runtime(cfg.engine.model_dump(mode="json"))
-    if isinstance(cfg.engine, VllmEngine) and cfg.engine.model.local:
+    if isinstance(cfg.engine, VllmEngine) and cfg.engine.model.is_local:
         hashes = ContentCache(cfg.runtime.verdicts.parent / ".contents.json")
         told["model"] = f"content:{hashes.of(Path(cfg.engine.model))}"
     return digest_of([told, cfg.form])

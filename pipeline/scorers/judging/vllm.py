@@ -25,7 +25,7 @@ ENVIRONMENT_ON_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TORCHDYNAMO_DISABL
 class Vllm:
     def __init__(self, cfg: VllmEngine, form: str, knob: str):
         self.cfg, self.form, self.knob = cfg, form, knob
-        self.name = Path(cfg.model).name if cfg.model.local else str(cfg.model)
+        self.name = Path(cfg.model).name if cfg.model.is_local else str(cfg.model)
         _set(ENVIRONMENT)
         try:
             from vllm import LLM

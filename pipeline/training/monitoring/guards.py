@@ -59,7 +59,7 @@ class Guards(TrainerCallback):
         seen = early_stopping.looks(state.log_history)
         self._warn(seen)
         self._check_measured(seen[-1])
-        if state.global_step and self.cfg.guards.may_stop:
+        if state.global_step and self.cfg.guards.may_stop_early:
             if early_stopping.kept(self.cfg.guards, seen) == state.global_step:
                 trained = sharded.trained(self.trainer, sharded.gathered(self.trainer))
                 if state.is_world_process_zero:
@@ -131,7 +131,7 @@ class Guards(TrainerCallback):
     def finish(self, step: int, history: list[dict[str, Any]], trained: State) -> int:
         """Puts the weights to be published in the place of the last ones; answers the step that they are of."""
         guards, seen = self.cfg.guards, early_stopping.looks(history)
-        if not guards.may_stop or not seen:
+        if not guards.may_stop_early or not seen:
             return step
         kept = early_stopping.kept(guards, seen)
         if kept is None:
@@ -157,7 +157,7 @@ def guards_for(
 ) -> Guards:
     """`pairs` is the trainer's dev table. An objective without reference is compared to where it starts."""
     guards = cfg.guards
-    if guards.may_stop and not pairs.height:
+    if guards.may_stop_early and not pairs.height:
         raise UserError(
             "train.guards: a training without dev pairs is never looked at. Give pair.dev.share above 0."
         )
@@ -173,7 +173,7 @@ def guards_for(
             f"no dev prompt leaves room for {guards.tokens} tokens (train.guards.tokens): no KL is known"
         )
         own = None
-    if own is None and guards.asks_answers:
+    if own is None and guards.needs_generations:
         raise UserError(
             "train.guards.kl_budget and train.guards.stop_on=score need dev prompts, and there is none to answer."
         )

@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 
 from pipeline.artifacts import Model
 from pipeline.config import FullAdapter, Quantization, TrainConfig
-from pipeline.config.launch import SHARDED
+from pipeline.config.launch import SHARDED_WEIGHTS
 from pipeline.errors import StageError
 from pipeline.models import loading
 from pipeline.models.logprobs import completion_logps
@@ -63,7 +63,7 @@ def check_elsewhere(
 
     Where processes share weights none could hold it: `StartCheck` has them do it together.
     """
-    if reference is None or reference.path == init.path or cfg.runtime.launch in SHARDED:
+    if reference is None or reference.path == init.path or cfg.runtime.launch in SHARDED_WEIGHTS:
         return
     if cfg.logps == "ready":
         phase(f"checking the reference on {PAIRS} pairs")
@@ -129,7 +129,7 @@ def _first_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> f
     import torch
 
     pairs = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
-    total, each = 0.0, cfg.runtime.at_once
+    total, each = 0.0, cfg.runtime.per_device
     for some in (pairs[at : at + each] for at in range(0, len(pairs), each)):
         batch = trainer._prepare_inputs(trainer.data_collator(some))
         with torch.no_grad(), trainer.compute_loss_context_manager():

@@ -71,4 +71,6 @@ def _order(seed: int, turn: int, count: int) -> list[int]:
 def rehearsal_of(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> Rehearsal | None:
     if cfg.rehearsal is None:
         return None
-    return Rehearsal(rows["rehearsal"].to_dicts(), cfg.rehearsed, cfg.rehearsal.weight, cfg.seed)
+    return Rehearsal(
+        rows["rehearsal"].to_dicts(), cfg.rehearsal_rows, cfg.rehearsal.weight, cfg.seed
+    )
