@@ -1,4 +1,4 @@
-"""Ensembles: members compared within a prompt, gates, and a missing mark that is never made up."""
+"""Ensembles: members compared within a prompt, gates, and a missing score that is never made up."""
 
 import json
 
@@ -10,7 +10,7 @@ from pipeline.config import EnsembleScorer, FunctionScorer, ScoreConfig
 from pipeline.errors import UserError
 from pipeline.pairing.label_noise import with_signs
 from pipeline.scorers import Answer, Score
-from pipeline.scorers.ensemble import combined
+from pipeline.scorers.ensemble import combine_scores
 from pipeline.stages.score import run
 from tests.stages.test_pair import SAMPLE
 from tests.stages.test_score import sample_row
@@ -26,18 +26,18 @@ def told(scores: dict[str, list[float | None]], **knobs) -> dict[str, Score]:
     )
     count = len(next(iter(scores.values())))
     answers = [Answer(str(i), "p", [], "", {}) for i in range(count)]
-    marks = {
+    scores = {
         name: {
             str(i): Score(str(i), value, detail=knobs.get("detail", ""))
             for i, value in enumerate(values)
         }
         for name, values in scores.items()
     }
-    return {mark.sample_id: mark for mark in combined(cfg, answers, marks)}
+    return {row.sample_id: row for row in combine_scores(cfg, answers, scores)}
 
 
-def values(marks: dict[str, Score]) -> list[float | None]:
-    return [mark.score for mark in marks.values()]
+def values(scores: dict[str, Score]) -> list[float | None]:
+    return [row.score for row in scores.values()]
 
 
 @pytest.mark.parametrize(

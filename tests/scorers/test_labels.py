@@ -18,7 +18,7 @@ from pipeline.config import LabelsScorer, Local, ScoreConfig
 from pipeline.errors import UserError
 from pipeline.pairing.label_noise import with_signs
 from pipeline.scorers import Answer, open_scorer
-from pipeline.scorers.human_pairs import read_judged
+from pipeline.scorers.human_pairs import read_human_comparisons
 from pipeline.stages.score import run as run_score
 from tests.stages.test_pair import SAMPLE
 from tests.stages.test_score import sample_row
@@ -39,8 +39,8 @@ def labelled(
     )  # type: ignore[arg-type]
     answers = [Answer(key, "p", [], "", {}) for key in ids]
     return {
-        mark.sample_id: (mark.score, mark.abstained, mark.detail)
-        for mark in open_scorer(cfg).mark(answers)
+        row.sample_id: (row.score, row.abstained, row.detail)
+        for row in open_scorer(cfg).score(answers)
     }
 
 
@@ -62,7 +62,8 @@ def test_scores_of_several_annotators_are_settled_by_majority(tmp_path):
     assert [abstained for _, abstained, _ in found.values()] == [False, True, False, True]
     assert json.loads(found["a"][2]) == {"annotators": [4.0, 4.0, 1.0], "agreement": 0.666667}
     assert (
-        found["b"][2] == "its annotators agree too little" and found["d"][2] == "nobody labelled it"
+        found["b"][2] == "its annotators agree too little"
+        and found["d"][2] == "no annotator labelled it"
     )
 
 
@@ -129,16 +130,19 @@ def test_what_argilla_exports_is_read_back(tmp_path):
     )
     found = labelled(file, "abc", "mean")
     assert [score for score, _, _ in found.values()] == [0.875, 0.25, 0.0]
-    first, second = read_judged(file)
+    first, second = read_human_comparisons(file)
     assert (first.first, first.second, first.votes) == ("a", "b", {"kim": 1.0, "lee": 0.5})
-    assert first.prompt[0]["content"] == "q" and second.verdict == 0.0
+    assert first.prompt[0]["content"] == "q" and second.majority == 0.0
     file.write_text(json.dumps(exported({"a b": {"kim": "a"}}, "preference")))
     with pytest.raises(
-        UserError, match="record 1: people answer preference there, and not verdict"
+        UserError,
+        match="record 1: its question is preference, not verdict. Name the dataset's question verdict",
     ):
         labelled(file, "ab")
     file.write_text("[]")
-    with pytest.raises(UserError, match="it is no list of Argilla's records"):
+    with pytest.raises(
+        UserError, match="not a list of Argilla's records.*Give a JSONL or CSV file"
+    ):
         labelled(file, "ab")
 
 
@@ -169,7 +173,7 @@ def flattened(**pairs: list[str | None]) -> list[dict]:
 def read_as_said(file: Path) -> None:
     found = labelled(file, "abc", "mean")
     assert [score for score, _, _ in found.values()] == [0.875, 0.25, 0.0]
-    first, second = read_judged(file)
+    first, second = read_human_comparisons(file)
     assert first.votes == {WHO[0]: 1.0, WHO[1]: 0.5} and second.votes == {WHO[0]: 0.0}
     assert (first.first, first.second, first.prompt[0]["content"]) == ("a", "b", "q")
 
@@ -202,8 +206,8 @@ def test_argilla_s_flat_records_are_read_from_python_s_lists(tmp_path):
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        ({"verdict.responses": "['a' ... 'b']"}, "is no list of words .*\n.*records.to_json"),
-        ({"verdict.responses": "a"}, "is no list of words .*\n.*records.to_json"),
+        ({"verdict.responses": "['a' ... 'b']"}, "is not a list of words .*\n.*records.to_json"),
+        ({"verdict.responses": "a"}, "is not a list of words .*\n.*records.to_json"),
         (
             {"verdict.responses": "['a' 'b']", "verdict.responses.users": "['kim']"},
             "as many of each were expected",
@@ -214,7 +218,7 @@ def test_argilla_s_flat_records_are_read_from_python_s_lists(tmp_path):
         ),
         (
             {"better.responses": "['a']"},
-            "row 1: people answer better there, and not verdict. Name the dataset's",
+            "row 1: its question is better, not verdict. Name the dataset's",
         ),
     ],
 )
@@ -248,9 +252,9 @@ def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
     ("rows", "said"),
     [
         ([{"id": 3}], "l.jsonl:1: its columns are id. Expected sample_id\\+score or"),
-        ([{"sample_id": "a", "score": "good"}], "score='good' is no number"),
-        ([{"sample_id": "a", "score": float("nan")}], "score=nan is no number"),
-        ([["a", 1]], "l.jsonl:1: this line is no JSON object"),
+        ([{"sample_id": "a", "score": "good"}], "score='good' is not a number"),
+        ([{"sample_id": "a", "score": float("nan")}], "score=nan is not a number"),
+        ([["a", 1]], "l.jsonl:1: this line is not a JSON object"),
         (
             [{"a_id": "a", "b_id": "b", "verdict": "left"}],
             "its verdict is 'left'. Expected a, b or tie",
@@ -263,7 +267,7 @@ def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
         ),
         (
             [{"chosen_id": "a", "rejected_id": "b"}, {"chosen_id": "b", "rejected_id": "a"}],
-            "said something else about",
+            "labelled a and b otherwise before. Keep one of the two rows",
         ),
     ],
 )
@@ -378,9 +382,9 @@ def test_the_spreadsheet_runs_no_formula_and_is_read_back_as_it_was(run, tmp_pat
         sheet = csv.DictWriter(file, label.COLUMNS)
         sheet.writeheader()
         sheet.writerows({**row, "verdict": "a" if i < 10 else ""} for i, row in enumerate(table))
-    judged = read_judged(filled)
+    judged = read_human_comparisons(filled)
     assert [(j.first, j.second) for j in judged] == [(pair["a"], pair["b"]) for pair in pairs[:10]]
-    assert {j.verdict for j in judged} == {1.0}
+    assert {j.majority for j in judged} == {1.0}
     records = [
         json.loads(line) for line in (run / "label" / "pairs.jsonl").read_text().split("\n") if line
     ]
@@ -474,20 +478,20 @@ def test_the_published_formats_are_read(tmp_path):
              {"idx": 1, "instruction": "Say.", "input": float("nan"), "response1": "one", "response2": "two",
               "annotator1": 2, "annotator2": 0, "annotator3": 1}]  # fmt: skip
     (tmp_path / "testset-v1.json").write_text(json.dumps(panda))
-    first, second = read_judged(tmp_path / "testset-v1.json")
+    first, second = read_human_comparisons(tmp_path / "testset-v1.json")
     assert (
         first.prompt[0]["content"] == "Sum up.\n\nA text." and second.prompt[0]["content"] == "Say."
     )
     assert (
         list(first.votes.values()) == [1.0, 0.5, 1.0]
-        and first.verdict == 1.0
-        and second.verdict is None
+        and first.majority == 1.0
+        and second.majority is None
     )
     (tmp_path / "llmbar.json").write_text(
         json.dumps([{"input": "i", "output_1": "x", "output_2": "y", "label": 2}])
     )
-    [bar] = read_judged(tmp_path / "llmbar.json")
-    assert (bar.first, bar.second, bar.verdict) == ("x", "y", 0.0)
+    [bar] = read_human_comparisons(tmp_path / "llmbar.json")
+    assert (bar.first, bar.second, bar.majority) == ("x", "y", 0.0)
 
 
 def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
@@ -502,10 +506,10 @@ def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
     path = rows_file(tmp_path / "v.jsonl", [{**row, "verdict": "a", "annotator": "kim"},
                                             {**turned, "verdict": "b", "annotator": "lee"},
                                             {**turned, "verdict": "a", "annotator": "mo"}])  # fmt: skip
-    [judged] = read_judged(path)
+    [judged] = read_human_comparisons(path)
     assert (
         judged.votes == {"kim": 1.0, "lee": 1.0, "mo": 0.0}
-        and judged.verdict == 1.0
+        and judged.majority == 1.0
         and judged.first == "x"
     )
 
@@ -513,16 +517,16 @@ def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{}", "it is no list"),
+        ("{}", "not a list of objects"),
         ("[{}]", "row 1: its columns are"),
         ("[", "cannot be read as JSON"),
-        ("[]", "nobody judged"),
+        ("[]", "it has no judged pair"),
     ],
 )
 def test_a_file_of_another_shape_is_refused(tmp_path, text, said):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=said):
-        read_judged(tmp_path / "x.json")
+        read_human_comparisons(tmp_path / "x.json")
 
 
 def people_s(tmp_path: Path, shorter_is_better: int, pairs: int = 40) -> Path:

@@ -1,4 +1,4 @@
-"""Rules: what they mark, that they repeat exactly, and what a fault of theirs costs."""
+"""Rules: what they score, that they repeat exactly, and what a fault of theirs costs."""
 
 import json
 import multiprocessing
@@ -43,16 +43,16 @@ def answer(text: str, name: str = "s", prompt: str = "p", **columns) -> Answer:
     )
 
 
-def marks(cfg, *answers: Answer) -> list[Score]:
+def run_scorer(cfg, *answers: Answer) -> list[Score]:
     scorer = open_scorer(cfg)
     try:
-        return list(scorer.mark(list(answers)))
+        return list(scorer.score(list(answers)))
     finally:
         scorer.close()
 
 
 def scores(cfg, *answers: Answer) -> list[float | None]:
-    return [mark.score for mark in marks(cfg, *answers) if not mark.criterion]
+    return [row.score for row in run_scorer(cfg, *answers) if not row.criterion]
 
 
 # ── on the text alone ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -80,7 +80,7 @@ def test_json_has_to_be_json_and_fit_its_schema(tmp_path):
         cfg.model_copy(update={"schema_file": None, "fenced": False}), *map(answer, good)
     ) == [1.0, 0.0]
     schema.write_text('{"type": "no such type"}')
-    with pytest.raises(UserError, match="no JSON schema"):
+    with pytest.raises(UserError, match="not a JSON schema"):
         scores(cfg, answer("{}"))
     schema.write_text("{")
     with pytest.raises(UserError, match="cannot be read as JSON"):
@@ -127,7 +127,7 @@ def test_ifeval_gives_the_share_followed_and_both_readings():
         keywords__existence={"keywords": ["river"]},
         punctuation__no_comma={},
     )
-    assert {m.criterion: m.score for m in marks(IFEVAL, asked)} == {
+    assert {m.criterion: m.score for m in run_scorer(IFEVAL, asked)} == {
         "": pytest.approx(1 / 3), "instruction_strict": pytest.approx(1 / 3), "instruction_loose": 1.0,
         "prompt_strict": 0.0, "prompt_loose": 1.0,
     }  # fmt: skip
@@ -154,9 +154,9 @@ def test_ifeval_agrees_with_lm_eval_s_own_verdicts_and_repeats_exactly():
         for text in (TEXT, "")
     ]
     before = random.getstate()
-    first, second, third = (marks(IFEVAL, *asked) for _ in range(3))
+    first, second, third = (run_scorer(IFEVAL, *asked) for _ in range(3))
     assert first == second == third and random.getstate() == before
-    assert all(mark.score is not None for mark in first)
+    assert all(row.score is not None for row in first)
     by_answer = [first[at : at + 5] for at in range(0, len(first), 5)]
     for one, own in zip(asked, by_answer, strict=True):
         random.seed(0)
@@ -180,7 +180,7 @@ def test_ifeval_draws_what_a_prompt_leaves_open_anew_for_the_loose_reading_as_th
         asking(text, change_case__english_lowercase={}, keywords__letter_frequency=given)
         for text in texts
     ]
-    found = marks(IFEVAL, *asked)
+    found = run_scorer(IFEVAL, *asked)
     readings = [(found[at + 1].score, found[at + 2].score) for at in range(0, len(found), 5)]
     theirs = []
     for one in asked:
@@ -207,7 +207,7 @@ def test_ifeval_without_nltk_s_data_refuses_what_needs_it_and_marks_the_rest(mon
         UserError,
         match="punkt_tab is not on this machine, and length_constraints:number_sentences needs",
     ):
-        marks(
+        run_scorer(
             IFEVAL, asking("One. Two.", length_constraints__number_sentences={"num_sentences": 2})
         )
     assert scores(IFEVAL, asking("no", punctuation__no_comma={})) == [1.0]
@@ -217,7 +217,7 @@ def test_ifeval_s_checkers_load_nothing_large_and_leave_the_rest_of_lm_eval_as_i
     code = """if True:
         import sys
         from pipeline.scorers import ifeval
-        checkers = ifeval._checkers()
+        checkers = ifeval._load_checkers()
         print(len(checkers), {"torch", "datasets", "pandas", "scipy", "sklearn", "lm_eval.tasks"} & {*sys.modules})
         import scipy, lm_eval.tasks
         print(lm_eval.tasks.TaskManager.__name__)"""
@@ -229,8 +229,8 @@ def test_ifeval_s_checkers_load_nothing_large_and_leave_the_rest_of_lm_eval_as_i
 def test_ifeval_columns_that_cannot_be_read_cost_one_score():
     wrong = [answer("x"), answer("x", instruction_id_list=["a:b"], kwargs=[{}]),
              answer("x", instruction_id_list=["punctuation:no_comma"], kwargs=[])]  # fmt: skip
-    found = marks(IFEVAL, *wrong)
-    assert [mark.score for mark in found] == [None] * 3
+    found = run_scorer(IFEVAL, *wrong)
+    assert [row.score for row in found] == [None] * 3
     assert "instruction_id_list" in found[0].detail and "a:b is none of IFEval's" in found[1].detail
 
 
@@ -249,7 +249,7 @@ def test_results_that_are_equal_as_mathematics_are_right():
         0.0,
         0.0,
     ]
-    assert marks(MATH, answer("3", answer=""))[0].score is None
+    assert run_scorer(MATH, answer("3", answer=""))[0].score is None
 
 
 @pytest.mark.model
@@ -318,11 +318,11 @@ def test_code_is_held_to_its_limits():
 @pytest.mark.model
 def test_what_code_starts_ends_with_it_and_it_sees_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("PLANTED_KEY", "secret")
-    mark = tmp_path / "alive"
-    child = f"import os, subprocess; subprocess.Popen(['/bin/sh', '-c', 'sleep 1; touch {mark}'], start_new_session=True)"
+    alive = tmp_path / "alive"
+    child = f"import os, subprocess; subprocess.Popen(['/bin/sh', '-c', 'sleep 1; touch {alive}'], start_new_session=True)"
     assert coded(child, tests=["assert 'PLANTED_KEY' not in os.environ"]) == [1.0]
     time.sleep(1.5)
-    assert not mark.exists()
+    assert not alive.exists()
 
 
 def test_code_has_no_network_or_is_refused():
@@ -347,30 +347,34 @@ def test_code_runs_only_where_that_was_allowed():
 
 @pytest.mark.model
 def test_marks_are_the_same_and_in_order_however_many_processes_check(monkeypatch):
-    monkeypatch.setattr(rules, "WORTH_IT", 16)
+    monkeypatch.setattr(rules, "MIN_ANSWERS_FOR_PROCESSES", 16)
     answers = [answer(f"It is {i}/4", name=f"s{i}", answer=f"{i % 3}/4") for i in range(20)]
-    alone = marks(MATH, *answers)
-    assert marks(MATH.model_copy(update={"runtime": CheckRuntime(workers=2)}), *answers) == alone
-    assert [mark.sample_id for mark in alone] == [f"s{i}" for i in range(20)]
-    assert {mark.score for mark in alone} == {0.0, 1.0}
-    assert [mark for at in range(0, 20, 7) for mark in marks(MATH, *answers[at : at + 7])] == alone
+    alone = run_scorer(MATH, *answers)
+    assert (
+        run_scorer(MATH.model_copy(update={"runtime": CheckRuntime(workers=2)}), *answers) == alone
+    )
+    assert [row.sample_id for row in alone] == [f"s{i}" for i in range(20)]
+    assert {row.score for row in alone} == {0.0, 1.0}
+    assert [
+        row for at in range(0, 20, 7) for row in run_scorer(MATH, *answers[at : at + 7])
+    ] == alone
 
 
 @pytest.mark.model
 def test_a_process_that_was_killed_is_said_with_what_to_do(monkeypatch):
-    """Also to the shard that is handed over next: its answers are given out before this one's marks are read."""
-    monkeypatch.setattr(rules, "WORTH_IT", 2)
+    """Also to the shard that is handed over next: its answers are given out before the scores of this one are read."""
+    monkeypatch.setattr(rules, "MIN_ANSWERS_FOR_PROCESSES", 2)
     answers = [answer("It is 1/4", name=f"s{i}", answer="1/4") for i in range(4)]
     with closing(
         open_scorer(MATH.model_copy(update={"runtime": CheckRuntime(workers=2)}))
     ) as scorer:
-        assert len(list(scorer.mark(answers))) == 4
+        assert len(list(scorer.score(answers))) == 4
         for process in multiprocessing.active_children():
             process.kill()
             process.join()
         for _ in range(2):
             with pytest.raises(StageError, match="a process that checks answers .* was killed"):
-                list(scorer.mark(answers))
+                list(scorer.score(answers))
 
 
 # ── a function of the user's ──────────────────────────────────────────────────────────────────────────────────────
@@ -422,7 +426,7 @@ def two(wish: int, prompt: str = "p") -> list[Answer]:
 
 def test_a_function_sees_what_trl_would_give_it(mine):
     assert scores(function(f"{mine}:by_wish"), *two(3), *two(4, "q")) == [1.0, 0.0, 0.0, 1.0]
-    silent, half = marks(function(f"{mine}:seen"), *two(3))
+    silent, half = run_scorer(function(f"{mine}:seen"), *two(3))
     assert silent.abstained and silent.score is None and half.score == 0.5
     assert scores(function("tests.scorers.test_rules.always"), *two(3)) == [1.0, 1.0]
 
@@ -437,13 +441,13 @@ def always(completions, **columns):
         ("short", ["the function gave 1 score for 2 completions"] * 2),
         ("raising", ["ZeroDivisionError: division by zero"] * 2),
         ("leaving", ["SystemExit: 3"] * 2),
-        ("odd", ["the function gave nan", "the function gave 'many', which is no number"]),
+        ("odd", ["the function gave nan", "the function gave 'many', which is not a number"]),
     ],
 )
 def test_a_function_s_fault_costs_the_rows_of_its_prompt_and_is_never_zero(mine, name, said):
-    found = marks(function(f"{mine}:{name}"), *two(0))
-    assert [mark.detail for mark in found] == said
-    assert all(mark.score is None and not mark.abstained for mark in found)
+    found = run_scorer(function(f"{mine}:{name}"), *two(0))
+    assert [row.detail for row in found] == said
+    assert all(row.score is None and not row.abstained for row in found)
 
 
 def test_one_prompt_s_fault_leaves_the_others_alone(mine):
@@ -452,12 +456,12 @@ def test_one_prompt_s_fault_leaves_the_others_alone(mine):
 
 def test_a_function_that_is_not_there_is_refused(mine):
     with pytest.raises(UserError, match="has no function by_wosh. Did you mean by_wish"):
-        marks(function(f"{mine}:by_wosh"), *two(3))
+        run_scorer(function(f"{mine}:by_wosh"), *two(3))
     with pytest.raises(UserError, match="it is async"):
-        marks(function(f"{mine}:later"), *two(3))
+        run_scorer(function(f"{mine}:later"), *two(3))
     mine.write_text("import nothing_of_this_name")
     with pytest.raises(UserError, match="cannot be imported .ModuleNotFoundError"):
-        marks(function(f"{mine}:by_wish"), *two(3))
+        run_scorer(function(f"{mine}:by_wish"), *two(3))
     with pytest.raises(UserError, match="a function is written ./file.py:name"):
         composed(*SMALL, "+scorer@score.scorers.mine=function", "score.scorers.mine.function=score")
 
