@@ -47,7 +47,7 @@ def _combine_prompt(cfg: EnsembleScorer, ids: list[str], scores: ScoresByMember)
     combined = COMBINERS[cfg.combine](table, np.array(list(cfg.of.values())))
     score_of = dict(zip(passing, combined.tolist(), strict=True))
     lowest = min(score_of.values(), default=0.0) - 1
-    facts = {"disagreement": measure_disagreement(table)}
+    facts: dict[str, object] = {"disagreement": measure_disagreement(table)}
     facts |= _average_flip_rate(cfg, complete, scores)
     for key in ids:
         if key in missing:

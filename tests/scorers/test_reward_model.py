@@ -1,4 +1,4 @@
-"""Reward models as scorers: the same score whatever shares the batch, the answer's end kept, faults named."""
+"""Reward models as scorers: scores do not depend on the batch, the end is kept, faults named."""
 
 import json
 import math
@@ -104,10 +104,10 @@ def own(made, tmp_path):
     return lambda *kind: shutil.copytree(made(*kind), tmp_path / "own")
 
 
-# ── what a score is ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── what a score is ─────────────────────────────────────────────────────────────────────────────
 
 
-def alone(folder: Path, answer: Answer, shape: str) -> float:
+def score_alone(folder: Path, answer: Answer, shape: str) -> float:
     """One text, no padding, no batch: the definition."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -134,7 +134,7 @@ def test_a_score_is_the_plain_logit_whatever_shares_its_batch_in_whatever_order(
     assert len(set(found.values())) == len(said)
     for answer in said[:4]:
         assert found[answer.sample_id] == pytest.approx(
-            alone(made(kind), answer, KINDS[kind]), abs=1e-4
+            score_alone(made(kind), answer, KINDS[kind]), abs=1e-4
         )
     for order, tokens in ((said[::-1], 1), (said[::2] + said[1::2], 100_000)):
         again = scores(
@@ -253,7 +253,7 @@ def test_a_scorer_that_strips_reasoning_marks_what_the_user_reads(made):
     assert scores(folder, [thought]) != scores(folder, [plain])
 
 
-# ── faults ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── faults ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def two_bos(folder: Path) -> None:
@@ -283,10 +283,10 @@ def not_whole(folder: Path) -> None:
 
 
 def the_same_for_all(folder: Path) -> None:
-    changed(folder, "score.weight", slice(None), 0.0)
+    fill_rows(folder, "score.weight", slice(None), 0.0)
 
 
-def changed(folder: Path, name: str, rows: Any, value: float) -> None:
+def fill_rows(folder: Path, name: str, rows: Any, value: float) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
@@ -344,7 +344,7 @@ def test_a_score_that_is_no_number_and_a_prompt_that_cannot_be_put_are_null(own)
 
     folder = own("llama")
     [spoilt] = AutoTokenizer.from_pretrained(folder)("$", add_special_tokens=False)["input_ids"]
-    changed(folder, "model.embed_tokens.weight", spoilt, math.nan)
+    fill_rows(folder, "model.embed_tokens.weight", spoilt, math.nan)
     (folder / "chat_template.jinja").write_text(
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
     )
@@ -386,7 +386,7 @@ def test_a_pair_model_on_vllm_is_refused():
         scorer(Path("mine"), input="pair", engine="vllm")
 
 
-# ── in the plan ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── in the plan ─────────────────────────────────────────────────────────────────────────────────
 
 ASKED = ["recipes=smoke", "scorer@exam.score.scorers.rules=reward_model", "reward=train"]
 
@@ -462,7 +462,7 @@ def test_the_stage_marks_with_the_run_s_reward_model_and_counts_what_was_cut(tmp
     }
 
 
-# ── several hands ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── several workers ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -483,10 +483,10 @@ def shelf(tmp_path_factory) -> tuple[Samples, Prompts]:
     return Samples(folder / "sample"), Prompts(folder / "prompts")
 
 
-def marked_by(
+def run_stage(
     workers: int, folder: Path, shelf: tuple[Samples, Prompts], out: Path
 ) -> dict[str, bytes]:
-    """A reward model, a rule beside it and an ensemble of both: what the stage publishes."""
+    """What the stage publishes for a reward model, a rule and an ensemble of both."""
     words = [
         "recipes=smoke",
         "+scorer@score.scorers.own=reward_model",
@@ -501,8 +501,8 @@ def marked_by(
 
 @model
 def test_two_workers_give_the_bytes_of_one(made, shelf, tmp_path):
-    one = marked_by(1, made(), shelf, tmp_path / "1")
-    assert len(one) == 6 and marked_by(2, made(), shelf, tmp_path / "2") == one
+    one = run_stage(1, made(), shelf, tmp_path / "1")
+    assert len(one) == 6 and run_stage(2, made(), shelf, tmp_path / "2") == one
     assert {path.name for path in (tmp_path / "2/scratch/workers").iterdir()} == {
         "worker-0.log",
         "worker-1.log",
@@ -514,10 +514,10 @@ def test_two_workers_give_the_bytes_of_one(made, shelf, tmp_path):
 def test_a_killed_worker_gives_its_shard_back(made, shelf, tmp_path, capfd):
     killer = threading.Thread(target=kill_the_first_that_opens_its_model)
     killer.start()
-    two = marked_by(2, made(), shelf, tmp_path / "2")
+    two = run_stage(2, made(), shelf, tmp_path / "2")
     killer.join()
     assert "was killed by SIGKILL and gives back 1 shard." in capfd.readouterr().err
-    assert two == marked_by(1, made(), shelf, tmp_path / "1")
+    assert two == run_stage(1, made(), shelf, tmp_path / "1")
 
 
 def kill_the_first_that_opens_its_model() -> None:
