@@ -1,9 +1,9 @@
 """Every response ever paid for, in store/verdicts.sqlite: a row is written as it arrives.
 
 Several processes share the file. A request is claimed before it is sent, so that two processes pay
-for it once: a process that finds it claimed waits for the response. A claim is valid while its owner holds a lock on a file next to
-the verdicts. The system frees the lock when the owner dies, and another process then takes the
-claim over. The first response to a request is final.
+for it once: a process that finds it claimed waits for the response. A claim is valid while its
+owner holds a lock on a file next to the verdicts. The system frees the lock when the owner dies,
+and another process then takes the claim over. The first response to a request is final.
 """
 
 import fcntl
