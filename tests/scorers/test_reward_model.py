@@ -326,7 +326,10 @@ def test_a_reward_model_is_refused(own, harm, changes, said):
 
 @model
 def test_labels_that_give_no_single_number_are_refused(made):
-    with pytest.raises(UserError, match=r"3 labels \(LABEL_0, LABEL_1, LABEL_2\).*\n.*label=NAME"):
+    with pytest.raises(
+        UserError,
+        match=r"3 labels \(LABEL_0, LABEL_1, LABEL_2\).*\n.*score\.scorers\.NAME\.label=LABEL",
+    ):
         scores(made("llama", 3), answers(1))
 
 
@@ -457,6 +460,7 @@ def test_the_stage_marks_with_the_run_s_reward_model_and_counts_what_was_cut(tmp
     assert marked["scorer"].to_list() == ["reward"] * 2 and marked["score"].null_count() == 0
     assert json.loads((tmp_path / "out" / "cost.json").read_text()) == {
         "scores": 2,
+        "answers": 2,
         "failed": 0,
         "cut": 1,
     }
