@@ -22,7 +22,7 @@ from measure import Ratio, in_turn, report
 
 from pipeline.config import DuelConfig
 from pipeline.scorers.judging.cached_judge import CachedJudge
-from pipeline.scorers.judging.pairwise import NEEDS, Bout, fought
+from pipeline.scorers.judging.pairwise import PAIRWISE_FIELDS, Comparison, judge_comparisons
 from tests.support.house import composed
 from tests.support.judges import KEY, FakeJudge, fake_judge
 
@@ -169,13 +169,17 @@ def _judging(server: FakeJudge) -> DuelConfig:
 
 
 def _requests_per_second(cfg: DuelConfig, run: int) -> float:
-    bouts = [Bout(f"Question {i} of run {run}?", f"good {i}", f"bad {i}") for i in range(BOUTS + 1)]
+    bouts = [
+        Comparison(f"Question {i} of run {run}?", f"good {i}", f"bad {i}") for i in range(BOUTS + 1)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         store = cfg.runtime.model_copy(update={"verdicts": Path(folder) / "verdicts.sqlite"})
-        court = CachedJudge(cfg.model_copy(update={"runtime": store}), NEEDS, "exam.duels.bench")
-        fought(court, bouts[BOUTS:])
+        court = CachedJudge(
+            cfg.model_copy(update={"runtime": store}), PAIRWISE_FIELDS, "exam.duels.bench"
+        )
+        judge_comparisons(court, bouts[BOUTS:])
         started = time.perf_counter()
-        verdicts = fought(court, bouts[:BOUTS])
+        verdicts = judge_comparisons(court, bouts[:BOUTS])
         seconds = time.perf_counter() - started
         court.close()
     assert all(verdict.ab.winner == verdict.ba.winner == "a" for verdict in verdicts)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.config import BenchmarkConfig
 from pipeline.errors import UserError
-from pipeline.scorers.ifeval import NO_PUNKT, has_punkt, no_download
+from pipeline.scorers.ifeval import NO_PUNKT, block_download, has_punkt
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 SPLITS = "training_split", "validation_split", "test_split", "fewshot_split"
@@ -33,7 +33,7 @@ def tasks_of(cfg: BenchmarkConfig, knob: str, cache: Path) -> tuple[Any, list[An
     """lm-eval's task or group with its rows read, and its single tasks. `cache` keeps local files in lm-eval's form."""
     if cfg.data is None and not hub_answers():
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when datasets is imported
-    with no_download():
+    with block_download():
         from lm_eval.tasks import TaskManager
 
         manager = TaskManager(include_path=cfg.tasks, include_defaults=cfg.tasks is None)

@@ -21,8 +21,8 @@ from pipeline.report.analysis.agreement import Pair, calibration, gain, people_s
 from pipeline.report.analysis.statistics import Estimate
 from pipeline.report.formatting import UNKNOWN, interval, number, share, signed
 from pipeline.scorers import Answer, Score, open_scorer
-from pipeline.scorers.ensemble import combined
-from pipeline.scorers.human_pairs import Judged, read_judged
+from pipeline.scorers.ensemble import combine_scores
+from pipeline.scorers.human_pairs import HumanComparison, read_human_comparisons
 
 USAGE = "strop calibrate FILE [scorer=NAME,…] [out=calibration.json] [recipes=NAME] [key=value …]"
 LONGER, COIN, PEOPLE = "longer wins", "random", "people"
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     try:
         file, names, out, overrides = parsed(arguments)
         check_out(out)
-        judged = read_judged(file)
+        judged = read_human_comparisons(file)
         cfg = compose_block(Arguments.parse(overrides), Calibrated).score
         told = calibrated(judged, {name: verdicts_by(cfg, name, judged) for name in names})
     except (UserError, StageError) as fault:
@@ -94,7 +94,9 @@ def check_out(out: Path) -> None:
 # ── verdicts of a scorer ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def verdicts_by(cfg: ScoreConfig, name: str, judged: list[Judged]) -> tuple[Verdicts, Verdicts]:
+def verdicts_by(
+    cfg: ScoreConfig, name: str, judged: list[HumanComparison]
+) -> tuple[Verdicts, Verdicts]:
     """In the file's order of answers, and as said of that order when each pair is asked the other way round."""
     if name not in cfg.scorers:
         raise UserError(
@@ -107,7 +109,7 @@ def verdicts_by(cfg: ScoreConfig, name: str, judged: list[Judged]) -> tuple[Verd
     )
 
 
-def answers_to(pair: Judged) -> list[Answer]:
+def answers_to(pair: HumanComparison) -> list[Answer]:
     """A prompt of its own for each pair, so that a scorer which compares candidates compares these two."""
     texts = {"first": pair.first, "second": pair.second}
     return [
@@ -120,13 +122,13 @@ def marks_by(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[str, Sc
     scorer = cfg.scorers[name]
     if isinstance(scorer, EnsembleScorer):
         members = {member: marks_by(cfg, member, answers) for member in scorer.members}
-        return {mark.sample_id: mark for mark in combined(scorer, answers, members)}
+        return {mark.sample_id: mark for mark in combine_scores(scorer, answers, members)}
     with closing(open_scorer(scorer, knob=f"score.scorers.{name}")) as opened:
-        return {mark.sample_id: mark for mark in opened.mark(answers) if not mark.criterion}
+        return {mark.sample_id: mark for mark in opened.score(answers) if not mark.criterion}
 
 
-def compared(marks: dict[str, Score], judged: list[Judged]) -> Verdicts:
-    def verdict(pair: Judged) -> float | None:
+def compared(marks: dict[str, Score], judged: list[HumanComparison]) -> Verdicts:
+    def verdict(pair: HumanComparison) -> float | None:
         first, second = marks[f"{pair.key}/first"].score, marks[f"{pair.key}/second"].score
         if first is None or second is None:
             return None
@@ -135,19 +137,23 @@ def compared(marks: dict[str, Score], judged: list[Judged]) -> Verdicts:
     return {pair.key: verdict(pair) for pair in judged}
 
 
-def coin(pair: Judged) -> float:
-    return float(hashlib.sha256(f"{pair.key} {pair.asked}".encode()).digest()[0] % 2)
+def coin(pair: HumanComparison) -> float:
+    return float(hashlib.sha256(f"{pair.key} {pair.prompt_key}".encode()).digest()[0] % 2)
 
 
 # ── what is said of them ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def calibrated(
-    judged: list[Judged], scorers: dict[str, tuple[Verdicts, Verdicts]]
+    judged: list[HumanComparison], scorers: dict[str, tuple[Verdicts, Verdicts]]
 ) -> dict[str, Any]:
     pairs = {
         pair.key: Pair(
-            pair.asked, pair.verdict, list(pair.votes.values()), len(pair.first), len(pair.second)
+            pair.prompt_key,
+            pair.majority,
+            list(pair.votes.values()),
+            len(pair.first),
+            len(pair.second),
         )
         for pair in judged
     }

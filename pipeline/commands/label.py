@@ -21,7 +21,7 @@ from pipeline.artifacts import KL, Samples, resolve_run, write_text
 from pipeline.config import LATER_TURN
 from pipeline.errors import REFUSED, UserError, many, nearest
 from pipeline.report.render.examples import prompt_text
-from pipeline.scorers.label_files import FORMULA
+from pipeline.scorers.label_files import FORMULA_SIGNS
 
 PAGE = Path(__file__).with_suffix(".html")
 USAGE = "strop label [RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0], with RUN=runs/latest"
@@ -187,7 +187,7 @@ def spreadsheet(rows: list[Row]) -> str:
         told = {**row, "prompt": prompt_text(row["prompt"])}
         table.writerow(
             {
-                name: f"'{value}" if value.startswith(FORMULA) else value
+                name: f"'{value}" if value.startswith(FORMULA_SIGNS) else value
                 for name, value in told.items()
             }
         )

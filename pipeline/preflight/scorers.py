@@ -19,10 +19,10 @@ from pipeline.config import (
 )
 from pipeline.config.score import count_gpus
 from pipeline.preflight.environment import check_gpus
-from pipeline.scorers.judging import PACKAGES, not_installed
-from pipeline.scorers.judging.template import NEEDS, RUBRIC_NEEDS, Wording
+from pipeline.scorers.judging import PACKAGES, not_installed_error
+from pipeline.scorers.judging.template import PAIRWISE_FIELDS, RUBRIC_FIELDS, JudgeTemplate
 from pipeline.scorers.label_files import read_labels, read_votes
-from pipeline.scorers.user_files import check_function, schema_of
+from pipeline.scorers.user_files import check_function, load_schema
 from pipeline.step import Step
 from pipeline.text import check_languages
 
@@ -57,14 +57,16 @@ def is_there(path: str) -> bool:
 def checks_of_judge(cfg: Judge, knob: str) -> Iterator[Callable[[], object]]:
     yield partial(check_package, cfg, f"{knob}.engine")
     if is_there(cfg.template):
-        needs = RUBRIC_NEEDS if isinstance(cfg, RubricScorer) else NEEDS
-        yield partial(Wording, cfg.template, needs, cfg.form, cfg.seed)
+        needs = RUBRIC_FIELDS if isinstance(cfg, RubricScorer) else PAIRWISE_FIELDS
+        yield partial(JudgeTemplate, cfg.template, needs, cfg.form, cfg.seed)
 
 
 def check_package(cfg: Judge, knob: str) -> None:
     name = PACKAGES[cfg.engine.kind]
     if find_spec(name) is None:
-        raise not_installed(cfg.engine, knob, ModuleNotFoundError(f"No module named {name!r}"))
+        raise not_installed_error(
+            cfg.engine, knob, ModuleNotFoundError(f"No module named {name!r}")
+        )
 
 
 def check_scorer(knob: str, scorer: object) -> None:
@@ -72,7 +74,7 @@ def check_scorer(knob: str, scorer: object) -> None:
         case LanguageScorer():
             check_languages(scorer.languages, f"{knob}.languages")
         case JsonScorer(schema_file=str(path)) if is_there(path):
-            schema_of(path, knob)
+            load_schema(path, knob)
         case FunctionScorer(function=own) if own.file is None or is_there(own.file):
             check_function(own, own.source, own.name, own.file is not None, knob)
         case LabelsScorer(path=path) if is_there(path):

@@ -1,6 +1,7 @@
-"""What marks completions: one Protocol, one `match`. A scorer sees one shard at a time and knows no files.
+"""Scorers of completions: one Protocol and one `match` that opens them.
 
-A shard holds whole prompts. Each answer gets a mark; what could not be marked gets one without a score, never none.
+A scorer sees one shard at a time and knows no files. A shard holds whole prompts. Every answer gets
+a `Score`; one that could not be scored gets a `Score` whose score is None.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,53 +24,60 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One completion with all that a scorer may look at; the candidates of a prompt lie side by side."""
+    """One completion with all that a scorer may read. A prompt's candidates are neighbours."""
 
     sample_id: str
     prompt_id: str
     prompt: list[Message]
     completion: str
-    columns: dict[str, Any]  # of its prompt: what the rule or the judge needs to know
-    tokens: int | None = None  # how many were sampled, if it was
+    columns: dict[str, Any]  # of its prompt: what a rule or a judge needs to know
+    tokens: int | None = None  # how many were sampled; None: it was not sampled
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One score of one answer. Without a criterion it is the scorer's whole opinion; a failed one has no score."""
+    """One score of one answer: the scorer's overall score, or that of one criterion.
+
+    A failed one has no score.
+    """
 
     sample_id: str
     score: float | None
     criterion: str = ""
     detail: str = ""  # why it failed, or what else the scorer knows (JSON), such as its flip rate
-    abstained: bool = False  # it has no opinion on this answer, such as people who were not asked: that is no failure
+    # The scorer has no opinion on this answer, as annotators who did not see it. Not a failure.
+    abstained: bool = False
 
 
-# A rule: `{"": whole, criterion: part}` of one answer; it raises when it cannot tell.
+# A rule: `{"": overall, criterion: part}` for one answer. It raises when it cannot tell.
 Check = Callable[[Answer], dict[str, float]]
 
 
 class Scorer(Protocol):
-    """`mark` shard by shard, then `close`. What it needs to start, it starts with the first shard.
+    """Call `score` shard by shard, then `close`.
 
-    It is called for the next shard before the marks of this one are read: what works elsewhere may begin.
+    Whatever a scorer needs, it starts with the first shard.
+
+    `score` is called for the next shard before the scores of this one are read, so that work in
+    other processes can begin.
     """
 
-    def mark(self, answers: list[Answer]) -> Iterator[Score]: ...
+    def score(self, answers: list[Answer]) -> Iterator[Score]: ...
 
     def close(self) -> None: ...
 
 
 @runtime_checkable
-class Paid(Protocol):
-    """A scorer that costs more than time; its figures are of this process."""
+class PaidScorer(Protocol):
+    """A scorer that costs more than time. Its figures count this process alone."""
 
-    def cost(self) -> dict[str, float]: ...
+    def get_cost(self) -> dict[str, float]: ...
 
 
 def open_scorer(
     cfg: ScorerConfig, reward: Model | None = None, knob: str = "score.scorers.NAME"
 ) -> Scorer:
-    """`knob`: where the person's config has this scorer, for words that name a knob of it."""
+    """`knob`: where the user's config has this scorer; messages name it."""
     match cfg:
         case RewardModelScorer():
             from pipeline.scorers.reward_model import RewardModel
@@ -92,7 +100,7 @@ def open_scorer(
 
             return Labels(cfg)
         case EnsembleScorer():
-            raise TypeError("an ensemble marks nothing itself: see ensemble.combined")
+            raise TypeError("an ensemble scores nothing itself: see ensemble.combine_scores")
         case _:
             from pipeline.scorers.rules import Rules
 

@@ -1,7 +1,8 @@
-"""What people said in Argilla, as rows of one word each: its records as JSON, or flattened, one record a row.
+"""Argilla's exports as rows of one verdict each: its records as JSON, or flattened.
 
-`records.to_json` nests the answers to a question; `records.to_datasets()` and `to_list(flatten=True)` put them, who
-gave them and in which state they are into columns of lists, which a CSV holds as they are printed.
+`records.to_json` nests the answers to a question. `records.to_datasets()` and
+`to_list(flatten=True)` put the answers, their users and their status into columns of lists, which a
+CSV holds as they are printed.
 """
 
 import json
@@ -15,72 +16,70 @@ from pipeline.errors import UserError
 Row = dict[str, Any]
 ANSWERS, USERS, STATES = "verdict.responses", "verdict.responses.users", "verdict.responses.status"
 WORD = r"""('[^'"]*'|"[^'"]*"|None)"""
-PRINTED = re.compile(
-    rf"\[\s*(?:{WORD}(?:\s*,\s*|\s+|(?=\])))*\]"
-)  # with commas by Python, without them by NumPy
-RENAME = " Name the dataset's question verdict, with the labels a, b and tie."
+# Python prints a list with commas, NumPy without.
+PRINTED_LIST = re.compile(rf"\[\s*(?:{WORD}(?:\s*,\s*|\s+|(?=\])))*\]")
+RENAME_HINT = " Name the dataset's question verdict, with the labels a, b and tie."
 
 
-def of_argilla(rows: list[Any]) -> bool:
+def is_argilla(rows: list[Any]) -> bool:
     parts = {"fields", "metadata", "responses"}
     return bool(rows) and all(isinstance(row, dict) and parts <= row.keys() for row in rows)
 
 
-def nested_rows(path: Path, text: str, expected: str) -> Iterator[tuple[str, Row]]:
-    """A record is a pair, with the answers of all who were asked for its `verdict`."""
+def read_nested(path: Path, text: str, expected: str) -> Iterator[tuple[str, Row]]:
+    """A record is a pair, with the answers of all its annotators to the question `verdict`."""
     try:
         records = json.loads(text)
     except (ValueError, RecursionError):
         records = None
-    if not isinstance(records, list) or not of_argilla(records):
+    if not isinstance(records, list) or not is_argilla(records):
         raise UserError(
-            f"{path}: it is no list of Argilla's records (records.to_json). Give a JSONL or CSV file with {expected}."
+            f"{path}: not a list of Argilla's records (records.to_json)."
+            f" Give a JSONL or CSV file with {expected}."
         )
     for number, record in enumerate(records, 1):
-        asked = {name: answers for name, answers in record["responses"].items() if answers}
-        if asked and "verdict" not in asked:
+        place = f"{path}, record {number}"
+        questions = {name: answers for name, answers in record["responses"].items() if answers}
+        if questions and "verdict" not in questions:
             raise UserError(
-                f"{path}, record {number}: people answer {', '.join(asked)} there, and not verdict.{RENAME}"
+                f"{place}: its question is {', '.join(questions)}, not verdict.{RENAME_HINT}"
             )
-        for said in asked.get("verdict", []):
-            told = {**record["fields"], **record["metadata"]}
-            yield (
-                f"{path}, record {number}",
-                {**told, "verdict": said["value"], "annotator": said["user_id"]},
-            )
+        for answer in questions.get("verdict", []):
+            pair = {**record["fields"], **record["metadata"]}
+            yield place, {**pair, "verdict": answer["value"], "annotator": answer["user_id"]}
 
 
 def is_flat(row: Row) -> bool:
     return any(name.endswith(".responses") for name in row)
 
 
-def flat_rows(place: str, row: Row) -> Iterator[tuple[str, Row]]:
-    """As many rows as answers that were handed in: what is a draft, or was discarded, is no verdict."""
+def read_flat(place: str, row: Row) -> Iterator[tuple[str, Row]]:
+    """A row per submitted answer. A draft or a discarded one is not a verdict."""
     if ANSWERS not in row:
-        other = ", ".join(
-            name.removesuffix(".responses") for name in row if name.endswith(".responses")
-        )
-        raise UserError(f"{place}: people answer {other} there, and not verdict.{RENAME}")
-    answers, users = _listed(place, row, ANSWERS), _listed(place, row, USERS)
-    states = _listed(place, row, STATES) if row.get(STATES) else ["submitted"] * len(answers)
+        names = [name for name in row if name.endswith(".responses")]
+        questions = ", ".join(name.removesuffix(".responses") for name in names)
+        raise UserError(f"{place}: its question is {questions}, not verdict.{RENAME_HINT}")
+    answers, users = _read_list(place, row, ANSWERS), _read_list(place, row, USERS)
+    states = _read_list(place, row, STATES) if row.get(STATES) else ["submitted"] * len(answers)
     if not len(answers) == len(users) == len(states):
         raise UserError(
-            f"{place}: it has {len(answers)} {ANSWERS}, {len(users)} {USERS} and {len(states)} {STATES}; as many of"
-            " each were expected. Export the records once more, best with records.to_json."
+            f"{place}: it has {len(answers)} {ANSWERS}, {len(users)} {USERS} and"
+            f" {len(states)} {STATES}; as many of each were expected."
+            " Export the records again, best with records.to_json."
         )
     for verdict, annotator, state in zip(answers, users, states, strict=True):
         if state in ("submitted", None):
             yield place, {**row, "verdict": verdict, "annotator": annotator}
 
 
-def _listed(place: str, row: Row, name: str) -> list[str | None]:
+def _read_list(place: str, row: Row, name: str) -> list[str | None]:
     """A list of words, also as it is printed in a cell."""
     value = row.get(name) or []
     if isinstance(value, list):
         return value
-    if not PRINTED.fullmatch(value.strip()):
+    if not PRINTED_LIST.fullmatch(value.strip()):
         raise UserError(
-            f"{place}: {name}={value[:40]} is no list of words as Argilla's records have them.\n"
-            f"  Export them as JSON, which holds lists: dataset.records.to_json('records.json')."
+            f"{place}: {name}={value[:40]} is not a list of words as Argilla's records have them.\n"
+            "  Export them as JSON, which holds lists: dataset.records.to_json('records.json')."
         )
     return [None if word == "None" else word[1:-1] for word in re.findall(WORD, value)]

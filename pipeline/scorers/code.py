@@ -1,7 +1,8 @@
-"""Unit tests of the code in an answer, each run under limits in a process of its own.
+"""Unit tests of the code in an answer, each answer in a separate process under limits.
 
-It keeps out accidents: endless loops, full memory or disks, what code does to files and processes by mistake. It is no
-prison: code that is out to do harm, or to look at its tests, needs a machine or container of its own around all this.
+The limits keep out accidents: endless loops, full memory or disks, mistaken changes to files and
+processes. They are not a prison. Code that means to do harm, or to read its tests, needs a machine
+or a container around all this.
 """
 
 import json
@@ -20,72 +21,75 @@ from pipeline.errors import UserError
 from pipeline.scorers import Answer, Check
 from pipeline.scorers.code_harness import NO_NETWORK_SIGN
 
-BLOCK = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+FENCED_BLOCK = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 HARNESS = Path(__file__).with_name("code_harness.py")
 
 
-def check(cfg: CodeScorer, knob: str = "score.scorers.NAME") -> Check:
-    """The share of tests that pass, and whether all do. No code, code that breaks or takes too long: its tests fail."""
+def make_check(cfg: CodeScorer, knob: str = "score.scorers.NAME") -> Check:
+    """The share of tests that pass, and whether all do.
 
-    def passed(answer: Answer) -> dict[str, float]:
+    Without code, or with code that fails, no test passes.
+    """
+
+    def check_code(answer: Answer) -> dict[str, float]:
         tests = answer.columns[cfg.column]
         tests = [tests] if isinstance(tests, str) else list(tests)
         if not tests:
             raise ValueError(f"the column {cfg.column} holds no test")
-        share = len(run(cfg, code_in(answer.completion), tests, knob)) / len(tests)
+        passed = run_tests(cfg, extract_code(answer.completion), tests, knob)
+        share = len(passed) / len(tests)
         return {"": share, "all": float(share == 1)}
 
-    return passed
+    return check_code
 
 
-def code_in(completion: str) -> str:
-    """The last fenced block, where an answer usually says its final version; without a fence all of it."""
-    blocks = BLOCK.findall(completion)
+def extract_code(completion: str) -> str:
+    """The last fenced block, usually the final version; without a fence the whole answer."""
+    blocks = FENCED_BLOCK.findall(completion)
     return blocks[-1] if blocks else completion
 
 
-def run(cfg: CodeScorer, code: str, tests: list[str], knob: str = "score.scorers.NAME") -> set[int]:
-    """Which tests pass."""
+def run_tests(
+    cfg: CodeScorer, code: str, tests: list[str], knob: str = "score.scorers.NAME"
+) -> set[int]:
+    """The indices of the tests that pass."""
     nonce = secrets.token_hex(16)  # so that what the code prints is not taken for a verdict
-    told = {
+    message = {
         "code": code,
         "tests": tests,
         "nonce": nonce,
         "network": cfg.network,
         "limits": dict(cfg.limits),
     }
-    with tempfile.TemporaryDirectory(prefix="code-") as folder, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryDirectory(prefix="code-") as folder, tempfile.TemporaryFile() as output:
         environment = {"HOME": folder, "TMPDIR": folder, "PATH": os.defpath, "PYTHONHASHSEED": "0"}
         process = subprocess.Popen(
             [sys.executable, "-s", "-P", str(HARNESS)],
             stdin=subprocess.PIPE,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.DEVNULL,
             cwd=folder,
             env=environment,
             start_new_session=True,
         )
         try:
-            process.communicate(json.dumps(told).encode(), timeout=cfg.limits.seconds)
+            process.communicate(json.dumps(message).encode(), timeout=cfg.limits.seconds)
         except subprocess.TimeoutExpired:
-            pass  # what passed until then has passed
+            pass  # tests that have passed by then count
         finally:
-            _end(process)
-        said.seek(0)
-        lines = said.read().decode(errors="replace").splitlines()
+            _kill_group(process)
+        output.seek(0)
+        lines = output.read().decode(errors="replace").splitlines()
     if f"{nonce} {NO_NETWORK_SIGN}" in lines:
         raise UserError(
             "this machine lets no process give up its network, so code would run with it.\n"
-            f"  Give {knob}.network=true where that is no danger."
+            f"  Give {knob}.network=true where that is safe."
         )
-    return {
-        int(word)
-        for line in lines
-        if line.startswith(nonce) and (word := line.removeprefix(nonce).strip())
-    }
+    verdicts = [line.removeprefix(nonce).strip() for line in lines if line.startswith(nonce)]
+    return {int(verdict) for verdict in verdicts if verdict}
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
     """The process and all that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -1,11 +1,12 @@
-"""A user's own function in the shape of TRL's reward functions: what scores here also rewards there.
+"""A user's own function in the shape of TRL's reward functions: it works in both places.
 
-It is called once per prompt, as TRL calls it: `prompts` and `completions` are lists of lists of messages, every column
-of the prompt is a list of the same length. It returns a number for each; None means that it has no opinion.
+It is called once per prompt, as TRL calls it: `prompts` and `completions` are lists of lists of
+messages, and every column of the prompt is a list of the same length. It returns a number for each;
+None means that it has no opinion.
 
-It runs in a process of its own (`function_harness`), since nothing else ends one that hangs: a call that takes longer
-than `runtime.timeout`, or that ends the process, costs the answers of its prompt. What it prints goes to the log of the
-step, without the keys that the environment holds.
+It runs in a separate process (`function_harness`), since nothing else can end a function that
+hangs. A call that takes longer than `runtime.timeout`, or that ends the process, fails the answers
+of its prompt. What it prints goes to the log of the step, with the keys in the environment masked.
 """
 
 import json
@@ -30,85 +31,89 @@ from pipeline.scorers import Answer, Score
 from pipeline.scorers.function_harness import LENGTH
 
 HARNESS = Path(__file__).with_name("function_harness.py")
-HOPELESS = 3  # calls in a row that hang or end the process: the others would fare no better
-LINE, PRINTED = (
-    1 << 20,
-    2000,
-)  # bytes of a printed line that are read, characters of it that are kept
-PIECE = 1 << 16
+# Calls in a row that hang or end the process: the others would fail as well.
+MAX_FAILURES_IN_A_ROW = 3
+MAX_LINE = 1 << 20  # bytes of a printed line that are read
+MAX_PRINTED = 2000  # characters of it that are kept
+PIPE_CHUNK = 1 << 16
 
 
 class UserFunction:
     def __init__(self, cfg: FunctionScorer, knob: str = "score.scorers.NAME"):
         self.cfg, self.knob = cfg, knob
         self._process: FunctionProcess | None = None
-        self._lost = 0  # calls in a row
+        self._failures_in_a_row = 0
 
-    def mark(self, answers: list[Answer]) -> Iterator[Score]:
+    def score(self, answers: list[Answer]) -> Iterator[Score]:
         for _, candidates in groupby(answers, key=lambda answer: answer.prompt_id):
-            yield from self._marks(list(candidates))
+            yield from self._score_prompt(list(candidates))
 
     def close(self) -> None:
         if self._process:
-            self._process.end()
+            self._process.stop()
             self._process = None
 
-    def _marks(self, answers: list[Answer]) -> Iterator[Score]:
-        self._process = self._process or self._started()
+    def _score_prompt(self, answers: list[Answer]) -> Iterator[Score]:
+        self._process = self._process or self._start_process()
         try:
-            told = self._process.ask(arguments(answers), self.cfg.runtime.timeout)
-            self._lost = 0
-        except Lost as lost:
+            result = self._process.call(build_arguments(answers), self.cfg.runtime.timeout)
+            self._failures_in_a_row = 0
+        except CallFailed as failure:
             self.close()
-            self._check_hope(lost)
-            told = {"fault": f"the function {lost}"}
-        if "scores" in told:
+            self._count_failure(failure)
+            result = {"fault": f"the function {failure}"}
+        if "scores" in result:
             yield from (
-                marked(answer, *score)
-                for answer, score in zip(answers, told["scores"], strict=True)
+                make_score(answer, *score)
+                for answer, score in zip(answers, result["scores"], strict=True)
             )
             return
-        given = f"the function gave {many(told.get('count', 0), 'score')} for {many(len(answers), 'completion')}"
-        fault = kept(told.get("fault", given))  # it costs its rows, not the run; they are counted
+        count = many(result.get("count", 0), "score")
+        wrong_count = f"the function gave {count} for {many(len(answers), 'completion')}"
+        # It fails its rows, not the run; they are counted.
+        fault = clean_detail(result.get("fault", wrong_count))
         yield from (Score(answer.sample_id, None, detail=fault) for answer in answers)
 
-    def _check_hope(self, lost: "Lost") -> None:
-        self._lost += 1
-        if self._lost >= HOPELESS:
+    def _count_failure(self, failure: "CallFailed") -> None:
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            timeout = f"{self.knob}.runtime.timeout={self.cfg.runtime.timeout:g}"
             raise UserError(
-                f"{self.knob}.function={self.cfg.function}: {HOPELESS} calls in a row failed: it {lost}.\n"
-                f"  Mend it, or raise {self.knob}.runtime.timeout={self.cfg.runtime.timeout:g}, and run the same"
-                " command again: shards that are done are kept."
+                f"{self.knob}.function={self.cfg.function}: {MAX_FAILURES_IN_A_ROW} calls in a row"
+                f" failed: it {failure}.\n"
+                f"  Fix it, or raise {timeout}, and run the same command again:"
+                " finished shards are kept."
             ) from None
 
-    def _started(self) -> "FunctionProcess":
+    def _start_process(self) -> "FunctionProcess":
         process = FunctionProcess()
         try:
             process.load(self.cfg.function, self.cfg.runtime.timeout, self.knob)
-        except Lost as lost:
-            process.end()
+        except CallFailed as failure:
+            process.stop()
+            function = self.cfg.function
             raise UserError(
-                f"{self.knob}.function={self.cfg.function}: to import {self.cfg.function.source} {lost}.\n"
-                f"  See that it imports by itself, or raise {self.knob}.runtime.timeout."
+                f"{self.knob}.function={function}: to import {function.source} {failure}.\n"
+                f"  Check that it imports by itself, or raise {self.knob}.runtime.timeout."
             ) from None
         except BaseException:
-            process.end()
+            process.stop()
             raise
         return process
 
 
-def marked(answer: Answer, score: float | None, detail: str) -> Score:
+def make_score(answer: Answer, score: float | None, detail: str) -> Score:
     if score is None and not detail:
         return Score(answer.sample_id, None, detail="the function has no opinion", abstained=True)
-    return Score(answer.sample_id, score, detail=kept(detail))
+    return Score(answer.sample_id, score, detail=clean_detail(detail))
 
 
-def kept(detail: str) -> str:
-    """Masked before it is cut, so that no half of a key is left."""
+def clean_detail(detail: str) -> str:
+    """Mask keys before cutting, so that no half of a key is left."""
     return shown(api_client.masked(detail))
 
 
-def arguments(answers: list[Answer]) -> dict[str, list[Any]]:
+def build_arguments(answers: list[Answer]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for answer in answers for name in answer.columns)
     return {
         "prompts": [answer.prompt for answer in answers],
@@ -119,15 +124,18 @@ def arguments(answers: list[Answer]) -> dict[str, list[Any]]:
     }
 
 
-# ── the process ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the process ─────────────────────────────────────────────────────────────────────────────────
 
 
-class Lost(Exception):
-    """A call without an answer: it took too long, or the process is gone."""
+class CallFailed(Exception):
+    """A call without an answer: it took too long, or the process has ended."""
 
 
 class FunctionProcess:
-    """It stays in our process group, and so ends with the stage; what it prints is repeated by a thread."""
+    """It stays in our process group, and so ends with the stage.
+
+    A thread repeats what it prints.
+    """
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -140,113 +148,119 @@ class FunctionProcess:
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
-        self._printed = threading.Thread(target=_repeat, args=[self._process.stderr], daemon=True)
-        self._printed.start()
+        self._relay = threading.Thread(
+            target=_relay_output, args=[self._process.stderr], daemon=True
+        )
+        self._relay.start()
 
-    def load(self, function: Function, patience: float, knob: str) -> None:
+    def load(self, function: Function, timeout: float, knob: str) -> None:
         place = str(Path(function.source).expanduser()) if function.file else function.source
-        told = {
+        message = {
             "path": sys.path,
             "place": place,
             "file": bool(function.file),
             "name": function.name,
         }
-        answer = self.ask(told, patience)
+        answer = self.call(message, timeout)
         if "fault" in answer:
-            raise refused(knob, function, *json.loads(answer["fault"]))
+            raise build_import_error(knob, function, *json.loads(answer["fault"]))
 
-    def ask(self, message: Any, patience: float) -> dict[str, Any]:
-        """Send it and wait for the answer, both within `patience` seconds."""
+    def call(self, message: Any, timeout: float) -> dict[str, Any]:
+        """Send a message and wait for the answer, both within `timeout` seconds."""
         data = pickle.dumps(message)
-        unsent, came = memoryview(LENGTH.pack(len(data)) + data), bytearray()
-        ends = time.monotonic() + patience
+        unsent, received = memoryview(LENGTH.pack(len(data)) + data), bytearray()
+        deadline = time.monotonic() + timeout
         with selectors.DefaultSelector() as ready:
             ready.register(self._in, selectors.EVENT_WRITE)
             ready.register(self._out, selectors.EVENT_READ)
-            while (
-                len(came) < LENGTH.size
-                or len(came) < LENGTH.size + LENGTH.unpack(came[: LENGTH.size])[0]
-            ):
-                events = ready.select(left) if (left := ends - time.monotonic()) > 0 else []
+            while not _is_complete(received):
+                events = ready.select(left) if (left := deadline - time.monotonic()) > 0 else []
                 if not events:
-                    raise Lost(f"took longer than timeout={patience:g} s")
+                    raise CallFailed(f"took longer than timeout={timeout:g} s")
                 for key, _ in events:
                     if key.fd == self._in:
-                        unsent = self._sent(unsent)
+                        unsent = self._send(unsent)
                         if not unsent:
                             ready.unregister(self._in)
                     else:
-                        came += self._received()
-        answer: dict[str, Any] = json.loads(came[LENGTH.size :])
+                        received += self._receive()
+        answer: dict[str, Any] = json.loads(received[LENGTH.size :])
         return answer
 
-    def _sent(self, unsent: memoryview) -> memoryview:
+    def _send(self, unsent: memoryview) -> memoryview:
+        """What is left of `unsent`."""
         try:
-            return unsent[os.write(self._in, unsent[:PIECE]) :]
+            return unsent[os.write(self._in, unsent[:PIPE_CHUNK]) :]
         except BrokenPipeError:
-            raise Lost(self._cause()) from None
+            raise CallFailed(self._explain_end()) from None
 
-    def _received(self) -> bytes:
-        if not (piece := os.read(self._out, PIECE)):
-            raise Lost(self._cause())
-        return piece
+    def _receive(self) -> bytes:
+        if not (chunk := os.read(self._out, PIPE_CHUNK)):
+            raise CallFailed(self._explain_end())
+        return chunk
 
-    def _cause(self) -> str:
-        """Its end of the pipe is closed: it is gone, or all but gone."""
+    def _explain_end(self) -> str:
+        """Its end of the pipe is closed: the process has ended, or is about to."""
         try:
             code = self._process.wait(1)
         except subprocess.TimeoutExpired:
             return "closed its process's pipes"
-        how = (
-            f"was killed by {signal.Signals(-code).name}"
-            if code < 0
-            else f"ended with exit code {code}"
-        )
-        return f"took its process along, which {how}"
+        if code < 0:
+            return f"ended its process, which was killed by {signal.Signals(-code).name}"
+        return f"ended its process with exit code {code}"
 
-    def end(self) -> None:
-        """The process and what it has started, as far as the system tells."""
-        for pid in [*_descendants(self._process.pid), self._process.pid]:
+    def stop(self) -> None:
+        """Kill the process and what it has started, as far as the system lists it."""
+        for pid in [*_list_descendants(self._process.pid), self._process.pid]:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         self._process.wait()
-        self._printed.join(1)
+        self._relay.join(1)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
                 with suppress(BrokenPipeError):
                     pipe.close()
 
 
-def refused(knob: str, function: Function, kind: str, *detail: str) -> UserError:
+def _is_complete(received: bytearray) -> bool:
+    """A message is its length, then as many bytes."""
+    if len(received) < LENGTH.size:
+        return False
+    [length] = LENGTH.unpack(received[: LENGTH.size])
+    return len(received) >= LENGTH.size + length
+
+
+def build_import_error(knob: str, function: Function, kind: str, *detail: str) -> UserError:
     place, name, typed = function.source, function.name, f"{knob}.function={function}"
     match kind:
         case "absent":
             return UserError(f"{typed}: {place} has no function {name}. {nearest(name, [*detail])}")
         case "async":
             return UserError(
-                f"{typed}: it is async, and functions are called one after the other. Give a plain one."
+                f"{typed}: it is async, and functions are called one after the other."
+                " Give a plain one."
             )
         case _:
             return UserError(
-                f"{typed}: {place} cannot be imported ({kept(detail[0])}).\n"
-                "  Give ./file.py:name or package.module.name, and see that it imports by itself."
+                f"{typed}: {place} cannot be imported ({clean_detail(detail[0])}).\n"
+                "  Give ./file.py:name or package.module.name, and check that it imports by itself."
             )
 
 
-def _repeat(printed: Any) -> None:
-    """Line by line, begun with a sign of its own: no printed word is taken for one of the stage's."""
+def _relay_output(printed: Any) -> None:
+    """Print each line after a `|`, so that none is taken for a line of the stage's."""
     with printed:
-        while line := printed.readline(LINE):
+        while line := printed.readline(MAX_LINE):
             text = api_client.masked(line.decode(errors="backslashreplace").rstrip("\n"))
-            print("|", shown(text, PRINTED), file=sys.stderr, flush=True)
-            while len(line) == LINE and not line.endswith(b"\n"):
-                line = printed.readline(LINE)
+            print("|", shown(text, MAX_PRINTED), file=sys.stderr, flush=True)
+            while len(line) == MAX_LINE and not line.endswith(b"\n"):
+                line = printed.readline(MAX_LINE)
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def _list_descendants(pid: int) -> Iterator[int]:
     """Children before their parents, where there is a /proc."""
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
             for child in file.read_text().split():
-                yield from _descendants(int(child))
+                yield from _list_descendants(int(child))
                 yield int(child)

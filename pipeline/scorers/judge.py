@@ -1,4 +1,4 @@
-"""Scores that a judge gives: mark by mark after a rubric, or by comparing a prompt's answers two by two."""
+"""Scores by a judge: against a rubric, or by comparing a prompt's answers in pairs."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -9,26 +9,35 @@ from pipeline.config import PairwiseScorer, RubricScorer
 from pipeline.hashing import digest_of
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.judging.cached_judge import CachedJudge
-from pipeline.scorers.judging.pairwise import NEEDS, Bout, Verdict, fought
-from pipeline.scorers.judging.parsing import Reading
-from pipeline.scorers.judging.template import RUBRIC_NEEDS, conversation
+from pipeline.scorers.judging.pairwise import (
+    PAIRWISE_FIELDS,
+    Comparison,
+    PairVerdict,
+    judge_comparisons,
+)
+from pipeline.scorers.judging.parsing import Verdict
+from pipeline.scorers.judging.template import RUBRIC_FIELDS, format_conversation
 
 
 class Rubric:
-    """A row for each criterion (the expected mark; the mark itself where no probabilities are known) and their mean."""
+    """A row per criterion, and their mean.
+
+    A criterion's score is the expected grade, or the grade itself where the judge gives no
+    probabilities.
+    """
 
     def __init__(self, cfg: RubricScorer, knob: str):
         self.cfg = cfg
-        self.court = CachedJudge(cfg, RUBRIC_NEEDS, knob)
-        self.labels = tuple(str(mark) for mark in range(cfg.scale.low, cfg.scale.high + 1))
+        self.judge = CachedJudge(cfg, RUBRIC_FIELDS, knob)
+        self.labels = tuple(str(grade) for grade in range(cfg.scale.low, cfg.scale.high + 1))
 
-    def mark(self, answers: list[Answer]) -> Iterator[Score]:
+    def score(self, answers: list[Answer]) -> Iterator[Score]:
         criteria = self.cfg.active_criteria
-        asked = [
-            self.court.wording.question(
+        requests = [
+            self.judge.template.build_request(
                 {
-                    "question": conversation(answer.prompt),
-                    "answer": self.court.shown(answer.completion),
+                    "question": format_conversation(answer.prompt),
+                    "answer": self.judge.prepare_answer(answer.completion),
                 },
                 self.labels,
                 criterion=text,
@@ -38,112 +47,120 @@ class Rubric:
             for answer in answers
             for text in criteria.values()
         ]
-        readings = iter(self.court.readings(asked))
+        verdicts = iter(self.judge.get_verdicts(requests))
         for answer in answers:
-            yield from _by_criterion(answer.sample_id, {name: next(readings) for name in criteria})
+            yield from _score_criteria(
+                answer.sample_id, {name: next(verdicts) for name in criteria}
+            )
 
-    def cost(self) -> dict[str, float]:
-        return self.court.budget.cost()
+    def get_cost(self) -> dict[str, float]:
+        return self.judge.budget.get_cost()
 
     def close(self) -> None:
-        self.court.close()
+        self.judge.close()
 
 
-def _by_criterion(sample_id: str, readings: dict[str, Reading]) -> Iterator[Score]:
-    scores = {name: _expected(reading) for name, reading in readings.items()}
+def _score_criteria(sample_id: str, verdicts: dict[str, Verdict]) -> Iterator[Score]:
+    scores = {name: _expect_grade(verdict) for name, verdict in verdicts.items()}
     known = [score for score in scores.values() if score is not None]
-    faults = [f"{name}: {reading.fault}" for name, reading in readings.items() if reading.fault]
-    models = _models(reading.model for reading in readings.values())
+    faults = [f"{name}: {verdict.fault}" for name, verdict in verdicts.items() if verdict.fault]
+    models = _join_names(verdict.model for verdict in verdicts.values())
     if faults:
         yield Score(sample_id, None, detail=faults[0])
     else:
         yield Score(sample_id, sum(known) / len(known), detail=json.dumps({"model": models}))
-    for name, reading in readings.items():
-        yield Score(
-            sample_id, scores[name], name, reading.fault or json.dumps({"model": reading.model})
-        )
+    for name, verdict in verdicts.items():
+        detail = verdict.fault or json.dumps({"model": verdict.model})
+        yield Score(sample_id, scores[name], name, detail)
 
 
-def _expected(reading: Reading) -> float | None:
-    return (
-        None
-        if reading.fault
-        else sum(int(mark) * chance for mark, chance in reading.chances.items())
-    )
+def _expect_grade(verdict: Verdict) -> float | None:
+    if verdict.fault:
+        return None
+    return sum(int(grade) * probability for grade, probability in verdict.probabilities.items())
 
 
 class Pairwise:
-    """An answer's score is its mean probability of winning. One with a failed comparison has no score: the others'
-    means are over all that they met, and its own would not be."""
+    """An answer's score is its mean probability of winning.
+
+    An answer with a failed comparison has no score: the means of the others are over all their
+    opponents, and its own would not be.
+    """
 
     def __init__(self, cfg: PairwiseScorer, knob: str):
         self.cfg = cfg
-        self.court = CachedJudge(cfg, NEEDS, knob)
+        self.judge = CachedJudge(cfg, PAIRWISE_FIELDS, knob)
 
-    def mark(self, answers: list[Answer]) -> Iterator[Score]:
+    def score(self, answers: list[Answer]) -> Iterator[Score]:
         prompts = [
             list(group) for _, group in groupby(answers, key=lambda answer: answer.prompt_id)
         ]
-        met = [opponents(rows, self.cfg.opponents, self.cfg.seed) for rows in prompts]
-        bouts = [
-            self._bout(rows[i], rows[j])
-            for rows, pairs in zip(prompts, met, strict=True)
+        pairings = [pair_opponents(rows, self.cfg.opponents, self.cfg.seed) for rows in prompts]
+        comparisons = [
+            self._build_comparison(rows[i], rows[j])
+            for rows, pairs in zip(prompts, pairings, strict=True)
             for i, j in pairs
         ]
-        verdicts = iter(fought(self.court, bouts))
-        for rows, pairs in zip(prompts, met, strict=True):
-            yield from _standings(rows, {pair: next(verdicts) for pair in pairs})
+        verdicts = iter(judge_comparisons(self.judge, comparisons))
+        for rows, pairs in zip(prompts, pairings, strict=True):
+            yield from _score_by_wins(rows, {pair: next(verdicts) for pair in pairs})
 
-    def _bout(self, a: Answer, b: Answer) -> Bout:
-        return Bout(
-            conversation(a.prompt), self.court.shown(a.completion), self.court.shown(b.completion)
+    def _build_comparison(self, a: Answer, b: Answer) -> Comparison:
+        return Comparison(
+            format_conversation(a.prompt),
+            self.judge.prepare_answer(a.completion),
+            self.judge.prepare_answer(b.completion),
         )
 
-    def cost(self) -> dict[str, float]:
-        return self.court.budget.cost()
+    def get_cost(self) -> dict[str, float]:
+        return self.judge.budget.get_cost()
 
     def close(self) -> None:
-        self.court.close()
+        self.judge.close()
 
 
-def opponents(answers: list[Answer], wanted: int | None, seed: int) -> list[tuple[int, int]]:
-    """Who meets whom, as places in `answers`: all, or neighbours on a circle in hash order, so that all meet equally
-    many (one more where the numbers are odd)."""
+def pair_opponents(answers: list[Answer], wanted: int | None, seed: int) -> list[tuple[int, int]]:
+    """Who is compared with whom, as indices into `answers`: all pairs, or neighbours on a circle.
+
+    The circle is in hash order, so every answer has the same number of opponents (one more where
+    the numbers are odd).
+    """
     n = len(answers)
     circle = sorted(
-        range(n), key=lambda place: digest_of([seed, draw_of(answers[place].sample_id)])
+        range(n), key=lambda index: digest_of([seed, draw_of(answers[index].sample_id)])
     )
-    most = n - 1 if wanted is None else min(wanted, n - 1)
-    steps = {*range(1, most // 2 + 1), *([n // 2] if most % 2 else [])}
+    count = n - 1 if wanted is None else min(wanted, n - 1)
+    # Each step along the circle gives every answer two opponents. An odd count takes the half
+    # circle as well.
+    steps = {*range(1, count // 2 + 1), *([n // 2] if count % 2 else [])}
     pairs = {
         tuple(sorted((circle[at], circle[(at + step) % n]))) for step in steps for at in range(n)
     }
     return sorted((i, j) for i, j in pairs)
 
 
-def _standings(answers: list[Answer], verdicts: dict[tuple[int, int], Verdict]) -> Iterator[Score]:
-    whole = [verdict for verdict in verdicts.values() if not verdict.fault]
-    asked = [verdict for verdict in whole if verdict.asked]
-    flip_rate = sum(verdict.flipped for verdict in asked) / len(asked) if asked else 0.0
-    models = _models(side.model for verdict in whole for side in (verdict.ab, verdict.ba))
+def _score_by_wins(
+    answers: list[Answer], verdicts: dict[tuple[int, int], PairVerdict]
+) -> Iterator[Score]:
+    complete = [verdict for verdict in verdicts.values() if not verdict.fault]
+    judged = [verdict for verdict in complete if verdict.is_judged]
+    flip_rate = sum(verdict.is_flipped for verdict in judged) / len(judged) if judged else 0.0
+    models = _join_names(one.model for verdict in complete for one in (verdict.ab, verdict.ba))
     detail = json.dumps({"flip_rate": round(flip_rate, 6), "model": models})
-    for place, answer in enumerate(answers):
-        own = {pair: verdict for pair, verdict in verdicts.items() if place in pair}
+    for index, answer in enumerate(answers):
+        own = {pair: verdict for pair, verdict in verdicts.items() if index in pair}
         fault = next((verdict.fault for verdict in own.values() if verdict.fault), "")
-        if not own or fault:
-            yield Score(
-                answer.sample_id,
-                None,
-                detail=fault or "its prompt has no other answer to compare it with",
-            )
+        if fault or not own:
+            reason = fault or "its prompt has no other answer to compare it with"
+            yield Score(answer.sample_id, None, detail=reason)
             continue
-        chances = [
-            (p if place == i else 1 - p)
-            for (i, _), v in own.items()
-            if (p := v.probability) is not None
+        wins = [
+            probability if index == i else 1 - probability
+            for (i, _), verdict in own.items()
+            if (probability := verdict.probability) is not None
         ]
-        yield Score(answer.sample_id, sum(chances) / len(chances), detail=detail)
+        yield Score(answer.sample_id, sum(wins) / len(wins), detail=detail)
 
 
-def _models(names: Iterable[str]) -> str:
+def _join_names(names: Iterable[str]) -> str:
     return ", ".join(sorted({name for name in names if name}))

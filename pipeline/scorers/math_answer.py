@@ -1,4 +1,7 @@
-"""Whether an answer's result equals the known one as mathematics, by math-verify: 1/2, 0.5 and \\frac{1}{2} are one."""
+"""Whether an answer's result equals the known one as mathematics, by math-verify.
+
+1/2, 0.5 and \\frac{1}{2} are equal.
+"""
 
 import logging
 from typing import Any
@@ -7,32 +10,36 @@ from pipeline.config import MathScorer
 from pipeline.scorers import Answer, Check
 
 
-def check(cfg: MathScorer) -> Check:
-    """1 or 0. An answer without a result is wrong; one that takes too long to compare could not be marked."""
+def make_check(cfg: MathScorer) -> Check:
+    """1 or 0.
+
+    An answer without a result is wrong; one that takes too long to compare has no score.
+    """
     from math_verify import parse, verify
     from math_verify.errors import TimeoutException
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     limits = {"parsing_timeout": cfg.seconds, "raise_on_error": True}
 
-    def expected(columns: dict[str, Any]) -> list[Any]:
+    def parse_gold(columns: dict[str, Any]) -> list[Any]:
         text = str(columns[cfg.column]).rpartition("####")[2].strip()  # GSM8K's column ends so
-        found = parse(f"${text}$", **limits) or parse(text, **limits)
-        if not found:
+        gold = parse(f"${text}$", **limits) or parse(text, **limits)
+        if not gold:
             raise ValueError(f"the column {cfg.column} holds no mathematics: {text!r}")
-        return found
+        return gold
 
-    def result(text: str) -> list[Any]:
+    def parse_result(text: str) -> list[Any]:
         try:
             return parse(text, **limits)
-        except Exception:  # what cannot be read as mathematics is no result; a timeout is another kind of exception
+        except Exception:  # it cannot be read as mathematics; a timeout is not an Exception
             return []
 
-    def equal(answer: Answer) -> dict[str, float]:
+    def check_result(answer: Answer) -> dict[str, float]:
         try:
-            gold = expected(answer.columns)
-            return {"": float(verify(gold, result(answer.completion), timeout_seconds=cfg.seconds))}
+            gold = parse_gold(answer.columns)
+            result = parse_result(answer.completion)
+            return {"": float(verify(gold, result, timeout_seconds=cfg.seconds))}
         except TimeoutException as error:
             raise TimeoutError(f"math-verify took longer than {cfg.seconds} s") from error
 
-    return equal
+    return check_result

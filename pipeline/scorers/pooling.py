@@ -1,6 +1,7 @@
-"""Raw logits of a sequence classifier for rows of token ids: by transformers, or by vLLM's pooling runner.
+"""Raw logits of a sequence classifier for rows of token ids.
 
-A row's logits do not depend on what shares its batch: each is read at the row's own last token.
+By transformers, or by vLLM's pooling runner. A row's logits do not depend on what shares its batch:
+they are read at the row's own last token.
 """
 
 import os
@@ -14,130 +15,134 @@ from pipeline.config import RewardModelScorer
 from pipeline.errors import UserError
 from pipeline.models.batching import by_length
 from pipeline.models.strict_loading import whole
-from pipeline.scorers.reward_text import Row
+from pipeline.scorers.reward_text import EncodedRow
 
 Logits = list[float]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a classifier lies, as `from_pretrained` opens it."""
+class ClassifierSource:
+    """Where a classifier is, as `from_pretrained` opens it."""
 
     weights: Path | str
     revision: str | None
     remote_code: bool
 
 
-class Engine(Protocol):
-    def logits(self, rows: list[Row]) -> list[Logits]: ...
+class PoolingEngine(Protocol):
+    def compute_logits(self, rows: list[EncodedRow]) -> list[Logits]: ...
 
     def close(self) -> None: ...
 
 
 def open_engine(
     cfg: RewardModelScorer,
-    place: Place,
+    source: ClassifierSource,
     tokenizer: Any,
     limit: int,
     knob: str = "score.scorers.NAME",
-) -> Engine:
+) -> PoolingEngine:
     if cfg.engine == "transformers":
-        return TransformersPooling(cfg, place, tokenizer)
-    return VllmPooling(cfg, place, limit, knob)
+        return TransformersPooling(cfg, source, tokenizer)
+    return VllmPooling(cfg, source, limit, knob)
 
 
-# ── transformers ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── transformers ────────────────────────────────────────────────────────────────────────────────
 
 
 class TransformersPooling:
-    def __init__(self, cfg: RewardModelScorer, place: Place, tokenizer: Any):
+    def __init__(self, cfg: RewardModelScorer, source: ClassifierSource, tokenizer: Any):
         import torch
         from transformers import AutoModelForSequenceClassification
 
-        self.module = (
-            whole(AutoModelForSequenceClassification, place, cfg.dtype).eval().requires_grad_(False)
-        )
+        module = whole(AutoModelForSequenceClassification, source, cfg.dtype)
+        self.module = module.eval().requires_grad_(False)
         self.module.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.pad = pad_for(self.module, tokenizer)
+        self.pad = find_pad_token(self.module, tokenizer)
         self.batch_tokens = cfg.runtime.batch_tokens
 
-    def logits(self, rows: list[Row]) -> list[Logits]:
-        return forward(self.module, self.pad, rows, self.batch_tokens)
+    def compute_logits(self, rows: list[EncodedRow]) -> list[Logits]:
+        return forward_in_batches(self.module, self.pad, rows, self.batch_tokens)
 
     def close(self) -> None:
         self.module = None
 
 
-def pad_for(module: Any, tokenizer: Any) -> int:
-    """A model whose head sees every token is masked, so any id does; others place their positions by their own."""
+def find_pad_token(module: Any, tokenizer: Any) -> int:
+    """The id to pad with.
+
+    A model with a head on every token is masked, so that any id does. Other models derive
+    positions from the pad token.
+    """
     if tokenizer.pad_token_id is not None:
         return tokenizer.pad_token_id
     if not hasattr(module, "score"):
         raise UserError(
-            f"{tokenizer.name_or_path}: its tokenizer has no pad token, and this kind of model finds its words by it.\n"
-            f"  Set pad_token in tokenizer_config.json to the one it was trained with."
+            f"{tokenizer.name_or_path}: its tokenizer has no pad token, and this kind of model"
+            " needs it to find the text.\n"
+            "  Set pad_token in tokenizer_config.json to the one it was trained with."
         )
     return 0
 
 
-def forward(module: Any, pad: int, rows: list[Row], batch_tokens: int) -> list[Logits]:
+def forward_in_batches(
+    module: Any, pad: int, rows: list[EncodedRow], batch_tokens: int
+) -> list[Logits]:
     found: list[Logits] = [[] for _ in rows]
     for batch in by_length([len(row.ids) for row in rows], batch_tokens):
-        values = _logits(module, pad, [rows[index] for index in batch])
+        values = _forward(module, pad, [rows[index] for index in batch])
         for index, value in zip(batch, values.float().tolist(), strict=True):
             found[index] = value
     return found
 
 
-def _logits(module: Any, pad: int, rows: list[Row]) -> Any:
+def _forward(module: Any, pad: int, rows: list[EncodedRow]) -> Any:
     import torch
 
     width = max(len(row.ids) for row in rows)
     lengths = torch.tensor([len(row.ids) for row in rows], device=module.device)
 
-    def padded(values: list[list[int]], filler: int) -> Any:
+    def stack(values: list[list[int]], filler: int) -> Any:
         return torch.tensor(
             [one + [filler] * (width - len(one)) for one in values], device=module.device
         )
 
-    told = {"input_ids": padded([row.ids for row in rows], pad)}
-    told["attention_mask"] = (torch.arange(width, device=module.device) < lengths[:, None]).long()
+    inputs = {"input_ids": stack([row.ids for row in rows], pad)}
+    inputs["attention_mask"] = (torch.arange(width, device=module.device) < lengths[:, None]).long()
     if rows[0].segments is not None:
-        told["token_type_ids"] = padded([row.segments or [] for row in rows], 0)
-    with torch.no_grad(), every_token(module) as seen:
-        pooled = module(**told).logits
-    # transformers reads the last token that is no pad token: the wrong one where a text ends with that token.
-    return seen[-1][torch.arange(len(rows)), lengths - 1] if seen else pooled
+        inputs["token_type_ids"] = stack([row.segments or [] for row in rows], 0)
+    with torch.no_grad(), capture_token_logits(module) as captured:
+        pooled = module(**inputs).logits
+    # transformers reads the last token other than pad: the wrong one where a text ends with pad.
+    return captured[-1][torch.arange(len(rows)), lengths - 1] if captured else pooled
 
 
 @contextmanager
-def every_token(module: Any) -> Iterator[list[Any]]:
-    """What the head says at each token, of models that pool after their head."""
-    seen: list[Any] = []
+def capture_token_logits(module: Any) -> Iterator[list[Any]]:
+    """The head's logits at each token, for models that pool after their head."""
+    captured: list[Any] = []
 
-    def keep(_module: Any, _inputs: Any, values: Any) -> None:
+    def capture(_module: Any, _inputs: Any, values: Any) -> None:
         if values.dim() == 3:
-            seen.append(values)
+            captured.append(values)
 
     config = module.config.get_text_config()
-    known, config.pad_token_id = (
-        config.pad_token_id,
-        config.pad_token_id or 0,
-    )  # without one it takes no batch
-    hook = module.score.register_forward_hook(keep) if hasattr(module, "score") else None
+    before = config.pad_token_id
+    config.pad_token_id = before or 0  # without one the model takes no batch
+    hook = module.score.register_forward_hook(capture) if hasattr(module, "score") else None
     try:
-        yield seen
+        yield captured
     finally:
-        config.pad_token_id = known
+        config.pad_token_id = before
         if hook:
             hook.remove()
 
 
-# ── vLLM ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── vLLM ────────────────────────────────────────────────────────────────────────────────────────
 
 
 class VllmPooling:
-    def __init__(self, cfg: RewardModelScorer, place: Place, limit: int, knob: str):
+    def __init__(self, cfg: RewardModelScorer, source: ClassifierSource, limit: int, knob: str):
         from pipeline.backends.vllm import (
             ENVIRONMENT,
             ENVIRONMENT_OF_EAGER,
@@ -155,23 +160,22 @@ class VllmPooling:
                 f"{knob}.engine=vllm: vLLM cannot be imported here ({error}).\n"
                 f"  Run `make install`, or give {knob}.engine=transformers."
             ) from error
-        placed: dict[str, Any] = {"gpu_memory_utilization": cfg.runtime.memory}
+        hardware: dict[str, Any] = {"gpu_memory_utilization": cfg.runtime.memory}
         if current_platform.is_cpu():
             os.environ |= {**ENVIRONMENT_ON_CPU, **ENVIRONMENT_OF_EAGER, **os.environ}
-            placed = {
+            hardware = {
                 "enforce_eager": True,
                 "kv_cache_memory_bytes": GIB,
                 "enable_chunked_prefill": False,
             }
         arguments = EngineArgs(
-            model=str(place.weights),
-            revision=place.revision,
-            trust_remote_code=place.remote_code,
+            model=str(source.weights),
+            revision=source.revision,
+            trust_remote_code=source.remote_code,
             runner="pooling",
-            pooler_config=PoolerConfig(
-                use_activation=False
-            ),  # a sigmoid flattens what is far from zero
-            skip_tokenizer_init=True,  # ids go in
+            # Raw logits: a sigmoid flattens what is far from zero.
+            pooler_config=PoolerConfig(use_activation=False),
+            skip_tokenizer_init=True,  # its input is token ids
             dtype=cfg.dtype,
             max_model_len=limit,
             max_num_batched_tokens=max(limit, cfg.runtime.batch_tokens),
@@ -179,23 +183,23 @@ class VllmPooling:
             seed=0,
             disable_log_stats=True,
             use_tqdm_on_load=False,
-            **placed,
+            **hardware,
         )
         self.engine: Any = LLMEngine.from_engine_args(arguments)
 
-    def logits(self, rows: list[Row]) -> list[Logits]:
+    def compute_logits(self, rows: list[EncodedRow]) -> list[Logits]:
         from vllm import PoolingParams
 
-        for at, row in enumerate(rows):
+        for index, row in enumerate(rows):
             prompt = {"type": "token", "prompt_token_ids": row.ids}
-            self.engine.add_request(
-                str(at), prompt, PoolingParams(task="classify", use_activation=False)
-            )
+            parameters = PoolingParams(task="classify", use_activation=False)
+            self.engine.add_request(str(index), prompt, parameters)
         found: dict[int, Logits] = {}
         while self.engine.has_unfinished_requests():
-            done = [output for output in self.engine.step() if output.finished]
-            found |= {int(output.request_id): output.outputs.data.tolist() for output in done}
-        return [found[at] for at in range(len(rows))]
+            for output in self.engine.step():
+                if output.finished:
+                    found[int(output.request_id)] = output.outputs.data.tolist()
+        return [found[index] for index in range(len(rows))]
 
     def close(self) -> None:
         self.engine.engine_core.shutdown()

@@ -1,4 +1,6 @@
-"""A sequence classifier gives each answer its raw logit. It is opened with the first shard, after a look at four texts.
+"""A sequence classifier's raw logit for each answer.
+
+It is opened with the first shard, and probed with four texts.
 
 One label: its logit. Two: logit 1 − logit 0, the log-odds. A named label: that label's own logit.
 """
@@ -12,11 +14,11 @@ from pipeline.artifacts import Model
 from pipeline.config import RewardModelScorer
 from pipeline.errors import StageError, UserError, nearest
 from pipeline.scorers import Answer, Score
-from pipeline.scorers.pooling import Engine, Logits, Place, open_engine
-from pipeline.scorers.reward_text import RewardText, Row, Unreadable
+from pipeline.scorers.pooling import ClassifierSource, Logits, PoolingEngine, open_engine
+from pipeline.scorers.reward_text import EncodedRow, RewardEncoder, UnreadableText
 from pipeline.text import without_reasoning
 
-# Unlike in length, so that they are padded when they share a batch.
+# Of different lengths, so that they are padded when they share a batch.
 PROBES = (
     ("Name a colour.", "Red."),
     ("What do otters eat?", "Mostly fish, and now and then a crab."),
@@ -26,11 +28,8 @@ PROBES = (
     ),
     ("How many days has a week?", "I do not know, and I will not say."),
 )
-AGREE = {
-    "float32": 1e-4,
-    "bfloat16": 5e-2,
-    "float16": 1e-2,
-}  # of a score of 1, alone and beside others
+# How far the score of a text alone and in a batch may differ, relative to 1 + its size.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 
 
 class RewardModel:
@@ -38,86 +37,81 @@ class RewardModel:
         self, cfg: RewardModelScorer, reward: Model | None, knob: str = "score.scorers.NAME"
     ):
         self.cfg, self.reward, self.knob = cfg, reward, knob
-        self.engine: Engine | None = None
-        self.text: RewardText
-        self.read: Callable[[Logits], float]
+        self.engine: PoolingEngine | None = None
+        self.encoder: RewardEncoder
+        self.read_score: Callable[[Logits], float]
 
-    def mark(self, answers: list[Answer]) -> Iterator[Score]:
-        engine = self.engine or self._start()
-        rows: dict[str, Row] = {}
+    def score(self, answers: list[Answer]) -> Iterator[Score]:
+        engine = self.engine or self._open()
+        rows: dict[str, EncodedRow] = {}
         for answer in answers:
-            said = (
-                without_reasoning(answer.completion)
-                if self.cfg.strip_reasoning
-                else answer.completion
-            )
+            text = answer.completion
+            if self.cfg.strip_reasoning:
+                text = without_reasoning(text)
             try:
-                rows[answer.sample_id] = self.text.row(answer.prompt, said)
-            except Unreadable as fault:
+                rows[answer.sample_id] = self.encoder.encode(answer.prompt, text)
+            except UnreadableText as fault:
                 yield Score(answer.sample_id, None, detail=str(fault))
-        for (sample_id, row), logits in zip(
-            rows.items(), engine.logits([*rows.values()]), strict=True
-        ):
-            yield _mark(sample_id, self.read(logits), row.cut)
+        all_logits = engine.compute_logits([*rows.values()])
+        for (sample_id, row), logits in zip(rows.items(), all_logits, strict=True):
+            yield _make_score(sample_id, self.read_score(logits), row.tokens_cut)
 
     def close(self) -> None:
         if self.engine:
             self.engine.close()
 
-    def _start(self) -> Engine:
+    def _open(self) -> PoolingEngine:
         from transformers import AutoConfig
 
-        place, tokenizer = self._opened()
+        cfg, knob = self.cfg, self.knob
+        source, tokenizer = self._find_checkpoint()
+        name = str(source.weights)
         config = AutoConfig.from_pretrained(
-            place.weights, revision=place.revision, trust_remote_code=place.remote_code
+            source.weights, revision=source.revision, trust_remote_code=source.remote_code
         )
-        self.read = reader(config.id2label, self.cfg.label, str(place.weights), self.knob)
-        limit = _limit(self.cfg.max_length, config, tokenizer, self.knob)
-        self.text = RewardText(
-            tokenizer, self.cfg.input, self.cfg.template.kwargs, limit, self.knob
-        )
-        probes = probe_rows(self.text, str(place.weights), self.knob)
-        self.engine = open_engine(self.cfg, place, tokenizer, limit, self.knob)
-        check_probes(self.engine, probes, self.read, self.cfg.dtype, str(place.weights), self.knob)
+        self.read_score = make_reader(config.id2label, cfg.label, name, knob)
+        limit = _find_length_limit(cfg.max_length, config, tokenizer, knob)
+        self.encoder = RewardEncoder(tokenizer, cfg.input, cfg.template.kwargs, limit, knob)
+        probes = encode_probes(self.encoder, name, knob)
+        self.engine = open_engine(cfg, source, tokenizer, limit, knob)
+        check_probes(self.engine, probes, self.read_score, cfg.dtype, name, knob)
         return self.engine
 
-    def _opened(self) -> tuple[Place, Any]:
+    def _find_checkpoint(self) -> tuple[ClassifierSource, Any]:
         from pipeline.models.checkpoint import classifier, opened_tokenizer
 
         cfg, reward = self.cfg, self.reward
         if cfg.model is not None:
             folder, _ = classifier(cfg.model, cfg.revision, cfg.trust)
-            place, tokenizer = Place(folder, None, cfg.trust.remote_code), folder
+            source, tokenizer = ClassifierSource(folder, None, cfg.trust.remote_code), folder
         elif reward is not None:
-            place, tokenizer = (
-                Place(reward.weights, reward.revision, reward.remote_code),
-                reward.tokenizer,
-            )
+            source = ClassifierSource(reward.weights, reward.revision, reward.remote_code)
+            tokenizer = reward.tokenizer
         else:
             raise UserError(
                 f"{self.knob}: a scorer of kind reward_model has no model.\n"
                 f"  Give {self.knob}.model=NAME, or reward=checkpoint reward.model=NAME."
             )
-        return place, opened_tokenizer(
-            tokenizer, cfg.template.chat_template, str(place.weights), place.remote_code
+        return source, opened_tokenizer(
+            tokenizer, cfg.template.chat_template, str(source.weights), source.remote_code
         )
 
 
-def _mark(sample_id: str, score: float, cut: int) -> Score:
+def _make_score(sample_id: str, score: float, tokens_cut: int) -> Score:
     if not math.isfinite(score):
         return Score(sample_id, None, detail=f"the reward model gave {score}")
-    return Score(sample_id, score, detail=json.dumps({"cut": cut}) if cut else "")
+    return Score(sample_id, score, detail=json.dumps({"cut": tokens_cut}) if tokens_cut else "")
 
 
-def reader(
+def make_reader(
     labels: dict[int, str], label: str | None, name: str, knob: str = "score.scorers.NAME"
 ) -> Callable[[Logits], float]:
-    """How a model's labels become one number."""
-    places = {text: place for place, text in labels.items()}
+    """How a model's logits become one number."""
+    index_of = {text: index for index, text in labels.items()}
     if label is not None:
-        if label not in places:
-            raise UserError(f"{name}: it has no label {label}. {nearest(label, list(places))}")
-        return lambda logits: logits[places[label]]
+        if label not in index_of:
+            raise UserError(f"{name}: it has no label {label}. {nearest(label, list(index_of))}")
+        return lambda logits: logits[index_of[label]]
     match len(labels):
         case 1:
             return lambda logits: logits[0]
@@ -125,59 +119,69 @@ def reader(
             return lambda logits: logits[1] - logits[0]
         case several:
             raise UserError(
-                f"{name}: it has {several} labels ({', '.join(places)}); a reward model has one or two.\n"
+                f"{name}: it has {several} labels ({', '.join(index_of)});"
+                " a reward model has one or two.\n"
                 f"  Give {knob}.label=LABEL, the one whose logit is the score."
             )
 
 
-def _limit(wanted: int | None, config: Any, tokenizer: Any, knob: str) -> int:
-    """What the model can see; the tokenizer knows of positions that are taken by others."""
-    seen = min(
+def _find_length_limit(wanted: int | None, config: Any, tokenizer: Any, knob: str) -> int:
+    """The model's context. The tokenizer's limit excludes positions that are reserved."""
+    context = min(
         getattr(config.get_text_config(), "max_position_embeddings", 1 << 30),
         tokenizer.model_max_length,
     )
-    if wanted is not None and wanted > seen:
+    if wanted is not None and wanted > context:
         raise UserError(
-            f"{knob}.max_length={wanted}: this reward model can see {seen} tokens. Give that, or null."
+            f"{knob}.max_length={wanted}: this reward model can see {context} tokens."
+            " Give that, or null."
         )
-    return wanted or seen
+    return wanted or context
 
 
-def probe_rows(text: RewardText, name: str, knob: str = "score.scorers.NAME") -> list[Row]:
+def encode_probes(
+    encoder: RewardEncoder, name: str, knob: str = "score.scorers.NAME"
+) -> list[EncodedRow]:
     try:
         return [
-            text.row([{"role": "user", "content": question}], answer) for question, answer in PROBES
+            encoder.encode([{"role": "user", "content": question}], answer)
+            for question, answer in PROBES
         ]
-    except Unreadable as fault:
+    except UnreadableText as fault:
         raise UserError(
-            f"{name}: one question and its answer cannot be put to it: {fault}.\n"
-            f"  Give {knob}.template.chat_template=FILE (or {knob}.template.kwargs), or {knob}.input=pair."
+            f"{name}: it cannot read one question and its answer: {fault}.\n"
+            f"  Give {knob}.template.chat_template=FILE (or {knob}.template.kwargs),"
+            f" or {knob}.input=pair."
         ) from fault
 
 
 def check_probes(
-    engine: Engine,
-    rows: list[Row],
-    read: Callable[[Logits], float],
+    engine: PoolingEngine,
+    rows: list[EncodedRow],
+    read_score: Callable[[Logits], float],
     dtype: str,
     name: str,
     knob: str = "score.scorers.NAME",
 ) -> None:
-    """Before a long job: numbers, not all alike, and the same alone as beside others."""
-    together = [read(logits) for logits in engine.logits(rows)]
-    alone = [read(engine.logits([row])[0]) for row in rows]
-    if not all(map(math.isfinite, together)):
+    """Check before a long job that scores are numbers, differ, and do not depend on the batch."""
+    in_batch = [read_score(logits) for logits in engine.compute_logits(rows)]
+    alone = [read_score(engine.compute_logits([row])[0]) for row in rows]
+    if not all(map(math.isfinite, in_batch)):
         raise StageError(
-            f"{name}: it gives {together} for four plain texts.\n  Try {knob}.dtype=float32; else it is broken."
+            f"{name}: it gives {in_batch} for four plain texts.\n"
+            f"  Try {knob}.dtype=float32; if that does not help, the model is broken."
         )
-    if max(together) == min(together):
+    if max(in_batch) == min(in_batch):
         raise UserError(
-            f"{name}: it gives {together[0]} for each of four unlike texts: it tells nothing apart.\n"
-            f"  Its input or its template is not what it was trained on: try {knob}.input=pair, or chat."
+            f"{name}: it gives {in_batch[0]} for each of four different texts.\n"
+            "  Its input or its template is not what it was trained on:"
+            f" try {knob}.input=pair, or chat."
         )
-    gap = max(abs(a - b) / (1 + abs(b)) for a, b in zip(together, alone, strict=True))
-    if gap > AGREE[dtype]:
+    gap = max(abs(a - b) / (1 + abs(b)) for a, b in zip(in_batch, alone, strict=True))
+    if gap > TOLERANCE[dtype]:
         raise StageError(
-            f"{name}: four texts score otherwise together than alone (by {gap:.2g}): {together} and {alone}.\n"
-            f"  Its padding is wrong: set pad_token in tokenizer_config.json to the one that it was trained with."
+            f"{name}: four texts score differently in a batch and alone (by {gap:.2g}):"
+            f" {in_batch} and {alone}.\n"
+            "  Its padding is wrong: set pad_token in tokenizer_config.json to the one that it was"
+            " trained with."
         )

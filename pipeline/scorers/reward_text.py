@@ -1,6 +1,6 @@
-"""Prompt and answer in a reward model's own tokens: through its chat template, or as question and answer.
+"""Prompt and answer as a reward model's token ids: by its chat template, or as a text pair.
 
-What is longer than the model can see loses its beginning, so that the answer's end stays.
+A text longer than the model's context loses its beginning, so that the answer's end stays.
 """
 
 from dataclasses import dataclass
@@ -12,28 +12,28 @@ from pipeline.models.bos import adds_bos, holds_bos, is_doubled
 Message = dict[str, str]
 
 
-class Unreadable(Exception):
-    """Why a text cannot be put to the reward model."""
+class UnreadableText(Exception):
+    """Why the reward model cannot read a text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class EncodedRow:
     ids: list[int]
-    segments: list[int] | None = (
-        None  # 0 for the question, 1 for the answer, where the model tells them apart
-    )
-    cut: int = 0  # tokens that it lost
+    # 0 for the question, 1 for the answer, where the model distinguishes them
+    segments: list[int] | None = None
+    tokens_cut: int = 0
 
 
-class RewardText:
+class RewardEncoder:
+    """`knob` is that of the scorer; None: a stage that trains a reward model encodes with it."""
+
     def __init__(
         self,
         tokenizer: Any,
         shape: Literal["chat", "pair"],
         kwargs: dict[str, Any],
         limit: int | None,
-        knob: str
-        | None = None,  # of the scorer that asks; None: the stage that trains a reward model
+        knob: str | None = None,
     ):
         if shape == "chat" and not tokenizer.chat_template:
             remedy = "template.chat_template=FILE"
@@ -43,59 +43,61 @@ class RewardText:
                 f"{tokenizer.name_or_path}: its tokenizer has no chat template.\n  Give {remedy}."
             )
         self.tokenizer, self.kwargs, self.limit = tokenizer, kwargs, limit
-        self.row = self._chat if shape == "chat" else self._pair
+        self.encode = self._encode_chat if shape == "chat" else self._encode_pair
         self.bos: int | None = tokenizer.bos_token_id
-        self.begins = adds_bos(tokenizer)
+        self.adds_bos = adds_bos(tokenizer)
 
-    def _chat(self, prompt: list[Message], answer: str) -> Row:
-        ids = self._templated([*prompt, {"role": "assistant", "content": answer}])
-        over = 0 if self.limit is None else max(0, len(ids) - self.limit)
-        if not over:
-            return Row(ids)
+    def _encode_chat(self, prompt: list[Message], answer: str) -> EncodedRow:
+        ids = self._render([*prompt, {"role": "assistant", "content": answer}])
+        excess = self._count_excess(ids)
+        if not excess:
+            return EncodedRow(ids)
         first = ids[:1] if ids[0] == self.bos else []
-        return Row([*first, *ids[over + len(first) :]], cut=over)
+        return EncodedRow([*first, *ids[excess + len(first) :]], tokens_cut=excess)
 
-    def _templated(self, messages: list[Message]) -> list[int]:
-        """As the template writes it; where it forgets the BOS that the model was trained with, the tokenizer's."""
+    def _count_excess(self, ids: list[int]) -> int:
+        return 0 if self.limit is None else max(0, len(ids) - self.limit)
+
+    def _render(self, messages: list[Message]) -> list[int]:
+        """The template's tokens.
+
+        If it omits the BOS that the model was trained with, the tokenizer adds it.
+        """
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self.kwargs)
-        except (
-            Exception
-        ) as error:  # it is the checkpoint's own code, and may raise whatever it likes
-            raise Unreadable(
+        except Exception as error:  # the checkpoint's own code may raise anything
+            raise UnreadableText(
                 f"the reward model's chat template does not render it: {error}"
             ) from error
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if self.begins and ids[:1] != [self.bos]:
+        if self.adds_bos and ids[:1] != [self.bos]:
             ids = [self.bos, *ids]  # type: ignore[list-item]
+        bos_token = self.tokenizer.bos_token
         if is_doubled(ids, self.bos):
-            raise Unreadable(
-                f"it begins with more than one BOS ({self.tokenizer.bos_token}) of the reward model"
+            raise UnreadableText(
+                f"it begins with more than one BOS ({bos_token}) of the reward model"
             )
         if self.bos != self.tokenizer.eos_token_id and any(
-            holds_bos(self.tokenizer, m["content"]) for m in messages
+            holds_bos(self.tokenizer, message["content"]) for message in messages
         ):
-            raise Unreadable(
-                f"a text in it spells out the reward model's BOS ({self.tokenizer.bos_token})"
-            )
+            raise UnreadableText(f"a text in it spells out the reward model's BOS ({bos_token})")
         return ids
 
-    def _pair(self, prompt: list[Message], answer: str) -> Row:
+    def _encode_pair(self, prompt: list[Message], answer: str) -> EncodedRow:
         question = "\n\n".join(message["content"] for message in prompt)
-        whole = self.tokenizer(question, answer)
-        over = 0 if self.limit is None else max(0, len(whole["input_ids"]) - self.limit)
-        if over:
-            whole = self.tokenizer(*self._shortened(question, answer, over))
-        return Row(whole["input_ids"], whole.get("token_type_ids"), over)
+        encoded = self.tokenizer(question, answer)
+        excess = self._count_excess(encoded["input_ids"])
+        if excess:
+            encoded = self.tokenizer(*self._shorten(question, answer, excess))
+        return EncodedRow(encoded["input_ids"], encoded.get("token_type_ids"), excess)
 
-    def _shortened(self, question: str, answer: str, over: int) -> tuple[str, str]:
-        """Without its first tokens: the question's, and the answer's when that is not enough."""
-        kept = []
+    def _shorten(self, question: str, answer: str, excess: int) -> tuple[str, str]:
+        """Without the first tokens: the question's, and the answer's when those are not enough."""
+        shortened = []
         for text in (question, answer):
-            spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-                "offset_mapping"
-            ]
-            gone = min(over, len(spans))
-            kept.append(text[spans[gone][0] :] if gone < len(spans) else "")
-            over -= gone
-        return kept[0], kept[1]
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            spans = encoded["offset_mapping"]
+            cut = min(excess, len(spans))
+            shortened.append(text[spans[cut][0] :] if cut < len(spans) else "")
+            excess -= cut
+        return shortened[0], shortened[1]

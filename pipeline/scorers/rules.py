@@ -1,7 +1,7 @@
-"""Scores that need no model: pure functions of one answer, `{"": whole, criterion: part}`.
+"""Scores that need no model: pure functions of one answer, `{"": overall, criterion: part}`.
 
-A check that cannot read its columns raises; a bad answer never does. Slow checks run in processes of their own: the
-marks are the same and in the same order, however many there are.
+A check that cannot read its columns raises; a bad answer never does. Slow checks run in several
+processes: the scores and their order do not depend on how many.
 """
 
 import math
@@ -21,99 +21,99 @@ from pipeline.scorers import Answer, Check, Score, text_rules
 
 Columns = dict[str, Any]
 
-CHUNK = 64  # answers that a process is given at once
-WORTH_IT = 512  # fewer answers of a shard are checked before a process has started (3 seconds for IFEval's)
+CHUNK = 64  # answers that a process receives at a time
+# A process takes 3 seconds to start for IFEval; fewer answers than these are checked by then.
+MIN_ANSWERS_FOR_PROCESSES = 512
 
 
 class Rules:
     def __init__(self, cfg: CheckScorer, knob: str = "score.scorers.NAME"):
         self.cfg, self.knob = cfg, knob
-        self.workers = workers_of(cfg)
+        self.workers = count_workers(cfg)
         self._check: Check | None = None
         self._processes: ProcessPoolExecutor | None = None
 
-    def mark(self, answers: list[Answer]) -> Iterator[Score]:
-        """Processes begin with these answers at this call; without them each mark is made when it is asked for."""
-        return (
-            self._marked_elsewhere(answers)
-            if self._needs_processes(len(answers))
-            else self._marked_here(answers)
-        )
+    def score(self, answers: list[Answer]) -> Iterator[Score]:
+        """Processes begin at this call. Without them a score is made when it is read."""
+        if self._needs_processes(len(answers)):
+            return self._score_in_processes(answers)
+        return self._score_here(answers)
 
     def close(self) -> None:
         if self._processes:
             self._processes.shutdown(cancel_futures=True)
 
     def _needs_processes(self, answers: int) -> bool:
-        """Off the main thread always: there the alarm that limits a check's time cannot be set."""
+        """Always off the main thread, where the alarm that limits a check's time cannot be set."""
         if self.workers is None:
             return False
-        least = (
-            2 if isinstance(self.cfg, CodeScorer) else WORTH_IT
-        )  # code takes longer than that, answer by answer
+        # Code takes longer than a process's start, answer by answer.
+        threshold = 2 if isinstance(self.cfg, CodeScorer) else MIN_ANSWERS_FOR_PROCESSES
         off_main = threading.current_thread() is not threading.main_thread()
-        return off_main or (self.workers > 1 and answers >= least)
+        return off_main or (self.workers > 1 and answers >= threshold)
 
-    def _marked_here(self, answers: list[Answer]) -> Iterator[Score]:
-        self._check = self._check or check_of(self.cfg, self.knob)
+    def _score_here(self, answers: list[Answer]) -> Iterator[Score]:
+        self._check = self._check or make_check(self.cfg, self.knob)
         for answer in answers:
-            yield from marks_of(self._check, answer)
+            yield from apply_check(self._check, answer)
 
-    def _marked_elsewhere(self, answers: list[Answer]) -> Iterator[Score]:
-        # spawn: a fork of a process with threads, such as polars', may never wake up
+    def _score_in_processes(self, answers: list[Answer]) -> Iterator[Score]:
+        # spawn: a fork of a process with threads, such as polars', may deadlock
         self._processes = self._processes or ProcessPoolExecutor(
             self.workers,
             multiprocessing.get_context("spawn"),
-            initializer=_open,
+            initializer=_open_check,
             initargs=(self.cfg, self.knob),
         )
         size = max(1, min(CHUNK, math.ceil(len(answers) / (4 * (self.workers or 1)))))
-        parts = [answers[i : i + size] for i in range(0, len(answers), size)]
-        with all_alive(self.cfg, self.knob):
-            return _drawn(
-                [self._processes.submit(_marked, part) for part in parts], self.cfg, self.knob
-            )
+        chunks = [answers[i : i + size] for i in range(0, len(answers), size)]
+        with explain_killed_process(self.cfg, self.knob):
+            futures = [self._processes.submit(_score_chunk, chunk) for chunk in chunks]
+            return _read_results(futures, self.cfg, self.knob)
 
 
-def _drawn(parts: list[Future[list[Score]]], cfg: CheckScorer, knob: str) -> Iterator[Score]:
-    with all_alive(cfg, knob):
-        for part in parts:
-            yield from part.result()
+def _read_results(
+    futures: list[Future[list[Score]]], cfg: CheckScorer, knob: str
+) -> Iterator[Score]:
+    with explain_killed_process(cfg, knob):
+        for future in futures:
+            yield from future.result()
 
 
 @contextmanager
-def all_alive(cfg: CheckScorer, knob: str) -> Iterator[None]:
+def explain_killed_process(cfg: CheckScorer, knob: str) -> Iterator[None]:
     try:
         yield
     except BrokenProcessPool as error:
         raise StageError(
-            f"a process that checks answers ({cfg.kind}) was killed, perhaps for want of memory."
+            f"a process that checks answers ({cfg.kind}) was killed, perhaps for lack of memory."
             f" Give {knob}.runtime.workers=1 and run the same command again."
         ) from error
 
 
-def workers_of(cfg: CheckScorer) -> int | None:
-    """How many processes check, or None where a check is quicker than handing an answer over."""
+def count_workers(cfg: CheckScorer) -> int | None:
+    """How many processes check; None where sending an answer to one takes longer than its check."""
     if not isinstance(cfg, IfevalScorer | MathScorer | CodeScorer):
         return None
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return cores if cfg.runtime.workers == "auto" else cfg.runtime.workers
+    if cfg.runtime.workers != "auto":
+        return cfg.runtime.workers
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-_opened: list[Check] = []  # the check of a process that was started to check
+_checks: list[Check] = []  # the one check of a process that was started to check
 
 
-def _open(cfg: CheckScorer, knob: str) -> None:
-    _opened.append(check_of(cfg, knob))
+def _open_check(cfg: CheckScorer, knob: str) -> None:
+    _checks.append(make_check(cfg, knob))
 
 
-def _marked(answers: list[Answer]) -> list[Score]:
-    return [mark for answer in answers for mark in marks_of(_opened[0], answer)]
+def _score_chunk(answers: list[Answer]) -> list[Score]:
+    return [score for answer in answers for score in apply_check(_checks[0], answer)]
 
 
-def check_of(cfg: CheckScorer, knob: str = "score.scorers.NAME") -> Check:
+def make_check(cfg: CheckScorer, knob: str = "score.scorers.NAME") -> Check:
     match cfg:
         case RuleScorer():
             rule = RULES[cfg.rule]
@@ -121,25 +121,25 @@ def check_of(cfg: CheckScorer, knob: str = "score.scorers.NAME") -> Check:
         case IfevalScorer():
             from pipeline.scorers import ifeval
 
-            return ifeval.check(cfg)
+            return ifeval.make_check(cfg)
         case MathScorer():
             from pipeline.scorers import math_answer
 
-            return math_answer.check(cfg)
+            return math_answer.make_check(cfg)
         case CodeScorer():
             from pipeline.scorers import code
 
-            return code.check(cfg, knob)
+            return code.make_check(cfg, knob)
         case _:
-            return text_rules.check(cfg, knob)
+            return text_rules.make_check(cfg, knob)
 
 
-def marks_of(check: Check, answer: Answer) -> Iterator[Score]:
+def apply_check(check: Check, answer: Answer) -> Iterator[Score]:
     try:
         scores = check(answer)
     except UserError:
         raise
-    except Exception as error:  # a rule's fault must cost one score, not the run; it is counted
+    except Exception as error:  # a rule's fault costs one score, not the run; it is counted
         yield Score(answer.sample_id, None, detail=f"{type(error).__name__}: {error}")
         return
     for criterion, score in scores.items():
@@ -149,24 +149,30 @@ def marks_of(check: Check, answer: Answer) -> Iterator[Score]:
             yield Score(answer.sample_id, None, criterion, f"the rule gave {score}")
 
 
-def playground(completion: str, columns: Columns) -> dict[str, float]:
-    """The share of the prompt's constraints that the answer obeys, and 0 or 1 for each. No words: nothing is obeyed."""
+def check_playground(completion: str, columns: Columns) -> dict[str, float]:
+    """The share of the prompt's constraints that the answer obeys, and 0 or 1 for each.
+
+    Without words it obeys none.
+    """
     text = completion.strip()
-    empty = not re.search(r"\w", text)
-    marks = {c["kind"]: 0.0 if empty else float(_obeys(text, c)) for c in columns["constraints"]}
-    return {"": sum(marks.values()) / len(marks), **marks}
+    has_words = re.search(r"\w", text) is not None
+    scores = {
+        constraint["kind"]: float(has_words and _is_obeyed(constraint, text))
+        for constraint in columns["constraints"]
+    }
+    return {"": sum(scores.values()) / len(scores), **scores}
 
 
-def _obeys(text: str, constraint: Columns) -> bool:
+def _is_obeyed(constraint: Columns, text: str) -> bool:
     match constraint["kind"]:
         case "sentences":
-            return len(_sentences(text)) == constraint["count"] and text[-1] in ".!?"
+            return len(_split_sentences(text)) == constraint["count"] and text[-1] in ".!?"
         case "mention":
             return _has_word(text, constraint["word"])
         case "open":
             return re.match(rf"{re.escape(constraint['word'])}\b", text, re.IGNORECASE) is not None
         case "close":
-            return _sentences(text)[-1].casefold() == constraint["sentence"].casefold()
+            return _split_sentences(text)[-1].casefold() == constraint["sentence"].casefold()
         case "avoid":
             return not _has_word(text, constraint["word"])
         case "lower":
@@ -179,9 +185,12 @@ def _has_word(text: str, word: str) -> bool:
     return re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) is not None
 
 
-def _sentences(text: str) -> list[str]:
-    """A sentence ends with . ! or ? before a space or the end; what follows the last such mark is one more."""
+def _split_sentences(text: str) -> list[str]:
+    """A sentence ends with . ! or ? before a space or the end.
+
+    What follows the last of them is one more.
+    """
     return [part for part in re.split(r"(?<=[.!?])\s+", text) if part]
 
 
-RULES = {"playground": playground}
+RULES = {"playground": check_playground}

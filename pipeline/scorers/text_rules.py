@@ -5,67 +5,74 @@ import re
 
 from pipeline.config import JsonScorer, LanguageScorer, LengthScorer, RegexScorer
 from pipeline.scorers import Answer, Check
-from pipeline.scorers.user_files import schema_of
+from pipeline.scorers.user_files import load_schema
 from pipeline.text import check_languages, language_of
 
 FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
 
 
-def check(
+def make_check(
     cfg: RegexScorer | JsonScorer | LengthScorer | LanguageScorer, knob: str = "score.scorers.NAME"
 ) -> Check:
     match cfg:
         case RegexScorer():
-            return _regex(cfg)
+            return _make_regex_check(cfg)
         case JsonScorer():
-            return _json(cfg, knob)
+            return _make_json_check(cfg, knob)
         case LengthScorer():
-            return _length(cfg)
+            return _make_length_check(cfg)
         case LanguageScorer():
-            return _language(cfg, knob)
+            return _make_language_check(cfg, knob)
 
 
-def _regex(cfg: RegexScorer) -> Check:
+def _make_regex_check(cfg: RegexScorer) -> Check:
     pattern = re.compile(cfg.pattern)
-    found = pattern.fullmatch if cfg.whole else pattern.search
-    return lambda answer: {"": float((found(answer.completion) is not None) == cfg.wanted)}
+    match = pattern.fullmatch if cfg.whole else pattern.search
+    return lambda answer: {"": float((match(answer.completion) is not None) == cfg.wanted)}
 
 
-def _json(cfg: JsonScorer, knob: str) -> Check:
-    """1 for JSON that fits the schema, else 0; without a schema any JSON does. NaN and Infinity are not JSON."""
+def _make_json_check(cfg: JsonScorer, knob: str) -> Check:
+    """1 for JSON that fits the schema, else 0.
+
+    Without a schema any JSON fits. NaN and Infinity are not JSON.
+    """
     import jsonschema
 
-    schema = schema_of(cfg.schema_file, knob) if cfg.schema_file else {}
+    schema = load_schema(cfg.schema_file, knob) if cfg.schema_file else {}
     validator = jsonschema.validators.validator_for(schema)(schema)
 
-    def fits(answer: Answer) -> dict[str, float]:
+    def check_json(answer: Answer) -> dict[str, float]:
         fenced = FENCED.fullmatch(answer.completion) if cfg.fenced else None
+        text = fenced[1] if fenced else answer.completion
         try:
-            value = json.loads(fenced[1] if fenced else answer.completion, parse_constant=_no_json)
+            value = json.loads(text, parse_constant=_reject_constant)
         except (ValueError, RecursionError):
             return {"": 0.0}
         return {"": float(validator.is_valid(value))}
 
-    return fits
+    return check_json
 
 
-def _no_json(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+def _reject_constant(word: str) -> None:
+    raise ValueError(f"{word} is not JSON")
 
 
-def _length(cfg: LengthScorer) -> Check:
-    """1 within the band; outside it the nearer edge over the length, or the length over it: further off is worse."""
+def _make_length_check(cfg: LengthScorer) -> Check:
+    """1 within the band.
 
-    def within(answer: Answer) -> dict[str, float]:
-        length = _counted(answer, cfg.unit)
+    Outside it the ratio of the length and the nearer edge, which falls with the distance.
+    """
+
+    def check_length(answer: Answer) -> dict[str, float]:
+        length = _measure_length(answer, cfg.unit)
         if length < cfg.least:
             return {"": length / cfg.least}
         return {"": 1.0 if length <= cfg.most else cfg.most / length}
 
-    return within
+    return check_length
 
 
-def _counted(answer: Answer, unit: str) -> int:
+def _measure_length(answer: Answer, unit: str) -> int:
     if unit == "words":
         return len(answer.completion.split())
     if unit == "characters":
@@ -77,13 +84,12 @@ def _counted(answer: Answer, unit: str) -> int:
     return answer.tokens
 
 
-def _language(cfg: LanguageScorer, knob: str) -> Check:
+def _make_language_check(cfg: LanguageScorer, knob: str) -> Check:
     check_languages(cfg.languages, f"{knob}.languages")
 
-    def spoken(answer: Answer) -> dict[str, float]:
+    def check_language(answer: Answer) -> dict[str, float]:
         text = answer.completion
-        return {
-            "": float(bool(re.search(r"[^\W\d_]", text)) and language_of(text) in cfg.languages)
-        }
+        has_letters = re.search(r"[^\W\d_]", text) is not None
+        return {"": float(has_letters and language_of(text) in cfg.languages)}
 
-    return spoken
+    return check_language

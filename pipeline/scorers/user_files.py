@@ -1,4 +1,7 @@
-"""Files that a user brings along, read before anything is paid for: a JSON schema, a function. Nothing is run here."""
+"""A user's own files, read before anything is paid for: a JSON schema, a function.
+
+Nothing is run here.
+"""
 
 import ast
 import importlib.util
@@ -10,7 +13,7 @@ from typing import Any
 from pipeline.errors import UserError, nearest
 
 
-def schema_of(path: str, knob: str = "score.scorers.NAME") -> Any:
+def load_schema(path: str, knob: str = "score.scorers.NAME") -> Any:
     import jsonschema
 
     try:
@@ -22,7 +25,8 @@ def schema_of(path: str, knob: str = "score.scorers.NAME") -> Any:
         ) from error
     except jsonschema.SchemaError as error:
         raise UserError(
-            f"{knob}.schema_file={path}: no JSON schema: {error.message}. Give a JSON schema file."
+            f"{knob}.schema_file={path}: not a JSON schema: {error.message}."
+            " Give a JSON schema file."
         ) from error
     return schema
 
@@ -30,34 +34,33 @@ def schema_of(path: str, knob: str = "score.scorers.NAME") -> Any:
 def check_function(
     text: str, place: str, name: str, in_file: bool, knob: str = "score.scorers.NAME"
 ) -> None:
-    """As far as its source tells: a package is not opened, since that may run anything."""
+    """Check a function as far as its source shows.
+
+    A package is not opened, since that may run anything.
+    """
+    typed = f"{knob}.function={text}"
     if not in_file:
-        if importlib.util.find_spec(place.partition(".")[0]) is None:
-            raise UserError(
-                f"{knob}.function={text}: there is no package {place.partition('.')[0]} here. Install it."
-            )
+        package = place.partition(".")[0]
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{typed}: the package {package} is not installed here. Install it.")
         return
     try:
         body = ast.parse(Path(place).expanduser().read_text(encoding="utf-8"), place).body
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"{typed}: {place} cannot be read as Python ({error}).") from error
+    bound = dict(_list_bound_names(body))
+    if name not in bound and "*" not in bound:
+        known = [one for one, node in bound.items() if isinstance(node, ast.FunctionDef)]
+        raise UserError(f"{typed}: {place} has no function {name}. {nearest(name, known)}")
+    if isinstance(bound.get(name), ast.AsyncFunctionDef):
         raise UserError(
-            f"{knob}.function={text}: {place} is no Python that can be read ({error})."
-        ) from error
-    makes = dict(_made(body))
-    if name not in makes and "*" not in makes:
-        known = [one for one, node in makes.items() if isinstance(node, ast.FunctionDef)]
-        raise UserError(
-            f"{knob}.function={text}: {place} has no function {name}. {nearest(name, known)}"
-        )
-    if isinstance(makes.get(name), ast.AsyncFunctionDef):
-        raise UserError(
-            f"{knob}.function={text}: it is async, and functions are called one after the other. Give a plain one."
+            f"{typed}: it is async, and functions are called one after the other. Give a plain one."
         )
 
 
-def _made(body: list[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
+def _list_bound_names(body: list[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
     """Every name that a module's statements, branches included, may bind."""
-    for node in (inner for statement in body for inner in _outside_functions(statement)):
+    for node in (inner for statement in body for inner in _walk_outside_functions(statement)):
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
                 yield node.name, node
@@ -67,8 +70,8 @@ def _made(body: list[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
                 yield node.id, node
 
 
-def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+def _walk_outside_functions(node: ast.AST) -> Iterator[ast.AST]:
     yield node
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
         for child in ast.iter_child_nodes(node):
-            yield from _outside_functions(child)
+            yield from _walk_outside_functions(child)

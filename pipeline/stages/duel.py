@@ -15,8 +15,13 @@ from pipeline.artifacts import KL, Prompts, Samples, Verdicts, knob_of, note_cos
 from pipeline.config import ANSWER, DuelConfig
 from pipeline.errors import StageError, many
 from pipeline.scorers.judging.cached_judge import CachedJudge
-from pipeline.scorers.judging.pairwise import NEEDS, Bout, Verdict, fought
-from pipeline.scorers.judging.template import conversation
+from pipeline.scorers.judging.pairwise import (
+    PAIRWISE_FIELDS,
+    Comparison,
+    PairVerdict,
+    judge_comparisons,
+)
+from pipeline.scorers.judging.template import format_conversation
 
 KNOB = "exam.duels.NAME"  # of its block, where the driver names none
 VERDICT = {
@@ -34,18 +39,21 @@ VERDICT = {
 
 
 def run(cfg: DuelConfig, out: Path, *, prompts: Prompts, a: Samples, b: Samples) -> Verdicts:
-    court = CachedJudge(cfg, NEEDS, knob_of(out, KNOB))
+    court = CachedJudge(cfg, PAIRWISE_FIELDS, knob_of(out, KNOB))
     try:
         met, unanswered = contests(prompts, a, b)
-        sides = [[joined([*map(court.shown, one[side])]) for side in ("a", "b")] for one in met]
-        bouts = [
-            Bout(conversation(one["prompt"]), *shown) for one, shown in zip(met, sides, strict=True)
+        sides = [
+            [joined([*map(court.prepare_answer, one[side])]) for side in ("a", "b")] for one in met
         ]
-        verdicts = fought(court, bouts)
-        judge = court.who.judge
+        bouts = [
+            Comparison(format_conversation(one["prompt"]), *shown)
+            for one, shown in zip(met, sides, strict=True)
+        ]
+        verdicts = judge_comparisons(court, bouts)
+        judge = court.source.judge
     finally:
         court.close()
-        note_cost(out, **court.budget.cost())
+        note_cost(out, **court.budget.get_cost())
     rows = [
         row
         for one, verdict in zip(met, verdicts, strict=True)
@@ -111,7 +119,7 @@ def joined(texts: list[str]) -> str:
     return "\n\n".join(f"Answer {turn}:\n{text}" for turn, text in enumerate(texts, 1))
 
 
-def _rows(one: dict[str, Any], verdict: Verdict, judge: str) -> Iterator[dict[str, Any]]:
+def _rows(one: dict[str, Any], verdict: PairVerdict, judge: str) -> Iterator[dict[str, Any]]:
     for order, side in (("ab", verdict.ab), ("ba", verdict.ba)):
         yield {
             **{name: one[name] for name in ("prompt_id", "a_id", "b_id")},

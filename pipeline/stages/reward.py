@@ -16,7 +16,7 @@ from pipeline.errors import UserError, many
 from pipeline.training.launch import expose_one_device
 
 if TYPE_CHECKING:
-    from pipeline.scorers.reward_text import RewardText
+    from pipeline.scorers.reward_text import RewardEncoder
 
 Row = dict[str, Any]
 
@@ -43,12 +43,12 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination)
     expose_one_device()
     from pipeline.models import loading
     from pipeline.models.checkpoint import save_weights, torch_dtype
-    from pipeline.scorers.reward_text import RewardText
+    from pipeline.scorers.reward_text import RewardEncoder
     from pipeline.training.monitoring import trackers
     from pipeline.training.trainers import reward
 
     tokenizer = loading.load_tokenizer(start)
-    text = RewardText(tokenizer, "chat", cfg.template_kwargs, limit=None)
+    text = RewardEncoder(tokenizer, "chat", cfg.template_kwargs, limit=None)
     learned, held_out = parts(cfg, _examples(cfg, out, text, fence))
     reward.set_pad_token(tokenizer, [*learned, *held_out])
     module = reward.load(start, cfg.seed)
@@ -69,12 +69,12 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination)
 
 
 def _examples(
-    cfg: RewardTraining, out: Path, text: "RewardText", fence: Decontamination
+    cfg: RewardTraining, out: Path, text: "RewardEncoder", fence: Decontamination
 ) -> list[Row]:
     """The judged answers in tokens, without those that may not be learned from; every row is accounted for."""
     from pipeline.data.decontamination import OverlapCheck
     from pipeline.data.reward_rows import read_reward_rows
-    from pipeline.scorers.reward_text import Unreadable
+    from pipeline.scorers.reward_text import UnreadableText
 
     lines = read_reward_rows(cfg.data, cfg.learn_from)
     check = OverlapCheck(fence, cfg.fence.ngram)
@@ -86,7 +86,7 @@ def _examples(
             continue
         try:
             example = _encoded(text, row)
-        except Unreadable as fault:
+        except UnreadableText as fault:
             dropped.append(_dropped(row["row"], "unreadable", str(fault)))
             continue
         longest = max(len(example[side] or []) for side in ("good_ids", "bad_ids"))
@@ -99,11 +99,11 @@ def _examples(
     return examples
 
 
-def _encoded(text: "RewardText", row: Row) -> Row:
+def _encoded(text: "RewardEncoder", row: Row) -> Row:
     from pipeline.data.prompts import prompt_row
 
     ids = {
-        f"{s}_ids": None if row[s] is None else text.row(row["prompt"], row[s]).ids
+        f"{s}_ids": None if row[s] is None else text.encode(row["prompt"], row[s]).ids
         for s in ("good", "bad")
     }
     answers = [row[side] for side in ("good", "bad") if row[side] is not None]

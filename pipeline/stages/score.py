@@ -30,8 +30,8 @@ from pipeline.errors import StageError, UserError, many
 from pipeline.progress import Progress, say_phase
 from pipeline.resources.gpu_sets import environments
 from pipeline.resources.worker_pool import Hand, work_off
-from pipeline.scorers import Answer, Paid, Score, Scorer, open_scorer
-from pipeline.scorers.ensemble import combined
+from pipeline.scorers import Answer, PaidScorer, Score, Scorer, open_scorer
+from pipeline.scorers.ensemble import combine_scores
 
 KNOB = "score"  # of its block, where the driver names none
 SCORE = {
@@ -135,7 +135,7 @@ def begun(shards: list[str], told: Told, scorers: dict[str, Scorer]) -> Iterator
     for shard in shards:
         answers = told.answers(shard)
         waiting.append(
-            (shard, answers, {name: scorer.mark(answers) for name, scorer in scorers.items()})
+            (shard, answers, {name: scorer.score(answers) for name, scorer in scorers.items()})
         )
         if len(waiting) > 1:
             yield waiting.pop(0)
@@ -181,7 +181,7 @@ def mark(
             rows = [
                 {"scorer": name, **asdict(one)}
                 for name, scorer in here.items()
-                for one in scorer.mark(answers)
+                for one in scorer.score(answers)
             ]
             write_table(out / MARKS / shard, pl.DataFrame(rows, schema=MARK))
             before, spent = spent, paid(here)
@@ -207,7 +207,9 @@ def table_of(
     whole = {
         name: {m.sample_id: m for m in marks if not m.criterion} for name, marks in single.items()
     }
-    joint = {name: [*combined(ensemble, answers, whole)] for name, ensemble in ensembles.items()}
+    joint = {
+        name: [*combine_scores(ensemble, answers, whole)] for name, ensemble in ensembles.items()
+    }
     prompt_of = {answer.sample_id: answer.prompt_id for answer in answers}
     rows: dict[str, list[dict[str, Any]]] = {answer.sample_id: [] for answer in answers}
     for name, marks in (*sorted(single.items()), *joint.items()):
@@ -233,7 +235,9 @@ def _cut(table: pl.DataFrame) -> dict[str, int]:
 
 def paid(scorers: dict[str, Scorer]) -> dict[str, float]:
     """What the scorers have cost beside time, all together."""
-    return total(*(scorer.cost() for scorer in scorers.values() if isinstance(scorer, Paid)))
+    return total(
+        *(scorer.get_cost() for scorer in scorers.values() if isinstance(scorer, PaidScorer))
+    )
 
 
 def total(*bills: dict[str, float]) -> dict[str, float]:

@@ -106,7 +106,7 @@ def test_an_answer_obeys_and_violates_exactly_what_it_is_told_to() -> None:
     ):
         constraints = row["columns"]["constraints"]
         topic = next(topic for topic in TOPICS if topic.name == row["columns"]["topic"])
-        marks = rules.playground(
+        marks = rules.check_playground(
             synthetic.answer(rng, topic, constraints, list(told)), row["columns"]
         )
         assert [marks[c["kind"]] for c in constraints] == [float(obey) for obey in told]
@@ -115,7 +115,9 @@ def test_an_answer_obeys_and_violates_exactly_what_it_is_told_to() -> None:
 @pytest.mark.parametrize("obeyed", [0.0, 0.5, 1.0])
 def test_demonstrations_obey_as_often_as_configured(obeyed: float) -> None:
     rows = demonstrations(600, obeyed)
-    marks = [rules.playground(row["messages"][1]["content"], row["columns"])[""] for row in rows]
+    marks = [
+        rules.check_playground(row["messages"][1]["content"], row["columns"])[""] for row in rows
+    ]
     assert sum(marks) / len(marks) == pytest.approx(obeyed, abs=0.04)
 
 
@@ -150,7 +152,7 @@ def test_each_rule_tells_obeying_from_violating(kind: str) -> None:
     parameters, good, bad = OBEYING_AND_NOT[kind]
     columns = {"constraints": [{"kind": kind, **parameters}]}
     assert {
-        answer: rules.playground(answer, columns)[kind] for answer in good + bad
+        answer: rules.check_playground(answer, columns)[kind] for answer in good + bad
     } == dict.fromkeys(good, 1.0) | dict.fromkeys(bad, 0.0)
 
 
@@ -161,7 +163,7 @@ def test_an_empty_answer_obeys_nothing(empty: str) -> None:
             {"kind": kind, **parameters} for kind, (parameters, _, _) in OBEYING_AND_NOT.items()
         ]
     }
-    assert set(rules.playground(empty, columns).values()) == {0.0}
+    assert set(rules.check_playground(empty, columns).values()) == {0.0}
 
 
 def test_the_score_is_the_share_of_constraints_obeyed() -> None:
@@ -172,7 +174,7 @@ def test_the_score_is_the_share_of_constraints_obeyed() -> None:
             {"kind": "sentences", "count": 1},
         ]
     }
-    assert rules.playground("So it is.", columns) == {
+    assert rules.check_playground("So it is.", columns) == {
         "": pytest.approx(1 / 3),
         "lower": 0.0,
         "avoid": 0.0,
@@ -191,4 +193,4 @@ def test_the_score_is_the_share_of_constraints_obeyed() -> None:
 )
 def test_columns_that_no_rule_understands_raise(columns: dict) -> None:
     with pytest.raises((KeyError, ValueError, ZeroDivisionError)):
-        rules.playground("An answer.", columns)
+        rules.check_playground("An answer.", columns)

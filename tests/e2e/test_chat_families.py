@@ -416,20 +416,20 @@ def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_
 @model
 @every_family
 def test_a_reward_model_reads_a_chat_as_its_template_writes_it(policy, name):
-    from pipeline.scorers.reward_text import RewardText, Unreadable
+    from pipeline.scorers.reward_text import RewardEncoder, UnreadableText
 
     chat, bos = Chat(policy(name)), FAMILIES[name].bos
-    text = RewardText(chat.tokenizer, "chat", {}, None)
+    text = RewardEncoder(chat.tokenizer, "chat", {}, None)
     # Classifiers are read with the BOS that their tokenizer adds, also where the template has none.
     added = [chat.bos] if name == "zephyr" else []
     for messages in conversations(name, 3):
         whole = chat.render(
             [*messages, {"role": "assistant", "content": "A garden."}], {}, generation=False
         )
-        assert text.row(messages, "A garden.").ids == [*added, *chat.pieces(whole)]
+        assert text.encode(messages, "A garden.").ids == [*added, *chat.pieces(whole)]
     if chat.only_bos is not None:
-        with pytest.raises(Unreadable, match="spells out the reward model's BOS"):
-            text.row(messages, f"A {bos} garden.")
+        with pytest.raises(UnreadableText, match="spells out the reward model's BOS"):
+            text.encode(messages, f"A {bos} garden.")
 
 
 # ── messages that a template does not take ────────────────────────────────────────────────────────────────────────

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.scorers.judging import Reply
-from pipeline.scorers.judging.verdict_cache import Asker, VerdictStore
+from pipeline.scorers.judging import Response
+from pipeline.scorers.judging.verdict_cache import VerdictSource, VerdictStore
 from tests.faults.odd_server import Odd, chat, serving
 from tests.scorers.test_judge import KEY
 from tests.support.house import HOUSE
@@ -22,7 +22,7 @@ ASKS = """
 import json, sys
 from pathlib import Path
 from types import SimpleNamespace
-from tests.scorers.test_judge import answers, config, marks
+from tests.scorers.test_judge import answers, config, run_scorer
 
 url, folder, prompts = sys.argv[1:4]
 given = [one for at in range(int(prompts)) for one in answers("good", "bad", prompt=f"p{at}")]
@@ -30,7 +30,7 @@ knobs = {"concurrency": 2, "retries": 0, "timeout": 60}
 cfg = config(SimpleNamespace(url=url), Path(folder), **knobs)
 print("ready", flush=True)
 sys.stdin.readline()
-print(json.dumps([mark.score for mark in marks(cfg, given)]))
+print(json.dumps([mark.score for mark in run_scorer(cfg, given)]))
 """
 
 
@@ -118,10 +118,10 @@ def test_a_claim_ends_with_its_answer_its_owner_or_its_owner_s_life(tmp_path):
     one, other = (VerdictStore(tmp_path / "verdicts.sqlite") for _ in range(2))
     assert one.claim("a") is True and one.claim("a") is True and other.claim("a") is False
     assert other.claim("b") is True and one.claim("b") is False
-    one.keep("a", Asker("m", "", ""), QUESTION, Reply("A"))
+    one.save("a", VerdictSource("m", "", ""), QUESTION, Response("A"))
     answer = other.claim("a")
-    assert isinstance(answer, Reply) and answer.text == "A"
-    other.keep("b", Asker("m", "", ""), QUESTION, Reply(None, fault="no verdict"))
+    assert isinstance(answer, Response) and answer.text == "A"
+    other.save("b", VerdictSource("m", "", ""), QUESTION, Response(None, fault="no verdict"))
     assert one.claim("b") is True
     one.close()
     assert other.claim("b") is True
@@ -130,4 +130,4 @@ def test_a_claim_ends_with_its_answer_its_owner_or_its_owner_s_life(tmp_path):
 
 
 class QUESTION:
-    texts, order = "t", ""
+    texts_hash, order = "t", ""

@@ -13,7 +13,7 @@ from pipeline.backends import api_client
 from pipeline.config import FunctionScorer
 from pipeline.errors import UserError
 from pipeline.scorers import Answer, open_scorer
-from pipeline.scorers.function import HOPELESS, FunctionProcess, Lost
+from pipeline.scorers.function import MAX_FAILURES_IN_A_ROW, CallFailed, FunctionProcess
 from tests.faults.planted import Fault, World, hold
 
 pytestmark = pytest.mark.long  # each starts processes, and some wait until they are ended
@@ -95,10 +95,10 @@ def two(number: int) -> list[Answer]:
     ("name", "said"),
     [
         ("huge", ["1000", "type int whose repr raises ValueError"]),
-        ("float_raises", ["type Raises whose repr raises RuntimeError", "which is no number"]),
+        ("float_raises", ["type Raises whose repr raises RuntimeError", "which is not a number"]),
         (
             "odd_types",
-            ["the function gave {}, which is no number", r"gave \[1.0\], which is no number"],
+            ["the function gave {}, which is not a number", r"gave \[1.0\], which is not a number"],
         ),
         ("surrogate", [r"ValueError: half \\ud800 and \\0"] * 2),
         ("long_message", ["ValueError: xxx"] * 2),
@@ -111,7 +111,7 @@ def two(number: int) -> list[Answer]:
 )
 def test_what_a_function_gives_or_raises_costs_its_rows_and_no_more(odd, name, said):
     with opened(odd, name) as scorer:
-        found = [*scorer.mark(two(1)), *scorer.mark(two(2))]
+        found = [*scorer.score(two(1)), *scorer.score(two(2))]
     assert [mark.score for mark in found] == [None] * 4 and not any(
         mark.abstained for mark in found
     )
@@ -128,14 +128,16 @@ def test_what_a_function_gives_or_raises_costs_its_rows_and_no_more(odd, name, s
 def test_a_call_that_hangs_or_dies_costs_its_rows_and_the_next_one_is_made(odd, name, why):
     began = time.monotonic()
     with opened(odd, name, timeout=2) as scorer:
-        found = [*scorer.mark([*two(0), *two(1), *two(2)])]
+        found = [*scorer.score([*two(0), *two(1), *two(2)])]
     assert [mark.score for mark in found] == [1.0, 1.0, None, None, 1.0, 1.0]
     assert why in found[2].detail and time.monotonic() - began < 30
 
 
 def test_a_function_that_only_hangs_is_refused_and_leaves_no_process(odd):
     with opened(odd, "hangs_outside", timeout=0.5) as scorer:
-        marks = scorer.mark([answer for number in range(HOPELESS) for answer in two(number)])
+        marks = scorer.score(
+            [answer for number in range(MAX_FAILURES_IN_A_ROW) for answer in two(number)]
+        )
         with pytest.raises(UserError, match=r"score\.scorers\.mine\.runtime\.timeout=0\.5"):
             list(marks)
     assert [pid for pid in Path("/proc").glob("[0-9]*") if b"sleep\x00654" in command_of(pid)] == []
@@ -150,7 +152,11 @@ def command_of(process: Path) -> bytes:
 
 def test_a_crash_in_every_call_is_refused(odd):
     with opened(odd, "crashes") as scorer, pytest.raises(UserError, match="SIGSEGV"):
-        list(scorer.mark([answer for number in range(HOPELESS) for answer in two(number)]))
+        list(
+            scorer.score(
+                [answer for number in range(MAX_FAILURES_IN_A_ROW) for answer in two(number)]
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def test_an_import_that_hangs_or_ends_is_refused(tmp_path, source, said):
         opened(path, "score", timeout=1) as scorer,
         pytest.raises(UserError, match=said) as refusal,
     ):
-        list(scorer.mark(two(1)))
+        list(scorer.score(two(1)))
     assert len(str(refusal.value)) < 1000
     str(refusal.value).encode()
 
@@ -181,7 +187,7 @@ def test_keys_of_the_environment_are_masked_in_what_is_printed_and_kept(odd, mon
     monkeypatch.setenv(api_client.NAMED, "")
     api_client.name_keys({"exam": [{"engine": {"runtime": {"api_key_env": "JUDGE"}}}]})
     with opened(odd, "prints") as scorer:
-        found = [*scorer.mark(two(1))]
+        found = [*scorer.score(two(1))]
     printed = capfd.readouterr().err
     for text in (printed, found[0].detail):
         assert (
@@ -195,10 +201,10 @@ def test_a_process_that_takes_no_message_is_lost_in_time():
     process = FunctionProcess()
     os.kill(process._process.pid, 19)  # SIGSTOP
     began = time.monotonic()
-    with pytest.raises(Lost, match="timeout=1 s"):
-        process.ask({"path": ["x" * (1 << 20)]}, 1)
+    with pytest.raises(CallFailed, match="timeout=1 s"):
+        process.call({"path": ["x" * (1 << 20)]}, 1)
     assert time.monotonic() - began < 5
-    process.end()
+    process.stop()
 
 
 # ── through the command ───────────────────────────────────────────────────────────────────────────────────────────

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import strategies as st
 
 from pipeline.scorers import Answer
-from pipeline.scorers.function import kept, marked
-from pipeline.scorers.function_harness import called
+from pipeline.scorers.function import clean_detail, make_score
+from pipeline.scorers.function_harness import call_function
 from tests.faults.fuzzing import ODD_NUMBERS, briefly, for_a_while, texts, values
 
 ANSWERS = [Answer(f"s{at}", "p", [], "text", {}) for at in range(2)]
@@ -58,13 +58,13 @@ def told(value, raises) -> None:
             raise value if isinstance(value, BaseException) else Odd(value)  # type: ignore[misc]
         return value
 
-    answer = json.loads(json.dumps(called(function, {"completions": [1, 2]})))
+    answer = json.loads(json.dumps(call_function(function, {"completions": [1, 2]})))
     if "scores" not in answer:
-        fault = kept(answer.get("fault", str(answer.get("count"))))
+        fault = clean_detail(answer.get("fault", str(answer.get("count"))))
         assert fault and len(fault) <= 301
         pl.DataFrame({"detail": [fault]})
         return
-    marks = [marked(one, *score) for one, score in zip(ANSWERS, answer["scores"], strict=True)]
+    marks = [make_score(one, *score) for one, score in zip(ANSWERS, answer["scores"], strict=True)]
     table = pl.DataFrame({"score": [mark.score for mark in marks], "detail": [mark.detail for mark in marks]},
                          schema={"score": pl.Float64, "detail": pl.String})  # fmt: skip
     assert table.height == 2

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pipeline.backends import Completion, Failed, Request
 from pipeline.backends.chat_api import ByName, _read
 from pipeline.scorers.judging import anthropic, endpoint
-from pipeline.scorers.judging.parsing import read
-from pipeline.scorers.judging.verdict_cache import Asker, VerdictStore
+from pipeline.scorers.judging.parsing import parse_verdict
+from pipeline.scorers.judging.verdict_cache import VerdictSource, VerdictStore
 from tests.faults.fuzzing import briefly, for_a_while, texts, values
 
 labels = (
@@ -50,7 +50,7 @@ bodies = st.fixed_dictionaries(
     },
 )
 replies = (bodies | values).map(json.dumps) | texts
-QUESTION = type("Question", (), {"texts": "t", "order": ""})
+QUESTION = type("Request", (), {"texts_hash": "t", "order": ""})
 
 
 class Words:
@@ -66,15 +66,15 @@ class Words:
 def heard(text: str, form: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = VerdictStore(Path(folder) / "verdicts.sqlite")
-        for number, taken in enumerate((endpoint.reply_of, anthropic.reply_of)):
+        for number, taken in enumerate((endpoint.parse_response, anthropic.parse_response)):
             reply = taken(text)
-            stands = store.keep(str(number), Asker("m", "", ""), QUESTION, reply)
-            again = store.known([str(number)]).get(str(number), reply)
-            reading = read(again, ("A", "B", "TIE"), form)
-            assert stands == reply and read(stands, ("A", "B", "TIE"), form) == reading
-            assert bool(reading.fault) == (not reading.chances) and len(reading.fault) < 500
-            assert not reading.chances or abs(sum(reading.chances.values()) - 1) < 1e-6
-            pl.DataFrame({"fault": [reading.fault], "model": [reading.model]})
+            stands = store.save(str(number), VerdictSource("m", "", ""), QUESTION, reply)
+            again = store.load_responses([str(number)]).get(str(number), reply)
+            verdict = parse_verdict(again, ("A", "B", "TIE"), form)
+            assert stands == reply and parse_verdict(stands, ("A", "B", "TIE"), form) == verdict
+            assert bool(verdict.fault) == (not verdict.probabilities) and len(verdict.fault) < 500
+            assert not verdict.probabilities or abs(sum(verdict.probabilities.values()) - 1) < 1e-6
+            pl.DataFrame({"fault": [verdict.fault], "model": [verdict.model]})
         store.close()
     backend = ByName.__new__(ByName)
     backend.text = Words()  # type: ignore[assignment]

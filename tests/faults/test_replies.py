@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.backends import api_client
 from pipeline.errors import StageError, UserError
-from pipeline.scorers.judging.async_requests import LONGEST
+from pipeline.scorers.judging.async_requests import MAX_RESPONSE_LENGTH
 from tests.faults.odd_server import Odd, chat, serving
-from tests.scorers.test_judge import answers, config, marks
+from tests.scorers.test_judge import answers, config, run_scorer
 from tests.support.house import SMALL, composed
 
 pytestmark = pytest.mark.long  # servers and their time-outs
@@ -39,7 +39,7 @@ def judged(server, folder, count=4, **knobs):
     """Marks of so many answers in all; each pair of them is asked about twice."""
     given = [one for at in range(count // 2) for one in answers("good", "bad", prompt=f"p{at}")]
     cfg = config(server, folder, **{"retries": 0, "concurrency": 2, **knobs})
-    return marks(cfg, given)
+    return run_scorer(cfg, given)
 
 
 @pytest.fixture(autouse=True)
@@ -50,21 +50,24 @@ def key(monkeypatch):
 # ── a reply that is none costs its verdict ────────────────────────────────────────────────────────────────────────
 
 NO_VERDICT = {
-    "no JSON": (Odd(b"<html>\xff\xfe"), "no JSON"),
-    "NUL alone": (Odd(b"\0"), "no JSON"),
-    "nothing": (Odd(b""), "no JSON"),
-    "another charset": (Odd(b"\xff\xfe{", kind="application/json; charset=nonsense"), "no JSON"),
-    "nested 100,000 deep": (Odd(DEEP), "no JSON"),
-    "a number of 5,000 digits": (Odd(b"9" * 5000), "no JSON"),
-    "a list": (Odd([]), "no chat completion"),
-    "null": (Odd(None), "no chat completion"),
+    "no JSON": (Odd(b"<html>\xff\xfe"), "not JSON"),
+    "NUL alone": (Odd(b"\0"), "not JSON"),
+    "nothing": (Odd(b""), "not JSON"),
+    "another charset": (Odd(b"\xff\xfe{", kind="application/json; charset=nonsense"), "not JSON"),
+    "nested 100,000 deep": (Odd(DEEP), "not JSON"),
+    "a number of 5,000 digits": (Odd(b"9" * 5000), "not JSON"),
+    "a list": (Odd([]), "not a chat completion"),
+    "null": (Odd(None), "not a chat completion"),
     "no choices": (Odd({"choices": {}}), "content"),
     "a choice that is text": (Odd({"choices": ["A"]}), "content"),
     "content that is a list": (Odd(chat(["A"])), "content"),
     "half a character": (Odd(chat("A\ud83d")), "surrogate"),
     "half a character as no label": (Odd(chat("\ud83d")), "surrogate"),
     "NUL": (Odd(chat("A\0")), r"'A\x00'"),
-    "huge text": (Odd(chat("x" * (LONGEST + 1))), f"{LONGEST + 1} characters"),
+    "huge text": (
+        Odd(chat("x" * (MAX_RESPONSE_LENGTH + 1))),
+        f"{MAX_RESPONSE_LENGTH + 1} characters",
+    ),
     "a long word": (Odd(chat("x" * 100_000)), "none of A, B, TIE"),
     "HTTP 400 with half a character": (
         Odd({"error": {"message": "\ud83d\0 " * 1000}}, 400),
@@ -122,8 +125,8 @@ def test_a_verdict_with_odd_figures_is_a_verdict_and_is_kept(tmp_path, name):
     [
         (message("A\ud83d"), "surrogate"),
         (message(content=[{"type": "text", "text": 7}]), "no text"),
-        (message(content="A"), "no message"),
-        (DEEP, "no JSON"),
+        (message(content="A"), "not a message"),
+        (DEEP, "not JSON"),
     ],
 )
 def test_anthropic_s_replies_are_read_as_carefully(tmp_path, reply, why):
@@ -131,11 +134,11 @@ def test_anthropic_s_replies_are_read_as_carefully(tmp_path, reply, why):
         cfg = config(
             server, tmp_path, engine="anthropic", retries=0, base_url=server.url.removesuffix("/v1")
         )
-        assert {why in mark.detail for mark in marks(cfg, answers("good", "bad"))} == {True}
+        assert {why in mark.detail for mark in run_scorer(cfg, answers("good", "bad"))} == {True}
     odd = message(usage={"input_tokens": 10**30, "output_tokens": "x"}, model="m\ud83d")
     with serving(lambda body: Odd(odd)) as server:
         cfg = config(server, tmp_path, engine="anthropic", base_url=server.url.removesuffix("/v1"))
-        assert {mark.score for mark in marks(cfg, answers("good", "bad"))} == {0.5}
+        assert {mark.score for mark in run_scorer(cfg, answers("good", "bad"))} == {0.5}
 
 
 # ── what is paid for is kept ──────────────────────────────────────────────────────────────────────────────────────
@@ -171,14 +174,14 @@ def test_replies_in_flight_are_kept_when_one_ends_the_step(tmp_path, fault, said
 def test_a_client_that_breaks_on_one_reply_loses_that_one_alone(tmp_path, monkeypatch):
     from pipeline.scorers.judging import endpoint
 
-    real = endpoint.reply_of
+    real = endpoint.parse_response
 
     def breaks(text):
         if '"odd"' in text:
             raise KeyError("planted")
         return real(text)
 
-    monkeypatch.setattr(endpoint, "reply_of", breaks)
+    monkeypatch.setattr(endpoint, "parse_response", breaks)
     seen = []
     with serving(
         lambda body: seen.append(1) or Odd(chat(model="odd" if len(seen) == 1 else "m"))

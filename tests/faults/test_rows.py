@@ -213,9 +213,9 @@ def test_preferences_keep_rows_whose_other_columns_are_odd(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (f'{{"sample_id": "a", "score": {10**400}}}', "is no number"),
+        (f'{{"sample_id": "a", "score": {10**400}}}', "is not a number"),
         (f'{{"sample_id": {SURROGATE}, "score": 1}}', "surrogate"),
-        (nested("1", 100_000), "no JSON object"),
+        (nested("1", 100_000), "not a JSON object"),
         (f'{{"a_id": "a", "b_id": "b", "verdict": "{"x" * 100_000}"}}', "its verdict is"),
     ],
 )

@@ -24,8 +24,8 @@ from pipeline.driver.run import drive
 from pipeline.driver.store_users import STORE_MARKER
 from pipeline.errors import UserError, explain_disk_fault
 from pipeline.plan import plan
-from pipeline.scorers.judging import Question, Reply
-from pipeline.scorers.judging.verdict_cache import Asker, VerdictStore
+from pipeline.scorers.judging import JudgeRequest, Response
+from pipeline.scorers.judging.verdict_cache import VerdictSource, VerdictStore
 from pipeline.status import Planned, survey
 from tests.support.house import HOUSE, SMALL, composed
 
@@ -383,12 +383,12 @@ def test_verdicts_that_are_no_database_are_refused_and_stay(tmp_path, as_folder)
 
 
 def test_verdicts_damaged_in_the_middle_are_refused_when_they_are_read(tmp_path):
-    file, who = tmp_path / "verdicts.sqlite", Asker("judge", "", "template")
+    file, who = tmp_path / "verdicts.sqlite", VerdictSource("judge", "", "template")
     verdicts = VerdictStore(file)
-    question = Question(({"role": "user", "content": "?"},), ("A", "B"), "texts", "ab")
+    question = JudgeRequest(({"role": "user", "content": "?"},), ("A", "B"), "texts", "ab")
     keys = [f"{number:064x}" for number in range(200)]
     for key in keys:
-        verdicts.keep(key, who, question, Reply("A" * 500))
+        verdicts.save(key, who, question, Response("A" * 500))
     verdicts.close()
     damaged = bytearray(file.read_bytes())
     damaged[4096:] = b"\xff" * (
@@ -396,7 +396,7 @@ def test_verdicts_damaged_in_the_middle_are_refused_when_they_are_read(tmp_path)
     )  # all pages but the first, which holds the schema
     file.write_bytes(damaged)
     with pytest.raises(UserError, match=r"(?s)verdicts\.sqlite: cannot be used.*mv "):
-        VerdictStore(file).known(keys)
+        VerdictStore(file).load_responses(keys)
 
 
 # ── disks ─────────────────────────────────────────────────────────────────────────────────────────────────────────

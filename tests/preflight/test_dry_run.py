@@ -153,7 +153,7 @@ REFUSED_BOTH_TIMES = [
     (OWN, "function=./own.py:soner: ./own.py has no function soner. Did you mean sooner"),
     (
         ["+scorer@score.scorers.s=json", "score.scorers.s.schema_file=schema.json"],
-        "no JSON schema: 'nothing' is not",
+        "not a JSON schema: 'nothing' is not",
     ),
     (
         [*JUDGE, "score.scorers.j.template=template.md"],

@@ -131,7 +131,7 @@ made = lambda completions: []
         ),
         (
             {"kind": "json", "schema_file": "no.json", "fenced": True},
-            "no JSON schema: 'nothing' is not valid",
+            "not a JSON schema: 'nothing' is not valid",
         ),
         ({"kind": "json", "schema_file": "own.py", "fenced": True}, "cannot be read as JSON"),
         ({"kind": "json", "schema_file": "yes.json", "fenced": True}, None),
@@ -142,7 +142,7 @@ made = lambda completions: []
                 "./own.py:inside": "has no function inside",
                 "./own.py:later": "it is async",
                 "./no.json:later": "has no function later",
-                "nowhere_installed.module.score": "there is no package nowhere_installed",
+                "nowhere_installed.module.score": "the package nowhere_installed is not installed",
                 "json.decoder.scan": None,
                 **{
                     f"./own.py:{name}": None
@@ -247,7 +247,7 @@ def test_all_that_is_wrong_at_the_door_is_said_at_once(tmp_path):
     with pytest.raises(UserError) as refusal:
         preflight.check(steps(*GIVEN, *words, "rounds=2", "sample.per_round=9"))
     said = str(refusal.value)
-    assert said.count("xx is no language") == said.count("score='high' is no number") == 1
+    assert said.count("xx is no language") == said.count("score='high' is not a number") == 1
     assert "evaluate.labels.panel=" in said and "a contest needs verdicts on two" in said
 
 

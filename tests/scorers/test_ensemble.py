@@ -1,4 +1,4 @@
-"""Ensembles: members compared within a prompt, gates, and a missing mark that is never made up."""
+"""Ensembles: members compared within a prompt, gates, and a missing score that is never made up."""
 
 import json
 
@@ -10,14 +10,14 @@ from pipeline.config import EnsembleScorer, FunctionScorer, ScoreConfig
 from pipeline.errors import UserError
 from pipeline.pairing.label_noise import with_signs
 from pipeline.scorers import Answer, Score
-from pipeline.scorers.ensemble import combined
+from pipeline.scorers.ensemble import combine_scores
 from pipeline.stages.score import run
 from tests.stages.test_pair import SAMPLE
 from tests.stages.test_score import sample_row
 from tests.support.house import SMALL, composed
 
 
-def told(scores: dict[str, list[float | None]], **knobs) -> dict[str, Score]:
+def combine_members(scores: dict[str, list[float | None]], **knobs) -> dict[str, Score]:
     """The ensemble of members whose scores of answers 0, 1, 2 … to one prompt are given."""
     gates = knobs.get("gates", {})
     of = knobs.get("of", {name: 1.0 for name in scores if name not in gates})
@@ -26,18 +26,18 @@ def told(scores: dict[str, list[float | None]], **knobs) -> dict[str, Score]:
     )
     count = len(next(iter(scores.values())))
     answers = [Answer(str(i), "p", [], "", {}) for i in range(count)]
-    marks = {
+    scores = {
         name: {
             str(i): Score(str(i), value, detail=knobs.get("detail", ""))
             for i, value in enumerate(values)
         }
         for name, values in scores.items()
     }
-    return {mark.sample_id: mark for mark in combined(cfg, answers, marks)}
+    return {row.sample_id: row for row in combine_scores(cfg, answers, scores)}
 
 
-def values(marks: dict[str, Score]) -> list[float | None]:
-    return [mark.score for mark in marks.values()]
+def values(scores: dict[str, Score]) -> list[float | None]:
+    return [row.score for row in scores.values()]
 
 
 @pytest.mark.parametrize(
@@ -49,50 +49,64 @@ def values(marks: dict[str, Score]) -> list[float | None]:
     ],
 )
 def test_members_are_combined_by_rank_vote_or_minimum(combine, expected):
-    found = values(told({"a": [0.0, 90.0, 5.0, 5.0], "b": [9.0, 1.0, 1.0, 1.5]}, combine=combine))
+    found = values(
+        combine_members({"a": [0.0, 90.0, 5.0, 5.0], "b": [9.0, 1.0, 1.0, 1.5]}, combine=combine)
+    )
     assert found == pytest.approx(expected)
 
 
 def test_weights_and_units_z_scores_know_the_prompt_s_spread():
     scores = {"a": [1.0, 2.0, 3.0], "b": [300.0, 200.0, 100.0], "flat": [7.0, 7.0, 7.0]}
-    assert values(told(scores, combine="mean_z")) == pytest.approx([0, 0, 0])
-    heavier = values(told(scores, combine="mean_z", of={"a": 3.0, "b": 1.0}))
+    assert values(combine_members(scores, combine="mean_z")) == pytest.approx([0, 0, 0])
+    heavier = values(combine_members(scores, combine="mean_z", of={"a": 3.0, "b": 1.0}))
     assert heavier == pytest.approx([-(1.5**0.5) / 2, 0, 1.5**0.5 / 2])
-    assert values(told({"a": [4.0]}, combine="mean_z")) == [0] and values(told({"a": [4.0]})) == [
-        0.5
-    ]
+    assert values(combine_members({"a": [4.0]}, combine="mean_z")) == [0] and values(
+        combine_members({"a": [4.0]})
+    ) == [0.5]
 
 
 @pytest.mark.parametrize("combine", ["mean_rank", "mean_z", "majority", "min"])
 def test_who_fails_a_gate_stands_below_all_who_pass(combine):
-    found = told(
+    found = combine_members(
         {"a": [9.0, 1.0, 5.0], "safe": [0.0, 1.0, 0.5]}, combine=combine, gates={"safe": 0.5}
     )
     assert found["0"].score < found["1"].score < found["2"].score
     assert json.loads(found["0"].detail)["gates"] == ["safe"] and "gates" not in found["1"].detail
-    alone = told({"a": [1.0, 5.0]}, combine=combine)
+    alone = combine_members({"a": [1.0, 5.0]}, combine=combine)
     assert [found["1"].score, found["2"].score] == values(alone)
     assert set(
-        values(told({"a": [9.0, 1.0], "safe": [0.0, 0.0]}, combine=combine, gates={"safe": 0.5}))
+        values(
+            combine_members(
+                {"a": [9.0, 1.0], "safe": [0.0, 0.0]}, combine=combine, gates={"safe": 0.5}
+            )
+        )
     ) == {-1.0}
 
 
 def test_a_missing_member_or_gate_leaves_no_score_and_the_others_their_order():
-    found = told({"a": [1.0, 2.0, 3.0], "b": [1.0, None, 3.0]})
+    found = combine_members({"a": [1.0, 2.0, 3.0], "b": [1.0, None, 3.0]})
     assert values(found) == [0.0, None, 1.0] and found["1"].detail == "no score by b"
-    assert values(told({"a": [1.0, 2.0], "safe": [None, 1.0]}, gates={"safe": 0.5})) == [None, 0.5]
+    assert values(combine_members({"a": [1.0, 2.0], "safe": [None, 1.0]}, gates={"safe": 0.5})) == [
+        None,
+        0.5,
+    ]
 
 
 def test_disagreement_is_kept_by_prompt_and_flips_of_members_are_passed_on():
-    def kept(a, b):
-        return json.loads(told({"a": a, "b": b}, detail='{"flip_rate": 0.25}')["0"].detail)
+    def read_detail(a, b):
+        return json.loads(
+            combine_members({"a": a, "b": b}, detail='{"flip_rate": 0.25}')["0"].detail
+        )
 
-    assert kept([1.0, 2.0, 3.0], [10.0, 20.0, 30.0]) == {"disagreement": 0.0, "flip_rate": 0.25}
-    assert kept([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])["disagreement"] == 1.0
-    assert kept([1.0, 2.0], [1.0, 1.0])["disagreement"] == 0.5
+    assert read_detail([1.0, 2.0, 3.0], [10.0, 20.0, 30.0]) == {
+        "disagreement": 0.0,
+        "flip_rate": 0.25,
+    }
+    assert read_detail([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])["disagreement"] == 1.0
+    assert read_detail([1.0, 2.0], [1.0, 1.0])["disagreement"] == 0.5
 
 
-# ── in the stage ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── in the stage ────────────────────────────────────────────────────────────────────────────────
 
 
 def length(completions, **columns):

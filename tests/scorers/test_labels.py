@@ -1,4 +1,4 @@
-"""What people said: pairs written out to judge, verdicts read back, scores and calibration made of them."""
+"""Annotators' labels: pairs written out, verdicts read back, scores and calibration from them."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from pipeline.config import LabelsScorer, Local, ScoreConfig
 from pipeline.errors import UserError
 from pipeline.pairing.label_noise import with_signs
 from pipeline.scorers import Answer, open_scorer
-from pipeline.scorers.human_pairs import read_judged
+from pipeline.scorers.human_pairs import read_human_comparisons
 from pipeline.stages.score import run as run_score
 from tests.stages.test_pair import SAMPLE
 from tests.stages.test_score import sample_row
@@ -31,7 +31,7 @@ def rows_file(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def labelled(
+def score_labels(
     path: Path, ids: str, combine: str = "majority", least: float = 0.0
 ) -> dict[str, tuple]:
     cfg = LabelsScorer(
@@ -39,12 +39,12 @@ def labelled(
     )  # type: ignore[arg-type]
     answers = [Answer(key, "p", [], "", {}) for key in ids]
     return {
-        mark.sample_id: (mark.score, mark.abstained, mark.detail)
-        for mark in open_scorer(cfg).mark(answers)
+        row.sample_id: (row.score, row.abstained, row.detail)
+        for row in open_scorer(cfg).score(answers)
     }
 
 
-# ── the scorer ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the scorer ──────────────────────────────────────────────────────────────────────────────────
 
 RATED = [
     *(
@@ -57,19 +57,20 @@ RATED = [
 
 
 def test_scores_of_several_annotators_are_settled_by_majority(tmp_path):
-    found = labelled(rows_file(tmp_path / "l.jsonl", RATED), "abcd")
+    found = score_labels(rows_file(tmp_path / "l.jsonl", RATED), "abcd")
     assert [score for score, _, _ in found.values()] == [4.0, None, 5.0, None]
     assert [abstained for _, abstained, _ in found.values()] == [False, True, False, True]
     assert json.loads(found["a"][2]) == {"annotators": [4.0, 4.0, 1.0], "agreement": 0.666667}
     assert (
-        found["b"][2] == "its annotators agree too little" and found["d"][2] == "nobody labelled it"
+        found["b"][2] == "its annotators agree too little"
+        and found["d"][2] == "no annotator labelled it"
     )
 
 
 def test_mean_and_least_agreement_are_asked_for(tmp_path):
     path = rows_file(tmp_path / "l.jsonl", RATED)
-    assert [score for score, _, _ in labelled(path, "abc", "mean").values()] == [3.0, 2.5, 5.0]
-    assert [score for score, _, _ in labelled(path, "abc", "majority", 0.7).values()] == [
+    assert [score for score, _, _ in score_labels(path, "abc", "mean").values()] == [3.0, 2.5, 5.0]
+    assert [score for score, _, _ in score_labels(path, "abc", "majority", 0.7).values()] == [
         None,
         None,
         5.0,
@@ -77,9 +78,13 @@ def test_mean_and_least_agreement_are_asked_for(tmp_path):
 
 
 def test_preferences_become_win_rates_whichever_way_round_they_were_shown(tmp_path):
-    rows = [{"chosen_id": "a", "rejected_id": "b"}, {"a_id": "c", "b_id": "a", "verdict": "b"},
-            {"a_id": "b", "b_id": "c", "verdict": "tie"}, {"a_id": "b", "b_id": "d", "verdict": ""}]  # fmt: skip
-    found = labelled(rows_file(tmp_path / "l.jsonl", rows), "abcd")
+    rows = [
+        {"chosen_id": "a", "rejected_id": "b"},
+        {"a_id": "c", "b_id": "a", "verdict": "b"},
+        {"a_id": "b", "b_id": "c", "verdict": "tie"},
+        {"a_id": "b", "b_id": "d", "verdict": ""},
+    ]
+    found = score_labels(rows_file(tmp_path / "l.jsonl", rows), "abcd")
     assert [score for score, _, _ in found.values()] == [1.0, 0.25, 0.25, None]
 
 
@@ -92,15 +97,15 @@ def test_a_folder_of_each_annotator_s_file_is_read_as_one(tmp_path):
     )
     (folder / "sheet.csv").write_text("a_id,b_id,verdict,annotator\nb,a,b,lee\na,b,,mo\n")
     (folder / "notes.txt").write_text("not a label")
-    found = labelled(folder, "ab")
+    found = score_labels(folder, "ab")
     assert json.loads(found["a"][2]) == {"annotators": [1.0, 1.0], "agreement": 1.0}
     (folder / "sheet.csv").write_text("a_id,b_id,verdict\nb,a,b,lee\n")
     with pytest.raises(UserError, match="row 1: it has more cells than"):
-        labelled(folder, "ab")
+        score_labels(folder, "ab")
 
 
-def exported(said: dict[str, dict[str, str]], question: str = "verdict") -> list[dict]:
-    """As Argilla's `records.to_json` writes what `label.records` brought in, and who said what of it."""
+def export_nested(said: dict[str, dict[str, str]], question: str = "verdict") -> list[dict]:
+    """As Argilla's `records.to_json` writes the records of `label.records` with their answers."""
     return [
         {
             "id": pair,
@@ -125,29 +130,34 @@ def exported(said: dict[str, dict[str, str]], question: str = "verdict") -> list
 def test_what_argilla_exports_is_read_back(tmp_path):
     file = tmp_path / "records.json"
     file.write_text(
-        json.dumps(exported({"a b": {"kim": "a", "lee": "tie"}, "c a": {"kim": "b"}, "b c": {}}))
+        json.dumps(
+            export_nested({"a b": {"kim": "a", "lee": "tie"}, "c a": {"kim": "b"}, "b c": {}})
+        )
     )
-    found = labelled(file, "abc", "mean")
+    found = score_labels(file, "abc", "mean")
     assert [score for score, _, _ in found.values()] == [0.875, 0.25, 0.0]
-    first, second = read_judged(file)
+    first, second = read_human_comparisons(file)
     assert (first.first, first.second, first.votes) == ("a", "b", {"kim": 1.0, "lee": 0.5})
-    assert first.prompt[0]["content"] == "q" and second.verdict == 0.0
-    file.write_text(json.dumps(exported({"a b": {"kim": "a"}}, "preference")))
+    assert first.prompt[0]["content"] == "q" and second.majority == 0.0
+    file.write_text(json.dumps(export_nested({"a b": {"kim": "a"}}, "preference")))
     with pytest.raises(
-        UserError, match="record 1: people answer preference there, and not verdict"
+        UserError,
+        match="record 1: its question is preference, not verdict. Name the dataset's question",
     ):
-        labelled(file, "ab")
+        score_labels(file, "ab")
     file.write_text("[]")
-    with pytest.raises(UserError, match="it is no list of Argilla's records"):
-        labelled(file, "ab")
+    with pytest.raises(
+        UserError, match="not a list of Argilla's records.*Give a JSONL or CSV file"
+    ):
+        score_labels(file, "ab")
 
 
 WHO = [f"3f1c4c3e-0000-4000-8000-00000000000{number}" for number in range(4)]
 STATES = ["submitted", "submitted", "draft", "discarded"]
 
 
-def flattened(**pairs: list[str | None]) -> list[dict]:
-    """As Argilla's `records.to_datasets()` has the same records: a list in each of three columns, or nothing."""
+def export_flat(**pairs: list[str | None]) -> list[dict]:
+    """The same records as Argilla's `records.to_datasets()` has them: three columns of lists."""
     rows = []
     for (a, b), answers in pairs.items():
         told = {
@@ -166,10 +176,10 @@ def flattened(**pairs: list[str | None]) -> list[dict]:
     return rows
 
 
-def read_as_said(file: Path) -> None:
-    found = labelled(file, "abc", "mean")
+def check_votes(file: Path) -> None:
+    found = score_labels(file, "abc", "mean")
     assert [score for score, _, _ in found.values()] == [0.875, 0.25, 0.0]
-    first, second = read_judged(file)
+    first, second = read_human_comparisons(file)
     assert first.votes == {WHO[0]: 1.0, WHO[1]: 0.5} and second.votes == {WHO[0]: 0.0}
     assert (first.first, first.second, first.prompt[0]["content"]) == ("a", "b", "q")
 
@@ -183,27 +193,27 @@ def test_argilla_s_records_are_read_as_datasets_prints_them(tmp_path):
     from datasets import Dataset
 
     file = tmp_path / "records.csv"
-    Dataset.from_list(flattened(**SAID)).to_csv(str(file))
+    Dataset.from_list(export_flat(**SAID)).to_csv(str(file))
     assert f"['{WHO[0]}'\n '{WHO[1]}'" in file.read_text()
-    read_as_said(file)
+    check_votes(file)
 
 
 def test_argilla_s_flat_records_are_read_from_python_s_lists(tmp_path):
-    rows = flattened(**SAID)
-    read_as_said(rows_file(tmp_path / "records.jsonl", rows))
+    rows = export_flat(**SAID)
+    check_votes(rows_file(tmp_path / "records.jsonl", rows))
     with (tmp_path / "records.csv").open("w", newline="") as text:
         writer = csv.DictWriter(text, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     assert "['a', 'tie', 'b', None]" in (tmp_path / "records.csv").read_text()
-    read_as_said(tmp_path / "records.csv")
+    check_votes(tmp_path / "records.csv")
 
 
 @pytest.mark.parametrize(
     ("cells", "said"),
     [
-        ({"verdict.responses": "['a' ... 'b']"}, "is no list of words .*\n.*records.to_json"),
-        ({"verdict.responses": "a"}, "is no list of words .*\n.*records.to_json"),
+        ({"verdict.responses": "['a' ... 'b']"}, "is not a list of words .*\n.*records.to_json"),
+        ({"verdict.responses": "a"}, "is not a list of words .*\n.*records.to_json"),
         (
             {"verdict.responses": "['a' 'b']", "verdict.responses.users": "['kim']"},
             "as many of each were expected",
@@ -214,7 +224,7 @@ def test_argilla_s_flat_records_are_read_from_python_s_lists(tmp_path):
         ),
         (
             {"better.responses": "['a']"},
-            "row 1: people answer better there, and not verdict. Name the dataset's",
+            "row 1: its question is better, not verdict. Name the dataset's",
         ),
     ],
 )
@@ -225,13 +235,13 @@ def test_a_flat_export_that_says_something_else_is_refused(tmp_path, cells, said
         writer.writeheader()
         writer.writerow({"a_id": "a", "b_id": "b", **cells})
     with pytest.raises(UserError, match=said):
-        labelled(file, "ab")
+        score_labels(file, "ab")
 
 
 def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
-    rows = [{"chosen_id": c, "rejected_id": r, "annotator": who}
-            for who, c, r in (("kim", "a", "b"), ("lee", "a", "b"), ("mo", "b", "a"), ("kim", "a", "c"))]  # fmt: skip
-    found = labelled(rows_file(tmp_path / "l.jsonl", rows), "abc")
+    votes = [("kim", "a", "b"), ("lee", "a", "b"), ("mo", "b", "a"), ("kim", "a", "c")]
+    rows = [{"chosen_id": c, "rejected_id": r, "annotator": who} for who, c, r in votes]
+    found = score_labels(rows_file(tmp_path / "l.jsonl", rows), "abc")
     assert [score for score, _, _ in found.values()] == [1.0, 0.0, 0.0]
     told = {"scorer": "people", "prompt_id": "p", "status": "ok"}
     table = pl.DataFrame(
@@ -248,9 +258,9 @@ def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
     ("rows", "said"),
     [
         ([{"id": 3}], "l.jsonl:1: its columns are id. Expected sample_id\\+score or"),
-        ([{"sample_id": "a", "score": "good"}], "score='good' is no number"),
-        ([{"sample_id": "a", "score": float("nan")}], "score=nan is no number"),
-        ([["a", 1]], "l.jsonl:1: this line is no JSON object"),
+        ([{"sample_id": "a", "score": "good"}], "score='good' is not a number"),
+        ([{"sample_id": "a", "score": float("nan")}], "score=nan is not a number"),
+        ([["a", 1]], "l.jsonl:1: this line is not a JSON object"),
         (
             [{"a_id": "a", "b_id": "b", "verdict": "left"}],
             "its verdict is 'left'. Expected a, b or tie",
@@ -263,13 +273,13 @@ def test_annotators_who_differ_are_noise_that_pairs_see(tmp_path):
         ),
         (
             [{"chosen_id": "a", "rejected_id": "b"}, {"chosen_id": "b", "rejected_id": "a"}],
-            "said something else about",
+            "labelled a and b otherwise before. Keep one of the two rows",
         ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, rows, said):
     with pytest.raises(UserError, match=said):
-        labelled(rows_file(tmp_path / "l.jsonl", rows), "ab")
+        score_labels(rows_file(tmp_path / "l.jsonl", rows), "ab")
 
 
 def test_what_nobody_labelled_is_no_failure_but_labels_of_other_samples_are_refused(tmp_path):
@@ -280,7 +290,7 @@ def test_what_nobody_labelled_is_no_failure_but_labels_of_other_samples_are_refu
         pl.DataFrame([{"prompt_id": "p", "prompt": [], "columns": "{}"}]),
     )
 
-    def scored(name: str, label: dict) -> pl.DataFrame:
+    def run_labels(name: str, label: dict) -> pl.DataFrame:
         path = Local(rows_file(tmp_path / name, [label]))
         labels = LabelsScorer(
             kind="labels", path=path, combine="majority", min_agreement=0, gold=False
@@ -291,15 +301,15 @@ def test_what_nobody_labelled_is_no_failure_but_labels_of_other_samples_are_refu
             cfg, out, samples=Samples(tmp_path / "s"), prompts=Prompts(tmp_path / "p")
         ).read()
 
-    table = scored("mine.jsonl", {"chosen_id": "p-0", "rejected_id": "p-3"})
+    table = run_labels("mine.jsonl", {"chosen_id": "p-0", "rejected_id": "p-3"})
     assert table["status"].to_list() == ["ok", "abstained", "abstained", "ok"]
     with pytest.raises(
         UserError, match="score.scorers.people: it has no opinion on any of these answers"
     ):
-        scored("other.jsonl", {"chosen_id": "q-0", "rejected_id": "q-3"})
+        run_labels("other.jsonl", {"chosen_id": "q-0", "rejected_id": "q-3"})
 
 
-# ── make label ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── make label ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -333,7 +343,7 @@ def test_a_round_s_later_waves_are_shown_as_well(run):
     }
 
 
-def written(run: Path, *words: str) -> list[dict]:
+def write_pairs(run: Path, *words: str) -> list[dict]:
     shutil.rmtree(run / "label", ignore_errors=True)  # of other words, which it would not replace
     assert label.main([str(run), *words]) == 0
     page = (run / "label" / "pairs.html").read_text()
@@ -341,18 +351,18 @@ def written(run: Path, *words: str) -> list[dict]:
 
 
 def test_pairs_are_two_answers_of_a_prompt_drawn_by_the_seed_and_sides_are_mixed(run):
-    pairs = written(run)
+    pairs = write_pairs(run)
     assert len(pairs) == 20 and len({pair["prompt_id"] for pair in pairs}) == 20
     assert all(
         pair["a_id"] != pair["b_id"] and "kl" not in pair["a_id"] + pair["b_id"] for pair in pairs
     )
     assert all(pair["a"].strip() and pair["a"] != pair["b"] for pair in pairs)
-    assert written(run) == pairs != written(run, "seed=1")
-    assert written(run, "pairs=5") == pairs[:5]
+    assert write_pairs(run) == pairs != write_pairs(run, "seed=1")
+    assert write_pairs(run, "pairs=5") == pairs[:5]
 
 
 def test_two_models_are_compared_blind(run):
-    pairs = written(run, "of=test-sft,test-round-1")
+    pairs = write_pairs(run, "of=test-sft,test-round-1")
     lefts = [pair["a_id"].split("-")[3] for pair in pairs]
     assert {"sft", "round"} == set(lefts) and 3 < lefts.count("sft") < 17
     assert all(
@@ -362,7 +372,7 @@ def test_two_models_are_compared_blind(run):
 
 
 def test_no_text_can_leave_its_place_on_the_page(run):
-    written(run)
+    write_pairs(run)
     page = (run / "label" / "pairs.html").read_text()
     assert page.count("<script") == page.count("</script>") == 2 and "<img" not in page
     assert not re.search(
@@ -371,7 +381,7 @@ def test_no_text_can_leave_its_place_on_the_page(run):
 
 
 def test_the_spreadsheet_runs_no_formula_and_is_read_back_as_it_was(run, tmp_path):
-    pairs = written(run)
+    pairs = write_pairs(run)
     table = list(csv.DictReader((run / "label" / "pairs.csv").open(newline="")))
     assert all(row["a"].startswith("'=") and not row["verdict"] for row in table)
     filled = tmp_path / "filled.csv"
@@ -379,9 +389,9 @@ def test_the_spreadsheet_runs_no_formula_and_is_read_back_as_it_was(run, tmp_pat
         sheet = csv.DictWriter(file, label.COLUMNS)
         sheet.writeheader()
         sheet.writerows({**row, "verdict": "a" if i < 10 else ""} for i, row in enumerate(table))
-    judged = read_judged(filled)
+    judged = read_human_comparisons(filled)
     assert [(j.first, j.second) for j in judged] == [(pair["a"], pair["b"]) for pair in pairs[:10]]
-    assert {j.verdict for j in judged} == {1.0}
+    assert {j.majority for j in judged} == {1.0}
     records = [
         json.loads(line) for line in (run / "label" / "pairs.jsonl").read_text().split("\n") if line
     ]
@@ -393,7 +403,7 @@ def test_the_spreadsheet_runs_no_formula_and_is_read_back_as_it_was(run, tmp_pat
 
 @pytest.mark.parametrize("column", ["verdict", "annotator"])
 def test_a_spreadsheet_that_was_filled_in_is_never_written_over(run, capsys, column):
-    written(run)
+    write_pairs(run)
     file = run / "label" / "pairs.csv"
     table = list(csv.DictReader(file.open(newline="")))
     table[3][column] = "a"
@@ -446,7 +456,7 @@ def test_what_cannot_be_labelled_is_refused(run, capsys, words, said):
 
 @pytest.mark.browser
 def test_the_page_shows_pairs_and_takes_keys_offline(run, tmp_path):
-    """Judged by key in a real browser: the page's own title stays, progress and the choice are shown."""
+    """By key in a real browser: the page keeps its title and shows progress and the choice."""
     browser = (
         shutil.which("chromium")
         or shutil.which("chromium-browser")
@@ -454,9 +464,10 @@ def test_the_page_shows_pairs_and_takes_keys_offline(run, tmp_path):
     )
     if browser is None:
         pytest.skip("no Chromium on this machine")
-    written(run)
+    write_pairs(run)
     page = (run / "label" / "pairs.html").read_text()
-    keys = "for (const key of 'abt') document.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));"
+    press = "document.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}));"
+    keys = f"for (const key of 'abt') {press}"
     probe = tmp_path / "probe.html"
     probe.write_text(page.replace("show();\n</script>", f"show();\n{keys}\n</script>"))
     command = [
@@ -476,31 +487,34 @@ def test_the_page_shows_pairs_and_takes_keys_offline(run, tmp_path):
     assert "<title>Which answer is better?</title>" in dom and "pair 4 of 20 · 3 judged" in dom
 
 
-# ── calibrate ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── calibrate ───────────────────────────────────────────────────────────────────────────────────
 
 LONG, SHORT = "a long answer with many words that says little", "brief"
 
 
 def test_the_published_formats_are_read(tmp_path):
-    panda = [{"idx": 0, "motivation_app": "x", "instruction": "Sum up.", "input": "A text.", "response1": "one",
-              "response2": "two", "annotator1": 1, "annotator2": 0, "annotator3": 1},
-             {"idx": 1, "instruction": "Say.", "input": float("nan"), "response1": "one", "response2": "two",
-              "annotator1": 2, "annotator2": 0, "annotator3": 1}]  # fmt: skip
+    texts = {"response1": "one", "response2": "two"}
+    asked = {"idx": 0, "motivation_app": "x", "instruction": "Sum up.", "input": "A text."}
+    bare = {"idx": 1, "instruction": "Say.", "input": float("nan")}
+    panda = [
+        {**asked, **texts, "annotator1": 1, "annotator2": 0, "annotator3": 1},
+        {**bare, **texts, "annotator1": 2, "annotator2": 0, "annotator3": 1},
+    ]
     (tmp_path / "testset-v1.json").write_text(json.dumps(panda))
-    first, second = read_judged(tmp_path / "testset-v1.json")
+    first, second = read_human_comparisons(tmp_path / "testset-v1.json")
     assert (
         first.prompt[0]["content"] == "Sum up.\n\nA text." and second.prompt[0]["content"] == "Say."
     )
     assert (
         list(first.votes.values()) == [1.0, 0.5, 1.0]
-        and first.verdict == 1.0
-        and second.verdict is None
+        and first.majority == 1.0
+        and second.majority is None
     )
     (tmp_path / "llmbar.json").write_text(
         json.dumps([{"input": "i", "output_1": "x", "output_2": "y", "label": 2}])
     )
-    [bar] = read_judged(tmp_path / "llmbar.json")
-    assert (bar.first, bar.second, bar.verdict) == ("x", "y", 0.0)
+    [bar] = read_human_comparisons(tmp_path / "llmbar.json")
+    assert (bar.first, bar.second, bar.majority) == ("x", "y", 0.0)
 
 
 def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
@@ -512,13 +526,16 @@ def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
         "b_id": "2",
     }
     turned = {**row, "a": "y", "b": "x", "a_id": "2", "b_id": "1"}
-    path = rows_file(tmp_path / "v.jsonl", [{**row, "verdict": "a", "annotator": "kim"},
-                                            {**turned, "verdict": "b", "annotator": "lee"},
-                                            {**turned, "verdict": "a", "annotator": "mo"}])  # fmt: skip
-    [judged] = read_judged(path)
+    rows = [
+        {**row, "verdict": "a", "annotator": "kim"},
+        {**turned, "verdict": "b", "annotator": "lee"},
+        {**turned, "verdict": "a", "annotator": "mo"},
+    ]
+    path = rows_file(tmp_path / "v.jsonl", rows)
+    [judged] = read_human_comparisons(path)
     assert (
         judged.votes == {"kim": 1.0, "lee": 1.0, "mo": 0.0}
-        and judged.verdict == 1.0
+        and judged.majority == 1.0
         and judged.first == "x"
     )
 
@@ -526,20 +543,20 @@ def test_own_verdicts_of_several_people_meet_whichever_side_was_a(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{}", "it is no list"),
+        ("{}", "not a list of objects"),
         ("[{}]", "row 1: its columns are"),
         ("[", "cannot be read as JSON"),
-        ("[]", "nobody judged"),
+        ("[]", "it has no judged pair"),
     ],
 )
 def test_a_file_of_another_shape_is_refused(tmp_path, text, said):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(UserError, match=said):
-        read_judged(tmp_path / "x.json")
+        read_human_comparisons(tmp_path / "x.json")
 
 
 def people_s(tmp_path: Path, shorter_is_better: int, pairs: int = 40) -> Path:
-    """LLMBar's shape; the short answer is good in so many of the pairs, and lies first in every other one."""
+    """LLMBar's shape. The short answer is better in so many pairs, and is first in every other."""
     rows = []
     for i in range(pairs):
         two, good = ([SHORT, LONG], 0) if i % 2 else ([LONG, SHORT], 1)
@@ -568,14 +585,14 @@ def test_a_reader_that_leaves_early_is_no_fault(monkeypatch):
         left.write("and what Python itself has to say")  # which it does when it closes
 
 
-def calibrated(tmp_path: Path, file: Path, *words: str) -> dict:
+def run_calibrate(tmp_path: Path, file: Path, *words: str) -> dict:
     out = tmp_path / "calibration.json"
     assert calibrate.main([str(file), f"out={out}", *words]) == 0
     return json.loads(out.read_text())
 
 
 def test_a_scorer_is_compared_with_people_and_with_length_alone(tmp_path, capsys):
-    told = calibrated(tmp_path, people_s(tmp_path, 30), "scorer=short", *SHORTER)
+    told = run_calibrate(tmp_path, people_s(tmp_path, 30), "scorer=short", *SHORTER)
     short, longer = told["scorers"]["short"], told["scorers"]["longer wins"]
     assert short["agreement"]["mean"] == 0.75 and longer["agreement"]["mean"] == 0.25
     assert short["agreement"]["low"] < 0.75 < short["agreement"]["high"] and short[
@@ -593,9 +610,11 @@ def test_a_scorer_is_compared_with_people_and_with_length_alone(tmp_path, capsys
 
 
 def test_agreement_is_told_by_prompt_and_by_pair_with_the_counts(tmp_path, capsys):
-    """Of one prompt the longer answer is right in three pairs, of a second wrong in one; of a third none is longer.
+    """Of one prompt the longer answer is right in three pairs, of a second wrong in one; of a third
+    none is longer.
 
-    By prompt (1 + 0 + 1/2) / 3 = 0.5, by pair (3 + 0 + 1/2) / 5 = 0.7; a tie of the people decides nothing.
+    By prompt (1 + 0 + 1/2) / 3 = 0.5, by pair (3 + 0 + 1/2) / 5 = 0.7; a tie of the people decides
+    nothing.
     """
     told_by_people = [("a", LONG, SHORT, 1)] * 2 + [("a", SHORT, LONG, 2), ("b", LONG, SHORT, 2)]
     told_by_people += [("c", "same", "long", 1), ("d", LONG, SHORT, 0)]
@@ -605,7 +624,7 @@ def test_agreement_is_told_by_prompt_and_by_pair_with_the_counts(tmp_path, capsy
         for at, (asked, one, two, vote) in enumerate(told_by_people)
     ]
     (tmp_path / "panda.json").write_text(json.dumps(rows))
-    told = calibrated(tmp_path, tmp_path / "panda.json")
+    told = run_calibrate(tmp_path, tmp_path / "panda.json")
     longer = told["scorers"]["longer wins"]
     assert (longer["agreement"]["mean"], longer["agreement"]["n"]) == (pytest.approx(0.5), 3)
     assert (longer["pair_agreement"], longer["decided"]) == (pytest.approx(0.7), 5)
@@ -623,14 +642,14 @@ def test_agreement_is_told_by_prompt_and_by_pair_with_the_counts(tmp_path, capsy
 
 
 def test_a_scorer_that_does_not_beat_length_is_warned_of(tmp_path, capsys):
-    told = calibrated(tmp_path, people_s(tmp_path, 10), "scorer=short", *SHORTER)
+    told = run_calibrate(tmp_path, people_s(tmp_path, 10), "scorer=short", *SHORTER)
     assert told["scorers"]["short"]["agreement"]["mean"] == 0.25
     assert "short does not beat 'longer wins': −0.500" in told["warnings"][0]
     assert "! short does not beat" in capsys.readouterr().out
 
 
 def test_what_a_scorer_cannot_mark_is_counted_and_a_coin_knows_nothing(tmp_path):
-    told = calibrated(
+    told = run_calibrate(
         tmp_path, people_s(tmp_path, 200, pairs=400), "scorer=rules"
     )  # no constraints to check
     assert (
@@ -652,10 +671,11 @@ def test_what_a_scorer_cannot_mark_is_counted_and_a_coin_knows_nothing(tmp_path)
 
 def test_people_are_measured_against_each_other(tmp_path):
     """Three who say 1, 1, 2: of the six ways to hold one against another, two agree."""
-    rows = [{"idx": i, "instruction": f"q{i}", "input": "", "response1": LONG, "response2": SHORT, "annotator1": 1,
-             "annotator2": 1, "annotator3": 2} for i in range(10)]  # fmt: skip
+    votes = {"annotator1": 1, "annotator2": 1, "annotator3": 2}
+    texts = {"input": "", "response1": LONG, "response2": SHORT}
+    rows = [{"idx": i, "instruction": f"q{i}", **texts, **votes} for i in range(10)]
     (tmp_path / "panda.json").write_text(json.dumps(rows))
-    told = calibrated(tmp_path, tmp_path / "panda.json")
+    told = run_calibrate(tmp_path, tmp_path / "panda.json")
     assert told["scorers"]["people"]["agreement"]["mean"] == pytest.approx(1 / 3)
     assert told["scorers"]["people"]["exact"] == pytest.approx(1 / 3) and told["split"] == 0
 

@@ -1,4 +1,4 @@
-"""Reward models as scorers: the same score whatever shares the batch, the answer's end kept, faults named."""
+"""Reward models as scorers: scores do not depend on the batch, the end is kept, faults named."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from pipeline.errors import StageError, UserError
 from pipeline.plan import plan
 from pipeline.scorers import Answer, Score, open_scorer
 from pipeline.scorers.reward_model import check_probes
-from pipeline.scorers.reward_text import Row
+from pipeline.scorers.reward_text import EncodedRow
 from pipeline.stages import score
 from pipeline.text import without_reasoning
 from tests.stages.test_pair import SAMPLE
@@ -71,15 +71,15 @@ def answers(count: int = 24, longest: int = 40) -> list[Answer]:
     ]
 
 
-def marks(folder: Path, said: list[Answer], **changes: Any) -> dict[str, Score]:
+def run_scorer(folder: Path, said: list[Answer], **changes: Any) -> dict[str, Score]:
     opened = scorer(folder, **changes)
-    found = {mark.sample_id: mark for mark in opened.mark(said)}
+    found = {row.sample_id: row for row in opened.score(said)}
     opened.close()
     return found
 
 
 def scores(folder: Path, said: list[Answer], **changes: Any) -> dict[str, float]:
-    return {name: mark.score for name, mark in marks(folder, said, **changes).items()}
+    return {name: row.score for name, row in run_scorer(folder, said, **changes).items()}
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -104,10 +104,10 @@ def own(made, tmp_path):
     return lambda *kind: shutil.copytree(made(*kind), tmp_path / "own")
 
 
-# ── what a score is ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── what a score is ─────────────────────────────────────────────────────────────────────────────
 
 
-def alone(folder: Path, answer: Answer, shape: str) -> float:
+def score_alone(folder: Path, answer: Answer, shape: str) -> float:
     """One text, no padding, no batch: the definition."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -134,7 +134,7 @@ def test_a_score_is_the_plain_logit_whatever_shares_its_batch_in_whatever_order(
     assert len(set(found.values())) == len(said)
     for answer in said[:4]:
         assert found[answer.sample_id] == pytest.approx(
-            alone(made(kind), answer, KINDS[kind]), abs=1e-4
+            score_alone(made(kind), answer, KINDS[kind]), abs=1e-4
         )
     for order, tokens in ((said[::-1], 1), (said[::2] + said[1::2], 100_000)):
         again = scores(
@@ -182,14 +182,14 @@ def test_what_is_too_long_loses_its_beginning_and_is_counted(made):
     ]
     short = Answer("short", "p", [{"role": "user", "content": "river"}], "one", {})
     for kind in ("llama", "bert"):
-        found = marks(made(kind), [*said, short], input=KINDS[kind])
+        found = run_scorer(made(kind), [*said, short], input=KINDS[kind])
         assert found["s0"].score != pytest.approx(found["s1"].score, abs=1e-3)
         assert json.loads(found["s0"].detail)["cut"] > 50 and found["short"].detail == ""
     endless = [
         Answer(f"s{at}", "p", short.prompt, "river " * 300 + end, {})
         for at, end in enumerate(("one", "three"))
     ]
-    one, three = marks(made("bert"), endless, input="pair").values()
+    one, three = run_scorer(made("bert"), endless, input="pair").values()
     assert one.score != pytest.approx(three.score, abs=1e-3)
 
 
@@ -197,13 +197,13 @@ def test_what_is_too_long_loses_its_beginning_and_is_counted(made):
 def test_a_cut_chat_begins_with_its_one_bos_and_ends_as_it_did(made):
     from transformers import AutoTokenizer
 
-    from pipeline.scorers.reward_text import RewardText
+    from pipeline.scorers.reward_text import RewardEncoder
 
     tokenizer = AutoTokenizer.from_pretrained(made("llama"))
     asked, answer = [{"role": "user", "content": "river " * 50}], f"{WORDS} three"
-    whole = RewardText(tokenizer, "chat", {}, None).row(asked, answer)
-    cut = RewardText(tokenizer, "chat", {}, 40).row(asked, answer)
-    assert len(cut.ids) == 40 and cut.cut == len(whole.ids) - 40
+    whole = RewardEncoder(tokenizer, "chat", {}, None).encode(asked, answer)
+    cut = RewardEncoder(tokenizer, "chat", {}, 40).encode(asked, answer)
+    assert len(cut.ids) == 40 and cut.tokens_cut == len(whole.ids) - 40
     assert cut.ids[0] == tokenizer.bos_token_id and cut.ids[1:] == whole.ids[-39:]
     assert whole.ids.count(tokenizer.bos_token_id) == 1
 
@@ -212,7 +212,7 @@ def test_a_cut_chat_begins_with_its_one_bos_and_ends_as_it_did(made):
 def test_a_bos_that_the_template_forgets_is_the_tokenizer_s_and_never_a_second(made, tmp_path):
     from transformers import AutoTokenizer
 
-    from pipeline.scorers.reward_text import RewardText
+    from pipeline.scorers.reward_text import RewardEncoder
 
     tokenizer = AutoTokenizer.from_pretrained(made("bert"))  # it puts <s> before plain text
     tokenizer.bos_token, tokenizer.eos_token = "<s>", "<|end|>"
@@ -220,7 +220,7 @@ def test_a_bos_that_the_template_forgets_is_the_tokenizer_s_and_never_a_second(m
     rows = []
     for template in (CHAT, CHAT.replace("{{ bos_token }}", "")):
         tokenizer.chat_template = template
-        rows.append(RewardText(tokenizer, "chat", {}, None).row(asked, "one"))
+        rows.append(RewardEncoder(tokenizer, "chat", {}, None).encode(asked, "one"))
     assert rows[0] == rows[1] and rows[0].ids.count(tokenizer.bos_token_id) == 1
 
 
@@ -253,7 +253,7 @@ def test_a_scorer_that_strips_reasoning_marks_what_the_user_reads(made):
     assert scores(folder, [thought]) != scores(folder, [plain])
 
 
-# ── faults ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── faults ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def two_bos(folder: Path) -> None:
@@ -283,10 +283,10 @@ def not_whole(folder: Path) -> None:
 
 
 def the_same_for_all(folder: Path) -> None:
-    changed(folder, "score.weight", slice(None), 0.0)
+    fill_rows(folder, "score.weight", slice(None), 0.0)
 
 
-def changed(folder: Path, name: str, rows: Any, value: float) -> None:
+def fill_rows(folder: Path, name: str, rows: Any, value: float) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
@@ -311,7 +311,7 @@ def changed(folder: Path, name: str, rows: Any, value: float) -> None:
             r"no reward model \(LlamaForCausalLM\).*score.weight.*random.*\n.*reward=train",
         ),
         (not_whole, {}, r"lack 1 tensor \(model.norm.weight"),
-        (the_same_for_all, {}, "tells nothing apart"),
+        (the_same_for_all, {}, "for each of four different texts"),
         (lambda folder: None, {"label": "LABEL_9"}, "no label LABEL_9.*Known: LABEL_0"),
         (lambda folder: None, {"max_length": 999}, "can see 128 tokens"),
         (shutil.rmtree, {}, "there is no such folder"),
@@ -347,7 +347,7 @@ def test_a_score_that_is_no_number_and_a_prompt_that_cannot_be_put_are_null(own)
 
     folder = own("llama")
     [spoilt] = AutoTokenizer.from_pretrained(folder)("$", add_special_tokens=False)["input_ids"]
-    changed(folder, "model.embed_tokens.weight", spoilt, math.nan)
+    fill_rows(folder, "model.embed_tokens.weight", spoilt, math.nan)
     (folder / "chat_template.jinja").write_text(
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHAT
     )
@@ -356,7 +356,7 @@ def test_a_score_that_is_no_number_and_a_prompt_that_cannot_be_put_are_null(own)
     told = Answer(
         "told", "p", [{"role": "system", "content": "Be brief."}, *told.prompt], told.completion, {}
     )
-    found = marks(folder, [fine, paid, told])
+    found = run_scorer(folder, [fine, paid, told])
     assert found[fine.sample_id].score is not None
     assert found["paid"].score is None and "nan" in found["paid"].detail
     assert found["told"].score is None and "no system" in found["told"].detail
@@ -365,21 +365,23 @@ def test_a_score_that_is_no_number_and_a_prompt_that_cannot_be_put_are_null(own)
 class Drifting:
     """An engine whose scores depend on what shares the batch."""
 
-    def logits(self, rows: list[Row]) -> list[list[float]]:
+    def compute_logits(self, rows: list[EncodedRow]) -> list[list[float]]:
         return [[float(at + 0.1 * len(rows))] for at, _ in enumerate(rows)]
 
 
 class Broke(Drifting):
-    def logits(self, rows: list[Row]) -> list[list[float]]:
+    def compute_logits(self, rows: list[EncodedRow]) -> list[list[float]]:
         return [[math.nan] for _ in rows]
 
 
 @pytest.mark.parametrize(
-    ("engine", "said"), [(Drifting(), "together than alone"), (Broke(), "dtype=float32")]
+    ("engine", "said"), [(Drifting(), "in a batch and alone"), (Broke(), "dtype=float32")]
 )
 def test_four_texts_are_looked_at_before_a_long_job(engine, said):
     with pytest.raises(StageError, match=said):
-        check_probes(engine, [Row([1]), Row([2])], lambda logits: logits[0], "float32", "mine")
+        check_probes(
+            engine, [EncodedRow([1]), EncodedRow([2])], lambda logits: logits[0], "float32", "mine"
+        )
 
 
 def test_a_pair_model_on_vllm_is_refused():
@@ -387,7 +389,7 @@ def test_a_pair_model_on_vllm_is_refused():
         scorer(Path("mine"), input="pair", engine="vllm")
 
 
-# ── in the plan ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── in the plan ─────────────────────────────────────────────────────────────────────────────────
 
 ASKED = ["recipes=smoke", "scorer@exam.score.scorers.rules=reward_model", "reward=train"]
 
@@ -467,7 +469,7 @@ def test_the_stage_marks_with_the_run_s_reward_model_and_counts_what_was_cut(tmp
     }
 
 
-# ── several hands ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── several workers ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -488,10 +490,10 @@ def shelf(tmp_path_factory) -> tuple[Samples, Prompts]:
     return Samples(folder / "sample"), Prompts(folder / "prompts")
 
 
-def marked_by(
+def run_stage(
     workers: int, folder: Path, shelf: tuple[Samples, Prompts], out: Path
 ) -> dict[str, bytes]:
-    """A reward model, a rule beside it and an ensemble of both: what the stage publishes."""
+    """What the stage publishes for a reward model, a rule and an ensemble of both."""
     words = [
         "recipes=smoke",
         "+scorer@score.scorers.own=reward_model",
@@ -506,8 +508,8 @@ def marked_by(
 
 @model
 def test_two_workers_give_the_bytes_of_one(made, shelf, tmp_path):
-    one = marked_by(1, made(), shelf, tmp_path / "1")
-    assert len(one) == 6 and marked_by(2, made(), shelf, tmp_path / "2") == one
+    one = run_stage(1, made(), shelf, tmp_path / "1")
+    assert len(one) == 6 and run_stage(2, made(), shelf, tmp_path / "2") == one
     assert {path.name for path in (tmp_path / "2/scratch/workers").iterdir()} == {
         "worker-0.log",
         "worker-1.log",
@@ -519,10 +521,10 @@ def test_two_workers_give_the_bytes_of_one(made, shelf, tmp_path):
 def test_a_killed_worker_gives_its_shard_back(made, shelf, tmp_path, capfd):
     killer = threading.Thread(target=kill_the_first_that_opens_its_model)
     killer.start()
-    two = marked_by(2, made(), shelf, tmp_path / "2")
+    two = run_stage(2, made(), shelf, tmp_path / "2")
     killer.join()
     assert "was killed by SIGKILL and gives back 1 shard." in capfd.readouterr().err
-    assert two == marked_by(1, made(), shelf, tmp_path / "1")
+    assert two == run_stage(1, made(), shelf, tmp_path / "1")
 
 
 def kill_the_first_that_opens_its_model() -> None:

@@ -1,4 +1,4 @@
-"""Rules: what they mark, that they repeat exactly, and what a fault of theirs costs."""
+"""Rules: what they score, that they repeat exactly, and what a fault of theirs costs."""
 
 import json
 import multiprocessing
@@ -43,19 +43,19 @@ def answer(text: str, name: str = "s", prompt: str = "p", **columns) -> Answer:
     )
 
 
-def marks(cfg, *answers: Answer) -> list[Score]:
+def run_scorer(cfg, *answers: Answer) -> list[Score]:
     scorer = open_scorer(cfg)
     try:
-        return list(scorer.mark(list(answers)))
+        return list(scorer.score(list(answers)))
     finally:
         scorer.close()
 
 
 def scores(cfg, *answers: Answer) -> list[float | None]:
-    return [mark.score for mark in marks(cfg, *answers) if not mark.criterion]
+    return [row.score for row in run_scorer(cfg, *answers) if not row.criterion]
 
 
-# ── on the text alone ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── on the text alone ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_json_has_to_be_json_and_fit_its_schema(tmp_path):
         cfg.model_copy(update={"schema_file": None, "fenced": False}), *map(answer, good)
     ) == [1.0, 0.0]
     schema.write_text('{"type": "no such type"}')
-    with pytest.raises(UserError, match="no JSON schema"):
+    with pytest.raises(UserError, match="not a JSON schema"):
         scores(cfg, answer("{}"))
     schema.write_text("{")
     with pytest.raises(UserError, match="cannot be read as JSON"):
@@ -108,55 +108,62 @@ def test_a_language_is_told_apart_and_an_unknown_code_refused():
         scores(cfg.model_copy(update={"languages": ["german"]}), answer("x"))
 
 
-# ── IFEval ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── IFEval ──────────────────────────────────────────────────────────────────────────────────────
 
 IFEVAL = IfevalScorer(kind="ifeval", reading="strict", gold=False, runtime=ONE)
 TEXT = "Sure!\nthe *river* is long, and the mill is old. [name] saw it\n\n***\n\nbonne nuit"
 
 
-def asking(text: str, **instructions) -> Answer:
+def answer_to(text: str, **instructions) -> Answer:
     names = [name.replace("__", ":") for name in instructions]
     return answer(text, instruction_id_list=names, kwargs=list(instructions.values()))
 
 
 @pytest.mark.model
 def test_ifeval_gives_the_share_followed_and_both_readings():
-    asked = asking(
+    asked = answer_to(
         "Sure, here it is:\nriver *lower* case",
         change_case__english_lowercase={},
         keywords__existence={"keywords": ["river"]},
         punctuation__no_comma={},
     )
-    assert {m.criterion: m.score for m in marks(IFEVAL, asked)} == {
-        "": pytest.approx(1 / 3), "instruction_strict": pytest.approx(1 / 3), "instruction_loose": 1.0,
-        "prompt_strict": 0.0, "prompt_loose": 1.0,
-    }  # fmt: skip
+    assert {m.criterion: m.score for m in run_scorer(IFEVAL, asked)} == {
+        "": pytest.approx(1 / 3),
+        "instruction_strict": pytest.approx(1 / 3),
+        "instruction_loose": 1.0,
+        "prompt_strict": 0.0,
+        "prompt_loose": 1.0,
+    }
     assert scores(IFEVAL.model_copy(update={"reading": "loose"}), asked) == [1.0]
 
 
 @pytest.mark.model
 def test_ifeval_agrees_with_lm_eval_s_own_verdicts_and_repeats_exactly():
-    """Language detection samples and an instruction without its number draws one: three runs, one verdict."""
+    """Language detection samples, and an instruction without its number draws one."""
     import random
 
     from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
     from lm_eval.tasks.ifeval.utils import process_results
 
-    given = {"keywords:existence": {"keywords": ["mill"]}, "keywords:letter_frequency": {"letter": "q"},
-             "language:response_language": {"language": "en"}, "startend:end_checker": {"end_phrase": "nuit"},
-             "keywords:forbidden_words": {"forbidden_words": ["sea"]},
-             "combination:repeat_prompt": {"prompt_to_repeat": "Tell me of rivers."}}  # fmt: skip
+    given = {
+        "keywords:existence": {"keywords": ["mill"]},
+        "keywords:letter_frequency": {"letter": "q"},
+        "language:response_language": {"language": "en"},
+        "startend:end_checker": {"end_phrase": "nuit"},
+        "keywords:forbidden_words": {"forbidden_words": ["sea"]},
+        "combination:repeat_prompt": {"prompt_to_repeat": "Tell me of rivers."},
+    }
     names = sorted(INSTRUCTION_DICT.keys() - ifeval.NEED_PUNKT)
     assert len(names) == 23
     asked = [
-        asking(text, **{name.replace(":", "__"): given.get(name, {})})
+        answer_to(text, **{name.replace(":", "__"): given.get(name, {})})
         for name in names
         for text in (TEXT, "")
     ]
     before = random.getstate()
-    first, second, third = (marks(IFEVAL, *asked) for _ in range(3))
+    first, second, third = (run_scorer(IFEVAL, *asked) for _ in range(3))
     assert first == second == third and random.getstate() == before
-    assert all(mark.score is not None for mark in first)
+    assert all(row.score is not None for row in first)
     by_answer = [first[at : at + 5] for at in range(0, len(first), 5)]
     for one, own in zip(asked, by_answer, strict=True):
         random.seed(0)
@@ -168,8 +175,11 @@ def test_ifeval_agrees_with_lm_eval_s_own_verdicts_and_repeats_exactly():
 
 
 @pytest.mark.model
-def test_ifeval_draws_what_a_prompt_leaves_open_anew_for_the_loose_reading_as_the_published_program_does():
-    """A `#` is no letter to count: the program draws one, and another one for the loose reading (IFEval's key 1122)."""
+def test_ifeval_draws_what_a_prompt_leaves_open_anew_for_the_loose_reading():
+    """A `#` is not a letter to count (IFEval's key 1122).
+
+    The program draws a letter for the strict reading, and another one for the loose reading.
+    """
     import random
 
     from lm_eval.tasks.ifeval.utils import process_results
@@ -177,10 +187,10 @@ def test_ifeval_draws_what_a_prompt_leaves_open_anew_for_the_loose_reading_as_th
     given = {"let_relation": "at least", "letter": "#", "let_frequency": 4}
     texts = [letter * 4 for letter in "abcdefghijklmnopqrstuvwxyz"]
     asked = [
-        asking(text, change_case__english_lowercase={}, keywords__letter_frequency=given)
+        answer_to(text, change_case__english_lowercase={}, keywords__letter_frequency=given)
         for text in texts
     ]
-    found = marks(IFEVAL, *asked)
+    found = run_scorer(IFEVAL, *asked)
     readings = [(found[at + 1].score, found[at + 2].score) for at in range(0, len(found), 5)]
     theirs = []
     for one in asked:
@@ -207,18 +217,20 @@ def test_ifeval_without_nltk_s_data_refuses_what_needs_it_and_marks_the_rest(mon
         UserError,
         match="punkt_tab is not on this machine, and length_constraints:number_sentences needs",
     ):
-        marks(
-            IFEVAL, asking("One. Two.", length_constraints__number_sentences={"num_sentences": 2})
+        run_scorer(
+            IFEVAL,
+            answer_to("One. Two.", length_constraints__number_sentences={"num_sentences": 2}),
         )
-    assert scores(IFEVAL, asking("no", punctuation__no_comma={})) == [1.0]
+    assert scores(IFEVAL, answer_to("no", punctuation__no_comma={})) == [1.0]
 
 
 def test_ifeval_s_checkers_load_nothing_large_and_leave_the_rest_of_lm_eval_as_it_was():
     code = """if True:
         import sys
         from pipeline.scorers import ifeval
-        checkers = ifeval._checkers()
-        print(len(checkers), {"torch", "datasets", "pandas", "scipy", "sklearn", "lm_eval.tasks"} & {*sys.modules})
+        checkers = ifeval._load_checkers()
+        large = {"torch", "datasets", "pandas", "scipy", "sklearn", "lm_eval.tasks"}
+        print(len(checkers), large & {*sys.modules})
         import scipy, lm_eval.tasks
         print(lm_eval.tasks.TaskManager.__name__)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -229,12 +241,12 @@ def test_ifeval_s_checkers_load_nothing_large_and_leave_the_rest_of_lm_eval_as_i
 def test_ifeval_columns_that_cannot_be_read_cost_one_score():
     wrong = [answer("x"), answer("x", instruction_id_list=["a:b"], kwargs=[{}]),
              answer("x", instruction_id_list=["punctuation:no_comma"], kwargs=[])]  # fmt: skip
-    found = marks(IFEVAL, *wrong)
-    assert [mark.score for mark in found] == [None] * 3
+    found = run_scorer(IFEVAL, *wrong)
+    assert [row.score for row in found] == [None] * 3
     assert "instruction_id_list" in found[0].detail and "a:b is none of IFEval's" in found[1].detail
 
 
-# ── mathematics ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── mathematics ─────────────────────────────────────────────────────────────────────────────────
 
 MATH = MathScorer(kind="math", column="answer", seconds=30, gold=False, runtime=ONE)
 
@@ -249,7 +261,7 @@ def test_results_that_are_equal_as_mathematics_are_right():
         0.0,
         0.0,
     ]
-    assert marks(MATH, answer("3", answer=""))[0].score is None
+    assert run_scorer(MATH, answer("3", answer=""))[0].score is None
 
 
 @pytest.mark.model
@@ -260,7 +272,7 @@ def test_off_the_main_thread_mathematics_is_marked_all_the_same():
         assert thread.submit(scores, MATH, answer("It is 1/2", answer="0.5")).result() == [1.0]
 
 
-# ── code ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── code ────────────────────────────────────────────────────────────────────────────────────────
 
 CODE = CodeScorer(
     kind="code",
@@ -274,7 +286,7 @@ CODE = CodeScorer(
 TESTS = ["assert double(2) == 4", "assert double('a') == 'aa'"]
 
 
-def coded(*codes: str, cfg=CODE, tests=TESTS) -> list[float | None]:
+def score_code(*codes: str, cfg=CODE, tests=TESTS) -> list[float | None]:
     return scores(
         cfg, *(answer(f"Here:\n```python\n{code}\n```\nDone.", tests=tests) for code in codes)
     )
@@ -286,7 +298,7 @@ def test_code_gets_the_share_of_tests_that_it_passes():
         "def double(x): return abs(x) * 2",
         "def double(x) return",
     )
-    assert coded(right, half, broken) == [1.0, 0.5, 0.0]
+    assert score_code(right, half, broken) == [1.0, 0.5, 0.0]
     assert scores(CODE, answer(right, tests="assert double(1) == 2"), answer(right, tests=[])) == [
         1.0,
         None,
@@ -295,7 +307,7 @@ def test_code_gets_the_share_of_tests_that_it_passes():
 
 def test_leaving_early_passes_nothing_and_printing_is_no_verdict():
     assert (
-        coded(
+        score_code(
             "import sys; sys.exit(0)", "import os; os._exit(0)", "print('0\\n1')", "double = exit"
         )
         == [0.0] * 4
@@ -304,38 +316,40 @@ def test_leaving_early_passes_nothing_and_printing_is_no_verdict():
 
 @pytest.mark.model
 def test_code_is_held_to_its_limits():
-    """By the clock, of computing, memory and files: each by itself, with what keeps within it beside it."""
+    """Time, CPU time, memory and files: each alone, next to code that keeps within it."""
     soon = CODE.model_copy(update={"limits": CODE.limits.model_copy(update={"seconds": 1.0})})
     begun = time.monotonic()
-    assert coded("import time; time.sleep(60)", cfg=soon, tests=["pass"]) == [0.0]
-    assert coded("while True: pass", tests=["pass"]) == [0.0]
+    assert score_code("import time; time.sleep(60)", cfg=soon, tests=["pass"]) == [0.0]
+    assert score_code("while True: pass", tests=["pass"]) == [0.0]
     assert time.monotonic() - begun < CODE.limits.seconds
     within = ["x = bytearray(1 << 20)", "open('f', 'wb').write(bytes(1 << 16))"]
     beyond = ["x = bytearray(1 << 30)", "f = open('f', 'wb'); f.write(bytes(1 << 22)); f.close()"]
-    assert coded(*within, *beyond, tests=["pass"]) == [1.0, 1.0, 0.0, 0.0]
+    assert score_code(*within, *beyond, tests=["pass"]) == [1.0, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.model
 def test_what_code_starts_ends_with_it_and_it_sees_no_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("PLANTED_KEY", "secret")
-    mark = tmp_path / "alive"
-    child = f"import os, subprocess; subprocess.Popen(['/bin/sh', '-c', 'sleep 1; touch {mark}'], start_new_session=True)"
-    assert coded(child, tests=["assert 'PLANTED_KEY' not in os.environ"]) == [1.0]
+    alive = tmp_path / "alive"
+    command = f"['/bin/sh', '-c', 'sleep 1; touch {alive}']"
+    child = f"import os, subprocess; subprocess.Popen({command}, start_new_session=True)"
+    assert score_code(child, tests=["assert 'PLANTED_KEY' not in os.environ"]) == [1.0]
     time.sleep(1.5)
-    assert not mark.exists()
+    assert not alive.exists()
 
 
 def test_code_has_no_network_or_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        reach = f"import socket\ndef reach(): socket.create_connection(('127.0.0.1', {port}), timeout=1)"
-        assert coded(reach, tests=["reach()"]) == [1.0]
+        connect = f"socket.create_connection(('127.0.0.1', {port}), timeout=1)"
+        reach = f"import socket\ndef reach(): {connect}"
+        assert score_code(reach, tests=["reach()"]) == [1.0]
         without = CODE.model_copy(update={"network": False})
         try:
-            assert coded(reach, cfg=without, tests=["reach()"]) == [0.0]
+            assert score_code(reach, cfg=without, tests=["reach()"]) == [0.0]
         except UserError:  # this machine cannot take the network away, and says so
             with pytest.raises(UserError, match="Give network=true"):
-                coded(reach, cfg=without, tests=["reach()"])
+                score_code(reach, cfg=without, tests=["reach()"])
 
 
 def test_code_runs_only_where_that_was_allowed():
@@ -347,33 +361,37 @@ def test_code_runs_only_where_that_was_allowed():
 
 @pytest.mark.model
 def test_marks_are_the_same_and_in_order_however_many_processes_check(monkeypatch):
-    monkeypatch.setattr(rules, "WORTH_IT", 16)
+    monkeypatch.setattr(rules, "MIN_ANSWERS_FOR_PROCESSES", 16)
     answers = [answer(f"It is {i}/4", name=f"s{i}", answer=f"{i % 3}/4") for i in range(20)]
-    alone = marks(MATH, *answers)
-    assert marks(MATH.model_copy(update={"runtime": CheckRuntime(workers=2)}), *answers) == alone
-    assert [mark.sample_id for mark in alone] == [f"s{i}" for i in range(20)]
-    assert {mark.score for mark in alone} == {0.0, 1.0}
-    assert [mark for at in range(0, 20, 7) for mark in marks(MATH, *answers[at : at + 7])] == alone
+    alone = run_scorer(MATH, *answers)
+    assert (
+        run_scorer(MATH.model_copy(update={"runtime": CheckRuntime(workers=2)}), *answers) == alone
+    )
+    assert [row.sample_id for row in alone] == [f"s{i}" for i in range(20)]
+    assert {row.score for row in alone} == {0.0, 1.0}
+    assert [
+        row for at in range(0, 20, 7) for row in run_scorer(MATH, *answers[at : at + 7])
+    ] == alone
 
 
 @pytest.mark.model
 def test_a_process_that_was_killed_is_said_with_what_to_do(monkeypatch):
-    """Also to the shard that is handed over next: its answers are given out before this one's marks are read."""
-    monkeypatch.setattr(rules, "WORTH_IT", 2)
+    """Also for the next shard, whose answers are sent before the scores of this one are read."""
+    monkeypatch.setattr(rules, "MIN_ANSWERS_FOR_PROCESSES", 2)
     answers = [answer("It is 1/4", name=f"s{i}", answer="1/4") for i in range(4)]
     with closing(
         open_scorer(MATH.model_copy(update={"runtime": CheckRuntime(workers=2)}))
     ) as scorer:
-        assert len(list(scorer.mark(answers))) == 4
+        assert len(list(scorer.score(answers))) == 4
         for process in multiprocessing.active_children():
             process.kill()
             process.join()
         for _ in range(2):
             with pytest.raises(StageError, match="a process that checks answers .* was killed"):
-                list(scorer.mark(answers))
+                list(scorer.score(answers))
 
 
-# ── a function of the user's ──────────────────────────────────────────────────────────────────────────────────────
+# ── a function of the user's ────────────────────────────────────────────────────────────────────
 
 MINE = """
 def by_wish(completions, wish, **columns):
@@ -422,7 +440,7 @@ def two(wish: int, prompt: str = "p") -> list[Answer]:
 
 def test_a_function_sees_what_trl_would_give_it(mine):
     assert scores(function(f"{mine}:by_wish"), *two(3), *two(4, "q")) == [1.0, 0.0, 0.0, 1.0]
-    silent, half = marks(function(f"{mine}:seen"), *two(3))
+    silent, half = run_scorer(function(f"{mine}:seen"), *two(3))
     assert silent.abstained and silent.score is None and half.score == 0.5
     assert scores(function("tests.scorers.test_rules.always"), *two(3)) == [1.0, 1.0]
 
@@ -437,13 +455,13 @@ def always(completions, **columns):
         ("short", ["the function gave 1 score for 2 completions"] * 2),
         ("raising", ["ZeroDivisionError: division by zero"] * 2),
         ("leaving", ["SystemExit: 3"] * 2),
-        ("odd", ["the function gave nan", "the function gave 'many', which is no number"]),
+        ("odd", ["the function gave nan", "the function gave 'many', which is not a number"]),
     ],
 )
 def test_a_function_s_fault_costs_the_rows_of_its_prompt_and_is_never_zero(mine, name, said):
-    found = marks(function(f"{mine}:{name}"), *two(0))
-    assert [mark.detail for mark in found] == said
-    assert all(mark.score is None and not mark.abstained for mark in found)
+    found = run_scorer(function(f"{mine}:{name}"), *two(0))
+    assert [row.detail for row in found] == said
+    assert all(row.score is None and not row.abstained for row in found)
 
 
 def test_one_prompt_s_fault_leaves_the_others_alone(mine):
@@ -452,27 +470,27 @@ def test_one_prompt_s_fault_leaves_the_others_alone(mine):
 
 def test_a_function_that_is_not_there_is_refused(mine):
     with pytest.raises(UserError, match="has no function by_wosh. Did you mean by_wish"):
-        marks(function(f"{mine}:by_wosh"), *two(3))
+        run_scorer(function(f"{mine}:by_wosh"), *two(3))
     with pytest.raises(UserError, match="it is async"):
-        marks(function(f"{mine}:later"), *two(3))
+        run_scorer(function(f"{mine}:later"), *two(3))
     mine.write_text("import nothing_of_this_name")
     with pytest.raises(UserError, match="cannot be imported .ModuleNotFoundError"):
-        marks(function(f"{mine}:by_wish"), *two(3))
+        run_scorer(function(f"{mine}:by_wish"), *two(3))
     with pytest.raises(UserError, match="a function is written ./file.py:name"):
         composed(*SMALL, "+scorer@score.scorers.mine=function", "score.scorers.mine.function=score")
 
 
 def test_a_function_s_file_enters_identity_by_content_and_not_by_place(mine, tmp_path):
-    def made(path: Path, name: str = "by_wish") -> str:
+    def fingerprint(path: Path, name: str = "by_wish") -> str:
         words = "+scorer@score.scorers.mine=function", f"score.scorers.mine.function={path}:{name}"
         return fingerprints(*SMALL, *words)["score@1"]
 
-    first = made(mine)
+    first = fingerprint(mine)
     moved = tmp_path / "elsewhere.py"
     moved.write_text(MINE)
-    assert made(moved) == first != made(mine, "short")
+    assert fingerprint(moved) == first != fingerprint(mine, "short")
     mine.write_text(MINE + "\n")
-    assert made(mine) != first
+    assert fingerprint(mine) != first
     assert (
         Function("package.module.score").file is None
         and Function("package.module.score").source == "package.module"

@@ -14,9 +14,9 @@ from pipeline.data import synthetic
 from pipeline.data.reward_rows import read_reward_rows
 from pipeline.errors import StageError, UserError
 from pipeline.scorers import Answer
-from pipeline.scorers.rules import playground as rule
+from pipeline.scorers.rules import check_playground as rule
 from pipeline.stages import reward
-from tests.scorers.test_reward_model import checkpoint, marks, scorer
+from tests.scorers.test_reward_model import checkpoint, run_scorer, scorer
 from tests.stages.test_sft import edit, fenced, hashes
 from tests.support.tiny import CHAT, tiny_model
 
@@ -276,7 +276,7 @@ def test_the_accuracy_it_tells_is_that_of_its_scorer_on_prompts_it_never_learned
     }
     apart = [rows[name] for name in sorted(held_out(rows, cfg.held_out, cfg.seed))]
     good, bad = (
-        [m.score for m in marks(made.weights, asked_of(apart, s)).values()]
+        [m.score for m in run_scorer(made.weights, asked_of(apart, s)).values()]
         for s in ("chosen", "rejected")
     )
     figures = told(made.path, "held_out.json")
@@ -371,7 +371,7 @@ def test_a_pad_token_that_ends_texts_is_not_where_a_reward_is_read(tmp_path: Pat
     edit(start.tokenizer / "tokenizer_config.json", pad_token="<|end|>")
     made = train(training(), tmp_path / "out", start)
     said = asked_of(list(synthetic.preferences(pairs_of(8))), "chosen")
-    ours = [mark.score for mark in marks(made.weights, said).values()]
+    ours = [mark.score for mark in run_scorer(made.weights, said).values()]
     tokenizer = AutoTokenizer.from_pretrained(made.tokenizer)
     opened = AutoModelForSequenceClassification.from_pretrained(made.weights)
     assert tokenizer.pad_token_id == opened.config.pad_token_id != tokenizer.eos_token_id
@@ -409,7 +409,7 @@ def test_the_stage_refuses_a_language_model_as_a_checkpoint(tmp_path: Path, star
     with pytest.raises(UserError, match="no reward model"):
         reward.run(checkpoint(start.weights), tmp_path / "out")
     with pytest.raises(UserError, match="has no model"):
-        list(scorer(None).mark([]))
+        list(scorer(None).score([]))
 
 
 SEEDS = 3  # one training's luck is as large as the effect: their means are compared

@@ -104,7 +104,7 @@ class Waiting:
     def __init__(self):
         self.told = []
 
-    def mark(self, answers):
+    def score(self, answers):
         self.told.append([answer.sample_id for answer in answers])
         return iter([Score(answer.sample_id, 1.0) for answer in answers])
 

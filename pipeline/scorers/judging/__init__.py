@@ -1,7 +1,9 @@
-"""What judges are made of: a question is asked once, by one engine, and what it answered is kept for good.
+"""Judges: each request is sent once, by one engine, and its response is kept for good.
 
-`engines/` know services and models and nothing of verdicts; `template` writes a question; `court` asks it or finds its
-answer in `verdicts`; `duels` makes one verdict of both orders.
+From request to row: `template` builds a `JudgeRequest`; `cached_judge` finds its `Response` in
+`verdict_cache` or asks an engine for it; `parsing` reads the `Verdict` in it; `pairwise` makes one
+verdict of a `Comparison` in both orders; the scorers in `judge` turn verdicts into a `Score`.
+Engines know services and models, and nothing of verdicts.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,38 +17,46 @@ Message = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """One thing asked of a judge. Its `labels` are all it may answer, and differ in their first token."""
+class JudgeRequest:
+    """One request to a judge.
+
+    `labels` are all that it may answer, and differ in their first token.
+    """
 
     messages: tuple[Message, ...]
     labels: tuple[str, ...]
-    texts: str  # the hash of what is judged, in whichever order
+    texts_hash: str  # of the judged texts, in whichever order
     order: str  # of two answers: `forth` or `back`
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """What came back: the text with its first token's probabilities where the engine gives them, or why there is none.
+class Response:
+    """What came back: the text, or a fault.
 
-    A reply without text is no verdict: it is counted, and asked for again next time.
+    `first_token` has its first token's probabilities, where the engine gives them.
+
+    A response without text is not a verdict: it is counted, and requested again next time.
     """
 
     text: str | None
-    first: Mapping[str, float] | None = None
+    first_token: Mapping[str, float] | None = None
     model: str = ""  # as the engine names itself
     tokens_in: int = 0
     tokens_out: int = 0
     fault: str = ""
-    unfit: bool = False  # the question itself was refused, whoever asks it
+    is_rejected: bool = False  # the service calls the request itself wrong, whoever sends it
 
 
-Hear = Callable[[Question, Reply], None]
+OnResponse = Callable[[JudgeRequest, Response], None]
 
 
-class Engine(Protocol):
-    """`ask` takes questions when there is room for them and lets hear of replies as they arrive, in any order."""
+class JudgeEngine(Protocol):
+    """`send_requests` takes a request whenever it has room for one.
 
-    def ask(self, questions: Iterable[Question], hear: Hear) -> None: ...
+    It calls `on_response` as responses arrive, in any order.
+    """
+
+    def send_requests(self, requests: Iterable[JudgeRequest], on_response: OnResponse) -> None: ...
 
     def close(self) -> None: ...
 
@@ -54,35 +64,36 @@ class Engine(Protocol):
 PACKAGES = {"vllm": "vllm", "endpoint": "openai", "anthropic": "anthropic"}
 
 
-def not_installed(cfg: EngineConfig, knob: str, error: ImportError) -> UserError:
+def not_installed_error(cfg: EngineConfig, knob: str, error: ImportError) -> UserError:
     match cfg:
         case EndpointEngine():
-            said = f"the package openai is not installed ({error}).\n  Type `make install`."
+            reason = f"the package openai is not installed ({error}).\n  Type `make install`."
         case AnthropicEngine():
-            said = (
-                f"its client is an extra and is not installed ({error}).\n  Type `.venv/bin/pip install anthropic`,"
+            reason = (
+                f"its client is an extra and is not installed ({error}).\n"
+                "  Type `.venv/bin/pip install anthropic`,"
                 f" or judge through another engine: engine@{knob}=endpoint"
             )
         case VllmEngine():
-            said = (
+            reason = (
                 f"vLLM cannot be imported here ({error}).\n"
                 f"  Run `make install`, or judge through a server: engine@{knob}=endpoint"
             )
-    return UserError(f"engine@{knob}={cfg.kind}: {said}")
+    return UserError(f"engine@{knob}={cfg.kind}: {reason}")
 
 
-def open_engine(cfg: EngineConfig, form: str, knob: str) -> Engine:
-    """`knob`: where the person's config has this engine."""
+def open_engine(cfg: EngineConfig, form: str, knob: str) -> JudgeEngine:
+    """`knob`: where the user's config has this engine."""
     match cfg:
         case EndpointEngine():
-            from pipeline.scorers.judging.endpoint import endpoint
+            from pipeline.scorers.judging.endpoint import open_endpoint
 
-            return endpoint(cfg, form, knob)
+            return open_endpoint(cfg, form, knob)
         case AnthropicEngine():
-            from pipeline.scorers.judging.anthropic import anthropic
+            from pipeline.scorers.judging.anthropic import open_anthropic
 
-            return anthropic(cfg, knob)
+            return open_anthropic(cfg, knob)
         case VllmEngine():
-            from pipeline.scorers.judging.vllm import Vllm
+            from pipeline.scorers.judging.vllm import VllmJudge
 
-            return Vllm(cfg, form, knob)
+            return VllmJudge(cfg, form, knob)

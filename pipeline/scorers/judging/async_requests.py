@@ -1,6 +1,7 @@
-"""Requests to a service: so many in flight, retried by the service's own client alone, faults told without secrets.
+"""Requests to a service, a fixed number in flight; its own client alone retries.
 
-The event loop runs only within `ask`: nothing happens behind the asker's back.
+Faults repeat no secrets. The event loop runs only within `send_requests`: nothing happens between
+two calls.
 """
 
 import asyncio
@@ -10,17 +11,19 @@ from typing import Any
 from pipeline.backends import api_client
 from pipeline.config import ServiceRuntime
 from pipeline.errors import StageError, UserError, shown
-from pipeline.scorers.judging import Hear, Question, Reply
+from pipeline.scorers.judging import JudgeRequest, OnResponse, Response
 
-HOPELESS = 50  # requests in a row without a reply, each after all of its retries: the rest would fare no better
-SHOWN, LONGEST = 100, 1 << 20  # characters of a model's name, and of what it says
-UNFIT = 8  # first requests that the server all calls wrong: so are the others, made like them
+# Requests in a row without a response, each after all of its retries: the rest would fail as well.
+MAX_FAILURES_IN_A_ROW = 50
+# Rejected requests before any response: the others are built alike and would be rejected as well.
+MAX_FIRST_REJECTIONS = 8
+MAX_NAME_LENGTH, MAX_RESPONSE_LENGTH = 100, 1 << 20  # characters
 
-Send = Callable[[Question], Awaitable[Reply]]
+Send = Callable[[JudgeRequest], Awaitable[Response]]
 
 
-class Service:
-    """`knob` is the engine's own, `library` the client's package (see `served`), `send` is one request."""
+class ServiceEngine:
+    """`knob` is the engine's own, `library` the client's package, `send` sends one request."""
 
     def __init__(
         self, knob: str, runtime: ServiceRuntime, model: str, library: Any, client: Any, send: Send
@@ -28,89 +31,104 @@ class Service:
         self.knob, self.runtime, self.model = knob, runtime, model
         self.library, self.client, self.send = library, client, send
         self.loop = asyncio.new_event_loop()
-        self._silent = self._unfit = 0
-        self._answered = self._over = False
+        self._failures_in_a_row = self._rejections = 0
+        self._has_response = self._is_stopping = False
 
-    def ask(self, questions: Iterable[Question], hear: Hear) -> None:
-        waiting, self._over = iter(questions), False
-        lines = [
-            self.loop.create_task(self._line(waiting, hear))
+    def send_requests(self, requests: Iterable[JudgeRequest], on_response: OnResponse) -> None:
+        waiting, self._is_stopping = iter(requests), False
+        tasks = [
+            self.loop.create_task(self._send_from(waiting, on_response))
             for _ in range(self.runtime.concurrency)
         ]
         try:
-            self.loop.run_until_complete(self._ended(lines))
+            self.loop.run_until_complete(self._wait_for(tasks))
         finally:
-            for line in lines:
-                line.cancel()
-            self.loop.run_until_complete(asyncio.gather(*lines, return_exceptions=True))
+            for task in tasks:
+                task.cancel()
+            self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
-    async def _ended(self, lines: list["asyncio.Task[None]"]) -> None:
-        """What ends one line ends the step, once what the others have asked is heard: it is paid for."""
-        done, under_way = await asyncio.wait(lines, return_when=asyncio.FIRST_EXCEPTION)
-        self._over = True
-        if under_way:
-            await asyncio.wait(under_way, timeout=self.runtime.timeout)
-        for line in done:
-            line.result()
+    async def _wait_for(self, tasks: list["asyncio.Task[None]"]) -> None:
+        """An exception in one task ends the step.
 
-    async def _line(self, waiting: Iterator[Question], hear: Hear) -> None:
-        """Who has heard an answer takes the next question of all at once."""
-        while not self._over and (question := next(waiting, None)) is not None:
-            hear(question, self._checked(await self._reply(question)))
+        The other tasks' requests are paid for, so their responses are awaited first.
+        """
+        done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        self._is_stopping = True
+        if pending:
+            await asyncio.wait(pending, timeout=self.runtime.timeout)
+        for task in done:
+            task.result()
 
-    def _checked(self, reply: Reply) -> Reply:
-        self._silent = self._silent + 1 if reply.text is None else 0
-        self._unfit += reply.unfit
-        self._answered |= reply.text is not None
-        if self._unfit >= UNFIT and not self._answered:
+    async def _send_from(self, waiting: Iterator[JudgeRequest], on_response: OnResponse) -> None:
+        """Each task takes the next request as soon as it has its response."""
+        while not self._is_stopping and (request := next(waiting, None)) is not None:
+            on_response(request, self._check_response(await self._send_one(request)))
+
+    def _check_response(self, response: Response) -> Response:
+        self._failures_in_a_row = self._failures_in_a_row + 1 if response.text is None else 0
+        self._rejections += response.is_rejected
+        self._has_response |= response.text is not None
+        service = f"{self.model} at {self.runtime.base_url}"
+        if self._rejections >= MAX_FIRST_REJECTIONS and not self._has_response:
             raise UserError(
-                f"{self.model} at {self.runtime.base_url}: the server calls every request wrong (the last:"
-                f" {reply.fault}).\n  Look at what they hold: temperature, max_tokens, body and, where it has them,"
-                f" probabilities and dialect of {self.knob};\n  {self.knob}.body.NAME=null leaves the field NAME out."
+                f"{service}: the server calls every request wrong (the last: {response.fault}).\n"
+                "  Check what the requests hold: temperature, max_tokens, body and, where it has"
+                f" them, probabilities and dialect of {self.knob};\n"
+                f"  {self.knob}.body.NAME=null leaves the field NAME out."
             )
-        if self._silent >= HOPELESS:
+        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
             raise StageError(
-                f"{self.model} at {self.runtime.base_url}: {HOPELESS} requests in a row failed (the last:"
-                f" {reply.fault}).\n  All verdicts so far are kept. Run the same command again when the server is well."
+                f"{service}: {MAX_FAILURES_IN_A_ROW} requests in a row failed"
+                f" (the last: {response.fault}).\n  All verdicts so far are kept."
+                " Run the same command again when the server works."
             )
-        return reply
+        return response
 
-    async def _reply(self, question: Question) -> Reply:
-        """A request's end. What every other request would meet too stops the stage; the rest is one failed verdict."""
+    async def _send_one(self, request: JudgeRequest) -> Response:
+        """The response to a request.
+
+        A fault that every request would meet ends the stage; any other fails this one.
+        """
         library = self.library
         try:
-            return await self.send(question)
+            return await self.send(request)
         except (library.AuthenticationError, library.PermissionDeniedError) as error:
-            # Not from the error itself: it holds request and headers.
+            # The error itself holds the request and its headers: use its status code alone.
             raise api_client.unaccepted(self.knob, self.runtime, error.status_code) from None
         except library.NotFoundError:
             raise UserError(
-                f"{self.model} at {self.runtime.base_url}: HTTP 404, there is no such model or address.\n"
-                f"  Give another {self.knob}.model, or the {self.knob}.runtime.base_url that its documents name"
-                " (most end in /v1)."
+                f"{self.model} at {self.runtime.base_url}: HTTP 404, no such model or address.\n"
+                f"  Give another {self.knob}.model, or the {self.knob}.runtime.base_url that the"
+                " service documents (most end in /v1)."
             ) from None
         except library.APIError as error:
-            unfit = isinstance(error, library.BadRequestError | library.UnprocessableEntityError)
-            return Reply(None, fault=api_client.fault(library, self.runtime, error), unfit=unfit)
-        except Exception as error:  # whatever a reply does to the client or to us, it is the fault of this one alone
-            return Reply(None, fault=f"the server's reply cannot be read ({type(error).__name__})")
+            is_rejected = isinstance(
+                error, library.BadRequestError | library.UnprocessableEntityError
+            )
+            fault = api_client.fault(library, self.runtime, error)
+            return Response(None, fault=fault, is_rejected=is_rejected)
+        except (
+            Exception
+        ) as error:  # whatever a response does to the client or to us, it fails alone
+            fault = f"the server's reply cannot be read ({type(error).__name__})"
+            return Response(None, fault=fault)
 
     def close(self) -> None:
         self.loop.run_until_complete(self.client.close())
         self.loop.close()
 
 
-def named(body: dict[str, Any]) -> str:
+def read_model_name(body: dict[str, Any]) -> str:
     """The model as the server names itself."""
-    return shown(str(body.get("model") or ""), SHOWN)
+    return shown(str(body.get("model") or ""), MAX_NAME_LENGTH)
 
 
-def unfit_text(text: str) -> str:
-    """Why what a judge said cannot be kept, if so."""
-    if len(text) > LONGEST:
-        return f"the reply has {len(text)} characters, and at most {LONGEST} are read"
+def find_text_fault(text: str) -> str:
+    """Why a response's text cannot be kept, if so."""
+    if len(text) > MAX_RESPONSE_LENGTH:
+        return f"the reply has {len(text)} characters, and at most {MAX_RESPONSE_LENGTH} are read"
     try:
         text.encode()
     except UnicodeEncodeError:
-        return "the reply holds half of a surrogate pair, which is no character"
+        return "the reply holds half of a surrogate pair, which is not a character"
     return ""

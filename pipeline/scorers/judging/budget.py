@@ -1,84 +1,88 @@
-"""What judging has cost and how far it may go. The caps are of the store: a rerun does not begin at nothing."""
+"""What judging has cost and how far it may go.
+
+The caps are per store: a rerun does not start from zero.
+"""
 
 from pipeline.config import EngineConfig, ServiceRuntime
 from pipeline.errors import StageError, many
-from pipeline.scorers.judging import Question, Reply
-from pipeline.scorers.judging.verdict_cache import Spent, VerdictStore
+from pipeline.scorers.judging import JudgeRequest, Response
+from pipeline.scorers.judging.verdict_cache import Spending, VerdictStore
 
 MILLION = 1e6
 OVERHEAD = 16  # tokens that a template puts around each message
 
 
-class Budget:
-    """A question is admitted only if it fits with the dearest end of all that are in flight."""
+class JudgeBudget:
+    """Admits a request only if it fits at the highest possible cost of all in flight."""
 
     def __init__(self, judge: str, cfg: EngineConfig, store: VerdictStore, knob: str):
-        self.judge, self.store, self.knob, self.longest = (
-            judge,
-            store,
-            f"{knob}.runtime",
-            cfg.max_tokens,
-        )
-        paid = cfg.runtime if isinstance(cfg.runtime, ServiceRuntime) else None
-        self.prices = paid.prices if paid else None
-        self.max_requests = paid.max_requests if paid else None
-        self.max_cost = paid.max_cost if paid else None
-        self.requests = self.tokens = 0  # of this process, for those who watch it
+        self.judge, self.store, self.knob = judge, store, f"{knob}.runtime"
+        self.max_tokens = cfg.max_tokens
+        runtime = cfg.runtime if isinstance(cfg.runtime, ServiceRuntime) else None
+        self.prices = runtime.prices if runtime else None
+        self.max_requests = runtime.max_requests if runtime else None
+        self.max_cost = runtime.max_cost if runtime else None
+        self.requests = self.tokens = 0  # of this process, for its progress line
         self.money = 0.0
-        self._in_flight: dict[Question, float] = {}
+        self._in_flight: dict[JudgeRequest, float] = {}
 
-    def against(self, question: Question) -> str:
-        """The cap that one more question could break, if any."""
+    def find_blocking_cap(self, request: JudgeRequest) -> str:
+        """The cap that one more request could exceed, if any."""
         if self.max_requests is None and self.max_cost is None:
             return ""
-        spent = self.store.spent(self.judge)
-        if (
-            self.max_requests is not None
-            and spent.requests + len(self._in_flight) >= self.max_requests
-        ):
+        spent = self.store.read_spending(self.judge)
+        sent = spent.requests + len(self._in_flight)
+        if self.max_requests is not None and sent >= self.max_requests:
             return f"max_requests={self.max_requests}"
-        owed = sum(self._in_flight.values()) + self._dearest(question)
-        if self.max_cost is not None and self._money(spent) + owed > self.max_cost:
+        owed = sum(self._in_flight.values()) + self._bound_cost(request)
+        if self.max_cost is not None and self._price(spent) + owed > self.max_cost:
             return f"max_cost={self.max_cost:g}"
         return ""
 
-    def admit(self, question: Question) -> None:
-        self._in_flight[question] = self._dearest(question)
+    def admit(self, request: JudgeRequest) -> None:
+        self._in_flight[request] = self._bound_cost(request)
 
-    def settle(self, question: Question, reply: Reply) -> None:
-        del self._in_flight[question]
+    def record(self, request: JudgeRequest, response: Response) -> None:
+        del self._in_flight[request]
         self.requests += 1
-        self.tokens += reply.tokens_in + reply.tokens_out
-        self.money += self._money(Spent(1, reply.tokens_in, reply.tokens_out))
+        self.tokens += response.tokens_in + response.tokens_out
+        self.money += self._price(Spending(1, response.tokens_in, response.tokens_out))
 
-    def check(self, question: Question) -> None:
-        """Asked with nothing in flight: a cap that stands in the way now ends the step."""
-        if not (cap := self.against(question)):
+    def check(self, request: JudgeRequest) -> None:
+        """Call it with nothing in flight: a cap that blocks this request now ends the step."""
+        if not (cap := self.find_blocking_cap(request)):
             return
-        spent = self.store.spent(self.judge)
-        money = f", {self._money(spent):.2f} in money" if self.prices else ""
+        spent = self.store.read_spending(self.judge)
+        money = f", {self._price(spent):.2f} in money" if self.prices else ""
+        tokens = spent.tokens_in + spent.tokens_out
         raise StageError(
-            f"{self.judge}: its next request could go beyond {self.knob}.{cap}. This store has sent it"
-            f" {many(spent.requests, 'request')}, {spent.tokens_in + spent.tokens_out} tokens{money}.\n"
-            f"  All of its verdicts are kept. Raise {self.knob}.{cap.partition('=')[0]} and run the same command again."
+            f"{self.judge}: its next request could exceed {self.knob}.{cap}."
+            f" This store has sent it {many(spent.requests, 'request')}, {tokens} tokens{money}.\n"
+            f"  All of its verdicts are kept. Raise {self.knob}.{cap.partition('=')[0]}"
+            " and run the same command again."
         )
 
-    def facts(self) -> dict[str, str]:
+    def describe(self) -> dict[str, str]:
         money = {"money": f"{self.money:.2f}"} if self.prices else {}
         return {"requests": f"{self.requests}", "tokens": f"{self.tokens}", **money}
 
-    def cost(self) -> dict[str, float]:
+    def get_cost(self) -> dict[str, float]:
         money = {"money": round(self.money, 6)} if self.prices else {}
         return {"judge_requests": self.requests, "judge_tokens": self.tokens, **money}
 
-    def _money(self, spent: Spent) -> float:
+    def _price(self, spent: Spending) -> float:
         if self.prices is None:
             return 0.0
-        return (
-            spent.tokens_in * self.prices.input + spent.tokens_out * self.prices.output
-        ) / MILLION
+        inputs, outputs = (
+            spent.tokens_in * self.prices.input,
+            spent.tokens_out * self.prices.output,
+        )
+        return (inputs + outputs) / MILLION
 
-    def _dearest(self, question: Question) -> float:
-        """No token is shorter than a byte, and no reply longer than it may be."""
-        read = sum(len(m["content"].encode()) + OVERHEAD for m in question.messages)
-        return self._money(Spent(1, read, self.longest))
+    def _bound_cost(self, request: JudgeRequest) -> float:
+        """The most that a request can cost.
+
+        A token is at least one byte long, and a response has at most max_tokens.
+        """
+        tokens_in = sum(len(m["content"].encode()) + OVERHEAD for m in request.messages)
+        return self._price(Spending(1, tokens_in, self.max_tokens))

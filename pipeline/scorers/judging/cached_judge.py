@@ -1,4 +1,4 @@
-"""Asks a judge what the store does not know, within its budget, and reads every reply."""
+"""Asks a judge what the store does not know, within its budget, and parses every response."""
 
 import sys
 import time
@@ -10,110 +10,119 @@ from pipeline.config import EngineConfig, Judge, VllmEngine
 from pipeline.errors import many
 from pipeline.hashing import ContentCache, digest_of, without_runtime
 from pipeline.progress import SIGN, Progress
-from pipeline.scorers.judging import Engine, Question, Reply, open_engine
-from pipeline.scorers.judging.budget import Budget
-from pipeline.scorers.judging.parsing import Reading, read
-from pipeline.scorers.judging.template import Wording
-from pipeline.scorers.judging.verdict_cache import Asker, VerdictStore
+from pipeline.scorers.judging import JudgeEngine, JudgeRequest, Response, open_engine
+from pipeline.scorers.judging.budget import JudgeBudget
+from pipeline.scorers.judging.parsing import Verdict, parse_verdict
+from pipeline.scorers.judging.template import JudgeTemplate
+from pipeline.scorers.judging.verdict_cache import VerdictSource, VerdictStore
 from pipeline.text import without_reasoning
 
-POLL = 0.5  # seconds between two looks for a verdict that another process is asking for
+POLL = 0.5  # seconds between two checks for a verdict that another process has requested
 
 
 class CachedJudge:
-    """`needs` are the words that its template has to use, `knob` is where the person's config has this judge.
+    """`fields` are what its template has to use, `knob` is where the user's config has this judge.
 
-    The engine starts with the first question that it has to ask.
+    The engine starts with the first request that it has to send.
     """
 
-    def __init__(self, cfg: Judge, needs: set[str], knob: str):
-        self.cfg, self.knob = cfg, f"{knob}.engine"
-        self.wording = Wording(cfg.template, needs, cfg.form, cfg.seed)
+    def __init__(self, cfg: Judge, fields: set[str], knob: str):
+        (self.cfg, self.knob) = (cfg, f"{knob}.engine")
+        self.template = JudgeTemplate(cfg.template, fields, cfg.form, cfg.seed)
         self.store = VerdictStore(cfg.runtime.verdicts)
-        self.budget = Budget(name_of(cfg.engine), cfg.engine, self.store, self.knob)
-        self.identity = _identity(cfg)
-        self.who = Asker(
-            name_of(cfg.engine), cfg.engine.revision or "", digest_of(self.wording.text)[:16]
+        name = get_engine_name(cfg.engine)
+        self.budget = JudgeBudget(name, cfg.engine, self.store, self.knob)
+        self.identity = _hash_identity(cfg)
+        self.source = VerdictSource(
+            name, cfg.engine.revision or "", digest_of(self.template.text)[:16]
         )
-        self.engine: Engine | None = None
+        self.engine: JudgeEngine | None = None
 
-    def shown(self, completion: str) -> str:
+    def prepare_answer(self, completion: str) -> str:
+        """An answer as the judge reads it."""
         return without_reasoning(completion) if self.cfg.strip_reasoning else completion
 
-    def readings(self, questions: Sequence[Question]) -> list[Reading]:
-        """One for each question, in their order; equal questions are asked once."""
-        keys = [self._key(question) for question in questions]
-        question_of = dict(zip(keys, questions, strict=True))
-        known = self.store.known(question_of)
-        readings = {key: self._read(question_of[key], reply) for key, reply in known.items()}
-        if unknown := {key: question for key, question in question_of.items() if key not in known}:
-            readings |= self._ask(unknown, len(known))
-        return [readings[key] for key in keys]
+    def get_verdicts(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
+        """One for each request, in their order. Equal requests are sent once."""
+        keys = [self._hash_request(request) for request in requests]
+        request_of = dict(zip(keys, requests, strict=True))
+        known = self.store.load_responses(request_of)
+        verdicts = {key: self._parse(request_of[key], response) for key, response in known.items()}
+        if unknown := {key: request for key, request in request_of.items() if key not in known}:
+            verdicts |= self._request_verdicts(unknown, len(known))
+        return [verdicts[key] for key in keys]
 
-    def _ask(self, unknown: dict[str, Question], known: int) -> dict[str, Reading]:
+    def _request_verdicts(self, unknown: dict[str, JudgeRequest], known: int) -> dict[str, Verdict]:
         self.engine = self.engine or open_engine(self.cfg.engine, self.cfg.form, self.knob)
-        progress = Progress(f"judge {self.who.judge}", known + len(unknown), "verdicts")
+        progress = Progress(f"judge {self.source.judge}", known + len(unknown), "verdicts")
         progress.resume_at(known)
-        key_of = {question: key for key, question in unknown.items()}
-        readings, waiting = dict[str, Reading](), deque(unknown.values())
-        others, others_before = deque[Question](), 0  # that another process is asking now
+        key_of = {request: key for key, request in unknown.items()}
+        (verdicts, waiting) = (dict[str, Verdict](), deque(unknown.values()))
+        # Requests that another process has claimed, and how many there were at the last check.
+        (elsewhere, elsewhere_before) = (deque[JudgeRequest](), 0)
 
-        def hear(question: Question, reply: Reply) -> None:
-            """Written down before anything else happens: it is paid for."""
-            key = key_of[question]
-            readings[key] = self._read(question, self.store.keep(key, self.who, question, reply))
-            self.budget.settle(question, reply)
-            progress.advance(1, **self.budget.facts())
+        def on_response(request: JudgeRequest, response: Response) -> None:
+            """Save it before anything else: it is paid for."""
+            key = key_of[request]
+            saved = self.store.save(key, self.source, request, response)
+            verdicts[key] = self._parse(request, saved)
+            self.budget.record(request, response)
+            progress.advance(1, **self.budget.describe())
 
-        def claimed(question: Question) -> bool:
-            """Whether it is ours to ask: another process may be asking it, or have its answer by now."""
-            found = self.store.claim(key_of[question])
-            if isinstance(found, Reply):
-                readings[key_of[question]] = self._read(question, found)
-                progress.advance(1, **self.budget.facts())
+        def claim(request: JudgeRequest) -> bool:
+            """Whether this process is to send it.
+
+            Another one may have claimed it, or have its response by now.
+            """
+            found = self.store.claim(key_of[request])
+            if isinstance(found, Response):
+                verdicts[key_of[request]] = self._parse(request, found)
+                progress.advance(1, **self.budget.describe())
             elif not found:
-                others.append(question)
+                elsewhere.append(request)
             return found is True
 
         try:
-            while waiting or others:
-                self.engine.ask(self._admitted(waiting, claimed), hear)
+            while waiting or elsewhere:
+                self.engine.send_requests(self._admit_requests(waiting, claim), on_response)
                 if waiting:
                     self.budget.check(waiting[0])
-                elif others:
-                    others_before = self._wait(len(others), others_before)
-                    waiting, others = others, deque()
+                elif elsewhere:
+                    elsewhere_before = self._wait_for_others(len(elsewhere), elsewhere_before)
+                    (waiting, elsewhere) = (elsewhere, deque())
         finally:
-            self.store.give_up()
-        return readings
+            self.store.release_claims()
+        return verdicts
 
-    def _wait(self, others: int, before: int) -> int:
-        if others != before:
-            said = f"judge {self.who.judge}: another run asks for {many(others, 'verdict')}"
-            print(SIGN, said, file=sys.stderr, flush=True)
+    def _wait_for_others(self, count: int, before: int) -> int:
+        if count != before:
+            note = f"judge {self.source.judge}: another run asks for {many(count, 'verdict')}"
+            print(SIGN, note, file=sys.stderr, flush=True)
         time.sleep(POLL)
-        return others
+        return count
 
-    def _read(self, question: Question, reply: Reply) -> Reading:
-        return read(reply, question.labels, self.cfg.form)
+    def _parse(self, request: JudgeRequest, response: Response) -> Verdict:
+        return parse_verdict(response, request.labels, self.cfg.form)
 
-    def _admitted(
-        self, waiting: deque[Question], claimed: Callable[[Question], bool]
-    ) -> Iterator[Question]:
-        """Until one does not fit beside those in flight: whether it fits at all is known when they have come in."""
+    def _admit_requests(
+        self, waiting: deque[JudgeRequest], claim: Callable[[JudgeRequest], bool]
+    ) -> Iterator[JudgeRequest]:
+        """Until one does not fit with those in flight.
+
+        Whether it fits at all is known once they are back.
+        """
         while waiting:
-            if not claimed(waiting[0]):
+            if not claim(waiting[0]):
                 waiting.popleft()
-            elif self.budget.against(waiting[0]):
+            elif self.budget.find_blocking_cap(waiting[0]):
                 return
             else:
                 self.budget.admit(waiting[0])
                 yield waiting.popleft()
 
-    def _key(self, question: Question) -> str:
-        return digest_of(
-            [self.identity, [dict(message) for message in question.messages], question.labels]
-        )
+    def _hash_request(self, request: JudgeRequest) -> str:
+        messages = [dict(message) for message in request.messages]
+        return digest_of([self.identity, messages, request.labels])
 
     def close(self) -> None:
         if self.engine is not None:
@@ -121,19 +130,20 @@ class CachedJudge:
         self.store.close()
 
 
-def name_of(engine: EngineConfig) -> str:
-    """A model's name, or that of the folder in which it lies: never the whole path."""
-    return (
-        Path(engine.model).name
-        if isinstance(engine, VllmEngine) and engine.model.is_local
-        else str(engine.model)
-    )
+def get_engine_name(engine: EngineConfig) -> str:
+    """The model's name, or that of its folder, but never the whole path."""
+    if isinstance(engine, VllmEngine) and engine.model.is_local:
+        return Path(engine.model).name
+    return str(engine.model)
 
 
-def _identity(cfg: Judge) -> str:
-    """What a verdict depends on beside the words of its question: never where a server or a folder is."""
-    told = without_runtime(cfg.engine.model_dump(mode="json"))
+def _hash_identity(cfg: Judge) -> str:
+    """What a verdict depends on apart from the text of its request.
+
+    Where a server or a folder is does not count.
+    """
+    values = without_runtime(cfg.engine.model_dump(mode="json"))
     if isinstance(cfg.engine, VllmEngine) and cfg.engine.model.is_local:
         hashes = ContentCache(cfg.runtime.verdicts.parent / ".contents.json")
-        told["model"] = f"content:{hashes.of(Path(cfg.engine.model))}"
-    return digest_of([told, cfg.form])
+        values["model"] = f"content:{hashes.of(Path(cfg.engine.model))}"
+    return digest_of([values, cfg.form])

@@ -6,59 +6,62 @@ from typing import Any
 
 from pipeline.backends import api_client
 from pipeline.config import EndpointEngine
-from pipeline.scorers.judging import Question, Reply, not_installed
-from pipeline.scorers.judging.async_requests import Service, named, unfit_text
+from pipeline.scorers.judging import JudgeRequest, Response, not_installed_error
+from pipeline.scorers.judging.async_requests import (
+    ServiceEngine,
+    find_text_fault,
+    read_model_name,
+)
 
-LEAST = -1000.0  # a log-probability below it is none that a float tells from never
+MIN_LOGPROB = -1000.0  # a float cannot tell a lower log-probability from never
 ALTERNATIVES = 20  # of the first token: as many as OpenAI gives
 
 
-def endpoint(cfg: EndpointEngine, form: str, knob: str) -> Service:
+def open_endpoint(cfg: EndpointEngine, form: str, knob: str) -> ServiceEngine:
     try:
         import openai
     except ImportError as error:
-        raise not_installed(cfg, knob, error) from error
+        raise not_installed_error(cfg, knob, error) from error
     client = api_client.client(
         openai, openai.AsyncOpenAI, knob, cfg.runtime, "DefaultAioHttpClient"
     )
 
-    async def send(question: Question) -> Reply:
-        """As text: a reply that is no completion is ours to name, and typed ones cost more than all the rest."""
-        return reply_of(
-            await client.post("/chat/completions", body=request(cfg, form, question), cast_to=str)
-        )
+    async def send(request: JudgeRequest) -> Response:
+        body = build_body(cfg, form, request)
+        # As text: we name what is not a completion, and typed replies cost more than all the rest.
+        return parse_response(await client.post("/chat/completions", body=body, cast_to=str))
 
-    return Service(knob, cfg.runtime, cfg.model, openai, client, send)
+    return ServiceEngine(knob, cfg.runtime, cfg.model, openai, client, send)
 
 
-def request(cfg: EndpointEngine, form: str, question: Question) -> dict[str, Any]:
+def build_body(cfg: EndpointEngine, form: str, request: JudgeRequest) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": cfg.model,
-        "messages": [dict(message) for message in question.messages],
+        "messages": [dict(message) for message in request.messages],
         "max_tokens": cfg.max_tokens,
         "temperature": cfg.temperature,
     }
     if cfg.probabilities and form == "word":
         body |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
-    body |= _restricted(cfg.dialect, form, question.labels) | cfg.body
+    body |= _restrict_output(cfg.dialect, form, request.labels) | cfg.body
     return {name: value for name, value in body.items() if value is not None}
 
 
-def _restricted(dialect: str, form: str, labels: tuple[str, ...]) -> dict[str, Any]:
-    """What keeps the reply to its form, where the server understands it."""
+def _restrict_output(dialect: str, form: str, labels: tuple[str, ...]) -> dict[str, Any]:
+    """The fields that hold the reply to its form, where the server understands them."""
     match dialect, form:
         case "vllm", "word":
             return {"structured_outputs": {"choice": list(labels)}}
         case "vllm", "json":
-            return {"structured_outputs": {"json": schema(labels)}}
+            return {"structured_outputs": {"json": build_schema(labels)}}
         case "openai", "json":
-            named = {"name": "verdict", "strict": True, "schema": schema(labels)}
-            return {"response_format": {"type": "json_schema", "json_schema": named}}
+            schema = {"name": "verdict", "strict": True, "schema": build_schema(labels)}
+            return {"response_format": {"type": "json_schema", "json_schema": schema}}
         case _:
             return {}
 
 
-def schema(labels: tuple[str, ...]) -> dict[str, Any]:
+def build_schema(labels: tuple[str, ...]) -> dict[str, Any]:
     """The reason comes first, so that the verdict follows from it."""
     return {
         "type": "object",
@@ -71,49 +74,47 @@ def schema(labels: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def reply_of(text: str) -> Reply:
-    """A chat completion taken apart; whatever it is not is a fault and never an exception."""
+def parse_response(text: str) -> Response:
+    """A chat completion taken apart. Anything else is a fault and never an exception."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
-        return Reply(None, fault="the server's reply is no JSON")
+        return Response(None, fault="the server's reply is not JSON")
     if not isinstance(body, dict):
-        return Reply(None, fault="the server's reply is no chat completion")
+        return Response(None, fault="the server's reply is not a chat completion")
     usage = body.get("usage")
-    told: dict[str, Any] = {
-        "model": named(body),
+    facts: dict[str, Any] = {
+        "model": read_model_name(body),
         "tokens_in": api_client.counted(usage, "prompt_tokens"),
         "tokens_out": api_client.counted(usage, "completion_tokens"),
     }
     match body.get("choices"):
         case [{"finish_reason": "length", "message": {"content": None | ""}}, *_]:
-            return Reply(
-                None, fault="the reply ended at engine.max_tokens before it said anything", **told
-            )
+            fault = "the reply ended at engine.max_tokens before any text"
+            return Response(None, fault=fault, **facts)
         case [{"message": {"content": str(content)}} as choice, *_]:
-            if fault := unfit_text(content):
-                return Reply(None, fault=fault, **told)
-            return Reply(content, _first(choice), **told)
+            if fault := find_text_fault(content):
+                return Response(None, fault=fault, **facts)
+            return Response(content, _read_first_token(choice), **facts)
         case []:
-            return Reply(None, fault="the server's reply has no choices", **told)
+            return Response(None, fault="the server's reply has no choices", **facts)
         case _:
-            return Reply(None, fault="the server's reply has no choices[0].message.content", **told)
+            fault = "the server's reply has no choices[0].message.content"
+            return Response(None, fault=fault, **facts)
 
 
-def _first(choice: dict[str, Any]) -> dict[str, float] | None:
+def _read_first_token(choice: dict[str, Any]) -> dict[str, float] | None:
     """The first token's alternatives with their probabilities."""
     match choice.get("logprobs"):
-        case {"content": [{"top_logprobs": [_, *_] as likeliest}, *_]}:
-            known = [
-                (one["token"], math.exp(max(float(one["logprob"]), LEAST)))
-                for one in likeliest
-                if isinstance(one, dict)
-                and _is_token(one.get("token"))
-                and _is_logprob(one.get("logprob"))
-            ]
-            return {
-                token: sum(chance for name, chance in known if name == token) for token, _ in known
-            }
+        case {"content": [{"top_logprobs": [_, *_] as alternatives}, *_]}:
+            by_token: dict[str, list[float]] = {}
+            for one in alternatives:
+                if not isinstance(one, dict) or not _is_token(one.get("token")):
+                    continue
+                if _is_logprob(one.get("logprob")):
+                    probability = math.exp(max(float(one["logprob"]), MIN_LOGPROB))
+                    by_token.setdefault(one["token"], []).append(probability)
+            return {token: sum(probabilities) for token, probabilities in by_token.items()}
         case _:
             return None
 
@@ -126,5 +127,5 @@ def _is_logprob(value: Any) -> bool:
 
 
 def _is_token(value: Any) -> bool:
-    """Half a character is no token's text, and no label begins with it."""
-    return isinstance(value, str) and not unfit_text(value)
+    """Half a character is not a token's text, and no label begins with it."""
+    return isinstance(value, str) and not find_text_fault(value)

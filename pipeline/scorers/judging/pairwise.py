@@ -1,4 +1,4 @@
-"""Two answers to one prompt, judged in both orders: a disagreement between the orders is a tie."""
+"""Two answers to one prompt, judged in both orders. A disagreement between the orders is a tie."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,24 +6,26 @@ from typing import Literal
 
 from pipeline.artifacts import EQUAL
 from pipeline.scorers.judging.cached_judge import CachedJudge
-from pipeline.scorers.judging.parsing import Reading
-from pipeline.scorers.judging.template import NEEDS as NEEDS
+from pipeline.scorers.judging.parsing import Verdict
+from pipeline.scorers.judging.template import PAIRWISE_FIELDS as PAIRWISE_FIELDS
 
 LABELS = ("A", "B", "TIE")
 Winner = Literal["a", "b", "tie"]
 
 
 @dataclass(frozen=True, slots=True)
-class Bout:
+class Comparison:
     question: str
     a: str
     b: str
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One order's verdict: who won, and how likely `a` is the better one (a tie is half). A failed one has neither,
-    and says why."""
+class OrderVerdict:
+    """The verdict in one order: who won, and the probability that `a` is better.
+
+    A tie counts half. A failed one has neither; `detail` is the reason.
+    """
 
     winner: Winner | None
     probability: float | None
@@ -32,66 +34,72 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """`ab`: a stood first; `ba`: b did."""
+class PairVerdict:
+    """The verdicts in both orders. `ab`: a was shown first; `ba`: b was."""
 
-    ab: Side
-    ba: Side
+    ab: OrderVerdict
+    ba: OrderVerdict
 
     @property
     def fault(self) -> str:
-        return next((side.detail for side in (self.ab, self.ba) if side.winner is None), "")
+        return next((one.detail for one in (self.ab, self.ba) if one.winner is None), "")
 
     @property
-    def asked(self) -> bool:
+    def is_judged(self) -> bool:
+        """Whether a judge was asked. Equal answers are a tie without one."""
         return self.ab.detail != EQUAL
 
     @property
-    def flipped(self) -> bool:
+    def is_flipped(self) -> bool:
         return self.ab.winner != self.ba.winner
 
     @property
     def probability(self) -> float | None:
-        """That a is the better one: a half where the orders disagree."""
+        """The probability that `a` is better: one half where the orders disagree."""
         if self.ab.probability is None or self.ba.probability is None:
             return None
-        return 0.5 if self.flipped else (self.ab.probability + self.ba.probability) / 2
+        return 0.5 if self.is_flipped else (self.ab.probability + self.ba.probability) / 2
 
 
-def fought(court: CachedJudge, bouts: Sequence[Bout]) -> list[Verdict]:
-    """Every bout's verdict, in their order. Equal answers are a tie that nobody is asked about."""
-    equal = Side("tie", 0.5, detail=EQUAL)
-    differ = [bout for bout in bouts if bout.a != bout.b]
-    asked = [
-        court.wording.question(
-            {"question": bout.question, "first": one, "second": two}, LABELS, order
+def judge_comparisons(judge: CachedJudge, comparisons: Sequence[Comparison]) -> list[PairVerdict]:
+    """A verdict for each comparison, in their order.
+
+    Equal answers are a tie, and no judge is asked.
+    """
+    differing = [comparison for comparison in comparisons if comparison.a != comparison.b]
+    requests = [
+        judge.template.build_request(
+            {"question": comparison.question, "first": first, "second": second}, LABELS, order
         )
-        for bout in differ
-        for one, two, order in (
-            (bout.a, bout.b, _order(bout)),
-            (bout.b, bout.a, _order(bout, back=True)),
+        for comparison in differing
+        for first, second, order in (
+            (comparison.a, comparison.b, _name_order(comparison)),
+            (comparison.b, comparison.a, _name_order(comparison, reverse=True)),
         )
     ]
-    readings = iter(court.readings(asked))
-    verdicts = []
-    for bout in bouts:
-        if bout.a == bout.b:
-            verdicts.append(Verdict(equal, equal))
+    verdicts = iter(judge.get_verdicts(requests))
+    equal = OrderVerdict("tie", 0.5, detail=EQUAL)
+    pairs = []
+    for comparison in comparisons:
+        if comparison.a == comparison.b:
+            pairs.append(PairVerdict(equal, equal))
         else:
-            verdicts.append(
-                Verdict(_side(next(readings), "a", "b"), _side(next(readings), "b", "a"))
-            )
-    return verdicts
+            ab = _orient_verdict(next(verdicts), "a", "b")
+            ba = _orient_verdict(next(verdicts), "b", "a")
+            pairs.append(PairVerdict(ab, ba))
+    return pairs
 
 
-def _order(bout: Bout, back: bool = False) -> str:
-    """`forth` is the same whichever of the two is called a."""
-    return "forth" if (bout.a < bout.b) is not back else "back"
+def _name_order(comparison: Comparison, reverse: bool = False) -> str:
+    """`forth` is the same order of texts whichever of the two is called a."""
+    return "forth" if (comparison.a < comparison.b) is not reverse else "back"
 
 
-def _side(reading: Reading, first: Winner, second: Winner) -> Side:
-    if reading.fault:
-        return Side(None, None, reading.model, reading.fault)
-    ahead = reading.chances.get("A", 0.0) + reading.chances.get("TIE", 0.0) / 2
-    winner: Winner = {"A": first, "B": second}.get(reading.verdict or "", "tie")
-    return Side(winner, ahead if first == "a" else 1 - ahead, reading.model)
+def _orient_verdict(verdict: Verdict, first: Winner, second: Winner) -> OrderVerdict:
+    """`first` and `second` are the answers that the judge saw as A and B."""
+    if verdict.fault:
+        return OrderVerdict(None, None, verdict.model, verdict.fault)
+    tie = verdict.probabilities.get("TIE", 0.0)
+    first_wins = verdict.probabilities.get("A", 0.0) + tie / 2
+    winner: Winner = {"A": first, "B": second}.get(verdict.label or "", "tie")
+    return OrderVerdict(winner, first_wins if first == "a" else 1 - first_wins, verdict.model)

@@ -1,6 +1,7 @@
-"""What a reply says: the probability of each label, or why it says nothing that was asked for.
+"""What a response says: the probability of each label, or why it has no verdict.
 
-Strict on purpose: a reply that is not what was asked for fails and is counted, it is not guessed at.
+Strict on purpose: a response in another form than requested is a failure and is counted, not
+guessed at.
 """
 
 import json
@@ -8,72 +9,77 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.scorers.judging import Reply
+from pipeline.scorers.judging import Response
 from pipeline.text import without_reasoning
 
-SHOWN = 80
-MOST = 0.5  # with less on the labels the first token was not yet the answer, and what follows it counts alone
+EXCERPT = 80  # characters of a response that a fault repeats
+# With less probability on the labels, the first token was not yet the answer: the parsed label
+# alone counts.
+MIN_LABEL_PROBABILITY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """The chances of the labels, which sum to one; `verdict` is the likeliest. Without them there is a fault."""
+class Verdict:
+    """The probabilities of the labels, which sum to one. Without them there is a fault."""
 
-    chances: Mapping[str, float]
+    probabilities: Mapping[str, float]
     fault: str = ""
     model: str = ""
 
     @property
-    def verdict(self) -> str | None:
-        """The one likeliest label; two equally likely ones are none."""
-        ranked = sorted(self.chances, key=lambda label: -self.chances[label])
-        if not ranked or (len(ranked) > 1 and self.chances[ranked[0]] == self.chances[ranked[1]]):
+    def label(self) -> str | None:
+        """The most probable label; None where two share the first place."""
+        ranked = sorted(self.probabilities, key=lambda label: -self.probabilities[label])
+        if not ranked:
+            return None
+        if len(ranked) > 1 and self.probabilities[ranked[0]] == self.probabilities[ranked[1]]:
             return None
         return ranked[0]
 
 
-def read(reply: Reply, labels: tuple[str, ...], form: str) -> Reading:
-    if reply.text is None:
-        return Reading({}, reply.fault, reply.model)
-    text = without_reasoning(reply.text).strip()
-    word, fault = _from_json(text) if form == "json" else (text, "")
-    label = next((label for label in labels if label.casefold() == _bare(word).casefold()), None)
+def parse_verdict(response: Response, labels: tuple[str, ...], form: str) -> Verdict:
+    if response.text is None:
+        return Verdict({}, response.fault, response.model)
+    text = without_reasoning(response.text).strip()
+    word, fault = _parse_json(text) if form == "json" else (text, "")
+    bare = _strip_punctuation(word).casefold()
+    label = next((label for label in labels if label.casefold() == bare), None)
     if fault or label is None:
-        return Reading(
-            {},
-            fault or f"the judge said {text[:SHOWN]!r} and none of {', '.join(labels)}",
-            reply.model,
-        )
-    chances = _chances(reply, labels) if form == "word" and text == reply.text.strip() else {}
-    return Reading(chances or {label: 1.0}, "", reply.model)
+        unexpected = f"the judge answered {text[:EXCERPT]!r} and none of {', '.join(labels)}"
+        return Verdict({}, fault or unexpected, response.model)
+    is_bare_word = form == "word" and text == response.text.strip()
+    probabilities = _sum_by_label(response, labels) if is_bare_word else {}
+    return Verdict(probabilities or {label: 1.0}, "", response.model)
 
 
-def _bare(word: str) -> str:
+def _strip_punctuation(word: str) -> str:
     return word.strip(" \t\r\n.*`\"'")
 
 
-def _chances(reply: Reply, labels: tuple[str, ...]) -> dict[str, float]:
-    """Over the labels alone. A label may be written as several tokens ("T", "IE"): its first one stands for it."""
+def _sum_by_label(response: Response, labels: tuple[str, ...]) -> dict[str, float]:
+    """The first token's probabilities, over the labels alone.
+
+    A label may take several tokens ("T", "IE"): its first one counts for it.
+    """
     sums = dict.fromkeys(labels, 0.0)
-    for token, chance in (reply.first or {}).items():
-        begun = [
-            label
-            for label in labels
-            if _bare(token) and label.casefold().startswith(_bare(token).casefold())
-        ]
+    for token, probability in (response.first_token or {}).items():
+        start = _strip_punctuation(token).casefold()
+        begun = [label for label in labels if start and label.casefold().startswith(start)]
         if len(begun) == 1:
-            sums[begun[0]] += chance
+            sums[begun[0]] += probability
     total = sum(sums.values())
-    return {label: chance / total for label, chance in sums.items()} if total > MOST else {}
+    if total > MIN_LABEL_PROBABILITY:
+        return {label: probability / total for label, probability in sums.items()}
+    return {}
 
 
-def _from_json(text: str) -> tuple[str, str]:
-    """The `verdict` of one JSON object, fenced as code or not."""
+def _parse_json(text: str) -> tuple[str, str]:
+    """The `verdict` of one JSON object, fenced as code or not; and a fault, if there is one."""
     inside = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL)
     try:
         value = json.loads(inside[1] if inside else text, strict=False)
     except ValueError:
-        return "", f"the judge's reply is no JSON: {text[:SHOWN]!r}"
+        return "", f"the judge's reply is not JSON: {text[:EXCERPT]!r}"
     if not isinstance(value, dict) or not isinstance(value.get("verdict"), str | int):
-        return "", f'the judge\'s JSON has no "verdict" of the labels: {text[:SHOWN]!r}'
+        return "", f'the judge\'s JSON has no "verdict" of the labels: {text[:EXCERPT]!r}'
     return str(value["verdict"]), ""

@@ -1,7 +1,8 @@
-"""A question in words, from a file in conf/score/ or a person's own: an instruction, a line of `---`, the request.
+"""Builds requests from a template: an instruction, a line `---`, the request.
 
-Every text that is judged stands between marks which hold a nonce: a hash of these very texts, so that no candidate can
-know it, and the same question is always asked in the same words.
+A template is shipped in conf/score/ or the user's own. Every judged text is enclosed in delimiters
+that hold a nonce. The nonce is a hash of these very texts: no candidate can know it, and the same
+request always has the same words.
 """
 
 from collections.abc import Mapping
@@ -11,27 +12,29 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.hashing import digest_of
-from pipeline.scorers.judging import Question
+from pipeline.scorers.judging import JudgeRequest
 
 SPLIT = "\n---\n"
-NEEDS = {"first", "second"}  # the words that a template has to use
-RUBRIC_NEEDS = {"answer", "criterion"}
+PAIRWISE_FIELDS = {"first", "second"}  # that a template has to use
+RUBRIC_FIELDS = {"answer", "criterion"}
 REPLY = {
     "word": "Reply with {labels} and nothing else.",
-    "json": 'Reply with one JSON object and nothing else: {{"reason": "one or two sentences", "verdict": …}}, '
-    "where the verdict is {labels}.",
+    "json": (
+        "Reply with one JSON object and nothing else:"
+        ' {{"reason": "one or two sentences", "verdict": …}}, where the verdict is {labels}.'
+    ),
 }
 
 
-class Wording:
-    """One template file. `needs` are the words it has to use, such as `first` and `second`."""
+class JudgeTemplate:
+    """One template file. `fields` are those it has to use, such as `first` and `second`."""
 
-    def __init__(self, path: str, needs: set[str], form: str, seed: int):
+    def __init__(self, path: str, fields: set[str], form: str, seed: int):
         self.path = Path(path).expanduser()
         self.form, self.seed = form, seed
-        self.text = self._read({"nonce", "reply", "question", *needs})
+        self.text = self._read({"nonce", "reply", "question", *fields})
 
-    def _read(self, needs: set[str]) -> str:
+    def _read(self, needed: set[str]) -> str:
         try:
             text = self.path.read_text()
         except (OSError, UnicodeDecodeError) as error:
@@ -44,10 +47,11 @@ class Wording:
                 f"{self.path}: a $ in this template begins no word. Write $$ for the sign itself."
             )
         used = set(template.get_identifiers())
-        known = needs | {"low", "high"} if "criterion" in needs else needs
-        if lacking := sorted(needs - used):
+        known = needed | {"low", "high"} if "criterion" in needed else needed
+        if missing := sorted(needed - used):
             raise UserError(
-                f"{self.path}: this template does not use ${', $'.join(lacking)}. A judge needs them all."
+                f"{self.path}: this template does not use ${', $'.join(missing)}."
+                " A judge needs them all: add them to the file."
             )
         if unknown := sorted(used - known):
             have = ", ".join(f"${word}" for word in sorted(known))
@@ -56,27 +60,26 @@ class Wording:
             )
         return text
 
-    def question(
-        self, judged: Mapping[str, str], labels: tuple[str, ...], order: str = "", **words: Any
-    ) -> Question:
-        """`judged` are the texts of others, each under the word by which the template names it."""
-        texts = digest_of([self.seed, sorted(judged.values())])
-        nonce = texts[:16]
-        fenced = {word: fence(nonce, TITLES[word], text) for word, text in judged.items()}
-        told = {
-            **fenced,
+    def build_request(
+        self, judged: Mapping[str, str], labels: tuple[str, ...], order: str = "", **fields: Any
+    ) -> JudgeRequest:
+        """`judged` are the untrusted texts, each by the field that names it in the template."""
+        texts_hash = digest_of([self.seed, sorted(judged.values())])
+        nonce = texts_hash[:16]
+        values = {
+            **{word: delimit(nonce, TITLES[word], text) for word, text in judged.items()},
             "nonce": nonce,
-            "reply": REPLY[self.form].format(labels=_listed(labels)),
-            **words,
+            "reply": REPLY[self.form].format(labels=_join_labels(labels)),
+            **fields,
         }
         messages = tuple(
-            {"role": role, "content": Template(part).substitute(told).strip()}
-            for role, part in self._messages()
+            {"role": role, "content": Template(part).substitute(values).strip()}
+            for role, part in self._split_messages()
         )
-        return Question(messages, labels, texts, order)
+        return JudgeRequest(messages, labels, texts_hash, order)
 
-    def _messages(self) -> list[tuple[str, str]]:
-        """Split before anything is filled in: a `---` in what is judged splits nothing."""
+    def _split_messages(self) -> list[tuple[str, str]]:
+        """Split before any field is filled in, so that a `---` in a judged text splits nothing."""
         head, split, tail = self.text.partition(SPLIT)
         return [("system", head), ("user", tail)] if split else [("user", head)]
 
@@ -89,16 +92,16 @@ TITLES = {
 }
 
 
-def fence(nonce: str, title: str, text: str) -> str:
+def delimit(nonce: str, title: str, text: str) -> str:
     return f"[{nonce} {title}]\n{text}\n[{nonce} end of the {title}]"
 
 
-def conversation(messages: list[dict[str, str]]) -> str:
+def format_conversation(messages: list[dict[str, str]]) -> str:
     """A prompt as a judge reads it: one message plain, several each under its role."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n\n".join(f"{message['role']}:\n{message['content']}" for message in messages)
 
 
-def _listed(labels: tuple[str, ...]) -> str:
+def _join_labels(labels: tuple[str, ...]) -> str:
     return f"{', '.join(labels[:-1])} or {labels[-1]}"

@@ -1,8 +1,9 @@
-"""Every verdict that was ever paid for: store/verdicts.sqlite, shared by processes, a row written as it arrives.
+"""Every response ever paid for, in store/verdicts.sqlite: a row is written as it arrives.
 
-A question is claimed before it is asked, so that two processes pay for it once: who finds it claimed waits for the
-answer. A claim is worth as much as its owner's lock, a file beside the verdicts, which the system frees when its owner
-dies: another process then takes the claim over. The first reply to a question stands.
+Several processes share the file. A request is claimed before it is sent, so that two processes pay
+for it once: a process that finds it claimed waits for the response. A claim is valid while its
+owner holds a lock on a file next to the verdicts. The system frees the lock when the owner dies,
+and another process then takes the claim over. The first response to a request is final.
 """
 
 import fcntl
@@ -18,10 +19,10 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pipeline.errors import UserError
-from pipeline.scorers.judging import Question, Reply
+from pipeline.scorers.judging import JudgeRequest, Response
 
-WAIT = 60_000  # milliseconds for another process's write
-AT_ONCE = 500  # keys of one lookup
+BUSY_TIMEOUT = 60_000  # milliseconds to wait for another process's write
+KEYS_PER_QUERY = 500
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (
     key TEXT PRIMARY KEY, judge TEXT, revision TEXT, template TEXT, texts TEXT, asked TEXT,
@@ -35,8 +36,8 @@ CREATE TABLE IF NOT EXISTS spent (
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What this store has ever sent to one model and got back."""
+class Spending:
+    """What this store has ever sent to one model and received from it."""
 
     requests: int = 0
     tokens_in: int = 0
@@ -44,8 +45,8 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
-    """Who answers, by name and revision, and in which words it is asked."""
+class VerdictSource:
+    """Who gives a verdict, by name and revision, and the hash of the template that asks for it."""
 
     judge: str
     revision: str
@@ -56,156 +57,169 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def explain_damage(method: Method) -> Method:
-    """A method of the store that may find its file damaged, at any page, says so in words."""
+    """Turn a damaged database, which any page of it may reveal, into a UserError with a remedy."""
 
     @functools.wraps(method)
-    def explained(self: "VerdictStore", *arguments: Any) -> Any:
+    def call_explained(self: "VerdictStore", *arguments: Any) -> Any:
         try:
             return method(self, *arguments)
         except sqlite3.DatabaseError as error:
+            move = shlex.join(["mv", str(self.path), f"{self.path}.broken"])
             raise UserError(
                 f"{self.path}: cannot be used as the database of verdicts ({error}).\n"
-                "  Restore it from a copy, so that what was paid for is not asked again; or move it away to begin anew:"
-                f" {shlex.join(['mv', str(self.path), f'{self.path}.broken'])}"
+                "  Restore it from a copy, so that nothing is paid for again;"
+                f" or move it away to begin anew: {move}"
             ) from error
 
-    return cast(Method, explained)
+    return cast(Method, call_explained)
 
 
 class VerdictStore:
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._owner: Owner | None = None
+        self._owner: ClaimOwner | None = None
         self._open()
 
     @explain_damage
     def _open(self) -> None:
-        self.file = sqlite3.connect(self.path, timeout=WAIT / 1000, isolation_level=None)
-        self.file.execute(f"PRAGMA busy_timeout={WAIT}")
+        self.file = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT / 1000, isolation_level=None)
+        self.file.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT}")
         self.file.execute("PRAGMA journal_mode=WAL")
         self.file.execute("PRAGMA synchronous=NORMAL")
         self.file.executescript(SCHEMA)
 
     @explain_damage
-    def known(self, keys: Iterable[str]) -> dict[str, Reply]:
+    def load_responses(self, keys: Iterable[str]) -> dict[str, Response]:
+        """The known responses among `keys`."""
         wanted = list(keys)
-        found: dict[str, Reply] = {}
-        for start in range(0, len(wanted), AT_ONCE):
-            some = wanted[start : start + AT_ONCE]
-            marks = ",".join("?" * len(some))
+        found: dict[str, Response] = {}
+        for start in range(0, len(wanted), KEYS_PER_QUERY):
+            batch = wanted[start : start + KEYS_PER_QUERY]
             rows = self.file.execute(
-                f"SELECT key, reply, first, model, tokens_in, tokens_out FROM verdicts WHERE key IN ({marks})",
-                some,
+                "SELECT key, reply, first, model, tokens_in, tokens_out FROM verdicts"
+                f" WHERE key IN ({','.join('?' * len(batch))})",
+                batch,
             )
-            found |= {key: Reply(text, _loaded(first), *rest) for key, text, first, *rest in rows}
+            found |= {
+                key: Response(text, _load_probabilities(first), *rest)
+                for key, text, first, *rest in rows
+            }
         return found
 
     @explain_damage
-    def keep(self, key: str, who: Asker, question: Question, reply: Reply) -> Reply:
-        """Write a reply down and give back the one that stands. One without text is counted, not kept."""
-        with _whole(self.file):
+    def save(
+        self, key: str, source: VerdictSource, request: JudgeRequest, response: Response
+    ) -> Response:
+        """Write a response down and return the one that is final.
+
+        One without text is counted, not kept.
+        """
+        with Transaction(self.file):
             self.file.execute(
-                "INSERT INTO spent VALUES (?, 1, ?, ?) ON CONFLICT (judge) DO UPDATE SET requests = requests + 1,"
-                " tokens_in = tokens_in + excluded.tokens_in, tokens_out = tokens_out + excluded.tokens_out",
-                (who.judge, reply.tokens_in, reply.tokens_out),
+                "INSERT INTO spent VALUES (?, 1, ?, ?) ON CONFLICT (judge) DO UPDATE SET"
+                " requests = requests + 1, tokens_in = tokens_in + excluded.tokens_in,"
+                " tokens_out = tokens_out + excluded.tokens_out",
+                (source.judge, response.tokens_in, response.tokens_out),
             )
             self.file.execute("DELETE FROM claims WHERE key = ?", (key,))
-            if reply.text is None:
-                return reply
-            told = (who.judge, who.revision, who.template, question.texts, question.order)
-            said = (
-                reply.text,
-                _dumped(reply.first),
-                reply.model,
-                reply.tokens_in,
-                reply.tokens_out,
-            )
+            if response.text is None:
+                return response
+            asked = (source.judge, source.revision, source.template)
+            judged = (request.texts_hash, request.order)
+            answer = (response.text, _dump_probabilities(response.first_token), response.model)
+            tokens = (response.tokens_in, response.tokens_out)
             written = self.file.execute(
                 "INSERT OR IGNORE INTO verdicts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (key, *told, *said),
+                (key, *asked, *judged, *answer, *tokens),
             )
-            return reply if written.rowcount else self.known([key])[key]
+            return response if written.rowcount else self.load_responses([key])[key]
 
     @explain_damage
-    def claim(self, key: str) -> Reply | bool:
-        """Whether this process is to ask it now; another one does otherwise, or has done: here is its answer."""
-        self._owner = self._owner or self._enrolled()
-        with _whole(self.file):
-            if known := self.known([key]):
+    def claim(self, key: str) -> Response | bool:
+        """Whether this process is to send the request.
+
+        If another process has sent it by now, its response is returned instead.
+        """
+        self._owner = self._owner or self._register_owner()
+        with Transaction(self.file):
+            if known := self.load_responses([key]):
                 return known[key]
             row = self.file.execute("SELECT owner FROM claims WHERE key = ?", (key,)).fetchone()
-            if row and row[0] != self._owner.name and alive(self.path, row[0]):
+            if row and row[0] != self._owner.name and is_alive(self.path, row[0]):
                 return False
             self.file.execute(
                 "INSERT OR REPLACE INTO claims VALUES (?, ?)", (key, self._owner.name)
             )
             return True
 
-    def _enrolled(self) -> "Owner":
-        """From now on others see us; what dead processes have left goes."""
-        owner = Owner(self.path)
+    def _register_owner(self) -> "ClaimOwner":
+        """Show this process to the others, and remove what dead processes have left."""
+        owner = ClaimOwner(self.path)
         for (name,) in self.file.execute("SELECT DISTINCT owner FROM claims").fetchall():
-            if not alive(self.path, name):
+            if not is_alive(self.path, name):
                 self.file.execute("DELETE FROM claims WHERE owner = ?", (name,))
-        for place in self.path.parent.glob(lock_of(self.path, "*").name):
-            alive(self.path, place.name.split(".")[-2])
+        for lock in self.path.parent.glob(get_lock_path(self.path, "*").name):
+            is_alive(self.path, lock.name.split(".")[-2])
         return owner
 
     @explain_damage
-    def give_up(self) -> None:
-        """What was claimed and not asked, or not answered, is anybody's again."""
+    def release_claims(self) -> None:
+        """Let any process take what this one claimed without getting a response."""
         if self._owner:
             self.file.execute("DELETE FROM claims WHERE owner = ?", (self._owner.name,))
 
     @explain_damage
-    def spent(self, judge: str) -> Spent:
+    def read_spending(self, judge: str) -> Spending:
         row = self.file.execute(
             "SELECT requests, tokens_in, tokens_out FROM spent WHERE judge = ?", (judge,)
         )
-        return Spent(*(row.fetchone() or ()))
+        return Spending(*(row.fetchone() or ()))
 
     def close(self) -> None:
-        self.give_up()
+        self.release_claims()
         self.file.close()
         if self._owner:
-            self._owner.end()
+            self._owner.release()
 
 
-class Owner:
-    """This process, as the others see it: a locked file. Locks of a dead process are free at once."""
+class ClaimOwner:
+    """This process, as the others see it: a locked file.
+
+    The lock of a dead process is free at once.
+    """
 
     def __init__(self, path: Path):
         self.name = f"{os.getpid()}-{secrets.token_hex(6)}"
-        self._place = lock_of(path, self.name)
-        self._file = self._place.open("wb")
+        self._lock = get_lock_path(path, self.name)
+        self._file = self._lock.open("wb")
         fcntl.flock(self._file, fcntl.LOCK_EX)
 
-    def end(self) -> None:
-        self._place.unlink(missing_ok=True)
+    def release(self) -> None:
+        self._lock.unlink(missing_ok=True)
         self._file.close()
 
 
-def lock_of(path: Path, owner: str) -> Path:
+def get_lock_path(path: Path, owner: str) -> Path:
     return path.with_name(f".{path.name}.{owner}.asks")
 
 
-def alive(path: Path, owner: str) -> bool:
-    """Whether somebody holds its lock; the file of a dead one is removed."""
-    place = lock_of(path, owner)
+def is_alive(path: Path, owner: str) -> bool:
+    """Whether a process holds the owner's lock. The file of a dead owner is removed."""
+    lock = get_lock_path(path, owner)
     try:
-        with place.open("rb") as file:
+        with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:  # held by its owner
         return True
-    place.unlink(missing_ok=True)
+    lock.unlink(missing_ok=True)
     return False
 
 
-class _whole:
-    """One transaction: all of it is written, or nothing."""
+class Transaction:
+    """All of it is written, or nothing."""
 
     def __init__(self, file: sqlite3.Connection):
         self.file = file
@@ -217,9 +231,11 @@ class _whole:
         self.file.execute("ROLLBACK" if kind else "COMMIT")
 
 
-def _dumped(first: Mapping[str, float] | None) -> str | None:
-    return None if first is None else json.dumps(first, sort_keys=True, ensure_ascii=False)
+def _dump_probabilities(first_token: Mapping[str, float] | None) -> str | None:
+    if first_token is None:
+        return None
+    return json.dumps(first_token, sort_keys=True, ensure_ascii=False)
 
 
-def _loaded(text: str | None) -> dict[str, float] | None:
+def _load_probabilities(text: str | None) -> dict[str, float] | None:
     return None if text is None else json.loads(text)

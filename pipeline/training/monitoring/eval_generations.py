@@ -129,7 +129,7 @@ class EvalGenerations:
             )
             for (row, _), one, text in zip(self.rows, drawn, texts, strict=True)
         ]
-        mine = self.scorer.mark(collectives.share(answers))
+        mine = self.scorer.score(collectives.share(answers))
         whole = collectives.gathered([mark for mark in mine if not mark.criterion])
         if failed := [mark for mark in whole if mark.score is None]:
             raise StageError(

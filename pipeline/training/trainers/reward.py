@@ -15,8 +15,8 @@ from pipeline.artifacts import Model
 from pipeline.config import RewardTraining
 from pipeline.errors import StageError, UserError
 from pipeline.models.strict_loading import whole
-from pipeline.scorers.pooling import forward
-from pipeline.scorers.reward_text import Row as Text
+from pipeline.scorers.pooling import forward_in_batches
+from pipeline.scorers.reward_text import EncodedRow as Text
 from pipeline.training.monitoring.callbacks import (
     CheckpointLedger,
     FiniteGuard,
@@ -152,7 +152,7 @@ def accuracy(module: Any, pad: int, examples: list[Example], batch_tokens: int) 
     right labels, where it is known which are wrong.
     """
     rows = [Text(ids) for example in examples for ids in _texts(example)]
-    scores = iter([value for [value] in forward(module.eval(), pad, rows, batch_tokens)])
+    scores = iter([value for [value] in forward_in_batches(module.eval(), pad, rows, batch_tokens)])
     right = [_right(example, scores) for example in examples]
     if not all(map(math.isfinite, right)):
         raise StageError(
