@@ -18,7 +18,7 @@ from pipeline.errors import StageError, UserError
 from pipeline.training import launch
 from tests.support.house import HOUSE, SMALL, composed
 from tests.support.preferences import LORA, QLORA, dpo
-from tests.training.test_guards import Round, account, seen, thumb
+from tests.training.test_guards import Round, metric_by_step, training_summary, unpaired_rows
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,12 @@ def weights(model: Model) -> dict:
 def test_two_processes_give_the_losses_of_one_with_the_summed_batch(round_):
     one = round_.train("one", dpo(LORA, batch=8))
     two = round_.train("two", dpo(LORA, batch=8, processes=2))
-    assert len(seen(one, "loss")) == 3
-    assert seen(two, "loss") == pytest.approx(seen(one, "loss"), abs=1e-5)
-    assert seen(two, "eval_loss") == pytest.approx(seen(one, "eval_loss"), abs=1e-5)
-    assert account(two)["kept"] == 3 and not seen(two, "eval_kl")
+    assert len(metric_by_step(one, "loss")) == 3
+    assert metric_by_step(two, "loss") == pytest.approx(metric_by_step(one, "loss"), abs=1e-5)
+    assert metric_by_step(two, "eval_loss") == pytest.approx(
+        metric_by_step(one, "eval_loss"), abs=1e-5
+    )
+    assert training_summary(two)["kept"] == 3 and not metric_by_step(two, "eval_kl")
     together = weights(two)
     assert all(
         (together[name] - weight).abs().max() < 1e-4 for name, weight in weights(one).items()
@@ -76,7 +78,9 @@ def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round
             3  # in the first one the estimate of KL is below zero, which TRL writes as zero
         )
     both = pl.concat([round_.pairs.train(), round_.pairs.dev()])
-    thumbs = pl.concat([thumb(both, "chosen", True), thumb(both, "rejected", False)])
+    thumbs = pl.concat(
+        [unpaired_rows(both, "chosen", True), unpaired_rows(both, "rejected", False)]
+    )
     write_table(tmp_path / "unpaired.parquet", thumbs)
     for part in ("train", "dev"):
         write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, part)())
@@ -88,18 +92,18 @@ def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round
         "eval_loss",
         *(["kto_kl", "eval_kto_kl"] if name == "kto" else ["rewards/margins"]),
     ):
-        assert seen(two, figure) and seen(two, figure) == pytest.approx(
-            seen(one, figure), abs=1e-5
+        assert metric_by_step(two, figure) and metric_by_step(two, figure) == pytest.approx(
+            metric_by_step(one, figure), abs=1e-5
         ), figure
     if name == "kto":
-        assert any(kl > 1e-3 for kl in seen(one, "kto_kl").values())
+        assert any(kl > 1e-3 for kl in metric_by_step(one, "kto_kl").values())
 
 
 @pytest.mark.model
 def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
     """On a CPU `accelerate launch` starts one process of the two, and says nothing; its rank tells the stage."""
     alone = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    monkeypatch.setattr(launch, "launcher", lambda cfg, count, machine: alone)
+    monkeypatch.setattr(launch, "launcher_command", lambda cfg, count, machine: alone)
     with pytest.raises(
         UserError,
         match=r"the launcher started 1 process of kind NO, and 2 of MULTI_GPU or MULTI_CPU",
@@ -110,7 +114,7 @@ def test_processes_that_are_not_reached_are_refused(round_, monkeypatch):
 
 @pytest.mark.model
 def test_what_breaks_one_process_is_said_whichever_it_is(round_, monkeypatch):
-    monkeypatch.setattr(launch, "RANK", "tests.support.second_rank")
+    monkeypatch.setattr(launch, "RANK_MODULE", "tests.support.second_rank")
     with pytest.raises(StageError, match=r"^a process that checks answers was killed\.$"):
         round_.train("second", dpo(batch=8, processes=2))
 
@@ -126,11 +130,11 @@ def test_several_that_are_not_asked_say_that_they_do_not_look(round_, capsys):
         pl.DataFrame({"prompt_ids": [[1]], "chosen_ids": [[2]]}),
         round_.store,
     )
-    guards.guards_for(dpo(), *given, processes=2)
+    guards.build_guards(dpo(), *given, processes=2)
     bare = *given[:3], given[3].clear(), given[4]
-    with pytest.raises(UserError, match="a training without dev pairs is never looked at"):
-        guards.guards_for(dpo(guards={"stop_on": "loss"}), *bare, processes=2)
-    assert "2 processes train together: KL, own answers" in capsys.readouterr().err
+    with pytest.raises(UserError, match="a training without dev pairs is never evaluated"):
+        guards.build_guards(dpo(guards={"stop_on": "loss"}), *bare, processes=2)
+    assert "2 processes train together: KL, generated answers" in capsys.readouterr().err
 
 
 def test_the_ledger_says_whether_several_looked():
@@ -148,7 +152,7 @@ def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monke
     step, asked = trl_dpo.Trainer.training_step, []
 
     def full(self, model, inputs, *args):
-        rows = self.rows_in(inputs)
+        rows = self.count_rows(inputs)
         asked.append(rows)
         if rows == 4 and len(asked) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -159,8 +163,8 @@ def test_where_memory_runs_out_fewer_rows_go_on_and_the_step_stays(round_, monke
     assert asked == [4, 4, 4, *[2] * 8]
     assert json.loads((short.path / "cost.json").read_text())["micro_batch"] == 2
     monkeypatch.undo()
-    plain = seen(round_.train("plain", dpo(LORA, batch=4, micro_batch=4)), "loss")
-    assert seen(short, "loss") == pytest.approx(plain, abs=1e-5)
+    plain = metric_by_step(round_.train("plain", dpo(LORA, batch=4, micro_batch=4)), "loss")
+    assert metric_by_step(short, "loss") == pytest.approx(plain, abs=1e-5)
     monkeypatch.setattr(trl_dpo.Trainer, "training_step", full)
     with pytest.raises(
         StageError,
@@ -183,8 +187,8 @@ def test_two_machines_give_the_losses_of_one(round_, tmp_path):
     other = subprocess.Popen(["sh", "-c", wait], cwd=HOUSE)
     apart = round_.train("apart", cfg)
     assert other.wait(60) == 0
-    assert seen(apart, "loss") == pytest.approx(
-        seen(round_.train("near", dpo(LORA, batch=8)), "loss"), abs=1e-5
+    assert metric_by_step(apart, "loss") == pytest.approx(
+        metric_by_step(round_.train("near", dpo(LORA, batch=8)), "loss"), abs=1e-5
     )
 
 
@@ -198,13 +202,13 @@ def test_a_machine_that_nobody_waits_for_is_told_so(tmp_path):
     with pytest.raises(
         UserError, match=r"order.json: no training waits there.\n  Start it on the first machine"
     ):
-        launch.join(tmp_path / "order.json", 1)
+        launch.join_training(tmp_path / "order.json", 1)
     cfg = dpo(runtime={"machines": 2, "address": "a"})
     (tmp_path / "order.json").write_text(json.dumps({"config": cfg.model_dump(mode="json")}))
     with pytest.raises(
         UserError, match=r"machine 2: train.runtime.machines=2.*\n  Give a number from 1 to 1"
     ):
-        launch.join(tmp_path / "order.json", 2)
+        launch.join_training(tmp_path / "order.json", 2)
 
 
 KTO = {"trainer": "kto", "loss": ["kto"], "logps": "live", "micro_batch": "auto"}
@@ -217,14 +221,16 @@ def test_accelerate_takes_what_it_is_told_with_trl_s_own_config(name):
     """Read by accelerate's own parser; DeepSpeed and several GPUs are not here to be started."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-    def understood(**runtime):
-        command = launch.launcher(dpo(launch=name, dtype="bfloat16", runtime=runtime), 4, machine=1)
+    def parse_command(**runtime):
+        command = launch.launcher_command(
+            dpo(launch=name, dtype="bfloat16", runtime=runtime), 4, machine=1
+        )
         args = launch_command_parser().parse_args(
             [*command[3:], "-m", "pipeline.training.rank", "order.json"]
         )
         return _validate_launch_command(args)[0]
 
-    here, apart = understood(), understood(**MEET)
+    here, apart = parse_command(), parse_command(**MEET)
     assert (here.num_processes, here.num_machines, here.main_process_port) == (4, 1, 0)
     assert (apart.num_processes, apart.num_machines, apart.machine_rank) == (8, 2, 1)
     assert (apart.main_process_ip, apart.main_process_port, apart.mixed_precision) == (

@@ -28,7 +28,7 @@ ROWS = 4  # of one batch
 
 
 @cache
-def chosen(name: str) -> TrainConfig:
+def compose_objective(name: str) -> TrainConfig:
     small = (
         "gradient_checkpointing=false",
         "max_length=128",
@@ -43,7 +43,7 @@ def chosen(name: str) -> TrainConfig:
 
 def objective(name: str, **changes: object) -> TrainConfig:
     """The objective as conf/ has it, on a tiny model's scale."""
-    cfg = chosen(name)
+    cfg = compose_objective(name)
     runtime = cfg.runtime.model_copy(update={"micro_batch": ROWS, "usual_rate": 1e-3})
     together = ROWS if cfg.together else None
     shaped = cfg.model_copy(
@@ -262,9 +262,9 @@ class Two:
     def __init__(self, store: Path):
         self.store = store
         self.reference = tiny_model(store / "sft" / "aaaaaaaaaaaa")
-        self.policy = moved(self.reference, store / "train" / "bbbbbbbbbbbb")
+        self.policy = perturb(self.reference, store / "train" / "bbbbbbbbbbbb")
         self.pairs = write_pairs(store / "pair" / "aaaaaaaaaaaa", self.reference, train=16)
-        write_table(self.pairs.path / "unpaired.parquet", thumbs_of(self.pairs))
+        write_table(self.pairs.path / "unpaired.parquet", unpaired_of(self.pairs))
         self.logps = write_logps(store / "refer" / "aaaaaaaaaaaa", self.reference, self.pairs)
 
     def trainer(self, cfg: TrainConfig, out: Path):
@@ -274,9 +274,9 @@ class Two:
         logps = [self.logps] if cfg.logps == "ready" else []
         rows = {part: train.ready(cfg, [self.pairs], part, logps) for part in ("train", "dev")}
         reference = None if cfg.logps == "none" else self.reference
-        watch = guards.guards_for(cfg, self.policy, reference, None, rows["dev"], out)
+        watch = guards.build_guards(cfg, self.policy, reference, None, rows["dev"], out)
         policy = build.load_policy(cfg, self.policy)
-        return build.trainer_for(cfg, policy, self.policy, reference, rows, out, watch)[0]
+        return build.build_trainer(cfg, policy, self.policy, reference, rows, out, watch)[0]
 
     def run(self, cfg: TrainConfig, name: str, **changes) -> Model:
         given = {
@@ -288,7 +288,7 @@ class Two:
         return train.run(cfg, self.store / "train" / name, **{**given, **changes})
 
 
-def moved(model: Model, step: Path) -> Model:
+def perturb(model: Model, step: Path) -> Model:
     import json
 
     from pipeline.models import loading
@@ -303,7 +303,7 @@ def moved(model: Model, step: Path) -> Model:
     return Model(step)
 
 
-def thumbs_of(pairs: Pairs):
+def unpaired_of(pairs: Pairs):
     import polars as pl
 
     table = pl.concat([pairs.train(), pairs.dev()])
@@ -475,7 +475,7 @@ def test_the_batch_holds_the_sampler_s_own_ids(two, tmp_path, name):
         for row in table
         for side in ("chosen", "rejected")
     }
-    seen = [each for batch in trainer.get_train_dataloader() for each in shown(batch)]
+    seen = [each for batch in trainer.get_train_dataloader() for each in unpad_rows(batch)]
     assert len(seen) == 2 * len(table)
     for ids, learned in seen:
         assert answers[tuple(ids)] == learned
@@ -483,7 +483,7 @@ def test_the_batch_holds_the_sampler_s_own_ids(two, tmp_path, name):
     assert {tuple(ids) for ids, _ in seen} == set(answers)
 
 
-def shown(batch: dict) -> list[tuple[list[int], list[int]]]:
+def unpad_rows(batch: dict) -> list[tuple[list[int], list[int]]]:
     """The ids of each row without padding, and those that the loss sees."""
     if "completion_mask" in batch:
         triples = [(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])]

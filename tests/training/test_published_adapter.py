@@ -46,7 +46,7 @@ def opened_elsewhere(folder: Path, cwd: Path) -> list[float]:
     return [float(line) for line in done.stdout.split()]
 
 
-def trained(place: Path, sft: Model | None = None) -> Model:
+def train_adapter(place: Path, sft: Model | None = None) -> Model:
     """An adapter in a store of its own, on an SFT model there."""
     sft = sft or tiny_model(place / SFT)
     pairs = write_pairs(place / "pair" / "bbbbbbbbbbbb", sft)
@@ -62,7 +62,7 @@ def files(model: Model) -> list[dict]:
 @pytest.mark.model
 def test_an_adapter_opens_from_anywhere_and_after_its_store_was_moved(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there" / "deeper"
-    model = trained(here / "store")
+    model = train_adapter(here / "store")
     made = files(model)
     first = opened_elsewhere(model.adapter, tmp_path)
     assert first[0] == pytest.approx(first[1], abs=1e-4)
@@ -78,14 +78,14 @@ def test_an_adapter_opens_from_anywhere_and_after_its_store_was_moved(tmp_path):
 
 @pytest.mark.model
 def test_two_stores_make_the_same_bytes_and_a_checkpoint_outside_is_named_too(tmp_path):
-    own = trained(tmp_path / "one" / "store")
+    own = train_adapter(tmp_path / "one" / "store")
     outside = shutil.copytree(own.weights, tmp_path / "my-sft")
     sft = tmp_path / "two" / "store" / SFT
     tokenizer = own.path.parent.parent / SFT / "weights"
     shutil.copytree(tokenizer, sft / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
     write_json(sft / "model.json", {"revision": None, "content": "0", "tokenizer": "tokenizer"})
     write_json(sft / PLACE_FILE, {"weights": str(outside)})
-    referring = trained(tmp_path / "two" / "store", Model(sft))
+    referring = train_adapter(tmp_path / "two" / "store", Model(sft))
     config = json.loads((referring.adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(outside)
     known = {entry["path"]: entry["sha256"] for entry in files(referring)}
@@ -99,7 +99,7 @@ def test_two_stores_make_the_same_bytes_and_a_checkpoint_outside_is_named_too(tm
     )
 
 
-def described(root: Path, weights: dict) -> Model:
+def write_records(root: Path, weights: dict) -> Model:
     """An adapter and its base as their records alone."""
     write_json(root / SFT / "model.json", {"tokenizer": "tokenizer", **weights})
     record = {"base": SFT, "adapter": "adapter", "tokenizer": "adapter", "peft": PEFT}
@@ -108,7 +108,7 @@ def described(root: Path, weights: dict) -> Model:
 
 
 def test_a_base_on_the_hub_is_named_with_its_revision(tmp_path):
-    model = described(tmp_path, {"weights": "owner/name", "revision": "0" * 40})
+    model = write_records(tmp_path, {"weights": "owner/name", "revision": "0" * 40})
     name_base(model)
     config = json.loads((model.adapter / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "0" * 40)
@@ -119,7 +119,7 @@ def test_repairing_a_store_leaves_alone_what_is_no_adapter_of_it(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     root = Path("store")
     (root / SFT / "weights").mkdir(parents=True)
-    described(root, {"weights": "weights"})
+    write_records(root, {"weights": "weights"})
     pruned = {"base": "sft/gone", "adapter": "adapter", "peft": PEFT}
     others = {
         "train/000000000000": pruned,
@@ -153,7 +153,7 @@ def test_asking_for_merged_weights_is_no_other_training():
     assert asked != fingerprints(*lora, "train.adapter.rank=8")
 
 
-def published(model: Model, config: TrainConfig) -> None:
+def seal_model(model: Model, config: TrainConfig) -> None:
     """With a manifest, as the worker leaves it."""
     known = {
         "fingerprint": model.path.name,
@@ -166,8 +166,8 @@ def published(model: Model, config: TrainConfig) -> None:
 
 @pytest.mark.model
 def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_path, capsys):
-    model, cfg = trained(tmp_path / "store"), dpo({**LORA, "learning_rate": 2e-2})
-    published(model, cfg)
+    model, cfg = train_adapter(tmp_path / "store"), dpo({**LORA, "learning_rate": 2e-2})
+    seal_model(model, cfg)
     wanting = cfg.model_copy(
         update={"adapter": cfg.adapter.model_copy(update={"save_merged": True})}
     )
@@ -199,7 +199,7 @@ def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(
     run = tmp_path / "runs" / "latest"
     (run / "store").mkdir(parents=True)
     for number in (1, 2):
-        step = described(tmp_path / "store", {"weights": "weights"}).path.with_name(
+        step = write_records(tmp_path / "store", {"weights": "weights"}).path.with_name(
             f"{number}" * 12
         )
         write_json(step / "manifest.json", {"files": [], "config": {"dtype": "float32"}})
