@@ -1,4 +1,4 @@
-"""Trainings of one or two steps: no step is at rate zero, and weights that nothing changed are told to be so."""
+"""Trainings of one or two steps: no step is at rate zero, and unchanged weights are reported."""
 
 import json
 import math
@@ -20,7 +20,7 @@ def round_(tmp_path_factory) -> Round:
 
 
 def rates(folder, schedule: str, steps: int, warmup: float, ours: bool = True) -> list[float]:
-    """The rate that the optimizer has at each step, of a trainer with our warm-up or of transformers' own."""
+    """The optimizer's rate at each step, with our warm-up or with transformers'."""
     import torch
     from transformers import Trainer, TrainingArguments
 
@@ -41,9 +41,8 @@ def rates(folder, schedule: str, steps: int, warmup: float, ours: bool = True) -
     for at in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        if (
-            ours or at < steps - 1
-        ):  # a Trainer asks once more; transformers' polynomial then divides by zero
+        # A Trainer asks once more at the end: transformers' polynomial then divides by zero.
+        if ours or at < steps - 1:
             scheduler.step()
     return found
 
@@ -104,7 +103,7 @@ def test_the_only_step_of_a_training_changes_the_weights_and_is_told_to_be_few(
 def test_weights_that_nothing_changed_are_told_wherever_they_are_told_of(
     round_, dtype, capfd, tmp_path
 ):
-    """In float32 no step as small as this is seen; in bfloat16 larger ones are rounded away when they are published."""
+    """In float32 these steps are too small; bfloat16 rounds larger ones away when publishing."""
     from tests.support.preferences import write_logps
 
     logps = [write_logps(tmp_path / "logps", round_.sft, round_.pairs, dtype=dtype)]

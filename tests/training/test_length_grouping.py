@@ -1,4 +1,4 @@
-"""Rows of like length share a pass: less is computed, and losses, gradients and weights stay those of TRL's batch."""
+"""Rows of similar length share a pass: less is computed, and losses and gradients are TRL's."""
 
 import random
 from itertools import combinations, pairwise
@@ -109,7 +109,7 @@ def test_less_goes_through_the_model_and_all_of_it_is_attended(round_, monkeypat
 
 @pytest.mark.model
 def test_two_processes_cut_their_own_batches_and_give_the_losses_of_one(round_):
-    """Each takes as many passes as its rows ask: nothing inside a pass may wait for the other process."""
+    """Their numbers of passes differ: nothing in a pass may wait for the other process."""
     one = round_.train("one", settings(batch=8, micro_batch=8, by_length=False))
     two = round_.train("two", settings(batch=8, micro_batch=4, processes=2))
     assert metric_by_step(two, "loss") == pytest.approx(metric_by_step(one, "loss"), abs=1e-5)

@@ -1,4 +1,4 @@
-"""A trained model's card and curves: valid for the hub, the same bytes again, and no place of this machine in them."""
+"""A trained model's card and curves: valid for the hub, reproducible, without local paths."""
 
 import json
 import shlex
@@ -36,7 +36,7 @@ METRICS = [
 
 @pytest.fixture
 def trained_folder(tmp_path) -> Path:
-    """What a training leaves behind, with the step that the driver gave it and two ancestors in the store."""
+    """A training's files, with the driver's step.json and the ancestors in the store."""
     out = tmp_path / "store" / "train" / "bbbbbbbbbbbb"
     write_text(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in METRICS))
     write_json(
@@ -53,7 +53,8 @@ def trained_folder(tmp_path) -> Path:
         folder = tmp_path / "store" / stage / "aaaaaaaaaaaa"
         write_json(folder / "manifest.json", {"config": config})
         listed.append({"stage": stage, "label": 0, "fingerprint": folder.name, "path": str(folder)})
-    command = f"strop run sft.model=owner/sft-model train.rehearsal.data.path={tmp_path}/rows.jsonl until=train@1"
+    rehearsal = f"train.rehearsal.data.path={tmp_path}/rows.jsonl"
+    command = f"strop run sft.model=owner/sft-model {rehearsal} until=train@1"
     write_text(tmp_path / "rows.jsonl", "{}")
     write_json(out / "step.json", {"ancestors": listed, "command": command})
     return out
@@ -113,7 +114,7 @@ def test_a_training_that_logged_nothing_but_a_loss_is_drawn(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
-# ── the command ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the command ───────────────────────────────────────────────────────────────────────────────────
 
 
 WATCHED = "tracker=wandb", "tracker.name=mine"

@@ -1,4 +1,4 @@
-"""A published adapter as others open it: by PEFT and transformers alone, from anywhere, after its store was moved."""
+"""A published adapter opens in PEFT and transformers, from anywhere, after its store was moved."""
 
 import json
 import shutil
@@ -28,7 +28,8 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-ids = tokenizer.apply_chat_template([{"role": "user", "content": "red"}], return_tensors="pt", return_dict=True)
+messages = [{"role": "user", "content": "red"}]
+ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
 for kind in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
     model = kind.from_pretrained(sys.argv[1]).eval()
     assert any("lora" in name for name, _ in model.named_parameters())
@@ -37,7 +38,7 @@ for kind in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
 
 
 def opened_elsewhere(folder: Path, cwd: Path) -> list[float]:
-    """What a fresh process of PEFT and one of transformers say of a prompt, without this project."""
+    """The logits' sums that PEFT and transformers give in a fresh process without this project."""
     command = [sys.executable, "-c", OPEN, str(folder)]
     done = subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"}
@@ -47,7 +48,7 @@ def opened_elsewhere(folder: Path, cwd: Path) -> list[float]:
 
 
 def train_adapter(place: Path, sft: Model | None = None) -> Model:
-    """An adapter in a store of its own, on an SFT model there."""
+    """Train an adapter in a new store, on an SFT model there."""
     sft = sft or tiny_model(place / SFT)
     pairs = write_pairs(place / "pair" / "bbbbbbbbbbbb", sft)
     logps = write_logps(place / "refer" / "cccccccccccc", sft, pairs)
@@ -72,7 +73,7 @@ def test_an_adapter_opens_from_anywhere_and_after_its_store_was_moved(tmp_path):
     store.name_bases(there / "store")
     moved = Model(there / "store" / ADAPTER)
     assert opened_elsewhere(moved.adapter, Path("/")) == pytest.approx(first, abs=1e-6)
-    assert files(moved) == made, "where a store lies is no content"
+    assert files(moved) == made, "the path of a store is not part of the content"
     assert not list(moved.path.rglob(".*"))
 
 
@@ -143,7 +144,7 @@ def test_repairing_a_store_leaves_alone_what_is_no_adapter_of_it(tmp_path, monke
     assert written.stat().st_mtime_ns == before, "what is right is not written again"
 
 
-# ── merged weights, asked for later ───────────────────────────────────────────────────────────────────────────────
+# ── merged weights, asked for later ───────────────────────────────────────────────────────────────
 
 
 def test_asking_for_merged_weights_is_no_other_training():
@@ -192,7 +193,7 @@ def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_
         whole = AutoModelForCausalLM.from_pretrained(folder)(**ids).logits[0, -1].sum().item()
         assert whole == pytest.approx(opened_elsewhere(model.adapter, tmp_path)[0], abs=1e-2)
     assert merge([str(model.path), str(tmp_path / "mine")]) == 2
-    assert "something lies there" in capsys.readouterr().err
+    assert f"{tmp_path / 'mine'}:" in capsys.readouterr().err
 
 
 def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(tmp_path, capsys):
@@ -217,7 +218,7 @@ def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(
 
 @pytest.mark.long
 def test_a_run_that_asks_for_merged_weights_later_merges_what_is_built(tmp_path):
-    """Toys publish no adapter, so that the worker's own refusal shows that it was asked to merge, and no more."""
+    """Toys publish no adapter: the worker's refusal shows that it was asked to merge only."""
     toys, lora = Toys(tmp_path), [*SMALL, "adapter@train.adapter=lora", "until=train@1"]
     asking = [*lora, "train.adapter.save_merged=true"]
     toys.run(*lora)

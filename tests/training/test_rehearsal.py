@@ -1,4 +1,4 @@
-"""Demonstrations beside the pairs: their likelihood is in the loss, in the template's tokens, and they are kept."""
+"""Rehearsal: the demonstrations' likelihood is in the loss, and less of them is forgotten."""
 
 import json
 from pathlib import Path
@@ -161,7 +161,7 @@ def test_with_a_share_of_demonstrations_less_is_forgotten(
 
 @pytest.mark.model
 def test_what_is_learned_does_not_depend_on_how_a_step_is_split(round_, demonstrations_file, clear):
-    """Three demonstrations and four pairs a step: no micro-batch of two holds a whole number of them."""
+    """Three demonstrations per step, in two micro-batches of two pairs: no even split exists."""
     whole, split = (
         round_.train(
             f"micro-{size}", rehearsal_config(demonstrations_file, micro_batch=size), fence=clear

@@ -1,4 +1,4 @@
-"""Training whose weights are shared among processes (FSDP2, ZeRO-2 and -3): it is held to what one process does."""
+"""Training with sharded weights (FSDP2, ZeRO-2 and -3) does what one process does."""
 
 import json
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from tests.training.test_guards import (
 )
 
 DEEPSPEED = pytest.mark.skipif(
-    not find_spec("deepspeed"), reason="deepspeed is no dependency, and not installed here"
+    not find_spec("deepspeed"), reason="deepspeed is optional, and not installed here"
 )
 SHARING = [
     "fsdp2",
@@ -35,13 +35,13 @@ SHARING = [
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory) -> Round:
-    """ZeRO-3 leaves what is under a hundred thousand numbers whole in every process: here each matrix has more."""
+    """ZeRO-3 does not shard matrices under a hundred thousand numbers: these are larger."""
     return Round(tmp_path_factory.mktemp("wide"), hidden=384, spread=0.05)
 
 
 @pytest.fixture
 def on_a_cpu(monkeypatch) -> None:
-    """What shares weights asks for GPUs, and accelerate for them too; torch shares over gloo all the same."""
+    """Lift our check for GPUs and accelerate's: torch can shard over gloo on a CPU."""
     monkeypatch.setattr(launch, "RANK_MODULE", "tests.support.sharded_rank")
     monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
 
@@ -59,7 +59,7 @@ def furthest(one: Model, other: Model) -> float:
 @pytest.mark.parametrize("asked", SHARING)
 @pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
 def test_weights_in_shares_train_and_are_published_whole(wide, on_a_cpu, adapter, asked):
-    """As TRL has it, over gloo: no process has the whole state, and what is published is that of one process."""
+    """Over gloo no process has the whole state; what is published equals one process's weights."""
     whole = wide.train(f"whole-{adapter['kind']}-{asked}", dpo(adapter, batch=8))
     shared = wide.train(
         f"shared-{adapter['kind']}-{asked}", dpo(adapter, batch=8, processes=2, launch=asked)
@@ -72,7 +72,7 @@ def test_weights_in_shares_train_and_are_published_whole(wide, on_a_cpu, adapter
 @pytest.mark.parametrize("asked", SHARING)
 @pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
 def test_weights_in_shares_train_in_half_precision(wide, on_a_cpu, adapter, asked):
-    """What is trained stays in float32, beside a base that is not."""
+    """Trained weights stay in float32; the base does not."""
     cfg = {"adapter": adapter, "batch": 8, "dtype": "bfloat16"}
     logps = [write_logps(wide.store / "b", wide.sft, wide.pairs, "bfloat16")]
     whole = wide.train(f"half-{adapter['kind']}-{asked}", dpo(**cfg), logps=logps)
@@ -85,15 +85,15 @@ def test_weights_in_shares_train_in_half_precision(wide, on_a_cpu, adapter, aske
 @pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
-@pytest.mark.parametrize("held_to", ["asked as it goes", "an adapter", "what an adapter stands on"])
+@pytest.mark.parametrize("held_to", ["live", "an adapter", "an adapter's base"])
 def test_weights_in_shares_have_any_reference(wide, on_a_cpu, held_to, asked):
-    """The trainer's own one; one that is loaded for each look; one that training does not start from."""
+    """The trainer's own; one that is loaded for each evaluation; one other than the start."""
     first = wide.train(f"before {held_to} {asked}", dpo(LORA, batch=8))
     logps = [write_logps(wide.store / f"of {held_to} {asked}", first, wide.pairs)]
     cfg, given = {
-        "asked as it goes": ({"adapter": FULL, "logps": "live"}, {"logps": None}),
+        "live": ({"adapter": FULL, "logps": "live"}, {"logps": None}),
         "an adapter": ({"adapter": LORA}, {"init": first, "reference": first, "logps": logps}),
-        "what an adapter stands on": ({"adapter": LORA}, {"init": first}),
+        "an adapter's base": ({"adapter": LORA}, {"init": first}),
     }[held_to]
     cfg = {"batch": 8, "eval_every": 1, "guards": {"prompts": 3}, **cfg}
     whole = wide.train(f"one {held_to} {asked}", dpo(**cfg), **given)
@@ -195,7 +195,7 @@ def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(
 def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(
     wide, on_a_cpu, adapter, prompts, asked
 ):
-    """Of two answers one ends long before the other, in another process; five make shares that are not alike."""
+    """Two answers in two processes end at different times; five answers make unequal shares."""
     rate = 5e-4 if adapter == FULL else 5e-3
     rates = {"learning_rate": rate, "warmup": 0.0, "scheduler": "constant", "eval_every": 1}
     guards = {"prompts": prompts, "tokens": 64, "scorer": NEVER}
@@ -241,7 +241,7 @@ def test_a_reference_in_few_bits_is_not_taken_apart(tmp_path):
 
 
 def test_weights_that_are_gathered_under_other_names_are_no_trained_ones():
-    """A tied one may come under one of its names; the processes that gather nothing hold nothing."""
+    """A tied weight may come under one of its names. Processes that gather nothing hold nothing."""
     module = torch.nn.ModuleDict(
         {"a": torch.nn.Linear(2, 2, bias=False), "b": torch.nn.Linear(2, 2, bias=False)}
     )

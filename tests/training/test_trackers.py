@@ -1,4 +1,4 @@
-"""Trackers show what metrics.jsonl says, in the run's folder; they change nothing, stop nothing and tell no key."""
+"""Trackers show metrics.jsonl, write to the run's folder, change and stop nothing, leak no key."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def run_dir(tmp_path) -> Path:
 
 
 def train_with_tracker(round_: Round, name: str, run_dir: Path, tracker, **runtime) -> Model:
-    """Trained as the worker has it done: `step.json` lies in the folder and says where the run's story is."""
+    """Train as the worker does: with a `step.json` in the folder that names the run's folder."""
     cfg = dpo(
         tracker=tracker and tracker.model_dump(),
         runtime=runtime,
