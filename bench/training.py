@@ -104,8 +104,8 @@ def ours(
 
     cfg = config(by_length)
     rows = {part: train.ready(cfg, [pairs], part, [logps]) for part in ("train", "dev")}
-    watch = guards.guards_for(cfg, sft, sft, None, rows["dev"], out)
-    trainer, _ = build.trainer_for(cfg, build.load_policy(cfg, sft), sft, sft, rows, out, watch)
+    watch = guards.build_guards(cfg, sft, sft, None, rows["dev"], out)
+    trainer, _ = build.build_trainer(cfg, build.load_policy(cfg, sft), sft, sft, rows, out, watch)
     trainer.remove_callback(
         StartCheck
     )  # once a training, whatever its length; here it would be a third of the pairs

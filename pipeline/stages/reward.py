@@ -52,13 +52,13 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination)
     learned, held_out = parts(cfg, _examples(cfg, out, text, fence))
     reward.set_pad_token(tokenizer, [*learned, *held_out])
     module = reward.load(start, cfg.seed)
-    trainer, ledger = reward.trainer_for(cfg, module, tokenizer, learned, out)
-    trackers.train(trainer, ledger.newest_whole())
+    trainer, ledger = reward.build_trainer(cfg, module, tokenizer, learned, out)
+    trackers.train_with_trackers(trainer, ledger.find_newest())
     loading.check_finite(module)
 
     module.to(torch_dtype(cfg.dtype))
     budget = 2 * cfg.max_length * cfg.runtime.micro_batch
-    figures = reward.accuracy(module, tokenizer.pad_token_id, held_out, budget) | familiar(
+    figures = reward.measure_accuracy(module, tokenizer.pad_token_id, held_out, budget) | familiar(
         learned, held_out
     )
     print("│", in_words(figures), file=sys.stderr, flush=True)

@@ -96,8 +96,8 @@ def _fit(
 
     weights = dict(model.named_parameters())
     start = dict(loading.checksums(weights, cfg.dtype))
-    trainer, ledger = sft.trainer_for(cfg, model, tokenizer, examples, out)
-    trackers.train(trainer, ledger.newest_whole())
+    trainer, ledger = sft.build_trainer(cfg, model, tokenizer, examples, out)
+    trackers.train_with_trackers(trainer, ledger.find_newest())
     loading.check_finite(model)
     if all(start[name] == number for name, number in loading.checksums(weights, cfg.dtype)):
         knob = "refit" if isinstance(cfg, BestOfNConfig) else "sft"

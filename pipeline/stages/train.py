@@ -46,25 +46,27 @@ def run(
         raise UserError(
             f"train.logps={cfg.logps} needs a reference model, and the plan gives none."
         )
-    count = launch.processes(cfg)
+    count = launch.count_processes(cfg)
     world = count * cfg.runtime.machines
     if world == 1:
         launch.expose_one_device()
     rows = _rows(cfg, out, init, pairs, logps or [], fence)
     auto, cfg = (
         cfg.runtime.micro_batch == "auto",
-        micro_batch.look_ahead(cfg, init, rows, world, out),
+        micro_batch.choose_micro_batch(cfg, init, rows, world, out),
     )
 
     def start(cfg: TrainConfig) -> None:
         if world > 1:
             for part, table in rows.items():
                 write_table(out / "scratch" / "pairs" / f"{part}.parquet", table)
-            launch.in_ranks(cfg, count, out, {"init": init, "reference": reference, "dev": dev})
+            launch.train_in_ranks(
+                cfg, count, out, {"init": init, "reference": reference, "dev": dev}
+            )
         else:
-            launch.alone(cfg, out, init, reference, dev, rows)
+            launch.train_in_process(cfg, out, init, reference, dev, rows)
 
-    micro_batch.in_memory(cfg, auto, out, start)
+    micro_batch.train_within_memory(cfg, auto, out, start)
     held_to = [reference] if reference else []
     curves.draw(Model(out).metrics(), json.loads((out / "training.json").read_text())["kept"], out)
     model_card.write(
@@ -75,7 +77,9 @@ def run(
     if cfg.runtime.keep_checkpoints:
         _keep_checkpoints(out)
     several = {"processes": world, "watched": cfg.runtime.watch == "always"} if world > 1 else {}
-    note_cost(out, tokens=micro_batch.tokens_read(cfg, rows), pairs=rows["train"].height, **several)
+    note_cost(
+        out, tokens=micro_batch.count_tokens(cfg, rows), pairs=rows["train"].height, **several
+    )
     return Model(out)
 
 
@@ -100,10 +104,10 @@ def _rows(
 
 def _keep_checkpoints(out: Path) -> None:
     """Into the run's folder: with an optimizer's state, and pickles of this machine, they are no part of a Model."""
-    from pipeline.training.monitoring.trackers import story_name
+    from pipeline.training.monitoring.trackers import training_name
 
     step = json.loads((out / STEP_FILE).read_text())
-    kept = Path(step["story"]) / "checkpoints" / story_name(step)
+    kept = Path(step["story"]) / "checkpoints" / training_name(step)
     shutil.rmtree(kept, ignore_errors=True)  # of an attempt that was cut off here
     shutil.copytree(out / "scratch" / "checkpoints", kept)
 
@@ -141,7 +145,7 @@ def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
     """Single answers with their label, for KTO; those to the dev pairs' prompts are the dev part."""
     import polars as pl
 
-    from pipeline.training.trainers.kto import in_training_order
+    from pipeline.training.trainers.kto import order_for_training
 
     held_out = pl.concat([one.dev() for one in pairs])["prompt_id"].unique()
     table = pl.concat([one.thumbs() for one in pairs]).unique(["sample_id", "label"])
@@ -159,7 +163,7 @@ def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
         pl.col("prompt_token_ids").alias("prompt_ids"),
         pl.col("token_ids").alias("completion_ids"),
     )
-    return in_training_order(table.select("sample_id", *ids, "label"), cfg.together, cfg.seed)
+    return order_for_training(table.select("sample_id", *ids, "label"), cfg.together, cfg.seed)
 
 
 def demonstrations(

@@ -1,4 +1,4 @@
-"""From a config to what trains it: the policy, the reference that TRL asks, one of four TRL trainers on ready ids."""
+"""From a config to its trainer: the policy, the reference, and one of four TRL trainers."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipeline.artifacts import Model, write_table
 from pipeline.config import FullAdapter, TrainConfig
 from pipeline.errors import StageError, UserError
 from pipeline.models import loading
-from pipeline.training.distributed.sharded import KnownHead
+from pipeline.training.distributed.sharded import HeadRegistration
 from pipeline.training.monitoring.callbacks import (
     CheckpointLedger,
     FiniteGuard,
@@ -20,19 +20,19 @@ from pipeline.training.monitoring.callbacks import (
 )
 from pipeline.training.monitoring.guards import Guards
 from pipeline.training.monitoring.reference_check import StartCheck
-from pipeline.training.monitoring.trackers import Tracked
-from pipeline.training.trainers.arguments import arguments
-from pipeline.training.trainers.rehearsal import rehearsal_of
+from pipeline.training.monitoring.trackers import TrackerCallback
+from pipeline.training.trainers.arguments import common_arguments
+from pipeline.training.trainers.rehearsal import build_rehearsal
 
 if TYPE_CHECKING:
     import polars as pl
     from datasets import Dataset
 
-PARTS = "train", "dev"  # the pairs; beside them lie demonstrations to rehearse
+PARTS = "train", "dev"  # of the pairs; the demonstrations to rehearse are a third table
 
 
-def trainer_kind(name: str) -> Any:
-    """The room of a TRL trainer class: `Trainer`, `Arguments` and `settings` of it alone."""
+def import_trainer(name: str) -> Any:
+    """The module of one TRL trainer class, with its `Trainer`, `Arguments` and `loss_arguments`."""
     match name:
         case "dpo":
             from pipeline.training.trainers import dpo
@@ -54,14 +54,14 @@ def trainer_kind(name: str) -> Any:
 
 
 def load_policy(cfg: TrainConfig, init: Model) -> Any:
-    """What is trained. Mixed precision keeps full weights in float32: a step of 5e-7 is nothing in bfloat16."""
+    """The model to train. Full weights stay in float32: a step of 5e-7 would vanish in bfloat16."""
     set_seed(cfg.seed)
     if isinstance(cfg.adapter, FullAdapter):
         return loading.load_merged(init)
     return loading.load_adapted(init, cfg.adapter, cfg.dtype)
 
 
-def trainer_for(
+def build_trainer(
     cfg: TrainConfig,
     policy: Any,
     init: Model,
@@ -74,50 +74,58 @@ def trainer_for(
     weights = {
         name: weight.data for name, weight in policy.named_parameters() if weight.requires_grad
     }
-    asked = {} if reference is None else {"ref_model": _reference(cfg, policy, init, reference)}
-    # What is loaded once these stand comes in shares under ZeRO-3, and no adapter can be merged into those.
-    args = _arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
-    data = _datasets(args, rows, out / "scratch")
+    # Load the reference before making the arguments. These switch ZeRO-3 on: whatever is loaded
+    # afterwards is sharded, and an adapter cannot be merged into sharded weights.
+    ref_model = {}
+    if reference is not None:
+        ref_model["ref_model"] = _load_reference(cfg, policy, init, reference)
+    args = _make_arguments(cfg, ledger.folder, evaluates=rows["dev"].height > 0)
+    data = _make_datasets(args, rows, out / "scratch")
     start = StartCheck(cfg, rows, init, reference)
-    trainer = trainer_kind(cfg.trainer).Trainer(
+    trainer = import_trainer(cfg.trainer).Trainer(
         model=policy,
-        **asked,
+        **ref_model,
         args=args,
         train_dataset=data["train"],
         eval_dataset=data.get("dev"),
-        processing_class=_tokenizer(init),
-        callbacks=[KnownHead(), start, *_callbacks(cfg, out, ledger, guards)],
+        processing_class=_load_tokenizer(init),
+        callbacks=[HeadRegistration(), start, *_make_callbacks(cfg, out, ledger, guards)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.by_length, trainer.rehearsal = cfg.runtime.by_length, rehearsal_of(cfg, rows)
-    for each in (start, guards):
-        each.watch(trainer)
-    _only_wanted_adapters(policy)
-    _in_their_own_precision(policy, weights)
+    trainer.by_length, trainer.rehearsal = cfg.runtime.by_length, build_rehearsal(cfg, rows)
+    for callback in (start, guards):
+        callback.attach(trainer)
+    _remove_copied_adapter(policy)
+    _restore_precision(policy, weights)
     return trainer, ledger
 
 
-def _tokenizer(init: Model) -> Any:
-    """ORPOTrainer pads with the tokenizer's mark; what is padded is masked, so any mark does."""
+def _load_tokenizer(init: Model) -> Any:
+    """ORPOTrainer needs a pad token. Padding is masked, so any token will do."""
     tokenizer = loading.load_tokenizer(init)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _callbacks(cfg: TrainConfig, out: Path, ledger: CheckpointLedger, guards: Guards) -> list[Any]:
-    """In this order: what is no number reaches no file, what is looked at comes after what the trainer itself logs."""
-    written, shown = MetricsLog(out / "metrics.jsonl"), Tracked(cfg.runtime.tracker, out)
-    return [FiniteGuard(), written, ledger, ProgressLine("train", out), guards, shown]
+def _make_callbacks(
+    cfg: TrainConfig, out: Path, ledger: CheckpointLedger, guards: Guards
+) -> list[Any]:
+    """Order matters: FiniteGuard comes before anything that writes, the guards after the log."""
+    log, tracker = MetricsLog(out / "metrics.jsonl"), TrackerCallback(cfg.runtime.tracker, out)
+    return [FiniteGuard(), log, ledger, ProgressLine("train", out), guards, tracker]
 
 
-def _datasets(args: Any, rows: "dict[str, pl.DataFrame]", scratch: Path) -> "dict[str, Dataset]":
-    with args.main_process_first(desc="pairs"):  # the others read what the first one made of them
-        return {part: _dataset(rows[part], part, scratch) for part in PARTS if rows[part].height}
+def _make_datasets(
+    args: Any, rows: "dict[str, pl.DataFrame]", scratch: Path
+) -> "dict[str, Dataset]":
+    parts = [part for part in PARTS if rows[part].height]
+    with args.main_process_first(desc="pairs"):  # the others read what the first one has cached
+        return {part: _make_dataset(rows[part], part, scratch) for part in parts}
 
 
-def _dataset(table: "pl.DataFrame", part: str, scratch: Path) -> "Dataset":
-    """From files, as TRL needs it, and equal to what was written."""
+def _make_dataset(table: "pl.DataFrame", part: str, scratch: Path) -> "Dataset":
+    """Load the table from a file, as TRL needs it, and check that it is unchanged."""
     import datasets
     import polars as pl
 
@@ -130,62 +138,65 @@ def _dataset(table: "pl.DataFrame", part: str, scratch: Path) -> "Dataset":
     )
     if not pl.DataFrame(data.data.table).equals(table):
         raise StageError(
-            f"train: the {part} pairs changed on their way to the trainer ({file}). Remove {scratch} and run again."
+            f"train: the {part} pairs changed on their way to the trainer ({file}).\n"
+            f"  Remove {scratch} and run the same command again."
         )
     return data
 
 
-def _reference(cfg: TrainConfig, policy: Any, init: Model, reference: Model) -> Any:
-    """The module that TRL asks as it goes; none when its values are ready, or when the policy without adapter is it."""
+def _load_reference(cfg: TrainConfig, policy: Any, init: Model, reference: Model) -> Any:
+    """The reference model for TRL to compute values with during training.
+
+    None where the values are precomputed, or where the policy without its adapter is the reference.
+    """
     if cfg.logps != "live" or loading.is_bare_base(policy, init, reference):
         return None
-    if (
-        not isinstance(cfg.adapter, FullAdapter)
-        and cfg.adapter.quantization
-        and not reference.adapter
-    ):
-        return loading.load(reference, cfg.dtype, cfg.adapter.quantization)
+    quantization = None if isinstance(cfg.adapter, FullAdapter) else cfg.adapter.quantization
+    if quantization and not reference.adapter:
+        return loading.load(reference, cfg.dtype, quantization)
     dtype = torch.float32 if isinstance(cfg.adapter, FullAdapter) else getattr(torch, cfg.dtype)
     return loading.load_merged(reference).to(dtype).requires_grad_(False)
 
 
-def _only_wanted_adapters(policy: Any) -> None:
-    """TRL copies a PeftModel's adapter as reference `ref`. Here the reference is ready, a module, or the bare base."""
+def _remove_copied_adapter(policy: Any) -> None:
+    """Drop the copy `ref` that TRL makes of a PeftModel's adapter to serve as reference.
+
+    Here the reference is precomputed, a separate model, or the base without an adapter.
+    """
     if "ref" in getattr(policy, "peft_config", {}):
         policy.delete_adapter("ref")
 
 
-def _in_their_own_precision(policy: Any, weights: dict[str, torch.Tensor]) -> None:
-    """TRL rounds an adapter on a quantised base to bfloat16, where steps of its learning rate vanish."""
+def _restore_precision(policy: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Undo TRL's cast of an adapter on a quantised base to bfloat16, where small steps vanish."""
     for name, weight in policy.named_parameters():
         if name in weights and weight.dtype != weights[name].dtype:
             weight.data = weights[name].to(weight.device)
 
 
-def _arguments(cfg: TrainConfig, folder: Path, evaluates: bool) -> Any:
-    kind = trainer_kind(cfg.trainer)
+def _make_arguments(cfg: TrainConfig, folder: Path, evaluates: bool) -> Any:
+    kind = import_trainer(cfg.trainer)
     try:
-        args = kind.Arguments(**settings(cfg, folder, evaluates), **cfg.args)
-        _try_scheduler(args)
+        args = kind.Arguments(**trainer_arguments(cfg, folder, evaluates), **cfg.args)
+        _check_scheduler(args)
     except (ValueError, TypeError) as error:
         raise UserError(f"train: TRL does not take these settings: {error}") from error
     return args
 
 
-def _try_scheduler(args: Any) -> None:
-    """It is made when training begins, and what it does not know would end there in a traceback."""
-    nothing = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    get_scheduler(
-        args.lr_scheduler_type, nothing, 0, 1, scheduler_specific_kwargs=args.lr_scheduler_kwargs
-    )
+def _check_scheduler(args: Any) -> None:
+    """Build a scheduler now: unknown arguments would end the training's start in a traceback."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    kwargs = args.lr_scheduler_kwargs
+    get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, scheduler_specific_kwargs=kwargs)
 
 
-def settings(cfg: TrainConfig, checkpoints: Path, evaluates: bool) -> dict[str, Any]:
+def trainer_arguments(cfg: TrainConfig, checkpoints: Path, evaluates: bool) -> dict[str, Any]:
     return {
-        **arguments(cfg, checkpoints),
-        **trainer_kind(cfg.trainer).settings(cfg),
-        **_paged(cfg),
-        **_moving_reference(cfg),
+        **common_arguments(cfg, checkpoints),
+        **import_trainer(cfg.trainer).loss_arguments(cfg),
+        **_optimizer_arguments(cfg),
+        **_save_arguments(cfg),
         "beta": cfg.beta,
         "max_length": cfg.max_length,
         "per_device_eval_batch_size": cfg.runtime.micro_batch,
@@ -194,12 +205,15 @@ def settings(cfg: TrainConfig, checkpoints: Path, evaluates: bool) -> dict[str, 
     }
 
 
-def _paged(cfg: TrainConfig) -> dict[str, Any]:
-    """QLoRA's optimizer state moves to the host when a long batch needs the memory; it computes as AdamW does."""
+def _optimizer_arguments(cfg: TrainConfig) -> dict[str, Any]:
+    """For QLoRA, AdamW that moves its state to the host when a long batch needs the memory."""
     paged = cfg.adapter.kind == "qlora" and torch.cuda.is_available() and "optim" not in cfg.args
     return {"optim": "paged_adamw_32bit"} if paged else {}
 
 
-def _moving_reference(cfg: TrainConfig) -> dict[str, Any]:
-    """A checkpoint does not hold a reference that moves: a killed training starts again instead of going on wrongly."""
+def _save_arguments(cfg: TrainConfig) -> dict[str, Any]:
+    """No checkpoints where the reference moves: they do not hold it.
+
+    A killed training then starts again instead of resuming with a wrong reference.
+    """
     return {"save_strategy": "no"} if cfg.args.get("sync_ref_model") else {}

@@ -1,7 +1,8 @@
-"""How a training is started: in one process on one visible device, or in several under a launcher.
+"""Start a training: in this process on one visible device, or in several under a launcher.
 
-What runs in each of several processes is `training/rank.py`. Called before CUDA is. With several machines the stage
-runs on the first one, and each of the others joins it: `python -m pipeline.training.launch ORDER MACHINE`.
+Call this before CUDA is initialised. Each of several processes runs `training/rank.py`. With
+several machines the stage runs on the first one, and each of the others joins it by
+`python -m pipeline.training.launch ORDER MACHINE`.
 """
 
 import gc
@@ -23,40 +24,35 @@ from pipeline.training.micro_batch import OutOfMemory
 if TYPE_CHECKING:
     import polars as pl
 
-FAULTS = "fault-*.json"  # in scratch, of each process that knows what broke it
-NO_MEMORY = "no-memory"  # in scratch, by whichever process it happened to
-RANK = "pipeline.training.rank"
-PLACES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-)  # a process among others, as launchers tell it
-TRL_NAMES = {"ddp": "multi_gpu"}  # the others have one name there and here
+FAULTS = "fault-*.json"  # in scratch: a process's own error, by rank
+NO_MEMORY = "no-memory"  # in scratch: some process ran out of device memory
+RANK_MODULE = "pipeline.training.rank"
+# By these a launcher tells a process its place among others.
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+TRL_NAMES = {"ddp": "multi_gpu"}  # TRL's names of launch configs, where they differ from ours
 
 
 def expose_one_device() -> None:
-    """Several visible GPUs in one process become a DataParallel that TRL refuses: the first one is taken.
+    """Show only the first visible GPU: with several a process uses DataParallel, and TRL refuses.
 
-    A cluster may have told this process of others, which trains alone all the same: it would share the batch with them.
+    Forget ranks that a cluster may have set: this process would train on its share of the batch.
     """
-    for name in PLACES:
+    for name in RANK_VARIABLES:
         os.environ.pop(name, None)
     visible = os.environ.get(hardware.VISIBLE)
     if (visible is None and hardware.gpus()) or (visible and "," in visible):
         os.environ[hardware.VISIBLE] = (visible or "0").split(",")[0]
-    be_quiet()
+    silence_libraries()
 
 
-def be_quiet() -> None:
-    os.environ["TRL_EXPERIMENTAL_SILENCE"] = (
-        "1"  # the locks pin it, and tests hold what is used of it
-    )
+def silence_libraries() -> None:
+    # Experimental parts of TRL may change: the locks pin it, and tests hold what is used of it.
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # TRL reports every training to its makers
 
 
-def processes(cfg: TrainConfig) -> int:
-    """How many train together on this machine; refused where so many cannot."""
+def count_processes(cfg: TrainConfig) -> int:
+    """How many processes train on this machine. Raise where it cannot run that many."""
     from pipeline.resources.gpu_sets import visible_gpus
 
     gpus = len(visible_gpus())
@@ -65,7 +61,7 @@ def processes(cfg: TrainConfig) -> int:
     return cfg.runtime.count_processes(gpus)
 
 
-def alone(
+def train_in_process(
     cfg: TrainConfig,
     out: Path,
     init: Model,
@@ -73,7 +69,7 @@ def alone(
     dev: Prompts | None,
     rows: "dict[str, pl.DataFrame]",
 ) -> None:
-    """In this process. What an attempt held on the device is given back before the next one."""
+    """Train here. Where memory runs out, free what this attempt held before the next one starts."""
     import torch
 
     from pipeline.training import session
@@ -81,114 +77,114 @@ def alone(
     try:
         return session.train(cfg, out, init, reference, dev, rows)
     except torch.OutOfMemoryError as error:
-        full = str(error)
+        message = str(error)
     gc.collect()
     torch.cuda.empty_cache()
-    raise OutOfMemory(full)
+    raise OutOfMemory(message)
 
 
-def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact | None]) -> None:
-    """Start `count` processes on this machine, wait for them, and say what broke the first that knows."""
+def train_in_ranks(
+    cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact | None]
+) -> None:
+    """Start `count` processes on this machine and wait. Raise the error that one recorded."""
     scratch = out / "scratch"
-    order, full = scratch / "order.json", scratch / NO_MEMORY
-    for old in (*scratch.glob(FAULTS), full):
+    order, no_memory = scratch / "order.json", scratch / NO_MEMORY
+    for old in (*scratch.glob(FAULTS), no_memory):
         old.unlink(missing_ok=True)
     paths = {name: str(one.path.absolute()) if one else None for name, one in inputs.items()}
-    told = {
+    call = {
         "config": cfg.model_dump(mode="json"),
         "out": str(out.absolute()),
         "processes": count,
         **paths,
     }
-    write_json(order, told)
-    for other in range(1, cfg.runtime.machines):
-        print(
-            f"{SIGN} train waits: on machine {other} type python -m {__name__} {order} {other}",
-            file=sys.stderr,
-        )
-    code = _run(cfg, count, order, machine=0)
+    write_json(order, call)
+    for machine in range(1, cfg.runtime.machines):
+        command = f"python -m {__name__} {order} {machine}"
+        print(f"{SIGN} train waits: on machine {machine} type {command}", file=sys.stderr)
+    code = _run_launcher(cfg, count, order, machine=0)
     if faults := sorted(scratch.glob(FAULTS)):
-        said: dict[str, Any] = json.loads(faults[0].read_text())
-        raise (UserError if said["refusal"] else StageError)(said["text"])
-    if full.exists():
+        fault: dict[str, Any] = json.loads(faults[0].read_text())
+        raise (UserError if fault["user_error"] else StageError)(fault["text"])
+    if no_memory.exists():
         raise OutOfMemory
     if code:
         raise StageError(
-            f"train: {many(count, 'process')} under {cfg.runtime.launch} ended with {code}; the log has their words."
+            f"train: {many(count, 'process')} under {cfg.runtime.launch} ended with exit code "
+            f"{code}; their messages are in the log."
         )
 
 
-def join(order: Path, machine: int) -> int:
-    """One more machine's processes, of a training whose first machine has begun; the exit code of their launcher."""
+def join_training(order: Path, machine: int) -> int:
+    """Run another machine's processes of a training that the first machine has started.
+
+    Returns the exit code of their launcher.
+    """
     if not order.is_file():
         raise UserError(
-            f"{order}: no training waits there.\n  Start it on the first machine, which says what to type."
+            f"{order}: no training waits there.\n"
+            f"  Start it on the first machine, which prints what to type here."
         )
-    told = json.loads(order.read_text())
-    cfg = TrainConfig(**told["config"])
+    call = json.loads(order.read_text())
+    cfg = TrainConfig(**call["config"])
     if not 0 < machine < cfg.runtime.machines:
         raise UserError(
-            f"machine {machine}: train.runtime.machines={cfg.runtime.machines}, and the first of them has begun.\n"
+            f"machine {machine}: train.runtime.machines={cfg.runtime.machines}, and the first of "
+            f"them has begun.\n"
             f"  Give a number from 1 to {cfg.runtime.machines - 1}, another one on each machine."
         )
-    return _run(cfg, told["processes"], order, machine)
+    return _run_launcher(cfg, call["processes"], order, machine)
 
 
-def _run(cfg: TrainConfig, count: int, order: Path, machine: int) -> int:
-    be_quiet()
-    command = [*launcher(cfg, count, machine), "-m", RANK, str(order)]
-    return subprocess.run(command, env=_environment()).returncode
+def _run_launcher(cfg: TrainConfig, count: int, order: Path, machine: int) -> int:
+    silence_libraries()
+    command = [*launcher_command(cfg, count, machine), "-m", RANK_MODULE, str(order)]
+    return subprocess.run(command, env=_launcher_environment()).returncode
 
 
-def launcher(cfg: TrainConfig, count: int, machine: int) -> list[str]:
-    """The command before `-m MODULE`: torchrun, or `accelerate launch` with the config of that name in TRL's wheel."""
-    asked = cfg.runtime
-    if asked.launch in ("auto", "torchrun"):
-        return [sys.executable, "-m", "torch.distributed.run", *_torchrun(cfg, count, machine)]
+def launcher_command(cfg: TrainConfig, count: int, machine: int) -> list[str]:
+    """The command before `-m MODULE`: torchrun, or `accelerate launch` with a config of TRL."""
+    runtime = cfg.runtime
+    if runtime.launch in ("auto", "torchrun"):
+        arguments = _torchrun_arguments(cfg, count, machine)
+        return [sys.executable, "-m", "torch.distributed.run", *arguments]
     trl = find_spec("trl")
     assert trl and trl.origin
-    config = (
-        Path(trl.origin).parent
-        / "accelerate_configs"
-        / f"{TRL_NAMES.get(asked.launch, asked.launch)}.yaml"
-    )
+    name = TRL_NAMES.get(runtime.launch, runtime.launch)
+    config = Path(trl.origin).parent / "accelerate_configs" / f"{name}.yaml"
     meet = ["--main_process_port", "0"]  # a free one
-    if asked.machines > 1:
-        meet = ["--num_machines", str(asked.machines), "--machine_rank", str(machine)]
-        meet += ["--main_process_ip", str(asked.address), "--main_process_port", str(asked.port)]
-    precision = ["--mixed_precision", "bf16" if cfg.dtype == "bfloat16" else "no"]
-    given = [
-        "--config_file",
-        str(config),
-        "--num_processes",
-        str(count * asked.machines),
-        *meet,
-        *precision,
-    ]
-    if asked.launch == "fsdp2":
-        # Otherwise what is loaded once the group stands, such as a live reference, is empty on all but the first.
-        given += ["--fsdp_cpu_ram_efficient_loading", "false"]
-    return [sys.executable, "-m", "accelerate.commands.launch", *given]
+    if runtime.machines > 1:
+        meet = ["--num_machines", str(runtime.machines), "--machine_rank", str(machine)]
+        meet += ["--main_process_ip", str(runtime.address)]
+        meet += ["--main_process_port", str(runtime.port)]
+    arguments = ["--config_file", str(config)]
+    arguments += ["--num_processes", str(count * runtime.machines), *meet]
+    arguments += ["--mixed_precision", "bf16" if cfg.dtype == "bfloat16" else "no"]
+    if runtime.launch == "fsdp2":
+        # Without this a model that is loaded once the process group exists, such as a reference,
+        # is empty on all ranks but the first.
+        arguments += ["--fsdp_cpu_ram_efficient_loading", "false"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *arguments]
 
 
-def _torchrun(cfg: TrainConfig, count: int, machine: int) -> list[str]:
-    asked, each = cfg.runtime, ["--nproc_per_node", str(count)]
-    if asked.machines == 1:
-        return ["--standalone", *each]
-    meet = ["--master_addr", str(asked.address), "--master_port", str(asked.port)]
-    return ["--nnodes", str(asked.machines), "--node_rank", str(machine), *meet, *each]
+def _torchrun_arguments(cfg: TrainConfig, count: int, machine: int) -> list[str]:
+    runtime, per_node = cfg.runtime, ["--nproc_per_node", str(count)]
+    if runtime.machines == 1:
+        return ["--standalone", *per_node]
+    meet = ["--master_addr", str(runtime.address), "--master_port", str(runtime.port)]
+    return ["--nnodes", str(runtime.machines), "--node_rank", str(machine), *meet, *per_node]
 
 
-def _environment() -> dict[str, str]:
-    """Threads as in one process: torchrun says at length that it takes one for each."""
+def _launcher_environment() -> dict[str, str]:
+    """Set the threads per process: torchrun would set 1 too, and print a long warning."""
     return {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
 def main(order: str, machine: str) -> int:
     try:
-        return join(Path(order), int(machine))
-    except UserError as refusal:
-        print(refusal, file=sys.stderr)
+        return join_training(Path(order), int(machine))
+    except UserError as error:
+        print(error, file=sys.stderr)
         return REFUSED
 
 

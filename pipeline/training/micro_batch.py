@@ -1,6 +1,6 @@
-"""Before the first step, and before any weight is read: what the training will take, refused where it is too much.
+"""Estimate what a training needs before any weight is read, and refuse what cannot fit.
 
-It settles `micro_batch: auto`, and takes fewer where the estimate was wrong and memory ran out.
+It resolves `micro_batch: auto`, and lowers it where the estimate was wrong and memory ran out.
 """
 
 import json
@@ -19,41 +19,36 @@ from pipeline.resources import model_shape, training_fit
 if TYPE_CHECKING:
     import polars as pl
 
-SETTLED = "micro_batch.json"  # in scratch: what a resumed training goes on with, whatever memory is free by then
+# In scratch: a resumed training keeps this number, whatever memory is free by then.
+MICRO_BATCH_FILE = "micro_batch.json"
 
 
 class OutOfMemory(Exception):
-    """A process of this training could not get the device memory that it asked for."""
+    """A process of this training could not allocate device memory."""
 
 
-def look_ahead(
+def choose_micro_batch(
     cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", world: int, out: Path
 ) -> TrainConfig:
-    """Says what it will take and refuses what cannot be; answers the config with a number for `micro_batch`."""
-    table, shape = rows["train"], model_shape.shape_in(Path(init.weights))
-    lengths, steps, tokens = (
-        training_fit.sides(table),
-        model_shape.steps(cfg, table.height),
-        tokens_read(cfg, rows),
-    )
+    """The config with a number as `micro_batch`. Print the estimate; raise where it cannot fit."""
+    (table, shape) = (rows["train"], model_shape.shape_in(Path(init.weights)))
+    (lengths, steps) = (training_fit.sides(table), model_shape.steps(cfg, table.height))
+    tokens = count_tokens(cfg, rows)
     longest = max(training_fit.sides(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths)
-    found = training_fit.histogram(lengths)
+    histogram = training_fit.histogram(lengths)
     if few := cfg.explain_few_steps(steps):
         print(f"! train: {few}.", file=sys.stderr, flush=True)
-    write_json(
-        out / "ahead.json",
-        {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": found},
-    )
-    auto, cfg = (
-        cfg.runtime.micro_batch == "auto",
-        with_rows(cfg, _settled(cfg, shape, longest, world, out)),
-    )
+    estimate = {"rows": table.height, "steps": steps, "tokens": tokens, "lengths": histogram}
+    write_json(out / "ahead.json", estimate)
+    auto = cfg.runtime.micro_batch == "auto"
+    cfg = with_micro_batch(cfg, _find_micro_batch(cfg, shape, longest, world, out))
     at_once = cfg.runtime.per_device
-    first = f"{many(steps, 'step')} of {cfg.batch} · {many(table.height, 'row', grouped=True)} · {tokens:,} tokens"
-    print(SIGN, "train", first, f"· {at_once} at once", file=sys.stderr)
-    say(
-        f"ahead    {first}",
-        training_fit.spread(found),
+    height = many(table.height, "row", grouped=True)
+    amount = f"{many(steps, 'step')} of {cfg.batch} · {height} · {tokens:,} tokens"
+    print(SIGN, "train", amount, f"· {at_once} at once", file=sys.stderr)
+    log_lines(
+        f"ahead    {amount}",
+        training_fit.spread(histogram),
         *training_fit.told(shape, cfg, longest, world, tokens),
     )
     note_cost(out, micro_batch=at_once, steps=steps)
@@ -61,48 +56,45 @@ def look_ahead(
         note_cost(out, parameters=shape.parameters)
         takes = training_fit.needs(shape, cfg, at_once, longest, world)
         note_cost(out, memory_estimate_gib=round(takes.total / model_shape.GIB, 3))
-        short = training_fit.short_of_memory(
-            shape, cfg, at_once, longest, world
-        ) or training_fit.short_of_disk(shape, cfg, out)
+        short = training_fit.short_of_memory(shape, cfg, at_once, longest, world)
+        short = short or training_fit.short_of_disk(shape, cfg, out)
         if short:
             raise UserError(short)
     if auto:
-        write_json(out / "scratch" / SETTLED, at_once)
+        write_json(out / "scratch" / MICRO_BATCH_FILE, at_once)
     return cfg
 
 
-def tokens_read(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> int:
-    """By the whole training, demonstrations beside the pairs too."""
-    beside = (
-        fmean(training_fit.sides(rows["rehearsal"])) * cfg.rehearsal_rows if cfg.rehearsal else 0.0
-    )
-    return round(
-        cfg.epochs * sum(training_fit.sides(rows["train"]))
-        + beside * model_shape.steps(cfg, rows["train"].height)
-    )
+def count_tokens(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> int:
+    """Tokens that the whole training reads, those of rehearsed demonstrations included."""
+    pairs = cfg.epochs * sum(training_fit.sides(rows["train"]))
+    if not cfg.rehearsal:
+        return round(pairs)
+    per_step = fmean(training_fit.sides(rows["rehearsal"])) * cfg.rehearsed
+    return round(pairs + per_step * model_shape.steps(cfg, rows["train"].height))
 
 
-def _settled(
+def _find_micro_batch(
     cfg: TrainConfig, shape: model_shape.Shape | None, longest: int, world: int, out: Path
 ) -> int:
-    known = out / "scratch" / SETTLED
-    if cfg.runtime.micro_batch == "auto" and known.exists():
-        found: int = json.loads(known.read_text())
-        if (
-            cfg.batch // world % found == 0
-        ):  # fewer processes than before may share the batch otherwise
-            return found
+    """The number of an interrupted attempt, or what fits into memory by the estimate."""
+    file = out / "scratch" / MICRO_BATCH_FILE
+    if cfg.runtime.micro_batch == "auto" and file.exists():
+        known: int = json.loads(file.read_text())
+        # The batch may be shared by another number of processes than before.
+        if cfg.batch // world % known == 0:
+            return known
     return training_fit.rows_at_once(shape, cfg, longest, world)
 
 
-def with_rows(cfg: TrainConfig, rows: int) -> TrainConfig:
+def with_micro_batch(cfg: TrainConfig, rows: int) -> TrainConfig:
     return cfg.model_copy(update={"runtime": cfg.runtime.model_copy(update={"micro_batch": rows})})
 
 
-def in_memory(
+def train_within_memory(
     cfg: TrainConfig, auto: bool, out: Path, train: Callable[[TrainConfig], None]
 ) -> None:
-    """Trains; where memory runs out and the number was ours, again with fewer rows, from the newest checkpoint."""
+    """Train. Where memory runs out under `micro_batch: auto`, resume with fewer rows per pass."""
     while True:
         try:
             return train(cfg)
@@ -110,22 +102,20 @@ def in_memory(
             rows = cfg.runtime.per_device
             fewer = max((n for n in range(1, rows) if rows % n == 0), default=0)
             if not fewer or not auto or cfg.together is not None:
-                instead = (
-                    f"train.runtime.micro_batch={fewer} or auto, "
-                    if fewer and cfg.together is None
-                    else ""
-                )
+                knob = f"train.runtime.micro_batch={fewer} or auto, "
+                smaller = knob if fewer and cfg.together is None else ""
                 raise StageError(
                     f"train: the device's memory ran out with {many(rows, 'row')} at once.\n"
-                    f"  Give {instead}train.gradient_checkpointing=true, lower limits, or adapter@train.adapter=lora; "
-                    f"the same command goes on from the newest checkpoint."
+                    f"  Give {smaller}train.gradient_checkpointing=true, lower limits, or "
+                    f"adapter@train.adapter=lora; the same command resumes from the newest "
+                    f"checkpoint."
                 ) from error
-        say(f"memory ran out with {many(rows, 'row')} at once: {fewer} from here on")
-        cfg = with_rows(cfg, fewer)
-        write_json(out / "scratch" / SETTLED, fewer)
+        log_lines(f"memory ran out with {many(rows, 'row')} at once: {fewer} from here on")
+        cfg = with_micro_batch(cfg, fewer)
+        write_json(out / "scratch" / MICRO_BATCH_FILE, fewer)
         note_cost(out, micro_batch=fewer)
 
 
-def say(*lines: str) -> None:
-    """Into the log at once, and on the screen when the Step is done."""
+def log_lines(*lines: str) -> None:
+    """Print to the log now. The driver shows these lines on the screen when the Step is done."""
     print("\n".join(f"│ {line}" for line in lines), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What a model's config tells without its weights: its modules, on no device; and what is refused by that already."""
+"""Checks of a model that its config alone allows, without reading weights or using a device."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,9 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-_UNNAMED = "no module of this model has that name"
-
-
-def check(cfg: TrainConfig, init: Model, ids: "list[pl.Series]") -> None:
-    """Before any weight is read: the adapter fits the model, and the tokens are the model's."""
-    module = blueprint(init)
+def check_model(cfg: TrainConfig, init: Model, ids: "list[pl.Series]") -> None:
+    """Check that the adapter fits the model and that the token ids are in its vocabulary."""
+    module = build_on_meta(init)
     loading.check_vocabulary(module, ids, "train")
     if not isinstance(cfg.adapter, LoraAdapter):
         return
@@ -29,17 +26,17 @@ def check(cfg: TrainConfig, init: Model, ids: "list[pl.Series]") -> None:
         check_targets(module, cfg.adapter.targets)
 
 
-def check_shared(cfg: TrainConfig, held_to: Model) -> None:
-    """Packed weights are not taken apart, and unpacked ones would be another reference."""
-    if cfg.runtime.launch in SHARDED_WEIGHTS and quantization_of(held_to):
+def check_shardable(cfg: TrainConfig, reference: Model) -> None:
+    """Refuse to shard a quantised reference: packed weights cannot be, and unpacked ones differ."""
+    if cfg.runtime.launch in SHARDED_WEIGHTS and quantization_of(reference):
         raise UserError(
-            f"train.runtime.launch={cfg.runtime.launch} shares the reference's weights too, and those under "
-            f"{held_to.path.parent.name}/{held_to.path.name} are packed into few bits.\n"
+            f"train.runtime.launch={cfg.runtime.launch} shares the reference's weights too, and "
+            f"those under {reference.path.parent.name}/{reference.path.name} are quantised.\n"
             f"  Give train.runtime.launch=ddp or zero2, which leave it whole in each process."
         )
 
 
-def blueprint(model: Model) -> Any:
+def build_on_meta(model: Model) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -52,38 +49,35 @@ def blueprint(model: Model) -> Any:
 def check_targets(module: Any, targets: str | list[str]) -> None:
     if targets == "all-linear":
         return
+    is_pattern = isinstance(targets, str)
     names = [name for name, _ in module.named_modules() if name]
-    leaves = sorted(
-        {name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)}
-    )
-    head = next(
-        (name for name, part in module.named_modules() if part is module.get_output_embeddings()),
-        None,
-    )
+    linear = {name.rpartition(".")[2] for name, part in module.named_modules() if _is_linear(part)}
+    output = module.get_output_embeddings()
+    head = next((name for name, part in module.named_modules() if part is output), None)
     for target in [targets] if isinstance(targets, str) else targets:
-        hits = [name for name in names if _targets(target, name, pattern=isinstance(targets, str))]
-        if not hits or head in hits:
-            unnamed = (
-                "no module's whole name is like that" if isinstance(targets, str) else _UNNAMED
-            )
-            why = "its adapter would never be trained by TRL" if hits else unnamed
-            known = ", ".join(leaf for leaf in leaves if leaf != head)
-            listed = (
-                ", in brackets" if isinstance(targets, str) else ""
-            )  # without them it is a pattern
-            raise UserError(
-                f"train.adapter.targets: {target}: {why}.\n"
-                f"  Expected names of linear layers{listed} ({known}), or all-linear."
-            )
+        hits = [name for name in names if _is_target(target, name, is_pattern)]
+        if hits and head not in hits:
+            continue
+        if hits:
+            why = "its adapter would never be trained by TRL"
+        elif is_pattern:
+            why = "no module's whole name matches this pattern"
+        else:
+            why = "no module of this model has that name"
+        known = ", ".join(leaf for leaf in sorted(linear) if leaf != head)
+        # Without brackets it would be a pattern.
+        form = ", in brackets" if is_pattern else ""
+        raise UserError(
+            f"train.adapter.targets: {target}: {why}.\n"
+            f"  Expected names of linear layers{form} ({known}), or all-linear."
+        )
 
 
-def _targets(target: str, name: str, pattern: bool) -> bool:
-    """As PEFT reads it: one string is a pattern for the whole name, a list holds last parts of names."""
-    return (
-        bool(re.fullmatch(target, name))
-        if pattern
-        else name == target or name.endswith(f".{target}")
-    )
+def _is_target(target: str, name: str, is_pattern: bool) -> bool:
+    """As PEFT reads targets: a string is a pattern for a whole name, a list has ends of names."""
+    if is_pattern:
+        return bool(re.fullmatch(target, name))
+    return name == target or name.endswith(f".{target}")
 
 
 def _is_linear(module: Any) -> bool:

@@ -1,4 +1,7 @@
-"""One of several processes that train together: `python -m pipeline.training.rank order.json`, under a launcher."""
+"""One of several processes that train together under a launcher.
+
+`python -m pipeline.training.rank order.json`
+"""
 
 import ctypes
 import json
@@ -15,15 +18,15 @@ from pipeline.training.launch import FAULTS, NO_MEMORY
 
 def main() -> int:
     die_with_parent()
-    take_own_device()
+    select_device()
     path = Path(sys.argv[1])
     order = json.loads(path.read_text())
-    opened = {
+    models = {
         name: Model(Path(order[name])) if order[name] else None for name in ("init", "reference")
     }
     dev = Prompts(Path(order["dev"])) if order["dev"] else None
     rows = {file.stem: read_table(file) for file in (path.parent / "pairs").glob("*.parquet")}
-    assert opened["init"]
+    assert models["init"]
 
     import torch
 
@@ -33,15 +36,15 @@ def main() -> int:
         session.train(
             TrainConfig(**order["config"]),
             Path(order["out"]),
-            opened["init"],
-            opened["reference"],
+            models["init"],
+            models["reference"],
             dev,
             rows,
             processes=order["processes"] * order["config"]["runtime"]["machines"],
         )
     except (UserError, StageError) as error:
-        said = {"refusal": isinstance(error, UserError), "text": str(error)}
-        write_json(path.with_name(FAULTS.replace("*", os.environ.get("RANK", "0"))), said)
+        fault = {"user_error": isinstance(error, UserError), "text": str(error)}
+        write_json(path.with_name(FAULTS.replace("*", os.environ.get("RANK", "0"))), fault)
         raise
     except torch.OutOfMemoryError:
         path.with_name(NO_MEMORY).touch()
@@ -50,13 +53,13 @@ def main() -> int:
 
 
 def die_with_parent() -> None:
-    """A launcher starts sessions of their own, which a kill of the step's group would leave behind."""
+    """A launcher starts each rank in its own session: killing the step's group would miss it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def take_own_device() -> None:
-    """Before any weight is read: a model on plain `cuda` would lie on the first GPU of the machine, for all of them."""
+def select_device() -> None:
+    """Call before reading weights: every rank would put a model on `cuda` on the first GPU."""
     import torch
 
     if torch.cuda.is_available():

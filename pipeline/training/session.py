@@ -1,4 +1,7 @@
-"""One training, from its start or its newest whole checkpoint to published weights; the same in each process of it."""
+"""One training, from its start or newest checkpoint to published weights.
+
+Each of its processes runs this.
+"""
 
 import os
 from pathlib import Path
@@ -20,58 +23,51 @@ def train(
     cfg: TrainConfig,
     out: Path,
     init: Model,
-    held_to: Model | None,
+    reference: Model | None,
     dev: Prompts | None,
     rows: "dict[str, pl.DataFrame]",
     processes: int = 1,
 ) -> None:
-    """`rows` are the trainer's own columns; `held_to` is the reference."""
-    model_checks.check(
-        cfg,
-        init,
-        [column for table in rows.values() for column in table if column.name.endswith("_ids")],
-    )
-    model_checks.check_shared(cfg, held_to or init)
-    reference_check.check_elsewhere(cfg, init, held_to, rows)
+    """`rows`: the trainer's columns under `train` and `dev`, demonstrations under `rehearsal`."""
+    columns = [column for table in rows.values() for column in table]
+    ids = [column for column in columns if column.name.endswith("_ids")]
+    model_checks.check_model(cfg, init, ids)
+    model_checks.check_shardable(cfg, reference or init)
+    reference_check.check_separate_reference(cfg, init, reference, rows)
 
     if cfg.low_rate_warning:
-        guards.say(cfg.low_rate_warning)
-    callbacks.phase("loading the model")
+        guards.warn(cfg.low_rate_warning)
+    callbacks.report_phase("loading the model")
     policy = build.load_policy(cfg, init)
-    published_in = (
-        cfg.dtype if isinstance(cfg.adapter, FullAdapter) else None
-    )  # adapters keep their own
-    start = dict(loading.checksums(trainable(policy), published_in)) if _first() else {}
+    # Full weights are published in cfg.dtype; an adapter keeps its own.
+    published_dtype = cfg.dtype if isinstance(cfg.adapter, FullAdapter) else None
+    start = {}
+    if _is_first_process():
+        start = dict(loading.checksums(trainable_weights(policy), published_dtype))
     settings = loading.settings_of(policy)
-    watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)
-    trainer, ledger = build.trainer_for(cfg, policy, init, held_to, rows, out, watch)
+    watch = guards.build_guards(cfg, init, reference, dev, rows["dev"], out, processes)
+    (trainer, ledger) = build.build_trainer(cfg, policy, init, reference, rows, out, watch)
     _check_processes(trainer, cfg, processes)
 
-    trackers.train(trainer, ledger.newest_whole())
-    whole = sharded.gathered(trainer)
-    sharded.load_whole_again(trainer)
+    trackers.train_with_trackers(trainer, ledger.find_newest())
+    whole = sharded.gather_weights(trainer)
+    sharded.unset_zero3_config(trainer)
     if trainer.is_world_process_zero():
-        trained = sharded.trained(trainer, whole)
-        kept = watch.finish(trainer.state.global_step, trainer.state.log_history, trained)
+        trained = sharded.select_trained(trainer, whole)
+        state = trainer.state
+        kept = watch.restore_weights(state.global_step, state.log_history, trained)
         loading.check_finite(policy, whole)
-        unchanged = all(
-            start.get(name) == number for name, number in loading.checksums(trained, published_in)
-        )
-        summary.write(
-            out,
-            trainer.state,
-            kept,
-            watch.stopped,
-            cfg.explain_few_steps(trainer.state.max_steps),
-            unchanged,
-        )
+        checksums = loading.checksums(trained, published_dtype)
+        unchanged = all(start.get(name) == number for name, number in checksums)
+        few_steps = cfg.few_steps(state.max_steps)
+        summary.write(out, state, kept, watch.stop_reason, explain_few_steps, unchanged)
         if isinstance(cfg.adapter, FullAdapter):
             loading.save_full(policy, settings, init, cfg.dtype, out, whole)
         else:
             loading.save_adapter(policy, init, cfg.adapter, cfg.dtype, out, whole)
 
 
-def trainable(policy: Any) -> loading.State:
+def trainable_weights(policy: Any) -> loading.State:
     return {
         name: each
         for name, each in policy.named_parameters(remove_duplicate=False)
@@ -79,18 +75,20 @@ def trainable(policy: Any) -> loading.State:
     }
 
 
-def _first() -> bool:
-    """Whether this process is the one that publishes."""
+def _is_first_process() -> bool:
+    """Whether this is the process that publishes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:
-    """A launcher that does not find what it was asked for runs what it finds, and says nothing."""
-    there, kind = trainer.args.world_size, trainer.accelerator.distributed_type.value
+    """A launcher that lacks what was requested runs what it finds, without a warning."""
+    (started, kind) = (trainer.args.world_size, trainer.accelerator.distributed_type.value)
     expected = ("NO",) if wanted == 1 else DISTRIBUTED_TYPES[cfg.runtime.launch]
-    if there != wanted or kind not in expected or trainer.args.n_gpu > 1:
+    if started != wanted or kind not in expected or trainer.args.n_gpu > 1:
         raise UserError(
-            f"train.runtime.launch={cfg.runtime.launch}: the launcher started {many(there, 'process')} of kind {kind},"
-            f" and {wanted} of {' or '.join(expected)} were expected.\n"
-            f"  Give train.runtime.launch=torchrun, or as many train.runtime.processes as this machine has GPUs."
+            f"train.runtime.launch={cfg.runtime.launch}: the launcher started "
+            f"{many(started, 'process')} of kind {kind}, and {wanted} of "
+            f"{' or '.join(expected)} were expected.\n"
+            f"  Give train.runtime.launch=torchrun, or as many train.runtime.processes as this "
+            f"machine has GPUs."
         )

@@ -213,7 +213,7 @@ def test_every_point_is_judged_before_the_first_runs(toys):
 
 @pytest.mark.long
 def test_a_sweep_builds_shared_steps_once(toys):
-    from pipeline.training.monitoring.trackers import grouped
+    from pipeline.training.monitoring.trackers import parse_run_dir
 
     output = toys.run(*SMALL, "until=train", "-m", "train.beta=0.1,0.2")
     assert toys.built(output) == [
@@ -225,7 +225,7 @@ def test_a_sweep_builds_shared_steps_once(toys):
         json.loads(file.read_text())
         for file in (toys.folder / "store" / "train").glob("*/step.json")
     ]
-    groups = [grouped(Path(step["story"])) for step in steps]  # a tracker's
+    groups = [parse_run_dir(Path(step["story"])) for step in steps]  # a tracker's
     assert len({group for group, _ in groups}) == 1 and sorted(point for _, point in groups) == [
         "0",
         "1",

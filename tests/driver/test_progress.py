@@ -229,7 +229,7 @@ def test_looks_are_counted_apart_from_steps(ticks, capfd, tmp_path):
         ticks.now += 20
         line.on_prediction_step(args, state, None, eval_dataloader=range(3))
     said = capfd.readouterr().err
-    assert "train, look at step 0: 1/3 dev batches" in said
+    assert "train, evaluation at step 0: 1/3 dev batches" in said
     line.on_step_begin(args, state, None)
     ticks.now += 5
     state.global_step = 1

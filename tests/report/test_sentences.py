@@ -21,7 +21,7 @@ from pipeline.report.formatting import number, signed
 from pipeline.report.render.comparison_page import _power as power
 from pipeline.report.render.reliability import trust
 from pipeline.report.render.tables import models
-from pipeline.training.monitoring.diagnostics import TABLE, symptoms
+from pipeline.training.monitoring.diagnostics import SYMPTOMS, find_symptoms
 from tests.support.house import HOUSE, SMALL, composed
 
 # ── reports ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -205,8 +205,8 @@ def test_a_comparison_names_how_many_have_scores_and_bears_a_model_without_any()
 
 def test_no_beta_holds_a_policy_where_the_loss_has_no_reference():
     """In orpo it is the weight of the preferences: raising it moves the policy further."""
-    for one in TABLE:
-        assert "raise train.beta" not in one.knob or "a reference holds it" in one.knob
+    for one in SYMPTOMS:
+        assert "raise train.beta" not in one.knob or "has a reference" in one.knob
 
 
 def test_a_scorer_by_which_it_is_surely_worse_is_not_called_not_clearly_better():
@@ -501,7 +501,7 @@ LOOKS = {
     ],
 )
 def test_a_symptom_is_not_seen_where_it_is_not(unsaid, rows):
-    assert not [one.name for one in symptoms(rows) if unsaid in one.name]
+    assert not [one.name for one in find_symptoms(rows) if unsaid in one.name]
 
 
 # ── every knob that a sentence names ──────────────────────────────────────────────────────────────────────────────

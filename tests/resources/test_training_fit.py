@@ -236,7 +236,7 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
 
     def rows_at_once(name: str, free: float) -> int:
         card(80, free=free)
-        return micro_batch.look_ahead(cfg, init, rows, 1, tmp_path / name).runtime.per_device
+        return micro_batch.choose_micro_batch(cfg, init, rows, 1, tmp_path / name).runtime.per_device
 
     tight, roomy = rows_at_once("tight", 6), rows_at_once("roomy", 80)
     assert tight < roomy == 8

@@ -113,8 +113,8 @@ def measured(cfg: TrainConfig, init: Model, out: Path, least: int = LONGEST - 5)
     reference = {"ready": Model(init.path.parent), "live": init, "none": None}[cfg.logps]
     with BytesHeld() as held:
         policy = build.load_policy(cfg, init)
-        watch = guards.guards_for(cfg, init, reference, None, rows["dev"], out)
-        build.trainer_for(cfg, policy, init, reference, rows, out, watch)[0].train()
+        watch = guards.build_guards(cfg, init, reference, None, rows["dev"], out)
+        build.build_trainer(cfg, policy, init, reference, rows, out, watch)[0].train()
     return held.most
 
 
@@ -345,8 +345,8 @@ def test_bytes_on_the_disk(models, adapter, dtype):
     rows["dev"] = rows["train"].head(2)
     policy = build.load_policy(cfg, init)
     settings = opened.settings_of(policy)
-    watch = guards.guards_for(cfg, init, init, None, rows["dev"], out)
-    build.trainer_for(cfg, policy, init, Model(init.path.parent), rows, out, watch)[0].train()
+    watch = guards.build_guards(cfg, init, init, None, rows["dev"], out)
+    build.build_trainer(cfg, policy, init, Model(init.path.parent), rows, out, watch)[0].train()
     if adapter is FULL:
         opened.save_full(policy, settings, init, dtype, out)
     else:

@@ -304,14 +304,14 @@ def test_training_stopped_after_a_checkpoint_ends_with_the_bytes_of_an_uninterru
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        original = room.trainer_for
+        original = room.build_trainer
 
         def and_cut(*args: Any) -> Any:
             trainer, ledger = original(*args)
             trainer.add_callback(PowerCut())
             return trainer, ledger
 
-        patch.setattr(room, "trainer_for", and_cut)
+        patch.setattr(room, "build_trainer", and_cut)
         with pytest.raises(KeyboardInterrupt):
             train(training(), tmp_path / "cut", start)
     assert hashes(train(training(), tmp_path / "cut", start).path) == hashes(made.path)
@@ -347,10 +347,10 @@ def test_thumbs_are_learned_by_the_binary_cross_entropy_of_the_score(
     cfg = training(data=given(tmp_path, rows), learn_from="thumbs", epochs=4.0, learning_rate=3e-3)
     tokenizer, module = loading.load_tokenizer(start), room.load(start, cfg.seed)
     examples = [{"good_ids": [1, 7, 9, 30], "bad_ids": None}, {"good_ids": None, "bad_ids": [1, 8]}]
-    trainer, _ = room.trainer_for(cfg, module, tokenizer, examples, tmp_path)
+    trainer, _ = room.build_trainer(cfg, module, tokenizer, examples, tmp_path)
     batch = next(iter(trainer.get_train_dataloader()))
     with torch.no_grad():
-        loss = trainer.loss_of(module.eval(), dict(batch)).item()
+        loss = trainer.compute_batch_loss(module.eval(), dict(batch)).item()
         scores = [module(torch.tensor([ids])).logits.item() for ids in ([1, 7, 9, 30], [1, 8])]
     assert loss == pytest.approx(
         (math.log1p(math.exp(-scores[0])) + math.log1p(math.exp(scores[1]))) / 2, rel=1e-4

@@ -346,11 +346,11 @@ def batch_of(
     cfg: SftTraining, made: Model, out: Path, rows: list[list[dict]]
 ) -> tuple[Any, dict[str, Any]]:
     from pipeline.models import loading
-    from pipeline.training.trainers.sft import encode, trainer_for
+    from pipeline.training.trainers.sft import build_trainer, encode
 
     tokenizer = loading.load_tokenizer(made)
     examples = [encode(tokenizer, row, {}) for row in rows]
-    trainer, _ = trainer_for(cfg, loading.load_merged(made), tokenizer, examples, out)
+    trainer, _ = build_trainer(cfg, loading.load_merged(made), tokenizer, examples, out)
     return tokenizer, next(iter(trainer.get_train_dataloader()))
 
 
@@ -429,14 +429,14 @@ def test_training_stopped_after_a_checkpoint_ends_with_the_bytes_of_an_uninterru
 
     whole = hashes(train(training(), tmp_path / "whole").path)
     with monkeypatch.context() as patch:
-        original = training_room.trainer_for
+        original = training_room.build_trainer
 
         def and_cut(*args: Any) -> Any:
             trainer, ledger = original(*args)
             trainer.add_callback(PowerCut())
             return trainer, ledger
 
-        patch.setattr(training_room, "trainer_for", and_cut)
+        patch.setattr(training_room, "build_trainer", and_cut)
         with pytest.raises(KeyboardInterrupt):
             train(training(), tmp_path / "cut")
     found = sorted(

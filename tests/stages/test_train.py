@@ -98,10 +98,10 @@ def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model, referenc
     rows = {
         part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")
     }
-    watch = guards.guards_for(cfg, init, reference, None, rows["dev"], out)
-    return build.trainer_for(cfg, build.load_policy(cfg, init), init, reference, rows, out, watch)[
-        0
-    ]
+    watch = guards.build_guards(cfg, init, reference, None, rows["dev"], out)
+    return build.build_trainer(
+        cfg, build.load_policy(cfg, init), init, reference, rows, out, watch
+    )[0]
 
 
 # ── what is trained is what was sampled ───────────────────────────────────────────────────────────────────────────
@@ -144,7 +144,7 @@ def test_losses_are_those_of_plain_trl_on_the_same_text(round_, tmp_path):
     cfg = dpo(warmup=0.0)
     own = round_.train("at full rate", cfg)
     settings = {
-        **build.settings(cfg, tmp_path, evaluates=False),
+        **build.trainer_arguments(cfg, tmp_path, evaluates=False),
         "precompute_ref_log_probs": False,
         "save_strategy": "no",
     }
@@ -225,7 +225,7 @@ def test_a_value_that_is_no_number_is_no_small_difference():
     rows |= {f"{side}_ids": [[1]] * 3 for side in ("chosen", "rejected")}
     found = {"chosen": [-1.0, -2.0, -3.0], "rejected": [-1.0, math.nan, -3.0]}
     with pytest.raises(StageError, match="the reference is wrong.* by nan nats"):
-        reference_check._compare(dpo(), found, rows, "of the model")
+        reference_check._compare_logps(dpo(), found, rows, "of the model")
 
 
 def test_values_of_other_pairs_are_caught(round_, tmp_path):
@@ -434,7 +434,7 @@ def test_a_killed_training_ends_with_the_same_bytes(round_, kind, moment, reques
 
     again = round_.train(name, cfg)
     said = capfd.readouterr().err
-    assert "checkpoint-99 is not whole" in said
+    assert "checkpoint-99 is not complete" in said
     assert (
         "train 3/6" in said and "train 2/6" not in said
     )  # the finished steps were not trained again
@@ -455,14 +455,14 @@ def test_only_a_checkpoint_with_every_byte_is_whole(tmp_path, capsys):
         ledger.on_save(
             TrainingArguments(str(tmp_path)), TrainerState(global_step=step), TrainerControl()
         )
-    assert ledger.newest_whole() == tmp_path / "checkpoint-4"
+    assert ledger.find_newest() == tmp_path / "checkpoint-4"
     assert not (tmp_path / "checkpoint-2").exists()
 
     os.truncate(tmp_path / "checkpoint-4" / "optimizer.pt", 5)
-    assert ledger.newest_whole() is None
+    assert ledger.find_newest() is None
     (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
-    assert ledger.newest_whole() is None
-    assert capsys.readouterr().err.count("checkpoint-4 is not whole") == 2
+    assert ledger.find_newest() is None
+    assert capsys.readouterr().err.count("checkpoint-4 is not complete") == 2
 
 
 # ── refused before anything is trained ────────────────────────────────────────────────────────────────────────────
@@ -503,7 +503,7 @@ def test_no_pairs_are_refused(round_, tmp_path):
     [
         ({"targets": ["q_proj", "w_proj"]}, "targets: w_proj: no module .*\n.*q_proj.*all-linear"),
         ({"targets": ["lm_head"]}, "lm_head: its adapter would never be trained"),
-        ({"targets": r".*\.attention\..*"}, "no module's whole name is like that"),
+        ({"targets": r".*\.attention\..*"}, "no module's whole name matches"),
         (
             {"targets": "q_proj"},
             r"no module's whole name .*\n.*linear layers, in brackets \(.*q_proj",

@@ -1,4 +1,4 @@
-"""Adapters: what LoRA, its kinds and QLoRA train, publish, continue and merge to; and what is refused."""
+"""LoRA, its variants and QLoRA: training, publishing, continuing, merging, and what is refused."""
 
 import json
 import math
@@ -24,14 +24,14 @@ KINDS = {
     "qlora": QLORA,
     "8 bits": {**QLORA, "quantization": {"bits": 8, "double": True}},
 }
-LEARNED = {
-    "learning_rate": 1e-2
-}  # in four epochs each kind tells the dev pairs apart, and not by chance alone
-LOGIT = 2e-3  # of logits with a spread near 3, in float32: how far a merged model may be from its adapter
+# In four epochs each kind learns to rank the dev pairs, and not by chance alone.
+LEARNED = {"learning_rate": 1e-2}
+# How far a merged model's logits may be from its adapter's, in float32: their spread is near 3.
+LOGIT = 2e-3
 
 
 class Round:
-    """A published SFT model whose layers are wide enough to be quantised, with pairs and nothing computed yet."""
+    """A published SFT model with layers wide enough to quantise, and pairs without values yet."""
 
     def __init__(self, store):
         self.store = store
@@ -55,7 +55,7 @@ class Round:
         return train.run(cfg, self.store / "train" / name, **given)
 
     def kind(self, name: str) -> Model:
-        """One training of each kind for all tests, merged beside its adapter."""
+        """One training of each kind for all tests, merged next to its adapter."""
         from pipeline.models import loading
 
         if name not in self.made:
@@ -82,13 +82,13 @@ def logits(module, pairs: Pairs) -> torch.Tensor:
         ).logits.float()
 
 
-# ── trained, published, merged ────────────────────────────────────────────────────────────────────────────────────
+# ── training, publishing, merging ─────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_starts_from_its_reference_and_learns(round_, name):
-    """The step-0 check of the stage passed; the first loss says the same, and the dev pairs are told apart better."""
+    """The stage's check at step 0 passed, the first loss agrees, and the dev loss improves."""
     model = round_.kind(name)
     assert losses(model)[0] == pytest.approx(math.log(2), abs=1e-5 if name != "8 bits" else 1e-3)
     evals = [entry for entry in model.metrics() if "eval_loss" in entry]
@@ -133,7 +133,7 @@ def test_a_quantised_base_is_recorded_and_its_adapter_stays_precise(round_, tmp_
 
 @pytest.mark.model
 def test_merging_into_the_unquantised_base_would_be_another_model(round_):
-    """Why `load_merged` dequantises: the adapter was trained beside what four bits say."""
+    """Why `load_merged` dequantises: the adapter was trained on top of the four-bit weights."""
     from pipeline.models import loading
 
     model = round_.kind("qlora")
@@ -154,14 +154,14 @@ def test_values_of_an_unquantised_reference_are_caught_at_step_0(round_):
         round_.train("plain-reference", dpo(QLORA), logps=[plain])
 
 
-# ── a next round ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a next round ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("name", ["qlora", "dora"])
 @pytest.mark.parametrize("reference", ["itself", "sft"])
 def test_the_same_adapter_is_trained_on(round_, name, reference):
-    """`init: previous` with either reference: one adapter, on the same base, that starts where it was."""
+    """`init: previous` with either reference continues one adapter on the same base."""
     first = round_.kind(name)
     held_to = first if reference == "itself" else round_.sft
     second = round_.train(f"{name}-on-{reference}", dpo(KINDS[name]), init=first, reference=held_to)
@@ -199,12 +199,12 @@ def test_a_live_reference_is_the_quantised_base_too(round_):
     assert losses(live) == pytest.approx(losses(round_.kind("qlora")), abs=1e-5)
 
 
-# ── refused ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── refused ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.model
 def test_an_adapter_on_four_bits_is_not_merged_into_them(round_, tmp_path):
-    """As an SFT checkpoint: its base's weights are rounded, and rounding again would lose what was learned."""
+    """As an SFT checkpoint: rounding the merged weights would lose what was learned."""
     from pipeline.models.checkpoint import bring_in
 
     base = shutil.copytree(round_.sft.weights, tmp_path / "base")
@@ -264,7 +264,7 @@ def write_logps_without_model(folder, pairs: Pairs):
         ),
         (
             ["train.adapter.kind=prefix_tuning"],
-            r"kind prefix_tuning: prefix_tuning trains virtual tokens .* Use lora, qlora or",
+            r"train.adapter.*prefix_tuning: .*virtual tokens.* lora, qlora or full",
         ),
         (["train.adapter.kind=prompt_tuning"], r"cannot be merged, vLLM does not sample from it"),
         (

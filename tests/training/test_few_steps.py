@@ -1,4 +1,4 @@
-"""Trainings of one or two steps: no step is at rate zero, and weights that nothing changed are told to be so."""
+"""Trainings of one or two steps: no step is at rate zero, and unchanged weights are reported."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 from pipeline.report.analysis.eval_results import read_exam
 from tests.support import exams
 from tests.support.preferences import LORA, dpo
-from tests.training.test_guards import Round, account, seen
+from tests.training.test_guards import Round, metric_by_step, training_summary
 
 pytestmark = pytest.mark.model
 SCHEDULES = "cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"
@@ -20,13 +20,13 @@ def round_(tmp_path_factory) -> Round:
 
 
 def rates(folder, schedule: str, steps: int, warmup: float, ours: bool = True) -> list[float]:
-    """The rate that the optimizer has at each step, of a trainer with our warm-up or of transformers' own."""
+    """The optimizer's rate at each step, with our warm-up or with transformers'."""
     import torch
     from transformers import Trainer, TrainingArguments
 
-    from pipeline.training.trainers.learning_rate import ClimbingFromTheFirstStep
+    from pipeline.training.trainers.learning_rate import NonzeroWarmup
 
-    class Climbing(ClimbingFromTheFirstStep, Trainer): ...
+    class Climbing(NonzeroWarmup, Trainer): ...
 
     args = TrainingArguments(
         str(folder), lr_scheduler_type=schedule, warmup_steps=warmup, use_cpu=True
@@ -41,9 +41,8 @@ def rates(folder, schedule: str, steps: int, warmup: float, ours: bool = True) -
     for at in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        if (
-            ours or at < steps - 1
-        ):  # a Trainer asks once more; transformers' polynomial then divides by zero
+        # A Trainer asks once more at the end: transformers' polynomial then divides by zero.
+        if ours or at < steps - 1:
             scheduler.step()
     return found
 
@@ -68,18 +67,18 @@ def test_no_step_is_at_rate_zero_and_what_follows_the_warm_up_is_transformers_ow
 
 def test_every_trainer_climbs_so():
     from pipeline.training.trainers import cpo, dpo, kto, orpo, reward, sft
-    from pipeline.training.trainers.learning_rate import ClimbingFromTheFirstStep
+    from pipeline.training.trainers.learning_rate import NonzeroWarmup
 
     kinds = [
         cpo.Trainer,
         dpo.Trainer,
         kto.Trainer,
         orpo.Trainer,
-        reward.ReadyRewardTrainer,
+        reward.PretokenizedRewardTrainer,
         reward.UnpairedRewardTrainer,
     ]
-    for kind in [*kinds, sft.ReadySFTTrainer]:
-        assert kind.create_scheduler is ClimbingFromTheFirstStep.create_scheduler
+    for kind in [*kinds, sft.PretokenizedSFTTrainer]:
+        assert kind.create_scheduler is NonzeroWarmup.create_scheduler
 
 
 @pytest.mark.parametrize("adapter", ["full", "lora"])
@@ -88,15 +87,15 @@ def test_the_only_step_of_a_training_changes_the_weights_and_is_told_to_be_few(
 ):
     given = [LORA] if adapter == "lora" else []
     model = round_.train(f"one {adapter}", dpo(*given, batch=24))
-    assert seen(model, "learning_rate") == {1: 5e-4}
-    told = account(model)
+    assert metric_by_step(model, "learning_rate") == {1: 5e-4}
+    told = training_summary(model)
     assert (told["steps"], told["unchanged"]) == (1, False)
     assert [one["symptom"] for one in told["symptoms"]] == ["the steps are too few for the warm-up"]
     assert (
         "! train: too few steps (1) for train.warmup=0.1: the warm-up takes 1 of them"
         in capfd.readouterr().err
     )
-    looks = seen(model, "eval_loss")
+    looks = metric_by_step(model, "eval_loss")
     assert abs(looks[1] - looks[0]) > 1e-5, "the dev pairs see it"
 
 
@@ -104,7 +103,7 @@ def test_the_only_step_of_a_training_changes_the_weights_and_is_told_to_be_few(
 def test_weights_that_nothing_changed_are_told_wherever_they_are_told_of(
     round_, dtype, capfd, tmp_path
 ):
-    """In float32 no step as small as this is seen; in bfloat16 larger ones are rounded away when they are published."""
+    """In float32 these steps are too small; bfloat16 rounds larger ones away when publishing."""
     from tests.support.preferences import write_logps
 
     logps = [write_logps(tmp_path / "logps", round_.sft, round_.pairs, dtype=dtype)]
@@ -115,7 +114,7 @@ def test_weights_that_nothing_changed_are_told_wherever_they_are_told_of(
     if dtype == "float32":
         file = "model.safetensors"
         assert (model.weights / file).read_bytes() == (round_.sft.weights / file).read_bytes()
-    told = account(model)
+    told = training_summary(model)
     assert told["unchanged"] and told["steps"] == 6
     name = "the published weights are those that training started from, byte for byte"
     assert name in [one["symptom"] for one in told["symptoms"]]

@@ -1,4 +1,4 @@
-"""Guards: what is seen at each look, what stops a training, which weights it then keeps, and the words afterwards."""
+"""Guards: what an evaluation measures, what stops a training, which weights it keeps, symptoms."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from pipeline.artifacts import Model, Pairs, Prompts, write_table
 from pipeline.config import TrainConfig
 from pipeline.errors import StageError, UserError
 from pipeline.stages import train
-from pipeline.training.monitoring.diagnostics import TABLE, symptoms
+from pipeline.training.monitoring.diagnostics import SYMPTOMS, find_symptoms
 from tests.support.preferences import LORA, dpo, pair_rows, write_logps, write_pairs
 from tests.support.tiny import tiny_model
 
@@ -27,7 +27,7 @@ FAST = {"learning_rate": 2e-2, "warmup": 0.0, "scheduler": "constant", "eval_eve
 
 
 class Round:
-    """A published SFT model, pairs, thumbs, reference values and dev prompts."""
+    """A published SFT model, pairs, unpaired answers, reference values and dev prompts."""
 
     def __init__(self, store: Path, **shape: object):
         self.store = store
@@ -35,8 +35,8 @@ class Round:
         self.pairs = write_pairs(store / "pair" / "aaaaaaaaaaaa", self.sft)
         thumbs = pl.concat(
             [
-                thumb(self.pairs.train(), "chosen", True),
-                thumb(self.pairs.train(), "rejected", False),
+                unpaired_rows(self.pairs.train(), "chosen", True),
+                unpaired_rows(self.pairs.train(), "rejected", False),
             ]
         )
         write_table(self.pairs.path / "unpaired.parquet", thumbs)
@@ -59,8 +59,8 @@ class Round:
         return train.run(cfg, self.store / "train" / name, **{**given, **changes})
 
 
-def thumb(rows: pl.DataFrame, side: str, label: bool) -> pl.DataFrame:
-    ids = pl.col(f"{side}_id").alias("sample_id"), pl.col(f"{side}_token_ids").alias("token_ids")
+def unpaired_rows(rows: pl.DataFrame, side: str, label: bool) -> pl.DataFrame:
+    ids = (pl.col(f"{side}_id").alias("sample_id"), pl.col(f"{side}_token_ids").alias("token_ids"))
     return rows.select("prompt_id", "prompt_token_ids", *ids, label=pl.lit(label))
 
 
@@ -69,11 +69,11 @@ def round_(tmp_path_factory) -> Round:
     return Round(tmp_path_factory.mktemp("store"))
 
 
-def seen(model: Model, name: str) -> dict[int, float]:
+def metric_by_step(model: Model, name: str) -> dict[int, float]:
     return {row["step"]: row[name] for row in model.metrics() if name in row}
 
 
-def account(model: Model) -> dict:
+def training_summary(model: Model) -> dict:
     return json.loads((model.path / "training.json").read_text())
 
 
@@ -89,7 +89,7 @@ def chosen_logp(model: Model, round_: Round) -> float:
     return sum(sums) / sum(map(len, answers))
 
 
-def published(model: Model) -> dict[str, bytes]:
+def published_files(model: Model) -> dict[str, bytes]:
     files = [
         path for path in model.path.rglob("*") if path.is_file() and "scratch" not in path.parts
     ]
@@ -99,35 +99,35 @@ def published(model: Model) -> dict[str, bytes]:
     return {**found, "cost.json": json.dumps(cost).encode()}
 
 
-# ── what is seen ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what an evaluation measures ───────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("adapter", ["full", "lora"])
 def test_kl_is_nothing_at_the_start_and_is_that_of_the_published_model_at_the_end(round_, adapter):
-    """Seen by another road: the last look's answers, drawn again, under the published model and under SFT."""
+    """Recomputed: the last evaluation's answers, under the published model and under SFT."""
     from pipeline.models import loading, logprobs
     from pipeline.training.monitoring.eval_generations import EvalGenerations
 
     cfg = dpo(LORA, **FAST) if adapter == "lora" else dpo(**{**FAST, "learning_rate": 1e-3})
     model = round_.train(f"seen-{adapter}", cfg)
-    kl = seen(model, "eval_kl")
+    kl = metric_by_step(model, "eval_kl")
     assert sorted(kl) == list(range(7))
     assert abs(kl[0]) < 1e-4 < abs(kl[6])
 
-    own = EvalGenerations(cfg, round_.sft, round_.sft, round_.dev)
-    policy, reference = loading.load(model, "float32"), loading.load(round_.sft, "float32")
-    drawn = own._drawn(policy, in_step=False)
-    prompts, answers = (
-        [request.prompt_token_ids for _, request in own.rows],
+    generations = EvalGenerations(cfg, round_.sft, round_.sft, round_.dev)
+    (policy, reference) = (loading.load(model, "float32"), loading.load(round_.sft, "float32"))
+    drawn = generations._generate(policy, in_step=False)
+    (prompts, answers) = (
+        [request.prompt_token_ids for _, request in generations.rows],
         [one.token_ids for one in drawn],
     )
-    here, there = (
+    (here, there) = (
         logprobs.completion_logps(module, prompts, answers, 512) for module in (policy, reference)
     )
     assert kl[6] == pytest.approx((sum(here) - sum(there)) / len(here), abs=1e-3)
-    assert len(own.rows) == cfg.guards.prompts == 4
-    assert seen(model, "eval_tokens")[6] == sum(map(len, answers)) / 4
+    assert len(generations.rows) == cfg.guards.prompts == 4
+    assert metric_by_step(model, "eval_tokens")[6] == sum(map(len, answers)) / 4
 
 
 @pytest.mark.model
@@ -148,7 +148,7 @@ def test_answers_are_the_same_however_many_there_is_memory_for(round_, monkeypat
     together = round_.train("together", dpo(eval_every=6))
     monkeypatch.setattr("pipeline.resources.training_fit.answers_at_once", lambda *given: 1)
     alone = round_.train("alone", dpo(eval_every=6))
-    first, second = ((model.path / "answers.jsonl").read_text() for model in (together, alone))
+    (first, second) = ((model.path / "answers.jsonl").read_text() for model in (together, alone))
     assert first == second
 
 
@@ -161,17 +161,17 @@ def test_a_reference_that_is_loaded_for_a_look_is_gone_when_its_memory_is_given_
     from pipeline.models import loading
     from pipeline.training.monitoring import eval_generations
 
-    loaded, alive, load = [], [], loading.load
+    (loaded, alive, load) = ([], [], loading.load)
 
-    def remembered(*args):
+    def load_and_remember(*args):
         module = load(*args)
         loaded.append(weakref.ref(module))
         return module
 
-    monkeypatch.setattr(eval_generations.loading, "load", remembered)
+    monkeypatch.setattr(eval_generations.loading, "load", load_and_remember)
     monkeypatch.setattr(
         eval_generations,
-        "give_memory_back",
+        "free_device_memory",
         lambda: alive.append([one() is not None for one in loaded]),
     )
     round_.train("freed", dpo(eval_every=3))
@@ -188,7 +188,7 @@ def test_looking_changes_nothing_about_the_training(round_):
         "watched", dpo({**LORA, "dropout": 0.3}, args={"disable_dropout": False})
     )
     assert "eval_kl" in watched.metrics()[1] and "eval_kl" not in plain.metrics()[1]
-    assert seen(watched, "loss") == seen(plain, "loss")
+    assert metric_by_step(watched, "loss") == metric_by_step(plain, "loss")
 
 
 @pytest.mark.model
@@ -203,9 +203,8 @@ def test_every_trainer_is_looked_at_and_stops_at_numbers_that_are_not_finite(rou
     given = {"logps": None} | ({"reference": None} if changes.get("logps") == "none" else {})
     given = {} if trainer == "dpo" else given
     model = round_.train(f"kind-{trainer}", dpo(trainer=trainer, epochs=0.5, **changes), **given)
-    kl = (
-        seen(model, "eval_kl") if trainer != "kto" else {0: 0.0}
-    )  # all thumbs of this prompt set are for training
+    # All unpaired answers of this prompt set are for training, so kto has no evaluation.
+    kl = metric_by_step(model, "eval_kl") if trainer != "kto" else {0: 0.0}
     assert abs(kl[0]) < 1e-4
     with pytest.raises(StageError, match=r"is (nan|inf|-inf) at step"):
         round_.train(
@@ -216,7 +215,7 @@ def test_every_trainer_is_looked_at_and_stops_at_numbers_that_are_not_finite(rou
     assert not (round_.store / "train" / f"nan-{trainer}" / "model.json").exists()
 
 
-# ── what stops, and what is kept ──────────────────────────────────────────────────────────────────────────────────
+# ── what stops, and what is kept ──────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.model
@@ -227,13 +226,13 @@ def test_past_the_kl_budget_training_stops_and_the_last_weights_within_it_are_pu
     fast = {**FAST, "learning_rate": 2e-2 if adapter == "lora" else 3e-3}
     form = LORA if adapter == "lora" else {"kind": "full", "learning_rate": 1e-3}
     free = round_.train(f"free-{adapter}", dpo(form, **fast))
-    kl = seen(free, "eval_kl")
+    kl = metric_by_step(free, "eval_kl")
     budget = (kl[2] + kl[3]) / 2
     assert kl[1] < budget and kl[2] < budget < kl[3]
     model = round_.train(f"budget-{adapter}", dpo(form, guards={"kl_budget": budget}, **fast))
-    assert account(model)["steps"] == 3 and account(model)["kept"] == 2
+    assert training_summary(model)["steps"] == 3 and training_summary(model)["kept"] == 2
     assert (
-        "over train.guards.kl_budget" in account(model)["stopped"]
+        "over train.guards.kl_budget" in training_summary(model)["stopped"]
         and "step 2 are published" in capfd.readouterr().err
     )
     told = (model.path / "README.md").read_text()
@@ -241,14 +240,20 @@ def test_past_the_kl_budget_training_stops_and_the_last_weights_within_it_are_pu
         "Weights of step 2 of 6 planned. Stopped at step 3: KL to" in told
         and "start: sft/aaaaaaaaaaaa" in told
     )
-    assert f"| KL to the reference on own answers, nats | {kl[2]:.4g} |" in told
-    assert chosen_logp(model, round_) == pytest.approx(seen(free, "eval_chosen_logp")[2], abs=1e-4)
-    assert chosen_logp(model, round_) != pytest.approx(seen(free, "eval_chosen_logp")[3], abs=1e-4)
+    assert f"| KL to the reference on generated answers, nats | {kl[2]:.4g} |" in told
+    assert chosen_logp(model, round_) == pytest.approx(
+        metric_by_step(free, "eval_chosen_logp")[2], abs=1e-4
+    )
+    assert chosen_logp(model, round_) != pytest.approx(
+        metric_by_step(free, "eval_chosen_logp")[3], abs=1e-4
+    )
 
 
 @pytest.mark.model
 def test_a_budget_that_the_first_look_exceeds_publishes_nothing(round_):
-    with pytest.raises(StageError, match=r"over train.guards.kl_budget=1e-09, at the first look"):
+    with pytest.raises(
+        StageError, match=r"over train.guards.kl_budget=1e-09, at the first evaluation"
+    ):
         round_.train("tight", dpo(**FAST, guards={"kl_budget": 1e-9}))
     assert not (round_.store / "train" / "tight" / "model.json").exists()
 
@@ -257,7 +262,7 @@ def test_a_budget_that_the_first_look_exceeds_publishes_nothing(round_):
 def test_displaced_likelihood_is_said_with_its_remedies_and_stops_when_asked(round_, capfd):
     fast = {**FAST, "learning_rate": 1e-2}
     model = round_.train("displaced", dpo(**fast, guards={"warn_fall": 0.05}))
-    fall = seen(model, "eval_chosen_fall")
+    fall = metric_by_step(model, "eval_chosen_fall")
     assert max(fall.values()) > 0.05
     assert (
         "nats per token, over train.guards.warn_fall=0.05" in (said := capfd.readouterr().err)
@@ -267,9 +272,9 @@ def test_displaced_likelihood_is_said_with_its_remedies_and_stops_when_asked(rou
     budget = max(fall.values()) / 2
     over = min(step for step, value in fall.items() if value > budget)
     held = round_.train("held", dpo(**fast, guards={"fall_budget": budget}))
-    assert account(held)["steps"] == over and account(held)["kept"] == over - 1
+    assert training_summary(held)["steps"] == over and training_summary(held)["kept"] == over - 1
     assert chosen_logp(held, round_) == pytest.approx(
-        seen(model, "eval_chosen_logp")[over - 1], abs=1e-4
+        metric_by_step(model, "eval_chosen_logp")[over - 1], abs=1e-4
     )
 
 
@@ -283,10 +288,11 @@ def test_kl_past_its_limit_is_said_once(round_, capfd):
 def test_training_stops_when_the_score_of_own_answers_does_not_rise(round_):
     guards = {"stop_on": "score", "patience": 2, "scorer": NEVER}
     model = round_.train("no-better", dpo(**FAST, guards=guards))
-    assert set(seen(model, "eval_score").values()) == {0.0}
-    assert account(model) | {"symptoms": []} == {
+    assert set(metric_by_step(model, "eval_score").values()) == {0.0}
+    assert training_summary(model) | {"symptoms": []} == {
         "steps": 2, "planned": 6, "kept": 1, "symptoms": [], "unchanged": False,
-        "stopped": "score was not better than 0 (step 0) for 2 looks (train.guards.patience=2)",
+        "stopped": "score was not better than 0 (step 0) for 2 evaluations "
+        "(train.guards.patience=2)",
     }  # fmt: skip
 
 
@@ -295,61 +301,59 @@ def test_the_best_look_at_the_dev_pairs_is_published(round_):
     model = round_.train(
         "best", dpo(**{**FAST, "learning_rate": 1e-1}, guards={"stop_on": "loss", "patience": 2})
     )
-    losses = {step: loss for step, loss in seen(model, "eval_loss").items() if step}
+    losses = {step: loss for step, loss in metric_by_step(model, "eval_loss").items() if step}
     best = min(losses, key=losses.__getitem__)
-    assert account(model)["kept"] == best < account(model)["steps"]
+    assert training_summary(model)["kept"] == best < training_summary(model)["steps"]
     assert chosen_logp(model, round_) == pytest.approx(
-        seen(model, "eval_chosen_logp")[best], abs=1e-4
+        metric_by_step(model, "eval_chosen_logp")[best], abs=1e-4
     )
 
 
 @pytest.mark.model
 def test_a_stopped_training_that_was_cut_off_ends_with_the_same_bytes(round_, monkeypatch):
-    """Cut off after the wanted weights were put aside and before the stop, twice; and once more after the stop."""
+    """Cut off twice after saving the best weights and before the stop, and once after the stop."""
     from pipeline.training.monitoring import guards as room
 
     cfg = dpo(**{**FAST, "learning_rate": 1e-1}, guards={"stop_on": "loss", "patience": 2})
     whole = round_.train("whole", cfg)
-    steps, finish = account(whole)["steps"], room.Guards.finish
+    (steps, finish) = (training_summary(whole)["steps"], room.Guards.restore_weights)
 
     def cut(self, *given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room.Guards, "finish", cut)
+    monkeypatch.setattr(room.Guards, "restore_weights", cut)
     with pytest.raises(KeyboardInterrupt):
         round_.train("cut", cfg)
-    monkeypatch.setattr(room.Guards, "finish", finish)
+    monkeypatch.setattr(room.Guards, "restore_weights", finish)
     again = round_.train("cut", cfg)
-    assert steps < 6 and published(again) == published(whole)
+    assert steps < 6 and published_files(again) == published_files(whole)
 
 
 def test_what_cannot_be_watched_is_refused():
     with pytest.raises(ValidationError, match="prompts=0 samples no answers.*give prompts=64"):
         dpo(guards={"prompts": 0, "kl_budget": 3.0})
-    with pytest.raises(
-        ValidationError, match=r"prompts=65: every evaluation answers each of them.*give prompts=64"
-    ):
+    with pytest.raises(ValidationError, match=r"prompts=65: .*give prompts=64"):
         dpo(guards={"prompts": 65})
     with pytest.raises(ValidationError, match="stop_on=score needs a scorer"):
         dpo(guards={"stop_on": "score"})
-    with pytest.raises(ValidationError, match="guards.stop_on=accuracy: .*take loss or margin"):
+    with pytest.raises(ValidationError, match="guards.stop_on=accuracy: .*loss or margin"):
         dpo(trainer="kto", logps="live", loss=["kto"], together=2, guards={"stop_on": "accuracy"})
 
 
 @pytest.mark.model
 def test_a_margin_that_thumbs_of_one_kind_do_not_have_is_said(round_, tmp_path):
-    """TRL logs none where no batch holds both kinds, as when every dev thumb is up."""
-    up = thumb(pl.concat([round_.pairs.train(), round_.pairs.dev()]), "chosen", True)
+    """TRL logs none where no batch holds both kinds, as when every unpaired dev answer is good."""
+    up = unpaired_rows(pl.concat([round_.pairs.train(), round_.pairs.dev()]), "chosen", True)
     write_table(
         tmp_path / "unpaired.parquet",
-        pl.concat([up, thumb(round_.pairs.train(), "rejected", False)]),
+        pl.concat([up, unpaired_rows(round_.pairs.train(), "rejected", False)]),
     )
     for part in ("train", "dev"):
         write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, part)())
     cfg = dpo(trainer="kto", loss=["kto"], logps="live", together=2, guards={"stop_on": "margin"})
     with pytest.raises(
         StageError,
-        match=r"stop_on=margin: the look at step 0 knows no such figure.*\n  Give .*stop_on=loss",
+        match=r"train.guards.stop_on=margin: .* step 0 .*\n  Give train.guards.stop_on=loss",
     ):
         round_.train("one kind", cfg, pairs=[Pairs(tmp_path)], logps=None)
 
@@ -360,7 +364,7 @@ def test_a_budget_without_dev_prompts_is_refused(round_):
         round_.train("blind", dpo(guards={"kl_budget": 3.0}), dev=None)
 
 
-# ── symptoms ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── symptoms ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def steps(**curves: list[float]) -> list[dict]:
@@ -372,25 +376,31 @@ def line(slope: float) -> list[float]:
     return [slope * at for at in range(20)]
 
 
-def falling(count: int = 20) -> list[float]:
+def falling_losses(count: int = 20) -> list[float]:
     return [0.69 * 0.95**at for at in range(count)]
 
 
-LOOKS = {
+EVALUATIONS = {
     "eval_rewards/margins": [0.1, 0.3, 0.6, 1.0, 1.5],
     "eval_score": [0.6, 0.7, 0.66, 0.62, 0.6],
 }
 CASES = {
-    "the loss stays at 0.693": (steps(loss=[0.693 + 1e-3 * (-1) ** at for at in range(20)]), steps(loss=falling())),
+    "the loss stays at 0.693": (
+        steps(loss=[0.693 + 1e-3 * (-1) ** at for at in range(20)]),
+        steps(loss=falling_losses()),
+    ),
     "chosen and rejected rewards both rise": (
         steps(**{"rewards/chosen": line(0.02), "rewards/rejected": line(0.01)}),
         steps(**{"rewards/chosen": line(0.02), "rewards/rejected": line(-0.01)}),
     ),
     "the margin grows without plateau while the dev score falls": (
-        steps(**LOOKS),
-        steps(**{**LOOKS, "eval_rewards/margins": [0.1, 0.5, 0.6, 0.62, 0.63]}) + steps(),
+        steps(**EVALUATIONS),
+        steps(**{**EVALUATIONS, "eval_rewards/margins": [0.1, 0.5, 0.6, 0.62, 0.63]}) + steps(),
     ),
-    "the loss swings": (steps(loss=[0.7, 0.2] * 10), steps(loss=[0.6 + 0.05 * (-1) ** at for at in range(20)])),
+    "the loss swings": (
+        steps(loss=[0.7, 0.2] * 10),
+        steps(loss=[0.6 + 0.05 * (-1) ** at for at in range(20)]),
+    ),
     "answers have grown past 1.5 times their length": (
         steps(eval_tokens=[100.0, 120.0, 160.0]),
         steps(eval_tokens=[100.0, 140.0, 149.0]),
@@ -400,16 +410,16 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_each_symptom_is_seen_where_it_is_and_not_beside_it(name):
-    ill, well = CASES[name]
-    assert [one.name for one in symptoms(ill)] == [name]
-    assert symptoms(well) == []
+    (ill, well) = CASES[name]
+    assert [one.name for one in find_symptoms(ill)] == [name]
+    assert find_symptoms(well) == []
 
 
 def test_a_margin_that_grows_with_the_score_is_health():
-    rising = {**LOOKS, "eval_score": [0.6, 0.62, 0.65, 0.68, 0.7]}
-    assert symptoms(steps(**rising)) == []
+    rising = {**EVALUATIONS, "eval_score": [0.6, 0.62, 0.65, 0.68, 0.7]}
+    assert find_symptoms(steps(**rising)) == []
 
 
 def test_every_symptom_has_its_case_and_short_curves_say_nothing():
-    assert [one.name for one in TABLE] == list(CASES)
-    assert symptoms([]) == symptoms(steps(loss=[math.log(2)] * 3)) == []
+    assert [one.name for one in SYMPTOMS] == list(CASES)
+    assert find_symptoms([]) == find_symptoms(steps(loss=[math.log(2)] * 3)) == []

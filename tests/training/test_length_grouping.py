@@ -1,4 +1,4 @@
-"""Rows of like length share a pass: less is computed, and losses, gradients and weights stay those of TRL's batch."""
+"""Rows of similar length share a pass: less is computed, and losses and gradients are TRL's."""
 
 import random
 from itertools import combinations, pairwise
@@ -10,7 +10,7 @@ from pipeline.artifacts import read_table, write_table
 from pipeline.config import TrainConfig
 from pipeline.training.trainers import length_grouping
 from tests.support.preferences import LORA, dpo, write_logps
-from tests.training.test_guards import Round, seen
+from tests.training.test_guards import Round, metric_by_step
 
 TRAINERS = {
     "dpo": {},
@@ -49,7 +49,7 @@ def settings(**changes) -> TrainConfig:
 
 def cost(groups: list[list[int]], lengths: list[int]) -> int:
     return sum(
-        length_grouping.PASS + len(rows) * max(lengths[row] for row in rows) for rows in groups
+        length_grouping.PASS_COST + len(rows) * max(lengths[row] for row in rows) for rows in groups
     )
 
 
@@ -57,7 +57,7 @@ def test_every_row_goes_through_once_and_no_other_cut_is_cheaper():
     draw = random.Random(0)
     for _ in range(20):
         lengths = [draw.randint(2, 300) for _ in range(8)]
-        groups = length_grouping.passes(lengths)
+        groups = length_grouping.plan_passes(lengths)
         assert sorted(row for rows in groups for row in rows) == list(range(8))
         order = sorted(range(8), key=lengths.__getitem__)
         cuts = [(0, *at, 8) for count in range(8) for at in combinations(range(1, 8), count)]
@@ -66,8 +66,8 @@ def test_every_row_goes_through_once_and_no_other_cut_is_cheaper():
 
 
 def test_rows_alike_share_one_pass_and_a_long_one_goes_alone():
-    assert len(length_grouping.passes([60, 61, 62, 60])) == 1
-    assert length_grouping.passes([60, 61, 500, 60])[0] == [2]
+    assert len(length_grouping.plan_passes([60, 61, 62, 60])) == 1
+    assert length_grouping.plan_passes([60, 61, 500, 60])[0] == [2]
 
 
 @pytest.mark.model
@@ -81,9 +81,9 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(round_, name):
         for cut in (True, False)
     ]
     for figure in ("loss", "grad_norm", "eval_loss"):
-        ours, theirs = (seen(run, figure) for run in runs)
+        ours, theirs = (metric_by_step(run, figure) for run in runs)
         assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-4)
-    assert len(seen(runs[0], "loss")) >= 3
+    assert len(metric_by_step(runs[0], "loss")) >= 3
 
 
 @pytest.mark.model
@@ -94,14 +94,14 @@ def test_less_goes_through_the_model_and_all_of_it_is_attended(round_, monkeypat
     computed = {True: [0, 0], False: [0, 0]}
     plain = LlamaModel.forward
 
-    def counting(self, *args, **kwargs):
+    def count_tokens(self, *args, **kwargs):
         if torch.is_grad_enabled():
             mask = kwargs["attention_mask"]
             computed[cut][0] += mask.numel()
             computed[cut][1] += int(mask.sum())
         return plain(self, *args, **kwargs)
 
-    monkeypatch.setattr(LlamaModel, "forward", counting)
+    monkeypatch.setattr(LlamaModel, "forward", count_tokens)
     for cut in (True, False):
         round_.train(f"count-{cut}", settings(by_length=cut, batch=8, micro_batch=8), dev=None)
     assert computed[True][1] == computed[False][1] < computed[True][0] < 0.7 * computed[False][0]
@@ -109,11 +109,13 @@ def test_less_goes_through_the_model_and_all_of_it_is_attended(round_, monkeypat
 
 @pytest.mark.model
 def test_two_processes_cut_their_own_batches_and_give_the_losses_of_one(round_):
-    """Each takes as many passes as its rows ask: nothing inside a pass may wait for the other process."""
+    """Their numbers of passes differ: nothing in a pass may wait for the other process."""
     one = round_.train("one", settings(batch=8, micro_batch=8, by_length=False))
     two = round_.train("two", settings(batch=8, micro_batch=4, processes=2))
-    assert seen(two, "loss") == pytest.approx(seen(one, "loss"), abs=1e-5)
-    assert seen(two, "grad_norm") == pytest.approx(seen(one, "grad_norm"), rel=1e-4)
+    assert metric_by_step(two, "loss") == pytest.approx(metric_by_step(one, "loss"), abs=1e-5)
+    assert metric_by_step(two, "grad_norm") == pytest.approx(
+        metric_by_step(one, "grad_norm"), rel=1e-4
+    )
 
 
 def test_a_batch_that_is_padded_on_the_left_is_no_batch_of_a_trainer():
@@ -124,7 +126,7 @@ def test_a_batch_that_is_padded_on_the_left_is_no_batch_of_a_trainer():
     mask = ids.clone()
     mask[0, :350] = 0
     with (
-        length_grouping.rows_by_length(module),
+        length_grouping.group_by_length(module),
         pytest.raises(ValueError, match="not padded there"),
     ):
         module(ids, attention_mask=mask)

@@ -1,4 +1,4 @@
-"""A trained model's card and curves: valid for the hub, the same bytes again, and no place of this machine in them."""
+"""A trained model's card and curves: valid for the hub, reproducible, without local paths."""
 
 import json
 import shlex
@@ -35,8 +35,8 @@ METRICS = [
 
 
 @pytest.fixture
-def trained(tmp_path) -> Path:
-    """What a training leaves behind, with the step that the driver gave it and two ancestors in the store."""
+def trained_folder(tmp_path) -> Path:
+    """A training's files, with the driver's step.json and the ancestors in the store."""
     out = tmp_path / "store" / "train" / "bbbbbbbbbbbb"
     write_text(out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in METRICS))
     write_json(
@@ -53,7 +53,8 @@ def trained(tmp_path) -> Path:
         folder = tmp_path / "store" / stage / "aaaaaaaaaaaa"
         write_json(folder / "manifest.json", {"config": config})
         listed.append({"stage": stage, "label": 0, "fingerprint": folder.name, "path": str(folder)})
-    command = f"strop run sft.model=owner/sft-model train.rehearsal.data.path={tmp_path}/rows.jsonl until=train@1"
+    rehearsal = f"train.rehearsal.data.path={tmp_path}/rows.jsonl"
+    command = f"strop run sft.model=owner/sft-model {rehearsal} until=train@1"
     write_text(tmp_path / "rows.jsonl", "{}")
     write_json(out / "step.json", {"ancestors": listed, "command": command})
     return out
@@ -67,29 +68,31 @@ def read(out: Path, cfg=None) -> str:
     return (out / "README.md").read_text()
 
 
-def test_the_hub_reads_the_card(trained):
+def test_the_hub_reads_the_card(trained_folder):
     from huggingface_hub import ModelCard
 
-    known = ModelCard(read(trained)).data.to_dict()
+    known = ModelCard(read(trained_folder)).data.to_dict()
     assert known["base_model"] == ["owner/sft-model"] and known["datasets"] == ["owner/prompts"]
     assert known["library_name"] == "transformers" and {"trl", "dpo", "sigmoid"} <= set(
         known["tags"]
     )
-    assert ModelCard(read(trained, dpo(LORA))).data.to_dict()["library_name"] == "peft"
+    assert ModelCard(read(trained_folder, dpo(LORA))).data.to_dict()["library_name"] == "peft"
 
 
-def test_the_card_has_lineage_command_and_curves_without_a_place_of_this_machine(trained, tmp_path):
-    told = read(trained)
+def test_the_card_has_lineage_command_and_curves_without_a_place_of_this_machine(
+    trained_folder, tmp_path
+):
+    told = read(trained_folder)
     assert "prompts/aaaaaaaaaaaa, sft/aaaaaaaaaaaa, pair/aaaaaaaaaaaa." in told
     assert "train.rehearsal.data.path=…/rows.jsonl until=train@1" in told
     assert "](curves.png)" in told and "Stopped at step 8: KL." in told
     assert str(tmp_path) not in told
 
 
-def test_a_card_is_outside_content(trained):
+def test_a_card_is_outside_content(trained_folder):
     """Two commands may share a training: whoever made it first, what follows it stays."""
-    read(trained)
-    files = [entry["path"] for entry in store.list_files(trained)]
+    read(trained_folder)
+    files = [entry["path"] for entry in store.list_files(trained_folder)]
     assert files == ["metrics.jsonl", "training.json"]
 
 
@@ -111,7 +114,7 @@ def test_a_training_that_logged_nothing_but_a_loss_is_drawn(tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 5000
 
 
-# ── the command ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the command ───────────────────────────────────────────────────────────────────────────────────
 
 
 WATCHED = "tracker=wandb", "tracker.name=mine"

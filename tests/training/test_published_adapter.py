@@ -1,4 +1,4 @@
-"""A published adapter as others open it: by PEFT and transformers alone, from anywhere, after its store was moved."""
+"""A published adapter opens in PEFT and transformers, from anywhere, after its store was moved."""
 
 import json
 import shutil
@@ -28,7 +28,8 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-ids = tokenizer.apply_chat_template([{"role": "user", "content": "red"}], return_tensors="pt", return_dict=True)
+messages = [{"role": "user", "content": "red"}]
+ids = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)
 for kind in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
     model = kind.from_pretrained(sys.argv[1]).eval()
     assert any("lora" in name for name, _ in model.named_parameters())
@@ -37,7 +38,7 @@ for kind in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
 
 
 def opened_elsewhere(folder: Path, cwd: Path) -> list[float]:
-    """What a fresh process of PEFT and one of transformers say of a prompt, without this project."""
+    """The logits' sums that PEFT and transformers give in a fresh process without this project."""
     command = [sys.executable, "-c", OPEN, str(folder)]
     done = subprocess.run(
         command, cwd=cwd, capture_output=True, text=True, env={"HF_HUB_OFFLINE": "1"}
@@ -46,8 +47,8 @@ def opened_elsewhere(folder: Path, cwd: Path) -> list[float]:
     return [float(line) for line in done.stdout.split()]
 
 
-def trained(place: Path, sft: Model | None = None) -> Model:
-    """An adapter in a store of its own, on an SFT model there."""
+def train_adapter(place: Path, sft: Model | None = None) -> Model:
+    """Train an adapter in a new store, on an SFT model there."""
     sft = sft or tiny_model(place / SFT)
     pairs = write_pairs(place / "pair" / "bbbbbbbbbbbb", sft)
     logps = write_logps(place / "refer" / "cccccccccccc", sft, pairs)
@@ -62,7 +63,7 @@ def files(model: Model) -> list[dict]:
 @pytest.mark.model
 def test_an_adapter_opens_from_anywhere_and_after_its_store_was_moved(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there" / "deeper"
-    model = trained(here / "store")
+    model = train_adapter(here / "store")
     made = files(model)
     first = opened_elsewhere(model.adapter, tmp_path)
     assert first[0] == pytest.approx(first[1], abs=1e-4)
@@ -72,20 +73,20 @@ def test_an_adapter_opens_from_anywhere_and_after_its_store_was_moved(tmp_path):
     store.name_bases(there / "store")
     moved = Model(there / "store" / ADAPTER)
     assert opened_elsewhere(moved.adapter, Path("/")) == pytest.approx(first, abs=1e-6)
-    assert files(moved) == made, "where a store lies is no content"
+    assert files(moved) == made, "the path of a store is not part of the content"
     assert not list(moved.path.rglob(".*"))
 
 
 @pytest.mark.model
 def test_two_stores_make_the_same_bytes_and_a_checkpoint_outside_is_named_too(tmp_path):
-    own = trained(tmp_path / "one" / "store")
+    own = train_adapter(tmp_path / "one" / "store")
     outside = shutil.copytree(own.weights, tmp_path / "my-sft")
     sft = tmp_path / "two" / "store" / SFT
     tokenizer = own.path.parent.parent / SFT / "weights"
     shutil.copytree(tokenizer, sft / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
     write_json(sft / "model.json", {"revision": None, "content": "0", "tokenizer": "tokenizer"})
     write_json(sft / PLACE_FILE, {"weights": str(outside)})
-    referring = trained(tmp_path / "two" / "store", Model(sft))
+    referring = train_adapter(tmp_path / "two" / "store", Model(sft))
     config = json.loads((referring.adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(outside)
     known = {entry["path"]: entry["sha256"] for entry in files(referring)}
@@ -99,7 +100,7 @@ def test_two_stores_make_the_same_bytes_and_a_checkpoint_outside_is_named_too(tm
     )
 
 
-def described(root: Path, weights: dict) -> Model:
+def write_records(root: Path, weights: dict) -> Model:
     """An adapter and its base as their records alone."""
     write_json(root / SFT / "model.json", {"tokenizer": "tokenizer", **weights})
     record = {"base": SFT, "adapter": "adapter", "tokenizer": "adapter", "peft": PEFT}
@@ -108,7 +109,7 @@ def described(root: Path, weights: dict) -> Model:
 
 
 def test_a_base_on_the_hub_is_named_with_its_revision(tmp_path):
-    model = described(tmp_path, {"weights": "owner/name", "revision": "0" * 40})
+    model = write_records(tmp_path, {"weights": "owner/name", "revision": "0" * 40})
     name_base(model)
     config = json.loads((model.adapter / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "0" * 40)
@@ -119,7 +120,7 @@ def test_repairing_a_store_leaves_alone_what_is_no_adapter_of_it(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     root = Path("store")
     (root / SFT / "weights").mkdir(parents=True)
-    described(root, {"weights": "weights"})
+    write_records(root, {"weights": "weights"})
     pruned = {"base": "sft/gone", "adapter": "adapter", "peft": PEFT}
     others = {
         "train/000000000000": pruned,
@@ -143,7 +144,7 @@ def test_repairing_a_store_leaves_alone_what_is_no_adapter_of_it(tmp_path, monke
     assert written.stat().st_mtime_ns == before, "what is right is not written again"
 
 
-# ── merged weights, asked for later ───────────────────────────────────────────────────────────────────────────────
+# ── merged weights, asked for later ───────────────────────────────────────────────────────────────
 
 
 def test_asking_for_merged_weights_is_no_other_training():
@@ -153,7 +154,7 @@ def test_asking_for_merged_weights_is_no_other_training():
     assert asked != fingerprints(*lora, "train.adapter.rank=8")
 
 
-def published(model: Model, config: TrainConfig) -> None:
+def seal_model(model: Model, config: TrainConfig) -> None:
     """With a manifest, as the worker leaves it."""
     known = {
         "fingerprint": model.path.name,
@@ -166,8 +167,8 @@ def published(model: Model, config: TrainConfig) -> None:
 
 @pytest.mark.model
 def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_path, capsys):
-    model, cfg = trained(tmp_path / "store"), dpo({**LORA, "learning_rate": 2e-2})
-    published(model, cfg)
+    model, cfg = train_adapter(tmp_path / "store"), dpo({**LORA, "learning_rate": 2e-2})
+    seal_model(model, cfg)
     wanting = cfg.model_copy(
         update={"adapter": cfg.adapter.model_copy(update={"save_merged": True})}
     )
@@ -192,14 +193,14 @@ def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_
         whole = AutoModelForCausalLM.from_pretrained(folder)(**ids).logits[0, -1].sum().item()
         assert whole == pytest.approx(opened_elsewhere(model.adapter, tmp_path)[0], abs=1e-2)
     assert merge([str(model.path), str(tmp_path / "mine")]) == 2
-    assert "something lies there" in capsys.readouterr().err
+    assert f"{tmp_path / 'mine'}:" in capsys.readouterr().err
 
 
 def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(tmp_path, capsys):
     run = tmp_path / "runs" / "latest"
     (run / "store").mkdir(parents=True)
     for number in (1, 2):
-        step = described(tmp_path / "store", {"weights": "weights"}).path.with_name(
+        step = write_records(tmp_path / "store", {"weights": "weights"}).path.with_name(
             f"{number}" * 12
         )
         write_json(step / "manifest.json", {"files": [], "config": {"dtype": "float32"}})
@@ -217,7 +218,7 @@ def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(
 
 @pytest.mark.long
 def test_a_run_that_asks_for_merged_weights_later_merges_what_is_built(tmp_path):
-    """Toys publish no adapter, so that the worker's own refusal shows that it was asked to merge, and no more."""
+    """Toys publish no adapter: the worker's refusal shows that it was asked to merge only."""
     toys, lora = Toys(tmp_path), [*SMALL, "adapter@train.adapter=lora", "until=train@1"]
     asking = [*lora, "train.adapter.save_merged=true"]
     toys.run(*lora)

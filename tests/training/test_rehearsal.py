@@ -1,4 +1,4 @@
-"""Demonstrations beside the pairs: their likelihood is in the loss, in the template's tokens, and they are kept."""
+"""Rehearsal: the demonstrations' likelihood is in the loss, and less of them is forgotten."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.stages import train
 from pipeline.training.trainers.rehearsal import Rehearsal
 from tests.support.house import SMALL, composed, fingerprints, named
 from tests.support.preferences import LORA, dpo, text
-from tests.training.test_guards import Round, published, seen
+from tests.training.test_guards import Round, metric_by_step, published_files
 
 ON = "+rehearsal@train.rehearsal=default"
 
@@ -36,7 +36,7 @@ def conversations(count: int, seed: int) -> list[list[dict[str, str]]]:
 
 
 @pytest.fixture(scope="module")
-def taught(round_) -> Path:
+def demonstrations_file(round_) -> Path:
     file = round_.store / "taught.jsonl"
     write_text(
         file, "".join(json.dumps({"messages": turns}) + "\n" for turns in conversations(40, 5))
@@ -53,8 +53,10 @@ def clear(round_) -> Decontamination:
     return Decontamination(round_.store / "fence")
 
 
-def rehearsing(taught: Path, share: float = 0.75, weight: float = 0.5, **changes) -> TrainConfig:
-    data = {"kind": "jsonl", "path": str(taught), "on_bad_row": "fail"}
+def rehearsal_config(
+    demonstrations_file: Path, share: float = 0.75, weight: float = 0.5, **changes
+) -> TrainConfig:
+    data = {"kind": "jsonl", "path": str(demonstrations_file), "on_bad_row": "fail"}
     block = {
         "share": share,
         "weight": weight,
@@ -84,7 +86,7 @@ def nll(module, tokenizer, turns: list[dict[str, str]]) -> float:
 @pytest.mark.model
 @pytest.mark.parametrize("name", ["dpo", "cpo", "kto"])
 def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_demonstrations(
-    round_, taught, clear, name, tmp_path
+    round_, demonstrations_file, clear, name, tmp_path
 ):
     from pipeline.models import loading
     from pipeline.training import build
@@ -95,7 +97,7 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
         "cpo": {"trainer": "cpo", "loss": ["simpo"], "logps": "none", "args": {"cpo_alpha": 0.0}},
         "kto": {"trainer": "kto", "loss": ["apo_zero_unpaired"], "logps": "live"},
     }
-    cfg = rehearsing(taught, weight=0.3, batch=8, micro_batch=4, **others[name])
+    cfg = rehearsal_config(demonstrations_file, weight=0.3, batch=8, micro_batch=4, **others[name])
     tokenizer = loading.load_tokenizer(round_.sft)
     rows = {
         part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")
@@ -103,8 +105,8 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
     rows["rehearsal"] = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, clear)
     policy = build.load_policy(cfg, round_.sft)
     reference = None if cfg.logps == "none" else round_.sft
-    watch = guards.guards_for(cfg, round_.sft, reference, None, rows["dev"], tmp_path)
-    trainer, _ = build.trainer_for(cfg, policy, round_.sft, reference, rows, tmp_path, watch)
+    watch = guards.build_guards(cfg, round_.sft, reference, None, rows["dev"], tmp_path)
+    trainer, _ = build.build_trainer(cfg, policy, round_.sft, reference, rows, tmp_path, watch)
     policy.train()
     by_ids = {
         tuple(tokenizer.apply_chat_template(turns, return_dict=False)): turns
@@ -112,7 +114,7 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
     }
     expected = [
         nll(policy, tokenizer, by_ids[(*row["prompt_ids"], *row["completion_ids"])])
-        for row in trainer.rehearsal.of_step(0)
+        for row in trainer.rehearsal.select_rows(0)
     ]
     assert len(expected) == 6  # of eight pairs, three for four
 
@@ -132,7 +134,9 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
 
 
 @pytest.mark.model
-def test_with_a_share_of_demonstrations_less_is_forgotten(round_, taught, clear, tmp_path):
+def test_with_a_share_of_demonstrations_less_is_forgotten(
+    round_, demonstrations_file, clear, tmp_path
+):
     """Other conversations of the same kind, which neither training saw."""
     from pipeline.models import loading
 
@@ -142,45 +146,60 @@ def test_with_a_share_of_demonstrations_less_is_forgotten(round_, taught, clear,
         module = loading.load(model, "float32")
         return sum(nll(module, tokenizer, turns) for turns in unseen) / len(unseen)
 
-    model = round_.train("rehearsed", rehearsing(taught), fence=clear)
-    plain = round_.train("plain", rehearsing(taught, share=0))
+    model = round_.train("rehearsed", rehearsal_config(demonstrations_file), fence=clear)
+    plain = round_.train("plain", rehearsal_config(demonstrations_file, share=0))
     assert forgets(model) < forgets(plain) - 0.1
-    curve = seen(model, "rehearsal/nll")
+    curve = metric_by_step(model, "rehearsal/nll")
     assert len(curve) == 6 and curve[6] < curve[1]
     assert json.loads((model.path / "rehearsal" / "funnel.json").read_text()) == {
         "in": 40,
         "out": 40,
         "dropped": {},
     }
-    assert not seen(plain, "rehearsal/nll") and not (plain.path / "rehearsal").exists()
+    assert not metric_by_step(plain, "rehearsal/nll") and not (plain.path / "rehearsal").exists()
 
 
 @pytest.mark.model
-def test_what_is_learned_does_not_depend_on_how_a_step_is_split(round_, taught, clear):
-    """Three demonstrations and four pairs a step: no micro-batch of two holds a whole number of them."""
+def test_what_is_learned_does_not_depend_on_how_a_step_is_split(round_, demonstrations_file, clear):
+    """Three demonstrations per step, in two micro-batches of two pairs: no even split exists."""
     whole, split = (
-        round_.train(f"micro-{size}", rehearsing(taught, micro_batch=size), fence=clear)
+        round_.train(
+            f"micro-{size}", rehearsal_config(demonstrations_file, micro_batch=size), fence=clear
+        )
         for size in (4, 2)
     )
-    assert seen(split, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
-    assert seen(split, "rehearsal/nll") == pytest.approx(seen(whole, "rehearsal/nll"), abs=1e-5)
-    assert published(split).keys() == published(whole).keys()
-    plain = seen(round_.train("unrehearsed", rehearsing(taught, share=0, micro_batch=4)), "loss")
-    assert seen(whole, "loss")[1] == pytest.approx(
+    assert metric_by_step(split, "loss") == pytest.approx(metric_by_step(whole, "loss"), abs=1e-5)
+    assert metric_by_step(split, "rehearsal/nll") == pytest.approx(
+        metric_by_step(whole, "rehearsal/nll"), abs=1e-5
+    )
+    assert published_files(split).keys() == published_files(whole).keys()
+    plain = metric_by_step(
+        round_.train("unrehearsed", rehearsal_config(demonstrations_file, share=0, micro_batch=4)),
+        "loss",
+    )
+    assert metric_by_step(whole, "loss")[1] == pytest.approx(
         plain[1], abs=1e-5
     )  # that of the pairs, wherever it is looked at
 
 
 @pytest.mark.model
-def test_two_processes_rehearse_what_one_does(round_, taught, clear):
-    one = round_.train("one", rehearsing(taught, adapter=LORA, share=0.4), fence=clear)
-    two = round_.train("two", rehearsing(taught, adapter=LORA, share=0.4, processes=2), fence=clear)
-    assert seen(two, "loss") == pytest.approx(seen(one, "loss"), abs=1e-5)
-    assert seen(two, "rehearsal/nll") == pytest.approx(seen(one, "rehearsal/nll"), abs=1e-5)
+def test_two_processes_rehearse_what_one_does(round_, demonstrations_file, clear):
+    one = round_.train(
+        "one", rehearsal_config(demonstrations_file, adapter=LORA, share=0.4), fence=clear
+    )
+    two = round_.train(
+        "two",
+        rehearsal_config(demonstrations_file, adapter=LORA, share=0.4, processes=2),
+        fence=clear,
+    )
+    assert metric_by_step(two, "loss") == pytest.approx(metric_by_step(one, "loss"), abs=1e-5)
+    assert metric_by_step(two, "rehearsal/nll") == pytest.approx(
+        metric_by_step(one, "rehearsal/nll"), abs=1e-5
+    )
 
 
 @pytest.mark.model
-def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, taught, tmp_path):
+def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, demonstrations_file, tmp_path):
     from pipeline.models import loading
 
     known = conversations(40, 5)
@@ -188,12 +207,12 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, taught, tmp_p
         tmp_path / "ngrams.parquet",
         decontamination.table(decontamination.grams(known[3][0]["content"], 3)),
     )
-    cfg, tokenizer = rehearsing(taught), loading.load_tokenizer(round_.sft)
+    cfg, tokenizer = rehearsal_config(demonstrations_file), loading.load_tokenizer(round_.sft)
     table = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path))
     funnel = json.loads((tmp_path / "rehearsal" / "funnel.json").read_text())
     assert funnel["dropped"]["overlap with evaluation"] >= 1 and funnel["in"] == 40
     assert table.height == funnel["out"] == 40 - sum(funnel["dropped"].values())
-    short = rehearsing(taught, max_length=9)
+    short = rehearsal_config(demonstrations_file, max_length=9)
     with pytest.raises(
         UserError,
         match=r"train.rehearsal: of 40 demonstrations none is left \({'overlap .*'too long'",
@@ -204,12 +223,12 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, taught, tmp_p
 def test_each_pass_takes_every_row_once_in_another_order():
     rows = [{"prompt_ids": [at], "completion_ids": [at]} for at in range(10)]
     rehearsal = Rehearsal(rows, count=4, weight=1.0, seed=0)
-    taken = [row["prompt_ids"][0] for step in range(5) for row in rehearsal.of_step(step)]
+    taken = [row["prompt_ids"][0] for step in range(5) for row in rehearsal.select_rows(step)]
     assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10)) and taken[:10] != taken[10:]
-    assert Rehearsal(rows, 4, 1.0, 0).of_step(3) == rehearsal.of_step(
+    assert Rehearsal(rows, 4, 1.0, 0).select_rows(3) == rehearsal.select_rows(
         3
     )  # of a process that has just begun
-    shares = rehearsal.shares(0, parts=3)
+    shares = rehearsal.split_rows(0, parts=3)
     assert [len(share) for share in shares] == [2, 2, 2]
     assert sum(weight for share in shares for _, weight in share) / 3 == pytest.approx(1.0)
 

@@ -1,4 +1,4 @@
-"""Training whose weights are shared among processes (FSDP2, ZeRO-2 and -3): it is held to what one process does."""
+"""Training with sharded weights (FSDP2, ZeRO-2 and -3) does what one process does."""
 
 import json
 from importlib.util import find_spec
@@ -15,10 +15,17 @@ from pipeline.training import launch, model_checks
 from pipeline.training.distributed import sharded
 from tests.support.preferences import FULL, LORA, dpo, write_logps
 from tests.support.tiny import tiny_model
-from tests.training.test_guards import FAST, NEVER, Round, account, published, seen
+from tests.training.test_guards import (
+    FAST,
+    NEVER,
+    Round,
+    metric_by_step,
+    published_files,
+    training_summary,
+)
 
 DEEPSPEED = pytest.mark.skipif(
-    not find_spec("deepspeed"), reason="deepspeed is no dependency, and not installed here"
+    not find_spec("deepspeed"), reason="deepspeed is optional, and not installed here"
 )
 SHARING = [
     "fsdp2",
@@ -28,14 +35,14 @@ SHARING = [
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory) -> Round:
-    """ZeRO-3 leaves what is under a hundred thousand numbers whole in every process: here each matrix has more."""
+    """ZeRO-3 does not shard matrices under a hundred thousand numbers: these are larger."""
     return Round(tmp_path_factory.mktemp("wide"), hidden=384, spread=0.05)
 
 
 @pytest.fixture
 def on_a_cpu(monkeypatch) -> None:
-    """What shares weights asks for GPUs, and accelerate for them too; torch shares over gloo all the same."""
-    monkeypatch.setattr(launch, "RANK", "tests.support.sharded_rank")
+    """Lift our check for GPUs and accelerate's: torch can shard over gloo on a CPU."""
+    monkeypatch.setattr(launch, "RANK_MODULE", "tests.support.sharded_rank")
     monkeypatch.setattr(LaunchedRuntime, "unfit", lambda *given: None)
 
 
@@ -52,12 +59,12 @@ def furthest(one: Model, other: Model) -> float:
 @pytest.mark.parametrize("asked", SHARING)
 @pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
 def test_weights_in_shares_train_and_are_published_whole(wide, on_a_cpu, adapter, asked):
-    """As TRL has it, over gloo: no process has the whole state, and what is published is that of one process."""
+    """Over gloo no process has the whole state; what is published equals one process's weights."""
     whole = wide.train(f"whole-{adapter['kind']}-{asked}", dpo(adapter, batch=8))
     shared = wide.train(
         f"shared-{adapter['kind']}-{asked}", dpo(adapter, batch=8, processes=2, launch=asked)
     )
-    assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
+    assert metric_by_step(shared, "loss") == pytest.approx(metric_by_step(whole, "loss"), abs=1e-5)
     assert furthest(shared, whole) < 1e-4
 
 
@@ -65,35 +72,37 @@ def test_weights_in_shares_train_and_are_published_whole(wide, on_a_cpu, adapter
 @pytest.mark.parametrize("asked", SHARING)
 @pytest.mark.parametrize("adapter", [FULL, LORA], ids=["full", "lora"])
 def test_weights_in_shares_train_in_half_precision(wide, on_a_cpu, adapter, asked):
-    """What is trained stays in float32, beside a base that is not."""
+    """Trained weights stay in float32; the base does not."""
     cfg = {"adapter": adapter, "batch": 8, "dtype": "bfloat16"}
     logps = [write_logps(wide.store / "b", wide.sft, wide.pairs, "bfloat16")]
     whole = wide.train(f"half-{adapter['kind']}-{asked}", dpo(**cfg), logps=logps)
     shared = wide.train(
         f"half-shared-{adapter['kind']}-{asked}", dpo(**cfg, processes=2, launch=asked), logps=logps
     )
-    assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=2e-2)
+    assert metric_by_step(shared, "loss") == pytest.approx(metric_by_step(whole, "loss"), abs=2e-2)
 
 
 @pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("asked", SHARING)
-@pytest.mark.parametrize("held_to", ["asked as it goes", "an adapter", "what an adapter stands on"])
+@pytest.mark.parametrize("held_to", ["live", "an adapter", "an adapter's base"])
 def test_weights_in_shares_have_any_reference(wide, on_a_cpu, held_to, asked):
-    """The trainer's own one; one that is loaded for each look; one that training does not start from."""
+    """The trainer's own; one that is loaded for each evaluation; one other than the start."""
     first = wide.train(f"before {held_to} {asked}", dpo(LORA, batch=8))
     logps = [write_logps(wide.store / f"of {held_to} {asked}", first, wide.pairs)]
     cfg, given = {
-        "asked as it goes": ({"adapter": FULL, "logps": "live"}, {"logps": None}),
+        "live": ({"adapter": FULL, "logps": "live"}, {"logps": None}),
         "an adapter": ({"adapter": LORA}, {"init": first, "reference": first, "logps": logps}),
-        "what an adapter stands on": ({"adapter": LORA}, {"init": first}),
+        "an adapter's base": ({"adapter": LORA}, {"init": first}),
     }[held_to]
     cfg = {"batch": 8, "eval_every": 1, "guards": {"prompts": 3}, **cfg}
     whole = wide.train(f"one {held_to} {asked}", dpo(**cfg), **given)
     two = dpo(**cfg, processes=2, launch=asked, watch="always")
     shared = wide.train(f"two {held_to} {asked}", two, **given)
-    assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
-    assert seen(shared, "eval_kl") == pytest.approx(seen(whole, "eval_kl"), abs=1e-3)
+    assert metric_by_step(shared, "loss") == pytest.approx(metric_by_step(whole, "loss"), abs=1e-5)
+    assert metric_by_step(shared, "eval_kl") == pytest.approx(
+        metric_by_step(whole, "eval_kl"), abs=1e-3
+    )
 
 
 OTHERS = {
@@ -123,7 +132,7 @@ def test_weights_in_shares_train_by_any_objective(wide, on_a_cpu, name, asked):
     shared = wide.train(
         f"{name} of two {asked}", dpo(**cfg, processes=2, launch=asked, watch="always"), **given
     )
-    assert seen(shared, "loss") == pytest.approx(seen(whole, "loss"), abs=1e-5)
+    assert metric_by_step(shared, "loss") == pytest.approx(metric_by_step(whole, "loss"), abs=1e-5)
     assert furthest(shared, whole) < 1e-4
 
 
@@ -146,7 +155,8 @@ def test_weights_in_shares_stop_where_one_process_does_and_the_best_ones_are_pub
     whole = wide.train(f"best of one {asked}", dpo(**cfg))
     shared = wide.train(f"best of two {asked}", dpo(**cfg, processes=2, launch=asked))
     assert (
-        account(shared) == account(whole) and account(whole)["kept"] < account(whole)["steps"] < 6
+        training_summary(shared) == training_summary(whole)
+        and training_summary(whole)["kept"] < training_summary(whole)["steps"] < 6
     )
     assert furthest(shared, whole) < 1e-3
 
@@ -165,18 +175,18 @@ def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(
 ):
     cfg = dpo(LORA, processes=2, launch=asked, save_every=2)
     whole = wide.train(f"undisturbed {asked}", cfg)
-    monkeypatch.setattr(launch, "RANK", "tests.support.killed_rank")
+    monkeypatch.setattr(launch, "RANK_MODULE", "tests.support.killed_rank")
     with pytest.raises(StageError, match=r"2 processes under \w+ ended with"):
         wide.train(f"killed {asked}", cfg)
     assert not (wide.store / "train" / f"killed {asked}" / "model.json").exists()
-    monkeypatch.setattr(launch, "RANK", "tests.support.sharded_rank")
+    monkeypatch.setattr(launch, "RANK_MODULE", "tests.support.sharded_rank")
     capfd.readouterr()
     again = wide.train(f"killed {asked}", cfg)
     said = capfd.readouterr().err
     assert (
         "train 3/6" in said and "train 2/6" not in said
     )  # the finished steps were not taken again
-    assert published(again) == published(whole)
+    assert published_files(again) == published_files(whole)
 
 
 @pytest.mark.model
@@ -185,12 +195,14 @@ def test_processes_whose_launcher_is_killed_go_on_to_the_same_weights(
 def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(
     wide, on_a_cpu, adapter, prompts, asked
 ):
-    """Of two answers one ends long before the other, in another process; five make shares that are not alike."""
+    """Two answers in two processes end at different times; five answers make unequal shares."""
     rate = 5e-4 if adapter == FULL else 5e-3
     rates = {"learning_rate": rate, "warmup": 0.0, "scheduler": "constant", "eval_every": 1}
     guards = {"prompts": prompts, "tokens": 64, "scorer": NEVER}
     called = f"{adapter['kind']} {asked}"
-    kl = seen(wide.train(f"seen by one {called}", dpo(adapter, **rates, guards=guards)), "eval_kl")
+    kl = metric_by_step(
+        wide.train(f"seen by one {called}", dpo(adapter, **rates, guards=guards)), "eval_kl"
+    )
     over = next(
         step
         for step in range(2, 7)
@@ -200,16 +212,16 @@ def test_two_processes_that_are_asked_see_the_kl_of_one_and_stop_where_it_does(
     one = wide.train(f"stopped by one {called}", dpo(adapter, **rates, guards=guards))
     shared = dpo(adapter, **rates, guards=guards, processes=2, watch="always", launch=asked)
     two = wide.train(f"stopped by two {called}", shared)
-    assert seen(one, "eval_tokens")[0] < 64
-    assert account(two)["steps"] == over == account(one)["steps"]
-    assert account(two)["kept"] == over - 1 == account(one)["kept"]
+    assert metric_by_step(one, "eval_tokens")[0] < 64
+    assert training_summary(two)["steps"] == over == training_summary(one)["steps"]
+    assert training_summary(two)["kept"] == over - 1 == training_summary(one)["kept"]
     for figure, slack in (
         ("eval_kl", 1e-3),
         ("eval_tokens", 0),
         ("eval_chosen_logp", 1e-4),
         ("eval_score", 0),
     ):
-        assert seen(two, figure) == pytest.approx(seen(one, figure), abs=slack)
+        assert metric_by_step(two, figure) == pytest.approx(metric_by_step(one, figure), abs=slack)
     assert (two.path / "answers.jsonl").read_bytes() == (one.path / "answers.jsonl").read_bytes()
     assert furthest(two, one) < 1e-3
 
@@ -220,23 +232,25 @@ def test_a_reference_in_few_bits_is_not_taken_apart(tmp_path):
     (packed.path / "model.json").write_text(
         json.dumps({**packed.record, "quantization": quantization})
     )
-    model_checks.check_shared(dpo(launch="zero2"), packed)
+    model_checks.check_shardable(dpo(launch="zero2"), packed)
     with pytest.raises(
         UserError,
         match=r"fsdp2 shares the reference's weights too, and those under train/packed are",
     ):
-        model_checks.check_shared(dpo(launch="fsdp2"), Model(packed.path))
+        model_checks.check_shardable(dpo(launch="fsdp2"), Model(packed.path))
 
 
 def test_weights_that_are_gathered_under_other_names_are_no_trained_ones():
-    """A tied one may come under one of its names; the processes that gather nothing hold nothing."""
+    """A tied weight may come under one of its names. Processes that gather nothing hold nothing."""
     module = torch.nn.ModuleDict(
         {"a": torch.nn.Linear(2, 2, bias=False), "b": torch.nn.Linear(2, 2, bias=False)}
     )
     module["b"].weight = module["a"].weight
     trainer, weight = SimpleNamespace(model=module), torch.ones(2, 2)
-    assert set(sharded.trained(trainer, None)) == {"a.weight", "b.weight"}
-    assert sharded.trained(trainer, {}) == {}
-    assert sharded.trained(trainer, {"a.weight": weight, "frozen": weight}) == {"a.weight": weight}
+    assert set(sharded.select_trained(trainer, None)) == {"a.weight", "b.weight"}
+    assert sharded.select_trained(trainer, {}) == {}
+    assert sharded.select_trained(trainer, {"a.weight": weight, "frozen": weight}) == {
+        "a.weight": weight
+    }
     with pytest.raises(StageError, match=r"lack a.weight: what is kept"):
-        sharded.trained(trainer, {"module.a.weight": weight})
+        sharded.select_trained(trainer, {"module.a.weight": weight})

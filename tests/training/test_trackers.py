@@ -1,4 +1,4 @@
-"""Trackers show what metrics.jsonl says, in the run's folder; they change nothing, stop nothing and tell no key."""
+"""Trackers show metrics.jsonl, write to the run's folder, change and stop nothing, leak no key."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.preflight import environment
 from tests.support.house import SMALL, Toys, fingerprints
 from tests.support.preferences import dpo
-from tests.training.test_guards import Round, published
+from tests.training.test_guards import Round, published_files
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # of a key's length; no server knows it
 WANDB = Wandb(kind="wandb", mode="offline", project="p", entity=None, group=None, name=None)
@@ -27,14 +27,14 @@ def round_(tmp_path_factory) -> Round:
 
 
 @pytest.fixture
-def story(tmp_path) -> Path:
+def run_dir(tmp_path) -> Path:
     folder = tmp_path / "runs" / "smoke" / "2026-01-02_03-04-05" / "2"
     folder.mkdir(parents=True)
     return folder
 
 
-def tracked(round_: Round, name: str, story: Path, tracker, **runtime) -> Model:
-    """Trained as the worker has it done: `step.json` lies in the folder and says where the run's story is."""
+def train_with_tracker(round_: Round, name: str, run_dir: Path, tracker, **runtime) -> Model:
+    """Train as the worker does: with a `step.json` in the folder that names the run's folder."""
     cfg = dpo(
         tracker=tracker and tracker.model_dump(),
         runtime=runtime,
@@ -45,7 +45,7 @@ def tracked(round_: Round, name: str, story: Path, tracker, **runtime) -> Model:
         "stage": "train",
         "label": 1,
         "fingerprint": name,
-        "story": str(story),
+        "story": str(run_dir),
         "config": cfg.model_dump(),
     }
     (round_.store / "train" / name).mkdir(parents=True, exist_ok=True)
@@ -65,11 +65,11 @@ def files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.model
-def test_tensorboard_shows_every_figure_and_the_answers(round_, plain, story):
+def test_tensorboard_shows_every_figure_and_the_answers(round_, plain, run_dir):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    model = tracked(round_, "boarded", story, Tensorboard(kind="tensorboard"))
-    events = EventAccumulator(str(story / "tensorboard" / "train-1"))
+    model = train_with_tracker(round_, "boarded", run_dir, Tensorboard(kind="tensorboard"))
+    events = EventAccumulator(str(run_dir / "tensorboard" / "train-1"))
     events.Reload()
     for shown, name in (("train/loss", "loss"), ("dev/loss", "eval_loss"), ("dev/kl", "eval_kl")):
         logged = {row["step"]: row[name] for row in model.metrics() if name in row}
@@ -79,16 +79,16 @@ def test_tensorboard_shows_every_figure_and_the_answers(round_, plain, story):
         assert len(logged) >= 3
     answers = [tag for tag in events.Tags()["tensors"] if tag.startswith("dev/answers/")]
     assert len(answers) == 4 and [event.step for event in events.Tensors(answers[0])] == [0, 4, 6]
-    assert published(model) == published(plain)
+    assert published_files(model) == published_files(plain)
 
 
 @pytest.mark.model
-def test_wandb_works_offline_and_tells_no_key(round_, plain, story, monkeypatch, capfd):
+def test_wandb_works_offline_and_tells_no_key(round_, plain, run_dir, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    model = tracked(round_, "offline", story, WANDB)
-    assert published(model) == published(plain)
+    model = train_with_tracker(round_, "offline", run_dir, WANDB)
+    assert published_files(model) == published_files(plain)
 
-    [run] = (story / "wandb").glob("offline-run-*/run-*.wandb")
+    [run] = (run_dir / "wandb").glob("offline-run-*/run-*.wandb")
     data = run.read_bytes()
     for word in (
         b"train/loss",
@@ -98,25 +98,25 @@ def test_wandb_works_offline_and_tells_no_key(round_, plain, story, monkeypatch,
         b"2/train-1",
     ):
         assert word in data, word
-    pages = [path for path in files(story) if path.suffix == ".html" and "answers" in path.name]
+    pages = [path for path in files(run_dir) if path.suffix == ".html" and "answers" in path.name]
     assert len(pages) == 3 and all(path.read_text().count("<tr>") == 4 for path in pages)
     said = "".join(capfd.readouterr())
     assert KEY not in said and "failed" not in said
-    everything = [*files(story), *files(model.path), *files(round_.store)]
+    everything = [*files(run_dir), *files(model.path), *files(round_.store)]
     assert [path for path in everything if KEY.encode() in path.read_bytes()] == []
 
 
 @pytest.mark.model
-def test_a_tracker_that_cannot_be_opened_stops_nothing(round_, plain, story, capfd):
-    (story / "tensorboard").write_text("a file where the folder should be")
-    model = tracked(round_, "unopened", story, Tensorboard(kind="tensorboard"))
+def test_a_tracker_that_cannot_be_opened_stops_nothing(round_, plain, run_dir, capfd):
+    (run_dir / "tensorboard").write_text("a file where the folder should be")
+    model = train_with_tracker(round_, "unopened", run_dir, Tensorboard(kind="tensorboard"))
     said = capfd.readouterr().err
-    assert said.count("! tracker=tensorboard failed (Not a directory): training goes on") == 1
-    assert published(model) == published(plain)
+    assert said.count("! tracker=tensorboard failed (Not a directory): training continues") == 1
+    assert published_files(model) == published_files(plain)
 
 
 @pytest.mark.model
-def test_a_tracker_that_dies_on_the_way_stops_nothing(round_, plain, story, capfd, monkeypatch):
+def test_a_tracker_that_dies_on_the_way_stops_nothing(round_, plain, run_dir, capfd, monkeypatch):
     """Its service is killed at the third step."""
     import wandb
 
@@ -124,16 +124,16 @@ def test_a_tracker_that_dies_on_the_way_stops_nothing(round_, plain, story, capf
 
     log = MetricsLog.on_log
 
-    def killing(self, args, state, control, **kwargs):
+    def log_and_kill(self, args, state, control, **kwargs):
         log(self, args, state, control, **kwargs)
         if state.global_step == 3:
             for pid in services():
                 os.kill(pid, signal.SIGKILL)
 
-    monkeypatch.setattr(MetricsLog, "on_log", killing)
-    model = tracked(round_, "killed", story, WANDB)
+    monkeypatch.setattr(MetricsLog, "on_log", log_and_kill)
+    model = train_with_tracker(round_, "killed", run_dir, WANDB)
     assert capfd.readouterr().err.count("! tracker=wandb failed") == 1
-    assert published(model) == published(plain)
+    assert published_files(model) == published_files(plain)
     with suppress(OSError):
         wandb.teardown()  # it remembers the one that was killed
 
@@ -152,13 +152,13 @@ def services() -> list[int]:
 
 
 @pytest.mark.model
-def test_checkpoints_are_kept_when_asked_beside_the_model_and_not_in_it(round_, plain, story):
-    model = tracked(round_, "kept", story, None, keep_checkpoints=True)
-    kept = story / "checkpoints" / "train-1"
+def test_checkpoints_are_kept_when_asked_beside_the_model_and_not_in_it(round_, plain, run_dir):
+    model = train_with_tracker(round_, "kept", run_dir, None, keep_checkpoints=True)
+    kept = run_dir / "checkpoints" / "train-1"
     assert (kept / "checkpoint-4" / "optimizer.pt").is_file() and (
         kept / "checkpoints.json"
     ).is_file()
-    assert published(model) == published(plain)
+    assert published_files(model) == published_files(plain)
 
 
 def test_a_tracker_changes_no_fingerprint():

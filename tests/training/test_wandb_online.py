@@ -1,4 +1,4 @@
-"""W&B online, with its own client: what its server is told, what a failing one costs, what a second attempt is."""
+"""W&B online, with its own client: what is sent, what a failing server costs, a second attempt."""
 
 import base64
 import json
@@ -16,8 +16,8 @@ from pipeline.training.monitoring import trackers
 from pipeline.training.monitoring.callbacks import MetricsLog
 from tests.support.preferences import dpo
 from tests.support.wandb_server import WandbServer
-from tests.training.test_guards import Round, published
-from tests.training.test_trackers import KEY, WANDB, files, tracked
+from tests.training.test_guards import Round, published_files
+from tests.training.test_trackers import KEY, WANDB, files, train_with_tracker
 
 ONLINE = WANDB.model_copy(update={"mode": "online", "entity": "team"})
 GROUP = "smoke/2026-01-02_03-04-05"
@@ -31,7 +31,7 @@ def round_(tmp_path_factory) -> Round:
 
 @pytest.fixture(scope="module")
 def plain(round_) -> Model:
-    return tracked(round_, "plain", Path(), None)
+    return train_with_tracker(round_, "plain", Path(), None)
 
 
 @pytest.fixture
@@ -50,13 +50,13 @@ def server(tmp_path, monkeypatch):
     wandb.teardown()
 
 
-def story(tmp_path: Path, point: str = "2") -> Path:
+def make_run_dir(tmp_path: Path, point: str = "2") -> Path:
     folder = tmp_path / "runs" / GROUP / point
     folder.mkdir(parents=True)
     return folder
 
 
-def shown(metrics: list[dict]) -> list[tuple[int, dict]]:
+def expected_rows(metrics: list[dict]) -> list[tuple[int, dict]]:
     """metrics.jsonl as a page of curves has it: one row a step."""
     rows: dict[int, dict] = defaultdict(dict)
     for row in metrics:
@@ -70,11 +70,11 @@ def shown(metrics: list[dict]) -> list[tuple[int, dict]]:
     return sorted(rows.items())
 
 
-def filled(config):
+def drop_empty(config):
     """Its client sends no empty part of a config."""
     if not isinstance(config, dict):
         return config
-    return {name: filled(value) for name, value in config.items() if value != {}}
+    return {name: drop_empty(value) for name, value in config.items() if value != {}}
 
 
 def without_answers(rows: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
@@ -87,7 +87,7 @@ def without_answers(rows: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
 def test_the_server_is_told_all_of_a_training_and_the_key_in_its_one_place(
     round_, plain, tmp_path, server, capfd
 ):
-    model = tracked(round_, "sent", story(tmp_path), ONLINE)
+    model = train_with_tracker(round_, "sent", make_run_dir(tmp_path), ONLINE)
     [run] = server.runs.values()
     told = {
         name: run.told[name]
@@ -95,8 +95,8 @@ def test_the_server_is_told_all_of_a_training_and_the_key_in_its_one_place(
     }
     assert [*told.values()] == ["p", "team", GROUP, "2/train-1", "train"]
     cfg = without_runtime(dpo(learning_rate=3e-3, usual_rate=3e-3).model_dump())
-    assert run.config == filled({**cfg, "fingerprint": "sent"})
-    assert without_answers(run.rows) == shown(model.metrics()) and len(run.rows) == 7
+    assert run.config == drop_empty({**cfg, "fingerprint": "sent"})
+    assert without_answers(run.rows) == expected_rows(model.metrics()) and len(run.rows) == 7
     assert run.exit_codes == [0]
 
     pages = {path: body.decode() for path, body in server.uploads.items() if path.endswith(".html")}
@@ -104,7 +104,7 @@ def test_the_server_is_told_all_of_a_training_and_the_key_in_its_one_place(
     answers = [json.loads(line) for line in (model.path / "answers.jsonl").read_text().splitlines()]
     last = next(page for path, page in pages.items() if "/answers_6_" in path)
     assert all(
-        trackers.page([row]).split("<tr>")[1].removesuffix("</table>") in last
+        trackers.render_answers([row]).split("<tr>")[1].removesuffix("</table>") in last
         for row in answers[-4:]
     )
 
@@ -118,7 +118,7 @@ def test_the_server_is_told_all_of_a_training_and_the_key_in_its_one_place(
     assert KEY not in said and "tracker=wandb" not in said
     everything = [*files(tmp_path), *files(round_.store)]
     assert [path for path in everything if KEY.encode() in path.read_bytes()] == []
-    assert published(model) == published(plain)
+    assert published_files(model) == published_files(plain)
 
 
 @pytest.mark.model
@@ -127,22 +127,22 @@ def test_a_training_that_failed_and_is_run_again_is_one_run_with_every_step_once
 ):
     log = MetricsLog.on_log
 
-    def failing(self, args, state, control, **kwargs):
+    def log_or_fail(self, args, state, control, **kwargs):
         if state.global_step == 6:
             raise RuntimeError("the machine went away")
         log(self, args, state, control, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(MetricsLog, "on_log", failing)
+        patched.setattr(MetricsLog, "on_log", log_or_fail)
         with pytest.raises(RuntimeError, match="went away"):
-            tracked(round_, "again", story(tmp_path), ONLINE)
+            train_with_tracker(round_, "again", make_run_dir(tmp_path), ONLINE)
     [run] = server.runs.values()
     assert run.exit_codes == [1] and run.rows[-1][0] == 5
     assert (round_.store / "train" / "again" / "scratch" / "checkpoints" / "checkpoint-4").is_dir()
 
-    model = tracked(round_, "again", story(tmp_path, "3"), ONLINE)
+    model = train_with_tracker(round_, "again", make_run_dir(tmp_path, "3"), ONLINE)
     [run] = server.runs.values()
-    assert without_answers(run.rows) == shown(model.metrics()) and run.exit_codes == [1, 0]
+    assert without_answers(run.rows) == expected_rows(model.metrics()) and run.exit_codes == [1, 0]
     assert [step for step, row in run.rows if "dev/answers" in row] == [0, 4, 6]
     assert run.told["displayName"] == "3/train-1" and "wandb" not in capfd.readouterr().err
 
@@ -150,8 +150,8 @@ def test_a_training_that_failed_and_is_run_again_is_one_run_with_every_step_once
 class ByHand:
     """A training's tracker, and the files that it reads, without a training."""
 
-    def __init__(self, out: Path, story: Path):
-        self.out, self.tracked, self.step = out, trackers.Tracked(ONLINE, out), 0
+    def __init__(self, out: Path, run_dir: Path):
+        self.out, self.callback, self.step = out, trackers.TrackerCallback(ONLINE, out), 0
         out.mkdir()
         (out / "scratch").mkdir()
         config = {"beta": 0.1, "runtime": {"micro_batch": 2}}
@@ -159,7 +159,7 @@ class ByHand:
             "stage": "train",
             "label": 1,
             "fingerprint": "f",
-            "story": str(story),
+            "story": str(run_dir),
             "config": config,
         }
         write_json(out / "step.json", step)
@@ -173,10 +173,10 @@ class ByHand:
             with (self.out / f"{name}.jsonl").open("a") as file:
                 file.write(json.dumps({"step": self.step, **row}) + "\n")
         self.step += 1
-        return waited(lambda: self.tracked.on_log(None, LOOK, None))
+        return measure_seconds(lambda: self.callback.on_log(None, LOOK, None))
 
 
-def waited(act) -> float:
+def measure_seconds(act) -> float:
     began = time.monotonic()
     act()
     return time.monotonic() - began
@@ -185,9 +185,9 @@ def waited(act) -> float:
 @pytest.mark.model
 def test_the_points_of_a_sweep_are_one_group(tmp_path, server):
     for point in ("0", "1"):
-        training = ByHand(tmp_path / f"out-{point}", story(tmp_path, point))
+        training = ByHand(tmp_path / f"out-{point}", make_run_dir(tmp_path, point))
         training.log()
-        training.tracked.close()
+        training.callback.close()
     told = [
         (run.told["groupName"], run.told["displayName"], run.config) for run in server.runs.values()
     ]
@@ -219,13 +219,13 @@ def test_a_server_that_fails_from_the_first_is_said_once_and_waited_for_once(
     fault, tmp_path, server, monkeypatch, capfd
 ):
     monkeypatch.setattr(trackers, "PATIENCE", 1.0)
-    training = ByHand(tmp_path / "out", story(tmp_path))
+    training = ByHand(tmp_path / "out", make_run_dir(tmp_path))
     spoil(server, fault)
     assert training.log() < 4.0
-    assert training.log() + waited(training.tracked.close) < 0.1
+    assert training.log() + measure_seconds(training.callback.close) < 0.1
     said = "".join(capfd.readouterr())
-    line = f"! tracker=wandb failed ({FIRST[fault]}): training goes on without it; metrics.jsonl has every step\n"
-    assert said == line
+    line = f"! tracker=wandb failed ({FIRST[fault]}): "
+    assert said == f"{line}training continues without it; metrics.jsonl has every step\n"
 
 
 @pytest.mark.model
@@ -234,11 +234,11 @@ def test_a_server_that_fails_on_the_way_holds_up_no_step_and_the_end_for_a_while
     fault, tmp_path, server, monkeypatch, capfd
 ):
     monkeypatch.setattr(trackers, "PATIENCE", 1.0)
-    training = ByHand(tmp_path / "out", story(tmp_path))
+    training = ByHand(tmp_path / "out", make_run_dir(tmp_path))
     training.log()
     spoil(server, fault)
     assert sum(training.log() for _ in range(20)) < 1.0
-    assert waited(training.tracked.close) < 2.0
+    assert measure_seconds(training.callback.close) < 2.0
     said = capfd.readouterr().err
     assert KEY not in said and "`wandb sync`" in said
     assert said.count("! tracker=wandb failed (its server does not answer)") == (
@@ -248,12 +248,12 @@ def test_a_server_that_fails_on_the_way_holds_up_no_step_and_the_end_for_a_while
 
 @pytest.mark.model
 def test_what_a_server_missed_for_a_while_it_gets_at_the_end(tmp_path, server):
-    training = ByHand(tmp_path / "out", story(tmp_path))
+    training = ByHand(tmp_path / "out", make_run_dir(tmp_path))
     training.log()
     server.fault = 500
     training.log()
     threading.Timer(1.0, setattr, (server, "fault", None)).start()
-    assert 1.0 < waited(training.tracked.close) < 30.0
+    assert 1.0 < measure_seconds(training.callback.close) < 30.0
     [run] = server.runs.values()
     assert [step for step, row in run.rows if row["train/loss"] and row["dev/answers"]] == [0, 1]
     assert run.exit_codes == [0] and sum(path.endswith(".html") for path in server.uploads) == 2
@@ -268,8 +268,8 @@ def spoil(server: WandbServer, fault: str) -> None:
 @pytest.mark.model
 def test_a_key_that_is_refused_stops_no_training(round_, plain, tmp_path, server, capfd):
     server.fault = 401
-    model = tracked(round_, "refused", story(tmp_path), ONLINE)
-    assert published(model) == published(plain)
+    model = train_with_tracker(round_, "refused", make_run_dir(tmp_path), ONLINE)
+    assert published_files(model) == published_files(plain)
     assert (
         capfd.readouterr().err.count("! tracker=wandb failed (its server does not take the key)")
         == 1
@@ -285,7 +285,7 @@ def test_who_presses_stop_in_wandb_is_told_where_a_training_stops(
 
     monkeypatch.setitem(RunStopChecker.__init__.__kwdefaults__, "poll_interval", 0.1)
     server.stopped = True
-    training = ByHand(tmp_path / "out", story(tmp_path))
+    training = ByHand(tmp_path / "out", make_run_dir(tmp_path))
     said = ""
     for _ in range(100):
         training.log()
@@ -293,8 +293,8 @@ def test_who_presses_stop_in_wandb_is_told_where_a_training_stops(
         said += capfd.readouterr().err
         if said:
             break
-    training.tracked.close()
+    training.callback.close()
     assert (
-        said
-        == "! tracker=wandb was asked to stop the run: a tracker stops no training; press Ctrl-C where it runs\n"
+        said == "! tracker=wandb was asked to stop the run: a tracker cannot stop training; "
+        "press Ctrl-C where it runs\n"
     )

@@ -1,4 +1,4 @@
-"""What several processes look at together: each takes its share of the rows, and all of them know what each found."""
+"""Sharing work among processes: each takes a share of the rows, and all receive every result."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,51 +14,56 @@ Row = TypeVar("Row")
 Key = TypeVar("Key")
 
 
-def share(rows: list[Row]) -> list[Row]:
-    """Every n-th, so that no process gets the long ones alone; all of them where one process is alone."""
-    rank, world = place()
+def take_share(rows: list[Row]) -> list[Row]:
+    """Every n-th row of n processes, so that none gets all the long rows. A lone one takes all."""
+    rank, world = rank_and_size()
     return rows[rank::world]
 
 
-def in_step(whole: list[Row]) -> list[Row]:
-    """Of what is done one after the other, what this process does: as many as each does, so some is done twice.
+def take_equal_share(rows: list[Row]) -> list[Row]:
+    """A share of the same size for every process. To make it so, some rows are taken twice.
 
-    Weights that processes share are brought together for each pass of any of them: nobody may be done early.
+    Processes with sharded weights gather them for each forward pass of any of them, so all must
+    run equally many passes.
     """
-    rank, world = place()
-    return [whole[at % len(whole)] for at in range(rank, -(-len(whole) // world) * world, world)]
+    rank, world = rank_and_size()
+    padded = -(-len(rows) // world) * world
+    return [rows[at % len(rows)] for at in range(rank, padded, world)]
 
 
-def gathered(found: list[Row]) -> list[Row]:
-    """What all processes found in their shares, in the order of the whole; each waits here for the last."""
-    if not _several():
-        return found
+def gather_rows(results: list[Row]) -> list[Row]:
+    """The results of all shares, in the order of the whole. Each process waits for the last."""
+    if not _is_distributed():
+        return results
     count = group.get_world_size()
     parts: list[list[Row]] = [[] for _ in range(count)]
-    group.all_gather_object(parts, found)
+    group.all_gather_object(parts, results)
     return [parts[at % count][at // count] for at in range(sum(map(len, parts)))]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Of the rows that all processes read at once, how many this one has: the last of an epoch may be too few."""
+class BatchPart:
+    """One process's rows of a batch that all share. An epoch's last batch may be short."""
 
     rows: int
-    of: int
+    total: int
     full: bool
 
 
-def parts_of(rows: int, each: int, count: int) -> list[Part]:
-    """Those of this process, as accelerate deals them out: `each` to one process after the other, `count` times."""
-    rank, world = place()
-    at_once = [max(0, min(each * world, rows - turn * each * world)) for turn in range(count)]
-    return [Part(max(0, min(each, of - rank * each)), of, of == each * world) for of in at_once]
+def split_batches(rows: int, size: int, count: int) -> list[BatchPart]:
+    """This process's parts of `count` batches, as accelerate deals rows: `size` to each in turn."""
+    rank, world = rank_and_size()
+    full = size * world
+    totals = [max(0, min(full, rows - batch * full)) for batch in range(count)]
+    return [
+        BatchPart(max(0, min(size, total - rank * size)), total, total == full) for total in totals
+    ]
 
 
 @contextmanager
-def gathered_by_rows(accelerator: Any, part: Part | None) -> Iterator[None]:
-    """Inside, what processes have of unlike many rows is gathered too, for TRL's figures: its own way waits forever."""
-    if part is None or part.full or not _several() or "gather" in vars(accelerator):
+def gather_uneven_rows(accelerator: Any, part: BatchPart | None) -> Iterator[None]:
+    """Within this, TRL's figures gather unequal numbers of rows; accelerate's gather would hang."""
+    if part is None or part.full or not _is_distributed() or "gather" in vars(accelerator):
         yield
         return
     plain = accelerator.gather
@@ -66,9 +71,9 @@ def gathered_by_rows(accelerator: Any, part: Part | None) -> Iterator[None]:
     def gather(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.dim():
             return plain(tensor)
-        found: list[Any] = [None] * group.get_world_size()
-        group.all_gather_object(found, tensor[: part.rows].detach().cpu())
-        return torch.cat(found).to(tensor.device)
+        parts: list[Any] = [None] * group.get_world_size()
+        group.all_gather_object(parts, tensor[: part.rows].detach().cpu())
+        return torch.cat(parts).to(tensor.device)
 
     accelerator.gather = gather
     try:
@@ -77,32 +82,31 @@ def gathered_by_rows(accelerator: Any, part: Part | None) -> Iterator[None]:
         del accelerator.gather
 
 
-def pooled(found: dict[Key, Row]) -> dict[Key, Row]:
-    """What all processes found, each of them the same: of what two of them did, what the later one found."""
-    if not _several():
-        return found
+def merge_results(results: dict[Key, Row]) -> dict[Key, Row]:
+    """All processes' results, the same in each. Of a key that two have, the later rank's counts."""
+    if not _is_distributed():
+        return results
     parts: list[dict[Key, Row]] = [{} for _ in range(group.get_world_size())]
-    group.all_gather_object(parts, found)
+    group.all_gather_object(parts, results)
     return {key: value for part in parts for key, value in part.items()}
 
 
-def place() -> tuple[int, int]:
-    """Which process this is, and of how many."""
-    return (group.get_rank(), group.get_world_size()) if _several() else (0, 1)
+def rank_and_size() -> tuple[int, int]:
+    return (group.get_rank(), group.get_world_size()) if _is_distributed() else (0, 1)
 
 
-def _several() -> bool:
+def _is_distributed() -> bool:
     return group.is_available() and group.is_initialized() and group.get_world_size() > 1
 
 
-def logps_of_all(
+def gather_logps(
     module: Any,
     prompts: list[Ids],
     completions: list[Ids],
     batch_tokens: int,
     on_batch: OnBatch | None = None,
 ) -> list[float]:
-    """The same, of batches that several processes deal out to each other; every one of them knows all."""
-    batches = in_step(batch_rows(prompts, completions, batch_tokens))
-    found = pooled(logps_by_row(module, prompts, completions, batches, on_batch))
-    return [found[at] for at in range(len(prompts))]
+    """Every completion's log-probability. Processes share the batches, and all get all rows."""
+    batches = take_equal_share(batch_rows(prompts, completions, batch_tokens))
+    logps = merge_results(logps_by_row(module, prompts, completions, batches, on_batch))
+    return [logps[at] for at in range(len(prompts))]

@@ -1,4 +1,4 @@
-"""Weights that no process has as a whole (ZeRO-3, FSDP): gathered to be kept or published, loaded to be looked at."""
+"""Sharded weights (ZeRO-3, FSDP): gather them to save or publish, load a reference in shards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,11 @@ from pipeline.models import loading
 from pipeline.models.loading import State
 
 
-class KnownHead(TrainerCallback):
-    """TRL's losses read the head's weights by themselves, without the head's forward pass: ZeRO-3 has to be told.
+class HeadRegistration(TrainerCallback):
+    """Registers the output head's weights with ZeRO-3.
 
-    Else they are taken apart again before their gradient arrives, unless something before has left them whole.
+    TRL's losses read these weights without the head's forward pass. Unregistered, ZeRO-3 may
+    release them before their gradient arrives.
     """
 
     def on_train_begin(
@@ -31,14 +32,14 @@ class KnownHead(TrainerCallback):
 
 
 def is_sharded(trainer: Any) -> bool:
-    return _by_zero3(trainer) or bool(trainer.is_fsdp_enabled)
+    return _uses_zero3(trainer) or bool(trainer.is_fsdp_enabled)
 
 
 @contextmanager
-def loaded(trainer: Any, model: Model, dtype: str) -> Iterator[Any]:
-    """One more model for forward passes, shared among the processes as the trained one is. A call of all of them."""
+def load_sharded(trainer: Any, model: Model, dtype: str) -> Iterator[Any]:
+    """One more model for forward passes, sharded like the trained one. All processes call this."""
     module = loading.opened(model, dtype)
-    if not _by_zero3(trainer):
+    if not _uses_zero3(trainer):
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
         yield fsdp2_prepare_model(trainer.accelerator, module)
@@ -51,47 +52,50 @@ def loaded(trainer: Any, model: Model, dtype: str) -> Iterator[Any]:
         yield engine
     finally:
         engine.destroy()
-        FWD_MODULE_STACK.remove(
-            module
-        )  # which DeepSpeed leaves there, and all of its weights with it
+        FWD_MODULE_STACK.remove(module)  # DeepSpeed leaves it there with all of its weights
 
 
-def gathered(trainer: Any) -> State | None:
-    """Every weight by name, on the first process; None where the module has them itself. A call of all processes."""
+def gather_weights(trainer: Any) -> State | None:
+    """Every weight by name, on the first process. All processes call this.
+
+    None where weights are not sharded and the module has them all.
+    """
     accelerator = trainer.accelerator
-    if _by_zero3(trainer):
+    if _uses_zero3(trainer):
         return accelerator.get_state_dict(trainer.deepspeed) or {}
     if trainer.is_fsdp_enabled:
         return accelerator.get_state_dict(trainer.model) or {}
     return None
 
 
-def trained(trainer: Any, whole: State | None) -> State:
-    """Of these, or of the module's own where it has them itself, the weights that are trained."""
-    named = trainer.model.named_parameters(
-        remove_duplicate=False
-    )  # a tied one under each of its names
+def select_trained(trainer: Any, whole: State | None) -> State:
+    """The trained weights among the gathered ones; of the module where `whole` is None."""
+    # A tied weight is listed under each of its names.
+    named = trainer.model.named_parameters(remove_duplicate=False)
     own = {name: weight for name, weight in named if weight.requires_grad}
     if whole is None:
         return {name: weight.data for name, weight in own.items()}
-    found = {name: weight for name, weight in whole.items() if name in own}
-    if whole and {id(own[name]) for name in found} != {id(weight) for weight in own.values()}:
-        lost = min(own.keys() - found.keys())
+    gathered = {name: weight for name, weight in whole.items() if name in own}
+    if whole and {id(own[name]) for name in gathered} != {id(weight) for weight in own.values()}:
+        lost = min(own.keys() - gathered.keys())
         raise StageError(
-            f"train: the weights that were gathered lack {lost}: what is kept would not be what was trained."
+            f"train: the gathered weights lack {lost}: what is kept would not be what was trained."
         )
-    return found
+    return gathered
 
 
-def load_whole_again(trainer: Any) -> None:
-    """While ZeRO-3 is on, `from_pretrained` waits for the other processes, and those have ended when we merge."""
-    if _by_zero3(trainer):
+def unset_zero3_config(trainer: Any) -> None:
+    """Let `from_pretrained` load whole weights again.
+
+    Under ZeRO-3 it waits for the other processes, and these have ended when we merge.
+    """
+    if _uses_zero3(trainer):
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
 
 
-def _by_zero3(trainer: Any) -> bool:
+def _uses_zero3(trainer: Any) -> bool:
     return bool(
         trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
     )

@@ -1,7 +1,7 @@
-"""What watches over every trainer: metrics, finite numbers, whole checkpoints, a line of progress.
+"""Callbacks for every trainer: metrics, finite numbers, complete checkpoints, a line of progress.
 
-Each is a callback of transformers' Trainer and knows nothing of the objective. A trainer that takes them saves by
-steps, sets no `save_total_limit` (the ledger removes old checkpoints) and `logging_nan_inf_filter=False`.
+They know nothing of the objective. A trainer that uses them saves by steps, sets no
+`save_total_limit` (the ledger removes old checkpoints) and has `logging_nan_inf_filter=False`.
 """
 
 import json
@@ -20,7 +20,7 @@ from pipeline.artifacts import note_cost, write_json, write_text
 from pipeline.errors import StageError
 from pipeline.progress import Progress, clock, say_phase
 
-# Differ from attempt to attempt: wall-clock figures, and sums that start again when training resumes.
+# These differ between attempts: wall-clock times, and sums that restart when training resumes.
 UNSTABLE = (
     "_runtime",
     "_per_second",
@@ -32,14 +32,14 @@ UNSTABLE = (
 
 
 class MetricsLog(TrainerCallback):
-    """`metrics.jsonl`: one line for each log entry, the same lines whether training was interrupted or not."""
+    """Writes `metrics.jsonl`: a line per log entry, the same lines if training is interrupted."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            keep_until(self.path, state.global_step)
+            drop_lines_after(self.path, state.global_step)
 
     def on_log(
         self,
@@ -58,14 +58,14 @@ class MetricsLog(TrainerCallback):
             file.write(json.dumps({"step": state.global_step, **figures}, allow_nan=False) + "\n")
 
 
-def keep_until(path: Path, step: int) -> None:
-    """Lines of steps that will be taken again go; a training that starts has none."""
+def drop_lines_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed training repeats; at step 0 all of them."""
     lines = path.read_text().splitlines() if step and path.exists() else []
-    write_text(path, "".join(f"{line}\n" for line in lines if _step(line) <= step))
+    write_text(path, "".join(f"{line}\n" for line in lines if _read_step(line) <= step))
 
 
-def _step(line: str) -> float:
-    """The step of an entry; a line cut short by a kill belongs to no step that was kept."""
+def _read_step(line: str) -> float:
+    """The step of a line. One that a kill cut short counts as later than every step."""
     try:
         return json.loads(line)["step"]
     except ValueError:
@@ -73,9 +73,9 @@ def _step(line: str) -> float:
 
 
 class FiniteGuard(TrainerCallback):
-    """Stops at the first loss or gradient norm that is not a number, before any such checkpoint is written.
+    """Stops at the first loss or gradient norm that is NaN or infinite, before a checkpoint has it.
 
-    It has every step logged: a figure seen only every tenth step would let nine pass. Comes before `MetricsLog`.
+    It makes the trainer log every step, so that none passes unseen. It comes before `MetricsLog`.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -92,51 +92,55 @@ class FiniteGuard(TrainerCallback):
         for name in ("loss", "grad_norm", "eval_loss", "eval_chosen_logp", "eval_kl"):
             if not math.isfinite(value := (logs or {}).get(name, 0.0)):
                 raise StageError(
-                    f"{name} is {value} at step {state.global_step}: training stopped and nothing is published.\n"
-                    f"  Lower the learning rate or clip, or give dtype=float32; at step 0 or 1 the model that training "
-                    f"starts from may be broken itself."
+                    f"{name} is {value} at step {state.global_step}: training stopped and nothing "
+                    f"is published.\n"
+                    f"  Lower the learning rate or clip, or give dtype=float32; at step 0 or 1 the "
+                    f"model that training starts from may be broken itself."
                 )
 
 
 class CheckpointLedger(TrainerCallback):
-    """Which checkpoints in `folder` are whole: listed here, every file at its size. Others are not resumed from."""
+    """Lists the complete checkpoints in `folder`, each file with its size.
+
+    Training does not resume from any other checkpoint.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.file = folder / "checkpoints.json"
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # A Trainer resumed at its very last step would train one more when epochs is a fraction.
+        # Resumed at its last step, a Trainer takes one more where epochs is a fraction.
         if state.global_step >= state.max_steps:
             control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()  # each process writes the state of its own generators
+            torch.distributed.barrier()  # each process writes the state of its random generators
         if not state.is_world_process_zero:
             return
         newest = self.folder / f"checkpoint-{state.global_step}"
-        write_json(self.file, {newest.name: _sizes(newest)})
+        write_json(self.file, {newest.name: _sync_and_measure(newest)})
         for path in self.folder.glob("checkpoint-*"):
             if path != newest:
                 shutil.rmtree(path)
 
-    def newest_whole(self) -> Path | None:
+    def find_newest(self) -> Path | None:
+        """The newest complete checkpoint. Name the incomplete ones on the screen."""
         listed = json.loads(self.file.read_text()) if self.file.exists() else {}
-        found = sorted(self.folder.glob("checkpoint-*"), key=_number, reverse=True)
-        whole = [
-            path for path in found if path.name in listed and _is_whole(path, listed[path.name])
-        ]
-        for path in found:
-            if path not in whole:
+        newest = None
+        for path in sorted(self.folder.glob("checkpoint-*"), key=_step_number, reverse=True):
+            if path.name not in listed or not _is_complete(path, listed[path.name]):
                 print(
-                    f"{path.name} is not whole (its writing was cut off): ignored", file=sys.stderr
+                    f"{path.name} is not complete (a kill cut it short): ignored", file=sys.stderr
                 )
-        return whole[0] if whole else None
+            elif newest is None:
+                newest = path
+        return newest
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    """Every file with its size, forced to the disk first: a size in the ledger must mean bytes that are there."""
+def _sync_and_measure(folder: Path) -> dict[str, int]:
+    """Each file's size, after forcing it to disk: a size in the ledger must mean bytes on disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         with path.open("rb") as file:
@@ -144,26 +148,26 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
-def _is_whole(folder: Path, sizes: dict[str, int]) -> bool:
+def _is_complete(folder: Path, sizes: dict[str, int]) -> bool:
     return all(
         (folder / name).is_file() and (folder / name).stat().st_size == size
         for name, size in sizes.items()
     )
 
 
-def _number(path: Path) -> int:
+def _step_number(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
-SHOWN = {
+SHOWN_METRICS = {
     "loss": ("loss", "{:.4g}"),
     "rewards/margins": ("margin", "{:.3g}"),
     "rewards/accuracies": ("accuracy", "{:.2f}"),
 }
 
 
-def phase(text: str) -> None:
-    """What a training does before its first step, said by one of its processes."""
+def report_phase(text: str) -> None:
+    """Print what a training does before its first step, once for all its processes."""
     if os.environ.get("RANK", "0") == "0":
         say_phase(f"train: {text}")
 
@@ -171,33 +175,33 @@ def phase(text: str) -> None:
 class ProgressLine(TrainerCallback):
     """`▸ train 12/40 steps · loss 0.652 · margin 0.09 · accuracy 0.61 · tok/s 2100 · 0:41 left`.
 
-    Looks at dev rows take time of their own: it is measured apart, and those to come are counted in what is left.
+    Evaluations are timed apart from steps. The time left includes the evaluations to come.
     """
 
-    def __init__(self, what: str, out: Path | None = None):
-        self.what, self.out = what, out
+    def __init__(self, stage: str, out: Path | None = None):
+        self.stage, self.out = stage, out
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._line = Progress(self.what, state.max_steps, "steps")
+        self._line = Progress(self.stage, state.max_steps, "steps")
         self._line.resume_at(state.global_step)
-        self._look: Progress | None = None
-        self._started = self._mark = time.monotonic()
-        self._steps: list[float] = []  # seconds of each
-        self._looks: list[float] = []
+        self._evaluation: Progress | None = None
+        self._started = self._lap_start = time.monotonic()
+        self._step_seconds: list[float] = []
+        self._evaluation_seconds: list[float] = []
         self._kl: dict[str, str] = {}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._end_look()
+        self._end_evaluation()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._steps.append(self._lap())
+        self._step_seconds.append(self._end_lap())
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._look is None:
-            what = f"{self.what}, look at step {state.global_step}:"
-            self._look = Progress(what, len(kwargs["eval_dataloader"]), "dev batches")
+        if self._evaluation is None:
+            what = f"{self.stage}, evaluation at step {state.global_step}:"
+            self._evaluation = Progress(what, len(kwargs["eval_dataloader"]), "dev batches")
         if state.is_world_process_zero:
-            self._look.advance()
+            self._evaluation.advance()
 
     def on_log(
         self,
@@ -209,38 +213,41 @@ class ProgressLine(TrainerCallback):
     ) -> None:
         logs = logs or {}
         if "eval_kl" in logs:
-            self._kl = {"kl": f"{logs['eval_kl']:.3g}"}  # of the last look
+            self._kl = {"kl": f"{logs['eval_kl']:.3g}"}  # of the last evaluation
         if not state.is_world_process_zero or "loss" not in logs:
             return
-        facts = self._kl | {
-            name: form.format(logs[key]) for key, (name, form) in SHOWN.items() if key in logs
-        }
+        facts = dict(self._kl)
+        for key, (name, form) in SHOWN_METRICS.items():
+            if key in logs:
+                facts[name] = form.format(logs[key])
         if "num_tokens" in logs:
             facts["tok/s"] = f"{logs['num_tokens'] / (time.monotonic() - self._started):.0f}"
-        self._line.left = self._left(args, state)
+        self._line.left = self._time_left(args, state)
         self._line.advance(state.global_step - self._line.done, **facts)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._end_look()
-        if self.out and self._looks and state.is_world_process_zero:
-            note_cost(self.out, look_seconds=round(sum(self._looks) / len(self._looks), 2))
+        self._end_evaluation()
+        if self.out and self._evaluation_seconds and state.is_world_process_zero:
+            mean = sum(self._evaluation_seconds) / len(self._evaluation_seconds)
+            note_cost(self.out, look_seconds=round(mean, 2))
 
-    def _lap(self) -> float:
-        before, self._mark = self._mark, time.monotonic()
-        return self._mark - before
+    def _end_lap(self) -> float:
+        before, self._lap_start = self._lap_start, time.monotonic()
+        return self._lap_start - before
 
-    def _end_look(self) -> None:
-        seconds = self._lap()
-        if self._look is not None:
-            self._looks.append(seconds)
-            self._look = None
+    def _end_evaluation(self) -> None:
+        seconds = self._end_lap()
+        if self._evaluation is not None:
+            self._evaluation_seconds.append(seconds)
+            self._evaluation = None
 
-    def _left(self, args: Any, state: Any) -> str | None:
-        if not self._steps:
+    def _time_left(self, args: Any, state: Any) -> str | None:
+        if not self._step_seconds:
             return None
-        steps = (state.max_steps - state.global_step) * sum(self._steps) / len(self._steps)
+        mean = sum(self._step_seconds) / len(self._step_seconds)
+        seconds = (state.max_steps - state.global_step) * mean
         every = args.eval_steps if args.eval_strategy == "steps" else 0
-        looks = (
-            state.max_steps // every - state.global_step // every if every and self._looks else 0
-        )
-        return clock(steps + looks * self._looks[-1] if looks else steps)
+        if every and self._evaluation_seconds:
+            evaluations = state.max_steps // every - state.global_step // every
+            seconds += evaluations * self._evaluation_seconds[-1]
+        return clock(seconds)

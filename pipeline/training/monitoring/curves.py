@@ -1,4 +1,4 @@
-"""`curves.png`: what a training's metrics.jsonl says, as one picture; the same rows give the same bytes."""
+"""`curves.png`: a training's metrics.jsonl as one picture. The same rows give the same bytes."""
 
 import io
 from collections.abc import Sequence
@@ -16,63 +16,71 @@ Points = tuple[list[int], list[float]]
 
 FILE = "curves.png"
 BLUE, ORANGE, GREEN, GREY, INK = "#0072b2", "#d55e00", "#009e73", "#9a9a9a", "#333333"
-SMOOTHED = 40  # steps from which a line of every step is joined by its running mean
+SMOOTHING_STEPS = 40  # from this many steps on a training curve also shows its running mean
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """One figure of every step, or of every look at the dev prompts, which is drawn with its points."""
+class CurveLine:
+    """One metric of every step, or of every evaluation, which is drawn with its points."""
 
     figure: str
     label: str
     color: str
 
     @property
-    def looked(self) -> bool:
+    def is_evaluation(self) -> bool:
         return self.figure.startswith("eval_")
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
+class CurvePanel:
     title: str
-    lines: tuple[Line, ...]
-    level: float | None = None  # where nothing is learned yet
+    lines: tuple[CurveLine, ...]
+    level: float | None = None  # the value before anything is learned
 
 
 PANELS = (
-    Panel("Loss", (Line("loss", "train", GREY), Line("eval_loss", "dev", BLUE))),
-    Panel(
-        "Pairs told apart",
-        (Line("rewards/accuracies", "train", GREY), Line("eval_rewards/accuracies", "dev", BLUE)),
+    CurvePanel("Loss", (CurveLine("loss", "train", GREY), CurveLine("eval_loss", "dev", BLUE))),
+    CurvePanel(
+        "Pairs ranked correctly",
+        (
+            CurveLine("rewards/accuracies", "train", GREY),
+            CurveLine("eval_rewards/accuracies", "dev", BLUE),
+        ),
         level=0.5,
     ),
-    Panel(
+    CurvePanel(
         "Margin",
-        (Line("rewards/margins", "train", GREY), Line("eval_rewards/margins", "dev", BLUE)),
-        level=0.0,
-    ),
-    Panel(
-        "Reward of both answers, dev pairs",
         (
-            Line("eval_rewards/chosen", "chosen", GREEN),
-            Line("eval_rewards/rejected", "rejected", ORANGE),
+            CurveLine("rewards/margins", "train", GREY),
+            CurveLine("eval_rewards/margins", "dev", BLUE),
         ),
         level=0.0,
     ),
-    Panel("KL of own answers, nats", (Line("eval_kl", "", BLUE),), level=0.0),
-    Panel("Length of own answers, tokens", (Line("eval_tokens", "", BLUE),)),
-    Panel("NLL of rehearsed demonstrations", (Line("rehearsal/nll", "", GREY),)),
-    Panel("Score of own answers", (Line("eval_score", "", BLUE),)),
+    CurvePanel(
+        "Reward of both answers, dev pairs",
+        (
+            CurveLine("eval_rewards/chosen", "chosen", GREEN),
+            CurveLine("eval_rewards/rejected", "rejected", ORANGE),
+        ),
+        level=0.0,
+    ),
+    CurvePanel("KL to the reference, nats", (CurveLine("eval_kl", "", BLUE),), level=0.0),
+    CurvePanel("Length of generated answers, tokens", (CurveLine("eval_tokens", "", BLUE),)),
+    CurvePanel("NLL of rehearsed demonstrations", (CurveLine("rehearsal/nll", "", GREY),)),
+    CurvePanel("Score of generated answers", (CurveLine("eval_score", "", BLUE),)),
 )
 
 
 def draw(rows: Sequence[Row], kept: int, out: Path) -> None:
-    """Panels without a figure are left out; a dashed line is the step whose weights are published."""
+    """Leave out panels without data. A dashed line is the step whose weights are published."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = [panel for panel in PANELS if any(_points(rows, line)[0] for line in panel.lines)]
+    shown = [
+        panel for panel in PANELS if any(_collect_points(rows, line)[0] for line in panel.lines)
+    ]
     across = 3 if len(shown) < 7 else 4
     down = -(-len(shown) // across)
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE}):
@@ -80,7 +88,7 @@ def draw(rows: Sequence[Row], kept: int, out: Path) -> None:
         figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
         for number, panel in enumerate(shown):
             axes = figure.add_subplot(down, across, number + 1)
-            _panel(axes, panel, rows, kept, first=number == 0)
+            _draw_panel(axes, panel, rows, kept, first=number == 0)
             if number + across >= len(shown):
                 axes.set_xlabel("optimizer step")
             if number == 0 or len(panel.lines) > 1:
@@ -91,14 +99,28 @@ def draw(rows: Sequence[Row], kept: int, out: Path) -> None:
 
 
 _STYLE: dict[Any, Any] = {
-    "font.size": 9.0, "axes.titlesize": 10.0, "axes.titleweight": "bold", "axes.titlelocation": "left",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GREY, "axes.labelcolor": INK,
-    "xtick.color": INK, "ytick.color": INK, "text.color": INK, "axes.grid": True, "axes.grid.axis": "y",
-    "grid.color": "#e6e6e6", "legend.frameon": False, "legend.fontsize": 8.5,
-}  # fmt: skip
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+}
 
 
-def _panel(axes: "Axes", panel: Panel, rows: Sequence[Row], kept: int, first: bool) -> None:
+def _draw_panel(
+    axes: "Axes", panel: CurvePanel, rows: Sequence[Row], kept: int, first: bool
+) -> None:
     last = max(row["step"] for row in rows)
     axes.set_title(panel.title)
     axes.set_xlim(-0.02 * last, 1.02 * last)
@@ -106,35 +128,22 @@ def _panel(axes: "Axes", panel: Panel, rows: Sequence[Row], kept: int, first: bo
     if panel.level is not None:
         axes.axhline(panel.level, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
     if kept != last:
-        axes.axvline(
-            kept, color=INK, linewidth=0.8, linestyle="--", label=f"published: step {kept}" * first
-        )
+        label = f"published: step {kept}" if first else ""
+        axes.axvline(kept, color=INK, linewidth=0.8, linestyle="--", label=label)
     for line in panel.lines:
-        _line(axes, line, *_points(rows, line))
+        _draw_line(axes, line, *_collect_points(rows, line))
 
 
-def _line(axes: "Axes", line: Line, steps: list[int], values: list[float]) -> None:
-    if line.looked:
-        axes.plot(
-            steps,
-            values,
-            color=line.color,
-            linewidth=1.6,
-            marker="o",
-            markersize=3.5,
-            label=line.label,
-        )
-    elif len(steps) < SMOOTHED:
-        axes.plot(steps, values, color=line.color, linewidth=1.2, label=line.label)
+def _draw_line(axes: "Axes", line: CurveLine, steps: list[int], values: list[float]) -> None:
+    if line.is_evaluation:
+        style: dict[str, Any] = {"linewidth": 1.6, "marker": "o", "markersize": 3.5}
+    elif len(steps) < SMOOTHING_STEPS:
+        style = {"linewidth": 1.2}
     else:
         axes.plot(steps, values, color=line.color, linewidth=0.6, alpha=0.4)
-        axes.plot(
-            steps,
-            _running_mean(values, SMOOTHED // 2),
-            color=line.color,
-            linewidth=1.4,
-            label=line.label,
-        )
+        values = _running_mean(values, SMOOTHING_STEPS // 2)
+        style = {"linewidth": 1.4}
+    axes.plot(steps, values, color=line.color, label=line.label, **style)
 
 
 def _running_mean(values: list[float], width: int) -> list[float]:
@@ -142,6 +151,6 @@ def _running_mean(values: list[float], width: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def _points(rows: Sequence[Row], line: Line) -> Points:
+def _collect_points(rows: Sequence[Row], line: CurveLine) -> Points:
     found = [(row["step"], row[line.figure]) for row in rows if row.get(line.figure) is not None]
     return [step for step, _ in found], [value for _, value in found]

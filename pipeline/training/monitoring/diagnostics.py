@@ -1,4 +1,7 @@
-"""What the literature warns of, read from metrics.jsonl after training: a pure function and one table."""
+"""Symptoms that the literature warns of, found in metrics.jsonl after training.
+
+A pure function over one table.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,124 +10,145 @@ from math import log, sqrt
 from statistics import fmean
 from typing import Any
 
-from pipeline.training.monitoring.early_stopping import COLUMN, SCORE, TOKENS, looks
+from pipeline.training.monitoring.early_stopping import (
+    METRIC_KEYS,
+    SCORE,
+    TOKENS,
+    merge_evaluations,
+)
 
 Row = dict[str, Any]
-LEAST = 8  # logged steps, below which a curve says nothing
+MIN_STEPS = 8  # with fewer logged steps a curve shows nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Symptom:
     name: str
-    seen: Callable[[Sequence[Row]], bool]
+    is_seen: Callable[[Sequence[Row]], bool]
     cause: str
     knob: str
 
 
 MORE_STEPS = "more pairs, a smaller train.batch, more train.epochs"
-# Two that the log does not show: the config and the weights do.
+# The log does not show these two: the config and the weights do.
 FEW_STEPS = Symptom(
     "the steps are too few for the warm-up",
     lambda rows: False,
-    "the rate climbs for most of the training, which has hardly begun when it ends",
+    "the learning rate climbs for most of the training, which ends when it has hardly begun",
     f"give more steps: {MORE_STEPS}",
 )
 UNCHANGED = Symptom(
     "the published weights are those that training started from, byte for byte",
     lambda rows: False,
-    "no step was large enough to be seen in the published precision, or the pairs gave no gradient",
-    f"give more steps ({MORE_STEPS}) or a higher train.learning_rate; train.dtype=float32 rounds no small step away",
+    "every step is rounded away in the published precision, or the pairs gave no gradient",
+    f"give more steps ({MORE_STEPS}) or a higher train.learning_rate; train.dtype=float32 rounds "
+    f"no small step away",
 )
 
 
-def symptoms(rows: Sequence[Row]) -> list[Symptom]:
-    return [symptom for symptom in TABLE if symptom.seen(rows)]
+def find_symptoms(rows: Sequence[Row]) -> list[Symptom]:
+    return [symptom for symptom in SYMPTOMS if symptom.is_seen(rows)]
 
 
-def _stuck(rows: Sequence[Row]) -> bool:
-    """The last quarter of the losses is where a policy without any margin has them; another loss may pass there."""
-    loss, margin = _curve(rows, "loss"), _curve(rows, "rewards/margins")
-    parted = margin and abs(fmean(margin[-len(margin) // 4 :])) > 0.05
-    return (
-        len(loss) >= LEAST and abs(fmean(loss[-len(loss) // 4 :]) - log(2)) < 0.005 and not parted
-    )
+def _is_stuck(rows: Sequence[Row]) -> bool:
+    """The last quarter of the losses is at ln 2, where a policy without a margin has them.
+
+    A loss that only passes through ln 2 has a margin there.
+    """
+    loss, margin = _read_curve(rows, "loss"), _read_curve(rows, "rewards/margins")
+    if len(loss) < MIN_STEPS or abs(fmean(loss[-len(loss) // 4 :]) - log(2)) >= 0.005:
+        return False
+    return not margin or abs(fmean(margin[-len(margin) // 4 :])) <= 0.05
 
 
-def _both_rise(rows: Sequence[Row]) -> bool:
-    """Together: where the rejected one rises far less than the chosen one, they are told apart."""
-    chosen, rejected = (_gain(_curve(rows, f"rewards/{side}")) for side in ("chosen", "rejected"))
+def _both_rewards_rise(rows: Sequence[Row]) -> bool:
+    """Both rise by similar amounts. A rejected side that rises far less is learned to be worse."""
+    chosen = _measure_gain(_read_curve(rows, "rewards/chosen"))
+    rejected = _measure_gain(_read_curve(rows, "rewards/rejected"))
     return min(chosen, rejected) > 0.05 and rejected > chosen / 3
 
 
-def _margin_without_gain(rows: Sequence[Row]) -> bool:
-    """Three looks in a row widen the margin, the last one by no less than half the first, and the score is past its
-    best and does not rise again."""
-    seen = [look for look in looks(list(rows)) if SCORE in look and COLUMN["margin"] in look][-4:]
-    margins, scores = [look[COLUMN["margin"]] for look in seen], [look[SCORE] for look in seen]
-    grows = [b - a for a, b in pairwise(margins)]
-    return len(seen) == 4 and min(grows) > 0 and grows[-1] >= grows[0] / 2 and _falls(scores)
+def _margin_outgrows_score(rows: Sequence[Row]) -> bool:
+    """The margin grows while the score is past its best and does not rise again.
+
+    The margin has to grow at three evaluations in a row, and at the last one by at least half as
+    much as at the first.
+    """
+    margin = METRIC_KEYS["margin"]
+    recent = [row for row in merge_evaluations(list(rows)) if SCORE in row and margin in row][-4:]
+    margins, scores = [row[margin] for row in recent], [row[SCORE] for row in recent]
+    gains = [after - before for before, after in pairwise(margins)]
+    grows = len(recent) == 4 and min(gains) > 0 and gains[-1] >= gains[0] / 2
+    return grows and _falls(scores)
 
 
 def _falls(scores: Sequence[float]) -> bool:
     return scores[-1] < max(scores) - 0.01 and scores[-1] <= scores[-2]
 
 
-def _swings(rows: Sequence[Row]) -> bool:
-    """In the second half the loss spreads from step to step by more than a third of what it is: a fall is no swing."""
-    loss = _curve(rows, "loss")
+def _loss_swings(rows: Sequence[Row]) -> bool:
+    """In the second half the loss varies from step to step by over a third of its mean.
+
+    Differences of neighbours measure this, so a steady fall does not count.
+    """
+    loss = _read_curve(rows, "loss")
     late = loss[len(loss) // 2 :]
-    if len(loss) < LEAST:
+    if len(loss) < MIN_STEPS:
         return False
     spread = sqrt(fmean((after - before) ** 2 for before, after in pairwise(late)) / 2)
     return fmean(late) > 0.1 and spread > fmean(late) / 3
 
 
-def _longer(rows: Sequence[Row]) -> bool:
-    tokens = [look[TOKENS] for look in looks(list(rows)) if TOKENS in look]
+def _answers_grow(rows: Sequence[Row]) -> bool:
+    tokens = [row[TOKENS] for row in merge_evaluations(list(rows)) if TOKENS in row]
     return len(tokens) > 1 and tokens[-1] > 1.5 * tokens[0]
 
 
-def _curve(rows: Sequence[Row], name: str) -> list[float]:
+def _read_curve(rows: Sequence[Row], name: str) -> list[float]:
     return [row[name] for row in rows if row.get(name) is not None]
 
 
-def _gain(curve: list[float]) -> float:
-    """From its first third to its last."""
+def _measure_gain(curve: list[float]) -> float:
+    """The mean of the last third less the mean of the first third."""
     third = len(curve) // 3
-    return fmean(curve[-third:]) - fmean(curve[:third]) if len(curve) >= LEAST else 0.0
+    return fmean(curve[-third:]) - fmean(curve[:third]) if len(curve) >= MIN_STEPS else 0.0
 
 
-TABLE = (
+SYMPTOMS = (
     Symptom(
         "the loss stays at 0.693",
-        _stuck,
-        "the policy hardly moves, or nothing tells chosen from rejected",
-        "raise train.learning_rate; look at the margins of the pairs (pair.filters.min_margin) and at pair.scorer",
+        _is_stuck,
+        "the policy hardly moves, or nothing distinguishes chosen from rejected",
+        "raise train.learning_rate; check the margins of the pairs (pair.filters.min_margin) and "
+        "pair.scorer",
     ),
     Symptom(
         "chosen and rejected rewards both rise",
-        _both_rise,
-        "mostly what both sides share is learned, such as style or format, and less what sets them apart",
-        "give pairs that differ in what counts (pair=best_worst, pair.filters.min_margin); where a reference holds it,"
-        " raise train.beta",
+        _both_rewards_rise,
+        "mostly what both sides share is learned, such as style or format, and less their "
+        "difference",
+        "give pairs that differ in what counts (pair=best_worst, pair.filters.min_margin); where "
+        "the loss has a reference, raise train.beta",
     ),
     Symptom(
         "the margin grows without plateau while the dev score falls",
-        _margin_without_gain,
-        "the reward is over-optimised: pairs are told apart ever better and own answers score worse",
-        "lower train.learning_rate, raise train.beta where a reference holds it, or stop in time:"
-        " train.guards.stop_on=score",
+        _margin_outgrows_score,
+        "the reward is over-optimised: the pairs are separated ever better and generated answers "
+        "score worse",
+        "lower train.learning_rate, raise train.beta where the loss has a reference, or stop in "
+        "time: train.guards.stop_on=score",
     ),
     Symptom(
         "the loss swings",
-        _swings,
+        _loss_swings,
         "steps are too large, or each is of too few pairs",
         "lower train.learning_rate, raise train.batch or train.warmup",
     ),
     Symptom(
         "answers have grown past 1.5 times their length",
-        _longer,
+        _answers_grow,
         "often chosen answers are longer than rejected ones, and length is what is learned",
-        "pair=length_matched, train=sigmoid_norm or train=ld_dpo; see the length-adjusted win rates in the report",
+        "pair=length_matched, train=sigmoid_norm or train=ld_dpo; see the length-adjusted win "
+        "rates in the report",
     ),
 )

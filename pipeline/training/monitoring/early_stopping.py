@@ -1,6 +1,6 @@
-"""When training stops and which weights it keeps: pure functions of what was seen at each look.
+"""When training stops and which weights it keeps: pure functions of the evaluations so far.
 
-They read the trainer's own history, so that a run that was killed and resumed decides as one that was not.
+They read the trainer's own history, so a killed and resumed run decides as an uninterrupted one.
 """
 
 from itertools import takewhile
@@ -9,11 +9,11 @@ from typing import Any
 from pipeline.config import GuardsConfig
 from pipeline.errors import many
 
-Look = dict[str, Any]  # everything that was measured at one step, under its name in metrics.jsonl
+Evaluation = dict[str, Any]  # everything measured at one step, under its names in metrics.jsonl
 
-KL, FALL, TOKENS, SCORE = "eval_kl", "eval_chosen_fall", "eval_tokens", "eval_score"
-RISES = {"loss": False, "accuracy": True, "margin": True, "score": True}  # which way is better
-COLUMN = {
+KL, CHOSEN_LOGP_DROP, TOKENS, SCORE = "eval_kl", "eval_chosen_fall", "eval_tokens", "eval_score"
+HIGHER_IS_BETTER = {"loss": False, "accuracy": True, "margin": True, "score": True}
+METRIC_KEYS = {
     "loss": "eval_loss",
     "accuracy": "eval_rewards/accuracies",
     "margin": "eval_rewards/margins",
@@ -21,51 +21,60 @@ COLUMN = {
 }
 
 
-def looks(history: list[dict[str, Any]]) -> list[Look]:
-    """One entry for each step that was looked at; the trainer and the guards log theirs apart."""
-    merged: dict[int, Look] = {}
+def merge_evaluations(history: list[dict[str, Any]]) -> list[Evaluation]:
+    """One entry per evaluated step: the trainer and the guards log separate entries for a step."""
+    merged: dict[int, Evaluation] = {}
     for entry in history:
         if any(name.startswith("eval_") for name in entry):
             merged.setdefault(entry["step"], {}).update(entry)
     return [merged[step] for step in sorted(merged)]
 
 
-def kept(cfg: GuardsConfig, seen: list[Look]) -> int | None:
-    """The step whose weights are published when training ends here; None: not one look was within the budgets."""
-    inside = [
-        look for look in takewhile(lambda look: _over(cfg, look) is None, seen) if look["step"] > 0
-    ]
-    if not inside:
+def choose_step(cfg: GuardsConfig, evaluations: list[Evaluation]) -> int | None:
+    """The step whose weights are published if training ends now.
+
+    None: no evaluation was within the budgets.
+    """
+    within = takewhile(lambda entry: _describe_excess(cfg, entry) is None, evaluations)
+    candidates = [entry for entry in within if entry["step"] > 0]
+    if not candidates:
         return None
-    return inside[_best(cfg, inside)]["step"] if cfg.stop_on else inside[-1]["step"]
+    return candidates[_find_best(cfg, candidates) if cfg.stop_on else -1]["step"]
 
 
-def reason_to_stop(cfg: GuardsConfig, seen: list[Look]) -> str | None:
-    """Why no further step is taken; None: go on."""
-    if over := _over(cfg, seen[-1]):
-        return over
-    if cfg.stop_on is None or len(seen) < 2:
+def find_stop_reason(cfg: GuardsConfig, evaluations: list[Evaluation]) -> str | None:
+    """Why training takes no further step; None: continue."""
+    if exceeded := _describe_excess(cfg, evaluations[-1]):
+        return exceeded
+    if cfg.stop_on is None or len(evaluations) < 2:
         return None
-    since = len(seen) - 1 - _best(cfg, seen)
+    since = len(evaluations) - 1 - _find_best(cfg, evaluations)
     if since < cfg.patience:
         return None
-    best = seen[-1 - since]
+    best = evaluations[-1 - since]
     return (
-        f"{cfg.stop_on} was not better than {best[COLUMN[cfg.stop_on]]:.4g} (step {best['step']}) for"
-        f" {many(since, 'look')} (train.guards.patience={cfg.patience})"
+        f"{cfg.stop_on} was not better than {best[METRIC_KEYS[cfg.stop_on]]:.4g} (step "
+        f"{best['step']}) for {many(since, 'evaluation')} (train.guards.patience={cfg.patience})"
     )
 
 
-def _over(cfg: GuardsConfig, look: Look) -> str | None:
-    if cfg.kl_budget is not None and look[KL] > cfg.kl_budget:
-        return f"KL to the reference is {look[KL]:.3g} nats, over train.guards.kl_budget={cfg.kl_budget:g}"
-    if cfg.fall_budget is not None and look[FALL] > cfg.fall_budget:
-        return f"chosen answers lost {look[FALL]:.3g} nats per token, over train.guards.fall_budget={cfg.fall_budget:g}"
+def _describe_excess(cfg: GuardsConfig, evaluation: Evaluation) -> str | None:
+    """Which budget this evaluation exceeds, as a reason to stop."""
+    if cfg.kl_budget is not None and evaluation[KL] > cfg.kl_budget:
+        return (
+            f"KL to the reference is {evaluation[KL]:.3g} nats, over "
+            f"train.guards.kl_budget={cfg.kl_budget:g}"
+        )
+    if cfg.fall_budget is not None and evaluation[CHOSEN_LOGP_DROP] > cfg.fall_budget:
+        return (
+            f"chosen answers lost {evaluation[CHOSEN_LOGP_DROP]:.3g} nats per token, over "
+            f"train.guards.fall_budget={cfg.fall_budget:g}"
+        )
     return None
 
 
-def _best(cfg: GuardsConfig, seen: list[Look]) -> int:
-    """The first of the best."""
+def _find_best(cfg: GuardsConfig, evaluations: list[Evaluation]) -> int:
+    """The index of the best evaluation, the first of equal ones."""
     assert cfg.stop_on
-    values = [look[COLUMN[cfg.stop_on]] for look in seen]
-    return values.index(max(values) if RISES[cfg.stop_on] else min(values))
+    values = [evaluation[METRIC_KEYS[cfg.stop_on]] for evaluation in evaluations]
+    return values.index(max(values) if HIGHER_IS_BETTER[cfg.stop_on] else min(values))

@@ -1,6 +1,6 @@
-"""Looks at the policy before the first step and at each evaluation, says what is wrong, stops, keeps the right weights.
+"""Evaluate the policy before the first step and during training; warn, stop, keep weights.
 
-It holds no state of its own: every decision is read from the trainer's history, which checkpoints carry.
+Guards hold no state: they decide by the trainer's history, which checkpoints carry.
 """
 
 import os
@@ -15,138 +15,146 @@ from pipeline.config import TrainConfig
 from pipeline.errors import StageError, UserError
 from pipeline.models.loading import State
 from pipeline.training.distributed import sharded
-from pipeline.training.distributed.collectives import logps_of_all
+from pipeline.training.distributed.collectives import gather_logps
 from pipeline.training.monitoring import early_stopping
 from pipeline.training.monitoring.best_weights import BestWeights
-from pipeline.training.monitoring.callbacks import keep_until, phase
-from pipeline.training.monitoring.early_stopping import FALL, KL
-from pipeline.training.monitoring.eval_generations import EvalGenerations, show
+from pipeline.training.monitoring.callbacks import drop_lines_after, report_phase
+from pipeline.training.monitoring.early_stopping import CHOSEN_LOGP_DROP, KL
+from pipeline.training.monitoring.eval_generations import EvalGenerations, record_answers
 
 if TYPE_CHECKING:
     import polars as pl
 
-PAIRS = 64  # dev pairs whose chosen answers are followed
-CHOSEN = "eval_chosen_logp"  # nats per token
+DEV_PAIRS = 64  # dev pairs whose chosen answers' log-probability is measured
+CHOSEN_LOGP = "eval_chosen_logp"  # nats per token
 
 
 class Guards(TrainerCallback):
-    """Comes after `FiniteGuard` and `MetricsLog`. `watch` names the trainer, which has to exist first."""
+    """Comes after `FiniteGuard` and `MetricsLog`. Call `attach` once the trainer exists."""
 
     def __init__(
         self,
         cfg: TrainConfig,
-        own: EvalGenerations | None,
+        generations: EvalGenerations | None,
         dev_pairs: dict[str, list[Any]],
         out: Path,
     ):
-        self.cfg, self.own, self.pairs = cfg, own, dev_pairs
+        self.cfg, self.generations, self.pairs = cfg, generations, dev_pairs
         self.answers = out / "answers.jsonl"
         self.weights = BestWeights(out / "scratch" / "kept")
-        self.stopped: str | None = None
+        self.stop_reason: str | None = None
 
-    def watch(self, trainer: Any) -> None:
+    def attach(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            keep_until(self.answers, state.global_step)
-            self.weights.forget_after(state.global_step)
+            drop_lines_after(self.answers, state.global_step)
+            self.weights.drop_after(state.global_step)
         if not state.global_step and self.trainer.eval_dataset is not None:
-            self.trainer.evaluate()  # what everything later is compared with
+            self.trainer.evaluate()  # the baseline of all later evaluations
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._look(state)
-        seen = early_stopping.looks(state.log_history)
-        self._warn(seen)
-        self._check_measured(seen[-1])
+        self._log_evaluation(state)
+        evaluations = early_stopping.merge_evaluations(state.log_history)
+        self._warn_of_drift(evaluations)
+        self._check_stop_metric(evaluations[-1])
         if state.global_step and self.cfg.guards.may_stop_early:
-            if early_stopping.kept(self.cfg.guards, seen) == state.global_step:
-                trained = sharded.trained(self.trainer, sharded.gathered(self.trainer))
+            if early_stopping.choose_step(self.cfg.guards, evaluations) == state.global_step:
+                trained = sharded.select_trained(self.trainer, sharded.gather_weights(self.trainer))
                 if state.is_world_process_zero:
                     self.weights.save(trained, state.global_step)
-            self.stopped = early_stopping.reason_to_stop(self.cfg.guards, seen)
-        if self.stopped:
+            self.stop_reason = early_stopping.find_stop_reason(self.cfg.guards, evaluations)
+        if self.stop_reason:
             control.should_training_stop = True
-            control.should_save = False  # resumed from here, one more step would be taken
+            control.should_save = False  # a training resumed from here would take one more step
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.weights.secure()
+        self.weights.secure_newest()
 
-    def _look(self, state: Any) -> None:
-        """Not through the trainer's own log, which would take the training figures gathered so far along."""
-        figures = self._chosen(state)
-        if self.own:
-            known, shown = self.own.look(self.trainer)
-            figures |= known
+    def _log_evaluation(self, state: Any) -> None:
+        """Log without `trainer.log`, which would flush the training figures gathered so far."""
+        figures = self._measure_chosen_logp(state)
+        if self.generations:
+            measured, answers = self.generations.evaluate(self.trainer)
+            figures |= measured
             if state.is_world_process_zero:
-                show(state.global_step, shown, self.answers)
+                record_answers(state.global_step, answers, self.answers)
         if figures:
-            asked = self.trainer.control.should_log
+            should_log = self.trainer.control.should_log
             state.log_history.append({**figures, "step": state.global_step})
             self.trainer.callback_handler.on_log(
                 self.trainer.args, state, self.trainer.control, figures
             )
-            self.trainer.control.should_log = asked
+            self.trainer.control.should_log = should_log
 
-    def _chosen(self, state: Any) -> dict[str, float]:
-        """The log-probability of the chosen answers per token, and how far it has fallen since the start."""
+    def _measure_chosen_logp(self, state: Any) -> dict[str, float]:
+        """The chosen answers' log-probability per token, and its drop since the start."""
         if not self.pairs["answers"]:
             return {}
-        phase(f"looking at step {self.trainer.state.global_step}: the chosen answers of dev pairs")
+        step = self.trainer.state.global_step
+        report_phase(f"evaluation at step {step}: the chosen answers of dev pairs")
         module = self.trainer.model.eval()
         with self.trainer.compute_loss_context_manager():
-            sums = logps_of_all(
+            sums = gather_logps(
                 module, self.pairs["prompts"], self.pairs["answers"], self.cfg.max_length
             )
         now = sum(sums) / sum(map(len, self.pairs["answers"]))
-        start = next((look[CHOSEN] for look in state.log_history if CHOSEN in look), now)
-        return {CHOSEN: now, FALL: start - now}
+        known = (row[CHOSEN_LOGP] for row in state.log_history if CHOSEN_LOGP in row)
+        start = next(known, now)
+        return {CHOSEN_LOGP: now, CHOSEN_LOGP_DROP: start - now}
 
-    def _warn(self, seen: list[early_stopping.Look]) -> None:
-        guards, last = self.cfg.guards, seen[-1]
-        before = seen[-2] if len(seen) > 1 else {}
+    def _warn_of_drift(self, evaluations: list[early_stopping.Evaluation]) -> None:
+        """Warn at the evaluation where a figure first passes its limit."""
+        guards, last = self.cfg.guards, evaluations[-1]
+        before = evaluations[-2] if len(evaluations) > 1 else {}
         if before.get(KL, 0.0) <= guards.warn_kl < last.get(KL, 0.0):
-            say(
-                f"step {last['step']}: KL to the reference is {last[KL]:.3g} nats, over train.guards.warn_kl="
-                f"{guards.warn_kl:g}: the policy leaves its reference. Lower train.learning_rate, raise train.beta "
-                f"where the loss has a reference, or give train.guards.kl_budget, which stops there"
+            warn(
+                f"step {last['step']}: KL to the reference is {last[KL]:.3g} nats, over "
+                f"train.guards.warn_kl={guards.warn_kl:g}: the policy moves away from its "
+                f"reference. Lower train.learning_rate, raise train.beta where the loss has a "
+                f"reference, or give train.guards.kl_budget, which stops there"
             )
-        if before.get(FALL, 0.0) <= guards.warn_fall < last.get(FALL, 0.0):
-            say(
-                f"step {last['step']}: chosen answers lost {last[FALL]:.3g} nats per token, over "
-                f"train.guards.warn_fall={guards.warn_fall:g}: likelihood is displaced to answers nobody saw. Take "
-                f"train=rpo (the chosen answer's own loss), raise train.beta where the loss has a reference, drop "
-                f"near-equal pairs (pair.filters), or give train.guards.fall_budget"
+        if before.get(CHOSEN_LOGP_DROP, 0.0) <= guards.warn_fall < last.get(CHOSEN_LOGP_DROP, 0.0):
+            warn(
+                f"step {last['step']}: chosen answers lost {last[CHOSEN_LOGP_DROP]:.3g} nats per "
+                f"token, over train.guards.warn_fall={guards.warn_fall:g}: likelihood is displaced "
+                f"to answers in no pair. Take train=rpo (the chosen answer's own loss), raise "
+                f"train.beta where the loss has a reference, drop near-equal pairs (pair.filters), "
+                f"or give train.guards.fall_budget"
             )
 
-    def _check_measured(self, look: early_stopping.Look) -> None:
-        """Thumbs alone have a margin where both kinds share a batch, and may not."""
+    def _check_stop_metric(self, evaluation: early_stopping.Evaluation) -> None:
+        """On unpaired answers TRL logs a margin only where a batch holds good and bad ones."""
         stop_on = self.cfg.guards.stop_on
-        if stop_on and early_stopping.COLUMN[stop_on] not in look:
+        if stop_on and early_stopping.METRIC_KEYS[stop_on] not in evaluation:
             raise StageError(
-                f"train.guards.stop_on={stop_on}: the look at step {look['step']} knows no such figure, since no batch "
-                f"of dev thumbs holds both kinds.\n  Give train.guards.stop_on=loss, or a larger pair.dev.least."
+                f"train.guards.stop_on={stop_on}: the evaluation at step {evaluation['step']} has "
+                f"no such figure, since no batch of unpaired dev answers holds good and bad ones.\n"
+                f"  Give train.guards.stop_on=loss, or a larger pair.dev.least."
             )
 
-    def finish(self, step: int, history: list[dict[str, Any]], trained: State) -> int:
-        """Puts the weights to be published in the place of the last ones; answers the step that they are of."""
-        guards, seen = self.cfg.guards, early_stopping.looks(history)
-        if not guards.may_stop_early or not seen:
+    def restore_weights(self, step: int, history: list[dict[str, Any]], trained: State) -> int:
+        """Replace the last weights by those to publish. Returns the step that they are of."""
+        guards, evaluations = self.cfg.guards, early_stopping.merge_evaluations(history)
+        if not guards.may_stop_early or not evaluations:
             return step
-        kept = early_stopping.kept(guards, seen)
+        kept = early_stopping.choose_step(guards, evaluations)
         if kept is None:
             raise StageError(
-                f"{self.stopped}, at the first look (step {seen[-1]['step']}): no weights within it are known, and "
-                f"nothing is published.\n  Lower train.learning_rate or train.eval_every, or raise the budget."
+                f"{self.stop_reason}, at the first evaluation (step {evaluations[-1]['step']}): no "
+                f"weights within the budget are known, and nothing is published.\n"
+                f"  Lower train.learning_rate or train.eval_every, or raise the budget."
             )
-        if self.stopped:
-            say(f"stopped at step {step}: {self.stopped}. The weights of step {kept} are published")
+        if self.stop_reason:
+            published = f"The weights of step {kept} are published"
+            warn(f"stopped at step {step}: {self.stop_reason}. {published}")
         if kept != step:
             self.weights.restore(trained, kept)
         return kept
 
 
-def guards_for(
+def build_guards(
     cfg: TrainConfig,
     init: Model,
     reference: Model | None,
@@ -155,50 +163,53 @@ def guards_for(
     out: Path,
     processes: int = 1,
 ) -> Guards:
-    """`pairs` is the trainer's dev table. An objective without reference is compared to where it starts."""
+    """`pairs` is the trainer's dev table. Without a reference, KL is measured to `init`."""
     guards = cfg.guards
     if guards.may_stop_early and not pairs.height:
         raise UserError(
-            "train.guards: a training without dev pairs is never looked at. Give pair.dev.share above 0."
+            "train.guards: a training without dev pairs is never evaluated.\n"
+            "  Give pair.dev.share above 0."
         )
     if processes > 1 and cfg.runtime.watch == "alone":
-        return _of_several(cfg, pairs, out, processes)
-    own = (
-        EvalGenerations(cfg, init, reference or init, dev)
-        if dev and guards.prompts and pairs.height
-        else None
-    )
-    if own is not None and not own.rows:
-        say(
-            f"no dev prompt leaves room for {guards.tokens} tokens (train.guards.tokens): no KL is known"
+        return _build_distributed_guards(cfg, pairs, out, processes)
+    generations = None
+    if dev and guards.prompts and pairs.height:
+        generations = EvalGenerations(cfg, init, reference or init, dev)
+    if generations is not None and not generations.rows:
+        warn(
+            f"no dev prompt leaves room for {guards.tokens} tokens (train.guards.tokens): KL is "
+            f"not measured"
         )
-        own = None
-    if own is None and guards.needs_generations:
+        generations = None
+    if generations is None and guards.needs_generations:
         raise UserError(
-            "train.guards.kl_budget and train.guards.stop_on=score need dev prompts, and there is none to answer."
+            "train.guards.kl_budget and train.guards.stop_on=score need dev prompts, and there is "
+            "none to answer."
         )
-    return Guards(cfg, own, _chosen_of(pairs), out)
+    return Guards(cfg, generations, _select_chosen(pairs), out)
 
 
-def _of_several(cfg: TrainConfig, pairs: "pl.DataFrame", out: Path, processes: int) -> Guards:
-    """Unasked, only what the trainer gathers from all of them is looked at: own answers keep every device waiting."""
-    say(
-        f"{processes} processes train together: KL, own answers and the fall of chosen ones are not looked at "
-        f"(train.runtime.watch=always does)"
+def _build_distributed_guards(
+    cfg: TrainConfig, pairs: "pl.DataFrame", out: Path, processes: int
+) -> Guards:
+    """By default only evaluate what the trainer gathers: generating keeps every device waiting."""
+    warn(
+        f"{processes} processes train together: KL, generated answers and the drop of the chosen "
+        f"answers' log-probability are not measured (train.runtime.watch=always measures them)"
     )
-    return Guards(cfg, None, _chosen_of(pairs.clear()), out)
+    return Guards(cfg, None, _select_chosen(pairs.clear()), out)
 
 
-def _chosen_of(pairs: "pl.DataFrame") -> dict[str, list[Any]]:
-    """Chosen answers of pairs, or thumbs up."""
+def _select_chosen(pairs: "pl.DataFrame") -> dict[str, list[Any]]:
+    """The chosen answers of pairs, or the good ones of unpaired answers."""
     good = pairs.filter("label") if "label" in pairs.columns else pairs
     answer = "completion_ids" if "label" in pairs.columns else "chosen_ids"
     return {
-        "prompts": good["prompt_ids"].head(PAIRS).to_list(),
-        "answers": good[answer].head(PAIRS).to_list(),
+        "prompts": good["prompt_ids"].head(DEV_PAIRS).to_list(),
+        "answers": good[answer].head(DEV_PAIRS).to_list(),
     }
 
 
-def say(text: str) -> None:
+def warn(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(f"! train: {text}.", file=sys.stderr, flush=True)

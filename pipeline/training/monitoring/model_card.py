@@ -1,6 +1,7 @@
-"""README.md of a trained model, as the hub reads it: what it was made from, how, by which command, and what was seen.
+"""README.md of a trained model for the hub: its lineage, settings, command and metrics.
 
-It lies outside content, as no stage reads it: two commands may share a training, and the card has that of the first.
+The content hash leaves it out, as no stage reads it: two commands may share a training, and the
+card shows the first.
 """
 
 import json
@@ -15,73 +16,72 @@ from pipeline.artifacts import CARD_FILE, MANIFEST_FILE, STEP_FILE, Artifact, Mo
 from pipeline.config import FullAdapter, TrainConfig
 from pipeline.training.monitoring import curves
 
-FIGURES = {
+METRIC_LABELS = {
     "loss": "loss of the last step",
     "eval_loss": "loss on dev pairs",
-    "eval_rewards/accuracies": "dev pairs told apart",
+    "eval_rewards/accuracies": "dev pairs ranked correctly",
     "eval_rewards/margins": "margin on dev pairs",
-    "eval_kl": "KL to the reference on own answers, nats",
-    "eval_chosen_fall": "nats per token that chosen answers lost",
-    "eval_tokens": "tokens of own answers",
-    "eval_score": "score of own answers",
+    "eval_kl": "KL to the reference on generated answers, nats",
+    "eval_chosen_fall": "drop of the chosen answers' log-probability, nats per token",
+    "eval_tokens": "tokens per generated answer",
+    "eval_score": "score of generated answers",
 }
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def write(cfg: TrainConfig, out: Path, made_from: Mapping[str, Sequence[Artifact]]) -> None:
-    """Lineage by fingerprint: each name is a folder of the store, whose manifest says where it comes from."""
-    account = json.loads((out / "training.json").read_text())
-    step = _step(out)
-    lines = [
-        f"- {role}: {', '.join(map(name_of, each))}" for role, each in made_from.items() if each
+    """Name the lineage by fingerprints: each is a folder of the store with a manifest."""
+    summary = json.loads((out / "training.json").read_text())
+    step = _read_step(out)
+    sources = [
+        f"- {role}: {', '.join(map(format_name, each))}" for role, each in made_from.items() if each
     ]
-    seen = [
-        f"| {words} | {value:.4g} |"
-        for words, value in figures(Model(out), account["kept"]).items()
+    metrics = read_metrics(Model(out), summary["kept"])
+    table = [f"| {label} | {value:.4g} |" for label, value in metrics.items()]
+    symptoms = [
+        f"- {one['symptom']}: {one['cause']}. {one['knob']}." for one in summary["symptoms"]
     ]
-    warned = [f"- {one['symptom']}: {one['cause']}. {one['knob']}." for one in account["symptoms"]]
+    published = f"Weights of step {summary['kept']} of {summary['planned']} planned."
+    if summary["stopped"]:
+        published += f" Stopped at step {summary['steps']}: {summary['stopped']}."
     parts = [
         f"# {', '.join(cfg.loss)} by {cfg.trainer}, {cfg.adapter.kind}",
-        f"Weights of step {account['kept']} of {account['planned']} planned."
-        + (
-            f" Stopped at step {account['steps']}: {account['stopped']}."
-            if account["stopped"]
-            else ""
-        ),
-        "## Made from\n\n" + "\n".join(lines) + _lineage(step),
-        *_command(step),
-        "## Seen at that step\n\n| | |\n|---|---:|\n"
-        + "\n".join(seen)
-        + "\n\nEvery step is in metrics.jsonl.",
-        f"![Loss, pairs told apart, margin, rewards, and what own answers show]({curves.FILE})",
-        *(["## What looks wrong\n\n" + "\n".join(warned)] if warned else []),
-        f"## Settings\n\n```json\n{_settings(cfg)}\n```",
+        published,
+        "## Made from\n\n" + "\n".join(sources) + _format_lineage(step),
+        *_format_command(step),
+        "## Metrics at that step\n\n| | |\n|---|---:|\n"
+        + "\n".join(table)
+        + "\n\nmetrics.jsonl has every step.",
+        f"![Loss, pairs ranked correctly, margin, rewards, KL, length and score]({curves.FILE})",
+        *(["## Warnings\n\n" + "\n".join(symptoms)] if symptoms else []),
+        f"## Settings\n\n```json\n{_format_settings(cfg)}\n```",
     ]
-    write_text(out / CARD_FILE, f"---\n{_front(cfg, step)}---\n\n" + "\n\n".join(parts) + "\n")
+    front_matter = f"---\n{_format_front_matter(cfg, step)}---"
+    write_text(out / CARD_FILE, "\n\n".join([front_matter, *parts]) + "\n")
 
 
-def figures(model: Model, step: int) -> dict[str, float]:
-    """What the log holds of one step, in words."""
+def read_metrics(model: Model, step: int) -> dict[str, float]:
+    """What the log holds of one step, by its label."""
     known: dict[str, Any] = {}
     for row in model.metrics():
         known |= row if row["step"] == step else {}
-    return {words: known[name] for name, words in FIGURES.items() if name in known}
+    return {label: known[name] for name, label in METRIC_LABELS.items() if name in known}
 
 
-def name_of(artifact: Artifact) -> str:
+def format_name(artifact: Artifact) -> str:
     return f"{artifact.path.parent.name}/{artifact.path.name}"
 
 
-def _step(out: Path) -> dict[str, Any]:
-    """What the driver said of this training; nothing where the stage was called without it."""
+def _read_step(out: Path) -> dict[str, Any]:
+    """The driver's record of this training; empty where the stage was called without a driver."""
     file = out / STEP_FILE
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def _front(cfg: TrainConfig, step: dict[str, Any]) -> str:
-    """The hub's own fields; what it cannot link to, such as a model that lies here, is left to the lineage."""
-    models, datasets = (sorted(set(_named(step, key))) for key in ("model", "dataset"))
+def _format_front_matter(cfg: TrainConfig, step: dict[str, Any]) -> str:
+    """The hub's fields. What it cannot link to, such as a local model, is in the lineage only."""
+    models, datasets = (sorted(set(_find_hub_names(step, key))) for key in ("model", "dataset"))
     fields = {
         "library_name": "transformers" if isinstance(cfg.adapter, FullAdapter) else "peft",
         "pipeline_tag": "text-generation",
@@ -97,56 +97,48 @@ def _front(cfg: TrainConfig, step: dict[str, Any]) -> str:
     return yaml.safe_dump({name: value for name, value in fields.items() if value}, sort_keys=False)
 
 
-def _named(step: dict[str, Any], key: str) -> Iterator[str]:
-    """The hub repositories that its ancestors name: of the models before training, and of every dataset."""
+def _find_hub_names(step: dict[str, Any], key: str) -> Iterator[str]:
+    """The hub repositories of every dataset, or of the models before training."""
     for ancestor in step.get("ancestors", []):
         if key == "dataset" or ancestor["stage"] in ("base", "sft"):
             manifest = Path(ancestor["path"], MANIFEST_FILE)
-            yield from _values(json.loads(manifest.read_text())["config"], key)
+            yield from _find_values(json.loads(manifest.read_text())["config"], key)
 
 
-def _values(config: Any, key: str) -> Iterator[str]:
+def _find_values(config: Any, key: str) -> Iterator[str]:
     for name, value in config.items() if isinstance(config, dict) else ():
-        if (
-            name == key
-            and isinstance(value, str)
-            and HUB_NAME.fullmatch(value)
-            and not Path(value).exists()
-        ):
+        is_hub_name = isinstance(value, str) and HUB_NAME.fullmatch(value)
+        if name == key and is_hub_name and not Path(value).exists():
             yield value
-        yield from _values(value, key)
+        yield from _find_values(value, key)
 
 
-def _lineage(step: dict[str, Any]) -> str:
-    names = dict.fromkeys(
-        f"{one['stage']}/{one['fingerprint']}" for one in step.get("ancestors", [])
-    )
-    return "\n\nEvery ancestor, the first made first: " + ", ".join(names) + "." if names else ""
+def _format_lineage(step: dict[str, Any]) -> str:
+    ancestors = step.get("ancestors", [])
+    names = dict.fromkeys(f"{one['stage']}/{one['fingerprint']}" for one in ancestors)
+    return f"\n\nEvery ancestor, the oldest first: {', '.join(names)}." if names else ""
 
 
-def _command(step: dict[str, Any]) -> list[str]:
+def _format_command(step: dict[str, Any]) -> list[str]:
     if "command" not in step:
         return []
-    words = placeless(step["command"])
-    note = (
-        "\n\n`…/` stands for where it lay; its content is part of the fingerprints."
-        if words != step["command"]
-        else ""
-    )
-    return [f"## The command that makes it\n\n```\n{words}\n```{note}"]
+    command = hide_local_paths(step["command"])
+    note = ""
+    if command != step["command"]:
+        note = "\n\n`…/` replaces local folders; the files' content is part of the fingerprints."
+    return [f"## The command that makes it\n\n```\n{command}\n```{note}"]
 
 
-def _settings(cfg: TrainConfig) -> str:
-    return placeless(
-        json.dumps(cfg.model_dump(mode="json", exclude={"runtime"}), indent=1, ensure_ascii=False)
-    )
+def _format_settings(cfg: TrainConfig) -> str:
+    settings = cfg.model_dump(mode="json", exclude={"runtime"})
+    return hide_local_paths(json.dumps(settings, indent=1, ensure_ascii=False))
 
 
-def placeless(text: str) -> str:
-    """Without the places of this machine: of an absolute path that is there, the last part stays."""
+def hide_local_paths(text: str) -> str:
+    """Shorten every absolute path that exists on this machine to its last part."""
 
-    def last(found: "re.Match[str]") -> str:
+    def shorten(found: "re.Match[str]") -> str:
         path = Path(found[0])
         return f"…/{path.name}" if path.name and path.exists() else found[0]
 
-    return re.sub(r"(?<![\w.:/~-])/[^\s\"',\]})]+", last, text)
+    return re.sub(r"(?<![\w.:/~-])/[^\s\"',\]})]+", shorten, text)

@@ -1,4 +1,4 @@
-"""Is the reference right? Judged on a few pairs before the first optimizer step, from our own forward passes."""
+"""Check the reference on a few pairs before the first optimizer step, by our own forward passes."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -12,21 +12,20 @@ from pipeline.errors import StageError
 from pipeline.models import loading
 from pipeline.models.logprobs import completion_logps
 from pipeline.training.distributed import sharded
-from pipeline.training.monitoring.callbacks import phase
+from pipeline.training.monitoring.callbacks import report_phase
 
 if TYPE_CHECKING:
     import polars as pl
 
-PAIRS = 16
+CHECKED_PAIRS = 16
 NATS_PER_SEQUENCE = 1e-3  # float32
-NATS_PER_TOKEN = (
-    0.02  # half precision, and 8-bit bases: they round activations by what shares their batch
-)
-AGAIN = "computed again with the reference model"
+# Half precision, and 8-bit bases: their rounding depends on the other rows of a batch.
+NATS_PER_TOKEN = 0.02
+RECOMPUTED = "computed again with the reference model"
 
 
 class StartCheck(TrainerCallback):
-    """Once every process has its part of the model on its own device, and nothing has changed yet."""
+    """Runs once every process has its part of the model on its device, before any step."""
 
     def __init__(
         self,
@@ -35,102 +34,106 @@ class StartCheck(TrainerCallback):
         init: Model,
         reference: Model | None,
     ):
-        self.cfg, self.rows = cfg, first(rows)
+        self.cfg, self.rows = cfg, first_pairs(rows)
         self.init, self.reference = init, reference
 
-    def watch(self, trainer: Any) -> None:
+    def attach(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.reference is None or state.global_step:
             return
-        phase(f"checking the reference on {PAIRS} pairs")
+        report_phase(f"checking the reference on {CHECKED_PAIRS} pairs")
         if self.reference.path == self.init.path:
             check_start(self.cfg, self.trainer, self.rows)
         elif self.cfg.logps == "ready" and sharded.is_sharded(self.trainer):
-            with sharded.loaded(self.trainer, self.reference, self.cfg.dtype) as module:
-                _compare(self.cfg, _logps(self.cfg, module, self.rows), self.rows, AGAIN)
+            with sharded.load_sharded(self.trainer, self.reference, self.cfg.dtype) as module:
+                logps = _compute_logps(self.cfg, module, self.rows)
+                _compare_logps(self.cfg, logps, self.rows, RECOMPUTED)
 
 
-def first(rows: "dict[str, pl.DataFrame]") -> dict[str, list[Any]]:
-    return rows["train"].head(PAIRS).to_dict(as_series=False)
+def first_pairs(rows: "dict[str, pl.DataFrame]") -> dict[str, list[Any]]:
+    return rows["train"].head(CHECKED_PAIRS).to_dict(as_series=False)
 
 
-def check_elsewhere(
+def check_separate_reference(
     cfg: TrainConfig, init: Model, reference: Model | None, rows: "dict[str, pl.DataFrame]"
 ) -> None:
-    """Training starts from another model than its reference, whose values are computed again before both are there.
+    """Recompute a few precomputed values where training starts from another model.
 
-    Where processes share weights none could hold it: `StartCheck` has them do it together.
+    This comes before the policy is loaded, so that memory never holds both. With sharded weights
+    no process could hold the reference: there `StartCheck` has all processes do it together.
     """
     if reference is None or reference.path == init.path or cfg.runtime.launch in SHARDED_WEIGHTS:
         return
     if cfg.logps == "ready":
-        phase(f"checking the reference on {PAIRS} pairs")
-        module = loading.load(reference, cfg.dtype, _quantization(cfg))
-        _compare(cfg, _logps(cfg, module, first(rows)), first(rows), AGAIN)
+        report_phase(f"checking the reference on {CHECKED_PAIRS} pairs")
+        module = loading.load(reference, cfg.dtype, _base_quantization(cfg))
+        pairs = first_pairs(rows)
+        _compare_logps(cfg, _compute_logps(cfg, module, pairs), pairs, RECOMPUTED)
 
 
 def check_start(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
-    """Training starts from its reference: nothing has changed yet, so log-ratios are 0 and the loss knows no margin."""
+    """Where training starts from its reference, all log-ratios are 0 before the first step."""
     trainer.model.eval()
     if cfg.logps == "ready":
         with trainer.compute_loss_context_manager():
-            _compare(
-                cfg, _logps(cfg, trainer.model, rows), rows, "of the model before its first step"
-            )
-    if (
-        cfg.trainer == "dpo"
-        and cfg.loss in (["sigmoid"], ["cdpo"])
-        and not cfg.args.get("use_weighting")
-    ):
+            logps = _compute_logps(cfg, trainer.model, rows)
+            _compare_logps(cfg, logps, rows, "of the model before its first step")
+    # Only these losses are ln 2 where all log-ratios are 0.
+    is_sigmoid = cfg.trainer == "dpo" and cfg.loss in (["sigmoid"], ["cdpo"])
+    if is_sigmoid and not cfg.args.get("use_weighting"):
         _compare_loss(cfg, trainer, rows)
 
 
-def _quantization(cfg: TrainConfig) -> Quantization | None:
+def _base_quantization(cfg: TrainConfig) -> Quantization | None:
     return None if isinstance(cfg.adapter, FullAdapter) else cfg.adapter.quantization
 
 
-def _exact(cfg: TrainConfig) -> bool:
-    quantization = _quantization(cfg)
+def _is_exact(cfg: TrainConfig) -> bool:
+    quantization = _base_quantization(cfg)
     return cfg.dtype == "float32" and not (quantization and quantization.bits == 8)
 
 
-def _logps(cfg: TrainConfig, module: Any, rows: dict[str, list[Any]]) -> dict[str, list[float]]:
+def _compute_logps(
+    cfg: TrainConfig, module: Any, rows: dict[str, list[Any]]
+) -> dict[str, list[float]]:
     return {
         side: completion_logps(module, rows["prompt_ids"], rows[f"{side}_ids"], cfg.max_length)
         for side in ("chosen", "rejected")
     }
 
 
-def _compare(
-    cfg: TrainConfig, found: dict[str, list[float]], rows: dict[str, list[Any]], whose: str
+def _compare_logps(
+    cfg: TrainConfig, logps: dict[str, list[float]], rows: dict[str, list[Any]], whose: str
 ) -> None:
     gaps, tokens = [], 0
     for side in ("chosen", "rejected"):
-        gaps += [abs(a - b) for a, b in zip(found[side], rows[f"ref_{side}_logps"], strict=True)]
+        gaps += [abs(a - b) for a, b in zip(logps[side], rows[f"ref_{side}_logps"], strict=True)]
         tokens += sum(map(len, rows[f"{side}_ids"]))
-    if _exact(cfg):
+    if _is_exact(cfg):
         worst = max(gaps, key=lambda gap: math.inf if math.isnan(gap) else gap)
         figure, limit, unit = worst, NATS_PER_SEQUENCE, "nats in the worst sequence"
     else:
         figure, limit, unit = sum(gaps) / max(tokens, 1), NATS_PER_TOKEN, "nats per token"
     if not figure <= limit:
         raise StageError(
-            f"the reference is wrong: its ready log-probabilities differ from those {whose} by {figure:.4g} {unit} "
-            f"over {len(gaps)} sequences; at most {limit:g} is expected in {cfg.dtype}.\n"
-            f"  They belong to another model, other tokens or another dtype: compare refer.dtype with train.dtype, and "
-            f"let refer run again on the reference."
+            f"the reference is wrong: its precomputed log-probabilities differ from those {whose} "
+            f"by {figure:.4g} {unit} over {len(gaps)} sequences; at most {limit:g} is expected in "
+            f"{cfg.dtype}.\n"
+            f"  They are of another model, other tokens or another dtype: compare refer.dtype with "
+            f"train.dtype, and let refer run again on the reference."
         )
 
 
-def _first_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> float:
-    """Over as many at once as a step has in memory."""
+def _compute_first_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> float:
+    """TRL's mean loss on the pairs, in batches of the size that training uses."""
     import torch
 
     pairs = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
-    total, each = 0.0, cfg.runtime.per_device
-    for some in (pairs[at : at + each] for at in range(0, len(pairs), each)):
+    total, size = 0.0, cfg.runtime.per_device
+    for start in range(0, len(pairs), size):
+        some = pairs[start : start + size]
         batch = trainer._prepare_inputs(trainer.data_collator(some))
         with torch.no_grad(), trainer.compute_loss_context_manager():
             total += trainer.compute_loss(trainer.model, batch).item() * len(some)
@@ -139,16 +142,17 @@ def _first_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> f
 
 
 def _compare_loss(cfg: TrainConfig, trainer: Any, rows: dict[str, list[Any]]) -> None:
-    """TRL's own loss on the same pairs: ln 2 for the sigmoid loss, with the slack that the log-ratios have."""
-    loss = _first_loss(cfg, trainer, rows)
-    tokens = sum(len(ids) for side in ("chosen", "rejected") for ids in rows[f"{side}_ids"]) / len(
-        rows["prompt_ids"]
-    )
-    slack = 2 * NATS_PER_SEQUENCE if _exact(cfg) else NATS_PER_TOKEN * tokens
+    """TRL's own loss on the same pairs must be ln 2, within the tolerance of the log-ratios."""
+    loss = _compute_first_loss(cfg, trainer, rows)
+    pairs = len(rows["prompt_ids"])
+    answers = [*rows["chosen_ids"], *rows["rejected_ids"]]
+    tokens = sum(map(len, answers)) / pairs
+    # |d/dx log σ(βx)| ≤ β: the loss moves by at most β times the log-ratios' error.
+    slack = 2 * NATS_PER_SEQUENCE if _is_exact(cfg) else NATS_PER_TOKEN * tokens
     if not abs(loss - math.log(2)) <= cfg.beta * slack + 1e-6:
         raise StageError(
-            f"the reference is wrong: training starts from its reference, so the first loss should be ln 2 = "
-            f"{math.log(2):.6f}, and TRL's is {loss:.6f} on {len(rows['prompt_ids'])} pairs.\n"
-            f"  Log-probabilities agree, so what reaches the trainer differs: this is a fault of the pipeline, not of "
-            f"your settings."
+            f"the reference is wrong: training starts from its reference, so the first loss should "
+            f"be ln 2 = {math.log(2):.6f}, and TRL's is {loss:.6f} on {pairs} pairs.\n"
+            f"  The log-probabilities agree, so the trainer gets something else: this is a bug of "
+            f"the pipeline, not of your settings."
         )

@@ -1,34 +1,39 @@
-"""What a training says about itself when it is over: `training.json`, and its symptoms in words."""
+"""What a training reports when it ends: `training.json`, and its symptoms on the screen."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Model, write_json
-from pipeline.training.monitoring.diagnostics import FEW_STEPS, UNCHANGED, symptoms
+from pipeline.training.monitoring.diagnostics import FEW_STEPS, UNCHANGED, find_symptoms
 
 
 def write(
     out: Path, state: Any, kept: int, stopped: str | None, few_steps: str | None, unchanged: bool
 ) -> None:
-    """`steps` were taken of those `planned`; the published weights are of step `kept`, `unchanged` since the start."""
-    found = [
+    """Write `training.json` and print the symptoms.
+
+    `steps` of those `planned` were taken. The published weights are of step `kept`; `unchanged`
+    says that they equal those at the start.
+    """
+    symptoms = [
         *([UNCHANGED] if unchanged else []),
         *([FEW_STEPS] if few_steps else []),
-        *symptoms(Model(out).metrics()),
+        *find_symptoms(Model(out).metrics()),
     ]
-    told = [{"symptom": one.name, "cause": one.cause, "knob": one.knob} for one in found]
-    figures = {
+    summary = {
         "steps": state.global_step,
         "planned": state.max_steps,
         "kept": kept,
         "stopped": stopped,
+        "unchanged": unchanged,
+        "symptoms": [
+            {"symptom": one.name, "cause": one.cause, "knob": one.knob} for one in symptoms
+        ],
     }
-    figures["unchanged"] = unchanged
-    write_json(out / "training.json", {**figures, "symptoms": told})
-    for one in (
-        each for each in found if each is not FEW_STEPS
-    ):  # that was said before the first step
-        print(
-            f"! train: {one.name}: {one.cause}. Try this: {one.knob}.", file=sys.stderr, flush=True
-        )
+    write_json(out / "training.json", summary)
+    for one in symptoms:
+        if one is FEW_STEPS:  # already printed before the first step
+            continue
+        line = f"! train: {one.name}: {one.cause}. Try this: {one.knob}."
+        print(line, file=sys.stderr, flush=True)

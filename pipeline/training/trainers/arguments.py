@@ -1,4 +1,4 @@
-"""What every TRL trainer is told alike: the optimisation, checkpoints, and silence; an objective adds its own."""
+"""The arguments that every TRL trainer gets: optimisation, checkpoints, silence."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,14 @@ import torch
 from pipeline.config import Optimization
 
 
-def arguments(cfg: Optimization, checkpoints: Path) -> dict[str, Any]:
+def common_arguments(cfg: Optimization, checkpoints: Path) -> dict[str, Any]:
+    rows_per_pass = cfg.runtime.micro_batch * int(os.environ.get("WORLD_SIZE", 1))
     return {
         "output_dir": str(checkpoints),
         "learning_rate": cfg.learning_rate,
         "num_train_epochs": cfg.epochs,
         "per_device_train_batch_size": cfg.runtime.micro_batch,
-        "gradient_accumulation_steps": cfg.batch
-        // (cfg.runtime.micro_batch * int(os.environ.get("WORLD_SIZE", 1))),
+        "gradient_accumulation_steps": cfg.batch // rows_per_pass,
         "lr_scheduler_type": cfg.scheduler,
         "warmup_steps": cfg.warmup,  # below 1 it is a share of the steps
         "weight_decay": cfg.weight_decay,
@@ -28,7 +28,7 @@ def arguments(cfg: Optimization, checkpoints: Path) -> dict[str, Any]:
         "save_strategy": "steps",
         "save_steps": cfg.runtime.save_every,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # a loss that is no number has to be seen
+        "logging_nan_inf_filter": False,  # FiniteGuard has to see a loss that is NaN or infinite
         "disable_tqdm": True,
         "report_to": "none",
     }

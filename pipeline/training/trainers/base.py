@@ -1,65 +1,70 @@
-"""What every TRL trainer on ready token ids shares: padding is not computed, each row of a step weighs the same,
-however many processes share it.
+"""What the TRL trainers on token ids share: no padding is computed, and every row weighs the same.
 
-A mixin that stands before TRL's class; `rows_in` says how many rows a batch of that class holds.
+The second holds however many processes and micro-batches share an optimizer step. The class here
+is a mixin: inherit it before TRL's class, and let `count_rows` say how many rows a batch holds.
 """
 
 from typing import Any
 
 import torch
 
-from pipeline.training.distributed.collectives import Part, gathered_by_rows, parts_of
-from pipeline.training.trainers.learning_rate import ClimbingFromTheFirstStep
-from pipeline.training.trainers.length_grouping import rows_by_length
-from pipeline.training.trainers.rehearsal import Rehearsal, loss_of
+from pipeline.training.distributed.collectives import BatchPart, gather_uneven_rows, split_batches
+from pipeline.training.trainers.learning_rate import NonzeroWarmup
+from pipeline.training.trainers.length_grouping import group_by_length
+from pipeline.training.trainers.rehearsal import Rehearsal, compute_rehearsal_loss
 
-WHOLE = (
-    "DEEPSPEED",
-    "FSDP",
-)  # processes gather each other's weights in a pass, and all have to take as many
+# In each forward pass processes gather each other's weights: all must run equally many passes.
+SHARDED_BACKENDS = ("DEEPSPEED", "FSDP")
 REHEARSED = "rehearsed"  # a micro-batch's share of the step's demonstrations
 PART = "part"
 
 
-class ReadyTrainer(ClimbingFromTheFirstStep):
+class PretokenizedTrainer(NonzeroWarmup):
+    accelerator: Any
+    args: Any
+    model: Any
+    state: Any
+    train_dataset: Any
+    _stored_metrics: Any  # in TRL's older trainers, instead of `_metrics`
+
     by_length = True
     rehearsal: Rehearsal | None = None
-    part: Part | None = None  # of what all processes read at once, this one's; None: the whole
+    part: BatchPart | None = None  # this process's rows of the current batch; None: all of them
 
     @staticmethod
-    def rows_in(batch: dict[str, Any]) -> int:
+    def count_rows(batch: dict[str, Any]) -> int:
         raise NotImplementedError
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL writes one with paths and dates into every checkpoint."""
+        """TRL would write a card with paths and dates into every checkpoint."""
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
+        trl: Any = super()
+        batches, items = trl.get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, items
-        args, state, accelerator = self.args, self.state, self.accelerator  # type: ignore[attr-defined]
-        rows = _rows_of_step(args, len(self.train_dataset), state.global_step)  # type: ignore[attr-defined]
-        parts = parts_of(rows, args.train_batch_size, len(batches))
+        args, step = self.args, self.state.global_step
+        rows = _count_step_rows(args, len(self.train_dataset), step)
+        parts = split_batches(rows, args.train_batch_size, len(batches))
         self._mean_rows = rows / (len(batches) * args.world_size)
         batches = [
-            {**self._own(batch, part), PART: part}
+            {**self._trim_rows(batch, part), PART: part}
             for batch, part in zip(batches, parts, strict=True)
         ]
-        if (
-            args.world_size > 1
-        ):  # accelerate would take TRL's figures, one a process, for rows and cut them to the last
-            accelerator.gradient_state.active_dataloader.remainder = -1
+        if args.world_size > 1:
+            # TRL gathers one figure per process. accelerate would take these for rows and cut them
+            # to the size of an epoch's last batch.
+            self.accelerator.gradient_state.active_dataloader.remainder = -1
         if self.rehearsal:
-            shares = self.rehearsal.shares(state.global_step, parts=len(batches) * args.world_size)
-            for batch, share in zip(
-                batches, shares[args.process_index :: args.world_size], strict=True
-            ):
+            shares = self.rehearsal.split_rows(step, parts=len(batches) * args.world_size)
+            own = shares[args.process_index :: args.world_size]
+            for batch, share in zip(batches, own, strict=True):
                 batch[REHEARSED] = share
         return batches, items
 
-    def _own(self, batch: Any, part: Part) -> dict[str, Any]:
-        """Without the rows that accelerate repeats to fill it up; one of them stays where there is no other."""
-        count, own = self.rows_in(batch), max(part.rows, 1)
+    def _trim_rows(self, batch: Any, part: BatchPart) -> dict[str, Any]:
+        """Remove the rows that accelerate repeats to fill a batch. One row stays in any case."""
+        count, own = self.count_rows(batch), max(part.rows, 1)
         if count == own:
             return dict(batch)
         tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
@@ -72,21 +77,21 @@ class ReadyTrainer(ClimbingFromTheFirstStep):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """A last, smaller micro-batch counts by its rows: TRL would weigh it like a full one."""
-        rehearsed, self.part = (
-            inputs.pop(REHEARSED, None),
-            inputs.pop(PART, None if model.training else self.part),
-        )
-        with rows_by_length(*self._cut_in_passes()), gathered_by_rows(self.accelerator, self.part):  # type: ignore[attr-defined]
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        """Weigh a step's last micro-batch by its rows: TRL would weigh it like a full one."""
+        rehearsed = inputs.pop(REHEARSED, None)
+        self.part = inputs.pop(PART, None if model.training else self.part)
+        trl: Any = super()
+        grouping = group_by_length(*self._list_models_to_group())
+        with grouping, gather_uneven_rows(self.accelerator, self.part):
+            loss = trl.compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not model.training:
             return loss
-        loss = loss * ((self.part.rows if self.part else self.rows_in(inputs)) / self._mean_rows)
+        loss = loss * ((self.part.rows if self.part else self.count_rows(inputs)) / self._mean_rows)
         return loss + self._rehearse(model, rehearsed, loss.device) if rehearsed else loss
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        each = self.args.eval_batch_size  # type: ignore[attr-defined]
-        self._dev_parts = iter(parts_of(len(dataloader.dataset), each, len(dataloader)))
+        size = self.args.eval_batch_size
+        self._dev_parts = iter(split_batches(len(dataloader.dataset), size, len(dataloader)))
         try:
             return super().evaluation_loop(dataloader, *args, **kwargs)  # type: ignore[misc]
         finally:
@@ -94,33 +99,33 @@ class ReadyTrainer(ClimbingFromTheFirstStep):
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self.part = next(self._dev_parts)
-        kept = getattr(self, "_metrics", None) or self._stored_metrics  # type: ignore[attr-defined]
-        before = {name: len(values) for name, values in kept["eval"].items()}
-        with gathered_by_rows(self.accelerator, self.part):  # type: ignore[attr-defined]
-            found = super().prediction_step(model, self._own(inputs, self.part), *args, **kwargs)  # type: ignore[misc]
-        for name, values in kept[
-            "eval"
-        ].items():  # TRL takes the mean of its batches', and the last one is smaller
-            values += values[before.get(name, 0) :] * (self.part.of - 1)
-        return found
+        metrics = getattr(self, "_metrics", None) or self._stored_metrics
+        before = {name: len(values) for name, values in metrics["eval"].items()}
+        own = self._trim_rows(inputs, self.part)
+        with gather_uneven_rows(self.accelerator, self.part):
+            result = super().prediction_step(model, own, *args, **kwargs)  # type: ignore[misc]
+        # TRL averages over batches, and the last batch is smaller: list each value once per row.
+        for name, values in metrics["eval"].items():
+            values += values[before.get(name, 0) :] * (self.part.total - 1)
+        return result
 
-    def _cut_in_passes(self) -> list[Any]:
-        """The policy, and the reference where TRL asks it as it goes."""
-        sharded = self.accelerator.distributed_type.value in WHOLE  # type: ignore[attr-defined]
+    def _list_models_to_group(self) -> list[Any]:
+        """The policy, and the reference where TRL computes its values during training."""
+        sharded = self.accelerator.distributed_type.value in SHARDED_BACKENDS
         if not self.by_length or sharded:
             return []
-        models = (self.model, getattr(self, "ref_model", None))  # type: ignore[attr-defined]
+        models = (self.model, getattr(self, "ref_model", None))
         return [model for model in models if model is not None]
 
     def _rehearse(self, model: Any, slots: Any, device: Any) -> Any:
-        term = loss_of(model, slots, device)
+        term = compute_rehearsal_loss(model, slots, device)
         assert self.rehearsal
-        nll = self.accelerator.gather(term.detach() / self.rehearsal.weight).mean().item()  # type: ignore[attr-defined]
+        nll = self.accelerator.gather(term.detach() / self.rehearsal.weight).mean().item()
         self._nlls = [*getattr(self, "_nlls", []), nll]
         return term
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The loss of the pairs, and what is rehearsed beside it: the one is read without the other."""
+        """Log the loss of the pairs without the rehearsal term, and the rehearsal's NLL apart."""
         if self.rehearsal and (nlls := getattr(self, "_nlls", [])):
             logs["rehearsal/nll"] = sum(nlls) / len(nlls)
             if "loss" in logs:
@@ -129,7 +134,7 @@ class ReadyTrainer(ClimbingFromTheFirstStep):
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
 
-def _rows_of_step(args: Any, rows: int, step: int) -> int:
-    """An epoch's last step may have fewer than the others."""
+def _count_step_rows(args: Any, rows: int, step: int) -> int:
+    """Rows of this optimizer step: the last step of an epoch may have fewer than the others."""
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return min(batch, rows - step % -(-rows // batch) * batch)

@@ -1,4 +1,4 @@
-"""KTO by TRL on thumbs whose token ids are ready, each with a neighbour's answer for the KL estimate."""
+"""KTO by TRL's KTOTrainer on unpaired answers as token ids, with mismatched answers for its KL."""
 
 import hashlib
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,7 @@ from trl import KTOConfig, KTOTrainer
 
 from pipeline.artifacts import draw_of
 from pipeline.config import TrainConfig
-from pipeline.training.trainers.base import ReadyTrainer
+from pipeline.training.trainers.base import PretokenizedTrainer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -16,67 +16,63 @@ if TYPE_CHECKING:
 Arguments = KTOConfig
 
 
-class Trainer(ReadyTrainer, KTOTrainer):
-    """Takes `prompt_ids, completion_ids, KL_completion_ids, label` as they are."""
+class Trainer(PretokenizedTrainer, KTOTrainer):
+    """Takes the columns `prompt_ids, completion_ids, KL_completion_ids, label`."""
 
     def _prepare_dataset(self, dataset: "Dataset", *args: Any) -> "Dataset":
         return dataset
 
     @staticmethod
-    def rows_in(batch: dict[str, Any]) -> int:
+    def count_rows(batch: dict[str, Any]) -> int:
         return batch["label"].shape[0]
 
     def _compute_kl_logps(self, model: Any, batch: dict[str, Any]) -> Any:
-        """TRL takes the mean of the processes' means: weighed so that it is the mean of their rows."""
+        """TRL averages the processes' means. The weight here makes that the mean of their rows."""
         logps = super()._compute_kl_logps(model, batch)
         if self.part is None or logps is None:
             return logps
         world = self.args.world_size
-        counted = (
-            world if self.model.training else min(world, self.part.of)
-        )  # a look's last is cut to what has rows
-        return logps * (self.part.rows * counted / self.part.of)
+        # accelerate cuts what it gathers for an evaluation's last batch to that batch's rows.
+        counted = world if self.model.training else min(world, self.part.total)
+        return logps * (self.part.rows * counted / self.part.total)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Its KL is of answers to other prompts; `kl` is what the guards call that of the policy's own."""
-        seen = self._metrics["train" if self.model.training else "eval"]
-        if "kl" in seen:
-            seen["kto_kl"] = seen.pop("kl")
+        """Rename TRL's `kl`, measured on mismatched answers: the guards log the policy's own KL."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        if "kl" in metrics:
+            metrics["kto_kl"] = metrics.pop("kl")
         super().log(logs, *args, **kwargs)
 
 
-def settings(cfg: TrainConfig) -> dict[str, Any]:
+def loss_arguments(cfg: TrainConfig) -> dict[str, Any]:
     return {"loss_type": cfg.loss[0]}
 
 
-def in_training_order(thumbs: "pl.DataFrame", together: int | None, seed: int) -> "pl.DataFrame":
-    """TRL trains on thumbs in the order given, since a row's KL answer is the one before it in its micro-batch.
+def order_for_training(
+    unpaired: "pl.DataFrame", loss_group: int | None, seed: int
+) -> "pl.DataFrame":
+    """Shuffle the rows by hash and give each its KL answer: the one before it in its micro-batch.
 
-    The order is shuffled by hash: side by side, answers to one prompt would be each other's mismatch.
+    TRL trains on the rows in the order given. Unshuffled, answers to one prompt would be
+    neighbours, and each would be the other's mismatched answer.
     """
     import polars as pl
 
     keys = [
         hashlib.sha256(f"{seed}:{draw_of(name)}:{label}".encode()).hexdigest() + name
-        for name, label in thumbs.select("sample_id", "label").rows()
+        for name, label in unpaired.select("sample_id", "label").rows()
     ]
-    table = (
-        thumbs.with_columns(pl.Series("order", keys, dtype=pl.String))
-        .sort("order")
-        .drop("order", "sample_id")
-    )
-    if together is None:
+    order = pl.Series("order", keys, dtype=pl.String)
+    table = unpaired.with_columns(order).sort("order").drop("order", "sample_id")
+    if loss_group is None:
         return table
     answers = table["completion_ids"].to_list()
-    turned = [
-        one
-        for at in range(0, len(answers), together)
-        for one in _turned(answers[at : at + together])
-    ]
-    return table.with_columns(
-        pl.Series("KL_completion_ids", turned, dtype=table.schema["completion_ids"])
-    )
+    mismatched: list[Any] = []
+    for start in range(0, len(answers), loss_group):
+        mismatched += _rotate(answers[start : start + loss_group])
+    dtype = table.schema["completion_ids"]
+    return table.with_columns(pl.Series("KL_completion_ids", mismatched, dtype=dtype))
 
 
-def _turned(answers: list[Any]) -> list[Any]:
+def _rotate(answers: list[Any]) -> list[Any]:
     return [answers[-1], *answers[:-1]]

@@ -1,26 +1,26 @@
-"""ORPO by TRL's ORPOTrainer, which tokenises text itself: here its columns are made of the ready ids."""
+"""ORPO by TRL's ORPOTrainer, its columns made of token ids instead of text."""
 
 from typing import Any
 
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from pipeline.config import TrainConfig
-from pipeline.training.trainers.base import ReadyTrainer
-from pipeline.training.trainers.cpo import sides
+from pipeline.training.trainers.base import PretokenizedTrainer
+from pipeline.training.trainers.cpo import build_columns
 
 Arguments = ORPOConfig
 
 
-class Trainer(ReadyTrainer, ORPOTrainer):
-    """Takes `prompt_ids, chosen_ids, rejected_ids` as they are."""
+class Trainer(PretokenizedTrainer, ORPOTrainer):
+    """Takes the columns `prompt_ids, chosen_ids, rejected_ids`."""
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
-        return sides(feature)
+        return build_columns(feature)
 
     @staticmethod
-    def rows_in(batch: dict[str, Any]) -> int:
+    def count_rows(batch: dict[str, Any]) -> int:
         return batch["chosen_input_ids"].shape[0]
 
 
-def settings(cfg: TrainConfig) -> dict[str, Any]:
+def loss_arguments(cfg: TrainConfig) -> dict[str, Any]:
     return {"remove_unused_columns": False}

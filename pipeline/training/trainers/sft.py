@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with TRL's SFTTrainer on ready tokens: the loss sees the answer and its EOS, nothing else."""
+"""Supervised fine-tuning by TRL's SFTTrainer on token ids; the loss sees the answer and its EOS."""
 
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from pipeline.training.monitoring.callbacks import (
     MetricsLog,
     ProgressLine,
 )
-from pipeline.training.monitoring.trackers import Tracked
-from pipeline.training.trainers.arguments import arguments
-from pipeline.training.trainers.learning_rate import ClimbingFromTheFirstStep
+from pipeline.training.monitoring.trackers import TrackerCallback
+from pipeline.training.trainers.arguments import common_arguments
+from pipeline.training.trainers.learning_rate import NonzeroWarmup
 
 Message = dict[str, str]
 Example = dict[str, list[int]]
@@ -26,17 +26,17 @@ IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> Example:
-    """The prompt as a sampler puts it, and the last turn as a sampler should answer it: its tokens up to its EOS."""
+    """The prompt as a sampler sends it, and the tokens of the last turn up to and with its EOS."""
     where = str(tokenizer.name_or_path)
     shown = templated(
         tokenizer, where, messages[:-1], tokenize=False, add_generation_prompt=True, **kwargs
     )
     whole = templated(tokenizer, where, messages, tokenize=False, **kwargs)
     if not whole.startswith(shown):
-        parting = (i for i, (a, b) in enumerate(zip(shown, whole, strict=False)) if a != b)
-        at = next(parting, min(len(shown), len(whole)))
+        differing = (i for i, (a, b) in enumerate(zip(shown, whole, strict=False)) if a != b)
+        at = next(differing, min(len(shown), len(whole)))
         raise UserError(
-            f"the chat template writes a prompt in one way alone and in another with its answer: "
+            f"the chat template renders a prompt differently alone and followed by its answer: "
             f"{shown[at:][:40]!r} became {whole[at:][:40]!r}.\n"
             f"  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
         )
@@ -44,46 +44,49 @@ def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> E
     completion = continuation(tokenizer, shown, whole)
     if tokenizer.eos_token_id not in completion:
         raise UserError(
-            f"the chat template does not close an answer with the tokenizer's EOS ({tokenizer.eos_token}): "
-            f"it ends with {whole[-20:]!r}, and the model would never learn to stop.\n"
-            f"  Set eos_token in tokenizer_config.json to what ends a turn, or give a template.chat_template=FILE."
+            f"the chat template does not close an answer with the tokenizer's EOS "
+            f"({tokenizer.eos_token}): it ends with {whole[-20:]!r}, and the model would never "
+            f"learn to stop.\n"
+            f"  Set eos_token in tokenizer_config.json to what ends a turn, or give a "
+            f"template.chat_template=FILE."
         )
     last = len(completion) - completion[::-1].index(tokenizer.eos_token_id)
     return {"prompt_ids": prompt, "completion_ids": completion[:last]}
 
 
-class ReadySFTTrainer(ClimbingFromTheFirstStep, SFTTrainer):
+class PretokenizedSFTTrainer(NonzeroWarmup, SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL writes one with paths and dates into every checkpoint."""
+        """TRL would write a card with paths and dates into every checkpoint."""
 
 
-def trainer_for(
+def build_trainer(
     cfg: Optimization, model: Any, tokenizer: Any, examples: list[Example], out: Path
-) -> tuple[ReadySFTTrainer, CheckpointLedger]:
+) -> tuple[PretokenizedSFTTrainer, CheckpointLedger]:
     scratch = out / "scratch"
     ledger = CheckpointLedger(scratch / "checkpoints")
-    trainer = ReadySFTTrainer(
+    trainer = PretokenizedSFTTrainer(
         model=model,
-        args=SFTConfig(**_arguments(cfg, scratch / "checkpoints")),
-        train_dataset=_dataset(examples),
+        args=SFTConfig(**_make_arguments(cfg, scratch / "checkpoints")),
+        train_dataset=_make_dataset(examples),
         processing_class=tokenizer,
         callbacks=[
             FiniteGuard(),
             MetricsLog(out / "metrics.jsonl"),
             ledger,
             ProgressLine("sft"),
-            Tracked(cfg.runtime.tracker, out),
+            TrackerCallback(cfg.runtime.tracker, out),
         ],
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.args.world_size != 1 or trainer.args.n_gpu > 1:
         raise UserError(
-            "sft runs in one process on one device, and a launcher started more: start it without."
+            "sft runs in one process on one device, and a launcher started several: start it "
+            "without a launcher."
         )
     return trainer, ledger
 
 
-def _dataset(examples: list[Example]) -> Dataset:
+def _make_dataset(examples: list[Example]) -> Dataset:
     return Dataset.from_dict(
         {
             "input_ids": [e["prompt_ids"] + e["completion_ids"] for e in examples],
@@ -92,9 +95,9 @@ def _dataset(examples: list[Example]) -> Dataset:
     )
 
 
-def _arguments(cfg: Optimization, checkpoints: Path) -> dict[str, Any]:
+def _make_arguments(cfg: Optimization, checkpoints: Path) -> dict[str, Any]:
     return {
-        **arguments(cfg, checkpoints),
-        "max_length": None,  # nothing is cut: what is too long was left out and counted
+        **common_arguments(cfg, checkpoints),
+        "max_length": None,  # cut nothing: examples that are too long were dropped and counted
         "dataset_kwargs": {"skip_prepare_dataset": True},
     }
