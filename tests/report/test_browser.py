@@ -7,7 +7,7 @@ import string
 import polars as pl
 import pytest
 
-from pipeline.report.render.page import page
+from pipeline.report.render.page import render_page
 from tests.report.test_report import a_report, answers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -102,7 +102,7 @@ def shown(tab):
 
 
 def test_filters_sorting_and_both_orders(opened):
-    tab = opened(page(told(), *exam()))
+    tab = opened(render_page(told(), *exam()))
     from playwright.sync_api import expect
 
     count = tab.locator("#asked output")
@@ -134,17 +134,19 @@ def test_filters_sorting_and_both_orders(opened):
 
 
 def test_a_script_in_an_answer_stays_text(opened):
-    tab = opened(page(told(), *exam()))
+    tab = opened(render_page(told(), *exam()))
     answer = tab.locator("#found .answer p").nth(1)
     assert answer.inner_text().startswith(SLY)
-    assert tab.title() == "round-1 is better than sft."
+    assert tab.title() == "Strop: round-1 is better than sft."
     assert tab.locator("#found img, #found script").count() == 0
-    quiet = opened(page(told(name="<b>x</b>"), *exam()), java_script_enabled=False, ready=False)
+    quiet = opened(
+        render_page(told(name="<b>x</b>"), *exam()), java_script_enabled=False, ready=False
+    )
     assert quiet.locator("h1").inner_text() == "<b>x</b> is better than sft."
 
 
 def test_without_scripts_the_largest_gains_and_losses_are_there(opened):
-    tab = opened(page(told(), *exam()), java_script_enabled=False, ready=False)
+    tab = opened(render_page(told(), *exam()), java_script_enabled=False, ready=False)
     assert tab.locator("#some details").count() == 12 + 12 + 1
     assert tab.locator("#some .answer p").nth(1).inner_text().startswith(SLY)
     assert not tab.locator("#asked").is_visible() and not tab.locator("#more").is_visible()
@@ -152,7 +154,7 @@ def test_without_scripts_the_largest_gains_and_losses_are_there(opened):
 
 @pytest.mark.parametrize("better", ["yes", "no"])
 def test_a_phone_scrolls_in_one_direction_alone(opened, better):
-    tab = opened(page(told(better), *exam()), width=380)
+    tab = opened(render_page(told(better), *exam()), width=380)
     assert tab.evaluate("document.documentElement.scrollWidth") == 380
     beyond = "[...document.querySelectorAll('main *, header *')].filter(e => e.getBoundingClientRect().right > 381)"
     inside = ".filter(e => !e.closest('.scroll, .sheet, svg')).map(e => e.outerHTML.slice(0, 90))"
@@ -167,7 +169,7 @@ def test_a_phone_scrolls_in_one_direction_alone(opened, better):
 def test_axe_finds_nothing_serious(opened, theme, width, better):
     from axe_playwright_python.sync_playwright import Axe
 
-    tab = opened(page(told(better), *exam()), width=width, theme=theme)
+    tab = opened(render_page(told(better), *exam()), width=width, theme=theme)
     for summary in tab.locator("figure summary").all():
         summary.click()
     found = Axe().run(tab).response["violations"]
@@ -202,7 +204,7 @@ def test_two_thousand_prompts_and_four_models_stay_small_and_open_at_once(opened
         schema=["prompt_id", "a", "b", "judge", "verdict", "orders", "score_a", "score_b"],
         orient="row",
     )
-    text = page(report, answers(*rows), verdicts)
+    text = render_page(report, answers(*rows), verdicts)
     tab = opened(text)
     seconds = tab.evaluate("performance.now()") / 1000  # since the page was asked for
     print(f"{len(text.encode()) / 1e6:.1f} MB, opened in {seconds:.2f} s")

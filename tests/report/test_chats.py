@@ -394,7 +394,7 @@ def test_answers_are_written_as_fastchat_reads_them(tmp_path):
 
 def written(folder, name, rows, model, texts):
     """The set's answers in the files of others' tools."""
-    from pipeline.report.analysis.chats import read_set
+    from pipeline.report.analysis.chats import read_question_set
     from pipeline.report.render.answer_files import write_answers
 
     questions = asked(folder / f"{name}-q", rows)
@@ -403,7 +403,9 @@ def written(folder, name, rows, model, texts):
         "model": exams.model(folder / "store", "sft", "a" * 12),
         "samples": talk(folder, model, told),
     }
-    write_answers(folder / "out", read_set(name, {"prompts": questions, "exams": {model: exam}}))
+    write_answers(
+        folder / "out", read_question_set(name, {"prompts": questions, "exams": {model: exam}})
+    )
     return folder / "out"
 
 
@@ -484,7 +486,7 @@ def test_people_s_verdicts_on_a_set_are_a_judge_of_that_set(tmp_path):
     [told] = report["people"]
     assert (told["on"], told["prompts"]) == ("mt", 35)
     [lost] = [row["what"] for row in report["missing"] if row["model"] == "people"]
-    assert lost.startswith("1 of 36 verdicts are on answers that no model of this exam gave")
+    assert lost.startswith("1 of 36 verdicts are on answers that no evaluated model gave")
 
 
 def test_costs_of_turns_add_up_and_means_do_not(tmp_path):

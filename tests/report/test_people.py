@@ -64,7 +64,7 @@ def test_people_are_a_judge_with_rate_interval_and_p_value(run, tmp_path):
     [row] = report["people"]
     assert (row["prompts"], row["annotators"], row["among_themselves"]) == (50, 1, None)
     text = (run.out / "report.html").read_text()
-    assert "Judges and people" in text and "round-1 against sft" in text
+    assert "Judges and annotators" in text and "round-1 against sft" in text
 
 
 def test_a_judge_that_agrees_with_people_half_the_time_is_told_so(run, tmp_path):
@@ -103,12 +103,12 @@ def test_verdicts_that_join_nothing_are_named_and_counted_and_the_rest_stands(ru
     report = evaluated(run, str(path))
     whats = [row["what"] for row in report["missing"] if row["model"] == "people"]
     assert whats == [
-        "5 of 36 verdicts are on answers that no model of this exam gave and are left out:"
+        "5 of 36 verdicts are on answers that no evaluated model gave and are left out:"
         " p000:nobody, p001:nobody, p002:nobody and 2 more",
         "1 of 36 verdicts are on answers to two prompts and are left out: p000:sft and p001:round-1",
     ]
     assert named(report["duels"], judge="people")["wins"] == 30
-    assert "no model of this exam gave" in (run.out / "report.md").read_text()
+    assert "no evaluated model gave" in (run.out / "report.md").read_text()
 
 
 def test_scores_are_no_contest_and_are_sent_to_the_scorer(run, tmp_path):

@@ -13,13 +13,13 @@ from pipeline.config.pair import PairConfig
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.report.analysis import changes, sanity_checks
-from pipeline.report.analysis.benchmarks import held, retention
-from pipeline.report.analysis.changes import note
-from pipeline.report.analysis.comparison import verdict as compared_verdict
-from pipeline.report.analysis.verdict import Question, headline, verdict
-from pipeline.report.formatting import number, signed
-from pipeline.report.render.comparison_page import _power as power
-from pipeline.report.render.reliability import trust
+from pipeline.report.analysis.benchmarks import apply_retention, check_retention
+from pipeline.report.analysis.changes import write_note
+from pipeline.report.analysis.comparison import conclude as compared_verdict
+from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict, write_headline
+from pipeline.report.formatting import format_number, format_signed
+from pipeline.report.render.comparison_page import _explain_power as power
+from pipeline.report.render.reliability import explain_reliability
 from pipeline.report.render.tables import models
 from pipeline.training.monitoring.diagnostics import TABLE, symptoms
 from tests.support.house import HOUSE, SMALL, composed
@@ -52,8 +52,8 @@ def model(name: str, kl: float | None = 1.5, n: int = 300, **means: float) -> di
     return {"name": name, "metrics": marks, "tokens": figures, "kl": {**figures, "mean": kl}}
 
 
-def question(scorer: str = "gold", training: str | None = "reward", **more: Any) -> Question:
-    return Question(
+def question(scorer: str = "gold", training: str | None = "reward", **more: Any) -> VerdictBasis:
+    return VerdictBasis(
         "test",
         300,
         scorer,
@@ -63,15 +63,15 @@ def question(scorer: str = "gold", training: str | None = "reward", **more: Any)
 
 
 def why(
-    of: Question, *gaps: dict[str, Any], sft: dict[str, Any] | None = None, **chosen: Any
+    of: VerdictBasis, *gaps: dict[str, Any], sft: dict[str, Any] | None = None, **chosen: Any
 ) -> str:
     names = {row["scorer"]: 0.5 for row in gaps}
-    return verdict(
+    return reach_verdict(
         of, [sft or model("sft", 0.0, **names), model("round-1", **(names | chosen))], gaps
     )["why"]
 
 
-def report(of: Question, *gaps: dict[str, Any], **more: Any) -> dict[str, Any]:
+def report(of: VerdictBasis, *gaps: dict[str, Any], **more: Any) -> dict[str, Any]:
     names = {row["scorer"]: 0.5 for row in gaps}
     known = [model("sft", 0.0, **names), model("round-1", **names)]
     told = {
@@ -81,10 +81,10 @@ def report(of: Question, *gaps: dict[str, Any], **more: Any) -> dict[str, Any]:
         "duels": [],
         "changes": [],
         "retention": [],
-        "verdict": verdict(of, known, gaps),
-        "control": sanity_checks.control(of, gaps, []),
-        "proxy": sanity_checks.proxy(of, known, gaps),
-        "ceiling": sanity_checks.ceiling(of, gaps),
+        "verdict": reach_verdict(of, known, gaps),
+        "control": sanity_checks.check_control(of, gaps, []),
+        "proxy": sanity_checks.check_proxy(of, known, gaps),
+        "ceiling": sanity_checks.check_ceiling(of, gaps),
     }
     return {**told, **more}
 
@@ -96,7 +96,7 @@ def test_only_a_scorer_that_made_pairs_can_be_pleased():
     """`mine` is gold and rose, `rand` made the pairs and decides: nothing learned to please `mine`."""
     of = question("rand", training="rand", gold=("mine",))
     told = why(of, gap("rand", -0.05, 0.05), gap("mine", 0.1, 0.2))
-    assert "please" not in told and "or mend" not in told
+    assert "please" not in told and "or fix" not in told
     assert "By mine it rose by +0.150, +0.100 to +0.200." in told and "prompts.split.test" in told
     assert "learned to please reward" in why(
         question(), gap("gold", -0.2, -0.1), gap("reward", 0.1, 0.2)
@@ -108,14 +108,16 @@ def test_where_no_scorer_made_pairs_none_can_be_pleased():
     of = question("reward", training=None)
     gaps = gap("reward", 0.1, 0.2), gap("gold", -0.05, 0.05)
     assert (
-        verdict(of, [model("sft", reward=0.5), model("round-1", reward=0.65)], gaps)["better"]
+        reach_verdict(of, [model("sft", reward=0.5), model("round-1", reward=0.65)], gaps)["better"]
         == "yes"
     )
     assert (
         "made pairs" not in why(of, *gaps)
-        and sanity_checks.proxy(of, [model("round-1")], gaps) is None
+        and sanity_checks.check_proxy(of, [model("round-1")], gaps) is None
     )
-    assert dict(trust(report(of, *gaps)))["Gold"].startswith("No scorer made pairs here")
+    assert dict(explain_reliability(report(of, *gaps)))["Gold"].startswith(
+        "No scorer made pairs here"
+    )
 
 
 def pairs(*words: str) -> PairConfig:
@@ -138,12 +140,14 @@ def test_a_gold_score_that_rises_too_little_to_be_sure_is_not_said_to_stand_stil
     assert "may have learned to please reward" in told and "does not clearly follow" in told
     shown = report(of, gap("reward", 0.05, 0.15), gap("gold", -0.01, 0.17))
     assert (
-        headline(shown)
+        write_headline(shown)
         == "round-1 may have learned to please reward; the gold score does not clearly follow."
     )
     assert "It may have learned to please reward." in shown["proxy"]["why"]
     flat = report(of, gap("reward", 0.05, 0.15), gap("gold", -0.1, 0.02))
-    assert headline(flat) == "round-1 learned to please reward; the gold score does not follow."
+    assert (
+        write_headline(flat) == "round-1 learned to please reward; the gold score does not follow."
+    )
 
 
 # ── the verdict: its figures ──────────────────────────────────────────────────────────────────────────────────────
@@ -157,7 +161,7 @@ def test_means_of_other_prompts_are_no_part_of_a_difference():
     )
     assert "against sft's" not in told and "0.900" not in told
     assert (
-        "On 45 test prompts that both have a score of reward for, round-1 differs from sft by +0.100"
+        "On the 45 test prompts where both have a score of reward, round-1 differs from sft by +0.100"
         in told
     )
     whole = why(of, gap("reward", 0.05, 0.15), sft=model("sft", reward=0.5), reward=0.6)
@@ -193,11 +197,11 @@ def test_a_comparison_names_how_many_have_scores_and_bears_a_model_without_any()
     told = compared_verdict(found)["why"]
     assert (
         "two scores 0.900" in told
-        and "No scorer marked both three and one on a common prompt." in told
+        and "No scorer scored both three and one on a common prompt." in told
     )
     assert (
         power(found)
-        == "So many can detect a difference of 0.050 (two, on 45 with scores) in four cases of five."
+        == "This many prompts can detect a difference of 0.050 (two, on 45 with scores) with 80 % power."
     )
 
 
@@ -219,19 +223,28 @@ def test_equal_scores_detect_nothing():
     same = gap("gold", 0.0, 0.0, detectable=0.0)
     told = why(question(), same)
     assert "can detect" not in told and "0.000:" not in told.partition("interval")[2]
-    assert "gold gives both the same score on every one of them" in told
+    assert "gold gives both models the same score on every prompt" in told
     shown = report(question(), same)
-    assert "So many can detect" not in models.models(shown).note
+    assert "This many prompts can detect" not in models.build_models(shown).note
     assert (
         "can detect a difference of 0.050"
-        in models.models(report(question(), gap("gold", -0.1, 0.1))).note
+        in models.build_models(report(question(), gap("gold", -0.1, 0.1))).note
     )
 
 
 def test_a_score_that_is_not_zero_is_not_written_as_zero():
     """Scores in millionths: "a difference of 0.000, 0.000 to 0.000" is no gain."""
-    assert (number(2.5e-6), number(-2.5e-6), signed(2.5e-6)) == ("2.5e-06", "−2.5e-06", "+2.5e-06")
-    assert (number(0.0), signed(1e-16), number(-1e-16), number(0.0004, 2)) == (
+    assert (format_number(2.5e-6), format_number(-2.5e-6), format_signed(2.5e-6)) == (
+        "2.5e-06",
+        "−2.5e-06",
+        "+2.5e-06",
+    )
+    assert (
+        format_number(0.0),
+        format_signed(1e-16),
+        format_number(-1e-16),
+        format_number(0.0004, 2),
+    ) == (
         "0.000",
         "0.000",
         "0.000",
@@ -246,10 +259,10 @@ def test_a_score_that_is_not_zero_is_not_written_as_zero():
 
 def test_so_many_are_those_that_have_scores():
     """300 prompts are examined, and both models have a score on 45 of them."""
-    note = models.models(report(question(), gap("gold", -0.1, 0.1, n=45))).note
-    assert "So many can detect" not in note
+    note = models.build_models(report(question(), gap("gold", -0.1, 0.1, n=45))).note
+    assert "This many prompts can detect" not in note
     assert "The 45 on which round-1 and sft have scores can detect a difference of 0.050" in note
-    one = models.models(
+    one = models.build_models(
         report(question(), gap("gold", None, None, n=1) | {"mean": 0.2, "detectable": None})
     ).note
     assert (
@@ -278,7 +291,7 @@ def test_a_model_that_is_worse_and_hardly_moved_took_no_large_step():
 def test_where_the_gate_passed_a_better_round_by_nobody_says_that_none_is_better():
     of = question(chosen="sft")
     shown = report(of, gap("gold", 0.05, 0.15))
-    assert headline(shown) == "No trained model was preferred to sft."
+    assert write_headline(shown) == "No trained model was preferred to sft."
     assert "Too large a step" not in shown["verdict"]["why"]
     assert "round-1 scores better than sft on test: +0.100" in shown["verdict"]["why"]
     assert "gate.min_gain" in shown["verdict"]["why"]
@@ -295,18 +308,20 @@ def test_a_round_that_is_as_good_as_sft_took_no_large_step():
     told = why(of, gap("gold", -0.05, 0.05))
     assert "Too large a step" not in told
     assert (
-        "By gold round-1 is not told apart from sft on test either: 0.000, −0.050 to +0.050."
+        "By gold round-1 cannot be distinguished from sft on test either: 0.000, −0.050 to +0.050."
         in told
     )
     assert "Too large a step" not in why(of, gap("gold", 0.1, 0.2, n=12))
-    assert "Too few test prompts have a score of gold to tell round-1 from sft" in why(
+    assert "Too few test prompts have a score of gold to distinguish round-1 from sft" in why(
         of, gap("gold", None, None, n=0)
     )
 
 
 def test_a_round_that_no_step_changed_took_no_large_step_where_sft_was_chosen():
     told = why(question(chosen="sft", unchanged=True), gap("gold", -0.2, -0.1), kl=None)
-    assert "The round-1 model’s weights are those that its training started from" in told
+    assert (
+        "The round-1 model’s weights are byte for byte those that its training started from" in told
+    )
     assert "Too large a step" not in told
 
 
@@ -324,23 +339,28 @@ def test_what_the_badge_calls_better_has_no_headline_against_it():
         shown["verdict"]["better"] == "yes"
         and "By second it is not clearly better" in shown["verdict"]["why"]
     )
-    assert headline(shown) == "round-1 is better than sft."
+    assert write_headline(shown) == "round-1 is better than sft."
 
 
 def test_too_few_prompts_and_an_unknown_benchmark_are_no_gain():
     """A verdict needs 30 prompts; so does the headline that says that the score rose."""
     unknown = [{"name": "gsm8k", "state": "unknown", "why": "not known"}]
     few = report(question(), gap("gold", 0.1, 0.2, n=20), retention=unknown)
-    assert headline(few) == "It is unclear whether round-1 is better than sft."
+    assert write_headline(few) == "It is unclear whether round-1 is better than sft."
     many = report(question(), gap("gold", 0.1, 0.2), retention=unknown)
-    many["verdict"] = held(many["verdict"], unknown, "round-1")
-    assert headline(many) == "round-1 scores better than sft; whether gsm8k was kept is not known."
+    many["verdict"] = apply_retention(many["verdict"], unknown, "round-1")
+    assert (
+        write_headline(many)
+        == "round-1 scores better than sft; whether gsm8k was kept is not known."
+    )
 
 
 def test_one_score_of_a_capability_is_not_none():
-    [row] = retention({"gold": 0.1}, question(), [], [gap("gold", None, None, n=1) | {"mean": 0.2}])
+    [row] = check_retention(
+        {"gold": 0.1}, question(), [], [gap("gold", None, None, n=1) | {"mean": 0.2}]
+    )
     assert "no prompt" not in row["why"] and "too few to tell (+0.200, on 1)" in row["why"]
-    [none] = retention({"gold": 0.1}, question(), [], [gap("gold", None, None, n=0)])
+    [none] = check_retention({"gold": 0.1}, question(), [], [gap("gold", None, None, n=0)])
     assert "no prompt has a score of gold for both models" in none["why"]
 
 
@@ -354,8 +374,8 @@ def test_where_scores_failed_the_reader_is_not_sent_to_an_empty_list_alone():
 
 
 def test_the_level_of_what_changed_is_never_rounded_to_zero():
-    assert "a p below 0.001," in note({"exam": {"level": 0.999}})
-    assert "a p below 0.05," in note({"exam": {"level": 0.95}})
+    assert "a p below 0.001," in write_note({"exam": {"level": 0.999}})
+    assert "a p below 0.05," in write_note({"exam": {"level": 0.95}})
 
 
 def test_a_rate_that_counts_ties_is_not_called_won():
@@ -370,9 +390,9 @@ def test_a_rate_that_counts_ties_is_not_called_won():
         "win_rate": 0.6,
     }
     duel |= {"low": 0.55, "high": 0.65, "p_holm": 0.001}
-    [change] = changes.told(report(question(), duels=[duel]))
+    [change] = changes.list_changes(report(question(), duels=[duel]))
     assert change.figures == "win rate 60.0 % (55.0 % to 65.0 %), a tie is half a win"
-    again = sanity_checks.control(question(), [], [{**duel, "a": "control"}])
+    again = sanity_checks.check_control(question(), [], [{**duel, "a": "control"}])
     assert again and "won" not in again["why"] and "win rate 60.0 %" in again["why"]
 
 
@@ -381,29 +401,34 @@ def test_a_rate_that_counts_ties_is_not_called_won():
 
 def test_a_control_that_chance_alone_tells_apart_may_be_chance():
     """At 95 % one sound machinery in twenty is told apart from itself."""
-    again = sanity_checks.control(question(), [gap("gold", 0.01, 0.1, "control", p_holm=0.03)], [])
+    again = sanity_checks.check_control(
+        question(), [gap("gold", 0.01, 0.1, "control", p_holm=0.03)], []
+    )
     assert again and "unless chance did it, as in 5.0 % of runs" in again["why"]
 
 
 def test_a_control_that_is_not_told_apart_is_not_called_equal():
-    steady = sanity_checks.control(question(), [gap("gold", -0.3, 0.4, "control", n=3)], [])
+    steady = sanity_checks.check_control(question(), [gap("gold", -0.3, 0.4, "control", n=3)], [])
     assert (
         steady
         and "does not differ" not in steady["why"]
-        and "is not told apart from itself" in steady["why"]
+        and "cannot be distinguished from itself" in steady["why"]
     )
 
 
 def test_a_ceiling_that_is_not_clear_is_not_zero():
     """Best of 4 gains +0.2 (−0.01 to +0.41) on few prompts: there may be much to capture."""
     shown = report(question(), gap("gold", -0.01, 0.41, "best-of-4"))
-    assert "nothing to capture" not in models.models(shown).note
-    assert "how much there is to capture is not known" in models.models(shown).note
+    assert "nothing can be gained" not in models.build_models(shown).note
+    assert "how much can be gained is not known" in models.build_models(shown).note
 
 
 def test_a_model_that_lost_gains_no_negative_part():
     shown = report(question(), gap("gold", 0.1, 0.2, "best-of-4"), gap("gold", -0.3, -0.1))
-    assert "Of what best-of-4 gains over sft, round-1 gains nothing." in models.models(shown).note
+    assert (
+        "Of what best-of-4 gains over sft, round-1 gains nothing."
+        in models.build_models(shown).note
+    )
 
 
 # ── trust ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -411,11 +436,11 @@ def test_a_model_that_lost_gains_no_negative_part():
 
 def test_a_gold_scorer_without_the_one_that_made_pairs_is_not_denied():
     """Pairs by a judge that marks no exam, exams by a gold scorer: it made no pairs, and is here."""
-    told = dict(trust(report(question(training="judge"), gap("gold", 0.1, 0.2))))
+    told = dict(explain_reliability(report(question(training="judge"), gap("gold", 0.1, 0.2))))
     assert "No scorer" not in told["Gold"] and "exam.score.scorers.judge" in told["Gold"]
     assert (
         "exam.score.scorers.gold.gold=true"
-        in dict(trust(report(question(gold=()), gap("gold", 0.1, 0.2))))["Gold"]
+        in dict(explain_reliability(report(question(gold=()), gap("gold", 0.1, 0.2))))["Gold"]
     )
 
 
@@ -423,15 +448,20 @@ def test_where_the_scorer_that_made_pairs_is_the_only_one_another_has_to_be_adde
     """`exam.score.scorers.NAME.gold=true` alone is refused where there is no scorer of that name."""
     shown = report(question("gold", training="gold", gold=()), gap("gold", 0.1, 0.2))
     added = "+scorer@exam.score.scorers.NAME=FILE exam.score.scorers.NAME.gold=true"
-    assert added in dict(trust(shown))["Gold"]
+    assert added in dict(explain_reliability(shown))["Gold"]
     assert not refused(*added.replace("NAME", "long").replace("FILE", "length").split())
 
 
 def test_where_sft_was_chosen_its_gold_scorer_is_not_denied():
     told = dict(
-        trust(report(question(chosen="sft"), gap("gold", 0.1, 0.2), gap("reward", 0.1, 0.2)))
+        explain_reliability(
+            report(question(chosen="sft"), gap("gold", 0.1, 0.2), gap("reward", 0.1, 0.2))
+        )
     )
-    assert "No scorer" not in told["Gold"] and "The chosen model is not one" in told["Gold"]
+    assert (
+        "No scorer" not in told["Gold"]
+        and "The chosen model was not trained on pairs of reward" in told["Gold"]
+    )
 
 
 def test_people_who_judged_are_not_nobody():
@@ -444,22 +474,26 @@ def test_people_who_judged_are_not_nobody():
         "losses": 1,
         "flip_rate": None,
     }
-    told = dict(trust(report(question(), gap("gold", 0.1, 0.2), duels=[duel])))
+    told = dict(explain_reliability(report(question(), gap("gold", 0.1, 0.2), duels=[duel])))
     assert "No judge" not in told["Flips"] and "people" in told["Flips"]
-    assert "+duel@exam.duels" in dict(trust(report(question(), gap("gold", 0.1, 0.2))))["Flips"]
+    assert (
+        "+duel@exam.duels"
+        in dict(explain_reliability(report(question(), gap("gold", 0.1, 0.2))))["Flips"]
+    )
 
 
 def test_a_control_cannot_be_had_on_dev_by_its_own_knob_alone():
-    of = Question("dev", 300, "gold", 0.95, "round-1", "reward", ("gold",))
+    of = VerdictBasis("dev", 300, "gold", 0.95, "round-1", "reward", ("gold",))
     assert (
         "exam.split=test with exam.control=true"
-        in dict(trust(report(of, gap("gold", 0.1, 0.2))))["A/A control"]
+        in dict(explain_reliability(report(of, gap("gold", 0.1, 0.2))))["A/A control"]
     )
 
 
 def test_what_calibrates_a_scorer_names_it():
     assert (
-        "ARGS=scorer=gold" in dict(trust(report(question(), gap("gold", 0.1, 0.2))))["Calibration"]
+        "strop calibrate verdicts.jsonl scorer=gold"
+        in dict(explain_reliability(report(question(), gap("gold", 0.1, 0.2))))["Calibration"]
     )
 
 
