@@ -1,4 +1,4 @@
-"""Benchmarks in the report: paired by question, absent with the reason, and what the verdict says of what was lost."""
+"""Benchmarks in the report: paired by question, unavailable with the reason, and retention."""
 
 import polars as pl
 import pytest
@@ -15,7 +15,7 @@ from tests.stages.test_evaluate import CONFIG, Run, named, scored
 
 DRAW = BootstrapConfig(0.95, 499, 1)
 QUESTION = VerdictBasis("test", 300, "rules", 0.95, "round-1")
-MARK, SUM = "acc,none", "f1,none"  # the second is no mean over questions
+MARK, SUM = "acc,none", "f1,none"  # the second is not a mean over questions
 ROWS = {
     "task": pl.String,
     "doc_id": pl.Int64,
@@ -25,7 +25,7 @@ ROWS = {
 }
 
 
-def metrics(folder, values, higher=True, doc="d{}"):
+def write_metrics(folder, values, higher=True, doc="d{}"):
     """One benchmark of one model, whose questions were answered so; None: why it is absent."""
     if isinstance(values, str):
         write_text(folder / ABSENT_FILE, values + "\n")
@@ -45,17 +45,17 @@ def metrics(folder, values, higher=True, doc="d{}"):
     return Metrics(folder)
 
 
-def examined(folder, **values):
+def make_evals(folder, **values):
     return {
-        name.replace("_", "-"): {"metrics": {"quiz": metrics(folder / name, of)}}
+        name.replace("_", "-"): {"metrics": {"quiz": write_metrics(folder / name, of)}}
         for name, of in values.items()
     }
 
 
-def loss(limits, sft, later, folder, **more):
+def check_loss(limits, sft, later, folder, **more):
     found = {
-        "sft": metrics(folder / "sft", sft, **more),
-        "round-1": metrics(folder / "later", later, **more),
+        "sft": write_metrics(folder / "sft", sft, **more),
+        "round-1": write_metrics(folder / "later", later, **more),
     }
     rows = describe_benchmarks(
         {name: {"metrics": {"quiz": each}} for name, each in found.items()}, DRAW
@@ -64,7 +64,7 @@ def loss(limits, sft, later, folder, **more):
 
 
 def test_each_figure_of_the_benchmark_is_paired_question_by_question(tmp_path):
-    rows = describe_benchmarks(examined(tmp_path, sft=[1, 0] * 50, round_1=[1, 1] * 50), DRAW)
+    rows = describe_benchmarks(make_evals(tmp_path, sft=[1, 0] * 50, round_1=[1, 1] * 50), DRAW)
     assert [(row["model"], row["metric"], row["chief"]) for row in rows] == [
         ("sft", MARK, True), ("sft", SUM, False), ("round-1", MARK, True), ("round-1", SUM, False)
     ]  # fmt: skip
@@ -75,14 +75,14 @@ def test_each_figure_of_the_benchmark_is_paired_question_by_question(tmp_path):
 
 
 def test_a_question_that_changed_between_two_models_is_no_pair(tmp_path):
-    other = metrics(tmp_path / "later", [1] * 40, doc="changed{}")
-    found = examined(tmp_path, sft=[1] * 40)
+    other = write_metrics(tmp_path / "later", [1] * 40, doc="changed{}")
+    found = make_evals(tmp_path, sft=[1] * 40)
     rows = describe_benchmarks({**found, "round-1": {"metrics": {"quiz": other}}}, DRAW)
     assert rows[2]["gain"] == {**rows[2]["gain"], "n": 0, "missing": 80, "mean": None}
 
 
 def test_a_question_that_only_one_model_has_a_figure_for_is_counted_as_missing(tmp_path):
-    found = examined(tmp_path, sft=[1] * 40, round_1=[1] * 39 + [0])
+    found = make_evals(tmp_path, sft=[1] * 40, round_1=[1] * 39 + [0])
     unweighed = pl.when(pl.col("doc_id") < 39).then("value")
     items = found["round-1"]["metrics"]["quiz"].items().with_columns(value=unweighed)
     write_table(tmp_path / "round_1" / "items.parquet", items)
@@ -104,12 +104,12 @@ def test_a_question_that_only_one_model_has_a_figure_for_is_counted_as_missing(t
 def test_what_may_not_be_lost_is_decided_by_the_interval_of_the_paired_difference(
     tmp_path, limit, later, state
 ):
-    [row] = loss({"quiz": limit}, [1, 0] * (len(later) // 2), later, tmp_path)
+    [row] = check_loss({"quiz": limit}, [1, 0] * (len(later) // 2), later, tmp_path)
     assert (row["name"], row["limit"], row["state"]) == ("quiz", limit, state)
 
 
 def test_where_lower_is_better_a_rise_is_the_loss(tmp_path):
-    [row] = loss({"quiz": 0.1}, [0, 0] * 50, [1, 0] * 50, tmp_path, higher=False)
+    [row] = check_loss({"quiz": 0.1}, [0, 0] * 50, [1, 0] * 50, tmp_path, higher=False)
     assert (row["state"], row["change"]["mean"]) == ("lost", 0.5)
 
 
@@ -152,8 +152,8 @@ def test_an_absent_benchmark_is_named_with_its_reason_and_the_report_is_whole(tm
     for name in run.exams:
         folder = tmp_path / name
         there, gone = (
-            metrics(folder / "quiz", [1, 0] * 50),
-            metrics(folder / "arc", "No <network>.\n  Connect."),
+            write_metrics(folder / "quiz", [1, 0] * 50),
+            write_metrics(folder / "arc", "No <network>.\n  Connect."),
         )
         run.exams[name]["metrics"] = {"quiz": there, "arc": gone}
     report = run.evaluate(
@@ -177,8 +177,8 @@ def test_an_absent_benchmark_is_named_with_its_reason_and_the_report_is_whole(tm
 def test_a_model_that_lost_something_does_not_stand_as_better(tmp_path):
     run = Run(tmp_path)
     run.add("sft", scored(0.2)).add("round-1", scored(lambda i: 0.5 + i % 3 / 10))
-    run.exams["sft"]["metrics"] = {"quiz": metrics(tmp_path / "a", [1] * 60)}
-    run.exams["round-1"]["metrics"] = {"quiz": metrics(tmp_path / "b", [0, 1] * 30)}
+    run.exams["sft"]["metrics"] = {"quiz": write_metrics(tmp_path / "a", [1] * 60)}
+    run.exams["round-1"]["metrics"] = {"quiz": write_metrics(tmp_path / "b", [0, 1] * 30)}
     report = run.evaluate(config=CONFIG.model_copy(update={"retention": {"quiz": 0.1}}))
     assert report["verdict"]["better"] == "no" and "quiz was lost" in report["verdict"]["why"]
     assert "round-1 lost quiz." in (run.out / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""The statistics against data with a known truth, the sentences of the verdict, and the page as a file."""
+"""The statistics against a known truth, the sentences of the verdict, and the page as a file."""
 
 import json
 import re
@@ -44,7 +44,7 @@ from pipeline.report.render.tables import models as model_sheets
 FEW = BootstrapConfig(level=0.95, resamples=999, seed=0)
 
 
-# ── statistics ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── statistics ────────────────────────────────────────────────────────────────
 
 
 def test_intervals_hold_the_true_mean_as_often_as_they_say():
@@ -146,10 +146,10 @@ def test_repetition_counts_trigrams_used_before():
     assert measure_repetition("") == measure_repetition("two words") == 0
 
 
-# ── the verdict ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the verdict ───────────────────────────────────────────────────────────────
 
 
-def judged(low, high, n=300, kl=1.5, chosen="round-1", prompts=300, split="test"):
+def judge(low, high, n=300, kl=1.5, chosen="round-1", prompts=300, split="test"):
     mean = (low + high) / 2
     gap = {
         "model": "round-1",
@@ -170,22 +170,22 @@ def judged(low, high, n=300, kl=1.5, chosen="round-1", prompts=300, split="test"
 
 
 def test_the_verdict_follows_the_interval():
-    assert judged(0.01, 0.09)["better"] == "yes"
-    assert judged(-0.09, -0.01)["better"] == "no"
-    assert judged(-0.01, 0.09)["better"] == "unclear"
-    assert judged(0.0, 0.09)["better"] == "unclear"
+    assert judge(0.01, 0.09)["better"] == "yes"
+    assert judge(-0.09, -0.01)["better"] == "no"
+    assert judge(-0.01, 0.09)["better"] == "unclear"
+    assert judge(0.0, 0.09)["better"] == "unclear"
 
 
 def test_a_yes_says_by_how_much_and_on_what():
-    why = judged(0.06, 0.14)["why"]
+    why = judge(0.06, 0.14)["why"]
     assert why == (
         "On 300 test prompts round-1 scores 0.600 against sft's 0.500 by rules: "
         "a difference of +0.100, 95 % interval +0.060 to +0.140."
     )
 
 
-def doubted(rules: float, reward: float, n: int = 300) -> dict:
-    """Judged by rules, where reward made the pairs: with the intervals of both and of one kind around these means."""
+def judge_with_reward(rules: float, reward: float, n: int = 300) -> dict:
+    """By rules, where reward made the pairs: intervals around these means, and of one criterion."""
     marks = {"rules": {"mean": 0.5, "n": 300}}
     models = [{"name": name, "metrics": marks, "kl": {"mean": 9.0}} for name in ("sft", "round-1")]
     told = {"rules": rules, "reward": reward, "reward/open": -9.0}
@@ -210,37 +210,37 @@ def doubted(rules: float, reward: float, n: int = 300) -> dict:
 
 @pytest.mark.parametrize(("rules", "better"), [(0.0, "unclear"), (-0.1, "no")])
 def test_a_reward_that_rose_alone_is_said_in_place_of_further_training(rules, better):
-    found = doubted(rules, reward=0.5)
+    found = judge_with_reward(rules, reward=0.5)
     assert found["better"] == better
     assert (
         "By reward it rose by +0.500, +0.460 to +0.540: it learned to please reward" in found["why"]
     )
     assert "train further" not in found["why"]
     assert (
-        "reward" not in doubted(rules, reward=0.0)["why"]
-        and "reward" not in doubted(rules, 0.5, n=9)["why"]
+        "reward" not in judge_with_reward(rules, reward=0.0)["why"]
+        and "reward" not in judge_with_reward(rules, 0.5, n=9)["why"]
     )
 
 
 def test_a_yes_that_another_scorer_does_not_share_says_so():
-    assert doubted(0.1, reward=0.02)["better"] == "yes"
+    assert judge_with_reward(0.1, reward=0.02)["better"] == "yes"
     assert (
         "By reward it is not clearly better: +0.020, −0.020 to +0.060."
-        in doubted(0.1, reward=0.02)["why"]
+        in judge_with_reward(0.1, reward=0.02)["why"]
     )
-    assert "reward" not in doubted(0.1, reward=0.1)["why"]
+    assert "reward" not in judge_with_reward(0.1, reward=0.1)["why"]
 
 
 def test_fewer_than_thirty_prompts_are_unclear_however_large_the_difference():
-    few = judged(0.3, 0.5, n=29, prompts=29, split="dev")
+    few = judge(0.3, 0.5, n=29, prompts=29, split="dev")
     assert few["better"] == "unclear"
     assert "29 dev prompts are too few" in few["why"]
     assert "prompts.split.dev" in few["why"]
-    assert judged(0.3, 0.5, n=30)["better"] == "yes"
+    assert judge(0.3, 0.5, n=30)["better"] == "yes"
 
 
 def test_few_scores_of_many_prompts_do_not_ask_for_more_prompts():
-    assert "prompts.split" not in judged(0.3, 0.5, n=12, prompts=300)["why"]
+    assert "prompts.split" not in judge(0.3, 0.5, n=12, prompts=300)["why"]
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_few_scores_of_many_prompts_do_not_ask_for_more_prompts():
     ],
 )
 def test_what_is_not_better_names_the_next_knob(low, high, kl, knob):
-    assert knob in judged(low, high, kl=kl)["why"]
+    assert knob in judge(low, high, kl=kl)["why"]
 
 
 @pytest.mark.parametrize("kl", [0.0, None])
@@ -299,26 +299,25 @@ def test_without_a_spread_no_detectable_difference_is_known():
 
 
 def test_a_chosen_model_that_is_sft_or_was_not_examined():
-    assert judged(0.01, 0.09, chosen="sft")["better"] == "no"
+    assert judge(0.01, 0.09, chosen="sft")["better"] == "no"
     for kl, knob in (
         (6.0, "lower train.learning_rate"),
         (0.01, "raise train.learning_rate"),
         (1.0, "min_margin"),
     ):
-        assert knob in judged(-0.05, 0.03, kl=kl, chosen="sft")["why"], (
+        assert knob in judge(-0.05, 0.03, kl=kl, chosen="sft")["why"], (
             "it says what to turn so that a round is chosen"
         )
-    assert judged(0.01, 0.09, chosen=None)["better"] == "unclear"
-    assert judged(0.01, 0.09, chosen="round-7")["better"] == "unclear"
+    assert judge(0.01, 0.09, chosen=None)["better"] == "unclear"
+    assert judge(0.01, 0.09, chosen="round-7")["better"] == "unclear"
 
 
-# ── words and shapes ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── words and shapes ──────────────────────────────────────────────────────────
 
 
 def test_numbers_are_written_for_people():
-    assert (format_number(0.12345), format_number(-0.5), format_number(12.345), format_number(None), format_number(-0.0001)) == (
-        "0.123", "−0.500", "12.3", "–", "−0.0001",
-    )  # fmt: skip
+    values = (0.12345, -0.5, 12.345, None, -0.0001)
+    assert [*map(format_number, values)] == ["0.123", "−0.500", "12.3", "–", "−0.0001"]
     assert (format_signed(0.1), format_signed(-0.1), format_signed(0.0), format_signed(-1e-12)) == (
         "+0.100",
         "−0.100",
@@ -350,7 +349,7 @@ def test_a_scale_may_run_upwards():
     assert up(1) < up(0)
 
 
-# ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the page ──────────────────────────────────────────────────────────────────
 
 
 def a_report(name="round-1"):
@@ -478,7 +477,7 @@ def change(habit, mean, p_holm):
 
 
 def draw(label, wave=0, failed=None):
-    """As many tokens were thought as answered; the policy was trained beside a quantised base."""
+    """As many tokens were thought as answered; the policy was trained on a quantised base."""
     lost = {
         "prompts": 20,
         "dropped": {"prompt_too_long": 3},
@@ -631,7 +630,7 @@ def test_every_figure_is_drawn_and_its_numbers_stand_beside_it_as_text():
 
 
 def test_the_page_runs_its_own_script_alone():
-    """The policy names the script by its hash, so that one which slipped in with a text would not run."""
+    """The policy names the script by its hash, so a script within a text would not run."""
     text = render_page(a_report(), TWO)
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
     told = b64encode(sha256(script.encode()).digest()).decode()

@@ -19,8 +19,8 @@ from pipeline.report.render.tables import contests
 LEVEL = 0.05
 
 
-def exams(rng, gain: float, prompts: int = 80, samples: int = 1):
-    """Two models' means by prompt: prompts differ much, samples of one prompt are alike, scores may tie."""
+def simulate_evals(rng, gain: float, prompts: int = 80, samples: int = 1):
+    """Two models' means by prompt: prompts differ much, a prompt's samples little; ties occur."""
     hardness = rng.normal(0, 1, (prompts, 1))
     taste = rng.normal(0, 0.4, (2, prompts, 1))  # what a model makes of a prompt, whatever it draws
     drawn = hardness + taste + rng.normal(0, 0.6, (2, prompts, samples))
@@ -33,14 +33,15 @@ def coverage(sets: int, samples: int, seed: int = 0) -> float:
     rng, held = np.random.default_rng(seed), 0
     for draw in range(sets):
         found = estimate_difference(
-            *exams(rng, 0.2, samples=samples), 80, BootstrapConfig(0.95, 499, draw)
+            *simulate_evals(rng, 0.2, samples=samples), 80, BootstrapConfig(0.95, 499, draw)
         ).estimate
         held += found.low <= 0.2 <= found.high
     return held / sets
 
 
-# What values by prompt look like: how n of them are drawn, their true mean, and the least coverage at 100 prompts.
-# Measured over 4,000 sets of 100 (999 resamples): BCa · percentile · Student's t · bootstrap of t · what we take.
+# Distributions by prompt: how n values are drawn, their true mean, least coverage at 100 prompts.
+# Measured over 4,000 sets of 100 (999 resamples):
+# BCa · percentile · Student's t · bootstrap-t · what we take.
 SKEWED = {
     # 0.949 · 0.949 · 0.955 · 0.953 · 0.959
     "normal": (lambda rng, n: rng.normal(0.3, 1, n), 0.3, 0.94),
@@ -77,7 +78,7 @@ SKEWED = {
 }
 
 
-def held(name: str, sets: int, prompts: int = 100, resamples: int = 499) -> float:
+def coverage_of(name: str, sets: int, prompts: int = 100, resamples: int = 499) -> float:
     draw, truth, _ = SKEWED[name]
     rng, found = np.random.default_rng(0), 0
     for seed in range(sets):
@@ -91,13 +92,13 @@ def held(name: str, sets: int, prompts: int = 100, resamples: int = 499) -> floa
 )
 def test_intervals_of_skewed_scores_hold_the_truth_at_100_prompts(name, least):
     """BCa held it in 0.909, 0.900 and 0.898 of these very sets."""
-    assert held(name, 1500, resamples=199) >= least
+    assert coverage_of(name, 1500, resamples=199) >= least
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SKEWED)
 def test_intervals_of_every_shape_hold_the_truth_as_often_as_simulated(name):
-    assert SKEWED[name][2] <= held(name, 3000) <= 0.99
+    assert SKEWED[name][2] <= coverage_of(name, 3000) <= 0.99
 
 
 def test_an_interval_of_ordinary_scores_is_hardly_wider_than_student_s():
@@ -108,11 +109,11 @@ def test_an_interval_of_ordinary_scores_is_hardly_wider_than_student_s():
 
 
 def false_positives(sets: int, seed: int = 0) -> dict[str, float]:
-    """How often two draws of one model are told apart: by the interval, the two tests, and any of a family of three."""
+    """How often two samples of one model differ: by interval, both tests, any of a family of 3."""
     rng = np.random.default_rng(seed)
     found = dict.fromkeys(("interval", "sign flip", "sign test", "holm"), 0)
     for draw in range(sets):
-        a, b = exams(rng, 0.0, samples=2)
+        a, b = simulate_evals(rng, 0.0, samples=2)
         gap, met = (
             estimate_difference(a, b, 80, BootstrapConfig(0.95, 499, draw)),
             count_wins(a, b, 80, BootstrapConfig(0.95, 9, draw)),
@@ -129,7 +130,7 @@ def false_positives(sets: int, seed: int = 0) -> dict[str, float]:
 
 
 def test_intervals_hold_the_truth_when_a_prompt_has_several_samples():
-    """As many prompts' worth of samples taken for prompts would hold it in less than eight cases of ten."""
+    """Counting samples as prompts would cover the truth in less than eight cases of ten."""
     assert 0.92 <= coverage(300, samples=4) <= 0.98
 
 
@@ -163,7 +164,7 @@ def test_ties_are_no_evidence_for_a_difference():
 
 
 def test_a_true_difference_is_found():
-    a, b = exams(np.random.default_rng(0), 0.5)
+    a, b = simulate_evals(np.random.default_rng(0), 0.5)
     found = estimate_difference(a, b, 80, BootstrapConfig(0.95, 999, 0))
     assert found.p_value == 1 / 1000
     assert (
@@ -183,8 +184,8 @@ def test_the_same_tests_corrected_together_are_stricter_than_one():
     assert wins < LEVEL < min(adjust_holm([wins] * 3))
 
 
-def judged(win, seed: int = 0, judges: int = 20) -> tuple[float, float]:
-    """The mean plain and the mean length-adjusted rate over judges of 500 prompts; a's answers are 30 tokens longer."""
+def mean_rates(win, seed: int = 0, judges: int = 20) -> tuple[float, float]:
+    """The mean plain and length-adjusted rates of judges of 500 prompts; a is 30 tokens longer."""
     rng, plain, adjusted = np.random.default_rng(seed), [], []
     for _ in range(judges):
         gaps = rng.normal(30, 40, 500).round()
@@ -202,7 +203,7 @@ def by_prompt(values) -> dict[str, float]:
 
 
 def contests_of(rng, kind: str, prompts: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Who won on each prompt and how much longer a's answer is: by length alone, by length and more, or half ties."""
+    """Who won on each prompt, and a's extra length: by length alone, length and more, half ties."""
     gaps = rng.normal(30, 40, prompts).round()
     known = {
         "length alone": gaps / 25,
@@ -255,12 +256,12 @@ def test_the_table_of_contests_shows_the_interval_of_the_length_adjusted_rate():
 
 @pytest.mark.parametrize("steep", [1 / 25, 1 / 10])
 def test_a_judge_that_rewards_length_alone_is_adjusted_to_a_half(steep):
-    plain, adjusted = judged(lambda gaps: 1 / (1 + np.exp(-gaps * steep)))
+    plain, adjusted = mean_rates(lambda gaps: 1 / (1 + np.exp(-gaps * steep)))
     assert adjusted == pytest.approx(0.5, abs=0.03)
     assert plain > 0.65
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.65, 0.8])
 def test_a_judge_that_ignores_length_is_left_as_it_is(rate):
-    plain, adjusted = judged(lambda gaps: np.full(len(gaps), rate))
+    plain, adjusted = mean_rates(lambda gaps: np.full(len(gaps), rate))
     assert adjusted == pytest.approx(plain, abs=0.02)

@@ -1,4 +1,4 @@
-"""The page that compares a sweep's points: which one it takes, which ones it greys, and that no point is lost on it."""
+"""The sweep's page: which point it takes, which are grey, and that no point is missing."""
 
 import re
 
