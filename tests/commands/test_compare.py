@@ -127,7 +127,7 @@ def test_two_runs_are_compared_by_what_they_chose_on_common_prompts(two, tmp_pat
     page = (tmp_path / "compared" / "report.html").read_text()
     assert "smoke/b is better than smoke/a" in page and "://" not in page
     assert (
-        "So many can detect a difference of 0.040 (smoke/b)" in page
+        "This many prompts can detect a difference of 0.040 (smoke/b)" in page
         and "difference of 0.000" not in page
     )
     gaps = [{**gap, "detectable": 0.05}]

@@ -643,7 +643,7 @@ def test_where_sft_is_chosen_it_is_not_held_against_itself(run):
         run.add(name, [answer(key, score, kinds={"lower": score}) for key in IDS])
     run.evaluate("sft", CONFIG.model_copy(update={"slices": ["category"]}))
     told = (run.out / "report.md").read_text()
-    assert "best-of-4 gains +0.400 over sft: so much there is to capture." in told
+    assert "best-of-4 gains +0.400 over sft: this much can be gained." in told
     assert "| slice | prompts | sft |\n" in told and "Δ sft" not in told
 
 
