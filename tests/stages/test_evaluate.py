@@ -586,7 +586,7 @@ def test_a_control_that_differs_is_said_at_the_top(run):
     report = again(run, 0.5).evaluate()
     assert report["control"]["stable"] is False
     for file in ("report.md", "report.html"):
-        assert "The machinery or the scorer is unstable" in (run.out / file).read_text()
+        assert "The pipeline or the scorer is unstable" in (run.out / file).read_text()
 
 
 def golden(run, gold):
