@@ -572,7 +572,7 @@ def test_a_contest_that_was_lost_on_every_prompt_is_told_as_lost():
 
 
 def test_a_scorer_whose_name_begins_like_the_primary_one_is_not_its_kind():
-    models = [SimpleNamespace(marks=dict.fromkeys(("mathematics/x", "math/x", "math", "algebra")))]
+    models = [SimpleNamespace(scores=dict.fromkeys(("mathematics/x", "math/x", "math", "algebra")))]
     assert aggregate.list_scorers(models, "math") == ["math", "math/x", "algebra", "mathematics/x"]
 
 
