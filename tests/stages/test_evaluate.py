@@ -680,7 +680,7 @@ def test_no_model_with_scores_at_all_still_gives_a_report(run):
 
 def test_kl_without_log_probabilities_is_null_and_says_why(run):
     report = run.add("sft", scored(0.5)).add("round-1", scored(0.6), without=["logps"]).evaluate()
-    reason = "the exam has no samples of the setting kl"
+    reason = "the evaluation has no samples of the setting kl"
     assert report["models"][1]["kl"] == {
         "mean": None,
         "low": None,
