@@ -17,9 +17,20 @@ from pipeline.artifacts import read_json, write_json
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
 from pipeline.config.compose import Arguments, compose_block
 from pipeline.errors import BROKE, REFUSED, StageError, UserError, many, nearest
-from pipeline.report.analysis.agreement import Pair, calibration, gain, people_s_own
+from pipeline.report.analysis.agreement import (
+    LabelledPair,
+    calibrate,
+    calibrate_annotators,
+    estimate_gain,
+)
 from pipeline.report.analysis.statistics import Estimate
-from pipeline.report.formatting import UNKNOWN, interval, number, share, signed
+from pipeline.report.formatting import (
+    UNKNOWN,
+    format_interval,
+    format_number,
+    format_share,
+    format_signed,
+)
 from pipeline.scorers import Answer, Score, open_scorer
 from pipeline.scorers.ensemble import combine_scores
 from pipeline.scorers.human_pairs import HumanComparison, read_human_comparisons
@@ -148,7 +159,7 @@ def calibrated(
     judged: list[HumanComparison], scorers: dict[str, tuple[Verdicts, Verdicts]]
 ) -> dict[str, Any]:
     pairs = {
-        pair.key: Pair(
+        pair.key: LabelledPair(
             pair.prompt_key,
             pair.majority,
             list(pair.votes.values()),
@@ -158,18 +169,18 @@ def calibrated(
         for pair in judged
     }
     longer: Verdicts = {key: pair.longer for key, pair in pairs.items()}
-    rows = {name: calibration(pairs, *asked) for name, asked in scorers.items()}
+    rows = {name: calibrate(pairs, *asked) for name, asked in scorers.items()}
     rows |= {
-        LONGER: calibration(pairs, longer),
-        COIN: calibration(pairs, {pair.key: coin(pair) for pair in judged}),
+        LONGER: calibrate(pairs, longer),
+        COIN: calibrate(pairs, {pair.key: coin(pair) for pair in judged}),
     }
-    if among := people_s_own(pairs):
+    if among := calibrate_annotators(pairs):
         rows[PEOPLE] = among
-    gains = {name: gain(pairs, asked[0], longer) for name, asked in scorers.items()}
-    truth = calibration(pairs, {key: pair.verdict for key, pair in pairs.items()})
+    gains = {name: estimate_gain(pairs, asked[0], longer) for name, asked in scorers.items()}
+    truth = calibrate(pairs, {key: pair.verdict for key, pair in pairs.items()})
     return {
         "pairs": len(pairs),
-        "prompts": len({pair.asked for pair in pairs.values()}),
+        "prompts": len({pair.prompt for pair in pairs.values()}),
         "decided": truth.decided,
         "split": sum(pair.verdict is None for pair in pairs.values()),
         "people_prefer": {
@@ -177,7 +188,7 @@ def calibrated(
             "longer": truth.prefers_longer,
             "ties": truth.ties,
         },
-        "scorers": {name: row.told() for name, row in rows.items()},
+        "scorers": {name: row.to_dict() for name, row in rows.items()},
         "warnings": [
             warning for name, one in gains.items() for warning in distrusted(name, one.estimate)
         ],
@@ -192,8 +203,8 @@ def distrusted(name: str, gained: Estimate) -> Iterator[str]:
         )
     elif gained.low is None or gained.low <= 0:
         yield (
-            f"{name} does not beat '{LONGER}': {signed(gained.mean)} agreement by prompt"
-            f" ({interval(asdict(gained), signed)}). Do not trust it on texts like these."
+            f"{name} does not beat '{LONGER}': {format_signed(gained.mean)} agreement by prompt"
+            f" ({format_interval(asdict(gained), format_signed)}). Do not trust it on texts like these."
         )
 
 
@@ -221,7 +232,7 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         f" {told['decided']} decided, {told['split']} without a majority"
     )
     yield (
-        f"people prefer the first answer in {share(people['first'])} and the longer one in {share(people['longer'])}"
+        f"people prefer the first answer in {format_share(people['first'])} and the longer one in {format_share(people['longer'])}"
         " of their decisions"
     )
     yield "agreement where people decided, a tie is half right: by prompt (the mean of each prompt's own pairs, with"
@@ -236,23 +247,27 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
     kinds = rows[LONGER]["by_length"]  # of all pairs: a scorer may have failed at some
     table = [["", *(f"{kind} ({row['pairs']})" for kind, row in kinds.items())]]
     for name, row in rows.items():
-        table.append([name, *(number(cell["agreement"]) for cell in row["by_length"].values())])
+        table.append(
+            [name, *(format_number(cell["agreement"]) for cell in row["by_length"].values())]
+        )
     yield from aligned(table)
     for warning in told["warnings"]:
         yield f"\n! {warning}"
 
 
 def cells(name: str, row: dict[str, Any]) -> list[str]:
-    shares = [share(row[key]) for key in ("ties", "prefers_first", "prefers_longer", "order_flips")]
+    shares = [
+        format_share(row[key]) for key in ("ties", "prefers_first", "prefers_longer", "order_flips")
+    ]
     mean = row["agreement"]["mean"]
     return [
         name,
-        UNKNOWN if mean is None else number(mean),
-        interval(row["agreement"]),
-        number(row["pair_agreement"]),
+        UNKNOWN if mean is None else format_number(mean),
+        format_interval(row["agreement"]),
+        format_number(row["pair_agreement"]),
         str(row["decided"]),
-        number(row["exact"]),
-        number(row["kappa"]),
+        format_number(row["exact"]),
+        format_number(row["kappa"]),
         *shares,
         str(row["failed"]),
     ]

@@ -15,11 +15,11 @@ import polars as pl
 
 from pipeline.artifacts import write_json, write_table, write_text
 from pipeline.errors import REFUSED, UserError, many, nearest
-from pipeline.report.analysis.comparison import compared
-from pipeline.report.analysis.find_runs import FoundRun, find
+from pipeline.report.analysis.comparison import compare_runs
+from pipeline.report.analysis.find_runs import FoundRun, find_run
 from pipeline.report.analysis.statistics import BootstrapConfig
 from pipeline.report.render import comparison_page
-from pipeline.report.render.answers import answer_table
+from pipeline.report.render.answers import tabulate_answers
 
 USAGE = "strop compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95] [resamples=9999] [seed=42]"
 # Of the intervals, as evaluate.level and the like of a run.
@@ -32,8 +32,8 @@ WRITTEN = {"report.html", "report.md", "report.json", "answers.parquet", "verdic
 def main(arguments: list[str]) -> int:
     try:
         words, store, out, draw = parsed(arguments)
-        found = named_apart([find(word, store) for word in words])
-        report, examined, verdicts = compared(found, draw)
+        found = named_apart([find_run(word, store) for word in words])
+        report, examined, verdicts = compare_runs(found, draw)
         made(out)
     except UserError as refusal:
         print(refusal, file=sys.stderr)
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     )
     for text in (*report["ground"]["apart"], report["verdict"]["why"]):
         print(text)
-    write(out, report, answer_table(examined, found[0].prompts.read()), verdicts)
+    write(out, report, tabulate_answers(examined, found[0].prompts.read()), verdicts)
     print(out / "report.html")
     return 0
 
@@ -106,8 +106,8 @@ def write(out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl
     write_table(out / "answers.parquet", answers)
     write_table(out / "verdicts.parquet", verdicts)
     write_json(out / "report.json", report)
-    write_text(out / "report.md", comparison_page.card(report))
-    write_text(out / "report.html", comparison_page.page(report, answers, verdicts))
+    write_text(out / "report.md", comparison_page.render_markdown(report))
+    write_text(out / "report.html", comparison_page.render_page(report, answers, verdicts))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import polars as pl
 from pipeline.artifacts import KL, Samples, resolve_run, write_text
 from pipeline.config import LATER_TURN
 from pipeline.errors import REFUSED, UserError, many, nearest
-from pipeline.report.render.examples import prompt_text
+from pipeline.report.render.examples import format_prompt
 from pipeline.scorers.label_files import FORMULA_SIGNS
 
 PAGE = Path(__file__).with_suffix(".html")
@@ -184,7 +184,7 @@ def spreadsheet(rows: list[Row]) -> str:
     table = csv.DictWriter(text, COLUMNS, restval="")
     table.writeheader()
     for row in rows:
-        told = {**row, "prompt": prompt_text(row["prompt"])}
+        told = {**row, "prompt": format_prompt(row["prompt"])}
         table.writerow(
             {
                 name: f"'{value}" if value.startswith(FORMULA_SIGNS) else value
@@ -200,7 +200,7 @@ def records(rows: list[Row]) -> Iterator[Row]:
     for row in rows:
         yield {
             "id": f"{row['a_id']} {row['b_id']}",
-            "fields": {"prompt": prompt_text(row["prompt"]), "a": row["a"], "b": row["b"]},
+            "fields": {"prompt": format_prompt(row["prompt"]), "a": row["a"], "b": row["b"]},
             "metadata": {name: row[name] for name in ("prompt_id", "a_id", "b_id")},
         }
 

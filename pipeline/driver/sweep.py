@@ -80,11 +80,11 @@ def close(
     cfg: Config, folder: Path, points: list[dict[str, Any]], flags: Sequence[str] = ()
 ) -> tuple[Path, int]:
     """The page of all points and the exit code of the best one's second run; `points.json` where none was examined."""
-    from pipeline.report.render.sweep_page import Grid, best_of, grid_page
+    from pipeline.report.render.sweep_page import SweepGrid, choose_best, render_sweep
 
     if not any("score" in point for point in points):
         return folder / "points.json", DONE
-    best = best_of(points, cfg.sweep.kl_budget)
+    best = choose_best(points, cfg.sweep.kl_budget)
     code, report = DONE, None
     if best and cfg.exam.split == "dev" and cfg.sweep.retest:
         print(f"\npoint {best['point']} again, on test: {' '.join(best['overrides'])}", flush=True)
@@ -92,10 +92,10 @@ def close(
         report = "best/report.html" if code == DONE else None
     if best and cfg.sweep.keep == "best":
         let_go(cfg, folder, [point for point in points if point is not best])
-    grid = Grid(
+    grid = SweepGrid(
         cfg.recipe, points, cfg.exam.split, cfg.sweep.kl_budget, best, command(best, flags), report
     )
-    write_text(folder / "sweep.html", grid_page(grid))
+    write_text(folder / "sweep.html", render_sweep(grid))
     return folder / "sweep.html", code
 
 

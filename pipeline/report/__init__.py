@@ -1,8 +1,10 @@
-"""From exams to a page, each part made from the one before it.
+"""From evaluations to a page. Each part is made from those before it.
 
-read        examined, found, people, judged · ancestors, cost, funnel, gates
-measured    statistics, families, agreement, habits · tables, changes, slices, distributions, benchmarks, chats, doubts
-concluded   verdict: with the above this is report.json; compared has its own, of examined models of any runs
-shown       sheets/ (tables) and figures/ (drawings), from report.json alone, in the shapes of sheet, svg and wording
-written     page with header, trust, answers and examples; card, the same in Markdown; compared_page; a sweep's grid
+read        eval_results, find_runs, people, judges · ancestors, cost, funnel, gates
+measured    statistics, multiple_testing, agreement, text_metrics · aggregate, changes, slices,
+            distributions, benchmarks, chats, sanity_checks
+concluded   verdict: with the above this is report.json; comparison has its own, of any runs' models
+shown       tables/ and figures/, from report.json alone, with the shapes in table, svg, formatting
+written     page with header, reliability, answers and examples; markdown, the same as Markdown;
+            comparison_page; sweep_page
 """

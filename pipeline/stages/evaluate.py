@@ -24,23 +24,28 @@ from pipeline.artifacts import (
 from pipeline.config import CONTROL, Evaluation
 from pipeline.errors import UserError, nearest
 from pipeline.report.analysis import aggregate, sanity_checks
-from pipeline.report.analysis.benchmarks import absences, benchmarks, held, retention
-from pipeline.report.analysis.changes import changes
-from pipeline.report.analysis.chats import QuestionSet, chat_report, read_set
-from pipeline.report.analysis.cost import cost_of
-from pipeline.report.analysis.distributions import distributions
-from pipeline.report.analysis.eval_results import SFT, EvalResult, read_exam
-from pipeline.report.analysis.funnel import funnel_of
-from pipeline.report.analysis.gates import gates
-from pipeline.report.analysis.judges import judged
-from pipeline.report.analysis.multiple_testing import corrected
-from pipeline.report.analysis.people import Said, Vote, said_of
-from pipeline.report.analysis.slices import slices
-from pipeline.report.analysis.verdict import Question, verdict
+from pipeline.report.analysis.benchmarks import (
+    apply_retention,
+    check_retention,
+    describe_benchmarks,
+    list_unavailable,
+)
+from pipeline.report.analysis.changes import describe_changes
+from pipeline.report.analysis.chats import QuestionSet, describe_chat, read_question_set
+from pipeline.report.analysis.cost import describe_cost
+from pipeline.report.analysis.distributions import describe_distributions
+from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
+from pipeline.report.analysis.funnel import read_funnel
+from pipeline.report.analysis.gates import read_gates
+from pipeline.report.analysis.judges import judge_duels
+from pipeline.report.analysis.multiple_testing import correct_families
+from pipeline.report.analysis.people import HumanResults, Vote, collect_human_results
+from pipeline.report.analysis.slices import describe_slices
+from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict
 from pipeline.report.render.answer_files import write_answers
-from pipeline.report.render.answers import answer_table
-from pipeline.report.render.markdown import card
-from pipeline.report.render.page import page
+from pipeline.report.render.answers import tabulate_answers
+from pipeline.report.render.markdown import render_markdown
+from pipeline.report.render.page import render_page
 from pipeline.scorers.label_files import read_votes
 
 
@@ -57,24 +62,31 @@ def run(
 ) -> Report:
     asked = prompts.read()
     examined = [
-        read_exam(name, exam, frozenset(asked["prompt_id"]), cfg.scorer)
+        read_eval(name, exam, frozenset(asked["prompt_id"]), cfg.scorer)
         for name, exam in exams.items()
     ]
     check_scorer(cfg.scorer, examined)
-    sets = [read_set(name, chat) for name, chat in (chats or {}).items()]
-    found = findings(cfg, examined, benchmarks(exams, aggregate.sampling(cfg)), duels or {}, sets)
+    sets = [read_question_set(name, chat) for name, chat in (chats or {}).items()]
+    found = findings(
+        cfg,
+        examined,
+        describe_benchmarks(exams, aggregate.bootstrap_config(cfg)),
+        duels or {},
+        sets,
+    )
     report = assemble(cfg, out, prompts, name_of(chosen, examined), found, pairs)
-    answers = answer_table(examined, asked)
+    answers = tabulate_answers(examined, asked)
 
     write_table(out / "answers.parquet", answers)
-    verdicts = aggregate.verdict_table(found.fought)
+    verdicts = aggregate.tabulate_verdicts(found.fought)
     write_table(out / "verdicts.parquet", verdicts)
     write_json(out / "report.json", report)
     for of in sets:
         write_answers(out / "answers" / of.name, of)
-    write_text(out / "report.md", card(report))
+    write_text(out / "report.md", render_markdown(report))
     write_text(
-        out / "report.html", page(report, answers.filter(pl.col("model") != CONTROL), verdicts)
+        out / "report.html",
+        render_page(report, answers.filter(pl.col("model") != CONTROL), verdicts),
     )
     return Report(out)
 
@@ -84,13 +96,17 @@ class Findings:
     """All that was read, in the order of the plan."""
 
     examined: list[EvalResult]
-    fought: list[aggregate.Duel]
+    fought: list[aggregate.ModelDuel]
     published: list[dict[str, Any]]
-    people: Said
-    chats: dict[str, tuple[dict[str, Any], Said]]
+    people: HumanResults
+    chats: dict[str, tuple[dict[str, Any], HumanResults]]
 
     def missing(self) -> list[dict[str, str]]:
-        own = [*aggregate.missing(self.examined), *absences(self.published), *self.people.missing]
+        own = [
+            *aggregate.list_missing(self.examined),
+            *list_unavailable(self.published),
+            *self.people.missing,
+        ]
         return [*own, *(row for _, said in self.chats.values() for row in said.missing)]
 
 
@@ -102,14 +118,14 @@ def findings(
     sets: list[QuestionSet],
 ) -> Findings:
     """People's verdicts go to the set of questions that they are on, the others to the exam."""
-    draw, names = aggregate.sampling(cfg), aggregate.scorers(examined, cfg.scorer)
+    draw, names = aggregate.bootstrap_config(cfg), aggregate.list_scorers(examined, cfg.scorer)
     votes = {name: votes_in(name, path) for name, path in sorted(cfg.labels.items())}
-    judges = [*aggregate.duels(examined, names, draw), *judged(duels, examined, draw)]
-    people = said_of(
+    judges = [*aggregate.score_duels(examined, names, draw), *judge_duels(duels, examined, draw)]
+    people = collect_human_results(
         examined, {name: apart(given, sets) for name, given in votes.items()}, judges, draw
     )
     told = {
-        of.name: chat_report(of, {name: on(of, given) for name, given in votes.items()}, draw)
+        of.name: describe_chat(of, {name: on(of, given) for name, given in votes.items()}, draw)
         for of in sets
     }
     return Findings(examined, [*judges, *people.duels], published, people, told)
@@ -123,57 +139,59 @@ def assemble(
     found: Findings,
     pairs: list[Pairs],
 ) -> dict[str, Any]:
-    draw, told, asked = aggregate.sampling(cfg), prompts.columns(), last_words(prompts)
+    draw, told, asked = aggregate.bootstrap_config(cfg), prompts.columns(), last_words(prompts)
     examined, published = found.examined, found.published
     names = (
-        [model.name for model in aggregate.trained(examined)][-1:] if chosen == SFT else [chosen]
+        [model.name for model in aggregate.select_rounds(examined)][-1:]
+        if chosen == SFT
+        else [chosen]
     )
     unchanged = any(model.unchanged for model in examined if model.name in names)
     scorers = cfg.training, tuple(cfg.gold)
-    question = Question(
+    question = VerdictBasis(
         prompts.path.name, len(asked), cfg.scorer, cfg.level, chosen, *scorers, unchanged
     )
-    names = aggregate.scorers(examined, cfg.scorer)
-    models = aggregate.models(examined, names, asked, draw)
-    differences, contests = corrected(
-        aggregate.differences(examined, names, draw),
-        [aggregate.duel_row(duel) for duel in found.fought],
+    names = aggregate.list_scorers(examined, cfg.scorer)
+    models = aggregate.describe_models(examined, names, asked, draw)
+    differences, contests = correct_families(
+        aggregate.describe_differences(examined, names, draw),
+        [aggregate.describe_duel(duel) for duel in found.fought],
     )
-    retained = retention(cfg.retention, question, published, differences)
+    retained = check_retention(cfg.retention, question, published, differences)
     return {
         "exam": asdict(question),
-        "verdict": held(verdict(question, models, differences), retained, chosen),
+        "verdict": apply_retention(reach_verdict(question, models, differences), retained, chosen),
         "models": models,
         "differences": differences,
         "duels": contests,
-        "changes": changes(examined, chosen, asked, draw),
-        "distributions": distributions(examined, chosen, cfg.scorer),
-        "slices": slices(cfg.slices, told, examined, cfg.scorer, draw),
-        "control": sanity_checks.control(question, differences, contests),
-        "proxy": sanity_checks.proxy(question, models, differences),
-        "ceiling": sanity_checks.ceiling(question, differences),
+        "changes": describe_changes(examined, chosen, asked, draw),
+        "distributions": describe_distributions(examined, chosen, cfg.scorer),
+        "slices": describe_slices(cfg.slices, told, examined, cfg.scorer, draw),
+        "control": sanity_checks.check_control(question, differences, contests),
+        "proxy": sanity_checks.check_proxy(question, models, differences),
+        "ceiling": sanity_checks.check_ceiling(question, differences),
         "benchmarks": published,
         "retention": retained,
-        "gates": gates(out),
+        "gates": read_gates(out),
         "people": [
             *found.people.agreement,
             *(row for _, said in found.chats.values() for row in said.agreement),
         ],
         "chats": {name: chat for name, (chat, _) in found.chats.items()},
-        "funnel": funnel_of(out, pairs),
-        "training": aggregate.training(examined),
-        "cost": cost_of(out),
+        "funnel": read_funnel(out, pairs),
+        "training": aggregate.describe_training(examined),
+        "cost": describe_cost(out),
         "missing": found.missing(),
     }
 
 
 def on(of: QuestionSet, votes: list[Vote]) -> list[Vote]:
-    return [vote for vote in votes if of.has(vote)]
+    return [vote for vote in votes if of.contains(vote)]
 
 
 def apart(votes: list[Vote], sets: list[QuestionSet]) -> list[Vote]:
     """Those on no set of questions: on the exam's prompts, or on nothing."""
-    return [vote for vote in votes if not any(of.has(vote) for of in sets)]
+    return [vote for vote in votes if not any(of.contains(vote) for of in sets)]
 
 
 def votes_in(name: str, path: str) -> list[Vote]:
@@ -182,7 +200,7 @@ def votes_in(name: str, path: str) -> list[Vote]:
 
 
 def check_scorer(scorer: str, examined: list[EvalResult]) -> None:
-    known = sorted({name for model in examined for name in model.marks})
+    known = sorted({name for model in examined for name in model.scores})
     if known and scorer not in known:
         raise UserError(
             f"evaluate.scorer={scorer} marked no answer of this exam. {nearest(scorer, known)}"

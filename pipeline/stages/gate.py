@@ -13,7 +13,7 @@ from pipeline.artifacts import MANIFEST_FILE, MODEL_FILE, EvalArtifacts, Model, 
 from pipeline.config import ANSWER, GateConfig
 from pipeline.errors import StageError, UserError
 from pipeline.hashing import content
-from pipeline.report.analysis.eval_results import SFT, EvalResult, read_exam
+from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ def run(cfg: GateConfig, out: Path, *, exams: dict[str, EvalArtifacts]) -> Model
 
 def candidate(cfg: GateConfig, name: str, exam: EvalArtifacts) -> Candidate:
     asked = frozenset(exam["samples"].read(ANSWER)["prompt_id"])
-    examined: EvalResult = read_exam(name, exam, asked, cfg.scorer)
-    if not (marks := examined.marks.get(cfg.scorer)) or not marks.means:
+    examined: EvalResult = read_eval(name, exam, asked, cfg.scorer)
+    if not (marks := examined.scores.get(cfg.scorer)) or not marks.means:
         raise StageError(
             f"gate: no answer of {name} to a dev prompt has a score of {cfg.scorer}, so it cannot be compared."
         )
-    drift = [*examined.drift.values()]
+    drift = [*examined.kl.values()]
     kl = 0.0 if name == SFT else sum(drift) / len(drift) if drift else None
     if kl is None and cfg.kl_budget is not None:
         raise UserError(

@@ -127,11 +127,11 @@ def test_two_runs_are_compared_by_what_they_chose_on_common_prompts(two, tmp_pat
     page = (tmp_path / "compared" / "report.html").read_text()
     assert "smoke/b is better than smoke/a" in page and "://" not in page
     assert (
-        "So many can detect a difference of 0.040 (smoke/b)" in page
+        "This many prompts can detect a difference of 0.040 (smoke/b)" in page
         and "difference of 0.000" not in page
     )
     gaps = [{**gap, "detectable": 0.05}]
-    assert "So many can detect a difference of 0.050" in comparison_page._power(
+    assert "This many prompts can detect a difference of 0.050" in comparison_page._explain_power(
         {**report, "differences": gaps}
     )
     assert "common to all: 50 prompts" in (tmp_path / "compared" / "report.md").read_text()
@@ -184,8 +184,8 @@ def test_the_common_scorers_are_compared_and_the_others_named(tmp_path):
         "another number of workers is the same scorer"
     )
     said = " ".join(report["ground"]["apart"])
-    assert "length is configured otherwise in each" in said and "gold marked smoke/a alone" in said
-    assert "gold marked smoke/a alone" in (tmp_path / "compared" / "report.html").read_text()
+    assert "length has different configs" in said and "gold scored only smoke/a" in said
+    assert "gold scored only smoke/a" in (tmp_path / "compared" / "report.html").read_text()
 
 
 def test_without_a_common_scorer_the_rest_is_still_written(tmp_path):
@@ -207,8 +207,7 @@ def test_prompts_of_one_name_and_another_text_are_not_common(tmp_path, capsys):
     exams.prompts(b.store, IDS, "Do not tell me about {}.")
     said = refused(capsys, a.finish("sft"), b.finish("sft"))
     assert (
-        "no prompt was asked of all of them (smoke/a 60, smoke/b 60)" in said
-        and "Give runs on the same" in said
+        "no prompt in common (smoke/a 60, smoke/b 60)" in said and "Give runs on the same" in said
     )
 
 

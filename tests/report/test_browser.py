@@ -1,4 +1,7 @@
-"""The report in a real browser: `make test-browser`. It asks for nothing, hides nothing, runs no text, and is quick."""
+"""The report in a real browser: `make test-browser`.
+
+It loads nothing, hides nothing, runs no text as a script, and is fast.
+"""
 
 import random
 import shutil
@@ -7,17 +10,20 @@ import string
 import polars as pl
 import pytest
 
-from pipeline.report.render.page import page
+from pipeline.report.render.page import render_page
 from tests.report.test_report import a_report, answers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytest.importorskip("playwright", reason="playwright is not installed")
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(not CHROMIUM, reason="there is no chromium on this machine"),
+    pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed"),
 ]
 
-SLY = "<script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\"></p></script>"
+SLY = (
+    "<script>document.title = 'run'</script>"
+    "<img src=x onerror=\"document.title = 'run'\"></p></script>"
+)
 GRAVE = ("serious", "critical")
 MOST_BYTES, MOST_SECONDS = 15_000_000, 3.0
 
@@ -33,11 +39,11 @@ def chromium():
 
 
 @pytest.fixture
-def opened(chromium, tmp_path):
-    """Opens a page as a file, and at the end holds it to no error and no request beside its own."""
+def open_page(chromium, tmp_path):
+    """Opens a page as a file; at the end checks that it had no error and made no other request."""
     heard, asked, contexts = [], [], []
 
-    def open_page(text, width=1280, theme="light", ready=True, **more):
+    def open_file(text, width=1280, theme="light", ready=True, **more):
         file = tmp_path / f"{len(contexts)}.html"
         file.write_text(text)
         contexts.append(
@@ -54,21 +60,21 @@ def opened(chromium, tmp_path):
             tab.wait_for_selector("html[data-ready=answers]", timeout=20_000)
         return tab
 
-    yield open_page
+    yield open_file
     for context in contexts:
         context.close()
     assert heard == []
     assert len(asked) == len(contexts) and all(url.startswith("file:") for url in asked)
 
 
-def told(better="yes", name="round-1"):
+def make_report(better="yes", name="round-1"):
     report = a_report(name)
     report["verdict"]["better"] = better
     return report
 
 
-def exam(prompts=30):
-    """The first model wins on the first prompts by ever less, then loses; every fifth verdict of the judge flips."""
+def make_answers(prompts=30):
+    """The first model wins by ever less, then loses; every fifth verdict of the judge flips."""
     rows, said = [], []
     for place in range(prompts):
         key, margin = f"p{place:04d}", 1 - 2 * place / prompts
@@ -97,27 +103,27 @@ def exam(prompts=30):
     return answers(*rows), verdicts
 
 
-def shown(tab):
+def list_prompts(tab):
     return tab.locator("#found .ask").all_inner_texts()
 
 
-def test_filters_sorting_and_both_orders(opened):
-    tab = opened(page(told(), *exam()))
+def test_filters_sorting_and_both_orders(open_page):
+    tab = open_page(render_page(make_report(), *make_answers()))
     from playwright.sync_api import expect
 
     count = tab.locator("#asked output")
     assert count.inner_text() == "30 of 30 prompts"
-    assert shown(tab)[0] == "Question 0 about owls" and len(shown(tab)) == 20
+    assert list_prompts(tab)[0] == "Question 0 about owls" and len(list_prompts(tab)) == 20
     tab.click("#more")
-    assert len(shown(tab)) == 30 and shown(tab)[-1] == "Question 29 about foxes"
+    assert len(list_prompts(tab)) == 30 and list_prompts(tab)[-1] == "Question 29 about foxes"
 
     tab.select_option("[name=sort]", "lost")
-    assert shown(tab)[0] == "Question 29 about foxes"
+    assert list_prompts(tab)[0] == "Question 29 about foxes"
     tab.select_option("[name=winner]", "b")
     assert count.inner_text() == "14 of 30 prompts"
     tab.fill("[name=text]", "OWLS")
     expect(count).to_have_text("4 of 30 prompts")
-    assert all("owls" in asked for asked in shown(tab))
+    assert all("owls" in asked for asked in list_prompts(tab))
     tab.fill("[name=text]", "wild 29.")
     expect(count).to_have_text("1 of 30 prompts")
     tab.fill("[name=text]", "")
@@ -133,41 +139,53 @@ def test_filters_sorting_and_both_orders(opened):
     assert "round-1 first: round-1, sft first: sft" in lines[1] and "a tie" in lines[1]
 
 
-def test_a_script_in_an_answer_stays_text(opened):
-    tab = opened(page(told(), *exam()))
+def test_a_script_in_an_answer_stays_text(open_page):
+    tab = open_page(render_page(make_report(), *make_answers()))
     answer = tab.locator("#found .answer p").nth(1)
     assert answer.inner_text().startswith(SLY)
-    assert tab.title() == "round-1 is better than sft."
+    assert tab.title() == "Strop: round-1 is better than sft."
     assert tab.locator("#found img, #found script").count() == 0
-    quiet = opened(page(told(name="<b>x</b>"), *exam()), java_script_enabled=False, ready=False)
+    quiet = open_page(
+        render_page(make_report(name="<b>x</b>"), *make_answers()),
+        java_script_enabled=False,
+        ready=False,
+    )
     assert quiet.locator("h1").inner_text() == "<b>x</b> is better than sft."
 
 
-def test_without_scripts_the_largest_gains_and_losses_are_there(opened):
-    tab = opened(page(told(), *exam()), java_script_enabled=False, ready=False)
+def test_without_scripts_the_largest_gains_and_losses_are_there(open_page):
+    tab = open_page(
+        render_page(make_report(), *make_answers()), java_script_enabled=False, ready=False
+    )
     assert tab.locator("#some details").count() == 12 + 12 + 1
     assert tab.locator("#some .answer p").nth(1).inner_text().startswith(SLY)
     assert not tab.locator("#asked").is_visible() and not tab.locator("#more").is_visible()
 
 
 @pytest.mark.parametrize("better", ["yes", "no"])
-def test_a_phone_scrolls_in_one_direction_alone(opened, better):
-    tab = opened(page(told(better), *exam()), width=380)
+def test_a_phone_scrolls_in_one_direction_alone(open_page, better):
+    tab = open_page(render_page(make_report(better), *make_answers()), width=380)
     assert tab.evaluate("document.documentElement.scrollWidth") == 380
-    beyond = "[...document.querySelectorAll('main *, header *')].filter(e => e.getBoundingClientRect().right > 381)"
+    beyond = (
+        "[...document.querySelectorAll('main *, header *')]"
+        ".filter(e => e.getBoundingClientRect().right > 381)"
+    )
     inside = ".filter(e => !e.closest('.scroll, .sheet, svg')).map(e => e.outerHTML.slice(0, 90))"
     assert tab.evaluate(beyond + inside) == []
-    smallest = "Math.min(...[...document.querySelectorAll('p, td, dd, li, summary')].filter(e => e.offsetParent)"
+    smallest = (
+        "Math.min(...[...document.querySelectorAll('p, td, dd, li, summary')]"
+        ".filter(e => e.offsetParent)"
+    )
     assert tab.evaluate(smallest + ".map(e => parseFloat(getComputedStyle(e).fontSize)))") >= 13
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 380])
 @pytest.mark.parametrize("better", ["yes", "no", "unclear"])
-def test_axe_finds_nothing_serious(opened, theme, width, better):
+def test_axe_finds_nothing_serious(open_page, theme, width, better):
     from axe_playwright_python.sync_playwright import Axe
 
-    tab = opened(page(told(better), *exam()), width=width, theme=theme)
+    tab = open_page(render_page(make_report(better), *make_answers()), width=width, theme=theme)
     for summary in tab.locator("figure summary").all():
         summary.click()
     found = Axe().run(tab).response["violations"]
@@ -179,7 +197,7 @@ def test_axe_finds_nothing_serious(opened, theme, width, better):
     assert grave == []
 
 
-def test_two_thousand_prompts_and_four_models_stay_small_and_open_at_once(opened):
+def test_two_thousand_prompts_and_four_models_stay_small_and_open_at_once(open_page):
     """Answers of 1,200 random letters pack worse than any language."""
     rng = random.Random(0)
     letters = string.ascii_lowercase + "     "
@@ -202,8 +220,8 @@ def test_two_thousand_prompts_and_four_models_stay_small_and_open_at_once(opened
         schema=["prompt_id", "a", "b", "judge", "verdict", "orders", "score_a", "score_b"],
         orient="row",
     )
-    text = page(report, answers(*rows), verdicts)
-    tab = opened(text)
+    text = render_page(report, answers(*rows), verdicts)
+    tab = open_page(text)
     seconds = tab.evaluate("performance.now()") / 1000  # since the page was asked for
     print(f"{len(text.encode()) / 1e6:.1f} MB, opened in {seconds:.2f} s")
     assert tab.locator("#asked output").inner_text() == "2,000 of 2,000 prompts"

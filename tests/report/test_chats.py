@@ -1,4 +1,4 @@
-"""Chat benchmarks: sets of questions beside the test prompts, in one turn or two, and the files of others' tools."""
+"""Question sets: in one turn or two, and the files that AlpacaEval and FastChat read."""
 
 import json
 
@@ -65,7 +65,7 @@ RIVAL = [
 ]
 
 
-def asked(folder, rows, name="questions"):
+def read_questions(folder, rows, name="questions"):
     """A set as the stage reads it from a file of its published shape."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.jsonl"
@@ -79,7 +79,7 @@ def asked(folder, rows, name="questions"):
     return Prompts(folder / "test")
 
 
-# ── the plan ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the plan ──────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_set_is_asked_of_every_model_and_changes_nothing_before_it(cfg):
 
 
 def test_a_set_that_is_not_behind_the_fence_is_refused(cfg):
-    """What is asked is what the fence was given: there is no other place to name it."""
+    """What is asked is what decontamination was given: no other place names it."""
     assert named(plan(cfg))["prompts@test mt"].config.rows == cfg.prompts.evaluation["mt"]
     bare = cfg.model_copy(update={"prompts": cfg.prompts.model_copy(update={"evaluation": {}})})
     assert any(
@@ -132,17 +132,17 @@ def test_several_answers_to_a_turn_cannot_be_followed(cfg):
         )
 
 
-# ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── questions ─────────────────────────────────────────────────────────────────
 
 
 def test_published_files_are_read_with_what_they_say_of_their_questions(tmp_path):
-    told = asked(tmp_path / "mt", MT_BENCH)
+    told = read_questions(tmp_path / "mt", MT_BENCH)
     assert [messages[0]["content"] for messages in told.read()["prompt"]] == [
         "Write of Hawaii.",
         "What is 2 + 2?",
     ]
     assert [row["question_id"] for row in told.columns().values()] == [81, 82]
-    arena = asked(tmp_path / "arena", ARENA_HARD)
+    arena = read_questions(tmp_path / "arena", ARENA_HARD)
     assert [row["uid"] for row in arena.columns().values()] == ["328c", "b43c"], (
         "a question that comes twice is one"
     )
@@ -152,7 +152,7 @@ def test_published_files_are_read_with_what_they_say_of_their_questions(tmp_path
     }
 
 
-# ── turns ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── turns ─────────────────────────────────────────────────────────────────────
 
 
 def conversation(**changes):
@@ -170,15 +170,15 @@ def conversation(**changes):
     )
 
 
-def drawn(tmp_path, rows=MT_BENCH, policy=POLICY, **changes):
-    questions = asked(tmp_path / "questions", rows)
+def sample_turns(tmp_path, rows=MT_BENCH, policy=POLICY, **changes):
+    questions = read_questions(tmp_path / "questions", rows)
     return sample.run(
         conversation(**changes), tmp_path / "out", policy=policy, prompts=questions
     ).read()
 
 
 def test_the_second_turn_is_asked_after_the_model_s_own_first_answer(tmp_path):
-    rows = drawn(tmp_path)
+    rows = sample_turns(tmp_path)
     first, second = (rows.filter(setting=name).sort("prompt_id") for name in ("answer", "turn-2"))
     assert (first.height, second.height) == (2, 2)
     for one, two in zip(first.iter_rows(named=True), second.iter_rows(named=True), strict=True):
@@ -194,25 +194,25 @@ def test_the_second_turn_is_asked_after_the_model_s_own_first_answer(tmp_path):
 
 
 def test_a_question_ends_with_its_last_turn_and_none_at_all_is_refused(tmp_path):
-    rows = drawn(tmp_path, [*MT_BENCH, {"question_id": 83, "turns": ["Who are you?"]}])
+    rows = sample_turns(tmp_path, [*MT_BENCH, {"question_id": 83, "turns": ["Who are you?"]}])
     assert rows["setting"].value_counts().sort("setting").rows() == [("answer", 3), ("turn-2", 2)]
     with pytest.raises(UserError, match="no question has a turn 2"):
-        drawn(tmp_path / "b", ARENA_HARD)
+        sample_turns(tmp_path / "b", ARENA_HARD)
 
 
 def test_killed_between_the_turns_it_comes_out_the_same(tmp_path, monkeypatch):
-    whole = drawn(tmp_path)
+    whole = sample_turns(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(
             sample.multi_turn, "following", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            drawn(tmp_path / "b")
+            sample_turns(tmp_path / "b")
     before = {
         file: file.stat().st_mtime_ns
         for file in (tmp_path / "b" / "out").rglob("samples/*.parquet")
     }
-    assert before and drawn(tmp_path / "b").equals(whole)
+    assert before and sample_turns(tmp_path / "b").equals(whole)
     assert all(file.stat().st_mtime_ns == at for file, at in before.items()), (
         "the first turn was not drawn again"
     )
@@ -232,7 +232,7 @@ def test_the_second_turn_s_tokens_are_the_template_s(tmp_path):
     from tests.support.tiny import tiny_model
 
     policy = tiny_model(tmp_path / "store" / "sft" / "0123456789ab")
-    rows = drawn(
+    rows = sample_turns(
         tmp_path, policy=policy, backend=transformers(4), limits={"prompt": 64, "completion": 24}
     )
     text = Chat(policy)
@@ -248,7 +248,7 @@ def test_the_second_turn_s_tokens_are_the_template_s(tmp_path):
         assert row["logprob"] is not None
 
 
-# ── marks, contests, files ────────────────────────────────────────────────────────────────────────────────────────
+# ── scores, contests, files ──────────────────────────────────────────────────
 
 
 def talk(folder, name, texts):
@@ -275,7 +275,7 @@ def talk(folder, name, texts):
 
 
 def test_judges_read_whole_conversations_and_one_that_broke_off_is_unanswered(tmp_path):
-    questions = asked(tmp_path / "q", MT_BENCH)
+    questions = read_questions(tmp_path / "q", MT_BENCH)
     hawaii, math = questions.read()["prompt_id"]
     a = talk(tmp_path, "a", {hawaii: ["Sun.", "A sun."], math: ["4", "8"]})
     b = talk(tmp_path, "b", {hawaii: ["Sea.", "A sea."], math: ["5"]})
@@ -287,12 +287,12 @@ def test_judges_read_whole_conversations_and_one_that_broke_off_is_unanswered(tm
 
 
 class Chat(Run):
-    """A run whose models were also asked two turns of forty questions; the second of `short` by one is missing."""
+    """A run whose models were also asked two turns of forty questions."""
 
     def __init__(self, folder):
         super().__init__(folder)
         rows = [{"question_id": 100 + i, "turns": [f"Question {i}?", "Why?"]} for i in range(40)]
-        self.questions, self.asked = asked(folder / "q", rows), {}
+        self.questions, self.asked = read_questions(folder / "q", rows), {}
         self.add("sft", scored(0.5)).add("round-1", scored(0.7))
 
     def talk(self, name, first, second, without=()):
@@ -350,7 +350,7 @@ def test_each_turn_has_its_mean_and_the_whole_its_difference(tmp_path):
     assert [
         marks[name]["mean"] for name in ("rules turn 1", "rules turn 2", "rules")
     ] == pytest.approx([0.8, 0.6, 0.7])
-    assert marks["rules"]["n"] == 39, "half a conversation is no mean of it"
+    assert marks["rules"]["n"] == 39, "half a conversation has no mean"
     gap = row_of(chat["differences"], model="round-1")
     assert (gap["mean"], gap["n"]) == (pytest.approx(0.3), 39)
     assert {
@@ -392,23 +392,25 @@ def test_answers_are_written_as_fastchat_reads_them(tmp_path):
     assert file.read_bytes() == before
 
 
-def written(folder, name, rows, model, texts):
+def write_set(folder, name, rows, model, texts):
     """The set's answers in the files of others' tools."""
-    from pipeline.report.analysis.chats import read_set
+    from pipeline.report.analysis.chats import read_question_set
     from pipeline.report.render.answer_files import write_answers
 
-    questions = asked(folder / f"{name}-q", rows)
+    questions = read_questions(folder / f"{name}-q", rows)
     told = dict(zip(questions.read()["prompt_id"], texts, strict=True))
     exam = {
         "model": exams.model(folder / "store", "sft", "a" * 12),
         "samples": talk(folder, model, told),
     }
-    write_answers(folder / "out", read_set(name, {"prompts": questions, "exams": {model: exam}}))
+    write_answers(
+        folder / "out", read_question_set(name, {"prompts": questions, "exams": {model: exam}})
+    )
     return folder / "out"
 
 
 def test_answers_are_written_as_alpaca_eval_reads_them(tmp_path):
-    out = written(tmp_path, "alpaca", ALPACA, "sft", [["I am it."]])
+    out = write_set(tmp_path, "alpaca", ALPACA, "sft", [["I am it."]])
     told = json.loads((out / "alpaca_eval" / "sft.json").read_text())
     assert told == [
         {
@@ -418,7 +420,7 @@ def test_answers_are_written_as_alpaca_eval_reads_them(tmp_path):
             "generator": "sft",
         }
     ]
-    written(tmp_path, "arena", ARENA_HARD, "b", [["Do."], ["Do."]])
+    write_set(tmp_path, "arena", ARENA_HARD, "b", [["Do."], ["Do."]])
     lines = (out / "model_answer" / "b.jsonl").read_text().splitlines()
     assert [json.loads(line)["question_id"] for line in lines] == ["328c", "b43c"]
     told = json.loads((out / "alpaca_eval" / "b.json").read_text())
@@ -426,7 +428,7 @@ def test_answers_are_written_as_alpaca_eval_reads_them(tmp_path):
 
 
 def test_a_conversation_that_broke_off_is_not_written_as_a_whole_one(tmp_path):
-    out = written(tmp_path, "mt", MT_BENCH, "sft", [["Sun.", "A sun."], ["4"]])
+    out = write_set(tmp_path, "mt", MT_BENCH, "sft", [["Sun.", "A sun."], ["4"]])
     [line] = (out / "model_answer" / "sft.jsonl").read_text().splitlines()
     assert json.loads(line)["question_id"] == 81
 
@@ -442,8 +444,8 @@ def test_a_model_that_answered_nothing_is_named_and_the_rest_written(tmp_path):
     assert row_of(report["chats"]["mt"]["models"], name="sft")["metrics"]["rules"]["n"] == 40
 
 
-def labelled(tmp_path, texts):
-    """The pairs that people are shown of conversations that went so."""
+def list_pairs(tmp_path, texts):
+    """The pairs that annotators are shown of these conversations."""
     from pipeline.commands import label
 
     for name, told in texts.items():
@@ -459,14 +461,14 @@ def labelled(tmp_path, texts):
 
 
 def test_people_are_shown_whole_conversations(tmp_path):
-    [row], _ = labelled(tmp_path, {"sft": ["It is.", "It was."], "round-1": ["Yes.", "So."]})
+    [row], _ = list_pairs(tmp_path, {"sft": ["It is.", "It was."], "round-1": ["Yes.", "So."]})
     assert {row["a"], row["b"]} == {"It is.\n\n[And why?]\n\nIt was.", "Yes.\n\n[And why?]\n\nSo."}
     assert {row["a_id"], row["b_id"]} == {"sft/p/1", "round-1/p/1"}
 
 
 def test_half_a_conversation_is_not_judged_against_a_whole_one(tmp_path):
     with pytest.raises(UserError, match="no prompt there has two different answers"):
-        labelled(tmp_path, {"sft": ["It is.", "It was."], "round-1": ["Yes."]})
+        list_pairs(tmp_path, {"sft": ["It is.", "It was."], "round-1": ["Yes."]})
 
 
 def test_people_s_verdicts_on_a_set_are_a_judge_of_that_set(tmp_path):
@@ -484,7 +486,7 @@ def test_people_s_verdicts_on_a_set_are_a_judge_of_that_set(tmp_path):
     [told] = report["people"]
     assert (told["on"], told["prompts"]) == ("mt", 35)
     [lost] = [row["what"] for row in report["missing"] if row["model"] == "people"]
-    assert lost.startswith("1 of 36 verdicts are on answers that no model of this exam gave")
+    assert lost.startswith("1 of 36 verdicts are on answers that no evaluated model gave")
 
 
 def test_costs_of_turns_add_up_and_means_do_not(tmp_path):

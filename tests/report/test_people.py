@@ -1,4 +1,4 @@
-"""Verdicts of people as a judge of exams: joined by answer, whichever side each was shown on."""
+"""Human verdicts as a judge of evaluations: joined by answer, whichever side it was shown on."""
 
 import json
 
@@ -17,13 +17,13 @@ from tests.support.house import SMALL, composed, identity_of
 from tests.support.house import named as named_steps
 
 
-def of(model, value, **more):
+def make_answers(model, value, **more):
     """Answers under ids of their model's own, as the sampler gives them."""
     return [answer(key, value(i) if callable(value) else value, sample_id=f"{key}:{model}", **more)
             for i, key in enumerate(IDS)]  # fmt: skip
 
 
-def said(path, *rows):
+def write_votes(path, *rows):
     """(prompt's place, models as a and b, verdict, annotator)"""
     known = [
         {"a_id": f"{IDS[at]}:{a}", "b_id": f"{IDS[at]}:{b}", "verdict": verdict, "annotator": who}
@@ -33,7 +33,7 @@ def said(path, *rows):
     return str(path)
 
 
-def evaluated(run, path):
+def evaluate(run, path):
     return run.evaluate(config=CONFIG.model_copy(update={"labels": {"people": path}}))
 
 
@@ -41,8 +41,8 @@ def evaluated(run, path):
 def run(tmp_path):
     """By the rules round-1 wins the even prompts and loses the odd ones."""
     made = Run(tmp_path)
-    return made.add("sft", of("sft", 0.5)).add(
-        "round-1", of("round-1", lambda i: 0.6 - 0.2 * (i % 2))
+    return made.add("sft", make_answers("sft", 0.5)).add(
+        "round-1", make_answers("round-1", lambda i: 0.6 - 0.2 * (i % 2))
     )
 
 
@@ -55,7 +55,7 @@ def test_people_are_a_judge_with_rate_interval_and_p_value(run, tmp_path):
         (i, "round-1", "sft", words[v], "") if i % 2 else (i, "sft", "round-1", turned[v], "")
         for i, v in enumerate(verdicts)
     ]
-    report = evaluated(run, said(tmp_path / "v.jsonl", *rows))
+    report = evaluate(run, write_votes(tmp_path / "v.jsonl", *rows))
     duel = named(report["duels"], judge="people")
     assert (duel["a"], duel["b"]) == ("round-1", "sft")
     assert (duel["wins"], duel["ties"], duel["losses"], duel["win_rate"]) == (30, 10, 10, 0.7)
@@ -64,12 +64,12 @@ def test_people_are_a_judge_with_rate_interval_and_p_value(run, tmp_path):
     [row] = report["people"]
     assert (row["prompts"], row["annotators"], row["among_themselves"]) == (50, 1, None)
     text = (run.out / "report.html").read_text()
-    assert "Judges and people" in text and "round-1 against sft" in text
+    assert "Judges and annotators" in text and "round-1 against sft" in text
 
 
 def test_a_judge_that_agrees_with_people_half_the_time_is_told_so(run, tmp_path):
-    report = evaluated(
-        run, said(tmp_path / "v.jsonl", *((i, "round-1", "sft", "a", "") for i in range(40)))
+    report = evaluate(
+        run, write_votes(tmp_path / "v.jsonl", *((i, "round-1", "sft", "a", "") for i in range(40)))
     )
     [row] = report["people"]
     assert row["judges"]["rules"]["agreement"]["mean"] == 0.5
@@ -80,7 +80,7 @@ def test_several_annotators_count_once_a_prompt_and_are_measured_against_each_ot
     rows = [
         (i, "round-1", "sft", "a" if who != "c" else "b", who) for i in range(10) for who in "abc"
     ]
-    report = evaluated(run, said(tmp_path / "v.jsonl", *rows))
+    report = evaluate(run, write_votes(tmp_path / "v.jsonl", *rows))
     duel = named(report["duels"], judge="people")
     assert (duel["wins"], duel["losses"]) == (10, 0), "by the mean of three, a prompt is one"
     [row] = report["people"]
@@ -89,10 +89,10 @@ def test_several_annotators_count_once_a_prompt_and_are_measured_against_each_ot
 
 
 def test_verdicts_that_join_nothing_are_named_and_counted_and_the_rest_stands(run, tmp_path):
-    strangers = [(i, "round-1", "nobody", "a", "") for i in range(5)]
+    strangers = [(i, "round-1", "stranger", "a", "") for i in range(5)]
     rows = [*((i, "round-1", "sft", "a", "") for i in range(30)), *strangers]
     path = tmp_path / "v.jsonl"
-    said(path, *rows)
+    write_votes(path, *rows)
     with path.open("a") as file:
         file.write(
             json.dumps(
@@ -100,15 +100,16 @@ def test_verdicts_that_join_nothing_are_named_and_counted_and_the_rest_stands(ru
             )
             + "\n"
         )
-    report = evaluated(run, str(path))
+    report = evaluate(run, str(path))
     whats = [row["what"] for row in report["missing"] if row["model"] == "people"]
     assert whats == [
-        "5 of 36 verdicts are on answers that no model of this exam gave and are left out:"
-        " p000:nobody, p001:nobody, p002:nobody and 2 more",
-        "1 of 36 verdicts are on answers to two prompts and are left out: p000:sft and p001:round-1",
+        "5 of 36 verdicts are on answers that no evaluated model gave and are left out:"
+        " p000:stranger, p001:stranger, p002:stranger and 2 more",
+        "1 of 36 verdicts are on answers to two prompts and are left out:"
+        " p000:sft and p001:round-1",
     ]
     assert named(report["duels"], judge="people")["wins"] == 30
-    assert "no model of this exam gave" in (run.out / "report.md").read_text()
+    assert "no evaluated model gave" in (run.out / "report.md").read_text()
 
 
 def test_scores_are_no_contest_and_are_sent_to_the_scorer(run, tmp_path):
@@ -118,26 +119,26 @@ def test_scores_are_no_contest_and_are_sent_to_the_scorer(run, tmp_path):
         UserError,
         match=r"evaluate\.labels\.people=.*scores of single answers[\s\S]*exam\.score\.scorers",
     ):
-        evaluated(run, str(path))
+        evaluate(run, str(path))
 
 
 def test_labels_enter_the_evaluation_by_content_and_nothing_else(tmp_path):
-    path = said(tmp_path / "v.jsonl", (0, "round-1", "sft", "a", ""))
+    path = write_votes(tmp_path / "v.jsonl", (0, "round-1", "sft", "a", ""))
     cfg = composed(*SMALL)
 
-    def heard(**labels):
+    def with_labels(**labels):
         return cfg.model_copy(
             update={"evaluate": cfg.evaluate.model_copy(update={"labels": labels})}
         )
 
     before, after = (
         {n: identity_of(s) for n, s in named_steps(plan(one)).items()}
-        for one in (cfg, heard(p=Local(path)))
+        for one in (cfg, with_labels(p=Local(path)))
     )
     assert {name for name in before if after[name] != before[name]} == {"evaluate@report"}
     assert any(
         "labels.rules: this evaluation has a judge or scorer of that name" in fault
-        for fault in find_mismatches(heard(rules=path))
+        for fault in find_mismatches(with_labels(rules=path))
     )
 
 
@@ -157,4 +158,4 @@ def test_what_label_shows_of_two_models_comes_back_as_their_contest(run, tmp_pat
     told = [{**row, "verdict": "a" if row["a_id"].endswith("round-1") else "b"} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in told))
     assert {row["verdict"] for row in told} == {"a", "b"}
-    assert named(evaluated(run, str(path))["duels"], judge="people")["wins"] == 40
+    assert named(evaluate(run, str(path))["duels"], judge="people")["wins"] == 40

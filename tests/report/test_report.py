@@ -1,4 +1,4 @@
-"""The statistics against data with a known truth, the sentences of the verdict, and the page as a file."""
+"""The statistics against a known truth, the sentences of the verdict, and the page as a file."""
 
 import json
 import re
@@ -19,65 +19,71 @@ from pipeline.report import formatting
 from pipeline.report.analysis import aggregate, changes
 from pipeline.report.analysis.statistics import (
     BootstrapConfig,
-    contest,
-    difference,
-    estimate,
+    count_wins,
+    estimate_difference,
+    estimate_mean,
     sign_test,
 )
-from pipeline.report.analysis.text_metrics import repetition
-from pipeline.report.analysis.verdict import Question, verdict
-from pipeline.report.formatting import number, p_value, seconds, share, signed
+from pipeline.report.analysis.text_metrics import measure_repetition
+from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict
+from pipeline.report.formatting import (
+    format_duration,
+    format_number,
+    format_p_value,
+    format_share,
+    format_signed,
+)
 from pipeline.report.render import svg
-from pipeline.report.render.examples import choose
-from pipeline.report.render.markdown import card
-from pipeline.report.render.page import page, section_html
-from pipeline.report.render.table import Cell, Sheet, worded
-from pipeline.report.render.tables import all_sheets, contests
+from pipeline.report.render.examples import choose_examples
+from pipeline.report.render.markdown import render_markdown
+from pipeline.report.render.page import render_page, render_table
+from pipeline.report.render.table import Cell, ReportTable, find_text_columns
+from pipeline.report.render.tables import build_tables, contests
 from pipeline.report.render.tables import models as model_sheets
 
 FEW = BootstrapConfig(level=0.95, resamples=999, seed=0)
 
 
-# ── statistics ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── statistics ────────────────────────────────────────────────────────────────
 
 
 def test_intervals_hold_the_true_mean_as_often_as_they_say():
     rng = np.random.default_rng(0)
     held = 0
     for draw in range(400):
-        known = estimate(rng.normal(0.3, 1, 100).tolist(), BootstrapConfig(0.95, 499, draw))
+        known = estimate_mean(rng.normal(0.3, 1, 100).tolist(), BootstrapConfig(0.95, 499, draw))
         held += known.low <= 0.3 <= known.high
     assert 0.92 <= held / 400 <= 0.98
 
 
 def test_a_lower_level_gives_a_narrower_interval():
     values = np.random.default_rng(0).random(80).tolist()
-    wide, narrow = (estimate(values, BootstrapConfig(level, 999, 0)) for level in (0.95, 0.5))
+    wide, narrow = (estimate_mean(values, BootstrapConfig(level, 999, 0)) for level in (0.95, 0.5))
     assert wide.low < narrow.low < narrow.mean < narrow.high < wide.high
 
 
 @pytest.mark.parametrize("values", [[0.0] * 9, [0.7] * 300, [1 / 3, (0.1 + 0.2) / 0.9, 0.3 / 0.9]])
 def test_equal_values_give_an_interval_of_one_point(values):
-    known = estimate(values, FEW)
+    known = estimate_mean(values, FEW)
     assert known.low == known.mean == known.high == pytest.approx(values[0])
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from([0.0, 1 / 3, 0.5, 1.0, 1e6]), min_size=2, max_size=12))
 def test_an_interval_is_finite_and_holds_its_mean_whatever_the_data(values):
-    known = estimate(values, BootstrapConfig(0.95, 99, 0))
+    known = estimate_mean(values, BootstrapConfig(0.95, 99, 0))
     assert min(values) - 1e-9 <= known.low <= known.high <= max(values) + 1e-9
 
 
 def test_no_prompt_has_no_mean_and_one_has_no_interval():
-    assert (estimate([], FEW).mean, estimate([], FEW).low) == (None, None)
-    assert (estimate([0.4], FEW).mean, estimate([0.4], FEW).low) == (0.4, None)
+    assert (estimate_mean([], FEW).mean, estimate_mean([], FEW).low) == (None, None)
+    assert (estimate_mean([0.4], FEW).mean, estimate_mean([0.4], FEW).low) == (0.4, None)
 
 
 def test_differences_join_by_prompt_and_count_what_is_missing():
     a = {"p3": 0.9, "p1": 0.5, "p2": 0.7, "only-a": 1.0}
     b = {"p1": 0.4, "p2": 0.6, "p3": 0.8, "only-b": 0.0}
-    found = difference(a, b, wanted=6, sampling=FEW)
+    found = estimate_difference(a, b, expected=6, bootstrap=FEW)
     assert found.estimate.mean == pytest.approx(0.1)
     assert (found.estimate.n, found.missing) == (3, 3)
 
@@ -89,7 +95,7 @@ def test_pairing_sees_what_the_spread_between_prompts_hides():
         key: value + 0.2 + noise
         for (key, value), noise in zip(b.items(), rng.normal(0, 0.1, 200), strict=True)
     }
-    found = difference(a, b, 200, FEW)
+    found = estimate_difference(a, b, 200, FEW)
     assert 0.17 < found.estimate.low < 0.2 < found.estimate.high < 0.23
 
 
@@ -98,9 +104,11 @@ def test_the_detectable_difference_is_detected_in_four_cases_of_five():
     pilot = rng.normal(0, 1, 60)
     pilot /= pilot.std(ddof=1)
     zero = dict.fromkeys(map(str, range(60)), 0.0)
-    smallest = difference(dict(zip(zero, pilot.tolist(), strict=True)), zero, 60, FEW).detectable
+    smallest = estimate_difference(
+        dict(zip(zero, pilot.tolist(), strict=True)), zero, 60, FEW
+    ).detectable
     found = [
-        estimate(rng.normal(smallest, 1, 60).tolist(), BootstrapConfig(0.95, 499, i)).low > 0
+        estimate_mean(rng.normal(smallest, 1, 60).tolist(), BootstrapConfig(0.95, 499, i)).low > 0
         for i in range(400)
     ]
     assert 0.74 <= sum(found) / 400 <= 0.88
@@ -109,7 +117,7 @@ def test_the_detectable_difference_is_detected_in_four_cases_of_five():
 def test_ties_are_half_a_win_and_no_evidence():
     a = {"p1": 1.0, "p2": 1.0, "p3": 0.1 + 0.2, "p4": 0.0}
     b = {"p1": 0.0, "p2": 0.0, "p3": 0.3, "p4": 1.0}
-    found = contest(a, b, 4, FEW)
+    found = count_wins(a, b, 4, FEW)
     assert (found.wins, found.ties, found.losses) == (2, 1, 1)
     assert found.rate.mean == pytest.approx((2 + 0.5) / 4)
     assert found.p_value == pytest.approx(sign_test(2, 1))
@@ -119,7 +127,7 @@ def test_ties_are_half_a_win_and_no_evidence():
 def test_swapping_the_sides_of_a_contest_swaps_its_result():
     rng = np.random.default_rng(3)
     a, b = ({str(i): float(v) for i, v in enumerate(rng.integers(0, 3, 90))} for _ in range(2))
-    one, other = contest(a, b, 90, FEW), contest(b, a, 90, FEW)
+    one, other = count_wins(a, b, 90, FEW), count_wins(b, a, 90, FEW)
     assert (one.wins, one.ties, one.losses) == (other.losses, other.ties, other.wins)
     assert one.rate.mean == pytest.approx(1 - other.rate.mean)
     assert one.p_value == other.p_value
@@ -131,17 +139,17 @@ def test_the_sign_test_knows_the_textbook():
 
 
 def test_repetition_counts_trigrams_used_before():
-    assert repetition("one two three four five") == 0
-    assert repetition("a b c a b c") == pytest.approx(1 / 4)
-    assert repetition("go go go go go go") == pytest.approx(3 / 4)
-    assert repetition("好好好好好") == pytest.approx(2 / 3)
-    assert repetition("") == repetition("two words") == 0
+    assert measure_repetition("one two three four five") == 0
+    assert measure_repetition("a b c a b c") == pytest.approx(1 / 4)
+    assert measure_repetition("go go go go go go") == pytest.approx(3 / 4)
+    assert measure_repetition("好好好好好") == pytest.approx(2 / 3)
+    assert measure_repetition("") == measure_repetition("two words") == 0
 
 
-# ── the verdict ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the verdict ───────────────────────────────────────────────────────────────
 
 
-def judged(low, high, n=300, kl=1.5, chosen="round-1", prompts=300, split="test"):
+def judge(low, high, n=300, kl=1.5, chosen="round-1", prompts=300, split="test"):
     mean = (low + high) / 2
     gap = {
         "model": "round-1",
@@ -156,26 +164,28 @@ def judged(low, high, n=300, kl=1.5, chosen="round-1", prompts=300, split="test"
         {"name": name, "metrics": {"rules": {"mean": score, "n": n}}, "kl": {"mean": kl}}
         for name, score in (("sft", 0.5), ("round-1", 0.5 + mean))
     ]
-    return verdict(Question(split, prompts, "rules", 0.95, chosen, training="rules"), models, [gap])
+    return reach_verdict(
+        VerdictBasis(split, prompts, "rules", 0.95, chosen, training="rules"), models, [gap]
+    )
 
 
 def test_the_verdict_follows_the_interval():
-    assert judged(0.01, 0.09)["better"] == "yes"
-    assert judged(-0.09, -0.01)["better"] == "no"
-    assert judged(-0.01, 0.09)["better"] == "unclear"
-    assert judged(0.0, 0.09)["better"] == "unclear"
+    assert judge(0.01, 0.09)["better"] == "yes"
+    assert judge(-0.09, -0.01)["better"] == "no"
+    assert judge(-0.01, 0.09)["better"] == "unclear"
+    assert judge(0.0, 0.09)["better"] == "unclear"
 
 
 def test_a_yes_says_by_how_much_and_on_what():
-    why = judged(0.06, 0.14)["why"]
+    why = judge(0.06, 0.14)["why"]
     assert why == (
         "On 300 test prompts round-1 scores 0.600 against sft's 0.500 by rules: "
         "a difference of +0.100, 95 % interval +0.060 to +0.140."
     )
 
 
-def doubted(rules: float, reward: float, n: int = 300) -> dict:
-    """Judged by rules, where reward made the pairs: with the intervals of both and of one kind around these means."""
+def judge_with_reward(rules: float, reward: float, n: int = 300) -> dict:
+    """By rules, where reward made the pairs: intervals around these means, and of one criterion."""
     marks = {"rules": {"mean": 0.5, "n": 300}}
     models = [{"name": name, "metrics": marks, "kl": {"mean": 9.0}} for name in ("sft", "round-1")]
     told = {"rules": rules, "reward": reward, "reward/open": -9.0}
@@ -191,8 +201,8 @@ def doubted(rules: float, reward: float, n: int = 300) -> dict:
         for name, mean in told.items()
     ]
     gaps[1]["n"] = n
-    return verdict(
-        Question("test", 300, "rules", 0.95, "round-1", training="reward"),
+    return reach_verdict(
+        VerdictBasis("test", 300, "rules", 0.95, "round-1", training="reward"),
         models,
         [{**gap, "detectable": 0.1} for gap in gaps],
     )
@@ -200,37 +210,37 @@ def doubted(rules: float, reward: float, n: int = 300) -> dict:
 
 @pytest.mark.parametrize(("rules", "better"), [(0.0, "unclear"), (-0.1, "no")])
 def test_a_reward_that_rose_alone_is_said_in_place_of_further_training(rules, better):
-    found = doubted(rules, reward=0.5)
+    found = judge_with_reward(rules, reward=0.5)
     assert found["better"] == better
     assert (
         "By reward it rose by +0.500, +0.460 to +0.540: it learned to please reward" in found["why"]
     )
     assert "train further" not in found["why"]
     assert (
-        "reward" not in doubted(rules, reward=0.0)["why"]
-        and "reward" not in doubted(rules, 0.5, n=9)["why"]
+        "reward" not in judge_with_reward(rules, reward=0.0)["why"]
+        and "reward" not in judge_with_reward(rules, 0.5, n=9)["why"]
     )
 
 
 def test_a_yes_that_another_scorer_does_not_share_says_so():
-    assert doubted(0.1, reward=0.02)["better"] == "yes"
+    assert judge_with_reward(0.1, reward=0.02)["better"] == "yes"
     assert (
         "By reward it is not clearly better: +0.020, −0.020 to +0.060."
-        in doubted(0.1, reward=0.02)["why"]
+        in judge_with_reward(0.1, reward=0.02)["why"]
     )
-    assert "reward" not in doubted(0.1, reward=0.1)["why"]
+    assert "reward" not in judge_with_reward(0.1, reward=0.1)["why"]
 
 
 def test_fewer_than_thirty_prompts_are_unclear_however_large_the_difference():
-    few = judged(0.3, 0.5, n=29, prompts=29, split="dev")
+    few = judge(0.3, 0.5, n=29, prompts=29, split="dev")
     assert few["better"] == "unclear"
     assert "29 dev prompts are too few" in few["why"]
     assert "prompts.split.dev" in few["why"]
-    assert judged(0.3, 0.5, n=30)["better"] == "yes"
+    assert judge(0.3, 0.5, n=30)["better"] == "yes"
 
 
 def test_few_scores_of_many_prompts_do_not_ask_for_more_prompts():
-    assert "prompts.split" not in judged(0.3, 0.5, n=12, prompts=300)["why"]
+    assert "prompts.split" not in judge(0.3, 0.5, n=12, prompts=300)["why"]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +255,7 @@ def test_few_scores_of_many_prompts_do_not_ask_for_more_prompts():
     ],
 )
 def test_what_is_not_better_names_the_next_knob(low, high, kl, knob):
-    assert knob in judged(low, high, kl=kl)["why"]
+    assert knob in judge(low, high, kl=kl)["why"]
 
 
 @pytest.mark.parametrize("kl", [0.0, None])
@@ -263,10 +273,10 @@ def test_unchanged_weights_and_equal_scores_say_no_figure_that_is_not_known(kl):
         name: {"name": name, "metrics": {"rules": {"mean": 0.5, "n": 300}}, "kl": {"mean": kl}}
         for name in ("sft", "round-1")
     }
-    question = Question("test", 300, "rules", 0.95, "round-1")
-    equal = verdict(question, [*rows.values()], [gap])["why"]
+    question = VerdictBasis("test", 300, "rules", 0.95, "round-1")
+    equal = reach_verdict(question, [*rows.values()], [gap])["why"]
     assert "0.000:" not in equal and "can detect" not in equal
-    told = verdict(replace(question, unchanged=True), [*rows.values()], [gap])
+    told = reach_verdict(replace(question, unchanged=True), [*rows.values()], [gap])
     assert (
         told["better"] == "unclear"
         and "can detect" not in told["why"]
@@ -281,58 +291,65 @@ def test_unchanged_weights_and_equal_scores_say_no_figure_that_is_not_known(kl):
 
 def test_without_a_spread_no_detectable_difference_is_known():
     same = {str(at): at / 10 for at in range(10)}
-    assert difference(same, same, 10, FEW).detectable is None
+    assert estimate_difference(same, same, 10, FEW).detectable is None
     report = a_report()
     report["differences"] = [{**row, "detectable": None} for row in report["differences"]]
-    assert "every prompt's difference is the same" in model_sheets._how_sure(report)
-    assert "can detect a difference" not in model_sheets._how_sure(report)
+    assert "every prompt's difference is the same" in model_sheets._write_note(report)
+    assert "can detect a difference" not in model_sheets._write_note(report)
 
 
 def test_a_chosen_model_that_is_sft_or_was_not_examined():
-    assert judged(0.01, 0.09, chosen="sft")["better"] == "no"
+    assert judge(0.01, 0.09, chosen="sft")["better"] == "no"
     for kl, knob in (
         (6.0, "lower train.learning_rate"),
         (0.01, "raise train.learning_rate"),
         (1.0, "min_margin"),
     ):
-        assert knob in judged(-0.05, 0.03, kl=kl, chosen="sft")["why"], (
+        assert knob in judge(-0.05, 0.03, kl=kl, chosen="sft")["why"], (
             "it says what to turn so that a round is chosen"
         )
-    assert judged(0.01, 0.09, chosen=None)["better"] == "unclear"
-    assert judged(0.01, 0.09, chosen="round-7")["better"] == "unclear"
+    assert judge(0.01, 0.09, chosen=None)["better"] == "unclear"
+    assert judge(0.01, 0.09, chosen="round-7")["better"] == "unclear"
 
 
-# ── words and shapes ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── words and shapes ──────────────────────────────────────────────────────────
 
 
 def test_numbers_are_written_for_people():
-    assert (number(0.12345), number(-0.5), number(12.345), number(None), number(-0.0001)) == (
-        "0.123", "−0.500", "12.3", "–", "−0.0001",
-    )  # fmt: skip
-    assert (signed(0.1), signed(-0.1), signed(0.0), signed(-1e-12)) == (
+    values = (0.12345, -0.5, 12.345, None, -0.0001)
+    assert [*map(format_number, values)] == ["0.123", "−0.500", "12.3", "–", "−0.0001"]
+    assert (format_signed(0.1), format_signed(-0.1), format_signed(0.0), format_signed(-1e-12)) == (
         "+0.100",
         "−0.100",
         "0.000",
         "0.000",
     )
-    assert (share(0.645), p_value(0.0002), p_value(0.25)) == ("64.5 %", "< 0.001", "0.250")
-    assert (seconds(3.21), seconds(225), seconds(7261)) == ("3.2 s", "3 min 45 s", "2 h 01 min")
+    assert (format_share(0.645), format_p_value(0.0002), format_p_value(0.25)) == (
+        "64.5 %",
+        "< 0.001",
+        "0.250",
+    )
+    assert (format_duration(3.21), format_duration(225), format_duration(7261)) == (
+        "3.2 s",
+        "3 min 45 s",
+        "2 h 01 min",
+    )
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=0, max_size=6), st.booleans())
 def test_every_value_lies_on_its_scale_and_every_tick_too(values, tight):
-    on = formatting.scale(values, 50, 400, tight=tight)
+    on = formatting.fit_scale(values, 50, 400, tight=tight)
     assert all(49.9 <= on(value) <= 400.1 for value in [*values, *on.ticks])
     assert len(on.ticks) <= 12
 
 
 def test_a_scale_may_run_upwards():
-    up = formatting.scale([0, 1], 200, 10)
+    up = formatting.fit_scale([0, 1], 200, 10)
     assert up(1) < up(0)
 
 
-# ── the page ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the page ──────────────────────────────────────────────────────────────────
 
 
 def a_report(name="round-1"):
@@ -460,7 +477,7 @@ def change(habit, mean, p_holm):
 
 
 def draw(label, wave=0, failed=None):
-    """As many tokens were thought as answered; the policy was trained beside a quantised base."""
+    """As many tokens were thought as answered; the policy was trained on a quantised base."""
     lost = {
         "prompts": 20,
         "dropped": {"prompt_too_long": 3},
@@ -519,7 +536,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere():
-    text = page(a_report(), TWO)
+    text = render_page(a_report(), TWO)
     found = Page(text)
     assert found.open == []  # every element is closed in its order
     assert not re.search(r"https?://|\bsrc=|url\(|@import|<link|<iframe|fetch|XMLHttpRequest", text)
@@ -527,7 +544,7 @@ def test_the_page_is_whole_and_asks_for_nothing_from_elsewhere():
 
 
 def test_words_begin_at_the_left_edge_of_their_column_and_figures_end_at_the_right_one():
-    found = Page(page(a_report(), TWO))
+    found = Page(render_page(a_report(), TWO))
     sides = {
         a["data-label"]: a.get("class")
         for tag, a in found.elements
@@ -538,10 +555,10 @@ def test_words_begin_at_the_left_edge_of_their_column_and_figures_end_at_the_rig
         sides[name]
         for name in ("win rate", "wins", "p", "flips", "length-adjusted", "tokens", "steps")
     } == {None}
-    assert worded([("a", "6e-5", "−0.1", "< 0.001", "–", "4o-mini", "12 min 03 s")]) == [
+    assert find_text_columns([("a", "6e-5", "−0.1", "< 0.001", "–", "4o-mini", "12 min 03 s")]) == [
         True, False, False, False, False, True, False
     ]  # fmt: skip
-    text = card(a_report())
+    text = render_markdown(a_report())
     assert "| contest | judge | win rate | wins |" in text and "| --- | --- | ---: | ---: |" in text
 
 
@@ -549,27 +566,27 @@ def test_a_contest_that_was_lost_on_every_prompt_is_told_as_lost():
     report = a_report()
     lost = {"win_rate": 0.0, "low": 0.0, "high": 0.0, "wins": 0, "ties": 0, "losses": 40}
     report["duels"] = [{**report["duels"][1], **lost}]
-    [change] = [each for each in changes.told(report) if "judged by" in each.name]
+    [change] = [each for each in changes.list_changes(report) if "judged by" in each.name]
     assert (change.changed, change.tone) == (True, "down")
-    assert contests.duels(report).rows[0][2].tone == "down"
+    assert contests.build_duels(report).rows[0][2].tone == "down"
 
 
 def test_a_scorer_whose_name_begins_like_the_primary_one_is_not_its_kind():
-    models = [SimpleNamespace(marks=dict.fromkeys(("mathematics/x", "math/x", "math", "algebra")))]
-    assert aggregate.scorers(models, "math") == ["math", "math/x", "algebra", "mathematics/x"]
+    models = [SimpleNamespace(scores=dict.fromkeys(("mathematics/x", "math/x", "math", "algebra")))]
+    assert aggregate.list_scorers(models, "math") == ["math", "math/x", "algebra", "mathematics/x"]
 
 
 def test_a_row_s_name_keeps_what_is_said_of_it():
-    sheet = Sheet(
+    sheet = ReportTable(
         "Set", "", ("contest", "n"), [[Cell("round-1 against sft", "on mt_bench"), Cell("1")]]
     )
-    assert "on mt_bench" in Page(section_html(sheet)).text
+    assert "on mt_bench" in Page(render_table(sheet)).text
 
 
 def test_names_in_the_funnel_stay_inside_the_drawing():
     report = a_report()
     report["funnel"]["pairs"][0]["dropped_samples"] = {"repeats an earlier answer of its prompt": 5}
-    text = page(report, TWO)
+    text = render_page(report, TWO)
     assert (
         ">repeats an earlier an…</text>" in text
         and ">repeats an earlier answer of its prompt</td>" in text
@@ -577,9 +594,9 @@ def test_names_in_the_funnel_stay_inside_the_drawing():
 
 
 def test_answers_and_names_stay_text():
-    text = page(a_report(name="<i>round"), TWO)
+    text = render_page(a_report(name="<i>round"), TWO)
     assert "<i>" not in text
-    text = page(a_report(), TWO)
+    text = render_page(a_report(), TWO)
     assert (
         len(re.findall("<script", text)) == 2 and "<script>alert" not in text
     )  # the packed answers, and our own
@@ -590,12 +607,12 @@ def test_answers_and_names_stay_text():
 
 
 def test_every_figure_is_drawn_and_its_numbers_stand_beside_it_as_text():
-    found = Page(page(a_report(), TWO))
+    found = Page(render_page(a_report(), TWO))
     figures = [tag for tag, _ in found.elements if tag == "figure"]
     drawn = [attributes["aria-label"] for tag, attributes in found.elements if tag == "svg"]
     assert len(figures) == len(drawn)
     assert set(drawn) == {
-        "Score", "Score by kind", "Score against KL", "Win, tie, loss",
+        "Score", "Score by criterion", "Score against KL", "Win, tie, loss",
         "Scores before and after", "Win rates", "Judge flips",
         "Training loss", "Reward margin", "Pairs of round 1", "Time by stage",
     }  # fmt: skip
@@ -613,8 +630,8 @@ def test_every_figure_is_drawn_and_its_numbers_stand_beside_it_as_text():
 
 
 def test_the_page_runs_its_own_script_alone():
-    """The policy names the script by its hash, so that one which slipped in with a text would not run."""
-    text = page(a_report(), TWO)
+    """The policy names the script by its hash, so a script within a text would not run."""
+    text = render_page(a_report(), TWO)
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
     told = b64encode(sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{told}'" in text
@@ -633,7 +650,7 @@ def test_every_answer_and_both_orders_of_each_verdict_are_packed_into_the_page()
         "score_a": [1.0, 0.5],
         "score_b": [0.0, 0.5],
     }
-    text = page(a_report(), TWO, pl.DataFrame({**columns, **said}))
+    text = render_page(a_report(), TWO, pl.DataFrame({**columns, **said}))
     (data,) = re.findall(r'id="packed">([^<]*)<', text)
     told = json.loads(zlib.decompress(b64decode(data)))
     assert [model["name"] for model in told["models"]] == ["sft", "round-1"]
@@ -649,10 +666,8 @@ def test_every_answer_and_both_orders_of_each_verdict_are_packed_into_the_page()
 def test_what_changed_and_what_did_not_stand_apart():
     report = a_report()
     report["differences"][0]["p_holm"] = 0.2
-    for text in (Page(page(report, TWO)).text, card(report).replace("\\", "")):
-        changed, _, rest = text.partition("What changed")[2].partition(
-            "What did not, as far as can be told"
-        )
+    for text in (Page(render_page(report, TWO)).text, render_markdown(report).replace("\\", "")):
+        changed, _, rest = text.partition("What changed")[2].partition(changes.UNCHANGED_TITLE)
         assert "Tokens per answer" in changed and "−2.0 (−2.0 to −2.0)" in changed
         assert "judged by prompted judge" in changed and "rules" not in changed
         assert (
@@ -664,15 +679,16 @@ def test_what_changed_and_what_did_not_stand_apart():
 def test_a_verdict_that_is_no_yes_links_to_funnel_calibration_and_flips(better):
     report = a_report()
     report["verdict"]["better"] = better
-    found = Page(page(report, TWO))
+    found = Page(render_page(report, TWO))
     links = [attributes["href"][1:] for tag, attributes in found.elements if tag == "a"]
     ids = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
     assert links == (
-        [] if better == "yes" else ["figure-pairs-of-round-1", "believed", "figure-judge-flips"]
+        [] if better == "yes" else ["figure-pairs-of-round-1", "reliability", "figure-judge-flips"]
     )
     assert set(links) <= set(ids) and len(ids) == len(set(ids))
     assert (
-        "strop calibrate verdicts.jsonl scorer=" in found.text and "changed its mind" in found.text
+        "strop calibrate verdicts.jsonl scorer=" in found.text
+        and "changed its verdict" in found.text
     )
 
 
@@ -685,13 +701,13 @@ def test_a_model_without_kl_says_why():
         "n": 0,
         "why": "sft's own answers",
     }
-    assert "– sft's own answers" in Page(page(report, TWO)).text and "(sft's own answers)" in card(
-        report
-    )
+    assert "– sft's own answers" in Page(
+        render_page(report, TWO)
+    ).text and "(sft's own answers)" in render_markdown(report)
 
 
 def test_no_drawing_leaves_its_frame_or_holds_what_is_no_number():
-    text = page(a_report(), TWO)
+    text = render_page(a_report(), TWO)
     drawings = re.findall(r"<svg.*?</svg>", text, re.S)
     assert drawings
     for drawing in drawings:
@@ -707,25 +723,25 @@ def test_no_drawing_leaves_its_frame_or_holds_what_is_no_number():
 
 def test_a_long_name_is_shortened_in_the_drawing_and_whole_in_its_table():
     name = "meta-llama/Llama-3.1-8B-Instruct"
-    text = page(a_report(name=name), TWO)
+    text = render_page(a_report(name=name), TWO)
     score = text[
         text.index('id="figure-score"') : text.index("</figure>", text.index('id="figure-score"'))
     ]
     assert "meta-llama/Llama-3.1-…</text>" in score and f"<td class=words>{name}</td>" in score
     starts = [float(x) for x in re.findall(r'class="whisker[^"]*" x1="([\d.]+)"', score)]
-    assert min(starts) > 9 * svg.LONGEST
+    assert min(starts) > 9 * svg.MAX_NAME_LENGTH
 
 
 def test_what_got_lost_on_the_way_is_on_the_page_and_the_card():
     report = a_report()
-    seen, written = Page(page(report, TWO)).text, card(report).replace("\\", "")
+    seen, written = Page(render_page(report, TWO)).text, render_markdown(report).replace("\\", "")
     for text in (
         "− near duplicate",
         "prompt_too_long 3",
         "HTTP 500 2",
         "round 1, wave 1",
         "10.0 %",
-        "of which 15.0 thinking",
+        "of which 15.0 reasoning",
         "test round-1: sampled on the dequantised base; mean |Δ log p| per token 0.0123 nats",
     ):
         assert text in seen and text in written
@@ -736,17 +752,17 @@ def test_a_run_without_waves_or_quantised_bases_says_nothing_of_them():
     report["funnel"]["samples"] = [
         {**draw(label=1), "quantization_difference": None, "reasoning_tokens": None}
     ]
-    assert not re.search("wave|dequantised|thinking", card(report))
+    assert not re.search("wave|dequantised|of which", render_markdown(report))
 
 
 def test_what_judges_and_servers_were_paid_is_in_the_cost_table():
     report = a_report()
-    assert "money" not in card(report)
+    assert "money" not in render_markdown(report)
     report["cost"][0]["money"] = 3.456
     assert (
-        "| money |" in card(report)
-        and "3.46 |" in card(report)
-        and "3.46" in Page(page(report, TWO)).text
+        "| money |" in render_markdown(report)
+        and "3.46 |" in render_markdown(report)
+        and "3.46" in Page(render_page(report, TWO)).text
     )
 
 
@@ -754,15 +770,15 @@ def test_prompts_that_are_all_easy_or_all_hard_are_counted_for_every_round():
     report = a_report()
     report["funnel"]["samples"] = [draw(label=1)]  # also where nothing was drawn twice
     [easy_and_hard] = [
-        sheet for sheet in all_sheets(report) if sheet.columns[-2:] == ("all easy", "all hard")
+        sheet for sheet in build_tables(report) if sheet.columns[-2:] == ("all easy", "all hard")
     ]
     assert [cell.text for cell in easy_and_hard.rows[0]] == ["round 1", "45", "9", "6", "3"]
     assert easy_and_hard.rows[0][2].detail == "20.0 %"
     assert easy_and_hard.title in Page(
-        page(report, TWO)
-    ).text and f"## {easy_and_hard.title}" in card(report)
+        render_page(report, TWO)
+    ).text and f"## {easy_and_hard.title}" in render_markdown(report)
     report["funnel"]["pairs"][0]["prompts_in"] = 0  # of offline pairs alone nothing was drawn
-    assert easy_and_hard.title not in card(report)
+    assert easy_and_hard.title not in render_markdown(report)
 
 
 def test_gains_come_first_then_losses_then_what_stayed():
@@ -774,14 +790,14 @@ def test_gains_come_first_then_losses_then_what_stayed():
             (f"p{index}", "sft", "x", before, "stop", "?"),
             (f"p{index}", "round-1", "y", after, "stop", "?"),
         ]
-    found = choose(answers(*rows), "round-1")
+    found = choose_examples(answers(*rows), "round-1")
     gaps = {title: [round(each.gap, 6) for each in group] for title, group in found.items()}
     assert gaps == {"Gained most": [1.0, 0.2], "Lost most": [-0.8], "Unchanged": [0.0]}
 
 
 def test_the_card_is_a_table_that_no_name_can_break():
     report = a_report(name="a|b*")
-    text = card(report)
+    text = render_markdown(report)
     row = next(line for line in text.splitlines() if line.startswith("| a\\|b\\*"))
     heads = next(line for line in text.splitlines() if line.startswith("| model"))
     assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"(?<!\\)\|", heads))

@@ -1,4 +1,7 @@
-"""No sentence of a report is printed where it would be false: for each, a report where it was or would be."""
+"""No sentence of a report is printed where it would be false.
+
+For each sentence, a report where it was or would be false.
+"""
 
 import ast
 import math
@@ -13,21 +16,21 @@ from pipeline.config.pair import PairConfig
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.report.analysis import changes, sanity_checks
-from pipeline.report.analysis.benchmarks import held, retention
-from pipeline.report.analysis.changes import note
-from pipeline.report.analysis.comparison import verdict as compared_verdict
-from pipeline.report.analysis.verdict import Question, headline, verdict
-from pipeline.report.formatting import number, signed
-from pipeline.report.render.comparison_page import _power as power
-from pipeline.report.render.reliability import trust
+from pipeline.report.analysis.benchmarks import apply_retention, check_retention
+from pipeline.report.analysis.changes import write_note
+from pipeline.report.analysis.comparison import conclude as compared_verdict
+from pipeline.report.analysis.verdict import VerdictBasis, reach_verdict, write_headline
+from pipeline.report.formatting import format_number, format_signed
+from pipeline.report.render.comparison_page import _explain_power as power
+from pipeline.report.render.reliability import explain_reliability
 from pipeline.report.render.tables import models
 from pipeline.training.monitoring.diagnostics import SYMPTOMS, find_symptoms
 from tests.support.house import HOUSE, SMALL, composed
 
-# ── reports ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── reports ───────────────────────────────────────────────────────────────────
 
 
-def gap(
+def make_gap(
     scorer: str, low: float | None, high: float | None, model: str = "round-1", **more: Any
 ) -> dict[str, Any]:
     mean = None if low is None or high is None else (low + high) / 2
@@ -45,15 +48,15 @@ def gap(
     }
 
 
-def model(name: str, kl: float | None = 1.5, n: int = 300, **means: float) -> dict[str, Any]:
+def make_model(name: str, kl: float | None = 1.5, n: int = 300, **means: float) -> dict[str, Any]:
     ends = {"low": 0.4, "high": 0.6, "n": n, "failed": 0}
     marks = {scorer: {"mean": mean, **ends} for scorer, mean in ({"gold": 0.5} | means).items()}
     figures = {"mean": 10.0, "low": 9.0, "high": 11.0}
     return {"name": name, "metrics": marks, "tokens": figures, "kl": {**figures, "mean": kl}}
 
 
-def question(scorer: str = "gold", training: str | None = "reward", **more: Any) -> Question:
-    return Question(
+def make_basis(scorer: str = "gold", training: str | None = "reward", **more: Any) -> VerdictBasis:
+    return VerdictBasis(
         "test",
         300,
         scorer,
@@ -62,125 +65,140 @@ def question(scorer: str = "gold", training: str | None = "reward", **more: Any)
     )
 
 
-def why(
-    of: Question, *gaps: dict[str, Any], sft: dict[str, Any] | None = None, **chosen: Any
+def explain(
+    of: VerdictBasis, *gaps: dict[str, Any], sft: dict[str, Any] | None = None, **chosen: Any
 ) -> str:
     names = {row["scorer"]: 0.5 for row in gaps}
-    return verdict(
-        of, [sft or model("sft", 0.0, **names), model("round-1", **(names | chosen))], gaps
+    return reach_verdict(
+        of,
+        [sft or make_model("sft", 0.0, **names), make_model("round-1", **(names | chosen))],
+        gaps,
     )["why"]
 
 
-def report(of: Question, *gaps: dict[str, Any], **more: Any) -> dict[str, Any]:
+def make_report(of: VerdictBasis, *gaps: dict[str, Any], **more: Any) -> dict[str, Any]:
     names = {row["scorer"]: 0.5 for row in gaps}
-    known = [model("sft", 0.0, **names), model("round-1", **names)]
-    told = {
+    known = [make_model("sft", 0.0, **names), make_model("round-1", **names)]
+    shown = {
         "exam": {**vars(of)},
         "models": known,
         "differences": list(gaps),
         "duels": [],
         "changes": [],
         "retention": [],
-        "verdict": verdict(of, known, gaps),
-        "control": sanity_checks.control(of, gaps, []),
-        "proxy": sanity_checks.proxy(of, known, gaps),
-        "ceiling": sanity_checks.ceiling(of, gaps),
+        "verdict": reach_verdict(of, known, gaps),
+        "control": sanity_checks.check_control(of, gaps, []),
+        "proxy": sanity_checks.check_proxy(of, known, gaps),
+        "ceiling": sanity_checks.check_ceiling(of, gaps),
     }
-    return {**told, **more}
+    return {**shown, **more}
 
 
-# ── the verdict: who can be pleased ───────────────────────────────────────────────────────────────────────────────
+# ── the verdict: who can be pleased ───────────────────────────────────────────
 
 
 def test_only_a_scorer_that_made_pairs_can_be_pleased():
-    """`mine` is gold and rose, `rand` made the pairs and decides: nothing learned to please `mine`."""
-    of = question("rand", training="rand", gold=("mine",))
-    told = why(of, gap("rand", -0.05, 0.05), gap("mine", 0.1, 0.2))
-    assert "please" not in told and "or mend" not in told
-    assert "By mine it rose by +0.150, +0.100 to +0.200." in told and "prompts.split.test" in told
-    assert "learned to please reward" in why(
-        question(), gap("gold", -0.2, -0.1), gap("reward", 0.1, 0.2)
+    """`mine` is gold and rose, `rand` made the pairs and decides: `mine` was not over-optimised."""
+    of = make_basis("rand", training="rand", gold=("mine",))
+    why = explain(of, make_gap("rand", -0.05, 0.05), make_gap("mine", 0.1, 0.2))
+    assert "please" not in why and "or fix" not in why
+    assert "By mine it rose by +0.150, +0.100 to +0.200." in why and "prompts.split.test" in why
+    assert "learned to please reward" in explain(
+        make_basis(), make_gap("gold", -0.2, -0.1), make_gap("reward", 0.1, 0.2)
     )
 
 
 def test_where_no_scorer_made_pairs_none_can_be_pleased():
     """Offline pairs and demonstrations were judged by somebody else."""
-    of = question("reward", training=None)
-    gaps = gap("reward", 0.1, 0.2), gap("gold", -0.05, 0.05)
+    of = make_basis("reward", training=None)
+    gaps = (make_gap("reward", 0.1, 0.2), make_gap("gold", -0.05, 0.05))
     assert (
-        verdict(of, [model("sft", reward=0.5), model("round-1", reward=0.65)], gaps)["better"]
+        reach_verdict(
+            of, [make_model("sft", reward=0.5), make_model("round-1", reward=0.65)], gaps
+        )["better"]
         == "yes"
     )
     assert (
-        "made pairs" not in why(of, *gaps)
-        and sanity_checks.proxy(of, [model("round-1")], gaps) is None
+        "made pairs" not in explain(of, *gaps)
+        and sanity_checks.check_proxy(of, [make_model("round-1")], gaps) is None
     )
-    assert dict(trust(report(of, *gaps)))["Gold"].startswith("No scorer made pairs here")
+    assert dict(explain_reliability(make_report(of, *gaps)))["Gold"].startswith(
+        "No scorer made pairs here"
+    )
 
 
-def pairs(*words: str) -> PairConfig:
+def make_pairs(*words: str) -> PairConfig:
     return composed(*SMALL, *words).pair
 
 
 def test_the_plan_knows_whether_a_scorer_made_the_pairs():
     offline = ["offline=file", "offline.source.path=rows.jsonl"]
-    assert pairs().pairing_scorer == "rules"
-    assert pairs(*offline, "pair.mix.on_policy=0", "pair.mix.offline=1").pairing_scorer is None
+    assert make_pairs().pairing_scorer == "rules"
+    assert make_pairs(*offline, "pair.mix.on_policy=0", "pair.mix.offline=1").pairing_scorer is None
     assert (
-        pairs(*offline, "pair.mix.on_policy=0.5", "pair.mix.offline=0.5").pairing_scorer == "rules"
+        make_pairs(*offline, "pair.mix.on_policy=0.5", "pair.mix.offline=0.5").pairing_scorer
+        == "rules"
     )
-    assert pairs("pair=demonstration").pairing_scorer is None
+    assert make_pairs("pair=demonstration").pairing_scorer is None
     for words, maker in (((), "rules"), (("pair=demonstration",), None)):
         assert plan(composed(*SMALL, *words)).config.training == maker
 
 
 def test_a_gold_score_that_rises_too_little_to_be_sure_is_not_said_to_stand_still():
-    of = question("reward")
-    told = why(of, gap("reward", 0.05, 0.15), gap("gold", -0.01, 0.17))
-    assert "may have learned to please reward" in told and "does not clearly follow" in told
-    shown = report(of, gap("reward", 0.05, 0.15), gap("gold", -0.01, 0.17))
+    of = make_basis("reward")
+    why = explain(of, make_gap("reward", 0.05, 0.15), make_gap("gold", -0.01, 0.17))
+    assert "may have learned to please reward" in why and "does not clearly follow" in why
+    shown = make_report(of, make_gap("reward", 0.05, 0.15), make_gap("gold", -0.01, 0.17))
     assert (
-        headline(shown)
+        write_headline(shown)
         == "round-1 may have learned to please reward; the gold score does not clearly follow."
     )
     assert "It may have learned to please reward." in shown["proxy"]["why"]
-    flat = report(of, gap("reward", 0.05, 0.15), gap("gold", -0.1, 0.02))
-    assert headline(flat) == "round-1 learned to please reward; the gold score does not follow."
+    flat = make_report(of, make_gap("reward", 0.05, 0.15), make_gap("gold", -0.1, 0.02))
+    assert (
+        write_headline(flat) == "round-1 learned to please reward; the gold score does not follow."
+    )
 
 
-# ── the verdict: its figures ──────────────────────────────────────────────────────────────────────────────────────
+# ── the verdict: its figures ──────────────────────────────────────────────────
 
 
 def test_means_of_other_prompts_are_no_part_of_a_difference():
     """45 of 60 prompts have both scores: sft's mean over 60 is not its mean on those 45."""
-    of = question("reward")
-    told = why(
-        of, gap("reward", 0.05, 0.15, n=45), sft=model("sft", n=60, reward=0.9), n=45, reward=0.6
+    of = make_basis("reward")
+    why = explain(
+        of,
+        make_gap("reward", 0.05, 0.15, n=45),
+        sft=make_model("sft", n=60, reward=0.9),
+        n=45,
+        reward=0.6,
     )
-    assert "against sft's" not in told and "0.900" not in told
+    assert "against sft's" not in why and "0.900" not in why
     assert (
-        "On 45 test prompts that both have a score of reward for, round-1 differs from sft by +0.100"
-        in told
+        "On the 45 test prompts where both have a score of reward,"
+        " round-1 differs from sft by +0.100" in why
     )
-    whole = why(of, gap("reward", 0.05, 0.15), sft=model("sft", reward=0.5), reward=0.6)
+    whole = explain(
+        of, make_gap("reward", 0.05, 0.15), sft=make_model("sft", reward=0.5), reward=0.6
+    )
     assert "round-1 scores 0.600 against sft's 0.500" in whole
 
 
 def test_a_comparison_s_means_are_of_the_prompts_that_it_names():
-    def told(n: int) -> str:
+    def why(n: int) -> str:
         ground = {"chief": "rules", "level": 0.95}
         each = [
             {"name": name, "metrics": {"rules": {"mean": 0.9, "n": n}}} for name in ("one", "two")
         ]
         found = {
             "models": each,
-            "differences": [gap("rules", 0.05, 0.15, "two", n=45)],
+            "differences": [make_gap("rules", 0.05, 0.15, "two", n=45)],
             "ground": ground,
         }
         return compared_verdict(found)["why"]
 
-    assert "scores 0.900 against 0.900" in told(45)
-    assert "0.900" not in told(60) and "two differs from one by +0.100" in told(60)
+    assert "scores 0.900 against 0.900" in why(45)
+    assert "0.900" not in why(60) and "two differs from one by +0.100" in why(60)
 
 
 def test_a_comparison_names_how_many_have_scores_and_bears_a_model_without_any():
@@ -188,18 +206,19 @@ def test_a_comparison_names_how_many_have_scores_and_bears_a_model_without_any()
     each = [{"name": name, "metrics": {"rules": {"mean": 0.9, "n": 45}}} for name in ("one", "two")]
     silent = {"name": "three", "metrics": {}}
     gaps = [
-        gap("rules", 0.05, 0.15, "two", n=45),
-        gap("rules", None, None, "three", n=0, detectable=None),
+        make_gap("rules", 0.05, 0.15, "two", n=45),
+        make_gap("rules", None, None, "three", n=0, detectable=None),
     ]
     found = {"models": [*each, silent], "differences": gaps, "ground": ground}
-    told = compared_verdict(found)["why"]
+    why = compared_verdict(found)["why"]
     assert (
-        "two scores 0.900" in told
-        and "No scorer marked both three and one on a common prompt." in told
+        "two scores 0.900" in why
+        and "No scorer scored both three and one on a common prompt." in why
     )
     assert (
         power(found)
-        == "So many can detect a difference of 0.050 (two, on 45 with scores) in four cases of five."
+        == "This many prompts can detect a difference of 0.050 (two, on 45 with scores)"
+        " with 80 % power."
     )
 
 
@@ -210,49 +229,60 @@ def test_no_beta_holds_a_policy_where_the_loss_has_no_reference():
 
 
 def test_a_scorer_by_which_it_is_surely_worse_is_not_called_not_clearly_better():
-    told = why(
-        question("gold"), gap("gold", 0.05, 0.15), gap("other", -0.3, -0.1), gap("third", -0.1, 0.1)
+    why = explain(
+        make_basis("gold"),
+        make_gap("gold", 0.05, 0.15),
+        make_gap("other", -0.3, -0.1),
+        make_gap("third", -0.1, 0.1),
     )
-    assert "By other it is worse: −0.200" in told and "By third it is not clearly better" in told
+    assert "By other it is worse: −0.200" in why and "By third it is not clearly better" in why
 
 
 def test_equal_scores_detect_nothing():
-    """All paired differences are zero: no number of prompts is said to detect a difference of 0.000."""
-    same = gap("gold", 0.0, 0.0, detectable=0.0)
-    told = why(question(), same)
-    assert "can detect" not in told and "0.000:" not in told.partition("interval")[2]
-    assert "gold gives both the same score on every one of them" in told
-    shown = report(question(), same)
-    assert "So many can detect" not in models.models(shown).note
+    """All paired differences are zero: no sentence claims that 0.000 can be detected."""
+    same = make_gap("gold", 0.0, 0.0, detectable=0.0)
+    why = explain(make_basis(), same)
+    assert "can detect" not in why and "0.000:" not in why.partition("interval")[2]
+    assert "gold gives both models the same score on every prompt" in why
+    shown = make_report(make_basis(), same)
+    assert "This many prompts can detect" not in models.build_models(shown).note
     assert (
         "can detect a difference of 0.050"
-        in models.models(report(question(), gap("gold", -0.1, 0.1))).note
+        in models.build_models(make_report(make_basis(), make_gap("gold", -0.1, 0.1))).note
     )
 
 
 def test_a_score_that_is_not_zero_is_not_written_as_zero():
-    """Scores in millionths: "a difference of 0.000, 0.000 to 0.000" is no gain."""
-    assert (number(2.5e-6), number(-2.5e-6), signed(2.5e-6)) == ("2.5e-06", "−2.5e-06", "+2.5e-06")
-    assert (number(0.0), signed(1e-16), number(-1e-16), number(0.0004, 2)) == (
-        "0.000",
-        "0.000",
-        "0.000",
-        "0.00",
+    """Scores in millionths: "a difference of 0.000, 0.000 to 0.000" shows no gain."""
+    assert (format_number(2.5e-6), format_number(-2.5e-6), format_signed(2.5e-6)) == (
+        "2.5e-06",
+        "−2.5e-06",
+        "+2.5e-06",
     )
-    told = why(question(), gap("gold", 2e-6, 4e-6), sft=model("sft", gold=1e-6), gold=4e-6)
     assert (
-        "scores 4e-06 against sft's 1e-06" in told
-        and "of +3e-06, 95 % interval +2e-06 to +4e-06." in told
+        format_number(0.0),
+        format_signed(1e-16),
+        format_number(-1e-16),
+        format_number(0.0004, 2),
+    ) == ("0.000", "0.000", "0.000", "0.00")
+    why = explain(
+        make_basis(), make_gap("gold", 2e-6, 4e-6), sft=make_model("sft", gold=1e-6), gold=4e-6
+    )
+    assert (
+        "scores 4e-06 against sft's 1e-06" in why
+        and "of +3e-06, 95 % interval +2e-06 to +4e-06." in why
     )
 
 
 def test_so_many_are_those_that_have_scores():
     """300 prompts are examined, and both models have a score on 45 of them."""
-    note = models.models(report(question(), gap("gold", -0.1, 0.1, n=45))).note
-    assert "So many can detect" not in note
+    note = models.build_models(make_report(make_basis(), make_gap("gold", -0.1, 0.1, n=45))).note
+    assert "This many prompts can detect" not in note
     assert "The 45 on which round-1 and sft have scores can detect a difference of 0.050" in note
-    one = models.models(
-        report(question(), gap("gold", None, None, n=1) | {"mean": 0.2, "detectable": None})
+    one = models.build_models(
+        make_report(
+            make_basis(), make_gap("gold", None, None, n=1) | {"mean": 0.2, "detectable": None}
+        )
     ).note
     assert (
         "is not known from the scores of one prompt." in one
@@ -261,30 +291,32 @@ def test_so_many_are_those_that_have_scores():
 
 
 def test_a_small_scale_detects_no_zero():
-    told = why(question(), gap("gold", -1e-5, 1e-5, detectable=3e-5))
-    assert "can detect a difference of 3e-05" in told
+    why = explain(make_basis(), make_gap("gold", -1e-5, 1e-5, detectable=3e-5))
+    assert "can detect a difference of 3e-05" in why
 
 
 def test_a_kl_estimate_below_zero_is_no_sign_of_standing_still():
     """Few samples: the mean log-ratio came out at −0.6, which is noise."""
-    assert "hardly moved" not in why(question(), gap("gold", -0.05, 0.05), kl=-0.6)
-    assert "hardly moved from sft (0.02 nats)" in why(question(), gap("gold", -0.05, 0.05), kl=0.02)
+    assert "hardly moved" not in explain(make_basis(), make_gap("gold", -0.05, 0.05), kl=-0.6)
+    assert "hardly moved from sft (0.02 nats)" in explain(
+        make_basis(), make_gap("gold", -0.05, 0.05), kl=0.02
+    )
 
 
 def test_a_model_that_is_worse_and_hardly_moved_took_no_large_step():
-    told = why(question(), gap("gold", -0.2, -0.1), kl=0.01)
-    assert "Too large a step" not in told and "pair.filters.min_margin" in told
-    assert "Too large a step" in why(question(), gap("gold", -0.2, -0.1), kl=1.0)
+    why = explain(make_basis(), make_gap("gold", -0.2, -0.1), kl=0.01)
+    assert "Too large a step" not in why and "pair.filters.min_margin" in why
+    assert "Too large a step" in explain(make_basis(), make_gap("gold", -0.2, -0.1), kl=1.0)
 
 
 def test_where_the_gate_passed_a_better_round_by_nobody_says_that_none_is_better():
-    of = question(chosen="sft")
-    shown = report(of, gap("gold", 0.05, 0.15))
-    assert headline(shown) == "No trained model was preferred to sft."
+    of = make_basis(chosen="sft")
+    shown = make_report(of, make_gap("gold", 0.05, 0.15))
+    assert write_headline(shown) == "No trained model was preferred to sft."
     assert "Too large a step" not in shown["verdict"]["why"]
     assert "round-1 scores better than sft on test: +0.100" in shown["verdict"]["why"]
     assert "gate.min_gain" in shown["verdict"]["why"]
-    worse = report(of, gap("gold", -0.15, -0.05))
+    worse = make_report(of, make_gap("gold", -0.15, -0.05))
     assert (
         "Too large a step" in worse["verdict"]["why"]
         and "scores better" not in worse["verdict"]["why"]
@@ -293,71 +325,80 @@ def test_where_the_gate_passed_a_better_round_by_nobody_says_that_none_is_better
 
 def test_a_round_that_is_as_good_as_sft_took_no_large_step():
     """The gate kept SFT: the round is not worse, its gain was merely not above gate.min_gain."""
-    of = question(chosen="sft")
-    told = why(of, gap("gold", -0.05, 0.05))
-    assert "Too large a step" not in told
+    of = make_basis(chosen="sft")
+    why = explain(of, make_gap("gold", -0.05, 0.05))
+    assert "Too large a step" not in why
     assert (
-        "By gold round-1 is not told apart from sft on test either: 0.000, −0.050 to +0.050."
-        in told
+        "By gold round-1 cannot be distinguished from sft on test either: 0.000, −0.050 to +0.050."
+        in why
     )
-    assert "Too large a step" not in why(of, gap("gold", 0.1, 0.2, n=12))
-    assert "Too few test prompts have a score of gold to tell round-1 from sft" in why(
-        of, gap("gold", None, None, n=0)
+    assert "Too large a step" not in explain(of, make_gap("gold", 0.1, 0.2, n=12))
+    assert "Too few test prompts have a score of gold to distinguish round-1 from sft" in explain(
+        of, make_gap("gold", None, None, n=0)
     )
 
 
 def test_a_round_that_no_step_changed_took_no_large_step_where_sft_was_chosen():
-    told = why(question(chosen="sft", unchanged=True), gap("gold", -0.2, -0.1), kl=None)
-    assert "The round-1 model’s weights are those that its training started from" in told
-    assert "Too large a step" not in told
+    why = explain(make_basis(chosen="sft", unchanged=True), make_gap("gold", -0.2, -0.1), kl=None)
+    assert (
+        "The round-1 model’s weights are byte for byte those that its training started from" in why
+    )
+    assert "Too large a step" not in why
 
 
 def test_pairs_that_no_scorer_made_have_no_margin_to_raise():
     for kl in (0.01, 1.0):
-        told = why(question(training=None), gap("gold", -0.2, -0.1), kl=kl)
-        assert "min_margin" not in told and "pair.scorer" not in told and "strop edit" in told
+        why = explain(make_basis(training=None), make_gap("gold", -0.2, -0.1), kl=kl)
+        assert "min_margin" not in why and "pair.scorer" not in why and "strop edit" in why
 
 
 def test_what_the_badge_calls_better_has_no_headline_against_it():
-    """By the gold scorer that decides it rose; a second one does not follow, and the verdict says so."""
-    of = question(gold=("gold", "second"))
-    shown = report(of, gap("gold", 0.1, 0.2), gap("reward", 0.1, 0.2), gap("second", -0.1, 0.02))
+    """It rose by the deciding gold scorer; a second one does not follow, as the verdict says."""
+    of = make_basis(gold=("gold", "second"))
+    shown = make_report(
+        of, make_gap("gold", 0.1, 0.2), make_gap("reward", 0.1, 0.2), make_gap("second", -0.1, 0.02)
+    )
     assert (
         shown["verdict"]["better"] == "yes"
         and "By second it is not clearly better" in shown["verdict"]["why"]
     )
-    assert headline(shown) == "round-1 is better than sft."
+    assert write_headline(shown) == "round-1 is better than sft."
 
 
 def test_too_few_prompts_and_an_unknown_benchmark_are_no_gain():
     """A verdict needs 30 prompts; so does the headline that says that the score rose."""
     unknown = [{"name": "gsm8k", "state": "unknown", "why": "not known"}]
-    few = report(question(), gap("gold", 0.1, 0.2, n=20), retention=unknown)
-    assert headline(few) == "It is unclear whether round-1 is better than sft."
-    many = report(question(), gap("gold", 0.1, 0.2), retention=unknown)
-    many["verdict"] = held(many["verdict"], unknown, "round-1")
-    assert headline(many) == "round-1 scores better than sft; whether gsm8k was kept is not known."
+    few = make_report(make_basis(), make_gap("gold", 0.1, 0.2, n=20), retention=unknown)
+    assert write_headline(few) == "It is unclear whether round-1 is better than sft."
+    many = make_report(make_basis(), make_gap("gold", 0.1, 0.2), retention=unknown)
+    many["verdict"] = apply_retention(many["verdict"], unknown, "round-1")
+    assert (
+        write_headline(many)
+        == "round-1 scores better than sft; whether gsm8k was kept is not known."
+    )
 
 
 def test_one_score_of_a_capability_is_not_none():
-    [row] = retention({"gold": 0.1}, question(), [], [gap("gold", None, None, n=1) | {"mean": 0.2}])
+    [row] = check_retention(
+        {"gold": 0.1}, make_basis(), [], [make_gap("gold", None, None, n=1) | {"mean": 0.2}]
+    )
     assert "no prompt" not in row["why"] and "too few to tell (+0.200, on 1)" in row["why"]
-    [none] = retention({"gold": 0.1}, question(), [], [gap("gold", None, None, n=0)])
+    [none] = check_retention({"gold": 0.1}, make_basis(), [], [make_gap("gold", None, None, n=0)])
     assert "no prompt has a score of gold for both models" in none["why"]
 
 
 def test_where_scores_failed_the_reader_is_not_sent_to_an_empty_list_alone():
-    told = why(question(), gap("gold", None, None, n=0))
-    assert "see what is missing" in told and "how many scores failed" in told
-    assert "how many scores failed" in why(question(), gap("gold", 0.1, 0.2, n=12))
+    why = explain(make_basis(), make_gap("gold", None, None, n=0))
+    assert "see what is missing" in why and "how many scores failed" in why
+    assert "how many scores failed" in explain(make_basis(), make_gap("gold", 0.1, 0.2, n=12))
 
 
-# ── what changed ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what changed ──────────────────────────────────────────────────────────────
 
 
 def test_the_level_of_what_changed_is_never_rounded_to_zero():
-    assert "a p below 0.001," in note({"exam": {"level": 0.999}})
-    assert "a p below 0.05," in note({"exam": {"level": 0.95}})
+    assert "a p below 0.001," in write_note({"exam": {"level": 0.999}})
+    assert "a p below 0.05," in write_note({"exam": {"level": 0.95}})
 
 
 def test_a_rate_that_counts_ties_is_not_called_won():
@@ -372,68 +413,88 @@ def test_a_rate_that_counts_ties_is_not_called_won():
         "win_rate": 0.6,
     }
     duel |= {"low": 0.55, "high": 0.65, "p_holm": 0.001}
-    [change] = changes.told(report(question(), duels=[duel]))
+    [change] = changes.list_changes(make_report(make_basis(), duels=[duel]))
     assert change.figures == "win rate 60.0 % (55.0 % to 65.0 %), a tie is half a win"
-    again = sanity_checks.control(question(), [], [{**duel, "a": "control"}])
+    again = sanity_checks.check_control(make_basis(), [], [{**duel, "a": "control"}])
     assert again and "won" not in again["why"] and "win rate 60.0 %" in again["why"]
 
 
-# ── doubts ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── doubts ────────────────────────────────────────────────────────────────────
 
 
 def test_a_control_that_chance_alone_tells_apart_may_be_chance():
-    """At 95 % one sound machinery in twenty is told apart from itself."""
-    again = sanity_checks.control(question(), [gap("gold", 0.01, 0.1, "control", p_holm=0.03)], [])
+    """At 95 % one sound pipeline in twenty differs from itself."""
+    again = sanity_checks.check_control(
+        make_basis(), [make_gap("gold", 0.01, 0.1, "control", p_holm=0.03)], []
+    )
     assert again and "unless chance did it, as in 5.0 % of runs" in again["why"]
 
 
 def test_a_control_that_is_not_told_apart_is_not_called_equal():
-    steady = sanity_checks.control(question(), [gap("gold", -0.3, 0.4, "control", n=3)], [])
+    steady = sanity_checks.check_control(
+        make_basis(), [make_gap("gold", -0.3, 0.4, "control", n=3)], []
+    )
     assert (
         steady
         and "does not differ" not in steady["why"]
-        and "is not told apart from itself" in steady["why"]
+        and "cannot be distinguished from itself" in steady["why"]
     )
 
 
 def test_a_ceiling_that_is_not_clear_is_not_zero():
     """Best of 4 gains +0.2 (−0.01 to +0.41) on few prompts: there may be much to capture."""
-    shown = report(question(), gap("gold", -0.01, 0.41, "best-of-4"))
-    assert "nothing to capture" not in models.models(shown).note
-    assert "how much there is to capture is not known" in models.models(shown).note
+    shown = make_report(make_basis(), make_gap("gold", -0.01, 0.41, "best-of-4"))
+    assert "nothing can be gained" not in models.build_models(shown).note
+    assert "how much can be gained is not known" in models.build_models(shown).note
 
 
 def test_a_model_that_lost_gains_no_negative_part():
-    shown = report(question(), gap("gold", 0.1, 0.2, "best-of-4"), gap("gold", -0.3, -0.1))
-    assert "Of what best-of-4 gains over sft, round-1 gains nothing." in models.models(shown).note
+    shown = make_report(
+        make_basis(), make_gap("gold", 0.1, 0.2, "best-of-4"), make_gap("gold", -0.3, -0.1)
+    )
+    assert (
+        "Of what best-of-4 gains over sft, round-1 gains nothing."
+        in models.build_models(shown).note
+    )
 
 
-# ── trust ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── trust ─────────────────────────────────────────────────────────────────────
 
 
 def test_a_gold_scorer_without_the_one_that_made_pairs_is_not_denied():
-    """Pairs by a judge that marks no exam, exams by a gold scorer: it made no pairs, and is here."""
-    told = dict(trust(report(question(training="judge"), gap("gold", 0.1, 0.2))))
-    assert "No scorer" not in told["Gold"] and "exam.score.scorers.judge" in told["Gold"]
+    """Pairs by a judge, evaluations by a gold scorer alone: it made no pairs, and is here."""
+    why = dict(
+        explain_reliability(make_report(make_basis(training="judge"), make_gap("gold", 0.1, 0.2)))
+    )
+    assert "No scorer" not in why["Gold"] and "exam.score.scorers.judge" in why["Gold"]
     assert (
         "exam.score.scorers.gold.gold=true"
-        in dict(trust(report(question(gold=()), gap("gold", 0.1, 0.2))))["Gold"]
+        in dict(explain_reliability(make_report(make_basis(gold=()), make_gap("gold", 0.1, 0.2))))[
+            "Gold"
+        ]
     )
 
 
 def test_where_the_scorer_that_made_pairs_is_the_only_one_another_has_to_be_added():
-    """`exam.score.scorers.NAME.gold=true` alone is refused where there is no scorer of that name."""
-    shown = report(question("gold", training="gold", gold=()), gap("gold", 0.1, 0.2))
+    """`exam.score.scorers.NAME.gold=true` alone is refused without a scorer of that name."""
+    shown = make_report(make_basis("gold", training="gold", gold=()), make_gap("gold", 0.1, 0.2))
     added = "+scorer@exam.score.scorers.NAME=FILE exam.score.scorers.NAME.gold=true"
-    assert added in dict(trust(shown))["Gold"]
-    assert not refused(*added.replace("NAME", "long").replace("FILE", "length").split())
+    assert added in dict(explain_reliability(shown))["Gold"]
+    assert not find_refusal(*added.replace("NAME", "long").replace("FILE", "length").split())
 
 
 def test_where_sft_was_chosen_its_gold_scorer_is_not_denied():
-    told = dict(
-        trust(report(question(chosen="sft"), gap("gold", 0.1, 0.2), gap("reward", 0.1, 0.2)))
+    why = dict(
+        explain_reliability(
+            make_report(
+                make_basis(chosen="sft"), make_gap("gold", 0.1, 0.2), make_gap("reward", 0.1, 0.2)
+            )
+        )
     )
-    assert "No scorer" not in told["Gold"] and "The chosen model is not one" in told["Gold"]
+    assert (
+        "No scorer" not in why["Gold"]
+        and "The chosen model was not trained on pairs of reward" in why["Gold"]
+    )
 
 
 def test_people_who_judged_are_not_nobody():
@@ -446,35 +507,42 @@ def test_people_who_judged_are_not_nobody():
         "losses": 1,
         "flip_rate": None,
     }
-    told = dict(trust(report(question(), gap("gold", 0.1, 0.2), duels=[duel])))
-    assert "No judge" not in told["Flips"] and "people" in told["Flips"]
-    assert "+duel@exam.duels" in dict(trust(report(question(), gap("gold", 0.1, 0.2))))["Flips"]
+    why = dict(
+        explain_reliability(make_report(make_basis(), make_gap("gold", 0.1, 0.2), duels=[duel]))
+    )
+    assert "No judge" not in why["Flips"] and "people" in why["Flips"]
+    assert (
+        "+duel@exam.duels"
+        in dict(explain_reliability(make_report(make_basis(), make_gap("gold", 0.1, 0.2))))["Flips"]
+    )
 
 
 def test_a_control_cannot_be_had_on_dev_by_its_own_knob_alone():
-    of = Question("dev", 300, "gold", 0.95, "round-1", "reward", ("gold",))
+    of = VerdictBasis("dev", 300, "gold", 0.95, "round-1", "reward", ("gold",))
     assert (
         "exam.split=test with exam.control=true"
-        in dict(trust(report(of, gap("gold", 0.1, 0.2))))["A/A control"]
+        in dict(explain_reliability(make_report(of, make_gap("gold", 0.1, 0.2))))["A/A control"]
     )
 
 
 def test_what_calibrates_a_scorer_names_it():
     assert (
-        "verdicts.jsonl scorer=gold"
-        in dict(trust(report(question(), gap("gold", 0.1, 0.2))))["Calibration"]
+        "strop calibrate verdicts.jsonl scorer=gold"
+        in dict(explain_reliability(make_report(make_basis(), make_gap("gold", 0.1, 0.2))))[
+            "Calibration"
+        ]
     )
 
 
-# ── symptoms ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── symptoms ──────────────────────────────────────────────────────────────────
 
 
-def steps(**curves: list[float]) -> list[dict[str, Any]]:
+def make_steps(**curves: list[float]) -> list[dict[str, Any]]:
     rows = enumerate(zip(*curves.values(), strict=True), 1)
     return [{"step": at, **dict(zip(curves, row, strict=True))} for at, row in rows]
 
 
-def ramp(start: float, end: float, count: int = 20) -> list[float]:
+def make_ramp(start: float, end: float, count: int = 20) -> list[float]:
     return [start + (end - start) * at / (count - 1) for at in range(count)]
 
 
@@ -487,24 +555,29 @@ LOOKS = {
 @pytest.mark.parametrize(
     ("unsaid", "rows"),
     [
-        # another loss that passes 0.693 while the pairs are told apart
+        # another loss that passes 0.693 while the pairs are distinguished
         (
             "the loss stays",
-            steps(**{"loss": [math.log(2)] * 20, "rewards/margins": ramp(0.1, 2.0)}),
+            make_steps(**{"loss": [math.log(2)] * 20, "rewards/margins": make_ramp(0.1, 2.0)}),
         ),
-        # the chosen side rises thirty times as far as the rejected one: what sets them apart is what is learned
-        ("both rise", steps(**{"rewards/chosen": ramp(0, 6), "rewards/rejected": ramp(0, 0.2)})),
-        # a steady fall is no swing, however far it goes
-        ("swings", steps(loss=ramp(1.2, 0.12))),
+        # the chosen side rises thirty times as far as the rejected one: their difference is learned
+        (
+            "both rise",
+            make_steps(
+                **{"rewards/chosen": make_ramp(0, 6), "rewards/rejected": make_ramp(0, 0.2)}
+            ),
+        ),
+        # a steady fall is not a swing, however far it goes
+        ("swings", make_steps(loss=make_ramp(1.2, 0.12))),
         # past its best and rising again
-        ("dev score falls", steps(**LOOKS)),
+        ("dev score falls", make_steps(**LOOKS)),
     ],
 )
 def test_a_symptom_is_not_seen_where_it_is_not(unsaid, rows):
     assert not [one.name for one in find_symptoms(rows) if unsaid in one.name]
 
 
-# ── every knob that a sentence names ──────────────────────────────────────────────────────────────────────────────
+# ── every knob that a sentence names ──────────────────────────────────────────
 
 SPEAKING = [
     *(HOUSE / "pipeline" / "report").rglob("*.py"),
@@ -513,19 +586,19 @@ SPEAKING = [
         for name in ("diagnostics.py", "guards.py", "early_stopping.py")
     ),
 ]
-GROUPS = "train|pair|sample|score|exam|evaluate|prompts|gate|reward|refer|sft|offline|refit|sweep|limits|template"
+GROUPS = (
+    "train|pair|sample|score|exam|evaluate|prompts|gate|reward|refer|sft|offline|refit|sweep|limits"
+    "|template"
+)
 KNOB = re.compile(rf"(?<![\w./@+])(?:{GROUPS})(?:\.[a-z_A-Z]+)+(?:=[\w.\[\]]+)?")
 CHOICE = re.compile(r"(?<![\w./@+])(?:train|pair|score|reward|gate|offline)=[a-z_0-9]+")
-# What each needs beside it, as whoever reads the sentence has it.
-BESIDE = {
-    "train.guards.stop_on": ["+scorer@train.guards.scorer=length"],
-    "gate": ["gate=best"],
-}
+# What each needs in addition, as the reader of the sentence has it.
+BESIDE = {"train.guards.stop_on": ["+scorer@train.guards.scorer=length"], "gate": ["gate=best"]}
 FILES = {"gate.json", "train.parquet"}
 
 
-def texts(path: Path) -> list[str]:
-    """Every text of a module but docstrings; what an f-string fills in stands as NAME."""
+def list_texts(path: Path) -> list[str]:
+    """Every text of a module but docstrings; what an f-string fills in is NAME."""
     tree = ast.parse(path.read_text())
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     parts = {
@@ -551,11 +624,11 @@ def texts(path: Path) -> list[str]:
     return found
 
 
-def knobs() -> dict[str, set[str]]:
+def find_knobs() -> dict[str, set[str]]:
     """Each knob that a sentence names, and the modules that do."""
     found: dict[str, set[str]] = {}
     for path in SPEAKING:
-        for text in texts(path):
+        for text in list_texts(path):
             for named in [*KNOB.findall(text), *CHOICE.findall(text)]:
                 found.setdefault(named.rstrip("."), set()).add(path.name)
     return {knob: where for knob, where in found.items() if knob not in FILES}
@@ -566,7 +639,7 @@ def whole_config(*words: str) -> dict[str, Any]:
     return composed(*SMALL, *words).model_dump()
 
 
-def exists(knob: str) -> bool:
+def knob_exists(knob: str) -> bool:
     """Whether the composed config has it; NAME is whatever has a name there."""
     beside = next((words for start, words in BESIDE.items() if knob.startswith(start)), [])
     here: Any = whole_config(*beside)
@@ -583,7 +656,7 @@ def exists(knob: str) -> bool:
 
 
 def test_every_knob_that_a_sentence_names_exists():
-    named = knobs()
+    named = find_knobs()
     assert {
         "train.beta",
         "pair.filters.min_margin",
@@ -593,12 +666,12 @@ def test_every_knob_that_a_sentence_names_exists():
     lost = {
         knob: where
         for knob, where in named.items()
-        if "." in (name := knob.partition("=")[0]) and not exists(name)
+        if "." in (name := knob.partition("=")[0]) and not knob_exists(name)
     }
     assert not lost
 
 
-def refused(*words: str) -> str:
+def find_refusal(*words: str) -> str:
     try:
         composed(*SMALL, *words)
     except UserError as refusal:
@@ -607,18 +680,20 @@ def refused(*words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "word", sorted(knob for knob in knobs() if "=" in knob and "NAME" not in knob)
+    "word", sorted(knob for knob in find_knobs() if "=" in knob and "NAME" not in knob)
 )
 def test_every_value_that_a_sentence_names_composes(word):
-    """Where it needs something beside it, that is named; it is no misspelling."""
+    """Where it needs something else, that is named; it is not a misspelling."""
     beside = next((words for start, words in BESIDE.items() if word.startswith(start)), [])
-    said = refused(*beside, word)
+    said = find_refusal(*beside, word)
     assert not said or ("Give" in said and "Did you mean" not in said), said
 
 
 def test_a_knob_that_does_not_exist_is_found_by_this_very_test():
     assert (
-        not exists("pair.noise") and not exists("guards.warn_kl") and exists("prompts.split.test")
+        not knob_exists("pair.noise")
+        and not knob_exists("guards.warn_kl")
+        and knob_exists("prompts.split.test")
     )
     assert KNOB.findall("look at pair.noise, or pair.filters.near=0.9.") == [
         "pair.noise",

@@ -6,12 +6,12 @@ from scipy import stats
 
 from pipeline.report.analysis.statistics import (
     BootstrapConfig,
-    contest,
-    difference,
-    estimate,
-    holm,
-    length_adjusted,
-    sign_flip,
+    adjust_for_length,
+    adjust_holm,
+    count_wins,
+    estimate_difference,
+    estimate_mean,
+    sign_flip_test,
     sign_test,
 )
 from pipeline.report.render.tables import contests
@@ -19,8 +19,8 @@ from pipeline.report.render.tables import contests
 LEVEL = 0.05
 
 
-def exams(rng, gain: float, prompts: int = 80, samples: int = 1):
-    """Two models' means by prompt: prompts differ much, samples of one prompt are alike, scores may tie."""
+def simulate_evals(rng, gain: float, prompts: int = 80, samples: int = 1):
+    """Two models' means by prompt: prompts differ much, a prompt's samples little; ties occur."""
     hardness = rng.normal(0, 1, (prompts, 1))
     taste = rng.normal(0, 0.4, (2, prompts, 1))  # what a model makes of a prompt, whatever it draws
     drawn = hardness + taste + rng.normal(0, 0.6, (2, prompts, samples))
@@ -32,15 +32,16 @@ def exams(rng, gain: float, prompts: int = 80, samples: int = 1):
 def coverage(sets: int, samples: int, seed: int = 0) -> float:
     rng, held = np.random.default_rng(seed), 0
     for draw in range(sets):
-        found = difference(
-            *exams(rng, 0.2, samples=samples), 80, BootstrapConfig(0.95, 499, draw)
+        found = estimate_difference(
+            *simulate_evals(rng, 0.2, samples=samples), 80, BootstrapConfig(0.95, 499, draw)
         ).estimate
         held += found.low <= 0.2 <= found.high
     return held / sets
 
 
-# What values by prompt look like: how n of them are drawn, their true mean, and the least coverage at 100 prompts.
-# Measured over 4,000 sets of 100 (999 resamples): BCa · percentile · Student's t · bootstrap of t · what we take.
+# Distributions by prompt: how n values are drawn, their true mean, least coverage at 100 prompts.
+# Measured over 4,000 sets of 100 (999 resamples):
+# BCa · percentile · Student's t · bootstrap-t · what we take.
 SKEWED = {
     # 0.949 · 0.949 · 0.955 · 0.953 · 0.959
     "normal": (lambda rng, n: rng.normal(0.3, 1, n), 0.3, 0.94),
@@ -77,11 +78,11 @@ SKEWED = {
 }
 
 
-def held(name: str, sets: int, prompts: int = 100, resamples: int = 499) -> float:
+def coverage_of(name: str, sets: int, prompts: int = 100, resamples: int = 499) -> float:
     draw, truth, _ = SKEWED[name]
     rng, found = np.random.default_rng(0), 0
     for seed in range(sets):
-        known = estimate(draw(rng, prompts).tolist(), BootstrapConfig(0.95, resamples, seed))
+        known = estimate_mean(draw(rng, prompts).tolist(), BootstrapConfig(0.95, resamples, seed))
         found += known.low <= truth <= known.high
     return found / sets
 
@@ -91,45 +92,45 @@ def held(name: str, sets: int, prompts: int = 100, resamples: int = 499) -> floa
 )
 def test_intervals_of_skewed_scores_hold_the_truth_at_100_prompts(name, least):
     """BCa held it in 0.909, 0.900 and 0.898 of these very sets."""
-    assert held(name, 1500, resamples=199) >= least
+    assert coverage_of(name, 1500, resamples=199) >= least
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SKEWED)
 def test_intervals_of_every_shape_hold_the_truth_as_often_as_simulated(name):
-    assert SKEWED[name][2] <= held(name, 3000) <= 0.99
+    assert SKEWED[name][2] <= coverage_of(name, 3000) <= 0.99
 
 
 def test_an_interval_of_ordinary_scores_is_hardly_wider_than_student_s():
     values = np.random.default_rng(0).normal(0, 1, 300)
-    known = estimate(values.tolist(), BootstrapConfig(0.95, 9999, 0))
+    known = estimate_mean(values.tolist(), BootstrapConfig(0.95, 9999, 0))
     student = 2 * stats.t.ppf(0.975, 299) * values.std(ddof=1) / 300**0.5
     assert 1 - 1e-9 <= (known.high - known.low) / student < 1.06
 
 
 def false_positives(sets: int, seed: int = 0) -> dict[str, float]:
-    """How often two draws of one model are told apart: by the interval, the two tests, and any of a family of three."""
+    """How often two samples of one model differ: by interval, both tests, any of a family of 3."""
     rng = np.random.default_rng(seed)
     found = dict.fromkeys(("interval", "sign flip", "sign test", "holm"), 0)
     for draw in range(sets):
-        a, b = exams(rng, 0.0, samples=2)
+        a, b = simulate_evals(rng, 0.0, samples=2)
         gap, met = (
-            difference(a, b, 80, BootstrapConfig(0.95, 499, draw)),
-            contest(a, b, 80, BootstrapConfig(0.95, 9, draw)),
+            estimate_difference(a, b, 80, BootstrapConfig(0.95, 499, draw)),
+            count_wins(a, b, 80, BootstrapConfig(0.95, 9, draw)),
         )
         more = [
-            sign_flip(rng.normal(0, 1, 80).tolist(), BootstrapConfig(0.95, 499, draw))
+            sign_flip_test(rng.normal(0, 1, 80).tolist(), BootstrapConfig(0.95, 499, draw))
             for _ in range(2)
         ]
         found["interval"] += not gap.estimate.low <= 0 <= gap.estimate.high
         found["sign flip"] += gap.p_value < LEVEL
         found["sign test"] += met.p_value < LEVEL
-        found["holm"] += min(holm([gap.p_value, *more])) < LEVEL
+        found["holm"] += min(adjust_holm([gap.p_value, *more])) < LEVEL
     return {name: count / sets for name, count in found.items()}
 
 
 def test_intervals_hold_the_truth_when_a_prompt_has_several_samples():
-    """As many prompts' worth of samples taken for prompts would hold it in less than eight cases of ten."""
+    """Counting samples as prompts would cover the truth in less than eight cases of ten."""
     assert 0.92 <= coverage(300, samples=4) <= 0.98
 
 
@@ -148,21 +149,23 @@ def test_signs_are_as_good_as_every_sign_where_all_can_be_tried():
     gaps = [0.5, 1.5, -0.2, 2.0, 0.9, 0.4, -0.1, 1.1]
     signs = np.array(np.meshgrid(*[[-1, 1]] * 8)).reshape(8, -1).T
     exact = (np.abs(signs @ gaps) >= abs(sum(gaps)) - 1e-9).mean()
-    assert sign_flip(gaps, BootstrapConfig(0.95, 99_999, 0)) == pytest.approx(exact, abs=0.002)
-    assert sign_flip([-gap for gap in gaps], BootstrapConfig(0.95, 999, 0)) == sign_flip(
+    assert sign_flip_test(gaps, BootstrapConfig(0.95, 99_999, 0)) == pytest.approx(exact, abs=0.002)
+    assert sign_flip_test([-gap for gap in gaps], BootstrapConfig(0.95, 999, 0)) == sign_flip_test(
         gaps, BootstrapConfig(0.95, 999, 0)
     )
 
 
 def test_ties_are_no_evidence_for_a_difference():
     few = BootstrapConfig(0.95, 999, 0)
-    assert sign_flip([0.0] * 40, few) == 1.0 and sign_flip([], few) is None
-    assert sign_flip([0.3, -0.1, 0.2] + [0.0] * 90, few) == sign_flip([0.3, -0.1, 0.2], few)
+    assert sign_flip_test([0.0] * 40, few) == 1.0 and sign_flip_test([], few) is None
+    assert sign_flip_test([0.3, -0.1, 0.2] + [0.0] * 90, few) == sign_flip_test(
+        [0.3, -0.1, 0.2], few
+    )
 
 
 def test_a_true_difference_is_found():
-    a, b = exams(np.random.default_rng(0), 0.5)
-    found = difference(a, b, 80, BootstrapConfig(0.95, 999, 0))
+    a, b = simulate_evals(np.random.default_rng(0), 0.5)
+    found = estimate_difference(a, b, 80, BootstrapConfig(0.95, 999, 0))
     assert found.p_value == 1 / 1000
     assert (
         found.better + found.same + found.worse == pytest.approx(1)
@@ -171,18 +174,18 @@ def test_a_true_difference_is_found():
 
 
 def test_holm_knows_the_textbook():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, None, 0.9]) == [1.0, None, 1.0]
-    assert holm([None]) == [None] and holm([]) == []
+    assert adjust_holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert adjust_holm([0.5, None, 0.9]) == [1.0, None, 1.0]
+    assert adjust_holm([None]) == [None] and adjust_holm([]) == []
 
 
 def test_the_same_tests_corrected_together_are_stricter_than_one():
     wins = sign_test(30, 14)
-    assert wins < LEVEL < min(holm([wins] * 3))
+    assert wins < LEVEL < min(adjust_holm([wins] * 3))
 
 
-def judged(win, seed: int = 0, judges: int = 20) -> tuple[float, float]:
-    """The mean plain and the mean length-adjusted rate over judges of 500 prompts; a's answers are 30 tokens longer."""
+def mean_rates(win, seed: int = 0, judges: int = 20) -> tuple[float, float]:
+    """The mean plain and length-adjusted rates of judges of 500 prompts; a is 30 tokens longer."""
     rng, plain, adjusted = np.random.default_rng(seed), [], []
     for _ in range(judges):
         gaps = rng.normal(30, 40, 500).round()
@@ -191,7 +194,7 @@ def judged(win, seed: int = 0, judges: int = 20) -> tuple[float, float]:
             dict(zip(map(str, range(500)), each.tolist(), strict=True)) for each in (points, gaps)
         )
         plain.append(points.mean())
-        adjusted.append(length_adjusted(won, longer, 0.95).mean)
+        adjusted.append(adjust_for_length(won, longer, 0.95).mean)
     return float(np.mean(plain)), float(np.mean(adjusted))
 
 
@@ -200,7 +203,7 @@ def by_prompt(values) -> dict[str, float]:
 
 
 def contests_of(rng, kind: str, prompts: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Who won on each prompt and how much longer a's answer is: by length alone, by length and more, or half ties."""
+    """Who won on each prompt, and a's extra length: by length alone, length and more, half ties."""
     gaps = rng.normal(30, 40, prompts).round()
     known = {
         "length alone": gaps / 25,
@@ -217,8 +220,8 @@ def contests_of(rng, kind: str, prompts: int) -> tuple[dict[str, float], dict[st
 def test_the_interval_of_the_length_adjusted_rate_holds_the_truth(kind):
     """The truth is what so many prompts give that nothing is left to chance."""
     rng = np.random.default_rng(1)
-    truth = length_adjusted(*contests_of(rng, kind, 200_000), 0.95).mean
-    found = [length_adjusted(*contests_of(rng, kind, 100), 0.95) for _ in range(600)]
+    truth = adjust_for_length(*contests_of(rng, kind, 200_000), 0.95).mean
+    found = [adjust_for_length(*contests_of(rng, kind, 100), 0.95) for _ in range(600)]
     assert 0.93 <= np.mean([known.low <= truth <= known.high for known in found]) <= 0.98
     assert all(0 < known.low < known.mean < known.high < 1 for known in found)
 
@@ -228,7 +231,7 @@ def test_a_wider_level_and_fewer_prompts_widen_the_length_adjusted_interval():
     few = {key: points[key] for key in sorted(points)[:100]}
 
     def width(won, level):
-        known = length_adjusted(won, gaps, level)
+        known = adjust_for_length(won, gaps, level)
         return known.high - known.low
 
     assert width(points, 0.5) < width(points, 0.95) < width(few, 0.95)
@@ -246,19 +249,19 @@ def test_the_table_of_contests_shows_the_interval_of_the_length_adjusted_rate():
     }
     duel |= {"low": 0.5, "high": 0.7, "p_holm": 0.06, "flip_rate": 0.1, "failed": 0}
     duel |= {"length_adjusted": 0.55, "length_adjusted_low": 0.441, "length_adjusted_high": 0.653}
-    [row] = contests.duels({"duels": [duel]}).rows
+    [row] = contests.build_duels({"duels": [duel]}).rows
     [cell] = [cell for cell in row if cell.text == "55.0 %"]
     assert cell.detail == "44.1 % to 65.3 %"
 
 
 @pytest.mark.parametrize("steep", [1 / 25, 1 / 10])
 def test_a_judge_that_rewards_length_alone_is_adjusted_to_a_half(steep):
-    plain, adjusted = judged(lambda gaps: 1 / (1 + np.exp(-gaps * steep)))
+    plain, adjusted = mean_rates(lambda gaps: 1 / (1 + np.exp(-gaps * steep)))
     assert adjusted == pytest.approx(0.5, abs=0.03)
     assert plain > 0.65
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.5, 0.65, 0.8])
 def test_a_judge_that_ignores_length_is_left_as_it_is(rate):
-    plain, adjusted = judged(lambda gaps: np.full(len(gaps), rate))
+    plain, adjusted = mean_rates(lambda gaps: np.full(len(gaps), rate))
     assert adjusted == pytest.approx(plain, abs=0.02)

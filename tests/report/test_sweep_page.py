@@ -1,10 +1,17 @@
-"""The page that compares a sweep's points: which one it takes, which ones it greys, and that no point is lost on it."""
+"""The sweep's page: which point it takes, which are grey, and that no point is missing."""
 
 import re
 
 import pytest
 
-from pipeline.report.render.sweep_page import Grid, best_of, dominated, grid_page, heat, lead
+from pipeline.report.render.sweep_page import (
+    SweepGrid,
+    choose_best,
+    draw_heat_map,
+    is_dominated,
+    render_sweep,
+    write_lead,
+)
 
 
 def point(
@@ -27,13 +34,15 @@ POINTS = [
 ]
 
 
-def grid(points=POINTS, budget=None, split="dev") -> Grid:
-    return Grid("sweep_smoke", points, split, budget, best_of(points, budget), "strop run …", None)
+def grid(points=POINTS, budget=None, split="dev") -> SweepGrid:
+    return SweepGrid(
+        "sweep_smoke", points, split, budget, choose_best(points, budget), "strop run …", None
+    )
 
 
 @pytest.mark.parametrize(("budget", "taken"), [(None, 1), (0.5, 3), (0.02, 0), (0.01, None)])
 def test_the_best_point_is_the_highest_score_inside_the_budget(budget, taken):
-    best = best_of(POINTS, budget)
+    best = choose_best(POINTS, budget)
     assert (best and best["point"]) == taken
 
 
@@ -43,18 +52,18 @@ def test_among_equal_scores_the_one_nearer_to_sft_and_an_unknown_kl_fits_no_budg
         point(1, "1", "2", 0.6, 0.5),
         point(2, "1", "3", 0.6, 0.4),
     ]
-    assert best_of(equal, None)["point"] == 2
-    assert best_of(equal[:1], 9.0) is None
+    assert choose_best(equal, None)["point"] == 2
+    assert choose_best(equal[:1], 9.0) is None
 
 
 def test_a_point_is_dominated_when_another_gives_no_less_for_no_more():
-    assert [dominated(p, POINTS) for p in POINTS] == [False, False, True, False]
+    assert [is_dominated(p, POINTS) for p in POINTS] == [False, False, True, False]
     twins = [point(0, "1", "1", 0.5, 0.1), point(1, "1", "2", 0.5, 0.1)]
-    assert [dominated(p, twins) for p in twins] == [False, False]
+    assert [is_dominated(p, twins) for p in twins] == [False, False]
 
 
 def test_the_page_shows_every_point_failed_ones_too_and_the_command_for_the_best():
-    page = grid_page(grid([*POINTS[:3], point(3, "0.2", "3e-4")]))
+    page = render_sweep(grid([*POINTS[:3], point(3, "0.2", "3e-4")]))
     assert "take train.beta=0.05, train.learning_rate=3e-4" in page
     assert page.count("<tr class=chosen>") == 1 and ">failed<" in page
     assert len(re.findall(r'class="heat( best)?"', page)) == 6 and "strop run …" in page
@@ -67,7 +76,7 @@ def test_a_third_knob_leaves_each_cell_its_highest_score():
         for p in POINTS
         for seed in (1, 2)
     ]
-    assert [row[1] for row in heat(grid(third), "score", "Score").rows] == [
+    assert [row[1] for row in draw_heat_map(grid(third), "score", "Score").rows] == [
         "0.570",
         "0.580",
         "0.620",
@@ -76,20 +85,23 @@ def test_a_third_knob_leaves_each_cell_its_highest_score():
 
 
 def test_a_sweep_without_a_point_to_take_says_so_and_test_is_no_place_to_choose():
-    assert "no point to take within 0.01 nats" in grid_page(grid(budget=0.01))
-    assert "flatters" in grid_page(grid(split="test")) and "flatters" not in grid_page(grid())
+    assert "no point to take within 0.01 nats" in render_sweep(grid(budget=0.01))
+    assert "exam.split=dev" in render_sweep(grid(split="test"))
+    assert "exam.split=dev" not in render_sweep(grid())
 
 
 def test_a_sweep_s_lead_says_what_is_so():
     alone = grid([point(0, "0.05", "1e-5", 0.5)])
     assert (
-        lead(alone)
+        write_lead(alone)
         == "It scores 0.500 on dev at an unknown distance from sft, the highest of 1 point."
     )
     tied = grid([point(0, "0.05", "1e-5", 0.5, 1.0), point(1, "0.1", "1e-5", 0.5, 2.0)])
-    assert "no lower than any of 2 points" in lead(tied) and "the highest" not in lead(tied)
+    assert "no lower than any of 2 points" in write_lead(tied) and "the highest" not in write_lead(
+        tied
+    )
     for budget in (None, 5.0):
         assert (
-            lead(grid([point(0, "0.05", "1e-5")], budget))
+            write_lead(grid([point(0, "0.05", "1e-5")], budget))
             == "No point has finished with a score: see the logs."
         )

@@ -27,7 +27,7 @@ from pipeline.benchmarks import tasks
 from pipeline.config import BenchmarkConfig
 from pipeline.errors import UserError
 from pipeline.plan import plan
-from pipeline.report.analysis.benchmarks import absences
+from pipeline.report.analysis.benchmarks import list_unavailable
 from pipeline.stages import benchmark
 from pipeline.step import Identity
 from tests.support.house import HOUSE, SMALL, Toys, composed, named
@@ -332,7 +332,7 @@ def test_a_figure_that_is_no_number_is_published_as_none_and_named_in_the_report
     [chief] = benchmark.figures_of({"results": {"quiz": found}, **counts}, ("quiz", "acc,none"))
     assert (chief["value"], chief["stderr"], chief["n"]) == (None, None, 3)
     rows = [{"benchmark": "quiz", "model": "base", "chief": True, "absent": None, **chief}]
-    assert absences(rows)[0]["what"].startswith("benchmark quiz: acc,none is no number")
+    assert list_unavailable(rows)[0]["what"].startswith("benchmark quiz: acc,none has no value")
 
 
 @pytest.mark.model

@@ -17,8 +17,8 @@ from pipeline.config import DuelConfig
 from pipeline.driver import worker
 from pipeline.errors import StageError
 from pipeline.plan import plan
-from pipeline.report.analysis.judges import duel as contested
-from pipeline.report.analysis.statistics import BootstrapConfig, length_adjusted
+from pipeline.report.analysis.judges import judge_duel as contested
+from pipeline.report.analysis.statistics import BootstrapConfig, adjust_for_length
 from pipeline.stages import duel
 from tests.stages.test_evaluate import CONFIG, Run, named, scored
 from tests.support import exams
@@ -331,10 +331,10 @@ def test_verdicts_stand_in_the_report_by_prompt(tmp_path):
 def test_answers_that_nobody_was_asked_about_are_no_steadiness_of_the_judge(tmp_path):
     run = Run(tmp_path)
     run.add("sft", scored(0.5)).add("round-1", scored(0.5))
-    from pipeline.report.analysis.eval_results import read_exam
+    from pipeline.report.analysis.eval_results import read_eval
 
     a, b = (
-        read_exam(name, exam, frozenset(exams_ids()), "rules") for name, exam in run.exams.items()
+        read_eval(name, exam, frozenset(exams_ids()), "rules") for name, exam in run.exams.items()
     )
     table = verdicts(tmp_path / "duel", [("p000", 0, "a", "b"), ("p001", 0, "tie", "tie")]).read()
     equal = table.with_columns(
@@ -360,8 +360,8 @@ def test_a_judge_that_likes_length_is_adjusted():
     }
     plain = sum(points.values()) / 200
     assert plain > 0.65
-    assert length_adjusted(points, gaps, 0.95).mean == pytest.approx(0.5, abs=0.06)
-    assert length_adjusted(points, dict.fromkeys(points, 5.0), 0.95).mean == pytest.approx(
+    assert adjust_for_length(points, gaps, 0.95).mean == pytest.approx(0.5, abs=0.06)
+    assert adjust_for_length(points, dict.fromkeys(points, 5.0), 0.95).mean == pytest.approx(
         plain, abs=0.01
     )
-    assert length_adjusted({"p0": 1.0}, gaps, 0.95) is None
+    assert adjust_for_length({"p0": 1.0}, gaps, 0.95) is None

@@ -10,7 +10,7 @@ import pytest
 from pipeline.artifacts import Model, Pairs, Samples, write_table
 from pipeline.config import ReferenceConfig
 from pipeline.errors import StageError, UserError
-from pipeline.report.analysis.eval_results import read_exam
+from pipeline.report.analysis.eval_results import read_eval
 from pipeline.stages import refer, sample
 from tests.stages.test_sample import PLAIN, ask
 from tests.stages.test_sample import config as drawing
@@ -127,7 +127,7 @@ def test_kl_of_an_exam_is_the_exact_one_where_all_answers_can_be_counted(tmp_pat
     )
     logps = refer.run(config(8192), tmp_path / "logps", model=sft, rows=drawn)
     exam = {"model": policy, "samples": drawn, "logps": logps}
-    found = read_exam("round-1", exam, frozenset(asked.read()["prompt_id"]), "rules").drift
+    found = read_eval("round-1", exam, frozenset(asked.read()["prompt_id"]), "rules").kl
     table = drawn.read("kl").unique("prompt_id")
     for prompt, ids in table.select("prompt_id", "prompt_token_ids").iter_rows():
         exact = exact_kl(policy, sft, ids)

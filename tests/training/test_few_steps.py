@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from pipeline.report.analysis.eval_results import read_exam
+from pipeline.report.analysis.eval_results import read_eval
 from tests.support import exams
 from tests.support.preferences import LORA, dpo
 from tests.training.test_guards import Round, metric_by_step, training_summary
@@ -128,6 +128,6 @@ def test_the_report_names_a_model_that_its_training_left_as_it_was(tmp_path):
     for unchanged in (True, False):
         made = exams.model(tmp_path, "train", f"{int(unchanged)}" * 12)
         (made.path / "training.json").write_text(json.dumps({"unchanged": unchanged}))
-        found = read_exam("round-1", exams.exam(made, answers), asked, "rules")
+        found = read_eval("round-1", exams.exam(made, answers), asked, "rules")
         assert found.unchanged == unchanged
         assert any("no step changed them" in what for what in found.missing) == unchanged

@@ -1,4 +1,4 @@
-"""From examined models to report.json: models, duels, differences, training, and what is missing."""
+"""From evaluation results to report.json: models, duels, differences, training, what is missing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,29 +11,34 @@ from pipeline.report.analysis.eval_results import (
     SFT,
     EvalResult,
     ModelScores,
-    by_prompt,
-    is_kind,
-    is_other,
+    is_baseline,
+    is_criterion,
+    mean_by_prompt,
 )
 from pipeline.report.analysis.statistics import (
     BootstrapConfig,
     ByPrompt,
     Contest,
     Estimate,
-    contest,
-    difference,
-    estimate,
+    count_wins,
+    estimate_difference,
+    estimate_mean,
 )
-from pipeline.report.analysis.text_metrics import commonest_opening, distinct, other_language
+from pipeline.report.analysis.text_metrics import (
+    find_commonest_opening,
+    measure_distinct,
+    measure_other_language,
+)
 
-NOT_ASKED = ModelScores({}, frozenset(), 0)
+NO_SCORES = ModelScores({}, frozenset(), 0)
 
 
 @dataclass(frozen=True)
-class Duel:
+class ModelDuel:
     """Two models on the same prompts; `a` is the newer one. `scores` are theirs by prompt.
 
-    `orders` is what a judge said of a prompt's answers each time that it was asked (null: no verdict)."""
+    `orders`: by prompt, the judge's verdict each time that it was asked (null: no verdict).
+    """
 
     a: EvalResult
     b: EvalResult
@@ -45,147 +50,169 @@ class Duel:
     orders: Mapping[str, list[str | None]] = field(default_factory=dict)
 
 
-def sampling(cfg: EvaluateConfig) -> BootstrapConfig:
+def bootstrap_config(cfg: EvaluateConfig) -> BootstrapConfig:
     return BootstrapConfig(cfg.level, cfg.resamples, cfg.seed)
 
 
-def scorers(examined: list[EvalResult], primary: str) -> list[str]:
-    """The primary scorer, its kinds, then the others."""
-    names = {name for model in examined for name in model.marks}
+def list_scorers(results: list[EvalResult], primary: str) -> list[str]:
+    """The primary scorer, its criteria, then the others."""
+    names = {name for model in results for name in model.scores}
     return sorted(names, key=lambda name: (name.partition("/")[0] != primary, name.split("/")))
 
 
-def models(
-    examined: list[EvalResult], names: list[str], asked: Mapping[str, str], draw: BootstrapConfig
+def describe_models(
+    results: list[EvalResult],
+    names: list[str],
+    last_words: Mapping[str, str],
+    bootstrap: BootstrapConfig,
 ) -> list[dict[str, Any]]:
-    """`asked` are the words that each prompt ends with."""
-    return [_model(model, names, asked, draw) for model in examined]
+    """`last_words`: the text that each prompt ends with."""
+    return [_describe_model(model, names, last_words, bootstrap) for model in results]
 
 
-def _model(
-    model: EvalResult, names: list[str], asked: Mapping[str, str], draw: BootstrapConfig
+def _describe_model(
+    model: EvalResult, names: list[str], last_words: Mapping[str, str], bootstrap: BootstrapConfig
 ) -> dict[str, Any]:
     answers = model.answers
-    strange = [*other_language(answers, asked).values()]
+    in_other_language = [*measure_other_language(answers, last_words).values()]
+    tokens, reasoning = (
+        estimate_mean([*mean_by_prompt(answers, column).values()], bootstrap)
+        for column in ("tokens", "reasoning_tokens")
+    )
+    kl = estimate_mean([*model.kl.values()], bootstrap)
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,
         "metrics": {
-            name: _metric(model.marks[name], draw) for name in names if name in model.marks
+            name: _describe_scores(model.scores[name], bootstrap)
+            for name in names
+            if name in model.scores
         },
-        "tokens": bounds(estimate([*by_prompt(answers, "tokens").values()], draw)),
-        "reasoning": bounds(estimate([*by_prompt(answers, "reasoning_tokens").values()], draw)),
-        "truncated": _mean(answers, "truncated"),
-        "repetition": _mean(answers, "repetition"),
-        "distinct": distinct(answers),
-        "refusals": _mean(answers, "refusals"),
-        "markdown": _mean(answers, "markdown"),
-        "opening": commonest_opening(answers),
+        "tokens": describe_bounds(tokens),
+        "reasoning": describe_bounds(reasoning),
+        "truncated": _mean_over_prompts(answers, "truncated"),
+        "repetition": _mean_over_prompts(answers, "repetition"),
+        "distinct": measure_distinct(answers),
+        "refusals": _mean_over_prompts(answers, "refusals"),
+        "markdown": _mean_over_prompts(answers, "markdown"),
+        "opening": find_commonest_opening(answers),
         "other_language": {
-            "share": sum(strange) / len(strange) if strange else None,
-            "n": len(strange),
+            "share": _mean(in_other_language),
+            "n": len(in_other_language),
         },
-        "kl": {**_with_n(estimate([*model.drift.values()], draw)), "why": model.no_drift},
+        "kl": {**describe_estimate(kl), "why": model.no_kl_reason},
     }
 
 
-def _metric(marks: ModelScores, draw: BootstrapConfig) -> dict[str, Any]:
-    return {**_with_n(estimate([*marks.means.values()], draw)), "failed": marks.failed}
+def _describe_scores(scores: ModelScores, bootstrap: BootstrapConfig) -> dict[str, Any]:
+    mean = estimate_mean([*scores.means.values()], bootstrap)
+    return {**describe_estimate(mean), "failed": scores.failed}
 
 
-def _mean(answers: pl.DataFrame, column: str) -> float | None:
-    values = by_prompt(answers, column).values()
+def _mean_over_prompts(answers: pl.DataFrame, column: str) -> float | None:
+    return _mean([*mean_by_prompt(answers, column).values()])
+
+
+def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def bounds(known: Estimate) -> dict[str, Any]:
-    return {"mean": known.mean, "low": known.low, "high": known.high}
+def describe_bounds(estimate: Estimate) -> dict[str, Any]:
+    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
 
 
-def _with_n(known: Estimate) -> dict[str, Any]:
-    return {**bounds(known), "n": known.n}
+def describe_estimate(estimate: Estimate) -> dict[str, Any]:
+    return {**describe_bounds(estimate), "n": estimate.n}
 
 
-def differences(
-    examined: list[EvalResult], names: list[str], draw: BootstrapConfig
+def describe_differences(
+    results: list[EvalResult], names: list[str], bootstrap: BootstrapConfig
 ) -> list[dict[str, Any]]:
     """Every model against SFT, paired by prompt, for each scorer that either of them has."""
-    sft = named(examined, SFT)
+    sft = find_model(results, SFT)
     if sft is None:
         return []
     return [
-        difference_of(model, sft, name, draw)
-        for model in examined
+        describe_difference(model, sft, name, bootstrap)
+        for model in results
         if model is not sft
         for name in names
-        if name in model.marks or name in sft.marks
+        if name in model.scores or name in sft.scores
     ]
 
 
-def difference_of(
-    model: EvalResult, sft: EvalResult, scorer: str, draw: BootstrapConfig
+def describe_difference(
+    model: EvalResult, sft: EvalResult, scorer: str, bootstrap: BootstrapConfig
 ) -> dict[str, Any]:
-    a, b = model.marks.get(scorer, NOT_ASKED), sft.marks.get(scorer, NOT_ASKED)
-    found = difference(a.means, b.means, len(a.asked | b.asked), draw)
-    facts = {"missing": found.missing, "detectable": found.detectable, "p_value": found.p_value}
-    facts |= {"better": found.better, "same": found.same, "worse": found.worse}
+    a, b = model.scores.get(scorer, NO_SCORES), sft.scores.get(scorer, NO_SCORES)
+    difference = estimate_difference(a.means, b.means, len(a.expected | b.expected), bootstrap)
     return {
         "model": model.name,
         "scorer": scorer,
         "against": sft.name,
-        **_with_n(found.estimate),
-        **facts,
+        **describe_estimate(difference.estimate),
+        "missing": difference.missing,
+        "detectable": difference.detectable,
+        "p_value": difference.p_value,
+        "better": difference.better,
+        "same": difference.same,
+        "worse": difference.worse,
     }
 
 
-def duels(examined: list[EvalResult], names: Sequence[str], draw: BootstrapConfig) -> list[Duel]:
-    """Rounds against SFT and the round before, others against SFT and the last round, SFT drawn again against SFT."""
-    sft, rounds = named(examined, SFT), trained(examined)
+def score_duels(
+    results: list[EvalResult], names: Sequence[str], bootstrap: BootstrapConfig
+) -> list[ModelDuel]:
+    """By each scorer's means, without its criteria.
+
+    Rounds meet SFT and the round before, baselines SFT and the last round, the control SFT.
+    """
+    sft, rounds = find_model(results, SFT), select_rounds(results)
     against_sft = [(model, sft) for model in rounds if sft]
-    control = named(examined, CONTROL)
-    drawn_again = [(control, sft)] if control and sft else []
-    others = [
-        (model, old)
-        for model in examined
-        if is_other(model.name)
-        for old in ([sft] if sft else []) + rounds[-1:]
-    ]
-    contests = [*against_sft, *zip(rounds[1:], rounds, strict=False), *others, *drawn_again]
-    return [duel_of(a, b, name, draw) for name in names if not is_kind(name) for a, b in contests]
+    control = find_model(results, CONTROL)
+    of_control = [(control, sft)] if control and sft else []
+    opponents = ([sft] if sft else []) + rounds[-1:]
+    baselines = [model for model in results if is_baseline(model.name)]
+    of_baselines = [(model, old) for model in baselines for old in opponents]
+    between_rounds = zip(rounds[1:], rounds, strict=False)
+    met = [*against_sft, *between_rounds, *of_baselines, *of_control]
+    scorers = [name for name in names if not is_criterion(name)]
+    return [score_duel(a, b, name, bootstrap) for name in scorers for a, b in met]
 
 
-def duel_of(a: EvalResult, b: EvalResult, scorer: str, draw: BootstrapConfig) -> Duel:
-    of_a, of_b = a.marks.get(scorer, NOT_ASKED), b.marks.get(scorer, NOT_ASKED)
-    found = contest(of_a.means, of_b.means, len(of_a.asked | of_b.asked), draw)
-    return Duel(a, b, scorer, found, (of_a.means, of_b.means))
+def score_duel(a: EvalResult, b: EvalResult, scorer: str, bootstrap: BootstrapConfig) -> ModelDuel:
+    of_a, of_b = a.scores.get(scorer, NO_SCORES), b.scores.get(scorer, NO_SCORES)
+    expected = len(of_a.expected | of_b.expected)
+    contest = count_wins(of_a.means, of_b.means, expected, bootstrap)
+    return ModelDuel(a, b, scorer, contest, (of_a.means, of_b.means))
 
 
-def duel_row(duel: Duel) -> dict[str, Any]:
-    found = duel.contest
+def describe_duel(duel: ModelDuel) -> dict[str, Any]:
+    contest = duel.contest
     return {
         "a": duel.a.name,
         "b": duel.b.name,
         "judge": duel.judge,
-        "wins": found.wins,
-        "ties": found.ties,
-        "losses": found.losses,
-        "win_rate": found.rate.mean,
-        "low": found.rate.low,
-        "high": found.rate.high,
-        "p_value": found.p_value,
-        **_adjusted(duel.length_adjusted),
+        "wins": contest.wins,
+        "ties": contest.ties,
+        "losses": contest.losses,
+        "win_rate": contest.rate.mean,
+        "low": contest.rate.low,
+        "high": contest.rate.high,
+        "p_value": contest.p_value,
+        **_describe_adjusted_rate(duel.length_adjusted),
         "flip_rate": duel.flip_rate,
-        "failed": found.missing,
+        "failed": contest.missing,
     }
 
 
-def _adjusted(known: Estimate | None) -> dict[str, float | None]:
+def _describe_adjusted_rate(rate: Estimate | None) -> dict[str, float | None]:
     """The length-adjusted win rate and its interval; a contest of scores has none."""
-    rate, low, high = (known.mean, known.low, known.high) if known else (None, None, None)
-    return {"length_adjusted": rate, "length_adjusted_low": low, "length_adjusted_high": high}
+    mean, low, high = (rate.mean, rate.low, rate.high) if rate else (None, None, None)
+    return {"length_adjusted": mean, "length_adjusted_low": low, "length_adjusted_high": high}
 
 
-def verdict_table(fought: list[Duel]) -> pl.DataFrame:
+def tabulate_verdicts(duels: list[ModelDuel]) -> pl.DataFrame:
     rows = [
         (
             prompt,
@@ -196,7 +223,7 @@ def verdict_table(fought: list[Duel]) -> pl.DataFrame:
             duel.orders.get(prompt, []),
             *(scores[prompt] for scores in duel.scores),
         )
-        for duel in fought
+        for duel in duels
         for prompt, verdict in duel.contest.verdicts.items()
     ]
     text, figure = pl.String, pl.Float64
@@ -213,28 +240,27 @@ def verdict_table(fought: list[Duel]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=columns, orient="row")
 
 
-def training(examined: list[EvalResult]) -> list[dict[str, Any]]:
-    """Per round the curves that TRL logged; rounds without a log are not listed."""
-    return [_curves(model) for model in trained(examined) if model.training]
+def describe_training(results: list[EvalResult]) -> list[dict[str, Any]]:
+    """Each round's curves as TRL logged them; rounds without a log are left out."""
+    return [_describe_curves(model) for model in select_rounds(results) if model.training]
 
 
-def _curves(model: EvalResult) -> dict[str, Any]:
-    train = [_point(line, "") for line in model.training if "loss" in line]
-    dev = [_point(line, "eval_") for line in model.training if "eval_loss" in line]
+def _describe_curves(model: EvalResult) -> dict[str, Any]:
+    train = [_describe_point(line, "") for line in model.training if "loss" in line]
+    dev = [_describe_point(line, "eval_") for line in model.training if "eval_loss" in line]
     steps = max((point["step"] for point in train if point["step"] is not None), default=None)
-    closing = {key: _closing(train, key) for key in ("loss", "margin", "accuracy")}
-    named = {"round": model.name, "fingerprint": model.fingerprint, "steps": steps}
-    return {**named, **closing, "curve": train, "dev": dev}
+    final = {key: _final_mean(train, key) for key in ("loss", "margin", "accuracy")}
+    head = {"round": model.name, "fingerprint": model.fingerprint, "steps": steps}
+    return {**head, **final, "curve": train, "dev": dev}
 
 
-def _closing(curve: list[dict[str, Any]], key: str) -> float | None:
-    """One batch is noise: the mean over the last tenth of what was logged."""
+def _final_mean(curve: list[dict[str, Any]], key: str) -> float | None:
+    """The mean over the last tenth of what was logged, because one batch is noise."""
     values = [point[key] for point in curve if point[key] is not None]
-    last = values[-max(1, len(values) // 10) :]
-    return sum(last) / len(last) if last else None
+    return _mean(values[-max(1, len(values) // 10) :])
 
 
-def _point(line: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _describe_point(line: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {
         "step": line.get("step"),
         "loss": line.get(f"{prefix}loss"),
@@ -243,13 +269,13 @@ def _point(line: dict[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
-def missing(examined: list[EvalResult]) -> list[dict[str, str]]:
-    return [{"model": model.name, "what": what} for model in examined for what in model.missing]
+def list_missing(results: list[EvalResult]) -> list[dict[str, str]]:
+    return [{"model": model.name, "what": what} for model in results for what in model.missing]
 
 
-def named(examined: Sequence[EvalResult], name: str) -> EvalResult | None:
-    return next((model for model in examined if model.name == name), None)
+def find_model(results: Sequence[EvalResult], name: str) -> EvalResult | None:
+    return next((model for model in results if model.name == name), None)
 
 
-def trained(examined: list[EvalResult]) -> list[EvalResult]:
-    return [model for model in examined if model.name.startswith("round-")]
+def select_rounds(results: list[EvalResult]) -> list[EvalResult]:
+    return [model for model in results if model.name.startswith("round-")]

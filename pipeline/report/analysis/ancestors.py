@@ -1,4 +1,4 @@
-"""The steps that the report descends from: `step.json` lists their folders, each manifest says what it was and cost."""
+"""The steps that the report descends from, by its `step.json` and their manifests."""
 
 import json
 from dataclasses import dataclass
@@ -32,15 +32,14 @@ class Ancestor:
         return self.manifest.get("config") or {}
 
 
-def ancestors_of(out: Path) -> list[Ancestor]:
-    """Inputs before what reads them; none when a stage is called without a step."""
-    listing = out / STEP_FILE
-    listed = json.loads(listing.read_text()).get("ancestors", []) if listing.exists() else []
-    return [_ancestor(each["stage"], each["label"], out / each["path"]) for each in listed]
+def read_ancestors(out: Path) -> list[Ancestor]:
+    """Inputs before their readers; none when a stage is called without a step."""
+    file = out / STEP_FILE
+    listed = json.loads(file.read_text()).get("ancestors", []) if file.exists() else []
+    return [_read_ancestor(each["stage"], each["label"], out / each["path"]) for each in listed]
 
 
-def _ancestor(stage: str, label: int | str, path: Path) -> Ancestor:
-    manifest = path / MANIFEST_FILE
-    return Ancestor(
-        stage, label, path, json.loads(manifest.read_text()) if manifest.exists() else {}
-    )
+def _read_ancestor(stage: str, label: int | str, path: Path) -> Ancestor:
+    file = path / MANIFEST_FILE
+    manifest = json.loads(file.read_text()) if file.exists() else {}
+    return Ancestor(stage, label, path, manifest)

@@ -1,25 +1,38 @@
-"""What the chosen model does otherwise than SFT, and what it does not, as far as so many prompts can tell.
+"""What differs between the chosen model and SFT, and what does not as far as the prompts show.
 
-How it writes is compared prompt by prompt as its scores are; a figure has changed when its p, corrected, says so.
+Style is compared prompt by prompt, as scores are. A figure has changed when its corrected p is
+below the level.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.analysis.eval_results import SFT, EvalResult, by_prompt
-from pipeline.report.analysis.statistics import BootstrapConfig, ByPrompt, difference, holm
-from pipeline.report.analysis.text_metrics import other_language
-from pipeline.report.formatting import UNKNOWN, Row, interval, share, signed
+from pipeline.report.analysis.eval_results import SFT, EvalResult, mean_by_prompt
+from pipeline.report.analysis.statistics import (
+    BootstrapConfig,
+    ByPrompt,
+    adjust_holm,
+    estimate_difference,
+)
+from pipeline.report.analysis.text_metrics import measure_other_language
+from pipeline.report.formatting import (
+    UNKNOWN,
+    ReportRow,
+    format_interval,
+    format_share,
+    format_signed,
+)
 
 HABITS = {
     "tokens": "Tokens per answer",
-    "truncated": "Answers cut at the limit",
+    "truncated": "Answers cut at the token limit",
     "repetition": "Repetition within an answer",
     "refusals": "Refusals",
     "markdown": "Answers with Markdown",
     "other_language": "Answers in another language",
 }
+UNCHANGED_TITLE = "What did not change, as far as the prompts show"
 
 
 @dataclass(frozen=True)
@@ -30,106 +43,117 @@ class Change:
     tone: str = ""
 
 
-# ── from answers to report.json ───────────────────────────────────────────────────────────────────────────────────
+# ── from answers to report.json ─────────────────────────────────────────────
 
 
-def changes(
-    examined: Sequence[EvalResult],
+def describe_changes(
+    results: Sequence[EvalResult],
     chosen: str | None,
-    asked: Mapping[str, str],
-    draw: BootstrapConfig,
+    last_words: Mapping[str, str],
+    bootstrap: BootstrapConfig,
 ) -> list[dict[str, Any]]:
-    """A row for each habit, the chosen model's minus SFT's; all habits are one family of tests."""
-    models = {model.name: model for model in examined}
+    """The chosen model's difference to SFT in each habit; all habits are one family of tests."""
+    models = {model.name: model for model in results}
     if chosen is None or chosen not in models or SFT not in models or chosen == SFT:
         return []
-    rows = [_change(habit, models[chosen], models[SFT], asked, draw) for habit in HABITS]
-    counted = holm([row["p_value"] for row in rows])
-    return [{**row, "p_holm": p} for row, p in zip(rows, counted, strict=True)]
+    own, sft = models[chosen], models[SFT]
+    rows = [_describe_change(habit, own, sft, last_words, bootstrap) for habit in HABITS]
+    adjusted = adjust_holm([row["p_value"] for row in rows])
+    return [{**row, "p_holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
-def values_of(habit: str, model: EvalResult, asked: Mapping[str, str]) -> ByPrompt:
+def read_habit(habit: str, model: EvalResult, last_words: Mapping[str, str]) -> ByPrompt:
+    if habit == "other_language":
+        return measure_other_language(model.answers, last_words)
+    return mean_by_prompt(model.answers, habit)
+
+
+def _describe_change(
+    habit: str,
+    model: EvalResult,
+    sft: EvalResult,
+    last_words: Mapping[str, str],
+    bootstrap: BootstrapConfig,
+) -> dict[str, Any]:
+    own, of_sft = (read_habit(habit, each, last_words) for each in (model, sft))
+    difference = estimate_difference(own, of_sft, len(own.keys() | of_sft.keys()), bootstrap)
+    estimate = difference.estimate
+    return {
+        "habit": habit,
+        "mean": estimate.mean,
+        "low": estimate.low,
+        "high": estimate.high,
+        "n": estimate.n,
+        "p_value": difference.p_value,
+    }
+
+
+# ── from report.json to sentences ───────────────────────────────────────────
+
+
+def write_note(report: ReportRow) -> str:
+    alpha = f"{1 - report['exam']['level']:.3g}"
     return (
-        other_language(model.answers, asked)
-        if habit == "other_language"
-        else by_prompt(model.answers, habit)
+        f"Against sft, prompt by prompt. Changed means a p below {alpha},"
+        " corrected for its family of tests."
     )
 
 
-def _change(
-    habit: str, model: EvalResult, sft: EvalResult, asked: Mapping[str, str], draw: BootstrapConfig
-) -> dict[str, Any]:
-    own, of_sft = (values_of(habit, each, asked) for each in (model, sft))
-    found = difference(own, of_sft, len(own.keys() | of_sft.keys()), draw)
-    known = found.estimate
-    figures = {
-        "mean": known.mean,
-        "low": known.low,
-        "high": known.high,
-        "n": known.n,
-        "p_value": found.p_value,
-    }
-    return {"habit": habit, **figures}
-
-
-# ── from report.json to sentences ─────────────────────────────────────────────────────────────────────────────────
-
-
-def note(report: Row) -> str:
-    least = f"{1 - report['exam']['level']:.3g}"
-    return f"Against sft, prompt by prompt; changed is what has a p below {least}, corrected for its family of tests."
-
-
-def told(report: Row) -> list[Change]:
-    """Scores first, then judges, then how it writes."""
-    exam, least = report["exam"], 1 - report["exam"]["level"]
-    gaps = [row for row in report["differences"] if row["model"] == exam["chosen"] and row["n"]]
-    fought = [row for row in report["duels"] if (row["a"], row["b"]) == (exam["chosen"], SFT)]
+def list_changes(report: ReportRow) -> list[Change]:
+    """Scores first, then judges, then style."""
+    chosen, alpha = report["exam"]["chosen"], 1 - report["exam"]["level"]
+    gaps = [row for row in report["differences"] if row["model"] == chosen and row["n"]]
     scorers = {gap["scorer"] for gap in gaps}
-    judged = [row for row in fought if row["judge"] not in scorers and row["win_rate"] is not None]
+    contests = [
+        row
+        for row in report["duels"]
+        if (row["a"], row["b"]) == (chosen, SFT)
+        and row["judge"] not in scorers
+        and row["win_rate"] is not None
+    ]
     habits = [row for row in report["changes"] if row["n"]]
     return [
-        *(_scored(row, least) for row in gaps),
-        *(_judged(row, least) for row in judged),
-        *(_written(row, least) for row in habits),
+        *(_format_score_change(row, alpha) for row in gaps),
+        *(_format_contest(row, alpha) for row in contests),
+        *(_format_habit_change(row, alpha) for row in habits),
     ]
 
 
-def _scored(row: Row, least: float) -> Change:
-    changed = _is_told(row, least)
+def _format_score_change(row: ReportRow, alpha: float) -> Change:
+    changed = _has_changed(row, alpha)
     tone = ("up" if row["mean"] > 0 else "down") if changed else ""
-    return Change(f"Score by {row['scorer']}", _gain(row, signed), changed, tone)
+    return Change(f"Score by {row['scorer']}", _format_gain(row, format_signed), changed, tone)
 
 
-def _judged(row: Row, least: float) -> Change:
-    changed = _is_told(row, least)
+def _format_contest(row: ReportRow, alpha: float) -> Change:
+    changed = _has_changed(row, alpha)
     tone = ("up" if row["win_rate"] > 0.5 else "down") if changed else ""
-    figures = f"win rate {share(row['win_rate'])} ({interval(row, share)}), a tie is half a win"
+    ends = format_interval(row, format_share)
+    figures = f"win rate {format_share(row['win_rate'])} ({ends}), a tie is half a win"
     return Change(f"Contests with sft, judged by {row['judge']}", figures, changed, tone)
 
 
-def _written(row: Row, least: float) -> Change:
+def _format_habit_change(row: ReportRow, alpha: float) -> Change:
     unit = "" if row["habit"] == "tokens" else " points"
-    write = _tokens if row["habit"] == "tokens" else _points
-    return Change(HABITS[row["habit"]], _gain(row, write, unit), _is_told(row, least))
+    write = _format_tokens if row["habit"] == "tokens" else _format_points
+    return Change(HABITS[row["habit"]], _format_gain(row, write, unit), _has_changed(row, alpha))
 
 
-def _is_told(row: Row, least: float) -> bool:
-    return row["p_holm"] is not None and row["p_holm"] < least
+def _has_changed(row: ReportRow, alpha: float) -> bool:
+    return row["p_holm"] is not None and row["p_holm"] < alpha
 
 
-def _gain(row: Row, write: Callable[[float | None], str], unit: str = "") -> str:
-    """The interval of one point says nothing more."""
-    ends = (
-        f" ({interval(row, write)})" if row["low"] is not None and row["low"] != row["high"] else ""
-    )
+def _format_gain(row: ReportRow, write: Callable[[float | None], str], unit: str = "") -> str:
+    """An interval of one point is left out: it adds nothing."""
+    has_interval = row["low"] is not None and row["low"] != row["high"]
+    ends = f" ({format_interval(row, write)})" if has_interval else ""
     return f"{write(row['mean'])}{unit}{ends}"
 
 
-def _tokens(value: float | None) -> str:
-    return signed(value, 1)
+def _format_tokens(value: float | None) -> str:
+    return format_signed(value, 1)
 
 
-def _points(value: float | None) -> str:
-    """A difference of shares, in points of a hundred."""
-    return UNKNOWN if value is None else signed(100 * value, 1)
+def _format_points(value: float | None) -> str:
+    """A difference of shares, in percentage points."""
+    return UNKNOWN if value is None else format_signed(100 * value, 1)

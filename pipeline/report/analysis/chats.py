@@ -1,6 +1,6 @@
-"""Sets of questions beside the test prompts: each turn's scores and their mean, differences to SFT, judges' contests.
+"""Question sets: each turn's scores and their mean, differences to SFT, judges' contests.
 
-A question's mean counts where all its turns have a score: half a conversation is no mean of it.
+A question's mean counts where all its turns have a score: half a conversation has no mean.
 """
 
 from collections import defaultdict
@@ -14,95 +14,95 @@ import polars as pl
 from pipeline.artifacts import KL, ChatSet, EvalArtifacts
 from pipeline.config import ANSWER
 from pipeline.report.analysis import aggregate
-from pipeline.report.analysis.eval_results import SFT, EvalResult, ModelScores, by_prompt
-from pipeline.report.analysis.judges import judged
-from pipeline.report.analysis.multiple_testing import corrected
-from pipeline.report.analysis.people import Said, Vote, said_of
-from pipeline.report.analysis.statistics import BootstrapConfig, estimate
-from pipeline.report.analysis.text_metrics import with_habits
+from pipeline.report.analysis.eval_results import SFT, EvalResult, ModelScores, mean_by_prompt
+from pipeline.report.analysis.judges import judge_duels
+from pipeline.report.analysis.multiple_testing import correct_families
+from pipeline.report.analysis.people import HumanResults, Vote, collect_human_results
+from pipeline.report.analysis.statistics import BootstrapConfig, estimate_mean
+from pipeline.report.analysis.text_metrics import add_text_metrics
 
-TURN = " turn "  # `judge turn 2` beside `judge`, the mean
+TURN = " turn "  # `judge turn 2` is a turn's score, `judge` the mean over turns
 
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """One set as its models answered it; `asked` says in how many turns each question was."""
+    """One set as its models answered it; `turns` has each question's number of turns."""
 
     name: str
     chat: ChatSet
-    asked: dict[str, int]
-    examined: list[EvalResult]
+    turns: dict[str, int]
+    results: list[EvalResult]
 
-    def has(self, vote: Vote) -> bool:
+    def contains(self, vote: Vote) -> bool:
         return vote.a_id in self.answers or vote.b_id in self.answers
 
     @cached_property
     def answers(self) -> frozenset[str]:
-        return frozenset(sample for model in self.examined for sample in model.answers["sample_id"])
+        return frozenset(sample for model in self.results for sample in model.answers["sample_id"])
 
 
-def read_set(name: str, chat: ChatSet) -> QuestionSet:
-    asked = turns_asked(chat)
-    return QuestionSet(
-        name, chat, asked, [read_chat(model, exam, asked) for model, exam in chat["exams"].items()]
-    )
+def read_question_set(name: str, chat: ChatSet) -> QuestionSet:
+    turns = count_turns(chat)
+    results = [read_chat_eval(model, own, turns) for model, own in chat["exams"].items()]
+    return QuestionSet(name, chat, turns, results)
 
 
-def chat_report(
-    of: QuestionSet, votes: Mapping[str, Sequence[Vote]], draw: BootstrapConfig
-) -> tuple[dict[str, Any], Said]:
-    """What stands in the report of one set; what people said of it, with all that is missing of it."""
-    asked, examined = of.asked, of.examined
-    sft = aggregate.named(examined, SFT)
-    names = sorted({scorer for model in examined for scorer in model.marks})
-    whole = [name for name in names if TURN not in name]
+def describe_chat(
+    question_set: QuestionSet, votes: Mapping[str, Sequence[Vote]], bootstrap: BootstrapConfig
+) -> tuple[dict[str, Any], HumanResults]:
+    """One set's part of report.json, and its human results with all that the set lacks."""
+    turns, results = question_set.turns, question_set.results
+    sft = aggregate.find_model(results, SFT)
+    names = sorted({scorer for model in results for scorer in model.scores})
+    over_turns = [name for name in names if TURN not in name]
     gaps = [
-        aggregate.difference_of(model, sft, scorer, draw)
-        for model in examined
-        for scorer in whole
+        aggregate.describe_difference(model, sft, scorer, bootstrap)
+        for model in results
+        for scorer in over_turns
         if sft and model is not sft
     ]
-    fought = judged(of.chat.get("duels") or {}, examined, draw)
-    people = said_of(examined, votes, fought, draw, of.name)
-    differences, duels = corrected(
-        gaps, [aggregate.duel_row(duel) for duel in (*fought, *people.duels)]
-    )
-    lacking = aggregate.missing(examined)
-    people.missing += [
-        {"model": f"{row['model']} on {of.name}", "what": row["what"]} for row in lacking
+    judged = judge_duels(question_set.chat.get("duels") or {}, results, bootstrap)
+    human = collect_human_results(results, votes, judged, bootstrap, question_set.name)
+    rows = [aggregate.describe_duel(duel) for duel in (*judged, *human.duels)]
+    differences, duels = correct_families(gaps, rows)
+    human.missing += [
+        {"model": f"{row['model']} on {question_set.name}", "what": row["what"]}
+        for row in aggregate.list_missing(results)
     ]
-    models = [_model(model, names, draw) for model in examined]
-    told = {"prompts": len(asked), "turns": max(asked.values(), default=0)}
-    return {
-        **told,
-        "scorers": whole,
-        "models": models,
+    report = {
+        "prompts": len(turns),
+        "turns": max(turns.values(), default=0),
+        "scorers": over_turns,
+        "models": [_describe_model(model, names, bootstrap) for model in results],
         "differences": differences,
         "duels": duels,
-    }, people
+    }
+    return report, human
 
 
-def turns_asked(chat: ChatSet) -> dict[str, int]:
-    """How many turns each question was asked: as many as it has, and as anybody was asked of any."""
-    most = max((turn for exam in chat["exams"].values() for turn in said(exam)["turn"]), default=1)
+def count_turns(chat: ChatSet) -> dict[str, int]:
+    """Each question's turns: as many as it has, at most as many as any model was asked."""
+    answers = (read_turns(artifacts) for artifacts in chat["exams"].values())
+    most = max((turn for own in answers for turn in own["turn"]), default=1)
     return {
         key: min(most, len(columns.get("turns") or [0]))
         for key, columns in chat["prompts"].columns().items()
     }
 
 
-def read_chat(name: str, exam: EvalArtifacts, asked: Mapping[str, int]) -> EvalResult:
-    answers = with_habits(said(exam))
+def read_chat_eval(name: str, artifacts: EvalArtifacts, turns: Mapping[str, int]) -> EvalResult:
+    answers = add_text_metrics(read_turns(artifacts))
     missing: list[str] = []
-    for turn in range(1, max(asked.values(), default=0) + 1):
-        wanted = sum(turn <= turns for turns in asked.values())
-        if lost := wanted - answers.filter(pl.col("turn") == turn)["prompt_id"].n_unique():
-            missing.append(f"it has no answer in turn {turn} to {lost} of {wanted} questions")
-    marks = _marks(exam, answers, asked) if "scores" in exam else {}
-    return EvalResult(name, exam["model"].path, [], answers, marks, {}, missing)
+    for turn in range(1, max(turns.values(), default=0) + 1):
+        expected = sum(turn <= last for last in turns.values())
+        answered = answers.filter(pl.col("turn") == turn)["prompt_id"].n_unique()
+        if lost := expected - answered:
+            missing.append(f"it has no answer in turn {turn} to {lost} of {expected} questions")
+    scores = _read_scores(artifacts, answers, turns) if "scores" in artifacts else {}
+    return EvalResult(name, artifacts["model"].path, [], answers, scores, {}, missing)
 
 
-def said(exam: EvalArtifacts) -> pl.DataFrame:
+def read_turns(artifacts: EvalArtifacts) -> pl.DataFrame:
     """Every answer with its turn."""
     columns = [
         "prompt_id",
@@ -112,7 +112,7 @@ def said(exam: EvalArtifacts) -> pl.DataFrame:
         "finish_reason",
         "reasoning_tokens",
     ]
-    rows = exam["samples"].read().filter(pl.col("setting") != KL)
+    rows = artifacts["samples"].read().filter(pl.col("setting") != KL)
     turn = (
         pl.when(pl.col("setting") == ANSWER)
         .then(1)
@@ -122,41 +122,44 @@ def said(exam: EvalArtifacts) -> pl.DataFrame:
     return rows.select(*columns, tokens=tokens, turn=turn).sort("prompt_id", "turn", "sample_id")
 
 
-def _marks(
-    exam: EvalArtifacts, answers: pl.DataFrame, asked: Mapping[str, int]
+def _read_scores(
+    artifacts: EvalArtifacts, answers: pl.DataFrame, turns: Mapping[str, int]
 ) -> dict[str, ModelScores]:
-    rows = (
-        exam["scores"].read().join(answers.select("sample_id", "turn"), on="sample_id", how="inner")
-    )
-    marks = {}
+    own = answers.select("sample_id", "turn")
+    rows = artifacts["scores"].read().join(own, on="sample_id", how="inner")
+    scores = {}
     for scorer in rows["scorer"].unique().sort():
-        of = rows.filter(pl.col("scorer") == scorer)
-        failed = of.filter(pl.col("status") == "failed").height
+        of_scorer = rows.filter(pl.col("scorer") == scorer)
+        failed = of_scorer.filter(pl.col("status") == "failed").height
+        scored = of_scorer.filter(pl.col("score").is_not_null())
         by_turn: dict[str, dict[int, float]] = defaultdict(dict)
-        for turn in of["turn"].unique().sort():
-            means = by_prompt(
-                of.filter((pl.col("turn") == turn) & pl.col("score").is_not_null()), "score"
-            )
-            marks[f"{scorer}{TURN}{turn}"] = ModelScores(means, frozenset(means), 0)
+        for turn in of_scorer["turn"].unique().sort():
+            means = mean_by_prompt(scored.filter(pl.col("turn") == turn), "score")
+            scores[f"{scorer}{TURN}{turn}"] = ModelScores(means, frozenset(means), 0)
             for prompt, mean in means.items():
                 by_turn[prompt][turn] = mean
-        whole = {
-            key: sum(of.values()) / len(of) for key, of in by_turn.items() if len(of) == asked[key]
+        over_turns = {
+            key: sum(means.values()) / len(means)
+            for key, means in sorted(by_turn.items())
+            if len(means) == turns[key]
         }
-        marks[scorer] = ModelScores(dict(sorted(whole.items())), frozenset(asked), failed)
-    return marks
+        scores[scorer] = ModelScores(over_turns, frozenset(turns), failed)
+    return scores
 
 
-def _model(model: EvalResult, names: list[str], draw: BootstrapConfig) -> dict[str, Any]:
-    def told(scorer: str) -> dict[str, Any]:
-        mark = model.marks[scorer]
-        known = estimate([*mark.means.values()], draw)
-        return {**aggregate.bounds(known), "n": known.n, "failed": mark.failed}
+def _describe_model(
+    model: EvalResult, names: list[str], bootstrap: BootstrapConfig
+) -> dict[str, Any]:
+    def describe_scorer(scorer: str) -> dict[str, Any]:
+        scores = model.scores[scorer]
+        mean = estimate_mean([*scores.means.values()], bootstrap)
+        return {**aggregate.describe_estimate(mean), "failed": scores.failed}
 
+    tokens = estimate_mean([*mean_by_prompt(model.answers, "tokens").values()], bootstrap)
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,
         "answers": model.answers.height,
-        "tokens": aggregate.bounds(estimate([*by_prompt(model.answers, "tokens").values()], draw)),
-        "metrics": {name: told(name) for name in names if name in model.marks},
+        "tokens": aggregate.describe_bounds(tokens),
+        "metrics": {name: describe_scorer(name) for name in names if name in model.scores},
     }

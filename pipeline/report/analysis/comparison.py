@@ -1,6 +1,6 @@
-"""Examined models of any runs, on the prompts that all of them were asked and by the scorers that marked them all.
+"""Compares evaluated models of any runs, on their common prompts and by their common scorers.
 
-The first is what the others are held against. What could not be compared is named, and never compared silently.
+The first is what the others are compared with. What could not be compared is named.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,211 +11,224 @@ import polars as pl
 
 from pipeline.errors import UserError, many
 from pipeline.report.analysis import aggregate
-from pipeline.report.analysis.aggregate import Duel
-from pipeline.report.analysis.eval_results import EvalResult, ModelScores, read_exam
-from pipeline.report.analysis.find_runs import FoundRun, verdicts_between
-from pipeline.report.analysis.judges import duel
-from pipeline.report.analysis.multiple_testing import corrected
+from pipeline.report.analysis.aggregate import ModelDuel
+from pipeline.report.analysis.eval_results import EvalResult, ModelScores, read_eval
+from pipeline.report.analysis.find_runs import FoundRun, read_verdicts_between
+from pipeline.report.analysis.judges import judge_duel
+from pipeline.report.analysis.multiple_testing import correct_families
 from pipeline.report.analysis.statistics import BootstrapConfig
-from pipeline.report.analysis.verdict import LEAST_PROMPTS, Better, Row
-from pipeline.report.formatting import interval, level_text, number, signed
+from pipeline.report.analysis.verdict import MIN_PROMPTS, Better
+from pipeline.report.formatting import (
+    ReportRow,
+    format_interval,
+    format_level,
+    format_number,
+    format_signed,
+)
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What all have in common: prompts with the words that each ends with, and scorers, the chief one first."""
+class SharedBasis:
+    """What all models share: prompts (id → the text it ends with) and scorers, primary first."""
 
     asked: dict[str, str]
     scorers: list[str]
-    apart: list[str]  # what only some have, said in words
+    apart: list[str]  # what only some of them have, as sentences
 
     @property
-    def chief(self) -> str | None:
+    def primary(self) -> str | None:
         return self.scorers[0] if self.scorers else None
 
 
-def compared(
-    found: Sequence[FoundRun], draw: BootstrapConfig
+def compare_runs(
+    runs: Sequence[FoundRun], bootstrap: BootstrapConfig
 ) -> tuple[dict[str, Any], list[EvalResult], pl.DataFrame]:
     """The report, the models as far as they are compared, and who won on which prompt."""
-    ground = common_ground(found)
-    examined = [read(each, ground) for each in found]
-    first, *others = examined
+    basis = find_shared_basis(runs)
+    results = [read_shared(run, basis) for run in runs]
+    first, *others = results
     names = [
         name
-        for name in aggregate.scorers(examined, ground.chief or "")
-        if name.partition("/")[0] in ground.scorers
+        for name in aggregate.list_scorers(results, basis.primary or "")
+        if name.partition("/")[0] in basis.scorers
     ]
-    gaps = [aggregate.difference_of(model, first, name, draw) for model in others for name in names]
-    fought = [
-        aggregate.duel_of(model, first, name, draw)
+    gaps = [
+        aggregate.describe_difference(model, first, name, bootstrap)
+        for model in others
+        for name in names
+    ]
+    met = [
+        aggregate.score_duel(model, first, name, bootstrap)
         for name in names
         if "/" not in name
         for model in others
     ]
-    for model, of in zip(others, found[1:], strict=True):
-        fought += _judged(model, of, first, found[0], ground, draw)
-    differences, duels = corrected(gaps, [aggregate.duel_row(one) for one in fought])
+    for model, run in zip(others, runs[1:], strict=True):
+        met += _judge_duels(model, run, first, runs[0], basis, bootstrap)
+    differences, duels = correct_families(gaps, [aggregate.describe_duel(duel) for duel in met])
     report = {
         "compared": [
-            {"name": each.name, "row": each.row, "model": _address(each)} for each in found
+            {"name": run.name, "row": run.row, "model": _store_address(run)} for run in runs
         ],
         "ground": {
-            **asdict(ground),
-            "asked": len(ground.asked),
-            "level": draw.level,
-            "chief": ground.chief,
+            **asdict(basis),
+            "asked": len(basis.asked),
+            "level": bootstrap.level,
+            "chief": basis.primary,
         },
-        "models": aggregate.models(examined, names, ground.asked, draw),
+        "models": aggregate.describe_models(results, names, basis.asked, bootstrap),
         "differences": differences,
         "duels": duels,
-        "missing": aggregate.missing(examined),
+        "missing": aggregate.list_missing(results),
     }
-    return {**report, "verdict": verdict(report)}, examined, aggregate.verdict_table(fought)
+    return {**report, "verdict": conclude(report)}, results, aggregate.tabulate_verdicts(met)
 
 
-def _address(found: FoundRun) -> str:
-    """Where the store has it: `train/3fa9c1d2e4b5`."""
-    path = found.exam["model"].path
+def _store_address(run: FoundRun) -> str:
+    """Where it is in the store: `train/3fa9c1d2e4b5`."""
+    path = run.artifacts["model"].path
     return f"{path.parent.name}/{path.name}"
 
 
-def _judged(
+def _judge_duels(
     model: EvalResult,
-    of: FoundRun,
+    run: FoundRun,
     first: EvalResult,
-    beside: FoundRun,
-    ground: Ground,
-    draw: BootstrapConfig,
-) -> list[Duel]:
-    """What judges said already: of these two models' answers, on common prompts."""
-    told = verdicts_between(of, beside)
+    first_run: FoundRun,
+    basis: SharedBasis,
+    bootstrap: BootstrapConfig,
+) -> list[ModelDuel]:
+    """By the judges' verdicts that the store has of these two models' answers to common prompts."""
+    common = pl.col("prompt_id").is_in(list(basis.asked))
     return [
-        duel(judge, model, first, rows.filter(pl.col("prompt_id").is_in(list(ground.asked))), draw)
-        for judge, rows in told
+        judge_duel(judge, model, first, rows.filter(common), bootstrap)
+        for judge, rows in read_verdicts_between(run, first_run)
     ]
 
 
-# ── what they have in common ──────────────────────────────────────────────────────────────────────────────────────
+# ── what they have in common ────────────────────────────────────────────────
 
 
-def common_ground(found: Sequence[FoundRun]) -> Ground:
-    asked = [dict(each.prompts.read().select("prompt_id", "prompt").iter_rows()) for each in found]
-    shared = [key for key in asked[0] if all(of.get(key) == asked[0][key] for of in asked)]
-    counts = ", ".join(f"{each.name} {len(of)}" for each, of in zip(found, asked, strict=True))
+def find_shared_basis(runs: Sequence[FoundRun]) -> SharedBasis:
+    prompts = [dict(run.prompts.read().select("prompt_id", "prompt").iter_rows()) for run in runs]
+    first = prompts[0]
+    shared = [key for key in first if all(own.get(key) == first[key] for own in prompts)]
+    counts = ", ".join(f"{run.name} {len(own)}" for run, own in zip(runs, prompts, strict=True))
     if not shared:
         raise UserError(
-            f"compare: no prompt was asked of all of them ({counts}).\n"
-            "  Give runs on the same test prompts: the same prompts, prompts.seed and prompts.split.test."
+            f"compare: the models have no prompt in common ({counts}).\n"
+            "  Give runs on the same test prompts: the same prompts, prompts.seed"
+            " and prompts.split.test."
         )
     everywhere = [
-        name for name in found[0].scorers if all(_same(each, found[0], name) for each in found)
+        name
+        for name in runs[0].scorers
+        if all(_has_same_config(run, runs[0], name) for run in runs)
     ]
-    chiefs = [each.chief for each in found if each.chief in everywhere]
-    scorers = sorted(everywhere, key=lambda name: (name not in chiefs[:1], name))
-    said = (
-        [f"common to all: {many(len(shared), 'prompt')} ({counts})."]
-        if len({*map(len, asked), len(shared)}) > 1
-        else []
-    )
-    said += [*_apart(found, everywhere), *_drawn_otherwise(found)]
-    return Ground({key: asked[0][key][-1]["content"] for key in shared}, scorers, said)
+    primaries = [run.primary for run in runs if run.primary in everywhere]
+    scorers = sorted(everywhere, key=lambda name: (name not in primaries[:1], name))
+    notes = []
+    if len({*map(len, prompts), len(shared)}) > 1:
+        notes.append(f"common to all: {many(len(shared), 'prompt')} ({counts}).")
+    notes += [*_list_unshared_scorers(runs, everywhere), *_list_sampling_differences(runs)]
+    return SharedBasis({key: first[key][-1]["content"] for key in shared}, scorers, notes)
 
 
-def _same(one: FoundRun, other: FoundRun, scorer: str) -> bool:
+def _has_same_config(one: FoundRun, other: FoundRun, scorer: str) -> bool:
     return scorer in one.scorers and one.scorers[scorer] == other.scorers[scorer]
 
 
-def _apart(found: Sequence[FoundRun], everywhere: Sequence[str]) -> Iterator[str]:
-    names = dict.fromkeys(name for each in found for name in each.scorers if name not in everywhere)
+def _list_unshared_scorers(runs: Sequence[FoundRun], everywhere: Sequence[str]) -> Iterator[str]:
+    names = dict.fromkeys(name for run in runs for name in run.scorers if name not in everywhere)
     for name in names:
-        having = [each.name for each in found if name in each.scorers]
-        if len(having) == len(found):
-            yield f"The scorer {name} is configured otherwise in each, so its marks are not compared."
+        having = [run.name for run in runs if name in run.scorers]
+        if len(having) == len(runs):
+            yield f"The scorer {name} has different configs, so its scores are not compared."
         else:
-            yield f"The scorer {name} marked {', '.join(having)} alone."
+            yield f"The scorer {name} scored only {', '.join(having)}."
 
 
-def _drawn_otherwise(found: Sequence[FoundRun]) -> Iterator[str]:
-    for each in found[1:]:
-        ours, theirs = each.setting, found[0].setting
-        if moved := [
+def _list_sampling_differences(runs: Sequence[FoundRun]) -> Iterator[str]:
+    theirs = runs[0].sampling
+    for run in runs[1:]:
+        ours = run.sampling
+        different = [
             f"{name} {ours.get(name)} against {theirs.get(name)}"
             for name in ours
             if ours[name] != theirs.get(name)
-        ]:
-            yield f"{each.name} was drawn otherwise than {found[0].name}: {', '.join(moved)}."
+        ]
+        if different:
+            yield f"{run.name} was sampled differently from {runs[0].name}: {', '.join(different)}."
 
 
-def read(found: FoundRun, ground: Ground) -> EvalResult:
-    """Its exam, of which only the common prompts count."""
-    own = frozenset(found.prompts.read()["prompt_id"])
-    whole = read_exam(found.row, found.exam, own, ground.chief or "")
-    keep = ground.asked.keys()
-    marks = {
-        name: _on(mark, keep)
-        for name, mark in whole.marks.items()
-        if name.partition("/")[0] in ground.scorers
+def read_shared(run: FoundRun, basis: SharedBasis) -> EvalResult:
+    """Its evaluation, restricted to the common prompts and scorers."""
+    own = frozenset(run.prompts.read()["prompt_id"])
+    result = read_eval(run.row, run.artifacts, own, basis.primary or "")
+    keep = basis.asked.keys()
+    scores = {
+        name: _restrict_scores(of_scorer, keep)
+        for name, of_scorer in result.scores.items()
+        if name.partition("/")[0] in basis.scorers
     }
-    answers = whole.answers.filter(pl.col("prompt_id").is_in(list(keep)))
-    drift = {key: value for key, value in whole.drift.items() if key in keep}
-    return replace(whole, name=found.name, answers=answers, marks=marks, drift=drift)
+    answers = result.answers.filter(pl.col("prompt_id").is_in(list(keep)))
+    kl = {key: value for key, value in result.kl.items() if key in keep}
+    return replace(result, name=run.name, answers=answers, scores=scores, kl=kl)
 
 
-def _on(marks: ModelScores, keep: Any) -> ModelScores:
-    """`failed` are here the common prompts without a mark."""
-    means = {key: value for key, value in marks.means.items() if key in keep}
-    asked = frozenset(key for key in marks.asked if key in keep)
-    return ModelScores(means, asked, len(asked) - len(means))
+def _restrict_scores(scores: ModelScores, keep: Any) -> ModelScores:
+    """Here `failed` counts the common prompts without a score."""
+    means = {key: value for key, value in scores.means.items() if key in keep}
+    expected = frozenset(key for key in scores.expected if key in keep)
+    return ModelScores(means, expected, len(expected) - len(means))
 
 
-# ── what is said of it ────────────────────────────────────────────────────────────────────────────────────────────
+# ── the verdict ─────────────────────────────────────────────────────────────
 
 
-def verdict(report: Row) -> dict[str, str]:
-    """Of the first against each of the others; with several the best of them decides the sign."""
+def conclude(report: ReportRow) -> dict[str, str]:
+    """The first against each of the others; the best of these decides `better`."""
     first, *others = [model["name"] for model in report["models"]]
-    told = {name: _of(report, first, name) for name in others}
-    signs = [better for better, _ in told.values()]
+    concluded = {name: _conclude_pair(report, first, name) for name in others}
+    signs = [better for better, _ in concluded.values()]
     better: Better = "yes" if "yes" in signs else "unclear" if "unclear" in signs else "no"
     words = {"yes": "better than", "no": "worse than", "unclear": "not clearly different from"}
-    headline = (
-        "; ".join(f"{name} is {words[sign]} {first}" for name, (sign, _) in told.items()) + "."
-    )
+    parts = [f"{name} is {words[sign]} {first}" for name, (sign, _) in concluded.items()]
     return {
         "better": better,
-        "headline": headline,
-        "why": " ".join(why for _, why in told.values()),
+        "headline": "; ".join(parts) + ".",
+        "why": " ".join(why for _, why in concluded.values()),
     }
 
 
-def _of(report: Row, first: str, name: str) -> tuple[Better, str]:
-    ground = report["ground"]
-    gap = next(
-        (
-            row
-            for row in report["differences"]
-            if (row["model"], row["scorer"]) == (name, ground["chief"])
-        ),
-        None,
-    )
+def _conclude_pair(report: ReportRow, first: str, name: str) -> tuple[Better, str]:
+    primary, level = report["ground"]["chief"], report["ground"]["level"]
+    key = name, primary
+    gap = next((row for row in report["differences"] if (row["model"], row["scorer"]) == key), None)
     if gap is None or not gap["n"]:
-        return "unclear", f"No scorer marked both {name} and {first} on a common prompt."
-    if gap["n"] < LEAST_PROMPTS:
-        return (
-            "unclear",
-            f"{gap['n']} common prompts with scores are too few to tell {name} from {first}: at least {LEAST_PROMPTS}.",
+        return "unclear", f"No scorer scored both {name} and {first} on a common prompt."
+    if gap["n"] < MIN_PROMPTS:
+        return "unclear", (
+            f"{gap['n']} common prompts with scores are too few to distinguish {name} from {first}:"
+            f" at least {MIN_PROMPTS} are needed."
         )
-    marks = {
-        of["name"]: of["metrics"][ground["chief"]]
-        for of in report["models"]
-        if of["name"] in (first, name)
-    }
-    told = f"{signed(gap['mean'])}, {level_text(ground['level'])} {interval(gap, signed)}."
-    on = f"On {gap['n']} common prompts"
-    if any(marks[of]["n"] != gap["n"] for of in (name, first)):  # whose means are of other prompts
-        why = f"{on} with a score of {ground['chief']} for both, {name} differs from {first} by {told}"
+    metrics = [
+        model["metrics"][primary]
+        for chosen in (name, first)
+        for model in report["models"]
+        if model["name"] == chosen
+    ]
+    ends = format_interval(gap, format_signed)
+    difference = f"{format_signed(gap['mean'])}, {format_level(level)} {ends}."
+    if any(metric["n"] != gap["n"] for metric in metrics):  # then their means are of other prompts
+        why = (
+            f"On the {gap['n']} common prompts where both have a score of {primary}, "
+            f"{name} differs from {first} by {difference}"
+        )
     else:
-        means = [number(marks[of]["mean"]) for of in (name, first)]
-        why = f"{on} {name} scores {means[0]} against {means[1]} of {first} by {ground['chief']}: a difference of {told}"
+        means = [format_number(metric["mean"]) for metric in metrics]
+        why = (
+            f"On {gap['n']} common prompts {name} scores {means[0]} against {means[1]} of {first}"
+            f" by {primary}: a difference of {difference}"
+        )
     return ("yes" if gap["low"] > 0 else "no" if gap["high"] < 0 else "unclear"), why

@@ -1,30 +1,30 @@
-"""Where time and money went: of every step that the report descends from, summed by stage."""
+"""Time and money of every step that the report descends from, summed by stage."""
 
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import MADE_BY
-from pipeline.report.analysis.ancestors import Ancestor, ancestors_of
+from pipeline.report.analysis.ancestors import Ancestor, read_ancestors
 
 
-def cost_of(out: Path) -> list[dict[str, Any]]:
-    """One row per stage in the order of the main line. The start of engines stands apart and is in no tokens/s."""
+def describe_cost(out: Path) -> list[dict[str, Any]]:
+    """One row per stage in the order of the pipeline. Engine starts are separate from tokens/s."""
     steps: dict[str, list[dict[str, Any]]] = {}
-    for ancestor in ancestors_of(out):
-        steps.setdefault(ancestor.stage, []).append(_step(ancestor))
-    return [_stage(stage, steps[stage]) for stage in MADE_BY if stage in steps]
+    for ancestor in read_ancestors(out):
+        steps.setdefault(ancestor.stage, []).append(_describe_step(ancestor))
+    return [_describe_stage(stage, steps[stage]) for stage in MADE_BY if stage in steps]
 
 
-def _step(ancestor: Ancestor) -> dict[str, Any]:
-    named = {"label": str(ancestor.label), "fingerprint": ancestor.fingerprint}
-    return {**ancestor.cost, **named, "seconds": ancestor.seconds}
+def _describe_step(ancestor: Ancestor) -> dict[str, Any]:
+    head = {"label": str(ancestor.label), "fingerprint": ancestor.fingerprint}
+    return {**ancestor.cost, **head, "seconds": ancestor.seconds}
 
 
-def _stage(stage: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
+def _describe_stage(stage: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = sum(step["seconds"] or 0.0 for step in steps)
     with_tokens = [step for step in steps if step.get("tokens") is not None]
     tokens = sum(step["tokens"] for step in with_tokens) if with_tokens else None
-    busy = sum(_busy(step) for step in with_tokens)
+    busy = sum(_generation_seconds(step) for step in with_tokens)
     starts = [step["engine_start_seconds"] for step in steps if "engine_start_seconds" in step]
     paid = [step["money"] for step in steps if step.get("money")]
     return {
@@ -38,7 +38,7 @@ def _stage(stage: str, steps: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _busy(step: dict[str, Any]) -> float:
-    """Seconds that its tokens took: at the speed that it measured itself, or all of its time."""
+def _generation_seconds(step: dict[str, Any]) -> float:
+    """Seconds that its tokens took, at the speed that it measured, or else all of its time."""
     speed = step.get("tokens_per_second")
     return step["tokens"] / speed if speed else step["seconds"] or 0.0

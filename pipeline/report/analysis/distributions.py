@@ -1,42 +1,38 @@
-"""How scores and lengths lie, before and after: counts of prompts between common edges. A mean hides a second hump."""
+"""How scores and lengths are distributed: histograms, because a mean hides a second mode."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline.report.analysis.aggregate import NOT_ASKED
-from pipeline.report.analysis.eval_results import SFT, EvalResult, by_prompt
+from pipeline.report.analysis.aggregate import NO_SCORES
+from pipeline.report.analysis.eval_results import SFT, EvalResult, mean_by_prompt
 from pipeline.report.analysis.statistics import ByPrompt
-from pipeline.report.formatting import scale
+from pipeline.report.formatting import fit_scale
 
-WANTED = 12  # bars
+BIN_COUNT = 12
 
 
-def distributions(
-    examined: Sequence[EvalResult], chosen: str | None, scorer: str
+def describe_distributions(
+    results: Sequence[EvalResult], chosen: str | None, scorer: str
 ) -> list[dict[str, Any]]:
-    """Of SFT and of the chosen model, one number per prompt; a bar holds what is from its edge up to the next one."""
-    shown = sorted(
-        (m for m in examined if m.name in (SFT, chosen)), key=lambda model: model.name != SFT
-    )
-    made = (
-        _counted(
-            "score", {model.name: model.marks.get(scorer, NOT_ASKED).means for model in shown}
-        ),
-        _counted("tokens", {model.name: by_prompt(model.answers, "tokens") for model in shown}),
-    )
-    return [each for each in made if each]
+    """Of SFT and the chosen model, one number per prompt. A bin excludes its upper edge."""
+    shown = [model for model in results if model.name in (SFT, chosen)]
+    shown.sort(key=lambda model: model.name != SFT)
+    scores = {model.name: model.scores.get(scorer, NO_SCORES).means for model in shown}
+    tokens = {model.name: mean_by_prompt(model.answers, "tokens") for model in shown}
+    histograms = _build_histogram("score", scores), _build_histogram("tokens", tokens)
+    return [histogram for histogram in histograms if histogram]
 
 
-def _counted(what: str, values: Mapping[str, ByPrompt]) -> dict[str, Any] | None:
-    known = {name: [*of.values()] for name, of in values.items() if of}
+def _build_histogram(what: str, by_model: Mapping[str, ByPrompt]) -> dict[str, Any] | None:
+    known = {name: [*by_prompt.values()] for name, by_prompt in by_model.items() if by_prompt}
     if not known:
         return None
-    ends = scale([value for of in known.values() for value in of], 0, 1, wanted=WANTED)
-    edges = list(ends.ticks)
+    everything = [value for values in known.values() for value in values]
+    edges = list(fit_scale(everything, 0, 1, intervals=BIN_COUNT).ticks)
     counts = {
-        name: np.histogram(np.clip(of, edges[0], edges[-1]), edges)[0].tolist()
-        for name, of in known.items()
+        name: np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].tolist()
+        for name, values in known.items()
     }
     return {"what": what, "edges": edges, "prompts": counts}

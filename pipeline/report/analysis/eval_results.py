@@ -1,4 +1,4 @@
-"""One examined model as numbers by prompt: its marks by scorer, its answers, its drift from SFT; and what it lacks."""
+"""One evaluated model as numbers by prompt: scores, answers, KL from SFT; and what is missing."""
 
 import json
 from dataclasses import dataclass, field
@@ -10,20 +10,21 @@ import polars as pl
 from pipeline.artifacts import KL, EvalArtifacts, Logps, Model, Samples, Scores
 from pipeline.config import ANSWER, BEST_OF_PREFIX, CONTROL, PROMPTED
 from pipeline.errors import StageError, many
-from pipeline.report.analysis.text_metrics import with_habits
+from pipeline.report.analysis.text_metrics import add_text_metrics
 
 SFT = "sft"
 
 
 @dataclass(frozen=True)
 class ModelScores:
-    """One scorer's means by prompt; `asked` are the prompts it was to mark, `failed` the answers that it could not.
+    """One scorer's means by prompt.
 
-    An answer on which it abstained is neither: people were not asked about it.
+    `expected` are the prompts that it was to score, `failed` the answers that it could not score.
+    An answer on which it abstained is neither: the scorer has no opinion on it.
     """
 
     means: dict[str, float]
-    asked: frozenset[str]
+    expected: frozenset[str]
     failed: int
 
 
@@ -33,10 +34,10 @@ class EvalResult:
     path: Path
     training: list[dict[str, Any]]
     answers: pl.DataFrame  # with the primary score
-    marks: dict[str, ModelScores]
-    drift: dict[str, float]
+    scores: dict[str, ModelScores]  # by scorer
+    kl: dict[str, float]  # by prompt
     missing: list[str] = field(default_factory=list)
-    no_drift: str | None = None  # why there is none
+    no_kl_reason: str | None = None  # why `kl` is empty
     unchanged: bool = False  # its training left its weights as they were
 
     @property
@@ -44,45 +45,45 @@ class EvalResult:
         return self.path.name
 
 
-def read_exam(
-    name: str, exam: EvalArtifacts, prompt_ids: frozenset[str], primary: str
+def read_eval(
+    name: str, artifacts: EvalArtifacts, prompt_ids: frozenset[str], primary: str
 ) -> EvalResult:
-    model, samples = exam["model"], exam.get("samples")
-    scores, logps = exam.get("scores"), exam.get("logps")
-    drawn = _drawn(samples)
+    model, score_artifact = artifacts["model"], artifacts.get("scores")
+    samples = _read_samples(artifacts.get("samples"))
     if name.startswith(BEST_OF_PREFIX):
-        drawn = _marked(drawn, scores)
-    answers = _answers(drawn)
-    if strangers := set(drawn["prompt_id"]) - prompt_ids:
+        samples = _keep_scored(samples, score_artifact)
+    answers = _select_answers(samples)
+    if strangers := set(samples["prompt_id"]) - prompt_ids:
         raise StageError(
-            f"the exam of {name} answers {many(len(strangers), 'prompt')} outside the {len(prompt_ids)} examined "
-            f"({min(strangers)} for one).\n  Its samples belong to another part of the prompts; build the exam again."
+            f"the evaluation of {name} answers {many(len(strangers), 'prompt')}"
+            f" outside the {len(prompt_ids)} evaluated ({min(strangers)} for one).\n"
+            "  Its samples belong to another split of the prompts; build the evaluation again."
         )
     missing: list[str] = []
-    rows = _scores(name, scores, answers, prompt_ids, missing)
-    marks = _marks(rows, len(answers), prompt_ids)
-    answers = _with_score(answers, rows, primary)
-    drift = _drift(drawn, logps, missing)
-    reason = None if drift else _no_drift(name, drawn)
-    if reason and not (name == SFT or is_again(name) or is_other(name)):
+    rows = _read_scores(name, score_artifact, answers, prompt_ids, missing)
+    scores = _group_by_scorer(rows, len(answers), prompt_ids)
+    answers = _join_score(answers, rows, primary)
+    kl = _estimate_kl(samples, artifacts.get("logps"), missing)
+    reason = None if kl else _explain_missing_kl(name, samples)
+    if reason and not (name == SFT or is_sft_variant(name) or is_baseline(name)):
         missing.append(f"KL to sft is not known: {reason}")
-    unchanged = bool(account_of(model).get("unchanged"))
+    unchanged = bool(read_training_summary(model).get("unchanged"))
     if unchanged:
         missing.append(
-            "its weights are those that its training started from, byte for byte: no step changed them"
+            "its weights are byte for byte those that its training started from: "
+            "no step changed them"
         )
-    return EvalResult(
-        name, model.path, model.metrics(), answers, marks, drift, missing, reason, unchanged
-    )
+    metrics = model.metrics()
+    return EvalResult(name, model.path, metrics, answers, scores, kl, missing, reason, unchanged)
 
 
-def account_of(model: Model) -> dict[str, Any]:
-    """What its training says about itself; nothing where it was not trained here."""
+def read_training_summary(model: Model) -> dict[str, Any]:
+    """What its training recorded about itself; nothing for a model that was not trained here."""
     file = model.path / "training.json"
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def _drawn(samples: Samples | None) -> pl.DataFrame:
+def _read_samples(samples: Samples | None) -> pl.DataFrame:
     columns = [
         "prompt_id",
         "sample_id",
@@ -92,9 +93,9 @@ def _drawn(samples: Samples | None) -> pl.DataFrame:
         "logprob",
         "reasoning_tokens",
     ]
+    tokens = pl.col("token_ids").list.len().cast(pl.Int64)
     shards = [
-        shard.select(*columns, tokens=pl.col("token_ids").list.len().cast(pl.Int64))
-        for shard in (samples.shards() if samples else [])
+        shard.select(*columns, tokens=tokens) for shard in (samples.shards() if samples else [])
     ]
     if not shards:
         text = dict.fromkeys(columns, pl.String)
@@ -104,29 +105,31 @@ def _drawn(samples: Samples | None) -> pl.DataFrame:
     return pl.concat(shards)
 
 
-def _answers(drawn: pl.DataFrame) -> pl.DataFrame:
-    return with_habits(drawn.filter(pl.col("setting") == ANSWER))
+def _select_answers(samples: pl.DataFrame) -> pl.DataFrame:
+    return add_text_metrics(samples.filter(pl.col("setting") == ANSWER))
 
 
-def _marked(drawn: pl.DataFrame, scores: Scores | None) -> pl.DataFrame:
-    """The best of n are those answers that the exam's scorers were shown; the others are none."""
-    shown = (
-        scores.read().select("sample_id").unique() if scores else drawn.select("sample_id").clear()
+def _keep_scored(samples: pl.DataFrame, scores: Scores | None) -> pl.DataFrame:
+    """Of the best-of-n samples, only those that went to the evaluation's scorers."""
+    scored = (
+        scores.read().select("sample_id").unique()
+        if scores
+        else samples.select("sample_id").clear()
     )
-    return drawn.join(shown, on="sample_id", how="semi", maintain_order="left")
+    return samples.join(scored, on="sample_id", how="semi", maintain_order="left")
 
 
-def is_again(name: str) -> bool:
-    """Whether a row is SFT itself, drawn once more."""
+def is_sft_variant(name: str) -> bool:
+    """Whether a row is SFT itself, sampled in another way."""
     return name in (CONTROL, PROMPTED) or name.startswith(BEST_OF_PREFIX)
 
 
-def is_other(name: str) -> bool:
+def is_baseline(name: str) -> bool:
     """Whether a row is a model that this run neither started from nor trained."""
-    return name not in ("base", SFT) and not name.startswith("round-") and not is_again(name)
+    return name not in ("base", SFT) and not name.startswith("round-") and not is_sft_variant(name)
 
 
-def _scores(
+def _read_scores(
     name: str,
     scores: Scores | None,
     answers: pl.DataFrame,
@@ -134,98 +137,101 @@ def _scores(
     missing: list[str],
 ) -> pl.DataFrame:
     """The scores of these answers, each once."""
-    columns = dict.fromkeys(("sample_id", "prompt_id", "scorer", "status"), pl.String) | {
-        "score": pl.Float64
-    }
+    text = dict.fromkeys(("sample_id", "prompt_id", "scorer", "status"), pl.String)
+    columns = text | {"score": pl.Float64}
     if answers.is_empty():
         missing.append("it gave no answers, so it has no scores, lengths or examples")
         return pl.DataFrame(schema=columns)
-    if silent := len(prompt_ids) - answers["prompt_id"].n_unique():
-        missing.append(f"it has no answer to {silent} of {len(prompt_ids)} prompts")
+    if unanswered := len(prompt_ids) - answers["prompt_id"].n_unique():
+        missing.append(f"it has no answer to {unanswered} of {len(prompt_ids)} prompts")
     if empty := answers.filter(pl.col("completion").str.strip_chars() == "").height:
         missing.append(
-            f"empty: {empty} of its {many(len(answers), 'answer')}, marked as they stand"
+            f"empty: {empty} of its {many(len(answers), 'answer')}, scored like any other"
         )
     if scores is None:
         missing.append("its answers were not scored")
         return pl.DataFrame(schema=columns)
-    rows = (
-        scores.read().select(*columns).join(answers.select("sample_id"), on="sample_id", how="semi")
-    )
+    own = answers.select("sample_id")
+    rows = scores.read().select(*columns).join(own, on="sample_id", how="semi")
     if rows.is_empty():
         missing.append("no score belongs to one of its answers")
     if not rows["score"].drop_nulls().is_finite().all():
         raise StageError(
-            f"the exam of {name} has a score that is not a finite number; a failed score must be null."
+            f"the evaluation of {name} has a score that is not a finite number;"
+            " a failed score must be null."
         )
     if rows.select("sample_id", "scorer").is_duplicated().any():
         raise StageError(
-            f"the exam of {name} has two scores of one scorer for one answer; build its scores again."
+            f"the evaluation of {name} has two scores of one scorer for one answer;"
+            " build its scores again."
         )
     return rows.sort("sample_id", "scorer")
 
 
-def _marks(rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]) -> dict[str, ModelScores]:
+def _group_by_scorer(
+    rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]
+) -> dict[str, ModelScores]:
     scorers = rows["scorer"].unique().sort().to_list()
     return {
-        name: _of_scorer(name, rows.filter(pl.col("scorer") == name), answers, prompt_ids)
+        name: _summarize_scorer(name, rows.filter(pl.col("scorer") == name), answers, prompt_ids)
         for name in scorers
     }
 
 
-def _with_score(answers: pl.DataFrame, rows: pl.DataFrame, primary: str) -> pl.DataFrame:
+def _join_score(answers: pl.DataFrame, rows: pl.DataFrame, primary: str) -> pl.DataFrame:
     scored = rows.filter(pl.col("scorer") == primary).select("sample_id", "score")
     return answers.join(scored, on="sample_id", how="left", maintain_order="left", validate="1:1")
 
 
-def _of_scorer(
+def _summarize_scorer(
     scorer: str, rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]
 ) -> ModelScores:
-    """A scorer marks every answer; its kinds (`scorer/kind`) mark those they apply to, which are those with a row."""
-    given, silent = rows.filter(pl.col("score").is_not_null()), rows.filter(status="abstained")
-    told = rows.filter(pl.col("status") != "abstained")
-    if is_kind(scorer):
-        return ModelScores(
-            by_prompt(given, "score"), frozenset(told["prompt_id"]), len(told) - len(given)
-        )
-    asked = prompt_ids - (frozenset(silent["prompt_id"]) - frozenset(told["prompt_id"]))
-    return ModelScores(by_prompt(given, "score"), asked, answers - len(silent) - len(given))
+    """A scorer scores every answer, a criterion (`scorer/criterion`) only those with a row."""
+    scored, abstained = rows.filter(pl.col("score").is_not_null()), rows.filter(status="abstained")
+    not_abstained = rows.filter(pl.col("status") != "abstained")
+    means, answered = mean_by_prompt(scored, "score"), frozenset(not_abstained["prompt_id"])
+    if is_criterion(scorer):
+        return ModelScores(means, answered, len(not_abstained) - len(scored))
+    expected = prompt_ids - (frozenset(abstained["prompt_id"]) - answered)
+    return ModelScores(means, expected, answers - len(abstained) - len(scored))
 
 
-def is_kind(scorer: str) -> bool:
+def is_criterion(scorer: str) -> bool:
     return "/" in scorer
 
 
-def by_prompt(table: pl.DataFrame, column: str) -> dict[str, float]:
-    """A prompt's answers are averaged first."""
+def mean_by_prompt(table: pl.DataFrame, column: str) -> dict[str, float]:
+    """The mean over each prompt's answers."""
     means = table.group_by("prompt_id", maintain_order=True).agg(pl.col(column).mean())
     return dict(means.sort("prompt_id").iter_rows())
 
 
-def _no_drift(name: str, drawn: pl.DataFrame) -> str:
-    if is_again(name):
+def _explain_missing_kl(name: str, samples: pl.DataFrame) -> str:
+    if is_sft_variant(name):
         return "sft's own answers"
-    if is_other(name):
-        return "it is a model of its own, whose tokens need not be sft's"
-    if KL not in drawn["setting"]:
-        return f"the exam has no samples of the setting {KL}"
+    if is_baseline(name):
+        return "it is another model, whose tokens may differ from sft's"
+    if KL not in samples["setting"]:
+        return f"the evaluation has no samples of the setting {KL}"
     return "its samples have no log-probability under sft"
 
 
-def _drift(drawn: pl.DataFrame, logps: Logps | None, missing: list[str]) -> dict[str, float]:
-    """log π(y) − log SFT(y) on own samples drawn at temperature 1 without truncation: its mean is KL(π‖SFT) in nats."""
-    rows = drawn.filter(pl.col("setting") == KL)
+def _estimate_kl(
+    samples: pl.DataFrame, logps: Logps | None, missing: list[str]
+) -> dict[str, float]:
+    """log π(y) − log SFT(y) on own samples at temperature 1 without truncation.
+
+    Its mean is KL(π‖SFT) in nats.
+    """
+    rows = samples.filter(pl.col("setting") == KL)
     if logps is None or rows.is_empty():
         return {}
-    joined = rows.join(
-        logps.read().select("sample_id", "logp"), on="sample_id", how="inner", validate="1:1"
-    )
-    joined = joined.sort("sample_id")
-    known = joined.with_columns(gap=pl.col("logprob") - pl.col("logp")).filter(
-        pl.col("gap").is_not_null()
-    )
+    under_sft = logps.read().select("sample_id", "logp")
+    joined = rows.join(under_sft, on="sample_id", how="inner", validate="1:1").sort("sample_id")
+    with_gap = joined.with_columns(gap=pl.col("logprob") - pl.col("logp"))
+    known = with_gap.filter(pl.col("gap").is_not_null())
     if lost := len(rows) - len(known):
         missing.append(
             f"left out {lost} of {len(rows)} samples for KL without a log-probability under sft"
         )
-    return by_prompt(known, "gap")
+    return mean_by_prompt(known, "gap")

@@ -1,7 +1,7 @@
-"""Models that have been examined, found by a run's folder or in the store: what they answered and what marked it.
+"""Finds evaluated models by a run's folder or in the store, with their answers and scores.
 
-A place is `RUN` (the model that it chose), `RUN:MODEL` (a row of its table), a model's folder in the store, or its
-fingerprint. Nothing is opened but tables and records.
+A place is `RUN` (the model that it chose), `RUN:MODEL` (a row of its table), a model's folder in
+the store, or its fingerprint. Only tables and records are read.
 """
 
 from dataclasses import dataclass
@@ -28,55 +28,59 @@ from pipeline.config import ANSWER
 from pipeline.errors import UserError, nearest
 from pipeline.hashing import without_runtime
 
-Record = dict[str, Any]
-EXPECTED = "Give a finished run (runs/latest), one of its models (runs/latest:sft), or an examined model's fingerprint."
+WHAT_TO_GIVE = (
+    "Give a finished run (runs/latest), one of its models (runs/latest:sft), "
+    "or an evaluated model's fingerprint."
+)
 
 
 @dataclass(frozen=True)
 class FoundRun:
-    """`row` is its name in its own run's table; `scorers` are as they were configured, without their runtime."""
+    """One evaluated model. `row` is its name in its own run's table.
+
+    `scorers` are its scorers' configs without their runtime.
+    """
 
     name: str
     row: str
-    exam: EvalArtifacts
+    artifacts: EvalArtifacts
     prompts: Prompts
-    setting: Any
+    sampling: Any
     scorers: dict[str, Any]
-    chief: str | None
+    primary: str | None
 
 
-def find(word: str, store: Path) -> FoundRun:
+def find_run(word: str, store: Path) -> FoundRun:
     """`[NAME=]PLACE[:MODEL]`."""
     name, _, place = word.rpartition("=")
     place, _, row = place.partition(":")
     run = Path(place)
     if (run / "store").is_dir():
-        return _of_run(run, row, name)
-    found = _of_model(run.resolve() if run.is_dir() else _by_fingerprint(store, place), name)
+        return _find_in_run(run, row, name)
+    found = _find_by_model(run.resolve() if run.is_dir() else _find_model(store, place), name)
     if row:
         raise UserError(
-            f"{word}: {place} is one model, and :{row} chooses one of a run's. {EXPECTED}"
+            f"{word}: {place} is one model, but :{row} chooses one of a run's. {WHAT_TO_GIVE}"
         )
     return found
 
 
-def verdicts_between(one: FoundRun, other: FoundRun) -> list[tuple[str, pl.DataFrame]]:
-    """Judge and verdicts, as said with `one` as a, of every duel that the store has of these very answers."""
-    ours, theirs = (each.exam["samples"].path for each in (one, other))
-    found = []
+def read_verdicts_between(one: FoundRun, other: FoundRun) -> list[tuple[str, pl.DataFrame]]:
+    """Judge and verdicts of every duel in the store between these very answers, with `one` as a."""
+    ours, theirs = (run.artifacts["samples"].path for run in (one, other))
+    verdicts = []
     for a, b in ((ours, theirs), (theirs, ours)):
-        for step in _readers(ours.parent.parent, "duel", "a", a.name):
-            record = _record(step)
+        for step in _find_readers(ours.parent.parent, "duel", "a", a.name):
+            record = read_step(step)
             if record["inputs"]["b"]["fingerprint"] == b.name:
                 rows = Verdicts(step).read()
-                found.append(
-                    (record["config"]["engine"]["model"], rows if a == ours else turned(rows))
-                )
-    return found
+                judge = record["config"]["engine"]["model"]
+                verdicts.append((judge, rows if a == ours else swap_sides(rows)))
+    return verdicts
 
 
-def turned(rows: pl.DataFrame) -> pl.DataFrame:
-    """The same verdicts with the two sides called the other way round."""
+def swap_sides(rows: pl.DataFrame) -> pl.DataFrame:
+    """The same verdicts with a and b exchanged."""
     sides = {"a": "b", "b": "a", "tie": "tie"}
     return rows.with_columns(
         a_id=pl.col("b_id"),
@@ -87,103 +91,110 @@ def turned(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _of_run(run: Path, row: str, name: str) -> FoundRun:
+def _find_in_run(run: Path, row: str, name: str) -> FoundRun:
     reports = sorted((run / "store").glob("[0-9]*-evaluate-*"))
     if not reports or not (reports[-1] / STEP_FILE).exists():
         raise UserError(
-            f"{run}: no report lies there, so nothing says which models were examined. {EXPECTED}"
+            f"{run}: it has no report, so its evaluated models are not known. {WHAT_TO_GIVE}"
         )
     folder = reports[-1].resolve()
-    step = _record(folder)
-    exams = nested(step["inputs"]).get("exams", {})
-    if not exams:
-        raise UserError(f"{run}: its report names no examined model. {EXPECTED}")
+    step = read_step(folder)
+    evals = nested(step["inputs"]).get("exams", {})
+    if not evals:
+        raise UserError(f"{run}: its report names no evaluated model. {WHAT_TO_GIVE}")
     chosen = row or Report(folder).read()["exam"]["chosen"]
-    if chosen not in exams:
+    if chosen not in evals:
         raise UserError(
-            f"{run}:{chosen}: its table has no such row. {nearest(str(chosen), list(exams))}"
+            f"{run}:{chosen}: its table has no such row. {nearest(str(chosen), list(evals))}"
         )
-    told = name or "/".join(run.resolve().parts[-2:]) + (f":{row}" if row else "")
+    shown = name or "/".join(run.resolve().parts[-2:]) + (f":{row}" if row else "")
     parts = {
-        part: _place(folder, source) for part, source in exams[chosen].items() if part != "metrics"
+        part: _locate_input(folder, source)
+        for part, source in evals[chosen].items()
+        if part != "metrics"
     }
-    return _found(told, chosen, parts, step["config"]["scorer"])
+    return _build_found_run(shown, chosen, parts, step["config"]["scorer"])
 
 
-def _by_fingerprint(store: Path, fingerprint: str) -> Path:
+def _find_model(store: Path, fingerprint: str) -> Path:
     stages = [stage for stage, made in MADE_BY.items() if made is Model]
     models = [
         path for stage in stages if fingerprint and (path := store / stage / fingerprint).is_dir()
     ]
     if not models:
-        raise UserError(f"{fingerprint}: neither a run nor a model in {store}. {EXPECTED}")
+        raise UserError(f"{fingerprint}: neither a run nor a model in {store}. {WHAT_TO_GIVE}")
     return models[0].resolve()
 
 
-def _of_model(model: Path, name: str) -> FoundRun:
-    """By what the store's own records say was drawn from it, and what was made of that."""
+def _find_by_model(model: Path, name: str) -> FoundRun:
+    """By the store's records of what was sampled from it, and of what was made from the samples."""
     store = model.parent.parent
-    drawn = _readers(store, "sample", "policy", model.name)
-    drawn = [step for step in drawn if _record(step)["config"]["purpose"] == "exam"]
-    drawn = [
-        step for step in drawn if _record(step)["inputs"]["prompts"]["part"] == "test"
-    ] or drawn
-    if not drawn:
-        raise UserError(f"{model}: it has not been examined. {EXPECTED}")
-    [samples] = _only(model, "examined", drawn)
+    sampled = [
+        step
+        for step in _find_readers(store, "sample", "policy", model.name)
+        if read_step(step)["config"]["purpose"] == "exam"
+    ]
+    on_test = [step for step in sampled if read_step(step)["inputs"]["prompts"]["part"] == "test"]
+    sampled = on_test or sampled
+    if not sampled:
+        raise UserError(f"{model}: it has not been evaluated. {WHAT_TO_GIVE}")
+    samples = _require_one(model, "evaluated", sampled)
     parts = {"model": model, "samples": samples}
-    for part, edge in (("score", "samples"), ("refer", "rows")):
-        if made := _readers(store, part, edge, samples.name):
-            [parts["scores" if part == "score" else "logps"]] = _only(
-                model, f"read by {part}", made
-            )
-    row = str(_record(samples)["label"]).partition(" ")[2]
-    return _found(name or model.name, row, parts, None)
+    for stage, edge, part in (("score", "samples", "scores"), ("refer", "rows", "logps")):
+        if readers := _find_readers(store, stage, edge, samples.name):
+            parts[part] = _require_one(model, f"read by {stage}", readers)
+    row = str(read_step(samples)["label"]).partition(" ")[2]
+    return _build_found_run(name or model.name, row, parts, None)
 
 
-def _readers(store: Path, stage: str, edge: str, fingerprint: str) -> list[Path]:
+def _find_readers(store: Path, stage: str, edge: str, fingerprint: str) -> list[Path]:
     """The steps of a stage that read this one."""
     steps = [path.parent for path in sorted((store / stage).glob(f"*/{STEP_FILE}"))]
     known = [step for step in steps if ".partial" not in step.name and ".old-" not in step.name]
     return [
         step
         for step in known
-        if _record(step)["inputs"].get(edge, {}).get("fingerprint") == fingerprint
+        if read_step(step)["inputs"].get(edge, {}).get("fingerprint") == fingerprint
     ]
 
 
-def _only(model: Path, what: str, steps: list[Path]) -> list[Path]:
+def _require_one(model: Path, what: str, steps: list[Path]) -> Path:
     if len(steps) > 1:
         names = ", ".join(step.name for step in steps)
         raise UserError(
-            f"{model}: it was {what} {len(steps)} times ({names}). Name the run that you mean, as RUN:MODEL."
+            f"{model}: it was {what} {len(steps)} times ({names})."
+            " Name the run that you mean, as RUN:MODEL."
         )
-    return steps
+    return steps[0]
 
 
-def _found(name: str, row: str, parts: dict[str, Path], chief: str | None) -> FoundRun:
+def _build_found_run(name: str, row: str, parts: dict[str, Path], primary: str | None) -> FoundRun:
     for part, path in parts.items():
         if part != "model" and not (path / STEP_FILE).exists():
             raise UserError(
-                f"{name}: its {part} ({path}) were pruned. Run it again, and they are made anew."
+                f"{name}: its {part} ({path}) were pruned. Run it again to rebuild them."
             )
-    drawn = _record(parts["samples"])
-    source = drawn["inputs"]["prompts"]
-    prompts = Prompts(_place(parts["samples"], source) / source["part"])
-    exam: EvalArtifacts = {"model": Model(parts["model"]), "samples": Samples(parts["samples"])}
+    record = read_step(parts["samples"])
+    source = record["inputs"]["prompts"]
+    prompts = Prompts(_locate_input(parts["samples"], source) / source["part"])
+    artifacts: EvalArtifacts = {
+        "model": Model(parts["model"]),
+        "samples": Samples(parts["samples"]),
+    }
     if "scores" in parts:
-        exam["scores"] = Scores(parts["scores"])
+        artifacts["scores"] = Scores(parts["scores"])
     if "logps" in parts:
-        exam["logps"] = Logps(parts["logps"])
-    setting = {"limits": drawn["config"]["limits"], **drawn["config"]["settings"][ANSWER]}
-    return FoundRun(name, row, exam, prompts, setting, _scorers(parts.get("scores")), chief)
+        artifacts["logps"] = Logps(parts["logps"])
+    sampling = {"limits": record["config"]["limits"], **record["config"]["settings"][ANSWER]}
+    scorers = _read_scorer_configs(parts.get("scores"))
+    return FoundRun(name, row, artifacts, prompts, sampling, scorers, primary)
 
 
-def _scorers(scores: Path | None) -> dict[str, Any]:
-    """A scorer that marks with its run's own model is another one in each run that has another model."""
+def _read_scorer_configs(scores: Path | None) -> dict[str, Any]:
+    """With the fingerprint of the reward model where a scorer uses its own run's."""
     if scores is None:
         return {}
-    step = _record(scores)
+    step = read_step(scores)
     reward = step["inputs"].get("reward", {}).get("fingerprint")
     of_run = {"kind": "reward_model", "model": None}
     return {
@@ -192,10 +203,6 @@ def _scorers(scores: Path | None) -> dict[str, Any]:
     }
 
 
-def _record(step: Path) -> Record:
-    return read_step(step)
-
-
-def _place(reader: Path, source: Record) -> Path:
-    """An input lies in the same store as who read it, wherever that is by now."""
+def _locate_input(reader: Path, source: dict[str, Any]) -> Path:
+    """An input is in the same store as its reader, wherever that store is by now."""
     return reader.parent.parent / source["stage"] / source["fingerprint"].partition("/")[0]

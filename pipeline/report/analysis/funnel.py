@@ -1,6 +1,7 @@
-"""From prompts to samples to pairs: what went in, what got lost and why, for each part of the way.
+"""From prompts to samples to pairs: what went in, what got lost and why.
 
-The counts stand in the steps' costs, which stay when their files are pruned; the reasons stand in those files.
+The counts are in the steps' costs, which stay when their files are pruned; the reasons are in
+those files.
 """
 
 import json
@@ -8,60 +9,61 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import Pairs, read_table
-from pipeline.report.analysis.ancestors import Ancestor, ancestors_of
+from pipeline.report.analysis.ancestors import Ancestor, read_ancestors
 
 PRUNED = "reasons no longer kept"
 
 
-def funnel_of(out: Path, pairs: list[Pairs]) -> dict[str, Any]:
-    steps = ancestors_of(out)
-    draws = [draw(step) for step in steps if step.stage == "sample"]
+def read_funnel(out: Path, pairs: list[Pairs]) -> dict[str, Any]:
+    steps = read_ancestors(out)
+    samples = [describe_samples(step) for step in steps if step.stage == "sample"]
+    prompts = (read_prompt_funnel(step) for step in steps if step.stage == "prompts")
     return {
-        "prompts": next((prompts(step) for step in steps if step.stage == "prompts"), None),
-        "samples": sorted(draws, key=_rounds_first),
+        "prompts": next(prompts, None),
+        "samples": sorted(samples, key=_sort_key),
         "pairs": [{"round": number, **made.funnel()} for number, made in enumerate(pairs, start=1)],
     }
 
 
-def prompts(step: Ancestor) -> dict[str, Any] | None:
-    story = step.path / "funnel.json"
-    return json.loads(story.read_text()) if story.exists() else None
+def read_prompt_funnel(step: Ancestor) -> dict[str, Any] | None:
+    file = step.path / "funnel.json"
+    return json.loads(file.read_text()) if file.exists() else None
 
 
-def draw(step: Ancestor) -> dict[str, Any]:
-    """One draw: of a round, of a later wave of it, or for an exam. Tokens are means over its completions."""
-    cost, drawn = step.cost, step.cost.get("completions", 0)
+def describe_samples(step: Ancestor) -> dict[str, Any]:
+    """One sampling step: of a round, of a later wave of it, or of an evaluation.
+
+    Tokens are means over its completions.
+    """
+    cost, completions = step.cost, step.cost.get("completions", 0)
+    reasoning = cost.get("reasoning_tokens")
     return {
         "label": step.label,
         "wave": step.config.get("wave", 0),
         "fingerprint": step.fingerprint,
         "prompts": cost.get("prompts", 0),
-        "dropped": _reasons(step, "dropped"),
-        "completions": drawn,
-        "failed": _reasons(step, "failed"),
+        "dropped": _count_reasons(step, "dropped"),
+        "completions": completions,
+        "failed": _count_reasons(step, "failed"),
         "truncated": cost.get("truncated", 0),
         "stopped_by_string": cost.get("stopped_by_string", 0),
-        "tokens": cost["tokens"] / drawn if drawn else None,
-        "reasoning_tokens": cost["reasoning_tokens"] / drawn
-        if cost.get("reasoning_tokens")
-        else None,
+        "tokens": cost["tokens"] / completions if completions else None,
+        "reasoning_tokens": reasoning / completions if reasoning else None,
         "quantization_difference": cost.get("quantization_difference"),
     }
 
 
-def _reasons(step: Ancestor, what: str) -> dict[str, int]:
+def _count_reasons(step: Ancestor, what: str) -> dict[str, int]:
     """Of the rows in `dropped.parquet` or `failed.parquet`."""
-    count, listed = step.cost.get(what, 0), step.path / f"{what}.parquet"
+    count, file = step.cost.get(what, 0), step.path / f"{what}.parquet"
     if not count:
         return {}
-    return (
-        dict(sorted(read_table(listed)["reason"].value_counts().rows()))
-        if listed.exists()
-        else {PRUNED: count}
-    )
+    if not file.exists():
+        return {PRUNED: count}
+    return dict(sorted(read_table(file)["reason"].value_counts().rows()))
 
 
-def _rounds_first(draw: dict[str, Any]) -> tuple[bool, int, int]:
-    """Exams follow in the order in which they came."""
-    examined = isinstance(draw["label"], str)
-    return examined, 0 if examined else draw["label"], draw["wave"]
+def _sort_key(samples: dict[str, Any]) -> tuple[bool, int, int]:
+    """Rounds first; evaluations follow in the order in which they came."""
+    in_evaluation = isinstance(samples["label"], str)
+    return in_evaluation, 0 if in_evaluation else samples["label"], samples["wave"]

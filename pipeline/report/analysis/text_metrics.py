@@ -1,6 +1,6 @@
-"""How a model writes, whatever its score: refusals, Markdown, one opening for all, another language than asked in.
+"""How a model writes, whatever its score: refusals, Markdown, repeated openings, wrong language.
 
-Each is a figure of an answer, averaged by prompt first. What a model thinks before it answers is no part of it.
+Each is a figure of an answer, averaged by prompt first. Reasoning before the answer is left out.
 """
 
 import re
@@ -13,83 +13,87 @@ import polars as pl
 from pipeline.text import REFUSAL, language_of, without_reasoning
 
 NGRAM = 3
-OPENING = 3  # words
-DISTINCT = 50  # words of each answer: over whole texts, longer answers would seem poorer
-FEWEST, MOST = 40, 1000  # characters that tell a language; more tell no more
+OPENING_WORDS = 3
+DISTINCT_WORDS = 50  # of each answer: over whole texts, longer answers would seem less varied
+# Fewer characters do not reveal a language; more than the second bound add nothing.
+MIN_CHARACTERS, MAX_CHARACTERS = 40, 1000
 # Scripts written without spaces count by character.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)*")
-# A heading, a list, bold words, a fence or a table.
+# A heading, a list, bold words, a code fence or a table.
 MARKDOWN = r"(?m)^\s{0,3}(#{1,6} |[-*+] |\d+[.)] |```|\|.+\|)|\*\*\S[^*\n]*\*\*"
 
-SAID = "said"
+ANSWER_TEXT = "answer_text"
 
 
-def with_habits(answers: pl.DataFrame) -> pl.DataFrame:
-    """The answers with what each does; `tokens` are those of the answer, `reasoning_tokens` stand apart."""
-    said = pl.Series(
-        SAID, [without_reasoning(text) for text in answers["completion"]], dtype=pl.String
+def add_text_metrics(answers: pl.DataFrame) -> pl.DataFrame:
+    """The answers with their metrics; `tokens` excludes the `reasoning_tokens`."""
+    texts = pl.Series(
+        ANSWER_TEXT, [without_reasoning(text) for text in answers["completion"]], dtype=pl.String
     )
     return answers.with_columns(
-        said,
+        texts,
         tokens=pl.col("tokens") - pl.col("reasoning_tokens"),
         truncated=(pl.col("finish_reason") == "length").cast(pl.Float64),
-        repetition=pl.Series([repetition(text) for text in said], dtype=pl.Float64),
-        refusals=said.str.contains(REFUSAL).cast(pl.Float64),
-        markdown=said.str.contains(MARKDOWN).cast(pl.Float64),
-        opening=pl.Series([opening(text) for text in said], dtype=pl.String),
+        repetition=pl.Series([measure_repetition(text) for text in texts], dtype=pl.Float64),
+        refusals=texts.str.contains(REFUSAL).cast(pl.Float64),
+        markdown=texts.str.contains(MARKDOWN).cast(pl.Float64),
+        opening=pl.Series([extract_opening(text) for text in texts], dtype=pl.String),
     )
 
 
-def repetition(text: str) -> float:
-    """The share of an answer's word trigrams that it has used before."""
-    found = _grams(_words(text), NGRAM)
-    return 1 - len(set(found)) / len(found) if found else 0.0
+def measure_repetition(text: str) -> float:
+    """The share of an answer's word trigrams that occurred before in it."""
+    ngrams = _list_ngrams(_split_words(text), NGRAM)
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-def opening(text: str) -> str:
-    return " ".join(_words(text)[:OPENING])
+def extract_opening(text: str) -> str:
+    return " ".join(_split_words(text)[:OPENING_WORDS])
 
 
-def commonest_opening(answers: pl.DataFrame) -> dict[str, Any]:
-    """The first words that most answers share, and the share of prompts answered so; equal ones by spelling."""
+def find_commonest_opening(answers: pl.DataFrame) -> dict[str, Any]:
+    """The most common first words, and the share of prompts answered so; ties alphabetically."""
     if answers.is_empty():
         return {"text": None, "share": None}
-    weighed = answers.with_columns(weight=1 / pl.len().over("prompt_id"))
-    shares = weighed.group_by("opening").agg(
-        pl.col("weight").sum() / answers["prompt_id"].n_unique()
-    )
-    text, share = (
-        shares.with_columns(pl.col("weight").round(9))
-        .sort(["weight", "opening"], descending=[True, False])
-        .row(0)
-    )
+    weighted = answers.with_columns(weight=1 / pl.len().over("prompt_id"))
+    prompts = answers["prompt_id"].n_unique()
+    shares = weighted.group_by("opening").agg(pl.col("weight").sum() / prompts)
+    rounded = shares.with_columns(pl.col("weight").round(9))
+    text, share = rounded.sort(["weight", "opening"], descending=[True, False]).row(0)
     return {"text": text, "share": share}
 
 
-def distinct(answers: pl.DataFrame) -> dict[str, float | None]:
-    """Of all n-grams in the beginnings of a model's answers, the share that differ: low where all answers are alike."""
-    begun = [_words(text)[:DISTINCT] for text in answers[SAID]]
-    return {str(n): _share_distinct(begun, n) for n in range(1, NGRAM + 1)}
+def measure_distinct(answers: pl.DataFrame) -> dict[str, float | None]:
+    """Of all n-grams in the answers' beginnings, the share that differ: low for similar answers."""
+    beginnings = [_split_words(text)[:DISTINCT_WORDS] for text in answers[ANSWER_TEXT]]
+    return {str(n): _share_distinct(beginnings, n) for n in range(1, NGRAM + 1)}
 
 
 def _share_distinct(texts: Sequence[Sequence[str]], n: int) -> float | None:
-    grams = Counter(gram for words in texts for gram in _grams(words, n))
-    return len(grams) / grams.total() if grams else None
+    ngrams = Counter(ngram for words in texts for ngram in _list_ngrams(words, n))
+    return len(ngrams) / ngrams.total() if ngrams else None
 
 
-def other_language(answers: pl.DataFrame, asked: Mapping[str, str]) -> dict[str, float]:
-    """By prompt the share of answers in another language than its own, among texts long enough to tell."""
-    spoken = {key: language_of(text[:MOST]) for key, text in asked.items() if len(text) >= FEWEST}
-    told: dict[str, list[bool]] = {}
-    for key, text in answers.select("prompt_id", SAID).iter_rows():
-        if key in spoken and len(text) >= FEWEST:
-            told.setdefault(key, []).append(language_of(text[:MOST]) != spoken[key])
-    return {key: sum(found) / len(found) for key, found in sorted(told.items())}
+def measure_other_language(
+    answers: pl.DataFrame, last_words: Mapping[str, str]
+) -> dict[str, float]:
+    """By prompt, the share of answers in another language than its own, without short texts."""
+    asked_in = {
+        key: language_of(text[:MAX_CHARACTERS])
+        for key, text in last_words.items()
+        if len(text) >= MIN_CHARACTERS
+    }
+    differs: dict[str, list[bool]] = {}
+    for key, text in answers.select("prompt_id", ANSWER_TEXT).iter_rows():
+        if key in asked_in and len(text) >= MIN_CHARACTERS:
+            answered_in = language_of(text[:MAX_CHARACTERS])
+            differs.setdefault(key, []).append(answered_in != asked_in[key])
+    return {key: sum(flags) / len(flags) for key, flags in sorted(differs.items())}
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+def _list_ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]

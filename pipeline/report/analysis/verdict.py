@@ -1,32 +1,38 @@
-"""Is the chosen model better than SFT? A sentence with figures; where it is not, one naming the knob to turn next."""
+"""Is the chosen model better than SFT? The answer, its figures and the knob to turn next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.report.analysis.statistics import TIE
-from pipeline.report.formatting import interval, level_text, number, signed
+from pipeline.report.formatting import (
+    ReportRow,
+    format_interval,
+    format_level,
+    format_number,
+    format_signed,
+)
 
-LEAST_PROMPTS = 30
-# From here on the policy has left what SFT knows; below the other bound it has hardly learned.
+MIN_PROMPTS = 30
+# Beyond the first bound the policy has left what SFT knows; below the second it has hardly learned.
 FAR_NATS, NEAR_NATS = 5.0, 0.1
 
 UNCHANGED = (
-    "{} weights are those that its training started from, byte for byte: no step changed them. "
-    "Give it more steps (more pairs, a smaller train.batch, more train.epochs) or a higher train.learning_rate; "
-    "train.dtype=float32 rounds no small step away."
+    "{} weights are byte for byte those that its training started from: no step changed them. "
+    "Give it more steps (more pairs, a smaller train.batch, more train.epochs) or a higher "
+    "train.learning_rate; train.dtype=float32 does not round small steps away."
 )
+STAY_CLOSER = "lower train.learning_rate or, where a reference holds it, raise train.beta"
 
 Better = Literal["yes", "no", "unclear"]
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Question:
-    """What the verdict rests on; `chosen` is None when the chosen model was not examined.
+class VerdictBasis:
+    """What the verdict is based on; `chosen` is None when the chosen model was not evaluated.
 
-    `training` is the scorer that made pairs, None where no scorer did; the `gold` scorers made none.
-    `unchanged`: its training left its weights as they were; where sft was chosen, that of the last round did.
+    `training` is the scorer that made the pairs (None: no scorer did); `gold` scorers made none.
+    `unchanged`: training changed no weight of the chosen model, or of the last round if sft won.
     """
 
     split: str
@@ -39,302 +45,312 @@ class Question:
     unchanged: bool = False
 
 
-def verdict(
-    question: Question, models: Sequence[Row], differences: Sequence[Row]
+def reach_verdict(
+    basis: VerdictBasis, models: Sequence[ReportRow], differences: Sequence[ReportRow]
 ) -> dict[str, str]:
-    better, why = _verdict(question, models, differences)
+    better, why = _decide(basis, models, differences)
     return {"better": better, "why": why}
 
 
-def _verdict(
-    question: Question, models: Sequence[Row], differences: Sequence[Row]
+def _decide(
+    basis: VerdictBasis, models: Sequence[ReportRow], differences: Sequence[ReportRow]
 ) -> tuple[Better, str]:
-    if question.chosen is None:
-        return "unclear", "The chosen model was not examined, so nothing can be said about it."
-    if question.chosen == "sft":
-        return (
-            "no",
-            "The chosen model is sft itself: no trained model was preferred to it."
-            f"{_after_none(question, models, differences)}",
-        )
-    gap = next(
-        (
-            row
-            for row in differences
-            if (row["model"], row["scorer"]) == (question.chosen, question.scorer)
-        ),
-        None,
-    )
+    if basis.chosen is None:
+        return "unclear", "The chosen model was not evaluated, so it has no verdict."
+    if basis.chosen == "sft":
+        why = "The chosen model is sft itself: no trained model was preferred to it."
+        return "no", why + _explain_sft_chosen(basis, models, differences)
+    key = basis.chosen, basis.scorer
+    gap = next((row for row in differences if (row["model"], row["scorer"]) == key), None)
     if gap is None or not gap["n"]:
-        return (
-            "unclear",
-            f"No {question.split} prompt has a score of {question.scorer} for both {question.chosen} and sft:"
-            " see what is missing, and in the table of models how many scores failed.",
+        return "unclear", (
+            f"No {basis.split} prompt has a score of {basis.scorer} for both {basis.chosen} and sft"
+            ": see what is missing, and how many scores failed in the table of models."
         )
-    if gap["n"] < LEAST_PROMPTS:
-        return "unclear", _too_few(question, gap)
-    return _by_interval(
-        question, gap, {model["name"]: model for model in models}, _others(question, differences)
-    )
+    if gap["n"] < MIN_PROMPTS:
+        return "unclear", _explain_too_few(basis, gap)
+    by_name = {model["name"]: model for model in models}
+    return _decide_by_interval(basis, gap, by_name, _select_other_scorers(basis, differences))
 
 
-def _others(question: Question, differences: Sequence[Row]) -> list[Row]:
-    """What the other scorers, without their kinds, say of the chosen model."""
-    told = [
-        row for row in differences if row["model"] == question.chosen and row["n"] >= LEAST_PROMPTS
+def _select_other_scorers(basis: VerdictBasis, differences: Sequence[ReportRow]) -> list[ReportRow]:
+    """The chosen model's differences by the other scorers, without their criteria."""
+    return [
+        row
+        for row in differences
+        if row["model"] == basis.chosen
+        and row["n"] >= MIN_PROMPTS
+        and row["scorer"] != basis.scorer
+        and "/" not in row["scorer"]
     ]
-    return [row for row in told if row["scorer"] != question.scorer and "/" not in row["scorer"]]
 
 
-def _by_interval(
-    question: Question, gap: Row, models: dict[str, Row], others: Sequence[Row]
+def _decide_by_interval(
+    basis: VerdictBasis, gap: ReportRow, models: dict[str, ReportRow], others: Sequence[ReportRow]
 ) -> tuple[Better, str]:
-    chosen = models[question.chosen or ""]
-    figures = _figures(question, gap, chosen, models["sft"])
-    if gap["low"] > 0 and (flat := _flat_gold(question, others)):
-        return "unclear", f"{figures} {_proxy_alone(question, flat)}"
+    chosen = models[basis.chosen or ""]
+    figures = _describe_difference(basis, gap, chosen, models["sft"])
+    if gap["low"] > 0 and (flat := _find_flat_gold(basis, others)):
+        return "unclear", f"{figures} {_explain_flat_gold(basis, flat)}"
     if gap["low"] > 0:
-        return "yes", " ".join(
-            [figures, *(_does_not_follow(row) for row in others if row["low"] <= 0)]
-        )
-    word: Better = "no" if gap["high"] < 0 else "unclear"
-    if question.unchanged:
-        return word, f"{figures} {UNCHANGED.format('Its')}"
+        not_better = [_describe_no_gain(row) for row in others if row["low"] <= 0]
+        return "yes", " ".join([figures, *not_better])
+    better: Better = "no" if gap["high"] < 0 else "unclear"
+    if basis.unchanged:
+        return better, f"{figures} {UNCHANGED.format('Its')}"
     risen = [row for row in others if row["low"] > 0]
-    if pleased := [row for row in risen if row["scorer"] == question.training]:
-        return word, f"{figures} {_over_optimised(question, gap, pleased[0])}"
-    after = _after_no(question, chosen) if word == "no" else _after_unclear(question, gap, chosen)
-    return word, " ".join([figures, *(f"{_rose(row)}." for row in risen), after])
+    by_training = [row for row in risen if row["scorer"] == basis.training]
+    if by_training:
+        return better, f"{figures} {_explain_over_optimisation(basis, gap, by_training[0])}"
+    gains = [f"{_describe_gain(row)}." for row in risen]
+    advice = (
+        _advise_after_no(basis, chosen)
+        if better == "no"
+        else _advise_after_unclear(basis, gap, chosen)
+    )
+    return better, " ".join([figures, *gains, advice])
 
 
-def _figures(question: Question, gap: Row, chosen: Row, sft: Row) -> str:
-    """A model's mean is over all of its scored prompts: it is no part of this sentence where the other has others."""
-    on = f"On {gap['n']} {question.split} prompts"
-    told = f"{signed(gap['mean'])}, {level_text(question.level)} {interval(gap, signed)}."
-    marks = [model["metrics"][question.scorer] for model in (chosen, sft)]
-    if any(mark["n"] != gap["n"] for mark in marks):
-        return f"{on} that both have a score of {question.scorer} for, {question.chosen} differs from sft by {told}"
-    means = [number(mark["mean"]) for mark in marks]
+def _describe_difference(
+    basis: VerdictBasis, gap: ReportRow, chosen: ReportRow, sft: ReportRow
+) -> str:
+    """With both means, unless a mean is over other prompts than the difference is."""
+    difference = (
+        f"{format_signed(gap['mean'])}, {format_level(basis.level)} "
+        f"{format_interval(gap, format_signed)}."
+    )
+    metrics = [model["metrics"][basis.scorer] for model in (chosen, sft)]
+    if any(metric["n"] != gap["n"] for metric in metrics):
+        return (
+            f"On the {gap['n']} {basis.split} prompts where both have a score of {basis.scorer}, "
+            f"{basis.chosen} differs from sft by {difference}"
+        )
+    means = [format_number(metric["mean"]) for metric in metrics]
     return (
-        f"{on} {question.chosen} scores {means[0]} against sft's {means[1]} by {question.scorer}:"
-        f" a difference of {told}"
+        f"On {gap['n']} {basis.split} prompts {basis.chosen} scores {means[0]} against sft's "
+        f"{means[1]} by {basis.scorer}: a difference of {difference}"
     )
 
 
-def _flat_gold(question: Question, others: Sequence[Row]) -> Row | None:
-    """A gold scorer that does not see what the scorer that made pairs sees."""
-    if question.scorer != question.training:
+def _find_flat_gold(basis: VerdictBasis, others: Sequence[ReportRow]) -> ReportRow | None:
+    """A gold scorer that does not see the gain which the scorer that made the pairs sees."""
+    if basis.scorer != basis.training:
         return None
-    return next((row for row in others if row["scorer"] in question.gold and row["low"] <= 0), None)
+    return next((row for row in others if row["scorer"] in basis.gold and row["low"] <= 0), None)
 
 
-def _proxy_alone(question: Question, gold: Row) -> str:
+def _explain_flat_gold(basis: VerdictBasis, gold: ReportRow) -> str:
     return (
-        f"But {question.scorer} made pairs, and {gold['scorer']}, which made none, {follows(gold)}: "
-        f"{signed(gold['mean'])}, {interval(gold, signed)}. It {pleases(question.scorer, gold)}. "
-        f"{hold_back(question.chosen)}, or mend {question.scorer}."
+        f"But {basis.scorer} made the pairs, and {gold['scorer']}, which made none, "
+        f"{phrase_gold(gold)}: "
+        f"{format_signed(gold['mean'])}, {format_interval(gold, format_signed)}. "
+        f"It {phrase_over_optimisation(basis.scorer, gold)}. "
+        f"{advise_staying_close(basis.chosen)}, or fix {basis.scorer}."
     )
 
 
-def follows(gold: Row) -> str:
-    """How a scorer that made no pairs stands to a gain of the one that made them, where it does not surely rise."""
+def phrase_gold(gold: ReportRow) -> str:
+    """How a gold score that does not surely rise compares with a gain by the training scorer."""
     return "does not follow" if (gold["mean"] or 0) <= 0 else "does not clearly follow"
 
 
-def pleases(training: str, gold: Row) -> str:
-    """A rise that is merely too small to be sure of may be one all the same."""
+def phrase_over_optimisation(training: str, gold: ReportRow) -> str:
+    """A gold score that rose too little to be sure of leaves over-optimisation open."""
     return f"{'learned' if (gold['mean'] or 0) <= 0 else 'may have learned'} to please {training}"
 
 
-NEARER = "lower train.learning_rate or, where a reference holds it, raise train.beta"
+def advise_staying_close(chosen: str | None) -> str:
+    """What keeps a model closer to SFT; round 1 has no earlier round to take."""
+    if chosen == "round-1":
+        return f"{STAY_CLOSER[0].upper()}{STAY_CLOSER[1:]}"
+    return f"Take an earlier round, {STAY_CLOSER}"
 
 
-def hold_back(chosen: str | None) -> str:
-    """What keeps a model nearer to SFT; before the first round there is none to take."""
-    return (
-        f"{NEARER[0].upper()}{NEARER[1:]}"
-        if chosen == "round-1"
-        else f"Take an earlier round, {NEARER}"
-    )
-
-
-def _does_not_follow(row: Row) -> str:
+def _describe_no_gain(row: ReportRow) -> str:
     word = "worse" if row["high"] < 0 else "not clearly better"
-    return f"By {row['scorer']} it is {word}: {signed(row['mean'])}, {interval(row, signed)}."
+    ends = format_interval(row, format_signed)
+    return f"By {row['scorer']} it is {word}: {format_signed(row['mean'])}, {ends}."
 
 
-def _rose(row: Row) -> str:
-    return f"By {row['scorer']} it rose by {signed(row['mean'])}, {interval(row, signed)}"
+def _describe_gain(row: ReportRow) -> str:
+    ends = format_interval(row, format_signed)
+    return f"By {row['scorer']} it rose by {format_signed(row['mean'])}, {ends}"
 
 
-def _over_optimised(question: Question, gap: Row, row: Row) -> str:
+def _explain_over_optimisation(basis: VerdictBasis, gap: ReportRow, row: ReportRow) -> str:
     return (
-        f"{_rose(row)}: it {pleases(row['scorer'], gap)}, which made pairs,"
-        f" and {question.scorer} {follows(gap)}. {hold_back(question.chosen)}, or mend {row['scorer']}."
+        f"{_describe_gain(row)}: it {phrase_over_optimisation(row['scorer'], gap)}, "
+        f"which made the pairs, and {basis.scorer} {phrase_gold(gap)}. "
+        f"{advise_staying_close(basis.chosen)}, or fix {row['scorer']}."
     )
 
 
-def _too_few(question: Question, gap: Row) -> str:
-    prompts = f"{gap['n']} {question.split} prompt{'s are' if gap['n'] != 1 else ' is'}"
-    enough = question.prompts >= LEAST_PROMPTS
+def _explain_too_few(basis: VerdictBasis, gap: ReportRow) -> str:
+    prompts = f"{gap['n']} {basis.split} prompt{'s are' if gap['n'] != 1 else ' is'}"
     remedy = (
-        "The others lack a score by one of the two: see what is missing, and how many scores failed."
-        if enough
-        else f"Give more {question.split} prompts: prompts.split.{question.split}."
+        "The other prompts lack a score for one of the two models: "
+        "see what is missing, and how many scores failed."
+        if basis.prompts >= MIN_PROMPTS
+        else f"Give more {basis.split} prompts: prompts.split.{basis.split}."
     )
     return (
-        f"{prompts} too few to tell: {question.chosen} differs from sft by {signed(gap['mean'])} in {question.scorer}, "
-        f"and a verdict needs at least {LEAST_PROMPTS}. {remedy}"
+        f"{prompts} too few to tell: {basis.chosen} differs from sft by "
+        f"{format_signed(gap['mean'])} in {basis.scorer}, "
+        f"and a verdict needs at least {MIN_PROMPTS}. {remedy}"
     )
 
 
-def _after_none(question: Question, models: Sequence[Row], differences: Sequence[Row]) -> str:
-    """By the last of those that were passed by; one that is surely better here was passed by for another reason."""
+def _explain_sft_chosen(
+    basis: VerdictBasis, models: Sequence[ReportRow], differences: Sequence[ReportRow]
+) -> str:
+    """By the last round. A round that is surely better here was rejected for another reason."""
     rounds = [model for model in models if model["name"].startswith("round-")]
     if not rounds:
         return ""
     name, nats = rounds[-1]["name"], rounds[-1]["kl"]["mean"]
-    told = {
+    gaps = {
         row["model"]: row
         for row in differences
-        if row["scorer"] == question.scorer and row["n"] >= LEAST_PROMPTS
+        if row["scorer"] == basis.scorer and row["n"] >= MIN_PROMPTS
     }
-    better = [
-        told[model["name"]]
-        for model in rounds
-        if model["name"] in told and told[model["name"]]["low"] > 0
-    ]
-    last = told.get(name)
-    if question.unchanged:
+    known = [gaps[model["name"]] for model in rounds if model["name"] in gaps]
+    better = [gap for gap in known if gap["low"] > 0]
+    last = gaps.get(name)
+    if basis.unchanged:
         return f" {UNCHANGED.format(f'The {name} model’s')}"
-    if _near(nats):
-        return f" {_hardly(name, nats)}"
-    if _far(nats) or (last and last["high"] < 0 and not better):
-        return f" {_after_no(question, rounds[-1], name)}"
+    if _is_near(nats):
+        return f" {_describe_small_move(name, nats)}"
+    if _is_far(nats) or (last and last["high"] < 0 and not better):
+        return f" {_advise_after_no(basis, rounds[-1], name)}"
     if better:
         return (
-            f" Yet by {question.scorer} {better[-1]['model']} scores better than sft on {question.split}:"
-            f" {signed(better[-1]['mean'])}, {interval(better[-1], signed)}."
-            " See why the gate passed it by: gate.scorer, gate.min_gain, gate.kl_budget."
+            f" Yet by {basis.scorer} {better[-1]['model']} scores better than sft on {basis.split}:"
+            f" {format_signed(better[-1]['mean'])}, {format_interval(better[-1], format_signed)}."
+            " See why the gate rejected it: gate.scorer, gate.min_gain, gate.kl_budget."
         )
-    clearer = "give clearer pairs (pair.filters.min_margin), " if question.training else ""
+    clearer = "give clearer pairs (pair.filters.min_margin), " if basis.training else ""
     return (
-        f" {_not_told_apart(question, name, last)} Train further (rounds, train.learning_rate), {clearer}"
-        "or ask less of the gate (gate.min_gain)."
+        f" {_describe_indistinguishable(basis, name, last)}"
+        f" Train further (rounds, train.learning_rate), {clearer}or lower gate.min_gain."
     )
 
 
-def _not_told_apart(question: Question, name: str, gap: Row | None) -> str:
+def _describe_indistinguishable(basis: VerdictBasis, name: str, gap: ReportRow | None) -> str:
     if gap is None:
-        return f"Too few {question.split} prompts have a score of {question.scorer} to tell {name} from sft."
-    told = f"{signed(gap['mean'])}, {interval(gap, signed)}"
-    return f"By {question.scorer} {name} is not told apart from sft on {question.split} either: {told}."
+        return (
+            f"Too few {basis.split} prompts have a score of {basis.scorer}"
+            f" to distinguish {name} from sft."
+        )
+    return (
+        f"By {basis.scorer} {name} cannot be distinguished from sft on {basis.split} either:"
+        f" {format_signed(gap['mean'])}, {format_interval(gap, format_signed)}."
+    )
 
 
-def _near(nats: float | None) -> bool:
-    """An estimate may fall below zero: as far below as this it is noise, and says nothing."""
+def _is_near(nats: float | None) -> bool:
+    """An estimate may fall below zero. Further below than this it is noise and shows nothing."""
     return nats is not None and abs(nats) < NEAR_NATS
 
 
-def _far(nats: float | None) -> bool:
+def _is_far(nats: float | None) -> bool:
     return nats is not None and nats > FAR_NATS
 
 
-def _clearer_pairs(question: Question) -> str:
+def _advise_clearer_pairs(basis: VerdictBasis) -> str:
     """Pairs that no scorer made have no margin to raise."""
-    if question.training is None:
-        return "Correct them: strop edit writes them to a file, which pair.edits=FILE takes"
-    return "Raise pair.filters.min_margin, or mark pairs by another pair.scorer"
+    if basis.training is None:
+        return "Correct them: strop edit writes them to a file for pair.edits=FILE"
+    return "Raise pair.filters.min_margin, or score pairs by another pair.scorer"
 
 
-def _after_no(question: Question, model: Row, who: str = "It") -> str:
+def _advise_after_no(basis: VerdictBasis, model: ReportRow, who: str = "It") -> str:
     nats = model["kl"]["mean"]
-    if _far(nats):
-        return f"{who} moved {number(nats, 1)} nats away from sft: {NEARER}."
-    if _near(nats):
+    if _is_far(nats):
+        return f"{who} moved {format_number(nats, 1)} nats away from sft: {STAY_CLOSER}."
+    if _is_near(nats):
         return (
-            f"{who} moved only {number(nats, 2)} nats away from sft: misleading pairs are likelier than too large a"
-            f" step. {_clearer_pairs(question)}."
+            f"{who} moved only {format_number(nats, 2)} nats away from sft: misleading pairs are"
+            f" likelier than too large a step. {_advise_clearer_pairs(basis)}."
         )
-    mend = (
+    remedy = (
         "raise pair.filters.min_margin"
-        if question.training
+        if basis.training
         else "correct the pairs (strop edit, pair.edits)"
     )
-    return f"Too large a step or misleading pairs are likely: lower train.learning_rate or {mend}."
-
-
-def _after_unclear(question: Question, gap: Row, chosen: Row) -> str:
-    nats = chosen["kl"]["mean"]
-    if _near(nats):
-        return _hardly("It", nats)
-    if is_flat(gap):
-        return (
-            f"{question.scorer} gives both the same score on every one of them: give a scorer that tells answers apart"
-            " (evaluate.scorer), or train further (rounds, train.learning_rate)."
-        )
     return (
-        f"So many prompts can detect a difference of {detectable(gap)}: "
-        f"examine more (prompts.split.{question.split}) or train further (rounds, train.learning_rate)."
+        f"Too large a step or misleading pairs are likely: lower train.learning_rate or {remedy}."
     )
 
 
-def is_flat(gap: Row) -> bool:
-    """Whether all paired differences are the same, so that nothing is known of how small a one could be seen."""
+def _advise_after_unclear(basis: VerdictBasis, gap: ReportRow, chosen: ReportRow) -> str:
+    nats = chosen["kl"]["mean"]
+    if _is_near(nats):
+        return _describe_small_move("It", nats)
+    if is_flat(gap):
+        return (
+            f"{basis.scorer} gives both models the same score on every prompt: choose a scorer that"
+            " distinguishes them (evaluate.scorer), or train further (rounds, train.learning_rate)."
+        )
+    return (
+        f"This many prompts can detect a difference of {format_detectable(gap)}: evaluate on more"
+        f" (prompts.split.{basis.split}) or train further (rounds, train.learning_rate)."
+    )
+
+
+def is_flat(gap: ReportRow) -> bool:
+    """All paired differences are equal, so how small a difference could be detected is unknown."""
     return (gap["detectable"] or 0.0) <= TIE
 
 
-def detectable(gap: Row) -> str:
-    return number(gap["detectable"])
+def format_detectable(gap: ReportRow) -> str:
+    return format_number(gap["detectable"])
 
 
-def _hardly(who: str, nats: float) -> str:
-    return f"{who} hardly moved from sft ({number(nats, 2)} nats): raise train.learning_rate or train.epochs."
-
-
-def _gained(report: Row) -> bool:
-    """By as many prompts as a verdict needs."""
-    asked = report["exam"]["chosen"], report["exam"]["scorer"]
-    own = [row for row in report["differences"] if (row["model"], row["scorer"]) == asked]
-    return any(row["n"] >= LEAST_PROMPTS and row["low"] > 0 for row in own)
-
-
-def _flat_of(proxy: Row, chosen: str) -> Row:
-    """The gold scorer that follows least."""
-    told = [
-        row["gold"] for row in proxy["rounds"] if row["model"] == chosen and row["over_optimised"]
-    ]
-    return min(told, key=lambda gold: gold["mean"])
-
-
-def headline(report: Row) -> str:
-    """The verdict in as few words as it takes."""
-    chosen = report["exam"]["chosen"] or "the chosen model"
-    if (
-        report["proxy"]
-        and report["proxy"]["over_optimised"]
-        and report["verdict"]["better"] != "yes"
-    ):
-        training, gold = report["proxy"]["training"], _flat_of(report["proxy"], chosen)
-        return f"{chosen} {pleases(training, gold)}; the gold score {follows(gold)}."
-    lost, unknown = (
-        [row["name"] for row in report["retention"] if row["state"] == s]
-        for s in ("lost", "unknown")
+def _describe_small_move(who: str, nats: float) -> str:
+    return (
+        f"{who} hardly moved from sft ({format_number(nats, 2)} nats): "
+        "raise train.learning_rate or train.epochs."
     )
+
+
+def _has_gained(report: ReportRow) -> bool:
+    """On as many prompts as a verdict needs."""
+    key = report["exam"]["chosen"], report["exam"]["scorer"]
+    own = [row for row in report["differences"] if (row["model"], row["scorer"]) == key]
+    return any(row["n"] >= MIN_PROMPTS and row["low"] > 0 for row in own)
+
+
+def _pick_worst_gold(proxy: ReportRow, chosen: str) -> ReportRow:
+    """Of the gold scorers that do not follow, the lowest."""
+    rounds = [row for row in proxy["rounds"] if row["model"] == chosen and row["over_optimised"]]
+    return min((row["gold"] for row in rounds), key=lambda gold: gold["mean"])
+
+
+def write_headline(report: ReportRow) -> str:
+    """The verdict in one short sentence."""
+    chosen = report["exam"]["chosen"] or "the chosen model"
+    better, proxy = report["verdict"]["better"], report["proxy"]
+    if proxy and proxy["over_optimised"] and better != "yes":
+        gold = _pick_worst_gold(proxy, chosen)
+        pleased = phrase_over_optimisation(proxy["training"], gold)
+        return f"{chosen} {pleased}; the gold score {phrase_gold(gold)}."
+    lost, unknown = (_list_retained(report, state) for state in ("lost", "unknown"))
     if lost:
         return f"{chosen} lost {', '.join(lost)}."
-    if unknown and report["verdict"]["better"] == "unclear" and _gained(report):
+    if unknown and better == "unclear" and _has_gained(report):
         return (
             f"{chosen} scores better than sft; whether {', '.join(unknown)} was kept is not known."
         )
-    match report["verdict"]["better"]:
+    match better:
         case "yes":
             return f"{chosen} is better than sft."
+        case "no" if chosen == "sft":
+            return "No trained model was preferred to sft."
         case "no":
-            return (
-                "No trained model was preferred to sft."
-                if chosen == "sft"
-                else f"{chosen} is worse than sft."
-            )
+            return f"{chosen} is worse than sft."
         case _:
             return f"It is unclear whether {chosen} is better than sft."
+
+
+def _list_retained(report: ReportRow, state: str) -> list[str]:
+    return [row["name"] for row in report["retention"] if row["state"] == state]

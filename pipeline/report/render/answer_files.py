@@ -1,7 +1,8 @@
-"""Answers to a set of questions in the files that AlpacaEval's and FastChat's own tools read.
+"""Answers to a question set in the files that AlpacaEval's and FastChat's own tools read.
 
-FastChat: `model_answer/MODEL.jsonl`, a line for each question, by the id that its file gave it. AlpacaEval:
-`alpaca_eval/MODEL.json`, a list of instruction, output, generator and dataset, for single turns.
+FastChat: `model_answer/MODEL.jsonl`, a line for each question, by the id in its own file.
+AlpacaEval: `alpaca_eval/MODEL.json`, a list of instruction, output, generator and dataset, for
+single turns.
 """
 
 import json
@@ -13,65 +14,66 @@ import polars as pl
 
 from pipeline.artifacts import Prompts, write_json, write_text
 from pipeline.hashing import digest_of
-from pipeline.report.analysis.chats import QuestionSet, said
+from pipeline.report.analysis.chats import QuestionSet, read_turns
 from pipeline.text import without_reasoning
 
-IDS = "question_id", "uid"  # MT-Bench's and Arena-Hard's word for it
-NO_TIME = 0.0  # a file of the store says nothing of when it was made
+IDS = "question_id", "uid"  # as MT-Bench and Arena-Hard call it
+NO_TIME = 0.0  # a file of the store does not depend on when it was made
 
 
-def write_answers(folder: Path, of: QuestionSet) -> None:
-    questions = of.chat["prompts"]
-    for model, exam in of.chat["exams"].items():
-        answers = said(exam)
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in fastchat(of, model, answers)]
+def write_answers(folder: Path, question_set: QuestionSet) -> None:
+    questions = question_set.chat["prompts"]
+    single_turn = max(question_set.turns.values(), default=1) == 1
+    for model, artifacts in question_set.chat["exams"].items():
+        answers = read_turns(artifacts)
+        rows = list_fastchat_rows(question_set, model, answers)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         write_text(folder / "model_answer" / f"{model}.jsonl", "".join(lines))
-        if max(of.asked.values(), default=1) == 1:
-            write_json(
-                folder / "alpaca_eval" / f"{model}.json",
-                [*alpaca_eval(of.name, questions, model, answers)],
-            )
+        if single_turn:
+            entries = [*list_alpaca_eval_rows(question_set.name, questions, model, answers)]
+            write_json(folder / "alpaca_eval" / f"{model}.json", entries)
 
 
-def fastchat(of: QuestionSet, model: str, answers: pl.DataFrame) -> Iterator[dict[str, Any]]:
-    """A choice for each answer to the first turn; of several turns there is one.
+def list_fastchat_rows(
+    question_set: QuestionSet, model: str, answers: pl.DataFrame
+) -> Iterator[dict[str, Any]]:
+    """A choice for each answer to the first turn; with several turns there is one.
 
-    A conversation that broke off is left out: the tool then names the question, where it would fail at the turn.
+    An incomplete conversation is left out: then the tool names the question instead of failing at
+    the turn.
     """
-    told = of.chat["prompts"].columns()
-    for prompt_id in of.chat["prompts"].read()["prompt_id"]:
+    questions = question_set.chat["prompts"]
+    by_prompt = questions.columns()
+    for prompt_id in questions.read()["prompt_id"]:
         rows = answers.filter(pl.col("prompt_id") == prompt_id)
         turns = [
             [without_reasoning(text) for text in rows.filter(pl.col("turn") == turn)["completion"]]
             for turn in rows["turn"].unique().sort()
         ]
-        if len(turns) < of.asked[prompt_id]:
+        if len(turns) < question_set.turns[prompt_id]:
             continue
+        columns = by_prompt[prompt_id]
+        conversations = enumerate(zip(*turns, strict=True))
         yield {
-            "question_id": next(
-                (told[prompt_id][name] for name in IDS if name in told[prompt_id]), prompt_id
-            ),
+            "question_id": next((columns[name] for name in IDS if name in columns), prompt_id),
             "answer_id": digest_of([*rows["sample_id"]])[:22],
             "model_id": model,
-            "choices": [
-                {"index": at, "turns": list(said)}
-                for at, said in enumerate(zip(*turns, strict=True))
-            ],
+            "choices": [{"index": at, "turns": list(texts)} for at, texts in conversations],
             "tstamp": NO_TIME,
         }
 
 
-def alpaca_eval(
+def list_alpaca_eval_rows(
     name: str, questions: Prompts, model: str, answers: pl.DataFrame
 ) -> Iterator[dict[str, Any]]:
     """One answer to each question, the first of several."""
-    told = questions.columns()
+    by_prompt = questions.columns()
     first = answers.unique("prompt_id", keep="first", maintain_order=True)
     texts = dict(first.select("prompt_id", "completion").iter_rows())
     for prompt_id, messages in questions.read().select("prompt_id", "prompt").iter_rows():
         if prompt_id in texts:
             yield {
-                "dataset": told[prompt_id].get("dataset", name),
+                "dataset": by_prompt[prompt_id].get("dataset", name),
                 "instruction": messages[-1]["content"],
                 "output": without_reasoning(texts[prompt_id]),
                 "generator": model,

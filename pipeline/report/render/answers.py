@@ -1,7 +1,7 @@
-"""All models' answers side by side: as a table, and packed into the page, where answers.js shows what is looked for.
+"""All models' answers: as a table, and packed into the page, where answers.js filters them.
 
-Without scripts the page shows the largest gains and losses alone. Texts travel as compressed JSON in base64, in which
-no tag can begin, and the script writes them as text, never as HTML.
+Without scripts the page shows only the largest gains and losses. Texts travel as compressed JSON in
+base64, in which no tag can begin; the script writes them as text, never as HTML.
 """
 
 import json
@@ -13,10 +13,10 @@ from typing import Any
 import polars as pl
 
 from pipeline.report.analysis.eval_results import EvalResult
-from pipeline.report.formatting import Row
-from pipeline.report.render.examples import examples_html, prompt_text
-from pipeline.report.render.figures.contests import shown
-from pipeline.report.render.svg import colour
+from pipeline.report.formatting import ReportRow
+from pipeline.report.render.examples import format_prompt, render_examples
+from pipeline.report.render.figures.contests import select_contests
+from pipeline.report.render.svg import colour_class
 
 COLUMNS = (
     "prompt_id",
@@ -30,13 +30,15 @@ COLUMNS = (
 )
 DIGITS = 6
 
-BROWSER = """
+BROWSER_FORM = """
 <form id="asked" hidden>
-<label>Text<input type="search" name="text" placeholder="in prompts and answers" autocomplete="off"></label>
+<label>Text<input type="search" name="text" placeholder="in prompts and answers"
+autocomplete="off"></label>
 <label>Contest<select name="contest"></select></label>
-<label>Who won<select name="winner"></select></label>
-<label>Sort<select name="sort"><option value="won">margin, largest first</option>
-<option value="lost">margin, smallest first</option><option value="asked">order of the exam</option></select></label>
+<label>Winner<select name="winner"></select></label>
+<label>Sort by<select name="sort"><option value="won">margin, largest first</option>
+<option value="lost">margin, smallest first</option>\
+<option value="asked">order of the prompts</option></select></label>
 <output name="count" aria-live="polite"></output>
 </form>
 <div id="found" class="sheet" hidden></div>
@@ -44,83 +46,89 @@ BROWSER = """
 """
 
 
-def answer_table(examined: Sequence[EvalResult], asked: pl.DataFrame) -> pl.DataFrame:
+def tabulate_answers(results: Sequence[EvalResult], prompts: pl.DataFrame) -> pl.DataFrame:
     """Every answer of every model to these prompts, with its primary score, prompt by prompt."""
-    texts = [prompt_text(messages) for messages in asked["prompt"].to_list()]
-    prompts = pl.DataFrame({"prompt_id": asked["prompt_id"], "prompt": texts}).with_row_index(
-        "place"
-    )
+    texts = [format_prompt(messages) for messages in prompts["prompt"].to_list()]
+    shown = pl.DataFrame({"prompt_id": prompts["prompt_id"], "prompt": texts})
     parts = [
         model.answers.with_columns(model=pl.lit(model.name), order=pl.lit(order)).with_row_index(
             "index"
         )
-        for order, model in enumerate(examined)
+        for order, model in enumerate(results)
     ]
-    table = pl.concat(parts).join(prompts, on="prompt_id", how="inner", validate="m:1")
+    table = pl.concat(parts).join(
+        shown.with_row_index("place"), on="prompt_id", how="inner", validate="m:1"
+    )
     return table.sort("place", "order", "index").select(COLUMNS)
 
 
-def answers_html(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame | None) -> str:
-    chosen = report["exam"]["chosen"]
+def render_answers(report: ReportRow, answers: pl.DataFrame, verdicts: pl.DataFrame | None) -> str:
     if answers.is_empty():
         return ""
-    data = b64encode(
-        zlib.compress(json.dumps(packed(report, answers, verdicts)).encode(), 9)
-    ).decode()
+    text = json.dumps(pack_answers(report, answers, verdicts))
+    data = b64encode(zlib.compress(text.encode(), 9)).decode()
     return (
         '<section id="answers"><h2>Answers side by side</h2>'
-        '<p class="note">A margin is what the first of a contest is ahead on the prompt. '
-        "answers.parquet and verdicts.parquet have all of it as tables.</p>"
-        f'<div id="some">{examples_html(answers, chosen)}</div>{BROWSER}'
+        "<p class=\"note\">The margin is the score of a contest's first model minus the second's"
+        " on the prompt. answers.parquet and verdicts.parquet have all of it as tables.</p>"
+        f'<div id="some">{render_examples(answers, report["exam"]["chosen"])}</div>{BROWSER_FORM}'
         f'<script type="text/plain" id="packed">{data}</script></section>'
     )
 
 
-def packed(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame | None) -> dict[str, Any]:
-    """`contests`: those that the figures show, the chosen model against SFT first. `prompts`: one entry each, with the
-    answers of every model in turn and, by the contest's place, its verdict, margin and what was said in each order."""
+def pack_answers(
+    report: ReportRow, answers: pl.DataFrame, verdicts: pl.DataFrame | None
+) -> dict[str, Any]:
+    """What answers.js reads.
+
+    `contests`: those that the figures show, the chosen model against SFT first. `prompts`: one
+    entry each, with every model's answers in the order of `models` and, by the contest's place, the
+    verdict, the margin and the verdict in each order of the answers.
+    """
     models = answers["model"].unique(maintain_order=True).to_list()
-    there = [
+    chosen = report["exam"]["chosen"], "sft"
+    contests = [
         duel
-        for duel in shown(report)
+        for duel in select_contests(report)
         if verdicts is not None and {duel["a"], duel["b"]} <= {*models}
     ]
-    contests = sorted(
-        there, key=lambda duel: (duel["a"], duel["b"]) != (report["exam"]["chosen"], "sft")
-    )
-    told = _told([(duel["a"], duel["b"], duel["judge"]) for duel in contests], verdicts)
+    contests.sort(key=lambda duel: (duel["a"], duel["b"]) != chosen)
+    keys = [(duel["a"], duel["b"], duel["judge"]) for duel in contests]
+    by_prompt = _collect_verdicts(keys, verdicts)
     return {
-        "models": [{"name": name, "colour": colour(name)} for name in models],
-        "contests": [{"a": duel["a"], "b": duel["b"], "judge": duel["judge"]} for duel in contests],
+        "models": [{"name": name, "colour": colour_class(name)} for name in models],
+        "contests": [{"a": a, "b": b, "judge": judge} for a, b, judge in keys],
         "prompts": [
-            {"prompt": asked, "answers": by_model, "verdicts": told.get(key, {})}
-            for key, asked, by_model in _prompts(answers, models)
+            {"prompt": prompt, "answers": by_model, "verdicts": by_prompt.get(key, {})}
+            for key, prompt, by_model in _collect_prompts(answers, models)
         ],
     }
 
 
-def _prompts(answers: pl.DataFrame, models: list[str]) -> list[tuple[str, str, list[list[Any]]]]:
-    found: dict[str, tuple[str, str, list[list[Any]]]] = {}
+def _collect_prompts(
+    answers: pl.DataFrame, models: list[str]
+) -> list[tuple[str, str, list[list[Any]]]]:
+    prompts: dict[str, tuple[str, str, list[list[Any]]]] = {}
     columns = answers.select("prompt_id", "prompt", "model", "completion", "score", "finish_reason")
-    for key, asked, model, text, score, finish in columns.iter_rows():
-        _, _, by_model = found.setdefault(key, (key, asked, [[] for _ in models]))
-        by_model[models.index(model)].append([text, _short(score), int(finish == "length")])
-    return [*found.values()]
+    for key, prompt, model, text, score, finish in columns.iter_rows():
+        _, _, by_model = prompts.setdefault(key, (key, prompt, [[] for _ in models]))
+        by_model[models.index(model)].append([text, _round_score(score), int(finish == "length")])
+    return [*prompts.values()]
 
 
-def _told(
+def _collect_verdicts(
     contests: list[tuple[str, str, str]], verdicts: pl.DataFrame | None
 ) -> dict[str, dict[int, list[Any]]]:
     places = {contest: place for place, contest in enumerate(contests)}
-    told: dict[str, dict[int, list[Any]]] = {}
+    by_prompt: dict[str, dict[int, list[Any]]] = {}
     columns = ("a", "b", "judge", "prompt_id", "verdict", "score_a", "score_b", "orders")
-    for a, b, judge, key, verdict, of_a, of_b, orders in (
-        [] if verdicts is None else verdicts.select(columns).rows()
-    ):
+    rows = [] if verdicts is None else verdicts.select(columns).rows()
+    for a, b, judge, key, verdict, score_a, score_b, orders in rows:
         if (a, b, judge) in places:
-            told.setdefault(key, {})[places[a, b, judge]] = [verdict, _short(of_a - of_b), orders]
-    return told
+            margin = _round_score(score_a - score_b)
+            by_prompt.setdefault(key, {})[places[a, b, judge]] = [verdict, margin, orders]
+    return by_prompt
 
 
-def _short(value: float | None) -> float | None:
+def _round_score(value: float | None) -> float | None:
     return None if value is None else round(value, DIGITS)

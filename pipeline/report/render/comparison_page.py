@@ -1,157 +1,163 @@
-"""The comparison as a page and as Markdown, made from its report and the answers alone."""
+"""The comparison as a page and as Markdown, from its report and the answers alone."""
 
 from html import escape
 
 import polars as pl
 
-from pipeline.report.analysis.verdict import detectable, is_flat
+from pipeline.report.analysis.verdict import format_detectable, is_flat
 from pipeline.report.formatting import (
     NO_SPREAD,
     UNKNOWN,
-    Row,
-    count,
-    interval,
-    level_text,
-    number,
-    p_value,
+    ReportRow,
+    format_count,
+    format_interval,
+    format_level,
+    format_number,
+    format_p_value,
 )
-from pipeline.report.render.answers import answers_html
-from pipeline.report.render.markdown import section
-from pipeline.report.render.page import BADGES, HERE, document, section_html
-from pipeline.report.render.table import UNMARKED, Cell, Sheet, detail, gap_of, row_of
+from pipeline.report.render.answers import render_answers
+from pipeline.report.render.markdown import MADE_BY_STROP, render_markdown_table
+from pipeline.report.render.page import BADGES, HERE, render_document, render_table
+from pipeline.report.render.table import (
+    NO_METRIC,
+    Cell,
+    ReportTable,
+    difference_cell,
+    find_difference,
+    join_details,
+)
 from pipeline.report.render.tables import contests, models
 
+NO_CHOSEN = {"chosen": None}
 
-def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame) -> str:
-    told, exam = report["verdict"], {"chosen": None, "scorer": report["ground"]["chief"]}
+
+def render_page(report: ReportRow, answers: pl.DataFrame, verdicts: pl.DataFrame) -> str:
+    verdict = report["verdict"]
+    evaluation = {"chosen": None, "scorer": report["ground"]["chief"]}
     sections = [
-        _said(report),
-        *map(section_html, sheets(report)),
-        answers_html({**report, "exam": exam}, answers, verdicts),
+        _render_notes(report),
+        *map(render_table, build_tables(report)),
+        render_answers({**report, "exam": evaluation}, answers, verdicts),
     ]
-    head = (
-        told["better"],
-        BADGES[told["better"]],
-        told["headline"],
-        told["why"].replace(" %", "\u00a0%"),
-    )
-    return document(
-        head, sections, footer=_footer(report), script=(HERE / "answers.js").read_text()
+    better, why = verdict["better"], verdict["why"].replace(" %", "\u00a0%")
+    return render_document(
+        (better, BADGES[better], verdict["headline"], why),
+        sections,
+        footer=_render_footer(report),
+        script=(HERE / "answers.js").read_text(),
     )
 
 
-def card(report: Row) -> str:
-    told = report["verdict"]
-    lines = [f"- {text}" for text in _notes(report)]
+def render_markdown(report: ReportRow) -> str:
+    verdict = report["verdict"]
     parts = [
-        f"# Comparison\n\n**{told['headline']}** {told['why']}",
-        "\n".join(lines),
-        *map(section, sheets(report)),
+        f"# Comparison\n\n**{verdict['headline']}** {verdict['why']}",
+        "\n".join(f"- {text}" for text in _list_notes(report)),
+        *map(render_markdown_table, build_tables(report)),
+        MADE_BY_STROP,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def sheets(report: Row) -> list[Sheet]:
-    made = (
-        _models(report),
-        _kinds(report),
-        contests.duels(report),
-        models.habits({**report, "exam": NO_ONE}),
+def build_tables(report: ReportRow) -> list[ReportTable]:
+    tables = (
+        _build_models(report),
+        _build_criteria(report),
+        contests.build_duels(report),
+        models.build_habits({**report, "exam": NO_CHOSEN}),
     )
-    return [sheet for sheet in made if sheet.rows]
+    return [table for table in tables if table.rows]
 
 
-NO_ONE = {"chosen": None}
-
-
-def _models(report: Row) -> Sheet:
+def _build_models(report: ReportRow) -> ReportTable:
     ground, first = report["ground"], report["models"][0]["name"]
-    chief = ground["chief"]
-    note = f"{count(ground['asked'])} common prompts; with each mean its {level_text(ground['level'])}. {_power(report)}"
+    primary = ground["chief"]
+    note = (
+        f"{format_count(ground['asked'])} common prompts; each mean has its"
+        f" {format_level(ground['level'])}. {_explain_power(report)}"
+    )
     columns = (
         "model",
-        chief or "no common scorer",
+        primary or "no common scorer",
         f"Δ over {first}",
         "p",
         "tokens",
         "KL to its own sft",
     )
-    return Sheet(
-        "Models", note, columns, [_model(report, model, chief) for model in report["models"]]
-    )
+    rows = [_model_row(report, model, primary) for model in report["models"]]
+    return ReportTable("Models", note, columns, rows)
 
 
-def _power(report: Row) -> str:
+def _explain_power(report: ReportRow) -> str:
     """The smallest difference that each of them could show."""
     gaps = [row for row in report["differences"] if row["scorer"] == report["ground"]["chief"]]
     asked = report["ground"]["asked"]
-    on = {row["model"]: "" if row["n"] == asked else f", on {row['n']} with scores" for row in gaps}
-    known = [
-        f"{detectable(row)} ({row['model']}{on[row['model']]})" for row in gaps if not is_flat(row)
-    ]
+    known = []
+    for row in gaps:
+        scored = "" if row["n"] == asked else f", on {row['n']} with scores"
+        if not is_flat(row):
+            known.append(f"{format_detectable(row)} ({row['model']}{scored})")
     if not known:
         return NO_SPREAD if any(row["n"] > 1 for row in gaps) else ""
-    return f"So many can detect a difference of {', '.join(known)} in four cases of five."
+    return f"This many prompts can detect a difference of {', '.join(known)} with 80 % power."
 
 
-def _model(report: Row, model: Row, chief: str | None) -> list[Cell]:
-    mark, kl, tokens = model["metrics"].get(chief, UNMARKED), model["kl"], model["tokens"]
-    gap = row_of(report, model["name"], chief or "")
-    lost = f"{count(mark['failed'])} without score" if mark["failed"] else ""
+def _model_row(report: ReportRow, model: ReportRow, primary: str | None) -> list[Cell]:
+    metric, kl = model["metrics"].get(primary, NO_METRIC), model["kl"]
+    tokens = model["tokens"]
+    gap = find_difference(report, model["name"], primary or "")
+    failed = f"{format_count(metric['failed'])} without score" if metric["failed"] else ""
     return [
         Cell(model["name"]),
-        Cell(number(mark["mean"]), detail(interval(mark), lost)),
-        gap_of(report, model["name"], chief or ""),
-        Cell(p_value(gap["p_holm"]) if gap else UNKNOWN),
-        Cell(number(tokens["mean"], 1), detail(interval(tokens, lambda value: number(value, 1)))),
-        Cell(number(kl["mean"], 2), detail(interval(kl, lambda value: number(value, 2)))),
+        Cell(format_number(metric["mean"]), join_details(format_interval(metric), failed)),
+        difference_cell(report, model["name"], primary or ""),
+        Cell(format_p_value(gap["p_holm"]) if gap else UNKNOWN),
+        _rounded_cell(tokens, 1),
+        _rounded_cell(kl, 2),
     ]
 
 
-def _kinds(report: Row) -> Sheet:
-    first, chief = report["models"][0]["name"], report["ground"]["chief"]
+def _rounded_cell(figure: ReportRow, digits: int) -> Cell:
+    ends = format_interval(figure, lambda value: format_number(value, digits))
+    return Cell(format_number(figure["mean"], digits), join_details(ends))
+
+
+def _build_criteria(report: ReportRow) -> ReportTable:
+    first, primary = report["models"][0]["name"], report["ground"]["chief"]
     others = [model["name"] for model in report["models"][1:]]
     names = dict.fromkeys(
-        name for model in report["models"] for name in model["metrics"] if name != chief
+        name for model in report["models"] for name in model["metrics"] if name != primary
     )
     columns = (
         "scorer",
         *(model["name"] for model in report["models"]),
         *(f"Δ {name}" for name in others),
     )
-    rows = [
-        [
-            Cell(name),
-            *(
-                Cell(number(model["metrics"].get(name, UNMARKED)["mean"]))
-                for model in report["models"]
-            ),
-            *(gap_of(report, other, name) for other in others),
-        ]
-        for name in names
-    ]
-    return Sheet(
-        "Scorer by scorer", f"Every common scorer and its kinds; Δ is over {first}.", columns, rows
-    )
+    rows = []
+    for name in names:
+        metrics = [model["metrics"].get(name, NO_METRIC) for model in report["models"]]
+        means = [Cell(format_number(metric["mean"])) for metric in metrics]
+        gains = [difference_cell(report, other, name) for other in others]
+        rows.append([Cell(name), *means, *gains])
+    note = f"Every common scorer and its criteria; Δ is over {first}."
+    return ReportTable("Scorer by scorer", note, columns, rows)
 
 
-def _notes(report: Row) -> list[str]:
+def _list_notes(report: ReportRow) -> list[str]:
     return [
         *report["ground"]["apart"],
         *(f"{row['model']}: {row['what']}" for row in report["missing"]),
     ]
 
 
-def _said(report: Row) -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in _notes(report))
-    return (
-        f'<section class="missing"><h2>What is not compared</h2><ul>{items}</ul></section>'
-        if items
-        else ""
-    )
+def _render_notes(report: ReportRow) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in _list_notes(report))
+    if not items:
+        return ""
+    return f'<section class="missing"><h2>What is not compared</h2><ul>{items}</ul></section>'
 
 
-def _footer(report: Row) -> str:
+def _render_footer(report: ReportRow) -> str:
     rows = "".join(
         f"<dt>{escape(row['name'])}</dt><dd>{escape(row['row'])} · {escape(row['model'])}</dd>"
         for row in report["compared"]

@@ -1,4 +1,7 @@
-"""Prompts with every model's answer side by side, the largest gains and losses first. Their text is always escaped."""
+"""Prompts with every model's answer side by side, the largest gains and losses first.
+
+Their text is always escaped.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +11,11 @@ from typing import Any
 import polars as pl
 
 from pipeline.report.analysis.statistics import TIE
-from pipeline.report.formatting import number, signed
-from pipeline.report.render.svg import colour
+from pipeline.report.formatting import format_number, format_signed
+from pipeline.report.render.svg import colour_class
 
-GAINS, LOSSES, SAME = 12, 12, 6
-OPEN = 1
+MAX_GAINS, MAX_LOSSES, MAX_SAME = 12, 12, 6
+OPEN_COUNT = 1
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,14 @@ class Example:
     answers: dict[str, list[Mapping[str, Any]]]
 
 
-def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A lone question as it is, a conversation with its roles."""
+def format_prompt(messages: Sequence[Mapping[str, Any]]) -> str:
+    """A single question as it is, a conversation with its roles."""
     if len(messages) == 1:
         return str(messages[0]["content"])
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
-def choose(answers: pl.DataFrame, chosen: str | None) -> dict[str, list[Example]]:
+def choose_examples(answers: pl.DataFrame, chosen: str | None) -> dict[str, list[Example]]:
     """By the chosen model's gain over SFT on each prompt; equal gains in order of their ids."""
     if chosen is None:
         return {}
@@ -38,60 +41,63 @@ def choose(answers: pl.DataFrame, chosen: str | None) -> dict[str, list[Example]
         means.filter(pl.col("model") == name).select("prompt_id", "score")
         for name in ("sft", chosen)
     )
+    gap, score_gap = pl.col("gap"), pl.col("score") - pl.col("score_sft")
     gaps = of_chosen.join(of_sft, on="prompt_id", suffix="_sft")
-    gaps = gaps.with_columns(gap=(pl.col("score") - pl.col("score_sft")).round(9))
-    gaps = gaps.filter(pl.col("gap").is_not_null()).sort("prompt_id")
-    gains = (
-        gaps.filter(pl.col("gap") > TIE)
-        .sort("gap", descending=True, maintain_order=True)
-        .head(GAINS)
-    )
-    losses = gaps.filter(pl.col("gap") < -TIE).sort("gap", maintain_order=True).head(LOSSES)
-    same = gaps.filter(pl.col("gap").abs() <= TIE).head(SAME)
-    groups = {"Gained most": gains, "Lost most": losses, "Unchanged": same}
-    return {title: _examples(answers, rows) for title, rows in groups.items() if len(rows)}
+    gaps = gaps.with_columns(gap=score_gap.round(9)).filter(gap.is_not_null()).sort("prompt_id")
+    gains = gaps.filter(gap > TIE).sort("gap", descending=True, maintain_order=True)
+    losses = gaps.filter(gap < -TIE).sort("gap", maintain_order=True)
+    same = gaps.filter(gap.abs() <= TIE)
+    groups = {
+        "Gained most": gains.head(MAX_GAINS),
+        "Lost most": losses.head(MAX_LOSSES),
+        "Unchanged": same.head(MAX_SAME),
+    }
+    return {title: _collect_examples(answers, rows) for title, rows in groups.items() if len(rows)}
 
 
-def _examples(answers: pl.DataFrame, gaps: pl.DataFrame) -> list[Example]:
-    found = []
+def _collect_examples(answers: pl.DataFrame, gaps: pl.DataFrame) -> list[Example]:
+    examples = []
     for prompt_id, gap in zip(gaps["prompt_id"], gaps["gap"], strict=True):
         rows = answers.filter(pl.col("prompt_id") == prompt_id).to_dicts()
         by_model: dict[str, list[Mapping[str, Any]]] = {}
         for row in rows:
             by_model.setdefault(row["model"], []).append(row)
-        found.append(Example(rows[0]["prompt"], gap, by_model))
-    return found
+        examples.append(Example(rows[0]["prompt"], gap, by_model))
+    return examples
 
 
-def examples_html(answers: pl.DataFrame, chosen: str | None) -> str:
-    return "".join(_group(title, found) for title, found in choose(answers, chosen).items())
+def render_examples(answers: pl.DataFrame, chosen: str | None) -> str:
+    groups = choose_examples(answers, chosen)
+    return "".join(_render_group(title, examples) for title, examples in groups.items())
 
 
-def _group(title: str, found: Sequence[Example]) -> str:
-    body = "\n".join(_example(example, index < OPEN) for index, example in enumerate(found))
+def _render_group(title: str, examples: Sequence[Example]) -> str:
+    body = "\n".join(
+        _render_example(example, index < OPEN_COUNT) for index, example in enumerate(examples)
+    )
     return f'<h3>{title}</h3><div class="sheet">{body}</div>'
 
 
-def _example(example: Example, opened: bool) -> str:
+def _render_example(example: Example, is_open: bool) -> str:
     tone = "up" if example.gap > TIE else "down" if example.gap < -TIE else "soft"
-    answers = "".join(_answers(model, rows) for model, rows in example.answers.items())
-    gap = f'<span class="gap {tone}">{signed(example.gap)}</span>'
+    answers = "".join(_render_answers(model, rows) for model, rows in example.answers.items())
+    gap = f'<span class="gap {tone}">{format_signed(example.gap)}</span>'
     return (
-        f'<details class="example"{" open" if opened else ""}><summary>'
+        f'<details class="example"{" open" if is_open else ""}><summary>'
         f'{gap}<span class="ask">{escape(example.prompt)}</span></summary>'
         f'<div class="answers">{answers}</div></details>'
     )
 
 
-def _answers(model: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    known = [row["score"] for row in rows if row["score"] is not None]
-    score = number(sum(known) / len(known)) if known else "no score"
-    texts = "".join(f"<p>{escape(row['completion'])}{_cut(row)}</p>" for row in rows)
+def _render_answers(model: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    scores = [row["score"] for row in rows if row["score"] is not None]
+    score = format_number(sum(scores) / len(scores)) if scores else "no score"
+    texts = "".join(f"<p>{escape(row['completion'])}{_render_truncation(row)}</p>" for row in rows)
     return (
-        f'<div class="answer {colour(model)}"><h4>{escape(model)} <span>{score}</span></h4>'
+        f'<div class="answer {colour_class(model)}"><h4>{escape(model)} <span>{score}</span></h4>'
         f'<div class="scroll" tabindex="0">{texts}</div></div>'
     )
 
 
-def _cut(row: Mapping[str, Any]) -> str:
+def _render_truncation(row: Mapping[str, Any]) -> str:
     return ' <span class="chip">truncated</span>' if row["finish_reason"] == "length" else ""

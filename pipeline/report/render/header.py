@@ -1,104 +1,109 @@
-"""Below the verdict: its four figures, what changed and what did not, and where to look when it is no clear yes."""
+"""Below the verdict: its four figures, what changed, and links for a verdict that is not yes."""
 
 from html import escape
 
 from pipeline.report.analysis import changes
-from pipeline.report.formatting import Row, count, interval, number, share, signed
+from pipeline.report.formatting import (
+    ReportRow,
+    format_count,
+    format_interval,
+    format_number,
+    format_share,
+    format_signed,
+)
 from pipeline.report.render import reliability
-from pipeline.report.render.figures.contests import shown
-from pipeline.report.render.table import UNMARKED, anchor, row_of
+from pipeline.report.render.figures.contests import select_contests
+from pipeline.report.render.table import NO_METRIC, anchor_id, find_difference
 
-MOST = 8  # lines of a list that are seen at once
+MAX_LINES = 8  # of a list that are visible at once
 
 
-def tiles(report: Row) -> str:
-    """What one asks for first: how much better, how often, how long, how far."""
-    models, exam = {model["name"]: model for model in report["models"]}, report["exam"]
-    chosen, sft = models.get(exam["chosen"]), models.get("sft")
+def render_tiles(report: ReportRow) -> str:
+    """How much better, how often, how long, how far from SFT."""
+    models, evaluation = {model["name"]: model for model in report["models"]}, report["exam"]
+    scorer = evaluation["scorer"]
+    chosen, sft = models.get(evaluation["chosen"]), models.get("sft")
     if not chosen or not sft or chosen is sft:
         return ""
-    gap = row_of(report, exam["chosen"], exam["scorer"])
-    duel = next((d for d in report["duels"] if (d["a"], d["b"]) == (exam["chosen"], "sft")), None)
-    scores = [
-        number(model["metrics"].get(exam["scorer"], UNMARKED)["mean"]) for model in (sft, chosen)
-    ]
+    gap = find_difference(report, evaluation["chosen"], scorer)
+    against_sft = evaluation["chosen"], "sft"
+    duel = next((row for row in report["duels"] if (row["a"], row["b"]) == against_sft), None)
+    before, after = (
+        format_number(model["metrics"].get(scorer, NO_METRIC)["mean"]) for model in (sft, chosen)
+    )
     kl = chosen["kl"]
-    told = [
+    tiles = [
         (
-            f"Score by {exam['scorer']}",
-            signed(gap["mean"] if gap else None),
-            f"from {scores[0]} to {scores[1]}",
+            f"Score by {scorer}",
+            format_signed(gap["mean"] if gap else None),
+            f"from {before} to {after}",
         ),
-        ("Win rate against sft", share(duel["win_rate"] if duel else None), _counts(duel)),
+        (
+            "Win rate against sft",
+            format_share(duel["win_rate"] if duel else None),
+            _format_counts(duel),
+        ),
         (
             "Tokens per answer",
-            number(chosen["tokens"]["mean"], 1),
-            f"sft {number(sft['tokens']['mean'], 1)}",
+            format_number(chosen["tokens"]["mean"], 1),
+            f"sft {format_number(sft['tokens']['mean'], 1)}",
         ),
         (
             "KL to sft, nats",
-            number(kl["mean"], 2),
-            kl["why"] or interval(kl, lambda value: number(value, 2)),
+            format_number(kl["mean"], 2),
+            kl["why"] or format_interval(kl, lambda value: format_number(value, 2)),
         ),
     ]
     body = "".join(
-        f"<div><dt>{escape(a)}</dt><dd><b>{escape(b)}</b><small>{escape(c)}</small></dd></div>"
-        for a, b, c in told
+        f"<div><dt>{escape(term)}</dt>"
+        f"<dd><b>{escape(figure)}</b><small>{escape(detail)}</small></dd></div>"
+        for term, figure, detail in tiles
     )
     return f'<dl class="tiles">{body}</dl>'
 
 
-def _counts(duel: Row | None) -> str:
-    return (
-        f"{count(duel['wins'])} wins, {count(duel['ties'])} ties, {count(duel['losses'])} losses"
-        if duel
-        else ""
-    )
-
-
-def changed_html(report: Row) -> str:
-    told = changes.told(report)
-    lists = (
-        ("What changed", [each for each in told if each.changed]),
-        ("What did not, as far as can be told", [each for each in told if not each.changed]),
-    )
-    if not told:
+def _format_counts(duel: ReportRow | None) -> str:
+    if not duel:
         return ""
-    body = "".join(_list(title, found) for title, found in lists)
-    return f'<div class="changes">{body}</div><p class="note">{escape(changes.note(report))}</p>'
+    wins, ties, losses = (format_count(duel[key]) for key in ("wins", "ties", "losses"))
+    return f"{wins} wins, {ties} ties, {losses} losses"
 
 
-def _list(title: str, found: list[changes.Change]) -> str:
-    if not found:
+def render_changes(report: ReportRow) -> str:
+    listed = changes.list_changes(report)
+    if not listed:
+        return ""
+    body = _render_list("What changed", [each for each in listed if each.changed])
+    body += _render_list(changes.UNCHANGED_TITLE, [each for each in listed if not each.changed])
+    note = escape(changes.write_note(report))
+    return f'<div class="changes">{body}</div><p class="note">{note}</p>'
+
+
+def _render_list(title: str, listed: list[changes.Change]) -> str:
+    if not listed:
         return f'<section><h2>{title}</h2><p class="soft">Nothing.</p></section>'
     first, rest = (
-        f'<dl class="facts">{"".join(map(_line, part))}</dl>'
-        for part in (found[:MOST], found[MOST:])
+        f'<dl class="facts">{"".join(map(_render_change, part))}</dl>'
+        for part in (listed[:MAX_LINES], listed[MAX_LINES:])
     )
-    more = (
-        f"<details><summary>{len(found) - MOST} more</summary>{rest}</details>"
-        if found[MOST:]
-        else ""
-    )
+    hidden = len(listed) - MAX_LINES
+    more = f"<details><summary>{hidden} more</summary>{rest}</details>" if hidden > 0 else ""
     return f"<section><h2>{title}</h2>{first}{more}</section>"
 
 
-def _line(change: changes.Change) -> str:
+def _render_change(change: changes.Change) -> str:
     tone = f' class="{change.tone}"' if change.tone else ""
     return f"<dt>{escape(change.name)}</dt><dd{tone}>{escape(change.figures)}</dd>"
 
 
-def links(report: Row) -> str:
-    """A verdict that is no yes sends its reader on: to what became pairs, and to whether the scorer can be believed."""
+def render_links(report: ReportRow) -> str:
+    """If the verdict is not yes: links to how pairs were made and how far to trust the scorer."""
     if report["verdict"]["better"] == "yes":
         return ""
     rounds = report["funnel"]["pairs"]
-    funnel = anchor(f"Pairs of round {rounds[-1]['round']}", "figure") if rounds else ""
-    flips = (
-        anchor("Judge flips", "figure")
-        if any(duel["flip_rate"] is not None for duel in shown(report))
-        else reliability.ANCHOR
-    )
+    funnel = anchor_id(f"Pairs of round {rounds[-1]['round']}", "figure") if rounds else ""
+    has_flips = any(duel["flip_rate"] is not None for duel in select_contests(report))
+    flips = anchor_id("Judge flips", "figure") if has_flips else reliability.ANCHOR
     places = [
         ("the pair funnel", funnel),
         ("calibration", reliability.ANCHOR),

@@ -4,53 +4,58 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report.analysis import changes
-from pipeline.report.analysis.verdict import headline
-from pipeline.report.render.table import Cell, Sheet, worded
-from pipeline.report.render.tables import all_sheets, origins
+from pipeline.report.analysis.verdict import write_headline
+from pipeline.report.render.table import Cell, ReportTable, find_text_columns
+from pipeline.report.render.tables import build_tables, origins
+
+MADE_BY_STROP = "Made by Strop."
 
 
-def card(report: Mapping[str, Any]) -> str:
-    parts = ["# Evaluation", f"**{_plain(headline(report))}** {_plain(report['verdict']['why'])}"]
+def render_markdown(report: Mapping[str, Any]) -> str:
+    headline, why = write_headline(report), report["verdict"]["why"]
+    parts = ["# Evaluation", f"**{_escape_markdown(headline)}** {_escape_markdown(why)}"]
     if report["control"] and report["control"]["stable"] is False:
-        parts.append(f"**A/A control:** {_plain(report['control']['why'])}")
+        parts.append(f"**A/A control:** {_escape_markdown(report['control']['why'])}")
     if report["missing"]:
-        lines = "\n".join(
-            f"- {_plain(row['model'])}: {_plain(row['what'])}" for row in report["missing"]
-        )
-        parts.append(f"Missing:\n\n{lines}")
-    told = changes.told(report)
-    parts += [_changes("What changed", [each for each in told if each.changed])]
-    parts += [
-        _changes("What did not, as far as can be told", [each for each in told if not each.changed])
-    ]
-    tables = [*all_sheets(report), origins.cost(report)]
-    parts += [section(sheet) for sheet in tables if sheet.rows]
+        lines = [
+            f"- {_escape_markdown(row['model'])}: {_escape_markdown(row['what'])}"
+            for row in report["missing"]
+        ]
+        parts.append("\n".join(["Missing:\n", *lines]))
+    listed = changes.list_changes(report)
+    parts.append(_render_changes("What changed", [each for each in listed if each.changed]))
+    unchanged = [each for each in listed if not each.changed]
+    parts.append(_render_changes(changes.UNCHANGED_TITLE, unchanged))
+    tables = [*build_tables(report), origins.build_cost(report)]
+    parts += [render_markdown_table(table) for table in tables if table.rows]
+    parts.append(MADE_BY_STROP)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _changes(title: str, found: Sequence[changes.Change]) -> str:
-    lines = [f"- {_plain(each.name)}: {_plain(each.figures)}" for each in found]
+def _render_changes(title: str, listed: Sequence[changes.Change]) -> str:
+    lines = [
+        f"- {_escape_markdown(each.name)}: {_escape_markdown(each.figures)}" for each in listed
+    ]
     return "\n".join([f"## {title}\n", *lines]) if lines else ""
 
 
-def section(sheet: Sheet) -> str:
-    words = worded([[cell.text for cell in row] for row in sheet.rows])
-    rule = ["---", *("---" if of else "---:" for of in words[1:])]
+def render_markdown_table(table: ReportTable) -> str:
+    text_columns = find_text_columns([[cell.text for cell in row] for row in table.rows])
     lines = [
-        [_plain(column) for column in sheet.columns],
-        rule,
-        *([_cell(cell) for cell in row] for row in sheet.rows),
+        [_escape_markdown(column) for column in table.columns],
+        ["---", *("---" if is_text else "---:" for is_text in text_columns[1:])],
+        *([_format_cell(cell) for cell in row] for row in table.rows),
     ]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"## {sheet.title}\n\n{_plain(sheet.note)}\n\n{table}"
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"## {table.title}\n\n{_escape_markdown(table.note)}\n\n{rows}"
 
 
-def _cell(cell: Cell) -> str:
-    return _plain(f"{cell.text} ({cell.detail})" if cell.detail else cell.text)
+def _format_cell(cell: Cell) -> str:
+    return _escape_markdown(f"{cell.text} ({cell.detail})" if cell.detail else cell.text)
 
 
-def _plain(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """Names come from configs and models: none of them may break the table or become markup."""
-    for mark in ("\\", "|", "`", "*", "_", "<", "[", "]"):
-        text = text.replace(mark, f"\\{mark}")
+    for character in ("\\", "|", "`", "*", "_", "<", "[", "]"):
+        text = text.replace(character, f"\\{character}")
     return text.replace("\n", " ")

@@ -1,4 +1,4 @@
-"""report.html: one file for offline, light and dark, desk and phone; made from the report's own files alone."""
+"""report.html: one offline file, light and dark, desk and phone, from the report's own files."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -9,62 +9,61 @@ from string import Template
 
 import polars as pl
 
-from pipeline.report.analysis.verdict import headline
-from pipeline.report.formatting import Row, level_text
+from pipeline.report.analysis.verdict import write_headline
+from pipeline.report.formatting import ReportRow, format_level
 from pipeline.report.render import header
-from pipeline.report.render.answers import answers_html
-from pipeline.report.render.figures import all_figures
-from pipeline.report.render.reliability import trust_html
+from pipeline.report.render.answers import render_answers
+from pipeline.report.render.figures import draw_figures
+from pipeline.report.render.reliability import render_reliability
 from pipeline.report.render.svg import Figure
-from pipeline.report.render.table import Cell, Sheet, anchor, worded
-from pipeline.report.render.tables import all_sheets
+from pipeline.report.render.table import Cell, ReportTable, anchor_id, find_text_columns
+from pipeline.report.render.tables import build_tables
 
 HERE = Path(__file__).parent
-TALL = 420  # from here on a figure stands beside two others
+TALL_HEIGHT = 420  # a taller figure takes the place of two
 BADGES = {"yes": "Better", "no": "Not better", "unclear": "Unclear"}
 
 
-def page(report: Row, answers: pl.DataFrame, verdicts: pl.DataFrame | None = None) -> str:
-    """`answers` and `verdicts` as their tables have them; without verdicts no contest can be looked through."""
+def render_page(
+    report: ReportRow, answers: pl.DataFrame, verdicts: pl.DataFrame | None = None
+) -> str:
+    """`answers` and `verdicts` as in their tables; without verdicts no contest can be browsed."""
     better = report["verdict"]["better"]
-    figures = figures_html(all_figures(report))
-    models, *others = (section_html(sheet) for sheet in all_sheets(report))
-    tail = [trust_html(report), answers_html(report, answers, verdicts), *others]
+    models, *others = (render_table(table) for table in build_tables(report))
     sections = [
-        _unstable(report),
-        _missing(report),
+        _render_unstable_control(report),
+        _render_missing(report),
         models,
-        header.changed_html(report),
-        figures,
-        *tail,
+        header.render_changes(report),
+        render_figures(draw_figures(report)),
+        render_reliability(report),
+        render_answers(report, answers, verdicts),
+        *others,
     ]
     why = report["verdict"]["why"].replace(" %", "\u00a0%")
-    return document(
-        (better, BADGES[better], headline(report), why),
+    return render_document(
+        (better, BADGES[better], write_headline(report), why),
         sections,
-        below=f"{header.links(report)}{header.tiles(report)}",
-        footer=_footer(report),
+        below=f"{header.render_links(report)}{header.render_tiles(report)}",
+        footer=_render_footer(report),
         script=(HERE / "answers.js").read_text(),
     )
 
 
-def document(
+def render_document(
     verdict: tuple[str, str, str, str],
     sections: list[str],
     below: str = "",
     footer: str = "",
     script: str = "",
 ) -> str:
-    """A whole page under its verdict (kind, badge, headline, lead). It runs this one script, and asks for nothing."""
+    """A page under its verdict (kind, badge, headline, lead). It loads nothing."""
     kind, badge, title, lead = map(escape, verdict)
-    style = (HERE / "page.css").read_text()
-    allowed = (
-        f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" if script else "'none'"
-    )
+    digest = b64encode(sha256(script.encode()).digest()).decode()
     return Template((HERE / "page.html").read_text()).substitute(
         title=title,
-        style=style,
-        allowed=allowed,
+        style=(HERE / "page.css").read_text(),
+        allowed=f"'sha256-{digest}'" if script else "'none'",
         better=kind,
         badge=badge,
         lead=lead,
@@ -75,22 +74,22 @@ def document(
     )
 
 
-def figures_html(figures: list[Figure]) -> str:
-    drawn = "\n".join(figure_html(figure) for figure in figures)
-    return (
-        f'<section id="figures"><h2>Figures</h2><div class="figures">{drawn}</div></section>'
-        if figures
-        else ""
-    )
-
-
-def _unstable(report: Row) -> str:
-    if report["control"] is None or report["control"]["stable"] is not False:
+def render_figures(figures: list[Figure]) -> str:
+    if not figures:
         return ""
-    return f'<section class="missing"><h2>A/A control</h2><p>{escape(report["control"]["why"])}</p></section>'
+    body = "\n".join(render_figure(figure) for figure in figures)
+    return f'<section id="figures"><h2>Figures</h2><div class="figures">{body}</div></section>'
 
 
-def _missing(report: Row) -> str:
+def _render_unstable_control(report: ReportRow) -> str:
+    control = report["control"]
+    if control is None or control["stable"] is not False:
+        return ""
+    text = escape(control["why"])
+    return f'<section class="missing"><h2>A/A control</h2><p>{text}</p></section>'
+
+
+def _render_missing(report: ReportRow) -> str:
     if not report["missing"]:
         return ""
     items = "".join(
@@ -100,97 +99,107 @@ def _missing(report: Row) -> str:
     return f'<section class="missing"><h2>What is missing</h2><ul>{items}</ul></section>'
 
 
-def section_html(sheet: Sheet) -> str:
-    words = worded([[cell.text for cell in row] for row in sheet.rows])
-    body = "\n".join(_row(sheet, row, words) for row in sheet.rows)
-    table = f"<table>{_head(sheet.columns, words)}<tbody>{body}</tbody></table>"
-    note = f'<p class="note">{escape(sheet.note)}</p>' if sheet.note else ""
-    title = f'<h2 id="{anchor(sheet.title)}">{escape(sheet.title)}</h2>'
-    return f'<section>{title}{note}<div class="sheet cards" tabindex="0">{table}</div></section>'
+def render_table(table: ReportTable) -> str:
+    text_columns = find_text_columns([[cell.text for cell in row] for row in table.rows])
+    rows = "\n".join(_render_row(table, row, text_columns) for row in table.rows)
+    head = _render_head(table.columns, text_columns)
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    return (
+        f'<section><h2 id="{anchor_id(table.title)}">{escape(table.title)}</h2>{note}'
+        '<div class="sheet cards" tabindex="0">'
+        f"<table>{head}<tbody>{rows}</tbody></table></div></section>"
+    )
 
 
-def _head(columns: Sequence[str], words: Sequence[bool]) -> str:
+def _render_head(columns: Sequence[str], text_columns: Sequence[bool]) -> str:
     cells = (
-        f'<th scope="col"{_side(of)}>{escape(name)}</th>'
-        for name, of in zip(columns, words, strict=True)
+        f'<th scope="col"{_align_attribute(is_text)}>{escape(name)}</th>'
+        for name, is_text in zip(columns, text_columns, strict=True)
     )
     return f"<thead><tr>{''.join(cells)}</tr></thead>"
 
 
-def _side(words: bool) -> str:
-    return " class=words" if words else ""
+def _align_attribute(is_text: bool) -> str:
+    return " class=words" if is_text else ""
 
 
-def _row(sheet: Sheet, row: Sequence[Cell], words: Sequence[bool]) -> str:
-    is_chosen = sheet.chosen is not None and row[0].text == sheet.chosen
+def _render_row(table: ReportTable, row: Sequence[Cell], text_columns: Sequence[bool]) -> str:
+    is_chosen = table.chosen is not None and row[0].text == table.chosen
     chip = '<span class="chip">chosen</span>' if is_chosen else ""
-    cells = "".join(map(_cell, row[1:], sheet.columns[1:], words[1:]))
-    named = f"{escape(row[0].text)}{chip}{_detail(row[0])}"
-    return f'<tr{" class=chosen" if is_chosen else ""}><th scope="row">{named}</th>{cells}</tr>'
+    cells = "".join(map(_render_cell, row[1:], table.columns[1:], text_columns[1:]))
+    name = f"{escape(row[0].text)}{chip}{_render_detail(row[0])}"
+    return f'<tr{" class=chosen" if is_chosen else ""}><th scope="row">{name}</th>{cells}</tr>'
 
 
-def _cell(cell: Cell, column: str, words: bool) -> str:
+def _render_cell(cell: Cell, column: str, is_text: bool) -> str:
     tone = f' class="{cell.tone}"' if cell.tone else ""
-    told = f"<span><span{tone}>{escape(cell.text)}</span>{_detail(cell)}</span>"
-    return f'<td{_side(words)} data-label="{escape(column)}">{told}</td>'
+    body = f"<span><span{tone}>{escape(cell.text)}</span>{_render_detail(cell)}</span>"
+    return f'<td{_align_attribute(is_text)} data-label="{escape(column)}">{body}</td>'
 
 
-def figure_html(figure: Figure) -> str:
-    words = worded(figure.rows)
-    body = "".join(f"<tr>{''.join(map(_figure_cell, row, words))}</tr>" for row in figure.rows)
-    table = f"<table>{_head(figure.columns, words)}<tbody>{body}</tbody></table>"
-    caption = f"<figcaption><b>{escape(figure.title)}</b><span>{escape(figure.caption)}</span></figcaption>"
-    tall = " class=tall" if figure.height > TALL else ""
+def render_figure(figure: Figure) -> str:
+    text_columns = find_text_columns(figure.rows)
+    rows = "".join(
+        f"<tr>{''.join(map(_render_figure_cell, row, text_columns))}</tr>" for row in figure.rows
+    )
+    head = _render_head(figure.columns, text_columns)
+    tall = " class=tall" if figure.height > TALL_HEIGHT else ""
     return (
-        f'<figure{tall} id="{anchor(figure.title, "figure")}">{caption}{figure.drawing}'
-        f'<details><summary>Numbers</summary><div class="scroll" tabindex="0">{table}</div></details></figure>'
+        f'<figure{tall} id="{anchor_id(figure.title, "figure")}">'
+        f"<figcaption><b>{escape(figure.title)}</b>"
+        f"<span>{escape(figure.caption)}</span></figcaption>{figure.drawing}"
+        '<details><summary>Numbers</summary><div class="scroll" tabindex="0">'
+        f"<table>{head}<tbody>{rows}</tbody></table></div></details></figure>"
     )
 
 
-def _detail(cell: Cell) -> str:
+def _render_detail(cell: Cell) -> str:
     return f" <small class=soft>{escape(cell.detail)}</small>" if cell.detail else ""
 
 
-def _figure_cell(text: str, words: bool) -> str:
-    return f"<td{_side(words)}>{escape(text)}</td>"
+def _render_figure_cell(text: str, is_text: bool) -> str:
+    return f"<td{_align_attribute(is_text)}>{escape(text)}</td>"
 
 
-def _footer(report: Row) -> str:
-    body = "".join(
-        f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in _terms(report["exam"])
-    )
+def _render_footer(report: ReportRow) -> str:
+    terms = _list_terms(report["exam"])
+    body = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms)
     return f"<dl>{body}</dl>"
 
 
-def _terms(exam: Row) -> list[tuple[str, str]]:
+def _list_terms(evaluation: ReportRow) -> list[tuple[str, str]]:
     return [
         (
             "Score",
-            f"The mean of {exam['scorer']} over prompts; several answers to one prompt are averaged first. "
-            "Failed scores are left out and counted, never 0. control is sft drawn again in other seeds.",
+            f"The mean of {evaluation['scorer']} over prompts; several answers to one prompt are"
+            " averaged first. Failed scores are left out and counted, never 0. control is sft"
+            " sampled again with other seeds.",
         ),
         (
             "Interval",
-            f"{level_text(exam['level'])} over prompts, at each end the farther of Student's t and the bootstrap of t. "
-            "Δ is the paired difference: the same prompts answered by both.",
+            f"{format_level(evaluation['level'])} over prompts, at each end the farther of"
+            " Student's t and the bootstrap-t. Δ is the paired difference: the same prompts"
+            " answered by both.",
         ),
         (
             "p",
-            "Of a difference by random signs, of a contest by the sign test; corrected by Holm's method within a "
-            "scorer's models, a judge's contests, a column's slices, and the control's tests. report.json has both.",
+            "Of a difference by a sign-flip test, of a contest by the sign test; corrected by"
+            " Holm's method within a scorer's models, a judge's contests, a column's slices, and"
+            " the control's tests. report.json has p with and without correction.",
         ),
         (
             "KL to sft",
             "In nats per answer, on the model's own samples at temperature 1 without truncation.",
         ),
         (
-            "How they write",
-            "Truncated: answers that met the token limit. Repetition: the share of an answer's word trigrams that it "
-            "has used before. Tokens are without reasoning. Other language than the prompt's, among texts of 40 "
-            "characters or more.",
+            "Style",
+            "Truncated: answers that reached the token limit. Repetition: the share of an answer's"
+            " word trigrams that occurred before in it. Tokens exclude reasoning. Other language"
+            " than the prompt's, among texts of 40 characters or more.",
         ),
         (
-            "Files beside this one",
-            "report.json has all figures, answers.parquet all answers, verdicts.parquet all contests.",
+            "Other files",
+            "report.json has all figures, answers.parquet all answers,"
+            " verdicts.parquet all contests.",
         ),
     ]

@@ -1,4 +1,4 @@
-"""Whether the figures can be believed, in sentences: the control, the gold scorers, calibration and judges' flips.
+"""How reliable the figures are: the control, the gold scorers, calibration and judges' flips.
 
 Where a check was not made, its sentence says how to make it.
 """
@@ -6,83 +6,101 @@ Where a check was not made, its sentence says how to make it.
 from collections.abc import Iterator
 from html import escape
 
-from pipeline.report.formatting import Row, share
-from pipeline.report.render.figures.contests import shown
+from pipeline.report.formatting import ReportRow, format_share
+from pipeline.report.render.figures.contests import select_contests
 
-ANCHOR = "believed"
+ANCHOR = "reliability"
 NO_GOLD = (
-    "No scorer of this exam is marked as gold: what merely pleases the scorer that made pairs cannot be told from what "
-    "is better. "
+    "No scorer here is gold, so a model that merely pleases the scorer that made the pairs "
+    "cannot be distinguished from a better one. "
 )
 
 
-def trust(report: Row) -> list[tuple[str, str]]:
+def explain_reliability(report: ReportRow) -> list[tuple[str, str]]:
     scorer = report["exam"]["scorer"]
     control, proxy = report["control"] or {}, report["proxy"] or {}
     calibrate = (
-        f"strop calibrate verdicts.jsonl scorer={scorer} says whether {scorer} agrees with people more often"
-        " than “the longer answer wins” does; strop label makes the page on which they judge."
+        f"strop calibrate verdicts.jsonl scorer={scorer} shows whether {scorer} agrees with human"
+        " verdicts more often than “the longer answer wins” does;"
+        " strop label makes the page for giving those verdicts."
     )
     return [
-        ("A/A control", control.get("why") or _uncontrolled(report)),
-        ("Gold", proxy.get("why") or _unproxied(report)),
+        ("A/A control", control.get("why") or _explain_no_control(report)),
+        ("Gold", proxy.get("why") or _explain_no_gold(report)),
         ("Calibration", calibrate),
-        ("Flips", " ".join(_flips(report)) or _unflipped(report)),
+        ("Flips", " ".join(_describe_flips(report)) or _explain_no_flips(report)),
     ]
 
 
-def _uncontrolled(report: Row) -> str:
-    """Only exams on test have one."""
+def _explain_no_control(report: ReportRow) -> str:
+    """Only evaluations on test have a control."""
     split = "" if report["exam"]["split"] == "test" else "exam.split=test with "
-    return f"Not made: {split}exam.control=true draws sft again, for the same table."
+    return f"Not made: {split}exam.control=true samples sft again, for the same table."
 
 
-def _unproxied(report: Row) -> str:
-    """Why no gold scorer stands beside the one that made pairs."""
-    exam = report["exam"]
-    marked = {name for model in report["models"] for name in model["metrics"]}
-    gold = [name for name in exam["gold"] if name in marked]
-    if exam["training"] is None:
+def _explain_no_gold(report: ReportRow) -> str:
+    """Why no gold scorer checks the one that made the pairs."""
+    evaluation = report["exam"]
+    training = evaluation["training"]
+    scorers = {name for model in report["models"] for name in model["metrics"]}
+    gold = [name for name in evaluation["gold"] if name in scorers]
+    if training is None:
         return "No scorer made pairs here, so no model can have learned to please one."
     if not gold:
-        others = [name for name in sorted(marked) if "/" not in name and name != exam["training"]]
-        mark = " or ".join(f"exam.score.scorers.{name}.gold=true" for name in others)
-        add = "+scorer@exam.score.scorers.NAME=FILE exam.score.scorers.NAME.gold=true"
-        return NO_GOLD + (
-            f"Mark one that made none as gold: {mark}."
-            if others
-            else f"Add one that made none: {add}."
-        )
+        return NO_GOLD + _advise_gold([name for name in sorted(scorers) if name != training])
     if report["proxy"]:
-        return f"The chosen model is not one that pairs of {exam['training']} trained: the table shows the others."
+        return (
+            f"The chosen model was not trained on pairs of {training}: the table shows the others."
+        )
     return (
-        f"{', '.join(gold)} made no pairs, and of {exam['training']}, which did, no round has a score here to compare:"
-        f" mark exams by it too, +scorer@exam.score.scorers.{exam['training']}=FILE."
+        f"{', '.join(gold)} made no pairs, and of {training}, which did, no round has a score here"
+        f" to compare: score evaluations by it too, +scorer@exam.score.scorers.{training}=FILE."
     )
 
 
-def _unflipped(report: Row) -> str:
+def _advise_gold(scorers: list[str]) -> str:
+    others = [name for name in scorers if "/" not in name]
+    if not others:
+        return (
+            "Add one that made none: +scorer@exam.score.scorers.NAME=FILE"
+            " exam.score.scorers.NAME.gold=true."
+        )
+    settings = " or ".join(f"exam.score.scorers.{name}.gold=true" for name in others)
+    return f"Make one that made none gold: {settings}."
+
+
+def _explain_no_flips(report: ReportRow) -> str:
     scorers = {name for model in report["models"] for name in model["metrics"]}
     judges = dict.fromkeys(
         duel["judge"] for duel in report["duels"] if duel["judge"] not in scorers
     )
     if not judges:
         return "No judge compared the answers: +duel@exam.duels.NAME=default asks one."
-    return f"How often the order of the answers changes the verdicts of {', '.join(judges)} is not known."
+    return (
+        f"How often the order of the answers changes the verdicts of {', '.join(judges)}"
+        " is not known."
+    )
 
 
-def _flips(report: Row) -> Iterator[str]:
+def _describe_flips(report: ReportRow) -> Iterator[str]:
     """The worst of each judge's contests."""
     rates: dict[str, float] = {}
-    for duel in shown(report):
+    for duel in select_contests(report):
         if duel["flip_rate"] is not None:
             rates[duel["judge"]] = max(duel["flip_rate"], rates.get(duel["judge"], 0.0))
     for judge, rate in rates.items():
-        yield f"{judge} changed its mind with the order of the answers on up to {share(rate)} of prompts."
+        yield (
+            f"{judge} changed its verdict with the order of the answers"
+            f" on up to {format_share(rate)} of prompts."
+        )
 
 
-def trust_html(report: Row) -> str:
+def render_reliability(report: ReportRow) -> str:
     rows = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in trust(report)
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
+        for name, text in explain_reliability(report)
     )
-    return f'<section id="{ANCHOR}"><h2>Can it be believed?</h2><dl class="facts">{rows}</dl></section>'
+    return (
+        f'<section id="{ANCHOR}"><h2>How reliable is this result?</h2>'
+        f'<dl class="facts">{rows}</dl></section>'
+    )

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.report.formatting import UNKNOWN, Row, interval, signed
+from pipeline.report.formatting import UNKNOWN, ReportRow, format_interval, format_signed
 
-FIGURE = re.compile(r"[<+−]? ?\d[\d,.]*(e[+-]?\d+)?(?![\w-])").match
-UNMARKED = {"mean": None, "low": None, "high": None, "n": 0, "failed": 0}
+MATCH_FIGURE = re.compile(r"[<+−]? ?\d[\d,.]*(e[+-]?\d+)?(?![\w-])").match
+NO_METRIC = {"mean": None, "low": None, "high": None, "n": 0, "failed": 0}
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ReportTable:
     title: str
     note: str
     columns: Sequence[str]
@@ -26,36 +26,37 @@ class Sheet:
     chosen: str | None = None
 
 
-def worded(rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Of each column whether it holds words, which begin at its left edge; figures end at its right one."""
+def find_text_columns(rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Which columns hold text, which is aligned left; figures are aligned right."""
     columns = zip(*rows, strict=True)
     return [
-        any(text != UNKNOWN and not FIGURE(text) for text in column if text) for column in columns
+        any(text != UNKNOWN and not MATCH_FIGURE(text) for text in column if text)
+        for column in columns
     ]
 
 
-def anchor(title: str, kind: str = "table") -> str:
-    """What a link within the page is called."""
+def anchor_id(title: str, kind: str = "table") -> str:
     return f"{kind}-" + re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def row_of(report: Row, model: str | None, scorer: str) -> Row | None:
+def find_difference(report: ReportRow, model: str | None, scorer: str) -> ReportRow | None:
     """A model's difference to SFT by one scorer."""
+    key = model, scorer
     return next(
-        (row for row in report["differences"] if (row["model"], row["scorer"]) == (model, scorer)),
-        None,
+        (row for row in report["differences"] if (row["model"], row["scorer"]) == key), None
     )
 
 
-def gap_of(report: Row, model: str | None, scorer: str) -> Cell:
-    gap = row_of(report, model, scorer)
-    return Cell(UNKNOWN) if gap is None or gap["mean"] is None else gain(gap)
+def difference_cell(report: ReportRow, model: str | None, scorer: str) -> Cell:
+    gap = find_difference(report, model, scorer)
+    return Cell(UNKNOWN) if gap is None or gap["mean"] is None else gain_cell(gap)
 
 
-def gain(gap: Row, *more: str) -> Cell:
+def gain_cell(gap: ReportRow, *more: str) -> Cell:
     tone = "up" if (gap["low"] or 0) > 0 else "down" if (gap["high"] or 0) < 0 else ""
-    return Cell(signed(gap["mean"]), detail(interval(gap, signed), *more), tone)
+    details = join_details(format_interval(gap, format_signed), *more)
+    return Cell(format_signed(gap["mean"]), details, tone)
 
 
-def detail(*texts: str) -> str:
+def join_details(*texts: str) -> str:
     return ", ".join(text for text in texts if text and text != UNKNOWN)

@@ -1,189 +1,203 @@
-"""Figures of what the models do: score and length, the score's kinds, what it cost in KL; from report.json alone."""
+"""Figures of what the models do: score, length, criteria and KL, from report.json alone."""
 
 from itertools import pairwise
 
-from pipeline.report import formatting
-from pipeline.report.formatting import Row, Scale, count, interval, number, signed
+from pipeline.report.formatting import (
+    AxisScale,
+    ReportRow,
+    fit_scale,
+    format_count,
+    format_interval,
+    format_number,
+    format_signed,
+)
 from pipeline.report.render import svg
-from pipeline.report.render.svg import ROW, WIDTH, Figure, colour
+from pipeline.report.render.svg import ROW_HEIGHT, WIDTH, Figure, SvgPoint, colour_class
 
-RIGHT = WIDTH - 66
-
-
-def of_models(report: Row) -> list[Figure]:
-    made = [scores(report), *spreads(report), kinds(report), reward_and_kl(report)]
-    return [figure for figure in made if figure is not None]
+DRAWING_END = WIDTH - 66
+DISTRIBUTION_TITLES = {"score": "Scores before and after", "tokens": "Lengths before and after"}
+AXIS_TITLES = {"score": "mean score on a prompt", "tokens": "tokens per answer"}
 
 
-def scores(report: Row) -> Figure | None:
-    scorer = report["exam"]["scorer"]
-    marked = [
-        (m["name"], m["metrics"][scorer])
-        for m in report["models"]
-        if m["metrics"].get(scorer, {}).get("n")
+def draw_models(report: ReportRow) -> list[Figure]:
+    figures = [
+        draw_scores(report),
+        *draw_distributions(report),
+        draw_criteria(report),
+        draw_score_and_kl(report),
     ]
-    if not marked:
+    return [figure for figure in figures if figure is not None]
+
+
+def draw_scores(report: ReportRow) -> Figure | None:
+    scorer = report["exam"]["scorer"]
+    scored = [
+        (model["name"], model["metrics"][scorer])
+        for model in report["models"]
+        if model["metrics"].get(scorer, {}).get("n")
+    ]
+    if not scored:
         return None
-    left = svg.beside(name for name, _ in marked)
-    on = formatting.scale([end for _, mark in marked for end in _ends(mark)], left, RIGHT)
-    bottom = ROW * len(marked) + 8
-    parts = svg.x_axis(on, 4, bottom)
-    for index, (name, mark) in enumerate(marked):
-        parts += _mean_and_interval(on, ROW * index + ROW / 2 + 4, name, mark)
-    drawing = svg.drawing("Score", bottom + 24, parts)
-    rows = [(name, number(mark["mean"]), interval(mark), count(mark["n"])) for name, mark in marked]
+    left = svg.name_column_width(name for name, _ in scored)
+    ends = [end for _, metric in scored for end in _interval_ends(metric)]
+    scale = fit_scale(ends, left, DRAWING_END)
+    bottom = ROW_HEIGHT * len(scored) + 8
+    parts = svg.x_axis(scale, 4, bottom)
+    for index, (name, metric) in enumerate(scored):
+        parts += _draw_mean(scale, ROW_HEIGHT * index + ROW_HEIGHT / 2 + 4, name, metric)
+    drawing = svg.render("Score", bottom + 24, parts)
+    rows = [
+        (name, format_number(metric["mean"]), format_interval(metric), format_count(metric["n"]))
+        for name, metric in scored
+    ]
     caption = f"The mean of {scorer} on each model's answers, with its interval."
     return Figure("Score", caption, drawing, ("model", "mean", "interval", "prompts"), rows)
 
 
-def _mean_and_interval(on: Scale, y: float, name: str, mark: Row) -> list[str]:
-    low, high = _ends(mark)
+def _draw_mean(scale: AxisScale, y: float, name: str, metric: ReportRow) -> list[str]:
+    low, high = _interval_ends(metric)
+    colour = colour_class(name)
     return [
-        svg.words((on.start - 10, y + 4), svg.short(name), "name", "end"),
-        svg.line((on(low), y), (on(high), y), f"whisker {colour(name)}"),
-        svg.dot((on(mark["mean"]), y), colour(name)),
-        svg.words((WIDTH - 4, y + 4), number(mark["mean"]), "value", "end"),
+        svg.label((scale.start - 10, y + 4), svg.shorten(name), "name", "end"),
+        svg.line((scale(low), y), (scale(high), y), f"whisker {colour}"),
+        svg.dot((scale(metric["mean"]), y), colour),
+        svg.label((WIDTH - 4, y + 4), format_number(metric["mean"]), "value", "end"),
     ]
 
 
-SPREADS = {"score": "Scores before and after", "tokens": "Lengths before and after"}
-NAMES = {"score": "mean score on a prompt", "tokens": "tokens per answer"}
+def draw_distributions(report: ReportRow) -> list[Figure]:
+    return [_draw_distribution(distribution) for distribution in report["distributions"]]
 
 
-def spreads(report: Row) -> list[Figure]:
-    return [_spread(each) for each in report["distributions"]]
-
-
-def _spread(each: Row) -> Figure:
-    """Bars of both models beside each other in every bin."""
-    edges, title = each["edges"], SPREADS[each["what"]]
-    across = formatting.scale(edges, 44, WIDTH - 20, tight=True)
-    most = max(n for counts in each["prompts"].values() for n in counts)
-    up = formatting.scale([0, most], 170, 12)
+def _draw_distribution(distribution: ReportRow) -> Figure:
+    """In every bin a bar for each model."""
+    edges, by_model = distribution["edges"], distribution["prompts"]
+    title, axis = DISTRIBUTION_TITLES[distribution["what"]], AXIS_TITLES[distribution["what"]]
+    across = fit_scale(edges, 44, WIDTH - 20, tight=True)
+    most = max(n for counts in by_model.values() for n in counts)
+    up = fit_scale([0, most], 170, 12)
     parts = [
         *svg.y_axis(up, across.start, across.end),
-        *svg.x_axis(across, 170, 170, NAMES[each["what"]]),
+        *svg.x_axis(across, 170, 170, axis),
     ]
-    wide = (across(edges[1]) - across(edges[0]) - 3) / len(each["prompts"])
-    for place, (name, counts) in enumerate(each["prompts"].items()):
+    width = (across(edges[1]) - across(edges[0]) - 3) / len(by_model)
+    for place, (name, counts) in enumerate(by_model.items()):
         for edge, n in zip(edges, counts, strict=False):
-            at = across(edge) + 1.5 + place * wide, up(n)
-            parts += [svg.bar(at, wide - 1, up.start - up(n), colour(name))] if n else []
-    key, height = svg.legend(
-        [(name, f"swatch {colour(name)}") for name in each["prompts"]], 44, 224
-    )
-    texts = svg.tick_text(edges)
+            at = across(edge) + 1.5 + place * width, up(n)
+            if n:
+                parts.append(svg.bar(at, width - 1, up.start - up(n), colour_class(name)))
+    key, height = svg.legend([(name, f"swatch {colour_class(name)}") for name in by_model], 44, 224)
     rows = [
-        (f"{low} to {high}", *(count(counts[i]) for counts in each["prompts"].values()))
-        for i, (low, high) in enumerate(pairwise(texts))
+        (f"{low} to {high}", *(format_count(counts[i]) for counts in by_model.values()))
+        for i, (low, high) in enumerate(pairwise(svg.format_ticks(edges)))
     ]
-    drawing = svg.drawing(title, height, [*parts, *key])
-    return Figure(
-        title,
-        f"How many prompts have which {NAMES[each['what']]}.",
-        drawing,
-        ("", *each["prompts"]),
-        rows,
-    )
+    drawing = svg.render(title, height, [*parts, *key])
+    return Figure(title, f"How many prompts have which {axis}.", drawing, ("", *by_model), rows)
 
 
-def kinds(report: Row) -> Figure | None:
-    """What the score is made of: SFT against the chosen model, kind by kind."""
+def draw_criteria(report: ReportRow) -> Figure | None:
+    """SFT against the chosen model by each criterion of the score."""
     scorer, chosen = report["exam"]["scorer"], report["exam"]["chosen"]
     metrics = {model["name"]: model["metrics"] for model in report["models"]}
     if chosen in (None, "sft") or "sft" not in metrics:
         return None
-    names = [name for name in metrics["sft"] if name.startswith(f"{scorer}/")]
-    means = {
-        name: [metrics[model].get(name, {}).get("mean") for model in ("sft", chosen)]
-        for name in names
-    }
-    means = {name.partition("/")[2]: both for name, both in means.items() if None not in both}
+    means = {}
+    for name in metrics["sft"]:
+        both = [metrics[model].get(name, {}).get("mean") for model in ("sft", chosen)]
+        if name.startswith(f"{scorer}/") and None not in both:
+            means[name.partition("/")[2]] = both
     if not means:
         return None
-    left, bottom = svg.beside(means), ROW * len(means) + 8
-    on = formatting.scale([mean for both in means.values() for mean in both], left, RIGHT)
-    parts = svg.x_axis(on, 4, bottom)
+    left, bottom = svg.name_column_width(means), ROW_HEIGHT * len(means) + 8
+    scale = fit_scale([mean for both in means.values() for mean in both], left, DRAWING_END)
+    parts, colour = svg.x_axis(scale, 4, bottom), colour_class(chosen)
     for index, (name, both) in enumerate(means.items()):
-        parts += _dumbbell(on, ROW * index + ROW / 2 + 4, name, both, colour(chosen))
-    key, height = svg.legend(
-        [("sft", "swatch c0"), (chosen, f"swatch {colour(chosen)}")], left, bottom + 44
-    )
-    drawing = svg.drawing("Score by kind", height, [*parts, *key])
+        parts += _draw_dumbbell(scale, ROW_HEIGHT * index + ROW_HEIGHT / 2 + 4, name, both, colour)
+    swatches = [("sft", "swatch c0"), (chosen, f"swatch {colour}")]
+    key, height = svg.legend(swatches, left, bottom + 44)
+    title = "Score by criterion"
+    drawing = svg.render(title, height, [*parts, *key])
     rows = [
-        (name, number(before), number(after), signed(after - before))
+        (name, format_number(before), format_number(after), format_signed(after - before))
         for name, (before, after) in means.items()
     ]
-    caption = f"Each part of {scorer}, from sft to {chosen}."
-    return Figure("Score by kind", caption, drawing, ("kind", "sft", chosen, "change"), rows)
+    caption = f"Each criterion of {scorer}, from sft to {chosen}."
+    return Figure(title, caption, drawing, ("criterion", "sft", chosen, "change"), rows)
 
 
-def _dumbbell(on: Scale, y: float, name: str, both: list[float], kind: str) -> list[str]:
+def _draw_dumbbell(
+    scale: AxisScale, y: float, name: str, both: list[float], kind: str
+) -> list[str]:
     before, after = both
     return [
-        svg.words((on.start - 10, y + 4), svg.short(name), "name", "end"),
-        svg.line((on(before), y), (on(after), y), "whisker link"),
-        svg.dot((on(before), y), "c0"),
-        svg.dot((on(after), y), kind),
-        svg.words((WIDTH - 4, y + 4), signed(after - before), "value", "end"),
+        svg.label((scale.start - 10, y + 4), svg.shorten(name), "name", "end"),
+        svg.line((scale(before), y), (scale(after), y), "whisker link"),
+        svg.dot((scale(before), y), "c0"),
+        svg.dot((scale(after), y), kind),
+        svg.label((WIDTH - 4, y + 4), format_signed(after - before), "value", "end"),
     ]
 
 
-def reward_and_kl(report: Row) -> Figure | None:
-    """What each round bought and how far it went for it. The base is no step on that way; SFT is its start."""
+def draw_score_and_kl(report: ReportRow) -> Figure | None:
+    """Each model's score against its KL, connected from SFT on. The base is left out."""
     scorer = report["exam"]["scorer"]
-    way = [
-        m for m in report["models"] if m["name"] != "base" and m["metrics"].get(scorer, {}).get("n")
+    path = [
+        model
+        for model in report["models"]
+        if model["name"] != "base"
+        and model["metrics"].get(scorer, {}).get("n")
+        and (model["kl"]["mean"] is not None or model["name"] == "sft")
     ]
-    way = [m for m in way if m["kl"]["mean"] is not None or m["name"] == "sft"]
-    if len(way) < 2:
+    if len(path) < 2:
         return None
-    nats = [max(m["kl"]["mean"] or 0.0, 0.0) for m in way]  # an estimate near 0 may fall below it
-    marks = [m["metrics"][scorer] for m in way]
-    across = formatting.scale([0.0, *nats], 52, WIDTH - 24)
-    up = formatting.scale([end for mark in marks for end in _ends(mark)], 200, 12)
-    spots = [(across(x), up(mark["mean"])) for x, mark in zip(nats, marks, strict=True)]
+    # An estimate near 0 may fall below it.
+    nats = [max(model["kl"]["mean"] or 0.0, 0.0) for model in path]
+    metrics = [model["metrics"][scorer] for model in path]
+    across = fit_scale([0.0, *nats], 52, WIDTH - 24)
+    up = fit_scale([end for metric in metrics for end in _interval_ends(metric)], 200, 12)
+    spots = [(across(x), up(metric["mean"])) for x, metric in zip(nats, metrics, strict=True)]
     parts = [
         *svg.y_axis(up, across.start, across.end),
         *svg.x_axis(across, 12, 200, "KL to sft, nats"),
+        svg.curve(spots, "way"),
     ]
-    parts.append(svg.curve(spots, "way"))
-    for index, (model, mark) in enumerate(zip(way, marks, strict=True)):
-        parts += _spot(model["name"], spots, index, [up(end) for end in _ends(mark)])
-    drawing = svg.drawing("Score against KL", 240, parts)
-    caption = f"{scorer} against the distance from sft: a good round climbs, a bad one only moves to the right."
+    for index, (model, metric) in enumerate(zip(path, metrics, strict=True)):
+        ends = [up(end) for end in _interval_ends(metric)]
+        parts += _draw_spot(model["name"], spots, index, ends)
+    title = "Score against KL"
+    caption = (
+        f"{scorer} against the distance from sft:"
+        " a good round goes up, a bad one only to the right."
+    )
     rows = [
         (
-            m["name"],
-            number(m["kl"]["mean"]),
-            interval(m["kl"]),
-            number(mark["mean"]),
-            interval(mark),
+            model["name"],
+            format_number(model["kl"]["mean"]),
+            format_interval(model["kl"]),
+            format_number(metric["mean"]),
+            format_interval(metric),
         )
-        for m, mark in zip(way, marks, strict=True)
+        for model, metric in zip(path, metrics, strict=True)
     ]
-    return Figure(
-        "Score against KL",
-        caption,
-        drawing,
-        ("model", "KL, nats", "interval", "score", "interval"),
-        rows,
-    )
+    columns = ("model", "KL, nats", "interval", "score", "interval")
+    return Figure(title, caption, svg.render(title, 240, parts), columns, rows)
 
 
-def _spot(name: str, spots: list[svg.Point], index: int, ends: list[float]) -> list[str]:
-    """A point whose name stands inside the drawing and off the way to its neighbour on that side."""
+def _draw_spot(name: str, spots: list[SvgPoint], index: int, ends: list[float]) -> list[str]:
+    """A point with its name inside the drawing and off the line to the neighbour on that side."""
     x, y = spots[index]
     to_left = x > WIDTH * 0.7
     neighbour = spots[index - 1] if to_left else spots[min(index + 1, len(spots) - 1)]
     at = x - 10 if to_left else x + 10, y - 10 if neighbour[1] > y else y + 18
     return [
-        svg.line((x, ends[0]), (x, ends[1]), f"whisker {colour(name)}"),
-        svg.dot((x, y), colour(name)),
-        svg.words(at, name, "name", "end" if to_left else "start"),
+        svg.line((x, ends[0]), (x, ends[1]), f"whisker {colour_class(name)}"),
+        svg.dot((x, y), colour_class(name)),
+        svg.label(at, name, "name", "end" if to_left else "start"),
     ]
 
 
-def _ends(mark: Row) -> tuple[float, float]:
+def _interval_ends(metric: ReportRow) -> tuple[float, float]:
     """An interval, or the mean itself where one prompt gives none."""
-    return (mark["mean"], mark["mean"]) if mark["low"] is None else (mark["low"], mark["high"])
+    if metric["low"] is None:
+        return metric["mean"], metric["mean"]
+    return metric["low"], metric["high"]

@@ -1,77 +1,76 @@
-"""Figures of how the models came to be: training curves, pair funnel, time by stage. Drawn from report.json alone."""
+"""Figures of how the models came to be: training curves, pair funnel, time by stage."""
 
 from collections.abc import Sequence
 
-from pipeline.report import formatting
-from pipeline.report.formatting import Row, count, number, seconds, share
+from pipeline.report.formatting import (
+    ReportRow,
+    fit_scale,
+    format_count,
+    format_duration,
+    format_number,
+    format_share,
+)
 from pipeline.report.render import svg
-from pipeline.report.render.svg import ROW, WIDTH, Figure, Point, colour
+from pipeline.report.render.svg import ROW_HEIGHT, WIDTH, Figure, SvgPoint, colour_class
 from pipeline.report.render.tables import origins
 
-MOST_POINTS = 300
-STEP = 24
-
-
-def of_process(report: Row) -> list[Figure]:
-    funnels = [funnel(pairs) for pairs in report["funnel"]["pairs"]]
-    made = [*(curves(report, *each) for each in CURVES), *funnels, cost(report)]
-    return [figure for figure in made if figure is not None]
-
-
+MAX_POINTS = 300
+BAR_STEP = 24
 CURVES = (
     (
         "loss",
         "Training loss",
-        "On each batch; it starts where policy and reference are the same model.",
+        "On each batch. It starts where policy and reference are the same model.",
     ),
     (
         "margin",
         "Reward margin",
-        "Chosen above rejected, in rewards. It can grow while the answers get worse: trust the score.",
+        "Chosen above rejected, in rewards. It can grow while the answers get worse:"
+        " trust the score.",
     ),
 )
 
 
-def curves(report: Row, key: str, title: str, caption: str) -> Figure | None:
+def draw_process(report: ReportRow) -> list[Figure]:
+    funnels = [draw_funnel(pairs) for pairs in report["funnel"]["pairs"]]
+    curves = [draw_curves(report, key, title, caption) for key, title, caption in CURVES]
+    figures = [*curves, *funnels, draw_cost(report)]
+    return [figure for figure in figures if figure is not None]
+
+
+def draw_curves(report: ReportRow, key: str, title: str, caption: str) -> Figure | None:
     lines = [
-        (r["round"], which, _known(r[which], key))
-        for r in report["training"]
+        (row["round"], which, _select_points(row[which], key))
+        for row in report["training"]
         for which in ("curve", "dev")
     ]
     lines = [one for one in lines if one[2]]
     if not lines:
         return None
-    across = formatting.scale(
-        [0.0, *(x for _, _, points in lines for x, _ in points)], 52, WIDTH - 10, tight=True
-    )
-    up = formatting.scale([y for _, _, points in lines for _, y in points], 190, 12)
+    steps = [x for _, _, points in lines for x, _ in points]
+    values = [y for _, _, points in lines for _, y in points]
+    across = fit_scale([0.0, *steps], 52, WIDTH - 10, tight=True)
+    up = fit_scale(values, 190, 12)
     parts = [*svg.y_axis(up, across.start, across.end), *svg.x_axis(across, 12, 190, "step")]
     for name, which, points in lines:
-        spots = [(across(x), up(y)) for x, y in _thin(points)]
+        spots = [(across(x), up(y)) for x, y in _thin_out(points)]
         dashes = " dashed" if which == "dev" else ""
-        parts.append(svg.curve(spots, f"stroke{dashes} {colour(name)}"))
-    names = [
-        (name, f"stroke {colour(name)}") for name in dict.fromkeys(name for name, _, _ in lines)
-    ]
-    dashed = (
-        [("dev pairs", "stroke dashed c0")] if any(which == "dev" for _, which, _ in lines) else []
-    )
-    key_to_lines, height = svg.legend([*names, *dashed], 52, 246)
+        parts.append(svg.curve(spots, f"stroke{dashes} {colour_class(name)}"))
+    names = dict.fromkeys(name for name, _, _ in lines)
+    strokes = [(name, f"stroke {colour_class(name)}") for name in names]
+    if any(which == "dev" for _, which, _ in lines):
+        strokes.append(("dev pairs", "stroke dashed c0"))
+    legend, height = svg.legend(strokes, 52, 246)
     rows = [
-        (name, "dev" if which == "dev" else "train", f"{x:g}", number(y, 4))
+        (name, "dev" if which == "dev" else "train", f"{x:g}", format_number(y, 4))
         for name, which, points in lines
         for x, y in points
     ]
-    return Figure(
-        title,
-        caption,
-        svg.drawing(title, height, [*parts, *key_to_lines]),
-        ("round", "pairs", "step", key),
-        rows,
-    )
+    drawing = svg.render(title, height, [*parts, *legend])
+    return Figure(title, caption, drawing, ("round", "pairs", "step", key), rows)
 
 
-def _known(curve: Sequence[Row], key: str) -> list[Point]:
+def _select_points(curve: Sequence[ReportRow], key: str) -> list[SvgPoint]:
     return [
         (point["step"], point[key])
         for point in curve
@@ -79,71 +78,65 @@ def _known(curve: Sequence[Row], key: str) -> list[Point]:
     ]
 
 
-def _thin(points: Sequence[Point]) -> Sequence[Point]:
-    """Every n-th point and the last: more than a screen has pixels only weigh."""
-    every = -(-len(points) // MOST_POINTS)
+def _thin_out(points: Sequence[SvgPoint]) -> Sequence[SvgPoint]:
+    """Every n-th point and the last: more points than pixels only make the file larger."""
+    every = -(-len(points) // MAX_POINTS)
     return [*points[:-1:every], points[-1]]
 
 
-def funnel(pairs: Row) -> Figure | None:
+def draw_funnel(pairs: ReportRow) -> Figure | None:
     """One bar for each count: what went in, what each filter dropped, what remained."""
-    bars = _counts(pairs)
+    bars = _list_counts(pairs)
     if not bars:
         return None
     parts: list[str] = []
-    left, longest = svg.beside(name for name, _, _ in bars), 1
-    y = -STEP / 2
+    left, longest = svg.name_column_width(name for name, _, _ in bars), 1
+    y = -BAR_STEP / 2
     for name, value, kind in bars:
-        y += STEP
-        if name.endswith(" in"):  # samples and prompts are counted on scales of their own
+        y += BAR_STEP
+        if name.endswith(" in"):  # samples and prompts each have their own scale
             longest, y = value or 1, y + (10 if parts else 0)
         width = (WIDTH - left - 64) * min(value / longest, 1)
+        weight = "name" if kind == "flow" else "tick"
         parts += [
-            svg.words(
-                (left - 8, y + 4), svg.short(name), "name" if kind == "flow" else "tick", "end"
-            )
-        ]
-        parts += [
+            svg.label((left - 8, y + 4), svg.shorten(name), weight, "end"),
             svg.bar((left, y - 6), max(width, 1), 12, kind),
-            svg.words((left + 8 + width, y + 4), count(value), "value"),
+            svg.label((left + 8 + width, y + 4), format_count(value), "value"),
         ]
     title = f"Pairs of round {pairs['round']}"
     caption = "From samples to pairs, then from prompts to pairs; what was dropped is orange."
-    rows = [(name, count(value)) for name, value, _ in bars]
-    return Figure(title, caption, svg.drawing(title, y + STEP / 2, parts), ("", "count"), rows)
+    rows = [(name, format_count(value)) for name, value, _ in bars]
+    return Figure(title, caption, svg.render(title, y + BAR_STEP / 2, parts), ("", "count"), rows)
 
 
-def _counts(pairs: Row) -> list[tuple[str, int, str]]:
-    """Every count of funnel.json in its order; the reasons of what was dropped stand under their own names."""
-    found: list[tuple[str, int, str]] = []
+def _list_counts(pairs: ReportRow) -> list[tuple[str, int, str]]:
+    """Every count of funnel.json in its order; each reason for dropping has its own."""
+    counts: list[tuple[str, int, str]] = []
     for key, value in pairs.items():
         if isinstance(value, dict) and key.startswith("dropped"):
-            found += [(name, n, "loss") for name, n in value.items()]
+            counts += [(reason, n, "loss") for reason, n in value.items()]
         elif type(value) is int and key != "round":
-            found.append((key.replace("_", " "), value, "flow"))
-    return found
+            counts.append((key.replace("_", " "), value, "flow"))
+    return counts
 
 
-def cost(report: Row) -> Figure | None:
+def draw_cost(report: ReportRow) -> Figure | None:
     stages = [row for row in report["cost"] if row["seconds"]]
     if not stages:
         return None
     longest, total = max(row["seconds"] for row in stages), sum(row["seconds"] for row in stages)
     parts: list[str] = []
     for index, row in enumerate(stages):
-        y, width = ROW * index + ROW / 2, (WIDTH - 92 - 154) * row["seconds"] / longest
-        text = f"{seconds(row['seconds'])}, {share(row['seconds'] / total)}"
+        y = ROW_HEIGHT * index + ROW_HEIGHT / 2
+        width = (WIDTH - 92 - 154) * row["seconds"] / longest
+        text = f"{format_duration(row['seconds'])}, {format_share(row['seconds'] / total)}"
         parts += [
-            svg.words((82, y + 4), row["stage"], "name", "end"),
+            svg.label((82, y + 4), row["stage"], "name", "end"),
             svg.bar((92, y - 8), max(width, 1), 16, "flow"),
+            svg.label((100 + width, y + 4), text, "value"),
         ]
-        parts += [svg.words((100 + width, y + 4), text, "value")]
-    sheet = origins.cost(report)
-    rows = [[cell.text for cell in row] for row in sheet.rows]
-    return Figure(
-        "Time by stage",
-        sheet.note,
-        svg.drawing("Time by stage", ROW * len(stages), parts),
-        sheet.columns,
-        rows,
-    )
+    table = origins.build_cost(report)
+    rows = [[cell.text for cell in row] for row in table.rows]
+    title = "Time by stage"
+    drawing = svg.render(title, ROW_HEIGHT * len(stages), parts)
+    return Figure(title, table.note, drawing, table.columns, rows)

@@ -1,7 +1,7 @@
-"""All tables of the report in their order, made from report.json alone, for the page and for the model card."""
+"""All tables of the report in their order, from report.json alone, for the page and report.md."""
 
-from pipeline.report.formatting import Row
-from pipeline.report.render.table import Sheet
+from pipeline.report.formatting import ReportRow
+from pipeline.report.render.table import ReportTable
 from pipeline.report.render.tables import (
     benchmarks,
     chats,
@@ -13,22 +13,22 @@ from pipeline.report.render.tables import (
 )
 
 
-def all_sheets(report: Row) -> list[Sheet]:
-    made = (
-        models.models(report),
-        models.habits(report),
-        models.kinds(report),
-        models.slices(report),
-        models.proxy(report),
-        contests.duels(report),
-        people.people(report),
-        *chats.chats(report),
-        benchmarks.benchmarks(report),
-        benchmarks.retained(report),
-        gates.gates(report),
-        origins.prompts(report),
-        origins.samples(report),
-        origins.ties(report),
-        origins.training(report),
+def build_tables(report: ReportRow) -> list[ReportTable]:
+    tables = (
+        models.build_models(report),
+        models.build_habits(report),
+        models.build_criteria(report),
+        models.build_slices(report),
+        models.build_proxy(report),
+        contests.build_duels(report),
+        people.build_agreement(report),
+        *chats.build_chats(report),
+        benchmarks.build_benchmarks(report),
+        benchmarks.build_retention(report),
+        gates.build_gates(report),
+        origins.build_prompts(report),
+        origins.build_samples(report),
+        origins.build_ties(report),
+        origins.build_training(report),
     )
-    return [sheet for sheet in made if sheet.rows]
+    return [table for table in tables if table.rows]

@@ -1,21 +1,27 @@
-"""The report's table of benchmarks: each model's figure, the chosen model's difference to SFT, what it may lose."""
+"""The tables of benchmarks: each model's figure, the difference to SFT, and retention."""
 
 from collections.abc import Sequence
 
 from pipeline.errors import many
 from pipeline.report.analysis.eval_results import SFT
-from pipeline.report.formatting import UNKNOWN, Row, count, interval, number, signed
-from pipeline.report.render.table import Cell, Sheet
+from pipeline.report.formatting import (
+    UNKNOWN,
+    ReportRow,
+    format_count,
+    format_interval,
+    format_number,
+    format_signed,
+)
+from pipeline.report.render.table import Cell, ReportTable
 
 STATES = {"kept": "kept", "perhaps": "perhaps lost", "lost": "lost", "unknown": "not known"}
 
 
-def benchmarks(report: Row) -> Sheet:
+def build_benchmarks(report: ReportRow) -> ReportTable:
     rows = [row for row in report["benchmarks"] if row["chief"] or row["absent"]]
     models = list(dict.fromkeys(row["model"] for row in rows))
-    chosen = (
-        report["exam"]["chosen"] if report["exam"]["chosen"] != SFT else None
-    )  # which has no difference
+    # sft has no difference to itself.
+    chosen = report["exam"]["chosen"] if report["exam"]["chosen"] != SFT else None
     columns = (
         "benchmark",
         "figure",
@@ -25,70 +31,70 @@ def benchmarks(report: Row) -> Sheet:
     )
     names = dict.fromkeys(row["benchmark"] for row in rows)
     note = (
-        "One figure of each with its standard error, and the paired difference to sft on the same questions;"
-        " report.json has the others."
+        "One figure per benchmark with its standard error, and the paired difference to sft on the"
+        " same questions; report.json has the other figures."
     )
-    return Sheet(
-        "Benchmarks", note, columns, [_benchmark(name, rows, models, chosen) for name in names]
-    )
+    table = [_benchmark_row(name, rows, models, chosen) for name in names]
+    return ReportTable("Benchmarks", note, columns, table)
 
 
-def _benchmark(
-    name: str, rows: Sequence[Row], models: Sequence[str], chosen: str | None
+def _benchmark_row(
+    name: str, rows: Sequence[ReportRow], models: Sequence[str], chosen: str | None
 ) -> list[Cell]:
-    own = {row["model"]: row for row in rows if row["benchmark"] == name}
-    there = [row for row in own.values() if not row["absent"]]
-    questions = Cell(count(there[0]["n"]), _cut(there)) if there else Cell(UNKNOWN)
-    figures = [_figure(own.get(model)) for model in models]
-    gain = [_gain(own.get(chosen))] if chosen in models else []
-    return [Cell(name), Cell(there[0]["metric"] if there else "absent"), questions, *figures, *gain]
+    by_model = {row["model"]: row for row in rows if row["benchmark"] == name}
+    available = [row for row in by_model.values() if not row["absent"]]
+    metric, questions = Cell("unavailable"), Cell(UNKNOWN)
+    if available:
+        metric = Cell(available[0]["metric"])
+        questions = Cell(format_count(available[0]["n"]), _format_cut(available))
+    figures = [_figure_cell(by_model.get(model)) for model in models]
+    gain = [_gain_cell(by_model.get(chosen))] if chosen in models else []
+    return [Cell(name), metric, questions, *figures, *gain]
 
 
-def _cut(there: Sequence[Row]) -> str:
+def _format_cut(available: Sequence[ReportRow]) -> str:
     """lm-eval cuts a prompt that does not fit into the context."""
-    most = max(row["cut"] for row in there)
+    most = max(row["cut"] for row in available)
     return f"{many(most, 'request', grouped=True)} cut to fit" if most else ""
 
 
-def _figure(row: Row | None) -> Cell:
+def _figure_cell(row: ReportRow | None) -> Cell:
     if row is None or row["absent"]:
         return Cell(UNKNOWN)
-    return Cell(
-        number(row["value"]), f"± {number(row['stderr'])}" if row["stderr"] is not None else ""
-    )
+    error = f"± {format_number(row['stderr'])}" if row["stderr"] is not None else ""
+    return Cell(format_number(row["value"]), error)
 
 
-def _gain(row: Row | None) -> Cell:
+def _gain_cell(row: ReportRow | None) -> Cell:
     gain = row["gain"] if row else None
     if row is None or gain is None or gain["low"] is None:
         return Cell(UNKNOWN)
-    up, down = (
-        (gain["low"] > 0, gain["high"] < 0)
-        if row["higher_is_better"] is not False
-        else _flipped(gain)
-    )
-    return Cell(
-        signed(gain["mean"]), interval(gain, signed), "up" if up else "down" if down else ""
-    )
+    is_higher, is_lower = gain["low"] > 0, gain["high"] < 0
+    if row["higher_is_better"] is False:
+        is_higher, is_lower = is_lower, is_higher
+    tone = "up" if is_higher else "down" if is_lower else ""
+    return Cell(format_signed(gain["mean"]), format_interval(gain, format_signed), tone)
 
 
-def _flipped(gain: Row) -> tuple[bool, bool]:
-    return gain["high"] < 0, gain["low"] > 0
-
-
-def retained(report: Row) -> Sheet:
+def build_retention(report: ReportRow) -> ReportTable:
     columns = ("capability", "may fall by", "change", "verdict")
-    rows = [_retained(row) for row in report["retention"]]
-    note = "What evaluate.retention guards: lost where the whole interval lies below the limit, kept where none of it."
-    return Sheet("Retention", note, columns, rows)
+    rows = [_retention_row(row) for row in report["retention"]]
+    note = (
+        "What evaluate.retention guards. Lost: the whole interval is below the limit."
+        " Kept: none of it is."
+    )
+    return ReportTable("Retention", note, columns, rows)
 
 
-def _retained(row: Row) -> list[Cell]:
+def _retention_row(row: ReportRow) -> list[Cell]:
     change, tone = row["change"], {"kept": "up", "lost": "down"}.get(row["state"], "")
-    told = Cell(signed(change["mean"]), interval(change, signed)) if change else Cell(UNKNOWN)
+    change_cell = Cell(UNKNOWN)
+    if change:
+        ends = format_interval(change, format_signed)
+        change_cell = Cell(format_signed(change["mean"]), ends)
     return [
         Cell(row["name"]),
-        Cell(number(row["limit"])),
-        told,
+        Cell(format_number(row["limit"])),
+        change_cell,
         Cell(STATES[row["state"]], "", tone),
     ]

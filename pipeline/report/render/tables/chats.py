@@ -1,29 +1,45 @@
-"""Sets of questions as tables: each model's mean and turns by each scorer, and the judges' contests."""
+"""Question sets as tables: each model's mean and turns by each scorer, and the judges' contests."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 from pipeline.report.analysis.chats import TURN
-from pipeline.report.formatting import UNKNOWN, Row, count, interval, number, p_value
-from pipeline.report.render.table import UNMARKED, Cell, Sheet, detail, gap_of, row_of
+from pipeline.report.formatting import (
+    UNKNOWN,
+    ReportRow,
+    format_count,
+    format_interval,
+    format_number,
+    format_p_value,
+)
+from pipeline.report.render.table import (
+    NO_METRIC,
+    Cell,
+    ReportTable,
+    difference_cell,
+    find_difference,
+    join_details,
+)
 from pipeline.report.render.tables import contests
 
-TOKENS = "tokens per answer"
+TOKENS_COLUMN = "tokens per answer"
 
 
-def chats(report: Row) -> Iterator[Sheet]:
+def build_chats(report: ReportRow) -> Iterator[ReportTable]:
     for name, chat in report["chats"].items():
-        yield _scores(name, chat, report["exam"]["chosen"])
-        fought = contests.duels(chat)
-        yield replace(fought, title=f"{name}: win, tie, loss")
+        yield _build_scores(name, chat, report["exam"]["chosen"])
+        yield replace(contests.build_duels(chat), title=f"{name}: win, tie, loss")
 
 
-def _scores(name: str, chat: Row, chosen: str | None) -> Sheet:
+def _build_scores(name: str, chat: ReportRow, chosen: str | None) -> ReportTable:
     turns = range(1, chat["turns"] + 1) if chat["turns"] > 1 else ()
-    note = f"{count(chat['prompts'])} questions. Answers for AlpacaEval's and FastChat's tools are in answers/{name}."
+    note = (
+        f"{format_count(chat['prompts'])} questions."
+        f" Answers for AlpacaEval's and FastChat's tools are in answers/{name}."
+    )
     if not chat["scorers"]:
-        rows = [[Cell(model["name"]), _tokens(model)] for model in chat["models"]]
-        return Sheet(name, note, ("model", TOKENS), rows, chosen)
+        rows = [[Cell(model["name"]), _tokens_cell(model)] for model in chat["models"]]
+        return ReportTable(name, note, ("model", TOKENS_COLUMN), rows, chosen)
     columns = (
         "model",
         "scorer",
@@ -31,31 +47,33 @@ def _scores(name: str, chat: Row, chosen: str | None) -> Sheet:
         *(f"turn {turn}" for turn in turns),
         "Δ over sft",
         "p",
-        TOKENS,
+        TOKENS_COLUMN,
     )
     rows = [
-        _row(chat, model, scorer, turns) for scorer in chat["scorers"] for model in chat["models"]
+        _score_row(chat, model, scorer, turns)
+        for scorer in chat["scorers"]
+        for model in chat["models"]
     ]
-    return Sheet(name, note, columns, rows, chosen)
+    return ReportTable(name, note, columns, rows, chosen)
 
 
-def _row(chat: Row, model: Row, scorer: str, turns: range | tuple[()]) -> list[Cell]:
-    of = {
-        name: model["metrics"].get(name, UNMARKED)
-        for name in (scorer, *(f"{scorer}{TURN}{t}" for t in turns))
-    }
-    gap = row_of(chat, model["name"], scorer)
-    failed = f"{count(of[scorer]['failed'])} failed" if of[scorer]["failed"] else ""
+def _score_row(
+    chat: ReportRow, model: ReportRow, scorer: str, turns: range | tuple[()]
+) -> list[Cell]:
+    whole = model["metrics"].get(scorer, NO_METRIC)
+    by_turn = [model["metrics"].get(f"{scorer}{TURN}{turn}", NO_METRIC) for turn in turns]
+    gap = find_difference(chat, model["name"], scorer)
+    failed = f"{format_count(whole['failed'])} failed" if whole["failed"] else ""
     return [
         Cell(model["name"]),
         Cell(scorer),
-        Cell(number(of[scorer]["mean"]), detail(interval(of[scorer]), failed)),
-        *(Cell(number(of[f"{scorer}{TURN}{turn}"]["mean"])) for turn in turns),
-        gap_of(chat, model["name"], scorer),
-        Cell(p_value(gap["p_holm"]) if gap else UNKNOWN),
-        _tokens(model),
+        Cell(format_number(whole["mean"]), join_details(format_interval(whole), failed)),
+        *(Cell(format_number(metric["mean"])) for metric in by_turn),
+        difference_cell(chat, model["name"], scorer),
+        Cell(format_p_value(gap["p_holm"]) if gap else UNKNOWN),
+        _tokens_cell(model),
     ]
 
 
-def _tokens(model: Row) -> Cell:
-    return Cell(number(model["tokens"]["mean"], 1))
+def _tokens_cell(model: ReportRow) -> Cell:
+    return Cell(format_number(model["tokens"]["mean"], 1))

@@ -1,12 +1,18 @@
 """The table of contests: who won on how many prompts, by scores and by judges."""
 
-from pipeline.report.formatting import Row, count, interval, p_value, share
-from pipeline.report.render.table import Cell, Sheet, detail
+from pipeline.report.formatting import (
+    ReportRow,
+    format_count,
+    format_interval,
+    format_p_value,
+    format_share,
+)
+from pipeline.report.render.table import Cell, ReportTable, join_details
 
-STEADY = 0.15, 0.85  # plain win rates outside of which the length-adjusted one bends
+PLAIN_RATE_RANGE = 0.15, 0.85  # of plain win rates; outside it the length-adjusted one is biased
 
 
-def duels(report: Row) -> Sheet:
+def build_duels(report: ReportRow) -> ReportTable:
     columns = (
         "contest",
         "judge",
@@ -20,35 +26,37 @@ def duels(report: Row) -> Sheet:
         "failed",
     )
     note = (
-        "By the mean score on each prompt, or by a judge's verdicts that hold in both orders; a tie is half a win, "
-        "p is the sign test's on decisive prompts, corrected for a judge's contests. Length-adjusted: were no answer "
-        "longer than the other's; flips: prompts on which a judge changes its mind with the order."
+        "By the mean score on each prompt, or by a judge's verdicts that hold in both orders. A tie"
+        " is half a win. p is from the sign test on decisive prompts, corrected for a judge's"
+        " contests. Length-adjusted: the rate if both answers had the same length. Flips: prompts"
+        " on which a judge's verdict depends on the order of the answers."
     )
-    return Sheet("Win, tie, loss", note, columns, [_duel(duel) for duel in report["duels"]])
+    rows = [_duel_row(duel) for duel in report["duels"]]
+    return ReportTable("Win, tie, loss", note, columns, rows)
 
 
-def _duel(duel: Row) -> list[Cell]:
+def _duel_row(duel: ReportRow) -> list[Cell]:
     low, high = (duel["low"], duel["high"]) if duel["low"] is not None else (0.5, 0.5)
     tone = "up" if low > 0.5 else "down" if high < 0.5 else ""
-    rate = Cell(share(duel["win_rate"]), detail(interval(duel, share)), tone)
-    counts = [Cell(count(duel[key])) for key in ("wins", "ties", "losses")]
+    ends = join_details(format_interval(duel, format_share))
     return [
         Cell(f"{duel['a']} against {duel['b']}"),
         Cell(duel["judge"]),
-        rate,
-        *counts,
-        Cell(p_value(duel["p_holm"])),
-        _adjusted(duel),
-        Cell(share(duel["flip_rate"])),
-        Cell(count(duel["failed"])),
+        Cell(format_share(duel["win_rate"]), ends, tone),
+        *(Cell(format_count(duel[key])) for key in ("wins", "ties", "losses")),
+        Cell(format_p_value(duel["p_holm"])),
+        _adjusted_cell(duel),
+        Cell(format_share(duel["flip_rate"])),
+        Cell(format_count(duel["failed"])),
     ]
 
 
-def _adjusted(duel: Row) -> Cell:
-    """The curve bends towards the middle where one side wins nearly all."""
+def _adjusted_cell(duel: ReportRow) -> Cell:
+    """Where one side wins nearly everything, the adjusted rate bends towards the middle."""
     rate = duel["length_adjusted"]
     if rate is None:
-        return Cell(share(rate))
-    warning = "" if STEADY[0] <= duel["win_rate"] <= STEADY[1] else "read the plain rate"
+        return Cell(format_share(rate))
+    low, high = PLAIN_RATE_RANGE
+    warning = "" if low <= duel["win_rate"] <= high else "read the plain rate"
     ends = {"low": duel["length_adjusted_low"], "high": duel["length_adjusted_high"]}
-    return Cell(share(rate), detail(interval(ends, share), warning))
+    return Cell(format_share(rate), join_details(format_interval(ends, format_share), warning))

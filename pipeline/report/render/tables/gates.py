@@ -1,28 +1,30 @@
-"""The table of what the gate chose: each candidate, what it was held against, and how it came out."""
+"""The table of what the gate chose: each candidate, what it was compared with, and the outcome."""
 
-from pipeline.report.formatting import UNKNOWN, Row, number, signed
-from pipeline.report.render.table import Cell, Sheet
+from pipeline.report.formatting import UNKNOWN, ReportRow, format_number, format_signed
+from pipeline.report.render.table import Cell, ReportTable
 
 
-def gates(report: Row) -> Sheet:
-    """The last gate saw what all gates before it saw."""
-    columns = ("model", "score on dev", "held against", "gain", "KL to sft", "outcome")
+def build_gates(report: ReportRow) -> ReportTable:
+    """From the last gate, which saw every candidate of the gates before it."""
+    columns = ("model", "score on dev", "compared with", "gain", "KL to sft", "outcome")
     if not report["gates"]:
-        return Sheet("Gate", "", columns, [])
+        return ReportTable("Gate", "", columns, [])
     last = report["gates"][-1]
-    story = "; ".join(f"after round {gate['round']} {gate['chosen']}" for gate in report["gates"])
-    note = f"What went on: {story}. By {last['scorer']} on dev prompts, each held against the best before it."
-    return Sheet(
-        "Gate", note, columns, [_candidate(row) for row in last["candidates"]], last["chosen"]
+    chosen = "; ".join(f"after round {gate['round']} {gate['chosen']}" for gate in report["gates"])
+    note = (
+        f"Chosen: {chosen}. By {last['scorer']} on dev prompts,"
+        " each candidate against the best before it."
     )
+    rows = [_candidate_row(row) for row in last["candidates"]]
+    return ReportTable("Gate", note, columns, rows, last["chosen"])
 
 
-def _candidate(row: Row) -> list[Cell]:
+def _candidate_row(row: ReportRow) -> list[Cell]:
     return [
         Cell(row["model"]),
-        Cell(number(row["mean"]), f"{row['n']} prompts"),
+        Cell(format_number(row["mean"]), f"{row['n']} prompts"),
         Cell(row["against"] or UNKNOWN),
-        Cell(signed(row["gain"])),
-        Cell(number(row["kl"], 2)),
+        Cell(format_signed(row["gain"])),
+        Cell(format_number(row["kl"], 2)),
         Cell(row["outcome"]),
     ]

@@ -1,123 +1,125 @@
-"""The tables of what the models do: their scores, how they write, where they gained, and gold beside proxy."""
+"""The tables of what the models do: scores, style, where they gained, and gold against proxy."""
 
 from collections.abc import Sequence
 
 from pipeline.config import CONTROL
 from pipeline.report.analysis.eval_results import SFT
-from pipeline.report.analysis.verdict import detectable, is_flat
+from pipeline.report.analysis.verdict import format_detectable, is_flat
 from pipeline.report.formatting import (
     NO_SPREAD,
     UNKNOWN,
-    Row,
-    count,
-    interval,
-    level_text,
-    number,
-    p_value,
-    share,
-    signed,
+    ReportRow,
+    format_count,
+    format_interval,
+    format_level,
+    format_number,
+    format_p_value,
+    format_share,
+    format_signed,
 )
-from pipeline.report.render.table import UNMARKED, Cell, Sheet, detail, gain, gap_of, row_of
+from pipeline.report.render.table import (
+    NO_METRIC,
+    Cell,
+    ReportTable,
+    difference_cell,
+    find_difference,
+    gain_cell,
+    join_details,
+)
 
 
-def models(report: Row) -> Sheet:
-    exam = report["exam"]
+def build_models(report: ReportRow) -> ReportTable:
+    scorer, chosen = report["exam"]["scorer"], report["exam"]["chosen"]
     columns = (
         "model",
-        exam["scorer"],
+        scorer,
         "Δ over sft",
         "p",
         "better · same · worse",
         "tokens",
         "KL to sft",
     )
-    rows = [_model(report, model, exam["scorer"]) for model in report["models"]]
-    return Sheet("Models", _how_sure(report), columns, rows, exam["chosen"])
+    rows = [_model_row(report, model, scorer) for model in report["models"]]
+    return ReportTable("Models", _write_note(report), columns, rows, chosen)
 
 
-def _how_sure(report: Row) -> str:
-    exam = report["exam"]
-    shown = f"{count(exam['prompts'])} {exam['split']} prompts; with each mean its {level_text(exam['level'])}."
-    control = report["control"]
-    steady = (
-        control["why"] if control and control["stable"] is not False else ""
-    )  # else it stands at the top
-    return " ".join(text for text in (shown, _power(report), steady, _captured(report)) if text)
-
-
-def _power(report: Row) -> str:
-    """The chosen model's smallest detectable difference, or that of the last one that was held against sft."""
-    exam = report["exam"]
-    known = [
-        gap
-        for gap in report["differences"]
-        if gap["scorer"] == exam["scorer"] and gap["detectable"] is not None
-    ]
-    of = next(
-        (gap for gap in known if gap["model"] == exam["chosen"]), known[-1] if known else None
+def _write_note(report: ReportRow) -> str:
+    evaluation, control = report["exam"], report["control"]
+    basis = (
+        f"{format_count(evaluation['prompts'])} {evaluation['split']} prompts;"
+        f" each mean has its {format_level(evaluation['level'])}."
     )
-    most = max(
-        (gap["n"] for gap in report["differences"] if gap["scorer"] == exam["scorer"]), default=0
-    )
-    if (of is None or is_flat(of)) and most > 1:
+    # An unstable control is at the top of the page instead.
+    stable = control["why"] if control and control["stable"] is not False else ""
+    texts = basis, _explain_power(report), stable, _describe_ceiling(report)
+    return " ".join(text for text in texts if text)
+
+
+def _explain_power(report: ReportRow) -> str:
+    """The smallest detectable difference of the chosen model, or of the last one compared."""
+    evaluation = report["exam"]
+    gaps = [row for row in report["differences"] if row["scorer"] == evaluation["scorer"]]
+    known = [gap for gap in gaps if gap["detectable"] is not None]
+    of_chosen = (gap for gap in known if gap["model"] == evaluation["chosen"])
+    shown = next(of_chosen, known[-1] if known else None)
+    most = max((gap["n"] for gap in gaps), default=0)
+    if (shown is None or is_flat(shown)) and most > 1:
         return NO_SPREAD
-    if of is None:
+    if shown is None:
         without = "from the scores of one prompt" if most else "without scores of two models"
-        return f"How small a difference so many can detect is not known {without}."
-    who = (
-        "So many"
-        if of["n"] == exam["prompts"]
-        else f"The {count(of['n'])} on which {of['model']} and sft have scores"
+        return f"How small a difference can be detected is not known {without}."
+    prompts = (
+        "This many prompts"
+        if shown["n"] == evaluation["prompts"]
+        else f"The {format_count(shown['n'])} on which {shown['model']} and sft have scores"
     )
-    return f"{who} can detect a difference of {detectable(of)} in four cases of five."
+    return f"{prompts} can detect a difference of {format_detectable(shown)} with 80 % power."
 
 
-def _captured(report: Row) -> str:
+def _describe_ceiling(report: ReportRow) -> str:
     best = report["ceiling"]
     if best is None:
         return ""
-    if best["share"] is None and (best["low"] or 0) > 0:
-        return (
-            f"{best['model']} gains {signed(best['mean'])} over sft: so much there is to capture."
-        )
-    if best["share"] is None:
-        return f"{best['model']} is not clearly better than sft: how much there is to capture is not known."
-    part = share(best["share"]) if best["share"] > 0 else "nothing"
-    return f"Of what {best['model']} gains over sft, {report['exam']['chosen']} gains {part}."
+    name, share = best["model"], best["share"]
+    if share is None and (best["low"] or 0) > 0:
+        return f"{name} gains {format_signed(best['mean'])} over sft: this much can be gained."
+    if share is None:
+        return f"{name} is not clearly better than sft: how much can be gained is not known."
+    part = format_share(share) if share > 0 else "nothing"
+    return f"Of what {name} gains over sft, {report['exam']['chosen']} gains {part}."
 
 
-def _model(report: Row, model: Row, scorer: str) -> list[Cell]:
-    mark, kl, tokens = model["metrics"].get(scorer, UNMARKED), model["kl"], model["tokens"]
-    failed = f"{count(mark['failed'])} without score" if mark["failed"] else ""
-    gap = row_of(report, model["name"], scorer)
+def _model_row(report: ReportRow, model: ReportRow, scorer: str) -> list[Cell]:
+    metric, tokens = model["metrics"].get(scorer, NO_METRIC), model["tokens"]
+    failed = f"{format_count(metric['failed'])} without score" if metric["failed"] else ""
+    gap = find_difference(report, model["name"], scorer)
+    token_ends = format_interval(tokens, lambda value: format_number(value, 1))
     return [
         Cell(model["name"]),
-        Cell(number(mark["mean"]), detail(interval(mark), failed)),
-        gap_of(report, model["name"], scorer),
-        Cell(p_value(gap["p_holm"]) if gap else UNKNOWN),
-        _sides(gap),
-        Cell(number(tokens["mean"], 1), detail(interval(tokens, lambda value: number(value, 1)))),
-        Cell(number(kl["mean"], 2), _drift(kl)),
+        Cell(format_number(metric["mean"]), join_details(format_interval(metric), failed)),
+        difference_cell(report, model["name"], scorer),
+        Cell(format_p_value(gap["p_holm"]) if gap else UNKNOWN),
+        _sides_cell(gap),
+        Cell(format_number(tokens["mean"], 1), join_details(token_ends)),
+        Cell(format_number(model["kl"]["mean"], 2), _explain_kl(model["kl"])),
     ]
 
 
-def _drift(kl: Row) -> str:
-    return (
-        (kl["why"] or "")
-        if kl["mean"] is None
-        else detail(interval(kl, lambda value: number(value, 2)))
-    )
+def _explain_kl(kl: ReportRow) -> str:
+    if kl["mean"] is None:
+        return kl["why"] or ""
+    return join_details(format_interval(kl, lambda value: format_number(value, 2)))
 
 
-def _sides(gap: Row | None) -> Cell:
+def _sides_cell(gap: ReportRow | None) -> Cell:
     if gap is None or gap["better"] is None:
         return Cell(UNKNOWN)
     return Cell(" · ".join(f"{100 * gap[side]:.0f} %" for side in ("better", "same", "worse")))
 
 
-def habits(report: Row) -> Sheet:
-    """How they write, whatever the score."""
-    thinks = any(model["reasoning"]["mean"] for model in report["models"])
+def build_habits(report: ReportRow) -> ReportTable:
+    """Style, whatever the score."""
+    with_reasoning = any(model["reasoning"]["mean"] for model in report["models"])
     columns = (
         "model",
         "truncated",
@@ -127,123 +129,126 @@ def habits(report: Row) -> Sheet:
         "Markdown",
         "other language",
         "commonest opening",
-        *(["reasoning"] if thinks else []),
+        *(["reasoning"] if with_reasoning else []),
     )
-    note = "Shares of answers by prompt; distinct-2 is the share of all answers' word pairs that differ."
-    return Sheet(
-        "How they write",
-        note,
-        columns,
-        [_habit(model, thinks) for model in report["models"]],
-        report["exam"]["chosen"],
+    note = (
+        "Shares of answers by prompt; distinct-2 is the share of all answers' word pairs"
+        " that differ."
     )
+    rows = [_habit_row(model, with_reasoning) for model in report["models"]]
+    return ReportTable("Style", note, columns, rows, report["exam"]["chosen"])
 
 
-def _habit(model: Row, thinks: bool) -> list[Cell]:
-    opening, strange = model["opening"], model["other_language"]
-    begun = f"“{opening['text']}”" if opening["text"] else ""
+def _habit_row(model: ReportRow, with_reasoning: bool) -> list[Cell]:
+    opening, other = model["opening"], model["other_language"]
+    reasoning = Cell(format_number(model["reasoning"]["mean"], 1), "tokens")
+    prompts = f"{format_count(other['n'])} prompts" if other["n"] else "texts too short"
     return [
         Cell(model["name"]),
-        Cell(share(model["truncated"])),
-        Cell(share(model["repetition"])),
-        Cell(number(model["distinct"]["2"])),
-        Cell(share(model["refusals"])),
-        Cell(share(model["markdown"])),
-        Cell(
-            share(strange["share"]),
-            f"{count(strange['n'])} prompts" if strange["n"] else "texts too short",
-        ),
-        Cell(share(opening["share"]), begun),
-        *([Cell(number(model["reasoning"]["mean"], 1), "tokens")] if thinks else []),
+        Cell(format_share(model["truncated"])),
+        Cell(format_share(model["repetition"])),
+        Cell(format_number(model["distinct"]["2"])),
+        Cell(format_share(model["refusals"])),
+        Cell(format_share(model["markdown"])),
+        Cell(format_share(other["share"]), prompts),
+        Cell(format_share(opening["share"]), f"“{opening['text']}”" if opening["text"] else ""),
+        *([reasoning] if with_reasoning else []),
     ]
 
 
-def kinds(report: Row) -> Sheet:
-    """Every other scorer on its own scale, and every kind of the primary one, over the prompts it applies to."""
-    exam, listed = report["exam"], _listed(report)
+def build_criteria(report: ReportRow) -> ReportTable:
+    """Every other scorer on its own scale, and every criterion over the prompts it applies to."""
+    evaluation, models = report["exam"], _select_models(report)
     names = dict.fromkeys(
-        name for model in listed for name in model["metrics"] if name != exam["scorer"]
+        name for model in models for name in model["metrics"] if name != evaluation["scorer"]
     )
     columns = (
         "scorer",
         "prompts",
-        *(model["name"] for model in listed),
-        *([f"Δ {exam['chosen']}"] if _apart(exam) else []),
+        *(model["name"] for model in models),
+        *([f"Δ {evaluation['chosen']}"] if _can_differ(evaluation) else []),
     )
-    rows = [_kind(report, name) for name in names]
-    return Sheet(
-        "Kind by kind",
-        "What the score is made of, each over the prompts it applies to.",
-        columns,
-        rows,
-    )
+    rows = [_criterion_row(report, name) for name in names]
+    note = "The score's criteria and the other scorers, each over the prompts it applies to."
+    return ReportTable("Criteria and other scorers", note, columns, rows)
 
 
-def _kind(report: Row, name: str) -> list[Cell]:
-    marks = [model["metrics"].get(name, UNMARKED) for model in _listed(report)]
-    shown = name.removeprefix(f"{report['exam']['scorer']}/")
-    means = [Cell(number(mark["mean"]), detail(interval(mark))) for mark in marks]
-    gap = [gap_of(report, report["exam"]["chosen"], name)] if _apart(report["exam"]) else []
-    return [Cell(shown), Cell(count(max(mark["n"] for mark in marks))), *means, *gap]
+def _criterion_row(report: ReportRow, name: str) -> list[Cell]:
+    evaluation = report["exam"]
+    metrics = [model["metrics"].get(name, NO_METRIC) for model in _select_models(report)]
+    shown = name.removeprefix(f"{evaluation['scorer']}/")
+    means = [
+        Cell(format_number(metric["mean"]), join_details(format_interval(metric)))
+        for metric in metrics
+    ]
+    gap = []
+    if _can_differ(evaluation):
+        gap = [difference_cell(report, evaluation["chosen"], name)]
+    return [Cell(shown), Cell(format_count(max(metric["n"] for metric in metrics))), *means, *gap]
 
 
-def _apart(exam: Row) -> bool:
+def _can_differ(evaluation: ReportRow) -> bool:
     """Whether the chosen model can differ from SFT at all."""
-    return exam["chosen"] not in (None, SFT)
+    return evaluation["chosen"] not in (None, SFT)
 
 
-def _listed(report: Row) -> list[Row]:
-    """The models that a reader compares: the control has its sentence."""
+def _select_models(report: ReportRow) -> list[ReportRow]:
+    """All but the control, which has its own sentence."""
     return [model for model in report["models"] if model["name"] != CONTROL]
 
 
-def slices(report: Row) -> Sheet:
+def build_slices(report: ReportRow) -> ReportTable:
     """Where the chosen model gained and where it lost."""
-    exam = report["exam"]
-    models = [SFT, exam["chosen"]] if _apart(exam) else [SFT]
-    note = f"{exam['scorer']} where a prompt's column has this value; p is corrected for the slices of a column."
-    named: dict[str, dict[str, Row]] = {}
-    for row in report["slices"]:
-        named.setdefault(f"{row['column']}: {row['value']}", {})[row["model"]] = row
-    columns = ("slice", "prompts", *models, *(("Δ over sft", "p") if _apart(exam) else ()))
-    return Sheet(
-        "Slice by slice", note, columns, [_slice(name, of, models) for name, of in named.items()]
-    )
-
-
-def _slice(name: str, of: dict[str, Row], models: Sequence[str]) -> list[Cell]:
-    prompts = max(row["prompts"] for row in of.values())
-    known = [of.get(model, UNMARKED) for model in models]
-    means = [Cell(number(row["mean"]), detail(interval(row))) for row in known]
-    won = known[-1].get("gain")
-    if models == [SFT]:
-        return [Cell(name), Cell(count(prompts)), *means]
-    if won is None or won["mean"] is None:
-        return [Cell(name), Cell(count(prompts)), *means, Cell(UNKNOWN), Cell(UNKNOWN)]
-    return [Cell(name), Cell(count(prompts)), *means, gain(won), Cell(p_value(won["p_holm"]))]
-
-
-def proxy(report: Row) -> Sheet:
-    """What was optimised beside what was not."""
-    told = report["proxy"]
+    evaluation = report["exam"]
+    can_differ = _can_differ(evaluation)
+    models = [SFT, evaluation["chosen"]] if can_differ else [SFT]
     note = (
-        "A gain by the scorer that made pairs, which one that made none does not share, is no gain."
+        f"{evaluation['scorer']} where a prompt's column has this value;"
+        " p is corrected for the slices of a column."
+    )
+    by_slice: dict[str, dict[str, ReportRow]] = {}
+    for row in report["slices"]:
+        by_slice.setdefault(f"{row['column']}: {row['value']}", {})[row["model"]] = row
+    columns = ("slice", "prompts", *models, *(("Δ over sft", "p") if can_differ else ()))
+    rows = [_slice_row(name, by_model, models) for name, by_model in by_slice.items()]
+    return ReportTable("Slice by slice", note, columns, rows)
+
+
+def _slice_row(name: str, by_model: dict[str, ReportRow], models: Sequence[str]) -> list[Cell]:
+    prompts = max(row["prompts"] for row in by_model.values())
+    rows = [by_model.get(model, NO_METRIC) for model in models]
+    means = [Cell(format_number(row["mean"]), join_details(format_interval(row))) for row in rows]
+    cells = [Cell(name), Cell(format_count(prompts)), *means]
+    if models == [SFT]:
+        return cells
+    gain = rows[-1].get("gain")
+    if gain is None or gain["mean"] is None:
+        return [*cells, Cell(UNKNOWN), Cell(UNKNOWN)]
+    return [*cells, gain_cell(gain), Cell(format_p_value(gain["p_holm"]))]
+
+
+def build_proxy(report: ReportRow) -> ReportTable:
+    """What was optimised against what was not."""
+    proxy = report["proxy"]
+    note = (
+        "A gain by the scorer that made the pairs is not real"
+        " if a scorer that made none does not share it."
     )
     columns = (
         "model",
-        f"Δ {told['training']}" if told else "",
+        f"Δ {proxy['training']}" if proxy else "",
         "gold scorer",
         "Δ gold",
         "KL to sft",
     )
     rows = [
         [
-            Cell(r["model"]),
-            gain(r["proxy"]),
-            Cell(r["scorer"]),
-            gain(r["gold"]),
-            Cell(number(r["kl"], 2)),
+            Cell(row["model"]),
+            gain_cell(row["proxy"]),
+            Cell(row["scorer"]),
+            gain_cell(row["gold"]),
+            Cell(format_number(row["kl"], 2)),
         ]
-        for r in (told["rounds"] if told else [])
+        for row in (proxy["rounds"] if proxy else [])
     ]
-    return Sheet("Gold and proxy", note, columns, rows, report["exam"]["chosen"])
+    return ReportTable("Gold and proxy", note, columns, rows, report["exam"]["chosen"])

@@ -2,29 +2,28 @@
 
 from collections.abc import Iterator, Mapping
 
-from pipeline.report.formatting import Row, count, number, seconds, share
-from pipeline.report.render.table import Cell, Sheet, detail
+from pipeline.report.formatting import (
+    ReportRow,
+    format_count,
+    format_duration,
+    format_number,
+    format_share,
+)
+from pipeline.report.render.table import Cell, ReportTable, join_details
 
 
-def prompts(report: Row) -> Sheet:
-    story = report["funnel"]["prompts"] or {"in": 0, "dropped": {}, "out": {}}
-    counts = [("in", story["in"]), *((f"− {reason}", n) for reason, n in story["dropped"].items())]
-    rows = (
-        [[Cell(name), Cell(count(n))] for name, n in (*counts, *story["out"].items())]
-        if story["in"]
-        else []
-    )
-    return Sheet(
-        "Prompts",
-        "What came in, what was left out and why, and what each part holds.",
-        ("part", "prompts"),
-        rows,
-    )
+def build_prompts(report: ReportRow) -> ReportTable:
+    funnel = report["funnel"]["prompts"] or {"in": 0, "dropped": {}, "out": {}}
+    dropped = [(f"− {reason}", n) for reason, n in funnel["dropped"].items()]
+    counts = [("in", funnel["in"]), *dropped, *funnel["out"].items()]
+    rows = [[Cell(name), Cell(format_count(n))] for name, n in counts] if funnel["in"] else []
+    note = "What came in, what was left out and why, and what each split holds."
+    return ReportTable("Prompts", note, ("part", "prompts"), rows)
 
 
-def samples(report: Row) -> Sheet:
+def build_samples(report: ReportRow) -> ReportTable:
     columns = (
-        "draw",
+        "step",
         "prompts",
         "dropped",
         "completions",
@@ -33,109 +32,105 @@ def samples(report: Row) -> Sheet:
         "stopped by string",
         "tokens",
     )
-    rows = [_draw(draw) for draw in report["funnel"]["samples"]]
-    return Sheet("Samples", " ".join(_of_samples(report["funnel"])), columns, rows)
+    rows = [_samples_row(samples) for samples in report["funnel"]["samples"]]
+    return ReportTable("Samples", " ".join(_list_notes(report["funnel"])), columns, rows)
 
 
-def _draw(draw: Row) -> list[Cell]:
-    cut = draw["truncated"] / draw["completions"] if draw["completions"] else None
-    thought = (
-        f"of which {number(draw['reasoning_tokens'], 1)} thinking"
-        if draw["reasoning_tokens"]
-        else ""
-    )
+def _samples_row(samples: ReportRow) -> list[Cell]:
+    completions, reasoning = samples["completions"], samples["reasoning_tokens"]
+    truncated = samples["truncated"] / completions if completions else None
+    detail = f"of which {format_number(reasoning, 1)} reasoning" if reasoning else ""
     return [
-        Cell(_name_of(draw)),
-        Cell(count(draw["prompts"])),
-        _lost(draw["dropped"]),
-        Cell(count(draw["completions"])),
-        _lost(draw["failed"]),
-        Cell(share(cut)),
-        Cell(count(draw["stopped_by_string"])),
-        Cell(number(draw["tokens"], 1), thought),
+        Cell(_name_samples(samples)),
+        Cell(format_count(samples["prompts"])),
+        _reasons_cell(samples["dropped"]),
+        Cell(format_count(completions)),
+        _reasons_cell(samples["failed"]),
+        Cell(format_share(truncated)),
+        Cell(format_count(samples["stopped_by_string"])),
+        Cell(format_number(samples["tokens"], 1), detail),
     ]
 
 
-def _name_of(draw: Row) -> str:
-    if isinstance(draw["label"], str):
-        return draw["label"]
-    return f"round {draw['label']}" + (f", wave {draw['wave']}" if draw["wave"] else "")
+def _name_samples(samples: ReportRow) -> str:
+    if isinstance(samples["label"], str):
+        return samples["label"]
+    wave = f", wave {samples['wave']}" if samples["wave"] else ""
+    return f"round {samples['label']}{wave}"
 
 
-def _lost(reasons: Mapping[str, int]) -> Cell:
-    return Cell(
-        count(sum(reasons.values())), detail(*(f"{reason} {n}" for reason, n in reasons.items()))
+def _reasons_cell(reasons: Mapping[str, int]) -> Cell:
+    details = (f"{reason} {n}" for reason, n in reasons.items())
+    return Cell(format_count(sum(reasons.values())), join_details(*details))
+
+
+def _list_notes(funnel: ReportRow) -> Iterator[str]:
+    yield (
+        "What each sampling step requested and got. Prompts that are too long are dropped,"
+        " never cut."
     )
-
-
-def _of_samples(funnel: Row) -> Iterator[str]:
-    yield "What each draw asked for and got; prompts are dropped for their length, never cut."
-    for draw in funnel["samples"]:
-        if (gap := draw["quantization_difference"]) is not None:
+    for samples in funnel["samples"]:
+        if (gap := samples["quantization_difference"]) is not None:
             yield (
-                f"{_name_of(draw)}: sampled on the dequantised base; "
-                f"mean |Δ log p| per token {number(gap, 4)} nats against the policy as it was trained."
+                f"{_name_samples(samples)}: sampled on the dequantised base;"
+                f" mean |Δ log p| per token {format_number(gap, 4)} nats"
+                " against the policy as it was trained."
             )
 
 
-def ties(report: Row) -> Sheet:
-    columns = ("round", "prompts", "alike", "all easy", "all hard")
+def build_ties(report: ReportRow) -> ReportTable:
+    columns = ("round", "prompts", "tied", "all easy", "all hard")
     note = (
-        "Prompts whose samples all score alike make no pair. All easy: at the best score of any sample of the round,"
-        " all hard: at the worst; or on one side of pair.filters.pass_rate, where that is set."
+        "Prompts whose samples all have the same score make no pair. All easy: at the best score of"
+        " any sample of the round; all hard: at the worst. With pair.filters.pass_rate: on one side"
+        " of it."
     )
-    rows = [_tied(pairs) for pairs in report["funnel"]["pairs"] if pairs["prompts_in"]]
-    return Sheet("Easy and hard prompts", note, columns, rows)
+    rows = [_ties_row(pairs) for pairs in report["funnel"]["pairs"] if pairs["prompts_in"]]
+    return ReportTable("Easy and hard prompts", note, columns, rows)
 
 
-def _tied(pairs: Row) -> list[Cell]:
-    prompts, tied = pairs["prompts_in"], pairs["ties"]
-    alike = Cell(count(tied["prompts"]), share(tied["prompts"] / prompts))
-    easy, hard = (Cell(count(tied[which])) for which in ("all_easy", "all_hard"))
-    return [Cell(f"round {pairs['round']}"), Cell(count(prompts)), alike, easy, hard]
+def _ties_row(pairs: ReportRow) -> list[Cell]:
+    prompts, ties = pairs["prompts_in"], pairs["ties"]
+    tied = Cell(format_count(ties["prompts"]), format_share(ties["prompts"] / prompts))
+    easy, hard = (Cell(format_count(ties[which])) for which in ("all_easy", "all_hard"))
+    return [Cell(f"round {pairs['round']}"), Cell(format_count(prompts)), tied, easy, hard]
 
 
-def training(report: Row) -> Sheet:
-    columns = ("round", "steps", "loss", "margin", "accuracy")
+def build_training(report: ReportRow) -> ReportTable:
+    figures = ("loss", "margin", "accuracy")
     rows = [
         [
-            Cell(r["round"]),
-            Cell(count(r["steps"])),
-            *(Cell(number(r[k])) for k in ("loss", "margin", "accuracy")),
+            Cell(row["round"]),
+            Cell(format_count(row["steps"])),
+            *(Cell(format_number(row[figure])) for figure in figures),
         ]
-        for r in report["training"]
+        for row in report["training"]
     ]
-    return Sheet(
-        "Training",
-        "The mean over the last tenth of each round's batches, as the trainer logged them.",
-        columns,
-        rows,
-    )
+    note = "The mean over the last tenth of each round's batches, as the trainer logged them."
+    return ReportTable("Training", note, ("round", "steps", *figures), rows)
 
 
-def cost(report: Row) -> Sheet:
+def build_cost(report: ReportRow) -> ReportTable:
     total = sum(row["seconds"] for row in report["cost"])
-    names = ["stage", "steps", "time", "share", "engine start", "tokens", "tokens/s"]
-    columns = (
-        [*names, "money"] if any(row["money"] for row in report["cost"]) else names
-    )  # where somebody was paid
-    rows = [_stage(row, total)[: len(columns)] for row in report["cost"]]
+    columns = ["stage", "steps", "time", "share", "engine start", "tokens", "tokens/s"]
+    if any(row["money"] for row in report["cost"]):
+        columns.append("money")
+    rows = [_stage_row(row, total)[: len(columns)] for row in report["cost"]]
     note = (
-        f"{seconds(total)} in all; what came from the store counts as when it was built."
-        " Sampling's tokens/s are those of drawing, from the moment that an engine stood."
+        f"{format_duration(total)} in total; a reused step counts with the time of its building."
+        " Sampling's tokens/s exclude the start of the engine."
     )
-    return Sheet("Cost", note, columns, rows)
+    return ReportTable("Cost", note, columns, rows)
 
 
-def _stage(row: Row, total: float) -> list[Cell]:
-    part = row["seconds"] / total if total else None
+def _stage_row(row: ReportRow, total: float) -> list[Cell]:
     figures = (
         str(len(row["steps"])),
-        seconds(row["seconds"]),
-        share(part),
-        seconds(row["engine_start_seconds"]),
-        count(row["tokens"]),
-        count(row["tokens_per_second"]),
-        number(row["money"], 2),
+        format_duration(row["seconds"]),
+        format_share(row["seconds"] / total if total else None),
+        format_duration(row["engine_start_seconds"]),
+        format_count(row["tokens"]),
+        format_count(row["tokens_per_second"]),
+        format_number(row["money"], 2),
     )
     return [Cell(row["stage"]), *map(Cell, figures)]

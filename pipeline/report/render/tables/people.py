@@ -1,18 +1,24 @@
-"""How far judges and scorers agree with people on the same contests, as a table."""
+"""How far judges and scorers agree with annotators on the same contests, as a table."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.report.formatting import Row, count, interval, number, share
-from pipeline.report.render.table import Cell, Sheet
+from pipeline.report.formatting import (
+    ReportRow,
+    format_count,
+    format_interval,
+    format_number,
+    format_share,
+)
+from pipeline.report.render.table import Cell, ReportTable
 
-PEOPLE = "each other"
+EACH_OTHER = "each other"
 
 
-def people(report: Row) -> Sheet:
+def build_agreement(report: ReportRow) -> ReportTable:
     columns = (
         "contest",
-        "people",
+        "annotators",
         "prompts",
         "against",
         "agreement",
@@ -22,28 +28,34 @@ def people(report: Row) -> Sheet:
         "without verdict",
     )
     note = (
-        "Agreement is asked where people decided: right is 1, a tie half, wrong 0. Exact agreement and κ know ties as "
-        "well. A judge that agrees with people less than they with each other should not decide."
+        "Agreement is measured where annotators decided: right is 1, a tie half, wrong 0. Exact"
+        " agreement and κ count ties too. Do not let a judge decide that agrees with annotators"
+        " less than they agree with each other."
     )
-    rows = [_row(told, name, row) for told in report["people"] for name, row in _against(told)]
-    return Sheet("Judges and people", note, columns, rows)
+    rows = [
+        _agreement_row(contest, name, row)
+        for contest in report["people"]
+        for name, row in _list_judges(contest)
+    ]
+    return ReportTable("Judges and annotators", note, columns, rows)
 
 
-def _against(told: Row) -> list[tuple[str, Mapping[str, Any]]]:
-    own = [(PEOPLE, told["among_themselves"])] if told["among_themselves"] else []
-    return [*told["judges"].items(), *own]
+def _list_judges(contest: ReportRow) -> list[tuple[str, Mapping[str, Any]]]:
+    own = contest["among_themselves"]
+    return [*contest["judges"].items(), *([(EACH_OTHER, own)] if own else [])]
 
 
-def _row(told: Row, name: str, row: Mapping[str, Any]) -> list[Cell]:
-    annotators = f"{told['annotators']} annotators" if told["annotators"] > 1 else ""
+def _agreement_row(contest: ReportRow, name: str, row: Mapping[str, Any]) -> list[Cell]:
+    annotators = f"{contest['annotators']} annotators" if contest["annotators"] > 1 else ""
+    question_set = f"on {contest['on']}" if contest["on"] else ""
     return [
-        Cell(f"{told['a']} against {told['b']}", f"on {told['on']}" if told["on"] else ""),
-        Cell(told["people"], annotators),
-        Cell(count(told["prompts"])),
+        Cell(f"{contest['a']} against {contest['b']}", question_set),
+        Cell(contest["people"], annotators),
+        Cell(format_count(contest["prompts"])),
         Cell(name),
-        Cell(number(row["agreement"]["mean"]), interval(row["agreement"])),
-        Cell(number(row["exact"])),
-        Cell(number(row["kappa"])),
-        Cell(share(row["prefers_longer"])),
-        Cell(count(row["failed"])),
+        Cell(format_number(row["agreement"]["mean"]), format_interval(row["agreement"])),
+        Cell(format_number(row["exact"])),
+        Cell(format_number(row["kappa"])),
+        Cell(format_share(row["prefers_longer"])),
+        Cell(format_count(row["failed"])),
     ]
