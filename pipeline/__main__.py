@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TextIO
 
-from pipeline.errors import DONE, REFUSED, UserError, exit_on_signals, explain_disk_fault, nearest
+from pipeline.errors import (
+    DONE,
+    USER_ERROR,
+    UserError,
+    exit_on_signals,
+    explain_disk_fault,
+    suggest,
+)
 
 HELP = {"-h", "--help"}
 CHOICES = "[recipes=NAME] [group=choice …] [key=value …]"
@@ -104,7 +111,7 @@ COMMANDS = {
 }
 
 
-class Output(io.FileIO):
+class StandardOutput(io.FileIO):
     """Standard output whose reader may leave early, as `head` does: what follows is written to nobody."""
 
     def write(self, data: Any) -> int:
@@ -122,7 +129,7 @@ def open_output(stream: TextIO) -> TextIO:
     """Whatever is printed can be written there; a stream that is closed, or is somebody's own, stays as it is."""
     if stream is None or stream is not sys.__stdout__:
         return stream
-    raw = io.BufferedWriter(Output(stream.fileno(), "wb", closefd=False))
+    raw = io.BufferedWriter(StandardOutput(stream.fileno(), "wb", closefd=False))
     return io.TextIOWrapper(
         raw, stream.encoding, "backslashreplace", line_buffering=stream.isatty()
     )
@@ -136,39 +143,39 @@ def main() -> int:
         print(end="", flush=True)
     except UserError as refusal:
         print(refusal, file=sys.stderr)
-        return REFUSED
+        return USER_ERROR
     except OSError as error:
         if not (said := explain_disk_fault(error)):
             raise
         print(said, file=sys.stderr)
         sys.stdout = None  # what a full disk did not take is not tried again
-        return REFUSED
+        return USER_ERROR
     return code
 
 
 def run_command(words: list[str]) -> int:
     if not words or words[0] in HELP:
-        print(describe_all())
+        print(describe_commands())
         return DONE
     name, rest = (words[0], words[1:]) if words[0] in COMMANDS else ("run", words)
     if name != words[0] and words[0].isidentifier():
-        print(f"{words[0]}: not a command. {nearest(words[0], list(COMMANDS))}", file=sys.stderr)
-        return REFUSED
+        print(f"{words[0]}: not a command. {suggest(words[0], list(COMMANDS))}", file=sys.stderr)
+        return USER_ERROR
     command = COMMANDS[name]
     if HELP & set(rest):
-        print(describe(name, command))
+        print(describe_command(name, command))
         return DONE
     return import_module(command.module).main([*command.words, *rest])
 
 
-def describe_all() -> str:
+def describe_commands() -> str:
     lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
         ["strop COMMAND …", "", *lines, "", "strop COMMAND --help shows its words and an example."]
     )
 
 
-def describe(name: str, command: Command) -> str:
+def describe_command(name: str, command: Command) -> str:
     return f"strop {name} {command.usage}\n\n  {command.summary}\n\n  {command.example}"
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DRAW_DIGITS = 10  # 40 bits tell the draws of a prompt apart; the other 24 tell the few policies that draw alike
 
 
-def draw_of(sample_id: str) -> str:
+def draw_key(sample_id: str) -> str:
     """The part of a sample's id that does not depend on the policy: what order and chance hang on."""
     return sample_id[:DRAW_DIGITS]
 
@@ -107,10 +107,10 @@ def resolve_run(run: Path) -> Path:
 
 def note_cost(out: Path, **figures: float) -> None:
     """Add figures (tokens, rows, engine seconds …) to the step's cost; they stay outside its content."""
-    write_json(out / COST_FILE, {**noted_cost(out), **figures})
+    write_json(out / COST_FILE, {**read_cost(out), **figures})
 
 
-def noted_cost(out: Path) -> dict[str, float]:
+def read_cost(out: Path) -> dict[str, float]:
     path = out / COST_FILE
     return read_json(path) if path.exists() else {}
 
@@ -124,8 +124,8 @@ ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, which names the base by its pl
 PLACE_FILE = (
     "place.json"  # where a referred checkpoint lies: outside content, its bytes are what counts
 )
-ABSENT_FILE = "absent.txt"  # why a step that may fail has made nothing; it is tried again whenever it is planned
-EQUAL = "equal answers"  # the detail of a tie that no judge was asked about
+UNAVAILABLE_FILE = "absent.txt"  # why a step that may fail has made nothing; it is tried again whenever it is planned
+EQUAL_ANSWERS = "equal answers"  # the detail of a tie that no judge was asked about
 KL = (
     "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
 )
@@ -148,7 +148,7 @@ def read_step(folder: Path) -> dict[str, Any]:
     return step
 
 
-def knob_of(out: Path, otherwise: str) -> str:
+def find_knob(out: Path, otherwise: str) -> str:
     """Where the person's config has the block of the step that works in `out`, for words that name a knob of it."""
     asked = next(
         (file for folder in (out, *out.parents) if (file := folder / STEP_FILE).exists()), None
@@ -156,7 +156,7 @@ def knob_of(out: Path, otherwise: str) -> str:
     return str(json.loads(asked.read_text()).get("knob", otherwise)) if asked else otherwise
 
 
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
+def build_tree(flat: dict[str, Any]) -> dict[str, Any]:
     """Inputs by their flat names as a tree: `exams.sft.samples`."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
@@ -180,7 +180,7 @@ class Prompts(Artifact):
     def read(self) -> "pl.DataFrame":
         return read_table(self.path / "prompts.parquet")
 
-    def columns(self) -> dict[str, dict[str, Any]]:
+    def read_columns(self) -> dict[str, dict[str, Any]]:
         table = self.read()
         return {
             key: json.loads(text)
@@ -242,12 +242,12 @@ class Model(Artifact):
         """An adapter names its base as `stage/fingerprint`, beside it in the same store."""
         return Model(self.path.parent.parent / self.record["base"])
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def name_base(model: Model) -> None:
+def write_adapter_config(model: Model) -> None:
     """Write the adapter's `adapter_config.json` as `from_pretrained` reads it from any working directory.
 
     `model.json` keeps what PEFT wrote, with the base by its fingerprint. This adds where the base lies now: a folder
@@ -270,13 +270,13 @@ class Samples(Artifact):
     where that is the same; `logprob` is of the drawn tokens after what was asked, null where a stop string cut them.
     """
 
-    def shards(self) -> Iterator["pl.DataFrame"]:
+    def read_shards(self) -> Iterator["pl.DataFrame"]:
         yield from _read_shards(self.path / "samples")
 
     def read(self, setting: str | None = None) -> "pl.DataFrame":
         import polars as pl
 
-        table = pl.concat(self.shards())
+        table = pl.concat(self.read_shards())
         return table if setting is None else table.filter(pl.col("setting") == setting)
 
 
@@ -294,20 +294,20 @@ class Scores(Artifact):
 class Pairs(Artifact):
     """`train.parquet, dev.parquet, unpaired.parquet, dropped.parquet, funnel.json`."""
 
-    def train(self) -> "pl.DataFrame":
+    def read_train(self) -> "pl.DataFrame":
         return read_table(self.path / "train.parquet")
 
-    def dev(self) -> "pl.DataFrame":
+    def read_dev(self) -> "pl.DataFrame":
         return read_table(self.path / "dev.parquet")
 
-    def thumbs(self) -> "pl.DataFrame":
+    def read_unpaired(self) -> "pl.DataFrame":
         """Single answers with a label, of the prompts in train and dev alike."""
         return read_table(self.path / "unpaired.parquet")
 
-    def dropped(self) -> "pl.DataFrame":
+    def read_dropped(self) -> "pl.DataFrame":
         return read_table(self.path / "dropped.parquet")
 
-    def funnel(self) -> dict[str, Any]:
+    def read_funnel(self) -> dict[str, Any]:
         return read_json(self.path / "funnel.json")
 
 
@@ -335,14 +335,14 @@ class Metrics(Artifact):
     question. Where it could not be asked, `absent.txt` says why and there is nothing else."""
 
     @property
-    def absent(self) -> str | None:
-        path = self.path / ABSENT_FILE
+    def unavailable_reason(self) -> str | None:
+        path = self.path / UNAVAILABLE_FILE
         return path.read_text().strip() if path.exists() else None
 
     def read(self) -> dict[str, Any]:
         return read_json(self.path / "metrics.json")
 
-    def items(self) -> "pl.DataFrame":
+    def read_items(self) -> "pl.DataFrame":
         return read_table(self.path / "items.parquet")
 
 

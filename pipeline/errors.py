@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 # Exit codes. FOUND is between worker and driver alone: another process built the step meanwhile.
-DONE, BROKE, REFUSED, FOUND, STOPPED = 0, 1, 2, 3, 75
+DONE, FAILED, USER_ERROR, ALREADY_BUILT, INTERRUPTED = 0, 1, 2, 3, 75
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class ReportedError(Exception):
@@ -79,26 +79,26 @@ def exit_on_signals() -> None:
     def leave(number: int, frame: Any) -> NoReturn:
         words = f"stopped by {signal.Signals(number).name}; the same command goes on from here\n"
         os.write(2, words.encode())
-        os._exit(STOPPED)
+        os._exit(INTERRUPTED)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
 
 
-def together(asked: Iterable[Callable[[], Answer]]) -> list[Answer]:
+def run_all(asked: Iterable[Callable[[], Result]]) -> list[Result]:
     """What each of them answers; where some refuse, all that they say, at once."""
-    answers, faults = _collect(asked)
+    answers, faults = _run_each(asked)
     if faults:
         raise UserError(*faults)
     return answers
 
 
-def refusals(asked: Iterable[Callable[[], object]]) -> list[str]:
+def collect_faults(asked: Iterable[Callable[[], object]]) -> list[str]:
     """Every reason of those that refuse, once."""
-    return _collect(asked)[1]
+    return _run_each(asked)[1]
 
 
-def _collect(asked: Iterable[Callable[[], Answer]]) -> tuple[list[Answer], list[str]]:
+def _run_each(asked: Iterable[Callable[[], Result]]) -> tuple[list[Result], list[str]]:
     answers, faults = [], dict[str, None]()
     for one in asked:
         try:
@@ -108,13 +108,13 @@ def _collect(asked: Iterable[Callable[[], Answer]]) -> tuple[list[Answer], list[
     return answers, [*faults]
 
 
-def shown(text: str, most: int = 300) -> str:
+def make_printable(text: str, most: int = 300) -> str:
     """Text from outside as it can be printed and kept: of this length, without half characters and NUL."""
     spelled = text[: most + 1].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
     return spelled if len(spelled) <= most else f"{spelled[:most]}…"
 
 
-def nearest(word: str, known: list[str]) -> str:
+def suggest(word: str, known: list[str]) -> str:
     """`Did you mean beta? Known: beta, loss, …` for a word that is none of the known ones."""
     import difflib
 
@@ -123,7 +123,7 @@ def nearest(word: str, known: list[str]) -> str:
     return f"{guess}Known: {', '.join(sorted(known))}"
 
 
-def many(count: int, noun: str, *, grouped: bool = False) -> str:
+def pluralize(count: int, noun: str, *, grouped: bool = False) -> str:
     """`grouped`: with commas between thousands, for figures that are read more than typed."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count:,} {noun}{ending}" if grouped else f"{count} {noun}{ending}"

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 BLOCK = 1 << 22
 
 
-def sha256_of(path: Path) -> str:
+def hash_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while data := file.read(BLOCK):
@@ -19,28 +19,28 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def canonical_json(value: Any) -> str:
+def to_canonical_json(value: Any) -> str:
     """The one spelling of a value that is hashed; what is not JSON, NaN included, raises."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
 
 
-def digest_of(value: Any) -> str:
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+def hash_json(value: Any) -> str:
+    return hashlib.sha256(to_canonical_json(value).encode()).hexdigest()
 
 
-def without_runtime(config: Any) -> Any:
+def drop_runtime(config: Any) -> Any:
     """A config as it stands in `step.json`, without what changes no result."""
     if isinstance(config, dict):
-        return {name: without_runtime(value) for name, value in config.items() if name != "runtime"}
-    return [without_runtime(item) for item in config] if isinstance(config, list) else config
+        return {name: drop_runtime(value) for name, value in config.items() if name != "runtime"}
+    return [drop_runtime(item) for item in config] if isinstance(config, list) else config
 
 
-def content(manifest: dict[str, Any], part: str | None = None) -> str:
+def hash_content(manifest: dict[str, Any], part: str | None = None) -> str:
     """The hash of what a step made (or of one part of it): of names, sizes and hashes, not of when or how long."""
     files = [f for f in manifest["files"] if part is None or f["path"].startswith(f"{part}/")]
-    return digest_of(sorted((f["path"], f["size"], f["sha256"]) for f in files))[:16]
+    return hash_json(sorted((f["path"], f["size"], f["sha256"]) for f in files))[:16]
 
 
 class ContentCache:
@@ -48,19 +48,19 @@ class ContentCache:
 
     def __init__(self, file: Path):
         self.file = file
-        self._known = _read(file)
+        self._known = _read_cache(file)
         self._new = False
 
-    def of(self, path: Path) -> str:
+    def hash_path(self, path: Path) -> str:
         """A file's hash, or that of a folder's names and hashes."""
         path = path.expanduser()
         if path.is_dir():
             inside = sorted(
-                p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))
+                p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path))
             )
-            return digest_of({str(p.relative_to(path)): self._file(p) for p in inside})
+            return hash_json({str(p.relative_to(path)): self._hash_file(p) for p in inside})
         if path.is_file():
-            return self._file(path)
+            return self._hash_file(path)
         raise FileNotFoundError(path)
 
     def save(self) -> None:
@@ -71,16 +71,16 @@ class ContentCache:
         scratch.write_text(json.dumps(self._known))
         scratch.rename(self.file)
 
-    def _file(self, path: Path) -> str:
+    def _hash_file(self, path: Path) -> str:
         stat = path.stat()
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
         if key not in self._known:
-            self._known[key] = sha256_of(path)
+            self._known[key] = hash_file(path)
             self._new = True
         return self._known[key]
 
 
-def _read(file: Path) -> dict[str, str]:
+def _read_cache(file: Path) -> dict[str, str]:
     """What was remembered; a cache that cannot be read is an empty one, and everything is hashed again."""
     try:
         return json.loads(file.read_text())
@@ -88,11 +88,11 @@ def _read(file: Path) -> dict[str, str]:
         return {}
 
 
-def _hidden(relative: Path) -> bool:
+def _is_hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts)
 
 
-def here(weights: Path | str, revision: str | None) -> Path | None:
+def find_local_folder(weights: Path | str, revision: str | None) -> Path | None:
     """The folder of a model: its own, or where a hub repository was downloaded before. No network is asked."""
     if isinstance(weights, Path):
         return weights
@@ -102,7 +102,7 @@ def here(weights: Path | str, revision: str | None) -> Path | None:
     return Path(file).parent if isinstance(file, str) else None
 
 
-def commit_of(name: str, revision: str | None) -> str:
+def resolve_commit(name: str, revision: str | None) -> str:
     """The commit that a hub repository's revision points to now; a dataset's name begins with `datasets/`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError

@@ -4,19 +4,21 @@ import sys
 import time
 
 SIGN = "▸"
-WAITS = " …"  # ends the line of a phase that counts nothing: the driver puts its seconds there
+PHASE_SUFFIX = (
+    " …"  # ends the line of a phase that counts nothing: the driver puts its seconds there
+)
 
 
-def clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     """`0:09`, `36:00`, `2:10:00`."""
     minutes, rest = divmod(max(0, int(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def say_phase(text: str) -> None:
+def print_phase(text: str) -> None:
     """Name what takes long and counts nothing, such as an engine's start."""
-    print(f"{SIGN} {text}{WAITS}", file=sys.stderr, flush=True)
+    print(f"{SIGN} {text}{PHASE_SUFFIX}", file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -29,8 +31,8 @@ class Progress:
     def __init__(self, what: str, total: int, unit: str, work: int | None = None):
         self.what, self.total, self.unit, self.work = what, total, unit, work
         self.done = 0
-        self.worked = 0
-        self.left: str | None = None
+        self.work_done = 0
+        self.time_left: str | None = None
         self._started = time.monotonic()
         self._first = 0
         self._shown = 0.0
@@ -49,14 +51,14 @@ class Progress:
             f"{self.what} {self.done}/{self.total} {self.unit}",
             *(f"{name} {value}" for name, value in facts.items()),
         ]
-        if left := self.left or self._left(now - self._started):
+        if left := self.time_left or self._estimate_left(now - self._started):
             parts.append(f"{left} left")
         print(SIGN, " · ".join(parts), file=sys.stderr, flush=True)
 
-    def _left(self, elapsed: float) -> str | None:
+    def _estimate_left(self, elapsed: float) -> str | None:
         if self.work is not None:
-            share = self.worked / self.work if self.work else 1.0
+            share = self.work_done / self.work if self.work else 1.0
         else:
             fresh, rest = self.done - self._first, self.total - self.done
             share = fresh / (fresh + rest) if fresh else 0.0
-        return clock(elapsed / share - elapsed) if share else None
+        return format_clock(elapsed / share - elapsed) if share else None

@@ -41,7 +41,7 @@ class Run:
     @property
     def pairs(self) -> pl.DataFrame:
         made: Pairs = self.artifact("pair")
-        parts = {"train": made.train(), "dev": made.dev()}
+        parts = {"train": made.read_train(), "dev": made.read_dev()}
         return pl.concat([table.with_columns(split=pl.lit(name)) for name, table in parts.items()])
 
     @property

@@ -17,21 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import (
-    ABSENT_FILE,
     ADAPTER_CONFIG,
     CARD_FILE,
     COST_FILE,
     MODEL_FILE,
     PLACE_FILE,
+    UNAVAILABLE_FILE,
     Model,
-    name_base,
     read_json,
+    write_adapter_config,
     write_json,
 )
 from pipeline.artifacts import MANIFEST_FILE as MANIFEST
 from pipeline.artifacts import STEP_FILE as STEP
 from pipeline.errors import UserError, explain_disk_fault
-from pipeline.hashing import content, sha256_of
+from pipeline.hashing import hash_content, hash_file
 
 PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, built or not, which pruning keeps
 SCRATCH = (
@@ -39,13 +39,13 @@ SCRATCH = (
 )
 _OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
 # Beside a finished step's files: what merging makes, a stage's scratch, and what a killed writer left.
-_ADDED = re.compile(r"merged/|\.merged\.tmp/|scratch/|(.*/)?\.[^/]+\.tmp$")
-AT_WORK = ".at-work"  # in the store: held shared by every run, and alone by who removes something
+_EXTRA_FILES = re.compile(r"merged/|\.merged\.tmp/|scratch/|(.*/)?\.[^/]+\.tmp$")
+LOCK_FILE = ".at-work"  # in the store: held shared by every run, and alone by who removes something
 STEP_NAME = re.compile(r"[0-9a-f]{12}")  # a finished step's folder
-REMOVED = ".removed"  # ends the name of what is being removed
+REMOVED_SUFFIX = ".removed"  # ends the name of what is being removed
 
 Manifest = dict[str, Any]
-_KINDS: dict[str, type | tuple[type, ...]] = {
+_MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "stage": str,
     "fingerprint": str,
     "inputs": dict,
@@ -55,14 +55,14 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "seconds": (int, float),
     "hollow": bool,
 }
-_FILE_KINDS = {"path": str, "size": int, "sha256": str}
+_FILE_TYPES = {"path": str, "size": int, "sha256": str}
 
 
-def folder(store: Path, stage: str, fingerprint: str) -> Path:
+def step_folder(store: Path, stage: str, fingerprint: str) -> Path:
     return store / stage / fingerprint
 
 
-def partial(final: Path) -> Path:
+def partial_folder(final: Path) -> Path:
     return final.with_name(f"{final.name}.partial")
 
 
@@ -78,24 +78,26 @@ def read_manifest(path: Path) -> Manifest | None:
     return manifest if _is_manifest(manifest) else None
 
 
-def known_manifest(path: Path) -> Manifest | None:
+def read_valid_manifest(path: Path) -> Manifest | None:
     """A manifest for figures alone: one that cannot be read is one that is not there."""
     try:
         manifest = read_manifest(path)
     except UserError:
         return None
-    return manifest if manifest and not missing_keys(manifest) else None
+    return manifest if manifest and not find_missing_keys(manifest) else None
 
 
-def missing_keys(manifest: Manifest) -> list[str]:
+def find_missing_keys(manifest: Manifest) -> list[str]:
     """What every published manifest has, and this one lacks."""
-    return [name for name in _KINDS if name not in manifest and name != "hollow"]
+    return [name for name in _MANIFEST_TYPES if name not in manifest and name != "hollow"]
 
 
 def _is_manifest(value: Any) -> bool:
     if not isinstance(value, dict) or "files" not in value:
         return False
-    if not all(isinstance(value[name], kind) for name, kind in _KINDS.items() if name in value):
+    if not all(
+        isinstance(value[name], kind) for name, kind in _MANIFEST_TYPES.items() if name in value
+    ):
         return False
     inputs = value.get("inputs", {}).values()
     recorded = all(isinstance(one, dict) and isinstance(one.get("content"), str) for one in inputs)
@@ -104,7 +106,7 @@ def _is_manifest(value: Any) -> bool:
 
 def _is_file_entry(entry: Any) -> bool:
     if not isinstance(entry, dict) or not all(
-        isinstance(entry.get(name), kind) for name, kind in _FILE_KINDS.items()
+        isinstance(entry.get(name), kind) for name, kind in _FILE_TYPES.items()
     ):
         return False
     parts = entry["path"].split("/")
@@ -116,7 +118,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def fault(
+def find_fault(
     path: Path,
     manifest: Manifest,
     inputs: dict[str, dict[str, str]],
@@ -124,28 +126,28 @@ def fault(
     verify: bool = False,
 ) -> str | None:
     """Why what lies at `path` does not count as built from these inputs, or None when it does."""
-    if lacking := missing_keys(manifest):
+    if lacking := find_missing_keys(manifest):
         return f"damaged: its manifest has no {lacking[0]}"
-    if (path / PLACE_FILE).exists() and _recorded_place(path) != place:
+    if (path / PLACE_FILE).exists() and _read_place(path) != place:
         return f"moved: its checkpoint now lies at {place}"
-    if absent(manifest):
+    if is_unavailable(manifest):
         return "is looked for again: it was not to be had"
     for name, source in inputs.items():
         recorded = manifest["inputs"].get(name)
         if recorded is None or recorded["content"] != source["content"]:
             return f"stale: {source['stage']}/{source['fingerprint']} was rebuilt"
-    for entry in [] if hollow(manifest) else manifest["files"]:
+    for entry in [] if is_pruned(manifest) else manifest["files"]:
         file = path / entry["path"]
         if not file.is_file():
             return f"damaged: {entry['path']} is missing"
         if (size := file.stat().st_size) != entry["size"]:
             return f"damaged: {entry['path']} has {size} bytes, its manifest says {entry['size']}"
-        if verify and sha256_of(file) != entry["sha256"]:
+        if verify and hash_file(file) != entry["sha256"]:
             return f"damaged: {entry['path']} has other bytes than its manifest says"
     return None
 
 
-def _recorded_place(path: Path) -> str | None:
+def _read_place(path: Path) -> str | None:
     try:
         recorded = read_json(path / PLACE_FILE)
     except UserError:
@@ -153,10 +155,10 @@ def _recorded_place(path: Path) -> str | None:
     return recorded.get("weights") if isinstance(recorded, dict) else None
 
 
-def changed_tables(path: Path, part: str | None = None) -> list[Path]:
+def find_changed_tables(path: Path, part: str | None = None) -> list[Path]:
     """The tables and records of a finished step whose bytes are not those that its manifest names."""
-    manifest = known_manifest(path)
-    if manifest is None or hollow(manifest):
+    manifest = read_valid_manifest(path)
+    if manifest is None or is_pruned(manifest):
         return []
     entries = [e for e in manifest["files"] if part is None or e["path"].startswith(f"{part}/")]
     tables = [e for e in entries if e["path"].endswith((".parquet", ".json", ".jsonl"))]
@@ -165,21 +167,21 @@ def changed_tables(path: Path, part: str | None = None) -> list[Path]:
 
 def _has_changed(file: Path, sha256: str) -> bool:
     try:
-        return sha256_of(file) != sha256
+        return hash_file(file) != sha256
     except OSError:
         return True
 
 
-def absent(manifest: Manifest) -> bool:
+def is_unavailable(manifest: Manifest) -> bool:
     """Whether the step said why it could make nothing: that may have changed."""
-    return any(entry["path"] == ABSENT_FILE for entry in manifest["files"])
+    return any(entry["path"] == UNAVAILABLE_FILE for entry in manifest["files"])
 
 
-def hollow(manifest: Manifest) -> bool:
+def is_pruned(manifest: Manifest) -> bool:
     return manifest.get("hollow", False)
 
 
-def hollow_out(path: Path, manifest: Manifest) -> None:
+def prune(path: Path, manifest: Manifest) -> None:
     """Remove a step's files. The mark comes first: what is killed on the way is hollow, never damaged."""
     write_json(path / MANIFEST, {**manifest, "hollow": True})
     for child in path.iterdir():
@@ -188,7 +190,7 @@ def hollow_out(path: Path, manifest: Manifest) -> None:
         shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
 
-def strangers(path: Path, manifest: Manifest) -> list[Path]:
+def find_foreign_files(path: Path, manifest: Manifest) -> list[Path]:
     """Files in a finished step that neither the step nor a command of ours put there: somebody keeps them there.
 
     A link is none: what it leads to is not lost with it.
@@ -196,10 +198,10 @@ def strangers(path: Path, manifest: Manifest) -> list[Path]:
     own = {entry["path"] for entry in manifest["files"]} | _OUTSIDE_CONTENT
     inside = (file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
     named = ((file, file.relative_to(path).as_posix()) for file in inside)
-    return [file for file, name in named if name not in own and not _ADDED.match(name)]
+    return [file for file, name in named if name not in own and not _EXTRA_FILES.match(name)]
 
 
-def bases(path: Path) -> list[str]:
+def list_bases(path: Path) -> list[str]:
     """The fingerprints of what a model's weights lie on: an adapter names its base, which may do so too, and a pointer
     its target."""
     try:
@@ -207,17 +209,19 @@ def bases(path: Path) -> list[str]:
         stage, _, fingerprint = (record.get("base") or record.get("target", "")).partition("/")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [fingerprint, *bases(path.parent.parent / stage / fingerprint)] if fingerprint else []
+    return (
+        [fingerprint, *list_bases(path.parent.parent / stage / fingerprint)] if fingerprint else []
+    )
 
 
-def name_bases(root: Path) -> None:
+def rewrite_adapter_configs(root: Path) -> None:
     """Repair the paths by which adapters name their base: a store that was moved has others, and so has a checkpoint
     outside it that was moved."""
     for file in root.absolute().glob(f"train/*/{MODEL_FILE}"):
         model = Model(file.parent)
         try:
             if "." not in file.parent.name and "peft" in model.record:
-                name_base(model)
+                write_adapter_config(model)
         except (
             OSError,
             ValueError,
@@ -233,7 +237,7 @@ def list_files(path: Path) -> list[dict[str, Any]]:
         name = file.relative_to(path).as_posix()
         if name in _OUTSIDE_CONTENT or name.startswith(f"{SCRATCH}/"):
             continue
-        found.append({"path": name, "size": file.stat().st_size, "sha256": sha256_of(file)})
+        found.append({"path": name, "size": file.stat().st_size, "sha256": hash_file(file)})
     return found
 
 
@@ -253,17 +257,17 @@ def publish(work: Path, final: Path) -> None:
     shutil.rmtree(work / SCRATCH, ignore_errors=True)
     if final.exists():
         old = read_manifest(final)
-        if old and (hollow(old) or absent(old)) and not strangers(final, old):
+        if old and (is_pruned(old) or is_unavailable(old)) and not find_foreign_files(final, old):
             remove(final)
     if final.exists():
-        set_aside(final, content(old) if old else "unknown")
+        set_aside(final, hash_content(old) if old else "unknown")
     work.rename(final)
     _sync(final.parent)
 
 
 def check_places(finals: Iterable[Path]) -> None:
     """Where a step's folder belongs, nothing else may be: a symlink there leads to a folder that is not the store's."""
-    for place in (place for final in finals for place in (final, partial(final))):
+    for place in (place for final in finals for place in (final, partial_folder(final))):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             kind = "a symlink" if place.is_symlink() else "a file"
             raise UserError(
@@ -283,7 +287,7 @@ def set_aside(path: Path, name: str) -> None:
 
 def remove(path: Path) -> None:
     """A step's folder goes, first by name: what is killed on the way can be taken for nothing else."""
-    gone = path.with_name(path.name.partition(".")[0] + REMOVED)
+    gone = path.with_name(path.name.partition(".")[0] + REMOVED_SUFFIX)
     if gone != path:
         if gone.exists():
             shutil.rmtree(gone)
@@ -292,12 +296,12 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def lock(final: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+def lock_step(final: Path, waiting: Callable[[str], None]) -> Iterator[None]:
     """One writer per step. The kernel drops the lock with its holder, so a stale lock cannot be."""
     file = final.parent / ".locks" / final.name
     file.parent.mkdir(parents=True, exist_ok=True)
     with (
-        at_work(final.parent.parent, lambda: waiting("a prune of the store")),
+        lock_shared(final.parent.parent, lambda: waiting("a prune of the store")),
         file.open("a+") as handle,
     ):
         try:
@@ -316,9 +320,9 @@ def lock(final: Path, waiting: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def at_work(root: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def lock_shared(root: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """While a run holds this, nobody removes anything from the store; runs hold it together."""
-    with (root / AT_WORK).open("a") as handle:
+    with (root / LOCK_FILE).open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -328,19 +332,19 @@ def at_work(root: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[None]:
+def lock_exclusive(root: Path) -> Iterator[None]:
     """While this is held no run is at work in the store, and none begins."""
-    with (root / AT_WORK).open("a") as handle:
+    with (root / LOCK_FILE).open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{root}: a run is at work{_name_built(root)}. Nothing was removed. Prune when no run is at work."
+                f"{root}: a run is at work{_name_step_in_progress(root)}. Nothing was removed. Prune when no run is at work."
             ) from error
         yield
 
 
-def _name_built(root: Path) -> str:
+def _name_step_in_progress(root: Path) -> str:
     """The first step that is being built, asked lock by lock: a store may have more of them than files may be open."""
     for file in sorted(root.glob("*/.locks/*")):
         with file.open("a+") as handle:

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.plan import plan
-from pipeline.step import Step, floats
+from pipeline.step import Step, has_floating_revision
 from tests.support.house import SMALL, Toys, composed, fingerprints, named
 
 GOLDEN = Path(__file__).parent / "golden" / "smoke.json"
@@ -165,8 +165,8 @@ def test_on_dev_nothing_is_drawn_again():
 
 def test_a_floating_hub_revision_marks_everything_after_it():
     steps = named(plan(composed(*SMALL, "sft.revision=null")))
-    assert floats(steps["train@1"]) and not floats(steps["prompts@0"])
-    assert not floats(named(plan(composed(*SMALL)))["train@1"])
+    assert has_floating_revision(steps["train@1"]) and not has_floating_revision(steps["prompts@0"])
+    assert not has_floating_revision(named(plan(composed(*SMALL)))["train@1"])
 
 
 def test_an_input_that_is_no_step_is_refused():

@@ -59,7 +59,7 @@ def test_what_is_not_there_is_said_with_what_is(run, tmp_path):
 
 def test_links_past_a_hundred_steps_still_lie_in_the_order_of_the_plan(tmp_path):
     for number, round_ in ((9, 1), (99, 2), (100, 3)):
-        executor._link(tmp_path, Step("pair", Block(), round_), tmp_path / "none", number)
+        executor._link_step(tmp_path, Step("pair", Block(), round_), tmp_path / "none", number)
     assert [path.name.rpartition("-")[2] for path in sorted((tmp_path / "store").iterdir())] == [
         "1",
         "2",

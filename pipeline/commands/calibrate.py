@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.artifacts import read_json, write_json
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
 from pipeline.config.compose import Arguments, block
-from pipeline.errors import BROKE, REFUSED, StageError, UserError, many, nearest
+from pipeline.errors import FAILED, USER_ERROR, StageError, UserError, pluralize, suggest
 from pipeline.report.analysis.agreement import Pair, calibration, gain, people_s_own
 from pipeline.report.analysis.statistics import Estimate
 from pipeline.report.formatting import UNKNOWN, interval, number, share, signed
@@ -25,31 +25,33 @@ from pipeline.scorers.ensemble import combined
 from pipeline.scorers.human_pairs import Judged, read_judged
 
 USAGE = "strop calibrate FILE [scorer=NAME,…] [out=calibration.json] [recipes=NAME] [key=value …]"
-LONGER, COIN, PEOPLE = "longer wins", "random", "people"
+LONGER, COIN, ANNOTATORS = "longer wins", "random", "people"
 
 Verdicts = dict[str, float | None]
 
 
-class Calibrated(Block):
+class CalibrateConfig(Block):
     score: ScoreConfig
 
 
 def main(arguments: list[str]) -> int:
     try:
-        file, names, out, overrides = parsed(arguments)
+        file, names, out, overrides = parse_arguments(arguments)
         check_out(out)
         judged = read_judged(file)
-        cfg = block(Arguments.parse(overrides), Calibrated).score
-        told = calibrated(judged, {name: verdicts_by(cfg, name, judged) for name in names})
+        cfg = block(Arguments.parse(overrides), CalibrateConfig).score
+        told = summarize_calibration(
+            judged, {name: collect_verdicts(cfg, name, judged) for name in names}
+        )
     except (UserError, StageError) as fault:
         print(fault, file=sys.stderr)
-        return REFUSED if isinstance(fault, UserError) else BROKE
+        return USER_ERROR if isinstance(fault, UserError) else FAILED
     write_json(out, {"file": file.name, **told})
-    show([*lines(told), str(out)])
+    print_lines([*format_lines(told), str(out)])
     return 0
 
 
-def show(told: list[str]) -> None:
+def print_lines(told: list[str]) -> None:
     """A reader that has seen enough, such as `head`, is no fault."""
     try:
         print("\n".join(told), flush=True)
@@ -59,7 +61,7 @@ def show(told: list[str]) -> None:
         )  # for what Python itself writes at its end
 
 
-def parsed(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:
+def parse_arguments(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:
     own = {
         key: value
         for word in arguments
@@ -94,20 +96,22 @@ def check_out(out: Path) -> None:
 # ── verdicts of a scorer ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def verdicts_by(cfg: ScoreConfig, name: str, judged: list[Judged]) -> tuple[Verdicts, Verdicts]:
+def collect_verdicts(
+    cfg: ScoreConfig, name: str, judged: list[Judged]
+) -> tuple[Verdicts, Verdicts]:
     """In the file's order of answers, and as said of that order when each pair is asked the other way round."""
     if name not in cfg.scorers:
         raise UserError(
-            f"scorer={name}: there is no such scorer in score.scorers. {nearest(name, list(cfg.scorers))}"
+            f"scorer={name}: there is no such scorer in score.scorers. {suggest(name, list(cfg.scorers))}"
         )
-    answers = [answer for pair in judged for answer in answers_to(pair)]
-    turned = [answer for pair in judged for answer in reversed(answers_to(pair))]
-    return compared(marks_by(cfg, name, answers), judged), compared(
-        marks_by(cfg, name, turned), judged
+    answers = [answer for pair in judged for answer in make_answers(pair)]
+    turned = [answer for pair in judged for answer in reversed(make_answers(pair))]
+    return derive_verdicts(collect_scores(cfg, name, answers), judged), derive_verdicts(
+        collect_scores(cfg, name, turned), judged
     )
 
 
-def answers_to(pair: Judged) -> list[Answer]:
+def make_answers(pair: Judged) -> list[Answer]:
     """A prompt of its own for each pair, so that a scorer which compares candidates compares these two."""
     texts = {"first": pair.first, "second": pair.second}
     return [
@@ -116,16 +120,16 @@ def answers_to(pair: Judged) -> list[Answer]:
     ]
 
 
-def marks_by(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[str, Score]:
+def collect_scores(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[str, Score]:
     scorer = cfg.scorers[name]
     if isinstance(scorer, EnsembleScorer):
-        members = {member: marks_by(cfg, member, answers) for member in scorer.members}
+        members = {member: collect_scores(cfg, member, answers) for member in scorer.members}
         return {mark.sample_id: mark for mark in combined(scorer, answers, members)}
     with closing(open_scorer(scorer, knob=f"score.scorers.{name}")) as opened:
         return {mark.sample_id: mark for mark in opened.mark(answers) if not mark.criterion}
 
 
-def compared(marks: dict[str, Score], judged: list[Judged]) -> Verdicts:
+def derive_verdicts(marks: dict[str, Score], judged: list[Judged]) -> Verdicts:
     def verdict(pair: Judged) -> float | None:
         first, second = marks[f"{pair.key}/first"].score, marks[f"{pair.key}/second"].score
         if first is None or second is None:
@@ -135,14 +139,14 @@ def compared(marks: dict[str, Score], judged: list[Judged]) -> Verdicts:
     return {pair.key: verdict(pair) for pair in judged}
 
 
-def coin(pair: Judged) -> float:
+def toss_coin(pair: Judged) -> float:
     return float(hashlib.sha256(f"{pair.key} {pair.asked}".encode()).digest()[0] % 2)
 
 
 # ── what is said of them ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def calibrated(
+def summarize_calibration(
     judged: list[Judged], scorers: dict[str, tuple[Verdicts, Verdicts]]
 ) -> dict[str, Any]:
     pairs = {
@@ -155,10 +159,10 @@ def calibrated(
     rows = {name: calibration(pairs, *asked) for name, asked in scorers.items()}
     rows |= {
         LONGER: calibration(pairs, longer),
-        COIN: calibration(pairs, {pair.key: coin(pair) for pair in judged}),
+        COIN: calibration(pairs, {pair.key: toss_coin(pair) for pair in judged}),
     }
     if among := people_s_own(pairs):
-        rows[PEOPLE] = among
+        rows[ANNOTATORS] = among
     gains = {name: gain(pairs, asked[0], longer) for name, asked in scorers.items()}
     truth = calibration(pairs, {key: pair.verdict for key, pair in pairs.items()})
     return {
@@ -173,12 +177,12 @@ def calibrated(
         },
         "scorers": {name: row.told() for name, row in rows.items()},
         "warnings": [
-            warning for name, one in gains.items() for warning in distrusted(name, one.estimate)
+            warning for name, one in gains.items() for warning in list_warnings(name, one.estimate)
         ],
     }
 
 
-def distrusted(name: str, gained: Estimate) -> Iterator[str]:
+def list_warnings(name: str, gained: Estimate) -> Iterator[str]:
     if gained.mean is None:
         yield (
             f"{name} could mark no two answers of any pair. These files hold texts alone: a scorer that reads the"
@@ -207,11 +211,11 @@ HEAD = [
 ]
 
 
-def lines(told: dict[str, Any]) -> Iterator[str]:
+def format_lines(told: dict[str, Any]) -> Iterator[str]:
     rows = told["scorers"]
     people = told["people_prefer"]
     yield (
-        f"{many(told['pairs'], 'pair')} of {many(told['prompts'], 'prompt')} judged by people:"
+        f"{pluralize(told['pairs'], 'pair')} of {pluralize(told['prompts'], 'prompt')} judged by people:"
         f" {told['decided']} decided, {told['split']} without a majority"
     )
     yield (
@@ -221,22 +225,22 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
     yield "agreement where people decided, a tie is half right: by prompt (the mean of each prompt's own pairs, with"
     yield "its interval) and by pair (all decided pairs alike, which is what others publish; pairs of one prompt are no"
     yield "independent evidence, so it has no interval)"
-    if PEOPLE in rows:
-        yield f"{PEOPLE}: each annotator of a pair held against each other one, so a pair counts once for each such two"
+    if ANNOTATORS in rows:
+        yield f"{ANNOTATORS}: each annotator of a pair held against each other one, so a pair counts once for each such two"
     yield ""
-    yield from aligned([HEAD, *(cells(name, row) for name, row in rows.items())])
+    yield from align_columns([HEAD, *(format_cells(name, row) for name, row in rows.items())])
     yield ""
     yield "agreement by pair, by how long the answer is that people prefer, against the other (pairs)"
     kinds = rows[LONGER]["by_length"]  # of all pairs: a scorer may have failed at some
     table = [["", *(f"{kind} ({row['pairs']})" for kind, row in kinds.items())]]
     for name, row in rows.items():
         table.append([name, *(number(cell["agreement"]) for cell in row["by_length"].values())])
-    yield from aligned(table)
+    yield from align_columns(table)
     for warning in told["warnings"]:
         yield f"\n! {warning}"
 
 
-def cells(name: str, row: dict[str, Any]) -> list[str]:
+def format_cells(name: str, row: dict[str, Any]) -> list[str]:
     shares = [share(row[key]) for key in ("ties", "prefers_first", "prefers_longer", "order_flips")]
     mean = row["agreement"]["mean"]
     return [
@@ -252,7 +256,7 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     ]
 
 
-def aligned(table: list[list[str]]) -> Iterator[str]:
+def align_columns(table: list[list[str]]) -> Iterator[str]:
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
         first, *rest = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import write_json, write_table, write_text
-from pipeline.errors import REFUSED, UserError, many, nearest
+from pipeline.errors import USER_ERROR, UserError, pluralize, suggest
 from pipeline.report.analysis.comparison import compared
 from pipeline.report.analysis.find_runs import FoundRun, find
 from pipeline.report.analysis.statistics import BootstrapConfig
@@ -23,51 +23,61 @@ from pipeline.report.render.answers import answer_table
 
 USAGE = "strop compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95] [resamples=9999] [seed=42]"
 # Of the intervals, as evaluate.level and the like of a run.
-DRAWN: dict[str, type] = {"level": float, "resamples": int, "seed": int}
-OWN = "store", "out", *DRAWN
+BOOTSTRAP_KNOBS: dict[str, type] = {"level": float, "resamples": int, "seed": int}
+KNOBS = "store", "out", *BOOTSTRAP_KNOBS
 # All that lies in a comparison's folder.
-WRITTEN = {"report.html", "report.md", "report.json", "answers.parquet", "verdicts.parquet"}
+COMPARISON_FILES = {
+    "report.html",
+    "report.md",
+    "report.json",
+    "answers.parquet",
+    "verdicts.parquet",
+}
 
 
 def main(arguments: list[str]) -> int:
     try:
-        words, store, out, draw = parsed(arguments)
-        found = named_apart([find(word, store) for word in words])
+        words, store, out, draw = parse_arguments(arguments)
+        found = check_names([find(word, store) for word in words])
         report, examined, verdicts = compared(found, draw)
-        made(out)
+        make_folder(out)
     except UserError as refusal:
         print(refusal, file=sys.stderr)
-        return REFUSED
+        return USER_ERROR
     print(
-        f"common to {', '.join(each.name for each in found)}: {many(report['ground']['asked'], 'prompt')}"
+        f"common to {', '.join(each.name for each in found)}: {pluralize(report['ground']['asked'], 'prompt')}"
     )
     for text in (*report["ground"]["apart"], report["verdict"]["why"]):
         print(text)
-    write(out, report, answer_table(examined, found[0].prompts.read()), verdicts)
+    write_comparison(out, report, answer_table(examined, found[0].prompts.read()), verdicts)
     print(out / "report.html")
     return 0
 
 
-def parsed(arguments: list[str]) -> tuple[list[str], Path, Path, BootstrapConfig]:
+def parse_arguments(arguments: list[str]) -> tuple[list[str], Path, Path, BootstrapConfig]:
     own = {
-        key: value for word in arguments for key, _, value in [word.partition("=")] if key in OWN
+        key: value for word in arguments for key, _, value in [word.partition("=")] if key in KNOBS
     }
-    words = [word for word in arguments if word.partition("=")[0] not in OWN]
+    words = [word for word in arguments if word.partition("=")[0] not in KNOBS]
     for key, _, place in (word.rpartition("=") for word in words):
-        if get_close_matches(key, OWN) and not Path(place).exists():
-            raise UserError(f"{key}={place}: not understood. {nearest(key, list(OWN))}\n  {USAGE}")
+        if get_close_matches(key, KNOBS) and not Path(place).exists():
+            raise UserError(
+                f"{key}={place}: not understood. {suggest(key, list(KNOBS))}\n  {USAGE}"
+            )
     if len(words) < 2:
         raise UserError(f"Give at least two runs or models to compare: {USAGE}")
     fresh = Path("runs") / "compare" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    return words, Path(own.get("store", "store")), Path(own.get("out", fresh)), drawn(own)
+    return words, Path(own.get("store", "store")), Path(own.get("out", fresh)), parse_bootstrap(own)
 
 
-def drawn(own: dict[str, str]) -> BootstrapConfig:
+def parse_bootstrap(own: dict[str, str]) -> BootstrapConfig:
     given = {"level": "0.95", "resamples": "9999", "seed": "42"} | {
-        name: own[name] for name in DRAWN if name in own
+        name: own[name] for name in BOOTSTRAP_KNOBS if name in own
     }
     try:
-        draw = BootstrapConfig(**{name: kind(given[name]) for name, kind in DRAWN.items()})
+        draw = BootstrapConfig(
+            **{name: kind(given[name]) for name, kind in BOOTSTRAP_KNOBS.items()}
+        )
     except ValueError as error:
         raise UserError(f"compare: {error}. Give numbers: {USAGE}") from error
     if not 0 < draw.level < 1 or draw.resamples < 2 or draw.seed < 0:
@@ -78,7 +88,7 @@ def drawn(own: dict[str, str]) -> BootstrapConfig:
     return draw
 
 
-def named_apart(found: list[FoundRun]) -> list[FoundRun]:
+def check_names(found: list[FoundRun]) -> list[FoundRun]:
     names = [each.name for each in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
@@ -87,11 +97,11 @@ def named_apart(found: list[FoundRun]) -> list[FoundRun]:
     return found
 
 
-def made(out: Path) -> None:
+def make_folder(out: Path) -> None:
     there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if there & WRITTEN and not ("verdicts.parquet" in there and there <= WRITTEN):
+    if there & COMPARISON_FILES and not ("verdicts.parquet" in there and there <= COMPARISON_FILES):
         raise UserError(
-            f"out={out}: {min(there & WRITTEN)} is there, of no comparison, and would be written over. Nothing was"
+            f"out={out}: {min(there & COMPARISON_FILES)} is there, of no comparison, and would be written over. Nothing was"
             " written.\n  Give a folder that is not there yet, as out=FOLDER."
         )
     try:
@@ -102,7 +112,9 @@ def made(out: Path) -> None:
         ) from error
 
 
-def write(out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl.DataFrame) -> None:
+def write_comparison(
+    out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl.DataFrame
+) -> None:
     write_table(out / "answers.parquet", answers)
     write_table(out / "verdicts.parquet", verdicts)
     write_json(out / "report.json", report)

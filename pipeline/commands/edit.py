@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import Pairs, resolve_run, write_text
-from pipeline.errors import REFUSED, UserError
+from pipeline.errors import USER_ERROR, UserError
 
 
 def main(arguments: list[str]) -> int:
@@ -22,10 +22,10 @@ def main(arguments: list[str]) -> int:
         run = resolve_run(Path(arguments[0] if arguments else "runs/latest"))
         number = arguments[1] if len(arguments) > 1 else None
         file = run / "pairs.jsonl"
-        write_new(file, "".join(f"{line}\n" for line in lines(pairs_of(run, number))))
+        write_new(file, "".join(f"{line}\n" for line in format_lines(find_pairs(run, number))))
     except UserError as refusal:
         print(refusal, file=sys.stderr)
-        return REFUSED
+        return USER_ERROR
     print(f"Correct this file, then give it back: pair.edits={file}", file=sys.stderr)
     print(file)
     return 0
@@ -42,7 +42,7 @@ def write_new(file: Path, text: str) -> None:
     write_text(file, text)
 
 
-def pairs_of(run: Path, number: str | None) -> Pairs:
+def find_pairs(run: Path, number: str | None) -> Pairs:
     """The pairs of one round of a run, the last one unless it is named."""
     found = {
         path.name.rpartition("-")[2]: path for path in sorted((run / "store").glob("*-pair-*"))
@@ -56,14 +56,14 @@ def pairs_of(run: Path, number: str | None) -> Pairs:
     return Pairs(found[number] if number else list(found.values())[-1])
 
 
-def lines(pairs: Pairs) -> list[str]:
+def format_lines(pairs: Pairs) -> list[str]:
     texts = [
         pl.col(side).list.last().struct.field("content").alias(side)
         for side in ("prompt", "chosen", "rejected")
     ]
     ids = "prompt_id", "chosen_id", "rejected_id"
     rows = (
-        pl.concat([pairs.train(), pairs.dev()])
+        pl.concat([pairs.read_train(), pairs.read_dev()])
         .sort(*ids)
         .select(*ids, "chosen_score", "rejected_score", *texts)
     )

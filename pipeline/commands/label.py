@@ -19,7 +19,7 @@ import polars as pl
 
 from pipeline.artifacts import KL, Samples, resolve_run, write_text
 from pipeline.config import LATER
-from pipeline.errors import REFUSED, UserError, many, nearest
+from pipeline.errors import USER_ERROR, UserError, pluralize, suggest
 from pipeline.report.render.examples import prompt_text
 from pipeline.scorers.label_files import FORMULA
 
@@ -27,22 +27,24 @@ PAGE = Path(__file__).with_suffix(".html")
 USAGE = "strop label [RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0], with RUN=runs/latest"
 COLUMNS = ("prompt_id", "a_id", "b_id", "verdict", "annotator", "prompt", "a", "b")
 
-Row = dict[str, Any]
+PairRow = dict[str, Any]
 
 
 def main(arguments: list[str]) -> int:
     try:
-        run, asked = parsed(arguments)
+        run, asked = parse_arguments(arguments)
         folder = resolve_run(run) / "label"
-        rows, short = pairs(run, asked)
-        write(folder, rows)
+        rows, short = choose_pairs(run, asked)
+        write_files(folder, rows)
     except UserError as refusal:
         print(refusal, file=sys.stderr)
-        return REFUSED
+        return USER_ERROR
     if short:
-        print(f"left out: {many(short, 'prompt')} without two different answers", file=sys.stderr)
+        print(
+            f"left out: {pluralize(short, 'prompt')} without two different answers", file=sys.stderr
+        )
     print(
-        f"{many(len(rows), 'pair')} in {folder}: pairs.csv for a spreadsheet, pairs.jsonl for Argilla.",
+        f"{pluralize(len(rows), 'pair')} in {folder}: pairs.csv for a spreadsheet, pairs.jsonl for Argilla.",
         file=sys.stderr,
     )
     print("Or open this in a browser; it needs no network:", file=sys.stderr)
@@ -50,14 +52,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def parsed(arguments: list[str]) -> tuple[Path, dict[str, str]]:
+def parse_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     asked = {"pairs": "100", "seed": "0"} | dict(
         word.split("=", 1) for word in arguments if "=" in word
     )
     places = [word for word in arguments if "=" not in word]
     if unknown := set(asked) - {"of", "pairs", "seed"} or set(places[1:]):
         raise UserError(
-            f"{min(unknown)}: not understood. {nearest(min(unknown), ['of', 'pairs', 'seed'])}\n  {USAGE}"
+            f"{min(unknown)}: not understood. {suggest(min(unknown), ['of', 'pairs', 'seed'])}\n  {USAGE}"
         )
     if not re.fullmatch("[0-9]{1,9}", asked["pairs"]) or not int(asked["pairs"]):
         raise UserError(
@@ -66,18 +68,18 @@ def parsed(arguments: list[str]) -> tuple[Path, dict[str, str]]:
     return Path(places[0] if places else "runs/latest"), asked
 
 
-def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
+def choose_pairs(run: Path, asked: dict[str, str]) -> tuple[list[PairRow], int]:
     """So many pairs in an order drawn by the seed, and how many prompts had none; which side is A is drawn as well."""
-    sides = [answers(draws) for draws in sampled(run, asked.get("of"))]
+    sides = [read_answers(draws) for draws in find_samples(run, asked.get("of"))]
     first, second = sides[0], sides[-1]
-    rows: list[Row] = []
+    rows: list[PairRow] = []
     short = 0
     for prompt_id in sorted(
-        first.keys() & second.keys(), key=lambda name: drawn(asked["seed"], name)
+        first.keys() & second.keys(), key=lambda name: hash_words(asked["seed"], name)
     ):
         if len(rows) == int(asked["pairs"]):
             break
-        two = two_of(first[prompt_id], second[prompt_id], asked["seed"])
+        two = choose_two(first[prompt_id], second[prompt_id], asked["seed"])
         if two is None:
             short += 1
             continue
@@ -91,7 +93,7 @@ def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
     return rows, short
 
 
-def sampled(run: Path, of: str | None) -> list[list[Samples]]:
+def find_samples(run: Path, of: str | None) -> list[list[Samples]]:
     """Of each side every draw: a round's later waves are answers as well."""
     found: dict[str, list[Samples]] = {}
     for path in sorted((run / "store").glob("*-sample-*")):
@@ -109,14 +111,14 @@ def sampled(run: Path, of: str | None) -> list[list[Samples]]:
     for name in wanted:
         if name not in found:
             raise UserError(
-                f"of={of}: {run} has no samples of {name}. {nearest(name, list(found))}"
+                f"of={of}: {run} has no samples of {name}. {suggest(name, list(found))}"
             )
     if len(wanted) > 2:
         raise UserError(f"of={of}: a pair has two sides. Name one sampling, or two.")
     return [found[name] for name in wanted]
 
 
-def answers(draws: list[Samples]) -> dict[str, list[Row]]:
+def read_answers(draws: list[Samples]) -> dict[str, list[PairRow]]:
     """Of several turns the whole conversation is one answer, under the id of its first."""
     columns = "prompt_id", "sample_id", "prompt", "completion", "setting"
     told = pl.concat(
@@ -124,7 +126,7 @@ def answers(draws: list[Samples]) -> dict[str, list[Row]]:
     )
     told = told.with_columns(turns=pl.lit(1))
     later = pl.col("setting").str.starts_with(LATER)
-    by_prompt: dict[str, list[Row]] = {}
+    by_prompt: dict[str, list[PairRow]] = {}
     for row in told.filter(~later).iter_rows(named=True):
         by_prompt.setdefault(row["prompt_id"], []).append(row)
     turn = pl.col("setting").str.strip_prefix(LATER).cast(pl.Int64)
@@ -135,7 +137,9 @@ def answers(draws: list[Samples]) -> dict[str, list[Row]]:
     return by_prompt
 
 
-def two_of(first: list[Row], second: list[Row], seed: str) -> tuple[Row, Row] | None:
+def choose_two(
+    first: list[PairRow], second: list[PairRow], seed: str
+) -> tuple[PairRow, PairRow] | None:
     """One answer of each side, different texts in as many turns, in an order that the seed draws."""
     alike = [(a, b) for a in first for b in second if a["turns"] == b["turns"]]
     couples = [(a, b) for a, b in alike if a["completion"] != b["completion"]]
@@ -143,29 +147,29 @@ def two_of(first: list[Row], second: list[Row], seed: str) -> tuple[Row, Row] | 
         return None
     return min(
         couples + [(b, a) for a, b in couples],
-        key=lambda two: drawn(seed, two[0]["sample_id"], two[1]["sample_id"]),
+        key=lambda two: hash_words(seed, two[0]["sample_id"], two[1]["sample_id"]),
     )
 
 
-def drawn(*words: str) -> str:
+def hash_words(*words: str) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
 # ── what is written ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def write(folder: Path, rows: list[Row]) -> None:
+def write_files(folder: Path, rows: list[PairRow]) -> None:
     """A spreadsheet that people have filled in is never written over, nor is the page beside it."""
     if is_filled(folder / "pairs.csv"):
         raise UserError(
             f"{folder / 'pairs.csv'}: it has verdicts. Nothing was written. Move the folder away first:"
             f" {shlex.join(['mv', str(folder), f'{folder}-judged'])}"
         )
-    write_text(folder / "pairs.html", page(rows))
-    write_text(folder / "pairs.csv", spreadsheet(rows))
+    write_text(folder / "pairs.html", render_page(rows))
+    write_text(folder / "pairs.csv", render_spreadsheet(rows))
     write_text(
         folder / "pairs.jsonl",
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records(rows)),
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make_records(rows)),
     )
 
 
@@ -182,15 +186,15 @@ def is_filled(file: Path) -> bool:
         return True
 
 
-def page(rows: list[Row]) -> str:
+def render_page(rows: list[PairRow]) -> str:
     """The texts go in as JSON in which no tag can begin or end; the page writes them as text, never as HTML."""
     told = json.dumps(
-        {"name": drawn(*(f"{row['a_id']} {row['b_id']}" for row in rows))[:12], "pairs": rows}
+        {"name": hash_words(*(f"{row['a_id']} {row['b_id']}" for row in rows))[:12], "pairs": rows}
     )
     return PAGE.read_text().replace("{{ pairs }}", told.replace("<", "\\u003c"))
 
 
-def spreadsheet(rows: list[Row]) -> str:
+def render_spreadsheet(rows: list[PairRow]) -> str:
     """Fill in verdict (a, b or tie). A text that a spreadsheet would run as a formula gets an apostrophe before it."""
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, restval="")
@@ -206,7 +210,7 @@ def spreadsheet(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def records(rows: list[Row]) -> Iterator[Row]:
+def make_records(rows: list[PairRow]) -> Iterator[PairRow]:
     """As `argilla.Record(**row)` takes them, for a dataset with the text fields prompt, a and b, and a label question
     `verdict` (a, b or tie). What its `records.to_json` writes is read back like the page's verdicts."""
     for row in rows:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pipeline import store
-from pipeline.errors import DONE, REFUSED, UserError
+from pipeline.errors import DONE, USER_ERROR, UserError
 from pipeline.models.merging import MERGED, merge
 
 USAGE = "Type strop merge PLACE [OUT]: a run or a step's folder in the store, and a new folder."
@@ -20,18 +20,20 @@ def main(words: list[str]) -> int:
             raise UserError(
                 f"merge takes one or two folders, and {len(words)} were given.\n  {USAGE}"
             )
-        step = step_in(Path(words[0]))
+        step = find_step(Path(words[0]))
         out = Path(words[1]).expanduser() if words[1:] else step / MERGED
-        with store.lock(step, waiting=lambda owner: print(f"waiting for {owner}", file=sys.stderr)):
+        with store.lock_step(
+            step, waiting=lambda owner: print(f"waiting for {owner}", file=sys.stderr)
+        ):
             merge(step, out)
         print(out)
     except UserError as refusal:
         print(refusal, file=sys.stderr)
-        return REFUSED
+        return USER_ERROR
     return DONE
 
 
-def step_in(place: Path) -> Path:
+def find_step(place: Path) -> Path:
     """The folder of a trained model: the place itself, or that of a run's last round."""
     trained = sorted((place / "store").glob("[0-9]*-train-*"))
     found = trained[-1].resolve() if trained else place.absolute()

@@ -4,21 +4,21 @@ What it refuses, `pipeline.__main__` puts into words.
 """
 
 from pipeline.config.compose import Arguments, compose
-from pipeline.driver.run import Stopped, drive, stop_on_signals
-from pipeline.errors import STOPPED, exit_on_signals
+from pipeline.driver.run import Interrupted, interrupt_on_signals, run_point
+from pipeline.errors import INTERRUPTED, exit_on_signals
 
 
 def main(words: list[str]) -> int:
     try:
         arguments = Arguments.parse(words)
         points, several = compose(arguments)
-        stop_on_signals()
+        interrupt_on_signals()
         if not several:
-            return drive(points[0])
-        from pipeline.driver.sweep import sweep
+            return run_point(points[0])
+        from pipeline.driver.sweep import run_sweep
 
-        return sweep(arguments, points)
-    except Stopped:
-        return STOPPED
+        return run_sweep(arguments, points)
+    except Interrupted:
+        return INTERRUPTED
     finally:
         exit_on_signals()

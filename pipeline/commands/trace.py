@@ -11,9 +11,9 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import Pairs, Samples, Scores
-from pipeline.errors import REFUSED, UserError, many
+from pipeline.errors import USER_ERROR, UserError, pluralize
 
-SHOWN = 300  # characters of an answer
+ANSWER_CHARACTERS = 300  # characters of an answer
 
 
 def main(arguments: list[str]) -> int:
@@ -24,29 +24,31 @@ def main(arguments: list[str]) -> int:
             )
         print(
             "\n".join(
-                story(arguments[0], Path(arguments[1] if len(arguments) > 1 else "runs/latest"))
+                trace_prompt(
+                    arguments[0], Path(arguments[1] if len(arguments) > 1 else "runs/latest")
+                )
             )
         )
     except UserError as refusal:
         print(refusal, file=sys.stderr)
-        return REFUSED
+        return USER_ERROR
     return 0
 
 
-def story(prompt_id: str, run: Path) -> list[str]:
+def trace_prompt(prompt_id: str, run: Path) -> list[str]:
     steps = sorted((run / "store").glob("*"))
     if not steps:
         raise UserError(
             f"{run}: no run lies there. Give one as strop trace {prompt_id} runs/RECIPE/TIME."
         )
-    scores = marks(steps, prompt_id)
+    scores = collect_scores(steps, prompt_id)
     told: list[str] = []
     for step in steps:
         stage, _, label = step.name.partition("-")[2].partition("-")
         if stage == "sample":
-            told += sampled(Samples(step), label, prompt_id, scores)
+            told += describe_samples(Samples(step), label, prompt_id, scores)
         elif stage == "pair":
-            told += paired(Pairs(step), label, prompt_id)
+            told += describe_pairs(Pairs(step), label, prompt_id)
     if not told:
         raise UserError(
             f"{prompt_id}: no step of {run} has this prompt. Its ids are in prompts.parquet and dropped.parquet."
@@ -54,7 +56,7 @@ def story(prompt_id: str, run: Path) -> list[str]:
     return told
 
 
-def marks(steps: list[Path], prompt_id: str) -> dict[str, list[str]]:
+def collect_scores(steps: list[Path], prompt_id: str) -> dict[str, list[str]]:
     """sample id → what each scorer gave it."""
     found: dict[str, list[str]] = {}
     for step in steps:
@@ -69,34 +71,36 @@ def marks(steps: list[Path], prompt_id: str) -> dict[str, list[str]]:
     return found
 
 
-def sampled(
+def describe_samples(
     samples: Samples, label: str, prompt_id: str, scores: dict[str, list[str]]
 ) -> Iterator[str]:
-    rows = pl.concat(shard.filter(pl.col("prompt_id") == prompt_id) for shard in samples.shards())
+    rows = pl.concat(
+        shard.filter(pl.col("prompt_id") == prompt_id) for shard in samples.read_shards()
+    )
     if not rows.height:
         return
-    yield f"{'round ' if label.isdigit() else ''}{label}: {many(rows.height, 'answer')} to"
+    yield f"{'round ' if label.isdigit() else ''}{label}: {pluralize(rows.height, 'answer')} to"
     yield from (
-        f"  {message['role']}: {_short(message['content'])}" for message in rows["prompt"][0]
+        f"  {message['role']}: {_shorten(message['content'])}" for message in rows["prompt"][0]
     )
     for row in rows.sort("setting", "sample_id").iter_rows(named=True):
         told = [
             *scores.get(row["sample_id"], ["no score"]),
-            many(len(row["token_ids"]), "token"),
+            pluralize(len(row["token_ids"]), "token"),
             row["finish_reason"],
         ]
         yield f"  {row['sample_id']}  {row['setting']}: {', '.join(told)}"
-        yield f"    {_short(row['completion'])}"
+        yield f"    {_shorten(row['completion'])}"
 
 
-def paired(pairs: Pairs, label: str, prompt_id: str) -> Iterator[str]:
+def describe_pairs(pairs: Pairs, label: str, prompt_id: str) -> Iterator[str]:
     for part in ("train", "dev"):
         for row in (
             getattr(pairs, part)().filter(pl.col("prompt_id") == prompt_id).iter_rows(named=True)
         ):
             margin = "" if row["margin"] is None else f", margin {row['margin']:g}"
             yield f"round {label}, pair ({part}, {row['origin']}{margin}): {row['chosen_id']} over {row['rejected_id']}"
-    for row in pairs.dropped().filter(pl.col("prompt_id") == prompt_id).iter_rows(named=True):
+    for row in pairs.read_dropped().filter(pl.col("prompt_id") == prompt_id).iter_rows(named=True):
         name = row["sample_id"] or (
             f"{row['chosen_id']} over {row['rejected_id']}" if row["chosen_id"] else ""
         )
@@ -106,9 +110,9 @@ def paired(pairs: Pairs, label: str, prompt_id: str) -> Iterator[str]:
         )
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     flat = text.replace("\n", "⏎")
-    return flat if len(flat) <= SHOWN else f"{flat[:SHOWN]} …"
+    return flat if len(flat) <= ANSWER_CHARACTERS else f"{flat[:ANSWER_CHARACTERS]} …"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import Config
 from pipeline.config.validation import Asked, Written, leaves, validated
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 
 CONF = Path(__file__).parent.parent / "conf"
 RECIPES = (
@@ -52,7 +52,7 @@ class Arguments:
             elif word in ("-m", "--multirun"):
                 flags.append(word)
             elif word.startswith("-"):
-                raise UserError(f"{word}: no such flag. {nearest(word, list(FLAGS))}\n  {USAGE}")
+                raise UserError(f"{word}: no such flag. {suggest(word, list(FLAGS))}\n  {USAGE}")
             else:
                 overrides.append(_override(word))
         return cls(flags, overrides)
@@ -286,6 +286,6 @@ def _said_by_hydra(error: Exception, own_recipes: list[str] | None = None) -> st
             else [CONF / group]
         )
         known = sorted({p.stem for folder in folders for p in folder.glob("*.yaml")})
-        return f"{group}={name}: there is no {group}/{name}.yaml. {nearest(name, known)}"
+        return f"{group}={name}: there is no {group}/{name}.yaml. {suggest(name, known)}"
     hint = "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
     return f"command line: {text.replace(hint, '') or 'Hydra cannot compose this'}\n{READABLE}"

@@ -9,7 +9,7 @@ from pipeline.config.reward import RewardTraining
 from pipeline.config.sample import ANSWER
 from pipeline.config.score import EnsembleScorer
 from pipeline.config.training import FullAdapter
-from pipeline.errors import nearest
+from pipeline.errors import suggest
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -56,10 +56,10 @@ def _unmarked(cfg: "Config") -> Iterator[str]:
         if name not in scorers and name in cfg.score.scorers:
             yield (
                 f"{knob}={name}: it marks samples, and no exams. Give +scorer@exam.score.scorers.{name}=FILE as well,"
-                f" or {knob}=ANOTHER. {nearest(name, list(scorers))}"
+                f" or {knob}=ANOTHER. {suggest(name, list(scorers))}"
             )
         elif name not in scorers:
-            yield f"{knob}={name}: there is no such scorer. {nearest(name, list(scorers))}"
+            yield f"{knob}={name}: there is no such scorer. {suggest(name, list(scorers))}"
 
 
 def _incomparable(cfg: "Config") -> Iterator[str]:
@@ -88,7 +88,7 @@ def _ungated(cfg: "Config") -> Iterator[str]:
     where, marking = cfg.marking_on("dev")
     chief = marking.scorers.get(cfg.gate.scorer)
     if chief is None:
-        known = nearest(cfg.gate.scorer, [*marking.scorers])
+        known = suggest(cfg.gate.scorer, [*marking.scorers])
         yield f"gate.scorer={cfg.gate.scorer}: {where} has no such scorer. {known}"
     elif isinstance(chief, PairwiseScorer) or (
         isinstance(chief, EnsembleScorer) and chief.within_prompt
@@ -106,7 +106,7 @@ def _unretained(cfg: "Config") -> Iterator[str]:
     for name in cfg.evaluate.retention:
         scorer = name.partition("/")[0]  # or one of its criteria
         if name not in cfg.benchmark and scorer not in marking.scorers:
-            yield f"evaluate.retention.{name}: no benchmark and no scorer has this name. {nearest(name, known)}"
+            yield f"evaluate.retention.{name}: no benchmark and no scorer has this name. {suggest(name, known)}"
         elif cfg.exam.split != "test" and name in cfg.benchmark:
             yield f"evaluate.retention.{name}: benchmarks belong to exams on test. Give exam.split=test"
 
@@ -198,7 +198,7 @@ def _unfit(cfg: "Config") -> Iterator[str]:
         )
         yield f"{given}. Give init=refit refit=best, or neither."
     if cfg.refit and cfg.refit.scorer not in cfg.score.scorers:
-        known = nearest(cfg.refit.scorer, list(cfg.score.scorers))
+        known = suggest(cfg.refit.scorer, list(cfg.score.scorers))
         yield f"refit.scorer={cfg.refit.scorer}: there is no such scorer. {known}"
     if cfg.refit and not cfg.pair.mix.on_policy:
         yield "init=refit: with offline rows only, there are no samples to start from. Give init=sft refit=none."

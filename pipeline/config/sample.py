@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from pipeline.config.base import Block, Body, Dtype, Limits, Prices, Seed, Server, Share, Workers
-from pipeline.errors import many
+from pipeline.errors import pluralize
 
 KL = "kl"  # the setting of draws made for the KL estimate alone
 ANSWER = "answer"  # the setting that an exam's scorers and judges read
@@ -251,7 +251,7 @@ class SampleRequest(Drawn):
         rounds = max(self.runtime.blocks, self.round)
         fits = rows // rounds
         return (
-            f"sample.per_round={self.per_round}: rounds={rounds} need {many(needed, 'prompt')}, and there are"
+            f"sample.per_round={self.per_round}: rounds={rounds} need {pluralize(needed, 'prompt')}, and there are"
             f"{' at most' if at_most else ''} {rows}.\n"
             f"  Give {f'sample.per_round={fits} or less, ' if fits else ''}fewer rounds, more prompts, or"
             f" sample.per_round=null, which draws from all prompts in every round."

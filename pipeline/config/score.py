@@ -19,7 +19,7 @@ from pipeline.config.base import (
 from pipeline.config.checks import CheckScorer
 from pipeline.config.judge import Judge, PairwiseScorer, RubricScorer, VllmEngine
 from pipeline.config.training import Quantization
-from pipeline.errors import nearest
+from pipeline.errors import suggest
 
 
 class RewardModelRuntime(Block):
@@ -180,7 +180,7 @@ def _unfit_ensembles(scorers: dict[str, Any]) -> Iterator[str]:
     for name, ensemble in scorers.items():
         for member in ensemble.members if ensemble.kind == "ensemble" else []:
             if member not in single:
-                yield f"scorers.{name}: {member} is no single scorer beside it. {nearest(member, single)}"
+                yield f"scorers.{name}: {member} is no single scorer beside it. {suggest(member, single)}"
             elif scorers[member].gold and not ensemble.gold:
                 yield f"scorers.{name}: its member {member} is gold, so it has to be gold as well"
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import nearest
+from pipeline.errors import suggest
 
 CONFIG_CLASS = {"dpo": "DPOConfig", "cpo": "CPOConfig", "orpo": "ORPOConfig", "kto": "KTOConfig"}
 
@@ -174,7 +174,7 @@ def _unknown_losses(trainer: str, loss: list[str]) -> Iterator[str]:
         if name not in known and name in GONE_LOSSES:
             yield f"loss: {name} is no loss of TRL's {CONFIG_CLASS[trainer]}: {GONE_LOSSES[name]}"
         elif name not in known:
-            yield f"loss: {name} is no loss of the installed TRL. {nearest(name, list(known))}"
+            yield f"loss: {name} is no loss of the installed TRL. {suggest(name, list(known))}"
 
 
 def _unusable_keys(trainer: str, args: Mapping[str, Any]) -> Iterator[str]:
@@ -187,7 +187,7 @@ def _unusable_keys(trainer: str, args: Mapping[str, Any]) -> Iterator[str]:
         elif key in SET_HERE or key.startswith("hub_"):
             yield f"args.{key} is set by the stage: {SET_HERE.get(key, 'nothing is uploaded by a run')}"
         elif key not in known["fields"]:
-            yield f"args.{key} is no field of TRL's {CONFIG_CLASS[trainer]}. {nearest(key, free)}"
+            yield f"args.{key} is no field of TRL's {CONFIG_CLASS[trainer]}. {suggest(key, free)}"
         elif key in ignored:
             yield f"args.{key} would be ignored: {ignored[key]}"
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 
 Asked = TypeVar("Asked", bound=BaseModel)
 Place = tuple[str, ...]
@@ -164,7 +164,7 @@ def _fault(error: Any, written: Written, names: _Names) -> str:
     match error["type"]:
         case "extra_forbidden":
             of = f"stage '{place[0]}'" if len(place) > 1 else "the config"
-            known = nearest(place[-1], names.known(parent, place[:-1]))
+            known = suggest(place[-1], names.known(parent, place[:-1]))
             return f"{source}: {key} is not a knob of {of}. {known}  ({file})"
         case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
             at, group = written.source(place[:1]), place[0]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.progress import SIGN, WAITS
+from pipeline.progress import PHASE_SUFFIX, SIGN
 from pipeline.step import Step
 
 ENVIRONMENT = {
@@ -19,13 +19,15 @@ ENVIRONMENT = {
     # A training of 135M parameters on a CPU came to 3.90 GiB with that and comes to 2.92 GiB without, at equal speed.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
 }
-WARNING = "! "  # begins a line of a worker's log that a person has to see
+WARNING_SIGN = "! "  # begins a line of a worker's log that a person has to see
 GRACE = 10.0  # seconds until a worker that does not die of SIGTERM is killed
 TICK = 1.0  # seconds after which the newest line is shown again, with how old it is
 STALE = 10  # seconds from which a line that counts something is shown with its age
 
 
-def spawn(record: Path, log: Path, show: Callable[[str], None], warn: Callable[[str], None]) -> int:
+def run_worker(
+    record: Path, log: Path, show: Callable[[str], None], warn: Callable[[str], None]
+) -> int:
     """One worker in a process group of its own; its standard input is our pulse, so that it dies with us.
 
     Its newest progress line is shown as it runs, again each second while nothing new comes, and each warning at once:
@@ -45,15 +47,15 @@ def spawn(record: Path, log: Path, show: Callable[[str], None], warn: Callable[[
     try:
         while worker.poll() is None:
             time.sleep(0.05)
-            watch.repeat(show, warn)
+            watch.poll(show, warn)
     except BaseException:
-        end(worker)
+        stop_worker(worker)
         raise
-    watch.repeat(show, warn)
+    watch.poll(show, warn)
     return worker.returncode
 
 
-def end(worker: "subprocess.Popen[bytes]") -> None:
+def stop_worker(worker: "subprocess.Popen[bytes]") -> None:
     """Ask, wait, insist. What the worker leaves running goes with its watcher."""
     worker.send_signal(signal.SIGTERM)
     try:
@@ -69,42 +71,42 @@ class LogWatch:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic):
         self._file, self._begun = path.open("r", errors="replace"), ""
         self._clock = clock
-        self._newest, self._came = f"starting{WAITS}", clock()
+        self._newest, self._came = f"starting{PHASE_SUFFIX}", clock()
         self._shown = self._came
 
-    def repeat(self, show: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    def poll(self, show: Callable[[str], None], warn: Callable[[str], None]) -> None:
         """The newest progress line, also while it stays the newest, and every warning."""
         whole, _, self._begun = (self._begun + self._file.read()).rpartition("\n")
         lines, now = whole.splitlines(), self._clock()
         for line in lines:
-            if line.startswith(WARNING):
+            if line.startswith(WARNING_SIGN):
                 warn(line)
         progress = [line for line in lines if line.startswith(f"{SIGN} ")]
         if progress:
             self._newest, self._came = progress[-1].removeprefix(SIGN).strip(), now
         if progress or now - self._shown >= TICK:
             self._shown = now
-            show(_with_age(self._newest, int(now - self._came)))
+            show(_add_age(self._newest, int(now - self._came)))
 
 
-def _with_age(line: str, seconds: int) -> str:
+def _add_age(line: str, seconds: int) -> str:
     """`starting the vLLM engine, 40 s`; `sample 3/9 prompts · 0:21 left · 15 s ago`."""
-    if line.endswith(WAITS):
-        phase = line.removesuffix(WAITS)
+    if line.endswith(PHASE_SUFFIX):
+        phase = line.removesuffix(PHASE_SUFFIX)
         return f"{phase}, {seconds} s" if seconds else phase
     return f"{line} · {seconds} s ago" if seconds >= STALE else line
 
 
-def told(log: Path) -> list[str]:
+def read_summary_lines(log: Path) -> list[str]:
     """What a finished worker has to show: its lines that begin with `│`, such as the funnel of the pairs."""
     return [line for line in log.read_text(errors="replace").splitlines() if line.startswith("│ ")]
 
 
-def failure(step: Step, fingerprint: str, code: int, log: Path) -> str:
+def describe_failure(step: Step, fingerprint: str, code: int, log: Path) -> str:
     """What a person needs to go on: the worker's own words, or its last lines, and the log's path."""
     lines = log.read_text(errors="replace").splitlines()
     where = f"{step.stage}/{fingerprint}"
-    if words := spoken(lines):
+    if words := extract_faults(lines):
         return f"{where}: {words}\n  The whole log: {log}"
     cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     hint = " (out of memory?)" if code == -signal.SIGKILL else ""
@@ -114,7 +116,7 @@ def failure(step: Step, fingerprint: str, code: int, log: Path) -> str:
     return "\n".join([head, *tail, *advice, f"  The whole log: {log}"])
 
 
-def spoken(lines: list[str]) -> str:
+def extract_faults(lines: list[str]) -> str:
     """What the worker said last: each fault from its `✗` on, with the indented lines under it."""
     said: list[str] = []
     speaks = False

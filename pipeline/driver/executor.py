@@ -12,16 +12,33 @@ from typing import Any
 from pipeline import hardware, preflight, store
 from pipeline.artifacts import write_json
 from pipeline.config import Config, TrainConfig
-from pipeline.driver.child_process import failure, spawn, told
-from pipeline.driver.ledger import Ledger, told_in_short
-from pipeline.errors import BROKE, DONE, FOUND, REFUSED, UserError, many, nearest, refusals
+from pipeline.driver.child_process import describe_failure, read_summary_lines, run_worker
+from pipeline.driver.ledger import Ledger, summarize_cost
+from pipeline.errors import (
+    ALREADY_BUILT,
+    DONE,
+    FAILED,
+    USER_ERROR,
+    UserError,
+    collect_faults,
+    pluralize,
+    suggest,
+)
 from pipeline.hashing import ContentCache
 from pipeline.models.merging import MERGED
 from pipeline.preflight import capacity, durations
-from pipeline.status import PRUNED, Found, Planned, inputs_of, look, read_by, survey
-from pipeline.step import STAGE_VERSIONS, Identity, Step, floats, place_of
+from pipeline.status import (
+    PRUNED,
+    RunPlan,
+    StepStatus,
+    collect_inputs,
+    list_fingerprints_read,
+    read_status,
+    read_statuses,
+)
+from pipeline.step import STAGE_VERSIONS, Identity, Step, find_checkpoint, has_floating_revision
 
-DEVICE = cache(hardware.device)  # it asks the driver of the GPUs
+describe_device = cache(hardware.describe_device)  # it asks the driver of the GPUs
 
 
 class StepFailed(Exception):
@@ -32,7 +49,7 @@ class StepFailed(Exception):
         self.code = code
 
 
-def select(last: Step, until: str | None) -> list[Step]:
+def select_targets(last: Step, until: str | None) -> list[Step]:
     """`until=STAGE@R`: that stage's last Step labelled R; without @R label 0, else 1, else every exam's."""
     everything = last.ancestors()
     if until is None:
@@ -54,51 +71,54 @@ def select(last: Step, until: str | None) -> list[Step]:
             for s in everything
         }
     )
-    raise UserError(f"until={until}: the plan has no such step. {nearest(until, has)}")
+    raise UserError(f"until={until}: the plan has no such step. {suggest(until, has)}")
 
 
-def prepare(cfg: Config, targets: Iterable[Step]) -> Planned:
+def prepare_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
     """The Steps in order with their fingerprints; refused where one of them reads a file that is not there."""
-    planned = outline(cfg, targets)
+    planned = outline_plan(cfg, targets)
     if planned.faults:
         raise UserError(*planned.faults)
     return planned
 
 
-def outline(cfg: Config, targets: Iterable[Step]) -> Planned:
+def outline_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
     """As `prepare`, but what it would refuse is in `faults`, so that the rest of the plan is judged all the same."""
     targets = list(targets)
     cache = ContentCache(cfg.store / ".contents.json")
     strict, lenient = (
-        Identity(lambda path: cache.of(Path(path))),
-        Identity(partial(_content_if_any, cache)),
+        Identity(lambda path: cache.hash_path(Path(path))),
+        Identity(partial(_hash_if_any, cache)),
     )
     steps = [step for target in targets for step in target.ancestors()]
-    unknown = [step for step in steps if refusals([partial(strict.fingerprint, step)])]
-    faults = refusals(partial(strict.fingerprint, step) for step in unknown)
-    faults += refusals(partial(_writable, knob, root, cfg.dry_run) for knob, root in _written(cfg))
+    unknown = [step for step in steps if collect_faults([partial(strict.fingerprint, step)])]
+    faults = collect_faults(partial(strict.fingerprint, step) for step in unknown)
+    faults += collect_faults(
+        partial(_check_writable, knob, root, cfg.dry_run)
+        for knob, root in _list_output_folders(cfg)
+    )
     identity = lenient if unknown else strict
     order: dict[str, Step] = {}
     for step in steps:
         order.setdefault(identity.fingerprint(step), step)
     if not cfg.dry_run and not faults:
         cache.save()
-        missing = (store.folder(cfg.store, step.stage, name) for name, step in order.items())
+        missing = (store.step_folder(cfg.store, step.stage, name) for name, step in order.items())
         store.check_places(place for place in missing if store.read_manifest(place) is None)
     nowhere = frozenset(map(identity.fingerprint, unknown))
-    return Planned(list(order.values()), targets, identity, cfg.store, tuple(faults), nowhere)
+    return RunPlan(list(order.values()), targets, identity, cfg.store, tuple(faults), nowhere)
 
 
-def _content_if_any(cache: ContentCache, path: str) -> str:
+def _hash_if_any(cache: ContentCache, path: str) -> str:
     try:
-        return cache.of(Path(path))
+        return cache.hash_path(Path(path))
     except OSError:
         return f"? {path}"
 
 
-def dry_run(cfg: Config, planned: Planned) -> dict[str, Found]:
+def show_dry_run(cfg: Config, planned: RunPlan) -> dict[str, StepStatus]:
     """The ledger of what is there and what a run would build; touches nothing."""
-    ledger, found = Ledger(None), survey(planned, cfg.verify)
+    ledger, found = Ledger(None), read_statuses(planned, cfg.verify)
     for step in planned.steps:
         fingerprint = planned.fingerprint(step)
         manifest, reason = found[fingerprint]
@@ -106,20 +126,22 @@ def dry_run(cfg: Config, planned: Planned) -> dict[str, Found]:
             "?"
             if fingerprint in planned.unknown
             else f"{fingerprint}~"
-            if floats(step)
+            if has_floating_revision(step)
             else fingerprint
         )
-        if manifest and not store.hollow(manifest) and _lacks_merged(planned, step):
+        if manifest and not store.is_pruned(manifest) and _needs_merging(planned, step):
             reason = "is to be merged, without training again"
         ledger.line("○" if manifest is None else "✓", step, shown, note=reason)
     to_do = [step for step in planned.steps if found[planned.fingerprint(step)][0] is None]
     times = durations.Durations(planned).lines(to_do)
-    for said in chain(capacity.dtype_lines(cfg), capacity.lines(planned, found), times):
+    for said in chain(
+        capacity.describe_dtype(cfg), capacity.describe_memory(planned, found), times
+    ):
         print(said)
     return found
 
 
-def run(cfg: Config, planned: Planned, story: Path) -> Path:
+def build_missing(cfg: Config, planned: RunPlan, story: Path) -> Path:
     """Build what is missing, in order; returns the folder of the last Step."""
     ledger = Ledger(story)
     write_json(
@@ -128,61 +150,62 @@ def run(cfg: Config, planned: Planned, story: Path) -> Path:
     print(
         "\n".join(
             [
-                f"{cfg.recipe}: {many(len(planned.steps), 'step')} · {story}",
-                *capacity.dtype_lines(cfg),
+                f"{cfg.recipe}: {pluralize(len(planned.steps), 'step')} · {story}",
+                *capacity.describe_dtype(cfg),
             ]
         )
     )
     try:
-        store.name_bases(planned.root)  # of a store that was moved
-        while not _built(cfg, planned, story, ledger):
+        store.rewrite_adapter_configs(planned.root)  # of a store that was moved
+        while not _run_pass(cfg, planned, story, ledger):
             ledger.say(
                 "a pruned step came out differently, and what follows it reads more that was pruned: once more"
             )
     finally:
-        store.name_bases(planned.root)  # of a checkpoint that was found elsewhere
+        store.rewrite_adapter_configs(planned.root)  # of a checkpoint that was found elsewhere
     return planned.folder(planned.steps[-1])
 
 
-def _built(cfg: Config, planned: Planned, story: Path, ledger: Ledger) -> bool:
+def _run_pass(cfg: Config, planned: RunPlan, story: Path, ledger: Ledger) -> bool:
     """One pass over the plan; False where a Step has to run whose inputs were pruned, which nobody could foresee."""
     to_do = {
         fingerprint
-        for fingerprint, (manifest, _) in survey(planned, verify=False).items()
+        for fingerprint, (manifest, _) in read_statuses(planned, verify=False).items()
         if manifest is None
     }
     contents: dict[str, store.Manifest] = {}
     for number, step in enumerate(planned.steps):
         fingerprint = planned.fingerprint(step)
-        inputs = inputs_of(planned, step, contents)
-        manifest, reason = look(planned, step, inputs, cfg.verify)
-        if manifest and store.hollow(manifest) and fingerprint in to_do:
+        inputs = collect_inputs(planned, step, contents)
+        manifest, reason = read_status(planned, step, inputs, cfg.verify)
+        if manifest and store.is_pruned(manifest) and fingerprint in to_do:
             manifest, reason = None, f"{step.stage}/{fingerprint} {PRUNED}"
         if manifest is None:
             if any(
-                store.hollow(contents[name]) for name in read_by(planned, step) & contents.keys()
+                store.is_pruned(contents[name])
+                for name in list_fingerprints_read(planned, step) & contents.keys()
             ):
                 return False
             if reason:
                 ledger.say(reason)
-            manifest = _build(cfg, planned, step, inputs, story, number, ledger)
-        elif _lacks_merged(planned, step) and not store.hollow(
+            manifest = _build_step(cfg, planned, step, inputs, story, number, ledger)
+        elif _needs_merging(planned, step) and not store.is_pruned(
             manifest
         ):  # the worker finds it built, and merges
-            manifest = _build(cfg, planned, step, inputs, story, number, ledger)
+            manifest = _build_step(cfg, planned, step, inputs, story, number, ledger)
         else:
             ledger.line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
-            if _lacks_merged(planned, step):
+            if _needs_merging(planned, step):
                 ledger.say(
                     f"train/{fingerprint} was pruned: it has no adapter left to merge (adapter.save_merged)"
                 )
         contents[fingerprint] = manifest
-        preflight.check_made(step, planned.folder, planned.steps[number:])
-        _link(story, step, planned.folder(step), number)
+        preflight.check_artifact(step, planned.folder, planned.steps[number:])
+        _link_step(story, step, planned.folder(step), number)
     return True
 
 
-def _lacks_merged(planned: Planned, step: Step) -> bool:
+def _needs_merging(planned: RunPlan, step: Step) -> bool:
     """Whether `train.adapter.save_merged` asks for a copy that is not there."""
     wanted = isinstance(step.config, TrainConfig) and getattr(
         step.config.adapter, "save_merged", False
@@ -190,40 +213,46 @@ def _lacks_merged(planned: Planned, step: Step) -> bool:
     return wanted and not (planned.folder(step) / MERGED).exists()
 
 
-def _build(
-    cfg: Config, planned: Planned, step: Step, inputs: Any, story: Path, number: int, ledger: Ledger
+def _build_step(
+    cfg: Config, planned: RunPlan, step: Step, inputs: Any, story: Path, number: int, ledger: Ledger
 ) -> store.Manifest:
     fingerprint = planned.fingerprint(step)
     final = planned.folder(step).absolute()
     name = f"{number:03d}-{step.stage}-{fingerprint}"
     record, log = story / "steps" / f"{name}.json", story / "logs" / f"{name}.log"
     write_json(
-        record, {**_record(cfg, planned, step, inputs, final), "story": str(story.absolute())}
+        record, {**_make_record(cfg, planned, step, inputs, final), "story": str(story.absolute())}
     )
     log.parent.mkdir(exist_ok=True)
 
     started = time.monotonic()
-    rest = durations.Rest(planned, planned.steps[number:])
-    code = spawn(
-        record, log, lambda text: ledger.running(step, fingerprint, text + rest.told()), ledger.say
+    rest = durations.TimeLeft(planned, planned.steps[number:])
+    code = run_worker(
+        record,
+        log,
+        lambda text: ledger.show_running(step, fingerprint, text + rest.describe()),
+        ledger.say,
     )
     manifest = store.read_manifest(final)
-    if code not in (DONE, FOUND) or manifest is None:
+    if code not in (DONE, ALREADY_BUILT) or manifest is None:
         ledger.line("✗", step, fingerprint, seconds=time.monotonic() - started)
         raise StepFailed(
-            failure(step, fingerprint, code, log), REFUSED if code == REFUSED else BROKE
+            describe_failure(step, fingerprint, code, log),
+            USER_ERROR if code == USER_ERROR else FAILED,
         )
     sign = "■" if code == DONE else "✓"
-    note = told_in_short(manifest["cost"])
+    note = summarize_cost(manifest["cost"])
     ledger.line(
         sign, step, fingerprint, seconds=manifest["seconds"], note=note, counted=code == DONE
     )
-    for line in told(log):
+    for line in read_summary_lines(log):
         ledger.say(line)
     return manifest
 
 
-def _record(cfg: Config, planned: Planned, step: Step, inputs: Any, final: Path) -> dict[str, Any]:
+def _make_record(
+    cfg: Config, planned: RunPlan, step: Step, inputs: Any, final: Path
+) -> dict[str, Any]:
     """step.json: everything the worker needs, so that any Step can be run again by hand."""
     return {
         "stage": step.stage,
@@ -233,8 +262,8 @@ def _record(cfg: Config, planned: Planned, step: Step, inputs: Any, final: Path)
         "fingerprint": planned.fingerprint(step),
         "out": str(final),
         "verify": cfg.verify,
-        "place": place_of(step),
-        "device": DEVICE(),
+        "place": find_checkpoint(step),
+        "device": describe_device(),
         "command": f"{cfg.command} until={step.stage}" + (f"@{step.label}" if step.label else ""),
         "config": step.config.model_dump(mode="json"),
         "inputs": inputs,
@@ -250,7 +279,7 @@ def _record(cfg: Config, planned: Planned, step: Step, inputs: Any, final: Path)
     }
 
 
-def _link(story: Path, step: Step, folder: Path, number: int) -> None:
+def _link_step(story: Path, step: Step, folder: Path, number: int) -> None:
     label = f"-{step.label}".replace(" ", "-") if step.label else ""
     link = story / "store" / f"{number:03d}-{step.stage}{label}"
     link.parent.mkdir(exist_ok=True)
@@ -258,27 +287,27 @@ def _link(story: Path, step: Step, folder: Path, number: int) -> None:
     link.symlink_to(folder.absolute())
 
 
-def _written(cfg: Config) -> list[tuple[str, Path]]:
+def _list_output_folders(cfg: Config) -> list[tuple[str, Path]]:
     return [("store", cfg.store), ("runs", cfg.runs)]
 
 
-def _writable(knob: str, root: Path, look_only: bool) -> None:
+def _check_writable(knob: str, root: Path, look_only: bool) -> None:
     try:
-        _would_be_written(root) if look_only else _is_written(root)
+        _check_without_writing(root) if look_only else _write_probe(root)
     except OSError as error:
         raise UserError(
             f"{knob}={root}: cannot be written ({error.strerror}).\n  Give a folder that can, as {knob}=FOLDER."
         ) from error
 
 
-def _is_written(root: Path) -> None:
+def _write_probe(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     probe = root / f".writable-{os.getpid()}"
     probe.write_text("")
     probe.unlink()
 
 
-def _would_be_written(root: Path) -> None:
+def _check_without_writing(root: Path) -> None:
     """The same, told without writing: by the folder itself, or by the nearest one in which it would be made."""
     there = next(place for place in (root, *root.absolute().parents) if os.path.lexists(place))
     fault = 0

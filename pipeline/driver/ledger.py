@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import write_json
-from pipeline.errors import many
+from pipeline.errors import pluralize
 from pipeline.step import Step
 
 QUIET = 30.0  # seconds between two progress lines where there is no terminal
@@ -33,7 +33,7 @@ class Ledger:
         spent = "" if seconds is None else f"{seconds:.1f} s" if counted else f"({seconds:.1f} s)"
         self._clear()
         print(
-            f"{sign} {step.stage:<9} {step.when:<13} {fingerprint:<13} {spent:>10}  {note}".rstrip(),
+            f"{sign} {step.stage:<9} {step.label_text:<13} {fingerprint:<13} {spent:>10}  {note}".rstrip(),
             flush=True,
         )
         entry = {
@@ -48,9 +48,9 @@ class Ledger:
         if self._file:
             write_json(self._file, self._lines)
 
-    def running(self, step: Step, fingerprint: str, text: str) -> None:
+    def show_running(self, step: Step, fingerprint: str, text: str) -> None:
         """Repainted on a terminal; elsewhere a line now and then."""
-        line = f"● {step.stage:<9} {step.when:<13} {fingerprint:<13} {text}"
+        line = f"● {step.stage:<9} {step.label_text:<13} {fingerprint:<13} {text}"
         if self._terminal:
             width = (
                 shutil.get_terminal_size().columns - 1
@@ -69,12 +69,12 @@ class Ledger:
             print("\r\x1b[K", end="")
 
 
-def told_in_short(cost: dict[str, Any]) -> str:
+def summarize_cost(cost: dict[str, Any]) -> str:
     """What stands beside a finished Step: how much it drew, how fast, how long, and what it dropped."""
     parts = []
     if "tokens_per_second" in cost:
         parts = [
-            many(cost["prompts"], "prompt"),
+            pluralize(cost["prompts"], "prompt"),
             f"{cost['tokens_per_second']:.0f} tok/s",
             f"{cost['mean_tokens']:.0f} tokens each",
             f"{cost['truncated'] / max(cost['completions'], 1):.1%} truncated",

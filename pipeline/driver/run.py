@@ -14,106 +14,130 @@ from pipeline import preflight, store
 from pipeline.artifacts import write_text
 from pipeline.backends import api_client
 from pipeline.config import Config
-from pipeline.driver.executor import StepFailed, dry_run, outline, run, select
+from pipeline.driver.executor import (
+    StepFailed,
+    build_missing,
+    outline_plan,
+    select_targets,
+    show_dry_run,
+)
 from pipeline.driver.store_users import register_runs
-from pipeline.errors import DONE, REFUSED, UserError, explain_disk_fault, many, refusals
-from pipeline.hashing import commit_of
+from pipeline.errors import (
+    DONE,
+    USER_ERROR,
+    UserError,
+    collect_faults,
+    explain_disk_fault,
+    pluralize,
+)
+from pipeline.hashing import resolve_commit
 from pipeline.plan import plan
 from pipeline.preflight import capacity
-from pipeline.status import Planned, unbuilt
-from pipeline.step import pinned
+from pipeline.status import RunPlan, list_unbuilt
+from pipeline.step import pin_revisions
 
 
-def drive(cfg: Config, story: Path | None = None) -> int:
+def run_point(cfg: Config, story: Path | None = None) -> int:
     """One point from config to exit code: plan it, then show the plan or run it."""
     api_client.name_keys(cfg.model_dump(mode="json"))
     try:
-        cfg = cfg if cfg.dry_run else pinned(cfg, functools.cache(commit_of))
-        planned = outline(cfg, select(plan(cfg), cfg.until))
+        cfg = cfg if cfg.dry_run else pin_revisions(cfg, functools.cache(resolve_commit))
+        planned = outline_plan(cfg, select_targets(plan(cfg), cfg.until))
         if cfg.dry_run:
-            show(cfg, planned)
+            show_plan(cfg, planned)
             return DONE
-        if faults := refused(planned):
+        if faults := find_faults(planned):
             raise UserError(*faults)
-        warn(planned)
-        with store.at_work(
+        print_warnings(planned)
+        with store.lock_shared(
             cfg.store, lambda: print(f"waiting: {cfg.store} is being pruned", flush=True)
         ):
             register_runs(cfg.store, cfg.runs)
-            story = open_story(cfg, story)
-            last = report(run(cfg, planned, story), story)
+            story = open_run_dir(cfg, story)
+            last = copy_report(build_missing(cfg, planned, story), story)
             if is_finished(story):
-                point_latest(cfg.runs, story)
+                link_latest(cfg.runs, story)
             print(last)
         return DONE
     except UserError as refusal:
         print(refusal, file=sys.stderr)
-        return REFUSED
+        return USER_ERROR
     except OSError as error:
         if not (said := explain_disk_fault(error, story or cfg.runs)):
             raise
         print(said, file=sys.stderr)
-        return REFUSED
+        return USER_ERROR
     except StepFailed as failure:
         print(failure, file=sys.stderr)
         return failure.code
-    except Stopped as stopped:
+    except Interrupted as stopped:
         print()  # the line that was being painted ends here
         print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
         raise
 
 
-def refused(planned: Planned) -> list[str]:
+def find_faults(planned: RunPlan) -> list[str]:
     """Every reason why a run of this plan is refused before anything is built."""
-    coming = unbuilt(planned)
+    coming = list_unbuilt(planned)
     built = [step for step in planned.steps if step not in coming] if coming else []
-    made = (one for step in built for one in preflight.checks_of_made(step, planned.folder, coming))
+    made = (
+        one
+        for step in built
+        for one in preflight.list_artifact_checks(step, planned.folder, coming)
+    )
     return [
         *planned.faults,
-        *refusals(chain(preflight.checks(coming), made, capacity.checks(planned, coming))),
+        *collect_faults(
+            chain(preflight.list_checks(coming), made, capacity.list_checks(planned, coming))
+        ),
     ]
 
 
-def show(cfg: Config, planned: Planned) -> None:
+def show_plan(cfg: Config, planned: RunPlan) -> None:
     """The plan, and whatever a run here would refuse, in its own words; the last line counts both."""
-    found = dry_run(cfg, planned)
-    for line in preflight.unread(unbuilt(planned)):
+    found = show_dry_run(cfg, planned)
+    for line in preflight.describe_unread(list_unbuilt(planned)):
         print(line)
     sys.stdout.flush()
-    warn(planned)
-    faults = refused(planned)
+    print_warnings(planned)
+    faults = find_faults(planned)
     if faults:
         print("A run here would be refused:")
     for fault in faults:
         print(fault)
-    counted = f" · a run here would be refused for {many(len(faults), 'reason')}" if faults else ""
+    counted = (
+        f" · a run here would be refused for {pluralize(len(faults), 'reason')}" if faults else ""
+    )
     to_do = sum(manifest is None for manifest, _ in found.values())
-    print(f"{many(len(planned.steps), 'step')}, {to_do} to do{counted}", flush=True)
+    print(f"{pluralize(len(planned.steps), 'step')}, {to_do} to do{counted}", flush=True)
 
 
-def warn(planned: Planned) -> None:
+def print_warnings(planned: RunPlan) -> None:
     """What may be in order by the time that it is needed."""
-    for said in (*capacity.slow_dtypes(unbuilt(planned)), *preflight.silent(unbuilt(planned))):
+    for said in (
+        *capacity.warn_of_slow_dtypes(list_unbuilt(planned)),
+        *preflight.warn_of_silent_servers(list_unbuilt(planned)),
+    ):
         print(said, file=sys.stderr, flush=True)
 
 
-class Stopped(BaseException):
+class Interrupted(BaseException):
     """SIGTERM or SIGINT: the same command resumes."""
 
 
-def stop_on_signals() -> None:
+def interrupt_on_signals() -> None:
     def stop(number: int, frame: Any) -> None:
-        raise Stopped(signal.Signals(number).name)
+        raise Interrupted(signal.Signals(number).name)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
 
 
-def open_story(cfg: Config, folder: Path | None = None) -> Path:
+def open_run_dir(cfg: Config, folder: Path | None = None) -> Path:
     """`runs/<recipe>/<time>/` with the resolved config. While no run has finished, `runs/latest` points to it."""
     import yaml
 
-    story = folder or fresh_story(cfg)
+    story = folder or make_run_dir(cfg)
     (story / "steps").mkdir(parents=True, exist_ok=True)
     write_text(
         story / "config.yaml", yaml.safe_dump(json.loads(cfg.model_dump_json()), sort_keys=False)
@@ -123,7 +147,7 @@ def open_story(cfg: Config, folder: Path | None = None) -> Path:
         said = "is not a link of ours and stays as it is. Move it away to have it point to the last finished run."
         print(f"! {latest}: {said}", file=sys.stderr, flush=True)
     elif not is_finished(latest):
-        point_latest(cfg.runs, story)
+        link_latest(cfg.runs, story)
     return story
 
 
@@ -132,7 +156,7 @@ def is_finished(story: Path) -> bool:
     return (story / "report.html").is_file()
 
 
-def point_latest(runs: Path, story: Path) -> None:
+def link_latest(runs: Path, story: Path) -> None:
     latest, scratch = runs / "latest", runs / f".latest.{story.name}"
     if latest.exists() and not latest.is_symlink():
         return
@@ -141,7 +165,7 @@ def point_latest(runs: Path, story: Path) -> None:
     scratch.rename(latest)
 
 
-def fresh_story(cfg: Config) -> Path:
+def make_run_dir(cfg: Config) -> Path:
     wanted = cfg.runs / cfg.recipe / time.strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in range(1000):
         path = wanted if attempt == 0 else wanted.with_name(f"{wanted.name}-{attempt + 1}")
@@ -153,7 +177,7 @@ def fresh_story(cfg: Config) -> Path:
     raise AssertionError(f"a thousand runs in one second at {wanted}")
 
 
-def report(last: Path, story: Path) -> Path:
+def copy_report(last: Path, story: Path) -> Path:
     """The report also lies with the run's story, where it outlives the store's folder; else the last Step's folder."""
     if not (last / "report.html").exists():
         return last

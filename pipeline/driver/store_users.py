@@ -38,7 +38,7 @@ def forget_runs(store: Path, runs: Path) -> None:
     known = read_runs(store) or []
     if own not in known:
         raise UserError(
-            f"forget={runs}: {store} does not know this runs folder. {_list_known(known)}"
+            f"forget={runs}: {store} does not know this runs folder. {_name_known(known)}"
         )
     if (runs / RUNS_MARKER).is_file():
         raise UserError(
@@ -75,7 +75,7 @@ def check_runs(store: Path, runs: Path) -> list[Path]:
         )
     if str(runs.resolve()) not in known:
         raise UserError(
-            f"runs={runs}: no run of this folder has used {store}. Nothing was removed. {_list_known(known)}"
+            f"runs={runs}: no run of this folder has used {store}. Nothing was removed. {_name_known(known)}"
         )
     if away := [each for each in known if not (Path(each) / RUNS_MARKER).is_file()]:
         raise UserError(
@@ -97,12 +97,12 @@ def _is_marker(told: Any) -> bool:
     return isinstance(runs, list) and all(isinstance(each, str) for each in runs)
 
 
-def _list_known(known: list[str]) -> str:
+def _name_known(known: list[str]) -> str:
     return f"It knows: {', '.join(known) or 'none'}"
 
 
 @dataclass(frozen=True)
-class Users:
+class StoreUsers:
     """Fingerprint → the runs whose plan names it; and what keeps us from knowing all of them."""
 
     runs: dict[str, list[str]]
@@ -115,7 +115,7 @@ class Users:
             )
 
 
-def read_step(path: Path) -> dict[str, object]:
+def read_step_record(path: Path) -> dict[str, object]:
     try:
         step = json.loads((path / store.STEP).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -123,19 +123,19 @@ def read_step(path: Path) -> dict[str, object]:
     return step if isinstance(step, dict) else {}
 
 
-def list_entries(folder: Path) -> list[Path]:
+def list_folder(folder: Path) -> list[Path]:
     return [] if folder.is_symlink() or not folder.is_dir() else sorted(folder.iterdir())
 
 
-def users_of(root: Path, folders: Iterable[Path]) -> Users:
+def find_users(root: Path, folders: Iterable[Path]) -> StoreUsers:
     """The runs of these folders, a sweep's points among them, and those elsewhere that made one of its steps."""
-    users = Users(defaultdict(list), [])
+    users = StoreUsers(defaultdict(list), [])
     known = list(dict.fromkeys(folder.resolve() for folder in folders))
     for number, folder in enumerate(known):
-        for plan in _plans(folder, users.faults):
+        for plan in _find_plans(folder, users.faults):
             run = plan.parent.relative_to(folder) if number == 0 else plan.parent
             _add_plan(users, plan, run.as_posix())
-    makers = {_story_of(path) for stage in MADE_BY for path in list_entries(root / stage)}
+    makers = {_find_run_dir(path) for stage in MADE_BY for path in list_folder(root / stage)}
     for story in sorted(maker for maker in makers if maker):
         plan = Path(story) / store.PLAN
         if not any(plan.is_relative_to(folder) for folder in known) and plan.is_file():
@@ -143,7 +143,7 @@ def users_of(root: Path, folders: Iterable[Path]) -> Users:
     return users
 
 
-def _add_plan(users: Users, plan: Path, run: str) -> None:
+def _add_plan(users: StoreUsers, plan: Path, run: str) -> None:
     try:
         named = json.loads(plan.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -157,7 +157,7 @@ def _add_plan(users: Users, plan: Path, run: str) -> None:
         users.runs[fingerprint].append(run)
 
 
-def _plans(folder: Path, faults: list[str]) -> Iterator[Path]:
+def _find_plans(folder: Path, faults: list[str]) -> Iterator[Path]:
     """The plan of every run in a runs folder. Linked folders are read too: what their runs need is needed."""
 
     def report(error: OSError) -> None:
@@ -193,7 +193,7 @@ def _plans(folder: Path, faults: list[str]) -> Iterator[Path]:
             inside.remove("latest")
 
 
-def _story_of(path: Path) -> str | None:
+def _find_run_dir(path: Path) -> str | None:
     """The folder of the run that made a step."""
-    story = read_step(path).get("story")
+    story = read_step_record(path).get("story")
     return story if isinstance(story, str) else None

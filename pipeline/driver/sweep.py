@@ -20,26 +20,26 @@ from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.config.compose import CONF, Arguments, point, quoted, read_words
 from pipeline.driver import store_users
-from pipeline.driver.run import drive, fresh_story
-from pipeline.errors import BROKE, DONE, UserError, many
+from pipeline.driver.run import make_run_dir, run_point
+from pipeline.errors import DONE, FAILED, UserError, pluralize
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
 
 
-def sweep(arguments: Arguments, points: list[Config]) -> int:
+def run_sweep(arguments: Arguments, points: list[Config]) -> int:
     """Run every point; 1 when one of them did not finish. The last line is the path of the page that compares them."""
     if points[0].dry_run:
-        return max(drive(cfg) for cfg in points)
-    folder = fresh_story(points[0]).absolute()
-    print(f"{points[0].recipe}: {many(len(points), 'point')} · {folder}")
+        return max(run_point(cfg) for cfg in points)
+    folder = make_run_dir(points[0]).absolute()
+    print(f"{points[0].recipe}: {pluralize(len(points), 'point')} · {folder}")
     place = f"hydra.sweep.dir={quoted(str(folder))}"
     sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, place]
     launch()
     written = json.loads((folder / "points.json").read_text())
     finished = len(written) == len(points) and all(line["status"] == "done" for line in written)
-    page, code = close(points[0], folder, written, arguments.flags)
+    page, code = finish_sweep(points[0], folder, written, arguments.flags)
     print(page)
-    return code or (DONE if finished else BROKE)
+    return code or (DONE if finished else FAILED)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -47,14 +47,18 @@ def launch(composed: DictConfig) -> None:
     job = HydraConfig.get()
     cfg = point(composed, job)
     story = Path(job.runtime.output_dir)
-    print(f"\npoint {job.job.num}: {' '.join(_words(job))}", flush=True)
-    code = drive(cfg, story)
-    write_line(story.parent / "points.json", line_of(cfg, story, code, job))
+    print(f"\npoint {job.job.num}: {' '.join(_list_overrides(job))}", flush=True)
+    code = run_point(cfg, story)
+    append_line(story.parent / "points.json", describe_point(cfg, story, code, job))
 
 
-def line_of(cfg: Config, story: Path, code: int, job: Any) -> dict[str, Any]:
+def describe_point(cfg: Config, story: Path, code: int, job: Any) -> dict[str, Any]:
     """What a point has to show: its overrides, its chosen model's score on the examined split, its KL, its report."""
-    line = {"point": job.job.num, "overrides": _words(job), "status": STATUS.get(code, "failed")}
+    line = {
+        "point": job.job.num,
+        "overrides": _list_overrides(job),
+        "status": STATUS.get(code, "failed"),
+    }
     report = story / "report.json"
     if code != 0 or not report.exists():
         return line
@@ -76,7 +80,7 @@ def line_of(cfg: Config, story: Path, code: int, job: Any) -> dict[str, Any]:
 # ── the end of it ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def close(
+def finish_sweep(
     cfg: Config, folder: Path, points: list[dict[str, Any]], flags: Sequence[str] = ()
 ) -> tuple[Path, int]:
     """The page of all points and the exit code of the best one's second run; `points.json` where none was examined."""
@@ -88,25 +92,31 @@ def close(
     code, report = DONE, None
     if best and cfg.exam.split == "dev" and cfg.sweep.retest:
         print(f"\npoint {best['point']} again, on test: {' '.join(best['overrides'])}", flush=True)
-        code = drive(on_test(folder / str(best["point"])), folder / "best")
+        code = run_point(make_test_config(folder / str(best["point"])), folder / "best")
         report = "best/report.html" if code == DONE else None
     if best and cfg.sweep.keep == "best":
-        let_go(cfg, folder, [point for point in points if point is not best])
+        prune_losers(cfg, folder, [point for point in points if point is not best])
     grid = Grid(
-        cfg.recipe, points, cfg.exam.split, cfg.sweep.kl_budget, best, command(best, flags), report
+        cfg.recipe,
+        points,
+        cfg.exam.split,
+        cfg.sweep.kl_budget,
+        best,
+        make_best_command(best, flags),
+        report,
     )
     write_text(folder / "sweep.html", grid_page(grid))
     return folder / "sweep.html", code
 
 
-def command(best: Mapping[str, Any] | None, flags: Sequence[str]) -> str:
+def make_best_command(best: Mapping[str, Any] | None, flags: Sequence[str]) -> str:
     """What a person types to have the best point once more, by itself, examined on test."""
     own = [flag for flag in flags if flag not in ("-m", "--multirun")]
     words = best["overrides"] if best else []
     return shlex.join(["strop", "run", *own, *words, "hydra.mode=RUN", "exam.split=test"])
 
 
-def on_test(story: Path) -> Config:
+def make_test_config(story: Path) -> Config:
     """A point's own resolved config, with its exams on the test prompts."""
     import yaml
 
@@ -114,34 +124,34 @@ def on_test(story: Path) -> Config:
     return Config.model_validate({**told, "exam": {**told["exam"], "split": "test"}})
 
 
-def let_go(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> None:
+def prune_losers(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> None:
     """Empty the models that these points of the sweep have trained and no other run names."""
     ours = folder.relative_to(cfg.runs.absolute())
     losers = {(ours / str(point["point"])).as_posix() for point in points}
     try:
-        with store.alone(cfg.store):
-            users = store_users.users_of(
+        with store.lock_exclusive(cfg.store):
+            users = store_users.find_users(
                 cfg.store, [cfg.runs, *store_users.check_runs(cfg.store, cfg.runs)]
             )
             users.check()
             for fingerprint, runs in users.runs.items():
-                place = store.folder(cfg.store, "train", fingerprint)
+                place = store.step_folder(cfg.store, "train", fingerprint)
                 manifest = (
                     store.read_manifest(place) if place.parent == cfg.store / "train" else None
                 )
-                own = manifest and not store.hollow(manifest) and not place.is_symlink()
+                own = manifest and not store.is_pruned(manifest) and not place.is_symlink()
                 if manifest and own and losers.issuperset(runs):
-                    store.hollow_out(place, manifest)
+                    store.prune(place, manifest)
     except UserError as refusal:
         print(f"sweep.keep=best: the models of the other points are kept.\n  {refusal}")
 
 
-def _words(job: Any) -> list[str]:
+def _list_overrides(job: Any) -> list[str]:
     """The overrides as a person types them: a lone plus is theirs, it adds a scorer or a judge."""
     return [word.removeprefix("++") for word in read_words(job)]
 
 
-def write_line(file: Path, line: dict[str, Any]) -> None:
+def append_line(file: Path, line: dict[str, Any]) -> None:
     """Add one line under a lock: points may run in several processes. The file is JSON whenever it is read."""
     with file.with_suffix(".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -4,14 +4,14 @@ import json
 
 from pipeline.config import Checkpoint, SampleRequest, TinyBase
 from pipeline.errors import UserError
-from pipeline.hashing import here
-from pipeline.preflight.lineage import line_of
+from pipeline.hashing import find_local_folder
+from pipeline.preflight.lineage import trace_lineage
 from pipeline.step import Step
 
 
 def check_context(step: Step, cfg: SampleRequest) -> None:
     """Where completions alone fill the context no prompt fits, however short."""
-    context = known_context(step)
+    context = find_context(step)
     if context and cfg.limits.completion >= context:
         raise UserError(
             f"limits.completion={cfg.limits.completion}: the model has a context of {context} tokens, so no"
@@ -19,20 +19,24 @@ def check_context(step: Step, cfg: SampleRequest) -> None:
         )
 
 
-def known_context(draw: Step) -> int | None:
+def find_context(draw: Step) -> int | None:
     return min(
-        (context for model in line_of(draw.inputs["policy"]) if (context := context_of(model))),
+        (
+            context
+            for model in trace_lineage(draw.inputs["policy"])
+            if (context := read_context(model))
+        ),
         default=None,
     )
 
 
-def context_of(step: Step) -> int | None:
+def read_context(step: Step) -> int | None:
     """What is known of it before anything is opened: of a model to be made, and of a checkpoint that is here."""
     match step.config:
         case TinyBase():
             return step.config.context
         case Checkpoint():
-            folder = here(step.config.place, step.config.revision)
+            folder = find_local_folder(step.config.place, step.config.revision)
             file = folder / "config.json" if folder else None
             known = json.loads(file.read_text()) if file and file.is_file() else {}
             return known.get("text_config", known).get("max_position_embeddings")

@@ -18,12 +18,12 @@ from pipeline.config import (
     Wandb,
 )
 from pipeline.config.base import Workers
-from pipeline.errors import UserError, many
-from pipeline.preflight.servers import servers_of
+from pipeline.errors import UserError, pluralize
+from pipeline.preflight.servers import list_servers
 from pipeline.resources import inference_memory
 from pipeline.step import Step
 
-SILENCED = {
+WANDB_OFF = {
     "WANDB_MODE": ("offline", "dryrun", "disabled"),
     "WANDB_DISABLED": ("true", "1", "yes", "on"),
 }
@@ -48,7 +48,11 @@ def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None
     Without any GPU, engines that would take one each share the CPU.
     """
     wanted = together * (1 if workers == "auto" else workers)
-    if wanted == 1 or (there := len(hardware.gpus())) >= wanted or (together == 1 and not there):
+    if (
+        wanted == 1
+        or (there := len(hardware.list_gpus())) >= wanted
+        or (together == 1 and not there)
+    ):
         return
     hidden = os.environ.get(hardware.VISIBLE)
     of = "" if hidden is None else f" ({hardware.VISIBLE}={hidden})"
@@ -56,18 +60,18 @@ def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None
         knob, most = f"{engine}.runtime.tensor_parallel={together}", there or 1
     else:
         knob, most = (
-            f"{stage}.runtime.workers={workers} of {many(together, 'GPU')} each",
+            f"{stage}.runtime.workers={workers} of {pluralize(together, 'GPU')} each",
             there // together,
         )
     raise UserError(
-        f"{knob}: this machine shows {many(there, 'GPU')}{of}.\n"
+        f"{knob}: this machine shows {pluralize(there, 'GPU')}{of}.\n"
         f"  Give {f'a number up to {most}' if most > 1 else '1'}, or run where there are {wanted}."
     )
 
 
 def check_keys(step: Step) -> None:
     """Servers and trackers may be asked after hours; whether their keys are there is known now."""
-    for knob, server in servers_of(step):
+    for knob, server in list_servers(step):
         api_client.key_of(knob, server)
     if isinstance(step.config, Optimization):
         check_tracker(step.config.runtime.tracker)
@@ -81,13 +85,13 @@ def check_tracker(tracker: TrackerConfig | None) -> None:
             f"  Type `make install`, whose lock holds it, or give tracker=none."
         )
     if isinstance(tracker, Wandb) and tracker.mode == "online":
-        _check_wandb_may_send()
+        _check_wandb_online()
         _check_wandb_key()
 
 
-def _check_wandb_may_send() -> None:
+def _check_wandb_online() -> None:
     """Two words that contradict each other: nothing leaves this machine against one of them."""
-    for name, off in SILENCED.items():
+    for name, off in WANDB_OFF.items():
         if (value := os.environ.get(name, "")).lower() in off:
             raise UserError(
                 f"tracker=wandb: tracker.mode=online, and {name}={value} is set.\n"

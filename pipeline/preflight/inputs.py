@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pipeline.artifacts import MODEL_FILE, Model, Prompts, read_json
 from pipeline.config import PairRound, SampleRequest, ScriptedBackend, SftTraining
-from pipeline.errors import UserError, together
-from pipeline.preflight.context_length import known_context
-from pipeline.preflight.lineage import line_of
-from pipeline.preflight.prompts import checks_of_prompts
+from pipeline.errors import UserError, run_all
+from pipeline.preflight.context_length import find_context
+from pipeline.preflight.lineage import trace_lineage
+from pipeline.preflight.prompts import list_prompt_checks
 from pipeline.step import Part, Step
 
 
@@ -19,12 +19,12 @@ def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
     if made.stage != "prompts" or not funnel.exists():
         return
     rows = read_json(funnel)["out"]
-    together(checks_of_prompts(made, rows, cache(partial(told_in, folder)), coming))
+    run_all(list_prompt_checks(made, rows, cache(partial(read_column_names, folder)), coming))
 
 
-def told_in(folder: Path, part: str) -> set[str]:
+def read_column_names(folder: Path, part: str) -> set[str]:
     """The columns that some prompt of a part has beside its text."""
-    return {name for columns in Prompts(folder / part).columns().values() for name in columns}
+    return {name for columns in Prompts(folder / part).read_columns().values() for name in columns}
 
 
 def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
@@ -43,23 +43,23 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
 
     Where some prompts fit, the others are dropped and counted by `sample`.
     """
-    if made.stage not in ("base", "sft") or not (tokenizer := tokenizer_in(folder_of(made))):
+    if made.stage not in ("base", "sft") or not (tokenizer := find_tokenizer(folder_of(made))):
         return
-    from pipeline.preflight.prompt_lengths import Words
+    from pipeline.preflight.prompt_lengths import PromptTokenizer
     from pipeline.sampling.prompt_selection import block, check_one_fits
 
-    words, seen = cache(partial(Words, tokenizer)), set[str]()
+    words, seen = cache(partial(PromptTokenizer, tokenizer)), set[str]()
     for step in coming:
         cfg = step.config
         if not isinstance(cfg, SampleRequest) or isinstance(cfg.backend, ScriptedBackend):
             continue
-        if made not in line_of(step.inputs["policy"]):
+        if made not in trace_lineage(step.inputs["policy"]):
             continue
         asked: Part = step.inputs["prompts"]
         table, template, context = (
             folder_of(asked.step) / asked.part,
-            template_after(made, step),
-            known_context(step),
+            find_later_template(made, step),
+            find_context(step),
         )
         alike = f"{table} {template} {context} {cfg.model_dump_json(exclude={'seed', 'wave', 'purpose', 'runtime'})}"
         if alike not in seen and not cfg.ties_by and (table / "prompts.parquet").exists():
@@ -67,16 +67,16 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
         seen.add(alike)
 
 
-def tokenizer_in(folder: Path) -> Path | None:
+def find_tokenizer(folder: Path) -> Path | None:
     if not (folder / MODEL_FILE).exists():
         return None
     place = Model(folder).tokenizer
     return place if (place / "tokenizer.json").exists() else None
 
 
-def template_after(made: Step, draw: Step) -> Path | None:
+def find_later_template(made: Step, draw: Step) -> Path | None:
     """The template that a model trained from `made` is to be given, if it is not the one that is there."""
-    for model in line_of(draw.inputs["policy"]):
+    for model in trace_lineage(draw.inputs["policy"]):
         if model is made:
             return None
         if isinstance(model.config, SftTraining) and model.config.template.chat_template:

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 Message = dict[str, str]
 
 
-class Words:
+class PromptTokenizer:
     """What `sampling.admission` asks of a text. `template` is a file other than the tokenizer's own."""
 
     def __init__(self, tokenizer: Path, template: Path | None, context: int | None):
@@ -28,9 +28,9 @@ class Words:
         self._pieces.no_truncation()
         self._pieces.no_padding()
         told = _read(tokenizer / "tokenizer_config.json")
-        self._special = _special_tokens(told)
-        self._template = _compiled(
-            template.read_text() if template else _own_template(tokenizer, told)
+        self._special = _read_special_tokens(told)
+        self._template = _compile_template(
+            template.read_text() if template else _read_template(tokenizer, told)
         )
 
     @property
@@ -43,11 +43,11 @@ class Words:
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
         ids: list[int] = self._pieces.encode(
-            self._shown(messages, kwargs), add_special_tokens=False
+            self._render(messages, kwargs), add_special_tokens=False
         ).ids
         return ids
 
-    def _shown(self, messages: list[Message], kwargs: dict[str, Any]) -> str:
+    def _render(self, messages: list[Message], kwargs: dict[str, Any]) -> str:
         last_turn = messages[-1]["content"].strip()
         if self._template is None:
             return last_turn
@@ -60,7 +60,7 @@ class Words:
             return last_turn
 
 
-class Generation(Extension):
+class GenerationBlock(Extension):
     """`{% generation %}` marks what a model says itself; here it is text as any other."""
 
     tags = {"generation"}  # noqa: RUF012
@@ -74,7 +74,7 @@ def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _own_template(tokenizer: Path, told: dict[str, Any]) -> str | None:
+def _read_template(tokenizer: Path, told: dict[str, Any]) -> str | None:
     """A file beside the tokenizer; in older checkpoints a text of its config, or several by name."""
     file = tokenizer / "chat_template.jinja"
     if file.is_file():
@@ -85,22 +85,25 @@ def _own_template(tokenizer: Path, told: dict[str, Any]) -> str | None:
     return known
 
 
-def _compiled(template: str | None) -> Any:
+def _compile_template(template: str | None) -> Any:
     """As transformers compiles it; None where there is none, or one that is no template here."""
     if template is None:
         return None
     known = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
     )
-    known.filters["tojson"] = _json
-    known.globals |= {"raise_exception": _raise, "strftime_now": datetime.now().strftime}
+    known.filters["tojson"] = _to_json
+    known.globals |= {
+        "raise_exception": _raise_template_error,
+        "strftime_now": datetime.now().strftime,
+    }
     try:
         return known.from_string(template)
     except TemplateError:
         return None
 
 
-def _special_tokens(told: dict[str, Any]) -> dict[str, str]:
+def _read_special_tokens(told: dict[str, Any]) -> dict[str, str]:
     named = {name: value for name, value in told.items() if name.endswith("_token")}
     written = {
         name: value.get("content") if isinstance(value, dict) else value
@@ -109,9 +112,9 @@ def _special_tokens(told: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, value in written.items() if isinstance(value, str)}
 
 
-def _json(value: Any, **how: Any) -> str:
+def _to_json(value: Any, **how: Any) -> str:
     return json.dumps(value, **{"ensure_ascii": False, **how})
 
 
-def _raise(message: str) -> NoReturn:
+def _raise_template_error(message: str) -> NoReturn:
     raise TemplateError(message)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 from pipeline.config import Evaluation, SampleRequest, ScoreConfig
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 from pipeline.step import Step
 
 
-def checks_of_prompts(
+def list_prompt_checks(
     made: Step,
     rows: Mapping[str, int],
     columns_of: Callable[[str], Collection[str]],
@@ -52,7 +52,7 @@ def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
 def check_slices(cfg: Evaluation, known: Collection[str]) -> None:
     if faults := [
         f"evaluate.slices: no prompt has the column {column}. "
-        + (nearest(column, [*known]) if known else "Give evaluate.slices=[]")
+        + (suggest(column, [*known]) if known else "Give evaluate.slices=[]")
         for column in cfg.slices
         if column not in known
     ]:

@@ -28,21 +28,25 @@ from pipeline.config import (
 )
 from pipeline.data.prompt_checks import Summary, check_caps, check_split
 from pipeline.data.readers import files_in, is_dataset_folder
-from pipeline.errors import UserError, refusals
-from pipeline.preflight.prompts import checks_of_prompts
+from pipeline.errors import UserError, collect_faults
+from pipeline.preflight.prompts import list_prompt_checks
 from pipeline.step import Step
 
-LARGEST = 16 << 20  # bytes of one set: about a second of reading, and tens of thousands of rows
-MADE = 20_000  # prompts of the playground that are made to see whether there are so many: as long
-COMPRESSED = 4  # how much larger the texts of a parquet file are than the file
+LARGEST_FILE = (
+    16 << 20
+)  # bytes of one set: about a second of reading, and tens of thousands of rows
+LARGEST_PLAYGROUND = (
+    20_000  # prompts of the playground that are made to see whether there are so many: as long
+)
+PARQUET_RATIO = 4  # how much larger the texts of a parquet file are than the file
 
 
-def checks_of_rows(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], object]]:
+def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], object]]:
     match step.config:
         case PlaygroundPrompts() | FilePrompts() | HubPrompts() as cfg:
             yield partial(check_given_prompts, step, cfg, coming)
         case Questions(rows=rows) if _is_read_here(rows.source):
-            yield partial(_summary_of, rows, "prompts.evaluation", "fail")
+            yield partial(_summarize_rows, rows, "prompts.evaluation", "fail")
         case SftTraining(data=JsonlDemonstrations() as data) if _is_small(data.path):
             yield partial(_read_demonstrations, data, f"{step.knob}.data")
         case TrainConfig(rehearsal=RehearsalConfig(data=JsonlDemonstrations() as data)) if (
@@ -57,23 +61,23 @@ def checks_of_rows(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], 
             yield partial(_read_edits, path)
 
 
-def unread(coming: Sequence[Step]) -> Iterator[str]:
+def describe_unread(coming: Sequence[Step]) -> Iterator[str]:
     """A line for each set of rows that a Step will read and the door does not: what is wrong there is said later."""
-    for knob, path in dict.fromkeys(place for step in coming for place in _places(step)):
+    for knob, path in dict.fromkeys(place for step in coming for place in _list_places(step)):
         place = Path(path).expanduser()
         if place.exists() and not _is_small(path):
             why = (
                 "a dataset folder"
                 if is_dataset_folder(place)
-                else f"{_size(place) / (1 << 20):,.0f} MiB"
+                else f"{_measure_size(place) / (1 << 20):,.0f} MiB"
             )
             yield f"  {knob}={path}: not read here ({why}); its own step refuses broken rows and missing columns"
 
 
-def _places(step: Step) -> Iterator[tuple[str, str]]:
+def _list_places(step: Step) -> Iterator[tuple[str, str]]:
     match step.config:
         case FilePrompts() | HubPrompts() as cfg:
-            for knob, asked in _sets(cfg).items():
+            for knob, asked in _list_sets(cfg).items():
                 if isinstance(asked.source, FileRows):
                     yield f"{knob}.path" if knob == "prompts" else knob, asked.source.path
         case SftTraining(data=JsonlDemonstrations(path=path)):
@@ -94,22 +98,24 @@ def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) 
     known: dict[str, Summary] = {}
 
     def look(knob: str, asked: PromptRows, on_bad_row: str) -> None:
-        known[knob] = _summary_of(asked, knob, on_bad_row)
+        known[knob] = _summarize_rows(asked, knob, on_bad_row)
 
     if isinstance(cfg, PlaygroundPrompts):
-        faults = refusals([lambda: known.update(prompts=_of_playground(cfg))])
+        faults = collect_faults([lambda: known.update(prompts=_summarize_playground(cfg))])
     else:
-        sets = {knob: asked for knob, asked in _sets(cfg).items() if _is_read_here(asked.source)}
+        sets = {
+            knob: asked for knob, asked in _list_sets(cfg).items() if _is_read_here(asked.source)
+        }
         on_bad_row = {"prompts": cfg.on_bad_row}
-        faults = refusals(
+        faults = collect_faults(
             partial(look, knob, asked, on_bad_row.get(knob, "fail")) for knob, asked in sets.items()
         )
-    faults += refusals(_counted(step, cfg, known, coming))
+    faults += collect_faults(_list_count_checks(step, cfg, known, coming))
     if faults:
         raise UserError(*faults)
 
 
-def _sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
+def _list_sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
     """The source and every set beside it, by their knobs."""
     evaluation = {f"prompts.evaluation.{name}": asked for name, asked in cfg.evaluation.items()}
     held = {
@@ -118,7 +124,7 @@ def _sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
     return {"prompts": cfg.given, **evaluation, **held}
 
 
-def _counted(
+def _list_count_checks(
     step: Step, cfg: PromptsConfig, known: dict[str, Summary], coming: Sequence[Step]
 ) -> Iterator[Callable[[], object]]:
     """Repeats and overlaps are found by the stage alone, so that there are at most so many training prompts."""
@@ -134,23 +140,23 @@ def _counted(
         held_out = sum(held for _, held in cfg.split if isinstance(held, int))
         if source.rows > held_out:  # else the splits are said to be too large
             rows["train"], columns["train"] = source.rows - held_out, source.columns
-    yield from checks_of_prompts(step, rows, columns.__getitem__, coming, at_most=True)
+    yield from list_prompt_checks(step, rows, columns.__getitem__, coming, at_most=True)
 
 
-def _of_playground(cfg: PlaygroundPrompts) -> Summary:
+def _summarize_playground(cfg: PlaygroundPrompts) -> Summary:
     from pipeline.data import synthetic
 
-    first = list(synthetic.prompts(min(cfg.rows, MADE), cfg.constraints, cfg.seed))
+    first = list(synthetic.prompts(min(cfg.rows, LARGEST_PLAYGROUND), cfg.constraints, cfg.seed))
     return Summary(cfg.rows, frozenset(first[0]["columns"]))
 
 
-def _summary_of(asked: PromptRows, knob: str, on_bad_row: str) -> Summary:
+def _summarize_rows(asked: PromptRows, knob: str, on_bad_row: str) -> Summary:
     assert isinstance(asked.source, FileRows)
-    return _summary(asked.model_dump_json(), knob, on_bad_row, _stamp(asked.source.path))
+    return _summarize_cached(asked.model_dump_json(), knob, on_bad_row, _stamp(asked.source.path))
 
 
 @lru_cache(maxsize=64)  # the points of a sweep have the same prompts
-def _summary(asked: str, knob: str, on_bad_row: str, stamp: object) -> Summary:
+def _summarize_cached(asked: str, knob: str, on_bad_row: str, stamp: object) -> Summary:
     from pipeline.data.prompts import summarize_prompts
 
     return summarize_prompts(PromptRows.model_validate_json(asked), knob, on_bad_row)
@@ -194,12 +200,16 @@ def _is_read_here(source: FileRows | HubRows) -> bool:
 def _is_small(path: str) -> bool:
     """Also not of a file that is not there: that is said by its own words."""
     place = Path(path).expanduser()
-    return os.access(place, os.R_OK) and not is_dataset_folder(place) and _size(place) <= LARGEST
+    return (
+        os.access(place, os.R_OK)
+        and not is_dataset_folder(place)
+        and _measure_size(place) <= LARGEST_FILE
+    )
 
 
-def _size(place: Path) -> int:
+def _measure_size(place: Path) -> int:
     return sum(
-        file.stat().st_size * (COMPRESSED if file.suffix == ".parquet" else 1)
+        file.stat().st_size * (PARQUET_RATIO if file.suffix == ".parquet" else 1)
         for file in files_in(place)
     )
 

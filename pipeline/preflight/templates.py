@@ -4,21 +4,21 @@ from pathlib import Path
 
 from pipeline.config import Checkpoint
 from pipeline.errors import UserError
-from pipeline.hashing import here
+from pipeline.hashing import find_local_folder
 from pipeline.models.bos import is_doubled, remedy_for
 
 
 def check_template(cfg: Checkpoint) -> None:
     """In milliseconds, without transformers. Any other fault, and any other checkpoint, is left to `sft`."""
-    folder = here(cfg.place, cfg.revision)
+    folder = find_local_folder(cfg.place, cfg.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
         return
-    from pipeline.preflight.prompt_lengths import Words
+    from pipeline.preflight.prompt_lengths import PromptTokenizer
 
     given = cfg.template.chat_template
     file = Path(given).expanduser() if given else None
     try:
-        words = Words(folder, file, None)
+        words = PromptTokenizer(folder, file, None)
     except Exception:  # broken files: tokenizers raises nothing more specific
         return
     ids = words.encode([{"role": "user", "content": "Who are you?"}], cfg.template.kwargs)

@@ -25,7 +25,7 @@ from typing import Any
 
 from pipeline.backends import api_client
 from pipeline.config import Function, FunctionScorer
-from pipeline.errors import UserError, many, nearest, shown
+from pipeline.errors import UserError, make_printable, pluralize, suggest
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.function_harness import LENGTH
 
@@ -68,7 +68,7 @@ class UserFunction:
                 for answer, score in zip(answers, told["scores"], strict=True)
             )
             return
-        given = f"the function gave {many(told.get('count', 0), 'score')} for {many(len(answers), 'completion')}"
+        given = f"the function gave {pluralize(told.get('count', 0), 'score')} for {pluralize(len(answers), 'completion')}"
         fault = kept(told.get("fault", given))  # it costs its rows, not the run; they are counted
         yield from (Score(answer.sample_id, None, detail=fault) for answer in answers)
 
@@ -105,7 +105,7 @@ def marked(answer: Answer, score: float | None, detail: str) -> Score:
 
 def kept(detail: str) -> str:
     """Masked before it is cut, so that no half of a key is left."""
-    return shown(api_client.masked(detail))
+    return make_printable(api_client.masked(detail))
 
 
 def arguments(answers: list[Answer]) -> dict[str, list[Any]]:
@@ -221,7 +221,7 @@ def refused(knob: str, function: Function, kind: str, *detail: str) -> UserError
     place, name, typed = function.place, function.name, f"{knob}.function={function}"
     match kind:
         case "absent":
-            return UserError(f"{typed}: {place} has no function {name}. {nearest(name, [*detail])}")
+            return UserError(f"{typed}: {place} has no function {name}. {suggest(name, [*detail])}")
         case "async":
             return UserError(
                 f"{typed}: it is async, and functions are called one after the other. Give a plain one."
@@ -238,7 +238,7 @@ def _repeat(printed: Any) -> None:
     with printed:
         while line := printed.readline(LINE):
             text = api_client.masked(line.decode(errors="backslashreplace").rstrip("\n"))
-            print("|", shown(text, PRINTED), file=sys.stderr, flush=True)
+            print("|", make_printable(text, PRINTED), file=sys.stderr, flush=True)
             while len(line) == LINE and not line.endswith(b"\n"):
                 line = printed.readline(LINE)
 

@@ -13,7 +13,7 @@ from io import StringIO
 from typing import Any
 
 from pipeline.config import IfevalScorer
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 from pipeline.scorers import Answer, Check
 
 # These two split text with nltk's model of English, which is data of its own.
@@ -134,7 +134,7 @@ def _verdicts(checkers: dict[str, Any], answer: Answer) -> tuple[list[bool], lis
 def _built(checkers: dict[str, Any], name: str, given: dict[str, Any], answer: Answer) -> Any:
     if name not in checkers:
         raise ValueError(
-            f"{name} is none of IFEval's instructions. {nearest(name, list(checkers))}"
+            f"{name} is none of IFEval's instructions. {suggest(name, list(checkers))}"
         )
     one = checkers[name](name)
     one.build_description(**{key: value for key, value in given.items() if value})

@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from pipeline.artifacts import draw_of
+from pipeline.artifacts import draw_key
 from pipeline.config import PairwiseScorer, RubricScorer
-from pipeline.hashing import digest_of
+from pipeline.hashing import hash_json
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.judging.cached_judge import CachedJudge
 from pipeline.scorers.judging.pairwise import NEEDS, Bout, Verdict, fought
@@ -111,7 +111,7 @@ def opponents(answers: list[Answer], wanted: int | None, seed: int) -> list[tupl
     many (one more where the numbers are odd)."""
     n = len(answers)
     circle = sorted(
-        range(n), key=lambda place: digest_of([seed, draw_of(answers[place].sample_id)])
+        range(n), key=lambda place: hash_json([seed, draw_key(answers[place].sample_id)])
     )
     most = n - 1 if wanted is None else min(wanted, n - 1)
     steps = {*range(1, most // 2 + 1), *([n // 2] if most % 2 else [])}

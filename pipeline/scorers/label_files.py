@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.jsonl import unwritable
-from pipeline.errors import UserError, shown
+from pipeline.errors import UserError, make_printable
 from pipeline.scorers import argilla
 
 Row = dict[str, Any]
@@ -107,7 +107,7 @@ def _number(place: str, row: Row) -> float:
         score = math.nan
     if not math.isfinite(score):
         raise UserError(
-            f"{place}: score={shown(repr(row['score']), 40)} is no number. Leave it empty where nobody gave one."
+            f"{place}: score={make_printable(repr(row['score']), 40)} is no number. Leave it empty where nobody gave one."
         )
     return score
 
@@ -116,7 +116,7 @@ def verdict_of(place: str, told: Any) -> str | None:
     word = str(told or "").strip().lower()
     if word and word not in A_WINS:
         raise UserError(
-            f"{place}: its verdict is {shown(repr(told), 40)}. Expected a, b or tie, or nothing where nobody judged."
+            f"{place}: its verdict is {make_printable(repr(told), 40)}. Expected a, b or tie, or nothing where nobody judged."
         )
     return word or None
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from pipeline.artifacts import Model
 from pipeline.config import RewardModelScorer
-from pipeline.errors import StageError, UserError, nearest
+from pipeline.errors import StageError, UserError, suggest
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.pooling import Engine, Logits, Place, open_engine
 from pipeline.scorers.reward_text import RewardText, Row, Unreadable
-from pipeline.text import without_reasoning
+from pipeline.text import strip_reasoning
 
 # Unlike in length, so that they are padded when they share a batch.
 PROBES = (
@@ -47,7 +47,7 @@ class RewardModel:
         rows: dict[str, Row] = {}
         for answer in answers:
             said = (
-                without_reasoning(answer.completion)
+                strip_reasoning(answer.completion)
                 if self.cfg.strip_reasoning
                 else answer.completion
             )
@@ -116,7 +116,7 @@ def reader(
     places = {text: place for place, text in labels.items()}
     if label is not None:
         if label not in places:
-            raise UserError(f"{name}: it has no label {label}. {nearest(label, list(places))}")
+            raise UserError(f"{name}: it has no label {label}. {suggest(label, list(places))}")
         return lambda logits: logits[places[label]]
     match len(labels):
         case 1:

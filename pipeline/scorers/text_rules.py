@@ -6,7 +6,7 @@ import re
 from pipeline.config import JsonScorer, LanguageScorer, LengthScorer, RegexScorer
 from pipeline.scorers import Answer, Check
 from pipeline.scorers.user_files import schema_of
-from pipeline.text import check_languages, language_of
+from pipeline.text import check_languages, guess_language
 
 FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
 
@@ -83,7 +83,7 @@ def _language(cfg: LanguageScorer, knob: str) -> Check:
     def spoken(answer: Answer) -> dict[str, float]:
         text = answer.completion
         return {
-            "": float(bool(re.search(r"[^\W\d_]", text)) and language_of(text) in cfg.languages)
+            "": float(bool(re.search(r"[^\W\d_]", text)) and guess_language(text) in cfg.languages)
         }
 
     return spoken

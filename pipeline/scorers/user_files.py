@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 
 
 def schema_of(path: str, knob: str = "score.scorers.NAME") -> Any:
@@ -47,7 +47,7 @@ def check_function(
     if name not in makes and "*" not in makes:
         known = [one for one, node in makes.items() if isinstance(node, ast.FunctionDef)]
         raise UserError(
-            f"{knob}.function={text}: {place} has no function {name}. {nearest(name, known)}"
+            f"{knob}.function={text}: {place} has no function {name}. {suggest(name, known)}"
         )
     if isinstance(makes.get(name), ast.AsyncFunctionDef):
         raise UserError(

@@ -22,7 +22,7 @@ from pipeline.artifacts import (
     write_text,
 )
 from pipeline.config import CONTROL, Evaluation
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 from pipeline.report.analysis import aggregate, sanity_checks
 from pipeline.report.analysis.benchmarks import absences, benchmarks, held, retention
 from pipeline.report.analysis.changes import changes
@@ -123,7 +123,7 @@ def assemble(
     found: Findings,
     pairs: list[Pairs],
 ) -> dict[str, Any]:
-    draw, told, asked = aggregate.sampling(cfg), prompts.columns(), last_words(prompts)
+    draw, told, asked = aggregate.sampling(cfg), prompts.read_columns(), last_words(prompts)
     examined, published = found.examined, found.published
     names = (
         [model.name for model in aggregate.trained(examined)][-1:] if chosen == SFT else [chosen]
@@ -185,7 +185,7 @@ def check_scorer(scorer: str, examined: list[EvalResult]) -> None:
     known = sorted({name for model in examined for name in model.marks})
     if known and scorer not in known:
         raise UserError(
-            f"evaluate.scorer={scorer} marked no answer of this exam. {nearest(scorer, known)}"
+            f"evaluate.scorer={scorer} marked no answer of this exam. {suggest(scorer, known)}"
         )
 
 

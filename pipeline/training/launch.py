@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import hardware
 from pipeline.artifacts import Artifact, Model, Prompts, write_json
 from pipeline.config import TrainConfig
-from pipeline.errors import REFUSED, StageError, UserError, many
+from pipeline.errors import USER_ERROR, StageError, UserError, pluralize
 from pipeline.progress import SIGN
 from pipeline.training.micro_batch import OutOfMemory
 
@@ -43,7 +43,7 @@ def expose_one_device() -> None:
     for name in PLACES:
         os.environ.pop(name, None)
     visible = os.environ.get(hardware.VISIBLE)
-    if (visible is None and hardware.gpus()) or (visible and "," in visible):
+    if (visible is None and hardware.list_gpus()) or (visible and "," in visible):
         os.environ[hardware.VISIBLE] = (visible or "0").split(",")[0]
     be_quiet()
 
@@ -114,7 +114,7 @@ def in_ranks(cfg: TrainConfig, count: int, out: Path, inputs: dict[str, Artifact
         raise OutOfMemory
     if code:
         raise StageError(
-            f"train: {many(count, 'process')} under {cfg.runtime.launch} ended with {code}; the log has their words."
+            f"train: {pluralize(count, 'process')} under {cfg.runtime.launch} ended with {code}; the log has their words."
         )
 
 
@@ -189,7 +189,7 @@ def main(order: str, machine: str) -> int:
         return join(Path(order), int(machine))
     except UserError as refusal:
         print(refusal, file=sys.stderr)
-        return REFUSED
+        return USER_ERROR
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import Model, note_cost, write_json
 from pipeline.config import TrainConfig
-from pipeline.errors import StageError, UserError, many
+from pipeline.errors import StageError, UserError, pluralize
 from pipeline.progress import SIGN
 from pipeline.resources import model_shape, training_fit
 
@@ -49,7 +49,7 @@ def look_ahead(
         with_rows(cfg, _settled(cfg, shape, longest, world, out)),
     )
     at_once = cfg.runtime.at_once
-    first = f"{many(steps, 'step')} of {cfg.batch} · {many(table.height, 'row', grouped=True)} · {tokens:,} tokens"
+    first = f"{pluralize(steps, 'step')} of {cfg.batch} · {pluralize(table.height, 'row', grouped=True)} · {tokens:,} tokens"
     print(SIGN, "train", first, f"· {at_once} at once", file=sys.stderr)
     say(
         f"ahead    {first}",
@@ -114,11 +114,11 @@ def in_memory(
                     else ""
                 )
                 raise StageError(
-                    f"train: the device's memory ran out with {many(rows, 'row')} at once.\n"
+                    f"train: the device's memory ran out with {pluralize(rows, 'row')} at once.\n"
                     f"  Give {instead}train.gradient_checkpointing=true, lower limits, or adapter@train.adapter=lora; "
                     f"the same command goes on from the newest checkpoint."
                 ) from error
-        say(f"memory ran out with {many(rows, 'row')} at once: {fewer} from here on")
+        say(f"memory ran out with {pluralize(rows, 'row')} at once: {fewer} from here on")
         cfg = with_rows(cfg, fewer)
         write_json(out / "scratch" / SETTLED, fewer)
         note_cost(out, micro_batch=fewer)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model, Prompts
 from pipeline.config import KINDS, FullAdapter, TrainConfig
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 from pipeline.models import loading
 from pipeline.training import build, model_checks
 from pipeline.training.distributed import sharded
@@ -90,7 +90,7 @@ def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:
     expected = ("NO",) if wanted == 1 else KINDS[cfg.runtime.launch]
     if there != wanted or kind not in expected or trainer.args.n_gpu > 1:
         raise UserError(
-            f"train.runtime.launch={cfg.runtime.launch}: the launcher started {many(there, 'process')} of kind {kind},"
+            f"train.runtime.launch={cfg.runtime.launch}: the launcher started {pluralize(there, 'process')} of kind {kind},"
             f" and {wanted} of {' or '.join(expected)} were expected.\n"
             f"  Give train.runtime.launch=torchrun, or as many train.runtime.processes as this machine has GPUs."
         )

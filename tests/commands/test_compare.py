@@ -68,16 +68,16 @@ def test_a_report_of_somebody_s_is_not_written_over(tmp_path, beside):
     for name in ("report.md", *beside):
         (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match="out=.*report.md"):
-        compare.made(tmp_path)
+        compare.make_folder(tmp_path)
     (tmp_path / "report.md").unlink()
     if not beside:
-        compare.made(tmp_path)
+        compare.make_folder(tmp_path)
 
 
 def test_a_comparison_is_written_over(tmp_path):
-    for name in compare.WRITTEN:
+    for name in compare.COMPARISON_FILES:
         (tmp_path / name).write_text("of an earlier call")
-    compare.made(tmp_path)
+    compare.make_folder(tmp_path)
 
 
 def source(artifact):

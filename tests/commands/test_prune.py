@@ -61,7 +61,7 @@ def make_step(
 
 def everything(folder: Path) -> dict[str, bytes]:
     """What a person may have lying about: all but the store's own locks."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != store.AT_WORK)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != store.LOCK_FILE)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
@@ -104,13 +104,13 @@ def test_a_step_in_which_a_person_keeps_a_file_stays_and_is_named(place, capsys,
     step = place / "store" / "sample" / STALE
     write_text(step / "merged" / "config.json", "made by merging")
     if hollow:
-        store.hollow_out(step, json.loads((step / store.MANIFEST).read_text()))
+        store.prune(step, json.loads((step / store.MANIFEST).read_text()))
     write_text(step / "notes" / "mine.txt", "years")
     before = everything(place)
     assert usage.main(["--prune", "--yes"]) == 0
     assert everything(place) == before and "nothing to prune" in capsys.readouterr().out
     assert usage.main([]) == 0 and "notes/mine.txt" in capsys.readouterr().out
-    work = store.partial(step)
+    work = store.partial_folder(step)
     write_text(work / "rows.txt", "again")
     store.publish(work, step)
     [aside] = step.parent.glob(f"{STALE}.old-*")
@@ -289,9 +289,9 @@ def test_what_a_run_names_by_the_time_of_the_answer_stays(place, capsys, monkeyp
 
 
 def test_while_a_run_is_at_work_nothing_is_removed(place, capsys):
-    with store.at_work(Path("store"), lambda: pytest.fail("nobody prunes")):
+    with store.lock_shared(Path("store"), lambda: pytest.fail("nobody prunes")):
         assert "a run is at work" in refused(capsys, "--prune", "--yes")
-    with store.lock(Path("store/sample") / NAMES[3], pytest.fail):
+    with store.lock_step(Path("store/sample") / NAMES[3], pytest.fail):
         assert f"sample/{NAMES[3]} is being built" in refused(capsys, "--prune", "--yes")
     assert (place / "store" / "sample" / STALE / "rows.txt").is_file()
     assert usage.main(["--prune", "--yes"]) == 0
@@ -378,7 +378,7 @@ def test_what_a_killed_prune_left_is_offered_and_never_gone_on_with(
             "unfinished work that lost files would be gone on with"
         )
         manifest = store.read_manifest(folder)
-        assert suffix or (manifest and (store.hollow(manifest) or whole))
+        assert suffix or (manifest and (store.is_pruned(manifest) or whole))
         assert usage.main(["--prune", "--yes"]) == 0
         left = sorted(
             path.name for path in (place / "store" / "train").rglob("*") if path.is_file()
@@ -399,11 +399,11 @@ def test_the_marker_is_made_with_the_store_and_names_each_runs_folder_once(tmp_p
 
 def test_pruning_waits_for_nobody_and_a_run_waits_for_it(place):
     waited = []
-    with store.alone(Path("store")):
-        handle = os.open(place / "store" / store.AT_WORK, os.O_RDWR)
+    with store.lock_exclusive(Path("store")):
+        handle = os.open(place / "store" / store.LOCK_FILE, os.O_RDWR)
         with pytest.raises(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         os.close(handle)
-    with store.at_work(Path("store"), lambda: waited.append(1)):
+    with store.lock_shared(Path("store"), lambda: waited.append(1)):
         pass
     assert not waited

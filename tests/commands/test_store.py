@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from pipeline import store
-from pipeline.driver.executor import prepare, run
-from pipeline.status import survey
+from pipeline.driver.executor import build_missing, prepare_plan
+from pipeline.status import read_statuses
 from pipeline.step import Step
 from tests.support.house import HOUSE, SMALL, Toys, composed
 
@@ -111,17 +111,17 @@ def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_aga
         scores,
         Step("pair", cfg.pair.of(1), samples=samples, scores=scores),
     ]
-    first = prepare(cfg, built[-1:])
-    run(cfg, first, tmp_path / "first")
+    first = prepare_plan(cfg, built[-1:])
+    build_missing(cfg, first, tmp_path / "first")
     for step in built[:3]:
-        store.hollow_out(first.folder(step), store.read_manifest(first.folder(step)))
+        store.prune(first.folder(step), store.read_manifest(first.folder(step)))
     monkeypatch.setenv("TOY_SALT", "other")
-    second = prepare(cfg, [Step("pair", cfg.pair.of(2), samples=samples, scores=scores)])
-    run(cfg, second, tmp_path / "second")
+    second = prepare_plan(cfg, [Step("pair", cfg.pair.of(2), samples=samples, scores=scores)])
+    build_missing(cfg, second, tmp_path / "second")
     assert "once more" in capsys.readouterr().out
     assert all(
-        manifest and not store.hollow(manifest)
-        for manifest, _ in survey(second, verify=True).values()
+        manifest and not store.is_pruned(manifest)
+        for manifest, _ in read_statuses(second, verify=True).values()
     )
 
 

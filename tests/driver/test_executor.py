@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.driver import worker
-from pipeline.driver.child_process import spoken
+from pipeline.driver.child_process import extract_faults
 from tests.support.house import SMALL, Toys
 
 UNTIL_SAMPLE = [*SMALL, "until=sample"]
@@ -271,7 +271,9 @@ def test_a_worker_s_warnings_reach_the_screen(toys):
 
 def test_all_that_a_worker_says_at_its_end_is_repeated_and_nothing_else(capsys):
     print("✗ of a library\n  and more of it\nwork goes on", file=sys.stderr)
-    worker.say("one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it.")
+    worker.print_fault("one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it.")
     lines = [*capsys.readouterr().err.splitlines(), "exit"]
-    assert spoken(lines) == "one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it."
-    assert spoken(["nothing", "  was said"]) == ""
+    assert (
+        extract_faults(lines) == "one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it."
+    )
+    assert extract_faults(["nothing", "  was said"]) == ""

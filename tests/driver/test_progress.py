@@ -15,7 +15,7 @@ from pipeline.backends.scripted import ScriptedText
 from pipeline.driver.child_process import LogWatch
 from pipeline.driver.ledger import Ledger
 from pipeline.plan import plan
-from pipeline.progress import Progress, clock, say_phase
+from pipeline.progress import Progress, format_clock, print_phase
 from pipeline.sampling import throughput
 from pipeline.stages import refer, sample
 from tests.stages.test_sample import CONFIG, POLICY, ask
@@ -108,7 +108,7 @@ def watched(
     class Recorded(Progress):
         def advance(self, by: int = 1, **facts: str) -> None:
             super().advance(by, **facts)
-            lines.append((ticking.now, self.left, self.done))
+            lines.append((ticking.now, self.time_left, self.done))
 
     monkeypatch.setattr(throughput, "Progress", Recorded)
     monkeypatch.setattr(sample, "open_backend", lambda *_: engine)
@@ -274,7 +274,7 @@ def shown_over(
         for line in [line for line in said if line[0] <= ticking.now - begun]:
             said.remove(line)
             log.write_text(log.read_text() + line[1] + "\n")
-        watch.repeat(lambda text: shown.append((ticking.now - begun, text)), pytest.fail)
+        watch.poll(lambda text: shown.append((ticking.now - begun, text)), pytest.fail)
     return shown
 
 
@@ -298,7 +298,7 @@ def test_in_a_log_a_silent_phase_has_a_line_every_thirty_seconds(tmp_path, ticks
     ledger, watch = Ledger(None), LogWatch(_empty(tmp_path / "log"), ticks)
     for _ in range(200):
         ticks.now += 0.5
-        watch.repeat(lambda text: ledger.running(step, "0" * 12, text), pytest.fail)
+        watch.poll(lambda text: ledger.show_running(step, "0" * 12, text), pytest.fail)
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition("  ")[2].split(", ")[1] for line in lines] in (
         ["30 s", "60 s", "90 s"],
@@ -312,9 +312,9 @@ def _empty(path: Path) -> Path:
 
 
 def test_a_phase_and_a_long_time_are_written_for_people(capfd):
-    say_phase("loading the model")
+    print_phase("loading the model")
     assert capfd.readouterr().err == "▸ loading the model …\n"
-    assert [clock(seconds) for seconds in (9, 2160, 7800)] == ["0:09", "36:00", "2:10:00"]
+    assert [format_clock(seconds) for seconds in (9, 2160, 7800)] == ["0:09", "36:00", "2:10:00"]
 
 
 def test_each_engine_says_what_is_waited_for():

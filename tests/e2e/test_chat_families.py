@@ -24,7 +24,7 @@ from pipeline.data import decontamination
 from pipeline.driver import worker
 from pipeline.errors import UserError
 from pipeline.plan import plan
-from pipeline.preflight import check
+from pipeline.preflight import check_steps
 from pipeline.stages import offline, sample
 from pipeline.step import Step
 from tests.data.test_preferences import config as offline_config
@@ -125,7 +125,7 @@ def run_here(last: Step, store: Path) -> dict[str, Path]:
         out = folders[identity_of(step)] = store / step.stage / identity_of(step)
         out.mkdir(parents=True)
         stage = importlib.import_module(f"pipeline.stages.{step.stage}")
-        stage.run(step.config, out, **worker.opened(inputs))
+        stage.run(step.config, out, **worker.open_inputs(inputs))
         folders[step.stage] = out
     return folders
 
@@ -139,13 +139,13 @@ def test_a_family_is_trained_from_prompts_to_a_model(made, tmp_path, name):
     checkpoint = made(name)
     folders = run_here(plan(composed(*arguments(name, checkpoint, tmp_path))), tmp_path / "store")
     pairs, chat = Pairs(folders["pair"]), Chat(Model(folders["sft"]))
-    rows = pl.concat([pairs.train(), pairs.dev()])
-    assert rows.height >= 8 and pairs.funnel()["dropped_samples"].get("second BOS", 0) < 48 / 4
+    rows = pl.concat([pairs.read_train(), pairs.read_dev()])
+    assert rows.height >= 8 and pairs.read_funnel()["dropped_samples"].get("second BOS", 0) < 48 / 4
     for row in rows.iter_rows(named=True):
         assert row["prompt_token_ids"] == template_ids(chat, row["prompt"], FAMILIES[name].kwargs)
     kinds = {tuple(message["role"] for message in messages) for messages in rows["prompt"]}
     assert len(kinds) == (3 if FAMILIES[name].system else 2)
-    steps = [line for line in Model(folders["train"]).metrics() if "loss" in line]
+    steps = [line for line in Model(folders["train"]).read_metrics() if "loss" in line]
     assert steps and steps[0]["loss"] == pytest.approx(0.6931, abs=2e-3)
     weights = [
         (Model(folders[stage]).weights / "model.safetensors").read_bytes()
@@ -172,7 +172,7 @@ def test_the_command_line_trains_a_model_with_a_bos_in_each_turn(made, tmp_path,
     [pair] = (tmp_path / "store" / "pair").glob("*/train.parquet")
     bos = Chat(Model(next((tmp_path / "store" / "sft").glob("*/manifest.json")).parent)).bos
     assert max(ids.count(bos) for ids in pl.read_parquet(pair)["prompt_token_ids"].to_list()) > 1
-    assert open_artifact("train", train.parent).metrics()
+    assert open_artifact("train", train.parent).read_metrics()
 
 
 def command(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -244,8 +244,8 @@ def preferences(name: str, count: int) -> list[dict[str, Any]]:
 @every_family
 def test_no_offline_row_is_dropped_for_the_bos_that_its_template_writes(taken, policy, name):
     pairs, chat = taken(name, preferences(name, 6)), Chat(policy(name))
-    assert pairs.train().height == 6 and pairs.dropped().height == 0
-    for row in pairs.train().iter_rows(named=True):
+    assert pairs.read_train().height == 6 and pairs.read_dropped().height == 0
+    for row in pairs.read_train().iter_rows(named=True):
         assert row["prompt_token_ids"] == template_ids(chat, row["prompt"], {})
 
 
@@ -258,7 +258,7 @@ def test_an_offline_row_that_spells_bos_out_is_dropped_and_named(taken, policy, 
         {"prompt": [{"role": "user", "content": "one"}], "chosen": f"a {bos}", "rejected": "b"},
     ]
     pairs = taken(name, [*preferences(name, 6), *planted])
-    dropped = pairs.dropped().select("row", "reason").rows()
+    dropped = pairs.read_dropped().select("row", "reason").rows()
     if (
         Chat(policy(name)).only_bos is None
     ):  # it also ends a text, where it is an end like any other
@@ -266,7 +266,7 @@ def test_an_offline_row_that_spells_bos_out_is_dropped_and_named(taken, policy, 
     else:
         assert (
             dropped == [(7, "second BOS"), (8, "second BOS")]
-            and bos in pairs.dropped()["detail"][0]
+            and bos in pairs.read_dropped()["detail"][0]
         )
 
 
@@ -294,7 +294,7 @@ def test_a_doubled_bos_is_refused_before_anything_is_drawn(tmp_path, name):
     )
     cfg = composed(*arguments(name, checkpoint, tmp_path))
     with pytest.raises(UserError, match=said):
-        check([step for step in plan(cfg).ancestors() if step.stage == "sft"])
+        check_steps([step for step in plan(cfg).ancestors() if step.stage == "sft"])
     with pytest.raises(UserError, match=said):
         importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "sft")
     (tmp_path / "model.json").write_text(json.dumps({"weights": name, "tokenizer": name}))
@@ -313,7 +313,7 @@ def test_the_remedy_for_a_doubled_bos_can_be_typed(tmp_path, name):
         f"template.chat_template={tmp_path / 'mended.jinja'}",
     ]
     cfg = composed(*words)
-    check([step for step in plan(cfg).ancestors() if step.stage == "sft"])
+    check_steps([step for step in plan(cfg).ancestors() if step.stage == "sft"])
     made = importlib.import_module("pipeline.stages.sft").run(
         cfg.sft, tmp_path / "store" / "sft" / "a"
     )
@@ -446,9 +446,9 @@ def test_a_system_message_is_refused_where_the_template_takes_none(policy, taken
     ):
         taken("gemma", planted)
     pairs = taken("gemma", planted, "offline.on_bad_row=skip")
-    assert pairs.train().height == 3 and pairs.dropped().select("row", "reason").rows() == [
-        (4, "bad row")
-    ]
+    assert pairs.read_train().height == 3 and pairs.read_dropped().select(
+        "row", "reason"
+    ).rows() == [(4, "bad row")]
 
 
 @model

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.compose import Arguments, compose
-from pipeline.driver.run import drive
+from pipeline.driver.run import run_point
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.support.house import HOUSE, SMALL, Toys, composed, identity_of
@@ -120,7 +120,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PIPELINE_STAGES", "tests.support.toys")
     monkeypatch.setenv("PYTHONPATH", str(HOUSE))
     places = f"store={tmp_path}/store", f"runs={tmp_path}/runs"
-    return lambda *words, story=None: drive(composed(*SMALL, *places, *words), story)
+    return lambda *words, story=None: run_point(composed(*SMALL, *places, *words), story)
 
 
 @pytest.mark.long

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from pipeline import store
 from pipeline.artifacts import read_json, read_table, write_json
 from pipeline.driver import worker
-from pipeline.driver.executor import prepare, select
-from pipeline.driver.run import drive
+from pipeline.driver.executor import prepare_plan, select_targets
+from pipeline.driver.run import run_point
 from pipeline.driver.store_users import STORE_MARKER
 from pipeline.errors import UserError, explain_disk_fault
 from pipeline.plan import plan
 from pipeline.scorers.judging import Question, Reply
 from pipeline.scorers.judging.verdict_cache import Asker, VerdictStore
-from pipeline.status import Planned, survey
+from pipeline.status import RunPlan, read_statuses
 from tests.support.house import HOUSE, SMALL, composed
 
 UNTIL_SAMPLE = [*SMALL, "until=sample"]
@@ -56,7 +56,7 @@ class World:
 
     def run(self, *words: str) -> int:
         places = f"store={self.folder}/store", f"runs={self.folder}/runs"
-        return drive(composed(*UNTIL_SAMPLE, *places, *words), self.story)
+        return run_point(composed(*UNTIL_SAMPLE, *places, *words), self.story)
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ def file_as_step(world: World) -> None:
 
 def broken_step_in_partial(world: World) -> None:
     place = world.sample
-    place.rename(store.partial(place))
-    (store.partial(place) / store.MANIFEST).unlink()
-    (store.partial(place) / store.STEP).write_bytes(b"\xff{")
+    place.rename(store.partial_folder(place))
+    (store.partial_folder(place) / store.MANIFEST).unlink()
+    (store.partial_folder(place) / store.STEP).write_bytes(b"\xff{")
 
 
 def latest_is_a_folder(world: World) -> None:
@@ -446,32 +446,32 @@ NEARLY = st.fixed_dictionaries(
 
 
 @pytest.fixture(scope="module")
-def planned(built, tmp_path_factory) -> tuple[Planned, Path, dict]:
+def planned(built, tmp_path_factory) -> tuple[RunPlan, Path, dict]:
     """The plan over a copy of the store, its sample's folder and that one's whole manifest."""
     folder = tmp_path_factory.mktemp("fuzzed")
     shutil.copytree(built / "store", folder / "store", symlinks=True)
     cfg = composed(*UNTIL_SAMPLE, f"store={folder}/store", "dry_run=true")
-    found = prepare(cfg, select(plan(cfg), cfg.until))
+    found = prepare_plan(cfg, select_targets(plan(cfg), cfg.until))
     place = found.folder(found.steps[-1])
     return found, place, json.loads((place / store.MANIFEST).read_text())
 
 
-def never_raises(planned: tuple[Planned, Path, dict], data: bytes) -> None:
+def never_raises(planned: tuple[RunPlan, Path, dict], data: bytes) -> None:
     """Whatever stands in a manifest, the survey answers, and takes for built only what is."""
     found, place, _ = planned
     (place / store.MANIFEST).write_bytes(data)
     manifest = store.read_manifest(place)
-    status, reason = survey(found, verify=True)[found.fingerprint(found.steps[-1])]
+    status, reason = read_statuses(found, verify=True)[found.fingerprint(found.steps[-1])]
     assert status is None or status == manifest
     assert (reason if status is None else not reason) and str(reason).isprintable()
-    store.bases(place)
+    store.list_bases(place)
 
 
 def bytes_of(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def mutated(planned: tuple[Planned, Path, dict], changes: dict, gone: list[str]) -> bytes:
+def mutated(planned: tuple[RunPlan, Path, dict], changes: dict, gone: list[str]) -> bytes:
     whole = {**planned[2], **changes}
     return bytes_of({name: value for name, value in whole.items() if name not in gone})
 

@@ -16,13 +16,13 @@ from pipeline import preflight
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.backends.chat import Chat
 from pipeline.config import ScoreConfig
-from pipeline.driver.executor import prepare
-from pipeline.driver.run import drive
+from pipeline.driver.executor import prepare_plan
+from pipeline.driver.run import run_point
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
-from pipeline.preflight.lineage import line_of
-from pipeline.preflight.prompt_lengths import Words
+from pipeline.preflight.lineage import trace_lineage
+from pipeline.preflight.prompt_lengths import PromptTokenizer
 from pipeline.sampling.prompt_selection import admitted
 from pipeline.step import Identity, Step
 from tests.stages import test_sample
@@ -51,14 +51,16 @@ def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     asked = steps(*GIVEN, f"sample.backend.runtime.tensor_parallel={wanted}")
-    preflight.check(step for step in asked if step.stage != "sample")  # what is built needs no GPU
+    preflight.check_steps(
+        step for step in asked if step.stage != "sample"
+    )  # what is built needs no GPU
     if there == "2 GPUs" and wanted == 2:
-        preflight.check(asked)
+        preflight.check_steps(asked)
     else:
         with pytest.raises(
             UserError, match=rf"tensor_parallel={wanted}: this machine shows {there}[. ].*\n  Give"
         ):
-            preflight.check(asked)
+            preflight.check_steps(asked)
 
 
 def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
@@ -66,25 +68,25 @@ def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
         UserError,
         match=r"^exam.sample.backend.runtime.tensor_parallel=3: this machine shows 2 GPUs",
     ):
-        preflight.check(steps(*GIVEN, "exam.sample.backend.runtime.tensor_parallel=3"))
+        preflight.check_steps(steps(*GIVEN, "exam.sample.backend.runtime.tensor_parallel=3"))
     with pytest.raises(
         UserError, match=r"^exam.sample.runtime.workers=3 of 1 GPU each: this machine shows 2 GPUs"
     ):
-        preflight.check(steps(*GIVEN, "exam.sample.runtime.workers=3"))
+        preflight.check_steps(steps(*GIVEN, "exam.sample.runtime.workers=3"))
 
 
 @pytest.mark.parametrize(
     "word", ["backend@sample.backend=vllm", "backend@sample.backend=transformers"]
 )
 def test_more_workers_than_gpus_are_refused_before_anything_is_trained(two_gpus, monkeypatch, word):
-    preflight.check(steps(*GIVEN, word, "sample.runtime.workers=2"))
+    preflight.check_steps(steps(*GIVEN, word, "sample.runtime.workers=2"))
     with pytest.raises(
         UserError,
         match=r"workers=3 of 1 GPU each: this machine shows 2 .*\n  Give a number up to 2",
     ):
-        preflight.check(steps(*GIVEN, word, "sample.runtime.workers=3"))
+        preflight.check_steps(steps(*GIVEN, word, "sample.runtime.workers=3"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    preflight.check(
+    preflight.check_steps(
         steps(*GIVEN, word, "sample.runtime.workers=3")
     )  # on a CPU they share its cores
 
@@ -97,17 +99,17 @@ def test_more_scorers_than_gpus(two_gpus):
         "reward.model=hub/reward",
         "pair.scorer=reward",
     ]
-    preflight.check(steps(*marks, "score.runtime.workers=2"))
+    preflight.check_steps(steps(*marks, "score.runtime.workers=2"))
     with pytest.raises(
         UserError, match=r"score.runtime.workers=3 of 1 GPU each: this machine shows 2"
     ):
-        preflight.check(steps(*marks, "score.runtime.workers=3"))
+        preflight.check_steps(steps(*marks, "score.runtime.workers=3"))
     at = "score.scorers.judge"
     judge = [f"+scorer@{at}=rubric", f"engine@{at}.engine=vllm", f"{at}.engine.model=hub/judge"]
     with pytest.raises(
         UserError, match=r"judge.engine.runtime.tensor_parallel=3: this machine shows 2"
     ):
-        preflight.check(steps(*marks, *judge, f"{at}.engine.runtime.tensor_parallel=3"))
+        preflight.check_steps(steps(*marks, *judge, f"{at}.engine.runtime.tensor_parallel=3"))
 
 
 OWN = """\
@@ -162,10 +164,10 @@ def test_what_scorers_are_given_is_read_before_anything_is_sampled(
     cfg = ScoreConfig(scorers={"s": {**knobs, "gold": False}}, max_failed=0, runtime={"workers": 1})
     scoring = Step("score", cfg)
     if said is None:
-        preflight.check([scoring])
+        preflight.check_steps([scoring])
     else:
         with pytest.raises(UserError, match=said):
-            preflight.check([scoring])
+            preflight.check_steps([scoring])
 
 
 def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_path):
@@ -186,7 +188,7 @@ def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_
 
 def test_an_unknown_language_of_pairs():
     with pytest.raises(UserError, match=r"pair\.filters\.languages: klingon is no language"):
-        preflight.check(
+        preflight.check_steps(
             step
             for step in steps("recipes=smoke", "pair.filters.languages=[klingon]")
             if step.stage == "pair"
@@ -218,7 +220,7 @@ def test_every_file_that_is_not_there_is_said_at_once(tmp_path):
         *(f"{knob}={path}" for knob, path in given.items()), f"store={tmp_path}", "dry_run=true"
     )
     with pytest.raises(UserError) as refusal:
-        prepare(cfg, [plan(cfg)])
+        prepare_plan(cfg, [plan(cfg)])
     said = str(refusal.value).splitlines()
     assert len(said) == 3 and all(
         "there is no such file or folder. Give the path of one" in line for line in said
@@ -245,7 +247,7 @@ def test_all_that_is_wrong_at_the_door_is_said_at_once(tmp_path):
     ]
     words = [*people, f"evaluate.labels.panel={tmp_path}/marks.csv", "pair.filters.languages=[xx]"]
     with pytest.raises(UserError) as refusal:
-        preflight.check(steps(*GIVEN, *words, "rounds=2", "sample.per_round=9"))
+        preflight.check_steps(steps(*GIVEN, *words, "rounds=2", "sample.per_round=9"))
     said = str(refusal.value)
     assert said.count("xx is no language") == said.count("score='high' is no number") == 1
     assert "evaluate.labels.panel=" in said and "a contest needs verdicts on two" in said
@@ -257,11 +259,11 @@ def test_completions_that_fill_the_context():
         "backend@sample.backend=transformers",
         "backend@exam.sample.backend=transformers",
     ]
-    preflight.check(steps(*words))
+    preflight.check_steps(steps(*words))
     with pytest.raises(
         UserError, match=r"limits.completion=4096: the model has a context of \d+ tokens"
     ):
-        preflight.check(steps(*words, "limits.completion=4096"))
+        preflight.check_steps(steps(*words, "limits.completion=4096"))
 
 
 TALK = "{% for m in messages %}{{ m.role }} : {{ m.content }} ;\n{% endfor %}{% generation %}me :{% endgeneration %}"
@@ -373,13 +375,16 @@ TEMPLATES = [
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_door_counts_what_the_sampler_counts(tmp_path, template):
     policy = tiny_model(tmp_path / "sft", template=template)
-    chat, words = Chat(policy), Words(policy.tokenizer, None, 256)
+    chat, words = Chat(policy), PromptTokenizer(policy.tokenizer, None, 256)
     for content in ("  name three <|end|> facts ", "Ünï\n'\"", ""):
         messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": content}]
         for kwargs in ({}, {"style": "calm river"}):
             assert words.encode(messages, kwargs) == chat.encode(messages, kwargs) != []
     (tmp_path / "other.jinja").write_text("river " * 9)
-    assert len(Words(policy.tokenizer, tmp_path / "other.jinja", 256).encode(messages, {})) > 9
+    assert (
+        len(PromptTokenizer(policy.tokenizer, tmp_path / "other.jinja", 256).encode(messages, {}))
+        > 9
+    )
 
 
 @pytest.mark.model
@@ -392,7 +397,7 @@ def test_the_door_knows_the_template_of_an_older_checkpoint(tmp_path, several):
     named = [{"name": "default", "template": CHAT}, {"name": "tool_use", "template": "no"}]
     write_json(file, {**json.loads(file.read_text()), "chat_template": named if several else CHAT})
     messages = [{"role": "user", "content": "name three facts"}]
-    found = Words(policy.tokenizer, None, 256).encode(messages, {})
+    found = PromptTokenizer(policy.tokenizer, None, 256).encode(messages, {})
     assert found == Chat(policy).encode(messages, {}) and len(found) > len(
         Chat(policy).pieces("name three facts")
     )
@@ -426,12 +431,12 @@ def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
     ]
     words += ["score=reward", "pair.scorer=reward", "sample.more=[4]", "evaluate.scorer=reward"]
     draws = [step for step in steps("recipes=smoke", *words) if step.stage == "sample"]
-    assert {model.stage for draw in draws for model in line_of(draw.inputs["policy"])} == {
+    assert {model.stage for draw in draws for model in trace_lineage(draw.inputs["policy"])} == {
         "base",
         "sft",
         "train",
     }
-    preflight.check(draws)
+    preflight.check_steps(draws)
 
 
 SCRIPTED = "backend@sample.backend=scripted", "backend@exam.sample.backend=scripted"
@@ -502,13 +507,13 @@ def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):
     }
     for knob, judge in judges.items():
         monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
-        preflight.check(steps(*GIVEN, *judge))
+        preflight.check_steps(steps(*GIVEN, *judge))
         monkeypatch.delenv("OPENAI_API_KEY")
         with pytest.raises(
             UserError,
             match=rf"^{knob}\.runtime\.api_key_env=OPENAI_API_KEY: this environment variable is",
         ):
-            preflight.check(steps(*GIVEN, *judge))
+            preflight.check_steps(steps(*GIVEN, *judge))
 
 
 def asked_at(url: str) -> list[str]:
@@ -540,19 +545,21 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
     url = f"http://127.0.0.1:{port.getsockname()[1]}/v1"
     planned = steps("recipes=smoke", *asked_at(url))
-    assert list(preflight.silent(planned)) == []
+    assert list(preflight.warn_of_silent_servers(planned)) == []
     with port.accept()[0] as heard:
         assert heard.recv(100) == b""  # a connection and nothing else: no key
     port.close()
     where = "score.scorers.j.engine.runtime.base_url"
-    [said] = preflight.silent(planned)
+    [said] = preflight.warn_of_silent_servers(planned)
     silence = f"! {where}={url}: no server answers there now"
     assert said.startswith(f"{silence} (Connection refused).\n  score round 1 asks it first: ")
     assert said.endswith(f"or give {where}=ADDRESS of one that runs.")
     later = [step for step in planned if step.stage != "score"]  # marked already
-    assert "! exam.others.big.runtime.base_url=" in next(preflight.silent(later))
+    assert "! exam.others.big.runtime.base_url=" in next(preflight.warn_of_silent_servers(later))
     assert not list(
-        preflight.silent(step for step in later if step.stage not in ("sample", "duel"))
+        preflight.warn_of_silent_servers(
+            step for step in later if step.stage not in ("sample", "duel")
+        )
     )
 
     drawing = [
@@ -560,7 +567,7 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(
         "sample.backend.model=m",
         f"sample.backend.runtime.base_url={url}",
     ]
-    [said] = preflight.silent(steps(*GIVEN, *drawing))
+    [said] = preflight.warn_of_silent_servers(steps(*GIVEN, *drawing))
     assert (
         said.startswith("! sample.backend.runtime.base_url=")
         and "\n  A run is refused without it: start" in said
@@ -572,17 +579,21 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(
         *(f"{at}={tmp_path / at}" for at in ("store", "runs")),
         *asked_at(url),
     )
-    assert drive(composed(*words)) == 0 and silence in capsys.readouterr().err
-    assert drive(composed(*words, "until=sample")) == 0 and capsys.readouterr().err == ""
+    assert run_point(composed(*words)) == 0 and silence in capsys.readouterr().err
+    assert run_point(composed(*words, "until=sample")) == 0 and capsys.readouterr().err == ""
 
 
 def test_whether_a_server_answers_is_known_soon_whatever_the_network_does(monkeypatch, port):
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: time.sleep(9) or [])
     monkeypatch.setattr("pipeline.preflight.servers.PATIENCE", 0.1)
     planned, started = steps("recipes=smoke", *asked_at("http://far.example/v1")), time.monotonic()
-    assert "(nothing within 0.1 s)" in next(preflight.silent(planned))
+    assert "(nothing within 0.1 s)" in next(preflight.warn_of_silent_servers(planned))
     assert time.monotonic() - started < 2
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")  # it alone can tell
     monkeypatch.setenv("no_proxy", "near.example")
-    assert not list(preflight.silent(planned))
-    assert list(preflight.silent(steps("recipes=smoke", *asked_at("http://near.example:99999/v1"))))
+    assert not list(preflight.warn_of_silent_servers(planned))
+    assert list(
+        preflight.warn_of_silent_servers(
+            steps("recipes=smoke", *asked_at("http://near.example:99999/v1"))
+        )
+    )

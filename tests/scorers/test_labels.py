@@ -329,7 +329,8 @@ def test_a_round_s_later_waves_are_shown_as_well(run):
         run / "store" / "05-sample-1" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE)
     )
     assert {"late", "p1"} <= {
-        row["prompt_id"] for row in label.pairs(run, {"of": "1", "pairs": "99", "seed": "0"})[0]
+        row["prompt_id"]
+        for row in label.choose_pairs(run, {"of": "1", "pairs": "99", "seed": "0"})[0]
     }
 
 
@@ -551,7 +552,7 @@ def test_a_reader_that_leaves_early_is_no_fault(monkeypatch):
     os.close(reading)
     with os.fdopen(writing, "w") as left:
         monkeypatch.setattr(sys, "stdout", left)
-        calibrate.show(["a table"])
+        calibrate.print_lines(["a table"])
         left.write("and what Python itself has to say")  # which it does when it closes
 
 
@@ -625,7 +626,7 @@ def test_what_a_scorer_cannot_mark_is_counted_and_a_coin_knows_nothing(tmp_path)
         and told["scorers"]["rules"]["agreement"]["mean"] is None
     )
     assert "rules could mark no two answers" in told["warnings"][0]
-    head = next(line for line in calibrate.lines(told) if "about as long" in line)
+    head = next(line for line in calibrate.format_lines(told) if "about as long" in line)
     assert (
         sum(map(int, re.findall(r"\((\d+)\)", head))) == 400
     )  # of all pairs, not of those that the scorer marked

@@ -462,7 +462,7 @@ def test_half_the_micro_batch_gives_the_same_losses(tmp_path: Path) -> None:
         tmp_path / "halves",
     )
     whole = train(training(), tmp_path / "whole")
-    losses = [[line["loss"] for line in model.metrics()] for model in (halves, whole)]
+    losses = [[line["loss"] for line in model.read_metrics()] for model in (halves, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -647,7 +647,7 @@ def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_o
         51,
     ]
     assert json.loads((out / "funnel.json").read_text()) == {"in": 16, "out": 16, "dropped": {}}
-    assert len(refit.metrics()) == 16
+    assert len(refit.read_metrics()) == 16
     with pytest.raises(
         UserError,
         match=r"of 16 demonstrations none is left .*score too low.*\n.*Lower refit.min_score",

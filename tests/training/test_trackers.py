@@ -72,7 +72,7 @@ def test_tensorboard_shows_every_figure_and_the_answers(round_, plain, story):
     events = EventAccumulator(str(story / "tensorboard" / "train-1"))
     events.Reload()
     for shown, name in (("train/loss", "loss"), ("dev/loss", "eval_loss"), ("dev/kl", "eval_kl")):
-        logged = {row["step"]: row[name] for row in model.metrics() if name in row}
+        logged = {row["step"]: row[name] for row in model.read_metrics() if name in row}
         assert {event.step: event.value for event in events.Scalars(shown)} == pytest.approx(
             logged, rel=1e-6
         )

@@ -7,9 +7,17 @@ from statistics import NormalDist
 from typing import Any
 
 from pipeline import hardware
-from pipeline.commands.pilot.seen import EXAM, ONCE, ROUND, Seen, kind_of, prompts_of, sizes_of
+from pipeline.commands.pilot.seen import (
+    EVAL,
+    ONCE,
+    ROUND,
+    MeasuredStep,
+    count_prompts,
+    count_sizes,
+    find_kind,
+)
 from pipeline.config import Config
-from pipeline.driver.executor import prepare
+from pipeline.driver.executor import prepare_plan
 from pipeline.plan import plan
 from pipeline.step import Step
 
@@ -30,31 +38,31 @@ class Rate:
     start: float
     most: float
 
-    def of(self, prompts: int) -> float:
+    def predict(self, prompts: int) -> float:
         return self.fixed + self.each * prompts
 
-    def at_most(self, prompts: int) -> float:
+    def predict_at_most(self, prompts: int) -> float:
         return self.start + self.most * prompts
 
 
-def rate(stage: str, kind: str, seen: list[Seen]) -> Rate:
+def estimate_rate(stage: str, kind: str, seen: list[MeasuredStep]) -> Rate:
     """From the larger pilot; the fixed part is where the line through a round's two sizes begins."""
-    most = largest(stage, kind, seen)
+    most = select_largest(stage, kind, seen)
     seconds, prompts = sum(one.seconds for one in most) / len(most), most[0].prompts
     if kind == ONCE:
         return Rate(seconds, 0.0, seconds, 0.0)
     start = min(seconds, *(one.cost.get("engine_start_seconds", 0.0) for one in most))
-    fixed = min(max(_intercept([one for one in seen if one.stage == stage]), start), seconds)
+    fixed = min(max(_find_intercept([one for one in seen if one.stage == stage]), start), seconds)
     return Rate(fixed, (seconds - fixed) / prompts, start, (seconds - start) / prompts)
 
 
-def largest(stage: str, kind: str, seen: list[Seen]) -> list[Seen]:
+def select_largest(stage: str, kind: str, seen: list[MeasuredStep]) -> list[MeasuredStep]:
     """The steps of the larger pilot; several where a round draws in waves."""
     own = [one for one in seen if (one.stage, one.kind) == (stage, kind)]
     return [one for one in own if one.prompts == max(each.prompts for each in own)]
 
 
-def _intercept(seen: list[Seen]) -> float:
+def _find_intercept(seen: list[MeasuredStep]) -> float:
     """Where the line through a round's two sizes begins; with one size alone all of it is taken to grow."""
     sizes: dict[int, list[float]] = {}
     for one in seen:
@@ -68,35 +76,39 @@ def _intercept(seen: list[Seen]) -> float:
 
 
 @dataclass(frozen=True)
-class Coming:
+class EstimatedStep:
     """A Step of the whole run, beside those of the larger pilot that were like it."""
 
     stage: str
     kind: str
     prompts: int
-    rate: Rate
-    alike: list[Seen]
+    estimate_rate: Rate
+    alike: list[MeasuredStep]
 
     @property
     def size(self) -> float:
         """A model is as large whatever it was trained on."""
         grows = self.kind != ONCE and self.stage not in ("sft", "train")
-        return sum(one.size for one in self.alike) / len(self.alike) * (self._times if grows else 1)
+        return (
+            sum(one.size for one in self.alike) / len(self.alike) * (self._growth if grows else 1)
+        )
 
     @property
     def money(self) -> float:
-        return sum(one.cost.get(MONEY, 0.0) for one in self.alike) / len(self.alike) * self._times
+        return sum(one.cost.get(MONEY, 0.0) for one in self.alike) / len(self.alike) * self._growth
 
     @property
-    def _times(self) -> float:
+    def _growth(self) -> float:
         return self.prompts / self.alike[0].prompts
 
 
-def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) -> dict[str, Any]:
-    planned = prepare(whole, [plan(whole)])
-    sizes = sizes_of(whole, planned)
-    coming = [_like(step, sizes, seen) for step in planned.steps]
-    stages, idle = by_stage(coming), overhead * len(coming)
+def estimate(
+    whole: Config, large: Config, seen: list[MeasuredStep], overhead: float
+) -> dict[str, Any]:
+    planned = prepare_plan(whole, [plan(whole)])
+    sizes = count_sizes(whole, planned)
+    coming = [_estimate_step(step, sizes, seen) for step in planned.steps]
+    stages, idle = group_by_stage(coming), overhead * len(coming)
     hours, most = (
         (sum(row[name] for row in stages) + idle) / 3600 for name in ("seconds", "at_most")
     )
@@ -106,24 +118,28 @@ def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) ->
         "between_steps": idle,
         "hours": hours,
         "hours_at_most": most,
-        "gpu_money": gpu_money(whole, hours),
+        "gpu_money": price_gpus(whole, hours),
         "disk_bytes": round(sum(one.size for one in coming)),
         "money": round(sum(one.money for one in coming), 4) if paid else None,
-        "ties": ties(seen),
-        "detectable": detectable(large, seen, sizes[EXAM]),
+        "ties": count_ties(seen),
+        "detectable": estimate_detectable(large, seen, sizes[EVAL]),
     }
 
 
-def _like(step: Step, sizes: Mapping[str, int], seen: list[Seen]) -> Coming:
-    stage, kind = step.stage, kind_of(step)
-    return Coming(
-        stage, kind, prompts_of(step, sizes), rate(stage, kind, seen), largest(stage, kind, seen)
+def _estimate_step(step: Step, sizes: Mapping[str, int], seen: list[MeasuredStep]) -> EstimatedStep:
+    stage, kind = step.stage, find_kind(step)
+    return EstimatedStep(
+        stage,
+        kind,
+        count_prompts(step, sizes),
+        estimate_rate(stage, kind, seen),
+        select_largest(stage, kind, seen),
     )
 
 
-def by_stage(coming: list[Coming]) -> list[dict[str, Any]]:
+def group_by_stage(coming: list[EstimatedStep]) -> list[dict[str, Any]]:
     """One row for a stage in the rounds and one in the exams; `prompts` are those of its first Step."""
-    found: dict[tuple[str, str], list[Coming]] = {}
+    found: dict[tuple[str, str], list[EstimatedStep]] = {}
     for one in coming:
         found.setdefault((one.stage, one.kind), []).append(one)
     return [
@@ -133,27 +149,29 @@ def by_stage(coming: list[Coming]) -> list[dict[str, Any]]:
             **asdict(alike[0].rate),
             "steps": len(alike),
             "prompts": alike[0].prompts,
-            "seconds": sum(one.rate.of(one.prompts) for one in alike),
-            "at_most": sum(one.rate.at_most(one.prompts) for one in alike),
+            "seconds": sum(one.rate.predict(one.prompts) for one in alike),
+            "at_most": sum(one.rate.predict_at_most(one.prompts) for one in alike),
         }
         for (stage, kind), alike in found.items()
     ]
 
 
-def gpu_money(cfg: Config, hours: float) -> float | None:
+def price_gpus(cfg: Config, hours: float) -> float | None:
     """A machine is paid while it waits too: every GPU that it shows, and every hour."""
-    gpus, price = len(hardware.gpus()), cfg.cost.gpu_hour
+    gpus, price = len(hardware.list_gpus()), cfg.cost.gpu_hour
     return None if price is None or not gpus else round(hours * gpus * price, 4)
 
 
-def ties(seen: list[Seen]) -> dict[str, int] | None:
+def count_ties(seen: list[MeasuredStep]) -> dict[str, int] | None:
     """Of the larger pilot's prompts those whose samples all score alike: they make no pair."""
     [*_, last] = sorted((one for one in seen if one.stage == "pair"), key=lambda one: one.prompts)
     funnel = json.loads((last.path / "funnel.json").read_text())
     return {"of": funnel["prompts_in"], **funnel["ties"]} if funnel["prompts_in"] else None
 
 
-def detectable(large: Config, seen: list[Seen], prompts: int) -> dict[str, Any] | None:
+def estimate_detectable(
+    large: Config, seen: list[MeasuredStep], prompts: int
+) -> dict[str, Any] | None:
     """The difference to SFT that an exam of so many prompts sees four times in five.
 
     The pilot's model has hardly moved from SFT, so that its paired difference varies too little: the true figure lies

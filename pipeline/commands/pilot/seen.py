@@ -7,17 +7,17 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.config import Config
-from pipeline.driver.executor import prepare, select
+from pipeline.driver.executor import prepare_plan, select_targets
 from pipeline.plan import plan
-from pipeline.preflight.capacity import prompts_published
-from pipeline.status import Planned
+from pipeline.preflight.capacity import count_published_prompts
+from pipeline.status import RunPlan
 from pipeline.step import Step
 
-ROUND, EXAM, ONCE = "round", "exam", "once"
+ROUND, EVAL, ONCE = "round", "exam", "once"
 
 
 @dataclass(frozen=True)
-class Seen:
+class MeasuredStep:
     """One Step of a pilot: what it took for so many prompts."""
 
     stage: str
@@ -29,17 +29,17 @@ class Seen:
     path: Path
 
 
-def measured(cfg: Config) -> Iterator[Seen]:
-    planned = prepare(cfg, select(plan(cfg), cfg.until))
-    sizes = sizes_of(cfg, planned)
+def measure_steps(cfg: Config) -> Iterator[MeasuredStep]:
+    planned = prepare_plan(cfg, select_targets(plan(cfg), cfg.until))
+    sizes = count_sizes(cfg, planned)
     for step in planned.steps:
         path = planned.folder(step)
         if manifest := store.read_manifest(path):
             size = sum(entry["size"] for entry in manifest["files"])
-            prompts = prompts_of(step, sizes)
-            yield Seen(
+            prompts = count_prompts(step, sizes)
+            yield MeasuredStep(
                 step.stage,
-                kind_of(step),
+                find_kind(step),
                 prompts,
                 manifest["seconds"],
                 size,
@@ -48,31 +48,31 @@ def measured(cfg: Config) -> Iterator[Seen]:
             )
 
 
-def kind_of(step: Step) -> str:
+def find_kind(step: Step) -> str:
     if step.stage == "benchmark":  # its questions are not ours to be fewer
         return ONCE
     if isinstance(step.label, str):
-        return EXAM
+        return EVAL
     return ROUND if step.label else ONCE
 
 
-def prompts_of(step: Step, sizes: Mapping[str, int]) -> int:
+def count_prompts(step: Step, sizes: Mapping[str, int]) -> int:
     """What a step's time grows with. Training on the pairs of all rounds reads so many more."""
-    return sizes[kind_of(step)] * (len(step.inputs["pairs"]) if step.stage == "train" else 1)
+    return sizes[find_kind(step)] * (len(step.inputs["pairs"]) if step.stage == "train" else 1)
 
 
-def sizes_of(cfg: Config, planned: Planned) -> dict[str, int]:
+def count_sizes(cfg: Config, planned: RunPlan) -> dict[str, int]:
     """How many prompts a round and an exam have; where the config leaves it open, all that `prompts` published."""
-    parts = prompts_published(planned)
+    parts = count_published_prompts(planned)
     assert parts, "a pilot has built them"
     drawn, asked = (
         cfg.sample.per_round or parts["train"],
         cfg.exam.sample.per_round or parts[cfg.exam.split],
     )
-    return {ROUND: drawn, EXAM: asked, ONCE: 1}
+    return {ROUND: drawn, EVAL: asked, ONCE: 1}
 
 
-def between(large: Config, wall: float) -> float:
+def measure_overhead(large: Config, wall: float) -> float:
     """Seconds that a step costs beside its own: starting its process, publishing, looking at the store."""
     stories = sorted((large.runs / large.recipe).iterdir())[-2:]
     built = [

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.commands.pilot.seen import ONCE
 
 
-def lines(told: Mapping[str, Any]) -> Iterator[str]:
+def format_lines(told: Mapping[str, Any]) -> Iterator[str]:
     heads = "steps", "prompts", "fixed s", "s per 1000", "whole run s", "at most s"
     yield f"{'stage':<10}{'of':<13}" + "".join(f"{head:>13}" for head in heads)
     for row in told["stages"]:

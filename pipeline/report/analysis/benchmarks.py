@@ -39,12 +39,12 @@ def _of_model(
     found = exam.get("metrics", {}).get(name)
     if found is None:
         return
-    if found.absent:
+    if found.unavailable_reason:
         named = {"benchmark": name, "model": model, **dict.fromkeys(FIGURES)}
-        yield {**named, "chief": True, "cut": 0, "gain": None, "absent": found.absent}
+        yield {**named, "chief": True, "cut": 0, "gain": None, "absent": found.unavailable_reason}
         return
     read, sft = found.read(), exams.get(SFT, {}).get("metrics", {}).get(name)
-    paired = found if model != SFT and sft and not sft.absent else None
+    paired = found if model != SFT and sft and not sft.unavailable_reason else None
     for figure in read["figures"]:
         if figure["task"] != read["task"]:
             continue  # one of a group's tasks: metrics.json has it
@@ -78,7 +78,9 @@ def _gain(of: Metrics, sft: Metrics, metric: str, draw: BootstrapConfig) -> dict
 def _by_question(metrics: Metrics, metric: str) -> dict[str, float | None]:
     """The hash of a question is part of its name: rows that changed between two models are no pair."""
     key = pl.concat_str("task", "doc_id", "doc", separator="/")
-    return dict(metrics.items().filter(pl.col("metric") == metric).select(key, "value").iter_rows())
+    return dict(
+        metrics.read_items().filter(pl.col("metric") == metric).select(key, "value").iter_rows()
+    )
 
 
 def _told(values: Mapping[str, float | None]) -> dict[str, float]:

@@ -87,7 +87,7 @@ def turns_asked(chat: ChatSet) -> dict[str, int]:
     most = max((turn for exam in chat["exams"].values() for turn in said(exam)["turn"]), default=1)
     return {
         key: min(most, len(columns.get("turns") or [0]))
-        for key, columns in chat["prompts"].columns().items()
+        for key, columns in chat["prompts"].read_columns().items()
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 from pipeline.report.analysis import aggregate
 from pipeline.report.analysis.aggregate import Duel
 from pipeline.report.analysis.eval_results import EvalResult, ModelScores, read_exam
@@ -114,7 +114,7 @@ def common_ground(found: Sequence[FoundRun]) -> Ground:
     chiefs = [each.chief for each in found if each.chief in everywhere]
     scorers = sorted(everywhere, key=lambda name: (name not in chiefs[:1], name))
     said = (
-        [f"common to all: {many(len(shared), 'prompt')} ({counts})."]
+        [f"common to all: {pluralize(len(shared), 'prompt')} ({counts})."]
         if len({*map(len, asked), len(shared)}) > 1
         else []
     )

@@ -9,7 +9,7 @@ import polars as pl
 
 from pipeline.artifacts import KL, EvalArtifacts, Logps, Model, Samples, Scores
 from pipeline.config import ANSWER, BEST_OF, CONTROL, PROMPTED
-from pipeline.errors import StageError, many
+from pipeline.errors import StageError, pluralize
 from pipeline.report.analysis.text_metrics import with_habits
 
 SFT = "sft"
@@ -55,7 +55,7 @@ def read_exam(
     answers = _answers(drawn)
     if strangers := set(drawn["prompt_id"]) - prompt_ids:
         raise StageError(
-            f"the exam of {name} answers {many(len(strangers), 'prompt')} outside the {len(prompt_ids)} examined "
+            f"the exam of {name} answers {pluralize(len(strangers), 'prompt')} outside the {len(prompt_ids)} examined "
             f"({min(strangers)} for one).\n  Its samples belong to another part of the prompts; build the exam again."
         )
     missing: list[str] = []
@@ -72,7 +72,7 @@ def read_exam(
             "its weights are those that its training started from, byte for byte: no step changed them"
         )
     return EvalResult(
-        name, model.path, model.metrics(), answers, marks, drift, missing, reason, unchanged
+        name, model.path, model.read_metrics(), answers, marks, drift, missing, reason, unchanged
     )
 
 
@@ -94,7 +94,7 @@ def _drawn(samples: Samples | None) -> pl.DataFrame:
     ]
     shards = [
         shard.select(*columns, tokens=pl.col("token_ids").list.len().cast(pl.Int64))
-        for shard in (samples.shards() if samples else [])
+        for shard in (samples.read_shards() if samples else [])
     ]
     if not shards:
         text = dict.fromkeys(columns, pl.String)
@@ -144,7 +144,7 @@ def _scores(
         missing.append(f"it has no answer to {silent} of {len(prompt_ids)} prompts")
     if empty := answers.filter(pl.col("completion").str.strip_chars() == "").height:
         missing.append(
-            f"empty: {empty} of its {many(len(answers), 'answer')}, marked as they stand"
+            f"empty: {empty} of its {pluralize(len(answers), 'answer')}, marked as they stand"
         )
     if scores is None:
         missing.append("its answers were not scored")

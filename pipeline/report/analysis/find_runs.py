@@ -21,12 +21,12 @@ from pipeline.artifacts import (
     Samples,
     Scores,
     Verdicts,
-    nested,
+    build_tree,
     read_step,
 )
 from pipeline.config import ANSWER
-from pipeline.errors import UserError, nearest
-from pipeline.hashing import without_runtime
+from pipeline.errors import UserError, suggest
+from pipeline.hashing import drop_runtime
 
 Record = dict[str, Any]
 EXPECTED = "Give a finished run (runs/latest), one of its models (runs/latest:sft), or an examined model's fingerprint."
@@ -95,13 +95,13 @@ def _of_run(run: Path, row: str, name: str) -> FoundRun:
         )
     folder = reports[-1].resolve()
     step = _record(folder)
-    exams = nested(step["inputs"]).get("exams", {})
+    exams = build_tree(step["inputs"]).get("exams", {})
     if not exams:
         raise UserError(f"{run}: its report names no examined model. {EXPECTED}")
     chosen = row or Report(folder).read()["exam"]["chosen"]
     if chosen not in exams:
         raise UserError(
-            f"{run}:{chosen}: its table has no such row. {nearest(str(chosen), list(exams))}"
+            f"{run}:{chosen}: its table has no such row. {suggest(str(chosen), list(exams))}"
         )
     told = name or "/".join(run.resolve().parts[-2:]) + (f":{row}" if row else "")
     parts = {
@@ -187,7 +187,7 @@ def _scorers(scores: Path | None) -> dict[str, Any]:
     reward = step["inputs"].get("reward", {}).get("fingerprint")
     of_run = {"kind": "reward_model", "model": None}
     return {
-        name: [without_runtime(one), reward if of_run.items() <= one.items() else None]
+        name: [drop_runtime(one), reward if of_run.items() <= one.items() else None]
         for name, one in step["config"]["scorers"].items()
     }
 

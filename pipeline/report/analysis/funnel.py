@@ -19,7 +19,9 @@ def funnel_of(out: Path, pairs: list[Pairs]) -> dict[str, Any]:
     return {
         "prompts": next((prompts(step) for step in steps if step.stage == "prompts"), None),
         "samples": sorted(draws, key=_rounds_first),
-        "pairs": [{"round": number, **made.funnel()} for number, made in enumerate(pairs, start=1)],
+        "pairs": [
+            {"round": number, **made.read_funnel()} for number, made in enumerate(pairs, start=1)
+        ],
     }
 
 

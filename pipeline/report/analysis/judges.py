@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from pipeline.artifacts import EQUAL, Verdicts
+from pipeline.artifacts import EQUAL_ANSWERS, Verdicts
 from pipeline.report.analysis.aggregate import Duel, named
 from pipeline.report.analysis.eval_results import EvalResult, by_prompt
 from pipeline.report.analysis.statistics import BootstrapConfig, contest, length_adjusted
@@ -58,7 +58,7 @@ def _both_orders(rows: pl.DataFrame) -> pl.DataFrame:
     pairs = answered.group_by("prompt_id", "a_id", "b_id", maintain_order=True).agg(
         whole=(pl.col("winner").count() == 2),
         flipped=(pl.col("winner").n_unique() > 1).cast(pl.Float64),
-        asked=(pl.col("detail") != EQUAL).all(),
+        asked=(pl.col("detail") != EQUAL_ANSWERS).all(),
         first=pl.col("winner").first(),
     )
     points = (

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.errors import many
+from pipeline.errors import pluralize
 from pipeline.report.analysis.aggregate import Duel
 from pipeline.report.analysis.agreement import Pair, calibration, people_s_own
 from pipeline.report.analysis.eval_results import EvalResult, by_prompt
@@ -108,7 +108,7 @@ def heard(votes: Sequence[Vote], examined: Sequence[EvalResult]) -> tuple[list[H
         here = found.setdefault((newer, older), Heard(examined[newer], examined[older]))
         here.add(prompt, ids if a > b else ids[::-1], points, vote.annotator)
     said = [
-        f"{len(names)} of {many(len(votes), 'verdict')} {fault}: {_named(names)}"
+        f"{len(names)} of {pluralize(len(votes), 'verdict')} {fault}: {_named(names)}"
         for fault, names in lost.items()
     ]
     return [found[key] for key in sorted(found)], said

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 from pipeline.report.analysis.aggregate import NOT_ASKED, bounds, named
 from pipeline.report.analysis.eval_results import SFT, EvalResult
 from pipeline.report.analysis.statistics import BootstrapConfig, difference, estimate, holm
@@ -49,7 +49,7 @@ def by_value(column: str, told: Mapping[str, Mapping[str, Any]]) -> dict[str, li
     known = sorted({name for columns in told.values() for name in columns})
     if told and column not in known:
         raise UserError(
-            f"evaluate.slices: no prompt has the column {column}. {nearest(column, known)}"
+            f"evaluate.slices: no prompt has the column {column}. {suggest(column, known)}"
         )
     found: dict[str, list[str]] = {}
     for prompt, columns in told.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.text import REFUSAL, language_of, without_reasoning
+from pipeline.text import REFUSAL, guess_language, strip_reasoning
 
 NGRAM = 3
 OPENING = 3  # words
@@ -27,7 +27,7 @@ SAID = "said"
 def with_habits(answers: pl.DataFrame) -> pl.DataFrame:
     """The answers with what each does; `tokens` are those of the answer, `reasoning_tokens` stand apart."""
     said = pl.Series(
-        SAID, [without_reasoning(text) for text in answers["completion"]], dtype=pl.String
+        SAID, [strip_reasoning(text) for text in answers["completion"]], dtype=pl.String
     )
     return answers.with_columns(
         said,
@@ -79,11 +79,13 @@ def _share_distinct(texts: Sequence[Sequence[str]], n: int) -> float | None:
 
 def other_language(answers: pl.DataFrame, asked: Mapping[str, str]) -> dict[str, float]:
     """By prompt the share of answers in another language than its own, among texts long enough to tell."""
-    spoken = {key: language_of(text[:MOST]) for key, text in asked.items() if len(text) >= FEWEST}
+    spoken = {
+        key: guess_language(text[:MOST]) for key, text in asked.items() if len(text) >= FEWEST
+    }
     told: dict[str, list[bool]] = {}
     for key, text in answers.select("prompt_id", SAID).iter_rows():
         if key in spoken and len(text) >= FEWEST:
-            told.setdefault(key, []).append(language_of(text[:MOST]) != spoken[key])
+            told.setdefault(key, []).append(guess_language(text[:MOST]) != spoken[key])
     return {key: sum(found) / len(found) for key, found in sorted(told.items())}
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Prompts, write_json, write_text
-from pipeline.hashing import digest_of
+from pipeline.hashing import hash_json
 from pipeline.report.analysis.chats import QuestionSet, said
-from pipeline.text import without_reasoning
+from pipeline.text import strip_reasoning
 
 IDS = "question_id", "uid"  # MT-Bench's and Arena-Hard's word for it
 NO_TIME = 0.0  # a file of the store says nothing of when it was made
@@ -38,11 +38,11 @@ def fastchat(of: QuestionSet, model: str, answers: pl.DataFrame) -> Iterator[dic
 
     A conversation that broke off is left out: the tool then names the question, where it would fail at the turn.
     """
-    told = of.chat["prompts"].columns()
+    told = of.chat["prompts"].read_columns()
     for prompt_id in of.chat["prompts"].read()["prompt_id"]:
         rows = answers.filter(pl.col("prompt_id") == prompt_id)
         turns = [
-            [without_reasoning(text) for text in rows.filter(pl.col("turn") == turn)["completion"]]
+            [strip_reasoning(text) for text in rows.filter(pl.col("turn") == turn)["completion"]]
             for turn in rows["turn"].unique().sort()
         ]
         if len(turns) < of.asked[prompt_id]:
@@ -51,7 +51,7 @@ def fastchat(of: QuestionSet, model: str, answers: pl.DataFrame) -> Iterator[dic
             "question_id": next(
                 (told[prompt_id][name] for name in IDS if name in told[prompt_id]), prompt_id
             ),
-            "answer_id": digest_of([*rows["sample_id"]])[:22],
+            "answer_id": hash_json([*rows["sample_id"]])[:22],
             "model_id": model,
             "choices": [
                 {"index": at, "turns": list(said)}
@@ -65,7 +65,7 @@ def alpaca_eval(
     name: str, questions: Prompts, model: str, answers: pl.DataFrame
 ) -> Iterator[dict[str, Any]]:
     """One answer to each question, the first of several."""
-    told = questions.columns()
+    told = questions.read_columns()
     first = answers.unique("prompt_id", keep="first", maintain_order=True)
     texts = dict(first.select("prompt_id", "completion").iter_rows())
     for prompt_id, messages in questions.read().select("prompt_id", "prompt").iter_rows():
@@ -73,6 +73,6 @@ def alpaca_eval(
             yield {
                 "dataset": told[prompt_id].get("dataset", name),
                 "instruction": messages[-1]["content"],
-                "output": without_reasoning(texts[prompt_id]),
+                "output": strip_reasoning(texts[prompt_id]),
                 "generator": model,
             }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from pipeline.errors import many
+from pipeline.errors import pluralize
 from pipeline.report import formatting
 from pipeline.report.formatting import UNKNOWN, number
 from pipeline.report.render import svg
@@ -107,7 +107,9 @@ def lead(grid: Grid) -> str:
     said = f"It scores {number(grid.best['score'])} on {grid.split} at {far} from sft"
     within = [p for p in grid.done if grid.budget is None or _kl(p) <= grid.budget]
     alone = sum(p["score"] == grid.best["score"] for p in within) == 1
-    among = f", {'the highest' if alone else 'no lower than any'} of {many(len(within), 'point')}"
+    among = (
+        f", {'the highest' if alone else 'no lower than any'} of {pluralize(len(within), 'point')}"
+    )
     budget = "" if grid.budget is None else f" within sweep.kl_budget={grid.budget:g}"
     warning = (
         ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.backends import api_client
 from pipeline.config import ServiceRuntime
-from pipeline.errors import StageError, UserError, shown
+from pipeline.errors import StageError, UserError, make_printable
 from pipeline.scorers.judging import Hear, Question, Reply
 
 HOPELESS = 50  # requests in a row without a reply, each after all of its retries: the rest would fare no better
@@ -102,7 +102,7 @@ class Service:
 
 def named(body: dict[str, Any]) -> str:
     """The model as the server names itself."""
-    return shown(str(body.get("model") or ""), SHOWN)
+    return make_printable(str(body.get("model") or ""), SHOWN)
 
 
 def unfit_text(text: str) -> str:

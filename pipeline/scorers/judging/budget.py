@@ -1,7 +1,7 @@
 """What judging has cost and how far it may go. The caps are of the store: a rerun does not begin at nothing."""
 
 from pipeline.config import EngineConfig, ServiceRuntime
-from pipeline.errors import StageError, many
+from pipeline.errors import StageError, pluralize
 from pipeline.scorers.judging import Question, Reply
 from pipeline.scorers.judging.verdict_cache import Spent, VerdictStore
 
@@ -59,7 +59,7 @@ class Budget:
         money = f", {self._money(spent):.2f} in money" if self.prices else ""
         raise StageError(
             f"{self.judge}: its next request could go beyond {self.knob}.{cap}. This store has sent it"
-            f" {many(spent.requests, 'request')}, {spent.tokens_in + spent.tokens_out} tokens{money}.\n"
+            f" {pluralize(spent.requests, 'request')}, {spent.tokens_in + spent.tokens_out} tokens{money}.\n"
             f"  All of its verdicts are kept. Raise {self.knob}.{cap.partition('=')[0]} and run the same command again."
         )
 

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.config import EngineConfig, Judge, VllmEngine
-from pipeline.errors import many
-from pipeline.hashing import ContentCache, digest_of, without_runtime
+from pipeline.errors import pluralize
+from pipeline.hashing import ContentCache, drop_runtime, hash_json
 from pipeline.progress import SIGN, Progress
 from pipeline.scorers.judging import Engine, Question, Reply, open_engine
 from pipeline.scorers.judging.budget import Budget
 from pipeline.scorers.judging.parsing import Reading, read
 from pipeline.scorers.judging.template import Wording
 from pipeline.scorers.judging.verdict_cache import Asker, VerdictStore
-from pipeline.text import without_reasoning
+from pipeline.text import strip_reasoning
 
 POLL = 0.5  # seconds between two looks for a verdict that another process is asking for
 
@@ -33,12 +33,12 @@ class CachedJudge:
         self.budget = Budget(name_of(cfg.engine), cfg.engine, self.store, self.knob)
         self.identity = _identity(cfg)
         self.who = Asker(
-            name_of(cfg.engine), cfg.engine.revision or "", digest_of(self.wording.text)[:16]
+            name_of(cfg.engine), cfg.engine.revision or "", hash_json(self.wording.text)[:16]
         )
         self.engine: Engine | None = None
 
     def shown(self, completion: str) -> str:
-        return without_reasoning(completion) if self.cfg.strip_reasoning else completion
+        return strip_reasoning(completion) if self.cfg.strip_reasoning else completion
 
     def readings(self, questions: Sequence[Question]) -> list[Reading]:
         """One for each question, in their order; equal questions are asked once."""
@@ -89,7 +89,7 @@ class CachedJudge:
 
     def _wait(self, others: int, before: int) -> int:
         if others != before:
-            said = f"judge {self.who.judge}: another run asks for {many(others, 'verdict')}"
+            said = f"judge {self.who.judge}: another run asks for {pluralize(others, 'verdict')}"
             print(SIGN, said, file=sys.stderr, flush=True)
         time.sleep(POLL)
         return others
@@ -111,7 +111,7 @@ class CachedJudge:
                 yield waiting.popleft()
 
     def _key(self, question: Question) -> str:
-        return digest_of(
+        return hash_json(
             [self.identity, [dict(message) for message in question.messages], question.labels]
         )
 
@@ -132,8 +132,8 @@ def name_of(engine: EngineConfig) -> str:
 
 def _identity(cfg: Judge) -> str:
     """What a verdict depends on beside the words of its question: never where a server or a folder is."""
-    told = without_runtime(cfg.engine.model_dump(mode="json"))
+    told = drop_runtime(cfg.engine.model_dump(mode="json"))
     if isinstance(cfg.engine, VllmEngine) and cfg.engine.model.local:
         hashes = ContentCache(cfg.runtime.verdicts.parent / ".contents.json")
-        told["model"] = f"content:{hashes.of(Path(cfg.engine.model))}"
-    return digest_of([told, cfg.form])
+        told["model"] = f"content:{hashes.hash_path(Path(cfg.engine.model))}"
+    return hash_json([told, cfg.form])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.artifacts import EQUAL
+from pipeline.artifacts import EQUAL_ANSWERS
 from pipeline.scorers.judging.cached_judge import CachedJudge
 from pipeline.scorers.judging.parsing import Reading
 from pipeline.scorers.judging.template import NEEDS as NEEDS
@@ -44,7 +44,7 @@ class Verdict:
 
     @property
     def asked(self) -> bool:
-        return self.ab.detail != EQUAL
+        return self.ab.detail != EQUAL_ANSWERS
 
     @property
     def flipped(self) -> bool:
@@ -60,7 +60,7 @@ class Verdict:
 
 def fought(court: CachedJudge, bouts: Sequence[Bout]) -> list[Verdict]:
     """Every bout's verdict, in their order. Equal answers are a tie that nobody is asked about."""
-    equal = Side("tie", 0.5, detail=EQUAL)
+    equal = Side("tie", 0.5, detail=EQUAL_ANSWERS)
     differ = [bout for bout in bouts if bout.a != bout.b]
     asked = [
         court.wording.question(

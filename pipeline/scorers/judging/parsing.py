@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.scorers.judging import Reply
-from pipeline.text import without_reasoning
+from pipeline.text import strip_reasoning
 
 SHOWN = 80
 MOST = 0.5  # with less on the labels the first token was not yet the answer, and what follows it counts alone
@@ -35,7 +35,7 @@ class Reading:
 def read(reply: Reply, labels: tuple[str, ...], form: str) -> Reading:
     if reply.text is None:
         return Reading({}, reply.fault, reply.model)
-    text = without_reasoning(reply.text).strip()
+    text = strip_reasoning(reply.text).strip()
     word, fault = _from_json(text) if form == "json" else (text, "")
     label = next((label for label in labels if label.casefold() == _bare(word).casefold()), None)
     if fault or label is None:

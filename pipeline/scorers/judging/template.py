@@ -10,7 +10,7 @@ from string import Template
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.hashing import digest_of
+from pipeline.hashing import hash_json
 from pipeline.scorers.judging import Question
 
 SPLIT = "\n---\n"
@@ -60,7 +60,7 @@ class Wording:
         self, judged: Mapping[str, str], labels: tuple[str, ...], order: str = "", **words: Any
     ) -> Question:
         """`judged` are the texts of others, each under the word by which the template names it."""
-        texts = digest_of([self.seed, sorted(judged.values())])
+        texts = hash_json([self.seed, sorted(judged.values())])
         nonce = texts[:16]
         fenced = {word: fence(nonce, TITLES[word], text) for word, text in judged.items()}
         told = {

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from pipeline.artifacts import note_cost, write_json, write_text
 from pipeline.errors import StageError
-from pipeline.progress import Progress, clock, say_phase
+from pipeline.progress import Progress, format_clock, print_phase
 
 # Differ from attempt to attempt: wall-clock figures, and sums that start again when training resumes.
 UNSTABLE = (
@@ -165,7 +165,7 @@ SHOWN = {
 def phase(text: str) -> None:
     """What a training does before its first step, said by one of its processes."""
     if os.environ.get("RANK", "0") == "0":
-        say_phase(f"train: {text}")
+        print_phase(f"train: {text}")
 
 
 class ProgressLine(TrainerCallback):
@@ -217,7 +217,7 @@ class ProgressLine(TrainerCallback):
         }
         if "num_tokens" in logs:
             facts["tok/s"] = f"{logs['num_tokens'] / (time.monotonic() - self._started):.0f}"
-        self._line.left = self._left(args, state)
+        self._line.time_left = self._left(args, state)
         self._line.advance(state.global_step - self._line.done, **facts)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -243,4 +243,4 @@ class ProgressLine(TrainerCallback):
         looks = (
             state.max_steps // every - state.global_step // every if every and self._looks else 0
         )
-        return clock(steps + looks * self._looks[-1] if looks else steps)
+        return format_clock(steps + looks * self._looks[-1] if looks else steps)

@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from pipeline.config import GuardsConfig
-from pipeline.errors import many
+from pipeline.errors import pluralize
 
 Look = dict[str, Any]  # everything that was measured at one step, under its name in metrics.jsonl
 
@@ -52,7 +52,7 @@ def reason_to_stop(cfg: GuardsConfig, seen: list[Look]) -> str | None:
     best = seen[-1 - since]
     return (
         f"{cfg.stop_on} was not better than {best[COLUMN[cfg.stop_on]]:.4g} (step {best['step']}) for"
-        f" {many(since, 'look')} (train.guards.patience={cfg.patience})"
+        f" {pluralize(since, 'look')} (train.guards.patience={cfg.patience})"
     )
 
 

@@ -14,7 +14,7 @@ from pipeline.backends import Completion, Request
 from pipeline.backends.transformers import Transformers
 from pipeline.config import Limits, TrainConfig, TransformersBackend
 from pipeline.errors import StageError
-from pipeline.hashing import digest_of
+from pipeline.hashing import hash_json
 from pipeline.models import loading
 from pipeline.progress import Progress
 from pipeline.resources import model_shape, training_fit
@@ -43,7 +43,7 @@ class EvalGenerations:
         self.engine = Transformers(TransformersBackend(**backend), init)
         self.at_once = _at_once(cfg, init)
         self.rows = list(self._fitting(dev))
-        self.columns = dev.columns()
+        self.columns = dev.read_columns()
         self.scorer = (
             open_scorer(cfg.guards.scorer, knob="train.guards.scorer")
             if cfg.guards.scorer
@@ -60,7 +60,7 @@ class EvalGenerations:
                 and len(ids) + self.cfg.guards.tokens <= self.cfg.max_length
             ):
                 found += 1
-                seed = int(digest_of([self.cfg.seed, "guard", row["prompt_id"]])[:16], 16) >> 1
+                seed = int(hash_json([self.cfg.seed, "guard", row["prompt_id"]])[:16], 16) >> 1
                 yield row, Request(row["prompt_id"], ids, temperature=1.0, top_p=1.0, seed=seed)
 
     def look(self, trainer: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -64,7 +64,7 @@ def write(cfg: TrainConfig, out: Path, made_from: Mapping[str, Sequence[Artifact
 def figures(model: Model, step: int) -> dict[str, float]:
     """What the log holds of one step, in words."""
     known: dict[str, Any] = {}
-    for row in model.metrics():
+    for row in model.read_metrics():
         known |= row if row["step"] == step else {}
     return {words: known[name] for name, words in FIGURES.items() if name in known}
 

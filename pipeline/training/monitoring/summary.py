@@ -15,7 +15,7 @@ def write(
     found = [
         *([UNCHANGED] if unchanged else []),
         *([FEW_STEPS] if few_steps else []),
-        *symptoms(Model(out).metrics()),
+        *symptoms(Model(out).read_metrics()),
     ]
     told = [{"symptom": one.name, "cause": one.cause, "knob": one.knob} for one in found]
     figures = {

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from pipeline.artifacts import STEP_FILE, write_text
 from pipeline.config import TrackerConfig, Wandb
-from pipeline.hashing import without_runtime
+from pipeline.hashing import drop_runtime
 
 PATIENCE = 60.0  # seconds that a training waits for a server, at its start and at its end
 KNOWN = {
@@ -165,7 +165,7 @@ class WandbRun:
             group=cfg.group or group,
             name="/".join(part for part in (cfg.name, point, story_name(step)) if part),
             job_type=step["stage"],
-            config={**without_runtime(step["config"]), "fingerprint": step["fingerprint"]},
+            config={**drop_runtime(step["config"]), "fingerprint": step["fingerprint"]},
             dir=story,
             settings=wandb.Settings(**quiet, **patient, stop_fn=_not_stopped),
         )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl import KTOConfig, KTOTrainer
 
-from pipeline.artifacts import draw_of
+from pipeline.artifacts import draw_key
 from pipeline.config import TrainConfig
 from pipeline.training.trainers.base import ReadyTrainer
 
@@ -57,7 +57,7 @@ def in_training_order(thumbs: "pl.DataFrame", together: int | None, seed: int) -
     import polars as pl
 
     keys = [
-        hashlib.sha256(f"{seed}:{draw_of(name)}:{label}".encode()).hexdigest() + name
+        hashlib.sha256(f"{seed}:{draw_key(name)}:{label}".encode()).hexdigest() + name
         for name, label in thumbs.select("sample_id", "label").rows()
     ]
     table = (

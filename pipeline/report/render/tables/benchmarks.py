@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.errors import many
+from pipeline.errors import pluralize
 from pipeline.report.analysis.eval_results import SFT
 from pipeline.report.formatting import UNKNOWN, Row, count, interval, number, signed
 from pipeline.report.render.table import Cell, Sheet
@@ -47,7 +47,7 @@ def _benchmark(
 def _cut(there: Sequence[Row]) -> str:
     """lm-eval cuts a prompt that does not fit into the context."""
     most = max(row["cut"] for row in there)
-    return f"{many(most, 'request', grouped=True)} cut to fit" if most else ""
+    return f"{pluralize(most, 'request', grouped=True)} cut to fit" if most else ""
 
 
 def _figure(row: Row | None) -> Cell:
