@@ -37,7 +37,7 @@ BFLOAT16_CPU = {"amx_bf16", "avx512_bf16"}
 @dataclass(frozen=True)
 class Gpu:
     name: str
-    measure_memory: int
+    memory: int
     free: int  # what no process holds
     capability: float  # 0: the driver's tool does not tell it
 

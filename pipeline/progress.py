@@ -1,12 +1,10 @@
-"""One line now and then about long work: into the step's log, from where the driver shows it on the screen."""
+"""Progress lines of long work. They go to the step's log; the driver shows the newest on screen."""
 
 import sys
 import time
 
 SIGN = "▸"
-PHASE_SUFFIX = (
-    " …"  # ends the line of a phase that counts nothing: the driver puts its seconds there
-)
+PHASE_SUFFIX = " …"  # ends the line of a phase without a count; the driver adds its seconds
 
 
 def format_clock(seconds: float) -> str:
@@ -17,15 +15,15 @@ def format_clock(seconds: float) -> str:
 
 
 def print_phase(text: str) -> None:
-    """Name what takes long and counts nothing, such as an engine's start."""
+    """Name a phase that takes long and counts nothing, such as an engine's start."""
     print(f"{SIGN} {text}{PHASE_SUFFIX}", file=sys.stderr, flush=True)
 
 
 class Progress:
-    """`▸ sample 1200/3200 completions · 4100 tok/s · 0:21 left`, at most once a second and always at the end.
+    """`▸ sample 1200/3200 completions · 4100 tok/s · 0:21 left`, once a second and at the end.
 
-    `work`: what this attempt spends its time on where units are unlike, such as the tokens of all rows to do; `worked`
-    counts it. `left`: the time left in words, where the caller knows it better than any count.
+    Where units take unequal time, `work` is the total of this attempt, such as the tokens of all
+    rows to do, and `work_done` counts it. A caller that knows better sets `time_left`, in words.
     """
 
     def __init__(self, what: str, total: int, unit: str, work: int | None = None):
@@ -38,7 +36,7 @@ class Progress:
         self._shown = 0.0
 
     def resume_at(self, done: int) -> None:
-        """Work found finished from an earlier attempt: counted as done, not in the speed."""
+        """Count work of an earlier attempt as done, but not in the speed."""
         self.done = self._first = done
 
     def advance(self, by: int = 1, **facts: str) -> None:

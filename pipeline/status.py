@@ -1,4 +1,4 @@
-"""What of a plan is built: each Step's manifest where it counts as built from its inputs, else why it does not."""
+"""Which Steps of a plan are built: each Step's manifest, or why it has to run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,20 +7,20 @@ from typing import Any
 from pipeline import store
 from pipeline.step import Identity, Step, find_checkpoint
 
-StepStatus = tuple[store.Manifest | None, str]  # a Step's manifest, or None and why it has to run
+StepStatus = tuple[store.Manifest | None, str]  # a built Step's manifest; or None and the reason
 PRUNED = "was pruned, and its files are needed"
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The Steps of one run in order, each fingerprint once, and which of them it is run for."""
+    """The Steps of one run in order, each fingerprint once, and the targets that it is run for."""
 
     steps: list[Step]
     targets: list[Step]
     identity: Identity
     root: Path
-    faults: tuple[str, ...] = ()  # why some fingerprints cannot be known: files that are not there
-    unknown: frozenset[str] = frozenset()  # what stands in the place of those
+    faults: tuple[str, ...] = ()  # why some fingerprints are not known: missing files
+    unknown: frozenset[str] = frozenset()  # placeholders for those fingerprints
 
     def fingerprint(self, step: Step) -> str:
         return self.identity.fingerprint(step)
@@ -30,13 +30,15 @@ class RunPlan:
 
 
 def list_unbuilt(planned: RunPlan) -> list[Step]:
-    """The Steps of which the store has nothing at all."""
+    """The Steps without any manifest in the store."""
     return [step for step in planned.steps if store.read_manifest(planned.folder(step)) is None]
 
 
 def read_statuses(planned: RunPlan, verify: bool) -> dict[str, StepStatus]:
-    """By fingerprint: the manifest of each Step that need not run, or None and why. What has to run reads files, so
-    a hollow Step that it reads has to run too, and so on."""
+    """By fingerprint: the manifest of each Step that need not run, or None and why.
+
+    A Step that runs needs the files of its inputs, so a pruned input has to run too, and so on.
+    """
     contents: dict[str, store.Manifest] = {}
     found: dict[str, StepStatus] = {}
     for step in planned.steps:
@@ -58,7 +60,7 @@ def read_statuses(planned: RunPlan, verify: bool) -> dict[str, StepStatus]:
 
 
 def list_fingerprints_read(planned: RunPlan, step: Step) -> set[str]:
-    """What a Step opens when it runs: its inputs, and the bases of those that are adapters."""
+    """What a Step opens when it runs: its inputs, and the bases of inputs that are adapters."""
     read = set()
     for _, source, _ in step.edges():
         read |= {planned.fingerprint(source), *store.list_bases(planned.folder(source))}
@@ -68,19 +70,15 @@ def list_fingerprints_read(planned: RunPlan, step: Step) -> set[str]:
 def read_status(
     planned: RunPlan, step: Step, inputs: dict[str, Any] | None, verify: bool
 ) -> StepStatus:
-    """The manifest of a Step that counts as built from these inputs, or None and why it does not."""
+    """The manifest of a Step built from these inputs, or None and why it does not count."""
     final = planned.folder(step)
     manifest = store.read_manifest(final)
     if manifest is None:
-        broken = (final / store.MANIFEST).exists()
-        return (
-            None,
-            f"{step.stage}/{final.name} damaged: its {store.MANIFEST} cannot be read"
-            if broken
-            else "",
-        )
+        if not (final / store.MANIFEST).exists():
+            return None, ""
+        return None, f"{step.stage}/{final.name} damaged: its {store.MANIFEST} cannot be read"
     if inputs is None:
-        return None, "an input is to be built first"
+        return None, "an input has to be built first"
     reason = store.find_fault(final, manifest, inputs, find_checkpoint(step), verify)
     return (None, f"{step.stage}/{final.name} {reason}") if reason else (manifest, "")
 
@@ -88,7 +86,7 @@ def read_status(
 def collect_inputs(
     planned: RunPlan, step: Step, contents: dict[str, store.Manifest]
 ) -> dict[str, dict[str, Any]] | None:
-    """Each input's place, fingerprint and content, by flat name; None while one of them is not built."""
+    """Each input's path, fingerprint and content by flat name; None while one is not built."""
     found = {}
     for name, source, part in step.edges():
         fingerprint = planned.fingerprint(source)

@@ -23,7 +23,7 @@ def main(words: list[str]) -> int:
         step = find_step(Path(words[0]))
         out = Path(words[1]).expanduser() if words[1:] else step / MERGED
         with store.lock_step(
-            step, waiting=lambda owner: print(f"waiting for {owner}", file=sys.stderr)
+            step, on_wait=lambda owner: print(f"waiting for {owner}", file=sys.stderr)
         ):
             merge(step, out)
         print(out)

@@ -1,4 +1,4 @@
-"""Runs a plan: finds what is built, spawns one worker per Step for the rest, and prints the ledger."""
+"""Runs a plan: finds what is built, runs one worker for each other Step, and prints the ledger."""
 
 import errno
 import os
@@ -38,11 +38,11 @@ from pipeline.status import (
 )
 from pipeline.step import STAGE_VERSIONS, Identity, Step, find_checkpoint, has_floating_revision
 
-describe_device = cache(hardware.describe_device)  # it asks the driver of the GPUs
+describe_device = cache(hardware.describe_device)  # it starts nvidia-smi
 
 
 class StepFailed(Exception):
-    """A Step did not finish; the ledger has told the person why. `code` is what the driver exits with."""
+    """A Step failed. The text says why; `code` is the exit code of the driver."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -50,32 +50,36 @@ class StepFailed(Exception):
 
 
 def select_targets(last: Step, until: str | None) -> list[Step]:
-    """`until=STAGE@R`: that stage's last Step labelled R; without @R label 0, else 1, else every exam's."""
-    everything = last.ancestors()
+    """`until=STAGE@R`: the stage's last Step labelled R.
+
+    Without @R: that with label 0, else 1, else all Steps of the stage in evaluations.
+    """
     if until is None:
         return [last]
+    steps = last.ancestors()
     stage, _, label = until.partition("@")
-    found = [step for step in everything if step.stage == stage]
+    of_stage = [step for step in steps if step.stage == stage]
     for wanted in [label] if label else ["0", "1"]:
-        if labelled := [step for step in found if str(step.label) == wanted]:
+        if labelled := [step for step in of_stage if str(step.label) == wanted]:
             return labelled[-1:]
-    if found and not label:
-        return found
-    if stage in STAGE_VERSIONS and not found:
+    if of_stage and not label:
+        return of_stage
+    if stage in STAGE_VERSIONS and not of_stage:
         raise UserError(
-            f"until={until}: this plan has no stage {stage}, it is off. What switches it on lies in conf/{stage}/."
+            f"until={until}: this plan has no stage {stage}: it is switched off.\n"
+            f"  Choose a file of conf/{stage}/ to switch it on."
         )
-    has = sorted(
-        {
-            f"{s.stage}@{s.label}" if isinstance(s.label, int) and s.label else s.stage
-            for s in everything
-        }
-    )
-    raise UserError(f"until={until}: the plan has no such step. {suggest(until, has)}")
+    known = sorted({_name_target(step) for step in steps})
+    raise UserError(f"until={until}: the plan has no such step. {suggest(until, known)}")
+
+
+def _name_target(step: Step) -> str:
+    is_round = isinstance(step.label, int) and step.label
+    return f"{step.stage}@{step.label}" if is_round else step.stage
 
 
 def prepare_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
-    """The Steps in order with their fingerprints; refused where one of them reads a file that is not there."""
+    """The Steps in order with their fingerprints. Refuses a plan that reads a missing file."""
     planned = outline_plan(cfg, targets)
     if planned.faults:
         raise UserError(*planned.faults)
@@ -83,13 +87,11 @@ def prepare_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
 
 
 def outline_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
-    """As `prepare`, but what it would refuse is in `faults`, so that the rest of the plan is judged all the same."""
+    """As `prepare_plan`, with its reasons to refuse in `faults`: the rest can still be checked."""
     targets = list(targets)
     cache = ContentCache(cfg.store / ".contents.json")
-    strict, lenient = (
-        Identity(lambda path: cache.hash_path(Path(path))),
-        Identity(partial(_hash_if_any, cache)),
-    )
+    strict = Identity(lambda path: cache.hash_path(Path(path)))
+    lenient = Identity(partial(_hash_if_any, cache))
     steps = [step for target in targets for step in target.ancestors()]
     unknown = [step for step in steps if collect_faults([partial(strict.fingerprint, step)])]
     faults = collect_faults(partial(strict.fingerprint, step) for step in unknown)
@@ -103,10 +105,10 @@ def outline_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
         order.setdefault(identity.fingerprint(step), step)
     if not cfg.dry_run and not faults:
         cache.save()
-        missing = (store.step_folder(cfg.store, step.stage, name) for name, step in order.items())
-        store.check_places(place for place in missing if store.read_manifest(place) is None)
-    nowhere = frozenset(map(identity.fingerprint, unknown))
-    return RunPlan(list(order.values()), targets, identity, cfg.store, tuple(faults), nowhere)
+        folders = (store.step_folder(cfg.store, step.stage, name) for name, step in order.items())
+        store.check_places(path for path in folders if store.read_manifest(path) is None)
+    placeholders = frozenset(map(identity.fingerprint, unknown))
+    return RunPlan(list(order.values()), targets, identity, cfg.store, tuple(faults), placeholders)
 
 
 def _hash_if_any(cache: ContentCache, path: str) -> str:
@@ -117,62 +119,46 @@ def _hash_if_any(cache: ContentCache, path: str) -> str:
 
 
 def show_dry_run(cfg: Config, planned: RunPlan) -> dict[str, StepStatus]:
-    """The ledger of what is there and what a run would build; touches nothing."""
-    ledger, found = Ledger(None), read_statuses(planned, cfg.verify)
+    """Print what is built, what a run would build, and its memory and time. Changes nothing."""
+    ledger, statuses = Ledger(None), read_statuses(planned, cfg.verify)
     for step in planned.steps:
         fingerprint = planned.fingerprint(step)
-        manifest, reason = found[fingerprint]
-        shown = (
-            "?"
-            if fingerprint in planned.unknown
-            else f"{fingerprint}~"
-            if has_floating_revision(step)
-            else fingerprint
-        )
+        manifest, reason = statuses[fingerprint]
+        shown = f"{fingerprint}~" if has_floating_revision(step) else fingerprint
+        shown = "?" if fingerprint in planned.unknown else shown
         if manifest and not store.is_pruned(manifest) and _needs_merging(planned, step):
-            reason = "is to be merged, without training again"
-        ledger.line("○" if manifest is None else "✓", step, shown, note=reason)
-    to_do = [step for step in planned.steps if found[planned.fingerprint(step)][0] is None]
-    times = durations.Durations(planned).lines(to_do)
-    for said in chain(
-        capacity.describe_dtype(cfg), capacity.describe_memory(planned, found), times
-    ):
-        print(said)
-    return found
+            reason = "will be merged, without training again"
+        ledger.add_line("○" if manifest is None else "✓", step, shown, note=reason)
+    to_do = [step for step in planned.steps if statuses[planned.fingerprint(step)][0] is None]
+    memory = capacity.describe_memory(planned, statuses)
+    times = durations.Durations(planned).describe(to_do)
+    for line in chain(capacity.describe_dtype(cfg), memory, times):
+        print(line)
+    return statuses
 
 
-def build_missing(cfg: Config, planned: RunPlan, story: Path) -> Path:
-    """Build what is missing, in order; returns the folder of the last Step."""
-    ledger = Ledger(story)
-    write_json(
-        story / store.PLAN, {planned.fingerprint(step): step.stage for step in planned.steps}
-    )
-    print(
-        "\n".join(
-            [
-                f"{cfg.recipe}: {pluralize(len(planned.steps), 'step')} · {story}",
-                *capacity.describe_dtype(cfg),
-            ]
-        )
-    )
+def build_missing(cfg: Config, planned: RunPlan, run_dir: Path) -> Path:
+    """Build what is missing, in order. Returns the folder of the last Step."""
+    ledger = Ledger(run_dir)
+    stages = {planned.fingerprint(step): step.stage for step in planned.steps}
+    write_json(run_dir / store.PLAN, stages)
+    head = f"{cfg.recipe}: {pluralize(len(planned.steps), 'step')} · {run_dir}"
+    print("\n".join([head, *capacity.describe_dtype(cfg)]))
     try:
-        store.rewrite_adapter_configs(planned.root)  # of a store that was moved
-        while not _run_pass(cfg, planned, story, ledger):
-            ledger.say(
-                "a pruned step came out differently, and what follows it reads more that was pruned: once more"
+        store.rewrite_adapter_configs(planned.root)  # the store may have been moved
+        while not _run_pass(cfg, planned, run_dir, ledger):
+            ledger.print_note(
+                "a pruned step was rebuilt with other content, so that more of them are needed"
             )
     finally:
-        store.rewrite_adapter_configs(planned.root)  # of a checkpoint that was found elsewhere
+        store.rewrite_adapter_configs(planned.root)  # a checkpoint may have been moved
     return planned.folder(planned.steps[-1])
 
 
-def _run_pass(cfg: Config, planned: RunPlan, story: Path, ledger: Ledger) -> bool:
-    """One pass over the plan; False where a Step has to run whose inputs were pruned, which nobody could foresee."""
-    to_do = {
-        fingerprint
-        for fingerprint, (manifest, _) in read_statuses(planned, verify=False).items()
-        if manifest is None
-    }
+def _run_pass(cfg: Config, planned: RunPlan, run_dir: Path, ledger: Ledger) -> bool:
+    """One pass over the plan. False if a Step turned out to need inputs that were pruned."""
+    statuses = read_statuses(planned, verify=False)
+    to_do = {name for name, (manifest, _) in statuses.items() if manifest is None}
     contents: dict[str, store.Manifest] = {}
     for number, step in enumerate(planned.steps):
         fingerprint = planned.fingerprint(step)
@@ -181,79 +167,77 @@ def _run_pass(cfg: Config, planned: RunPlan, story: Path, ledger: Ledger) -> boo
         if manifest and store.is_pruned(manifest) and fingerprint in to_do:
             manifest, reason = None, f"{step.stage}/{fingerprint} {PRUNED}"
         if manifest is None:
-            if any(
-                store.is_pruned(contents[name])
-                for name in list_fingerprints_read(planned, step) & contents.keys()
-            ):
+            known = list_fingerprints_read(planned, step) & contents.keys()
+            if any(store.is_pruned(contents[name]) for name in known):
                 return False
             if reason:
-                ledger.say(reason)
-            manifest = _build_step(cfg, planned, step, inputs, story, number, ledger)
-        elif _needs_merging(planned, step) and not store.is_pruned(
-            manifest
-        ):  # the worker finds it built, and merges
-            manifest = _build_step(cfg, planned, step, inputs, story, number, ledger)
+                ledger.print_note(reason)
+            manifest = _build_step(cfg, planned, step, inputs, run_dir, number, ledger)
+        elif _needs_merging(planned, step) and not store.is_pruned(manifest):
+            # The worker finds the step built, and merges.
+            manifest = _build_step(cfg, planned, step, inputs, run_dir, number, ledger)
         else:
-            ledger.line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
+            ledger.add_line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
             if _needs_merging(planned, step):
-                ledger.say(
-                    f"train/{fingerprint} was pruned: it has no adapter left to merge (adapter.save_merged)"
+                ledger.print_note(
+                    f"train/{fingerprint} was pruned: no adapter is left to merge"
+                    " (adapter.save_merged)"
                 )
         contents[fingerprint] = manifest
         preflight.check_artifact(step, planned.folder, planned.steps[number:])
-        _link_step(story, step, planned.folder(step), number)
+        _link_step(run_dir, step, planned.folder(step), number)
     return True
 
 
 def _needs_merging(planned: RunPlan, step: Step) -> bool:
-    """Whether `train.adapter.save_merged` asks for a copy that is not there."""
-    wanted = isinstance(step.config, TrainConfig) and getattr(
-        step.config.adapter, "save_merged", False
-    )
-    return wanted and not (planned.folder(step) / MERGED).exists()
+    """Whether `train.adapter.save_merged` asks for a copy that does not exist yet."""
+    if not isinstance(step.config, TrainConfig):
+        return False
+    is_asked = getattr(step.config.adapter, "save_merged", False)
+    return is_asked and not (planned.folder(step) / MERGED).exists()
 
 
 def _build_step(
-    cfg: Config, planned: RunPlan, step: Step, inputs: Any, story: Path, number: int, ledger: Ledger
+    cfg: Config,
+    planned: RunPlan,
+    step: Step,
+    inputs: Any,
+    run_dir: Path,
+    number: int,
+    ledger: Ledger,
 ) -> store.Manifest:
     fingerprint = planned.fingerprint(step)
     final = planned.folder(step).absolute()
     name = f"{number:03d}-{step.stage}-{fingerprint}"
-    record, log = story / "steps" / f"{name}.json", story / "logs" / f"{name}.log"
-    write_json(
-        record, {**_make_record(cfg, planned, step, inputs, final), "story": str(story.absolute())}
-    )
+    record, log = run_dir / "steps" / f"{name}.json", run_dir / "logs" / f"{name}.log"
+    made_by = {"story": str(run_dir.absolute())}
+    write_json(record, {**_make_record(cfg, planned, step, inputs, final), **made_by})
     log.parent.mkdir(exist_ok=True)
 
     started = time.monotonic()
-    rest = durations.TimeLeft(planned, planned.steps[number:])
-    code = run_worker(
-        record,
-        log,
-        lambda text: ledger.show_running(step, fingerprint, text + rest.describe()),
-        ledger.say,
-    )
+    time_left = durations.TimeLeft(planned, planned.steps[number:])
+
+    def show(text: str) -> None:
+        ledger.show_running(step, fingerprint, text + time_left.describe())
+
+    code = run_worker(record, log, show, ledger.print_note)
     manifest = store.read_manifest(final)
     if code not in (DONE, ALREADY_BUILT) or manifest is None:
-        ledger.line("✗", step, fingerprint, seconds=time.monotonic() - started)
-        raise StepFailed(
-            describe_failure(step, fingerprint, code, log),
-            USER_ERROR if code == USER_ERROR else FAILED,
-        )
-    sign = "■" if code == DONE else "✓"
-    note = summarize_cost(manifest["cost"])
-    ledger.line(
-        sign, step, fingerprint, seconds=manifest["seconds"], note=note, counted=code == DONE
-    )
+        ledger.add_line("✗", step, fingerprint, seconds=time.monotonic() - started)
+        failure = describe_failure(step, fingerprint, code, log)
+        raise StepFailed(failure, USER_ERROR if code == USER_ERROR else FAILED)
+    sign, is_new = ("■", True) if code == DONE else ("✓", False)
+    note, seconds = summarize_cost(manifest["cost"]), manifest["seconds"]
+    ledger.add_line(sign, step, fingerprint, seconds=seconds, note=note, counted=is_new)
     for line in read_summary_lines(log):
-        ledger.say(line)
+        ledger.print_note(line)
     return manifest
 
 
 def _make_record(
     cfg: Config, planned: RunPlan, step: Step, inputs: Any, final: Path
 ) -> dict[str, Any]:
-    """step.json: everything the worker needs, so that any Step can be run again by hand."""
+    """step.json: everything that the worker needs, so that any Step can be run by hand."""
     return {
         "stage": step.stage,
         "version": STAGE_VERSIONS[step.stage],
@@ -279,9 +263,9 @@ def _make_record(
     }
 
 
-def _link_step(story: Path, step: Step, folder: Path, number: int) -> None:
+def _link_step(run_dir: Path, step: Step, folder: Path, number: int) -> None:
     label = f"-{step.label}".replace(" ", "-") if step.label else ""
-    link = story / "store" / f"{number:03d}-{step.stage}{label}"
+    link = run_dir / "store" / f"{number:03d}-{step.stage}{label}"
     link.parent.mkdir(exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(folder.absolute())
@@ -291,12 +275,13 @@ def _list_output_folders(cfg: Config) -> list[tuple[str, Path]]:
     return [("store", cfg.store), ("runs", cfg.runs)]
 
 
-def _check_writable(knob: str, root: Path, look_only: bool) -> None:
+def _check_writable(knob: str, root: Path, dry_run: bool) -> None:
     try:
-        _check_without_writing(root) if look_only else _write_probe(root)
+        _check_without_writing(root) if dry_run else _write_probe(root)
     except OSError as error:
         raise UserError(
-            f"{knob}={root}: cannot be written ({error.strerror}).\n  Give a folder that can, as {knob}=FOLDER."
+            f"{knob}={root}: cannot be written ({error.strerror}).\n"
+            f"  Give a folder that can, as {knob}=FOLDER."
         ) from error
 
 
@@ -308,8 +293,8 @@ def _write_probe(root: Path) -> None:
 
 
 def _check_without_writing(root: Path) -> None:
-    """The same, told without writing: by the folder itself, or by the nearest one in which it would be made."""
-    there = next(place for place in (root, *root.absolute().parents) if os.path.lexists(place))
+    """The same without writing, by the folder itself or its nearest parent that exists."""
+    there = next(path for path in (root, *root.absolute().parents) if os.path.lexists(path))
     fault = 0
     if not there.is_dir():
         fault = errno.EEXIST if there == root else errno.ENOTDIR

@@ -1,4 +1,4 @@
-"""One point from config to exit code: plan, run, story. What a person's Ctrl-C, SIGTERM and mistakes lead to."""
+"""One run from config to exit code: its plan, its folder, and what signals and errors lead to."""
 
 import functools
 import json
@@ -27,6 +27,7 @@ from pipeline.errors import (
     USER_ERROR,
     UserError,
     collect_faults,
+    describe_interrupt,
     explain_disk_fault,
     pluralize,
 )
@@ -37,8 +38,8 @@ from pipeline.status import RunPlan, list_unbuilt
 from pipeline.step import pin_revisions
 
 
-def run_point(cfg: Config, story: Path | None = None) -> int:
-    """One point from config to exit code: plan it, then show the plan or run it."""
+def run_point(cfg: Config, run_dir: Path | None = None) -> int:
+    """Plan one run, then show the plan or run it. Returns the exit code."""
     api_client.name_keys(cfg.model_dump(mode="json"))
     try:
         cfg = cfg if cfg.dry_run else pin_revisions(cfg, functools.cache(resolve_commit))
@@ -49,52 +50,46 @@ def run_point(cfg: Config, story: Path | None = None) -> int:
         if faults := find_faults(planned):
             raise UserError(*faults)
         print_warnings(planned)
-        with store.lock_shared(
-            cfg.store, lambda: print(f"waiting: {cfg.store} is being pruned", flush=True)
-        ):
+        on_wait = functools.partial(print, f"waiting: {cfg.store} is being pruned", flush=True)
+        with store.lock_shared(cfg.store, on_wait):
             register_runs(cfg.store, cfg.runs)
-            story = open_run_dir(cfg, story)
-            last = copy_report(build_missing(cfg, planned, story), story)
-            if is_finished(story):
-                link_latest(cfg.runs, story)
+            run_dir = open_run_dir(cfg, run_dir)
+            last = copy_report(build_missing(cfg, planned, run_dir), run_dir)
+            if is_finished(run_dir):
+                link_latest(cfg.runs, run_dir)
             print(last)
         return DONE
-    except UserError as refusal:
-        print(refusal, file=sys.stderr)
+    except UserError as error:
+        print(error, file=sys.stderr)
         return USER_ERROR
     except OSError as error:
-        if not (said := explain_disk_fault(error, story or cfg.runs)):
+        if not (explanation := explain_disk_fault(error, run_dir or cfg.runs)):
             raise
-        print(said, file=sys.stderr)
+        print(explanation, file=sys.stderr)
         return USER_ERROR
     except StepFailed as failure:
         print(failure, file=sys.stderr)
         return failure.code
-    except Interrupted as stopped:
-        print()  # the line that was being painted ends here
-        print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
+    except Interrupted as signal_name:
+        print()  # ends the line that was being painted
+        print(describe_interrupt(str(signal_name)), file=sys.stderr)
         raise
 
 
 def find_faults(planned: RunPlan) -> list[str]:
-    """Every reason why a run of this plan is refused before anything is built."""
+    """Every reason to refuse a run of this plan before anything is built."""
     coming = list_unbuilt(planned)
     built = [step for step in planned.steps if step not in coming] if coming else []
-    made = (
-        one
-        for step in built
-        for one in preflight.list_artifact_checks(step, planned.folder, coming)
+    checks = chain(
+        preflight.list_checks(coming),
+        *(preflight.list_artifact_checks(step, planned.folder, coming) for step in built),
+        capacity.list_checks(planned, coming),
     )
-    return [
-        *planned.faults,
-        *collect_faults(
-            chain(preflight.list_checks(coming), made, capacity.list_checks(planned, coming))
-        ),
-    ]
+    return [*planned.faults, *collect_faults(checks)]
 
 
 def show_plan(cfg: Config, planned: RunPlan) -> None:
-    """The plan, and whatever a run here would refuse, in its own words; the last line counts both."""
+    """Print the plan, then each reason why a run here would be refused, then the count of both."""
     found = show_dry_run(cfg, planned)
     for line in preflight.describe_unread(list_unbuilt(planned)):
         print(line)
@@ -113,16 +108,16 @@ def show_plan(cfg: Config, planned: RunPlan) -> None:
 
 
 def print_warnings(planned: RunPlan) -> None:
-    """What may be in order by the time that it is needed."""
-    for said in (
+    """Print what is wrong now and may be right when it is needed."""
+    for warning in (
         *capacity.warn_of_slow_dtypes(list_unbuilt(planned)),
         *preflight.warn_of_silent_servers(list_unbuilt(planned)),
     ):
-        print(said, file=sys.stderr, flush=True)
+        print(warning, file=sys.stderr, flush=True)
 
 
 class Interrupted(BaseException):
-    """SIGTERM or SIGINT: the same command resumes."""
+    """SIGTERM or SIGINT, by name. The same command resumes."""
 
 
 def interrupt_on_signals() -> None:
@@ -134,34 +129,37 @@ def interrupt_on_signals() -> None:
 
 
 def open_run_dir(cfg: Config, folder: Path | None = None) -> Path:
-    """`runs/<recipe>/<time>/` with the resolved config. While no run has finished, `runs/latest` points to it."""
+    """Make `runs/<recipe>/<time>/`, write the resolved config, and link `runs/latest` to it.
+
+    Once `runs/latest` is a finished run, the link moves only when the next run has finished.
+    """
     import yaml
 
-    story = folder or make_run_dir(cfg)
-    (story / "steps").mkdir(parents=True, exist_ok=True)
+    run_dir = folder or make_run_dir(cfg)
+    (run_dir / "steps").mkdir(parents=True, exist_ok=True)
     write_text(
-        story / "config.yaml", yaml.safe_dump(json.loads(cfg.model_dump_json()), sort_keys=False)
+        run_dir / "config.yaml", yaml.safe_dump(json.loads(cfg.model_dump_json()), sort_keys=False)
     )
     latest = cfg.runs / "latest"
     if latest.exists() and not latest.is_symlink():
-        said = "is not a link of ours and stays as it is. Move it away to have it point to the last finished run."
-        print(f"! {latest}: {said}", file=sys.stderr, flush=True)
+        fault = "not a link of ours, so it stays. Move it away to have it point to the last run."
+        print(f"! {latest}: {fault}", file=sys.stderr, flush=True)
     elif not is_finished(latest):
-        link_latest(cfg.runs, story)
-    return story
+        link_latest(cfg.runs, run_dir)
+    return run_dir
 
 
-def is_finished(story: Path) -> bool:
-    """Whether a run got as far as its report, which is what `runs/latest` is read for."""
-    return (story / "report.html").is_file()
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run has its report, which is what `runs/latest` is read for."""
+    return (run_dir / "report.html").is_file()
 
 
-def link_latest(runs: Path, story: Path) -> None:
-    latest, scratch = runs / "latest", runs / f".latest.{story.name}"
+def link_latest(runs: Path, run_dir: Path) -> None:
+    latest, scratch = runs / "latest", runs / f".latest.{run_dir.name}"
     if latest.exists() and not latest.is_symlink():
         return
     scratch.unlink(missing_ok=True)
-    scratch.symlink_to(story.absolute())
+    scratch.symlink_to(run_dir.absolute())
     scratch.rename(latest)
 
 
@@ -177,10 +175,10 @@ def make_run_dir(cfg: Config) -> Path:
     raise AssertionError(f"a thousand runs in one second at {wanted}")
 
 
-def copy_report(last: Path, story: Path) -> Path:
-    """The report also lies with the run's story, where it outlives the store's folder; else the last Step's folder."""
+def copy_report(last: Path, run_dir: Path) -> Path:
+    """Copy the report to the run's folder, where it outlives the store. Returns what to show."""
     if not (last / "report.html").exists():
         return last
     for file in last.glob("report.*"):
-        shutil.copyfile(file, story / file.name)
-    return story / "report.html"
+        shutil.copyfile(file, run_dir / file.name)
+    return run_dir / "report.html"

@@ -82,7 +82,7 @@ class EstimatedStep:
     stage: str
     kind: str
     prompts: int
-    estimate_rate: Rate
+    rate: Rate
     alike: list[MeasuredStep]
 
     @property
