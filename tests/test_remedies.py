@@ -139,7 +139,7 @@ class Remedy(NamedTuple):
     value: str
 
 
-# ── what the source says ──────────────────────────────────────────────────────────────────────────────────────────
+# ── what the source says ──────────────────────────────────────────────────────────────────────────
 
 
 def texts(path: Path) -> Iterator[tuple[int, str | None, str]]:
@@ -195,7 +195,7 @@ def test_the_source_says_many_things_to_type():
     }
 
 
-# ── what can be typed ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what can be typed ─────────────────────────────────────────────────────────────────────────────
 
 
 @functools.cache
@@ -333,7 +333,7 @@ def test_every_knob_that_a_message_names_is_one_and_takes_the_value():
     assert wrong == []
 
 
-# ── without a value, and what is no override ──────────────────────────────────────────────────────────────────────
+# ── without a value, and what is no override ──────────────────────────────────────────────────────
 
 ROOTS = "|".join(sorted(set(Config.model_fields) - {"recipe", "command"}))
 DOTTED = re.compile(
@@ -384,7 +384,7 @@ def test_every_command_and_module_that_a_message_names_is_there():
         assert importlib.util.find_spec(module), module
 
 
-# ── typed for good ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── typed for good ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.long

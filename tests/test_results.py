@@ -53,7 +53,7 @@ def test_the_last_round_unless_another_is_named(run):
 def test_what_is_not_there_is_said_with_what_is(run, tmp_path):
     with pytest.raises(LookupError, match=r"no score. It has: pair-1, sample-1.*train-2"):
         run.scores  # noqa: B018
-    with pytest.raises(FileNotFoundError, match="no run lies here"):
+    with pytest.raises(FileNotFoundError, match="no run here"):
         pipeline.open(tmp_path / "elsewhere")
 
 

@@ -1,7 +1,8 @@
-"""`strop calibrate FILE [scorer=NAME,…] [key=value …]`: scorers against people's verdicts on pairs.
+"""`strop calibrate FILE [scorer=NAME,…] [key=value …]`: scorers against annotators' verdicts.
 
-A scorer is one of score.scorers (`+scorer@score.scorers.judge=FILE` mounts one, a recipe may bring it). Beside it stand
-two who read nothing: longer wins, and a coin. Prints a table, writes calibration.json (out=PATH).
+A scorer is one of score.scorers: from a recipe, or added by `+scorer@score.scorers.judge=FILE`. Two
+baselines read nothing: the longer answer wins, and a coin. Prints a table and writes it to
+calibration.json (out=PATH).
 """
 
 import hashlib
@@ -40,79 +41,72 @@ def main(arguments: list[str]) -> int:
         check_out(out)
         judged = read_judged(file)
         cfg = block(Arguments.parse(overrides), CalibrateConfig).score
-        told = summarize_calibration(
-            judged, {name: collect_verdicts(cfg, name, judged) for name in names}
-        )
+        verdicts = {name: collect_verdicts(cfg, name, judged) for name in names}
+        results = summarize_calibration(judged, verdicts)
     except (UserError, StageError) as fault:
         print(fault, file=sys.stderr)
         return USER_ERROR if isinstance(fault, UserError) else FAILED
-    write_json(out, {"file": file.name, **told})
-    print_lines([*format_lines(told), str(out)])
+    write_json(out, {"file": file.name, **results})
+    print_lines([*format_lines(results), str(out)])
     return 0
 
 
-def print_lines(told: list[str]) -> None:
-    """A reader that has seen enough, such as `head`, is no fault."""
+def print_lines(lines: list[str]) -> None:
+    """Print; a reader that leaves early, such as `head`, causes no error."""
     try:
-        print("\n".join(told), flush=True)
+        print("\n".join(lines), flush=True)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # for what Python itself writes at its end
+        # For what Python writes when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse_arguments(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:
-    own = {
-        key: value
-        for word in arguments
-        for key, _, value in [word.partition("=")]
-        if key in ("scorer", "out")
-    }
+    pairs = [word.partition("=") for word in arguments]
+    options = {key: value for key, _, value in pairs if key in ("scorer", "out")}
     rest = [word for word in arguments if word.partition("=")[0] not in ("scorer", "out")]
     if not rest or "=" in rest[0]:
-        raise UserError(f"Give the file of people's verdicts first: {USAGE}")
-    names = [name for name in own.get("scorer", "").split(",") if name]
-    return Path(rest[0]), names, Path(own.get("out", "calibration.json")), rest[1:]
+        raise UserError(f"Give the file of annotators' verdicts first: {USAGE}")
+    names = [name for name in options.get("scorer", "").split(",") if name]
+    return Path(rest[0]), names, Path(options.get("out", "calibration.json")), rest[1:]
 
 
 def check_out(out: Path) -> None:
-    """A table of an earlier call is written over; anything else that lies there is somebody's."""
+    """Refuse to overwrite anything but the table of an earlier call."""
     if out.is_dir() or not out.name:
         raise UserError(
-            f"out={out}: a folder is there, and one file is written. Give a new file: out=calibration.json"
+            f"out={out}: this is a folder, and a file is needed.\n"
+            "  Give a new file: out=calibration.json"
         )
     if out.exists():
         try:
-            told = read_json(out)
+            table = read_json(out)
         except UserError:
-            told = None
-        if not isinstance(told, dict) or not {"people_prefer", "scorers"} <= told.keys():
+            table = None
+        if not isinstance(table, dict) or not {"people_prefer", "scorers"} <= table.keys():
             raise UserError(
-                f"out={out}: it is there already, and is no table that calibrate wrote. Nothing was written.\n"
+                f"out={out}: this file is not from calibrate. Nothing was written.\n"
                 "  Give a new file: out=calibration.json"
             )
 
 
-# ── verdicts of a scorer ──────────────────────────────────────────────────────────────────────────────────────────
+# ── verdicts of a scorer ──────────────────────────────────────────────────────────────────────────
 
 
 def collect_verdicts(
     cfg: ScoreConfig, name: str, judged: list[Judged]
 ) -> tuple[Verdicts, Verdicts]:
-    """In the file's order of answers, and as said of that order when each pair is asked the other way round."""
+    """A scorer's verdicts with the answers in the file's order, and with each pair swapped."""
     if name not in cfg.scorers:
-        raise UserError(
-            f"scorer={name}: there is no such scorer in score.scorers. {suggest(name, list(cfg.scorers))}"
-        )
+        known = suggest(name, list(cfg.scorers))
+        raise UserError(f"scorer={name}: score.scorers has no such scorer. {known}")
     answers = [answer for pair in judged for answer in make_answers(pair)]
-    turned = [answer for pair in judged for answer in reversed(make_answers(pair))]
-    return derive_verdicts(collect_scores(cfg, name, answers), judged), derive_verdicts(
-        collect_scores(cfg, name, turned), judged
-    )
+    swapped = [answer for pair in judged for answer in reversed(make_answers(pair))]
+    scores, swapped_scores = (collect_scores(cfg, name, each) for each in (answers, swapped))
+    return derive_verdicts(scores, judged), derive_verdicts(swapped_scores, judged)
 
 
 def make_answers(pair: Judged) -> list[Answer]:
-    """A prompt of its own for each pair, so that a scorer which compares candidates compares these two."""
+    """One prompt id for each pair, so that a scorer of candidates compares just these two."""
     texts = {"first": pair.first, "second": pair.second}
     return [
         Answer(f"{pair.key}/{side}", pair.key, pair.prompt, text, {})
@@ -124,14 +118,14 @@ def collect_scores(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[s
     scorer = cfg.scorers[name]
     if isinstance(scorer, EnsembleScorer):
         members = {member: collect_scores(cfg, member, answers) for member in scorer.members}
-        return {mark.sample_id: mark for mark in combined(scorer, answers, members)}
+        return {score.sample_id: score for score in combined(scorer, answers, members)}
     with closing(open_scorer(scorer, knob=f"score.scorers.{name}")) as opened:
-        return {mark.sample_id: mark for mark in opened.mark(answers) if not mark.criterion}
+        return {score.sample_id: score for score in opened.mark(answers) if not score.criterion}
 
 
-def derive_verdicts(marks: dict[str, Score], judged: list[Judged]) -> Verdicts:
+def derive_verdicts(scores: dict[str, Score], judged: list[Judged]) -> Verdicts:
     def verdict(pair: Judged) -> float | None:
-        first, second = marks[f"{pair.key}/first"].score, marks[f"{pair.key}/second"].score
+        first, second = (scores[f"{pair.key}/{side}"].score for side in ("first", "second"))
         if first is None or second is None:
             return None
         return 0.5 if first == second else float(first > second)
@@ -143,7 +137,7 @@ def toss_coin(pair: Judged) -> float:
     return float(hashlib.sha256(f"{pair.key} {pair.asked}".encode()).digest()[0] % 2)
 
 
-# ── what is said of them ──────────────────────────────────────────────────────────────────────────────────────────
+# ── summary ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def summarize_calibration(
@@ -156,14 +150,12 @@ def summarize_calibration(
         for pair in judged
     }
     longer: Verdicts = {key: pair.longer for key, pair in pairs.items()}
-    rows = {name: calibration(pairs, *asked) for name, asked in scorers.items()}
-    rows |= {
-        LONGER: calibration(pairs, longer),
-        COIN: calibration(pairs, {pair.key: toss_coin(pair) for pair in judged}),
-    }
-    if among := people_s_own(pairs):
-        rows[ANNOTATORS] = among
-    gains = {name: gain(pairs, asked[0], longer) for name, asked in scorers.items()}
+    tosses: Verdicts = {pair.key: toss_coin(pair) for pair in judged}
+    rows = {name: calibration(pairs, *verdicts) for name, verdicts in scorers.items()}
+    rows |= {LONGER: calibration(pairs, longer), COIN: calibration(pairs, tosses)}
+    if agreement := people_s_own(pairs):
+        rows[ANNOTATORS] = agreement
+    gains = {name: gain(pairs, verdicts[0], longer) for name, verdicts in scorers.items()}
     truth = calibration(pairs, {key: pair.verdict for key, pair in pairs.items()})
     return {
         "pairs": len(pairs),
@@ -176,22 +168,20 @@ def summarize_calibration(
             "ties": truth.ties,
         },
         "scorers": {name: row.told() for name, row in rows.items()},
-        "warnings": [
-            warning for name, one in gains.items() for warning in list_warnings(name, one.estimate)
-        ],
+        "warnings": [w for name, each in gains.items() for w in list_warnings(name, each.estimate)],
     }
 
 
-def list_warnings(name: str, gained: Estimate) -> Iterator[str]:
-    if gained.mean is None:
+def list_warnings(name: str, advantage: Estimate) -> Iterator[str]:
+    if advantage.mean is None:
         yield (
-            f"{name} could mark no two answers of any pair. These files hold texts alone: a scorer that reads the"
-            " prompts' columns cannot be calibrated on them."
+            f"{name} could not score both answers of any pair. These files have texts alone: a"
+            " scorer that reads the prompts' columns cannot be calibrated on them."
         )
-    elif gained.low is None or gained.low <= 0:
+    elif advantage.low is None or advantage.low <= 0:
         yield (
-            f"{name} does not beat '{LONGER}': {signed(gained.mean)} agreement by prompt"
-            f" ({interval(asdict(gained), signed)}). Do not trust it on texts like these."
+            f"{name} does not beat '{LONGER}': {signed(advantage.mean)} agreement by prompt"
+            f" ({interval(asdict(advantage), signed)}). Do not trust it on texts like these."
         )
 
 
@@ -211,32 +201,33 @@ HEAD = [
 ]
 
 
-def format_lines(told: dict[str, Any]) -> Iterator[str]:
-    rows = told["scorers"]
-    people = told["people_prefer"]
+def format_lines(results: dict[str, Any]) -> Iterator[str]:
+    rows, prefer = results["scorers"], results["people_prefer"]
+    pairs, prompts = pluralize(results["pairs"], "pair"), pluralize(results["prompts"], "prompt")
     yield (
-        f"{pluralize(told['pairs'], 'pair')} of {pluralize(told['prompts'], 'prompt')} judged by people:"
-        f" {told['decided']} decided, {told['split']} without a majority"
+        f"{pairs} of {prompts} judged by annotators:"
+        f" {results['decided']} decided, {results['split']} without a majority"
     )
     yield (
-        f"people prefer the first answer in {share(people['first'])} and the longer one in {share(people['longer'])}"
-        " of their decisions"
+        f"annotators prefer the first answer in {share(prefer['first'])} and the longer one in"
+        f" {share(prefer['longer'])} of their decisions"
     )
-    yield "agreement where people decided, a tie is half right: by prompt (the mean of each prompt's own pairs, with"
-    yield "its interval) and by pair (all decided pairs alike, which is what others publish; pairs of one prompt are no"
-    yield "independent evidence, so it has no interval)"
+    yield "agreement on decided pairs, where a tie counts one half:"
+    yield "  by prompt: the mean over prompts of each prompt's pairs, with its interval"
+    yield "  by pair: all decided pairs alike, as usually published; without an interval, since"
+    yield "  pairs of one prompt are not independent"
     if ANNOTATORS in rows:
-        yield f"{ANNOTATORS}: each annotator of a pair held against each other one, so a pair counts once for each such two"
+        yield f"{ANNOTATORS}: each annotator against each other; each such two of a pair count once"
     yield ""
     yield from align_columns([HEAD, *(format_cells(name, row) for name, row in rows.items())])
     yield ""
-    yield "agreement by pair, by how long the answer is that people prefer, against the other (pairs)"
+    yield "agreement by pair, by the length of the preferred answer relative to the other (pairs)"
     kinds = rows[LONGER]["by_length"]  # of all pairs: a scorer may have failed at some
     table = [["", *(f"{kind} ({row['pairs']})" for kind, row in kinds.items())]]
     for name, row in rows.items():
         table.append([name, *(number(cell["agreement"]) for cell in row["by_length"].values())])
     yield from align_columns(table)
-    for warning in told["warnings"]:
+    for warning in results["warnings"]:
         yield f"\n! {warning}"
 
 

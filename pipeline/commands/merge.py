@@ -1,7 +1,8 @@
-"""`strop merge PLACE [OUT]`: a trained adapter's whole weights, for tools that take no adapter.
+"""`strop merge PLACE [OUT]`: an adapter merged into its base, for tools that take no adapter.
 
-PLACE is a run (its last round's model) or a step's folder in the store; OUT is `merged/` in that folder unless given.
-Nothing is trained again. A run with `train.adapter.save_merged=true` does this for each of its adapters.
+PLACE is a run (its last round's model) or a step's folder in the store. OUT is `merged/` in the
+step's folder by default. Nothing is trained. A run with `train.adapter.save_merged=true` does this
+for each of its adapters.
 """
 
 import sys
@@ -27,19 +28,19 @@ def main(words: list[str]) -> int:
         ):
             merge(step, out)
         print(out)
-    except UserError as refusal:
-        print(refusal, file=sys.stderr)
+    except UserError as error:
+        print(error, file=sys.stderr)
         return USER_ERROR
     return DONE
 
 
 def find_step(place: Path) -> Path:
-    """The folder of a trained model: the place itself, or that of a run's last round."""
+    """The step's folder: `place` itself, or that of a run's last round."""
     trained = sorted((place / "store").glob("[0-9]*-train-*"))
-    found = trained[-1].resolve() if trained else place.absolute()
-    if store.read_manifest(found) is None:
-        raise UserError(f"{place}: no run and no finished step lies there.\n  {USAGE}")
-    return found
+    folder = trained[-1].resolve() if trained else place.absolute()
+    if store.read_manifest(folder) is None:
+        raise UserError(f"{place}: no run and no finished step here.\n  {USAGE}")
+    return folder
 
 
 if __name__ == "__main__":

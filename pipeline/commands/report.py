@@ -1,6 +1,6 @@
-"""`strop report`: a run's report once more, by the code as it is now, from the store and without any model.
+"""`strop report`: a run's report again with the present code, from the store, without any model.
 
-What the run was told stays as it was; its report.html, report.md and report.json are written anew beside its ledger.
+The run's config stays as it was. Its report.html, report.md and report.json are rewritten.
 """
 
 import shutil
@@ -36,13 +36,15 @@ def rewrite_report(run: Path) -> Path:
         manifest = store.read_manifest(Path(str(source.get("path"))))
         if manifest is None or store.is_pruned(manifest):
             raise UserError(
-                f"{run}: its {name} ({source.get('path')}) was pruned. Run it again: what is missing is built anew."
+                f"{run}: its {name} ({source.get('path')}) was pruned.\n"
+                "  Type the run's command again to rebuild what is missing."
             )
     try:
         cfg = TypeAdapter(Evaluation).validate_python(step["config"])
     except ValidationError as error:
         raise UserError(
-            f"{run}: its config is of an older version of evaluate. Run it again; the rest is kept."
+            f"{run}: its config is of an older version of evaluate.\n"
+            "  Type the run's command again; what is built is kept."
         ) from error
     with TemporaryDirectory() as folder:
         out = Path(folder)
@@ -54,12 +56,12 @@ def rewrite_report(run: Path) -> Path:
 
 
 def find_evaluate_step(run: Path) -> dict[str, Any]:
-    found = sorted((run / "store").glob("[0-9]*-evaluate-report"))
-    file = found[-1] / store.STEP if found else None
+    links = sorted((run / "store").glob("[0-9]*-evaluate-report"))
+    file = links[-1] / store.STEP if links else None
     if file is None or not file.exists():
         raise UserError(
-            f"{run}: no run with a report in the store. Type strop report runs/RECIPE/TIME, with a run that got as far"
-            " as evaluate."
+            f"{run}: no run with a report in the store.\n"
+            "  Type strop report runs/RECIPE/TIME, with a run that has built evaluate."
         )
     return {**read_step(file.parent), "file": file}
 

@@ -1,6 +1,6 @@
-"""`strop run`, `strop plan` and `strop sweep`: compose → Config → plan → run, or a run for each point of a grid.
+"""`strop run`, `strop plan`, `strop sweep`: compose → Config → plan → run, or one run a grid point.
 
-What it refuses, `pipeline.__main__` puts into words.
+`pipeline.__main__` prints the errors.
 """
 
 from pipeline.config.compose import Arguments, compose

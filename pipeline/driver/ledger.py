@@ -29,7 +29,7 @@ class Ledger:
         note: str = "",
         counted: bool = True,
     ) -> None:
-        """`■ sample    round 1   3fa9c1d2e4b5   12.3 s`; seconds in brackets are an earlier run's."""
+        """`■ sample    round 1   3fa9c1d2e4b5   12.3 s`; in brackets: an earlier run."""
         spent = "" if seconds is None else f"{seconds:.1f} s"
         spent = spent if counted or not spent else f"({spent})"
         self._clear()

@@ -90,7 +90,7 @@ def _list_places(step: Step) -> Iterator[tuple[str, str]]:
             yield "reward.data.source.path", path
 
 
-# ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── prompts ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) -> None:
@@ -162,7 +162,7 @@ def _summarize_cached(asked: str, knob: str, on_bad_row: str, stamp: object) -> 
     return summarize_prompts(PromptRows.model_validate_json(asked), knob, on_bad_row)
 
 
-# ── other rows ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── other rows ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _read_demonstrations(data: JsonlDemonstrations, knob: str) -> None:
@@ -190,7 +190,7 @@ def _read_edits(path: str) -> None:
     edits.check_lines(path, lines.bad)
 
 
-# ── what is read here ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is read here ─────────────────────────────────────────────────────────────────────────────
 
 
 def _is_read_here(source: FileRows | HubRows) -> bool:

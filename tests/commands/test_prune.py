@@ -70,7 +70,7 @@ def refused(capsys, *words: str) -> str:
     return capsys.readouterr().err
 
 
-# ── what is not a store's ─────────────────────────────────────────────────────────────────────────────────────────
+# ── what is not a store's ─────────────────────────────────────────────────────────────────────────
 
 
 def test_a_home_directory_loses_nothing(tmp_path, monkeypatch, capsys):
@@ -154,7 +154,7 @@ def test_names_of_other_forms_stay(place):
     ).exists()
 
 
-# ── whose runs are asked ──────────────────────────────────────────────────────────────────────────────────────────
+# ── whose runs are asked ──────────────────────────────────────────────────────────────────────────
 
 
 def test_a_runs_folder_that_the_store_does_not_know_is_refused(place, capsys):
@@ -248,7 +248,7 @@ def test_a_run_in_a_linked_folder_is_asked_too(place):
     assert (place / "store" / "sample" / STALE / "rows.txt").is_file()
 
 
-# ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── asking ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_more_locks_than_files_may_be_open(place):
     )
 
 
-# ── what killed processes leave ───────────────────────────────────────────────────────────────────────────────────
+# ── what killed processes leave ───────────────────────────────────────────────────────────────────
 
 
 def test_leftovers_of_dead_runs_are_offered(place, capsys):

@@ -63,7 +63,7 @@ def test_a_worker_killed_in_the_middle_is_resumed_where_it_was(toys, tmp_path):
     assert driver.returncode == 1
     assert (
         "killed by signal 9" in output
-        and "The same command goes on" in output
+        and "Run the same command to resume" in output
         and "The whole log" in output
     )
     wait_for(lambda: not alive(child))

@@ -40,7 +40,7 @@ def ticks(monkeypatch) -> Clock:
     return ticking
 
 
-# ── sampling: tokens, finished or not ─────────────────────────────────────────────────────────────────────────────
+# ── sampling: tokens, finished or not ─────────────────────────────────────────────────────────────
 
 
 class Lockstep:
@@ -202,7 +202,7 @@ def test_what_is_counted_of_a_completion_goes_when_it_is_finished(tmp_path):
     assert all(not count for name, count in sums.items() if name.startswith(throughput.UNDER_WAY))
 
 
-# ── refer ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── refer ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_refer_tells_time_by_tokens_since_the_longest_rows_come_first(ticks, capfd):
@@ -214,7 +214,7 @@ def test_refer_tells_time_by_tokens_since_the_longest_rows_come_first(ticks, cap
     assert "refer 10/100 completions · speed 10 tok/s · 1:30 left" in capfd.readouterr().err
 
 
-# ── a training's steps and looks ──────────────────────────────────────────────────────────────────────────────────
+# ── a training's steps and looks ──────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.model
@@ -258,7 +258,7 @@ def test_a_batch_of_transformers_tells_how_far_its_rows_are(monkeypatch):
     assert heard == [{"a": 0, "b": 0}, {"a": 1, "b": 1}, {"a": 2, "b": 1}]
 
 
-# ── the driver's line ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── the driver's line ─────────────────────────────────────────────────────────────────────────────
 
 
 def shown_over(

@@ -90,7 +90,7 @@ def test_a_point_that_fails_stands_on_the_page_and_the_rest_is_compared(toys):
     assert "2 of 3 points" in page and ">refused<" in page and "0.3" in page
 
 
-# ── without running anything ──────────────────────────────────────────────────────────────────────────────────────
+# ── without running anything ──────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def run_here(last: Step, store: Path) -> dict[str, Path]:
     return folders
 
 
-# ── the whole run ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the whole run ─────────────────────────────────────────────────────────────────────────────────
 
 
 @model
@@ -181,7 +181,7 @@ def command(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-# ── answers that nobody sampled ───────────────────────────────────────────────────────────────────────────────────
+# ── answers that nobody sampled ───────────────────────────────────────────────────────────────────
 
 
 @model
@@ -270,7 +270,7 @@ def test_an_offline_row_that_spells_bos_out_is_dropped_and_named(taken, policy, 
         )
 
 
-# ── a doubled BOS ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a doubled BOS ─────────────────────────────────────────────────────────────────────────────────
 
 
 def doubled(name: str, folder: Path) -> Path:
@@ -405,7 +405,7 @@ def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_
     assert not list(tmp_path.glob("out/samples/*"))
 
 
-# ── who else reads a rendered template ────────────────────────────────────────────────────────────────────────────
+# ── who else reads a rendered template ────────────────────────────────────────────────────────────
 
 
 @model
@@ -425,7 +425,7 @@ def test_a_reward_model_reads_a_chat_as_its_template_writes_it(policy, name):
             text.row(messages, f"A {bos} garden.")
 
 
-# ── messages that a template does not take ────────────────────────────────────────────────────────────────────────
+# ── messages that a template does not take ────────────────────────────────────────────────────────
 
 
 def asked_with_a_system_message(name: str) -> list[dict[str, str]]:

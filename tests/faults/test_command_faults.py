@@ -107,7 +107,7 @@ def test_a_sweep_runs_in_a_folder_of_any_name(tmp_path):
     assert output.splitlines()[-1] == str(points) and points.read_text().count('"done"') == 2
 
 
-# ── runs/latest ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── runs/latest ───────────────────────────────────────────────────────────────────────────────────
 
 
 def latest_of(folder: Path) -> Path:
@@ -145,7 +145,7 @@ def test_latest_is_the_last_finished_run_and_no_refused_or_partial_one(tmp_path,
     assert run(story=runs / "5") == 0 and latest_of(tmp_path) == runs / "5"
 
 
-# ── signals ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── signals ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
@@ -180,7 +180,7 @@ def test_stopped_in_its_first_second_it_says_75_and_no_traceback(tmp_path, delay
     assert process.returncode == 0 or "SIGTERM" in error
 
 
-# ── words of any kind ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── words of any kind ─────────────────────────────────────────────────────────────────────────────
 
 KNOBS = [
     "train",

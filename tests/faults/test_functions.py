@@ -201,7 +201,7 @@ def test_a_process_that_takes_no_message_is_lost_in_time():
     process.end()
 
 
-# ── through the command ───────────────────────────────────────────────────────────────────────────────────────────
+# ── through the command ───────────────────────────────────────────────────────────────────────────
 
 SCORED = [
     "prompts=playground",

@@ -47,7 +47,7 @@ def key(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "sk-planted")
 
 
-# ── a reply that is none costs its verdict ────────────────────────────────────────────────────────────────────────
+# ── a reply that is none costs its verdict ────────────────────────────────────────────────────────
 
 NO_VERDICT = {
     "no JSON": (Odd(b"<html>\xff\xfe"), "no JSON"),
@@ -138,7 +138,7 @@ def test_anthropic_s_replies_are_read_as_carefully(tmp_path, reply, why):
         assert {mark.score for mark in marks(cfg, answers("good", "bad"))} == {0.5}
 
 
-# ── what is paid for is kept ──────────────────────────────────────────────────────────────────────────────────────
+# ── what is paid for is kept ──────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_fifty_failures_end_the_step_in_words(tmp_path):
             judged(server, tmp_path, count=80)
 
 
-# ── a timeout bounds the whole reply ──────────────────────────────────────────────────────────────────────────────
+# ── a timeout bounds the whole reply ──────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("engine", ["endpoint", "anthropic"])
@@ -250,7 +250,7 @@ def test_a_list_of_models_that_drips_is_given_up(monkeypatch):
     assert time.monotonic() - began < 5
 
 
-# ── no key in a request's body ────────────────────────────────────────────────────────────────────────────────────
+# ── no key in a request's body ────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(

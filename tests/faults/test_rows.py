@@ -38,7 +38,7 @@ def nested(text: str, depth: int = 600) -> str:
     return "[" * depth + text + "]" * depth
 
 
-# ── through the command ───────────────────────────────────────────────────────────────────────────────────────────
+# ── through the command ───────────────────────────────────────────────────────────────────────────
 
 
 def row(line: str, *words: str):
@@ -115,7 +115,7 @@ def test_rows(fault, tmp_path):
     hold(fault, tmp_path)
 
 
-# ── prompts, row by row ───────────────────────────────────────────────────────────────────────────────────────────
+# ── prompts, row by row ───────────────────────────────────────────────────────────────────────────
 
 
 def read(folder: Path, *rows: str, on_bad_row: str = "skip"):
@@ -185,7 +185,7 @@ def test_whole_floats_are_ids_and_a_missing_one_is_none(tmp_path):
     assert found.bad == [("line 3", "id '7' stands on an earlier line already")]
 
 
-# ── preferences and labels ────────────────────────────────────────────────────────────────────────────────────────
+# ── preferences and labels ────────────────────────────────────────────────────────────────────────
 
 
 def preferences(folder: Path, *rows: str):

@@ -90,7 +90,7 @@ def world(built, tmp_path, monkeypatch):
     return World(tmp_path)
 
 
-# ── how each is planted ───────────────────────────────────────────────────────────────────────────────────────────
+# ── how each is planted ───────────────────────────────────────────────────────────────────────────
 
 
 def manifest(data: bytes) -> Callable[[World], None]:
@@ -287,7 +287,7 @@ def test_work_whose_record_is_broken_is_set_aside_and_not_gone_on_with(world):
     assert (aside / "shard-0.txt").is_file() and (world.sample / "shard-0.txt").is_file()
 
 
-# ── bytes that changed ────────────────────────────────────────────────────────────────────────────────────────────
+# ── bytes that changed ────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("at", [40, -30, -1], ids=["page", "footer", "end"])
@@ -357,7 +357,7 @@ def test_a_flipped_byte_in_a_run_s_prompts_is_found_and_verify_makes_them_anew(
     assert world.run(scripted, "verify=true") == 0
 
 
-# ── verdicts ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── verdicts ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("as_folder", [True, False], ids=["a folder", "garbage"])
@@ -389,7 +389,7 @@ def test_verdicts_damaged_in_the_middle_are_refused_when_they_are_read(tmp_path)
         VerdictStore(file).known(keys)
 
 
-# ── disks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── disks ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_faults_of_the_disk_are_told_from_others():
@@ -408,7 +408,7 @@ def test_faults_of_the_disk_are_told_from_others():
         assert explain_disk_fault(other, Path("a/b")) is None
 
 
-# ── manifests of any bytes ────────────────────────────────────────────────────────────────────────────────────────
+# ── manifests of any bytes ────────────────────────────────────────────────────────────────────────
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

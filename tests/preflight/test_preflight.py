@@ -223,7 +223,7 @@ def test_every_file_that_is_not_there_is_said_at_once(tmp_path):
         prepare_plan(cfg, [plan(cfg)])
     said = str(refusal.value).splitlines()
     assert len(said) == 3 and all(
-        "there is no such file or folder. Give the path of one" in line for line in said
+        "no such file or folder. Give the path of one" in line for line in said
     )
     assert {line.split("=")[1].split(":")[0] for line in said} == {*given.values()}
 

@@ -360,7 +360,7 @@ def test_what_was_absent_is_looked_for_again_and_leaves_nothing_behind(tmp_path)
         store.publish(work, final)
         assert (
             store.find_fault(final, store.read_manifest(final), {})
-            == "is looked for again: it was not to be had"
+            == "is tried again: it was unavailable"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 

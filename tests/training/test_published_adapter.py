@@ -222,9 +222,9 @@ def test_a_run_that_asks_for_merged_weights_later_merges_what_is_built(tmp_path)
     asking = [*lora, "train.adapter.save_merged=true"]
     toys.run(*lora)
     before = toys.notes("start")
-    assert "is to be merged" not in toys.run(*lora, "dry_run=true")
+    assert "will be merged" not in toys.run(*lora, "dry_run=true")
     planned = toys.run(*asking, "dry_run=true")
-    assert "is to be merged, without training again" in planned and ", 0 to do" in planned
+    assert "will be merged, without training again" in planned and ", 0 to do" in planned
     assert "it has no weights here" in toys.run(*asking, code=2)
     [step] = (
         path for path in (tmp_path / "store" / "train").iterdir() if not path.name.startswith(".")

@@ -1,4 +1,4 @@
-"""What the whole run will take: each Step of its plan at the rate that its like had in the pilots."""
+"""What the whole run will take: each Step of its plan at the rate of its kind in the pilots."""
 
 import json
 from collections.abc import Mapping
@@ -22,15 +22,17 @@ from pipeline.plan import plan
 from pipeline.step import Step
 
 MONEY = "money"  # of a step's cost, where it paid a judge or a server to sample from
-POWER_80 = 2.8  # standard errors that a true difference has to be away from zero to be seen four times in five
+# Standard errors between zero and a true difference that is found four times in five:
+# z(0.975) + z(0.8) = 1.96 + 0.84.
+POWER_80 = 2.8
 
 
 @dataclass(frozen=True)
 class Rate:
     """Seconds of one step: `fixed`, whatever it reads, and `each` for every prompt.
 
-    Where the sizes differ by less than the machine's own mood, the line sees no growth. So `most` says what a prompt
-    costs if all but the engine's measured start grows: the truth lies between the two.
+    Noise of the machine may hide the growth between the two sizes. So `most` is the time per prompt
+    if everything but the engine's measured start grows: the truth is between the two.
     """
 
     fixed: float
@@ -45,27 +47,29 @@ class Rate:
         return self.start + self.most * prompts
 
 
-def estimate_rate(stage: str, kind: str, seen: list[MeasuredStep]) -> Rate:
-    """From the larger pilot; the fixed part is where the line through a round's two sizes begins."""
-    most = select_largest(stage, kind, seen)
+def estimate_rate(stage: str, kind: str, measured: list[MeasuredStep]) -> Rate:
+    """The larger pilot's rate. The fixed part is the intercept of a line through both sizes."""
+    most = select_largest(stage, kind, measured)
     seconds, prompts = sum(one.seconds for one in most) / len(most), most[0].prompts
     if kind == ONCE:
         return Rate(seconds, 0.0, seconds, 0.0)
     start = min(seconds, *(one.cost.get("engine_start_seconds", 0.0) for one in most))
-    fixed = min(max(_find_intercept([one for one in seen if one.stage == stage]), start), seconds)
+    intercept = _find_intercept([one for one in measured if one.stage == stage])
+    fixed = min(max(intercept, start), seconds)
     return Rate(fixed, (seconds - fixed) / prompts, start, (seconds - start) / prompts)
 
 
-def select_largest(stage: str, kind: str, seen: list[MeasuredStep]) -> list[MeasuredStep]:
-    """The steps of the larger pilot; several where a round draws in waves."""
-    own = [one for one in seen if (one.stage, one.kind) == (stage, kind)]
-    return [one for one in own if one.prompts == max(each.prompts for each in own)]
+def select_largest(stage: str, kind: str, measured: list[MeasuredStep]) -> list[MeasuredStep]:
+    """The steps of the larger pilot; several where a round samples in waves."""
+    steps = [step for step in measured if (step.stage, step.kind) == (stage, kind)]
+    most = max(step.prompts for step in steps)
+    return [step for step in steps if step.prompts == most]
 
 
-def _find_intercept(seen: list[MeasuredStep]) -> float:
-    """Where the line through a round's two sizes begins; with one size alone all of it is taken to grow."""
+def _find_intercept(measured: list[MeasuredStep]) -> float:
+    """Seconds at no prompts, by a line through a round's two sizes; 0 if there is one size."""
     sizes: dict[int, list[float]] = {}
-    for one in seen:
+    for one in measured:
         if one.kind == ROUND:
             sizes.setdefault(one.prompts, []).append(one.seconds)
     if len(sizes) < 2:
@@ -77,7 +81,7 @@ def _find_intercept(seen: list[MeasuredStep]) -> float:
 
 @dataclass(frozen=True)
 class EstimatedStep:
-    """A Step of the whole run, beside those of the larger pilot that were like it."""
+    """A Step of the whole run, and the steps of the larger pilot that are of its kind."""
 
     stage: str
     kind: str
@@ -87,7 +91,7 @@ class EstimatedStep:
 
     @property
     def size(self) -> float:
-        """A model is as large whatever it was trained on."""
+        """Bytes on disk. A model's size does not grow with its prompts."""
         grows = self.kind != ONCE and self.stage not in ("sft", "train")
         return (
             sum(one.size for one in self.alike) / len(self.alike) * (self._growth if grows else 1)
@@ -103,16 +107,16 @@ class EstimatedStep:
 
 
 def estimate(
-    whole: Config, large: Config, seen: list[MeasuredStep], overhead: float
+    whole: Config, large: Config, measured: list[MeasuredStep], overhead: float
 ) -> dict[str, Any]:
     planned = prepare_plan(whole, [plan(whole)])
     sizes = count_sizes(whole, planned)
-    coming = [_estimate_step(step, sizes, seen) for step in planned.steps]
+    coming = [_estimate_step(step, sizes, measured) for step in planned.steps]
     stages, idle = group_by_stage(coming), overhead * len(coming)
     hours, most = (
         (sum(row[name] for row in stages) + idle) / 3600 for name in ("seconds", "at_most")
     )
-    paid = any(MONEY in one.cost for one in seen)
+    paid = any(MONEY in one.cost for one in measured)
     return {
         "stages": stages,
         "between_steps": idle,
@@ -121,24 +125,26 @@ def estimate(
         "gpu_money": price_gpus(whole, hours),
         "disk_bytes": round(sum(one.size for one in coming)),
         "money": round(sum(one.money for one in coming), 4) if paid else None,
-        "ties": count_ties(seen),
-        "detectable": estimate_detectable(large, seen, sizes[EVAL]),
+        "ties": count_ties(measured),
+        "detectable": estimate_detectable(large, measured, sizes[EVAL]),
     }
 
 
-def _estimate_step(step: Step, sizes: Mapping[str, int], seen: list[MeasuredStep]) -> EstimatedStep:
+def _estimate_step(
+    step: Step, sizes: Mapping[str, int], measured: list[MeasuredStep]
+) -> EstimatedStep:
     stage, kind = step.stage, find_kind(step)
     return EstimatedStep(
         stage,
         kind,
         count_prompts(step, sizes),
-        estimate_rate(stage, kind, seen),
-        select_largest(stage, kind, seen),
+        estimate_rate(stage, kind, measured),
+        select_largest(stage, kind, measured),
     )
 
 
 def group_by_stage(coming: list[EstimatedStep]) -> list[dict[str, Any]]:
-    """One row for a stage in the rounds and one in the exams; `prompts` are those of its first Step."""
+    """One row for a stage in rounds, one in evaluations. `prompts` are those of its first Step."""
     found: dict[tuple[str, str], list[EstimatedStep]] = {}
     for one in coming:
         found.setdefault((one.stage, one.kind), []).append(one)
@@ -157,31 +163,29 @@ def group_by_stage(coming: list[EstimatedStep]) -> list[dict[str, Any]]:
 
 
 def price_gpus(cfg: Config, hours: float) -> float | None:
-    """A machine is paid while it waits too: every GPU that it shows, and every hour."""
+    """The price of all GPUs of this machine for all hours, since waiting is paid too."""
     gpus, price = len(hardware.list_gpus()), cfg.cost.gpu_hour
     return None if price is None or not gpus else round(hours * gpus * price, 4)
 
 
-def count_ties(seen: list[MeasuredStep]) -> dict[str, int] | None:
-    """Of the larger pilot's prompts those whose samples all score alike: they make no pair."""
-    [*_, last] = sorted((one for one in seen if one.stage == "pair"), key=lambda one: one.prompts)
+def count_ties(measured: list[MeasuredStep]) -> dict[str, int] | None:
+    """The larger pilot's prompts whose samples all have the same score: they make no pair."""
+    pairs = [step for step in measured if step.stage == "pair"]
+    [*_, last] = sorted(pairs, key=lambda step: step.prompts)
     funnel = json.loads((last.path / "funnel.json").read_text())
     return {"of": funnel["prompts_in"], **funnel["ties"]} if funnel["prompts_in"] else None
 
 
 def estimate_detectable(
-    large: Config, seen: list[MeasuredStep], prompts: int
+    large: Config, measured: list[MeasuredStep], prompts: int
 ) -> dict[str, Any] | None:
-    """The difference to SFT that an exam of so many prompts sees four times in five.
+    """The difference from SFT that an evaluation on so many prompts finds four times in five.
 
-    The pilot's model has hardly moved from SFT, so that its paired difference varies too little: the true figure lies
-    between that one and the one of two models whose answers have nothing to do with each other.
+    The pilot's model is still close to SFT, so that its paired difference varies too little. The
+    true figure is between that one and the one of two models with independent answers.
     """
-    [report] = [
-        json.loads((one.path / "report.json").read_text())
-        for one in seen
-        if one.stage == "evaluate"
-    ]
+    [evaluate] = [one for one in measured if one.stage == "evaluate"]
+    report = json.loads((evaluate.path / "report.json").read_text())
     scorer = large.evaluate.scorer
     gaps = [g for g in report["differences"] if g["model"] == "round-1" and g["scorer"] == scorer]
     sft = next(model["metrics"].get(scorer) for model in report["models"] if model["name"] == "sft")

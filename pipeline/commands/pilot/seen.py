@@ -1,4 +1,4 @@
-"""What a pilot measured: one row for each Step, as its manifest has it, and how many prompts it was for."""
+"""What a pilot measured: one row for each Step, from its manifest, and its number of prompts."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ ROUND, EVAL, ONCE = "round", "exam", "once"
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """One Step of a pilot: what it took for so many prompts."""
+    """What one Step of a pilot took for so many prompts."""
 
     stage: str
     kind: str
@@ -49,7 +49,7 @@ def measure_steps(cfg: Config) -> Iterator[MeasuredStep]:
 
 
 def find_kind(step: Step) -> str:
-    if step.stage == "benchmark":  # its questions are not ours to be fewer
+    if step.stage == "benchmark":  # a pilot does not lower its number of questions
         return ONCE
     if isinstance(step.label, str):
         return EVAL
@@ -57,28 +57,22 @@ def find_kind(step: Step) -> str:
 
 
 def count_prompts(step: Step, sizes: Mapping[str, int]) -> int:
-    """What a step's time grows with. Training on the pairs of all rounds reads so many more."""
+    """The prompts that a step's time grows with. Training on all rounds' pairs reads more."""
     return sizes[find_kind(step)] * (len(step.inputs["pairs"]) if step.stage == "train" else 1)
 
 
 def count_sizes(cfg: Config, planned: RunPlan) -> dict[str, int]:
-    """How many prompts a round and an exam have; where the config leaves it open, all that `prompts` published."""
+    """Prompts of a round and of an evaluation; all that `prompts` published if not limited."""
     parts = count_published_prompts(planned)
-    assert parts, "a pilot has built them"
-    drawn, asked = (
-        cfg.sample.per_round or parts["train"],
-        cfg.exam.sample.per_round or parts[cfg.exam.split],
-    )
-    return {ROUND: drawn, EVAL: asked, ONCE: 1}
+    assert parts, "a pilot has built the prompts"
+    trained = cfg.sample.per_round or parts["train"]
+    evaluated = cfg.exam.sample.per_round or parts[cfg.exam.split]
+    return {ROUND: trained, EVAL: evaluated, ONCE: 1}
 
 
 def measure_overhead(large: Config, wall: float) -> float:
-    """Seconds that a step costs beside its own: starting its process, publishing, looking at the store."""
-    stories = sorted((large.runs / large.recipe).iterdir())[-2:]
-    built = [
-        line
-        for story in stories
-        for line in json.loads((story / "ledger.json").read_text())
-        if line["counted"]
-    ]
+    """Seconds between steps: starting a process, publishing, reading the store."""
+    run_dirs = sorted((large.runs / large.recipe).iterdir())[-2:]
+    ledgers = [json.loads((run_dir / "ledger.json").read_text()) for run_dir in run_dirs]
+    built = [line for ledger in ledgers for line in ledger if line["counted"]]
     return max(0.0, wall - sum(line["seconds"] for line in built)) / len(built) if built else 0.0
