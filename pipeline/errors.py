@@ -76,7 +76,7 @@ def explain_disk_fault(error: Exception, place: Path | None = None) -> str | Non
 
 
 def exit_on_signals() -> None:
-    """Exit at once with code 75 on SIGTERM and SIGINT, while there is no work to clean up yet.
+    """Exit at once with code 75 on SIGTERM and SIGINT, before any work has started.
 
     Nothing is raised: an exception during an import would end in that library's traceback.
     """

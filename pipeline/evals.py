@@ -37,7 +37,7 @@ class EvalPlan:
         cfg, part, label = self.cfg.exam, self.prompts / split, f"{split} {name}"
         request = cfg.sample.draw("exam")
         samples = Step("sample", request, at=label, knob="exam.sample", policy=model, prompts=part)
-        # The KL from SFT is estimated from SFT's log-probabilities of the model's own answers.
+        # The KL from SFT is estimated from SFT's log-probabilities of the model's samples.
         logps = Step("refer", cfg.refer, at=label, knob="exam.refer", model=self.sft, rows=samples)
         tasks = self.cfg.benchmark if split == "test" else {}
         metrics = {

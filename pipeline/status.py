@@ -29,49 +29,49 @@ class RunPlan:
         return store.step_folder(self.root, step.stage, self.fingerprint(step))
 
 
-def list_unbuilt(planned: RunPlan) -> list[Step]:
+def list_unbuilt(run_plan: RunPlan) -> list[Step]:
     """The Steps without any manifest in the store."""
-    return [step for step in planned.steps if store.read_manifest(planned.folder(step)) is None]
+    return [step for step in run_plan.steps if store.read_manifest(run_plan.folder(step)) is None]
 
 
-def read_statuses(planned: RunPlan, verify: bool) -> dict[str, StepStatus]:
+def read_statuses(run_plan: RunPlan, verify: bool) -> dict[str, StepStatus]:
     """By fingerprint: the manifest of each Step that need not run, or None and why.
 
     A Step that runs needs the files of its inputs, so a pruned input has to run too, and so on.
     """
     contents: dict[str, store.Manifest] = {}
-    found: dict[str, StepStatus] = {}
-    for step in planned.steps:
-        fingerprint = planned.fingerprint(step)
-        found[fingerprint] = read_status(
-            planned, step, collect_inputs(planned, step, contents), verify
+    statuses: dict[str, StepStatus] = {}
+    for step in run_plan.steps:
+        fingerprint = run_plan.fingerprint(step)
+        statuses[fingerprint] = read_status(
+            run_plan, step, collect_inputs(run_plan, step, contents), verify
         )
-        if manifest := found[fingerprint][0]:
+        if manifest := statuses[fingerprint][0]:
             contents[fingerprint] = manifest
-    read = {planned.fingerprint(step) for step in planned.targets}
-    for step in reversed(planned.steps):
-        fingerprint = planned.fingerprint(step)
-        manifest, _ = found[fingerprint]
+    read = {run_plan.fingerprint(step) for step in run_plan.targets}
+    for step in reversed(run_plan.steps):
+        fingerprint = run_plan.fingerprint(step)
+        manifest, _ = statuses[fingerprint]
         if manifest and store.is_pruned(manifest) and fingerprint in read:
-            found[fingerprint] = None, PRUNED
-        if found[fingerprint][0] is None:
-            read |= list_fingerprints_read(planned, step)
-    return found
+            statuses[fingerprint] = None, PRUNED
+        if statuses[fingerprint][0] is None:
+            read |= list_fingerprints_read(run_plan, step)
+    return statuses
 
 
-def list_fingerprints_read(planned: RunPlan, step: Step) -> set[str]:
+def list_fingerprints_read(run_plan: RunPlan, step: Step) -> set[str]:
     """What a Step opens when it runs: its inputs, and the bases of inputs that are adapters."""
     read = set()
     for _, source, _ in step.edges():
-        read |= {planned.fingerprint(source), *store.list_bases(planned.folder(source))}
+        read |= {run_plan.fingerprint(source), *store.list_bases(run_plan.folder(source))}
     return read
 
 
 def read_status(
-    planned: RunPlan, step: Step, inputs: dict[str, Any] | None, verify: bool
+    run_plan: RunPlan, step: Step, inputs: dict[str, Any] | None, verify: bool
 ) -> StepStatus:
     """The manifest of a Step built from these inputs, or None and why it does not count."""
-    final = planned.folder(step)
+    final = run_plan.folder(step)
     manifest = store.read_manifest(final)
     if manifest is None:
         if not (final / store.MANIFEST).exists():
@@ -84,19 +84,19 @@ def read_status(
 
 
 def collect_inputs(
-    planned: RunPlan, step: Step, contents: dict[str, store.Manifest]
+    run_plan: RunPlan, step: Step, contents: dict[str, store.Manifest]
 ) -> dict[str, dict[str, Any]] | None:
     """Each input's path, fingerprint and content by flat name; None while one is not built."""
-    found = {}
+    inputs = {}
     for name, source, part in step.edges():
-        fingerprint = planned.fingerprint(source)
+        fingerprint = run_plan.fingerprint(source)
         if fingerprint not in contents:
             return None
-        found[name] = {
+        inputs[name] = {
             "stage": source.stage,
-            "fingerprint": planned.identity.fingerprint_input(source, part),
+            "fingerprint": run_plan.identity.fingerprint_input(source, part),
             "content": store.hash_content(contents[fingerprint], part),
-            "path": str(planned.folder(source).absolute()),
+            "path": str(run_plan.folder(source).absolute()),
             "part": part,
         }
-    return found
+    return inputs

@@ -191,7 +191,7 @@ def render_page(rows: list[PairRow]) -> str:
 
 
 def render_spreadsheet(rows: list[PairRow]) -> str:
-    """A CSV to fill in `verdict` (a, b or tie). Texts that look like formulas get an apostrophe."""
+    """A CSV to fill in `verdict` (a, b or tie). Texts like formulas get an apostrophe."""
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, restval="")
     table.writeheader()

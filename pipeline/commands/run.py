@@ -4,7 +4,7 @@
 """
 
 from pipeline.config.compose import Arguments, compose
-from pipeline.driver.run import Interrupted, interrupt_on_signals, run_point
+from pipeline.driver.run import RunInterrupted, interrupt_on_signals, run_point
 from pipeline.errors import INTERRUPTED, exit_on_signals
 
 
@@ -18,7 +18,7 @@ def main(words: list[str]) -> int:
         from pipeline.driver.sweep import run_sweep
 
         return run_sweep(arguments, points)
-    except Interrupted:
+    except RunInterrupted:
         return INTERRUPTED
     finally:
         exit_on_signals()

@@ -80,10 +80,10 @@ def _name_target(step: Step) -> str:
 
 def prepare_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
     """The Steps in order with their fingerprints. Refuses a plan that reads a missing file."""
-    planned = outline_plan(cfg, targets)
-    if planned.faults:
-        raise UserError(*planned.faults)
-    return planned
+    run_plan = outline_plan(cfg, targets)
+    if run_plan.faults:
+        raise UserError(*run_plan.faults)
+    return run_plan
 
 
 def outline_plan(cfg: Config, targets: Iterable[Step]) -> RunPlan:
@@ -118,104 +118,104 @@ def _hash_if_any(cache: ContentCache, path: str) -> str:
         return f"? {path}"
 
 
-def show_dry_run(cfg: Config, planned: RunPlan) -> dict[str, StepStatus]:
+def show_dry_run(cfg: Config, run_plan: RunPlan) -> dict[str, StepStatus]:
     """Print what is built, what a run would build, and its memory and time. Changes nothing."""
-    ledger, statuses = Ledger(None), read_statuses(planned, cfg.verify)
-    for step in planned.steps:
-        fingerprint = planned.fingerprint(step)
+    ledger, statuses = Ledger(None), read_statuses(run_plan, cfg.verify)
+    for step in run_plan.steps:
+        fingerprint = run_plan.fingerprint(step)
         manifest, reason = statuses[fingerprint]
         shown = f"{fingerprint}~" if has_floating_revision(step) else fingerprint
-        shown = "?" if fingerprint in planned.unknown else shown
-        if manifest and not store.is_pruned(manifest) and _needs_merging(planned, step):
+        shown = "?" if fingerprint in run_plan.unknown else shown
+        if manifest and not store.is_pruned(manifest) and _needs_merging(run_plan, step):
             reason = "will be merged, without training again"
         ledger.add_line("○" if manifest is None else "✓", step, shown, note=reason)
-    to_do = [step for step in planned.steps if statuses[planned.fingerprint(step)][0] is None]
-    memory = capacity.describe_memory(planned, statuses)
-    times = durations.Durations(planned).describe(to_do)
+    to_do = [step for step in run_plan.steps if statuses[run_plan.fingerprint(step)][0] is None]
+    memory = capacity.describe_memory(run_plan, statuses)
+    times = durations.Durations(run_plan).describe(to_do)
     for line in chain(capacity.describe_dtype(cfg), memory, times):
         print(line)
     return statuses
 
 
-def build_missing(cfg: Config, planned: RunPlan, run_dir: Path) -> Path:
+def build_missing(cfg: Config, run_plan: RunPlan, run_dir: Path) -> Path:
     """Build what is missing, in order. Returns the folder of the last Step."""
     ledger = Ledger(run_dir)
-    stages = {planned.fingerprint(step): step.stage for step in planned.steps}
+    stages = {run_plan.fingerprint(step): step.stage for step in run_plan.steps}
     write_json(run_dir / store.PLAN, stages)
-    head = f"{cfg.recipe}: {pluralize(len(planned.steps), 'step')} · {run_dir}"
+    head = f"{cfg.recipe}: {pluralize(len(run_plan.steps), 'step')} · {run_dir}"
     print("\n".join([head, *capacity.describe_dtype(cfg)]))
     try:
-        store.rewrite_adapter_configs(planned.root)  # the store may have been moved
-        while not _run_pass(cfg, planned, run_dir, ledger):
+        store.rewrite_adapter_configs(run_plan.root)  # the store may have been moved
+        while not _run_pass(cfg, run_plan, run_dir, ledger):
             ledger.print_note(
                 "a pruned step was rebuilt with other content, so that more of them are needed"
             )
     finally:
-        store.rewrite_adapter_configs(planned.root)  # a checkpoint may have been moved
-    return planned.folder(planned.steps[-1])
+        store.rewrite_adapter_configs(run_plan.root)  # a checkpoint may have been moved
+    return run_plan.folder(run_plan.steps[-1])
 
 
-def _run_pass(cfg: Config, planned: RunPlan, run_dir: Path, ledger: Ledger) -> bool:
+def _run_pass(cfg: Config, run_plan: RunPlan, run_dir: Path, ledger: Ledger) -> bool:
     """One pass over the plan. False if a Step turned out to need inputs that were pruned."""
-    statuses = read_statuses(planned, verify=False)
+    statuses = read_statuses(run_plan, verify=False)
     to_do = {name for name, (manifest, _) in statuses.items() if manifest is None}
     contents: dict[str, store.Manifest] = {}
-    for number, step in enumerate(planned.steps):
-        fingerprint = planned.fingerprint(step)
-        inputs = collect_inputs(planned, step, contents)
-        manifest, reason = read_status(planned, step, inputs, cfg.verify)
+    for number, step in enumerate(run_plan.steps):
+        fingerprint = run_plan.fingerprint(step)
+        inputs = collect_inputs(run_plan, step, contents)
+        manifest, reason = read_status(run_plan, step, inputs, cfg.verify)
         if manifest and store.is_pruned(manifest) and fingerprint in to_do:
             manifest, reason = None, f"{step.stage}/{fingerprint} {PRUNED}"
         if manifest is None:
-            known = list_fingerprints_read(planned, step) & contents.keys()
-            if any(store.is_pruned(contents[name]) for name in known):
+            read = list_fingerprints_read(run_plan, step) & contents.keys()
+            if any(store.is_pruned(contents[name]) for name in read):
                 return False
             if reason:
                 ledger.print_note(reason)
-            manifest = _build_step(cfg, planned, step, inputs, run_dir, number, ledger)
-        elif _needs_merging(planned, step) and not store.is_pruned(manifest):
+            manifest = _build_step(cfg, run_plan, step, inputs, run_dir, number, ledger)
+        elif _needs_merging(run_plan, step) and not store.is_pruned(manifest):
             # The worker finds the step built, and merges.
-            manifest = _build_step(cfg, planned, step, inputs, run_dir, number, ledger)
+            manifest = _build_step(cfg, run_plan, step, inputs, run_dir, number, ledger)
         else:
             ledger.add_line("✓", step, fingerprint, seconds=manifest["seconds"], counted=False)
-            if _needs_merging(planned, step):
+            if _needs_merging(run_plan, step):
                 ledger.print_note(
                     f"train/{fingerprint} was pruned: no adapter is left to merge"
                     " (adapter.save_merged)"
                 )
         contents[fingerprint] = manifest
-        preflight.check_artifact(step, planned.folder, planned.steps[number:])
-        _link_step(run_dir, step, planned.folder(step), number)
+        preflight.check_artifact(step, run_plan.folder, run_plan.steps[number:])
+        _link_step(run_dir, step, run_plan.folder(step), number)
     return True
 
 
-def _needs_merging(planned: RunPlan, step: Step) -> bool:
+def _needs_merging(run_plan: RunPlan, step: Step) -> bool:
     """Whether `train.adapter.save_merged` asks for a copy that does not exist yet."""
     if not isinstance(step.config, TrainConfig):
         return False
     is_asked = getattr(step.config.adapter, "save_merged", False)
-    return is_asked and not (planned.folder(step) / MERGED).exists()
+    return is_asked and not (run_plan.folder(step) / MERGED).exists()
 
 
 def _build_step(
     cfg: Config,
-    planned: RunPlan,
+    run_plan: RunPlan,
     step: Step,
     inputs: Any,
     run_dir: Path,
     number: int,
     ledger: Ledger,
 ) -> store.Manifest:
-    fingerprint = planned.fingerprint(step)
-    final = planned.folder(step).absolute()
+    fingerprint = run_plan.fingerprint(step)
+    final = run_plan.folder(step).absolute()
     name = f"{number:03d}-{step.stage}-{fingerprint}"
     record, log = run_dir / "steps" / f"{name}.json", run_dir / "logs" / f"{name}.log"
     made_by = {"story": str(run_dir.absolute())}
-    write_json(record, {**_make_record(cfg, planned, step, inputs, final), **made_by})
+    write_json(record, {**_make_record(cfg, run_plan, step, inputs, final), **made_by})
     log.parent.mkdir(exist_ok=True)
 
     started = time.monotonic()
-    time_left = durations.TimeLeft(planned, planned.steps[number:])
+    time_left = durations.TimeLeft(run_plan, run_plan.steps[number:])
 
     def show(text: str) -> None:
         ledger.show_running(step, fingerprint, text + time_left.describe())
@@ -235,7 +235,7 @@ def _build_step(
 
 
 def _make_record(
-    cfg: Config, planned: RunPlan, step: Step, inputs: Any, final: Path
+    cfg: Config, run_plan: RunPlan, step: Step, inputs: Any, final: Path
 ) -> dict[str, Any]:
     """step.json: everything that the worker needs, so that any Step can be run by hand."""
     return {
@@ -243,7 +243,7 @@ def _make_record(
         "version": STAGE_VERSIONS[step.stage],
         "label": step.label,
         "knob": step.knob,
-        "fingerprint": planned.fingerprint(step),
+        "fingerprint": run_plan.fingerprint(step),
         "out": str(final),
         "verify": cfg.verify,
         "place": find_checkpoint(step),
@@ -255,8 +255,8 @@ def _make_record(
             {
                 "stage": a.stage,
                 "label": a.label,
-                "fingerprint": planned.fingerprint(a),
-                "path": str(planned.folder(a).absolute()),
+                "fingerprint": run_plan.fingerprint(a),
+                "path": str(run_plan.folder(a).absolute()),
             }
             for a in step.ancestors()[:-1]
         ],
@@ -294,11 +294,11 @@ def _write_probe(root: Path) -> None:
 
 def _check_without_writing(root: Path) -> None:
     """The same without writing, by the folder itself or its nearest parent that exists."""
-    there = next(path for path in (root, *root.absolute().parents) if os.path.lexists(path))
+    parent = next(path for path in (root, *root.absolute().parents) if os.path.lexists(path))
     fault = 0
-    if not there.is_dir():
-        fault = errno.EEXIST if there == root else errno.ENOTDIR
-    elif not os.access(there, os.W_OK | os.X_OK):
-        fault = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+    if not parent.is_dir():
+        fault = errno.EEXIST if parent == root else errno.ENOTDIR
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        fault = errno.EROFS if os.statvfs(parent).f_flag & os.ST_RDONLY else errno.EACCES
     if fault:
         raise OSError(fault, os.strerror(fault))

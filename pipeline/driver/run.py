@@ -43,18 +43,18 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
     api_client.name_keys(cfg.model_dump(mode="json"))
     try:
         cfg = cfg if cfg.dry_run else pin_revisions(cfg, functools.cache(resolve_commit))
-        planned = outline_plan(cfg, select_targets(plan(cfg), cfg.until))
+        run_plan = outline_plan(cfg, select_targets(plan(cfg), cfg.until))
         if cfg.dry_run:
-            show_plan(cfg, planned)
+            show_plan(cfg, run_plan)
             return DONE
-        if faults := find_faults(planned):
+        if faults := find_faults(run_plan):
             raise UserError(*faults)
-        print_warnings(planned)
+        print_warnings(run_plan)
         on_wait = functools.partial(print, f"waiting: {cfg.store} is being pruned", flush=True)
         with store.lock_shared(cfg.store, on_wait):
             register_runs(cfg.store, cfg.runs)
             run_dir = open_run_dir(cfg, run_dir)
-            last = copy_report(build_missing(cfg, planned, run_dir), run_dir)
+            last = copy_report(build_missing(cfg, run_plan, run_dir), run_dir)
             if is_finished(run_dir):
                 link_latest(cfg.runs, run_dir)
             print(last)
@@ -70,32 +70,32 @@ def run_point(cfg: Config, run_dir: Path | None = None) -> int:
     except StepFailed as failure:
         print(failure, file=sys.stderr)
         return failure.code
-    except Interrupted as signal_name:
+    except RunInterrupted as signal_name:
         print()  # ends the line that was being painted
         print(describe_interrupt(str(signal_name)), file=sys.stderr)
         raise
 
 
-def find_faults(planned: RunPlan) -> list[str]:
+def find_faults(run_plan: RunPlan) -> list[str]:
     """Every reason to refuse a run of this plan before anything is built."""
-    coming = list_unbuilt(planned)
-    built = [step for step in planned.steps if step not in coming] if coming else []
+    coming = list_unbuilt(run_plan)
+    built = [step for step in run_plan.steps if step not in coming] if coming else []
     checks = chain(
         preflight.list_checks(coming),
-        *(preflight.list_artifact_checks(step, planned.folder, coming) for step in built),
-        capacity.list_checks(planned, coming),
+        *(preflight.list_artifact_checks(step, run_plan.folder, coming) for step in built),
+        capacity.list_checks(run_plan, coming),
     )
-    return [*planned.faults, *collect_faults(checks)]
+    return [*run_plan.faults, *collect_faults(checks)]
 
 
-def show_plan(cfg: Config, planned: RunPlan) -> None:
+def show_plan(cfg: Config, run_plan: RunPlan) -> None:
     """Print the plan, then each reason why a run here would be refused, then the count of both."""
-    found = show_dry_run(cfg, planned)
-    for line in preflight.describe_unread(list_unbuilt(planned)):
+    statuses = show_dry_run(cfg, run_plan)
+    for line in preflight.describe_unread(list_unbuilt(run_plan)):
         print(line)
     sys.stdout.flush()
-    print_warnings(planned)
-    faults = find_faults(planned)
+    print_warnings(run_plan)
+    faults = find_faults(run_plan)
     if faults:
         print("A run here would be refused:")
     for fault in faults:
@@ -103,26 +103,26 @@ def show_plan(cfg: Config, planned: RunPlan) -> None:
     counted = (
         f" · a run here would be refused for {pluralize(len(faults), 'reason')}" if faults else ""
     )
-    to_do = sum(manifest is None for manifest, _ in found.values())
-    print(f"{pluralize(len(planned.steps), 'step')}, {to_do} to do{counted}", flush=True)
+    to_do = sum(manifest is None for manifest, _ in statuses.values())
+    print(f"{pluralize(len(run_plan.steps), 'step')}, {to_do} to do{counted}", flush=True)
 
 
-def print_warnings(planned: RunPlan) -> None:
+def print_warnings(run_plan: RunPlan) -> None:
     """Print what is wrong now and may be right when it is needed."""
     for warning in (
-        *capacity.warn_of_slow_dtypes(list_unbuilt(planned)),
-        *preflight.warn_of_silent_servers(list_unbuilt(planned)),
+        *capacity.warn_of_slow_dtypes(list_unbuilt(run_plan)),
+        *preflight.warn_of_silent_servers(list_unbuilt(run_plan)),
     ):
         print(warning, file=sys.stderr, flush=True)
 
 
-class Interrupted(BaseException):
+class RunInterrupted(BaseException):
     """SIGTERM or SIGINT, by name. The same command resumes."""
 
 
 def interrupt_on_signals() -> None:
     def stop(number: int, frame: Any) -> None:
-        raise Interrupted(signal.Signals(number).name)
+        raise RunInterrupted(signal.Signals(number).name)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)

@@ -25,18 +25,18 @@ FORMAT = 1
 
 def register_runs(store: Path, runs: Path) -> None:
     """Note that runs of this folder use the store."""
-    own = str(runs.resolve())
+    folder = str(runs.resolve())
     if not (runs / RUNS_MARKER).is_file():
         write_json(runs / RUNS_MARKER, {"format": FORMAT})
-    if own not in (read_runs(store) or []):
-        _change_runs(store, lambda known: sorted({*known, own}))
+    if folder not in (read_runs(store) or []):
+        _change_runs(store, lambda known: sorted({*known, folder}))
 
 
 def forget_runs(store: Path, runs: Path) -> None:
     """Remove a runs folder that is gone for good from the marker: its runs need nothing more."""
-    own = str(runs.resolve())
+    folder = str(runs.resolve())
     known = read_runs(store) or []
-    if own not in known:
+    if folder not in known:
         raise UserError(
             f"forget={runs}: {store} does not know this runs folder. {_name_known(known)}"
         )
@@ -45,7 +45,7 @@ def forget_runs(store: Path, runs: Path) -> None:
             f"forget={runs}: this folder exists. To release the steps of a run, remove the run's"
             " folder in it."
         )
-    _change_runs(store, lambda known: [each for each in known if each != own])
+    _change_runs(store, lambda known: [each for each in known if each != folder])
 
 
 def read_runs(store: Path) -> list[str] | None:

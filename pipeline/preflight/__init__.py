@@ -1,4 +1,4 @@
-"""What is refused at once: of Steps before anything is built, of an artifact before the next Step is started."""
+"""What is checked early: Steps before anything is built, artifacts before the next Step starts."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -19,7 +19,7 @@ from pipeline.step import Step
 
 
 def check_steps(coming: Iterable[Step]) -> None:
-    """Of the Steps that are to be built alone: what is in the store needs no GPU and no server. All is said at once."""
+    """Check the Steps to be built; those in the store need no GPU or server. Reports all faults."""
     run_all(list_checks(coming))
 
 
@@ -41,13 +41,13 @@ def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
 
 
 def list_checkpoint_checks(cfg: object) -> Iterator[Callable[[], object]]:
-    """Of a folder that is here, what its files tell."""
+    """Checks of a local checkpoint's files."""
     if isinstance(cfg, Checkpoint | RewardCheckpoint) and cfg.model.local and exists(cfg.model):
         yield partial(check_files, cfg)
 
 
 def check_artifact(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
-    """What only a Step's artifact can tell, asked before the next Step is started."""
+    """Check what only an artifact shows, before the next Step starts."""
     run_all(list_artifact_checks(made, folder_of, coming))
 
 

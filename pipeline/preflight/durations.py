@@ -1,6 +1,6 @@
-"""How long the Steps of a plan will take here, by what the store has measured: a rate for each model and device.
+"""How long the Steps of a plan will take here, by the rates in the store for each model and device.
 
-Before anything of the kind was measured it says so; a first shard that is drawn makes the rate of the draws to come.
+What was never measured is reported as unknown. The first sampled shard gives the rate for the rest.
 """
 
 import json
@@ -27,22 +27,14 @@ from pipeline.resources.training_fit import spent
 from pipeline.status import RunPlan
 from pipeline.step import Step
 
-LONG_STAGES = (
-    "sft",
-    "reward",
-    "sample",
-    "score",
-    "refer",
-    "train",
-    "benchmark",
-    "duel",
-)  # stages that may take hours
-REFRESH_SECONDS = 15.0  # seconds between two reckonings while a step runs
+# Stages that may take hours.
+LONG_STAGES = ("sft", "reward", "sample", "score", "refer", "train", "benchmark", "duel")
+REFRESH_SECONDS = 15.0  # between two estimates while a step runs
 
 
 @dataclass(frozen=True)
 class MeasuredCost:
-    """What a step of the store cost, or one that is still drawing and has its first shard."""
+    """What a step of the store cost, or so far one that is still sampling."""
 
     config: dict[str, Any]
     cost: dict[str, float]
@@ -51,41 +43,38 @@ class MeasuredCost:
 
 
 class Durations:
-    def __init__(self, planned: RunPlan):
-        self._planned = planned
-        self._parts = capacity.count_published_prompts(planned)
+    def __init__(self, run_plan: RunPlan):
+        self._run_plan = run_plan
+        self._parts = capacity.count_published_prompts(run_plan)
         self._measured = {
             stage: [*self._read_measured(stage)] for stage in ("sample", "score", "refer")
         }
 
     def _read_measured(self, stage: str) -> Iterator[MeasuredCost]:
-        """Newest first, of this device alone."""
-        device, found = hardware.describe_device(), []
-        for folder in (self._planned.root / stage).glob("*/"):
+        """Steps of a stage on this device, newest first."""
+        device, measured = hardware.describe_device(), []
+        for folder in (self._run_plan.root / stage).glob("*/"):
             made = store.read_valid_manifest(folder)
             if made and made.get("provenance", {}).get("device") == device:
-                found.append(
-                    MeasuredCost(
-                        made["config"], made["cost"], made["seconds"], str(made["created"])
-                    )
-                )
-        for folder in (self._planned.root / stage).glob("*.partial/"):
+                config, cost, created = made["config"], made["cost"], str(made["created"])
+                measured.append(MeasuredCost(config, cost, made["seconds"], created))
+        for folder in (self._run_plan.root / stage).glob("*.partial/"):
             step, cost = _read_if_valid(folder / STEP_FILE), _read_if_valid(folder / COST_FILE)
             if step and cost and step.get("device") == device and "tokens_per_second" in cost:
-                found.append(MeasuredCost(step["config"], cost, 0.0, "now"))
-        yield from sorted(found, key=lambda one: one.created, reverse=True)
+                measured.append(MeasuredCost(step["config"], cost, 0.0, "now"))
+        yield from sorted(measured, key=lambda one: one.created, reverse=True)
 
     def estimate(self, step: Step) -> float | None:
-        """Seconds; None where nothing like it was measured, or nobody knows how much it will read."""
+        """Seconds; None if nothing like it was measured or its number of rows is not known."""
         match step.config:
-            case SampleRequest():  # a round's or an exam's
+            case SampleRequest():
                 return self._estimate_sample(step, step.config)
             case ReferenceConfig():
                 return self._estimate_reference(step, step.config)
             case ScoreConfig():
                 return self._estimate_score(step, step.config)
             case TrainConfig():
-                return capacity.estimate_training_seconds(self._planned, step, step.config)
+                return capacity.estimate_training_seconds(self._run_plan, step, step.config)
         return None
 
     def _estimate_sample(self, step: Step, cfg: SampleRequest) -> float | None:
@@ -99,82 +88,78 @@ class Durations:
         count = self._count_completions(step)
         if not alike or count is None:
             return None
-        like = next((one for one in alike if one.config["purpose"] == cfg.purpose), alike[0])
-        tokens = count * min(like.cost["mean_tokens"], cfg.limits.completion)
-        return like.cost.get("engine_start_seconds", 0.0) + tokens / like.cost["tokens_per_second"]
+        same_purpose = (one for one in alike if one.config["purpose"] == cfg.purpose)
+        cost = next(same_purpose, alike[0]).cost
+        tokens = count * min(cost["mean_tokens"], cfg.limits.completion)
+        return cost.get("engine_start_seconds", 0.0) + tokens / cost["tokens_per_second"]
 
     def _estimate_reference(self, step: Step, cfg: ReferenceConfig) -> float | None:
-        rows, model = (
-            self._count_rows(step.inputs["rows"]),
-            self._count_parameters(step.inputs["model"]),
-        )
+        rows = self._count_rows(step.inputs["rows"])
+        parameters = self._count_parameters(step.inputs["model"])
+        if not parameters or rows is None:
+            return None
         for one in self._measured["refer"]:
-            same = (
-                _drop_runtime(one.config) == _drop_runtime(cfg)
-                and one.cost.get("parameters") == model
-            )
-            if same and model and rows is not None and one.cost.get("rows"):
+            same_model = one.cost.get("parameters") == parameters
+            same_config = _drop_runtime(one.config) == _drop_runtime(cfg)
+            if same_model and same_config and one.cost.get("rows"):
                 return rows * one.seconds / one.cost["rows"]
         return None
 
     def _estimate_score(self, step: Step, cfg: ScoreConfig) -> float | None:
         count = self._count_completions(step.inputs["samples"], KL)
+        if count is None:
+            return None
         for one in self._measured["score"]:
-            if (
-                count is not None
-                and one.cost.get("answers")
-                and _drop_runtime(one.config) == _drop_runtime(cfg)
-            ):
+            same_config = _drop_runtime(one.config) == _drop_runtime(cfg)
+            if same_config and one.cost.get("answers"):
                 return count * one.seconds / one.cost["answers"]
         return None
 
     def _count_parameters(self, model: Step) -> int | None:
-        shape = find_shape(self._planned, model)
+        shape = find_shape(self._run_plan, model)
         return shape.parameters if shape else None
 
-    def _count_completions(self, step: Step, without: str = "") -> int | None:
-        """Of a draw; a later wave is of those prompts alone whose answers tie, and how many nobody knows."""
+    def _count_completions(self, step: Step, excluded: str = "") -> int | None:
+        """Of a sampling Step; None for a later wave, whose number of prompts is not known."""
         cfg = step.config
         if not isinstance(cfg, SampleRequest) or cfg.wave:
             return None
         part = step.inputs["prompts"]
         known = self._parts if part.step.label == 0 else None
         prompts = cfg.per_round or (known or {}).get(part.part)
-        each = sum(setting.n for name, setting in cfg.settings.items() if name != without)
+        each = sum(setting.n for name, setting in cfg.settings.items() if name != excluded)
         turns = cfg.turns if isinstance(cfg, Conversation) else 1
         return prompts * each * turns if prompts else None
 
     def _count_rows(self, source: Step) -> int | None:
-        """Completions whose log-probability is asked for: the draws for the KL of an exam, or both sides of pairs."""
+        """Completions to compute log-probabilities of: KL samples, or both sides of pairs."""
         if isinstance(source.config, SampleRequest):
             kl = source.config.settings.get(KL)
             every = self._count_completions(source)
             each = sum(setting.n for setting in source.config.settings.values())
             return every // each * kl.n if kl and every else None
-        pairs = capacity.count_pairs_at_most(self._planned, source)
+        pairs = capacity.count_pairs_at_most(self._run_plan, source)
         return 2 * pairs if pairs else None
 
     def describe(self, to_do: list[Step]) -> Iterator[str]:
-        """For the plan: what is known by stage, and what is not."""
-        asked = [step for step in to_do if step.stage in LONG_STAGES]
-        known = {
-            id(step): seconds for step in asked if (seconds := self.estimate(step)) is not None
-        }
-        if told := [*_describe_kinds(asked, known)]:
-            yield f"  time {' · '.join(told)}: {spent(sum(known.values()))} together, as measured here"
-        if missing := [*_count_kinds(step for step in asked if id(step) not in known)]:
+        """Lines for the plan: the time of each stage, and the stages whose time is not known."""
+        steps = [step for step in to_do if step.stage in LONG_STAGES]
+        known = {id(step): time for step in steps if (time := self.estimate(step)) is not None}
+        if kinds := " · ".join(_describe_kinds(steps, known)):
+            yield f"  time {kinds}: {spent(sum(known.values()))} together, as measured here"
+        if unknown := ", ".join(_count_kinds(step for step in steps if id(step) not in known)):
             yield (
-                f"  time of {', '.join(missing)} is not known: the first shard that is drawn tells that of the draws"
-                " and exams; strop pilot measures every stage on 50 prompts"
+                f"  time of {unknown} is not known: the first sampled shard gives that of sampling;"
+                " strop pilot measures every stage on 50 prompts"
             )
 
 
 class TimeLeft:
-    """What follows the step that runs, beside its line; reckoned anew now and then, since it measures something."""
+    """The time of the steps after the one that runs, estimated again every REFRESH_SECONDS."""
 
-    def __init__(self, planned: RunPlan, steps: list[Step]):
-        self._planned, self._steps = (
-            planned,
+    def __init__(self, run_plan: RunPlan, steps: list[Step]):
+        self._run_plan, self._steps = (
+            run_plan,
             [step for step in steps[1:] if step.stage in LONG_STAGES],
         )
         self._words, self._estimated_at = "", time.monotonic()
@@ -186,28 +171,27 @@ class TimeLeft:
 
     def _estimate(self) -> str:
         to_do = [
-            step for step in self._steps if store.read_manifest(self._planned.folder(step)) is None
+            step for step in self._steps if store.read_manifest(self._run_plan.folder(step)) is None
         ]
-        durations = Durations(self._planned)
+        durations = Durations(self._run_plan)
         known = [seconds for step in to_do if (seconds := durations.estimate(step)) is not None]
         if not known:
             return ""
-        unknown = (
-            f", and {pluralize(len(to_do) - len(known), 'step')} of unknown time"
-            if len(known) < len(to_do)
-            else ""
-        )
+        unknown = ""
+        if missing := len(to_do) - len(known):
+            unknown = f", and {pluralize(missing, 'step')} of unknown time"
         return f" · then about {spent(sum(known))} for {pluralize(len(known), 'step')}{unknown}"
 
 
 def _name_kind(step: Step) -> str:
-    return f"{step.stage} of exams" if isinstance(step.label, str) else step.stage
+    return f"{step.stage} of evaluations" if isinstance(step.label, str) else step.stage
 
 
 def _describe_kinds(steps: list[Step], known: dict[int, float]) -> Iterator[str]:
     for kind in dict.fromkeys(_name_kind(step) for step in steps if id(step) in known):
-        of = [known[id(step)] for step in steps if _name_kind(step) == kind and id(step) in known]
-        yield f"{kind} {spent(sum(of))} ({pluralize(len(of), 'step')})"
+        alike = [step for step in steps if _name_kind(step) == kind]
+        seconds = [known[id(step)] for step in alike if id(step) in known]
+        yield f"{kind} {spent(sum(seconds))} ({pluralize(len(seconds), 'step')})"
 
 
 def _count_kinds(steps: Iterable[Step]) -> Iterator[str]:
@@ -216,7 +200,7 @@ def _count_kinds(steps: Iterable[Step]) -> Iterator[str]:
 
 
 def _drop_runtime(config: Any) -> Any:
-    """Without what changes no result."""
+    """A config without `runtime`, which changes no result."""
     if isinstance(config, Block):
         return _drop_runtime(config.model_dump(mode="json"))
     if isinstance(config, dict):

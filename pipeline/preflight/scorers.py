@@ -1,4 +1,4 @@
-"""What scorers, filters and reports are given: known languages, a schema, a function that is there, people's words."""
+"""What scorers, filters and reports need: known languages, a schema, a function, labels."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -48,7 +48,7 @@ def list_scorer_checks(step: Step) -> Iterator[Callable[[], object]]:
 
 
 def exists(path: str) -> bool:
-    """Of a file that is not, identity says so."""
+    """A missing file is reported when the fingerprint is computed."""
     return Path(path).expanduser().exists()
 
 

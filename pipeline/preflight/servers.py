@@ -1,5 +1,7 @@
-"""Servers that this run will ask, and whether anybody answers there yet: said and not refused, since a judge
-is often started later, on the same GPUs. A connection is opened and closed again; no key is sent.
+"""The servers that this run will ask, and whether they answer now.
+
+A silent server is a warning, not an error: a judge is often started later, on the same GPUs. A
+connection is opened and closed again; no key is sent.
 """
 
 import socket
@@ -20,12 +22,12 @@ from pipeline.config import (
 from pipeline.config.base import Server
 from pipeline.step import Step
 
-PATIENCE = 1.0  # seconds for all of them together, whatever the network does
+PATIENCE = 1.0  # seconds for all servers together
 PORTS = {"http": 80, "https": 443}
 
 
 def list_servers(step: Step) -> Iterator[tuple[str, Server]]:
-    """Those that a Step asks, each with the knob of the block that names it."""
+    """The servers that a Step asks, each with the knob of its block."""
     match step.config:
         case SampleRequest(backend=ServedModel() as model):
             yield step.knob, model.runtime
@@ -44,7 +46,7 @@ def _list_judge_servers(knob: str, scorer: object) -> Iterator[tuple[str, Server
 
 
 def warn_of_silent_servers(coming: Iterable[Step]) -> Iterator[str]:
-    """A warning for each address at which nobody answers, by the first Step that will ask there."""
+    """A warning for each address that does not answer, at the first Step that will ask it."""
     first: dict[str, tuple[str, Step]] = {}
     for step in coming:
         for knob, server in list_servers(step):
@@ -60,33 +62,32 @@ def warn_of_silent_servers(coming: Iterable[Step]) -> Iterator[str]:
 
 def _advise(step: Step) -> str:
     if isinstance(step.config, SampleRequest) and isinstance(step.config.backend, EndpointBackend):
-        return "A run is refused without it: start it before"  # it is measured to serve the policy
+        # The run checks that this server serves the policy.
+        return "A run is refused without it: start it before"
     return f"{step.stage} {step.label_text} asks it first: start it by then"
 
 
 def _probe_all(urls: list[str]) -> dict[str, str]:
-    """Why nobody is reached there, all tried at once. To look up a name may take minutes: nobody waits for that."""
+    """Each address's fault, all tried at once. A name's lookup may take minutes: we do not wait."""
     faults = dict.fromkeys(urls, f"nothing within {PATIENCE:g} s")
 
-    def look(url: str) -> None:
+    def probe(url: str) -> None:
         faults[url] = _probe(url)
 
-    ends, tries = (
-        time.monotonic() + PATIENCE,
-        [Thread(target=look, args=[url], daemon=True) for url in urls],
-    )
-    for one in tries:
-        one.start()
-    for one in tries:
-        one.join(max(0.0, ends - time.monotonic()))
+    deadline = time.monotonic() + PATIENCE
+    threads = [Thread(target=probe, args=[url], daemon=True) for url in urls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
     return dict(faults)
 
 
 def _probe(url: str) -> str:
-    place = urlsplit(url)
+    parts = urlsplit(url)
     try:
-        address = place.hostname or "", place.port or PORTS[place.scheme]
-        if not _is_behind_proxy(place.scheme, address[0]):
+        address = parts.hostname or "", parts.port or PORTS[parts.scheme]
+        if not _is_behind_proxy(parts.scheme, address[0]):
             socket.create_connection(address, PATIENCE).close()
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
@@ -94,7 +95,7 @@ def _probe(url: str) -> str:
 
 
 def _is_behind_proxy(scheme: str, host: str) -> bool:
-    """What stands behind a proxy is reached by it alone, and whether it answers is not known here."""
+    """Behind a proxy it is not known here whether a server answers."""
     from urllib.request import getproxies, proxy_bypass
 
     return bool({scheme, "all"} & getproxies().keys()) and not proxy_bypass(host)

@@ -1,4 +1,4 @@
-"""The store's listing and its pruning: what a run names stays, what is hollow is made again when somebody reads it."""
+"""The store's listing and pruning: what a run needs stays, what was pruned is rebuilt when read."""
 
 import shutil
 import subprocess
@@ -126,5 +126,5 @@ def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_aga
 
 
 def test_a_folder_without_a_store_and_unknown_words_are_refused(toys):
-    assert "no store lies here" in usage(toys, code=2)
+    assert "store=FOLDER" in usage(toys, code=2)
     assert "--force: unknown" in usage(toys, "--force", code=2)

@@ -88,7 +88,7 @@ def test_an_unknown_prompt_or_run_is_refused(run, capsys):
     said = capsys.readouterr().err
     assert (
         "nobody: no step of" in said
-        and "no run lies there" in said
+        and "strop trace p runs/RECIPE/TIME" in said
         and "Give the id of a prompt" in said
     )
 

@@ -87,7 +87,13 @@ FAULTS = [
         ("out=mine.json", "Nothing was"),
         kept=is_kept,
     ),
-    Fault("calibrate into a folder", over("."), 2, ("out=.", "a folder is there"), kept=is_kept),
+    Fault(
+        "calibrate into a folder",
+        over("."),
+        2,
+        ("out=.: this is a folder", "out=calibration.json"),
+        kept=is_kept,
+    ),
     Fault(
         "trace of a pruned run", typed("trace", "p"), 2, ("001-score-1/scores/*.parquet", "again")
     ),

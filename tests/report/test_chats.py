@@ -465,7 +465,7 @@ def test_people_are_shown_whole_conversations(tmp_path):
 
 
 def test_half_a_conversation_is_not_judged_against_a_whole_one(tmp_path):
-    with pytest.raises(UserError, match="no prompt there has two different answers"):
+    with pytest.raises(UserError, match="no prompt here has two different answers"):
         labelled(tmp_path, {"sft": ["It is.", "It was."], "round-1": ["Yes."]})
 
 

@@ -75,7 +75,7 @@ def test_a_cpu_whose_flags_are_not_told_is_taken_to_have_no_units(tmp_path, cpu,
         ("8.0", None, "bfloat16", "NVIDIA H100 80GB HBM3 computes in it"),
         ("7.5", None, "float32", "compute capability 7.5, and bfloat16 needs 8"),
         ("12.0", None, "bfloat16", "computes in it"),
-        ("[N/A]", None, "float32", "no compute capability that is known"),
+        ("[N/A]", None, "float32", "the compute capability of NVIDIA H100 80GB HBM3 is not known"),
         ("9.0", "", "float32", "this CPU has no bfloat16 units"),
     ],
 )

@@ -272,8 +272,7 @@ def test_a_gpu_that_is_asked_for_and_is_not_there(card, there, visible, fault):
     said = hardware.explain_missing_gpus()
     assert bool(said) is fault
     assert (
-        said is None
-        or f"CUDA_VISIBLE_DEVICES={visible}: there is no GPU {visible} on this machine" in said
+        said is None or f"CUDA_VISIBLE_DEVICES={visible}: this machine has no GPU {visible}" in said
     )
 
 

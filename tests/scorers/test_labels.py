@@ -651,7 +651,7 @@ def test_people_are_measured_against_each_other(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "Give the file of people's verdicts first"),
+        ([], "Give the file of annotators' verdicts first"),
         (
             ["FILE", "scorer=shirt", *SHORTER],
             "there is no such scorer in score.scorers. Did you mean short",

@@ -206,9 +206,7 @@ def test_the_key_is_looked_for_where_wandb_will_find_it(quiet, monkeypatch):
         if known:
             check()
             continue
-        with pytest.raises(
-            UserError, match=rf"there is no key for {url}: WANDB_API_KEY is not set"
-        ):
+        with pytest.raises(UserError, match=rf"no key for {url}: WANDB_API_KEY is not set"):
             check()
     monkeypatch.setenv("WANDB_BASE_URL", "https://other.org")
     monkeypatch.setenv("WANDB_API_KEY", KEY)

@@ -11,7 +11,7 @@ from pipeline.commands.pilot.seen import measure_overhead, measure_steps
 from pipeline.commands.pilot.words import format_lines
 from pipeline.config import Config
 from pipeline.config.compose import Arguments, compose
-from pipeline.driver.run import Interrupted, interrupt_on_signals, run_point
+from pipeline.driver.run import RunInterrupted, interrupt_on_signals, run_point
 from pipeline.errors import DONE, INTERRUPTED, USER_ERROR, UserError
 from pipeline.hashing import resolve_commit
 from pipeline.step import pin_revisions
@@ -26,7 +26,7 @@ def main(words: list[str]) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return USER_ERROR
-    except Interrupted:
+    except RunInterrupted:
         return INTERRUPTED
 
 

@@ -109,9 +109,9 @@ class EstimatedStep:
 def estimate(
     whole: Config, large: Config, measured: list[MeasuredStep], overhead: float
 ) -> dict[str, Any]:
-    planned = prepare_plan(whole, [plan(whole)])
-    sizes = count_sizes(whole, planned)
-    coming = [_estimate_step(step, sizes, measured) for step in planned.steps]
+    run_plan = prepare_plan(whole, [plan(whole)])
+    sizes = count_sizes(whole, run_plan)
+    coming = [_estimate_step(step, sizes, measured) for step in run_plan.steps]
     stages, idle = group_by_stage(coming), overhead * len(coming)
     hours, most = (
         (sum(row[name] for row in stages) + idle) / 3600 for name in ("seconds", "at_most")
@@ -145,9 +145,9 @@ def _estimate_step(
 
 def group_by_stage(coming: list[EstimatedStep]) -> list[dict[str, Any]]:
     """One row for a stage in rounds, one in evaluations. `prompts` are those of its first Step."""
-    found: dict[tuple[str, str], list[EstimatedStep]] = {}
+    groups: dict[tuple[str, str], list[EstimatedStep]] = {}
     for one in coming:
-        found.setdefault((one.stage, one.kind), []).append(one)
+        groups.setdefault((one.stage, one.kind), []).append(one)
     return [
         {
             "stage": stage,
@@ -158,7 +158,7 @@ def group_by_stage(coming: list[EstimatedStep]) -> list[dict[str, Any]]:
             "seconds": sum(one.rate.predict(one.prompts) for one in alike),
             "at_most": sum(one.rate.predict_at_most(one.prompts) for one in alike),
         }
-        for (stage, kind), alike in found.items()
+        for (stage, kind), alike in groups.items()
     ]
 
 

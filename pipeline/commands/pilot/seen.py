@@ -30,10 +30,10 @@ class MeasuredStep:
 
 
 def measure_steps(cfg: Config) -> Iterator[MeasuredStep]:
-    planned = prepare_plan(cfg, select_targets(plan(cfg), cfg.until))
-    sizes = count_sizes(cfg, planned)
-    for step in planned.steps:
-        path = planned.folder(step)
+    run_plan = prepare_plan(cfg, select_targets(plan(cfg), cfg.until))
+    sizes = count_sizes(cfg, run_plan)
+    for step in run_plan.steps:
+        path = run_plan.folder(step)
         if manifest := store.read_manifest(path):
             size = sum(entry["size"] for entry in manifest["files"])
             prompts = count_prompts(step, sizes)
@@ -61,9 +61,9 @@ def count_prompts(step: Step, sizes: Mapping[str, int]) -> int:
     return sizes[find_kind(step)] * (len(step.inputs["pairs"]) if step.stage == "train" else 1)
 
 
-def count_sizes(cfg: Config, planned: RunPlan) -> dict[str, int]:
+def count_sizes(cfg: Config, run_plan: RunPlan) -> dict[str, int]:
     """Prompts of a round and of an evaluation; all that `prompts` published if not limited."""
-    parts = count_published_prompts(planned)
+    parts = count_published_prompts(run_plan)
     assert parts, "a pilot has built the prompts"
     trained = cfg.sample.per_round or parts["train"]
     evaluated = cfg.exam.sample.per_round or parts[cfg.exam.split]
