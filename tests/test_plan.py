@@ -1,4 +1,4 @@
-"""Identity: what is built anew when something changes, and what is not. Toy stages through the real runner."""
+"""Identity: what is rebuilt when something changes. Toy stages through the real runner."""
 
 import json
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_a_prompt_file_enters_by_content_not_by_place(tmp_path):
 
 
 def test_the_smoke_plan_has_the_fingerprints_it_had():
-    """A changed fingerprint rebuilds everybody's store: let it be a decision, then write the new ones down."""
+    """A changed fingerprint rebuilds every store: decide it, then write the new ones down."""
     assert fingerprints("recipes=smoke") == json.loads(GOLDEN.read_text())
 
 

@@ -14,7 +14,7 @@ from pipeline.step import Step
 
 @pytest.fixture
 def run(tmp_path):
-    """Two rounds of pairs and samples, an exam's samples, a model; as a story's links into a store."""
+    """Two rounds of pairs and samples, an evaluation's samples, a model; as links of a run."""
     for place, label in enumerate(
         ["pair-1", "sample-1", "pair-2", "sample-2", "sample-test-sft", "train-2"]
     ):

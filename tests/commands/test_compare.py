@@ -56,7 +56,8 @@ class Finished(Run):
         final.parent.mkdir()
         self.out.rename(final)
         write_json(final / "step.json", {
-            "label": "report", "config": dict(CONFIG), "inputs": {**inputs, "chosen": inputs[f"exams.{chosen}.model"]}
+            "label": "report", "config": dict(CONFIG),
+            "inputs": {**inputs, "chosen": inputs[f"exams.{chosen}.model"]}
         })  # fmt: skip
         (self.story / "store").mkdir(parents=True)
         (self.story / "store" / "07-evaluate-report").symlink_to(final)
@@ -256,7 +257,7 @@ def test_pruned_answers_are_refused(two, tmp_path, capsys):
 
 
 def test_what_a_judge_said_of_these_very_answers_counts_whichever_was_a(tmp_path):
-    """sft was a: it won ten prompts in both orders, lost the others but five, on which the order decided."""
+    """sft was a: it won ten prompts in both orders, and lost all others but five order flips."""
     a = Finished(tmp_path, "a").add("sft", scored(0.4)).add("round-1", scored(0.6))
     rows = [
         (key, f"{key}/0", f"{key}/0", order, winner, "ok", "")

@@ -1,4 +1,4 @@
-"""The pilot's arithmetic over the real plan: steps that take `fixed + each × prompts` are extrapolated to the truth."""
+"""The pilot's arithmetic over the real plan: steps of `fixed + each × prompts` are extrapolated."""
 
 import json
 from dataclasses import replace
@@ -48,7 +48,7 @@ def seconds(step, prompts: int) -> float:
 
 
 def pretend(cfg) -> None:
-    """Every step of a pilot as if it had been built: its manifest and what the estimate reads of it."""
+    """Every step of a pilot as if built: its manifest and what the estimate reads of it."""
     planned = prepare_plan(cfg, select_targets(plan(cfg), cfg.until))
     for step in sorted(planned.steps, key=lambda step: step.stage != "prompts"):
         path = planned.folder(step)

@@ -1,4 +1,4 @@
-"""Nothing of a person's is ever removed: what prune takes for the store's, whose runs it asks, what it leaves."""
+"""Prune removes nothing of the user's: what it takes for the store's, and what it leaves."""
 
 import fcntl
 import json
@@ -22,7 +22,7 @@ STALE = NAMES[0]  # named by no run
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A store of two samples, one of which a run names; the working directory is the one of both."""
+    """A store of two samples, one of which a run needs, in the working directory."""
     monkeypatch.chdir(tmp_path)
     for name in NAMES[:2]:
         make_step(Path("store"), "sample", name)
@@ -200,7 +200,7 @@ def test_a_runs_folder_that_is_there_is_not_forgotten(place, capsys):
 def test_a_store_from_before_the_marker_is_taken_over_by_a_run_and_loses_no_other_project_s_steps(
     place, capsys
 ):
-    """The marker of a first run knows its own runs folder; the steps themselves say which other runs made them."""
+    """A first run's marker knows its runs folder; the steps say which other runs made them."""
     make_step(Path("store"), "sample", NAMES[2], story=str(place / "older" / "x" / "then"))
     write_json(Path("older/x/then") / store.PLAN, {NAMES[2]: "sample", STALE: "sample"})
     (place / "store" / STORE_MARKER).unlink()
@@ -347,7 +347,7 @@ def test_unfinished_work_that_a_run_names_can_be_gone_on_with(place):
 def test_what_a_killed_prune_left_is_offered_and_never_gone_on_with(
     place, monkeypatch, capsys, suffix
 ):
-    """Killed before each removal in turn: each time the next prune finishes, and no half of it looks whole."""
+    """Killed before each removal in turn: the next prune finishes, and no half looks whole."""
     removals = 0
     for kill_at in range(12):
         folder = make_step(

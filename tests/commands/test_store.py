@@ -97,7 +97,7 @@ def test_a_refilled_step_with_other_content_makes_what_follows_run(toys):
 def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_again(
     tmp_path, monkeypatch, capsys
 ):
-    """A sample that comes out differently makes score run, which reads a model that nobody else asked for."""
+    """A sample with other content makes score run, which reads a model that no other step needs."""
     cfg = composed(*SMALL, f"store={tmp_path}/store", f"runs={tmp_path}/runs")
     monkeypatch.setenv("PIPELINE_STAGES", "tests.support.toys")
     monkeypatch.setenv("PYTHONPATH", str(HOUSE))

@@ -26,7 +26,8 @@ def run(tmp_path) -> Path:
     for number in (1, 2):
         samples = [
             {"prompt_id": p, "sample_id": f"{p}-{number}-{i}", "prompt": ROW["prompt"],
-             "completion": f"answer {i}\nof {p}", "token_ids": [i, i], "finish_reason": "stop", "setting": "draw"}
+             "completion": f"answer {i}\nof {p}", "token_ids": [i, i], "finish_reason": "stop",
+             "setting": "draw"}
             for p in "pq" for i in (0, 1)
         ]  # fmt: skip
         scores = [

@@ -1,4 +1,4 @@
-"""Killed, raced, refused, broken: what is left, what the next run does. Toy stages through the real command line."""
+"""Killed, raced, refused and broken runs: what is left and what the next run does. Toy stages."""
 
 import json
 import os

@@ -44,7 +44,7 @@ def ticks(monkeypatch) -> Clock:
 
 
 class Lockstep:
-    """An engine that draws a token for every request of a block at each step; a second is so many tokens."""
+    """An engine that makes a token for every request at each step; a second is so many tokens."""
 
     text = ScriptedText(200)
 
@@ -126,7 +126,7 @@ def watched(
 def test_half_way_through_the_tokens_the_time_left_is_known(
     monkeypatch, tmp_path, ticks, kind, blocks
 ):
-    """With one block no prompt is finished before its last completion is, which may be at the very end."""
+    """With one block no prompt is done before its last completion, maybe at the very end."""
     chance = random.Random(3)
     prompts = 32 * blocks
     lengths = [length(kind, chance) for _ in range(4 * prompts)]
@@ -175,7 +175,7 @@ def test_tokens_of_the_unfinished_are_shown_and_never_counted_twice(capfd):
 
 
 def test_what_is_counted_of_a_completion_goes_when_it_is_finished(tmp_path):
-    """Told or not in between: the news of a whole draw add up to what was drawn, and nothing is left under way."""
+    """Reported or not in between, a whole request's news add up and nothing stays in flight."""
     heard: list[dict[str, float]] = []
 
     class Counting(Lockstep):
@@ -235,7 +235,7 @@ def test_looks_are_counted_apart_from_steps(ticks, capfd, tmp_path):
     state.global_step = 1
     line.on_step_end(args, state, None)
     line.on_log(args, state, None, {"loss": 0.5})
-    # 19 steps of 5 s and two looks of 60 s; with the first look in the steps' speed it would be twenty minutes.
+    # 19 steps of 5 s and two evaluations of 60 s; counted in the speed, they would give 20 minutes.
     assert "train 1/20 steps · loss 0.5 · 3:35 left" in capfd.readouterr().err
     line.on_train_end(args, state, None)
     assert '"look_seconds": 60' in (tmp_path / "cost.json").read_text()

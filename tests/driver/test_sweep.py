@@ -1,4 +1,4 @@
-"""A whole sweep on toy stages: the best point on dev goes to test, the others' models may go, and nothing is lost."""
+"""A sweep on toy stages: the best point on dev goes to test, the others' models may be pruned."""
 
 import json
 import shlex
@@ -95,7 +95,7 @@ def test_a_point_that_fails_stands_on_the_page_and_the_rest_is_compared(toys):
 
 @pytest.fixture
 def trained(tmp_path):
-    """Three points of a sweep with a model each, the best one's second run, and another run that names model 2."""
+    """Three points of a sweep with a model each, the best one's retest, a run that uses model 2."""
     cfg = composed(*SMALL, f"store={tmp_path}/store", f"runs={tmp_path}/runs")
     for model in "abc":
         place = store.step_folder(cfg.store, "train", model)

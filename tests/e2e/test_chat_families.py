@@ -1,7 +1,7 @@
 """Models in the shapes of the families that people train, each from prompts to a trained pair.
 
-The ids of the rendered template are the contract: a BOS in each turn is right where the template writes
-it, and a doubled one is refused before anything is drawn.
+The ids of the rendered template are the contract: a BOS in each turn is right where the template
+writes it, and a doubled one is refused before anything is sampled.
 """
 
 import dataclasses
@@ -114,7 +114,7 @@ def arguments(name: str, checkpoint: Path, folder: Path) -> list[str]:
 
 
 def run_here(last: Step, store: Path) -> dict[str, Path]:
-    """The plan's Steps up to the round's training, each stage in this process, as a worker would run it."""
+    """The plan's Steps up to the round's training, each stage in this process, as in a worker."""
     folders: dict[str, Path] = {}
     steps = list(last.ancestors())
     for step in [*next(step for step in steps if step.stage == "train").ancestors()]:
@@ -323,7 +323,7 @@ def test_the_remedy_for_a_doubled_bos_can_be_typed(tmp_path, name):
 @model
 @adding_bos
 def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_path, name):
-    """What comes of it where somebody has rendered the template to text and let the tokenizer add its own."""
+    """Someone rendered the template to text and let the tokenizer add its own BOS."""
     from pipeline.pairing import token_checks
 
     chat = Chat(policy(name))
@@ -348,7 +348,7 @@ def a_pair(chat: Chat, messages: list[dict[str, str]]) -> dict[str, Any]:
 
 @model
 def test_a_template_that_does_not_keep_the_prompt_is_refused_before_anything_is_drawn(tmp_path):
-    """What stands after the prompt alone, such as a thought that is opened, is in no conversation with an answer."""
+    """What follows the prompt alone, such as an opened thought, is not in the conversation."""
     family = dataclasses.replace(
         FAMILIES["smollm2"],
         template=FAMILIES["smollm2"].template + "{% if add_generation_prompt %}<think>{% endif %}",
@@ -388,7 +388,7 @@ def test_a_template_that_writes_the_date_is_named_where_two_days_differ(tmp_path
 
 @model
 def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_drawn(tmp_path):
-    """Mistral's of version 0.3 writes it before the last question, and nowhere once an answer follows."""
+    """Mistral v0.3 writes it before the last question, and nowhere once an answer follows."""
     moving = FAMILIES["mistral"].template.replace(
         "{% if loop.first and system", "{% if loop.last and system"
     )

@@ -1,4 +1,4 @@
-"""What fuzzing shares: values of any kind that JSON can spell, and one property tried briefly or for a while."""
+"""Shared by the fuzz tests: any values that JSON can hold, and one property tried on them."""
 
 import time
 from collections.abc import Callable

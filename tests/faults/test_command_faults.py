@@ -62,7 +62,7 @@ def test_what_is_typed_wrongly_is_refused_in_words(fault):
 
 @pytest.mark.parametrize("recipe", ["../../x", "../x", "/x", "latest"])
 def test_a_recipe_whose_name_leads_out_of_the_runs_is_refused(tmp_path, monkeypatch, recipe):
-    """Its runs would be filed where nobody looks for them, and their steps would count as unused."""
+    """Its runs would be filed in an unexpected place, and their steps would count as unused."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "recipes").mkdir(parents=True)
     for place in ("x.yaml", "mine/x.yaml", "mine/recipes/latest.yaml"):
@@ -156,7 +156,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 @pytest.mark.parametrize("delay", [0.0, 0.2, 0.5, 1.0])
 def test_stopped_in_its_first_second_it_says_75_and_no_traceback(tmp_path, delay):
-    """The handlers are there before anything heavy is imported; before the interpreter runs, nobody can have any."""
+    """The handlers are set before anything heavy is imported; before that, Python has none."""
     command = [sys.executable, "-m", "pipeline", *SMALL, "dry_run=true"]
     environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Replies of servers: what is no verdict costs one, in words that can be kept; what was paid for is never lost."""
+"""Replies of servers: one that is not a verdict costs one verdict, and paid ones are never lost."""
 
 import asyncio
 import sqlite3

@@ -1,7 +1,7 @@
-"""Faults planted in a store and in a runs folder, and what a run makes of each: a table, a row a fault.
+"""Faults planted in a store and in a runs folder, and what a run makes of each: a row a fault.
 
-Each row is planted into a store that is built up to `sample` with toy stages; then the same run is made again by the
-real driver in this process, so that an exception that reaches us is a traceback that a person would have seen.
+Each row is planted into a store that is built up to `sample` with toy stages. Then the real driver
+repeats the run in this process: an exception here is a traceback that the user would have seen.
 """
 
 import errno
@@ -319,7 +319,7 @@ def test_a_record_that_changed_names_the_file_and_verify(tmp_path):
 
 
 def test_a_stage_that_breaks_on_changed_bytes_says_whose_they_are(tmp_path):
-    """A flipped byte of a page without checksum is read as another text, and what breaks is far from it."""
+    """A flipped byte of a page without a checksum is read as another text, and breaks later."""
     made = tmp_path / "store" / "prompts" / "0123456789ab"
     for part in ("train", "dev"):
         write_json(made / part / "rows.json", [part])

@@ -1,4 +1,4 @@
-"""Faults in what the commands beside `run` are given, and in where their words go: a table, a row a fault."""
+"""Faults in the arguments of commands other than `run`, and in where their output goes."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A dry run says all that a run would refuse before it builds anything, in the same words, and counts it."""
+"""A dry run reports and counts, in the same words, all that a run would refuse before building."""
 
 import json
 from pathlib import Path

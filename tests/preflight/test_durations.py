@@ -1,4 +1,4 @@
-"""How long a plan takes: told by what the store has measured of the same model, backend and device."""
+"""How long a plan takes, by what the store has measured of the same model, backend and device."""
 
 import json
 import re

@@ -266,7 +266,10 @@ def test_completions_that_fill_the_context():
         preflight.check_steps(steps(*words, "limits.completion=4096"))
 
 
-TALK = "{% for m in messages %}{{ m.role }} : {{ m.content }} ;\n{% endfor %}{% generation %}me :{% endgeneration %}"
+TALK = (
+    "{% for m in messages %}{{ m.role }} : {{ m.content }} ;\n{% endfor %}"
+    "{% generation %}me :{% endgeneration %}"
+)
 
 
 def spelled(folder: Path, template: str | None) -> Path:
@@ -365,9 +368,12 @@ def test_each_round_s_own_prompts_have_to_fit(tmp_path):
 
 TEMPLATES = [
     CHAT,
-    "{{- bos_token }}{% for m in messages %}{% if loop.last %}{% break %}{% endif %}\n {{- m | tojson }}\n{% endfor %}",
-    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}{{ style }}{{ pad_token }}",
-    "{% if tools is none and add_generation_prompt %}{{ messages[0]['content'].strip() }}\n{{ eos_token }}{% endif %}",
+    "{{- bos_token }}{% for m in messages %}{% if loop.last %}{% break %}{% endif %}\n"
+    " {{- m | tojson }}\n{% endfor %}",
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    "{{ style }}{{ pad_token }}",
+    "{% if tools is none and add_generation_prompt %}{{ messages[0]['content'].strip() }}\n"
+    "{{ eos_token }}{% endif %}",
 ]
 
 
@@ -427,7 +433,8 @@ def test_a_prompt_that_only_the_template_makes_too_long_is_dropped_and_counted(t
 def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
     words = [
         "reward=train",
-        "reward.start={kind: tiny, vocabulary: 300, hidden: 64, layers: 1, heads: 1, context: 9, seed: 1}",
+        "reward.start={kind: tiny, vocabulary: 300, hidden: 64, layers: 1, heads: 1, context: 9,"
+        " seed: 1}",
     ]
     words += ["score=reward", "pair.scorer=reward", "sample.more=[4]", "evaluate.scorer=reward"]
     draws = [step for step in steps("recipes=smoke", *words) if step.stage == "sample"]
