@@ -33,7 +33,7 @@ def wait_for(condition, seconds: float = 30):
 
 
 def alive(pid: int) -> bool:
-    """Running, not merely a zombie that nobody has collected yet."""
+    """Running, not merely a zombie that its parent has not collected yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -264,7 +264,7 @@ def test_a_training_that_sigterm_stops_goes_on_to_the_same_files(finished, tmp_p
         time.sleep(0.01)
     driver.send_signal(signal.SIGTERM)
     _, said = driver.communicate(timeout=60)
-    assert driver.returncode == 75 and "SIGTERM; the same command goes on" in said
+    assert driver.returncode == 75 and "Interrupted (SIGTERM)" in said
     assert steps(tmp_path, "train") == [other]
 
     made = []

@@ -109,7 +109,7 @@ def said_by_run(capsys, *words: str) -> list[str]:
 
 
 REFUSED_BOTH_TIMES = [
-    (["prompts.path=nowhere.jsonl"], "prompts.path=nowhere.jsonl: there is no such file or folder"),
+    (["prompts.path=nowhere.jsonl"], "prompts.path=nowhere.jsonl: no such file or folder"),
     (
         ["prompts.split.test=50"],
         "prompts: there are 40; dev 5 and test 50 leave nothing to train on",
@@ -302,5 +302,5 @@ def test_a_file_that_is_large_is_left_to_its_step_and_that_is_said(capsys, monke
         == DONE
     )
     shown = capsys.readouterr().out
-    assert "  prompts.evaluation.own=prompts.jsonl: not read here (0 MiB)" in shown
+    assert "  prompts.evaluation.own=prompts.jsonl: not checked here (0 MiB)" in shown
     assert "odd.jsonl: 1 of 2 rows cannot be used" in shown

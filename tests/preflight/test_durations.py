@@ -75,9 +75,9 @@ def test_before_anything_is_measured_the_plan_says_when_it_will_be_known(planned
     [line] = lines(planned)
     for kind in (
         "sample (2 steps)",
-        "sample of exams (",
+        "sample of evaluations (",
         "refer (2 steps)",
-        "refer of exams (",
+        "refer of evaluations (",
         "train (2 steps)",
     ):
         assert kind in line
@@ -95,7 +95,7 @@ def test_a_measured_draw_tells_the_others_and_the_exams(planned):
     assert found.estimate(exam) == 20 + 30 * each * 50 / 100
     assert found.estimate(steps["score@2"]) is None
     told, unknown = lines(planned)
-    for kind in ("sample", "sample of exams"):
+    for kind in ("sample", "sample of evaluations"):
         assert re.search(rf"\b{kind} \d+\.\d min \(\d+ steps?\)", told)
     assert (
         "together, as measured here" in told

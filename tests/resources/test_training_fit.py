@@ -433,7 +433,7 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
         in shown
     )
     card(80, 80, visible="3")
-    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=3: there is no GPU 3"):
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=3: this machine has no GPU 3"):
         capacity.check_capacity(planned, planned.steps)
     card(80, 80)
     two = planned_on(tmp_path, LLAMA_1B, "train.runtime.processes=3")

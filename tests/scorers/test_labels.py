@@ -423,7 +423,7 @@ def test_where_it_writes_is_said_as_the_run_s_own_folder(run, capsys, monkeypatc
     [
         (["of=2"], "no samples of 2. Known: 1, test-round-1, test-sft"),
         (["pears=3"], "pears: not understood. Did you mean pairs"),
-        (["pairs=some"], "pairs=some: how many pairs"),
+        (["pairs=some"], "pairs=some: expected a whole number"),
         (["of=1,1,1"], "a pair has two sides"),
     ],
 )
@@ -599,7 +599,7 @@ def test_agreement_is_told_by_prompt_and_by_pair_with_the_counts(tmp_path, capsy
     assert (longer["pair_agreement"], longer["decided"]) == (pytest.approx(0.7), 5)
     assert (told["pairs"], told["prompts"], told["decided"], told["split"]) == (6, 4, 5, 0)
     shown = capsys.readouterr().out
-    assert "6 pairs of 4 prompts judged by people: 5 decided" in shown
+    assert "6 pairs of 4 prompts judged by annotators: 5 decided" in shown
     head, row = (
         next(one for one in shown.splitlines() if one.startswith(start))
         for start in ("   ", "longer wins")
@@ -625,7 +625,7 @@ def test_what_a_scorer_cannot_mark_is_counted_and_a_coin_knows_nothing(tmp_path)
         told["scorers"]["rules"]["failed"] == 400
         and told["scorers"]["rules"]["agreement"]["mean"] is None
     )
-    assert "rules could mark no two answers" in told["warnings"][0]
+    assert "rules could not score both answers" in told["warnings"][0]
     head = next(line for line in calibrate.format_lines(told) if "about as long" in line)
     assert (
         sum(map(int, re.findall(r"\((\d+)\)", head))) == 400
@@ -654,7 +654,7 @@ def test_people_are_measured_against_each_other(tmp_path):
         ([], "Give the file of annotators' verdicts first"),
         (
             ["FILE", "scorer=shirt", *SHORTER],
-            "there is no such scorer in score.scorers. Did you mean short",
+            "scorer=shirt: score.scorers has no such scorer. Did you mean short",
         ),
         (
             ["FILE", "score.max_faild=1"],

@@ -135,7 +135,7 @@ def test_several_that_are_not_asked_say_that_they_do_not_look(round_, capsys):
 
 def test_the_ledger_says_whether_several_looked():
     assert (
-        summarize_cost({"processes": 2, "watched": False}) == "2 processes, which do not look at KL"
+        summarize_cost({"processes": 2, "watched": False}) == "2 processes, which do not measure KL"
     )
     assert summarize_cost({"processes": 2, "watched": True}) == "2 processes"
 
