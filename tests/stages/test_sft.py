@@ -17,7 +17,7 @@ from pipeline.config import BestOfNConfig, Checkpoint, SftTraining, TinyBase
 from pipeline.data import decontamination, synthetic
 from pipeline.errors import StageError, UserError
 from pipeline.stages import base, sft
-from pipeline.store import content, list_files
+from pipeline.store import hash_content, list_files
 from tests.stages import test_pair
 from tests.support.house import HOUSE
 from tests.support.tiny import CHAT, tiny_llama, tiny_model
@@ -667,7 +667,7 @@ def test_a_checkpoint_that_moved_is_opened_where_it_lies_now(folder: Path, tmp_p
         assert done.returncode == 0, done.stderr
         step = tmp_path / done.stdout.decode().splitlines()[-1]
         manifest = json.loads((step / "manifest.json").read_text())
-        return step.name, content(manifest), str(Model(step).weights)
+        return step.name, hash_content(manifest), str(Model(step).weights)
 
     before = built(folder)
     moved = folder.rename(folder.with_name("elsewhere"))
