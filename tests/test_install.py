@@ -22,7 +22,7 @@ from tests.support.house import HOUSE, composed
 REQUIREMENTS = HOUSE / "requirements"
 SETS = ("cpu", "gpu", "portable")
 
-# Where pip installs: setuptools, once something imports it, adds old copies of its own to sys.path.
+# Where pip installs: setuptools, once something imports it, adds its old copies to sys.path.
 SITE = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
 
 
@@ -155,7 +155,7 @@ def test_a_library_that_does_not_load_is_answered_with_what_to_type(capsys):
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """The install script over a copy of the requirements, beside an empty .venv without pip."""
+    """The install script over a copy of the requirements, with an empty .venv without pip."""
     install = script("install")
     (tmp_path / "requirements").mkdir()
     (tmp_path / "pyproject.toml").write_text("")

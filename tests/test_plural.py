@@ -1,4 +1,4 @@
-"""Counts as a person says them: one is one."""
+"""Counts in words: one is singular."""
 
 import pytest
 

@@ -226,7 +226,7 @@ def blocks(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 @functools.cache
 def places_of(block: str) -> set[tuple[str, ...]]:
-    """Where a block of this class, or of one that inherits it, stands in one of the configs."""
+    """Where one of the configs has a block of this class or of one that inherits it."""
     kind = getattr(config, block, None)
     if not (isinstance(kind, type) and issubclass(kind, Block)):
         return set()
@@ -335,7 +335,7 @@ def test_every_knob_that_a_message_names_is_one_and_takes_the_value():
     assert wrong == []
 
 
-# ── without a value, and what is no override ──────────────────────────────────────────────────────
+# ── without a value, and what is not an override ──────────────────────────────────────────────────
 
 ROOTS = "|".join(sorted(set(Config.model_fields) - {"recipe", "command"}))
 DOTTED = re.compile(

@@ -31,7 +31,7 @@ LIGHT = (
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: setuptools leaves its own folders beside what it builds."""
+    """Built from a copy: setuptools leaves its own folders next to what it builds."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         place = HOUSE / name

@@ -289,7 +289,7 @@ def test_what_a_run_names_by_the_time_of_the_answer_stays(place, capsys, monkeyp
 
 
 def test_while_a_run_is_at_work_nothing_is_removed(place, capsys):
-    with store.lock_shared(Path("store"), lambda: pytest.fail("nobody prunes")):
+    with store.lock_shared(Path("store"), lambda: pytest.fail("no prune is running")):
         assert "a run is at work" in refused(capsys, "--prune", "--yes")
     with store.lock_step(Path("store/sample") / NAMES[3], pytest.fail):
         assert f"sample/{NAMES[3]} is being built" in refused(capsys, "--prune", "--yes")
@@ -347,7 +347,7 @@ def test_unfinished_work_that_a_run_names_can_be_gone_on_with(place):
 def test_what_a_killed_prune_left_is_offered_and_never_gone_on_with(
     place, monkeypatch, capsys, suffix
 ):
-    """Killed before each removal in turn: the next prune finishes, and no half looks whole."""
+    """Killed before each removal in turn: the next prune finishes, and no half counts as whole."""
     removals = 0
     for kill_at in range(12):
         folder = make_step(

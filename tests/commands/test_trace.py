@@ -1,4 +1,4 @@
-"""One prompt's story, and a run's pairs as a file to edit."""
+"""The trace of one prompt, and a run's pairs as a file to edit."""
 
 import json
 from pathlib import Path

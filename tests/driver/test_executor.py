@@ -270,10 +270,11 @@ def test_a_worker_s_warnings_reach_the_screen(toys):
 
 
 def test_all_that_a_worker_says_at_its_end_is_repeated_and_nothing_else(capsys):
-    print("✗ of a library\n  and more of it\nwork goes on", file=sys.stderr)
-    worker.print_fault("one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it.")
+    print("✗ of a library\n  and more of it\nwork continues", file=sys.stderr)
+    worker.print_fault("one.jsonl: a fault.\n  Correct it.\ntwo.jsonl: a fault.\n  Correct it.")
     lines = [*capsys.readouterr().err.splitlines(), "exit"]
     assert (
-        extract_faults(lines) == "one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it."
+        extract_faults(lines)
+        == "one.jsonl: a fault.\n  Correct it.\ntwo.jsonl: a fault.\n  Correct it."
     )
-    assert extract_faults(["nothing", "  was said"]) == ""
+    assert extract_faults(["nothing", "  was reported"]) == ""

@@ -1,4 +1,4 @@
-"""What a person sees of long work: nothing is silent, and the time left is told by tokens."""
+"""What the user sees of long work: nothing is silent, and the time left goes by tokens."""
 
 import random
 import time
@@ -214,7 +214,7 @@ def test_refer_tells_time_by_tokens_since_the_longest_rows_come_first(ticks, cap
     assert "refer 10/100 completions · speed 10 tok/s · 1:30 left" in capfd.readouterr().err
 
 
-# ── a training's steps and looks ──────────────────────────────────────────────────────────────────
+# ── a training's steps and evaluations ────────────────────────────────────────────────────────────
 
 
 @pytest.mark.model

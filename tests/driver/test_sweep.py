@@ -74,9 +74,7 @@ def test_a_model_that_another_run_names_stays_and_the_budget_decides(toys):
         for name, told in toys.manifests().items()
         if name.startswith("train/") and store.is_pruned(told)
     ]
-    assert len(hollow) == 1, (
-        "the highest score is beyond the budget; the lowest is a run of its own"
-    )
+    assert len(hollow) == 1, "the highest score is beyond the budget; the lowest is another run"
 
 
 @pytest.mark.slow

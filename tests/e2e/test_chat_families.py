@@ -1,4 +1,4 @@
-"""Models in the shapes of the families that people train, each from prompts to a trained pair.
+"""Models in the shapes of the families that users train, each from prompts to a trained pair.
 
 The ids of the rendered template are the contract: a BOS in each turn is right where the template
 writes it, and a doubled one is refused before anything is sampled.
@@ -181,7 +181,7 @@ def command(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-# ── answers that nobody sampled ───────────────────────────────────────────────────────────────────
+# ── answers that were not sampled ─────────────────────────────────────────────────────────────────
 
 
 @model
@@ -286,7 +286,7 @@ def doubled(name: str, folder: Path) -> Path:
 @model
 @with_bos
 def test_a_doubled_bos_is_refused_before_anything_is_drawn(tmp_path, name):
-    """At the door, in the stage that brings the model in, and by who draws."""
+    """In preflight, in the stage that brings the model in, and by the sampler."""
     checkpoint = doubled(name, tmp_path / name)
     said = (
         rf"two BOS \({FAMILIES[name].bos}\)".replace("|", r"\|")
@@ -305,7 +305,7 @@ def test_a_doubled_bos_is_refused_before_anything_is_drawn(tmp_path, name):
 @model
 @pytest.mark.parametrize("name", ["smollm2"])
 def test_the_remedy_for_a_doubled_bos_can_be_typed(tmp_path, name):
-    """The template as it was before, given as a file: the door and the stage take it."""
+    """The template as it was before, given as a file: preflight and the stage take it."""
     checkpoint = doubled(name, tmp_path / name)
     (tmp_path / "mended.jinja").write_text(FAMILIES[name].template)
     words = [

@@ -22,5 +22,5 @@ functions, …; a new file for a new kind), add a `Fault` to that file's FAULTS,
 Stages come from `stages/`: real `prompts`, `sample` and `score` with the scripted backend, toys for
 the rest.
 What fuzzing finds becomes a row of a table. Fuzzing itself is in `test_fuzz_*.py`: short in
-ordinary tests, and for `SECONDS` (in planted.py) under the mark `slow`.
+ordinary tests, and for `SECONDS` (in planted.py) under the marker `slow`.
 """

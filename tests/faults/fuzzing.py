@@ -65,7 +65,7 @@ def briefly(test: Callable[..., None], **strategies: Any) -> None:
 
 
 def for_a_while(test: Callable[..., None], **strategies: Any) -> None:
-    """Round after round, each from a seed of its own that a failure names."""
+    """Round after round, each from another seed, which a failure names."""
     ends, number = time.monotonic() + SECONDS, 0
     phases = [Phase.generate, Phase.target, Phase.shrink]
     while time.monotonic() < ends:

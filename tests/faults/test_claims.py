@@ -80,7 +80,7 @@ def test_two_processes_pay_for_each_question_once(tmp_path):
 
 @pytest.mark.long
 def test_a_killed_asker_s_questions_are_taken_over_within_seconds(tmp_path):
-    """It is killed with two questions on their way, which nobody will hear the answers to."""
+    """It is killed with two questions in flight, whose answers are never read."""
     with serving(lambda body: Odd(chat(), wait=20 if len(server.requests) <= 2 else 0.1)) as server:
         killed, other = asker(server.url, tmp_path), asker(server.url, tmp_path)
         go(killed)

@@ -18,7 +18,7 @@ ANSWERS = [Answer(f"s{at}", "p", [], "text", {}) for at in range(2)]
 
 
 class Odd:
-    """Its methods raise, or give back, what they were told to."""
+    """Its methods raise or return what it was made with."""
 
     def __init__(self, does):
         self.does = does
@@ -33,11 +33,11 @@ class Odd:
     ) = __hash__ = _do
 
 
-KINDS = [
+EXCEPTIONS = [
     ValueError, SystemExit, KeyError, KeyboardInterrupt, MemoryError, GeneratorExit, StopIteration,
     RecursionError, OSError,
 ]  # fmt: skip
-raised = st.builds(lambda kind, text: kind(text), st.sampled_from(KINDS), texts)
+raised = st.builds(lambda kind, text: kind(text), st.sampled_from(EXCEPTIONS), texts)
 objects = st.builds(Odd, raised | values)
 numbers = (
     st.sampled_from(ODD_NUMBERS)

@@ -36,7 +36,7 @@ def first(**alternative):
 
 
 def judged(server, folder, count=4, **knobs):
-    """Marks of so many answers in all; each pair of them is asked about twice."""
+    """Scores of so many answers in all; each pair of them is asked about twice."""
     given = [one for at in range(count // 2) for one in answers("good", "bad", prompt=f"p{at}")]
     cfg = config(server, folder, **{"retries": 0, "concurrency": 2, **knobs})
     return marks(cfg, given)

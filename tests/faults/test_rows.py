@@ -122,7 +122,7 @@ def test_rows(fault, tmp_path):
 
 
 def read(folder: Path, *rows: str, on_bad_row: str = "skip"):
-    """Bad rows beside a good one, so that there is something to read."""
+    """Bad rows next to a good one, so that there is something to read."""
     path = folder / "rows.jsonl"
     path.write_bytes(
         "\n".join([*rows, '{"prompt": "the good one"}']).encode("utf-8", "surrogatepass")

@@ -34,10 +34,10 @@ UNTIL_SAMPLE = [*SMALL, "until=sample"]
 
 @dataclass
 class World:
-    """A folder with a store and its runs; `story` is the folder of the run that is made in it."""
+    """A folder with a store and its runs; `run_dir` is the folder of the run that is made in it."""
 
     folder: Path
-    story: Path | None = None
+    run_dir: Path | None = None
 
     @property
     def sample(self) -> Path:
@@ -56,7 +56,7 @@ class World:
 
     def run(self, *words: str) -> int:
         places = f"store={self.folder}/store", f"runs={self.folder}/runs"
-        return run_point(composed(*UNTIL_SAMPLE, *places, *words), self.story)
+        return run_point(composed(*UNTIL_SAMPLE, *places, *words), self.run_dir)
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def disk_at(file: str, device: str) -> Callable[[World], None]:
     """The run's own file is written to a device that is full, or that fails."""
 
     def plant(world: World) -> None:
-        world.story = world.folder / "runs" / "run" / "now"
-        scratch = world.story / Path(file).with_name(f".{Path(file).name}.tmp")
+        world.run_dir = world.folder / "runs" / "run" / "now"
+        scratch = world.run_dir / Path(file).with_name(f".{Path(file).name}.tmp")
         scratch.parent.mkdir(parents=True)
         scratch.symlink_to(device)
 
@@ -457,7 +457,7 @@ def planned(built, tmp_path_factory) -> tuple[RunPlan, Path, dict]:
 
 
 def never_raises(planned: tuple[RunPlan, Path, dict], data: bytes) -> None:
-    """Whatever stands in a manifest, the survey answers, and takes for built only what is."""
+    """Whatever a manifest has, statuses are read, and only what is built counts as built."""
     found, place, _ = planned
     (place / store.MANIFEST).write_bytes(data)
     manifest = store.read_manifest(place)

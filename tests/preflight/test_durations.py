@@ -172,11 +172,11 @@ def test_a_training_s_time_has_its_looks_in_it(planned):
     steps = steps_of(planned)
     cfg = steps["train@1"].config
     tokens = 2 * 100 * steps["pair@2"].config.pairs_per_prompt * cfg.max_length * cfg.epochs
-    taken = 2 + 100 // cfg.batch  # steps, and so looks with eval_every=1
-    assert cfg.eval_every > taken, "one look before the first step"
+    taken = 2 + 100 // cfg.batch  # steps, and so evaluations with eval_every=1
+    assert cfg.eval_every > taken, "one evaluation before the first step"
     cost = {"tokens": 1000, "steps": 3, "look_seconds": 30.0, "parameters": PARAMETERS}
     build(planned, steps["train@1"], cost, seconds=130)
-    # 1000 tokens in 130 s, of which 30 were the look at the start.
+    # 1000 tokens in 130 s, of which 30 were the evaluation at the start.
     assert Durations(planned).estimate(steps["train@2"]) == pytest.approx(
         tokens / 10 + 30, rel=1e-6
     )

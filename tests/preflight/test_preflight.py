@@ -326,7 +326,7 @@ def test_prompts_that_fit_nowhere_are_refused_before_sft_is_trained(
     texts = ["say six things of a river ?", "and " * 90]
     asked = [exams.prompts(tmp_path, texts, "{}", part).path for part in ("train", "test")]
     folders = {"base": spelled(tmp_path / "base", template), "prompts": asked[0].parent}
-    # What base answers is shown with its own template; its exam is no question here.
+    # base answers with its own template; its evaluation does not matter here.
     coming = [step for step in planned if step.label != "test base"]
 
     def check(coming: list, by: Step = made) -> None:
@@ -396,7 +396,7 @@ def test_the_door_counts_what_the_sampler_counts(tmp_path, template):
 @pytest.mark.model
 @pytest.mark.parametrize("several", [False, True])
 def test_the_door_knows_the_template_of_an_older_checkpoint(tmp_path, several):
-    """It stands in the tokenizer's config, and no file beside it."""
+    """It is in the tokenizer's config, without a file of its own name."""
     policy = tiny_model(tmp_path / "sft")
     (policy.tokenizer / "chat_template.jinja").unlink()
     file = policy.tokenizer / "tokenizer_config.json"
@@ -561,7 +561,7 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(
     silence = f"! {where}={url}: no server answers there now"
     assert said.startswith(f"{silence} (Connection refused).\n  score round 1 asks it first: ")
     assert said.endswith(f"or give {where}=ADDRESS of one that runs.")
-    later = [step for step in planned if step.stage != "score"]  # marked already
+    later = [step for step in planned if step.stage != "score"]  # scored already
     assert "! exam.others.big.runtime.base_url=" in next(preflight.warn_of_silent_servers(later))
     assert not list(
         preflight.warn_of_silent_servers(
