@@ -1,4 +1,4 @@
-"""`make report`: the same report from the same store, without any model; missing steps are reported."""
+"""`make report`: the same report from the same store, no model loaded; missing steps are named."""
 
 import json
 from pathlib import Path
