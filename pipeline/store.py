@@ -52,7 +52,7 @@ _MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "files": list,
     "cost": dict,
     "seconds": (int, float),
-    "hollow": bool,
+    "hollow": bool,  # pruned
 }
 _FILE_TYPES = {"path": str, "size": int, "sha256": str}
 
@@ -94,9 +94,8 @@ def find_missing_keys(manifest: Manifest) -> list[str]:
 def _is_manifest(value: Any) -> bool:
     if not isinstance(value, dict) or "files" not in value:
         return False
-    if not all(
-        isinstance(value[name], kind) for name, kind in _MANIFEST_TYPES.items() if name in value
-    ):
+    present = [name for name in _MANIFEST_TYPES if name in value]
+    if not all(isinstance(value[name], _MANIFEST_TYPES[name]) for name in present):
         return False
     inputs = value.get("inputs", {}).values()
     has_contents = all(isinstance(i, dict) and isinstance(i.get("content"), str) for i in inputs)
@@ -104,13 +103,13 @@ def _is_manifest(value: Any) -> bool:
 
 
 def _is_file_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not all(
-        isinstance(entry.get(name), kind) for name, kind in _FILE_TYPES.items()
-    ):
+    if not isinstance(entry, dict):
+        return False
+    if not all(isinstance(entry.get(name), kind) for name, kind in _FILE_TYPES.items()):
         return False
     parts = entry["path"].split("/")
-    plain = entry["path"].isprintable() and all(0 < len(part.encode()) < 256 for part in parts)
-    return plain and not {".", ".."} & set(parts) and entry["size"] >= 0
+    is_name = entry["path"].isprintable() and all(0 < len(part.encode()) < 256 for part in parts)
+    return is_name and not {".", ".."} & set(parts) and entry["size"] >= 0
 
 
 def _refuse_constant(name: str) -> None:
@@ -210,9 +209,9 @@ def list_bases(path: Path) -> list[str]:
         stage, _, fingerprint = (record.get("base") or record.get("target", "")).partition("/")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return (
-        [fingerprint, *list_bases(path.parent.parent / stage / fingerprint)] if fingerprint else []
-    )
+    if not fingerprint:
+        return []
+    return [fingerprint, *list_bases(path.parent.parent / stage / fingerprint)]
 
 
 def rewrite_adapter_configs(root: Path) -> None:

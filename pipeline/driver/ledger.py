@@ -33,10 +33,8 @@ class Ledger:
         spent = "" if seconds is None else f"{seconds:.1f} s"
         spent = spent if counted or not spent else f"({spent})"
         self._clear()
-        columns = (
-            f"{sign} {step.stage:<9} {step.label_text:<13} {fingerprint:<13} {spent:>10}  {note}"
-        )
-        print(columns.rstrip(), flush=True)
+        name = f"{step.stage:<9} {step.label_text:<13} {fingerprint:<13}"
+        print(f"{sign} {name} {spent:>10}  {note}".rstrip(), flush=True)
         entry = {
             "sign": sign,
             "stage": step.stage,

@@ -100,9 +100,8 @@ def show_plan(cfg: Config, run_plan: RunPlan) -> None:
         print("A run here would be refused:")
     for fault in faults:
         print(fault)
-    counted = (
-        f" · a run here would be refused for {pluralize(len(faults), 'reason')}" if faults else ""
-    )
+    reasons = pluralize(len(faults), "reason")
+    counted = f" · a run here would be refused for {reasons}" if faults else ""
     to_do = sum(manifest is None for manifest, _ in statuses.values())
     print(f"{pluralize(len(run_plan.steps), 'step')}, {to_do} to do{counted}", flush=True)
 

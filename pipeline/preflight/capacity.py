@@ -95,14 +95,11 @@ def warn_of_slow_dtypes(steps: list[Step]) -> Iterator[str]:
     computes, reason = hardware.check_bfloat16()
     if computes:
         return
-    knobs = list(
-        dict.fromkeys(
-            f"{step.knob}.{knob}"
-            for step in steps
-            for knob in _find_bfloat16_knobs(step.config.model_dump())
-        )
-    )
-    if knobs:
+    found: dict[str, None] = {}
+    for step in steps:
+        names = _find_bfloat16_knobs(step.config.model_dump())
+        found |= dict.fromkeys(f"{step.knob}.{name}" for name in names)
+    if knobs := [*found]:
         others = f" and {pluralize(len(knobs) - 1, 'other knob')}" if knobs[1:] else ""
         yield (
             f"! {knobs[0]}=bfloat16{others}: {reason}. Each number is converted to float32 and"

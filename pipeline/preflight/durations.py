@@ -46,9 +46,8 @@ class Durations:
     def __init__(self, run_plan: RunPlan):
         self._run_plan = run_plan
         self._parts = capacity.count_published_prompts(run_plan)
-        self._measured = {
-            stage: [*self._read_measured(stage)] for stage in ("sample", "score", "refer")
-        }
+        stages = "sample", "score", "refer"
+        self._measured = {stage: [*self._read_measured(stage)] for stage in stages}
 
     def _read_measured(self, stage: str) -> Iterator[MeasuredCost]:
         """Steps of a stage on this device, newest first."""
@@ -170,9 +169,8 @@ class TimeLeft:
         return self._words
 
     def _estimate(self) -> str:
-        to_do = [
-            step for step in self._steps if store.read_manifest(self._run_plan.folder(step)) is None
-        ]
+        folder = self._run_plan.folder
+        to_do = [step for step in self._steps if store.read_manifest(folder(step)) is None]
         durations = Durations(self._run_plan)
         known = [seconds for step in to_do if (seconds := durations.estimate(step)) is not None]
         if not known:

@@ -110,9 +110,8 @@ def _check_wandb_key() -> None:
         if not wbauth.authenticate_session(
             host=host, source="preflight", prompt=False, update_session=False
         ):
-            fault = (
-                f"no key for {host}: WANDB_API_KEY is not set, and the netrc file does not name it."
-            )
+            where = "WANDB_API_KEY is not set, and the netrc file does not name it."
+            fault = f"no key for {host}: {where}"
     except Error as error:
         fault = f"its key: {error}"
     except ValidationError as error:

@@ -34,9 +34,8 @@ def run_pilot(words: list[str]) -> int:
     """Run both pilots and estimate. Returns the exit code of the runs."""
     whole = compose_one(words)
     small, large = (compose_one([*words, *lower_sizes(whole, prompts)]) for prompts in (FEW, MANY))
-    whole, small, large = (
-        pin_revisions(cfg, functools.cache(resolve_commit)) for cfg in (whole, small, large)
-    )
+    resolve = functools.cache(resolve_commit)
+    whole, small, large = (pin_revisions(cfg, resolve) for cfg in (whole, small, large))
     started = time.monotonic()
     for cfg in (small.model_copy(update={"until": "train@1"}), large):
         if code := run_point(cfg):

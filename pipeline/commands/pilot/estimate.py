@@ -93,9 +93,8 @@ class EstimatedStep:
     def size(self) -> float:
         """Bytes on disk. A model's size does not grow with its prompts."""
         grows = self.kind != ONCE and self.stage not in ("sft", "train")
-        return (
-            sum(one.size for one in self.alike) / len(self.alike) * (self._growth if grows else 1)
-        )
+        mean = sum(step.size for step in self.alike) / len(self.alike)
+        return mean * self._growth if grows else mean
 
     @property
     def money(self) -> float:
@@ -113,9 +112,8 @@ def estimate(
     sizes = count_sizes(whole, run_plan)
     coming = [_estimate_step(step, sizes, measured) for step in run_plan.steps]
     stages, idle = group_by_stage(coming), overhead * len(coming)
-    hours, most = (
-        (sum(row[name] for row in stages) + idle) / 3600 for name in ("seconds", "at_most")
-    )
+    hours = (sum(row["seconds"] for row in stages) + idle) / 3600
+    most = (sum(row["at_most"] for row in stages) + idle) / 3600
     paid = any(MONEY in one.cost for one in measured)
     return {
         "stages": stages,
