@@ -135,11 +135,11 @@ def prune_losers(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]])
             users = store_users.find_users(cfg.store, known_runs)
             users.check()
             for fingerprint, runs in users.runs.items():
-                folder = store.step_folder(cfg.store, "train", fingerprint)
-                is_inside = folder.parent == cfg.store / "train" and not folder.is_symlink()
-                manifest = store.read_manifest(folder) if is_inside else None
+                model = store.step_folder(cfg.store, "train", fingerprint)
+                is_inside = model.parent == cfg.store / "train" and not model.is_symlink()
+                manifest = store.read_manifest(model) if is_inside else None
                 if manifest and not store.is_pruned(manifest) and losers.issuperset(runs):
-                    store.prune(folder, manifest)
+                    store.prune(model, manifest)
     except UserError as error:
         print(f"sweep.keep=best: the models of the other points are kept.\n  {error}")
 

@@ -63,12 +63,16 @@ def describe_unread(coming: Sequence[Step]) -> Iterator[str]:
     for knob, path in dict.fromkeys(place for step in coming for place in _list_places(step)):
         place = Path(path).expanduser()
         if place.exists() and not _is_small(path):
-            size = f"{_measure_size(place) / (1 << 20):,.0f} MiB"
-            kind = "a dataset folder" if is_dataset_folder(place) else size
             yield (
-                f"  {knob}={path}: not checked here ({kind});"
+                f"  {knob}={path}: not checked here ({_describe_size(place)});"
                 " its step refuses broken rows and missing columns"
             )
+
+
+def _describe_size(place: Path) -> str:
+    if is_dataset_folder(place):
+        return "a dataset folder"
+    return f"{_measure_size(place) / (1 << 20):,.0f} MiB"
 
 
 def _list_places(step: Step) -> Iterator[tuple[str, str]]:
