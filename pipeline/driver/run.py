@@ -108,10 +108,9 @@ def show_plan(cfg: Config, run_plan: RunPlan) -> None:
 
 def print_warnings(run_plan: RunPlan) -> None:
     """Print what is wrong now and may be right when it is needed."""
-    for warning in (
-        *capacity.warn_of_slow_dtypes(list_unbuilt(run_plan)),
-        *preflight.warn_of_silent_servers(list_unbuilt(run_plan)),
-    ):
+    coming = list_unbuilt(run_plan)
+    slow, silent = capacity.warn_of_slow_dtypes(coming), preflight.warn_of_silent_servers(coming)
+    for warning in chain(slow, silent):
         print(warning, file=sys.stderr, flush=True)
 
 
@@ -141,8 +140,9 @@ def open_run_dir(cfg: Config, folder: Path | None = None) -> Path:
     )
     latest = cfg.runs / "latest"
     if latest.exists() and not latest.is_symlink():
-        fault = "not a link of ours, so it stays. Move it away to have it point to the last run."
-        print(f"! {latest}: {fault}", file=sys.stderr, flush=True)
+        fault = "not a link of ours, so it stays."
+        remedy = "Move it away, and it will point to the last finished run."
+        print(f"! {latest}: {fault} {remedy}", file=sys.stderr, flush=True)
     elif not is_finished(latest):
         link_latest(cfg.runs, run_dir)
     return run_dir
