@@ -204,14 +204,14 @@ FAULTS = [
         "a link named like a step",
         link_as("", "mine"),
         2,
-        ("a symlink is there", "mv "),
+        ("a symlink is in the place of a step's folder", "mv "),
         ("mine/thesis.txt",),
     ),
     Fault(
         "a link to nowhere named like a step",
         link_as("", "nowhere"),
         2,
-        ("a symlink is there", "mv "),
+        ("a symlink is in the place of a step's folder", "mv "),
     ),
     Fault(
         "a link named like unfinished work",
@@ -220,7 +220,12 @@ FAULTS = [
         (".partial",),
         ("mine/thesis.txt",),
     ),
-    Fault("a file named like a step", file_as_step, 2, ("a file is there", "mv ")),
+    Fault(
+        "a file named like a step",
+        file_as_step,
+        2,
+        ("a file is in the place of a step's folder", "mv "),
+    ),
     Fault("unfinished work with a broken step.json", broken_step_in_partial, 0, ("■ sample",)),
     Fault(
         "runs/latest is a folder",
