@@ -58,7 +58,9 @@ class Shared:
         command = [sys.executable, "-m", "pipeline", *SMOKE, f"store={store}", "until=refer@1"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         steps = {f"{step.stage}@{step.label}": step for step in plan(composed("dpo")).ancestors()}
-        identity = Identity(lambda path: ContentCache(store / ".contents.json").of(Path(path)))
+        identity = Identity(
+            lambda path: ContentCache(store / ".contents.json").hash_path(Path(path))
+        )
 
         def place(step: Step) -> Path:
             return store / step.stage / identity.fingerprint(step)
@@ -75,7 +77,7 @@ class Shared:
 
 def turned_round(pairs: Pairs, share: float, seed: int, folder: Path) -> Pairs:
     """The same pairs with chosen and rejected swapped in a share of them; the dev pairs stay as they are."""
-    table = pairs.train()
+    table = pairs.read_train()
     count = round(share * table.height)
     wrong = pl.Series([True] * count + [False] * (table.height - count)).shuffle(seed=seed)
     sides = [name.removeprefix("chosen_") for name in table.columns if name.startswith("chosen_")]
@@ -86,7 +88,7 @@ def turned_round(pairs: Pairs, share: float, seed: int, folder: Path) -> Pairs:
         for one, other in (pair, pair[::-1])
     ]
     write_table(folder / "train.parquet", table.with_columns(columns))
-    write_table(folder / "dev.parquet", pairs.dev())
+    write_table(folder / "dev.parquet", pairs.read_dev())
     return Pairs(folder)
 
 

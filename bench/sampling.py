@@ -136,7 +136,8 @@ class Sides:
             sample.run(cfg, Path(out), policy=self.sft, prompts=self.prompts)
             self.clock[count].append(time.monotonic() - started)
             tokens = sum(
-                int(shard["token_ids"].list.len().sum()) for shard in Samples(Path(out)).shards()
+                int(shard["token_ids"].list.len().sum())
+                for shard in Samples(Path(out)).read_shards()
             )
         return tokens / self.clock[count][-1]
 

@@ -140,13 +140,15 @@ def theirs(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
         model=loading.load_merged(sft),
         args=args,
         train_dataset=datasets.Dataset.from_list(
-            pairs.train().select("prompt", "chosen", "rejected").to_dicts()
+            pairs.read_train().select("prompt", "chosen", "rejected").to_dicts()
         ),
         processing_class=loading.load_tokenizer(sft),
     )
     trainer.remove_callback(PrinterCallback)
     assert trainer.ref_model is not None
-    assert trainer.train_dataset["rejected_ids"] == pairs.train()["rejected_token_ids"].to_list()
+    assert (
+        trainer.train_dataset["rejected_ids"] == pairs.read_train()["rejected_token_ids"].to_list()
+    )
     return timed(trainer)
 
 

@@ -1,4 +1,4 @@
-"""From an SFT checkpoint to a preference-tuned model with proof that it is better."""
+"""From an SFT checkpoint to a preference-tuned model, with evidence that it is better."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def open(run: str | Path = "runs/latest") -> "Run":
-    """A run for a notebook: `pipeline.open("runs/latest").pairs.to_pandas()`."""
+    """Open a run in a notebook: `pipeline.open("runs/latest").pairs.to_pandas()`."""
     from pipeline.results import Run
 
     return Run(Path(run))

@@ -1,6 +1,6 @@
-"""The command `strop`: a table of commands. Each is a module with `main(words)`, loaded only when it is asked for.
+"""The command `strop`: a table of commands, each a module with `main(words)` that is loaded on use.
 
-`python -m pipeline …` is the same command, and words without a command (`recipes=smoke`) are those of `run`.
+`python -m pipeline …` is the same. Words without a command (`recipes=smoke`) are given to `run`.
 """
 
 import io
@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TextIO
 
-from pipeline.errors import DONE, REFUSED, UserError, exit_on_signals, explain_disk_fault, nearest
+from pipeline.errors import (
+    DONE,
+    USER_ERROR,
+    UserError,
+    exit_on_signals,
+    explain_disk_fault,
+    suggest,
+)
 
 HELP = {"-h", "--help"}
 CHOICES = "[recipes=NAME] [group=choice …] [key=value …]"
@@ -22,81 +29,82 @@ class Command:
     usage: str
     example: str
     module: str
-    words: tuple[str, ...] = ()  # put before the user's own
+    words: tuple[str, ...] = ()  # put before the words that the user types
 
 
 COMMANDS = {
     "run": Command(
-        "From an SFT checkpoint to a report. Steps that are already in the store are not repeated.",
+        "Go from an SFT checkpoint to a report. Steps that the store has are not repeated.",
         f"[--config-dir FOLDER] {CHOICES} [until=STAGE[@ROUND]]",
         "strop run sft.model=./my-sft prompts.path=prompts.jsonl score=reward reward=checkpoint"
         " reward.model=./my-reward pair.scorer=reward",
         "pipeline.commands.run",
     ),
     "plan": Command(
-        "What a run would do, and what it would refuse. Writes nothing and needs no network.",
+        "Show what a run would do and what it would refuse. Writes nothing, needs no network.",
         f"[--config-dir FOLDER] {CHOICES}",
         "strop plan recipes=smoke train.beta=0.05",
         "pipeline.commands.run",
         ("dry_run=true",),
     ),
     "pilot": Command(
-        "10, then 50 prompts through every stage, then hours, disk and money of the whole run.",
+        "Run 10, then 50 prompts through every stage; estimate the whole run's time and cost.",
         f"[--config-dir FOLDER] {CHOICES}",
         "strop pilot recipes=mine",
         "pipeline.commands.pilot.__main__",
     ),
     "sweep": Command(
-        "One run for each point of a grid. Shared steps are built once; a page compares the points.",
+        "Run each point of a grid. Shared steps are built once; a page compares the points.",
         f"[--config-dir FOLDER] {CHOICES} key=value,value …",
         "strop sweep recipes=smoke train.beta=0.05,0.2",
         "pipeline.commands.run",
         ("-m",),
     ),
     "trace": Command(
-        "One prompt, from its candidates and scores to its pair or the reason why it has none.",
+        "Follow one prompt: its candidates, their scores, and its pair or why it has none.",
         "PROMPT_ID [RUN]",
         "strop trace 3fa9c1d20b7e runs/latest",
         "pipeline.commands.trace",
     ),
     "compare": Command(
-        "Finished runs or evaluated models in one report, on the prompts that they share.",
-        "[NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95] [resamples=9999] [seed=42]",
+        "Compare finished runs or evaluated models on the prompts that they share.",
+        "[NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME]"
+        " [level=0.95] [resamples=9999] [seed=42]",
         "strop compare old=runs/mine/A new=runs/mine/B",
         "pipeline.commands.compare",
     ),
     "label": Command(
-        "Pairs of answers for people to judge, as a page that works offline.",
+        "Write pairs of answers for annotators to judge, as a page that works offline.",
         "[RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0]",
         "strop label runs/latest of=test-sft,test-round-1",
         "pipeline.commands.label",
     ),
     "calibrate": Command(
-        "Scorers against people's verdicts: how often they agree, and whether a longer answer would do as well.",
+        "Compare scorers with annotators, and with the rule that the longer answer wins.",
         f"FILE [scorer=NAME,…] [out=calibration.json] {CHOICES}",
         "strop calibrate verdicts.jsonl scorer=judge recipes=mine",
         "pipeline.commands.calibrate",
     ),
     "edit": Command(
-        "A run's pairs as pairs.jsonl, to correct by hand and give back as pair.edits=FILE.",
+        "Write a run's pairs to pairs.jsonl, to correct and give back as pair.edits=FILE.",
         "[RUN] [ROUND]",
         "strop edit runs/latest 1",
         "pipeline.commands.edit",
     ),
     "merge": Command(
-        "A trained adapter's whole weights, for tools that take no adapter. Nothing is trained again.",
+        "Merge a trained adapter into its base, for tools that take no adapter.",
         "RUN [OUT]",
         "strop merge runs/latest my-model",
         "pipeline.commands.merge",
     ),
     "store": Command(
-        "What is in the store and which runs use it. --prune lists what no run needs, asks, and empties it.",
+        "List the store and the runs that use it. --prune asks, then removes what no run needs.",
         "[store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]",
         "strop store --prune",
         "pipeline.commands.store",
     ),
     "report": Command(
-        "A run's report again, by the code as it is now. Loads no model.",
+        "Write a run's report again with the present code. Loads no model.",
         "[RUN]",
         "strop report runs/latest",
         "pipeline.commands.report",
@@ -104,8 +112,8 @@ COMMANDS = {
 }
 
 
-class Output(io.FileIO):
-    """Standard output whose reader may leave early, as `head` does: what follows is written to nobody."""
+class StandardOutput(io.FileIO):
+    """Standard output whose reader may leave early, as `head` does: the rest is discarded."""
 
     def write(self, data: Any) -> int:
         try:
@@ -119,10 +127,10 @@ class Output(io.FileIO):
 
 
 def open_output(stream: TextIO) -> TextIO:
-    """Whatever is printed can be written there; a stream that is closed, or is somebody's own, stays as it is."""
+    """Standard output that can take any character; a closed or replaced stream is left alone."""
     if stream is None or stream is not sys.__stdout__:
         return stream
-    raw = io.BufferedWriter(Output(stream.fileno(), "wb", closefd=False))
+    raw = io.BufferedWriter(StandardOutput(stream.fileno(), "wb", closefd=False))
     return io.TextIOWrapper(
         raw, stream.encoding, "backslashreplace", line_buffering=stream.isatty()
     )
@@ -134,41 +142,47 @@ def main() -> int:
     try:
         code = run_command(sys.argv[1:])
         print(end="", flush=True)
-    except UserError as refusal:
-        print(refusal, file=sys.stderr)
-        return REFUSED
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
     except OSError as error:
-        if not (said := explain_disk_fault(error)):
+        if not (explanation := explain_disk_fault(error)):
             raise
-        print(said, file=sys.stderr)
-        sys.stdout = None  # what a full disk did not take is not tried again
-        return REFUSED
+        print(explanation, file=sys.stderr)
+        sys.stdout = None  # do not try again to write what a full disk did not take
+        return USER_ERROR
     return code
 
 
 def run_command(words: list[str]) -> int:
     if not words or words[0] in HELP:
-        print(describe_all())
+        print(describe_commands())
         return DONE
     name, rest = (words[0], words[1:]) if words[0] in COMMANDS else ("run", words)
     if name != words[0] and words[0].isidentifier():
-        print(f"{words[0]}: not a command. {nearest(words[0], list(COMMANDS))}", file=sys.stderr)
-        return REFUSED
+        print(f"{words[0]}: not a command. {suggest(words[0], list(COMMANDS))}", file=sys.stderr)
+        return USER_ERROR
     command = COMMANDS[name]
     if HELP & set(rest):
-        print(describe(name, command))
+        print(describe_command(name, command))
         return DONE
     return import_module(command.module).main([*command.words, *rest])
 
 
-def describe_all() -> str:
+def describe_commands() -> str:
     lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
-        ["strop COMMAND …", "", *lines, "", "strop COMMAND --help shows its words and an example."]
+        [
+            "strop COMMAND …",
+            "",
+            *lines,
+            "",
+            "strop COMMAND --help shows its arguments and an example.",
+        ]
     )
 
 
-def describe(name: str, command: Command) -> str:
+def describe_command(name: str, command: Command) -> str:
     return f"strop {name} {command.usage}\n\n  {command.summary}\n\n  {command.example}"
 
 

@@ -1,6 +1,6 @@
-"""What stages hand to each other: typed folders, readable without this project.
+"""What stages pass to each other: typed folders, readable without this project.
 
-Every table is parquet, every model opens with `from_pretrained`. A writer goes through `write_table` or
+Every table is parquet, every model opens with `from_pretrained`. Writers use `write_table` or
 `write_text`: temporary file, sync, rename, so that a reader never sees half a file.
 """
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     import polars as pl
 
 
-DRAW_DIGITS = 10  # 40 bits tell the draws of a prompt apart; the other 24 tell the few policies that draw alike
+# 40 bits separate the samples of a prompt, the other 24 the few policies that share a request.
+DRAW_DIGITS = 10
 
 
-def draw_of(sample_id: str) -> str:
-    """The part of a sample's id that does not depend on the policy: what order and chance hang on."""
+def draw_key(sample_id: str) -> str:
+    """The part of a sample's id that the policy does not change. Order and chance depend on it."""
     return sample_id[:DRAW_DIGITS]
 
 
@@ -35,7 +36,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        error.filename = error.filename or str(path)  # a full disk names none
+        error.filename = error.filename or str(path)  # a full disk names no file
         raise
     scratch.rename(path)
 
@@ -49,7 +50,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_table(path: Path, table: "pl.DataFrame") -> None:
-    """Parquet, whole or not at all; the same rows give the same bytes."""
+    """Write parquet atomically; the same rows give the same bytes."""
     import io
 
     buffer = io.BytesIO()
@@ -84,33 +85,35 @@ def read_json(path: Path) -> Any:
 
 def _describe_absence(path: Path) -> str:
     return (
-        f"{path}: it is not there: its step was pruned, or the store was moved or is not whole.\n"
-        "  Type the command of its run again (the run's config.yaml has it): what is missing is made anew."
+        f"{path}: missing: its step was pruned, or the store was moved or is not complete.\n"
+        "  Type the command of its run again (see its config.yaml) to rebuild what is missing."
     )
 
 
 def _describe_damage(path: Path, form: str, error: BaseException) -> str:
-    said = f"{path}: cannot be read as {form} ({str(error).splitlines()[0][:200] if str(error) else 'damaged'})."
+    cause = str(error).splitlines()[0][:200] if str(error) else "damaged"
+    fault = f"{path}: cannot be read as {form} ({cause})."
     if any(part.endswith(".partial") for part in path.parts):
-        return f"{said}\n  Remove this file and run the same command again: it is made anew."
+        return f"{fault}\n  Remove this file and run the same command again: it is rebuilt."
     return (
-        f"{said}\n  Its bytes have changed since it was written. Run the command again with verify=true:"
-        " damaged steps are found by their hashes and made anew."
+        f"{fault}\n  Its bytes have changed since it was written. Run the command again with"
+        " verify=true: damaged steps are found by their hashes and rebuilt."
     )
 
 
 def resolve_run(run: Path) -> Path:
-    """A run's own folder in place of `runs/latest`, which points to another one tomorrow; short where it can be."""
-    own, here = run.resolve(), Path.cwd()
-    return own.relative_to(here) if own.is_relative_to(here) and not run.is_absolute() else own
+    """The folder that `runs/latest` points to now, relative where that is possible."""
+    folder, here = run.resolve(), Path.cwd()
+    is_inside = folder.is_relative_to(here) and not run.is_absolute()
+    return folder.relative_to(here) if is_inside else folder
 
 
 def note_cost(out: Path, **figures: float) -> None:
-    """Add figures (tokens, rows, engine seconds …) to the step's cost; they stay outside its content."""
-    write_json(out / COST_FILE, {**noted_cost(out), **figures})
+    """Add figures (tokens, rows, engine seconds …) to the step's cost, outside its content."""
+    write_json(out / COST_FILE, {**read_cost(out), **figures})
 
 
-def noted_cost(out: Path) -> dict[str, float]:
+def read_cost(out: Path) -> dict[str, float]:
     path = out / COST_FILE
     return read_json(path) if path.exists() else {}
 
@@ -118,53 +121,45 @@ def noted_cost(out: Path) -> dict[str, float]:
 STEP_FILE = "step.json"  # what the driver asked of a step
 MANIFEST_FILE = "manifest.json"
 COST_FILE = "cost.json"
-MODEL_FILE = "model.json"  # where a model's base and adapter lie
-CARD_FILE = "README.md"  # for people: outside content, since no stage reads it
-ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, which names the base by its place
-PLACE_FILE = (
-    "place.json"  # where a referred checkpoint lies: outside content, its bytes are what counts
-)
-ABSENT_FILE = "absent.txt"  # why a step that may fail has made nothing; it is tried again whenever it is planned
-EQUAL = "equal answers"  # the detail of a tie that no judge was asked about
-KL = (
-    "kl"  # the setting of draws made for the KL estimate alone: they are not scored and not answers
-)
+MODEL_FILE = "model.json"  # where a model's base and adapter are
+CARD_FILE = "README.md"  # for the user: outside content, since no stage reads it
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, which names the base by its path
+# Where a local checkpoint is. Outside content: its bytes count, not its path.
+PLACE_FILE = "place.json"
+# Why a step that may fail made nothing. It is tried again whenever it is planned.
+UNAVAILABLE_FILE = "absent.txt"
+EQUAL_ANSWERS = "equal answers"  # the detail of a tie that no judge was asked about
+# The setting of samples for the KL estimate alone: they are neither scored nor answers.
+KL = "kl"
 
 
 def read_step(folder: Path) -> dict[str, Any]:
-    """What the driver asked of a step, as far as its readers rely on: whose folders it reads, and its config."""
+    """A step's record, checked for what its readers rely on: its inputs' folders and its config."""
     step = read_json(folder / STEP_FILE)
-    told = (
-        isinstance(step, dict)
-        and isinstance(step.get("config"), dict)
-        and isinstance(step.get("inputs"), dict)
-    )
-    if not told or not all(isinstance(source, dict) for source in step["inputs"].values()):
-        raise UserError(
-            _describe_damage(
-                folder / STEP_FILE, "a step's record", ValueError("no config and inputs in it")
-            )
-        )
+    blocks = [step.get(name) for name in ("config", "inputs")] if isinstance(step, dict) else [None]
+    is_record = all(isinstance(block, dict) for block in blocks)
+    if not is_record or not all(isinstance(source, dict) for source in step["inputs"].values()):
+        cause = ValueError("no config and inputs in it")
+        raise UserError(_describe_damage(folder / STEP_FILE, "a step's record", cause))
     return step
 
 
-def knob_of(out: Path, otherwise: str) -> str:
-    """Where the person's config has the block of the step that works in `out`, for words that name a knob of it."""
-    asked = next(
-        (file for folder in (out, *out.parents) if (file := folder / STEP_FILE).exists()), None
-    )
-    return str(json.loads(asked.read_text()).get("knob", otherwise)) if asked else otherwise
+def find_knob(out: Path, otherwise: str) -> str:
+    """Where the user's config has the block of the step that works in `out`, for messages."""
+    files = (folder / STEP_FILE for folder in (out, *out.parents))
+    record = next((file for file in files if file.exists()), None)
+    return str(json.loads(record.read_text()).get("knob", otherwise)) if record else otherwise
 
 
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Inputs by their flat names as a tree: `exams.sft.samples`."""
+def build_tree(flat: dict[str, Any]) -> dict[str, Any]:
+    """Turn flat names such as `exams.sft.samples` into nested dicts."""
     tree: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(".")
-        place = tree
+        node = tree
         for key in path:
-            place = place.setdefault(key, {})
-        place[last] = value
+            node = node.setdefault(key, {})
+        node[last] = value
     return tree
 
 
@@ -175,22 +170,20 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Prompts(Artifact):
-    """One part of the prompts, in hash order: `prompt_id, prompt` (messages), `columns` (JSON, for scorers)."""
+    """One part of the prompts in hash order: `prompt_id, prompt` (messages), `columns` (JSON)."""
 
     def read(self) -> "pl.DataFrame":
         return read_table(self.path / "prompts.parquet")
 
-    def columns(self) -> dict[str, dict[str, Any]]:
+    def read_columns(self) -> dict[str, dict[str, Any]]:
         table = self.read()
-        return {
-            key: json.loads(text)
-            for key, text in zip(table["prompt_id"], table["columns"], strict=True)
-        }
+        rows = zip(table["prompt_id"], table["columns"], strict=True)
+        return {key: json.loads(text) for key, text in rows}
 
 
 @dataclass(frozen=True)
 class Decontamination(Artifact):
-    """Hashed word n-grams of every evaluation prompt, and of how many words: what training data must not contain."""
+    """Hashed word n-grams of all evaluation prompts, which training data must not contain."""
 
     def read(self) -> "pl.DataFrame":
         return read_table(self.path / "ngrams.parquet")
@@ -198,9 +191,10 @@ class Decontamination(Artifact):
 
 @dataclass(frozen=True)
 class Model(Artifact):
-    """A base and at most one adapter. `model.json` says where they lie: here, in another step, or outside the store.
+    """A base and at most one adapter.
 
-    For an adapter it also keeps PEFT's own config (`peft`), of which `name_base` writes the file that PEFT reads.
+    `model.json` says where they are: here, in another step, or outside the store. For an adapter it
+    also keeps PEFT's config (`peft`), from which `write_adapter_config` writes the file for PEFT.
     """
 
     @cached_property
@@ -209,7 +203,7 @@ class Model(Artifact):
 
     @property
     def weights(self) -> Path | str:
-        """What `from_pretrained` opens for the base: a folder, or a hub name together with `revision`."""
+        """What `from_pretrained` opens as base: a folder, or a hub name with `revision`."""
         if "base" in self.record:
             return self._base.weights
         if (self.path / PLACE_FILE).exists():
@@ -231,27 +225,26 @@ class Model(Artifact):
 
     @property
     def remote_code(self) -> bool:
-        return (
-            self._base.remote_code
-            if "base" in self.record
-            else self.record.get("remote_code", False)
-        )
+        if "base" in self.record:
+            return self._base.remote_code
+        return self.record.get("remote_code", False)
 
     @property
     def _base(self) -> "Model":
-        """An adapter names its base as `stage/fingerprint`, beside it in the same store."""
+        """An adapter names its base as `stage/fingerprint` in the same store."""
         return Model(self.path.parent.parent / self.record["base"])
 
-    def metrics(self) -> list[dict[str, Any]]:
+    def read_metrics(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def name_base(model: Model) -> None:
-    """Write the adapter's `adapter_config.json` as `from_pretrained` reads it from any working directory.
+def write_adapter_config(model: Model) -> None:
+    """Write an adapter's `adapter_config.json` so that it opens from any working directory.
 
-    `model.json` keeps what PEFT wrote, with the base by its fingerprint. This adds where the base lies now: a folder
-    by its absolute path, a hub repository by name and revision. So the file is outside content and follows its store.
+    `model.json` keeps what PEFT wrote, with the base as a fingerprint. This adds where the base is
+    now: a folder by its absolute path, a hub repository by name and revision. The file is outside
+    content, so that it can follow a store that is moved.
     """
     assert model.adapter is not None
     weights = model.weights
@@ -266,23 +259,24 @@ def name_base(model: Model) -> None:
 class Samples(Artifact):
     """`samples/*.parquet`: one shard a file, rows by prompt id, setting and index.
 
-    `prompt` and `prompt_token_ids` are what is trained; `asked_token_ids` is what the sampler was asked instead, null
-    where that is the same; `logprob` is of the drawn tokens after what was asked, null where a stop string cut them.
+    `prompt` and `prompt_token_ids` are what is trained. `asked_token_ids` is what the sampler got
+    instead, null where that is the same. `logprob` is that of the sampled tokens given what the
+    sampler got, null where a stop string cut them.
     """
 
-    def shards(self) -> Iterator["pl.DataFrame"]:
+    def read_shards(self) -> Iterator["pl.DataFrame"]:
         yield from _read_shards(self.path / "samples")
 
     def read(self, setting: str | None = None) -> "pl.DataFrame":
         import polars as pl
 
-        table = pl.concat(self.shards())
+        table = pl.concat(self.read_shards())
         return table if setting is None else table.filter(pl.col("setting") == setting)
 
 
 @dataclass(frozen=True)
 class Scores(Artifact):
-    """`scores/*.parquet`: `sample_id, prompt_id, scorer, score` (null when it failed), `status, detail`."""
+    """`scores/*.parquet`: `sample_id, prompt_id, scorer, score` (null: none), `status, detail`."""
 
     def read(self) -> "pl.DataFrame":
         import polars as pl
@@ -294,20 +288,20 @@ class Scores(Artifact):
 class Pairs(Artifact):
     """`train.parquet, dev.parquet, unpaired.parquet, dropped.parquet, funnel.json`."""
 
-    def train(self) -> "pl.DataFrame":
+    def read_train(self) -> "pl.DataFrame":
         return read_table(self.path / "train.parquet")
 
-    def dev(self) -> "pl.DataFrame":
+    def read_dev(self) -> "pl.DataFrame":
         return read_table(self.path / "dev.parquet")
 
-    def thumbs(self) -> "pl.DataFrame":
-        """Single answers with a label, of the prompts in train and dev alike."""
+    def read_unpaired(self) -> "pl.DataFrame":
+        """Single answers with a label, of the prompts in train and in dev."""
         return read_table(self.path / "unpaired.parquet")
 
-    def dropped(self) -> "pl.DataFrame":
+    def read_dropped(self) -> "pl.DataFrame":
         return read_table(self.path / "dropped.parquet")
 
-    def funnel(self) -> dict[str, Any]:
+    def read_funnel(self) -> dict[str, Any]:
         return read_json(self.path / "funnel.json")
 
 
@@ -321,8 +315,11 @@ class Logps(Artifact):
 
 @dataclass(frozen=True)
 class Verdicts(Artifact):
-    """`verdicts.parquet`, a row for each order: `prompt_id, a_id, b_id, order, winner` (a, b or tie; null when it
-    failed), `probability` (that a wins), `judge, model, status, detail`."""
+    """`verdicts.parquet`, a row for each order of the two answers.
+
+    `prompt_id, a_id, b_id, order, winner` (a, b or tie; null when it failed), `probability` (that a
+    wins), `judge, model, status, detail`.
+    """
 
     def read(self) -> "pl.DataFrame":
         return read_table(self.path / "verdicts.parquet")
@@ -330,24 +327,28 @@ class Verdicts(Artifact):
 
 @dataclass(frozen=True)
 class Metrics(Artifact):
-    """One benchmark of one model. `metrics.json`: figures (`task, metric, value, stderr, n, higher_is_better`), which
-    is the chief one, how many prompts were cut. `items.parquet`: `task, doc_id, doc` (a hash), `metric, value` of every
-    question. Where it could not be asked, `absent.txt` says why and there is nothing else."""
+    """One benchmark of one model.
+
+    `metrics.json`: figures (`task, metric, value, stderr, n, higher_is_better`), which of them is
+    the chief one, and how many prompts were cut. `items.parquet`, a row for each question:
+    `task, doc_id, doc` (a hash), `metric, value`. If the benchmark could not run, there is only
+    `absent.txt`, which says why.
+    """
 
     @property
-    def absent(self) -> str | None:
-        path = self.path / ABSENT_FILE
+    def unavailable_reason(self) -> str | None:
+        path = self.path / UNAVAILABLE_FILE
         return path.read_text().strip() if path.exists() else None
 
     def read(self) -> dict[str, Any]:
         return read_json(self.path / "metrics.json")
 
-    def items(self) -> "pl.DataFrame":
+    def read_items(self) -> "pl.DataFrame":
         return read_table(self.path / "items.parquet")
 
 
 class EvalArtifacts(TypedDict, total=False):
-    """What one examined model brings to `evaluate`; what could not be made is not there."""
+    """What one evaluated model brings to `evaluate`, without what could not be made."""
 
     model: Model
     samples: Samples
@@ -357,7 +358,7 @@ class EvalArtifacts(TypedDict, total=False):
 
 
 class ChatSet(TypedDict, total=False):
-    """One set of questions beside the test prompts: what every model answered, and what judges said of it."""
+    """One chat benchmark: its questions, every model's answers, and the judges' verdicts."""
 
     prompts: Prompts
     exams: dict[str, EvalArtifacts]
@@ -391,6 +392,6 @@ MADE_BY: dict[str, type[Artifact]] = {
 def open_artifact(stage: str, path: Path, part: str | None = None) -> Artifact:
     if part == "fence":
         return Decontamination(path / part)
-    if stage == "gate":  # opened as the model that it points to
+    if stage == "gate":  # opens as the model that it points to
         return Model(path.parent.parent / read_json(path / MODEL_FILE)["target"])
     return MADE_BY[stage](path / part if part else path)

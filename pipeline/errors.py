@@ -1,4 +1,4 @@
-"""What a person is told when something cannot go on: what was wrong, where, what was expected, what to type now."""
+"""Errors for the user: what is wrong, where, what was expected, what to type now."""
 
 import errno
 import os
@@ -7,59 +7,64 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-# Exit codes. FOUND is between worker and driver alone: another process built the step meanwhile.
-DONE, BROKE, REFUSED, FOUND, STOPPED = 0, 1, 2, 3, 75
+# Exit codes. Only workers use ALREADY_BUILT: another process built the step in the meantime.
+DONE, FAILED, USER_ERROR, ALREADY_BUILT, INTERRUPTED = 0, 1, 2, 3, 75
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class ReportedError(Exception):
-    """An error whose text is for a person: whatever it quotes, it can be printed and written."""
+    """An error whose text is for the user. Whatever it quotes, it can be printed and written."""
 
-    def __init__(self, *said: object):
-        super().__init__(*(str(one).encode("utf-8", "backslashreplace").decode() for one in said))
+    def __init__(self, *reasons: object):
+        texts = (str(reason).encode("utf-8", "backslashreplace") for reason in reasons)
+        super().__init__(*(text.decode() for text in texts))
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
 
 
 class UserError(ReportedError):
-    """Wrong usage, config or input: exit code 2, its text is printed as it stands and no traceback is shown.
+    """Wrong usage, config or input: exit code 2, its text is printed without a traceback.
 
-    Each argument is a reason by itself.
+    Each argument is one independent reason.
     """
 
 
 class UnrenderableTemplate(UserError):
-    """A chat template does not take these messages; others it may take."""
+    """A chat template cannot render these messages; it may render others."""
 
 
 class StageError(ReportedError):
-    """Something failed while it ran and we know what: exit code 1, its text is printed without a traceback."""
+    """A known failure while a stage ran: exit code 1, its text is printed without a traceback."""
 
 
 _FULL = (
     "Free space, or give other folders (store=FOLDER, runs=FOLDER), and run the same command again:"
     " finished work is kept."
 )
-_OTHER_FOLDER = "Make it writable and readable, or give other folders (store=FOLDER, runs=FOLDER), and run the same command again."
+_OTHER_FOLDER = (
+    "Make it writable and readable, or give other folders (store=FOLDER, runs=FOLDER),"
+    " and run the same command again."
+)
 _REMEDIES = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
     errno.EACCES: _OTHER_FOLDER,
     errno.EPERM: _OTHER_FOLDER,
     errno.EROFS: _OTHER_FOLDER,
-    errno.EIO: "The disk or network share failed: check it (dmesg), then run the same command again.",
-    errno.EMFILE: "Raise the limit of open files (ulimit -n 4096), then run the same command again.",
-    errno.ENFILE: "Close what holds files open on this machine, then run the same command again.",
+    errno.EIO: "The disk or network share failed. Check it (dmesg) and run the same command again.",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n 4096) and run the same command again.",
+    errno.ENFILE: "Close programs that hold files open and run the same command again.",
 }
 _ANY_FAULT = "Check this path and its disk, then run the same command again: finished work is kept."
 
 
 def explain_disk_fault(error: Exception, place: Path | None = None) -> str | None:
-    """What a person needs to know of a fault of the disk; None where the error is another one.
+    """Explain a disk fault to the user; None for any other error.
 
-    `place` is named where the error names no file, as a full disk does. safetensors says a full disk in words alone.
+    `place` is named where the error names no file, as for a full disk. safetensors reports a full
+    disk in its text alone, without an error number.
     """
     number = error.errno if isinstance(error, OSError) else None
     if number is None and os.strerror(errno.ENOSPC) in str(error):
@@ -71,51 +76,54 @@ def explain_disk_fault(error: Exception, place: Path | None = None) -> str | Non
 
 
 def exit_on_signals() -> None:
-    """SIGTERM and SIGINT end this process at once with 75: for the time in which nothing is under way yet.
+    """Exit at once with code 75 on SIGTERM and SIGINT, before any work has started.
 
-    Nothing is raised: an exception in the middle of an import would end in that library's own traceback.
+    Nothing is raised: an exception during an import would end in that library's traceback.
     """
 
     def leave(number: int, frame: Any) -> NoReturn:
-        words = f"stopped by {signal.Signals(number).name}; the same command goes on from here\n"
-        os.write(2, words.encode())
-        os._exit(STOPPED)
+        os.write(2, f"{describe_interrupt(signal.Signals(number).name)}\n".encode())
+        os._exit(INTERRUPTED)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
 
 
-def together(asked: Iterable[Callable[[], Answer]]) -> list[Answer]:
-    """What each of them answers; where some refuse, all that they say, at once."""
-    answers, faults = _collect(asked)
+def describe_interrupt(signal_name: str) -> str:
+    return f"Interrupted ({signal_name}). Run the same command to resume."
+
+
+def run_all(calls: Iterable[Callable[[], Result]]) -> list[Result]:
+    """Every call's result. If any raises a UserError, raise one with all their reasons."""
+    results, faults = _run_each(calls)
     if faults:
         raise UserError(*faults)
-    return answers
+    return results
 
 
-def refusals(asked: Iterable[Callable[[], object]]) -> list[str]:
-    """Every reason of those that refuse, once."""
-    return _collect(asked)[1]
+def collect_faults(calls: Iterable[Callable[[], object]]) -> list[str]:
+    """The reasons of all UserErrors that these calls raise, each once."""
+    return _run_each(calls)[1]
 
 
-def _collect(asked: Iterable[Callable[[], Answer]]) -> tuple[list[Answer], list[str]]:
-    answers, faults = [], dict[str, None]()
-    for one in asked:
+def _run_each(calls: Iterable[Callable[[], Result]]) -> tuple[list[Result], list[str]]:
+    results, faults = [], dict[str, None]()
+    for call in calls:
         try:
-            answers.append(one())
-        except UserError as refusal:
-            faults |= dict.fromkeys(refusal.args)
-    return answers, [*faults]
+            results.append(call())
+        except UserError as error:
+            faults |= dict.fromkeys(error.args)
+    return results, [*faults]
 
 
-def shown(text: str, most: int = 300) -> str:
-    """Text from outside as it can be printed and kept: of this length, without half characters and NUL."""
-    spelled = text[: most + 1].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-    return spelled if len(spelled) <= most else f"{spelled[:most]}…"
+def make_printable(text: str, limit: int = 300) -> str:
+    """Cut text from outside to `limit` characters and escape lone surrogates and NUL."""
+    escaped = text[: limit + 1].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    return escaped if len(escaped) <= limit else f"{escaped[:limit]}…"
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """`Did you mean beta? Known: beta, loss, …` for a word that is none of the known ones."""
+def suggest(word: str, known: list[str]) -> str:
+    """`Did you mean beta? Known: beta, loss, …`, for an unknown word."""
     import difflib
 
     close = difflib.get_close_matches(word, known, n=2)
@@ -123,7 +131,7 @@ def nearest(word: str, known: list[str]) -> str:
     return f"{guess}Known: {', '.join(sorted(known))}"
 
 
-def many(count: int, noun: str, *, grouped: bool = False) -> str:
-    """`grouped`: with commas between thousands, for figures that are read more than typed."""
+def pluralize(count: int, noun: str, *, grouped: bool = False) -> str:
+    """`3 steps`, `1 step`. `grouped` puts commas between thousands."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count:,} {noun}{ending}" if grouped else f"{count} {noun}{ending}"

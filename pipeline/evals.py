@@ -1,6 +1,7 @@
-"""Who is examined around the rounds, and how: the second half of the algorithm, like plan.py it only builds Steps.
+"""How models are evaluated: the second half of the algorithm. Like plan.py it only builds Steps.
 
-An exam is the same stages on other prompts. Only its label knows the round: a model is examined once, whoever asks.
+An evaluation is the stages of a round on dev or test prompts. Its label names the model, not the
+round, so each model is evaluated once on each split.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from pipeline.config import (
 from pipeline.step import Input, Part, Step
 
 EvalSteps = dict[str, Input]
+Duels = dict[str, dict[str, dict[str, Step]]]  # judge → newer model → older model
 
 
 @dataclass(frozen=True)
@@ -30,138 +32,145 @@ class EvalPlan:
     sft: Step
     reward: Step | None
 
-    def of(self, name: str, model: Step, split: Literal["dev", "test"]) -> EvalSteps:
-        part, label = self.prompts / split, f"{split} {name}"
+    def plan_eval(self, name: str, model: Step, split: Literal["dev", "test"]) -> EvalSteps:
+        """A model of this run: its answers, their scores, what its KL needs, and its benchmarks."""
+        (cfg, part, label) = (self.cfg.exam, self.prompts / split, f"{split} {name}")
+        request = cfg.sample.request("exam")
+        samples = Step("sample", request, at=label, knob="exam.sample", policy=model, prompts=part)
+        # The KL from SFT is estimated from SFT's log-probabilities of the model's samples.
+        logps = Step("refer", cfg.refer, at=label, knob="exam.refer", model=self.sft, rows=samples)
         tasks = self.cfg.benchmark if split == "test" else {}
-        asked = self.cfg.exam.sample.request("exam")
-        samples = Step("sample", asked, at=label, knob="exam.sample", policy=model, prompts=part)
+        metrics = {
+            task: Step(
+                "benchmark", block, at=f"{label} {task}", knob=f"benchmark.{task}", model=model
+            )
+            for task, block in tasks.items()
+        }
+        (knob, scorers) = self.cfg.marking_on(split)
         return {
             "model": model,
-            "logps": Step(
-                "refer",
-                self.cfg.exam.refer,
-                at=label,
-                knob="exam.refer",
-                model=self.sft,
-                rows=samples,
-            ),
-            "metrics": {
-                task: Step(
-                    "benchmark", block, at=f"{label} {task}", knob=f"benchmark.{task}", model=model
-                )
-                for task, block in tasks.items()
-            },
+            "logps": logps,
+            "metrics": metrics,
             "samples": samples,
-            "scores": self.marks(*self.cfg.scoring_on(split), label, samples, part),
+            "scores": self.plan_scores(knob, scorers, label, samples, part),
         }
 
-    def marks(
+    def plan_scores(
         self,
         knob: str,
         scorers: ScoreConfig,
         label: str,
         samples: Step,
-        part: Part,
+        prompts: Part,
         best: Step | None = None,
     ) -> Step:
-        reward = self.reward if scorers.uses_reward_stage else None
         return Step(
             "score",
             scorers,
             at=label,
             knob=knob,
             samples=samples,
-            prompts=part,
-            reward=reward,
+            prompts=prompts,
+            reward=self.reward if scorers.asks_reward else None,
             best=best,
         )
 
-    def others(self) -> dict[str, EvalSteps]:
-        return {name: self.other(name, brought) for name, brought in self.cfg.exam.others.items()}
+    def plan_baselines(self) -> dict[str, EvalSteps]:
+        """Models to compare with, which this run neither started from nor trained."""
+        baselines = self.cfg.exam.others
+        return {name: self.plan_baseline(name, model) for name, model in baselines.items()}
 
-    def redrawn(self) -> dict[str, EvalSteps]:
-        return {name: self.again(name, draw) for name, draw in self.cfg.exam.variant_requests()}
-
-    def other(self, name: str, brought: OtherModel) -> EvalSteps:
-        """Asked and marked as ours are; the answers of a model that a server holds are measured in sft's tokens."""
-        part, label, knob = self.prompts / "test", f"test {name}", f"exam.others.{name}"
-        like = self.sft if isinstance(brought, ServedModel) else None
-        model = Step("base", brought, at=label, knob=knob, like=like)
-        asked = self.cfg.exam.sample.request_baseline_answers(brought)
-        samples = Step("sample", asked, at=label, knob=self.asks(name), policy=model, prompts=part)
-        scores = self.marks("exam.score", self.cfg.exam.score, label, samples, part)
-        return {"model": model, "samples": samples, "scores": scores}
-
-    def asks(self, name: str) -> str:
-        """Where it stands who draws a model's answers: a server that holds it, or the exam's own engine."""
-        return (
-            f"exam.others.{name}"
-            if isinstance(self.cfg.exam.others.get(name), ServedModel)
-            else "exam.sample"
-        )
-
-    def again(self, name: str, draw: SampleRequest) -> EvalSteps:
-        """SFT once more: the A/A control, the best of n by the scorer that makes pairs, with a prompt."""
-        part, label = self.prompts / "test", f"test {name}"
-        samples = Step("sample", draw, at=label, knob="exam.sample", policy=self.sft, prompts=part)
-        scorers, best = self.cfg.exam.score, None
-        if name.startswith(BEST_OF_PREFIX):
-            best = self.marks("score", self.cfg.score, label, samples, part)
-            scorers = scorers.for_best_answers(self.cfg.pair.scorer)
-        scores = self.marks("exam.score", scorers, label, samples, part, best)
-        return {"model": self.sft, "samples": samples, "scores": scores}
-
-    def chat(self, name: str, exams: Mapping[str, EvalSteps]) -> dict[str, Input]:
-        """A set of questions beside the test prompts, asked of every model of the table."""
-        block, knob = self.cfg.exam.chats[name], f"exam.chats.{name}"
-        rows = EvaluationQuestions(rows=self.cfg.prompts.evaluation[name])
-        questions = (
-            Step("prompts", rows, at=f"test {name}", knob=f"prompts.evaluation.{name}") / "test"
-        )
-        told: dict[str, EvalSteps] = {}
-        for of, exam in exams.items():
-            draw = self.cfg.exam.sample.request_conversation(
-                block.turns, self.cfg.exam.others.get(of)
-            )
-            label, model = f"test {of} {name}", exam["model"]
-            samples = Step(
-                "sample", draw, at=label, knob=self.asks(of), policy=model, prompts=questions
-            )
-            told[of] = {"model": model, "samples": samples}
-            if block.score:
-                told[of]["scores"] = self.marks(
-                    f"{knob}.score", block.score, label, samples, questions
-                )
+    def plan_controls(self) -> dict[str, EvalSteps]:
+        """SFT once more: as an A/A control, as best of n, and with a prompt."""
         return {
-            "prompts": questions,
-            "exams": told,
-            "duels": self.duels(block.duels, told, questions, knob, name),
+            name: self.plan_control(name, request)
+            for name, request in self.cfg.exam.variant_requests()
         }
 
-    def duels(
+    def plan_baseline(self, name: str, config: OtherModel) -> EvalSteps:
+        """Sampled and scored like the models of this run.
+
+        The answers of a model behind a server are counted in SFT's tokens: its own are not known.
+        """
+        (part, label, knob) = (self.prompts / "test", f"test {name}", f"exam.others.{name}")
+        tokenizer = self.sft if isinstance(config, ServedModel) else None
+        model = Step("base", config, at=label, knob=knob, like=tokenizer)
+        (request, asks) = (
+            self.cfg.exam.sample.request_baseline_answers(config),
+            self.find_sampler_knob(name),
+        )
+        samples = Step("sample", request, at=label, knob=asks, policy=model, prompts=part)
+        scores = self.plan_scores("exam.score", self.cfg.exam.score, label, samples, part)
+        return {"model": model, "samples": samples, "scores": scores}
+
+    def find_sampler_knob(self, name: str) -> str:
+        """Which block of the config samples a model: its own where a server holds the model."""
+        is_served = isinstance(self.cfg.exam.others.get(name), ServedModel)
+        return f"exam.others.{name}" if is_served else "exam.sample"
+
+    def plan_control(self, name: str, request: SampleRequest) -> EvalSteps:
+        """SFT's answers to `request`. Best of n is chosen by the scorer that also chooses pairs."""
+        (part, label) = (self.prompts / "test", f"test {name}")
+        samples = Step(
+            "sample", request, at=label, knob="exam.sample", policy=self.sft, prompts=part
+        )
+        (scorers, best) = (self.cfg.exam.score, None)
+        if name.startswith(BEST_OF_PREFIX):
+            best = self.plan_scores("score", self.cfg.score, label, samples, part)
+            scorers = scorers.for_best_answers(self.cfg.pair.scorer)
+        scores = self.plan_scores("exam.score", scorers, label, samples, part, best)
+        return {"model": self.sft, "samples": samples, "scores": scores}
+
+    def plan_chat(self, name: str, evals: Mapping[str, EvalSteps]) -> dict[str, Input]:
+        """A chat benchmark: a set of questions, other than the test prompts, for every model."""
+        (block, knob) = (self.cfg.exam.chats[name], f"exam.chats.{name}")
+        rows = EvaluationQuestions(rows=self.cfg.prompts.evaluation[name])
+        rows_knob = f"prompts.evaluation.{name}"
+        questions = Step("prompts", rows, at=f"test {name}", knob=rows_knob) / "test"
+        answered: dict[str, EvalSteps] = {}
+        for model_name, steps in evals.items():
+            (label, model) = (f"test {model_name} {name}", steps["model"])
+            baseline = self.cfg.exam.others.get(model_name)
+            samples = Step(
+                "sample",
+                self.cfg.exam.sample.conversation(block.turns, baseline),
+                at=label,
+                knob=self.find_sampler_knob(model_name),
+                policy=model,
+                prompts=questions,
+            )
+            answered[model_name] = {"model": model, "samples": samples}
+            if block.score:
+                answered[model_name]["scores"] = self.plan_scores(
+                    f"{knob}.score", block.score, label, samples, questions
+                )
+        duels = self.plan_duels(block.duels, answered, questions, knob, name)
+        return {"prompts": questions, "exams": answered, "duels": duels}
+
+    def plan_duels(
         self,
         judges: Mapping[str, DuelConfig],
-        exams: Mapping[str, EvalSteps],
-        part: Part,
+        evals: Mapping[str, EvalSteps],
+        prompts: Part,
         knob: str = "exam",
-        *on: str,
-    ) -> dict[str, dict[str, dict[str, Step]]]:
-        """Judge → newer model → older: rounds meet sft and the round before, others sft and the last round."""
-        line = [name for name in exams if name == "sft" or name.startswith("round-")]
-        contests = dict.fromkeys(
-            [*((new, "sft") for new in line[1:]), *zip(line[1:], line, strict=False)]
-        )
-        contests |= dict.fromkeys(
-            (name, old) for name in self.cfg.exam.others for old in dict.fromkeys(("sft", line[-1]))
-        )
-        contests |= {(CONTROL, "sft"): None} if CONTROL in exams else {}
-        fought: dict[str, dict[str, dict[str, Step]]] = {judge: {} for judge in judges}
+        chat: str = "",
+    ) -> Duels:
+        """Rounds meet SFT and the round before; baselines meet SFT and the last round."""
+        line = [name for name in evals if name == "sft" or name.startswith("round-")]
+        matches = [(new, "sft") for new in line[1:]]
+        matches += zip(line[1:], line, strict=False)
+        matches += [(name, old) for name in self.cfg.exam.others for old in ("sft", line[-1])]
+        matches += [(CONTROL, "sft")] if CONTROL in evals else []
+        duels: Duels = {judge: {} for judge in judges}
         for judge, block in judges.items():
-            for new, old in contests:
-                sides = {"a": exams[new]["samples"], "b": exams[old]["samples"]}
-                label = " ".join(("test", new, old, *on))
-                duel = Step(
-                    "duel", block, at=label, knob=f"{knob}.duels.{judge}", prompts=part, **sides
+            for new, old in dict.fromkeys(matches):
+                duels[judge].setdefault(new, {})[old] = Step(
+                    "duel",
+                    block,
+                    at=f"test {new} {old} {chat}".rstrip(),
+                    knob=f"{knob}.duels.{judge}",
+                    prompts=prompts,
+                    a=evals[new]["samples"],
+                    b=evals[old]["samples"],
                 )
-                fought[judge].setdefault(new, {})[old] = duel
-        return fought
+        return duels

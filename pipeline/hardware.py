@@ -1,6 +1,6 @@
-"""What this machine has: devices, their free memory and what they compute in.
+"""What this machine has: devices, their free memory, and the dtypes that they compute in.
 
-Asked of the kernel and of the driver's own tool, which takes no memory of the devices.
+The kernel and nvidia-smi answer, which take no memory of the devices.
 """
 
 import functools
@@ -15,7 +15,8 @@ from pathlib import Path
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 MIB = 1 << 20
-# Peak of dense bfloat16, operations a second, by a part of the name; a training reaches about EFFICIENCY of it.
+# Peak operations a second in dense bfloat16, by a part of the name.
+# A training reaches about EFFICIENCY of it.
 SPEEDS = {
     "H200": 989e12,
     "H100": 989e12,
@@ -28,9 +29,10 @@ SPEEDS = {
 EFFICIENCY = 0.35
 PROC = Path("/proc")
 AUTO = "auto"
-# bfloat16 is computed from this compute capability on (Ampere); a V100 or T4 only converts it.
+# GPUs compute in bfloat16 from this compute capability on (Ampere); a V100 or T4 only converts it.
 BFLOAT16_GPU = 8.0
-# Flags of /proc/cpuinfo. Without one of them torch and vLLM convert each number to float32 and back.
+# Flags of /proc/cpuinfo. Without any of them torch and vLLM convert each number to float32 and
+# back.
 BFLOAT16_CPU = {"amx_bf16", "avx512_bf16"}
 
 
@@ -38,226 +40,216 @@ BFLOAT16_CPU = {"amx_bf16", "avx512_bf16"}
 class Gpu:
     name: str
     memory: int
-    free: int  # what no process holds
-    capability: float  # 0: the driver's tool does not tell it
+    free: int  # bytes that no process holds
+    capability: float  # 0: not known
 
 
-def all_gpus() -> list[Gpu]:
+def list_all_gpus() -> list[Gpu]:
     fields = ["name", "memory.total", "memory.free", "compute_cap"]
-    # Drivers before 2022 do not know compute_cap, and answer nothing at all when it is asked.
-    rows = _smi(*fields) or [[*row, ""] for row in _smi(*fields[:3])]
-    return [_gpu(*row) for row in rows if row[1].isdigit()]
+    # Drivers before 2022 do not know compute_cap, and answer nothing if it is among the fields.
+    rows = _query_nvidia_smi(*fields) or [[*row, ""] for row in _query_nvidia_smi(*fields[:3])]
+    return [_parse_gpu(*row) for row in rows if row[1].isdigit()]
 
 
-def _smi(*fields: str) -> list[list[str]]:
-    asked = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+def _query_nvidia_smi(*fields: str) -> list[list[str]]:
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        listed = subprocess.run(
-            asked, capture_output=True, text=True, check=True, timeout=60
+        listing = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [line.rsplit(", ", len(fields) - 1) for line in listed.splitlines()]
+    rows = [line.rsplit(", ", len(fields) - 1) for line in listing.splitlines()]
     return [row for row in rows if len(row) == len(fields)]
 
 
-def _gpu(name: str, total: str, free: str, capability: str) -> Gpu:
-    known = re.fullmatch(r"\d+\.\d+", capability.strip())
-    there = int(total) * MIB
-    return Gpu(
-        name,
-        there,
-        int(free) * MIB if free.isdigit() else there,
-        float(capability) if known else 0.0,
-    )
+def _parse_gpu(name: str, total: str, free: str, capability: str) -> Gpu:
+    is_known = re.fullmatch(r"\d+\.\d+", capability.strip())
+    memory = int(total) * MIB
+    free_memory = int(free) * MIB if free.isdigit() else memory
+    return Gpu(name, memory, free_memory, float(capability) if is_known else 0.0)
 
 
-def gpus() -> list[Gpu]:
-    """Those that this process may see."""
-    found = all_gpus()
-    if (named := os.environ.get(VISIBLE)) is None:
-        return found
-    wanted = [name.strip() for name in named.split(",") if name.strip()]
-    numbers = [
-        int(name) if name.isdigit() else 0 for name in wanted
-    ]  # a UUID: one of them, all alike
-    return [found[number] for number in numbers if number < len(found)]
+def list_gpus() -> list[Gpu]:
+    """The GPUs that this process may see."""
+    gpus = list_all_gpus()
+    if (visible := os.environ.get(VISIBLE)) is None:
+        return gpus
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    # A UUID counts as the first GPU: the GPUs of a machine are alike.
+    numbers = [int(name) if name.isdigit() else 0 for name in names]
+    return [gpus[number] for number in numbers if number < len(gpus)]
 
 
-def device() -> str:
-    """What computes here, in words that keep two machines' speeds apart."""
-    found = gpus()
-    return (
-        f"{len(found)} x {found[0].name}"
-        if found
-        else f"{os.cpu_count()} cores of {platform.machine()}"
-    )
+def describe_device() -> str:
+    """What computes here, so described that machines of different speed differ."""
+    if gpus := list_gpus():
+        return f"{len(gpus)} x {gpus[0].name}"
+    return f"{os.cpu_count()} cores of {platform.machine()}"
 
 
-def missing_gpus() -> str | None:
-    """What to say when a GPU is asked for by number that is not there: torch would silently train on the CPU."""
-    there = len(all_gpus())
-    named = os.environ.get(VISIBLE, "")
-    wanted = [int(name) for name in named.split(",") if name.strip().isdigit()]
-    if not wanted or max(wanted) < there:
+def explain_missing_gpus() -> str | None:
+    """The error for a GPU number that does not exist: torch would silently train on the CPU."""
+    count = len(list_all_gpus())
+    visible = os.environ.get(VISIBLE, "")
+    numbers = [int(name) for name in visible.split(",") if name.strip().isdigit()]
+    if not numbers or max(numbers) < count:
         return None
     return (
-        f"{VISIBLE}={named}: there is no GPU {max(wanted)} on this machine, which has {there or 'none'}.\n"
-        f"  Give {VISIBLE} the numbers of GPUs that are there (from 0), or {VISIBLE}= to train on the CPU."
+        f"{VISIBLE}={visible}: this machine has no GPU {max(numbers)}: it has {count or 'none'}.\n"
+        f"  Give {VISIBLE} numbers of its GPUs (from 0), or {VISIBLE}= to train on the CPU."
     )
 
 
-# ── what a device computes in ─────────────────────────────────────────────────────────────────────────────────────
+# ── the dtypes of a device ────────────────────────────────────────────────────────────────────────
 
 
-def resolve_dtype(asked: str) -> str:
-    """`auto` becomes the dtype that the device here computes in; anything else stays."""
-    if asked != AUTO:
-        return asked
-    return "bfloat16" if bfloat16_here()[0] else "float32"
+def resolve_dtype(dtype: str) -> str:
+    """`auto` becomes the dtype that this device computes in; anything else stays."""
+    if dtype != AUTO:
+        return dtype
+    return "bfloat16" if check_bfloat16()[0] else "float32"
 
 
-def bfloat16_here() -> tuple[bool, str]:
-    """Whether the device here computes in bfloat16, and why, in words."""
-    return _bfloat16(os.environ.get(VISIBLE))
+def check_bfloat16() -> tuple[bool, str]:
+    """Whether this device computes in bfloat16, and why, in words."""
+    return _check_bfloat16(os.environ.get(VISIBLE))
 
 
-@functools.cache  # a config asks for each of its models, and each time would start the driver's tool
-def _bfloat16(visible: str | None) -> tuple[bool, str]:
-    if found := gpus():
-        least = min(found, key=lambda gpu: gpu.capability)
-        if least.capability >= BFLOAT16_GPU:
-            return True, f"{least.name} computes in it"
-        known = f"compute capability {least.capability:g}, and bfloat16 needs {BFLOAT16_GPU:g}"
-        return (
-            False,
-            f"{least.name} has {known if least.capability else 'no compute capability that is known'}",
-        )
-    if units := BFLOAT16_CPU & cpu_flags(PROC):
+@functools.cache  # a config asks for each of its models, and each call would start nvidia-smi
+def _check_bfloat16(visible: str | None) -> tuple[bool, str]:
+    if gpus := list_gpus():
+        oldest = min(gpus, key=lambda gpu: gpu.capability)
+        if oldest.capability >= BFLOAT16_GPU:
+            return True, f"{oldest.name} computes in it"
+        if not oldest.capability:
+            return False, f"the compute capability of {oldest.name} is not known"
+        too_low = f"compute capability {oldest.capability:g}, and bfloat16 needs {BFLOAT16_GPU:g}"
+        return False, f"{oldest.name} has {too_low}"
+    if units := BFLOAT16_CPU & read_cpu_flags(PROC):
         return True, f"this CPU has {' and '.join(sorted(units))}"
     return False, "this CPU has no bfloat16 units: neither amx_bf16 nor avx512_bf16"
 
 
-def cpu_flags(proc: Path) -> set[str]:
-    """Of the first core; none where the kernel does not tell them as x86's does (macOS, ARM)."""
-    told = re.search(r"^flags\s*:(.*)$", _text(proc / "cpuinfo"), re.MULTILINE)
-    return set(told[1].split()) if told else set()
+def read_cpu_flags(proc: Path) -> set[str]:
+    """The flags of the first core; none where the kernel does not list them (macOS, ARM)."""
+    flags = re.search(r"^flags\s*:(.*)$", _read_text(proc / "cpuinfo"), re.MULTILINE)
+    return set(flags[1].split()) if flags else set()
 
 
-# ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── memory ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def memory() -> tuple[int, str]:
-    """Bytes that this process may come to hold, and where: what is free, with what it holds already.
+def measure_memory() -> tuple[int, str]:
+    """Bytes that this process can hold in all, and where: what is free and what it holds already.
 
-    Of the visible GPU with the least, or of the machine's own memory.
+    Of the visible GPU with the least free memory, or of main memory.
     """
-    if found := gpus():
-        least = min(found, key=lambda gpu: gpu.free)
-        return least.free + _held_of_gpu(), f"free on {least.name}"
-    free, where = free_memory(PROC)
-    return free + held(PROC), where
+    if gpus := list_gpus():
+        fullest = min(gpus, key=lambda gpu: gpu.free)
+        return fullest.free + _measure_process_gpu_memory(), f"free on {fullest.name}"
+    free, where = measure_free_memory(PROC)
+    return free + measure_process_memory(PROC), where
 
 
-def free_memory(proc: Path) -> tuple[int, str]:
-    """Bytes of main memory that can still be taken: by the kernel's count and by the limit of each cgroup."""
-    return min([_available(proc), *_left_in_cgroups(proc)], key=lambda known: known[0])
+def measure_free_memory(proc: Path) -> tuple[int, str]:
+    """Bytes of main memory that are free, by the kernel and by the limit of each cgroup."""
+    return min([_measure_available(proc), *_measure_cgroups(proc)], key=lambda known: known[0])
 
 
-def _available(proc: Path) -> tuple[int, str]:
-    if (size := _kilobytes(proc / "meminfo", "MemAvailable")) is not None:
+def _measure_available(proc: Path) -> tuple[int, str]:
+    if (size := _read_kilobytes(proc / "meminfo", "MemAvailable")) is not None:
         return size, "free in main memory"
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return there, "main memory (how much is free is not known here)"
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total, "main memory (how much is free is not known here)"
 
 
-def held(proc: Path) -> int:
-    """What this process has of main memory, without the files that it maps: those can be dropped."""
-    return _kilobytes(proc / "self" / "status", "RssAnon") or 0
+def measure_process_memory(proc: Path) -> int:
+    """Main memory of this process, without mapped files, which the kernel can drop."""
+    return _read_kilobytes(proc / "self" / "status", "RssAnon") or 0
 
 
-def _kilobytes(file: Path, name: str) -> int | None:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", _text(file), re.MULTILINE)
-    return int(found[1]) << 10 if found else None
+def _read_kilobytes(file: Path, name: str) -> int | None:
+    match = re.search(rf"^{name}:\s+(\d+) kB$", _read_text(file), re.MULTILINE)
+    return int(match[1]) << 10 if match else None
 
 
-def _held_of_gpu() -> int:
-    """By a process that has loaded torch and opened its device; asking loads neither."""
+def _measure_process_gpu_memory() -> int:
+    """GPU memory of this process, if it has loaded torch and opened the device. Loads neither."""
     torch = sys.modules.get("torch")
     return int(torch.cuda.memory_reserved()) if torch and torch.cuda.is_initialized() else 0
 
 
-# Files of a cgroup: the limit, what is in use, and in memory.stat the file cache that the kernel drops first.
+# Files of a cgroup: the limit and the usage; and the key in memory.stat of the file cache that the
+# kernel drops first.
 CGROUP_FILES = {
     "cgroup2": ("memory.max", "memory.current", "inactive_file"),
     "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
 
 
-def _left_in_cgroups(proc: Path) -> Iterator[tuple[int, str]]:
-    """For each cgroup from this process's own up to the root: its limit less what is used of it.
+def _measure_cgroups(proc: Path) -> Iterator[tuple[int, str]]:
+    """For each cgroup from this process's up to the root: its limit less what is used of it.
 
-    Version 1, version 2, or both at once (hybrid): the memory controller belongs to one of them, and the files of the
-    other are not there. A limit counts for everything below it, so the least of them holds.
+    cgroups have version 1, 2 or both (hybrid). The memory controller belongs to one of them, and
+    the other lacks these files. A limit holds for everything below it, so the smallest counts.
     """
-    for mount, root, kind in _cgroup_mounts(proc):
-        own = _own_cgroup(proc, kind)
+    for mount, root, kind in _find_cgroup_mounts(proc):
+        own = _find_own_cgroup(proc, kind)
         if own is None:
             continue
-        inside = (
-            own.removeprefix(root) if root != "/" else own
-        )  # a container may see a part of the tree alone
-        folder = mount / inside.strip("/")
-        for each in (folder, *folder.parents):
-            if each.is_relative_to(mount) and (left := _left(each, kind)) is not None:
-                yield left, f"free below the limit of {each}"
+        # A container may see only a part of the tree.
+        path = own.removeprefix(root) if root != "/" else own
+        folder = mount / path.strip("/")
+        for cgroup in (folder, *folder.parents):
+            if cgroup.is_relative_to(mount) and (left := _measure_left(cgroup, kind)) is not None:
+                yield left, f"free below the limit of {cgroup}"
 
 
-def _cgroup_mounts(proc: Path) -> Iterator[tuple[Path, str, str]]:
-    """Where the tree of the memory controller is mounted, which part of the tree that is, and its version."""
-    for line in _text(proc / "self" / "mountinfo").splitlines():
+def _find_cgroup_mounts(proc: Path) -> Iterator[tuple[Path, str, str]]:
+    """Mounts of the memory controller: where, which part of the tree, and the version."""
+    for line in _read_text(proc / "self" / "mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2)
         if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
-            root, mount = (
-                re.sub(r"\\(\d{3})", lambda o: chr(int(o[1], 8)), at)
-                for at in before.split(" ")[3:5]
-            )
+            root, mount = (_unescape(path) for path in before.split(" ")[3:5])
             yield Path(mount), root, kind
 
 
-def _own_cgroup(proc: Path, kind: str) -> str | None:
+def _unescape(path: str) -> str:
+    """A path of mountinfo, in which a space is `\\040`."""
+    return re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), path)
+
+
+def _find_own_cgroup(proc: Path, kind: str) -> str | None:
     """This process's path in the tree: `0::PATH` of version 2, `N:memory:PATH` of version 1."""
-    for line in _text(proc / "self" / "cgroup").splitlines():
+    for line in _read_text(proc / "self" / "cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
-        if (
-            (number == "0" and not controllers)
-            if kind == "cgroup2"
-            else "memory" in controllers.split(",")
-        ):
+        is_version_2 = number == "0" and not controllers
+        if is_version_2 if kind == "cgroup2" else "memory" in controllers.split(","):
             return path
     return None
 
 
-def _left(folder: Path, kind: str) -> int | None:
+def _measure_left(folder: Path, kind: str) -> int | None:
     limit, usage, cache = CGROUP_FILES[kind]
-    most, used = (_text(folder / name).strip() for name in (limit, usage))
-    if not (most.isdigit() and used.isdigit()):  # `max`, or not a cgroup that limits memory
+    total, used = (_read_text(folder / name).strip() for name in (limit, usage))
+    if not (total.isdigit() and used.isdigit()):  # `max`, or not a cgroup that limits memory
         return None
-    dropped = re.search(rf"^{cache} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
-    return max(0, int(most) - int(used) + (int(dropped[1]) if dropped else 0))
+    cached = re.search(rf"^{cache} (\d+)$", _read_text(folder / "memory.stat"), re.MULTILINE)
+    return max(0, int(total) - int(used) + (int(cached[1]) if cached else 0))
 
 
-def _text(file: Path) -> str:
-    """Empty where it is not there or may not be read."""
+def _read_text(file: Path) -> str:
+    """Empty where the file is missing or unreadable."""
     try:
         return file.read_text()
     except (OSError, UnicodeDecodeError):
         return ""
 
 
-def speed() -> float | None:
-    """Operations a second that a training reaches on one of the GPUs; None where nobody knows."""
-    names = [gpu.name for gpu in gpus()]
-    known = [peak for part, peak in SPEEDS.items() if names and part in names[0]]
-    return max(known) * EFFICIENCY if known else None
+def estimate_speed() -> float | None:
+    """Operations a second that a training reaches on one of the GPUs; None if not known."""
+    names = [gpu.name for gpu in list_gpus()]
+    peaks = [peak for part, peak in SPEEDS.items() if names and part in names[0]]
+    return max(peaks) * EFFICIENCY if peaks else None

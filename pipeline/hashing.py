@@ -1,4 +1,4 @@
-"""What enters identity from outside the config: the bytes of local files and the commits of hub repositories."""
+"""What enters identity from outside the config: local files' bytes and hub commits."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 BLOCK = 1 << 22
 
 
-def sha256_of(path: Path) -> str:
+def hash_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while data := file.read(BLOCK):
@@ -19,48 +19,48 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def canonical_json(value: Any) -> str:
-    """The one spelling of a value that is hashed; what is not JSON, NaN included, raises."""
+def to_canonical_json(value: Any) -> str:
+    """The one spelling of a value that is hashed. Raises for what is not JSON, such as NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
 
 
-def digest_of(value: Any) -> str:
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+def hash_json(value: Any) -> str:
+    return hashlib.sha256(to_canonical_json(value).encode()).hexdigest()
 
 
-def without_runtime(config: Any) -> Any:
-    """A config as it stands in `step.json`, without what changes no result."""
+def drop_runtime(config: Any) -> Any:
+    """A config as in `step.json`, without `runtime`, which changes no result."""
     if isinstance(config, dict):
-        return {name: without_runtime(value) for name, value in config.items() if name != "runtime"}
-    return [without_runtime(item) for item in config] if isinstance(config, list) else config
+        return {name: drop_runtime(value) for name, value in config.items() if name != "runtime"}
+    return [drop_runtime(item) for item in config] if isinstance(config, list) else config
 
 
-def content(manifest: dict[str, Any], part: str | None = None) -> str:
-    """The hash of what a step made (or of one part of it): of names, sizes and hashes, not of when or how long."""
+def hash_content(manifest: dict[str, Any], part: str | None = None) -> str:
+    """Hash what a step made, or one part of it: names, sizes and hashes, not dates or durations."""
     files = [f for f in manifest["files"] if part is None or f["path"].startswith(f"{part}/")]
-    return digest_of(sorted((f["path"], f["size"], f["sha256"]) for f in files))[:16]
+    return hash_json(sorted((f["path"], f["size"], f["sha256"]) for f in files))[:16]
 
 
 class ContentCache:
-    """Content hashes of local files by path, size, mtime and inode: a model of 16 GB is read once, not each time."""
+    """Hashes of local files by path, size, mtime and inode, so that a 16 GB model is read once."""
 
     def __init__(self, file: Path):
         self.file = file
-        self._known = _read(file)
+        self._known = _read_cache(file)
         self._new = False
 
-    def of(self, path: Path) -> str:
-        """A file's hash, or that of a folder's names and hashes."""
+    def hash_path(self, path: Path) -> str:
+        """Hash a file, or the names and hashes of a folder's files."""
         path = path.expanduser()
         if path.is_dir():
             inside = sorted(
-                p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path))
+                p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path))
             )
-            return digest_of({str(p.relative_to(path)): self._file(p) for p in inside})
+            return hash_json({str(p.relative_to(path)): self._hash_file(p) for p in inside})
         if path.is_file():
-            return self._file(path)
+            return self._hash_file(path)
         raise FileNotFoundError(path)
 
     def save(self) -> None:
@@ -71,29 +71,29 @@ class ContentCache:
         scratch.write_text(json.dumps(self._known))
         scratch.rename(self.file)
 
-    def _file(self, path: Path) -> str:
+    def _hash_file(self, path: Path) -> str:
         stat = path.stat()
         key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
         if key not in self._known:
-            self._known[key] = sha256_of(path)
+            self._known[key] = hash_file(path)
             self._new = True
         return self._known[key]
 
 
-def _read(file: Path) -> dict[str, str]:
-    """What was remembered; a cache that cannot be read is an empty one, and everything is hashed again."""
+def _read_cache(file: Path) -> dict[str, str]:
+    """An unreadable cache counts as empty: everything is hashed again."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
 
 
-def _hidden(relative: Path) -> bool:
+def _is_hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts)
 
 
-def here(weights: Path | str, revision: str | None) -> Path | None:
-    """The folder of a model: its own, or where a hub repository was downloaded before. No network is asked."""
+def find_local_folder(weights: Path | str, revision: str | None) -> Path | None:
+    """A local model's folder, or the cached download of a hub repository. Uses no network."""
     if isinstance(weights, Path):
         return weights
     from huggingface_hub import try_to_load_from_cache
@@ -102,26 +102,26 @@ def here(weights: Path | str, revision: str | None) -> Path | None:
     return Path(file).parent if isinstance(file, str) else None
 
 
-def commit_of(name: str, revision: str | None) -> str:
-    """The commit that a hub repository's revision points to now; a dataset's name begins with `datasets/`."""
+def resolve_commit(name: str, revision: str | None) -> str:
+    """The commit that a hub revision points to now. A dataset's name begins with `datasets/`."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        data = name.removeprefix("datasets/")
-        info = HfApi().model_info if data == name else HfApi().dataset_info
-        sha = info(data, revision=revision).sha
+        repository = name.removeprefix("datasets/")
+        is_model = repository == name
+        info = HfApi().model_info if is_model else HfApi().dataset_info
+        sha = info(repository, revision=revision).sha
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        where = f" at revision {revision}" if revision else ""
         raise UserError(
-            f"{name}{f' at revision {revision}' if revision else ''}: no such repository on the hub, no local folder.\n"
-            f"  Check the name, set HF_TOKEN when it is gated, or give a folder as ./{name}."
+            f"{name}{where}: no such repository on the hub, and no local folder of this name.\n"
+            f"  Check the name, set HF_TOKEN if it is gated, or give a folder as ./{name}."
         ) from error
-    except (
-        Exception
-    ) as error:  # the hub's client lets its transport's own errors through, whatever that is today
+    except Exception as error:  # the hub's client lets errors of its transport through
         raise UserError(
-            f"{name}: no such folder is here, and the hub cannot be reached to find its commit"
-            f" ({type(error).__name__}).\n"
+            f"{name}: no local folder of this name, and the hub cannot be reached to find its"
+            f" commit ({type(error).__name__}).\n"
             f"  Give the commit as revision, or a local folder."
         ) from error
     assert sha is not None

@@ -1,4 +1,4 @@
-"""A run opened from Python: its tables as polars frames (`.to_pandas()`), its models as paths for `from_pretrained`."""
+"""A run opened from Python: tables as polars frames, models as paths for `from_pretrained`."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,11 @@ from pipeline.artifacts import Artifact, Model, Pairs, open_artifact, read_table
 
 
 class Run:
-    """What a run has made or reused. A stage that ran in several rounds gives its last one, unless one is named."""
+    """What a run has made or reused. Of a stage that ran in several rounds, the last by default."""
 
     def __init__(self, path: Path):
         if not (path / "store").is_dir():
-            raise FileNotFoundError(
-                f"{path}: no run lies here. Give runs/latest or runs/RECIPE/TIME."
-            )
+            raise FileNotFoundError(f"{path}: no run here. Give runs/latest or runs/RECIPE/TIME.")
         self.path = path
 
     def steps(self) -> pl.DataFrame:
@@ -29,28 +27,32 @@ class Run:
         ending = "" if label is None else f"-{label}".replace(" ", "-")
         rounds = [f"{stage}-[0-9]*", stage] if label is None else [f"{stage}{ending}"]
         for name in rounds:
-            if found := sorted((self.path / "store").glob(f"[0-9]*-{name}")):
-                return open_artifact(stage, found[-1].resolve())
-        raise LookupError(f"{self.path} has no {stage}{ending}. It has: {', '.join(self._names())}")
+            if links := sorted((self.path / "store").glob(f"[0-9]*-{name}")):
+                return open_artifact(stage, links[-1].resolve())
+        known = ", ".join(self._list_names())
+        raise LookupError(f"{self.path} has no {stage}{ending}. It has: {known}")
 
     samples = property(lambda self: self.artifact("sample").read())
     scores = property(lambda self: self.artifact("score").read())
-    answers = property(lambda self: read_table(self._report().path / "answers.parquet"))
-    report = property(lambda self: self._report().read())
+    answers = property(lambda self: read_table(self._open_report().path / "answers.parquet"))
+    report = property(lambda self: self._open_report().read())
 
     @property
     def pairs(self) -> pl.DataFrame:
-        made: Pairs = self.artifact("pair")
-        parts = {"train": made.train(), "dev": made.dev()}
+        pairs: Pairs = self.artifact("pair")
+        parts = {"train": pairs.read_train(), "dev": pairs.read_dev()}
         return pl.concat([table.with_columns(split=pl.lit(name)) for name, table in parts.items()])
 
     @property
     def model(self) -> Model:
-        """The last round's: `AutoModelForCausalLM.from_pretrained(run.model.weights)`, an adapter at `.adapter`."""
+        """The last round's: `AutoModelForCausalLM.from_pretrained(run.model.weights)`.
+
+        An adapter is at `.adapter`.
+        """
         return self.artifact("train")
 
-    def _report(self) -> Artifact:
+    def _open_report(self) -> Artifact:
         return self.artifact("evaluate", "report")
 
-    def _names(self) -> list[str]:
+    def _list_names(self) -> list[str]:
         return [path.name.partition("-")[2] for path in sorted((self.path / "store").iterdir())]

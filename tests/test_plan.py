@@ -1,4 +1,4 @@
-"""Identity: what is built anew when something changes, and what is not. Toy stages through the real runner."""
+"""Identity: what is rebuilt when something changes. Toy stages through the real runner."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.plan import plan
-from pipeline.step import Step, floats
+from pipeline.step import Step, has_floating_revision
 from tests.support.house import SMALL, Toys, composed, fingerprints, named
 
 GOLDEN = Path(__file__).parent / "golden" / "smoke.json"
@@ -69,7 +69,7 @@ def test_a_prompt_file_enters_by_content_not_by_place(tmp_path):
 
 
 def test_the_smoke_plan_has_the_fingerprints_it_had():
-    """A changed fingerprint rebuilds everybody's store: let it be a decision, then write the new ones down."""
+    """A changed fingerprint rebuilds every store: decide it, then write the new ones down."""
     assert fingerprints("recipes=smoke") == json.loads(GOLDEN.read_text())
 
 
@@ -165,8 +165,8 @@ def test_on_dev_nothing_is_drawn_again():
 
 def test_a_floating_hub_revision_marks_everything_after_it():
     steps = named(plan(composed(*SMALL, "sft.revision=null")))
-    assert floats(steps["train@1"]) and not floats(steps["prompts@0"])
-    assert not floats(named(plan(composed(*SMALL)))["train@1"])
+    assert has_floating_revision(steps["train@1"]) and not has_floating_revision(steps["prompts@0"])
+    assert not has_floating_revision(named(plan(composed(*SMALL)))["train@1"])
 
 
 def test_an_input_that_is_no_step_is_refused():

@@ -1,8 +1,8 @@
-"""Counts as a person says them: one is one."""
+"""Counts in words: one is singular."""
 
 import pytest
 
-from pipeline.errors import many
+from pipeline.errors import pluralize
 
 SAID = "0 rows", "1 row", "2 rows", "1 process", "3 processes"
 
@@ -10,11 +10,11 @@ SAID = "0 rows", "1 row", "2 rows", "1 process", "3 processes"
 @pytest.mark.parametrize("said", SAID)
 def test_a_count_and_its_noun_agree(said):
     count, noun = said.split()
-    assert many(int(count), {"rows": "row", "processes": "process"}.get(noun, noun)) == said
+    assert pluralize(int(count), {"rows": "row", "processes": "process"}.get(noun, noun)) == said
 
 
 def test_figures_that_are_read_have_commas():
-    assert (many(12000, "pair"), many(12000, "pair", grouped=True)) == (
+    assert (pluralize(12000, "pair"), pluralize(12000, "pair", grouped=True)) == (
         "12000 pairs",
         "12,000 pairs",
     )

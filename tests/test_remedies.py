@@ -1,8 +1,8 @@
-"""What a message says to type works when it is typed: found in the source's own words, and held against the config.
+"""What a message says to type works when typed: read from the source, checked against the config.
 
-Every `key=value` in a text of pipeline/ is looked up: the key has to be a knob (of the block that says it, or of the
-whole config), and its value one that the knob takes. `group@place=choice` is composed. So are make's targets, modules
-and flags.
+Every `key=value` in a text of pipeline/ is checked: the key has to be a knob (of the block that
+mentions it, or of the whole config), and its value one that the knob takes. `group@place=choice` is
+composed. Make's targets, modules and flags are checked too.
 """
 
 import ast
@@ -139,21 +139,23 @@ class Remedy(NamedTuple):
     value: str
 
 
-# ── what the source says ──────────────────────────────────────────────────────────────────────────────────────────
+# ── what the source says ──────────────────────────────────────────────────────────────────────────
+
+
+def text_of(part: ast.expr) -> str:
+    """A constant of an f-string as it is, what is filled in as <its source>."""
+    if isinstance(part, ast.Constant):
+        return part.value
+    source = ast.unparse(part.value)
+    return f"<{source.replace('=', ' is ').replace('<', '[').replace('>', ']')}>"
 
 
 def texts(path: Path) -> Iterator[tuple[int, str | None, str]]:
-    """Every text that is no docstring: its line, the class around it, itself; what is filled in stands in <>."""
+    """Every text that is not a docstring: its line, its class, itself, with placeholders in <>."""
 
     def visit(node: ast.AST, block: str | None) -> Iterator[tuple[int, str | None, str]]:
         if isinstance(node, ast.JoinedStr):
-            parts = (
-                p.value
-                if isinstance(p, ast.Constant)
-                else f"<{ast.unparse(p.value).replace('=', ' is ').replace('<', '[').replace('>', ']')}>"
-                for p in node.values
-            )
-            yield node.lineno, block, "".join(parts)
+            yield node.lineno, block, "".join(map(text_of, node.values))
             inner = [value.value for value in node.values if isinstance(value, ast.FormattedValue)]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, block, node.value
@@ -195,7 +197,7 @@ def test_the_source_says_many_things_to_type():
     }
 
 
-# ── what can be typed ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what can be typed ─────────────────────────────────────────────────────────────────────────────
 
 
 @functools.cache
@@ -224,7 +226,7 @@ def blocks(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 @functools.cache
 def places_of(block: str) -> set[tuple[str, ...]]:
-    """Where a block of this class, or of one that inherits it, stands in one of the configs."""
+    """Where one of the configs has a block of this class or of one that inherits it."""
     kind = getattr(config, block, None)
     if not (isinstance(kind, type) and issubclass(kind, Block)):
         return set()
@@ -333,7 +335,7 @@ def test_every_knob_that_a_message_names_is_one_and_takes_the_value():
     assert wrong == []
 
 
-# ── without a value, and what is no override ──────────────────────────────────────────────────────────────────────
+# ── without a value, and what is not an override ──────────────────────────────────────────────────
 
 ROOTS = "|".join(sorted(set(Config.model_fields) - {"recipe", "command"}))
 DOTTED = re.compile(
@@ -384,7 +386,7 @@ def test_every_command_and_module_that_a_message_names_is_there():
         assert importlib.util.find_spec(module), module
 
 
-# ── typed for good ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── typed for good ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ from pipeline.step import Step
 
 @pytest.fixture
 def run(tmp_path):
-    """Two rounds of pairs and samples, an exam's samples, a model; as a story's links into a store."""
+    """Two rounds of pairs and samples, an evaluation's samples, a model; as links of a run."""
     for place, label in enumerate(
         ["pair-1", "sample-1", "pair-2", "sample-2", "sample-test-sft", "train-2"]
     ):
@@ -53,13 +53,13 @@ def test_the_last_round_unless_another_is_named(run):
 def test_what_is_not_there_is_said_with_what_is(run, tmp_path):
     with pytest.raises(LookupError, match=r"no score. It has: pair-1, sample-1.*train-2"):
         run.scores  # noqa: B018
-    with pytest.raises(FileNotFoundError, match="no run lies here"):
+    with pytest.raises(FileNotFoundError, match="no run here"):
         pipeline.open(tmp_path / "elsewhere")
 
 
 def test_links_past_a_hundred_steps_still_lie_in_the_order_of_the_plan(tmp_path):
     for number, round_ in ((9, 1), (99, 2), (100, 3)):
-        executor._link(tmp_path, Step("pair", Block(), round_), tmp_path / "none", number)
+        executor._link_step(tmp_path, Step("pair", Block(), round_), tmp_path / "none", number)
     assert [path.name.rpartition("-")[2] for path in sorted((tmp_path / "store").iterdir())] == [
         "1",
         "2",

@@ -1,4 +1,4 @@
-"""The wheel by itself: conf/ and recipes/ are in it, and planning needs the light packages alone."""
+"""The wheel by itself: conf/ and recipes/ are in it, and planning needs the light packages only."""
 
 import shutil
 import subprocess
@@ -31,7 +31,7 @@ LIGHT = (
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: setuptools leaves its own folders beside what it builds."""
+    """Built from a copy: setuptools leaves its own folders next to what it builds."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in SOURCES:
         place = HOUSE / name
@@ -78,7 +78,10 @@ def test_an_installed_wheel_plans_without_anything_heavy(wheel, tmp_path):
     ):  # hydra finds its plugins by metadata
         record = Path(str(metadata.distribution(name)._path))
         (site / record.name).symlink_to(record)
-    code = f"import sys; sys.path.insert(0, {str(site)!r}); from pipeline.__main__ import main; sys.exit(main())"
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r});"
+        " from pipeline.__main__ import main; sys.exit(main())"
+    )
     words = ["plan", "recipes=smoke"]
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, *words],

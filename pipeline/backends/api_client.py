@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.errors import UserError, shown
+from pipeline.errors import UserError, make_printable
 
 SHOWN = 200  # characters of what a server says
 MOST_TOKENS = 10**9  # of one reply: what claims more is no count
@@ -105,7 +105,7 @@ def card_of(knob: str, place: Place, model: str) -> dict[str, Any]:
         ) from None
     if model not in cards:
         raise UserError(
-            f"{knob}.model={model}: {url} does not serve it, but {shown(', '.join(cards)) or 'nothing'}.\n"
+            f"{knob}.model={model}: {url} does not serve it, but {make_printable(', '.join(cards)) or 'nothing'}.\n"
             f"  Give the name that it has there, or start the server with --served-model-name {model}."
         )
     return cards[model]
@@ -213,4 +213,6 @@ def masked(text: str) -> str:
 
 def _quoted(place: Place, text: str) -> str:
     key = _held(place)
-    return shown(" ".join(masked(text.replace(key, "[the key]") if key else text).split()), SHOWN)
+    return make_printable(
+        " ".join(masked(text.replace(key, "[the key]") if key else text).split()), SHOWN
+    )

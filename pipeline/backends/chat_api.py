@@ -13,7 +13,7 @@ from pipeline.backends.chat import Chat
 from pipeline.backends.endpoint import is_text
 from pipeline.backends.in_flight import RequestPool
 from pipeline.config import Limits, ServedModel
-from pipeline.errors import UserError, shown
+from pipeline.errors import UserError, make_printable
 
 SHOWN = 40  # characters of why a server ended an answer
 
@@ -87,7 +87,7 @@ class ByName:
                     request.sample_id, whole, None, why, text, _billed(reply, request, len(ids))
                 )
             case {"choices": [{"finish_reason": str(why)}, *_]}:
-                reason = f"the server ended it with {shown(why, SHOWN)} and gave no text"
+                reason = f"the server ended it with {make_printable(why, SHOWN)} and gave no text"
                 return Failed(request.sample_id, reason, _billed(reply, request, 0))
             case _:
                 return Failed(request.sample_id, "the reply is no chat completion")

@@ -15,7 +15,7 @@ from pipeline.backends.chat import Chat
 from pipeline.backends.in_flight import RequestPool
 from pipeline.backends.policy_check import check_measured, check_named
 from pipeline.config import EndpointBackend, Limits
-from pipeline.errors import UserError, shown
+from pipeline.errors import UserError, make_printable
 
 # The server's own generation config would add these where a request is silent.
 AS_ASKED = {"repetition_penalty": 1.0, "top_k": 0}
@@ -135,7 +135,7 @@ class Endpoint:
         if choice.finish_reason not in ("stop", "length"):
             return Failed(
                 request.sample_id,
-                f"the server ended it with {shown(str(choice.finish_reason), 40)}",
+                f"the server ended it with {make_printable(str(choice.finish_reason), 40)}",
             )
         if not self.cfg.require_token_ids:
             return self._cut_again(request, choice)

@@ -16,7 +16,7 @@ from pipeline.backends.lora_support import engine_rank
 from pipeline.backends.stopping import Stopper
 from pipeline.config import Limits, VllmBackend
 from pipeline.errors import StageError, UserError
-from pipeline.hashing import here
+from pipeline.hashing import find_local_folder
 from pipeline.resources import inference_memory
 
 if TYPE_CHECKING:
@@ -70,14 +70,17 @@ class Vllm:
 
     def _check_memory(self, model: Model, platform: Any) -> None:
         """An engine that runs out of memory says so after minutes, and in other words."""
-        if not platform.is_cuda_alike() or (files := here(model.weights, model.revision)) is None:
+        if (
+            not platform.is_cuda_alike()
+            or (files := find_local_folder(model.weights, model.revision)) is None
+        ):
             return
         needs, runtime = (
             inference_memory.needs_in(files, self.cfg.dtype, self._longest()),
             self.cfg.runtime,
         )
         device = platform.get_device_total_memory()
-        free = min((gpu.free for gpu in hardware.gpus()), default=device)
+        free = min((gpu.free for gpu in hardware.list_gpus()), default=device)
         place = inference_memory.Place(
             self.knob, device, runtime.memory, runtime.tensor_parallel, free=free
         )

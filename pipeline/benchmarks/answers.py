@@ -23,7 +23,7 @@ from pipeline.backends.vllm import (
 from pipeline.config import BenchmarkConfig, TransformersBackend, VllmBackend
 from pipeline.errors import StageError, UserError
 from pipeline.models import loading
-from pipeline.progress import Progress, say_phase
+from pipeline.progress import Progress, print_phase
 
 CHUNK = 512  # requests; never from `runtime`, so that a resumed run finds the same chunks
 CELLS = (
@@ -35,11 +35,11 @@ MERGED = "merged"  # an adapter merged for vLLM; gone before anything is publish
 def opened(cfg: BenchmarkConfig, knob: str, model: Model, scratch: Path) -> LM:
     """lm-eval's own way to each of the two engines."""
     if isinstance(cfg.backend, VllmBackend):
-        say_phase("starting the vLLM engine")
+        print_phase("starting the vLLM engine")
         return _by_vllm(cfg, cfg.backend, knob, model, scratch)
     from lm_eval.models.huggingface import HFLM
 
-    say_phase("loading the model")
+    print_phase("loading the model")
     return HFLM(
         pretrained=loading.load(model, cfg.backend.dtype),
         tokenizer=loading.load_tokenizer(model),

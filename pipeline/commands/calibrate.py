@@ -1,7 +1,8 @@
-"""`strop calibrate FILE [scorer=NAME,…] [key=value …]`: scorers against people's verdicts on pairs.
+"""`strop calibrate FILE [scorer=NAME,…] [key=value …]`: scorers against annotators' verdicts.
 
-A scorer is one of score.scorers (`+scorer@score.scorers.judge=FILE` mounts one, a recipe may bring it). Beside it stand
-two who read nothing: longer wins, and a coin. Prints a table, writes calibration.json (out=PATH).
+A scorer is one of score.scorers: from a recipe, or added by `+scorer@score.scorers.judge=FILE`. Two
+baselines read nothing: the longer answer wins, and a coin. Prints a table and writes it to
+calibration.json (out=PATH).
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from typing import Any
 from pipeline.artifacts import read_json, write_json
 from pipeline.config import Block, EnsembleScorer, ScoreConfig
 from pipeline.config.compose import Arguments, compose_block
-from pipeline.errors import BROKE, REFUSED, StageError, UserError, many, nearest
+from pipeline.errors import FAILED, USER_ERROR, StageError, UserError, pluralize, suggest
 from pipeline.report.analysis.agreement import (
     LabelledPair,
     calibrate,
@@ -36,92 +37,87 @@ from pipeline.scorers.ensemble import combine_scores
 from pipeline.scorers.human_pairs import HumanComparison, read_human_comparisons
 
 USAGE = "strop calibrate FILE [scorer=NAME,…] [out=calibration.json] [recipes=NAME] [key=value …]"
-LONGER, COIN, PEOPLE = "longer wins", "random", "people"
+LONGER, COIN, ANNOTATORS = "longer wins", "random", "people"
 
 Verdicts = dict[str, float | None]
 
 
-class Calibrated(Block):
+class CalibrateConfig(Block):
     score: ScoreConfig
 
 
 def main(arguments: list[str]) -> int:
     try:
-        file, names, out, overrides = parsed(arguments)
+        file, names, out, overrides = parse_arguments(arguments)
         check_out(out)
         judged = read_human_comparisons(file)
-        cfg = compose_block(Arguments.parse(overrides), Calibrated).score
-        told = calibrated(judged, {name: verdicts_by(cfg, name, judged) for name in names})
+        cfg = compose_block(Arguments.parse(overrides), CalibrateConfig).score
+        verdicts = {name: collect_verdicts(cfg, name, judged) for name in names}
+        results = summarize_calibration(judged, verdicts)
     except (UserError, StageError) as fault:
         print(fault, file=sys.stderr)
-        return REFUSED if isinstance(fault, UserError) else BROKE
-    write_json(out, {"file": file.name, **told})
-    show([*lines(told), str(out)])
+        return USER_ERROR if isinstance(fault, UserError) else FAILED
+    write_json(out, {"file": file.name, **results})
+    print_lines([*format_lines(results), str(out)])
     return 0
 
 
-def show(told: list[str]) -> None:
-    """A reader that has seen enough, such as `head`, is no fault."""
+def print_lines(lines: list[str]) -> None:
+    """Print; a reader that leaves early, such as `head`, causes no error."""
     try:
-        print("\n".join(told), flush=True)
+        print("\n".join(lines), flush=True)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # for what Python itself writes at its end
+        # For what Python writes when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def parsed(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:
-    own = {
-        key: value
-        for word in arguments
-        for key, _, value in [word.partition("=")]
-        if key in ("scorer", "out")
-    }
+def parse_arguments(arguments: list[str]) -> tuple[Path, list[str], Path, list[str]]:
+    pairs = [word.partition("=") for word in arguments]
+    options = {key: value for key, _, value in pairs if key in ("scorer", "out")}
     rest = [word for word in arguments if word.partition("=")[0] not in ("scorer", "out")]
     if not rest or "=" in rest[0]:
-        raise UserError(f"Give the file of people's verdicts first: {USAGE}")
-    names = [name for name in own.get("scorer", "").split(",") if name]
-    return Path(rest[0]), names, Path(own.get("out", "calibration.json")), rest[1:]
+        raise UserError(f"Give the file of annotators' verdicts first: {USAGE}")
+    names = [name for name in options.get("scorer", "").split(",") if name]
+    return Path(rest[0]), names, Path(options.get("out", "calibration.json")), rest[1:]
 
 
 def check_out(out: Path) -> None:
-    """A table of an earlier call is written over; anything else that lies there is somebody's."""
+    """Refuse to overwrite anything but the table of an earlier call."""
     if out.is_dir() or not out.name:
         raise UserError(
-            f"out={out}: a folder is there, and one file is written. Give a new file: out=calibration.json"
+            f"out={out}: this is a folder, and a file is needed.\n"
+            "  Give a new file: out=calibration.json"
         )
     if out.exists():
         try:
-            told = read_json(out)
+            table = read_json(out)
         except UserError:
-            told = None
-        if not isinstance(told, dict) or not {"people_prefer", "scorers"} <= told.keys():
+            table = None
+        if not isinstance(table, dict) or not {"people_prefer", "scorers"} <= table.keys():
             raise UserError(
-                f"out={out}: it is there already, and is no table that calibrate wrote. Nothing was written.\n"
+                f"out={out}: this file is not from calibrate. Nothing was written.\n"
                 "  Give a new file: out=calibration.json"
             )
 
 
-# ── verdicts of a scorer ──────────────────────────────────────────────────────────────────────────────────────────
+# ── verdicts of a scorer ──────────────────────────────────────────────────────────────────────────
 
 
-def verdicts_by(
+def collect_verdicts(
     cfg: ScoreConfig, name: str, judged: list[HumanComparison]
 ) -> tuple[Verdicts, Verdicts]:
-    """In the file's order of answers, and as said of that order when each pair is asked the other way round."""
+    """A scorer's verdicts with the answers in the file's order, and with each pair swapped."""
     if name not in cfg.scorers:
-        raise UserError(
-            f"scorer={name}: there is no such scorer in score.scorers. {nearest(name, list(cfg.scorers))}"
-        )
-    answers = [answer for pair in judged for answer in answers_to(pair)]
-    turned = [answer for pair in judged for answer in reversed(answers_to(pair))]
-    return compared(marks_by(cfg, name, answers), judged), compared(
-        marks_by(cfg, name, turned), judged
-    )
+        known = suggest(name, list(cfg.scorers))
+        raise UserError(f"scorer={name}: score.scorers has no such scorer. {known}")
+    answers = [answer for pair in judged for answer in make_answers(pair)]
+    swapped = [answer for pair in judged for answer in reversed(make_answers(pair))]
+    scores, swapped_scores = (collect_scores(cfg, name, each) for each in (answers, swapped))
+    return derive_verdicts(scores, judged), derive_verdicts(swapped_scores, judged)
 
 
-def answers_to(pair: HumanComparison) -> list[Answer]:
-    """A prompt of its own for each pair, so that a scorer which compares candidates compares these two."""
+def make_answers(pair: HumanComparison) -> list[Answer]:
+    """One prompt id for each pair, so that a scorer of candidates compares just these two."""
     texts = {"first": pair.first, "second": pair.second}
     return [
         Answer(f"{pair.key}/{side}", pair.key, pair.prompt, text, {})
@@ -129,18 +125,18 @@ def answers_to(pair: HumanComparison) -> list[Answer]:
     ]
 
 
-def marks_by(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[str, Score]:
+def collect_scores(cfg: ScoreConfig, name: str, answers: list[Answer]) -> dict[str, Score]:
     scorer = cfg.scorers[name]
     if isinstance(scorer, EnsembleScorer):
-        members = {member: marks_by(cfg, member, answers) for member in scorer.members}
-        return {mark.sample_id: mark for mark in combine_scores(scorer, answers, members)}
+        members = {member: collect_scores(cfg, member, answers) for member in scorer.members}
+        return {score.sample_id: score for score in combine_scores(scorer, answers, members)}
     with closing(open_scorer(scorer, knob=f"score.scorers.{name}")) as opened:
-        return {mark.sample_id: mark for mark in opened.score(answers) if not mark.criterion}
+        return {score.sample_id: score for score in opened.score(answers) if not score.criterion}
 
 
-def compared(marks: dict[str, Score], judged: list[HumanComparison]) -> Verdicts:
+def derive_verdicts(scores: dict[str, Score], judged: list[HumanComparison]) -> Verdicts:
     def verdict(pair: HumanComparison) -> float | None:
-        first, second = marks[f"{pair.key}/first"].score, marks[f"{pair.key}/second"].score
+        first, second = (scores[f"{pair.key}/{side}"].score for side in ("first", "second"))
         if first is None or second is None:
             return None
         return 0.5 if first == second else float(first > second)
@@ -148,14 +144,14 @@ def compared(marks: dict[str, Score], judged: list[HumanComparison]) -> Verdicts
     return {pair.key: verdict(pair) for pair in judged}
 
 
-def coin(pair: HumanComparison) -> float:
+def toss_coin(pair: HumanComparison) -> float:
     return float(hashlib.sha256(f"{pair.key} {pair.prompt_key}".encode()).digest()[0] % 2)
 
 
-# ── what is said of them ──────────────────────────────────────────────────────────────────────────────────────────
+# ── summary ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def calibrated(
+def summarize_calibration(
     judged: list[HumanComparison], scorers: dict[str, tuple[Verdicts, Verdicts]]
 ) -> dict[str, Any]:
     pairs = {
@@ -169,14 +165,12 @@ def calibrated(
         for pair in judged
     }
     longer: Verdicts = {key: pair.longer for key, pair in pairs.items()}
-    rows = {name: calibrate(pairs, *asked) for name, asked in scorers.items()}
-    rows |= {
-        LONGER: calibrate(pairs, longer),
-        COIN: calibrate(pairs, {pair.key: coin(pair) for pair in judged}),
-    }
-    if among := calibrate_annotators(pairs):
-        rows[PEOPLE] = among
-    gains = {name: estimate_gain(pairs, asked[0], longer) for name, asked in scorers.items()}
+    tosses: Verdicts = {pair.key: toss_coin(pair) for pair in judged}
+    rows = {name: calibrate(pairs, *verdicts) for name, verdicts in scorers.items()}
+    rows |= {LONGER: calibrate(pairs, longer), COIN: calibrate(pairs, tosses)}
+    if agreement := calibrate_annotators(pairs):
+        rows[ANNOTATORS] = agreement
+    gains = {name: estimate_gain(pairs, verdicts[0], longer) for name, verdicts in scorers.items()}
     truth = calibrate(pairs, {key: pair.verdict for key, pair in pairs.items()})
     return {
         "pairs": len(pairs),
@@ -189,22 +183,20 @@ def calibrated(
             "ties": truth.ties,
         },
         "scorers": {name: row.to_dict() for name, row in rows.items()},
-        "warnings": [
-            warning for name, one in gains.items() for warning in distrusted(name, one.estimate)
-        ],
+        "warnings": [w for name, each in gains.items() for w in list_warnings(name, each.estimate)],
     }
 
 
-def distrusted(name: str, gained: Estimate) -> Iterator[str]:
-    if gained.mean is None:
+def list_warnings(name: str, advantage: Estimate) -> Iterator[str]:
+    if advantage.mean is None:
         yield (
-            f"{name} could mark no two answers of any pair. These files hold texts alone: a scorer that reads the"
-            " prompts' columns cannot be calibrated on them."
+            f"{name} could not score both answers of any pair. These files have texts alone: a"
+            " scorer that reads the prompts' columns cannot be calibrated on them."
         )
-    elif gained.low is None or gained.low <= 0:
+    elif advantage.low is None or advantage.low <= 0:
         yield (
-            f"{name} does not beat '{LONGER}': {format_signed(gained.mean)} agreement by prompt"
-            f" ({format_interval(asdict(gained), format_signed)}). Do not trust it on texts like these."
+            f"{name} does not beat '{LONGER}': {format_signed(advantage.mean)} agreement by prompt"
+            f" ({format_interval(asdict(advantage), format_signed)}). Do not trust it on texts like these."
         )
 
 
@@ -224,38 +216,39 @@ HEAD = [
 ]
 
 
-def lines(told: dict[str, Any]) -> Iterator[str]:
-    rows = told["scorers"]
-    people = told["people_prefer"]
+def format_lines(results: dict[str, Any]) -> Iterator[str]:
+    rows, prefer = results["scorers"], results["people_prefer"]
+    pairs, prompts = pluralize(results["pairs"], "pair"), pluralize(results["prompts"], "prompt")
     yield (
-        f"{many(told['pairs'], 'pair')} of {many(told['prompts'], 'prompt')} judged by people:"
-        f" {told['decided']} decided, {told['split']} without a majority"
+        f"{pairs} of {prompts} judged by annotators:"
+        f" {results['decided']} decided, {results['split']} without a majority"
     )
     yield (
-        f"people prefer the first answer in {format_share(people['first'])} and the longer one in {format_share(people['longer'])}"
-        " of their decisions"
+        f"annotators prefer the first answer in {format_share(prefer['first'])} and the longer one in"
+        f" {format_share(prefer['longer'])} of their decisions"
     )
-    yield "agreement where people decided, a tie is half right: by prompt (the mean of each prompt's own pairs, with"
-    yield "its interval) and by pair (all decided pairs alike, which is what others publish; pairs of one prompt are no"
-    yield "independent evidence, so it has no interval)"
-    if PEOPLE in rows:
-        yield f"{PEOPLE}: each annotator of a pair held against each other one, so a pair counts once for each such two"
+    yield "agreement on decided pairs, where a tie counts one half:"
+    yield "  by prompt: the mean over prompts of each prompt's pairs, with its interval"
+    yield "  by pair: all decided pairs alike, as usually published; without an interval, since"
+    yield "  pairs of one prompt are not independent"
+    if ANNOTATORS in rows:
+        yield f"{ANNOTATORS}: each annotator against each other; each such two of a pair count once"
     yield ""
-    yield from aligned([HEAD, *(cells(name, row) for name, row in rows.items())])
+    yield from align_columns([HEAD, *(format_cells(name, row) for name, row in rows.items())])
     yield ""
-    yield "agreement by pair, by how long the answer is that people prefer, against the other (pairs)"
+    yield "agreement by pair, by the length of the preferred answer relative to the other (pairs)"
     kinds = rows[LONGER]["by_length"]  # of all pairs: a scorer may have failed at some
     table = [["", *(f"{kind} ({row['pairs']})" for kind, row in kinds.items())]]
     for name, row in rows.items():
         table.append(
             [name, *(format_number(cell["agreement"]) for cell in row["by_length"].values())]
         )
-    yield from aligned(table)
-    for warning in told["warnings"]:
+    yield from align_columns(table)
+    for warning in results["warnings"]:
         yield f"\n! {warning}"
 
 
-def cells(name: str, row: dict[str, Any]) -> list[str]:
+def format_cells(name: str, row: dict[str, Any]) -> list[str]:
     shares = [
         format_share(row[key]) for key in ("ties", "prefers_first", "prefers_longer", "order_flips")
     ]
@@ -273,7 +266,7 @@ def cells(name: str, row: dict[str, Any]) -> list[str]:
     ]
 
 
-def aligned(table: list[list[str]]) -> Iterator[str]:
+def align_columns(table: list[list[str]]) -> Iterator[str]:
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     for row in table:
         first, *rest = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]

@@ -1,8 +1,7 @@
-"""`strop compare A B …`: finished runs or examined models in one report, on their common prompts.
+"""`strop compare A B …`: finished runs or evaluated models in one report, on their common prompts.
 
-It reads what the store holds and loads no model. Each of A, B … is [NAME=]PLACE (see
-report/analysis/find_runs.py);
-the first is what the others are compared with. Writes report.html, .md, .json and its tables.
+Reads the store and loads no model. Each of A, B … is [NAME=]PLACE (report/analysis/find_runs.py);
+the others are compared with the first. Writes report.html, .md, .json and their tables.
 """
 
 import sys
@@ -14,95 +13,110 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import write_json, write_table, write_text
-from pipeline.errors import REFUSED, UserError, many, nearest
+from pipeline.errors import USER_ERROR, UserError, pluralize, suggest
 from pipeline.report.analysis.comparison import compare_runs
 from pipeline.report.analysis.find_runs import FoundRun, find_run
 from pipeline.report.analysis.statistics import BootstrapConfig
 from pipeline.report.render import comparison_page
 from pipeline.report.render.answers import tabulate_answers
 
-USAGE = "strop compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME] [level=0.95] [resamples=9999] [seed=42]"
-# Of the intervals, as evaluate.level and the like of a run.
-DRAWN: dict[str, type] = {"level": float, "resamples": int, "seed": int}
-OWN = "store", "out", *DRAWN
-# All that lies in a comparison's folder.
-WRITTEN = {"report.html", "report.md", "report.json", "answers.parquet", "verdicts.parquet"}
+USAGE = (
+    "strop compare [NAME=]RUN[:MODEL] … [store=store] [out=runs/compare/TIME]"
+    " [level=0.95] [resamples=9999] [seed=42]"
+)
+# As evaluate.level, evaluate.resamples and evaluate.seed of a run.
+BOOTSTRAP_KNOBS: dict[str, type] = {"level": float, "resamples": int, "seed": int}
+KNOBS = "store", "out", *BOOTSTRAP_KNOBS
+# All files in a comparison's folder.
+COMPARISON_FILES = {
+    "report.html",
+    "report.md",
+    "report.json",
+    "answers.parquet",
+    "verdicts.parquet",
+}
 
 
 def main(arguments: list[str]) -> int:
     try:
-        words, store, out, draw = parsed(arguments)
-        found = named_apart([find_run(word, store) for word in words])
-        report, examined, verdicts = compare_runs(found, draw)
-        made(out)
-    except UserError as refusal:
-        print(refusal, file=sys.stderr)
-        return REFUSED
-    print(
-        f"common to {', '.join(each.name for each in found)}: {many(report['ground']['asked'], 'prompt')}"
-    )
+        words, store, out, bootstrap = parse_arguments(arguments)
+        runs = check_names([find_run(word, store) for word in words])
+        report, examined, verdicts = compare_runs(runs, bootstrap)
+        make_folder(out)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
+    names, common = ", ".join(run.name for run in runs), report["ground"]["asked"]
+    print(f"common to {names}: {pluralize(common, 'prompt')}")
     for text in (*report["ground"]["apart"], report["verdict"]["why"]):
         print(text)
-    write(out, report, tabulate_answers(examined, found[0].prompts.read()), verdicts)
+    write_comparison(out, report, tabulate_answers(examined, runs[0].prompts.read()), verdicts)
     print(out / "report.html")
     return 0
 
 
-def parsed(arguments: list[str]) -> tuple[list[str], Path, Path, BootstrapConfig]:
-    own = {
-        key: value for word in arguments for key, _, value in [word.partition("=")] if key in OWN
-    }
-    words = [word for word in arguments if word.partition("=")[0] not in OWN]
+def parse_arguments(arguments: list[str]) -> tuple[list[str], Path, Path, BootstrapConfig]:
+    pairs = [word.partition("=") for word in arguments]
+    options = {key: value for key, _, value in pairs if key in KNOBS}
+    words = [word for word in arguments if word.partition("=")[0] not in KNOBS]
     for key, _, place in (word.rpartition("=") for word in words):
-        if get_close_matches(key, OWN) and not Path(place).exists():
-            raise UserError(f"{key}={place}: not understood. {nearest(key, list(OWN))}\n  {USAGE}")
+        if get_close_matches(key, KNOBS) and not Path(place).exists():
+            raise UserError(
+                f"{key}={place}: not understood. {suggest(key, list(KNOBS))}\n  {USAGE}"
+            )
     if len(words) < 2:
         raise UserError(f"Give at least two runs or models to compare: {USAGE}")
-    fresh = Path("runs") / "compare" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    return words, Path(own.get("store", "store")), Path(own.get("out", fresh)), drawn(own)
+    default_out = Path("runs") / "compare" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    store, out = Path(options.get("store", "store")), Path(options.get("out", default_out))
+    return words, store, out, parse_bootstrap(options)
 
 
-def drawn(own: dict[str, str]) -> BootstrapConfig:
-    given = {"level": "0.95", "resamples": "9999", "seed": "42"} | {
-        name: own[name] for name in DRAWN if name in own
-    }
+def parse_bootstrap(options: dict[str, str]) -> BootstrapConfig:
+    texts = {"level": "0.95", "resamples": "9999", "seed": "42"} | options
     try:
-        draw = BootstrapConfig(**{name: kind(given[name]) for name, kind in DRAWN.items()})
+        values = {name: kind(texts[name]) for name, kind in BOOTSTRAP_KNOBS.items()}
+        config = BootstrapConfig(**values)
     except ValueError as error:
         raise UserError(f"compare: {error}. Give numbers: {USAGE}") from error
-    if not 0 < draw.level < 1 or draw.resamples < 2 or draw.seed < 0:
+    if not 0 < config.level < 1 or config.resamples < 2 or config.seed < 0:
         raise UserError(
-            f"level={draw.level:g} resamples={draw.resamples} seed={draw.seed}: a level lies between 0 and 1, at least"
-            f" two resamples are drawn, and a seed is no less than 0.\n  {USAGE}"
+            f"level={config.level:g} resamples={config.resamples} seed={config.seed}: expected a"
+            f" level between 0 and 1, at least 2 resamples, and a seed from 0 on.\n  {USAGE}"
         )
-    return draw
+    return config
 
 
-def named_apart(found: list[FoundRun]) -> list[FoundRun]:
-    names = [each.name for each in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+def check_names(runs: list[FoundRun]) -> list[FoundRun]:
+    names = [run.name for run in runs]
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(
-            f"{twice[0]}: two of them have this name. Give one another: NAME=PLACE, such as before=runs/latest:sft."
+            f"{duplicates[0]}: two of them have this name. Give one another name: NAME=PLACE, such"
+            " as before=runs/latest:sft."
         )
-    return found
+    return runs
 
 
-def made(out: Path) -> None:
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if there & WRITTEN and not ("verdicts.parquet" in there and there <= WRITTEN):
+def make_folder(out: Path) -> None:
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    is_comparison = "verdicts.parquet" in names and names <= COMPARISON_FILES
+    if names & COMPARISON_FILES and not is_comparison:
         raise UserError(
-            f"out={out}: {min(there & WRITTEN)} is there, of no comparison, and would be written over. Nothing was"
-            " written.\n  Give a folder that is not there yet, as out=FOLDER."
+            f"out={out}: {min(names & COMPARISON_FILES)} in this folder is not from compare."
+            " Nothing was written.\n"
+            "  Give a new folder, as out=FOLDER."
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"out={out}: cannot be written ({error.strerror}). Give a folder that can, as out=FOLDER."
+            f"out={out}: cannot be written ({error.strerror}).\n"
+            "  Give a folder that can, as out=FOLDER."
         ) from error
 
 
-def write(out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl.DataFrame) -> None:
+def write_comparison(
+    out: Path, report: dict[str, Any], answers: pl.DataFrame, verdicts: pl.DataFrame
+) -> None:
     write_table(out / "answers.parquet", answers)
     write_table(out / "verdicts.parquet", verdicts)
     write_json(out / "report.json", report)

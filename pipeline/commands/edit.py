@@ -1,7 +1,7 @@
-"""`strop edit`: a run's pairs as `pairs.jsonl`, one line each, to correct and give back as `pair.edits=FILE`.
+"""`strop edit`: a run's pairs as `pairs.jsonl`, to correct and give back as `pair.edits=FILE`.
 
-Set `action` to drop, swap or replace (and then change the text of chosen or rejected); what stays at keep stays.
-A file that was corrected is never written over.
+Set `action` to drop, swap or replace; for replace, change the text of chosen or rejected too. Lines
+with keep stay. A corrected file is never overwritten.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import Pairs, resolve_run, write_text
-from pipeline.errors import REFUSED, UserError
+from pipeline.errors import USER_ERROR, UserError
 
 
 def main(arguments: list[str]) -> int:
@@ -22,48 +22,48 @@ def main(arguments: list[str]) -> int:
         run = resolve_run(Path(arguments[0] if arguments else "runs/latest"))
         number = arguments[1] if len(arguments) > 1 else None
         file = run / "pairs.jsonl"
-        write_new(file, "".join(f"{line}\n" for line in lines(pairs_of(run, number))))
-    except UserError as refusal:
-        print(refusal, file=sys.stderr)
-        return REFUSED
+        write_new(file, "".join(f"{line}\n" for line in format_lines(find_pairs(run, number))))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
     print(f"Correct this file, then give it back: pair.edits={file}", file=sys.stderr)
     print(file)
     return 0
 
 
 def write_new(file: Path, text: str) -> None:
-    """A file that is there and holds anything else was corrected, or is of another round: it stays."""
+    """Write a new file. An existing one that differs was corrected or is of another round."""
     if file.exists() and file.read_bytes() != text.encode():
         raise UserError(
-            f"{file}: it is there already and differs from these pairs: it was corrected, or is of another round.\n"
+            f"{file}: it exists and differs from these pairs: corrected, or of another round.\n"
             f"  Nothing was written. Give it back as pair.edits={file}, or move it away first:"
             f" {shlex.join(['mv', str(file), f'{file}.kept'])}"
         )
     write_text(file, text)
 
 
-def pairs_of(run: Path, number: str | None) -> Pairs:
-    """The pairs of one round of a run, the last one unless it is named."""
-    found = {
-        path.name.rpartition("-")[2]: path for path in sorted((run / "store").glob("*-pair-*"))
-    }
-    if not found:
+def find_pairs(run: Path, number: str | None) -> Pairs:
+    """The pairs of one round of a run, by default the last."""
+    folders = sorted((run / "store").glob("*-pair-*"))
+    rounds = {folder.name.rpartition("-")[2]: folder for folder in folders}
+    if not rounds:
         raise UserError(
-            f"{run}: no run with pairs. Type strop edit runs/RECIPE/TIME, with a run that got as far as pair."
+            f"{run}: no run with pairs here.\n"
+            "  Type strop edit runs/RECIPE/TIME, with a run that has built pair."
         )
-    if number is not None and number not in found:
-        raise UserError(f"ROUND={number}: {run} has pairs of round {', '.join(found)}.")
-    return Pairs(found[number] if number else list(found.values())[-1])
+    if number is not None and number not in rounds:
+        raise UserError(f"ROUND={number}: {run} has pairs of round {', '.join(rounds)}.")
+    return Pairs(rounds[number] if number else list(rounds.values())[-1])
 
 
-def lines(pairs: Pairs) -> list[str]:
+def format_lines(pairs: Pairs) -> list[str]:
     texts = [
         pl.col(side).list.last().struct.field("content").alias(side)
         for side in ("prompt", "chosen", "rejected")
     ]
     ids = "prompt_id", "chosen_id", "rejected_id"
     rows = (
-        pl.concat([pairs.train(), pairs.dev()])
+        pl.concat([pairs.read_train(), pairs.read_dev()])
         .sort(*ids)
         .select(*ids, "chosen_score", "rejected_score", *texts)
     )

@@ -1,7 +1,8 @@
-"""`strop label`: pairs of answers for people to judge, blind: a page that opens offline, a spreadsheet, Argilla.
+"""`strop label`: pairs of answers for blind annotation: an offline page, a spreadsheet, Argilla.
 
-`of=1` takes two answers of each prompt that round 1 sampled; `of=test-sft,test-round-1` one of each of two examined
-models. The page's verdicts.jsonl, or the filled spreadsheet, is what the scorer `labels` and `calibrate` read.
+`of=1` takes two answers to each prompt that round 1 sampled; `of=test-sft,test-round-1` one of each
+of two evaluated models. The scorer `labels` and `strop calibrate` read the page's verdicts.jsonl or
+the filled spreadsheet.
 """
 
 import csv
@@ -18,189 +19,202 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import KL, Samples, resolve_run, write_text
-from pipeline.config import LATER_TURN
-from pipeline.errors import REFUSED, UserError, many, nearest
-from pipeline.report.render.examples import format_prompt
-from pipeline.scorers.label_files import FORMULA_SIGNS
+from pipeline.config import LATER
+from pipeline.errors import USER_ERROR, UserError, pluralize, suggest
+from pipeline.report.render.examples import prompt_text
+from pipeline.scorers.label_files import FORMULA
 
 PAGE = Path(__file__).with_suffix(".html")
-USAGE = "strop label [RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0], with RUN=runs/latest"
+USAGE = (
+    "strop label [RUN] [of=ROUND or of=MODEL,MODEL] [pairs=100] [seed=0]"
+    " (RUN is runs/latest by default)"
+)
 COLUMNS = ("prompt_id", "a_id", "b_id", "verdict", "annotator", "prompt", "a", "b")
 
-Row = dict[str, Any]
+PairRow = dict[str, Any]
 
 
 def main(arguments: list[str]) -> int:
     try:
-        run, asked = parsed(arguments)
+        run, options = parse_arguments(arguments)
         folder = resolve_run(run) / "label"
-        rows, short = pairs(run, asked)
-        write(folder, rows)
-    except UserError as refusal:
-        print(refusal, file=sys.stderr)
-        return REFUSED
-    if short:
-        print(f"left out: {many(short, 'prompt')} without two different answers", file=sys.stderr)
-    print(
-        f"{many(len(rows), 'pair')} in {folder}: pairs.csv for a spreadsheet, pairs.jsonl for Argilla.",
-        file=sys.stderr,
-    )
-    print("Or open this in a browser; it needs no network:", file=sys.stderr)
+        rows, skipped = choose_pairs(run, options)
+        write_files(folder, rows)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
+    if skipped:
+        prompts = pluralize(skipped, "prompt")
+        print(f"left out: {prompts} without two different answers", file=sys.stderr)
+    files = "pairs.csv for a spreadsheet, pairs.jsonl for Argilla."
+    print(f"{pluralize(len(rows), 'pair')} in {folder}: {files}", file=sys.stderr)
+    print("Or open this page in a browser; it needs no network:", file=sys.stderr)
     print(folder / "pairs.html")
     return 0
 
 
-def parsed(arguments: list[str]) -> tuple[Path, dict[str, str]]:
-    asked = {"pairs": "100", "seed": "0"} | dict(
-        word.split("=", 1) for word in arguments if "=" in word
-    )
-    places = [word for word in arguments if "=" not in word]
-    if unknown := set(asked) - {"of", "pairs", "seed"} or set(places[1:]):
+def parse_arguments(arguments: list[str]) -> tuple[Path, dict[str, str]]:
+    typed = dict(word.split("=", 1) for word in arguments if "=" in word)
+    options = {"pairs": "100", "seed": "0"} | typed
+    runs = [word for word in arguments if "=" not in word]
+    known = ["of", "pairs", "seed"]
+    if unknown := set(options) - set(known) or set(runs[1:]):
+        word = min(unknown)
+        raise UserError(f"{word}: not understood. {suggest(word, known)}\n  {USAGE}")
+    if not re.fullmatch("[0-9]{1,9}", options["pairs"]) or not int(options["pairs"]):
         raise UserError(
-            f"{min(unknown)}: not understood. {nearest(min(unknown), ['of', 'pairs', 'seed'])}\n  {USAGE}"
+            f"pairs={options['pairs']}: expected a whole number of pairs from 1 to 999999999.\n"
+            f"  {USAGE}"
         )
-    if not re.fullmatch("[0-9]{1,9}", asked["pairs"]) or not int(asked["pairs"]):
-        raise UserError(
-            f"pairs={asked['pairs']}: how many pairs to judge is a whole number from 1 to 999999999.\n  {USAGE}"
-        )
-    return Path(places[0] if places else "runs/latest"), asked
+    return Path(runs[0] if runs else "runs/latest"), options
 
 
-def pairs(run: Path, asked: dict[str, str]) -> tuple[list[Row], int]:
-    """So many pairs in an order drawn by the seed, and how many prompts had none; which side is A is drawn as well."""
-    sides = [answers(draws) for draws in sampled(run, asked.get("of"))]
-    first, second = sides[0], sides[-1]
-    rows: list[Row] = []
-    short = 0
-    for prompt_id in sorted(
-        first.keys() & second.keys(), key=lambda name: drawn(asked["seed"], name)
-    ):
-        if len(rows) == int(asked["pairs"]):
+def choose_pairs(run: Path, options: dict[str, str]) -> tuple[list[PairRow], int]:
+    """The pairs, and how many prompts had none. The seed chooses prompts and which side is A."""
+    sides = [read_answers(samples) for samples in find_samples(run, options.get("of"))]
+    first, second, seed = sides[0], sides[-1], options["seed"]
+    rows: list[PairRow] = []
+    skipped = 0
+    prompts = first.keys() & second.keys()
+    for prompt_id in sorted(prompts, key=lambda name: hash_words(seed, name)):
+        if len(rows) == int(options["pairs"]):
             break
-        two = two_of(first[prompt_id], second[prompt_id], asked["seed"])
-        if two is None:
-            short += 1
+        chosen = choose_two(first[prompt_id], second[prompt_id], seed)
+        if chosen is None:
+            skipped += 1
             continue
-        a, b = two
+        a, b = chosen
         ids = {"prompt_id": prompt_id, "a_id": a["sample_id"], "b_id": b["sample_id"]}
         rows.append({**ids, "prompt": a["prompt"], "a": a["completion"], "b": b["completion"]})
     if not rows:
         raise UserError(
-            f"{run}: no prompt there has two different answers to compare. Give of=… another sampling."
+            f"{run}: no prompt here has two different answers to compare.\n"
+            "  Give of=ROUND or of=MODEL,MODEL for other samples."
         )
-    return rows, short
+    return rows, skipped
 
 
-def sampled(run: Path, of: str | None) -> list[list[Samples]]:
-    """Of each side every draw: a round's later waves are answers as well."""
-    found: dict[str, list[Samples]] = {}
+def find_samples(run: Path, of: str | None) -> list[list[Samples]]:
+    """All samples of each side: a round's later waves are answers too."""
+    by_label: dict[str, list[Samples]] = {}
     for path in sorted((run / "store").glob("*-sample-*")):
-        found.setdefault(path.name.split("-", 2)[2], []).append(Samples(path))
-    rounds = [name for name in found if name.isdigit()]
-    if not found:
+        by_label.setdefault(path.name.split("-", 2)[2], []).append(Samples(path))
+    if not by_label:
         raise UserError(
-            f"{run}: no run with samples lies there. Give one that got as far as sample.\n  {USAGE}"
+            f"{run}: no run with samples here. Give one that has built sample.\n  {USAGE}"
         )
-    wanted = (
-        of.split(",")
-        if of
-        else sorted(rounds or found, key=lambda name: (name.isdigit() and int(name), name))[-1:]
-    )
-    for name in wanted:
-        if name not in found:
-            raise UserError(
-                f"of={of}: {run} has no samples of {name}. {nearest(name, list(found))}"
-            )
-    if len(wanted) > 2:
-        raise UserError(f"of={of}: a pair has two sides. Name one sampling, or two.")
-    return [found[name] for name in wanted]
+    labels = of.split(",") if of else [find_last_label(list(by_label))]
+    for label in labels:
+        if label not in by_label:
+            known = suggest(label, list(by_label))
+            raise UserError(f"of={of}: {run} has no samples of {label}. {known}")
+    if len(labels) > 2:
+        raise UserError(f"of={of}: a pair has two sides. Name one or two.")
+    return [by_label[label] for label in labels]
 
 
-def answers(draws: list[Samples]) -> dict[str, list[Row]]:
-    """Of several turns the whole conversation is one answer, under the id of its first."""
+def find_last_label(labels: list[str]) -> str:
+    """The last round; without rounds the last evaluation by name."""
+    rounds = [label for label in labels if label.isdigit()]
+    return max(rounds, key=int) if rounds else max(labels)
+
+
+def read_answers(samples: list[Samples]) -> dict[str, list[PairRow]]:
+    """Answers by prompt. A conversation is one answer, with the id of its first turn."""
     columns = "prompt_id", "sample_id", "prompt", "completion", "setting"
-    told = pl.concat(
-        [draw.read().filter(pl.col("setting") != KL).select(columns) for draw in draws]
-    )
-    told = told.with_columns(turns=pl.lit(1))
-    later = pl.col("setting").str.starts_with(LATER_TURN)
-    by_prompt: dict[str, list[Row]] = {}
-    for row in told.filter(~later).iter_rows(named=True):
+    is_answer = pl.col("setting") != KL
+    table = pl.concat([each.read().filter(is_answer).select(columns) for each in samples])
+    table = table.with_columns(turns=pl.lit(1))
+    later = pl.col("setting").str.starts_with(LATER)
+    by_prompt: dict[str, list[PairRow]] = {}
+    for row in table.filter(~later).iter_rows(named=True):
         by_prompt.setdefault(row["prompt_id"], []).append(row)
-    turn = pl.col("setting").str.strip_prefix(LATER_TURN).cast(pl.Int64)
-    for row in told.filter(later).sort("prompt_id", turn).iter_rows(named=True):
+    turn = pl.col("setting").str.strip_prefix(LATER).cast(pl.Int64)
+    for row in table.filter(later).sort("prompt_id", turn).iter_rows(named=True):
         for first in by_prompt.get(row["prompt_id"], []):
             first["completion"] += f"\n\n[{row['prompt'][-1]['content']}]\n\n{row['completion']}"
             first["turns"] += 1
     return by_prompt
 
 
-def two_of(first: list[Row], second: list[Row], seed: str) -> tuple[Row, Row] | None:
-    """One answer of each side, different texts in as many turns, in an order that the seed draws."""
-    alike = [(a, b) for a in first for b in second if a["turns"] == b["turns"]]
-    couples = [(a, b) for a, b in alike if a["completion"] != b["completion"]]
-    if not couples:
+def choose_two(
+    first: list[PairRow], second: list[PairRow], seed: str
+) -> tuple[PairRow, PairRow] | None:
+    """One answer of each side: different texts, equally many turns. The seed chooses the order."""
+    equally_long = [(a, b) for a in first for b in second if a["turns"] == b["turns"]]
+    pairs = [(a, b) for a, b in equally_long if a["completion"] != b["completion"]]
+    if not pairs:
         return None
-    return min(
-        couples + [(b, a) for a, b in couples],
-        key=lambda two: drawn(seed, two[0]["sample_id"], two[1]["sample_id"]),
-    )
+    both_orders = pairs + [(b, a) for a, b in pairs]
+    return min(both_orders, key=lambda ab: hash_words(seed, ab[0]["sample_id"], ab[1]["sample_id"]))
 
 
-def drawn(*words: str) -> str:
+def hash_words(*words: str) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 
-# ── what is written ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── files ───────────────────────────────────────────────────────────────────────────────
 
 
-def write(folder: Path, rows: list[Row]) -> None:
-    """A file that is there and holds anything else was filled in, or shows other pairs: it stays."""
-    records_text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in records(rows))
-    texts = {"pairs.html": page(rows), "pairs.csv": spreadsheet(rows), "pairs.jsonl": records_text}
-    for name, text in texts.items():
-        file = folder / name
-        if file.exists() and file.read_bytes() != text.encode():
-            raise UserError(
-                f"{file}: it is there already and differs: it was filled in, or shows other pairs."
-                " Nothing was written.\n  Move the folder away first:"
-                f" {shlex.join(['mv', str(folder), f'{folder}-kept'])}"
-            )
-    for name, text in texts.items():
-        write_text(folder / name, text)
+def write_files(folder: Path, rows: list[PairRow]) -> None:
+    """Write page, spreadsheet and records, but never over a filled spreadsheet and its page."""
+    if is_filled(folder / "pairs.csv"):
+        move = shlex.join(["mv", str(folder), f"{folder}-judged"])
+        raise UserError(
+            f"{folder / 'pairs.csv'}: it has verdicts. Nothing was written.\n"
+            f"  Move the folder away first: {move}"
+        )
+    write_text(folder / "pairs.html", render_page(rows))
+    write_text(folder / "pairs.csv", render_spreadsheet(rows))
+    records = [json.dumps(record, ensure_ascii=False) for record in make_records(rows)]
+    write_text(folder / "pairs.jsonl", "".join(f"{record}\n" for record in records))
 
 
-def page(rows: list[Row]) -> str:
-    """The texts go in as JSON in which no tag can begin or end; the page writes them as text, never as HTML."""
-    told = json.dumps(
-        {"name": drawn(*(f"{row['a_id']} {row['b_id']}" for row in rows))[:12], "pairs": rows}
-    )
-    return PAGE.read_text().replace("{{ pairs }}", told.replace("<", "\\u003c"))
+def is_filled(file: Path) -> bool:
+    """Whether a spreadsheet has what we did not write: verdicts, annotators or other columns."""
+    if not file.exists():
+        return False
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            table = csv.DictReader(opened)
+            is_ours = tuple(table.fieldnames or ()) == COLUMNS
+            return not is_ours or any(row["verdict"] or row["annotator"] for row in table)
+    except (ValueError, csv.Error):
+        return True
 
 
-def spreadsheet(rows: list[Row]) -> str:
-    """Fill in verdict (a, b or tie). A text that a spreadsheet would run as a formula gets an apostrophe before it."""
+def render_page(rows: list[PairRow]) -> str:
+    """The texts are embedded as JSON without `<`; the page shows them as text, never as HTML."""
+    name = hash_words(*(f"{row['a_id']} {row['b_id']}" for row in rows))[:12]
+    data = json.dumps({"name": name, "pairs": rows})
+    return PAGE.read_text().replace("{{ pairs }}", data.replace("<", "\\u003c"))
+
+
+def render_spreadsheet(rows: list[PairRow]) -> str:
+    """A CSV to fill in `verdict` (a, b or tie). Texts like formulas get an apostrophe."""
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, restval="")
     table.writeheader()
     for row in rows:
-        told = {**row, "prompt": format_prompt(row["prompt"])}
-        table.writerow(
-            {
-                name: f"'{value}" if value.startswith(FORMULA_SIGNS) else value
-                for name, value in told.items()
-            }
-        )
+        texts = {**row, "prompt": prompt_text(row["prompt"])}
+        table.writerow({name: escape_formula(value) for name, value in texts.items()})
     return text.getvalue()
 
 
-def records(rows: list[Row]) -> Iterator[Row]:
-    """As `argilla.Record(**row)` takes them, for a dataset with the text fields prompt, a and b, and a label question
-    `verdict` (a, b or tie). What its `records.to_json` writes is read back like the page's verdicts."""
+def escape_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def make_records(rows: list[PairRow]) -> Iterator[PairRow]:
+    """Rows for `argilla.Record(**row)`.
+
+    The dataset needs the text fields prompt, a and b, and a label question `verdict` (a, b or tie).
+    What its `records.to_json` writes can be read back like the page's verdicts.
+    """
     for row in rows:
         yield {
             "id": f"{row['a_id']} {row['b_id']}",
-            "fields": {"prompt": format_prompt(row["prompt"]), "a": row["a"], "b": row["b"]},
+            "fields": {"prompt": prompt_text(row["prompt"]), "a": row["a"], "b": row["b"]},
             "metadata": {name: row[name] for name in ("prompt_id", "a_id", "b_id")},
         }
 

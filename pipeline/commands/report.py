@@ -1,6 +1,6 @@
-"""`strop report`: a run's report once more, by the code as it is now, from the store and without any model.
+"""`strop report`: a run's report again with the present code, from the store, without any model.
 
-What the run was told stays as it was; its report.html, report.md and report.json are written anew beside its ledger.
+The run's config stays as it was. Its report.html, report.md and report.json are rewritten.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from pipeline import store
 from pipeline.artifacts import read_step
 from pipeline.config import Evaluation
 from pipeline.driver import worker
-from pipeline.errors import BROKE, DONE, REFUSED, StageError, UserError
+from pipeline.errors import DONE, FAILED, USER_ERROR, StageError, UserError
 from pipeline.stages import evaluate
 
 
@@ -23,43 +23,45 @@ def main(arguments: list[str]) -> int:
     try:
         if len(arguments) > 1:
             raise UserError(f"{arguments[1]}: one word too many. Type strop report [RUN].")
-        print(reprint(Path(arguments[0] if arguments else "runs/latest")))
+        print(rewrite_report(Path(arguments[0] if arguments else "runs/latest")))
     except (UserError, StageError) as error:
         print(error, file=sys.stderr)
-        return REFUSED if isinstance(error, UserError) else BROKE
+        return USER_ERROR if isinstance(error, UserError) else FAILED
     return DONE
 
 
-def reprint(run: Path) -> Path:
-    step = evaluated(run)
+def rewrite_report(run: Path) -> Path:
+    step = find_evaluate_step(run)
     for name, source in step["inputs"].items():
         manifest = store.read_manifest(Path(str(source.get("path"))))
-        if manifest is None or store.hollow(manifest):
+        if manifest is None or store.is_pruned(manifest):
             raise UserError(
-                f"{run}: its {name} ({source.get('path')}) was pruned. Run it again: what is missing is built anew."
+                f"{run}: its {name} ({source.get('path')}) was pruned.\n"
+                "  Type the run's command again to rebuild what is missing."
             )
     try:
         cfg = TypeAdapter(Evaluation).validate_python(step["config"])
     except ValidationError as error:
         raise UserError(
-            f"{run}: its config is of an older version of evaluate. Run it again; the rest is kept."
+            f"{run}: its config is of an older version of evaluate.\n"
+            "  Type the run's command again; what is built is kept."
         ) from error
     with TemporaryDirectory() as folder:
         out = Path(folder)
         shutil.copyfile(step["file"], out / store.STEP)  # which names the ancestors
-        evaluate.run(cfg, out, **worker.opened(step["inputs"]))
+        evaluate.run(cfg, out, **worker.open_inputs(step["inputs"]))
         for file in out.glob("report.*"):
             shutil.copyfile(file, run / file.name)
     return run / "report.html"
 
 
-def evaluated(run: Path) -> dict[str, Any]:
-    found = sorted((run / "store").glob("[0-9]*-evaluate-report"))
-    file = found[-1] / store.STEP if found else None
+def find_evaluate_step(run: Path) -> dict[str, Any]:
+    links = sorted((run / "store").glob("[0-9]*-evaluate-report"))
+    file = links[-1] / store.STEP if links else None
     if file is None or not file.exists():
         raise UserError(
-            f"{run}: no run with a report in the store. Type strop report runs/RECIPE/TIME, with a run that got as far"
-            " as evaluate."
+            f"{run}: no run with a report in the store.\n"
+            "  Type strop report runs/RECIPE/TIME, with a run that has built evaluate."
         )
     return {**read_step(file.parent), "file": file}
 

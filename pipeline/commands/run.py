@@ -1,24 +1,24 @@
-"""`strop run`, `strop plan` and `strop sweep`: compose → Config → plan → run, or a run for each point of a grid.
+"""`strop run`, `strop plan`, `strop sweep`: compose → Config → plan → run, or one run a grid point.
 
-What it refuses, `pipeline.__main__` puts into words.
+`pipeline.__main__` prints the errors.
 """
 
 from pipeline.config.compose import Arguments, compose
-from pipeline.driver.run import Stopped, drive, stop_on_signals
-from pipeline.errors import STOPPED, exit_on_signals
+from pipeline.driver.run import RunInterrupted, interrupt_on_signals, run_point
+from pipeline.errors import INTERRUPTED, exit_on_signals
 
 
 def main(words: list[str]) -> int:
     try:
         arguments = Arguments.parse(words)
         points, several = compose(arguments)
-        stop_on_signals()
+        interrupt_on_signals()
         if not several:
-            return drive(points[0])
-        from pipeline.driver.sweep import sweep
+            return run_point(points[0])
+        from pipeline.driver.sweep import run_sweep
 
-        return sweep(arguments, points)
-    except Stopped:
-        return STOPPED
+        return run_sweep(arguments, points)
+    except RunInterrupted:
+        return INTERRUPTED
     finally:
         exit_on_signals()

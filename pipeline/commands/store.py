@@ -1,8 +1,9 @@
-"""`strop store`: what is in the store, how large it is and which runs use it; `--prune` empties what no run needs.
+"""`strop store`: what is in the store and which runs use it; `--prune` removes what no run needs.
 
-A run names all Steps of its plan; to let its work go, remove its folder under runs/. Pruned Steps keep their manifest
-(hollow), so that what was made from them stays built; unfinished work and replaced results go wholly.
-Only what the store wrote is touched: folders of a step's name, in a store with a marker, that say which step they are.
+A run needs all Steps of its plan; to release them, remove its folder under runs/. Pruned Steps keep
+their manifest, so that what was made from them stays built. Unfinished and replaced folders go
+completely. Only what the store wrote is touched: in a store with a marker, folders that have a
+step's name and a record of that step.
 """
 
 import re
@@ -14,46 +15,45 @@ from pathlib import Path
 from pipeline import store
 from pipeline.artifacts import MADE_BY
 from pipeline.driver import store_users
-from pipeline.driver.store_users import Users, list_entries, read_step, users_of
+from pipeline.driver.store_users import StoreUsers, find_users, list_folder, read_step_record
 from pipeline.errors import (
     DONE,
-    REFUSED,
+    USER_ERROR,
     UserError,
     exit_on_signals,
     explain_disk_fault,
-    many,
-    nearest,
+    pluralize,
+    suggest,
 )
 
 USAGE = "strop store [store=store] [runs=runs] [--prune [--yes]] [forget=RUNS_FOLDER]"
 KNOWN = "store=", "runs=", "forget=", "--prune", "--yes"
-# What a store names: a step, its unfinished work, what it replaced, and what a prune was removing.
-NAME = re.compile(
-    rf"({store.STEP_NAME.pattern})(\.partial|\.old-(?:[0-9a-f]{{16}}|unknown(?:-\d+)?)|{re.escape(store.REMOVED)})?"
-)
-# What a run or a prune that was killed leaves beside the stages.
+# The names of steps, of unfinished and replaced ones, and of what a killed prune was removing.
+SUFFIXES = rf"\.partial|\.old-(?:[0-9a-f]{{16}}|unknown(?:-\d+)?)|{re.escape(store.REMOVED_SUFFIX)}"
+NAME = re.compile(rf"({store.STEP_NAME.pattern})({SUFFIXES})?")
+# Files that a killed run or prune leaves in the store's folder.
 SCRATCH = re.compile(r"\.contents\.json\.\d+|\.writable-\d+|\.\.strop-store\.tmp")
-BUILT, HOLLOW, UNFINISHED, REPLACED = "built", "hollow", "unfinished", "replaced"
+BUILT, PRUNED, UNFINISHED, REPLACED = "built", "pruned", "unfinished", "replaced"
 LEFTOVER, FOREIGN = "leftover", "foreign"
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoreEntry:
     """One folder of the store, or a file that a killed process left in it.
 
-    A leftover is read by nobody. Foreign is what has a step's name and nothing that shows that the store wrote it, or
-    holds a file that the store did not write: nobody but its owner can know whether it may go.
+    Nothing reads a leftover. A foreign folder has a step's name, but no record of that step, or has
+    a file that the store did not write: only its owner can decide whether to remove it.
     """
 
     path: Path
     state: str
     size: int
     runs: list[str] = field(default_factory=list)
-    stranger: str = ""  # one file of somebody's that lies among its own
+    foreign_file: str = ""  # the first file in it that the store did not write
 
     @property
-    def spare(self) -> bool:
-        if self.state in (HOLLOW, FOREIGN):
+    def is_spare(self) -> bool:
+        if self.state in (PRUNED, FOREIGN):
             return False
         return self.state == LEFTOVER or not self.runs
 
@@ -61,176 +61,186 @@ class Kept:
 def main(arguments: list[str]) -> int:
     exit_on_signals()
     try:
-        options, root, runs = parsed(arguments)
+        options, root, runs = parse_arguments(arguments)
         if not root.is_dir():
             raise UserError(
-                f"{root}: no store lies here. Go to the folder of your runs, or give it: store=FOLDER"
+                f"{root}: no store here.\n"
+                "  Go to the folder of your runs, or give the store: store=FOLDER"
             )
-        store.name_bases(root)
-        if gone := options.get("forget"):
-            store_users.forget_runs(root, Path(gone))
+        store.rewrite_adapter_configs(root)
+        if forgotten := options.get("forget"):
+            store_users.forget_runs(root, Path(forgotten))
         if "--prune" in options:
-            offer(root, runs, sure="--yes" in options)
+            offer_prune(root, runs, confirmed="--yes" in options)
         else:
-            users = users_of(root, [runs, *map(Path, store_users.read_runs(root) or [])])
+            users = find_users(root, [runs, *map(Path, store_users.read_runs(root) or [])])
             print("".join(f"! {fault}\n" for fault in users.faults), end="", file=sys.stderr)
-            show(kept(root, users))
-    except UserError as refusal:
-        print(refusal, file=sys.stderr)
-        return REFUSED
+            print_entries(list_store(root, users))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
     except OSError as error:
-        if not (said := explain_disk_fault(error)):
+        if not (explanation := explain_disk_fault(error)):
             raise
-        print(f"{said}\n  What was not removed yet is offered again.", file=sys.stderr)
-        return REFUSED
+        print(f"{explanation}\n  What remains is offered again.", file=sys.stderr)
+        return USER_ERROR
     return DONE
 
 
-def parsed(arguments: list[str]) -> tuple[dict[str, str], Path, Path]:
+def parse_arguments(arguments: list[str]) -> tuple[dict[str, str], Path, Path]:
     """The options, the store and the runs folder."""
     options: dict[str, str] = {"store": "store", "runs": "runs"}
     for word in arguments:
         name, equals, value = word.partition("=")
         if name + equals not in KNOWN:
-            raise UserError(f"{word}: unknown. {nearest(word, list(KNOWN))}\n  {USAGE}")
+            raise UserError(f"{word}: unknown. {suggest(word, list(KNOWN))}\n  {USAGE}")
         if equals and not value:
             raise UserError(f"{word}: a folder was expected, such as {name}={name}.\n  {USAGE}")
         options[name] = value
     return options, Path(options["store"]), Path(options["runs"])
 
 
-def kept(root: Path, users: Users) -> list[Kept]:
-    """What the store has written, by stage and name. Symlinks are not followed, and other names are not ours."""
-    return [*_steps(root, users), *_leftover_files(root)]
+def list_store(root: Path, users: StoreUsers) -> list[StoreEntry]:
+    """What the store wrote, by stage and name, without symlinks and unknown names."""
+    return [*_list_steps(root, users), *_list_leftover_files(root)]
 
 
-def _steps(root: Path, users: Users) -> Iterator[Kept]:
+def _list_steps(root: Path, users: StoreUsers) -> Iterator[StoreEntry]:
     for stage in sorted(MADE_BY):
-        for path in list_entries(root / stage):
+        for path in list_folder(root / stage):
             name = NAME.fullmatch(path.name)
             if name and not path.is_symlink() and path.is_dir():
-                yield _kept(path, stage, name[1], name[2] or "", users)
+                yield _describe_folder(path, stage, name[1], name[2] or "", users)
 
 
-def _kept(path: Path, stage: str, fingerprint: str, suffix: str, users: Users) -> Kept:
+def _describe_folder(
+    path: Path, stage: str, fingerprint: str, suffix: str, users: StoreUsers
+) -> StoreEntry:
     manifest = store.read_manifest(path)
     runs = users.runs.get(fingerprint, [])
-    others = store.strangers(path, manifest) if manifest else []
-    if suffix == store.REMOVED:
+    foreign = store.find_foreign_files(path, manifest) if manifest else []
+    if suffix == store.REMOVED_SUFFIX:
         state = LEFTOVER
-    elif others:
-        return Kept(path, FOREIGN, size_of(path), runs, others[0].relative_to(path).as_posix())
+    elif foreign:
+        return StoreEntry(
+            path, FOREIGN, measure_size(path), runs, foreign[0].relative_to(path).as_posix()
+        )
     elif not _is_written_by_store(path, stage, fingerprint):
         state = FOREIGN
     elif suffix.startswith(".old-"):
         state, runs = REPLACED, []
     elif suffix or manifest is None:
         state = UNFINISHED
-    elif not store.hollow(manifest):
+    elif not store.is_pruned(manifest):
         state = BUILT
-    else:  # a prune that was killed leaves files in a hollow step, which nobody reads
-        state = HOLLOW if [child.name for child in path.iterdir()] == [store.MANIFEST] else LEFTOVER
-    return Kept(path, state, size_of(path), runs)
+    else:  # a killed prune leaves files in a pruned step, which nothing reads
+        names = [child.name for child in path.iterdir()]
+        state = PRUNED if names == [store.MANIFEST] else LEFTOVER
+    return StoreEntry(path, state, measure_size(path), runs)
 
 
 def _is_written_by_store(path: Path, stage: str, fingerprint: str) -> bool:
-    """Whether a record in the folder says that it is this step's; one that a worker has only just made is empty."""
+    """Whether the folder has a record of this step. A worker's new folder may be empty still."""
     manifest = store.read_manifest(path)
     if manifest and (manifest.get("stage"), manifest.get("fingerprint")) == (stage, fingerprint):
         return True
-    step = read_step(path)
+    step = read_step_record(path)
     if (step.get("stage"), step.get("fingerprint")) == (stage, fingerprint):
         return True
     return all(child.name == f".{store.STEP}.tmp" for child in path.iterdir())
 
 
-def _leftover_files(root: Path) -> Iterator[Kept]:
-    """Files of processes that were killed, and locks of steps that are gone: read while no run is at work."""
-    for path in list_entries(root):
+def _list_leftover_files(root: Path) -> Iterator[StoreEntry]:
+    """Files of killed processes, and locks of removed steps. Read while no run is at work."""
+    for path in list_folder(root):
         if SCRATCH.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            yield Kept(path, LEFTOVER, path.stat().st_size)
+            yield StoreEntry(path, LEFTOVER, path.stat().st_size)
     for stage in sorted(MADE_BY):
-        there = {path.name.partition(".")[0] for path in list_entries(root / stage)}
-        for path in list_entries(root / stage / ".locks"):
-            if (
-                store.STEP_NAME.fullmatch(path.name)
-                and path.name not in there
-                and not path.is_symlink()
-            ):
-                yield Kept(path, LEFTOVER, path.stat().st_size)
+        steps = {path.name.partition(".")[0] for path in list_folder(root / stage)}
+        for path in list_folder(root / stage / ".locks"):
+            is_lock = store.STEP_NAME.fullmatch(path.name) and not path.is_symlink()
+            if is_lock and path.name not in steps:
+                yield StoreEntry(path, LEFTOVER, path.stat().st_size)
 
 
-# ── who uses it ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── listing and pruning ───────────────────────────────────────────────────────────────────────────
 
 
-def size_of(path: Path) -> int:
-    return sum(
-        file.lstat().st_size for file in path.rglob("*") if not file.is_dir() or file.is_symlink()
-    )
+def measure_size(path: Path) -> int:
+    files = (file for file in path.rglob("*") if not file.is_dir() or file.is_symlink())
+    return sum(file.lstat().st_size for file in files)
 
 
-def show(found: list[Kept]) -> None:
-    for each in found:
-        users = (
-            f"{each.runs[-1]}{f' and {len(each.runs) - 1} more' if each.runs[1:] else ''}"
-            if each.runs
-            else "–"
-        )
-        users = f"holds {each.stranger}, which the store did not write" if each.stranger else users
-        print(
-            f"{each.path.parent.name:<10} {each.path.name:<40} {each.state:<10} {megabytes(each.size):>12}  {users}"
-        )
-    print(f"{many(len(found), 'step')}, {megabytes(sum(each.size for each in found))}")
+def print_entries(entries: list[StoreEntry]) -> None:
+    for entry in entries:
+        stage, name = entry.path.parent.name, entry.path.name
+        size, users = format_megabytes(entry.size), describe_users(entry)
+        print(f"{stage:<10} {name:<40} {entry.state:<10} {size:>12}  {users}")
+    total = format_megabytes(sum(entry.size for entry in entries))
+    print(f"{pluralize(len(entries), 'step')}, {total}")
 
 
-def megabytes(size: int) -> str:
+def describe_users(entry: StoreEntry) -> str:
+    if entry.foreign_file:
+        return f"has {entry.foreign_file}, which the store did not write"
+    if not entry.runs:
+        return "–"
+    others = f" and {len(entry.runs) - 1} more" if entry.runs[1:] else ""
+    return f"{entry.runs[-1]}{others}"
+
+
+def format_megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def offer(root: Path, runs: Path, sure: bool) -> None:
-    """List what no run names, ask, remove. Asked again while no run is at work: what one names by then stays."""
+def offer_prune(root: Path, runs: Path, confirmed: bool) -> None:
+    """List what no run needs, ask, and remove it.
+
+    What is removed is found once more while no run is at work: a run may need some of it by then.
+    """
     spare = find_spare(root, runs)
     if not spare:
-        print("nothing to prune: every finished step is named by a run")
+        print("nothing to prune: a run needs every finished step")
         return
-    show(spare)
-    if not sure and not _is_agreed(spare):
+    print_entries(spare)
+    if not confirmed and not _confirm(spare):
         return
-    with store.alone(root):
-        still = {each.path for each in find_spare(root, runs)}
-        going = [each for each in spare if each.path in still]
-        for each in going:
-            _remove(each)
-    print(f"removed {megabytes(sum(each.size for each in going))}")
+    with store.lock_exclusive(root):
+        still_spare = {entry.path for entry in find_spare(root, runs)}
+        removed = [entry for entry in spare if entry.path in still_spare]
+        for entry in removed:
+            _remove_entry(entry)
+    print(f"removed {format_megabytes(sum(entry.size for entry in removed))}")
 
 
-def find_spare(root: Path, runs: Path) -> list[Kept]:
-    users = users_of(root, [runs, *store_users.check_runs(root, runs)])
+def find_spare(root: Path, runs: Path) -> list[StoreEntry]:
+    users = find_users(root, [runs, *store_users.check_runs(root, runs)])
     users.check()
-    return [each for each in kept(root, users) if each.spare]
+    return [entry for entry in list_store(root, users) if entry.is_spare]
 
 
-def _is_agreed(spare: list[Kept]) -> bool:
+def _confirm(spare: list[StoreEntry]) -> bool:
     if not sys.stdin.isatty():
-        raise UserError("Nothing was removed. To remove these, add --yes to the same words.")
+        raise UserError("Nothing was removed. To remove these, type the same command with --yes.")
     try:
-        agreed = input(f"Remove {many(len(spare), 'step')}? [y/N] ").strip().lower() in ("y", "yes")
+        reply = input(f"Remove {pluralize(len(spare), 'step')}? [y/N] ")
     except EOFError:
-        agreed = False
-    if not agreed:
+        reply = ""
+    is_confirmed = reply.strip().lower() in ("y", "yes")
+    if not is_confirmed:
         print("Nothing was removed.")
-    return agreed
+    return is_confirmed
 
 
-def _remove(each: Kept) -> None:
-    """A built step keeps its manifest; what is killed on the way is offered again."""
-    manifest = store.read_manifest(each.path)
-    if manifest and NAME.fullmatch(each.path.name)[2] is None:  # type: ignore[index]
-        store.hollow_out(each.path, manifest)
-    elif each.path.is_dir():
-        store.remove(each.path)
+def _remove_entry(entry: StoreEntry) -> None:
+    """A built step keeps its manifest. After a killed removal the rest is offered again."""
+    manifest = store.read_manifest(entry.path)
+    if manifest and NAME.fullmatch(entry.path.name)[2] is None:  # type: ignore[index]
+        store.prune(entry.path, manifest)
+    elif entry.path.is_dir():
+        store.remove(entry.path)
     else:
-        each.path.unlink(missing_ok=True)
+        entry.path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

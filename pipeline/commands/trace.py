@@ -1,7 +1,7 @@
-"""`strop trace PROMPT_ID [RUN]`: one prompt's story, from its candidates and their scores to its new answer.
+"""`strop trace PROMPT_ID [RUN]`: one prompt, from its candidates and scores to its new answer.
 
-It reads what the run's folder links to, in the order of the run: every sampling of the prompt (for training, or in an
-exam), every score, and what became of it in each round's pairs.
+It reads the steps that the run's folder links to, in the order of the run: all samples of the
+prompt, for training and evaluation, all scores, and its pairs of each round.
 """
 
 import sys
@@ -11,104 +11,98 @@ from pathlib import Path
 import polars as pl
 
 from pipeline.artifacts import Pairs, Samples, Scores
-from pipeline.errors import REFUSED, UserError, many
+from pipeline.errors import USER_ERROR, UserError, pluralize
 
-SHOWN = 300  # characters of an answer
+ANSWER_CHARACTERS = 300  # characters of an answer
 
 
 def main(arguments: list[str]) -> int:
     try:
         if not 1 <= len(arguments) <= 2 or not arguments[0]:
             raise UserError(
-                "Give the id of a prompt: strop trace PROMPT_ID [RUN], such as strop trace 3fa9c1 runs/latest"
+                "Give the id of a prompt: strop trace PROMPT_ID [RUN], such as\n"
+                "  strop trace 3fa9c1 runs/latest"
             )
-        print(
-            "\n".join(
-                story(arguments[0], Path(arguments[1] if len(arguments) > 1 else "runs/latest"))
-            )
-        )
-    except UserError as refusal:
-        print(refusal, file=sys.stderr)
-        return REFUSED
+        run = Path(arguments[1] if len(arguments) > 1 else "runs/latest")
+        print("\n".join(trace_prompt(arguments[0], run)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
     return 0
 
 
-def story(prompt_id: str, run: Path) -> list[str]:
+def trace_prompt(prompt_id: str, run: Path) -> list[str]:
     steps = sorted((run / "store").glob("*"))
     if not steps:
         raise UserError(
-            f"{run}: no run lies there. Give one as strop trace {prompt_id} runs/RECIPE/TIME."
+            f"{run}: no run here. Give one as strop trace {prompt_id} runs/RECIPE/TIME."
         )
-    scores = marks(steps, prompt_id)
-    told: list[str] = []
+    scores = collect_scores(steps, prompt_id)
+    lines: list[str] = []
     for step in steps:
         stage, _, label = step.name.partition("-")[2].partition("-")
         if stage == "sample":
-            told += sampled(Samples(step), label, prompt_id, scores)
+            lines += describe_samples(Samples(step), label, prompt_id, scores)
         elif stage == "pair":
-            told += paired(Pairs(step), label, prompt_id)
-    if not told:
+            lines += describe_pairs(Pairs(step), label, prompt_id)
+    if not lines:
         raise UserError(
-            f"{prompt_id}: no step of {run} has this prompt. Its ids are in prompts.parquet and dropped.parquet."
+            f"{prompt_id}: no step of {run} has this prompt.\n"
+            "  Its ids are in prompts.parquet and dropped.parquet."
         )
-    return told
+    return lines
 
 
-def marks(steps: list[Path], prompt_id: str) -> dict[str, list[str]]:
-    """sample id → what each scorer gave it."""
-    found: dict[str, list[str]] = {}
+def collect_scores(steps: list[Path], prompt_id: str) -> dict[str, list[str]]:
+    """Sample id → each scorer's score or status."""
+    scores: dict[str, list[str]] = {}
     for step in steps:
-        if "-score" in step.name:
-            rows = Scores(step).read().filter(pl.col("prompt_id") == prompt_id)
-            for name, scorer, score, status in rows.select(
-                "sample_id", "scorer", "score", "status"
-            ).rows():
-                found.setdefault(name, []).append(
-                    f"{scorer} {status if score is None else f'{score:g}'}"
-                )
-    return found
+        if "-score" not in step.name:
+            continue
+        rows = Scores(step).read().filter(pl.col("prompt_id") == prompt_id)
+        for row in rows.iter_rows(named=True):
+            score = row["status"] if row["score"] is None else f"{row['score']:g}"
+            scores.setdefault(row["sample_id"], []).append(f"{row['scorer']} {score}")
+    return scores
 
 
-def sampled(
+def describe_samples(
     samples: Samples, label: str, prompt_id: str, scores: dict[str, list[str]]
 ) -> Iterator[str]:
-    rows = pl.concat(shard.filter(pl.col("prompt_id") == prompt_id) for shard in samples.shards())
+    is_asked = pl.col("prompt_id") == prompt_id
+    rows = pl.concat(shard.filter(is_asked) for shard in samples.read_shards())
     if not rows.height:
         return
-    yield f"{'round ' if label.isdigit() else ''}{label}: {many(rows.height, 'answer')} to"
-    yield from (
-        f"  {message['role']}: {_short(message['content'])}" for message in rows["prompt"][0]
-    )
+    yield f"{'round ' if label.isdigit() else ''}{label}: {pluralize(rows.height, 'answer')} to"
+    for message in rows["prompt"][0]:
+        yield f"  {message['role']}: {_shorten(message['content'])}"
     for row in rows.sort("setting", "sample_id").iter_rows(named=True):
-        told = [
+        facts = [
             *scores.get(row["sample_id"], ["no score"]),
-            many(len(row["token_ids"]), "token"),
+            pluralize(len(row["token_ids"]), "token"),
             row["finish_reason"],
         ]
-        yield f"  {row['sample_id']}  {row['setting']}: {', '.join(told)}"
-        yield f"    {_short(row['completion'])}"
+        yield f"  {row['sample_id']}  {row['setting']}: {', '.join(facts)}"
+        yield f"    {_shorten(row['completion'])}"
 
 
-def paired(pairs: Pairs, label: str, prompt_id: str) -> Iterator[str]:
-    for part in ("train", "dev"):
-        for row in (
-            getattr(pairs, part)().filter(pl.col("prompt_id") == prompt_id).iter_rows(named=True)
-        ):
+def describe_pairs(pairs: Pairs, label: str, prompt_id: str) -> Iterator[str]:
+    is_asked = pl.col("prompt_id") == prompt_id
+    for part, table in {"train": pairs.read_train(), "dev": pairs.read_dev()}.items():
+        for row in table.filter(is_asked).iter_rows(named=True):
             margin = "" if row["margin"] is None else f", margin {row['margin']:g}"
-            yield f"round {label}, pair ({part}, {row['origin']}{margin}): {row['chosen_id']} over {row['rejected_id']}"
-    for row in pairs.dropped().filter(pl.col("prompt_id") == prompt_id).iter_rows(named=True):
-        name = row["sample_id"] or (
-            f"{row['chosen_id']} over {row['rejected_id']}" if row["chosen_id"] else ""
-        )
+            ids = f"{row['chosen_id']} over {row['rejected_id']}"
+            yield f"round {label}, pair ({part}, {row['origin']}{margin}): {ids}"
+    for row in pairs.read_dropped().filter(is_asked).iter_rows(named=True):
+        ids = f"{row['chosen_id']} over {row['rejected_id']}" if row["chosen_id"] else ""
+        what = f"{row['kind']} {row['sample_id'] or ids}".rstrip()
         detail = f" ({row['detail']})" if row["detail"] else ""
-        yield f"round {label}, dropped {row['kind']} {name}: {row['reason']}{detail}".replace(
-            " :", ":"
-        )
+        yield f"round {label}, dropped {what}: {row['reason']}{detail}"
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     flat = text.replace("\n", "⏎")
-    return flat if len(flat) <= SHOWN else f"{flat[:SHOWN]} …"
+    return flat if len(flat) <= ANSWER_CHARACTERS else f"{flat[:ANSWER_CHARACTERS]} …"
 
 
 if __name__ == "__main__":

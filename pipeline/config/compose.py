@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.config import Config
 from pipeline.config.validation import BlockT, Composition, iter_leaves, validate
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -48,7 +48,7 @@ class Arguments:
             elif word in ("-m", "--multirun"):
                 flags.append(word)
             elif word.startswith("-"):
-                raise UserError(f"{word}: no such flag. {nearest(word, list(FLAGS))}\n  {USAGE}")
+                raise UserError(f"{word}: no such flag. {suggest(word, list(FLAGS))}\n  {USAGE}")
             else:
                 overrides.append(_normalize_override(word))
         return cls(flags, overrides)
@@ -276,6 +276,6 @@ def _describe_hydra_error(error: Exception, user_folders: list[str] | None = Non
         if group == "recipes":
             folders += [Path(folder) / "recipes" for folder in user_folders or []]
         known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-        return f"{group}={name}: {group}/{name}.yaml does not exist. {nearest(name, known)}"
+        return f"{group}={name}: {group}/{name}.yaml does not exist. {suggest(name, known)}"
     hint = "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
     return f"command line: {text.replace(hint, '') or 'Hydra cannot compose this'}\n{GRAMMAR_HINT}"

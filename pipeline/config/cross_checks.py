@@ -9,7 +9,7 @@ from pipeline.config.reward import RewardTraining
 from pipeline.config.sample import ANSWER
 from pipeline.config.score import EnsembleScorer
 from pipeline.config.training import FullAdapter
-from pipeline.errors import nearest
+from pipeline.errors import suggest
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -41,7 +41,7 @@ def find_mismatches(cfg: "Config") -> Iterator[str]:
 
 def _check_folders(cfg: "Config") -> Iterator[str]:
     """A run inside the store looks like a step; a store inside runs/ is removed along with runs."""
-    store, runs = cfg.store.resolve(), cfg.runs.resolve()
+    (store, runs) = (cfg.store.resolve(), cfg.runs.resolve())
     if store.is_relative_to(runs) or runs.is_relative_to(store):
         yield (
             f"store={cfg.store} runs={cfg.runs}: one is inside the other, or they are the same."
@@ -51,7 +51,7 @@ def _check_folders(cfg: "Config") -> Iterator[str]:
 
 def _check_scorers(cfg: "Config") -> Iterator[str]:
     """The scorers that pairs and the report go by have to score there."""
-    _, scoring = cfg.eval_scoring
+    (_, scoring) = cfg.eval_scoring
     for knob, name, scorers in (
         ("pair.scorer", cfg.pair.scorer, cfg.score.scorers),
         ("evaluate.scorer", cfg.evaluate.scorer, scoring.scorers),
@@ -70,7 +70,7 @@ def _check_scorers(cfg: "Config") -> Iterator[str]:
 
 def _check_comparability(cfg: "Config") -> Iterator[str]:
     """Scores that only rank one model's answers cannot compare models: their mean is constant."""
-    where, scoring = cfg.eval_scoring
+    (where, scoring) = cfg.eval_scoring
     on_dev = cfg.exam.split == "dev"
     instead = " Score dev by other scorers: +score@exam.dev_score=rules." if on_dev else ""
     for name, scorer in scoring.scorers.items():
@@ -94,10 +94,10 @@ def _check_gate(cfg: "Config") -> Iterator[str]:
     """The gate compares models by a scorer of the dev evaluations."""
     if cfg.gate is None:
         return
-    where, scoring = cfg.scoring_on("dev")
+    (where, scoring) = cfg.scoring_on("dev")
     chief = scoring.scorers.get(cfg.gate.scorer)
     if chief is None:
-        known = nearest(cfg.gate.scorer, [*scoring.scorers])
+        known = suggest(cfg.gate.scorer, [*scoring.scorers])
         yield f"gate.scorer={cfg.gate.scorer}: {where} has no such scorer. {known}"
     elif isinstance(chief, PairwiseScorer) or (
         isinstance(chief, EnsembleScorer) and chief.is_within_prompt
@@ -111,14 +111,14 @@ def _check_gate(cfg: "Config") -> Iterator[str]:
 
 def _check_retention(cfg: "Config") -> Iterator[str]:
     """Retention needs a figure to watch."""
-    _, scoring = cfg.eval_scoring
+    (_, scoring) = cfg.eval_scoring
     known = [*cfg.benchmark, *scoring.scorers]
     for name in cfg.evaluate.retention:
         scorer = name.partition("/")[0]  # or one of its criteria
         if name not in cfg.benchmark and scorer not in scoring.scorers:
             yield (
                 f"evaluate.retention.{name}: no benchmark and no scorer has this name."
-                f" {nearest(name, known)}"
+                f" {suggest(name, known)}"
             )
         elif cfg.exam.split != "test" and name in cfg.benchmark:
             yield f"evaluate.retention.{name}: benchmarks run on test alone. Give exam.split=test"
@@ -148,7 +148,7 @@ def _check_endpoints(cfg: "Config") -> Iterator[str]:
             f"exam.others.{others[0]}: not every server knows min_p."
             f" Give exam.sample.settings.{ANSWER}.min_p=0."
         )
-    backend, settings = cfg.sample.backend, cfg.sample.settings
+    (backend, settings) = (cfg.sample.backend, cfg.sample.settings)
     knobs = [f"sample.settings.{name}.min_p" for name, one in settings.items() if one.min_p]
     if knobs and backend.kind == "endpoint" and not backend.require_token_ids:
         yield (
@@ -234,7 +234,7 @@ def _check_best_of_n(cfg: "Config") -> Iterator[str]:
         )
         yield f"{fault}. Give init=refit refit=best, or neither."
     if cfg.refit and cfg.refit.scorer not in cfg.score.scorers:
-        known = nearest(cfg.refit.scorer, list(cfg.score.scorers))
+        known = suggest(cfg.refit.scorer, list(cfg.score.scorers))
         yield f"refit.scorer={cfg.refit.scorer}: there is no such scorer. {known}"
     if cfg.refit and not cfg.pair.mix.on_policy:
         yield (

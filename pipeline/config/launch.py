@@ -7,7 +7,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validat
 
 from pipeline.config.base import Block
 from pipeline.config.tracker import TrackerConfig
-from pipeline.errors import many
+from pipeline.errors import pluralize
 
 Launch = Literal["auto", "torchrun", "ddp", "zero1", "zero2", "zero3", "fsdp2"]
 
@@ -82,7 +82,7 @@ class LaunchedRuntime(TrainerRuntime):
             )
         if gpus and count > gpus:
             return (
-                f"train.runtime.processes={count}: this machine has {many(gpus, 'GPU')},"
+                f"train.runtime.processes={count}: this machine has {pluralize(gpus, 'GPU')},"
                 " and each process takes one.\n"
                 f"  Give train.runtime.processes=auto or up to {gpus},"
                 f" or run where there are {count}."

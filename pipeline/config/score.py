@@ -19,7 +19,7 @@ from pipeline.config.base import (
 from pipeline.config.checks import CheckScorer
 from pipeline.config.judge import Judge, PairwiseScorer, RubricScorer, VllmEngine
 from pipeline.config.training import Quantization
-from pipeline.errors import nearest
+from pipeline.errors import suggest
 
 
 class RewardModelRuntime(Block):
@@ -184,7 +184,7 @@ def _find_ensemble_faults(scorers: dict[str, Any]) -> Iterator[str]:
             if member not in single:
                 yield (
                     f"scorers.{name}: its member {member} is not a single scorer of this block."
-                    f" {nearest(member, single)}"
+                    f" {suggest(member, single)}"
                 )
             elif scorers[member].gold and not ensemble.gold:
                 yield f"scorers.{name}: its member {member} is gold, so it has to be gold as well"

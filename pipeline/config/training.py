@@ -18,7 +18,7 @@ from pipeline.config.demonstrations import OptionalRehearsal
 from pipeline.config.guards import GuardsConfig
 from pipeline.config.launch import SHARDED_WEIGHTS, LaunchedRuntime, TrainerRuntime
 from pipeline.config.trl_args import check_args, couples_rows
-from pipeline.errors import many
+from pipeline.errors import pluralize
 
 PROMPT_TUNING = ("prefix", "prefix_tuning", "prompt", "prompt_tuning", "p_tuning")
 
@@ -144,8 +144,8 @@ class TrainConfig(Optimization):
                 " take loss or margin"
             )
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss):
-            weights = many(len(self.loss_weights), "weight")
-            raise ValueError(f"loss_weights has {weights} for {many(len(self.loss), 'loss')}")
+            weights = pluralize(len(self.loss_weights), "weight")
+            raise ValueError(f"loss_weights has {weights} for {pluralize(len(self.loss), 'loss')}")
         return self
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import nearest
+from pipeline.errors import suggest
 
 CONFIG_CLASS = {"dpo": "DPOConfig", "cpo": "CPOConfig", "orpo": "ORPOConfig", "kto": "KTOConfig"}
 
@@ -182,7 +182,7 @@ def _find_unknown_losses(trainer: str, loss: list[str]) -> Iterator[str]:
             owner = f"TRL's {CONFIG_CLASS[trainer]}"
             yield f"loss: {name} is not a loss of {owner}: {REMOVED_LOSSES[name]}"
         elif name not in known:
-            yield f"loss: {name} is not a loss of the installed TRL. {nearest(name, list(known))}"
+            yield f"loss: {name} is not a loss of the installed TRL. {suggest(name, list(known))}"
 
 
 def _find_unusable_keys(trainer: str, args: Mapping[str, Any]) -> Iterator[str]:
@@ -197,7 +197,7 @@ def _find_unusable_keys(trainer: str, args: Mapping[str, Any]) -> Iterator[str]:
             instead = SET_BY_STAGE.get(key, "a run uploads nothing")
             yield f"args.{key} is set by the stage: {instead}"
         elif key not in known["fields"]:
-            yield f"args.{key} is not a field of {owner}. {nearest(key, free)}"
+            yield f"args.{key} is not a field of {owner}. {suggest(key, free)}"
         elif key in ignored:
             yield f"args.{key} would be ignored: {ignored[key]}"
 

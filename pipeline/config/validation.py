@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 
 BlockT = TypeVar("BlockT", bound=BaseModel)
 KeyPath = tuple[str, ...]
@@ -172,7 +172,7 @@ def _describe_error(error: Any, composition: Composition, names: _KnobNames) -> 
     match error["type"]:
         case "extra_forbidden":
             owner = f"stage '{path[0]}'" if len(path) > 1 else "the config"
-            known = nearest(path[-1], names.list_known(parent, path[:-1]))
+            known = suggest(path[-1], names.list_known(parent, path[:-1]))
             fault = f"{key} is not a knob of {owner}. {known}"
         case "missing" | "union_tag_not_found" if file.endswith("/none.yaml"):
             group, source = path[0], composition.find_source(path[:1])

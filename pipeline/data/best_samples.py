@@ -7,7 +7,7 @@ import polars as pl
 
 from pipeline.artifacts import Samples, Scores
 from pipeline.config import BestOfNConfig
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 
 UNFINISHED, UNSCORED, POOR, LONG = "no finished sample", "no score", "score too low", "too long"
 
@@ -51,7 +51,7 @@ def _scored(
     if own.is_empty():
         known = sorted(marks["scorer"].unique())
         raise UserError(
-            f"refit.scorer={cfg.scorer}: no such scorer in the scores. {nearest(cfg.scorer, known)}"
+            f"refit.scorer={cfg.scorer}: no such scorer in the scores. {suggest(cfg.scorer, known)}"
         )
     second_bos = pl.lit(False) if bos is None else pl.col("token_ids").list.contains(bos)
     blank = pl.col("completion").str.strip_chars() == ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, many, shown
+from pipeline.errors import UserError, make_printable, pluralize
 
 LONGEST = 1 << 20  # bytes in a line; a longer one is a file without line ends, not a prompt
 SHOWN = 10
@@ -30,13 +30,13 @@ def read_jsonl(path: Path, check: Check, on_bad_row: str, knob: str) -> Lines:
     for number, fault, row in each_line(path):
         fault = fault or check(row)
         if fault:
-            lines.bad.append((number, shown(fault)))
+            lines.bad.append((number, make_printable(fault)))
         else:
             lines.rows.append(row)
     if lines.bad and on_bad_row == "fail":
         first = [f"  line {number}: {fault}" for number, fault in lines.bad[:SHOWN]]
         more = [f"  … and {len(lines.bad) - SHOWN} more"] if len(lines.bad) > SHOWN else []
-        head = f"{path}: {len(lines.bad)} of {many(len(lines.bad) + len(lines.rows), 'line')} cannot be used:"
+        head = f"{path}: {len(lines.bad)} of {pluralize(len(lines.bad) + len(lines.rows), 'line')} cannot be used:"
         advice = f"  Mend them, or leave them out and count them with {knob}=skip."
         raise UserError("\n".join([head, *first, *more, advice]))
     return lines

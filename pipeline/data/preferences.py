@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.config import HubRows, PreferenceRows
 from pipeline.data.jsonl import Lines, message_fault, unwritable
 from pipeline.data.readers import Fault, Row, each_row
-from pipeline.errors import UserError, many, nearest, shown
+from pipeline.errors import UserError, make_printable, pluralize, suggest
 
 Messages = list[dict[str, str]]
 SHOWN = 10
@@ -37,7 +37,7 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
                 raise Fault(f"its prompt or an answer {fault}")
             found.rows.append({"row": count, **made})
         except Fault as known:
-            found.bad.append((count, shown(str(known))))
+            found.bad.append((count, make_printable(str(known))))
     if found.bad and cfg.on_bad_row == "fail":
         source = (
             f"dataset={cfg.source.dataset}"
@@ -51,7 +51,9 @@ def read_preferences(cfg: PreferenceRows, knob: str = "offline") -> Lines:
 def _refused(found: Lines, rows: int, shape: str, source: str, knob: str) -> str:
     first = [f"  row {number}: {fault}" for number, fault in sorted(found.bad)[:SHOWN]]
     more = [f"  … and {len(found.bad) - SHOWN} more"] if len(found.bad) > SHOWN else []
-    head = f"{source}: {len(found.bad)} of {many(rows, 'row')} cannot be used (read as {shape}):"
+    head = (
+        f"{source}: {len(found.bad)} of {pluralize(rows, 'row')} cannot be used (read as {shape}):"
+    )
     return "\n".join(
         [head, *first, *more, f"  Mend them, or skip and count them with {knob}.on_bad_row=skip."]
     )
@@ -74,7 +76,7 @@ def shape_of(row: Row, knob: str = "offline") -> str:
     if {"prompt", "completion", "label"} <= has:
         return "thumbs"
     raise UserError(
-        f"{knob}.shape=auto: no known shape has the columns {shown(', '.join(sorted(has))) or '(none)'}.\n"
+        f"{knob}.shape=auto: no known shape has the columns {make_printable(', '.join(sorted(has))) or '(none)'}.\n"
         f"  Give {knob}.shape=columns {knob}.columns={{prompt: …, chosen: …, rejected: …}}, with this file's own names."
     )
 
@@ -180,7 +182,7 @@ def thumbs(cfg: PreferenceRows, row: Row) -> Converted:
 def columns(cfg: PreferenceRows, row: Row) -> Converted:
     """By the user's own map; what it gives says which of our shapes it is."""
     if absent := [theirs for theirs in cfg.columns.values() if theirs not in row]:
-        raise Fault(f"no column {', '.join(absent)}. {nearest(absent[0], list(row))}")
+        raise Fault(f"no column {', '.join(absent)}. {suggest(absent[0], list(row))}")
     ours = {name: row[theirs] for name, theirs in cfg.columns.items()}
     return SHAPES[shape_of(ours)](cfg, ours)
 

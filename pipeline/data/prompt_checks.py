@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from pipeline.config import PromptCaps, PromptSplit
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def check_caps(caps: PromptCaps | None, columns: Collection[str]) -> None:
     if caps and caps.column not in columns:
         known = sorted(columns)
         hint = (
-            nearest(caps.column, known)
+            suggest(caps.column, known)
             if known
             else "They have none beside their text; give prompts.caps=null."
         )

@@ -18,7 +18,7 @@ from pipeline.data.jsonl import SHOWN, unwritable
 from pipeline.data.prompt_checks import Summary
 from pipeline.data.prompt_shapes import BY_COLUMNS, SHAPES, Messages, shape_of
 from pipeline.data.readers import BATCH, Fault, Row, each_row
-from pipeline.errors import UserError, many, nearest, shown
+from pipeline.errors import UserError, make_printable, pluralize, suggest
 
 ROW: dict[str, Any] = {
     "prompt_id": pl.String,
@@ -97,7 +97,7 @@ def _converted(asked: PromptRows, knob: str, read: Read) -> Iterator[Row]:
             shape = shape if shape not in BY_COLUMNS else shape_of(row, knob)
             made = _new(converted(shape, row), seen)
         except Fault as known:
-            read.bad.append((place, shown(str(known))))
+            read.bad.append((place, make_printable(str(known))))
             continue
         for name, why in made.pop("left_out").items():
             read.left_out.setdefault(name, LeftOut(place, why)).rows += 1
@@ -114,7 +114,7 @@ def _new(row: Row, seen: set[str]) -> Row:
 
 
 def _refused(asked: PromptRows, knob: str, usable: int, bad: list[tuple[str, str]]) -> str:
-    head = f"{_name(asked)}: {len(bad)} of {many(len(bad) + usable, 'row')} cannot be used:"
+    head = f"{_name(asked)}: {len(bad)} of {pluralize(len(bad) + usable, 'row')} cannot be used:"
     skip = "" if "." in knob else f", or leave them out and count them with {knob}.on_bad_row=skip"
     return "\n".join([head, *_listed(bad), f"  Mend them{skip}."])
 
@@ -157,9 +157,13 @@ def converted(shape: str, row: Row) -> Row:
     asked = row["turns"] if shape == "turns" else None
     if fault := unwritable([messages, asked, given]):
         raise Fault(f"its prompt or its id {fault}")
-    left_out = {shown(name): why for name, value in row.items() if (why := _odd(name, value))}
+    left_out = {
+        make_printable(name): why for name, value in row.items() if (why := _odd(name, value))
+    }
     made = prompt_row(
-        messages, {name: value for name, value in row.items() if shown(name) not in left_out}, given
+        messages,
+        {name: value for name, value in row.items() if make_printable(name) not in left_out},
+        given,
     )
     return {
         **made,
@@ -171,7 +175,7 @@ def converted(shape: str, row: Row) -> Row:
 
 def _renamed(names: Mapping[str, str], row: Row) -> Row:
     if absent := [theirs for theirs in names.values() if theirs not in row]:
-        raise Fault(f"no column {', '.join(absent)}. {nearest(absent[0], list(row))}")
+        raise Fault(f"no column {', '.join(absent)}. {suggest(absent[0], list(row))}")
     ours = {ours: row[theirs] for ours, theirs in names.items()}
     return {**{name: value for name, value in row.items() if name not in names.values()}, **ours}
 

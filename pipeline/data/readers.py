@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.config import FileRows, HubRows
 from pipeline.data.jsonl import LONGEST, each_line
-from pipeline.errors import UserError, many, shown
+from pipeline.errors import UserError, make_printable, pluralize
 
 Row = dict[str, Any]
 Found = tuple[str, str | None, Row]
@@ -69,7 +69,7 @@ def _readable(place: object, rows: Iterable[Row]) -> Iterator[Row]:
             yield row
     except (Exception, PanicException) as error:
         raise UserError(
-            f"{place}: what follows row {number} cannot be read ({shown(str(error) or type(error).__name__)}).\n"
+            f"{place}: what follows row {number} cannot be read ({make_printable(str(error) or type(error).__name__)}).\n"
             "  Write the file without the column in question, or as JSONL."
         ) from error
 
@@ -99,7 +99,9 @@ def _parquet(file: Path) -> Iterator[Found]:
     try:
         table = pl.read_parquet(file)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise UserError(f"{file}: cannot be read as parquet ({shown(str(error))}).") from error
+        raise UserError(
+            f"{file}: cannot be read as parquet ({make_printable(str(error))})."
+        ) from error
     return _counted(
         _readable(file, (row for part in table.iter_slices(BATCH) for row in part.to_dicts()))
     )
@@ -113,11 +115,11 @@ def _csv(file: Path) -> Iterator[Found]:
             lines = csv.reader(text, strict=True)
             header = _header(file, next(lines, []))
             for cells in lines:
-                wide = many(len(cells), "cell")
+                wide = pluralize(len(cells), "cell")
                 uneven = (
                     None
                     if len(cells) == len(header)
-                    else f"{wide} under {many(len(header), 'column')}"
+                    else f"{wide} under {pluralize(len(header), 'column')}"
                 )
                 row = dict(zip(header, cells, strict=False))
                 if cells:

@@ -1,4 +1,4 @@
-"""What a person watching a run sees: one line per Step, kept in `ledger.json` as well."""
+"""What the user sees of a run: one line for each Step, also written to `ledger.json`."""
 
 import shutil
 import sys
@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import write_json
-from pipeline.errors import many
+from pipeline.errors import pluralize
 from pipeline.step import Step
 
-QUIET = 30.0  # seconds between two progress lines where there is no terminal
+QUIET = 30.0  # seconds between two progress lines without a terminal
 
 
 class Ledger:
-    def __init__(self, story: Path | None):
-        self._file = story / "ledger.json" if story else None
+    def __init__(self, run_dir: Path | None):
+        self._file = run_dir / "ledger.json" if run_dir else None
         self._lines: list[dict[str, Any]] = []
         self._terminal = sys.stdout.isatty()
         self._shown = time.monotonic()
 
-    def line(
+    def add_line(
         self,
         sign: str,
         step: Step,
@@ -29,13 +29,12 @@ class Ledger:
         note: str = "",
         counted: bool = True,
     ) -> None:
-        """`■ sample    round 1   3fa9c1d2e4b5   12.3 s`; seconds of an earlier run stand in brackets."""
-        spent = "" if seconds is None else f"{seconds:.1f} s" if counted else f"({seconds:.1f} s)"
+        """`■ sample    round 1   3fa9c1d2e4b5   12.3 s`; in brackets: an earlier run."""
+        spent = "" if seconds is None else f"{seconds:.1f} s"
+        spent = spent if counted or not spent else f"({spent})"
         self._clear()
-        print(
-            f"{sign} {step.stage:<9} {step.when:<13} {fingerprint:<13} {spent:>10}  {note}".rstrip(),
-            flush=True,
-        )
+        name = f"{step.stage:<9} {step.label_text:<13} {fingerprint:<13}"
+        print(f"{sign} {name} {spent:>10}  {note}".rstrip(), flush=True)
         entry = {
             "sign": sign,
             "stage": step.stage,
@@ -48,19 +47,18 @@ class Ledger:
         if self._file:
             write_json(self._file, self._lines)
 
-    def running(self, step: Step, fingerprint: str, text: str) -> None:
-        """Repainted on a terminal; elsewhere a line now and then."""
-        line = f"● {step.stage:<9} {step.when:<13} {fingerprint:<13} {text}"
+    def show_running(self, step: Step, fingerprint: str, text: str) -> None:
+        """Repaint one line on a terminal; elsewhere print a line every QUIET seconds."""
+        line = f"● {step.stage:<9} {step.label_text:<13} {fingerprint:<13} {text}"
         if self._terminal:
-            width = (
-                shutil.get_terminal_size().columns - 1
-            )  # a line that wraps could not be painted over
+            # A line that wraps could not be painted over.
+            width = shutil.get_terminal_size().columns - 1
             print(f"\r\x1b[K{line[:width]}", end="", flush=True)
         elif time.monotonic() - self._shown >= QUIET:
             self._shown = time.monotonic()
             print(line, flush=True)
 
-    def say(self, text: str) -> None:
+    def print_note(self, text: str) -> None:
         self._clear()
         print(f"  {text}", flush=True)
 
@@ -69,12 +67,12 @@ class Ledger:
             print("\r\x1b[K", end="")
 
 
-def told_in_short(cost: dict[str, Any]) -> str:
-    """What stands beside a finished Step: how much it drew, how fast, how long, and what it dropped."""
+def summarize_cost(cost: dict[str, Any]) -> str:
+    """The note of a finished Step: how much it sampled, how fast, and what it dropped."""
     parts = []
     if "tokens_per_second" in cost:
         parts = [
-            many(cost["prompts"], "prompt"),
+            pluralize(cost["prompts"], "prompt"),
             f"{cost['tokens_per_second']:.0f} tok/s",
             f"{cost['mean_tokens']:.0f} tokens each",
             f"{cost['truncated'] / max(cost['completions'], 1):.1%} truncated",
@@ -82,10 +80,8 @@ def told_in_short(cost: dict[str, Any]) -> str:
     if money := cost.get("money"):
         parts.append(f"money {money:.2f}")
     if "processes" in cost:
-        parts.append(
-            f"{cost['processes']} processes"
-            + ("" if cost.get("watched") else ", which do not look at KL")
-        )
+        blind = "" if cost.get("watched") else ", which do not measure KL"
+        parts.append(f"{cost['processes']} processes{blind}")
     if dropped := cost.get("dropped"):
         parts.append(f"{dropped} dropped (dropped.parquet)")
     return " · ".join(parts)

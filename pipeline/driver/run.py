@@ -1,4 +1,4 @@
-"""One point from config to exit code: plan, run, story. What a person's Ctrl-C, SIGTERM and mistakes lead to."""
+"""One run from config to exit code: its plan, its folder, and what signals and errors lead to."""
 
 import functools
 import json
@@ -14,134 +14,155 @@ from pipeline import preflight, store
 from pipeline.artifacts import write_text
 from pipeline.backends import api_client
 from pipeline.config import Config
-from pipeline.driver.executor import StepFailed, dry_run, outline, run, select
+from pipeline.driver.executor import (
+    StepFailed,
+    build_missing,
+    outline_plan,
+    select_targets,
+    show_dry_run,
+)
 from pipeline.driver.store_users import register_runs
-from pipeline.errors import DONE, REFUSED, UserError, explain_disk_fault, many, refusals
-from pipeline.hashing import commit_of
+from pipeline.errors import (
+    DONE,
+    USER_ERROR,
+    UserError,
+    collect_faults,
+    describe_interrupt,
+    explain_disk_fault,
+    pluralize,
+)
+from pipeline.hashing import resolve_commit
 from pipeline.plan import plan
 from pipeline.preflight import capacity
-from pipeline.status import Planned, unbuilt
-from pipeline.step import pinned
+from pipeline.status import RunPlan, list_unbuilt
+from pipeline.step import pin_revisions
 
 
-def drive(cfg: Config, story: Path | None = None) -> int:
-    """One point from config to exit code: plan it, then show the plan or run it."""
+def run_point(cfg: Config, run_dir: Path | None = None) -> int:
+    """Plan one run, then show the plan or run it. Returns the exit code."""
     api_client.name_keys(cfg.model_dump(mode="json"))
     try:
-        cfg = cfg if cfg.dry_run else pinned(cfg, functools.cache(commit_of))
-        planned = outline(cfg, select(plan(cfg), cfg.until))
+        cfg = cfg if cfg.dry_run else pin_revisions(cfg, functools.cache(resolve_commit))
+        run_plan = outline_plan(cfg, select_targets(plan(cfg), cfg.until))
         if cfg.dry_run:
-            show(cfg, planned)
+            show_plan(cfg, run_plan)
             return DONE
-        if faults := refused(planned):
+        if faults := find_faults(run_plan):
             raise UserError(*faults)
-        warn(planned)
-        with store.at_work(
-            cfg.store, lambda: print(f"waiting: {cfg.store} is being pruned", flush=True)
-        ):
+        print_warnings(run_plan)
+        on_wait = functools.partial(print, f"waiting: {cfg.store} is being pruned", flush=True)
+        with store.lock_shared(cfg.store, on_wait):
             register_runs(cfg.store, cfg.runs)
-            story = open_story(cfg, story)
-            last = report(run(cfg, planned, story), story)
-            if is_finished(story):
-                point_latest(cfg.runs, story)
+            run_dir = open_run_dir(cfg, run_dir)
+            last = copy_report(build_missing(cfg, run_plan, run_dir), run_dir)
+            if is_finished(run_dir):
+                link_latest(cfg.runs, run_dir)
             print(last)
         return DONE
-    except UserError as refusal:
-        print(refusal, file=sys.stderr)
-        return REFUSED
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
     except OSError as error:
-        if not (said := explain_disk_fault(error, story or cfg.runs)):
+        if not (explanation := explain_disk_fault(error, run_dir or cfg.runs)):
             raise
-        print(said, file=sys.stderr)
-        return REFUSED
+        print(explanation, file=sys.stderr)
+        return USER_ERROR
     except StepFailed as failure:
         print(failure, file=sys.stderr)
         return failure.code
-    except Stopped as stopped:
-        print()  # the line that was being painted ends here
-        print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr)
+    except RunInterrupted as signal_name:
+        print()  # ends the line that was being painted
+        print(describe_interrupt(str(signal_name)), file=sys.stderr)
         raise
 
 
-def refused(planned: Planned) -> list[str]:
-    """Every reason why a run of this plan is refused before anything is built."""
-    coming = unbuilt(planned)
-    built = [step for step in planned.steps if step not in coming] if coming else []
-    made = (one for step in built for one in preflight.checks_of_made(step, planned.folder, coming))
-    return [
-        *planned.faults,
-        *refusals(chain(preflight.checks(coming), made, capacity.checks(planned, coming))),
-    ]
+def find_faults(run_plan: RunPlan) -> list[str]:
+    """Every reason to refuse a run of this plan before anything is built."""
+    coming = list_unbuilt(run_plan)
+    built = [step for step in run_plan.steps if step not in coming] if coming else []
+    checks = chain(
+        preflight.list_checks(coming),
+        *(preflight.list_artifact_checks(step, run_plan.folder, coming) for step in built),
+        capacity.list_checks(run_plan, coming),
+    )
+    return [*run_plan.faults, *collect_faults(checks)]
 
 
-def show(cfg: Config, planned: Planned) -> None:
-    """The plan, and whatever a run here would refuse, in its own words; the last line counts both."""
-    found = dry_run(cfg, planned)
-    for line in preflight.unread(unbuilt(planned)):
+def show_plan(cfg: Config, run_plan: RunPlan) -> None:
+    """Print the plan, then each reason why a run here would be refused, then the count of both."""
+    statuses = show_dry_run(cfg, run_plan)
+    for line in preflight.describe_unread(list_unbuilt(run_plan)):
         print(line)
     sys.stdout.flush()
-    warn(planned)
-    faults = refused(planned)
+    print_warnings(run_plan)
+    faults = find_faults(run_plan)
     if faults:
         print("A run here would be refused:")
     for fault in faults:
         print(fault)
-    counted = f" · a run here would be refused for {many(len(faults), 'reason')}" if faults else ""
-    to_do = sum(manifest is None for manifest, _ in found.values())
-    print(f"{many(len(planned.steps), 'step')}, {to_do} to do{counted}", flush=True)
+    reasons = pluralize(len(faults), "reason")
+    counted = f" · a run here would be refused for {reasons}" if faults else ""
+    to_do = sum(manifest is None for manifest, _ in statuses.values())
+    print(f"{pluralize(len(run_plan.steps), 'step')}, {to_do} to do{counted}", flush=True)
 
 
-def warn(planned: Planned) -> None:
-    """What may be in order by the time that it is needed."""
-    for said in (*capacity.slow_dtypes(unbuilt(planned)), *preflight.silent(unbuilt(planned))):
-        print(said, file=sys.stderr, flush=True)
+def print_warnings(run_plan: RunPlan) -> None:
+    """Print what is wrong now and may be right when it is needed."""
+    coming = list_unbuilt(run_plan)
+    slow, silent = capacity.warn_of_slow_dtypes(coming), preflight.warn_of_silent_servers(coming)
+    for warning in chain(slow, silent):
+        print(warning, file=sys.stderr, flush=True)
 
 
-class Stopped(BaseException):
-    """SIGTERM or SIGINT: the same command resumes."""
+class RunInterrupted(BaseException):
+    """SIGTERM or SIGINT, by name. The same command resumes."""
 
 
-def stop_on_signals() -> None:
+def interrupt_on_signals() -> None:
     def stop(number: int, frame: Any) -> None:
-        raise Stopped(signal.Signals(number).name)
+        raise RunInterrupted(signal.Signals(number).name)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
 
 
-def open_story(cfg: Config, folder: Path | None = None) -> Path:
-    """`runs/<recipe>/<time>/` with the resolved config. While no run has finished, `runs/latest` points to it."""
+def open_run_dir(cfg: Config, folder: Path | None = None) -> Path:
+    """Make `runs/<recipe>/<time>/`, write the resolved config, and link `runs/latest` to it.
+
+    Once `runs/latest` is a finished run, the link moves only when the next run has finished.
+    """
     import yaml
 
-    story = folder or fresh_story(cfg)
-    (story / "steps").mkdir(parents=True, exist_ok=True)
+    run_dir = folder or make_run_dir(cfg)
+    (run_dir / "steps").mkdir(parents=True, exist_ok=True)
     write_text(
-        story / "config.yaml", yaml.safe_dump(json.loads(cfg.model_dump_json()), sort_keys=False)
+        run_dir / "config.yaml", yaml.safe_dump(json.loads(cfg.model_dump_json()), sort_keys=False)
     )
     latest = cfg.runs / "latest"
     if latest.exists() and not latest.is_symlink():
-        said = "is not a link of ours and stays as it is. Move it away to have it point to the last finished run."
-        print(f"! {latest}: {said}", file=sys.stderr, flush=True)
+        fault = "not a link of ours, so it stays."
+        remedy = "Move it away, and it will point to the last finished run."
+        print(f"! {latest}: {fault} {remedy}", file=sys.stderr, flush=True)
     elif not is_finished(latest):
-        point_latest(cfg.runs, story)
-    return story
+        link_latest(cfg.runs, run_dir)
+    return run_dir
 
 
-def is_finished(story: Path) -> bool:
-    """Whether a run got as far as its report, which is what `runs/latest` is read for."""
-    return (story / "report.html").is_file()
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run has its report, which is what `runs/latest` is read for."""
+    return (run_dir / "report.html").is_file()
 
 
-def point_latest(runs: Path, story: Path) -> None:
-    latest, scratch = runs / "latest", runs / f".latest.{story.name}"
+def link_latest(runs: Path, run_dir: Path) -> None:
+    latest, scratch = runs / "latest", runs / f".latest.{run_dir.name}"
     if latest.exists() and not latest.is_symlink():
         return
     scratch.unlink(missing_ok=True)
-    scratch.symlink_to(story.absolute())
+    scratch.symlink_to(run_dir.absolute())
     scratch.rename(latest)
 
 
-def fresh_story(cfg: Config) -> Path:
+def make_run_dir(cfg: Config) -> Path:
     wanted = cfg.runs / cfg.recipe / time.strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in range(1000):
         path = wanted if attempt == 0 else wanted.with_name(f"{wanted.name}-{attempt + 1}")
@@ -153,10 +174,10 @@ def fresh_story(cfg: Config) -> Path:
     raise AssertionError(f"a thousand runs in one second at {wanted}")
 
 
-def report(last: Path, story: Path) -> Path:
-    """The report also lies with the run's story, where it outlives the store's folder; else the last Step's folder."""
+def copy_report(last: Path, run_dir: Path) -> Path:
+    """Copy the report to the run's folder, where it outlives the store. Returns what to show."""
     if not (last / "report.html").exists():
         return last
     for file in last.glob("report.*"):
-        shutil.copyfile(file, story / file.name)
-    return story / "report.html"
+        shutil.copyfile(file, run_dir / file.name)
+    return run_dir / "report.html"

@@ -1,8 +1,8 @@
-"""A store's marker, `.strop-store`: that this folder is a store, and which runs folders have used it.
+"""A store's marker, `.strop-store`: it says that a folder is a store and which runs folders use it.
 
-A run writes it before it builds anything. Pruning goes by it: without a marker nothing is removed, and while one of the
-runs folders is away nothing says what its runs still need. A runs folder has a marker too, which tells it from the
-empty place where a disk is not mounted.
+A run writes it before it builds anything. Without it nothing is pruned, nor while one of the runs
+folders is missing, since it is unknown what those runs still need. A runs folder has a marker too:
+without one it may be the empty mount point of a disk that is not mounted.
 """
 
 import fcntl
@@ -25,63 +25,68 @@ FORMAT = 1
 
 def register_runs(store: Path, runs: Path) -> None:
     """Note that runs of this folder use the store."""
-    own = str(runs.resolve())
+    folder = str(runs.resolve())
     if not (runs / RUNS_MARKER).is_file():
         write_json(runs / RUNS_MARKER, {"format": FORMAT})
-    if own not in (read_runs(store) or []):
-        _change_runs(store, lambda known: sorted({*known, own}))
+    if folder not in (read_runs(store) or []):
+        _change_runs(store, lambda known: sorted({*known, folder}))
 
 
 def forget_runs(store: Path, runs: Path) -> None:
-    """A runs folder that is gone for good: what its runs used is used by nobody."""
-    own = str(runs.resolve())
+    """Remove a runs folder that is gone for good from the marker: its runs need nothing more."""
+    folder = str(runs.resolve())
     known = read_runs(store) or []
-    if own not in known:
+    if folder not in known:
         raise UserError(
-            f"forget={runs}: {store} does not know this runs folder. {_list_known(known)}"
+            f"forget={runs}: {store} does not know this runs folder. {_name_known(known)}"
         )
     if (runs / RUNS_MARKER).is_file():
         raise UserError(
-            f"forget={runs}: it is there. To let a run's work go, remove that run's own folder in it."
+            f"forget={runs}: this folder exists. To release the steps of a run, remove the run's"
+            " folder in it."
         )
-    _change_runs(store, lambda known: [each for each in known if each != own])
+    _change_runs(store, lambda known: [each for each in known if each != folder])
 
 
 def read_runs(store: Path) -> list[str] | None:
     """The runs folders that have used this store; None where it has no marker."""
     file = store / STORE_MARKER
     try:
-        told = json.loads(file.read_bytes())
+        marker = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError):
-        told = None
-    if not _is_marker(told):
+        marker = None
+    if not _is_marker(marker):
         raise UserError(
-            f"{file}: it is not the marker of a store in a form that is known here.\n"
-            "  Restore it; or remove it and repeat one run of each runs folder that uses this store, before you prune."
+            f"{file}: not a store's marker in a known form.\n"
+            "  Restore it; or remove it and repeat one run of each runs folder that uses this store"
+            " before you prune."
         )
-    return list(told["runs"])
+    return list(marker["runs"])
 
 
 def check_runs(store: Path, runs: Path) -> list[Path]:
-    """Every runs folder of a store, all of them there and the given one among them; else nothing may be removed."""
+    """A store's runs folders. Refuses if one is missing or the given one is not among them."""
     known = read_runs(store)
     if known is None:
         raise UserError(
-            f"{store}: it has no {STORE_MARKER}, so nothing says that this is a store and which runs need it.\n"
-            f"  Every run writes one: repeat a run of each runs folder with store={store} (what is built is found"
-            " again), then prune."
+            f"{store}: no {STORE_MARKER} here, so it is unknown whether this is a store and which"
+            " runs need it.\n"
+            f"  Every run writes one: repeat a run of each runs folder with store={store} (built"
+            " steps are reused), then prune."
         )
     if str(runs.resolve()) not in known:
         raise UserError(
-            f"runs={runs}: no run of this folder has used {store}. Nothing was removed. {_list_known(known)}"
+            f"runs={runs}: no run of this folder has used {store}. Nothing was removed."
+            f" {_name_known(known)}"
         )
-    if away := [each for each in known if not (Path(each) / RUNS_MARKER).is_file()]:
+    if missing := [each for each in known if not (Path(each) / RUNS_MARKER).is_file()]:
+        forget = ["strop", "store", f"store={store}", f"forget={missing[0]}"]
         raise UserError(
-            f"{away[0]}: the runs of this folder use {store}, and it is not there. Nothing was removed.\n"
+            f"{missing[0]}: missing, and its runs use {store}. Nothing was removed.\n"
             "  Bring it back (is its disk mounted?). If it is gone for good, type"
-            f" {shlex.join(['strop', 'store', f'store={store}', f'forget={away[0]}'])}"
+            f" {shlex.join(forget)}"
         )
     return [Path(each) for each in known]
 
@@ -92,18 +97,19 @@ def _change_runs(store: Path, change: Callable[[list[str]], list[str]]) -> None:
         write_json(store / STORE_MARKER, {"format": FORMAT, "runs": change(read_runs(store) or [])})
 
 
-def _is_marker(told: Any) -> bool:
-    runs = told.get("runs") if isinstance(told, dict) and told.get("format") == FORMAT else None
+def _is_marker(marker: Any) -> bool:
+    is_known = isinstance(marker, dict) and marker.get("format") == FORMAT
+    runs = marker.get("runs") if is_known else None
     return isinstance(runs, list) and all(isinstance(each, str) for each in runs)
 
 
-def _list_known(known: list[str]) -> str:
+def _name_known(known: list[str]) -> str:
     return f"It knows: {', '.join(known) or 'none'}"
 
 
 @dataclass(frozen=True)
-class Users:
-    """Fingerprint → the runs whose plan names it; and what keeps us from knowing all of them."""
+class StoreUsers:
+    """Fingerprint → the runs whose plan has it; and the faults that hide some of them."""
 
     runs: dict[str, list[str]]
     faults: list[str]
@@ -111,11 +117,13 @@ class Users:
     def check(self) -> None:
         if self.faults:
             raise UserError(
-                "\n".join([*self.faults, "Nothing was removed: nothing says what these runs need."])
+                "\n".join(
+                    [*self.faults, "Nothing was removed: it is unknown what these runs need."]
+                )
             )
 
 
-def read_step(path: Path) -> dict[str, object]:
+def read_step_record(path: Path) -> dict[str, object]:
     try:
         step = json.loads((path / store.STEP).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -123,27 +131,27 @@ def read_step(path: Path) -> dict[str, object]:
     return step if isinstance(step, dict) else {}
 
 
-def list_entries(folder: Path) -> list[Path]:
+def list_folder(folder: Path) -> list[Path]:
     return [] if folder.is_symlink() or not folder.is_dir() else sorted(folder.iterdir())
 
 
-def users_of(root: Path, folders: Iterable[Path]) -> Users:
-    """The runs of these folders, a sweep's points among them, and those elsewhere that made one of its steps."""
-    users = Users(defaultdict(list), [])
+def find_users(root: Path, folders: Iterable[Path]) -> StoreUsers:
+    """The runs of these folders, sweep points included, and others that made a step here."""
+    users = StoreUsers(defaultdict(list), [])
     known = list(dict.fromkeys(folder.resolve() for folder in folders))
     for number, folder in enumerate(known):
-        for plan in _plans(folder, users.faults):
+        for plan in _find_plans(folder, users.faults):
             run = plan.parent.relative_to(folder) if number == 0 else plan.parent
             _add_plan(users, plan, run.as_posix())
-    makers = {_story_of(path) for stage in MADE_BY for path in list_entries(root / stage)}
-    for story in sorted(maker for maker in makers if maker):
-        plan = Path(story) / store.PLAN
+    makers = {_find_run_dir(path) for stage in MADE_BY for path in list_folder(root / stage)}
+    for run_dir in sorted(maker for maker in makers if maker):
+        plan = Path(run_dir) / store.PLAN
         if not any(plan.is_relative_to(folder) for folder in known) and plan.is_file():
-            _add_plan(users, plan, story)
+            _add_plan(users, plan, run_dir)
     return users
 
 
-def _add_plan(users: Users, plan: Path, run: str) -> None:
+def _add_plan(users: StoreUsers, plan: Path, run: str) -> None:
     try:
         named = json.loads(plan.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -157,8 +165,8 @@ def _add_plan(users: Users, plan: Path, run: str) -> None:
         users.runs[fingerprint].append(run)
 
 
-def _plans(folder: Path, faults: list[str]) -> Iterator[Path]:
-    """The plan of every run in a runs folder. Linked folders are read too: what their runs need is needed."""
+def _find_plans(folder: Path, faults: list[str]) -> Iterator[Path]:
+    """The plan of every run in a runs folder, in linked folders too."""
 
     def report(error: OSError) -> None:
         faults.append(
@@ -167,7 +175,7 @@ def _plans(folder: Path, faults: list[str]) -> Iterator[Path]:
 
     seen: set[Path] = set()
     if not folder.is_dir():
-        faults.append(f"{folder}: there is no such runs folder.")
+        faults.append(f"{folder}: this runs folder does not exist.")
     for here, inside, files in os.walk(folder, onerror=report, followlinks=True):
         place, is_run = Path(here), store.PLAN in files
         if place.resolve() in seen:
@@ -175,25 +183,21 @@ def _plans(folder: Path, faults: list[str]) -> Iterator[Path]:
             continue
         seen.add(place.resolve())
         for name in files:
-            if (
-                (place / name).is_symlink()
-                and not (place / name).exists()
-                and name != "latest"
-                and not is_run
-            ):
-                faults.append(
-                    f"{place / name}: it leads nowhere. Bring back what it led to, or remove the link."
-                )
+            link = place / name
+            if is_run or name == "latest" or not link.is_symlink() or link.exists():
+                continue
+            faults.append(
+                f"{link}: a broken link. Bring back what it pointed to, or remove the link."
+            )
         if is_run:
             yield place / store.PLAN
-        inside[:] = sorted(
-            name for name in inside if not (is_run and name in ("store", "steps", "logs"))
-        )
+        parts_of_run = ("store", "steps", "logs") if is_run else ()
+        inside[:] = sorted(name for name in inside if name not in parts_of_run)
         if place == folder and "latest" in inside:
             inside.remove("latest")
 
 
-def _story_of(path: Path) -> str | None:
+def _find_run_dir(path: Path) -> str | None:
     """The folder of the run that made a step."""
-    story = read_step(path).get("story")
-    return story if isinstance(story, str) else None
+    run_dir = read_step_record(path).get("story")
+    return run_dir if isinstance(run_dir, str) else None

@@ -1,6 +1,7 @@
-"""A multirun: Hydra launches the points, each writes its line in `points.json`; one failing point stops no other.
+"""A sweep: Hydra launches the points, and each writes its line to `points.json`.
 
-At its end the best point on dev inside the KL budget is examined on test, and `sweep.html` shows them all.
+A failing point stops no other. At the end the best point on dev within the KL budget is evaluated
+on test, and `sweep.html` shows them all.
 """
 
 import fcntl
@@ -20,48 +21,51 @@ from pipeline.artifacts import write_text
 from pipeline.config import Config
 from pipeline.config.compose import CONF, Arguments, quote, read_overrides, validate_point
 from pipeline.driver import store_users
-from pipeline.driver.run import drive, fresh_story
-from pipeline.errors import BROKE, DONE, UserError, many
+from pipeline.driver.run import make_run_dir, run_point
+from pipeline.errors import DONE, FAILED, UserError, pluralize
 
 STATUS = {0: "done", 2: "refused", 75: "stopped"}
 
 
-def sweep(arguments: Arguments, points: list[Config]) -> int:
-    """Run every point; 1 when one of them did not finish. The last line is the path of the page that compares them."""
+def run_sweep(arguments: Arguments, points: list[Config]) -> int:
+    """Run every point. Exit code 1 if one did not finish. Prints the path of the page last."""
     if points[0].dry_run:
-        return max(drive(cfg) for cfg in points)
-    folder = fresh_story(points[0]).absolute()
-    print(f"{points[0].recipe}: {many(len(points), 'point')} · {folder}")
-    place = f"hydra.sweep.dir={quote(str(folder))}"
-    sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, place]
+        return max(run_point(cfg) for cfg in points)
+    folder = make_run_dir(points[0]).absolute()
+    print(f"{points[0].recipe}: {pluralize(len(points), 'point')} · {folder}")
+    output = f"hydra.sweep.dir={quote(str(folder))}"
+    sys.argv = [sys.argv[0], "--multirun", *arguments.overrides, *arguments.searchpath, output]
     launch()
     written = json.loads((folder / "points.json").read_text())
     finished = len(written) == len(points) and all(line["status"] == "done" for line in written)
-    page, code = close(points[0], folder, written, arguments.flags)
+    page, code = finish_sweep(points[0], folder, written, arguments.flags)
     print(page)
-    return code or (DONE if finished else BROKE)
+    return code or (DONE if finished else FAILED)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def launch(composed: DictConfig) -> None:
     job = HydraConfig.get()
     cfg = validate_point(composed, job)
-    story = Path(job.runtime.output_dir)
-    print(f"\npoint {job.job.num}: {' '.join(_words(job))}", flush=True)
-    code = drive(cfg, story)
-    write_line(story.parent / "points.json", line_of(cfg, story, code, job))
+    run_dir = Path(job.runtime.output_dir)
+    print(f"\npoint {job.job.num}: {' '.join(_list_overrides(job))}", flush=True)
+    code = run_point(cfg, run_dir)
+    append_line(run_dir.parent / "points.json", describe_point(cfg, run_dir, code, job))
 
 
-def line_of(cfg: Config, story: Path, code: int, job: Any) -> dict[str, Any]:
-    """What a point has to show: its overrides, its chosen model's score on the examined split, its KL, its report."""
-    line = {"point": job.job.num, "overrides": _words(job), "status": STATUS.get(code, "failed")}
-    report = story / "report.json"
+def describe_point(cfg: Config, run_dir: Path, code: int, job: Any) -> dict[str, Any]:
+    """A point's line: its overrides, its chosen model's score and KL on the split, its report."""
+    line = {
+        "point": job.job.num,
+        "overrides": _list_overrides(job),
+        "status": STATUS.get(code, "failed"),
+    }
+    report = run_dir / "report.json"
     if code != 0 or not report.exists():
         return line
-    told = json.loads(report.read_text())
-    model = next(
-        (model for model in told["models"] if model["name"] == told["exam"]["chosen"]), None
-    )
+    results = json.loads(report.read_text())
+    chosen = results["exam"]["chosen"]
+    model = next((model for model in results["models"] if model["name"] == chosen), None)
     score = model and model["metrics"].get(cfg.evaluate.scorer, {}).get("mean")
     kl = model and model["kl"]["mean"]
     return {
@@ -69,17 +73,17 @@ def line_of(cfg: Config, story: Path, code: int, job: Any) -> dict[str, Any]:
         "split": cfg.exam.split,
         "score": score,
         "kl": kl,
-        "report": str(story / "report.html"),
+        "report": str(run_dir / "report.html"),
     }
 
 
-# ── the end of it ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the end of a sweep ───────────────────────────────────────────────────────────────────────────
 
 
-def close(
+def finish_sweep(
     cfg: Config, folder: Path, points: list[dict[str, Any]], flags: Sequence[str] = ()
 ) -> tuple[Path, int]:
-    """The page of all points and the exit code of the best one's second run; `points.json` where none was examined."""
+    """The page of all points (`points.json` if none was evaluated), and the retest's exit code."""
     from pipeline.report.render.sweep_page import SweepGrid, choose_best, render_sweep
 
     if not any("score" in point for point in points):
@@ -87,62 +91,66 @@ def close(
     best = choose_best(points, cfg.sweep.kl_budget)
     code, report = DONE, None
     if best and cfg.exam.split == "dev" and cfg.sweep.retest:
-        print(f"\npoint {best['point']} again, on test: {' '.join(best['overrides'])}", flush=True)
-        code = drive(on_test(folder / str(best["point"])), folder / "best")
+        overrides = " ".join(best["overrides"])
+        print(f"\npoint {best['point']} again, on test: {overrides}", flush=True)
+        code = run_point(make_test_config(folder / str(best["point"])), folder / "best")
         report = "best/report.html" if code == DONE else None
     if best and cfg.sweep.keep == "best":
-        let_go(cfg, folder, [point for point in points if point is not best])
+        prune_losers(cfg, folder, [point for point in points if point is not best])
     grid = SweepGrid(
-        cfg.recipe, points, cfg.exam.split, cfg.sweep.kl_budget, best, command(best, flags), report
+        cfg.recipe,
+        points,
+        cfg.exam.split,
+        cfg.sweep.kl_budget,
+        best,
+        make_best_command(best, flags),
+        report,
     )
     write_text(folder / "sweep.html", render_sweep(grid))
     return folder / "sweep.html", code
 
 
-def command(best: Mapping[str, Any] | None, flags: Sequence[str]) -> str:
-    """What a person types to have the best point once more, by itself, examined on test."""
-    own = [flag for flag in flags if flag not in ("-m", "--multirun")]
+def make_best_command(best: Mapping[str, Any] | None, flags: Sequence[str]) -> str:
+    """What to type to run the best point alone, evaluated on test."""
+    kept = [flag for flag in flags if flag not in ("-m", "--multirun")]
     words = best["overrides"] if best else []
-    return shlex.join(["strop", "run", *own, *words, "hydra.mode=RUN", "exam.split=test"])
+    return shlex.join(["strop", "run", *kept, *words, "hydra.mode=RUN", "exam.split=test"])
 
 
-def on_test(story: Path) -> Config:
-    """A point's own resolved config, with its exams on the test prompts."""
+def make_test_config(run_dir: Path) -> Config:
+    """A point's resolved config, with its evaluations on the test prompts."""
     import yaml
 
-    told = yaml.safe_load((story / "config.yaml").read_text())
-    return Config.model_validate({**told, "exam": {**told["exam"], "split": "test"}})
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    return Config.model_validate({**config, "exam": {**config["exam"], "split": "test"}})
 
 
-def let_go(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> None:
-    """Empty the models that these points of the sweep have trained and no other run names."""
+def prune_losers(cfg: Config, folder: Path, points: Sequence[Mapping[str, Any]]) -> None:
+    """Prune the models that these points of the sweep trained and that no other run uses."""
     ours = folder.relative_to(cfg.runs.absolute())
     losers = {(ours / str(point["point"])).as_posix() for point in points}
     try:
-        with store.alone(cfg.store):
-            users = store_users.users_of(
-                cfg.store, [cfg.runs, *store_users.check_runs(cfg.store, cfg.runs)]
-            )
+        with store.lock_exclusive(cfg.store):
+            known_runs = [cfg.runs, *store_users.check_runs(cfg.store, cfg.runs)]
+            users = store_users.find_users(cfg.store, known_runs)
             users.check()
             for fingerprint, runs in users.runs.items():
-                place = store.folder(cfg.store, "train", fingerprint)
-                manifest = (
-                    store.read_manifest(place) if place.parent == cfg.store / "train" else None
-                )
-                own = manifest and not store.hollow(manifest) and not place.is_symlink()
-                if manifest and own and losers.issuperset(runs):
-                    store.hollow_out(place, manifest)
-    except UserError as refusal:
-        print(f"sweep.keep=best: the models of the other points are kept.\n  {refusal}")
+                model = store.step_folder(cfg.store, "train", fingerprint)
+                is_inside = model.parent == cfg.store / "train" and not model.is_symlink()
+                manifest = store.read_manifest(model) if is_inside else None
+                if manifest and not store.is_pruned(manifest) and losers.issuperset(runs):
+                    store.prune(model, manifest)
+    except UserError as error:
+        print(f"sweep.keep=best: the models of the other points are kept.\n  {error}")
 
 
-def _words(job: Any) -> list[str]:
-    """The overrides as a person types them: a lone plus is theirs, it adds a scorer or a judge."""
+def _list_overrides(job: Any) -> list[str]:
+    """The overrides as the user typed them. A single plus is theirs: it adds a scorer or judge."""
     return [word.removeprefix("++") for word in read_overrides(job)]
 
 
-def write_line(file: Path, line: dict[str, Any]) -> None:
-    """Add one line under a lock: points may run in several processes. The file is JSON whenever it is read."""
+def append_line(file: Path, line: dict[str, Any]) -> None:
+    """Add one line under a lock, since points may run in several processes. The file stays JSON."""
     with file.with_suffix(".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         lines = json.loads(file.read_text()) if file.exists() else []

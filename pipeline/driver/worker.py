@@ -1,6 +1,6 @@
-"""The child process: one step.json → `stages.<stage>.run` → manifest.json → published by one rename.
+"""The worker process: step.json → `stages.<stage>.run` → manifest.json → published by one rename.
 
-It holds the step's lock while it writes; it and its children die with the driver (`follow_driver`).
+It holds the step's lock while it writes. It and its children die with the driver (`follow_driver`).
 By hand: `python -m pipeline.driver.worker store/sample/<fingerprint>.partial/step.json`.
 """
 
@@ -21,16 +21,22 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 
 from pipeline import store
-from pipeline.artifacts import COST_FILE, nested, open_artifact, write_json
+from pipeline.artifacts import COST_FILE, build_tree, open_artifact, write_json
 from pipeline.backends import api_client
-from pipeline.errors import BROKE, DONE, FOUND, REFUSED, StageError, UserError, explain_disk_fault
+from pipeline.errors import (
+    ALREADY_BUILT,
+    DONE,
+    FAILED,
+    USER_ERROR,
+    StageError,
+    UserError,
+    explain_disk_fault,
+)
 from pipeline.models import merging
 from pipeline.progress import SIGN
 
-STAGES = os.environ.get(
-    "PIPELINE_STAGES", "pipeline.stages"
-)  # tests name a package of toy stages here
-REMEMBERED = (
+STAGES = os.environ.get("PIPELINE_STAGES", "pipeline.stages")  # tests name a package of toys
+RECORDED_PACKAGES = (
     "torch",
     "transformers",
     "trl",
@@ -51,102 +57,96 @@ def main() -> int:
         follow_driver()
     final = Path(step["out"])
     try:
-        with store.lock(
-            final,
-            waiting=lambda owner: print(f"{SIGN} waiting for {owner}", file=sys.stderr, flush=True),
-        ):
-            code = build(step, final)
-            _merge(step, final)
+        with store.lock_step(final, on_wait=_print_wait):
+            code = build_step(step, final)
+            _merge_adapter(step, final)
             return code
     except (UserError, StageError) as error:
-        say("\n".join([str(error), *describe_damage(step["inputs"])]))
-        return REFUSED if isinstance(error, UserError) else BROKE
+        print_fault("\n".join([str(error), *describe_damage(step["inputs"])]))
+        return USER_ERROR if isinstance(error, UserError) else FAILED
     except Exception as error:
-        said = explain_disk_fault(error, store.partial(final)) if _is_of_the_disk(error) else None
-        if said is None and not (damage := describe_damage(step["inputs"])):
+        may_be_disk = _may_be_disk_fault(error)
+        fault = explain_disk_fault(error, store.partial_folder(final)) if may_be_disk else None
+        if fault is None and not (damage := describe_damage(step["inputs"])):
             raise
-        if said is None:
-            traceback.print_exc()  # into the log; the words after it are what the person sees
-        say(said or "\n".join(damage))
-        return REFUSED
+        if fault is None:
+            traceback.print_exc()  # for the log; the user sees what is printed after it
+        print_fault(fault or "\n".join(damage))
+        return USER_ERROR
 
 
-def _is_of_the_disk(error: Exception) -> bool:
-    """A stage that looks for a file that it should have made is at fault itself."""
-    return not isinstance(error, OSError) or error.errno not in (
-        None,
-        errno.ENOENT,
-        errno.EEXIST,
-        errno.ENOTDIR,
-    )
+def _print_wait(owner: str) -> None:
+    print(f"{SIGN} waiting for {owner}", file=sys.stderr, flush=True)
+
+
+def _may_be_disk_fault(error: Exception) -> bool:
+    """False for a missing file and the like: there the stage itself is at fault, not the disk."""
+    faults_of_a_stage = (None, errno.ENOENT, errno.EEXIST, errno.ENOTDIR)
+    return not isinstance(error, OSError) or error.errno not in faults_of_a_stage
 
 
 def describe_damage(inputs: dict[str, dict[str, Any]]) -> list[str]:
-    """What a failed step has read that is not what was written: asked of tables and records, which are read in time."""
+    """The inputs of a failed step whose bytes have changed. Weights are too large to check here."""
     read = {(source["path"], source["part"]) for source in inputs.values()}
-    changed = sorted(
-        {file for path, part in read for file in store.changed_tables(Path(path), part)}
-    )
-    advice = "  Run the same command again with verify=true: damaged steps are found and made anew."
-    return [f"{file}: its bytes are not those that were written." for file in changed] + [
-        advice
-    ] * bool(changed)
+    changed = {file for path, part in read for file in store.find_changed_tables(Path(path), part)}
+    if not changed:
+        return []
+    faults = [f"{file}: its bytes are not those that were written." for file in sorted(changed)]
+    advice = "  Run the same command again with verify=true: damaged steps are found and rebuilt."
+    return [*faults, advice]
 
 
-def say(message: str) -> None:
-    """The words that the driver repeats to the person (see spawn.spoken); several faults may be said at once."""
+def print_fault(message: str) -> None:
+    """Print faults as the driver expects them (`child_process.extract_faults`)."""
     message = api_client.masked(message)
     lines = (line if line.startswith("  ") else f"✗ {line}" for line in message.splitlines())
     try:
         print("\n".join(lines), file=sys.stderr, flush=True)
-    except OSError:  # the log's own disk is full: the driver says so when it writes its ledger
+    except OSError:  # the log's disk is full: the driver reports it when it writes its ledger
         return
 
 
-def build(step: dict[str, Any], final: Path) -> int:
+def build_step(step: dict[str, Any], final: Path) -> int:
     store.check_places([final])
     published = store.read_manifest(final)
-    filled = published is not None and not store.hollow(published)
-    if (
-        published
-        and filled
-        and store.fault(final, published, step["inputs"], step["place"], step["verify"]) is None
-    ):
-        return FOUND
-    work = store.partial(final)
+    if published and not store.is_pruned(published):
+        expected = step["inputs"], step["place"], step["verify"]
+        if store.find_fault(final, published, *expected) is None:
+            return ALREADY_BUILT
+    work = store.partial_folder(final)
     sealed = store.read_manifest(work)
-    if sealed is None or store.fault(work, sealed, step["inputs"], step["place"]) is not None:
+    if sealed is None or store.find_fault(work, sealed, step["inputs"], step["place"]) is not None:
         run_stage(step, work)
     store.publish(work, final)
     return DONE
 
 
 def run_stage(step: dict[str, Any], work: Path) -> None:
-    """Run the stage in its folder and seal it. Work left by an attempt on other inputs is not resumed."""
+    """Run the stage in its folder and seal it. Work on other inputs is not resumed."""
     started = time.monotonic()
-    before = _asked_before(work)
+    before = _read_earlier_record(work)
     if before and before["inputs"] != step["inputs"]:
         store.remove(work)
         before = None
-    spent = _spent_before(work, before) if before else 0.0
+    spent = _measure_earlier_seconds(work, before) if before else 0.0
     work.mkdir(parents=True, exist_ok=True)
     (work / store.MANIFEST).unlink(missing_ok=True)
     write_json(work / store.STEP, {**step, "spent": spent})
 
     run = importlib.import_module(f"{STAGES}.{step['stage']}").run
     config = TypeAdapter(get_type_hints(run)["cfg"]).validate_python(step["config"])
-    run(config, work, **opened(step["inputs"]))
+    run(config, work, **open_inputs(step["inputs"]))
 
-    for left in work.rglob(".*.tmp"):
-        left.unlink()
+    for leftover in work.rglob(".*.tmp"):
+        leftover.unlink()
     _check_inputs(step)
-    store.seal(work, _manifest(step, work, spent + time.monotonic() - started))
+    store.seal(work, _make_manifest(step, work, spent + time.monotonic() - started))
 
 
-def _asked_before(work: Path) -> dict[str, Any] | None:
-    """What an attempt that ended here was asked; where that cannot be read, its work is set aside."""
+def _read_earlier_record(work: Path) -> dict[str, Any] | None:
+    """The record of an earlier attempt here. If it cannot be read, the work is set aside."""
     try:
-        before = _read(work / store.STEP)
+        before = _read_if_any(work / store.STEP)
     except (ValueError, RecursionError):
         before = {}
     if before is None or (isinstance(before, dict) and {"inputs", "spent"} <= before.keys()):
@@ -155,8 +155,8 @@ def _asked_before(work: Path) -> dict[str, Any] | None:
     return None
 
 
-def _merge(step: dict[str, Any], final: Path) -> None:
-    """What `train.adapter.save_merged` asks for, of a training just published or built before."""
+def _merge_adapter(step: dict[str, Any], final: Path) -> None:
+    """Write the copy that `train.adapter.save_merged` asks for, also of an earlier training."""
     wanted = step["stage"] == "train" and step["config"]["adapter"].get("save_merged")
     if wanted and not (final / merging.MERGED).exists():
         print(f"{SIGN} merging", file=sys.stderr, flush=True)
@@ -164,66 +164,69 @@ def _merge(step: dict[str, Any], final: Path) -> None:
         print(f"│ merged weights are in {final / merging.MERGED}", file=sys.stderr, flush=True)
 
 
-def _spent_before(work: Path, before: dict[str, Any]) -> float:
-    """Seconds of the attempts that ended here unfinished: each from its start to the last file that it wrote."""
+def _measure_earlier_seconds(work: Path, before: dict[str, Any]) -> float:
+    """Seconds of unfinished attempts here, each from its start to the last file that it wrote."""
     began = (work / store.STEP).stat().st_mtime
     ended = max(file.stat().st_mtime for file in work.rglob("*") if file.is_file())
     return before["spent"] + ended - began
 
 
-def _manifest(step: dict[str, Any], work: Path, seconds: float) -> store.Manifest:
+def _make_manifest(step: dict[str, Any], work: Path, seconds: float) -> store.Manifest:
     return {
         "stage": step["stage"],
         "version": step["version"],
         "fingerprint": step["fingerprint"],
         "inputs": {
-            n: {"fingerprint": i["fingerprint"], "content": i["content"]}
-            for n, i in step["inputs"].items()
+            name: {"fingerprint": source["fingerprint"], "content": source["content"]}
+            for name, source in step["inputs"].items()
         },
         "config": step["config"],
         "files": store.list_files(work),
-        "cost": _read(work / COST_FILE) or {},
+        "cost": _read_if_any(work / COST_FILE) or {},
         "seconds": round(seconds, 2),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "provenance": {
             "python": platform.python_version(),
             "machine": platform.machine(),
             "device": step.get("device"),
-            "versions": _versions(),
+            "versions": _list_versions(),
         },
     }
 
 
 def _check_inputs(step: dict[str, Any]) -> None:
-    """What was read is still what lies there: nothing is published from inputs that changed on the way."""
+    """Refuse to publish a step whose inputs were rebuilt while it ran."""
     for name, source in step["inputs"].items():
         manifest = store.read_manifest(Path(source["path"]))
-        if manifest is None or store.content(manifest, source["part"]) != source["content"]:
+        if manifest is None or store.hash_content(manifest, source["part"]) != source["content"]:
             raise StageError(
                 f"{step['stage']}: its input {name} ({source['path']}) was rebuilt meanwhile.\n"
                 "  Run the same command again."
             )
 
 
-def opened(inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Flat names back into the stage's keywords: `exams.sft.samples` into dicts, `scores.0` into a list."""
-    found = {
-        name: open_artifact(of["stage"], Path(of["path"]), of["part"])
-        for name, of in inputs.items()
+def open_inputs(inputs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The stage's keyword arguments: `exams.sft.samples` becomes dicts, `scores.0` a list."""
+    artifacts = {
+        name: open_artifact(source["stage"], Path(source["path"]), source["part"])
+        for name, source in inputs.items()
     }
-    return {name: _lists(value) for name, value in nested(found).items()}
+    return {name: _index_dicts_to_lists(value) for name, value in build_tree(artifacts).items()}
 
 
-def _lists(value: Any) -> Any:
+def _index_dicts_to_lists(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if value and all(key.isdigit() for key in value):
-        return [_lists(value[key]) for key in sorted(value, key=int)]
-    return {key: _lists(item) for key, item in value.items()}
+        return [_index_dicts_to_lists(value[key]) for key in sorted(value, key=int)]
+    return {key: _index_dicts_to_lists(item) for key, item in value.items()}
 
 
 def follow_driver() -> None:
-    """Leave a watcher that kills this process group once the driver (our standard input) or this worker is gone."""
+    """Fork a watcher that kills this process group when the driver or this worker ends.
+
+    Standard input is a pipe from the driver: it closes when the driver ends.
+    """
     worker, group = os.getpid(), os.getpgid(0)
     if os.fork():
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -242,17 +245,17 @@ def follow_driver() -> None:
     os._exit(0)
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in REMEMBERED:
+def _list_versions() -> dict[str, str]:
+    versions = {}
+    for name in RECORDED_PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def _read(path: Path) -> Any:
+def _read_if_any(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -261,5 +264,5 @@ if __name__ == "__main__":
         code = main()
     except Exception:
         print(api_client.masked(traceback.format_exc()), end="", file=sys.stderr)
-        code = BROKE
+        code = FAILED
     sys.exit(code)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import MODEL_FILE, PLACE_FILE, Model, write_json
 from pipeline.config import Checkpoint, Dtype, RewardCheckpoint, Template, Trust, Weights
-from pipeline.errors import UserError, together
-from pipeline.hashing import ContentCache, commit_of
+from pipeline.errors import UserError, run_all
+from pipeline.hashing import ContentCache, resolve_commit
 from pipeline.models import checkpoint_checks as checks
 from pipeline.models.checkpoint_checks import first_line
 
@@ -85,7 +85,7 @@ def check_files(cfg: Checkpoint | RewardCheckpoint) -> None:
     faults.append(partial(checks.weights, folder, cfg.model, cfg.trust))
     if isinstance(cfg, Checkpoint) and not is_adapter:
         faults.append(partial(checks.template_file, folder, cfg.template, cfg.model))
-    together(faults)
+    run_all(faults)
 
 
 def load_tokenizer(
@@ -178,7 +178,7 @@ def _fetched(name: str, revision: str | None, wanted: list[str]) -> tuple[Path, 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    commit = commit_of(name, revision)
+    commit = resolve_commit(name, revision)
     try:
         return Path(snapshot_download(name, revision=commit, allow_patterns=wanted)), commit
     except (HfHubHTTPError, OSError) as error:
@@ -194,7 +194,7 @@ def _with_weights(cfg: Checkpoint) -> list[str]:
 
 def _local(folder: Path, out: Path) -> dict[str, Any]:
     """The driver hashed this folder for the fingerprint; its cache in the store spares reading it again."""
-    content = ContentCache(out.parent.parent / ".contents.json").of(folder)
+    content = ContentCache(out.parent.parent / ".contents.json").hash_path(folder)
     write_json(out / PLACE_FILE, {"weights": str(folder)})
     return {"revision": None, "content": content}
 

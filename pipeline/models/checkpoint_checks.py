@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Template, Trust
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 from pipeline.models.bos import REMEDY, is_doubled
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def complete(folder: Path, name: str, trust: Trust) -> None:
         logging.set_verbosity(verbosity)
     if missing := sorted(found["missing_keys"]):
         raise UserError(
-            f"{name}: its weights lack {many(len(missing), 'tensor')} ({missing[0]} is one), which would be random.\n"
+            f"{name}: its weights lack {pluralize(len(missing), 'tensor')} ({missing[0]} is one), which would be random.\n"
             f"  Give a checkpoint of a causal language model that is whole."
         )
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import ADAPTER_CONFIG, MODEL_FILE, Model, name_base, write_json
+from pipeline.artifacts import ADAPTER_CONFIG, MODEL_FILE, Model, write_adapter_config, write_json
 from pipeline.config import LoraAdapter, Quantization
-from pipeline.errors import StageError, UserError, many
+from pipeline.errors import StageError, UserError, pluralize
 from pipeline.models import quantization as quantized
 from pipeline.models.strict_loading import whole
 
@@ -179,7 +179,7 @@ def check_finite(module: Any, whole: State | None = None) -> None:
     broken = [name for name, weight in weights if not torch.isfinite(weight).all()]
     if broken:
         raise StageError(
-            f"training has left {many(len(broken), 'weight')} not finite ({broken[0]} is the first): nothing is"
+            f"training has left {pluralize(len(broken), 'weight')} not finite ({broken[0]} is the first): nothing is"
             f" published.\n  Lower the learning rate, or use dtype=float32."
         )
 
@@ -245,7 +245,7 @@ def save_adapter(
         else {}
     )
     write_json(out / MODEL_FILE, {**record, **bits})
-    name_base(Model(out))
+    write_adapter_config(Model(out))
     return Model(out)
 
 

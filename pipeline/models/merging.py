@@ -15,7 +15,7 @@ def merge(step: Path, out: Path) -> None:
     from pipeline.models import loading
 
     manifest, model = store.read_manifest(step), Model(step)
-    if manifest is None or store.hollow(manifest) or not (step / MODEL_FILE).exists():
+    if manifest is None or store.is_pruned(manifest) or not (step / MODEL_FILE).exists():
         raise UserError(
             f"{step}: it has no weights here (pruned, or no model).\n  Run its run again, which makes them."
         )

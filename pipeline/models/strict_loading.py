@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 
 
 class Place(Protocol):
@@ -36,7 +36,7 @@ def whole(kind: Any, place: Place, dtype: str, new_head: bool = False, **more: A
     needed = f"{module.base_model_prefix}." if new_head else ""
     if missing := sorted(name for name in loading["missing_keys"] if name.startswith(needed)):
         raise UserError(
-            f"{place.weights}: its weights lack {many(len(missing), 'tensor')} ({missing[0]} is one), which would be"
+            f"{place.weights}: its weights lack {pluralize(len(missing), 'tensor')} ({missing[0]} is one), which would be"
             f" random.\n  Give a checkpoint that is whole{'' if new_head else f', as {kind.__name__} saves it'}."
         )
     return module

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.artifacts import Samples
-from pipeline.errors import UserError, many, nearest
+from pipeline.errors import UserError, pluralize, suggest
 
 
 def lean(samples: Samples, bos: int | None) -> pl.DataFrame:
@@ -51,7 +51,7 @@ def candidates(samples: pl.DataFrame, scores: pl.DataFrame, scorer: str) -> pl.D
     if not own.height:
         known = sorted(scores["scorer"].unique())
         raise UserError(
-            f"pair.scorer={scorer}: no such scorer in the scores. {nearest(scorer, known)}"
+            f"pair.scorer={scorer}: no such scorer in the scores. {suggest(scorer, known)}"
         )
     return rows.with_columns(numbers, score_of(rows["sample_id"], own))
 
@@ -74,7 +74,7 @@ def score_of(ids: pl.Series, own: pl.DataFrame) -> pl.Series:
     if strangers.height:
         raise UserError(
             f"pair: samples that are not here, such as {strangers['sample_id'][0]}, have {strangers.height} of"
-            f" {many(own.height, 'score')}.\n"
+            f" {pluralize(own.height, 'score')}.\n"
             "  The scores are of another sampling run. Score these samples."
         )
     return ids.to_frame().join(

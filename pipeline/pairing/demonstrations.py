@@ -6,7 +6,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Prompts
-from pipeline.hashing import digest_of
+from pipeline.hashing import hash_json
 from pipeline.pairing.selection import DEMONSTRATION, JUDGED
 
 NONE = "no demonstration"
@@ -21,7 +21,7 @@ Messages = list[dict[str, str]]
 
 def gold(column: str, asked: pl.DataFrame, prompts: Prompts) -> pl.DataFrame:
     """What this column of the prompts asked holds, as `text`; null where that is no answer."""
-    columns = prompts.columns()
+    columns = prompts.read_columns()
     texts = [columns.get(prompt_id, {}).get(column) for prompt_id in asked["prompt_id"]]
     usable = [text if isinstance(text, str) and text.strip() else None for text in texts]
     return asked.with_columns(text=pl.Series(usable, dtype=pl.String))
@@ -31,7 +31,7 @@ def in_tokens(gold: pl.DataFrame, tokens: Callable[[Messages, str], list[int]]) 
     """`prompt_id, chosen_id, chosen_text, token_ids` of the prompts that have one, as the policy would write it."""
     there = gold.drop_nulls("text")
     names = [
-        digest_of([DEMONSTRATION, *row])[:16] for row in there.select("prompt_id", "text").rows()
+        hash_json([DEMONSTRATION, *row])[:16] for row in there.select("prompt_id", "text").rows()
     ]
     ids = [tokens(*row) for row in there.select("prompt", "text").rows()]
     told = pl.DataFrame(

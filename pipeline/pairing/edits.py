@@ -5,8 +5,8 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.errors import UserError, many, nearest
-from pipeline.hashing import digest_of
+from pipeline.errors import UserError, pluralize, suggest
+from pipeline.hashing import hash_json
 from pipeline.pairing.selection import EDITED, as_dropped
 
 SHOWN = 10
@@ -23,7 +23,7 @@ def fault(row: Row) -> str | None:
     return (
         None
         if row["action"] in ACTIONS
-        else f"action {row['action']!r}: {nearest(row['action'], ACTIONS)}"
+        else f"action {row['action']!r}: {suggest(row['action'], ACTIONS)}"
     )
 
 
@@ -40,7 +40,7 @@ def check_lines(path: str, bad: list[tuple[int, str]]) -> None:
     if bad:
         shown = "\n".join(f"  line {number}: {said}" for number, said in bad[:SHOWN])
         raise UserError(
-            f"pair.edits={path}: {many(len(bad), 'line')} cannot be used:\n{shown}\n"
+            f"pair.edits={path}: {pluralize(len(bad), 'line')} cannot be used:\n{shown}\n"
             "  Mend them, or take them out: a pair that no line names is kept."
         )
 
@@ -116,7 +116,7 @@ def _replaced(
     new = dict(row)
     for side in changed:
         ids = tokenise(row["prompt_id"], texts[side])
-        name = digest_of([EDITED, row[f"{side}_id"], texts[side]])[:16]
+        name = hash_json([EDITED, row[f"{side}_id"], texts[side]])[:16]
         made[name] = ids
         new |= {
             f"{side}_id": name,

@@ -12,7 +12,7 @@ import polars as pl
 from pipeline.config import PairConfig
 from pipeline.pairing import duplicates
 from pipeline.pairing.arrow_views import matching
-from pipeline.text import OPENING, REFUSAL, check_languages, language_of
+from pipeline.text import REFUSAL, REFUSAL_OPENING, check_languages, guess_language
 
 Filter = Callable[[PairConfig], pl.Expr | None]
 BLANK = rb"[\s\x80-\xff][\0\s\x80-\xff]|\0"  # the first two bytes of every text without a letter
@@ -39,14 +39,14 @@ def second_bos(cfg: PairConfig) -> pl.Expr:
 
 
 def refusal(cfg: PairConfig) -> pl.Expr | None:
-    return None if cfg.filters.allow_refusals else _matching(REFUSAL, OPENING)
+    return None if cfg.filters.allow_refusals else _matching(REFUSAL, REFUSAL_OPENING)
 
 
 def other_language(cfg: PairConfig) -> pl.Expr | None:
     if (wanted := cfg.filters.languages) is None:
         return None
     check_languages(wanted, "pair.filters.languages")
-    return ~pl.col("completion").map_elements(language_of, return_dtype=pl.String).is_in(wanted)
+    return ~pl.col("completion").map_elements(guess_language, return_dtype=pl.String).is_in(wanted)
 
 
 def _matching(pattern: str, opening: bytes) -> pl.Expr:

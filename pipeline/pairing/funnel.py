@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.config import PairConfig
-from pipeline.errors import many
+from pipeline.errors import pluralize
 from pipeline.pairing import filters
 
 NOT_ASKED = "not asked"
@@ -160,7 +160,9 @@ def _last_words(story: dict[str, Any]) -> Iterable[str]:
 def nothing_left(story: dict[str, Any], dropped: Path) -> str:
     told = {**story["dropped_samples"], **story["dropped_prompts"], **story["dropped_pairs"]}
     counts = "\n".join(f"  {reason}: {n}" for reason, n in told.items())
-    rows = f"{many(story['samples_in'], 'sample')} for {many(story['prompts_in'], 'prompt')}"
+    rows = (
+        f"{pluralize(story['samples_in'], 'sample')} for {pluralize(story['prompts_in'], 'prompt')}"
+    )
     unscored = story["dropped_samples"].get("no score") == story["samples_in"] > 0
     remedy = UNSCORED.format(scorer=story["scorer"]) if unscored else REMEDY
     return f"pair: no pair is left of {rows}:\n{counts}\n  {dropped} names each.\n  {remedy}"
@@ -193,7 +195,7 @@ tags: [preference, dpo]
 
 TRL's conversational preference format (`prompt, chosen, rejected`), with ids, scores and token ids.
 Chosen by `{story["strategy"]}` with the scores of `{story["scorer"]}`.
-`unpaired.parquet` holds {many(unpaired["up"], "answer")} with thumbs up and {unpaired["down"]} with thumbs down.
+`unpaired.parquet` holds {pluralize(unpaired["up"], "answer")} with thumbs up and {unpaired["down"]} with thumbs down.
 `dropped.parquet` lists what was left out, each with its reason.
 
 ```

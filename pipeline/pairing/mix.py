@@ -6,13 +6,13 @@ import polars as pl
 
 from pipeline.artifacts import Logps, Pairs
 from pipeline.config import PairRound
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 from pipeline.pairing.selection import JUDGED, OFFLINE, as_dropped
 
 
 def block(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
     """The offline rows of this round, in an order of hashes; a prompt's rows lie together."""
-    rows = pl.concat([offline.train(), offline.dev()])
+    rows = pl.concat([offline.read_train(), offline.read_dev()])
     order = [hashlib.sha256(f"{cfg.seed}:{i}".encode()).hexdigest() for i in rows["prompt_id"]]
     rows = (
         rows.with_columns(pl.Series("order", order, dtype=pl.String))
@@ -80,8 +80,8 @@ def mixed(cfg: PairRound, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFram
 def _too_few(cfg: PairRound, mine: int, wanted: int, there: int) -> str:
     most = there / (mine + there) if there else 0.0
     return (
-        f"pair.mix: a share of {cfg.mix.on_policy:g} for {many(mine, 'pair')} of the policy's own asks for"
-        f" {many(wanted, 'offline pair')}, and the filters leave {there}.\n"
+        f"pair.mix: a share of {cfg.mix.on_policy:g} for {pluralize(mine, 'pair')} of the policy's own asks for"
+        f" {pluralize(wanted, 'offline pair')}, and the filters leave {there}.\n"
         f"  Give more offline rows (or a larger pair.mix.per_round), or pair.mix.offline={int(most * 1000) / 1000:g}"
         f" and pair.mix.on_policy={1 - int(most * 1000) / 1000:g}."
     )
@@ -89,7 +89,7 @@ def _too_few(cfg: PairRound, mine: int, wanted: int, there: int) -> str:
 
 def thumbs(cfg: PairRound, offline: Pairs) -> pl.DataFrame:
     """This round's offline rows that came as thumbs: they belong to no pair."""
-    rows = pl.concat([offline.train(), offline.dev()]).select("chosen_id", "rejected_id")
+    rows = pl.concat([offline.read_train(), offline.read_dev()]).select("chosen_id", "rejected_id")
     table = pl.read_parquet(offline.path / "unpaired.parquet")
     for side in ("chosen_id", "rejected_id"):
         table = table.join(rows, left_on="sample_id", right_on=side, how="anti")

@@ -1,37 +1,37 @@
-"""What is refused at once: of Steps before anything is built, of an artifact before the next Step is started."""
+"""What is checked early: Steps before anything is built, artifacts before the next Step starts."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 from pipeline.config import Checkpoint, RewardCheckpoint, SampleRequest
-from pipeline.errors import together
+from pipeline.errors import run_all
 from pipeline.models.checkpoint import check_files
 from pipeline.preflight.context_length import check_context
 from pipeline.preflight.environment import check_engine, check_keys
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
-from pipeline.preflight.rows import checks_of_rows
-from pipeline.preflight.rows import unread as unread
-from pipeline.preflight.scorers import checks_of_given, is_there
-from pipeline.preflight.servers import silent as silent
+from pipeline.preflight.rows import describe_unread as describe_unread
+from pipeline.preflight.rows import list_row_checks
+from pipeline.preflight.scorers import exists, list_scorer_checks
+from pipeline.preflight.servers import warn_of_silent_servers as warn_of_silent_servers
 from pipeline.preflight.templates import check_template
 from pipeline.step import Step
 
 
-def check(coming: Iterable[Step]) -> None:
-    """Of the Steps that are to be built alone: what is in the store needs no GPU and no server. All is said at once."""
-    together(checks(coming))
+def check_steps(coming: Iterable[Step]) -> None:
+    """Check the Steps to be built; those in the store need no GPU or server. Reports all faults."""
+    run_all(list_checks(coming))
 
 
-def checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
+def list_checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
     coming, engines = list(coming), list[object]()
     for step in coming:
         yield partial(check_keys, step)
-        yield from checks_of_given(step)
+        yield from list_scorer_checks(step)
         if isinstance(step.config, Checkpoint):
             yield partial(check_template, step.config)
-        yield from checks_of_rows(step, coming)
-        yield from checks_of_checkpoint(step.config)
+        yield from list_row_checks(step, coming)
+        yield from list_checkpoint_checks(step.config)
         if isinstance(step.config, SampleRequest):
             yield partial(check_context, step, step.config)
             engine = step.config.backend, step.config.runtime.workers
@@ -40,22 +40,22 @@ def checks(coming: Iterable[Step]) -> Iterator[Callable[[], object]]:
             engines.append(engine)
 
 
-def checks_of_checkpoint(cfg: object) -> Iterator[Callable[[], object]]:
-    """Of a folder that is here, what its files tell."""
+def list_checkpoint_checks(cfg: object) -> Iterator[Callable[[], object]]:
+    """Checks of a local checkpoint's files."""
     if (
         isinstance(cfg, Checkpoint | RewardCheckpoint)
         and cfg.model.is_local
-        and is_there(cfg.model)
+        and exists(cfg.model)
     ):
         yield partial(check_files, cfg)
 
 
-def check_made(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
-    """What only a Step's artifact can tell, asked before the next Step is started."""
-    together(checks_of_made(made, folder_of, coming))
+def check_artifact(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
+    """Check what only an artifact shows, before the next Step starts."""
+    run_all(list_artifact_checks(made, folder_of, coming))
 
 
-def checks_of_made(
+def list_artifact_checks(
     made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]
 ) -> Iterator[Callable[[], object]]:
     coming = list(coming)

@@ -1,6 +1,7 @@
-"""What the draws and trainings of a plan will take, as far as it is known before anything runs: shown by a dry run.
+"""What the sampling and training of a plan will take, as far as it is known before anything runs.
 
-Exact where the pairs are in the store, at most so much where they are not; silent about what nobody knows yet.
+Exact where the pairs are in the store, an upper bound where they are not. What is not known yet is
+left out. A dry run prints it.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,156 +19,153 @@ from pipeline.config import (
     TransformersBackend,
     VllmBackend,
 )
-from pipeline.errors import UserError, many, nearest, together
-from pipeline.preflight.lineage import shape_of, weights_of
+from pipeline.errors import UserError, pluralize, run_all, suggest
+from pipeline.preflight.lineage import find_shape, find_weights
 from pipeline.resources import inference_memory, model_shape, training_fit
 from pipeline.resources.model_shape import Shape
-from pipeline.status import Found, Planned
+from pipeline.status import RunPlan, StepStatus
 from pipeline.step import Step
 
 
-def check(planned: Planned, coming: list[Step]) -> None:
-    """Refuses what cannot run here: engines that no GPU holds, and trainings by what is known of their pairs."""
-    together(checks(planned, coming))
+def check_capacity(run_plan: RunPlan, coming: list[Step]) -> None:
+    """Refuse what cannot run here: engines that no GPU holds, trainings that do not fit."""
+    run_all(list_checks(run_plan, coming))
 
 
-def checks(planned: Planned, coming: list[Step]) -> Iterator[Callable[[], None]]:
-    yield partial(check_engines, planned, coming)
+def list_checks(run_plan: RunPlan, coming: list[Step]) -> Iterator[Callable[[], None]]:
+    yield partial(check_engines, run_plan, coming)
     for step in coming:
         if isinstance(step.config, TrainConfig):
-            yield partial(_check_training, planned, step, step.config)
+            yield partial(_check_training, run_plan, step, step.config)
 
 
-def _check_training(planned: Planned, step: Step, cfg: TrainConfig) -> None:
-    if fault := _unfit(
-        planned, step, cfg, *_at_once(planned, step, cfg, _lengths(planned, step, cfg))
-    ):
+def _check_training(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> None:
+    (rows, longest) = _count_rows_at_once(run_plan, step, cfg, _read_lengths(run_plan, step, cfg))
+    if fault := _explain_misfit(run_plan, step, cfg, rows, longest):
         raise UserError(fault)
 
 
-def _unfit(
-    planned: Planned, step: Step, cfg: TrainConfig, rows: int = 0, longest: int = 0
+def _explain_misfit(
+    run_plan: RunPlan, step: Step, cfg: TrainConfig, rows: int = 0, longest: int = 0
 ) -> str | None:
-    """Why this cannot be trained here, whatever its pairs are or by what is known of them; None: it can."""
-    gpus = len(hardware.gpus())
-    if fault := hardware.missing_gpus() or cfg.explain_misfit(gpus):
+    """Why this cannot be trained here, by what is known of its pairs; None if it can."""
+    gpus = len(hardware.list_gpus())
+    if fault := hardware.explain_missing_gpus() or cfg.explain_misfit(gpus):
         return fault
-    if fault := _no_such_layer(planned, step, cfg):
+    if fault := _find_unknown_layer(run_plan, step, cfg):
         return fault
-    if shape := shape_of(planned, step.inputs["init"]):
+    if shape := find_shape(run_plan, step.inputs["init"]):
         short = training_fit.short_of_memory(
             shape, cfg, rows, longest, cfg.runtime.world_size(gpus)
         )
-        return short or training_fit.short_of_disk(shape, cfg, planned.root)
+        return short or training_fit.short_of_disk(shape, cfg, run_plan.root)
     return None
 
 
-def _no_such_layer(planned: Planned, step: Step, cfg: TrainConfig) -> str | None:
-    """Told by the files of the weights, where they are here; a pattern is read where the model is known as modules."""
-    folder = weights_of(planned, step.inputs["init"])
-    if (
-        folder is None
-        or not isinstance(cfg.adapter, LoraAdapter)
-        or isinstance(cfg.adapter.targets, str)
-    ):
+def _find_unknown_layer(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> str | None:
+    """The error for a target that no local layer has. A pattern is checked in training."""
+    (folder, adapter) = (find_weights(run_plan, step.inputs["init"]), cfg.adapter)
+    if folder is None or not isinstance(adapter, LoraAdapter) or isinstance(adapter.targets, str):
         return None
     layers = model_shape.layers_in(folder)
-    for target in cfg.adapter.targets:
+    for target in adapter.targets:
         if layers and not any(f".{layer}".endswith(f".{target}") for layer in layers):
-            known = sorted(
-                {name for layer in layers if (name := layer.rpartition(".")[2]).endswith("proj")}
-            )
-            return f"train.adapter.targets: {target}: no layer of this model has that name. {nearest(target, known)}"
+            names = {layer.rpartition(".")[2] for layer in layers}
+            known = suggest(target, sorted(name for name in names if name.endswith("proj")))
+            fault = f"{target}: no layer of this model has that name. {known}"
+            return f"train.adapter.targets: {fault}"
     return None
 
 
-def check_engines(planned: Planned, coming: list[Step]) -> None:
-    """Refuses draws from a model that the GPUs here cannot hold."""
-    found = [
-        inference_memory.shortage(needs, place)
-        for _, needs, place in _engines(planned, coming)
-        if place
-    ]
-    if short := [fault for fault in dict.fromkeys(found) if fault]:
-        raise UserError(*short)
+def check_engines(run_plan: RunPlan, coming: list[Step]) -> None:
+    """Refuse to sample from a model that the GPUs here cannot hold."""
+    engines = _list_engines(run_plan, coming)
+    shortages = [inference_memory.shortage(needs, place) for _, needs, place in engines if place]
+    if faults := [fault for fault in dict.fromkeys(shortages) if fault]:
+        raise UserError(*faults)
 
 
-def dtype_lines(cfg: Config) -> Iterator[str]:
-    """What `dtype=auto` became on this machine, and why."""
+def describe_dtype(cfg: Config) -> Iterator[str]:
+    """What `dtype=auto` means on this machine, and why."""
     if cfg.dtype == hardware.AUTO:
-        _, reason = hardware.bfloat16_here()
+        (_, reason) = hardware.check_bfloat16()
         yield f"dtype auto: {hardware.resolve_dtype(cfg.dtype)} ({reason})"
 
 
-def slow_dtypes(steps: list[Step]) -> Iterator[str]:
-    """A warning where models are asked for in bfloat16 on a device that does not compute in it."""
-    computes, reason = hardware.bfloat16_here()
-    asked = [
-        f"{step.knob}.{knob}"
-        for step in steps
-        for knob in _knobs_in_bfloat16(step.config.model_dump())
-    ]
-    if asked and not computes:
-        knobs = list(dict.fromkeys(asked))
-        others = f" and {many(len(knobs) - 1, 'other knob')}" if knobs[1:] else ""
+def warn_of_slow_dtypes(steps: list[Step]) -> Iterator[str]:
+    """Warn of models in bfloat16 on a device that does not compute in it."""
+    (computes, reason) = hardware.check_bfloat16()
+    if computes:
+        return
+    found: dict[str, None] = {}
+    for step in steps:
+        names = _find_bfloat16_knobs(step.config.model_dump())
+        found |= dict.fromkeys(f"{step.knob}.{name}" for name in names)
+    if knobs := [*found]:
+        others = f" and {pluralize(len(knobs) - 1, 'other knob')}" if knobs[1:] else ""
         yield (
-            f"! {knobs[0]}=bfloat16{others}: {reason}. Each number is converted to float32 and back, which is many "
-            f"times slower.\n  Give dtype=auto or dtype=float32."
+            f"! {knobs[0]}=bfloat16{others}: {reason}. Each number is converted to float32 and"
+            " back, which is many times slower.\n  Give dtype=auto or dtype=float32."
         )
 
 
-def _knobs_in_bfloat16(config: dict[str, Any], at: str = "") -> Iterator[str]:
+def _find_bfloat16_knobs(config: dict[str, Any], at: str = "") -> Iterator[str]:
     for name, value in config.items():
         if isinstance(value, dict):
-            yield from _knobs_in_bfloat16(value, f"{at}{name}.")
+            yield from _find_bfloat16_knobs(value, f"{at}{name}.")
         elif name == "dtype" and value == "bfloat16":
             yield f"{at}{name}"
 
 
-def lines(planned: Planned, found: dict[str, Found]) -> Iterator[str]:
-    """What engines need, once for all draws that are alike; then a block for each training that is to do."""
-    to_do = [step for step in planned.steps if found[planned.fingerprint(step)][0] is None]
-    alike: dict[str, list[str]] = {}
-    for step, needs, place in _engines(planned, to_do):
+def describe_memory(run_plan: RunPlan, statuses: dict[str, StepStatus]) -> Iterator[str]:
+    """What engines need, one line for all that are alike; then a block for each training to do."""
+    to_do = [step for step in run_plan.steps if statuses[run_plan.fingerprint(step)][0] is None]
+    labels: dict[str, list[str]] = {}
+    for step, needs, place in _list_engines(run_plan, to_do):
         there = f"there are {place}" if place else "on a GPU; here there is none"
-        alike.setdefault(f"memory {needs} · {there}", []).append(step.when)
-    for said, labels in alike.items():
-        yield f"  sample {labels[0]}{f' and {len(labels) - 1} more' if labels[1:] else ''}: {said}"
+        labels.setdefault(f"memory {needs} · {there}", []).append(step.label_text)
+    for need, alike in labels.items():
+        others = f" and {len(alike) - 1} more" if alike[1:] else ""
+        yield f"  sample {alike[0]}{others}: {need}"
     for step in to_do:
         if isinstance(step.config, TrainConfig):
-            shown = list(_of(planned, step, step.config))
-            yield f"  train round {step.label}: {shown[0]}"
-            yield from (f"    {line}" for line in shown[1:])
+            (first, *rest) = _describe_training(run_plan, step, step.config)
+            yield f"  train round {step.label}: {first}"
+            yield from (f"    {line}" for line in rest)
 
 
-def _engines(
-    planned: Planned, steps: list[Step]
+def _list_engines(
+    run_plan: RunPlan, steps: list[Step]
 ) -> Iterator[tuple[Step, inference_memory.Needs, inference_memory.Place | None]]:
-    """What the engine of each draw takes, where it is known, and the smallest GPU that it may have, if there is one."""
-    smallest = min(hardware.gpus(), key=lambda gpu: gpu.free, default=None)
+    """Each sampling Step, what its engine needs if known, and the smallest GPU here if any."""
+    smallest = min(hardware.list_gpus(), key=lambda gpu: gpu.free, default=None)
     for step in steps:
-        if isinstance(step.config, SampleRequest) and (
-            needs := _engine_needs(planned, step, step.config)
-        ):
-            yield step, needs, _place(step, step.config, smallest) if smallest else None
+        if not isinstance(step.config, SampleRequest):
+            continue
+        if needs := _estimate_engine(run_plan, step, step.config):
+            yield (step, needs, _describe_place(step, step.config, smallest) if smallest else None)
 
 
-def _engine_needs(
-    planned: Planned, step: Step, cfg: SampleRequest
+def _estimate_engine(
+    run_plan: RunPlan, step: Step, cfg: SampleRequest
 ) -> inference_memory.Needs | None:
     if not isinstance(cfg.backend, VllmBackend | TransformersBackend):
         return None
     limits = (
         cfg.request_turn(cfg.turns).limits if isinstance(cfg, ConversationRequest) else cfg.limits
     )
-    how, policy = (cfg.backend.dtype, limits.prompt + limits.completion), step.inputs["policy"]
-    if folder := weights_of(planned, policy):
-        return inference_memory.needs_in(folder, *how)
-    shape = shape_of(planned, policy)
-    return inference_memory.needs_of(shape, *how) if shape else None
+    (dtype, length, policy) = (
+        cfg.backend.dtype,
+        limits.prompt + limits.completion,
+        step.inputs["policy"],
+    )
+    if folder := find_weights(run_plan, policy):
+        return inference_memory.needs_in(folder, dtype, length)
+    shape = find_shape(run_plan, policy)
+    return inference_memory.needs_of(shape, dtype, length) if shape else None
 
 
-def _place(step: Step, cfg: SampleRequest, gpu: hardware.Gpu) -> inference_memory.Place:
+def _describe_place(step: Step, cfg: SampleRequest, gpu: hardware.Gpu) -> inference_memory.Place:
     knob = f"{step.knob}.backend"
     if isinstance(cfg.backend, VllmBackend):
         runtime = cfg.backend.runtime
@@ -177,153 +175,152 @@ def _place(step: Step, cfg: SampleRequest, gpu: hardware.Gpu) -> inference_memor
     return inference_memory.Place(knob, gpu.memory, 1.0, 1, vllm=False, free=gpu.free)
 
 
-def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
+def _describe_training(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> Iterator[str]:
     sides = 1 if cfg.trainer == "kto" else 2
-    known = _lengths(planned, step, cfg)
-    rows = len(known) // sides if known else rows_at_most(planned, step, 2 // sides)
-    longest = max(known, default=cfg.max_length)
-    steps, tokens = None, None
+    lengths = _read_lengths(run_plan, step, cfg)
+    rows = len(lengths) // sides if lengths else count_rows_at_most(run_plan, step, 2 // sides)
+    longest = max(lengths, default=cfg.max_length)
+    (steps, tokens) = (None, None)
     if rows is None:
         yield "how many rows is not known before prompts and pairs are counted"
     else:
-        steps, tokens = _reads(cfg, rows, sides, known)
-        most = "" if known else "at most "
-        yield f"{most}{many(steps, 'step')} of {cfg.batch} · {many(rows, 'row', grouped=True)} · {tokens:,} tokens"
-    if known:
-        yield training_fit.spread(training_fit.histogram(known))
-    shape, world = (
-        shape_of(planned, step.inputs["init"]),
-        cfg.runtime.world_size(len(hardware.gpus())),
+        (steps, tokens) = _count_steps_and_tokens(cfg, rows, sides, lengths)
+        bound = "" if lengths else "at most "
+        size = f"{pluralize(rows, 'row', grouped=True)} · {tokens:,} tokens"
+        yield f"{bound}{pluralize(steps, 'step')} of {cfg.batch} · {size}"
+    if lengths:
+        yield training_fit.spread(training_fit.histogram(lengths))
+    shape = find_shape(run_plan, step.inputs["init"])
+    (world, pace) = (
+        cfg.runtime.world_size(len(hardware.list_gpus())),
+        _find_pace(run_plan, step, shape),
     )
-    yield from training_fit.told(
-        shape, cfg, longest, world, tokens, _measured(planned, step, shape), steps or 0
-    )
+    yield from training_fit.told(shape, cfg, longest, world, tokens, pace, steps or 0)
     if cfg.low_rate_warning:
         yield f"! {cfg.low_rate_warning}"
-    if rows and (
-        few := cfg.explain_few_steps(model_shape.steps(cfg, rows))
-    ):  # fewer rows make fewer steps still
-        yield f"! {few}"
-    if fault := _unfit(planned, step, cfg, *_at_once(planned, step, cfg, known)):
+    # With an upper bound of rows this warns only if even that is too few.
+    if rows and (warning := cfg.explain_few_steps(model_shape.steps(cfg, rows))):
+        yield f"! {warning}"
+    (rows_at_once, longest) = _count_rows_at_once(run_plan, step, cfg, lengths)
+    if fault := _explain_misfit(run_plan, step, cfg, rows_at_once, longest):
         yield from f"! a run here refuses this: {fault}".splitlines()
 
 
-def _reads(cfg: TrainConfig, rows: int, sides: int, known: list[int]) -> tuple[int, int]:
-    """Steps and tokens of a training; where no length is known each row is taken to be as long as may be."""
-    steps, total = (
-        model_shape.steps(cfg, rows),
-        sum(known) if known else rows * sides * cfg.max_length,
-    )
-    beside = (
-        steps * cfg.rehearsal_rows * total / max(rows * sides, 1)
-    )  # as if demonstrations were as long
-    return steps, round(cfg.epochs * total + beside)
+def _count_steps_and_tokens(
+    cfg: TrainConfig, rows: int, sides: int, lengths: list[int]
+) -> tuple[int, int]:
+    """Steps and tokens of a training. Unknown lengths count as `max_length`."""
+    steps = model_shape.steps(cfg, rows)
+    total = sum(lengths) if lengths else rows * sides * cfg.max_length
+    mean_tokens = total / max(rows * sides, 1)
+    rehearsal = steps * cfg.rehearsed * mean_tokens  # demonstrations count as long as the answers
+    return (steps, round(cfg.epochs * total + rehearsal))
 
 
-def training_seconds(planned: Planned, step: Step, cfg: TrainConfig) -> float | None:
-    """With its looks, at most; None where nobody knows yet."""
+def estimate_training_seconds(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> float | None:
+    """At most, evaluations included; None if not known yet."""
     sides = 1 if cfg.trainer == "kto" else 2
-    known = _lengths(planned, step, cfg)
-    rows = len(known) // sides if known else rows_at_most(planned, step, 2 // sides)
-    shape = shape_of(planned, step.inputs["init"])
+    lengths = _read_lengths(run_plan, step, cfg)
+    rows = len(lengths) // sides if lengths else count_rows_at_most(run_plan, step, 2 // sides)
+    shape = find_shape(run_plan, step.inputs["init"])
     if rows is None or shape is None:
         return None
-    steps, tokens = _reads(cfg, rows, sides, known)
-    world, pace = cfg.runtime.world_size(len(hardware.gpus())), _measured(planned, step, shape)
+    (steps, tokens) = _count_steps_and_tokens(cfg, rows, sides, lengths)
+    (world, pace) = (
+        cfg.runtime.world_size(len(hardware.list_gpus())),
+        _find_pace(run_plan, step, shape),
+    )
     return training_fit.seconds(shape, cfg, tokens, world, pace, steps)
 
 
-def _at_once(planned: Planned, step: Step, cfg: TrainConfig, known: list[int]) -> tuple[int, int]:
-    """Rows that are trained together and the longest of them; 0, 0 where the pairs are not known."""
-    if not known:
-        return 0, 0
-    shape, world = (
-        shape_of(planned, step.inputs["init"]),
-        cfg.runtime.world_size(len(hardware.gpus())),
-    )
-    return training_fit.rows_at_once(shape, cfg, max(known), world), max(known)
+def _count_rows_at_once(
+    run_plan: RunPlan, step: Step, cfg: TrainConfig, lengths: list[int]
+) -> tuple[int, int]:
+    """Rows that are trained together and the longest of them; 0, 0 if the pairs are not known."""
+    if not lengths:
+        return (0, 0)
+    shape = find_shape(run_plan, step.inputs["init"])
+    world = cfg.runtime.world_size(len(hardware.list_gpus()))
+    return (training_fit.rows_at_once(shape, cfg, max(lengths), world), max(lengths))
 
 
-def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
-    """Tokens of each sequence, where all the pairs are there."""
+def _read_lengths(run_plan: RunPlan, step: Step, cfg: TrainConfig) -> list[int]:
+    """Tokens of each sequence; none unless all the pairs are built."""
     import polars as pl
 
-    folders = [planned.folder(source) for source in step.inputs["pairs"]]
+    folders = [run_plan.folder(source) for source in step.inputs["pairs"]]
     if any(not (folder / "train.parquet").is_file() for folder in folders):
         return []
-    made = [Pairs(folder) for folder in folders]
+    pairs = [Pairs(folder) for folder in folders]
     if cfg.trainer != "kto":
-        return training_fit.sides(pl.concat(one.train() for one in made), "token_ids")
-    held_out = pl.concat(one.dev()["prompt_id"] for one in made)
-    thumbs = pl.concat(one.thumbs() for one in made).unique(["sample_id", "label"])
-    return training_fit.sides(
-        thumbs.filter(~pl.col("prompt_id").is_in(held_out.implode())), "token_ids"
-    )
+        return training_fit.sides(pl.concat(each.read_train() for each in pairs), "token_ids")
+    held_out = pl.concat(each.read_dev()["prompt_id"] for each in pairs)
+    unpaired = pl.concat(each.read_unpaired() for each in pairs).unique(["sample_id", "label"])
+    trained = unpaired.filter(~pl.col("prompt_id").is_in(held_out.implode()))
+    return training_fit.sides(trained, "token_ids")
 
 
-def rows_at_most(planned: Planned, step: Step, of_each: int) -> int | None:
-    """As many pairs for each prompt as `pair` may make, or their thumbs; filters and ties take some of them away."""
+def count_rows_at_most(run_plan: RunPlan, step: Step, rows_per_pair: int) -> int | None:
+    """The most pairs that `pair` may make, or their answers; filters and ties remove some."""
     total = 0
     for source in step.inputs["pairs"]:
-        pairs = pairs_at_most(planned, source)
-        every_answer = source.config.thumbs_at is not None and of_each > 1
-        if pairs is None or every_answer:
+        pairs = count_pairs_at_most(run_plan, source)
+        takes_every_answer = source.config.thumbs_at is not None and rows_per_pair > 1
+        if pairs is None or takes_every_answer:
             return None
-        total += pairs * of_each
+        total += pairs * rows_per_pair
     return total
 
 
-def pairs_at_most(planned: Planned, source: Step) -> int | None:
-    """Of a Step that makes pairs of samples alone; offline rows are not counted before they are there."""
-    draws = [
-        one.config
-        for one in source.inputs.get("samples", [])
-        if isinstance(one.config, SampleRequest)
-    ]
-    prompts = (draws[0].per_round if draws else None) or (prompts_published(planned) or {}).get(
-        "train"
-    )
+def count_pairs_at_most(run_plan: RunPlan, source: Step) -> int | None:
+    """The most pairs of a Step; None with offline rows, whose number is not known yet."""
+    configs = [step.config for step in source.inputs.get("samples", [])]
+    requests = [config for config in configs if isinstance(config, SampleRequest)]
+    prompts = requests[0].per_round if requests else None
+    prompts = prompts or (count_published_prompts(run_plan) or {}).get("train")
     if prompts is None or source.stage != "pair" or "offline" in source.inputs:
         return None
-    most: int = prompts * source.config.pairs_per_prompt  # type: ignore[attr-defined]
-    return most
+    pairs: int = prompts * source.config.pairs_per_prompt  # type: ignore[attr-defined]
+    return pairs
 
 
-def prompts_published(planned: Planned) -> dict[str, int] | None:
-    """How many of each part; None where they are not there yet."""
-    made = [
-        step for step in planned.steps if step.stage == "prompts" and not step.label
-    ]  # chat sets have labels
-    if not made:  # until=sft with a checkpoint that is there
+def count_published_prompts(run_plan: RunPlan) -> dict[str, int] | None:
+    """The prompts of each part; None while they are not built."""
+    # The questions of chat benchmarks have labels.
+    steps = [step for step in run_plan.steps if step.stage == "prompts" and not step.label]
+    if not steps:  # until=sft with a checkpoint
         return None
-    funnel = planned.folder(made[0]) / "funnel.json"
+    funnel = run_plan.folder(steps[0]) / "funnel.json"
     return read_json(funnel)["out"] if funnel.exists() else None
 
 
-def _measured(planned: Planned, step: Step, shape: Shape | None) -> training_fit.Pace | None:
-    """Of the newest training of a model of this shape here, with the same kind of adapter, as the store knows it."""
+def _find_pace(run_plan: RunPlan, step: Step, shape: Shape | None) -> training_fit.Pace | None:
+    """The newest like training's pace: the same model, or the same shape on this device."""
     cfg = step.config
     assert isinstance(cfg, TrainConfig)
-    init, found = planned.fingerprint(step.inputs["init"]), []
-    for folder in (planned.root / "train").glob("*/"):
+    (init, similar) = (run_plan.fingerprint(step.inputs["init"]), [])
+    for folder in (run_plan.root / "train").glob("*/"):
         if not store.STEP_NAME.fullmatch(folder.name):
             continue
-        made = store.known_manifest(folder)
+        made = store.read_valid_manifest(folder)
         if not made or "tokens" not in made["cost"]:
             continue
         if made["config"].get("adapter", {}).get("kind") != cfg.adapter.kind:
             continue
-        same = made["inputs"].get("init", {}).get("fingerprint") == init
-        alike = shape is not None and made["cost"].get("parameters") == shape.parameters
-        here = made.get("provenance", {}).get("device") == hardware.device()
-        if made["seconds"] and (same or (alike and here)):
-            found.append(made)
-    newest = max(found, key=lambda made: str(made.get("created")), default=None)
-    return _pace(newest) if newest else None
+        same_model = made["inputs"].get("init", {}).get("fingerprint") == init
+        same_shape = shape is not None and made["cost"].get("parameters") == shape.parameters
+        same_device = made.get("provenance", {}).get("device") == hardware.describe_device()
+        if made["seconds"] and (same_model or (same_shape and same_device)):
+            similar.append(made)
+    newest = max(similar, key=lambda made: str(made.get("created")), default=None)
+    return _compute_pace(newest) if newest else None
 
 
-def _pace(made: store.Manifest) -> training_fit.Pace:
+def _compute_pace(made: store.Manifest) -> training_fit.Pace:
+    """Tokens a second without evaluations, and the seconds of one evaluation."""
     cost = made["cost"]
-    look, every = cost.get("look_seconds", 0.0), made["config"].get("eval_every")
-    looks = 1 + cost["steps"] // every if look and every and "steps" in cost else 0
-    return training_fit.Pace(cost["tokens"] / max(made["seconds"] - looks * look, 0.01), look)
+    (seconds_each, every) = (cost.get("look_seconds", 0.0), made["config"].get("eval_every"))
+    is_evaluated = seconds_each and every and "steps" in cost
+    evaluations = 1 + cost["steps"] // every if is_evaluated else 0
+    training_seconds = max(made["seconds"] - evaluations * seconds_each, 0.01)
+    return training_fit.Pace(cost["tokens"] / training_seconds, seconds_each)

@@ -1,38 +1,38 @@
-"""How long a context the model of a draw has, as far as it is known before it is opened."""
+"""The context length of the model that is sampled, as far as it is known before it is opened."""
 
 import json
 
 from pipeline.config import Checkpoint, SampleRequest, TinyBase
 from pipeline.errors import UserError
-from pipeline.hashing import here
-from pipeline.preflight.lineage import line_of
+from pipeline.hashing import find_local_folder
+from pipeline.preflight.lineage import trace_lineage
 from pipeline.step import Step
 
 
 def check_context(step: Step, cfg: SampleRequest) -> None:
-    """Where completions alone fill the context no prompt fits, however short."""
-    context = known_context(step)
+    """Refuse completions so long that not even a short prompt fits into the context with them."""
+    context = find_context(step)
     if context and cfg.limits.completion >= context:
         raise UserError(
-            f"limits.completion={cfg.limits.completion}: the model has a context of {context} tokens, so no"
-            f" prompt fits before such a completion.\n  Lower limits.completion, or give a model with a longer context."
+            f"limits.completion={cfg.limits.completion}: the model has a context of {context}"
+            " tokens, so no prompt fits before such a completion.\n"
+            "  Lower limits.completion, or give a model with a longer context."
         )
 
 
-def known_context(draw: Step) -> int | None:
-    return min(
-        (context for model in line_of(draw.inputs["policy"]) if (context := context_of(model))),
-        default=None,
-    )
+def find_context(sample: Step) -> int | None:
+    """The shortest context of the model that is sampled and of those that it was made from."""
+    contexts = map(read_context, trace_lineage(sample.inputs["policy"]))
+    return min((context for context in contexts if context), default=None)
 
 
-def context_of(step: Step) -> int | None:
-    """What is known of it before anything is opened: of a model to be made, and of a checkpoint that is here."""
+def read_context(step: Step) -> int | None:
+    """The context of a model to be made or of a local checkpoint; None for any other."""
     match step.config:
         case TinyBase():
             return step.config.context
         case Checkpoint():
-            folder = here(step.config.name_or_path, step.config.revision)
+            folder = find_local_folder(step.config.name_or_path, step.config.revision)
             file = folder / "config.json" if folder else None
             known = json.loads(file.read_text()) if file and file.is_file() else {}
             return known.get("text_config", known).get("max_position_embeddings")

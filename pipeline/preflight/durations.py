@@ -1,6 +1,6 @@
-"""How long the Steps of a plan will take here, by what the store has measured: a rate for each model and device.
+"""How long the Steps of a plan will take here, by the rates in the store for each model and device.
 
-Before anything of the kind was measured it says so; a first shard that is drawn makes the rate of the draws to come.
+What was never measured is reported as unknown. The first sampled shard gives the rate for the rest.
 """
 
 import json
@@ -20,29 +20,21 @@ from pipeline.config import (
     ScoreConfig,
     TrainConfig,
 )
-from pipeline.errors import many
+from pipeline.errors import pluralize
 from pipeline.preflight import capacity
-from pipeline.preflight.lineage import shape_of
+from pipeline.preflight.lineage import find_shape
 from pipeline.resources.training_fit import spent
-from pipeline.status import Planned
+from pipeline.status import RunPlan
 from pipeline.step import Step
 
-LONG = (
-    "sft",
-    "reward",
-    "sample",
-    "score",
-    "refer",
-    "train",
-    "benchmark",
-    "duel",
-)  # stages that may take hours
-AGAIN = 15.0  # seconds between two reckonings while a step runs
+# Stages that may take hours.
+LONG_STAGES = ("sft", "reward", "sample", "score", "refer", "train", "benchmark", "duel")
+REFRESH_SECONDS = 15.0  # between two estimates while a step runs
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a step of the store cost, or one that is still drawing and has its first shard."""
+class MeasuredCost:
+    """What a step of the store cost, or so far one that is still sampling."""
 
     config: dict[str, Any]
     cost: dict[str, float]
@@ -51,161 +43,170 @@ class Measured:
 
 
 class Durations:
-    def __init__(self, planned: Planned):
-        self._planned = planned
-        self._parts = capacity.prompts_published(planned)
-        self._of = {stage: [*self._measured(stage)] for stage in ("sample", "score", "refer")}
+    def __init__(self, run_plan: RunPlan):
+        self._run_plan = run_plan
+        self._parts = capacity.count_published_prompts(run_plan)
+        stages = "sample", "score", "refer"
+        self._measured = {stage: [*self._read_measured(stage)] for stage in stages}
 
-    def _measured(self, stage: str) -> Iterator[Measured]:
-        """Newest first, of this device alone."""
-        device, found = hardware.device(), []
-        for folder in (self._planned.root / stage).glob("*/"):
-            made = store.known_manifest(folder)
+    def _read_measured(self, stage: str) -> Iterator[MeasuredCost]:
+        """Steps of a stage on this device, newest first."""
+        device, measured = hardware.describe_device(), []
+        for folder in (self._run_plan.root / stage).glob("*/"):
+            made = store.read_valid_manifest(folder)
             if made and made.get("provenance", {}).get("device") == device:
-                found.append(
-                    Measured(made["config"], made["cost"], made["seconds"], str(made["created"]))
-                )
-        for folder in (self._planned.root / stage).glob("*.partial/"):
-            step, cost = _read(folder / STEP_FILE), _read(folder / COST_FILE)
+                config, cost, created = made["config"], made["cost"], str(made["created"])
+                measured.append(MeasuredCost(config, cost, made["seconds"], created))
+        for folder in (self._run_plan.root / stage).glob("*.partial/"):
+            step, cost = _read_if_valid(folder / STEP_FILE), _read_if_valid(folder / COST_FILE)
             if step and cost and step.get("device") == device and "tokens_per_second" in cost:
-                found.append(Measured(step["config"], cost, 0.0, "now"))
-        yield from sorted(found, key=lambda one: one.created, reverse=True)
+                measured.append(MeasuredCost(step["config"], cost, 0.0, "now"))
+        yield from sorted(measured, key=lambda one: one.created, reverse=True)
 
-    def of(self, step: Step) -> float | None:
-        """Seconds; None where nothing like it was measured, or nobody knows how much it will read."""
+    def estimate(self, step: Step) -> float | None:
+        """Seconds; None if nothing like it was measured or its number of rows is not known."""
         match step.config:
-            case SampleRequest():  # a round's or an exam's
-                return self._of_draw(step, step.config)
+            case SampleRequest():
+                return self._estimate_sample(step, step.config)
             case ReferenceConfig():
-                return self._of_reference(step, step.config)
+                return self._estimate_reference(step, step.config)
             case ScoreConfig():
-                return self._of_marks(step, step.config)
+                return self._estimate_score(step, step.config)
             case TrainConfig():
-                return capacity.training_seconds(self._planned, step, step.config)
+                return capacity.estimate_training_seconds(self._run_plan, step, step.config)
         return None
 
-    def _of_draw(self, step: Step, cfg: SampleRequest) -> float | None:
+    def _estimate_sample(self, step: Step, cfg: SampleRequest) -> float | None:
         alike = [
             one
-            for one in self._of["sample"]
-            if _plain(one.config["backend"]) == _plain(cfg.backend)
-            and one.cost.get("parameters") == self._parameters(step.inputs["policy"])
+            for one in self._measured["sample"]
+            if _drop_runtime(one.config["backend"]) == _drop_runtime(cfg.backend)
+            and one.cost.get("parameters") == self._count_parameters(step.inputs["policy"])
             and one.cost.get("tokens_per_second")
         ]
-        count = self._completions(step)
+        count = self._count_completions(step)
         if not alike or count is None:
             return None
-        like = next((one for one in alike if one.config["purpose"] == cfg.purpose), alike[0])
-        tokens = count * min(like.cost["mean_tokens"], cfg.limits.completion)
-        return like.cost.get("engine_start_seconds", 0.0) + tokens / like.cost["tokens_per_second"]
+        same_purpose = (one for one in alike if one.config["purpose"] == cfg.purpose)
+        cost = next(same_purpose, alike[0]).cost
+        tokens = count * min(cost["mean_tokens"], cfg.limits.completion)
+        return cost.get("engine_start_seconds", 0.0) + tokens / cost["tokens_per_second"]
 
-    def _of_reference(self, step: Step, cfg: ReferenceConfig) -> float | None:
-        rows, model = self._rows(step.inputs["rows"]), self._parameters(step.inputs["model"])
-        for one in self._of["refer"]:
-            same = _plain(one.config) == _plain(cfg) and one.cost.get("parameters") == model
-            if same and model and rows is not None and one.cost.get("rows"):
+    def _estimate_reference(self, step: Step, cfg: ReferenceConfig) -> float | None:
+        rows = self._count_rows(step.inputs["rows"])
+        parameters = self._count_parameters(step.inputs["model"])
+        if not parameters or rows is None:
+            return None
+        for one in self._measured["refer"]:
+            same_model = one.cost.get("parameters") == parameters
+            same_config = _drop_runtime(one.config) == _drop_runtime(cfg)
+            if same_model and same_config and one.cost.get("rows"):
                 return rows * one.seconds / one.cost["rows"]
         return None
 
-    def _of_marks(self, step: Step, cfg: ScoreConfig) -> float | None:
-        count = self._completions(step.inputs["samples"], KL)
-        for one in self._of["score"]:
-            if count is not None and one.cost.get("answers") and _plain(one.config) == _plain(cfg):
+    def _estimate_score(self, step: Step, cfg: ScoreConfig) -> float | None:
+        count = self._count_completions(step.inputs["samples"], KL)
+        if count is None:
+            return None
+        for one in self._measured["score"]:
+            same_config = _drop_runtime(one.config) == _drop_runtime(cfg)
+            if same_config and one.cost.get("answers"):
                 return count * one.seconds / one.cost["answers"]
         return None
 
-    def _parameters(self, model: Step) -> int | None:
-        shape = shape_of(self._planned, model)
+    def _count_parameters(self, model: Step) -> int | None:
+        shape = find_shape(self._run_plan, model)
         return shape.parameters if shape else None
 
-    def _completions(self, step: Step, without: str = "") -> int | None:
-        """Of a draw; a later wave is of those prompts alone whose answers tie, and how many nobody knows."""
+    def _count_completions(self, step: Step, excluded: str = "") -> int | None:
+        """Of a sampling Step; None for a later wave, whose number of prompts is not known."""
         cfg = step.config
         if not isinstance(cfg, SampleRequest) or cfg.wave:
             return None
         part = step.inputs["prompts"]
         known = self._parts if part.step.label == 0 else None
         prompts = cfg.per_round or (known or {}).get(part.part)
-        each = sum(setting.n for name, setting in cfg.settings.items() if name != without)
+        each = sum(setting.n for name, setting in cfg.settings.items() if name != excluded)
         turns = cfg.turns if isinstance(cfg, ConversationRequest) else 1
         return prompts * each * turns if prompts else None
 
-    def _rows(self, source: Step) -> int | None:
-        """Completions whose log-probability is asked for: the draws for the KL of an exam, or both sides of pairs."""
+    def _count_rows(self, source: Step) -> int | None:
+        """Completions to compute log-probabilities of: KL samples, or both sides of pairs."""
         if isinstance(source.config, SampleRequest):
             kl = source.config.settings.get(KL)
-            every = self._completions(source)
+            every = self._count_completions(source)
             each = sum(setting.n for setting in source.config.settings.values())
             return every // each * kl.n if kl and every else None
-        pairs = capacity.pairs_at_most(self._planned, source)
+        pairs = capacity.count_pairs_at_most(self._run_plan, source)
         return 2 * pairs if pairs else None
 
-    def lines(self, to_do: list[Step]) -> Iterator[str]:
-        """For the plan: what is known by stage, and what is not."""
-        asked = [step for step in to_do if step.stage in LONG]
-        known = {id(step): seconds for step in asked if (seconds := self.of(step)) is not None}
-        if told := [*_by_kind(asked, known)]:
-            yield f"  time {' · '.join(told)}: {spent(sum(known.values()))} together, as measured here"
-        if missing := [*_counts(step for step in asked if id(step) not in known)]:
+    def describe(self, to_do: list[Step]) -> Iterator[str]:
+        """Lines for the plan: the time of each stage, and the stages whose time is not known."""
+        steps = [step for step in to_do if step.stage in LONG_STAGES]
+        known = {id(step): time for step in steps if (time := self.estimate(step)) is not None}
+        if kinds := " · ".join(_describe_kinds(steps, known)):
+            yield f"  time {kinds}: {spent(sum(known.values()))} together, as measured here"
+        if unknown := ", ".join(_count_kinds(step for step in steps if id(step) not in known)):
             yield (
-                f"  time of {', '.join(missing)} is not known: the first shard that is drawn tells that of the draws"
-                " and exams; strop pilot measures every stage on 50 prompts"
+                f"  time of {unknown} is not known: the first sampled shard gives that of sampling;"
+                " strop pilot measures every stage on 50 prompts"
             )
 
 
-class Rest:
-    """What follows the step that runs, beside its line; reckoned anew now and then, since it measures something."""
+class TimeLeft:
+    """The time of the steps after the one that runs, estimated again every REFRESH_SECONDS."""
 
-    def __init__(self, planned: Planned, steps: list[Step]):
-        self._planned, self._steps = planned, [step for step in steps[1:] if step.stage in LONG]
-        self._words, self._reckoned = "", time.monotonic()
+    def __init__(self, run_plan: RunPlan, steps: list[Step]):
+        self._run_plan, self._steps = (
+            run_plan,
+            [step for step in steps[1:] if step.stage in LONG_STAGES],
+        )
+        self._words, self._estimated_at = "", time.monotonic()
 
-    def told(self) -> str:
-        if self._steps and time.monotonic() - self._reckoned >= AGAIN:
-            self._words, self._reckoned = self._reckon(), time.monotonic()
+    def describe(self) -> str:
+        if self._steps and time.monotonic() - self._estimated_at >= REFRESH_SECONDS:
+            self._words, self._estimated_at = self._estimate(), time.monotonic()
         return self._words
 
-    def _reckon(self) -> str:
-        to_do = [
-            step for step in self._steps if store.read_manifest(self._planned.folder(step)) is None
-        ]
-        durations = Durations(self._planned)
-        known = [seconds for step in to_do if (seconds := durations.of(step)) is not None]
+    def _estimate(self) -> str:
+        folder = self._run_plan.folder
+        to_do = [step for step in self._steps if store.read_manifest(folder(step)) is None]
+        durations = Durations(self._run_plan)
+        known = [seconds for step in to_do if (seconds := durations.estimate(step)) is not None]
         if not known:
             return ""
-        unknown = (
-            f", and {many(len(to_do) - len(known), 'step')} of unknown time"
-            if len(known) < len(to_do)
-            else ""
-        )
-        return f" · then about {spent(sum(known))} for {many(len(known), 'step')}{unknown}"
+        unknown = ""
+        if missing := len(to_do) - len(known):
+            unknown = f", and {pluralize(missing, 'step')} of unknown time"
+        return f" · then about {spent(sum(known))} for {pluralize(len(known), 'step')}{unknown}"
 
 
-def _kind(step: Step) -> str:
-    return f"{step.stage} of exams" if isinstance(step.label, str) else step.stage
+def _name_kind(step: Step) -> str:
+    return f"{step.stage} of evaluations" if isinstance(step.label, str) else step.stage
 
 
-def _by_kind(steps: list[Step], known: dict[int, float]) -> Iterator[str]:
-    for kind in dict.fromkeys(_kind(step) for step in steps if id(step) in known):
-        of = [known[id(step)] for step in steps if _kind(step) == kind and id(step) in known]
-        yield f"{kind} {spent(sum(of))} ({many(len(of), 'step')})"
+def _describe_kinds(steps: list[Step], known: dict[int, float]) -> Iterator[str]:
+    for kind in dict.fromkeys(_name_kind(step) for step in steps if id(step) in known):
+        alike = [step for step in steps if _name_kind(step) == kind]
+        seconds = [known[id(step)] for step in alike if id(step) in known]
+        yield f"{kind} {spent(sum(seconds))} ({pluralize(len(seconds), 'step')})"
 
 
-def _counts(steps: Iterable[Step]) -> Iterator[str]:
-    kinds = [_kind(step) for step in steps]
-    yield from (f"{kind} ({many(kinds.count(kind), 'step')})" for kind in dict.fromkeys(kinds))
+def _count_kinds(steps: Iterable[Step]) -> Iterator[str]:
+    kinds = [_name_kind(step) for step in steps]
+    yield from (f"{kind} ({pluralize(kinds.count(kind), 'step')})" for kind in dict.fromkeys(kinds))
 
 
-def _plain(config: Any) -> Any:
-    """Without what changes no result."""
+def _drop_runtime(config: Any) -> Any:
+    """A config without `runtime`, which changes no result."""
     if isinstance(config, Block):
-        return _plain(config.model_dump(mode="json"))
+        return _drop_runtime(config.model_dump(mode="json"))
     if isinstance(config, dict):
-        return {name: _plain(value) for name, value in config.items() if name != "runtime"}
+        return {name: _drop_runtime(value) for name, value in config.items() if name != "runtime"}
     return config
 
 
-def _read(path: Path) -> Any:
+def _read_if_valid(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

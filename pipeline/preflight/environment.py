@@ -1,4 +1,4 @@
-"""What this machine and its servers lack: GPUs, keys, a model that is served, a tracker's package."""
+"""What this machine and its servers lack: GPUs, keys, a served model, a tracker's package."""
 
 import os
 from importlib.util import find_spec
@@ -18,12 +18,12 @@ from pipeline.config import (
     Wandb,
 )
 from pipeline.config.base import Workers
-from pipeline.errors import UserError, many
-from pipeline.preflight.servers import servers_of
+from pipeline.errors import UserError, pluralize
+from pipeline.preflight.servers import list_servers
 from pipeline.resources import inference_memory
 from pipeline.step import Step
 
-SILENCED = {
+WANDB_OFF = {
     "WANDB_MODE": ("offline", "dryrun", "disabled"),
     "WANDB_DISABLED": ("true", "1", "yes", "on"),
 }
@@ -42,52 +42,51 @@ def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Work
             api_client.card_of(f"{step.knob}.backend", backend.runtime, backend.model)
 
 
-def check_gpus(engine: str, together: int, stage: str, workers: Workers) -> None:
-    """Whether this machine has `together` GPUs for each of the workers; `engine` and `stage` are the knobs to mend.
+def check_gpus(engine: str, each: int, stage: str, workers: Workers) -> None:
+    """Refuse if this machine has not `each` GPUs for every worker. `engine`, `stage`: their knobs.
 
     Without any GPU, engines that would take one each share the CPU.
     """
-    wanted = together * (1 if workers == "auto" else workers)
-    if wanted == 1 or (there := len(hardware.gpus())) >= wanted or (together == 1 and not there):
+    wanted = each * (1 if workers == "auto" else workers)
+    gpus = len(hardware.list_gpus()) if wanted > 1 else 0
+    if wanted == 1 or gpus >= wanted or (each == 1 and not gpus):
         return
-    hidden = os.environ.get(hardware.VISIBLE)
-    of = "" if hidden is None else f" ({hardware.VISIBLE}={hidden})"
-    if there < together:
-        knob, most = f"{engine}.runtime.tensor_parallel={together}", there or 1
+    visible = os.environ.get(hardware.VISIBLE)
+    limit = "" if visible is None else f" ({hardware.VISIBLE}={visible})"
+    if gpus < each:
+        knob, most = f"{engine}.runtime.tensor_parallel={each}", gpus or 1
     else:
-        knob, most = (
-            f"{stage}.runtime.workers={workers} of {many(together, 'GPU')} each",
-            there // together,
-        )
+        knob = f"{stage}.runtime.workers={workers} of {pluralize(each, 'GPU')} each"
+        most = gpus // each
     raise UserError(
-        f"{knob}: this machine shows {many(there, 'GPU')}{of}.\n"
+        f"{knob}: this machine shows {pluralize(gpus, 'GPU')}{limit}.\n"
         f"  Give {f'a number up to {most}' if most > 1 else '1'}, or run where there are {wanted}."
     )
 
 
 def check_keys(step: Step) -> None:
-    """Servers and trackers may be asked after hours; whether their keys are there is known now."""
-    for knob, server in servers_of(step):
+    """Check keys now: servers and trackers may be needed only after hours."""
+    for knob, server in list_servers(step):
         api_client.key_of(knob, server)
     if isinstance(step.config, Optimization):
         check_tracker(step.config.runtime.tracker)
 
 
 def check_tracker(tracker: TrackerConfig | None) -> None:
-    """It is opened when a training starts, which may be after hours; what it needs is known now."""
+    """Check now what a tracker needs: it is opened when training starts, maybe after hours."""
     if tracker and not find_spec(tracker.kind):
         raise UserError(
             f"tracker={tracker.kind}: the package {tracker.kind} is not installed.\n"
-            f"  Type `make install`, whose lock holds it, or give tracker=none."
+            f"  Type `make install`, whose lock has it, or give tracker=none."
         )
     if isinstance(tracker, Wandb) and tracker.mode == "online":
-        _check_wandb_may_send()
+        _check_wandb_online()
         _check_wandb_key()
 
 
-def _check_wandb_may_send() -> None:
-    """Two words that contradict each other: nothing leaves this machine against one of them."""
-    for name, off in SILENCED.items():
+def _check_wandb_online() -> None:
+    """Refuse settings that contradict each other: nothing is sent against one of them."""
+    for name, off in WANDB_OFF.items():
         if (value := os.environ.get(name, "")).lower() in off:
             raise UserError(
                 f"tracker=wandb: tracker.mode=online, and {name}={value} is set.\n"
@@ -96,33 +95,32 @@ def _check_wandb_may_send() -> None:
 
 
 def _check_wandb_key() -> None:
-    """W&B itself is asked, without its server: its settings say which server it is, and it knows where the key lies.
+    """Find the key by W&B's own code, which knows the server's address and where keys are.
 
-    What a setting holds is not repeated: it may be the key.
+    The server is not asked. The value of a setting is not printed: it may be the key.
     """
     from wandb import teardown
     from wandb.errors import Error
     from wandb.sdk import wandb_setup
     from wandb.sdk.lib import wbauth
 
-    fault, mend = None, "Type `export WANDB_API_KEY=…` or `wandb login`"
+    fault, remedy = None, "Type `export WANDB_API_KEY=…` or `wandb login`"
     try:
         host = wandb_setup.singleton().settings.base_url
         if not wbauth.authenticate_session(
-            host=host, source="door", prompt=False, update_session=False
+            host=host, source="preflight", prompt=False, update_session=False
         ):
-            fault = f"there is no key for {host}: WANDB_API_KEY is not set, and the netrc file does not name it."
+            where = "WANDB_API_KEY is not set, and the netrc file does not name it."
+            fault = f"no key for {host}: {where}"
     except Error as error:
         fault = f"its key: {error}"
     except ValidationError as error:
         first = error.errors()[0]
-        fault, mend = (
-            f"WANDB_{str(first['loc'][0]).upper()}: {first['msg']}",
-            "Mend it where it is set",
-        )
+        fault = f"WANDB_{str(first['loc'][0]).upper()}: {first['msg']}"
+        remedy = "Correct it where it is set"
     finally:
         teardown()
     if fault:
         raise UserError(
-            f"tracker=wandb: {fault}\n  {mend}; or give tracker.mode=offline, which needs no key."
+            f"tracker=wandb: {fault}\n  {remedy}; or give tracker.mode=offline, which needs no key."
         )

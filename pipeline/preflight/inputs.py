@@ -1,4 +1,4 @@
-"""What only an artifact can tell: whether prompts and offline rows last, have the columns, and fit the context."""
+"""What only artifacts show: whether rows suffice, have the columns, and fit the context."""
 
 from collections.abc import Callable, Iterable
 from functools import cache, partial
@@ -6,29 +6,29 @@ from pathlib import Path
 
 from pipeline.artifacts import MODEL_FILE, Model, Prompts, read_json
 from pipeline.config import PairRound, SampleRequest, ScriptedBackend, SftTraining
-from pipeline.errors import UserError, together
-from pipeline.preflight.context_length import known_context
-from pipeline.preflight.lineage import line_of
-from pipeline.preflight.prompts import checks_of_prompts
+from pipeline.errors import UserError, run_all
+from pipeline.preflight.context_length import find_context
+from pipeline.preflight.lineage import trace_lineage
+from pipeline.preflight.prompts import list_prompt_checks
 from pipeline.step import Part, Step
 
 
 def check_prompts(made: Step, folder: Path, coming: Iterable[Step]) -> None:
-    """Whether these prompts last for all rounds and tell what is asked of them, before anything is trained on them."""
+    """Whether these prompts suffice for all rounds and have the columns that are read."""
     funnel = folder / "funnel.json"
     if made.stage != "prompts" or not funnel.exists():
         return
     rows = read_json(funnel)["out"]
-    together(checks_of_prompts(made, rows, cache(partial(told_in, folder)), coming))
+    run_all(list_prompt_checks(made, rows, cache(partial(read_column_names, folder)), coming))
 
 
-def told_in(folder: Path, part: str) -> set[str]:
-    """The columns that some prompt of a part has beside its text."""
-    return {name for columns in Prompts(folder / part).columns().values() for name in columns}
+def read_column_names(folder: Path, part: str) -> set[str]:
+    """The columns, other than its text, that some prompt of a part has."""
+    return {name for columns in Prompts(folder / part).read_columns().values() for name in columns}
 
 
 def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
-    """Whether offline rows last for all rounds, before anything is drawn to stand beside them."""
+    """Whether offline rows suffice for all rounds, before anything is sampled to mix with them."""
     funnel = folder / "funnel.json"
     if made.stage != "offline" or not funnel.exists():
         return
@@ -39,44 +39,42 @@ def check_offline(made: Step, folder: Path, coming: Iterable[Step]) -> None:
 
 
 def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterable[Step]) -> None:
-    """Whether any prompt can fit, once the tokenizer of who will answer is there: before SFT is trained, where it is.
+    """Refuse if no prompt fits, as soon as the tokenizer of the sampled model is built.
 
-    Where some prompts fit, the others are dropped and counted by `sample`.
+    If only some do not fit, `sample` drops and counts them.
     """
-    if made.stage not in ("base", "sft") or not (tokenizer := tokenizer_in(folder_of(made))):
+    if made.stage not in ("base", "sft") or not (tokenizer := find_tokenizer(folder_of(made))):
         return
-    from pipeline.preflight.prompt_lengths import Words
+    from pipeline.preflight.prompt_lengths import PromptTokenizer
     from pipeline.sampling.prompt_selection import block, check_one_fits
 
-    words, seen = cache(partial(Words, tokenizer)), set[str]()
+    open_tokenizer, checked = cache(partial(PromptTokenizer, tokenizer)), set[str]()
     for step in coming:
         cfg = step.config
         if not isinstance(cfg, SampleRequest) or isinstance(cfg.backend, ScriptedBackend):
             continue
-        if made not in line_of(step.inputs["policy"]):
+        if made not in trace_lineage(step.inputs["policy"]):
             continue
-        asked: Part = step.inputs["prompts"]
-        table, template, context = (
-            folder_of(asked.step) / asked.part,
-            template_after(made, step),
-            known_context(step),
-        )
-        alike = f"{table} {template} {context} {cfg.model_dump_json(exclude={'seed', 'wave', 'purpose', 'runtime'})}"
-        if alike not in seen and not cfg.ties_by and (table / "prompts.parquet").exists():
-            check_one_fits(cfg, words(template, context), block(cfg, Prompts(table)))
-        seen.add(alike)
+        part: Part = step.inputs["prompts"]
+        table = folder_of(part.step) / part.part
+        template, context = find_later_template(made, step), find_context(step)
+        identity = cfg.model_dump_json(exclude={"seed", "wave", "purpose", "runtime"})
+        key = f"{table} {template} {context} {identity}"
+        if key not in checked and not cfg.ties_by and (table / "prompts.parquet").exists():
+            check_one_fits(cfg, open_tokenizer(template, context), block(cfg, Prompts(table)))
+        checked.add(key)
 
 
-def tokenizer_in(folder: Path) -> Path | None:
+def find_tokenizer(folder: Path) -> Path | None:
     if not (folder / MODEL_FILE).exists():
         return None
-    place = Model(folder).tokenizer
-    return place if (place / "tokenizer.json").exists() else None
+    tokenizer = Model(folder).tokenizer
+    return tokenizer if (tokenizer / "tokenizer.json").exists() else None
 
 
-def template_after(made: Step, draw: Step) -> Path | None:
-    """The template that a model trained from `made` is to be given, if it is not the one that is there."""
-    for model in line_of(draw.inputs["policy"]):
+def find_later_template(made: Step, sample: Step) -> Path | None:
+    """The template that a training after `made` sets for the sampled model, if any."""
+    for model in trace_lineage(sample.inputs["policy"]):
         if model is made:
             return None
         if isinstance(model.config, SftTraining) and model.config.template.chat_template:

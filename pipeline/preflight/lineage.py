@@ -1,67 +1,66 @@
-"""What a plan's models are made from, and so whose weights and shape they have, as the disk knows it. No network."""
+"""What a plan's models are made from, and so their weights and shape. Uses no network."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.artifacts import MODEL_FILE, Model, open_artifact
 from pipeline.config import Checkpoint, TinyBase
-from pipeline.hashing import here
+from pipeline.hashing import find_local_folder
 from pipeline.resources import model_shape
-from pipeline.status import Planned
+from pipeline.status import RunPlan
 from pipeline.step import Step
 
-INNER = 8 / 3  # a tiny model's gates are so much wider than the model
+INNER = 8 / 3  # the width of a tiny model's MLP relative to its hidden size
 
 
-def line_of(model: Step) -> Iterator[Step]:
-    """A model, what it was made from, and so on: one tokenizer, one context, one shape."""
+def trace_lineage(model: Step) -> Iterator[Step]:
+    """A model, what it was made from, and so on: all have one tokenizer, context and shape."""
     step: Step | None = model
     while step:
         yield step
-        if step.stage == "gate":  # whichever it chooses, all of them were made from sft
+        if step.stage == "gate":  # whichever model it chooses was made from sft
             step = step.inputs["exams"]["sft"]["model"]
         else:
             step = step.inputs.get("init") or step.inputs.get("base")
 
 
-def shape_of(planned: Planned, model: Step) -> model_shape.Shape | None:
-    """Of a model that is there, that is made here, or that another one is made from."""
-    if folder := weights_of(planned, model):
+def find_shape(run_plan: RunPlan, model: Step) -> model_shape.Shape | None:
+    """The shape of a built model, of its nearest built ancestor, or of a tiny model to be made."""
+    if folder := find_weights(run_plan, model):
         return model_shape.shape_in(folder)
-    tiny = _nearest(planned, model).config
-    return _to_be_made(tiny) if isinstance(tiny, TinyBase) else None
+    tiny = _find_nearest(run_plan, model).config
+    return _make_tiny_shape(tiny) if isinstance(tiny, TinyBase) else None
 
 
-def weights_of(planned: Planned, model: Step) -> Path | None:
-    """Where the weights of a model lie, or of the one that it is made from; None where they are not here yet."""
-    nearest = _nearest(planned, model)
-    folder = planned.folder(nearest)
+def find_weights(run_plan: RunPlan, model: Step) -> Path | None:
+    """The weights of a model or of what it is made from; None if they are not here yet."""
+    nearest = _find_nearest(run_plan, model)
+    folder = run_plan.folder(nearest)
     if (folder / MODEL_FILE).exists():
         made = open_artifact(nearest.stage, folder)
         assert isinstance(made, Model)
         try:
-            return here(made.weights, made.revision)
-        except FileNotFoundError:  # pruned, it or an adapter's base
+            return find_local_folder(made.weights, made.revision)
+        except FileNotFoundError:  # it or an adapter's base was pruned
             return None
-    return (
-        here(nearest.config.name_or_path, nearest.config.revision)
-        if isinstance(nearest.config, Checkpoint)
-        else None
-    )
+    if not isinstance(nearest.config, Checkpoint):
+        return None
+    return find_local_folder(nearest.config.place, nearest.config.revision)
 
 
-def _nearest(planned: Planned, model: Step) -> Step:
-    """The first of its line that is there; else the one that begins it."""
-    line = list(line_of(model))
-    return next((step for step in line if (planned.folder(step) / MODEL_FILE).exists()), line[-1])
+def _find_nearest(run_plan: RunPlan, model: Step) -> Step:
+    """The first model of the lineage that is built; else its origin."""
+    line = list(trace_lineage(model))
+    return next((step for step in line if (run_plan.folder(step) / MODEL_FILE).exists()), line[-1])
 
 
-def _to_be_made(tiny: TinyBase) -> model_shape.Shape | None:
-    inner = int(tiny.hidden * INNER)
-    sizes = {
+def _make_tiny_shape(tiny: TinyBase) -> model_shape.Shape | None:
+    config = {
         "hidden_size": tiny.hidden,
-        "intermediate_size": inner,
+        "intermediate_size": int(tiny.hidden * INNER),
         "num_hidden_layers": tiny.layers,
+        "num_attention_heads": tiny.heads,
+        "vocab_size": tiny.vocabulary,
+        "tie_word_embeddings": True,
     }
-    heads = {"num_attention_heads": tiny.heads, "vocab_size": tiny.vocabulary}
-    return model_shape.shape_of({**sizes, **heads, "tie_word_embeddings": True})
+    return model_shape.shape_of(config)

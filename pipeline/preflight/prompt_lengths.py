@@ -1,7 +1,7 @@
-"""A model's own words without transformers and torch: its chat template and its tokenizer, in milliseconds.
+"""A model's chat template and tokenizer without transformers and torch, opened in milliseconds.
 
-For counting alone: what a template that cannot be rendered here puts around a prompt is not counted, and said by
-`sample` in its own words.
+For counting tokens only. Where a template cannot be rendered here, what it puts around a prompt is
+not counted, and `sample` reports the fault.
 """
 
 import json
@@ -17,8 +17,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 Message = dict[str, str]
 
 
-class Words:
-    """What `sampling.admission` asks of a text. `template` is a file other than the tokenizer's own."""
+class PromptTokenizer:
+    """What `sampling.prompt_selection` needs. `template`: a file in place of the model's own."""
 
     def __init__(self, tokenizer: Path, template: Path | None, context: int | None):
         from tokenizers import Tokenizer
@@ -27,10 +27,10 @@ class Words:
         self._pieces = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
         self._pieces.no_truncation()
         self._pieces.no_padding()
-        told = _read(tokenizer / "tokenizer_config.json")
-        self._special = _special_tokens(told)
-        self._template = _compiled(
-            template.read_text() if template else _own_template(tokenizer, told)
+        config = _read(tokenizer / "tokenizer_config.json")
+        self._special = _read_special_tokens(config)
+        self._template = _compile_template(
+            template.read_text() if template else _read_template(tokenizer, config)
         )
 
     @property
@@ -43,11 +43,11 @@ class Words:
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
         ids: list[int] = self._pieces.encode(
-            self._shown(messages, kwargs), add_special_tokens=False
+            self._render(messages, kwargs), add_special_tokens=False
         ).ids
         return ids
 
-    def _shown(self, messages: list[Message], kwargs: dict[str, Any]) -> str:
+    def _render(self, messages: list[Message], kwargs: dict[str, Any]) -> str:
         last_turn = messages[-1]["content"].strip()
         if self._template is None:
             return last_turn
@@ -56,12 +56,12 @@ class Words:
             return str(
                 self._template.render(messages=messages, add_generation_prompt=True, **known)
             )
-        except Exception:  # it is the checkpoint's own code, and may raise whatever it likes
+        except Exception:  # the checkpoint's template may raise anything
             return last_turn
 
 
-class Generation(Extension):
-    """`{% generation %}` marks what a model says itself; here it is text as any other."""
+class GenerationBlock(Extension):
+    """`{% generation %}` encloses the model's turns; here they are text like any other."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -74,44 +74,45 @@ def _read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _own_template(tokenizer: Path, told: dict[str, Any]) -> str | None:
-    """A file beside the tokenizer; in older checkpoints a text of its config, or several by name."""
+def _read_template(tokenizer: Path, config: dict[str, Any]) -> str | None:
+    """From the tokenizer's folder; older checkpoints have it in the config, some have several."""
     file = tokenizer / "chat_template.jinja"
     if file.is_file():
         return file.read_text()
-    known = told.get("chat_template")
-    if isinstance(known, list):
-        known = {one["name"]: one["template"] for one in known}.get("default")
-    return known
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        template = {each["name"]: each["template"] for each in template}.get("default")
+    return template
 
 
-def _compiled(template: str | None) -> Any:
-    """As transformers compiles it; None where there is none, or one that is no template here."""
+def _compile_template(template: str | None) -> Any:
+    """Compile as transformers does; None without a template or if it does not compile."""
     if template is None:
         return None
-    known = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
     )
-    known.filters["tojson"] = _json
-    known.globals |= {"raise_exception": _raise, "strftime_now": datetime.now().strftime}
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {
+        "raise_exception": _raise_template_error,
+        "strftime_now": datetime.now().strftime,
+    }
     try:
-        return known.from_string(template)
+        return environment.from_string(template)
     except TemplateError:
         return None
 
 
-def _special_tokens(told: dict[str, Any]) -> dict[str, str]:
-    named = {name: value for name, value in told.items() if name.endswith("_token")}
-    written = {
-        name: value.get("content") if isinstance(value, dict) else value
-        for name, value in named.items()
-    }
-    return {name: value for name, value in written.items() if isinstance(value, str)}
+def _read_special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    tokens = {name: value for name, value in config.items() if name.endswith("_token")}
+    for name, value in tokens.items():
+        tokens[name] = value.get("content") if isinstance(value, dict) else value
+    return {name: value for name, value in tokens.items() if isinstance(value, str)}
 
 
-def _json(value: Any, **how: Any) -> str:
+def _to_json(value: Any, **how: Any) -> str:
     return json.dumps(value, **{"ensure_ascii": False, **how})
 
 
-def _raise(message: str) -> NoReturn:
+def _raise_template_error(message: str) -> NoReturn:
     raise TemplateError(message)

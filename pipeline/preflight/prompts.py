@@ -1,21 +1,21 @@
-"""What is asked of prompts, published or only counted so far: rows for all rounds, columns for scorers and slices."""
+"""What prompts must have, built or only counted: rows for all rounds, columns for scorers."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 from pipeline.config import Evaluation, SampleRequest, ScoreConfig
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 from pipeline.step import Step
 
 
-def checks_of_prompts(
+def list_prompt_checks(
     made: Step,
     rows: Mapping[str, int],
     columns_of: Callable[[str], Collection[str]],
     coming: Iterable[Step],
     at_most: bool = False,
 ) -> Iterator[Callable[[], object]]:
-    """Of every part whose `rows` are known; `at_most`: some of them may be dropped yet."""
+    """Checks of every part whose `rows` are known; `at_most`: some may still be dropped."""
     for step in coming:
         for _, source, part in step.edges():
             if source is not made or part is None or part not in rows:
@@ -42,10 +42,11 @@ def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
         ]
         if missing:
             faults.append(
-                f"the scorer {name} ({scorer.kind}) reads the prompts' column {missing[0]}, and no prompt has it"
-                f" (they have {', '.join(sorted(known)) or 'none beside their text'}).\n"
-                "  Give prompts with that column, or choose who marks: score=own +scorer@score.scorers.NAME=FILE"
-                " +scorer@exam.score.scorers.NAME=FILE pair.scorer=NAME, FILE one of conf/scorer/."
+                f"the scorer {name} ({scorer.kind}) reads the prompts' column {missing[0]}, and no"
+                f" prompt has it (they have {', '.join(sorted(known)) or 'only their text'}).\n"
+                "  Give prompts with that column, or choose other scorers: score=own"
+                " +scorer@score.scorers.NAME=FILE +scorer@exam.score.scorers.NAME=FILE"
+                " pair.scorer=NAME, with FILE one of conf/scorer/."
             )
     if faults:
         raise UserError(*faults)
@@ -54,7 +55,7 @@ def check_columns(cfg: ScoreConfig, known: Collection[str]) -> None:
 def check_slices(cfg: Evaluation, known: Collection[str]) -> None:
     if faults := [
         f"evaluate.slices: no prompt has the column {column}. "
-        + (nearest(column, [*known]) if known else "Give evaluate.slices=[]")
+        + (suggest(column, [*known]) if known else "Give evaluate.slices=[]")
         for column in cfg.slices
         if column not in known
     ]:

@@ -1,6 +1,7 @@
-"""Rows that a person brings, read as the stage that takes them reads them: files of this machine that are not large.
+"""The user's rows, read as their stage reads them: local files that are not large.
 
-What is on the hub, in a dataset folder or larger is left to its own stage: a plan is shown in seconds.
+Rows on the hub, in dataset folders or in larger files are left to their stage, so that a plan takes
+only seconds.
 """
 
 import os
@@ -28,21 +29,21 @@ from pipeline.config import (
 )
 from pipeline.data.prompt_checks import Summary, check_caps, check_split
 from pipeline.data.readers import files_in, is_dataset_folder
-from pipeline.errors import UserError, refusals
-from pipeline.preflight.prompts import checks_of_prompts
+from pipeline.errors import UserError, collect_faults
+from pipeline.preflight.prompts import list_prompt_checks
 from pipeline.step import Step
 
-LARGEST = 16 << 20  # bytes of one set: about a second of reading, and tens of thousands of rows
-MADE = 20_000  # prompts of the playground that are made to see whether there are so many: as long
-COMPRESSED = 4  # how much larger the texts of a parquet file are than the file
+LARGEST_FILE = 16 << 20  # bytes of one set: tens of thousands of rows, read in about a second
+LARGEST_PLAYGROUND = 20_000  # prompts of the playground, made in about a second
+PARQUET_RATIO = 4  # texts of a parquet file are about this many times larger than the file
 
 
-def checks_of_rows(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], object]]:
+def list_row_checks(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], object]]:
     match step.config:
         case PlaygroundPrompts() | FilePrompts() | HubPrompts() as cfg:
             yield partial(check_given_prompts, step, cfg, coming)
         case EvaluationQuestions(rows=rows) if _is_read_here(rows.source):
-            yield partial(_summary_of, rows, "prompts.evaluation", "fail")
+            yield partial(_summarize_rows, rows, "prompts.evaluation", "fail")
         case SftTraining(data=JsonlDemonstrations() as data) if _is_small(data.path):
             yield partial(_read_demonstrations, data, f"{step.knob}.data")
         case TrainConfig(rehearsal=RehearsalConfig(data=JsonlDemonstrations() as data)) if (
@@ -57,25 +58,29 @@ def checks_of_rows(step: Step, coming: Sequence[Step]) -> Iterator[Callable[[], 
             yield partial(_read_edits, path)
 
 
-def unread(coming: Sequence[Step]) -> Iterator[str]:
-    """A line for each set of rows that a Step will read and the door does not: what is wrong there is said later."""
-    for knob, path in dict.fromkeys(place for step in coming for place in _places(step)):
+def describe_unread(coming: Sequence[Step]) -> Iterator[str]:
+    """A line for each set of rows that is too large to be checked before its Step runs."""
+    for knob, path in dict.fromkeys(place for step in coming for place in _list_places(step)):
         place = Path(path).expanduser()
         if place.exists() and not _is_small(path):
-            why = (
-                "a dataset folder"
-                if is_dataset_folder(place)
-                else f"{_size(place) / (1 << 20):,.0f} MiB"
+            yield (
+                f"  {knob}={path}: not checked here ({_describe_size(place)});"
+                " its step refuses broken rows and missing columns"
             )
-            yield f"  {knob}={path}: not read here ({why}); its own step refuses broken rows and missing columns"
 
 
-def _places(step: Step) -> Iterator[tuple[str, str]]:
+def _describe_size(place: Path) -> str:
+    if is_dataset_folder(place):
+        return "a dataset folder"
+    return f"{_measure_size(place) / (1 << 20):,.0f} MiB"
+
+
+def _list_places(step: Step) -> Iterator[tuple[str, str]]:
     match step.config:
         case FilePrompts() | HubPrompts() as cfg:
-            for knob, asked in _sets(cfg).items():
-                if isinstance(asked.source, FileRows):
-                    yield f"{knob}.path" if knob == "prompts" else knob, asked.source.path
+            for knob, rows in _list_sets(cfg).items():
+                if isinstance(rows.source, FileRows):
+                    yield f"{knob}.path" if knob == "prompts" else knob, rows.source.path
         case SftTraining(data=JsonlDemonstrations(path=path)):
             yield f"{step.knob}.data.path", path
         case TrainConfig(rehearsal=RehearsalConfig(data=JsonlDemonstrations(path=path))):
@@ -86,77 +91,77 @@ def _places(step: Step) -> Iterator[tuple[str, str]]:
             yield "reward.data.source.path", path
 
 
-# ── prompts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── prompts ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) -> None:
-    """The rows of every set, whether they last for the splits and rounds, and whether they have the columns asked."""
+    """Check the rows of every set, their number for the splits and rounds, and their columns."""
     known: dict[str, Summary] = {}
 
-    def look(knob: str, asked: PromptRows, on_bad_row: str) -> None:
-        known[knob] = _summary_of(asked, knob, on_bad_row)
+    def summarize(knob: str, rows: PromptRows, on_bad_row: str) -> None:
+        known[knob] = _summarize_rows(rows, knob, on_bad_row)
 
     if isinstance(cfg, PlaygroundPrompts):
-        faults = refusals([lambda: known.update(prompts=_of_playground(cfg))])
+        faults = collect_faults([lambda: known.update(prompts=_summarize_playground(cfg))])
     else:
-        sets = {knob: asked for knob, asked in _sets(cfg).items() if _is_read_here(asked.source)}
+        sets = {knob: rows for knob, rows in _list_sets(cfg).items() if _is_read_here(rows.source)}
         on_bad_row = {"prompts": cfg.on_bad_row}
-        faults = refusals(
-            partial(look, knob, asked, on_bad_row.get(knob, "fail")) for knob, asked in sets.items()
+        faults = collect_faults(
+            partial(summarize, knob, rows, on_bad_row.get(knob, "fail"))
+            for knob, rows in sets.items()
         )
-    faults += refusals(_counted(step, cfg, known, coming))
+    faults += collect_faults(_list_count_checks(step, cfg, known, coming))
     if faults:
         raise UserError(*faults)
 
 
-def _sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
-    """The source and every set beside it, by their knobs."""
-    evaluation = {f"prompts.evaluation.{name}": asked for name, asked in cfg.evaluation.items()}
-    held = {
-        f"prompts.split.{name}": asked for name, asked in cfg.split if not isinstance(asked, int)
-    }
+def _list_sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
+    """The training prompts, evaluation sets and splits that are files, by their knobs."""
+    evaluation = {f"prompts.evaluation.{name}": rows for name, rows in cfg.evaluation.items()}
+    held = {f"prompts.split.{name}": rows for name, rows in cfg.split if not isinstance(rows, int)}
     return {"prompts": cfg.prompt_rows, **evaluation, **held}
 
 
-def _counted(
+def _list_count_checks(
     step: Step, cfg: PromptsConfig, known: dict[str, Summary], coming: Sequence[Step]
 ) -> Iterator[Callable[[], object]]:
-    """Repeats and overlaps are found by the stage alone, so that there are at most so many training prompts."""
+    """Checks by the number of rows, an upper bound: the stage drops duplicates and overlaps."""
     rows, columns = {}, {}
     source = known.get("prompts")
-    for name, held in cfg.split:
-        own = source if isinstance(held, int) else known.get(f"prompts.split.{name}")
-        if own:
-            rows[name], columns[name] = held if isinstance(held, int) else own.rows, own.columns
+    for name, split in cfg.split:
+        summary = source if isinstance(split, int) else known.get(f"prompts.split.{name}")
+        if summary:
+            rows[name] = split if isinstance(split, int) else summary.rows
+            columns[name] = summary.columns
     if source:
         yield partial(check_split, cfg.split, source.rows)
         yield partial(check_caps, cfg.caps, source.columns)
-        held_out = sum(held for _, held in cfg.split if isinstance(held, int))
-        if source.rows > held_out:  # else the splits are said to be too large
+        held_out = sum(split for _, split in cfg.split if isinstance(split, int))
+        if source.rows > held_out:  # else check_split reports that the splits are too large
             rows["train"], columns["train"] = source.rows - held_out, source.columns
-    yield from checks_of_prompts(step, rows, columns.__getitem__, coming, at_most=True)
+    yield from list_prompt_checks(step, rows, columns.__getitem__, coming, at_most=True)
 
 
-def _of_playground(cfg: PlaygroundPrompts) -> Summary:
+def _summarize_playground(cfg: PlaygroundPrompts) -> Summary:
     from pipeline.data import synthetic
 
-    first = list(synthetic.prompts(min(cfg.rows, MADE), cfg.constraints, cfg.seed))
+    first = list(synthetic.prompts(min(cfg.rows, LARGEST_PLAYGROUND), cfg.constraints, cfg.seed))
     return Summary(cfg.rows, frozenset(first[0]["columns"]))
 
 
-def _summary_of(asked: PromptRows, knob: str, on_bad_row: str) -> Summary:
-    assert isinstance(asked.source, FileRows)
-    return _summary(asked.model_dump_json(), knob, on_bad_row, _stamp(asked.source.path))
+def _summarize_rows(rows: PromptRows, knob: str, on_bad_row: str) -> Summary:
+    assert isinstance(rows.source, FileRows)
+    return _summarize_cached(rows.model_dump_json(), knob, on_bad_row, _stamp(rows.source.path))
 
 
 @lru_cache(maxsize=64)  # the points of a sweep have the same prompts
-def _summary(asked: str, knob: str, on_bad_row: str, stamp: object) -> Summary:
+def _summarize_cached(rows: str, knob: str, on_bad_row: str, stamp: object) -> Summary:
     from pipeline.data.prompts import summarize_prompts
 
-    return summarize_prompts(PromptRows.model_validate_json(asked), knob, on_bad_row)
+    return summarize_prompts(PromptRows.model_validate_json(rows), knob, on_bad_row)
 
 
-# ── other rows ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── other rows ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _read_demonstrations(data: JsonlDemonstrations, knob: str) -> None:
@@ -184,7 +189,7 @@ def _read_edits(path: str) -> None:
     edits.check_lines(path, lines.bad)
 
 
-# ── what is read here ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is read here ─────────────────────────────────────────────────────────────────────────────
 
 
 def _is_read_here(source: FileRows | HubRows) -> bool:
@@ -192,16 +197,18 @@ def _is_read_here(source: FileRows | HubRows) -> bool:
 
 
 def _is_small(path: str) -> bool:
-    """Also not of a file that is not there: that is said by its own words."""
+    """False for a missing file too, which has its own error."""
     place = Path(path).expanduser()
-    return os.access(place, os.R_OK) and not is_dataset_folder(place) and _size(place) <= LARGEST
-
-
-def _size(place: Path) -> int:
-    return sum(
-        file.stat().st_size * (COMPRESSED if file.suffix == ".parquet" else 1)
-        for file in files_in(place)
+    return (
+        os.access(place, os.R_OK)
+        and not is_dataset_folder(place)
+        and _measure_size(place) <= LARGEST_FILE
     )
+
+
+def _measure_size(place: Path) -> int:
+    ratios = {".parquet": PARQUET_RATIO}
+    return sum(file.stat().st_size * ratios.get(file.suffix, 1) for file in files_in(place))
 
 
 def _stamp(path: str) -> tuple[tuple[str, int, int], ...]:

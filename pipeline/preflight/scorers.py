@@ -1,4 +1,4 @@
-"""What scorers, filters and reports are given: known languages, a schema, a function that is there, people's words."""
+"""What scorers, filters and reports need: known languages, a schema, a function, labels."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,36 +27,36 @@ from pipeline.step import Step
 from pipeline.text import check_languages
 
 
-def checks_of_given(step: Step) -> Iterator[Callable[[], object]]:
+def list_scorer_checks(step: Step) -> Iterator[Callable[[], object]]:
     match step.config:
         case ScoreConfig() as cfg:
             for name, scorer in cfg.scorers.items():
                 yield partial(check_scorer, f"{step.knob}.scorers.{name}", scorer)
                 if isinstance(scorer, Judge):
-                    yield from checks_of_judge(scorer, f"{step.knob}.scorers.{name}")
+                    yield from list_judge_checks(scorer, f"{step.knob}.scorers.{name}")
             for name, scorer in cfg.local_model_scorers.items():
                 engine = f"{step.knob}.scorers.{name}.engine"
                 yield partial(
                     check_gpus, engine, count_gpus(scorer), step.knob, cfg.runtime.workers
                 )
         case DuelConfig() as judge:
-            yield from checks_of_judge(judge, step.knob)
+            yield from list_judge_checks(judge, step.knob)
         case PairRound(filters=filters) if filters.languages:
             yield partial(check_languages, filters.languages, "pair.filters.languages")
         case Evaluation(labels=labels):
             for name, path in labels.items():
-                if is_there(path):
+                if exists(path):
                     yield partial(read_votes, path, f"evaluate.labels.{name}")
 
 
-def is_there(path: str) -> bool:
-    """Of a file that is not, identity says so."""
+def exists(path: str) -> bool:
+    """A missing file is reported when the fingerprint is computed."""
     return Path(path).expanduser().exists()
 
 
-def checks_of_judge(cfg: Judge, knob: str) -> Iterator[Callable[[], object]]:
+def list_judge_checks(cfg: Judge, knob: str) -> Iterator[Callable[[], object]]:
     yield partial(check_package, cfg, f"{knob}.engine")
-    if is_there(cfg.template):
+    if exists(cfg.template):
         needs = RUBRIC_FIELDS if isinstance(cfg, RubricScorer) else PAIRWISE_FIELDS
         yield partial(JudgeTemplate, cfg.template, needs, cfg.form, cfg.seed)
 
@@ -73,9 +73,9 @@ def check_scorer(knob: str, scorer: object) -> None:
     match scorer:
         case LanguageScorer():
             check_languages(scorer.languages, f"{knob}.languages")
-        case JsonScorer(schema_file=str(path)) if is_there(path):
+        case JsonScorer(schema_file=str(path)) if exists(path):
             load_schema(path, knob)
-        case FunctionScorer(function=own) if own.file is None or is_there(own.file):
+        case FunctionScorer(function=own) if own.file is None or exists(own.file):
             check_function(own, own.source, own.name, own.file is not None, knob)
-        case LabelsScorer(path=path) if is_there(path):
+        case LabelsScorer(path=path) if exists(path):
             read_labels(Path(path).expanduser())

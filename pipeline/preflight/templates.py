@@ -1,29 +1,30 @@
-"""Whether the chat template of a checkpoint that is here doubles BOS: no model was trained on that."""
+"""Whether a local checkpoint's chat template doubles BOS, on which no model was trained."""
 
 from pathlib import Path
 
 from pipeline.config import Checkpoint
 from pipeline.errors import UserError
-from pipeline.hashing import here
+from pipeline.hashing import find_local_folder
 from pipeline.models.bos import REMEDY, is_doubled
 
 
 def check_template(cfg: Checkpoint) -> None:
-    """In milliseconds, without transformers. Any other fault, and any other checkpoint, is left to `sft`."""
-    folder = here(cfg.name_or_path, cfg.revision)
+    """Takes milliseconds, without transformers. `sft` finds other faults."""
+    folder = find_local_folder(cfg.name_or_path, cfg.revision)
     if folder is None or not (folder / "tokenizer.json").is_file():
         return
-    from pipeline.preflight.prompt_lengths import Words
+    from pipeline.preflight.prompt_lengths import PromptTokenizer
 
     given = cfg.template.chat_template
     file = Path(given).expanduser() if given else None
     try:
-        words = Words(folder, file, None)
+        tokenizer = PromptTokenizer(folder, file, None)
     except Exception:  # broken files: tokenizers raises nothing more specific
         return
-    ids = words.encode([{"role": "user", "content": "Who are you?"}], cfg.template.kwargs)
-    if is_doubled(ids, words.bos):
+    ids = tokenizer.encode([{"role": "user", "content": "Who are you?"}], cfg.template.kwargs)
+    if is_doubled(ids, tokenizer.bos):
+        bos = tokenizer.spell(ids[0])
         raise UserError(
-            f"{file or cfg.model}: a templated prompt begins with two BOS ({words.spell(ids[0])}); one was expected.\n"
+            f"{file or cfg.model}: a templated prompt begins with two BOS ({bos}); expected one.\n"
             f"  {REMEDY}"
         )

@@ -3,7 +3,7 @@
 import os
 from typing import Literal
 
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 from pipeline.hardware import VISIBLE
 
 Environment = dict[str, str]
@@ -19,7 +19,7 @@ def environments(workers: Workers, knob: str, gpus_each: int = 1) -> list[Enviro
     wanted = max(len(groups), 1) if workers == "auto" else workers
     if wanted > len(groups):
         raise UserError(
-            f"{knob}={workers}: {many(wanted, 'engine')} of {many(gpus_each, 'GPU')} each would take "
+            f"{knob}={workers}: {pluralize(wanted, 'engine')} of {pluralize(gpus_each, 'GPU')} each would take "
             f"{wanted * gpus_each}, and {len(gpus)} can be seen here.\n"
             f"  Give fewer workers or a smaller tensor_parallel"
             f"{f', or name more GPUs in {VISIBLE}' if VISIBLE in os.environ else ''}."

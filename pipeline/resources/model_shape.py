@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import FullAdapter, LoraAdapter, TrainConfig
-from pipeline.hashing import here
+from pipeline.hashing import find_local_folder
 
 GIB, MIB = 1 << 30, 1 << 20
 SIZE = {"float32": 4, "bfloat16": 2}
@@ -95,7 +95,7 @@ def shape_in(folder: Path) -> Shape | None:
 
 def parameters_of(weights: Path | str, revision: str | None) -> dict[str, int]:
     """For the cost of a step that runs a model, so that a plan knows what was measured of its like."""
-    folder = here(weights, revision)
+    folder = find_local_folder(weights, revision)
     shape = shape_in(folder) if folder else None
     return {"parameters": shape.parameters} if shape else {}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import hardware
 from pipeline.config import TrainConfig
-from pipeline.errors import many
+from pipeline.errors import pluralize
 from pipeline.resources import model_shape, training_memory
 from pipeline.resources.model_shape import Shape, amount
 
@@ -59,12 +59,12 @@ def rows_at_once(shape: Shape | None, cfg: TrainConfig, longest: int, world: int
     if together := cfg.loss_group_per_process(world):
         return together
     each = cfg.batch // world
-    if shape is None or not hardware.gpus():
+    if shape is None or not hardware.list_gpus():
         each = max(n for n in range(1, min(each, ON_A_CPU) + 1) if each % n == 0)
     if shape is None:
         return each
     return training_memory.most_rows(
-        shape, cfg, each, longest, world, room(cfg)[0], gpu=bool(hardware.gpus())
+        shape, cfg, each, longest, world, room(cfg)[0], gpu=bool(hardware.list_gpus())
     )
 
 
@@ -72,7 +72,7 @@ def needs(
     shape: Shape, cfg: TrainConfig, rows: int, longest: int, world: int
 ) -> training_memory.Memory:
     """Of the kind of device that is here."""
-    return training_memory.memory(shape, cfg, rows, longest, world, gpu=bool(hardware.gpus()))
+    return training_memory.memory(shape, cfg, rows, longest, world, gpu=bool(hardware.list_gpus()))
 
 
 def answers_at_once(shape: Shape, cfg: TrainConfig, most: int) -> int:
@@ -91,14 +91,14 @@ def look(shape: Shape, cfg: TrainConfig) -> tuple[int, float]:
 
 
 def _between_steps(shape: Shape, cfg: TrainConfig) -> training_memory.Training:
-    gpus = len(hardware.gpus())
+    gpus = len(hardware.list_gpus())
     return training_memory.Training(shape, cfg, 0, 0, cfg.runtime.world_size(gpus), bool(gpus))
 
 
 def room(cfg: TrainConfig) -> tuple[float, str]:
     """Bytes that one process may fill, and of what: of what is free of its GPU, or its share of free main memory."""
-    size, where = hardware.memory()
-    sharing = 1 if hardware.gpus() else cfg.runtime.count_processes(0)
+    size, where = hardware.measure_memory()
+    sharing = 1 if hardware.list_gpus() else cfg.runtime.count_processes(0)
     among = f", for each of {sharing} processes" if sharing > 1 else ""
     said = f"train.runtime.memory={cfg.runtime.memory:g} of {amount(size)} {where}{among}"
     return size * cfg.runtime.memory / sharing, said
@@ -119,10 +119,10 @@ def told(
         return
     rows, space = rows_at_once(shape, cfg, longest, world), model_shape.disk(shape, cfg)
     takes, (has, said) = needs(shape, cfg, rows, longest, world), room(cfg)
-    yield f"memory   {takes} for {many(rows, 'row')} at once"
+    yield f"memory   {takes} for {pluralize(rows, 'row')} at once"
     answers, most = look(shape, cfg)
     if most > takes.total:
-        yield f"         up to {amount(most)} where a look draws {many(answers, 'answer')} at once and all are long"
+        yield f"         up to {amount(most)} where a look draws {pluralize(answers, 'answer')} at once and all are long"
     yield f"         there are {amount(has)} ({said})"
     yield f"disk     {amount(space.most)} at most, of it two checkpoints of {amount(space.checkpoint)}"
     if tokens is None:
@@ -131,11 +131,15 @@ def told(
         hours = taken / 3600
         price = cfg.runtime.gpu_hour
         money = (
-            "" if price is None or not hardware.gpus() else f" · money {hours * world * price:.2f}"
+            ""
+            if price is None or not hardware.list_gpus()
+            else f" · money {hours * world * price:.2f}"
         )
         source = "as measured before" if pace else "by the GPU's name"
         looking = looks(cfg, steps) * pace.look if pace else 0.0
-        beside = f", of it {spent(looking)} in {many(looks(cfg, steps), 'look')}" if looking else ""
+        beside = (
+            f", of it {spent(looking)} in {pluralize(looks(cfg, steps), 'look')}" if looking else ""
+        )
         yield f"time     {spent(taken)} on {world}, {source}{beside}{money}"
     else:
         yield "time     not known before it is measured: strop pilot"
@@ -155,7 +159,7 @@ def seconds(
 ) -> float | None:
     if pace:
         return tokens / pace.tokens + looks(cfg, steps) * pace.look
-    speed = hardware.speed()
+    speed = hardware.estimate_speed()
     return model_shape.work(shape, cfg, tokens) / speed / world if speed else None
 
 
@@ -167,7 +171,7 @@ def short_of_memory(
     if takes.total <= has:
         return None
     least = (
-        f"about {takes} for {many(rows, 'row')} of {longest} tokens at once"
+        f"about {takes} for {pluralize(rows, 'row')} of {longest} tokens at once"
         if rows
         else f"at least {takes}"
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import hardware
-from pipeline.errors import BROKE, StageError, UserError, many
+from pipeline.errors import FAILED, StageError, UserError, pluralize
 from pipeline.resources.gpu_sets import Environment
 
 Figures = dict[str, float]
@@ -159,7 +159,7 @@ class _Crew:
                 _say(member.log.read_text(errors="replace") if member.log.exists() else "")
         if self.left:
             raise StageError(
-                f"none of {many(len(members), 'worker')} is left, and {many(len(self.left), 'shard')} still to do "
+                f"none of {pluralize(len(members), 'worker')} is left, and {pluralize(len(self.left), 'shard')} still to do "
                 f"({self.left[0]} …).\n  The last one {self._lost.cause}. Its last lines:\n"
                 + "\n".join(f"    {line}" for line in self._lost.last_words())
             )
@@ -213,7 +213,7 @@ class _Crew:
         if member.process.exitcode or member.claimed:
             self._lost = member
             _say(
-                f"│ {member.name} {member.cause} and gives back {many(len(member.claimed), 'shard')}."
+                f"│ {member.name} {member.cause} and gives back {pluralize(len(member.claimed), 'shard')}."
             )
         member.claimed = []
 
@@ -229,7 +229,7 @@ def _live(work: Work, environment: Environment, pipe: "Connection[Any, Any]", lo
         work(_Remote(pipe))
     except (UserError, StageError) as fault:
         pipe.send(("fault", fault))
-        sys.exit(BROKE)
+        sys.exit(FAILED)
     pipe.close()
 
 
@@ -237,7 +237,7 @@ def _die_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
-        os._exit(BROKE)
+        os._exit(FAILED)
 
 
 def _say(text: str) -> None:

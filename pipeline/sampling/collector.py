@@ -11,8 +11,8 @@ import polars as pl
 from pipeline.artifacts import DRAW_DIGITS
 from pipeline.backends import Billed, Completion, Failed, Message, Request, Text
 from pipeline.config import SampleRequest
-from pipeline.errors import StageError, many
-from pipeline.hashing import digest_of
+from pipeline.errors import StageError, pluralize
+from pipeline.hashing import hash_json
 from pipeline.resources.worker_pool import Hand
 from pipeline.sampling import asking, stop_strings
 from pipeline.sampling.failures import Failures
@@ -50,7 +50,7 @@ def nothing() -> pl.DataFrame:
 
 def seed_of(cfg: SampleRequest, setting: str, prompt_id: str, index: int) -> int:
     """63 bits of a hash of all that tells two draws apart: no round, wave, setting or exam repeats another's."""
-    return int(digest_of(_name_of(cfg, setting, prompt_id, index))[:16], 16) >> 1
+    return int(hash_json(_name_of(cfg, setting, prompt_id, index))[:16], 16) >> 1
 
 
 def sample_id_of(cfg: SampleRequest, setting: str, prompt_id: str, index: int, policy: str) -> str:
@@ -59,7 +59,7 @@ def sample_id_of(cfg: SampleRequest, setting: str, prompt_id: str, index: int, p
     Ties between equal scores are broken by that order. A policy's fingerprint changes with every renamed knob.
     """
     draw = _name_of(cfg, setting, prompt_id, index)
-    return digest_of(draw)[:DRAW_DIGITS] + digest_of([*draw, policy])[: 16 - DRAW_DIGITS]
+    return hash_json(draw)[:DRAW_DIGITS] + hash_json([*draw, policy])[: 16 - DRAW_DIGITS]
 
 
 def _name_of(cfg: SampleRequest, setting: str, prompt_id: str, index: int) -> list[str | int]:
@@ -153,7 +153,7 @@ class Drawing:
     def check_whole(self) -> None:
         if self._rows:
             raise StageError(
-                f"sample: the backend ended without all completions of {many(len(self._rows), 'shard')}"
+                f"sample: the backend ended without all completions of {pluralize(len(self._rows), 'shard')}"
                 f" ({min(self._rows)} …)."
             )
 

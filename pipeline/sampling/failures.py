@@ -5,9 +5,9 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import knob_of, write_table
+from pipeline.artifacts import find_knob, write_table
 from pipeline.config import SampleRequest
-from pipeline.errors import StageError, many
+from pipeline.errors import StageError, pluralize
 from pipeline.sampling.shards import Shards
 
 FAILED: dict[str, Any] = {
@@ -43,13 +43,13 @@ class Failures:
         if not self._rows:
             return None
         write_table(self._file, self._table())
-        return f"{len(self._rows)} of {many(self._asked, 'completion')} failed ({self._often()}): {self._file.name}"
+        return f"{len(self._rows)} of {pluralize(self._asked, 'completion')} failed ({self._often()}): {self._file.name}"
 
     def _too_many(self) -> StageError:
         self.write()
-        knob = f"{knob_of(self._shards.out, 'sample')}.runtime.max_failed"
+        knob = f"{find_knob(self._shards.out, 'sample')}.runtime.max_failed"
         return StageError(
-            f"sample: {len(self._rows)} of {many(self._asked, 'completion')} failed (most often: {self._often()})."
+            f"sample: {len(self._rows)} of {pluralize(self._asked, 'completion')} failed (most often: {self._often()})."
             f" The limit is {knob}={self._most:g}.\n  They are listed in {self._file}."
             " Mend the server, or raise the limit, and run the same command again: what came is kept."
         )

@@ -10,10 +10,10 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import Prompts, Samples, note_cost, noted_cost, read_table, write_table
+from pipeline.artifacts import Prompts, Samples, note_cost, read_cost, read_table, write_table
 from pipeline.backends import Message
 from pipeline.errors import UserError
-from pipeline.text import without_reasoning
+from pipeline.text import strip_reasoning
 
 TURNS = "scratch/turns"
 LISTS = "dropped.parquet", "failed.parquet"
@@ -26,7 +26,7 @@ def folder(out: Path, turn: int) -> Path:
 
 def following(questions: Prompts, said: Samples, turn: int, out: Path) -> Prompts:
     """What is asked in the next turn: all that was said, and the question's next words."""
-    told = questions.columns()
+    told = questions.read_columns()
     rows = []
     for prompt_id, prompt, completion in (
         said.read().select("prompt_id", "prompt", "completion").iter_rows()
@@ -52,7 +52,7 @@ def following(questions: Prompts, said: Samples, turn: int, out: Path) -> Prompt
 
 def spoken(prompt: list[Message], answer: str, question: str) -> list[Message]:
     """What a model thought before it answered is no part of what it said."""
-    said = {"role": "assistant", "content": without_reasoning(answer)}
+    said = {"role": "assistant", "content": strip_reasoning(answer)}
     return [*prompt, said, {"role": "user", "content": question}]
 
 
@@ -72,7 +72,7 @@ def gather(out: Path, turns: int) -> Samples:
 
 def _costs(places: list[Path]) -> dict[str, float]:
     """What adds up is added up; a speed and a mean do not."""
-    costs = [noted_cost(place) for place in places]
+    costs = [read_cost(place) for place in places]
     sums: dict[str, float] = {}
     for name, figure in (item for cost in costs for item in cost.items()):
         if name not in ("mean_tokens", "tokens_per_second", "parameters", DIFFERENCE):

@@ -13,7 +13,7 @@ import polars as pl
 
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.backends import Billed
-from pipeline.hashing import sha256_of
+from pipeline.hashing import hash_file
 
 FIGURES = (
     "prompts",
@@ -68,7 +68,7 @@ class Shards:
         asked = pl.coalesce("asked_token_ids", "prompt_token_ids")
         write_table(self.file(name), table)
         return {
-            "sha256": sha256_of(self.file(name)),
+            "sha256": hash_file(self.file(name)),
             "prompts": table["prompt_id"].n_unique(),
             "completions": table.height,
             "tokens": int(table["token_ids"].list.len().sum()),
@@ -94,7 +94,7 @@ class Finished:
             for name, entry in known.items()
             if name in names
             and shards.file(name).exists()
-            and sha256_of(shards.file(name)) == entry["sha256"]
+            and hash_file(shards.file(name)) == entry["sha256"]
             if not entry.get("failed")  # what a server did not give is asked for again
         }
 

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 
 from pipeline.config import Prices
-from pipeline.progress import Progress, clock
+from pipeline.progress import Progress, format_clock
 from pipeline.resources.worker_pool import Figures
 from pipeline.sampling.lengths import BINS, Lengths, bin_of
 
@@ -85,7 +85,7 @@ class Meter:
                 for name, paid in money(self._prices, self._sums).items()
                 if paid
             }
-            self._progress.left = self._left()
+            self._progress.time_left = self._left()
             self._progress.advance(done, **facts)
 
     def _left(self) -> str | None:
@@ -106,7 +106,7 @@ class Meter:
             self._limit, self._by_bin[ENDED], self._sums["truncated"], self._by_bin[UNDER_WAY]
         )
         waiting = max(0, self._wanted - finished - sum(self._by_bin[UNDER_WAY].values()))
-        left = clock(lengths.left(waiting) * (now - since) / came)
+        left = format_clock(lengths.left(waiting) * (now - since) / came)
         return left if lengths.ended else f"at most {left}"
 
     def _speed(self) -> float:

@@ -26,7 +26,7 @@ from typing import Any
 
 from pipeline.backends import api_client
 from pipeline.config import Function, FunctionScorer
-from pipeline.errors import UserError, many, nearest, shown
+from pipeline.errors import UserError, make_printable, pluralize, suggest
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.function_harness import LENGTH
 
@@ -40,7 +40,7 @@ PIPE_CHUNK = 1 << 16
 
 class UserFunction:
     def __init__(self, cfg: FunctionScorer, knob: str = "score.scorers.NAME"):
-        self.cfg, self.knob = cfg, knob
+        (self.cfg, self.knob) = (cfg, knob)
         self._process: FunctionProcess | None = None
         self._failures_in_a_row = 0
 
@@ -68,8 +68,8 @@ class UserFunction:
                 for answer, score in zip(answers, result["scores"], strict=True)
             )
             return
-        count = many(result.get("count", 0), "score")
-        wrong_count = f"the function gave {count} for {many(len(answers), 'completion')}"
+        count = pluralize(result.get("count", 0), "score")
+        wrong_count = f"the function gave {count} for {pluralize(len(answers), 'completion')}"
         # It fails its rows, not the run; they are counted.
         fault = clean_detail(result.get("fault", wrong_count))
         yield from (Score(answer.sample_id, None, detail=fault) for answer in answers)
@@ -110,7 +110,7 @@ def make_score(answer: Answer, score: float | None, detail: str) -> Score:
 
 def clean_detail(detail: str) -> str:
     """Mask keys before cutting, so that no half of a key is left."""
-    return shown(api_client.masked(detail))
+    return make_printable(api_client.masked(detail))
 
 
 def build_arguments(answers: list[Answer]) -> dict[str, list[Any]]:
@@ -145,7 +145,7 @@ class FunctionProcess:
             stderr=subprocess.PIPE,
         )
         assert self._process.stdin and self._process.stdout and self._process.stderr
-        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        (self._in, self._out) = (self._process.stdin.fileno(), self._process.stdout.fileno())
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
         self._relay = threading.Thread(
@@ -168,7 +168,7 @@ class FunctionProcess:
     def call(self, message: Any, timeout: float) -> dict[str, Any]:
         """Send a message and wait for the answer, both within `timeout` seconds."""
         data = pickle.dumps(message)
-        unsent, received = memoryview(LENGTH.pack(len(data)) + data), bytearray()
+        (unsent, received) = (memoryview(LENGTH.pack(len(data)) + data), bytearray())
         deadline = time.monotonic() + timeout
         with selectors.DefaultSelector() as ready:
             ready.register(self._in, selectors.EVENT_WRITE)
@@ -231,10 +231,10 @@ def _is_complete(received: bytearray) -> bool:
 
 
 def build_import_error(knob: str, function: Function, kind: str, *detail: str) -> UserError:
-    place, name, typed = function.source, function.name, f"{knob}.function={function}"
+    (place, name, typed) = (function.source, function.name, f"{knob}.function={function}")
     match kind:
         case "absent":
-            return UserError(f"{typed}: {place} has no function {name}. {nearest(name, [*detail])}")
+            return UserError(f"{typed}: {place} has no function {name}. {suggest(name, [*detail])}")
         case "async":
             return UserError(
                 f"{typed}: it is async, and functions are called one after the other."
@@ -252,7 +252,7 @@ def _relay_output(printed: Any) -> None:
     with printed:
         while line := printed.readline(MAX_LINE):
             text = api_client.masked(line.decode(errors="backslashreplace").rstrip("\n"))
-            print("|", shown(text, MAX_PRINTED), file=sys.stderr, flush=True)
+            print("|", make_printable(text, MAX_PRINTED), file=sys.stderr, flush=True)
             while len(line) == MAX_LINE and not line.endswith(b"\n"):
                 line = printed.readline(MAX_LINE)
 

@@ -14,7 +14,7 @@ from io import StringIO
 from typing import Any
 
 from pipeline.config import IfevalScorer
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 from pipeline.scorers import Answer, Check
 
 # These two split text with nltk's model of English, which nltk downloads separately.
@@ -146,7 +146,7 @@ def _build_checker(
 ) -> Any:
     if name not in checkers:
         raise ValueError(
-            f"{name} is none of IFEval's instructions. {nearest(name, list(checkers))}"
+            f"{name} is none of IFEval's instructions. {suggest(name, list(checkers))}"
         )
     checker = checkers[name](name)
     checker.build_description(**{key: value for key, value in kwargs.items() if value})

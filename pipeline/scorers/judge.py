@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from pipeline.artifacts import draw_of
+from pipeline.artifacts import draw_key
 from pipeline.config import PairwiseScorer, RubricScorer
-from pipeline.hashing import digest_of
+from pipeline.hashing import hash_json
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.judging.cached_judge import CachedJudge
 from pipeline.scorers.judging.pairwise import (
@@ -127,7 +127,7 @@ def pair_opponents(answers: list[Answer], wanted: int | None, seed: int) -> list
     """
     n = len(answers)
     circle = sorted(
-        range(n), key=lambda index: digest_of([seed, draw_of(answers[index].sample_id)])
+        range(n), key=lambda index: hash_json([seed, draw_key(answers[index].sample_id)])
     )
     count = n - 1 if wanted is None else min(wanted, n - 1)
     # Each step along the circle gives every answer two opponents. An odd count takes the half

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.jsonl import unwritable
-from pipeline.errors import UserError, shown
+from pipeline.errors import UserError, make_printable
 from pipeline.scorers import argilla
 
 Row = dict[str, Any]
@@ -113,7 +113,7 @@ def _parse_score(place: str, row: Row) -> float:
         score = math.nan
     if not math.isfinite(score):
         raise UserError(
-            f"{place}: score={shown(repr(row['score']), 40)} is not a number."
+            f"{place}: score={make_printable(repr(row['score']), 40)} is not a number."
             " Leave it empty where no annotator gave one."
         )
     return score
@@ -123,7 +123,7 @@ def parse_verdict_cell(place: str, value: Any) -> str | None:
     word = str(value or "").strip().lower()
     if word and word not in A_WINS:
         raise UserError(
-            f"{place}: its verdict is {shown(repr(value), 40)}."
+            f"{place}: its verdict is {make_printable(repr(value), 40)}."
             " Expected a, b or tie, or nothing where no annotator judged."
         )
     return word or None

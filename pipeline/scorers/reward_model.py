@@ -12,11 +12,11 @@ from typing import Any
 
 from pipeline.artifacts import Model
 from pipeline.config import RewardModelScorer
-from pipeline.errors import StageError, UserError, nearest
+from pipeline.errors import StageError, UserError, suggest
 from pipeline.scorers import Answer, Score
 from pipeline.scorers.pooling import ClassifierSource, Logits, PoolingEngine, open_engine
 from pipeline.scorers.reward_text import EncodedRow, RewardEncoder, UnreadableText
-from pipeline.text import without_reasoning
+from pipeline.text import strip_reasoning
 
 # Of different lengths, so that they are padded when they share a batch.
 PROBES = (
@@ -36,7 +36,7 @@ class RewardModel:
     def __init__(
         self, cfg: RewardModelScorer, reward: Model | None, knob: str = "score.scorers.NAME"
     ):
-        self.cfg, self.reward, self.knob = cfg, reward, knob
+        (self.cfg, self.reward, self.knob) = (cfg, reward, knob)
         self.engine: PoolingEngine | None = None
         self.encoder: RewardEncoder
         self.read_score: Callable[[Logits], float]
@@ -63,8 +63,8 @@ class RewardModel:
     def _open(self) -> PoolingEngine:
         from transformers import AutoConfig
 
-        cfg, knob = self.cfg, self.knob
-        source, tokenizer = self._find_checkpoint()
+        (cfg, knob) = (self.cfg, self.knob)
+        (source, tokenizer) = self._find_checkpoint()
         name = str(source.weights)
         config = AutoConfig.from_pretrained(
             source.weights, revision=source.revision, trust_remote_code=source.remote_code
@@ -80,10 +80,10 @@ class RewardModel:
     def _find_checkpoint(self) -> tuple[ClassifierSource, Any]:
         from pipeline.models.checkpoint import classifier, opened_tokenizer
 
-        cfg, reward = self.cfg, self.reward
+        (cfg, reward) = (self.cfg, self.reward)
         if cfg.model is not None:
-            folder, _ = classifier(cfg.model, cfg.revision, cfg.trust)
-            source, tokenizer = ClassifierSource(folder, None, cfg.trust.remote_code), folder
+            (folder, _) = classifier(cfg.model, cfg.revision, cfg.trust)
+            (source, tokenizer) = (ClassifierSource(folder, None, cfg.trust.remote_code), folder)
         elif reward is not None:
             source = ClassifierSource(reward.weights, reward.revision, reward.remote_code)
             tokenizer = reward.tokenizer
@@ -92,8 +92,11 @@ class RewardModel:
                 f"{self.knob}: a scorer of kind reward_model has no model.\n"
                 f"  Give {self.knob}.model=NAME, or reward=checkpoint reward.model=NAME."
             )
-        return source, opened_tokenizer(
-            tokenizer, cfg.template.chat_template, str(source.weights), source.remote_code
+        return (
+            source,
+            opened_tokenizer(
+                tokenizer, cfg.template.chat_template, str(source.weights), source.remote_code
+            ),
         )
 
 
@@ -110,7 +113,7 @@ def make_reader(
     index_of = {text: index for index, text in labels.items()}
     if label is not None:
         if label not in index_of:
-            raise UserError(f"{name}: it has no label {label}. {nearest(label, list(index_of))}")
+            raise UserError(f"{name}: it has no label {label}. {suggest(label, list(index_of))}")
         return lambda logits: logits[index_of[label]]
     match len(labels):
         case 1:

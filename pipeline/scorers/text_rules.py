@@ -6,7 +6,7 @@ import re
 from pipeline.config import JsonScorer, LanguageScorer, LengthScorer, RegexScorer
 from pipeline.scorers import Answer, Check
 from pipeline.scorers.user_files import load_schema
-from pipeline.text import check_languages, language_of
+from pipeline.text import check_languages, guess_language
 
 FENCED = re.compile(r"\s*```\w*\n(.*)\n\s*```\s*", re.DOTALL)
 
@@ -90,6 +90,6 @@ def _make_language_check(cfg: LanguageScorer, knob: str) -> Check:
     def check_language(answer: Answer) -> dict[str, float]:
         text = answer.completion
         has_letters = re.search(r"[^\W\d_]", text) is not None
-        return {"": float(has_letters and language_of(text) in cfg.languages)}
+        return {"": float(has_letters and guess_language(text) in cfg.languages)}
 
     return check_language

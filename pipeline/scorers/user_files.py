@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 
 
 def load_schema(path: str, knob: str = "score.scorers.NAME") -> Any:
@@ -51,7 +51,7 @@ def check_function(
     bound = dict(_list_bound_names(body))
     if name not in bound and "*" not in bound:
         known = [one for one, node in bound.items() if isinstance(node, ast.FunctionDef)]
-        raise UserError(f"{typed}: {place} has no function {name}. {nearest(name, known)}")
+        raise UserError(f"{typed}: {place} has no function {name}. {suggest(name, known)}")
     if isinstance(bound.get(name), ast.AsyncFunctionDef):
         raise UserError(
             f"{typed}: it is async, and functions are called one after the other. Give a plain one."

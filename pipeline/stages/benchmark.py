@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import (
-    ABSENT_FILE,
+    UNAVAILABLE_FILE,
     Metrics,
     Model,
-    knob_of,
+    find_knob,
     note_cost,
     write_json,
     write_table,
@@ -32,11 +32,11 @@ ROW = "task", "doc_id", "doc", "metric", "value"
 
 def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
     os.environ.setdefault("TQDM_DISABLE", "1")
-    knob = knob_of(out, "benchmark.NAME")
+    knob = find_knob(out, "benchmark.NAME")
     try:
         asked, tasks = tasks_of(cfg, knob, out / "scratch" / "rows")
     except Absent as absent:
-        write_text(out / ABSENT_FILE, f"{absent}\n")
+        write_text(out / UNAVAILABLE_FILE, f"{absent}\n")
         print("│", str(absent).replace("\n", "\n│ "), file=sys.stderr, flush=True)
         return Metrics(out)
     from pipeline.benchmarks.answers import Chunks, opened

@@ -11,9 +11,9 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.artifacts import KL, Prompts, Samples, Verdicts, knob_of, note_cost, write_table
+from pipeline.artifacts import KL, Prompts, Samples, Verdicts, find_knob, note_cost, write_table
 from pipeline.config import ANSWER, DuelConfig
-from pipeline.errors import StageError, many
+from pipeline.errors import StageError, pluralize
 from pipeline.scorers.judging.cached_judge import CachedJudge
 from pipeline.scorers.judging.pairwise import (
     PAIRWISE_FIELDS,
@@ -39,7 +39,7 @@ VERDICT = {
 
 
 def run(cfg: DuelConfig, out: Path, *, prompts: Prompts, a: Samples, b: Samples) -> Verdicts:
-    court = CachedJudge(cfg, PAIRWISE_FIELDS, knob_of(out, KNOB))
+    court = CachedJudge(cfg, PAIRWISE_FIELDS, find_knob(out, KNOB))
     try:
         met, unanswered = contests(prompts, a, b)
         sides = [
@@ -155,9 +155,9 @@ def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame) -> None:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return
     write_table(out / "failed.parquet", failed)
-    knob, reason = knob_of(out, KNOB), failed["detail"].value_counts(sort=True)["detail"][0]
+    knob, reason = find_knob(out, KNOB), failed["detail"].value_counts(sort=True)["detail"][0]
     raise StageError(
-        f"{failed.height} of {many(asked.height, 'verdict')} failed (most often: {reason})."
+        f"{failed.height} of {pluralize(asked.height, 'verdict')} failed (most often: {reason})."
         f" The limit is {knob}.max_failed={cfg.max_failed}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or mend the judge and run the same command again."
     )

@@ -22,7 +22,7 @@ from pipeline.artifacts import (
     write_text,
 )
 from pipeline.config import CONTROL, Evaluation
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 from pipeline.report.analysis import aggregate, sanity_checks
 from pipeline.report.analysis.benchmarks import (
     apply_retention,
@@ -139,7 +139,7 @@ def assemble(
     found: Findings,
     pairs: list[Pairs],
 ) -> dict[str, Any]:
-    draw, told, asked = aggregate.bootstrap_config(cfg), prompts.columns(), last_words(prompts)
+    draw, told, asked = aggregate.bootstrap_config(cfg), prompts.read_columns(), last_words(prompts)
     examined, published = found.examined, found.published
     names = (
         [model.name for model in aggregate.select_rounds(examined)][-1:]
@@ -203,7 +203,7 @@ def check_scorer(scorer: str, examined: list[EvalResult]) -> None:
     known = sorted({name for model in examined for name in model.scores})
     if known and scorer not in known:
         raise UserError(
-            f"evaluate.scorer={scorer} marked no answer of this exam. {nearest(scorer, known)}"
+            f"evaluate.scorer={scorer} marked no answer of this exam. {suggest(scorer, known)}"
         )
 
 

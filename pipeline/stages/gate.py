@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.artifacts import MANIFEST_FILE, MODEL_FILE, EvalArtifacts, Model, write_json
 from pipeline.config import ANSWER, GateConfig
 from pipeline.errors import StageError, UserError
-from pipeline.hashing import content
+from pipeline.hashing import hash_content
 from pipeline.report.analysis.eval_results import SFT, EvalResult, read_eval
 
 
@@ -30,7 +30,7 @@ def run(cfg: GateConfig, out: Path, *, exams: dict[str, EvalArtifacts]) -> Model
     manifest = json.loads((target.path / MANIFEST_FILE).read_text())
     record = {
         "target": f"{target.path.parent.name}/{target.path.name}",
-        "content": content(manifest),
+        "content": hash_content(manifest),
     }
     write_json(out / "gate.json", {"scorer": cfg.scorer, "chosen": best.name, "candidates": rows})
     write_json(out / MODEL_FILE, record)

@@ -14,8 +14,8 @@ from pipeline.config import OfflineConfig
 from pipeline.data.decontamination import OverlapCheck
 from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import prompt_row, text_of
-from pipeline.errors import UnrenderableTemplate, UserError, many
-from pipeline.hashing import digest_of
+from pipeline.errors import UnrenderableTemplate, UserError, pluralize
+from pipeline.hashing import hash_json
 from pipeline.models.bos import holds_bos
 from pipeline.progress import Progress
 
@@ -119,7 +119,7 @@ class Words:
     def _answer(
         self, prompt_id: str, messages: list[dict[str, str]], text: str
     ) -> tuple[str, list[int]]:
-        return digest_of(["offline", prompt_id, text])[:16], self.chat.answer(
+        return hash_json(["offline", prompt_id, text])[:16], self.chat.answer(
             messages, text, self.kwargs
         )
 
@@ -172,7 +172,7 @@ def _write(
     write_json(out / "funnel.json", {**story, "thumbs": {"up": up, "down": unpaired.height - up}})
     if not table.height and not unpaired.height:
         raise UserError(
-            f"offline: of {many(rows_in, 'row')} none is left ({counts}).\n"
+            f"offline: of {pluralize(rows_in, 'row')} none is left ({counts}).\n"
             f"  Each one's reason is in {out / 'dropped.parquet'}."
         )
     write_table(out / "train.parquet", table)

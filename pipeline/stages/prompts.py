@@ -21,7 +21,7 @@ from pipeline.data.decontamination import Index, table
 from pipeline.data.duplicates import repeats
 from pipeline.data.prompt_checks import check_caps, check_split
 from pipeline.data.prompts import ROW, LeftOut, Read, prompt_row, read_prompts
-from pipeline.errors import StageError, UserError, many, together
+from pipeline.errors import StageError, UserError, pluralize, run_all
 from pipeline.progress import Progress
 
 DROPPED = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
@@ -86,7 +86,7 @@ def warn_left_out(left_out: LeftOutOf) -> None:
     """Nothing goes silently: scorers and functions will not see these columns."""
     for knob, columns in left_out.items():
         for name, one in columns.items():
-            rows = many(one.rows, "row")
+            rows = pluralize(one.rows, "row")
             fault = (
                 f"! {knob}: the column {name} is left out of {rows}: at {one.place} it {one.why}."
             )
@@ -137,7 +137,7 @@ def given(cfg: PromptsConfig) -> dict[str, Read]:
     sets |= {f"split.{name}": asked for name, asked in cfg.split if not isinstance(asked, int)}
     beside = {name: partial(read_prompts, asked, f"prompts.{name}") for name, asked in sets.items()}
     reads = {"source": partial(source, cfg), **beside}
-    return dict(zip(reads, together(reads.values()), strict=True))
+    return dict(zip(reads, run_all(reads.values()), strict=True))
 
 
 def source(cfg: PromptsConfig) -> Read:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import KL, Logps, Model, Pairs, Samples, note_cost, read_table, write_table
 from pipeline.config import ReferenceConfig
-from pipeline.errors import StageError, UserError, many
-from pipeline.progress import Progress, say_phase
+from pipeline.errors import StageError, UserError, pluralize
+from pipeline.progress import Progress, print_phase
 from pipeline.resources.gpu_sets import environments
 from pipeline.resources.model_shape import parameters_of
 from pipeline.resources.worker_pool import Figures, Hand, work_off
@@ -38,7 +38,7 @@ def run(cfg: ReferenceConfig, out: Path, *, model: Model, rows: Pairs | Samples)
             environments(cfg.runtime.workers, WORKERS),
         )
         note_cost(out, **parameters_of(model.weights, model.revision))
-        say_phase("loading the model")
+        print_phase("loading the model")
         work_off(missing, work, hands, scratch / "workers", tell=Watch(table, missing).hear)
     write_table(out / "logps.parquet", _joined([scratch / chunk for chunk in chunks]))
     note_cost(out, rows=table.height, tokens=int(table["length"].sum()))
@@ -60,7 +60,7 @@ class Watch:
         if rows := int(figures["rows"]):
             self._tokens += int(figures["tokens"])
             speed = self._tokens / max(time.monotonic() - self._started, 0.001)
-            self._progress.worked = self._tokens
+            self._progress.work_done = self._tokens
             self._progress.advance(rows, speed=f"{speed:.0f} tok/s")
 
     def _begun(self) -> Progress:
@@ -82,13 +82,13 @@ def wanted(rows: Pairs | Samples) -> "pl.DataFrame":
             "sample_id", "prompt_id", "prompt_token_ids", "token_ids"
         )
     else:
-        table = pl.concat(_sides(pl.concat([rows.train(), rows.dev()])))
+        table = pl.concat(_sides(pl.concat([rows.read_train(), rows.read_dev()])))
     table = table.unique("sample_id").with_columns(
         length=pl.col("prompt_token_ids").list.len() + pl.col("token_ids").list.len()
     )
     if (bare := table.filter(pl.col("prompt_token_ids").list.len() == 0)).height:
         raise UserError(
-            f"{rows.path}: {many(bare.height, 'row')} without prompt tokens ({bare['sample_id'][0]} is one): nothing"
+            f"{rows.path}: {pluralize(bare.height, 'row')} without prompt tokens ({bare['sample_id'][0]} is one): nothing"
             f" stands before their first token, so it has no log-probability.\n"
             f"  Use a chat template or a tokenizer with BOS."
         )
@@ -134,7 +134,7 @@ def _measured(
     logps = completion_logps(module, *columns, cfg.runtime.batch_tokens, on_batch)
     if broken := sum(not math.isfinite(value) for value in logps):
         raise StageError(
-            f"refer: no finite log-probability for {broken} of {many(len(logps), 'completion')} under this model in "
+            f"refer: no finite log-probability for {broken} of {pluralize(len(logps), 'completion')} under this model in "
             f"{cfg.dtype}: nothing is published.\n  Try refer.dtype=float32; else its weights are broken."
         )
     return part.select(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Decontamination, Model, note_cost, write_json, write_table
 from pipeline.config import RewardCheckpoint, RewardTraining
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 from pipeline.training.launch import expose_one_device
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _account(
     if not examples:
         other = "thumbs" if cfg.learn_from == "pairs" else "pairs"
         raise UserError(
-            f"reward: of {many(rows, 'row')} of {cfg.learn_from} none is left to learn from ({reasons}).\n"
+            f"reward: of {pluralize(rows, 'row')} of {cfg.learn_from} none is left to learn from ({reasons}).\n"
             f"  Each one's reason is in {out / 'dropped.parquet'}. Give other rows, or reward.learn_from={other}."
         )
 
@@ -156,7 +156,7 @@ def parts(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row
     learned = [example for example, unit in zip(examples, units, strict=True) if unit not in apart]
     if not apart or not learned:
         raise UserError(
-            f"reward: of {many(len(examples), 'row')}, to hold out {len(apart)} of {many(len(set(units)), 'prompt')}"
+            f"reward: of {pluralize(len(examples), 'row')}, to hold out {len(apart)} of {pluralize(len(set(units)), 'prompt')}"
             f" leaves {len(learned)} to learn from.\n"
             f"  Both need some: give more rows, or another reward.held_out.least or most_share."
         )
@@ -195,16 +195,14 @@ def familiar(learned: Sequence[Row], held: Sequence[Row]) -> dict[str, float]:
 
 
 def in_words(figures: dict[str, float]) -> str:
-    told = (
-        f"agrees with {figures['accuracy']:.3f} of {many(int(figures['held_out']), 'held-out row')}"
-    )
+    told = f"agrees with {figures['accuracy']:.3f} of {pluralize(int(figures['held_out']), 'held-out row')}"
     if shared := figures["of_learned_prompts"]:
         told += (
             f", {shared:g} of them under prompts that it learned from (one prompt has most rows)"
         )
     if not figures["learned_answers"]:
         return f"{told}; none of their answers was learned from"
-    told += f"; {figures['learned_answers']:g} of their {many(int(figures['answers']), 'answer')} were learned from too"
+    told += f"; {figures['learned_answers']:g} of their {pluralize(int(figures['answers']), 'answer')} were learned from too"
     if "accuracy_new" not in figures:
         return f"{told}, and no row is free of them: the accuracy is one on familiar answers"
     return f"{told}: of the {figures['held_out_new']:g} rows without such answers, {figures['accuracy_new']:.3f}"

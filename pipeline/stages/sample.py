@@ -15,9 +15,9 @@ from pipeline.artifacts import (
     Prompts,
     Samples,
     Scores,
-    knob_of,
+    find_knob,
     note_cost,
-    noted_cost,
+    read_cost,
     write_table,
 )
 from pipeline.backends import Backend, open_backend
@@ -31,7 +31,7 @@ from pipeline.config import (
     TransformersBackend,
     VllmBackend,
 )
-from pipeline.progress import say_phase
+from pipeline.progress import print_phase
 from pipeline.resources.gpu_sets import Environment, environments
 from pipeline.resources.model_shape import parameters_of
 from pipeline.resources.worker_pool import Hand, work_off
@@ -111,7 +111,7 @@ def draw_missing(
     try:
         served = servable(cfg, policy, out)
         if missing := finished.missing():
-            say_phase(starting(cfg))
+            print_phase(starting(cfg))
             work = partial(draw, cfg, shards, policy, served)
             if isinstance(cfg.backend, ENGINES):
                 note_cost(out, **parameters_of(policy.weights, policy.revision))
@@ -146,7 +146,7 @@ def hands(cfg: SampleRequest, out: Path) -> list[Environment]:
     if not isinstance(cfg.backend, ENGINES):
         return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
     together = cfg.backend.runtime.tensor_parallel if isinstance(cfg.backend, VllmBackend) else 1
-    return environments(cfg.runtime.workers, f"{knob_of(out, KNOB)}.runtime.workers", together)
+    return environments(cfg.runtime.workers, f"{find_knob(out, KNOB)}.runtime.workers", together)
 
 
 def draw(cfg: SampleRequest, shards: Shards, policy: Model, served: Model, hand: Hand) -> None:
@@ -184,7 +184,7 @@ def starting(cfg: SampleRequest) -> str:
 
 
 def opened(cfg: SampleRequest, out: Path, policy: Model) -> Backend:
-    return open_backend(cfg.backend, policy, knob_of(out, KNOB))
+    return open_backend(cfg.backend, policy, find_knob(out, KNOB))
 
 
 def prices(cfg: SampleRequest) -> Prices | None:
@@ -200,11 +200,11 @@ def servable(cfg: SampleRequest, policy: Model, out: Path) -> Model:
     loading.check_base(policy)
     if (
         isinstance(cfg.backend, VllmBackend)
-        and serves(policy.adapter, on_cpu=not hardware.gpus())
+        and serves(policy.adapter, on_cpu=not hardware.list_gpus())
         and not quantized(policy)
     ):
         return policy
-    say_phase("merging the adapter into its base")
+    print_phase("merging the adapter into its base")
     # What was trained beside a quantised base is merged with what those few bits say: no engine reads both as trained.
     return loading.merged_in(out / MERGED, policy)
 
@@ -217,7 +217,7 @@ def owes_difference(cfg: SampleRequest, out: Path, policy: Model) -> bool:
     """Whether it was sampled merged though it was trained beside a quantised base, and what that means is not noted."""
     if not isinstance(cfg.backend, OPENING) or policy.adapter is None or not quantized(policy):
         return False
-    return multi_turn.DIFFERENCE not in noted_cost(out)
+    return multi_turn.DIFFERENCE not in read_cost(out)
 
 
 def note_difference(cfg: SampleRequest, policy: Model, served: Model, out: Path) -> None:
@@ -227,5 +227,9 @@ def note_difference(cfg: SampleRequest, policy: Model, served: Model, out: Path)
     dtypes = policy.record["quantization"]["dtype"], getattr(cfg.backend, "dtype", "float32")
     note_cost(
         out,
-        **{multi_turn.DIFFERENCE: per_token(policy, served, next(Samples(out).shards()), *dtypes)},
+        **{
+            multi_turn.DIFFERENCE: per_token(
+                policy, served, next(Samples(out).read_shards()), *dtypes
+            )
+        },
     )

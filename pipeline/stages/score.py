@@ -20,14 +20,14 @@ from pipeline.artifacts import (
     Prompts,
     Samples,
     Scores,
-    knob_of,
+    find_knob,
     note_cost,
     read_table,
     write_table,
 )
 from pipeline.config import BestAnswersConfig, EnsembleScorer, ScoreConfig, ScorerConfig
-from pipeline.errors import StageError, UserError, many
-from pipeline.progress import Progress, say_phase
+from pipeline.errors import StageError, UserError, pluralize
+from pipeline.progress import Progress, print_phase
 from pipeline.resources.gpu_sets import environments
 from pipeline.resources.worker_pool import Hand, work_off
 from pipeline.scorers import Answer, PaidScorer, Score, Scorer, open_scorer
@@ -96,7 +96,7 @@ class Told:
 
     @cached_property
     def _columns(self) -> dict[str, dict[str, Any]]:
-        return self.prompts.columns()
+        return self.prompts.read_columns()
 
     def answers(self, shard: str) -> list[Answer]:
         rows = read_table(self.samples.path / "samples" / shard)
@@ -121,7 +121,7 @@ def best_of(scorer: str, scores: Scores) -> pl.DataFrame:
 def opened(
     scorers: Mapping[str, ScorerConfig], reward: Model | None, out: Path
 ) -> Iterator[dict[str, Scorer]]:
-    knob = f"{knob_of(out, KNOB)}.scorers"
+    knob = f"{find_knob(out, KNOB)}.scorers"
     with ExitStack() as open_scorers:
         found = {name: open_scorer(one, reward, f"{knob}.{name}") for name, one in scorers.items()}
         for scorer in found.values():
@@ -152,7 +152,7 @@ def mark_by_hands(
     missing = [shard for shard in shards if not (out / MARKS / shard).exists()]
     if not cfg.local_model_scorers or not missing:
         return {}
-    say_phase(f"loading {', '.join(cfg.local_model_scorers)}")
+    print_phase(f"loading {', '.join(cfg.local_model_scorers)}")
     progress, bills = (
         Progress(f"score by {', '.join(cfg.local_model_scorers)}", len(missing), "shards"),
         list[dict[str, float]](),
@@ -164,7 +164,7 @@ def mark_by_hands(
 
     work = partial(mark, cfg.local_model_scorers, told, reward, out)
     hands = environments(
-        cfg.runtime.workers, f"{knob_of(out, KNOB)}.runtime.workers", cfg.gpus_each
+        cfg.runtime.workers, f"{find_knob(out, KNOB)}.runtime.workers", cfg.gpus_each
     )
     work_off(missing, work, hands, out / "scratch" / "workers", finish)
     return total(*bills)
@@ -268,12 +268,12 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
         if (read_table(shard)["status"] == "failed").any():
             shard.unlink()
             (out / MARKS / shard.name).unlink(missing_ok=True)
-    knob = f"{knob_of(out, KNOB)}.max_failed={cfg.max_failed}"
+    knob = f"{find_knob(out, KNOB)}.max_failed={cfg.max_failed}"
     scorer, reason = (
         failed.group_by("scorer", "detail").len().sort("len", "scorer", "detail").row(-1)[:2]
     )
     raise StageError(
-        f"{failed.height} of {many(table.height, 'score')} failed (most often {scorer}: {reason})."
+        f"{failed.height} of {pluralize(table.height, 'score')} failed (most often {scorer}: {reason})."
         f" The limit is {knob}.\n  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or mend the scorer and run the same command again."
     )
@@ -290,6 +290,6 @@ def check_opinions(out: Path) -> None:
     )
     for name in silent["scorer"].sort():
         raise UserError(
-            f"{knob_of(out, KNOB)}.scorers.{name}: it has no opinion on any of these answers.\n"
+            f"{find_knob(out, KNOB)}.scorers.{name}: it has no opinion on any of these answers.\n"
             "  Labels hold for the very samples that people saw. Give labels of these, or take the scorer out."
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.artifacts import Decontamination, Model, Samples, Scores, note_cost, write_json
 from pipeline.config import BestOfNConfig, Checkpoint, SftTraining
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 from pipeline.training.launch import expose_one_device
 
 Row = dict[str, Any]
@@ -142,6 +142,6 @@ def _account(
     write_json(out / "funnel.json", {"in": rows, "out": len(examples), "dropped": reasons})
     if not examples:
         raise UserError(
-            f"sft: of {many(rows, 'demonstration')} none is left to train on ({reasons}).\n"
+            f"sft: of {pluralize(rows, 'demonstration')} none is left to train on ({reasons}).\n"
             f"  Each one's reason is in {out / 'dropped.parquet'}. {remedy}"
         )

@@ -21,7 +21,7 @@ from pipeline.artifacts import (
     write_table,
 )
 from pipeline.config import RehearsalConfig, TrainConfig
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 from pipeline.training import launch, micro_batch
 from pipeline.training.monitoring import curves, model_card
 
@@ -68,7 +68,9 @@ def run(
 
     micro_batch.train_within_memory(cfg, auto, out, start)
     held_to = [reference] if reference else []
-    curves.draw(Model(out).metrics(), json.loads((out / "training.json").read_text())["kept"], out)
+    curves.draw(
+        Model(out).read_metrics(), json.loads((out / "training.json").read_text())["kept"], out
+    )
     model_card.write(
         cfg,
         out,
@@ -147,8 +149,8 @@ def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
 
     from pipeline.training.trainers.kto import order_for_training
 
-    held_out = pl.concat([one.dev() for one in pairs])["prompt_id"].unique()
-    table = pl.concat([one.thumbs() for one in pairs]).unique(["sample_id", "label"])
+    held_out = pl.concat([one.read_dev() for one in pairs])["prompt_id"].unique()
+    table = pl.concat([one.read_unpaired() for one in pairs]).unique(["sample_id", "label"])
     if table["label"].n_unique() < 2:
         up = int(table["label"].sum())
         raise UserError(
@@ -197,7 +199,7 @@ def demonstrations(
     write_json(out / "rehearsal" / "funnel.json", counts)
     if not examples:
         raise UserError(
-            f"train.rehearsal: of {many(counts['in'], 'demonstration')} none is left ({reasons}).\n"
+            f"train.rehearsal: of {pluralize(counts['in'], 'demonstration')} none is left ({reasons}).\n"
             f"  Raise train.max_length, or give others as train.rehearsal.data; train.rehearsal=null trains without."
         )
     return pl.DataFrame(examples)
@@ -215,7 +217,7 @@ def _refuse_too_long(cfg: TrainConfig, lengths: "pl.DataFrame", what: str) -> No
 def _refuse_other_tokens(pairs: list[Pairs], tokenizer: Any) -> None:
     """Ids and text of a pair say the same in the policy's own tokenizer, or the pairs are another model's."""
     for one in pairs:
-        rows = one.train().head(SHOWN).select("chosen", "chosen_token_ids").rows()
+        rows = one.read_train().head(SHOWN).select("chosen", "chosen_token_ids").rows()
         read = [
             (turns[-1]["content"], tokenizer.decode(ids, skip_special_tokens=True))
             for turns, ids in rows

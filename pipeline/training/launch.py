@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import hardware
 from pipeline.artifacts import Artifact, Model, Prompts, write_json
 from pipeline.config import TrainConfig
-from pipeline.errors import REFUSED, StageError, UserError, many
+from pipeline.errors import USER_ERROR, StageError, UserError, pluralize
 from pipeline.progress import SIGN
 from pipeline.training.micro_batch import OutOfMemory
 
@@ -40,7 +40,7 @@ def expose_one_device() -> None:
     for name in RANK_VARIABLES:
         os.environ.pop(name, None)
     visible = os.environ.get(hardware.VISIBLE)
-    if (visible is None and hardware.gpus()) or (visible and "," in visible):
+    if (visible is None and hardware.list_gpus()) or (visible and "," in visible):
         os.environ[hardware.VISIBLE] = (visible or "0").split(",")[0]
     silence_libraries()
 
@@ -110,7 +110,7 @@ def train_in_ranks(
         raise OutOfMemory
     if code:
         raise StageError(
-            f"train: {many(count, 'process')} under {cfg.runtime.launch} ended with exit code "
+            f"train: {pluralize(count, 'process')} under {cfg.runtime.launch} ended with exit code "
             f"{code}; their messages are in the log."
         )
 
@@ -185,7 +185,7 @@ def main(order: str, machine: str) -> int:
         return join_training(Path(order), int(machine))
     except UserError as error:
         print(error, file=sys.stderr)
-        return REFUSED
+        return USER_ERROR
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import Model, note_cost, write_json
 from pipeline.config import TrainConfig
-from pipeline.errors import StageError, UserError, many
+from pipeline.errors import StageError, UserError, pluralize
 from pipeline.progress import SIGN
 from pipeline.resources import model_shape, training_fit
 
@@ -44,7 +44,7 @@ def choose_micro_batch(
     cfg = with_micro_batch(cfg, _find_micro_batch(cfg, shape, longest, world, out))
     at_once = cfg.runtime.per_device
     height = many(table.height, "row", grouped=True)
-    amount = f"{many(steps, 'step')} of {cfg.batch} · {height} · {tokens:,} tokens"
+    amount = f"{pluralize(steps, 'step')} of {cfg.batch} · {height} · {tokens:,} tokens"
     print(SIGN, "train", amount, f"· {at_once} at once", file=sys.stderr)
     log_lines(
         f"ahead    {amount}",
@@ -105,12 +105,12 @@ def train_within_memory(
                 knob = f"train.runtime.micro_batch={fewer} or auto, "
                 smaller = knob if fewer and cfg.together is None else ""
                 raise StageError(
-                    f"train: the device's memory ran out with {many(rows, 'row')} at once.\n"
+                    f"train: the device's memory ran out with {pluralize(rows, 'row')} at once.\n"
                     f"  Give {smaller}train.gradient_checkpointing=true, lower limits, or "
                     f"adapter@train.adapter=lora; the same command resumes from the newest "
                     f"checkpoint."
                 ) from error
-        log_lines(f"memory ran out with {many(rows, 'row')} at once: {fewer} from here on")
+        log_lines(f"memory ran out with {pluralize(rows, 'row')} at once: {fewer} from here on")
         cfg = with_micro_batch(cfg, fewer)
         write_json(out / "scratch" / MICRO_BATCH_FILE, fewer)
         note_cost(out, micro_batch=fewer)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model, Prompts
 from pipeline.config import DISTRIBUTED_TYPES, FullAdapter, TrainConfig
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 from pipeline.models import loading
 from pipeline.training import build, model_checks
 from pipeline.training.distributed import sharded
@@ -87,7 +87,7 @@ def _check_processes(trainer: Any, cfg: TrainConfig, wanted: int) -> None:
     if started != wanted or kind not in expected or trainer.args.n_gpu > 1:
         raise UserError(
             f"train.runtime.launch={cfg.runtime.launch}: the launcher started "
-            f"{many(started, 'process')} of kind {kind}, and {wanted} of "
+            f"{pluralize(started, 'process')} of kind {kind}, and {wanted} of "
             f"{' or '.join(expected)} were expected.\n"
             f"  Give train.runtime.launch=torchrun, or as many train.runtime.processes as this "
             f"machine has GPUs."

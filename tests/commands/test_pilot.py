@@ -1,4 +1,4 @@
-"""The pilot's arithmetic over the real plan: steps that take `fixed + each × prompts` are extrapolated to the truth."""
+"""The pilot's arithmetic over the real plan: steps of `fixed + each × prompts` are extrapolated."""
 
 import json
 from dataclasses import replace
@@ -7,13 +7,19 @@ import pytest
 
 from pipeline import hardware
 from pipeline.artifacts import write_json
-from pipeline.commands.pilot.__main__ import FEW, MANY, latest, lowered, one
-from pipeline.commands.pilot.estimate import estimate, gpu_money
-from pipeline.commands.pilot.seen import ROUND, Seen, measured, prompts_of, sizes_of
-from pipeline.commands.pilot.words import lines
+from pipeline.commands.pilot.__main__ import FEW, MANY, compose_one, find_latest, lower_sizes
+from pipeline.commands.pilot.estimate import estimate, price_gpus
+from pipeline.commands.pilot.seen import (
+    ROUND,
+    MeasuredStep,
+    count_prompts,
+    count_sizes,
+    measure_steps,
+)
+from pipeline.commands.pilot.words import format_lines
 from pipeline.config import Config
-from pipeline.driver.executor import prepare, select
-from pipeline.driver.run import open_story
+from pipeline.driver.executor import prepare_plan, select_targets
+from pipeline.driver.run import open_run_dir
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.support.house import SMALL, composed
@@ -42,13 +48,13 @@ def seconds(step, prompts: int) -> float:
 
 
 def pretend(cfg) -> None:
-    """Every step of a pilot as if it had been built: its manifest and what the estimate reads of it."""
-    planned = prepare(cfg, select(plan(cfg), cfg.until))
+    """Every step of a pilot as if built: its manifest and what the estimate reads of it."""
+    planned = prepare_plan(cfg, select_targets(plan(cfg), cfg.until))
     for step in sorted(planned.steps, key=lambda step: step.stage != "prompts"):
         path = planned.folder(step)
         for name, value in PUBLISHED.get(step.stage, {}).items():
             write_json(path / name, value)
-        prompts = prompts_of(step, sizes_of(cfg, planned))
+        prompts = count_prompts(step, count_sizes(cfg, planned))
         cost = {"score": {"money": 0.01 * prompts}, "sample": {"engine_start_seconds": 4.0}}.get(
             step.stage, {}
         )
@@ -60,14 +66,14 @@ def pretend(cfg) -> None:
         )
 
 
-def piloted(tmp_path, *words: str) -> tuple[Config, Config, list[Seen]]:
+def piloted(tmp_path, *words: str) -> tuple[Config, Config, list[MeasuredStep]]:
     """The whole run, the larger pilot, and what both pilots measured."""
     words = *WORDS, f"store={tmp_path / 'store'}", f"runs={tmp_path / 'runs'}", *words
     whole = composed(*words)
-    small, large = (composed(*words, *lowered(whole, n)) for n in (FEW, MANY))
+    small, large = (composed(*words, *lower_sizes(whole, n)) for n in (FEW, MANY))
     small = small.model_copy(update={"until": "train@1"})
     pretend(small), pretend(large)
-    return whole, large, [*measured(small), *measured(large)]
+    return whole, large, [*measure_steps(small), *measure_steps(large)]
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +84,19 @@ def told(tmp_path_factory):
 
 def test_what_grows_with_prompts_is_extrapolated_and_what_does_not_is_not(told):
     whole, found = told
-    planned = prepare(whole, [plan(whole)])
-    sizes = sizes_of(whole, planned)
+    planned = prepare_plan(whole, [plan(whole)])
+    sizes = count_sizes(whole, planned)
     truth = sum(
-        seconds(step, prompts_of(step, sizes)) for step in planned.steps if step.stage != "evaluate"
+        seconds(step, count_prompts(step, sizes))
+        for step in planned.steps
+        if step.stage != "evaluate"
     )
     report = 6.0 * 300 / 50  # one size alone: all of it is taken to grow
     assert 3600 * found["hours"] == pytest.approx(truth + report + 2.0 * len(planned.steps))
     most = 2.0 * len(planned.steps)
     for step in planned.steps:  # had all of it grown but the engine's measured start
         start = {"sample": 4.0, **ONCE}.get(step.stage, 0.0)
-        most += start + (seconds(step, 50) - start) * prompts_of(step, sizes) / 50
+        most += start + (seconds(step, 50) - start) * count_prompts(step, sizes) / 50
     assert 3600 * found["hours_at_most"] == pytest.approx(most)
 
 
@@ -109,8 +117,8 @@ def test_disk_money_ties_and_what_can_be_detected(told):
     least, most = found["detectable"]["least"], found["detectable"]["most"]
     assert least == pytest.approx(0.1 * (50 / 300) ** 0.5)
     assert most == pytest.approx(2.8 * 2**0.5 * 0.1 / 1.96 * (50 / 300) ** 0.5, rel=1e-4)
-    shown = "\n".join(lines(found))
-    assert "12% of prompts" in shown and "in rules with 300 exam prompts" in shown
+    shown = "\n".join(format_lines(found))
+    assert "12% of prompts" in shown and "in rules with 300 " in shown
     json.dumps(found, allow_nan=False)
 
 
@@ -126,18 +134,18 @@ def test_a_later_wave_that_drew_nothing_makes_no_other_wave_free(tmp_path):
 def test_the_gpus_are_paid_for_every_hour_that_they_are_there(told, monkeypatch):
     whole = told[0].model_copy(update={"cost": told[0].cost.model_copy(update={"gpu_hour": 2.5})})
     monkeypatch.setattr(
-        hardware, "gpus", lambda: [hardware.Gpu("NVIDIA H100", 80 << 30, 80 << 30, 9.0)] * 2
+        hardware, "list_gpus", lambda: [hardware.Gpu("NVIDIA H100", 80 << 30, 80 << 30, 9.0)] * 2
     )
-    assert gpu_money(whole, hours=3.0) == 15 and gpu_money(told[0], hours=3.0) is None
-    shown = "\n".join(lines({**told[1], "gpu_money": 15.0}))
+    assert price_gpus(whole, hours=3.0) == 15 and price_gpus(told[0], hours=3.0) is None
+    shown = "\n".join(format_lines({**told[1], "gpu_money": 15.0}))
     assert "20.00 for judges and servers · 15.00 for the GPUs of this machine" in shown
-    monkeypatch.setattr(hardware, "gpus", list)
-    assert gpu_money(whole, hours=3.0) is None
+    monkeypatch.setattr(hardware, "list_gpus", list)
+    assert price_gpus(whole, hours=3.0) is None
 
 
 def test_a_pilot_changes_how_many_prompts_are_asked_and_nothing_else():
     whole = composed(*WORDS, "exam.sample.per_round=20")
-    words = lowered(whole, 50)
+    words = lower_sizes(whole, 50)
     assert words == [
         "sample.per_round=50",
         "exam.sample.per_round=20",
@@ -150,9 +158,9 @@ def test_a_pilot_changes_how_many_prompts_are_asked_and_nothing_else():
 
 def test_a_pilot_is_of_one_whole_run():
     with pytest.raises(UserError, match="not a sweep"):
-        one(["recipes=sweep_smoke"])
-    with pytest.raises(UserError, match="goes through every stage"):
-        one(["recipes=smoke", "until=score"])
+        compose_one(["recipes=sweep_smoke"])
+    with pytest.raises(UserError, match="until=score: .* Leave until out"):
+        compose_one(["recipes=smoke", "until=score"])
 
 
 def test_the_estimate_s_place_is_told_as_a_run_s_is(tmp_path, monkeypatch):
@@ -160,5 +168,5 @@ def test_the_estimate_s_place_is_told_as_a_run_s_is(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "runs").symlink_to(tmp_path / "elsewhere")
     cfg = composed(*WORDS, "runs=runs/pilot")
-    story = open_story(cfg)
-    assert latest(cfg.runs) == story and not story.is_absolute()
+    story = open_run_dir(cfg)
+    assert find_latest(cfg.runs) == story and not story.is_absolute()

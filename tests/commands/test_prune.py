@@ -1,4 +1,4 @@
-"""Nothing of a person's is ever removed: what prune takes for the store's, whose runs it asks, what it leaves."""
+"""Prune removes nothing of the user's: what it takes for the store's, and what it leaves."""
 
 import fcntl
 import json
@@ -22,7 +22,7 @@ STALE = NAMES[0]  # named by no run
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A store of two samples, one of which a run names; the working directory is the one of both."""
+    """A store of two samples, one of which a run needs, in the working directory."""
     monkeypatch.chdir(tmp_path)
     for name in NAMES[:2]:
         make_step(Path("store"), "sample", name)
@@ -61,7 +61,7 @@ def make_step(
 
 def everything(folder: Path) -> dict[str, bytes]:
     """What a person may have lying about: all but the store's own locks."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != store.AT_WORK)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != store.LOCK_FILE)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
@@ -70,7 +70,7 @@ def refused(capsys, *words: str) -> str:
     return capsys.readouterr().err
 
 
-# ── what is not a store's ─────────────────────────────────────────────────────────────────────────────────────────
+# ── what is not a store's ─────────────────────────────────────────────────────────────────────────
 
 
 def test_a_home_directory_loses_nothing(tmp_path, monkeypatch, capsys):
@@ -104,13 +104,13 @@ def test_a_step_in_which_a_person_keeps_a_file_stays_and_is_named(place, capsys,
     step = place / "store" / "sample" / STALE
     write_text(step / "merged" / "config.json", "made by merging")
     if hollow:
-        store.hollow_out(step, json.loads((step / store.MANIFEST).read_text()))
+        store.prune(step, json.loads((step / store.MANIFEST).read_text()))
     write_text(step / "notes" / "mine.txt", "years")
     before = everything(place)
     assert usage.main(["--prune", "--yes"]) == 0
     assert everything(place) == before and "nothing to prune" in capsys.readouterr().out
     assert usage.main([]) == 0 and "notes/mine.txt" in capsys.readouterr().out
-    work = store.partial(step)
+    work = store.partial_folder(step)
     write_text(work / "rows.txt", "again")
     store.publish(work, step)
     [aside] = step.parent.glob(f"{STALE}.old-*")
@@ -154,7 +154,7 @@ def test_names_of_other_forms_stay(place):
     ).exists()
 
 
-# ── whose runs are asked ──────────────────────────────────────────────────────────────────────────────────────────
+# ── whose runs are asked ──────────────────────────────────────────────────────────────────────────
 
 
 def test_a_runs_folder_that_the_store_does_not_know_is_refused(place, capsys):
@@ -191,16 +191,15 @@ def test_a_runs_folder_that_is_away_is_refused_until_it_is_forgotten(place, caps
 
 
 def test_a_runs_folder_that_is_there_is_not_forgotten(place, capsys):
-    assert "it is there" in refused(capsys, "forget=runs") and "does not know" in refused(
-        capsys, "forget=elsewhere"
-    )
+    assert "forget=runs: this folder exists" in refused(capsys, "forget=runs")
+    assert "does not know" in refused(capsys, "forget=elsewhere")
     assert str(place / "runs") in json.loads((place / "store" / STORE_MARKER).read_text())["runs"]
 
 
 def test_a_store_from_before_the_marker_is_taken_over_by_a_run_and_loses_no_other_project_s_steps(
     place, capsys
 ):
-    """The marker of a first run knows its own runs folder; the steps themselves say which other runs made them."""
+    """A first run's marker knows its runs folder; the steps say which other runs made them."""
     make_step(Path("store"), "sample", NAMES[2], story=str(place / "older" / "x" / "then"))
     write_json(Path("older/x/then") / store.PLAN, {NAMES[2]: "sample", STALE: "sample"})
     (place / "store" / STORE_MARKER).unlink()
@@ -248,7 +247,7 @@ def test_a_run_in_a_linked_folder_is_asked_too(place):
     assert (place / "store" / "sample" / STALE / "rows.txt").is_file()
 
 
-# ── asking ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── asking ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -289,9 +288,9 @@ def test_what_a_run_names_by_the_time_of_the_answer_stays(place, capsys, monkeyp
 
 
 def test_while_a_run_is_at_work_nothing_is_removed(place, capsys):
-    with store.at_work(Path("store"), lambda: pytest.fail("nobody prunes")):
+    with store.lock_shared(Path("store"), lambda: pytest.fail("no prune is running")):
         assert "a run is at work" in refused(capsys, "--prune", "--yes")
-    with store.lock(Path("store/sample") / NAMES[3], pytest.fail):
+    with store.lock_step(Path("store/sample") / NAMES[3], pytest.fail):
         assert f"sample/{NAMES[3]} is being built" in refused(capsys, "--prune", "--yes")
     assert (place / "store" / "sample" / STALE / "rows.txt").is_file()
     assert usage.main(["--prune", "--yes"]) == 0
@@ -310,7 +309,7 @@ def test_more_locks_than_files_may_be_open(place):
     )
 
 
-# ── what killed processes leave ───────────────────────────────────────────────────────────────────────────────────
+# ── what killed processes leave ───────────────────────────────────────────────────────────────────
 
 
 def test_leftovers_of_dead_runs_are_offered(place, capsys):
@@ -347,7 +346,7 @@ def test_unfinished_work_that_a_run_names_can_be_gone_on_with(place):
 def test_what_a_killed_prune_left_is_offered_and_never_gone_on_with(
     place, monkeypatch, capsys, suffix
 ):
-    """Killed before each removal in turn: each time the next prune finishes, and no half of it looks whole."""
+    """Killed before each removal in turn: the next prune finishes, and no half counts as whole."""
     removals = 0
     for kill_at in range(12):
         folder = make_step(
@@ -378,7 +377,7 @@ def test_what_a_killed_prune_left_is_offered_and_never_gone_on_with(
             "unfinished work that lost files would be gone on with"
         )
         manifest = store.read_manifest(folder)
-        assert suffix or (manifest and (store.hollow(manifest) or whole))
+        assert suffix or (manifest and (store.is_pruned(manifest) or whole))
         assert usage.main(["--prune", "--yes"]) == 0
         left = sorted(
             path.name for path in (place / "store" / "train").rglob("*") if path.is_file()
@@ -399,11 +398,11 @@ def test_the_marker_is_made_with_the_store_and_names_each_runs_folder_once(tmp_p
 
 def test_pruning_waits_for_nobody_and_a_run_waits_for_it(place):
     waited = []
-    with store.alone(Path("store")):
-        handle = os.open(place / "store" / store.AT_WORK, os.O_RDWR)
+    with store.lock_exclusive(Path("store")):
+        handle = os.open(place / "store" / store.LOCK_FILE, os.O_RDWR)
         with pytest.raises(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         os.close(handle)
-    with store.at_work(Path("store"), lambda: waited.append(1)):
+    with store.lock_shared(Path("store"), lambda: waited.append(1)):
         pass
     assert not waited

@@ -1,4 +1,4 @@
-"""`make report`: the same report from the same store, without any model; what is gone is said."""
+"""`make report`: the same report from the same store, no model loaded; missing steps are named."""
 
 import json
 from pathlib import Path

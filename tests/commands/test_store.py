@@ -1,4 +1,4 @@
-"""The store's listing and its pruning: what a run names stays, what is hollow is made again when somebody reads it."""
+"""The store's listing and pruning: what a run needs stays, what was pruned is rebuilt when read."""
 
 import shutil
 import subprocess
@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from pipeline import store
-from pipeline.driver.executor import prepare, run
-from pipeline.status import survey
+from pipeline.driver.executor import build_missing, prepare_plan
+from pipeline.status import read_statuses
 from pipeline.step import Step
 from tests.support.house import HOUSE, SMALL, Toys, composed
 
@@ -97,7 +97,7 @@ def test_a_refilled_step_with_other_content_makes_what_follows_run(toys):
 def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_again(
     tmp_path, monkeypatch, capsys
 ):
-    """A sample that comes out differently makes score run, which reads a model that nobody else asked for."""
+    """A sample with other content makes score run, which reads a model that no other step needs."""
     cfg = composed(*SMALL, f"store={tmp_path}/store", f"runs={tmp_path}/runs")
     monkeypatch.setenv("PIPELINE_STAGES", "tests.support.toys")
     monkeypatch.setenv("PYTHONPATH", str(HOUSE))
@@ -111,20 +111,20 @@ def test_pruned_inputs_of_a_step_that_only_becomes_stale_on_the_way_are_made_aga
         scores,
         Step("pair", cfg.pair.for_round(1), samples=samples, scores=scores),
     ]
-    first = prepare(cfg, built[-1:])
-    run(cfg, first, tmp_path / "first")
+    first = prepare_plan(cfg, built[-1:])
+    build_missing(cfg, first, tmp_path / "first")
     for step in built[:3]:
-        store.hollow_out(first.folder(step), store.read_manifest(first.folder(step)))
+        store.prune(first.folder(step), store.read_manifest(first.folder(step)))
     monkeypatch.setenv("TOY_SALT", "other")
-    second = prepare(cfg, [Step("pair", cfg.pair.for_round(2), samples=samples, scores=scores)])
-    run(cfg, second, tmp_path / "second")
+    second = prepare_plan(cfg, [Step("pair", cfg.pair.for_round(2), samples=samples, scores=scores)])
+    build_missing(cfg, second, tmp_path / "second")
     assert "once more" in capsys.readouterr().out
     assert all(
-        manifest and not store.hollow(manifest)
-        for manifest, _ in survey(second, verify=True).values()
+        manifest and not store.is_pruned(manifest)
+        for manifest, _ in read_statuses(second, verify=True).values()
     )
 
 
 def test_a_folder_without_a_store_and_unknown_words_are_refused(toys):
-    assert "no store lies here" in usage(toys, code=2)
+    assert "store=FOLDER" in usage(toys, code=2)
     assert "--force: unknown" in usage(toys, "--force", code=2)

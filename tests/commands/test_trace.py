@@ -1,4 +1,4 @@
-"""One prompt's story, and a run's pairs as a file to edit."""
+"""The trace of one prompt, and a run's pairs as a file to edit."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,8 @@ def run(tmp_path) -> Path:
     for number in (1, 2):
         samples = [
             {"prompt_id": p, "sample_id": f"{p}-{number}-{i}", "prompt": ROW["prompt"],
-             "completion": f"answer {i}\nof {p}", "token_ids": [i, i], "finish_reason": "stop", "setting": "draw"}
+             "completion": f"answer {i}\nof {p}", "token_ids": [i, i], "finish_reason": "stop",
+             "setting": "draw"}
             for p in "pq" for i in (0, 1)
         ]  # fmt: skip
         scores = [
@@ -88,7 +89,7 @@ def test_an_unknown_prompt_or_run_is_refused(run, capsys):
     said = capsys.readouterr().err
     assert (
         "nobody: no step of" in said
-        and "no run lies there" in said
+        and "strop trace p runs/RECIPE/TIME" in said
         and "Give the id of a prompt" in said
     )
 

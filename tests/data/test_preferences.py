@@ -138,7 +138,7 @@ SCORED = {"ultrafeedback", "argilla", "simpo", "online-rlhf"}
 
 @pytest.mark.parametrize("shape", [*SHAPES, "online-rlhf", "columns"])
 def test_each_shape_becomes_these_token_ids(taken, tokenizer, shape):
-    table = taken(rows(shape), *WORDS.get(shape, [])).train()
+    table = taken(rows(shape), *WORDS.get(shape, [])).read_train()
     names = "prompt_token_ids", "chosen_token_ids", "rejected_token_ids"
     assert {tuple(tuple(ids) for ids in row) for row in table.select(names).rows()} == golden(
         tokenizer, SYSTEM if shape == "intel with system" else ""
@@ -158,7 +158,7 @@ def test_multi_turn_transcripts_keep_their_turns(taken):
     chosen = told("hi", "hello") + told("and now?", "this")
     [row] = (
         taken([{"chosen": chosen, "rejected": told("hi", "hello") + told("and now?", "that")}])
-        .train()
+        .read_train()
         .to_dicts()
     )
     assert [m["role"] for m in row["prompt"]] == ["user", "assistant", "user"]
@@ -171,7 +171,7 @@ def test_thumbs_become_unpaired_rows_with_class_counts(taken):
         for n, (q, c) in enumerate(zip(QUESTIONS, GOOD, strict=True))
     ]
     pairs = taken(made[:9])
-    assert pairs.train().height == 0 and pairs.funnel()["thumbs"] == {"up": 5, "down": 4}
+    assert pairs.read_train().height == 0 and pairs.read_funnel()["thumbs"] == {"up": 5, "down": 4}
     table = pl.read_parquet(pairs.path / "unpaired.parquet")
     assert dict(
         table.select(pl.col("prompt").list.last().struct.field("content"), "label").rows()
@@ -180,16 +180,19 @@ def test_thumbs_become_unpaired_rows_with_class_counts(taken):
 
 def test_scores_become_thumbs_where_asked(taken):
     pairs = taken(rows("simpo"), "offline.thumbs_at=5")
-    assert pairs.train().height == 10 and pairs.funnel()["thumbs"] == {"up": 20, "down": 10}
+    assert pairs.read_train().height == 10 and pairs.read_funnel()["thumbs"] == {
+        "up": 20,
+        "down": 10,
+    }
 
 
 def test_rows_that_overlap_an_evaluation_prompt_are_left_out(taken):
     pairs = taken(rows("standard"), "offline.fence.ngram=8", fenced=QUESTIONS[3])
-    assert pairs.train().height == 9
-    assert pairs.dropped().select("row", "reason").rows() == [(4, "overlap with evaluation")]
+    assert pairs.read_train().height == 9
+    assert pairs.read_dropped().select("row", "reason").rows() == [(4, "overlap with evaluation")]
     assert (
-        pairs.funnel()["dropped_rows"] == {"overlap with evaluation": 1}
-        and pairs.funnel()["rows"] == 9
+        pairs.read_funnel()["dropped_rows"] == {"overlap with evaluation": 1}
+        and pairs.read_funnel()["rows"] == 9
     )
 
 
@@ -200,16 +203,16 @@ def test_a_text_with_a_bos_in_it_is_left_out(taken, side):
         {"prompt": "q", "chosen": "a", "rejected": "b", side: "one <s> more"},
     ]
     pairs = taken(made)
-    assert pairs.train().height == 10 and pairs.dropped().select("row", "reason").rows() == [
-        (11, "second BOS")
-    ]
+    assert pairs.read_train().height == 10 and pairs.read_dropped().select(
+        "row", "reason"
+    ).rows() == [(11, "second BOS")]
 
 
 def test_a_row_that_repeats_another_is_dropped_by_name(taken):
     pairs = taken([*rows("standard"), rows("standard")[2]])
-    assert pairs.train().height == 10 and pairs.dropped().select("row", "reason").rows() == [
-        (11, "repeats an earlier row")
-    ]
+    assert pairs.read_train().height == 10 and pairs.read_dropped().select(
+        "row", "reason"
+    ).rows() == [(11, "repeats an earlier row")]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +250,10 @@ def test_a_row_that_cannot_be_used_is_named_and_can_be_skipped(taken, row, said_
     with pytest.raises(UserError, match=said):
         taken(made)
     pairs = taken(made, "offline.on_bad_row=skip")
-    assert pairs.train().height == 10 and pairs.dropped()["detail"].str.contains(said_of_it).all()
+    assert (
+        pairs.read_train().height == 10
+        and pairs.read_dropped()["detail"].str.contains(said_of_it).all()
+    )
 
 
 def test_a_score_that_is_nan_is_none(taken):
@@ -260,7 +266,7 @@ def test_a_score_that_is_nan_is_none(taken):
             "score_rejected": 1.0,
         }
     ]
-    [row] = taken(made).train().to_dicts()
+    [row] = taken(made).read_train().to_dicts()
     assert row["chosen_score"] is None and row["rejected_score"] == 1.0 and row["margin"] is None
 
 
@@ -303,4 +309,4 @@ def test_rows_are_read_from_other_files_too(tmp_path, policy, kind):
         policy=policy,
         fence=Decontamination(tmp_path / "fence"),
     )
-    assert pairs.train().height == 10
+    assert pairs.read_train().height == 10

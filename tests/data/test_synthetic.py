@@ -12,7 +12,7 @@ from pipeline.config import PlaygroundDemonstrations
 from pipeline.data import synthetic
 from pipeline.data.synthetic_topics import TOPICS
 from pipeline.errors import UserError
-from pipeline.hashing import digest_of
+from pipeline.hashing import hash_json
 from pipeline.scorers import rules
 
 FROZEN = "8be2cb589b79ba16"
@@ -34,7 +34,7 @@ def demonstrations(rows: int, obeyed: float = 0.5, seed: int = 0) -> list[dict]:
 
 
 def test_the_first_50_prompts_and_demonstrations_are_frozen() -> None:
-    assert digest_of([first(50), demonstrations(50)])[:16] == FROZEN
+    assert hash_json([first(50), demonstrations(50)])[:16] == FROZEN
 
 
 def test_another_process_with_another_hash_seed_makes_the_same_rows() -> None:
@@ -52,7 +52,7 @@ def test_another_process_with_another_hash_seed_makes_the_same_rows() -> None:
         ).stdout
         for seed in "12"
     }
-    assert made == {digest_of(first(20, seed=5)) + "\n"}
+    assert made == {hash_json(first(20, seed=5)) + "\n"}
 
 
 def test_a_short_list_is_the_beginning_of_a_long_one_and_a_seed_changes_it() -> None:

@@ -1,4 +1,4 @@
-"""Killed, raced, refused, broken: what is left, what the next run does. Toy stages through the real command line."""
+"""Killed, raced, refused and broken runs: what is left and what the next run does. Toy stages."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.driver import worker
-from pipeline.driver.child_process import spoken
+from pipeline.driver.child_process import extract_faults
 from tests.support.house import SMALL, Toys
 
 UNTIL_SAMPLE = [*SMALL, "until=sample"]
@@ -33,7 +33,7 @@ def wait_for(condition, seconds: float = 30):
 
 
 def alive(pid: int) -> bool:
-    """Running, not merely a zombie that nobody has collected yet."""
+    """Running, not merely a zombie that its parent has not collected yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -63,7 +63,7 @@ def test_a_worker_killed_in_the_middle_is_resumed_where_it_was(toys, tmp_path):
     assert driver.returncode == 1
     assert (
         "killed by signal 9" in output
-        and "The same command goes on" in output
+        and "Run the same command to resume" in output
         and "The whole log" in output
     )
     wait_for(lambda: not alive(child))
@@ -270,8 +270,11 @@ def test_a_worker_s_warnings_reach_the_screen(toys):
 
 
 def test_all_that_a_worker_says_at_its_end_is_repeated_and_nothing_else(capsys):
-    print("✗ of a library\n  and more of it\nwork goes on", file=sys.stderr)
-    worker.say("one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it.")
+    print("✗ of a library\n  and more of it\nwork continues", file=sys.stderr)
+    worker.print_fault("one.jsonl: a fault.\n  Correct it.\ntwo.jsonl: a fault.\n  Correct it.")
     lines = [*capsys.readouterr().err.splitlines(), "exit"]
-    assert spoken(lines) == "one.jsonl: a fault.\n  Mend it.\ntwo.jsonl: a fault.\n  Mend it."
-    assert spoken(["nothing", "  was said"]) == ""
+    assert (
+        extract_faults(lines)
+        == "one.jsonl: a fault.\n  Correct it.\ntwo.jsonl: a fault.\n  Correct it."
+    )
+    assert extract_faults(["nothing", "  was reported"]) == ""

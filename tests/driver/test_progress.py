@@ -1,4 +1,4 @@
-"""What a person sees of long work: nothing is silent, and the time left is told by tokens."""
+"""What the user sees of long work: nothing is silent, and the time left goes by tokens."""
 
 import random
 import time
@@ -15,7 +15,7 @@ from pipeline.backends.scripted import ScriptedText
 from pipeline.driver.child_process import LogWatch
 from pipeline.driver.ledger import Ledger
 from pipeline.plan import plan
-from pipeline.progress import Progress, clock, say_phase
+from pipeline.progress import Progress, format_clock, print_phase
 from pipeline.sampling import throughput
 from pipeline.stages import refer, sample
 from tests.stages.test_sample import CONFIG, POLICY, ask
@@ -40,11 +40,11 @@ def ticks(monkeypatch) -> Clock:
     return ticking
 
 
-# ── sampling: tokens, finished or not ─────────────────────────────────────────────────────────────────────────────
+# ── sampling: tokens, finished or not ─────────────────────────────────────────────────────────────
 
 
 class Lockstep:
-    """An engine that draws a token for every request of a block at each step; a second is so many tokens."""
+    """An engine that makes a token for every request at each step; a second is so many tokens."""
 
     text = ScriptedText(200)
 
@@ -108,7 +108,7 @@ def watched(
     class Recorded(Progress):
         def advance(self, by: int = 1, **facts: str) -> None:
             super().advance(by, **facts)
-            lines.append((ticking.now, self.left, self.done))
+            lines.append((ticking.now, self.time_left, self.done))
 
     monkeypatch.setattr(throughput, "Progress", Recorded)
     monkeypatch.setattr(sample, "open_backend", lambda *_: engine)
@@ -126,7 +126,7 @@ def watched(
 def test_half_way_through_the_tokens_the_time_left_is_known(
     monkeypatch, tmp_path, ticks, kind, blocks
 ):
-    """With one block no prompt is finished before its last completion is, which may be at the very end."""
+    """With one block no prompt is done before its last completion, maybe at the very end."""
     chance = random.Random(3)
     prompts = 32 * blocks
     lengths = [length(kind, chance) for _ in range(4 * prompts)]
@@ -175,7 +175,7 @@ def test_tokens_of_the_unfinished_are_shown_and_never_counted_twice(capfd):
 
 
 def test_what_is_counted_of_a_completion_goes_when_it_is_finished(tmp_path):
-    """Told or not in between: the news of a whole draw add up to what was drawn, and nothing is left under way."""
+    """Reported or not in between, a whole request's news add up and nothing stays in flight."""
     heard: list[dict[str, float]] = []
 
     class Counting(Lockstep):
@@ -202,7 +202,7 @@ def test_what_is_counted_of_a_completion_goes_when_it_is_finished(tmp_path):
     assert all(not count for name, count in sums.items() if name.startswith(throughput.UNDER_WAY))
 
 
-# ── refer ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── refer ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_refer_tells_time_by_tokens_since_the_longest_rows_come_first(ticks, capfd):
@@ -214,7 +214,7 @@ def test_refer_tells_time_by_tokens_since_the_longest_rows_come_first(ticks, cap
     assert "refer 10/100 completions · speed 10 tok/s · 1:30 left" in capfd.readouterr().err
 
 
-# ── a training's steps and looks ──────────────────────────────────────────────────────────────────────────────────
+# ── a training's steps and evaluations ────────────────────────────────────────────────────────────
 
 
 @pytest.mark.model
@@ -235,7 +235,7 @@ def test_looks_are_counted_apart_from_steps(ticks, capfd, tmp_path):
     state.global_step = 1
     line.on_step_end(args, state, None)
     line.on_log(args, state, None, {"loss": 0.5})
-    # 19 steps of 5 s and two looks of 60 s; with the first look in the steps' speed it would be twenty minutes.
+    # 19 steps of 5 s and two evaluations of 60 s; counted in the speed, they would give 20 minutes.
     assert "train 1/20 steps · loss 0.5 · 3:35 left" in capfd.readouterr().err
     line.on_train_end(args, state, None)
     assert '"look_seconds": 60' in (tmp_path / "cost.json").read_text()
@@ -258,7 +258,7 @@ def test_a_batch_of_transformers_tells_how_far_its_rows_are(monkeypatch):
     assert heard == [{"a": 0, "b": 0}, {"a": 1, "b": 1}, {"a": 2, "b": 1}]
 
 
-# ── the driver's line ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── the driver's line ─────────────────────────────────────────────────────────────────────────────
 
 
 def shown_over(
@@ -274,7 +274,7 @@ def shown_over(
         for line in [line for line in said if line[0] <= ticking.now - begun]:
             said.remove(line)
             log.write_text(log.read_text() + line[1] + "\n")
-        watch.repeat(lambda text: shown.append((ticking.now - begun, text)), pytest.fail)
+        watch.poll(lambda text: shown.append((ticking.now - begun, text)), pytest.fail)
     return shown
 
 
@@ -298,7 +298,7 @@ def test_in_a_log_a_silent_phase_has_a_line_every_thirty_seconds(tmp_path, ticks
     ledger, watch = Ledger(None), LogWatch(_empty(tmp_path / "log"), ticks)
     for _ in range(200):
         ticks.now += 0.5
-        watch.repeat(lambda text: ledger.running(step, "0" * 12, text), pytest.fail)
+        watch.poll(lambda text: ledger.show_running(step, "0" * 12, text), pytest.fail)
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition("  ")[2].split(", ")[1] for line in lines] in (
         ["30 s", "60 s", "90 s"],
@@ -312,9 +312,9 @@ def _empty(path: Path) -> Path:
 
 
 def test_a_phase_and_a_long_time_are_written_for_people(capfd):
-    say_phase("loading the model")
+    print_phase("loading the model")
     assert capfd.readouterr().err == "▸ loading the model …\n"
-    assert [clock(seconds) for seconds in (9, 2160, 7800)] == ["0:09", "36:00", "2:10:00"]
+    assert [format_clock(seconds) for seconds in (9, 2160, 7800)] == ["0:09", "36:00", "2:10:00"]
 
 
 def test_each_engine_says_what_is_waited_for():

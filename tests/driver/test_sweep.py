@@ -1,4 +1,4 @@
-"""A whole sweep on toy stages: the best point on dev goes to test, the others' models may go, and nothing is lost."""
+"""A sweep on toy stages: the best point on dev goes to test, the others' models may be pruned."""
 
 import json
 import shlex
@@ -42,7 +42,9 @@ def test_the_best_point_is_examined_on_test_and_the_other_models_go(toys):
         name: manifest for name, manifest in toys.manifests().items() if name.startswith("train/")
     }
     kept = [
-        name.partition("/")[2] for name, manifest in trained.items() if not store.hollow(manifest)
+        name.partition("/")[2]
+        for name, manifest in trained.items()
+        if not store.is_pruned(manifest)
     ]
     assert len(trained) == 3 and len(kept) == 1
     assert kept[0] in json.loads((folder / "best" / store.PLAN).read_text())
@@ -70,11 +72,9 @@ def test_a_model_that_another_run_names_stays_and_the_budget_decides(toys):
     hollow = [
         name
         for name, told in toys.manifests().items()
-        if name.startswith("train/") and store.hollow(told)
+        if name.startswith("train/") and store.is_pruned(told)
     ]
-    assert len(hollow) == 1, (
-        "the highest score is beyond the budget; the lowest is a run of its own"
-    )
+    assert len(hollow) == 1, "the highest score is beyond the budget; the lowest is another run"
 
 
 @pytest.mark.slow
@@ -88,15 +88,15 @@ def test_a_point_that_fails_stands_on_the_page_and_the_rest_is_compared(toys):
     assert "2 of 3 points" in page and ">refused<" in page and "0.3" in page
 
 
-# ── without running anything ──────────────────────────────────────────────────────────────────────────────────────
+# ── without running anything ──────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
 def trained(tmp_path):
-    """Three points of a sweep with a model each, the best one's second run, and another run that names model 2."""
+    """Three points of a sweep with a model each, the best one's retest, a run that uses model 2."""
     cfg = composed(*SMALL, f"store={tmp_path}/store", f"runs={tmp_path}/runs")
     for model in "abc":
-        place = store.folder(cfg.store, "train", model)
+        place = store.step_folder(cfg.store, "train", model)
         write_text(place / "weights", "w")
         write_json(place / store.MANIFEST, {"stage": "train", "files": []})
     runs = {
@@ -113,22 +113,22 @@ def trained(tmp_path):
 
 
 def test_the_models_of_the_other_points_go_but_not_what_another_run_names(trained):
-    sweep.let_go(trained, trained.runs / "mine" / "now", [{"point": 0}, {"point": 2}])
+    sweep.prune_losers(trained, trained.runs / "mine" / "now", [{"point": 0}, {"point": 2}])
     left = sorted(path.parent.name for path in trained.store.glob("train/*/weights"))
     assert left == ["b", "c"]
-    assert store.hollow(store.read_manifest(trained.store / "train" / "a"))
+    assert store.is_pruned(store.read_manifest(trained.store / "train" / "a"))
 
 
 def test_a_model_that_a_run_of_another_runs_folder_names_stays(trained, tmp_path, capsys):
     elsewhere = tmp_path / "elsewhere"
     write_json(elsewhere / "other" / "then" / store.PLAN, {"a": "train"})
     register_runs(trained.store, elsewhere)
-    sweep.let_go(trained, trained.runs / "mine" / "now", [{"point": 0}])
+    sweep.prune_losers(trained, trained.runs / "mine" / "now", [{"point": 0}])
     assert (trained.store / "train" / "a" / "weights").is_file()
     elsewhere.rename(
         tmp_path / "away"
     )  # as when its disk is not mounted: nothing says what its runs need
-    sweep.let_go(trained, trained.runs / "mine" / "now", [{"point": 0}])
+    sweep.prune_losers(trained, trained.runs / "mine" / "now", [{"point": 0}])
     assert (
         trained.store / "train" / "a" / "weights"
     ).is_file() and "elsewhere" in capsys.readouterr().out
@@ -136,7 +136,7 @@ def test_a_model_that_a_run_of_another_runs_folder_names_stays(trained, tmp_path
 
 def test_the_command_is_what_a_shell_reads_back():
     best = {"overrides": ["recipes=mine", "+duel@exam.duels.j=default", "sft.model=/a b/m"]}
-    told = sweep.command(best, ["-m", "--config-dir", "/my/recipes"])
+    told = sweep.make_best_command(best, ["-m", "--config-dir", "/my/recipes"])
     assert shlex.split(told)[2:] == [
         "--config-dir",
         "/my/recipes",

@@ -1,7 +1,7 @@
-"""Models in the shapes of the families that people train, each from prompts to a trained pair.
+"""Models in the shapes of the families that users train, each from prompts to a trained pair.
 
-The ids of the rendered template are the contract: a BOS in each turn is right where the template writes
-it, and a doubled one is refused before anything is drawn.
+The ids of the rendered template are the contract: a BOS in each turn is right where the template
+writes it, and a doubled one is refused before anything is sampled.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from pipeline.data import decontamination
 from pipeline.driver import worker
 from pipeline.errors import UserError
 from pipeline.plan import plan
-from pipeline.preflight import check
+from pipeline.preflight import check_steps
 from pipeline.stages import offline, sample
 from pipeline.step import Step
 from tests.data.test_preferences import config as offline_config
@@ -119,7 +119,7 @@ def arguments(name: str, checkpoint: Path, folder: Path) -> list[str]:
 
 
 def run_here(last: Step, store: Path) -> dict[str, Path]:
-    """The plan's Steps up to the round's training, each stage in this process, as a worker would run it."""
+    """The plan's Steps up to the round's training, each stage in this process, as in a worker."""
     folders: dict[str, Path] = {}
     steps = list(last.ancestors())
     for step in [*next(step for step in steps if step.stage == "train").ancestors()]:
@@ -130,12 +130,12 @@ def run_here(last: Step, store: Path) -> dict[str, Path]:
         out = folders[identity_of(step)] = store / step.stage / identity_of(step)
         out.mkdir(parents=True)
         stage = importlib.import_module(f"pipeline.stages.{step.stage}")
-        stage.run(step.config, out, **worker.opened(inputs))
+        stage.run(step.config, out, **worker.open_inputs(inputs))
         folders[step.stage] = out
     return folders
 
 
-# ── the whole run ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the whole run ─────────────────────────────────────────────────────────────────────────────────
 
 
 @model
@@ -144,13 +144,13 @@ def test_a_family_is_trained_from_prompts_to_a_model(made, tmp_path, name):
     checkpoint = made(name)
     folders = run_here(plan(composed(*arguments(name, checkpoint, tmp_path))), tmp_path / "store")
     pairs, chat = Pairs(folders["pair"]), Chat(Model(folders["sft"]))
-    rows = pl.concat([pairs.train(), pairs.dev()])
-    assert rows.height >= 8 and pairs.funnel()["dropped_samples"].get("second BOS", 0) < 48 / 4
+    rows = pl.concat([pairs.read_train(), pairs.read_dev()])
+    assert rows.height >= 8 and pairs.read_funnel()["dropped_samples"].get("second BOS", 0) < 48 / 4
     for row in rows.iter_rows(named=True):
         assert row["prompt_token_ids"] == template_ids(chat, row["prompt"], FAMILIES[name].kwargs)
     kinds = {tuple(message["role"] for message in messages) for messages in rows["prompt"]}
     assert len(kinds) == (3 if FAMILIES[name].system else 2)
-    steps = [line for line in Model(folders["train"]).metrics() if "loss" in line]
+    steps = [line for line in Model(folders["train"]).read_metrics() if "loss" in line]
     assert steps and steps[0]["loss"] == pytest.approx(0.6931, abs=2e-3)
     weights = [
         (Model(folders[stage]).weights / "model.safetensors").read_bytes()
@@ -177,7 +177,7 @@ def test_the_command_line_trains_a_model_with_a_bos_in_each_turn(made, tmp_path,
     [pair] = (tmp_path / "store" / "pair").glob("*/train.parquet")
     bos = Chat(Model(next((tmp_path / "store" / "sft").glob("*/manifest.json")).parent)).bos
     assert max(ids.count(bos) for ids in pl.read_parquet(pair)["prompt_token_ids"].to_list()) > 1
-    assert open_artifact("train", train.parent).metrics()
+    assert open_artifact("train", train.parent).read_metrics()
 
 
 def command(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -186,7 +186,7 @@ def command(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
 
 
-# ── answers that nobody sampled ───────────────────────────────────────────────────────────────────────────────────
+# ── answers that were not sampled ─────────────────────────────────────────────────────────────────
 
 
 @model
@@ -249,8 +249,8 @@ def preferences(name: str, count: int) -> list[dict[str, Any]]:
 @every_family
 def test_no_offline_row_is_dropped_for_the_bos_that_its_template_writes(taken, policy, name):
     pairs, chat = taken(name, preferences(name, 6)), Chat(policy(name))
-    assert pairs.train().height == 6 and pairs.dropped().height == 0
-    for row in pairs.train().iter_rows(named=True):
+    assert pairs.read_train().height == 6 and pairs.read_dropped().height == 0
+    for row in pairs.read_train().iter_rows(named=True):
         assert row["prompt_token_ids"] == template_ids(chat, row["prompt"], {})
 
 
@@ -263,7 +263,7 @@ def test_an_offline_row_that_spells_bos_out_is_dropped_and_named(taken, policy, 
         {"prompt": [{"role": "user", "content": "one"}], "chosen": f"a {bos}", "rejected": "b"},
     ]
     pairs = taken(name, [*preferences(name, 6), *planted])
-    dropped = pairs.dropped().select("row", "reason").rows()
+    dropped = pairs.read_dropped().select("row", "reason").rows()
     if (
         Chat(policy(name)).only_bos is None
     ):  # it also ends a text, where it is an end like any other
@@ -271,11 +271,11 @@ def test_an_offline_row_that_spells_bos_out_is_dropped_and_named(taken, policy, 
     else:
         assert (
             dropped == [(7, "second BOS"), (8, "second BOS")]
-            and bos in pairs.dropped()["detail"][0]
+            and bos in pairs.read_dropped()["detail"][0]
         )
 
 
-# ── a doubled BOS ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── a doubled BOS ─────────────────────────────────────────────────────────────────────────────────
 
 
 def doubled(name: str, folder: Path) -> Path:
@@ -291,7 +291,7 @@ def doubled(name: str, folder: Path) -> Path:
 @model
 @writing_bos
 def test_a_doubled_bos_is_refused_before_anything_is_drawn(tmp_path, name):
-    """At the door, in the stage that brings the model in, and by who draws."""
+    """In preflight, in the stage that brings the model in, and by the sampler."""
     checkpoint = doubled(name, tmp_path / name)
     said = (
         rf"two BOS \({FAMILIES[name].bos}\)".replace("|", r"\|")
@@ -299,7 +299,7 @@ def test_a_doubled_bos_is_refused_before_anything_is_drawn(tmp_path, name):
     )
     cfg = composed(*arguments(name, checkpoint, tmp_path))
     with pytest.raises(UserError, match=said):
-        check([step for step in plan(cfg).ancestors() if step.stage == "sft"])
+        check_steps([step for step in plan(cfg).ancestors() if step.stage == "sft"])
     with pytest.raises(UserError, match=said):
         importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "sft")
     (tmp_path / "model.json").write_text(json.dumps({"weights": name, "tokenizer": name}))
@@ -310,7 +310,7 @@ def test_a_doubled_bos_is_refused_before_anything_is_drawn(tmp_path, name):
 @model
 @pytest.mark.parametrize("name", ["smollm2"])
 def test_the_remedy_for_a_doubled_bos_can_be_typed(tmp_path, name):
-    """The template as it was before, given as a file: the door and the stage take it."""
+    """The template as it was before, given as a file: preflight and the stage take it."""
     checkpoint = doubled(name, tmp_path / name)
     (tmp_path / "mended.jinja").write_text(FAMILIES[name].template)
     words = [
@@ -318,7 +318,7 @@ def test_the_remedy_for_a_doubled_bos_can_be_typed(tmp_path, name):
         f"template.chat_template={tmp_path / 'mended.jinja'}",
     ]
     cfg = composed(*words)
-    check([step for step in plan(cfg).ancestors() if step.stage == "sft"])
+    check_steps([step for step in plan(cfg).ancestors() if step.stage == "sft"])
     made = importlib.import_module("pipeline.stages.sft").run(
         cfg.sft, tmp_path / "store" / "sft" / "a"
     )
@@ -328,7 +328,7 @@ def test_the_remedy_for_a_doubled_bos_can_be_typed(tmp_path, name):
 @model
 @doubling_bos
 def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_path, name):
-    """What comes of it where somebody has rendered the template to text and let the tokenizer add its own."""
+    """Someone rendered the template to text and let the tokenizer add its own BOS."""
     from pipeline.pairing import token_checks
 
     chat = Chat(policy(name))
@@ -353,7 +353,7 @@ def a_pair(chat: Chat, messages: list[dict[str, str]]) -> dict[str, Any]:
 
 @model
 def test_a_template_that_does_not_keep_the_prompt_is_refused_before_anything_is_drawn(tmp_path):
-    """What stands after the prompt alone, such as a thought that is opened, is in no conversation with an answer."""
+    """What follows the prompt alone, such as an opened thought, is not in the conversation."""
     family = dataclasses.replace(
         FAMILIES["smollm2"],
         template=FAMILIES["smollm2"].template + "{% if add_generation_prompt %}<think>{% endif %}",
@@ -393,7 +393,7 @@ def test_a_template_that_writes_the_date_is_named_where_two_days_differ(tmp_path
 
 @model
 def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_drawn(tmp_path):
-    """Mistral's of version 0.3 writes it before the last question, and nowhere once an answer follows."""
+    """Mistral v0.3 writes it before the last question, and nowhere once an answer follows."""
     moving = FAMILIES["mistral"].template.replace(
         "{% if loop.first and system", "{% if loop.last and system"
     )
@@ -410,7 +410,7 @@ def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_
     assert not list(tmp_path.glob("out/samples/*"))
 
 
-# ── who else reads a rendered template ────────────────────────────────────────────────────────────────────────────
+# ── who else reads a rendered template ────────────────────────────────────────────────────────────
 
 
 @model
@@ -432,7 +432,7 @@ def test_a_reward_model_reads_a_chat_as_its_template_writes_it(policy, name):
             text.encode(messages, f"A {bos} garden.")
 
 
-# ── messages that a template does not take ────────────────────────────────────────────────────────────────────────
+# ── messages that a template does not take ────────────────────────────────────────────────────────
 
 
 def asked_with_a_system_message(name: str) -> list[dict[str, str]]:
@@ -453,9 +453,9 @@ def test_a_system_message_is_refused_where_the_template_takes_none(policy, taken
     ):
         taken("gemma", planted)
     pairs = taken("gemma", planted, "offline.on_bad_row=skip")
-    assert pairs.train().height == 3 and pairs.dropped().select("row", "reason").rows() == [
-        (4, "bad row")
-    ]
+    assert pairs.read_train().height == 3 and pairs.read_dropped().select(
+        "row", "reason"
+    ).rows() == [(4, "bad row")]
 
 
 @model

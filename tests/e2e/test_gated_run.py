@@ -1,4 +1,4 @@
-"""A whole run with everything that is optional in an exam: the rows around training, a benchmark, the gate."""
+"""A whole run with all optional evaluation: the baselines and controls, a benchmark, the gate."""
 
 import json
 import subprocess

@@ -1,6 +1,7 @@
-"""The whole pipeline for real, small: real vLLM, real TRL, through the command line; then what the contract promises.
+"""The whole pipeline, small: real vLLM and TRL through the command line; then its promises.
 
-`make test` runs one round on a small model (four engine starts); `make test-slow` runs the smoke recipe itself.
+`make test` runs one round on a small model (four engine starts); `make test-slow` runs the smoke
+recipe.
 """
 
 import json
@@ -87,7 +88,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One small run. Training is killed in the middle once, with kill -9, and the same command is run again."""
+    """One small run. Training is killed once in the middle with kill -9, and the run repeated."""
     folder = tmp_path_factory.mktemp("smoke")
     driver = subprocess.Popen(
         command(*SMALL), cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True
@@ -171,7 +172,7 @@ def test_models_open_with_from_pretrained_and_hold_no_pickles(finished):
 
 @pytest.mark.model
 def test_what_was_sampled_is_what_is_paired(finished):
-    """Promise 4 from the sampler to the pairs; from the pairs to the batch it is tests/stages/test_train.py's."""
+    """Promise 4, from the sampler to the pairs; to the batch: tests/stages/test_train.py."""
     folder, _, _ = finished
     samples = {}
     for step in steps(folder, "sample"):
@@ -263,7 +264,7 @@ def test_a_training_that_sigterm_stops_goes_on_to_the_same_files(finished, tmp_p
         time.sleep(0.01)
     driver.send_signal(signal.SIGTERM)
     _, said = driver.communicate(timeout=60)
-    assert driver.returncode == 75 and "SIGTERM; the same command goes on" in said
+    assert driver.returncode == 75 and "Interrupted (SIGTERM)" in said
     assert steps(tmp_path, "train") == [other]
 
     made = []
@@ -280,7 +281,7 @@ def test_a_training_that_sigterm_stops_goes_on_to_the_same_files(finished, tmp_p
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_full_lora_and_qlora_each_raise_the_dev_score(tmp_path):
-    """Three trainings of one SFT model on the same pairs; the third reads values of its own, quantised base."""
+    """Three trainings of one SFT model on the same pairs; the third has a quantised base."""
     rates = {"full": "3e-4", "lora": "1e-3", "qlora": "1e-3"}
     shared = [
         "prompts",

@@ -1,4 +1,4 @@
-"""What fuzzing shares: values of any kind that JSON can spell, and one property tried briefly or for a while."""
+"""Shared by the fuzz tests: any values that JSON can hold, and one property tried on them."""
 
 import time
 from collections.abc import Callable
@@ -65,7 +65,7 @@ def briefly(test: Callable[..., None], **strategies: Any) -> None:
 
 
 def for_a_while(test: Callable[..., None], **strategies: Any) -> None:
-    """Round after round, each from a seed of its own that a failure names."""
+    """Round after round, each from another seed, which a failure names."""
     ends, number = time.monotonic() + SECONDS, 0
     phases = [Phase.generate, Phase.target, Phase.shrink]
     while time.monotonic() < ends:

@@ -1,4 +1,4 @@
-"""A server on loopback that replies as it is told: any bytes, any code, whole or drop by drop; it counts requests."""
+"""A server on loopback that replies as configured: any bytes, any code, whole or drop by drop."""
 
 import contextlib
 import json

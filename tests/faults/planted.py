@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support.house import HOUSE, SMALL
 
 TRACEBACK = "Traceback (most recent call last)"
-SECONDS = 50  # that one fuzzing test takes under the mark `slow`; all of them together five minutes
+SECONDS = 50  # of one fuzzing test under the marker `slow`; all of them take five minutes
 SCRIPTED = ["backend@sample.backend=scripted", "backend@exam.sample.backend=scripted"]
 
 
@@ -64,7 +64,7 @@ class World:
         )
 
     def holding(self, text: str) -> list[str]:
-        """Files that the command made in which this text stands."""
+        """Files made by the command that have this text."""
         made = [
             p for part in ("store", "runs") for p in (self.folder / part).rglob("*") if p.is_file()
         ]

@@ -1,4 +1,4 @@
-"""Two processes that ask one judge the same at once pay for it once, and neither waits for a dead one."""
+"""Two processes that ask one judge the same pay once, and neither waits for a dead one."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def test_two_processes_pay_for_each_question_once(tmp_path):
 
 @pytest.mark.long
 def test_a_killed_asker_s_questions_are_taken_over_within_seconds(tmp_path):
-    """It is killed with two questions on their way, which nobody will hear the answers to."""
+    """It is killed with two questions in flight, whose answers are never read."""
     with serving(lambda body: Odd(chat(), wait=20 if len(server.requests) <= 2 else 0.1)) as server:
         killed, other = asker(server.url, tmp_path), asker(server.url, tmp_path)
         go(killed)
@@ -104,7 +104,7 @@ def test_a_killed_asker_s_questions_are_taken_over_within_seconds(tmp_path):
 
 @pytest.mark.long
 def test_what_fails_in_one_process_is_asked_by_the_other(tmp_path):
-    """The first request of all ends as no verdict; both processes have a score for it or one of them has none."""
+    """The first request ends without a verdict; both processes have a score or one has none."""
     with serving(lambda body: Odd(chat() if len(server.requests) > 1 else [], wait=0.3)) as server:
         both = [asker(server.url, tmp_path, prompts=1) for _ in range(2)]
         go(*both)

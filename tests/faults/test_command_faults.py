@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config.compose import Arguments, compose
-from pipeline.driver.run import drive
+from pipeline.driver.run import run_point
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from tests.support.house import HOUSE, SMALL, Toys, composed, identity_of
@@ -62,7 +62,7 @@ def test_what_is_typed_wrongly_is_refused_in_words(fault):
 
 @pytest.mark.parametrize("recipe", ["../../x", "../x", "/x", "latest"])
 def test_a_recipe_whose_name_leads_out_of_the_runs_is_refused(tmp_path, monkeypatch, recipe):
-    """Its runs would be filed where nobody looks for them, and their steps would count as unused."""
+    """Its runs would be filed in an unexpected place, and their steps would count as unused."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "recipes").mkdir(parents=True)
     for place in ("x.yaml", "mine/x.yaml", "mine/recipes/latest.yaml"):
@@ -107,7 +107,7 @@ def test_a_sweep_runs_in_a_folder_of_any_name(tmp_path):
     assert output.splitlines()[-1] == str(points) and points.read_text().count('"done"') == 2
 
 
-# ── runs/latest ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── runs/latest ───────────────────────────────────────────────────────────────────────────────────
 
 
 def latest_of(folder: Path) -> Path:
@@ -120,7 +120,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setenv("PIPELINE_STAGES", "tests.support.toys")
     monkeypatch.setenv("PYTHONPATH", str(HOUSE))
     places = f"store={tmp_path}/store", f"runs={tmp_path}/runs"
-    return lambda *words, story=None: drive(composed(*SMALL, *places, *words), story)
+    return lambda *words, story=None: run_point(composed(*SMALL, *places, *words), story)
 
 
 @pytest.mark.long
@@ -145,7 +145,7 @@ def test_latest_is_the_last_finished_run_and_no_refused_or_partial_one(tmp_path,
     assert run(story=runs / "5") == 0 and latest_of(tmp_path) == runs / "5"
 
 
-# ── signals ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── signals ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def catches(pid: int, number: signal.Signals) -> bool:
@@ -156,7 +156,7 @@ def catches(pid: int, number: signal.Signals) -> bool:
 
 @pytest.mark.parametrize("delay", [0.0, 0.2, 0.5, 1.0])
 def test_stopped_in_its_first_second_it_says_75_and_no_traceback(tmp_path, delay):
-    """The handlers are there before anything heavy is imported; before the interpreter runs, nobody can have any."""
+    """The handlers are set before anything heavy is imported; before that, Python has none."""
     command = [sys.executable, "-m", "pipeline", *SMALL, "dry_run=true"]
     environment = {**os.environ, "PYTHONPATH": str(HOUSE)}
     process = subprocess.Popen(
@@ -180,7 +180,7 @@ def test_stopped_in_its_first_second_it_says_75_and_no_traceback(tmp_path, delay
     assert process.returncode == 0 or "SIGTERM" in error
 
 
-# ── words of any kind ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── words of any kind ─────────────────────────────────────────────────────────────────────────────
 
 KNOBS = [
     "train",

@@ -1,4 +1,4 @@
-"""Functions that people bring: what they give back, raise, print, and how they hang. A fault costs its rows."""
+"""The user's functions: what they return, raise and print; hangs. A fault costs its rows."""
 
 import os
 import re
@@ -59,7 +59,8 @@ def hangs_outside(completions, **_): os.system("sleep 654")
 def always_sleeps(completions, **_): time.sleep(600)
 def recurses(completions, **_): return recurses(completions)
 def prints(completions, **_):
-    print(dict(os.environ)); print("\\u2717 not the stage's word"); print("\\ud800", "y" * 5_000_000, file=sys.stderr)
+    print(dict(os.environ)); print("\\u2717 not the stage's word")
+    print("\\ud800", "y" * 5_000_000, file=sys.stderr)
     os.system("env")
     raise ValueError(f"with {os.environ['JUDGE']} and {os.environ['HF_TOKEN']}")
 """
@@ -207,7 +208,7 @@ def test_a_process_that_takes_no_message_is_lost_in_time():
     process.stop()
 
 
-# ── through the command ───────────────────────────────────────────────────────────────────────────────────────────
+# ── through the command ───────────────────────────────────────────────────────────────────────────
 
 SCORED = [
     "prompts=playground",
@@ -249,11 +250,14 @@ FAULTS = [
     Fault("a function that raises with 100 kB", function("long_message"), 0, kept=all_failed),
     Fault("a function whose values raise", function("float_raises"), 0, kept=all_failed),
     Fault("a function that gives 10**400", function("huge", "sample.settings.draw.n=2"), 0),
-    Fault("a function that hangs", function("always_sleeps", "score.scorers.mine.runtime.timeout=0.5"), 2,
+    Fault("a function that hangs",
+          function("always_sleeps", "score.scorers.mine.runtime.timeout=0.5"), 2,
           says=("score.scorers.mine.runtime.timeout=0.5",)),
     Fault("a function that prints the environment",
-          function("prints", "+scorer@exam.score.scorers.j=rubric", "exam.score.scorers.j.engine.model=m",
-                   "exam.score.scorers.j.engine.runtime.api_key_env=JUDGE", JUDGE="odd-planted", HF_TOKEN=KEY),
+          function("prints", "+scorer@exam.score.scorers.j=rubric",
+                   "exam.score.scorers.j.engine.model=m",
+                   "exam.score.scorers.j.engine.runtime.api_key_env=JUDGE",
+                   JUDGE="odd-planted", HF_TOKEN=KEY),
           0, never=("odd-planted", KEY), kept=all_failed),
 ]  # fmt: skip
 

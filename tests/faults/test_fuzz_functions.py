@@ -1,4 +1,4 @@
-"""What a function can give back or raise: each answer gets one mark, with a score or with words that can be kept."""
+"""What a function can return or raise: each answer gets one score or a reason that can be kept."""
 
 import decimal
 import fractions
@@ -18,7 +18,7 @@ ANSWERS = [Answer(f"s{at}", "p", [], "text", {}) for at in range(2)]
 
 
 class Odd:
-    """Its methods raise, or give back, what they were told to."""
+    """Its methods raise or return what it was made with."""
 
     def __init__(self, does):
         self.does = does
@@ -33,8 +33,11 @@ class Odd:
     ) = __hash__ = _do
 
 
-raised = st.builds(lambda kind, text: kind(text), st.sampled_from([ValueError, SystemExit, KeyError, KeyboardInterrupt,
-                   MemoryError, GeneratorExit, StopIteration, RecursionError, OSError]), texts)  # fmt: skip
+EXCEPTIONS = [
+    ValueError, SystemExit, KeyError, KeyboardInterrupt, MemoryError, GeneratorExit, StopIteration,
+    RecursionError, OSError,
+]  # fmt: skip
+raised = st.builds(lambda kind, text: kind(text), st.sampled_from(EXCEPTIONS), texts)
 objects = st.builds(Odd, raised | values)
 numbers = (
     st.sampled_from(ODD_NUMBERS)
@@ -65,8 +68,8 @@ def told(value, raises) -> None:
         pl.DataFrame({"detail": [fault]})
         return
     marks = [make_score(one, *score) for one, score in zip(ANSWERS, answer["scores"], strict=True)]
-    table = pl.DataFrame({"score": [mark.score for mark in marks], "detail": [mark.detail for mark in marks]},
-                         schema={"score": pl.Float64, "detail": pl.String})  # fmt: skip
+    columns = {"score": [mark.score for mark in marks], "detail": [mark.detail for mark in marks]}
+    table = pl.DataFrame(columns, schema={"score": pl.Float64, "detail": pl.String})
     assert table.height == 2
     for mark in marks:
         assert (mark.score is None) == bool(mark.detail) and len(mark.detail) <= 301

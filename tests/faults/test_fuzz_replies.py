@@ -1,4 +1,4 @@
-"""Replies as no server should send them: each is a verdict or a fault, and either can be kept and read again."""
+"""Replies that no server should send: each is a verdict or a fault that can be kept."""
 
 import json
 import tempfile

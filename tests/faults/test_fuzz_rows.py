@@ -1,4 +1,4 @@
-"""Rows as nobody would write them: each is read, skipped with a reason that can be kept, or refused in words."""
+"""Rows of any kind: each is read, skipped with a reason that can be kept, or refused in words."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""Replies of servers: what is no verdict costs one, in words that can be kept; what was paid for is never lost."""
+"""Replies of servers: one that is not a verdict costs one verdict, and paid ones are never lost."""
 
 import asyncio
 import sqlite3
@@ -36,7 +36,7 @@ def first(**alternative):
 
 
 def judged(server, folder, count=4, **knobs):
-    """Marks of so many answers in all; each pair of them is asked about twice."""
+    """Scores of so many answers in all; each pair of them is asked about twice."""
     given = [one for at in range(count // 2) for one in answers("good", "bad", prompt=f"p{at}")]
     cfg = config(server, folder, **{"retries": 0, "concurrency": 2, **knobs})
     return run_scorer(cfg, given)
@@ -47,7 +47,7 @@ def key(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "sk-planted")
 
 
-# ── a reply that is none costs its verdict ────────────────────────────────────────────────────────────────────────
+# ── a reply that is none costs its verdict ────────────────────────────────────────────────────────
 
 NO_VERDICT = {
     "no JSON": (Odd(b"<html>\xff\xfe"), "not JSON"),
@@ -141,7 +141,7 @@ def test_anthropic_s_replies_are_read_as_carefully(tmp_path, reply, why):
         assert {mark.score for mark in run_scorer(cfg, answers("good", "bad"))} == {0.5}
 
 
-# ── what is paid for is kept ──────────────────────────────────────────────────────────────────────────────────────
+# ── what is paid for is kept ──────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_fifty_failures_end_the_step_in_words(tmp_path):
             judged(server, tmp_path, count=80)
 
 
-# ── a timeout bounds the whole reply ──────────────────────────────────────────────────────────────────────────────
+# ── a timeout bounds the whole reply ──────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("engine", ["endpoint", "anthropic"])
@@ -253,7 +253,7 @@ def test_a_list_of_models_that_drips_is_given_up(monkeypatch):
     assert time.monotonic() - began < 5
 
 
-# ── no key in a request's body ────────────────────────────────────────────────────────────────────────────────────
+# ── no key in a request's body ────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""Rows that people bring: prompts, preferences, demonstrations and labels of every shape that a file can have.
+"""The user's rows: prompts, preferences, demonstrations and labels in all shapes of files.
 
-A column that no prompt needs is left out of the rows in which it cannot be kept, and that is said; a prompt that cannot
-be used is a bad row.
+A column that no prompt needs is left out of rows in which it cannot be kept, with a warning. A
+prompt that cannot be used is a bad row.
 """
 
 import datetime
@@ -38,7 +38,7 @@ def nested(text: str, depth: int = 600) -> str:
     return "[" * depth + text + "]" * depth
 
 
-# ── through the command ───────────────────────────────────────────────────────────────────────────────────────────
+# ── through the command ───────────────────────────────────────────────────────────────────────────
 
 
 def row(line: str, *words: str):
@@ -99,10 +99,13 @@ def cut_table(world: World) -> None:
 
 
 FAULTS = [
-    Fault("a label nested 600 deep", row(f'{{"prompt": "?", "label": {nested("1")}}}'), 0, says=("! prompts", "label")),
-    Fault("a prompt nested 600 deep", row(f'{{"prompt": {nested("1")}}}'), 2, says=("line 31", "on_bad_row=skip")),
+    Fault("a label nested 600 deep", row(f'{{"prompt": "?", "label": {nested("1")}}}'), 0,
+          says=("! prompts", "label")),
+    Fault("a prompt nested 600 deep", row(f'{{"prompt": {nested("1")}}}'), 2,
+          says=("line 31", "on_bad_row=skip")),
     Fault("all rows bad and skipped", all_skipped, 2, says=("line 1:", "line 3:", "prompt")),
-    Fault("a table with odd columns and float ids", odd_table, 0, says=("when", "picture", "price", "rating"),
+    Fault("a table with odd columns and float ids", odd_table, 0,
+          says=("when", "picture", "price", "rating"),
           kept=odd_table_is_whole),
     Fault("a date beyond the year 9999", far_away_date, 2, says=("rows.parquet", "row 0")),
     Fault("half a table", cut_table, 2, says=("rows.parquet", "parquet")),
@@ -115,11 +118,11 @@ def test_rows(fault, tmp_path):
     hold(fault, tmp_path)
 
 
-# ── prompts, row by row ───────────────────────────────────────────────────────────────────────────────────────────
+# ── prompts, row by row ───────────────────────────────────────────────────────────────────────────
 
 
 def read(folder: Path, *rows: str, on_bad_row: str = "skip"):
-    """Bad rows beside a good one, so that there is something to read."""
+    """Bad rows next to a good one, so that there is something to read."""
     path = folder / "rows.jsonl"
     path.write_bytes(
         "\n".join([*rows, '{"prompt": "the good one"}']).encode("utf-8", "surrogatepass")
@@ -185,7 +188,7 @@ def test_whole_floats_are_ids_and_a_missing_one_is_none(tmp_path):
     assert found.bad == [("line 3", "id '7' stands on an earlier line already")]
 
 
-# ── preferences and labels ────────────────────────────────────────────────────────────────────────────────────────
+# ── preferences and labels ────────────────────────────────────────────────────────────────────────
 
 
 def preferences(folder: Path, *rows: str):

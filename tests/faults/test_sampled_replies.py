@@ -1,4 +1,4 @@
-"""Completions of servers: an odd one is a failed completion in words that can be kept; the others are not lost."""
+"""Completions of servers: an odd one is a failed completion with a reason; the others are kept."""
 
 import time
 

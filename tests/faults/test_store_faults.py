@@ -1,7 +1,7 @@
-"""Faults planted in a store and in a runs folder, and what a run makes of each: a table, a row a fault.
+"""Faults planted in a store and in a runs folder, and what a run makes of each: a row a fault.
 
-Each row is planted into a store that is built up to `sample` with toy stages; then the same run is made again by the
-real driver in this process, so that an exception that reaches us is a traceback that a person would have seen.
+Each row is planted into a store that is built up to `sample` with toy stages. Then the real driver
+repeats the run in this process: an exception here is a traceback that the user would have seen.
 """
 
 import errno
@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from pipeline import store
 from pipeline.artifacts import read_json, read_table, write_json
 from pipeline.driver import worker
-from pipeline.driver.executor import prepare, select
-from pipeline.driver.run import drive
+from pipeline.driver.executor import prepare_plan, select_targets
+from pipeline.driver.run import run_point
 from pipeline.driver.store_users import STORE_MARKER
 from pipeline.errors import UserError, explain_disk_fault
 from pipeline.plan import plan
 from pipeline.scorers.judging import JudgeRequest, Response
 from pipeline.scorers.judging.verdict_cache import VerdictSource, VerdictStore
-from pipeline.status import Planned, survey
+from pipeline.status import RunPlan, read_statuses
 from tests.support.house import HOUSE, SMALL, composed
 
 UNTIL_SAMPLE = [*SMALL, "until=sample"]
@@ -34,10 +34,10 @@ UNTIL_SAMPLE = [*SMALL, "until=sample"]
 
 @dataclass
 class World:
-    """A folder with a store and its runs; `story` is the folder of the run that is made in it."""
+    """A folder with a store and its runs; `run_dir` is the folder of the run that is made in it."""
 
     folder: Path
-    story: Path | None = None
+    run_dir: Path | None = None
 
     @property
     def sample(self) -> Path:
@@ -56,7 +56,7 @@ class World:
 
     def run(self, *words: str) -> int:
         places = f"store={self.folder}/store", f"runs={self.folder}/runs"
-        return drive(composed(*UNTIL_SAMPLE, *places, *words), self.story)
+        return run_point(composed(*UNTIL_SAMPLE, *places, *words), self.run_dir)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def world(built, tmp_path, monkeypatch):
     return World(tmp_path)
 
 
-# ── how each is planted ───────────────────────────────────────────────────────────────────────────────────────────
+# ── how each is planted ───────────────────────────────────────────────────────────────────────────
 
 
 def manifest(data: bytes) -> Callable[[World], None]:
@@ -141,9 +141,9 @@ def file_as_step(world: World) -> None:
 
 def broken_step_in_partial(world: World) -> None:
     place = world.sample
-    place.rename(store.partial(place))
-    (store.partial(place) / store.MANIFEST).unlink()
-    (store.partial(place) / store.STEP).write_bytes(b"\xff{")
+    place.rename(store.partial_folder(place))
+    (store.partial_folder(place) / store.MANIFEST).unlink()
+    (store.partial_folder(place) / store.STEP).write_bytes(b"\xff{")
 
 
 def latest_is_a_folder(world: World) -> None:
@@ -155,8 +155,8 @@ def disk_at(file: str, device: str) -> Callable[[World], None]:
     """The run's own file is written to a device that is full, or that fails."""
 
     def plant(world: World) -> None:
-        world.story = world.folder / "runs" / "run" / "now"
-        scratch = world.story / Path(file).with_name(f".{Path(file).name}.tmp")
+        world.run_dir = world.folder / "runs" / "run" / "now"
+        scratch = world.run_dir / Path(file).with_name(f".{Path(file).name}.tmp")
         scratch.parent.mkdir(parents=True)
         scratch.symlink_to(device)
 
@@ -204,14 +204,14 @@ FAULTS = [
         "a link named like a step",
         link_as("", "mine"),
         2,
-        ("a symlink is there", "mv "),
+        ("a symlink is in the place of a step's folder", "mv "),
         ("mine/thesis.txt",),
     ),
     Fault(
         "a link to nowhere named like a step",
         link_as("", "nowhere"),
         2,
-        ("a symlink is there", "mv "),
+        ("a symlink is in the place of a step's folder", "mv "),
     ),
     Fault(
         "a link named like unfinished work",
@@ -220,7 +220,12 @@ FAULTS = [
         (".partial",),
         ("mine/thesis.txt",),
     ),
-    Fault("a file named like a step", file_as_step, 2, ("a file is there", "mv ")),
+    Fault(
+        "a file named like a step",
+        file_as_step,
+        2,
+        ("a file is in the place of a step's folder", "mv "),
+    ),
     Fault("unfinished work with a broken step.json", broken_step_in_partial, 0, ("■ sample",)),
     Fault(
         "runs/latest is a folder",
@@ -297,7 +302,7 @@ def test_work_whose_record_is_broken_is_set_aside_and_not_gone_on_with(world):
     assert (aside / "shard-0.txt").is_file() and (world.sample / "shard-0.txt").is_file()
 
 
-# ── bytes that changed ────────────────────────────────────────────────────────────────────────────────────────────
+# ── bytes that changed ────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("at", [40, -30, -1], ids=["page", "footer", "end"])
@@ -329,7 +334,7 @@ def test_a_record_that_changed_names_the_file_and_verify(tmp_path):
 
 
 def test_a_stage_that_breaks_on_changed_bytes_says_whose_they_are(tmp_path):
-    """A flipped byte of a page without checksum is read as another text, and what breaks is far from it."""
+    """A flipped byte of a page without a checksum is read as another text, and breaks later."""
     made = tmp_path / "store" / "prompts" / "0123456789ab"
     for part in ("train", "dev"):
         write_json(made / part / "rows.json", [part])
@@ -367,7 +372,7 @@ def test_a_flipped_byte_in_a_run_s_prompts_is_found_and_verify_makes_them_anew(
     assert world.run(scripted, "verify=true") == 0
 
 
-# ── verdicts ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── verdicts ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("as_folder", [True, False], ids=["a folder", "garbage"])
@@ -399,7 +404,7 @@ def test_verdicts_damaged_in_the_middle_are_refused_when_they_are_read(tmp_path)
         VerdictStore(file).load_responses(keys)
 
 
-# ── disks ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── disks ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_faults_of_the_disk_are_told_from_others():
@@ -418,7 +423,7 @@ def test_faults_of_the_disk_are_told_from_others():
         assert explain_disk_fault(other, Path("a/b")) is None
 
 
-# ── manifests of any bytes ────────────────────────────────────────────────────────────────────────────────────────
+# ── manifests of any bytes ────────────────────────────────────────────────────────────────────────
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -456,32 +461,32 @@ NEARLY = st.fixed_dictionaries(
 
 
 @pytest.fixture(scope="module")
-def planned(built, tmp_path_factory) -> tuple[Planned, Path, dict]:
+def planned(built, tmp_path_factory) -> tuple[RunPlan, Path, dict]:
     """The plan over a copy of the store, its sample's folder and that one's whole manifest."""
     folder = tmp_path_factory.mktemp("fuzzed")
     shutil.copytree(built / "store", folder / "store", symlinks=True)
     cfg = composed(*UNTIL_SAMPLE, f"store={folder}/store", "dry_run=true")
-    found = prepare(cfg, select(plan(cfg), cfg.until))
+    found = prepare_plan(cfg, select_targets(plan(cfg), cfg.until))
     place = found.folder(found.steps[-1])
     return found, place, json.loads((place / store.MANIFEST).read_text())
 
 
-def never_raises(planned: tuple[Planned, Path, dict], data: bytes) -> None:
-    """Whatever stands in a manifest, the survey answers, and takes for built only what is."""
+def never_raises(planned: tuple[RunPlan, Path, dict], data: bytes) -> None:
+    """Whatever a manifest has, statuses are read, and only what is built counts as built."""
     found, place, _ = planned
     (place / store.MANIFEST).write_bytes(data)
     manifest = store.read_manifest(place)
-    status, reason = survey(found, verify=True)[found.fingerprint(found.steps[-1])]
+    status, reason = read_statuses(found, verify=True)[found.fingerprint(found.steps[-1])]
     assert status is None or status == manifest
     assert (reason if status is None else not reason) and str(reason).isprintable()
-    store.bases(place)
+    store.list_bases(place)
 
 
 def bytes_of(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-def mutated(planned: tuple[Planned, Path, dict], changes: dict, gone: list[str]) -> bytes:
+def mutated(planned: tuple[RunPlan, Path, dict], changes: dict, gone: list[str]) -> bytes:
     whole = {**planned[2], **changes}
     return bytes_of({name: value for name, value in whole.items() if name not in gone})
 

@@ -1,4 +1,4 @@
-"""Faults in what the commands beside `run` are given, and in where their words go: a table, a row a fault."""
+"""Faults in the arguments of commands other than `run`, and in where their output goes."""
 
 import subprocess
 import sys
@@ -87,7 +87,13 @@ FAULTS = [
         ("out=mine.json", "Nothing was"),
         kept=is_kept,
     ),
-    Fault("calibrate into a folder", over("."), 2, ("out=.", "a folder is there"), kept=is_kept),
+    Fault(
+        "calibrate into a folder",
+        over("."),
+        2,
+        ("out=.: this is a folder", "out=calibration.json"),
+        kept=is_kept,
+    ),
     Fault(
         "trace of a pruned run", typed("trace", "p"), 2, ("001-score-1/scores/*.parquet", "again")
     ),

@@ -12,7 +12,7 @@ from pipeline.data import minhash
 from pipeline.pairing import duplicates, filters, selection, strategies
 from pipeline.pairing.arrow_views import glance, matching
 from pipeline.pairing.candidates import candidates
-from pipeline.text import OPENING, REFUSAL
+from pipeline.text import REFUSAL, REFUSAL_OPENING
 from tests.support.house import composed
 
 SYMMETRIC = ["best_worst", "random", "top_bottom", "all_pairs", "margin_band", "length_matched"]
@@ -338,9 +338,9 @@ def test_texts_are_seen_through_slices_and_chunks():
         texts.filter(pl.Series([False, True, True, True])),
     ):
         assert some.to_list() == kept
-        assert matching(some, REFUSAL, OPENING).to_list() == [False, False, True]
+        assert matching(some, REFUSAL, REFUSAL_OPENING).to_list() == [False, False, True]
         assert glance(some).tolist() == glance(pl.Series(kept)).tolist()
-    assert matching(texts[:0], REFUSAL, OPENING).to_list() == []
+    assert matching(texts[:0], REFUSAL, REFUSAL_OPENING).to_list() == []
 
 
 def test_languages_other_than_those_asked_for_are_dropped():

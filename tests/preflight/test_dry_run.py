@@ -1,4 +1,4 @@
-"""A dry run says all that a run would refuse before it builds anything, in the same words, and counts it."""
+"""A dry run reports and counts, in the same words, all that a run would refuse before building."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import read_table, write_json, write_table
-from pipeline.driver.run import drive
-from pipeline.errors import DONE, REFUSED
+from pipeline.driver.run import run_point
+from pipeline.errors import DONE, USER_ERROR
 from pipeline.preflight import rows
 from tests.support.house import composed
 
@@ -94,7 +94,7 @@ def planned(*words: str):
 def said_by_dry_run(capsys, *words: str) -> tuple[list[str], str]:
     """What it says of a refusal, and its last line; the folder is as it was."""
     before = sorted(Path().rglob("*"))
-    assert drive(planned(*words, "dry_run=true")) == DONE
+    assert run_point(planned(*words, "dry_run=true")) == DONE
     assert sorted(Path().rglob("*")) == before
     shown = capsys.readouterr().out
     *said, last = shown.partition(HEAD)[2].splitlines() or [shown.splitlines()[-1]]
@@ -102,14 +102,14 @@ def said_by_dry_run(capsys, *words: str) -> tuple[list[str], str]:
 
 
 def said_by_run(capsys, *words: str) -> list[str]:
-    assert drive(planned(*words)) == REFUSED
+    assert run_point(planned(*words)) == USER_ERROR
     shown = capsys.readouterr()
     assert shown.out == ""
     return shown.err.splitlines()
 
 
 REFUSED_BOTH_TIMES = [
-    (["prompts.path=nowhere.jsonl"], "prompts.path=nowhere.jsonl: there is no such file or folder"),
+    (["prompts.path=nowhere.jsonl"], "prompts.path=nowhere.jsonl: no such file or folder"),
     (
         ["prompts.split.test=50"],
         "prompts: there are 40; dev 5 and test 50 leave nothing to train on",
@@ -260,12 +260,12 @@ def test_nothing_is_said_of_a_plan_that_a_run_would_build(capsys):
 
 def test_what_is_in_the_store_already_is_held_against_what_is_still_to_do(capsys):
     """The prompts are there: their own columns count, and their source is not read again."""
-    from pipeline.driver.executor import prepare
+    from pipeline.driver.executor import prepare_plan
     from pipeline.plan import plan
     from tests.support import exams
 
     cfg = planned("evaluate.slices=[kinds]")
-    prepared = prepare(cfg, [plan(cfg)])
+    prepared = prepare_plan(cfg, [plan(cfg)])
     [made] = [step for step in prepared.steps if step.stage == "prompts"]
     folder = prepared.folder(made)
     write_json(folder / "funnel.json", {"out": dict.fromkeys(("train", "dev", "test"), 1)})
@@ -282,19 +282,19 @@ def test_what_is_in_the_store_already_is_held_against_what_is_still_to_do(capsys
         "cost": {},
     }
     write_json(folder / "manifest.json", {**manifest, "fingerprint": folder.name})
-    rows.LARGEST, kept = -1, rows.LARGEST
+    rows.LARGEST_FILE, kept = -1, rows.LARGEST_FILE
     try:
         said, _ = said_by_dry_run(capsys, "evaluate.slices=[kinds]")
     finally:
-        rows.LARGEST = kept
+        rows.LARGEST_FILE = kept
     assert "evaluate.slices: no prompt has the column kinds. Known: category" in said
     assert any("no prompt has it (they have category)" in line for line in said)
 
 
 def test_a_file_that_is_large_is_left_to_its_step_and_that_is_said(capsys, monkeypatch):
-    monkeypatch.setattr(rows, "LARGEST", 100)
+    monkeypatch.setattr(rows, "LARGEST_FILE", 100)
     assert (
-        drive(
+        run_point(
             planned(
                 "prompts.path=odd.jsonl", "prompts.evaluation.own=prompts.jsonl", "dry_run=true"
             )
@@ -302,5 +302,5 @@ def test_a_file_that_is_large_is_left_to_its_step_and_that_is_said(capsys, monke
         == DONE
     )
     shown = capsys.readouterr().out
-    assert "  prompts.evaluation.own=prompts.jsonl: not read here (0 MiB)" in shown
+    assert "  prompts.evaluation.own=prompts.jsonl: not checked here (0 MiB)" in shown
     assert "odd.jsonl: 1 of 2 rows cannot be used" in shown

@@ -1,4 +1,4 @@
-"""How long a plan takes: told by what the store has measured of the same model, backend and device."""
+"""How long a plan takes, by what the store has measured of the same model, backend and device."""
 
 import json
 import re
@@ -7,10 +7,10 @@ import pytest
 
 from pipeline import hardware, store
 from pipeline.artifacts import write_json
-from pipeline.driver.executor import prepare
+from pipeline.driver.executor import prepare_plan
 from pipeline.plan import plan
 from pipeline.preflight import durations
-from pipeline.preflight.durations import Durations, Rest
+from pipeline.preflight.durations import Durations, TimeLeft
 from tests.resources.test_training_fit import LLAMA_1B, shape
 from tests.support.house import composed
 
@@ -39,7 +39,7 @@ def planned(card, tmp_path):
     cfg = composed(
         *given, f"store={tmp_path / 'store'}", "sample.settings.draw.n=8", "dry_run=true"
     )
-    return prepare(cfg, [plan(cfg)])
+    return prepare_plan(cfg, [plan(cfg)])
 
 
 def build(
@@ -56,7 +56,7 @@ def build(
         "seconds": seconds,
     }
     made |= {"stage": step.stage, "fingerprint": planned.fingerprint(step), "files": []}
-    made |= {"created": created, "provenance": {"device": device or hardware.device()}}
+    made |= {"created": created, "provenance": {"device": device or hardware.describe_device()}}
     write_json(planned.folder(step) / "manifest.json", made)
 
 
@@ -66,16 +66,16 @@ def steps_of(planned):
 
 def lines(planned) -> list[str]:
     to_do = [step for step in planned.steps if store.read_manifest(planned.folder(step)) is None]
-    return list(Durations(planned).lines(to_do))
+    return list(Durations(planned).describe(to_do))
 
 
 def test_before_anything_is_measured_the_plan_says_when_it_will_be_known(planned):
     [line] = lines(planned)
     for kind in (
         "sample (2 steps)",
-        "sample of exams (",
+        "sample of evaluations (",
         "refer (2 steps)",
-        "refer of exams (",
+        "refer of evaluations (",
         "train (2 steps)",
     ):
         assert kind in line
@@ -87,13 +87,13 @@ def test_a_measured_draw_tells_the_others_and_the_exams(planned):
     build(planned, steps["sample@1"], DRAWN)
     found = Durations(planned)
     # 100 prompts × 8 answers of 50 tokens at 100 tokens a second, after an engine's start.
-    assert found.of(steps["sample@2"]) == 20 + 100 * 8 * 50 / 100
+    assert found.estimate(steps["sample@2"]) == 20 + 100 * 8 * 50 / 100
     exam = steps["sample@test round-1"]
     each = sum(setting.n for setting in exam.config.settings.values())
-    assert found.of(exam) == 20 + 30 * each * 50 / 100
-    assert found.of(steps["score@2"]) is None
-    told, unknown = lines(planned)
-    for kind in ("sample", "sample of exams"):
+    assert found.estimate(exam) == 20 + 30 * each * 50 / 100
+    assert found.estimate(steps["score@2"]) is None
+    (told, unknown) = lines(planned)
+    for kind in ("sample", "sample of evaluations"):
         assert re.search(rf"\b{kind} \d+\.\d min \(\d+ steps?\)", told)
     assert (
         "together, as measured here" in told
@@ -114,7 +114,7 @@ def test_a_measured_draw_tells_the_others_and_the_exams(planned):
 def test_what_was_measured_of_something_else_is_not_used(planned, change):
     steps = steps_of(planned)
     build(planned, steps["sample@1"], **{"cost": DRAWN, **change})
-    assert Durations(planned).of(steps["sample@2"]) is None
+    assert Durations(planned).estimate(steps["sample@2"]) is None
 
 
 def test_another_backend_has_its_own_speed(planned):
@@ -129,7 +129,7 @@ def test_another_backend_has_its_own_speed(planned):
             "config": {**made["config"], "backend": {"kind": "transformers", "dtype": "bfloat16"}},
         },
     )
-    assert Durations(planned).of(steps["sample@2"]) is None
+    assert Durations(planned).estimate(steps["sample@2"]) is None
 
 
 def test_the_newest_measure_counts(planned):
@@ -149,7 +149,7 @@ def test_the_newest_measure_counts(planned):
     )
     exam = steps["sample@test round-2"]
     each = sum(setting.n for setting in exam.config.settings.values())
-    assert Durations(planned).of(exam) == 20 + 30 * each * 50 / 200
+    assert Durations(planned).estimate(exam) == 20 + 30 * each * 50 / 200
 
 
 def test_references_and_marks_are_told_by_rows(planned):
@@ -160,24 +160,27 @@ def test_references_and_marks_are_told_by_rows(planned):
     build(planned, steps["score@1"], {"answers": 800, "scores": 800}, seconds=40)
     found = Durations(planned)
     assert (
-        found.of(steps["refer@2"]) == 2 * 100 * steps["pair@2"].config.pairs_per_prompt * 50 / 100
+        found.estimate(steps["refer@2"])
+        == 2 * 100 * steps["pair@2"].config.pairs_per_prompt * 50 / 100
     )
-    assert found.of(steps["score@2"]) == 40
+    assert found.estimate(steps["score@2"]) == 40
 
 
 def test_a_training_s_time_has_its_looks_in_it(planned):
     steps = steps_of(planned)
     cfg = steps["train@1"].config
     tokens = 2 * 100 * steps["pair@2"].config.pairs_per_prompt * cfg.max_length * cfg.epochs
-    taken = 2 + 100 // cfg.batch  # steps, and so looks with eval_every=1
-    assert cfg.eval_every > taken, "one look before the first step"
+    taken = 2 + 100 // cfg.batch  # steps, and so evaluations with eval_every=1
+    assert cfg.eval_every > taken, "one evaluation before the first step"
     cost = {"tokens": 1000, "steps": 3, "look_seconds": 30.0, "parameters": PARAMETERS}
     build(planned, steps["train@1"], cost, seconds=130)
-    # 1000 tokens in 130 s, of which 30 were the look at the start.
-    assert Durations(planned).of(steps["train@2"]) == pytest.approx(tokens / 10 + 30, rel=1e-6)
+    # 1000 tokens in 130 s, of which 30 were the evaluation at the start.
+    assert Durations(planned).estimate(steps["train@2"]) == pytest.approx(
+        tokens / 10 + 30, rel=1e-6
+    )
     from pipeline.preflight import capacity
 
-    shown = capacity.lines(
+    shown = capacity.describe_memory(
         planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
     )
     assert any("as measured before, of it 0.5 min in 1 look" in line for line in shown)
@@ -186,13 +189,15 @@ def test_a_training_s_time_has_its_looks_in_it(planned):
 def test_the_first_shard_of_a_draw_that_runs_tells_what_follows(planned, monkeypatch):
     """Nothing is published yet: the running step's own figures are read."""
     steps = steps_of(planned)
-    monkeypatch.setattr(durations, "AGAIN", 0.0)
+    monkeypatch.setattr(durations, "REFRESH_SECONDS", 0.0)
     at = planned.steps.index(steps["sample@1"])
-    rest = Rest(planned, planned.steps[at:])
+    rest = TimeLeft(planned, planned.steps[at:])
     assert rest.told() == ""
-    work = store.partial(planned.folder(steps["sample@1"]))
+    work = store.partial_folder(planned.folder(steps["sample@1"]))
     config = steps["sample@1"].config.model_dump(mode="json")
-    write_json(work / "step.json", {"config": config, "device": hardware.device(), "inputs": {}})
+    write_json(
+        work / "step.json", {"config": config, "device": hardware.describe_device(), "inputs": {}}
+    )
     write_json(work / "cost.json", {"parameters": PARAMETERS})
     assert rest.told() == ""
     write_json(work / "cost.json", DRAWN)

@@ -16,13 +16,13 @@ from pipeline import preflight
 from pipeline.artifacts import read_table, write_json, write_table
 from pipeline.backends.chat import Chat
 from pipeline.config import ScoreConfig
-from pipeline.driver.executor import prepare
-from pipeline.driver.run import drive
+from pipeline.driver.executor import prepare_plan
+from pipeline.driver.run import run_point
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
-from pipeline.preflight.lineage import line_of
-from pipeline.preflight.prompt_lengths import Words
+from pipeline.preflight.lineage import trace_lineage
+from pipeline.preflight.prompt_lengths import PromptTokenizer
 from pipeline.sampling.prompt_selection import admitted
 from pipeline.step import Identity, Step
 from tests.stages import test_sample
@@ -51,14 +51,16 @@ def test_more_gpus_than_there_are(two_gpus, monkeypatch, wanted, visible, there)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     asked = steps(*GIVEN, f"sample.backend.runtime.tensor_parallel={wanted}")
-    preflight.check(step for step in asked if step.stage != "sample")  # what is built needs no GPU
+    preflight.check_steps(
+        step for step in asked if step.stage != "sample"
+    )  # what is built needs no GPU
     if there == "2 GPUs" and wanted == 2:
-        preflight.check(asked)
+        preflight.check_steps(asked)
     else:
         with pytest.raises(
             UserError, match=rf"tensor_parallel={wanted}: this machine shows {there}[. ].*\n  Give"
         ):
-            preflight.check(asked)
+            preflight.check_steps(asked)
 
 
 def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
@@ -66,25 +68,25 @@ def test_an_exam_s_engine_is_named_by_its_own_knob(two_gpus):
         UserError,
         match=r"^exam.sample.backend.runtime.tensor_parallel=3: this machine shows 2 GPUs",
     ):
-        preflight.check(steps(*GIVEN, "exam.sample.backend.runtime.tensor_parallel=3"))
+        preflight.check_steps(steps(*GIVEN, "exam.sample.backend.runtime.tensor_parallel=3"))
     with pytest.raises(
         UserError, match=r"^exam.sample.runtime.workers=3 of 1 GPU each: this machine shows 2 GPUs"
     ):
-        preflight.check(steps(*GIVEN, "exam.sample.runtime.workers=3"))
+        preflight.check_steps(steps(*GIVEN, "exam.sample.runtime.workers=3"))
 
 
 @pytest.mark.parametrize(
     "word", ["backend@sample.backend=vllm", "backend@sample.backend=transformers"]
 )
 def test_more_workers_than_gpus_are_refused_before_anything_is_trained(two_gpus, monkeypatch, word):
-    preflight.check(steps(*GIVEN, word, "sample.runtime.workers=2"))
+    preflight.check_steps(steps(*GIVEN, word, "sample.runtime.workers=2"))
     with pytest.raises(
         UserError,
         match=r"workers=3 of 1 GPU each: this machine shows 2 .*\n  Give a number up to 2",
     ):
-        preflight.check(steps(*GIVEN, word, "sample.runtime.workers=3"))
+        preflight.check_steps(steps(*GIVEN, word, "sample.runtime.workers=3"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    preflight.check(
+    preflight.check_steps(
         steps(*GIVEN, word, "sample.runtime.workers=3")
     )  # on a CPU they share its cores
 
@@ -97,17 +99,17 @@ def test_more_scorers_than_gpus(two_gpus):
         "reward.model=hub/reward",
         "pair.scorer=reward",
     ]
-    preflight.check(steps(*marks, "score.runtime.workers=2"))
+    preflight.check_steps(steps(*marks, "score.runtime.workers=2"))
     with pytest.raises(
         UserError, match=r"score.runtime.workers=3 of 1 GPU each: this machine shows 2"
     ):
-        preflight.check(steps(*marks, "score.runtime.workers=3"))
+        preflight.check_steps(steps(*marks, "score.runtime.workers=3"))
     at = "score.scorers.judge"
     judge = [f"+scorer@{at}=rubric", f"engine@{at}.engine=vllm", f"{at}.engine.model=hub/judge"]
     with pytest.raises(
         UserError, match=r"judge.engine.runtime.tensor_parallel=3: this machine shows 2"
     ):
-        preflight.check(steps(*marks, *judge, f"{at}.engine.runtime.tensor_parallel=3"))
+        preflight.check_steps(steps(*marks, *judge, f"{at}.engine.runtime.tensor_parallel=3"))
 
 
 OWN = """\
@@ -127,7 +129,7 @@ made = lambda completions: []
     [
         (
             {"kind": "language", "languages": ["en", "xx"]},
-            "score.scorers.s.languages: xx is no language that is told apart",
+            "score.scorers.s.languages: xx",
         ),
         (
             {"kind": "json", "schema_file": "no.json", "fenced": True},
@@ -162,10 +164,10 @@ def test_what_scorers_are_given_is_read_before_anything_is_sampled(
     cfg = ScoreConfig(scorers={"s": {**knobs, "gold": False}}, max_failed=0, runtime={"workers": 1})
     scoring = Step("score", cfg)
     if said is None:
-        preflight.check([scoring])
+        preflight.check_steps([scoring])
     else:
         with pytest.raises(UserError, match=said):
-            preflight.check([scoring])
+            preflight.check_steps([scoring])
 
 
 def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_path):
@@ -185,8 +187,8 @@ def test_offline_rows_that_do_not_last_are_refused_before_anything_is_drawn(tmp_
 
 
 def test_an_unknown_language_of_pairs():
-    with pytest.raises(UserError, match=r"pair\.filters\.languages: klingon is no language"):
-        preflight.check(
+    with pytest.raises(UserError, match=r"pair\.filters\.languages: klingon"):
+        preflight.check_steps(
             step
             for step in steps("recipes=smoke", "pair.filters.languages=[klingon]")
             if step.stage == "pair"
@@ -200,7 +202,7 @@ def test_an_unknown_language_of_pairs():
             "sample.settings.draw.n=0",
             r"sample.settings.draw.n=0: Input should be greater than 0\..*conf/setting",
         ),
-        ("sft.model=./nowhere", r"sft.model=./nowhere: there is no such file or folder"),
+        ("sft.model=./nowhere", r"sft.model=./nowhere: no such file or folder"),
     ],
 )
 def test_what_cannot_be_drawn(word, said):
@@ -218,10 +220,10 @@ def test_every_file_that_is_not_there_is_said_at_once(tmp_path):
         *(f"{knob}={path}" for knob, path in given.items()), f"store={tmp_path}", "dry_run=true"
     )
     with pytest.raises(UserError) as refusal:
-        prepare(cfg, [plan(cfg)])
+        prepare_plan(cfg, [plan(cfg)])
     said = str(refusal.value).splitlines()
     assert len(said) == 3 and all(
-        "there is no such file or folder. Give the path of one" in line for line in said
+        "no such file or folder. Give the path of one" in line for line in said
     )
     assert {line.split("=")[1].split(":")[0] for line in said} == {*given.values()}
 
@@ -245,9 +247,9 @@ def test_all_that_is_wrong_at_the_door_is_said_at_once(tmp_path):
     ]
     words = [*people, f"evaluate.labels.panel={tmp_path}/marks.csv", "pair.filters.languages=[xx]"]
     with pytest.raises(UserError) as refusal:
-        preflight.check(steps(*GIVEN, *words, "rounds=2", "sample.per_round=9"))
+        preflight.check_steps(steps(*GIVEN, *words, "rounds=2", "sample.per_round=9"))
     said = str(refusal.value)
-    assert said.count("xx is no language") == said.count("score='high' is not a number") == 1
+    assert said.count("languages: xx") == said.count("score='high' is not a number") == 1
     assert "evaluate.labels.panel=" in said and "a contest needs verdicts on two" in said
 
 
@@ -257,14 +259,17 @@ def test_completions_that_fill_the_context():
         "backend@sample.backend=transformers",
         "backend@exam.sample.backend=transformers",
     ]
-    preflight.check(steps(*words))
+    preflight.check_steps(steps(*words))
     with pytest.raises(
         UserError, match=r"limits.completion=4096: the model has a context of \d+ tokens"
     ):
-        preflight.check(steps(*words, "limits.completion=4096"))
+        preflight.check_steps(steps(*words, "limits.completion=4096"))
 
 
-TALK = "{% for m in messages %}{{ m.role }} : {{ m.content }} ;\n{% endfor %}{% generation %}me :{% endgeneration %}"
+TALK = (
+    "{% for m in messages %}{{ m.role }} : {{ m.content }} ;\n{% endfor %}"
+    "{% generation %}me :{% endgeneration %}"
+)
 
 
 def spelled(folder: Path, template: str | None) -> Path:
@@ -321,7 +326,7 @@ def test_prompts_that_fit_nowhere_are_refused_before_sft_is_trained(
     texts = ["say six things of a river ?", "and " * 90]
     asked = [exams.prompts(tmp_path, texts, "{}", part).path for part in ("train", "test")]
     folders = {"base": spelled(tmp_path / "base", template), "prompts": asked[0].parent}
-    # What base answers is shown with its own template; its exam is no question here.
+    # base answers with its own template; its evaluation does not matter here.
     coming = [step for step in planned if step.label != "test base"]
 
     def check(coming: list, by: Step = made) -> None:
@@ -363,9 +368,12 @@ def test_each_round_s_own_prompts_have_to_fit(tmp_path):
 
 TEMPLATES = [
     CHAT,
-    "{{- bos_token }}{% for m in messages %}{% if loop.last %}{% break %}{% endif %}\n {{- m | tojson }}\n{% endfor %}",
-    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}{{ style }}{{ pad_token }}",
-    "{% if tools is none and add_generation_prompt %}{{ messages[0]['content'].strip() }}\n{{ eos_token }}{% endif %}",
+    "{{- bos_token }}{% for m in messages %}{% if loop.last %}{% break %}{% endif %}\n"
+    " {{- m | tojson }}\n{% endfor %}",
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    "{{ style }}{{ pad_token }}",
+    "{% if tools is none and add_generation_prompt %}{{ messages[0]['content'].strip() }}\n"
+    "{{ eos_token }}{% endif %}",
 ]
 
 
@@ -373,26 +381,29 @@ TEMPLATES = [
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_door_counts_what_the_sampler_counts(tmp_path, template):
     policy = tiny_model(tmp_path / "sft", template=template)
-    chat, words = Chat(policy), Words(policy.tokenizer, None, 256)
+    chat, words = Chat(policy), PromptTokenizer(policy.tokenizer, None, 256)
     for content in ("  name three <|end|> facts ", "Ünï\n'\"", ""):
         messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": content}]
         for kwargs in ({}, {"style": "calm river"}):
             assert words.encode(messages, kwargs) == chat.encode(messages, kwargs) != []
     (tmp_path / "other.jinja").write_text("river " * 9)
-    assert len(Words(policy.tokenizer, tmp_path / "other.jinja", 256).encode(messages, {})) > 9
+    assert (
+        len(PromptTokenizer(policy.tokenizer, tmp_path / "other.jinja", 256).encode(messages, {}))
+        > 9
+    )
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("several", [False, True])
 def test_the_door_knows_the_template_of_an_older_checkpoint(tmp_path, several):
-    """It stands in the tokenizer's config, and no file beside it."""
+    """It is in the tokenizer's config, without a file of its own name."""
     policy = tiny_model(tmp_path / "sft")
     (policy.tokenizer / "chat_template.jinja").unlink()
     file = policy.tokenizer / "tokenizer_config.json"
     named = [{"name": "default", "template": CHAT}, {"name": "tool_use", "template": "no"}]
     write_json(file, {**json.loads(file.read_text()), "chat_template": named if several else CHAT})
     messages = [{"role": "user", "content": "name three facts"}]
-    found = Words(policy.tokenizer, None, 256).encode(messages, {})
+    found = PromptTokenizer(policy.tokenizer, None, 256).encode(messages, {})
     assert found == Chat(policy).encode(messages, {}) and len(found) > len(
         Chat(policy).pieces("name three facts")
     )
@@ -422,16 +433,17 @@ def test_a_prompt_that_only_the_template_makes_too_long_is_dropped_and_counted(t
 def test_a_reward_model_s_own_base_has_another_context_and_another_tokenizer():
     words = [
         "reward=train",
-        "reward.start={kind: tiny, vocabulary: 300, hidden: 64, layers: 1, heads: 1, context: 9, seed: 1}",
+        "reward.start={kind: tiny, vocabulary: 300, hidden: 64, layers: 1, heads: 1, context: 9,"
+        " seed: 1}",
     ]
     words += ["score=reward", "pair.scorer=reward", "sample.more=[4]", "evaluate.scorer=reward"]
     draws = [step for step in steps("recipes=smoke", *words) if step.stage == "sample"]
-    assert {model.stage for draw in draws for model in line_of(draw.inputs["policy"])} == {
+    assert {model.stage for draw in draws for model in trace_lineage(draw.inputs["policy"])} == {
         "base",
         "sft",
         "train",
     }
-    preflight.check(draws)
+    preflight.check_steps(draws)
 
 
 SCRIPTED = "backend@sample.backend=scripted", "backend@exam.sample.backend=scripted"
@@ -502,13 +514,13 @@ def test_a_judge_s_key_is_missed_before_anything_is_built(monkeypatch):
     }
     for knob, judge in judges.items():
         monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
-        preflight.check(steps(*GIVEN, *judge))
+        preflight.check_steps(steps(*GIVEN, *judge))
         monkeypatch.delenv("OPENAI_API_KEY")
         with pytest.raises(
             UserError,
             match=rf"^{knob}\.runtime\.api_key_env=OPENAI_API_KEY: this environment variable is",
         ):
-            preflight.check(steps(*GIVEN, *judge))
+            preflight.check_steps(steps(*GIVEN, *judge))
 
 
 def asked_at(url: str) -> list[str]:
@@ -540,19 +552,21 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
     url = f"http://127.0.0.1:{port.getsockname()[1]}/v1"
     planned = steps("recipes=smoke", *asked_at(url))
-    assert list(preflight.silent(planned)) == []
+    assert list(preflight.warn_of_silent_servers(planned)) == []
     with port.accept()[0] as heard:
         assert heard.recv(100) == b""  # a connection and nothing else: no key
     port.close()
     where = "score.scorers.j.engine.runtime.base_url"
-    [said] = preflight.silent(planned)
+    [said] = preflight.warn_of_silent_servers(planned)
     silence = f"! {where}={url}: no server answers there now"
     assert said.startswith(f"{silence} (Connection refused).\n  score round 1 asks it first: ")
     assert said.endswith(f"or give {where}=ADDRESS of one that runs.")
-    later = [step for step in planned if step.stage != "score"]  # marked already
-    assert "! exam.others.big.runtime.base_url=" in next(preflight.silent(later))
+    later = [step for step in planned if step.stage != "score"]  # scored already
+    assert "! exam.others.big.runtime.base_url=" in next(preflight.warn_of_silent_servers(later))
     assert not list(
-        preflight.silent(step for step in later if step.stage not in ("sample", "duel"))
+        preflight.warn_of_silent_servers(
+            step for step in later if step.stage not in ("sample", "duel")
+        )
     )
 
     drawing = [
@@ -560,7 +574,7 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(
         "sample.backend.model=m",
         f"sample.backend.runtime.base_url={url}",
     ]
-    [said] = preflight.silent(steps(*GIVEN, *drawing))
+    [said] = preflight.warn_of_silent_servers(steps(*GIVEN, *drawing))
     assert (
         said.startswith("! sample.backend.runtime.base_url=")
         and "\n  A run is refused without it: start" in said
@@ -572,17 +586,21 @@ def test_a_server_that_answers_nobody_yet_is_said_and_not_refused(
         *(f"{at}={tmp_path / at}" for at in ("store", "runs")),
         *asked_at(url),
     )
-    assert drive(composed(*words)) == 0 and silence in capsys.readouterr().err
-    assert drive(composed(*words, "until=sample")) == 0 and capsys.readouterr().err == ""
+    assert run_point(composed(*words)) == 0 and silence in capsys.readouterr().err
+    assert run_point(composed(*words, "until=sample")) == 0 and capsys.readouterr().err == ""
 
 
 def test_whether_a_server_answers_is_known_soon_whatever_the_network_does(monkeypatch, port):
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: time.sleep(9) or [])
     monkeypatch.setattr("pipeline.preflight.servers.PATIENCE", 0.1)
     planned, started = steps("recipes=smoke", *asked_at("http://far.example/v1")), time.monotonic()
-    assert "(nothing within 0.1 s)" in next(preflight.silent(planned))
+    assert "(nothing within 0.1 s)" in next(preflight.warn_of_silent_servers(planned))
     assert time.monotonic() - started < 2
     monkeypatch.setenv("http_proxy", "http://proxy.example:3128")  # it alone can tell
     monkeypatch.setenv("no_proxy", "near.example")
-    assert not list(preflight.silent(planned))
-    assert list(preflight.silent(steps("recipes=smoke", *asked_at("http://near.example:99999/v1"))))
+    assert not list(preflight.warn_of_silent_servers(planned))
+    assert list(
+        preflight.warn_of_silent_servers(
+            steps("recipes=smoke", *asked_at("http://near.example:99999/v1"))
+        )
+    )

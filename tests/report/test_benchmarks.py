@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from pipeline.artifacts import ABSENT_FILE, Metrics, write_json, write_table, write_text
+from pipeline.artifacts import UNAVAILABLE_FILE, Metrics, write_json, write_table, write_text
 from pipeline.report.analysis.benchmarks import (
     apply_retention,
     check_retention,
@@ -28,7 +28,7 @@ ROWS = {
 def write_metrics(folder, values, higher=True, doc="d{}"):
     """One benchmark of one model, whose questions were answered so; None: why it is absent."""
     if isinstance(values, str):
-        write_text(folder / ABSENT_FILE, values + "\n")
+        write_text(folder / UNAVAILABLE_FILE, values + "\n")
         return Metrics(folder)
     rows = [("quiz", i, doc.format(i), MARK, float(value)) for i, value in enumerate(values)]
     rows += [("quiz", i, doc.format(i), SUM, None) for i, _ in enumerate(values)]
@@ -84,7 +84,7 @@ def test_a_question_that_changed_between_two_models_is_no_pair(tmp_path):
 def test_a_question_that_only_one_model_has_a_figure_for_is_counted_as_missing(tmp_path):
     found = make_evals(tmp_path, sft=[1] * 40, round_1=[1] * 39 + [0])
     unweighed = pl.when(pl.col("doc_id") < 39).then("value")
-    items = found["round-1"]["metrics"]["quiz"].items().with_columns(value=unweighed)
+    items = found["round-1"]["metrics"]["quiz"].read_items().with_columns(value=unweighed)
     write_table(tmp_path / "round_1" / "items.parquet", items)
     gain = describe_benchmarks(found, DRAW)[2]["gain"]
     assert (gain["n"], gain["missing"], gain["mean"]) == (39, 1, 0)

@@ -141,9 +141,9 @@ def test_published_files_are_read_with_what_they_say_of_their_questions(tmp_path
         "Write of Hawaii.",
         "What is 2 + 2?",
     ]
-    assert [row["question_id"] for row in told.columns().values()] == [81, 82]
+    assert [row["question_id"] for row in told.read_columns().values()] == [81, 82]
     arena = read_questions(tmp_path / "arena", ARENA_HARD)
-    assert [row["uid"] for row in arena.columns().values()] == ["328c", "b43c"], (
+    assert [row["uid"] for row in arena.read_columns().values()] == ["328c", "b43c"], (
         "a question that comes twice is one"
     )
     assert json.loads((tmp_path / "arena" / "cost.json").read_text()) == {
@@ -455,7 +455,7 @@ def list_pairs(tmp_path, texts):
         write_table(file, read_table(file).with_columns(prompt=pl.Series(messages)))
         (tmp_path / "run" / "store").mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / "store" / f"07-sample-test-{name}-mt").symlink_to(samples.path)
-    return label.pairs(
+    return label.choose_pairs(
         tmp_path / "run", {"pairs": "9", "seed": "0", "of": "test-sft-mt,test-round-1-mt"}
     )
 
@@ -467,7 +467,7 @@ def test_people_are_shown_whole_conversations(tmp_path):
 
 
 def test_half_a_conversation_is_not_judged_against_a_whole_one(tmp_path):
-    with pytest.raises(UserError, match="no prompt there has two different answers"):
+    with pytest.raises(UserError, match="no prompt here has two different answers"):
         list_pairs(tmp_path, {"sft": ["It is.", "It was."], "round-1": ["Yes."]})
 
 

@@ -153,7 +153,7 @@ def test_what_label_shows_of_two_models_comes_back_as_their_contest(run, tmp_pat
         table = drawn.with_columns(prompt=pl.Series(messages), completion=pl.Series(text))
         write_table(tmp_path / name / "samples" / "0.parquet", table)
         (story / "store" / f"05-sample-test-{name}").symlink_to(tmp_path / name)
-    rows, _ = label.pairs(story, {"pairs": "40", "seed": "0", "of": "test-sft,test-round-1"})
+    rows, _ = label.choose_pairs(story, {"pairs": "40", "seed": "0", "of": "test-sft,test-round-1"})
     path = tmp_path / "verdicts.jsonl"
     told = [{**row, "verdict": "a" if row["a_id"].endswith("round-1") else "b"} for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in told))

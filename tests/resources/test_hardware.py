@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import hardware
 from pipeline.driver import child_process
-from pipeline.driver.run import drive
+from pipeline.driver.run import run_point
 from pipeline.errors import DONE
 from pipeline.plan import plan
 from pipeline.preflight import capacity
@@ -35,11 +35,11 @@ def cpu(tmp_path, monkeypatch):
             f"processor\t: 0\nflags\t\t: fpu sse2 {flags}\nbugs\t\t: amx_bf16\n"
         )
         monkeypatch.setattr(hardware, "PROC", tmp_path)
-        monkeypatch.setattr(hardware, "all_gpus", list)
-        hardware._bfloat16.cache_clear()
+        monkeypatch.setattr(hardware, "list_all_gpus", list)
+        hardware._check_bfloat16.cache_clear()
 
     yield put
-    hardware._bfloat16.cache_clear()
+    hardware._check_bfloat16.cache_clear()
 
 
 # ── dtype ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -57,7 +57,7 @@ def cpu(tmp_path, monkeypatch):
 def test_auto_is_what_the_cpu_computes_in(cpu, flags, dtype, reason):
     cpu(flags)
     assert hardware.resolve_dtype("auto") == dtype
-    assert reason in hardware.bfloat16_here()[1]
+    assert reason in hardware.check_bfloat16()[1]
     assert [hardware.resolve_dtype(asked) for asked in ("float32", "bfloat16", "float16")] == [
         "float32", "bfloat16", "float16",
     ]  # fmt: skip
@@ -75,18 +75,18 @@ def test_a_cpu_whose_flags_are_not_told_is_taken_to_have_no_units(tmp_path, cpu,
         ("8.0", None, "bfloat16", "NVIDIA H100 80GB HBM3 computes in it"),
         ("7.5", None, "float32", "compute capability 7.5, and bfloat16 needs 8"),
         ("12.0", None, "bfloat16", "computes in it"),
-        ("[N/A]", None, "float32", "no compute capability that is known"),
+        ("[N/A]", None, "float32", "the compute capability of NVIDIA H100 80GB HBM3 is not known"),
         ("9.0", "", "float32", "this CPU has no bfloat16 units"),
     ],
 )
 def test_auto_is_what_the_gpu_computes_in(
     cpu, card, monkeypatch, capability, visible, dtype, reason
 ):
-    asked = hardware.all_gpus
+    asked = hardware.list_all_gpus
     cpu("avx2")
-    monkeypatch.setattr(hardware, "all_gpus", asked)
+    monkeypatch.setattr(hardware, "list_all_gpus", asked)
     card(80, capability=capability, visible=visible)
-    assert hardware.resolve_dtype("auto") == dtype and reason in hardware.bfloat16_here()[1]
+    assert hardware.resolve_dtype("auto") == dtype and reason in hardware.check_bfloat16()[1]
 
 
 def test_a_driver_that_does_not_know_compute_capability_still_tells_of_its_gpus(tmp_path, card):
@@ -95,7 +95,7 @@ def test_a_driver_that_does_not_know_compute_capability_still_tells_of_its_gpus(
     tool.write_text(
         '#!/bin/sh\ncase "$1" in *compute_cap*) exit 2;; esac\necho "Tesla V100, 16384, 15000"\n'
     )
-    assert hardware.all_gpus() == [hardware.Gpu("Tesla V100", 16384 * MIB, 15000 * MIB, 0.0)]
+    assert hardware.list_all_gpus() == [hardware.Gpu("Tesla V100", 16384 * MIB, 15000 * MIB, 0.0)]
 
 
 def test_identity_holds_what_auto_became(cpu):
@@ -137,11 +137,11 @@ def test_what_a_recipe_gives_is_never_resolved(cpu):
 def test_a_plan_tells_once_what_auto_became(cpu, tmp_path, capsys):
     cpu("avx2")
     words = [*SMALL, f"store={tmp_path / 'store'}", "dry_run=true"]
-    assert drive(composed(*words)) == DONE
+    assert run_point(composed(*words)) == DONE
     shown = capsys.readouterr()
     assert shown.out.count("dtype auto: float32 (this CPU has no bfloat16 units") == 1
     assert "=bfloat16" not in shown.err
-    assert drive(composed(*words, "dtype=float32")) == DONE
+    assert run_point(composed(*words, "dtype=float32")) == DONE
     assert "dtype auto" not in capsys.readouterr().out
 
 
@@ -150,7 +150,7 @@ def test_bfloat16_where_the_device_has_no_units_is_taken_with_a_warning(cpu, tmp
     words = [*SMALL, f"store={tmp_path / 'store'}", "dry_run=true"]
     asked = composed(*words, "dtype=bfloat16")
     assert asked.train.dtype == "bfloat16"
-    assert drive(asked) == DONE
+    assert run_point(asked) == DONE
     warnings = [line for line in capsys.readouterr().err.splitlines() if "bfloat16 units" in line]
     assert (
         len(warnings) == 1
@@ -158,10 +158,10 @@ def test_bfloat16_where_the_device_has_no_units_is_taken_with_a_warning(cpu, tmp
         and ".dtype=bfloat16 and " in warnings[0]
     )
     one = composed(*words, "dtype=float32", "sample.backend.dtype=bfloat16")
-    [said] = capacity.slow_dtypes(plan(one).ancestors())
+    [said] = capacity.warn_of_slow_dtypes(plan(one).ancestors())
     assert said.startswith("! sample.backend.dtype=bfloat16: this CPU has no bfloat16 units")
     cpu("amx_bf16")
-    assert not list(capacity.slow_dtypes(plan(asked).ancestors()))
+    assert not list(capacity.warn_of_slow_dtypes(plan(asked).ancestors()))
 
 
 # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -210,7 +210,7 @@ class Machine:
         )
 
     def free(self) -> int:
-        return hardware.free_memory(self.proc)[0]
+        return hardware.measure_free_memory(self.proc)[0]
 
 
 NO_LIMIT = 9223372036854771712  # as version 1 writes it
@@ -218,7 +218,7 @@ NO_LIMIT = 9223372036854771712  # as version 1 writes it
 
 def test_free_is_what_the_kernel_says_where_no_cgroup_limits(tmp_path):
     here = Machine(tmp_path)
-    assert hardware.free_memory(here.proc) == (16 * GIB, "free in main memory")
+    assert hardware.measure_free_memory(here.proc) == (16 * GIB, "free in main memory")
     here.mounts(("cg", "/", "cgroup2", "rw"))
     here.belongs("0::/user.slice")
     here.v2("cg/user.slice", "max", 3 * GIB)
@@ -226,7 +226,7 @@ def test_free_is_what_the_kernel_says_where_no_cgroup_limits(tmp_path):
 
 
 def test_a_machine_that_does_not_tell_what_is_free_says_so(tmp_path):
-    free, where = hardware.free_memory(tmp_path)
+    free, where = hardware.measure_free_memory(tmp_path)
     assert free > GIB and "not known" in where
 
 
@@ -235,7 +235,7 @@ def test_a_limit_of_version_2_less_what_is_used_and_cannot_be_dropped(tmp_path):
     here.mounts(("cg", "/", "cgroup2", "rw,nsdelegate"))
     here.belongs("0::/docker/abc")
     here.v2("cg/docker/abc", 8 * GIB, 5 * GIB, cache=2 * GIB)
-    assert hardware.free_memory(here.proc) == (
+    assert hardware.measure_free_memory(here.proc) == (
         5 * GIB,
         f"free below the limit of {tmp_path / 'cg/docker/abc'}",
     )
@@ -326,14 +326,14 @@ def test_a_process_may_come_to_hold_what_is_free_and_what_it_holds_already(
 ):
     card()
     monkeypatch.setattr(hardware, "PROC", Machine(tmp_path / "own").proc)
-    assert hardware.memory() == (17 * GIB, "free in main memory")
+    assert hardware.measure_memory() == (17 * GIB, "free in main memory")
 
 
 def test_memory_of_a_gpu_that_another_process_uses_is_not_there(card):
     card(80, free=30)
-    assert hardware.memory() == (30 * GIB, "free on NVIDIA H100 80GB HBM3")
+    assert hardware.measure_memory() == (30 * GIB, "free on NVIDIA H100 80GB HBM3")
     card(80)
-    assert hardware.memory()[0] == 80 * GIB
+    assert hardware.measure_memory()[0] == 80 * GIB
 
 
 # What a step of training does to the allocator: tensors come and go between others that are kept. Prints the MiB that

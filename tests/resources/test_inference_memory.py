@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts import write_json
-from pipeline.driver.executor import prepare
-from pipeline.driver.run import drive
-from pipeline.errors import DONE, REFUSED, UserError
+from pipeline.driver.executor import prepare_plan
+from pipeline.driver.run import run_point
+from pipeline.errors import DONE, USER_ERROR, UserError
 from pipeline.plan import plan
 from pipeline.preflight import capacity
 from pipeline.resources import inference_memory
@@ -107,7 +107,7 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
     planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=qlora")
     card(80, 12)
     with pytest.raises(UserError) as refusal:
-        capacity.check(planned, planned.steps)
+        capacity.check_capacity(planned, planned.steps)
     needs, runtime = (
         "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)",
         "exam.sample.backend.runtime",
@@ -136,7 +136,7 @@ def test_a_model_that_no_gpu_here_can_draw_from_is_refused_at_the_door(card, tmp
 def test_a_policy_that_the_run_makes_is_judged_by_what_it_is_made_from(card, tmp_path):
     def refused(*words: str) -> str:
         cfg = composed("recipes=smoke", *words, f"store={tmp_path / 'store'}", "dry_run=true")
-        planned = prepare(cfg, [plan(cfg)])
+        planned = prepare_plan(cfg, [plan(cfg)])
         with pytest.raises(UserError) as refusal:
             capacity.check_engines(planned, planned.steps)
         return str(refusal.value)
@@ -164,13 +164,13 @@ def test_make_plan_shows_the_plan_and_says_what_a_run_would_refuse(card, tmp_pat
     given.append("dtype=bfloat16")
     cfg = composed(*given, "dry_run=true")
     card(12)
-    assert drive(cfg) == DONE
+    assert run_point(cfg) == DONE
     assert "\nsample.backend: the policy needs 13.6 GiB" in capsys.readouterr().out
     running = cfg.model_copy(update={"dry_run": False, "runs": tmp_path / "r"})
-    assert drive(running) == REFUSED
+    assert run_point(running) == USER_ERROR
     assert "\nsample.backend: the policy needs 13.6 GiB" in capsys.readouterr().err
     card(24)
-    assert drive(cfg) == DONE
+    assert run_point(cfg) == DONE
     assert "the policy needs" not in capsys.readouterr().out
 
 

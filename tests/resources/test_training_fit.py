@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import hardware
 from pipeline.artifacts import Model, write_json, write_table
-from pipeline.driver.executor import prepare
+from pipeline.driver.executor import prepare_plan
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.preflight import capacity, lineage
@@ -269,11 +269,10 @@ def test_too_little_memory_says_what_it_needs_what_there_is_and_what_to_lower(ca
 )
 def test_a_gpu_that_is_asked_for_and_is_not_there(card, there, visible, fault):
     card(*[80] * there, visible=visible)
-    said = hardware.missing_gpus()
+    said = hardware.explain_missing_gpus()
     assert bool(said) is fault
     assert (
-        said is None
-        or f"CUDA_VISIBLE_DEVICES={visible}: there is no GPU {visible} on this machine" in said
+        said is None or f"CUDA_VISIBLE_DEVICES={visible}: this machine has no GPU {visible}" in said
     )
 
 
@@ -288,14 +287,16 @@ def planned_on(tmp_path, config: dict, *words: str):
         f"store={tmp_path / 'store'}",
     ]
     cfg = composed(*given, "dtype=bfloat16", "dry_run=true", *words)
-    return prepare(cfg, [plan(cfg)])
+    return prepare_plan(cfg, [plan(cfg)])
 
 
 def test_a_plan_tells_what_is_known_before_anything_is_built(card, tmp_path):
     card(80)
     planned = planned_on(tmp_path, LLAMA_7B, "adapter@train.adapter=lora", "cost.gpu_hour=2.5")
     shown = list(
-        capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps})
+        capacity.describe_memory(
+            planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
+        )
     )
     engine = "13.6 GiB at least (weights 12.6 GiB, one longest sequence 1 GiB)"
     assert (
@@ -318,18 +319,20 @@ def test_a_round_after_a_gate_has_the_size_of_what_it_chose_or_may_choose(card, 
     steps = {(step.stage, step.label): step for step in planned.steps}
     init = steps["train", 2].inputs["init"]
     assert init is steps["gate", 1]
-    assert [*lineage.line_of(init)] == [steps["gate", 1], steps["sft", 0]], "who knows the context"
-    assert lineage.shape_of(planned, init) == shape(LLAMA_1B), "before the gate"
+    assert [*lineage.trace_lineage(init)] == [steps["gate", 1], steps["sft", 0]], (
+        "who knows the context"
+    )
+    assert lineage.find_shape(planned, init) == shape(LLAMA_1B), "before the gate"
     sft = planned.folder(steps["sft", 0])
     write_json(sft / "model.json", {"weights": str(tmp_path / "model")})
     write_json(planned.folder(init) / "model.json", {"target": f"sft/{sft.name}", "content": "0"})
-    assert lineage.shape_of(planned, init) == shape(LLAMA_1B), "behind its pointer"
-    capacity.check(planned, planned.steps)
+    assert lineage.find_shape(planned, init) == shape(LLAMA_1B), "behind its pointer"
+    capacity.check_capacity(planned, planned.steps)
     write_json(
         sft / "model.json", {"base": "train/pruned", "adapter": "adapter", "tokenizer": "tokenizer"}
     )
-    assert lineage.shape_of(planned, init) is None
-    capacity.check(planned, planned.steps)
+    assert lineage.find_shape(planned, init) is None
+    capacity.check_capacity(planned, planned.steps)
 
 
 def test_what_is_rehearsed_beside_the_pairs_needs_memory_too():
@@ -360,7 +363,9 @@ def test_a_plan_says_that_its_steps_are_too_few_for_the_warm_up(card, tmp_path, 
         tmp_path, LLAMA_1B, *words, "train.epochs=4" if not words else "train.epochs=1"
     )
     shown = list(
-        capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps})
+        capacity.describe_memory(
+            planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
+        )
     )
     said = [
         line
@@ -378,7 +383,7 @@ def test_a_plan_counts_thumbs_for_kto(card, tmp_path):
     ):
         planned = planned_on(tmp_path, LLAMA_1B, "train=kto", *words)
         shown = list(
-            capacity.lines(
+            capacity.describe_memory(
                 planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
             )
         )
@@ -403,7 +408,9 @@ def test_a_plan_counts_the_thumbs_that_are_there_without_those_of_dev_prompts(ca
     for part, prompt in ("train", "a"), ("dev", "b"):
         write_table(folder / f"{part}.parquet", pl.DataFrame({"prompt_id": [prompt]}))
     shown = list(
-        capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps})
+        capacity.describe_memory(
+            planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
+        )
     )
     assert "1 step of 64 · 2 rows · 4 tokens" in shown[1]
 
@@ -412,9 +419,11 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
     card(24)
     planned = planned_on(tmp_path, LLAMA_7B, "train.learning_rate=1e-8")
     with pytest.raises(UserError, match="train needs at least 101 GiB .weights"):
-        capacity.check(planned, planned.steps)
+        capacity.check_capacity(planned, planned.steps)
     shown = list(
-        capacity.lines(planned, {planned.fingerprint(step): (None, "") for step in planned.steps})
+        capacity.describe_memory(
+            planned, {planned.fingerprint(step): (None, "") for step in planned.steps}
+        )
     )
     assert any(
         "! a run here refuses this: train needs at least 101 GiB (weights" in line for line in shown
@@ -424,12 +433,12 @@ def test_what_cannot_be_trained_here_is_refused_before_anything_is_built(card, t
         in shown
     )
     card(80, 80, visible="3")
-    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=3: there is no GPU 3"):
-        capacity.check(planned, planned.steps)
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=3: this machine has no GPU 3"):
+        capacity.check_capacity(planned, planned.steps)
     card(80, 80)
     two = planned_on(tmp_path, LLAMA_1B, "train.runtime.processes=3")
     with pytest.raises(UserError, match="processes=3: this machine has 2 GPUs"):
-        capacity.check(two, two.steps)
+        capacity.check_capacity(two, two.steps)
 
 
 def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, tmp_path):
@@ -447,8 +456,8 @@ def test_a_layer_that_no_weight_is_of_is_refused_before_anything_is_built(card, 
         UserError,
         match=r"targets: q_prjo: no layer of this model has that name. Did you mean q_proj",
     ):
-        capacity.check(wrong, wrong.steps)
-    capacity.check(right, right.steps)
+        capacity.check_capacity(wrong, wrong.steps)
+    capacity.check_capacity(right, right.steps)
 
 
 def test_a_disk_that_is_too_small_is_refused(card, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from pipeline.scorers.judging.pairwise import OrderVerdict, PairVerdict
 from pipeline.scorers.judging.template import TITLES, JudgeTemplate
 from pipeline.scorers.judging.verdict_cache import Spending, VerdictSource, VerdictStore
 from pipeline.stages import score
-from pipeline.text import without_reasoning
+from pipeline.text import strip_reasoning
 from tests.stages.test_pair import SAMPLE
 from tests.stages.test_score import sample_row
 from tests.support.house import SMALL, composed, fingerprints
@@ -290,7 +290,7 @@ def test_reasoning_is_hidden_from_the_judge(judge, tmp_path):
     ],
 )
 def test_what_is_left_without_reasoning(text, left):
-    assert without_reasoning(text) == left
+    assert strip_reasoning(text) == left
 
 
 @pytest.mark.model  # its client takes seconds to import

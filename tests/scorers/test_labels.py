@@ -339,7 +339,8 @@ def test_a_round_s_later_waves_are_shown_as_well(run):
         run / "store" / "05-sample-1" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE)
     )
     assert {"late", "p1"} <= {
-        row["prompt_id"] for row in label.pairs(run, {"of": "1", "pairs": "99", "seed": "0"})[0]
+        row["prompt_id"]
+        for row in label.choose_pairs(run, {"of": "1", "pairs": "99", "seed": "0"})[0]
     }
 
 
@@ -445,7 +446,7 @@ def test_where_it_writes_is_said_as_the_run_s_own_folder(run, capsys, monkeypatc
     [
         (["of=2"], "no samples of 2. Known: 1, test-round-1, test-sft"),
         (["pears=3"], "pears: not understood. Did you mean pairs"),
-        (["pairs=some"], "pairs=some: how many pairs"),
+        (["pairs=some"], "pairs=some: expected a whole number"),
         (["of=1,1,1"], "a pair has two sides"),
     ],
 )
@@ -581,7 +582,7 @@ def test_a_reader_that_leaves_early_is_no_fault(monkeypatch):
     os.close(reading)
     with os.fdopen(writing, "w") as left:
         monkeypatch.setattr(sys, "stdout", left)
-        calibrate.show(["a table"])
+        calibrate.print_lines(["a table"])
         left.write("and what Python itself has to say")  # which it does when it closes
 
 
@@ -630,7 +631,7 @@ def test_agreement_is_told_by_prompt_and_by_pair_with_the_counts(tmp_path, capsy
     assert (longer["pair_agreement"], longer["decided"]) == (pytest.approx(0.7), 5)
     assert (told["pairs"], told["prompts"], told["decided"], told["split"]) == (6, 4, 5, 0)
     shown = capsys.readouterr().out
-    assert "6 pairs of 4 prompts judged by people: 5 decided" in shown
+    assert "6 pairs of 4 prompts judged by annotators: 5 decided" in shown
     head, row = (
         next(one for one in shown.splitlines() if one.startswith(start))
         for start in ("   ", "longer wins")
@@ -656,8 +657,8 @@ def test_what_a_scorer_cannot_mark_is_counted_and_a_coin_knows_nothing(tmp_path)
         told["scorers"]["rules"]["failed"] == 400
         and told["scorers"]["rules"]["agreement"]["mean"] is None
     )
-    assert "rules could mark no two answers" in told["warnings"][0]
-    head = next(line for line in calibrate.lines(told) if "about as long" in line)
+    assert "rules could not score both answers" in told["warnings"][0]
+    head = next(line for line in calibrate.format_lines(told) if "about as long" in line)
     assert (
         sum(map(int, re.findall(r"\((\d+)\)", head))) == 400
     )  # of all pairs, not of those that the scorer marked
@@ -683,10 +684,10 @@ def test_people_are_measured_against_each_other(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "Give the file of people's verdicts first"),
+        ([], "Give the file of annotators' verdicts first"),
         (
             ["FILE", "scorer=shirt", *SHORTER],
-            "there is no such scorer in score.scorers. Did you mean short",
+            "scorer=shirt: score.scorers has no such scorer. Did you mean short",
         ),
         (
             ["FILE", "score.max_faild=1"],

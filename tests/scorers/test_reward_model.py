@@ -25,7 +25,7 @@ from pipeline.scorers import Answer, Score, open_scorer
 from pipeline.scorers.reward_model import check_probes
 from pipeline.scorers.reward_text import EncodedRow
 from pipeline.stages import score
-from pipeline.text import without_reasoning
+from pipeline.text import strip_reasoning
 from tests.stages.test_pair import SAMPLE
 from tests.stages.test_score import sample_row
 from tests.support.house import SMALL, composed, fingerprints, named
@@ -235,7 +235,7 @@ def test_a_bos_that_the_template_forgets_is_the_tokenizer_s_and_never_a_second(m
     ],
 )
 def test_reasoning_is_hidden(text, left):
-    assert without_reasoning(text) == left
+    assert strip_reasoning(text) == left
 
 
 @model
@@ -421,7 +421,7 @@ def test_a_reward_model_that_nobody_asks_and_one_that_is_not_there_are_said():
 
 
 def test_a_scorer_s_hub_model_is_pinned_to_its_commit():
-    from pipeline.step import floats, pinned
+    from pipeline.step import has_floating_revision, pin_revisions
 
     words = [
         "recipes=smoke",
@@ -429,8 +429,10 @@ def test_a_scorer_s_hub_model_is_pinned_to_its_commit():
         "score.scorers.rules.model=owner/name",
     ]
     cfg = composed(*words)
-    fixed = pinned(cfg, lambda name, revision: "a" * 40)
-    assert floats(named(plan(cfg))["score@1"]) and not floats(named(plan(fixed))["score@1"])
+    fixed = pin_revisions(cfg, lambda name, revision: "a" * 40)
+    assert has_floating_revision(named(plan(cfg))["score@1"]) and not has_floating_revision(
+        named(plan(fixed))["score@1"]
+    )
     assert fixed.score.scorers["rules"].revision == "a" * 40
 
 

@@ -114,7 +114,7 @@ def test_a_key_that_is_not_there_is_said_before_anything_is_built(cfg, monkeypat
     )
     step = named(plan(of_exam(cfg, others={"rival": locked})))["sample@test rival"]
     with pytest.raises(UserError, match=r"exam\.others\.rival\.runtime\.api_key_env=RIVAL_KEY"):
-        preflight.check([step])
+        preflight.check_steps([step])
 
 
 def test_another_model_is_a_row_with_differences_and_contests_and_no_kl(tmp_path):

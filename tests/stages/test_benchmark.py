@@ -15,8 +15,8 @@ import pytest
 
 from pipeline import store
 from pipeline.artifacts import (
-    ABSENT_FILE,
     STEP_FILE,
+    UNAVAILABLE_FILE,
     Metrics,
     Model,
     write_json,
@@ -135,7 +135,7 @@ def test_figures_are_the_means_of_a_row_for_each_question_and_repeat_exactly(
 ):
     cfg = config(folder, task, **more)
     found = benchmark.run(cfg, tmp_path / "one", model=sft)
-    read, items = found.read(), found.items()
+    read, items = found.read(), found.read_items()
     chief = items.filter(pl.col("metric") == cfg.metric)
     assert (
         read["chief"]["value"] == pytest.approx(chief["value"].mean())
@@ -151,7 +151,7 @@ def test_figures_are_the_means_of_a_row_for_each_question_and_repeat_exactly(
 @pytest.mark.model
 def test_a_group_s_figure_is_over_the_questions_of_all_its_tasks(tmp_path, sft, folder):
     found = benchmark.run(config(folder, "both", data=str(folder), limit=9), tmp_path, model=sft)
-    read, items = found.read(), found.items()
+    read, items = found.read(), found.read_items()
     assert (read["chief"]["task"], read["chief"]["n"], items["task"].unique().sort().to_list()) == (
         "both", 18, ["choice", "other"]
     )  # fmt: skip
@@ -286,14 +286,14 @@ def test_a_benchmark_that_is_not_on_this_machine_publishes_why(tmp_path, folder)
     )
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=HOUSE, env=offline)
-    told = Metrics(tmp_path / "out").absent
+    told = Metrics(tmp_path / "out").unavailable_reason
     assert told and told.startswith(
         "benchmark away: its rows are not on this machine, and the hub does not give them ("
     )
     assert told.endswith(
         "Run the same command with a network, or give benchmark.mine.data={test: FILE}."
     )
-    assert [entry["path"] for entry in store.list_files(tmp_path / "out")] == [ABSENT_FILE]
+    assert [entry["path"] for entry in store.list_files(tmp_path / "out")] == [UNAVAILABLE_FILE]
 
 
 def test_a_step_s_knob_is_where_its_block_stands_and_no_part_of_its_identity():
@@ -355,13 +355,13 @@ def test_the_advice_names_the_splits_that_the_task_asks_for(name, wanted):
 def test_what_was_absent_is_looked_for_again_and_leaves_nothing_behind(tmp_path):
     work, final = tmp_path / "x.partial", tmp_path / "x"
     for said in ("No network.", "Still none."):
-        write_text(work / ABSENT_FILE, said)
+        write_text(work / UNAVAILABLE_FILE, said)
         made = {"stage": "benchmark", "fingerprint": "x", "config": {}, "cost": {}, "seconds": 1.0}
         store.seal(work, {**made, "inputs": {}, "files": store.list_files(work)})
         store.publish(work, final)
         assert (
-            store.fault(final, store.read_manifest(final), {})
-            == "is looked for again: it was not to be had"
+            store.find_fault(final, store.read_manifest(final), {})
+            == "is tried again: it was unavailable"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
@@ -478,7 +478,7 @@ def test_each_published_task_reads_rows_of_the_hub_s_shape(tmp_path, roomy, name
     short = ["benchmark.gsm8k.max_new_tokens=16"] if name == "gsm8k" else []
     cfg = published(tmp_path, name, *short)
     found = benchmark.run(cfg, tmp_path / "out", model=roomy)
-    read, items = found.read(), found.items().filter(pl.col("metric") == cfg.metric)
+    read, items = found.read(), found.read_items().filter(pl.col("metric") == cfg.metric)
     assert (read["chief"]["n"], items.height, read["cut"]) == (
         max(SHAPES[name][2].values()),
         read["chief"]["n"],
@@ -515,7 +515,7 @@ def test_mmlu_reads_a_folder_as_the_hub_has_it_and_weighs_all_its_questions(tmp_
         *SMALL, "dtype=float32", "benchmark=mmlu", *words, "benchmark.mmlu.few_shot=2"
     ).benchmark["mmlu"]
     found = benchmark.run(cfg, tmp_path / "out", model=roomy)
-    read, items = found.read(), found.items()
+    read, items = found.read(), found.read_items()
     assert (len(subjects), items["task"].n_unique(), read["chief"]["n"]) == (57, 57, 60)
     assert (
         read["chief"]["value"] == pytest.approx(items["value"].mean())
@@ -551,5 +551,5 @@ def test_vllm_gives_the_choices_the_shares_that_transformers_gives_them(tmp_path
         words = [sys.executable, str(tmp_path / "one.py"), str(tmp_path / engine), str(model.path)]
         paths = os.pathsep.join([str(HOUSE), str(tmp_path / "name")])
         subprocess.run(words, check=True, cwd=HOUSE, env={**os.environ, "PYTHONPATH": paths})
-        shares[engine] = Metrics(tmp_path / engine / "out").items()["value"].to_list()
+        shares[engine] = Metrics(tmp_path / engine / "out").read_items()["value"].to_list()
     assert shares["vllm"] == pytest.approx(shares["transformers"], abs=1e-3)

@@ -253,7 +253,7 @@ def test_the_report_is_given_each_duel_by_its_names():
         for name, step, part in evaluate.edges()
         if name.startswith("duels")
     }
-    given = worker.opened(flat)["duels"]["j"]
+    given = worker.open_inputs(flat)["duels"]["j"]
     assert isinstance(given["round-1"]["sft"], Verdicts)
     assert {new: list(olds) for new, olds in given.items()} == {
         "round-1": ["sft"],

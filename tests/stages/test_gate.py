@@ -7,7 +7,7 @@ import pytest
 from pipeline import store
 from pipeline.artifacts import open_artifact, write_json
 from pipeline.config import GateConfig
-from pipeline.driver.executor import select
+from pipeline.driver.executor import select_targets
 from pipeline.errors import StageError, UserError
 from pipeline.plan import plan
 from pipeline.stages import gate
@@ -88,7 +88,7 @@ def test_the_pointer_holds_its_target_s_content_and_keeps_its_files(tmp_path):
     )
     target = gate.run(CONFIG, out, exams=exams).path
     before = (out / "model.json").read_text()
-    assert store.bases(out) == [target.name]
+    assert store.list_bases(out) == [target.name]
     write_json(
         target / "manifest.json", {"files": [{"path": "weights", "size": 1, "sha256": "rebuilt"}]}
     )
@@ -137,9 +137,9 @@ def test_a_gate_that_nobody_can_ask_is_refused():
 
 def test_a_stage_that_is_off_says_where_it_is_switched_on():
     with pytest.raises(
-        UserError, match=r"until=gate: this plan has no stage gate, it is off.*conf/gate/"
+        UserError, match=r"until=gate: this plan has no stage gate(.|\n)*conf/gate/"
     ):
-        select(plan(composed(*SMALL)), "gate")
+        select_targets(plan(composed(*SMALL)), "gate")
     assert [
-        step.label for step in select(plan(composed("recipes=smoke", "gate=best")), "gate")
+        step.label for step in select_targets(plan(composed("recipes=smoke", "gate=best")), "gate")
     ] == [1]

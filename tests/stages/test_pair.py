@@ -106,14 +106,14 @@ GOOD_AND_BAD = [("a good one", 1.0, "stop"), ("a bad one", 0.0, "stop")]
 
 
 def all_pairs(pairs: Pairs) -> pl.DataFrame:
-    return pl.concat([pairs.train(), pairs.dev()]).sort("prompt_id")
+    return pl.concat([pairs.read_train(), pairs.read_dev()]).sort("prompt_id")
 
 
 def reasons(pairs: Pairs) -> dict[str, str]:
     """prompt or sample → the reason why it was dropped."""
     return {
         row["sample_id"] or row["prompt_id"]: row["reason"]
-        for row in pairs.dropped().iter_rows(named=True)
+        for row in pairs.read_dropped().iter_rows(named=True)
     }
 
 
@@ -187,8 +187,8 @@ def test_scores_of_another_sampling_run_are_refused(tmp_path, policy, chat):
 def test_train_and_dev_are_split_by_prompt(paired):
     answers = {f"p{i}": [("a", 0.0, "stop"), ("b", 1.0, "stop")] for i in range(100)}
     pairs = paired(answers, "pair.dev={share: 0.02, least: 20, most_share: 0.1}")
-    assert (pairs.train().height, pairs.dev().height) == (90, 10)
-    assert not set(pairs.train()["prompt_id"]) & set(pairs.dev()["prompt_id"])
+    assert (pairs.read_train().height, pairs.read_dev().height) == (90, 10)
+    assert not set(pairs.read_train()["prompt_id"]) & set(pairs.read_dev()["prompt_id"])
     unpaired = pl.read_parquet(pairs.path / "unpaired.parquet")
     assert unpaired["label"].value_counts(sort=True)["count"].to_list() == [100, 100]
 
@@ -237,7 +237,7 @@ def test_noise_is_estimated_from_scorers_annotators_and_flips(paired):
     told = {"flip_rate": 0.3, "annotators": [1, 2, 3, 4]}
     details = {f"{p}-0": json.dumps(told) for p in answers}
     details |= {f"{p}-1": json.dumps(told | {"annotators": [0, 1, 2, 5]}) for p in answers}
-    noise = paired(answers, details=details, more=more).funnel()["noise"]
+    noise = paired(answers, details=details, more=more).read_funnel()["noise"]
     assert noise["scorers"] == pytest.approx((1 - 0.6**0.5) / 2, abs=1e-3)  # 2 of 10 disagree
     assert noise["flips"] == pytest.approx((1 - 0.4**0.5) / 2, abs=1e-3)
     assert (
@@ -269,12 +269,12 @@ def test_the_waves_of_a_round_are_one_set_of_candidates(tmp_path, policy, chat):
     )
     told = all_pairs(pairs).select("prompt_id", "rejected_id").rows()
     assert told == [("p", "p-1"), ("tied", "wave-1-tied-0")]
-    assert (pairs.funnel()["samples_in"], pairs.funnel()["waves"]) == (8, [6, 2, 0])
-    assert pairs.funnel()["ties"] == {"prompts": 1, "all_easy": 0, "all_hard": 1}
+    assert (pairs.read_funnel()["samples_in"], pairs.read_funnel()["waves"]) == (8, [6, 2, 0])
+    assert pairs.read_funnel()["ties"] == {"prompts": 1, "all_easy": 0, "all_hard": 1}
 
 
 def test_little_noise_suggests_no_smoothing_and_no_sign_no_estimate(paired):
-    assert paired({"p": GOOD_AND_BAD}).funnel()["noise"]["estimate"] is None
+    assert paired({"p": GOOD_AND_BAD}).read_funnel()["noise"]["estimate"] is None
 
 
 def test_filters_on_signs_use_what_the_scores_say(paired):
@@ -287,7 +287,7 @@ def test_filters_on_signs_use_what_the_scores_say(paired):
     words = "pair.filters.max_flip_rate=0.5", "pair.filters.max_disagreement=0.5"
     pairs = paired(answers, *words, details=details, more=more)
     assert reasons(pairs) == {"p": "judge flips", "r": "scorers disagree"}
-    filters = pairs.funnel()["filters"]
+    filters = pairs.read_funnel()["filters"]
     assert (filters["judge flips"], filters["scorers disagree"], filters["near another pair"]) == (
         1,
         1,
@@ -304,7 +304,7 @@ def test_the_funnel_tells_where_everything_went(paired, capsys):
         for i in range(30)
     }
     pairs = paired(answers, "pair.filters.min_margin=0.75")
-    funnel = pairs.funnel()
+    funnel = pairs.read_funnel()
     assert (funnel["samples_in"], funnel["candidates"], funnel["dropped_samples"]) == (
         90,
         60,
@@ -336,7 +336,7 @@ def test_all_samples_become_thumbs_when_asked(paired):
         "p-2": True,
         "p-3": True,
     }
-    assert pairs.funnel()["unpaired"] == {"up": 2, "down": 2}
+    assert pairs.read_funnel()["unpaired"] == {"up": 2, "down": 2}
 
 
 # ── contract before cost ──────────────────────────────────────────────────────────────────────────────────────────
@@ -443,9 +443,9 @@ def test_a_mix_takes_its_shares_and_every_round_its_own_block(tmp_path, policy, 
         cfg = composed("recipes=smoke", *MIXED).pair.for_round(number)
         inputs = {"samples": [samples], "scores": [scores], "offline": rows}
         pairs = run(cfg, tmp_path / f"out-{number}", policy=policy, **inputs)
-        assert pairs.funnel()["origin"] == {"offline": 15, "on-policy": 15}
-        assert pairs.funnel()["dropped_pairs"] == {"not needed by the mix": 5}
-        block = pl.concat([all_pairs(pairs)["prompt_id"], pairs.dropped()["prompt_id"]])
+        assert pairs.read_funnel()["origin"] == {"offline": 15, "on-policy": 15}
+        assert pairs.read_funnel()["dropped_pairs"] == {"not needed by the mix": 5}
+        block = pl.concat([all_pairs(pairs)["prompt_id"], pairs.read_dropped()["prompt_id"]])
         seen += [name for name in block if name.startswith("o")]
     assert len(seen) == len(set(seen)) == 40
 
@@ -475,7 +475,7 @@ def test_offline_alone_needs_no_samples_and_passes_the_same_filters(tmp_path, po
     cfg = config(*ALONE, "pair.filters.min_reference=-5")
     pairs = run(cfg, tmp_path / "out", policy=policy, offline=rows, prior=Logps(tmp_path / "prior"))
     assert set(all_pairs(pairs)["prompt_id"]) == {f"o{n}" for n in range(11)}
-    assert pairs.funnel()["dropped_pairs"] == {"unlikely under the reference": 9}
+    assert pairs.read_funnel()["dropped_pairs"] == {"unlikely under the reference": 9}
 
 
 # ── by hand ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -520,7 +520,7 @@ def test_edits_keep_drop_swap_and_replace_by_id(edited, chat):
     assert rows["r"]["chosen"][0]["content"] == "a bad one" and rows["r"]["chosen_score"] == 0.0
     assert (rows["s"]["origin"], rows["s"]["rejected_id"]) == ("edited", "s-1")
     assert rows["s"]["chosen_token_ids"] == chat.answer(rows["s"]["prompt"], "by hand", {})
-    assert pairs.funnel()["origin"] == {"edited": 1, "on-policy": 3}
+    assert pairs.read_funnel()["origin"] == {"edited": 1, "on-policy": 3}
 
 
 def test_what_the_model_wrote_comes_back_as_it_is(edited):

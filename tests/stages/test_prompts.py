@@ -18,7 +18,7 @@ from pipeline.data.prompts import Read, read_prompts
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.stages.prompts import run
-from pipeline.step import floats, pinned
+from pipeline.step import has_floating_revision, pin_revisions
 from tests.support.house import composed, identity_of
 
 
@@ -122,7 +122,7 @@ def test_columns_and_system_prompts_travel(tmp_path):
     row = train.read().row(0, named=True)
     assert row["prompt"][0] == {"role": "system", "content": "Be brief."}
     number = int(row["prompt_id"].removeprefix("q"))
-    assert train.columns()[row["prompt_id"]] == {"answer": number}
+    assert train.read_columns()[row["prompt_id"]] == {"answer": number}
     assert row["prompt"][1]["content"] == f"question {number}"
 
 
@@ -493,9 +493,9 @@ def test_a_changed_evaluation_set_is_another_identity_and_a_hub_one_floats(tmp_p
     words = f"prompts.evaluation={{exam: {{source: {hub}, shape: auto, columns: {{}}}}}}"
     cfg = composed("sft.model=./m", "prompts.path=p.jsonl", words)
     first = plan(cfg).ancestors()[0]
-    assert first.stage == "prompts" and floats(first)
-    fixed = pinned(cfg, lambda name, revision: {"datasets/owner/name": "a" * 40}[name])
-    assert not floats(plan(fixed).ancestors()[0])
+    assert first.stage == "prompts" and has_floating_revision(first)
+    fixed = pin_revisions(cfg, lambda name, revision: {"datasets/owner/name": "a" * 40}[name])
+    assert not has_floating_revision(plan(fixed).ancestors()[0])
 
 
 # ── what repeats ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -55,7 +55,7 @@ def alone(model: Model, prompt: list[int], completion: list[int]) -> float:
 @pytest.mark.parametrize("batch_tokens", [1, 200, 100_000])
 def test_every_batch_size_gives_the_plain_definition(model, pairs, tmp_path, batch_tokens):
     table = refer.run(config(batch_tokens), tmp_path, model=model, rows=pairs).read()
-    rows = pl.concat([pairs.train(), pairs.dev()])
+    rows = pl.concat([pairs.read_train(), pairs.read_dev()])
     assert table["sample_id"].to_list() == sorted([*rows["chosen_id"], *rows["rejected_id"]])
     found = {row["sample_id"]: row for row in table.to_dicts()}
     for row in rows.to_dicts():
@@ -74,8 +74,10 @@ def test_every_batch_size_gives_the_plain_definition(model, pairs, tmp_path, bat
 
 def test_a_sample_in_two_pairs_is_computed_once(model, pairs, tmp_path):
     twice = tmp_path / "pairs"
-    write_table(twice / "train.parquet", pl.concat([pairs.train(), pairs.train().head(3)]))
-    write_table(twice / "dev.parquet", pairs.dev())
+    write_table(
+        twice / "train.parquet", pl.concat([pairs.read_train(), pairs.read_train().head(3)])
+    )
+    write_table(twice / "dev.parquet", pairs.read_dev())
     table = refer.run(config(), tmp_path / "out", model=model, rows=Pairs(twice)).read()
     assert table.height == table["sample_id"].n_unique() == 2 * 28
 
@@ -137,7 +139,7 @@ def test_kl_of_an_exam_is_the_exact_one_where_all_answers_can_be_counted(tmp_pat
 
 def test_no_rows_give_an_empty_table_and_load_no_model(pairs, tmp_path):
     none = tmp_path / "pairs"
-    for part in (pairs.train(), pairs.dev()):
+    for part in (pairs.read_train(), pairs.read_dev()):
         write_table(none / "train.parquet", part.clear())
         write_table(none / "dev.parquet", part.clear())
     table = refer.run(
@@ -175,17 +177,17 @@ def test_two_workers_give_the_bytes_of_one(model, pairs, tmp_path, monkeypatch):
 
 
 def test_tokens_of_another_tokenizer_are_refused(model, pairs, tmp_path):
-    strange = pairs.train().with_columns(chosen_token_ids=pl.lit([5, 999]))
+    strange = pairs.read_train().with_columns(chosen_token_ids=pl.lit([5, 999]))
     write_table(tmp_path / "pairs" / "train.parquet", strange)
-    write_table(tmp_path / "pairs" / "dev.parquet", pairs.dev())
+    write_table(tmp_path / "pairs" / "dev.parquet", pairs.read_dev())
     with pytest.raises(UserError, match=r"token id 999 .* 320 embeddings"):
         refer.run(config(), tmp_path / "out", model=model, rows=Pairs(tmp_path / "pairs"))
 
 
 def test_a_prompt_without_tokens_is_refused(model, pairs, tmp_path):
-    bare = pairs.train().with_columns(prompt_token_ids=pl.lit([], dtype=pl.List(pl.Int64)))
+    bare = pairs.read_train().with_columns(prompt_token_ids=pl.lit([], dtype=pl.List(pl.Int64)))
     write_table(tmp_path / "pairs" / "train.parquet", bare)
-    write_table(tmp_path / "pairs" / "dev.parquet", pairs.dev())
+    write_table(tmp_path / "pairs" / "dev.parquet", pairs.read_dev())
     with pytest.raises(UserError, match="48 rows without prompt tokens"):
         refer.run(config(), tmp_path / "out", model=model, rows=Pairs(tmp_path / "pairs"))
 

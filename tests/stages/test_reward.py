@@ -287,7 +287,7 @@ def test_the_accuracy_it_tells_is_that_of_its_scorer_on_prompts_it_never_learned
         == figures["gold_accuracy"]
     )
     assert figures.items() <= told(made.path, "cost.json").items()
-    assert max(line["step"] for line in made.metrics()) == math.ceil((96 - 19) / 16)
+    assert max(line["step"] for line in made.read_metrics()) == math.ceil((96 - 19) / 16)
 
 
 @model
@@ -326,7 +326,9 @@ def test_half_the_micro_batch_gives_the_same_losses(
     def losses(micro_batch: int) -> list[float]:
         runtime = {"micro_batch": micro_batch, "save_every": 100, "tracker": None}
         cfg = training(learn_from=learn_from, runtime=runtime)
-        return [line["loss"] for line in train(cfg, tmp_path / f"{micro_batch}", start).metrics()]
+        return [
+            line["loss"] for line in train(cfg, tmp_path / f"{micro_batch}", start).read_metrics()
+        ]
 
     assert losses(8) == pytest.approx(losses(16), rel=1e-4)
 

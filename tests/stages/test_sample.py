@@ -16,7 +16,7 @@ from pipeline.artifacts import Model, Prompts, read_table, write_table
 from pipeline.backends import Completion
 from pipeline.backends.scripted import Scripted, ScriptedText
 from pipeline.config import Prices, SampleRequest
-from pipeline.driver.ledger import told_in_short
+from pipeline.driver.ledger import summarize_cost
 from pipeline.errors import StageError, UserError
 from pipeline.plan import plan
 from pipeline.resources import worker_pool
@@ -123,7 +123,7 @@ def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
         "truncated": 12,
         "completions": 80,
     }
-    assert told_in_short({**told, "money": 3.5}).endswith(
+    assert summarize_cost({**told, "money": 3.5}).endswith(
         "15 tokens each · 15.0% truncated · money 3.50"
     )
 

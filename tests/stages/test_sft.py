@@ -17,7 +17,7 @@ from pipeline.config import BestOfNConfig, Checkpoint, SftTraining, TinyBase
 from pipeline.data import decontamination, synthetic
 from pipeline.errors import StageError, UserError
 from pipeline.stages import base, sft
-from pipeline.store import content, list_files
+from pipeline.store import hash_content, list_files
 from tests.stages import test_pair
 from tests.support.house import HOUSE
 from tests.support.tiny import CHAT, tiny_llama, tiny_model
@@ -462,7 +462,7 @@ def test_half_the_micro_batch_gives_the_same_losses(tmp_path: Path) -> None:
         tmp_path / "halves",
     )
     whole = train(training(), tmp_path / "whole")
-    losses = [[line["loss"] for line in model.metrics()] for model in (halves, whole)]
+    losses = [[line["loss"] for line in model.read_metrics()] for model in (halves, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -647,7 +647,7 @@ def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_o
         51,
     ]
     assert json.loads((out / "funnel.json").read_text()) == {"in": 16, "out": 16, "dropped": {}}
-    assert len(refit.metrics()) == 16
+    assert len(refit.read_metrics()) == 16
     with pytest.raises(
         UserError,
         match=r"of 16 demonstrations none is left .*score too low.*\n.*Lower refit.min_score",
@@ -667,7 +667,7 @@ def test_a_checkpoint_that_moved_is_opened_where_it_lies_now(folder: Path, tmp_p
         assert done.returncode == 0, done.stderr
         step = tmp_path / done.stdout.decode().splitlines()[-1]
         manifest = json.loads((step / "manifest.json").read_text())
-        return step.name, content(manifest), str(Model(step).weights)
+        return step.name, hash_content(manifest), str(Model(step).weights)
 
     before = built(folder)
     moved = folder.rename(folder.with_name("elsewhere"))

@@ -73,13 +73,13 @@ def published(model: Model) -> dict[str, bytes]:
 
 
 def losses(model: Model) -> list[float]:
-    return [entry["loss"] for entry in model.metrics() if "loss" in entry]
+    return [entry["loss"] for entry in model.read_metrics() if "loss" in entry]
 
 
 def chosen_logps(model: Model, pairs: Pairs) -> list[float]:
     from pipeline.models import loading, logprobs
 
-    rows = pairs.dev()
+    rows = pairs.read_dev()
     ids = rows["prompt_token_ids"].to_list(), rows["chosen_token_ids"].to_list()
     return logprobs.completion_logps(loading.load(model, "float32"), *ids, 512)
 
@@ -114,7 +114,7 @@ def test_the_batch_holds_the_sampler_s_own_ids(round_, tmp_path, pad):
     trainer = trainer_on(round_, dpo(), tmp_path / "out", init=padded, reference=round_.sft)
     assert trainer.processing_class.pad_token == pad
 
-    rows = round_.pairs.train().to_dicts()
+    rows = round_.pairs.read_train().to_dicts()
     expected = {
         (*r["prompt_token_ids"], *r[f"{s}_token_ids"]): r[f"{s}_token_ids"]
         for r in rows
@@ -152,11 +152,13 @@ def test_losses_are_those_of_plain_trl_on_the_same_text(round_, tmp_path):
         model=loading.load_merged(round_.sft),
         args=DPOConfig(**settings),
         train_dataset=Dataset.from_list(
-            round_.pairs.train().select("prompt", "chosen", "rejected").to_dicts()
+            round_.pairs.read_train().select("prompt", "chosen", "rejected").to_dicts()
         ),
         processing_class=loading.load_tokenizer(round_.sft),
     )
-    assert plain.train_dataset["chosen_ids"] == round_.pairs.train()["chosen_token_ids"].to_list()
+    assert (
+        plain.train_dataset["chosen_ids"] == round_.pairs.read_train()["chosen_token_ids"].to_list()
+    )
     plain.train()
     assert losses(own) == pytest.approx(
         [entry["loss"] for entry in plain.state.log_history if "loss" in entry], abs=1e-5
@@ -181,9 +183,9 @@ def test_every_dev_pair_weighs_the_same_however_a_look_is_split(round_):
     for size in (6, 3):
         rows = round_.train(
             f"look-{size}", dpo(batch=6, micro_batch=size, learning_rate=1e-2, eval_every=2)
-        ).metrics()
+        ).read_metrics()
         looks.append([row[name] for row in rows for name in names if name in row])
-    assert round_.pairs.dev().height % 3, "or no batch is smaller"
+    assert round_.pairs.read_dev().height % 3, "or no batch is smaller"
     assert looks[0] == pytest.approx(looks[1], abs=1e-4)
 
 
@@ -301,7 +303,7 @@ def test_bfloat16_starts_from_its_reference_too(round_, tmp_path):
 def test_what_is_published_is_what_was_trained(round_, kind, request):
     """The last look at the dev pairs and the model opened from its folder give the same log-probabilities."""
     model = request.getfixturevalue(kind)
-    last = [entry for entry in model.metrics() if "eval_loss" in entry][-1]
+    last = [entry for entry in model.read_metrics() if "eval_loss" in entry][-1]
     assert last["step"] == 6
     found = chosen_logps(model, round_.pairs)
     assert last["eval_logps/chosen"] == pytest.approx(sum(found) / len(found), abs=1e-3)
@@ -483,7 +485,7 @@ def test_a_pair_too_long_is_refused_and_not_cut(round_):
 
 
 def test_a_pair_without_reference_values_is_refused(round_, tmp_path):
-    one = round_.pairs.train()["rejected_id"][5]
+    one = round_.pairs.read_train()["rejected_id"][5]
     write_table(tmp_path / "logps.parquet", round_.logps.read().filter(pl.col("sample_id") != one))
     with pytest.raises(
         UserError, match=rf"no reference log-probability for 1 of 24 train pairs .*\n?.*{one}"
@@ -492,8 +494,8 @@ def test_a_pair_without_reference_values_is_refused(round_, tmp_path):
 
 
 def test_no_pairs_are_refused(round_, tmp_path):
-    write_table(tmp_path / "train.parquet", round_.pairs.train().clear())
-    write_table(tmp_path / "dev.parquet", round_.pairs.dev())
+    write_table(tmp_path / "train.parquet", round_.pairs.read_train().clear())
+    write_table(tmp_path / "dev.parquet", round_.pairs.read_dev())
     with pytest.raises(UserError, match="not one pair to train on"):
         round_.train("refused", dpo(), pairs=[Pairs(tmp_path)])
 
@@ -539,8 +541,8 @@ def test_an_adapter_of_another_base_is_refused(round_, lora, tmp_path):
 
 
 def test_tokens_of_another_tokenizer_are_refused(round_, tmp_path):
-    strange = round_.pairs.train().with_columns(rejected_token_ids=pl.lit([5, 999]))
+    strange = round_.pairs.read_train().with_columns(rejected_token_ids=pl.lit([5, 999]))
     write_table(tmp_path / "train.parquet", strange)
-    write_table(tmp_path / "dev.parquet", round_.pairs.dev())
+    write_table(tmp_path / "dev.parquet", round_.pairs.read_dev())
     with pytest.raises(UserError, match="token id 999"):
         round_.train("refused", dpo(), pairs=[Pairs(tmp_path)])

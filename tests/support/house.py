@@ -39,7 +39,7 @@ def named(last: Step) -> dict[str, Step]:
 
 def identity_of(step: Step) -> str:
     cache = ContentCache(Path(os.devnull) / "none")
-    return Identity(lambda path: cache.of(Path(path))).fingerprint(step)
+    return Identity(lambda path: cache.hash_path(Path(path))).fingerprint(step)
 
 
 class Toys:

@@ -71,11 +71,11 @@ def round_(tmp_path_factory) -> Round:
 
 
 def losses(model: Model) -> list[float]:
-    return [entry["loss"] for entry in model.metrics() if "loss" in entry]
+    return [entry["loss"] for entry in model.read_metrics() if "loss" in entry]
 
 
 def logits(module, pairs: Pairs) -> torch.Tensor:
-    row = pairs.dev().to_dicts()[0]
+    row = pairs.read_dev().to_dicts()[0]
     with torch.no_grad():
         return module(
             torch.tensor([row["prompt_token_ids"] + row["chosen_token_ids"]])
@@ -91,7 +91,7 @@ def test_every_kind_starts_from_its_reference_and_learns(round_, name):
     """The stage's check at step 0 passed, the first loss agrees, and the dev loss improves."""
     model = round_.kind(name)
     assert losses(model)[0] == pytest.approx(math.log(2), abs=1e-5 if name != "8 bits" else 1e-3)
-    evals = [entry for entry in model.metrics() if "eval_loss" in entry]
+    evals = [entry for entry in model.read_metrics() if "eval_loss" in entry]
     assert evals[-1]["eval_loss"] < math.log(2) - 0.005
     shape = json.loads((model.adapter / "adapter_config.json").read_text())
     assert (shape["use_rslora"], shape["use_dora"]) == (name == "rank-stabilised", name == "dora")

@@ -35,8 +35,8 @@ class Round:
         self.pairs = write_pairs(store / "pair" / "aaaaaaaaaaaa", self.sft)
         thumbs = pl.concat(
             [
-                unpaired_rows(self.pairs.train(), "chosen", True),
-                unpaired_rows(self.pairs.train(), "rejected", False),
+                unpaired_rows(self.pairs.read_train(), "chosen", True),
+                unpaired_rows(self.pairs.read_train(), "rejected", False),
             ]
         )
         write_table(self.pairs.path / "unpaired.parquet", thumbs)
@@ -70,7 +70,7 @@ def round_(tmp_path_factory) -> Round:
 
 
 def metric_by_step(model: Model, name: str) -> dict[int, float]:
-    return {row["step"]: row[name] for row in model.metrics() if name in row}
+    return {row["step"]: row[name] for row in model.read_metrics() if name in row}
 
 
 def training_summary(model: Model) -> dict:
@@ -81,7 +81,7 @@ def chosen_logp(model: Model, round_: Round) -> float:
     """Per token, of what is published."""
     from pipeline.models import loading, logprobs
 
-    rows = round_.pairs.dev()
+    rows = round_.pairs.read_dev()
     answers = rows["chosen_token_ids"].to_list()
     sums = logprobs.completion_logps(
         loading.load(model, "float32"), rows["prompt_token_ids"].to_list(), answers, 512
@@ -187,7 +187,7 @@ def test_looking_changes_nothing_about_the_training(round_):
     watched = round_.train(
         "watched", dpo({**LORA, "dropout": 0.3}, args={"disable_dropout": False})
     )
-    assert "eval_kl" in watched.metrics()[1] and "eval_kl" not in plain.metrics()[1]
+    assert "eval_kl" in watched.read_metrics()[1] and "eval_kl" not in plain.read_metrics()[1]
     assert metric_by_step(watched, "loss") == metric_by_step(plain, "loss")
 
 
@@ -343,10 +343,10 @@ def test_what_cannot_be_watched_is_refused():
 @pytest.mark.model
 def test_a_margin_that_thumbs_of_one_kind_do_not_have_is_said(round_, tmp_path):
     """TRL logs none where no batch holds both kinds, as when every unpaired dev answer is good."""
-    up = unpaired_rows(pl.concat([round_.pairs.train(), round_.pairs.dev()]), "chosen", True)
+    up = unpaired_rows(pl.concat([round_.pairs.read_train(), round_.pairs.read_dev()]), "chosen", True)
     write_table(
         tmp_path / "unpaired.parquet",
-        pl.concat([up, unpaired_rows(round_.pairs.train(), "rejected", False)]),
+        pl.concat([up, unpaired_rows(round_.pairs.read_train(), "rejected", False)]),
     )
     for part in ("train", "dev"):
         write_table(tmp_path / f"{part}.parquet", getattr(round_.pairs, part)())

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pipeline.artifacts import Model, Pairs, write_table
 from pipeline.config import launch as launching
-from pipeline.driver.ledger import told_in_short
+from pipeline.driver.ledger import summarize_cost
 from pipeline.errors import StageError, UserError
 from pipeline.training import launch
 from tests.support.house import HOUSE, SMALL, composed
@@ -78,7 +78,7 @@ def test_an_epoch_s_last_rows_count_once_however_many_processes_share_them(round
     cfg = {"micro_batch": 5, **others[name], "eval_every": 2, "learning_rate": 5e-3}
     if name == "kto":
         cfg["epochs"] = 3  # in the first one the KL estimate is below zero, and TRL logs zero
-    both = pl.concat([round_.pairs.train(), round_.pairs.dev()])
+    both = pl.concat([round_.pairs.read_train(), round_.pairs.read_dev()])
     thumbs = pl.concat(
         [unpaired_rows(both, "chosen", True), unpaired_rows(both, "rejected", False)]
     )
@@ -140,9 +140,9 @@ def test_several_that_are_not_asked_say_that_they_do_not_look(round_, capsys):
 
 def test_the_ledger_says_whether_several_looked():
     assert (
-        told_in_short({"processes": 2, "watched": False}) == "2 processes, which do not look at KL"
+        summarize_cost({"processes": 2, "watched": False}) == "2 processes, which do not measure KL"
     )
-    assert told_in_short({"processes": 2, "watched": True}) == "2 processes"
+    assert summarize_cost({"processes": 2, "watched": True}) == "2 processes"
 
 
 @pytest.mark.model

@@ -306,7 +306,7 @@ def perturb(model: Model, step: Path) -> Model:
 def unpaired_of(pairs: Pairs):
     import polars as pl
 
-    table = pl.concat([pairs.train(), pairs.dev()])
+    table = pl.concat([pairs.read_train(), pairs.read_dev()])
     sides = []
     for side, label in (("chosen", True), ("rejected", False)):
         names = {f"{side}_id": "sample_id", f"{side}_token_ids": "token_ids", side: "completion"}
@@ -469,7 +469,7 @@ def test_a_weighted_mix_is_the_sum(two, tmp_path):
 def test_the_batch_holds_the_sampler_s_own_ids(two, tmp_path, name):
     """As test_train.py does for DPO: one BOS, the EOS is learned, nothing is lost."""
     trainer = two.trainer(objective(name), tmp_path)
-    table = two.pairs.train().to_dicts()
+    table = two.pairs.read_train().to_dicts()
     answers = {
         (*row["prompt_token_ids"], *row[f"{side}_token_ids"]): row[f"{side}_token_ids"]
         for row in table
@@ -521,10 +521,10 @@ def test_a_thumb_s_mismatched_answer_is_another_prompt_s(two, tmp_path):
 def test_a_training_of_each_class_ends_with_a_model(two, name):
     given = {} if objective(name).logps != "none" else {"reference": None, "logps": None}
     made = two.run(objective(name, scheduler="constant", warmup=0.0, eval_every=2), name, **given)
-    steps = [entry for entry in made.metrics() if "loss" in entry]
+    steps = [entry for entry in made.read_metrics() if "loss" in entry]
     assert [entry["step"] for entry in steps] == list(range(1, len(steps) + 1)) and len(steps) >= 2
     assert all(math.isfinite(entry["loss"]) for entry in steps)
-    assert any("eval_loss" in entry for entry in made.metrics())
+    assert any("eval_loss" in entry for entry in made.read_metrics())
     before = (two.policy.weights / "model.safetensors").read_bytes()
     assert (made.weights / "model.safetensors").read_bytes() != before
 
@@ -571,7 +571,7 @@ def test_the_reference_of_tr_dpo_moves(two, tmp_path):
 
 @pytest.mark.model
 def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
-    write_table(tmp_path / "unpaired.parquet", two.pairs.thumbs().clear())
+    write_table(tmp_path / "unpaired.parquet", two.pairs.read_unpaired().clear())
     for part in ("train", "dev"):
         write_table(tmp_path / f"{part}.parquet", getattr(two.pairs, part)())
     with pytest.raises(UserError, match=r"train.trainer=kto .* has 0 .* 0 .*\n.*pair.thumbs_at"):

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline import store
-from pipeline.artifacts import PLACE_FILE, Model, name_base, write_json
+from pipeline.artifacts import PLACE_FILE, Model, write_adapter_config, write_json
+from pipeline.commands.merge import find_step
 from pipeline.commands.merge import main as merge
-from pipeline.commands.merge import step_in
 from pipeline.config import TrainConfig
-from pipeline.errors import FOUND, UserError
+from pipeline.errors import ALREADY_BUILT, UserError
 from pipeline.models.merging import MERGED
 from pipeline.stages import train
 from tests.support.house import HOUSE, SMALL, Toys, fingerprints
@@ -70,7 +70,7 @@ def test_an_adapter_opens_from_anywhere_and_after_its_store_was_moved(tmp_path):
 
     there.mkdir(parents=True)
     shutil.move(here / "store", there / "store")
-    store.name_bases(there / "store")
+    store.rewrite_adapter_configs(there / "store")
     moved = Model(there / "store" / ADAPTER)
     assert opened_elsewhere(moved.adapter, Path("/")) == pytest.approx(first, abs=1e-6)
     assert files(moved) == made, "the path of a store is not part of the content"
@@ -94,7 +94,7 @@ def test_two_stores_make_the_same_bytes_and_a_checkpoint_outside_is_named_too(tm
     assert known == same
 
     write_json(sft / PLACE_FILE, {"weights": str(outside.rename(tmp_path / "renamed"))})
-    store.name_bases(tmp_path / "two" / "store")
+    store.rewrite_adapter_configs(tmp_path / "two" / "store")
     assert opened_elsewhere(referring.adapter, Path("/")) == pytest.approx(
         opened_elsewhere(own.adapter, Path("/")), abs=1e-6
     )
@@ -110,7 +110,7 @@ def write_records(root: Path, weights: dict) -> Model:
 
 def test_a_base_on_the_hub_is_named_with_its_revision(tmp_path):
     model = write_records(tmp_path, {"weights": "owner/name", "revision": "0" * 40})
-    name_base(model)
+    write_adapter_config(model)
     config = json.loads((model.adapter / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "0" * 40)
     assert config["r"] == 4
@@ -131,7 +131,7 @@ def test_repairing_a_store_leaves_alone_what_is_no_adapter_of_it(tmp_path, monke
         write_json(root / name / "model.json", record)
     (root / "train" / "222222222222").mkdir()
     (root / "train" / "222222222222" / "model.json").write_text("{")
-    store.name_bases(root)
+    store.rewrite_adapter_configs(root)
     assert [str(file) for file in root.rglob("adapter_config.json")] == [
         f"store/{ADAPTER}/adapter/adapter_config.json"
     ]
@@ -140,7 +140,7 @@ def test_repairing_a_store_leaves_alone_what_is_no_adapter_of_it(tmp_path, monke
         tmp_path / "store" / SFT / "weights"
     )
     before = written.stat().st_mtime_ns
-    store.name_bases(root)
+    store.rewrite_adapter_configs(root)
     assert written.stat().st_mtime_ns == before, "what is right is not written again"
 
 
@@ -177,11 +177,11 @@ def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_
     write_json(tmp_path / "step.json", {**asked, "config": wanting.model_dump(mode="json")})
     command = [sys.executable, "-m", "pipeline.driver.worker", str(tmp_path / "step.json")]
     done = subprocess.run(command, cwd=HOUSE, capture_output=True, text=True)
-    assert done.returncode == FOUND, done.stderr
+    assert done.returncode == ALREADY_BUILT, done.stderr
     assert "step" not in done.stderr and store.read_manifest(model.path) == manifest, (
         "it was not trained again"
     )
-    assert not store.fault(model.path, manifest, {}, verify=True)
+    assert not store.find_fault(model.path, manifest, {}, verify=True)
 
     assert merge([str(model.path), str(tmp_path / "mine")]) == 0
     for folder in (model.path / MERGED, tmp_path / "mine"):
@@ -206,14 +206,14 @@ def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(
         write_json(step / "manifest.json", {"files": [], "config": {"dtype": "float32"}})
         write_json(step / "model.json", {"weights": "weights", "tokenizer": "weights"})
         (run / "store" / f"00{number}-train-{number}").symlink_to(step)
-    assert step_in(run).name == "222222222222"
+    assert find_step(run).name == "222222222222"
     assert merge([str(run)]) == 2 and "whole already" in capsys.readouterr().err
     write_json(
         step / "manifest.json", {"files": [], "hollow": True, "config": {"dtype": "float32"}}
     )
     assert merge([str(run)]) == 2 and "pruned" in capsys.readouterr().err
     with pytest.raises(UserError, match="no run and no finished step"):
-        step_in(tmp_path / "elsewhere")
+        find_step(tmp_path / "elsewhere")
 
 
 @pytest.mark.long
@@ -223,9 +223,9 @@ def test_a_run_that_asks_for_merged_weights_later_merges_what_is_built(tmp_path)
     asking = [*lora, "train.adapter.save_merged=true"]
     toys.run(*lora)
     before = toys.notes("start")
-    assert "is to be merged" not in toys.run(*lora, "dry_run=true")
+    assert "will be merged" not in toys.run(*lora, "dry_run=true")
     planned = toys.run(*asking, "dry_run=true")
-    assert "is to be merged, without training again" in planned and ", 0 to do" in planned
+    assert "will be merged, without training again" in planned and ", 0 to do" in planned
     assert "it has no weights here" in toys.run(*asking, code=2)
     [step] = (
         path for path in (tmp_path / "store" / "train").iterdir() if not path.name.startswith(".")

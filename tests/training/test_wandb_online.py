@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.artifacts import Model, write_json
-from pipeline.hashing import without_runtime
+from pipeline.hashing import drop_runtime
 from pipeline.training.monitoring import trackers
 from pipeline.training.monitoring.callbacks import MetricsLog
 from tests.support.preferences import dpo
@@ -94,9 +94,9 @@ def test_the_server_is_told_all_of_a_training_and_the_key_in_its_one_place(
         for name in ("project", "entity", "groupName", "displayName", "jobType")
     }
     assert [*told.values()] == ["p", "team", GROUP, "2/train-1", "train"]
-    cfg = without_runtime(dpo(learning_rate=3e-3, usual_rate=3e-3).model_dump())
+    cfg = drop_runtime(dpo(learning_rate=3e-3, usual_rate=3e-3).model_dump())
     assert run.config == drop_empty({**cfg, "fingerprint": "sent"})
-    assert without_answers(run.rows) == expected_rows(model.metrics()) and len(run.rows) == 7
+    assert without_answers(run.rows) == expected_rows(model.read_metrics()) and len(run.rows) == 7
     assert run.exit_codes == [0]
 
     pages = {path: body.decode() for path, body in server.uploads.items() if path.endswith(".html")}
@@ -142,7 +142,7 @@ def test_a_training_that_failed_and_is_run_again_is_one_run_with_every_step_once
 
     model = train_with_tracker(round_, "again", make_run_dir(tmp_path, "3"), ONLINE)
     [run] = server.runs.values()
-    assert without_answers(run.rows) == expected_rows(model.metrics()) and run.exit_codes == [1, 0]
+    assert without_answers(run.rows) == expected_rows(model.read_metrics()) and run.exit_codes == [1, 0]
     assert [step for step, row in run.rows if "dev/answers" in row] == [0, 4, 6]
     assert run.told["displayName"] == "3/train-1" and "wandb" not in capfd.readouterr().err
 

@@ -1,7 +1,8 @@
-"""`strop pilot`: 10, then 50 prompts through every stage, and what the whole run would then take: hours, disk, money.
+"""`strop pilot`: 10, then 50 prompts through every stage, then an estimate of the whole run.
 
-The pilot is the run itself with `sample.per_round` and `exam.sample.per_round` lowered, in the same store: what does
-not hang on them (prompts, base, SFT) is built once and found there by the whole run. Two sizes tell a stage's fixed
-part (an engine's start, a model's load) from what each prompt adds. It measures where `forecast` reckons: a dry run
-knows one training's steps and its memory before anything runs; the pilot knows what all stages took on this machine.
+A pilot is the run itself with lower `sample.per_round` and `exam.sample.per_round`, in the same
+store: what does not depend on them (prompts, base, SFT) is built once and reused by the whole run.
+Two sizes separate a stage's fixed time (such as an engine's start) from its time per prompt.
+A dry run computes one training's steps and memory before anything runs; the pilot measures what all
+stages take on this machine.
 """

@@ -1,4 +1,4 @@
-"""`strop pilot`: runs two pilots, prints the estimate and writes it beside the larger one."""
+"""`strop pilot`: runs two pilots, prints the estimate and writes it to the larger one's folder."""
 
 import functools
 import sys
@@ -7,75 +7,77 @@ from pathlib import Path
 
 from pipeline.artifacts import write_json
 from pipeline.commands.pilot.estimate import estimate
-from pipeline.commands.pilot.seen import between, measured
-from pipeline.commands.pilot.words import lines
+from pipeline.commands.pilot.seen import measure_overhead, measure_steps
+from pipeline.commands.pilot.words import format_lines
 from pipeline.config import Config
 from pipeline.config.compose import Arguments, compose
-from pipeline.driver.run import Stopped, drive, stop_on_signals
-from pipeline.errors import DONE, REFUSED, STOPPED, UserError
-from pipeline.hashing import commit_of
-from pipeline.step import pinned
+from pipeline.driver.run import RunInterrupted, interrupt_on_signals, run_point
+from pipeline.errors import DONE, INTERRUPTED, USER_ERROR, UserError
+from pipeline.hashing import resolve_commit
+from pipeline.step import pin_revisions
 
-FEW, MANY = 10, 50  # prompts of a round and of the exam
+FEW, MANY = 10, 50  # prompts of a round and of an evaluation
 
 
 def main(words: list[str]) -> int:
-    stop_on_signals()
+    interrupt_on_signals()
     try:
-        return pilot(words)
-    except UserError as refusal:
-        print(refusal, file=sys.stderr)
-        return REFUSED
-    except Stopped:
-        return STOPPED
+        return run_pilot(words)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return USER_ERROR
+    except RunInterrupted:
+        return INTERRUPTED
 
 
-def pilot(words: list[str]) -> int:
-    """The exit code of the pilot's own runs; its estimate is printed and lies with the larger one's story."""
-    whole = one(words)
-    small, large = (one([*words, *lowered(whole, prompts)]) for prompts in (FEW, MANY))
-    whole, small, large = (pinned(cfg, functools.cache(commit_of)) for cfg in (whole, small, large))
+def run_pilot(words: list[str]) -> int:
+    """Run both pilots and estimate. Returns the exit code of the runs."""
+    whole = compose_one(words)
+    small, large = (compose_one([*words, *lower_sizes(whole, prompts)]) for prompts in (FEW, MANY))
+    resolve = functools.cache(resolve_commit)
+    whole, small, large = (pin_revisions(cfg, resolve) for cfg in (whole, small, large))
     started = time.monotonic()
     for cfg in (small.model_copy(update={"until": "train@1"}), large):
-        if code := drive(cfg):
+        if code := run_point(cfg):
             return code
     if large.dry_run:
         return DONE
-    seen = [*measured(small), *measured(large)]
-    told = estimate(whole, large, seen, between(large, time.monotonic() - started))
-    file = latest(large.runs) / "pilot.json"
-    write_json(file, told)
-    print("\n".join([*lines(told), str(file)]))
+    measured = [*measure_steps(small), *measure_steps(large)]
+    results = estimate(whole, large, measured, measure_overhead(large, time.monotonic() - started))
+    file = find_latest(large.runs) / "pilot.json"
+    write_json(file, results)
+    print("\n".join([*format_lines(results), str(file)]))
     return DONE
 
 
-def latest(runs: Path) -> Path:
-    """The newest run's own folder, as the person named the folder of all runs."""
+def find_latest(runs: Path) -> Path:
+    """The newest run's folder, below the runs folder as the user wrote it."""
     return runs / (runs / "latest").resolve().relative_to(runs.resolve())
 
 
-def one(words: list[str]) -> Config:
+def compose_one(words: list[str]) -> Config:
     points, several = compose(Arguments.parse(words))
     if several:
         raise UserError(
-            "pilot: it measures one run, not a sweep. Leave out -m, or choose the recipe of one point."
+            "pilot: it measures one run, not a sweep. Leave out -m, or choose one point's recipe."
         )
     if points[0].until:
-        raise UserError(f"until={points[0].until}: a pilot goes through every stage. Leave it out.")
+        raise UserError(f"until={points[0].until}: a pilot runs every stage. Leave until out.")
     return points[0]
 
 
-def lowered(whole: Config, prompts: int) -> list[str]:
-    """One round and one exam, of so many prompts at most."""
-    held = getattr(whole.prompts.split, whole.exam.split)
-    drawn, asked = (block.per_round or prompts for block in (whole.sample, whole.exam.sample))
-    exam = min(prompts, asked, held if isinstance(held, int) else asked)
-    runs = f"runs={whole.runs / 'pilot'}"
+def lower_sizes(whole: Config, prompts: int) -> list[str]:
+    """Overrides for one round and its evaluations, of at most so many prompts."""
+    held_out = getattr(whole.prompts.split, whole.exam.split)
+    trained = whole.sample.per_round or prompts
+    evaluated = whole.exam.sample.per_round or prompts
+    if isinstance(held_out, int):
+        evaluated = min(evaluated, held_out)
     return [
-        f"sample.per_round={min(prompts, drawn)}",
-        f"exam.sample.per_round={exam}",
+        f"sample.per_round={min(prompts, trained)}",
+        f"exam.sample.per_round={min(prompts, evaluated)}",
         "rounds=1",
-        runs,
+        f"runs={whole.runs / 'pilot'}",
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the whole run will take: each Step of its plan at the rate that its like had in the pilots."""
+"""What the whole run will take: each Step of its plan at the rate of its kind in the pilots."""
 
 import json
 from collections.abc import Mapping
@@ -7,22 +7,32 @@ from statistics import NormalDist
 from typing import Any
 
 from pipeline import hardware
-from pipeline.commands.pilot.seen import EXAM, ONCE, ROUND, Seen, kind_of, prompts_of, sizes_of
+from pipeline.commands.pilot.seen import (
+    EVAL,
+    ONCE,
+    ROUND,
+    MeasuredStep,
+    count_prompts,
+    count_sizes,
+    find_kind,
+)
 from pipeline.config import Config
-from pipeline.driver.executor import prepare
+from pipeline.driver.executor import prepare_plan
 from pipeline.plan import plan
 from pipeline.step import Step
 
 MONEY = "money"  # of a step's cost, where it paid a judge or a server to sample from
-POWER_80 = 2.8  # standard errors that a true difference has to be away from zero to be seen four times in five
+# Standard errors between zero and a true difference that is found four times in five:
+# z(0.975) + z(0.8) = 1.96 + 0.84.
+POWER_80 = 2.8
 
 
 @dataclass(frozen=True)
 class Rate:
     """Seconds of one step: `fixed`, whatever it reads, and `each` for every prompt.
 
-    Where the sizes differ by less than the machine's own mood, the line sees no growth. So `most` says what a prompt
-    costs if all but the engine's measured start grows: the truth lies between the two.
+    Noise of the machine may hide the growth between the two sizes. So `most` is the time per prompt
+    if everything but the engine's measured start grows: the truth is between the two.
     """
 
     fixed: float
@@ -30,34 +40,36 @@ class Rate:
     start: float
     most: float
 
-    def of(self, prompts: int) -> float:
+    def predict(self, prompts: int) -> float:
         return self.fixed + self.each * prompts
 
-    def at_most(self, prompts: int) -> float:
+    def predict_at_most(self, prompts: int) -> float:
         return self.start + self.most * prompts
 
 
-def rate(stage: str, kind: str, seen: list[Seen]) -> Rate:
-    """From the larger pilot; the fixed part is where the line through a round's two sizes begins."""
-    most = largest(stage, kind, seen)
+def estimate_rate(stage: str, kind: str, measured: list[MeasuredStep]) -> Rate:
+    """The larger pilot's rate. The fixed part is the intercept of a line through both sizes."""
+    most = select_largest(stage, kind, measured)
     seconds, prompts = sum(one.seconds for one in most) / len(most), most[0].prompts
     if kind == ONCE:
         return Rate(seconds, 0.0, seconds, 0.0)
     start = min(seconds, *(one.cost.get("engine_start_seconds", 0.0) for one in most))
-    fixed = min(max(_intercept([one for one in seen if one.stage == stage]), start), seconds)
+    intercept = _find_intercept([one for one in measured if one.stage == stage])
+    fixed = min(max(intercept, start), seconds)
     return Rate(fixed, (seconds - fixed) / prompts, start, (seconds - start) / prompts)
 
 
-def largest(stage: str, kind: str, seen: list[Seen]) -> list[Seen]:
-    """The steps of the larger pilot; several where a round draws in waves."""
-    own = [one for one in seen if (one.stage, one.kind) == (stage, kind)]
-    return [one for one in own if one.prompts == max(each.prompts for each in own)]
+def select_largest(stage: str, kind: str, measured: list[MeasuredStep]) -> list[MeasuredStep]:
+    """The steps of the larger pilot; several where a round samples in waves."""
+    steps = [step for step in measured if (step.stage, step.kind) == (stage, kind)]
+    most = max(step.prompts for step in steps)
+    return [step for step in steps if step.prompts == most]
 
 
-def _intercept(seen: list[Seen]) -> float:
-    """Where the line through a round's two sizes begins; with one size alone all of it is taken to grow."""
+def _find_intercept(measured: list[MeasuredStep]) -> float:
+    """Seconds at no prompts, by a line through a round's two sizes; 0 if there is one size."""
     sizes: dict[int, list[float]] = {}
-    for one in seen:
+    for one in measured:
         if one.kind == ROUND:
             sizes.setdefault(one.prompts, []).append(one.seconds)
     if len(sizes) < 2:
@@ -68,64 +80,72 @@ def _intercept(seen: list[Seen]) -> float:
 
 
 @dataclass(frozen=True)
-class Coming:
-    """A Step of the whole run, beside those of the larger pilot that were like it."""
+class EstimatedStep:
+    """A Step of the whole run, and the steps of the larger pilot that are of its kind."""
 
     stage: str
     kind: str
     prompts: int
     rate: Rate
-    alike: list[Seen]
+    alike: list[MeasuredStep]
 
     @property
     def size(self) -> float:
-        """A model is as large whatever it was trained on."""
+        """Bytes on disk. A model's size does not grow with its prompts."""
         grows = self.kind != ONCE and self.stage not in ("sft", "train")
-        return sum(one.size for one in self.alike) / len(self.alike) * (self._times if grows else 1)
+        mean = sum(step.size for step in self.alike) / len(self.alike)
+        return mean * self._growth if grows else mean
 
     @property
     def money(self) -> float:
-        return sum(one.cost.get(MONEY, 0.0) for one in self.alike) / len(self.alike) * self._times
+        return sum(one.cost.get(MONEY, 0.0) for one in self.alike) / len(self.alike) * self._growth
 
     @property
-    def _times(self) -> float:
+    def _growth(self) -> float:
         return self.prompts / self.alike[0].prompts
 
 
-def estimate(whole: Config, large: Config, seen: list[Seen], overhead: float) -> dict[str, Any]:
-    planned = prepare(whole, [plan(whole)])
-    sizes = sizes_of(whole, planned)
-    coming = [_like(step, sizes, seen) for step in planned.steps]
-    stages, idle = by_stage(coming), overhead * len(coming)
-    hours, most = (
-        (sum(row[name] for row in stages) + idle) / 3600 for name in ("seconds", "at_most")
-    )
-    paid = any(MONEY in one.cost for one in seen)
+def estimate(
+    whole: Config, large: Config, measured: list[MeasuredStep], overhead: float
+) -> dict[str, Any]:
+    run_plan = prepare_plan(whole, [plan(whole)])
+    sizes = count_sizes(whole, run_plan)
+    coming = [_estimate_step(step, sizes, measured) for step in run_plan.steps]
+    stages, idle = group_by_stage(coming), overhead * len(coming)
+    hours = (sum(row["seconds"] for row in stages) + idle) / 3600
+    most = (sum(row["at_most"] for row in stages) + idle) / 3600
+    paid = any(MONEY in one.cost for one in measured)
     return {
         "stages": stages,
         "between_steps": idle,
         "hours": hours,
         "hours_at_most": most,
-        "gpu_money": gpu_money(whole, hours),
+        "gpu_money": price_gpus(whole, hours),
         "disk_bytes": round(sum(one.size for one in coming)),
         "money": round(sum(one.money for one in coming), 4) if paid else None,
-        "ties": ties(seen),
-        "detectable": detectable(large, seen, sizes[EXAM]),
+        "ties": count_ties(measured),
+        "detectable": estimate_detectable(large, measured, sizes[EVAL]),
     }
 
 
-def _like(step: Step, sizes: Mapping[str, int], seen: list[Seen]) -> Coming:
-    stage, kind = step.stage, kind_of(step)
-    return Coming(
-        stage, kind, prompts_of(step, sizes), rate(stage, kind, seen), largest(stage, kind, seen)
+def _estimate_step(
+    step: Step, sizes: Mapping[str, int], measured: list[MeasuredStep]
+) -> EstimatedStep:
+    stage, kind = step.stage, find_kind(step)
+    return EstimatedStep(
+        stage,
+        kind,
+        count_prompts(step, sizes),
+        estimate_rate(stage, kind, measured),
+        select_largest(stage, kind, measured),
     )
 
 
-def by_stage(coming: list[Coming]) -> list[dict[str, Any]]:
-    """One row for a stage in the rounds and one in the exams; `prompts` are those of its first Step."""
-    found: dict[tuple[str, str], list[Coming]] = {}
+def group_by_stage(coming: list[EstimatedStep]) -> list[dict[str, Any]]:
+    """One row for a stage in rounds, one in evaluations. `prompts` are those of its first Step."""
+    groups: dict[tuple[str, str], list[EstimatedStep]] = {}
     for one in coming:
-        found.setdefault((one.stage, one.kind), []).append(one)
+        groups.setdefault((one.stage, one.kind), []).append(one)
     return [
         {
             "stage": stage,
@@ -133,37 +153,37 @@ def by_stage(coming: list[Coming]) -> list[dict[str, Any]]:
             **asdict(alike[0].rate),
             "steps": len(alike),
             "prompts": alike[0].prompts,
-            "seconds": sum(one.rate.of(one.prompts) for one in alike),
-            "at_most": sum(one.rate.at_most(one.prompts) for one in alike),
+            "seconds": sum(one.rate.predict(one.prompts) for one in alike),
+            "at_most": sum(one.rate.predict_at_most(one.prompts) for one in alike),
         }
-        for (stage, kind), alike in found.items()
+        for (stage, kind), alike in groups.items()
     ]
 
 
-def gpu_money(cfg: Config, hours: float) -> float | None:
-    """A machine is paid while it waits too: every GPU that it shows, and every hour."""
-    gpus, price = len(hardware.gpus()), cfg.cost.gpu_hour
+def price_gpus(cfg: Config, hours: float) -> float | None:
+    """The price of all GPUs of this machine for all hours, since waiting is paid too."""
+    gpus, price = len(hardware.list_gpus()), cfg.cost.gpu_hour
     return None if price is None or not gpus else round(hours * gpus * price, 4)
 
 
-def ties(seen: list[Seen]) -> dict[str, int] | None:
-    """Of the larger pilot's prompts those whose samples all score alike: they make no pair."""
-    [*_, last] = sorted((one for one in seen if one.stage == "pair"), key=lambda one: one.prompts)
+def count_ties(measured: list[MeasuredStep]) -> dict[str, int] | None:
+    """The larger pilot's prompts whose samples all have the same score: they make no pair."""
+    pairs = [step for step in measured if step.stage == "pair"]
+    [*_, last] = sorted(pairs, key=lambda step: step.prompts)
     funnel = json.loads((last.path / "funnel.json").read_text())
     return {"of": funnel["prompts_in"], **funnel["ties"]} if funnel["prompts_in"] else None
 
 
-def detectable(large: Config, seen: list[Seen], prompts: int) -> dict[str, Any] | None:
-    """The difference to SFT that an exam of so many prompts sees four times in five.
+def estimate_detectable(
+    large: Config, measured: list[MeasuredStep], prompts: int
+) -> dict[str, Any] | None:
+    """The difference from SFT that an evaluation on so many prompts finds four times in five.
 
-    The pilot's model has hardly moved from SFT, so that its paired difference varies too little: the true figure lies
-    between that one and the one of two models whose answers have nothing to do with each other.
+    The pilot's model is still close to SFT, so that its paired difference varies too little. The
+    true figure is between that one and the one of two models with independent answers.
     """
-    [report] = [
-        json.loads((one.path / "report.json").read_text())
-        for one in seen
-        if one.stage == "evaluate"
-    ]
+    [evaluate] = [one for one in measured if one.stage == "evaluate"]
+    report = json.loads((evaluate.path / "report.json").read_text())
     scorer = large.evaluate.scorer
     gaps = [g for g in report["differences"] if g["model"] == "round-1" and g["scorer"] == scorer]
     sft = next(model["metrics"].get(scorer) for model in report["models"] if model["name"] == "sft")

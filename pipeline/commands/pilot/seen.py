@@ -1,4 +1,4 @@
-"""What a pilot measured: one row for each Step, as its manifest has it, and how many prompts it was for."""
+"""What a pilot measured: one row for each Step, from its manifest, and its number of prompts."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from pipeline import store
 from pipeline.config import Config
-from pipeline.driver.executor import prepare, select
+from pipeline.driver.executor import prepare_plan, select_targets
 from pipeline.plan import plan
-from pipeline.preflight.capacity import prompts_published
-from pipeline.status import Planned
+from pipeline.preflight.capacity import count_published_prompts
+from pipeline.status import RunPlan
 from pipeline.step import Step
 
-ROUND, EXAM, ONCE = "round", "exam", "once"
+ROUND, EVAL, ONCE = "round", "exam", "once"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One Step of a pilot: what it took for so many prompts."""
+class MeasuredStep:
+    """What one Step of a pilot took for so many prompts."""
 
     stage: str
     kind: str
@@ -29,17 +29,17 @@ class Seen:
     path: Path
 
 
-def measured(cfg: Config) -> Iterator[Seen]:
-    planned = prepare(cfg, select(plan(cfg), cfg.until))
-    sizes = sizes_of(cfg, planned)
-    for step in planned.steps:
-        path = planned.folder(step)
+def measure_steps(cfg: Config) -> Iterator[MeasuredStep]:
+    run_plan = prepare_plan(cfg, select_targets(plan(cfg), cfg.until))
+    sizes = count_sizes(cfg, run_plan)
+    for step in run_plan.steps:
+        path = run_plan.folder(step)
         if manifest := store.read_manifest(path):
             size = sum(entry["size"] for entry in manifest["files"])
-            prompts = prompts_of(step, sizes)
-            yield Seen(
+            prompts = count_prompts(step, sizes)
+            yield MeasuredStep(
                 step.stage,
-                kind_of(step),
+                find_kind(step),
                 prompts,
                 manifest["seconds"],
                 size,
@@ -48,37 +48,31 @@ def measured(cfg: Config) -> Iterator[Seen]:
             )
 
 
-def kind_of(step: Step) -> str:
-    if step.stage == "benchmark":  # its questions are not ours to be fewer
+def find_kind(step: Step) -> str:
+    if step.stage == "benchmark":  # a pilot does not lower its number of questions
         return ONCE
     if isinstance(step.label, str):
-        return EXAM
+        return EVAL
     return ROUND if step.label else ONCE
 
 
-def prompts_of(step: Step, sizes: Mapping[str, int]) -> int:
-    """What a step's time grows with. Training on the pairs of all rounds reads so many more."""
-    return sizes[kind_of(step)] * (len(step.inputs["pairs"]) if step.stage == "train" else 1)
+def count_prompts(step: Step, sizes: Mapping[str, int]) -> int:
+    """The prompts that a step's time grows with. Training on all rounds' pairs reads more."""
+    return sizes[find_kind(step)] * (len(step.inputs["pairs"]) if step.stage == "train" else 1)
 
 
-def sizes_of(cfg: Config, planned: Planned) -> dict[str, int]:
-    """How many prompts a round and an exam have; where the config leaves it open, all that `prompts` published."""
-    parts = prompts_published(planned)
-    assert parts, "a pilot has built them"
-    drawn, asked = (
-        cfg.sample.per_round or parts["train"],
-        cfg.exam.sample.per_round or parts[cfg.exam.split],
-    )
-    return {ROUND: drawn, EXAM: asked, ONCE: 1}
+def count_sizes(cfg: Config, run_plan: RunPlan) -> dict[str, int]:
+    """Prompts of a round and of an evaluation; all that `prompts` published if not limited."""
+    parts = count_published_prompts(run_plan)
+    assert parts, "a pilot has built the prompts"
+    trained = cfg.sample.per_round or parts["train"]
+    evaluated = cfg.exam.sample.per_round or parts[cfg.exam.split]
+    return {ROUND: trained, EVAL: evaluated, ONCE: 1}
 
 
-def between(large: Config, wall: float) -> float:
-    """Seconds that a step costs beside its own: starting its process, publishing, looking at the store."""
-    stories = sorted((large.runs / large.recipe).iterdir())[-2:]
-    built = [
-        line
-        for story in stories
-        for line in json.loads((story / "ledger.json").read_text())
-        if line["counted"]
-    ]
+def measure_overhead(large: Config, wall: float) -> float:
+    """Seconds between steps: starting a process, publishing, reading the store."""
+    run_dirs = sorted((large.runs / large.recipe).iterdir())[-2:]
+    ledgers = [json.loads((run_dir / "ledger.json").read_text()) for run_dir in run_dirs]
+    built = [line for ledger in ledgers for line in ledger if line["counted"]]
     return max(0.0, wall - sum(line["seconds"] for line in built)) / len(built) if built else 0.0

@@ -16,7 +16,7 @@ NO_FIGURE = (
     "benchmark {benchmark}: {metric} has no value, "
     "because the answer to some question is too unlikely to be weighed"
 )
-FIGURES = "task", "metric", "value", "stderr", "n", "higher_is_better"
+FIGURES = ("task", "metric", "value", "stderr", "n", "higher_is_better")
 
 
 def describe_benchmarks(
@@ -49,11 +49,11 @@ def _describe_model(
         return
     head = {"benchmark": name, "model": model}
     if metrics.absent:
-        empty = {"chief": True, "cut": 0, "gain": None, "absent": metrics.absent}
+        empty = {"chief": True, "cut": 0, "gain": None, "absent": metrics.unavailable_reason}
         yield {**head, **dict.fromkeys(FIGURES), **empty}
         return
-    published, sft = metrics.read(), evals.get(SFT, {}).get("metrics", {}).get(name)
-    paired = metrics if model != SFT and sft and not sft.absent else None
+    (published, sft) = (metrics.read(), evals.get(SFT, {}).get("metrics", {}).get(name))
+    paired = metrics if model != SFT and sft and not sft.unavailable_reason else None
     for figure in published["figures"]:
         if figure["task"] != published["task"]:
             continue  # one of a group's tasks: metrics.json has it
@@ -68,7 +68,7 @@ def _describe_gain(
     own: Metrics, sft: Metrics, metric: str, bootstrap: BootstrapConfig
 ) -> dict[str, Any] | None:
     """By question; None where a figure is not a mean over questions."""
-    a, b = _values_by_question(own, metric), _values_by_question(sft, metric)
+    (a, b) = (_values_by_question(own, metric), _values_by_question(sft, metric))
     if not _drop_unknown(a) or not _drop_unknown(b):
         return None
     expected = len(a.keys() | b.keys())
@@ -84,7 +84,9 @@ def _describe_gain(
 def _values_by_question(metrics: Metrics, metric: str) -> dict[str, float | None]:
     """A question's key includes its hash: rows that changed between two models are not paired."""
     key = pl.concat_str("task", "doc_id", "doc", separator="/")
-    return dict(metrics.items().filter(pl.col("metric") == metric).select(key, "value").iter_rows())
+    return dict(
+        metrics.read_items().filter(pl.col("metric") == metric).select(key, "value").iter_rows()
+    )
 
 
 def _drop_unknown(values: Mapping[str, float | None]) -> dict[str, float]:
@@ -134,17 +136,17 @@ def _find_change(
     name: str, basis: VerdictBasis, rows: Sequence[ReportRow], differences: Sequence[ReportRow]
 ) -> tuple[ReportRow | None, bool, str]:
     """The chosen model's difference to SFT, whether higher is better, and why it may be unknown."""
-    key = name, basis.chosen, True
+    key = (name, basis.chosen, True)
     own = [row for row in rows if (row["benchmark"], row["model"], row["chief"]) == key]
     if not own:
-        pair = basis.chosen, name
+        pair = (basis.chosen, name)
         gap = next((row for row in differences if (row["model"], row["scorer"]) == pair), None)
-        return gap, True, f"no prompt has a score of {name} for both models"
+        return (gap, True, f"no prompt has a score of {name} for both models")
     [row] = own
     if row["absent"]:
-        return None, True, "the benchmark is unavailable"
+        return (None, True, "the benchmark is unavailable")
     higher_is_better = row["higher_is_better"] is not False
-    return row["gain"], higher_is_better, "its questions cannot be paired with those of sft"
+    return (row["gain"], higher_is_better, "its questions cannot be paired with those of sft")
 
 
 def _classify_change(
@@ -160,7 +162,7 @@ def _classify_change(
     if gap["n"] < MIN_PROMPTS:
         why = f"Whether {name} was kept is not known: too few to tell ({figures})."
         return {**head, "state": "unknown", "change": change, "why": why}
-    worst, best = (gap["low"], gap["high"]) if higher_is_better else (-gap["high"], -gap["low"])
+    (worst, best) = (gap["low"], gap["high"]) if higher_is_better else (-gap["high"], -gap["low"])
     state = "lost" if best < -limit else "perhaps" if worst < -limit else "kept"
     why = _explain_state(name, limit, state, figures)
     return {**head, "state": state, "change": change, "why": why}
@@ -182,10 +184,10 @@ def apply_retention(
     """The verdict after losses: a certain one makes it a *no*, an unknown one at most unclear."""
     lost = [row for row in retained if row["state"] == "lost"]
     uncertain = [row for row in retained if row["state"] in ("perhaps", "unknown")]
-    better, why = verdict["better"], verdict["why"]
+    (better, why) = (verdict["better"], verdict["why"])
     if lost:
         losses = " ".join(row["why"] for row in lost)
-        why, better = f"{why} But {losses} {advise_staying_close(chosen)}.", "no"
+        (why, better) = (f"{why} But {losses} {advise_staying_close(chosen)}.", "no")
     elif better == "yes" and any(row["state"] == "unknown" for row in uncertain):
         better = "unclear"
     return {"better": better, "why": " ".join([why, *(row["why"] for row in uncertain)])}

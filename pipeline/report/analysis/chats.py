@@ -86,7 +86,7 @@ def count_turns(chat: ChatSet) -> dict[str, int]:
     most = max((turn for own in answers for turn in own["turn"]), default=1)
     return {
         key: min(most, len(columns.get("turns") or [0]))
-        for key, columns in chat["prompts"].columns().items()
+        for key, columns in chat["prompts"].read_columns().items()
     }
 
 

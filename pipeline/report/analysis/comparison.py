@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.errors import UserError, many
+from pipeline.errors import UserError, pluralize
 from pipeline.report.analysis import aggregate
 from pipeline.report.analysis.aggregate import ModelDuel
 from pipeline.report.analysis.eval_results import EvalResult, ModelScores, read_eval
@@ -129,7 +129,7 @@ def find_shared_basis(runs: Sequence[FoundRun]) -> SharedBasis:
     scorers = sorted(everywhere, key=lambda name: (name not in primaries[:1], name))
     notes = []
     if len({*map(len, prompts), len(shared)}) > 1:
-        notes.append(f"common to all: {many(len(shared), 'prompt')} ({counts}).")
+        notes.append(f"common to all: {pluralize(len(shared), 'prompt')} ({counts}).")
     notes += [*_list_unshared_scorers(runs, everywhere), *_list_sampling_differences(runs)]
     return SharedBasis({key: first[key][-1]["content"] for key in shared}, scorers, notes)
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from pipeline.artifacts import KL, EvalArtifacts, Logps, Model, Samples, Scores
 from pipeline.config import ANSWER, BEST_OF_PREFIX, CONTROL, PROMPTED
-from pipeline.errors import StageError, many
+from pipeline.errors import StageError, pluralize
 from pipeline.report.analysis.text_metrics import add_text_metrics
 
 SFT = "sft"
@@ -48,14 +48,14 @@ class EvalResult:
 def read_eval(
     name: str, artifacts: EvalArtifacts, prompt_ids: frozenset[str], primary: str
 ) -> EvalResult:
-    model, score_artifact = artifacts["model"], artifacts.get("scores")
+    (model, score_artifact) = (artifacts["model"], artifacts.get("scores"))
     samples = _read_samples(artifacts.get("samples"))
     if name.startswith(BEST_OF_PREFIX):
         samples = _keep_scored(samples, score_artifact)
     answers = _select_answers(samples)
     if strangers := set(samples["prompt_id"]) - prompt_ids:
         raise StageError(
-            f"the evaluation of {name} answers {many(len(strangers), 'prompt')}"
+            f"the evaluation of {name} answers {pluralize(len(strangers), 'prompt')}"
             f" outside the {len(prompt_ids)} evaluated ({min(strangers)} for one).\n"
             "  Its samples belong to another split of the prompts; build the evaluation again."
         )
@@ -74,7 +74,9 @@ def read_eval(
             "no step changed them"
         )
     metrics = model.metrics()
-    return EvalResult(name, model.path, metrics, answers, scores, kl, missing, reason, unchanged)
+    return EvalResult(
+        name, model.path, read_metrics, answers, scores, kl, missing, reason, unchanged
+    )
 
 
 def read_training_summary(model: Model) -> dict[str, Any]:
@@ -95,7 +97,8 @@ def _read_samples(samples: Samples | None) -> pl.DataFrame:
     ]
     tokens = pl.col("token_ids").list.len().cast(pl.Int64)
     shards = [
-        shard.select(*columns, tokens=tokens) for shard in (samples.shards() if samples else [])
+        shard.select(*columns, tokens=tokens)
+        for shard in (samples.read_shards() if samples else [])
     ]
     if not shards:
         text = dict.fromkeys(columns, pl.String)
@@ -146,7 +149,7 @@ def _read_scores(
         missing.append(f"it has no answer to {unanswered} of {len(prompt_ids)} prompts")
     if empty := answers.filter(pl.col("completion").str.strip_chars() == "").height:
         missing.append(
-            f"empty: {empty} of its {many(len(answers), 'answer')}, scored like any other"
+            f"empty: {empty} of its {pluralize(len(answers), 'answer')}, scored like any other"
         )
     if scores is None:
         missing.append("its answers were not scored")
@@ -187,9 +190,12 @@ def _summarize_scorer(
     scorer: str, rows: pl.DataFrame, answers: int, prompt_ids: frozenset[str]
 ) -> ModelScores:
     """A scorer scores every answer, a criterion (`scorer/criterion`) only those with a row."""
-    scored, abstained = rows.filter(pl.col("score").is_not_null()), rows.filter(status="abstained")
+    (scored, abstained) = (
+        rows.filter(pl.col("score").is_not_null()),
+        rows.filter(status="abstained"),
+    )
     not_abstained = rows.filter(pl.col("status") != "abstained")
-    means, answered = mean_by_prompt(scored, "score"), frozenset(not_abstained["prompt_id"])
+    (means, answered) = (mean_by_prompt(scored, "score"), frozenset(not_abstained["prompt_id"]))
     if is_criterion(scorer):
         return ModelScores(means, answered, len(not_abstained) - len(scored))
     expected = prompt_ids - (frozenset(abstained["prompt_id"]) - answered)

@@ -21,12 +21,12 @@ from pipeline.artifacts import (
     Samples,
     Scores,
     Verdicts,
-    nested,
+    build_tree,
     read_step,
 )
 from pipeline.config import ANSWER
-from pipeline.errors import UserError, nearest
-from pipeline.hashing import without_runtime
+from pipeline.errors import UserError, suggest
+from pipeline.hashing import drop_runtime
 
 WHAT_TO_GIVE = (
     "Give a finished run (runs/latest), one of its models (runs/latest:sft), "
@@ -99,13 +99,13 @@ def _find_in_run(run: Path, row: str, name: str) -> FoundRun:
         )
     folder = reports[-1].resolve()
     step = read_step(folder)
-    evals = nested(step["inputs"]).get("exams", {})
+    evals = build_tree(step["inputs"]).get("exams", {})
     if not evals:
         raise UserError(f"{run}: its report names no evaluated model. {WHAT_TO_GIVE}")
     chosen = row or Report(folder).read()["exam"]["chosen"]
     if chosen not in evals:
         raise UserError(
-            f"{run}:{chosen}: its table has no such row. {nearest(str(chosen), list(evals))}"
+            f"{run}:{chosen}: its table has no such row. {suggest(str(chosen), list(evals))}"
         )
     shown = name or "/".join(run.resolve().parts[-2:]) + (f":{row}" if row else "")
     parts = {
@@ -198,7 +198,7 @@ def _read_scorer_configs(scores: Path | None) -> dict[str, Any]:
     reward = step["inputs"].get("reward", {}).get("fingerprint")
     of_run = {"kind": "reward_model", "model": None}
     return {
-        name: [without_runtime(one), reward if of_run.items() <= one.items() else None]
+        name: [drop_runtime(one), reward if of_run.items() <= one.items() else None]
         for name, one in step["config"]["scorers"].items()
     }
 

@@ -21,7 +21,9 @@ def read_funnel(out: Path, pairs: list[Pairs]) -> dict[str, Any]:
     return {
         "prompts": next(prompts, None),
         "samples": sorted(samples, key=_sort_key),
-        "pairs": [{"round": number, **made.funnel()} for number, made in enumerate(pairs, start=1)],
+        "pairs": [
+            {"round": number, **made.read_funnel()} for number, made in enumerate(pairs, start=1)
+        ],
     }
 
 

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from pipeline.artifacts import EQUAL, Verdicts
+from pipeline.artifacts import EQUAL_ANSWERS, Verdicts
 from pipeline.report.analysis.aggregate import ModelDuel, find_model
 from pipeline.report.analysis.eval_results import EvalResult, mean_by_prompt
 from pipeline.report.analysis.statistics import BootstrapConfig, adjust_for_length, count_wins
@@ -58,7 +58,7 @@ def _join_orders(rows: pl.DataFrame) -> pl.DataFrame:
     pairs = answered.group_by("prompt_id", "a_id", "b_id", maintain_order=True).agg(
         whole=(pl.col("winner").count() == 2),
         flipped=(pl.col("winner").n_unique() > 1).cast(pl.Float64),
-        asked=(pl.col("detail") != EQUAL).all(),
+        asked=(pl.col("detail") != EQUAL_ANSWERS).all(),
         first=pl.col("winner").first(),
     )
     points = (

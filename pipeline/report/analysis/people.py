@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipeline.errors import many
+from pipeline.errors import pluralize
 from pipeline.report.analysis.aggregate import ModelDuel
 from pipeline.report.analysis.agreement import LabelledPair, calibrate, calibrate_annotators
 from pipeline.report.analysis.eval_results import EvalResult, mean_by_prompt
@@ -110,7 +110,7 @@ def group_votes(
         here = by_models.setdefault((newer, older), HumanVotes(results[newer], results[older]))
         here.add(prompt, ids if a > b else ids[::-1], points, vote.annotator)
     faults = [
-        f"{len(names)} of {many(len(votes), 'verdict')} {fault}: {_list_ids(names)}"
+        f"{len(names)} of {pluralize(len(votes), 'verdict')} {fault}: {_list_ids(names)}"
         for fault, names in unusable.items()
     ]
     return [by_models[key] for key in sorted(by_models)], faults

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, suggest
 from pipeline.report.analysis.aggregate import (
     NO_SCORES,
     describe_estimate,
@@ -65,7 +65,7 @@ def group_by_value(column: str, by_prompt: Mapping[str, Mapping[str, Any]]) -> d
     known = sorted({name for columns in by_prompt.values() for name in columns})
     if by_prompt and column not in known:
         raise UserError(
-            f"evaluate.slices: no prompt has the column {column}. {nearest(column, known)}"
+            f"evaluate.slices: no prompt has the column {column}. {suggest(column, known)}"
         )
     slices: dict[str, list[str]] = {}
     for prompt, columns in by_prompt.items():

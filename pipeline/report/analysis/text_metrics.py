@@ -10,13 +10,13 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.text import REFUSAL, language_of, without_reasoning
+from pipeline.text import REFUSAL, guess_language, strip_reasoning
 
 NGRAM = 3
 OPENING_WORDS = 3
 DISTINCT_WORDS = 50  # of each answer: over whole texts, longer answers would seem less varied
 # Fewer characters do not reveal a language; more than the second bound add nothing.
-MIN_CHARACTERS, MAX_CHARACTERS = 40, 1000
+(MIN_CHARACTERS, MAX_CHARACTERS) = (40, 1000)
 # Scripts written without spaces count by character.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)*")
 # A heading, a list, bold words, a code fence or a table.
@@ -28,7 +28,7 @@ ANSWER_TEXT = "answer_text"
 def add_text_metrics(answers: pl.DataFrame) -> pl.DataFrame:
     """The answers with their metrics; `tokens` excludes the `reasoning_tokens`."""
     texts = pl.Series(
-        ANSWER_TEXT, [without_reasoning(text) for text in answers["completion"]], dtype=pl.String
+        ANSWER_TEXT, [strip_reasoning(text) for text in answers["completion"]], dtype=pl.String
     )
     return answers.with_columns(
         texts,
@@ -59,7 +59,7 @@ def find_commonest_opening(answers: pl.DataFrame) -> dict[str, Any]:
     prompts = answers["prompt_id"].n_unique()
     shares = weighted.group_by("opening").agg(pl.col("weight").sum() / prompts)
     rounded = shares.with_columns(pl.col("weight").round(9))
-    text, share = rounded.sort(["weight", "opening"], descending=[True, False]).row(0)
+    (text, share) = rounded.sort(["weight", "opening"], descending=[True, False]).row(0)
     return {"text": text, "share": share}
 
 
@@ -79,7 +79,7 @@ def measure_other_language(
 ) -> dict[str, float]:
     """By prompt, the share of answers in another language than its own, without short texts."""
     asked_in = {
-        key: language_of(text[:MAX_CHARACTERS])
+        key: guess_language(text[:MAX_CHARACTERS])
         for key, text in last_words.items()
         if len(text) >= MIN_CHARACTERS
     }

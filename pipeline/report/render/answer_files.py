@@ -13,9 +13,9 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Prompts, write_json, write_text
-from pipeline.hashing import digest_of
+from pipeline.hashing import hash_json
 from pipeline.report.analysis.chats import QuestionSet, read_turns
-from pipeline.text import without_reasoning
+from pipeline.text import strip_reasoning
 
 IDS = "question_id", "uid"  # as MT-Bench and Arena-Hard call it
 NO_TIME = 0.0  # a file of the store does not depend on when it was made
@@ -43,11 +43,11 @@ def list_fastchat_rows(
     the turn.
     """
     questions = question_set.chat["prompts"]
-    by_prompt = questions.columns()
+    by_prompt = questions.read_columns()
     for prompt_id in questions.read()["prompt_id"]:
         rows = answers.filter(pl.col("prompt_id") == prompt_id)
         turns = [
-            [without_reasoning(text) for text in rows.filter(pl.col("turn") == turn)["completion"]]
+            [strip_reasoning(text) for text in rows.filter(pl.col("turn") == turn)["completion"]]
             for turn in rows["turn"].unique().sort()
         ]
         if len(turns) < question_set.turns[prompt_id]:
@@ -56,7 +56,7 @@ def list_fastchat_rows(
         conversations = enumerate(zip(*turns, strict=True))
         yield {
             "question_id": next((columns[name] for name in IDS if name in columns), prompt_id),
-            "answer_id": digest_of([*rows["sample_id"]])[:22],
+            "answer_id": hash_json([*rows["sample_id"]])[:22],
             "model_id": model,
             "choices": [{"index": at, "turns": list(texts)} for at, texts in conversations],
             "tstamp": NO_TIME,
@@ -67,7 +67,7 @@ def list_alpaca_eval_rows(
     name: str, questions: Prompts, model: str, answers: pl.DataFrame
 ) -> Iterator[dict[str, Any]]:
     """One answer to each question, the first of several."""
-    by_prompt = questions.columns()
+    by_prompt = questions.read_columns()
     first = answers.unique("prompt_id", keep="first", maintain_order=True)
     texts = dict(first.select("prompt_id", "completion").iter_rows())
     for prompt_id, messages in questions.read().select("prompt_id", "prompt").iter_rows():
@@ -75,6 +75,6 @@ def list_alpaca_eval_rows(
             yield {
                 "dataset": by_prompt[prompt_id].get("dataset", name),
                 "instruction": messages[-1]["content"],
-                "output": without_reasoning(texts[prompt_id]),
+                "output": strip_reasoning(texts[prompt_id]),
                 "generator": model,
             }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from pipeline.errors import many
+from pipeline.errors import pluralize
 from pipeline.report.formatting import UNKNOWN, fit_scale, format_number
 from pipeline.report.render import svg
 from pipeline.report.render.page import render_document, render_figures, render_table
@@ -17,7 +17,7 @@ from pipeline.report.render.svg import WIDTH, Figure, SvgPoint
 from pipeline.report.render.table import Cell, ReportTable
 
 SweepPoint = Mapping[str, Any]
-HEADER_HEIGHT, CELL_HEIGHT = 24, 44  # of a heat map
+(HEADER_HEIGHT, CELL_HEIGHT) = (24, 44)  # of a heat map
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def choose_best(points: Sequence[SweepPoint], budget: float | None) -> SweepPoin
 
 
 def is_dominated(point: SweepPoint, points: Sequence[SweepPoint]) -> bool:
-    score, kl = point["score"], _kl(point)
+    (score, kl) = (point["score"], _kl(point))
     return any(
         p["score"] >= score and _kl(p) <= kl and (p["score"] > score or _kl(p) < kl) for p in points
     )
@@ -106,7 +106,9 @@ def write_lead(grid: SweepGrid) -> str:
     budget = grid.budget
     within = [point for point in grid.finished_points if budget is None or _kl(point) <= budget]
     is_alone = sum(point["score"] == best["score"] for point in within) == 1
-    rank = f"{'the highest' if is_alone else 'no lower than any'} of {many(len(within), 'point')}"
+    rank = (
+        f"{'the highest' if is_alone else 'no lower than any'} of {pluralize(len(within), 'point')}"
+    )
     limit = "" if budget is None else f" within sweep.kl_budget={budget:g}"
     warning = (
         ""
@@ -148,12 +150,12 @@ def draw_heat_map(grid: SweepGrid, what: str, title: str) -> Figure | None:
     axes = grid.axes[:2]
     if not axes or not grid.finished_points:
         return None
-    columns, rows = axes[-1], axes[0] if len(axes) == 2 else None
+    (columns, rows) = (axes[-1], axes[0] if len(axes) == 2 else None)
     best_of_cell: dict[tuple[str, str], SweepPoint] = {}
     for point in sorted(grid.finished_points, key=lambda p: p["score"]):
         best_of_cell[_find_cell(point, rows, columns)] = point
     cells = {_find_cell(point, rows, columns) for point in grid.points}
-    down, across = (_sort_values({cell[side] for cell in cells}) for side in (0, 1))
+    (down, across) = (_sort_values({cell[side] for cell in cells}) for side in (0, 1))
     left = 12 + 8 * max((len(name) for name in down), default=0)
     width = (WIDTH - left) / len(across)
     known = [point[what] for point in best_of_cell.values() if point[what] is not None]
@@ -179,7 +181,7 @@ def draw_heat_map(grid: SweepGrid, what: str, title: str) -> Figure | None:
 
 def _find_cell(point: SweepPoint, rows: str | None, columns: str) -> tuple[str, str]:
     values = parse_overrides(point)
-    return values.get(rows or "", ""), values.get(columns, "")
+    return (values.get(rows or "", ""), values.get(columns, ""))
 
 
 def _draw_cell(
@@ -191,10 +193,10 @@ def _draw_cell(
     best: SweepPoint | None,
 ) -> list[str]:
     value = None if point is None else point[what]
-    middle = at[0] + width / 2, at[1] + CELL_HEIGHT / 2 + 4
+    middle = (at[0] + width / 2, at[1] + CELL_HEIGHT / 2 + 4)
     if value is None:
         return [svg.label(middle, "failed" if point is None else UNKNOWN, "tick", "middle")]
-    low, high = min(known), max(known)
+    (low, high) = (min(known), max(known))
     shade = (value - low) / (high - low) if high > low else 0.5
     kind = "heat best" if point is best else "heat"
     return [
@@ -208,9 +210,9 @@ def _sort_values(names: set[str]) -> list[str]:
 
     def sort_key(name: str) -> tuple[int, float, str]:
         try:
-            return 0, float(name), name
+            return (0, float(name), name)
         except ValueError:
-            return 1, 0.0, name
+            return (1, 0.0, name)
 
     return sorted(names, key=sort_key)
 
@@ -224,7 +226,7 @@ def draw_frontier(grid: SweepGrid) -> Figure | None:
     up = fit_scale([point["score"] for point in points], 200, 20)
 
     def place(point: SweepPoint) -> SvgPoint:
-        return across(max(point["kl"], 0.0)), up(point["score"])
+        return (across(max(point["kl"], 0.0)), up(point["score"]))
 
     parts = [
         *svg.y_axis(up, across.start, across.end),
@@ -264,7 +266,7 @@ def draw_frontier(grid: SweepGrid) -> Figure | None:
 
 def _find_free_place(at: SvgPoint, names: Sequence[SvgPoint]) -> SvgPoint:
     """A place next to a point where no other name is yet."""
-    offsets = (8, -6), (8, 16), (-20, -6), (-20, 16)
+    offsets = ((8, -6), (8, 16), (-20, -6), (-20, 16))
     places = [(at[0] + right, at[1] + down) for right, down in offsets]
     for place in places:
         if all(abs(place[0] - x) > 16 or abs(place[1] - y) > 12 for x, y in names):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.backends import api_client
 from pipeline.config import ServiceRuntime
-from pipeline.errors import StageError, UserError, shown
+from pipeline.errors import StageError, UserError, make_printable
 from pipeline.scorers.judging import JudgeRequest, OnResponse, Response
 
 # Requests in a row without a response, each after all of its retries: the rest would fail as well.
@@ -120,7 +120,7 @@ class ServiceEngine:
 
 def read_model_name(body: dict[str, Any]) -> str:
     """The model as the server names itself."""
-    return shown(str(body.get("model") or ""), MAX_NAME_LENGTH)
+    return make_printable(str(body.get("model") or ""), MAX_NAME_LENGTH)
 
 
 def find_text_fault(text: str) -> str:

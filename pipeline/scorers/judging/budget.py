@@ -4,7 +4,7 @@ The caps are per store: a rerun does not start from zero.
 """
 
 from pipeline.config import EngineConfig, ServiceRuntime
-from pipeline.errors import StageError, many
+from pipeline.errors import StageError, pluralize
 from pipeline.scorers.judging import JudgeRequest, Response
 from pipeline.scorers.judging.verdict_cache import Spending, VerdictStore
 
@@ -57,7 +57,7 @@ class JudgeBudget:
         tokens = spent.tokens_in + spent.tokens_out
         raise StageError(
             f"{self.judge}: its next request could exceed {self.knob}.{cap}."
-            f" This store has sent it {many(spent.requests, 'request')}, {tokens} tokens{money}.\n"
+            f" This store has sent it {pluralize(spent.requests, 'request')}, {tokens} tokens{money}.\n"
             f"  All of its verdicts are kept. Raise {self.knob}.{cap.partition('=')[0]}"
             " and run the same command again."
         )

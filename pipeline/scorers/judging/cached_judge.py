@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.config import EngineConfig, Judge, VllmEngine
-from pipeline.errors import many
-from pipeline.hashing import ContentCache, digest_of, without_runtime
+from pipeline.errors import pluralize
+from pipeline.hashing import ContentCache, drop_runtime, hash_json
 from pipeline.progress import SIGN, Progress
 from pipeline.scorers.judging import JudgeEngine, JudgeRequest, Response, open_engine
 from pipeline.scorers.judging.budget import JudgeBudget
 from pipeline.scorers.judging.parsing import Verdict, parse_verdict
 from pipeline.scorers.judging.template import JudgeTemplate
 from pipeline.scorers.judging.verdict_cache import VerdictSource, VerdictStore
-from pipeline.text import without_reasoning
+from pipeline.text import strip_reasoning
 
 POLL = 0.5  # seconds between two checks for a verdict that another process has requested
 
@@ -34,13 +34,13 @@ class CachedJudge:
         self.budget = JudgeBudget(name, cfg.engine, self.store, self.knob)
         self.identity = _hash_identity(cfg)
         self.source = VerdictSource(
-            name, cfg.engine.revision or "", digest_of(self.template.text)[:16]
+            name, cfg.engine.revision or "", hash_json(self.template.text)[:16]
         )
         self.engine: JudgeEngine | None = None
 
     def prepare_answer(self, completion: str) -> str:
         """An answer as the judge reads it."""
-        return without_reasoning(completion) if self.cfg.strip_reasoning else completion
+        return strip_reasoning(completion) if self.cfg.strip_reasoning else completion
 
     def get_verdicts(self, requests: Sequence[JudgeRequest]) -> list[Verdict]:
         """One for each request, in their order. Equal requests are sent once."""
@@ -96,7 +96,7 @@ class CachedJudge:
 
     def _wait_for_others(self, count: int, before: int) -> int:
         if count != before:
-            note = f"judge {self.source.judge}: another run asks for {many(count, 'verdict')}"
+            note = f"judge {self.source.judge}: another run asks for {pluralize(count, 'verdict')}"
             print(SIGN, note, file=sys.stderr, flush=True)
         time.sleep(POLL)
         return count
@@ -142,8 +142,8 @@ def _hash_identity(cfg: Judge) -> str:
 
     Where a server or a folder is does not count.
     """
-    values = without_runtime(cfg.engine.model_dump(mode="json"))
+    values = drop_runtime(cfg.engine.model_dump(mode="json"))
     if isinstance(cfg.engine, VllmEngine) and cfg.engine.model.is_local:
         hashes = ContentCache(cfg.runtime.verdicts.parent / ".contents.json")
-        values["model"] = f"content:{hashes.of(Path(cfg.engine.model))}"
-    return digest_of([values, cfg.form])
+        values["model"] = f"content:{hashes.hash_path(Path(cfg.engine.model))}"
+    return hash_json([values, cfg.form])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.artifacts import EQUAL
+from pipeline.artifacts import EQUAL_ANSWERS
 from pipeline.scorers.judging.cached_judge import CachedJudge
 from pipeline.scorers.judging.parsing import Verdict
 from pipeline.scorers.judging.template import PAIRWISE_FIELDS as PAIRWISE_FIELDS
@@ -47,7 +47,7 @@ class PairVerdict:
     @property
     def is_judged(self) -> bool:
         """Whether a judge was asked. Equal answers are a tie without one."""
-        return self.ab.detail != EQUAL
+        return self.ab.detail != EQUAL_ANSWERS
 
     @property
     def is_flipped(self) -> bool:

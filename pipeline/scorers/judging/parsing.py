@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.scorers.judging import Response
-from pipeline.text import without_reasoning
+from pipeline.text import strip_reasoning
 
 EXCERPT = 80  # characters of a response that a fault repeats
 # With less probability on the labels, the first token was not yet the answer: the parsed label
@@ -40,7 +40,7 @@ class Verdict:
 def parse_verdict(response: Response, labels: tuple[str, ...], form: str) -> Verdict:
     if response.text is None:
         return Verdict({}, response.fault, response.model)
-    text = without_reasoning(response.text).strip()
+    text = strip_reasoning(response.text).strip()
     word, fault = _parse_json(text) if form == "json" else (text, "")
     bare = _strip_punctuation(word).casefold()
     label = next((label for label in labels if label.casefold() == bare), None)

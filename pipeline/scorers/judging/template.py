@@ -11,7 +11,7 @@ from string import Template
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.hashing import digest_of
+from pipeline.hashing import hash_json
 from pipeline.scorers.judging import JudgeRequest
 
 SPLIT = "\n---\n"
@@ -64,7 +64,7 @@ class JudgeTemplate:
         self, judged: Mapping[str, str], labels: tuple[str, ...], order: str = "", **fields: Any
     ) -> JudgeRequest:
         """`judged` are the untrusted texts, each by the field that names it in the template."""
-        texts_hash = digest_of([self.seed, sorted(judged.values())])
+        texts_hash = hash_json([self.seed, sorted(judged.values())])
         nonce = texts_hash[:16]
         values = {
             **{word: delimit(nonce, TITLES[word], text) for word, text in judged.items()},

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from pipeline.artifacts import note_cost, write_json, write_text
 from pipeline.errors import StageError
-from pipeline.progress import Progress, clock, say_phase
+from pipeline.progress import Progress, format_clock, print_phase
 
 # These differ between attempts: wall-clock times, and sums that restart when training resumes.
 UNSTABLE = (
@@ -169,7 +169,7 @@ SHOWN_METRICS = {
 def report_phase(text: str) -> None:
     """Print what a training does before its first step, once for all its processes."""
     if os.environ.get("RANK", "0") == "0":
-        say_phase(f"train: {text}")
+        print_phase(f"train: {text}")
 
 
 class ProgressLine(TrainerCallback):
@@ -179,7 +179,7 @@ class ProgressLine(TrainerCallback):
     """
 
     def __init__(self, stage: str, out: Path | None = None):
-        self.stage, self.out = stage, out
+        (self.stage, self.out) = (stage, out)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._line = Progress(self.stage, state.max_steps, "steps")
@@ -222,7 +222,7 @@ class ProgressLine(TrainerCallback):
                 facts[name] = form.format(logs[key])
         if "num_tokens" in logs:
             facts["tok/s"] = f"{logs['num_tokens'] / (time.monotonic() - self._started):.0f}"
-        self._line.left = self._time_left(args, state)
+        self._line.time_left = self._time_left(args, state)
         self._line.advance(state.global_step - self._line.done, **facts)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -232,7 +232,7 @@ class ProgressLine(TrainerCallback):
             note_cost(self.out, look_seconds=round(mean, 2))
 
     def _end_lap(self) -> float:
-        before, self._lap_start = self._lap_start, time.monotonic()
+        (before, self._lap_start) = (self._lap_start, time.monotonic())
         return self._lap_start - before
 
     def _end_evaluation(self) -> None:

@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from pipeline.config import GuardsConfig
-from pipeline.errors import many
+from pipeline.errors import pluralize
 
 Evaluation = dict[str, Any]  # everything measured at one step, under its names in metrics.jsonl
 
@@ -54,7 +54,7 @@ def find_stop_reason(cfg: GuardsConfig, evaluations: list[Evaluation]) -> str | 
     best = evaluations[-1 - since]
     return (
         f"{cfg.stop_on} was not better than {best[METRIC_KEYS[cfg.stop_on]]:.4g} (step "
-        f"{best['step']}) for {many(since, 'evaluation')} (train.guards.patience={cfg.patience})"
+        f"{best['step']}) for {pluralize(since, 'evaluation')} (train.guards.patience={cfg.patience})"
     )
 
 

@@ -14,7 +14,7 @@ from pipeline.backends import Completion, Request
 from pipeline.backends.transformers import Transformers
 from pipeline.config import Limits, TrainConfig, TransformersBackend
 from pipeline.errors import StageError
-from pipeline.hashing import digest_of
+from pipeline.hashing import hash_json
 from pipeline.models import loading
 from pipeline.progress import Progress
 from pipeline.resources import model_shape, training_fit
@@ -43,7 +43,7 @@ class EvalGenerations:
         self.engine = Transformers(TransformersBackend(**backend), init)
         self.batch_size = _fit_batch_size(cfg, init)
         self.rows = list(self._select_prompts(dev))
-        self.columns = dev.columns()
+        self.columns = dev.read_columns()
         self.scorer = None
         if cfg.guards.scorer:
             self.scorer = open_scorer(cfg.guards.scorer, knob="train.guards.scorer")
@@ -56,7 +56,7 @@ class EvalGenerations:
             fits = len(ids) + self.cfg.guards.tokens <= self.cfg.max_length
             if fits and found < self.cfg.guards.prompts:
                 found += 1
-                seed = int(digest_of([self.cfg.seed, "guard", row["prompt_id"]])[:16], 16) >> 1
+                seed = int(hash_json([self.cfg.seed, "guard", row["prompt_id"]])[:16], 16) >> 1
                 yield row, Request(row["prompt_id"], ids, temperature=1.0, top_p=1.0, seed=seed)
 
     def evaluate(self, trainer: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:

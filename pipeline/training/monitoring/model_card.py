@@ -64,7 +64,7 @@ def write(cfg: TrainConfig, out: Path, made_from: Mapping[str, Sequence[Artifact
 def read_metrics(model: Model, step: int) -> dict[str, float]:
     """What the log holds of one step, by its label."""
     known: dict[str, Any] = {}
-    for row in model.metrics():
+    for row in model.read_metrics():
         known |= row if row["step"] == step else {}
     return {label: known[name] for name, label in METRIC_LABELS.items() if name in known}
 

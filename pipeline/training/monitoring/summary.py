@@ -19,7 +19,7 @@ def write(
     symptoms = [
         *([UNCHANGED] if unchanged else []),
         *([FEW_STEPS] if few_steps else []),
-        *find_symptoms(Model(out).metrics()),
+        *find_symptoms(Model(out).read_metrics()),
     ]
     summary = {
         "steps": state.global_step,

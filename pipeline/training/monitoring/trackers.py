@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from pipeline.artifacts import STEP_FILE, write_text
 from pipeline.config import TrackerConfig, Wandb
-from pipeline.hashing import without_runtime
+from pipeline.hashing import drop_runtime
 
 PATIENCE = 60.0  # seconds to wait for a server, at a training's start and at its end
 KNOWN_ERRORS = {
@@ -162,7 +162,7 @@ class WandbRun:
             group=cfg.group or group,
             name="/".join(part for part in (cfg.name, point, training_name(step)) if part),
             job_type=step["stage"],
-            config={**without_runtime(step["config"]), "fingerprint": step["fingerprint"]},
+            config={**drop_runtime(step["config"]), "fingerprint": step["fingerprint"]},
             dir=run_dir,
             settings=wandb.Settings(**quiet, **patient, stop_fn=_refuse_remote_stop),
         )

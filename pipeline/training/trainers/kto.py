@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from trl import KTOConfig, KTOTrainer
 
-from pipeline.artifacts import draw_of
+from pipeline.artifacts import draw_key
 from pipeline.config import TrainConfig
 from pipeline.training.trainers.base import PretokenizedTrainer
 
@@ -59,7 +59,7 @@ def order_for_training(
     import polars as pl
 
     keys = [
-        hashlib.sha256(f"{seed}:{draw_of(name)}:{label}".encode()).hexdigest() + name
+        hashlib.sha256(f"{seed}:{draw_key(name)}:{label}".encode()).hexdigest() + name
         for name, label in unpaired.select("sample_id", "label").rows()
     ]
     order = pl.Series("order", keys, dtype=pl.String)

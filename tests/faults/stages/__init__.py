@@ -1,1 +1,1 @@
-"""Real stages up to `score`, toys for the rest: for faults that meet the real runner without a model."""
+"""Real stages up to `score`, toys for the rest: for faults in the real runner without a model."""

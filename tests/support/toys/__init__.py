@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.artifacts import Artifact, write_text
 from pipeline.config import Block
 from pipeline.errors import UserError
-from pipeline.hashing import digest_of, sha256_of
+from pipeline.hashing import hash_file, hash_json
 
 SHARDS = 3
 
@@ -28,7 +28,7 @@ def make(
     note(f"start {stage} {os.getpid()}")
     obey(stage)
     salt = os.environ.get("TOY_SALT", "") if stage == "sample" else ""
-    seen = digest_of(
+    seen = hash_json(
         [
             cfg.model_dump(mode="json"),
             {name: content(value) for name, value in inputs.items()},
@@ -48,7 +48,7 @@ def make(
 
 def content(value: Any) -> Any:
     if isinstance(value, Artifact):
-        return [sha256_of(file) for file in sorted(value.path.rglob("shard-*.txt"))]
+        return [hash_file(file) for file in sorted(value.path.rglob("shard-*.txt"))]
     if isinstance(value, dict):
         return {name: content(item) for name, item in value.items()}
     return [content(item) for item in value]

@@ -3,14 +3,14 @@ from typing import Any
 
 from pipeline.artifacts import write_json, write_text
 from pipeline.config import Evaluation
-from pipeline.hashing import digest_of
+from pipeline.hashing import hash_json
 from tests.support.toys import content, make
 
 
 def run(cfg: Evaluation, out: Path, **inputs: Any) -> None:
     """Its score is made from the chosen model's content; the higher it is, the further that model has gone."""
     make("evaluate", cfg, out, inputs)
-    score = int(digest_of(content(inputs["chosen"]))[:8], 16) / 16**8
+    score = int(hash_json(content(inputs["chosen"]))[:8], 16) / 16**8
     chosen = {
         "name": "round-1",
         "metrics": {cfg.scorer: {"mean": score}},

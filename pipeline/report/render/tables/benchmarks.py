@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipeline.errors import many
+from pipeline.errors import pluralize
 from pipeline.report.analysis.eval_results import SFT
 from pipeline.report.formatting import (
     UNKNOWN,
@@ -55,7 +55,7 @@ def _benchmark_row(
 def _format_cut(available: Sequence[ReportRow]) -> str:
     """lm-eval cuts a prompt that does not fit into the context."""
     most = max(row["cut"] for row in available)
-    return f"{many(most, 'request', grouped=True)} cut to fit" if most else ""
+    return f"{pluralize(most, 'request', grouped=True)} cut to fit" if most else ""
 
 
 def _figure_cell(row: ReportRow | None) -> Cell:
