@@ -95,7 +95,9 @@ class Sides:
         self._start_defaults()  # first: it lives in a process of its own, as vLLM has it
         self._start()
         self.rows = prompts.read()["prompt"].to_list()[:PROMPTS]
-        self.ids = [self.backend.text.encode(row, self.cfg.template_kwargs) for row in self.rows]
+        self.ids = [
+            self.backend.tokenizer.encode(row, self.cfg.template_kwargs) for row in self.rows
+        ]
         self._load()
 
     def _start_defaults(self) -> None:
@@ -112,13 +114,13 @@ class Sides:
         from vllm import LLM
 
         backend = self.backend
-        backend.limits, backend.room = self.cfg.limits, 0
+        backend.limits, backend.refill_threshold = self.cfg.limits, 0
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self.llm = LLM(**backend._arguments(self.sft, on_cpu=True))
+        self.llm = LLM(**backend._build_engine_arguments(self.sft, on_cpu=True))
         backend.engine = self.llm.llm_engine
 
         class Running:
-            text, generate = backend.text, backend.generate
+            tokenizer, generate = backend.tokenizer, backend.generate
             start = close = staticmethod(lambda *_: None)
 
         sample.open_backend = lambda *_: Running()  # type: ignore[assignment]
@@ -144,16 +146,16 @@ class Sides:
         return self.clock[PROMPTS][1:], self.clock[FEW][1:]
 
     def vllm(self) -> float:
-        from pipeline.backends import Request
+        from pipeline.backends import CompletionRequest
 
         [setting] = self.cfg.settings.values()
         chance = random.Random(0)
         ids = [ids for ids in self.ids for _ in range(setting.n)]
         asked = [
-            Request("", row, setting.temperature, setting.top_p, chance.getrandbits(63))
+            CompletionRequest("", row, setting.temperature, setting.top_p, chance.getrandbits(63))
             for row in ids
         ]
-        parameters = [self.backend._parameters(request) for request in asked]
+        parameters = [self.backend._sampling_parameters(request) for request in asked]
         return self._generated(self.llm, ids, parameters)
 
     def defaults(self) -> float:

@@ -26,7 +26,7 @@ from pipeline.step import pinned
 
 def drive(cfg: Config, story: Path | None = None) -> int:
     """One point from config to exit code: plan it, then show the plan or run it."""
-    api_client.name_keys(cfg.model_dump(mode="json"))
+    api_client.register_key_names(cfg.model_dump(mode="json"))
     try:
         cfg = cfg if cfg.dry_run else pinned(cfg, functools.cache(commit_of))
         planned = outline(cfg, select(plan(cfg), cfg.until))

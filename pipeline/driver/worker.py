@@ -95,7 +95,7 @@ def describe_damage(inputs: dict[str, dict[str, Any]]) -> list[str]:
 
 def say(message: str) -> None:
     """The words that the driver repeats to the person (see spawn.spoken); several faults may be said at once."""
-    message = api_client.masked(message)
+    message = api_client.mask_secrets(message)
     lines = (line if line.startswith("  ") else f"✗ {line}" for line in message.splitlines())
     try:
         print("\n".join(lines), file=sys.stderr, flush=True)
@@ -260,6 +260,6 @@ if __name__ == "__main__":
     try:
         code = main()
     except Exception:
-        print(api_client.masked(traceback.format_exc()), end="", file=sys.stderr)
+        print(api_client.mask_secrets(traceback.format_exc()), end="", file=sys.stderr)
         code = BROKE
     sys.exit(code)

@@ -46,7 +46,7 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
     if made.stage not in ("base", "sft") or not (tokenizer := tokenizer_in(folder_of(made))):
         return
     from pipeline.preflight.prompt_lengths import Words
-    from pipeline.sampling.prompt_selection import block, check_one_fits
+    from pipeline.sampling.prompt_selection import check_one_fits, select_block
 
     words, seen = cache(partial(Words, tokenizer)), set[str]()
     for step in coming:
@@ -63,7 +63,7 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
         )
         alike = f"{table} {template} {context} {cfg.model_dump_json(exclude={'seed', 'wave', 'purpose', 'runtime'})}"
         if alike not in seen and not cfg.ties_by and (table / "prompts.parquet").exists():
-            check_one_fits(cfg, words(template, context), block(cfg, Prompts(table)))
+            check_one_fits(cfg, words(template, context), select_block(cfg, Prompts(table)))
         seen.add(alike)
 
 

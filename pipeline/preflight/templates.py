@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.config import Checkpoint
 from pipeline.errors import UserError
 from pipeline.hashing import here
-from pipeline.models.bos import is_doubled, remedy_for
+from pipeline.models.bos import starts_with_two_bos, suggest_bos_fix
 
 
 def check_template(cfg: Checkpoint) -> None:
@@ -22,8 +22,8 @@ def check_template(cfg: Checkpoint) -> None:
     except Exception:  # broken files: tokenizers raises nothing more specific
         return
     ids = words.encode([{"role": "user", "content": "Who are you?"}], cfg.template.kwargs)
-    if is_doubled(ids, words.bos):
+    if starts_with_two_bos(ids, words.bos):
         raise UserError(
             f"{file or cfg.model}: a templated prompt begins with two BOS ({words.spell(ids[0])}); one was expected.\n"
-            f"  {remedy_for('two BOS')}"
+            f"  {suggest_bos_fix('two BOS')}"
         )

@@ -105,7 +105,7 @@ def marked(answer: Answer, score: float | None, detail: str) -> Score:
 
 def kept(detail: str) -> str:
     """Masked before it is cut, so that no half of a key is left."""
-    return shown(api_client.masked(detail))
+    return shown(api_client.mask_secrets(detail))
 
 
 def arguments(answers: list[Answer]) -> dict[str, list[Any]]:
@@ -237,7 +237,7 @@ def _repeat(printed: Any) -> None:
     """Line by line, begun with a sign of its own: no printed word is taken for one of the stage's."""
     with printed:
         while line := printed.readline(LINE):
-            text = api_client.masked(line.decode(errors="backslashreplace").rstrip("\n"))
+            text = api_client.mask_secrets(line.decode(errors="backslashreplace").rstrip("\n"))
             print("|", shown(text, PRINTED), file=sys.stderr, flush=True)
             while len(line) == LINE and not line.endswith(b"\n"):
                 line = printed.readline(LINE)

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from pipeline.config import RewardModelScorer
 from pipeline.errors import UserError
-from pipeline.models.batching import by_length
-from pipeline.models.strict_loading import whole
+from pipeline.models.batching import batch_by_length
+from pipeline.models.strict_loading import load_strict
 from pipeline.scorers.reward_text import Row
 
 Logits = list[float]
@@ -55,7 +55,9 @@ class TransformersPooling:
         from transformers import AutoModelForSequenceClassification
 
         self.module = (
-            whole(AutoModelForSequenceClassification, place, cfg.dtype).eval().requires_grad_(False)
+            load_strict(AutoModelForSequenceClassification, place, cfg.dtype)
+            .eval()
+            .requires_grad_(False)
         )
         self.module.to("cuda" if torch.cuda.is_available() else "cpu")
         self.pad = pad_for(self.module, tokenizer)
@@ -82,7 +84,7 @@ def pad_for(module: Any, tokenizer: Any) -> int:
 
 def forward(module: Any, pad: int, rows: list[Row], batch_tokens: int) -> list[Logits]:
     found: list[Logits] = [[] for _ in rows]
-    for batch in by_length([len(row.ids) for row in rows], batch_tokens):
+    for batch in batch_by_length([len(row.ids) for row in rows], batch_tokens):
         values = _logits(module, pad, [rows[index] for index in batch])
         for index, value in zip(batch, values.float().tolist(), strict=True):
             found[index] = value
@@ -140,7 +142,7 @@ class VllmPooling:
     def __init__(self, cfg: RewardModelScorer, place: Place, limit: int, knob: str):
         from pipeline.backends.vllm import (
             ENVIRONMENT,
-            ENVIRONMENT_OF_EAGER,
+            ENVIRONMENT_EAGER,
             ENVIRONMENT_ON_CPU,
             GIB,
         )
@@ -157,7 +159,7 @@ class VllmPooling:
             ) from error
         placed: dict[str, Any] = {"gpu_memory_utilization": cfg.runtime.memory}
         if current_platform.is_cpu():
-            os.environ |= {**ENVIRONMENT_ON_CPU, **ENVIRONMENT_OF_EAGER, **os.environ}
+            os.environ |= {**ENVIRONMENT_ON_CPU, **ENVIRONMENT_EAGER, **os.environ}
             placed = {
                 "enforce_eager": True,
                 "kv_cache_memory_bytes": GIB,

@@ -82,11 +82,11 @@ class RewardModel:
         return self.engine
 
     def _opened(self) -> tuple[Place, Any]:
-        from pipeline.models.checkpoint import classifier, opened_tokenizer
+        from pipeline.models.checkpoint import locate_classifier, open_tokenizer
 
         cfg, reward = self.cfg, self.reward
         if cfg.model is not None:
-            folder, _ = classifier(cfg.model, cfg.revision, cfg.trust)
+            folder, _ = locate_classifier(cfg.model, cfg.revision, cfg.trust)
             place, tokenizer = Place(folder, None, cfg.trust.remote_code), folder
         elif reward is not None:
             place, tokenizer = (
@@ -98,7 +98,7 @@ class RewardModel:
                 f"{self.knob}: a scorer of kind reward_model has no model.\n"
                 f"  Give {self.knob}.model=NAME, or reward=checkpoint reward.model=NAME."
             )
-        return place, opened_tokenizer(
+        return place, open_tokenizer(
             tokenizer, cfg.template.chat_template, str(place.weights), place.remote_code
         )
 

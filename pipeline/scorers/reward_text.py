@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.errors import UserError
-from pipeline.models.bos import adds_bos, holds_bos, is_doubled
+from pipeline.models.bos import adds_bos, contains_bos, starts_with_two_bos
 
 Message = dict[str, str]
 
@@ -68,12 +68,12 @@ class RewardText:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if self.begins and ids[:1] != [self.bos]:
             ids = [self.bos, *ids]  # type: ignore[list-item]
-        if is_doubled(ids, self.bos):
+        if starts_with_two_bos(ids, self.bos):
             raise Unreadable(
                 f"it begins with more than one BOS ({self.tokenizer.bos_token}) of the reward model"
             )
         if self.bos != self.tokenizer.eos_token_id and any(
-            holds_bos(self.tokenizer, m["content"]) for m in messages
+            contains_bos(self.tokenizer, m["content"]) for m in messages
         ):
             raise Unreadable(
                 f"a text in it spells out the reward model's BOS ({self.tokenizer.bos_token})"

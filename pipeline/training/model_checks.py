@@ -8,7 +8,7 @@ from pipeline.config import LoraAdapter, TrainConfig
 from pipeline.config.launch import SHARDED
 from pipeline.errors import UserError
 from pipeline.models import loading
-from pipeline.models.quantization import quantization_of
+from pipeline.models.quantization import read_quantization
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,14 +24,14 @@ def check(cfg: TrainConfig, init: Model, ids: "list[pl.Series]") -> None:
     if not isinstance(cfg.adapter, LoraAdapter):
         return
     if init.adapter:
-        loading.check_continued(init, cfg.adapter)
+        loading.check_resumed_adapter(init, cfg.adapter)
     else:
         check_targets(module, cfg.adapter.targets)
 
 
 def check_shared(cfg: TrainConfig, held_to: Model) -> None:
     """Packed weights are not taken apart, and unpacked ones would be another reference."""
-    if cfg.runtime.launch in SHARDED and quantization_of(held_to):
+    if cfg.runtime.launch in SHARDED and read_quantization(held_to):
         raise UserError(
             f"train.runtime.launch={cfg.runtime.launch} shares the reference's weights too, and those under "
             f"{held_to.path.parent.name}/{held_to.path.name} are packed into few bits.\n"

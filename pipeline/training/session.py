@@ -41,8 +41,8 @@ def train(
     published_in = (
         cfg.dtype if isinstance(cfg.adapter, FullAdapter) else None
     )  # adapters keep their own
-    start = dict(loading.checksums(trainable(policy), published_in)) if _first() else {}
-    settings = loading.settings_of(policy)
+    start = dict(loading.compute_checksums(trainable(policy), published_in)) if _first() else {}
+    settings = loading.copy_settings(policy)
     watch = guards.guards_for(cfg, init, held_to, dev, rows["dev"], out, processes)
     trainer, ledger = build.trainer_for(cfg, policy, init, held_to, rows, out, watch)
     _check_processes(trainer, cfg, processes)
@@ -55,7 +55,8 @@ def train(
         kept = watch.finish(trainer.state.global_step, trainer.state.log_history, trained)
         loading.check_finite(policy, whole)
         unchanged = all(
-            start.get(name) == number for name, number in loading.checksums(trained, published_in)
+            start.get(name) == number
+            for name, number in loading.compute_checksums(trained, published_in)
         )
         summary.write(
             out,

@@ -16,13 +16,13 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline.artifacts import Model, Prompts
-from pipeline.backends import Backend, Completion, Request, open_backend
-from pipeline.backends.lora_support import engine_rank
+from pipeline.backends import Backend, Completion, CompletionRequest, open_backend
+from pipeline.backends.lora_support import choose_engine_rank
 from pipeline.config import BackendConfig, Limits
 from pipeline.data import synthetic
 from pipeline.errors import UserError
-from pipeline.models.quantization_gap import per_token
-from pipeline.sampling.stop_strings import cut
+from pipeline.models.quantization_gap import measure_gap
+from pipeline.sampling.stop_strings import cut_at_stop
 from pipeline.stages import sample
 from tests.stages import test_sample
 from tests.support.house import HOUSE, composed
@@ -55,19 +55,21 @@ def requests(
     top_p: float = 1.0,
     name: str = "",
     min_p: float = 0.0,
-) -> list[Request]:
+) -> list[CompletionRequest]:
     chance = random.Random(7)
     contents = [
         " ".join(chance.choices(WORDS.split(), k=chance.randint(2, 12))) for _ in range(count)
     ]
-    ids = [backend.text.encode([{"role": "user", "content": content}], {}) for content in contents]
+    ids = [
+        backend.tokenizer.encode([{"role": "user", "content": content}], {}) for content in contents
+    ]
     return [
-        Request(f"{name}{at}", prompt, temperature, top_p, 2**62 + at, min_p)
+        CompletionRequest(f"{name}{at}", prompt, temperature, top_p, 2**62 + at, min_p)
         for at, prompt in enumerate(ids)
     ]
 
 
-def drawn(backend: Backend, *blocks: list[Request]) -> dict[str, Completion]:
+def drawn(backend: Backend, *blocks: list[CompletionRequest]) -> dict[str, Completion]:
     return {completion.sample_id: completion for completion in backend.generate(blocks)}
 
 
@@ -97,7 +99,7 @@ def test_scripted_completions_are_a_function_of_prompt_and_seed(scripted):
 def test_the_smoke_run_s_prompts_fit_its_limits_with_the_scripted_backend(scripted):
     cfg = composed("recipes=smoke", "backend@sample.backend=scripted")
     asked = synthetic.prompts(cfg.prompts.rows, cfg.prompts.constraints, cfg.seed)
-    lengths = [len(scripted.text.encode(row["prompt"], {})) for row in asked]
+    lengths = [len(scripted.tokenizer.encode(row["prompt"], {})) for row in asked]
     assert (
         len(lengths) == cfg.prompts.rows
         and min(lengths) > 10
@@ -106,8 +108,11 @@ def test_the_smoke_run_s_prompts_fit_its_limits_with_the_scripted_backend(script
 
 
 def test_scripted_greedy_completions_do_not_depend_on_the_seed(scripted):
-    ids = scripted.text.encode([{"role": "user", "content": "hello"}], {})
-    both = drawn(scripted, [Request("a", ids, 0.0, 1.0, 1), Request("b", ids, 0.0, 1.0, 2)])
+    ids = scripted.tokenizer.encode([{"role": "user", "content": "hello"}], {})
+    both = drawn(
+        scripted,
+        [CompletionRequest("a", ids, 0.0, 1.0, 1), CompletionRequest("b", ids, 0.0, 1.0, 2)],
+    )
     assert both["a"].token_ids == both["b"].token_ids
 
 
@@ -167,7 +172,7 @@ def test_a_prompt_that_the_template_refuses_is_named(policy, tmp_path):
         json.dumps({"weights": str(policy.weights), "tokenizer": "tokenizer"})
     )
     with pytest.raises(UserError, match=r"does not render .*'hello'.*no system role"):
-        opened(transformers(1), Model(tmp_path)).text.encode(
+        opened(transformers(1), Model(tmp_path)).tokenizer.encode(
             [{"role": "user", "content": "hello"}], {}
         )
 
@@ -180,7 +185,7 @@ def slow(policy) -> Backend:
     return opened(transformers(16), policy).start(policy, LIMITS)
 
 
-def raw_logprob(backend, request: Request, completion: Completion) -> float:
+def raw_logprob(backend, request: CompletionRequest, completion: Completion) -> float:
     """By one forward pass over prompt and completion, unpadded."""
     import torch
 
@@ -226,7 +231,10 @@ def test_transformers_draws_have_the_models_own_probabilities(policy, top_p, min
     backend = opened(transformers(500), policy).start(policy, Limits(prompt=64, completion=1))
     ids = requests(backend, 1, 1.0)[0].prompt_token_ids
     chance = random.Random(3)
-    seeds = [Request(str(at), ids, 2.0, top_p, chance.getrandbits(63), min_p) for at in range(4000)]
+    seeds = [
+        CompletionRequest(str(at), ids, 2.0, top_p, chance.getrandbits(63), min_p)
+        for at in range(4000)
+    ]
     first = torch.tensor([c.token_ids[0] for c in drawn(backend, seeds).values()])
 
     with torch.inference_mode():
@@ -322,7 +330,7 @@ def test_what_vllm_cannot_run_beside_its_base_is_merged(
     served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
     assert (served.adapter is None) == (beside is None)
     if beside:
-        assert engine_rank(served.adapter) == beside
+        assert choose_engine_rank(served.adapter) == beside
 
 
 @model
@@ -355,8 +363,8 @@ def test_the_difference_between_a_policy_and_what_is_sampled_for_it_is_measured(
     rows = test_sample.run(
         tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL
     )
-    assert per_token(adapter, merged, rows, "float32", "float32") < 1e-4
-    assert per_token(adapter, policy, rows, "float32", "float32") > 0.1
+    assert measure_gap(adapter, merged, rows, "float32", "float32") < 1e-4
+    assert measure_gap(adapter, policy, rows, "float32", "float32") > 0.1
 
 
 @model
@@ -439,7 +447,7 @@ def test_vllm_logprobs_are_raw_and_ends_are_part_of_the_tokens(fast, slow):
         assert (
             len(completion.token_ids) == LIMITS.completion
         ) or completion.finish_reason == "stop"
-        assert fast.text.decode(completion) == fast.text.tokenizer.decode(
+        assert fast.tokenizer.decode(completion) == fast.tokenizer.tokenizer.decode(
             inside, skip_special_tokens=True
         )
 
@@ -465,7 +473,7 @@ def test_a_stop_string_saves_tokens_and_leaves_the_same_completions(fast, slow):
     for backend in (fast, slow):
         plain = drawn(backend, asked := requests(backend, 48, 0.9))
         with_stop = [
-            replace(r, stop=(backend.text.read(plain[r.sample_id].token_ids[5:8]),))
+            replace(r, stop=(backend.tokenizer.decode_raw(plain[r.sample_id].token_ids[5:8]),))
             for r in asked[::3]
         ]
         stopped = drawn(backend, [*with_stop, *asked[1::3]])
@@ -473,7 +481,7 @@ def test_a_stop_string_saves_tokens_and_leaves_the_same_completions(fast, slow):
             stopped[r.sample_id].token_ids == plain[r.sample_id].token_ids for r in asked[1::3]
         )
         cuts = [
-            [cut(backend.text, list(r.stop), c[r.sample_id]) for c in (plain, stopped)]
+            [cut_at_stop(backend.tokenizer, list(r.stop), c[r.sample_id]) for c in (plain, stopped)]
             for r in with_stop
         ]
         told = [
@@ -526,7 +534,7 @@ def test_on_a_gpu_the_next_block_is_submitted_before_the_last_one_drains(fast, m
     asked = requests(fast, 120, 0.9)
 
     def unfinished(room: int) -> tuple[list[int], dict[str, list[int]]]:
-        monkeypatch.setattr(fast, "room", room)
+        monkeypatch.setattr(fast, "refill_threshold", room)
         left: list[int] = []
 
         def blocks():
@@ -538,7 +546,7 @@ def test_on_a_gpu_the_next_block_is_submitted_before_the_last_one_drains(fast, m
             completion.sample_id: completion.token_ids for completion in fast.generate(blocks())
         }
 
-    assert fast.room == 0
+    assert fast.refill_threshold == 0
     (drained, apart), (refilled, flowing) = unfinished(0), unfinished(39)
     assert drained == [0, 0, 0] and all(0 < left <= 39 for left in refilled[1:])
     assert apart == flowing
@@ -548,7 +556,7 @@ def running(backend: Backend):
     class Started:
         """The engine that already runs."""
 
-        text, generate = backend.text, backend.generate
+        tokenizer, generate = backend.tokenizer, backend.generate
         start = close = staticmethod(lambda *_: None)
 
     return Started

@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Model, read_table
-from pipeline.backends import Billed, Completion, Failed, Request, api_client
+from pipeline.backends import BilledTokens, Completion, CompletionRequest, FailedRequest, api_client
 from pipeline.backends.in_flight import RequestPool
 from pipeline.config import Limits
 from pipeline.errors import StageError, UserError
@@ -285,11 +285,11 @@ def test_what_came_beside_a_fault_is_handed_on_before_it():
     class Client:
         async def close(self) -> None: ...
 
-    async def ask(request: Request) -> Completion | Failed:
+    async def ask(request: CompletionRequest) -> Completion | FailedRequest:
         if request.sample_id == "refused":
             raise UserError("the key was taken back")
         return (
-            Failed("f", "no")
+            FailedRequest("f", "no")
             if request.sample_id == "f"
             else Completion(request.sample_id, [1], None, "stop")
         )
@@ -297,9 +297,11 @@ def test_what_came_beside_a_fault_is_handed_on_before_it():
     under_way = RequestPool(9, timeout=5)
     under_way.open(Client())
     names = ["refused", "f", *map(str, range(7))]
-    came = under_way.answers([[Request(name, [1], 0.0, 1.0, 1) for name in names]], ask)
+    came = under_way.run_requests(
+        [[CompletionRequest(name, [1], 0.0, 1.0, 1) for name in names]], ask
+    )
     assert {next(came).sample_id for _ in range(7)} == set(names[2:])
-    assert next(came) == Failed("f", "no")
+    assert next(came) == FailedRequest("f", "no")
     with pytest.raises(UserError, match="taken back"):
         next(came)
     under_way.close()
@@ -307,16 +309,17 @@ def test_what_came_beside_a_fault_is_handed_on_before_it():
 
 def test_a_kill_while_the_journal_is_opened_again_loses_nothing(tmp_path, monkeypatch):
     """Nor does the line that an earlier kill has cut short spoil the next."""
-    requests = [Request(str(at), [1], 0.0, 1.0, at) for at in range(3)]
+    requests = [CompletionRequest(str(at), [1], 0.0, 1.0, at) for at in range(3)]
 
     class Backend:
         def generate(self, blocks):
             for block in blocks:
                 yield from (
-                    Completion(r.sample_id, [7, 8], -0.5, "stop", None, Billed(3, 2)) for r in block
+                    Completion(r.sample_id, [7, 8], -0.5, "stop", None, BilledTokens(3, 2))
+                    for r in block
                 )
 
-    first = Journal(tmp_path).through(Backend(), [requests])
+    first = Journal(tmp_path).generate(Backend(), [requests])
     came = [next(first), next(first)]
     [file] = tmp_path.iterdir()
     file.write_text(file.read_text() + '{"sample_id": "2", "tok')
@@ -327,9 +330,9 @@ def test_a_kill_while_the_journal_is_opened_again_loses_nothing(tmp_path, monkey
 
     with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
         patched.setattr(Path, "write_text", killed)
-        next(Journal(tmp_path).through(Backend(), [requests[:2]]))
+        next(Journal(tmp_path).generate(Backend(), [requests[:2]]))
     assert file.read_text().count("\n") == 2
-    again = {drawn.sample_id: drawn for drawn in Journal(tmp_path).through(Backend(), [requests])}
+    again = {drawn.sample_id: drawn for drawn in Journal(tmp_path).generate(Backend(), [requests])}
     assert (
         [again["0"], again["1"]] == came
         and set(again) == {"0", "1", "2"}
@@ -632,13 +635,13 @@ def test_where_no_server_answers_it_is_refused(policy, prompts, tmp_path):
 
 
 def test_a_server_that_takes_the_call_and_says_nothing_is_not_waited_for_long(monkeypatch):
-    monkeypatch.setattr(api_client, "PATIENCE", 0.1)
+    monkeypatch.setattr(api_client, "LIST_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}/v1"
         backend = composed(*GIVEN, f"{URL}={url}").sample.backend
         begun = time.monotonic()
         with pytest.raises(UserError, match="no server answers there"):
-            api_client.card_of("sample.backend", backend.runtime, "m")
+            api_client.fetch_model_card("sample.backend", backend.runtime, "m")
         assert time.monotonic() - begun < 10
 
 
@@ -782,7 +785,7 @@ def killed_after(server: VllmServer, out: Path, completions: int) -> threading.T
 def broken_on_the_way(server: VllmServer, out: Path, prompts, policy: Model) -> int:
     """Draws until the server is killed; how many completions are kept."""
     watcher = killed_after(server, out, 8)
-    with pytest.raises(StageError, match=r"the connection broke.*\n.*what came is kept"):
+    with pytest.raises(StageError, match=r"the connection broke.*\n.*run the same command again"):
         run(out, prompts, policy, of_vllm(server, retries=1), max_failed=0.02)
     watcher.join()
     finished = sum(read_table(file).height for file in (out / "samples").glob("*"))
@@ -825,7 +828,7 @@ def stopped_early(backend: dict, policy: Model, cut: pl.DataFrame) -> bool:
     server = opened(backend, policy).start(policy, Limits(**LIMITS))
     stops = tuple(STOPS["draw"]["stop"])
     asked = [
-        Request(str(at), ids, 0.0, 1.0, at, stop=stops)
+        CompletionRequest(str(at), ids, 0.0, 1.0, at, stop=stops)
         for at, ids in enumerate(cut["prompt_token_ids"].to_list())
     ]
     came = {drawn.sample_id: drawn for drawn in server.generate([asked])}

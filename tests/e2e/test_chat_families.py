@@ -19,7 +19,7 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Decontamination, Model, Pairs, Prompts, open_artifact, write_table
-from pipeline.backends.chat import Chat
+from pipeline.backends.chat import ModelTokenizer
 from pipeline.data import decontamination
 from pipeline.driver import worker
 from pipeline.errors import UserError
@@ -138,7 +138,7 @@ def run_here(last: Step, store: Path) -> dict[str, Path]:
 def test_a_family_is_trained_from_prompts_to_a_model(made, tmp_path, name):
     checkpoint = made(name)
     folders = run_here(plan(composed(*arguments(name, checkpoint, tmp_path))), tmp_path / "store")
-    pairs, chat = Pairs(folders["pair"]), Chat(Model(folders["sft"]))
+    pairs, chat = Pairs(folders["pair"]), ModelTokenizer(Model(folders["sft"]))
     rows = pl.concat([pairs.train(), pairs.dev()])
     assert rows.height >= 8 and pairs.funnel()["dropped_samples"].get("second BOS", 0) < 48 / 4
     for row in rows.iter_rows(named=True):
@@ -154,7 +154,9 @@ def test_a_family_is_trained_from_prompts_to_a_model(made, tmp_path, name):
     assert weights[0] != weights[1]
 
 
-def template_ids(chat: Chat, messages: list[dict[str, str]], kwargs: dict[str, Any]) -> list[int]:
+def template_ids(
+    chat: ModelTokenizer, messages: list[dict[str, str]], kwargs: dict[str, Any]
+) -> list[int]:
     """By transformers itself, as a user would check it."""
     text = chat.tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, **kwargs
@@ -170,7 +172,9 @@ def test_the_command_line_trains_a_model_with_a_bos_in_each_turn(made, tmp_path,
     assert process.returncode == 0, process.stdout + process.stderr
     [train] = (tmp_path / "store" / "train").glob("*/manifest.json")
     [pair] = (tmp_path / "store" / "pair").glob("*/train.parquet")
-    bos = Chat(Model(next((tmp_path / "store" / "sft").glob("*/manifest.json")).parent)).bos
+    bos = ModelTokenizer(
+        Model(next((tmp_path / "store" / "sft").glob("*/manifest.json")).parent)
+    ).bos
     assert max(ids.count(bos) for ids in pl.read_parquet(pair)["prompt_token_ids"].to_list()) > 1
     assert open_artifact("train", train.parent).metrics()
 
@@ -188,15 +192,15 @@ def command(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 @every_family
 def test_an_answer_has_the_tokens_that_the_template_gives_it(policy, name):
     """Within the whole conversation, and up to the first token at which a sampler stops."""
-    chat = Chat(policy(name))
+    chat = ModelTokenizer(policy(name))
     for messages in conversations(name, 3):
         answer = {"role": "assistant", "content": "A quiet garden."}
         whole = chat.tokenizer.apply_chat_template([*messages, answer], tokenize=False)
-        ids = [*chat.encode(messages, {}), *chat.answer(messages, "A quiet garden.", {})]
+        ids = [*chat.encode(messages, {}), *chat.encode_answer(messages, "A quiet garden.", {})]
         assert ids == chat.tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)]
         assert [
-            token in chat.stops for token in chat.answer(messages, "A quiet garden.", {})
-        ].index(True) == (len(chat.answer(messages, "A quiet garden.", {})) - 1)
+            token in chat.stop_ids for token in chat.encode_answer(messages, "A quiet garden.", {})
+        ].index(True) == (len(chat.encode_answer(messages, "A quiet garden.", {})) - 1)
 
 
 @model
@@ -204,7 +208,7 @@ def test_an_answer_has_the_tokens_that_the_template_gives_it(policy, name):
 def test_a_demonstration_has_the_tokens_that_the_template_gives_it(policy, name):
     from pipeline.training.trainers.sft import encode
 
-    chat = Chat(policy(name))
+    chat = ModelTokenizer(policy(name))
     answer = {"role": "assistant", "content": "A quiet garden."}
     for messages in conversations(name, 3):
         if name == "gemma":  # its template ends no turn with the tokenizer's EOS
@@ -243,7 +247,7 @@ def preferences(name: str, count: int) -> list[dict[str, Any]]:
 @model
 @every_family
 def test_no_offline_row_is_dropped_for_the_bos_that_its_template_writes(taken, policy, name):
-    pairs, chat = taken(name, preferences(name, 6)), Chat(policy(name))
+    pairs, chat = taken(name, preferences(name, 6)), ModelTokenizer(policy(name))
     assert pairs.train().height == 6 and pairs.dropped().height == 0
     for row in pairs.train().iter_rows(named=True):
         assert row["prompt_token_ids"] == template_ids(chat, row["prompt"], {})
@@ -260,7 +264,7 @@ def test_an_offline_row_that_spells_bos_out_is_dropped_and_named(taken, policy, 
     pairs = taken(name, [*preferences(name, 6), *planted])
     dropped = pairs.dropped().select("row", "reason").rows()
     if (
-        Chat(policy(name)).only_bos is None
+        ModelTokenizer(policy(name)).leading_bos is None
     ):  # it also ends a text, where it is an end like any other
         assert dropped == []
     else:
@@ -299,7 +303,7 @@ def test_a_doubled_bos_is_refused_before_anything_is_drawn(tmp_path, name):
         importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "sft")
     (tmp_path / "model.json").write_text(json.dumps({"weights": name, "tokenizer": name}))
     with pytest.raises(UserError, match=said):
-        Chat(Model(tmp_path)).encode(conversations(name, 1)[0], {})
+        ModelTokenizer(Model(tmp_path)).encode(conversations(name, 1)[0], {})
 
 
 @model
@@ -317,7 +321,7 @@ def test_the_remedy_for_a_doubled_bos_can_be_typed(tmp_path, name):
     made = importlib.import_module("pipeline.stages.sft").run(
         cfg.sft, tmp_path / "store" / "sft" / "a"
     )
-    assert Chat(made).encode(conversations(name, 1)[0], {})
+    assert ModelTokenizer(made).encode(conversations(name, 1)[0], {})
 
 
 @model
@@ -326,7 +330,7 @@ def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_p
     """What comes of it where somebody has rendered the template to text and let the tokenizer add its own."""
     from pipeline.pairing import token_checks
 
-    chat = Chat(policy(name))
+    chat = ModelTokenizer(policy(name))
     row = a_pair(chat, conversations(name, 1)[0])
     text = chat.render(row["prompt"], {}, generation=True)
     twice = {**row, "prompt_token_ids": chat.tokenizer(text)["input_ids"]}
@@ -338,11 +342,11 @@ def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_p
     token_checks.check(cfg, pl.DataFrame([row]), chat)
 
 
-def a_pair(chat: Chat, messages: list[dict[str, str]]) -> dict[str, Any]:
+def a_pair(chat: ModelTokenizer, messages: list[dict[str, str]]) -> dict[str, Any]:
     row = {"prompt": messages, "prompt_token_ids": chat.encode(messages, {}), "origin": "edited"}
     for side, text in (("chosen", "a"), ("rejected", "b")):
         row |= {side: [{"role": "assistant", "content": text}], f"{side}_id": side}
-        row[f"{side}_token_ids"] = chat.answer(messages, text, {})
+        row[f"{side}_token_ids"] = chat.encode_answer(messages, text, {})
     return row
 
 
@@ -370,7 +374,7 @@ def test_a_template_that_writes_the_date_is_named_where_two_days_differ(tmp_path
         "llama3"
     ].template.removeprefix("{{ bos_token }}")
     family = dataclasses.replace(FAMILIES["llama3"], template=dated)
-    chat = Chat(write_model(family, tmp_path / "sft" / "a", layers=1))
+    chat = ModelTokenizer(write_model(family, tmp_path / "sft" / "a", layers=1))
     row = a_pair(chat, conversations("llama3", 1)[0])
     day = chat.tokenizer(chat.tokenizer.bos_token + "01 Jan 1999", add_special_tokens=False)[
         "input_ids"
@@ -413,14 +417,14 @@ def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_
 def test_a_reward_model_reads_a_chat_as_its_template_writes_it(policy, name):
     from pipeline.scorers.reward_text import RewardText, Unreadable
 
-    chat, bos = Chat(policy(name)), FAMILIES[name].bos
+    chat, bos = ModelTokenizer(policy(name)), FAMILIES[name].bos
     text = RewardText(chat.tokenizer, "chat", {}, None)
     for messages in conversations(name, 3):
         whole = chat.render(
             [*messages, {"role": "assistant", "content": "A garden."}], {}, generation=False
         )
-        assert text.row(messages, "A garden.").ids == chat.pieces(whole)
-    if chat.only_bos is not None:
+        assert text.row(messages, "A garden.").ids == chat.encode_text(whole)
+    if chat.leading_bos is not None:
         with pytest.raises(Unreadable, match="spells out the reward model's BOS"):
             text.row(messages, f"A {bos} garden.")
 
@@ -434,7 +438,7 @@ def asked_with_a_system_message(name: str) -> list[dict[str, str]]:
 
 @model
 def test_a_system_message_is_refused_where_the_template_takes_none(policy, taken):
-    chat = Chat(policy("gemma"))
+    chat = ModelTokenizer(policy("gemma"))
     messages = asked_with_a_system_message("gemma")
     with pytest.raises(
         UserError, match=r"does not render .*be brief.*no system role here.*\n.*chat_template=FILE"
@@ -470,7 +474,7 @@ def test_a_demonstration_in_roles_that_the_template_does_not_take_is_a_bad_row(p
 
     def taken(on_bad_row: str):
         cfg = JsonlDemonstrations(kind="jsonl", path=str(file), on_bad_row=on_bad_row)
-        tokens = partial(encode, Chat(policy("llama2")).tokenizer, kwargs={})
+        tokens = partial(encode, ModelTokenizer(policy("llama2")).tokenizer, kwargs={})
         return in_tokens(
             read_demonstrations(cfg), tokens, OverlapCheck(Decontamination(tmp_path), 8), 512, cfg
         )

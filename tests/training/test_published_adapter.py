@@ -192,7 +192,7 @@ def test_merged_weights_are_had_after_training_and_nothing_is_trained_again(tmp_
         whole = AutoModelForCausalLM.from_pretrained(folder)(**ids).logits[0, -1].sum().item()
         assert whole == pytest.approx(opened_elsewhere(model.adapter, tmp_path)[0], abs=1e-2)
     assert merge([str(model.path), str(tmp_path / "mine")]) == 2
-    assert "something lies there" in capsys.readouterr().err
+    assert "Give a folder that does not exist yet" in capsys.readouterr().err
 
 
 def test_a_run_is_merged_by_its_last_round_and_what_cannot_be_merged_is_refused(tmp_path, capsys):

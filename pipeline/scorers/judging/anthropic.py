@@ -14,7 +14,7 @@ def anthropic(cfg: AnthropicEngine, knob: str) -> Service:
         import anthropic as library
     except ImportError as error:
         raise not_installed(cfg, knob, error) from error
-    client = api_client.client(
+    client = api_client.make_client(
         library, library.AsyncAnthropic, knob, cfg.runtime, "DefaultAioHttpClient"
     )
 
@@ -47,7 +47,7 @@ def reply_of(text: str) -> Reply:
     if not isinstance(body, dict) or not isinstance(body.get("content"), list):
         return Reply(None, fault="the server's reply is no message")
     tokens_in, tokens_out = (
-        api_client.counted(body.get("usage"), name) for name in ("input_tokens", "output_tokens")
+        api_client.read_usage(body.get("usage"), name) for name in ("input_tokens", "output_tokens")
     )
     said = [
         part["text"]

@@ -82,7 +82,7 @@ class Service:
             return await self.send(question)
         except (library.AuthenticationError, library.PermissionDeniedError) as error:
             # Not from the error itself: it holds request and headers.
-            raise api_client.unaccepted(self.knob, self.runtime, error.status_code) from None
+            raise api_client.make_key_error(self.knob, self.runtime, error.status_code) from None
         except library.NotFoundError:
             raise UserError(
                 f"{self.model} at {self.runtime.base_url}: HTTP 404, there is no such model or address.\n"
@@ -91,7 +91,9 @@ class Service:
             ) from None
         except library.APIError as error:
             unfit = isinstance(error, library.BadRequestError | library.UnprocessableEntityError)
-            return Reply(None, fault=api_client.fault(library, self.runtime, error), unfit=unfit)
+            return Reply(
+                None, fault=api_client.describe_error(library, self.runtime, error), unfit=unfit
+            )
         except Exception as error:  # whatever a reply does to the client or to us, it is the fault of this one alone
             return Reply(None, fault=f"the server's reply cannot be read ({type(error).__name__})")
 

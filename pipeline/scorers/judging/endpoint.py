@@ -18,7 +18,7 @@ def endpoint(cfg: EndpointEngine, form: str, knob: str) -> Service:
         import openai
     except ImportError as error:
         raise not_installed(cfg, knob, error) from error
-    client = api_client.client(
+    client = api_client.make_client(
         openai, openai.AsyncOpenAI, knob, cfg.runtime, "DefaultAioHttpClient"
     )
 
@@ -82,8 +82,8 @@ def reply_of(text: str) -> Reply:
     usage = body.get("usage")
     told: dict[str, Any] = {
         "model": named(body),
-        "tokens_in": api_client.counted(usage, "prompt_tokens"),
-        "tokens_out": api_client.counted(usage, "completion_tokens"),
+        "tokens_in": api_client.read_usage(usage, "prompt_tokens"),
+        "tokens_out": api_client.read_usage(usage, "completion_tokens"),
     }
     match body.get("choices"):
         case [{"finish_reason": "length", "message": {"content": None | ""}}, *_]:

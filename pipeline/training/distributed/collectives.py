@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as group
 
-from pipeline.models.logprobs import Ids, OnBatch, batch_rows, logps_by_row
+from pipeline.models.logprobs import Ids, OnBatch, batch_rows, compute_logps_by_row
 
 Row = TypeVar("Row")
 Key = TypeVar("Key")
@@ -104,5 +104,5 @@ def logps_of_all(
 ) -> list[float]:
     """The same, of batches that several processes deal out to each other; every one of them knows all."""
     batches = in_step(batch_rows(prompts, completions, batch_tokens))
-    found = pooled(logps_by_row(module, prompts, completions, batches, on_batch))
+    found = pooled(compute_logps_by_row(module, prompts, completions, batches, on_batch))
     return [found[at] for at in range(len(prompts))]

@@ -37,7 +37,7 @@ def is_sharded(trainer: Any) -> bool:
 @contextmanager
 def loaded(trainer: Any, model: Model, dtype: str) -> Iterator[Any]:
     """One more model for forward passes, shared among the processes as the trained one is. A call of all of them."""
-    module = loading.opened(model, dtype)
+    module = loading.open_model(model, dtype)
     if not _by_zero3(trainer):
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from pipeline.artifacts import Model, Prompts
-from pipeline.backends import Completion, Request
-from pipeline.backends.transformers import Transformers
+from pipeline.backends import Completion, CompletionRequest
+from pipeline.backends.transformers import TransformersSampler
 from pipeline.config import Limits, TrainConfig, TransformersBackend
 from pipeline.errors import StageError
 from pipeline.hashing import digest_of
@@ -24,7 +24,7 @@ from pipeline.training.distributed.collectives import logps_of_all
 from pipeline.training.monitoring.callbacks import phase
 from pipeline.training.monitoring.early_stopping import KL, SCORE, TOKENS
 
-Row = tuple[dict[str, Any], Request]
+Row = tuple[dict[str, Any], CompletionRequest]
 
 SHOWN = 4  # answers that a person reads
 
@@ -40,7 +40,7 @@ class EvalGenerations:
             "dtype": cfg.dtype,
             "runtime": {"batch": training_fit.ANSWERS},
         }
-        self.engine = Transformers(TransformersBackend(**backend), init)
+        self.engine = TransformersSampler(TransformersBackend(**backend), init)
         self.at_once = _at_once(cfg, init)
         self.rows = list(self._fitting(dev))
         self.columns = dev.columns()
@@ -54,14 +54,17 @@ class EvalGenerations:
         """The first prompts that leave room for an answer; longer ones are no prompts of this experiment."""
         found = 0
         for row in dev.read().iter_rows(named=True):
-            ids = self.engine.text.encode(row["prompt"], self.cfg.guards.template_kwargs)
+            ids = self.engine.tokenizer.encode(row["prompt"], self.cfg.guards.template_kwargs)
             if (
                 found < self.cfg.guards.prompts
                 and len(ids) + self.cfg.guards.tokens <= self.cfg.max_length
             ):
                 found += 1
                 seed = int(digest_of([self.cfg.seed, "guard", row["prompt_id"]])[:16], 16) >> 1
-                yield row, Request(row["prompt_id"], ids, temperature=1.0, top_p=1.0, seed=seed)
+                yield (
+                    row,
+                    CompletionRequest(row["prompt_id"], ids, temperature=1.0, top_p=1.0, seed=seed),
+                )
 
     def look(self, trainer: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """The figures, and the answers that are shown. Several processes draw, read and score together."""
@@ -73,7 +76,7 @@ class EvalGenerations:
             here = self._logps(trainer.model, drawn)
             there = self._reference_logps(trainer, drawn)
         give_memory_back()
-        texts = [self.engine.text.decode(one) for one in drawn]
+        texts = [self.engine.tokenizer.decode(one) for one in drawn]
         kl = fmean(a - b for a, b in zip(here, there, strict=True))
         figures = {KL: kl, TOKENS: fmean(len(one.token_ids) for one in drawn)}
         if self.scorer:
@@ -89,7 +92,7 @@ class EvalGenerations:
         phase(f"looking at step {step}: its own answers")
         watch = AnswersLine(step, sum(map(len, blocks)), self.limits.completion)
         try:
-            self.engine.take(policy, self.limits, in_step)
+            self.engine.use_module(policy, self.limits, in_step)
             drawn = collectives.pooled(
                 {one.sample_id: one for one in watch.through(self.engine, blocks)}
             )
@@ -98,7 +101,7 @@ class EvalGenerations:
             policy.generation_config = own
         return [drawn[request.sample_id] for _, request in self.rows]
 
-    def _blocks(self) -> list[list[Request]]:
+    def _blocks(self) -> list[list[CompletionRequest]]:
         """As many in each process, whatever room its own device has: those that share weights draw block by block."""
         by_length = sorted(
             (request for _, request in self.rows), key=lambda one: len(one.prompt_token_ids)
@@ -147,7 +150,9 @@ class AnswersLine:
         self._line = Progress(f"train, look at step {step}:", answers, "answers")
         self._speaks = os.environ.get("RANK", "0") == "0"
 
-    def through(self, engine: Transformers, blocks: list[list[Request]]) -> Iterator[Completion]:
+    def through(
+        self, engine: TransformersSampler, blocks: list[list[CompletionRequest]]
+    ) -> Iterator[Completion]:
         for one in engine.generate(blocks, self._count):
             self._tokens += len(one.token_ids)
             self._most -= self._limit - len(one.token_ids)  # what it did not need

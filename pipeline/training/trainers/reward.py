@@ -14,7 +14,7 @@ from trl import RewardTrainer
 from pipeline.artifacts import Model
 from pipeline.config import RewardTraining
 from pipeline.errors import StageError, UserError
-from pipeline.models.strict_loading import whole
+from pipeline.models.strict_loading import load_strict
 from pipeline.scorers.pooling import forward
 from pipeline.scorers.reward_text import Row as Text
 from pipeline.training.monitoring.callbacks import (
@@ -79,7 +79,9 @@ def load(start: Model, seed: int) -> Any:
 
     logging.set_verbosity_error()  # that the head is new is what we want
     set_seed(seed)
-    return whole(AutoModelForSequenceClassification, start, "float32", new_head=True, num_labels=1)
+    return load_strict(
+        AutoModelForSequenceClassification, start, "float32", new_head=True, num_labels=1
+    )
 
 
 def set_pad_token(tokenizer: Any, examples: Sequence[Example]) -> None:
