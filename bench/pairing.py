@@ -98,7 +98,7 @@ def made(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     return samples, scores.with_columns(detail=pl.lit(""))
 
 
-# ── ours ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── ours ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def ours(samples: pl.DataFrame, scores: pl.DataFrame) -> tuple[pl.DataFrame, Counter]:
@@ -114,7 +114,7 @@ def hash_of(rows: Any, counts: Counter) -> str:
     return hashlib.sha256(json.dumps([told, sorted(counts.items())]).encode()).hexdigest()[:16]
 
 
-# ── plain Python ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── plain Python ──────────────────────────────────────────────────────────────────────────────────
 
 REFUSAL = re.compile(filters.REFUSAL)
 
@@ -192,7 +192,7 @@ def plain(samples: list[tuple], scores: list[tuple]) -> tuple[list[tuple], Count
     return pairs, gone
 
 
-# ── measured ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── measured ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def memory(name: str) -> int:

@@ -144,7 +144,7 @@ def instructions() -> dict[str, dict[str, Any]]:
     return {name: given for name, given in known.items() if name not in NEED_PUNKT}
 
 
-# ── the judge ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the judge ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def judge() -> Ratio:

@@ -21,7 +21,7 @@ from pipeline.backends.in_flight import RequestPool
 from pipeline.config import Limits
 from pipeline.errors import StageError, UserError
 from pipeline.sampling.journal import Journal
-from tests.backends.test_backends import opened, transformers
+from tests.backends.test_backends import open_sampler, transformers
 from tests.stages import test_sample
 from tests.support.house import HOUSE, composed
 from tests.support.servers import Fault, Server, drawn_by, serving
@@ -60,7 +60,7 @@ def policy(tmp_path_factory) -> Model:
 
 @pytest.fixture(scope="module")
 def complete(policy):
-    return drawn_by(opened(transformers(1), policy).start(policy, Limits(**LIMITS)))
+    return drawn_by(open_sampler(transformers(1), policy).start(policy, Limits(**LIMITS)))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def always(fault: str, every: int) -> Fault:
     return lambda seed, tries: fault if seed % every == 0 else None
 
 
-# ── the same columns ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── the same columns ──────────────────────────────────────────────────────────────────────────────
 
 
 @model
@@ -164,7 +164,7 @@ def test_where_the_server_alone_sees_a_stop_string_it_is_asked_again_without(
 @model
 @pytest.mark.parametrize("counts", [True, False])
 def test_what_is_cut_here_costs_what_the_server_wrote(complete, policy, prompts, tmp_path, counts):
-    """A server that knows no stop strings, whose template has seven tokens more than ours; or that does not count."""
+    """A server without stop strings: it counts seven more prompt tokens than we do, or nothing."""
     came = []
 
     def on_and_on(body):
@@ -237,7 +237,7 @@ def test_text_that_is_odd_becomes_an_answer_of_the_policy_or_a_failed_row(
         ended["token_ids"].list.count_matches(2)
     ) == {1}
     assert set(longer["completion"]) == {texts[3]} and ended.height, (
-        "it counts as truncated, and nobody cut it"
+        "it counts as truncated, and is not cut"
     )
 
 
@@ -340,15 +340,13 @@ def test_a_kill_while_the_journal_is_opened_again_loses_nothing(tmp_path, monkey
     )
 
 
-# ── a server with faults ──────────────────────────────────────────────────────────────────────────────────────────
+# ── a server with faults ──────────────────────────────────────────────────────────────────────────
 
 
 @model
 @pytest.mark.parametrize("fault", ["429", "500", "hang", "half"])
 def test_what_goes_wrong_once_is_asked_again(complete, policy, prompts, tmp_path, fault):
-    limit = (
-        6.0 if fault == "hang" else 60.0
-    )  # a reply that is no fault takes a second on a busy machine
+    limit = 6.0 if fault == "hang" else 60.0  # a good reply takes a second on a busy machine
     with serving(complete, once(fault)) as server:
         rows = run(
             tmp_path / "out",
@@ -476,7 +474,7 @@ def test_killed_inside_a_shard_it_asks_only_for_what_had_not_come(
     )
 
 
-# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is refused ───────────────────────────────────────────────────────────────────────────────
 
 
 @model
@@ -682,7 +680,7 @@ def test_an_exam_through_an_endpoint_is_refused_at_the_door():
         composed(*GIVEN[:2], "backend@exam.sample.backend=endpoint", *words)
 
 
-# ── vLLM's own server ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── vLLM's own server ─────────────────────────────────────────────────────────────────────────────
 
 VLLM = [
     *(
@@ -711,7 +709,7 @@ def free_port() -> int:
 
 
 class VllmServer:
-    """vLLM's own server in a process group of its own; `kill` is kill -9 of all of it."""
+    """vLLM's own server in its own process group; `kill` is kill -9 of the whole group."""
 
     def __init__(self, policy: Model, log: Path, port: int):
         self.base_url = f"http://127.0.0.1:{port}/v1"
@@ -825,7 +823,7 @@ def test_vllm_s_server_gives_the_policy_s_tokens_and_its_death_loses_nothing(
 
 def stopped_early(backend: dict, policy: Model, cut: pl.DataFrame) -> bool:
     """Whether the server drew nothing past the stop strings."""
-    server = opened(backend, policy).start(policy, Limits(**LIMITS))
+    server = open_sampler(backend, policy).start(policy, Limits(**LIMITS))
     stops = tuple(STOPS["draw"]["stop"])
     asked = [
         CompletionRequest(str(at), ids, 0.0, 1.0, at, stop=stops)

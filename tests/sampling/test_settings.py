@@ -1,4 +1,4 @@
-"""Settings that show the sampler more, cut it short or count its thinking; and waves that draw where scores tie."""
+"""Settings with system text, examples or stop strings; reasoning tokens; and waves for ties."""
 
 import json
 from itertools import combinations, product
@@ -34,11 +34,11 @@ def prompts(tmp_path) -> artifacts.Prompts:
 
 
 def settings(**changes) -> dict:
-    """Beside the plain one, the same setting with these changes."""
+    """The plain setting, and the same setting with these changes."""
     return {"settings": {"draw": DRAW, "other": {**DRAW, **changes}}, "limits": LONG}
 
 
-# ── shown to the sampler alone ────────────────────────────────────────────────────────────────────────────────────
+# ── shown to the sampler alone ────────────────────────────────────────────────────────────────────
 
 
 def test_what_only_the_sampler_is_shown_is_recorded_and_not_trained(tmp_path, prompts):
@@ -108,7 +108,7 @@ def test_the_draws_for_kl_are_the_policy_s_own():
             config(settings={"kl": plain | change})
 
 
-# ── stop strings ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── stop strings ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_completion_is_cut_before_its_stop_string_ended_and_counted(tmp_path, prompts):
@@ -144,7 +144,7 @@ def test_a_stop_string_that_no_tokens_can_be_cut_before_breaks_with_words(tmp_pa
 
 @pytest.mark.model
 class TestCuttingTokens:
-    """Of a byte-level tokenizer: characters may lie in several tokens, and stop strings begin inside of one."""
+    """With a byte-level tokenizer characters span tokens, and stop strings begin inside one."""
 
     @pytest.fixture(scope="class")
     @staticmethod
@@ -248,7 +248,7 @@ def test_thinking_stands_in_a_column_and_in_the_cost(tmp_path, prompts):
     assert whole["reasoning_tokens"].sum() == 0
 
 
-# ── waves ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── waves ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def scored(folder: Path, rows: pl.DataFrame, score_of) -> Scores:
@@ -331,7 +331,7 @@ def test_a_wave_that_no_prompt_needs_publishes_no_rows_and_starts_nothing(
 
 
 def test_a_second_wave_repeats_the_first_no_more_often_than_chance(tmp_path):
-    """Completions of one syllable out of three: two draws of a prompt are equal by chance, within a wave and across."""
+    """Completions are one of three syllables, so that two samples of a prompt often agree."""
     asked = ask(tmp_path / "train", *(f"say {number} things" for number in range(400)))
     small = {
         "settings": {"draw": {**DRAW, "n": 4}},
@@ -378,7 +378,7 @@ def test_waves_know_nothing_of_later_ones_and_greedy_settings_are_drawn_once():
 
 
 def test_one_more_wave_samples_nothing_anew():
-    """By plan: each wave reads the scores of all before it, pairs read all, and the earlier ones are what they were."""
+    """Each wave reads the scores of all earlier waves; a later wave does not change them."""
     one, two, three = (
         named(plan(composed(*SMALL, f"sample.more={more}"))) for more in ("[]", "[4]", "[4, 8]")
     )
