@@ -158,7 +158,7 @@ def make_key_error(knob: str, server: ServerSettings, status: int) -> UserError:
         rejected = "a request without a key"
         remedy = (
             "Put a key that it accepts into an environment variable,"
-            f" and name the variable as {knob}.runtime.api_key_env=NAME."
+            f" and name it as {knob}.runtime.api_key_env=NAME."
         )
     return UserError(
         f"{knob}.runtime.base_url={server.base_url}: HTTP {status},"

@@ -107,7 +107,7 @@ def _override_files(
     readers = {READERS.get(Path(path).suffix, "") for path in data.values()}
     if len(readers) > 1 or not all(readers):
         raise UserError(
-            f"{knob}.data: files of a single type were expected. Known: {', '.join(READERS)}"
+            f"{knob}.data: files of one kind were expected. Known: {', '.join(READERS)}"
         )
     files = {split: str(Path(path).expanduser().absolute()) for split, path in data.items()}
     return {

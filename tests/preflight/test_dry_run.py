@@ -169,7 +169,7 @@ REFUSED_BOTH_TIMES = [
     (["sft.model=./mute"], "./mute: its tokenizer has no chat template"),
     (
         [*REWARD[1:2], "reward=checkpoint", "reward.model=./adapter"],
-        "./adapter: it is an adapter; a reward model is",
+        "./adapter: it is an adapter; a complete reward model was expected",
     ),
     (
         ["sft=train", "base=tiny", "demonstrations@sft.data=jsonl", "sft.data.path=shown.jsonl"],

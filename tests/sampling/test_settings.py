@@ -165,11 +165,11 @@ class TestCuttingTokens:
     def test_what_is_kept_reads_as_what_stood_before(self, text, before, stop, after, ended):
         ids = text.encode_text(before + stop + after)
         whole = Completion(
-            "a", [*ids, text.end] if ended else ids, -1.0, "stop" if ended else "length"
+            "a", [*ids, text.eos] if ended else ids, -1.0, "stop" if ended else "length"
         )
         kept, found = stop_strings.cut_at_stop(text, [stop], whole)
         words = text.decode_raw(ids)
-        assert found == stop and kept.finish_reason == "stop" and kept.token_ids[-1] == text.end
+        assert found == stop and kept.finish_reason == "stop" and kept.token_ids[-1] == text.eos
         assert text.decode_raw(kept.token_ids[:-1]) == words[: words.index(stop)]
         drawn = [a == b for a, b in zip(kept.token_ids[:-1], ids, strict=False)]
         assert drawn == sorted(drawn, reverse=True), (
@@ -187,7 +187,7 @@ class TestCuttingTokens:
             "drawn otherwise than the tokenizer would write it"
         )
         kept, _ = stop_strings.cut_at_stop(text, ["\n"], Completion("a", drawn, -1.0, "length"))
-        assert kept.token_ids == [*drawn[: len(kept.token_ids) - 1], text.end]
+        assert kept.token_ids == [*drawn[: len(kept.token_ids) - 1], text.eos]
         assert text.decode_raw(kept.token_ids[:-1]) == "short facts"
 
     def test_of_several_the_string_that_is_complete_first_ends_it(self, text):
@@ -200,7 +200,7 @@ class TestCuttingTokens:
         kept, found = stop_strings.cut_at_stop(
             text, ["<|user|>"], Completion("a", [*text.encode_text("so"), mark, 40], -1.0, "length")
         )
-        assert (found, kept.token_ids) == ("<|user|>", [*text.encode_text("so"), text.end])
+        assert (found, kept.token_ids) == ("<|user|>", [*text.encode_text("so"), text.eos])
 
     @pytest.mark.parametrize(
         ("prompt", "answer", "counted"),

@@ -241,8 +241,12 @@ def test_what_does_not_fit_into_the_context_is_counted_or_refused(tmp_path, fold
             {"few_shot": 2},
             r"2 solved examples from its split train.*\n?.*benchmark\.NAME\.data\.train=FILE",
         ),
-        ("both", {}, r"it is a group, and its tasks have rows of their own"),
-        ("choice", {"data": {"dev": "test.jsonl"}}, r"stand in the split test"),
+        ("both", {}, r"it is a group, .*\n.*benchmark\.NAME\.data=FOLDER"),
+        (
+            "choice",
+            {"data": {"dev": "test.jsonl"}},
+            r"split test\.\n.*benchmark\.NAME\.data=\{test: FILE\}",
+        ),
         ("choice", {"data": {"test": "test.parket"}}, r"files of one kind"),
         ("written", {"data": {"test": "marks.py"}}, r"files of one kind"),
         (
