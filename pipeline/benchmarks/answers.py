@@ -1,7 +1,8 @@
-"""Answers lm-eval's requests with the model, through transformers or vLLM, in chunks of one file.
+"""Answers lm-eval's requests with the model, through transformers or vLLM.
 
-A killed run repeats one chunk, with the same batches as an uninterrupted run. lm-eval silently cuts
-what does not fit into the context from the left: here such requests are counted.
+Each chunk of requests is one file. A killed run repeats one chunk, with the same batches as an
+uninterrupted run. lm-eval silently cuts what does not fit into the context from the left: here such
+requests are counted.
 """
 
 import json

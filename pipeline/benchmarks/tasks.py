@@ -126,36 +126,36 @@ def _read_task_file(task: str, manager: Any) -> dict[str, Any]:
 
 
 def _drop_missing_splits(
-    cfg: BenchmarkConfig, knob: str, given: set[str], own: dict[str, Any]
+    cfg: BenchmarkConfig, knob: str, file_splits: set[str], task: dict[str, Any]
 ) -> dict[str, None]:
     """Overrides for the task's splits without a file: none. Refuse if it needs one of them."""
-    questions, shots, examples = _find_needed_splits(cfg, own)
-    if questions and questions not in given:
+    questions, shots, examples = _find_needed_splits(cfg, task)
+    if questions and questions not in file_splits:
         raise UserError(
             f"benchmark {cfg.task}: its questions are in the split {questions}.\n"
             f"  Give {knob}.data={{{questions}: FILE}}"
         )
-    if shots and not set(examples) & given:
+    if shots and not set(examples) & file_splits:
         raise UserError(
             f"benchmark {cfg.task}: it shows {shots} solved examples from its split {examples[0]},"
             " and data names no such file.\n"
             f"  Give {knob}.data.{examples[0]}=FILE as well, or {knob}.few_shot=0."
         )
-    return {name: None for name in SPLITS if own.get(name) and own[name] not in given}
+    return {name: None for name in SPLITS if task.get(name) and task[name] not in file_splits}
 
 
 def _find_needed_splits(
-    cfg: BenchmarkConfig, own: dict[str, Any]
+    cfg: BenchmarkConfig, task: dict[str, Any]
 ) -> tuple[str | None, int, list[str]]:
     """The questions' split, the number of solved examples from a split, and the examples' splits.
 
     No examples come from a split if the task's file itself holds them.
     """
-    questions = own.get("test_split") or own.get("validation_split")
-    shots = own.get("num_fewshot") if cfg.few_shot is None else cfg.few_shot
-    if (own.get("fewshot_config") or {}).get("samples"):
+    questions = task.get("test_split") or task.get("validation_split")
+    shots = task.get("num_fewshot") if cfg.few_shot is None else cfg.few_shot
+    if (task.get("fewshot_config") or {}).get("samples"):
         shots = 0
-    examples = [split for name in ("fewshot_split", "training_split") if (split := own.get(name))]
+    examples = [split for name in ("fewshot_split", "training_split") if (split := task.get(name))]
     return questions, shots or 0, examples or ["train"]
 
 

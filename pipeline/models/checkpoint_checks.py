@@ -132,7 +132,7 @@ def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, name: s
         )
 
 
-def check_template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: str) -> None:
+def check_template(tokenizer: "PreTrainedTokenizerBase", settings: Template, name: str) -> None:
     if not tokenizer.chat_template:
         raise _make_template_error(name)
     if tokenizer.eos_token_id is None:
@@ -140,10 +140,10 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: 
             f"{name}: its tokenizer has no EOS token, so no answer would ever end.\n"
             "  Set eos_token in tokenizer_config.json."
         )
-    source = given.chat_template or name
+    source = settings.chat_template or name
     try:
         prompt = tokenizer.apply_chat_template(
-            PROBE, tokenize=False, add_generation_prompt=True, **given.kwargs
+            PROBE, tokenize=False, add_generation_prompt=True, **settings.kwargs
         )
     except Exception as error:  # the template is the checkpoint's code and may raise anything
         raise UserError(
@@ -159,12 +159,12 @@ def check_template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: 
         )
 
 
-def check_template_file(folder: Path, given: Template, name: str) -> None:
+def check_template_file(folder: Path, settings: Template, name: str) -> None:
     """Check that there is a template, in any of the files where transformers searches for one."""
     config = folder / "tokenizer_config.json"
     files = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
     has_file = any((folder / file).exists() for file in files)
-    if given.chat_template or not config.is_file() or has_file:
+    if settings.chat_template or not config.is_file() or has_file:
         return
     if not read_json(config).get("chat_template"):
         raise _make_template_error(name)
