@@ -394,7 +394,7 @@ def test_the_door_knows_the_template_of_an_older_checkpoint(tmp_path, several):
     messages = [{"role": "user", "content": "name three facts"}]
     found = Words(policy.tokenizer, None, 256).encode(messages, {})
     assert found == ModelTokenizer(policy).encode(messages, {}) and len(found) > len(
-        ModelTokenizer(policy).pieces("name three facts")
+        ModelTokenizer(policy).encode_text("name three facts")
     )
 
 
