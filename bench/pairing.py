@@ -1,8 +1,9 @@
-"""Pairs from 200,000 prompts × 8 samples, every filter but near duplicates and language asked; against plain Python.
+"""Pairs from 200,000 prompts × 8 samples, with most filters, against plain Python.
 
-Both sides begin with the same rows in memory, each in the form it likes best (columns; tuples, whose making is not
-counted), and end with the same pairs and the same counts of what was dropped. Our side runs in a process of its own,
-whose peak memory is printed and held below 2 GB. Then the near-duplicate search over 100,000 prompts.
+All filters are on but near duplicates and language. Both sides begin with the same rows in memory,
+each in its best form (columns; tuples, whose making does not count), and end with the same pairs
+and the same counts of dropped rows. A run of our side in its own process has to keep its peak
+memory below 2 GB. Then the near-duplicate search over 100,000 prompts.
 """
 
 import gc
@@ -30,43 +31,43 @@ from pipeline.pairing.candidates import candidates
 
 PROMPTS, SAMPLES, RUNS = 200_000, 8, 5
 GB = 1e9
-ASKED = {
-    "allow_truncated": False, "allow_refusals": False, "languages": None, "repeats": True,
-    "pass_rate": {"at": 0.0, "least": 0.1, "most": 0.9}, "min_margin": 0.5, "min_chosen": -1.0, "max_rejected": 1.0,
-    "max_length_ratio": 3.0, "max_disagreement": None, "max_flip_rate": None, "min_reference": None, "near": None,
-}  # fmt: skip
+FILTERS = {
+    "allow_truncated": False,
+    "allow_refusals": False,
+    "languages": None,
+    "repeats": True,
+    "pass_rate": {"at": 0.0, "least": 0.1, "most": 0.9},
+    "min_margin": 0.5,
+    "min_chosen": -1.0,
+    "max_rejected": 1.0,
+    "max_length_ratio": 3.0,
+    "max_disagreement": None,
+    "max_flip_rate": None,
+    "min_reference": None,
+    "near": None,
+}
 CONFIG = PairRound(
-    strategy={"kind": "best_worst"}, scorer="rules", pairs_per_prompt=1, ties="drop", filters=ASKED,
-    mix={"on_policy": 1, "offline": 0, "per_round": None}, thumbs_at=None, edits=None,
-    limits={"prompt": 1024, "completion": 1024}, template_kwargs={},
-    dev={"share": 0.02, "least": 0, "most_share": 0.1}, seed=0, round=1,
-)  # fmt: skip
+    strategy={"kind": "best_worst"},
+    scorer="rules",
+    pairs_per_prompt=1,
+    ties="drop",
+    filters=FILTERS,
+    mix={"on_policy": 1, "offline": 0, "per_round": None},
+    thumbs_at=None,
+    edits=None,
+    limits={"prompt": 1024, "completion": 1024},
+    template_kwargs={},
+    dev={"share": 0.02, "least": 0, "most_share": 0.1},
+    seed=0,
+    round=1,
+)
 
 
-def made(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+def make_rows(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Samples and scores as the stages write them, in the order of prompts."""
     draw, count = np.random.default_rng(0), prompts * SAMPLES
-    words = np.array(
-        [
-            "name",
-            "three",
-            "short",
-            "facts",
-            "about",
-            "the",
-            "quiet",
-            "river",
-            "and",
-            "an",
-            "old",
-            "lantern",
-            "in",
-            "one",
-            "sentence",
-            "or",
-            "two",
-        ]
-    )
+    text = "name three short facts about the quiet river and an old lantern in one sentence or two"
+    words = np.array(text.split())
     starts = pl.Series([" ".join(words[draw.integers(0, len(words), 18)]) for _ in range(2000)])
     numbers = pl.Series(draw.integers(0, 40, count)).cast(pl.String)
     texts = starts.gather(draw.integers(0, len(starts), count)) + " " + numbers
@@ -98,10 +99,10 @@ def made(prompts: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     return samples, scores.with_columns(detail=pl.lit(""))
 
 
-# ── ours ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── ours ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ours(samples: pl.DataFrame, scores: pl.DataFrame) -> tuple[pl.DataFrame, Counter]:
+def pair_ours(samples: pl.DataFrame, scores: pl.DataFrame) -> tuple[pl.DataFrame, Counter]:
     found = selection.proposed(CONFIG, candidates(samples, scores, CONFIG.scorer))
     pairs = selection.in_order(found.pairs).with_columns(prompt_text="prompt_id")
     kept, dropped = selection.filtered(CONFIG, pairs)
@@ -109,53 +110,52 @@ def ours(samples: pl.DataFrame, scores: pl.DataFrame) -> tuple[pl.DataFrame, Cou
     return kept, Counter(dict(gone["reason"].value_counts().rows()))
 
 
-def hash_of(rows: Any, counts: Counter) -> str:
-    told = [[a, b, round(m, 9)] for a, b, m in sorted(rows)]
-    return hashlib.sha256(json.dumps([told, sorted(counts.items())]).encode()).hexdigest()[:16]
+def hash_result(rows: Any, counts: Counter) -> str:
+    pairs = [[chosen, rejected, round(margin, 9)] for chosen, rejected, margin in sorted(rows)]
+    return hashlib.sha256(json.dumps([pairs, sorted(counts.items())]).encode()).hexdigest()[:16]
 
 
-# ── plain Python ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── plain Python ──────────────────────────────────────────────────────────────────────────────────
 
 REFUSAL = re.compile(filters.REFUSAL)
 
 
-def plain(samples: list[tuple], scores: list[tuple]) -> tuple[list[tuple], Counter]:
-    """One dict by prompt, one pass over the rows, then one over the prompts; nothing is looked at twice."""
-    asked, gone, by_prompt = CONFIG.filters, Counter(), {}
-    for (prompt, name, text, finish, tokens, asked_tokens, again), (scored, score) in zip(
-        samples, scores, strict=True
-    ):
-        if scored != name:
+def pair_plain(samples: list[tuple], scores: list[tuple]) -> tuple[list[tuple], Counter]:
+    """One pass over the rows into a dict by prompt, then one over the prompts."""
+    knobs, dropped, by_prompt = CONFIG.filters, Counter(), {}
+    for row, (sample_id, score) in zip(samples, scores, strict=True):
+        prompt, name, text, finish, tokens, prompt_tokens, second_bos = row
+        if sample_id != name:
             raise ValueError("a score of another sample")
         if prompt not in by_prompt:
-            by_prompt[prompt] = (asked_tokens, [])
+            by_prompt[prompt] = (prompt_tokens, [])
         if score is None or score != score:
-            gone["no score"] += 1
+            dropped["no score"] += 1
         elif finish != "stop":
-            gone["truncated"] += 1
+            dropped["truncated"] += 1
         elif not text.strip():
-            gone["empty"] += 1
-        elif again:
-            gone["second BOS"] += 1
+            dropped["empty"] += 1
+        elif second_bos:
+            dropped["second BOS"] += 1
         elif REFUSAL.search(text):
-            gone["refusal"] += 1
+            dropped["refusal"] += 1
         else:
             by_prompt[prompt][1].append((score, name, text, tokens))
     pairs, seen = [], set()
-    band, limits = asked.pass_rate, CONFIG.limits
-    for prompt, (asked_tokens, rows) in by_prompt.items():
+    band, limits = knobs.pass_rate, CONFIG.limits
+    for prompt, (prompt_tokens, rows) in by_prompt.items():
         if len({row[2] for row in rows}) < len(rows):
             first = {}
             for row in rows:
                 if row[2] not in first or row[1] < first[row[2]][1]:
                     first[row[2]] = row
-            gone["repeated answer"] += len(rows) - len(first)
+            dropped["repeated answer"] += len(rows) - len(first)
             rows = list(first.values())
         if not rows:
-            gone["no usable sample"] += 1
+            dropped["no usable sample"] += 1
             continue
         if len(rows) == 1:
-            gone["one usable sample"] += 1
+            dropped["one usable sample"] += 1
             continue
         best = worst = rows[0]
         passed = 0
@@ -169,80 +169,76 @@ def plain(samples: list[tuple], scores: list[tuple]) -> tuple[list[tuple], Count
         longer, shorter = (best[3], worst[3]) if best[3] > worst[3] else (worst[3], best[3])
         margin = best[0] - worst[0]
         if not band.least <= passed / len(rows) <= band.most:
-            gone["pass rate outside the band"] += 1
+            dropped["pass rate outside the band"] += 1
         elif margin == 0:
-            gone["tie"] += 1
+            dropped["tie"] += 1
         elif best[2] == worst[2]:
-            gone["equal answers"] += 1
-        elif margin < asked.min_margin:
-            gone["margin too small"] += 1
-        elif best[0] < asked.min_chosen:
-            gone["chosen score too low"] += 1
-        elif worst[0] > asked.max_rejected:
-            gone["rejected score too high"] += 1
-        elif asked_tokens > limits.prompt or longer > limits.completion:
-            gone["longer than limits"] += 1
-        elif longer > asked.max_length_ratio * shorter:
-            gone["length ratio"] += 1
+            dropped["equal answers"] += 1
+        elif margin < knobs.min_margin:
+            dropped["margin too small"] += 1
+        elif best[0] < knobs.min_chosen:
+            dropped["chosen score too low"] += 1
+        elif worst[0] > knobs.max_rejected:
+            dropped["rejected score too high"] += 1
+        elif prompt_tokens > limits.prompt or longer > limits.completion:
+            dropped["longer than limits"] += 1
+        elif longer > knobs.max_length_ratio * shorter:
+            dropped["length ratio"] += 1
         elif (key := (prompt, best[2], worst[2])) in seen:
-            gone["repeated pair"] += 1
+            dropped["repeated pair"] += 1
         else:
             seen.add(key)
             pairs.append((best[1], worst[1], margin))
-    return pairs, gone
+    return pairs, dropped
 
 
-# ── measured ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── measured ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def memory(name: str) -> int:
-    """Of this process, by the kernel's own count."""
+def read_memory(name: str) -> int:
+    """Bytes of this process, by the kernel's count."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
 
 
-def settled() -> int:
-    """What the rows themselves take; from here on the kernel counts the peak anew."""
+def reset_peak() -> int:
+    """Reset the kernel's count of the peak. Return the bytes in use, which are the rows."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
-    return memory("VmRSS")
+    return read_memory("VmRSS")
 
 
-def timed(work: Any, *inputs: Any) -> tuple[float, Any]:
+def time_call(work: Any, *inputs: Any) -> tuple[float, Any]:
     gc.collect()
-    gc.freeze()  # neither side pays for walking over the rows that were there before it began
+    gc.freeze()  # so that neither side pays for garbage collection over the rows
     started = time.perf_counter()
-    made = work(*inputs)
-    return time.perf_counter() - started, made
+    result = work(*inputs)
+    return time.perf_counter() - started, result
 
 
-def alone(prompts: int) -> None:
-    """Our side in a process of its own: its fastest seconds and its peak memory, as one JSON line."""
-    samples, scores = made(prompts)
-    before = settled()
-    seconds = [timed(ours, samples, scores)[0] for _ in range(RUNS)]
-    peak = memory("VmHWM")
+def measure_alone(prompts: int) -> None:
+    """Our side in its own process. Print its fastest seconds and peak memory as one JSON line."""
+    samples, scores = make_rows(prompts)
+    before = reset_peak()
+    seconds = [time_call(pair_ours, samples, scores)[0] for _ in range(RUNS)]
+    peak = read_memory("VmHWM")
     print(json.dumps({"seconds": min(seconds), "peak": peak, "before": before}))
 
 
-def near() -> None:
-    """The search itself, over answers of 60 words, a tenth of them nearly another's."""
+def measure_near_duplicates() -> None:
+    """The search over answers of 60 words, a tenth of which nearly repeat another."""
     draw = np.random.default_rng(1)
     words = pl.Series([f"w{i}" for i in range(20_000)])
     texts = [" ".join(words.gather(draw.integers(0, 20_000, 60))) for _ in range(90_000)]
     texts += [text.rsplit(" ", 1)[0] + " other" for text in texts[:10_000]]
     series = pl.Series(texts)
-    before = settled()
-    seconds, found = timed(minhash.nearest_above, series, 0.9)
-    peak = memory("VmHWM")
-    print(
-        json.dumps(
-            {"seconds": seconds, "found": int((found >= 0).sum()), "peak": peak, "before": before}
-        )
-    )
+    before = reset_peak()
+    seconds, nearest = time_call(minhash.nearest_above, series, 0.9)
+    found, peak = int((nearest >= 0).sum()), read_memory("VmHWM")
+    print(json.dumps({"seconds": seconds, "found": found, "peak": peak, "before": before}))
 
 
-def in_a_process(*words: str) -> dict[str, Any]:
+def run_in_process(*words: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, __file__, *words], check=True, capture_output=True, text=True
     )
@@ -250,34 +246,35 @@ def in_a_process(*words: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    samples, scores = made(PROMPTS)
-    rows, marks = samples.rows(), scores.select("sample_id", "score").rows()
+    samples, scores = make_rows(PROMPTS)
+    sample_rows, score_rows = samples.rows(), scores.select("sample_id", "score").rows()
     speed, hashes = [], set()
     for run in range(RUNS + 1):
-        mine, (kept, gone) = timed(ours, samples, scores)
-        theirs, (pairs, gone_too) = timed(plain, rows, marks)
+        our_seconds, (our_pairs, dropped) = time_call(pair_ours, samples, scores)
+        plain_seconds, (pairs, plain_dropped) = time_call(pair_plain, sample_rows, score_rows)
         print(
-            f"{PROMPTS} prompts × {SAMPLES}: ours {mine:.3f} s, plain Python {theirs:.2f} s, {len(pairs)} pairs"
+            f"{PROMPTS} prompts × {SAMPLES}: ours {our_seconds:.3f} s,"
+            f" plain Python {plain_seconds:.2f} s, {len(pairs)} pairs"
         )
-        hashes |= {
-            hash_of(kept.select("chosen_id", "rejected_id", "margin").rows(), gone),
-            hash_of(pairs, gone_too),
-        }
-        speed += [theirs / mine] if run else []  # the first run of each does not count
+        our_rows = our_pairs.select("chosen_id", "rejected_id", "margin").rows()
+        hashes |= {hash_result(our_rows, dropped), hash_result(pairs, plain_dropped)}
+        if run:  # the first run of each does not count
+            speed.append(plain_seconds / our_seconds)
     assert len(hashes) == 1, f"the two sides made different pairs: {hashes}"
-    print(f"output hash of both {hashes.pop()}; dropped {dict(sorted(gone.items()))}")
-    del rows, marks, samples, scores
+    print(f"output hash of both {hashes.pop()}; dropped {dict(sorted(dropped.items()))}")
+    del sample_rows, score_rows, samples, scores
 
     growth = []
     for _ in range(3):
-        half, whole = in_a_process("alone", str(PROMPTS)), in_a_process("alone", str(2 * PROMPTS))
-        growth.append(whole["seconds"] / half["seconds"])
+        half = run_in_process("alone", str(PROMPTS))
+        full = run_in_process("alone", str(2 * PROMPTS))
+        growth.append(full["seconds"] / half["seconds"])
     print(
         f"peak memory {half['peak'] / GB:.2f} GB with {PROMPTS} prompts"
         f" ({half['before'] / GB:.2f} GB before it began: the rows)"
     )
     assert half["peak"] < 2 * GB, f"peak memory {half['peak'] / GB:.2f} GB is not below 2 GB"
-    search = in_a_process("near")
+    search = run_in_process("near")
     print(
         f"near duplicates of 100000 prompts: {search['seconds']:.1f} s, {search['found']} found, "
         f"peak {search['peak'] / GB:.2f} GB ({search['before'] / GB:.2f} GB before it began)"
@@ -288,8 +285,8 @@ def main() -> None:
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["alone", prompts]:
-            alone(int(prompts))
+            measure_alone(int(prompts))
         case ["near"]:
-            near()
+            measure_near_duplicates()
         case _:
             main()

@@ -1,9 +1,10 @@
-"""The stage `sample` on the smoke run's SFT model, 400 prompts × 8, against other ways to draw the same.
+"""The stage `sample` on the smoke run's SFT model, 400 prompts × 8, against other ways to sample.
 
-over_vllm: one `LLM.generate` of all requests, ready tokenised, on the very engine that the stage uses. over_defaults:
-vLLM's own way (an engine with its defaults, one request with n=8 a prompt, no seeds, no log-probabilities). over_naive:
-one `model.generate` a sample, on a few of the prompts. growth: 400 prompts over 100. Engines start before the clock;
-tokens/s count what came out. memory: driver and stage, 100,000 scripted prompts × 8 over 10,000.
+over_vllm: one `LLM.generate` of all requests, already tokenised, on the engine of the stage itself.
+over_defaults: vLLM's usual way: default engine, one request with n=8 per prompt, no seeds, no
+log-probabilities. over_naive: one `model.generate` per sample, on a few of the prompts.
+growth: 400 prompts over 100. Engines start before the clock; tokens/s count completion tokens.
+memory: driver and stage, 100,000 scripted prompts × 8 over 10,000.
 Arguments: `store=FOLDER` to find the SFT model again, and names of ratios to measure only those.
 """
 
@@ -39,29 +40,29 @@ ENGINE_RATIOS = "over_vllm", "over_defaults", "over_naive", "growth"
 
 def main() -> None:
     store = next((word for word in sys.argv[1:] if word.startswith("store=")), "store=store")
-    asked = [word for word in sys.argv[1:] if "=" not in word] or [*ENGINE_RATIOS, "memory"]
-    found: dict[str, Ratio] = {}
-    with tempfile.TemporaryDirectory() as place:
-        smoke = "recipes=smoke", store, f"runs={place}/runs"
-        sft = Model(built("sft", *smoke))
-        if set(asked) & set(ENGINE_RATIOS):
-            found |= speeds(sft, Prompts(built("prompts", *smoke) / "train"))
-        if "memory" in asked:
-            found["memory"] = Ratio(list(memory(sft, Path(place))), "<= 1.3")
-    report("sampling", found)
+    names = [word for word in sys.argv[1:] if "=" not in word] or [*ENGINE_RATIOS, "memory"]
+    ratios: dict[str, Ratio] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        smoke = "recipes=smoke", store, f"runs={folder}/runs"
+        sft = Model(build("sft", *smoke))
+        if set(names) & set(ENGINE_RATIOS):
+            ratios |= measure_speeds(sft, Prompts(build("prompts", *smoke) / "train"))
+        if "memory" in names:
+            ratios["memory"] = Ratio(list(measure_memory(sft, Path(folder))), "<= 1.3")
+    report("sampling", ratios)
 
 
-def built(stage: str, *words: str) -> Path:
-    """The folder of a step of the real pipeline, which names it in its last line."""
+def build(stage: str, *words: str) -> Path:
+    """Build a step with the real pipeline, which prints the step's folder in its last line."""
     command = [sys.executable, "-m", "pipeline", f"until={stage}", *words]
     done = subprocess.run(command, cwd=HOUSE, check=True, stdout=subprocess.PIPE, text=True)
     return (HOUSE / done.stdout.splitlines()[-1]).absolute()
 
 
-# ── speed ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── speed ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def speeds(sft: Model, prompts: Prompts) -> dict[str, Ratio]:
+def measure_speeds(sft: Model, prompts: Prompts) -> dict[str, Ratio]:
     sides = Sides(sft, prompts)
     ways: dict[str, Callable[[], float]] = {
         "stage": lambda: sides.stage(PROMPTS),
@@ -73,18 +74,23 @@ def speeds(sft: Model, prompts: Prompts) -> dict[str, Ratio]:
     turns = []
     for turn in range(RUNS + 1):  # the first does not count
         turns.append({name: way() for name, way in ways.items()})
-        told = ", ".join(f"{name} {speed:.0f}" for name, speed in turns[-1].items())
-        print(f"{'warm-up' if turn == 0 else f'run {turn}'}: {told} tokens/s", flush=True)
+        line = ", ".join(f"{name} {speed:.0f}" for name, speed in turns[-1].items())
+        print(f"{f'run {turn}' if turn else 'warm-up'}: {line} tokens/s", flush=True)
+
+    def compare_to(way: str) -> list[float]:
+        return [turn["stage"] / turn[way] for turn in turns[1:]]
+
+    growth = [many / few for many, few in zip(*sides.stage_seconds(), strict=True)]
     return {
-        "over_vllm": Ratio([turn["stage"] / turn["vllm"] for turn in turns[1:]], ">= 0.95"),
-        "over_defaults": Ratio([turn["stage"] / turn["defaults"] for turn in turns[1:]], None),
-        "over_naive": Ratio([turn["stage"] / turn["naive"] for turn in turns[1:]], ">= 10"),
-        "growth": Ratio([many / few for many, few in zip(*sides.seconds(), strict=True)], "<= 4.2"),
+        "over_vllm": Ratio(compare_to("vllm"), ">= 0.95"),
+        "over_defaults": Ratio(compare_to("defaults"), None),
+        "over_naive": Ratio(compare_to("naive"), ">= 10"),
+        "growth": Ratio(growth, "<= 4.2"),
     }
 
 
 class Sides:
-    """Every way to draw, each with its engine running; a call gives tokens per second."""
+    """Every way to sample, each with its engine running. A call returns tokens per second."""
 
     def __init__(self, sft: Model, prompts: Prompts):
         self.sft, self.prompts = sft, prompts
@@ -92,10 +98,12 @@ class Sides:
         self.cfg: SampleRequest = point.sample.request("train")
         self.backend: Any = open_backend(self.cfg.backend, sft)
         self.clock: dict[int, list[float]] = {PROMPTS: [], FEW: []}
-        self._start_defaults()  # first: it lives in a process of its own, as vLLM has it
+        self._start_defaults()  # first, because vLLM runs it in its own process
         self._start()
         self.rows = prompts.read()["prompt"].to_list()[:PROMPTS]
-        self.ids = [self.backend.text.encode(row, self.cfg.template_kwargs) for row in self.rows]
+        self.ids = [
+            self.backend.tokenizer.encode(row, self.cfg.template_kwargs) for row in self.rows
+        ]
         self._load()
 
     def _start_defaults(self) -> None:
@@ -112,16 +120,16 @@ class Sides:
         from vllm import LLM
 
         backend = self.backend
-        backend.limits, backend.room = self.cfg.limits, 0
+        backend.limits, backend.refill_threshold = self.cfg.limits, 0
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self.llm = LLM(**backend._arguments(self.sft, on_cpu=True))
+        self.llm = LLM(**backend._build_engine_arguments(self.sft, on_cpu=True))
         backend.engine = self.llm.llm_engine
 
-        class Running:
-            text, generate = backend.text, backend.generate
+        class RunningBackend:
+            tokenizer, generate = backend.tokenizer, backend.generate
             start = close = staticmethod(lambda *_: None)
 
-        sample.open_backend = lambda *_: Running()  # type: ignore[assignment]
+        sample.open_backend = lambda *_: RunningBackend()  # type: ignore[assignment]
 
     def _load(self) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -141,21 +149,21 @@ class Sides:
             )
         return tokens / self.clock[count][-1]
 
-    def seconds(self) -> tuple[list[float], list[float]]:
+    def stage_seconds(self) -> tuple[list[float], list[float]]:
         return self.clock[PROMPTS][1:], self.clock[FEW][1:]
 
     def vllm(self) -> float:
-        from pipeline.backends import Request
+        from pipeline.backends import CompletionRequest
 
         [setting] = self.cfg.settings.values()
         chance = random.Random(0)
         ids = [ids for ids in self.ids for _ in range(setting.n)]
-        asked = [
-            Request("", row, setting.temperature, setting.top_p, chance.getrandbits(63))
+        requests = [
+            CompletionRequest("", row, setting.temperature, setting.top_p, chance.getrandbits(63))
             for row in ids
         ]
-        parameters = [self.backend._parameters(request) for request in asked]
-        return self._generated(self.llm, ids, parameters)
+        parameters = [self.backend._sampling_parameters(request) for request in requests]
+        return self._time_generate(self.llm, ids, parameters)
 
     def defaults(self) -> float:
         from vllm import SamplingParams
@@ -165,14 +173,15 @@ class Sides:
         how = SamplingParams(
             n=setting.n, temperature=setting.temperature, top_p=setting.top_p, max_tokens=limit
         )
-        return self._generated(self.plain, self.ids, how)
+        return self._time_generate(self.plain, self.ids, how)
 
-    def _generated(self, llm: Any, ids: list[list[int]], how: Any) -> float:
+    def _time_generate(self, llm: Any, ids: list[list[int]], how: Any) -> float:
         prompts = [{"prompt_token_ids": row} for row in ids]
         started = time.monotonic()
         outputs = llm.generate(prompts, how, use_tqdm=False)
         seconds = time.monotonic() - started
-        return sum(len(drawn.token_ids) for output in outputs for drawn in output.outputs) / seconds
+        completions = [each for output in outputs for each in output.outputs]
+        return sum(len(completion.token_ids) for completion in completions) / seconds
 
     def naive(self) -> float:
         [setting] = self.cfg.settings.values()
@@ -185,28 +194,28 @@ class Sides:
         tokens, started = 0, time.monotonic()
         for row in self.rows[:NAIVE]:
             for _ in range(setting.n):
-                given = self.tokenizer.apply_chat_template(
+                prompt = self.tokenizer.apply_chat_template(
                     row, add_generation_prompt=True, return_tensors="pt"
                 )
-                drawn = self.module.generate(
-                    **given, max_new_tokens=self.cfg.limits.completion, **how
+                ids = self.module.generate(
+                    **prompt, max_new_tokens=self.cfg.limits.completion, **how
                 )
-                tokens += drawn.shape[1] - given["input_ids"].shape[1]
+                tokens += ids.shape[1] - prompt["input_ids"].shape[1]
         return tokens / (time.monotonic() - started)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """The stage's progress lines stay out of the bench's own."""
-    kept, sys.stderr = sys.stderr, Path(os.devnull).open("w")  # noqa: SIM115
+    """Keep the stage's progress lines out of the bench's own."""
+    stderr, sys.stderr = sys.stderr, Path(os.devnull).open("w")  # noqa: SIM115
     try:
         yield
     finally:
         sys.stderr.close()
-        sys.stderr = kept
+        sys.stderr = stderr
 
 
-# ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── memory ────────────────────────────────────────────────────────────────────────────────────────
 
 WORDS = (
     "river",
@@ -223,22 +232,23 @@ WORDS = (
 )
 
 
-def memory(sft: Model, folder: Path) -> Iterator[float]:
-    """Peak of driver and stage together; prompts and model come from the store, so that only `sample` runs."""
-    plans = {count: scripted(folder, count, sft) for count in (MANY, LESS)}
+def measure_memory(sft: Model, folder: Path) -> Iterator[float]:
+    """Peak of driver and stage together. Prompts and model are in the store: only `sample` runs."""
+    plans = {count: write_prompts(folder, count, sft) for count in (MANY, LESS)}
     for words in plans.values():
-        built("prompts", *words)
-        built("sft", *words)
+        build("prompts", *words)
+        build("sft", *words)
     for _ in range(RUNS):
-        peaks = {count: peak(folder, words) for count, words in plans.items()}
-        told = "; ".join(
-            f"{count} prompts {' + '.join(map(str, found))} MB" for count, found in peaks.items()
+        peaks = {count: measure_peaks(folder, words) for count, words in plans.items()}
+        line = "; ".join(
+            f"{count} prompts {' + '.join(map(str, sizes))} MB" for count, sizes in peaks.items()
         )
-        print(f"driver and stage: {told}", flush=True)
+        print(f"driver and stage: {line}", flush=True)
         yield sum(peaks[MANY]) / sum(peaks[LESS])
 
 
-def scripted(folder: Path, count: int, sft: Model) -> list[str]:
+def write_prompts(folder: Path, count: int, sft: Model) -> list[str]:
+    """Write prompts of random words. Return the command line that samples them."""
     chance, file = random.Random(count), folder / f"{count}.jsonl"
     texts = (
         f"Write {at} lines about {' '.join(chance.choices(WORDS, k=12))}" for at in range(count)
@@ -255,30 +265,30 @@ def scripted(folder: Path, count: int, sft: Model) -> list[str]:
     ]
 
 
-def peak(folder: Path, words: list[str]) -> list[int]:
-    """MB of the driver and of every process under it, each at its own highest."""
+def measure_peaks(folder: Path, words: list[str]) -> list[int]:
+    """MB of the driver and of each of its child processes, at their peaks."""
     shutil.rmtree(folder / "store" / "sample", ignore_errors=True)
     command = [sys.executable, "-m", "pipeline", "until=sample", *words]
     driver = subprocess.Popen(command, cwd=HOUSE, stdout=subprocess.DEVNULL)
     highest: dict[int, float] = {}
     while driver.poll() is None:
-        for pid in [driver.pid, *children(driver.pid)]:
-            highest[pid] = max(highest.get(pid, 0.0), resident(pid))
+        for pid in [driver.pid, *list_children(driver.pid)]:
+            highest[pid] = max(highest.get(pid, 0.0), read_peak_memory(pid))
         time.sleep(0.1)
     assert driver.returncode == 0
     return [round(size) for size in highest.values() if size]
 
 
-def children(parent: int) -> list[int]:
-    found = []
+def list_children(parent: int) -> list[int]:
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(stat.parent.name))
-    return found
+                pids.append(int(stat.parent.name))
+    return pids
 
 
-def resident(pid: int) -> float:
+def read_peak_memory(pid: int) -> float:
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM"):

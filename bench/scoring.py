@@ -1,7 +1,10 @@
-"""What scoring costs over what it has to: a function for each ratio. python bench/scoring.py [RATIO …] [rows=20000]
+"""Scoring's cost over its minimum, one function per ratio.
 
-`rules`: what processes of its own gain for IFEval's checkers.
-`judge`: requests/s of the pairwise judge at concurrency 16, over the 16/0.05 that a server with 50 ms latency allows.
+python bench/scoring.py [RATIO …] [rows=20000]
+
+`rules`: the speed-up of IFEval's checkers by worker processes.
+`judge`: requests/s of the pairwise judge at concurrency 16, over the 16/0.05 that a server with
+50 ms latency allows.
 """
 
 import json
@@ -18,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from measure import Ratio, in_turn, report
+from measure import Ratio, report, run_in_turn
 
 from pipeline.config import DuelConfig
 from pipeline.scorers.judging.cached_judge import CachedJudge
@@ -31,22 +34,29 @@ PER_SHARD = 2048
 RUNS, JUDGE_RUNS = 2, 5
 CONCURRENCY, LATENCY, BOUTS = 16, 0.05, 800
 TEXT = (
-    "the quiet river bends around an old mill, where *lantern light* falls; on still water in the EVENING. We walked"
-    " along its bank until the path ended! What remained? A gate [name] of iron, - and a field.\n\n* Beyond it"
+    "the quiet river bends around an old mill, where *lantern light* falls; on still water in the"
+    " EVENING. We walked along its bank until the path ended! What remained? A gate [name] of iron,"
+    " - and a field.\n\n* Beyond it"
 )
 
 
 def rules() -> Ratio:
-    """One process over the stage's own number of them, each a worker's whole life: imports, 20,000 answers, tables."""
+    """One process over the stage's default number, from imports over 20,000 answers to tables."""
     with tempfile.TemporaryDirectory() as folder:
         make_samples(Path(folder))
-        pairs = list(in_turn(RUNS, lambda: seconds(folder, "auto"), lambda: seconds(folder, "1")))
+        pairs = list(
+            run_in_turn(
+                RUNS,
+                lambda: measure_seconds(folder, "auto"),
+                lambda: measure_seconds(folder, "1"),
+            )
+        )
     for ours, one in pairs:
         print(f"rules: {ours:.1f} s, one process {one:.1f} s")
     return Ratio([one / ours for ours, one in pairs], ">= 1.6")
 
 
-def seconds(folder: str, workers: str) -> float:
+def measure_seconds(folder: str, workers: str) -> float:
     started = time.monotonic()
     subprocess.run(
         [sys.executable, __file__, "stage", folder, workers], check=True, capture_output=True
@@ -54,7 +64,7 @@ def seconds(folder: str, workers: str) -> float:
     return time.monotonic() - started
 
 
-def stage(folder: Path, workers: str) -> None:
+def run_stage(folder: Path, workers: str) -> None:
     from pipeline.artifacts import Prompts, Samples
     from pipeline.config import CheckRuntime, IfevalScorer, ScoreConfig, ScoreRuntime
     from pipeline.stages.score import run
@@ -67,28 +77,28 @@ def stage(folder: Path, workers: str) -> None:
 
 
 def make_samples(folder: Path) -> None:
-    """Each prompt gives three instructions; answers are words at random, as long as answers are."""
+    """Each prompt has three instructions. Answers are random words, of a realistic length."""
     import polars as pl
 
     from pipeline.artifacts import write_table
 
-    asked = instructions()
-    draw, words = random.Random(0), TEXT.split(" ")
-    prompts = []
-    for at in range(0, rows_asked(), PER_SHARD):
+    kwargs_of = list_instructions()
+    rng, words = random.Random(0), TEXT.split(" ")
+    row_count, prompts = parse_row_count(), []
+    for at in range(0, row_count, PER_SHARD):
         shard = []
-        for number in range(at, min(at + PER_SHARD, rows_asked())):
-            chosen = draw.sample(sorted(asked), 3)
-            told = {"instruction_id_list": chosen, "kwargs": [asked[name] for name in chosen]}
-            name, text = (
-                f"p{number}",
-                " ".join(draw.choice(words) for _ in range(draw.randint(100, 400))),
-            )
-            prompts.append({"prompt_id": name, "prompt": [], "columns": json.dumps(told)})
-            ids = {"prompt_id": name, "sample_id": f"{name}-0", "setting": "draw", "token_ids": [1]}
+        for number in range(at, min(at + PER_SHARD, row_count)):
+            ids = rng.sample(sorted(kwargs_of), 3)
+            columns = {"instruction_id_list": ids, "kwargs": [kwargs_of[each] for each in ids]}
+            name = f"p{number}"
+            text = " ".join(rng.choice(words) for _ in range(rng.randint(100, 400)))
+            prompts.append({"prompt_id": name, "prompt": [], "columns": json.dumps(columns)})
             shard.append(
                 {
-                    **ids,
+                    "prompt_id": name,
+                    "sample_id": f"{name}-0",
+                    "setting": "draw",
+                    "token_ids": [1],
                     "prompt": [{"role": "user", "content": "Describe a river."}],
                     "completion": text,
                 }
@@ -97,7 +107,7 @@ def make_samples(folder: Path) -> None:
     write_table(folder / "prompts.parquet", pl.DataFrame(prompts))
 
 
-def instructions() -> dict[str, dict[str, Any]]:
+def list_instructions() -> dict[str, dict[str, Any]]:
     from pipeline.scorers.ifeval import NEED_PUNKT, has_punkt
 
     known = {
@@ -141,25 +151,28 @@ def instructions() -> dict[str, dict[str, Any]]:
     if has_punkt():
         return known
     print(f"without nltk's punkt_tab: {len(known) - len(NEED_PUNKT)} of {len(known)} checkers")
-    return {name: given for name, given in known.items() if name not in NEED_PUNKT}
+    return {name: kwargs for name, kwargs in known.items() if name not in NEED_PUNKT}
 
 
-# ── the judge ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the judge ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def judge() -> Ratio:
-    """Two requests a bout, each a row of the verdict store; a fresh store each run, the client's start not counted."""
+    """Two requests per comparison, each a row of the verdict store.
+
+    Each run has a fresh store. The start of the client does not count.
+    """
     os.environ["JUDGE_KEY"] = KEY
     ideal, shares = CONCURRENCY / LATENCY, []
     with fake_judge(LATENCY) as server:
         for run in range(JUDGE_RUNS + 1):
-            speed = _requests_per_second(_judging(server), run)
+            speed = _measure_requests_per_second(_compose_duel(server), run)
             print(f"judge: {speed:.0f} requests/s of {ideal:.0f}")
             shares += [speed / ideal] if run else []  # the first run does not count
     return Ratio(shares, ">= 0.85")
 
 
-def _judging(server: FakeJudge) -> DuelConfig:
+def _compose_duel(server: FakeJudge) -> DuelConfig:
     at = "exam.duels.j"
     runtime = {"base_url": server.url, "api_key_env": "JUDGE_KEY", "concurrency": CONCURRENCY}
     words = [f"{at}.engine.runtime.{name}={value}" for name, value in runtime.items()]
@@ -168,20 +181,20 @@ def _judging(server: FakeJudge) -> DuelConfig:
     ).exam.duels["j"]
 
 
-def _requests_per_second(cfg: DuelConfig, run: int) -> float:
+def _measure_requests_per_second(cfg: DuelConfig, run: int) -> float:
     bouts = [
         Comparison(f"Question {i} of run {run}?", f"good {i}", f"bad {i}") for i in range(BOUTS + 1)
     ]
     with tempfile.TemporaryDirectory() as folder:
         store = cfg.runtime.model_copy(update={"verdicts": Path(folder) / "verdicts.sqlite"})
-        court = CachedJudge(
+        cached_judge = CachedJudge(
             cfg.model_copy(update={"runtime": store}), PAIRWISE_FIELDS, "exam.duels.bench"
         )
-        judge_comparisons(court, bouts[BOUTS:])
+        judge_comparisons(cached_judge, bouts[BOUTS:])
         started = time.perf_counter()
-        verdicts = judge_comparisons(court, bouts[:BOUTS])
+        verdicts = judge_comparisons(cached_judge, bouts[:BOUTS])
         seconds = time.perf_counter() - started
-        court.close()
+        cached_judge.close()
     assert all(verdict.ab.winner == verdict.ba.winner == "a" for verdict in verdicts)
     return 2 * BOUTS / seconds
 
@@ -189,15 +202,14 @@ def _requests_per_second(cfg: DuelConfig, run: int) -> float:
 RATIOS: dict[str, Callable[[], Ratio]] = {"rules": rules, "judge": judge}
 
 
-def rows_asked() -> int:
-    return next(
-        (int(word.removeprefix("rows=")) for word in sys.argv[1:] if word.startswith("rows=")), ROWS
-    )
+def parse_row_count() -> int:
+    given = [word.removeprefix("rows=") for word in sys.argv[1:] if word.startswith("rows=")]
+    return int(given[0]) if given else ROWS
 
 
 def main() -> None:
     if sys.argv[1:2] == ["stage"]:
-        stage(Path(sys.argv[2]), sys.argv[3])
+        run_stage(Path(sys.argv[2]), sys.argv[3])
         return
     chosen = [word for word in sys.argv[1:] if "=" not in word] or list(RATIOS)
     report("scoring", {name: RATIOS[name]() for name in chosen})

@@ -1,11 +1,15 @@
-"""One epoch of DPO over plain TRL's DPOTrainer on the same pairs. python bench/training.py [pairs=48] [rounds=5]
+"""One epoch of DPO over plain TRL's DPOTrainer on the same pairs.
 
-`refer`: reference values are ready, where TRL asks a second model as it goes; what `refer` itself takes is said apart.
-`lengths`: the same, and rows of like length share a pass, over TRL's defaults. `padding`: what that alone gives.
+python bench/training.py [pairs=48] [rounds=5]
 
-Answers are of log-normal length (median 60 tokens, σ 0.8, at most 512), 16 pairs a step, of which both sides have their
-default of 8 in memory at once, with gradient checkpointing as both have it by default. All three train in turn, on a
-random model that is large enough for arithmetic to be what takes time; their losses are held to be equal, step by step.
+`refer`: precomputed reference values, where TRL runs a second model. The time of `refer` itself is
+printed separately. `lengths`: also batches of rows of similar length, over TRL's defaults.
+`padding`: the gain of these batches alone.
+
+Answers have log-normal lengths (median 60 tokens, σ 0.8, at most 512). A step has 16 pairs, in
+micro-batches of 8 and with gradient checkpointing, the defaults of both sides. All three train in
+turn, on a random model that is large enough for arithmetic to dominate; their losses have to be
+equal, step by step.
 """
 
 import random
@@ -29,18 +33,18 @@ from pipeline.stages import refer, train
 from tests.support.preferences import dpo
 from tests.support.tiny import WORDS, tiny_model
 
-MEDIAN, SPREAD, CAP = 60, 0.8, 512
-BATCH, MICRO_BATCH, PAIRS, ROUNDS = 16, 8, 48, 5
+(MEDIAN, SPREAD, CAP) = (60, 0.8, 512)
+(BATCH, MICRO_BATCH, PAIRS, ROUNDS) = (16, 8, 48, 5)
 EQUAL = 1e-4
 SHAPE = {"hidden": 256, "layers": 4, "context": 1024}
 Losses = list[float]
 
 
-def written(folder: Path, sft: Model, count: int) -> Pairs:
-    """Words at random, and the ids that the tokenizer makes of them."""
+def write_pairs(folder: Path, sft: Model, count: int) -> Pairs:
+    """Random words and their token ids."""
     from transformers import AutoTokenizer
 
-    tokenizer, draw = AutoTokenizer.from_pretrained(sft.tokenizer), random.Random(0)
+    (tokenizer, draw) = (AutoTokenizer.from_pretrained(sft.tokenizer), random.Random(0))
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -57,15 +61,13 @@ def written(folder: Path, sft: Model, count: int) -> Pairs:
     def row(number: int) -> dict[str, Any]:
         prompt = [{"role": "user", "content": text(draw.randint(10, 40))}]
         shown = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        made = {"prompt_id": f"p{number}", "prompt": prompt, "prompt_token_ids": ids(shown)}
+        pair = {"prompt_id": f"p{number}", "prompt": prompt, "prompt_token_ids": ids(shown)}
         for side in ("chosen", "rejected"):
             answer = text(min(CAP, round(MEDIAN * draw.lognormvariate(0, SPREAD))) - 1)
-            made[f"{side}_id"], made[f"{side}_token_ids"] = (
-                f"p{number}-{side}",
-                ids(answer + "<|end|>"),
-            )
-            made[side] = [{"role": "assistant", "content": answer}]
-        return made
+            pair[f"{side}_id"] = f"p{number}-{side}"
+            pair[f"{side}_token_ids"] = ids(answer + "<|end|>")
+            pair[side] = [{"role": "assistant", "content": answer}]
+        return pair
 
     rows = pl.DataFrame([row(number) for number in range(count)])
     write_table(folder / "train.parquet", rows)
@@ -73,7 +75,7 @@ def written(folder: Path, sft: Model, count: int) -> Pairs:
     return Pairs(folder)
 
 
-def config(by_length: bool) -> TrainConfig:
+def make_config(by_length: bool) -> TrainConfig:
     form = {"kind": "full", "learning_rate": 3e-4}
     knobs: dict[str, Any] = {
         "batch": BATCH,
@@ -86,40 +88,38 @@ def config(by_length: bool) -> TrainConfig:
     )
 
 
-def timed(trainer: Any) -> tuple[float, Losses]:
+def time_training(trainer: Any) -> tuple[float, Losses]:
     started = time.monotonic()
     trainer.train()
-    return time.monotonic() - started, [
-        entry["loss"] for entry in trainer.state.log_history if "loss" in entry
-    ]
+    seconds = time.monotonic() - started
+    return (seconds, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
 
 
-def ours(
+def train_ours(
     sft: Model, pairs: Pairs, logps: Logps, out: Path, by_length: bool
 ) -> tuple[float, Losses]:
-    """The stage's own trainer and callbacks, but for the check of its reference before the first step."""
+    """The stage's trainer and callbacks, without the check of its reference at the start."""
     from pipeline.training import build
     from pipeline.training.monitoring import guards
     from pipeline.training.monitoring.reference_check import StartCheck
 
-    cfg = config(by_length)
+    cfg = make_config(by_length)
     rows = {part: train.ready(cfg, [pairs], part, [logps]) for part in ("train", "dev")}
     watch = guards.build_guards(cfg, sft, sft, None, rows["dev"], out)
-    trainer, _ = build.build_trainer(cfg, build.load_policy(cfg, sft), sft, sft, rows, out, watch)
-    trainer.remove_callback(
-        StartCheck
-    )  # once a training, whatever its length; here it would be a third of the pairs
-    return timed(trainer)
+    (trainer, _) = build.build_trainer(cfg, build.load_policy(cfg, sft), sft, sft, rows, out, watch)
+    # It runs once per training, however long; here it would cover a third of the pairs.
+    trainer.remove_callback(StartCheck)
+    return time_training(trainer)
 
 
-def theirs(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
-    """TRL loads its own reference. What is set is what its defaults leave open, or our side has too."""
+def train_trl(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
+    """TRL loads its own reference. Only what its defaults leave open or our side sets is set."""
     from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
     from pipeline.models import loading
 
-    cfg = config(by_length=False)
+    cfg = make_config(by_length=False)
     args = DPOConfig(
         output_dir=str(out),
         gradient_accumulation_steps=BATCH // MICRO_BATCH,
@@ -136,12 +136,11 @@ def theirs(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
         disable_tqdm=True,
     )
     assert args.per_device_train_batch_size == MICRO_BATCH and args.gradient_checkpointing
+    rows = pairs.train().select("prompt", "chosen", "rejected").to_dicts()
     trainer = DPOTrainer(
         model=loading.load_merged(sft),
         args=args,
-        train_dataset=datasets.Dataset.from_list(
-            pairs.read_train().select("prompt", "chosen", "rejected").to_dicts()
-        ),
+        train_dataset=datasets.Dataset.from_list(rows),
         processing_class=loading.load_tokenizer(sft),
     )
     trainer.remove_callback(PrinterCallback)
@@ -149,49 +148,50 @@ def theirs(sft: Model, pairs: Pairs, out: Path) -> tuple[float, Losses]:
     assert (
         trainer.train_dataset["rejected_ids"] == pairs.read_train()["rejected_token_ids"].to_list()
     )
-    return timed(trainer)
+    return time_training(trainer)
 
 
 def main() -> None:
     given = dict(word.split("=", 1) for word in sys.argv[1:])
-    count, rounds = int(given.get("pairs", PAIRS)), int(given.get("rounds", ROUNDS))
+    (count, rounds) = (int(given.get("pairs", PAIRS)), int(given.get("rounds", ROUNDS)))
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sft = tiny_model(folder / "sft" / "bench", **SHAPE)
-        pairs = written(folder / "pairs", sft, count)
+        pairs = write_pairs(folder / "pairs", sft, count)
         started = time.monotonic()
         cfg = ReferenceConfig(
             dtype="float32", quantization=None, runtime={"batch_tokens": 8192, "workers": 1}
         )
         logps = refer.run(cfg, folder / "refer", model=sft, rows=pairs)
+        seconds_of_refer = time.monotonic() - started
         print(
-            f"refer itself: {time.monotonic() - started:.1f} s, once for every training on these pairs",
+            f"refer itself: {seconds_of_refer:.1f} s, once for all trainings on these pairs",
             flush=True,
         )
         sides = {
-            "lengths": lambda: ours(sft, pairs, logps, folder / "out", by_length=True),
-            "ready": lambda: ours(sft, pairs, logps, folder / "out", by_length=False),
-            "trl": lambda: theirs(sft, pairs, folder / "out"),
+            "lengths": lambda: train_ours(sft, pairs, logps, folder / "out", by_length=True),
+            "ready": lambda: train_ours(sft, pairs, logps, folder / "out", by_length=False),
+            "trl": lambda: train_trl(sft, pairs, folder / "out"),
         }
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         for number in range(-1, rounds):  # the first of each does not count
             losses = {}
             for side, epoch in sides.items():
-                taken, losses[side] = epoch()
+                (taken, losses[side]) = epoch()
                 shutil.rmtree(folder / "out", ignore_errors=True)
                 if number >= 0:
                     seconds[side].append(taken)
-            hold_equal(losses)
+            check_equal(losses)
             if number >= 0:
                 print(
                     ", ".join(f"{side} {taken[-1]:.1f} s" for side, taken in seconds.items()),
                     flush=True,
                 )
-    report("training", ratios(seconds))
+    report("training", make_ratios(seconds))
 
 
-def hold_equal(losses: dict[str, Losses]) -> None:
+def check_equal(losses: dict[str, Losses]) -> None:
     for side, found in losses.items():
         gaps = [abs(a - b) for a, b in zip(found, losses["trl"], strict=True)]
         assert max(gaps) < EQUAL, f"{side}: losses differ from TRL's by {max(gaps):.2g}"
@@ -201,14 +201,14 @@ def hold_equal(losses: dict[str, Losses]) -> None:
     )
 
 
-def ratios(seconds: dict[str, list[float]]) -> dict[str, Ratio]:
-    def over(one: str, other: str) -> list[float]:
+def make_ratios(seconds: dict[str, list[float]]) -> dict[str, Ratio]:
+    def divide(one: str, other: str) -> list[float]:
         return [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
 
     return {
-        "refer": Ratio(over("ready", "trl"), "<= 0.85"),
-        "lengths": Ratio(over("lengths", "trl"), "<= 0.70"),
-        "padding": Ratio(over("lengths", "ready"), None),
+        "refer": Ratio(divide("ready", "trl"), "<= 0.85"),
+        "lengths": Ratio(divide("lengths", "trl"), "<= 0.70"),
+        "padding": Ratio(divide("lengths", "ready"), None),
     }
 
 

@@ -1,4 +1,7 @@
-"""What draws completions: one Protocol, one `match`. Token ids in, token ids out; it knows no prompts and no shards."""
+"""Backends generate completions: one Protocol, one `match`. Token ids go in, token ids come out.
+
+A backend knows nothing about prompts or shards.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,112 +19,111 @@ from pipeline.config import (
 )
 
 Message = dict[str, str]
-OnTokens = Callable[
-    [Mapping[str, int]], None
-]  # how many tokens each unfinished completion has, by sample id
-COUNT_EVERY = 1.0  # seconds between two such counts
+# Receives the number of tokens that each unfinished completion has so far, by sample id.
+OnTokens = Callable[[Mapping[str, int]], None]
+COUNT_EVERY = 1.0  # seconds between two calls of OnTokens
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One completion: each has its own seed, so what it becomes does not depend on who is drawn beside it."""
+class CompletionRequest:
+    """A request for one completion. Its own seed makes the result independent of the batch."""
 
     sample_id: str
     prompt_token_ids: list[int]
     temperature: float  # 0 is greedy
     top_p: float
     seed: int
-    min_p: float = 0.0  # before top_p, after temperature
-    stop: tuple[
-        str, ...
-    ] = ()  # an engine may end here to save tokens; the cut is made by whoever asked
-    messages: tuple[Message, ...] = ()  # what the ids say, for a model that is asked in words
+    min_p: float = 0.0  # applied before top_p, after temperature
+    stop: tuple[str, ...] = ()  # an engine may end here to save tokens; the caller makes the cut
+    messages: tuple[Message, ...] = ()  # the prompt as text, for a model behind a chat API
 
 
 @dataclass(frozen=True, slots=True)
-class Billed:
-    """Tokens that a server is paid for, as it counts them: read and written, in every request for one completion."""
+class BilledTokens:
+    """Tokens that a server charges for one completion, by its own count, over all its requests."""
 
     read: int = 0
     written: int = 0
 
-    def __add__(self, other: "Billed") -> "Billed":
-        return Billed(self.read + other.read, self.written + other.written)
+    def __add__(self, other: "BilledTokens") -> "BilledTokens":
+        return BilledTokens(self.read + other.read, self.written + other.written)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     sample_id: str
-    token_ids: list[int]  # with the stop token that ended it, when one did
-    logprob: (
-        float | None
-    )  # sum over token_ids, before temperature, min_p, top_p; None when ids are not those drawn
+    token_ids: list[int]  # with the stop token that ended it, if one did
+    # Sum over token_ids, before temperature, min_p and top_p. None if these ids were not sampled.
+    logprob: float | None
     finish_reason: Literal["stop", "length"]
-    text: str | None = None  # as it came, where the ids are only its measure
-    billed: Billed = Billed()
+    text: str | None = None  # as received, where the ids only measure its length
+    billed: BilledTokens = BilledTokens()
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """A completion that a server did not give, for all the tries it was granted."""
+class FailedRequest:
+    """A request that a server did not complete within its retries."""
 
     sample_id: str
     reason: str
-    billed: Billed = Billed()
+    billed: BilledTokens = BilledTokens()
 
 
-class Counting(Protocol):
-    """Messages to token ids, and how many of them there may be."""
+class PromptEncoder(Protocol):
+    """Turns messages into token ids and knows the context length."""
 
     @property
     def context(self) -> int | None:
-        """How many tokens the model can see; None when it names no limit."""
+        """The model's context length in tokens. None if the model states no limit."""
         ...
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]: ...
 
 
-class Text(Counting, Protocol):
-    """Messages to token ids and back; it needs no engine."""
+class ChatTokenizer(PromptEncoder, Protocol):
+    """Turns messages into token ids and back. It needs no engine."""
 
     def decode(self, completion: Completion) -> str: ...
 
-    def read(self, ids: list[int]) -> str:
-        """Every token as it is written, special ones included."""
+    def decode_raw(self, ids: list[int]) -> str:
+        """Every token as text, special tokens included."""
         ...
 
-    def check_kept(self, messages: list[Message], kwargs: dict[str, Any]) -> None:
-        """Refuses a prompt that is written otherwise with an answer than alone: no pair can be made of it."""
+    def check_prompt_prefix(self, messages: list[Message], kwargs: dict[str, Any]) -> None:
+        """Refuse a prompt that renders differently once an answer follows: it cannot be paired."""
         ...
 
-    def pieces(self, text: str) -> list[int]:
-        """The tokens of plain text, with nothing put before or after."""
+    def encode_text(self, text: str) -> list[int]:
+        """The tokens of plain text, with nothing added before or after."""
         ...
 
     @property
-    def end(self) -> int:
+    def eos(self) -> int:
         """The token that ends an answer."""
         ...
 
     def __hash__(self) -> int:
-        """By identity: what one of them reads may be remembered."""
+        """By identity, so that results can be cached per tokenizer."""
         ...
 
 
 class Backend(Protocol):
-    """`start` once, then `generate`. `model` has an adapter only where this backend runs it as it is (`adapters`)."""
+    """Call `start` once, then `generate`.
+
+    `model` has an adapter only if this backend can run it unmerged (`lora_support`).
+    """
 
     @property
-    def text(self) -> Text: ...
+    def tokenizer(self) -> ChatTokenizer: ...
 
     def start(self, model: Model, limits: Limits) -> Self: ...
 
     def generate(
-        self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None
-    ) -> Iterator[Completion | Failed]:
-        """Completions as they finish, in any order; a block is asked for when there is room for its requests.
+        self, blocks: Iterable[list[CompletionRequest]], on_tokens: OnTokens | None = None
+    ) -> Iterator[Completion | FailedRequest]:
+        """Yield completions as they finish, in any order. Take the next block when there is room.
 
-        `on_tokens` hears now and then how far the others are, from those that draw here.
+        Backends that run an engine here call `on_tokens` now and then for unfinished completions.
         """
         ...
 
@@ -129,25 +131,25 @@ class Backend(Protocol):
 
 
 def open_backend(cfg: BackendConfig | ServedModel, policy: Model, knob: str = "sample") -> Backend:
-    """`knob`: where the person's config has the block that draws, for words that name a knob of it."""
+    """`knob` is the config path of the sampling block, used in error messages."""
     match cfg:
         case VllmBackend():
-            from pipeline.backends.vllm import Vllm
+            from pipeline.backends.vllm import VllmSampler
 
-            return Vllm(cfg, policy, f"{knob}.backend")
+            return VllmSampler(cfg, policy, f"{knob}.backend")
         case TransformersBackend():
-            from pipeline.backends.transformers import Transformers
+            from pipeline.backends.transformers import TransformersSampler
 
-            return Transformers(cfg, policy)
+            return TransformersSampler(cfg, policy)
         case EndpointBackend():
-            from pipeline.backends.endpoint import Endpoint
+            from pipeline.backends.endpoint import EndpointSampler
 
-            return Endpoint(cfg, policy, f"{knob}.backend")
+            return EndpointSampler(cfg, policy, f"{knob}.backend")
         case ServedModel():
-            from pipeline.backends.chat_api import ByName
+            from pipeline.backends.chat_api import ChatApiSampler
 
-            return ByName(cfg, policy, knob)
+            return ChatApiSampler(cfg, policy, knob)
         case ScriptedBackend():
-            from pipeline.backends.scripted import Scripted
+            from pipeline.backends.scripted import ScriptedSampler
 
-            return Scripted(cfg)
+            return ScriptedSampler(cfg)

@@ -1,6 +1,7 @@
-"""Servers, whoever asks them: one way to be let in, to ask, and to say what went wrong without telling a key.
+"""The client side of all servers: keys, requests, and error messages that never show a key.
 
-`library` is the client's package (openai, anthropic): both name their errors alike, and it alone retries.
+`library` is the client's package (openai or anthropic). Both use the same names for their errors.
+The library alone retries.
 """
 
 import asyncio
@@ -13,13 +14,13 @@ from typing import Any, Protocol
 
 from pipeline.errors import UserError, make_printable
 
-SHOWN = 200  # characters of what a server says
-MOST_TOKENS = 10**9  # of one reply: what claims more is no count
-PATIENCE = 15  # seconds for a list of models, which is asked for twice: nobody waits longer to hear that it hangs
+MAX_QUOTED = 200  # characters of a server's message
+MAX_TOKENS = 10**9  # of one reply: a larger count is not believed
+LIST_TIMEOUT = 15  # seconds for the list of models, which is requested twice before giving up
 
 
-class Place(Protocol):
-    """Where a server stands, what opens it and how patient we are: a block of the config."""
+class ServerSettings(Protocol):
+    """A block of the config: the server's address, its key variable, timeout and retries."""
 
     @property
     def base_url(self) -> str: ...
@@ -34,94 +35,113 @@ class Place(Protocol):
     def retries(self) -> int: ...
 
 
-class Unreadable(Exception):
-    """An answer with code 200 in which there is no completion."""
+class UnreadableReply(Exception):
+    """A reply with code 200 that holds no completion."""
 
 
-def client(
-    library: Any, make: Any, knob: str, place: Place, carrier: str = "DefaultAsyncHttpxClient"
+def make_client(
+    library: Any,
+    client_class: Any,
+    knob: str,
+    server: ServerSettings,
+    transport_name: str = "DefaultAsyncHttpxClient",
 ) -> Any:
-    """`make` is the client's class in `library`, `carrier` the class there that carries its requests."""
-    key = key_of(knob, place)
-    patience = {"timeout": place.timeout, "max_retries": place.retries}
-    transport = _bounded(getattr(library, carrier), place.timeout)
-    return make(api_key=key, base_url=place.base_url, http_client=transport, **patience)
+    """`transport_name` is the class in `library` that carries the requests."""
+    key = read_key(knob, server)
+    transport = _limit_time(getattr(library, transport_name), server.timeout)
+    return client_class(
+        api_key=key,
+        base_url=server.base_url,
+        http_client=transport,
+        timeout=server.timeout,
+        max_retries=server.retries,
+    )
 
 
-def _bounded(carrier: Any, seconds: float) -> Any:
-    """It carries a whole reply within its time: the libraries' own timeout begins anew with every byte that drips."""
-    [below] = [
-        one for one in carrier.__mro__ if one.__name__ == "AsyncClient"
-    ]  # of httpx, or of what stands for it
-    faults = importlib.import_module(below.__module__.partition(".")[0])
+def _limit_time(transport_class: Any, seconds: float) -> Any:
+    """Limit the time for a whole reply.
 
-    class Bounded(carrier):
-        async def send(self, request: Any, **how: Any) -> Any:
+    The libraries' own timeout starts again with every byte, so a dripping reply never times out.
+    """
+    # AsyncClient of httpx, or of its replacement
+    [base] = [
+        ancestor for ancestor in transport_class.__mro__ if ancestor.__name__ == "AsyncClient"
+    ]
+    errors = importlib.import_module(base.__module__.partition(".")[0])
+
+    class TimeLimitedClient(transport_class):
+        async def send(self, request: Any, **options: Any) -> Any:
             try:
                 async with asyncio.timeout(seconds):
-                    return await super().send(request, **how)
+                    return await super().send(request, **options)
             except TimeoutError:
-                raise faults.ReadTimeout(
+                raise errors.ReadTimeout(
                     f"no whole reply within {seconds:g} s", request=request
                 ) from None
 
-    return Bounded()
+    return TimeLimitedClient()
 
 
-def key_of(knob: str, place: Place) -> str:
-    """The key's value, for the client alone: it is never written, shown or put into a message."""
-    if place.api_key_env is None:
-        return "none"  # or the client would send whatever OPENAI_API_KEY holds
-    if not (key := _held(place)):
+def read_key(knob: str, server: ServerSettings) -> str:
+    """The key's value, for the client alone: never write it, show it or put it into a message."""
+    if server.api_key_env is None:
+        return "none"  # or the client would send the value of OPENAI_API_KEY
+    if not (key := _read_environment_key(server)):
+        variable = server.api_key_env
         raise UserError(
-            f"{knob}.runtime.api_key_env={place.api_key_env}: this environment variable is not set.\n"
-            f"  Type `export {place.api_key_env}=…` with the server's key, or give null for a server without keys."
+            f"{knob}.runtime.api_key_env={variable}: this environment variable is not set.\n"
+            f"  Type `export {variable}=…` with the server's key,"
+            " or give null for a server without keys."
         )
     return key
 
 
-def _held(place: Place) -> str:
-    return os.environ.get(place.api_key_env or "", "").strip()
+def _read_environment_key(server: ServerSettings) -> str:
+    return os.environ.get(server.api_key_env or "", "").strip()
 
 
-def card_of(knob: str, place: Place, model: str) -> dict[str, Any]:
+def fetch_model_card(knob: str, server: ServerSettings, model: str) -> dict[str, Any]:
     """The server's own entry of this model: `id` and, from vLLM, `root` and `max_model_len`."""
     from openai import APIConnectionError, AuthenticationError, OpenAIError, PermissionDeniedError
 
-    url, knob_of_url = place.base_url, f"{knob}.runtime.base_url={place.base_url}"
+    (url, knob_of_url) = (server.base_url, f"{knob}.runtime.base_url={server.base_url}")
     try:
-        cards = asyncio.run(_cards(knob, place))
+        cards = asyncio.run(_fetch_model_cards(knob, server))
     except (AuthenticationError, PermissionDeniedError) as error:
-        raise unaccepted(knob, place, error.status_code) from None
+        raise make_key_error(knob, server, error.status_code) from None
     except APIConnectionError:
         raise UserError(
-            f"{knob_of_url}: no server answers there.\n  Start it, or give the address of one that runs."
+            f"{knob_of_url}: no server answers there.\n"
+            "  Start it, or give the address of a running server."
         ) from None
     except (OpenAIError, ValueError, AttributeError, TypeError, RecursionError) as error:
         code = getattr(error, "status_code", None)
+        found = f"HTTP {code}" if code else "no list of models"
         raise UserError(
-            f"{knob_of_url}: {f'HTTP {code}' if code else 'no list of models'} came from {url}/models.\n"
-            f"  Give the address of an OpenAI-compatible server, up to and with /v1."
+            f"{knob_of_url}: {found} came from {url}/models.\n"
+            "  Give the address of an OpenAI-compatible server, up to and including /v1."
         ) from None
     if model not in cards:
+        served = shown(", ".join(cards)) or "nothing"
         raise UserError(
-            f"{knob}.model={model}: {url} does not serve it, but {make_printable(', '.join(cards)) or 'nothing'}.\n"
-            f"  Give the name that it has there, or start the server with --served-model-name {model}."
+            f"{knob}.model={model}: {url} does not serve it, but {served}.\n"
+            "  Give the model's name on that server,"
+            f" or start the server with --served-model-name {model}."
         )
     return cards[model]
 
 
-async def _cards(knob: str, place: Place) -> dict[str, dict[str, Any]]:
+async def _fetch_model_cards(knob: str, server: ServerSettings) -> dict[str, dict[str, Any]]:
     import openai
 
-    patient = _Patience(place.base_url, place.api_key_env, PATIENCE)
-    async with client(openai, openai.AsyncOpenAI, knob, patient) as asking:
-        return {str(card.id): card.model_dump() for card in (await asking.models.list()).data}
+    listing = _ModelListServer(server.base_url, server.api_key_env, LIST_TIMEOUT)
+    async with make_client(openai, openai.AsyncOpenAI, knob, listing) as client:
+        return {str(card.id): card.model_dump() for card in (await client.models.list()).data}
 
 
 @dataclass(frozen=True)
-class _Patience:
-    """A place, asked for no more than its list of models."""
+class _ModelListServer:
+    """Settings for a request of nothing but the list of models."""
 
     base_url: str
     api_key_env: str | None
@@ -129,90 +149,94 @@ class _Patience:
     retries: int = 1
 
 
-def unaccepted(knob: str, place: Place, status: int) -> UserError:
-    variable = place.api_key_env
-    wanted = f"the key in {variable}" if variable else "a request without a key"
-    remedy = (
-        f"Set {variable} to a key that may use this model, and run the same command again."
-        if variable
-        else f"Put a key that it takes into an environment variable, and name it as {knob}.runtime.api_key_env=NAME."
+def make_key_error(knob: str, server: ServerSettings, status: int) -> UserError:
+    variable = server.api_key_env
+    if variable:
+        rejected = f"the key in {variable}"
+        remedy = f"Set {variable} to a key that may use this model, and run the same command again."
+    else:
+        rejected = "a request without a key"
+        remedy = (
+            "Put a key that it accepts into an environment variable,"
+            f" and name it as {knob}.runtime.api_key_env=NAME."
+        )
+    return UserError(
+        f"{knob}.runtime.base_url={server.base_url}: HTTP {status},"
+        f" the server does not accept {rejected}.\n  {remedy}"
     )
-    where = f"{knob}.runtime.base_url={place.base_url}"
-    return UserError(f"{where}: HTTP {status}, the server does not accept {wanted}.\n  {remedy}")
 
 
-def fault(library: Any, place: Place, error: Exception) -> str:
-    """Why a request got no reply, in a few words. A server that repeats the key is not quoted with it."""
+def describe_error(library: Any, server: ServerSettings, error: Exception) -> str:
+    """Why a request got no reply, in a few words. If the server repeats the key, it is masked."""
     if isinstance(error, library.APIConnectionError):
-        cause = _first_cause(error)
-        if isinstance(cause, TimeoutError) or type(cause).__name__.endswith(
-            "Timeout"
-        ):  # httpx's are none of Python's
-            return f"no reply within {place.timeout:g} s"
+        cause = _find_root_cause(error)
+        # httpx's timeouts are not subclasses of Python's TimeoutError.
+        if isinstance(cause, TimeoutError) or type(cause).__name__.endswith("Timeout"):
+            return f"no reply within {server.timeout:g} s"
         return f"the connection broke ({type(cause).__name__})"
     if isinstance(error, library.APIStatusError):
-        said = str(error.message).removeprefix(f"Error code: {error.status_code} - ")
-        # What a busy or broken server adds differs each time and tells nothing.
-        return f"HTTP {error.status_code}" + (
-            f": {_quoted(place, said)}" if error.status_code < 429 else ""
-        )
+        status = error.status_code
+        if status >= 429:  # what a busy or broken server adds varies and does not help
+            return f"HTTP {status}"
+        message = str(error.message).removeprefix(f"Error code: {status} - ")
+        return f"HTTP {status}: {_quote_reply(server, message)}"
     if isinstance(error, library.APIError):
-        return f"the reply is no {library.__name__} reply ({type(error).__name__})"
-    return _quoted(place, str(error))
+        return f"the reply is not a valid {library.__name__} reply ({type(error).__name__})"
+    return _quote_reply(server, str(error))
 
 
-def counted(usage: Any, name: str, otherwise: int = 0) -> int:
-    """A figure of a reply's usage; `otherwise` where the server keeps none, or one that no reply can have."""
+def read_usage(usage: Any, name: str, default: int = 0) -> int:
+    """A figure of a reply's usage; `default` if it is missing or impossible."""
     value = usage.get(name) if isinstance(usage, dict) else getattr(usage, name, None)
-    return value if type(value) is int and 0 <= value <= MOST_TOKENS else otherwise
+    return value if type(value) is int and 0 <= value <= MAX_TOKENS else default
 
 
-def _first_cause(error: BaseException) -> BaseException:
-    """What lies below it all: aiohttp's transport calls a closed connection a timeout as well."""
+def _find_root_cause(error: BaseException) -> BaseException:
+    """The innermost cause: aiohttp's transport reports a closed connection as a timeout as well."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
-# Environment variables whose values are never shown: those that the config names (`name_keys`), and those that say it.
-NAMED = "PIPELINE_KEYS"
-SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)S?$", re.IGNORECASE)
-SHORTEST, SHORTEST_NAMED = (
-    8,
-    4,
-)  # characters of a value that can be a secret: shorter ones are words of everyday
+# Values of these environment variables are never shown: those that the config names
+# (`register_key_names`), and those whose own name says that they are secret.
+KEY_NAMES_VARIABLE = "PIPELINE_KEYS"
+SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)S?$", re.IGNORECASE)
+# A shorter value is not masked: it would be an everyday word. In characters.
+MIN_SECRET = 8
+MIN_NAMED_SECRET = 4  # where the config names the variable
 
 
-def name_keys(config: Any) -> None:
-    """Tell all processes that are started from here which variables hold keys, wherever the config names one."""
-    os.environ[NAMED] = ",".join(sorted(set(_key_names(config))))
+def register_key_names(config: Any) -> None:
+    """Tell all child processes which variables hold keys, wherever the config names one."""
+    os.environ[KEY_NAMES_VARIABLE] = ",".join(sorted(set(_find_key_names(config))))
 
 
-def _key_names(value: Any) -> Iterator[str]:
+def _find_key_names(value: Any) -> Iterator[str]:
     if isinstance(value, list):
         for item in value:
-            yield from _key_names(item)
+            yield from _find_key_names(item)
     if isinstance(value, dict):
         for name, item in value.items():
             if name == "api_key_env" and isinstance(item, str):
                 yield item
-            yield from _key_names(item)
+            yield from _find_key_names(item)
 
 
-def masked(text: str) -> str:
-    """What comes from outside, without the keys of the environment."""
-    named = os.environ.get(NAMED, "").split(",")
+def mask_secrets(text: str) -> str:
+    """Text from outside, with the environment's keys replaced by their variables' names."""
+    key_names = os.environ.get(KEY_NAMES_VARIABLE, "").split(",")
     for name, value in os.environ.items():
-        if name not in named and not SECRET.search(name):
+        if name not in key_names and not SECRET_NAME.search(name):
             continue
         for line in map(str.strip, value.splitlines()):
-            if len(line) >= (SHORTEST_NAMED if name in named else SHORTEST):
+            if len(line) >= (MIN_NAMED_SECRET if name in key_names else MIN_SECRET):
                 text = text.replace(line, f"[{name}]")
     return text
 
 
-def _quoted(place: Place, text: str) -> str:
-    key = _held(place)
-    return make_printable(
-        " ".join(masked(text.replace(key, "[the key]") if key else text).split()), SHOWN
-    )
+def _quote_reply(server: ServerSettings, text: str) -> str:
+    key = _read_environment_key(server)
+    if key:
+        text = text.replace(key, "[the key]")
+    return shown(" ".join(mask_secrets(text).split()), MAX_QUOTED)

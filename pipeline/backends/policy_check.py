@@ -1,6 +1,7 @@
-"""Whether a server serves the policy: measured where it gives token ids, else by its name. Another model is refused.
+"""Check that a server serves the policy: by log-probabilities if it gives token ids, else by name.
 
-A name alone proves nothing: the SFT model and the one trained from it are often served under the same one.
+A name alone proves nothing: the SFT model and the model trained from it are often served under the
+same name.
 """
 
 import math
@@ -9,57 +10,63 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import Model
-from pipeline.backends import Request, api_client
+from pipeline.backends import CompletionRequest, api_client
 from pipeline.errors import UserError
 from pipeline.progress import SIGN
 
 if TYPE_CHECKING:
-    from pipeline.backends.endpoint import Endpoint
+    from pipeline.backends.endpoint import EndpointSampler
 
 QUESTION = [{"role": "user", "content": "Tell me something about rivers and lanterns."}]
-DRAWS, TOKENS = 4, 32
+SAMPLES, TOKENS = 4, 32
 
 
-def check_measured(endpoint: "Endpoint", model: Model) -> None:
-    """The server's log-probabilities of a few draws of its own, against a forward pass of the policy here."""
+def check_by_logprobs(endpoint: "EndpointSampler", model: Model) -> None:
+    """Compare the server's log-probabilities of a few samples with the policy's forward pass."""
     from openai import OpenAIError
 
     print(
         SIGN, "sample: measuring whether the server serves the policy", file=sys.stderr, flush=True
     )
-    ids = endpoint.text.encode(QUESTION, {})
-    requests = [Request(f"draw {at}", ids, 1.0, 1.0, at) for at in range(DRAWS)]
+    ids = endpoint.tokenizer.encode(QUESTION, {})
+    requests = [CompletionRequest(f"draw {at}", ids, 1.0, 1.0, at) for at in range(SAMPLES)]
     try:
-        choices = [endpoint.wait(endpoint.choice(request, TOKENS))[0] for request in requests]
-    except (OpenAIError, api_client.Unreadable) as error:
+        choices = [
+            endpoint.wait(endpoint.request_choice(request, TOKENS))[0] for request in requests
+        ]
+    except (OpenAIError, api_client.UnreadableReply) as error:
         raise UserError(
-            f"{endpoint.where}: it does not complete a prompt of token ids ({endpoint.said(error)}).\n  {_REMEDY}"
+            f"{endpoint.url}: it does not complete a prompt of token ids"
+            f" ({endpoint.describe_error(error)}).\n  {_REMEDY}"
         ) from None
     for request, choice in zip(requests, choices, strict=True):
-        if fault := endpoint.fault(request, choice):
+        if fault := endpoint.find_fault(request, choice):
             raise UserError(
-                f"{endpoint.where}: a first completion cannot be used: {fault}.\n  {_REMEDY}"
+                f"{endpoint.url}: a first completion cannot be used: {fault}.\n  {_REMEDY}"
             )
-    gap = _mean_gap(
-        model, ids, [(choice.token_ids, choice.logprobs.token_logprobs) for choice in choices]
-    )
-    if not gap <= (allowed := endpoint.cfg.runtime.tolerance):
+    sampled = [(choice.token_ids, choice.logprobs.token_logprobs) for choice in choices]
+    gap = _measure_gap(model, ids, sampled)
+    if not gap <= (tolerance := endpoint.cfg.runtime.tolerance):
         raise UserError(
-            f"{endpoint.where}: {endpoint.cfg.model} is not the policy {name_of(endpoint.policy)}: its"
-            f" log-probabilities are {gap:.3g} nats a token away from the policy's; at most {allowed:g} was expected.\n"
+            f"{endpoint.url}: {endpoint.cfg.model} is not the policy"
+            f" {name_policy(endpoint.policy)}: its log-probabilities are {gap:.3g} nats a token"
+            f" away from the policy's; at most {tolerance:g} was expected.\n"
             f"  Serve {endpoint.policy.weights}. If it is that model in fewer bits, raise"
-            f" sample.backend.runtime.tolerance."
+            " sample.backend.runtime.tolerance."
         )
 
 
 _REMEDY = (
     "Serve it with vLLM, which returns ids (return_token_ids) and log-probabilities; or give\n"
-    "  sample.backend.require_token_ids=false: text is then cut into tokens again by the policy's tokenizer, counted,"
-    " and has no log-probability."
+    "  sample.backend.require_token_ids=false: the policy's tokenizer then splits the text into"
+    " tokens again.\n  They are counted, and have no log-probability."
 )
 
 
-def _mean_gap(model: Model, prompt: list[int], drawn: list[tuple[list[int], list[float]]]) -> float:
+def _measure_gap(
+    model: Model, prompt: list[int], sampled: list[tuple[list[int], list[float]]]
+) -> float:
+    """The mean over tokens of |Δ log p|; infinite if a token is outside the policy's embedding."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -69,43 +76,39 @@ def _mean_gap(model: Model, prompt: list[int], drawn: list[tuple[list[int], list
         model.weights,
         revision=model.revision,
         dtype="auto",
-        device_map="auto"
-        if torch.cuda.is_available()
-        else None,  # over all GPUs: it is gone before training begins
+        # Over all GPUs: it is gone before training begins.
+        device_map="auto" if torch.cuda.is_available() else None,
         trust_remote_code=model.remote_code,
     ).eval()
     gaps: list[float] = []
-    for ids, theirs in drawn:
+    for ids, server_logprobs in sampled:
         if max(ids) >= module.get_input_embeddings().num_embeddings:
             return math.inf
         row = torch.tensor([prompt + ids], device=module.device)
         with torch.inference_mode():
             logprobs = module(row).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-        own = (
-            logprobs.gather(1, row[0, len(prompt) :].unsqueeze(1).to(logprobs.device))
-            .squeeze(1)
-            .tolist()
-        )
-        gaps += [abs(a - b) for a, b in zip(own, theirs, strict=True)]
+        targets = row[0, len(prompt) :].unsqueeze(1).to(logprobs.device)
+        own_logprobs = logprobs.gather(1, targets).squeeze(1).tolist()
+        gaps += [abs(a - b) for a, b in zip(own_logprobs, server_logprobs, strict=True)]
     return sum(gaps) / len(gaps)
 
 
-def check_named(endpoint: "Endpoint", card: dict[str, Any]) -> None:
-    """Without token ids nothing can be measured: the server has to call the policy by its name."""
-    policy, name, where = endpoint.policy, name_of(endpoint.policy), endpoint.where
-    names = (
-        {name} if policy.adapter else {name, str(policy.weights)}
-    )  # an adapter's weights are its base's
+def check_by_name(endpoint: "EndpointSampler", card: dict[str, Any]) -> None:
+    """Without token ids nothing can be measured, so the server has to use the policy's name."""
+    policy, name = endpoint.policy, name_policy(endpoint.policy)
+    # An adapter's weights are its base's, so they do not identify it.
+    names = {name} if policy.adapter else {name, str(policy.weights)}
     if not {card["id"], card.get("root")} & names:
         raise UserError(
-            f"{where}: it serves {card['id']}, and the policy is {name}. With"
-            f" sample.backend.require_token_ids=false nothing can be measured, so the names have to agree.\n"
+            f"{endpoint.url}: it serves {card['id']}, and the policy is {name}. With"
+            " sample.backend.require_token_ids=false nothing can be measured,"
+            " so the names have to agree.\n"
             f"  Start it with --served-model-name {name} and give sample.backend.model={name}."
         )
 
 
-def name_of(model: Model) -> str:
-    """A hub name, the name of a user's own folder, or `stage/fingerprint` for what was made here."""
+def name_policy(model: Model) -> str:
+    """A hub name, the name of a user's own folder, or `stage/fingerprint` for our own models."""
     made_here = model.adapter or (
         Path(model.weights).is_dir() and model.path in Path(model.weights).parents
     )

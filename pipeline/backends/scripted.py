@@ -1,7 +1,7 @@
-"""A backend without model, tokenizer or torch: completions are a function of prompt ids and seed. For tests.
+"""A backend without model, tokenizer or torch: completions are a function of prompt and seed.
 
-Token 0 ends a completion; a prompt has a token a word, as many as real ones, so that the same limits fit it; an
-answer's words are syllables.
+For tests. Token 0 ends a completion. A prompt has one token per word, about as many as real
+prompts, so that the same limits fit it. The words of an answer are syllables.
 """
 
 import math
@@ -11,44 +11,44 @@ from typing import Any, Self
 from zlib import crc32
 
 from pipeline.artifacts import Model
-from pipeline.backends import Completion, Message, OnTokens, Request
+from pipeline.backends import Completion, CompletionRequest, Message, OnTokens
 from pipeline.config import Limits, ScriptedBackend
 
-END = 0
-LONGEST = 48  # tokens of a completion that ends by itself
-ENDLESS = 1 / 16  # share of completions that run into the limit
+EOS = 0
+MAX_UNTRUNCATED = 48  # tokens of a completion that ends by itself
+TRUNCATED_SHARE = 1 / 16  # of completions, which run into the limit
 SYLLABLES = [c + v for c in "bdfghklmnprstvwz" for v in "aeiou"]
 
 
-class ScriptedText:
+class ScriptedTokenizer:
     context = None
-    end = END
+    eos = EOS
 
     def __init__(self, vocabulary: int):
         self.vocabulary = vocabulary
 
     def encode(self, messages: list[Message], kwargs: dict[str, Any]) -> list[int]:
-        spoken = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
-        return [1 + crc32(word.encode()) % (self.vocabulary - 1) for word in spoken.split()]
+        text = "".join(f"{message['role']}: {message['content']}\n" for message in messages)
+        return [1 + crc32(word.encode()) % (self.vocabulary - 1) for word in text.split()]
 
     def decode(self, completion: Completion) -> str:
-        return self.read(completion.token_ids)
+        return self.decode_raw(completion.token_ids)
 
-    def check_kept(self, messages: list[Message], kwargs: dict[str, Any]) -> None:
-        """It has no template that could write one otherwise."""
+    def check_prompt_prefix(self, messages: list[Message], kwargs: dict[str, Any]) -> None:
+        """Nothing to check: without a template a prompt never changes."""
 
-    def read(self, ids: list[int]) -> str:
-        return " ".join(_word(token) for token in ids if token != END)
+    def decode_raw(self, ids: list[int]) -> str:
+        return " ".join(_spell_token(token) for token in ids if token != EOS)
 
-    def pieces(self, text: str) -> list[int]:
-        known = {_word(token): token for token in range(1, self.vocabulary)}
+    def encode_text(self, text: str) -> list[int]:
+        known = {_spell_token(token): token for token in range(1, self.vocabulary)}
         return [known[word] for word in text.split() if word in known]
 
 
-class Scripted:
+class ScriptedSampler:
     def __init__(self, cfg: ScriptedBackend):
         self.vocabulary = cfg.vocabulary
-        self.text = ScriptedText(cfg.vocabulary)
+        self.tokenizer = ScriptedTokenizer(cfg.vocabulary)
         self.limit = 0
 
     def start(self, model: Model, limits: Limits) -> Self:
@@ -56,26 +56,27 @@ class Scripted:
         return self
 
     def generate(
-        self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None
+        self, blocks: Iterable[list[CompletionRequest]], on_tokens: OnTokens | None = None
     ) -> Iterator[Completion]:
         for block in blocks:
             for request in block:
                 yield self.complete(request)
 
-    def complete(self, request: Request) -> Completion:
+    def complete(self, request: CompletionRequest) -> Completion:
         seed = request.seed if request.temperature else "greedy"
         chance = random.Random(f"{seed} {request.prompt_token_ids}")
-        length = self.limit if chance.random() < ENDLESS else chance.randint(1, LONGEST)
+        truncated = chance.random() < TRUNCATED_SHARE
+        length = self.limit if truncated else chance.randint(1, MAX_UNTRUNCATED)
         words = chance.choices(range(1, self.vocabulary), k=min(length, self.limit))
         logprob = -math.log(self.vocabulary) * len(words)
         if length < self.limit:
-            return Completion(request.sample_id, [*words, END], logprob, "stop")
+            return Completion(request.sample_id, [*words, EOS], logprob, "stop")
         return Completion(request.sample_id, words, logprob, "length")
 
     def close(self) -> None:
         pass
 
 
-def _word(token: int) -> str:
+def _spell_token(token: int) -> str:
     rest, syllable = divmod(token, len(SYLLABLES))
-    return (_word(rest) if rest else "") + SYLLABLES[syllable]
+    return (_spell_token(rest) if rest else "") + SYLLABLES[syllable]

@@ -1,6 +1,6 @@
-"""Batched `generate`, for machines without vLLM and as the measure of it. Batches never cross blocks.
+"""Batched `generate`, for machines without vLLM and as its reference. Batches never cross blocks.
 
-Every row draws from a generator of its own, so a completion does not depend on the batch that it is drawn in.
+Each row has its own random generator, so a completion does not depend on its batch.
 """
 
 import time
@@ -8,19 +8,19 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from pipeline.artifacts import Model
-from pipeline.backends import COUNT_EVERY, Completion, OnTokens, Request
-from pipeline.backends.chat import Chat
-from pipeline.backends.stopping import EndOfRows
+from pipeline.backends import COUNT_EVERY, Completion, CompletionRequest, OnTokens
+from pipeline.backends.chat import ModelTokenizer
+from pipeline.backends.stopping import StopStringCriteria
 from pipeline.config import Limits, TransformersBackend
 
 if TYPE_CHECKING:
     import torch
 
 
-class Transformers:
+class TransformersSampler:
     def __init__(self, cfg: TransformersBackend, policy: Model):
         self.cfg = cfg
-        self.text = Chat(policy)
+        self.tokenizer = ModelTokenizer(policy)
         self.module: Any = None
 
     def start(self, model: Model, limits: Limits) -> Self:
@@ -35,67 +35,74 @@ class Transformers:
             dtype=getattr(torch, self.cfg.dtype),
             trust_remote_code=model.remote_code,
         )
-        self.take(module.to("cuda" if torch.cuda.is_available() else "cpu").eval(), limits)
+        self.use_module(module.to("cuda" if torch.cuda.is_available() else "cpu").eval(), limits)
         return self
 
-    def take(self, module: Any, limits: Limits, in_step: bool = False) -> None:
-        """Draw from a module that is loaded, such as one in training.
+    def use_module(self, module: Any, limits: Limits, synced_gpus: bool = False) -> None:
+        """Sample from a loaded module, such as one in training.
 
-        `in_step`: its weights are shared by processes, of which each goes on until the last has drawn its rows.
+        `synced_gpus`: processes share its weights, so each has to continue until all have finished.
         """
         from transformers import GenerationConfig
 
-        # The checkpoint's own generation_config would add penalties and cuts that nobody asked for here.
+        # The checkpoint's own generation_config would add penalties that were not asked for.
         module.generation_config = GenerationConfig(
             do_sample=False,
             max_new_tokens=limits.completion,
-            eos_token_id=self.text.stops,
-            pad_token_id=self.text.pad,
+            eos_token_id=self.tokenizer.stop_ids,
+            pad_token_id=self.tokenizer.pad,
         )
-        self.module, self.in_step = module, in_step
+        self.module, self.synced_gpus = module, synced_gpus
 
     def generate(
-        self, blocks: Iterable[list[Request]], on_tokens: OnTokens | None = None
+        self, blocks: Iterable[list[CompletionRequest]], on_tokens: OnTokens | None = None
     ) -> Iterator[Completion]:
         size = self.cfg.runtime.batch
         for block in blocks:
             by_length = sorted(block, key=lambda request: len(request.prompt_token_ids))
             for start in range(0, len(by_length), size):
-                yield from self._draw(by_length[start : start + size], on_tokens)
+                yield from self._sample_batch(by_length[start : start + size], on_tokens)
 
-    def _draw(self, batch: list[Request], on_tokens: OnTokens | None) -> list[Completion]:
+    def _sample_batch(
+        self, batch: list[CompletionRequest], on_tokens: OnTokens | None
+    ) -> list[Completion]:
         import torch
 
-        ids, mask = self._padded([request.prompt_token_ids for request in batch])
-        draws = Draws(batch, self.module.device)
-        steps = [draws, TokenCount(self.text.stops, batch, on_tokens)] if on_tokens else [draws]
-        with torch.no_grad():  # inference_mode would mark what a module in training caches
-            ends = EndOfRows(self.text, batch, ids.shape[1])
-            shaped = {"logits_processor": steps, "stopping_criteria": [ends] if ends else []}
+        ids, mask = self._pad_left([request.prompt_token_ids for request in batch])
+        sampler = GumbelSampler(batch, self.module.device)
+        processors: list[Any] = [sampler]
+        if on_tokens:
+            processors.append(TokenReporter(self.tokenizer.stop_ids, batch, on_tokens))
+        criteria = StopStringCriteria(self.tokenizer, batch, ids.shape[1])
+        # Not inference_mode: tensors that a module in training caches would be unusable afterwards.
+        with torch.no_grad():
             rows = self.module.generate(
-                input_ids=ids, attention_mask=mask, synced_gpus=self.in_step, **shaped
+                input_ids=ids,
+                attention_mask=mask,
+                synced_gpus=self.synced_gpus,
+                logits_processor=processors,
+                stopping_criteria=[criteria] if criteria else [],
             )
-        drawn = [
-            row[:end] for row, end in zip(rows[:, ids.shape[1] :].tolist(), ends.at, strict=True)
-        ]
-        logprobs = torch.stack(draws.logprobs, dim=1).double().cpu()
-        return [self._completion(*row) for row in zip(batch, drawn, logprobs, strict=True)]
+        completions = rows[:, ids.shape[1] :].tolist()
+        sampled = [row[:end] for row, end in zip(completions, criteria.end_lengths, strict=True)]
+        logprobs = torch.stack(sampler.logprobs, dim=1).double().cpu()
+        return [self._build_completion(*row) for row in zip(batch, sampled, logprobs, strict=True)]
 
-    def _padded(self, prompts: list[list[int]]) -> "tuple[torch.Tensor, torch.Tensor]":
+    def _pad_left(self, prompts: list[list[int]]) -> "tuple[torch.Tensor, torch.Tensor]":
         import torch
 
         width = max(map(len, prompts))
-        ids = [[self.text.pad] * (width - len(prompt)) + prompt for prompt in prompts]
+        ids = [[self.tokenizer.pad] * (width - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        return torch.tensor(ids, device=self.module.device), torch.tensor(
-            mask, device=self.module.device
-        )
+        device = self.module.device
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
-    def _completion(
-        self, request: Request, drawn: list[int], logprobs: "torch.Tensor"
+    def _build_completion(
+        self, request: CompletionRequest, ids: list[int], logprobs: "torch.Tensor"
     ) -> Completion:
-        stop = next((at for at, token in enumerate(drawn) if token in self.text.stops), None)
-        tokens = drawn if stop is None else drawn[: stop + 1]
+        stop_ids = self.tokenizer.stop_ids
+        stop = next((at for at, token in enumerate(ids) if token in stop_ids), None)
+        tokens = ids if stop is None else ids[: stop + 1]
         logprob = logprobs[: len(tokens)].sum().item()
         return Completion(request.sample_id, tokens, logprob, "length" if stop is None else "stop")
 
@@ -103,47 +110,49 @@ class Transformers:
         self.module = None
 
 
-class TokenCount:
-    """A logits processor that tells now and then how far a batch is, and changes nothing."""
+class TokenReporter:
+    """A logits processor that changes nothing and reports the length of each row now and then."""
 
-    def __init__(self, stops: list[int], batch: list[Request], on_tokens: OnTokens):
-        self._stops, self._on_tokens = set(stops), on_tokens
-        self._ids = [request.sample_id for request in batch]
-        self._width: int | None = (
-            None  # of the prompts, which is all that there is at the first token
-        )
-        self._counted = time.monotonic()
+    def __init__(self, stop_ids: list[int], batch: list[CompletionRequest], on_tokens: OnTokens):
+        self._stop_ids, self._on_tokens = set(stop_ids), on_tokens
+        self._sample_ids = [request.sample_id for request in batch]
+        self._width: int | None = None  # of the prompts: all of the input at the first token
+        self._reported = time.monotonic()
 
     def __call__(self, input_ids: "torch.Tensor", scores: "torch.Tensor") -> "torch.Tensor":
         if self._width is None:
             self._width = input_ids.shape[1]
-        if time.monotonic() - self._counted >= COUNT_EVERY:
+        if time.monotonic() - self._reported >= COUNT_EVERY:
             rows = input_ids[:, self._width :].tolist()
-            self._on_tokens(dict(zip(self._ids, map(self._length, rows), strict=True)))
-            self._counted = time.monotonic()
+            lengths = map(self._measure_length, rows)
+            self._on_tokens(dict(zip(self._sample_ids, lengths, strict=True)))
+            self._reported = time.monotonic()
         return scores
 
-    def _length(self, drawn: list[int]) -> int:
-        """Up to the stop token, after which a row is only filled up."""
-        return next((at + 1 for at, token in enumerate(drawn) if token in self._stops), len(drawn))
+    def _measure_length(self, ids: list[int]) -> int:
+        """Up to the stop token; what follows is padding."""
+        return next((at + 1 for at, token in enumerate(ids) if token in self._stop_ids), len(ids))
 
 
-class Draws:
-    """A logits processor that chooses each row's next token by the row's own chances and keeps its raw log-probability.
+class GumbelSampler:
+    """A logits processor that chooses each row's next token and keeps its raw log-probability.
 
-    The largest of `log p + Gumbel noise` is a draw from p; greedy search is left with one token to take.
+    The argmax of `log p + Gumbel noise` is a sample from p. Only the chosen token is left to the
+    greedy search.
     """
 
-    def __init__(self, batch: list[Request], device: "torch.device"):
+    def __init__(self, batch: list[CompletionRequest], device: "torch.device"):
         import torch
 
-        self.temperature = torch.tensor(
-            [request.temperature for request in batch], device=device
-        ).unsqueeze(1)
-        self.top_p = torch.tensor([request.top_p for request in batch], device=device).unsqueeze(1)
-        self.min_p = torch.tensor([request.min_p for request in batch], device=device).unsqueeze(1)
+        def column(values: list[float]) -> torch.Tensor:
+            return torch.tensor(values, device=device).unsqueeze(1)
+
+        self.temperature = column([request.temperature for request in batch])
+        self.top_p = column([request.top_p for request in batch])
+        self.min_p = column([request.min_p for request in batch])
         self.generators = [
-            torch.Generator(device).manual_seed(r.seed) if r.temperature else None for r in batch
+            torch.Generator(device).manual_seed(request.seed) if request.temperature else None
+            for request in batch
         ]
         self.logprobs: list[torch.Tensor] = []
 
@@ -151,45 +160,42 @@ class Draws:
         import torch
 
         logits = scores.float()
-        chosen = self._choose(logits)
+        chosen = self._choose_tokens(logits)
         self.logprobs.append(logits.log_softmax(-1).gather(1, chosen).squeeze(1))
         return torch.full_like(logits, -torch.inf).scatter_(1, chosen, 0.0)
 
-    def _choose(self, logits: "torch.Tensor") -> "torch.Tensor":
+    def _choose_tokens(self, logits: "torch.Tensor") -> "torch.Tensor":
         import torch
 
         greedy = self.temperature == 0
         logprobs = (logits / torch.where(greedy, 1.0, self.temperature)).log_softmax(-1)
-        logprobs = torch.where(
-            greedy, logprobs, self._nucleus(self._likely(logprobs)) + self._noise(logits)
-        )
-        return logprobs.argmax(-1, keepdim=True)
+        noisy = self._apply_top_p(self._apply_min_p(logprobs)) + self._draw_noise(logits)
+        return torch.where(greedy, logprobs, noisy).argmax(-1, keepdim=True)
 
-    def _likely(self, logprobs: "torch.Tensor") -> "torch.Tensor":
-        """The tokens that are at least min_p times as likely as the likeliest, as they share the probability."""
+    def _apply_min_p(self, logprobs: "torch.Tensor") -> "torch.Tensor":
+        """Keep the tokens at least min_p times as likely as the likeliest, and renormalise."""
         import torch
 
         if (self.min_p == 0).all():
             return logprobs
         outside = logprobs < logprobs.max(-1, keepdim=True).values + self.min_p.log()
-        return torch.where(
-            self.min_p == 0, logprobs, logprobs.masked_fill(outside, -torch.inf).log_softmax(-1)
-        )
+        kept = logprobs.masked_fill(outside, -torch.inf).log_softmax(-1)
+        return torch.where(self.min_p == 0, logprobs, kept)
 
-    def _nucleus(self, logprobs: "torch.Tensor") -> "torch.Tensor":
-        """The smallest set of likeliest tokens that holds top_p of the probability; the others at minus infinity."""
+    def _apply_top_p(self, logprobs: "torch.Tensor") -> "torch.Tensor":
+        """Keep the smallest set of likeliest tokens that holds top_p of the probability."""
         import torch
 
         if (self.top_p == 1).all():
             return logprobs
         ordered, order = logprobs.sort(dim=-1, descending=True, stable=True)
-        likelier = ordered.exp().cumsum(-1) - ordered.exp()
+        likelier = ordered.exp().cumsum(-1) - ordered.exp()  # probability before each token
         outside = (likelier >= self.top_p) & (self.top_p < 1)
-        return logprobs.masked_fill(
-            torch.zeros_like(outside).scatter_(1, order, outside), -torch.inf
-        )
+        outside = torch.zeros_like(outside).scatter_(1, order, outside)
+        return logprobs.masked_fill(outside, -torch.inf)
 
-    def _noise(self, logits: "torch.Tensor") -> "torch.Tensor":
+    def _draw_noise(self, logits: "torch.Tensor") -> "torch.Tensor":
+        """Gumbel noise is −log of exponential noise. It is zero in greedy rows."""
         import torch
 
         noise = torch.ones_like(logits)

@@ -1,7 +1,8 @@
-"""Who answers lm-eval's requests: the model through transformers or vLLM, chunk by chunk, each a file.
+"""Answers lm-eval's requests with the model, through transformers or vLLM.
 
-A killed run repeats one chunk, and its batches are those of a run that was not. lm-eval cuts what does not fit into the
-context from the left, in silence: here it is counted.
+Each chunk of requests is one file. A killed run repeats one chunk, with the same batches as an
+uninterrupted run. lm-eval silently cuts what does not fit into the context from the left: here such
+requests are counted.
 """
 
 import json
@@ -15,10 +16,10 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from pipeline.artifacts import Model, write_json
 from pipeline.backends.vllm import (
     ENVIRONMENT,
-    ENVIRONMENT_OF_EAGER,
+    ENVIRONMENT_EAGER,
     ENVIRONMENT_ON_CPU,
     GIB,
-    set_unset,
+    set_environment_defaults,
 )
 from pipeline.config import BenchmarkConfig, TransformersBackend, VllmBackend
 from pipeline.errors import StageError, UserError
@@ -26,17 +27,16 @@ from pipeline.models import loading
 from pipeline.progress import Progress, print_phase
 
 CHUNK = 512  # requests; never from `runtime`, so that a resumed run finds the same chunks
-CELLS = (
-    1 << 30
-)  # logits of one batch, 4 GiB in float32: with a large vocabulary fewer requests go together
-MERGED = "merged"  # an adapter merged for vLLM; gone before anything is published
+# Of one batch, 4 GiB in float32: with a large vocabulary fewer requests share a batch.
+MAX_LOGITS = 1 << 30
+MERGED = "merged"  # an adapter merged for vLLM; removed before anything is published
 
 
-def opened(cfg: BenchmarkConfig, knob: str, model: Model, scratch: Path) -> LM:
-    """lm-eval's own way to each of the two engines."""
+def open_model(cfg: BenchmarkConfig, knob: str, model: Model, scratch: Path) -> LM:
+    """The model in lm-eval's own class for the engine."""
     if isinstance(cfg.backend, VllmBackend):
         print_phase("starting the vLLM engine")
-        return _by_vllm(cfg, cfg.backend, knob, model, scratch)
+        return _open_vllm(cfg, cfg.backend, knob, model, scratch)
     from lm_eval.models.huggingface import HFLM
 
     print_phase("loading the model")
@@ -50,20 +50,22 @@ def opened(cfg: BenchmarkConfig, knob: str, model: Model, scratch: Path) -> LM:
     )
 
 
-def _by_vllm(
+def _open_vllm(
     cfg: BenchmarkConfig, backend: VllmBackend, knob: str, model: Model, scratch: Path
 ) -> LM:
-    set_unset(ENVIRONMENT)
+    set_environment_defaults(ENVIRONMENT)
     try:
         from lm_eval.models.vllm_causallms import VLLM
         from vllm.platforms import current_platform
     except ImportError as error:
         raise UserError(
             f"benchmark {cfg.task}: lm-eval's vLLM does not start here ({error}).\n"
-            f"  It wants the build for GPUs: give backend@{knob}.backend=transformers."
+            f"  It needs the build for GPUs: give backend@{knob}.backend=transformers."
         ) from error
-    served = loading.merged_in(scratch / MERGED, model, backend.dtype) if model.adapter else model
-    more = dict(cfg.template_kwargs)
+    served = (
+        loading.write_merged(scratch / MERGED, model, backend.dtype) if model.adapter else model
+    )
+    template_kwargs = dict(cfg.template_kwargs)
     return VLLM(
         pretrained=str(served.weights),
         revision=served.revision,
@@ -72,18 +74,19 @@ def _by_vllm(
         dtype=backend.dtype,
         max_batch_size=backend.runtime.max_sequences,
         seed=cfg.seed,
-        batch_size=CHUNK,  # with "auto" vLLM shows a bar, and divides by its time: 0 where bars are off
-        enable_thinking=more.pop("enable_thinking", None),  # among the others it would be dropped
-        chat_template_args=more,
+        # With "auto" vLLM shows a progress bar and divides by its time, which is 0 without bars.
+        batch_size=CHUNK,
+        # lm-eval would drop it from chat_template_args.
+        enable_thinking=template_kwargs.pop("enable_thinking", None),
+        chat_template_args=template_kwargs,
         think_end_token=cfg.thinks_until,
-        **(_on_cpu(backend) if current_platform.is_cpu() else _on_gpu(backend)),
+        **(_cpu_arguments(backend) if current_platform.is_cpu() else _gpu_arguments(backend)),
     )
 
 
-def _on_cpu(backend: VllmBackend) -> dict[str, Any]:
-    set_unset(
-        ENVIRONMENT_ON_CPU | (ENVIRONMENT_OF_EAGER if backend.enforce_eager is not False else {})
-    )
+def _cpu_arguments(backend: VllmBackend) -> dict[str, Any]:
+    eager = ENVIRONMENT_EAGER if backend.enforce_eager is not False else {}
+    set_environment_defaults(ENVIRONMENT_ON_CPU | eager)
     return {
         "enforce_eager": backend.enforce_eager is not False,
         "enable_prefix_caching": backend.prefix_caching is True,
@@ -91,7 +94,7 @@ def _on_cpu(backend: VllmBackend) -> dict[str, Any]:
     }
 
 
-def _on_gpu(backend: VllmBackend) -> dict[str, Any]:
+def _gpu_arguments(backend: VllmBackend) -> dict[str, Any]:
     return {
         "enforce_eager": backend.enforce_eager is True,
         "enable_prefix_caching": backend.prefix_caching is not False,
@@ -100,84 +103,85 @@ def _on_gpu(backend: VllmBackend) -> dict[str, Any]:
     }
 
 
-class Chunks(LM):
-    """A model that keeps what it has answered."""
+class ChunkedModel(LM):
+    """A model that writes down its answers."""
 
     def __init__(self, cfg: BenchmarkConfig, knob: str, model: Any, folder: Path):
         super().__init__()
         self.cfg, self.knob, self.model, self.folder = cfg, knob, model, folder
-        self.asked, self.cut = 0, 0
+        self.request_count, self.cut_count = 0, 0
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         lengths = [len(self.model.tok_encode("".join(each.args))) for each in requests]
-        # transformers is not shown a choice's last token; vLLM has to draw one more.
-        room = self.model.max_length + (
-            1 if isinstance(self.cfg.backend, TransformersBackend) else -1
-        )
-        self.cut += sum(length > room for length in lengths)
-        self._narrow(min(max(lengths), self.model.max_length))
-        return [(logp, greedy) for logp, greedy in self._answers("loglikelihood", requests)]
+        # transformers does not read a choice's last token; vLLM has to sample one more.
+        extra = 1 if isinstance(self.cfg.backend, TransformersBackend) else -1
+        limit = self.model.max_length + extra
+        self.cut_count += sum(length > limit for length in lengths)
+        self._limit_batch(min(max(lengths), self.model.max_length))
+        answers = self._run_chunks("loglikelihood", requests)
+        return [(logp, greedy) for logp, greedy in answers]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        return self._answers("loglikelihood_rolling", requests)
+        return self._run_chunks("loglikelihood_rolling", requests)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        for prompt, wishes in (each.args for each in requests):
-            room = self.model.max_length - self._longest(wishes)
-            self.cut += len(self.model.tok_encode(prompt)) > room
-        return self._answers("generate_until", requests)
+        for prompt, arguments in (each.args for each in requests):
+            limit = self.model.max_length - self._find_answer_limit(arguments)
+            self.cut_count += len(self.model.tok_encode(prompt)) > limit
+        return self._run_chunks("generate_until", requests)
 
-    def apply_chat_template(self, *history: Any, **how: Any) -> str:
-        return self.model.apply_chat_template(*history, **how)
+    def apply_chat_template(self, *history: Any, **options: Any) -> str:
+        return self.model.apply_chat_template(*history, **options)
 
     @property
     def tokenizer_name(self) -> str:
         return self.model.tokenizer_name
 
-    def _narrow(self, longest: int) -> None:
-        """transformers keeps the logits of every token of a batch; vLLM does not."""
+    def _limit_batch(self, longest: int) -> None:
+        """For transformers, which keeps the logits of every token of a batch. vLLM does not."""
         if isinstance(self.cfg.backend, TransformersBackend):
-            fits = max(1, CELLS // (longest * self.model.vocab_size))
+            fits = max(1, MAX_LOGITS // (longest * self.model.vocab_size))
             self.model.batch_size_per_gpu = min(self.cfg.backend.runtime.batch, fits)
 
-    def _longest(self, wishes: dict[str, Any]) -> int:
-        longest: int = normalize_gen_kwargs(wishes, self.model.max_gen_toks)["max_gen_toks"]
-        if longest >= self.model.max_length:
+    def _find_answer_limit(self, arguments: dict[str, Any]) -> int:
+        limit: int = normalize_gen_kwargs(arguments, self.model.max_gen_toks)["max_gen_toks"]
+        context = self.model.max_length
+        if limit >= context:
             raise UserError(
-                f"benchmark {self.cfg.task}: it asks for answers of up to {longest} tokens, and the model has a context"
-                f" of {self.model.max_length}.\n  Give {self.knob}.max_new_tokens={self.model.max_length // 2} or less."
+                f"benchmark {self.cfg.task}: it asks for answers of up to {limit} tokens,"
+                f" and the model has a context of {context}.\n"
+                f"  Give {self.knob}.max_new_tokens={context // 2} or less."
             )
-        return longest
+        return limit
 
-    def _answers(self, kind: str, requests: list[Any]) -> list[Any]:
+    def _run_chunks(self, kind: str, requests: list[Any]) -> list[Any]:
         progress = Progress(f"benchmark {self.cfg.task}", len(requests), "requests")
-        found: list[Any] = []
+        answers: list[Any] = []
         for start in range(0, len(requests), CHUNK):
             file, part = self.folder / f"{kind}-{start:08d}.json", requests[start : start + CHUNK]
             if file.exists():
                 progress.resume_at(progress.done + len(part))
             else:
-                write_json(file, self._finite(getattr(self.model, kind)(part)))
+                write_json(file, self._check_finite(getattr(self.model, kind)(part)))
                 progress.advance(len(part))
-            found += json.loads(file.read_text())
-        self.asked += len(requests)
-        return found
+            answers += json.loads(file.read_text())
+        self.request_count += len(requests)
+        return answers
 
-    def _finite(self, answers: list[Any]) -> list[Any]:
-        figures = [
-            value for answer in answers if not isinstance(answer, str) for value in _figures(answer)
-        ]
-        if not all(math.isfinite(value) for value in figures):
+    def _check_finite(self, answers: list[Any]) -> list[Any]:
+        numbers = [number for answer in answers for number in _list_numbers(answer)]
+        if not all(map(math.isfinite, numbers)):
             raise StageError(
-                f"benchmark {self.cfg.task}: some answer has no finite log-probability under this model in"
-                f" {self.cfg.backend.dtype}.\n  Try {self.knob}.backend.dtype=float32; else its weights are broken."
+                f"benchmark {self.cfg.task}: some answer has no finite log-probability"
+                f" under this model in {self.cfg.backend.dtype}.\n"
+                f"  Try {self.knob}.backend.dtype=float32. If that fails, its weights are broken."
             )
         return answers
 
 
-def _figures(answer: Any) -> list[float]:
-    return (
-        [answer]
-        if isinstance(answer, float)
-        else [value for value in answer if isinstance(value, float)]
-    )
+def _list_numbers(answer: Any) -> list[float]:
+    """Log-probabilities of an answer: alone, or next to whether it is the greedy one."""
+    if isinstance(answer, str):
+        return []
+    values = [answer] if isinstance(answer, float) else answer
+    return [value for value in values if isinstance(value, float)]

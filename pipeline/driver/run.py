@@ -40,7 +40,7 @@ from pipeline.step import pin_revisions
 
 def run_point(cfg: Config, run_dir: Path | None = None) -> int:
     """Plan one run, then show the plan or run it. Returns the exit code."""
-    api_client.name_keys(cfg.model_dump(mode="json"))
+    api_client.register_key_names(cfg.model_dump(mode="json"))
     try:
         cfg = cfg if cfg.dry_run else pin_revisions(cfg, functools.cache(resolve_commit))
         run_plan = outline_plan(cfg, select_targets(plan(cfg), cfg.until))

@@ -98,7 +98,7 @@ def describe_damage(inputs: dict[str, dict[str, Any]]) -> list[str]:
 
 def print_fault(message: str) -> None:
     """Print faults as the driver expects them (`child_process.extract_faults`)."""
-    message = api_client.masked(message)
+    message = api_client.mask_secrets(message)
     lines = (line if line.startswith("  ") else f"✗ {line}" for line in message.splitlines())
     try:
         print("\n".join(lines), file=sys.stderr, flush=True)
@@ -263,6 +263,6 @@ if __name__ == "__main__":
     try:
         code = main()
     except Exception:
-        print(api_client.masked(traceback.format_exc()), end="", file=sys.stderr)
+        print(api_client.mask_secrets(traceback.format_exc()), end="", file=sys.stderr)
         code = FAILED
     sys.exit(code)

@@ -1,7 +1,7 @@
-"""BOS in a rendered chat template: what the template writes is right, unless it is doubled.
+"""BOS in a rendered chat template: what the template writes is right, unless BOS is doubled.
 
-ChatML writes `<|im_start|>` at each turn, Llama-2 `<s>` at each question, Zephyr none: all are right.
-Two at the start are: the template's, and another of the template or of a tokenizer that adds one.
+ChatML writes `<|im_start|>` at each turn and Llama-2 `<s>` at each question: neither is a fault.
+Two BOS at the start are: the second comes from the template, or from a tokenizer that adds one.
 """
 
 from collections.abc import Sequence
@@ -9,25 +9,38 @@ from typing import Any
 
 
 def adds_bos(tokenizer: Any) -> bool:
-    """Whether it puts BOS before plain text: then its model was trained with one."""
+    """Whether it puts BOS before plain text, which means that its model was trained with one."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
 
-def is_doubled(ids: Sequence[int], bos: int | None) -> bool:
+def starts_with_two_bos(ids: Sequence[int], bos: int | None) -> bool:
     return bos is not None and list(ids[:2]) == [bos, bos]
 
 
-def holds_bos(tokenizer: Any, text: str) -> bool:
-    """Whether BOS is spelled out in a text: its tokens would begin a turn, or a text, that the template did not."""
+def contains_bos(tokenizer: Any, text: str) -> bool:
+    """Whether a text spells out BOS, which would begin a turn or a text within it."""
     bos = tokenizer.bos_token
-    if bos is None or bos not in text:  # most texts are spared a tokenisation
+    if bos is None or bos not in text:  # saves most texts a tokenisation
         return False
     return tokenizer.bos_token_id in tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-# The template is in one of two places.
-REMEDY = (
-    "Copy the chat template (chat_template.jinja, or chat_template in tokenizer_config.json) to a"
-    " file, remove one BOS from its start, and give template.chat_template=FILE."
-)
+def find_bos_fault(ids: Sequence[int], bos: int | None, adds: bool) -> str | None:
+    """`two BOS`, or `no BOS` where the tokenizer adds one: no model was trained on such prompts."""
+    if starts_with_two_bos(ids, bos):
+        return "two BOS"
+    return "no BOS" if adds and list(ids[:1]) != [bos] else None
+
+
+def suggest_bos_fix(fault: str) -> str:
+    """What to type. The template may be in either of two files."""
+    change = (
+        "remove one BOS from its start"
+        if fault == "two BOS"
+        else "put {{ bos_token }} at its start"
+    )
+    return (
+        "Copy the chat template (chat_template.jinja, or chat_template in tokenizer_config.json)"
+        f" to a file, {change}, and give template.chat_template=FILE."
+    )

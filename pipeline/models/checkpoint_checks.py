@@ -1,12 +1,12 @@
-"""What a checkpoint is refused for before anything heavy is read: each check passes silently or raises a UserError."""
+"""Checks of a checkpoint before its weights are read. A failed check raises a UserError."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Template, Trust
-from pipeline.errors import UserError, pluralize
-from pipeline.models.bos import REMEDY, is_doubled
+from pipeline.errors import UserError, many
+from pipeline.models.bos import adds_bos, find_bos_fault, suggest_bos_fix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,7 +15,7 @@ PICKLED = ["*.bin", "*.pt", "*.pth"]
 PROBE = [{"role": "user", "content": "Who are you?"}]
 
 
-def no_own_code(folder: Path, name: str, trust: Trust) -> None:
+def check_no_custom_code(folder: Path, name: str, trust: Trust) -> None:
     files = [
         path
         for path in (folder / "config.json", folder / "tokenizer_config.json")
@@ -24,61 +24,62 @@ def no_own_code(folder: Path, name: str, trust: Trust) -> None:
     own_code = [path.name for path in files if "auto_map" in read_json(path)]
     if own_code and not trust.remote_code:
         raise UserError(
-            f"{name}: it brings Python code of its own (auto_map in {', '.join(own_code)}), to run on this machine.\n"
-            f"  Read that code, then give sft.trust.remote_code=true (or base.trust.…, reward.trust.…) if you trust it."
+            f"{name}: it brings its own Python code (auto_map in {', '.join(own_code)}),"
+            " to run on this machine.\n"
+            "  Read that code, then give sft.trust.remote_code=true"
+            " (or base.trust.…, reward.trust.…) if you trust it."
         )
 
 
-def weights(folder: Path, name: str, trust: Trust) -> None:
+def check_weights(folder: Path, name: str, trust: Trust) -> None:
     tensors = sorted(folder.glob("*.safetensors"))
     if not tensors:
-        _only_pickled(folder, name, trust)
+        _check_pickled(folder, name, trust)
     for path in folder.glob("*.safetensors.index.json"):
-        if missing := sorted(
-            set(read_json(path)["weight_map"].values()) - {tensor.name for tensor in tensors}
-        ):
+        listed = set(read_json(path)["weight_map"].values())
+        if missing := sorted(listed - {tensor.name for tensor in tensors}):
             raise UserError(
                 f"{name}: {path.name} names {', '.join(missing)}, not there.\n  Download it again."
             )
     for path in tensors:
-        _whole(path, name)
+        _check_opens(path, name)
 
 
-def classification_head(folder: Path, name: str, trust: Trust) -> None:
-    """transformers would make up a head that is not there and say so in a warning alone."""
-    head = _head(folder, trust)
-    stored = _stored_tensors(folder)
+def check_classification_head(folder: Path, name: str, trust: Trust) -> None:
+    """transformers would fill a missing head at random, with nothing but a warning."""
+    head = _list_head_weights(folder, trust)
+    stored = _list_stored_tensors(folder)
     if not stored or not (missing := sorted(head - stored)):
         return
-    kind = ", ".join(
-        read_json(folder / "config.json").get("architectures") or ["its kind is not said"]
-    )
+    architectures = read_json(folder / "config.json").get("architectures")
+    kind = ", ".join(architectures or ["its architecture is unknown"])
     raise UserError(
-        f"{name}: it is no reward model ({kind}): its weights lack the head that gives the score ({missing[0]}), "
-        f"which would be random.\n"
-        f"  Give a checkpoint that was saved as AutoModelForSequenceClassification, or train one with reward=train."
+        f"{name}: it is not a reward model ({kind}): its weights lack the head that gives the score"
+        f" ({missing[0]}), which would be random.\n"
+        "  Give a checkpoint that was saved as AutoModelForSequenceClassification,"
+        " or train one with reward=train."
     )
 
 
-def causal(folder: Path, name: str) -> None:
-    """The head that its weights were trained with: another one would be random."""
+def check_causal(folder: Path, name: str) -> None:
+    """Refuse a model trained with another head: the language model's head would be random."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     config = read_json(folder / "config.json")
     if "AutoModelForCausalLM" in config.get("auto_map", {}):
         return
-    named = config.get("architectures") or [
-        KNOWN.get(config.get("model_type", ""), "no architecture")
-    ]
-    if named[0] not in KNOWN.values():
+    default = KNOWN.get(config.get("model_type", ""), "no architecture")
+    architecture = (config.get("architectures") or [default])[0]
+    if architecture not in KNOWN.values():
         raise UserError(
-            f"{name}: its config.json says {named[0]}, which is no causal language model that transformers knows.\n"
-            f"  Give a checkpoint that AutoModelForCausalLM opens, such as one of a LlamaForCausalLM."
+            f"{name}: its config.json says {architecture},"
+            " which is not a causal language model that transformers knows.\n"
+            "  Give a checkpoint that AutoModelForCausalLM opens, such as a LlamaForCausalLM."
         )
 
 
-def complete(folder: Path, name: str, trust: Trust) -> None:
-    """Every tensor that the model has is in its files, in its shape: opened without storage, nothing is read."""
+def check_complete(folder: Path, name: str, trust: Trust) -> None:
+    """Check that every tensor is in the files, in its shape, without reading any (device meta)."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -90,7 +91,7 @@ def complete(folder: Path, name: str, trust: Trust) -> None:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        _, found = AutoModelForCausalLM.from_pretrained(
+        _, info = AutoModelForCausalLM.from_pretrained(
             folder, device_map="meta", output_loading_info=True, trust_remote_code=trust.remote_code
         )
     except (RuntimeError, ValueError) as error:
@@ -100,71 +101,80 @@ def complete(folder: Path, name: str, trust: Trust) -> None:
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise UserError(
-            f"{name}: its weights lack {pluralize(len(missing), 'tensor')} ({missing[0]} is one), which would be random.\n"
-            f"  Give a checkpoint of a causal language model that is whole."
+            f"{name}: its weights lack {many(len(missing), 'tensor')} ({missing[0]} is one),"
+            " which would be random.\n"
+            "  Give a complete checkpoint of a causal language model."
         )
 
 
-def unquantised(base: Path, adapter: str) -> None:
-    """Before an adapter is merged: weights of a few bits would round away what it learned."""
+def check_unquantised(base: Path, adapter: str) -> None:
+    """Refuse to merge an adapter into a quantised base, which would round away what it learned."""
     if read_json(base / "config.json").get("quantization_config"):
         raise UserError(
-            f"{adapter}: it is an adapter, and its base {base} is quantised: merging into so few bits loses it.\n"
-            f"  Name the unquantised base in {adapter}/adapter_config.json (base_model_name_or_path)."
+            f"{adapter}: it is an adapter, and its base {base} is quantised:"
+            " merging into so few bits loses it.\n"
+            f"  Name the unquantised base in {adapter}/adapter_config.json"
+            " (base_model_name_or_path)."
         )
 
 
-def vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, name: str) -> None:
+def check_vocabulary(tokenizer: "PreTrainedTokenizerBase", folder: Path, name: str) -> None:
     config = read_json(folder / "config.json")
     rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
     if rows is not None and len(tokenizer) > rows:
         raise UserError(
-            f"{name}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows: some have no vector.\n"
-            f"  Give the tokenizer that belongs to it, or resize it (resize_token_embeddings) and save it again."
+            f"{name}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows} rows:"
+            " some have no vector.\n"
+            "  Give the tokenizer that belongs to it,"
+            " or resize it (resize_token_embeddings) and save it again."
         )
 
 
-def template(tokenizer: "PreTrainedTokenizerBase", given: Template, name: str) -> None:
+def check_template(tokenizer: "PreTrainedTokenizerBase", settings: Template, name: str) -> None:
     if not tokenizer.chat_template:
-        raise _no_template(name)
+        raise _make_template_error(name)
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"{name}: its tokenizer has no EOS token, so no answer would ever end.\n"
-            f"  Set eos_token in tokenizer_config.json."
+            "  Set eos_token in tokenizer_config.json."
         )
+    source = settings.chat_template or name
     try:
-        shown = tokenizer.apply_chat_template(
-            PROBE, tokenize=False, add_generation_prompt=True, **given.kwargs
+        prompt = tokenizer.apply_chat_template(
+            PROBE, tokenize=False, add_generation_prompt=True, **settings.kwargs
         )
-    except Exception as error:  # it is the checkpoint's own code, and may raise whatever it likes
+    except Exception as error:  # the template is the checkpoint's code and may raise anything
         raise UserError(
-            f"{given.chat_template or name}: the chat template does not take one user message ({first_line(error)}).\n"
-            f"  Mend it, or give another as template.chat_template=FILE."
+            f"{source}: the chat template does not take one user message ({first_line(error)}).\n"
+            "  Fix it, or give another as template.chat_template=FILE."
         ) from error
-    ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
-    if is_doubled(ids, tokenizer.bos_token_id):
+    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if fault := find_bos_fault(ids, tokenizer.bos_token_id, adds_bos(tokenizer)):
         raise UserError(
-            f"{given.chat_template or name}: a templated prompt begins with two BOS ({tokenizer.bos_token}): "
-            f"{tokenizer.convert_ids_to_tokens(ids[:4])}; one was expected.\n  {REMEDY}"
+            f"{source}: a templated prompt begins with {fault} ({tokenizer.bos_token}):"
+            f" {tokenizer.convert_ids_to_tokens(ids[:4])}; one was expected.\n"
+            f"  {suggest_bos_fix(fault)}"
         )
 
 
-def template_file(folder: Path, given: Template, name: str) -> None:
-    """Whether there is a template at all, told by the places where transformers looks for one."""
-    told = folder / "tokenizer_config.json"
+def check_template_file(folder: Path, settings: Template, name: str) -> None:
+    """Check that there is a template, in any of the files where transformers searches for one."""
+    config = folder / "tokenizer_config.json"
     files = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
-    if given.chat_template or not told.is_file() or any((folder / file).exists() for file in files):
+    has_file = any((folder / file).exists() for file in files)
+    if settings.chat_template or not config.is_file() or has_file:
         return
-    if not read_json(told).get("chat_template"):
-        raise _no_template(name)
+    if not read_json(config).get("chat_template"):
+        raise _make_template_error(name)
 
 
-def _no_template(name: str) -> UserError:
+def _make_template_error(name: str) -> UserError:
     return UserError(
-        f"{name}: its tokenizer has no chat template, so it is unknown how this model is to be asked.\n"
-        f"  Give template.chat_template=FILE, a Jinja template; that of its instruct sibling mostly fits."
+        f"{name}: its tokenizer has no chat template, so the format of its prompts is unknown.\n"
+        "  Give template.chat_template=FILE, a Jinja template;"
+        " that of its instruct sibling usually fits."
     )
 
 
@@ -181,8 +191,8 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _head(folder: Path, trust: Trust) -> set[str]:
-    """The names of what a classifier of this kind has beyond its base; nothing is read or filled in for that."""
+def _list_head_weights(folder: Path, trust: Trust) -> set[str]:
+    """The names of a classifier's weights outside its base, without reading any (device meta)."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -194,8 +204,9 @@ def _head(folder: Path, trust: Trust) -> set[str]:
             )
     except ValueError as error:
         raise UserError(
-            f"{folder}: transformers knows no sequence classifier of this kind ({first_line(error)}).\n"
-            f"  Give a checkpoint that opens with AutoModelForSequenceClassification."
+            f"{folder}: transformers knows no sequence classifier of this kind"
+            f" ({first_line(error)}).\n"
+            "  Give a checkpoint that opens with AutoModelForSequenceClassification."
         ) from error
     return {
         key
@@ -204,7 +215,7 @@ def _head(folder: Path, trust: Trust) -> set[str]:
     }
 
 
-def _stored_tensors(folder: Path) -> set[str]:
+def _list_stored_tensors(folder: Path) -> set[str]:
     from safetensors import safe_open
 
     names: set[str] = set()
@@ -214,7 +225,7 @@ def _stored_tensors(folder: Path) -> set[str]:
     return names
 
 
-def _only_pickled(folder: Path, name: str, trust: Trust) -> None:
+def _check_pickled(folder: Path, name: str, trust: Trust) -> None:
     pickled = [path.name for pattern in PICKLED for path in sorted(folder.glob(pattern))]
     pickled = [file for file in pickled if file != "training_args.bin"]
     if not pickled:
@@ -223,17 +234,19 @@ def _only_pickled(folder: Path, name: str, trust: Trust) -> None:
         )
     if not trust.pickled_weights:
         raise UserError(
-            f"{name}: it has no *.safetensors, only pickled weights ({', '.join(pickled)}), which can run code.\n"
-            f"  Convert them (save_pretrained writes safetensors), or give sft.trust.pickled_weights=true\n"
-            f"  (base.trust.…, reward.trust.… for those)."
+            f"{name}: it has no *.safetensors, only pickled weights ({', '.join(pickled)}),"
+            " which can run code.\n"
+            "  Convert them (save_pretrained writes safetensors),"
+            " or give sft.trust.pickled_weights=true\n"
+            "  (base.trust.…, reward.trust.… for those)."
         )
 
 
-def _whole(path: Path, name: str) -> None:
+def _check_opens(path: Path, name: str) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np"):  # its header alone; "pt" would load torch for that
+        with safe_open(path, framework="np"):  # reads the header alone; "pt" would load torch
             return
     except SafetensorError as error:
         raise UserError(

@@ -1,4 +1,7 @@
-"""A Model artifact as a torch module: a base and at most one adapter; and back, as the folder that names its base."""
+"""Load a Model artifact as a torch module, and save a module as one.
+
+A model is a base with at most one adapter. A saved adapter's folder names its base.
+"""
 
 import copy
 import json
@@ -12,7 +15,7 @@ from pipeline.artifacts import ADAPTER_CONFIG, MODEL_FILE, Model, write_adapter_
 from pipeline.config import LoraAdapter, Quantization
 from pipeline.errors import StageError, UserError, pluralize
 from pipeline.models import quantization as quantized
-from pipeline.models.strict_loading import whole
+from pipeline.models.strict_loading import load_strict
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,10 +24,10 @@ if TYPE_CHECKING:
 State = dict[str, Any]  # tensors by their name
 
 
-def device() -> "torch.device":
+def choose_device() -> "torch.device":
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.choose_device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -34,42 +37,45 @@ def load_tokenizer(model: Model) -> Any:
 
 
 def load(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
-    """The model as it is, for forward passes: adapter beside its base, which is quantised as asked or as recorded."""
-    quantization = quantization or quantized.quantization_of(model)
-    module = opened(model, dtype, quantization)
-    return module if quantization else module.to(device())  # what is quantised lies on its device
+    """Load a model for forward passes, with its adapter unmerged.
+
+    Its base is quantised as `quantization` says, or else as recorded.
+    """
+    quantization = quantization or quantized.read_quantization(model)
+    module = open_model(model, dtype, quantization)
+    # A quantised module is on the device already.
+    return module if quantization else module.to(choose_device())
 
 
-def opened(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
-    """The same where it was read."""
+def open_model(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
+    """As `load`, but without moving the module to the GPU."""
     if model.adapter:
         check_base(model)
-    module = _base(model, dtype, quantization)
+    module = _load_base(model, dtype, quantization)
     if model.adapter:
-        module = _adapted(module, model, trainable=False)
+        module = _attach_adapter(module, model, trainable=False)
     return module.eval().requires_grad_(False)
 
 
 def load_merged(model: Model) -> Any:
-    """One set of float32 weights to train: an adapter is merged at full precision, never into rounded weights.
+    """Load one set of float32 weights to train. An adapter is merged in float32.
 
-    An adapter of a quantised base was trained beside what those few bits say: it is merged with that, in float32.
+    An adapter of a quantised base was trained on the quantised values: it is merged into those.
     """
     if model.adapter:
         check_base(model)
-    if quantization := quantized.quantization_of(model):
-        module = (
-            _base(model, model.record["quantization"]["dtype"], quantization).dequantize().float()
-        )
+    if quantization := quantized.read_quantization(model):
+        dtype = model.record["quantization"]["dtype"]
+        module = _load_base(model, dtype, quantization).dequantize().float()
     else:
-        module = _base(model, "float32")
+        module = _load_base(model, "float32")
     if model.adapter:
-        module = _adapted(module, model, trainable=False).merge_and_unload(safe_merge=True)
+        module = _attach_adapter(module, model, trainable=False).merge_and_unload(safe_merge=True)
     return module.requires_grad_(True)
 
 
-def merged_in(folder: Path, model: Model, dtype: str = "float32") -> Model:
-    """Whole weights for an engine that cannot open this adapter as it is; who asked for them removes the folder."""
+def write_merged(folder: Path, model: Model, dtype: str = "float32") -> Model:
+    """Write merged weights for an engine that cannot open this adapter. The caller removes them."""
     import torch
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -78,14 +84,15 @@ def merged_in(folder: Path, model: Model, dtype: str = "float32") -> Model:
     return Model(folder)
 
 
-def load_adapted(model: Model, adapter: LoraAdapter, dtype: str) -> Any:
-    """The model with an adapter to train: its own when it has one, a new one that changes nothing yet when not."""
+def load_with_adapter(model: Model, adapter: LoraAdapter, dtype: str) -> Any:
+    """Load a model with an adapter to train: its own, or a new one that changes nothing yet."""
     if model.adapter:
-        check_continued(model, adapter)
-        return _adapted(_base(model, dtype, adapter.quantization), model, trainable=True)
+        check_resumed_adapter(model, adapter)
+        base = _load_base(model, dtype, adapter.quantization)
+        return _attach_adapter(base, model, trainable=True)
     from peft import LoraConfig, get_peft_model
 
-    module = _base(model, dtype, adapter.quantization)
+    base = _load_base(model, dtype, adapter.quantization)
     shape = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
@@ -95,67 +102,73 @@ def load_adapted(model: Model, adapter: LoraAdapter, dtype: str) -> Any:
         use_dora=adapter.dora,
         target_modules=adapter.targets,
     )
-    return get_peft_model(module, shape)
+    return get_peft_model(base, shape)
 
 
-def base_name(model: Model) -> str:
-    """How an adapter's model.json names what it stands on: `stage/fingerprint`."""
+def read_base_name(model: Model) -> str:
+    """The name of its base in an adapter's model.json: `stage/fingerprint`."""
     return model.record["base"] if model.adapter else f"{model.path.parent.name}/{model.path.name}"
 
 
 def is_bare_base(module: Any, init: Model, reference: Model) -> bool:
-    """Whether the module, made from `init`, gives the reference's answers once its adapter is disabled."""
-    bare = reference.adapter is None and base_name(init) == base_name(reference)
-    return bare and hasattr(module, "peft_config")
+    """Whether a module made from `init` is the reference once its adapter is disabled."""
+    same_base = reference.adapter is None and read_base_name(init) == read_base_name(reference)
+    return same_base and hasattr(module, "peft_config")
 
 
-def _base(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
+def _load_base(model: Model, dtype: str, quantization: Quantization | None = None) -> Any:
     from transformers import AutoModelForCausalLM
 
-    module = whole(
-        AutoModelForCausalLM, model, dtype, **quantized.loading(quantization, dtype, device())
-    )
-    return quantized.in_one_arithmetic(module) if quantization else module
+    options = quantized.build_load_arguments(quantization, dtype, choose_device())
+    module = load_strict(AutoModelForCausalLM, model, dtype, **options)
+    return quantized.disable_bfloat16_packing(module) if quantization else module
 
 
-def _adapted(module: Any, model: Model, trainable: bool) -> Any:
+def _attach_adapter(module: Any, model: Model, trainable: bool) -> Any:
     from peft import PeftModel
 
     module = PeftModel.from_pretrained(module, model.adapter, is_trainable=trainable)
-    # PEFT asks the hub about a base that is not a folder each time it saves; here it is one.
+    # At each save PEFT asks the hub about a base that is not a folder, so name the folder.
     module.peft_config["default"].base_model_name_or_path = str(model.weights)
     return module
 
 
 def check_base(model: Model) -> None:
-    """An adapter stands on the weights that it was trained on."""
+    """Refuse an adapter on any other base than the one it was trained on."""
     assert model.adapter is not None
     recorded = model.record["peft"]["base_model_name_or_path"]
-    if recorded != base_name(model):
+    if recorded != (base := read_base_name(model)):
         raise UserError(
-            f"{model.adapter}: this adapter was made for the model {recorded}, and {model.path / 'model.json'} puts it "
-            f"on {base_name(model)}.\n  An adapter is only right on the weights it was trained on: give the one made "
-            f"for {base_name(model)}, or the model {recorded}."
+            f"{model.adapter}: this adapter was made for the model {recorded},"
+            f" and {model.path / 'model.json'} puts it on {base}.\n"
+            "  An adapter works only on the weights it was trained on:"
+            f" give the one made for {base}, or the model {recorded}."
         )
 
 
-CONTINUED = {
-    "rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "rank_stabilized": "use_rslora", "dora": "use_dora",
-}  # fmt: skip
+# Knob of train.adapter → its name in PEFT's config.
+ADAPTER_KNOBS = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "rank_stabilized": "use_rslora",
+    "dora": "use_dora",
+}
 
 
-def check_continued(model: Model, adapter: LoraAdapter) -> None:
-    """Before any weight is read: the adapter that training goes on with is the one that the config describes."""
+def check_resumed_adapter(model: Model, adapter: LoraAdapter) -> None:
+    """Refuse to continue an adapter other than the config describes. It reads no weights."""
     check_base(model)
     assert model.adapter is not None
     shape = json.loads((model.adapter / ADAPTER_CONFIG).read_text())
-    found = {knob: shape.get(name, False) for knob, name in CONTINUED.items()}
-    found["quantization"] = quantized.quantization_of(model)
-    for knob, value in found.items():
+    recorded = {knob: shape.get(name, False) for knob, name in ADAPTER_KNOBS.items()}
+    recorded["quantization"] = quantized.read_quantization(model)
+    for knob, value in recorded.items():
         if value != (wanted := getattr(adapter, knob)):
             raise UserError(
-                f"train.adapter.{knob}={wanted}, but training continues the adapter in {model.path}, whose {knob} is "
-                f"{value}.\n  Give train.adapter.{knob}={value}, or init=sft, which starts a new adapter."
+                f"train.adapter.{knob}={wanted}, but training continues the adapter in"
+                f" {model.path}, whose {knob} is {value}.\n"
+                f"  Give train.adapter.{knob}={value}, or init=sft, which starts a new adapter."
             )
 
 
@@ -166,26 +179,29 @@ def check_vocabulary(module: Any, columns: "list[pl.Series]", where: str) -> Non
     )
     if highest >= known:
         raise UserError(
-            f"{where}: token id {highest} is beyond the model's {known} embeddings: these tokens were made by another "
-            f"tokenizer.\n  Sample and pair with this model's own tokenizer, or give the model they were made for."
+            f"{where}: token id {highest} is beyond the model's {known} embeddings:"
+            " these tokens were made by another tokenizer.\n"
+            "  Sample and pair with this model's own tokenizer,"
+            " or give the model they were made for."
         )
 
 
-def check_finite(module: Any, whole: State | None = None) -> None:
-    """`whole` holds the weights where the module has but a part of them; so it does wherever one is published."""
+def check_finite(module: Any, full_state: State | None = None) -> None:
+    """`full_state`: the weights gathered in the process that publishes, if they are sharded."""
     import torch
 
-    weights = module.named_parameters() if whole is None else whole.items()
+    weights = module.named_parameters() if full_state is None else full_state.items()
     broken = [name for name, weight in weights if not torch.isfinite(weight).all()]
     if broken:
         raise StageError(
-            f"training has left {pluralize(len(broken), 'weight')} not finite ({broken[0]} is the first): nothing is"
-            f" published.\n  Lower the learning rate, or use dtype=float32."
+            f"training has left {pluralize(len(broken), 'weight')} not finite"
+            f" ({broken[0]} is the first): nothing is published.\n"
+            "  Lower the learning rate, or use dtype=float32."
         )
 
 
-def checksums(weights: State, dtype: str | None) -> Iterator[tuple[str, int]]:
-    """A number for the bytes of each tensor as it is published: rounded to `dtype`, or as it is."""
+def compute_checksums(weights: State, dtype: str | None) -> Iterator[tuple[str, int]]:
+    """A checksum of each tensor as it is published: rounded to `dtype`, or unchanged."""
     import torch
 
     for name, weight in weights.items():
@@ -193,8 +209,8 @@ def checksums(weights: State, dtype: str | None) -> Iterator[tuple[str, int]]:
         yield name, zlib.crc32(rounded.cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
-def settings_of(module: Any) -> dict[str, Any]:
-    """What a trainer overwrites with its tokenizer's marks, to be published as it was."""
+def copy_settings(module: Any) -> dict[str, Any]:
+    """The configs that a trainer overwrites with its tokenizer's special tokens."""
     return {name: copy.deepcopy(getattr(module, name)) for name in ("config", "generation_config")}
 
 
@@ -204,15 +220,16 @@ def save_full(
     init: Model,
     dtype: str,
     out: Path,
-    whole: State | None = None,
+    full_state: State | None = None,
 ) -> Model:
     import torch
 
     for name, value in settings.items():
         setattr(module, name, value)
     shutil.rmtree(out / "weights", ignore_errors=True)
-    whole = whole and {name: weight.to(getattr(torch, dtype)) for name, weight in whole.items()}
-    module.to(getattr(torch, dtype)).save_pretrained(out / "weights", state_dict=whole)
+    to = getattr(torch, dtype)
+    full_state = full_state and {name: weight.to(to) for name, weight in full_state.items()}
+    module.to(to).save_pretrained(out / "weights", state_dict=full_state)
     load_tokenizer(init).save_pretrained(out / "weights")
     write_json(out / MODEL_FILE, {"weights": "weights", "tokenizer": "weights"})
     return Model(out)
@@ -224,33 +241,30 @@ def save_adapter(
     adapter: LoraAdapter,
     dtype: str,
     out: Path,
-    whole: State | None = None,
+    full_state: State | None = None,
 ) -> Model:
-    """PEFT's folder with the tokenizer beside it, so that `from_pretrained` opens it with nothing else."""
+    """Write PEFT's folder, with the tokenizer, so that `from_pretrained` needs nothing else."""
     folder = out / "adapter"
     shutil.rmtree(folder, ignore_errors=True)
-    module.save_pretrained(folder, selected_adapters=["default"], state_dict=whole)
+    module.save_pretrained(folder, selected_adapters=["default"], state_dict=full_state)
     (folder / "README.md").unlink(missing_ok=True)
     config = json.loads((folder / ADAPTER_CONFIG).read_text())
-    config["base_model_name_or_path"], config["revision"] = base_name(init), init.revision
+    base = read_base_name(init)
+    config["base_model_name_or_path"], config["revision"] = base, init.revision
     if isinstance(config["target_modules"], list):
-        config[
-            "target_modules"
-        ].sort()  # PEFT keeps a set, whose order differs from process to process
+        # PEFT keeps a set, whose order differs from process to process.
+        config["target_modules"].sort()
     load_tokenizer(init).save_pretrained(folder)
-    record = {"base": base_name(init), "adapter": "adapter", "tokenizer": "adapter", "peft": config}
-    bits = (
-        {"quantization": {**adapter.quantization.model_dump(), "dtype": dtype}}
-        if adapter.quantization
-        else {}
-    )
-    write_json(out / MODEL_FILE, {**record, **bits})
+    record = {"base": base, "adapter": "adapter", "tokenizer": "adapter", "peft": config}
+    if adapter.quantization:
+        record["quantization"] = {**adapter.quantization.model_dump(), "dtype": dtype}
+    write_json(out / MODEL_FILE, record)
     write_adapter_config(Model(out))
     return Model(out)
 
 
 def save_merged(model: Model, dtype: str, folder: Path) -> None:
-    """A copy of the whole model for tools that take no adapter: merged in float32 and rounded once."""
+    """Write a copy for tools that take no adapter: merged in float32 and rounded once."""
     import torch
 
     merged = load_merged(model)

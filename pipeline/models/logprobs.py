@@ -1,40 +1,39 @@
-"""Log-probabilities of given token ids under a model: the one computation behind `refer` and every look at a policy."""
+"""Log-probabilities of given token ids under a model.
+
+This is the one computation behind `refer` and the evaluations within training.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pipeline.models.batching import by_length
+from pipeline.models.batching import batch_by_length
 
 if TYPE_CHECKING:
     import torch
 
 Ids = list[int]
-OnBatch = Callable[[int, int], None]  # hears rows and tokens of each batch that is done
+OnBatch = Callable[[int, int], None]  # receives the rows and tokens of each finished batch
 
 
-def completion_logps(
+def compute_logps(
     module: Any,
     prompts: list[Ids],
     completions: list[Ids],
     batch_tokens: int,
     on_batch: OnBatch | None = None,
 ) -> list[float]:
-    """The sum over each completion's tokens given its prompt; a result does not depend on what shared its batch."""
-    found = logps_by_row(
-        module, prompts, completions, batch_rows(prompts, completions, batch_tokens), on_batch
-    )
-    return [found[at] for at in range(len(prompts))]
+    """The sum over each completion's tokens given its prompt, whatever shares its batch."""
+    batches = batch_rows(prompts, completions, batch_tokens)
+    logps = compute_logps_by_row(module, prompts, completions, batches, on_batch)
+    return [logps[at] for at in range(len(prompts))]
 
 
 def batch_rows(prompts: list[Ids], completions: list[Ids], batch_tokens: int) -> list[list[int]]:
-    return list(
-        by_length(
-            [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], batch_tokens
-        )
-    )
+    lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
+    return list(batch_by_length(lengths, batch_tokens))
 
 
-def logps_by_row(
+def compute_logps_by_row(
     module: Any,
     prompts: list[Ids],
     completions: list[Ids],
@@ -42,16 +41,16 @@ def logps_by_row(
     on_batch: OnBatch | None,
 ) -> dict[int, float]:
     """By the row's position."""
-    found: dict[int, float] = {}
+    logps: dict[int, float] = {}
     for batch in batches:
-        values = _forward(module, [prompts[i] for i in batch], [completions[i] for i in batch])
-        found |= dict(zip(batch, values, strict=True))
+        values = _sum_logps(module, [prompts[i] for i in batch], [completions[i] for i in batch])
+        logps |= dict(zip(batch, values, strict=True))
         if on_batch:
             on_batch(len(batch), sum(len(prompts[i]) + len(completions[i]) for i in batch))
-    return found
+    return logps
 
 
-def _forward(module: Any, prompts: list[Ids], completions: list[Ids]) -> list[float]:
+def _sum_logps(module: Any, prompts: list[Ids], completions: list[Ids]) -> list[float]:
     import torch
 
     rows = [p + c for p, c in zip(prompts, completions, strict=True)]
@@ -63,20 +62,21 @@ def _forward(module: Any, prompts: list[Ids], completions: list[Ids]) -> list[fl
         mask[at, : len(row)] = 1
     ids, mask = ids.to(module.device), mask.to(module.device)
     with torch.no_grad():
-        # Only from the last token of the shortest prompt on: the vocabulary is what costs memory.
+        # Only from the last token of the shortest prompt on: the logits take most of the memory.
         logits = module(
             input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=width - first
         ).logits
+        # The logits at a position predict the next token.
         spans = [
             (len(p) - 1, len(p) + len(c) - 1) for p, c in zip(prompts, completions, strict=True)
         ]
         return [
-            _sum(logits[at, start - first : end - first], ids[at, start + 1 : end + 1])
+            _sum_row(logits[at, start - first : end - first], ids[at, start + 1 : end + 1])
             for at, (start, end) in enumerate(spans)
         ]
 
 
-def _sum(logits: "torch.Tensor", targets: "torch.Tensor") -> float:
+def _sum_row(logits: "torch.Tensor", targets: "torch.Tensor") -> float:
     """Row by row, so that the float32 copy is never larger than one completion's logits."""
     picked = logits.float().log_softmax(-1).gather(-1, targets[:, None])
     return picked.double().sum().item()

@@ -1,4 +1,4 @@
-"""The whole weights of a trained adapter, beside it: merged without training again."""
+"""Merge a trained adapter into its base, without training again."""
 
 import shutil
 from pathlib import Path
@@ -7,27 +7,31 @@ from pipeline import store
 from pipeline.artifacts import MODEL_FILE, Model
 from pipeline.errors import UserError
 
-MERGED = "merged"  # beside the adapter, outside the step's content: it is made from what that holds
+# Next to the adapter, but not part of the step's content: the content is enough to make it again.
+MERGED = "merged"
 
 
 def merge(step: Path, out: Path) -> None:
-    """Whole or not at all: written beside `out` and renamed."""
+    """Atomic: written to a folder next to `out`, then renamed."""
     from pipeline.models import loading
 
     manifest, model = store.read_manifest(step), Model(step)
     if manifest is None or store.is_pruned(manifest) or not (step / MODEL_FILE).exists():
         raise UserError(
-            f"{step}: it has no weights here (pruned, or no model).\n  Run its run again, which makes them."
+            f"{step}: it has no weights here (pruned, or not a model).\n"
+            "  Run the command of its run again, which makes them."
         )
     if model.adapter is None:
-        raise UserError(f"{step}: its weights are whole already.\n  Open {model.weights}.")
+        raise UserError(f"{step}: its weights are not an adapter.\n  Open {model.weights}.")
     if not Path(model.weights).exists() and isinstance(model.weights, Path):
         raise UserError(
-            f"{step}: its base is gone from {model.weights}.\n  Run its run again, which makes it."
+            f"{step}: its base is gone from {model.weights}.\n"
+            "  Run the command of its run again, which makes it."
         )
     if out.exists():
         raise UserError(
-            f"{out}: something lies there.\n  Give a folder that does not exist yet, or remove that one."
+            f"{out}: this path exists.\n"
+            "  Give a folder that does not exist yet, or remove that one."
         )
     scratch = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)

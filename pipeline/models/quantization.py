@@ -1,4 +1,4 @@
-"""A base held in a few bits while an adapter is trained beside it: how it is read, and that it computes in one way."""
+"""A base quantised to a few bits while an adapter on it is trained."""
 
 from typing import Any
 
@@ -6,14 +6,16 @@ from pipeline.artifacts import Model
 from pipeline.config import Quantization
 
 
-def quantization_of(model: Model) -> Quantization | None:
-    """How the base was kept in memory while its adapter was trained."""
-    found = model.record.get("quantization")
-    return Quantization(bits=found["bits"], double=found["double"]) if found else None
+def read_quantization(model: Model) -> Quantization | None:
+    """How the base was quantised while its adapter was trained."""
+    record = model.record.get("quantization")
+    return Quantization(bits=record["bits"], double=record["double"]) if record else None
 
 
-def loading(quantization: Quantization | None, dtype: str, device: Any) -> dict[str, Any]:
-    """What `from_pretrained` is told so that the base is quantised as it is read."""
+def build_load_arguments(
+    quantization: Quantization | None, dtype: str, device: Any
+) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that quantise the base as it is read."""
     if quantization is None:
         return {}
     import torch
@@ -31,9 +33,12 @@ def loading(quantization: Quantization | None, dtype: str, device: Any) -> dict[
     return {"quantization_config": config, "device_map": {"": str(device)}}
 
 
-def in_one_arithmetic(module: Any) -> Any:
-    """On some CPUs bitsandbytes packs 4-bit layers anew for bfloat16 when gradients are off: other numbers than in
-    training, and none at all for widths that are no multiple of 32."""
+def disable_bfloat16_packing(module: Any) -> Any:
+    """Switch off bitsandbytes' bfloat16 path for 4-bit layers.
+
+    On some CPUs it repacks them when gradients are off. The results then differ from those in
+    training, and a width that is not a multiple of 32 fails.
+    """
     for layer in module.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False

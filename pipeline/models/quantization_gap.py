@@ -1,4 +1,4 @@
-"""How far a policy on a quantised base is from what is sampled in its place, on completions that were drawn."""
+"""How far a policy on a quantised base is from the merged model that is sampled in its place."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,30 +9,30 @@ if TYPE_CHECKING:
     import polars as pl
     import torch
 
-ROWS = 32  # completions: a thousand tokens and more
+ROWS = 32  # completions: a thousand tokens or more
 
 
-def per_token(
+def measure_gap(
     policy: Model, served: Model, rows: "pl.DataFrame", trained_in: str, served_in: str
 ) -> float:
-    """The mean over tokens of |Δ log p| in nats, between the policy as it was trained and as it is sampled."""
-    asked = rows.head(ROWS).select("prompt_token_ids", "token_ids").rows()
-    as_trained = _logps(loading.load(policy, trained_in), asked)
-    return (as_trained - _logps(loading.load(served, served_in), asked)).abs().mean().item()
+    """The mean over tokens of |Δ log p| in nats, between the policy as trained and as sampled."""
+    sampled = rows.head(ROWS).select("prompt_token_ids", "token_ids").rows()
+    trained_logps = _compute_token_logps(loading.load(policy, trained_in), sampled)
+    served_logps = _compute_token_logps(loading.load(served, served_in), sampled)
+    return (trained_logps - served_logps).abs().mean().item()
 
 
-def _logps(module: Any, rows: list[tuple[list[int], list[int]]]) -> "torch.Tensor":
-    """Of every token of every completion, one sequence at a time."""
+def _compute_token_logps(module: Any, rows: list[tuple[list[int], list[int]]]) -> "torch.Tensor":
+    """For every token of every completion, one sequence at a time."""
     import torch
 
-    found = []
-    if (
-        module.device.type != loading.device().type
-    ):  # what is quantised lies there, and may not be moved
-        module = module.to(loading.device())
+    logps = []
+    # A quantised module is on the device already, and must not be moved.
+    if module.device.type != loading.choose_device().type:
+        module = module.to(loading.choose_device())
     with torch.inference_mode():
         for prompt, completion in rows:
             ids = torch.tensor([prompt + completion], device=module.device)
             logits = module(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-            found.append(logits.gather(1, ids[0, len(prompt) :, None]).squeeze(1).cpu())
-    return torch.cat(found)
+            logps.append(logits.gather(1, ids[0, len(prompt) :, None]).squeeze(1).cpu())
+    return torch.cat(logps)

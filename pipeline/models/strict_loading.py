@@ -1,4 +1,4 @@
-"""A checkpoint as a torch module, whole or not at all: transformers fills what its weights lack with random numbers."""
+"""Load a checkpoint, refusing missing weights: transformers would fill them at random."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -6,8 +6,8 @@ from typing import Any, Protocol
 from pipeline.errors import UserError, pluralize
 
 
-class Place(Protocol):
-    """Where a checkpoint lies and whether its own code may run: a Model artifact knows, for one."""
+class CheckpointSource(Protocol):
+    """A checkpoint's location and whether its own code may run, such as a Model artifact."""
 
     @property
     def weights(self) -> Path | str: ...
@@ -19,24 +19,32 @@ class Place(Protocol):
     def remote_code(self) -> bool: ...
 
 
-def whole(kind: Any, place: Place, dtype: str, new_head: bool = False, **more: Any) -> Any:
-    """`kind` is a class such as AutoModelForCausalLM, `more` what it is told besides; a new head may be random."""
+def load_strict(
+    model_class: Any, source: CheckpointSource, dtype: str, new_head: bool = False, **options: Any
+) -> Any:
+    """`model_class` is a class such as AutoModelForCausalLM, which also gets `options`.
+
+    With `new_head` the weights of its head may be random.
+    """
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    module, loading = kind.from_pretrained(
-        place.weights,
-        revision=place.revision,
+    module, info = model_class.from_pretrained(
+        source.weights,
+        revision=source.revision,
         dtype=getattr(torch, dtype),
-        trust_remote_code=place.remote_code,
+        trust_remote_code=source.remote_code,
         output_loading_info=True,
-        **more,
+        **options,
     )
-    needed = f"{module.base_model_prefix}." if new_head else ""
-    if missing := sorted(name for name in loading["missing_keys"] if name.startswith(needed)):
+    prefix = f"{module.base_model_prefix}." if new_head else ""
+    if missing := sorted(name for name in info["missing_keys"] if name.startswith(prefix)):
+        complete = "a complete checkpoint"
+        if not new_head:
+            complete += f", as {model_class.__name__} saves it"
         raise UserError(
-            f"{place.weights}: its weights lack {pluralize(len(missing), 'tensor')} ({missing[0]} is one), which would be"
-            f" random.\n  Give a checkpoint that is whole{'' if new_head else f', as {kind.__name__} saves it'}."
+            f"{source.weights}: its weights lack {pluralize(len(missing), 'tensor')}"
+            f" ({missing[0]} is one), which would be random.\n  Give {complete}."
         )
     return module

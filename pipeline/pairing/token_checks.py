@@ -10,13 +10,13 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.backends.chat import Chat, differing
+from pipeline.backends.chat import ModelTokenizer, describe_difference
 from pipeline.config import PairConfig
 from pipeline.errors import UserError
-from pipeline.models.bos import REMEDY, holds_bos, is_doubled
+from pipeline.models.bos import REMEDY, contains_bos, is_doubled
 from pipeline.pairing.selection import OFFLINE, ON_POLICY
 
-SIDES = "chosen", "rejected"
+SIDES = ("chosen", "rejected")
 AROUND = 4  # tokens shown before and after the first that differs
 UNSPELLED = "Take that token out of the text, or leave the row out."
 KEPT = "Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
@@ -28,7 +28,7 @@ class Fault:
     remedy: str
 
 
-def check(cfg: PairConfig, pairs: pl.DataFrame, chat: Chat) -> None:
+def check(cfg: PairConfig, pairs: pl.DataFrame, chat: ModelTokenizer) -> None:
     """Refuses with the first fault of the first pair that has one, and how many pairs have that fault."""
     faults: dict[Fault, list[str]] = {}
     for row in pairs.iter_rows(named=True):
@@ -45,7 +45,7 @@ def check(cfg: PairConfig, pairs: pl.DataFrame, chat: Chat) -> None:
         raise UserError(
             "\n".join(
                 [
-                    f"pair: the tokens that would be trained are not those that the policy {chat.where} samples:",
+                    f"pair: the tokens that would be trained are not those that the policy {chat.source} samples:",
                     *told,
                     *remedies,
                 ]
@@ -53,13 +53,15 @@ def check(cfg: PairConfig, pairs: pl.DataFrame, chat: Chat) -> None:
         )
 
 
-def _faults(cfg: PairConfig, row: dict[str, Any], chat: Chat) -> Iterator[tuple[Fault, str]]:
+def _faults(
+    cfg: PairConfig, row: dict[str, Any], chat: ModelTokenizer
+) -> Iterator[tuple[Fault, str]]:
     prompt = row["prompt_token_ids"]
     shown = chat.render(row["prompt"], cfg.template_kwargs, generation=True)
-    expected = chat.pieces(shown)
+    expected = chat.encode_text(shown)
     if is_doubled(expected, chat.bos):
         what = "the chat template's prompt begins with two BOS"
-        yield Fault(what, REMEDY), _start(chat, expected)
+        yield (Fault(what, REMEDY), _start(chat, expected))
     elif prompt != expected:
         doubled = is_doubled(prompt, chat.bos)
         what = (
@@ -67,15 +69,18 @@ def _faults(cfg: PairConfig, row: dict[str, Any], chat: Chat) -> Iterator[tuple[
             if doubled
             else "the prompt's tokens differ from its template's"
         )
-        yield Fault(what, _redrawn(row, chat)), _tokens(chat, expected, prompt)
+        yield (Fault(what, _redrawn(row, chat)), _tokens(chat, expected, prompt))
     for side in SIDES:
-        ids, text = row[f"{side}_token_ids"], row[side][-1]["content"]
+        (ids, text) = (row[f"{side}_token_ids"], row[side][-1]["content"])
         drawn = row["origin"] == ON_POLICY
-        if not ids or (ids[-1] not in chat.stops and not cfg.filters.allow_truncated):
+        if not ids or (ids[-1] not in chat.stop_ids and not cfg.filters.allow_truncated):
             what = f"{side} does not end with a stop token"
-            yield Fault(what, _redrawn(row, chat)), f"it ends with {chat.spell(ids[-AROUND:])}"
-        if chat.only_bos is not None and (
-            chat.only_bos in ids if drawn else holds_bos(chat.tokenizer, text)
+            yield (
+                Fault(what, _redrawn(row, chat)),
+                f"it ends with {chat.spell_tokens(ids[-AROUND:])}",
+            )
+        if chat.leading_bos is not None and (
+            chat.leading_bos in ids if drawn else contains_bos(chat.tokenizer, text)
         ):
             yield (
                 Fault(f"{side} has a BOS of its own", UNSPELLED),
@@ -85,18 +90,18 @@ def _faults(cfg: PairConfig, row: dict[str, Any], chat: Chat) -> Iterator[tuple[
         if not whole.startswith(shown):
             yield (
                 Fault(f"the prompt is no prefix of it with {side}", KEPT),
-                differing(shown, whole[: len(shown)]),
+                describe_difference(shown, whole[: len(shown)]),
             )
         if drawn and (read := _read(chat, ids)) != text:
             yield (
                 Fault(f"{side}'s tokens do not read as its text", _redrawn(row, chat)),
-                differing(text, read),
+                describe_difference(text, read),
             )
 
 
-def _redrawn(row: dict[str, Any], chat: Chat) -> str:
+def _redrawn(row: dict[str, Any], chat: ModelTokenizer) -> str:
     """How such tokens are made once more; a new seed is a new draw."""
-    if chat.dated:
+    if chat.writes_date:
         return (
             "Its chat template writes today's date, so a prompt differs from day to day: fix it by"
             " template.kwargs.date_string='26 Jul 2024', or give template.chat_template=FILE without strftime_now."
@@ -111,14 +116,14 @@ def _redrawn(row: dict[str, Any], chat: Chat) -> str:
     )
 
 
-def _start(chat: Chat, ids: list[int]) -> str:
-    return f"it begins {chat.spell(ids[:AROUND])}"
+def _start(chat: ModelTokenizer, ids: list[int]) -> str:
+    return f"it begins {chat.spell_tokens(ids[:AROUND])}"
 
 
-def _read(chat: Chat, ids: list[int]) -> str:
-    kept = ids[:-1] if ids and ids[-1] in chat.stops else ids
+def _read(chat: ModelTokenizer, ids: list[int]) -> str:
+    kept = ids[:-1] if ids and ids[-1] in chat.stop_ids else ids
     return chat.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _tokens(chat: Chat, expected: list[int], found: list[int]) -> str:
-    return differing(chat.spell(expected), chat.spell(found), AROUND)
+def _tokens(chat: ModelTokenizer, expected: list[int], found: list[int]) -> str:
+    return describe_difference(chat.spell_tokens(expected), chat.spell_tokens(found), AROUND)

@@ -39,7 +39,7 @@ def check_engine(step: Step, backend: BackendConfig | ServedModel, workers: Work
         case TransformersBackend():
             check_gpus(f"{step.knob}.backend", 1, step.knob, workers)
         case EndpointBackend():
-            api_client.card_of(f"{step.knob}.backend", backend.runtime, backend.model)
+            api_client.fetch_model_card(f"{step.knob}.backend", backend.runtime, backend.model)
 
 
 def check_gpus(engine: str, each: int, stage: str, workers: Workers) -> None:
@@ -67,7 +67,7 @@ def check_gpus(engine: str, each: int, stage: str, workers: Workers) -> None:
 def check_keys(step: Step) -> None:
     """Check keys now: servers and trackers may be needed only after hours."""
     for knob, server in list_servers(step):
-        api_client.key_of(knob, server)
+        api_client.read_key(knob, server)
     if isinstance(step.config, Optimization):
         check_tracker(step.config.runtime.tracker)
 

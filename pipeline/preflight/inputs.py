@@ -46,7 +46,7 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
     if made.stage not in ("base", "sft") or not (tokenizer := find_tokenizer(folder_of(made))):
         return
     from pipeline.preflight.prompt_lengths import PromptTokenizer
-    from pipeline.sampling.prompt_selection import block, check_one_fits
+    from pipeline.sampling.prompt_selection import check_one_fits, select_block
 
     open_tokenizer, checked = cache(partial(PromptTokenizer, tokenizer)), set[str]()
     for step in coming:
@@ -61,7 +61,7 @@ def check_lengths(made: Step, folder_of: Callable[[Step], Path], coming: Iterabl
         identity = cfg.model_dump_json(exclude={"seed", "wave", "purpose", "runtime"})
         key = f"{table} {template} {context} {identity}"
         if key not in checked and not cfg.ties_by and (table / "prompts.parquet").exists():
-            check_one_fits(cfg, open_tokenizer(template, context), block(cfg, Prompts(table)))
+            check_one_fits(cfg, open_tokenizer(template, context), select_block(cfg, Prompts(table)))
         checked.add(key)
 
 

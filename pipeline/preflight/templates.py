@@ -22,7 +22,7 @@ def check_template(cfg: Checkpoint) -> None:
     except Exception:  # broken files: tokenizers raises nothing more specific
         return
     ids = tokenizer.encode([{"role": "user", "content": "Who are you?"}], cfg.template.kwargs)
-    if is_doubled(ids, tokenizer.bos):
+    if starts_with_two_bos(ids, tokenizer.bos):
         bos = tokenizer.spell(ids[0])
         raise UserError(
             f"{file or cfg.model}: a templated prompt begins with two BOS ({bos}); expected one.\n"

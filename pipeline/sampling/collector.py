@@ -1,4 +1,7 @@
-"""Requests out, completions back into their shards, joined by id; a shard is written when its last one has come."""
+"""Send requests out and join completions back into their shards by id.
+
+A shard is written when its last completion has arrived.
+"""
 
 import math
 import time
@@ -9,18 +12,25 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import DRAW_DIGITS
-from pipeline.backends import Billed, Completion, Failed, Message, Request, Text
+from pipeline.backends import (
+    BilledTokens,
+    ChatTokenizer,
+    Completion,
+    CompletionRequest,
+    FailedRequest,
+    Message,
+)
 from pipeline.config import SampleRequest
 from pipeline.errors import StageError, pluralize
 from pipeline.hashing import hash_json
 from pipeline.resources.worker_pool import Hand
 from pipeline.sampling import asking, stop_strings
 from pipeline.sampling.failures import Failures
-from pipeline.sampling.lengths import BINS, bin_of
+from pipeline.sampling.lengths import BINS, find_bin
 from pipeline.sampling.shards import Shards
-from pipeline.sampling.throughput import DRAWN_SO_FAR, ENDED, UNDER_WAY
+from pipeline.sampling.throughput import ENDED_BIN, UNFINISHED_BIN, UNFINISHED_TOKENS
 
-NEWS = 0.5  # seconds between two words to whoever watches
+REPORT_EVERY = 0.5  # seconds between two progress reports
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 SAMPLE: dict[str, Any] = {
     "prompt_id": pl.String,
@@ -29,13 +39,13 @@ SAMPLE: dict[str, Any] = {
     "prompt": MESSAGES,
     "completion": pl.String,
     "prompt_token_ids": pl.List(pl.Int64),
-    "asked_token_ids": pl.List(
-        pl.Int64
-    ),  # the prompt as the sampler was asked, where its setting shows it more
+    # The prompt as shown to the sampler, where its setting adds to it.
+    "asked_token_ids": pl.List(pl.Int64),
     "token_ids": pl.List(pl.Int64),
-    "logprob": pl.Float64,  # of what was drawn after what was asked; null where a stop string cut it short
+    # Of the sampled tokens after the prompt as shown; null where a stop string cut them.
+    "logprob": pl.Float64,
     "finish_reason": pl.String,
-    "stop_string": pl.String,  # what it was cut before
+    "stop_string": pl.String,  # the string that the completion was cut before
     "reasoning_tokens": pl.Int64,
     "setting": pl.String,
     "temperature": pl.Float64,
@@ -43,205 +53,220 @@ SAMPLE: dict[str, Any] = {
 }
 
 
-def nothing() -> pl.DataFrame:
-    """What a wave publishes that found nothing to draw."""
+def make_empty_samples() -> pl.DataFrame:
+    """The table of a wave that had no prompts to sample."""
     return pl.DataFrame(schema=SAMPLE)
 
 
-def seed_of(cfg: SampleRequest, setting: str, prompt_id: str, index: int) -> int:
-    """63 bits of a hash of all that tells two draws apart: no round, wave, setting or exam repeats another's."""
-    return int(hash_json(_name_of(cfg, setting, prompt_id, index))[:16], 16) >> 1
+def derive_seed(cfg: SampleRequest, setting: str, prompt_id: str, index: int) -> int:
+    """63 bits of a hash of the sample's key, so that no two samples of a run share a seed.
 
-
-def sample_id_of(cfg: SampleRequest, setting: str, prompt_id: str, index: int, policy: str) -> str:
-    """It begins with a hash of the draw alone, so that the order of samples is the same whatever the policy is called.
-
-    Ties between equal scores are broken by that order. A policy's fingerprint changes with every renamed knob.
+    The key differs between rounds, waves, settings and purposes (training or evaluation).
     """
-    draw = _name_of(cfg, setting, prompt_id, index)
-    return hash_json(draw)[:DRAW_DIGITS] + hash_json([*draw, policy])[: 16 - DRAW_DIGITS]
+    return int(hash_json(_sample_key(cfg, setting, prompt_id, index))[:16], 16) >> 1
 
 
-def _name_of(cfg: SampleRequest, setting: str, prompt_id: str, index: int) -> list[str | int]:
+def derive_sample_id(
+    cfg: SampleRequest, setting: str, prompt_id: str, index: int, policy: str
+) -> str:
+    """Begins with a hash of the key alone, so that samples sort alike for every policy name.
+
+    That order breaks ties between equal scores, and a policy's fingerprint changes whenever a knob
+    is renamed.
+    """
+    key = _sample_key(cfg, setting, prompt_id, index)
+    return hash_json(key)[:DRAW_DIGITS] + hash_json([*key, policy])[: 16 - DRAW_DIGITS]
+
+
+def _sample_key(cfg: SampleRequest, setting: str, prompt_id: str, index: int) -> list[str | int]:
     return [cfg.seed, cfg.purpose, cfg.round, cfg.wave, setting, prompt_id, index]
 
 
-class Drawing:
-    def __init__(self, cfg: SampleRequest, policy: str, text: Text, shards: Shards, hand: Hand):
-        self.cfg, self.policy, self.text, self.shards, self.hand = cfg, policy, text, shards, hand
-        self._next: str | None = None  # claimed, not yet asked for
-        self._rows: dict[
-            str, dict[str, dict[str, Any]]
-        ] = {}  # shard → sample id → row, in the order of the file
-        self._asked: dict[str, str] = {}  # sample id → shard, for what has not come yet
-        self._left: Counter[str] = Counter()  # shard, and prompt → how many that are
-        self._lost: Counter[str] = Counter()  # shard → how many of its rows failed
-        self._billed: defaultdict[str, Billed] = defaultdict(
-            Billed
-        )  # shard → what all of its rows cost
+class SampleCollector:
+    def __init__(
+        self,
+        cfg: SampleRequest,
+        policy: str,
+        tokenizer: ChatTokenizer,
+        shards: Shards,
+        worker: Hand,
+    ):
+        (self.cfg, self.policy, self.tokenizer) = (cfg, policy, tokenizer)
+        (self.shards, self.worker) = (shards, worker)
+        self._next: str | None = None  # claimed, but not requested yet
+        # Shard → sample id → row, in the order of the file.
+        self._rows: dict[str, dict[str, dict[str, Any]]] = {}
+        self._shard_of: dict[str, str] = {}  # sample id → shard, for missing completions
+        self._missing: Counter[str] = Counter()  # shard or prompt → number of missing completions
+        self._lost: Counter[str] = Counter()  # shard → number of its rows that failed
+        self._billed: defaultdict[str, BilledTokens] = defaultdict(BilledTokens)  # by shard
         self.failures = Failures(cfg, shards)
-        self._news: Counter[str] = Counter()
-        self._under_way: dict[str, int] = {}  # sample id → tokens so far, as it was last counted
-        self._told_of: Counter[str] = Counter()  # the same by bins, as it was told
-        self._told = 0.0
+        self._news: Counter[str] = Counter()  # figures since the last report
+        self._unfinished: dict[str, int] = {}  # sample id → tokens so far, when last counted
+        self._reported_unfinished: Counter[str] = Counter()  # the same by bins, as reported
+        self._reported_at = 0.0
 
-    def claim(self) -> bool:
-        """Wait until there is a shard to draw; false when all are done."""
-        self._next = self.hand.claim()
+    def claim_shard(self) -> bool:
+        """Wait until there is a shard to sample; false when all are done."""
+        self._next = self.worker.claim()
         return self._next is not None
 
-    def requests(self) -> Iterator[list[Request]]:
-        """One block a shard, made when the backend asks for it; the end when there is none to claim just now."""
+    def build_blocks(self) -> Iterator[list[CompletionRequest]]:
+        """One block per shard, built when the backend asks for it, while shards can be claimed."""
         while self._next is not None:
-            yield self._ask(self._next)
-            self._next = self.hand.claim(wait=False)
+            yield self._open_shard(self._next)
+            self._next = self.worker.claim(wait=False)
 
-    def _ask(self, shard: str) -> list[Request]:
-        asked = [draw for prompt in self.shards.prompts(shard) for draw in self._draws_of(**prompt)]
-        self._rows[shard] = {row["sample_id"]: row for row, _ in asked}
-        self._asked |= dict.fromkeys(self._rows[shard], shard)
-        self._left[shard] = len(asked)
-        self._left.update(row["prompt_id"] for row, _ in asked)
-        return [request for _, request in asked]
+    def _open_shard(self, shard: str) -> list[CompletionRequest]:
+        samples = [
+            sample
+            for prompt in self.shards.read_prompts(shard)
+            for sample in self._build_requests(**prompt)
+        ]
+        self._rows[shard] = {row["sample_id"]: row for row, _ in samples}
+        self._shard_of |= dict.fromkeys(self._rows[shard], shard)
+        self._missing[shard] = len(samples)
+        self._missing.update(row["prompt_id"] for row, _ in samples)
+        return [request for _, request in samples]
 
-    def take(self, drawn: Completion | Failed) -> None:
-        if isinstance(drawn, Completion):
-            self._check(drawn)
-        shard = self._asked.pop(drawn.sample_id)
-        row = self._rows[shard][drawn.sample_id]
-        self._billed[shard] += drawn.billed
-        if isinstance(drawn, Failed):
-            del self._rows[shard][drawn.sample_id]
+    def add_result(self, result: Completion | FailedRequest) -> None:
+        if isinstance(result, Completion):
+            self._check_logprob(result)
+        shard = self._shard_of.pop(result.sample_id)
+        row = self._rows[shard][result.sample_id]
+        self._billed[shard] += result.billed
+        if isinstance(result, FailedRequest):
+            del self._rows[shard][result.sample_id]
             self._lost[shard] += 1
-            self.failures.add(row, drawn.reason)
+            self.failures.add(row, result.reason)
         else:
-            drawn, stop = stop_strings.cut(self.text, self.cfg.settings[row["setting"]].stop, drawn)
-            row |= self._columns(row, drawn, stop)
-        whole_prompt = self._came(row["prompt_id"])
-        whole_shard = self._came(shard)
-        if whole_shard:
+            stops = self.cfg.settings[row["setting"]].stop
+            (result, stop) = stop_strings.cut_at_stop(self.tokenizer, stops, result)
+            row |= self._fill_columns(row, result, stop)
+        prompt_is_done = self._count_down(row["prompt_id"])
+        shard_is_done = self._count_down(shard)
+        if shard_is_done:
             rows = pl.DataFrame(list(self._rows.pop(shard).values()), schema=SAMPLE)
-            self.hand.finish(
-                shard, self.shards.write(shard, rows, self._lost[shard], self._billed.pop(shard))
+            entry = self.shards.write_samples(
+                shard, rows, self._lost[shard], self._billed.pop(shard)
             )
-        self._tell(drawn, whole_prompt, now=whole_shard)
+            self.worker.finish(shard, entry)
+        self._count_result(result, prompt_is_done)
+        if shard_is_done or time.monotonic() - self._reported_at > REPORT_EVERY:
+            self._send_report()
 
-    def _check(self, completion: Completion) -> None:
+    def _check_logprob(self, completion: Completion) -> None:
         if completion.logprob is not None and not math.isfinite(completion.logprob):
             raise StageError(
-                f"sample: a completion has the log-probability {completion.logprob}: the policy's weights or its"
-                f" arithmetic in {self.cfg.backend.kind} are broken.\n  Try dtype=float32; check the checkpoint."
+                f"sample: a completion has the log-probability {completion.logprob}:"
+                f" the policy's weights or its arithmetic in {self.cfg.backend.kind} are broken.\n"
+                "  Try dtype=float32; check the checkpoint."
             )
 
-    def _columns(
+    def _fill_columns(
         self, row: dict[str, Any], completion: Completion, stop: str | None
     ) -> dict[str, Any]:
-        asked = row["asked_token_ids"] or row["prompt_token_ids"]
+        text = completion.text
         return {
-            "completion": self.text.decode(completion)
-            if completion.text is None
-            else completion.text,
+            "completion": self.tokenizer.decode(completion) if text is None else text,
             "token_ids": completion.token_ids,
             "logprob": completion.logprob,
             "finish_reason": completion.finish_reason,
             "stop_string": stop,
-            "reasoning_tokens": stop_strings.thinking(
-                self.text, self.cfg.reasoning, asked, completion
+            "reasoning_tokens": stop_strings.count_reasoning_tokens(
+                self.tokenizer,
+                self.cfg.reasoning,
+                row["asked_token_ids"] or row["prompt_token_ids"],
+                completion,
             ),
         }
 
-    def check_whole(self) -> None:
+    def check_complete(self) -> None:
         if self._rows:
             raise StageError(
-                f"sample: the backend ended without all completions of {pluralize(len(self._rows), 'shard')}"
-                f" ({min(self._rows)} …)."
+                "sample: the backend ended without all completions of"
+                f" {pluralize(len(self._rows), 'shard')} ({min(self._rows)} …)."
             )
 
-    def _came(self, what: str) -> bool:
-        """Count one completion less to wait for; whether it was the last."""
-        self._left[what] -= 1
-        if self._left[what]:
+    def _count_down(self, key: str) -> bool:
+        """Count one completion less to wait for. Return whether it was the last."""
+        self._missing[key] -= 1
+        if self._missing[key]:
             return False
-        del self._left[what]
+        del self._missing[key]
         return True
 
-    def _tell(self, drawn: Completion | Failed, whole_prompt: bool, now: bool) -> None:
-        billed = drawn.billed
-        if tokens := self._under_way.pop(drawn.sample_id, 0):
-            gone = self._binned([tokens])
-            self._news.subtract(gone)
-            self._told_of.subtract(gone)
+    def _count_result(self, result: Completion | FailedRequest, prompt_is_done: bool) -> None:
+        billed = result.billed
+        if tokens := self._unfinished.pop(result.sample_id, 0):
+            finished = self._count_by_length([tokens])
+            self._news.subtract(finished)
+            self._reported_unfinished.subtract(finished)
         self._news.update(
-            prompts=whole_prompt, billed_prompt_tokens=billed.read, billed_tokens=billed.written
+            prompts=prompt_is_done, billed_prompt_tokens=billed.read, billed_tokens=billed.written
         )
-        if isinstance(drawn, Failed):
+        if isinstance(result, FailedRequest):
             self._news["failed"] += 1
-        else:
-            cut, length = drawn.finish_reason == "length", len(drawn.token_ids)
-            self._news.update(completions=1, tokens=length, truncated=cut)
-            if not cut:
-                self._news[f"{ENDED}{bin_of(length, self.cfg.limits.completion)}"] += 1
-        if now or time.monotonic() - self._told > NEWS:
-            self._tell_news()
+            return
+        (truncated, length) = (result.finish_reason == "length", len(result.token_ids))
+        self._news.update(completions=1, tokens=length, truncated=truncated)
+        if not truncated:
+            self._news[f"{ENDED_BIN}{find_bin(length, self.cfg.limits.completion)}"] += 1
 
-    def count(self, under_way: Mapping[str, int]) -> None:
-        """Tell how many tokens each completion has that is being drawn, by sample id."""
-        self._news.subtract(self._told_of)
-        # What has no token yet still waits.
-        self._under_way = {sample_id: tokens for sample_id, tokens in under_way.items() if tokens}
-        self._told_of = self._binned(self._under_way.values())
-        self._news.update(self._told_of)
-        self._tell_news()
+    def report_unfinished(self, unfinished: Mapping[str, int]) -> None:
+        """Report the tokens so far of each unfinished completion, by sample id."""
+        self._news.subtract(self._reported_unfinished)
+        # A completion without tokens is still waiting.
+        self._unfinished = {sample_id: tokens for sample_id, tokens in unfinished.items() if tokens}
+        self._reported_unfinished = self._count_by_length(self._unfinished.values())
+        self._news.update(self._reported_unfinished)
+        self._send_report()
 
-    def _binned(self, lengths: Iterable[int]) -> Counter[str]:
-        limit, known = self.cfg.limits.completion, [*lengths]
-        bins = Counter(
-            [(tokens - 1) * BINS // limit for tokens in known]
-        )  # as bin_of, in the half of the time
-        return Counter(
-            {f"{UNDER_WAY}{at}": count for at, count in bins.items()} | {DRAWN_SO_FAR: sum(known)}
-        )
+    def _count_by_length(self, lengths: Iterable[int]) -> Counter[str]:
+        (limit, lengths) = (self.cfg.limits.completion, [*lengths])
+        # As find_bin computes them, in half the time.
+        bins = Counter([(tokens - 1) * BINS // limit for tokens in lengths])
+        by_bin = {f"{UNFINISHED_BIN}{at}": count for at, count in bins.items()}
+        return Counter(by_bin | {UNFINISHED_TOKENS: sum(lengths)})
 
-    def _tell_news(self) -> None:
-        self.hand.tell(**self._news)
+    def _send_report(self) -> None:
+        self.worker.tell(**self._news)
         self._news.clear()
-        self._told = time.monotonic()
+        self._reported_at = time.monotonic()
 
-    def _draws_of(
+    def _build_requests(
         self, prompt_id: str, prompt: list[Message]
-    ) -> Iterator[tuple[dict[str, Any], Request]]:
-        cfg, ids = self.cfg, self.text.encode(prompt, self.cfg.template_kwargs)
-        for name, setting in sorted(
-            cfg.settings.items()
-        ):  # by name: their order in the config is not in identity
-            shown = asking.shown(setting, prompt)
-            more = (
-                self.text.encode(shown, cfg.template_kwargs) if setting.has_extra_context else None
-            )
-            how = (setting.temperature, setting.top_p)
+    ) -> Iterator[tuple[dict[str, Any], CompletionRequest]]:
+        """A prompt's rows, without their completions yet, and their requests."""
+        cfg = self.cfg
+        ids = self.tokenizer.encode(prompt, cfg.template_kwargs)
+        # By name, because the order of the settings in the config is not part of its identity.
+        for name, setting in sorted(cfg.settings.items()):
+            messages = asking.build_messages(setting, prompt)
+            asked_ids = None
+            if setting.has_extra_context:
+                asked_ids = self.tokenizer.encode(messages, cfg.template_kwargs)
             for index in range(setting.n):
-                sample_id = sample_id_of(cfg, name, prompt_id, index, self.policy)
+                sample_id = derive_sample_id(cfg, name, prompt_id, index, self.policy)
                 row = {
                     "prompt_id": prompt_id,
                     "sample_id": sample_id,
                     "round": cfg.round,
                     "prompt": prompt,
                     "prompt_token_ids": ids,
-                    "asked_token_ids": more,
+                    "asked_token_ids": asked_ids,
                     "setting": name,
                     "temperature": setting.temperature,
                     "policy": self.policy,
                 }
-                seed = seed_of(cfg, name, prompt_id, index)
-                yield (
-                    row,
-                    Request(
-                        sample_id,
-                        more or ids,
-                        *how,
-                        seed,
-                        setting.min_p,
-                        tuple(setting.stop),
-                        tuple(shown),
-                    ),
+                request = CompletionRequest(
+                    sample_id,
+                    asked_ids or ids,
+                    setting.temperature,
+                    setting.top_p,
+                    derive_seed(cfg, name, prompt_id, index),
+                    setting.min_p,
+                    tuple(setting.stop),
+                    tuple(messages),
                 )
+                yield (row, request)

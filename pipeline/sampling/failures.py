@@ -1,4 +1,7 @@
-"""Completions that a server did not give: listed in `failed.parquet`, kept out of the samples; too many end the run."""
+"""Completions that a server did not give: listed in `failed.parquet`, kept out of the samples.
+
+Too many of them end the run.
+"""
 
 from functools import cached_property
 from typing import Any
@@ -10,7 +13,7 @@ from pipeline.config import SampleRequest
 from pipeline.errors import StageError, pluralize
 from pipeline.sampling.shards import Shards
 
-FAILED: dict[str, Any] = {
+FAILED_SCHEMA: dict[str, Any] = {
     "prompt_id": pl.String,
     "sample_id": pl.String,
     "setting": pl.String,
@@ -19,48 +22,50 @@ FAILED: dict[str, Any] = {
 
 
 class Failures:
-    """Of this attempt, which are all there are: a shard that lost rows is drawn again in the next."""
+    """The failures of this attempt. The next one samples the shards that lost rows again."""
 
     def __init__(self, cfg: SampleRequest, shards: Shards):
-        self._cfg, self._shards, self._most = cfg, shards, cfg.runtime.max_failed
+        self._cfg, self._shards, self._max_share = cfg, shards, cfg.runtime.max_failed
         self._file = shards.out / "failed.parquet"
         self._rows: list[dict[str, str]] = []
         self._file.unlink(missing_ok=True)
 
     @cached_property
-    def _asked(self) -> int:
-        return self._shards.height * sum(setting.n for setting in self._cfg.settings.values())
+    def _request_count(self) -> int:
+        per_prompt = sum(setting.n for setting in self._cfg.settings.values())
+        return self._shards.prompt_count * per_prompt
 
     def add(self, row: dict[str, Any], reason: str) -> None:
-        self._rows.append(
-            {**{name: row[name] for name in FAILED if name != "reason"}, "reason": reason}
-        )
-        if len(self._rows) > self._most * self._asked:
-            raise self._too_many()
+        ids = {name: row[name] for name in FAILED_SCHEMA if name != "reason"}
+        self._rows.append({**ids, "reason": reason})
+        if len(self._rows) > self._max_share * self._request_count:
+            raise self._make_limit_error()
 
     def write(self) -> str | None:
-        """The list, and a word on it for whoever watches."""
+        """Write the list. Return a line about it for the screen."""
         if not self._rows:
             return None
-        write_table(self._file, self._table())
-        return f"{len(self._rows)} of {pluralize(self._asked, 'completion')} failed ({self._often()}): {self._file.name}"
+        write_table(self._file, self._build_table())
+        return (
+            f"{len(self._rows)} of {pluralize(self._request_count, 'completion')} failed"
+            f" ({self._find_most_common_reason()}): {self._file.name}"
+        )
 
-    def _too_many(self) -> StageError:
+    def _make_limit_error(self) -> StageError:
         self.write()
         knob = f"{find_knob(self._shards.out, 'sample')}.runtime.max_failed"
         return StageError(
-            f"sample: {len(self._rows)} of {pluralize(self._asked, 'completion')} failed (most often: {self._often()})."
-            f" The limit is {knob}={self._most:g}.\n  They are listed in {self._file}."
-            " Mend the server, or raise the limit, and run the same command again: what came is kept."
+            f"sample: {len(self._rows)} of {pluralize(self._request_count, 'completion')} failed"
+            f" (most often: {self._find_most_common_reason()})."
+            f" The limit is {knob}={self._max_share:g}.\n  They are listed in {self._file}."
+            " Fix the server or raise the limit, then run the same command again;"
+            " finished completions are kept."
         )
 
-    def _often(self) -> str:
-        counts = (
-            self._table()["reason"]
-            .value_counts()
-            .sort(["count", "reason"], descending=[True, False])
-        )
+    def _find_most_common_reason(self) -> str:
+        reasons = self._build_table()["reason"]
+        counts = reasons.value_counts().sort(["count", "reason"], descending=[True, False])
         return str(counts["reason"][0])
 
-    def _table(self) -> pl.DataFrame:
-        return pl.DataFrame(self._rows, schema=FAILED).sort("sample_id")
+    def _build_table(self) -> pl.DataFrame:
+        return pl.DataFrame(self._rows, schema=FAILED_SCHEMA).sort("sample_id")

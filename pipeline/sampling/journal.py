@@ -1,6 +1,7 @@
-"""Completions written down as they come, for backends where each is paid for: a killed run asks for none again.
+"""Writes down completions as they arrive, for backends that charge for each: none is paid twice.
 
-One file of JSON lines for each block under way. It goes when its block has all come, which is then a finished shard.
+One file of JSON lines per block in flight. It is removed once its whole block has arrived, which is
+then a finished shard.
 """
 
 import json
@@ -10,67 +11,71 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.backends import Backend, Billed, Completion, Failed, Request
+from pipeline.backends import Backend, BilledTokens, Completion, CompletionRequest, FailedRequest
 
 
 class Journal:
     def __init__(self, folder: Path):
         self._folder = folder
-        self._file_of: dict[
-            str, Path
-        ] = {}  # sample id → the file of its block, for what has not come yet
-        self._left: Counter[Path] = Counter()
-        self._found: list[Completion] = []
+        # Sample id → the file of its block, for completions that are not delivered yet.
+        self._file_of: dict[str, Path] = {}
+        self._missing: Counter[Path] = Counter()
+        self._known: list[Completion] = []
 
-    def through(
-        self, backend: Backend, blocks: Iterable[list[Request]]
-    ) -> Iterator[Completion | Failed]:
-        """What was written down before, and what the backend gives for the rest."""
+    def generate(
+        self, backend: Backend, blocks: Iterable[list[CompletionRequest]]
+    ) -> Iterator[Completion | FailedRequest]:
+        """The completions of an earlier attempt, and the backend's for all other requests."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for drawn in backend.generate(self._unanswered(blocks)):
-            yield from self._again()
-            if isinstance(drawn, Completion):
-                self._write(drawn)
-            yield drawn
-            self._settle(drawn)
-        yield from self._again()
+        for result in backend.generate(self._skip_known(blocks)):
+            yield from self._replay()
+            if isinstance(result, Completion):
+                self._write(result)
+            yield result
+            self._close_request(result)
+        yield from self._replay()
 
-    def _unanswered(self, blocks: Iterable[list[Request]]) -> Iterator[list[Request]]:
+    def _skip_known(
+        self, blocks: Iterable[list[CompletionRequest]]
+    ) -> Iterator[list[CompletionRequest]]:
         for block in blocks:
             file = self._folder / f"{block[0].sample_id}.jsonl"
-            known = _read(file) if file.exists() else {}
+            known = _read_completions(file) if file.exists() else {}
             self._file_of |= {request.sample_id: file for request in block}
-            self._left[file] = len(block)
-            self._found += [
+            self._missing[file] = len(block)
+            self._known += [
                 known[request.sample_id] for request in block if request.sample_id in known
             ]
             yield [request for request in block if request.sample_id not in known]
 
-    def _again(self) -> Iterator[Completion]:
-        while self._found:
-            completion = self._found.pop()
+    def _replay(self) -> Iterator[Completion]:
+        while self._known:
+            completion = self._known.pop()
             yield completion
-            self._settle(completion)
+            self._close_request(completion)
 
     def _write(self, completion: Completion) -> None:
         with self._file_of[completion.sample_id].open("a") as file:
             file.write(json.dumps(asdict(completion)) + "\n")
 
-    def _settle(self, drawn: Completion | Failed) -> None:
-        """It has been taken. A block that lost one stays: its shard is drawn again, from what is here."""
-        file = self._file_of.pop(drawn.sample_id)
-        self._left[file] -= isinstance(drawn, Completion)
-        if not self._left[file]:
+    def _close_request(self, result: Completion | FailedRequest) -> None:
+        """Count a delivered result.
+
+        The file of a block with a failure stays: its shard is sampled again, starting from it.
+        """
+        file = self._file_of.pop(result.sample_id)
+        self._missing[file] -= isinstance(result, Completion)
+        if not self._missing[file]:
             file.unlink(missing_ok=True)
 
 
-def _read(file: Path) -> dict[str, Completion]:
-    """Whole lines alone: the last may have been cut short by a kill, and goes where it lies."""
+def _read_completions(file: Path) -> dict[str, Completion]:
+    """Whole lines alone: the last one may have been cut by a kill, and is removed from the file."""
     written = file.read_bytes()
     whole = written[: written.rfind(b"\n") + 1]
     os.truncate(file, len(whole))
-    lines = whole.splitlines()
+    rows = map(json.loads, whole.splitlines())
     return {
-        row["sample_id"]: Completion(**row | {"billed": Billed(**row["billed"])})
-        for row in map(json.loads, lines)
+        row["sample_id"]: Completion(**row | {"billed": BilledTokens(**row["billed"])})
+        for row in rows
     }

@@ -1,6 +1,7 @@
-"""Conversations of several turns: each turn is an ordinary draw, whose prompts hold what was said before.
+"""Conversations of several turns. A turn is an ordinary sampling run on the conversation so far.
 
-Every turn's rows stay, under the setting `answer`, `turn-2`, `turn-3` …; a question ends with its last turn.
+The rows of every turn are kept, under the settings `answer`, `turn-2`, `turn-3` …; a question ends
+with its last turn.
 """
 
 import json
@@ -16,76 +17,70 @@ from pipeline.errors import UserError
 from pipeline.text import strip_reasoning
 
 TURNS = "scratch/turns"
-LISTS = "dropped.parquet", "failed.parquet"
+LIST_FILES = "dropped.parquet", "failed.parquet"
 DIFFERENCE = "quantization_difference"
 
 
-def folder(out: Path, turn: int) -> Path:
+def turn_folder(out: Path, turn: int) -> Path:
     return out / TURNS / str(turn)
 
 
-def following(questions: Prompts, said: Samples, turn: int, out: Path) -> Prompts:
-    """What is asked in the next turn: all that was said, and the question's next words."""
-    told = questions.read_columns()
+def write_next_prompts(questions: Prompts, samples: Samples, turn: int, out: Path) -> Prompts:
+    """The prompts of the next turn: the conversation so far and the question's next message."""
+    columns = questions.read_columns()
     rows = []
     for prompt_id, prompt, completion in (
-        said.read().select("prompt_id", "prompt", "completion").iter_rows()
+        samples.read().select("prompt_id", "prompt", "completion").iter_rows()
     ):
-        turns = told[prompt_id].get("turns") or []
+        turns = columns[prompt_id].get("turns") or []
         if turn < len(turns):
-            rows.append(
-                (prompt_id, spoken(prompt, completion, turns[turn]), json.dumps(told[prompt_id]))
-            )
+            messages = append_turn(prompt, completion, turns[turn])
+            rows.append((prompt_id, messages, json.dumps(columns[prompt_id])))
     if not rows:
         raise UserError(
             f"sample: no question has a turn {turn + 1}.\n"
-            '  Give questions with turns, [{"turns": ["Who …?", "And why?"]}, …], or exam.chats.NAME.turns=1.'
+            '  Give questions with turns, [{"turns": ["Who …?", "And why?"]}, …],'
+            " or exam.chats.NAME.turns=1."
         )
     schema: Any = {
         "prompt_id": pl.String,
-        "prompt": said.read().schema["prompt"],
+        "prompt": samples.read().schema["prompt"],
         "columns": pl.String,
     }
     write_table(out / "prompts.parquet", pl.DataFrame(rows, schema=schema, orient="row"))
     return Prompts(out)
 
 
-def spoken(prompt: list[Message], answer: str, question: str) -> list[Message]:
-    """What a model thought before it answered is no part of what it said."""
-    said = {"role": "assistant", "content": strip_reasoning(answer)}
-    return [*prompt, said, {"role": "user", "content": question}]
+def append_turn(prompt: list[Message], answer: str, question: str) -> list[Message]:
+    """A model's reasoning is not part of the conversation."""
+    reply = {"role": "assistant", "content": strip_reasoning(answer)}
+    return [*prompt, reply, {"role": "user", "content": question}]
 
 
-def gather(out: Path, turns: int) -> Samples:
-    """All turns' rows, lists and costs as those of one draw."""
-    places = [folder(out, turn) for turn in range(1, turns + 1)]
+def merge_turns(out: Path, turns: int) -> Samples:
+    """Merge all turns' rows, lists and costs into those of one sampling run."""
+    folders = [turn_folder(out, turn) for turn in range(1, turns + 1)]
     (out / "samples").mkdir(exist_ok=True)
-    for turn, place in enumerate(places, 1):
-        for shard in sorted((place / "samples").glob("*.parquet")):
+    for turn, folder in enumerate(folders, 1):
+        for shard in sorted((folder / "samples").glob("*.parquet")):
             shutil.copyfile(shard, out / "samples" / f"turn-{turn}-{shard.name}")
-    for name in LISTS:
-        if listed := [read_table(place / name) for place in places if (place / name).exists()]:
-            write_table(out / name, pl.concat(listed))
-    note_cost(out, **_costs(places))
+    for name in LIST_FILES:
+        tables = [read_table(folder / name) for folder in folders if (folder / name).exists()]
+        if tables:
+            write_table(out / name, pl.concat(tables))
+    note_cost(out, **_sum_costs(folders))
     return Samples(out)
 
 
-def _costs(places: list[Path]) -> dict[str, float]:
-    """What adds up is added up; a speed and a mean do not."""
-    costs = [read_cost(place) for place in places]
+def _sum_costs(folders: list[Path]) -> dict[str, float]:
+    """Sum what can be summed; a speed and a mean cannot."""
+    costs = [read_cost(folder) for folder in folders]
     sums: dict[str, float] = {}
     for name, figure in (item for cost in costs for item in cost.items()):
         if name not in ("mean_tokens", "tokens_per_second", "parameters", DIFFERENCE):
             sums[name] = round(sums.get(name, 0) + figure, 6)
-    largest = (
-        {DIFFERENCE: max(gaps)}
-        if (gaps := [cost[DIFFERENCE] for cost in costs if DIFFERENCE in cost])
-        else {}
-    )
+    differences = [cost[DIFFERENCE] for cost in costs if DIFFERENCE in cost]
+    largest = {DIFFERENCE: max(differences)} if differences else {}
     model = {name: figure for name, figure in costs[0].items() if name == "parameters"}
-    return {
-        **sums,
-        **largest,
-        **model,
-        "mean_tokens": round(sums["tokens"] / max(sums["completions"], 1), 1),
-    }
+    mean_tokens = round(sums["tokens"] / max(sums["completions"], 1), 1)
+    return {**sums, **largest, **model, "mean_tokens": mean_tokens}

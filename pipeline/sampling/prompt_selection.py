@@ -1,6 +1,6 @@
-"""Which prompts are drawn from: the round's block, in a later wave those whose scores tie, and of them what fits.
+"""Selects the prompts to sample: the round's block, in a later wave those whose scores tie.
 
-A prompt is dropped and counted, never cut.
+Of these, the prompts that fit. A prompt is dropped and counted, never cut.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,32 +9,38 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import Prompts, Scores
-from pipeline.backends import Counting, Message, Text
+from pipeline.backends import ChatTokenizer, Message, PromptEncoder
 from pipeline.config import SampleRequest
 from pipeline.errors import UserError
 from pipeline.sampling import asking
 
-Length = tuple[int, str]  # tokens, and what they hold beside the prompt
-DROPPED: dict[str, Any] = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
+# Tokens, and what they include besides the prompt, as a clause for a message.
+PromptLength = tuple[int, str]
+DROPPED_SCHEMA: dict[str, Any] = {
+    "prompt_id": pl.String,
+    "reason": pl.String,
+    "detail": pl.String,
+}
 
 
-def asked(cfg: SampleRequest, prompts: Prompts, scores: list[Scores]) -> pl.DataFrame:
-    """The round's prompts; in a later wave those among them that it is for."""
-    rows = block(cfg, prompts)
-    return rows.join(tied(cfg, scores), on="prompt_id", how="semi") if cfg.ties_by else rows
+def select_prompts(cfg: SampleRequest, prompts: Prompts, scores: list[Scores]) -> pl.DataFrame:
+    """The round's prompts; in a later wave those of them whose scores tie."""
+    rows = select_block(cfg, prompts)
+    if not cfg.ties_by:
+        return rows
+    return rows.join(find_tied_prompts(cfg, scores), on="prompt_id", how="semi")
 
 
-def tied(cfg: SampleRequest, scores: list[Scores]) -> pl.DataFrame:
-    """The prompts that have answers so far, and no two of them with different scores."""
-    marks = pl.concat([each.read() for each in scores]).filter(pl.col("scorer") == cfg.ties_by)
-    known = pl.col("score").filter(pl.col("score").is_finite())
-    return (
-        marks.group_by("prompt_id").agg(different=known.n_unique()).filter(pl.col("different") < 2)
-    )
+def find_tied_prompts(cfg: SampleRequest, scores: list[Scores]) -> pl.DataFrame:
+    """The prompts that have answers, but no two answers with different scores."""
+    rows = pl.concat([each.read() for each in scores]).filter(pl.col("scorer") == cfg.ties_by)
+    finite = pl.col("score").filter(pl.col("score").is_finite())
+    counts = rows.group_by("prompt_id").agg(different=finite.n_unique())
+    return counts.filter(pl.col("different") < 2)
 
 
-def block(cfg: SampleRequest, prompts: Prompts) -> pl.DataFrame:
-    """This round's prompts: all of them, or the round's block in the order they lie in."""
+def select_block(cfg: SampleRequest, prompts: Prompts) -> pl.DataFrame:
+    """This round's prompts: all of them, or the round's block in the order of the file."""
     rows = prompts.read().select("prompt_id", "prompt")
     if cfg.per_round is None:
         return rows
@@ -43,88 +49,90 @@ def block(cfg: SampleRequest, prompts: Prompts) -> pl.DataFrame:
     return rows.slice((cfg.round - 1) * cfg.per_round, cfg.per_round)
 
 
-def admitted(
-    cfg: SampleRequest, open_text: Callable[[], Text], rows: pl.DataFrame
+def split_by_length(
+    cfg: SampleRequest, open_tokenizer: Callable[[], ChatTokenizer], rows: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The prompts that fit, by id, and the list of those that do not: a prompt is never cut."""
-    if cfg.ties_by and rows.is_empty():  # a wave that no prompt needs needs no tokenizer
-        return rows, pl.DataFrame(schema=DROPPED)
-    text, rows = open_text(), rows.sort("prompt_id")
-    faults, most = [], []
+    """The prompts that fit, by id, and the list of dropped ones."""
+    if cfg.ties_by and rows.is_empty():  # a wave without prompts needs no tokenizer
+        return rows, pl.DataFrame(schema=DROPPED_SCHEMA)
+    tokenizer, rows = open_tokenizer(), rows.sort("prompt_id")
+    faults, longest = [], []
     for row in rows.iter_rows(named=True):
-        asked = list(lengths(cfg, text, row["prompt"]))
-        most.append(max(asked))
-        if fault := too_long(cfg, text.context, asked):
+        lengths = list(measure_lengths(cfg, tokenizer, row["prompt"]))
+        longest.append(max(lengths))
+        if fault := find_length_fault(cfg, tokenizer.context, lengths):
             faults.append({"prompt_id": row["prompt_id"], **fault})
     if len(faults) == rows.height and not cfg.ties_by:
-        raise UserError(none_fits(cfg, text.context, most))
+        raise UserError(describe_none_fits(cfg, tokenizer.context, longest))
     if cfg.purpose == "train":
-        check_kept(cfg, text, rows)
-    dropped = pl.DataFrame(faults, schema=DROPPED)
+        check_prompt_prefixes(cfg, tokenizer, rows)
+    dropped = pl.DataFrame(faults, schema=DROPPED_SCHEMA)
     kept = rows.join(dropped, on="prompt_id", how="anti", maintain_order="left") if faults else rows
     return kept, dropped
 
 
-def check_kept(cfg: SampleRequest, text: Text, rows: pl.DataFrame) -> None:
-    """Of each order of roles one prompt: some templates move a system message once an answer follows."""
+def check_prompt_prefixes(cfg: SampleRequest, tokenizer: ChatTokenizer, rows: pl.DataFrame) -> None:
+    """Check one prompt per order of roles.
+
+    Some templates move a system message once an answer follows.
+    """
     seen = set[tuple[str, ...]]()
     for prompt in rows["prompt"]:
         roles = tuple(message["role"] for message in prompt)
         if roles not in seen:
-            text.check_kept(prompt, cfg.template_kwargs)
+            tokenizer.check_prompt_prefix(prompt, cfg.template_kwargs)
         seen.add(roles)
 
 
-def check_one_fits(cfg: SampleRequest, text: Counting, rows: pl.DataFrame) -> None:
-    """Refuses a draw that `admitted` would, as soon as there is a tokenizer."""
-    most = []
+def check_one_fits(cfg: SampleRequest, encoder: PromptEncoder, rows: pl.DataFrame) -> None:
+    """Refuse what `split_by_length` would refuse, as soon as there is a tokenizer."""
+    longest = []
     for prompt in rows["prompt"]:
-        asked = list(lengths(cfg, text, prompt))
-        if not too_long(cfg, text.context, asked):
+        lengths = list(measure_lengths(cfg, encoder, prompt))
+        if not find_length_fault(cfg, encoder.context, lengths):
             return
-        most.append(max(asked))
-    raise UserError(none_fits(cfg, text.context, most))
+        longest.append(max(lengths))
+    raise UserError(describe_none_fits(cfg, encoder.context, longest))
 
 
-def none_fits(cfg: SampleRequest, context: int | None, most: list[Length]) -> str:
-    limits, (shortest, beside) = cfg.limits, min(most, default=(0, ""))
-    known = (
-        f", beside limits.completion={limits.completion} in a context of {context}"
-        if context
-        else ""
-    )
-    crowded = context is not None and context - limits.completion < limits.prompt
-    room = context - limits.completion if context is not None and crowded else limits.prompt
-    remedy = (
-        "Lower limits.completion, give a model with a longer context"
-        if crowded
-        else "Raise limits.prompt"
-    )
+def describe_none_fits(cfg: SampleRequest, context: int | None, longest: list[PromptLength]) -> str:
+    limits, (shortest, addition) = cfg.limits, min(longest, default=(0, ""))
+    room, remedy = limits.prompt, "Raise limits.prompt"
+    if context is not None and context - limits.completion < limits.prompt:
+        room = context - limits.completion
+        remedy = "Lower limits.completion, give a model with a longer context"
+    known = f", with limits.completion={limits.completion} in a context of {context}"
     return (
-        f"limits.prompt={limits.prompt}{known}: {room} tokens are left for a prompt, and the shortest of {len(most)}"
-        f" has {shortest} with its template{beside}.\n  {remedy}, or give shorter prompts."
+        f"limits.prompt={limits.prompt}{known if context else ''}: {room} tokens are left for a"
+        f" prompt, and the shortest of {len(longest)} has {shortest} with its template{addition}.\n"
+        f"  {remedy}, or give shorter prompts."
     )
 
 
-def lengths(cfg: SampleRequest, text: Counting, prompt: list[Message]) -> Iterator[Length]:
-    """The prompt's tokens as it is trained, then as each setting that shows more asks it."""
-    yield len(text.encode(prompt, cfg.template_kwargs)), ""
+def measure_lengths(
+    cfg: SampleRequest, encoder: PromptEncoder, prompt: list[Message]
+) -> Iterator[PromptLength]:
+    """The prompt's tokens as trained, then as shown by each setting that adds to it."""
+    yield len(encoder.encode(prompt, cfg.template_kwargs)), ""
     for name, setting in sorted(cfg.settings.items()):
         if setting.has_extra_context:
-            asked = text.encode(asking.shown(setting, prompt), cfg.template_kwargs)
-            yield len(asked), f" with what the setting {name} shows"
+            ids = encoder.encode(asking.build_messages(setting, prompt), cfg.template_kwargs)
+            yield len(ids), f" with what the setting {name} shows"
 
 
-def too_long(cfg: SampleRequest, context: int | None, asked: list[Length]) -> dict[str, str] | None:
-    """Why a prompt of these lengths cannot be drawn from, if so."""
+def find_length_fault(
+    cfg: SampleRequest, context: int | None, lengths: list[PromptLength]
+) -> dict[str, str] | None:
+    """Why a prompt of these lengths cannot be sampled, if so."""
     limits = cfg.limits
-    for tokens, beside in asked:
+    for tokens, addition in lengths:
         if tokens > limits.prompt:
-            return {
-                "reason": "prompt_too_long",
-                "detail": f"{tokens} tokens{beside}, limits.prompt={limits.prompt}",
-            }
+            detail = f"{tokens} tokens{addition}, limits.prompt={limits.prompt}"
+            return {"reason": "prompt_too_long", "detail": detail}
         if context is not None and tokens + limits.completion > context:
-            detail = f"{tokens} tokens{beside}, limits.completion={limits.completion}, a context of {context}"
+            detail = (
+                f"{tokens} tokens{addition}, limits.completion={limits.completion},"
+                f" a context of {context}"
+            )
             return {"reason": "context_too_short", "detail": detail}
     return None

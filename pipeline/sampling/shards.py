@@ -1,6 +1,6 @@
-"""Prompts in fixed groups by id. `shards.json` lists each file that is done with its hash; no other counts.
+"""Prompts in fixed groups by id. A shard counts as finished once `shards.json` has its hash.
 
-Hands read prompts and write files (`Shards`); the stage alone keeps the list (`Finished`).
+Workers read prompts and write samples (`Shards`); the stage alone keeps the list (`ShardList`).
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from pipeline.artifacts import read_table, write_json, write_table
-from pipeline.backends import Billed
+from pipeline.backends import BilledTokens
 from pipeline.hashing import hash_file
 
 FIGURES = (
@@ -28,84 +28,86 @@ FIGURES = (
     "billed_prompt_tokens",
     "billed_tokens",
 )
-FREE = Billed()
-Entry = dict[str, Any]
+NO_BILL = BilledTokens()
+ShardEntry = dict[str, Any]
 
 
 class Shards:
     def __init__(self, out: Path, size: int):
         self.out, self._size = out, size
-        self._asked = out / "scratch" / "asked"  # under the name of the file that they become
+        # A shard's prompts have the same file name as its samples.
+        self._prompt_folder = out / "scratch" / "asked"
 
-    def lay_out(self, prompts: pl.DataFrame) -> list[str]:
-        """Put the prompts where every hand finds those of its shard, and name the shards."""
-        self._asked.mkdir(parents=True, exist_ok=True)
+    def write_prompts(self, prompts: pl.DataFrame) -> list[str]:
+        """Write each shard's prompts where every worker finds them. Return the shards' names."""
+        self._prompt_folder.mkdir(parents=True, exist_ok=True)
         parts = {
             f"{at:05d}.parquet": part for at, part in enumerate(prompts.iter_slices(self._size))
         }
         for name, part in parts.items():
-            part.write_parquet(self._asked / name)
+            part.write_parquet(self._prompt_folder / name)
         return list(parts)
 
-    def clear(self) -> None:
-        shutil.rmtree(self._asked, ignore_errors=True)
+    def remove_prompts(self) -> None:
+        shutil.rmtree(self._prompt_folder, ignore_errors=True)
 
-    def prompts(self, name: str) -> Iterator[dict[str, Any]]:
-        return read_table(self._asked / name).iter_rows(named=True)
+    def read_prompts(self, name: str) -> Iterator[dict[str, Any]]:
+        return read_table(self._prompt_folder / name).iter_rows(named=True)
 
-    def file(self, name: str) -> Path:
+    def sample_file(self, name: str) -> Path:
         return self.out / "samples" / name
 
     @property
-    def height(self) -> int:
-        """Of all prompts that are asked."""
-        return pl.scan_parquet(self._asked / "*.parquet").select(pl.len()).collect().item()
+    def prompt_count(self) -> int:
+        """Over all shards."""
+        files = pl.scan_parquet(self._prompt_folder / "*.parquet")
+        return files.select(pl.len()).collect().item()
 
-    def write(
-        self, name: str, table: pl.DataFrame, failed: int = 0, billed: Billed = FREE
-    ) -> Entry:
-        """The file, whole or not at all, and what the list shall say of it."""
-        asked = pl.coalesce("asked_token_ids", "prompt_token_ids")
-        write_table(self.file(name), table)
+    def write_samples(
+        self, name: str, table: pl.DataFrame, failed: int = 0, billed: BilledTokens = NO_BILL
+    ) -> ShardEntry:
+        """Write the file atomically. Return its entry for the list."""
+        asked_ids = pl.coalesce("asked_token_ids", "prompt_token_ids")
+        has_other_tokens = pl.col("logprob").is_null() & pl.col("stop_string").is_null()
+        write_table(self.sample_file(name), table)
         return {
-            "sha256": hash_file(self.file(name)),
+            "sha256": hash_file(self.sample_file(name)),
             "prompts": table["prompt_id"].n_unique(),
             "completions": table.height,
             "tokens": int(table["token_ids"].list.len().sum()),
             "reasoning_tokens": int(table["reasoning_tokens"].sum()),
-            "prompt_tokens": table.select(asked.list.len().sum()).item(),
+            "prompt_tokens": table.select(asked_ids.list.len().sum()).item(),
             "truncated": table.filter(finish_reason="length").height,
             "stopped_by_string": table["stop_string"].count(),
-            "retokenised": table.filter(
-                pl.col("logprob").is_null() & pl.col("stop_string").is_null()
-            ).height,
+            "retokenised": table.filter(has_other_tokens).height,
             "failed": failed,
             "billed_prompt_tokens": billed.read,
             "billed_tokens": billed.written,
         }
 
 
-class Finished:
+class ShardList:
+    """The finished shards, as `shards.json` lists them."""
+
     def __init__(self, shards: Shards, names: list[str]):
         self._list, self._names = shards.out / "shards.json", names
         known = json.loads(self._list.read_text()) if self._list.exists() else {}
-        self._done = {
+        self._entries = {
             name: entry
             for name, entry in known.items()
             if name in names
-            and shards.file(name).exists()
-            and hash_file(shards.file(name)) == entry["sha256"]
-            if not entry.get("failed")  # what a server did not give is asked for again
+            and shards.sample_file(name).exists()
+            and hash_file(shards.sample_file(name)) == entry["sha256"]
+            if not entry.get("failed")  # what a server did not give is requested again
         }
 
-    def missing(self) -> list[str]:
-        return [name for name in self._names if name not in self._done]
+    def find_missing(self) -> list[str]:
+        return [name for name in self._names if name not in self._entries]
 
-    def add(self, name: str, entry: Entry) -> None:
-        self._done[name] = entry
-        write_json(self._list, dict(sorted(self._done.items())))
+    def add(self, name: str, entry: ShardEntry) -> None:
+        self._entries[name] = entry
+        write_json(self._list, dict(sorted(self._entries.items())))
 
-    def totals(self) -> dict[str, int]:
-        return {
-            figure: sum(entry.get(figure, 0) for entry in self._done.values()) for figure in FIGURES
-        }
+    def sum_figures(self) -> dict[str, int]:
+        entries = self._entries.values()
+        return {figure: sum(entry.get(figure, 0) for entry in entries) for figure in FIGURES}

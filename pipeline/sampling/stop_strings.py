@@ -1,76 +1,97 @@
-"""Places of a text found in its tokens: a completion is cut before a stop string, and thinking is counted apart.
+"""Finds positions of a text in its tokens: cuts before stop strings, counts reasoning tokens.
 
-Texts are compared as `Text.read` writes them, special tokens included. What is left of a cut completion is what was
-drawn, token for token; only where a stop string begins inside a token is that token's beginning written anew.
+Texts are compared as `decode_raw` writes them, special tokens included. A cut completion keeps its
+sampled tokens, one for one. Only where a stop string begins inside a token is that token's
+beginning encoded anew.
 """
 
 from bisect import bisect_left
 from dataclasses import replace
 from functools import lru_cache
 
-from pipeline.backends import Completion, Text
+from pipeline.backends import ChatTokenizer, Completion
 from pipeline.config import Reasoning
 from pipeline.errors import StageError
 
-SPLIT = 4  # a character of four bytes may lie in as many tokens, and reads as something else until it is whole
-TAIL = 32  # tokens that end a prompt, among which a template opens the thinking itself
+# A character of four bytes may take as many tokens, and decodes to something else until complete.
+MAX_CHARACTER_TOKENS = 4
+PROMPT_TAIL = 32  # last tokens of a prompt, where a template may open the reasoning itself
 
 
-def cut(text: Text, stops: list[str], completion: Completion) -> tuple[Completion, str | None]:
-    """The completion up to the stop string that is complete first, ended with EOS, and that string; or as it is."""
-    ids = inside(completion)
-    words = text.read(ids) if stops else ""
-    found = [(at + len(stop), at, stop) for stop in stops if (at := words.find(stop)) >= 0]
-    if not found:
+def cut_at_stop(
+    tokenizer: ChatTokenizer, stops: list[str], completion: Completion
+) -> tuple[Completion, str | None]:
+    """Cut before the stop string that is complete first, end with EOS; return that string as well.
+
+    Without a stop string the completion is returned unchanged.
+    """
+    ids = strip_end_token(completion)
+    text = tokenizer.decode_raw(ids) if stops else ""
+    matches = [(at + len(stop), at, stop) for stop in stops if (at := text.find(stop)) >= 0]
+    if not matches:
         return completion, None
-    _, at, stop = min(found)
-    kept = [*up_to(text, ids, words[:at]), text.end]
+    _, at, stop = min(matches)
+    kept = [*find_prefix(tokenizer, ids, text[:at]), tokenizer.eos]
     return replace(completion, token_ids=kept, logprob=None, finish_reason="stop", text=None), stop
 
 
-def up_to(text: Text, ids: list[int], kept: str) -> list[int]:
-    """The fewest tokens that read as `kept`, a beginning of what `ids` read as."""
-    first = reaching(text, ids, len(kept))
-    for size in range(first, min(first + SPLIT, len(ids)) + 1):
-        if text.read(ids[:size]) == kept:
-            return ids[:size]
-    while not kept.startswith(text.read(ids[:first])):
-        first -= 1
-    anew = [*ids[:first], *text.pieces(kept[len(text.read(ids[:first])) :])]
-    for found in (
-        anew,
-        text.pieces(kept),
-    ):  # the second for tokenizers that write a piece with a space before it
-        if text.read(found) == kept:
-            return found
+def find_prefix(tokenizer: ChatTokenizer, ids: list[int], prefix: str) -> list[int]:
+    """The fewest tokens that decode to `prefix`, a prefix of the text of `ids`."""
+    size = count_tokens_for(tokenizer, ids, len(prefix))
+    for longer in range(size, min(size + MAX_CHARACTER_TOKENS, len(ids)) + 1):
+        if tokenizer.decode_raw(ids[:longer]) == prefix:
+            return ids[:longer]
+    while not prefix.startswith(tokenizer.decode_raw(ids[:size])):
+        size -= 1
+    rest = prefix[len(tokenizer.decode_raw(ids[:size])) :]
+    candidates = (
+        [*ids[:size], *tokenizer.encode_text(rest)],
+        # For tokenizers that put a space before the first word of a text.
+        tokenizer.encode_text(prefix),
+    )
+    for candidate in candidates:
+        if tokenizer.decode_raw(candidate) == prefix:
+            return candidate
     raise StageError(
-        f"sample: the tokenizer has no tokens that read as {kept[-40:]!r}, where a completion has to be cut before a"
-        " stop string.\n  Give a stop string that begins where a word does, such as a line break."
+        f"sample: the tokenizer has no tokens that read as {prefix[-40:]!r},"
+        " where a completion has to be cut before a stop string.\n"
+        "  Give a stop string that begins where a word does, such as a line break."
     )
 
 
-def reaching(text: Text, ids: list[int], characters: int) -> int:
-    """How many tokens it takes to read so many characters."""
-    return bisect_left(range(len(ids)), characters, key=lambda size: len(text.read(ids[:size])))
+def count_tokens_for(tokenizer: ChatTokenizer, ids: list[int], characters: int) -> int:
+    """The number of tokens needed to decode that many characters."""
+
+    def count_characters(size: int) -> int:
+        return len(tokenizer.decode_raw(ids[:size]))
+
+    return bisect_left(range(len(ids)), characters, key=count_characters)
 
 
-def thinking(text: Text, marks: Reasoning | None, asked: list[int], completion: Completion) -> int:
-    """The tokens up to the mark that closes the thinking; all of them where it was opened and never closed."""
-    if marks is None:
+def count_reasoning_tokens(
+    tokenizer: ChatTokenizer,
+    delimiters: Reasoning | None,
+    prompt_ids: list[int],
+    completion: Completion,
+) -> int:
+    """The tokens up to the closing delimiter; all of them if reasoning was opened, never closed."""
+    if delimiters is None:
         return 0
-    words = text.read(inside(completion))
-    if (at := words.find(marks.close)) >= 0:
-        return reaching(text, completion.token_ids, at + len(marks.close))
-    opened = marks.open in words or opens(text, marks.open, tuple(asked[-TAIL:]))
-    return len(completion.token_ids) if opened else 0
+    text = tokenizer.decode_raw(strip_end_token(completion))
+    if (at := text.find(delimiters.close)) >= 0:
+        return count_tokens_for(tokenizer, completion.token_ids, at + len(delimiters.close))
+    is_opened = delimiters.open in text or opens_reasoning(
+        tokenizer, delimiters.open, tuple(prompt_ids[-PROMPT_TAIL:])
+    )
+    return len(completion.token_ids) if is_opened else 0
 
 
 @lru_cache(maxsize=4096)
-def opens(text: Text, mark: str, asked: tuple[int, ...]) -> bool:
-    """Whether a prompt that ends so has opened the thinking: asked of each of its samples, and read once."""
-    return text.read([*asked]).rstrip().endswith(mark)
+def opens_reasoning(tokenizer: ChatTokenizer, opening: str, prompt_end: tuple[int, ...]) -> bool:
+    """Whether a prompt opens the reasoning at its end. Cached for the prompt's other samples."""
+    return tokenizer.decode_raw([*prompt_end]).rstrip().endswith(opening)
 
 
-def inside(completion: Completion) -> list[int]:
-    """Without the token that ended it."""
+def strip_end_token(completion: Completion) -> list[int]:
+    """The tokens without the stop token."""
     return completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids

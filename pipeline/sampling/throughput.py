@@ -1,5 +1,7 @@
-"""What a person watching a draw sees, joined over all hands: how far, how fast, how long, how often cut short, and
-what a server asks for it."""
+"""The progress line of sampling, joined over all workers.
+
+It shows progress, speed, time left, the share of truncated completions and a server's price.
+"""
 
 import time
 from collections import Counter, deque
@@ -8,112 +10,114 @@ from collections.abc import Mapping
 from pipeline.config import Prices
 from pipeline.progress import Progress, format_clock
 from pipeline.resources.worker_pool import Figures
-from pipeline.sampling.lengths import BINS, Lengths, bin_of
+from pipeline.sampling.lengths import BINS, LengthEstimate, find_bin
 
 ENGINE = "engine_start_seconds"
-ENDED, UNDER_WAY = "ended-", "under-way-"  # with the bin of a completion's length so far
-DRAWN_SO_FAR = "under_way_tokens"  # of completions that are not finished
-LATE = 30.0  # seconds over which the speed of late is taken, or the last fifth of the time
+# Prefixes of figures, followed by the bin of a completion's length so far.
+ENDED_BIN, UNFINISHED_BIN = "ended-", "under-way-"
+UNFINISHED_TOKENS = "under_way_tokens"  # of completions that are not finished
+SPEED_WINDOW = 30.0  # seconds; or the last fifth of the time, if that is longer
 
 
-def money(prices: Prices | None, totals: Mapping[str, float]) -> Figures:
-    """For all that a server has read and written, also what was not kept; nothing where nobody is paid."""
+def price_tokens(prices: Prices | None, totals: Mapping[str, float]) -> Figures:
+    """The price of all that a server has read and written, kept or not. Empty without prices."""
     if prices is None:
         return {}
     paid = prices.input * totals["billed_prompt_tokens"] + prices.output * totals["billed_tokens"]
     return {"money": paid / 1e6}
 
 
-class Meter:
-    """`found` is what an earlier attempt left: it counts as done, and not in the speed."""
+class ThroughputMeter:
+    """`earlier` has the totals of earlier attempts: they count as done, but not in the speed."""
 
     def __init__(
         self,
-        found: dict[str, int],
+        earlier: dict[str, int],
         prompts: int,
         completions: int,
         limit: int,
         prices: Prices | None = None,
     ):
-        self._prompts, self._wanted, self._limit = prompts, completions, limit
-        self._found, self._prices = found["tokens"], prices
-        self._sums: Counter[str] = Counter(found)
-        self._by_bin: dict[str, Counter[int]] = {ENDED: Counter(), UNDER_WAY: Counter()}
-        if (
-            ended := found["completions"] - found["truncated"]
-        ):  # their mean is all that is known of them
-            mean = (found["tokens"] - found["truncated"] * limit) // ended
-            self._by_bin[ENDED][bin_of(mean, limit)] = ended
+        self._prompt_count, self._completion_count, self._limit = prompts, completions, limit
+        self._earlier_tokens, self._prices = earlier["tokens"], prices
+        self._sums: Counter[str] = Counter(earlier)
+        self._by_bin: dict[str, Counter[int]] = {ENDED_BIN: Counter(), UNFINISHED_BIN: Counter()}
+        if ended := earlier["completions"] - earlier["truncated"]:
+            # Only the mean of their lengths is known.
+            mean = (earlier["tokens"] - earlier["truncated"] * limit) // ended
+            self._by_bin[ENDED_BIN][find_bin(mean, limit)] = ended
         self._progress: Progress | None = None
         self._started = time.monotonic()
-        self._drawn: deque[tuple[float, float]] = deque()  # when, and how many tokens by then
-        self._engine = 0.0
+        self._history: deque[tuple[float, float]] = deque()  # time, and tokens by then
+        self._engine_seconds = 0.0
 
-    def hear(self, figures: Figures) -> None:
-        """A hand's engine has started, or it has drawn this much more."""
+    def update(self, figures: Figures) -> None:
+        """A worker's engine has started, or the worker has sampled this much more."""
         if ENGINE in figures:
-            self._engine = max(self._engine, figures[ENGINE])
+            self._engine_seconds = max(self._engine_seconds, figures[ENGINE])
             if self._progress is None:
                 self._started = time.monotonic()
-                self._progress = Progress("sample", self._prompts, "prompts")
+                self._progress = Progress("sample", self._prompt_count, "prompts")
                 self._progress.resume_at(self._sums["prompts"])
-        else:
-            news = {name: int(figure) for name, figure in figures.items()}
-            for name, counts in self._by_bin.items():
-                counts.update(
-                    {at: news.pop(key) for at in range(BINS) if (key := f"{name}{at}") in news}
-                )
-            done = min(news.get("prompts", 0), self._prompts - self._sums["prompts"])
-            self._sums.update(news | {"prompts": done})
-            self._show(done)
+            return
+        news = {name: int(figure) for name, figure in figures.items()}
+        for prefix, counts in self._by_bin.items():
+            for at in range(BINS):
+                if (name := f"{prefix}{at}") in news:
+                    counts[at] += news.pop(name)
+        done = min(news.get("prompts", 0), self._prompt_count - self._sums["prompts"])
+        self._sums.update(news | {"prompts": done})
+        self._show_progress(done)
 
-    def _show(self, done: int) -> None:
-        if self._progress is not None:
-            completions = max(self._sums["completions"], 1)
-            under_way, drawing = self._sums[DRAWN_SO_FAR], sum(self._by_bin[UNDER_WAY].values())
-            facts = {
-                "speed": f"{self._speed():.0f} tok/s",
-                "length": f"{self._sums['tokens'] / completions:.0f} tokens",
-                "truncated": f"{self._sums['truncated'] / completions:.0%}",
-            }
-            if drawing:
-                facts["under way"] = f"{drawing} with {under_way} tokens"
-            if failed := self._sums["failed"]:
-                facts["failed"] = str(failed)
-            facts |= {
-                name: f"{paid:.2f}"
-                for name, paid in money(self._prices, self._sums).items()
-                if paid
-            }
-            self._progress.time_left = self._left()
-            self._progress.advance(done, **facts)
+    def _show_progress(self, done: int) -> None:
+        if self._progress is None:
+            return
+        completions = max(self._sums["completions"], 1)
+        facts = {
+            "speed": f"{self._measure_speed():.0f} tok/s",
+            "length": f"{self._sums['tokens'] / completions:.0f} tokens",
+            "truncated": f"{self._sums['truncated'] / completions:.0%}",
+        }
+        if unfinished := sum(self._by_bin[UNFINISHED_BIN].values()):
+            facts["under way"] = f"{unfinished} with {self._sums[UNFINISHED_TOKENS]} tokens"
+        if failed := self._sums["failed"]:
+            facts["failed"] = str(failed)
+        for name, paid in price_tokens(self._prices, self._sums).items():
+            if paid:
+                facts[name] = f"{paid:.2f}"
+        self._progress.time_left = self._estimate_time_left()
+        self._progress.advance(done, **facts)
 
-    def _left(self) -> str | None:
-        """By tokens, at the speed of late. Where not one completion has ended by itself, by the limit: at most."""
-        now, drawn = time.monotonic(), self._sums["tokens"] + self._sums[DRAWN_SO_FAR] - self._found
-        if drawn:
-            self._drawn.append((now, drawn))
-        while len(self._drawn) > 2 and now - self._drawn[1][0] > max(
-            LATE, (now - self._started) / 5
-        ):
-            self._drawn.popleft()
-        since, before = self._drawn[0] if len(self._drawn) > 1 else (self._started, 0.0)
-        came = drawn - before
-        if came <= 0:
+    def _estimate_time_left(self) -> str | None:
+        """By tokens, at the recent speed. `at most` while no completion has ended by itself."""
+        now, tokens = time.monotonic(), self._count_tokens()
+        if tokens:
+            self._history.append((now, tokens))
+        window = max(SPEED_WINDOW, (now - self._started) / 5)
+        while len(self._history) > 2 and now - self._history[1][0] > window:
+            self._history.popleft()
+        since, before = self._history[0] if len(self._history) > 1 else (self._started, 0.0)
+        recent = tokens - before
+        if recent <= 0:
             return None
+        unfinished = self._by_bin[UNFINISHED_BIN]
         finished = self._sums["completions"] + self._sums["failed"]
-        lengths = Lengths(
-            self._limit, self._by_bin[ENDED], self._sums["truncated"], self._by_bin[UNDER_WAY]
+        estimate = LengthEstimate(
+            self._limit, self._by_bin[ENDED_BIN], self._sums["truncated"], unfinished
         )
-        waiting = max(0, self._wanted - finished - sum(self._by_bin[UNDER_WAY].values()))
-        left = format_clock(lengths.left(waiting) * (now - since) / came)
-        return left if lengths.ended else f"at most {left}"
+        waiting = max(0, self._completion_count - finished - sum(unfinished.values()))
+        left = format_clock(estimate.estimate_remaining(waiting) * (now - since) / recent)
+        return left if estimate.ended_count else f"at most {left}"
 
-    def _speed(self) -> float:
-        drawn = self._sums["tokens"] + self._sums[DRAWN_SO_FAR] - self._found
-        return drawn / max(time.monotonic() - self._started, 0.001)
+    def _count_tokens(self) -> int:
+        """Tokens of this attempt, those of unfinished completions included."""
+        return self._sums["tokens"] + self._sums[UNFINISHED_TOKENS] - self._earlier_tokens
 
-    def cost(self) -> Figures:
-        """Of this attempt alone, from the moment that an engine stood."""
-        speed = (self._sums["tokens"] - self._found) / max(time.monotonic() - self._started, 0.001)
-        return {ENGINE: round(self._engine, 2), "tokens_per_second": round(speed, 1)}
+    def _measure_speed(self) -> float:
+        return self._count_tokens() / max(time.monotonic() - self._started, 0.001)
+
+    def measure_cost(self) -> Figures:
+        """Of this attempt alone, from the start of the first engine."""
+        seconds = max(time.monotonic() - self._started, 0.001)
+        speed = (self._sums["tokens"] - self._earlier_tokens) / seconds
+        return {ENGINE: round(self._engine_seconds, 2), "tokens_per_second": round(speed, 1)}

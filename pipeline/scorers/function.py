@@ -110,7 +110,7 @@ def make_score(answer: Answer, score: float | None, detail: str) -> Score:
 
 def clean_detail(detail: str) -> str:
     """Mask keys before cutting, so that no half of a key is left."""
-    return make_printable(api_client.masked(detail))
+    return make_printable(api_client.mask_secrets(detail))
 
 
 def build_arguments(answers: list[Answer]) -> dict[str, list[Any]]:
@@ -251,7 +251,7 @@ def _relay_output(printed: Any) -> None:
     """Print each line after a `|`, so that none is taken for a line of the stage's."""
     with printed:
         while line := printed.readline(MAX_LINE):
-            text = api_client.masked(line.decode(errors="backslashreplace").rstrip("\n"))
+            text = api_client.mask_secrets(line.decode(errors="backslashreplace").rstrip("\n"))
             print("|", make_printable(text, MAX_PRINTED), file=sys.stderr, flush=True)
             while len(line) == MAX_LINE and not line.endswith(b"\n"):
                 line = printed.readline(MAX_LINE)

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from pipeline.config import RewardModelScorer
 from pipeline.errors import UserError
-from pipeline.models.batching import by_length
-from pipeline.models.strict_loading import whole
+from pipeline.models.batching import batch_by_length
+from pipeline.models.strict_loading import load_strict
 from pipeline.scorers.reward_text import EncodedRow
 
 Logits = list[float]
@@ -55,7 +55,7 @@ class TransformersPooling:
         import torch
         from transformers import AutoModelForSequenceClassification
 
-        module = whole(AutoModelForSequenceClassification, source, cfg.dtype)
+        module = load_strict(AutoModelForSequenceClassification, source, cfg.dtype)
         self.module = module.eval().requires_grad_(False)
         self.module.to("cuda" if torch.cuda.is_available() else "cpu")
         self.pad = find_pad_token(self.module, tokenizer)
@@ -89,7 +89,7 @@ def forward_in_batches(
     module: Any, pad: int, rows: list[EncodedRow], batch_tokens: int
 ) -> list[Logits]:
     found: list[Logits] = [[] for _ in rows]
-    for batch in by_length([len(row.ids) for row in rows], batch_tokens):
+    for batch in batch_by_length([len(row.ids) for row in rows], batch_tokens):
         values = _forward(module, pad, [rows[index] for index in batch])
         for index, value in zip(batch, values.float().tolist(), strict=True):
             found[index] = value
@@ -143,12 +143,7 @@ def capture_token_logits(module: Any) -> Iterator[list[Any]]:
 
 class VllmPooling:
     def __init__(self, cfg: RewardModelScorer, source: ClassifierSource, limit: int, knob: str):
-        from pipeline.backends.vllm import (
-            ENVIRONMENT,
-            ENVIRONMENT_OF_EAGER,
-            ENVIRONMENT_ON_CPU,
-            GIB,
-        )
+        from pipeline.backends.vllm import ENVIRONMENT, ENVIRONMENT_EAGER, ENVIRONMENT_ON_CPU, GIB
 
         os.environ |= {**ENVIRONMENT, **os.environ}
         try:
@@ -162,7 +157,7 @@ class VllmPooling:
             ) from error
         hardware: dict[str, Any] = {"gpu_memory_utilization": cfg.runtime.memory}
         if current_platform.is_cpu():
-            os.environ |= {**ENVIRONMENT_ON_CPU, **ENVIRONMENT_OF_EAGER, **os.environ}
+            os.environ |= {**ENVIRONMENT_ON_CPU, **ENVIRONMENT_EAGER, **os.environ}
             hardware = {
                 "enforce_eager": True,
                 "kv_cache_memory_bytes": GIB,

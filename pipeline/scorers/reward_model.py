@@ -78,11 +78,11 @@ class RewardModel:
         return self.engine
 
     def _find_checkpoint(self) -> tuple[ClassifierSource, Any]:
-        from pipeline.models.checkpoint import classifier, opened_tokenizer
+        from pipeline.models.checkpoint import locate_classifier, open_tokenizer
 
         (cfg, reward) = (self.cfg, self.reward)
         if cfg.model is not None:
-            (folder, _) = classifier(cfg.model, cfg.revision, cfg.trust)
+            (folder, _) = locate_classifier(cfg.model, cfg.revision, cfg.trust)
             (source, tokenizer) = (ClassifierSource(folder, None, cfg.trust.remote_code), folder)
         elif reward is not None:
             source = ClassifierSource(reward.weights, reward.revision, reward.remote_code)
@@ -94,7 +94,7 @@ class RewardModel:
             )
         return (
             source,
-            opened_tokenizer(
+            open_tokenizer(
                 tokenizer, cfg.template.chat_template, str(source.weights), source.remote_code
             ),
         )

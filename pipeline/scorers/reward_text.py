@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.errors import UserError
-from pipeline.models.bos import adds_bos, holds_bos, is_doubled
+from pipeline.models.bos import adds_bos, contains_bos, starts_with_two_bos
 
 Message = dict[str, str]
 
@@ -73,12 +73,12 @@ class RewardEncoder:
         if self.adds_bos and ids[:1] != [self.bos]:
             ids = [self.bos, *ids]  # type: ignore[list-item]
         bos_token = self.tokenizer.bos_token
-        if is_doubled(ids, self.bos):
+        if starts_with_two_bos(ids, self.bos):
             raise UnreadableText(
                 f"it begins with more than one BOS ({bos_token}) of the reward model"
             )
         if self.bos != self.tokenizer.eos_token_id and any(
-            holds_bos(self.tokenizer, message["content"]) for message in messages
+            contains_bos(self.tokenizer, message["content"]) for message in messages
         ):
             raise UnreadableText(f"a text in it spells out the reward model's BOS ({bos_token})")
         return ids

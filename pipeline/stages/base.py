@@ -9,7 +9,7 @@ from pipeline.artifacts import MODEL_FILE, Model, write_json
 from pipeline.config import Checkpoint, PlaygroundDemonstrations, ServedModel, TinyBase
 from pipeline.data import synthetic
 from pipeline.errors import UserError
-from pipeline.models.checkpoint import bring_in, save_weights
+from pipeline.models.checkpoint import import_checkpoint, save_weights
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
 
 def run(cfg: Checkpoint | TinyBase | ServedModel, out: Path, *, like: Model | None = None) -> Model:
     if isinstance(cfg, Checkpoint):
-        return bring_in(cfg, out)
+        return import_checkpoint(cfg, out)
     if isinstance(cfg, ServedModel):
         assert like
         return served_model(cfg, like, out)

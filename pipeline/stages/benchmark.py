@@ -22,7 +22,7 @@ from pipeline.artifacts import (
     write_table,
     write_text,
 )
-from pipeline.benchmarks.tasks import Absent, rows_of, tasks_of
+from pipeline.benchmarks.tasks import BenchmarkUnavailable, list_dataset_commits, load_tasks
 from pipeline.config import BenchmarkConfig
 
 NO_FIGURES = {"alias", "name", "sample_len", "sample_count"}
@@ -34,15 +34,15 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
     os.environ.setdefault("TQDM_DISABLE", "1")
     knob = find_knob(out, "benchmark.NAME")
     try:
-        asked, tasks = tasks_of(cfg, knob, out / "scratch" / "rows")
-    except Absent as absent:
+        asked, tasks = load_tasks(cfg, knob, out / "scratch" / "rows")
+    except BenchmarkUnavailable as absent:
         write_text(out / UNAVAILABLE_FILE, f"{absent}\n")
         print("│", str(absent).replace("\n", "\n│ "), file=sys.stderr, flush=True)
         return Metrics(out)
-    from pipeline.benchmarks.answers import Chunks, opened
+    from pipeline.benchmarks.answers import ChunkedModel, open_model
 
     scratch = out / "scratch"
-    answering = Chunks(cfg, knob, opened(cfg, knob, model, scratch), scratch / "answers")
+    answering = ChunkedModel(cfg, knob, open_model(cfg, knob, model, scratch), scratch / "answers")
     results = evaluated(cfg, asked, tasks, answering)
     write_items(out / "items.parquet", results["samples"])
     figures = [*figures_of(results, (cfg.task, cfg.metric))]
@@ -53,15 +53,15 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
     }
     facts = {
         "lm_eval": version("lm-eval"),
-        "rows": rows_of(tasks),
+        "rows": list_dataset_commits(tasks),
         "versions": told["versions"],
         "few_shot": told["n-shot"],
-        "cut": answering.cut,
+        "cut": answering.cut_count,
     }
     write_json(
         out / "metrics.json", {"task": cfg.task, "chief": chief, **facts, "figures": figures}
     )
-    note_cost(out, requests=answering.asked)
+    note_cost(out, requests=answering.request_count)
     return Metrics(out)
 
 

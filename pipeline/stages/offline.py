@@ -16,11 +16,11 @@ from pipeline.data.preferences import read_preferences
 from pipeline.data.prompts import prompt_row, text_of
 from pipeline.errors import UnrenderableTemplate, UserError, pluralize
 from pipeline.hashing import hash_json
-from pipeline.models.bos import holds_bos
+from pipeline.models.bos import contains_bos
 from pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from pipeline.backends.chat import Chat
+    from pipeline.backends.chat import ModelTokenizer
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 IDS = pl.List(pl.Int64)
@@ -38,11 +38,11 @@ Row = dict[str, Any]
 
 
 def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Decontamination) -> Pairs:
-    from pipeline.backends.chat import Chat
+    from pipeline.backends.chat import ModelTokenizer
 
     lines = read_preferences(cfg)
     dropped: list[Row] = [_gone(number, "", "bad row", fault) for number, fault in lines.bad]
-    words = Words(cfg, Chat(policy))
+    words = Words(cfg, ModelTokenizer(policy))
     check = OverlapCheck(fence, cfg.fence.ngram)
     pairs: dict[tuple[str, str], Row] = {}
     thumbs: dict[tuple[str, bool], Row] = {}
@@ -77,7 +77,7 @@ def run(cfg: OfflineConfig, out: Path, *, policy: Model, fence: Decontamination)
 class Words:
     """Texts into ids and the policy's tokens; a text that comes again is the same answer."""
 
-    def __init__(self, cfg: OfflineConfig, chat: "Chat"):
+    def __init__(self, cfg: OfflineConfig, chat: "ModelTokenizer"):
         self.kwargs, self.chat = cfg.template_kwargs, chat
 
     def pair(self, pair: Row) -> Row:
@@ -106,7 +106,7 @@ class Words:
         return {**row, **answer, "label": thumb["label"]}
 
     def spells_bos(self, text: str) -> bool:
-        return self.chat.only_bos is not None and holds_bos(self.chat.tokenizer, text)
+        return self.chat.leading_bos is not None and contains_bos(self.chat.tokenizer, text)
 
     def _prompt(self, messages: list[dict[str, str]]) -> Row:
         ids = self.chat.encode(messages, self.kwargs)
@@ -119,7 +119,7 @@ class Words:
     def _answer(
         self, prompt_id: str, messages: list[dict[str, str]], text: str
     ) -> tuple[str, list[int]]:
-        return hash_json(["offline", prompt_id, text])[:16], self.chat.answer(
+        return hash_json(["offline", prompt_id, text])[:16], self.chat.encode_answer(
             messages, text, self.kwargs
         )
 

@@ -37,7 +37,7 @@ from pipeline.pairing import (
 from pipeline.pairing.candidates import candidates, lean, whole
 
 if TYPE_CHECKING:
-    from pipeline.backends.chat import Chat
+    from pipeline.backends.chat import ModelTokenizer
 
 ANSWERS = pl.Schema([("sample_id", pl.String), ("token_ids", pl.List(pl.Int64))])
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
@@ -57,9 +57,9 @@ def run(
     offline: Pairs | None = None,
     prior: Logps | None = None,
 ) -> Pairs:
-    from pipeline.backends.chat import Chat
+    from pipeline.backends.chat import ModelTokenizer
 
-    work = Work(cfg, out, Chat(policy))
+    work = Work(cfg, out, ModelTokenizer(policy))
     if samples:
         work.take_samples(samples, scores or [], prompts)
     if offline:
@@ -73,7 +73,7 @@ def run(
 class Work:
     """The rows on their way: proposals, what was dropped, and the prompts' and answers' own tokens, by id."""
 
-    def __init__(self, cfg: PairRound, out: Path, chat: "Chat"):
+    def __init__(self, cfg: PairRound, out: Path, chat: "ModelTokenizer"):
         self.cfg, self.out, self.chat = cfg, out, chat
         self.pairs: list[pl.DataFrame] = []
         self.dropped: list[pl.DataFrame] = []
@@ -99,7 +99,7 @@ class Work:
         self, samples: list[Samples], scores: list[Scores], prompts: Prompts | None
     ) -> None:
         cfg, marked = self.cfg, pl.concat([each.read() for each in scores])
-        waves = [lean(each, self.chat.only_bos) for each in samples]
+        waves = [lean(each, self.chat.leading_bos) for each in samples]
         self.story["waves"] = [wave.height for wave in waves]
         drawn = pl.concat(waves)
         rows = candidates(drawn, marked, cfg.scorer)
@@ -166,7 +166,7 @@ class Work:
         )
         gold = demonstrations.gold(strategy.column, asked, prompts)
         told = demonstrations.in_tokens(
-            gold, partial(self.chat.answer, kwargs=self.cfg.template_kwargs)
+            gold, partial(self.chat.encode_answer, kwargs=self.cfg.template_kwargs)
         )
         bare = gold.filter(pl.col("text").is_null()).select(
             "prompt_id", reason=pl.lit(demonstrations.NONE)
@@ -234,7 +234,7 @@ class Work:
         asked = dict(self.prompts.select("prompt_id", "prompt").iter_rows())
 
         def tokenise(prompt_id: str, text: str) -> list[int]:
-            return self.chat.answer(asked[prompt_id], text, self.cfg.template_kwargs)
+            return self.chat.encode_answer(asked[prompt_id], text, self.cfg.template_kwargs)
 
         self.kept, dropped, made = edits.applied(self.kept, lines.rows, tokenise)
         self.dropped.append(dropped)

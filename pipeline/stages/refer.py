@@ -128,10 +128,10 @@ def _measured(
 ) -> "pl.DataFrame":
     import polars as pl
 
-    from pipeline.models.logprobs import completion_logps
+    from pipeline.models.logprobs import compute_logps
 
     columns = part["prompt_token_ids"].to_list(), part["token_ids"].to_list()
-    logps = completion_logps(module, *columns, cfg.runtime.batch_tokens, on_batch)
+    logps = compute_logps(module, *columns, cfg.runtime.batch_tokens, on_batch)
     if broken := sum(not math.isfinite(value) for value in logps):
         raise StageError(
             f"refer: no finite log-probability for {broken} of {pluralize(len(logps), 'completion')} under this model in "

@@ -29,9 +29,9 @@ def run(
     fence: Decontamination | None = None,
 ) -> Model:
     if isinstance(cfg, RewardCheckpoint):
-        from pipeline.models.checkpoint import bring_in_classifier
+        from pipeline.models.checkpoint import import_classifier
 
-        return bring_in_classifier(cfg, out)
+        return import_classifier(cfg, out)
     if start is None or fence is None:
         raise UserError(
             "reward=train needs a model to start from and the fence.\n  Give reward.start=sft or base."
@@ -42,7 +42,7 @@ def run(
 def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination) -> Model:
     expose_one_device()
     from pipeline.models import loading
-    from pipeline.models.checkpoint import save_weights, torch_dtype
+    from pipeline.models.checkpoint import save_weights, to_torch_dtype
     from pipeline.scorers.reward_text import RewardEncoder
     from pipeline.training.monitoring import trackers
     from pipeline.training.trainers import reward
@@ -56,7 +56,7 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination)
     trackers.train_with_trackers(trainer, ledger.find_newest())
     loading.check_finite(module)
 
-    module.to(torch_dtype(cfg.dtype))
+    module.to(to_torch_dtype(cfg.dtype))
     budget = 2 * cfg.max_length * cfg.runtime.micro_batch
     figures = reward.measure_accuracy(module, tokenizer.pad_token_id, held_out, budget) | familiar(
         learned, held_out

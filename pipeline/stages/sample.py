@@ -21,7 +21,7 @@ from pipeline.artifacts import (
     write_table,
 )
 from pipeline.backends import Backend, open_backend
-from pipeline.backends.lora_support import serves
+from pipeline.backends.lora_support import supports_adapter
 from pipeline.config import (
     ConversationRequest,
     EndpointBackend,
@@ -36,11 +36,11 @@ from pipeline.resources.gpu_sets import Environment, environments
 from pipeline.resources.model_shape import parameters_of
 from pipeline.resources.worker_pool import Hand, work_off
 from pipeline.sampling import multi_turn
-from pipeline.sampling.collector import Drawing, nothing
+from pipeline.sampling.collector import SampleCollector, make_empty_samples
 from pipeline.sampling.journal import Journal
-from pipeline.sampling.prompt_selection import admitted, asked
-from pipeline.sampling.shards import Entry, Finished, Shards
-from pipeline.sampling.throughput import ENGINE, Meter, money
+from pipeline.sampling.prompt_selection import select_prompts, split_by_length
+from pipeline.sampling.shards import ShardEntry, ShardList, Shards
+from pipeline.sampling.throughput import ENGINE, ThroughputMeter, price_tokens
 
 KNOB = "sample"  # of its block, where the driver names none
 ENGINES = VllmBackend, TransformersBackend  # those that open weights here, and fill GPUs
@@ -66,20 +66,20 @@ def run(
     if isinstance(cfg, ConversationRequest):
         return converse(cfg, out, policy, prompts)
     shards = Shards(out, cfg.shard)
-    kept, dropped = admitted(
-        cfg, lambda: opened(cfg, out, policy).text, asked(cfg, prompts, scores or [])
+    kept, dropped = split_by_length(
+        cfg, lambda: opened(cfg, out, policy).tokenizer, select_prompts(cfg, prompts, scores or [])
     )
     write_table(out / "dropped.parquet", dropped)
-    finished = Finished(shards, shards.lay_out(kept))
+    finished = ShardList(shards, shards.write_prompts(kept))
     wanted, lost = kept.height, dropped.height
     del kept, dropped  # every hand reads what it needs
     if not wanted:  # a wave that no prompt needs
-        finished.add("00000.parquet", shards.write("00000.parquet", nothing()))
-    if finished.missing() or (wanted and owes_difference(cfg, out, policy)):
+        finished.add("00000.parquet", shards.write_samples("00000.parquet", make_empty_samples()))
+    if finished.find_missing() or (wanted and owes_difference(cfg, out, policy)):
         draw_missing(cfg, shards, finished, policy, wanted)
-    shards.clear()
-    totals = finished.totals()
-    note_cost(out, **money(prices(cfg), totals))
+    shards.remove_prompts()
+    totals = finished.sum_figures()
+    note_cost(out, **price_tokens(prices(cfg), totals))
     note_cost(
         out,
         **totals,
@@ -91,49 +91,53 @@ def run(
 
 def converse(cfg: ConversationRequest, out: Path, policy: Model, prompts: Prompts) -> Samples:
     """Turn after turn, each in a folder of its own: a killed run goes on in the turn that it was in."""
-    said = run(cfg.request_turn(1), multi_turn.folder(out, 1), policy=policy, prompts=prompts)
+    said = run(cfg.request_turn(1), multi_turn.turn_folder(out, 1), policy=policy, prompts=prompts)
     for turn in range(2, cfg.turns + 1):
-        asked = multi_turn.following(
-            prompts, said, turn - 1, multi_turn.folder(out, turn) / "asked"
+        asked = multi_turn.write_next_prompts(
+            prompts, said, turn - 1, multi_turn.turn_folder(out, turn) / "asked"
         )
         said = run(
-            cfg.request_turn(turn), multi_turn.folder(out, turn), policy=policy, prompts=asked
+            cfg.request_turn(turn), multi_turn.turn_folder(out, turn), policy=policy, prompts=asked
         )
-    return multi_turn.gather(out, cfg.turns)
+    return multi_turn.merge_turns(out, cfg.turns)
 
 
 def draw_missing(
-    cfg: SampleRequest, shards: Shards, finished: Finished, policy: Model, asked: int
+    cfg: SampleRequest, shards: Shards, finished: ShardList, policy: Model, asked: int
 ) -> None:
     """By as many hands as there are; the list of what is finished is kept here."""
     out, each = shards.out, sum(setting.n for setting in cfg.settings.values())
-    meter = Meter(finished.totals(), asked, asked * each, cfg.limits.completion, prices(cfg))
+    meter = ThroughputMeter(
+        finished.sum_figures(), asked, asked * each, cfg.limits.completion, prices(cfg)
+    )
     try:
         served = servable(cfg, policy, out)
-        if missing := finished.missing():
+        if missing := finished.find_missing():
             print_phase(starting(cfg))
             work = partial(draw, cfg, shards, policy, served)
             if isinstance(cfg.backend, ENGINES):
                 note_cost(out, **parameters_of(policy.weights, policy.revision))
             finish = partial(note_shard, out, meter, finished)
             work_off(
-                missing, work, hands(cfg, out), out / "scratch" / "workers", finish, meter.hear
+                missing, work, hands(cfg, out), out / "scratch" / "workers", finish, meter.update
             )
-            note_cost(out, **meter.cost())
+            note_cost(out, **meter.measure_cost())
         if owes_difference(cfg, out, policy):
             note_difference(cfg, policy, served, out)
     finally:
         shutil.rmtree(out / MERGED, ignore_errors=True)
 
 
-def note_shard(out: Path, meter: Meter, finished: Finished, shard: str, entry: Entry) -> None:
+def note_shard(
+    out: Path, meter: ThroughputMeter, finished: ShardList, shard: str, entry: ShardEntry
+) -> None:
     """From the first shard on it is known how fast this goes, and so how long the rest of a plan may take."""
     finished.add(shard, entry)
-    totals = finished.totals()
+    totals = finished.sum_figures()
     mean = totals["tokens"] / max(totals["completions"], 1)
     note_cost(
         out,
-        **meter.cost(),
+        **meter.measure_cost(),
         completions=totals["completions"],
         tokens=totals["tokens"],
         mean_tokens=mean,
@@ -152,21 +156,21 @@ def hands(cfg: SampleRequest, out: Path) -> list[Environment]:
 def draw(cfg: SampleRequest, shards: Shards, policy: Model, served: Model, hand: Hand) -> None:
     """One hand's part: its engine starts once and is given the next shard before the last one drains."""
     backend = opened(cfg, shards.out, policy)
-    drawing = Drawing(cfg, policy.path.name, backend.text, shards, hand)
+    drawing = SampleCollector(cfg, policy.path.name, backend.tokenizer, shards, hand)
     journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, SERVERS) else None
     started = time.monotonic()
     try:
         backend.start(served, cfg.limits)
         hand.tell(**{ENGINE: time.monotonic() - started})
-        while drawing.claim():
-            asked = drawing.requests()
+        while drawing.claim_shard():
+            asked = drawing.build_blocks()
             for drawn in (
-                journal.through(backend, asked)
+                journal.generate(backend, asked)
                 if journal
-                else backend.generate(asked, drawing.count)
+                else backend.generate(asked, drawing.report_unfinished)
             ):
-                drawing.take(drawn)
-            drawing.check_whole()
+                drawing.add_result(drawn)
+            drawing.check_complete()
         if told := drawing.failures.write():
             print("│", told, file=sys.stderr, flush=True)
     finally:
@@ -200,13 +204,13 @@ def servable(cfg: SampleRequest, policy: Model, out: Path) -> Model:
     loading.check_base(policy)
     if (
         isinstance(cfg.backend, VllmBackend)
-        and serves(policy.adapter, on_cpu=not hardware.list_gpus())
+        and supports_adapter(policy.adapter, on_cpu=not hardware.list_gpus())
         and not quantized(policy)
     ):
         return policy
     print_phase("merging the adapter into its base")
     # What was trained beside a quantised base is merged with what those few bits say: no engine reads both as trained.
-    return loading.merged_in(out / MERGED, policy)
+    return loading.write_merged(out / MERGED, policy)
 
 
 def quantized(policy: Model) -> bool:
@@ -222,13 +226,13 @@ def owes_difference(cfg: SampleRequest, out: Path, policy: Model) -> bool:
 
 def note_difference(cfg: SampleRequest, policy: Model, served: Model, out: Path) -> None:
     """What sampling a QLoRA policy from whole weights costs in fidelity, for the report to name."""
-    from pipeline.models.quantization_gap import per_token
+    from pipeline.models.quantization_gap import measure_gap
 
     dtypes = policy.record["quantization"]["dtype"], getattr(cfg.backend, "dtype", "float32")
     note_cost(
         out,
         **{
-            multi_turn.DIFFERENCE: per_token(
+            multi_turn.DIFFERENCE: measure_gap(
                 policy, served, next(Samples(out).read_shards()), *dtypes
             )
         },

@@ -30,10 +30,10 @@ def run(
     samples: list[Samples] | None = None,
     scores: list[Scores] | None = None,
 ) -> Model:
-    from pipeline.models.checkpoint import bring_in
+    from pipeline.models.checkpoint import import_checkpoint
 
     if isinstance(cfg, Checkpoint):
-        model = bring_in(cfg, out)
+        model = import_checkpoint(cfg, out)
         _check_template(model, cfg)
         return model
     if isinstance(cfg, BestOfNConfig):
@@ -48,36 +48,36 @@ def run(
 
 def _check_template(model: Model, cfg: Checkpoint) -> None:
     """What `pair` would refuse after all is drawn, said before anything is."""
-    from pipeline.backends.chat import Chat
+    from pipeline.backends.chat import ModelTokenizer
 
-    Chat(model).check_template(cfg.template.kwargs)
+    ModelTokenizer(model).check_template(cfg.template.kwargs)
 
 
 def _train(cfg: SftTraining, out: Path, base: Model, fence: Decontamination) -> Model:
     expose_one_device()
     from pipeline.models import loading
-    from pipeline.models.checkpoint import load_tokenizer, save_weights, torch_dtype
+    from pipeline.models.checkpoint import load_tokenizer, save_weights, to_torch_dtype
 
     tokenizer = load_tokenizer(base.tokenizer, cfg.template, str(base.path), base.remote_code)
     examples = _examples(cfg, out, tokenizer, fence)
     model = loading.load_merged(base)
     _fit(cfg, out, model, tokenizer, examples)
-    return save_weights(model.to(torch_dtype(cfg.dtype)), tokenizer, out)
+    return save_weights(model.to(to_torch_dtype(cfg.dtype)), tokenizer, out)
 
 
 def _refit(
     cfg: BestOfNConfig, out: Path, base: Model, samples: list[Samples], scores: list[Scores]
 ) -> Model:
     expose_one_device()
-    from pipeline.backends.chat import Chat
+    from pipeline.backends.chat import ModelTokenizer
     from pipeline.data.best_samples import best_samples
     from pipeline.models import loading
 
-    best, dropped = best_samples(cfg, samples, scores, Chat(base).only_bos)
+    best, dropped = best_samples(cfg, samples, scores, ModelTokenizer(base).leading_bos)
     examples = best.select(prompt_ids="prompt_token_ids", completion_ids="token_ids").to_dicts()
     _account(out, best.height + dropped.height, examples, dropped.to_dicts(), BETTER)
     model = loading.load_merged(base)
-    settings = loading.settings_of(model)
+    settings = loading.copy_settings(model)
     _fit(cfg, out, model, loading.load_tokenizer(base), examples)
     return loading.save_full(model, settings, base, cfg.dtype, out)
 
@@ -95,11 +95,11 @@ def _fit(
     from pipeline.training.trainers import sft
 
     weights = dict(model.named_parameters())
-    start = dict(loading.checksums(weights, cfg.dtype))
+    start = dict(loading.compute_checksums(weights, cfg.dtype))
     trainer, ledger = sft.build_trainer(cfg, model, tokenizer, examples, out)
     trackers.train_with_trackers(trainer, ledger.find_newest())
     loading.check_finite(model)
-    if all(start[name] == number for name, number in loading.checksums(weights, cfg.dtype)):
+    if all(start[name] == number for name, number in loading.compute_checksums(weights, cfg.dtype)):
         knob = "refit" if isinstance(cfg, BestOfNConfig) else "sft"
         print(
             f"! {knob}: its weights are those that it started from, byte for byte: no step changed them. "

@@ -58,7 +58,7 @@ def load_policy(cfg: TrainConfig, init: Model) -> Any:
     set_seed(cfg.seed)
     if isinstance(cfg.adapter, FullAdapter):
         return loading.load_merged(init)
-    return loading.load_adapted(init, cfg.adapter, cfg.dtype)
+    return loading.load_with_adapter(init, cfg.adapter, cfg.dtype)
 
 
 def build_trainer(

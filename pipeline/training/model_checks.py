@@ -8,7 +8,7 @@ from pipeline.config import LoraAdapter, TrainConfig
 from pipeline.config.launch import SHARDED_WEIGHTS
 from pipeline.errors import UserError
 from pipeline.models import loading
-from pipeline.models.quantization import quantization_of
+from pipeline.models.quantization import read_quantization
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,14 +21,14 @@ def check_model(cfg: TrainConfig, init: Model, ids: "list[pl.Series]") -> None:
     if not isinstance(cfg.adapter, LoraAdapter):
         return
     if init.adapter:
-        loading.check_continued(init, cfg.adapter)
+        loading.check_resumed_adapter(init, cfg.adapter)
     else:
         check_targets(module, cfg.adapter.targets)
 
 
 def check_shardable(cfg: TrainConfig, reference: Model) -> None:
     """Refuse to shard a quantised reference: packed weights cannot be, and unpacked ones differ."""
-    if cfg.runtime.launch in SHARDED_WEIGHTS and quantization_of(reference):
+    if cfg.runtime.launch in SHARDED_WEIGHTS and read_quantization(reference):
         raise UserError(
             f"train.runtime.launch={cfg.runtime.launch} shares the reference's weights too, and "
             f"those under {reference.path.parent.name}/{reference.path.name} are quantised.\n"

@@ -43,8 +43,8 @@ def train(
     published_dtype = cfg.dtype if isinstance(cfg.adapter, FullAdapter) else None
     start = {}
     if _is_first_process():
-        start = dict(loading.checksums(trainable_weights(policy), published_dtype))
-    settings = loading.settings_of(policy)
+        start = dict(loading.compute_checksums(trainable_weights(policy), published_dtype))
+    settings = loading.copy_settings(policy)
     watch = guards.build_guards(cfg, init, reference, dev, rows["dev"], out, processes)
     (trainer, ledger) = build.build_trainer(cfg, policy, init, reference, rows, out, watch)
     _check_processes(trainer, cfg, processes)
@@ -58,7 +58,7 @@ def train(
         kept = watch.restore_weights(state.global_step, state.log_history, trained)
         loading.check_finite(policy, whole)
         checksums = loading.checksums(trained, published_dtype)
-        unchanged = all(start.get(name) == number for name, number in checksums)
+        unchanged = all(start.get(name) == number for name, number in compute_checksums)
         few_steps = cfg.few_steps(state.max_steps)
         summary.write(out, state, kept, watch.stop_reason, explain_few_steps, unchanged)
         if isinstance(cfg.adapter, FullAdapter):

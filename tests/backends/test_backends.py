@@ -16,13 +16,13 @@ import pytest
 from pydantic import TypeAdapter
 
 from pipeline.artifacts import Model, Prompts
-from pipeline.backends import Backend, Completion, Request, open_backend
-from pipeline.backends.lora_support import engine_rank
+from pipeline.backends import Backend, Completion, CompletionRequest, open_backend
+from pipeline.backends.lora_support import choose_engine_rank
 from pipeline.config import BackendConfig, Limits
 from pipeline.data import synthetic
 from pipeline.errors import UserError
-from pipeline.models.quantization_gap import per_token
-from pipeline.sampling.stop_strings import cut
+from pipeline.models.quantization_gap import measure_gap
+from pipeline.sampling.stop_strings import cut_at_stop
 from pipeline.stages import sample
 from tests.stages import test_sample
 from tests.support.house import HOUSE, composed
@@ -44,7 +44,7 @@ def transformers(batch: int) -> dict:
     return {"kind": "transformers", "dtype": "float32", "runtime": {"batch": batch}}
 
 
-def opened(config: dict, policy: Model, knob: str = "sample") -> Backend:
+def open_sampler(config: dict, policy: Model, knob: str = "sample") -> Backend:
     return open_backend(TypeAdapter(BackendConfig).validate_python(config), policy, knob)
 
 
@@ -55,36 +55,38 @@ def requests(
     top_p: float = 1.0,
     name: str = "",
     min_p: float = 0.0,
-) -> list[Request]:
+) -> list[CompletionRequest]:
     chance = random.Random(7)
     contents = [
         " ".join(chance.choices(WORDS.split(), k=chance.randint(2, 12))) for _ in range(count)
     ]
-    ids = [backend.text.encode([{"role": "user", "content": content}], {}) for content in contents]
+    ids = [
+        backend.tokenizer.encode([{"role": "user", "content": content}], {}) for content in contents
+    ]
     return [
-        Request(f"{name}{at}", prompt, temperature, top_p, 2**62 + at, min_p)
+        CompletionRequest(f"{name}{at}", prompt, temperature, top_p, 2**62 + at, min_p)
         for at, prompt in enumerate(ids)
     ]
 
 
-def drawn(backend: Backend, *blocks: list[Request]) -> dict[str, Completion]:
+def sample_all(backend: Backend, *blocks: list[CompletionRequest]) -> dict[str, Completion]:
     return {completion.sample_id: completion for completion in backend.generate(blocks)}
 
 
-# ── scripted ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── scripted ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
 def scripted() -> Backend:
-    return opened({"kind": "scripted", "vocabulary": 50}, Model(Path("none"))).start(
+    return open_sampler({"kind": "scripted", "vocabulary": 50}, Model(Path("none"))).start(
         Model(Path("none")), LIMITS
     )
 
 
 def test_scripted_completions_are_a_function_of_prompt_and_seed(scripted):
     asked = requests(scripted, 200, temperature=1.0)
-    first = drawn(scripted, asked)
-    assert drawn(scripted, asked[100:], asked[:100]) == first
+    first = sample_all(scripted, asked)
+    assert sample_all(scripted, asked[100:], asked[:100]) == first
     assert len({tuple(completion.token_ids) for completion in first.values()}) == 200
     assert {completion.finish_reason for completion in first.values()} == {"stop", "length"}
     assert {len(c.token_ids) for c in first.values() if c.finish_reason == "length"} == {
@@ -97,7 +99,7 @@ def test_scripted_completions_are_a_function_of_prompt_and_seed(scripted):
 def test_the_smoke_run_s_prompts_fit_its_limits_with_the_scripted_backend(scripted):
     cfg = composed("recipes=smoke", "backend@sample.backend=scripted")
     asked = synthetic.prompts(cfg.prompts.rows, cfg.prompts.constraints, cfg.seed)
-    lengths = [len(scripted.text.encode(row["prompt"], {})) for row in asked]
+    lengths = [len(scripted.tokenizer.encode(row["prompt"], {})) for row in asked]
     assert (
         len(lengths) == cfg.prompts.rows
         and min(lengths) > 10
@@ -106,17 +108,23 @@ def test_the_smoke_run_s_prompts_fit_its_limits_with_the_scripted_backend(script
 
 
 def test_scripted_greedy_completions_do_not_depend_on_the_seed(scripted):
-    ids = scripted.text.encode([{"role": "user", "content": "hello"}], {})
-    both = drawn(scripted, [Request("a", ids, 0.0, 1.0, 1), Request("b", ids, 0.0, 1.0, 2)])
+    ids = scripted.tokenizer.encode([{"role": "user", "content": "hello"}], {})
+    both = sample_all(
+        scripted,
+        [CompletionRequest("a", ids, 0.0, 1.0, 1), CompletionRequest("b", ids, 0.0, 1.0, 2)],
+    )
     assert both["a"].token_ids == both["b"].token_ids
 
 
-# ── the checkpoint's own words ────────────────────────────────────────────────────────────────────────────────────
+# ── the checkpoint's own words ────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory) -> Model:
-    """Heads of 32, as vLLM on a CPU wants them; its tokenizer names one end of an answer, its config another."""
+    """Heads of 32, which vLLM on a CPU needs.
+
+    Its tokenizer and its generation config name different EOS tokens.
+    """
     made = tiny_model(tmp_path_factory.mktemp("store") / "sft" / "0123456789ab", hidden=128)
     file = made.path / "weights" / "generation_config.json"
     config = json.loads(file.read_text())
@@ -150,7 +158,7 @@ def test_a_prompt_has_the_bos_of_its_template_unless_it_is_doubled(
     (tmp_path / "model.json").write_text(
         json.dumps({"weights": str(policy.weights), "tokenizer": "tokenizer"})
     )
-    backend = opened(transformers(1), Model(tmp_path))
+    backend = open_sampler(transformers(1), Model(tmp_path))
     if expected is None:
         with pytest.raises(UserError, match=r"two BOS \(<s>\).*\n.*template.chat_template=FILE"):
             requests(backend, 1, 0.0)
@@ -168,20 +176,20 @@ def test_a_prompt_that_the_template_refuses_is_named(policy, tmp_path):
         json.dumps({"weights": str(policy.weights), "tokenizer": "tokenizer"})
     )
     with pytest.raises(UserError, match=r"does not render .*'hello'.*no system role"):
-        opened(transformers(1), Model(tmp_path)).text.encode(
+        open_sampler(transformers(1), Model(tmp_path)).tokenizer.encode(
             [{"role": "user", "content": "hello"}], {}
         )
 
 
-# ── transformers ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── transformers ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
 def slow(policy) -> Backend:
-    return opened(transformers(16), policy).start(policy, LIMITS)
+    return open_sampler(transformers(16), policy).start(policy, LIMITS)
 
 
-def raw_logprob(backend, request: Request, completion: Completion) -> float:
+def raw_logprob(backend, request: CompletionRequest, completion: Completion) -> float:
     """By one forward pass over prompt and completion, unpadded."""
     import torch
 
@@ -197,9 +205,11 @@ def raw_logprob(backend, request: Request, completion: Completion) -> float:
 @model
 def test_transformers_completions_do_not_depend_on_the_batch(policy, slow):
     asked = requests(slow, 24, 0.9, 0.95, "s") + requests(slow, 8, 0.0, name="g")
-    together = drawn(slow, asked)
+    together = sample_all(slow, asked)
     for batch in (1, 5):
-        apart = drawn(opened(transformers(batch), policy).start(policy, LIMITS), asked[::-1])
+        apart = sample_all(
+            open_sampler(transformers(batch), policy).start(policy, LIMITS), asked[::-1]
+        )
         assert {key: c.token_ids for key, c in apart.items()} == {
             key: c.token_ids for key, c in together.items()
         }
@@ -211,7 +221,7 @@ def test_transformers_completions_do_not_depend_on_the_batch(policy, slow):
 @model
 def test_transformers_logprobs_are_those_of_a_forward_pass_before_temperature(slow):
     asked = requests(slow, 16, 1.7, 0.8)
-    completions = drawn(slow, asked)
+    completions = sample_all(slow, asked)
     for request in asked:
         completion = completions[request.sample_id]
         assert completion.logprob == pytest.approx(raw_logprob(slow, request, completion), abs=1e-3)
@@ -220,15 +230,18 @@ def test_transformers_logprobs_are_those_of_a_forward_pass_before_temperature(sl
 @model
 @pytest.mark.parametrize(("top_p", "min_p"), [(0.2, 0.0), (1.0, 0.0), (0.8, 0.3)])
 def test_transformers_draws_have_the_models_own_probabilities(policy, top_p, min_p):
-    """First tokens of 4,000 draws, against the softmax at temperature 2 cut to the likely ones and to their nucleus."""
+    """First tokens of 4,000 samples against the softmax at temperature 2, after min_p and top_p."""
     import torch
     from scipy.stats import chisquare
 
-    backend = opened(transformers(500), policy).start(policy, Limits(prompt=64, completion=1))
+    backend = open_sampler(transformers(500), policy).start(policy, Limits(prompt=64, completion=1))
     ids = requests(backend, 1, 1.0)[0].prompt_token_ids
     chance = random.Random(3)
-    seeds = [Request(str(at), ids, 2.0, top_p, chance.getrandbits(63), min_p) for at in range(4000)]
-    first = torch.tensor([c.token_ids[0] for c in drawn(backend, seeds).values()])
+    seeds = [
+        CompletionRequest(str(at), ids, 2.0, top_p, chance.getrandbits(63), min_p)
+        for at in range(4000)
+    ]
+    first = torch.tensor([c.token_ids[0] for c in sample_all(backend, seeds).values()])
 
     with torch.inference_mode():
         chances = (backend.module(torch.tensor([ids])).logits[0, -1].double() / 2).softmax(-1)
@@ -243,7 +256,7 @@ def test_transformers_draws_have_the_models_own_probabilities(policy, top_p, min
     assert chisquare(cells.index_add(0, cell, found[:size]), expected).pvalue > 1e-3
 
 
-def adapted_from(policy: Model, name: str, **shape: object) -> tuple[Model, Any]:
+def write_adapter(policy: Model, name: str, **shape: object) -> tuple[Model, Any]:
     """A published adapter of random matrices, and the module that it makes."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -275,7 +288,7 @@ def adapted_from(policy: Model, name: str, **shape: object) -> tuple[Model, Any]
 
 @pytest.fixture(scope="module")
 def lora(policy) -> tuple[Model, Any]:
-    return adapted_from(policy, "00000000000a")
+    return write_adapter(policy, "00000000000a")
 
 
 @model
@@ -284,7 +297,7 @@ def test_an_adapter_is_sampled_merged_and_leaves_no_scratch(lora, tmp_path):
 
     adapter, adapted = lora
     rows = test_sample.run(
-        tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL
+        tmp_path / "out", write_prompts(tmp_path), adapter, backend=transformers(8), **SMALL
     )
     row = rows.filter(setting="calm").row(0, named=True)
     with torch.inference_mode():
@@ -319,16 +332,16 @@ def test_what_vllm_cannot_run_beside_its_base_is_merged(
     card, policy, tmp_path, name, shape, beside
 ):
     card(80)
-    adapter, _ = adapted_from(policy, name, **shape)
+    adapter, _ = write_adapter(policy, name, **shape)
     served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
     assert (served.adapter is None) == (beside is None)
     if beside:
-        assert engine_rank(served.adapter) == beside
+        assert choose_engine_rank(served.adapter) == beside
 
 
 @model
 def test_on_a_cpu_every_adapter_is_merged_for_vllm(card, lora, tmp_path):
-    """There vLLM copies an adapter's matrices for each token that it reads: minutes before the first one is drawn."""
+    """There vLLM copies an adapter's matrices for each token of a prompt, which takes minutes."""
     adapter, adapted = lora
     card()
     served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
@@ -354,10 +367,10 @@ def test_the_difference_between_a_policy_and_what_is_sampled_for_it_is_measured(
     adapter, _ = lora
     merged = sample.servable(test_sample.config(backend=transformers(8)), adapter, tmp_path)
     rows = test_sample.run(
-        tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL
+        tmp_path / "out", write_prompts(tmp_path), adapter, backend=transformers(8), **SMALL
     )
-    assert per_token(adapter, merged, rows, "float32", "float32") < 1e-4
-    assert per_token(adapter, policy, rows, "float32", "float32") > 0.1
+    assert measure_gap(adapter, merged, rows, "float32", "float32") < 1e-4
+    assert measure_gap(adapter, policy, rows, "float32", "float32") > 0.1
 
 
 @model
@@ -367,18 +380,22 @@ def test_an_adapter_of_a_quantised_base_is_merged_and_its_difference_noted(lora,
     quantised = Model(shutil.copytree(adapter.path, adapter.path.with_name("00000000000q")))
     (quantised.path / "model.json").write_text(json.dumps({**adapter.record, "quantization": bits}))
     assert sample.servable(test_sample.config(backend=VLLM), quantised, tmp_path).adapter is None
-    test_sample.run(tmp_path / "out", asked(tmp_path), quantised, backend=transformers(8), **SMALL)
+    test_sample.run(
+        tmp_path / "out", write_prompts(tmp_path), quantised, backend=transformers(8), **SMALL
+    )
     noted = tmp_path / "out" / "cost.json"
     told = json.loads(noted.read_text())
     assert 0 <= told["quantization_difference"] < 0.01
-    # Killed after the last shard and before it was measured: nothing is drawn again, and it is measured.
+    # Killed after the last shard, before the measurement: nothing is sampled again.
     noted.write_text(
         json.dumps(
             {name: figure for name, figure in told.items() if name != "quantization_difference"}
         )
     )
     drawn_at = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "samples").iterdir()}
-    test_sample.run(tmp_path / "out", asked(tmp_path), quantised, backend=transformers(8), **SMALL)
+    test_sample.run(
+        tmp_path / "out", write_prompts(tmp_path), quantised, backend=transformers(8), **SMALL
+    )
     assert json.loads(noted.read_text()) == told
     assert {file: file.stat().st_mtime_ns for file in drawn_at} == drawn_at
 
@@ -386,18 +403,18 @@ def test_an_adapter_of_a_quantised_base_is_merged_and_its_difference_noted(lora,
 SMALL = {"limits": {"prompt": 64, "completion": 24}, "shard": 4}
 
 
-def asked(folder: Path):
+def write_prompts(folder: Path):
     return test_sample.ask(
         folder / "train", *(f"name {number} facts about the river" for number in range(12))
     )
 
 
-# ── vLLM: one engine for all of these ─────────────────────────────────────────────────────────────────────────────
+# ── vLLM: one engine for all of these ─────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
 def fast(policy):
-    backend = opened(VLLM, policy).start(policy, LIMITS)
+    backend = open_sampler(VLLM, policy).start(policy, LIMITS)
     yield backend
     backend.close()
 
@@ -405,15 +422,15 @@ def fast(policy):
 @model
 def test_without_vllm_its_backend_says_what_to_type(policy, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    said = r"^exam.sample.backend: vLLM cannot be imported.*\n.*make install.*@sample.backend=transformers"
-    with pytest.raises(UserError, match=said):
-        opened(VLLM, policy, "exam.sample").start(policy, LIMITS)
+    remedy = r"^exam.sample.backend: .*\n.*make install.*@sample.backend=transformers"
+    with pytest.raises(UserError, match=remedy):
+        open_sampler(VLLM, policy, "exam.sample").start(policy, LIMITS)
 
 
 @model
 def test_vllm_and_transformers_agree_on_greedy_tokens_and_logprobs(fast, slow):
     asked = requests(fast, 100, 0.0)
-    theirs, ours = drawn(fast, asked), drawn(slow, asked)
+    theirs, ours = sample_all(fast, asked), sample_all(slow, asked)
     assert {c.token_ids[-1] for c in ours.values() if c.finish_reason == "stop"} == {END, OTHER_END}
     assert sum(theirs[r.sample_id].token_ids == ours[r.sample_id].token_ids for r in asked) == 100
     assert {key: c.finish_reason for key, c in theirs.items()} == {
@@ -425,7 +442,7 @@ def test_vllm_and_transformers_agree_on_greedy_tokens_and_logprobs(fast, slow):
 @model
 def test_vllm_logprobs_are_raw_and_ends_are_part_of_the_tokens(fast, slow):
     asked = requests(fast, 60, 1.5, 0.9)
-    completions = drawn(fast, asked)
+    completions = sample_all(fast, asked)
     ends = {c.token_ids[-1] for c in completions.values() if c.finish_reason == "stop"}
     assert ends == {END, OTHER_END}
     for request in asked:
@@ -440,7 +457,7 @@ def test_vllm_logprobs_are_raw_and_ends_are_part_of_the_tokens(fast, slow):
         assert (
             len(completion.token_ids) == LIMITS.completion
         ) or completion.finish_reason == "stop"
-        assert fast.text.decode(completion) == fast.text.tokenizer.decode(
+        assert fast.tokenizer.decode(completion) == fast.tokenizer.tokenizer.decode(
             inside, skip_special_tokens=True
         )
 
@@ -450,10 +467,10 @@ def test_the_likeliest_tokens_alone_are_the_greedy_ones(fast, slow):
     """min_p=1 leaves one token to draw, whatever the temperature."""
     for backend in (fast, slow):
         greedy, narrow = (
-            drawn(backend, requests(backend, 30, 0.0)),
-            drawn(backend, requests(backend, 30, 2.0, min_p=1)),
+            sample_all(backend, requests(backend, 30, 0.0)),
+            sample_all(backend, requests(backend, 30, 2.0, min_p=1)),
         )
-        wide = drawn(backend, requests(backend, 30, 2.0, min_p=0.01))
+        wide = sample_all(backend, requests(backend, 30, 2.0, min_p=0.01))
         assert {key: c.token_ids for key, c in narrow.items()} == {
             key: c.token_ids for key, c in greedy.items()
         }
@@ -462,19 +479,19 @@ def test_the_likeliest_tokens_alone_are_the_greedy_ones(fast, slow):
 
 @model
 def test_a_stop_string_saves_tokens_and_leaves_the_same_completions(fast, slow):
-    """One row in three is given a string of its own plain completion; an engine may end it there and not elsewhere."""
+    """One row in three gets a stop string from its own plain completion."""
     for backend in (fast, slow):
-        plain = drawn(backend, asked := requests(backend, 48, 0.9))
+        plain = sample_all(backend, asked := requests(backend, 48, 0.9))
         with_stop = [
-            replace(r, stop=(backend.text.read(plain[r.sample_id].token_ids[5:8]),))
+            replace(r, stop=(backend.tokenizer.decode_raw(plain[r.sample_id].token_ids[5:8]),))
             for r in asked[::3]
         ]
-        stopped = drawn(backend, [*with_stop, *asked[1::3]])
+        stopped = sample_all(backend, [*with_stop, *asked[1::3]])
         assert all(
             stopped[r.sample_id].token_ids == plain[r.sample_id].token_ids for r in asked[1::3]
         )
         cuts = [
-            [cut(backend.text, list(r.stop), c[r.sample_id]) for c in (plain, stopped)]
+            [cut_at_stop(backend.tokenizer, list(r.stop), c[r.sample_id]) for c in (plain, stopped)]
             for r in with_stop
         ]
         told = [
@@ -490,8 +507,8 @@ def test_a_stop_string_saves_tokens_and_leaves_the_same_completions(fast, slow):
 @model
 def test_vllm_draws_the_same_in_other_groupings(fast):
     asked = requests(fast, 120, 0.9, 0.95)
-    together = drawn(fast, asked)
-    apart = drawn(fast, *(asked[start : start + 37] for start in range(0, 120, 37)))
+    together = sample_all(fast, asked)
+    apart = sample_all(fast, *(asked[start : start + 37] for start in range(0, 120, 37)))
     assert {key: c.token_ids for key, c in apart.items()} == {
         key: c.token_ids for key, c in together.items()
     }
@@ -504,7 +521,7 @@ def test_vllm_tells_the_tokens_of_what_is_not_finished(fast, monkeypatch):
     from pipeline.backends import vllm
 
     asked, heard = requests(fast, 40, 0.9), list[dict[str, int]]()
-    plain = drawn(fast, asked)
+    plain = sample_all(fast, asked)
     monkeypatch.setattr(vllm, "COUNT_EVERY", 0.0)
     told = {
         c.sample_id: c for c in fast.generate([asked], lambda counts: heard.append(dict(counts)))
@@ -523,11 +540,11 @@ def test_vllm_tells_the_tokens_of_what_is_not_finished(fast, monkeypatch):
 
 @model
 def test_on_a_gpu_the_next_block_is_submitted_before_the_last_one_drains(fast, monkeypatch):
-    """Which is `room`: how many may be unfinished when the next block is asked for; none on a CPU."""
+    """The next block is submitted at `refill_threshold` unfinished requests: 0 on a CPU."""
     asked = requests(fast, 120, 0.9)
 
     def unfinished(room: int) -> tuple[list[int], dict[str, list[int]]]:
-        monkeypatch.setattr(fast, "room", room)
+        monkeypatch.setattr(fast, "refill_threshold", room)
         left: list[int] = []
 
         def blocks():
@@ -539,20 +556,20 @@ def test_on_a_gpu_the_next_block_is_submitted_before_the_last_one_drains(fast, m
             completion.sample_id: completion.token_ids for completion in fast.generate(blocks())
         }
 
-    assert fast.room == 0
+    assert fast.refill_threshold == 0
     (drained, apart), (refilled, flowing) = unfinished(0), unfinished(39)
     assert drained == [0, 0, 0] and all(0 < left <= 39 for left in refilled[1:])
     assert apart == flowing
 
 
-def running(backend: Backend):
-    class Started:
-        """The engine that already runs."""
+def make_running(backend: Backend):
+    class RunningSampler:
+        """Uses an engine that is running already."""
 
-        text, generate = backend.text, backend.generate
+        tokenizer, generate = backend.tokenizer, backend.generate
         start = close = staticmethod(lambda *_: None)
 
-    return Started
+    return RunningSampler
 
 
 HANDS = """
@@ -560,7 +577,8 @@ import sys
 from pathlib import Path
 from pipeline.artifacts import Model, Prompts
 from tests.backends import test_backends as t
-t.draw(Path(sys.argv[1]), Prompts(Path(sys.argv[2])), Model(Path(sys.argv[3])), workers=int(sys.argv[4]))
+out, prompts, policy = map(Path, sys.argv[1:4])
+t.draw(out, Prompts(prompts), Model(policy), workers=int(sys.argv[4]))
 """
 
 
@@ -600,7 +618,7 @@ def test_vllm_hands_and_their_stage_killed_leave_the_bytes_of_one_engine(
     assert 10 <= len(json.loads((out / "shards.json").read_text())) < 200
 
     assert child(workers=1).wait() == 0
-    monkeypatch.setattr(sample, "open_backend", lambda *_: running(fast))
+    monkeypatch.setattr(sample, "open_backend", lambda *_: make_running(fast))
     draw(tmp_path / "whole", prompts, policy)
     assert test_sample.files(out) == test_sample.files(tmp_path / "whole")
 
@@ -613,8 +631,8 @@ def wait_for_shards(out: Path, count: int, stage: "subprocess.Popen[bytes]") -> 
 
 @model
 def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "open_backend", lambda *_: running(fast))
-    prompts = asked(tmp_path)
+    monkeypatch.setattr(sample, "open_backend", lambda *_: make_running(fast))
+    prompts = write_prompts(tmp_path)
     first = test_sample.run(
         tmp_path / "out", prompts, policy, backend=VLLM, limits=LIMITS.model_dump()
     )
@@ -625,7 +643,7 @@ def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, mon
     assert test_sample.files(tmp_path / "out") == whole
 
 
-# ── and one more, with an adapter ─────────────────────────────────────────────────────────────────────────────────
+# ── and one more, with an adapter ─────────────────────────────────────────────────────────────────
 
 
 @model

@@ -16,12 +16,12 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Model, read_table
-from pipeline.backends import Billed, Completion, Failed, Request, api_client
+from pipeline.backends import BilledTokens, Completion, CompletionRequest, FailedRequest, api_client
 from pipeline.backends.in_flight import RequestPool
 from pipeline.config import Limits
 from pipeline.errors import StageError, UserError
 from pipeline.sampling.journal import Journal
-from tests.backends.test_backends import opened, transformers
+from tests.backends.test_backends import open_sampler, transformers
 from tests.stages import test_sample
 from tests.support.house import HOUSE, composed
 from tests.support.servers import Fault, Server, drawn_by, serving
@@ -60,7 +60,7 @@ def policy(tmp_path_factory) -> Model:
 
 @pytest.fixture(scope="module")
 def complete(policy):
-    return drawn_by(opened(transformers(1), policy).start(policy, Limits(**LIMITS)))
+    return drawn_by(open_sampler(transformers(1), policy).start(policy, Limits(**LIMITS)))
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def always(fault: str, every: int) -> Fault:
     return lambda seed, tries: fault if seed % every == 0 else None
 
 
-# ── the same columns ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── the same columns ──────────────────────────────────────────────────────────────────────────────
 
 
 @model
@@ -164,7 +164,7 @@ def test_where_the_server_alone_sees_a_stop_string_it_is_asked_again_without(
 @model
 @pytest.mark.parametrize("counts", [True, False])
 def test_what_is_cut_here_costs_what_the_server_wrote(complete, policy, prompts, tmp_path, counts):
-    """A server that knows no stop strings, whose template has seven tokens more than ours; or that does not count."""
+    """A server without stop strings: it counts seven more prompt tokens than we do, or nothing."""
     came = []
 
     def on_and_on(body):
@@ -237,7 +237,7 @@ def test_text_that_is_odd_becomes_an_answer_of_the_policy_or_a_failed_row(
         ended["token_ids"].list.count_matches(2)
     ) == {1}
     assert set(longer["completion"]) == {texts[3]} and ended.height, (
-        "it counts as truncated, and nobody cut it"
+        "it counts as truncated, and is not cut"
     )
 
 
@@ -285,11 +285,11 @@ def test_what_came_beside_a_fault_is_handed_on_before_it():
     class Client:
         async def close(self) -> None: ...
 
-    async def ask(request: Request) -> Completion | Failed:
+    async def ask(request: CompletionRequest) -> Completion | FailedRequest:
         if request.sample_id == "refused":
             raise UserError("the key was taken back")
         return (
-            Failed("f", "no")
+            FailedRequest("f", "no")
             if request.sample_id == "f"
             else Completion(request.sample_id, [1], None, "stop")
         )
@@ -297,9 +297,11 @@ def test_what_came_beside_a_fault_is_handed_on_before_it():
     under_way = RequestPool(9, timeout=5)
     under_way.open(Client())
     names = ["refused", "f", *map(str, range(7))]
-    came = under_way.answers([[Request(name, [1], 0.0, 1.0, 1) for name in names]], ask)
+    came = under_way.run_requests(
+        [[CompletionRequest(name, [1], 0.0, 1.0, 1) for name in names]], ask
+    )
     assert {next(came).sample_id for _ in range(7)} == set(names[2:])
-    assert next(came) == Failed("f", "no")
+    assert next(came) == FailedRequest("f", "no")
     with pytest.raises(UserError, match="taken back"):
         next(came)
     under_way.close()
@@ -307,16 +309,17 @@ def test_what_came_beside_a_fault_is_handed_on_before_it():
 
 def test_a_kill_while_the_journal_is_opened_again_loses_nothing(tmp_path, monkeypatch):
     """Nor does the line that an earlier kill has cut short spoil the next."""
-    requests = [Request(str(at), [1], 0.0, 1.0, at) for at in range(3)]
+    requests = [CompletionRequest(str(at), [1], 0.0, 1.0, at) for at in range(3)]
 
     class Backend:
         def generate(self, blocks):
             for block in blocks:
                 yield from (
-                    Completion(r.sample_id, [7, 8], -0.5, "stop", None, Billed(3, 2)) for r in block
+                    Completion(r.sample_id, [7, 8], -0.5, "stop", None, BilledTokens(3, 2))
+                    for r in block
                 )
 
-    first = Journal(tmp_path).through(Backend(), [requests])
+    first = Journal(tmp_path).generate(Backend(), [requests])
     came = [next(first), next(first)]
     [file] = tmp_path.iterdir()
     file.write_text(file.read_text() + '{"sample_id": "2", "tok')
@@ -327,9 +330,9 @@ def test_a_kill_while_the_journal_is_opened_again_loses_nothing(tmp_path, monkey
 
     with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
         patched.setattr(Path, "write_text", killed)
-        next(Journal(tmp_path).through(Backend(), [requests[:2]]))
+        next(Journal(tmp_path).generate(Backend(), [requests[:2]]))
     assert file.read_text().count("\n") == 2
-    again = {drawn.sample_id: drawn for drawn in Journal(tmp_path).through(Backend(), [requests])}
+    again = {drawn.sample_id: drawn for drawn in Journal(tmp_path).generate(Backend(), [requests])}
     assert (
         [again["0"], again["1"]] == came
         and set(again) == {"0", "1", "2"}
@@ -337,15 +340,13 @@ def test_a_kill_while_the_journal_is_opened_again_loses_nothing(tmp_path, monkey
     )
 
 
-# ── a server with faults ──────────────────────────────────────────────────────────────────────────────────────────
+# ── a server with faults ──────────────────────────────────────────────────────────────────────────
 
 
 @model
 @pytest.mark.parametrize("fault", ["429", "500", "hang", "half"])
 def test_what_goes_wrong_once_is_asked_again(complete, policy, prompts, tmp_path, fault):
-    limit = (
-        6.0 if fault == "hang" else 60.0
-    )  # a reply that is no fault takes a second on a busy machine
+    limit = 6.0 if fault == "hang" else 60.0  # a good reply takes a second on a busy machine
     with serving(complete, once(fault)) as server:
         rows = run(
             tmp_path / "out",
@@ -473,7 +474,7 @@ def test_killed_inside_a_shard_it_asks_only_for_what_had_not_come(
     )
 
 
-# ── what is refused ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is refused ───────────────────────────────────────────────────────────────────────────────
 
 
 @model
@@ -632,13 +633,13 @@ def test_where_no_server_answers_it_is_refused(policy, prompts, tmp_path):
 
 
 def test_a_server_that_takes_the_call_and_says_nothing_is_not_waited_for_long(monkeypatch):
-    monkeypatch.setattr(api_client, "PATIENCE", 0.1)
+    monkeypatch.setattr(api_client, "LIST_TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}/v1"
         backend = composed(*GIVEN, f"{URL}={url}").sample.backend
         begun = time.monotonic()
         with pytest.raises(UserError, match="no server answers there"):
-            api_client.card_of("sample.backend", backend.runtime, "m")
+            api_client.fetch_model_card("sample.backend", backend.runtime, "m")
         assert time.monotonic() - begun < 10
 
 
@@ -679,7 +680,7 @@ def test_an_exam_through_an_endpoint_is_refused_at_the_door():
         composed(*GIVEN[:2], "backend@exam.sample.backend=endpoint", *words)
 
 
-# ── vLLM's own server ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── vLLM's own server ─────────────────────────────────────────────────────────────────────────────
 
 VLLM = [
     *(
@@ -708,7 +709,7 @@ def free_port() -> int:
 
 
 class VllmServer:
-    """vLLM's own server in a process group of its own; `kill` is kill -9 of all of it."""
+    """vLLM's own server in its own process group; `kill` is kill -9 of the whole group."""
 
     def __init__(self, policy: Model, log: Path, port: int):
         self.base_url = f"http://127.0.0.1:{port}/v1"
@@ -782,7 +783,7 @@ def killed_after(server: VllmServer, out: Path, completions: int) -> threading.T
 def broken_on_the_way(server: VllmServer, out: Path, prompts, policy: Model) -> int:
     """Draws until the server is killed; how many completions are kept."""
     watcher = killed_after(server, out, 8)
-    with pytest.raises(StageError, match=r"the connection broke.*\n.*what came is kept"):
+    with pytest.raises(StageError, match=r"the connection broke.*\n.*run the same command again"):
         run(out, prompts, policy, of_vllm(server, retries=1), max_failed=0.02)
     watcher.join()
     finished = sum(read_table(file).height for file in (out / "samples").glob("*"))
@@ -822,10 +823,10 @@ def test_vllm_s_server_gives_the_policy_s_tokens_and_its_death_loses_nothing(
 
 def stopped_early(backend: dict, policy: Model, cut: pl.DataFrame) -> bool:
     """Whether the server drew nothing past the stop strings."""
-    server = opened(backend, policy).start(policy, Limits(**LIMITS))
+    server = open_sampler(backend, policy).start(policy, Limits(**LIMITS))
     stops = tuple(STOPS["draw"]["stop"])
     asked = [
-        Request(str(at), ids, 0.0, 1.0, at, stop=stops)
+        CompletionRequest(str(at), ids, 0.0, 1.0, at, stop=stops)
         for at, ids in enumerate(cut["prompt_token_ids"].to_list())
     ]
     came = {drawn.sample_id: drawn for drawn in server.generate([asked])}

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.artifacts import Model
 from pipeline.backends import Completion
-from pipeline.backends.scripted import ScriptedText
+from pipeline.backends.scripted import ScriptedTokenizer
 from pipeline.driver.child_process import LogWatch
 from pipeline.driver.ledger import Ledger
 from pipeline.plan import plan
@@ -46,7 +46,7 @@ def ticks(monkeypatch) -> Clock:
 class Lockstep:
     """An engine that makes a token for every request at each step; a second is so many tokens."""
 
-    text = ScriptedText(200)
+    tokenizer = ScriptedTokenizer(200)
 
     def __init__(self, ticking: Clock, lengths: list[int]):
         self.clock, self.lengths = ticking, iter(lengths)
@@ -165,9 +165,9 @@ def test_answers_of_like_length_are_known_once_a_block_is_done(monkeypatch, tmp_
 
 def test_tokens_of_the_unfinished_are_shown_and_never_counted_twice(capfd):
     found = dict.fromkeys(("prompts", "completions", "tokens", "truncated"), 0)
-    watcher = throughput.Meter(found, 2, 8, 100)
-    watcher.hear({throughput.ENGINE: 1.0})
-    watcher.hear({f"{throughput.UNDER_WAY}3": 8, throughput.DRAWN_SO_FAR: 80})
+    watcher = throughput.ThroughputMeter(found, 2, 8, 100)
+    watcher.update({throughput.ENGINE: 1.0})
+    watcher.update({f"{throughput.UNFINISHED_BIN}3": 8, throughput.UNFINISHED_TOKENS: 80})
     said = capfd.readouterr().err
     assert (
         "sample 0/2 prompts" in said and "under way 8 with 80 tokens" in said and "at most" in said
@@ -187,19 +187,21 @@ def test_what_is_counted_of_a_completion_goes_when_it_is_finished(tmp_path):
                 on_tokens({})
 
     asked = ask(tmp_path / "train", *(f"say {at} things" for at in range(6)))
-    engine, real = Counting(Clock(), []), throughput.Meter.hear
+    engine, real = Counting(Clock(), []), throughput.ThroughputMeter.update
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sample, "open_backend", lambda *_: engine)
         patch.setattr(
-            throughput.Meter,
-            "hear",
+            throughput.ThroughputMeter,
+            "update",
             lambda self, news: (heard.append(dict(news)), real(self, news))[1],
         )
         sample.run(drawing(), tmp_path / "out", policy=POLICY, prompts=asked)
     sums = {name: sum(news.get(name, 0) for news in heard) for news in heard for name in news}
-    assert max(news.get(throughput.DRAWN_SO_FAR, 0) for news in heard) > 0
-    assert sums[throughput.DRAWN_SO_FAR] == 0 and sums["tokens"] == 9 * 24
-    assert all(not count for name, count in sums.items() if name.startswith(throughput.UNDER_WAY))
+    assert max(news.get(throughput.UNFINISHED_TOKENS, 0) for news in heard) > 0
+    assert sums[throughput.UNFINISHED_TOKENS] == 0 and sums["tokens"] == 9 * 24
+    assert all(
+        not count for name, count in sums.items() if name.startswith(throughput.UNFINISHED_BIN)
+    )
 
 
 # ── refer ─────────────────────────────────────────────────────────────────────────────────────────
@@ -245,12 +247,12 @@ def test_looks_are_counted_apart_from_steps(ticks, capfd, tmp_path):
 def test_a_batch_of_transformers_tells_how_far_its_rows_are(monkeypatch):
     import torch
 
-    from pipeline.backends import Request, transformers
+    from pipeline.backends import CompletionRequest, transformers
 
     monkeypatch.setattr(transformers, "COUNT_EVERY", 0.0)
     heard: list[dict[str, int]] = []
-    batch = [Request(name, [1, 2], 0.0, 1.0, 0) for name in "ab"]
-    count = transformers.TokenCount([9], batch, lambda told: heard.append(dict(told)))
+    batch = [CompletionRequest(name, [1, 2], 0.0, 1.0, 0) for name in "ab"]
+    count = transformers.TokenReporter([9], batch, lambda told: heard.append(dict(told)))
     for drawn in ([], [[5], [9]], [[5, 6], [9, 0]]):
         rows = torch.tensor([[1, 2, *more] for more in drawn] if drawn else [[1, 2]] * 2)
         scores = torch.zeros(2, 10)

@@ -19,7 +19,7 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Decontamination, Model, Pairs, Prompts, open_artifact, write_table
-from pipeline.backends.chat import Chat
+from pipeline.backends.chat import ModelTokenizer
 from pipeline.data import decontamination
 from pipeline.driver import worker
 from pipeline.errors import UserError
@@ -143,7 +143,7 @@ def run_here(last: Step, store: Path) -> dict[str, Path]:
 def test_a_family_is_trained_from_prompts_to_a_model(made, tmp_path, name):
     checkpoint = made(name)
     folders = run_here(plan(composed(*arguments(name, checkpoint, tmp_path))), tmp_path / "store")
-    pairs, chat = Pairs(folders["pair"]), Chat(Model(folders["sft"]))
+    pairs, chat = Pairs(folders["pair"]), ModelTokenizer(Model(folders["sft"]))
     rows = pl.concat([pairs.read_train(), pairs.read_dev()])
     assert rows.height >= 8 and pairs.read_funnel()["dropped_samples"].get("second BOS", 0) < 48 / 4
     for row in rows.iter_rows(named=True):
@@ -159,7 +159,9 @@ def test_a_family_is_trained_from_prompts_to_a_model(made, tmp_path, name):
     assert weights[0] != weights[1]
 
 
-def template_ids(chat: Chat, messages: list[dict[str, str]], kwargs: dict[str, Any]) -> list[int]:
+def template_ids(
+    chat: ModelTokenizer, messages: list[dict[str, str]], kwargs: dict[str, Any]
+) -> list[int]:
     """By transformers itself, as a user would check it."""
     text = chat.tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, **kwargs
@@ -175,7 +177,9 @@ def test_the_command_line_trains_a_model_with_a_bos_in_each_turn(made, tmp_path,
     assert process.returncode == 0, process.stdout + process.stderr
     [train] = (tmp_path / "store" / "train").glob("*/manifest.json")
     [pair] = (tmp_path / "store" / "pair").glob("*/train.parquet")
-    bos = Chat(Model(next((tmp_path / "store" / "sft").glob("*/manifest.json")).parent)).bos
+    bos = ModelTokenizer(
+        Model(next((tmp_path / "store" / "sft").glob("*/manifest.json")).parent)
+    ).bos
     assert max(ids.count(bos) for ids in pl.read_parquet(pair)["prompt_token_ids"].to_list()) > 1
     assert open_artifact("train", train.parent).read_metrics()
 
@@ -193,15 +197,15 @@ def command(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
 @every_family
 def test_an_answer_has_the_tokens_that_the_template_gives_it(policy, name):
     """Within the whole conversation, and up to the first token at which a sampler stops."""
-    chat = Chat(policy(name))
+    chat = ModelTokenizer(policy(name))
     for messages in conversations(name, 3):
         answer = {"role": "assistant", "content": "A quiet garden."}
         whole = chat.tokenizer.apply_chat_template([*messages, answer], tokenize=False)
-        ids = [*chat.encode(messages, {}), *chat.answer(messages, "A quiet garden.", {})]
+        ids = [*chat.encode(messages, {}), *chat.encode_answer(messages, "A quiet garden.", {})]
         assert ids == chat.tokenizer(whole, add_special_tokens=False)["input_ids"][: len(ids)]
         assert [
-            token in chat.stops for token in chat.answer(messages, "A quiet garden.", {})
-        ].index(True) == (len(chat.answer(messages, "A quiet garden.", {})) - 1)
+            token in chat.stop_ids for token in chat.encode_answer(messages, "A quiet garden.", {})
+        ].index(True) == (len(chat.encode_answer(messages, "A quiet garden.", {})) - 1)
 
 
 @model
@@ -209,7 +213,7 @@ def test_an_answer_has_the_tokens_that_the_template_gives_it(policy, name):
 def test_a_demonstration_has_the_tokens_that_the_template_gives_it(policy, name):
     from pipeline.training.trainers.sft import encode
 
-    chat = Chat(policy(name))
+    chat = ModelTokenizer(policy(name))
     answer = {"role": "assistant", "content": "A quiet garden."}
     for messages in conversations(name, 3):
         if name == "gemma":  # its template ends no turn with the tokenizer's EOS
@@ -248,7 +252,7 @@ def preferences(name: str, count: int) -> list[dict[str, Any]]:
 @model
 @every_family
 def test_no_offline_row_is_dropped_for_the_bos_that_its_template_writes(taken, policy, name):
-    pairs, chat = taken(name, preferences(name, 6)), Chat(policy(name))
+    pairs, chat = taken(name, preferences(name, 6)), ModelTokenizer(policy(name))
     assert pairs.read_train().height == 6 and pairs.read_dropped().height == 0
     for row in pairs.read_train().iter_rows(named=True):
         assert row["prompt_token_ids"] == template_ids(chat, row["prompt"], {})
@@ -265,7 +269,7 @@ def test_an_offline_row_that_spells_bos_out_is_dropped_and_named(taken, policy, 
     pairs = taken(name, [*preferences(name, 6), *planted])
     dropped = pairs.read_dropped().select("row", "reason").rows()
     if (
-        Chat(policy(name)).only_bos is None
+        ModelTokenizer(policy(name)).leading_bos is None
     ):  # it also ends a text, where it is an end like any other
         assert dropped == []
     else:
@@ -304,7 +308,7 @@ def test_a_doubled_bos_is_refused_before_anything_is_drawn(tmp_path, name):
         importlib.import_module("pipeline.stages.sft").run(cfg.sft, tmp_path / "sft")
     (tmp_path / "model.json").write_text(json.dumps({"weights": name, "tokenizer": name}))
     with pytest.raises(UserError, match=said):
-        Chat(Model(tmp_path)).encode(conversations(name, 1)[0], {})
+        ModelTokenizer(Model(tmp_path)).encode(conversations(name, 1)[0], {})
 
 
 @model
@@ -322,7 +326,7 @@ def test_the_remedy_for_a_doubled_bos_can_be_typed(tmp_path, name):
     made = importlib.import_module("pipeline.stages.sft").run(
         cfg.sft, tmp_path / "store" / "sft" / "a"
     )
-    assert Chat(made).encode(conversations(name, 1)[0], {})
+    assert ModelTokenizer(made).encode(conversations(name, 1)[0], {})
 
 
 @model
@@ -331,7 +335,7 @@ def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_p
     """Someone rendered the template to text and let the tokenizer add its own BOS."""
     from pipeline.pairing import token_checks
 
-    chat = Chat(policy(name))
+    chat = ModelTokenizer(policy(name))
     row = a_pair(chat, conversations(name, 1)[0])
     text = chat.render(row["prompt"], {}, generation=True)
     twice = {**row, "prompt_token_ids": chat.tokenizer(text)["input_ids"]}
@@ -343,11 +347,11 @@ def test_prompts_that_were_tokenised_with_a_second_bos_are_refused(policy, tmp_p
     token_checks.check(cfg, pl.DataFrame([row]), chat)
 
 
-def a_pair(chat: Chat, messages: list[dict[str, str]]) -> dict[str, Any]:
+def a_pair(chat: ModelTokenizer, messages: list[dict[str, str]]) -> dict[str, Any]:
     row = {"prompt": messages, "prompt_token_ids": chat.encode(messages, {}), "origin": "edited"}
     for side, text in (("chosen", "a"), ("rejected", "b")):
         row |= {side: [{"role": "assistant", "content": text}], f"{side}_id": side}
-        row[f"{side}_token_ids"] = chat.answer(messages, text, {})
+        row[f"{side}_token_ids"] = chat.encode_answer(messages, text, {})
     return row
 
 
@@ -375,7 +379,7 @@ def test_a_template_that_writes_the_date_is_named_where_two_days_differ(tmp_path
         "llama3"
     ].template.removeprefix("{{ bos_token }}")
     family = dataclasses.replace(FAMILIES["llama3"], template=dated)
-    chat = Chat(write_model(family, tmp_path / "sft" / "a", layers=1))
+    chat = ModelTokenizer(write_model(family, tmp_path / "sft" / "a", layers=1))
     row = a_pair(chat, conversations("llama3", 1)[0])
     day = chat.tokenizer(chat.tokenizer.bos_token + "01 Jan 1999", add_special_tokens=False)[
         "input_ids"
@@ -418,7 +422,7 @@ def test_a_template_that_moves_the_system_message_is_refused_before_anything_is_
 def test_a_reward_model_reads_a_chat_as_its_template_writes_it(policy, name):
     from pipeline.scorers.reward_text import RewardEncoder, UnreadableText
 
-    chat, bos = Chat(policy(name)), FAMILIES[name].bos
+    chat, bos = ModelTokenizer(policy(name)), FAMILIES[name].bos
     text = RewardEncoder(chat.tokenizer, "chat", {}, None)
     # Classifiers are read with the BOS that their tokenizer adds, also where the template has none.
     added = [chat.bos] if name == "zephyr" else []
@@ -426,8 +430,8 @@ def test_a_reward_model_reads_a_chat_as_its_template_writes_it(policy, name):
         whole = chat.render(
             [*messages, {"role": "assistant", "content": "A garden."}], {}, generation=False
         )
-        assert text.encode(messages, "A garden.").ids == [*added, *chat.pieces(whole)]
-    if chat.only_bos is not None:
+        assert text.encode(messages, "A garden.").ids == [*added, *chat.encode_text(whole)]
+    if chat.leading_bos is not None:
         with pytest.raises(UnreadableText, match="spells out the reward model's BOS"):
             text.encode(messages, f"A {bos} garden.")
 
@@ -441,7 +445,7 @@ def asked_with_a_system_message(name: str) -> list[dict[str, str]]:
 
 @model
 def test_a_system_message_is_refused_where_the_template_takes_none(policy, taken):
-    chat = Chat(policy("gemma"))
+    chat = ModelTokenizer(policy("gemma"))
     messages = asked_with_a_system_message("gemma")
     with pytest.raises(
         UserError, match=r"does not render .*be brief.*no system role here.*\n.*chat_template=FILE"
@@ -477,7 +481,7 @@ def test_a_demonstration_in_roles_that_the_template_does_not_take_is_a_bad_row(p
 
     def taken(on_bad_row: str):
         cfg = JsonlDemonstrations(kind="jsonl", path=str(file), on_bad_row=on_bad_row)
-        tokens = partial(encode, Chat(policy("llama2")).tokenizer, kwargs={})
+        tokens = partial(encode, ModelTokenizer(policy("llama2")).tokenizer, kwargs={})
         return in_tokens(
             read_demonstrations(cfg), tokens, OverlapCheck(Decontamination(tmp_path), 8), 512, cfg
         )

@@ -185,8 +185,8 @@ def test_keys_of_the_environment_are_masked_in_what_is_printed_and_kept(odd, mon
     monkeypatch.setenv("JUDGE", SHORT_KEY)  # named by the config alone
     monkeypatch.setenv("HF_TOKEN", KEY)
     monkeypatch.setenv("SOME_KEY", "word")  # too short to be one
-    monkeypatch.setenv(api_client.NAMED, "")
-    api_client.name_keys({"exam": [{"engine": {"runtime": {"api_key_env": "JUDGE"}}}]})
+    monkeypatch.setenv(api_client.KEY_NAMES_VARIABLE, "")
+    api_client.register_key_names({"exam": [{"engine": {"runtime": {"api_key_env": "JUDGE"}}}]})
     with opened(odd, "prints") as scorer:
         found = [*scorer.score(two(1))]
     printed = capfd.readouterr().err
@@ -194,7 +194,7 @@ def test_keys_of_the_environment_are_masked_in_what_is_printed_and_kept(odd, mon
         assert (
             KEY not in text and SHORT_KEY not in text and "[HF_TOKEN]" in text and "[JUDGE]" in text
         )
-    assert api_client.masked("a word") == "a word"
+    assert api_client.mask_secrets("a word") == "a word"
     assert len(printed) < 100_000 and all(line.startswith("| ") for line in printed.splitlines())
 
 

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from hypothesis import strategies as st
 
-from pipeline.backends import Completion, Failed, Request
-from pipeline.backends.chat_api import ByName, _read
+from pipeline.backends import Completion, CompletionRequest, FailedRequest
+from pipeline.backends.chat_api import ChatApiSampler, _parse_reply
 from pipeline.scorers.judging import anthropic, endpoint
 from pipeline.scorers.judging.parsing import parse_verdict
 from pipeline.scorers.judging.verdict_cache import VerdictSource, VerdictStore
@@ -56,10 +56,10 @@ QUESTION = type("Request", (), {"texts_hash": "t", "order": ""})
 class Words:
     """Tokens without a tokenizer."""
 
-    end = 0
+    eos = 0
 
     @staticmethod
-    def spelled(text: str) -> list[int]:
+    def encode_literal(text: str) -> list[int]:
         return list(text.encode())
 
 
@@ -76,10 +76,10 @@ def heard(text: str, form: str) -> None:
             assert not verdict.probabilities or abs(sum(verdict.probabilities.values()) - 1) < 1e-6
             pl.DataFrame({"fault": [verdict.fault], "model": [verdict.model]})
         store.close()
-    backend = ByName.__new__(ByName)
-    backend.text = Words()  # type: ignore[assignment]
-    drawn = backend._completion(Request("s", [1], 1.0, 1.0, 1), _read(text))
-    assert isinstance(drawn, Completion | Failed)
+    backend = ChatApiSampler.__new__(ChatApiSampler)
+    backend.tokenizer = Words()  # type: ignore[assignment]
+    drawn = backend._parse_completion(CompletionRequest("s", [1], 1.0, 1.0, 1), _parse_reply(text))
+    assert isinstance(drawn, Completion | FailedRequest)
     kept = drawn.text if isinstance(drawn, Completion) else drawn.reason
     pl.DataFrame({"kept": [kept], "read": [drawn.billed.read], "written": [drawn.billed.written]})
 

@@ -219,12 +219,12 @@ def test_so_it_is_for_either_carrier_of_requests(carrier):
     """Sampling goes by the first, judges by the second."""
     import openai
 
-    place = api_client._Patience("", None, timeout=1, retries=1)
+    place = api_client._ModelListServer("", None, timeout=1, retries=1)
 
     async def asked(url):
         from dataclasses import replace
 
-        async with api_client.client(
+        async with api_client.make_client(
             openai, openai.AsyncOpenAI, "sample", replace(place, base_url=url), carrier
         ) as client:
             await client.post("/chat/completions", body={"model": "m"}, cast_to=str)
@@ -234,13 +234,13 @@ def test_so_it_is_for_either_carrier_of_requests(carrier):
         with pytest.raises(openai.APITimeoutError) as error:
             asyncio.run(asked(server.url))
         assert 2 <= time.monotonic() - began < 10
-        assert api_client.fault(openai, place, error.value) == "no reply within 1 s"
+        assert api_client.describe_error(openai, place, error.value) == "no reply within 1 s"
     with serving(lambda _: Odd(chat(), drip=0.002)) as server:
         asyncio.run(asked(server.url))  # a slow one that ends in time is whole
 
 
 def test_a_list_of_models_that_drips_is_given_up(monkeypatch):
-    monkeypatch.setattr(api_client, "PATIENCE", 0.5)
+    monkeypatch.setattr(api_client, "LIST_TIMEOUT", 0.5)
     with serving(lambda _: Odd(b"")) as server:
         monkeypatch.setattr(
             server.RequestHandlerClass,
@@ -249,7 +249,9 @@ def test_a_list_of_models_that_drips_is_given_up(monkeypatch):
         )
         began = time.monotonic()
         with pytest.raises(UserError, match="no server answers there"):
-            api_client.card_of("sample", api_client._Patience(server.url, None, 0.5), "m")
+            api_client.fetch_model_card(
+                "sample", api_client._ModelListServer(server.url, None, 0.5), "m"
+            )
     assert time.monotonic() - began < 5
 
 

@@ -6,9 +6,9 @@ import openai
 import polars as pl
 import pytest
 
-from pipeline.backends import Completion, Failed, Request, api_client
-from pipeline.backends.chat_api import ByName
-from pipeline.backends.endpoint import Endpoint
+from pipeline.backends import Completion, CompletionRequest, FailedRequest, api_client
+from pipeline.backends.chat_api import ChatApiSampler
+from pipeline.backends.endpoint import EndpointSampler
 from pipeline.backends.in_flight import RequestPool
 from pipeline.config import EndpointBackend, ServedModel
 from pipeline.errors import UserError
@@ -23,21 +23,21 @@ HUGE = int("9" * 400)
 class Words:
     """A token a byte, without a tokenizer."""
 
-    end, stops, size, context = 0, [0], 256, None
+    eos, stop_ids, vocabulary_size, context = 0, [0], 256, None
 
     @staticmethod
-    def spelled(text):
+    def encode_literal(text):
         return list(text.encode())
 
     @staticmethod
-    def read(ids):
+    def decode_raw(ids):
         return bytes(ids).decode("latin-1")
 
 
 def opened(kind, url, **runtime):
     knobs = {"base_url": url, "api_key_env": None, "concurrency": 4, "timeout": 5, "retries": 0}
     knobs |= {"prices": {"input": 1, "output": 1}, **runtime}
-    if kind is ByName:
+    if kind is ChatApiSampler:
         told = {"kind": "served", "model": "m", "revision": None, "body": {}, "runtime": knobs}
         cfg = ServedModel.model_validate(told)
     else:
@@ -49,15 +49,15 @@ def opened(kind, url, **runtime):
         }
         cfg = EndpointBackend.model_validate(told)
     backend = kind.__new__(kind)
-    backend.cfg, backend.knob, backend.text, backend.where, backend._longest = (
+    backend.cfg, backend.knob, backend.tokenizer, backend.url, backend._max_tokens = (
         cfg,
         "sample",
         Words(),
         url,
         8,
     )
-    backend._under_way = RequestPool(cfg.runtime.concurrency, cfg.runtime.timeout)
-    backend._under_way.open(api_client.client(openai, openai.AsyncOpenAI, "sample", cfg.runtime))
+    backend._pool = RequestPool(cfg.runtime.concurrency, cfg.runtime.timeout)
+    backend._pool.open(api_client.make_client(openai, openai.AsyncOpenAI, "sample", cfg.runtime))
     return backend
 
 
@@ -66,7 +66,9 @@ def drawn(kind, reply, count=2, **runtime):
         backend = opened(kind, server.url, **runtime)
         try:
             asked = [
-                Request(f"s{at}", [65], 1.0, 1.0, at, messages=({"role": "user", "content": "a"},))
+                CompletionRequest(
+                    f"s{at}", [65], 1.0, 1.0, at, messages=({"role": "user", "content": "a"},)
+                )
                 for at in range(count)
             ]
             yield from backend.generate([asked])
@@ -105,11 +107,11 @@ ODD_IDS = {
 
 
 @pytest.mark.parametrize("name", [*ODD, *ODD_IDS])
-@pytest.mark.parametrize("kind", [ByName, Endpoint])
+@pytest.mark.parametrize("kind", [ChatApiSampler, EndpointSampler])
 def test_an_odd_completion_is_a_failed_one_with_its_reason(kind, name):
     odd = ODD[name] if name in ODD else Odd(ODD_IDS[name])
     found = list(drawn(kind, lambda _: odd))
-    assert [type(one) for one in found] == [Failed, Failed]
+    assert [type(one) for one in found] == [FailedRequest, FailedRequest]
     pl.DataFrame(
         {"reason": [one.reason for one in found], "read": [one.billed.read for one in found]}
     )
@@ -118,7 +120,10 @@ def test_an_odd_completion_is_a_failed_one_with_its_reason(kind, name):
 
 def test_odd_usage_is_no_bill():
     usage = {"prompt_tokens": 10**30, "completion_tokens": True}
-    for kind, body in ((ByName, chat("hi", usage=usage)), (Endpoint, text(usage=usage))):
+    for kind, body in (
+        (ChatApiSampler, chat("hi", usage=usage)),
+        (EndpointSampler, text(usage=usage)),
+    ):
         [found] = drawn(kind, lambda _, body=body: Odd(body), count=1)
         assert (
             isinstance(found, Completion)
@@ -127,9 +132,9 @@ def test_odd_usage_is_no_bill():
         )
 
 
-@pytest.mark.parametrize("kind", [ByName, Endpoint])
+@pytest.mark.parametrize("kind", [ChatApiSampler, EndpointSampler])
 def test_completions_under_way_are_handed_on_before_the_one_that_ends_the_run(kind):
-    seen, good = [], chat("hi") if kind is ByName else text()
+    seen, good = [], chat("hi") if kind is ChatApiSampler else text()
 
     def reply(body):
         seen.append(body)
@@ -141,7 +146,7 @@ def test_completions_under_way_are_handed_on_before_the_one_that_ends_the_run(ki
     assert [type(one) for one in came] == [Completion] * 3 and len(seen) == 4
 
 
-@pytest.mark.parametrize("kind", [ByName, Endpoint])
+@pytest.mark.parametrize("kind", [ChatApiSampler, EndpointSampler])
 def test_a_completion_that_drips_is_given_up_in_time(kind):
     began = time.monotonic()
     found = list(drawn(kind, lambda _: Odd(chat("hi"), drip=0.2), timeout=1, retries=1))

@@ -163,13 +163,13 @@ REFUSED_BOTH_TIMES = [
         [*JUDGE, "score.scorers.j.engine.runtime.api_key_env=NO_KEY"],
         "NO_KEY: this environment variable is not set",
     ),
-    (["sft.model=./empty"], "./empty: is no checkpoint: it has no config.json"),
+    (["sft.model=./empty"], "./empty: is not a checkpoint: it has no config.json"),
     (["sft.model=./pickled"], "it has no *.safetensors, only pickled weights (pytorch_model.bin)"),
-    (["sft.model=./coded"], "it brings Python code of its own (auto_map in config.json)"),
+    (["sft.model=./coded"], "it brings its own Python code (auto_map in config.json)"),
     (["sft.model=./mute"], "./mute: its tokenizer has no chat template"),
     (
         [*REWARD[1:2], "reward=checkpoint", "reward.model=./adapter"],
-        "./adapter: it is an adapter; a reward model is",
+        "./adapter: it is an adapter; a complete reward model was expected",
     ),
     (
         ["sft=train", "base=tiny", "demonstrations@sft.data=jsonl", "sft.data.path=shown.jsonl"],

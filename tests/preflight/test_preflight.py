@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import preflight
 from pipeline.artifacts import read_table, write_json, write_table
-from pipeline.backends.chat import Chat
+from pipeline.backends.chat import ModelTokenizer
 from pipeline.config import ScoreConfig
 from pipeline.driver.executor import prepare_plan
 from pipeline.driver.run import run_point
@@ -23,7 +23,7 @@ from pipeline.plan import plan
 from pipeline.preflight.inputs import check_lengths, check_offline, check_prompts
 from pipeline.preflight.lineage import trace_lineage
 from pipeline.preflight.prompt_lengths import PromptTokenizer
-from pipeline.sampling.prompt_selection import admitted
+from pipeline.sampling.prompt_selection import split_by_length
 from pipeline.step import Identity, Step
 from tests.stages import test_sample
 from tests.support import exams
@@ -293,7 +293,7 @@ def spelled(folder: Path, template: str | None) -> Path:
         (
             None,
             ["base.context=70"],
-            "limits.prompt=64, beside limits.completion=64 in a context of 70: 6 tokens",
+            "limits.prompt=64, with limits.completion=64 in a context of 70: 6 tokens",
         ),
         (
             TALK,
@@ -381,7 +381,7 @@ TEMPLATES = [
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_door_counts_what_the_sampler_counts(tmp_path, template):
     policy = tiny_model(tmp_path / "sft", template=template)
-    chat, words = Chat(policy), PromptTokenizer(policy.tokenizer, None, 256)
+    chat, words = ModelTokenizer(policy), PromptTokenizer(policy.tokenizer, None, 256)
     for content in ("  name three <|end|> facts ", "Ünï\n'\"", ""):
         messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": content}]
         for kwargs in ({}, {"style": "calm river"}):
@@ -404,26 +404,29 @@ def test_the_door_knows_the_template_of_an_older_checkpoint(tmp_path, several):
     write_json(file, {**json.loads(file.read_text()), "chat_template": named if several else CHAT})
     messages = [{"role": "user", "content": "name three facts"}]
     found = PromptTokenizer(policy.tokenizer, None, 256).encode(messages, {})
-    assert found == Chat(policy).encode(messages, {}) and len(found) > len(
-        Chat(policy).pieces("name three facts")
+    assert found == ModelTokenizer(policy).encode(messages, {}) and len(found) > len(
+        ModelTokenizer(policy).encode_text("name three facts")
     )
 
 
 @pytest.mark.model
 def test_a_prompt_that_only_the_template_makes_too_long_is_dropped_and_counted(tmp_path):
-    chat = Chat(tiny_model(tmp_path / "sft"))
+    chat = ModelTokenizer(tiny_model(tmp_path / "sft"))
     texts = [
         "the river",
         "the river and the lantern",
         "the river and the old lantern and the quiet river",
     ]
     asked = test_sample.ask(tmp_path / "train", *texts).read()
-    bare = len(chat.pieces(texts[1]))
+    bare = len(chat.encode_text(texts[1]))
     limits = {"prompt": bare, "completion": 8}
-    kept, dropped = admitted(test_sample.config(limits=limits), lambda: chat, asked)
+    kept, dropped = split_by_length(test_sample.config(limits=limits), lambda: chat, asked)
     assert [row[0]["content"] for row in kept["prompt"]] == texts[:1]
     lengths = [len(chat.encode([{"role": "user", "content": text}], {})) for text in texts[1:]]
-    assert lengths[0] > bare >= len(chat.pieces(texts[1])) and len(chat.pieces(texts[2])) > bare
+    assert (
+        lengths[0] > bare >= len(chat.encode_text(texts[1]))
+        and len(chat.encode_text(texts[2])) > bare
+    )
     told = [f"{tokens} tokens, limits.prompt={bare}" for tokens in lengths]
     assert sorted(dropped["detail"]) == sorted(told) and set(dropped["reason"]) == {
         "prompt_too_long"

@@ -227,7 +227,7 @@ def test_what_a_model_thought_is_not_said_to_it_again():
 
 @pytest.mark.model
 def test_the_second_turn_s_tokens_are_the_template_s(tmp_path):
-    from pipeline.backends.chat import Chat
+    from pipeline.backends.chat import ModelTokenizer
     from tests.backends.test_backends import transformers
     from tests.support.tiny import tiny_model
 
@@ -235,10 +235,10 @@ def test_the_second_turn_s_tokens_are_the_template_s(tmp_path):
     rows = sample_turns(
         tmp_path, policy=policy, backend=transformers(4), limits={"prompt": 64, "completion": 24}
     )
-    text = Chat(policy)
+    text = ModelTokenizer(policy)
     for row in rows.filter(setting="turn-2").iter_rows(named=True):
         assert row["prompt_token_ids"] == text.encode(row["prompt"], {})
-        spelled = text.read(row["prompt_token_ids"])
+        spelled = text.decode_raw(row["prompt_token_ids"])
         assert (
             spelled.count("<s>") == 1
             and spelled.count("<|user|>") == 2
@@ -491,7 +491,7 @@ def test_people_s_verdicts_on_a_set_are_a_judge_of_that_set(tmp_path):
 
 def test_costs_of_turns_add_up_and_means_do_not(tmp_path):
     for turn, gap in ((1, 0.01), (2, 0.03)):
-        (multi_turn.folder(tmp_path, turn) / "samples").mkdir(parents=True)
+        (multi_turn.turn_folder(tmp_path, turn) / "samples").mkdir(parents=True)
         figures = {
             "tokens": 10 * turn,
             "completions": 2,
@@ -500,9 +500,12 @@ def test_costs_of_turns_add_up_and_means_do_not(tmp_path):
             "mean_tokens": 5.0,
         }
         note_cost(
-            multi_turn.folder(tmp_path, turn), quantization_difference=gap, parameters=7, **figures
+            multi_turn.turn_folder(tmp_path, turn),
+            quantization_difference=gap,
+            parameters=7,
+            **figures,
         )
-    multi_turn.gather(tmp_path, 2)
+    multi_turn.merge_turns(tmp_path, 2)
     cost = json.loads((tmp_path / "cost.json").read_text())
     summed = {"tokens": 30, "completions": 4, "money": 1.0, "mean_tokens": 7.5, "parameters": 7}
     assert cost == {**summed, "quantization_difference": 0.03}, "nats a token, where they are worst"

@@ -14,7 +14,7 @@ from pipeline.preflight import capacity
 from pipeline.resources import inference_memory
 from pipeline.resources.inference_memory import Needs, Place, shortage
 from pipeline.resources.model_shape import GIB
-from tests.backends.test_backends import LIMITS, VLLM, opened
+from tests.backends.test_backends import LIMITS, VLLM, open_sampler
 from tests.resources.test_training_fit import LLAMA_1B, LLAMA_7B, planned_on, shape
 from tests.support.house import composed
 from tests.support.tiny import tiny_model
@@ -72,7 +72,7 @@ class SmallGpu:
 @pytest.mark.model
 def test_a_gpu_too_small_is_refused_before_an_engine_starts(tmp_path):
     policy = tiny_model(tmp_path / "model")
-    backend = opened(VLLM, policy)
+    backend = open_sampler(VLLM, policy)
     backend.limits = LIMITS
     with pytest.raises(
         UserError, match=r"the policy needs .* and there are 0.0312 MiB .*\n.*tensor_parallel="

@@ -250,7 +250,7 @@ def test_bytes_of_a_look(models, tmp_path, dtype):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from pipeline.models.logprobs import completion_logps
+    from pipeline.models.logprobs import compute_logps
     from pipeline.training import build
     from tests.support.bytes_held import BytesHeld
 
@@ -266,7 +266,7 @@ def test_bytes_of_a_look(models, tmp_path, dtype):
     with BytesHeld() as held:
         for weight in module.parameters():
             held.see(weight)
-        completion_logps(module, [[1] * 2] * 3, [[5] * (LONGEST - 2)] * 3, cfg.max_length)
+        compute_logps(module, [[1] * 2] * 3, [[5] * (LONGEST - 2)] * 3, cfg.max_length)
     shape = shape_in(Path(init.weights))
     *_, look = training_memory.Training(shape, cfg, 4, LONGEST, 1, gpu=False).moments()
     assert look.logits == pytest.approx(held.most - held.held, rel=0.1)
@@ -344,7 +344,7 @@ def test_bytes_on_the_disk(models, adapter, dtype):
     rows = rows_for(cfg, LONGEST)
     rows["dev"] = rows["train"].head(2)
     policy = build.load_policy(cfg, init)
-    settings = opened.settings_of(policy)
+    settings = opened.copy_settings(policy)
     watch = guards.build_guards(cfg, init, init, None, rows["dev"], out)
     build.build_trainer(cfg, policy, init, Model(init.path.parent), rows, out, watch)[0].train()
     if adapter is FULL:

@@ -1,4 +1,4 @@
-"""Settings that show the sampler more, cut it short or count its thinking; and waves that draw where scores tie."""
+"""Settings with system text, examples or stop strings; reasoning tokens; and waves for ties."""
 
 import json
 from itertools import combinations, product
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pipeline import artifacts
 from pipeline.artifacts import Scores, write_table
-from pipeline.backends import Completion, Request
-from pipeline.backends.scripted import Scripted
+from pipeline.backends import Completion, CompletionRequest
+from pipeline.backends.scripted import ScriptedSampler
 from pipeline.config import Reasoning, SampleRequest, SamplingSettings
 from pipeline.config import sample as shape
 from pipeline.errors import StageError
@@ -34,11 +34,11 @@ def prompts(tmp_path) -> artifacts.Prompts:
 
 
 def settings(**changes) -> dict:
-    """Beside the plain one, the same setting with these changes."""
+    """The plain setting, and the same setting with these changes."""
     return {"settings": {"draw": DRAW, "other": {**DRAW, **changes}}, "limits": LONG}
 
 
-# ── shown to the sampler alone ────────────────────────────────────────────────────────────────────────────────────
+# ── shown to the sampler alone ────────────────────────────────────────────────────────────────────
 
 
 def test_what_only_the_sampler_is_shown_is_recorded_and_not_trained(tmp_path, prompts):
@@ -52,15 +52,17 @@ def test_what_only_the_sampler_is_shown_is_recorded_and_not_trained(tmp_path, pr
     )
     plain, other = rows.filter(setting="draw"), rows.filter(setting="other")
     assert plain["asked_token_ids"].null_count() == plain.height == other.height == 30
-    backend = Scripted(config().backend).start(POLICY, config(limits=LONG).limits)  # type: ignore[arg-type]
+    backend = ScriptedSampler(config().backend).start(POLICY, config(limits=LONG).limits)  # type: ignore[arg-type]
     row = other.row(0, named=True)
-    own = backend.text.encode(row["prompt"], {})
-    asked = backend.text.encode(
+    own = backend.tokenizer.encode(row["prompt"], {})
+    asked = backend.tokenizer.encode(
         [{"role": "system", "content": "Be kind."}, *FEW_SHOT, *row["prompt"]], {}
     )
     assert (row["prompt_token_ids"], row["asked_token_ids"]) == (own, asked)
-    seed = collector.seed_of(config(**changes), "other", row["prompt_id"], 0)
-    assert backend.complete(Request("", asked, 0.8, 0.9, seed)).token_ids == row["token_ids"]
+    seed = collector.derive_seed(config(**changes), "other", row["prompt_id"], 0)
+    assert (
+        backend.complete(CompletionRequest("", asked, 0.8, 0.9, seed)).token_ids == row["token_ids"]
+    )
     cost = json.loads((tmp_path / "out" / "cost.json").read_text())
     assert cost["prompt_tokens"] == sum(map(len, plain["prompt_token_ids"])) + sum(
         map(len, other["asked_token_ids"])
@@ -74,7 +76,7 @@ def test_the_prompt_s_own_system_text_stays_below_the_setting_s():
             {**DRAW, "system": given_text, "few_shot": FEW_SHOT}
         )
         told = [{"role": "system", "content": expected}, *FEW_SHOT, prompt[1]]
-        assert asking.shown(setting, prompt) == told
+        assert asking.build_messages(setting, prompt) == told
 
 
 def test_a_prompt_too_long_with_what_a_setting_shows_is_dropped_for_all(tmp_path):
@@ -107,7 +109,7 @@ def test_the_draws_for_kl_are_the_policy_s_own():
             config(settings={"kl": plain | change})
 
 
-# ── stop strings ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── stop strings ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_completion_is_cut_before_its_stop_string_ended_and_counted(tmp_path, prompts):
@@ -143,15 +145,17 @@ def test_a_stop_string_that_no_tokens_can_be_cut_before_breaks_with_words(tmp_pa
 
 @pytest.mark.model
 class TestCuttingTokens:
-    """Of a byte-level tokenizer: characters may lie in several tokens, and stop strings begin inside of one."""
+    """With a byte-level tokenizer characters span tokens, and stop strings begin inside one."""
 
     @pytest.fixture(scope="class")
     @staticmethod
     def text(tmp_path_factory):
-        from pipeline.backends.chat import Chat
+        from pipeline.backends.chat import ModelTokenizer
         from tests.support.tiny import tiny_model
 
-        return Chat(tiny_model(tmp_path_factory.mktemp("store") / "sft" / "abc", layers=1))
+        return ModelTokenizer(
+            tiny_model(tmp_path_factory.mktemp("store") / "sft" / "abc", layers=1)
+        )
 
     @given(
         before=st.text(max_size=12),
@@ -160,14 +164,14 @@ class TestCuttingTokens:
         ended=st.booleans(),
     )
     def test_what_is_kept_reads_as_what_stood_before(self, text, before, stop, after, ended):
-        ids = text.pieces(before + stop + after)
+        ids = text.encode_text(before + stop + after)
         whole = Completion(
-            "a", [*ids, text.end] if ended else ids, -1.0, "stop" if ended else "length"
+            "a", [*ids, text.eos] if ended else ids, -1.0, "stop" if ended else "length"
         )
-        kept, found = stop_strings.cut(text, [stop], whole)
-        words = text.read(ids)
-        assert found == stop and kept.finish_reason == "stop" and kept.token_ids[-1] == text.end
-        assert text.read(kept.token_ids[:-1]) == words[: words.index(stop)]
+        kept, found = stop_strings.cut_at_stop(text, [stop], whole)
+        words = text.decode_raw(ids)
+        assert found == stop and kept.finish_reason == "stop" and kept.token_ids[-1] == text.eos
+        assert text.decode_raw(kept.token_ids[:-1]) == words[: words.index(stop)]
         drawn = [a == b for a, b in zip(kept.token_ids[:-1], ids, strict=False)]
         assert drawn == sorted(drawn, reverse=True), (
             "only the last token's beginning is written anew"
@@ -175,29 +179,29 @@ class TestCuttingTokens:
 
     def test_at_a_token_boundary_the_drawn_tokens_stay_as_they_were_drawn(self, text):
         drawn = [
-            *text.pieces("short"),
-            *text.pieces(" fa"),
-            *text.pieces("cts"),
-            *text.pieces("\nname"),
+            *text.encode_text("short"),
+            *text.encode_text(" fa"),
+            *text.encode_text("cts"),
+            *text.encode_text("\nname"),
         ]
-        assert drawn != text.pieces("short facts\nname"), (
+        assert drawn != text.encode_text("short facts\nname"), (
             "drawn otherwise than the tokenizer would write it"
         )
-        kept, _ = stop_strings.cut(text, ["\n"], Completion("a", drawn, -1.0, "length"))
-        assert kept.token_ids == [*drawn[: len(kept.token_ids) - 1], text.end]
-        assert text.read(kept.token_ids[:-1]) == "short facts"
+        kept, _ = stop_strings.cut_at_stop(text, ["\n"], Completion("a", drawn, -1.0, "length"))
+        assert kept.token_ids == [*drawn[: len(kept.token_ids) - 1], text.eos]
+        assert text.decode_raw(kept.token_ids[:-1]) == "short facts"
 
     def test_of_several_the_string_that_is_complete_first_ends_it(self, text):
-        completion = Completion("a", text.pieces("one two three"), -1.0, "length")
-        assert stop_strings.cut(text, ["one two thr", "wo", "two"], completion)[1] == "two"
-        assert stop_strings.cut(text, ["none"], completion) == (completion, None)
+        completion = Completion("a", text.encode_text("one two three"), -1.0, "length")
+        assert stop_strings.cut_at_stop(text, ["one two thr", "wo", "two"], completion)[1] == "two"
+        assert stop_strings.cut_at_stop(text, ["none"], completion) == (completion, None)
 
     def test_a_special_token_can_be_a_stop_string(self, text):
-        [mark] = text.pieces("<|user|>")
-        kept, found = stop_strings.cut(
-            text, ["<|user|>"], Completion("a", [*text.pieces("so"), mark, 40], -1.0, "length")
+        [mark] = text.encode_text("<|user|>")
+        kept, found = stop_strings.cut_at_stop(
+            text, ["<|user|>"], Completion("a", [*text.encode_text("so"), mark, 40], -1.0, "length")
         )
-        assert (found, kept.token_ids) == ("<|user|>", [*text.pieces("so"), text.end])
+        assert (found, kept.token_ids) == ("<|user|>", [*text.encode_text("so"), text.eos])
 
     @pytest.mark.parametrize(
         ("prompt", "answer", "counted"),
@@ -212,13 +216,20 @@ class TestCuttingTokens:
     )
     def test_thinking_is_counted_apart(self, text, prompt, answer, counted):
         marks = Reasoning(open="<think>", close="</think>")
-        completion = Completion("a", text.pieces(answer), -1.0, "length")
-        found = stop_strings.thinking(text, marks, text.pieces(prompt), completion)
-        assert text.read(completion.token_ids[:found]).startswith(counted) and (found == 0) == (
-            counted == ""
+        completion = Completion("a", text.encode_text(answer), -1.0, "length")
+        found = stop_strings.count_reasoning_tokens(
+            text, marks, text.encode_text(prompt), completion
         )
-        assert counted == "" or not text.read(completion.token_ids[: found - 1]).startswith(counted)
-        assert stop_strings.thinking(text, None, text.pieces(prompt), completion) == 0
+        assert text.decode_raw(completion.token_ids[:found]).startswith(counted) and (
+            found == 0
+        ) == (counted == "")
+        assert counted == "" or not text.decode_raw(completion.token_ids[: found - 1]).startswith(
+            counted
+        )
+        assert (
+            stop_strings.count_reasoning_tokens(text, None, text.encode_text(prompt), completion)
+            == 0
+        )
 
 
 def test_thinking_stands_in_a_column_and_in_the_cost(tmp_path, prompts):
@@ -238,7 +249,7 @@ def test_thinking_stands_in_a_column_and_in_the_cost(tmp_path, prompts):
     assert whole["reasoning_tokens"].sum() == 0
 
 
-# ── waves ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── waves ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def scored(folder: Path, rows: pl.DataFrame, score_of) -> Scores:
@@ -321,7 +332,7 @@ def test_a_wave_that_no_prompt_needs_publishes_no_rows_and_starts_nothing(
 
 
 def test_a_second_wave_repeats_the_first_no_more_often_than_chance(tmp_path):
-    """Completions of one syllable out of three: two draws of a prompt are equal by chance, within a wave and across."""
+    """Completions are one of three syllables, so that two samples of a prompt often agree."""
     asked = ask(tmp_path / "train", *(f"say {number} things" for number in range(400)))
     small = {
         "settings": {"draw": {**DRAW, "n": 4}},
@@ -371,7 +382,7 @@ def test_waves_know_nothing_of_later_ones_and_greedy_settings_are_drawn_once():
 
 
 def test_one_more_wave_samples_nothing_anew():
-    """By plan: each wave reads the scores of all before it, pairs read all, and the earlier ones are what they were."""
+    """Each wave reads the scores of all earlier waves; a later wave does not change them."""
     one, two, three = (
         named(plan(composed(*SMALL, f"sample.more={more}"))) for more in ("[]", "[4]", "[4, 8]")
     )

@@ -308,7 +308,7 @@ def fill_rows(folder: Path, name: str, rows: Any, value: float) -> None:
         (
             a_causal_model,
             {},
-            r"no reward model \(LlamaForCausalLM\).*score.weight.*random.*\n.*reward=train",
+            r"not a reward model \(LlamaForCausalLM\).*score.weight.*random.*\n.*reward=train",
         ),
         (not_whole, {}, r"lack 1 tensor \(model.norm.weight"),
         (the_same_for_all, {}, "for each of four different texts"),

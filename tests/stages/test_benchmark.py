@@ -168,7 +168,7 @@ def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(
     cfg, asked = config(folder, "choice"), []
     monkeypatch.setattr(answers, "CHUNK", 20)
     benchmark.run(cfg, tmp_path / "whole", model=sft)
-    finite = answers.Chunks._finite
+    finite = answers.ChunkedModel._check_finite
 
     def dying(self, given):
         asked.append(len(given))
@@ -176,7 +176,7 @@ def test_a_killed_run_goes_on_after_its_last_chunk_with_the_same_bytes(
             raise KeyboardInterrupt
         return finite(self, given)
 
-    monkeypatch.setattr(answers.Chunks, "_finite", dying)
+    monkeypatch.setattr(answers.ChunkedModel, "_check_finite", dying)
     with pytest.raises(KeyboardInterrupt):
         benchmark.run(cfg, tmp_path / "killed", model=sft)
     benchmark.run(cfg, tmp_path / "killed", model=sft)
@@ -192,10 +192,10 @@ def test_the_model_s_own_chat_template_frames_examples_and_question(
 ):
     from pipeline.benchmarks import answers
 
-    seen, ask = [], answers.Chunks._answers
+    seen, ask = [], answers.ChunkedModel._run_chunks
     monkeypatch.setattr(
-        answers.Chunks,
-        "_answers",
+        answers.ChunkedModel,
+        "_run_chunks",
         lambda self, *w: [seen.append((self.model, w[1]))] and ask(self, *w),
     )
     data = {split: str(folder / f"{split}.jsonl") for split in ("test", "train")}
@@ -241,8 +241,12 @@ def test_what_does_not_fit_into_the_context_is_counted_or_refused(tmp_path, fold
             {"few_shot": 2},
             r"2 solved examples from its split train.*\n?.*benchmark\.NAME\.data\.train=FILE",
         ),
-        ("both", {}, r"it is a group, and its tasks have rows of their own"),
-        ("choice", {"data": {"dev": "test.jsonl"}}, r"stand in the split test"),
+        ("both", {}, r"it is a group, .*\n.*benchmark\.NAME\.data=FOLDER"),
+        (
+            "choice",
+            {"data": {"dev": "test.jsonl"}},
+            r"split test\.\n.*benchmark\.NAME\.data=\{test: FILE\}",
+        ),
         ("choice", {"data": {"test": "test.parket"}}, r"files of one kind"),
         ("written", {"data": {"test": "marks.py"}}, r"files of one kind"),
         (
@@ -313,13 +317,13 @@ def test_rows_of_the_hub_are_asked_in_the_revision_that_is_given_and_recorded():
     [cfg] = composed(
         *SMALL, "benchmark=mmlu", f"benchmark.mmlu.revision={commit}"
     ).benchmark.values()
-    assert tasks.changes(cfg, "benchmark.mmlu", None, Path()) == {
+    assert tasks.build_overrides(cfg, "benchmark.mmlu", None, Path()) == {
         "dataset_kwargs": {"revision": commit}
     }
     task = SimpleNamespace(
         dataset={"test": SimpleNamespace(info=DatasetInfo(download_checksums={read: {}}))}
     )
-    assert tasks.rows_of([task, task]) == {"cais/mmlu": "b" * 40}
+    assert tasks.list_dataset_commits([task, task]) == {"cais/mmlu": "b" * 40}
     with pytest.raises(
         UserError, match="data is local, and revision is a commit of the hub's dataset"
     ):
@@ -349,7 +353,7 @@ def test_the_advice_names_the_splits_that_the_task_asks_for(name, wanted):
 
     [cfg] = composed(*SMALL, f"benchmark={name}").benchmark.values()
     manager = TaskManager(include_path=str(OWN_TASKS / SHAPES[name][0]), include_defaults=False)
-    assert tasks._files_of(cfg, manager) == wanted
+    assert tasks._describe_needed_files(cfg, manager) == wanted
 
 
 def test_what_was_absent_is_looked_for_again_and_leaves_nothing_behind(tmp_path):

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from pipeline.artifacts import Logps, Model, Pairs, Prompts, Samples, Scores, write_table
-from pipeline.backends.chat import Chat
+from pipeline.backends.chat import ModelTokenizer
 from pipeline.errors import UserError
 from pipeline.stages import offline
 from pipeline.stages.pair import run
@@ -29,8 +29,8 @@ def policy(tmp_path_factory) -> Model:
 
 
 @pytest.fixture(scope="module")
-def chat(policy) -> Chat:
-    return Chat(policy)
+def chat(policy) -> ModelTokenizer:
+    return ModelTokenizer(policy)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def paired(tmp_path, policy, chat):
 
 
 def drawn(
-    folder: Path, chat: Chat, answers: dict[str, list], details: dict, more: list
+    folder: Path, chat: ModelTokenizer, answers: dict[str, list], details: dict, more: list
 ) -> tuple[Samples, Scores]:
     """Two shards of each; the scores of the second before those of the first."""
     samples, scores = [], list(more)
@@ -67,7 +67,7 @@ def drawn(
     return Samples(folder / "a"), Scores(folder / "b")
 
 
-def sample_row(chat: Chat, prompt: str, name: str, text: str, finish: str) -> dict:
+def sample_row(chat: ModelTokenizer, prompt: str, name: str, text: str, finish: str) -> dict:
     messages = [{"role": "user", "content": f"about {prompt}"}]
     ids = chat.tokenizer(text, add_special_tokens=False)["input_ids"]
     return {
@@ -76,7 +76,7 @@ def sample_row(chat: Chat, prompt: str, name: str, text: str, finish: str) -> di
         "prompt": messages,
         "completion": text,
         "prompt_token_ids": chat.encode(messages, {}),
-        "token_ids": [*ids, *chat.stops] if finish == "stop" else ids,
+        "token_ids": [*ids, *chat.stop_ids] if finish == "stop" else ids,
         "finish_reason": finish,
         "setting": "draw",
     }
@@ -123,7 +123,7 @@ def test_best_against_worst_with_the_sampler_s_own_tokens(paired, chat):
     assert (row["chosen_id"], row["rejected_id"], row["margin"]) == ("p-1", "p-2", 1.0)
     assert row["chosen"] == [{"role": "assistant", "content": "good"}]
     expected = {
-        s: [*chat.tokenizer(s, add_special_tokens=False)["input_ids"], *chat.stops]
+        s: [*chat.tokenizer(s, add_special_tokens=False)["input_ids"], *chat.stop_ids]
         for s in ("good", "bad")
     }
     assert (row["chosen_token_ids"], row["rejected_token_ids"]) == (
@@ -212,7 +212,7 @@ def test_the_gold_answer_against_the_worst_sample(tmp_path, paired, chat):
         "demonstration",
     )
     assert (
-        row["chosen_token_ids"] == chat.answer(row["prompt"], "the gold answer", {})
+        row["chosen_token_ids"] == chat.encode_answer(row["prompt"], "the gold answer", {})
         and row["margin"] is None
     )
     assert reasons(pairs) == {"q": "equal answers", "r": "no demonstration"}
@@ -403,7 +403,7 @@ def test_another_template_than_the_sampler_s_stops_here(tmp_path, paired):
 # ── offline rows and their mix ────────────────────────────────────────────────────────────────────────────────────
 
 
-def offline_rows(folder: Path, chat: Chat, count: int, **changes) -> Pairs:
+def offline_rows(folder: Path, chat: ModelTokenizer, count: int, **changes) -> Pairs:
     rows = []
     for n in range(count):
         prompt = [{"role": "user", "content": f"offline {n}"}]
@@ -419,7 +419,7 @@ def offline_rows(folder: Path, chat: Chat, count: int, **changes) -> Pairs:
                 f"{side}_id": f"o{n}-{side}",
                 f"{side}_score": None,
             }
-            row[f"{side}_token_ids"] = chat.answer(prompt, text, {})
+            row[f"{side}_token_ids"] = chat.encode_answer(prompt, text, {})
         rows.append({**row, "margin": None, **changes})
     table = pl.DataFrame(rows, schema=offline.PAIR)
     write_table(folder / "train.parquet", table)
@@ -519,7 +519,7 @@ def test_edits_keep_drop_swap_and_replace_by_id(edited, chat):
     )
     assert rows["r"]["chosen"][0]["content"] == "a bad one" and rows["r"]["chosen_score"] == 0.0
     assert (rows["s"]["origin"], rows["s"]["rejected_id"]) == ("edited", "s-1")
-    assert rows["s"]["chosen_token_ids"] == chat.answer(rows["s"]["prompt"], "by hand", {})
+    assert rows["s"]["chosen_token_ids"] == chat.encode_answer(rows["s"]["prompt"], "by hand", {})
     assert pairs.read_funnel()["origin"] == {"edited": 1, "on-policy": 3}
 
 

@@ -408,7 +408,7 @@ def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path, start: Model
 @model
 def test_the_stage_refuses_a_language_model_as_a_checkpoint(tmp_path: Path, start: Model) -> None:
 
-    with pytest.raises(UserError, match="no reward model"):
+    with pytest.raises(UserError, match="not a reward model"):
         reward.run(checkpoint(start.weights), tmp_path / "out")
     with pytest.raises(UserError, match="has no model"):
         list(scorer(None).score([]))

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.artifacts import Model, Prompts, read_table, write_table
 from pipeline.backends import Completion
-from pipeline.backends.scripted import Scripted, ScriptedText
+from pipeline.backends.scripted import ScriptedSampler, ScriptedTokenizer
 from pipeline.config import Prices, SampleRequest
 from pipeline.driver.ledger import summarize_cost
 from pipeline.errors import StageError, UserError
@@ -102,9 +102,9 @@ def test_cost_counts_what_was_drawn(tmp_path, prompts):
 def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
     found = {"prompts": 10, "completions": 40, "tokens": 400, "prompt_tokens": 0, "truncated": 4}
     found |= {"billed_prompt_tokens": 10**6, "billed_tokens": 0}
-    watched = throughput.Meter(found, 20, 80, 40, Prices(input=2, output=3))
+    watched = throughput.ThroughputMeter(found, 20, 80, 40, Prices(input=2, output=3))
     for seconds in (3.0, 5.0):
-        watched.hear({throughput.ENGINE: seconds})
+        watched.update({throughput.ENGINE: seconds})
     for prompts, tokens, truncated in ((4, 320, 0), (6, 480, 8)):
         drawn = {
             "prompts": prompts,
@@ -112,10 +112,10 @@ def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
             "tokens": tokens,
             "truncated": truncated,
         }
-        watched.hear({**drawn, "billed_tokens": 250_000})
+        watched.update({**drawn, "billed_tokens": 250_000})
     said = r"sample 20/20 prompts · speed \d+ tok/s · length 15 tokens · truncated 15% · money 3\.50 · 0:00 left"
     assert re.search(said, capfd.readouterr().err)
-    assert watched.cost()[throughput.ENGINE] == 5.0
+    assert watched.measure_cost()[throughput.ENGINE] == 5.0
     told = {
         "prompts": 20,
         "mean_tokens": 15.0,
@@ -138,9 +138,10 @@ def test_no_two_draws_share_a_seed_or_an_id():
     seeds, ids = set(), set()
     for count, (seed, purpose, round, wave, setting, prompt, index) in enumerate(places, start=1):
         cfg = config(seed=seed, purpose=purpose, round=round, wave=wave)
-        seeds.add(collector.seed_of(cfg, setting, prompt, index))
+        seeds.add(collector.derive_seed(cfg, setting, prompt, index))
         ids |= {
-            collector.sample_id_of(cfg, setting, prompt, index, policy) for policy in ("0a", "0b")
+            collector.derive_sample_id(cfg, setting, prompt, index, policy)
+            for policy in ("0a", "0b")
         }
         assert (len(seeds), len(ids)) == (count, 2 * count)
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -152,7 +153,7 @@ def test_samples_stand_in_the_same_order_whatever_the_policy_is_called():
     draws = list(itertools.product(("draw", "cold"), ("p", "q"), range(8)))
     orders = []
     for policy in ("0a1b2c3d4e5f", "f5e4d3c2b1a0", "sft"):
-        ids = {draw: collector.sample_id_of(config(), *draw, policy) for draw in draws}
+        ids = {draw: collector.derive_sample_id(config(), *draw, policy) for draw in draws}
         orders.append(sorted(draws, key=ids.__getitem__))
     assert orders[0] == orders[1] == orders[2] != draws
     assert {len(sample_id) for sample_id in ids.values()} == {16}
@@ -222,11 +223,11 @@ def test_a_prompt_too_long_is_dropped_and_listed_never_cut(tmp_path):
 
 
 def test_a_prompt_whose_completion_would_not_fit_the_context_is_dropped(tmp_path):
-    class Short(ScriptedText):
+    class Short(ScriptedTokenizer):
         context = 4 + 32  # user: say 9 things
 
     prompts = ask(tmp_path / "train", *(f"say {number} things" for number in (9, "so many", 7)))
-    kept, dropped = prompt_selection.admitted(config(), lambda: Short(200), prompts.read())
+    kept, dropped = prompt_selection.split_by_length(config(), lambda: Short(200), prompts.read())
     assert sorted(row[0]["content"] for row in kept["prompt"]) == ["say 7 things", "say 9 things"]
     assert dropped["reason"].to_list() == ["context_too_short"]
 
@@ -274,7 +275,7 @@ def test_nothing_is_started_when_all_shards_are_there(tmp_path, prompts, monkeyp
     def start(*_):
         raise AssertionError("an engine was started")
 
-    monkeypatch.setattr(Scripted, "start", start)
+    monkeypatch.setattr(ScriptedSampler, "start", start)
     assert run(tmp_path / "out", prompts).equals(first)
 
 
@@ -285,7 +286,7 @@ def test_completions_are_joined_by_id_in_whatever_order_they_come(tmp_path, prom
         requests = [request for block in blocks for request in block]
         yield from (self.complete(request) for request in reversed(requests))
 
-    monkeypatch.setattr(Scripted, "generate", backwards)
+    monkeypatch.setattr(ScriptedSampler, "generate", backwards)
     run(tmp_path / "b", prompts)
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
@@ -295,7 +296,7 @@ def test_a_backend_that_loses_a_completion_breaks_the_run(tmp_path, prompts, mon
         requests = [request for block in blocks for request in block]
         yield from (self.complete(request) for request in requests[:-1])
 
-    monkeypatch.setattr(Scripted, "generate", lossy)
+    monkeypatch.setattr(ScriptedSampler, "generate", lossy)
     with pytest.raises(StageError, match=r"without all completions of 1 shard .00002.parquet"):
         run(tmp_path / "out", prompts)
 
@@ -440,8 +441,8 @@ def test_the_exam_draws_for_kl_from_the_policy_itself():
 
 def test_a_completion_without_a_finite_log_probability_is_never_taken(tmp_path: Path) -> None:
     cfg = composed("recipes=smoke").sample.request("train")
-    draws = collector.Drawing(
-        cfg, "policy", ScriptedText(8), shards.Shards(tmp_path, 1), worker_pool.Alone([])
+    draws = collector.SampleCollector(
+        cfg, "policy", ScriptedTokenizer(8), shards.Shards(tmp_path, 1), worker_pool.Alone([])
     )
     with pytest.raises(StageError, match="log-probability nan"):
-        draws.take(Completion("any", [0], float("nan"), "length"))
+        draws.add_result(Completion("any", [0], float("nan"), "length"))

@@ -185,8 +185,8 @@ def broken_template(folder: Path) -> None:
         (a_shard_missing, "names model-00002-of-00002.safetensors, not there"),
         (a_tensor_missing, r"lack 1 tensor \(model.layers.1.mlp.up_proj.weight is one\)"),
         (other_shape, "weights do not fit its config.json"),
-        (classifier, "LlamaForSequenceClassification, which is no causal language model"),
-        (no_text_model, "no causal language model"),
+        (classifier, "LlamaForSequenceClassification, which is not a causal language model"),
+        (no_text_model, "not a causal language model"),
         (own_code, r"auto_map in config.json.*\n.*trust.remote_code=true"),
         (small_embedding, "320 tokens, its embedding 100 rows"),
         (no_eos, "no EOS token"),
@@ -556,7 +556,7 @@ def round_of(
 ) -> tuple[list[Samples], list[Scores]]:
     """`prompt → [(text, score, finish)]`, each prompt's first answer in one wave, the others in the next."""
     samples, scores = [], []
-    chat = test_pair.Chat(made)
+    chat = test_pair.ModelTokenizer(made)
     for wave, part in enumerate((slice(0, 1), slice(1, None))):
         drawn, marks = [], []
         for prompt, texts in answers.items():
@@ -619,7 +619,7 @@ def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_o
     tmp_path: Path,
 ) -> None:
     from pipeline.models import loading
-    from pipeline.models.logprobs import completion_logps
+    from pipeline.models.logprobs import compute_logps
 
     made = tiny_model(tmp_path / "store" / "sft" / "x")
     ends = {"eos_token_id": [2, 51]}
@@ -638,7 +638,7 @@ def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_o
         told = rows.filter(pl.col("sample_id").str.ends_with(which))
         ids = told["prompt_token_ids"].to_list(), told["token_ids"].to_list()
         before, after = (
-            sum(completion_logps(loading.load(m, "float32"), *ids, 512)) for m in (made, refit)
+            sum(compute_logps(loading.load(m, "float32"), *ids, 512)) for m in (made, refit)
         )
         gains[which] = after - before
     assert gains["-0"] > 100 and gains["-0"] > 2 * gains["-1"], gains

@@ -81,7 +81,7 @@ def chosen_logps(model: Model, pairs: Pairs) -> list[float]:
 
     rows = pairs.read_dev()
     ids = rows["prompt_token_ids"].to_list(), rows["chosen_token_ids"].to_list()
-    return logprobs.completion_logps(loading.load(model, "float32"), *ids, 512)
+    return logprobs.compute_logps(loading.load(model, "float32"), *ids, 512)
 
 
 def padded_with(round_: Round, pad: str, folder: Path) -> Model:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from pipeline.backends import Backend, Request, Text
+from pipeline.backends import Backend, ChatTokenizer, CompletionRequest
 
 Body = dict[str, Any]
 Fault = Callable[[int, int], str | None]
@@ -110,12 +110,14 @@ def drawn_by(backend: Backend) -> Callable[[Body], Body]:
     """As vLLM answers, from a started backend with transformers."""
 
     def complete(body: Body) -> Body:
-        request = Request("x", body["prompt"], body["temperature"], body["top_p"], body["seed"])
+        request = CompletionRequest(
+            "x", body["prompt"], body["temperature"], body["top_p"], body["seed"]
+        )
         [completion] = backend.generate([[request]])
-        ids, stop = up_to_stop(backend.text, completion.token_ids, body.get("stop", []))
+        ids, stop = up_to_stop(backend.tokenizer, completion.token_ids, body.get("stop", []))
         return {
             "index": 0,
-            "text": backend.text.decode(completion),
+            "text": backend.tokenizer.decode(completion),
             "finish_reason": "stop" if stop else completion.finish_reason,
             "stop_reason": stop,
             "token_ids": ids,
@@ -127,10 +129,12 @@ def drawn_by(backend: Backend) -> Callable[[Body], Body]:
     return complete
 
 
-def up_to_stop(text: Text, ids: list[int], stops: list[str]) -> tuple[list[int], str | None]:
+def up_to_stop(
+    text: ChatTokenizer, ids: list[int], stops: list[str]
+) -> tuple[list[int], str | None]:
     """The tokens until a stop string is complete, and that string."""
     for size in range(len(ids)):
-        if found := [stop for stop in stops if stop in text.read(ids[:size])]:
+        if found := [stop for stop in stops if stop in text.decode_raw(ids[:size])]:
             return ids[:size], found[0]
     return ids, None
 

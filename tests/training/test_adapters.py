@@ -205,7 +205,7 @@ def test_a_live_reference_is_the_quantised_base_too(round_):
 @pytest.mark.model
 def test_an_adapter_on_four_bits_is_not_merged_into_them(round_, tmp_path):
     """As an SFT checkpoint: rounding the merged weights would lose what was learned."""
-    from pipeline.models.checkpoint import bring_in
+    from pipeline.models.checkpoint import import_checkpoint
 
     base = shutil.copytree(round_.sft.weights, tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
@@ -223,7 +223,7 @@ def test_an_adapter_on_four_bits_is_not_merged_into_them(round_, tmp_path):
     with pytest.raises(
         UserError, match=r"is an adapter, and its base .* is quantised.*\n.*unquantised"
     ):
-        bring_in(cfg, tmp_path / "out")
+        import_checkpoint(cfg, tmp_path / "out")
 
 
 @pytest.mark.model
@@ -239,7 +239,7 @@ def test_pairs_of_another_tokenizer_are_refused_before_the_model_is_loaded(
         write_table(
             pairs.path / f"{part}.parquet", getattr(round_.pairs, part)().with_columns(*turned)
         )
-    monkeypatch.setattr(loading, "_base", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(loading, "_load_base", lambda *_: pytest.fail("the model was loaded"))
     logps = [write_logps_without_model(tmp_path, pairs)]
     with pytest.raises(
         UserError, match=r"its token ids are not of the policy's tokenizer: the answer '"

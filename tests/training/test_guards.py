@@ -83,7 +83,7 @@ def chosen_logp(model: Model, round_: Round) -> float:
 
     rows = round_.pairs.read_dev()
     answers = rows["chosen_token_ids"].to_list()
-    sums = logprobs.completion_logps(
+    sums = logprobs.compute_logps(
         loading.load(model, "float32"), rows["prompt_token_ids"].to_list(), answers, 512
     )
     return sum(sums) / sum(map(len, answers))
@@ -123,7 +123,7 @@ def test_kl_is_nothing_at_the_start_and_is_that_of_the_published_model_at_the_en
         [one.token_ids for one in drawn],
     )
     (here, there) = (
-        logprobs.completion_logps(module, prompts, answers, 512) for module in (policy, reference)
+        logprobs.compute_logps(module, prompts, answers, 512) for module in (policy, reference)
     )
     assert kl[6] == pytest.approx((sum(here) - sum(there)) / len(here), abs=1e-3)
     assert len(generations.rows) == cfg.guards.prompts == 4

@@ -6,11 +6,7 @@ from typing import Any
 from pipeline.backends import api_client
 from pipeline.config import AnthropicEngine
 from pipeline.scorers.judging import JudgeRequest, Response, not_installed_error
-from pipeline.scorers.judging.async_requests import (
-    ServiceEngine,
-    find_text_fault,
-    read_model_name,
-)
+from pipeline.scorers.judging.async_requests import ServiceEngine, find_text_fault, read_model_name
 
 
 def open_anthropic(cfg: AnthropicEngine, knob: str) -> ServiceEngine:
@@ -18,7 +14,7 @@ def open_anthropic(cfg: AnthropicEngine, knob: str) -> ServiceEngine:
         import anthropic as library
     except ImportError as error:
         raise not_installed_error(cfg, knob, error) from error
-    client = api_client.client(
+    client = api_client.make_client(
         library, library.AsyncAnthropic, knob, cfg.runtime, "DefaultAioHttpClient"
     )
 
@@ -51,11 +47,8 @@ def parse_response(text: str) -> Response:
         return Response(None, fault="the server's reply is not JSON")
     if not isinstance(body, dict) or not isinstance(body.get("content"), list):
         return Response(None, fault="the server's reply is not a message")
-    usage, model = body.get("usage"), read_model_name(body)
-    tokens = (
-        api_client.counted(usage, "input_tokens"),
-        api_client.counted(usage, "output_tokens"),
-    )
+    (usage, model) = (body.get("usage"), read_model_name(body))
+    tokens = (api_client.counted(usage, "input_tokens"), api_client.counted(usage, "output_tokens"))
     parts = [
         part["text"]
         for part in body["content"]

@@ -22,7 +22,7 @@ def open_endpoint(cfg: EndpointEngine, form: str, knob: str) -> ServiceEngine:
         import openai
     except ImportError as error:
         raise not_installed_error(cfg, knob, error) from error
-    client = api_client.client(
+    client = api_client.make_client(
         openai, openai.AsyncOpenAI, knob, cfg.runtime, "DefaultAioHttpClient"
     )
 
@@ -85,8 +85,8 @@ def parse_response(text: str) -> Response:
     usage = body.get("usage")
     facts: dict[str, Any] = {
         "model": read_model_name(body),
-        "tokens_in": api_client.counted(usage, "prompt_tokens"),
-        "tokens_out": api_client.counted(usage, "completion_tokens"),
+        "tokens_in": api_client.read_usage(usage, "prompt_tokens"),
+        "tokens_out": api_client.read_usage(usage, "completion_tokens"),
     }
     match body.get("choices"):
         case [{"finish_reason": "length", "message": {"content": None | ""}}, *_]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as group
 
-from pipeline.models.logprobs import Ids, OnBatch, batch_rows, logps_by_row
+from pipeline.models.logprobs import Ids, OnBatch, batch_rows, compute_logps_by_row
 
 Row = TypeVar("Row")
 Key = TypeVar("Key")
@@ -108,5 +108,5 @@ def gather_logps(
 ) -> list[float]:
     """Every completion's log-probability. Processes share the batches, and all get all rows."""
     batches = take_equal_share(batch_rows(prompts, completions, batch_tokens))
-    logps = merge_results(logps_by_row(module, prompts, completions, batches, on_batch))
+    logps = merge_results(compute_logps_by_row(module, prompts, completions, batches, on_batch))
     return [logps[at] for at in range(len(prompts))]

@@ -38,7 +38,7 @@ def is_sharded(trainer: Any) -> bool:
 @contextmanager
 def load_sharded(trainer: Any, model: Model, dtype: str) -> Iterator[Any]:
     """One more model for forward passes, sharded like the trained one. All processes call this."""
-    module = loading.opened(model, dtype)
+    module = loading.open_model(model, dtype)
     if not _uses_zero3(trainer):
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 

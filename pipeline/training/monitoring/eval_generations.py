@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from pipeline.artifacts import Model, Prompts
-from pipeline.backends import Completion, Request
-from pipeline.backends.transformers import Transformers
+from pipeline.backends import Completion, CompletionRequest
+from pipeline.backends.transformers import TransformersSampler
 from pipeline.config import Limits, TrainConfig, TransformersBackend
 from pipeline.errors import StageError
 from pipeline.hashing import hash_json
@@ -24,7 +24,7 @@ from pipeline.training.distributed.collectives import gather_logps
 from pipeline.training.monitoring.callbacks import report_phase
 from pipeline.training.monitoring.early_stopping import KL, SCORE, TOKENS
 
-Row = tuple[dict[str, Any], Request]
+Row = tuple[dict[str, Any], CompletionRequest]
 
 SHOWN_ANSWERS = 4  # answers per evaluation in answers.jsonl, for reading
 
@@ -40,7 +40,7 @@ class EvalGenerations:
             "dtype": cfg.dtype,
             "runtime": {"batch": training_fit.ANSWERS},
         }
-        self.engine = Transformers(TransformersBackend(**backend), init)
+        self.engine = TransformersSampler(TransformersBackend(**backend), init)
         self.batch_size = _fit_batch_size(cfg, init)
         self.rows = list(self._select_prompts(dev))
         self.columns = dev.read_columns()
@@ -52,12 +52,15 @@ class EvalGenerations:
         """The first prompts that leave room for an answer within train.max_length."""
         found = 0
         for row in dev.read().iter_rows(named=True):
-            ids = self.engine.text.encode(row["prompt"], self.cfg.guards.template_kwargs)
+            ids = self.engine.tokenizer.encode(row["prompt"], self.cfg.guards.template_kwargs)
             fits = len(ids) + self.cfg.guards.tokens <= self.cfg.max_length
             if fits and found < self.cfg.guards.prompts:
                 found += 1
                 seed = int(hash_json([self.cfg.seed, "guard", row["prompt_id"]])[:16], 16) >> 1
-                yield row, Request(row["prompt_id"], ids, temperature=1.0, top_p=1.0, seed=seed)
+                yield (
+                    row,
+                    CompletionRequest(row["prompt_id"], ids, temperature=1.0, top_p=1.0, seed=seed),
+                )
 
     def evaluate(self, trainer: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """The figures, and the answers to show. Several processes share all of the work."""
@@ -69,7 +72,7 @@ class EvalGenerations:
             policy_logps = self._compute_logps(trainer.model, drawn)
             reference_logps = self._compute_reference_logps(trainer, drawn)
         free_device_memory()
-        texts = [self.engine.text.decode(one) for one in drawn]
+        texts = [self.engine.tokenizer.decode(one) for one in drawn]
         # The mean log-ratio of answers sampled from the policy estimates KL(policy ‖ reference).
         kl = fmean(p - r for p, r in zip(policy_logps, reference_logps, strict=True))
         figures = {KL: kl, TOKENS: fmean(len(one.token_ids) for one in drawn)}
@@ -86,7 +89,7 @@ class EvalGenerations:
         report_phase(f"evaluation at step {step}: generating answers")
         progress = GenerationProgress(step, sum(map(len, blocks)), self.limits.completion)
         try:
-            self.engine.take(policy, self.limits, in_step)
+            self.engine.use_module(policy, self.limits, in_step)
             drawn = collectives.merge_results(
                 {one.sample_id: one for one in progress.track(self.engine, blocks)}
             )
@@ -95,7 +98,7 @@ class EvalGenerations:
             policy.generation_config = generation_config
         return [drawn[request.sample_id] for _, request in self.rows]
 
-    def _split_into_batches(self) -> list[list[Request]]:
+    def _split_into_batches(self) -> list[list[CompletionRequest]]:
         """This process's requests in batches, of the size that fits the fullest device.
 
         Processes that share weights generate batch by batch: each has the same number of each size.
@@ -156,7 +159,9 @@ class GenerationProgress:
         self._line = Progress(f"train, evaluation at step {step}:", answers, "answers")
         self._is_first_process = os.environ.get("RANK", "0") == "0"
 
-    def track(self, engine: Transformers, blocks: list[list[Request]]) -> Iterator[Completion]:
+    def track(
+        self, engine: TransformersSampler, blocks: list[list[CompletionRequest]]
+    ) -> Iterator[Completion]:
         for one in engine.generate(blocks, self._show_in_flight):
             self._tokens += len(one.token_ids)
             self._most -= self._limit - len(one.token_ids)  # what this answer did not need

@@ -10,7 +10,7 @@ from pipeline.config import FullAdapter, Quantization, TrainConfig
 from pipeline.config.launch import SHARDED_WEIGHTS
 from pipeline.errors import StageError
 from pipeline.models import loading
-from pipeline.models.logprobs import completion_logps
+from pipeline.models.logprobs import compute_logps
 from pipeline.training.distributed import sharded
 from pipeline.training.monitoring.callbacks import report_phase
 
@@ -99,7 +99,7 @@ def _compute_logps(
     cfg: TrainConfig, module: Any, rows: dict[str, list[Any]]
 ) -> dict[str, list[float]]:
     return {
-        side: completion_logps(module, rows["prompt_ids"], rows[f"{side}_ids"], cfg.max_length)
+        side: compute_logps(module, rows["prompt_ids"], rows[f"{side}_ids"], cfg.max_length)
         for side in ("chosen", "rejected")
     }
 

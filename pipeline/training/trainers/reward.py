@@ -17,7 +17,7 @@ from trl import RewardTrainer
 from pipeline.artifacts import Model
 from pipeline.config import RewardTraining
 from pipeline.errors import StageError, UserError
-from pipeline.models.strict_loading import whole
+from pipeline.models.strict_loading import load_strict
 from pipeline.scorers.pooling import forward_in_batches
 from pipeline.scorers.reward_text import EncodedRow as Text
 from pipeline.training.monitoring.callbacks import (
@@ -81,7 +81,9 @@ def load(start: Model, seed: int) -> Any:
 
     logging.set_verbosity_error()  # it would warn that the head is new
     set_seed(seed)
-    return whole(AutoModelForSequenceClassification, start, "float32", new_head=True, num_labels=1)
+    return load_strict(
+        AutoModelForSequenceClassification, start, "float32", new_head=True, num_labels=1
+    )
 
 
 def set_pad_token(tokenizer: Any, examples: Sequence[Example]) -> None:

@@ -7,7 +7,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from pipeline.backends.chat import continuation, templated
+from pipeline.backends.chat import apply_template, encode_continuation
 from pipeline.config import Optimization
 from pipeline.errors import UserError
 from pipeline.training.monitoring.callbacks import (
@@ -28,10 +28,10 @@ IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> Example:
     """The prompt as a sampler sends it, and the tokens of the last turn up to and with its EOS."""
     where = str(tokenizer.name_or_path)
-    shown = templated(
+    shown = apply_template(
         tokenizer, where, messages[:-1], tokenize=False, add_generation_prompt=True, **kwargs
     )
-    whole = templated(tokenizer, where, messages, tokenize=False, **kwargs)
+    whole = apply_template(tokenizer, where, messages, tokenize=False, **kwargs)
     if not whole.startswith(shown):
         differing = (i for i, (a, b) in enumerate(zip(shown, whole, strict=False)) if a != b)
         at = next(differing, min(len(shown), len(whole)))
@@ -41,7 +41,7 @@ def encode(tokenizer: Any, messages: list[Message], kwargs: dict[str, Any]) -> E
             f"  Give a template.chat_template=FILE (or template.kwargs) that keeps the prompt."
         )
     prompt = tokenizer(shown, add_special_tokens=False)["input_ids"]
-    completion = continuation(tokenizer, shown, whole)
+    completion = encode_continuation(tokenizer, shown, whole)
     if tokenizer.eos_token_id not in completion:
         raise UserError(
             f"the chat template does not close an answer with the tokenizer's EOS "
