@@ -54,7 +54,7 @@ class Vllm:
             from vllm import EngineArgs, LLMEngine
             from vllm.platforms import current_platform
         except ImportError as error:
-            raise inference_memory.without_vllm(self.knob, error) from error
+            raise inference_memory.missing_vllm(self.knob, error) from error
         on_cpu = current_platform.is_cpu()
         self.limits, self.room = limits, 0 if on_cpu else self.cfg.runtime.max_sequences
         if on_cpu:
@@ -73,12 +73,12 @@ class Vllm:
         if not platform.is_cuda_alike() or (files := here(model.weights, model.revision)) is None:
             return
         needs, runtime = (
-            inference_memory.needs_in(files, self.cfg.dtype, self._longest()),
+            inference_memory.read_needs(files, self.cfg.dtype, self._longest()),
             self.cfg.runtime,
         )
         device = platform.get_device_total_memory()
         free = min((gpu.free for gpu in hardware.gpus()), default=device)
-        place = inference_memory.Place(
+        place = inference_memory.EnginePlace(
             self.knob, device, runtime.memory, runtime.tensor_parallel, free=free
         )
         if needs and (short := inference_memory.shortage(needs, place)):

@@ -42,7 +42,9 @@ def _scan(samples: list[Samples]) -> pl.LazyFrame:
     )
 
 
-def _scored(cfg: BestOfNConfig, rows: pl.LazyFrame, scores: list[Scores], bos: int | None) -> pl.DataFrame:
+def _scored(
+    cfg: BestOfNConfig, rows: pl.LazyFrame, scores: list[Scores], bos: int | None
+) -> pl.DataFrame:
     """Every sample with its score: `fit` says whether it may be learnt from. Token ids stay on the disk."""
     marks = pl.concat([each.read() for each in scores])
     own = marks.filter(pl.col("scorer") == cfg.scorer).select("sample_id", "score")

@@ -55,8 +55,8 @@ def _unfit(
     if fault := _no_such_layer(planned, step, cfg):
         return fault
     if shape := shape_of(planned, step.inputs["init"]):
-        short = training_fit.short_of_memory(shape, cfg, rows, longest, cfg.runtime.world(gpus))
-        return short or training_fit.short_of_disk(shape, cfg, planned.root)
+        short = training_fit.memory_shortage(shape, cfg, rows, longest, cfg.runtime.world(gpus))
+        return short or training_fit.disk_shortage(shape, cfg, planned.root)
     return None
 
 
@@ -69,7 +69,7 @@ def _no_such_layer(planned: Planned, step: Step, cfg: TrainConfig) -> str | None
         or isinstance(cfg.adapter.targets, str)
     ):
         return None
-    layers = model_shape.layers_in(folder)
+    layers = model_shape.read_layer_names(folder)
     for target in cfg.adapter.targets:
         if layers and not any(f".{layer}".endswith(f".{target}") for layer in layers):
             known = sorted(
@@ -140,7 +140,7 @@ def lines(planned: Planned, found: dict[str, Found]) -> Iterator[str]:
 
 def _engines(
     planned: Planned, steps: list[Step]
-) -> Iterator[tuple[Step, inference_memory.Needs, inference_memory.Place | None]]:
+) -> Iterator[tuple[Step, inference_memory.EngineNeeds, inference_memory.EnginePlace | None]]:
     """What the engine of each draw takes, where it is known, and the smallest GPU that it may have, if there is one."""
     smallest = min(hardware.gpus(), key=lambda gpu: gpu.free, default=None)
     for step in steps:
@@ -152,25 +152,25 @@ def _engines(
 
 def _engine_needs(
     planned: Planned, step: Step, cfg: SampleRequest
-) -> inference_memory.Needs | None:
+) -> inference_memory.EngineNeeds | None:
     if not isinstance(cfg.backend, VllmBackend | TransformersBackend):
         return None
     limits = cfg.turn(cfg.turns).limits if isinstance(cfg, Conversation) else cfg.limits
     how, policy = (cfg.backend.dtype, limits.prompt + limits.completion), step.inputs["policy"]
     if folder := weights_of(planned, policy):
-        return inference_memory.needs_in(folder, *how)
+        return inference_memory.read_needs(folder, *how)
     shape = shape_of(planned, policy)
-    return inference_memory.needs_of(shape, *how) if shape else None
+    return inference_memory.estimate_needs(shape, *how) if shape else None
 
 
-def _place(step: Step, cfg: SampleRequest, gpu: hardware.Gpu) -> inference_memory.Place:
+def _place(step: Step, cfg: SampleRequest, gpu: hardware.Gpu) -> inference_memory.EnginePlace:
     knob = f"{step.knob}.backend"
     if isinstance(cfg.backend, VllmBackend):
         runtime = cfg.backend.runtime
-        return inference_memory.Place(
+        return inference_memory.EnginePlace(
             knob, gpu.memory, runtime.memory, runtime.tensor_parallel, free=gpu.free
         )
-    return inference_memory.Place(knob, gpu.memory, 1.0, 1, vllm=False, free=gpu.free)
+    return inference_memory.EnginePlace(knob, gpu.memory, 1.0, 1, vllm=False, free=gpu.free)
 
 
 def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
@@ -186,15 +186,15 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
         most = "" if known else "at most "
         yield f"{most}{many(steps, 'step')} of {cfg.batch} · {many(rows, 'row', grouped=True)} · {tokens:,} tokens"
     if known:
-        yield training_fit.spread(training_fit.histogram(known))
+        yield training_fit.format_histogram(training_fit.build_histogram(known))
     shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(hardware.gpus()))
-    yield from training_fit.told(
+    yield from training_fit.describe_needs(
         shape, cfg, longest, world, tokens, _measured(planned, step, shape), steps or 0
     )
     if cfg.low_rate:
         yield f"! {cfg.low_rate}"
     if rows and (
-        few := cfg.few_steps(model_shape.steps(cfg, rows))
+        few := cfg.few_steps(model_shape.count_steps(cfg, rows))
     ):  # fewer rows make fewer steps still
         yield f"! {few}"
     if fault := _unfit(planned, step, cfg, *_at_once(planned, step, cfg, known)):
@@ -204,7 +204,7 @@ def _of(planned: Planned, step: Step, cfg: TrainConfig) -> Iterator[str]:
 def _reads(cfg: TrainConfig, rows: int, sides: int, known: list[int]) -> tuple[int, int]:
     """Steps and tokens of a training; where no length is known each row is taken to be as long as may be."""
     steps, total = (
-        model_shape.steps(cfg, rows),
+        model_shape.count_steps(cfg, rows),
         sum(known) if known else rows * sides * cfg.max_length,
     )
     beside = (
@@ -223,7 +223,7 @@ def training_seconds(planned: Planned, step: Step, cfg: TrainConfig) -> float | 
         return None
     steps, tokens = _reads(cfg, rows, sides, known)
     world, pace = cfg.runtime.world(len(hardware.gpus())), _measured(planned, step, shape)
-    return training_fit.seconds(shape, cfg, tokens, world, pace, steps)
+    return training_fit.estimate_seconds(shape, cfg, tokens, world, pace, steps)
 
 
 def _at_once(planned: Planned, step: Step, cfg: TrainConfig, known: list[int]) -> tuple[int, int]:
@@ -231,7 +231,7 @@ def _at_once(planned: Planned, step: Step, cfg: TrainConfig, known: list[int]) -
     if not known:
         return 0, 0
     shape, world = shape_of(planned, step.inputs["init"]), cfg.runtime.world(len(hardware.gpus()))
-    return training_fit.rows_at_once(shape, cfg, max(known), world), max(known)
+    return training_fit.choose_micro_batch(shape, cfg, max(known), world), max(known)
 
 
 def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
@@ -243,10 +243,10 @@ def _lengths(planned: Planned, step: Step, cfg: TrainConfig) -> list[int]:
         return []
     made = [Pairs(folder) for folder in folders]
     if cfg.trainer != "kto":
-        return training_fit.sides(pl.concat(one.train() for one in made), "token_ids")
+        return training_fit.sequence_lengths(pl.concat(one.train() for one in made), "token_ids")
     held_out = pl.concat(one.dev()["prompt_id"] for one in made)
     thumbs = pl.concat(one.thumbs() for one in made).unique(["sample_id", "label"])
-    return training_fit.sides(
+    return training_fit.sequence_lengths(
         thumbs.filter(~pl.col("prompt_id").is_in(held_out.implode())), "token_ids"
     )
 

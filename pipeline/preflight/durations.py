@@ -23,7 +23,7 @@ from pipeline.config import (
 from pipeline.errors import many
 from pipeline.preflight import capacity
 from pipeline.preflight.lineage import shape_of
-from pipeline.resources.training_fit import spent
+from pipeline.resources.training_fit import format_duration
 from pipeline.status import Planned
 from pipeline.step import Step
 
@@ -145,7 +145,7 @@ class Durations:
         asked = [step for step in to_do if step.stage in LONG]
         known = {id(step): seconds for step in asked if (seconds := self.of(step)) is not None}
         if told := [*_by_kind(asked, known)]:
-            yield f"  time {' · '.join(told)}: {spent(sum(known.values()))} together, as measured here"
+            yield f"  time {' · '.join(told)}: {format_duration(sum(known.values()))} together, as measured here"
         if missing := [*_counts(step for step in asked if id(step) not in known)]:
             yield (
                 f"  time of {', '.join(missing)} is not known: the first shard that is drawn tells that of the draws"
@@ -178,7 +178,9 @@ class Rest:
             if len(known) < len(to_do)
             else ""
         )
-        return f" · then about {spent(sum(known))} for {many(len(known), 'step')}{unknown}"
+        return (
+            f" · then about {format_duration(sum(known))} for {many(len(known), 'step')}{unknown}"
+        )
 
 
 def _kind(step: Step) -> str:
@@ -188,7 +190,7 @@ def _kind(step: Step) -> str:
 def _by_kind(steps: list[Step], known: dict[int, float]) -> Iterator[str]:
     for kind in dict.fromkeys(_kind(step) for step in steps if id(step) in known):
         of = [known[id(step)] for step in steps if _kind(step) == kind and id(step) in known]
-        yield f"{kind} {spent(sum(of))} ({many(len(of), 'step')})"
+        yield f"{kind} {format_duration(sum(of))} ({many(len(of), 'step')})"
 
 
 def _counts(steps: Iterable[Step]) -> Iterator[str]:

@@ -27,7 +27,7 @@ def line_of(model: Step) -> Iterator[Step]:
 def shape_of(planned: Planned, model: Step) -> model_shape.Shape | None:
     """Of a model that is there, that is made here, or that another one is made from."""
     if folder := weights_of(planned, model):
-        return model_shape.shape_in(folder)
+        return model_shape.read_shape(folder)
     tiny = _nearest(planned, model).config
     return _to_be_made(tiny) if isinstance(tiny, TinyBase) else None
 
@@ -64,4 +64,4 @@ def _to_be_made(tiny: TinyBase) -> model_shape.Shape | None:
         "num_hidden_layers": tiny.layers,
     }
     heads = {"num_attention_heads": tiny.heads, "vocab_size": tiny.vocabulary}
-    return model_shape.shape_of({**sizes, **heads, "tie_word_embeddings": True})
+    return model_shape.parse_shape({**sizes, **heads, "tie_word_embeddings": True})

@@ -13,7 +13,7 @@ from pipeline.backends import Billed, Completion, Failed, Message, Request, Text
 from pipeline.config import SampleRequest
 from pipeline.errors import StageError, many
 from pipeline.hashing import digest_of
-from pipeline.resources.worker_pool import Hand
+from pipeline.resources.worker_pool import Worker
 from pipeline.sampling import asking, stop_strings
 from pipeline.sampling.failures import Failures
 from pipeline.sampling.lengths import BINS, bin_of
@@ -67,7 +67,7 @@ def _name_of(cfg: SampleRequest, setting: str, prompt_id: str, index: int) -> li
 
 
 class Drawing:
-    def __init__(self, cfg: SampleRequest, policy: str, text: Text, shards: Shards, hand: Hand):
+    def __init__(self, cfg: SampleRequest, policy: str, text: Text, shards: Shards, hand: Worker):
         self.cfg, self.policy, self.text, self.shards, self.hand = cfg, policy, text, shards, hand
         self._next: str | None = None  # claimed, not yet asked for
         self._rows: dict[
@@ -203,7 +203,7 @@ class Drawing:
         )
 
     def _tell_news(self) -> None:
-        self.hand.tell(**self._news)
+        self.hand.report(**self._news)
         self._news.clear()
         self._told = time.monotonic()
 

@@ -14,9 +14,9 @@ from pipeline.artifacts import KL, Logps, Model, Pairs, Samples, note_cost, read
 from pipeline.config import ReferenceConfig
 from pipeline.errors import StageError, UserError, many
 from pipeline.progress import Progress, say_phase
-from pipeline.resources.gpu_sets import environments
-from pipeline.resources.model_shape import parameters_of
-from pipeline.resources.worker_pool import Figures, Hand, work_off
+from pipeline.resources.gpu_sets import worker_environments
+from pipeline.resources.model_shape import parameter_cost
+from pipeline.resources.worker_pool import Figures, Worker, run_shards
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,11 +35,11 @@ def run(cfg: ReferenceConfig, out: Path, *, model: Model, rows: Pairs | Samples)
         write_table(scratch / ROWS, table)
         work, hands = (
             partial(measure, cfg, model, scratch, CHUNK),
-            environments(cfg.runtime.workers, WORKERS),
+            worker_environments(cfg.runtime.workers, WORKERS),
         )
-        note_cost(out, **parameters_of(model.weights, model.revision))
+        note_cost(out, **parameter_cost(model.weights, model.revision))
         say_phase("loading the model")
-        work_off(missing, work, hands, scratch / "workers", tell=Watch(table, missing).hear)
+        run_shards(missing, work, hands, scratch / "workers", on_report=Watch(table, missing).hear)
     write_table(out / "logps.parquet", _joined([scratch / chunk for chunk in chunks]))
     note_cost(out, rows=table.height, tokens=int(table["length"].sum()))
     return Logps(out)
@@ -103,18 +103,19 @@ def _sides(pairs: "pl.DataFrame") -> "Iterator[pl.DataFrame]":
         yield pairs.select(*ids, "prompt_token_ids", pl.col(f"{side}_token_ids").alias("token_ids"))
 
 
-def measure(cfg: ReferenceConfig, model: Model, scratch: Path, size: int, hand: Hand) -> None:
+def measure(cfg: ReferenceConfig, model: Model, scratch: Path, size: int, hand: Worker) -> None:
     """One hand's part: the model is opened once."""
     from pipeline.models import loading
 
     table = read_table(scratch / ROWS)
     module = loading.load(model, cfg.dtype, cfg.quantization)
     loading.check_vocabulary(module, [table["prompt_token_ids"], table["token_ids"]], "refer")
-    hand.tell(rows=0, tokens=0)
+    hand.report(rows=0, tokens=0)
     for chunk in iter(hand.claim, None):
         part = table.slice(_start(chunk, size), size)
         write_table(
-            scratch / chunk, _measured(cfg, module, part, lambda n, m: hand.tell(rows=n, tokens=m))
+            scratch / chunk,
+            _measured(cfg, module, part, lambda n, m: hand.report(rows=n, tokens=m)),
         )
         hand.finish(chunk)
 

@@ -32,9 +32,9 @@ from pipeline.config import (
     VllmBackend,
 )
 from pipeline.progress import say_phase
-from pipeline.resources.gpu_sets import Environment, environments
-from pipeline.resources.model_shape import parameters_of
-from pipeline.resources.worker_pool import Hand, work_off
+from pipeline.resources.gpu_sets import Environment, worker_environments
+from pipeline.resources.model_shape import parameter_cost
+from pipeline.resources.worker_pool import Worker, run_shards
 from pipeline.sampling import multi_turn
 from pipeline.sampling.collector import Drawing, nothing
 from pipeline.sampling.journal import Journal
@@ -112,9 +112,9 @@ def draw_missing(
             say_phase(starting(cfg))
             work = partial(draw, cfg, shards, policy, served)
             if isinstance(cfg.backend, ENGINES):
-                note_cost(out, **parameters_of(policy.weights, policy.revision))
+                note_cost(out, **parameter_cost(policy.weights, policy.revision))
             finish = partial(note_shard, out, meter, finished)
-            work_off(
+            run_shards(
                 missing, work, hands(cfg, out), out / "scratch" / "workers", finish, meter.hear
             )
             note_cost(out, **meter.cost())
@@ -144,10 +144,12 @@ def hands(cfg: SampleRequest, out: Path) -> list[Environment]:
     if not isinstance(cfg.backend, ENGINES):
         return [{}] * (1 if cfg.runtime.workers == "auto" else cfg.runtime.workers)
     together = cfg.backend.runtime.tensor_parallel if isinstance(cfg.backend, VllmBackend) else 1
-    return environments(cfg.runtime.workers, f"{knob_of(out, KNOB)}.runtime.workers", together)
+    return worker_environments(
+        cfg.runtime.workers, f"{knob_of(out, KNOB)}.runtime.workers", together
+    )
 
 
-def draw(cfg: SampleRequest, shards: Shards, policy: Model, served: Model, hand: Hand) -> None:
+def draw(cfg: SampleRequest, shards: Shards, policy: Model, served: Model, hand: Worker) -> None:
     """One hand's part: its engine starts once and is given the next shard before the last one drains."""
     backend = opened(cfg, shards.out, policy)
     drawing = Drawing(cfg, policy.path.name, backend.text, shards, hand)
@@ -155,7 +157,7 @@ def draw(cfg: SampleRequest, shards: Shards, policy: Model, served: Model, hand:
     started = time.monotonic()
     try:
         backend.start(served, cfg.limits)
-        hand.tell(**{ENGINE: time.monotonic() - started})
+        hand.report(**{ENGINE: time.monotonic() - started})
         while drawing.claim():
             asked = drawing.requests()
             for drawn in (

@@ -28,8 +28,8 @@ from pipeline.artifacts import (
 from pipeline.config import BestScored, EnsembleScorer, ScoreConfig, ScorerConfig
 from pipeline.errors import StageError, UserError, many
 from pipeline.progress import Progress, say_phase
-from pipeline.resources.gpu_sets import environments
-from pipeline.resources.worker_pool import Hand, work_off
+from pipeline.resources.gpu_sets import worker_environments
+from pipeline.resources.worker_pool import Worker, run_shards
 from pipeline.scorers import Answer, Paid, Score, Scorer, open_scorer
 from pipeline.scorers.ensemble import combined
 
@@ -163,15 +163,15 @@ def mark_by_hands(
         progress.advance()
 
     work = partial(mark, cfg.local, told, reward, out)
-    hands = environments(
+    hands = worker_environments(
         cfg.runtime.workers, f"{knob_of(out, KNOB)}.runtime.workers", cfg.gpus_each
     )
-    work_off(missing, work, hands, out / "scratch" / "workers", finish)
+    run_shards(missing, work, hands, out / "scratch" / "workers", finish)
     return total(*bills)
 
 
 def mark(
-    scorers: dict[str, ScorerConfig], told: Told, reward: Model | None, out: Path, hand: Hand
+    scorers: dict[str, ScorerConfig], told: Told, reward: Model | None, out: Path, hand: Worker
 ) -> None:
     """One hand's part; with each shard it tells what that one cost."""
     with opened(scorers, reward, out) as here:

@@ -30,14 +30,16 @@ def look_ahead(
     cfg: TrainConfig, init: Model, rows: "dict[str, pl.DataFrame]", world: int, out: Path
 ) -> TrainConfig:
     """Says what it will take and refuses what cannot be; answers the config with a number for `micro_batch`."""
-    table, shape = rows["train"], model_shape.shape_in(Path(init.weights))
+    table, shape = rows["train"], model_shape.read_shape(Path(init.weights))
     lengths, steps, tokens = (
-        training_fit.sides(table),
-        model_shape.steps(cfg, table.height),
+        training_fit.sequence_lengths(table),
+        model_shape.count_steps(cfg, table.height),
         tokens_read(cfg, rows),
     )
-    longest = max(training_fit.sides(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths)
-    found = training_fit.histogram(lengths)
+    longest = max(
+        training_fit.sequence_lengths(rows["rehearsal"]) + lengths if cfg.rehearsal else lengths
+    )
+    found = training_fit.build_histogram(lengths)
     if few := cfg.few_steps(steps):
         print(f"! train: {few}.", file=sys.stderr, flush=True)
     write_json(
@@ -53,17 +55,17 @@ def look_ahead(
     print(SIGN, "train", first, f"· {at_once} at once", file=sys.stderr)
     say(
         f"ahead    {first}",
-        training_fit.spread(found),
-        *training_fit.told(shape, cfg, longest, world, tokens),
+        training_fit.format_histogram(found),
+        *training_fit.describe_needs(shape, cfg, longest, world, tokens),
     )
     note_cost(out, micro_batch=at_once, steps=steps)
     if shape:
         note_cost(out, parameters=shape.parameters)
-        takes = training_fit.needs(shape, cfg, at_once, longest, world)
+        takes = training_fit.estimate_needs(shape, cfg, at_once, longest, world)
         note_cost(out, memory_estimate_gib=round(takes.total / model_shape.GIB, 3))
-        short = training_fit.short_of_memory(
+        short = training_fit.memory_shortage(
             shape, cfg, at_once, longest, world
-        ) or training_fit.short_of_disk(shape, cfg, out)
+        ) or training_fit.disk_shortage(shape, cfg, out)
         if short:
             raise UserError(short)
     if auto:
@@ -73,10 +75,14 @@ def look_ahead(
 
 def tokens_read(cfg: TrainConfig, rows: "dict[str, pl.DataFrame]") -> int:
     """By the whole training, demonstrations beside the pairs too."""
-    beside = fmean(training_fit.sides(rows["rehearsal"])) * cfg.rehearsed if cfg.rehearsal else 0.0
+    beside = (
+        fmean(training_fit.sequence_lengths(rows["rehearsal"])) * cfg.rehearsed
+        if cfg.rehearsal
+        else 0.0
+    )
     return round(
-        cfg.epochs * sum(training_fit.sides(rows["train"]))
-        + beside * model_shape.steps(cfg, rows["train"].height)
+        cfg.epochs * sum(training_fit.sequence_lengths(rows["train"]))
+        + beside * model_shape.count_steps(cfg, rows["train"].height)
     )
 
 
@@ -90,7 +96,7 @@ def _settled(
             cfg.batch // world % found == 0
         ):  # fewer processes than before may share the batch otherwise
             return found
-    return training_fit.rows_at_once(shape, cfg, longest, world)
+    return training_fit.choose_micro_batch(shape, cfg, longest, world)
 
 
 def with_rows(cfg: TrainConfig, rows: int) -> TrainConfig:

@@ -1,4 +1,5 @@
-"""Offline preferences: every published shape to the exact token ids, every row accounted for, bad rows named."""
+"""Offline preferences: every published shape to the exact token ids, every row accounted for, bad
+rows named."""
 
 import json
 from functools import cache
@@ -97,7 +98,8 @@ def taken(tmp_path, policy):
 
 
 def golden(tokenizer, system: str = "") -> set[tuple]:
-    """The very ids, put together by hand: <s> <|user|> … <|end|> <|assistant|> and the answer with its <|end|>."""
+    """The very ids, put together by hand: <s> <|user|> … <|end|> <|assistant|> and the answer with
+    its <|end|>."""
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

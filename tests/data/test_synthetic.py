@@ -1,4 +1,5 @@
-"""The playground: the same rows everywhere, demonstrations as noisy as asked, and rules that tell right from wrong."""
+"""The playground: the same rows everywhere, demonstrations as noisy as asked, and rules that tell
+right from wrong."""
 
 import itertools
 import random

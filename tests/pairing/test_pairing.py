@@ -1,4 +1,5 @@
-"""Choosing pairs, in columns: for every strategy and filter what must hold whatever the samples are."""
+"""Choosing pairs, in columns: for every strategy and filter what must hold whatever the samples
+are."""
 
 from functools import cache
 
@@ -148,7 +149,8 @@ def test_flipping_all_scores_flips_all_pairs(strategy, answers):
 @quietly
 @given(batches)
 def test_flipped_scores_never_prefer_the_same_answer(strategy, answers):
-    """These two choose the sides by different rules, so that the pairs differ; each still follows its scores."""
+    """These two choose the sides by different rules, so that the pairs differ; each still follows
+    its scores."""
     answers = told_apart(answers)
     _, kept, _ = outcome(config(strategy), *table(answers))
     _, flipped, _ = outcome(config(strategy), *table(rescored(answers, -1.0)))
@@ -181,7 +183,7 @@ def test_scaling_the_scores_changes_no_pair(strategy, answers, scale):
     assert ids(kept) == ids(scaled)
 
 
-# ── what each strategy takes ──────────────────────────────────────────────────────────────────────────────────────
+# ── what each strategy takes ──────────────────────────────────────────────────────────────────────
 
 
 SIX = {
@@ -235,7 +237,7 @@ def test_pairs_are_found_across_the_slices_that_they_are_searched_in(monkeypatch
     assert whole.height == 30 and whole.equals(sliced)
 
 
-# ── what each filter drops ────────────────────────────────────────────────────────────────────────────────────────
+# ── what each filter drops ────────────────────────────────────────────────────────────────────────
 
 PAIR = {
     "prompt_id": "p", "prompt_text": "p", "chosen_id": "a", "rejected_id": "b", "chosen_text": "yes it is",
@@ -381,7 +383,7 @@ def test_prompts_that_all_answers_solve_or_none_are_counted():
     }
 
 
-# ── duplicates ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── duplicates ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_repeated_answer_goes_and_the_smallest_id_stays():

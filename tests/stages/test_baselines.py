@@ -1,4 +1,5 @@
-"""Other models in the table: asked the same prompts, by a folder's own template or by name from a server."""
+"""Other models in the table: asked the same prompts, by a folder's own template or by name from a
+server."""
 
 import json
 
@@ -129,7 +130,7 @@ def test_another_model_is_a_row_with_differences_and_contests_and_no_kl(tmp_path
     )
 
 
-# ── by name, from a server ────────────────────────────────────────────────────────────────────────────────────────
+# ── by name, from a server ────────────────────────────────────────────────────────────────────────
 
 
 def chat(body):

@@ -1,4 +1,5 @@
-"""The stage `benchmark`: lm-eval on a tiny model and local files, multiple choice and generated answers."""
+"""The stage `benchmark`: lm-eval on a tiny model and local files, multiple choice and generated
+answers."""
 
 import json
 import math
@@ -400,7 +401,7 @@ def test_what_may_not_be_lost_has_to_be_measured():
     composed(*SMALL, "benchmark=gsm8k", "evaluate.retention={gsm8k: 0.02, rules: 0}")
 
 
-# ── the published tasks, in the shape of the hub's rows ─────────────────────────────────────────────────────────────
+# ── the published tasks, in the shape of the hub's rows ───────────────────────────────────────────
 
 
 OWN_TASKS = (

@@ -1,4 +1,5 @@
-"""Pairs: every sample, prompt and pair accounted for, joins by id, never a pair without a difference."""
+"""Pairs: every sample, prompt and pair accounted for, joins by id, never a pair without a
+difference."""
 
 import json
 from functools import cache
@@ -193,7 +194,7 @@ def test_train_and_dev_are_split_by_prompt(paired):
     assert unpaired["label"].value_counts(sort=True)["count"].to_list() == [100, 100]
 
 
-# ── demonstrations, ties, signs of noise ──────────────────────────────────────────────────────────────────────────
+# ── demonstrations, ties, signs of noise ──────────────────────────────────────────────────────────
 
 
 def test_the_gold_answer_against_the_worst_sample(tmp_path, paired, chat):
@@ -295,7 +296,7 @@ def test_filters_on_signs_use_what_the_scores_say(paired):
     )
 
 
-# ── funnel and card ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── funnel and card ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_funnel_tells_where_everything_went(paired, capsys):
@@ -339,7 +340,7 @@ def test_all_samples_become_thumbs_when_asked(paired):
     assert pairs.funnel()["unpaired"] == {"up": 2, "down": 2}
 
 
-# ── contract before cost ──────────────────────────────────────────────────────────────────────────────────────────
+# ── contract before cost ──────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -400,7 +401,7 @@ def test_another_template_than_the_sampler_s_stops_here(tmp_path, paired):
         paired({"p": GOOD_AND_BAD}, policy=model)
 
 
-# ── offline rows and their mix ────────────────────────────────────────────────────────────────────────────────────
+# ── offline rows and their mix ────────────────────────────────────────────────────────────────────
 
 
 def offline_rows(folder: Path, chat: Chat, count: int, **changes) -> Pairs:
@@ -478,7 +479,7 @@ def test_offline_alone_needs_no_samples_and_passes_the_same_filters(tmp_path, po
     assert pairs.funnel()["dropped_pairs"] == {"unlikely under the reference": 9}
 
 
-# ── by hand ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── by hand ───────────────────────────────────────────────────────────────────────────────────────
 
 HAND = dict.fromkeys("pqrst", GOOD_AND_BAD)
 

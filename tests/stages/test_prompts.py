@@ -1,4 +1,5 @@
-"""Prompts: rows in = rows out + dropped with a reason; nothing of dev or test in train; broken lines by name."""
+"""Prompts: rows in = rows out + dropped with a reason; nothing of dev or test in train; broken
+lines by name."""
 
 import json
 from functools import cache
@@ -206,7 +207,7 @@ def test_a_file_without_prompts_and_one_that_is_not_there(tmp_path):
         run(config(tmp_path / "none.jsonl"), tmp_path)
 
 
-# ── shapes and places ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── shapes and places ─────────────────────────────────────────────────────────────────────────────
 
 
 def taken(folder: Path, lines: list, on_bad_row: str = "fail", **columns: str) -> Read:
@@ -337,7 +338,7 @@ def test_a_broken_csv_is_named(tmp_path, text, fault):
         read_prompts(PromptRows(source=source, shape="auto", columns={}), "prompts")
 
 
-# ── what must not be trained on ───────────────────────────────────────────────────────────────────────────────────
+# ── what must not be trained on ───────────────────────────────────────────────────────────────────
 
 EXAM = (
     "Write a letter to the mayor of a small harbour town, and explain in three paragraphs why the old lighthouse"
@@ -498,7 +499,7 @@ def test_a_changed_evaluation_set_is_another_identity_and_a_hub_one_floats(tmp_p
     assert not floats(plan(fixed).ancestors()[0])
 
 
-# ── what repeats ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what repeats ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_prompts_that_differ_in_case_punctuation_or_space_are_one():
@@ -517,7 +518,8 @@ def test_arithmetic_is_no_punctuation(one, other):
 
 
 def test_different_tasks_below_the_threshold_all_stay(tmp_path):
-    """Tasks on 25 of 30 word triples are 0.833 alike: below prompts.near=0.9, by count and not by estimate."""
+    """Tasks on 25 of 30 word triples are 0.833 alike: below prompts.near=0.9, by count and not by
+    estimate."""
     tasks = [" ".join(f"w{task}x{at}" for at in range(27)) for task in range(600)]
     lines = [{"prompt": f"{text}{more}"} for text in tasks for more in ("", " v1 v2 v3 v4 v5")]
     out = made(tmp_path, lines, "prompts.split={dev: 10, test: 10}")

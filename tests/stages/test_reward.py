@@ -1,4 +1,5 @@
-"""The stage `reward`: what it learns from, what it leaves out, what it publishes, and what wrong labels cost."""
+"""The stage `reward`: what it learns from, what it leaves out, what it publishes, and what wrong
+labels cost."""
 
 import json
 import math
@@ -74,7 +75,7 @@ def told(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name).read_text())
 
 
-# ── the playground's preferences ──────────────────────────────────────────────────────────────────────────────────
+# ── the playground's preferences ──────────────────────────────────────────────────────────────────
 
 
 def test_the_rule_prefers_what_is_chosen_except_where_the_label_is_flipped() -> None:
@@ -101,7 +102,7 @@ def test_preferences_are_no_repetition_of_the_demonstrations_or_prompts() -> Non
     assert not asked & {row["prompt"][0]["content"] for row in synthetic.prompts(200, 3, 0)}
 
 
-# ── rows that somebody brings ─────────────────────────────────────────────────────────────────────────────────────
+# ── rows that somebody brings ─────────────────────────────────────────────────────────────────────
 
 ASKED = [{"role": "user", "content": "Which river is slow?"}]
 
@@ -151,7 +152,7 @@ def test_thumbs_alone_make_no_pairs(tmp_path: Path, start: Model) -> None:
         train(training(data=data), tmp_path / "out", start)
 
 
-# ── what is left out ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is left out ──────────────────────────────────────────────────────────────────────────────
 
 
 @model
@@ -180,7 +181,7 @@ def test_what_overlaps_an_evaluation_prompt_is_too_long_or_doubles_bos_is_left_o
     }  # fmt: skip
 
 
-# ── what is held out ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is held out ──────────────────────────────────────────────────────────────────────────────
 
 
 def example(prompt: str, good: str, bad: str) -> dict[str, Any]:
@@ -250,7 +251,7 @@ def test_a_reward_model_of_one_neutral_prompt_is_trained_and_says_what_it_was_he
     )
 
 
-# ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── training ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +336,8 @@ def test_half_the_micro_batch_gives_the_same_losses(
 def test_thumbs_are_learned_by_the_binary_cross_entropy_of_the_score(
     tmp_path: Path, start: Model
 ) -> None:
-    """The first loss is that of the untrained head, computed by hand; afterwards liked answers score above zero."""
+    """The first loss is that of the untrained head, computed by hand; afterwards liked answers
+    score above zero."""
     import torch
 
     from pipeline.models import loading
@@ -363,7 +365,8 @@ def test_thumbs_are_learned_by_the_binary_cross_entropy_of_the_score(
 
 @model
 def test_a_pad_token_that_ends_texts_is_not_where_a_reward_is_read(tmp_path: Path) -> None:
-    """transformers' own pooling, which anyone who opens the published model uses, reads what ours reads."""
+    """transformers' own pooling, which anyone who opens the published model uses, reads what ours
+    reads."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -417,7 +420,8 @@ SEEDS = 3  # one training's luck is as large as the effect: their means are comp
 
 @model
 def test_a_proxy_of_wrong_labels_agrees_less_with_the_gold_rule(tmp_path: Path) -> None:
-    """Learned from 200 pairs, of which a fifth has the wrong label; judged on 1,000 others by the rule."""
+    """Learned from 200 pairs, of which a fifth has the wrong label; judged on 1,000 others by the
+    rule."""
     from pipeline.stages import base
     from tests.stages.test_sft import TINY
 

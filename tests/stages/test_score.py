@@ -126,7 +126,8 @@ def test_a_shard_is_handed_over_once_the_next_one_has_begun(drawn):
 
 
 def test_only_each_prompt_s_best_answer_is_shown_to_the_scorers(tmp_path, monkeypatch):
-    """Four prompts of three answers: the second is best but where its score failed, equal ones go by sample id."""
+    """Four prompts of three answers: the second is best but where its score failed, equal ones go
+    by sample id."""
     rows = [sample_row(f"p{p}", f"p{p}-{i}", f"answer {i}") for p in range(4) for i in range(3)]
     write_table(tmp_path / "sample" / "samples" / "0.parquet", pl.DataFrame(rows, schema=SAMPLE))
     table = pl.DataFrame([{"prompt_id": f"p{p}", "prompt": [], "columns": "{}"} for p in range(4)])

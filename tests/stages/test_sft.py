@@ -1,4 +1,5 @@
-"""base and sft: the tiny model, what a checkpoint is refused for, adapters merged, training on exactly the answers."""
+"""base and sft: the tiny model, what a checkpoint is refused for, adapters merged, training on
+exactly the answers."""
 
 import json
 import os
@@ -56,7 +57,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-# ── base=tiny ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── base=tiny ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_tiny_base_is_the_same_bytes_again_and_others_by_seed(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_a_tiny_base_that_cannot_be_is_refused(tmp_path: Path, knob: str, value:
         base.run(TINY.model_copy(update={knob: value}), tmp_path)
 
 
-# ── checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── checkpoints ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("stage", [base, sft])
@@ -207,7 +208,7 @@ def test_what_is_trusted_by_name_is_let_in(folder: Path, tmp_path: Path) -> None
     assert sft.run(checkpoint(folder, trust=trust), tmp_path / "out").weights == folder
 
 
-# ── adapters ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── adapters ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def adapter_on(base_folder: Path, place: Path) -> Path:
@@ -285,7 +286,7 @@ def test_an_adapter_is_refused(folder: Path, tmp_path: Path, harm: Any, said: st
         sft.run(checkpoint(adapter), tmp_path / "out")
 
 
-# ── sft=train ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── sft=train ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def training(**changes: Any) -> SftTraining:
@@ -533,7 +534,7 @@ def test_a_loss_that_is_no_number_publishes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "weights").exists()
 
 
-# ── sft=refit ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── sft=refit ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def refitting(**changes: Any) -> BestOfNConfig:
@@ -554,7 +555,8 @@ def refitting(**changes: Any) -> BestOfNConfig:
 def round_of(
     folder: Path, made: Model, answers: dict[str, list]
 ) -> tuple[list[Samples], list[Scores]]:
-    """`prompt → [(text, score, finish)]`, each prompt's first answer in one wave, the others in the next."""
+    """`prompt → [(text, score, finish)]`, each prompt's first answer in one wave, the others in the
+    next."""
     samples, scores = [], []
     chat = test_pair.Chat(made)
     for wave, part in enumerate((slice(0, 1), slice(1, None))):
@@ -656,7 +658,8 @@ def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_o
 
 
 def test_a_checkpoint_that_moved_is_opened_where_it_lies_now(folder: Path, tmp_path: Path) -> None:
-    """The same bytes are the same step; what lies at their old place by now must never be taken for them."""
+    """The same bytes are the same step; what lies at their old place by now must never be taken for
+    them."""
     words = ["prompts=playground", "dtype=float32", "until=sft"]
 
     def built(place: Path) -> tuple[str, str, str]:

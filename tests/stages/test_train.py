@@ -1,4 +1,5 @@
-"""DPO on ready ids: the sampler's tokens, TRL's losses, a right reference, exact resume, nothing half published."""
+"""DPO on ready ids: the sampler's tokens, TRL's losses, a right reference, exact resume, nothing
+half published."""
 
 import json
 import math
@@ -104,12 +105,13 @@ def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model, referenc
     ]
 
 
-# ── what is trained is what was sampled ───────────────────────────────────────────────────────────────────────────
+# ── what is trained is what was sampled ───────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("pad", ["<pad>", "<|end|>"])
 def test_the_batch_holds_the_sampler_s_own_ids(round_, tmp_path, pad):
-    """Also when padding is the end mark: what is learned follows from lengths, so the last token is always in it."""
+    """Also when padding is the end mark: what is learned follows from lengths, so the last token is
+    always in it."""
     padded = padded_with(round_, pad, tmp_path / "sft" / "padded")
     trainer = trainer_on(round_, dpo(), tmp_path / "out", init=padded, reference=round_.sft)
     assert trainer.processing_class.pad_token == pad
@@ -134,7 +136,8 @@ def test_the_batch_holds_the_sampler_s_own_ids(round_, tmp_path, pad):
 
 
 def test_losses_are_those_of_plain_trl_on_the_same_text(round_, tmp_path):
-    """TRL tokenises the conversations itself, loads its own reference and asks it as it goes. Its warm-up differs."""
+    """TRL tokenises the conversations itself, loads its own reference and asks it as it goes. Its
+    warm-up differs."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -188,7 +191,8 @@ def test_every_dev_pair_weighs_the_same_however_a_look_is_split(round_):
 
 
 def test_what_a_cluster_says_of_other_processes_changes_nothing_here(round_, full, monkeypatch):
-    """Kubernetes' jobs set these for every container; one that trains alone would take a quarter of each step."""
+    """Kubernetes' jobs set these for every container; one that trains alone would take a quarter of
+    each step."""
     for name, value in {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert losses(round_.train("in a cluster", dpo(micro_batch=1))) == pytest.approx(
@@ -196,7 +200,7 @@ def test_what_a_cluster_says_of_other_processes_changes_nothing_here(round_, ful
     )
 
 
-# ── the reference ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the reference ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_first_loss_is_that_of_no_margin(full, lora):
@@ -294,12 +298,13 @@ def test_bfloat16_starts_from_its_reference_too(round_, tmp_path):
         round_.train("half wrong", dpo(dtype="bfloat16"), logps=[wrong])
 
 
-# ── what is published ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is published ─────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_what_is_published_is_what_was_trained(round_, kind, request):
-    """The last look at the dev pairs and the model opened from its folder give the same log-probabilities."""
+    """The last look at the dev pairs and the model opened from its folder give the same
+    log-probabilities."""
     model = request.getfixturevalue(kind)
     last = [entry for entry in model.metrics() if "eval_loss" in entry][-1]
     assert last["step"] == 6
@@ -324,7 +329,8 @@ def test_no_pickle_and_no_place_of_this_machine_is_published(round_, kind, reque
 
 
 def test_the_trainer_s_marks_do_not_reach_the_published_config(round_, tmp_path):
-    """TRL writes its tokenizer's padding into the model's config; a user's model keeps what it said."""
+    """TRL writes its tokenizer's padding into the model's config; a user's model keeps what it
+    said."""
     init = padded_with(round_, "<|end|>", tmp_path / "sft" / "padded")
     model = round_.train("marks", dpo(batch=24), init=init)
     for name in ("config.json", "generation_config.json"):
@@ -379,7 +385,7 @@ def test_weights_that_are_not_finite_are_not_published():
         loading.check_finite(layer)
 
 
-# ── killed and run again ──────────────────────────────────────────────────────────────────────────────────────────
+# ── killed and run again ──────────────────────────────────────────────────────────────────────────
 
 CHILD = """
 import json, os, signal, sys
@@ -465,7 +471,7 @@ def test_only_a_checkpoint_with_every_byte_is_whole(tmp_path, capsys):
     assert capsys.readouterr().err.count("checkpoint-4 is not whole") == 2
 
 
-# ── refused before anything is trained ────────────────────────────────────────────────────────────────────────────
+# ── refused before anything is trained ────────────────────────────────────────────────────────────
 
 
 def test_a_batch_that_micro_batches_cannot_make_is_refused():

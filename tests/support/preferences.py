@@ -1,4 +1,5 @@
-"""Pairs as the stage `pair` writes them: text, and the ids that the tiny tokenizer's own template makes of it."""
+"""Pairs as the stage `pair` writes them: text, and the ids that the tiny tokenizer's own template
+makes of it."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""A training in a process of its own, as the driver starts one: prints the most bytes that the kernel saw it hold."""
+"""A training in a process of its own, as the driver starts one: prints the most bytes that the
+kernel saw it hold."""
 
 import json
 import sys

@@ -38,7 +38,7 @@ class EvalGenerations:
         backend = {
             "kind": "transformers",
             "dtype": cfg.dtype,
-            "runtime": {"batch": training_fit.ANSWERS},
+            "runtime": {"batch": training_fit.ANSWERS_AT_ONCE},
         }
         self.engine = Transformers(TransformersBackend(**backend), init)
         self.at_once = _at_once(cfg, init)
@@ -164,11 +164,11 @@ class AnswersLine:
 
 def _at_once(cfg: TrainConfig, init: Model) -> int:
     """As many as fit beside the weights and the optimizer's state, which stay where they are."""
-    shape = model_shape.shape_in(Path(init.weights))
+    shape = model_shape.read_shape(Path(init.weights))
     return (
-        training_fit.answers_at_once(shape, cfg, training_fit.ANSWERS)
+        training_fit.choose_answer_batch(shape, cfg, training_fit.ANSWERS_AT_ONCE)
         if shape
-        else training_fit.ANSWERS
+        else training_fit.ANSWERS_AT_ONCE
     )
 
 
