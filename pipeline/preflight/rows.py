@@ -26,8 +26,8 @@ from pipeline.config import (
     SftTraining,
     TrainConfig,
 )
-from pipeline.data.prompt_checks import Summary, check_caps, check_split
-from pipeline.data.readers import files_in, is_dataset_folder
+from pipeline.data.prompt_checks import PromptSummary, check_caps, check_split
+from pipeline.data.readers import is_dataset_folder, list_files
 from pipeline.errors import UserError, refusals
 from pipeline.preflight.prompts import checks_of_prompts
 from pipeline.step import Step
@@ -91,7 +91,7 @@ def _places(step: Step) -> Iterator[tuple[str, str]]:
 
 def check_given_prompts(step: Step, cfg: PromptsConfig, coming: Sequence[Step]) -> None:
     """The rows of every set, whether they last for the splits and rounds, and whether they have the columns asked."""
-    known: dict[str, Summary] = {}
+    known: dict[str, PromptSummary] = {}
 
     def look(knob: str, asked: PromptRows, on_bad_row: str) -> None:
         known[knob] = _summary_of(asked, knob, on_bad_row)
@@ -119,7 +119,7 @@ def _sets(cfg: FilePrompts | HubPrompts) -> dict[str, PromptRows]:
 
 
 def _counted(
-    step: Step, cfg: PromptsConfig, known: dict[str, Summary], coming: Sequence[Step]
+    step: Step, cfg: PromptsConfig, known: dict[str, PromptSummary], coming: Sequence[Step]
 ) -> Iterator[Callable[[], object]]:
     """Repeats and overlaps are found by the stage alone, so that there are at most so many training prompts."""
     rows, columns = {}, {}
@@ -137,20 +137,20 @@ def _counted(
     yield from checks_of_prompts(step, rows, columns.__getitem__, coming, at_most=True)
 
 
-def _of_playground(cfg: PlaygroundPrompts) -> Summary:
+def _of_playground(cfg: PlaygroundPrompts) -> PromptSummary:
     from pipeline.data import synthetic
 
-    first = list(synthetic.prompts(min(cfg.rows, MADE), cfg.constraints, cfg.seed))
-    return Summary(cfg.rows, frozenset(first[0]["columns"]))
+    first = list(synthetic.generate_prompts(min(cfg.rows, MADE), cfg.constraints, cfg.seed))
+    return PromptSummary(cfg.rows, frozenset(first[0]["columns"]))
 
 
-def _summary_of(asked: PromptRows, knob: str, on_bad_row: str) -> Summary:
+def _summary_of(asked: PromptRows, knob: str, on_bad_row: str) -> PromptSummary:
     assert isinstance(asked.source, FileRows)
     return _summary(asked.model_dump_json(), knob, on_bad_row, _stamp(asked.source.path))
 
 
 @lru_cache(maxsize=64)  # the points of a sweep have the same prompts
-def _summary(asked: str, knob: str, on_bad_row: str, stamp: object) -> Summary:
+def _summary(asked: str, knob: str, on_bad_row: str, stamp: object) -> PromptSummary:
     from pipeline.data.prompts import summarize_prompts
 
     return summarize_prompts(PromptRows.model_validate_json(asked), knob, on_bad_row)
@@ -172,12 +172,12 @@ def _read_preferences(cfg: OfflineConfig | GivenPreferences, knob: str) -> None:
 
 
 def _read_edits(path: str) -> None:
-    from pipeline.data.jsonl import read_jsonl, unwritable
+    from pipeline.data.jsonl import find_unwritable, read_jsonl
     from pipeline.pairing import edits
 
     lines = read_jsonl(
         Path(path),
-        lambda row: edits.fault(row) or unwritable(edits.typed(row)),
+        lambda row: edits.find_fault(row) or find_unwritable(edits.keep_typed(row)),
         "skip",
         "pair.edits",
     )
@@ -200,10 +200,10 @@ def _is_small(path: str) -> bool:
 def _size(place: Path) -> int:
     return sum(
         file.stat().st_size * (COMPRESSED if file.suffix == ".parquet" else 1)
-        for file in files_in(place)
+        for file in list_files(place)
     )
 
 
 def _stamp(path: str) -> tuple[tuple[str, int, int], ...]:
-    files = files_in(Path(path).expanduser())
+    files = list_files(Path(path).expanduser())
     return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)

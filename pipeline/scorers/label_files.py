@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.jsonl import unwritable
+from pipeline.data.jsonl import find_unwritable
 from pipeline.errors import UserError, shown
 from pipeline.scorers import argilla
 
@@ -48,7 +48,7 @@ def read_labels(path: Path) -> list[Rating] | list[Duel]:
         if label is None:
             continue
         ids = (label.sample_id,) if isinstance(label, Rating) else (label.a_id, label.b_id)
-        if fault := unwritable([*ids, label.annotator]):
+        if fault := find_unwritable([*ids, label.annotator]):
             raise UserError(f"{place}: an id or the annotator {fault}. Give it as text.")
         if said.setdefault((*ids, label.annotator), label) != label:
             raise UserError(f"{place}: {label.annotator or 'the annotator'} said something else about {' and '.join(ids)}"

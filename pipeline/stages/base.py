@@ -1,4 +1,5 @@
-"""The stage `base`: the model before SFT, a checkpoint as it is or a tiny untrained one; or another to compare with."""
+"""The stage `base`: the model before SFT, a checkpoint as it is or a tiny untrained one; or
+another to compare with."""
 
 import shutil
 from collections.abc import Iterator
@@ -49,7 +50,8 @@ def served_model(cfg: ServedModel, like: Model, out: Path) -> Model:
 
 
 def tiny_tokenizer(cfg: TinyBase) -> "PreTrainedTokenizerFast":
-    """Byte-level BPE, so that nothing is unknown; the template alone writes BOS, so that there is exactly one."""
+    """Byte-level BPE, so that nothing is unknown; the template alone writes BOS, so that there
+    is exactly one."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -101,7 +103,7 @@ def _texts(seed: int) -> Iterator[str]:
     cfg = PlaygroundDemonstrations(
         kind="playground", rows=TEXTS, constraints=3, obeyed=0.5, seed=seed
     )
-    for row in synthetic.demonstrations(cfg):
+    for row in synthetic.generate_demonstrations(cfg):
         yield from (message["content"] for message in row["messages"])
 
 

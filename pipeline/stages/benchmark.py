@@ -1,6 +1,7 @@
 """One published benchmark of one model, asked by lm-eval: its figures, and a row for each question.
 
-A benchmark that is not on this machine publishes why (`absent.txt`), so that the rest of the report is written.
+A benchmark that is not on this machine publishes why (`absent.txt`), so that the rest of the report
+is written.
 """
 
 import math
@@ -99,7 +100,8 @@ def repeatable(process: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def figures_of(results: dict[str, Any], chief: tuple[str, str]) -> Iterator[dict[str, Any]]:
-    """Every task's and group's figures, as lm-eval names them; the chief one even where it is no number."""
+    """Every task's and group's figures, as lm-eval names them; the chief one even where it is no
+    number."""
     for task, found in sorted({**results["results"], **results.get("groups", {})}.items()):
         asked = sum(
             of["effective"]

@@ -1,7 +1,7 @@
 """A judge compares two models' answers to the same prompts, both orders, a row each.
 
-It goes on where it was killed: every verdict lies in the judge's store. A prompt that one of the two did not answer has
-a row that says so; a failed verdict is null and counted, never a tie.
+It goes on where it was killed: every verdict lies in the judge's store. A prompt that one of the
+two did not answer has a row that says so; a failed verdict is null and counted, never a tie.
 """
 
 import json
@@ -60,9 +60,11 @@ def run(cfg: DuelConfig, out: Path, *, prompts: Prompts, a: Samples, b: Samples)
 def contests(
     prompts: Prompts, a: Samples, b: Samples
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Each prompt's answers two by two in the order of their ids, and the prompts that a model did not answer.
+    """Each prompt's answers two by two in the order of their ids, and the prompts that a model did
+    not answer.
 
-    Of several turns the whole conversation is one answer, which a model that ended it sooner did not give.
+    Of several turns the whole conversation is one answer, which a model that ended it sooner did
+    not give.
     """
     of_a, of_b = _answers(a), _answers(b)
     met, unanswered = [], []
@@ -90,7 +92,8 @@ def contests(
 
 
 def _answers(samples: Samples) -> dict[str, list[tuple[str, list[str]]]]:
-    """By prompt each answer's id and what it says in each turn; later turns follow a prompt's one answer."""
+    """By prompt each answer's id and what it says in each turn; later turns follow a prompt's
+    one answer."""
     rows = samples.read().filter(pl.col("setting") != KL)
     rows = rows.sort("prompt_id", pl.col("setting") != ANSWER, "setting", "sample_id")
     found: dict[str, list[tuple[str, list[str]]]] = {}

@@ -1,6 +1,8 @@
-"""`evaluate`: reads every model's exam, does the statistics and writes the report. It loads no model.
+"""`evaluate`: reads every model's exam, does the statistics and writes the report. It loads no
+model.
 
-A model without scores, answers or log-probabilities is named under `missing`; the rest of the report is still written.
+A model without scores, answers or log-probabilities is named under `missing`; the rest of the
+report is still written.
 """
 
 from dataclasses import asdict, dataclass

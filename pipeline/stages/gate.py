@@ -1,7 +1,9 @@
-"""Points to the best model so far, by the answers of SFT and every round to the dev prompts: what goes on from here.
+"""Points to the best model so far, by the answers of SFT and every round to the dev prompts: what
+goes on from here.
 
-A later model replaces the best so far when it stays within the KL budget and gains more than `min_gain` over it, prompt
-by prompt. The pointer holds its target's content, so that a rebuilt target makes the pointer's users stale.
+A later model replaces the best so far when it stays within the KL budget and gains more than
+`min_gain` over it, prompt by prompt. The pointer holds its target's content, so that a rebuilt
+target makes the pointer's users stale.
 """
 
 import json

@@ -1,6 +1,8 @@
-"""Offline preferences in the policy's own tokens, clear of the fence: pairs, and thumbs in `unpaired.parquet`.
+"""Offline preferences in the policy's own tokens, clear of the fence: pairs, and thumbs in
+`unpaired.parquet`.
 
-`dev.parquet` is empty: `pair` splits by prompt. Every row that came in is in a pair, a thumb, or `dropped.parquet`.
+`dev.parquet` is empty: `pair` splits by prompt. Every row that came in is in a pair, a thumb, or
+`dropped.parquet`.
 """
 
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from pipeline.artifacts import Decontamination, Model, Pairs, write_json, write_
 from pipeline.config import OfflineConfig
 from pipeline.data.decontamination import OverlapCheck
 from pipeline.data.preferences import read_preferences
-from pipeline.data.prompts import prompt_row, text_of
+from pipeline.data.prompts import build_prompt_row, join_user_turns
 from pipeline.errors import UnrenderableTemplate, UserError, many
 from pipeline.hashing import digest_of
 from pipeline.models.bos import holds_bos
@@ -112,7 +114,7 @@ class Words:
         ids = self.chat.encode(messages, self.kwargs)
         return {
             "prompt": messages,
-            "prompt_id": prompt_row(messages, {})["prompt_id"],
+            "prompt_id": build_prompt_row(messages, {})["prompt_id"],
             "prompt_token_ids": ids,
         }
 
@@ -131,13 +133,13 @@ def _message(text: str) -> list[dict[str, str]]:
 def _texts(row: Row) -> Iterator[str]:
     """Everything that would be trained on: the user's words as a whole, each turn, each answer."""
     for made in [*row["pairs"], *row["thumbs"]]:
-        yield text_of(made["prompt"])
+        yield join_user_turns(made["prompt"])
         yield from (message["content"] for message in made["prompt"])
         yield from (made[name] for name in ("chosen", "rejected", "completion") if name in made)
 
 
 def _prompt_id(row: Row) -> str:
-    return prompt_row([*row["pairs"], *row["thumbs"]][0]["prompt"], {})["prompt_id"]
+    return build_prompt_row([*row["pairs"], *row["thumbs"]][0]["prompt"], {})["prompt_id"]
 
 
 def _unrendered(cfg: OfflineConfig, row: Row, refusal: UserError) -> Row:

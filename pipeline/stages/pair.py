@@ -1,6 +1,8 @@
-"""The best pairs that the samples (and offline rows) hold, with every sample, prompt and pair accounted for.
+"""The best pairs that the samples (and offline rows) hold, with every sample, prompt and pair
+accounted for.
 
-Joins are by id. Nothing here depends on the order of rows; ties between equal scores go by sample id.
+Joins are by id. Nothing here depends on the order of rows; ties between equal scores go by sample
+id.
 """
 
 import sys
@@ -22,7 +24,7 @@ from pipeline.artifacts import (
     write_text,
 )
 from pipeline.config import Demonstration, PairRound
-from pipeline.data.jsonl import read_jsonl, unwritable
+from pipeline.data.jsonl import find_unwritable, read_jsonl
 from pipeline.errors import StageError, UserError
 from pipeline.pairing import (
     demonstrations,
@@ -34,7 +36,7 @@ from pipeline.pairing import (
     split,
     token_checks,
 )
-from pipeline.pairing.candidates import candidates, lean, whole
+from pipeline.pairing.candidates import join_candidates, read_samples, scan_metadata
 
 if TYPE_CHECKING:
     from pipeline.backends.chat import Chat
@@ -71,7 +73,8 @@ def run(
 
 
 class Work:
-    """The rows on their way: proposals, what was dropped, and the prompts' and answers' own tokens, by id."""
+    """The rows on their way: proposals, what was dropped, and the prompts' and answers' own
+    tokens, by id."""
 
     def __init__(self, cfg: PairRound, out: Path, chat: "Chat"):
         self.cfg, self.out, self.chat = cfg, out, chat
@@ -93,17 +96,17 @@ class Work:
             "length_score_correlation": None,
         }
 
-    # ── what comes in ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── what comes in ─────────────────────────────────────────────────────────────────────────────
 
     def take_samples(
         self, samples: list[Samples], scores: list[Scores], prompts: Prompts | None
     ) -> None:
         cfg, marked = self.cfg, pl.concat([each.read() for each in scores])
-        waves = [lean(each, self.chat.only_bos) for each in samples]
+        waves = [scan_metadata(each, self.chat.only_bos) for each in samples]
         self.story["waves"] = [wave.height for wave in waves]
         drawn = pl.concat(waves)
-        rows = candidates(drawn, marked, cfg.scorer)
-        found = selection.proposed(cfg, rows)
+        rows = join_candidates(drawn, marked, cfg.scorer)
+        found = selection.propose_pairs(cfg, rows)
         self.story |= self._about_samples(rows, found)
         self.dropped += [found.dropped_samples, found.dropped_prompts]
         self._remember(samples, rows, found.pairs)
@@ -111,18 +114,18 @@ class Work:
         if isinstance(cfg.strategy, Demonstration):
             assert prompts is not None, "the plan gives a demonstration its prompts"
             pairs = self._demonstrated(cfg.strategy, pairs, prompts)
-        signed = label_noise.with_signs(pairs, marked, cfg.scorer)
+        signed = label_noise.add_signs(pairs, marked, cfg.scorer)
         self.pairs.append(signed.with_columns(reference=pl.lit(None, pl.Float64)))
 
-    def _about_samples(self, rows: pl.DataFrame, found: selection.Proposed) -> dict[str, Any]:
+    def _about_samples(self, rows: pl.DataFrame, found: selection.Proposal) -> dict[str, Any]:
         story = {
             "samples_in": rows.height,
-            "dropped_samples": funnel.counts(found.dropped_samples),
+            "dropped_samples": funnel.count_reasons(found.dropped_samples),
             "candidates": found.usable,
             "prompts_in": found.prompts.height,
-            "dropped_prompts": funnel.counts(found.dropped_prompts),
-            "ties": selection.ties(self.cfg, found.prompts),
-            "length_score_correlation": funnel.correlation(rows),
+            "dropped_prompts": funnel.count_reasons(found.dropped_prompts),
+            "ties": selection.count_ties(self.cfg, found.prompts),
+            "length_score_correlation": funnel.correlate_length(rows),
         }
         paired = found.pairs["prompt_id"].n_unique()
         lost = rows.height - found.usable - found.dropped_samples.height
@@ -134,7 +137,8 @@ class Work:
         return story
 
     def _remember(self, samples: list[Samples], rows: pl.DataFrame, pairs: pl.DataFrame) -> None:
-        """The prompts and tokens of the proposals, and of every sample where thumbs are asked for; by id."""
+        """The prompts and tokens of the proposals, and of every sample where thumbs are asked
+        for; by id."""
         at = self.cfg.thumbs_at
         usable = rows.filter(pl.col("score").is_finite()) if at is not None else None
         ids = pl.concat(
@@ -145,41 +149,44 @@ class Work:
             ]
         )
         wanted = usable["sample_id"] if usable is not None else ids.unique()
-        full = pl.concat([whole(each, wanted) for each in samples])
+        full = pl.concat([read_samples(each, wanted) for each in samples])
         self.prompts = full.select(*PROMPTS).unique("prompt_id", keep="any").cast(PROMPTS)
         self.answers = full.select(*ANSWERS).cast(ANSWERS)
         if usable is not None:
             marked = full.join(
                 usable.select("sample_id", label=pl.col("score") >= at), on="sample_id"
             )
-            told = marked.with_columns(completion=split.message("completion")).sort(
+            told = marked.with_columns(completion=split.to_message("completion")).sort(
                 "prompt_id", "sample_id"
             )
-            self.thumbs.append(told.select(*split.THUMBS))
+            self.thumbs.append(told.select(*split.UNPAIRED_COLUMNS))
 
     def _demonstrated(
         self, strategy: Demonstration, pairs: pl.DataFrame, prompts: Prompts
     ) -> pl.DataFrame:
-        """The prompt's own answer as chosen, in the policy's tokens; a prompt without one makes no pair."""
+        """The prompt's own answer as chosen, in the policy's tokens; a prompt without one makes
+        no pair."""
         asked = pairs.select("prompt_id").join(
             self.prompts, on="prompt_id", how="left", maintain_order="left"
         )
-        gold = demonstrations.gold(strategy.column, asked, prompts)
-        told = demonstrations.in_tokens(
+        gold = demonstrations.read_gold(strategy.column, asked, prompts)
+        told = demonstrations.encode_gold(
             gold, partial(self.chat.answer, kwargs=self.cfg.template_kwargs)
         )
         bare = gold.filter(pl.col("text").is_null()).select(
-            "prompt_id", reason=pl.lit(demonstrations.NONE)
+            "prompt_id", reason=pl.lit(demonstrations.NO_DEMONSTRATION)
         )
-        self.dropped.append(selection.as_dropped("prompt", bare))
-        self.story["dropped_prompts"] |= funnel.counts(bare)
+        self.dropped.append(selection.to_dropped("prompt", bare))
+        self.story["dropped_prompts"] |= funnel.count_reasons(bare)
         self._answer(told.select(sample_id="chosen_id", token_ids="token_ids"))
-        return demonstrations.over(pairs, told)
+        return demonstrations.pair_with_gold(pairs, told)
 
     def take_offline(self, offline: Pairs, prior: Logps | None) -> None:
-        rows = mix.block(self.cfg, offline)
+        rows = mix.select_block(self.cfg, offline)
         self.pairs.append(
-            label_noise.without_signs(mix.judged(rows, prior)).select(*JUDGED_WITH_SIGNS)
+            label_noise.add_empty_signs(mix.to_filter_columns(rows, prior)).select(
+                *JUDGED_WITH_SIGNS
+            )
         )
         known = self.prompts.select("prompt_id")
         fresh = (
@@ -195,19 +202,19 @@ class Work:
                     pl.col(f"{side}_token_ids").alias("token_ids"),
                 )
             )
-        self.thumbs.append(mix.thumbs(self.cfg, offline).select(*split.THUMBS))
+        self.thumbs.append(mix.select_unpaired(self.cfg, offline).select(*split.UNPAIRED_COLUMNS))
 
     def _answer(self, more: pl.DataFrame) -> None:
         self.answers = pl.concat([self.answers, more.cast(ANSWERS)]).unique(
             "sample_id", keep="first", maintain_order=True
         )
 
-    # ── what is left of it ────────────────────────────────────────────────────────────────────────────────────────
+    # ── what is left of it ────────────────────────────────────────────────────────────────────────
 
     def judge(self) -> None:
         """The filters of pairs, the same for all origins; then the mix."""
         cfg = self.cfg
-        pairs = selection.in_order(
+        pairs = selection.sort_pairs(
             pl.concat(
                 [each.select(*JUDGED_WITH_SIGNS) for each in self.pairs], how="vertical_relaxed"
             )
@@ -217,9 +224,9 @@ class Work:
             words = pl.col("prompt").list.eval(pl.element().struct.field("content")).list.join("\n")
             texts = self.prompts.select("prompt_id", prompt_text=words)
             pairs = pairs.join(texts, on="prompt_id", how="left", maintain_order="left")
-        kept, dropped = selection.filtered(cfg, pairs)
+        kept, dropped = selection.filter_pairs(cfg, pairs)
         self.dropped.append(dropped)
-        kept, surplus = mix.mixed(cfg, kept)
+        kept, surplus = mix.mix_pairs(cfg, kept)
         self.dropped.append(surplus)
         self.kept = kept
 
@@ -228,7 +235,10 @@ class Work:
             return
         path = Path(self.cfg.edits)
         lines = read_jsonl(
-            path, lambda row: edits.fault(row) or unwritable(edits.typed(row)), "skip", "pair.edits"
+            path,
+            lambda row: edits.find_fault(row) or find_unwritable(edits.keep_typed(row)),
+            "skip",
+            "pair.edits",
         )
         edits.check_lines(self.cfg.edits, lines.bad)
         asked = dict(self.prompts.select("prompt_id", "prompt").iter_rows())
@@ -236,36 +246,36 @@ class Work:
         def tokenise(prompt_id: str, text: str) -> list[int]:
             return self.chat.answer(asked[prompt_id], text, self.cfg.template_kwargs)
 
-        self.kept, dropped, made = edits.applied(self.kept, lines.rows, tokenise)
+        self.kept, dropped, made = edits.apply_edits(self.kept, lines.rows, tokenise)
         self.dropped.append(dropped)
         new = {"sample_id": list(made), "token_ids": list(made.values())}
         self._answer(pl.DataFrame(new, schema=ANSWERS))
 
-    # ── what goes out ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── what goes out ─────────────────────────────────────────────────────────────────────────────
 
     def publish(self) -> None:
         dropped = pl.concat(self.dropped).sort(
             "prompt_id", "sample_id", "chosen_id", "rejected_id", nulls_last=True
         )
-        pairs = split.as_pairs(self.kept, self.prompts, self.answers)
-        train, dev = split.split(self.cfg, pairs)
+        pairs = split.build_pairs(self.kept, self.prompts, self.answers)
+        train, dev = split.split_pairs(self.cfg, pairs)
         thumbs = self._thumbs(pairs)
         self._account(dropped, train, dev, thumbs)
         write_table(self.out / "dropped.parquet", dropped)
         write_json(self.out / "funnel.json", self.story)
         if not pairs.height and not any(each.height for each in self.thumbs):
-            raise UserError(funnel.nothing_left(self.story, self.out / "dropped.parquet"))
-        token_checks.check(self.cfg, pairs, self.chat)
+            raise UserError(funnel.no_pairs_error(self.story, self.out / "dropped.parquet"))
+        token_checks.check_pairs(self.cfg, pairs, self.chat)
         write_table(self.out / "train.parquet", train)
         write_table(self.out / "dev.parquet", dev)
         write_table(self.out / "unpaired.parquet", thumbs)
-        write_text(self.out / "README.md", funnel.card(self.story))
-        for line in funnel.lines(self.story):
+        write_text(self.out / "README.md", funnel.render_card(self.story))
+        for line in funnel.format_lines(self.story):
             print("│", line, file=sys.stderr, flush=True)
 
     def _thumbs(self, pairs: pl.DataFrame) -> pl.DataFrame:
         scored = self.cfg.thumbs_at is not None
-        parts = [*([] if scored else [split.sides(pairs)]), *self.thumbs]
+        parts = [*([] if scored else [split.to_unpaired(pairs)]), *self.thumbs]
         return (
             pl.concat(parts).unique(["sample_id", "label"]).sort("prompt_id", "sample_id", "label")
         )
@@ -278,15 +288,15 @@ class Work:
         out = train.height + dev.height
         up = int(thumbs["label"].sum())
         self.story |= {
-            "dropped_pairs": funnel.counts(gone),
+            "dropped_pairs": funnel.count_reasons(gone),
             "pairs": out,
             "train": train.height,
             "dev": dev.height,
-            "filters": funnel.by_filter(self.cfg, dropped),
-            **funnel.about_pairs(self.kept),
-            "noise": label_noise.estimate(self.kept),
+            "filters": funnel.count_by_filter(self.cfg, dropped),
+            **funnel.describe_pairs(self.kept),
+            "noise": label_noise.estimate_noise(self.kept),
             "unpaired": {"up": up, "down": thumbs.height - up},
-            "examples": funnel.examples(self.kept, self.prompts),
+            "examples": funnel.pick_examples(self.kept, self.prompts),
         }
         if lost := self.story["pairs_in"] - out - gone.height:
             raise StageError(
@@ -294,4 +304,10 @@ class Work:
             )
 
 
-JUDGED_WITH_SIGNS = [*selection.JUDGED, "disagreement", "flip_rate", "annotators", "reference"]
+JUDGED_WITH_SIGNS = [
+    *selection.FILTER_COLUMNS,
+    "disagreement",
+    "flip_rate",
+    "annotators",
+    "reference",
+]

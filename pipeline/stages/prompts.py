@@ -1,4 +1,5 @@
-"""Prompts in, four parts out: `train`, `dev`, `test` in hash order, and `fence`, the n-grams of all evaluation prompts.
+"""Prompts in, four parts out: `train`, `dev`, `test` in hash order, and `fence`, the n-grams of all
+evaluation prompts.
 
 Every row that came in is in a part or in `dropped.parquet`; `funnel.json` has the counts.
 """
@@ -17,16 +18,22 @@ import polars as pl
 from pipeline.artifacts import Prompts, note_cost, write_json, write_table
 from pipeline.config import Caps, PlaygroundPrompts, PromptsConfig, Questions
 from pipeline.data import synthetic
-from pipeline.data.decontamination import Index, table
-from pipeline.data.duplicates import repeats
+from pipeline.data.decontamination import OverlapIndex, ngram_table
+from pipeline.data.duplicates import find_duplicates
 from pipeline.data.prompt_checks import check_caps, check_split
-from pipeline.data.prompts import ROW, LeftOut, Read, prompt_row, read_prompts
+from pipeline.data.prompts import (
+    PROMPT_ROW,
+    LeftOutColumn,
+    PromptSet,
+    build_prompt_row,
+    read_prompts,
+)
 from pipeline.errors import StageError, UserError, many, together
 from pipeline.progress import Progress
 
 DROPPED = {"prompt_id": pl.String, "reason": pl.String, "detail": pl.String}
 BATCH = 4096
-LeftOutOf = dict[str, dict[str, LeftOut]]  # by the knob of each set of prompts
+LeftOutOf = dict[str, dict[str, LeftOutColumn]]  # by the knob of each set of prompts
 Sorted = tuple[pl.DataFrame, pl.DataFrame]  # the rows that stay, and DROPPED of the others
 
 
@@ -63,7 +70,8 @@ def run(cfg: PromptsConfig | Questions, out: Path) -> Prompts:
     check_parts(cfg, parts, account, out / "dropped.parquet")
     publish(out, parts, account)
     write_table(
-        out / "fence" / "ngrams.parquet", table(set().union(*(fence.grams for fence in fences)))
+        out / "fence" / "ngrams.parquet",
+        ngram_table(set().union(*(fence.grams for fence in fences))),
     )
     write_json(out / "funnel.json", story := funnel(parts, account, sets, left_out))
     for line in lines(story):
@@ -105,7 +113,7 @@ class Account:
         self.rows_in = 0
         self._dropped = [pl.DataFrame(schema=DROPPED)]
 
-    def take(self, read: Read) -> pl.DataFrame:
+    def take(self, read: PromptSet) -> pl.DataFrame:
         self.rows_in += read.rows.height + len(read.bad)
         bad = [
             {"prompt_id": place, "reason": "bad row", "detail": fault} for place, fault in read.bad
@@ -131,8 +139,9 @@ class Account:
         )
 
 
-def given(cfg: PromptsConfig) -> dict[str, Read]:
-    """The source and every set beside it, by their knobs; what is wrong with several of them is said at once."""
+def given(cfg: PromptsConfig) -> dict[str, PromptSet]:
+    """The source and every set beside it, by their knobs; what is wrong with several of them is
+    said at once."""
     sets = {f"evaluation.{name}": asked for name, asked in cfg.evaluation.items()}
     sets |= {f"split.{name}": asked for name, asked in cfg.split if not isinstance(asked, int)}
     beside = {name: partial(read_prompts, asked, f"prompts.{name}") for name, asked in sets.items()}
@@ -140,20 +149,23 @@ def given(cfg: PromptsConfig) -> dict[str, Read]:
     return dict(zip(reads, together(reads.values()), strict=True))
 
 
-def source(cfg: PromptsConfig) -> Read:
+def source(cfg: PromptsConfig) -> PromptSet:
     if isinstance(cfg, PlaygroundPrompts):
-        made = synthetic.prompts(cfg.rows, cfg.constraints, cfg.seed)
-        return Read(
-            pl.DataFrame([prompt_row(row["prompt"], row["columns"]) for row in made], schema=ROW)
+        made = synthetic.generate_prompts(cfg.rows, cfg.constraints, cfg.seed)
+        return PromptSet(
+            pl.DataFrame(
+                [build_prompt_row(row["prompt"], row["columns"]) for row in made], schema=PROMPT_ROW
+            )
         )
     return read_prompts(cfg.given, "prompts", cfg.on_bad_row)
 
 
-# ── sorting ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── sorting ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def in_hash_order(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """By a hash of seed and text: the order that splits and rounds draw from, whatever the file's own order was."""
+    """By a hash of seed and text: the order that splits and rounds draw from, whatever the
+    file's own order was."""
     order = [hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in rows["hash"]]
     return (
         rows.with_columns(pl.Series("order", order, dtype=pl.String))
@@ -163,12 +175,13 @@ def in_hash_order(rows: pl.DataFrame, seed: int) -> pl.DataFrame:
 
 
 def without_repeats(rows: pl.DataFrame, near: float | None) -> Sorted:
-    again = repeats(rows, near)
+    again = find_duplicates(rows, near)
     return _without(rows, again["at"]), again
 
 
 def capped(rows: pl.DataFrame, caps: Caps | None) -> Sorted:
-    """So many of each category, the first in hash order; rows without one are a category of their own."""
+    """So many of each category, the first in hash order; rows without one are a category of
+    their own."""
     if caps is None:
         return rows, pl.DataFrame(schema=DROPPED)
     columns = [json.loads(text) for text in rows["columns"]]
@@ -185,7 +198,7 @@ def capped(rows: pl.DataFrame, caps: Caps | None) -> Sorted:
 
 
 def held(
-    cfg: PromptsConfig, name: str, read: dict[str, Read], rows: pl.DataFrame, account: Account
+    cfg: PromptsConfig, name: str, read: dict[str, PromptSet], rows: pl.DataFrame, account: Account
 ) -> Sorted:
     """An evaluation part, and what is left: so many of the rows, or a set of its own."""
     wanted = getattr(cfg.split, name)
@@ -195,16 +208,17 @@ def held(
     return account.keep(without_repeats(in_hash_order(own, cfg.seed), near=None)), rows
 
 
-def indexed(cfg: PromptsConfig, sets: dict[str, pl.DataFrame]) -> Index:
-    index = Index(cfg.fence.ngram)
+def indexed(cfg: PromptsConfig, sets: dict[str, pl.DataFrame]) -> OverlapIndex:
+    index = OverlapIndex(cfg.fence.ngram)
     for name, rows in sets.items():
         for prompt_id, asked in rows.select("prompt_id", "asked").iter_rows():
             index.add(name, prompt_id, asked)
     return index
 
 
-def clear_of(rows: pl.DataFrame, index: Index) -> Sorted:
-    """The rows that share no n-gram with an evaluation prompt; and those that do, with which words of which prompt."""
+def clear_of(rows: pl.DataFrame, index: OverlapIndex) -> Sorted:
+    """The rows that share no n-gram with an evaluation prompt; and those that do, with which
+    words of which prompt."""
     if not index.grams:
         return rows, pl.DataFrame(schema=DROPPED)
     found, progress = [], Progress("prompts", rows.height, "prompts compared")
@@ -225,7 +239,8 @@ def clear_of(rows: pl.DataFrame, index: Index) -> Sorted:
 
 
 def _texts(rows: pl.DataFrame) -> Iterator[tuple[str, list[str]]]:
-    """What a prompt could have taken from elsewhere: the user's words as a whole, and each message."""
+    """What a prompt could have taken from elsewhere: the user's words as a whole, and each
+    message."""
     for part in rows.select("prompt_id", "asked", "prompt").iter_slices(BATCH):
         for prompt_id, asked, messages in part.iter_rows():
             yield (
@@ -240,7 +255,7 @@ def _without(rows: pl.DataFrame, at: pl.Series) -> pl.DataFrame:
     return rows.with_row_index("at").filter(~pl.col("at").is_in(at.implode())).drop("at")
 
 
-# ── the account ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the account ───────────────────────────────────────────────────────────────────────────────────
 
 
 def check_parts(
@@ -272,7 +287,8 @@ def funnel(
     sets: dict[str, pl.DataFrame],
     left_out: LeftOutOf,
 ) -> dict[str, Any]:
-    """Rows in = rows out + rows dropped with a reason; and how many prompts each evaluation set put up the fence."""
+    """Rows in = rows out + rows dropped with a reason; and how many prompts each evaluation set
+    put up the fence."""
     reasons, rows_in = account.reasons(), account.rows_in
     rows_out = {name: part.height for name, part in parts.items()}
     if rows_in != sum(rows_out.values()) + sum(reasons.values()):

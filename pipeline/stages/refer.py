@@ -1,6 +1,8 @@
-"""refer: log-probabilities of given token ids under a model, computed once: the reference of training, KL of an exam.
+"""refer: log-probabilities of given token ids under a model, computed once: the reference of
+training, KL of an exam.
 
-Rows are sorted by length and done in chunks of a fixed number of rows, each a file: a killed run repeats one chunk.
+Rows are sorted by length and done in chunks of a fixed number of rows, each a file: a killed run
+repeats one chunk.
 """
 
 import math

@@ -1,7 +1,8 @@
-"""The stage `reward`: a reward model as it is, or one trained on what was preferred, away from every evaluation prompt.
+"""The stage `reward`: a reward model as it is, or one trained on what was preferred, away from
+every evaluation prompt.
 
-`held_out.json` tells how often it agrees with labels it never saw, and how many of those answers it saw elsewhere;
-what was left out stands in `dropped.parquet`.
+`held_out.json` tells how often it agrees with labels it never saw, and how many of those answers it
+saw elsewhere; what was left out stands in `dropped.parquet`.
 """
 
 import sys
@@ -71,7 +72,8 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination)
 def _examples(
     cfg: RewardTraining, out: Path, text: "RewardText", fence: Decontamination
 ) -> list[Row]:
-    """The judged answers in tokens, without those that may not be learned from; every row is accounted for."""
+    """The judged answers in tokens, without those that may not be learned from; every row is
+    accounted for."""
     from pipeline.data.decontamination import OverlapCheck
     from pipeline.data.reward_rows import read_reward_rows
     from pipeline.scorers.reward_text import Unreadable
@@ -100,7 +102,7 @@ def _examples(
 
 
 def _encoded(text: "RewardText", row: Row) -> Row:
-    from pipeline.data.prompts import prompt_row
+    from pipeline.data.prompts import build_prompt_row
 
     ids = {
         f"{s}_ids": None if row[s] is None else text.row(row["prompt"], row[s]).ids
@@ -108,7 +110,7 @@ def _encoded(text: "RewardText", row: Row) -> Row:
     }
     answers = [row[side] for side in ("good", "bad") if row[side] is not None]
     known = {
-        "prompt_id": prompt_row(row["prompt"], {})["prompt_id"],
+        "prompt_id": build_prompt_row(row["prompt"], {})["prompt_id"],
         "flipped": row["flipped"],
         "answers": answers,
     }
@@ -116,10 +118,11 @@ def _encoded(text: "RewardText", row: Row) -> Row:
 
 
 def _said(row: Row) -> Iterator[str]:
-    """Everything that would be learned from: the user's words as a whole, each turn, each answer."""
-    from pipeline.data.prompts import text_of
+    """Everything that would be learned from: the user's words as a whole, each turn, each
+    answer."""
+    from pipeline.data.prompts import join_user_turns
 
-    yield text_of(row["prompt"])
+    yield join_user_turns(row["prompt"])
     yield from (message["content"] for message in row["prompt"])
     yield from (row[side] for side in ("good", "bad") if row[side] is not None)
 
@@ -145,14 +148,15 @@ def _account(
 
 
 def parts(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row]]:
-    """To learn from, and held out: by prompt, or by answers where one prompt has more rows than may be held out.
+    """To learn from, and held out: by prompt, or by answers where one prompt has more rows than may
+    be held out.
 
     A held-out row knows whether one of its answers is among those to learn from (`familiar`).
     """
-    from pipeline.pairing.split import held_out
+    from pipeline.pairing.split import hold_out
 
     units = _units(cfg, examples)
-    apart = held_out(units, cfg.held_out, cfg.seed)
+    apart = hold_out(units, cfg.held_out, cfg.seed)
     learned = [example for example, unit in zip(examples, units, strict=True) if unit not in apart]
     if not apart or not learned:
         raise UserError(
@@ -168,8 +172,9 @@ def parts(cfg: RewardTraining, examples: list[Row]) -> tuple[list[Row], list[Row
 
 
 def _units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
-    """What is held out as a whole. One neutral prompt for all rows is a usual shape: there each row's answers are."""
-    from pipeline.content import digest_of
+    """What is held out as a whole. One neutral prompt for all rows is a usual shape: there each
+    row's answers are."""
+    from pipeline.hashing import digest_of
 
     rows = Counter(example["prompt_id"] for example in examples)
     most = cfg.held_out.most_share * len(examples)
@@ -181,7 +186,8 @@ def _units(cfg: RewardTraining, examples: Sequence[Row]) -> list[str]:
 
 
 def familiar(learned: Sequence[Row], held: Sequence[Row]) -> dict[str, float]:
-    """How much of what is held out was learned from elsewhere: prompts, and answers under another prompt."""
+    """How much of what is held out was learned from elsewhere: prompts, and answers under
+    another prompt."""
     prompts, seen = (
         {e["prompt_id"] for e in learned},
         {answer for e in learned for answer in e["answers"]},

@@ -1,6 +1,7 @@
 """Draws completions of prompts from a policy: one request and one seed for each, shard by shard.
 
-A shard that stands in `shards.json` with its hash is finished: a killed run repeats only the shards it was in.
+A shard that stands in `shards.json` with its hash is finished: a killed run repeats only the shards
+it was in.
 """
 
 import shutil
@@ -90,7 +91,8 @@ def run(
 
 
 def converse(cfg: Conversation, out: Path, policy: Model, prompts: Prompts) -> Samples:
-    """Turn after turn, each in a folder of its own: a killed run goes on in the turn that it was in."""
+    """Turn after turn, each in a folder of its own: a killed run goes on in the turn that it was
+    in."""
     said = run(cfg.turn(1), multi_turn.folder(out, 1), policy=policy, prompts=prompts)
     for turn in range(2, cfg.turns + 1):
         asked = multi_turn.following(
@@ -125,7 +127,8 @@ def draw_missing(
 
 
 def note_shard(out: Path, meter: Meter, finished: Finished, shard: str, entry: Entry) -> None:
-    """From the first shard on it is known how fast this goes, and so how long the rest of a plan may take."""
+    """From the first shard on it is known how fast this goes, and so how long the rest of a plan
+    may take."""
     finished.add(shard, entry)
     totals = finished.totals()
     mean = totals["tokens"] / max(totals["completions"], 1)
@@ -150,7 +153,8 @@ def hands(cfg: SampleRequest, out: Path) -> list[Environment]:
 
 
 def draw(cfg: SampleRequest, shards: Shards, policy: Model, served: Model, hand: Worker) -> None:
-    """One hand's part: its engine starts once and is given the next shard before the last one drains."""
+    """One hand's part: its engine starts once and is given the next shard before the last one
+    drains."""
     backend = opened(cfg, shards.out, policy)
     drawing = Drawing(cfg, policy.path.name, backend.text, shards, hand)
     journal = Journal(shards.out / JOURNAL) if isinstance(cfg.backend, SERVERS) else None
@@ -192,7 +196,8 @@ def prices(cfg: SampleRequest) -> Prices | None:
 
 
 def servable(cfg: SampleRequest, policy: Model, out: Path) -> Model:
-    """The policy as the backend can open it: with its adapter beside the base, or merged for this run only."""
+    """The policy as the backend can open it: with its adapter beside the base, or merged for
+    this run only."""
     if not isinstance(cfg.backend, OPENING) or policy.adapter is None:
         return policy
     from pipeline.models import loading
@@ -205,7 +210,8 @@ def servable(cfg: SampleRequest, policy: Model, out: Path) -> Model:
     ):
         return policy
     say_phase("merging the adapter into its base")
-    # What was trained beside a quantised base is merged with what those few bits say: no engine reads both as trained.
+    # What was trained beside a quantised base is merged with what those few bits say: no engine
+    # reads both as trained.
     return loading.merged_in(out / MERGED, policy)
 
 
@@ -214,7 +220,8 @@ def quantized(policy: Model) -> bool:
 
 
 def owes_difference(cfg: SampleRequest, out: Path, policy: Model) -> bool:
-    """Whether it was sampled merged though it was trained beside a quantised base, and what that means is not noted."""
+    """Whether it was sampled merged though it was trained beside a quantised base, and what that
+    means is not noted."""
     if not isinstance(cfg.backend, OPENING) or policy.adapter is None or not quantized(policy):
         return False
     return multi_turn.DIFFERENCE not in noted_cost(out)

@@ -1,7 +1,8 @@
 """Marks every completion with every scorer. A score that fails is null and counted, never 0.
 
-Shard by shard, as the samples lie: a killed run marks again only the shards it was in. Models that run here mark first,
-by as many hands as there are; everything else marks in this process, since it keeps its own requests or processes.
+Shard by shard, as the samples lie: a killed run marks again only the shards it was in. Models that
+run here mark first, by as many hands as there are; everything else marks in this process, since it
+keeps its own requests or processes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -111,7 +112,8 @@ class Told:
 
 
 def best_of(scorer: str, scores: Scores) -> pl.DataFrame:
-    """The answer of each prompt that a scorer marks highest, if it marked any; equal ones go by sample id."""
+    """The answer of each prompt that a scorer marks highest, if it marked any; equal ones go by
+    sample id."""
     known = scores.read().filter((pl.col("scorer") == scorer) & pl.col("score").is_not_null())
     ranked = known.sort("score", "sample_id", descending=[True, False])
     return ranked.unique("prompt_id", keep="first", maintain_order=True).select("sample_id")
@@ -130,7 +132,8 @@ def opened(
 
 
 def begun(shards: list[str], told: Told, scorers: dict[str, Scorer]) -> Iterator[Begun]:
-    """Each shard once the next one has begun: processes that mark need not wait until this one is written."""
+    """Each shard once the next one has begun: processes that mark need not wait until this one
+    is written."""
     waiting: list[Begun] = []
     for shard in shards:
         answers = told.answers(shard)
@@ -142,7 +145,7 @@ def begun(shards: list[str], told: Told, scorers: dict[str, Scorer]) -> Iterator
     yield from waiting
 
 
-# ── models that run here ──────────────────────────────────────────────────────────────────────────────────────────
+# ── models that run here ──────────────────────────────────────────────────────────────────────────
 
 
 def mark_by_hands(
@@ -197,13 +200,14 @@ def read_marks(path: Path) -> Marked:
     return marks
 
 
-# ── the table ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the table ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def table_of(
     single: Marked, ensembles: Mapping[str, EnsembleScorer], answers: list[Answer]
 ) -> pl.DataFrame:
-    """A row for each mark, in the order of the answers; a criterion's scorer is `name/criterion`."""
+    """A row for each mark, in the order of the answers; a criterion's scorer is
+    `name/criterion`."""
     whole = {
         name: {m.sample_id: m for m in marks if not m.criterion} for name, marks in single.items()
     }
@@ -276,7 +280,8 @@ def check_failures(cfg: ScoreConfig, out: Path) -> None:
 
 
 def check_opinions(out: Path) -> None:
-    """A scorer without an opinion on a single answer was given the labels, or the answers, of something else."""
+    """A scorer without an opinion on a single answer was given the labels, or the answers, of
+    something else."""
     silent = (
         Scores(out)
         .read()

@@ -1,7 +1,9 @@
-"""The stage `sft`: a checkpoint as it is (checked, merged when it is an adapter), or one trained on demonstrations.
+"""The stage `sft`: a checkpoint as it is (checked, merged when it is an adapter), or one trained on
+demonstrations.
 
-`refit` trains a round's policy on the best of its own samples; their prompts are already clear of evaluation sets.
-Demonstrations that overlap an evaluation prompt, or are too long, are left out: `dropped.parquet`, `funnel.json`.
+`refit` trains a round's policy on the best of its own samples; their prompts are already clear of
+evaluation sets. Demonstrations that overlap an evaluation prompt, or are too long, are left out:
+`dropped.parquet`, `funnel.json`.
 """
 
 import sys
@@ -70,10 +72,10 @@ def _refit(
 ) -> Model:
     expose_one_device()
     from pipeline.backends.chat import Chat
-    from pipeline.data.best_samples import best_samples
+    from pipeline.data.best_samples import select_best
     from pipeline.models import loading
 
-    best, dropped = best_samples(cfg, samples, scores, Chat(base).only_bos)
+    best, dropped = select_best(cfg, samples, scores, Chat(base).only_bos)
     examples = best.select(prompt_ids="prompt_token_ids", completion_ids="token_ids").to_dicts()
     _account(out, best.height + dropped.height, examples, dropped.to_dicts(), BETTER)
     model = loading.load_merged(base)
@@ -113,14 +115,15 @@ def _fit(
 def _examples(
     cfg: SftTraining, out: Path, tokenizer: Any, fence: Decontamination
 ) -> list[dict[str, list[int]]]:
-    """The demonstrations in tokens, without those that may not be trained on; every row is accounted for."""
+    """The demonstrations in tokens, without those that may not be trained on; every row is
+    accounted for."""
     from pipeline.data.decontamination import OverlapCheck
-    from pipeline.data.demonstrations import in_tokens, read_demonstrations
+    from pipeline.data.demonstrations import encode_demonstrations, read_demonstrations
     from pipeline.training.trainers.sft import encode
 
     lines = read_demonstrations(cfg.data)
     tokens = partial(encode, tokenizer, kwargs=cfg.template.kwargs)
-    examples, dropped = in_tokens(
+    examples, dropped = encode_demonstrations(
         lines, tokens, OverlapCheck(fence, cfg.fence.ngram), cfg.max_length, cfg.data
     )
     _account(out, len(lines.rows) + len(lines.bad), examples, dropped)

@@ -1,6 +1,8 @@
-"""train: one TRL trainer on the pairs' own token ids, from `init`, against the reference's values; publishes a Model.
+"""train: one TRL trainer on the pairs' own token ids, from `init`, against the reference's values;
+publishes a Model.
 
-Checkpoints lie in `scratch/`: a killed run goes on from the newest whole one and ends with the same bytes (on CPU).
+Checkpoints lie in `scratch/`: a killed run goes on from the newest whole one and ends with the same
+bytes (on CPU).
 """
 
 import json
@@ -87,7 +89,8 @@ def _rows(
     logps: list[Logps],
     fence: Decontamination | None,
 ) -> "dict[str, pl.DataFrame]":
-    """The trainer's columns of the pairs, and of what is rehearsed beside them: all in the policy's own tokens."""
+    """The trainer's columns of the pairs, and of what is rehearsed beside them: all in the
+    policy's own tokens."""
     from pipeline.models import loading
 
     rows = {part: ready(cfg, pairs, part, logps) for part in ("train", "dev")}
@@ -99,7 +102,8 @@ def _rows(
 
 
 def _keep_checkpoints(out: Path) -> None:
-    """Into the run's folder: with an optimizer's state, and pickles of this machine, they are no part of a Model."""
+    """Into the run's folder: with an optimizer's state, and pickles of this machine, they are no
+    part of a Model."""
     from pipeline.training.monitoring.trackers import story_name
 
     step = json.loads((out / STEP_FILE).read_text())
@@ -109,7 +113,8 @@ def _keep_checkpoints(out: Path) -> None:
 
 
 def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -> "pl.DataFrame":
-    """The trainer's columns, joined by sample id; a pair too long or without reference values is refused, never cut."""
+    """The trainer's columns, joined by sample id; a pair too long or without reference values is
+    refused, never cut."""
     import polars as pl
 
     if cfg.trainer == "kto":
@@ -138,7 +143,8 @@ def ready(cfg: TrainConfig, pairs: list[Pairs], part: str, logps: list[Logps]) -
 
 
 def thumbs(cfg: TrainConfig, pairs: list[Pairs], part: str) -> "pl.DataFrame":
-    """Single answers with their label, for KTO; those to the dev pairs' prompts are the dev part."""
+    """Single answers with their label, for KTO; those to the dev pairs' prompts are the dev
+    part."""
     import polars as pl
 
     from pipeline.training.trainers.kto import in_training_order
@@ -169,11 +175,12 @@ def demonstrations(
     tokenizer: Any,
     fence: Decontamination | None,
 ) -> "pl.DataFrame":
-    """What is rehearsed, in the policy's tokens and clear of evaluation prompts; every row is accounted for."""
+    """What is rehearsed, in the policy's tokens and clear of evaluation prompts; every row is
+    accounted for."""
     import polars as pl
 
     from pipeline.data.decontamination import OverlapCheck
-    from pipeline.data.demonstrations import in_tokens, read_demonstrations
+    from pipeline.data.demonstrations import encode_demonstrations, read_demonstrations
     from pipeline.training.trainers.sft import encode
 
     assert fence, "the plan gives a training that brings in demonstrations the fence"
@@ -181,7 +188,9 @@ def demonstrations(
     lines = read_demonstrations(rehearsal.data, knob)
     tokens = partial(encode, tokenizer, kwargs=rehearsal.template_kwargs)
     check = OverlapCheck(fence, rehearsal.fence.ngram)
-    examples, dropped = in_tokens(lines, tokens, check, cfg.max_length, rehearsal.data, knob)
+    examples, dropped = encode_demonstrations(
+        lines, tokens, check, cfg.max_length, rehearsal.data, knob
+    )
     table = pl.DataFrame(dropped, schema=dict.fromkeys(("row", "reason", "detail"), pl.String))
     write_table(out / "rehearsal" / "dropped.parquet", table)
     reasons = dict(sorted(table["reason"].value_counts().rows()))
@@ -209,7 +218,8 @@ def _refuse_too_long(cfg: TrainConfig, lengths: "pl.DataFrame", what: str) -> No
 
 
 def _refuse_other_tokens(pairs: list[Pairs], tokenizer: Any) -> None:
-    """Ids and text of a pair say the same in the policy's own tokenizer, or the pairs are another model's."""
+    """Ids and text of a pair say the same in the policy's own tokenizer, or the pairs are
+    another model's."""
     for one in pairs:
         rows = one.train().head(SHOWN).select("chosen", "chosen_token_ids").rows()
         read = [

@@ -96,7 +96,7 @@ def test_scripted_completions_are_a_function_of_prompt_and_seed(scripted):
 
 def test_the_smoke_run_s_prompts_fit_its_limits_with_the_scripted_backend(scripted):
     cfg = composed("recipes=smoke", "backend@sample.backend=scripted")
-    asked = synthetic.prompts(cfg.prompts.rows, cfg.prompts.constraints, cfg.seed)
+    asked = synthetic.generate_prompts(cfg.prompts.rows, cfg.prompts.constraints, cfg.seed)
     lengths = [len(scripted.text.encode(row["prompt"], {})) for row in asked]
     assert (
         len(lengths) == cfg.prompts.rows

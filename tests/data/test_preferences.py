@@ -88,7 +88,7 @@ def taken(tmp_path, policy):
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in made))
         cfg = config(file, *words)
-        table = fencing.table(fencing.grams(fenced, cfg.fence.ngram))
+        table = fencing.ngram_table(fencing.hash_ngrams(fenced, cfg.fence.ngram))
         write_table(tmp_path / "fence" / "ngrams.parquet", table)
         return offline.run(
             cfg, tmp_path / "out", policy=policy, fence=Decontamination(tmp_path / "fence")
@@ -298,7 +298,7 @@ def test_rows_are_read_from_other_files_too(tmp_path, policy, kind):
     else:
         write_table(tmp_path / "part" / "rows.parquet", pl.DataFrame(rows("ultrafeedback")))
     place = {"json": "rows.json", "parquet": "part/rows.parquet", "folder": "part"}[kind]
-    write_table(tmp_path / "fence" / "ngrams.parquet", fencing.table(set()))
+    write_table(tmp_path / "fence" / "ngrams.parquet", fencing.ngram_table(set()))
     pairs = offline.run(
         config(tmp_path / place),
         tmp_path / "out",

@@ -261,7 +261,7 @@ def test_a_resumed_training_keeps_its_rows_whatever_memory_is_free_by_then(card,
         choose_micro_batch("none", 2)
     assert choose_micro_batch("none", 80) == 8, "what was refused settles nothing"
     with pytest.raises(
-        UserError, match="There are 5.4 GiB .runtime.memory=0.9 of 6 GiB free on NVIDIA"
+        UserError, match="There are 5.4 GiB .train.runtime.memory=0.9 of 6 GiB free on NVIDIA"
     ):
         choose_micro_batch("roomy", 6)
 

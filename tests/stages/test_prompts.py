@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import Decontamination, Prompts, read_table, write_table
 from pipeline.config import FileRows, HubRows, PromptRows
-from pipeline.data.decontamination import Index, OverlapCheck, grams, table
-from pipeline.data.duplicates import plain
-from pipeline.data.prompts import Read, read_prompts
+from pipeline.data.decontamination import OverlapCheck, OverlapIndex, hash_ngrams, ngram_table
+from pipeline.data.duplicates import normalize_text
+from pipeline.data.prompts import PromptSet, read_prompts
 from pipeline.errors import UserError
 from pipeline.plan import plan
 from pipeline.stages.prompts import run
@@ -93,24 +93,30 @@ def test_train_shares_no_ngram_with_dev_or_test(tmp_path):
     out = made(tmp_path, lines, "prompts.fence.ngram=8")
     fenced = set(read_table(out / "fence" / "ngrams.parquet").rows())
     for message in Prompts(out / "train").read()["prompt"].to_list():
-        assert fenced.isdisjoint(grams(message[-1]["content"], 8))
+        assert fenced.isdisjoint(hash_ngrams(message[-1]["content"], 8))
     assert len(read_table(out / "dropped.parquet")) > 0
 
 
 def test_overlap_is_blind_to_case_and_punctuation():
-    assert grams("Tell me, PLEASE: why?", 4) == grams("tell me please why", 4)
-    assert grams("tell me please why", 4) <= grams("so tell me please why it is", 4)
-    assert grams("tell me", 4).isdisjoint(grams("tell me please why it is", 4)), (
+    assert hash_ngrams("Tell me, PLEASE: why?", 4) == hash_ngrams("tell me please why", 4)
+    assert hash_ngrams("tell me please why", 4) <= hash_ngrams("so tell me please why it is", 4)
+    assert hash_ngrams("tell me", 4).isdisjoint(hash_ngrams("tell me please why it is", 4)), (
         "a short text is itself as a whole"
     )
 
 
 def test_overlap_is_blind_to_how_letters_are_stored_and_marked():
-    plain = grams("der große café ist offen", 4)
-    assert grams("DER GROSSE CAFÉ IST OFFEN", 4) == plain, "capitals of a letter that has none"
-    assert grams("der große cafe\u0301 ist offen", 4) == plain, "an accent of its own"
-    assert grams("der gro\u00adße ca\u200bfé ist offen", 4) == plain, "characters that are not seen"
-    assert grams("_der_ _große_ ｃａｆé ist__offen", 4) == plain, "emphasis and wide letters"
+    expected = hash_ngrams("der große café ist offen", 4)
+    assert hash_ngrams("DER GROSSE CAFÉ IST OFFEN", 4) == expected, (
+        "capitals of a letter that has none"
+    )
+    assert hash_ngrams("der große cafe\u0301 ist offen", 4) == expected, "an accent of its own"
+    assert hash_ngrams("der gro\u00adße ca\u200bfé ist offen", 4) == expected, (
+        "characters that are not seen"
+    )
+    assert hash_ngrams("_der_ _große_ ｃａｆé ist__offen", 4) == expected, (
+        "emphasis and wide letters"
+    )
 
 
 def test_columns_and_system_prompts_travel(tmp_path):
@@ -142,7 +148,7 @@ FAULTS = {
     ),
     "duplicate id": (
         {"prompt": "another", "id": "q1"},
-        "id 'q1' stands on an earlier line already",
+        "id 'q1' is on an earlier line already",
     ),
 }
 
@@ -210,7 +216,7 @@ def test_a_file_without_prompts_and_one_that_is_not_there(tmp_path):
 # ── shapes and places ─────────────────────────────────────────────────────────────────────────────
 
 
-def taken(folder: Path, lines: list, on_bad_row: str = "fail", **columns: str) -> Read:
+def taken(folder: Path, lines: list, on_bad_row: str = "fail", **columns: str) -> PromptSet:
     source = FileRows(kind="file", path=str(written(folder, lines)))
     return read_prompts(
         PromptRows(source=source, shape="auto", columns=columns), "prompts", on_bad_row
@@ -436,8 +442,8 @@ def test_the_fence_keeps_evaluation_sets_from_other_training_data(examined):
 
 def test_a_character_of_a_script_without_spaces_is_a_word():
     sentence = "请给小镇的镇长写一封信说明灯塔为什么应该开放"
-    assert grams(sentence, 13) <= grams(f"任务如下{sentence}谢谢", 13)
-    assert len(grams("two words", 13)) == len(grams("请给小镇", 13)) == 1
+    assert hash_ngrams(sentence, 13) <= hash_ngrams(f"任务如下{sentence}谢谢", 13)
+    assert len(hash_ngrams("two words", 13)) == len(hash_ngrams("请给小镇", 13)) == 1
 
 
 def test_test_prompts_from_a_file_of_their_own(tmp_path):
@@ -503,8 +509,10 @@ def test_a_changed_evaluation_set_is_another_identity_and_a_hub_one_floats(tmp_p
 
 
 def test_prompts_that_differ_in_case_punctuation_or_space_are_one():
-    assert plain("Tell me:  WHY?\n") == plain("tell me why") and plain("?!") == "?!" != plain("??")
-    assert plain("a ca\u200bfe\u0301?") == plain("a café"), (
+    assert normalize_text("Tell me:  WHY?\n") == normalize_text("tell me why") and normalize_text(
+        "?!"
+    ) == "?!" != normalize_text("??")
+    assert normalize_text("a ca\u200bfe\u0301?") == normalize_text("a café"), (
         "nor in how a letter is stored, nor in what is not seen"
     )
 
@@ -514,7 +522,7 @@ def test_prompts_that_differ_in_case_punctuation_or_space_are_one():
     [("3 - 5", "3 + 5"), ("3*5", "3 5"), ("x / y", "x y"), ("3.5", "35"), ("-2", "2")],
 )
 def test_arithmetic_is_no_punctuation(one, other):
-    assert plain(f"What is {one}?") != plain(f"What is {other}?")
+    assert normalize_text(f"What is {one}?") != normalize_text(f"What is {other}?")
 
 
 def test_different_tasks_below_the_threshold_all_stay(tmp_path):
@@ -571,7 +579,7 @@ def test_caps_keep_so_many_of_each_category_whatever_the_order(tmp_path):
     ):
         made(tmp_path, lines, "prompts.caps={column: categorie, most: 6}")
     with pytest.raises(
-        UserError, match="caps.column=category: no row has this column. They have none beside"
+        UserError, match="caps.column=category: no row has this column. They have none but"
     ):
         made(
             tmp_path,
@@ -586,11 +594,11 @@ WORDS = st.lists(st.sampled_from("ab"), min_size=1, max_size=14).map(" ".join)
 @settings(max_examples=300, deadline=None)
 @given(asked=st.lists(WORDS, min_size=1, max_size=3), text=WORDS, ngram=st.sampled_from([3, 5, 10]))
 def test_prompts_and_every_other_stage_agree_on_what_overlaps(tmp_path_factory, asked, text, ngram):
-    index = Index(ngram)
+    index = OverlapIndex(ngram)
     for number, prompt in enumerate(asked):
         index.add("set", str(number), [prompt])
     folder = tmp_path_factory.mktemp("fence")
-    write_table(folder / "ngrams.parquet", table(index.grams))
-    assert (index.match([text]) is not None) == OverlapCheck(
+    write_table(folder / "ngrams.parquet", ngram_table(index.ngrams))
+    assert (index.find([text]) is not None) == OverlapCheck(
         Decontamination(folder), ngram
     ).overlaps(text)

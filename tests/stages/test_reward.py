@@ -79,7 +79,7 @@ def told(folder: Path, name: str) -> dict[str, Any]:
 
 
 def test_the_rule_prefers_what_is_chosen_except_where_the_label_is_flipped() -> None:
-    rows = list(synthetic.preferences(pairs_of(400, flipped=0.2)))
+    rows = list(synthetic.generate_preferences(pairs_of(400, flipped=0.2)))
     for row in rows:
         chosen, rejected = (rule(row[side], row["columns"])[""] for side in ("chosen", "rejected"))
         assert (chosen, rejected) == pytest.approx((row["chosen_score"], row["rejected_score"]))
@@ -88,7 +88,9 @@ def test_the_rule_prefers_what_is_chosen_except_where_the_label_is_flipped() -> 
 
 
 def test_more_flips_change_labels_alone_and_keep_those_that_were_wrong() -> None:
-    few, many = (list(synthetic.preferences(pairs_of(200, flipped=share))) for share in (0.1, 0.3))
+    few, many = (
+        list(synthetic.generate_preferences(pairs_of(200, flipped=share))) for share in (0.1, 0.3)
+    )
     for a, b in zip(few, many, strict=True):
         assert a["prompt"] == b["prompt"] and {a["chosen"], a["rejected"]} == {
             b["chosen"],
@@ -98,8 +100,10 @@ def test_more_flips_change_labels_alone_and_keep_those_that_were_wrong() -> None
 
 
 def test_preferences_are_no_repetition_of_the_demonstrations_or_prompts() -> None:
-    asked = {row["prompt"][0]["content"] for row in synthetic.preferences(pairs_of(200))}
-    assert not asked & {row["prompt"][0]["content"] for row in synthetic.prompts(200, 3, 0)}
+    asked = {row["prompt"][0]["content"] for row in synthetic.generate_preferences(pairs_of(200))}
+    assert not asked & {
+        row["prompt"][0]["content"] for row in synthetic.generate_prompts(200, 3, 0)
+    }
 
 
 # ── rows that somebody brings ─────────────────────────────────────────────────────────────────────
@@ -268,14 +272,15 @@ def test_the_accuracy_it_tells_is_that_of_its_scorer_on_prompts_it_never_learned
     made: Model, start: Model
 ) -> None:
     """Text by text through the scorer: what is scored is what was trained."""
-    from pipeline.data.prompts import prompt_row
-    from pipeline.pairing.split import held_out
+    from pipeline.data.prompts import build_prompt_row
+    from pipeline.pairing.split import hold_out
 
     cfg = training()
     rows = {
-        prompt_row(row["prompt"], {})["prompt_id"]: row for row in synthetic.preferences(pairs_of())
+        build_prompt_row(row["prompt"], {})["prompt_id"]: row
+        for row in synthetic.generate_preferences(pairs_of())
     }
-    apart = [rows[name] for name in sorted(held_out(rows, cfg.held_out, cfg.seed))]
+    apart = [rows[name] for name in sorted(hold_out(rows, cfg.held_out, cfg.seed))]
     good, bad = (
         [m.score for m in marks(made.weights, asked_of(apart, s)).values()]
         for s in ("chosen", "rejected")
@@ -373,7 +378,7 @@ def test_a_pad_token_that_ends_texts_is_not_where_a_reward_is_read(tmp_path: Pat
     start = tiny_model(tmp_path / "store" / "sft" / "bbbbbbbbbbbb", context=512)
     edit(start.tokenizer / "tokenizer_config.json", pad_token="<|end|>")
     made = train(training(), tmp_path / "out", start)
-    said = asked_of(list(synthetic.preferences(pairs_of(8))), "chosen")
+    said = asked_of(list(synthetic.generate_preferences(pairs_of(8))), "chosen")
     ours = [mark.score for mark in marks(made.weights, said).values()]
     tokenizer = AutoTokenizer.from_pretrained(made.tokenizer)
     opened = AutoModelForSequenceClassification.from_pretrained(made.weights)

@@ -328,8 +328,8 @@ def test_weights_that_no_step_changed_are_told_to_be_so(
 def fenced(folder: Path, texts: list[str], ngram: int = 13) -> Decontamination:
     write_table(
         folder / "ngrams.parquet",
-        decontamination.table(
-            gram for text in texts for gram in decontamination.grams(text, ngram)
+        decontamination.ngram_table(
+            gram for text in texts for gram in decontamination.hash_ngrams(text, ngram)
         ),
     )
     return Decontamination(folder)
@@ -472,7 +472,7 @@ def test_demonstrations_behind_the_fence_or_too_long_are_left_out_and_accounted_
     tmp_path: Path,
 ) -> None:
     cfg = training(max_length=130)
-    asked = [row["messages"][0]["content"] for row in synthetic.demonstrations(cfg.data)]  # type: ignore[arg-type]
+    asked = [row["messages"][0]["content"] for row in synthetic.generate_demonstrations(cfg.data)]  # type: ignore[arg-type]
     made = train(cfg, tmp_path / "out", [asked[3].upper().replace(".", " !"), asked[7]])
     dropped = pl.read_parquet(made.path / "dropped.parquet")
     funnel = json.loads((made.path / "funnel.json").read_text())
@@ -590,11 +590,11 @@ ROUND = {
 
 
 def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path) -> None:
-    from pipeline.data.best_samples import best_samples
+    from pipeline.data.best_samples import select_best
 
     made = tiny_model(tmp_path / "sft" / "x", layers=1)
     samples, scores = round_of(tmp_path / "in", made, ROUND)
-    best, dropped = best_samples(refitting(min_score=0.7), samples, scores, bos=1)
+    best, dropped = select_best(refitting(min_score=0.7), samples, scores, bos=1)
     assert best["sample_id"].to_list() == ["begun-0", "best-1", "cut-0", "tied-0"]
     drawn = pl.concat(each.read() for each in samples)
     for row in best.iter_rows(named=True):
@@ -609,12 +609,12 @@ def test_each_prompt_s_best_finished_sample_is_its_demonstration(tmp_path: Path)
         "endless": "no finished sample",
         "long": "too long",
     }
-    everyone, _ = best_samples(refitting(), samples, scores, bos=1)
+    everyone, _ = select_best(refitting(), samples, scores, bos=1)
     assert everyone["sample_id"].to_list() == ["begun-0", "best-1", "cut-0", "poor-1", "tied-0"]
     with pytest.raises(
         UserError, match=r"refit.scorer=judge: no such scorer in the scores. .*rules"
     ):
-        best_samples(refitting(scorer="judge"), samples, scores, bos=1)
+        select_best(refitting(scorer="judge"), samples, scores, bos=1)
 
 
 def test_a_refit_makes_the_best_answers_likelier_and_keeps_what_the_model_says_of_itself(

@@ -48,7 +48,7 @@ def taught(round_) -> Path:
 def clear(round_) -> Decontamination:
     write_table(
         round_.store / "fence" / "ngrams.parquet",
-        decontamination.table(decontamination.grams("none of these words", 3)),
+        decontamination.ngram_table(decontamination.hash_ngrams("none of these words", 3)),
     )
     return Decontamination(round_.store / "fence")
 
@@ -186,7 +186,7 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, taught, tmp_p
     known = conversations(40, 5)
     write_table(
         tmp_path / "ngrams.parquet",
-        decontamination.table(decontamination.grams(known[3][0]["content"], 3)),
+        decontamination.ngram_table(decontamination.hash_ngrams(known[3][0]["content"], 3)),
     )
     cfg, tokenizer = rehearsing(taught), loading.load_tokenizer(round_.sft)
     table = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path))
