@@ -103,7 +103,7 @@ def ours(
     from pipeline.training.monitoring.reference_check import StartCheck
 
     cfg = config(by_length)
-    rows = {part: train.ready(cfg, [pairs], part, [logps]) for part in ("train", "dev")}
+    rows = {part: train.prepare_pairs(cfg, [pairs], part, [logps]) for part in ("train", "dev")}
     watch = guards.guards_for(cfg, sft, sft, None, rows["dev"], out)
     trainer, _ = build.trainer_for(cfg, build.load_policy(cfg, sft), sft, sft, rows, out, watch)
     trainer.remove_callback(

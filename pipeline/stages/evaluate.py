@@ -1,8 +1,7 @@
-"""`evaluate`: reads every model's exam, does the statistics and writes the report. It loads no
-model.
+"""evaluate: reads every model's evaluation, does the statistics and writes the report.
 
-A model without scores, answers or log-probabilities is named under `missing`; the rest of the
-report is still written.
+It loads no model. A model without scores, answers or log-probabilities is named under `missing`;
+the rest of the report is still written.
 """
 
 from dataclasses import asdict, dataclass
@@ -64,12 +63,14 @@ def run(
     ]
     check_scorer(cfg.scorer, examined)
     sets = [read_set(name, chat) for name, chat in (chats or {}).items()]
-    found = findings(cfg, examined, benchmarks(exams, aggregate.sampling(cfg)), duels or {}, sets)
-    report = assemble(cfg, out, prompts, name_of(chosen, examined), found, pairs)
+    found = collect_findings(
+        cfg, examined, benchmarks(exams, aggregate.sampling(cfg)), duels or {}, sets
+    )
+    report = assemble_report(cfg, out, prompts, find_name(chosen, examined), found, pairs)
     answers = answer_table(examined, asked)
 
     write_table(out / "answers.parquet", answers)
-    verdicts = aggregate.verdict_table(found.fought)
+    verdicts = aggregate.verdict_table(found.duels)
     write_table(out / "verdicts.parquet", verdicts)
     write_json(out / "report.json", report)
     for of in sets:
@@ -83,41 +84,47 @@ def run(
 
 @dataclass(frozen=True)
 class Findings:
-    """All that was read, in the order of the plan."""
+    """What was read, in the order of the plan."""
 
     examined: list[EvalResult]
-    fought: list[aggregate.Duel]
+    duels: list[aggregate.Duel]
     published: list[dict[str, Any]]
-    people: Said
+    annotators: Said
     chats: dict[str, tuple[dict[str, Any], Said]]
 
-    def missing(self) -> list[dict[str, str]]:
-        own = [*aggregate.missing(self.examined), *absences(self.published), *self.people.missing]
+    def list_missing(self) -> list[dict[str, str]]:
+        own = [
+            *aggregate.missing(self.examined),
+            *absences(self.published),
+            *self.annotators.missing,
+        ]
         return [*own, *(row for _, said in self.chats.values() for row in said.missing)]
 
 
-def findings(
+def collect_findings(
     cfg: Evaluation,
     examined: list[EvalResult],
     published: list[dict[str, Any]],
     duels: dict[str, dict[str, dict[str, Verdicts]]],
     sets: list[QuestionSet],
 ) -> Findings:
-    """People's verdicts go to the set of questions that they are on, the others to the exam."""
+    """Annotators' verdicts go to the set of questions that they are about.
+
+    The others go to the evaluation's prompts.
+    """
     draw, names = aggregate.sampling(cfg), aggregate.scorers(examined, cfg.scorer)
-    votes = {name: votes_in(name, path) for name, path in sorted(cfg.labels.items())}
+    votes = {name: read_label_votes(name, path) for name, path in sorted(cfg.labels.items())}
     judges = [*aggregate.duels(examined, names, draw), *judged(duels, examined, draw)]
-    people = said_of(
-        examined, {name: apart(given, sets) for name, given in votes.items()}, judges, draw
-    )
-    told = {
-        of.name: chat_report(of, {name: on(of, given) for name, given in votes.items()}, draw)
-        for of in sets
-    }
-    return Findings(examined, [*judges, *people.duels], published, people, told)
+    others = {name: exclude_votes(given, sets) for name, given in votes.items()}
+    annotators = said_of(examined, others, judges, draw)
+    reports = {}
+    for of in sets:
+        own = {name: select_votes(of, given) for name, given in votes.items()}
+        reports[of.name] = chat_report(of, own, draw)
+    return Findings(examined, [*judges, *annotators.duels], published, annotators, reports)
 
 
-def assemble(
+def assemble_report(
     cfg: Evaluation,
     out: Path,
     prompts: Prompts,
@@ -125,7 +132,7 @@ def assemble(
     found: Findings,
     pairs: list[Pairs],
 ) -> dict[str, Any]:
-    draw, told, asked = aggregate.sampling(cfg), prompts.columns(), last_words(prompts)
+    draw, columns, asked = aggregate.sampling(cfg), prompts.columns(), last_turns(prompts)
     examined, published = found.examined, found.published
     names = (
         [model.name for model in aggregate.trained(examined)][-1:] if chosen == SFT else [chosen]
@@ -139,7 +146,7 @@ def assemble(
     models = aggregate.models(examined, names, asked, draw)
     differences, contests = corrected(
         aggregate.differences(examined, names, draw),
-        [aggregate.duel_row(duel) for duel in found.fought],
+        [aggregate.duel_row(duel) for duel in found.duels],
     )
     retained = retention(cfg.retention, question, published, differences)
     return {
@@ -150,7 +157,7 @@ def assemble(
         "duels": contests,
         "changes": changes(examined, chosen, asked, draw),
         "distributions": distributions(examined, chosen, cfg.scorer),
-        "slices": slices(cfg.slices, told, examined, cfg.scorer, draw),
+        "slices": slices(cfg.slices, columns, examined, cfg.scorer, draw),
         "control": sanity_checks.control(question, differences, contests),
         "proxy": sanity_checks.proxy(question, models, differences),
         "ceiling": sanity_checks.ceiling(question, differences),
@@ -158,46 +165,47 @@ def assemble(
         "retention": retained,
         "gates": gates(out),
         "people": [
-            *found.people.agreement,
+            *found.annotators.agreement,
             *(row for _, said in found.chats.values() for row in said.agreement),
         ],
         "chats": {name: chat for name, (chat, _) in found.chats.items()},
         "funnel": funnel_of(out, pairs),
         "training": aggregate.training(examined),
         "cost": cost_of(out),
-        "missing": found.missing(),
+        "missing": found.list_missing(),
     }
 
 
-def on(of: QuestionSet, votes: list[Vote]) -> list[Vote]:
+def select_votes(of: QuestionSet, votes: list[Vote]) -> list[Vote]:
     return [vote for vote in votes if of.has(vote)]
 
 
-def apart(votes: list[Vote], sets: list[QuestionSet]) -> list[Vote]:
-    """Those on no set of questions: on the exam's prompts, or on nothing."""
+def exclude_votes(votes: list[Vote], sets: list[QuestionSet]) -> list[Vote]:
+    """Votes about no set of questions: about the evaluation's prompts, or about nothing."""
     return [vote for vote in votes if not any(of.has(vote) for of in sets)]
 
 
-def votes_in(name: str, path: str) -> list[Vote]:
-    told = read_votes(path, f"evaluate.labels.{name}")
-    return [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in told]
+def read_label_votes(name: str, path: str) -> list[Vote]:
+    labels = read_votes(path, f"evaluate.labels.{name}")
+    return [Vote(one.a_id, one.b_id, one.a_wins, one.annotator) for one in labels]
 
 
 def check_scorer(scorer: str, examined: list[EvalResult]) -> None:
     known = sorted({name for model in examined for name in model.marks})
     if known and scorer not in known:
         raise UserError(
-            f"evaluate.scorer={scorer} marked no answer of this exam. {nearest(scorer, known)}"
+            f"evaluate.scorer={scorer} has scored no answer of this evaluation."
+            f" {nearest(scorer, known)}"
         )
 
 
-def last_words(prompts: Prompts) -> dict[str, str]:
-    """What each prompt ends with, which is what its answer answers."""
+def last_turns(prompts: Prompts) -> dict[str, str]:
+    """The last turn of each prompt, which the answer is to."""
     return {
         key: messages[-1]["content"]
         for key, messages in prompts.read().select("prompt_id", "prompt").iter_rows()
     }
 
 
-def name_of(chosen: Model, examined: list[EvalResult]) -> str | None:
+def find_name(chosen: Model, examined: list[EvalResult]) -> str | None:
     return next((model.name for model in examined if model.path == chosen.path), None)

@@ -319,7 +319,7 @@ def test_what_vllm_cannot_run_beside_its_base_is_merged(
 ):
     card(80)
     adapter, _ = adapted_from(policy, name, **shape)
-    served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
+    served = sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path)
     assert (served.adapter is None) == (beside is None)
     if beside:
         assert engine_rank(served.adapter) == beside
@@ -330,7 +330,7 @@ def test_on_a_cpu_every_adapter_is_merged_for_vllm(card, lora, tmp_path):
     """There vLLM copies an adapter's matrices for each token that it reads: minutes before the first one is drawn."""
     adapter, adapted = lora
     card()
-    served = sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path)
+    served = sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path)
     assert served.adapter is None
     import torch
     from transformers import AutoModelForCausalLM
@@ -341,7 +341,7 @@ def test_on_a_cpu_every_adapter_is_merged_for_vllm(card, lora, tmp_path):
         assert (merged - adapted(ids).logits).abs().max() < 1e-4
     card(80)
     assert (
-        sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path / "gpu").adapter
+        sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path / "gpu").adapter
         == adapter.adapter
     )
 
@@ -351,7 +351,7 @@ def test_the_difference_between_a_policy_and_what_is_sampled_for_it_is_measured(
     policy, lora, tmp_path
 ):
     adapter, _ = lora
-    merged = sample.servable(test_sample.config(backend=transformers(8)), adapter, tmp_path)
+    merged = sample.prepare_policy(test_sample.config(backend=transformers(8)), adapter, tmp_path)
     rows = test_sample.run(
         tmp_path / "out", asked(tmp_path), adapter, backend=transformers(8), **SMALL
     )
@@ -365,7 +365,9 @@ def test_an_adapter_of_a_quantised_base_is_merged_and_its_difference_noted(lora,
     bits = {"bits": 4, "double": True, "dtype": "float32"}
     quantised = Model(shutil.copytree(adapter.path, adapter.path.with_name("00000000000q")))
     (quantised.path / "model.json").write_text(json.dumps({**adapter.record, "quantization": bits}))
-    assert sample.servable(test_sample.config(backend=VLLM), quantised, tmp_path).adapter is None
+    assert (
+        sample.prepare_policy(test_sample.config(backend=VLLM), quantised, tmp_path).adapter is None
+    )
     test_sample.run(tmp_path / "out", asked(tmp_path), quantised, backend=transformers(8), **SMALL)
     noted = tmp_path / "out" / "cost.json"
     told = json.loads(noted.read_text())
@@ -631,7 +633,7 @@ def test_vllm_shards_drawn_again_have_the_same_bytes(fast, policy, tmp_path, mon
 def test_vllm_runs_an_adapter_beside_its_base_as_if_merged(card, lora, tmp_path):
     card(80)  # where it does so
     adapter, _ = lora
-    assert sample.servable(test_sample.config(backend=VLLM), adapter, tmp_path).adapter
+    assert sample.prepare_policy(test_sample.config(backend=VLLM), adapter, tmp_path).adapter
     prompts = test_sample.ask(
         tmp_path / "train", *(f"name {at} facts about the river" for at in range(100))
     )

@@ -40,7 +40,8 @@ def test_the_first_50_prompts_and_demonstrations_are_frozen() -> None:
 
 def test_another_process_with_another_hash_seed_makes_the_same_rows() -> None:
     code = (
-        "from pipeline.data.synthetic import generate_prompts; from pipeline.hashing import digest_of;"
+        "from pipeline.data.synthetic import generate_prompts; from pipeline.hashing import"
+        " digest_of;"
         "print(digest_of(list(generate_prompts(20, 3, 5))))"
     )
     made = {

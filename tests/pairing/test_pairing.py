@@ -20,7 +20,8 @@ SYMMETRIC = ["best_worst", "random", "top_bottom", "all_pairs", "margin_band", "
 OTHERS = ["best_random", "sigma"]
 RANKED = ["best_worst", "best_random", "random", "top_bottom", "all_pairs", "length_matched"]
 ASKED = (
-    "pair.filters={allow_refusals: false, repeats: true, pass_rate: {at: 0.5, least: 0.1, most: 0.9}, min_margin: 0.1, "
+    "pair.filters={allow_refusals: false, repeats: true, pass_rate: {at: 0.5, least: 0.1,"
+    " most: 0.9}, min_margin: 0.1, "
     "min_chosen: 0.2, max_rejected: 0.9, max_length_ratio: 3, near: 0.9}"
 )
 
@@ -240,10 +241,22 @@ def test_pairs_are_found_across_the_slices_that_they_are_searched_in(monkeypatch
 # ── what each filter drops ────────────────────────────────────────────────────────────────────────
 
 PAIR = {
-    "prompt_id": "p", "prompt_text": "p", "chosen_id": "a", "rejected_id": "b", "chosen_text": "yes it is",
-    "rejected_text": "no", "chosen_score": 0.8, "rejected_score": 0.3, "margin": 0.5, "chosen_tokens": 6,
-    "rejected_tokens": 3, "prompt_tokens": 4, "disagreement": 0.5, "flip_rate": 0.4, "reference": -3.0,
-}  # fmt: skip
+    "prompt_id": "p",
+    "prompt_text": "p",
+    "chosen_id": "a",
+    "rejected_id": "b",
+    "chosen_text": "yes it is",
+    "rejected_text": "no",
+    "chosen_score": 0.8,
+    "rejected_score": 0.3,
+    "margin": 0.5,
+    "chosen_tokens": 6,
+    "rejected_tokens": 3,
+    "prompt_tokens": 4,
+    "disagreement": 0.5,
+    "flip_rate": 0.4,
+    "reference": -3.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -448,7 +461,8 @@ def longer(words: list[str], by: int, name: str) -> str:
 
 
 def test_texts_just_below_the_threshold_are_left_and_those_at_it_are_found():
-    """An estimate from 128 permutations drops some of those that truly overlap by 25 of 30 = 0.833."""
+    """An estimate from 128 permutations drops some of those that truly overlap by 25 of 30 =
+    0.833."""
     below, at = sentences(2400, 27), sentences(200, 29, seed=1)
     texts = [" ".join(words) for words in below] + [longer(words, 5, "more") for words in below]
     assert not (minhash.find_nearest_above(pl.Series(texts), 0.9) >= 0).any()

@@ -1,4 +1,5 @@
-"""`evaluate` on finished exams: what stands in the report and its tables, and what may be missing."""
+"""`evaluate` on finished exams: what stands in the report and its tables, and what may be
+missing."""
 
 import json
 import random
@@ -302,7 +303,10 @@ def test_the_same_exams_give_the_same_bytes(tmp_path):
 
 
 def test_it_loads_no_model():
-    code = "import sys, pipeline.stages.evaluate; print({'torch', 'transformers', 'vllm'} & set(sys.modules))"
+    code = (
+        "import sys, pipeline.stages.evaluate;"
+        " print({'torch', 'transformers', 'vllm'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -517,8 +521,14 @@ def test_an_answer_in_another_language_than_its_prompt_is_counted(tmp_path):
     run.prompts = exams.prompts(
         run.store, IDS, "Please describe the old lighthouse by the sea, number {}, in two lines."
     )
-    english = "The old lighthouse stands above the grey sea and has done so for more than two hundred years."
-    german = "Der alte Leuchtturm steht über dem grauen Meer und tut das schon seit mehr als zweihundert Jahren."
+    english = (
+        "The old lighthouse stands above the grey sea"
+        " and has done so for more than two hundred years."
+    )
+    german = (
+        "Der alte Leuchtturm steht über dem grauen Meer"
+        " und tut das schon seit mehr als zweihundert Jahren."
+    )
     sft = [answer(key, 0.5, german if i < 15 else english) for i, key in enumerate(IDS)]
     assert run.add("sft", sft).evaluate(chosen="sft")["models"][0]["other_language"] == {
         "share": 0.25,
@@ -567,7 +577,8 @@ def test_a_family_is_one_scorer_s_models(run):
 
 
 def again(run, control):
-    """SFT, one round, and SFT again: as often above SFT as below it, but for what the control adds."""
+    """SFT, one round, and SFT again: as often above SFT as below it, but for what the control
+    adds."""
     run.add("sft", scored(lambda i: i / 60)).add("round-1", scored(lambda i: i / 60 + 0.1))
     return run.add("control", scored(lambda i: i / 60 + 0.1 * (-1) ** i + control))
 

@@ -425,7 +425,7 @@ def offline_rows(folder: Path, chat: Chat, count: int, **changes) -> Pairs:
     table = pl.DataFrame(rows, schema=offline.PAIR)
     write_table(folder / "train.parquet", table)
     write_table(folder / "dev.parquet", table.clear())
-    write_table(folder / "unpaired.parquet", pl.DataFrame(schema=offline.THUMB))
+    write_table(folder / "unpaired.parquet", pl.DataFrame(schema=offline.UNPAIRED))
     return Pairs(folder)
 
 
@@ -455,7 +455,8 @@ def test_a_mix_that_asks_for_more_than_there_is_says_so(tmp_path, paired, chat):
     answers = {f"p{i}": GOOD_AND_BAD for i in range(30)}
     with pytest.raises(
         UserError,
-        match="a share of 0.5 for 30 pairs of the policy's own asks for 30 offline pairs, and the filters leave 20",
+        match="a share of 0.5 for 30 pairs of the policy's own asks for 30 offline pairs, and"
+        " the filters leave 20",
     ):
         paired(answers, *MIXED, offline=offline_rows(tmp_path / "offline", chat, 20))
     with pytest.raises(UserError, match="round 1 needs 20 offline rows, and there are 9"):

@@ -51,7 +51,10 @@ def made(folder: Path, lines: list, *words: str) -> Path:
     return out
 
 
-SENTENCE = "please tell me the long story of the red house by the sea and why number {} was painted on its door"
+SENTENCE = (
+    "please tell me the long story of the red house by the sea"
+    " and why number {} was painted on its door"
+)
 
 
 def ids(out: Path, part: str) -> set[str]:
@@ -230,25 +233,55 @@ def turn(role: str, content: str) -> dict[str, str]:
 ASKED = [turn("user", "Name a river.")]
 TALK = [*ASKED, turn("assistant", "The Po."), turn("user", "Another.")]
 SHAPES: dict[str, tuple[Any, list[dict[str, str]], dict[str, Any]]] = {
-    "text": ({"prompt": "Name a river.", "instruction_id_list": ["a:b"], "kwargs": [{}, {"n": 2}]}, ASKED,
-             {"instruction_id_list": ["a:b"], "kwargs": [{}, {"n": 2}]}),
+    "text": (
+        {"prompt": "Name a river.", "instruction_id_list": ["a:b"], "kwargs": [{}, {"n": 2}]},
+        ASKED,
+        {"instruction_id_list": ["a:b"], "kwargs": [{}, {"n": 2}]},
+    ),
     "messages as prompt": ({"prompt": TALK}, TALK, {}),
-    "messages that end with an answer": ({"messages": [*TALK, turn("assistant", "The Arno.")]}, TALK,
-                                         {"answer": "The Arno."}),
+    "messages that end with an answer": (
+        {"messages": [*TALK, turn("assistant", "The Arno.")]},
+        TALK,
+        {"answer": "The Arno."},
+    ),
     "messages that end with the user": ({"messages": TALK}, TALK, {}),
-    "alpaca": ({"instruction": "Name a river.", "input": "", "output": "The Po."}, ASKED, {"output": "The Po."}),
-    "alpaca with input": ({"instruction": "Translate.", "input": "il fiume"},
-                          [turn("user", "Translate.\n\nil fiume")], {}),
-    "self-instruct": ({"id": "t1", "instruction": "Translate.", "instances": [{"input": "il fiume"}]},
-                      [turn("user", "Translate.\n\nil fiume")], {"instances": [{"input": "il fiume"}]}),
-    "sharegpt": ({"conversations": [{"from": "human", "value": "Name a river."}, {"from": "gpt", "value": "The Po."}]},
-                 ASKED, {"answer": "The Po."}),
-    "sharegpt with system": ({"system": "Be brief.", "conversations": [{"from": "human", "value": "Name a river."}]},
-                             [turn("system", "Be brief."), *ASKED], {}),
-    "mt-bench": ({"turns": ["Name a river.", "Another."], "category": "lists"}, ASKED,
-                 {"turns": ["Name a river.", "Another."], "category": "lists"}),
+    "alpaca": (
+        {"instruction": "Name a river.", "input": "", "output": "The Po."},
+        ASKED,
+        {"output": "The Po."},
+    ),
+    "alpaca with input": (
+        {"instruction": "Translate.", "input": "il fiume"},
+        [turn("user", "Translate.\n\nil fiume")],
+        {},
+    ),
+    "self-instruct": (
+        {"id": "t1", "instruction": "Translate.", "instances": [{"input": "il fiume"}]},
+        [turn("user", "Translate.\n\nil fiume")],
+        {"instances": [{"input": "il fiume"}]},
+    ),
+    "sharegpt": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Name a river."},
+                {"from": "gpt", "value": "The Po."},
+            ]
+        },
+        ASKED,
+        {"answer": "The Po."},
+    ),
+    "sharegpt with system": (
+        {"system": "Be brief.", "conversations": [{"from": "human", "value": "Name a river."}]},
+        [turn("system", "Be brief."), *ASKED],
+        {},
+    ),
+    "mt-bench": (
+        {"turns": ["Name a river.", "Another."], "category": "lists"},
+        ASKED,
+        {"turns": ["Name a river.", "Another."], "category": "lists"},
+    ),
     "gsm8k": ({"question": "Name a river.", "answer": "The Po."}, ASKED, {"answer": "The Po."}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -347,17 +380,22 @@ def test_a_broken_csv_is_named(tmp_path, text, fault):
 # ── what must not be trained on ───────────────────────────────────────────────────────────────────
 
 EXAM = (
-    "Write a letter to the mayor of a small harbour town, and explain in three paragraphs why the old lighthouse"
+    "Write a letter to the mayor of a small harbour town, and explain in three paragraphs why"
+    " the old lighthouse"
     " should be kept open for visitors through the winter."
 )
 DISGUISES = {
     "copied": EXAM,
     "re-cased": EXAM.upper(),
     "re-punctuated": EXAM.replace(",", " —").replace(" ", "  ").replace(".", "!?"),
-    "embedded": f"You are a helpful writer of letters. Here is your task: {EXAM} Answer in English, please.",
+    "embedded": "You are a helpful writer of letters."
+    f" Here is your task: {EXAM} Answer in English, please.",
     "a part of it": " ".join(EXAM.split()[4:24]),
 }
-INNOCENT = "Write a letter to the mayor of a small harbour town about the lighthouse, asking her to repaint its door."
+INNOCENT = (
+    "Write a letter to the mayor of a small harbour town about the lighthouse,"
+    " asking her to repaint its door."
+)
 SHORT = "Tell me a joke."
 BRIEF = "Explain why the tides rise and fall each day."  # nine words, fewer than the n-gram
 BRIEFS = {
@@ -373,7 +411,8 @@ NEAR_BRIEF = (
 
 @pytest.fixture(scope="module")
 def examined(tmp_path_factory) -> Path:
-    """Prompts that hold an evaluation prompt in every disguise, sorted beside that evaluation set."""
+    """Prompts that hold an evaluation prompt in every disguise, sorted beside that evaluation
+    set."""
     folder = tmp_path_factory.mktemp("examined")
     exam = folder / "exam.jsonl"
     turns = {

@@ -198,14 +198,16 @@ HELD = {"share": 0.2, "least": 2, "most_share": 0.2}
 def test_one_neutral_prompt_for_all_rows_is_held_out_by_answers() -> None:
     rows = [example("neutral", f"good {at}", f"bad {at}") for at in range(50)]
     rows += [rows[0], rows[1]]  # what repeats stays on one side
-    learned, held = reward.parts(training(held_out=HELD), rows)
+    learned, held = reward.split_held_out(training(held_out=HELD), rows)
     assert len(learned) + len(held) == 52 and 10 <= len(held) <= 12
     sides = [{tuple(one["answers"]) for one in part} for part in (learned, held)]
     assert not sides[0] & sides[1]
-    assert reward.familiar(learned, held) == {
+    assert reward.count_familiar(learned, held) == {
         "of_learned_prompts": len(held), "answers": 20, "learned_answers": 0,
     }  # fmt: skip
-    said = reward.in_words({"held_out": 10, "accuracy": 0.8} | reward.familiar(learned, held))
+    said = reward.describe_accuracy(
+        {"held_out": 10, "accuracy": 0.8} | reward.count_familiar(learned, held)
+    )
     assert (
         "under prompts that it learned from" in said
         and "none of their answers was learned from" in said
@@ -215,7 +217,7 @@ def test_one_neutral_prompt_for_all_rows_is_held_out_by_answers() -> None:
 def test_many_prompts_are_held_out_whole_though_one_of_them_is_the_neutral_one() -> None:
     rows = [example("neutral", f"good {at}", f"bad {at}") for at in range(60)]
     rows += [example(f"prompt {at % 20}", f"yes {at}", f"no {at}") for at in range(40)]
-    learned, held = reward.parts(training(held_out={**HELD, "share": 0.2}), rows)
+    learned, held = reward.split_held_out(training(held_out={**HELD, "share": 0.2}), rows)
     both = {one["prompt_id"] for one in learned} & {one["prompt_id"] for one in held}
     assert both == {"neutral"} and any(one["prompt_id"] != "neutral" for one in held)
 
@@ -223,14 +225,16 @@ def test_many_prompts_are_held_out_whole_though_one_of_them_is_the_neutral_one()
 def test_held_out_answers_that_were_learned_from_elsewhere_are_counted() -> None:
     """Every rejected answer is the same refusal, and each prompt has its own chosen one."""
     rows = [example(f"prompt {at}", f"good {at}", "I cannot.") for at in range(40)]
-    learned, held = reward.parts(training(held_out=HELD), rows)
+    learned, held = reward.split_held_out(training(held_out=HELD), rows)
     assert len(held) == 8 and all(one["familiar"] for one in held)
-    figures = reward.familiar(learned, held)
+    figures = reward.count_familiar(learned, held)
     assert figures == {"of_learned_prompts": 0, "answers": 9, "learned_answers": 1}
-    said = reward.in_words({"held_out": 8, "accuracy": 0.9} | figures)
+    said = reward.describe_accuracy({"held_out": 8, "accuracy": 0.9} | figures)
     assert "1 of their 9 answers were learned from too" in said and "no row is free of them" in said
     unlike = [example(f"prompt {at}", f"good {at}", f"bad {at}") for at in range(40)]
-    assert not any(one["familiar"] for one in reward.parts(training(held_out=HELD), unlike)[1])
+    assert not any(
+        one["familiar"] for one in reward.split_held_out(training(held_out=HELD), unlike)[1]
+    )
 
 
 @model

@@ -113,7 +113,10 @@ def test_what_a_person_watches_is_joined_over_hands_and_attempts(capfd):
             "truncated": truncated,
         }
         watched.hear({**drawn, "billed_tokens": 250_000})
-    said = r"sample 20/20 prompts · speed \d+ tok/s · length 15 tokens · truncated 15% · money 3\.50 · 0:00 left"
+    said = (
+        r"sample 20/20 prompts · speed \d+ tok/s · length 15 tokens · truncated 15%"
+        r" · money 3\.50 · 0:00 left"
+    )
     assert re.search(said, capfd.readouterr().err)
     assert watched.cost()[throughput.ENGINE] == 5.0
     told = {

@@ -97,7 +97,8 @@ def trainer_on(round_: Round, cfg: TrainConfig, out: Path, init: Model, referenc
     from pipeline.training.monitoring import guards
 
     rows = {
-        part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")
+        part: train.prepare_pairs(cfg, [round_.pairs], part, [round_.logps])
+        for part in ("train", "dev")
     }
     watch = guards.guards_for(cfg, init, reference, None, rows["dev"], out)
     return build.trainer_for(cfg, build.load_policy(cfg, init), init, reference, rows, out, watch)[
@@ -247,7 +248,7 @@ def test_a_trainer_that_asks_another_reference_is_caught_by_its_first_loss(round
     from pipeline.training.monitoring import reference_check
 
     rows = (
-        train.ready(dpo(logps="live"), [round_.pairs], "train", [])
+        train.prepare_pairs(dpo(logps="live"), [round_.pairs], "train", [])
         .head(16)
         .to_dict(as_series=False)
     )
@@ -274,7 +275,8 @@ def test_training_from_elsewhere_takes_the_reference_s_values(round_, full):
     "start", ["new adapter", "its own adapter", "held to the base", "held to another"]
 )
 def test_live_and_ready_references_agree(round_, full, lora, tmp_path, start):
-    """TRL asks the disabled adapter, or a reference module, as it goes; `refer` asked them before."""
+    """TRL asks the disabled adapter, or a reference module, as it goes; `refer` asked them
+    before."""
     init, reference = {
         "new adapter": (round_.sft, round_.sft),
         "its own adapter": (lora, lora),
@@ -413,7 +415,8 @@ def save(self, folder):
 callbacks.MetricsLog.on_log, Trainer._save_optimizer_and_scheduler = on_log, save
 sft = Model(Path(store, "sft/aaaaaaaaaaaa"))
 train.run(TrainConfig(**json.loads(config)), Path(out), init=sft, reference=sft,
-          pairs=[Pairs(Path(store, "pair/aaaaaaaaaaaa"))], logps=[Logps(Path(store, "refer/aaaaaaaaaaaa"))])
+          pairs=[Pairs(Path(store, "pair/aaaaaaaaaaaa"))],
+          logps=[Logps(Path(store, "refer/aaaaaaaaaaaa"))])
 """
 
 

@@ -12,7 +12,8 @@ CHAT = (
 )
 MARKS = ["<pad>", "<s>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 WORDS = (
-    "name three short facts about the quiet river and the old lantern in one sentence without the letter z "
+    "name three short facts about the quiet river and the old lantern in one sentence without"
+    " the letter z "
     ". , : ! 1 2 3"
 )
 

@@ -98,9 +98,10 @@ def test_the_loss_is_the_objective_s_and_the_weighted_likelihood_of_the_step_s_d
     cfg = rehearsing(taught, weight=0.3, batch=8, micro_batch=4, **others[name])
     tokenizer = loading.load_tokenizer(round_.sft)
     rows = {
-        part: train.ready(cfg, [round_.pairs], part, [round_.logps]) for part in ("train", "dev")
+        part: train.prepare_pairs(cfg, [round_.pairs], part, [round_.logps])
+        for part in ("train", "dev")
     }
-    rows["rehearsal"] = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, clear)
+    rows["rehearsal"] = train.prepare_rehearsal(cfg, cfg.rehearsal, tmp_path, tokenizer, clear)
     policy = build.load_policy(cfg, round_.sft)
     reference = None if cfg.logps == "none" else round_.sft
     watch = guards.guards_for(cfg, round_.sft, reference, None, rows["dev"], tmp_path)
@@ -189,7 +190,9 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, taught, tmp_p
         decontamination.ngram_table(decontamination.hash_ngrams(known[3][0]["content"], 3)),
     )
     cfg, tokenizer = rehearsing(taught), loading.load_tokenizer(round_.sft)
-    table = train.demonstrations(cfg, cfg.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path))
+    table = train.prepare_rehearsal(
+        cfg, cfg.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path)
+    )
     funnel = json.loads((tmp_path / "rehearsal" / "funnel.json").read_text())
     assert funnel["dropped"]["overlap with evaluation"] >= 1 and funnel["in"] == 40
     assert table.height == funnel["out"] == 40 - sum(funnel["dropped"].values())
@@ -198,7 +201,9 @@ def test_demonstrations_behind_the_fence_are_not_rehearsed(round_, taught, tmp_p
         UserError,
         match=r"train.rehearsal: of 40 demonstrations none is left \({'overlap .*'too long'",
     ):
-        train.demonstrations(short, short.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path))
+        train.prepare_rehearsal(
+            short, short.rehearsal, tmp_path, tokenizer, Decontamination(tmp_path)
+        )
 
 
 def test_each_pass_takes_every_row_once_in_another_order():
