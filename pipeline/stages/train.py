@@ -263,7 +263,8 @@ def _join_reference(table: "pl.DataFrame", logps: list[Logps], part: str) -> "pl
         paths = ", ".join(str(one.path) for one in logps)
         raise UserError(
             f"train: no reference log-probability for {missing.height} of {table.height}"
-            f" {part} pairs (chosen {missing['chosen_id'][0]}, rejected {missing['rejected_id'][0]} is one).\n"
+            f" {part} pairs (chosen {missing['chosen_id'][0]},"
+            f" rejected {missing['rejected_id'][0]} is one).\n"
             f"  refer has to run on the same pairs: {paths} does not hold them."
         )
     return table

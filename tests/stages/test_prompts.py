@@ -436,7 +436,10 @@ def examined(tmp_path_factory) -> Path:
     ]
     rest = [*short, {"prompt": talk, "id": "talk"}]
     others = [{"prompt": f"question {i}", "id": f"q{i}"} for i in range(20)]
-    words = f"prompts.evaluation={{mt_bench: {{source: {{kind: file, path: {exam}}}, shape: turns, columns:"
+    words = (
+        f"prompts.evaluation={{mt_bench: {{source: {{kind: file, path: {exam}}},"
+        " shape: turns, columns:"
+    )
     made(
         folder,
         [*planted, *kept, *rest, *others],
