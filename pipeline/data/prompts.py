@@ -133,12 +133,12 @@ def _source_name(source: PromptRows) -> str:
 # ── one row ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def build_prompt_row(messages: Messages, columns: Row, given: Any = None) -> Row:
+def build_prompt_row(messages: Messages, columns: Row, row_id: Any = None) -> Row:
     """One row of the `prompts` table. Without an id, a prompt is named by its messages' hash."""
     text = json.dumps(messages, sort_keys=True, ensure_ascii=False, default=repr)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return {
-        "prompt_id": digest[:16] if given is None else str(given),
+        "prompt_id": digest[:16] if row_id is None else str(row_id),
         "prompt": [{"role": m["role"], "content": m["content"]} for m in messages],
         "columns": json.dumps(columns, sort_keys=True, ensure_ascii=False, allow_nan=False),
         "hash": digest,
@@ -154,19 +154,19 @@ def join_user_turns(messages: Messages) -> str:
 def convert_row(shape: str, row: Row) -> Row:
     """A row of the table. `named`: whether the file gives it an id."""
     row = dict(row)
-    system, given = row.pop("system", None), _parse_id(row.pop("id", None))
+    system, row_id = row.pop("system", None), _parse_id(row.pop("id", None))
     messages = _add_system(SHAPES[shape](row), system)
     turns = row["turns"] if shape == "turns" else None
-    if fault := find_unwritable([messages, turns, given]):
+    if fault := find_unwritable([messages, turns, row_id]):
         raise RowFault(f"its prompt or its id {fault}")
     faults = [(shown(name), _column_fault(name, value)) for name, value in row.items()]
     left_out = {name: why for name, why in faults if why}
     columns = {name: value for name, value in row.items() if shown(name) not in left_out}
-    converted = build_prompt_row(messages, columns, given)
+    converted = build_prompt_row(messages, columns, row_id)
     return {
         **converted,
         "asked": turns or converted["asked"],
-        "named": given is not None,
+        "named": row_id is not None,
         "left_out": left_out,
     }
 
@@ -192,15 +192,15 @@ def _add_system(messages: Messages, system: Any) -> Messages:
     return [{"role": "system", "content": system}, *messages] if system else messages
 
 
-def _parse_id(given: Any) -> Any:
+def _parse_id(value: Any) -> Any:
     """A table with a missing id holds all ids as floats, and the missing one as NaN."""
-    if isinstance(given, float) and (math.isnan(given) or given.is_integer()):
-        return None if math.isnan(given) else int(given)
-    if given is None or (isinstance(given, int) and not isinstance(given, bool)):
-        return given
-    if not isinstance(given, str) or not given.strip():
-        raise RowFault(f"id is {given!r}; expected a text or a whole number")
-    return given
+    if isinstance(value, float) and (math.isnan(value) or value.is_integer()):
+        return None if math.isnan(value) else int(value)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise RowFault(f"id is {value!r}; expected a text or a whole number")
+    return value
 
 
 def _column_fault(name: str, value: Any) -> str | None:

@@ -35,7 +35,7 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
     os.environ.setdefault("TQDM_DISABLE", "1")
     knob = knob_of(out, "benchmark.NAME")
     try:
-        asked, tasks = tasks_of(cfg, knob, out / "scratch" / "rows")
+        task, tasks = tasks_of(cfg, knob, out / "scratch" / "rows")
     except Absent as absent:
         write_text(out / ABSENT_FILE, f"{absent}\n")
         print("│", str(absent).replace("\n", "\n│ "), file=sys.stderr, flush=True)
@@ -44,7 +44,7 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
 
     scratch = out / "scratch"
     answering = Chunks(cfg, knob, opened(cfg, knob, model, scratch), scratch / "answers")
-    results = evaluate_tasks(cfg, asked, tasks, answering)
+    results = evaluate_tasks(cfg, task, tasks, answering)
     write_items(out / "items.parquet", results["samples"])
     figures = [*collect_figures(results, (cfg.task, cfg.metric))]
     chief = next(row for row in figures if (row["task"], row["metric"]) == (cfg.task, cfg.metric))
@@ -65,17 +65,17 @@ def run(cfg: BenchmarkConfig, out: Path, *, model: Model) -> Metrics:
 
 
 def evaluate_tasks(
-    cfg: BenchmarkConfig, asked: Any, tasks: list[Any], answering: Any
+    cfg: BenchmarkConfig, task: Any, tasks: list[Any], answering: Any
 ) -> dict[str, Any]:
     from langdetect import DetectorFactory
     from lm_eval import simple_evaluate
 
     DetectorFactory.seed = 0
-    for task in tasks:
-        task.process_results = make_repeatable(task.process_results)
+    for one in tasks:
+        one.process_results = make_repeatable(one.process_results)
     results: dict[str, Any] = simple_evaluate(
         model=answering,
-        tasks=[asked],
+        tasks=[task],
         limit=cfg.limit,
         gen_kwargs={"max_gen_toks": cfg.max_new_tokens} if cfg.max_new_tokens else None,
         apply_chat_template=cfg.chat,
@@ -107,7 +107,7 @@ def collect_figures(results: dict[str, Any], chief: tuple[str, str]) -> Iterator
     for task, found in sorted({**results["results"], **results.get("groups", {})}.items()):
         leaves = list_leaves(results, task)
         counts = results["n-samples"].items()
-        asked = sum(count["effective"] for name, count in counts if name in leaves)
+        questions = sum(count["effective"] for name, count in counts if name in leaves)
         for key in sorted(found):
             metric, _, filter_name = key.partition(",")
             value = parse_number(found[key])
@@ -120,7 +120,7 @@ def collect_figures(results: dict[str, Any], chief: tuple[str, str]) -> Iterator
                 "metric": key,
                 "value": value,
                 "stderr": parse_number(found.get(f"{metric}_stderr,{filter_name}")),
-                "n": asked,
+                "n": questions,
                 "higher_is_better": results["higher_is_better"].get(task, {}).get(metric),
             }
 

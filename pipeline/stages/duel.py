@@ -71,10 +71,13 @@ def match_answers(
         whole_a = [answer for answer in given_a if len(answer[1]) == turns]
         whole_b = [answer for answer in given_b if len(answer[1]) == turns]
         later = json.loads(columns).get("turns", [])[1:turns] if turns > 1 else []
-        asked = [*prompt, *({"role": "user", "content": question} for question in later)]
+        conversation_prompt = [
+            *prompt,
+            *({"role": "user", "content": question} for question in later),
+        ]
         for (a_id, texts_a), (b_id, texts_b) in zip(whole_a, whole_b, strict=False):
             ids = {"prompt_id": prompt_id, "a_id": a_id, "b_id": b_id}
-            matches.append({**ids, "prompt": asked, "a": texts_a, "b": texts_b})
+            matches.append({**ids, "prompt": conversation_prompt, "a": texts_a, "b": texts_b})
         if not whole_a or not whole_b:
             by = [name for name, whole in (("a", whole_a), ("b", whole_b)) if not whole]
             unanswered.append({"prompt_id": prompt_id, "by": by})
@@ -133,15 +136,15 @@ def _unanswered_rows(unanswered: list[dict[str, Any]], judge: str) -> Iterator[d
 
 def check_failures(cfg: DuelConfig, out: Path, table: pl.DataFrame) -> None:
     failed = table.filter(pl.col("status") == "failed")
-    asked = table.filter(pl.col("status") != "unanswered")
-    note_cost(out, verdicts=asked.height, failed=failed.height)
-    if failed.height <= cfg.max_failed * asked.height:
+    judged = table.filter(pl.col("status") != "unanswered")
+    note_cost(out, verdicts=judged.height, failed=failed.height)
+    if failed.height <= cfg.max_failed * judged.height:
         (out / "failed.parquet").unlink(missing_ok=True)  # of an earlier attempt
         return
     write_table(out / "failed.parquet", failed)
     knob, reason = knob_of(out, KNOB), failed["detail"].value_counts(sort=True)["detail"][0]
     raise StageError(
-        f"{failed.height} of {many(asked.height, 'verdict')} failed (most often: {reason})."
+        f"{failed.height} of {many(judged.height, 'verdict')} failed (most often: {reason})."
         f" The limit is {knob}.max_failed={cfg.max_failed}.\n"
         f"  They are listed in {out / 'failed.parquet'}."
         " Raise the limit, or fix the judge and run the same command again."

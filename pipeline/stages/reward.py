@@ -40,7 +40,7 @@ def run(
     return _train(cfg, out, start, fence)
 
 
-def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination) -> Model:
+def _train(cfg: RewardTraining, out: Path, start: Model, decontamination: Decontamination) -> Model:
     expose_one_device()
     from pipeline.models import loading
     from pipeline.models.checkpoint import save_weights, torch_dtype
@@ -50,7 +50,7 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination)
 
     tokenizer = loading.load_tokenizer(start)
     text = RewardText(tokenizer, "chat", cfg.template_kwargs, limit=None)
-    learned, held_out = split_held_out(cfg, _read_examples(cfg, out, text, fence))
+    learned, held_out = split_held_out(cfg, _read_examples(cfg, out, text, decontamination))
     reward.set_pad_token(tokenizer, [*learned, *held_out])
     module = reward.load(start, cfg.seed)
     trainer, ledger = reward.trainer_for(cfg, module, tokenizer, learned, out)
@@ -69,7 +69,7 @@ def _train(cfg: RewardTraining, out: Path, start: Model, fence: Decontamination)
 
 
 def _read_examples(
-    cfg: RewardTraining, out: Path, text: "RewardText", fence: Decontamination
+    cfg: RewardTraining, out: Path, text: "RewardText", decontamination: Decontamination
 ) -> list[Row]:
     """The judged answers to learn from, in tokens. Every other row is recorded with its reason."""
     from pipeline.data.decontamination import OverlapCheck
@@ -77,7 +77,7 @@ def _read_examples(
     from pipeline.scorers.reward_text import Unreadable
 
     lines = read_reward_rows(cfg.data, cfg.learn_from)
-    check = OverlapCheck(fence, cfg.fence.ngram)
+    check = OverlapCheck(decontamination, cfg.fence.ngram)
     dropped = [_drop_row(number, "bad row", fault) for number, fault in lines.bad]
     examples = []
     for row in lines.rows:

@@ -55,13 +55,13 @@ def _check_template(model: Model, cfg: Checkpoint) -> None:
     Chat(model).check_template(cfg.template.kwargs)
 
 
-def _train(cfg: SftTraining, out: Path, base: Model, fence: Decontamination) -> Model:
+def _train(cfg: SftTraining, out: Path, base: Model, decontamination: Decontamination) -> Model:
     expose_one_device()
     from pipeline.models import loading
     from pipeline.models.checkpoint import load_tokenizer, save_weights, torch_dtype
 
     tokenizer = load_tokenizer(base.tokenizer, cfg.template, str(base.path), base.remote_code)
-    examples = _read_examples(cfg, out, tokenizer, fence)
+    examples = _read_examples(cfg, out, tokenizer, decontamination)
     model = loading.load_merged(base)
     _train_model(cfg, out, model, tokenizer, examples)
     return save_weights(model.to(torch_dtype(cfg.dtype)), tokenizer, out)
@@ -114,7 +114,7 @@ def _train_model(
 
 
 def _read_examples(
-    cfg: SftTraining, out: Path, tokenizer: Any, fence: Decontamination
+    cfg: SftTraining, out: Path, tokenizer: Any, decontamination: Decontamination
 ) -> list[dict[str, list[int]]]:
     """The demonstrations to train on, in tokens. Every other row is recorded with its reason."""
     from pipeline.data.decontamination import OverlapCheck
@@ -124,7 +124,11 @@ def _read_examples(
     lines = read_demonstrations(cfg.data)
     encode_messages = partial(encode, tokenizer, kwargs=cfg.template.kwargs)
     examples, dropped = encode_demonstrations(
-        lines, encode_messages, OverlapCheck(fence, cfg.fence.ngram), cfg.max_length, cfg.data
+        lines,
+        encode_messages,
+        OverlapCheck(decontamination, cfg.fence.ngram),
+        cfg.max_length,
+        cfg.data,
     )
     _publish_funnel(out, len(lines.rows) + len(lines.bad), examples, dropped)
     return examples

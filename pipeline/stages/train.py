@@ -86,7 +86,7 @@ def _read_rows(
     init: Model,
     pairs: list[Pairs],
     logps: list[Logps],
-    fence: Decontamination | None,
+    decontamination: Decontamination | None,
 ) -> "dict[str, pl.DataFrame]":
     """The trainer's columns of the pairs and of the rehearsal, in the policy's own tokens."""
     from pipeline.models import loading
@@ -95,7 +95,7 @@ def _read_rows(
     tokenizer = loading.load_tokenizer(init)
     _refuse_other_tokens(pairs, tokenizer)
     if cfg.rehearsal:
-        rows["rehearsal"] = prepare_rehearsal(cfg, cfg.rehearsal, out, tokenizer, fence)
+        rows["rehearsal"] = prepare_rehearsal(cfg, cfg.rehearsal, out, tokenizer, decontamination)
     return rows
 
 
@@ -178,7 +178,7 @@ def prepare_rehearsal(
     rehearsal: RehearsalConfig,
     out: Path,
     tokenizer: Any,
-    fence: Decontamination | None,
+    decontamination: Decontamination | None,
 ) -> "pl.DataFrame":
     """The demonstrations to rehearse, in the policy's tokens.
 
@@ -190,11 +190,11 @@ def prepare_rehearsal(
     from pipeline.data.demonstrations import encode_demonstrations, read_demonstrations
     from pipeline.training.trainers.sft import encode
 
-    assert fence, "the plan gives a training with rehearsal the evaluation n-grams"
+    assert decontamination, "the plan gives a training with rehearsal the evaluation n-grams"
     knob = "train.rehearsal.data"
     lines = read_demonstrations(rehearsal.data, knob)
     encode_messages = partial(encode, tokenizer, kwargs=rehearsal.template_kwargs)
-    check = OverlapCheck(fence, rehearsal.fence.ngram)
+    check = OverlapCheck(decontamination, rehearsal.fence.ngram)
     examples, dropped = encode_demonstrations(
         lines, encode_messages, check, cfg.max_length, rehearsal.data, knob
     )
