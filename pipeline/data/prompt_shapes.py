@@ -90,8 +90,8 @@ SHAPE_COLUMNS = {
     "question": "question",
 }
 SPEAKERS = {
-    "system": "system", "human": "user", "user": "user", "assistant": "assistant",
-    "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant",
+    "chatgpt": "assistant", "assistant": "assistant", "bing": "assistant", "bard": "assistant",
 }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ LOCAL_SCORE = {
     "abstained": pl.Boolean,
 }
 LOCAL_SCORES = "scratch/marks"  # of the models that run here, until the other scores are there
-ScoresByScorer = dict[str, list[Score]]  # by scorer
+ScoresByScorer = dict[str, list[Score]]
 # A shard, its answers, and their scores as they arrive.
 StartedShard = tuple[str, list[Answer], dict[str, Iterator[Score]]]
 
