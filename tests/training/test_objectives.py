@@ -575,7 +575,7 @@ def test_pairs_without_thumbs_are_no_food_for_kto(two, tmp_path):
     for part in ("train", "dev"):
         write_table(tmp_path / f"{part}.parquet", getattr(two.pairs, part)())
     with pytest.raises(
-        UserError, match=r"kto learns from thumbs .* has 0 up and 0 down.*\n.*pair.thumbs_at"
+        UserError, match=r"train.trainer=kto .* has 0 good and 0 bad.*\n.*pair.thumbs_at"
     ):
         two.run(objective("kto"), "refused", pairs=[Pairs(tmp_path)])
 
