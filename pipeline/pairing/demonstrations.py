@@ -36,7 +36,11 @@ def encode_gold(gold: pl.DataFrame, encode: Callable[[Messages, str], list[int]]
     rows = there.select("prompt_id", "text").rows()
     names = [digest_of([DEMONSTRATION, *row])[:16] for row in rows]
     ids = [encode(*row) for row in there.select("prompt", "text").rows()]
-    columns = {"prompt_id": there["prompt_id"], "chosen_id": names, "token_ids": ids}
+    columns: dict[str, Any] = {
+        "prompt_id": there["prompt_id"],
+        "chosen_id": names,
+        "token_ids": ids,
+    }
     return pl.DataFrame(columns, schema=GOLD).with_columns(chosen_text=there["text"])
 
 

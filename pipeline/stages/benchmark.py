@@ -145,7 +145,7 @@ def parse_number(value: Any) -> float | None:
 def write_items(path: Path, samples: dict[str, list[dict[str, Any]]]) -> None:
     import polars as pl
 
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for task, answered in samples.items():
         for each in answered:
             item = task, each["doc_id"], each["doc_hash"][:16]
