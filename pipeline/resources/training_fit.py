@@ -155,8 +155,9 @@ def _describe_time(
     cfg: TrainConfig, duration: float, world: int, pace: Pace | None, steps: int
 ) -> str:
     price = cfg.runtime.gpu_hour
-    has_price = price is not None and hardware.gpus()
-    money = f" · money {duration / 3600 * world * price:.2f}" if has_price else ""
+    money = ""
+    if price is not None and hardware.gpus():
+        money = f" · money {duration / 3600 * world * price:.2f}"
     source = "as measured before" if pace else "by the GPU's name"
     evaluations = count_evaluations(cfg, steps)
     evaluating = evaluations * pace.look if pace else 0.0

@@ -233,7 +233,7 @@ def test_pairs_are_found_across_the_slices_that_they_are_searched_in(monkeypatch
         f"p{i}": [("a", 0.0, "stop"), ("b", 1.0, "stop"), ("c", 0.5, "stop")] for i in range(10)
     }
     _, whole, _ = outcome(config("all_pairs"), *table(answers))
-    monkeypatch.setattr(strategies, "PROMPTS", 3)
+    monkeypatch.setattr(strategies, "PROMPTS_AT_ONCE", 3)
     _, sliced, _ = outcome(config("all_pairs"), *table(answers))
     assert whole.height == 30 and whole.equals(sliced)
 
